@@ -1,0 +1,102 @@
+"""Files that are whole or absent, hashes, and names that are safe on every file system."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place only if the block succeeds.
+
+    Args:
+        path: the file to be written; its folder is created. The temporary name keeps the
+            suffix, for writers that choose a format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_text(path, "".join(lines))
+
+
+def read_jsonl(path: Path) -> list[Json]:
+    """Read one JSON object a line; a missing file is empty.
+
+    A last line without its line break is what a killed writer leaves: it is not a row.
+    """
+    if not path.exists():
+        return []
+    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in complete.split("\n") if line.strip()]
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the SHA-256 of `data` as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path, suffixes: tuple[str, ...]) -> str:
+    """Return one SHA-256 over the names and contents of a folder's files with these suffixes."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in suffixes):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def content_key(value: object) -> str:
+    """Return a short name for what `value` says: 16 hexadecimal digits of its canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return sha256_bytes(text.encode())[:16]
+
+
+def slug(name: str) -> str:
+    """Return `name` with all but letters, digits and + . _ - made '-', safe as a folder's name."""
+    safe = re.sub(r"[^A-Za-z0-9+._-]+", "-", name).strip("-.")
+    return safe or "unnamed"
+
+
+def prompt_folder(prompt: str) -> str:
+    """Return the folder name of a prompt's images: readable, and unique by a hash of the text.
+
+    It does not hold the prompt's number, so that images stay found when prompts are reordered.
+    """
+    return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(prompt.encode())[:8]}"
