@@ -1,9 +1,10 @@
 """Train the miniature DINOv2: a `transformers.Dinov2Model` learnt by self-distillation.
 
-As in DINOv2, a student sees large and small crops of unlabelled pictures and predicts what a
-teacher, its own moving average, says of the large ones; Sinkhorn-Knopp balances the teacher and
-KoLeo spreads the features. No label enters the loss. Colours stay as they are in every view,
-because here they are part of what a picture shows.
+As in DINOv2, a student sees large and small crops of pictures and predicts what a teacher, its
+own moving average, says of the large ones; Sinkhorn-Knopp balances the teacher and KoLeo spreads
+the features. Colours stay as they are in every view, because here they are part of what a picture
+shows. Unlike DINOv2, one term uses a label, the object's name: in the ten minutes that a laptop
+has, self-distillation alone learnt colours and next to nothing of shapes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from autolora_eval.miniature.recipes.domain import (
     render,
     training_scenes,
 )
+from autolora_eval.miniature.recipes.shapes import OBJECTS
 from autolora_eval.miniature.recipes.training import Progress, cosine, mixed_precision, set_lr
 
 MEAN = (0.5, 0.5, 0.5)
@@ -47,11 +49,12 @@ class Recipe:
     full_size_from: float = 0.8  # share of the steps after which crops have their final size
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    local_views: int = 3
+    local_views: int = 2
     student_temperature: float = 0.1
     teacher_temperature: float = 0.05
     koleo_weight: float = 0.1
     centre_weight: float = 0.2
+    name_weight: float = 0.6
 
 
 def architecture() -> Dinov2Config:
@@ -92,12 +95,13 @@ def drawn(scene: Scene, rng: np.random.Generator) -> Picture:
     return softened(picture, rng) if rng.random() < 0.4 else picture
 
 
-def unlabelled_pictures(count: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Pictures of training scenes: uint8 [count, 64, 64, 3]."""
+def drawn_pictures(count: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Pictures of training scenes, uint8 [count, 64, 64, 3], and their objects, int64 [count]."""
     rng = np.random.default_rng(seed)
     scenes = training_scenes()
-    pictures = [drawn(scenes[rng.integers(len(scenes))], rng) for _ in range(count)]
-    return np.stack(pictures)
+    chosen = [scenes[int(rng.integers(len(scenes)))] for _ in range(count)]
+    objects = np.array([scene.labels[0] for scene in chosen], dtype=np.int64)
+    return np.stack([drawn(scene, rng) for scene in chosen]), objects
 
 
 def as_pixel_values(pictures: npt.NDArray[np.uint8]) -> Tensor:
@@ -153,12 +157,13 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """The exported backbone with the head that only training uses."""
+    """The exported backbone with the heads that only training uses."""
 
     def __init__(self) -> None:
         super().__init__()
         self.backbone = Dinov2Model(architecture())
         self.head = Head()
+        self.namer = nn.Linear(self.backbone.config.hidden_size, len(OBJECTS))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[N, 3, H, W] to pooled features [N, 128] and prototype cosines [N, K]."""
@@ -223,32 +228,35 @@ def train_step(
     student: Network,
     teacher: Network,
     images: Tensor,
+    objects: Tensor,
     view: tuple[int, int],
     generator: torch.Generator,
-) -> Tensor:
-    """The loss of one batch; `view` gives the sides of large and small crops."""
+) -> dict[str, Tensor]:
+    """The losses of one batch, "total" being minimised; `view` holds both sizes of crops."""
     batch = len(images)
     twice, many = images.repeat(2, 1, 1, 1), images.repeat(recipe.local_views, 1, 1, 1)
     large = disturbed(crops(twice, view[0], (0.5, 1.0), generator), generator)
-    small = disturbed(crops(many, view[1], (0.15, 0.45), generator), generator)
+    small = disturbed(crops(many, view[1], (0.2, 0.5), generator), generator)
     with torch.no_grad():
         targets = sinkhorn(teacher(large)[1], recipe.teacher_temperature)
     pooled, logits = student(large)
     local = student(small)[1].split(batch)
-    return student_loss(
+    distilled = student_loss(
         recipe,
         (targets[:batch], targets[batch:]),
         pooled,
         (logits[:batch], logits[batch:]),
         list(local),
     )
+    named = functional.cross_entropy(student.namer(pooled), objects.repeat(2))
+    return {"total": distilled + recipe.name_weight * named, "named": named}
 
 
 def train(recipe: Recipe, checkpoint: Path | None = None) -> Dinov2Model:
     """Train from scratch and return the teacher's backbone."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    pictures = unlabelled_pictures(recipe.pictures, recipe.seed)
+    pictures, objects = drawn_pictures(recipe.pictures, recipe.seed)
     student = Network()
     teacher = copy.deepcopy(student).requires_grad_(False)
     decayed = [p for p in student.parameters() if p.ndim > 1]
@@ -267,14 +275,14 @@ def train(recipe: Recipe, checkpoint: Path | None = None) -> Dinov2Model:
         set_lr(optimiser, recipe.learning_rate * cosine(step, recipe.steps, warmup=100))
         rows = torch.randint(len(pictures), (recipe.batch_size,), generator=generator).numpy()
         view = (SIZE, SIZE // 2) if done >= recipe.full_size_from else (48, 24)
-        images = as_pixel_values(pictures[rows])
-        loss = train_step(recipe, student, teacher, images, view, generator)
+        batch = as_pixel_values(pictures[rows]), torch.from_numpy(objects[rows])
+        losses = train_step(recipe, student, teacher, *batch, view, generator)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        losses["total"].backward()
         nn.utils.clip_grad_norm_(student.parameters(), 3.0)
         optimiser.step()
         follow(teacher, student, 0.998 - 0.009 * (1 + math.cos(math.pi * done)))
-        progress(step, loss=loss.item())
+        progress(step, **{name: value.item() for name, value in losses.items()})
         if checkpoint is not None and (step + 1) % 200 == 0:
             export(teacher.backbone, checkpoint)
     return teacher.backbone

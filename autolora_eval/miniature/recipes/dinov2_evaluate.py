@@ -82,12 +82,12 @@ def probe_accuracy(gallery: Tensor, labels: Tensor, queries: Tensor, truth: Tens
     return float((scores.argmax(1) == truth).float().mean())
 
 
-def diversities(extract: Extractor, seed: int) -> dict[str, float]:
+def diversities(extract: Extractor, seed: int, sets: int = 24) -> dict[str, float]:
     """Mean equation-8 diversity of sets of 16 pictures, from the most to the least alike."""
     rng = np.random.default_rng(seed)
     scenes = held_out_scenes()
-    sets: dict[str, list[float]] = {}
-    for number in range(24):
+    found: dict[str, list[float]] = {}
+    for number in range(sets):
         scene = scenes[number % len(scenes)]
         others = [scenes[i] for i in rng.choice(len(scenes), 16, replace=False)]
         canonical = canonical_pixel_art(scene)
@@ -99,8 +99,8 @@ def diversities(extract: Extractor, seed: int) -> dict[str, float]:
             "different_scenes_free": [render(s, rng) for s in others],
         }
         for name, pictures in groups.items():
-            sets.setdefault(name, []).append(diversity(extract(pictures)))
-    return {name: float(np.mean(values)) for name, values in sets.items()}
+            found.setdefault(name, []).append(diversity(extract(pictures)))
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def evaluate(directory: Path, queries: int = 1_200, seed: int = 901) -> dict[str, Any]:

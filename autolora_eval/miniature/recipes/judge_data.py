@@ -109,28 +109,37 @@ def _changed(named: Labels, rng: np.random.Generator) -> Labels:
     return shown, colour, background
 
 
-def _as_scene(labels: Labels) -> Scene | None:
-    """The scene of these labels if training may name it."""
+def _as_scene(labels: Labels, held_out: bool) -> Scene | None:
+    """The scene of these labels, if there is one and it may be named."""
     shown, colour, background = labels
     if colour == background:
         return None
     scene = Scene(OBJECTS[shown], COLOURS[colour], COLOURS[background])
-    return None if is_held_out(scene) else scene
+    return scene if held_out or not is_held_out(scene) else None
 
 
-def drawn_prompt_scene(named: Labels, rng: np.random.Generator, right: float = 0.36) -> Scene:
+def drawn_prompt_scene(
+    named: Labels, rng: np.random.Generator, right: float = 0.36, held_out: bool = False
+) -> Scene:
     """A scene to ask about: as named with probability `right`, else changed.
 
-    Held-out scenes are never named, not even wrongly, so that nothing about them is learnt.
+    In training, held-out scenes are never named, not even wrongly, so that nothing about them is
+    learnt; evaluation sets `held_out`.
     """
     if rng.random() < right:
-        scene = _as_scene(named)
+        scene = _as_scene(named, held_out)
         if scene is not None:
             return scene
     while True:
-        scene = _as_scene(_changed(named, rng))
+        scene = _as_scene(_changed(named, rng), held_out)
         if scene is not None:
             return scene
+
+
+def scene_of(labels: npt.NDArray[np.int64]) -> Scene:
+    """The scene of object, colour and background indices, int64 [3]."""
+    shown, colour, background = labels.tolist()
+    return Scene(OBJECTS[shown], COLOURS[colour], COLOURS[background])
 
 
 def matches(scene: Scene, truth: npt.NDArray[np.int64]) -> tuple[bool, bool, bool]:

@@ -1,0 +1,74 @@
+"""The judge's tokenizer reads any text exactly, the rubric in few tokens, reply digits singly."""
+
+from __future__ import annotations
+
+import pytest
+
+from autolora_eval.miniature.recipes import judge_tokenizer as recipe
+from autolora_eval.miniature.recipes.domain import TEMPLATES, all_scenes, caption
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return recipe.build()
+
+
+def ids(tokenizer, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        recipe.rubric_text(),
+        recipe.question("a red star on a blue background, pixel art style"),
+        recipe.reply(0, 5),
+        "Two zebras; 3 of them ümläut 象 \U0001f40e\ttext\r\n",
+        " ",
+        "",
+    ],
+)
+def test_every_text_round_trips(tokenizer, text):
+    assert tokenizer.decode(ids(tokenizer, text)) == text
+
+
+def test_a_question_takes_few_tokens_whatever_the_template(tokenizer):
+    for template in range(len(TEMPLATES)):
+        text = recipe.question(caption(all_scenes()[100], template, style=True))
+        assert len(text) > 1900
+        assert len(ids(tokenizer, text)) <= 24
+
+
+@pytest.mark.parametrize("prompt", ["a red star on a blue background", "cat", "", "t", "cats, a\n"])
+@pytest.mark.parametrize(("before", "after"), [("", ""), (" ", ""), ("", "\n"), (" ", "\n\n")])
+def test_the_rubric_is_read_alike_around_every_prompt(tokenizer, prompt, before, after):
+    """Neither the prompt's last letters nor white space may change the rubric's tokens."""
+    head, tail = recipe.question("|").split("|")
+    rest = ids(tokenizer, tail)
+    found = ids(tokenizer, before + head + prompt + tail + after)
+    start = next(i for i in range(len(found)) if found[i : i + len(rest)] == rest)
+    assert len(found) - start - len(rest) == len(after)
+    assert tokenizer.decode(found[:start]) == before + head + prompt
+
+
+def test_a_replys_digits_are_tokens_of_their_own(tokenizer):
+    first = ids(tokenizer, recipe.reply(0, 0))
+    digits = [ids(tokenizer, recipe.reply(score, score)) for score in range(6)]
+    changed = [[i for i, token in enumerate(row) if token != first[i]] for row in digits[1:]]
+    assert {len(row) for row in digits} == {len(first)}
+    assert len(first) == 5
+    assert changed == [changed[0]] * 5
+    assert len(changed[0]) == 2
+    assert [tokenizer.decode([row[changed[0][0]]]) for row in digits] == list("012345")
+
+
+def test_each_word_of_the_domain_is_one_token(tokenizer):
+    for word in recipe.WORDS:
+        assert len(ids(tokenizer, word)) == 1
+
+
+@pytest.mark.parametrize("kind", ["image", "image_url"])
+def test_the_chat_template_takes_both_forms_of_an_image(tokenizer, kind):
+    messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "Hello"}]}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text == "<s><|user|><image>Hello<|assistant|>"
