@@ -1,0 +1,144 @@
+"""Equation (8): equal to its definition, with the values, symmetries and refusals it must have."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from autolora_eval.scoring.diversity import diversity, jackknife_standard_error
+
+
+def features(seed: int, n: int, d: int) -> np.ndarray:
+    """Vectors around a common one, as those of one prompt's images are."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=d) + rng.normal(size=(n, d))
+
+
+def definition(matrix: np.ndarray) -> float:
+    """Equation (8) as it is written: a sum over pairs of cosines."""
+    x = np.asarray(matrix, dtype=np.float64)
+    n = len(x)
+    cosines = [
+        float(x[i] @ x[j] / (np.linalg.norm(x[i]) * np.linalg.norm(x[j])))
+        for i, j in itertools.combinations(range(n), 2)
+    ]
+    return 1.0 - 2.0 / (n * (n - 1)) * float(np.sum(cosines))
+
+
+SHAPES = [(2, 1), (2, 8), (3, 2), (5, 1), (16, 48), (33, 7), (60, 1536)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_the_closed_form_equals_the_definition(seed: int, n: int, d: int) -> None:
+    matrix = features(seed, n, d)
+    result = diversity(matrix)
+    assert result.value == pytest.approx(definition(matrix), abs=1e-10)
+    assert (result.n, result.reason) == (n, None)
+
+
+@pytest.mark.parametrize("n", [2, 3, 16, 512])
+def test_identical_images_have_none(n: int) -> None:
+    value = diversity(np.tile(features(0, 1, 1536), (n, 1))).value
+    assert value == pytest.approx(0.0, abs=1e-12)
+    assert value >= 0.0, "a set cannot be less diverse than one image repeated, even by rounding"
+
+
+@pytest.mark.parametrize("n", [2, 3, 16])
+def test_orthogonal_images_have_one(n: int) -> None:
+    assert diversity(np.eye(n) * 7.0).value == pytest.approx(1.0, abs=1e-12)
+
+
+def test_opposite_images_have_two() -> None:
+    row = features(0, 1, 20)
+    assert diversity(np.vstack([row, -3.0 * row])).value == pytest.approx(2.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [3, 4, 9])
+def test_the_corners_of_a_simplex_have_the_greatest_that_n_images_can(n: int) -> None:
+    """All cosines are −1/(N−1), so the value is 1 + 1/(N−1)."""
+    assert diversity(np.eye(n) - 1.0 / n).value == pytest.approx(1.0 + 1.0 / (n - 1), abs=1e-12)
+
+
+def test_order_and_lengths_of_the_rows_do_not_matter() -> None:
+    matrix = features(4, 12, 30)
+    rng = np.random.default_rng(5)
+    lengths = 10.0 ** rng.uniform(-6, 6, size=(12, 1))
+    changed = diversity((matrix * lengths)[rng.permutation(12)])
+    assert changed.value == pytest.approx(diversity(matrix).value, abs=1e-12)
+    assert changed.standard_error == pytest.approx(diversity(matrix).standard_error, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e300])
+def test_lengths_whose_square_is_no_float_do_not_matter(scale: float) -> None:
+    matrix = features(4, 6, 30)
+    expected = diversity(matrix).value
+    assert diversity(matrix * scale).value == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_low_precision_features_are_added_up_in_float64(dtype: type) -> None:
+    """The squares of these overflow float16, and their sum loses digits in float32."""
+    low = (features(6, 64, 1536) * 300.0).astype(dtype)
+    result = diversity(low)
+    exact = diversity(low.astype(np.float64))
+    assert result == exact
+    assert result.value == pytest.approx(definition(low), abs=1e-10)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_fewer_than_two_images_have_a_reason_in_place_of_a_value(n: int) -> None:
+    result = diversity(np.ones((n, 5)))
+    assert (result.value, result.standard_error, result.n) == (None, None, n)
+    assert result.reason == f"needs at least two images, has {n}"
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf, -np.inf])
+def test_a_vector_without_direction_gives_a_reason_in_place_of_a_value(bad: float) -> None:
+    matrix = features(0, 5, 4)
+    matrix[3] = bad
+    result = diversity(matrix)
+    assert (result.value, result.standard_error, result.n) == (None, None, 5)
+    assert result.reason == "a feature vector is zero or not finite"
+
+
+def test_one_value_that_is_not_finite_is_enough() -> None:
+    matrix = features(0, 5, 4)
+    matrix[2, 1] = np.nan
+    assert diversity(matrix).value is None
+
+
+def test_vectors_of_no_dimension_give_a_reason_in_place_of_a_value() -> None:
+    result = diversity(np.ones((4, 0)))
+    assert (result.value, result.reason) == (None, "a feature vector is zero or not finite")
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
+def test_what_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"shape \[N, D\]"):
+        diversity(np.ones(shape))
+
+
+@pytest.mark.parametrize(("n", "d"), [(3, 1), (3, 8), (4, 2), (16, 48), (40, 300)])
+def test_the_jackknife_equals_recomputation_without_each_image(n: int, d: int) -> None:
+    matrix = features(n, n, d)
+    without = np.array([definition(np.delete(matrix, i, axis=0)) for i in range(n)])
+    expected = np.sqrt((n - 1) / n * np.sum((without - without.mean()) ** 2))
+    assert diversity(matrix).standard_error == pytest.approx(expected, abs=1e-10)
+
+
+def test_two_images_have_no_standard_error() -> None:
+    result = diversity(features(0, 2, 4))
+    assert result.standard_error is None
+    assert result.value is not None
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    """Leaving out x_i moves a mean by (x̄ − x_i)/(n−1), so the jackknife is s/√n exactly."""
+    x = np.random.default_rng(0).normal(size=30)
+    without = (x.sum() - x) / 29
+    assert jackknife_standard_error(without) == pytest.approx(
+        x.std(ddof=1) / np.sqrt(30), rel=1e-12
+    )
