@@ -1,0 +1,52 @@
+"""The shipped copies of the paper's tables, held against Div-X = Diversity × X."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from autolora_eval.resources import shipped_root
+
+HALF = 0.0005  # The tables are rounded to three decimals: each entry is off by at most half of one.
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    path = shipped_root() / "benchmarks" / "reference" / f"paper_table{table}.csv"
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def products() -> list[tuple[str, float, float, float]]:
+    found = []
+    for table, scores in (("1", ("cps",)), ("2", ("pc", "sa"))):
+        for row in rows(table):
+            name = f"table {table}: {row.get('model') or row.get('lora_scale')} {row['method']}"
+            for score in scores:
+                values = (row["diversity"], row[score], row[f"div_{score}"])
+                found.append((f"{name} {score}", *map(float, values)))
+    return found
+
+
+def test_there_are_56_of_them() -> None:
+    assert len(rows("1")) == 12 * 4  # LoRA scales 0.2 … 1.3, four methods
+    assert len(rows("2")) == 2 * 2  # two models, two methods
+    assert len(products()) == 48 + 8
+
+
+@pytest.mark.parametrize(
+    ("diversity", "score", "product"),
+    [pytest.param(d, s, p, id=name) for name, d, s, p in products()],
+)
+def test_the_product_is_that_of_the_cell_means(
+    diversity: float, score: float, product: float
+) -> None:
+    """(D + δ)(S + σ) − DS = Dσ + Sδ + δσ, with |δ|, |σ| ≤ ½·10⁻³, and the product is rounded too."""
+    tolerance = HALF * (diversity + score) + HALF**2 + HALF
+    assert abs(diversity * score - product) <= tolerance
+
+
+def test_each_table_has_a_cell_once() -> None:
+    for table, keys in (("1", ("lora_scale", "method")), ("2", ("model", "method"))):
+        cells = [tuple(row[key] for key in keys) for row in rows(table)]
+        assert len(set(cells)) == len(cells)

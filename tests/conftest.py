@@ -1,0 +1,83 @@
+"""What many tests share: model folders that can be found, though not loaded, and a benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def save_weights(path: Path) -> Path:
+    """Write a valid `.safetensors` file of one number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"weight": np.zeros(1, dtype=np.float32)}, path)
+    return path
+
+
+def save_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all that the benchmark of `benchmark_data` names, and nothing else in sight."""
+    save_json(tmp_path / "sdxl" / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
+    save_json(tmp_path / "sdxl" / "unet" / "config.json", {"sample_size": 8})
+    save_weights(tmp_path / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
+    save_json(tmp_path / "sdxl" / "vae" / "config.json", {"block_out_channels": [4, 4, 4]})
+    save_weights(tmp_path / "lora" / "style.safetensors")
+    save_json(tmp_path / "dino" / "config.json", {"model_type": "dinov2"})
+    save_weights(tmp_path / "dino" / "model.safetensors")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na blue house\n", encoding="utf-8")
+    (tmp_path / "rubric.yaml").write_text(
+        'name: r\nplaceholders: {image: "<I>", prompt: "<P>"}\n'
+        "scores:\n  pc: {key: pc, display_name: Prompt correspondence}\n"
+        'text: "Look: <I> Does it show <P>?"\n',
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def benchmark_data() -> dict[str, Any]:
+    """A benchmark that is right; tests change one thing in it."""
+    return {
+        "name": "small",
+        "prompts": "prompts.txt",
+        "seeds": {"start": 3, "count": 2},
+        "baseline": "CFG",
+        "models": {
+            "A": {
+                "pipeline": "sdxl",
+                "lora": {"path": "lora", "scale": 0.8},
+                "num_inference_steps": 10,
+                "guidance_scale": 5.0,
+            }
+        },
+        "methods": {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}},
+        "features": {"model": "dino"},
+        "judge": {"rubric": "rubric.yaml", "model": "some-vlm"},
+    }
+
+
+@pytest.fixture
+def write_benchmark(workplace: Path) -> Callable[[object], Path]:
+    """A function that writes a benchmark, given as data or as YAML text, and returns its file."""
+
+    def write(content: object) -> Path:
+        text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+        path = workplace / "bench.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
