@@ -59,8 +59,8 @@ def read_jsonl(path: Path) -> list[Json]:
     """
     if not path.exists():
         return []
-    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in complete.split("\n") if line.strip()]
+    complete, _, _ = path.read_bytes().rpartition(b"\n")  # it may be torn within a character
+    return [json.loads(line) for line in complete.split(b"\n") if line.strip()]
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -99,4 +99,4 @@ def prompt_folder(prompt: str) -> str:
 
     It does not hold the prompt's number, so that images stay found when prompts are reordered.
     """
-    return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(prompt.encode())[:8]}"
+    return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(prompt.encode())[:12]}"

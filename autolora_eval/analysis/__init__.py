@@ -1,0 +1,1 @@
+"""From features and judgements to scores, tables, comparisons and figures."""

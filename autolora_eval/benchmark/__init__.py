@@ -1,0 +1,1 @@
+"""The benchmark file: read, checked, and every path in it resolved, before any model is loaded."""

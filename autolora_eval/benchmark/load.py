@@ -1,0 +1,266 @@
+"""From a benchmark file, or the name of a shipped one, to everything resolved and checked."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from autolora_eval.benchmark.problems import explained
+from autolora_eval.benchmark.prompts import check_prompts, read_prompts
+from autolora_eval.benchmark.schema import Benchmark, Model
+from autolora_eval.benchmark.sources import Lookup, Source, find_lora, find_model
+from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile, read_yaml
+from autolora_eval.errors import UsageError, did_you_mean
+from autolora_eval.guidance.registry import Method, MethodParameters, method
+from autolora_eval.resources import shipped_benchmarks
+from autolora_eval.scoring.rubric import Rubric, read_rubric
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model whose pipeline and LoRA have been found, but not loaded.
+
+    Attributes:
+        name: as in tables.
+        spec: as in the benchmark file.
+        pipeline: where the pipeline is.
+        lora: where the LoRA is.
+        size: (width, height) of its images in pixels; an estimate of 1024² while a hub id
+            that states no size is not in the cache.
+    """
+
+    name: str
+    spec: Model
+    pipeline: Source
+    lora: Source
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ResolvedMethod:
+    """A method and its parameters as stated, without what it takes from each model."""
+
+    name: str
+    rule: Method
+    parameters: MethodParameters
+
+
+@dataclass(frozen=True)
+class LoadedBenchmark:
+    """A benchmark file with all its inputs found and checked.
+
+    Attributes:
+        file: the benchmark file.
+        spec: its content.
+        prompts: the prompts, in order.
+        models: by name, in order.
+        methods: by name, in order.
+        features: where the extractor is.
+        rubric: the judge's rubric, if there is a judge.
+        judge: where an in-process judge is; None for a server's.
+        reference: CSV of published values.
+    """
+
+    file: Path
+    spec: Benchmark
+    prompts: tuple[str, ...]
+    models: dict[str, ResolvedModel]
+    methods: dict[str, ResolvedMethod]
+    features: Source
+    rubric: Rubric | None
+    judge: Source | None
+    reference: Path | None
+
+
+def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
+    """Read and check a benchmark file. No model is loaded, and the network is not asked.
+
+    Args:
+        benchmark: path of a YAML file, or the name of a shipped benchmark.
+
+    Raises:
+        UsageError: one line for each thing wrong: file, line, key, value, what was expected.
+    """
+    document = read_yaml(find_benchmark(benchmark), fill_in=True)
+    spec = _validated(document)
+    return _Resolver(document, spec).resolve()
+
+
+def find_benchmark(benchmark: str | Path) -> Path:
+    """Return the file of a benchmark given by path or by the name of a shipped one.
+
+    Raises:
+        UsageError: neither; shipped names are suggested.
+    """
+    path = Path(benchmark)
+    shipped = shipped_benchmarks()
+    if path.is_file():
+        return path
+    if str(benchmark) in shipped:
+        return shipped[str(benchmark)]
+    near = did_you_mean(path.stem, shipped)
+    raise UsageError(
+        f"no such benchmark: '{benchmark}' is neither a file nor a shipped name.{near}"
+    )
+
+
+def _validated(document: YamlFile) -> Benchmark:
+    if not isinstance(document.data, dict):
+        raise UsageError(f"{document.path}: expected 'key: value' lines such as 'name: my_run'.")
+    try:
+        return Benchmark.model_validate(document.data)
+    except ValidationError as error:
+        raise UsageError("\n".join(explained(error, document, Benchmark))) from error
+
+
+class _Resolver:
+    """Finds every input that a benchmark names, and gathers what is wrong with each."""
+
+    def __init__(self, document: YamlFile, spec: Benchmark) -> None:
+        self.document, self.spec = document, spec
+        self.lookup = Lookup.beside(document.path)
+        self.problems: list[str] = []
+
+    def resolve(self) -> LoadedBenchmark:
+        spec, lookup = self.spec, self.lookup
+        prompts = self._try(("prompts",), self._prompts)
+        models = {name: self._model(name, model) for name, model in spec.models.items()}
+        methods = {name: self._method(name, stated) for name, stated in spec.methods.items()}
+        extractor = self._try(
+            ("features", "model"),
+            lambda: find_model(spec.features.model, spec.features.revision, lookup, "config.json"),
+        )
+        rubric, judge = self._judge()
+        reference = self._try(("reference",), self._reference)
+        self._check_baseline()
+        if self.problems:
+            raise UsageError("\n".join(self.problems))
+        return LoadedBenchmark(
+            file=self.document.path.resolve(),
+            spec=spec,
+            prompts=tuple(typing.cast("list[str]", prompts)),
+            models=typing.cast("dict[str, ResolvedModel]", models),
+            methods=typing.cast("dict[str, ResolvedMethod]", methods),
+            features=typing.cast("Source", extractor),
+            rubric=rubric,
+            judge=judge,
+            reference=reference,
+        )
+
+    def _try(self, keys: KeyPath, action: Callable[[], T]) -> T | None:
+        """Run `action`; what is wrong is noted with its place, and the next is tried."""
+        try:
+            return action()
+        except UsageError as error:
+            self.problems.append(f"{self.document.where(keys)}: {error}")
+            return None
+
+    def _prompts(self) -> list[str]:
+        if isinstance(self.spec.prompts, list):
+            entries = enumerate(self.spec.prompts, 1)
+            return check_prompts(((f"entry {n}", text.strip()) for n, text in entries), "the list")
+        return read_prompts(self.lookup.file(self.spec.prompts, "prompt file"))
+
+    def _model(self, name: str, spec: Model) -> ResolvedModel | None:
+        at = ("models", name)
+        pipeline = self._try(
+            (*at, "pipeline"),
+            lambda: find_model(spec.pipeline, spec.revision, self.lookup, "model_index.json"),
+        )
+        lora = self._try(
+            (*at, "lora"),
+            lambda: find_lora(
+                spec.lora.path, spec.lora.weight_name, spec.lora.revision, self.lookup
+            ),
+        )
+        if pipeline is None or lora is None:
+            return None
+        size = self._try((*at, "pipeline"), lambda: image_size(spec, pipeline))
+        return None if size is None else ResolvedModel(name, spec, pipeline, lora, size)
+
+    def _method(self, name: str, stated: Mapping[str, Any]) -> ResolvedMethod | None:
+        at = ("methods", name)
+        rule = self._try((*at, "guider"), lambda: _rule(stated.get("guider")))
+        if rule is None:
+            return None
+        parameters = {key: value for key, value in stated.items() if key != "guider"}
+        try:
+            return ResolvedMethod(
+                name, rule, rule.parameters.model_validate(parameters, strict=True)
+            )
+        except ValidationError as error:
+            self.problems += explained(error, self.document, rule.parameters, at)
+            return None
+
+    def _judge(self) -> tuple[Rubric | None, Source | None]:
+        judge = self.spec.judge
+        if judge is None:
+            return None, None
+        rubric = self._try(
+            ("judge", "rubric"), lambda: read_rubric(self.lookup.file(judge.rubric, "rubric"))
+        )
+        if judge.backend == "openai":
+            return rubric, None
+        source = self._try(
+            ("judge", "model"),
+            lambda: find_model(judge.model, judge.revision, self.lookup, "config.json"),
+        )
+        return rubric, source
+
+    def _reference(self) -> Path | None:
+        reference = self.spec.reference
+        return None if reference is None else self.lookup.file(reference, "reference table")
+
+    def _check_baseline(self) -> None:
+        baseline = self.spec.baseline
+        if baseline is not None and baseline not in self.spec.methods:
+            near = did_you_mean(baseline, self.spec.methods)
+            self.problems.append(
+                f"{self.document.where(('baseline',))}: '{baseline}' is none of the methods.{near}"
+            )
+
+
+def _rule(guider: object) -> Method:
+    if guider is None:
+        raise UsageError("missing; say which rule, such as 'guider: autolora'.")
+    return method(str(guider))
+
+
+def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:
+    """Return (width, height) in pixels of a model's images, read from its configuration files.
+
+    Raises:
+        UsageError: a configuration file says something else than what diffusers writes.
+    """
+    side = 1024
+    if pipeline.kind == "folder":
+        config = _config(pipeline.path, "unet") or _config(pipeline.path, "transformer")
+        blocks = _config(pipeline.path, "vae").get("block_out_channels", [0] * 4)
+        sample_size = config.get("sample_size") or 128
+        if not isinstance(sample_size, int) or not isinstance(blocks, list):
+            raise UsageError(
+                f"the size of its images cannot be read from '{pipeline.reference}': expected a "
+                "whole number as the denoiser's sample_size and a list as the VAE's "
+                "block_out_channels. State width and height."
+            )
+        side = sample_size * 2 ** (len(blocks) - 1)
+    return spec.width or side, spec.height or side
+
+
+def _config(folder: Path, component: str) -> dict[str, Any]:
+    path = folder / component / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid JSON: {error}.") from error
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,169 @@
+"""The benchmark file as typed models. Every key is here, with its range and its default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+
+from autolora_eval.benchmark.problems import FILE_TAG, LIST_TAG
+
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
+# The name of a model or method, a key: not stripped, lest one silently replace another.
+Label = Annotated[str, StringConstraints(pattern=r"^\S(.*\S)?$", max_length=80)]
+Ref = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+Prompts = Annotated[
+    Annotated[Ref, Tag(FILE_TAG)] | Annotated[list[Prompt], Tag(LIST_TAG)],
+    Discriminator(lambda value: LIST_TAG if isinstance(value, list) else FILE_TAG),
+]
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+class _Strict(BaseModel):
+    """A part of the benchmark file: an unknown key is an error, and a read value is fixed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Seeds(_Strict):
+    """The seeds of every prompt: `count` of them from `start` on, the same for every method."""
+
+    start: int = Field(default=0, ge=0, le=2**53)
+    count: int = Field(ge=1, le=1_000_000)
+
+    def values(self) -> range:
+        """Return the seeds."""
+        return range(self.start, self.start + self.count)
+
+
+class Lora(_Strict):
+    """A LoRA: a `.safetensors` file, a folder with one, or a hub id.
+
+    Attributes:
+        path: the file, folder, hub id, or `miniature:NAME`.
+        weight_name: the file within a folder or hub repository that has several.
+        revision: commit, tag or branch on the hub.
+        scale: α of equation (2).
+    """
+
+    path: Ref
+    weight_name: Name | None = None
+    revision: Name | None = None
+    scale: FiniteFloat = Field(default=1.0, gt=0.0, le=10.0)
+
+
+class Model(_Strict):
+    """A base pipeline plus a LoRA, and how it is sampled.
+
+    Attributes:
+        pipeline: a pipeline folder, a hub id, or `miniature:NAME`.
+        revision: commit, tag or branch on the hub.
+        variant: weight variant on the hub, such as `fp16`.
+        lora: the LoRA.
+        num_inference_steps: denoising steps.
+        guidance_scale: CFG scale of the methods that do not state their own; 1 is no CFG.
+        width: pixels; the pipeline's own where not stated.
+        height: pixels; the pipeline's own where not stated.
+        null_prompt: ∅ of equation (4). Always passed on explicitly.
+    """
+
+    pipeline: Ref
+    revision: Name | None = None
+    variant: Name | None = None
+    lora: Lora
+    num_inference_steps: int = Field(default=50, ge=1, le=10_000)
+    guidance_scale: FiniteFloat = Field(default=5.0, ge=0.0, le=100.0)
+    width: int | None = Field(default=None, ge=8, le=16_384, multiple_of=8)
+    height: int | None = Field(default=None, ge=8, le=16_384, multiple_of=8)
+    null_prompt: str = Field(default="", max_length=10_000)
+
+
+class Features(_Strict):
+    """The extractor whose vectors the diversity compares.
+
+    Attributes:
+        model: a `transformers` vision model: folder, hub id, or `miniature:NAME`.
+        revision: commit, tag or branch on the hub.
+        batch_size: images a forward pass.
+        dtype: of the extractor; `auto` is float32.
+    """
+
+    model: Ref = "facebook/dinov2-giant"
+    revision: Name | None = None
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    dtype: DType = "auto"
+
+
+class Judge(_Strict):
+    """The vision-language model that scores each image, and how it is reached.
+
+    Attributes:
+        rubric: rubric file.
+        model: hub id, folder or `miniature:NAME`; for `openai` the name the server knows.
+        backend: `transformers` (in this process) or `openai` (a server such as vLLM's).
+        revision: commit, tag or branch on the hub (`transformers` only).
+        base_url: of the server, ending in `/v1` (`openai` only).
+        api_key_env: environment variable that holds the server's key; the key is never written.
+        temperature: of sampling; 0 is greedy.
+        max_tokens: longest reply, in tokens.
+        seed: of sampling.
+        batch_size: images a forward pass (`transformers`), or calls at a time (`openai`).
+        timeout: seconds for one call (`openai` only).
+        max_retries: further tries after a failed call (`openai` only).
+        dtype: of the judge (`transformers` only).
+    """
+
+    rubric: Ref
+    model: Ref
+    backend: Literal["transformers", "openai"] = "openai"
+    revision: Name | None = None
+    base_url: Ref = "http://localhost:8000/v1"
+    api_key_env: Name = "AUTOLORA_EVAL_JUDGE_API_KEY"
+    temperature: FiniteFloat = Field(default=0.0, ge=0.0, le=2.0)
+    max_tokens: int = Field(default=128, ge=1, le=4096)
+    seed: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=16, ge=1, le=1024)
+    timeout: FiniteFloat = Field(default=120.0, gt=0.0, le=3600.0)
+    max_retries: int = Field(default=4, ge=0, le=20)
+    dtype: DType = "auto"
+
+
+class Benchmark(_Strict):
+    """One benchmark file: everything that decides the numbers.
+
+    Attributes:
+        name: names the run folder.
+        description: a sentence for the report.
+        prompts: a text file, one prompt a line, or a list.
+        seeds: the same for every prompt and method.
+        models: base pipelines with LoRAs, by the name they have in tables.
+        methods: guidance rules, by the name they have in tables: `guider` and its parameters.
+        baseline: the method that the others are compared with; the first where not stated.
+        features: the extractor.
+        judge: the judge; without one only diversity is measured.
+        reference: CSV of published values (model, method, columns as in `table.csv`).
+        device: `auto` takes CUDA where there is one, or `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: of the pipelines; `auto` is float16 on CUDA and float32 elsewhere.
+        batch_size: images a denoiser pass. Part of what decides an image's last bits.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+    description: str = Field(default="", max_length=2000)
+    prompts: Prompts
+    seeds: Seeds
+    models: dict[Label, Model] = Field(min_length=1)
+    methods: dict[Label, dict[str, Any]] = Field(min_length=1)
+    baseline: Name | None = None
+    features: Features = Features()
+    judge: Judge | None = None
+    reference: Ref | None = None
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    dtype: DType = "auto"
+    batch_size: int = Field(default=8, ge=1, le=1024)
+
+    @property
+    def baseline_method(self) -> str:
+        """The name of the method that the others are compared with."""
+        return self.baseline or next(iter(self.methods))

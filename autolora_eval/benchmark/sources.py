@@ -1,0 +1,173 @@
+"""Where a model comes from: a folder, a hub id, or a shipped miniature. Nothing is loaded here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autolora_eval.errors import UsageError, did_you_mean
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PICKLE_ADVICE = (
+    "a pickle can run code when it is opened, so only .safetensors is read. Convert it on a "
+    "machine you trust: load it with torch.load(weights_only=True), and write it with "
+    "safetensors.torch.save_file."
+)
+MINIATURE = "miniature:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's origin, found but not loaded.
+
+    Attributes:
+        reference: as the benchmark file states it.
+        kind: `folder` and `file` are on this machine; `hub` is fetched through the hub's cache.
+        location: absolute path, or hub id.
+        revision: commit, tag or branch on the hub.
+        weight_name: the weight file within a folder or hub repository, where it matters.
+    """
+
+    reference: str
+    kind: Literal["folder", "file", "hub"]
+    location: str
+    revision: str | None = None
+    weight_name: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The place on this machine of a folder or file."""
+        return Path(self.location)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Where relative paths are looked up: the benchmark file's folder, its parent, and here.
+
+    The parent serves the usual layout, `benchmarks/x.yaml` beside `prompts/`.
+    """
+
+    folders: tuple[Path, ...]
+
+    @classmethod
+    def beside(cls, benchmark_file: Path) -> Lookup:
+        """Return the look-up of a benchmark file."""
+        here = benchmark_file.resolve().parent
+        return cls(tuple(dict.fromkeys((here, here.parent, Path.cwd()))))
+
+    def find(self, reference: str) -> Path | None:
+        """Return the first place where `reference` exists."""
+        path = Path(reference).expanduser()
+        places = [path] if path.is_absolute() else [folder / path for folder in self.folders]
+        return next((place.resolve() for place in places if place.exists()), None)
+
+    def file(self, reference: str, what: str) -> Path:
+        """Return the file that `reference` names.
+
+        Raises:
+            UsageError: there is none, with the places that were searched.
+        """
+        found = self.find(reference)
+        if found is None or not found.is_file():
+            places = ", ".join(str(folder) for folder in self.folders)
+            near = did_you_mean(Path(reference).name, self._neighbours(reference))
+            raise UsageError(f"no such {what}: '{reference}' (looked in {places}).{near}")
+        return found
+
+    def _neighbours(self, reference: str) -> list[str]:
+        parents = (folder / Path(reference).parent for folder in self.folders)
+        return sorted({p.name for d in parents if d.is_dir() for p in d.iterdir() if p.is_file()})
+
+
+def find_model(reference: str, revision: str | None, lookup: Lookup, marker: str) -> Source:
+    """Return the source of a model folder or hub id.
+
+    Args:
+        reference: folder, hub id or `miniature:NAME`.
+        revision: for a hub id.
+        lookup: where relative folders are looked up.
+        marker: the file that a folder must have: `model_index.json` or `config.json`.
+
+    Raises:
+        UsageError: neither a folder with `marker` and safe weights nor a hub id.
+    """
+    if reference.startswith(MINIATURE):
+        return Source(reference, "folder", str(_miniature(reference)))
+    found = lookup.find(reference)
+    if found is None and _HUB_ID.match(reference):
+        return Source(reference, "hub", reference, revision)
+    if found is None:
+        raise UsageError(
+            f"no such folder: '{reference}'. Expected a folder with a {marker}, a hub id such as "
+            f"'owner/name', or '{MINIATURE}NAME'."
+        )
+    if not (found / marker).is_file():
+        raise UsageError(
+            f"'{reference}' has no {marker}, so it is not a model in the diffusers/transformers "
+            "layout. Write one with save_pretrained."
+        )
+    if revision is not None:
+        raise UsageError(f"a revision belongs to a hub id, but '{reference}' is a folder here.")
+    _refuse_pickles(found, reference)
+    return Source(reference, "folder", str(found))
+
+
+def find_lora(
+    reference: str, weight_name: str | None, revision: str | None, lookup: Lookup
+) -> Source:
+    """Return the source of a LoRA: a `.safetensors` file, a folder with one, or a hub id.
+
+    Raises:
+        UsageError: nothing there, several weight files and no `weight_name`, or a pickle.
+    """
+    if reference.startswith(MINIATURE):
+        return _lora_in(_miniature(reference), weight_name, reference)
+    found = lookup.find(reference)
+    if Path(reference).suffix in _PICKLES:
+        raise UsageError(f"'{reference}' is a pickle: {PICKLE_ADVICE}")
+    if found is None and _HUB_ID.match(reference) and not reference.endswith(".safetensors"):
+        return Source(reference, "hub", reference, revision, weight_name)
+    if found is None:
+        raise UsageError(
+            f"no such LoRA: '{reference}'. Expected a .safetensors file, a folder with one, or a "
+            "hub id such as 'owner/name'. A LoRA from civitai needs a login there: download the "
+            "file yourself and name its path here."
+        )
+    if found.is_dir():
+        return _lora_in(found, weight_name, reference)
+    if found.suffix != ".safetensors":
+        raise UsageError(f"'{reference}' is not a .safetensors file.")
+    return Source(reference, "file", str(found))
+
+
+def _lora_in(folder: Path, weight_name: str | None, reference: str) -> Source:
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if weight_name is not None and weight_name not in names:
+        near = did_you_mean(weight_name, names)
+        raise UsageError(f"weight_name: no '{weight_name}' in '{reference}'.{near}")
+    if weight_name is None and len(names) != 1:
+        if not names and any(path.suffix in _PICKLES for path in folder.iterdir()):
+            raise UsageError(f"'{reference}' holds its LoRA as a pickle: {PICKLE_ADVICE}")
+        found = ", ".join(names) if names else "none"
+        raise UsageError(
+            f"'{reference}' must hold one .safetensors file, but has {found}. "
+            "Name one with weight_name."
+        )
+    return Source(reference, "file", str(folder / (weight_name or names[0])))
+
+
+def _refuse_pickles(folder: Path, reference: str) -> None:
+    """Refuse a model folder whose weights are only there as pickles."""
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        files = {path.suffix for path in place.iterdir() if path.is_file()}
+        if files.intersection(_PICKLES) and ".safetensors" not in files:
+            raise UsageError(f"'{reference}' holds weights as a pickle: {PICKLE_ADVICE}")
+
+
+def _miniature(reference: str) -> Path:
+    from autolora_eval.miniature import miniature_folder
+
+    return miniature_folder(reference.removeprefix(MINIATURE))

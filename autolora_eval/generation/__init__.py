@@ -1,0 +1,1 @@
+"""From image jobs to seed-controlled image datasets."""

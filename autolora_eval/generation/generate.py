@@ -1,0 +1,158 @@
+"""The stage that makes the images: plan in, image datasets out. Resumes where it was stopped."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from autolora_eval.devices import choose_device, choose_dtype
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.files import Json, content_key
+from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.generation.pipeline import LoraPipeline, Sample, quiet_libraries
+from autolora_eval.identity import identity
+from autolora_eval.plan import Cell, ImageJob, Plan
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import RunFolder
+
+
+@dataclass
+class Generated:
+    """What the stage did, for the manifest.
+
+    Attributes:
+        models: what each model is, by name.
+        settings_keys: content key of each cell's settings, by cell.
+        made: images made now.
+        reused: images that were there already.
+    """
+
+    models: dict[str, Json] = field(default_factory=dict)
+    settings_keys: dict[str, str] = field(default_factory=dict)
+    made: int = 0
+    reused: int = 0
+
+
+def generate(plan: Plan, folder: RunFolder, progress: Progress) -> Generated:
+    """Make every image of the plan that is not there yet.
+
+    A model is loaded once, and only if one of its images is missing.
+
+    Args:
+        plan: what to make.
+        folder: where to.
+        progress: is told of each image.
+
+    Raises:
+        AutoLoRAEvalError: a model cannot be loaded, or a guider made another number of passes
+            than the plan says. Images made so far are kept.
+    """
+    spec = plan.benchmark.spec
+    device = choose_device(spec.device)
+    dtype = choose_dtype(spec.dtype, device)
+    done = Generated()
+    with progress.task("Generating", plan.n_images) as advance:
+        for model in plan.benchmark.models.values():
+            what = {"pipeline": identity(model.pipeline), "lora": identity(model.lora)}
+            done.models[model.name] = {**what, "scale": model.spec.lora.scale, "size": model.size}
+            pipeline: LoraPipeline | None = None
+            for cell in (cell for cell in plan.cells if cell.model.name == model.name):
+                key = settings_key(cell, what, spec.batch_size, str(device.type), str(dtype))
+                done.settings_keys[cell.id] = key
+                dataset = ImageDataset.open(folder.images(cell.id), cell, key)
+                missing = dataset.missing(plan.jobs)
+                done.reused += len(plan.jobs) - len(missing)
+                advance(len(plan.jobs) - len(missing))
+                if missing and pipeline is None:
+                    with quiet_libraries():
+                        pipeline = LoraPipeline.load(model, device, dtype)
+                    done.models[model.name] |= describe(pipeline)
+                for batch in _batches(missing, spec.batch_size):
+                    assert pipeline is not None
+                    with quiet_libraries():
+                        sample = sample_batch(pipeline, cell, batch, spec.batch_size)
+                    dataset.add(batch, sample.images, sample.nfe)
+                    done.made += len(batch)
+                    advance(len(batch))
+            del pipeline
+            free_memory()
+    return done
+
+
+def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: str) -> str:
+    """Return the content key of all that decides a cell's images but prompt and seed.
+
+    The batch size is part of it: images are bitwise stable under rerun, order and neighbours at
+    one batch size, and differ in a few last bits between batch sizes. References (paths) are not:
+    the same files elsewhere are the same model.
+    """
+    files = {
+        part: {k: v for k, v in what.items() if k != "reference" or what["kind"] == "hub"}
+        for part, what in model.items()
+    }
+    return content_key(
+        {
+            "model": files,
+            "columns": cell.columns,
+            "size": cell.model.size,
+            "null_prompt": cell.model.spec.null_prompt,
+            "variant": cell.model.spec.variant,
+            "batch_size": batch_size,
+            "device": device,
+            "dtype": dtype,
+        }
+    )
+
+
+def sample_batch(
+    pipeline: LoraPipeline, cell: Cell, jobs: Sequence[ImageJob], batch_size: int
+) -> Sample:
+    """Make the images of at most `batch_size` jobs.
+
+    A short batch is filled up with its last job, whose copies are dropped: at one batch size an
+    image does not depend on how many others were missing beside it.
+
+    Raises:
+        AutoLoRAEvalError: the guider made another number of passes than the plan says.
+    """
+    filled = [*jobs, *[jobs[-1]] * (batch_size - len(jobs))]
+    sample: Sample = pipeline.sample(
+        [job.prompt for job in filled],
+        [job.seed for job in filled],
+        cell.method.rule.build(cell.parameters),
+        num_inference_steps=cell.model.spec.num_inference_steps,
+        size=cell.model.size,
+        null_prompt=cell.model.spec.null_prompt,
+    )
+    if sample.nfe != cell.nfe:
+        raise AutoLoRAEvalError(
+            f"cell '{cell.id}': the denoiser was called {sample.nfe} times for an image, where "
+            f"the plan says {cell.nfe}. The cost in the table would be wrong. A scheduler of "
+            "second order calls it twice a step: choose a first-order or multistep one."
+        )
+    return Sample(sample.images[: len(jobs)], sample.nfe)
+
+
+def describe(pipeline: LoraPipeline) -> Json:
+    """Return what is known of a pipeline once it is loaded, for the manifest."""
+    scheduler = pipeline.pipe.scheduler
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return {
+        "class": type(pipeline.pipe).__name__,
+        "scheduler": {"class": type(scheduler).__name__, **config},
+        "lora_layers": pipeline.lora_tensors,
+    }
+
+
+def free_memory() -> None:
+    """Give a dropped model's memory back, so that the next stage's fits."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _batches(jobs: Sequence[ImageJob], size: int) -> list[Sequence[ImageJob]]:
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]

@@ -1,0 +1,258 @@
+"""A base pipeline with its LoRA, sampled by any guider: all that touches Modular Diffusers."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModularPipeline
+from diffusers.guiders import BaseGuidance
+from diffusers.modular_pipelines import PipelineState
+from PIL import Image
+from safetensors import safe_open
+
+from autolora_eval.benchmark.load import ResolvedModel
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.guidance.adapters import AdapterSwitch, adapter_layers, adapters_off
+from autolora_eval.identity import local_lora
+
+ADAPTER = "autolora_eval"
+_DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down)\b")
+# The denoiser's name for each embedding that a text-encoder block makes.
+_EMBEDDINGS = {
+    "prompt_embeds": "prompt_embeds",
+    "encoder_hidden_states": "prompt_embeds",
+    "text_embeds": "pooled_prompt_embeds",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one call of the denoising loop made.
+
+    Attributes:
+        images: RGB, one a prompt.
+        nfe: denoiser passes really made for each image.
+    """
+
+    images: list[Image.Image]
+    nfe: int
+
+
+class LoraPipeline:
+    """A modular text-to-image pipeline with one LoRA.
+
+    Args:
+        pipe: the pipeline, all components loaded and on their device, the LoRA in it.
+        lora_tensors: number of LoRA layers, for the manifest.
+    """
+
+    def __init__(self, pipe: ModularPipeline, lora_tensors: int) -> None:
+        self.pipe = pipe
+        self.lora_tensors = lora_tensors
+
+    @classmethod
+    def load(cls, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoraPipeline:
+        """Load a pipeline folder or hub id, and its LoRA at its scale.
+
+        Raises:
+            AutoLoRAEvalError: the pipeline takes no guider, or not all of the LoRA fits it.
+        """
+        spec = model.spec
+        pipe = ModularPipeline.from_pretrained(
+            model.pipeline.location, workflow="text2image", revision=spec.revision
+        )
+        if "guider" not in pipe.component_names:
+            raise AutoLoRAEvalError(
+                f"'{model.pipeline.reference}' is a {type(pipe).__name__}, whose denoising loop "
+                "takes no guider, so no guidance method can act on it."
+            )
+        networks = [
+            name
+            for name, component in pipe._component_specs.items()
+            if isinstance(component.type_hint, type)
+            and issubclass(component.type_hint, torch.nn.Module)
+        ]
+        options: dict[str, Any] = {"variant": spec.variant} if spec.variant else {}
+        pipe.load_components(dtype=dtype, use_safetensors=dict.fromkeys(networks, True), **options)
+        _silence_progress(pipe.blocks)
+        tensors = _load_lora(pipe, local_lora(model.lora), model.lora.reference)
+        pipe.set_adapters(ADAPTER, spec.lora.scale)
+        pipe.to(device)
+        return cls(pipe, tensors)
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The network that the guider guides."""
+        network: torch.nn.Module = getattr(self.pipe, "unet", None) or self.pipe.transformer
+        return network
+
+    @property
+    def text_encoders(self) -> list[torch.nn.Module]:
+        """Every text encoder."""
+        names = [name for name in self.pipe.component_names if name.startswith("text_encoder")]
+        return [module for name in names if (module := getattr(self.pipe, name)) is not None]
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guider: BaseGuidance,
+        *,
+        num_inference_steps: int,
+        size: tuple[int, int],
+        null_prompt: str = "",
+        output: str = "images",
+    ) -> Any:  # noqa: ANN401
+        """Run the denoising loop for one batch.
+
+        Every image has a generator of its own on the CPU, seeded by its seed: its initial noise
+        is bitwise the same for every guider, batch and device.
+
+        Args:
+            prompts: one an image.
+            seeds: one an image.
+            guider: a fresh guider; it is not used again.
+            num_inference_steps: denoising steps.
+            size: (width, height) in pixels.
+            null_prompt: ∅ of equation (4); always passed on, since SD3 runs without any CFG
+                if it is left out, and SDXL takes zero embeddings for it.
+            output: `images`, or the name of another output of the pipeline such as `latents`.
+
+        Returns:
+            A `Sample`, or what the pipeline returns for another `output`.
+        """
+        null = [null_prompt] * len(prompts)
+        with self._guided_by(guider, list(prompts), null), _counted(self.denoiser) as calls:
+            images = self.pipe(
+                prompt=list(prompts),
+                negative_prompt=null,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                num_inference_steps=num_inference_steps,
+                width=size[0],
+                height=size[1],
+                output=output,
+            )
+        return Sample(images, calls[0]) if output == "images" else images
+
+    @contextmanager
+    def _guided_by(
+        self, guider: BaseGuidance, prompts: list[str], null: list[str]
+    ) -> Iterator[None]:
+        """Put a guider in, and leave no trace of it on the denoiser, whatever happens."""
+        try:
+            self.pipe.update_components(guider=guider)
+            if hasattr(guider, "set_base_inputs"):
+                guider.set_base_inputs(self.base_inputs(prompts, null))
+            yield
+        finally:
+            guider.cleanup_models(self.denoiser)
+            AdapterSwitch(self.denoiser).set(enabled=True)
+
+    def base_inputs(
+        self, prompts: list[str], null: list[str]
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+        """Return the base branch's embeddings: those of the text encoders with LoRA off.
+
+        Args:
+            prompts: one an image.
+            null: the null prompt, one an image.
+
+        Returns:
+            (conditional, unconditional) by the denoiser's input names; empty if the LoRA leaves
+            the text encoders alone, so that both branches share the pipeline's own embeddings.
+        """
+        if not any(adapter_layers(encoder) for encoder in self.text_encoders):
+            return {}
+        state = PipelineState()
+        state.set("prompt", prompts)
+        state.set("negative_prompt", null)
+        with adapters_off(*self.text_encoders), torch.no_grad():
+            self.pipe.blocks.sub_blocks["text_encoder"](self.pipe, state)
+        return {
+            name: (state.get(made), state.get(f"negative_{made}"))
+            for name, made in _EMBEDDINGS.items()
+            if state.get(made) is not None
+        }
+
+
+def _load_lora(pipe: ModularPipeline, file: Path, reference: str) -> int:
+    """Load a LoRA file in diffusers', peft's or kohya's names; all of it must find its layer.
+
+    diffusers only warns about keys that fit nothing, and then samples with part of a LoRA.
+    """
+    try:
+        with safe_open(file, framework="pt") as weights:
+            stated = sum(bool(_DOWN.search(key)) for key in weights.keys())  # noqa: SIM118
+        converted = pipe.lora_state_dict(str(file), unet_config=_unet_config(pipe))
+        if isinstance(converted, tuple):
+            converted = converted[0]
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise AutoLoRAEvalError(
+            f"the LoRA '{reference}' does not fit this pipeline: {str(error)[:300]}"
+        ) from error
+    expected = max(stated, sum(bool(_DOWN.search(key)) for key in converted))
+    components = [getattr(pipe, name) for name in pipe.component_names]
+    networks = [part for part in components if isinstance(part, torch.nn.Module)]
+    loaded = sum(len(adapter_layers(network)) for network in networks)
+    if loaded == 0 or loaded < expected:
+        raise AutoLoRAEvalError(
+            f"only {loaded} of the {expected} layers of the LoRA '{reference}' fit this pipeline. "
+            "Was it made for another base model, or is it a kind other than LoRA?"
+        )
+    return loaded
+
+
+def _unet_config(pipe: ModularPipeline) -> Any:  # noqa: ANN401
+    unet = getattr(pipe, "unet", None)
+    return None if unet is None else unet.config
+
+
+@contextmanager
+def _counted(denoiser: torch.nn.Module) -> Iterator[list[int]]:
+    """Count the denoiser's forward passes within the block."""
+    calls = [0]
+
+    def count(*_: object) -> None:
+        calls[0] += 1
+
+    handle = denoiser.register_forward_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def _silence_progress(block: Any) -> None:  # noqa: ANN401
+    """The product draws one bar for the whole stage; diffusers would draw one a batch."""
+    if hasattr(block, "set_progress_bar_config"):
+        block.set_progress_bar_config(disable=True)
+    for inner in getattr(block, "sub_blocks", {}).values():
+        _silence_progress(inner)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the notices of diffusers and transformers off the screen; errors still show."""
+    names = ("diffusers", "transformers", "peft", "huggingface_hub")
+    before: list[Callable[[], None]] = []
+    for name in names:
+        logger = logging.getLogger(name)
+        before.append(lambda logger=logger, level=logger.level: logger.setLevel(level))  # type: ignore[misc]
+        logger.setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+        for restore in before:
+            restore()

@@ -1,0 +1,1 @@
+"""Guidance rules: the paper's equations, the AutoLoRA guider, and the methods by name."""

@@ -1,0 +1,70 @@
+"""AutoLoRA guidance, with or without CFG: equations (6) and (7), and the limited interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from autolora_eval.guidance.equations import autolora_predictions, in_interval
+from autolora_eval.guidance.registry import Method, MethodParameters
+
+if TYPE_CHECKING:
+    from diffusers.guiders import BaseGuidance
+
+
+class AutoLoRAParameters(MethodParameters):
+    """Parameters of AutoLoRA guidance.
+
+    Attributes:
+        autolora_scale: γ.
+        guidance_scale: w2, the CFG scale of the LoRA branch; the model's guidance scale where
+            the benchmark does not say. 1 is AutoLoRA without CFG, equation (6).
+        base_guidance_scale: w1, the CFG scale of the base branch; w2 where not said.
+        start: fraction of the steps after which guidance starts; before it the rule is γ = 1.
+        stop: fraction of the steps after which guidance stops; from there the rule is γ = 1.
+    """
+
+    autolora_scale: float = Field(default=1.5, ge=0.0, le=100.0, allow_inf_nan=False)
+    guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
+    base_guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
+    start: float = Field(default=0.0, ge=0.0, lt=1.0)
+    stop: float = Field(default=1.0, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _interval_is_not_reversed(self) -> AutoLoRAParameters:
+        if self.stop < self.start:
+            raise ValueError(f"stop ({self.stop}) must not be less than start ({self.start})")
+        return self
+
+    def with_model_defaults(self, guidance_scale: float) -> AutoLoRAParameters:
+        """Fill in w2 from the model, and w1 from w2."""
+        w2 = guidance_scale if self.guidance_scale is None else self.guidance_scale
+        w1 = w2 if self.base_guidance_scale is None else self.base_guidance_scale
+        return self.model_copy(update={"guidance_scale": w2, "base_guidance_scale": w1})
+
+
+def _passes(parameters: AutoLoRAParameters, step: int, num_steps: int) -> int:
+    p = parameters
+    assert p.base_guidance_scale is not None
+    assert p.guidance_scale is not None
+    gamma = p.autolora_scale if in_interval(step, num_steps, p.start, p.stop) else 1.0
+    return len(autolora_predictions(gamma, p.base_guidance_scale, p.guidance_scale))
+
+
+def _build(parameters: AutoLoRAParameters) -> BaseGuidance:
+    from autolora_eval.guidance.autolora import AutoLoRAGuidance
+
+    return AutoLoRAGuidance(**parameters.model_dump())
+
+
+METHOD = Method(
+    name="autolora",
+    display_name="AutoLoRA",
+    summary="Goes from the base model's prediction through the LoRA's and beyond it.",
+    equation="ε^{w1} + γ (ε_LoRA^{w2} − ε^{w1})",
+    source="AutoLoRA paper, equations (6) and (7)",
+    parameters=AutoLoRAParameters,
+    predictions=_passes,
+    build=_build,
+)

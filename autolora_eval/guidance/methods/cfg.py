@@ -1,0 +1,52 @@
+"""Classifier-free guidance of the LoRA-tuned model: equation (4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from autolora_eval.guidance.equations import same
+from autolora_eval.guidance.registry import Method, MethodParameters
+
+if TYPE_CHECKING:
+    from diffusers.guiders import BaseGuidance
+
+
+class CFGParameters(MethodParameters):
+    """Parameters of classifier-free guidance.
+
+    Attributes:
+        guidance_scale: w; the model's guidance scale where the benchmark does not say.
+    """
+
+    guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
+
+    def with_model_defaults(self, guidance_scale: float) -> CFGParameters:
+        """Fill in w from the model."""
+        w = guidance_scale if self.guidance_scale is None else self.guidance_scale
+        return self.model_copy(update={"guidance_scale": w})
+
+
+def _passes(parameters: CFGParameters, step: int, num_steps: int) -> int:
+    assert parameters.guidance_scale is not None
+    # diffusers' guider leaves a pass out at w = 1 only; at w = 0 it still makes both.
+    return 1 if same(parameters.guidance_scale, 1.0) else 2
+
+
+def _build(parameters: CFGParameters) -> BaseGuidance:
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    return ClassifierFreeGuidance(guidance_scale=parameters.guidance_scale)
+
+
+METHOD = Method(
+    name="cfg",
+    display_name="LoRA+CFG",
+    summary="Classifier-free guidance of the LoRA-tuned model.",
+    equation="ε_LoRA(x, ∅) + w (ε_LoRA(x, y) − ε_LoRA(x, ∅))",
+    source="Ho and Salimans 2022, arXiv 2207.12598; AutoLoRA paper, equation (4)",
+    parameters=CFGParameters,
+    predictions=_passes,
+    build=_build,
+)

@@ -1,0 +1,83 @@
+"""The methods by name: each is one file in `methods/` with one declaration."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from autolora_eval.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from diffusers.guiders import BaseGuidance
+
+
+class MethodParameters(BaseModel):
+    """Parameters of a method as the benchmark file states them; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def with_model_defaults(self, guidance_scale: float) -> MethodParameters:
+        """Return the parameters with what the method leaves to the model filled in.
+
+        Args:
+            guidance_scale: the CFG scale that the benchmark states for the model.
+        """
+        return self
+
+
+@dataclass(frozen=True)
+class Method:
+    """A guidance rule: how it is written, what it costs, how it is built, where it is from.
+
+    Attributes:
+        name: the word for it in a benchmark file.
+        display_name: the word for it in tables and figures.
+        summary: one line for `autolora-eval methods` and the report.
+        equation: the rule, as text.
+        source: paper or library.
+        parameters: its parameters, typed.
+        predictions: (parameters, step, number of steps) → denoiser passes made at that step.
+        build: parameters → a fresh guider. Imports diffusers.
+    """
+
+    name: str
+    display_name: str
+    summary: str
+    equation: str
+    source: str
+    parameters: type[MethodParameters]
+    predictions: Callable[[Any, int, int], int]
+    build: Callable[[Any], BaseGuidance]
+
+    def nfe(self, parameters: MethodParameters, num_steps: int) -> int:
+        """Return the denoiser passes for one image: the sum over steps of those really made."""
+        return sum(self.predictions(parameters, step, num_steps) for step in range(num_steps))
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """Return every method by name, in the order of their files' names."""
+    package = importlib.import_module("autolora_eval.guidance.methods")
+    found = [
+        importlib.import_module(f"{package.__name__}.{module.name}").METHOD
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    return {method.name: method for method in found}
+
+
+def method(name: str) -> Method:
+    """Return the method of that name.
+
+    Raises:
+        UsageError: there is none; the nearest name is suggested.
+    """
+    known = methods()
+    if name not in known:
+        raise UsageError(f"unknown guider '{name}'.{did_you_mean(name, known)}")
+    return known[name]

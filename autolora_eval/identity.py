@@ -1,0 +1,96 @@
+"""What a model is: the hash of its files, or its commit on the hub. Fetches what is not here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autolora_eval.benchmark.sources import Source
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.files import Json, sha256_file, sha256_folder
+
+_MODEL_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja")
+
+
+def identity(source: Source) -> Json:
+    """Return what decides a model's numbers, for content keys and the manifest.
+
+    Args:
+        source: a folder or file is hashed; a hub id is resolved to its commit.
+    """
+    if source.kind == "hub":
+        marker = "model_index.json" if source.weight_name is None else source.weight_name
+        return {"reference": source.reference, "kind": "hub", "commit": _commit(source, marker)}
+    path = source.path
+    digest = sha256_file(path) if path.is_file() else sha256_folder(path, _MODEL_FILES)
+    return {"reference": source.reference, "kind": source.kind, "sha256": digest}
+
+
+def local_lora(source: Source) -> Path:
+    """Return the LoRA's file on this machine, fetching it from the hub if need be.
+
+    Raises:
+        AutoLoRAEvalError: the hub repository has no single `.safetensors`, or cannot be reached.
+    """
+    if source.kind != "hub":
+        return source.path
+    from huggingface_hub import HfApi, hf_hub_download
+
+    name = source.weight_name
+    try:
+        if name is None:
+            files = HfApi().list_repo_files(source.location, revision=source.revision)
+            weights = [file for file in files if file.endswith(".safetensors")]
+            if len(weights) != 1:
+                raise AutoLoRAEvalError(
+                    f"'{source.location}' must have one .safetensors, and has "
+                    f"{', '.join(weights) or 'none'}. Name one with weight_name."
+                )
+            name = weights[0]
+        return Path(hf_hub_download(source.location, name, revision=source.revision))
+    except (OSError, ValueError) as error:
+        raise AutoLoRAEvalError(unreachable(source, error)) from error
+
+
+def in_cache(source: Source, marker: str) -> bool:
+    """Tell whether a hub model's `marker` file is in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.location, marker, revision=source.revision)
+    return isinstance(found, str)
+
+
+def hub_answers(source: Source) -> str | None:
+    """Ask the hub for a repository; return None if it is there, else why it cannot be had."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().repo_info(source.location, revision=source.revision, timeout=5.0)
+    except Exception as error:  # the hub's client raises errors of its HTTP library too
+        return unreachable(source, error)
+    return None
+
+
+def unreachable(source: Source, error: Exception) -> str:
+    """Return the message for a hub model that cannot be had."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    revision = f" at revision '{source.revision}'" if source.revision else ""
+    return (
+        f"'{source.location}'{revision} is not in the local cache and cannot be had from the hub "
+        f"({reason[:200]}). On a machine with access run: hf download {source.location}; for a "
+        "gated model accept its licence there and run: hf auth login; or name a local folder."
+    )
+
+
+def _commit(source: Source, marker: str) -> str:
+    """Return the commit that a hub id and revision stand for, as the cache's folder names it."""
+    from huggingface_hub import hf_hub_download
+
+    for name in (marker, "config.json"):
+        try:
+            path = Path(hf_hub_download(source.location, name, revision=source.revision))
+        except (OSError, ValueError) as error:
+            problem = error
+            continue
+        parts = path.parts
+        return parts[parts.index("snapshots") + 1]
+    raise AutoLoRAEvalError(unreachable(source, problem)) from problem

@@ -1,0 +1,168 @@
+"""From a benchmark to cells and image jobs, and what they cost. Pure: nothing is read or loaded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autolora_eval.benchmark.load import LoadedBenchmark, ResolvedMethod, ResolvedModel
+from autolora_eval.errors import UsageError
+from autolora_eval.files import content_key, prompt_folder, slug
+from autolora_eval.guidance.registry import MethodParameters
+
+# A PNG of a generated picture takes about this many bytes a pixel (measured on SDXL's: 1.3 to 1.7).
+PNG_BYTES_PER_PIXEL = 1.6
+JUDGEMENT_BYTES = 1_000
+FEATURE_BYTES = 4 * 1536
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model × method: a row of the result table, and one image dataset.
+
+    Attributes:
+        id: names its folder and files.
+        model: the model.
+        method: the method.
+        parameters: the method's parameters with what it takes from the model.
+        nfe: denoiser passes for one image.
+    """
+
+    id: str
+    model: ResolvedModel
+    method: ResolvedMethod
+    parameters: MethodParameters
+    nfe: int
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The cell's parameters as columns of the tables."""
+        return {
+            "guider": self.method.rule.name,
+            "lora_scale": self.model.spec.lora.scale,
+            "num_inference_steps": self.model.spec.num_inference_steps,
+            **self.parameters.model_dump(),
+        }
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """One image to be made: a prompt and a seed.
+
+    Attributes:
+        prompt_index: place of the prompt in the benchmark, from 0.
+        prompt: its text.
+        seed: seeds the image's own generator.
+        file: path below the cell's image folder.
+    """
+
+    prompt_index: int
+    prompt: str
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Path of the image below the cell's image folder."""
+        return f"{prompt_folder(self.prompt)}/{self.seed}.png"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a benchmark asks for.
+
+    Attributes:
+        benchmark: what it was made from.
+        cells: in order of model, then method.
+        jobs: the images of every cell, in order of prompt, then seed: the same for all cells.
+    """
+
+    benchmark: LoadedBenchmark
+    cells: tuple[Cell, ...]
+    jobs: tuple[ImageJob, ...]
+
+    @property
+    def n_images(self) -> int:
+        """Images in all cells."""
+        return len(self.cells) * len(self.jobs)
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser passes for all images of all cells."""
+        return sum(cell.nfe for cell in self.cells) * len(self.jobs)
+
+    @property
+    def n_judge_calls(self) -> int:
+        """Replies asked of the judge."""
+        return 0 if self.benchmark.rubric is None else self.n_images
+
+    @property
+    def disk_bytes(self) -> int:
+        """Estimate of what the run folder takes, in bytes."""
+        pixels = sum(cell.model.size[0] * cell.model.size[1] for cell in self.cells)
+        images = pixels * PNG_BYTES_PER_PIXEL * len(self.jobs)
+        return int(images + self.n_images * FEATURE_BYTES + self.n_judge_calls * JUDGEMENT_BYTES)
+
+
+def make_plan(
+    benchmark: LoadedBenchmark, limit_prompts: int | None = None, limit_seeds: int | None = None
+) -> Plan:
+    """Return the plan of a benchmark.
+
+    Args:
+        benchmark: what to run.
+        limit_prompts: take only the first so many prompts.
+        limit_seeds: take only the first so many seeds.
+
+    Raises:
+        UsageError: two cells would be the same, or would share a folder.
+    """
+    cells = tuple(
+        _cell(model, method)
+        for model, method in itertools.product(
+            benchmark.models.values(), benchmark.methods.values()
+        )
+    )
+    _refuse_duplicates(cells, benchmark)
+    jobs = tuple(
+        ImageJob(index, prompt, seed)
+        for index, prompt in enumerate(benchmark.prompts[:limit_prompts])
+        for seed in benchmark.spec.seeds.values()[:limit_seeds]
+    )
+    return Plan(benchmark, cells, jobs)
+
+
+def _cell(model: ResolvedModel, method: ResolvedMethod) -> Cell:
+    parameters = method.parameters.with_model_defaults(model.spec.guidance_scale)
+    return Cell(
+        id=f"{slug(model.name)}--{slug(method.name)}",
+        model=model,
+        method=method,
+        parameters=parameters,
+        nfe=method.rule.nfe(parameters, model.spec.num_inference_steps),
+    )
+
+
+def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> None:
+    """Two names for one computation, or one folder for two, would make a table that misleads."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        model = cell.model.spec.model_dump(mode="json")
+        same_work = content_key({"model": model, "columns": cell.columns})
+        # File systems that ignore case would put two folders into one.
+        for key in (f"folder {cell.id.lower()}", f"work {same_work}"):
+            if key in seen:
+                other = seen[key]
+                raise UsageError(
+                    f"{benchmark.file}: duplicate cell: '{cell.model.name} × {cell.method.name}' "
+                    f"and '{other.model.name} × {other.method.name}' "
+                    + ("would share a folder" if key[0] == "f" else "are the same computation")
+                    + ". Rename or remove one."
+                )
+            seen[key] = cell
+
+
+def describe_parameters(columns: Mapping[str, Any]) -> str:
+    """Return a cell's parameters in one line, those without a value left out."""
+    return ", ".join(f"{key}={value}" for key, value in columns.items() if value is not None)

@@ -1,0 +1,138 @@
+"""The run folder: where every file of the contract stands, and how a finished run is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autolora_eval.errors import UsageError
+from autolora_eval.files import Json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Everything that one run wrote.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What was run: inputs, hashes, versions, hardware, times."""
+        return self.path / "manifest.json"
+
+    def images(self, cell: str) -> Path:
+        """Return the image dataset of a cell, a Hugging Face imagefolder."""
+        return self.path / "images" / cell
+
+    def metadata(self, cell: str) -> Path:
+        """Return the list of a cell's images: one JSON object a line."""
+        return self.images(cell) / "metadata.jsonl"
+
+    def features(self, cell: str) -> Path:
+        """Return the feature matrix of a cell, float32 [N, D]."""
+        return self.path / "features" / f"{cell}.safetensors"
+
+    def judgements(self, cell: str) -> Path:
+        """Return the judge's replies to a cell's images: one JSON object a line."""
+        return self.path / "judgements" / f"{cell}.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        """One row an image."""
+        return self.path / "scores.parquet"
+
+    @property
+    def diversity(self) -> Path:
+        """Equation (8) of every cell and prompt, or the reason why it is undefined."""
+        return self.path / "diversity.csv"
+
+    def table(self, suffix: str) -> Path:
+        """Return the result table, one row a cell, as `csv`, `md`, `tex` or `parquet`."""
+        return self.path / f"table.{suffix}"
+
+    @property
+    def comparisons(self) -> Path:
+        """Paired differences against the baseline."""
+        return self.path / "comparisons.csv"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of figures."""
+        return self.path / "figures"
+
+    @property
+    def report_pdf(self) -> Path:
+        """The report, for reading and print."""
+        return self.path / "report.pdf"
+
+    @property
+    def report_html(self) -> Path:
+        """The report, in one self-contained file."""
+        return self.path / "report.html"
+
+    def read_manifest(self) -> Json:
+        """Return the manifest; empty if there is none yet."""
+        if not self.manifest.is_file():
+            return {}
+        manifest: Json = json.loads(self.manifest.read_text(encoding="utf-8"))
+        return manifest
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as tables.
+
+    Attributes:
+        folder: where its files are.
+        manifest: what was run.
+        scores: one row an image.
+        diversity: one row a cell and prompt.
+        table: one row a cell.
+        comparisons: one row a cell and measure, against the baseline.
+    """
+
+    folder: RunFolder
+    manifest: Json
+    scores: pd.DataFrame
+    diversity: pd.DataFrame
+    table: pd.DataFrame
+    comparisons: pd.DataFrame
+
+
+def open_run(path: str | Path) -> Run:
+    """Read a finished run.
+
+    Args:
+        path: the run folder.
+
+    Raises:
+        UsageError: it is no run folder, or the run has not got as far as its table.
+    """
+    import pandas as pd
+
+    folder = RunFolder(Path(path))
+    manifest = folder.read_manifest()
+    if not manifest:
+        raise UsageError(f"'{path}' is not a run folder: it has no manifest.json.")
+    if not folder.table("parquet").is_file():
+        raise UsageError(
+            f"'{path}' has no table yet: the run was interrupted. "
+            f"Finish it with: autolora-eval run {manifest['benchmark_file']} --output {path}"
+        )
+    return Run(
+        folder=folder,
+        manifest=manifest,
+        scores=pd.read_parquet(folder.scores),
+        diversity=pd.read_csv(folder.diversity),
+        table=pd.read_parquet(folder.table("parquet")),
+        comparisons=pd.read_csv(folder.comparisons),
+    )

@@ -1,0 +1,1 @@
+"""From images to features, diversity and judged scores."""

@@ -1,0 +1,135 @@
+"""Rubrics: the text put to the judge and the scores it must return, as one YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from autolora_eval.benchmark.problems import explained
+from autolora_eval.benchmark.yaml_file import read_yaml
+from autolora_eval.errors import UsageError
+from autolora_eval.files import sha256_bytes
+
+
+def _no_column_of_ours(column: str) -> str:
+    if column == "diversity" or column.startswith("div_") or column.endswith(("_low", "_high")):
+        raise ValueError(f"'{column}' would be taken for a column that is computed: rename it")
+    return column
+
+
+Column = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$"),
+    AfterValidator(_no_column_of_ours),
+]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Placeholders(BaseModel):
+    """What stands in the text for the image, and for the prompt it was generated from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    image: str = Field(min_length=1)
+    prompt: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _neither_holds_the_other(self) -> Placeholders:
+        if self.prompt is not None and (self.prompt in self.image or self.image in self.prompt):
+            raise ValueError(f"'{self.image}' and '{self.prompt}' cannot be told apart")
+        return self
+
+
+class Score(BaseModel):
+    """One score: the key of the judge's reply, its range and its direction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    key: str = Field(min_length=1)
+    display_name: str
+    min: FiniteFloat = 0.0
+    max: FiniteFloat = 5.0
+    higher_is_better: bool = True
+
+    @model_validator(mode="after")
+    def _range_is_not_upside_down(self) -> Score:
+        if self.min >= self.max:
+            raise ValueError(f"min ({self.min:g}) must be less than max ({self.max:g})")
+        return self
+
+
+class Rubric(BaseModel):
+    """A rubric file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    name: str
+    source: str = ""
+    placeholders: Placeholders
+    scores: dict[Column, Score] = Field(min_length=1)
+    text: str = Field(min_length=1, max_length=100_000)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Rubric:
+        keys = [score.key for score in self.scores.values()]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise ValueError(f"two scores read the reply's key '{twice.pop()}'")
+        if self.text.count(self.placeholders.image) != 1:
+            raise ValueError(
+                f"the text must have the image placeholder '{self.placeholders.image}' once, "
+                f"and has it {self.text.count(self.placeholders.image)} times"
+            )
+        prompt = self.placeholders.prompt
+        if prompt is not None and prompt not in self.text:
+            raise ValueError(f"the text lacks the prompt placeholder '{prompt}'")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of everything that the rubric says, for keys and the manifest."""
+        return sha256_bytes(self.model_dump_json().encode())
+
+    def question(self, prompt: str) -> Question:
+        """Return what is put to the judge about one image.
+
+        Args:
+            prompt: the prompt the image was generated from. It is put in as it is, once, and not
+                searched for placeholders.
+        """
+        before, after = self.text.split(self.placeholders.image)
+        return Question(self._fill(before, prompt), self._fill(after, prompt))
+
+    def _fill(self, text: str, prompt: str) -> str:
+        placeholder = self.placeholders.prompt
+        text = text.strip()
+        return text if placeholder is None else prompt.join(text.split(placeholder))
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is put to the judge: text, the image, text. Either text may be empty."""
+
+    before: str
+    after: str
+
+
+def read_rubric(path: Path) -> Rubric:
+    """Read a rubric file.
+
+    Raises:
+        UsageError: not readable, or one line for each thing wrong with it.
+    """
+    document = read_yaml(path)
+    try:
+        return Rubric.model_validate(document.data)
+    except ValidationError as error:
+        raise UsageError("\n".join(explained(error, document, Rubric))) from error

@@ -1,0 +1,193 @@
+"""AutoLoRA guidance against a loop written by hand: two models, merged weights, four predictions.
+
+Nothing of the product stands in the loop: neither guider nor adapter nor modular pipeline.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from diffusers import ModularPipeline, StableDiffusionXLPipeline
+from diffusers.guiders import ClassifierFreeGuidance
+from tiny_models import SIZE, STEPS, TinyModel
+
+from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval.guidance.autolora import AutoLoRAGuidance
+from autolora_eval.guidance.equations import in_interval
+from autolora_eval.guidance.registry import method
+
+SCALE = 0.8
+DTYPE = torch.float32
+TOLERANCE = 1e-4
+PROMPTS = ["a red cat", "two dogs"]
+SEEDS = [7, 11]
+SCALES = [
+    (1.5, 1.0, 1.0),
+    (1.5, 5.0, 5.0),
+    (1.5, 3.0, 6.0),
+    (0.5, 4.0, 4.0),
+    (2.0, 1.0, 5.0),
+    (1.75, 5.0, 1.0),
+    (0.0, 4.0, 2.0),
+    (1.0, 2.0, 4.0),
+    (1.5, 0.0, 3.0),
+]
+INTERVALS = [(0.0, 1.0), (0.2, 0.8), (0.4, 1.0), (0.0, 0.5)]
+
+
+@dataclass
+class HandWritten:
+    """Two pipelines of their own: one as published, one with W + αBA in place of W."""
+
+    base: StableDiffusionXLPipeline
+    tuned: StableDiffusionXLPipeline
+
+    @torch.no_grad()
+    def latents(self, gamma: float, w1: float, w2: float, start: float, stop: float):
+        """Denoise by equation (7)."""
+        scheduler = self.base.scheduler
+        scheduler.set_timesteps(STEPS)
+        side = SIZE[0] // 2
+        noise = [
+            torch.randn(
+                1, 4, side, side, generator=torch.Generator().manual_seed(seed), dtype=DTYPE
+            )
+            for seed in SEEDS
+        ]
+        x = torch.cat(noise) * scheduler.init_noise_sigma
+        base = [embed(self.base, PROMPTS), embed(self.base, ["", ""])]
+        tuned = [embed(self.tuned, PROMPTS), embed(self.tuned, ["", ""])]
+        for step, t in enumerate(scheduler.timesteps):
+            g = gamma if in_interval(step, STEPS, start, stop) else 1.0
+            z = scheduler.scale_model_input(x, t)
+            e_cond, e_null = (predict(self.base, z, t, inputs) for inputs in base)
+            l_cond, l_null = (predict(self.tuned, z, t, inputs) for inputs in tuned)
+            e = e_null + w1 * (e_cond - e_null)
+            lora = l_null + w2 * (l_cond - l_null)
+            x = scheduler.step(e + g * (lora - e), t, x).prev_sample
+        return x
+
+
+def embed(pipe: StableDiffusionXLPipeline, prompts: list[str]):
+    hidden, _, pooled, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
+    return hidden, pooled
+
+
+def predict(pipe: StableDiffusionXLPipeline, z, t, inputs):
+    hidden, pooled = inputs
+    ids = torch.tensor([[SIZE[1], SIZE[0], 0, 0, SIZE[1], SIZE[0]]], dtype=DTYPE)
+    conditions = {"text_embeds": pooled, "time_ids": ids.expand(len(z), 6)}
+    return pipe.unet(z, t, hidden, added_cond_kwargs=conditions).sample
+
+
+@pytest.fixture(scope="module")
+def hand_written(tiny: TinyModel) -> HandWritten:
+    tuned = StableDiffusionXLPipeline.from_pretrained(tiny.pipeline, torch_dtype=DTYPE)
+    for name, change in tiny.changes.items():
+        component, _, layer = name.partition(".")
+        getattr(tuned, component).get_submodule(layer).weight.data += SCALE * change
+    return HandWritten(
+        StableDiffusionXLPipeline.from_pretrained(tiny.pipeline, torch_dtype=DTYPE), tuned
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny: TinyModel) -> LoraPipeline:
+    return LoraPipeline.load(tiny.resolved(SCALE), torch.device("cpu"), DTYPE)
+
+
+def run(pipeline: LoraPipeline, guider) -> torch.Tensor:
+    return pipeline.sample(
+        PROMPTS, SEEDS, guider, num_inference_steps=STEPS, size=SIZE, output="latents"
+    )
+
+
+@pytest.mark.parametrize(("start", "stop"), INTERVALS)
+@pytest.mark.parametrize(("gamma", "w1", "w2"), SCALES)
+def test_latents_equal_the_hand_written_loop(
+    pipeline, hand_written, gamma, w1, w2, start, stop
+) -> None:
+    guider = AutoLoRAGuidance(gamma, w2, w1, start=start, stop=stop)
+    ours = run(pipeline, guider)
+    theirs = hand_written.latents(gamma, w1, w2, start, stop)
+    assert (ours - theirs).abs().max() <= TOLERANCE
+
+
+def test_the_branches_differ_by_far_more_than_the_tolerance(hand_written) -> None:
+    """Else the test above could pass with the branches mixed up."""
+    results = [
+        hand_written.latents(*scales, *interval)
+        for scales, interval in itertools.product(
+            [(1.5, 3.0, 6.0), (1.5, 6.0, 3.0), (0.5, 3.0, 6.0)], [(0.0, 1.0), (0.2, 0.8)]
+        )
+    ]
+    for a, b in itertools.combinations(results, 2):
+        assert (a - b).abs().max() > 1e-2
+
+
+def test_text_encoder_lora_left_on_in_the_base_branch_would_be_wrong(
+    pipeline, hand_written, tiny
+) -> None:
+    """What a guider that toggles the denoiser alone computes: far off if encoders are tuned."""
+
+    class DenoiserOnly(AutoLoRAGuidance):
+        def set_base_inputs(self, inputs) -> None:
+            pass
+
+    wrong = run(pipeline, DenoiserOnly(1.5, 5.0))
+    error = (wrong - hand_written.latents(1.5, 5.0, 5.0, 0.0, 1.0)).abs().max()
+    tunes_encoders = any(name.startswith("text_encoder") for name in tiny.changes)
+    assert error > 1e-2 if tunes_encoders else error <= TOLERANCE
+
+
+@pytest.mark.parametrize("w", [1.0, 5.0])
+def test_gamma_one_is_bitwise_lora_with_cfg(pipeline, w) -> None:
+    assert torch.equal(
+        run(pipeline, AutoLoRAGuidance(1.0, w, 3.0)),
+        run(pipeline, ClassifierFreeGuidance(guidance_scale=w)),
+    )
+
+
+@pytest.mark.parametrize("w", [1.0, 5.0])
+def test_gamma_zero_is_bitwise_the_base_model_with_cfg(pipeline, tiny, w) -> None:
+    ours = run(pipeline, AutoLoRAGuidance(0.0, 3.0, w))
+    stock = ModularPipeline.from_pretrained(str(tiny.pipeline), workflow="text2image")
+    stock.load_components(dtype=DTYPE)
+    stock.update_components(guider=ClassifierFreeGuidance(guidance_scale=w))
+    theirs = stock(
+        prompt=PROMPTS,
+        negative_prompt=["", ""],
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        num_inference_steps=STEPS,
+        width=SIZE[0],
+        height=SIZE[1],
+        output="latents",
+    )
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("start", "stop"), INTERVALS)
+@pytest.mark.parametrize(("gamma", "w1", "w2"), SCALES)
+def test_passes_made_are_those_of_the_plan(pipeline, gamma, w1, w2, start, stop) -> None:
+    rule = method("autolora")
+    parameters = rule.parameters(
+        autolora_scale=gamma, base_guidance_scale=w1, guidance_scale=w2, start=start, stop=stop
+    )
+    sample = pipeline.sample(
+        PROMPTS, SEEDS, rule.build(parameters), num_inference_steps=STEPS, size=SIZE
+    )
+    assert sample.nfe == rule.nfe(parameters, STEPS)
+
+
+@pytest.mark.parametrize("name", ["lora", "cfg"])
+@pytest.mark.parametrize("w", [0.0, 1.0, 4.0])
+def test_passes_of_the_stock_methods_are_those_of_the_plan(pipeline, name, w) -> None:
+    rule = method(name)
+    parameters = rule.parameters().with_model_defaults(w)
+    sample = pipeline.sample(
+        PROMPTS, SEEDS, rule.build(parameters), num_inference_steps=STEPS, size=SIZE
+    )
+    assert sample.nfe == rule.nfe(parameters, STEPS)

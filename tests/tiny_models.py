@@ -1,0 +1,173 @@
+"""Tiny random models in standard formats: real classes, real loading code, seconds to make."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import save_file
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+from autolora_eval.benchmark.load import ResolvedModel
+from autolora_eval.benchmark.schema import Lora, Model
+from autolora_eval.benchmark.sources import Source
+
+TOKENS = 16
+STEPS = 5
+SIZE = (32, 32)
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A pipeline folder, a LoRA file, and the LoRA's weight changes at scale 1."""
+
+    pipeline: Path
+    lora: Path
+    changes: dict[str, torch.Tensor]
+
+    def resolved(self, scale: float) -> ResolvedModel:
+        """As the benchmark's loader would give it."""
+        return ResolvedModel(
+            name="tiny",
+            spec=Model(
+                pipeline=str(self.pipeline),
+                lora=Lora(path=str(self.lora), scale=scale),
+                num_inference_steps=STEPS,
+            ),
+            pipeline=Source(str(self.pipeline), "folder", str(self.pipeline)),
+            lora=Source(str(self.lora), "file", str(self.lora)),
+            size=SIZE,
+        )
+
+
+def make_sdxl(folder: Path, seed: int = 0) -> Path:
+    """Save a random SDXL pipeline of about 0.3 M parameters and return its folder."""
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer(folder.parent / f"{folder.name}-vocabulary")
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TOKENS,
+        "projection_dim": 32,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    pipeline = StableDiffusionXLPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(16, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            norm_num_groups=8,
+            force_upcast=False,
+        ),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text, hidden_act="gelu")),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 1),
+            attention_head_dim=(2, 4),
+            cross_attention_dim=64,
+            norm_num_groups=8,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=80,
+            use_linear_projection=True,
+        ),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+        ),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    # A random UNet denoises nothing, so that latents stay at σ = 14.6 and multiply float32's
+    # rounding; with small predictions that rounding stays far below what the branches differ by.
+    pipeline.unet.conv_out.weight.data *= 0.25
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer of single characters."""
+    letters = [chr(c) for c in range(33, 127)]
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": TOKENS}))
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+
+
+def make_lora(
+    pipeline: Path, file: Path, *, kohya: bool, text_encoders: bool, rank: int = 4, seed: int = 1
+) -> dict[str, torch.Tensor]:
+    """Save a random LoRA on the attention of a tiny SDXL, and return W' − W by layer.
+
+    Args:
+        pipeline: folder of `make_sdxl`.
+        file: the `.safetensors` to write.
+        kohya: kohya's key names with alpha ≠ rank, or diffusers' names.
+        text_encoders: also tune both text encoders.
+        rank: of the matrices.
+        seed: of the random matrices.
+
+    Returns:
+        `component.layer` → (alpha / rank)·B·A, the weight change at LoRA scale 1.
+    """
+    pipe = StableDiffusionXLPipeline.from_pretrained(pipeline)
+    generator = torch.Generator().manual_seed(seed)
+    parts = {"unet": ("lora_unet_", pipe.unet, ("to_q", "to_k", "to_v", "to_out.0"))}
+    if text_encoders:
+        projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+        parts["text_encoder"] = ("lora_te1_", pipe.text_encoder, projections)
+        parts["text_encoder_2"] = ("lora_te2_", pipe.text_encoder_2, projections)
+    tensors, changes = {}, {}
+    alpha = rank / 2 if kohya else rank
+    for component, (prefix, module, names) in parts.items():
+        for name, layer in module.named_modules():
+            if not name.endswith(names) or not isinstance(layer, torch.nn.Linear):
+                continue
+            a = torch.randn(rank, layer.in_features, generator=generator) * 0.15
+            b = torch.randn(layer.out_features, rank, generator=generator) * 0.15
+            changes[f"{component}.{name}"] = alpha / rank * (b @ a)
+            if kohya:
+                stem = prefix + _kohya_name(component, name).replace(".", "_")
+                tensors[f"{stem}.lora_down.weight"] = a
+                tensors[f"{stem}.lora_up.weight"] = b
+                tensors[f"{stem}.alpha"] = torch.tensor(float(alpha))
+            else:
+                tensors[f"{component}.{name}.lora_A.weight"] = a
+                tensors[f"{component}.{name}.lora_B.weight"] = b
+    save_file(tensors, file)
+    return changes
+
+
+def _kohya_name(component: str, name: str) -> str:
+    """kohya writes text encoder layers below `text_model`, whether transformers does or not."""
+    if component == "unet" or name.startswith("text_model."):
+        return name
+    return f"text_model.{name}"
