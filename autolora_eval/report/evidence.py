@@ -1,0 +1,163 @@
+"""What a report is made from: the tables of a run, and a manifest of which any part may lack."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from autolora_eval.analysis.measures import Measure, measures
+from autolora_eval.report.text import clean, clip, number
+from autolora_eval.run_folder import Run, open_run
+from autolora_eval.scoring.rubric import Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from autolora_eval.run_folder import RunFolder
+
+Row = dict[str, Any]
+NAME_LENGTH = 80
+REASON_LENGTH = 160
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A run as the report reads it.
+
+    Attributes:
+        run: the tables.
+        measured: the measures of the run, in order.
+        rubric_is_recorded: whether the manifest says what the scores mean.
+    """
+
+    run: Run
+    measured: list[Measure]
+    rubric_is_recorded: bool
+
+    def recorded(self, *keys: str) -> Any:  # noqa: ANN401
+        """Return a value of the manifest; None where it, or a part on the way, is missing."""
+        value: Any = self.run.manifest
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def section(self, *keys: str) -> Row:
+        """Return a mapping of the manifest; empty where it is missing."""
+        value = self.recorded(*keys)
+        return value if isinstance(value, dict) else {}
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The result table, one row a cell."""
+        return records(self.run.table)
+
+    @cached_property
+    def images(self) -> list[Row]:
+        """One row an image."""
+        return records(self.run.scores)
+
+    @cached_property
+    def models(self) -> dict[str, list[Row]]:
+        """The rows of the result table by model, in order."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row["model"], []).append(row)
+        return groups
+
+    @cached_property
+    def baseline(self) -> str | None:
+        """The method that the others are compared with."""
+        named = self.recorded("benchmark", "baseline")
+        compared = records(self.run.comparisons)
+        return named or (str(compared[0]["baseline"]) if compared else None)
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The name of each cell within its model: the method, and what tells it from its like."""
+        return {row["cell"]: self._label(row) for row in self.rows}
+
+    def _label(self, row: Row) -> str:
+        alike = [r for r in self.models[row["model"]] if r["method"] == row["method"]]
+        name = clip(row["method"], NAME_LENGTH)
+        if len(alike) == 1:
+            return name
+        differing = [
+            f"{key.replace('_', ' ')} {row[key]:g}"
+            for key in self._parameter_columns
+            if number(row.get(key)) is not None and len({str(r.get(key)) for r in alike}) > 1
+        ]
+        return clean(f"{name} ({', '.join(differing)})") if differing else name
+
+    @cached_property
+    def _parameter_columns(self) -> list[str]:
+        """What stands in the table between what a cell is called and what was found."""
+        columns = [str(column) for column in self.run.table.columns]
+        end = columns.index("n_images") if "n_images" in columns else 0
+        return [c for c in columns[:end] if c not in ("cell", "model", "method", "guider")]
+
+    def why_unscored(self, cell: str) -> str:
+        """Return why a cell has no score: the most frequent reason of its images."""
+        reasons = (r.get("unscored_reason") for r in self.images if r["cell"] == cell)
+        return most_frequent(reasons) or "reason not recorded"
+
+    def why_undefined(self, cell: str) -> str:
+        """Return why a cell has no diversity: the most frequent reason of its prompts."""
+        found = (r.get("reason") for r in records(self.run.diversity) if r["cell"] == cell)
+        return most_frequent(found) or "reason not recorded"
+
+
+def read_evidence(folder: RunFolder) -> Evidence:
+    """Read a run folder, and nothing else.
+
+    Raises:
+        UsageError: it is no run folder, or has no table yet.
+    """
+    run = open_run(folder.path)
+    scores = _recorded_scores(run)
+    found = scores if scores is not None else _scores_by_columns(run.table)
+    return Evidence(run, measures(found), rubric_is_recorded=scores is not None)
+
+
+def _recorded_scores(run: Run) -> dict[str, Score] | None:
+    """Return the rubric's scores that the table has; None if the rubric was not recorded."""
+    rubric = run.manifest.get("rubric")
+    stated = rubric.get("scores") if isinstance(rubric, dict) else None
+    if not isinstance(stated, dict):
+        return None if _scores_by_columns(run.table) else {}
+    try:
+        scores = {column: Score.model_validate(score) for column, score in stated.items()}
+    except ValidationError:
+        return None
+    return {column: score for column, score in scores.items() if column in run.table.columns}
+
+
+def _scores_by_columns(table: pd.DataFrame) -> dict[str, Score]:
+    """Return a score for each `x` that has a product `div_x`, as a run without a rubric has."""
+    columns = [str(column) for column in table.columns]
+    return {c: Score(key=c, display_name=c.upper()) for c in columns if f"div_{c}" in columns}
+
+
+def records(table: pd.DataFrame) -> list[Row]:
+    """Return a table as one mapping a row."""
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def text_of(value: object) -> str | None:
+    """Return the text in a cell of a table; None for the NaN that stands for no text."""
+    return value if isinstance(value, str) and value else None
+
+
+def tally(reasons: Iterable[object]) -> list[tuple[str, int]]:
+    """Return the distinct texts and how often each stands there, the most frequent first."""
+    found = Counter(clip(reason, REASON_LENGTH) for reason in reasons if text_of(reason))
+    return sorted(found.items(), key=lambda item: (-item[1], item[0]))
+
+
+def most_frequent(reasons: Iterable[object]) -> str | None:
+    """Return the text that stands there most often."""
+    return next((reason for reason, _ in tally(reasons)), None)

@@ -1,0 +1,67 @@
+"""The report as PDF, set by typst."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import matplotlib
+import typst
+from matplotlib.ft2font import FT2Font
+
+from autolora_eval.files import written_whole
+from autolora_eval.report.content import Content
+
+
+def write_pdf(content: Content, figure: Path, path: Path) -> None:
+    """Write the report as PDF.
+
+    Everything a user wrote reaches typst as JSON, never as typst source.
+
+    Args:
+        content: what it says.
+        figure: the figure, SVG.
+        path: where to write.
+    """
+    with tempfile.TemporaryDirectory(prefix="autolora-eval-") as name:
+        document = _lay_out(content, figure, Path(name))
+        with written_whole(path) as temporary:
+            typst.compile(
+                str(document),
+                output=str(temporary),
+                root=name,
+                format="pdf",
+                font_paths=[str(_fonts())],
+                ignore_system_fonts=_own_fonts_suffice(content),
+            )
+
+
+def _lay_out(content: Content, figure: Path, folder: Path) -> Path:
+    """Put the template, the data and the pictures where typst may read them."""
+    template = resources.files("autolora_eval.report") / "templates" / "report.typ"
+    document = folder / "report.typ"
+    document.write_bytes(template.read_bytes())
+    (folder / "data.json").write_text(json.dumps(content.as_data()), encoding="utf-8")
+    shutil.copyfile(figure, folder / "figure.svg")
+    for name, data in content.grids.thumbnails.items():
+        (folder / name).write_bytes(data)
+    return document
+
+
+def _fonts() -> Path:
+    """Return the folder of the fonts that matplotlib brings: those of the figure's text."""
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+def _own_fonts_suffice(content: Content) -> bool:
+    """Tell whether the fonts that come with the packages have every character of the report.
+
+    Where they do, the PDF is the same on every machine; where they do not, as for prompts in
+    Chinese, the machine's own fonts are better than empty boxes.
+    """
+    known = FT2Font(str(_fonts() / "DejaVuSans.ttf")).get_charmap()
+    text = json.dumps(content.as_data(), ensure_ascii=False)
+    return all(ord(character) in known or character.isspace() for character in set(text))

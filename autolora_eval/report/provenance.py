@@ -1,0 +1,208 @@
+"""Where the numbers come from: the methods as run, and the essentials of the manifest."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Literal
+
+from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
+from autolora_eval.report.text import NOT_RECORDED, clean, clip, count, number, of
+
+VALUE_LENGTH = 300
+_SCRIPT = re.compile(r"([\^_])(?:\{([^}]*)\}|([^\W_]+))")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of an equation: on the line, raised or lowered."""
+
+    text: str
+    place: Literal["line", "sup", "sub"]
+
+
+@dataclass(frozen=True)
+class MethodAsRun:
+    """What a method is, and how it was run.
+
+    Attributes:
+        name: as in tables.
+        guider: the rule.
+        equation: in pieces.
+        summary: in words.
+        source: where it comes from.
+        settings: its parameters and passes, one line for each distinct setting.
+    """
+
+    name: str
+    guider: str
+    equation: list[Part]
+    summary: str
+    source: str
+    settings: list[str]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the manifest."""
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A part of the manifest."""
+
+    title: str
+    facts: list[Fact]
+
+
+def methods(evidence: Evidence) -> list[MethodAsRun]:
+    """Return the methods in order of the table, each once, with its settings on each model."""
+    listed = evidence.recorded("cells")
+    groups: dict[str, list[Row]] = {}
+    for cell in listed if isinstance(listed, list) else []:
+        if isinstance(cell, dict):
+            groups.setdefault(str(cell.get("method", NOT_RECORDED)), []).append(cell)
+    return [_method(name, cells) for name, cells in groups.items()]
+
+
+def _method(name: str, cells: list[Row]) -> MethodAsRun:
+    first = cells[0]
+    by_setting: dict[str, list[str]] = {}
+    for cell in cells:
+        by_setting.setdefault(_setting(cell), []).append(clip(cell.get("model"), NAME_LENGTH))
+    if len(by_setting) == 1:
+        settings = list(by_setting)
+    else:
+        settings = [f"{', '.join(models)}: {setting}" for setting, models in by_setting.items()]
+    return MethodAsRun(
+        name=clip(name, NAME_LENGTH),
+        guider=_text(first.get("guider")),
+        equation=equation_parts(_text(first.get("equation"))),
+        summary=_text(first.get("summary")),
+        source=_text(first.get("source")),
+        settings=settings,
+    )
+
+
+def _setting(cell: Row) -> str:
+    parameters = cell.get("parameters")
+    stated = parameters if isinstance(parameters, dict) else {}
+    named = [f"{key} = {value}" for key, value in stated.items() if value is not None]
+    nfe = number(cell.get("nfe"))
+    passes = "passes per image not recorded" if nfe is None else f"{count(nfe)} passes per image"
+    return clip("; ".join([", ".join(named) or "no parameters", passes]), VALUE_LENGTH)
+
+
+def equation_parts(equation: str) -> list[Part]:
+    """Cut an equation at `^{…}`, `^x`, `_{…}` and `_x`; anything else stays as it is written."""
+    parts: list[Part] = []
+    end = 0
+    for match in _SCRIPT.finditer(equation):
+        if match.start() > end:
+            parts.append(Part(equation[end : match.start()], "line"))
+        text = match[2] if match[2] is not None else match[3]
+        parts.append(Part(text, "sup" if match[1] == "^" else "sub"))
+        end = match.end()
+    return [*parts, Part(equation[end:], "line")] if equation[end:] else parts
+
+
+def manifest_facts(evidence: Evidence) -> list[Facts]:
+    """Return the essentials of the manifest; what an older run lacks is said to be lacking."""
+    return [
+        _benchmark(evidence),
+        *(_model(name, model) for name, model in evidence.section("models").items()),
+        Facts("Features", _flat(evidence.section("features"))),
+        Facts("Judge", _judge(evidence)),
+        Facts("Software", _software(evidence)),
+        Facts("Hardware", _flat(evidence.section("hardware"))),
+        Facts("Stages", _stages(evidence)),
+    ]
+
+
+def _benchmark(evidence: Evidence) -> Facts:
+    file = evidence.recorded("benchmark_file")
+    prompts, seeds = evidence.recorded("prompts"), evidence.recorded("seeds")
+    settings = evidence.section("benchmark")
+    facts = {
+        # The folder it lies in says something of the machine, and nothing of the run.
+        "file": None if file is None else PurePath(str(file)).name,
+        "SHA-256": evidence.recorded("benchmark_sha256"),
+        "prompts": len(prompts) if isinstance(prompts, list) else None,
+        "prompt file": settings.get("prompts") if isinstance(settings.get("prompts"), str) else "",
+        "seeds": _seeds(seeds) if isinstance(seeds, list) else None,
+        "baseline": evidence.baseline,
+        "device": settings.get("device"),
+        "dtype": settings.get("dtype"),
+        "batch size": settings.get("batch_size"),
+    }
+    return Facts("Benchmark", [Fact(key, _text(v)) for key, v in facts.items() if v != ""])
+
+
+def _seeds(seeds: list[Any]) -> str:
+    if seeds and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{of(len(seeds), 'seed')}, {seeds[0]} to {seeds[-1]}"
+    return f"{of(len(seeds), 'seed')}: {', '.join(map(str, seeds))}"
+
+
+def _model(name: str, model: object) -> Facts:
+    return Facts(
+        f"Model {clip(name, NAME_LENGTH)}", _flat(model if isinstance(model, dict) else {})
+    )
+
+
+def _judge(evidence: Evidence) -> list[Fact]:
+    if "judge" in evidence.run.manifest and evidence.recorded("judge") is None:
+        return [Fact("judge", "none: only diversity was measured")]
+    rubric = evidence.section("rubric")
+    named = {"rubric source": rubric["source"]} if rubric.get("source") else {}
+    return _flat({**evidence.section("judge"), **named})
+
+
+def _software(evidence: Evidence) -> list[Fact]:
+    own = [Fact("autolora-eval", _text(evidence.recorded("autolora_eval_version")))]
+    packages = evidence.section("packages")
+    return own + [Fact(clean(name), _text(packages[name])) for name in sorted(packages)]
+
+
+def _stages(evidence: Evidence) -> list[Fact]:
+    stages = evidence.section("stages")
+    facts = [Fact(clean(name), _stage(stage)) for name, stage in stages.items()]
+    return facts or [Fact("times", NOT_RECORDED)]
+
+
+def _stage(stage: object) -> str:
+    if not isinstance(stage, dict):
+        return NOT_RECORDED
+    seconds = number(stage.get("seconds"))
+    time = "time not recorded" if seconds is None else f"{seconds:,.1f} s"
+    counts = [
+        f"{count(stage[key])} {key}"
+        for key in ("done", "reused")
+        if number(stage.get(key)) is not None
+    ]
+    return ", ".join([time, *counts])
+
+
+def _flat(mapping: Row, prefix: str = "") -> list[Fact]:
+    """Return a mapping, and the mappings within it, as lines."""
+    facts: list[Fact] = []
+    for key, value in mapping.items():
+        name = f"{prefix}{clean(key)}".replace("_", " ")
+        if isinstance(value, dict):
+            facts += _flat(value, f"{name} ")
+        else:
+            facts.append(Fact(name, _text(value)))
+    return facts or ([] if prefix else [Fact("all of it", NOT_RECORDED)])
+
+
+def _text(value: object) -> str:
+    """Return a value of the manifest as text; a missing one is said to be missing."""
+    if value is None or value == "":
+        return NOT_RECORDED
+    if isinstance(value, list):
+        return clip(" × ".join(map(str, value)), VALUE_LENGTH)
+    return clip(value, VALUE_LENGTH)

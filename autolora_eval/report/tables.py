@@ -1,0 +1,277 @@
+"""The tables of a report: what was measured, what was published, what differs, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autolora_eval.analysis.measures import Measure
+from autolora_eval.report.evidence import Evidence, Row, records
+from autolora_eval.report.text import (
+    DASH,
+    clean,
+    clip,
+    count,
+    fixed,
+    interval,
+    number,
+    p_value,
+)
+
+# A4 holds no more columns with an interval each.
+MEASURES_PER_TABLE = 6
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place of a table.
+
+    Attributes:
+        text: the number.
+        sub: what stands small below it.
+        bold: whether it is the best of its model.
+        mark: letter of the note that says why there is no number.
+    """
+
+    text: str
+    sub: str = ""
+    bold: bool = False
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: its label and one entry a column."""
+
+    label: str
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one model."""
+
+    name: str
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A note below a table."""
+
+    mark: str
+    text: str
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table with the cells grouped by model."""
+
+    caption: str
+    columns: list[str]
+    groups: list[Group]
+    notes: list[Note]
+
+
+class _Notes:
+    """Gives every distinct reason a letter, in order of appearance."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, str] = {}
+
+    def mark(self, reason: str) -> str:
+        n = len(self._marks)
+        letter = _LETTERS[n % 26] * (n // 26 + 1)
+        return self._marks.setdefault(reason, letter)
+
+    def listed(self) -> list[Note]:
+        return [Note(mark, reason) for reason, mark in self._marks.items()]
+
+
+def headline(evidence: Evidence) -> list[ResultTable]:
+    """Return the result table: each measure with its interval, and the passes per image.
+
+    It is cut into several tables where a rubric has too many scores for the width of a page.
+    """
+    return [_headline_part(evidence, part) for part in _parts(evidence.measured)]
+
+
+def _parts(measured: Sequence[Measure]) -> list[Sequence[Measure]]:
+    return [
+        measured[n : n + MEASURES_PER_TABLE] for n in range(0, len(measured), MEASURES_PER_TABLE)
+    ]
+
+
+def _headline_part(evidence: Evidence, part: Sequence[Measure]) -> ResultTable:
+    notes = _Notes()
+    groups = []
+    for model, rows in evidence.models.items():
+        best = {measure.column: _best(rows, measure) for measure in part}
+        lines = []
+        for row in rows:
+            entries = [_value(evidence, row, m, best[m.column], notes) for m in part]
+            lines.append(
+                Line(evidence.labels[row["cell"]], [*entries, Entry(count(row.get("nfe")))])
+            )
+        groups.append(Group(clip(model, 80), lines))
+    caption = (
+        f"{', '.join(f'{m.label}: {clean(m.display_name)}' for m in part)}. "
+        f"{_units(evidence)} Best of each model in bold; the arrow says which direction is better. "
+        "NFE: denoiser passes for one image."
+    )
+    return ResultTable(caption, [*map(_head, part), "NFE"], groups, notes.listed())
+
+
+def _units(evidence: Evidence) -> str:
+    """Say what the intervals are, and over what they are taken where the comparisons tell."""
+    units = {str(row["unit"]) for row in records(evidence.run.comparisons) if row.get("unit")}
+    over = f" over {units.pop()}s" if len(units) == 1 else ""
+    return f"In brackets: 95 % intervals{over}."
+
+
+def _head(measure: Measure) -> str:
+    return f"{measure.label} {measure.arrow}"
+
+
+def _best(rows: list[Row], measure: Measure) -> str | None:
+    """Return the best value as it is printed; None where there is nothing to be better than."""
+    values = [v for v in (number(row.get(measure.column)) for row in rows) if v is not None]
+    if len(values) < 2:
+        return None
+    return fixed(max(values) if measure.higher_is_better else min(values))
+
+
+def _value(
+    evidence: Evidence, row: Row, measure: Measure, best: str | None, notes: _Notes
+) -> Entry:
+    value = row.get(measure.column)
+    if number(value) is None:
+        return Entry(DASH, mark=notes.mark(_why_missing(evidence, row["cell"], measure)))
+    text = fixed(value)
+    within = interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
+    return Entry(text, within or "no interval", bold=text == best)
+
+
+def _why_missing(evidence: Evidence, cell: str, measure: Measure) -> str:
+    """Return why a cell lacks a measure; a product lacks what either of its factors lacks."""
+    no_diversity = f"diversity is undefined: {evidence.why_undefined(cell)}"
+    if measure.kind == "diversity":
+        return no_diversity
+    no_score = f"no image was scored: {evidence.why_unscored(cell)}"
+    if measure.kind == "score":
+        return no_score
+    row = next(r for r in evidence.rows if r["cell"] == cell)
+    lacking = []
+    if number(row.get("diversity")) is None:
+        lacking.append(no_diversity)
+    if number(row.get(measure.column.removeprefix("div_"))) is None:
+        lacking.append(no_score)
+    return "; ".join(lacking) or "reason not recorded"
+
+
+def references(evidence: Evidence) -> ResultTable | None:
+    """Return the published values and how far the run is from each; None without any."""
+    columns = set(evidence.run.table.columns)
+    part = [m for m in evidence.measured if f"{m.column}_reference" in columns]
+    part = [
+        m
+        for m in part
+        if any(number(r.get(f"{m.column}_reference")) is not None for r in evidence.rows)
+    ]
+    if not part:
+        return None
+
+    def entry(row: Row, measure: Measure) -> Entry:
+        ours, published = (
+            number(row.get(measure.column)),
+            number(row.get(f"{measure.column}_reference")),
+        )
+        if published is None or ours is None:
+            return Entry(fixed(published))
+        return Entry(
+            fixed(published), f"{fixed(ours)} here\n({fixed(ours - published, signed=True)})"
+        )
+
+    caption = (
+        "Published values. Below each, in small type: the value of this run, and in brackets how "
+        "far it is above the published one."
+    )
+    return _grouped(evidence, caption, part, entry)
+
+
+def differences(evidence: Evidence) -> list[ResultTable]:
+    """Return the paired differences from the baseline; empty where nothing was compared."""
+    compared = {
+        (str(row["model"]), str(row["method"]), str(row["measure"])): row
+        for row in records(evidence.run.comparisons)
+    }
+    if not compared:
+        return []
+
+    def entry(row: Row, measure: Measure) -> Entry:
+        if row["method"] == evidence.baseline:
+            return Entry("baseline")
+        found = compared.get((str(row["model"]), str(row["method"]), measure.column), {})
+        within = interval(found.get("low"), found.get("high"), signed=True)
+        p = number(found.get("p_holm"))
+        below = [within] if within else []
+        below += [p_value(p)] if p is not None else []
+        return Entry(fixed(found.get("difference"), signed=True), "\n".join(below))
+
+    caption = (
+        f"Paired differences from {clip(evidence.baseline, 80)}, with 95 % intervals; p by the "
+        "Wilcoxon signed-rank test, Holm-corrected over the comparisons of the run."
+    )
+    return [_grouped(evidence, caption, part, entry) for part in _parts(evidence.measured)]
+
+
+def accounting(evidence: Evidence) -> ResultTable:
+    """Return how many images and prompts each row rests on, and the products by prompt."""
+    counted = {
+        "n_images": "Images",
+        "n_missing": "Missing",
+        "n_unscored": "Unscored",
+        "n_undefined_prompts": "Undefined prompts",
+    }
+    by_prompt = {
+        f"{m.column}_prompt_mean": f"{m.label} by prompt"
+        for m in evidence.measured
+        if m.kind == "product" and f"{m.column}_prompt_mean" in evidence.run.table.columns
+    }
+    groups = [
+        Group(
+            clip(model, 80),
+            [
+                Line(
+                    evidence.labels[row["cell"]],
+                    [Entry(count(row.get(column))) for column in counted]
+                    + [Entry(fixed(row.get(column))) for column in by_prompt],
+                )
+                for row in rows
+            ],
+        )
+        for model, rows in evidence.models.items()
+    ]
+    caption = "What each row rests on." + (
+        " By prompt: the mean of each prompt's own product, beside the product of the means above."
+        if by_prompt
+        else ""
+    )
+    return ResultTable(caption, [*counted.values(), *by_prompt.values()], groups, [])
+
+
+def _grouped(
+    evidence: Evidence,
+    caption: str,
+    part: Sequence[Measure],
+    entry: Callable[[Row, Measure], Entry],
+) -> ResultTable:
+    groups = [
+        Group(
+            clip(model, 80),
+            [Line(evidence.labels[row["cell"]], [entry(row, m) for m in part]) for row in rows],
+        )
+        for model, rows in evidence.models.items()
+    ]
+    return ResultTable(caption, [_head(m) for m in part], groups, [])
