@@ -41,7 +41,7 @@ def test_there_are_56_of_them() -> None:
 def test_the_product_is_that_of_the_cell_means(
     diversity: float, score: float, product: float
 ) -> None:
-    """(D + δ)(S + σ) − DS = Dσ + Sδ + δσ, with |δ|, |σ| ≤ ½·10⁻³, and the product is rounded too."""
+    """(D + δ)(S + σ) − DS = Dσ + Sδ + δσ, with |δ|, |σ| ≤ ½·10⁻³; the product is rounded too."""
     tolerance = HALF * (diversity + score) + HALF**2 + HALF
     assert abs(diversity * score - product) <= tolerance
 

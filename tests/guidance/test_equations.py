@@ -1,4 +1,4 @@
-"""The paper's equations as closed forms and laws, and the steps and passes that follow from them."""
+"""The paper's equations as closed forms and laws, and the steps and passes that follow."""
 
 from __future__ import annotations
 

@@ -1,0 +1,188 @@
+"""Files are whole or absent, keys say what they hold, and names stay within their folder."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import pytest
+
+from autolora_eval.files import (
+    content_key,
+    prompt_folder,
+    read_jsonl,
+    sha256_file,
+    sha256_folder,
+    slug,
+    write_json,
+    write_jsonl,
+    write_text,
+    written_whole,
+)
+
+SAFE = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+._-")
+HOSTILE = [
+    "",
+    " ",
+    ".",
+    "..",
+    "...",
+    "../../x",
+    "..\\..\\x",
+    "/etc/passwd",
+    "C:\\x",
+    "~/x",
+    '<>:"/\\|?*',
+    "con",
+    "NUL.txt",
+    "a\nb",
+    "a\0b",
+    "trailing dot.",
+    "trailing space ",
+    "-rf",
+    ".hidden",
+    "кошка",
+    "猫",
+    "🐱",
+    "e\u0301",
+    "\u202egnp.exe",
+    "x" * 10_000,
+    "日" * 10_000,
+    "%2e%2e%2f",
+    "$(reboot)",
+]
+
+
+def write_half(path: Path, error: BaseException) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+
+
+def test_a_block_that_raises_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="half-way"):
+        write_half(path, RuntimeError("half-way"))
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_first_write_that_raises_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "new" / "a.png", KeyboardInterrupt())
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_nothing_is_to_be_seen_until_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "image.png"
+    with written_whole(path) as temporary:
+        temporary.write_bytes(b"content")
+        assert not path.exists()
+        assert temporary.parent == path.parent, "a rename is atomic within one file system only"
+        assert temporary.suffix == ".png"
+    assert path.read_bytes() == b"content"
+    assert [p.name for p in path.parent.iterdir()] == ["image.png"]
+
+
+def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "x")
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_text_is_utf8_with_plain_line_breaks(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "γ\nε\n")
+    assert (tmp_path / "a.txt").read_bytes() == "γ\nε\n".encode()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_json_that_others_could_not_read_is_not_written(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"value": value})
+    with pytest.raises(ValueError, match="JSON"):
+        write_jsonl(tmp_path / "a.jsonl", [{"value": 1}, {"value": value}])
+    assert list(tmp_path.iterdir()) == []
+
+
+ROWS = [{"raw": "line\nbreak\r\u2028 \u0085 'γ'"}, {"score": 4.5, "reason": None}, {"raw": "猫"}]
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    assert read_jsonl(tmp_path / "a.jsonl") == ROWS
+    assert read_jsonl(tmp_path / "missing.jsonl") == []
+
+
+def test_a_file_torn_at_any_byte_gives_the_rows_that_are_whole(tmp_path: Path) -> None:
+    path, torn = tmp_path / "a.jsonl", tmp_path / "torn.jsonl"
+    write_jsonl(path, ROWS)
+    content = path.read_bytes()
+    for size in range(len(content) + 1):
+        torn.write_bytes(content[:size])
+        assert read_jsonl(torn) == ROWS[: content[:size].count(b"\n")], size
+
+
+def test_a_content_key_depends_on_what_is_said_not_on_the_order_of_keys() -> None:
+    value = {"a": 1, "b": {"c": [1, 2], "d": "γ"}}
+    assert content_key(value) == content_key({"b": {"d": "γ", "c": [1, 2]}, "a": 1})
+    others = [
+        {"a": 2, "b": {"c": [1, 2], "d": "γ"}},
+        {"a": 1, "b": {"c": [2, 1], "d": "γ"}},
+        {"a": 1, "b": {"c": [1, 2], "d": "y"}},
+        {"a": 1, "b": {"c": [1, 2]}, "d": "γ"},
+        {"a": "1", "b": {"c": [1, 2], "d": "γ"}},
+    ]
+    assert len({content_key(other) for other in [value, *others]}) == 6
+    assert len(content_key(value)) == 16
+
+
+def test_a_folder_hash_sees_names_and_contents_of_the_named_suffixes_only(tmp_path: Path) -> None:
+    def make(name: str, files: dict[str, str]) -> str:
+        for file, text in files.items():
+            write_text(tmp_path / name / file, text)
+        return sha256_folder(tmp_path / name, (".json",))
+
+    first = make("a", {"x.json": "1", "b/y.json": "2"})
+    assert make("same", {"b/y.json": "2", "x.json": "1", "note.txt": "3"}) == first
+    assert make("renamed", {"z.json": "1", "b/y.json": "2"}) != first
+    assert make("changed", {"x.json": "1", "b/y.json": "3"}) != first
+    expected = hashlib.sha256(b"1").hexdigest()
+    assert sha256_file(tmp_path / "a" / "x.json") == expected
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("make", [slug, prompt_folder])
+def test_a_name_is_one_safe_component(tmp_path: Path, make, name: str) -> None:
+    made = make(name)
+    assert set(made) <= SAFE
+    assert made.strip(".-") == made != ""
+    assert (tmp_path / made).resolve().parent == tmp_path.resolve()
+
+
+@pytest.mark.parametrize("prompt", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_prompt_folder_can_be_made_everywhere(tmp_path: Path, prompt: str) -> None:
+    made = prompt_folder(prompt)
+    assert len(made) <= 64
+    assert made.split("-")[-1] == hashlib.sha256(prompt.encode()).hexdigest()[:12]
+    (tmp_path / made).mkdir()
+
+
+def test_prompts_that_read_alike_have_folders_of_their_own() -> None:
+    alike = ["a cat", "A cat", "a  cat", "a cat ", "a-cat", "a/cat", "é", "e\u0301", *HOSTILE]
+    alike += ["x" * 9_999, "x" * 9_998 + "y"]
+    assert len({prompt_folder(prompt).lower() for prompt in alike}) == len(set(alike))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("AutoLoRA+CFG", "AutoLoRA+CFG"),
+        ("SD3 Medium", "SD3-Medium"),
+        ("γ = 1.5", "1.5"),
+        ("../../x", "x"),
+        ("猫", "unnamed"),
+    ],
+)
+def test_a_slug_stays_readable(name: str, expected: str) -> None:
+    assert slug(name) == expected
