@@ -28,12 +28,13 @@ class MissingDependencyError(AutoLoRAEvalError):
         )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], *, or_list: bool = True) -> str:
     """Return " Did you mean 'x'?" for the nearest of `known`, or the list of them all.
 
     Args:
         word: what the user wrote.
         known: what would have been accepted.
+        or_list: list them all if none is near.
 
     Returns:
         A sentence with a leading blank; empty if there is nothing to suggest.
@@ -43,4 +44,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     if near:
         return f" Did you mean '{lowered[near[0]]}'?"
-    return f" Known: {', '.join(choices)}." if choices else ""
+    return f" Known: {', '.join(choices)}." if choices and or_list else ""

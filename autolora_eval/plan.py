@@ -116,8 +116,11 @@ def make_plan(
         limit_seeds: take only the first so many seeds.
 
     Raises:
-        UsageError: two cells would be the same, or would share a folder.
+        UsageError: two cells would be the same, or would share a folder, or a limit is below 1.
     """
+    for what, limit in (("prompts", limit_prompts), ("seeds", limit_seeds)):
+        if limit is not None and limit < 1:
+            raise UsageError(f"the limit of {what} must be at least 1 (got {limit}).")
     cells = tuple(
         _cell(model, method)
         for model, method in itertools.product(
@@ -149,6 +152,8 @@ def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> N
     seen: dict[str, Cell] = {}
     for cell in cells:
         model = cell.model.spec.model_dump(mode="json")
+        found = (cell.model.pipeline.location, cell.model.lora.location)
+        model["pipeline"], model["lora"]["path"] = found  # "lora" and "./lora" are one place
         same_work = content_key({"model": model, "columns": cell.columns})
         # File systems that ignore case would put two folders into one.
         for key in (f"folder {cell.id.lower()}", f"work {same_work}"):

@@ -17,7 +17,7 @@ def read_prompts(path: Path) -> list[str]:
         UsageError: not a readable UTF-8 file, empty, too long a line, or a prompt twice.
     """
     try:
-        # Not `splitlines`, which also breaks at characters that belong to a prompt (U+2028, U+0085).
+        # Not `splitlines`: it also breaks at characters that can stand in a prompt (U+2028).
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UsageError(

@@ -60,9 +60,12 @@ class Lookup:
 
     def find(self, reference: str) -> Path | None:
         """Return the first place where `reference` exists."""
-        path = Path(reference).expanduser()
-        places = [path] if path.is_absolute() else [folder / path for folder in self.folders]
-        return next((place.resolve() for place in places if place.exists()), None)
+        try:
+            path = Path(reference).expanduser()
+            places = [path] if path.is_absolute() else [folder / path for folder in self.folders]
+            return next((place.resolve() for place in places if place.exists()), None)
+        except (OSError, RuntimeError):  # no name of a file: too long, or the home of nobody
+            return None
 
     def file(self, reference: str, what: str) -> Path:
         """Return the file that `reference` names.
@@ -73,13 +76,17 @@ class Lookup:
         found = self.find(reference)
         if found is None or not found.is_file():
             places = ", ".join(str(folder) for folder in self.folders)
-            near = did_you_mean(Path(reference).name, self._neighbours(reference))
-            raise UsageError(f"no such {what}: '{reference}' (looked in {places}).{near}")
+            near = did_you_mean(Path(reference).name, self._neighbours(reference), or_list=False)
+            raise UsageError(f"no such {what}: '{reference:.300}' (looked in {places}).{near}")
         return found
 
     def _neighbours(self, reference: str) -> list[str]:
         parents = (folder / Path(reference).parent for folder in self.folders)
-        return sorted({p.name for d in parents if d.is_dir() for p in d.iterdir() if p.is_file()})
+        try:
+            files = (p for d in parents if d.is_dir() for p in d.iterdir() if p.is_file())
+            return sorted({path.name for path in files})
+        except OSError:
+            return []
 
 
 def find_model(reference: str, revision: str | None, lookup: Lookup, marker: str) -> Source:
@@ -95,6 +102,7 @@ def find_model(reference: str, revision: str | None, lookup: Lookup, marker: str
         UsageError: neither a folder with `marker` and safe weights nor a hub id.
     """
     if reference.startswith(MINIATURE):
+        _refuse_revision(reference, revision)
         return Source(reference, "folder", str(_miniature(reference)))
     found = lookup.find(reference)
     if found is None and _HUB_ID.match(reference):
@@ -109,8 +117,7 @@ def find_model(reference: str, revision: str | None, lookup: Lookup, marker: str
             f"'{reference}' has no {marker}, so it is not a model in the diffusers/transformers "
             "layout. Write one with save_pretrained."
         )
-    if revision is not None:
-        raise UsageError(f"a revision belongs to a hub id, but '{reference}' is a folder here.")
+    _refuse_revision(reference, revision)
     _refuse_pickles(found, reference)
     return Source(reference, "folder", str(found))
 
@@ -123,7 +130,10 @@ def find_lora(
     Raises:
         UsageError: nothing there, several weight files and no `weight_name`, or a pickle.
     """
+    if weight_name is not None and Path(weight_name).suffix in _PICKLES:
+        raise UsageError(f"weight_name '{weight_name}' is a pickle: {PICKLE_ADVICE}")
     if reference.startswith(MINIATURE):
+        _refuse_revision(reference, revision)
         return _lora_in(_miniature(reference), weight_name, reference)
     found = lookup.find(reference)
     if Path(reference).suffix in _PICKLES:
@@ -136,10 +146,15 @@ def find_lora(
             "hub id such as 'owner/name'. A LoRA from civitai needs a login there: download the "
             "file yourself and name its path here."
         )
+    _refuse_revision(reference, revision)
     if found.is_dir():
         return _lora_in(found, weight_name, reference)
     if found.suffix != ".safetensors":
         raise UsageError(f"'{reference}' is not a .safetensors file.")
+    if weight_name is not None:
+        raise UsageError(
+            f"a weight_name belongs to a folder or hub id, but '{reference}' is a file: remove it."
+        )
     return Source(reference, "file", str(found))
 
 
@@ -157,6 +172,13 @@ def _lora_in(folder: Path, weight_name: str | None, reference: str) -> Source:
             "Name one with weight_name."
         )
     return Source(reference, "file", str(folder / (weight_name or names[0])))
+
+
+def _refuse_revision(reference: str, revision: str | None) -> None:
+    if revision is not None:
+        raise UsageError(
+            f"a revision belongs to a hub id, but '{reference}' is on this machine: remove it."
+        )
 
 
 def _refuse_pickles(folder: Path, reference: str) -> None:
