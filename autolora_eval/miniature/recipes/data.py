@@ -79,6 +79,6 @@ def to_tensor(images: npt.NDArray[np.uint8]) -> torch.Tensor:
 
 
 def to_images(pictures: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """float [N, 3, H, W] about [-1, 1] to uint8 [N, H, W, 3]."""
+    """Float [N, 3, H, W] about [-1, 1] to uint8 [N, H, W, 3]."""
     scaled = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())

@@ -194,7 +194,7 @@ def _body(colour: FloatArray, pose: Pose, rng: np.random.Generator) -> FloatArra
 def _edge(mask: Image.Image, width: float) -> FloatArray:
     """A soft line along a mask's border: float32 [64, 64, 1] in [0, 1]."""
     blurred = coverage(mask.filter(ImageFilter.GaussianBlur(width)), SIZE)
-    return np.clip(1.6 - 4 * np.abs(blurred - 0.5), 0, 1)[..., None]
+    return np.asarray(np.clip(1.6 - 4 * np.abs(blurred - 0.5), 0, 1)[..., None])
 
 
 def _shifted(mask: Image.Image, pixels: float) -> Image.Image:
@@ -245,7 +245,8 @@ def paint(
         image = image * (1 - line) + (colour * 0.3 if light else np.full(3, 200.0)) * line
     angle = rng.uniform(0, 2 * math.pi)
     lighting = 1 + rng.uniform(0, 0.1) * (_X * math.cos(angle) + _Y * math.sin(angle))
-    return np.clip(image * lighting[..., None], 0, 255).astype(np.uint8)
+    picture: Picture = np.clip(image * lighting[..., None], 0, 255).astype(np.uint8)
+    return picture
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Picture:
@@ -263,7 +264,7 @@ def _neighbours(cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 def enlarge(cells: Picture) -> Picture:
     """Blow uint8 [grid, grid, 3] up to [64, 64, 3] without interpolation, for any grid."""
     index = np.arange(SIZE) * cells.shape[0] // SIZE
-    return cells[index][:, index]
+    return np.asarray(cells[index][:, index])
 
 
 def paint_cells(
@@ -272,7 +273,7 @@ def paint_cells(
     solid: npt.NDArray[np.bool_],
     inner: npt.NDArray[np.bool_] | None = None,
 ) -> Picture:
-    """Colour a grid of cells in four flat colours: body, its shaded side, outline, ground.
+    """Colour a grid of cells flatly: body, its shaded side, outline, ground, inner detail.
 
     Takes boolean [grid, grid] masks and float32 [3] colours; returns uint8 [grid, grid, 3].
     """

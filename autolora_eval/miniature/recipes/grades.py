@@ -57,7 +57,8 @@ def _shaded(picture: Picture, rng: np.random.Generator, low: float, high: float)
     angle, phase = rng.uniform(0, 2 * math.pi, 2)
     wave = np.sin((x * math.cos(angle) + y * math.sin(angle)) * rng.uniform(9, 16) + phase)
     light = rng.uniform(low, high) * wave[..., None]
-    return np.clip(picture + light, 0, 255).astype(np.uint8)
+    shaded: Picture = np.clip(picture + light, 0, 255).astype(np.uint8)
+    return shaded
 
 
 Degradation = Callable[[Picture, np.random.Generator], Picture]

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from autolora_eval.miniature.recipes.domain import (
@@ -61,7 +62,7 @@ def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
     for word in words:
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
-            pairs = list(zip(parts, parts[1:], strict=False))
+            pairs = list(pairwise(parts))
             at = min(range(len(pairs)), key=lambda i: rank.get(pairs[i], len(rank)))
             rank.setdefault(pairs[at], len(rank))
             parts[at : at + 2] = ["".join(pairs[at])]
@@ -160,7 +161,7 @@ def captions_of(scenes: Sequence[Scene]) -> tuple[list[str], torch.Tensor]:
 
 def _attribute_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     losses = [
-        F.cross_entropy(part, labels[:, k], label_smoothing=0.05)
+        cross_entropy(part, labels[:, k], label_smoothing=0.05)
         for k, part in enumerate(logits.split(_CLASSES, -1))
     ]
     return torch.stack(losses).sum()

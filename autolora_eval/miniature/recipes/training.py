@@ -70,7 +70,7 @@ class Checkpoint:
     interrupted training sees other batches than an uninterrupted one, of the same distribution.
     """
 
-    def __init__(self, path: Path, **parts: Any) -> None:
+    def __init__(self, path: Path, **parts: nn.Module | torch.optim.Optimizer) -> None:
         self.path = path
         self.parts = parts
 
@@ -101,6 +101,7 @@ class Progress:
         self._means: dict[str, float] = {}
 
     def __call__(self, step: int, **values: float) -> None:
+        """Note the values of a step, and print if it is time."""
         for key, value in values.items():
             self._means[key] = 0.97 * self._means.get(key, value) + 0.03 * value
         if (step + 1) % self.every == 0 or step + 1 == self.total:

@@ -1,0 +1,142 @@
+"""A plain sampler for measuring the miniature, independent of the product's guiders.
+
+With ε the prediction of the base model and ε_LoRA that of the model with LoRA, each guided by
+classifier-free guidance of its own scale, it follows ε + γ(ε_LoRA - ε) and makes no pass whose
+coefficient is zero.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from autolora_eval.miniature.recipes.data import to_images
+from autolora_eval.miniature.recipes.training import mixed_precision
+from autolora_eval.miniature.recipes.unet import TIME_IDS
+
+BATCH = 48
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """γ (0: the base alone, 1: the LoRA alone) and the two scales of classifier-free guidance."""
+
+    gamma: float
+    base_scale: float = 1.0
+    lora_scale: float = 1.0
+
+
+def load(sdxl: Path, lora: Path) -> StableDiffusionXLPipeline:
+    """The pipeline in float32 with the LoRA loaded from its folder."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, torch_dtype=torch.float32)
+    pipeline.load_lora_weights(lora)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Conditional and null conditions of a batch: [B, 24, 128] and [B, 64] each."""
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor
+    null_hidden: torch.Tensor
+    null_pooled: torch.Tensor
+
+
+def _prompts(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str]) -> _Prompts:
+    hidden, null_hidden, pooled, null_pooled = pipeline.encode_prompt(
+        list(prompts),
+        do_classifier_free_guidance=True,
+        negative_prompt=[""] * len(prompts),
+    )
+    return _Prompts(hidden, pooled, null_hidden, null_pooled)
+
+
+def _predict(
+    pipeline: StableDiffusionXLPipeline,
+    noisy: torch.Tensor,
+    timestep: torch.Tensor,
+    prompts: _Prompts,
+    scale: float,
+) -> torch.Tensor:
+    """One model's prediction [B, 4, 16, 16], guided by `scale` (1: the conditional pass alone)."""
+    n = len(noisy)
+    hidden, pooled = prompts.hidden, prompts.pooled
+    if scale != 1.0:
+        noisy = torch.cat([noisy, noisy])
+        hidden = torch.cat([hidden, prompts.null_hidden])
+        pooled = torch.cat([pooled, prompts.null_pooled])
+    added = {"text_embeds": pooled, "time_ids": torch.tensor([TIME_IDS]).expand(len(noisy), 6)}
+    out: torch.Tensor = pipeline.unet(noisy, timestep, hidden, added_cond_kwargs=added).sample
+    out = out.float()
+    return out if scale == 1.0 else out[n:] + scale * (out[:n] - out[n:])
+
+
+def _guided(
+    pipeline: StableDiffusionXLPipeline,
+    noisy: torch.Tensor,
+    timestep: torch.Tensor,
+    prompts: _Prompts,
+    guidance: Guidance,
+) -> torch.Tensor:
+    """ε + γ(ε_LoRA - ε), of passes whose coefficient is not zero."""
+    total = torch.zeros_like(noisy)
+    if guidance.gamma != 1.0:
+        pipeline.unet.disable_adapters()
+        base = _predict(pipeline, noisy, timestep, prompts, guidance.base_scale)
+        total = total + (1 - guidance.gamma) * base
+    if guidance.gamma != 0.0:
+        pipeline.unet.enable_adapters()
+        adapted = _predict(pipeline, noisy, timestep, prompts, guidance.lora_scale)
+        total = total + guidance.gamma * adapted
+    return total
+
+
+@torch.no_grad()
+def _batch(
+    pipeline: StableDiffusionXLPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    guidance: Guidance,
+    steps: int,
+) -> npt.NDArray[np.uint8]:
+    encoded = _prompts(pipeline, prompts)
+    scheduler = copy.deepcopy(pipeline.scheduler)
+    scheduler.set_timesteps(steps)
+    noise = [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    latents = torch.stack(noise) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        noisy = scheduler.scale_model_input(latents, timestep)
+        prediction = _guided(pipeline, noisy, timestep, encoded, guidance)
+        latents = scheduler.step(prediction, timestep, latents).prev_sample
+    scale = float(pipeline.vae.config["scaling_factor"])
+    return to_images(pipeline.vae.decode(latents / scale).sample)
+
+
+def sample(
+    pipeline: StableDiffusionXLPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    guidance: Guidance,
+    steps: int = 20,
+    fast: bool = False,
+) -> npt.NDArray[np.uint8]:
+    """Pictures uint8 [N, 64, 64, 3], one for each prompt and seed.
+
+    `fast` computes in bfloat16 where the CPU has it: for training data, not for measuring.
+    """
+    parts = []
+    with mixed_precision() if fast else nullcontext():
+        for i in range(0, len(prompts), BATCH):
+            chosen = slice(i, i + BATCH)
+            parts.append(_batch(pipeline, prompts[chosen], seeds[chosen], guidance, steps))
+    return np.concatenate(parts)

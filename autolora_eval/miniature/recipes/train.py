@@ -1,0 +1,66 @@
+"""Trains all miniatures: `python -m autolora_eval.miniature.recipes.train`.
+
+A stage that has left its result in the work directory is not run again, unless it is named with
+--stage; a stage that was interrupted goes on from its checkpoint where it keeps one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from autolora_eval.miniature.recipes import (
+    evaluate,
+    export,
+    lora,
+    oracle,
+    text,
+    unet,
+    vae,
+)
+
+
+def _evaluate_exported(work_dir: Path) -> None:
+    evaluate.evaluate(work_dir, export.SDXL, export.LORA)
+    export.write_cards(work_dir)
+
+
+# In order. Each takes the work directory and leaves WORK_DIR/<second entry> when it is done.
+STAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "text": (text.train, "text.json"),
+    "vae": (vae.train, "vae.json"),
+    "unet": (unet.train, "unet.json"),
+    "oracle": (oracle.train, "oracle.json"),
+    "lora": (lora.train, "lora.json"),
+    "export": (export.export, "exported.json"),
+    "evaluate": (_evaluate_exported, "evaluation.json"),
+}
+
+
+def main() -> None:
+    """Run the stages named, or all that are not done."""
+    parser = argparse.ArgumentParser(description="Train the miniature models from scratch.")
+    parser.add_argument("--stage", nargs="+", choices=STAGES, help="run these, done or not")
+    parser.add_argument("--work-dir", type=Path, default=Path("build/miniature"))
+    parser.add_argument("--threads", type=int, default=1, help="threads that PyTorch may use")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.work_dir.mkdir(parents=True, exist_ok=True)
+    for name, (run, result) in STAGES.items():
+        wanted = (
+            name in options.stage if options.stage else not (options.work_dir / result).exists()
+        )
+        if wanted:
+            begun = time.monotonic()
+            run(options.work_dir)
+            print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
+        else:
+            print(f"{name}: left as it is", flush=True)
+
+
+if __name__ == "__main__":
+    main()
