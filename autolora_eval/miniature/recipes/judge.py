@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from autolora_eval.miniature.recipes.dinov2 import as_pixel_values
 from autolora_eval.miniature.recipes.domain import training_scenes
 from autolora_eval.miniature.recipes.judge_data import (
     Pictures,
+    Supply,
     asked,
     drawn_prompt_scene,
-    joined,
     matches,
     pictures,
     true_scores,
@@ -44,11 +43,12 @@ class Recipe:
     look_rate: float = 1.2e-3
     read_steps: int = 7_000
     read_rate: float = 1.2e-3
-    images_per_batch: int = 16
-    questions_per_image: int = 3
-    tower_rate: float = 0.35  # the tower's learning rate while reading, relative to the rest
+    images_per_batch: int = 24
+    questions_per_image: int = 2
+    tower_rate: float = 0.5  # the tower's learning rate while reading, relative to the rest
     match_weight: float = 3.0
-    attribute_weight: float = 0.5
+    attribute_weight: float = 1.0
+    generated_share: float = 0.4  # of each batch of the fine-tuning
     weight_decay: float = 0.03
 
 
@@ -187,11 +187,13 @@ def learn_to_look(judge: Judge, shown: Pictures, recipe: Recipe) -> None:
 
 
 def learn_to_read(
-    judge: Judge, tokenizer: PreTrainedTokenizerFast, shown: Pictures, recipe: Recipe
+    judge: Judge, tokenizer: PreTrainedTokenizerFast, supply: Supply, recipe: Recipe
 ) -> None:
-    """Train the whole model to reply, with the match head from the first step."""
+    """Train the whole model to reply, with the match head from the first step.
+
+    Every batch is of new pictures: on a fixed set the tower learns the pictures by heart.
+    """
     questions = Questions(tokenizer, recipe.seed + 3)
-    rng = np.random.default_rng(recipe.seed + 4)
     model = judge.llava.model
     language = [model.language_model, model.multi_modal_projector, judge.llava.lm_head]
     optimiser = optimiser_for(
@@ -200,24 +202,26 @@ def learn_to_read(
     )
     progress = Progress("judge read", 0, recipe.read_steps, every=250)
     for step in descend(optimiser, recipe.read_rate, recipe.read_steps):
-        part = shown.rows(rng.integers(0, len(shown), recipe.images_per_batch))
-        batch = questions.batch(part, recipe.questions_per_image)
+        batch = questions.batch(supply(recipe.images_per_batch), recipe.questions_per_image)
         losses = reading_loss(judge, batch, questions.word_ids, recipe)
         losses["total"].backward()
         progress(step, **{name: value.item() for name, value in losses.items()})
 
 
 def train(recipe: Recipe, directory: Path, scratch: Path) -> Judge:
-    """Train from scratch on drawn pictures and export; checkpoints go to `scratch`."""
+    """Train on drawn pictures and export; each phase's end is kept in `scratch` and not redone."""
     torch.manual_seed(recipe.seed)
     tokenizer = build()
     judge = Judge(tokenizer)
-    shown = pictures(training_scenes(), recipe.pictures, recipe.seed)
-    learn_to_look(judge, shown, recipe)
     scratch.mkdir(parents=True, exist_ok=True)
-    torch.save(judge.state_dict(), scratch / "judge_look.pt")
-    learn_to_read(judge, tokenizer, shown, recipe)
-    torch.save(judge.state_dict(), scratch / "judge_read.pt")
+    looked, read = scratch / "judge_look.pt", scratch / "judge_read.pt"
+    if looked.exists():
+        judge.load_state_dict(torch.load(looked))
+    else:
+        learn_to_look(judge, pictures(training_scenes(), recipe.pictures, recipe.seed), recipe)
+        torch.save(judge.state_dict(), looked)
+    learn_to_read(judge, tokenizer, Supply(recipe.seed + 4), recipe)
+    torch.save(judge.state_dict(), read)
     export(judge, tokenizer, directory)
     return judge
 
@@ -225,15 +229,13 @@ def train(recipe: Recipe, directory: Path, scratch: Path) -> Judge:
 def fine_tune(
     recipe: Recipe, generated: Pictures, checkpoint: Path, directory: Path, scratch: Path
 ) -> Judge:
-    """Go on from a checkpoint, on drawn pictures and as many generated ones."""
+    """Go on from a checkpoint, on drawn and generated pictures of training scenes."""
     torch.manual_seed(recipe.seed + 5)
     tokenizer = build()
     judge = Judge(tokenizer)
     judge.load_state_dict(torch.load(checkpoint))
-    drawn = pictures(training_scenes(), max(len(generated), 10_000), recipe.seed + 6)
-    repeats = math.ceil(len(drawn) / len(generated))
-    index = np.tile(np.arange(len(generated)), repeats)[: len(drawn)]
-    learn_to_read(judge, tokenizer, joined(drawn, generated.rows(index)), recipe)
+    supply = Supply(recipe.seed + 6, generated, recipe.generated_share)
+    learn_to_read(judge, tokenizer, supply, recipe)
     torch.save(judge.state_dict(), scratch / "judge_fine.pt")
     export(judge, tokenizer, directory)
     return judge

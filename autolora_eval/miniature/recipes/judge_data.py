@@ -17,6 +17,7 @@ from autolora_eval.miniature.recipes.domain import (
     Scene,
     caption,
     is_held_out,
+    training_scenes,
 )
 from autolora_eval.miniature.recipes.grades import graded_pixel_art, mangled, prompt_score
 from autolora_eval.miniature.recipes.judge_tokenizer import question
@@ -76,11 +77,10 @@ def spoilt(scene: Scene, rng: np.random.Generator) -> tuple[Picture, int]:
     return picture, CRISP if pixel else FREE
 
 
-def pictures(
-    scenes: Sequence[Scene], count: int, seed: int, mangled_share: float = 0.22
+def drawn(
+    scenes: Sequence[Scene], count: int, rng: np.random.Generator, mangled_share: float = 0.22
 ) -> Pictures:
     """Draw `count` pictures of the scenes, some of them mangled, of all style grades."""
-    rng = np.random.default_rng(seed)
     images, truth, named = [], [], []
     for _ in range(count):
         scene = scenes[int(rng.integers(len(scenes)))]
@@ -91,6 +91,29 @@ def pictures(
         truth.append((NO_OBJECT if broken else shown, colour, background, grade))
         named.append(scene.labels)
     return Pictures(np.stack(images), np.array(truth, np.int64), np.array(named, np.int64))
+
+
+def pictures(
+    scenes: Sequence[Scene], count: int, seed: int, mangled_share: float = 0.22
+) -> Pictures:
+    """The same pictures for the same seed; see `drawn`."""
+    return drawn(scenes, count, np.random.default_rng(seed), mangled_share)
+
+
+class Supply:
+    """New pictures of training scenes for every batch, among them a share of given ones."""
+
+    def __init__(self, seed: int, given: Pictures | None = None, share: float = 0.0) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._given, self._share = given, share
+
+    def __call__(self, count: int) -> Pictures:
+        """The next `count` pictures."""
+        taken = round(self._share * count) if self._given is not None else 0
+        fresh = drawn(training_scenes(), count - taken, self._rng)
+        if self._given is None or not taken:
+            return fresh
+        return joined(fresh, self._given.rows(self._rng.integers(0, len(self._given), taken)))
 
 
 def _other(value: int, rng: np.random.Generator) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -215,6 +216,11 @@ def export(judge: Judge, tokenizer: PreTrainedTokenizerFast, directory: Path) ->
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
     ).save_pretrained(directory)
     processor(tokenizer).save_pretrained(directory)
+    # transformers 5 writes a class name of its own, which older servers do not know.
+    settings = directory / "tokenizer_config.json"
+    written = json.loads(settings.read_text(encoding="utf-8"))
+    written["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def prompt_prefix(text: str) -> str:
