@@ -12,6 +12,9 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.errors import UsageError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -81,3 +84,20 @@ def write_benchmark(workplace: Path) -> Callable[[object], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def problem(write_benchmark: Callable[[object], Path]) -> Callable[[object], str]:
+    """A function that loads a benchmark which has one problem, and returns its line."""
+
+    def load(content: object) -> str:
+        path = write_benchmark(content)
+        with pytest.raises(UsageError) as caught:
+            load_benchmark(path)
+        assert caught.value.exit_code == 2
+        message = str(caught.value)
+        assert "\n" not in message
+        assert message.startswith(str(path))
+        return message
+
+    return load

@@ -102,8 +102,11 @@ def find_benchmark(benchmark: str | Path) -> Path:
     """
     path = Path(benchmark)
     shipped = shipped_benchmarks()
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError:  # no name of a file, such as one that is too long
+        pass
     if str(benchmark) in shipped:
         return shipped[str(benchmark)]
     near = did_you_mean(path.stem, shipped)
@@ -240,6 +243,8 @@ def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:
     Raises:
         UsageError: a configuration file says something else than what diffusers writes.
     """
+    if spec.width and spec.height:
+        return spec.width, spec.height
     side = 1024
     if pipeline.kind == "folder":
         config = _config(pipeline.path, "unet") or _config(pipeline.path, "transformer")
