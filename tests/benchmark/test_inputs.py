@@ -12,6 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.benchmark.prompts import read_prompts
+from autolora_eval.files import sha256_file
+from autolora_eval.resources import shipped_root
 
 Write = Callable[[object], Path]
 
@@ -95,6 +98,13 @@ def test_a_list_of_prompts_that_cannot_be_used(
     problem: Problem, benchmark_data: dict[str, Any], prompts: list[object], says: str
 ) -> None:
     assert says in problem({**benchmark_data, "prompts": prompts})
+
+
+def test_the_shipped_prompts_are_the_papers() -> None:
+    """The SHA-256 of the paper's 30 Pixel-Art prompts, one a line, as typed from its appendix."""
+    path = shipped_root() / "prompts" / "pixel_art.txt"
+    assert sha256_file(path) == "c02dc829c2f72f8677c85812ad8f40452b8c1a58b4d2abf23a2f241fda95dcbf"
+    assert len(read_prompts(path)) == 30
 
 
 # Models
