@@ -140,7 +140,7 @@ def _images_missing(evidence: Evidence) -> list[str]:
     total = sum(missing.values())
     if not total:
         return []
-    where = ", ".join(f"{_cell(evidence, cell)} {n}" for cell, n in missing.items() if n)
+    where = ", ".join(f"{n} of {_cell(evidence, cell)}" for cell, n in missing.items() if n)
     return [f"{of(total, 'image is', 'images are')} missing or cannot be read ({where})."]
 
 

@@ -165,6 +165,8 @@ def _judge(evidence: Evidence) -> list[Fact]:
 def _software(evidence: Evidence) -> list[Fact]:
     own = [Fact("autolora-eval", _text(evidence.recorded("autolora_eval_version")))]
     packages = evidence.section("packages")
+    if not packages:
+        return [*own, Fact("packages", NOT_RECORDED)]
     return own + [Fact(clean(name), _text(packages[name])) for name in sorted(packages)]
 
 
@@ -188,13 +190,17 @@ def _stage(stage: object) -> str:
 
 
 def _flat(mapping: Row, prefix: str = "") -> list[Fact]:
-    """Return a mapping, and the mappings within it, as lines."""
+    """Return a mapping, and the mappings within it, as lines.
+
+    A null says that the key does not apply, as a folder's revision: it is left out. What an older
+    run did not record at all is said not to be recorded.
+    """
     facts: list[Fact] = []
     for key, value in mapping.items():
         name = f"{prefix}{clean(key)}".replace("_", " ")
         if isinstance(value, dict):
             facts += _flat(value, f"{name} ")
-        else:
+        elif value is not None:
             facts.append(Fact(name, _text(value)))
     return facts or ([] if prefix else [Fact("all of it", NOT_RECORDED)])
 

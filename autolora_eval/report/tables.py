@@ -187,8 +187,10 @@ def references(evidence: Evidence) -> ResultTable | None:
             number(row.get(measure.column)),
             number(row.get(f"{measure.column}_reference")),
         )
-        if published is None or ours is None:
-            return Entry(fixed(published))
+        if published is None:
+            return Entry(DASH)
+        if ours is None:
+            return Entry(fixed(published), f"{DASH} here")
         return Entry(
             fixed(published), f"{fixed(ours)} here\n({fixed(ours - published, signed=True)})"
         )

@@ -1,0 +1,69 @@
+"""Independent readers of what a report wrote."""
+
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+from pypdf import PdfReader
+from report.synthetic_run import Tables
+
+from autolora_eval.report import write_report
+from autolora_eval.run_folder import RunFolder
+
+
+class Page(HTMLParser):
+    """An HTML report, taken apart by an independent reader."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+def pdf_text(folder: RunFolder) -> str:
+    """Return the text of the PDF as one line, without its invisible places to break."""
+    pages = PdfReader(folder.report_pdf).pages
+    text = " ".join(page.extract_text() for page in pages).replace("\u200b", "")
+    return " ".join(text.split())
+
+
+def page(folder: RunFolder) -> Page:
+    return Page(folder.report_html.read_text(encoding="utf-8"))
+
+
+def reported(tables: Tables, path: Path) -> RunFolder:
+    folder = tables.write(path)
+    write_report(folder)
+    return folder
+
+
+def svg_texts(folder: RunFolder) -> list[str]:
+    root = ElementTree.parse(folder.figures / "diversity_vs_scores.svg").getroot()
+    return [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]

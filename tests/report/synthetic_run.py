@@ -1,0 +1,263 @@
+"""A synthetic run folder: every file the report reads, made without any model."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from autolora_eval.run_folder import RunFolder
+
+PROMPTS = ["a castle at night, pixel art", "a red fox in the snow, pixel art"]
+METHODS = {
+    "LoRA": ("lora", "ε_LoRA(x, y)", {}, 1),
+    "AutoLoRA": ("autolora", "ε^{w1} + γ (ε_LoRA^{w2} − ε^{w1})", {"autolora_scale": 1.5}, 2),
+    "LoRA+CFG": (
+        "cfg",
+        "ε_LoRA(x, ∅) + w (ε_LoRA(x, y) − ε_LoRA(x, ∅))",
+        {"guidance_scale": 5.0},
+        2,
+    ),
+    "AutoLoRA+CFG": (
+        "autolora",
+        "ε^{w1} + γ (ε_LoRA^{w2} − ε^{w1})",
+        {"autolora_scale": 1.5, "guidance_scale": 5.0, "base_guidance_scale": 5.0},
+        4,
+    ),
+}
+SCORES = {
+    "pc": {"key": "prompt_correspondence", "display_name": "Prompt correspondence"},
+    "sa": {"key": "style_adherence", "display_name": "Style adherence"},
+}
+
+
+@dataclasses.dataclass
+class Tables:
+    """The content of a run folder, to be changed by a test before it is written."""
+
+    manifest: dict[str, Any]
+    table: pd.DataFrame
+    scores: pd.DataFrame
+    diversity: pd.DataFrame
+    comparisons: pd.DataFrame
+    image_size: int = 64
+
+    def write(self, path: Path) -> RunFolder:
+        """Write the run folder."""
+        folder = RunFolder(path)
+        path.mkdir(parents=True)
+        folder.manifest.write_text(json.dumps(self.manifest), encoding="utf-8")
+        self.table.to_parquet(folder.table("parquet"))
+        self.scores.to_parquet(folder.scores)
+        self.diversity.to_csv(folder.diversity, index=False)
+        self.comparisons.to_csv(folder.comparisons, index=False)
+        for n, file in enumerate(self.scores["file"]):
+            _draw(path / file, n, self.image_size)
+        return folder
+
+
+def _draw(path: Path, n: int, size: int) -> None:
+    random = np.random.default_rng(n)
+    pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(size // 8, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.repeat(size // 8, 1)).save(path)
+
+
+def make_tables(
+    models: tuple[str, ...] = ("SDXL",),
+    methods: tuple[str, ...] = tuple(METHODS),
+    prompts: tuple[str, ...] = tuple(PROMPTS),
+    n_seeds: int = 3,
+    judged: bool = True,
+) -> Tables:
+    """Return the tables of a run whose numbers are known: row n has diversity 0.1n + 0.111 …"""
+    scores = SCORES if judged else {}
+    cells = [(model, method) for model in models for method in methods]
+    return Tables(
+        manifest=_manifest(cells, prompts, n_seeds, scores),
+        table=pd.DataFrame(
+            [_row(n, *cell, len(prompts) * n_seeds, scores) for n, cell in enumerate(cells)]
+        ),
+        scores=pd.DataFrame(
+            [
+                _image(model, method, index, prompt, seed, scores)
+                for model, method in cells
+                for index, prompt in enumerate(prompts)
+                for seed in range(n_seeds)
+            ]
+        ),
+        diversity=pd.DataFrame(
+            [
+                {
+                    "cell": f"{model}--{method}",
+                    "model": model,
+                    "method": method,
+                    "prompt_index": index,
+                    "prompt": prompt,
+                    "n": n_seeds,
+                    "diversity": 0.2,
+                    "standard_error": 0.01,
+                    "reason": None,
+                }
+                for model, method in cells
+                for index, prompt in enumerate(prompts)
+            ]
+        ),
+        comparisons=pd.DataFrame(
+            [
+                row
+                for model in models
+                for n, method in enumerate(methods[1:])
+                for row in _comparisons(n, model, method, methods[0], len(prompts), scores)
+            ]
+        ),
+    )
+
+
+def _row(n: int, model: str, method: str, n_images: int, scores: dict[str, Any]) -> dict[str, Any]:
+    guider, _, parameters, passes = METHODS.get(method, ("cfg", "", {}, 2))
+    row: dict[str, Any] = {
+        "cell": f"{model}--{method}",
+        "model": model,
+        "method": method,
+        "guider": guider,
+        "lora_scale": 1.0,
+        "num_inference_steps": 20,
+        "guidance_scale": parameters.get("guidance_scale"),
+        "autolora_scale": parameters.get("autolora_scale"),
+        "n_images": n_images,
+        "n_missing": 0,
+        "n_unscored": 0,
+        "n_undefined_prompts": 0,
+        "nfe": 20 * passes,
+    }
+    values = {"diversity": 0.111 + 0.02 * n}
+    for m, score in enumerate(scores):
+        values[score] = 3.111 + m - 0.15 * n
+        values[f"div_{score}"] = values["diversity"] * values[score]
+    for column, value in values.items():
+        row |= {column: value, f"{column}_low": value * 0.95, f"{column}_high": value * 1.06}
+        if column.startswith("div_"):
+            row[f"{column}_prompt_mean"] = value * 0.99
+    return row
+
+
+def _image(
+    model: str, method: str, index: int, prompt: str, seed: int, scores: dict[str, Any]
+) -> dict[str, Any]:
+    cell = f"{model}--{method}"
+    return {
+        "cell": cell,
+        "model": model,
+        "method": method,
+        "prompt_index": index,
+        "prompt": prompt,
+        "seed": seed,
+        "image_id": f"{index}-{seed}",
+        "file": f"images/{cell}/p{index}/{seed}.png",
+        "sha256": "0" * 64,
+        "nfe": 40,
+        **{score: 3.5 + n for n, score in enumerate(scores)},
+        "unscored_reason": None,
+    }
+
+
+def _comparisons(
+    n: int, model: str, method: str, baseline: str, n_prompts: int, scores: dict[str, Any]
+) -> list[dict[str, Any]]:
+    signs = {"diversity": 1.0, "pc": -1.0, "sa": 0.0, "div_pc": 1.0, "div_sa": 1.0}
+    columns = ["diversity", *scores, *(f"div_{score}" for score in scores)]
+    return [
+        {
+            "model": model,
+            "method": method,
+            "baseline": baseline,
+            "measure": column,
+            "n_units": n_prompts,
+            "unit": "prompt",
+            "difference": signs[column] * (0.061 + 0.01 * n),
+            "low": signs[column] * (0.061 + 0.01 * n) - 0.013,
+            "high": signs[column] * (0.061 + 0.01 * n) + 0.014,
+            "p_value": 0.01,
+            "p_holm": 0.03,
+            "win_rate": 0.5 + 0.5 * signs[column],
+        }
+        for column in columns
+    ]
+
+
+def _manifest(
+    cells: list[tuple[str, str]], prompts: tuple[str, ...], n_seeds: int, scores: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "autolora_eval_version": "0.1.0",
+        "benchmark_file": "/home/someone/benchmarks/synthetic.yaml",
+        "benchmark_sha256": "b" * 64,
+        "benchmark": {
+            "name": "synthetic",
+            "description": "A synthetic run, to try the report.",
+            "prompts": "prompts/synthetic.txt",
+            "seeds": {"start": 0, "count": n_seeds},
+            "baseline": cells[0][1],
+            "device": "auto",
+            "dtype": "auto",
+            "batch_size": 8,
+        },
+        "prompts": list(prompts),
+        "seeds": list(range(n_seeds)),
+        "limited": False,
+        "cells": [_cell(model, method) for model, method in cells],
+        "models": {
+            model: {
+                "pipeline": {
+                    "reference": f"hub/{model}",
+                    "kind": "hub",
+                    "revision": "c0ffee",
+                    "sha256": None,
+                },
+                "lora": {
+                    "reference": f"hub/{model}-lora",
+                    "sha256": "d" * 64,
+                    "file": "lora.safetensors",
+                    "scale": 1.0,
+                    "tensors": 560,
+                },
+                "scheduler": {"class": "EulerDiscreteScheduler"},
+                "size": [64, 64],
+            }
+            for model, _ in cells
+        },
+        "features": {
+            "model": "facebook/dinov2-giant",
+            "revision": "abcdef",
+            "dim": 1536,
+            "preprocessing": {"resize": 256, "crop": 224, "interpolation": "bicubic"},
+            "backend": "pil",
+        },
+        "judge": {"model": "a-judge", "backend": "openai", "temperature": 0.0} if scores else None,
+        "rubric": {"name": "pixel_art", "source": "appendix A.2", "scores": scores}
+        if scores
+        else None,
+        "packages": {"torch": "2.13.0", "diffusers": "0.42.1"},
+        "hardware": {"platform": "Linux", "python": "3.11", "cores": 2, "memory_gib": 8.0},
+        "stages": {"generate": {"seconds": 12.34, "done": 24, "reused": 3, "started": "x"}},
+    }
+
+
+def _cell(model: str, method: str) -> dict[str, Any]:
+    guider, equation, parameters, passes = METHODS.get(method, ("cfg", "", {}, 2))
+    return {
+        "id": f"{model}--{method}",
+        "model": model,
+        "method": method,
+        "guider": guider,
+        "equation": equation,
+        "summary": f"What {guider} does.",
+        "source": "AutoLoRA paper, equation (7)",
+        "parameters": parameters,
+        "nfe": 20 * passes,
+        "settings_key": "0123456789abcdef",
+    }

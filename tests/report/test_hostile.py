@@ -1,0 +1,179 @@
+"""Text and files that a report must survive: markup, control characters, length, broken images."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from report.readers import page, pdf_text, reported, svg_texts
+from report.synthetic_run import Tables
+
+from autolora_eval.report.grids import thumbnail
+from autolora_eval.report.provenance import equation_parts
+from autolora_eval.report.text import clean, clip, fixed
+
+Maker = Callable[..., Tables]
+
+MARKUP = [
+    '#import "data.json": *',
+    "#panic() *bold* _it_ @ref <label> $x^2$ [content] // comment",
+    "<script>alert('x')</script>",
+    "</style></svg><img src=x onerror=alert(1)>",
+    '"> onload="alert(1)',
+    "$\\{ \\frac{1}{0} $ ${HOME}",
+    "{{ 7 * 7 }} {% include 'x' %}",
+    "]]> & &amp; &#x3c;",
+    "`raw` ```typ #1/0```",
+]
+
+
+def squeezed(text: str) -> str:
+    """Return text without blanks and hyphens: lines break where they like."""
+    return "".join(text.split()).replace("-", "")
+
+
+@pytest.mark.parametrize("hostile", MARKUP)
+def test_markup_of_any_language_is_shown_as_it_is_written(
+    tmp_path: Path, make_run: Maker, hostile: str
+) -> None:
+    tables = make_run(models=(hostile,), methods=("LoRA", f"M {hostile}"), prompts=(hostile,))
+    tables.manifest["benchmark"]["description"] = hostile
+    # A folder's name is a slug in a real run.
+    tables.scores["file"] = [f"images/{n}.png" for n in range(len(tables.scores))]
+    folder = reported(tables, tmp_path / "run")
+    found = page(folder)
+    assert hostile in found.text
+    assert found.open == []
+    assert {tag for tag, _ in found.tags} & {"script"} == set()
+    assert [a for _, a in found.tags if any(key.startswith("on") for key in a)] == []
+    assert squeezed(hostile) in squeezed(pdf_text(folder))
+    assert f"M {hostile}"[:31] in " ".join(svg_texts(folder))
+
+
+def test_control_characters_and_text_reversal_are_replaced(tmp_path: Path, make_run: Maker) -> None:
+    prompt = "a\x00b\x07c\x1b[31md\u202ee\ud800f\u2028g"
+    tables = make_run(methods=("LoRA", "AutoLoRA"))
+    tables.manifest["benchmark"]["description"] = prompt
+    folder = reported(tables, tmp_path / "run")
+    source = folder.report_html.read_text(encoding="utf-8")
+    assert "a\ufffdb\ufffdc\ufffd[31md\ufffde\ufffdf g" in source
+    assert "a\ufffdb\ufffdc\ufffd[31md" in pdf_text(folder)
+
+
+@pytest.mark.parametrize("unit", ["x", "word "])
+def test_a_very_long_prompt_is_clipped_and_says_so(
+    tmp_path: Path, make_run: Maker, unit: str
+) -> None:
+    prompt = (unit * 10_000)[:10_000]
+    folder = reported(make_run(methods=("LoRA", "AutoLoRA"), prompts=(prompt,)), tmp_path / "run")
+    for text in (pdf_text(folder), page(folder).text):
+        assert "[the first 300 of" in text
+        # 300 characters: the word 60 times, or the letter 300 times.
+        whole = unit.strip() * (300 // len(unit))
+        assert squeezed(text).count(whole) == 1
+        assert squeezed(text).count(whole + unit.strip()) == 0
+
+
+def test_long_names_do_not_break_the_pages(tmp_path: Path, make_run: Maker) -> None:
+    long = "M" * 80
+    tables = make_run(models=("SDXL", "S" * 80), methods=("LoRA", long))
+    folder = reported(tables, tmp_path / "run")
+    assert long in squeezed(pdf_text(folder))
+    assert long in page(folder).text
+    assert f"{'M' * 31}…" in svg_texts(folder)
+
+
+def test_a_name_that_begins_with_an_underscore_keeps_its_place_in_the_legend(
+    tmp_path: Path, make_run: Maker
+) -> None:
+    folder = reported(make_run(methods=("LoRA", "_mine")), tmp_path / "run")
+    assert "_mine" in svg_texts(folder)
+
+
+def test_broken_and_missing_images_say_why_there_is_none(tmp_path: Path, make_run: Maker) -> None:
+    tables = make_run(methods=("LoRA", "AutoLoRA"))
+    folder = tables.write(tmp_path / "run")
+    files = list(tables.scores["file"])
+    (folder.path / files[0]).write_bytes(b"\x89PNG no image at all")
+    (folder.path / files[1]).unlink()
+    whole = (folder.path / files[2]).read_bytes()
+    (folder.path / files[2]).write_bytes(whole[: len(whole) // 2])
+    from autolora_eval.report import write_report
+
+    write_report(folder)
+    found = page(folder)
+    assert len(found.all("img")) == 2 * 2 * 3 - 3
+    assert "seed 0: cannot be read: UnidentifiedImageError" in found.text
+    assert "seed 1: cannot be read: FileNotFoundError" in found.text
+    assert "seed 2: cannot be read: OSError" in found.text
+
+
+def test_an_image_outside_the_run_folder_is_not_shown(tmp_path: Path, make_run: Maker) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    tables = make_run(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1)
+    folder = tables.write(tmp_path / "run")
+    with pytest.raises(ValueError, match="leads out of the run folder"):
+        thumbnail(folder.path, "../secret.png")
+    with pytest.raises(ValueError, match="leads out of the run folder"):
+        thumbnail(folder.path, str(tmp_path / "secret.png"))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected", "kind"),
+    [
+        ((64, 64), (256, 256), ".png"),
+        ((100, 50), (200, 100), ".png"),
+        ((256, 256), (256, 256), ".png"),
+        ((1024, 512), (256, 128), ".jpg"),
+    ],
+)
+def test_thumbnails_are_at_most_256_pixels(
+    tmp_path: Path, size: tuple[int, int], expected: tuple[int, int], kind: str
+) -> None:
+    Image.new("RGBA", size, (200, 30, 40, 255)).save(tmp_path / "image.png")
+    data, suffix = thumbnail(tmp_path, "image.png")
+    (tmp_path / "thumb").write_bytes(data)
+    with Image.open(tmp_path / "thumb") as image:
+        assert (image.size, image.mode, suffix) == (expected, "RGB", kind)
+
+
+def test_large_images_do_not_make_a_large_report(tmp_path: Path, make_run: Maker) -> None:
+    tables = make_run(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=2)
+    tables.image_size = 1024
+    folder = reported(tables, tmp_path / "run")
+    assert folder.report_html.stat().st_size < 400_000
+    assert folder.report_pdf.stat().st_size < 400_000
+
+
+def test_text_helpers() -> None:
+    assert clean(" a\n\tb  c ") == "a b c"
+    assert clip("abcdef", 3) == "abc … [the first 3 of 6 characters]"
+    assert clip("abc", 3) == "abc"
+    assert fixed(-0.0004) == "0.000"
+    assert fixed(-0.012, signed=True) == "−0.012"
+    assert fixed(float("nan")) == "–"
+    assert fixed(None) == "–"
+
+
+def test_an_equation_is_cut_at_its_scripts() -> None:
+    parts = [(part.text, part.place) for part in equation_parts("ε_LoRA^{w2}(x, y) − a")]
+    assert parts == [("ε", "line"), ("LoRA", "sub"), ("w2", "sup"), ("(x, y) − a", "line")]
+    assert [part.text for part in equation_parts("plain")] == ["plain"]
+    assert [part.text for part in equation_parts("_")] == ["_"]
+
+
+def test_the_report_loads_no_model_library_and_no_pyplot(tmp_path: Path, make_run: Maker) -> None:
+    folder = make_run(methods=("LoRA", "AutoLoRA"), n_seeds=2).write(tmp_path / "run")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from autolora_eval.report import write_report\n"
+        "from autolora_eval.run_folder import RunFolder\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        f"write_report(RunFolder(Path({str(folder.path)!r})))\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib.pyplot'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
