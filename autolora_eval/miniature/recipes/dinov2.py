@@ -43,7 +43,6 @@ class Recipe:
     """What decides the weights."""
 
     seed: int = 20
-    pictures: int = 24_000
     steps: int = 2_400
     batch_size: int = 64
     full_size_from: float = 0.8  # share of the steps after which crops have their final size
@@ -95,9 +94,10 @@ def drawn(scene: Scene, rng: np.random.Generator) -> Picture:
     return softened(picture, rng) if rng.random() < 0.4 else picture
 
 
-def drawn_pictures(count: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Pictures of training scenes, uint8 [count, 64, 64, 3], and their objects, int64 [count]."""
-    rng = np.random.default_rng(seed)
+def drawn_pictures(
+    count: int, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """New pictures of training scenes, uint8 [count, 64, 64, 3], and their objects, int64."""
     scenes = training_scenes()
     chosen = [scenes[int(rng.integers(len(scenes)))] for _ in range(count)]
     objects = np.array([scene.labels[0] for scene in chosen], dtype=np.int64)
@@ -256,7 +256,7 @@ def train(recipe: Recipe, checkpoint: Path | None = None) -> Dinov2Model:
     """Train from scratch and return the teacher's backbone."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    pictures, objects = drawn_pictures(recipe.pictures, recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
     student = Network()
     teacher = copy.deepcopy(student).requires_grad_(False)
     decayed = [p for p in student.parameters() if p.ndim > 1]
@@ -273,9 +273,9 @@ def train(recipe: Recipe, checkpoint: Path | None = None) -> Dinov2Model:
     for step in range(recipe.steps):
         done = step / recipe.steps
         set_lr(optimiser, recipe.learning_rate * cosine(step, recipe.steps, warmup=100))
-        rows = torch.randint(len(pictures), (recipe.batch_size,), generator=generator).numpy()
+        pictures, objects = drawn_pictures(recipe.batch_size, rng)
         view = (SIZE, SIZE // 2) if done >= recipe.full_size_from else (48, 24)
-        batch = as_pixel_values(pictures[rows]), torch.from_numpy(objects[rows])
+        batch = as_pixel_values(pictures), torch.from_numpy(objects)
         losses = train_step(recipe, student, teacher, *batch, view, generator)
         optimiser.zero_grad(set_to_none=True)
         losses["total"].backward()

@@ -159,7 +159,8 @@ def swapped(scene: Scene, place: int, rng: np.random.Generator) -> Scene:
 def swaps(judge: Judging, shown: Pictures, seed: int) -> dict[str, float]:
     """How often the prompt score falls when one word of a right prompt is replaced."""
     rng = np.random.default_rng(seed)
-    whole = shown.rows(np.flatnonzero(shown.truth[:, 0] != NO_OBJECT))
+    there = (shown.truth[:, 0] != NO_OBJECT) & (shown.truth[:, 1] != shown.truth[:, 2])
+    whole = shown.rows(np.flatnonzero(there))
     scenes = [scene_of(truth[:3]) for truth in whole.truth]
     images = list(whole.images)
 

@@ -21,6 +21,7 @@ from autolora_eval.miniature.recipes import (
     text,
     unet,
     vae,
+    vision_stages,
 )
 
 
@@ -38,6 +39,9 @@ STAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "lora": (lora.train, "lora.json"),
     "export": (export.export, "exported.json"),
     "evaluate": (_evaluate_exported, "evaluation.json"),
+    "dinov2": (vision_stages.train_dinov2, "dinov2.json"),
+    "judge": (vision_stages.train_judge, "judge.json"),
+    "judge_tuned": (vision_stages.tune_judge, "judge_tuned.json"),
 }
 
 
