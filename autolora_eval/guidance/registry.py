@@ -62,13 +62,23 @@ class Method:
 
 @cache
 def methods() -> dict[str, Method]:
-    """Return every method by name, in the order of their files' names."""
+    """Return every method by name, in the order of their files' names.
+
+    Raises:
+        ValueError: two files declare one name.
+    """
     package = importlib.import_module("autolora_eval.guidance.methods")
-    found = [
-        importlib.import_module(f"{package.__name__}.{module.name}").METHOD
-        for module in pkgutil.iter_modules(package.__path__)
-    ]
-    return {method.name: method for method in found}
+    found: dict[str, Method] = {}
+    files: dict[str, str] = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        declared: Method = importlib.import_module(f"{package.__name__}.{module.name}").METHOD
+        if declared.name in found:
+            raise ValueError(
+                f"two methods are named '{declared.name}': {files[declared.name]}.py and "
+                f"{module.name}.py"
+            )
+        found[declared.name], files[declared.name] = declared, module.name
+    return found
 
 
 def method(name: str) -> Method:
