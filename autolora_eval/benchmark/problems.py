@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile
 from autolora_eval.errors import did_you_mean
@@ -14,6 +15,17 @@ from autolora_eval.errors import did_you_mean
 FILE_TAG, LIST_TAG = "(a file)", "(a list)"
 _NO_KEYS = (FILE_TAG, LIST_TAG)
 _MAPPING_EXPECTED = ("dict_type", "model_type", "model_attributes_type", "mapping_type")
+
+
+def matching(pattern: str, expected: str) -> AfterValidator:
+    """Return a check of a string against a pattern, with words for what it wants."""
+
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError(f"expected {expected}")
+        return value
+
+    return AfterValidator(check)
 
 
 def explained(
@@ -43,6 +55,8 @@ def _message(item: Any, model: type[BaseModel], keys: KeyPath) -> str:  # noqa: 
         return "missing; this key is needed."
     if kind in _MAPPING_EXPECTED:
         return f"expected 'key: value' entries (got {_shown(value)})."
+    if kind == "string_type" and value is not None and not isinstance(value, dict | list):
+        return f"expected text; put it in quotation marks (got {_shown(value)})."
     if isinstance(value, dict | list) and not kind.endswith("_type"):
         return f"{item['msg'].removeprefix('Value error, ')}."
     return f"{item['msg'].removeprefix('Value error, ')} (got {_shown(value)})."

@@ -6,11 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
-from autolora_eval.benchmark.problems import FILE_TAG, LIST_TAG
+from autolora_eval.benchmark.problems import FILE_TAG, LIST_TAG, matching
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
 # The name of a model or method, a key: not stripped, lest one silently replace another.
-Label = Annotated[str, StringConstraints(pattern=r"^\S(.*\S)?$", max_length=80)]
+Label = Annotated[
+    str,
+    StringConstraints(max_length=80),
+    matching(r"\S(.*\S)?", "a name on one line, without blanks at its ends"),
+]
 Ref = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
@@ -149,7 +153,13 @@ class Benchmark(_Strict):
         batch_size: images a denoiser pass. Part of what decides an image's last bits.
     """
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+    name: Annotated[
+        str,
+        matching(
+            r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}",
+            "up to 80 letters, digits, '.', '_' and '-', the first a letter or digit",
+        ),
+    ]
     description: str = Field(default="", max_length=2000)
     prompts: Prompts
     seeds: Seeds
@@ -159,7 +169,9 @@ class Benchmark(_Strict):
     features: Features = Features()
     judge: Judge | None = None
     reference: Ref | None = None
-    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[
+        str, matching(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:1 or mps")
+    ] = "auto"
     dtype: DType = "auto"
     batch_size: int = Field(default=8, ge=1, le=1024)
 

@@ -11,12 +11,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
     ValidationError,
     model_validator,
 )
 
-from autolora_eval.benchmark.problems import explained
+from autolora_eval.benchmark.problems import explained, matching
 from autolora_eval.benchmark.yaml_file import read_yaml
 from autolora_eval.errors import UsageError
 from autolora_eval.files import sha256_bytes
@@ -30,7 +29,10 @@ def _no_column_of_ours(column: str) -> str:
 
 Column = Annotated[
     str,
-    StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$"),
+    matching(
+        r"[a-z][a-z0-9_]{0,39}",
+        "up to 40 small letters, digits and '_', the first a letter, as the name of a column",
+    ),
     AfterValidator(_no_column_of_ours),
 ]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
