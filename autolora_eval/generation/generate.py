@@ -12,8 +12,9 @@ from autolora_eval.devices import choose_device, choose_dtype
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, content_key
 from autolora_eval.generation.dataset import ImageDataset
-from autolora_eval.generation.pipeline import LoraPipeline, Sample, quiet_libraries
+from autolora_eval.generation.pipeline import LoraPipeline, Sample
 from autolora_eval.identity import identity
+from autolora_eval.libraries import quiet_libraries
 from autolora_eval.plan import Cell, ImageJob, Plan
 from autolora_eval.progress import Progress
 from autolora_eval.run_folder import RunFolder

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,23 +235,3 @@ def _silence_progress(block: Any) -> None:  # noqa: ANN401
         block.set_progress_bar_config(disable=True)
     for inner in getattr(block, "sub_blocks", {}).values():
         _silence_progress(inner)
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep the notices of diffusers and transformers off the screen; errors still show."""
-    names = ("diffusers", "transformers", "peft", "huggingface_hub")
-    before: list[Callable[[], None]] = []
-    for name in names:
-        logger = logging.getLogger(name)
-        before.append(lambda logger=logger, level=logger.level: logger.setLevel(level))  # type: ignore[misc]
-        logger.setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.enable_progress_bar()
-        for restore in before:
-            restore()

@@ -169,10 +169,9 @@ class AutoLoRAGuidance(BaseGuidance):
         """
         base = _branch(base_uncond, base_cond, self.w1)
         lora = _branch(lora_uncond, lora_cond, self.w2)
+        pred = base if lora is None else lora
         if base is not None and lora is not None:
             pred = autolora_guidance(base, lora, self.active_gamma)
-        else:
-            pred = base if lora is None else lora
         cond, uncond = (base_cond, base_uncond) if lora is None else (lora_cond, lora_uncond)
         return GuiderOutput(pred=pred, pred_cond=cond, pred_uncond=uncond)
 

@@ -1,0 +1,126 @@
+"""Paired comparisons of cells with the baseline: they share prompts and seeds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from autolora_eval.analysis.cells import Estimates
+from autolora_eval.analysis.estimates import CONFIDENCE, Estimate
+from autolora_eval.plan import Cell
+from autolora_eval.scoring.diversity import Floats
+
+COLUMNS = (
+    "model",
+    "method",
+    "baseline",
+    "measure",
+    "n_units",
+    "unit",
+    "difference",
+    "low",
+    "high",
+    "p_value",
+    "p_holm",
+    "win_rate",
+)
+
+
+def compare_with_baseline(
+    cells: Sequence[Cell], estimates: Mapping[str, Estimates], baseline: str, unit: str
+) -> pd.DataFrame:
+    """Return the paired difference of every cell from the baseline cell of its model.
+
+    Args:
+        cells: all cells.
+        estimates: of each cell, by measure.
+        baseline: name of the baseline method.
+        unit: `prompt` or `seed`: what the differences are paired over.
+
+    Returns:
+        One row a cell and measure, with the columns of `COLUMNS`. `p_holm` is corrected over all
+        rows of the table.
+    """
+    rows = []
+    base = {cell.model.name: cell.id for cell in cells if cell.method.name == baseline}
+    for cell in cells:
+        if cell.method.name == baseline or cell.model.name not in base:
+            continue
+        reference = estimates[base[cell.model.name]]
+        for measure, estimate in estimates[cell.id].items():
+            rows.append(
+                {
+                    "model": cell.model.name,
+                    "method": cell.method.name,
+                    "baseline": baseline,
+                    "measure": measure,
+                    "unit": unit,
+                    **paired(estimate, reference[measure]),
+                }
+            )
+    frame = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "p_holm"])
+    frame["p_holm"] = holm(frame["p_value"].to_numpy(dtype=np.float64))
+    return frame[list(COLUMNS)]
+
+
+def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
+    """Return the paired difference of two estimates over the units that both have.
+
+    Args:
+        a: of the cell.
+        b: of the baseline.
+
+    Returns:
+        n_units, difference θ_a − θ_b, its 95 % t-interval from the pseudo-values' differences,
+        the p-value of Wilcoxon's signed-rank test, and the share of units where a is greater
+        (ties count half). Null where undefined.
+    """
+    left, right = a.pseudo_values(), b.pseudo_values()
+    differences = np.asarray([left[unit] - right[unit] for unit in left if unit in right])
+    n = len(differences)
+    result = {
+        "n_units": n,
+        "difference": a.value - b.value,
+        "low": np.nan,
+        "high": np.nan,
+        "p_value": np.nan,
+        "win_rate": np.nan,
+    }
+    if n < 2 or not np.isfinite(differences).all():
+        return result
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * differences.std(ddof=1) / np.sqrt(n)
+    wins = (differences > 0).mean() + 0.5 * (differences == 0).mean()
+    return result | {
+        "low": result["difference"] - half,
+        "high": result["difference"] + half,
+        "p_value": _wilcoxon(differences),
+        "win_rate": float(wins),
+    }
+
+
+def _wilcoxon(differences: Floats) -> float:
+    """Return the two-sided p-value of Wilcoxon's signed-rank test; 1 if nothing differs."""
+    if not differences.any():
+        return 1.0
+    return float(stats.wilcoxon(differences).pvalue)
+
+
+def holm(p_values: Floats) -> Floats:
+    """Return p-values corrected for their number by Holm's step-down method (Holm 1979).
+
+    Args:
+        p_values: float [m]; NaN where there is none, which does not count.
+
+    Returns:
+        float [m]: max over smaller-or-equal ranks of (m − rank)·p, at most 1.
+    """
+    corrected = np.full(len(p_values), np.nan)
+    known = np.flatnonzero(np.isfinite(p_values))
+    order = known[np.argsort(p_values[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(factors * p_values[order]))
+    return corrected

@@ -1,0 +1,112 @@
+"""A cell's diversity, mean scores and their products, each with its uncertainty. Pure.
+
+The sampling unit is the prompt where there are several, the seed where there is one. Every
+estimate θ comes with its leave-one-out values θ_(i), from which follow the jackknife's standard
+error and, for paired comparisons, the pseudo-values n·θ − (n−1)·θ_(i) of each unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from autolora_eval.scoring.diversity import Floats, jackknife_standard_error
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of a cell and what it is without each of its sampling units.
+
+    Attributes:
+        value: θ; NaN if undefined.
+        leave_one_out: θ_(i), float64 [n], in the order of `units`.
+        units: names of the units that contribute, so that cells can be paired.
+    """
+
+    value: float
+    leave_one_out: Floats
+    units: tuple[Hashable, ...]
+
+    def interval(self) -> tuple[float, float]:
+        """Return θ ± t·SE by the jackknife with n − 1 degrees of freedom; NaN where undefined."""
+        if not np.isfinite(self.leave_one_out).all():
+            return float("nan"), float("nan")
+        return t_interval(self.value, self.leave_one_out)
+
+    def pseudo_values(self) -> dict[Hashable, float]:
+        """Return n·θ − (n−1)·θ_(i) for each unit; of a mean these are the unit's own values."""
+        n = len(self.units)
+        values = n * self.value - (n - 1) * self.leave_one_out
+        return dict(zip(self.units, values.tolist(), strict=True))
+
+
+def t_interval(value: float, leave_one_out: Floats) -> tuple[float, float]:
+    """Return the 95 % interval of a statistic from its leave-one-out values.
+
+    Args:
+        value: θ.
+        leave_one_out: θ_(i), float64 [n].
+
+    Returns:
+        θ ∓ t_{0.975, n−1} · SE; NaN below two units.
+    """
+    n = len(leave_one_out)
+    if n < 2:
+        return float("nan"), float("nan")
+    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
+    half = quantile * jackknife_standard_error(leave_one_out)
+    return value - half, value + half
+
+
+def mean_estimate(values: npt.ArrayLike, units: Sequence[Hashable]) -> Estimate:
+    """Return the mean over units, those without a value left out.
+
+    Args:
+        values: float [n], NaN where a unit has none.
+        units: their names.
+    """
+    return ratio_estimate(values, np.isfinite(np.asarray(values, dtype=np.float64)), units)
+
+
+def ratio_estimate(
+    sums: npt.ArrayLike, counts: npt.ArrayLike, units: Sequence[Hashable]
+) -> Estimate:
+    """Return Σ sums / Σ counts over units: the mean over images of units of unequal size.
+
+    Args:
+        sums: float [n]: sum of the values of each unit.
+        counts: [n]: how many values each unit has; units without any are left out.
+        units: their names.
+    """
+    numbers = np.asarray(counts, dtype=np.float64)
+    keep = numbers > 0
+    totals, numbers = np.asarray(sums, dtype=np.float64)[keep], numbers[keep]
+    names = tuple(unit for unit, kept in zip(units, keep, strict=True) if kept)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = np.float64(totals.sum()) / numbers.sum()
+        without = (totals.sum() - totals) / (numbers.sum() - numbers)
+    return Estimate(float(value), without, names)
+
+
+def product_estimate(a: Estimate, b: Estimate) -> Estimate:
+    """Return Div-X = Diversity × mean X, both at the level of the cell.
+
+    Args:
+        a: one factor.
+        b: the other. A unit that only one of them has leaves the other factor as it is.
+    """
+    units = tuple(dict.fromkeys((*a.units, *b.units)))
+    without = [_without(a, unit) * _without(b, unit) for unit in units]
+    return Estimate(a.value * b.value, np.asarray(without, dtype=np.float64), units)
+
+
+def _without(estimate: Estimate, unit: Hashable) -> float:
+    if unit not in estimate.units:
+        return estimate.value
+    return float(estimate.leave_one_out[estimate.units.index(unit)])

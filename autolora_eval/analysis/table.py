@@ -1,0 +1,178 @@
+"""The result table: one row a cell, as CSV, Markdown, LaTeX and Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from autolora_eval.analysis.cells import (
+    Estimates,
+    cell_estimates,
+    prompt_diversities,
+    prompt_mean_products,
+)
+from autolora_eval.analysis.comparisons import compare_with_baseline
+from autolora_eval.analysis.measures import Measure, measures
+from autolora_eval.analysis.scores import join_scores, planned_features
+from autolora_eval.errors import UsageError, did_you_mean
+from autolora_eval.files import Json, write_text, written_whole
+from autolora_eval.plan import Cell, Plan
+from autolora_eval.run_folder import RunFolder
+
+
+def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
+    """Join what the stages wrote into scores, diversities, table and comparisons.
+
+    Args:
+        plan: what was run.
+        folder: where everything is.
+        judge_key: content key of judge and rubric; None without a judge.
+
+    Returns:
+        Counts for the manifest.
+    """
+    scores = join_scores(plan, folder, judge_key)
+    features = planned_features(folder, scores)
+    prompts = prompt_diversities(scores, features)
+    rubric = plan.benchmark.rubric
+    columns = [] if rubric is None else list(rubric.scores)
+    estimates = {
+        cell.id: cell_estimates(
+            scores[scores["cell"] == cell.id],
+            prompts[prompts["cell"] == cell.id],
+            features[cell.id],
+            columns,
+        )
+        for cell in plan.cells
+    }
+    rows = [_row(cell, scores, prompts, estimates[cell.id], columns) for cell in plan.cells]
+    table = _with_reference(pd.DataFrame(rows), plan.benchmark.reference)
+    unit = "prompt" if scores["prompt_index"].nunique() > 1 else "seed"
+    comparisons = compare_with_baseline(
+        plan.cells, estimates, plan.benchmark.spec.baseline_method, unit
+    )
+    _write_frames(folder, scores, prompts, table, comparisons)
+    _write_readable(folder, table, measures({} if rubric is None else rubric.scores))
+    return {
+        "images": len(scores),
+        "missing": int(scores["sha256"].isna().sum()),
+        "unscored": int(scores["unscored_reason"].notna().sum()),
+    }
+
+
+def _row(
+    cell: Cell,
+    scores: pd.DataFrame,
+    prompts: pd.DataFrame,
+    estimates: Estimates,
+    columns: Sequence[str],
+) -> dict[str, Any]:
+    images = scores[scores["cell"] == cell.id]
+    spread = prompts[prompts["cell"] == cell.id]
+    row: dict[str, Any] = {
+        "cell": cell.id,
+        "model": cell.model.name,
+        "method": cell.method.name,
+        **cell.columns,
+        "n_images": len(images),
+        "n_missing": int(images["sha256"].isna().sum()),
+        "n_unscored": int(images["unscored_reason"].notna().sum()),
+        "n_undefined_prompts": int(spread["diversity"].isna().sum()),
+        "nfe": cell.nfe,
+    }
+    for column, estimate in estimates.items():
+        low, high = estimate.interval()
+        row |= {column: estimate.value, f"{column}_low": low, f"{column}_high": high}
+    return row | prompt_mean_products(images, spread, columns)
+
+
+def _with_reference(table: pd.DataFrame, reference: Path | None) -> pd.DataFrame:
+    """Put published values beside ours: `x` of the reference becomes the column `x_reference`.
+
+    Raises:
+        UsageError: the reference lacks a column `method`, or has one that is not in the table.
+    """
+    if reference is None:
+        return table
+    published = pd.read_csv(reference)
+    keys = [key for key in ("model", "method", "lora_scale") if key in published]
+    values = [column for column in published if column not in keys]
+    strange = [column for column in values if column not in table]
+    if "method" not in keys or strange:
+        problem = (
+            f"column '{strange[0]}' is none of the table's" if strange else "no column 'method'"
+        )
+        near = did_you_mean(str(strange[0]), map(str, table.columns)) if strange else ""
+        raise UsageError(f"{reference}: {problem}.{near}")
+    renamed = published.rename(columns={column: f"{column}_reference" for column in values})
+    return table.merge(renamed, on=keys, how="left", validate="many_to_one")
+
+
+def _write_frames(
+    folder: RunFolder,
+    scores: pd.DataFrame,
+    prompts: pd.DataFrame,
+    table: pd.DataFrame,
+    comparisons: pd.DataFrame,
+) -> None:
+    with written_whole(folder.scores) as path:
+        scores.to_parquet(path, index=False)
+    with written_whole(folder.table("parquet")) as path:
+        table.to_parquet(path, index=False)
+    frames = {
+        folder.diversity: prompts,
+        folder.table("csv"): table,
+        folder.comparisons: comparisons,
+    }
+    for target, frame in frames.items():
+        # 12 digits: more than any measurement here has, and stable under a last bit's change.
+        write_text(target, frame.to_csv(index=False, float_format="%.12g", lineterminator="\n"))
+
+
+def _write_readable(folder: RunFolder, table: pd.DataFrame, shown: Sequence[Measure]) -> None:
+    readable = pd.DataFrame({"Model": table["model"], "Method": table["method"]})
+    for measure in shown:
+        head = f"{measure.label} {measure.arrow}"
+        readable[head] = [_cell_text(row, measure.column) for row in table.to_dict("records")]
+    readable["NFE"] = table["nfe"].astype(str)
+    readable["Images"] = table["n_images"].astype(str)
+    readable["Unscored"] = table["n_unscored"].astype(str)
+    write_text(folder.table("md"), markdown(readable))
+    write_text(folder.table("tex"), latex(readable))
+
+
+def _cell_text(row: Mapping[Any, Any], column: str) -> str:
+    value, low, high = (row[name] for name in (column, f"{column}_low", f"{column}_high"))
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:.3f}" if not np.isfinite(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Return a table of texts as GitHub Markdown; a bar within a text is escaped."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
+    cells = [[str(cell).replace("|", r"\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """Return a table of texts as a LaTeX `tabular` with booktabs' rules."""
+    signs = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--"}
+    lines = [[_tex(str(cell), signs) for cell in line] for line in frame.to_numpy().tolist()]
+    head = " & ".join(_tex(column, signs) for column in frame.columns)
+    body = "".join(f"{' & '.join(line)} \\\\\n" for line in lines)
+    form = "ll" + "r" * (len(frame.columns) - 2)
+    return (
+        f"\\begin{{tabular}}{{{form}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}"
+        "\\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def _tex(text: str, signs: Mapping[str, str]) -> str:
+    special = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}"}
+    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **signs}
+    return "".join(special.get(character, character) for character in text)

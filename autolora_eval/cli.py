@@ -1,0 +1,169 @@
+"""The command line. Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autolora_eval._version import __version__
+from autolora_eval.errors import AutoLoRAEvalError
+
+app = typer.Typer(
+    name="autolora-eval",
+    help="Evaluate guidance methods on LoRA-tuned diffusion models: diversity, judged prompt "
+    "fidelity, and their join.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_DEBUG = "AUTOLORA_EVAL_DEBUG"
+
+BenchmarkArgument = Annotated[
+    str, typer.Argument(help="A benchmark file, or the name of a shipped one such as 'quickstart'.")
+]
+BenchmarkOrRun = Annotated[
+    str, typer.Argument(help="A benchmark file, a shipped benchmark's name, or a run folder.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option(help="The run folder. Default: reports/<benchmark name>.")
+]
+LimitPrompts = Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")]
+LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Only the first so many seeds.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"autolora-eval {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of a failure.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[_DEBUG] = "1"
+
+
+@app.command()
+def run(
+    benchmark: BenchmarkArgument,
+    output: OutputOption = None,
+    limit_prompts: LimitPrompts = None,
+    limit_seeds: LimitSeeds = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
+) -> None:
+    """Run a benchmark: generate, score, tables, report. Run it again to resume."""
+    from autolora_eval import display
+    from autolora_eval.run import run as run_benchmark
+
+    if dry_run:
+        plan(benchmark, limit_prompts, limit_seeds)
+        return
+    result = run_benchmark(
+        benchmark,
+        output,
+        limit_prompts=limit_prompts,
+        limit_seeds=limit_seeds,
+        progress=display.progress(),
+    )
+    display.show_run(result)
+
+
+@app.command()
+def plan(
+    benchmark: BenchmarkArgument,
+    limit_prompts: LimitPrompts = None,
+    limit_seeds: LimitSeeds = None,
+) -> None:
+    """Print cells, images, denoiser passes, judge calls and disk; loads no model."""
+    from autolora_eval import display
+    from autolora_eval.benchmark.load import load_benchmark
+    from autolora_eval.plan import make_plan
+
+    display.show_plan(make_plan(load_benchmark(benchmark), limit_prompts, limit_seeds))
+
+
+@app.command()
+def generate(
+    benchmark: BenchmarkOrRun,
+    output: OutputOption = None,
+    limit_prompts: LimitPrompts = None,
+    limit_seeds: LimitSeeds = None,
+) -> None:
+    """Make the images of a benchmark, and nothing else."""
+    from autolora_eval import display
+    from autolora_eval.run import Stages
+
+    stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
+    stages.refuse_if_something_is_missing()
+    stages.generate()
+    display.show_done("images", stages.folder.path / "images")
+
+
+@app.command()
+def score(
+    benchmark: BenchmarkOrRun,
+    output: OutputOption = None,
+    limit_prompts: LimitPrompts = None,
+    limit_seeds: LimitSeeds = None,
+) -> None:
+    """Take features, judge the images that are there, and write the tables."""
+    from autolora_eval import display
+    from autolora_eval.run import Stages
+
+    stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
+    stages.require_manifest()
+    stages.score()
+    display.show_done("table", stages.folder.table("csv"))
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Draw the figures and write report.pdf and report.html from a run folder's tables."""
+    from autolora_eval import display
+    from autolora_eval.report import write_report
+    from autolora_eval.run_folder import open_run
+
+    folder = open_run(run_folder).folder
+    write_report(folder)
+    display.show_done("report", folder.report_pdf)
+
+
+@app.command()
+def methods() -> None:
+    """List the guidance methods with their parameters and sources."""
+    from autolora_eval import display
+
+    display.show_methods()
+
+
+def main() -> None:
+    """Run the command line: 0 done, 1 failed, 2 usage; no traceback unless asked for."""
+    try:
+        app()
+    except AutoLoRAEvalError as error:
+        _fail(error, str(error), error.exit_code)
+    except KeyboardInterrupt as error:
+        _fail(error, "interrupted. What was made is kept: run the same command to go on.", 130)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        _fail(error, f"{message}\nFor the traceback: autolora-eval --debug …", 1)
+
+
+def _fail(error: BaseException, message: str, code: int) -> None:
+    if os.environ.get(_DEBUG):
+        raise error
+    typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
+    sys.exit(code)

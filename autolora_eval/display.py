@@ -1,0 +1,131 @@
+"""What the commands print: plans, results, methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from autolora_eval.benchmark.sources import Source
+from autolora_eval.plan import Plan, describe_parameters
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import Run
+
+console = Console()
+
+
+def progress() -> Progress:
+    """Return the progress display of this terminal or log."""
+    return Progress(console)
+
+
+def show_plan(plan: Plan) -> None:
+    """Print what a benchmark asks for: cells, cost, and every input with where it was found."""
+    spec = plan.benchmark.spec
+    console.print(f"[bold]{escape(spec.name)}[/]  {escape(spec.description)}", highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for head in ("Model", "Method", "Parameters"):
+        table.add_column(head, overflow="fold")
+    for head in ("NFE/image", "Images", "NFE"):
+        table.add_column(head, justify="right")
+    for cell in plan.cells:
+        count = len(plan.jobs)
+        texts = (cell.model.name, cell.method.name, describe_parameters(cell.columns))
+        numbers = (f"{cell.nfe:,}", f"{count:,}", f"{cell.nfe * count:,}")
+        table.add_row(*(escape(text) for text in texts), *numbers)
+    console.print(table)
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(plan):
+        facts.add_row(f"[bold]{name}[/]", escape(value))
+    console.print(facts)
+
+
+def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    benchmark = plan.benchmark
+    prompts = len({job.prompt for job in plan.jobs})
+    seeds = len({job.seed for job in plan.jobs})
+    cells = f"{len(plan.cells)} cells × {prompts} prompts × {seeds} seeds"
+    yield "Images", f"{plan.n_images:,}  ({cells})"
+    yield "NFE", f"{plan.nfe:,} denoiser passes of one image"
+    yield "Judge calls", f"{plan.n_judge_calls:,}"
+    yield "Disk", f"about {_size(plan.disk_bytes)}"
+    prompt_source = benchmark.spec.prompts
+    yield "Prompts", prompt_source if isinstance(prompt_source, str) else "in the benchmark file"
+    for name, model in benchmark.models.items():
+        yield name, _found(model.pipeline, "model_index.json")
+        yield "  LoRA", _found(model.lora, model.lora.weight_name or "README.md")
+    yield "Features", _found(benchmark.features, "config.json")
+    judge = benchmark.spec.judge
+    if judge is not None and benchmark.rubric is not None:
+        place = f"{judge.model} at {judge.base_url}"
+        if benchmark.judge is not None:
+            place = _found(benchmark.judge, "config.json")
+        yield "Judge", f"{place}, rubric {benchmark.rubric.name}"
+
+
+def _found(source: Source, marker: str) -> str:
+    if source.kind != "hub":
+        return f"{source.reference}  (found here)"
+    from autolora_eval.identity import in_cache
+
+    state = "in the local cache" if in_cache(source, marker) else "to be fetched from the hub"
+    return f"{source.reference}  ({state})"
+
+
+def _size(count: float) -> str:
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.0f} {units[0]}" if units[0] == "bytes" else f"{count:.1f} {units[0]}"
+
+
+def show_run(run: Run) -> None:
+    """Print a run's result table, what is missing from it, and where the report is."""
+    from autolora_eval.analysis.measures import measures
+    from autolora_eval.scoring.rubric import Score
+
+    rubric = run.manifest.get("rubric") or {"scores": {}}
+    scores = {name: Score.model_validate(score) for name, score in rubric["scores"].items()}
+    shown = measures(scores)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for head in ("Model", "Method"):
+        table.add_column(head)
+    for head in [f"{measure.label} {measure.arrow}" for measure in shown] + ["NFE"]:
+        table.add_column(head, justify="right")
+    for row in run.table.to_dict("records"):
+        texts = [_number(row[measure.column]) for measure in shown]
+        table.add_row(escape(row["model"]), escape(row["method"]), *texts, str(row["nfe"]))
+    console.print(table)
+    counts = run.manifest["counts"]
+    if counts["unscored"]:
+        reasons = run.scores["unscored_reason"].value_counts()
+        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        console.print(f"{counts['unscored']} of {counts['images']} images unscored: {listed}")
+    show_done("report", run.folder.report_pdf)
+
+
+def show_done(what: str, path: Path) -> None:
+    """Print where something was written."""
+    console.print(f"[bold]{what}[/]: {escape(str(path))}", soft_wrap=True, highlight=False)
+
+
+def show_methods() -> None:
+    """Print every method: name, parameters with defaults, rule, source."""
+    from autolora_eval.guidance.registry import methods
+
+    for method in methods().values():
+        console.print(f"[bold]{method.name}[/]  {escape(method.summary)}", highlight=False)
+        console.print(f"    {escape(method.equation)}", highlight=False)
+        for name, field in method.parameters.model_fields.items():
+            default = "the model's" if field.default is None else field.default
+            console.print(f"    {name} (default: {default})", highlight=False)
+        console.print(f"    source: {escape(method.source)}", highlight=False)
+
+
+def _number(value: Any) -> str:  # noqa: ANN401
+    return "–" if value is None or value != value else f"{value:.3f}"

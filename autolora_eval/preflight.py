@@ -1,0 +1,93 @@
+"""What a run needs and this machine lacks: found out before anything is generated."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from autolora_eval.benchmark.sources import Source
+from autolora_eval.devices import choose_device, require
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.identity import hub_answers, in_cache
+from autolora_eval.plan import Plan
+
+PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
+
+
+def hub_sources(plan: Plan) -> Iterator[tuple[Source, str]]:
+    """Yield every model on the hub with the file that shows whether it is in the local cache."""
+    benchmark = plan.benchmark
+    for model in benchmark.models.values():
+        yield model.pipeline, "model_index.json"
+        yield model.lora, model.lora.weight_name or "README.md"
+    yield benchmark.features, "config.json"
+    if benchmark.judge is not None:
+        yield benchmark.judge, "config.json"
+
+
+def missing(plan: Plan, output: Path) -> list[str]:
+    """Return one message for each thing that the run needs and cannot have here.
+
+    Args:
+        plan: what is to be run.
+        output: the run folder.
+    """
+    problems = [text for package in PACKAGES if (text := _try(_package(package)))]
+    if problems:
+        return problems
+    checks = (
+        lambda: choose_device(plan.benchmark.spec.device),
+        lambda: _hub(plan),
+        lambda: _judge_server(plan),
+        lambda: _disk(plan, output),
+    )
+    return [text for check in checks if (text := _try(check))]
+
+
+def _try(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except AutoLoRAEvalError as error:
+        return str(error)
+    return None
+
+
+def _package(name: str) -> Callable[[], None]:
+    return lambda: require(name, "models")
+
+
+def _hub(plan: Plan) -> None:
+    """One message for all models on the hub that cannot be had, since the cause is mostly one."""
+    absent = {
+        source.location: source
+        for source, marker in hub_sources(plan)
+        if source.kind == "hub" and not in_cache(source, marker)
+    }
+    refused = [(name, why) for name, source in absent.items() if (why := hub_answers(source))]
+    if refused:
+        names = [name for name, _ in refused]
+        raise AutoLoRAEvalError(
+            "not in the local cache, and not to be had from the hub: "
+            f"{', '.join(names)} ({refused[0][1]}). On a machine with access run "
+            f"{' && '.join(f'hf download {name}' for name in names)}; for a gated model accept "
+            "its licence on its page and run 'hf auth login' first; or name local folders."
+        )
+
+
+def _judge_server(plan: Plan) -> None:
+    judge = plan.benchmark.spec.judge
+    if judge is not None and judge.backend == "openai":
+        from autolora_eval.scoring.judges.openai_server import OpenAIJudge
+
+        OpenAIJudge(judge).check()
+
+
+def _disk(plan: Plan, output: Path) -> None:
+    place = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < plan.disk_bytes:
+        raise AutoLoRAEvalError(
+            f"the run takes about {plan.disk_bytes / 1e9:.1f} GB, and {place} has "
+            f"{free / 1e9:.1f} GB free. Choose another folder with --output."
+        )

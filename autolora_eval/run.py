@@ -1,0 +1,186 @@
+"""The way through: benchmark → plan → generate → features and judgements → tables → report.
+
+Each stage reads and writes files of the run folder, runs alone, and does nothing twice.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.errors import AutoLoRAEvalError, UsageError
+from autolora_eval.manifest import stage_times, start_manifest, update_manifest
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.preflight import missing
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import Run, RunFolder, open_run
+
+
+def run(
+    benchmark: str | Path,
+    output: str | Path | None = None,
+    *,
+    limit_prompts: int | None = None,
+    limit_seeds: int | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Run a benchmark from its file to its report, or finish what was interrupted.
+
+    Args:
+        benchmark: path of a YAML file, or the name of a shipped benchmark.
+        output: run folder; `reports/<name>` where not given.
+        limit_prompts: take only the first so many prompts.
+        limit_seeds: take only the first so many seeds.
+        progress: where progress is drawn; nowhere by default.
+
+    Raises:
+        UsageError: the benchmark cannot be used as it stands.
+        AutoLoRAEvalError: something that it needs is missing here, or a stage failed. What was
+            made so far is kept; the same call goes on from there.
+    """
+    stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, progress)
+    stages.refuse_if_something_is_missing()
+    stages.generate()
+    stages.score()
+    stages.report()
+    return open_run(stages.folder.path)
+
+
+class Stages:
+    """The stages of one run, each of which can be run alone.
+
+    Args:
+        plan: what to run.
+        folder: where to.
+        progress: where progress is drawn.
+        stated: the benchmark as the user named it, for the manifest.
+        limits: `limit_prompts` and `limit_seeds`, None where not limited.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        progress: Progress,
+        stated: str,
+        limits: dict[str, int | None],
+    ) -> None:
+        self.plan, self.folder, self.progress = plan, folder, progress
+        self.stated, self.limits = stated, limits
+
+    @classmethod
+    def start(
+        cls,
+        benchmark: str | Path,
+        output: str | Path | None = None,
+        limit_prompts: int | None = None,
+        limit_seeds: int | None = None,
+        progress: Progress | None = None,
+    ) -> Stages:
+        """Read a benchmark, or the benchmark of a run folder, and open the run folder.
+
+        Raises:
+            UsageError: the benchmark cannot be used as it stands.
+        """
+        if (Path(benchmark) / "manifest.json").is_file():
+            output = Path(benchmark)
+            manifest = RunFolder(output).read_manifest()
+            benchmark = manifest["benchmark_file"]
+            limit_prompts = limit_prompts or manifest["limit_prompts"]
+            limit_seeds = limit_seeds or manifest["limit_seeds"]
+        loaded = load_benchmark(benchmark)
+        plan = make_plan(loaded, limit_prompts, limit_seeds)
+        folder = RunFolder(Path(output) if output else Path("reports") / loaded.spec.name)
+        limits = {"limit_prompts": limit_prompts, "limit_seeds": limit_seeds}
+        return cls(plan, folder, progress or Progress(), str(benchmark), limits)
+
+    def require_manifest(self) -> None:
+        """Check that the images' stage has been run in this folder.
+
+        Raises:
+            UsageError: it has not.
+        """
+        if not self.folder.manifest.is_file():
+            raise UsageError(
+                f"'{self.folder.path}' has no images yet. Make them with: "
+                f"autolora-eval generate {self.stated} --output {self.folder.path}"
+            )
+
+    def refuse_if_something_is_missing(self) -> None:
+        """Stop before anything is generated if the run could not be finished here.
+
+        Raises:
+            AutoLoRAEvalError: all that is missing, and how to get it.
+        """
+        problems = missing(self.plan, self.folder.path)
+        if problems:
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            raise AutoLoRAEvalError(
+                f"'{self.plan.benchmark.spec.name}' cannot run here; nothing was generated.\n"
+                f"{listed}"
+            )
+
+    def generate(self) -> None:
+        """Make the images."""
+        from autolora_eval.generation.generate import generate
+
+        start_manifest(self.plan, self.folder, self.stated, self.limits)
+        started = datetime.now(UTC)
+        done = generate(self.plan, self.folder, self.progress)
+        cells = self.folder.read_manifest()["cells"]
+        for cell in cells:
+            cell["settings_key"] = done.settings_keys[cell["id"]]
+        update_manifest(
+            self.folder,
+            models=done.models,
+            cells=cells,
+            hardware=self._hardware(),
+            stages={"generate": stage_times(started, done.made, done.reused)},
+        )
+
+    def score(self) -> None:
+        """Take features, judge, and join both into tables."""
+        from autolora_eval.scoring.features import extract_features
+
+        started = datetime.now(UTC)
+        features = extract_features(self.plan, self.folder, self.progress)
+        # A resumed run that had nothing to extract did not load the extractor: what an earlier
+        # one learnt of the same extractor still holds.
+        before = self.folder.read_manifest().get("features") or {}
+        if before.get("key") == features["key"]:
+            features = before | features
+        times = stage_times(started, features["done"], features["reused"])
+        update_manifest(self.folder, features=features, stages={"features": times})
+        self._judge()
+        self.tables()
+
+    def tables(self) -> None:
+        """Join what is there into scores, table and comparisons."""
+        from autolora_eval.analysis.table import write_tables
+
+        judge = self.folder.read_manifest().get("judge") or {}
+        counts = write_tables(self.plan, self.folder, judge.get("key"))
+        update_manifest(self.folder, counts=counts)
+
+    def report(self) -> None:
+        """Draw the figures and write the report."""
+        from autolora_eval.report import write_report
+
+        write_report(self.folder)
+
+    def _judge(self) -> None:
+        if self.plan.benchmark.rubric is None:
+            update_manifest(self.folder, judge=None)
+            return
+        from autolora_eval.scoring.judgements import judge_images, open_judge
+
+        started = datetime.now(UTC)
+        judge = judge_images(self.plan, self.folder, open_judge(self.plan), self.progress)
+        times = stage_times(started, judge["done"], judge["reused"])
+        update_manifest(self.folder, judge=judge, stages={"judge": times})
+
+    def _hardware(self) -> dict[str, object]:
+        from autolora_eval.devices import choose_device, hardware
+
+        return hardware(choose_device(self.plan.benchmark.spec.device))

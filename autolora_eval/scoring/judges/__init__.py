@@ -1,0 +1,1 @@
+"""The judge behind one small interface, and the ways to reach it."""

@@ -1,0 +1,41 @@
+"""The diversity as a `torchmetrics.Metric`, for other harnesses."""
+
+from __future__ import annotations
+
+import torch
+from torchmetrics import Metric
+
+
+class PairwiseCosineDiversity(Metric):
+    """Equation (8) of the AutoLoRA paper over all features seen: 1 − mean pairwise cosine.
+
+    Its state is s = Σ u_i and N, whatever the number of images: O(D) memory, exact under any
+    batching and under distributed reduction.
+
+    Args:
+        dim: D, the length of a feature vector.
+    """
+
+    higher_is_better = True
+    is_differentiable = True
+    full_state_update = False
+    total: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(dim, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, features: torch.Tensor) -> None:
+        """Take in feature vectors, float [B, D], none of them zero."""
+        units = torch.nn.functional.normalize(features.double(), dim=1)
+        self.total += units.sum(dim=0)
+        self.count += len(features)
+
+    def compute(self) -> torch.Tensor:
+        """Return equation (8), float64 scalar; NaN below two images."""
+        n = self.count
+        if n < 2:
+            return torch.tensor(float("nan"), dtype=torch.float64)
+        return 1.0 - (self.total @ self.total - n) / (n * (n - 1))
