@@ -10,6 +10,8 @@ from autolora_eval.report.text import clean, clip, fixed, interval, listed, numb
 
 SIGNIFICANCE = 0.05
 REASONS_SHOWN = 5
+# More than this many comparisons are told in a line each: the numbers stand in the table below.
+FINDINGS_IN_FULL = 8
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,39 @@ def findings(evidence: Evidence) -> list[Finding]:
     for row in records(evidence.run.comparisons):
         if row["method"] != row["baseline"]:
             groups.setdefault((str(row["model"]), str(row["method"])), []).append(row)
-    return [_finding(evidence, *names, rows) for names, rows in groups.items()]
+    in_full = len(groups) <= FINDINGS_IN_FULL
+    return [_finding(evidence, *names, rows, in_full) for names, rows in groups.items()]
 
 
-def _finding(evidence: Evidence, model: str, method: str, rows: list[Row]) -> Finding:
+def _finding(
+    evidence: Evidence, model: str, method: str, rows: list[Row], in_full: bool
+) -> Finding:
     by_measure = {row["measure"]: row for row in rows}
     known = [(m, by_measure[m.column]) for m in evidence.measured if m.column in by_measure]
     baseline = clip(rows[0]["baseline"], NAME_LENGTH)
     lead = f"{clip(model, NAME_LENGTH)}: {clip(method, NAME_LENGTH)} against {baseline}."
+    if not in_full:
+        return Finding(lead, [_in_brief(known)])
     clauses = [_clause(clip(method, NAME_LENGTH), baseline, measure, row) for measure, row in known]
     return Finding(lead, clauses)
+
+
+def _in_brief(known: list[tuple[Measure, Row]]) -> str:
+    """Return in one sentence which measures are higher, lower, or not told apart."""
+    verdicts: dict[str, list[str]] = {}
+    for measure, row in known:
+        verdicts.setdefault(_verdict(row), []).append(measure.label)
+    told = [f"{verdict}: {', '.join(labels)}" for verdict, labels in verdicts.items()]
+    return f"{'; '.join(told)}."
+
+
+def _verdict(row: Row) -> str:
+    low, high = number(row.get("low")), number(row.get("high"))
+    if low is None or high is None:
+        return "without an interval"
+    if low <= 0.0 <= high:
+        return "no difference can be told"
+    return f"{'higher' if low > 0.0 else 'lower'}{' (may be chance)' if _doubt(row) else ''}"
 
 
 def _clause(method: str, baseline: str, measure: Measure, row: Row) -> str:

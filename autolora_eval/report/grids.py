@@ -12,6 +12,7 @@ from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, text_of
 from autolora_eval.report.text import clip, fixed, number
 
 PROMPTS_SHOWN = 2
+ROWS_SHOWN = 16
 SEEDS_SHOWN = 8
 THUMBNAIL = 256
 PROMPT_LENGTH = 300
@@ -57,8 +58,9 @@ class Grids:
 
 
 def image_grids(evidence: Evidence) -> Grids:
-    """Return a grid for each model and each of the first prompts."""
-    prompts = sorted({int(row["prompt_index"]) for row in evidence.images})[:PROMPTS_SHOWN]
+    """Return a grid for each model and each of the first prompts; of many cells, only one."""
+    prompts = sorted({int(row["prompt_index"]) for row in evidence.images})
+    prompts = prompts[: PROMPTS_SHOWN if len(evidence.rows) * PROMPTS_SHOWN <= ROWS_SHOWN else 1]
     seeds = sorted({int(row["seed"]) for row in evidence.images})[:SEEDS_SHOWN]
     by_place = {
         (row["cell"], int(row["prompt_index"]), int(row["seed"])): row for row in evidence.images

@@ -86,6 +86,19 @@ def test_a_difference_that_does_not_survive_correction_is_doubted(
     assert "for the number of comparisons p = 0.310, so it may be chance" in text
 
 
+def test_many_comparisons_are_told_in_a_line_each(tmp_path: Path, make_run: Maker) -> None:
+    methods = tuple(f"M{n}" for n in range(10))
+    tables = make_run(methods=methods, prompts=("one",), n_seeds=1)
+    tables.comparisons.loc[tables.comparisons["measure"] == "div_sa", "p_holm"] = 0.2
+    tables.comparisons.loc[4, ["low", "high"]] = np.nan
+    text = page(reported(tables, tmp_path / "run")).text
+    line = "higher: Div, Div-PC; lower: PC; no difference can be told: SA;"
+    assert text.count(line) == 9
+    assert text.count("higher (may be chance): Div-SA.") == 8
+    assert text.count("without an interval: Div-SA.") == 1
+    assert "more diverse than" not in text
+
+
 def test_a_comparison_without_numbers_is_said_to_lack_them(tmp_path: Path, make_run: Maker) -> None:
     tables = make_run(methods=("LoRA", "AutoLoRA"))
     tables.comparisons.loc[0, ["difference", "low", "high", "win_rate"]] = np.nan
