@@ -146,7 +146,7 @@ def _panel(
         )
         drawn += 1
     axis.margins(0.12)
-    axis.set_xlabel(_axis_title(score))
+    _literal(axis.set_xlabel(_axis_title(score)))
     axis.xaxis.set_major_locator(MaxNLocator(5))
     if not drawn:
         axis.text(
@@ -241,11 +241,16 @@ def _literal(text: Text) -> None:
 
 
 def _axis_title(measure: Measure) -> str:
-    return f"{measure.display_name} {measure.arrow}".replace("$", r"\$")
+    return f"{_printable(measure.display_name)} {measure.arrow}"
+
+
+def _printable(name: str) -> str:
+    """Return `name` without characters that XML forbids."""
+    return "".join(c if c.isprintable() else " " for c in name)
 
 
 def _short(name: str) -> str:
-    printable = "".join(c if c.isprintable() else " " for c in name)
+    printable = _printable(name)
     return printable if len(printable) <= LABEL_LENGTH else f"{printable[: LABEL_LENGTH - 1]}…"
 
 

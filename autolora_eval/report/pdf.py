@@ -35,7 +35,9 @@ def write_pdf(content: Content, figure: Path, path: Path) -> None:
                 root=name,
                 format="pdf",
                 font_paths=[str(_fonts())],
-                ignore_system_fonts=_own_fonts_suffice(content),
+                ignore_system_fonts=own_fonts_suffice(
+                    json.dumps(content.as_data(), ensure_ascii=False)
+                ),
             )
 
 
@@ -56,12 +58,11 @@ def _fonts() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
-def _own_fonts_suffice(content: Content) -> bool:
-    """Tell whether the fonts that come with the packages have every character of the report.
+def own_fonts_suffice(text: str) -> bool:
+    """Tell whether the fonts that come with the packages have every character of a text.
 
     Where they do, the PDF is the same on every machine; where they do not, as for prompts in
     Chinese, the machine's own fonts are better than empty boxes.
     """
     known = FT2Font(str(_fonts() / "DejaVuSans.ttf")).get_charmap()
-    text = json.dumps(content.as_data(), ensure_ascii=False)
     return all(ord(character) in known or character.isspace() for character in set(text))

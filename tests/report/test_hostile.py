@@ -11,6 +11,7 @@ from report.readers import page, pdf_text, reported, svg_texts
 from report.synthetic_run import Tables
 
 from autolora_eval.report.grids import thumbnail
+from autolora_eval.report.pdf import own_fonts_suffice
 from autolora_eval.report.provenance import equation_parts
 from autolora_eval.report.text import clean, clip, fixed
 
@@ -90,6 +91,24 @@ def test_a_name_that_begins_with_an_underscore_keeps_its_place_in_the_legend(
 ) -> None:
     folder = reported(make_run(methods=("LoRA", "_mine")), tmp_path / "run")
     assert "_mine" in svg_texts(folder)
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_dollar_signs_are_no_mathematics_in_the_figure(
+    tmp_path: Path, make_run: Maker, judged: bool
+) -> None:
+    tables = make_run(methods=("LoRA", r"$x^2$ \alpha"), judged=judged)
+    expected = {r"$x^2$ \alpha"}
+    if judged:
+        tables.manifest["rubric"]["scores"]["pc"]["display_name"] = "worth\x00 in $y^2$"
+        expected.add("worth  in $y^2$ ↑")
+    tables.scores["file"] = [f"images/{n}.png" for n in range(len(tables.scores))]
+    assert expected <= set(svg_texts(reported(tables, tmp_path / "run")))
+
+
+def test_system_fonts_are_asked_only_for_what_the_own_ones_lack() -> None:
+    assert own_fonts_suffice("plain, ε^{w1} + γ (ε_LoRA − ε) × ↑ ↓ ∅ …\n")
+    assert not own_fonts_suffice("plain 狐狸")
 
 
 def test_broken_and_missing_images_say_why_there_is_none(tmp_path: Path, make_run: Maker) -> None:
