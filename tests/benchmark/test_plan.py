@@ -195,6 +195,9 @@ def test_outside_its_interval_autolora_costs_what_lora_with_cfg_does(
     assert nfe("autolora", num_steps, **interval) == 4 * guided + 2 * outside
     assert nfe("autolora", num_steps, 1.0, **interval) == 2 * guided + outside
     assert nfe("autolora", num_steps, autolora_scale=0.0, **interval) == 2 * num_steps
+    # With w1 = 1 the base branch is one pass, so that γ = 0 outside would cost less than γ = 1.
+    mixed = nfe("autolora", num_steps, base_guidance_scale=1.0, **interval)
+    assert mixed == 3 * guided + 2 * outside
 
 
 @pytest.mark.parametrize("edge", [0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.99, 1.0])

@@ -113,6 +113,13 @@ def test_a_prompt_at_the_edge_of_the_text_keeps_its_blanks(write: Callable[[str]
     assert (question.before, question.after) == ("  a cat ", "Does it show   a cat ")
 
 
+def test_every_place_of_the_prompt_gets_it(write: Callable[[str], Path]) -> None:
+    question = read_rubric(write(GOOD.replace("or {not}", "<P> and <P>"))).question("<P>")
+    assert question.after == "Does it show <P>, <P> and <P>?"
+    question = read_rubric(write(GOOD.replace("or {not}", "<P> and <P>"))).question("a")
+    assert question.after == "Does it show a, a and a?"
+
+
 def test_the_text_is_not_searched_for_environment_variables(
     write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
