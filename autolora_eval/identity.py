@@ -48,7 +48,7 @@ def local_lora(source: Source) -> Path:
             name = weights[0]
         return Path(hf_hub_download(source.location, name, revision=source.revision))
     except (OSError, ValueError) as error:
-        raise AutoLoRAEvalError(unreachable(source, error)) from error
+        raise AutoLoRAEvalError(unreachable([source.location], first_line(error))) from error
 
 
 def in_cache(source: Source, marker: str) -> bool:
@@ -59,26 +59,30 @@ def in_cache(source: Source, marker: str) -> bool:
     return isinstance(found, str)
 
 
-def hub_answers(source: Source) -> str | None:
+def hub_refusal(source: Source) -> str | None:
     """Ask the hub for a repository; return None if it is there, else why it cannot be had."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().repo_info(source.location, revision=source.revision, timeout=5.0)
     except Exception as error:  # the hub's client raises errors of its HTTP library too
-        return unreachable(source, error)
+        return first_line(error)
     return None
 
 
-def unreachable(source: Source, error: Exception) -> str:
-    """Return the message for a hub model that cannot be had."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    revision = f" at revision '{source.revision}'" if source.revision else ""
+def unreachable(locations: list[str], reason: str) -> str:
+    """Return the message for models on the hub that cannot be had: what, why, what to do."""
     return (
-        f"'{source.location}'{revision} is not in the local cache and cannot be had from the hub "
-        f"({reason[:200]}). On a machine with access run: hf download {source.location}; for a "
-        "gated model accept its licence there and run: hf auth login; or name a local folder."
+        f"not in the local cache, and not to be had from the hub ({reason}): "
+        f"{', '.join(locations)}. On a machine with access run: "
+        f"{' && '.join(f'hf download {location}' for location in locations)} (for a gated model "
+        "accept its licence on its page and run 'hf auth login' first); or name local folders."
     )
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, cut to what fits a message of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _commit(source: Source, marker: str) -> str:
@@ -93,4 +97,4 @@ def _commit(source: Source, marker: str) -> str:
             continue
         parts = path.parts
         return parts[parts.index("snapshots") + 1]
-    raise AutoLoRAEvalError(unreachable(source, problem)) from problem
+    raise AutoLoRAEvalError(unreachable([source.location], first_line(problem))) from problem

@@ -9,7 +9,7 @@ from pathlib import Path
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.devices import choose_device, require
 from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.identity import hub_answers, in_cache
+from autolora_eval.identity import hub_refusal, in_cache, unreachable
 from autolora_eval.plan import Plan
 
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
@@ -64,15 +64,9 @@ def _hub(plan: Plan) -> None:
         for source, marker in hub_sources(plan)
         if source.kind == "hub" and not in_cache(source, marker)
     }
-    refused = [(name, why) for name, source in absent.items() if (why := hub_answers(source))]
+    refused = {name: why for name, source in absent.items() if (why := hub_refusal(source))}
     if refused:
-        names = [name for name, _ in refused]
-        raise AutoLoRAEvalError(
-            "not in the local cache, and not to be had from the hub: "
-            f"{', '.join(names)} ({refused[0][1]}). On a machine with access run "
-            f"{' && '.join(f'hf download {name}' for name in names)}; for a gated model accept "
-            "its licence on its page and run 'hf auth login' first; or name local folders."
-        )
+        raise AutoLoRAEvalError(unreachable(list(refused), next(iter(refused.values()))))
 
 
 def _judge_server(plan: Plan) -> None:

@@ -78,9 +78,12 @@ class LoraPipeline:
             if isinstance(component.type_hint, type)
             and issubclass(component.type_hint, torch.nn.Module)
         ]
-        options: dict[str, Any] = {"variant": spec.variant} if spec.variant else {}
-        pipe.load_components(dtype=dtype, use_safetensors=dict.fromkeys(networks, True), **options)
-        _silence_progress(pipe.blocks)
+        options: dict[str, Any] = {"use_safetensors": dict.fromkeys(networks, True)}
+        if spec.variant is not None:
+            options["variant"] = dict.fromkeys(networks, spec.variant)
+        pipe.load_components(dtype=dtype, **options)
+        # The product draws one bar for the whole stage; diffusers would draw one a batch.
+        pipe.set_progress_bar_config(disable=True)
         tensors = _load_lora(pipe, local_lora(model.lora), model.lora.reference)
         pipe.set_adapters(ADAPTER, spec.lora.scale)
         pipe.to(device)
@@ -227,11 +230,3 @@ def _counted(denoiser: torch.nn.Module) -> Iterator[list[int]]:
         yield calls
     finally:
         handle.remove()
-
-
-def _silence_progress(block: Any) -> None:  # noqa: ANN401
-    """The product draws one bar for the whole stage; diffusers would draw one a batch."""
-    if hasattr(block, "set_progress_bar_config"):
-        block.set_progress_bar_config(disable=True)
-    for inner in getattr(block, "sub_blocks", {}).values():
-        _silence_progress(inner)
