@@ -39,7 +39,9 @@ IMAGE_TOKENS = (SIZE // PATCH) ** 2
 WIDTH = 128
 VISION_LAYERS = 4
 CLASSES = (9, 8, 8, 5)  # object or none, colour, background, style grade
-MATCH_LAYER = 2  # the language layer after which a word must know whether it fits the picture
+# The language layers after which a prompt's word must know what the picture shows in its place,
+# and whether it fits.
+TRUTH_LAYER, MATCH_LAYER = 2, 3
 
 # transformers' names to those of the published LLaVA checkpoints, which vLLM and transformers
 # both read.
@@ -130,6 +132,8 @@ class Judge(nn.Module):
         self.llava.model.vision_tower.requires_grad_(False)
         self.attributes = AttributeHead()
         self.match = nn.Linear(WIDTH, 1)
+        # For the prompt's words in their order: the object's colour, the object, the background.
+        self.truths = nn.ModuleList(nn.Linear(WIDTH, n) for n in (8, 9, 8))
 
     def look(self, pixels: Tensor) -> Tensor:
         """float32 [N, 3, 64, 64] in [-1, 1] to picture tokens [N, 64, 128]."""
@@ -137,8 +141,8 @@ class Judge(nn.Module):
             states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
         return states[-1][:, 1:]  # type: ignore[no-any-return]
 
-    def read(self, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Picture tokens and token ids [N, L] to hidden states [N, L, 128]: matching and last."""
+    def read(self, tokens: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Picture tokens and token ids [N, L] to hidden states [N, L, 128]: truth, match, last."""
         model = self.llava.model
         with mixed_precision():
             projected = model.multi_modal_projector(tokens).float()
@@ -148,7 +152,8 @@ class Judge(nn.Module):
             states = model.language_model(
                 inputs_embeds=embedded, use_cache=False, output_hidden_states=True
             )
-        return states.hidden_states[MATCH_LAYER], states.last_hidden_state
+        hidden = states.hidden_states
+        return hidden[TRUTH_LAYER], hidden[MATCH_LAYER], states.last_hidden_state
 
     def exported(self) -> LlavaForConditionalGeneration:
         """The whole LLaVA with the trained tower in place; its unused last layer is zero."""
