@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +188,9 @@ def _load_lora(pipe: ModularPipeline, file: Path, reference: str) -> int:
     """Load a LoRA file in diffusers', peft's or kohya's names; all of it must find its layer.
 
     diffusers only warns about keys that fit nothing, and then samples with part of a LoRA.
+
+    Returns:
+        The number of layers that the LoRA tunes.
     """
     try:
         with safe_open(file, framework="pt") as weights:
@@ -200,16 +203,41 @@ def _load_lora(pipe: ModularPipeline, file: Path, reference: str) -> int:
         raise AutoLoRAEvalError(
             f"the LoRA '{reference}' does not fit this pipeline: {str(error)[:300]}"
         ) from error
-    expected = max(stated, sum(bool(_DOWN.search(key)) for key in converted))
+    wanted = {key: tensor for key, tensor in converted.items() if _DOWN.search(key)}
+    homeless = _without_a_layer(wanted, _loaded_matrices(pipe))
+    if not wanted or homeless or len(wanted) < stated:
+        unused = max(len(homeless), stated - len(wanted))
+        raise AutoLoRAEvalError(
+            f"{unused} of the {max(stated, len(wanted))} layers of the LoRA '{reference}' do not "
+            f"fit this pipeline{f', such as {homeless[0]}' if homeless else ''}. Was it made for "
+            "another base model, or is it a kind other than LoRA (LoHa, LoKr)?"
+        )
+    return len(wanted)
+
+
+def _loaded_matrices(pipe: ModularPipeline) -> list[torch.Tensor]:
+    """Return the matrix A of equation (2) of every layer that carries the adapter.
+
+    Layers alone prove nothing: peft puts an empty adapter on every layer of a tuned name.
+    """
     components = [getattr(pipe, name) for name in pipe.component_names]
     networks = [part for part in components if isinstance(part, torch.nn.Module)]
-    loaded = sum(len(adapter_layers(network)) for network in networks)
-    if loaded == 0 or loaded < expected:
-        raise AutoLoRAEvalError(
-            f"only {loaded} of the {expected} layers of the LoRA '{reference}' fit this pipeline. "
-            "Was it made for another base model, or is it a kind other than LoRA?"
-        )
-    return loaded
+    layers = [layer for network in networks for layer in adapter_layers(network)]
+    return [layer.lora_A[ADAPTER].weight for layer in layers if ADAPTER in layer.lora_A]
+
+
+def _without_a_layer(
+    wanted: Mapping[str, torch.Tensor], loaded: Sequence[torch.Tensor]
+) -> list[str]:
+    """Return the names of the file's matrices that no layer has taken over."""
+    homes: dict[torch.Size, list[torch.Tensor]] = {}
+    for tensor in loaded:
+        homes.setdefault(tensor.shape, []).append(tensor.detach().cpu())
+    return [
+        name
+        for name, tensor in wanted.items()
+        if not any(torch.equal(home, tensor.to(home.dtype)) for home in homes.get(tensor.shape, []))
+    ]
 
 
 def _unet_config(pipe: ModularPipeline) -> Any:  # noqa: ANN401

@@ -1,0 +1,282 @@
+"""The image datasets: same bits on rerun, in any order, after an interruption; same noise."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_models import SIZE, STEPS, TinyModel, make_lora
+
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.devices import choose_device
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.files import read_jsonl, sha256_file
+from autolora_eval.generation.generate import generate
+from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval.guidance.adapters import adapter_layers
+from autolora_eval.guidance.registry import method, methods
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import RunFolder
+
+METHODS = {
+    "LoRA": {"guider": "lora"},
+    "LoRA+CFG": {"guider": "cfg"},
+    "AutoLoRA+CFG": {"guider": "autolora", "autolora_scale": 1.5},
+}
+
+
+def write_benchmark(folder: Path, tiny: TinyModel, **changes: object) -> Path:
+    content = {
+        "name": "tiny",
+        "prompts": ["a red cat", "two dogs"],
+        "seeds": {"start": 3, "count": 3},
+        "models": {
+            "T": {
+                "pipeline": str(tiny.pipeline),
+                "lora": {"path": str(tiny.lora)},
+                "num_inference_steps": 3,
+            }
+        },
+        "methods": METHODS,
+        "features": {"model": "miniature:dinov2"},
+        "batch_size": 2,
+    } | changes
+    path = folder / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def made(tmp_path: Path, name: str, plan: Plan) -> dict[str, str]:
+    """Generate into a folder of that name and return the hash of every image."""
+    folder = RunFolder(tmp_path / name)
+    generate(plan, folder, Progress())
+    return hashes(folder)
+
+
+def hashes(folder: RunFolder) -> dict[str, str]:
+    root = folder.path / "images"
+    return {str(path.relative_to(root)): sha256_file(path) for path in sorted(root.rglob("*.png"))}
+
+
+@pytest.fixture(scope="module")
+def plan(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    folder = tmp_path_factory.mktemp("benchmark")
+    return make_plan(load_benchmark(write_benchmark(folder, tiny)))
+
+
+@pytest.fixture(scope="module")
+def first_run(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = RunFolder(tmp_path_factory.mktemp("first"))
+    done = generate(plan, folder, Progress())
+    assert (done.made, done.reused) == (plan.n_images, 0)
+    return folder
+
+
+def test_metadata_describes_every_image(plan, first_run) -> None:
+    for cell in plan.cells:
+        rows = read_jsonl(first_run.metadata(cell.id))
+        assert {(row["prompt"], row["seed"]) for row in rows} == {
+            (job.prompt, job.seed) for job in plan.jobs
+        }
+        for row in rows:
+            file = first_run.images(cell.id) / row["file_name"]
+            assert row["sha256"] == sha256_file(file)
+            assert row["nfe"] == cell.nfe
+            assert (row["width"], row["height"]) == SIZE
+
+
+def test_datasets_reads_a_cell_as_an_imagefolder(plan, first_run, tmp_path) -> None:
+    from datasets import load_dataset
+
+    cell = plan.cells[0]
+    dataset = load_dataset(
+        "imagefolder",
+        data_dir=str(first_run.images(cell.id)),
+        split="train",
+        cache_dir=str(tmp_path),
+    )
+    assert len(dataset) == len(plan.jobs)
+    assert {(row["prompt"], row["seed"]) for row in dataset} == {
+        (job.prompt, job.seed) for job in plan.jobs
+    }
+    assert dataset[0]["image"].size == SIZE
+
+
+def test_rerun_elsewhere_gives_the_same_bits(plan, first_run, tmp_path) -> None:
+    assert made(tmp_path, "again", plan) == hashes(first_run)
+
+
+def test_order_of_cells_prompts_and_seeds_does_not_matter(plan, first_run, tiny, tmp_path) -> None:
+    changed = write_benchmark(
+        tmp_path,
+        tiny,
+        methods=dict(reversed(METHODS.items())),
+        prompts=["two dogs", "a red cat"],
+        seeds={"start": 2, "count": 4},
+    )
+    other = made(tmp_path, "reordered", make_plan(load_benchmark(changed)))
+    shared = {name: digest for name, digest in other.items() if not name.endswith("/2.png")}
+    assert shared == hashes(first_run)
+
+
+def test_limited_run_makes_the_bits_of_the_whole(plan, first_run, tmp_path) -> None:
+    whole = hashes(first_run)
+    limited = made(tmp_path, "limited", make_plan(plan.benchmark, 1, 1))
+    assert len(limited) == len(plan.cells)
+    assert limited.items() <= whole.items()
+
+
+def test_nothing_is_made_twice(plan, first_run, tmp_path) -> None:
+    folder = RunFolder(tmp_path / "copy")
+    shutil.copytree(first_run.path, folder.path)
+    done = generate(plan, folder, Progress())
+    assert (done.made, done.reused) == (0, plan.n_images)
+
+
+def test_a_lost_a_changed_and_a_rowless_image_are_made_anew(plan, first_run, tmp_path) -> None:
+    folder = RunFolder(tmp_path / "damaged")
+    shutil.copytree(first_run.path, folder.path)
+    lost, changed, rowless = (folder.images(plan.cells[1].id) / job.file for job in plan.jobs[:3])
+    lost.unlink()
+    changed.write_bytes(b"not a picture")
+    metadata = folder.metadata(plan.cells[1].id)
+    lines = metadata.read_text().splitlines(keepends=True)
+    name = str(rowless.relative_to(folder.images(plan.cells[1].id)))
+    metadata.write_text("".join(line for line in lines if name not in line))
+    done = generate(plan, folder, Progress())
+    assert done.made == 3
+    assert hashes(folder) == hashes(first_run)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    plan, first_run, tmp_path, monkeypatch
+) -> None:
+    folder = RunFolder(tmp_path / "interrupted")
+    sample, calls = LoraPipeline.sample, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return sample(self, *args, **kwargs)
+
+    monkeypatch.setattr(LoraPipeline, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(plan, folder, Progress())
+    monkeypatch.undo()
+    done = generate(plan, folder, Progress())
+    assert done.reused == 3 * plan.benchmark.spec.batch_size
+    assert hashes(folder) == hashes(first_run)
+
+
+def test_a_changed_parameter_makes_new_images_and_drops_the_stale(
+    plan, first_run, tiny, tmp_path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(first_run.path, folder.path)
+    scaled = METHODS | {"LoRA+CFG": {"guider": "cfg", "guidance_scale": 2.0}}
+    changed = write_benchmark(tmp_path, tiny, methods=scaled, seeds={"start": 3, "count": 2})
+    new = make_plan(load_benchmark(changed))
+    done = generate(new, folder, Progress())
+    assert (done.made, done.reused) == (4, 8)
+    rows = read_jsonl(folder.metadata("T--LoRA+CFG"))
+    files = list(folder.images("T--LoRA+CFG").rglob("*.png"))
+    assert len(rows) == len(files) == 4
+    assert not set(hashes(folder).values()) & {
+        digest for name, digest in hashes(first_run).items() if name.startswith("T--LoRA+CFG/")
+    }
+
+
+def test_another_lora_of_the_same_name_is_another_model(tiny, sdxl, tmp_path) -> None:
+    lora = tmp_path / "lora.safetensors"
+    mine = TinyModel(sdxl, lora, make_lora(sdxl, lora, kohya=False, text_encoders=False, seed=5))
+    plan = make_plan(
+        load_benchmark(write_benchmark(tmp_path, mine, methods={"A": METHODS["LoRA"]}))
+    )
+    before = made(tmp_path, "run", plan)
+    make_lora(sdxl, lora, kohya=False, text_encoders=False, seed=6)
+    after = made(tmp_path, "run", plan)
+    assert before.keys() == after.keys()
+    assert not set(before.values()) & set(after.values())
+
+
+def test_initial_noise_is_bitwise_the_same_for_every_method_and_batch(tiny) -> None:
+    pipeline = LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
+    seen: list[torch.Tensor] = []
+    handle = pipeline.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    noise: list[torch.Tensor] = []
+    for rule in methods().values():
+        for seeds in ([5, 9], [9, 5, 1]):
+            seen.clear()
+            guider = rule.build(rule.parameters().with_model_defaults(4.0))
+            pipeline.sample(["x"] * len(seeds), seeds, guider, num_inference_steps=STEPS, size=SIZE)
+            noise.append(seen[0][seeds.index(9)])
+    handle.remove()
+    # The denoiser's first input is the seed's own draw, scaled by the scheduler.
+    drawn = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(9))
+    sigma = pipeline.pipe.scheduler.init_noise_sigma
+    assert torch.allclose(noise[0], drawn * sigma / (sigma**2 + 1) ** 0.5, atol=1e-5)
+    assert len(noise) == 2 * len(methods())
+    assert all(torch.equal(noise[0], other) for other in noise)
+
+
+def test_a_guider_that_raises_leaves_no_trace(tiny) -> None:
+    pipeline = LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
+
+    def latents():
+        guider = method("cfg").build(method("cfg").parameters(guidance_scale=4.0))
+        return pipeline.sample(
+            ["x"], [1], guider, num_inference_steps=STEPS, size=SIZE, output="latents"
+        )
+
+    before = latents()
+    broken = method("autolora").build(
+        method("autolora").parameters(guidance_scale=4.0, base_guidance_scale=4.0)
+    )
+    broken.forward = None
+    with pytest.raises(TypeError):
+        pipeline.sample(["x"], [1], broken, num_inference_steps=STEPS, size=SIZE)
+    assert all(not layer.disable_adapters for layer in adapter_layers(pipeline.denoiser))
+    assert torch.equal(latents(), before)
+
+
+def test_autolora_without_a_lora_is_refused(tiny) -> None:
+    from diffusers import ModularPipeline
+
+    pipe = ModularPipeline.from_pretrained(str(tiny.pipeline), workflow="text2image")
+    pipe.load_components(dtype=torch.float32)
+    guider = method("autolora").build(method("autolora").parameters(guidance_scale=4.0))
+    pipe.update_components(guider=guider)
+    with pytest.raises(ValueError, match="needs a LoRA on UNet2DConditionModel, which has none"):
+        pipe(prompt="x", negative_prompt="", num_inference_steps=2, width=32, height=32)
+
+
+def test_a_lora_that_fits_only_in_part_is_refused(tiny, sdxl, tmp_path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(tiny.lora)
+    down = next(key for key in tensors if "attn1" in key and ("lora_A" in key or "_down" in key))
+    up = down.replace("lora_A", "lora_B").replace("lora_down", "lora_up")
+    renamed = {key: value for key, value in tensors.items() if key not in (down, up)}
+    renamed[down.replace("attn1", "attn9")] = tensors[down]
+    renamed[up.replace("attn1", "attn9")] = tensors[up]
+    file = tmp_path / "part.safetensors"
+    save_file({key: value.contiguous() for key, value in renamed.items()}, file)
+    with pytest.raises(AutoLoRAEvalError, match=r"part\.safetensors' .*fit"):
+        LoraPipeline.load(
+            TinyModel(sdxl, file, {}).resolved(1.0), torch.device("cpu"), torch.float32
+        )
+
+
+def test_a_device_that_is_not_here_is_named() -> None:
+    if torch.cuda.is_available():
+        with pytest.raises(AutoLoRAEvalError, match=r"sees .* CUDA device"):
+            choose_device("cuda:99")
+    else:
+        with pytest.raises(AutoLoRAEvalError, match=r"wants device 'cuda', but .* sees 0 CUDA"):
+            choose_device("cuda")
+        assert choose_device("auto").type == "cpu"
