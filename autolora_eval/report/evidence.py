@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class Evidence:
 
     def why_unscored(self, cell: str) -> str:
         """Return why a cell has no score: the most frequent reason of its images."""
-        reasons = (r.get("unscored_reason") for r in self.images if r["cell"] == cell)
+        reasons = (in_words(r.get("unscored_reason")) for r in self.images if r["cell"] == cell)
         return most_frequent(reasons) or "reason not recorded"
 
     def why_undefined(self, cell: str) -> str:
@@ -150,6 +151,15 @@ def records(table: pd.DataFrame) -> list[Row]:
 def text_of(value: object) -> str | None:
     """Return the text in a cell of a table; None for the NaN that stands for no text."""
     return value if isinstance(value, str) and value else None
+
+
+def in_words(reason: object) -> str | None:
+    """Return a reason with its code as words: `out_of_range:pc` as "out of range: pc"."""
+    text = text_of(reason)
+    code = text and re.match(r"([a-z]+(?:_[a-z]+)+)(:\s*)?", text)
+    if not text or not code:
+        return text
+    return f"{code[1].replace('_', ' ')}{': ' if code[2] else ''}{text[code.end() :]}"
 
 
 def tally(reasons: Iterable[object]) -> list[tuple[str, int]]:

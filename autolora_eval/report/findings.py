@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autolora_eval.analysis.measures import Measure
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, records, tally
+from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, in_words, records, tally
 from autolora_eval.report.text import clean, clip, fixed, interval, listed, number, of, p_value
 
 SIGNIFICANCE = 0.05
@@ -78,11 +78,11 @@ def _clause(method: str, baseline: str, measure: Measure, row: Row) -> str:
         return f"{name}: the difference is {fixed(difference, signed=True)}; it has no interval."
     if low <= 0.0 <= high:
         within = f"{fixed(difference, signed=True)} {interval(low, high, signed=True)}"
-        return f"{name}: no difference from {baseline} can be told: {within}{_wins(row)}."
+        return f"{name}: no difference from {baseline} can be told: {within}{_wins(row, True)}."
     size = fixed(abs(difference))
     within = interval(*sorted((abs(low), abs(high))))
     claim = _claim(method, baseline, measure, difference > 0)
-    return f"{claim} by {size} {within}{_wins(row)}{_doubt(row)}."
+    return f"{claim} by {size} {within}{_wins(row, difference > 0)}{_doubt(row)}."
 
 
 def _claim(method: str, baseline: str, measure: Measure, is_higher: bool) -> str:
@@ -93,17 +93,15 @@ def _claim(method: str, baseline: str, measure: Measure, is_higher: bool) -> str
     return f"{clean(measure.display_name)} is {direction}{better} than {baseline}'s"
 
 
-def _wins(row: Row) -> str:
-    """Say on how many prompts or seeds the method was ahead of the baseline."""
+def _wins(row: Row, is_higher: bool) -> str:
+    """Say on how many prompts or seeds the method was higher, or lower, than the baseline."""
     rate, n = number(row.get("win_rate")), number(row.get("n_units"))
     if rate is None or n is None or not n:
         return ""
-    wins = rate * n
-    unit = clean(row.get("unit") or "unit")
-    # Ties count as half a win: then there is no whole number to state.
-    if abs(wins - round(wins)) > 1e-6:
-        return f", with a win rate of {rate:.0%} over {of(int(n), unit)}"
-    return f", ahead on {round(wins)} of {of(int(n), unit)}"
+    # The table has the share of units where the method is higher, ties counted as half.
+    times = f"{rate * n if is_higher else n - rate * n:.1f}".removesuffix(".0")
+    direction = "higher" if is_higher else "lower"
+    return f", {direction} on {times} of {of(int(n), clean(row.get('unit') or 'unit'))}"
 
 
 def _doubt(row: Row) -> str:
@@ -171,9 +169,10 @@ def _images_missing(evidence: Evidence) -> list[str]:
 
 def _unscored(evidence: Evidence) -> list[str]:
     n_unscored = sum(int(number(row.get("n_unscored")) or 0) for row in evidence.rows)
-    if not n_unscored:
+    is_judged = any(measure.kind == "score" for measure in evidence.measured)
+    if not n_unscored or not is_judged:
         return []
-    reasons = tally(row.get("unscored_reason") for row in evidence.images)
+    reasons = tally(in_words(row.get("unscored_reason")) for row in evidence.images)
     shown = [f"{n} × {reason}" for reason, n in reasons[:REASONS_SHOWN]]
     if len(reasons) > REASONS_SHOWN:
         left = sum(n for _, n in reasons[REASONS_SHOWN:])

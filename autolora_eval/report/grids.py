@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, text_of
+from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, in_words, text_of
 from autolora_eval.report.text import clip, fixed, number
 
 PROMPTS_SHOWN = 2
@@ -101,7 +101,7 @@ def _picture(
     try:
         data, suffix = thumbnail(evidence.run.folder.path, text_of(row.get("file")) or "")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = text_of(row.get("unscored_reason")) or f"cannot be read: {type(error).__name__}"
+        reason = in_words(row.get("unscored_reason")) or f"cannot be read: {type(error).__name__}"
         return Picture("", clip(f"seed {seed}: {reason}", PROMPT_LENGTH))
     name = f"image-{len(thumbnails):04d}{suffix}"
     thumbnails[name] = data
@@ -115,7 +115,7 @@ def _scores(evidence: Evidence, row: Row) -> str:
         for m in scores
         if number(row.get(m.column)) is not None
     ]
-    reason = text_of(row.get("unscored_reason"))
+    reason = in_words(row.get("unscored_reason"))
     if scores and reason:
         return clip(f"unscored: {reason}", PROMPT_LENGTH)
     return ", ".join(found) or "no scores"

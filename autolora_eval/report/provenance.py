@@ -11,6 +11,7 @@ from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
 from autolora_eval.report.text import NOT_RECORDED, clean, clip, count, number, of
 
 VALUE_LENGTH = 300
+STAGE_COUNTS = ("done", "reused", "failed", "unscored")
 _SCRIPT = re.compile(r"([\^_])(?:\{([^}]*)\}|([^\W_]+))")
 
 
@@ -91,7 +92,9 @@ def _method(name: str, cells: list[Row]) -> MethodAsRun:
 def _setting(cell: Row) -> str:
     parameters = cell.get("parameters")
     stated = parameters if isinstance(parameters, dict) else {}
-    named = [f"{key} = {value}" for key, value in stated.items() if value is not None]
+    named = [
+        f"{key} = {value}" for key, value in stated.items() if value is not None and key != "guider"
+    ]
     nfe = number(cell.get("nfe"))
     passes = "passes per image not recorded" if nfe is None else f"{count(nfe)} passes per image"
     return clip("; ".join([", ".join(named) or "no parameters", passes]), VALUE_LENGTH)
@@ -115,7 +118,7 @@ def manifest_facts(evidence: Evidence) -> list[Facts]:
     return [
         _benchmark(evidence),
         *(_model(name, model) for name, model in evidence.section("models").items()),
-        Facts("Features", _flat(evidence.section("features"))),
+        Facts("Features", _flat(_without_counts(evidence.section("features")))),
         Facts("Judge", _judge(evidence)),
         Facts("Software", _software(evidence)),
         Facts("Hardware", _flat(evidence.section("hardware"))),
@@ -132,6 +135,7 @@ def _benchmark(evidence: Evidence) -> Facts:
         "file": None if file is None else PurePath(str(file)).name,
         "SHA-256": evidence.recorded("benchmark_sha256"),
         "prompts": len(prompts) if isinstance(prompts, list) else None,
+        "prompts SHA-256": evidence.recorded("prompts_sha256"),
         "prompt file": settings.get("prompts") if isinstance(settings.get("prompts"), str) else "",
         "seeds": _seeds(seeds) if isinstance(seeds, list) else None,
         "baseline": evidence.baseline,
@@ -159,7 +163,12 @@ def _judge(evidence: Evidence) -> list[Fact]:
         return [Fact("judge", "none: only diversity was measured")]
     rubric = evidence.section("rubric")
     named = {"rubric source": rubric["source"]} if rubric.get("source") else {}
-    return _flat({**evidence.section("judge"), **named})
+    return _flat({**_without_counts(evidence.section("judge")), **named})
+
+
+def _without_counts(section: Row) -> Row:
+    """Leave out how much a stage did: that stands with the stages."""
+    return {key: value for key, value in section.items() if key not in STAGE_COUNTS}
 
 
 def _software(evidence: Evidence) -> list[Fact]:
@@ -200,6 +209,8 @@ def _flat(mapping: Row, prefix: str = "") -> list[Fact]:
         name = f"{prefix}{clean(key)}".replace("_", " ")
         if isinstance(value, dict):
             facts += _flat(value, f"{name} ")
+        elif key == "size" and isinstance(value, list):
+            facts.append(Fact(name, _text(" × ".join(map(str, value)))))
         elif value is not None:
             facts.append(Fact(name, _text(value)))
     return facts or ([] if prefix else [Fact("all of it", NOT_RECORDED)])
@@ -210,5 +221,5 @@ def _text(value: object) -> str:
     if value is None or value == "":
         return NOT_RECORDED
     if isinstance(value, list):
-        return clip(" × ".join(map(str, value)), VALUE_LENGTH)
+        return clip(", ".join(map(str, value)), VALUE_LENGTH)
     return clip(value, VALUE_LENGTH)

@@ -1,5 +1,6 @@
 """A synthetic run folder: every file the report reads, made without any model."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -74,7 +75,7 @@ def make_tables(
     judged: bool = True,
 ) -> Tables:
     """Return the tables of a run whose numbers are known: row n has diversity 0.1n + 0.111 …"""
-    scores = SCORES if judged else {}
+    scores = copy.deepcopy(SCORES) if judged else {}
     cells = [(model, method) for model in models for method in methods]
     return Tables(
         manifest=_manifest(cells, prompts, n_seeds, scores),
@@ -207,6 +208,7 @@ def _manifest(
             "batch_size": 8,
         },
         "prompts": list(prompts),
+        "prompts_sha256": "e" * 64,
         "seeds": list(range(n_seeds)),
         "limited": False,
         "cells": [_cell(model, method) for model, method in cells],
@@ -236,6 +238,8 @@ def _manifest(
             "dim": 1536,
             "preprocessing": {"resize": 256, "crop": 224, "interpolation": "bicubic"},
             "backend": "pil",
+            "done": 24,
+            "reused": 0,
         },
         "judge": {"model": "a-judge", "backend": "openai", "temperature": 0.0} if scores else None,
         "rubric": {"name": "pixel_art", "source": "appendix A.2", "scores": scores}
@@ -257,7 +261,12 @@ def _cell(model: str, method: str) -> dict[str, Any]:
         "equation": equation,
         "summary": f"What {guider} does.",
         "source": "AutoLoRA paper, equation (7)",
-        "parameters": parameters,
+        "parameters": {
+            "guider": guider,
+            "lora_scale": 1.0,
+            "num_inference_steps": 20,
+            **parameters,
+        },
         "nfe": 20 * passes,
         "settings_key": "0123456789abcdef",
     }

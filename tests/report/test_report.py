@@ -69,8 +69,12 @@ def test_findings_claim_a_difference_only_where_the_interval_leaves_out_zero(
     plain: RunFolder,
 ) -> None:
     for text in (pdf_text(plain), page(plain).text):
-        assert "AutoLoRA is more diverse than LoRA by 0.061 [0.048, 0.075], ahead on 2 of 2" in text
-        assert "Prompt correspondence is lower than LoRA's by 0.061 [0.047, 0.074]" in text
+        assert (
+            "AutoLoRA is more diverse than LoRA by 0.061 [0.048, 0.075], higher on 2 of 2" in text
+        )
+        assert (
+            "Prompt correspondence is lower than LoRA's by 0.061 [0.047, 0.074], lower on 2" in text
+        )
         assert (
             "Style adherence: no difference from LoRA can be told: 0.000 [−0.013, +0.014]" in text
         )
@@ -103,9 +107,11 @@ def test_a_comparison_without_numbers_is_said_to_lack_them(tmp_path: Path, make_
     tables = make_run(methods=("LoRA", "AutoLoRA"))
     tables.comparisons.loc[0, ["difference", "low", "high", "win_rate"]] = np.nan
     tables.comparisons.loc[1, ["low", "high"]] = np.nan
+    tables.comparisons.loc[3, "win_rate"] = 0.75
     text = page(reported(tables, tmp_path / "run")).text
     assert "Diversity: AutoLoRA and LoRA could not be compared." in text
     assert "Prompt correspondence: the difference is −0.061; it has no interval." in text
+    assert "[0.048, 0.075], higher on 1.5 of 2 prompts" in text
 
 
 def test_missing_values_are_dashes_with_their_reason_and_never_zero(
@@ -116,7 +122,7 @@ def test_missing_values_are_dashes_with_their_reason_and_never_zero(
     tables.table.loc[1, ["n_unscored", "n_missing", "n_undefined_prompts"]] = [6, 2, 2]
     lost = tables.scores["method"] == "AutoLoRA"
     tables.scores.loc[lost, "sa"] = np.nan
-    tables.scores.loc[lost, "unscored_reason"] = "the reply is no JSON"
+    tables.scores.loc[lost, "unscored_reason"] = "missing_score:sa"
     tables.diversity.loc[2:, "diversity"] = np.nan
     tables.diversity.loc[2:, "reason"] = "needs at least two images, has 1"
     folder = reported(tables, tmp_path / "run")
@@ -127,9 +133,9 @@ def test_missing_values_are_dashes_with_their_reason_and_never_zero(
         assert "2.961" in row
         assert "0.000" not in text[: text.index("Findings")]
         assert "diversity is undefined: needs at least two images, has 1" in text
-        assert "no image was scored: the reply is no JSON" in text
+        assert "no image was scored: missing score: sa" in text
         assert "6 images of 12 have no score and are left out" in text
-        assert "6 × the reply is no JSON" in text
+        assert "6 × missing score: sa" in text
         assert "2 images are missing or cannot be read (2 of SDXL × AutoLoRA)" in text
         assert "Without a mark, for want of a value: SDXL × AutoLoRA." in text
 
@@ -180,8 +186,10 @@ def test_miniature_models_and_a_limited_run_are_called_what_they_are(
 def test_methods_and_manifest_tell_where_the_numbers_come_from(plain: RunFolder) -> None:
     for text in (pdf_text(plain), page(plain).text):
         compact = text.replace(" ", "")
-        assert "autolora_scale=1.5,guidance_scale=5.0,base_guidance_scale=5.0" in compact
-        assert "80passesperimage" in compact
+        expected = "lora_scale=1.0,num_inference_steps=20,autolora_scale=1.5,guidance_scale=5.0"
+        assert f"{expected},base_guidance_scale=5.0;80passesperimage" in compact
+        assert "e" * 64 in compact
+        assert "size64×64" in compact
         assert "d" * 64 in compact
         assert "3seeds,0to2" in compact
         assert "12.3s,24done,3reused" in compact
