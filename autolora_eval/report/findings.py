@@ -125,15 +125,19 @@ def caveats(evidence: Evidence) -> list[str]:
 
 
 def _miniatures(evidence: Evidence) -> list[str]:
-    names = [
-        clip(name, NAME_LENGTH)
+    references = {
+        clip(name, NAME_LENGTH): _reference(model)
         for name, model in evidence.section("models").items()
-        if _reference(model).startswith("miniature:")
-    ]
+    }
+    references["the extractor"] = str(evidence.recorded("features", "model"))
+    references["the judge"] = str(evidence.recorded("judge", "model"))
+    names = [name for name, found in references.items() if found.startswith("miniature:")]
     if not names:
         return []
+    subject = listed(names)
+    what = "is a miniature model" if len(names) == 1 else "are miniature models"
     return [
-        f"{listed(names)} {'is a miniature model' if len(names) == 1 else 'are miniature models'}: "
+        f"{subject[0].upper()}{subject[1:]} {what}: "
         "small, trained on rendered pictures of simple scenes, so that the whole evaluation runs "
         "on a laptop. These numbers show that the pipeline works. They say nothing about SDXL or "
         "SD3, and nothing about how the methods compare on them."

@@ -11,6 +11,8 @@ from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
 from autolora_eval.report.text import NOT_RECORDED, clean, clip, count, number, of
 
 VALUE_LENGTH = 300
+MAPPING_LENGTH = 1000
+LISTED_SINGLY = 5
 STAGE_COUNTS = ("done", "reused", "failed", "unscored")
 _SCRIPT = re.compile(r"([\^_])(?:\{([^}]*)\}|([^\W_]+))")
 
@@ -207,13 +209,20 @@ def _flat(mapping: Row, prefix: str = "") -> list[Fact]:
     facts: list[Fact] = []
     for key, value in mapping.items():
         name = f"{prefix}{clean(key)}".replace("_", " ")
-        if isinstance(value, dict):
+        if isinstance(value, dict) and len(value) > LISTED_SINGLY:
+            facts.append(Fact(name, _in_one_line(value)))
+        elif isinstance(value, dict):
             facts += _flat(value, f"{name} ")
         elif key == "size" and isinstance(value, list):
             facts.append(Fact(name, _text(" × ".join(map(str, value)))))
         elif value is not None:
             facts.append(Fact(name, _text(value)))
     return facts or ([] if prefix else [Fact("all of it", NOT_RECORDED)])
+
+
+def _in_one_line(mapping: Row) -> str:
+    """Return a long mapping, such as a scheduler's configuration, as one line."""
+    return clip(", ".join(f"{f.key} = {f.value}" for f in _flat(mapping)), MAPPING_LENGTH)
 
 
 def _text(value: object) -> str:

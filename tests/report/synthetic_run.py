@@ -227,7 +227,14 @@ def _manifest(
                     "scale": 1.0,
                     "tensors": 560,
                 },
-                "scheduler": {"class": "EulerDiscreteScheduler"},
+                "scheduler": {
+                    "class": "EulerDiscreteScheduler",
+                    "a": 1,
+                    "b": 2,
+                    "c": 3,
+                    "d": 4,
+                    "e": 5,
+                },
                 "size": [64, 64],
             }
             for model, _ in cells

@@ -174,9 +174,10 @@ def test_miniature_models_and_a_limited_run_are_called_what_they_are(
     tables = make_run(n_seeds=2)
     tables.manifest["limited"] = True
     tables.manifest["models"]["SDXL"]["pipeline"]["reference"] = "miniature:sdxl"
+    tables.manifest["judge"]["model"] = "miniature:judge"
     folder = reported(tables, tmp_path / "run")
     for text in (pdf_text(folder), page(folder).text):
-        assert "SDXL is a miniature model" in text
+        assert "SDXL and the judge are miniature models" in text
         assert "They say nothing about SDXL or SD3" in text
         assert "limited to 2 prompts and 2 seeds" in text
     assert "miniature" not in page(plain).text
@@ -190,6 +191,7 @@ def test_methods_and_manifest_tell_where_the_numbers_come_from(plain: RunFolder)
         assert f"{expected},base_guidance_scale=5.0;80passesperimage" in compact
         assert "e" * 64 in compact
         assert "size64×64" in compact
+        assert "schedulerclass=EulerDiscreteScheduler,a=1,b=2,c=3,d=4,e=5" in compact
         assert "d" * 64 in compact
         assert "3seeds,0to2" in compact
         assert "12.3s,24done,3reused" in compact
