@@ -1,0 +1,44 @@
+# Everything from a fresh clone with only Python (3.11 or newer) and make.
+PYTHON ?= python3
+VENV ?= .venv
+# Passed on to every pip install, such as the index of the CPU builds of torch.
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help quickstart test lint types sample wheel clean
+
+help:
+	@echo "make quickstart   install, run the quick-start benchmark, name the report"
+	@echo "make test         lint, types and tests: everything that CI checks"
+	@echo "make sample       remake reports/sample from a fresh quick-start run"
+	@echo "make wheel        build dist/*.whl"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: $(INSTALLED)
+	$(BIN)/autolora-eval run quickstart
+
+test: $(INSTALLED) lint types
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+sample: $(INSTALLED)
+	rm -rf build/sample
+	$(BIN)/autolora-eval run quickstart --output build/sample
+	$(BIN)/python -m autolora_eval.report.sample build/sample reports/sample
+
+wheel: $(INSTALLED)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist
