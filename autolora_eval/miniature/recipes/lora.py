@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -116,6 +117,7 @@ def train(work_dir: Path) -> None:
     folder = work_dir / "sdxl"
     clean, hidden, pooled = _encoded(folder)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet").requires_grad_(False)
+    unet.set_attn_processor(AttnProcessor())
     unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS))
     adapted = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(adapted, weight_decay=1e-2)

@@ -24,7 +24,7 @@ from autolora_eval.miniature.recipes.training import (
 )
 from autolora_eval.miniature.recipes.vae import DATA_SEED, N_FREE, encode
 
-STEPS = 8000
+STEPS = 6800
 BATCH = 48
 LEARNING_RATE = 1.5e-3
 SEED = 31
