@@ -35,7 +35,7 @@ types: $(INSTALLED)
 sample: $(INSTALLED)
 	rm -rf build/sample
 	$(BIN)/autolora-eval run quickstart --output build/sample
-	$(BIN)/python -m autolora_eval.report.sample build/sample reports/sample
+	$(BIN)/python reports/make_sample.py build/sample reports/sample
 
 wheel: $(INSTALLED)
 	$(BIN)/python -m build --wheel

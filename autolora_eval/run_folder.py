@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autolora_eval.errors import UsageError
 from autolora_eval.files import Json
@@ -128,11 +128,13 @@ def open_run(path: str | Path) -> Run:
             f"'{path}' has no table yet: the run was interrupted. "
             f"Finish it with: autolora-eval run {manifest['benchmark_file']} --output {path}"
         )
+    # A method may be called 'NA' or 'None': only an empty field is null.
+    as_written: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
     return Run(
         folder=folder,
         manifest=manifest,
         scores=pd.read_parquet(folder.scores),
-        diversity=pd.read_csv(folder.diversity),
+        diversity=pd.read_csv(folder.diversity, **as_written),
         table=pd.read_parquet(folder.table("parquet")),
-        comparisons=pd.read_csv(folder.comparisons),
+        comparisons=pd.read_csv(folder.comparisons, **as_written),
     )

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import typst
@@ -26,19 +27,33 @@ def write_pdf(content: Content, figure: Path, path: Path) -> None:
         figure: the figure, SVG.
         path: where to write.
     """
+    with written_whole(path) as temporary:
+        _compile(content, figure, temporary, format="pdf")
+
+
+def write_page_images(content: Content, figure: Path, folder: Path) -> None:
+    """Write the report's pages as `report-1.png`, `report-2.png`, ….
+
+    Args:
+        content: what it says.
+        figure: the figure, SVG.
+        folder: where to write.
+    """
+    _compile(content, figure, folder / "report-{p}.png", format="png", ppi=110.0)
+
+
+def _compile(content: Content, figure: Path, output: Path, **options: Any) -> None:  # noqa: ANN401
     with tempfile.TemporaryDirectory(prefix="autolora-eval-") as name:
         document = _lay_out(content, figure, Path(name))
-        with written_whole(path) as temporary:
-            typst.compile(
-                str(document),
-                output=str(temporary),
-                root=name,
-                format="pdf",
-                font_paths=[str(_fonts())],
-                ignore_system_fonts=own_fonts_suffice(
-                    json.dumps(content.as_data(), ensure_ascii=False)
-                ),
-            )
+        text = json.dumps(content.as_data(), ensure_ascii=False)
+        typst.compile(
+            str(document),
+            output=str(output),
+            root=name,
+            font_paths=[str(_fonts())],
+            ignore_system_fonts=own_fonts_suffice(text),
+            **options,
+        )
 
 
 def _lay_out(content: Content, figure: Path, folder: Path) -> Path:

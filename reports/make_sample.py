@@ -1,0 +1,39 @@
+"""Put a run's report, its pages as pictures, table and figure into `reports/sample`.
+
+`make sample` runs the quick start afresh and then this.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from autolora_eval.report.content import build_content
+from autolora_eval.report.evidence import read_evidence
+from autolora_eval.report.pdf import write_page_images
+from autolora_eval.run_folder import RunFolder
+
+FILES = ("report.pdf", "table.md", "table.csv", "comparisons.csv", "manifest.json")
+
+
+def main(run: Path, sample: Path) -> None:
+    """Copy what is shown, and draw the report's pages.
+
+    Args:
+        run: a finished run folder.
+        sample: the folder to fill; what was in it goes.
+    """
+    shutil.rmtree(sample, ignore_errors=True)
+    sample.mkdir(parents=True)
+    for name in FILES:
+        shutil.copy(run / name, sample / name)
+    figures = sorted((run / "figures").iterdir())
+    for figure in figures:
+        shutil.copy(figure, sample / figure.name)
+    svg = next(figure for figure in figures if figure.suffix == ".svg")
+    write_page_images(build_content(read_evidence(RunFolder(run))), svg, sample)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
