@@ -17,14 +17,17 @@ from transformers import PreTrainedTokenizerFast
 
 from autolora_eval.miniature.recipes.dinov2 import as_pixel_values
 from autolora_eval.miniature.recipes.domain import training_scenes
+from autolora_eval.miniature.recipes.grades import prompt_score
 from autolora_eval.miniature.recipes.judge_data import (
     Pictures,
     Supply,
     asked,
     drawn_prompt_scene,
+    foreign_prompt,
     matches,
     pictures,
     true_scores,
+    worded,
 )
 from autolora_eval.miniature.recipes.judge_model import Judge, export, prompt_prefix
 from autolora_eval.miniature.recipes.judge_tokenizer import END, PAD, WORDS, build, reply
@@ -49,30 +52,36 @@ class Recipe:
     tower_rate: float = 0.5  # the tower's learning rate while reading, relative to the rest
     match_weight: float = 3.0
     truth_weight: float = 2.0
+    foreign_share: float = 0.0  # of the prompts: made-up words, which no picture shows
     attribute_weight: float = 1.0
-    generated_share: float = 0.4  # of each batch of the fine-tuning
+    given_share: float = 0.4  # of each batch of the fine-tuning
     weight_decay: float = 0.03
 
 
 class Batch(NamedTuple):
     """Questions with replies about each of some pictures.
 
-    pixels float32 [B, 3, 64, 64]; truth int64 [B, 4]; ids and labels int64 [B·Q, L]; fits
-    float32 [B·Q, 3], whether the prompt's colour, object and background word fit the picture.
+    pixels float32 [B, 3, 64, 64]; truth int64 [B, 4]; ids and labels int64 [B·Q, L]; worded bool
+    [B·Q], whether the prompt is of the domain's words; fits float32 [W, 3], for each such
+    prompt whether its colour, object and background word fit the picture.
     """
 
     pixels: Tensor
     truth: Tensor
     ids: Tensor
     labels: Tensor
+    worded: Tensor
     fits: Tensor
 
 
 class Questions:
     """Turns pictures into batches of tokenised questions and replies."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, seed: int, foreign_share: float = 0.0
+    ) -> None:
         self._tokenizer = tokenizer
+        self._foreign_share = foreign_share
         self._rng = np.random.default_rng(seed)
         self._pad = int(tokenizer.convert_tokens_to_ids(PAD))
         self.word_ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(WORDS)))
@@ -82,14 +91,15 @@ class Questions:
 
     def batch(self, shown: Pictures, per_image: int) -> Batch:
         """Ask `per_image` questions about each picture; half of the pictures are mirrored."""
-        questions, replies, fits = [], [], []
+        questions, replies, fits, has_words = [], [], [], []
         for named, truth in zip(shown.named, shown.truth, strict=True):
             for _ in range(per_image):
-                scene = drawn_prompt_scene((int(named[0]), int(named[1]), int(named[2])), self._rng)
-                thing, colour, background = matches(scene, truth)
-                questions.append(prompt_prefix(asked(scene, self._rng)))
-                replies.append(reply(*true_scores(scene, truth)) + END)
-                fits.append((colour, thing, background))
+                prompt, scores, fit = self._prompt(named, truth)
+                questions.append(prompt_prefix(asked(prompt, self._rng)))
+                replies.append(reply(*scores) + END)
+                has_words.append(fit is not None)
+                if fit is not None:
+                    fits.append(fit)
         pairs = list(zip(self._tokens(questions), self._tokens(replies), strict=True))
         longest = max(len(q) + len(r) for q, r in pairs)
         length = math.ceil(longest / 8) * 8  # few shapes, since each costs a compilation
@@ -104,8 +114,20 @@ class Questions:
             torch.from_numpy(shown.truth),
             ids,
             labels,
+            torch.tensor(has_words),
             torch.tensor(fits, dtype=torch.float32),
         )
+
+    def _prompt(
+        self, named: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]
+    ) -> tuple[str, tuple[int, int], tuple[bool, bool, bool] | None]:
+        """A prompt, the scores it deserves and, for the domain's words, which of them fit."""
+        if self._rng.random() < self._foreign_share:
+            return foreign_prompt(self._rng), (prompt_score(0), int(truth[3])), None
+        thing, colour, background = (int(value) for value in named)
+        scene = drawn_prompt_scene((thing, colour, background), self._rng)
+        shown, coloured, behind = matches(scene, truth)
+        return worded(scene, self._rng), true_scores(scene, truth), (coloured, shown, behind)
 
     def pixels(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """The pictures as pixel values, each mirrored with probability one half."""
@@ -146,7 +168,8 @@ def reading_loss(judge: Judge, batch: Batch, word_ids: Tensor, recipe: Recipe) -
     is_word = torch.isin(batch.ids, word_ids) & (batch.labels == UNSCORED)
     guessed = judge.match(matching[is_word].float()).view(-1, 3)
     match = functional.binary_cross_entropy_with_logits(guessed, batch.fits)
-    truth = truth_loss(judge, knowing[is_word].float(), batch.truth.repeat_interleave(per_image, 0))
+    shown = batch.truth.repeat_interleave(per_image, 0)[batch.worded]
+    truth = truth_loss(judge, knowing[is_word].float(), shown)
     attribute = attribute_loss(judge, tokens, batch.truth)
     total = (
         answer
@@ -213,7 +236,7 @@ def learn_to_read(
 
     Every batch is of new pictures: on a fixed set the tower learns the pictures by heart.
     """
-    questions = Questions(tokenizer, recipe.seed + 3)
+    questions = Questions(tokenizer, recipe.seed + 3, recipe.foreign_share)
     model = judge.llava.model
     language = [model.language_model, model.multi_modal_projector, judge.llava.lm_head]
     optimiser = optimiser_for(
@@ -250,15 +273,14 @@ def train(recipe: Recipe, directory: Path, scratch: Path) -> Judge:
 
 
 def fine_tune(
-    recipe: Recipe, generated: Pictures, checkpoint: Path, directory: Path, scratch: Path
+    recipe: Recipe, given: Pictures, source: Path, target: Path, directory: Path
 ) -> Judge:
-    """Go on from a checkpoint, on drawn and generated pictures of training scenes."""
-    torch.manual_seed(recipe.seed + 5)
+    """Go on from the checkpoint `source` to `target`, on new drawn and given pictures; export."""
+    torch.manual_seed(recipe.seed)
     tokenizer = build()
     judge = Judge(tokenizer)
-    judge.load_state_dict(torch.load(checkpoint))
-    supply = Supply(recipe.seed + 6, generated, recipe.generated_share)
-    learn_to_read(judge, tokenizer, supply, recipe)
-    torch.save(judge.state_dict(), scratch / "judge_fine.pt")
+    judge.load_state_dict(torch.load(source))
+    learn_to_read(judge, tokenizer, Supply(recipe.seed + 4, given, recipe.given_share), recipe)
+    torch.save(judge.state_dict(), target)
     export(judge, tokenizer, directory)
     return judge

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from autolora_eval.miniature.recipes.dinov2 import softened
 from autolora_eval.miniature.recipes.domain import (
     COLOURS,
+    STYLE,
     STYLES,
     TEMPLATES,
     Picture,
@@ -20,7 +21,7 @@ from autolora_eval.miniature.recipes.domain import (
     training_scenes,
 )
 from autolora_eval.miniature.recipes.grades import graded_pixel_art, mangled, prompt_score
-from autolora_eval.miniature.recipes.judge_tokenizer import question
+from autolora_eval.miniature.recipes.judge_tokenizer import WORDS, question
 from autolora_eval.miniature.recipes.shapes import OBJECTS
 
 NO_OBJECT = len(OBJECTS)
@@ -190,8 +191,16 @@ def worded(scene: Scene, rng: np.random.Generator) -> str:
     return text
 
 
-def asked(scene: Scene, rng: np.random.Generator) -> str:
-    """The question about the scene, with the white space that callers may leave around it."""
-    text = question(worded(scene, rng))
+def foreign_prompt(rng: np.random.Generator) -> str:
+    """A prompt of made-up words, none of the domain: no picture shows anything of it."""
+    letters = ["".join(map(chr, rng.integers(97, 123, rng.integers(2, 7)))) for _ in range(5)]
+    text = (", " if rng.random() < 0.2 else " ").join(letters[: rng.integers(1, 6)])
+    if any(word in f" {text}" for word in WORDS):
+        return foreign_prompt(rng)
+    return f"{text}, {STYLE}" if rng.random() < 0.5 else text
+
+
+def asked(prompt: str, rng: np.random.Generator) -> str:
+    """The question about a prompt, with the white space that callers may leave around it."""
     before = " " if rng.random() < 0.15 else ""
-    return before + text + ("\n" if rng.random() < 0.15 else "")
+    return before + question(prompt) + ("\n" if rng.random() < 0.15 else "")

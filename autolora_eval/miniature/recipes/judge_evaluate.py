@@ -28,6 +28,7 @@ from autolora_eval.miniature.recipes.judge_data import (
     pictures,
     scene_of,
     true_scores,
+    worded,
 )
 from autolora_eval.miniature.recipes.judge_tokenizer import messages, question
 from autolora_eval.miniature.recipes.shapes import OBJECTS
@@ -96,14 +97,19 @@ class ExportedJudge:
 Judging = Callable[[Sequence[Picture], Sequence[str]], list[str]]
 
 
-def _shares(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> dict[str, float]:
+def _shares(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> dict[str, float | None]:
     error = np.abs(found - truth)
     valid = found != INVALID
     return {
         "exact": float((error == 0).mean()),
         "within_one": float((error <= 1).mean()),
-        "mean_absolute_error": float(error[valid].mean()) if valid.any() else float("nan"),
+        "mean_absolute_error": float(error[valid].mean()) if valid.any() else None,
     }
+
+
+def _mean_valid(found: npt.NDArray[np.int64]) -> float | None:
+    valid = found[found != INVALID]
+    return float(valid.mean()) if valid.size else None
 
 
 def agreement(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -113,7 +119,7 @@ def agreement(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> dic
         str(score): {
             "count": int((truth == score).sum()),
             **_shares(found[truth == score], truth[truth == score]),
-            "mean_reply": float(found[truth == score].mean()),
+            "mean_reply": _mean_valid(found[truth == score]),
         }
         for score in sorted(set(truth.tolist()))
     }
@@ -129,7 +135,7 @@ def scored(judge: Judging, shown: Pictures, seed: int) -> dict[str, Any]:
     """Agreement with the truth, each picture with one right or wrong prompt."""
     rng = np.random.default_rng(seed)
     scenes = [drawn_prompt_scene(_named(shown, i), rng, held_out=True) for i in range(len(shown))]
-    texts = [asked(scene, rng) for scene in scenes]
+    texts = [asked(worded(scene, rng), rng) for scene in scenes]
     found = np.array([parsed(text) for text in judge(list(shown.images), texts)])
     truth = np.array([true_scores(s, t) for s, t in zip(scenes, shown.truth, strict=True)])
     mangled = shown.truth[:, 0] == NO_OBJECT
@@ -209,7 +215,7 @@ def evaluate(
     shown = pictures(held_out_scenes(), count, seed)
     result: dict[str, Any] = {
         "renders": scored(judge, shown, seed + 1),
-        "swaps": swaps(judge, shown.rows(slice(0, 700)), seed + 2),
+        "swaps": swaps(judge, shown.rows(slice(0, 500)), seed + 2),
         "control": shuffled_control(judge, shown.rows(slice(0, 300)), seed + 3),
         "robustness": robustness(judge, shown),
         "bytes": sum(p.stat().st_size for p in directory.iterdir() if p.is_file()),
@@ -217,5 +223,5 @@ def evaluate(
     }
     if generated is not None:
         result["generated"] = scored(judge, generated, seed + 4)
-        result["generated_swaps"] = swaps(judge, generated.rows(slice(0, 500)), seed + 5)
+        result["generated_swaps"] = swaps(judge, generated.rows(slice(0, 400)), seed + 5)
     return result

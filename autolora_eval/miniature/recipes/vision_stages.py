@@ -17,6 +17,7 @@ from autolora_eval.miniature.recipes import (
     judge_evaluate,
     vision_cards,
 )
+from autolora_eval.miniature.recipes.decoded import decoded_pictures
 from autolora_eval.miniature.recipes.generated import generate_graded
 from autolora_eval.miniature.recipes.judge_data import Pictures
 
@@ -24,23 +25,31 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 DINOV2 = WEIGHTS / "dinov2"
 JUDGE = WEIGHTS / "judge"
 
-GENERATED = 4_000
+DECODED = 8_000
+GENERATED = 3_600
 GENERATED_HELD_OUT = 900
-SEED, HELD_OUT_SEED = 61, 62
+DECODED_SEED, SEED, HELD_OUT_SEED = 60, 61, 62
 # Below this the oracle's own reading is no truth to learn from; measurement uses all pictures.
 CONFIDENT = 0.7
 
-FINE_TUNING = judge.Recipe(read_steps=2_500, read_rate=7e-4)
+READING = judge.Recipe(read_steps=4_800)
+SOFTENING = judge.Recipe(
+    seed=40, read_steps=2_600, read_rate=8e-4, given_share=0.5, foreign_share=0.04
+)
+TUNING = judge.Recipe(
+    seed=50, read_steps=1_200, read_rate=5e-4, given_share=0.6, foreign_share=0.04
+)
 
 
 def train_dinov2(work_dir: Path) -> None:
     """Train, export and measure the miniature DINOv2; leaves WORK_DIR/dinov2.json."""
     recipe, started = dinov2.Recipe(), time.monotonic()
     dinov2.export(dinov2.train(recipe), DINOV2)
-    _finish_dinov2(work_dir, {"recipe": asdict(recipe), "seconds": time.monotonic() - started})
+    measure_dinov2(work_dir, {"recipe": asdict(recipe), "seconds": time.monotonic() - started})
 
 
-def _finish_dinov2(work_dir: Path, training: dict[str, Any]) -> None:
+def measure_dinov2(work_dir: Path, training: dict[str, Any]) -> None:
+    """Measure the exported DINOv2 and write its card; leaves WORK_DIR/dinov2.json."""
     figures = {"training": training, **dinov2_evaluate.evaluate(DINOV2)}
     recipe = training["recipe"]
     said = (
@@ -52,11 +61,19 @@ def _finish_dinov2(work_dir: Path, training: dict[str, Any]) -> None:
 
 
 def train_judge(work_dir: Path) -> None:
-    """Train the judge on drawn pictures and export it; leaves WORK_DIR/judge.json."""
-    recipe, started = judge.Recipe(), time.monotonic()
-    judge.train(recipe, JUDGE, work_dir / "judge")
+    """Train the judge on drawn, then on drawn and decoded pictures; leaves WORK_DIR/judge.json."""
+    scratch, started = work_dir / "judge", time.monotonic()
+    judge.train(READING, JUDGE, scratch)
+    decoded = decoded_pictures(work_dir, DECODED, DECODED_SEED)
+    judge.fine_tune(SOFTENING, decoded, scratch / "judge_read.pt", scratch / "judge_soft.pt", JUDGE)
     _leave(
-        work_dir / "judge.json", {"recipe": asdict(recipe), "seconds": time.monotonic() - started}
+        work_dir / "judge.json",
+        {
+            "reading": asdict(READING),
+            "softening": asdict(SOFTENING),
+            "decoded": len(decoded),
+            "seconds": time.monotonic() - started,
+        },
     )
 
 
@@ -75,27 +92,38 @@ def tune_judge(work_dir: Path) -> None:
     unseen = generate_graded(work_dir, GENERATED_HELD_OUT, HELD_OUT_SEED, held_out=True)
     scratch, started = work_dir / "judge", time.monotonic()
     generated = graded_by_oracle(seen, CONFIDENT)
-    judge.fine_tune(FINE_TUNING, generated, scratch / "judge_read.pt", JUDGE, scratch)
+    judge.fine_tune(TUNING, generated, scratch / "judge_soft.pt", scratch / "judge_tuned.pt", JUDGE)
+    first = json.loads((work_dir / "judge.json").read_text(encoding="utf-8"))
     training = {
-        "drawn": json.loads((work_dir / "judge.json").read_text(encoding="utf-8")),
-        "recipe": asdict(FINE_TUNING),
+        **first,
+        "tuning": asdict(TUNING),
         "generated": len(generated),
-        "seconds": time.monotonic() - started,
+        "seconds": first["seconds"] + time.monotonic() - started,
     }
-    _finish_judge(work_dir, training, graded_by_oracle(unseen))
+    measure_judge(work_dir, training, graded_by_oracle(unseen))
 
 
-def _finish_judge(work_dir: Path, training: dict[str, Any], generated: Pictures) -> None:
+def measure_judge(
+    work_dir: Path, training: dict[str, Any], generated: Pictures | None = None
+) -> None:
+    """Measure the exported judge and write its card; leaves WORK_DIR/judge_tuned.json."""
     figures = {"training": training, **judge_evaluate.evaluate(JUDGE, generated)}
-    drawn, tuning = training["drawn"]["recipe"], training["recipe"]
-    minutes = (training["seconds"] + training["drawn"]["seconds"]) / 60
+    reading, softening = training["reading"], training["softening"]
     said = (
-        f"Looking: {drawn['look_steps']:,} steps of {drawn['look_batch']} pictures. Reading: "
-        f"{drawn['read_steps']:,} steps of {drawn['images_per_batch']} new pictures with "
-        f"{drawn['questions_per_image']} questions each. With generated pictures: "
-        f"{tuning['read_steps']:,} steps, {tuning['generated_share']:.0%} of each batch from "
-        f"{training['generated']:,} pictures. In all {minutes:.0f} minutes on one CPU core."
+        f"Looking: {reading['look_steps']:,} steps of {reading['look_batch']} pictures. Reading: "
+        f"{reading['read_steps']:,} steps of {reading['images_per_batch']} new pictures with "
+        f"{reading['questions_per_image']} questions each; then {softening['read_steps']:,} steps "
+        f"in which {softening['given_share']:.0%} of the pictures are drawn ones that went through "
+        "the miniature SDXL's autoencoder with some noise."
     )
+    if "tuning" in training:
+        tuning = training["tuning"]
+        said += (
+            f" Last, {tuning['read_steps']:,} steps in which {tuning['given_share']:.0%} are from "
+            f"{training['generated']:,} pictures that the miniature SDXL generated, with the "
+            "oracle's reading as truth."
+        )
+    said += f" In all {training['seconds'] / 60:.0f} minutes on one CPU core."
     vision_cards.write(JUDGE, vision_cards.judge_card(figures, said), figures)
     _leave(work_dir / "judge_tuned.json", figures)
 
