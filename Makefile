@@ -6,11 +6,11 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help quickstart test lint types sample wheel clean
+.PHONY: help quickstart test lint types sample wheel check-wheel clean
 
 help:
 	@echo "make quickstart   install, run the quick-start benchmark, name the report"
-	@echo "make test         lint, types and tests: everything that CI checks"
+	@echo "make test         lint, types, tests, the wheel elsewhere: everything that CI checks"
 	@echo "make sample       remake reports/sample from a fresh quick-start run"
 	@echo "make wheel        build dist/*.whl"
 
@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: $(INSTALLED)
 	$(BIN)/autolora-eval run quickstart
 
-test: $(INSTALLED) lint types
+test: $(INSTALLED) lint types check-wheel
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
@@ -38,7 +38,11 @@ sample: $(INSTALLED)
 	$(BIN)/python reports/make_sample.py build/sample reports/sample
 
 wheel: $(INSTALLED)
+	rm -rf dist
 	$(BIN)/python -m build --wheel
+
+check-wheel: wheel
+	PYTHON='$(PYTHON)' PIP_ARGS='$(PIP_ARGS)' BIN='$(BIN)' .ci/check_wheel
 
 clean:
 	rm -rf $(VENV) build dist
