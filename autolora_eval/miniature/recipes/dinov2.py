@@ -43,7 +43,7 @@ class Recipe:
     """What decides the weights."""
 
     seed: int = 20
-    steps: int = 2_400
+    steps: int = 2_000
     batch_size: int = 64
     full_size_from: float = 0.8  # share of the steps after which crops have their final size
     learning_rate: float = 1e-3
@@ -53,7 +53,7 @@ class Recipe:
     teacher_temperature: float = 0.05
     koleo_weight: float = 0.1
     centre_weight: float = 0.2
-    name_weight: float = 0.6
+    name_weight: float = 1.0
 
 
 def architecture() -> Dinov2Config:
