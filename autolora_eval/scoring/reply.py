@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from autolora_eval.scoring.rubric import Rubric, Score
 
 MAX_REPLY = 20_000
+MAX_PYTHON_OBJECT = 1_000
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _FRACTION = re.compile(r"^\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*(\d+(?:\.\d+)?))?\s*$")
 
@@ -34,21 +36,23 @@ class Verdict:
 def parse_reply(text: str, rubric: Rubric) -> Verdict:
     """Return the scores of a reply: those of the last JSON object that has any of the keys.
 
-    Accepted around the JSON: code fences and text; within it: trailing commas (the paper's own
-    example has one), single quotes, a number as text, as `4/5` of the same range, or alone in a
-    list. Ranges are strict: nothing is clamped.
+    Accepted around the JSON: code fences, text, and objects or lists that hold it; within it:
+    trailing commas (the paper's own example has one), single quotes, a number as text, as `4/5`
+    of the same range, or alone in a list. Ranges are strict: nothing is clamped.
 
     Args:
         text: the reply.
         rubric: whose scores are read.
     """
+    text = text.strip()  # a judge that does not find its end fills up with white space
     if len(text) > MAX_REPLY:
         return Verdict(None, "too_long")
     keys = {score.key for score in rubric.scores.values()}
-    objects = [found for found in _json_objects(text) if keys & found.keys()]
-    if not objects:
-        return Verdict(None, "missing_score" if any(_json_objects(text)) else "no_json")
-    verdict = objects[-1]
+    objects = list(_json_objects(text))
+    verdicts = [verdict for found in objects for verdict in _with_keys(found, keys)]
+    if not verdicts:
+        return Verdict(None, "missing_score" if objects else "no_json")
+    verdict = verdicts[-1]
     scores = {}
     for column, score in rubric.scores.items():
         if score.key not in verdict:
@@ -65,26 +69,41 @@ def parse_reply(text: str, rubric: Rubric) -> Verdict:
 def _json_objects(text: str) -> Iterator[dict[str, Any]]:
     """Yield the objects in a text, outermost only, in order."""
     text = _TRAILING_COMMA.sub(r"\1", text)
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(parse_int=float)  # an int may have more digits than Python reads
     at = text.find("{")
     while at >= 0:
         try:
             found, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             found, end = _python_dict(text, at)
         if isinstance(found, dict):
             yield found
         at = text.find("{", end)
 
 
+def _with_keys(found: dict[str, Any], keys: set[str]) -> Iterator[dict[str, Any]]:
+    """Yield the outermost objects within `found`, itself included, that have any of the keys."""
+    waiting: list[object] = [found]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict) and keys & value.keys():
+            yield value
+        elif isinstance(value, dict | list):
+            inner = value.values() if isinstance(value, dict) else value
+            waiting += reversed(list(inner))
+
+
 def _python_dict(text: str, at: int) -> tuple[object, int]:
     """Read an object in single quotes up to its first closing brace, or step over the opening."""
-    end = text.find("}", at) + 1
+    end = text.find("}", at, at + MAX_PYTHON_OBJECT) + 1
     if end == 0:
         return None, at + 1
     try:
-        return ast.literal_eval(text[at:end]), end
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash that escapes nothing
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return ast.literal_eval(text[at:end]), end
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None, at + 1
 
 
@@ -99,4 +118,8 @@ def _number(value: object, score: Score) -> float | None:
         return float(match[1])
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

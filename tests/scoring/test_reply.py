@@ -1,0 +1,164 @@
+"""Replies: what is read as a verdict, and the reason of each that is not."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from autolora_eval.resources import shipped_root
+from autolora_eval.scoring.reply import MAX_REPLY, Verdict, parse_reply
+from autolora_eval.scoring.rubric import Rubric, read_rubric
+
+GOOD = '{"prompt_correspondence": 4, "style_adherence": 3.5}'
+SCORES = {"pc": 4.0, "sa": 3.5}
+
+
+@pytest.fixture(scope="module")
+def rubric() -> Rubric:
+    """The paper's: prompt_correspondence and style_adherence, each from 0 to 5."""
+    return read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
+
+
+def with_value(value: str) -> str:
+    return f'{{"prompt_correspondence": {value}, "style_adherence": 3.5}}'
+
+
+ACCEPTED = {
+    "plain": GOOD,
+    "white space around": f" \n\t{GOOD}\r\n",
+    "code fence": f"```json\n{GOOD}\n```",
+    "text around": f"Here is my verdict: {GOOD} I hope this helps!",
+    "several lines": GOOD.replace(", ", ",\n  "),
+    "trailing comma, as in the paper's example": GOOD.replace("}", ",\n}"),
+    "single quotes": GOOD.replace('"', "'"),
+    "single quotes and a trailing comma": GOOD.replace('"', "'").replace("}", ", }"),
+    "number as text": with_value('"4"'),
+    "number as text with white space": with_value('" 4.0 "'),
+    "fraction of the range": with_value('"4/5"'),
+    "fraction with blanks": with_value('"4 / 5"'),
+    "alone in a list": with_value("[4]"),
+    "as text alone in a list": with_value('["4/5"]'),
+    "in a list with a trailing comma": with_value("[4,]"),
+    "exponent": with_value("0.4e1"),
+    "further keys": GOOD.replace("}", ', "why": "because of {this}"}'),
+    "in a list": f"[{GOOD}]",
+    "in an object": f'{{"evaluation": {GOOD}}}',
+    "deep in objects and lists": f'{{"a": [1, {{"b": {GOOD}}}]}}',
+    "in double braces": f"{{{GOOD}}}",
+    "object about it within": GOOD.replace("}", ', "why": {"style_adherence": "fine"}}'),
+    "after a verdict that was taken back": f"{with_value('1')} No, I meant: {GOOD}",
+    "after a reasoning object": f'{{"thought": "pixels"}} {GOOD}',
+    "before a closing object": f'{GOOD} {{"done": true}}',
+    "before an echo of the format": f"{GOOD} {with_value('[the score from 0 to 5]')}",
+    "after an echoed prompt with braces": f"For 'a {{cat}}': {GOOD}",
+    "after an echoed prompt with an opening brace": f"For 'a {{ cat': {GOOD}",
+    "after an echoed prompt with a closing brace": f"For 'a }} cat': {GOOD}",
+    "after a set and a list in braces": f"{{1, 2}} {{[4]}} {{[]: 1}} {GOOD}",
+    "white space flood behind it": GOOD + "\n" * MAX_REPLY,
+    "white space flood before it": " " * MAX_REPLY + GOOD,
+}
+
+
+@pytest.mark.parametrize("text", ACCEPTED.values(), ids=ACCEPTED)
+def test_accepted(text: str, rubric: Rubric) -> None:
+    assert parse_reply(text, rubric) == Verdict(SCORES)
+
+
+REFUSED = {
+    "nothing": ("", "no_json"),
+    "white space": (" \n" * 400, "no_json"),
+    "words": ("I cannot rate this image.", "no_json"),
+    "numbers without keys": ("4 and 3.5", "no_json"),
+    "empty object": ("{}", "missing_score"),
+    "other keys": ('{"score": 4}', "missing_score"),
+    "keys in another case": (GOOD.replace("p", "P", 1), "missing_score:pc"),
+    "first missing": ('{"style_adherence": 3}', "missing_score:pc"),
+    "second missing": ('{"prompt_correspondence": 3}', "missing_score:sa"),
+    "cut off": (GOOD[:-1], "no_json"),
+    "last verdict incomplete": (f'{GOOD} {{"style_adherence": 1}}', "missing_score:pc"),
+    "the format itself": (with_value("[the score from 0 to 5]"), "no_json"),
+    "above the range": (with_value("6"), "out_of_range:pc"),
+    "just above the range": (with_value("5.0001"), "out_of_range:pc"),
+    "below the range": (with_value("-1"), "out_of_range:pc"),
+    "just below the range": (with_value("-0.0001"), "out_of_range:pc"),
+    "text above the range": (with_value('"6"'), "out_of_range:pc"),
+    "fraction below the range": (with_value('"-1/5"'), "out_of_range:pc"),
+    "fraction of another range": (with_value('"4/10"'), "not_a_number:pc"),
+    "fraction of zero": (with_value('"4/0"'), "not_a_number:pc"),
+    "NaN": (with_value("NaN"), "not_a_number:pc"),
+    "Infinity": (with_value("Infinity"), "not_a_number:pc"),
+    "minus Infinity": (with_value("-Infinity"), "not_a_number:pc"),
+    "nan as text": (with_value('"nan"'), "not_a_number:pc"),
+    "true": (with_value("true"), "not_a_number:pc"),
+    "null": (with_value("null"), "not_a_number:pc"),
+    "word": (with_value('"four"'), "not_a_number:pc"),
+    "two numbers": (with_value("[4, 5]"), "not_a_number:pc"),
+    "no number": (with_value("[]"), "not_a_number:pc"),
+    "object": (with_value('{"value": 4}'), "not_a_number:pc"),
+    "complex number": (with_value("1+2j").replace('"', "'"), "not_a_number:pc"),
+    "second not a number": (GOOD.replace("3.5", "true"), "not_a_number:sa"),
+    "second out of range": (GOOD.replace("3.5", "35"), "out_of_range:sa"),
+    "400 digits": (with_value("9" * 400), "not_a_number:pc"),
+    "400 digits in single quotes": (with_value("9" * 400).replace('"', "'"), "not_a_number:pc"),
+    "5000 digits": (with_value("9" * 5000), "not_a_number:pc"),
+    "set": ("{1, 2}", "no_json"),
+    "set of a list": ("{[4]}", "no_json"),
+    "too long": ("x" * (MAX_REPLY + 1), "too_long"),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), REFUSED.values(), ids=REFUSED)
+def test_refused_with_its_reason(text: str, reason: str, rubric: Rubric) -> None:
+    assert parse_reply(text, rubric) == Verdict(None, reason)
+
+
+@pytest.mark.parametrize("value", ["0", "5", "0.0", "5.0", '"0"', '"5/5"'])
+def test_the_ends_of_the_range_are_within(value: str, rubric: Rubric) -> None:
+    scores = parse_reply(with_value(value), rubric).scores
+    assert scores == {"pc": float(value.strip('"').split("/")[0]), "sa": 3.5}
+
+
+def test_ranges_are_the_rubrics() -> None:
+    one = Rubric.model_validate(
+        {
+            "name": "r",
+            "placeholders": {"image": "<I>"},
+            "scores": {"x": {"key": "x", "display_name": "X", "min": -1.0, "max": 10.0}},
+            "text": "<I>",
+        }
+    )
+    assert parse_reply('{"x": "9/10"}', one) == Verdict({"x": 9.0})
+    assert parse_reply('{"x": -1}', one) == Verdict({"x": -1.0})
+    assert parse_reply('{"x": "4/5"}', one) == Verdict(None, "not_a_number:x")
+    assert parse_reply('{"x": 10.5}', one) == Verdict(None, "out_of_range:x")
+
+
+HOSTILE = {
+    "braces": "{" * MAX_REPLY,
+    "braces with an end": "{" * (MAX_REPLY - 1) + "}",
+    "nested objects": '{"a":' * 3000 + "1" + "}" * 3000,
+    "nested objects without end": '{"a":' * 4000,
+    "nested lists": '{"a":' + "[" * 19_000,
+    "quotes": "{'" * 9_990 + "}",
+    "lines": "{\n" * 9_990 + "}",
+    "comments": "{#" * 9_990 + "\n a b }",
+    "signs": "{-" * 9_990 + "1}",
+    "commas": "{," * 9_990 + "}",
+    "small objects": "{1}" * 6_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_replies_take_no_time(text: str, rubric: Rubric) -> None:
+    """At most 10⁴ openings, each of which reads a bounded piece: seconds are a hang."""
+    start = time.process_time()
+    verdict = parse_reply(text, rubric)
+    assert verdict.scores is None
+    assert verdict.reason in ("no_json", "missing_score")
+    assert time.process_time() - start < 5.0
+
+
+def test_markdown_escapes_do_not_warn(rubric: Rubric, recwarn: pytest.WarningsRecorder) -> None:
+    assert parse_reply(r"{\_a: '\_'} {'\_': 1}", rubric).scores is None
+    assert not list(recwarn)
