@@ -16,7 +16,7 @@ from autolora_eval.generation.pipeline import LoraPipeline, Sample
 from autolora_eval.identity import identity
 from autolora_eval.libraries import quiet_libraries
 from autolora_eval.plan import Cell, ImageJob, Plan
-from autolora_eval.progress import Progress
+from autolora_eval.progress import Advance, Progress
 from autolora_eval.run_folder import RunFolder
 
 
@@ -59,28 +59,41 @@ def generate(plan: Plan, folder: RunFolder, progress: Progress) -> Generated:
         for model in plan.benchmark.models.values():
             what = {"pipeline": identity(model.pipeline), "lora": identity(model.lora)}
             done.models[model.name] = {**what, "scale": model.spec.lora.scale, "size": model.size}
-            pipeline: LoraPipeline | None = None
+            todo = []
             for cell in (cell for cell in plan.cells if cell.model.name == model.name):
-                key = settings_key(cell, what, spec.batch_size, str(device.type), str(dtype))
-                done.settings_keys[cell.id] = key
+                key = settings_key(cell, what, spec.batch_size, device.type, str(dtype))
                 dataset = ImageDataset.open(folder.images(cell.id), cell, key)
                 missing = dataset.missing(plan.jobs)
+                todo.append((dataset, missing))
+                done.settings_keys[cell.id] = key
                 done.reused += len(plan.jobs) - len(missing)
-                advance(len(plan.jobs) - len(missing))
-                if missing and pipeline is None:
-                    with quiet_libraries():
-                        pipeline = LoraPipeline.load(model, device, dtype)
-                    done.models[model.name] |= describe(pipeline)
-                for batch in _batches(missing, spec.batch_size):
-                    assert pipeline is not None
-                    with quiet_libraries():
-                        sample = sample_batch(pipeline, cell, batch, spec.batch_size)
-                    dataset.add(batch, sample.images, sample.nfe)
-                    done.made += len(batch)
-                    advance(len(batch))
-            del pipeline
-            free_memory()
+                done.made += len(missing)
+            advance(sum(len(plan.jobs) - len(missing) for _, missing in todo))
+            if any(missing for _, missing in todo):
+                with quiet_libraries():
+                    pipeline = LoraPipeline.load(model, device, dtype)
+                done.models[model.name] |= describe(pipeline)
+                for dataset, missing in todo:
+                    _fill(dataset, missing, pipeline, spec.batch_size, advance)
+                del pipeline
+                free_memory()
     return done
+
+
+def _fill(
+    dataset: ImageDataset,
+    jobs: Sequence[ImageJob],
+    pipeline: LoraPipeline,
+    batch_size: int,
+    advance: Advance,
+) -> None:
+    """Make a cell's missing images, batch by batch, each written before the next is begun."""
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        with quiet_libraries():
+            sample = sample_batch(pipeline, dataset.cell, batch, batch_size)
+        dataset.add(batch, sample.images, sample.nfe)
+        advance(len(batch))
 
 
 def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: str) -> str:
@@ -153,7 +166,3 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _batches(jobs: Sequence[ImageJob], size: int) -> list[Sequence[ImageJob]]:
-    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
