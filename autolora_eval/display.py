@@ -101,11 +101,11 @@ def show_run(run: Run) -> None:
         texts = [_number(row[measure.column]) for measure in shown]
         table.add_row(escape(row["model"]), escape(row["method"]), *texts, str(row["nfe"]))
     console.print(table)
-    counts = run.manifest["counts"]
-    if counts["unscored"]:
-        reasons = run.scores["unscored_reason"].value_counts()
-        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-        console.print(f"{counts['unscored']} of {counts['images']} images unscored: {listed}")
+    for column, what in (("image_error", "unusable"), ("unscored_reason", "unscored")):
+        reasons = run.scores[column].value_counts()
+        if len(reasons):
+            listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+            console.print(f"{reasons.sum()} of {len(run.scores)} images {what}: {listed}")
     show_done("report", run.folder.report_pdf)
 
 

@@ -75,16 +75,19 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
         b: of the baseline.
 
     Returns:
-        n_units, difference θ_a − θ_b, its 95 % t-interval from the pseudo-values' differences,
-        the p-value of Wilcoxon's signed-rank test, and the share of units where a is greater
-        (ties count half). Null where undefined.
+        n_units, the difference, its 95 % t-interval from the pseudo-values' differences, the
+        p-value of Wilcoxon's signed-rank test, and the share of units where a is greater (ties
+        count half). The difference is θ_a − θ_b where both have the same units, else the mean
+        difference of the pseudo-values that they share: a unit that only one has does not count.
+        Null where undefined.
     """
-    left, right = a.pseudo_values(), b.pseudo_values()
-    differences = np.asarray([left[unit] - right[unit] for unit in left if unit in right])
+    differences = _shared_differences(a, b)
     n = len(differences)
+    same_units = set(a.units) == set(b.units)
+    mean = float(differences.mean()) if n else np.nan
     result = {
         "n_units": n,
-        "difference": a.value - b.value,
+        "difference": a.value - b.value if same_units else mean,
         "low": np.nan,
         "high": np.nan,
         "p_value": np.nan,
@@ -100,6 +103,24 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
         "p_value": _wilcoxon(differences),
         "win_rate": float(wins),
     }
+
+
+def _shared_differences(a: Estimate, b: Estimate) -> Floats:
+    """Return the differences of the pseudo-values of shared units.
+
+    They are rounded to 10 digits of the greatest, so that equal values of the units, of which
+    pseudo-values are sums that end in different last bits, stay equal: ties are the rule where
+    scores are whole numbers.
+    """
+    left, right = a.pseudo_values(), b.pseudo_values()
+    pairs = np.asarray([(left[unit], right[unit]) for unit in left if unit in right])
+    if not len(pairs):
+        return np.zeros(0)
+    scale = np.abs(pairs).max()
+    differences = pairs[:, 0] - pairs[:, 1]
+    if not (np.isfinite(scale) and scale > 0):
+        return np.asarray(differences)
+    return np.asarray(np.round(differences / scale, 10) * scale)
 
 
 def _wilcoxon(differences: Floats) -> float:

@@ -92,3 +92,18 @@ def planned_features(folder: RunFolder, scores: pd.DataFrame) -> dict[str, CellF
             key=features.key,
         )
     return found
+
+
+def with_image_errors(scores: pd.DataFrame, features: Mapping[str, CellFeatures]) -> pd.DataFrame:
+    """Return the scores with a column image_error: why an image has no features, null if it has.
+
+    Args:
+        scores: from `join_scores`.
+        features: from `planned_features`.
+    """
+    have = {cell: set(found.ids) for cell, found in features.items()}
+    errors = [
+        None if id_ in have[cell] else features[cell].failed.get(id_, "missing_image")
+        for cell, id_ in zip(scores["cell"], scores["image_id"], strict=True)
+    ]
+    return scores.assign(image_error=pd.array(errors, dtype="string"))

@@ -17,7 +17,7 @@ from autolora_eval.analysis.cells import (
 )
 from autolora_eval.analysis.comparisons import compare_with_baseline
 from autolora_eval.analysis.measures import Measure, measures
-from autolora_eval.analysis.scores import join_scores, planned_features
+from autolora_eval.analysis.scores import join_scores, planned_features, with_image_errors
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import Json, write_text, written_whole
 from autolora_eval.plan import Cell, Plan
@@ -37,6 +37,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     """
     scores = join_scores(plan, folder, judge_key)
     features = planned_features(folder, scores)
+    scores = with_image_errors(scores, features)
     prompts = prompt_diversities(scores, features)
     rubric = plan.benchmark.rubric
     columns = [] if rubric is None else list(rubric.scores)
@@ -59,7 +60,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     _write_readable(folder, table, measures({} if rubric is None else rubric.scores))
     return {
         "images": len(scores),
-        "missing": int(scores["sha256"].isna().sum()),
+        "missing": int(scores["image_error"].notna().sum()),
         "unscored": int(scores["unscored_reason"].notna().sum()),
     }
 
@@ -79,7 +80,7 @@ def _row(
         "method": cell.method.name,
         **cell.columns,
         "n_images": len(images),
-        "n_missing": int(images["sha256"].isna().sum()),
+        "n_missing": int(images["image_error"].notna().sum()),
         "n_unscored": int(images["unscored_reason"].notna().sum()),
         "n_undefined_prompts": int(spread["diversity"].isna().sum()),
         "nfe": cell.nfe,
