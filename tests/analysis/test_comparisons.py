@@ -1,0 +1,141 @@
+"""Paired comparisons: equal to scipy's tests on means, exact on ties, honest about gaps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from autolora_eval.analysis.comparisons import holm, paired
+from autolora_eval.analysis.estimates import Estimate, mean_estimate
+
+
+def means(values: object, units: object = None) -> Estimate:
+    x = np.asarray(values, dtype=np.float64)
+    return mean_estimate(x, list(range(len(x)) if units is None else units))
+
+
+@pytest.mark.parametrize("n", [5, 12, 30])
+def test_a_paired_mean_is_scipys_paired_test(n: int) -> None:
+    rng = np.random.default_rng(n)
+    a, b = rng.normal(0.3, 1, n), rng.normal(0, 1, n)
+    result = paired(means(a), means(b))
+    test = stats.ttest_rel(a, b)
+    interval = test.confidence_interval(0.95)
+    assert result["n_units"] == n
+    assert result["difference"] == pytest.approx(a.mean() - b.mean(), abs=1e-12)
+    assert (result["low"], result["high"]) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert result["p_value"] == pytest.approx(stats.wilcoxon(a, b).pvalue, rel=1e-9)
+    assert result["win_rate"] == np.mean(a > b)
+
+
+# Judges give whole numbers, so that ties are the rule. Means over 7 and 13 are no float exactly.
+TIED = [
+    ([4, 4, 3, 5, 2, 4, 1], [4, 4, 4, 2, 2, 4, 3]),
+    ([5, 3, 4, 4, 4, 0, 1, 2, 5, 5, 3, 3, 4], [5, 2, 4, 5, 4, 1, 1, 2, 4, 5, 1, 3, 3]),
+    ([4.1, 0.3, 2.7, 4.1, 0.1], [4.0, 0.3, 2.8, 4.2, 0.1]),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), TIED)
+def test_ties_are_ties_and_not_rounding(a: list[float], b: list[float]) -> None:
+    result = paired(means(a), means(b))
+    differences = np.round(np.subtract(a, b), 6)
+    wins, ties = (differences > 0).sum(), (differences == 0).sum()
+    assert result["win_rate"] == (wins + ties / 2) / len(a)
+    assert result["p_value"] == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_ties_do_not_depend_on_the_scale_of_a_score(scale: float) -> None:
+    a, b = np.array(TIED[1]) * scale
+    differences = np.subtract(*TIED[1])
+    result = paired(means(a), means(b))
+    assert result["win_rate"] == np.mean(differences > 0) + np.mean(differences == 0) / 2
+    assert result["p_value"] == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-9)
+
+
+def test_small_differences_are_no_ties() -> None:
+    a = means(np.array([0.2, 0.3, 0.25, 0.35]) + 1e-6)
+    assert paired(a, means([0.2, 0.3, 0.25, 0.35]))["win_rate"] == 1.0
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 4.5], [0.1] * 7, [0.0, 0.0]])
+def test_a_cell_against_itself(values: list[float]) -> None:
+    assert paired(means(values), means(values)) == {
+        "n_units": len(values),
+        "difference": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "p_value": 1.0,
+        "win_rate": 0.5,
+    }
+
+
+def test_exchanging_the_cells_turns_the_signs() -> None:
+    a, b = means([1.0, 4.0, 2.0, 8.0]), means([2.0, 3.0, 1.0, 1.0])
+    one, other = paired(a, b), paired(b, a)
+    assert other["difference"] == -one["difference"]
+    assert (other["low"], other["high"]) == (-one["high"], -one["low"])
+    assert other["p_value"] == one["p_value"]
+    assert other["win_rate"] == 1.0 - one["win_rate"]
+
+
+def test_only_shared_units_are_compared() -> None:
+    """The baseline alone has a prompt d, which is easy: it must not count against the cell."""
+    a, b = means([1.0, 2.0, 4.0], "abc"), means([0.5, 1.5, 3.0, 90.0], "abcd")
+    assert paired(a, b) == pytest.approx(paired(a, means([0.5, 1.5, 3.0], "abc")))
+    assert paired(a, b)["difference"] == pytest.approx(2.0 / 3, abs=1e-12)
+
+
+def test_units_are_paired_by_name_and_not_by_place() -> None:
+    a = means([1.0, 2.0, 4.0], "abc")
+    expected = paired(a, means([0.5, 1.5, 3.0], "abc"))
+    assert paired(a, means([3.0, 0.5, 1.5], "cab")) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "n"),
+    [
+        (means([1.0], "a"), means([2.0], "a"), 1),
+        (means([1.0, 2.0], "ab"), means([1.0, 2.0], "bc"), 1),
+        (means([1.0, 2.0], "ab"), means([1.0, 2.0], "cd"), 0),
+        (means([], ""), means([1.0, 2.0], "ab"), 0),
+    ],
+)
+def test_fewer_than_two_shared_units_have_no_test(a: Estimate, b: Estimate, n: int) -> None:
+    result = paired(a, b)
+    assert result["n_units"] == n
+    assert all(np.isnan(result[name]) for name in ("low", "high", "p_value", "win_rate"))
+
+
+def test_a_unit_that_is_not_finite_leaves_no_test() -> None:
+    """Such as the leave-one-out values of a diversity of two images."""
+    a = Estimate(0.5, np.full(2, np.nan), (1, 2))
+    result = paired(a, means([0.2, 0.4], (1, 2)))
+    assert result["difference"] == pytest.approx(0.2)
+    assert all(np.isnan(result[name]) for name in ("low", "high", "p_value", "win_rate"))
+
+
+def test_holm_by_hand() -> None:
+    """Sorted: .01·4 = .04, .02·3 = .06, .03·2 = .06, .2·1 = .2."""
+    assert holm(np.array([0.03, 0.01, 0.2, 0.02])) == pytest.approx([0.06, 0.04, 0.2, 0.06])
+    # .01·3 = .03; .04·2 = .08; .045·1 = .045, but not below the one before: .08.
+    assert holm(np.array([0.045, 0.04, 0.01])) == pytest.approx([0.08, 0.08, 0.03])
+
+
+def test_holm_is_monotone_and_at_most_one() -> None:
+    p = np.random.default_rng(0).uniform(size=50)
+    corrected = holm(p)
+    order = np.argsort(p)
+    assert (np.diff(corrected[order]) >= 0).all()
+    assert (corrected >= p).all()
+    assert corrected.max() == 1.0
+    assert corrected[order[0]] == pytest.approx(min(1.0, 50 * p.min()))
+
+
+def test_holm_does_not_count_what_has_no_p_value() -> None:
+    corrected = holm(np.array([np.nan, 0.01, np.nan, 0.02]))
+    assert corrected[[1, 3]] == pytest.approx([0.02, 0.02])
+    assert np.isnan(corrected[[0, 2]]).all()
+    assert holm(np.array([])).shape == (0,)

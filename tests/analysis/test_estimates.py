@@ -1,0 +1,201 @@
+"""Estimates: the jackknife's closed forms, and recomputation without each unit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from autolora_eval.analysis.cells import cell_estimates, prompt_diversities, prompt_mean_products
+from autolora_eval.analysis.estimates import (
+    Estimate,
+    mean_estimate,
+    product_estimate,
+    ratio_estimate,
+    t_interval,
+)
+from autolora_eval.scoring.diversity import diversity, jackknife_standard_error
+from autolora_eval.scoring.features import CellFeatures
+
+
+def sample(seed: int, n: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, 5, size=n)
+
+
+@pytest.mark.parametrize("n", [2, 3, 30])
+def test_the_interval_of_a_mean_is_students(n: int) -> None:
+    x = sample(n, n)
+    estimate = mean_estimate(x, range(n))
+    expected = stats.t.interval(0.95, n - 1, loc=x.mean(), scale=stats.sem(x))
+    assert estimate.value == pytest.approx(x.mean(), abs=1e-12)
+    assert estimate.interval() == pytest.approx(expected, abs=1e-12)
+    error = jackknife_standard_error(estimate.leave_one_out)
+    assert error == pytest.approx(x.std(ddof=1) / np.sqrt(n), rel=1e-12)
+
+
+def test_the_pseudo_values_of_a_mean_are_the_values() -> None:
+    x = sample(1, 9)
+    names = [f"prompt {i}" for i in range(9)]
+    pseudo = mean_estimate(x, names).pseudo_values()
+    assert list(pseudo) == names
+    assert list(pseudo.values()) == pytest.approx(x, abs=1e-12)
+
+
+def test_a_unit_without_value_is_left_out() -> None:
+    with_gap = mean_estimate([1.0, np.nan, 4.0, 7.0], "abcd")
+    assert with_gap.units == ("a", "c", "d")
+    assert with_gap.value == 4.0
+    assert with_gap.interval() == mean_estimate([1.0, 4.0, 7.0], "acd").interval()
+
+
+def test_no_unit_at_all_is_nan() -> None:
+    for estimate in (mean_estimate([np.nan, np.nan], "ab"), mean_estimate([], "")):
+        assert np.isnan(estimate.value)
+        assert estimate.units == ()
+        assert np.isnan(estimate.interval()).all()
+
+
+def test_one_unit_has_a_value_and_no_interval() -> None:
+    estimate = mean_estimate([3.0], "a")
+    assert estimate.value == 3.0
+    assert np.isnan(estimate.interval()).all()
+    assert np.isnan(t_interval(3.0, np.array([1.0]))).all()
+
+
+def test_a_leave_one_out_value_that_is_not_finite_leaves_no_interval() -> None:
+    assert np.isnan(Estimate(1.0, np.array([1.0, np.nan, 1.0]), (1, 2, 3)).interval()).all()
+
+
+def test_the_ratio_is_the_mean_over_images_of_unequal_units() -> None:
+    units = [np.array([5.0]), np.array([1.0, 2.0, 3.0]), np.array([]), np.array([4.0, 0.0])]
+    sums, counts = [u.sum() for u in units], [len(u) for u in units]
+    estimate = ratio_estimate(sums, counts, "abcd")
+    everything = np.concatenate(units)
+    assert estimate.value == pytest.approx(everything.mean(), abs=1e-12)
+    assert estimate.value != pytest.approx(np.mean([u.mean() for u in units if len(u)]), abs=0.1)
+    assert estimate.units == ("a", "b", "d")
+    without = [np.concatenate([u for j, u in enumerate(units) if j != i]) for i in (0, 1, 3)]
+    assert estimate.leave_one_out == pytest.approx([w.mean() for w in without], abs=1e-12)
+
+
+def test_a_product_with_units_of_one_factor_only() -> None:
+    a, b = mean_estimate([1.0, 3.0], "pq"), mean_estimate([4.0, 6.0, 8.0], "qrs")
+    product = product_estimate(a, b)
+    assert product.units == ("p", "q", "r", "s")
+    assert product.value == 2.0 * 6.0
+    # Without p: (3)·6; without q: (1)·7; without r: 2·6; without s: 2·5.
+    assert product.leave_one_out == pytest.approx([18.0, 7.0, 12.0, 10.0], abs=1e-12)
+
+
+# One cell's images, with gaps: an image without features, one without score, a prompt without
+# any score, and a prompt of one image.
+SIZES = {"castle": 5, "fox": 4, "boat": 3, "hill": 1}
+NO_FEATURES = ("castle", 1)
+UNSCORED = {("fox", 2), ("boat", 0), ("boat", 1), ("boat", 2)}
+
+
+def cell(sizes: dict[str, int]) -> tuple[pd.DataFrame, CellFeatures]:
+    rng = np.random.default_rng(3)
+    rows, ids, vectors = [], [], []
+    for index, (prompt, count) in enumerate(sizes.items()):
+        centre = rng.normal(size=7)
+        for seed in range(count):
+            scored = (prompt, seed) not in UNSCORED
+            rows.append(
+                {
+                    "cell": "M--X",
+                    "model": "M",
+                    "method": "X",
+                    "prompt_index": index,
+                    "prompt": prompt,
+                    "seed": seed,
+                    "image_id": f"{prompt}/{seed}",
+                    "pc": float(rng.integers(0, 6)) if scored else np.nan,
+                }
+            )
+            if (prompt, seed) != NO_FEATURES:
+                ids.append(f"{prompt}/{seed}")
+                vectors.append(centre + rng.normal(size=7))
+    matrix = np.asarray(vectors, dtype=np.float32)
+    return pd.DataFrame(rows), CellFeatures(ids, ["0"] * len(ids), matrix, {}, "k")
+
+
+def measured(images: pd.DataFrame, features: CellFeatures) -> dict[str, float]:
+    """Diversity, PC and Div-PC as DESIGN says, without any of the product's estimates."""
+    vectors = dict(zip(features.ids, features.matrix, strict=True))
+    spreads = []
+    for _, group in images.groupby("prompt"):
+        rows = [vectors[id_] for id_ in group["image_id"] if id_ in vectors]
+        value = diversity(np.array(rows).reshape(len(rows), -1)).value
+        if value is not None:
+            spreads.append(value)
+    spread = float(np.mean(spreads)) if spreads else np.nan
+    score = float(images["pc"].mean())
+    return {"diversity": spread, "pc": score, "div_pc": spread * score}
+
+
+def estimates(images: pd.DataFrame, features: CellFeatures) -> dict[str, Estimate]:
+    prompts = prompt_diversities(images, {"M--X": features})
+    return cell_estimates(images, prompts, features, ["pc"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "column"),
+    [(SIZES, "prompt"), ({"castle": 5}, "seed"), ({"fox": 4}, "seed")],
+    ids=["several prompts", "one prompt, one image without features", "one prompt, one unscored"],
+)
+def test_every_estimate_equals_recomputation_without_each_unit(
+    sizes: dict[str, int], column: str
+) -> None:
+    images, features = cell(sizes)
+    whole = measured(images, features)
+    for measure, estimate in estimates(images, features).items():
+        assert estimate.value == pytest.approx(whole[measure], abs=1e-10), measure
+        assert set(estimate.units) <= set(images[column])
+        without = [measured(images[images[column] != u], features)[measure] for u in estimate.units]
+        assert estimate.leave_one_out == pytest.approx(without, abs=1e-10), measure
+
+
+def test_units_are_those_that_contribute() -> None:
+    found = estimates(*cell(SIZES))
+    assert found["diversity"].units == ("castle", "fox", "boat")
+    assert found["pc"].units == ("castle", "fox", "hill")
+    assert set(found["div_pc"].units) == set(SIZES)
+    one = estimates(*cell({"castle": 5}))
+    assert one["diversity"].units == (0, 2, 3, 4)
+    assert one["pc"].units == (0, 1, 2, 3, 4)
+
+
+def test_the_product_is_that_of_the_cell_means() -> None:
+    found = estimates(*cell(SIZES))
+    expected = found["diversity"].value * found["pc"].value
+    assert found["div_pc"].value == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_prompt_of_too_few_images_has_no_interval(count: int) -> None:
+    found = estimates(*cell({"fox": count}))
+    assert np.isnan(found["diversity"].interval()).all()
+    assert np.isnan(found["div_pc"].interval()).all()
+    assert np.isfinite(found["pc"].value)
+    assert np.isnan(found["diversity"].value) == (count == 1)
+
+
+def test_the_prompt_mean_of_products_is_another_number() -> None:
+    images, features = cell(SIZES)
+    prompts = prompt_diversities(images, {"M--X": features})
+    vectors = dict(zip(features.ids, features.matrix, strict=True))
+    products = []
+    for prompt in ("castle", "fox"):  # boat has no score, hill no diversity
+        group = images[images["prompt"] == prompt]
+        rows = [vectors[id_] for id_ in group["image_id"] if id_ in vectors]
+        products.append(diversity(rows).value * group["pc"].mean())
+    found = prompt_mean_products(images, prompts, ["pc"])
+    assert found == {"div_pc_prompt_mean": pytest.approx(np.mean(products), abs=1e-12)}
+
+
+def test_one_prompt_has_no_prompt_mean_of_products() -> None:
+    images, features = cell({"fox": 4})
+    prompts = prompt_diversities(images, {"M--X": features})
+    assert np.isnan(prompt_mean_products(images, prompts, ["pc"])["div_pc_prompt_mean"])

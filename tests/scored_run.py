@@ -1,0 +1,77 @@
+"""A run folder with chosen features and scores, written by the product's own writers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.images import cell_images
+from autolora_eval.plan import Plan
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring import features as feature_stage
+from autolora_eval.scoring.judgements import _append, judgement
+from autolora_eval.scoring.judges.base import Reply
+
+KEY = "judge-and-rubric"
+Place = tuple[str, int, int]  # cell, place of the prompt, seed
+
+
+def picture(place: Place, size: tuple[int, int] = (16, 16)) -> Image.Image:
+    """A picture that no other place has."""
+    cell, prompt_index, seed = place
+    rng = np.random.default_rng([*cell.encode(), prompt_index, seed])
+    return Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def write_images(plan: Plan, folder: RunFolder, missing: Iterable[Place] = ()) -> None:
+    """Write all images of a plan but the missing."""
+    absent = set(missing)
+    for cell in plan.cells:
+        dataset = ImageDataset.open(folder.images(cell.id), cell, "settings")
+        jobs = [job for job in plan.jobs if (cell.id, job.prompt_index, job.seed) not in absent]
+        places = [(cell.id, job.prompt_index, job.seed) for job in jobs]
+        dataset.add(jobs, map(picture, places), cell.nfe)
+
+
+def write_features(plan: Plan, folder: RunFolder, vectors: Callable[[Place], Any]) -> None:
+    """Write features; a place whose vector is None has none."""
+    for cell in plan.cells:
+        images = cell_images(plan, cell, folder)
+        known, failed = {}, {}
+        for image in images:
+            vector = vectors((cell.id, image.prompt_index, image.seed))
+            if image.sha256 is None or vector is None:
+                failed[image.id] = "corrupt_image"
+            else:
+                known[image.id, image.sha256] = np.asarray(vector, dtype=np.float32)
+        feature_stage._write(folder.features(cell.id), images, known, failed, "extractor")
+
+
+def write_judgements(
+    plan: Plan, folder: RunFolder, scores: Callable[[Place], Mapping[str, float] | str | None]
+) -> None:
+    """Write judgements: scores by key of the reply, a reason, or None for not judged."""
+    rubric = plan.benchmark.rubric
+    assert rubric is not None
+    for cell in plan.cells:
+        rows = []
+        for image in cell_images(plan, cell, folder):
+            given = scores((cell.id, image.prompt_index, image.seed))
+            if given is None or image.sha256 is None:
+                continue
+            text, reason = (None, given) if isinstance(given, str) else (json.dumps(given), None)
+            reply = Reply(text, reason, False, "someone", 0.1)
+            rows.append(judgement(image, reply, rubric, KEY))
+        _append(folder.judgements(cell.id), rows)
+
+
+def vector(place: Place, dim: int = 6) -> np.ndarray:
+    """A feature vector of a place, around one that all have."""
+    cell, prompt_index, seed = place
+    rng = np.random.default_rng([*cell.encode(), prompt_index, seed])
+    return np.asarray(1.0 + rng.normal(size=dim), dtype=np.float32)
