@@ -47,9 +47,7 @@ def _row(
 ) -> dict[str, Any]:
     scores = dict.fromkeys(columns, None) if judgement is None else judgement["scores"] or {}
     reason = None
-    if image.sha256 is None:
-        reason = "missing_image"
-    elif columns:
+    if columns:
         reason = NOT_JUDGED if judgement is None else judgement["reason"]
     return {
         "cell": cell.id,

@@ -141,7 +141,9 @@ def _write_readable(folder: RunFolder, table: pd.DataFrame, shown: Sequence[Meas
         readable[head] = [_cell_text(row, measure.column) for row in table.to_dict("records")]
     readable["NFE"] = table["nfe"].astype(str)
     readable["Images"] = table["n_images"].astype(str)
-    readable["Unscored"] = table["n_unscored"].astype(str)
+    readable["Missing"] = table["n_missing"].astype(str)
+    if any(measure.kind == "score" for measure in shown):
+        readable["Unscored"] = table["n_unscored"].astype(str)
     write_text(folder.table("md"), markdown(readable))
     write_text(folder.table("tex"), latex(readable))
 

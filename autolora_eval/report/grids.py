@@ -101,7 +101,7 @@ def _picture(
     try:
         data, suffix = thumbnail(evidence.run.folder.path, text_of(row.get("file")) or "")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = in_words(row.get("unscored_reason")) or f"cannot be read: {type(error).__name__}"
+        reason = in_words(row.get("image_error")) or f"cannot be read: {type(error).__name__}"
         return Picture("", clip(f"seed {seed}: {reason}", PROMPT_LENGTH))
     name = f"image-{len(thumbnails):04d}{suffix}"
     thumbnails[name] = data
