@@ -65,19 +65,14 @@ def run(
 ) -> None:
     """Run a benchmark: generate, score, tables, report. Run it again to resume."""
     from autolora_eval import display
-    from autolora_eval.run import run as run_benchmark
+    from autolora_eval.run import Stages
 
     if dry_run:
         plan(benchmark, limit_prompts, limit_seeds)
         return
-    result = run_benchmark(
-        benchmark,
-        output,
-        limit_prompts=limit_prompts,
-        limit_seeds=limit_seeds,
-        progress=display.progress(),
-    )
-    display.show_run(result)
+    stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
+    display.announce(stages.plan, stages.folder)
+    display.show_run(stages.run())
 
 
 @app.command()

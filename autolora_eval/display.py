@@ -13,7 +13,7 @@ from rich.table import Table
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.plan import Plan, describe_parameters
 from autolora_eval.progress import Progress
-from autolora_eval.run_folder import Run
+from autolora_eval.run_folder import Run, RunFolder
 
 console = Console()
 
@@ -21,6 +21,23 @@ console = Console()
 def progress() -> Progress:
     """Return the progress display of this terminal or log."""
     return Progress(console)
+
+
+def announce(plan: Plan, folder: RunFolder) -> None:
+    """Say what is about to run, and where it goes: the models take seconds to load."""
+    console.print(
+        f"[bold]{escape(plan.benchmark.spec.name)}[/]: {_cells(plan)} = {plan.n_images:,} images, "
+        f"{plan.nfe:,} denoiser passes, {plan.n_judge_calls:,} judge calls → "
+        f"{escape(str(folder.path))}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _cells(plan: Plan) -> str:
+    prompts = len({job.prompt for job in plan.jobs})
+    seeds = len({job.seed for job in plan.jobs})
+    return f"{len(plan.cells)} cells × {prompts} prompts × {seeds} seeds"
 
 
 def show_plan(plan: Plan) -> None:
@@ -46,10 +63,7 @@ def show_plan(plan: Plan) -> None:
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     benchmark = plan.benchmark
-    prompts = len({job.prompt for job in plan.jobs})
-    seeds = len({job.seed for job in plan.jobs})
-    cells = f"{len(plan.cells)} cells × {prompts} prompts × {seeds} seeds"
-    yield "Images", f"{plan.n_images:,}  ({cells})"
+    yield "Images", f"{plan.n_images:,}  ({_cells(plan)})"
     yield "NFE", f"{plan.nfe:,} denoiser passes of one image"
     yield "Judge calls", f"{plan.n_judge_calls:,}"
     yield "Disk", f"about {_size(plan.disk_bytes)}"

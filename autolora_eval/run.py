@@ -39,12 +39,7 @@ def run(
         AutoLoRAEvalError: something that it needs is missing here, or a stage failed. What was
             made so far is kept; the same call goes on from there.
     """
-    stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, progress)
-    stages.refuse_if_something_is_missing()
-    stages.generate()
-    stages.score()
-    stages.report()
-    return open_run(stages.folder.path)
+    return Stages.start(benchmark, output, limit_prompts, limit_seeds, progress).run()
 
 
 class Stages:
@@ -106,6 +101,18 @@ class Stages:
                 f"'{self.folder.path}' has no images yet. Make them with: "
                 f"autolora-eval generate {self.stated} --output {self.folder.path}"
             )
+
+    def run(self) -> Run:
+        """Run every stage in order.
+
+        Raises:
+            AutoLoRAEvalError: something is missing here, or a stage failed.
+        """
+        self.refuse_if_something_is_missing()
+        self.generate()
+        self.score()
+        self.report()
+        return open_run(self.folder.path)
 
     def refuse_if_something_is_missing(self) -> None:
         """Stop before anything is generated if the run could not be finished here.
