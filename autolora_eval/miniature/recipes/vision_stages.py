@@ -34,7 +34,7 @@ CONFIDENT = 0.7
 
 READING = judge.Recipe(read_steps=4_800)
 SOFTENING = judge.Recipe(
-    seed=40, read_steps=2_600, read_rate=8e-4, given_share=0.5, foreign_share=0.04
+    seed=40, read_steps=2_000, read_rate=8e-4, given_share=0.5, foreign_share=0.04
 )
 TUNING = judge.Recipe(
     seed=50, read_steps=1_200, read_rate=5e-4, given_share=0.6, foreign_share=0.04
