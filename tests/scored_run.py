@@ -46,7 +46,7 @@ def write_features(plan: Plan, folder: RunFolder, vectors: Callable[[Place], Any
         for image in images:
             vector = vectors((cell.id, image.prompt_index, image.seed))
             if image.sha256 is None or vector is None:
-                failed[image.id] = "corrupt_image"
+                failed[image.id] = "missing_image" if image.sha256 is None else "corrupt_image"
             else:
                 known[image.id, image.sha256] = np.asarray(vector, dtype=np.float32)
         feature_stage._write(folder.features(cell.id), images, known, failed, "extractor")
@@ -62,7 +62,9 @@ def write_judgements(
         rows = []
         for image in cell_images(plan, cell, folder):
             given = scores((cell.id, image.prompt_index, image.seed))
-            if given is None or image.sha256 is None:
+            if image.sha256 is None:
+                given = "missing_image"
+            if given is None:
                 continue
             text, reason = (None, given) if isinstance(given, str) else (json.dumps(given), None)
             reply = Reply(text, reason, False, "someone", 0.1)

@@ -54,7 +54,7 @@ def diversity_of(images: pd.DataFrame, features: CellFeatures) -> Diversity:
     """Return equation (8) of some of a cell's images, those without features left out."""
     wanted = set(images["image_id"])
     rows = [index for index, id_ in enumerate(features.ids) if id_ in wanted]
-    return diversity(features.matrix[rows].reshape(len(rows), -1))
+    return diversity(features.matrix[np.asarray(rows, dtype=np.intp)])
 
 
 def cell_estimates(

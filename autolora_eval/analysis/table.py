@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import Json, write_text, written_whole
 from autolora_eval.plan import Cell, Plan
 from autolora_eval.run_folder import RunFolder
+
+# What Markdown would take for markup: emphasis, code, tags, columns, and links.
+_MARKDOWN = re.compile(r"[\\|*_`<]|(?<=\])\(")
 
 
 def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
@@ -95,11 +99,15 @@ def _with_reference(table: pd.DataFrame, reference: Path | None) -> pd.DataFrame
     """Put published values beside ours: `x` of the reference becomes the column `x_reference`.
 
     Raises:
-        UsageError: the reference lacks a column `method`, or has one that is not in the table.
+        UsageError: the reference cannot be read, lacks a column `method`, has one that is not in
+            the table, or has two rows for one cell.
     """
     if reference is None:
         return table
-    published = pd.read_csv(reference)
+    try:
+        published = pd.read_csv(reference, dtype={"model": str, "method": str})
+    except ValueError as error:  # also pandas' own for a file that is empty or no CSV
+        raise UsageError(f"{reference}: cannot be read: {' '.join(str(error).split())}") from error
     keys = [key for key in ("model", "method", "lora_scale") if key in published]
     values = [column for column in published if column not in keys]
     strange = [column for column in values if column not in table]
@@ -109,6 +117,9 @@ def _with_reference(table: pd.DataFrame, reference: Path | None) -> pd.DataFrame
         )
         near = did_you_mean(str(strange[0]), map(str, table.columns)) if strange else ""
         raise UsageError(f"{reference}: {problem}.{near}")
+    twice = published[published.duplicated(keys)]
+    if len(twice):
+        raise UsageError(f"{reference}: two rows for {', '.join(map(str, twice.iloc[0][keys]))}.")
     renamed = published.rename(columns={column: f"{column}_reference" for column in values})
     return table.merge(renamed, on=keys, how="left", validate="many_to_one")
 
@@ -156,9 +167,9 @@ def _cell_text(row: Mapping[Any, Any], column: str) -> str:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """Return a table of texts as GitHub Markdown; a bar within a text is escaped."""
+    """Return a table of texts as GitHub Markdown; what a text holds is not taken for markup."""
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
-    cells = [[str(cell).replace("|", r"\|") for cell in line] for line in lines]
+    cells = [[_MARKDOWN.sub(r"\\\g<0>", str(cell)) for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
@@ -178,4 +189,6 @@ def latex(frame: pd.DataFrame) -> str:
 def _tex(text: str, signs: Mapping[str, str]) -> str:
     special = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}"}
     special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **signs}
+    if text[:1] in ("[", "*"):  # the \\ of the row before would take it for its own
+        return f"{{{text[0]}}}{_tex(text[1:], signs)}"
     return "".join(special.get(character, character) for character in text)

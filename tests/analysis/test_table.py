@@ -1,0 +1,349 @@
+"""The tables of a run: what is missing is null and counted, what is published stands beside."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scored_run import KEY, Place, vector, write_features, write_images, write_judgements
+
+from autolora_eval.analysis.table import latex, markdown, write_tables
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.errors import UsageError
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring.diversity import diversity
+
+BASE, AUTO = "A--CFG", "A--AutoLoRA"
+# Of the three prompts with two seeds each of `benchmark_data`, in the cell AutoLoRA:
+MISSING = (AUTO, 0, 4)  # prompt 0 has one image left: no diversity
+UNSCORED = (AUTO, 1, 3)
+NOT_JUDGED = (AUTO, 2, 4)
+CORRUPT = (AUTO, 2, 3)  # prompt 2 has one feature vector left: no diversity
+SEEDS = (3, 4)
+
+
+def score(place: Place) -> dict[str, float] | str | None:
+    if place == UNSCORED:
+        return "no_json"
+    if place == NOT_JUDGED:
+        return None
+    cell, prompt_index, seed = place
+    return {"pc": float((len(cell) + 2 * prompt_index + seed) % 6)}
+
+
+@pytest.fixture
+def plan(write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]) -> Plan:
+    return make_plan(load_benchmark(write_benchmark(benchmark_data)))
+
+
+@pytest.fixture
+def whole(plan: Plan, tmp_path: Path) -> RunFolder:
+    """A run without gaps."""
+    folder = RunFolder(tmp_path / "whole")
+    write_images(plan, folder)
+    write_features(plan, folder, vector)
+    write_judgements(plan, folder, lambda p: {"pc": float((len(p[0]) + p[1] + p[2]) % 6)})
+    return folder
+
+
+@pytest.fixture
+def gaps(plan: Plan, tmp_path: Path) -> tuple[RunFolder, dict[str, int]]:
+    """A run with gaps in the cell AutoLoRA, and the counts for its manifest."""
+    folder = RunFolder(tmp_path / "gaps")
+    write_images(plan, folder, [MISSING])
+    write_features(plan, folder, lambda place: None if place == CORRUPT else vector(place))
+    write_judgements(plan, folder, score)
+    return folder, write_tables(plan, folder, KEY)
+
+
+def rows(folder: RunFolder) -> dict[str, dict[str, str]]:
+    with folder.table("csv").open(encoding="utf-8", newline="") as stream:
+        return {row["cell"]: row for row in csv.DictReader(stream)}
+
+
+def test_the_table_has_the_columns_of_the_contract(plan: Plan, whole: RunFolder) -> None:
+    write_tables(plan, whole, KEY)
+    table = pd.read_parquet(whole.table("parquet"))
+    stated = ["cell", "model", "method", "guider", "lora_scale", "num_inference_steps"]
+    parameters = ["guidance_scale", "autolora_scale", "base_guidance_scale", "start", "stop"]
+    counts = ["n_images", "n_missing", "n_unscored", "n_undefined_prompts", "nfe"]
+    measured = [
+        f"{measure}{suffix}"
+        for measure in ("diversity", "pc", "div_pc")
+        for suffix in ("", "_low", "_high")
+    ]
+    columns = {*stated, *parameters, *counts, *measured, "div_pc_prompt_mean"}
+    assert set(table.columns) == columns
+    assert set(rows(whole)[BASE]) == columns
+    assert all(name == name.lower() and " " not in name for name in columns)
+    assert table["cell"].tolist() == [BASE, AUTO]
+
+
+def test_what_is_missing_is_counted(gaps: tuple[RunFolder, dict[str, int]]) -> None:
+    folder, counts = gaps
+    # Unscored are the missing image, the refused and the one that was not judged.
+    # Missing from the diversity are the missing and the corrupt one.
+    assert counts == {"images": 12, "missing": 2, "unscored": 3}
+    found = {
+        cell: [row[f"n_{n}"] for n in ("images", "missing", "unscored", "undefined_prompts")]
+        for cell, row in rows(folder).items()
+    }
+    assert found == {BASE: ["6", "0", "0", "0"], AUTO: ["6", "2", "3", "2"]}
+
+
+def test_what_is_missing_is_null_with_a_reason(gaps: tuple[RunFolder, dict[str, int]]) -> None:
+    scores = pd.read_parquet(gaps[0].scores)
+    assert len(scores) == 12
+    found = {
+        (row["cell"], row["prompt_index"], row["seed"]): (row["pc"], row["unscored_reason"])
+        for row in scores.to_dict("records")
+    }
+    expected_reasons = {MISSING: "missing_image", UNSCORED: "no_json", NOT_JUDGED: "not_judged"}
+    for place, (value, reason) in found.items():
+        if place in expected_reasons:
+            assert np.isnan(value), place
+            assert reason == expected_reasons[place]
+        else:
+            assert value == score(place)["pc"]
+            assert pd.isna(reason), place
+    errors = scores[scores["image_error"].notna()]
+    assert [
+        (row["cell"], row["prompt_index"], row["seed"], row["image_error"])
+        for row in errors.to_dict("records")
+    ] == [(*MISSING, "missing_image"), (*CORRUPT, "corrupt_image")]
+    missing = scores[(scores["cell"] == AUTO) & (scores["unscored_reason"] == "missing_image")]
+    assert missing["sha256"].isna().all()
+
+
+def test_diversities_without_enough_images_are_null_with_a_reason(gaps: tuple) -> None:
+    found = pd.read_csv(gaps[0].diversity).set_index(["cell", "prompt_index"])
+    for prompt_index in (0, 2):
+        row = found.loc[AUTO, prompt_index]
+        assert (row["n"], row["reason"]) == (1, "needs at least two images, has 1")
+        assert np.isnan(row["diversity"])
+        assert np.isnan(row["standard_error"])
+    kept = found.loc[AUTO, 1]
+    assert kept["n"] == 2
+    vectors = [vector((AUTO, 1, seed)) for seed in SEEDS]
+    assert kept["diversity"] == pytest.approx(diversity(vectors).value, rel=1e-9)
+    assert pd.isna(kept["reason"])
+
+
+def test_means_are_over_what_there_is(gaps: tuple[RunFolder, dict[str, int]]) -> None:
+    row = rows(gaps[0])[AUTO]
+    spread = diversity([vector((AUTO, 1, seed)) for seed in SEEDS]).value
+    gone = (MISSING, UNSCORED, NOT_JUDGED)
+    places = [(AUTO, index, seed) for index in range(3) for seed in SEEDS]
+    mean = np.mean([score(place)["pc"] for place in places if place not in gone])
+    assert float(row["diversity"]) == pytest.approx(spread, rel=1e-9)
+    assert float(row["pc"]) == pytest.approx(mean, rel=1e-9)
+    assert float(row["div_pc"]) == pytest.approx(spread * mean, rel=1e-9)
+    # One prompt has a diversity: a value, but nothing to tell its spread by.
+    assert (row["diversity_low"], row["diversity_high"]) == ("", "")
+    assert row["div_pc_low"] == ""
+
+
+def test_a_cell_without_any_image_is_null_everywhere(plan: Plan, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_images(plan, folder, [(AUTO, index, seed) for index in range(3) for seed in SEEDS])
+    write_features(plan, folder, vector)
+    write_judgements(plan, folder, score)
+    write_tables(plan, folder, KEY)
+    row = rows(folder)[AUTO]
+    assert [row["n_images"], row["n_missing"], row["n_unscored"]] == ["6", "6", "6"]
+    for measure in ("diversity", "pc", "div_pc"):
+        assert [row[f"{measure}{suffix}"] for suffix in ("", "_low", "_high")] == [""] * 3
+    table = pd.read_parquet(folder.table("parquet")).set_index("cell")
+    assert table.loc[AUTO, ["diversity", "pc", "div_pc"]].isna().all()
+    auto = folder.table("md").read_text().splitlines()[3].split(" | ")
+    assert auto[1:5] == ["AutoLoRA", "–", "–", "–"]
+    assert folder.table("tex").read_text().count("AutoLoRA & -- & -- & --") == 1
+    compared = pd.read_csv(folder.comparisons)
+    assert compared["difference"].isna().all()
+    assert compared["p_holm"].isna().all()
+
+
+def test_the_run_without_gaps_agrees_with_its_definition(plan: Plan, whole: RunFolder) -> None:
+    assert write_tables(plan, whole, KEY) == {"images": 12, "missing": 0, "unscored": 0}
+    for cell, row in rows(whole).items():
+        spreads, means = [], []
+        for index in range(3):
+            spreads.append(diversity([vector((cell, index, seed)) for seed in SEEDS]).value)
+            means.append(np.mean([(len(cell) + index + seed) % 6 for seed in SEEDS]))
+        assert float(row["diversity"]) == pytest.approx(np.mean(spreads), rel=1e-9)
+        assert float(row["pc"]) == pytest.approx(np.mean(means), rel=1e-9)
+        assert float(row["div_pc"]) == pytest.approx(np.mean(spreads) * np.mean(means), rel=1e-9)
+        products = np.multiply(spreads, means)
+        assert float(row["div_pc_prompt_mean"]) == pytest.approx(products.mean(), rel=1e-9)
+
+
+def test_writing_again_gives_the_same_bytes(plan: Plan, whole: RunFolder) -> None:
+    files = [whole.table(s) for s in ("csv", "md", "tex", "parquet")]
+    files += [whole.scores, whole.diversity, whole.comparisons]
+    write_tables(plan, whole, KEY)
+    before = [file.read_bytes() for file in files]
+    write_tables(plan, whole, KEY)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_a_judgement_of_another_judge_or_image_does_not_count(plan: Plan, whole: RunFolder) -> None:
+    assert write_tables(plan, whole, "another judge")["unscored"] == 12
+    file = next(whole.images(BASE).rglob("*.png"))
+    file.write_bytes(next(whole.images(AUTO).rglob("*.png")).read_bytes())
+    assert write_tables(plan, whole, KEY)["unscored"] == 1
+
+
+def test_parquet_types(plan: Plan, gaps: tuple[RunFolder, dict[str, int]]) -> None:
+    schema = pq.read_schema(gaps[0].scores)
+    kinds = {
+        "cell": pa.types.is_string,
+        "prompt_index": pa.types.is_integer,
+        "seed": pa.types.is_integer,
+        "sha256": pa.types.is_string,
+        "pc": pa.types.is_float64,
+        "unscored_reason": pa.types.is_string,
+        "autolora_scale": pa.types.is_float64,
+    }
+    for name, is_kind in kinds.items():
+        kind = schema.field(name).type
+        assert is_kind(kind) or (is_kind is pa.types.is_string and pa.types.is_large_string(kind))
+    table = pq.read_schema(gaps[0].table("parquet"))
+    for name in ("diversity", "diversity_low", "pc", "div_pc_high", "div_pc_prompt_mean"):
+        assert pa.types.is_float64(table.field(name).type), name
+    for name in ("n_images", "n_missing", "n_unscored", "n_undefined_prompts", "nfe"):
+        assert pa.types.is_integer(table.field(name).type), name
+
+
+def test_one_method_has_nothing_to_compare(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
+) -> None:
+    benchmark_data["methods"] = {"CFG": {"guider": "cfg"}}
+    del benchmark_data["judge"]
+    plan = make_plan(load_benchmark(write_benchmark(benchmark_data)))
+    folder = RunFolder(tmp_path / "run")
+    write_images(plan, folder)
+    write_features(plan, folder, vector)
+    assert write_tables(plan, folder, None)["unscored"] == 0
+    assert len(pd.read_csv(folder.comparisons)) == 0
+    assert "pc" not in rows(folder)[BASE]
+
+
+def test_one_prompt_compares_seeds(plan: Plan, whole: RunFolder) -> None:
+    one = make_plan(plan.benchmark, limit_prompts=1)
+    write_tables(one, whole, KEY)
+    assert set(pd.read_csv(whole.comparisons)["unit"]) == {"seed"}
+    write_tables(plan, whole, KEY)
+    compared = pd.read_csv(whole.comparisons)
+    assert set(compared["unit"]) == {"prompt"}
+    assert compared["measure"].tolist() == ["diversity", "pc", "div_pc"]
+    table = pd.read_parquet(whole.table("parquet")).set_index("cell")
+    for row in compared.to_dict("records"):
+        difference = table.loc[AUTO, row["measure"]] - table.loc[BASE, row["measure"]]
+        assert row["difference"] == pytest.approx(difference, rel=1e-9)
+
+
+def with_reference(
+    content: str, workplace: Path, write: Callable[[object], Path], data: dict[str, Any]
+) -> Plan:
+    (workplace / "published.csv").write_text(content, encoding="utf-8")
+    return make_plan(load_benchmark(write(data | {"reference": "published.csv"})))
+
+
+def test_published_values_stand_beside_ours(
+    workplace: Path, write_benchmark: Any, benchmark_data: dict[str, Any], whole: RunFolder
+) -> None:
+    content = "model,method,diversity,pc\nA,AutoLoRA,0.25,3.5\nB,CFG,0.5,1\n"
+    plan = with_reference(content, workplace, write_benchmark, benchmark_data)
+    write_tables(plan, whole, KEY)
+    table = pd.read_parquet(whole.table("parquet")).set_index("cell")
+    assert table.loc[AUTO, ["diversity_reference", "pc_reference"]].tolist() == [0.25, 3.5]
+    assert table.loc[BASE, ["diversity_reference", "pc_reference"]].isna().all()
+    assert rows(whole)[BASE]["pc_reference"] == ""
+    assert list(table.index) == [BASE, AUTO]
+
+
+def test_models_and_methods_of_the_reference_may_be_numbers(
+    workplace: Path, write_benchmark: Any, benchmark_data: dict[str, Any], tmp_path: Path
+) -> None:
+    benchmark_data["models"] = {"3": benchmark_data["models"]["A"]}
+    content = "model,method,diversity\n3,CFG,0.25\n"
+    plan = with_reference(content, workplace, write_benchmark, benchmark_data)
+    folder = RunFolder(tmp_path / "run")
+    write_images(plan, folder)
+    write_features(plan, folder, vector)
+    write_judgements(plan, folder, score)
+    write_tables(plan, folder, KEY)
+    assert rows(folder)["3--CFG"]["diversity_reference"] == "0.25"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model,method,diversty\nA,CFG,1\n", "column 'diversty' is none of the table's. Did you "),
+        ("model,diversity\nA,1\n", "no column 'method'"),
+        ("model,method,pc\nA,CFG,1\nA,CFG,2\n", "two rows for A, CFG"),
+        ("", "cannot be read"),
+        ('model,method,pc\nA,CFG,1,2,3\n"', "cannot be read"),
+    ],
+)
+def test_a_reference_that_does_not_fit_is_refused(
+    content: str,
+    message: str,
+    workplace: Path,
+    write_benchmark: Any,
+    benchmark_data: dict[str, Any],
+    whole: RunFolder,
+) -> None:
+    plan = with_reference(content, workplace, write_benchmark, benchmark_data)
+    with pytest.raises(UsageError) as caught:
+        write_tables(plan, whole, KEY)
+    assert str(caught.value).startswith(f"{workplace / 'published.csv'}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_markdown_of_hostile_names_keeps_its_columns() -> None:
+    names = [r"a|b", r"a\|b", "<img src=x>", "*x*", "_x_", "`x`", "[x](http://y)", "plain-1.5+x"]
+    lines = markdown(pd.DataFrame({"Model": names, "Div ↑": ["0.1 [0.0, 0.2]"] * 8})).splitlines()
+    assert lines[0] == "| Model | Div ↑ |"
+    assert lines[1] == "| --- | --- |"
+    shown = [line.removeprefix("| ").removesuffix(" | 0.1 [0.0, 0.2] |") for line in lines[2:]]
+    assert shown == [
+        r"a\|b",
+        r"a\\\|b",
+        r"\<img src=x>",
+        r"\*x\*",
+        r"\_x\_",
+        r"\`x\`",
+        r"[x]\(http://y)",
+        "plain-1.5+x",
+    ]
+
+
+def test_latex_of_hostile_names_is_text() -> None:
+    names = ["a&b", "50%", "$x$", "#1", "a_b", "{x}", "~", "^", r"\input{x}", "[2pt]", "*"]
+    text = latex(pd.DataFrame({"Model": names, "Div ↑": ["0.1 [0.0, 0.2]"] * 11}))
+    lines = text.splitlines()
+    assert lines[0] == r"\begin{tabular}{ll}"
+    assert lines[1:4] == [r"\toprule", r"Model & Div $\uparrow$ \\", r"\midrule"]
+    assert [line.removesuffix(r" & 0.1 [0.0, 0.2] \\") for line in lines[4:-2]] == [
+        r"a\&b",
+        r"50\%",
+        r"\$x\$",
+        r"\#1",
+        r"a\_b",
+        r"\{x\}",
+        r"\textasciitilde{}",
+        r"\textasciicircum{}",
+        r"\textbackslash{}input\{x\}",
+        "{[}2pt]",  # after the line before, \\ would take [2pt] for its own
+        "{*}",
+    ]
