@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -211,6 +212,7 @@ class _Resolver:
             ("judge", "rubric"), lambda: read_rubric(self.lookup.file(judge.rubric, "rubric"))
         )
         if judge.backend == "openai":
+            self._try(("judge", "base_url"), lambda: _check_address(judge.base_url))
             return rubric, None
         source = self._try(
             ("judge", "model"),
@@ -229,6 +231,18 @@ class _Resolver:
             self.problems.append(
                 f"{self.document.where(('baseline',))}: '{baseline}' is none of the methods.{near}"
             )
+
+
+def _check_address(url: str) -> None:
+    """Refuse an address that is none, or that carries a key, which would reach the manifest."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise UsageError(
+            "a user name or key does not belong into the address, since the manifest states it. "
+            "Put the key into the environment variable that judge.api_key_env names."
+        )
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UsageError(f"expected an address such as http://localhost:8000/v1 (got '{url}').")
 
 
 def _rule(guider: object) -> Method:

@@ -300,3 +300,23 @@ def test_a_broken_rubric_is_named_with_both_places(
     rubric.write_text(rubric.read_text().replace("key: pc", "kye: pc, key: pc"))
     line = problem(benchmark_data)
     assert f": judge.rubric: {rubric}:4: scores.pc.kye: unknown key. Did you mean 'key'?" in line
+
+
+# Judge server
+
+
+def test_a_key_in_the_judges_address_is_refused_and_not_repeated(
+    problem: Problem, benchmark_data: dict[str, Any]
+) -> None:
+    judge = {**benchmark_data["judge"], "backend": "openai"}
+    judge["base_url"] = "https://me:sentinel-key@example.org/v1"
+    line = problem({**benchmark_data, "judge": judge})
+    assert "judge.base_url: a user name or key does not belong into the address" in line
+    assert "sentinel-key" not in line
+
+
+def test_an_address_that_is_none_is_refused(
+    problem: Problem, benchmark_data: dict[str, Any]
+) -> None:
+    judge = {**benchmark_data["judge"], "backend": "openai", "base_url": "localhost:8000/v1"}
+    assert "(got 'localhost:8000/v1')" in problem({**benchmark_data, "judge": judge})

@@ -23,7 +23,7 @@ Problem = Callable[[object], str]
         ("${AE_URL:-http://here/v1}", "http://there/v1", "http://there/v1"),
         ("${AE_URL}/v1", "http://there", "http://there/v1"),
         ("http://${AE_URL:-a}:${AE_URL:-b}/v1", None, "http://a:b/v1"),
-        ("$AE_URL", "http://there", "$AE_URL"),
+        ("http://$AE_URL", "there", "http://$AE_URL"),
     ],
 )
 def test_variables_are_filled_in(
