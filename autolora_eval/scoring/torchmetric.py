@@ -28,14 +28,18 @@ class PairwiseCosineDiversity(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, features: torch.Tensor) -> None:
-        """Take in feature vectors, float [B, D], none of them zero."""
-        units = torch.nn.functional.normalize(features.double(), dim=1)
-        self.total += units.sum(dim=0)
+        """Take in feature vectors, float [B, D]; one that is zero or not finite makes it NaN."""
+        vectors = features.double()
+        # By the largest entry first: no length is then too great or too small to be squared.
+        scaled = vectors / vectors.detach().abs().amax(dim=1, keepdim=True)
+        units = scaled / scaled.norm(dim=1, keepdim=True)
+        self.total = self.total + units.sum(dim=0)
         self.count += len(features)
 
     def compute(self) -> torch.Tensor:
-        """Return equation (8), float64 scalar; NaN below two images."""
+        """Return equation (8), float64 scalar; NaN where it is undefined, as below two images."""
         n = self.count
         if n < 2:
             return torch.tensor(float("nan"), dtype=torch.float64)
-        return 1.0 - (self.total @ self.total - n) / (n * (n - 1))
+        # ‖s‖ ≤ N, so what lies below zero is rounding.
+        return (1.0 - (self.total @ self.total - n) / (n * (n - 1))).clamp(min=0.0)

@@ -1,0 +1,102 @@
+"""The metric: equation (8) whatever the batches are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from autolora_eval import PairwiseCosineDiversity, diversity
+
+
+def features(n: int = 12, dim: int = 9) -> torch.Tensor:
+    rng = np.random.default_rng(n)
+    return torch.from_numpy(rng.normal(size=dim) + rng.normal(size=(n, dim)))
+
+
+def measured(metric: PairwiseCosineDiversity, *batches: torch.Tensor) -> float:
+    for batch in batches:
+        metric.update(batch)
+    return float(metric.compute())
+
+
+@pytest.mark.parametrize("sizes", [[12], [1] * 12, [5, 7], [11, 1], [0, 12, 0]])
+def test_any_batching_gives_equation_8(sizes: list[int]) -> None:
+    x = features()
+    found = measured(PairwiseCosineDiversity(9), *x.split(sizes))
+    assert found == pytest.approx(diversity(x.numpy()).value, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_low_precision_features_are_added_up_in_float64(dtype: torch.dtype) -> None:
+    x = (features(64) * 300).to(dtype)
+    exact = diversity(x.double().numpy()).value
+    assert measured(PairwiseCosineDiversity(9), *x.split(10)) == pytest.approx(exact, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_below_two_images_it_is_nan(n: int) -> None:
+    metric = PairwiseCosineDiversity(9)
+    metric.update(features(n))
+    assert torch.isnan(metric.compute())
+
+
+def test_a_batch_has_its_own_value_and_the_whole_has_its() -> None:
+    x = features()
+    metric = PairwiseCosineDiversity(9)
+    for batch in x.split(4):
+        own = diversity(batch.numpy()).value
+        assert float(metric(batch)) == pytest.approx(own, abs=1e-12)
+    assert float(metric.compute()) == pytest.approx(diversity(x.numpy()).value, abs=1e-12)
+
+
+def test_reset_forgets() -> None:
+    metric = PairwiseCosineDiversity(9)
+    metric.update(features(5) * -1)
+    metric.reset()
+    assert torch.isnan(metric.compute())
+    x = features()
+    assert measured(metric, x) == pytest.approx(diversity(x.numpy()).value, abs=1e-12)
+
+
+def test_two_processes_add_up() -> None:
+    """What a distributed reduction does: states are summed."""
+    x = features()
+    parts = [PairwiseCosineDiversity(9) for _ in range(2)]
+    for part, batch in zip(parts, x.split(6), strict=True):
+        part.update(batch)
+    whole = PairwiseCosineDiversity(9)
+    whole.total = parts[0].total + parts[1].total
+    whole.count = parts[0].count + parts[1].count
+    assert float(whole.compute()) == pytest.approx(diversity(x.numpy()).value, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3, 16, 512])
+def test_identical_images_have_none(n: int) -> None:
+    value = measured(PairwiseCosineDiversity(9), features(1).repeat(n, 1))
+    assert value == pytest.approx(0.0, abs=1e-12)
+    assert value >= 0.0, "a set cannot be less diverse than one image repeated, even by rounding"
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_lengths_whose_square_is_no_float_do_not_matter(scale: float) -> None:
+    found = measured(PairwiseCosineDiversity(9), features() * scale)
+    assert found == pytest.approx(diversity(features().numpy()).value, abs=1e-12)
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_a_vector_without_direction_gives_nan(bad: float) -> None:
+    x = features()
+    x[3] = bad
+    assert diversity(x.numpy()).value is None
+    assert np.isnan(measured(PairwiseCosineDiversity(9), *x.split(5)))
+
+
+def test_it_can_be_differentiated() -> None:
+    x = features().requires_grad_()
+    PairwiseCosineDiversity(9)(x).backward()
+    step = 1e-6
+    changed = x.detach().clone()
+    changed[2, 4] += step
+    slope = (diversity(changed.numpy()).value - diversity(x.detach().numpy()).value) / step
+    assert float(x.grad[2, 4]) == pytest.approx(slope, abs=1e-5)
