@@ -24,8 +24,8 @@ PROMPTS = [caption(scene, style=True) for scene in SCENES]
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
-    loaded = StableDiffusionXLPipeline.from_pretrained(export.SDXL, torch_dtype=torch.float32)
-    loaded.load_lora_weights(export.LORA)
+    loaded = StableDiffusionXLPipeline.from_pretrained(str(export.SDXL), torch_dtype=torch.float32)
+    loaded.load_lora_weights(str(export.LORA))
     loaded.set_progress_bar_config(disable=True)
     return loaded
 

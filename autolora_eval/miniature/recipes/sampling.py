@@ -36,8 +36,8 @@ class Guidance:
 
 def load(sdxl: Path, lora: Path) -> StableDiffusionXLPipeline:
     """The pipeline in float32 with the LoRA loaded from its folder."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, torch_dtype=torch.float32)
-    pipeline.load_lora_weights(lora)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(str(sdxl), torch_dtype=torch.float32)
+    pipeline.load_lora_weights(str(lora))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
