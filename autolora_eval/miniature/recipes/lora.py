@@ -27,7 +27,7 @@ from autolora_eval.miniature.recipes.training import Progress, cosine, set_lr
 from autolora_eval.miniature.recipes.unet import denoising_loss, training_scheduler
 from autolora_eval.miniature.recipes.vae import encode
 
-STEPS = 350
+STEPS = 400
 LEARNING_RATE = 1e-3
 RANK = 8
 N_PICTURES = 24
