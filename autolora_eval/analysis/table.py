@@ -54,14 +54,15 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
         )
         for cell in plan.cells
     }
-    rows = [_row(cell, scores, prompts, estimates[cell.id], columns) for cell in plan.cells]
+    shown = measures({} if rubric is None else rubric.scores)
+    rows = [_row(cell, scores, prompts, estimates[cell.id], shown) for cell in plan.cells]
     table = _with_reference(pd.DataFrame(rows), plan.benchmark.reference)
     unit = "prompt" if scores["prompt_index"].nunique() > 1 else "seed"
     comparisons = compare_with_baseline(
         plan.cells, estimates, plan.benchmark.spec.baseline_method, unit
     )
     _write_frames(folder, scores, prompts, table, comparisons)
-    _write_readable(folder, table, measures({} if rubric is None else rubric.scores))
+    _write_readable(folder, table, shown)
     return {
         "images": len(scores),
         "missing": int(scores["image_error"].notna().sum()),
@@ -74,7 +75,7 @@ def _row(
     scores: pd.DataFrame,
     prompts: pd.DataFrame,
     estimates: Estimates,
-    columns: Sequence[str],
+    shown: Sequence[Measure],
 ) -> dict[str, Any]:
     images = scores[scores["cell"] == cell.id]
     spread = prompts[prompts["cell"] == cell.id]
@@ -89,10 +90,13 @@ def _row(
         "n_undefined_prompts": int(spread["diversity"].isna().sum()),
         "nfe": cell.nfe,
     }
-    for column, estimate in estimates.items():
-        low, high = estimate.interval()
+    for measure in shown:
+        estimate, column = estimates[measure.column], measure.column
+        # Few units make wide t-intervals: what no measurement can give is cut off.
+        low, high = np.clip(estimate.interval(), measure.low, measure.high)
         row |= {column: estimate.value, f"{column}_low": low, f"{column}_high": high}
-    return row | prompt_mean_products(images, spread, columns)
+    scores_shown = [measure.column for measure in shown if measure.kind == "score"]
+    return row | prompt_mean_products(images, spread, scores_shown)
 
 
 def _with_reference(table: pd.DataFrame, reference: Path | None) -> pd.DataFrame:
