@@ -19,14 +19,13 @@ from autolora_eval.scoring.rubric import Rubric
 
 
 def open_judge(plan: Plan) -> Judge:
-    """Return the benchmark's judge; a server is asked whether it is there."""
+    """Return the benchmark's judge; nothing is loaded or asked before its first question."""
     spec = plan.benchmark.spec.judge
     assert spec is not None
     if spec.backend == "openai":
         from autolora_eval.scoring.judges.openai_server import OpenAIJudge
 
-        server = OpenAIJudge(spec)
-        return server
+        return OpenAIJudge(spec)
     from autolora_eval.scoring.judges.in_process import TransformersJudge
 
     assert plan.benchmark.judge is not None
@@ -65,7 +64,9 @@ def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress
             rows = final_judgements(path, key, transient=True)
             manifest["done"] += len(todo)
             manifest["reused"] += len(images) - len(todo)
-            manifest["unscored"] += sum(row["scores"] is None for row in rows.values())
+            manifest["unscored"] += sum(
+                rows[image.id, image.sha256]["scores"] is None for image in images
+            )
     return manifest
 
 
@@ -96,9 +97,11 @@ def final_judgements(
 
 def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str) -> Json:
     """Return one row of a cell's judgements."""
-    scores, reason = None, reply.reason
+    scores, reason, raw = None, reply.reason, None
     if reply.text is not None:
-        verdict = parse_reply(reply.text, rubric)
+        # Half a surrogate pair, which JSON can hold, is no text that a file can.
+        raw = reply.text.encode("utf-8", "replace").decode("utf-8")
+        verdict = parse_reply(raw, rubric)
         scores, reason = verdict.scores, verdict.reason
         if scores is None and reply.truncated:
             reason = "truncated"
@@ -109,7 +112,7 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str) -> Json:
         "seed": image.seed,
         "scores": scores,
         "reason": reason,
-        "raw": reply.text,
+        "raw": raw,
         "model": reply.model,
         "latency_seconds": round(reply.latency, 4),
         "judge_key": key,

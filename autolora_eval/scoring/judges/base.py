@@ -11,7 +11,7 @@ from autolora_eval.files import Json
 from autolora_eval.scoring.rubric import Question
 
 # Failures of the way to the judge, not of its reply: a later run asks again.
-TRANSIENT = ("http_", "timeout", "connection")
+TRANSIENT = ("http_", "timeout", "connection", "bad_response")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Reply:
 
     Attributes:
         text: the judge's words; None if the call failed.
-        reason: why the call failed: `timeout`, `connection`, `http_500`, `refused`,
-            `corrupt_image` …; None if it did not.
+        reason: why the call failed: `timeout`, `connection`, `http_500`, `bad_response`,
+            `refused`, `corrupt_image` …; None if it did not.
         truncated: the reply ran into the token limit.
         model: the model as the judge names it.
         latency: seconds from question to reply.

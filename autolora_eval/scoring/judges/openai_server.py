@@ -28,7 +28,7 @@ class OpenAIJudge:
         spec: the benchmark's `judge`.
 
     Raises:
-        AutoLoRAEvalError: the server does not answer, or does not serve the model.
+        MissingDependencyError: the package `openai` is not installed.
     """
 
     def __init__(self, spec: JudgeSpec) -> None:
@@ -37,6 +37,7 @@ class OpenAIJudge:
 
         self.spec = spec
         self._openai = openai
+        self._checked = False
         self._client = openai.OpenAI(
             base_url=spec.base_url,
             api_key=os.environ.get(spec.api_key_env) or "EMPTY",
@@ -67,48 +68,73 @@ class OpenAIJudge:
         """
         try:
             client = self._client.with_options(timeout=5.0, max_retries=0)
-            served = [model.id for model in client.models.list()]
-        except self._openai.OpenAIError as error:
+            served = [str(model.id) for model in client.models.list()]
+        except self._openai.APIStatusError as error:
+            raise AutoLoRAEvalError(
+                f"the judge's server at {self.spec.base_url} answers {error.status_code} when "
+                f"asked for its models. If it needs a key, put it into {self.spec.api_key_env}; "
+                "check that judge.base_url ends in /v1."
+            ) from error
+        except self._openai.APIConnectionError as error:
             raise AutoLoRAEvalError(
                 f"the judge's server at {self.spec.base_url} does not answer "
                 f"({type(error).__name__}). Start one, such as: vllm serve {self.spec.model}; "
                 "or set judge.base_url."
             ) from error
+        except (self._openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+            raise AutoLoRAEvalError(
+                f"what answers at {self.spec.base_url} does not speak the OpenAI protocol. "
+                "Check judge.base_url."
+            ) from error
         if self.spec.model not in served:
             raise AutoLoRAEvalError(
-                f"the judge's server at {self.spec.base_url} serves {', '.join(served)}, "
-                f"not '{self.spec.model}'."
+                f"the judge's server at {self.spec.base_url} serves "
+                f"{', '.join(served) or 'nothing'}, not '{self.spec.model}'."
             )
+        self._checked = True
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
         """Return one reply a request, asked at the same time.
 
         Raises:
-            AutoLoRAEvalError: no call of the batch reached the server: it is gone.
+            AutoLoRAEvalError: the server is not there, does not serve the model, or is gone: no
+                call of the batch reached it, nor does a question for its models.
         """
+        if not self._checked:
+            self.check()
         with ThreadPoolExecutor(max_workers=len(requests)) as pool:
             replies = list(pool.map(self._one, requests))
         if all(reply.reason == "connection" for reply in replies):
+            self._refuse_if_gone()
+        return replies
+
+    def _refuse_if_gone(self) -> None:
+        try:
+            self.check()
+        except AutoLoRAEvalError as error:
             raise AutoLoRAEvalError(
                 f"the judge's server at {self.spec.base_url} cannot be reached any more. What it "
                 "judged so far is kept: start it again, and run the same command again."
-            )
-        return replies
+            ) from error
 
     def _one(self, request: Request) -> Reply:
         start = time.monotonic()
+        text, truncated, model = None, False, self.spec.model
         try:
             text, truncated, model = self._call(request)
-            reason = "refused" if text is None else None
+            reason = None
+            if text is None:
+                reason = "truncated" if truncated else "refused"
         except ImageError as error:
-            text, truncated, model, reason = None, False, self.spec.model, str(error)
+            reason = str(error)
         except self._openai.APITimeoutError:
-            text, truncated, model, reason = None, False, self.spec.model, "timeout"
+            reason = "timeout"
         except self._openai.APIStatusError as error:
-            text, truncated, model = None, False, self.spec.model
             reason = f"http_{error.status_code}"
-        except (self._openai.OpenAIError, ValueError):
-            text, truncated, model, reason = None, False, self.spec.model, "connection"
+        except self._openai.APIConnectionError:
+            reason = "connection"
+        except (self._openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError):
+            reason = "bad_response"  # an answer, but not of this protocol
         return Reply(text, reason, truncated, model, time.monotonic() - start)
 
     def _call(self, request: Request) -> tuple[str | None, bool, str]:
@@ -121,7 +147,11 @@ class OpenAIJudge:
             seed=self.spec.seed,
         )
         choice = completion.choices[0]
-        return choice.message.content, choice.finish_reason == "length", completion.model
+        text = choice.message.content
+        if not (text is None or isinstance(text, str)):
+            raise TypeError(f"content of type {type(text).__name__}")
+        model = str(completion.model or self.spec.model)
+        return text, choice.finish_reason == "length", model
 
 
 def content(question: Question, image_url: str) -> list[Json]:

@@ -1,0 +1,137 @@
+"""A judge's server for fault tests: speaks the OpenAI protocol, and fails where it is told to."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODEL = "some-vlm"
+VERDICT = '{"pc": 4}'
+
+
+@dataclass(frozen=True)
+class Http:
+    """An answer as it goes over the line."""
+
+    status: int = 200
+    body: bytes = b"{}"
+    kind: str = "application/json"
+
+
+@dataclass(frozen=True)
+class Hang:
+    """No answer for so many seconds."""
+
+    seconds: float
+
+
+class Drop:
+    """The connection is closed without an answer."""
+
+
+Answer = str | dict[str, Any] | Http | Hang | Drop
+
+
+@dataclass
+class Call:
+    """What one chat request held."""
+
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        return self.body["messages"][0]["content"]
+
+    @property
+    def image(self) -> bytes:
+        (url,) = [p["image_url"]["url"] for p in self.parts if p["type"] == "image_url"]
+        head, data = url.split(",", 1)
+        assert head == "data:image/png;base64"
+        return base64.b64decode(data, validate=True)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.image).hexdigest()
+
+
+@dataclass
+class JudgeServer:
+    """Answers chat requests with `answer(call, number of the call)`, and keeps them."""
+
+    answer: Callable[[Call, int], Answer] = lambda call, n: VERDICT
+    models: Answer = field(default_factory=lambda: {"object": "list", "data": [{"id": MODEL}]})
+    calls: list[Call] = field(default_factory=list)
+    model_calls: int = 0
+    url: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def completion(text: object, finish_reason: str = "stop") -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "finish_reason": finish_reason, "message": message}
+    return {"id": "1", "object": "chat.completion", "model": "served-as", "choices": [choice]}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Any
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        state = self.server.state
+        assert self.path == "/v1/models"
+        state.model_calls += 1
+        self._send(state.models)
+
+    def do_POST(self) -> None:
+        state: JudgeServer = self.server.state
+        assert self.path == "/v1/chat/completions"
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        call = Call({name.lower(): value for name, value in self.headers.items()}, body)
+        with state.lock:
+            number = len(state.calls)
+            state.calls.append(call)
+        answer = state.answer(call, number)
+        self._send(completion(answer) if isinstance(answer, str) else answer)
+
+    def _send(self, answer: Answer) -> None:
+        if isinstance(answer, Hang):
+            time.sleep(answer.seconds)
+        if isinstance(answer, Hang | Drop):
+            self.close_connection = True
+            return
+        http = answer if isinstance(answer, Http) else Http(body=json.dumps(answer).encode())
+        self.send_response(http.status)
+        self.send_header("Content-Type", http.kind)
+        self.send_header("Content-Length", str(len(http.body)))
+        self.end_headers()
+        self.wfile.write(http.body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def judge_server(state: JudgeServer) -> Iterator[JudgeServer]:
+    """Serve on a port of its own until the block ends."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    server.state = state  # type: ignore[attr-defined]
+    state.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

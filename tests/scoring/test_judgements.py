@@ -1,0 +1,313 @@
+"""The judging stage against a real server: what is kept, what is asked again, and what is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judge_server import VERDICT, Call, Drop, Http, JudgeServer, completion, judge_server
+from scored_run import write_images
+
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.files import Json, read_jsonl, sha256_file
+from autolora_eval.manifest import start_manifest, update_manifest
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring.judgements import final_judgements, judge_images, open_judge
+
+N = 12  # 2 cells × 3 prompts × 2 seeds
+SECRET = "sentinel-key-0451"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", SECRET)
+    with judge_server(JudgeServer()) as state:
+        yield state
+
+
+@pytest.fixture
+def make(
+    server: JudgeServer,
+    write_benchmark: Callable[[object], Path],
+    benchmark_data: dict[str, Any],
+) -> Callable[..., Plan]:
+    """A function that returns the plan of the benchmark, with changes to its judge."""
+
+    def plan(**judge: Any) -> Plan:
+        settings = {"base_url": server.url, "max_retries": 0, "batch_size": 4, "timeout": 5.0}
+        benchmark_data["judge"] = benchmark_data["judge"] | settings | judge
+        return make_plan(load_benchmark(write_benchmark(benchmark_data)))
+
+    return plan
+
+
+@pytest.fixture
+def folder(make: Callable[..., Plan], tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    write_images(make(), folder)
+    return folder
+
+
+def judge(plan: Plan, folder: RunFolder) -> Json:
+    return judge_images(plan, folder, open_judge(plan), Progress())
+
+
+def rows(plan: Plan, folder: RunFolder) -> list[Json]:
+    return [row for cell in plan.cells for row in read_jsonl(folder.judgements(cell.id))]
+
+
+def outcome(plan: Plan, folder: RunFolder) -> dict[tuple[str, str], tuple[object, object]]:
+    """What each image was given, without what differs from call to call."""
+    return {
+        (cell.id, row["image_id"]): (row["scores"], row["reason"])
+        for cell in plan.cells
+        for row in read_jsonl(folder.judgements(cell.id))
+    }
+
+
+def by_content(call: Call, n: int) -> str:
+    """A verdict, or no verdict, that depends on the image only."""
+    digit = int(call.sha256[0], 16)
+    return f'{{"pc": {digit % 7}}}' if digit < 14 else "I cannot tell."
+
+
+def test_each_image_is_judged_once_with_its_own_prompt(make, folder, server) -> None:
+    plan = make()
+    done = judge(plan, folder)
+    assert (done["done"], done["reused"], done["unscored"]) == (N, 0, 0)
+    assert len(server.calls) == N
+    found = rows(plan, folder)
+    assert [(row["prompt"], row["seed"]) for row in found] == 2 * [
+        (job.prompt, job.seed) for job in plan.jobs
+    ]
+    asked = {call.sha256: call.parts[-1]["text"] for call in server.calls}
+    for cell in plan.cells:
+        for row in read_jsonl(folder.judgements(cell.id)):
+            file = folder.images(cell.id) / row["image_id"]
+            assert row["sha256"] == sha256_file(file)
+            assert asked[row["sha256"]] == f"Does it show {row['prompt']}?"
+            assert (row["scores"], row["reason"], row["raw"]) == ({"pc": 4.0}, None, VERDICT)
+            assert (row["model"], row["judge_key"]) == ("served-as", done["key"])
+
+
+def test_an_unchanged_run_asks_nothing_even_without_its_server(make, folder, server) -> None:
+    plan = make()
+    judge(plan, folder)
+    files = {cell.id: folder.judgements(cell.id).read_bytes() for cell in plan.cells}
+    server.models = Drop()
+    done = judge(plan, folder)
+    assert (done["done"], done["reused"], len(server.calls)) == (0, N, N)
+    assert {cell.id: folder.judgements(cell.id).read_bytes() for cell in plan.cells} == files
+
+
+def test_order_and_batch_size_do_not_matter(make, folder, server, benchmark_data) -> None:
+    server.answer = by_content
+    plan = make()
+    key = judge(plan, folder)["key"]
+    first = outcome(plan, folder)
+    for cell in plan.cells:
+        folder.judgements(cell.id).unlink()
+    benchmark_data["prompts"] = ["a blue house", "a cat", "a dog"]
+    benchmark_data["methods"] = dict(reversed(benchmark_data["methods"].items()))
+    other = make(batch_size=3)
+    assert judge(other, folder)["key"] == key
+    assert outcome(other, folder) == first
+    reasons = {reason for _, reason in first.values()}
+    assert reasons >= {None, "out_of_range:pc"}
+
+
+def test_failed_calls_are_asked_again_and_refused_replies_are_not(make, folder, server) -> None:
+    answers = [Http(500), Http(429), Drop(), Http(200, b"[]"), "no verdict", '{"pc": 9}']
+    answers += [completion(None), completion('{"pc"', "length")]
+    server.answer = lambda call, n: answers[n] if n < len(answers) else VERDICT
+    plan = make(batch_size=1)
+    done = judge(plan, folder)
+    assert done["unscored"] == len(answers)
+    reasons = [row["reason"] for row in rows(plan, folder)]
+    final = ["no_json", "out_of_range:pc", "refused", "truncated"]
+    transient = ["http_500", "http_429", "connection", "bad_response"]
+    assert reasons == transient + final + [None] * 4
+    again = judge(plan, folder)
+    assert (again["done"], again["reused"], again["unscored"]) == (4, N - 4, 4)
+    assert len(server.calls) == N + 4
+    assert [row["reason"] for row in rows(plan, folder)] == [None] * 4 + final + [None] * 4
+
+
+def test_a_truncated_reply_with_a_whole_verdict_is_scored(make, folder, server) -> None:
+    server.answer = lambda call, n: completion(VERDICT + " The image", "length")
+    plan = make()
+    assert judge(plan, folder)["unscored"] == 0
+
+
+def test_a_server_that_goes_leaves_what_it_judged(make, folder, server) -> None:
+    plan = make(batch_size=2)
+
+    def answer(call: Call, n: int) -> object:
+        if n >= 6:
+            server.models = Drop()
+            return Drop()
+        return by_content(call, n)
+
+    server.answer = answer
+    with pytest.raises(AutoLoRAEvalError, match="What it judged so far is kept"):
+        judge(plan, folder)
+    kept = rows(plan, folder)
+    assert len(kept) == 6
+    before = {row["sha256"] for row in kept}
+    asked = len(server.calls)
+    server.models, server.answer = JudgeServer().models, by_content
+    done = judge(plan, folder)
+    assert (done["done"], done["reused"]) == (N - 6, 6)
+    assert len(server.calls) - asked == N - 6
+    assert not {call.sha256 for call in server.calls[asked:]} & before
+    assert len(outcome(plan, folder)) == N
+
+
+def test_an_interrupted_batch_is_all_that_is_lost(make, folder, server) -> None:
+    """What is in the file when the process dies is what had been answered before the batch."""
+    plan = make(batch_size=2)
+    asked = open_judge(plan)
+    ask, batches = asked.ask, []
+
+    class Interrupted:
+        batch_size = 2
+        identity = staticmethod(asked.identity)
+
+        @staticmethod
+        def ask(requests: Any) -> Any:
+            batches.append(len(rows(plan, folder)))
+            if len(batches) == 4:
+                raise KeyboardInterrupt
+            return ask(requests)
+
+    with pytest.raises(KeyboardInterrupt):
+        judge_images(plan, folder, Interrupted(), Progress())
+    assert batches == [0, 2, 4, 6]
+    judge(plan, folder)
+    assert len(server.calls) == N
+
+
+def test_a_torn_last_line_is_judged_anew(make, folder, server) -> None:
+    plan = make()
+    judge(plan, folder)
+    path = folder.judgements(plan.cells[0].id)
+    whole = outcome(plan, folder)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"prompt")])
+    done = judge(plan, folder)
+    assert done["done"] == 1
+    assert outcome(plan, folder) == whole
+    assert all(json.loads(line) for line in path.read_bytes().splitlines())
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "temperature": {"temperature": 0.5},
+    "max_tokens": {"max_tokens": 64},
+    "seed": {"seed": 1},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_another_way_of_asking_is_another_judgement(change, make, folder, server) -> None:
+    first = judge(make(), folder)
+    second = judge(make(**change), folder)
+    assert (second["done"], second["reused"]) == (N, 0)
+    assert second["key"] != first["key"]
+    back = judge(make(**{name: benchmark_default(name) for name in change}), folder)
+    assert (back["done"], back["key"]) == (0, first["key"])
+
+
+def benchmark_default(name: str) -> object:
+    from autolora_eval.benchmark.schema import Judge
+
+    return Judge.model_fields[name].default
+
+
+def test_another_model_is_asked_anew(make, folder, server) -> None:
+    server.models = {"data": [{"id": "some-vlm"}, {"id": "other-vlm"}]}
+    judge(make(), folder)
+    assert judge(make(model="other-vlm"), folder)["done"] == N
+    assert server.calls[-1].body["model"] == "other-vlm"
+
+
+def test_another_rubric_is_asked_anew(make, folder, server, workplace) -> None:
+    judge(make(), folder)
+    rubric = workplace / "rubric.yaml"
+    rubric.write_text(rubric.read_text().replace("Does it", "Does this"))
+    done = judge(make(), folder)
+    assert done["done"] == N
+    assert server.calls[-1].parts[-1]["text"].startswith("Does this show")
+
+
+def test_a_changed_image_alone_is_asked_anew(make, folder, server) -> None:
+    plan = make()
+    server.answer = by_content
+    judge(plan, folder)
+    first, second = (folder.images(cell.id) / plan.jobs[0].file for cell in plan.cells)
+    first.write_bytes(second.read_bytes())
+    done = judge(plan, folder)
+    assert (done["done"], len(server.calls)) == (1, N + 1)
+    cell = plan.cells[0].id
+    key = plan.jobs[0].file, sha256_file(first)
+    assert final_judgements(folder.judgements(cell), done["key"])[key]["raw"] == by_content(
+        server.calls[-1], 0
+    )
+
+
+def test_unscored_are_counted_among_the_images_that_are_there(make, folder, server) -> None:
+    """The judgement of an image that has been replaced since does not count."""
+    plan = make()
+    server.answer = lambda call, n: "no verdict" if n == 0 else VERDICT
+    assert judge(plan, folder)["unscored"] == 1
+    replaced = next(row for row in rows(plan, folder) if row["scores"] is None)
+    first = [folder.images(cell.id) / replaced["image_id"] for cell in plan.cells]
+    mine = next(path for path in first if sha256_file(path) == replaced["sha256"])
+    other = next(path for path in first if path != mine)
+    mine.write_bytes(other.read_bytes())
+    assert judge(plan, folder)["unscored"] == 0
+
+
+def test_missing_and_corrupt_images_have_reasons_and_cost_no_call(make, folder, server) -> None:
+    plan = make()
+    absent, corrupt = (folder.images(cell.id) / plan.jobs[1].file for cell in plan.cells)
+    absent.unlink()
+    corrupt.write_bytes(b"no picture")
+    done = judge(plan, folder)
+    assert (len(server.calls), done["unscored"]) == (N - 2, 2)
+    found = outcome(plan, folder)
+    file = plan.jobs[1].file
+    assert [found[cell.id, file] for cell in plan.cells] == [
+        (None, "missing_image"),
+        (None, "corrupt_image"),
+    ]
+
+
+def test_text_that_is_no_unicode_is_kept_as_near_as_can_be(make, folder, server) -> None:
+    body = json.dumps(completion('{"pc": 2} \ud83d \U0001f600 \x00 é')).encode()
+    server.answer = lambda call, n: Http(200, body)
+    plan = make()
+    assert judge(plan, folder)["unscored"] == 0
+    assert {row["raw"] for row in rows(plan, folder)} == {'{"pc": 2} ? \U0001f600 \x00 é'}
+    assert judge(plan, folder)["done"] == 0
+
+
+def test_the_key_is_sent_and_never_written(make, folder, server, capfd, caplog) -> None:
+    caplog.set_level("DEBUG")
+    server.answer = lambda call, n: Http(500) if n % 3 else VERDICT
+    plan = make()
+    start_manifest(plan, folder, "bench.yaml", {})
+    update_manifest(folder, judge=judge(plan, folder))
+    assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {SECRET}"}
+    written = [path for path in folder.path.rglob("*") if path.is_file()]
+    assert folder.manifest in written
+    assert folder.judgements(plan.cells[0].id) in written
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    shown = "".join(capfd.readouterr()) + caplog.text
+    assert SECRET not in shown
