@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from autolora_eval.errors import UsageError, did_you_mean
+from autolora_eval.resources import shipped_root
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -45,9 +46,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Lookup:
-    """Where relative paths are looked up: the benchmark file's folder, its parent, and here.
+    """Where relative paths are looked up: the benchmark file's folder, its parent, here, shipped.
 
-    The parent serves the usual layout, `benchmarks/x.yaml` beside `prompts/`.
+    The parent serves the usual layout, `benchmarks/x.yaml` beside `prompts/`; what is shipped
+    comes last, so that anyone's benchmark can name `prompts/rubrics/pixel_art.yaml`.
     """
 
     folders: tuple[Path, ...]
@@ -56,7 +58,7 @@ class Lookup:
     def beside(cls, benchmark_file: Path) -> Lookup:
         """Return the look-up of a benchmark file."""
         here = benchmark_file.resolve().parent
-        return cls(tuple(dict.fromkeys((here, here.parent, Path.cwd()))))
+        return cls(tuple(dict.fromkeys((here, here.parent, Path.cwd(), shipped_root()))))
 
     def find(self, reference: str) -> Path | None:
         """Return the first place where `reference` exists."""

@@ -320,3 +320,11 @@ def test_an_address_that_is_none_is_refused(
 ) -> None:
     judge = {**benchmark_data["judge"], "backend": "openai", "base_url": "localhost:8000/v1"}
     assert "(got 'localhost:8000/v1')" in problem({**benchmark_data, "judge": judge})
+
+
+def test_anyones_benchmark_may_name_what_is_shipped(
+    write_benchmark: Write, benchmark_data: dict[str, Any]
+) -> None:
+    data = {**benchmark_data, "prompts": "prompts/pixel_art.txt"}
+    loaded = load_benchmark(write_benchmark(data))
+    assert list(loaded.prompts) == read_prompts(shipped_root() / "prompts" / "pixel_art.txt")
