@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from autolora_eval.benchmark.sources import Source
@@ -132,9 +133,9 @@ def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:
     """
     spec = plan.benchmark.spec.features
     what = {"identity": identity(plan.benchmark.features), "dtype": spec.dtype}
-    key = content_key(what | {"batch_size": spec.batch_size})
+    key = extractor_key(what, spec.batch_size)
     manifest: Json = {"model": spec.model, **what, "key": key, "done": 0, "reused": 0, "failed": 0}
-    extractor: Extractor | None = None
+    extractor = cache(lambda: _load(plan))  # loaded for the first image that can be opened
     with progress.task("Features", plan.n_images) as advance:
         for cell in plan.cells:
             images = cell_images(plan, cell, folder)
@@ -142,13 +143,11 @@ def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:
             todo = [image for image in images if (image.id, image.sha256) not in known]
             advance(len(images) - len(todo))
             failed: dict[str, str] = {}
-            if todo and extractor is None:
-                extractor = _load(plan)
             if todo:
-                assert extractor is not None
-                fresh, failed = _extract(extractor, todo, advance)
+                fresh, failed = _extract(extractor, todo, spec.batch_size, advance)
                 known |= fresh
-                manifest |= {"preprocessing": extractor.preprocessing()}
+                if fresh:
+                    manifest |= {"preprocessing": extractor().preprocessing()}
             if todo or not folder.features(cell.id).is_file():
                 _write(folder.features(cell.id), images, known, failed, key)
             manifest["done"] += len(todo) - len(failed)
@@ -156,6 +155,19 @@ def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:
             manifest["failed"] += len(failed)
             manifest["dim"] = next((len(row) for row in known.values()), None)
     return manifest
+
+
+def extractor_key(what: Json, batch_size: int) -> str:
+    """Return the content key of all that decides a feature vector but the image.
+
+    Args:
+        what: identity and precision of the extractor. Where its folder is decides nothing.
+        batch_size: images a forward pass, which decides the last bits.
+    """
+    identity = dict(what["identity"])
+    if identity["kind"] != "hub":
+        identity.pop("reference")
+    return content_key({**what, "identity": identity, "batch_size": batch_size})
 
 
 def read_features(path: Path) -> CellFeatures:
@@ -185,20 +197,24 @@ def _load(plan: Plan) -> Extractor:
 
 
 def _known(path: Path, key: str) -> Rows:
-    """Return the rows on disk that this extractor made."""
-    if not path.is_file():
+    """Return the rows on disk that this extractor made; none of a file that is torn."""
+    try:
+        features = read_features(path)
+    except (FileNotFoundError, SafetensorError):
         return {}
-    features = read_features(path)
     return features.rows() if features.key == key else {}
 
 
 def _extract(
-    extractor: Extractor, images: Sequence[CellImage], advance: Advance
+    extractor: Callable[[], Extractor],
+    images: Sequence[CellImage],
+    batch_size: int,
+    advance: Advance,
 ) -> tuple[Rows, dict[str, str]]:
     rows: Rows = {}
     failed: dict[str, str] = {}
-    for start in range(0, len(images), extractor.batch_size):
-        batch = images[start : start + extractor.batch_size]
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
         opened: list[tuple[CellImage, Image.Image]] = []
         for image in batch:
             try:
@@ -207,7 +223,7 @@ def _extract(
                 failed[image.id] = str(error)
         if opened:
             with quiet_libraries():
-                vectors = extractor([picture for _, picture in opened])
+                vectors = extractor()([picture for _, picture in opened])
             for (image, _), vector in zip(opened, vectors, strict=True):
                 rows[image.id, str(image.sha256)] = vector
         advance(len(batch))

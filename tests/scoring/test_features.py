@@ -1,0 +1,337 @@
+"""Features: what the model itself says, whatever the batch; taken once, and anew when stale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from scored_run import picture, write_images
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTModel,
+)
+
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.benchmark.sources import Source
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.files import sha256_file
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring.features import Extractor, extract_features, read_features
+
+SIZE = 28
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+N = 12  # 2 cells × 3 prompts × 2 seeds
+
+
+def save_dinov2(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    model = Dinov2Model(Dinov2Config(**SMALL, image_size=SIZE, patch_size=14))
+    for parameter in model.parameters():  # as made, layer scale hides all but the CLS token
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    size = {"height": SIZE, "width": SIZE}
+    processor = BitImageProcessor(size={"shortest_edge": SIZE}, crop_size=size)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dinov2(tmp_path_factory.mktemp("models") / "dinov2")
+
+
+def load(folder: Path, batch_size: int = 4, dtype: torch.dtype = torch.float32) -> Extractor:
+    source = Source(str(folder), "folder", str(folder))
+    return Extractor.load(source, torch.device("cpu"), dtype, batch_size)
+
+
+def pictures(count: int) -> list[Image.Image]:
+    return [picture(("cell", n, 0), (40, 56)) for n in range(count)]
+
+
+def direct(folder: Path, images: list[Image.Image]) -> np.ndarray:
+    """The pooled output, by the library alone."""
+    model = AutoModel.from_pretrained(folder).eval()
+    pixels = AutoImageProcessor.from_pretrained(folder)(images=images, return_tensors="pt")
+    with torch.no_grad():
+        return np.asarray(model(**pixels).pooler_output)
+
+
+def test_a_vector_is_the_models_pooled_output(dinov2: Path) -> None:
+    images = pictures(3)
+    found = load(dinov2)(images)
+    assert (found.dtype, found.shape) == (np.float32, (3, SMALL["hidden_size"]))
+    assert np.abs(found - direct(dinov2, images)).max() < 1e-5
+    assert np.abs(found[0] - found[1]).max() > 1e-3, "the model must tell the pictures apart"
+
+
+def test_the_pooled_output_of_dinov2_is_the_cls_token(dinov2: Path) -> None:
+    model = AutoModel.from_pretrained(dinov2).eval()
+    pixels = AutoImageProcessor.from_pretrained(dinov2)(images=pictures(2), return_tensors="pt")
+    with torch.no_grad():
+        cls = model(**pixels).last_hidden_state[:, 0]
+    assert np.abs(load(dinov2)(pictures(2)) - cls.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_batch_size_order_and_neighbours_do_not_matter(batch_size: int, dinov2: Path) -> None:
+    images = pictures(5)
+    expected = direct(dinov2, images)
+    extractor = load(dinov2, batch_size)
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+        for start in range(0, 5, batch_size):
+            places = order[start : start + batch_size]
+            found = extractor([images[place] for place in places])
+            assert np.abs(found - expected[places]).max() < 1e-5
+
+
+def test_at_one_batch_size_the_last_batch_gives_the_same_bits(dinov2: Path) -> None:
+    images = pictures(4)
+    extractor = load(dinov2, 4)
+    assert np.array_equal(extractor(images)[:1], extractor(images[:1]))
+
+
+def test_half_precision_is_near_and_comes_as_float32(dinov2: Path) -> None:
+    images = pictures(3)
+    found = load(dinov2, dtype=torch.float16)(images)
+    assert found.dtype == np.float32
+    expected = direct(dinov2, images)
+    scale = np.abs(expected).max()
+    assert 0 < np.abs(found - expected).max() < 0.05 * scale
+
+
+def test_clip_gives_its_image_embedding(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vision = {**SMALL, "intermediate_size": 32, "image_size": SIZE, "patch_size": 14}
+    text = {**SMALL, "intermediate_size": 32, "vocab_size": 10}
+    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=12)
+    model = CLIPModel(config).eval()
+    model.save_pretrained(tmp_path)
+    size = {"height": SIZE, "width": SIZE}
+    processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size)
+    processor.save_pretrained(tmp_path)
+    images = pictures(2)
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        pooled = model.vision_model(pixel_values=pixels).pooler_output
+        expected = model.visual_projection(pooled).numpy()
+    found = load(tmp_path)(images)
+    assert found.shape == (2, 12)
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_clips_vision_tower_alone_gives_its_pooled_output(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(**SMALL, intermediate_size=32, image_size=SIZE, patch_size=14)
+    CLIPVisionModel(config).save_pretrained(tmp_path)
+    size = {"height": SIZE, "width": SIZE}
+    CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size).save_pretrained(tmp_path)
+    images = pictures(2)
+    assert np.abs(load(tmp_path)(images) - direct(tmp_path, images)).max() < 1e-5
+
+
+def test_a_model_without_pooler_gives_its_first_token(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(**SMALL, intermediate_size=32, image_size=SIZE, patch_size=14)
+    model = ViTModel(config, add_pooling_layer=False).eval()
+    size = {"height": SIZE, "width": SIZE}
+    processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size)
+    images = pictures(2)
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model(pixel_values=pixels).last_hidden_state[:, 0].numpy()
+    assert np.abs(Extractor(model, processor, 4)(images) - expected).max() < 1e-5
+
+
+def test_what_is_no_extractor_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    with pytest.raises(AutoLoRAEvalError, match=r"the extractor '.*' cannot be loaded"):
+        load(tmp_path)
+
+
+# The stage.
+
+
+@pytest.fixture
+def make(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], dinov2: Path
+) -> Callable[..., Plan]:
+    """A function that returns a plan with the tiny extractor, with changes to `features`."""
+
+    def plan(**features: Any) -> Plan:
+        stated = {"model": str(dinov2), "batch_size": 4} | features
+        data = {key: value for key, value in benchmark_data.items() if key != "judge"}
+        return make_plan(load_benchmark(write_benchmark(data | {"features": stated})))
+
+    return plan
+
+
+@pytest.fixture
+def folder(make: Callable[..., Plan], tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    write_images(make(), folder)
+    return folder
+
+
+def extract(plan: Plan, folder: RunFolder) -> tuple[int, int, int]:
+    done = extract_features(plan, folder, Progress())
+    return done["done"], done["reused"], done["failed"]
+
+
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object) -> None:
+        raise AssertionError("the extractor was loaded")
+
+    monkeypatch.setattr(Extractor, "load", load)
+
+
+def test_rows_are_named_by_image(make, folder, dinov2) -> None:
+    plan = make()
+    assert extract(plan, folder) == (N, 0, 0)
+    for cell in plan.cells:
+        found = read_features(folder.features(cell.id))
+        assert found.ids == [job.file for job in plan.jobs]
+        paths = [folder.images(cell.id) / id_ for id_ in found.ids]
+        assert found.sha256 == [sha256_file(path) for path in paths]
+        expected = direct(dinov2, [Image.open(path).convert("RGB") for path in paths])
+        assert np.abs(found.matrix - expected).max() < 1e-5
+        with safe_open(folder.features(cell.id), framework="np") as file:
+            assert json.loads(file.metadata()["image_ids"]) == found.ids
+            assert file.get_tensor("features").dtype == np.float32
+
+
+def test_the_manifest_is_told_what_was_done_to_an_image(make, folder) -> None:
+    done = extract_features(make(), folder, Progress())
+    assert done["dim"] == SMALL["hidden_size"]
+    assert done["preprocessing"]["processor"].startswith("BitImageProcessor")
+    assert dict(done["preprocessing"]["crop_size"]) == {"height": SIZE, "width": SIZE}
+    assert len(done["identity"]["sha256"]) == 64
+
+
+def test_a_second_run_does_nothing(make, folder, monkeypatch) -> None:
+    plan = make()
+    extract(plan, folder)
+    before = [folder.features(cell.id).stat().st_mtime_ns for cell in plan.cells]
+    no_model(monkeypatch)
+    assert extract(plan, folder) == (0, N, 0)
+    assert [folder.features(cell.id).stat().st_mtime_ns for cell in plan.cells] == before
+
+
+def test_a_replaced_image_alone_is_taken_anew(make, folder) -> None:
+    plan = make()
+    extract(plan, folder)
+    cell, job = plan.cells[0].id, plan.jobs[2]
+    before = read_features(folder.features(cell))
+    picture(("another", 0, 0)).save(folder.images(cell) / job.file)
+    assert extract(plan, folder) == (1, N - 1, 0)
+    after = read_features(folder.features(cell))
+    assert after.sha256[2] == sha256_file(folder.images(cell) / job.file)
+    changed = [n for n in range(6) if not np.array_equal(before.matrix[n], after.matrix[n])]
+    assert changed == [2]
+
+
+def test_another_extractor_takes_all_anew(make, folder, tmp_path) -> None:
+    extract(make(), folder)
+    other = save_dinov2(tmp_path / "other", seed=1)
+    assert extract(make(model=str(other)), folder) == (N, 0, 0)
+    assert extract(make(model=str(other), dtype="float16"), folder) == (N, 0, 0)
+
+
+def test_changed_preprocessing_takes_all_anew(make, folder, tmp_path) -> None:
+    other = save_dinov2(tmp_path / "other")
+    extract(make(model=str(other)), folder)
+    file = other / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}))
+    assert extract(make(model=str(other)), folder) == (N, 0, 0)
+
+
+def test_the_same_extractor_elsewhere_is_the_same(make, folder, tmp_path, monkeypatch) -> None:
+    extract(make(), folder)
+    other = save_dinov2(tmp_path / "elsewhere")
+    no_model(monkeypatch)
+    assert extract(make(model=str(other)), folder) == (0, N, 0)
+
+
+def test_a_corrupt_and_a_missing_image_are_listed_and_the_others_kept(
+    make, folder, monkeypatch
+) -> None:
+    plan = make()
+    cell = plan.cells[1].id
+    files = [job.file for job in plan.jobs]
+    (folder.images(cell) / files[1]).write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    (folder.images(cell) / files[4]).unlink()
+    assert extract(plan, folder) == (N - 2, 0, 2)
+    found = read_features(folder.features(cell))
+    failed = {files[1]: "corrupt_image", files[4]: "missing_image"}
+    assert found.failed == failed
+    assert found.ids == [files[n] for n in (0, 2, 3, 5)]
+    assert found.matrix.shape == (4, SMALL["hidden_size"])
+    # They stay listed, and no model is loaded for what cannot be opened.
+    no_model(monkeypatch)
+    assert extract(plan, folder) == (0, N - 2, 2)
+    assert read_features(folder.features(cell)).failed == failed
+
+
+def test_a_cell_without_images_has_no_rows(make, folder, monkeypatch) -> None:
+    plan = make()
+    for cell in plan.cells:
+        for job in plan.jobs:
+            (folder.images(cell.id) / job.file).unlink()
+    no_model(monkeypatch)
+    assert extract(plan, folder) == (0, 0, N)
+    assert len(read_features(folder.features(plan.cells[0].id)).matrix) == 0
+
+
+def test_a_torn_file_is_taken_anew(make, folder) -> None:
+    plan = make()
+    extract(plan, folder)
+    path = folder.features(plan.cells[0].id)
+    path.write_bytes(path.read_bytes()[:50])
+    assert extract(plan, folder) == (N // 2, N // 2, 0)
+    assert len(read_features(path).ids) == N // 2
+
+
+def test_interrupted_and_gone_on_gives_the_same_rows(make, folder, monkeypatch) -> None:
+    plan = make()
+    extract(plan, folder)
+    paths = [folder.features(cell.id) for cell in plan.cells]
+    whole = [read_features(path) for path in paths]
+    for path in paths:
+        path.unlink()
+    call, calls = Extractor.__call__, []
+
+    def interrupted(self: Extractor, images: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return call(self, images)
+
+    monkeypatch.setattr(Extractor, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(plan, folder)
+    monkeypatch.undo()
+    monkeypatch.chdir(folder.path.parent)
+    assert extract(plan, folder) == (N // 2, N // 2, 0)
+    for path, expected in zip(paths, whole, strict=True):
+        found = read_features(path)
+        assert (found.ids, found.sha256) == (expected.ids, expected.sha256)
+        assert np.array_equal(found.matrix, expected.matrix)
