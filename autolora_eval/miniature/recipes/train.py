@@ -39,8 +39,8 @@ STAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "lora": (lora.train, "lora.json"),
     "export": (export.export, "exported.json"),
     "evaluate": (_evaluate_exported, "evaluation.json"),
-    "dinov2": (vision_stages.train_dinov2, "dinov2.json"),
     "judge": (vision_stages.train_judge, "judge.json"),
+    "dinov2": (vision_stages.train_dinov2, "dinov2.json"),
     "judge_tuned": (vision_stages.tune_judge, "judge_tuned.json"),
 }
 

@@ -17,7 +17,7 @@ tags: [miniature, autolora-eval]
 _DINOV2 = """# Miniature DINOv2
 
 A `Dinov2Model` of 0.86 M parameters (five layers, 128 wide, patches of 8 × 8 of a 64 × 64
-picture), trained from scratch by `autolora_eval.miniature.recipes.dinov2` on drawn pictures of
+picture), trained by `autolora_eval.miniature.recipes.dinov2` on drawn pictures of
 one object on a background. It stands in for `facebook/dinov2-giant` where there is no GPU and no
 model hub, and is loaded by the same calls; the feature is the pooled CLS token. **Its numbers say
 nothing about DINOv2.**
@@ -25,8 +25,9 @@ nothing about DINOv2.**
 ## Training
 Self-distillation as in DINOv2: a student predicts from large and small crops what its moving
 average says of the large ones, with Sinkhorn-Knopp balancing and KoLeo. What differs from DINOv2:
-- one term uses a label, the object's name, because self-distillation alone learnt colours and
-  next to nothing of shapes in the time that a laptop has;
+- it is not free of labels: the backbone starts from the miniature judge's vision tower, which was
+  trained on known truths, and one term goes on naming the object. Self-distillation from scratch
+  learnt colours and nothing of shapes in the time that a laptop has;
 - one term keeps the mean unit feature short, so that cosines do not start from a common part;
 - no masked patches; colours are never disturbed, since here they are part of the content.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from autolora_eval.miniature.recipes import (
     dinov2,
@@ -42,9 +43,11 @@ TUNING = judge.Recipe(
 
 
 def train_dinov2(work_dir: Path) -> None:
-    """Train, export and measure the miniature DINOv2; leaves WORK_DIR/dinov2.json."""
+    """Train, from the judge's tower, and measure the DINOv2; leaves WORK_DIR/dinov2.json."""
     recipe, started = dinov2.Recipe(), time.monotonic()
-    dinov2.export(dinov2.train(recipe), DINOV2)
+    learnt = torch.load(work_dir / "judge" / "judge_read.pt")
+    tower = {k.removeprefix("tower."): v for k, v in learnt.items() if k.startswith("tower.")}
+    dinov2.export(dinov2.train(recipe, tower), DINOV2)
     measure_dinov2(work_dir, {"recipe": asdict(recipe), "seconds": time.monotonic() - started})
 
 
