@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from autolora_eval.benchmark.load import load_benchmark
     from autolora_eval.guidance.autolora import AutoLoRAGuidance
     from autolora_eval.plan import make_plan
-    from autolora_eval.run import run
     from autolora_eval.run_folder import open_run
     from autolora_eval.scoring.diversity import diversity
     from autolora_eval.scoring.torchmetric import PairwiseCosineDiversity
+    from autolora_eval.stages import run
 
 _HOMES = {
     "AutoLoRAGuidance": "autolora_eval.guidance.autolora",
@@ -27,7 +27,7 @@ _HOMES = {
     "load_benchmark": "autolora_eval.benchmark.load",
     "make_plan": "autolora_eval.plan",
     "open_run": "autolora_eval.run_folder",
-    "run": "autolora_eval.run",
+    "run": "autolora_eval.stages",
 }
 
 __all__ = [

@@ -65,7 +65,7 @@ def run(
 ) -> None:
     """Run a benchmark: generate, score, tables, report. Run it again to resume."""
     from autolora_eval import display
-    from autolora_eval.run import Stages
+    from autolora_eval.stages import Stages
 
     if dry_run:
         plan(benchmark, limit_prompts, limit_seeds)
@@ -98,7 +98,7 @@ def generate(
 ) -> None:
     """Make the images of a benchmark, and nothing else."""
     from autolora_eval import display
-    from autolora_eval.run import Stages
+    from autolora_eval.stages import Stages
 
     stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
     stages.refuse_if_something_is_missing()
@@ -115,7 +115,7 @@ def score(
 ) -> None:
     """Take features, judge the images that are there, and write the tables."""
     from autolora_eval import display
-    from autolora_eval.run import Stages
+    from autolora_eval.stages import Stages
 
     stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
     stages.require_manifest()

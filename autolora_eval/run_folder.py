@@ -80,10 +80,20 @@ class RunFolder:
         return self.path / "report.html"
 
     def read_manifest(self) -> Json:
-        """Return the manifest; empty if there is none yet."""
+        """Return the manifest; empty if there is none yet.
+
+        Raises:
+            UsageError: the file of that name is none of ours.
+        """
         if not self.manifest.is_file():
             return {}
-        manifest: Json = json.loads(self.manifest.read_text(encoding="utf-8"))
+        try:
+            manifest: Json = json.loads(self.manifest.read_text(encoding="utf-8"))
+            manifest["benchmark_file"]
+        except (ValueError, TypeError, LookupError) as error:
+            raise UsageError(
+                f"'{self.path}' is not a run folder: its manifest.json is not a run's."
+            ) from error
         return manifest
 
 
