@@ -21,9 +21,9 @@ import autolora_eval
 from autolora_eval.errors import UsageError
 from autolora_eval.files import read_jsonl, sha256_bytes, sha256_file
 from autolora_eval.generation.pipeline import LoraPipeline
-from autolora_eval.stages import Stages
 from autolora_eval.run_folder import Run, RunFolder
 from autolora_eval.scoring.features import Extractor, read_features
+from autolora_eval.stages import Stages
 
 PROMPTS = ["a red cat", "two dogs"]
 SEEDS = [3, 4, 5]
