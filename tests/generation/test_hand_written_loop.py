@@ -6,21 +6,19 @@ Nothing of the product stands in the loop: neither guider nor adapter nor modula
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import pytest
 import torch
 from diffusers import ModularPipeline, StableDiffusionXLPipeline
 from diffusers.guiders import ClassifierFreeGuidance
+from hand_written import HandWritten, merge
 from tiny_models import SIZE, STEPS, TinyModel
 
 from autolora_eval.generation.pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
-from autolora_eval.guidance.equations import in_interval
 from autolora_eval.guidance.registry import method
 
 SCALE = 0.8
-DTYPE = torch.float32
 TOLERANCE = 1e-4
 PROMPTS = ["a red cat", "two dogs"]
 SEEDS = [7, 11]
@@ -38,65 +36,16 @@ SCALES = [
 INTERVALS = [(0.0, 1.0), (0.2, 0.8), (0.4, 1.0), (0.0, 0.5)]
 
 
-@dataclass
-class HandWritten:
-    """Two pipelines of their own: one as published, one with W + αBA in place of W."""
-
-    base: StableDiffusionXLPipeline
-    tuned: StableDiffusionXLPipeline
-
-    @torch.no_grad()
-    def latents(self, gamma: float, w1: float, w2: float, start: float, stop: float):
-        """Denoise by equation (7)."""
-        scheduler = self.base.scheduler
-        scheduler.set_timesteps(STEPS)
-        side = SIZE[0] // 2
-        noise = [
-            torch.randn(
-                1, 4, side, side, generator=torch.Generator().manual_seed(seed), dtype=DTYPE
-            )
-            for seed in SEEDS
-        ]
-        x = torch.cat(noise) * scheduler.init_noise_sigma
-        base = [embed(self.base, PROMPTS), embed(self.base, ["", ""])]
-        tuned = [embed(self.tuned, PROMPTS), embed(self.tuned, ["", ""])]
-        for step, t in enumerate(scheduler.timesteps):
-            g = gamma if in_interval(step, STEPS, start, stop) else 1.0
-            z = scheduler.scale_model_input(x, t)
-            e_cond, e_null = (predict(self.base, z, t, inputs) for inputs in base)
-            l_cond, l_null = (predict(self.tuned, z, t, inputs) for inputs in tuned)
-            e = e_null + w1 * (e_cond - e_null)
-            lora = l_null + w2 * (l_cond - l_null)
-            x = scheduler.step(e + g * (lora - e), t, x).prev_sample
-        return x
-
-
-def embed(pipe: StableDiffusionXLPipeline, prompts: list[str]):
-    hidden, _, pooled, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
-    return hidden, pooled
-
-
-def predict(pipe: StableDiffusionXLPipeline, z, t, inputs):
-    hidden, pooled = inputs
-    ids = torch.tensor([[SIZE[1], SIZE[0], 0, 0, SIZE[1], SIZE[0]]], dtype=DTYPE)
-    conditions = {"text_embeds": pooled, "time_ids": ids.expand(len(z), 6)}
-    return pipe.unet(z, t, hidden, added_cond_kwargs=conditions).sample
-
-
 @pytest.fixture(scope="module")
 def hand_written(tiny: TinyModel) -> HandWritten:
-    tuned = StableDiffusionXLPipeline.from_pretrained(tiny.pipeline, torch_dtype=DTYPE)
-    for name, change in tiny.changes.items():
-        component, _, layer = name.partition(".")
-        getattr(tuned, component).get_submodule(layer).weight.data += SCALE * change
-    return HandWritten(
-        StableDiffusionXLPipeline.from_pretrained(tiny.pipeline, torch_dtype=DTYPE), tuned
-    )
+    base, tuned = (StableDiffusionXLPipeline.from_pretrained(tiny.pipeline) for _ in range(2))
+    merged = merge(tuned, tiny.changes, SCALE)
+    return HandWritten(base, merged, STEPS, SIZE, tuple(PROMPTS), tuple(SEEDS))
 
 
 @pytest.fixture(scope="module")
 def pipeline(tiny: TinyModel) -> LoraPipeline:
-    return LoraPipeline.load(tiny.resolved(SCALE), torch.device("cpu"), DTYPE)
+    return LoraPipeline.load(tiny.resolved(SCALE), torch.device("cpu"), torch.float32)
 
 
 def run(pipeline: LoraPipeline, guider) -> torch.Tensor:
@@ -155,7 +104,7 @@ def test_gamma_one_is_bitwise_lora_with_cfg(pipeline, w) -> None:
 def test_gamma_zero_is_bitwise_the_base_model_with_cfg(pipeline, tiny, w) -> None:
     ours = run(pipeline, AutoLoRAGuidance(0.0, 3.0, w))
     stock = ModularPipeline.from_pretrained(str(tiny.pipeline), workflow="text2image")
-    stock.load_components(dtype=DTYPE)
+    stock.load_components(dtype=torch.float32)
     stock.update_components(guider=ClassifierFreeGuidance(guidance_scale=w))
     theirs = stock(
         prompt=PROMPTS,
