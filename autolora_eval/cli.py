@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _DEBUG = "AUTOLORA_EVAL_DEBUG"
+INTERRUPTED = 130
 
 BenchmarkArgument = Annotated[
     str, typer.Argument(help="A benchmark file, or the name of a shipped one such as 'quickstart'.")
@@ -149,16 +151,23 @@ def main() -> None:
         app()
     except AutoLoRAEvalError as error:
         _fail(error, str(error), error.exit_code)
-    except KeyboardInterrupt as error:
-        _fail(error, "interrupted. What was made is kept: run the same command to go on.", 130)
+    except SystemExit as error:
+        if error.code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+            _tell("interrupted. What was made is kept: run the same command to go on.")
+        raise
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         _fail(error, f"{message}\nFor the traceback: autolora-eval --debug …", 1)
 
 
-def _fail(error: BaseException, message: str, code: int) -> None:
+def _fail(error: Exception, message: str, code: int) -> None:
     if os.environ.get(_DEBUG):
-        raise error
+        traceback.print_exception(error)
+    else:
+        _tell(message)
+    sys.exit(code)
+
+
+def _tell(message: str) -> None:
     typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
     typer.echo(message, err=True)
-    sys.exit(code)

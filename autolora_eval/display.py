@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.plan import Plan, describe_parameters
@@ -43,7 +44,7 @@ def _cells(plan: Plan) -> str:
 def show_plan(plan: Plan) -> None:
     """Print what a benchmark asks for: cells, cost, and every input with where it was found."""
     spec = plan.benchmark.spec
-    console.print(f"[bold]{escape(spec.name)}[/]  {escape(spec.description)}", highlight=False)
+    console.print(Text.assemble((spec.name, "bold"), f"  {spec.description}"))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for head in ("Model", "Method", "Parameters"):
         table.add_column(head, overflow="fold")
@@ -53,11 +54,11 @@ def show_plan(plan: Plan) -> None:
         count = len(plan.jobs)
         texts = (cell.model.name, cell.method.name, describe_parameters(cell.columns))
         numbers = (f"{cell.nfe:,}", f"{count:,}", f"{cell.nfe * count:,}")
-        table.add_row(*(escape(text) for text in texts), *numbers)
+        table.add_row(*(Text(text) for text in texts), *numbers)
     console.print(table)
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(plan):
-        facts.add_row(f"[bold]{name}[/]", escape(value))
+        facts.add_row(Text(name, "bold"), Text(value))
     console.print(facts)
 
 
@@ -113,7 +114,7 @@ def show_run(run: Run) -> None:
         table.add_column(head, justify="right")
     for row in run.table.to_dict("records"):
         texts = [_number(row[measure.column]) for measure in shown]
-        table.add_row(escape(row["model"]), escape(row["method"]), *texts, str(row["nfe"]))
+        table.add_row(Text(row["model"]), Text(row["method"]), *texts, str(row["nfe"]))
     console.print(table)
     for column, what in (("image_error", "unusable"), ("unscored_reason", "unscored")):
         reasons = run.scores[column].value_counts()
