@@ -118,8 +118,13 @@ class Stages:
         """Stop before anything is generated if the run could not be finished here.
 
         Raises:
+            UsageError: the published values do not fit the benchmark.
             AutoLoRAEvalError: all that is missing, and how to get it.
         """
+        if self.plan.benchmark.reference is not None:
+            from autolora_eval.analysis.table import check_reference
+
+            check_reference(self.plan)
         problems = missing(self.plan, self.folder.path)
         if problems:
             listed = "\n".join(f"  - {problem}" for problem in problems)

@@ -18,6 +18,7 @@ from pypdf import PdfReader
 from tiny_models import make_lora, make_sdxl
 
 import autolora_eval
+from autolora_eval import display
 from autolora_eval.errors import UsageError
 from autolora_eval.files import read_jsonl, sha256_bytes, sha256_file
 from autolora_eval.generation.pipeline import LoraPipeline
@@ -133,6 +134,16 @@ def test_the_run_comes_back_as_tables(first: Run) -> None:
     # Per step: the LoRA alone makes one pass, equation (6) makes two.
     assert first.table.set_index("cell")["nfe"].to_dict() == {CELLS[0]: 3, CELLS[1]: 6}
     assert first.table["n_missing"].tolist() == first.table["n_unscored"].tolist() == [0, 0]
+
+
+def test_the_screen_shows_the_table_and_where_the_report_is(first: Run, capsys) -> None:
+    display.show_run(first)
+    lines = capsys.readouterr().out.splitlines()
+    for row in first.table.to_dict("records"):
+        shown = ["T", row["method"], f"{row['diversity']:.3f}", str(row["nfe"])]
+        assert [line.split() for line in lines].count(shown) == 1
+    assert str(first.folder.report_pdf) in "".join(lines)
+    assert "unscored" not in "".join(lines)
 
 
 def test_the_diversity_of_the_table_is_that_of_the_features(first: Run) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     }
     shown = measures({} if rubric is None else rubric.scores)
     rows = [_row(cell, scores, prompts, estimates[cell.id], shown) for cell in plan.cells]
-    table = _with_reference(pd.DataFrame(rows), plan.benchmark.reference)
+    table = _with_reference(pd.DataFrame(rows), plan)
     unit = "prompt" if scores["prompt_index"].nunique() > 1 else "seed"
     comparisons = compare_with_baseline(
         plan.cells, estimates, plan.benchmark.spec.baseline_method, unit
@@ -99,33 +98,55 @@ def _row(
     return row | prompt_mean_products(images, spread, scores_shown)
 
 
-def _with_reference(table: pd.DataFrame, reference: Path | None) -> pd.DataFrame:
-    """Put published values beside ours: `x` of the reference becomes the column `x_reference`.
+def check_reference(plan: Plan) -> None:
+    """Check that the published values can stand beside ours, before anything is generated.
 
     Raises:
-        UsageError: the reference cannot be read, lacks a column `method`, has one that is not in
-            the table, or has two rows for one cell.
+        UsageError: they cannot.
     """
-    if reference is None:
-        return table
+    if plan.benchmark.reference is not None:
+        _read_reference(plan)
+
+
+def _read_reference(plan: Plan) -> tuple[pd.DataFrame, list[str]]:
+    """Return the published values, `x` renamed to `x_reference`, and what names a row.
+
+    Raises:
+        UsageError: the reference cannot be read, lacks a column `method`, has one that is not
+            measured, or has two rows for one cell.
+    """
+    reference = plan.benchmark.reference
+    assert reference is not None
     try:
         published = pd.read_csv(reference, dtype={"model": str, "method": str})
     except ValueError as error:  # also pandas' own for a file that is empty or no CSV
         raise UsageError(f"{reference}: cannot be read: {' '.join(str(error).split())}") from error
+    rubric = plan.benchmark.rubric
+    measured = [measure.column for measure in measures({} if rubric is None else rubric.scores)]
     keys = [key for key in ("model", "method", "lora_scale") if key in published]
     values = [column for column in published if column not in keys]
-    strange = [column for column in values if column not in table]
+    strange = [str(column) for column in values if column not in (*measured, "nfe")]
     if "method" not in keys or strange:
         problem = (
             f"column '{strange[0]}' is none of the table's" if strange else "no column 'method'"
         )
-        near = did_you_mean(str(strange[0]), map(str, table.columns)) if strange else ""
+        near = did_you_mean(strange[0], measured) if strange else ""
         raise UsageError(f"{reference}: {problem}.{near}")
+    words = [column for column in values if not pd.api.types.is_numeric_dtype(published[column])]
+    if words:
+        raise UsageError(f"{reference}: column '{words[0]}' holds something else than numbers.")
     twice = published[published.duplicated(keys)]
     if len(twice):
         raise UsageError(f"{reference}: two rows for {', '.join(map(str, twice.iloc[0][keys]))}.")
-    renamed = published.rename(columns={column: f"{column}_reference" for column in values})
-    return table.merge(renamed, on=keys, how="left", validate="many_to_one")
+    return published.rename(columns={column: f"{column}_reference" for column in values}), keys
+
+
+def _with_reference(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """Put published values beside ours: `x` of the reference becomes the column `x_reference`."""
+    if plan.benchmark.reference is None:
+        return table
+    published, keys = _read_reference(plan)
+    return table.merge(published, on=keys, how="left", validate="many_to_one")
 
 
 def _write_frames(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from autolora_eval.errors import UsageError
 from autolora_eval.plan import Plan, make_plan
 from autolora_eval.run_folder import RunFolder
 from autolora_eval.scoring.diversity import diversity
+from autolora_eval.stages import Stages
 
 BASE, AUTO = "A--CFG", "A--AutoLoRA"
 # Of the three prompts with two seeds each of `benchmark_data`, in the cell AutoLoRA:
@@ -290,6 +292,8 @@ def test_models_and_methods_of_the_reference_may_be_numbers(
         ("model,method,diversty\nA,CFG,1\n", "column 'diversty' is none of the table's. Did you "),
         ("model,diversity\nA,1\n", "no column 'method'"),
         ("model,method,pc\nA,CFG,1\nA,CFG,2\n", "two rows for A, CFG"),
+        ("model,method,pc_low\nA,CFG,1\n", "column 'pc_low' is none of the table's."),
+        ('model,method,pc\nA,CFG,"3,5"\n', "column 'pc' holds something else than numbers"),
         ("", "cannot be read"),
         ('model,method,pc\nA,CFG,1,2,3\n"', "cannot be read"),
     ],
@@ -305,6 +309,8 @@ def test_a_reference_that_does_not_fit_is_refused(
     plan = with_reference(content, workplace, write_benchmark, benchmark_data)
     with pytest.raises(UsageError) as caught:
         write_tables(plan, whole, KEY)
+    with pytest.raises(UsageError, match=re.escape(str(caught.value))):
+        Stages.start(plan.benchmark.file).refuse_if_something_is_missing()
     assert str(caught.value).startswith(f"{workplace / 'published.csv'}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

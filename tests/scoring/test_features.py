@@ -104,10 +104,15 @@ def test_batch_size_order_and_neighbours_do_not_matter(batch_size: int, dinov2: 
             assert np.abs(found - expected[places]).max() < 1e-5
 
 
-def test_at_one_batch_size_the_last_batch_gives_the_same_bits(dinov2: Path) -> None:
+def test_a_short_batch_is_filled_up_so_that_its_bits_are_the_same(dinov2: Path) -> None:
     images = pictures(4)
     extractor = load(dinov2, 4)
+    sizes: list[int] = []
+    extractor.model.embeddings.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len([*args, *kwargs.values()][0])), with_kwargs=True
+    )
     assert np.array_equal(extractor(images)[:1], extractor(images[:1]))
+    assert sizes == [4, 4]
 
 
 def test_half_precision_is_near_and_comes_as_float32(dinov2: Path) -> None:

@@ -144,6 +144,7 @@ def test_a_truncated_reply_with_a_whole_verdict_is_scored(make, folder, server) 
     server.answer = lambda call, n: completion(VERDICT + " The image", "length")
     plan = make()
     assert judge(plan, folder)["unscored"] == 0
+    assert list(outcome(plan, folder).values()) == [({"pc": 4.0}, None)] * N
 
 
 def test_a_server_that_goes_leaves_what_it_judged(make, folder, server) -> None:
