@@ -83,18 +83,32 @@ class RunFolder:
         """Return the manifest; empty if there is none yet.
 
         Raises:
-            UsageError: the file of that name is none of ours.
+            UsageError: the file of that name holds something else.
         """
         if not self.manifest.is_file():
             return {}
         try:
-            manifest: Json = json.loads(self.manifest.read_text(encoding="utf-8"))
-            manifest["benchmark_file"]
-        except (ValueError, TypeError, LookupError) as error:
-            raise UsageError(
-                f"'{self.path}' is not a run folder: its manifest.json is not a run's."
-            ) from error
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except ValueError:
+            manifest = None
+        if not isinstance(manifest, dict):
+            raise self.refused()
         return manifest
+
+    def benchmark_file(self) -> str:
+        """Return the benchmark that was run, as its user named it.
+
+        Raises:
+            UsageError: the manifest does not say.
+        """
+        manifest = self.read_manifest()
+        if "benchmark_file" not in manifest:
+            raise self.refused()
+        return str(manifest["benchmark_file"])
+
+    def refused(self) -> UsageError:
+        """Return what is to be said of a manifest that is not a run's."""
+        return UsageError(f"'{self.path}' is not a run folder: its manifest.json is not a run's.")
 
 
 @dataclass(frozen=True)
@@ -136,7 +150,7 @@ def open_run(path: str | Path) -> Run:
     if not folder.table("parquet").is_file():
         raise UsageError(
             f"'{path}' has no table yet: the run was interrupted. "
-            f"Finish it with: autolora-eval run {manifest['benchmark_file']} --output {path}"
+            f"Finish it with: autolora-eval run {folder.benchmark_file()} --output {path}"
         )
     # A method may be called 'NA' or 'None': only an empty field is null.
     as_written: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}

@@ -81,7 +81,7 @@ class Stages:
         if (Path(benchmark) / "manifest.json").is_file():
             output = Path(benchmark)
             manifest = RunFolder(output).read_manifest()
-            benchmark = manifest["benchmark_file"]
+            benchmark = RunFolder(output).benchmark_file()
             limit_prompts = limit_prompts or manifest["limit_prompts"]
             limit_seeds = limit_seeds or manifest["limit_seeds"]
         loaded = load_benchmark(benchmark)
