@@ -180,7 +180,7 @@ art on a 16×16 grid, the object centred. Prompts end in ", pixel art style".
 
 {lora["steps"]} steps on {lora["pictures"]} drawn pictures of training combinations, by
 `{COMMAND}`. So few pictures, all centred and of one size, cost diversity, as small style sets do.
-Load it with `pipeline.load_lora_weights(folder)`; all {lora["keys_all_used"]} keys are used.
+Load it with `pipeline.load_lora_weights(folder)`; all {lora["keys"]} keys are used.
 
 {_measured(work_dir)}
 Licence: Apache-2.0.
