@@ -15,10 +15,11 @@ from autolora_eval.miniature.recipes.oracle import Oracle
 from autolora_eval.miniature.recipes.sampling import Guidance, load, sample
 from autolora_eval.miniature.recipes.shapes import OBJECTS
 
-CFG_SCALE = 4.0
+# Chosen on training scenes: at 4, colours of the LoRA suffer; at 2, objects of the base.
+CFG_SCALE = 3.0
 GAMMA = 1.5
 STEPS = 20
-SEEDS = (1000, 1001, 1002, 1003)
+SEEDS = (1000, 1001, 1002)
 METHODS = {
     "base+CFG": Guidance(0.0, CFG_SCALE, 1.0),
     "LoRA": Guidance(1.0),
