@@ -112,8 +112,16 @@ def tune_judge(work_dir: Path) -> None:
 def measure_judge(
     work_dir: Path, training: dict[str, Any], generated: Pictures | None = None
 ) -> None:
-    """Measure the exported judge and write its card; leaves WORK_DIR/judge_tuned.json."""
+    """Measure the exported judge on drawn and generated pictures, and write its card."""
     figures = {"training": training, **judge_evaluate.evaluate(JUDGE, generated)}
+    if generated is not None:
+        figures["oracle"] = json.loads((work_dir / "oracle.json").read_text(encoding="utf-8"))
+    write_judge_card(work_dir, figures)
+
+
+def write_judge_card(work_dir: Path, figures: dict[str, Any]) -> None:
+    """Write the judge's card from its figures; leaves WORK_DIR/judge_tuned.json."""
+    training = figures["training"]
     reading, softening = training["reading"], training["softening"]
     said = (
         f"Looking: {reading['look_steps']:,} steps of {reading['look_batch']} pictures. Reading: "
