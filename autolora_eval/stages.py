@@ -79,6 +79,11 @@ class Stages:
             UsageError: the benchmark cannot be used as it stands.
         """
         if (Path(benchmark) / "manifest.json").is_file():
+            if output is not None:
+                raise UsageError(
+                    f"'{benchmark}' is a run folder, which is its own output: leave out --output "
+                    f"'{output}', or name the benchmark instead of the run."
+                )
             output = Path(benchmark)
             manifest = RunFolder(output).read_manifest()
             benchmark = RunFolder(output).benchmark_file()

@@ -220,6 +220,11 @@ def test_scoring_what_was_not_generated_is_refused(benchmark: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_folder_takes_no_other_output(first: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a run folder, which is its own output"):
+        Stages.start(first.folder.path, tmp_path)
+
+
 def test_a_limited_run_says_so_and_is_part_of_the_whole(
     benchmark: Path, first: Run, tmp_path: Path
 ) -> None:

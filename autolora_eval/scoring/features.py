@@ -171,15 +171,15 @@ def extractor_key(what: Json, batch_size: int) -> str:
 
 
 def read_features(path: Path) -> CellFeatures:
-    """Read a cell's features."""
+    """Read a cell's features: tensor `features`, and in the metadata's `rows` what they are of."""
     with safe_open(path, framework="np") as file:
-        told = file.metadata()
+        told = json.loads(file.metadata()["rows"])
         matrix = file.get_tensor("features")
     return CellFeatures(
-        ids=json.loads(told["image_ids"]),
-        sha256=json.loads(told["sha256"]),
+        ids=told["image_ids"],
+        sha256=told["sha256"],
         matrix=matrix,
-        failed=json.loads(told["failed"]),
+        failed=told["failed"],
         key=told["extractor_key"],
     )
 
@@ -237,10 +237,12 @@ def _write(
     vectors = [known[image.id, str(image.sha256)] for image in present]
     matrix = np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
     told = {
-        "image_ids": json.dumps([image.id for image in present]),
-        "sha256": json.dumps([image.sha256 for image in present]),
-        "failed": json.dumps(failed),
+        "image_ids": [image.id for image in present],
+        "sha256": [image.sha256 for image in present],
+        "failed": failed,
         "extractor_key": key,
     }
+    # One entry: safetensors writes several in random order, and the same run should give the
+    # same bytes.
     with written_whole(path) as temporary:
-        save_file({"features": matrix}, temporary, metadata=told)
+        save_file({"features": matrix}, temporary, metadata={"rows": json.dumps(told)})

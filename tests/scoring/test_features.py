@@ -220,8 +220,19 @@ def test_rows_are_named_by_image(make, folder, dinov2) -> None:
         expected = direct(dinov2, [Image.open(path).convert("RGB") for path in paths])
         assert np.abs(found.matrix - expected).max() < 1e-5
         with safe_open(folder.features(cell.id), framework="np") as file:
-            assert json.loads(file.metadata()["image_ids"]) == found.ids
+            assert json.loads(file.metadata()["rows"])["image_ids"] == found.ids
             assert file.get_tensor("features").dtype == np.float32
+
+
+def test_features_taken_again_are_the_same_bytes(make, folder) -> None:
+    plan = make()
+    extract(plan, folder)
+    files = [folder.features(cell.id) for cell in plan.cells]
+    first = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
+    extract(plan, folder)
+    assert [path.read_bytes() for path in files] == first
 
 
 def test_the_manifest_is_told_what_was_done_to_an_image(make, folder) -> None:
