@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make quickstart   install, run the quick-start benchmark, name the report"
-	@echo "make test         lint, types, tests, the wheel elsewhere: everything that CI checks"
+	@echo "make test         lint, types, tests, and the wheel in an empty environment"
 	@echo "make sample       remake reports/sample from a fresh quick-start run"
 	@echo "make wheel        build dist/*.whl"
 

@@ -103,7 +103,7 @@ def generate(
     from autolora_eval.stages import Stages
 
     stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
-    stages.refuse_if_something_is_missing()
+    stages.refuse_if_something_is_missing(judged=False)
     stages.generate()
     display.show_done("images", stages.folder.path / "images")
 
@@ -120,19 +120,21 @@ def score(
     from autolora_eval.stages import Stages
 
     stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
-    stages.require_manifest()
     stages.score()
     display.show_done("table", stages.folder.table("csv"))
 
 
 @app.command()
-def report(run_folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Draw the figures and write report.pdf and report.html from a run folder's tables."""
+def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
+    """Draw the figures and write report.pdf and report.html from a run's tables."""
     from autolora_eval import display
     from autolora_eval.report import write_report
     from autolora_eval.run_folder import open_run
+    from autolora_eval.stages import Stages
 
-    folder = open_run(run_folder).folder
+    is_benchmark = Path(benchmark).suffix in (".yaml", ".yml") or not Path(benchmark).exists()
+    path = Stages.start(benchmark, output).folder.path if is_benchmark else Path(benchmark)
+    folder = open_run(path).folder
     write_report(folder)
     display.show_done("report", folder.report_pdf)
 

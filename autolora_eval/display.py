@@ -102,7 +102,7 @@ def _size(count: float) -> str:
 def show_run(run: Run) -> None:
     """Print a run's result table, what is missing from it, and where the report is."""
     from autolora_eval.analysis.measures import measures
-    from autolora_eval.scoring.rubric import Score
+    from autolora_eval.rubric import Score
 
     rubric = run.manifest.get("rubric") or {"scores": {}}
     scores = {name: Score.model_validate(score) for name, score in rubric["scores"].items()}
@@ -134,10 +134,11 @@ def show_methods() -> None:
     from autolora_eval.guidance.registry import methods
 
     for method in methods().values():
-        console.print(f"[bold]{method.name}[/]  {escape(method.summary)}", highlight=False)
+        title = f"[bold]{method.name}[/]  {escape(method.display_name)}: {escape(method.summary)}"
+        console.print(title, highlight=False)
         console.print(f"    {escape(method.equation)}", highlight=False)
         for name, field in method.parameters.model_fields.items():
-            default = "the model's" if field.default is None else field.default
+            default = "the scale above, or the model's" if field.default is None else field.default
             console.print(f"    {name} (default: {default})", highlight=False)
         console.print(f"    source: {escape(method.source)}", highlight=False)
 

@@ -77,7 +77,12 @@ def sha256_file(path: Path) -> str:
 def sha256_folder(folder: Path, suffixes: tuple[str, ...]) -> str:
     """Return one SHA-256 over the names and contents of a folder's files with these suffixes."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in suffixes):
+    inside = (
+        Path(place) / name
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    )
+    for path in sorted(p for p in inside if p.is_file() and p.suffix in suffixes):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
 

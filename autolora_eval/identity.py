@@ -18,11 +18,15 @@ def identity(source: Source) -> Json:
         source: a folder or file is hashed; a hub id is resolved to its commit.
     """
     if source.kind == "hub":
-        marker = "model_index.json" if source.weight_name is None else source.weight_name
-        return {"reference": source.reference, "kind": "hub", "commit": _commit(source, marker)}
-    path = source.path
-    digest = sha256_file(path) if path.is_file() else sha256_folder(path, _MODEL_FILES)
+        return {"reference": source.reference, "kind": "hub", "commit": _commit(source)}
+    digest = sha256_folder(source.path, _MODEL_FILES)
     return {"reference": source.reference, "kind": source.kind, "sha256": digest}
+
+
+def lora_identity(source: Source) -> Json:
+    """Return what a LoRA is: the hash of its file, which is fetched if need be."""
+    file = local_lora(source)
+    return {"reference": source.reference, "kind": source.kind, "sha256": sha256_file(file)}
 
 
 def local_lora(source: Source) -> Path:
@@ -48,7 +52,7 @@ def local_lora(source: Source) -> Path:
             name = weights[0]
         return Path(hf_hub_download(source.location, name, revision=source.revision))
     except (OSError, ValueError) as error:
-        raise AutoLoRAEvalError(unreachable([source.location], first_line(error))) from error
+        raise AutoLoRAEvalError(unreachable([source], first_line(error))) from error
 
 
 def in_cache(source: Source, marker: str) -> bool:
@@ -70,12 +74,17 @@ def hub_refusal(source: Source) -> str | None:
     return None
 
 
-def unreachable(locations: list[str], reason: str) -> str:
+def unreachable(sources: list[Source], reason: str) -> str:
     """Return the message for models on the hub that cannot be had: what, why, what to do."""
+    commands = [
+        f"hf download {source.location}"
+        + (f" --revision {source.revision}" if source.revision else "")
+        for source in sources
+    ]
     return (
         f"not in the local cache, and not to be had from the hub ({reason}): "
-        f"{', '.join(locations)}. On a machine with access run: "
-        f"{' && '.join(f'hf download {location}' for location in locations)} (for a gated model "
+        f"{', '.join(source.location for source in sources)}. On a machine with access run: "
+        f"{' && '.join(commands)} (for a gated model "
         "accept its licence on its page and run 'hf auth login' first); or name local folders."
     )
 
@@ -85,16 +94,17 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _commit(source: Source, marker: str) -> str:
+def _commit(source: Source) -> str:
     """Return the commit that a hub id and revision stand for, as the cache's folder names it."""
     from huggingface_hub import hf_hub_download
 
-    for name in (marker, "config.json"):
+    for name in ("model_index.json", "config.json"):
         try:
             path = Path(hf_hub_download(source.location, name, revision=source.revision))
         except (OSError, ValueError) as error:
             problem = error
             continue
         parts = path.parts
-        return parts[parts.index("snapshots") + 1]
-    raise AutoLoRAEvalError(unreachable([source.location], first_line(problem))) from problem
+        # The last of that name: the cache may itself lie below a folder called snapshots.
+        return parts[len(parts) - parts[::-1].index("snapshots")]
+    raise AutoLoRAEvalError(unreachable([source], first_line(problem))) from problem

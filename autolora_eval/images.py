@@ -44,10 +44,14 @@ class ImageError(Exception):
 def cell_images(plan: Plan, cell: Cell, folder: RunFolder) -> list[CellImage]:
     """Return the images of a cell in the order of the plan, those without a file included."""
     rows = {row["file_name"]: row for row in read_jsonl(folder.metadata(cell.id))}
+    key = folder.settings_key(cell.id)
+    # An image of other settings, which an interrupted run has not yet replaced, is none of ours.
+    rows = {name: row for name, row in rows.items() if key in (None, row.get("settings_key"))}
     found = []
     for job in plan.jobs:
         path = folder.images(cell.id) / job.file
-        sha256 = sha256_file(path) if path.is_file() else None
+        ours = key is None or job.file in rows
+        sha256 = sha256_file(path) if ours and path.is_file() else None
         nfe = rows.get(job.file, {}).get("nfe")
         found.append(CellImage(job.file, path, job.prompt_index, job.prompt, job.seed, sha256, nfe))
     return found

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autolora_eval._version import __version__
 from autolora_eval.devices import hardware, package_versions
-from autolora_eval.files import Json, sha256_bytes, sha256_file, write_json
+from autolora_eval.files import Json, content_key, sha256_bytes, sha256_file, write_json
 from autolora_eval.plan import Cell, Plan
 from autolora_eval.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    import torch
 
-def start_manifest(plan: Plan, folder: RunFolder, stated: str, limits: Json) -> None:
-    """Write what is known before anything is loaded; what earlier runs learnt is kept.
+
+def state_plan(plan: Plan, folder: RunFolder, stated: str, limits: Json) -> None:
+    """Write what is asked for; what earlier stages learnt of the same cells is kept.
 
     Args:
         plan: what is to be run.
@@ -22,28 +25,60 @@ def start_manifest(plan: Plan, folder: RunFolder, stated: str, limits: Json) -> 
         limits: `limit_prompts` and `limit_seeds`, null where not limited.
     """
     benchmark = plan.benchmark
-    prompts = list(dict.fromkeys(job.prompt for job in plan.jobs))
-    seeds = list(dict.fromkeys(job.seed for job in plan.jobs))
+    before = folder.read_manifest()
+    known = {cell["plan_key"]: cell for cell in before.get("cells", []) if "plan_key" in cell}
+    cells = [stated_cell(cell, plan) for cell in plan.cells]
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(
         folder.manifest,
-        folder.read_manifest()
+        before
         | {
             "autolora_eval_version": __version__,
-            "benchmark_file": stated,
+            "benchmark_file": folder.relative(stated, benchmark.file),
             "benchmark_sha256": sha256_file(benchmark.file),
             "benchmark": benchmark.spec.model_dump(mode="json"),
-            "prompts": prompts,
+            "prompts": list(dict.fromkeys(job.prompt for job in plan.jobs)),
             "prompts_sha256": sha256_bytes("\n".join(benchmark.prompts).encode()),
-            "seeds": seeds,
+            "seeds": list(dict.fromkeys(job.seed for job in plan.jobs)),
             "limited": any(limit is not None for limit in limits.values()),
             **limits,
-            "cells": [_cell(cell) for cell in plan.cells],
+            "cells": [known.get(cell["plan_key"], {}) | cell for cell in cells],
+            "models": {
+                name: what
+                for name, what in before.get("models", {}).items()
+                if name in benchmark.models
+            },
             "rubric": None if benchmark.rubric is None else benchmark.rubric.model_dump(),
-            "packages": package_versions(),
-            "hardware": hardware(),
         },
     )
+
+
+def state_models(
+    folder: RunFolder, models: Json, settings_keys: dict[str, str], device: torch.device
+) -> None:
+    """Write what the models and settings are, before the first image of them is made.
+
+    Args:
+        folder: where to.
+        models: what each model is, by name.
+        settings_keys: content key of each cell's settings, by cell.
+        device: where they run.
+    """
+    manifest = folder.read_manifest()
+    cells = [cell | {"settings_key": settings_keys[cell["id"]]} for cell in manifest["cells"]]
+    update_manifest(
+        folder, models=models, cells=cells, packages=package_versions(), hardware=hardware(device)
+    )
+
+
+def other_settings(plan: Plan, folder: RunFolder) -> list[str]:
+    """Return the cells of the plan whose images, as the manifest has it, are of other settings."""
+    made = {cell.get("id"): cell for cell in folder.read_manifest().get("cells", [])}
+    return [
+        cell.id
+        for cell in plan.cells
+        if made.get(cell.id, {}).get("plan_key") != stated_cell(cell, plan)["plan_key"]
+    ]
 
 
 def update_manifest(folder: RunFolder, **sections: Any) -> None:  # noqa: ANN401
@@ -68,10 +103,17 @@ def stage_times(started: datetime, done: int, reused: int) -> Json:
     }
 
 
-def _cell(cell: Cell) -> Json:
+def stated_cell(cell: Cell, plan: Plan) -> Json:
+    """Return what the manifest says of a cell; its plan_key stands for all that it asks for."""
     rule = cell.method.rule
+    asked = {
+        "model": cell.model.spec.model_dump(mode="json"),
+        "columns": cell.columns,
+        "batch_size": plan.benchmark.spec.batch_size,
+    }
     return {
         "id": cell.id,
+        "plan_key": content_key(asked),
         "model": cell.model.name,
         "method": cell.method.name,
         "guider": rule.name,

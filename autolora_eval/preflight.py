@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,22 +27,24 @@ def hub_sources(plan: Plan) -> Iterator[tuple[Source, str]]:
         yield benchmark.judge, "config.json"
 
 
-def missing(plan: Plan, output: Path) -> list[str]:
+def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
     """Return one message for each thing that the run needs and cannot have here.
 
     Args:
         plan: what is to be run.
         output: the run folder.
+        judged: whether the images are to be judged too.
     """
     problems = [text for package in PACKAGES if (text := _try(_package(package)))]
     if problems:
         return problems
-    checks = (
+    checks = [
         lambda: choose_device(plan.benchmark.spec.device),
         lambda: _hub(plan),
-        lambda: _judge_server(plan),
         lambda: _disk(plan, output),
-    )
+    ]
+    if judged:
+        checks.append(lambda: _judge_server(plan))
     return [text for check in checks if (text := _try(check))]
 
 
@@ -64,9 +67,9 @@ def _hub(plan: Plan) -> None:
         for source, marker in hub_sources(plan)
         if source.kind == "hub" and not in_cache(source, marker)
     }
-    refused = {name: why for name, source in absent.items() if (why := hub_refusal(source))}
+    refused = [(source, why) for source in absent.values() if (why := hub_refusal(source))]
     if refused:
-        raise AutoLoRAEvalError(unreachable(list(refused), next(iter(refused.values()))))
+        raise AutoLoRAEvalError(unreachable([source for source, _ in refused], refused[0][1]))
 
 
 def _judge_server(plan: Plan) -> None:
@@ -79,6 +82,11 @@ def _judge_server(plan: Plan) -> None:
 
 def _disk(plan: Plan, output: Path) -> None:
     place = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise AutoLoRAEvalError(
+            f"the run folder '{output}' cannot be written: '{place}' is "
+            f"{'read-only' if place.is_dir() else 'a file'}. Choose another with --output."
+        )
     free = shutil.disk_usage(place).free
     if free < plan.disk_bytes:
         raise AutoLoRAEvalError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,10 @@ class RunFolder:
     def metadata(self, cell: str) -> Path:
         """Return the list of a cell's images: one JSON object a line."""
         return self.images(cell) / "metadata.jsonl"
+
+    def set_aside(self, cell: str, settings_key: str) -> Path:
+        """Return where a cell's images of other settings than the benchmark's are kept."""
+        return self.path / "set_aside" / cell / settings_key
 
     def features(self, cell: str) -> Path:
         """Return the feature matrix of a cell, float32 [N, D]."""
@@ -96,7 +101,7 @@ class RunFolder:
         return manifest
 
     def benchmark_file(self) -> str:
-        """Return the benchmark that was run, as its user named it.
+        """Return the benchmark that was run: its file's place now, or a shipped one's name.
 
         Raises:
             UsageError: the manifest does not say.
@@ -104,7 +109,31 @@ class RunFolder:
         manifest = self.read_manifest()
         if "benchmark_file" not in manifest:
             raise self.refused()
-        return str(manifest["benchmark_file"])
+        stated = str(manifest["benchmark_file"])
+        file = self.path / stated
+        return str(file.resolve()) if file.is_file() else stated
+
+    def relative(self, benchmark: str, file: Path) -> str:
+        """Return what the manifest states of a benchmark: its file as seen from the run folder.
+
+        So stated, a run is found from any working directory, and together with its benchmark
+        wherever both are moved; a shipped benchmark is stated by its name.
+
+        Args:
+            benchmark: as the user named it.
+            file: the benchmark file.
+        """
+        if not Path(benchmark).is_file():
+            return benchmark
+        return Path(os.path.relpath(file.resolve(), self.path.resolve())).as_posix()
+
+    def settings_key(self, cell: str) -> str | None:
+        """Return the content key of the settings that a cell's images must have, if it is known."""
+        for stated in self.read_manifest().get("cells") or []:
+            if stated.get("id") == cell:
+                key: str | None = stated.get("settings_key")
+                return key
+        return None
 
     def refused(self) -> UsageError:
         """Return what is to be said of a manifest that is not a run's."""
@@ -153,7 +182,12 @@ def open_run(path: str | Path) -> Run:
             f"Finish it with: autolora-eval run {folder.benchmark_file()} --output {path}"
         )
     # A method may be called 'NA' or 'None': only an empty field is null.
-    as_written: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+    names = ("cell", "model", "method", "baseline", "measure", "unit", "prompt", "reason")
+    as_written: dict[str, Any] = {
+        "keep_default_na": False,
+        "na_values": [""],
+        "dtype": dict.fromkeys(names, str),
+    }
     return Run(
         folder=folder,
         manifest=manifest,

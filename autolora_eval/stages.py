@@ -9,8 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.devices import choose_device
 from autolora_eval.errors import AutoLoRAEvalError, UsageError
-from autolora_eval.manifest import stage_times, start_manifest, update_manifest
+from autolora_eval.manifest import (
+    other_settings,
+    stage_times,
+    state_models,
+    state_plan,
+    update_manifest,
+)
 from autolora_eval.plan import Plan, make_plan
 from autolora_eval.preflight import missing
 from autolora_eval.progress import Progress
@@ -87,8 +94,8 @@ class Stages:
             output = Path(benchmark)
             manifest = RunFolder(output).read_manifest()
             benchmark = RunFolder(output).benchmark_file()
-            limit_prompts = limit_prompts or manifest["limit_prompts"]
-            limit_seeds = limit_seeds or manifest["limit_seeds"]
+            limit_prompts = limit_prompts or manifest.get("limit_prompts")
+            limit_seeds = limit_seeds or manifest.get("limit_seeds")
         loaded = load_benchmark(benchmark)
         plan = make_plan(loaded, limit_prompts, limit_seeds)
         folder = RunFolder(Path(output) if output else Path("reports") / loaded.spec.name)
@@ -96,7 +103,7 @@ class Stages:
         return cls(plan, folder, progress or Progress(), str(benchmark), limits)
 
     def require_manifest(self) -> None:
-        """Check that the images' stage has been run in this folder.
+        """Check that the images' stage has been run in this folder, with these very settings.
 
         Raises:
             UsageError: it has not.
@@ -104,6 +111,13 @@ class Stages:
         if not self.folder.manifest.is_file():
             raise UsageError(
                 f"'{self.folder.path}' has no images yet. Make them with: "
+                f"autolora-eval generate {self.stated} --output {self.folder.path}"
+            )
+        changed = other_settings(self.plan, self.folder)
+        if changed:
+            raise UsageError(
+                f"the images of {', '.join(changed)} in '{self.folder.path}' were made with other "
+                "settings than the benchmark states now, or not at all. Make them with: "
                 f"autolora-eval generate {self.stated} --output {self.folder.path}"
             )
 
@@ -119,8 +133,11 @@ class Stages:
         self.report()
         return open_run(self.folder.path)
 
-    def refuse_if_something_is_missing(self) -> None:
+    def refuse_if_something_is_missing(self, *, judged: bool = True) -> None:
         """Stop before anything is generated if the run could not be finished here.
+
+        Args:
+            judged: whether the images are to be judged too.
 
         Raises:
             UsageError: the published values do not fit the benchmark.
@@ -130,7 +147,7 @@ class Stages:
             from autolora_eval.analysis.table import check_reference
 
             check_reference(self.plan)
-        problems = missing(self.plan, self.folder.path)
+        problems = missing(self.plan, self.folder.path, judged=judged)
         if problems:
             listed = "\n".join(f"  - {problem}" for problem in problems)
             raise AutoLoRAEvalError(
@@ -140,26 +157,30 @@ class Stages:
 
     def generate(self) -> None:
         """Make the images."""
-        from autolora_eval.generation.generate import generate
+        from autolora_eval.generation.generate import Generated, generate
 
-        start_manifest(self.plan, self.folder, self.stated, self.limits)
+        state_plan(self.plan, self.folder, self.stated, self.limits)
         started = datetime.now(UTC)
-        done = generate(self.plan, self.folder, self.progress)
-        cells = self.folder.read_manifest()["cells"]
-        for cell in cells:
-            cell["settings_key"] = done.settings_keys[cell["id"]]
-        update_manifest(
-            self.folder,
-            models=done.models,
-            cells=cells,
-            hardware=self._hardware(),
-            stages={"generate": stage_times(started, done.made, done.reused)},
-        )
+        device = choose_device(self.plan.benchmark.spec.device)
+
+        def begin(found: Generated) -> None:
+            state_models(self.folder, found.models, found.settings_keys, device)
+
+        done = generate(self.plan, self.folder, self.progress, begin)
+        update_manifest(self.folder, models=done.models)
+        self._note_times("generate", started, done.made, done.reused)
+
+    def _note_times(self, stage: str, started: datetime, done: int, reused: int) -> None:
+        """Note what a stage took, unless it had nothing to do and an earlier one is noted."""
+        if done or stage not in self.folder.read_manifest().get("stages", {}):
+            update_manifest(self.folder, stages={stage: stage_times(started, done, reused)})
 
     def score(self) -> None:
         """Take features, judge, and join both into tables."""
         from autolora_eval.scoring.features import extract_features
 
+        self.require_manifest()
+        state_plan(self.plan, self.folder, self.stated, self.limits)
         started = datetime.now(UTC)
         features = extract_features(self.plan, self.folder, self.progress)
         # A resumed run that had nothing to extract did not load the extractor: what an earlier
@@ -167,8 +188,8 @@ class Stages:
         before = self.folder.read_manifest().get("features") or {}
         if before.get("key") == features["key"]:
             features = before | features
-        times = stage_times(started, features["done"], features["reused"])
-        update_manifest(self.folder, features=features, stages={"features": times})
+        update_manifest(self.folder, features=features)
+        self._note_times("features", started, features["done"], features["reused"])
         self._judge()
         self.tables()
 
@@ -194,10 +215,5 @@ class Stages:
 
         started = datetime.now(UTC)
         judge = judge_images(self.plan, self.folder, open_judge(self.plan), self.progress)
-        times = stage_times(started, judge["done"], judge["reused"])
-        update_manifest(self.folder, judge=judge, stages={"judge": times})
-
-    def _hardware(self) -> dict[str, object]:
-        from autolora_eval.devices import choose_device, hardware
-
-        return hardware(choose_device(self.plan.benchmark.spec.device))
+        update_manifest(self.folder, judge=judge)
+        self._note_times("judge", started, judge["done"], judge["reused"])

@@ -32,7 +32,7 @@ def write_images(plan: Plan, folder: RunFolder, missing: Iterable[Place] = ()) -
     """Write all images of a plan but the missing."""
     absent = set(missing)
     for cell in plan.cells:
-        dataset = ImageDataset.open(folder.images(cell.id), cell, "settings")
+        dataset = ImageDataset.open(folder, cell, "settings")
         jobs = [job for job in plan.jobs if (cell.id, job.prompt_index, job.seed) not in absent]
         places = [(cell.id, job.prompt_index, job.seed) for job in jobs]
         dataset.add(jobs, map(picture, places), cell.nfe)

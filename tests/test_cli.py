@@ -116,7 +116,7 @@ def test_version(command) -> None:
         (["run", "pixel_art", "--limit-seeds", "many"], "valid integer"),
         (["run", "pixel_art", "--limt-seeds", "2"], "No such option"),
         (["run", "broken.yaml"], "broken.yaml:2: nme: unknown key. Did you mean 'name'?"),
-        (["report", "nowhere"], "'nowhere' is not a run folder"),
+        (["report", "nowhere"], "'nowhere' is neither a file nor a shipped name"),
         (["score", "pixel_art"], "has no images yet"),
     ],
 )

@@ -23,7 +23,8 @@ from autolora_eval.errors import UsageError
 from autolora_eval.files import read_jsonl, sha256_bytes, sha256_file
 from autolora_eval.generation.pipeline import LoraPipeline
 from autolora_eval.run_folder import Run, RunFolder
-from autolora_eval.scoring.features import Extractor, read_features
+from autolora_eval.scoring.feature_file import read_features
+from autolora_eval.scoring.features import Extractor
 from autolora_eval.stages import Stages
 
 PROMPTS = ["a red cat", "two dogs"]
@@ -166,14 +167,15 @@ def test_run_again_does_nothing(benchmark: Path, copy: RunFolder, monkeypatch) -
     monkeypatch.setattr(Extractor, "load", refused)
     again = autolora_eval.run(benchmark, copy.path)
     stages = again.manifest["stages"]
+    # What the stages took when they did something is kept: it is the cost of these images.
     assert [(stages[s]["done"], stages[s]["reused"]) for s in ("generate", "features")] == [
-        (0, 12)
+        (12, 0)
     ] * 2
-    # The manifest tells when; the report shows the manifest's times.
-    timed = ("manifest.json", "report.html", "report.pdf")
+    # The copy lies elsewhere, so that its manifest states another way to the benchmark.
+    moved = ("manifest.json", "report.html", "report.pdf")
     after = contents(copy)
     assert after.keys() == before.keys()
-    assert [name for name in before if after[name] != before[name] and name not in timed] == []
+    assert [name for name in before if after[name] != before[name] and name not in moved] == []
 
 
 @pytest.mark.parametrize(
@@ -196,8 +198,9 @@ def test_interrupted_and_run_again_gives_the_same_table(
     assert again.folder.table("csv").read_bytes() == first.folder.table("csv").read_bytes()
     assert again.folder.comparisons.read_bytes() == first.folder.comparisons.read_bytes()
     stage = again.manifest["stages"]["generate"]
-    # Two images a batch; in the second case all images had been made.
-    assert stage["reused"] == (8 if owner is LoraPipeline else 12)
+    # Two images a batch; in the second case all images had been made before.
+    expected = (4, 8) if owner is LoraPipeline else (12, 0)
+    assert (stage["done"], stage["reused"]) == expected
 
 
 def test_stage_by_stage_gives_the_same_table(benchmark: Path, first: Run, tmp_path: Path) -> None:
@@ -218,6 +221,41 @@ def test_scoring_what_was_not_generated_is_refused(benchmark: Path, tmp_path: Pa
         stages.require_manifest()
     assert f"autolora-eval generate {benchmark} --output" in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_finds_its_benchmark_from_anywhere(copy, benchmark, tmp_path, monkeypatch) -> None:
+    Stages.start(benchmark, copy.path).generate()
+    monkeypatch.chdir("/")
+    (found := Stages.start(copy.path)).score()
+    assert found.plan.benchmark.file == benchmark.resolve()
+
+
+def test_images_of_other_settings_are_not_scored(benchmark: Path, copy: RunFolder) -> None:
+    text = benchmark.read_text()
+    changed = benchmark.with_name("changed.yaml")
+    changed.write_text(text.replace(f"num_inference_steps: {STEPS}", "num_inference_steps: 2"))
+    assert changed.read_text() != text
+    before = contents(copy)
+    with pytest.raises(UsageError, match="were made with other settings"):
+        Stages.start(changed, copy.path).score()
+    assert contents(copy) == before
+
+
+def test_images_that_an_interrupted_change_has_not_reached_are_missing(
+    benchmark: Path, copy: RunFolder, monkeypatch
+) -> None:
+    changed = benchmark.with_name("changed.yaml")
+    steps = f"num_inference_steps: {STEPS}"
+    changed.write_text(benchmark.read_text().replace(steps, "num_inference_steps: 2"))
+    interrupt(monkeypatch, LoraPipeline, "sample", 1)
+    with pytest.raises(KeyboardInterrupt):
+        Stages.start(changed, copy.path).generate()
+    monkeypatch.undo()
+    Stages.start(changed, copy.path).score()
+    table = pd.read_parquet(copy.table("parquet"))
+    # One batch of two was made; all the others are still of the settings before.
+    assert table["n_missing"].tolist() == [4, 6]
+    assert table["diversity"].isna().tolist() == [False, True]
 
 
 def test_a_run_folder_takes_no_other_output(first: Run, tmp_path: Path) -> None:
@@ -248,7 +286,8 @@ def test_a_limited_run_grows_into_the_whole(benchmark: Path, first: Run, tmp_pat
 
 def test_the_manifest_says_what_the_run_is_made_of(benchmark: Path, first: Run) -> None:
     said = json.loads(first.folder.manifest.read_text())
-    assert said["benchmark_file"] == str(benchmark)
+    assert not Path(said["benchmark_file"]).is_absolute()
+    assert (first.folder.path / said["benchmark_file"]).resolve() == benchmark.resolve()
     assert said["benchmark_sha256"] == sha256_file(benchmark)
     assert (said["prompts"], said["seeds"], said["limited"]) == (PROMPTS, SEEDS, False)
     assert said["prompts_sha256"] == sha256_bytes("\n".join(PROMPTS).encode())

@@ -14,7 +14,7 @@ from autolora_eval.analysis.estimates import (
     ratio_estimate,
 )
 from autolora_eval.scoring.diversity import Diversity, diversity, leave_one_out, unit_vectors
-from autolora_eval.scoring.features import CellFeatures
+from autolora_eval.scoring.feature_file import CellFeatures
 
 Estimates = dict[str, Estimate]
 

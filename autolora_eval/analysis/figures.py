@@ -150,7 +150,12 @@ def _panel(
     axis.xaxis.set_major_locator(MaxNLocator(5))
     if not drawn:
         axis.text(
-            0.5, 0.5, "nothing scored", ha="center", transform=axis.transAxes, color="#666666"
+            0.5,
+            0.5,
+            "no cell with both diversity and score",
+            ha="center",
+            transform=axis.transAxes,
+            color="#666666",
         )
 
 
@@ -266,5 +271,5 @@ def _errors(row: dict[Any, Any], column: str, value: float) -> list[list[float]]
     low, high = _number(row.get(f"{column}_low")), _number(row.get(f"{column}_high"))
     if low is None or high is None:
         return None
-    # A percentile interval need not hold the value; a negative length is refused by matplotlib.
+    # An interval need not hold the value; a negative length is refused by matplotlib.
     return [[max(value - low, 0.0)], [max(high - value, 0.0)]]

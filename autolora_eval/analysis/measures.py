@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from autolora_eval.scoring.rubric import Score
+from autolora_eval.rubric import Score
 
 
 @dataclass(frozen=True)

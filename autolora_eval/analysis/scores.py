@@ -11,7 +11,7 @@ from autolora_eval.files import Json
 from autolora_eval.images import CellImage, cell_images
 from autolora_eval.plan import Cell, Plan
 from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.features import CellFeatures, read_features
+from autolora_eval.scoring.feature_file import CellFeatures, read_features
 from autolora_eval.scoring.judgements import final_judgements
 
 NOT_JUDGED = "not_judged"

@@ -55,7 +55,10 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     }
     shown = measures({} if rubric is None else rubric.scores)
     rows = [_row(cell, scores, prompts, estimates[cell.id], shown) for cell in plan.cells]
-    table = _with_reference(pd.DataFrame(rows), plan)
+    # Methods differ in their parameters: those of all stand before what was measured.
+    parameters = dict.fromkeys(name for cell in plan.cells for name in cell.columns)
+    columns_in_order = dict.fromkeys(("cell", "model", "method", *parameters, *rows[0]))
+    table = _with_reference(pd.DataFrame(rows, columns=list(columns_in_order)), plan)
     unit = "prompt" if scores["prompt_index"].nunique() > 1 else "seed"
     comparisons = compare_with_baseline(
         plan.cells, estimates, plan.benchmark.spec.baseline_method, unit
@@ -132,7 +135,8 @@ def _read_reference(plan: Plan) -> tuple[pd.DataFrame, list[str]]:
         )
         near = did_you_mean(strange[0], measured) if strange else ""
         raise UsageError(f"{reference}: {problem}.{near}")
-    words = [column for column in values if not pd.api.types.is_numeric_dtype(published[column])]
+    numbers = [*values, *(key for key in keys if key == "lora_scale")]
+    words = [column for column in numbers if not pd.api.types.is_numeric_dtype(published[column])]
     if words:
         raise UsageError(f"{reference}: column '{words[0]}' holds something else than numbers.")
     twice = published[published.duplicated(keys)]

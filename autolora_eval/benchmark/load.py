@@ -20,7 +20,7 @@ from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile, read_yaml
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.guidance.registry import Method, MethodParameters, method
 from autolora_eval.resources import shipped_benchmarks
-from autolora_eval.scoring.rubric import Rubric, read_rubric
+from autolora_eval.rubric import Rubric, read_rubric
 
 T = TypeVar("T")
 
@@ -34,8 +34,7 @@ class ResolvedModel:
         spec: as in the benchmark file.
         pipeline: where the pipeline is.
         lora: where the LoRA is.
-        size: (width, height) of its images in pixels; an estimate of 1024² while a hub id
-            that states no size is not in the cache.
+        size: (width, height) of its images in pixels; 1024² for a hub id that states none.
     """
 
     name: str
@@ -236,7 +235,7 @@ class _Resolver:
 def _check_address(url: str) -> None:
     """Refuse an address that is none, or that carries a key, which would reach the manifest."""
     parts = urlsplit(url)
-    if "@" in parts.netloc:
+    if "@" in parts.netloc or parts.query:
         raise UsageError(
             "a user name or key does not belong into the address, since the manifest states it. "
             "Put the key into the environment variable that judge.api_key_env names."

@@ -68,8 +68,9 @@ class Model(_Strict):
         lora: the LoRA.
         num_inference_steps: denoising steps.
         guidance_scale: CFG scale of the methods that do not state their own; 1 is no CFG.
-        width: pixels; the pipeline's own where not stated.
-        height: pixels; the pipeline's own where not stated.
+        width: pixels; where not stated a folder's own, or 1024 for a hub id, which is refused
+            at loading if it is not the pipeline's own.
+        height: pixels; likewise.
         null_prompt: ∅ of equation (4). Always passed on explicitly.
     """
 

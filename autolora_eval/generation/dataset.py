@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 
 from autolora_eval.files import Json, read_jsonl, sha256_file, write_jsonl, written_whole
 from autolora_eval.plan import Cell, ImageJob
+from autolora_eval.run_folder import RunFolder
 
 
 @dataclass
@@ -17,25 +19,40 @@ class ImageDataset:
     """The images of one cell.
 
     An image counts as made if its row carries the cell's settings key and its file has the row's
-    hash. Rows of other settings are stale: they and their files go when the first image is added.
+    hash. Images of other settings are set aside, below `set_aside/<cell>/<their key>`, before the
+    first image is added, and come back if the settings do: they took a GPU's time to make.
 
     Attributes:
-        folder: where the images and `metadata.jsonl` are.
+        run: the run folder.
         cell: the cell.
         settings_key: content key of all that decides the images but prompt and seed.
         rows: `file_name` → row of `metadata.jsonl`.
     """
 
-    folder: Path
+    run: RunFolder
     cell: Cell
     settings_key: str
     rows: dict[str, Json] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, cell: Cell, settings_key: str) -> ImageDataset:
-        """Read what is there."""
-        rows = {row["file_name"]: row for row in read_jsonl(folder / "metadata.jsonl")}
-        return cls(folder, cell, settings_key, rows)
+    def open(cls, run: RunFolder, cell: Cell, settings_key: str) -> ImageDataset:
+        """Read what is there, and bring back what was set aside from these settings."""
+        dataset = cls(run, cell, settings_key, _rows(run.images(cell.id)))
+        aside = run.set_aside(cell.id, settings_key)
+        returning = _rows(aside)
+        if returning:
+            dataset._set_stale_aside()
+            for name in returning.keys() - dataset.rows.keys():
+                _move(aside / name, dataset.folder / name)
+                dataset.rows[name] = returning[name]
+            dataset._write_rows()
+            shutil.rmtree(aside)
+        return dataset
+
+    @property
+    def folder(self) -> Path:
+        """Where the images and `metadata.jsonl` are."""
+        return self.run.images(self.cell.id)
 
     def missing(self, jobs: Iterable[ImageJob]) -> list[ImageJob]:
         """Return the jobs whose image is not there, is stale or was changed."""
@@ -53,7 +70,7 @@ class ImageDataset:
 
     def add(self, jobs: Iterable[ImageJob], images: Iterable[Image.Image], nfe: int) -> None:
         """Write images and then their rows, so that a killed run leaves no row without image."""
-        self._drop_stale()
+        self._set_stale_aside()
         for job, image in zip(jobs, images, strict=True):
             file = self.folder / job.file
             with written_whole(file) as temporary:
@@ -71,11 +88,33 @@ class ImageDataset:
                 "sha256": sha256_file(file),
                 "settings_key": self.settings_key,
             }
+        self._write_rows()
+
+    def _set_stale_aside(self) -> None:
+        stale = [row for row in self.rows.values() if row["settings_key"] != self.settings_key]
+        for key in {row["settings_key"] for row in stale}:
+            aside = self.run.set_aside(self.cell.id, key)
+            kept = _rows(aside)
+            for row in (row for row in stale if row["settings_key"] == key):
+                name = row["file_name"]
+                _move(self.folder / name, aside / name)
+                kept[name] = row
+                del self.rows[name]
+            write_jsonl(aside / "metadata.jsonl", kept.values())
+        if stale:
+            self._write_rows()
+
+    def _write_rows(self) -> None:
         rows = sorted(self.rows.values(), key=lambda row: (row["prompt"], row["seed"]))
         write_jsonl(self.folder / "metadata.jsonl", rows)
 
-    def _drop_stale(self) -> None:
-        stale = [row for row in self.rows.values() if row["settings_key"] != self.settings_key]
-        for row in stale:
-            (self.folder / row["file_name"]).unlink(missing_ok=True)
-            del self.rows[row["file_name"]]
+
+def _rows(folder: Path) -> dict[str, Json]:
+    return {row["file_name"]: row for row in read_jsonl(folder / "metadata.jsonl")}
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a file that may have been lost; `missing` finds that out by its hash."""
+    if source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, content_key
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.pipeline import LoraPipeline, Sample
-from autolora_eval.identity import identity
+from autolora_eval.identity import identity, lora_identity
 from autolora_eval.libraries import quiet_libraries
 from autolora_eval.plan import Cell, ImageJob, Plan
 from autolora_eval.progress import Advance, Progress
@@ -37,7 +37,12 @@ class Generated:
     reused: int = 0
 
 
-def generate(plan: Plan, folder: RunFolder, progress: Progress) -> Generated:
+def generate(
+    plan: Plan,
+    folder: RunFolder,
+    progress: Progress,
+    begin: Callable[[Generated], None] = lambda found: None,
+) -> Generated:
     """Make every image of the plan that is not there yet.
 
     A model is loaded once, and only if one of its images is missing.
@@ -46,6 +51,7 @@ def generate(plan: Plan, folder: RunFolder, progress: Progress) -> Generated:
         plan: what to make.
         folder: where to.
         progress: is told of each image.
+        begin: is told what models and settings are before the first image is made.
 
     Raises:
         AutoLoRAEvalError: a model cannot be loaded, or a guider made another number of passes
@@ -54,30 +60,47 @@ def generate(plan: Plan, folder: RunFolder, progress: Progress) -> Generated:
     spec = plan.benchmark.spec
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
-    done = Generated()
+    done, missing = _look(plan, folder, device, dtype)
+    begin(done)
     with progress.task("Generating", plan.n_images) as advance:
+        advance(done.reused)
         for model in plan.benchmark.models.values():
-            what = {"pipeline": identity(model.pipeline), "lora": identity(model.lora)}
-            done.models[model.name] = {**what, "scale": model.spec.lora.scale, "size": model.size}
-            todo = []
-            for cell in (cell for cell in plan.cells if cell.model.name == model.name):
-                key = settings_key(cell, what, spec.batch_size, device.type, str(dtype))
-                dataset = ImageDataset.open(folder.images(cell.id), cell, key)
-                missing = dataset.missing(plan.jobs)
-                todo.append((dataset, missing))
-                done.settings_keys[cell.id] = key
-                done.reused += len(plan.jobs) - len(missing)
-                done.made += len(missing)
-            advance(sum(len(plan.jobs) - len(missing) for _, missing in todo))
-            if any(missing for _, missing in todo):
+            todo = [(data, jobs) for data, jobs in missing if data.cell.model.name == model.name]
+            if any(jobs for _, jobs in todo):
                 with quiet_libraries():
                     pipeline = LoraPipeline.load(model, device, dtype)
                 done.models[model.name] |= describe(pipeline)
-                for dataset, missing in todo:
-                    _fill(dataset, missing, pipeline, spec.batch_size, advance)
+                for dataset, jobs in todo:
+                    _fill(dataset, jobs, pipeline, spec.batch_size, advance)
                 del pipeline
                 free_memory()
     return done
+
+
+def _look(
+    plan: Plan, folder: RunFolder, device: torch.device, dtype: torch.dtype
+) -> tuple[Generated, list[tuple[ImageDataset, list[ImageJob]]]]:
+    """Return what every model and cell is, and the images that each cell lacks."""
+    done, missing = Generated(), []
+    for model in plan.benchmark.models.values():
+        what = {"pipeline": identity(model.pipeline), "lora": lora_identity(model.lora)}
+        done.models[model.name] = {
+            **what,
+            "scale": model.spec.lora.scale,
+            "size": model.size,
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        for cell in (cell for cell in plan.cells if cell.model.name == model.name):
+            batch_size = plan.benchmark.spec.batch_size
+            key = settings_key(cell, what, batch_size, device.type, str(dtype))
+            dataset = ImageDataset.open(folder, cell, key)
+            jobs = dataset.missing(plan.jobs)
+            missing.append((dataset, jobs))
+            done.settings_keys[cell.id] = key
+            done.reused += len(plan.jobs) - len(jobs)
+            done.made += len(jobs)
+    return done, missing
 
 
 def _fill(

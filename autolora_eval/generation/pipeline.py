@@ -81,7 +81,12 @@ class LoraPipeline:
         options: dict[str, Any] = {"use_safetensors": dict.fromkeys(networks, True)}
         if spec.variant is not None:
             options["variant"] = dict.fromkeys(networks, spec.variant)
+        # from_pretrained keeps the revision for model_index.json alone.
+        if spec.revision is not None:
+            options["revision"] = spec.revision
         pipe.load_components(dtype=dtype, **options)
+        _refuse_gaps(pipe, model.pipeline.reference)
+        _refuse_another_size(pipe, model)
         # The product draws one bar for the whole stage; diffusers would draw one a batch.
         pipe.set_progress_bar_config(disable=True)
         tensors = _load_lora(pipe, local_lora(model.lora), model.lora.reference)
@@ -155,7 +160,8 @@ class LoraPipeline:
             yield
         finally:
             guider.cleanup_models(self.denoiser)
-            AdapterSwitch(self.denoiser).set(enabled=True)
+            if adapter_layers(self.denoiser):
+                AdapterSwitch(self.denoiser).set(enabled=True)
 
     def base_inputs(
         self, prompts: list[str], null: list[str]
@@ -182,6 +188,37 @@ class LoraPipeline:
             for name, made in _EMBEDDINGS.items()
             if state.get(made) is not None
         }
+
+
+def _refuse_gaps(pipe: ModularPipeline, reference: str) -> None:
+    """Refuse a pipeline of which a part could not be loaded.
+
+    diffusers only logs that, and SD3 then samples without the text encoder that is missing.
+    """
+    lost = [
+        name
+        for name, part in pipe._component_specs.items()
+        if part.default_creation_method == "from_pretrained"
+        and part.pretrained_model_name_or_path
+        and part.type_hint is not None
+        and getattr(pipe, name, None) is None
+    ]
+    if lost:
+        raise AutoLoRAEvalError(
+            f"'{reference}': {', '.join(lost)} could not be loaded: files are missing, damaged, "
+            "or not .safetensors. Fetch the model anew, or write it with save_pretrained."
+        )
+
+
+def _refuse_another_size(pipe: ModularPipeline, model: ResolvedModel) -> None:
+    """Refuse to sample a hub's pipeline at a size that nobody stated and that is not its own."""
+    own = (getattr(pipe, "default_width", None), getattr(pipe, "default_height", None))
+    stated = model.spec.width is not None and model.spec.height is not None
+    if model.pipeline.kind == "hub" and not stated and None not in own and own != model.size:
+        raise AutoLoRAEvalError(
+            f"'{model.pipeline.reference}' makes images of {own[0]}×{own[1]} pixels, and the plan "
+            f"took them for {model.size[0]}×{model.size[1]}. State width and height of the model."
+        )
 
 
 def _load_lora(pipe: ModularPipeline, file: Path, reference: str) -> int:

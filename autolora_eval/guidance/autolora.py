@@ -105,7 +105,10 @@ class AutoLoRAGuidance(BaseGuidance):
         """
         if self._step is not None:
             return len(self.predictions)
-        return max(len(self.predictions), len(autolora_predictions(1.0, self.w1, self.w2)))
+        steps = (self.predictions, autolora_predictions(1.0, self.w1, self.w2))
+        # A lone prediction without the prompt (w = 0) needs the null prompt all the same.
+        needs_null = any(name.endswith("_uncond") for names in steps for name in names)
+        return max(2 if needs_null else 1, *(len(names) for names in steps))
 
     @property
     def is_conditional(self) -> bool:

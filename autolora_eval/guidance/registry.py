@@ -37,7 +37,7 @@ class Method:
 
     Attributes:
         name: the word for it in a benchmark file.
-        display_name: the word for it in tables and figures.
+        display_name: what it is commonly called, for lists; tables show the benchmark's names.
         summary: one line for `autolora-eval methods` and the report.
         equation: the rule, as text.
         source: paper or library.

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from autolora_eval.analysis.measures import Measure, measures
 from autolora_eval.report.text import clean, clip, number
+from autolora_eval.rubric import Score
 from autolora_eval.run_folder import Run, open_run
-from autolora_eval.scoring.rubric import Score
 
 if TYPE_CHECKING:
     import pandas as pd

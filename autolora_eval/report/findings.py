@@ -78,11 +78,12 @@ def _clause(method: str, baseline: str, measure: Measure, row: Row) -> str:
         return f"{name}: the difference is {fixed(difference, signed=True)}; it has no interval."
     if low <= 0.0 <= high:
         within = f"{fixed(difference, signed=True)} {interval(low, high, signed=True)}"
-        return f"{name}: no difference from {baseline} can be told: {within}{_wins(row, True)}."
+        wins = _wins(measure, row, True)
+        return f"{name}: no difference from {baseline} can be told: {within}{wins}."
     size = fixed(abs(difference))
     within = interval(*sorted((abs(low), abs(high))))
     claim = _claim(method, baseline, measure, difference > 0)
-    return f"{claim} by {size} {within}{_wins(row, difference > 0)}{_doubt(row)}."
+    return f"{claim} by {size} {within}{_wins(measure, row, difference > 0)}{_doubt(row)}."
 
 
 def _claim(method: str, baseline: str, measure: Measure, is_higher: bool) -> str:
@@ -93,8 +94,13 @@ def _claim(method: str, baseline: str, measure: Measure, is_higher: bool) -> str
     return f"{clean(measure.display_name)} is {direction}{better} than {baseline}'s"
 
 
-def _wins(row: Row, is_higher: bool) -> str:
-    """Say on how many prompts or seeds the method was higher, or lower, than the baseline."""
+def _wins(measure: Measure, row: Row, is_higher: bool) -> str:
+    """Say on how many prompts or seeds the method was higher, or lower, than the baseline.
+
+    Not of a product of cell means: it has no value of its own for a prompt, only a share in it.
+    """
+    if measure.kind == "product":
+        return ""
     rate, n = number(row.get("win_rate")), number(row.get("n_units"))
     if rate is None or n is None or not n:
         return ""

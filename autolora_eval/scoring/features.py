@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from autolora_eval.benchmark.sources import Source
@@ -26,31 +25,7 @@ from autolora_eval.libraries import quiet_libraries
 from autolora_eval.plan import Plan
 from autolora_eval.progress import Advance, Progress
 from autolora_eval.run_folder import RunFolder
-
-Matrix = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class CellFeatures:
-    """The features of a cell's images.
-
-    Attributes:
-        ids: image ids, in the order of the rows.
-        sha256: of each image when its features were taken.
-        matrix: float32 [N, D].
-        failed: image id → reason, for images without features.
-        key: content key of the extractor.
-    """
-
-    ids: list[str]
-    sha256: list[str]
-    matrix: Matrix
-    failed: dict[str, str]
-    key: str
-
-    def rows(self) -> dict[tuple[str, str], npt.NDArray[np.float32]]:
-        """Return (image id, SHA-256) → feature vector, float32 [D]."""
-        return dict(zip(zip(self.ids, self.sha256, strict=True), self.matrix, strict=True))
+from autolora_eval.scoring.feature_file import Matrix, read_features
 
 
 class Extractor:
@@ -170,20 +145,6 @@ def extractor_key(what: Json, batch_size: int) -> str:
     return content_key({**what, "identity": identity, "batch_size": batch_size})
 
 
-def read_features(path: Path) -> CellFeatures:
-    """Read a cell's features: tensor `features`, and in the metadata's `rows` what they are of."""
-    with safe_open(path, framework="np") as file:
-        told = json.loads(file.metadata()["rows"])
-        matrix = file.get_tensor("features")
-    return CellFeatures(
-        ids=told["image_ids"],
-        sha256=told["sha256"],
-        matrix=matrix,
-        failed=told["failed"],
-        key=told["extractor_key"],
-    )
-
-
 Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
 
 
@@ -197,10 +158,10 @@ def _load(plan: Plan) -> Extractor:
 
 
 def _known(path: Path, key: str) -> Rows:
-    """Return the rows on disk that this extractor made; none of a file that is torn."""
+    """Return the rows on disk that this extractor made; none of a file that is torn or not ours."""
     try:
         features = read_features(path)
-    except (FileNotFoundError, SafetensorError):
+    except (FileNotFoundError, SafetensorError, KeyError, TypeError):
         return {}
     return features.rows() if features.key == key else {}
 

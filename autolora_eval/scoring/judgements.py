@@ -12,10 +12,10 @@ from autolora_eval.files import Json, content_key, read_jsonl, write_jsonl
 from autolora_eval.images import CellImage, cell_images
 from autolora_eval.plan import Plan
 from autolora_eval.progress import Advance, Progress
+from autolora_eval.rubric import Rubric
 from autolora_eval.run_folder import RunFolder
 from autolora_eval.scoring.judges.base import Judge, Reply, Request, is_transient
 from autolora_eval.scoring.reply import parse_reply
-from autolora_eval.scoring.rubric import Rubric
 
 
 def open_judge(plan: Plan) -> Judge:
@@ -127,6 +127,7 @@ def _judge_cell(
     path: Path,
     advance: Advance,
 ) -> None:
+    failed = final_judgements(path, key, transient=True)
     for start in range(0, len(images), judge.batch_size):
         batch = images[start : start + judge.batch_size]
         requests = [Request(image.path, rubric.question(image.prompt)) for image in batch]
@@ -135,6 +136,7 @@ def _judge_cell(
             raise AutoLoRAEvalError(f"the judge gave {len(replies)} replies to {len(batch)} images")
         rows = [
             judgement(image, reply, rubric, key)
+            | {"attempt": 1 + failed.get((image.id, image.sha256), {}).get("attempt", 0)}
             for image, reply in zip(batch, replies, strict=True)
         ]
         _append(path, rows)

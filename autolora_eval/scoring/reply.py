@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from autolora_eval.scoring.rubric import Rubric, Score
+from autolora_eval.rubric import Rubric, Score
 
 MAX_REPLY = 20_000
 MAX_PYTHON_OBJECT = 1_000

@@ -16,7 +16,7 @@ from autolora_eval.analysis.estimates import (
     t_interval,
 )
 from autolora_eval.scoring.diversity import diversity, jackknife_standard_error
-from autolora_eval.scoring.features import CellFeatures
+from autolora_eval.scoring.feature_file import CellFeatures
 
 
 def sample(seed: int, n: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -189,6 +190,70 @@ def test_a_changed_parameter_makes_new_images_and_drops_the_stale(
     assert not set(hashes(folder).values()) & {
         digest for name, digest in hashes(first_run).items() if name.startswith("T--LoRA+CFG/")
     }
+
+
+def test_images_of_other_settings_are_set_aside_and_come_back(
+    plan, first_run, tiny, tmp_path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(first_run.path, folder.path)
+    scaled = METHODS | {"LoRA+CFG": {"guider": "cfg", "guidance_scale": 2.0}}
+    one = make_plan(load_benchmark(write_benchmark(tmp_path, tiny, methods=scaled)), 1, 1)
+    assert generate(one, folder, Progress()).made == 1
+    back = generate(plan, folder, Progress())
+    assert (back.made, back.reused) == (0, plan.n_images)
+    assert hashes(folder) == hashes(first_run)
+    again = generate(one, folder, Progress())
+    assert again.made == 0
+
+
+def test_a_pipeline_that_lost_a_part_is_refused(tiny, tmp_path) -> None:
+    broken = tmp_path / "sdxl"
+    shutil.copytree(tiny.pipeline, broken)
+    (broken / "text_encoder_2" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(AutoLoRAEvalError, match="text_encoder_2 could not be loaded"):
+        LoraPipeline.load(
+            TinyModel(broken, tiny.lora, tiny.changes).resolved(1.0),
+            torch.device("cpu"),
+            torch.float32,
+        )
+
+
+def test_the_revision_holds_for_every_part_of_a_pipeline(tiny, monkeypatch) -> None:
+    from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
+
+    asked = []
+    load = ComponentSpec.load
+
+    def noted(self, **kwargs):
+        asked.append(kwargs.get("revision"))
+        return load(self, **kwargs)
+
+    monkeypatch.setattr(ComponentSpec, "load", noted)
+    model = tiny.resolved(1.0)
+    pinned = dataclasses.replace(model, spec=model.spec.model_copy(update={"revision": "abc"}))
+    LoraPipeline.load(pinned, torch.device("cpu"), torch.float32)
+    assert len(asked) >= 7
+    assert set(asked) == {"abc"}
+
+
+def test_a_hub_pipeline_of_another_size_than_planned_is_refused(tiny) -> None:
+    model = tiny.resolved(1.0)
+    hub = dataclasses.replace(model.pipeline, kind="hub")
+    guessed = dataclasses.replace(model, pipeline=hub, size=(1024, 1024))
+    with pytest.raises(AutoLoRAEvalError, match=r"32×32 pixels, and the plan took .* 1024×1024"):
+        LoraPipeline.load(guessed, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize(("gamma", "w1", "w2"), [(1.0, 3.0, 0.0), (0.0, 0.0, 3.0)])
+def test_a_lone_unconditional_prediction_gets_its_null_prompt(tiny, gamma, w1, w2) -> None:
+    pipeline = LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
+    rule = method("autolora")
+    parameters = rule.parameters(autolora_scale=gamma, base_guidance_scale=w1, guidance_scale=w2)
+    sample = pipeline.sample(
+        ["x"], [1], rule.build(parameters), num_inference_steps=STEPS, size=SIZE
+    )
+    assert sample.nfe == rule.nfe(parameters, STEPS) == STEPS
 
 
 def test_another_lora_of_the_same_name_is_another_model(tiny, sdxl, tmp_path) -> None:

@@ -15,9 +15,9 @@ from autolora_eval.benchmark.sources import Source
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.miniature import miniatures
 from autolora_eval.resources import shipped_root
+from autolora_eval.rubric import Question, Rubric, read_rubric
 from autolora_eval.scoring.judges.base import Request
 from autolora_eval.scoring.judges.in_process import TransformersJudge, conversation
-from autolora_eval.scoring.rubric import Question, Rubric, read_rubric
 
 PROMPTS = ["a red house in front of a blue background", "a", "a green tree, pixel art " * 3]
 
@@ -130,9 +130,9 @@ def test_sampling_is_seeded(model, requests) -> None:
 
 def test_what_decides_a_reply_is_its_identity(model) -> None:
     same = judge(model).identity()
-    assert judge(model, batch_size=3).identity() == same
     assert judge(model, seed=9).identity() == same  # greedy: no seed decides anything
     changed = [{"max_tokens": 13}, {"temperature": 0.5}, {"temperature": 0.5, "seed": 9}]
+    changed.append({"batch_size": 3})  # it decides a reply's last bits, as it does an image's
     found = [same, *(judge(model, **change).identity() for change in changed)]
     found.append(judge(model, dtype="bfloat16").identity())
     assert all(a != b for n, a in enumerate(found) for b in found[:n])

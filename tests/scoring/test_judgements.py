@@ -14,7 +14,7 @@ from scored_run import write_images
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, read_jsonl, sha256_file
-from autolora_eval.manifest import start_manifest, update_manifest
+from autolora_eval.manifest import state_plan, update_manifest
 from autolora_eval.plan import Plan, make_plan
 from autolora_eval.progress import Progress
 from autolora_eval.run_folder import RunFolder
@@ -303,7 +303,7 @@ def test_the_key_is_sent_and_never_written(make, folder, server, capfd, caplog) 
     caplog.set_level("DEBUG")
     server.answer = lambda call, n: Http(500) if n % 3 else VERDICT
     plan = make()
-    start_manifest(plan, folder, "bench.yaml", {})
+    state_plan(plan, folder, "bench.yaml", {})
     update_manifest(folder, judge=judge(plan, folder))
     assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {SECRET}"}
     written = [path for path in folder.path.rglob("*") if path.is_file()]

@@ -16,9 +16,9 @@ from scored_run import picture
 from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.resources import shipped_root
+from autolora_eval.rubric import Question, read_rubric
 from autolora_eval.scoring.judges.base import Request, is_transient
 from autolora_eval.scoring.judges.openai_server import OpenAIJudge
-from autolora_eval.scoring.rubric import Question, read_rubric
 
 QUESTION = Question("Before the image.", "After it, and <b>ünïcode</b> {braces}.")
 

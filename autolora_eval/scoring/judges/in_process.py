@@ -17,8 +17,8 @@ from autolora_eval.files import Json
 from autolora_eval.identity import identity
 from autolora_eval.images import ImageError, open_image
 from autolora_eval.libraries import quiet_libraries
+from autolora_eval.rubric import Question
 from autolora_eval.scoring.judges.base import Reply, Request
-from autolora_eval.scoring.rubric import Question
 
 
 class TransformersJudge:
@@ -32,7 +32,9 @@ class TransformersJudge:
 
     def __init__(self, spec: JudgeSpec, source: Source, device: torch.device) -> None:
         self.spec, self.source, self.device = spec, source, device
-        self.dtype = choose_dtype(spec.dtype, device)
+        # Vision-language models are published in bfloat16; float16 can overflow in them.
+        on_cuda = spec.dtype == "auto" and device.type == "cuda"
+        self.dtype = choose_dtype("bfloat16" if on_cuda else spec.dtype, device)
         self._loaded: tuple[Any, Any] | None = None
 
     @property
@@ -48,6 +50,7 @@ class TransformersJudge:
             "dtype": str(self.dtype).removeprefix("torch."),
             "temperature": self.spec.temperature,
             "max_tokens": self.spec.max_tokens,
+            "batch_size": self.spec.batch_size,
             "seed": self.spec.seed if self.spec.temperature else None,
         }
 
@@ -80,10 +83,15 @@ class TransformersJudge:
 
     @torch.no_grad()
     def _generate(self, conversations: list[list[Json]]) -> list[tuple[str, bool]]:
-        """Return (reply, whether it ran into the token limit) for each conversation."""
+        """Return (reply, whether it ran into the token limit) for each conversation.
+
+        A short batch is filled up, so that a reply's last bits do not depend on what is missing
+        beside it.
+        """
         model, processor = self._model()
+        copies = [conversations[-1]] * (self.batch_size - len(conversations))
         inputs = processor.apply_chat_template(
-            conversations,
+            [*conversations, *copies],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -95,7 +103,7 @@ class TransformersJudge:
             sampling = {"do_sample": True, "temperature": self.spec.temperature}
             torch.manual_seed(self.spec.seed)
         made = model.generate(**inputs, max_new_tokens=self.spec.max_tokens, **sampling)
-        replies = made[:, inputs["input_ids"].shape[1] :]
+        replies = made[: len(conversations), inputs["input_ids"].shape[1] :]
         ends = _end_tokens(model)
         texts = processor.batch_decode(replies, skip_special_tokens=True)
         truncated = [

@@ -13,8 +13,8 @@ from autolora_eval.devices import require
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json
 from autolora_eval.images import ImageError, open_image
+from autolora_eval.rubric import Question
 from autolora_eval.scoring.judges.base import Reply, Request
-from autolora_eval.scoring.rubric import Question
 
 MAX_IMAGE_BYTES = 20_000_000
 
@@ -51,7 +51,7 @@ class OpenAIJudge:
         return self.spec.batch_size
 
     def identity(self) -> Json:
-        """Return the model, the address it was reached at (without credentials), and sampling."""
+        """Return the model as the server names it, and the sampling parameters."""
         return {
             "backend": "openai",
             "model": self.spec.model,

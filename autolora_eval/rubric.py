@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,9 +21,20 @@ from autolora_eval.benchmark.yaml_file import read_yaml
 from autolora_eval.errors import UsageError
 from autolora_eval.files import sha256_bytes
 
+_OURS = frozenset(
+    (
+        *("cell", "model", "method", "guider", "prompt", "prompt_index", "seed", "image_id"),
+        *("file", "sha256", "nfe", "unscored_reason", "image_error", "n_images", "n_missing"),
+        *("n_unscored", "n_undefined_prompts", "diversity", "reason", "start", "stop"),
+        *("lora_scale", "num_inference_steps", "guidance_scale", "base_guidance_scale"),
+        "autolora_scale",
+    )
+)
+_OUR_ENDINGS = ("_low", "_high", "_reference", "_prompt_mean")
+
 
 def _no_column_of_ours(column: str) -> str:
-    if column == "diversity" or column.startswith("div_") or column.endswith(("_low", "_high")):
+    if column in _OURS or column.startswith("div_") or column.endswith(_OUR_ENDINGS):
         raise ValueError(f"'{column}' would be taken for a column that is computed: rename it")
     return column
 
@@ -97,8 +109,13 @@ class Rubric(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of everything that the rubric says, for keys and the manifest."""
-        return sha256_bytes(self.model_dump_json().encode())
+        """SHA-256 of what decides a judgement: the text, and which scores are read from a reply.
+
+        Display names and directions decide none: a better name judges nothing anew.
+        """
+        scores = {column: (s.key, s.min, s.max) for column, s in self.scores.items()}
+        said = [self.text, self.placeholders.image, self.placeholders.prompt, scores]
+        return sha256_bytes(json.dumps(said, ensure_ascii=False, sort_keys=True).encode())
 
     def question(self, prompt: str) -> Question:
         """Return what is put to the judge about one image.
