@@ -298,6 +298,7 @@ def test_the_manifest_says_what_the_run_is_made_of(benchmark: Path, first: Run) 
     assert model["pipeline"]["reference"] == "sdxl"
     assert model["scheduler"]["class"] == "EulerDiscreteScheduler"
     assert said["features"]["identity"]["reference"] == "miniature:dinov2"
+    assert (model["dtype"], said["features"]["dtype"]) == ("float32", "float32")  # not "auto"
     assert said["features"]["dim"] == read_features(first.folder.features(CELLS[0])).matrix.shape[1]
     for package in ("torch", "diffusers", "transformers", "numpy", "scipy"):
         assert said["packages"][package] == metadata.version(package)

@@ -107,7 +107,7 @@ def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:
         What the extractor is and how much was done, for the manifest.
     """
     spec = plan.benchmark.spec.features
-    what = {"identity": identity(plan.benchmark.features), "dtype": spec.dtype}
+    what = {"identity": identity(plan.benchmark.features), "dtype": _dtype_name(plan)}
     key = extractor_key(what, spec.batch_size)
     manifest: Json = {"model": spec.model, **what, "key": key, "done": 0, "reused": 0, "failed": 0}
     extractor = cache(lambda: _load(plan))  # loaded for the first image that can be opened
@@ -150,11 +150,17 @@ Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
 
 def _load(plan: Plan) -> Extractor:
     spec = plan.benchmark.spec
-    dtype = torch.float32 if spec.features.dtype == "auto" else getattr(torch, spec.features.dtype)
+    dtype = getattr(torch, _dtype_name(plan))
     with quiet_libraries():
         return Extractor.load(
             plan.benchmark.features, choose_device(spec.device), dtype, spec.features.batch_size
         )
+
+
+def _dtype_name(plan: Plan) -> str:
+    """Return the extractor's precision; `auto` is float32 on every device."""
+    stated = plan.benchmark.spec.features.dtype
+    return "float32" if stated == "auto" else stated
 
 
 def _known(path: Path, key: str) -> Rows:
