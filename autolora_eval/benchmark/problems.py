@@ -11,9 +11,9 @@ from pydantic import AfterValidator, BaseModel, ValidationError
 from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile
 from autolora_eval.errors import did_you_mean
 
-# Tags of the alternatives of `prompts`: pydantic puts them into locations, and they are no keys.
-FILE_TAG, LIST_TAG = "(a file)", "(a list)"
-_NO_KEYS = (FILE_TAG, LIST_TAG)
+# Tags of alternatives, as of `prompts`: pydantic puts them into locations, and they are no keys.
+FILE_TAG, ADDRESS_TAG, LIST_TAG = "(a file)", "(an address)", "(a list)"
+_NO_KEYS = (FILE_TAG, ADDRESS_TAG, LIST_TAG)
 _MAPPING_EXPECTED = ("dict_type", "model_type", "model_attributes_type", "mapping_type")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
-from autolora_eval.benchmark.problems import FILE_TAG, LIST_TAG, matching
+from autolora_eval.benchmark.problems import ADDRESS_TAG, FILE_TAG, LIST_TAG, matching
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
 # The name of a model or method, a key: not stripped, lest one silently replace another.
@@ -21,6 +21,14 @@ Prompt = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
 Prompts = Annotated[
     Annotated[Ref, Tag(FILE_TAG)] | Annotated[list[Prompt], Tag(LIST_TAG)],
     Discriminator(lambda value: LIST_TAG if isinstance(value, list) else FILE_TAG),
+]
+Addresses = Annotated[
+    Annotated[Ref, Tag(ADDRESS_TAG)]
+    | Annotated[list[Ref], Tag(LIST_TAG), Field(min_length=1, max_length=64)],
+    Discriminator(lambda value: LIST_TAG if isinstance(value, list) else ADDRESS_TAG),
+]
+Constraint = Literal[
+    "auto", "structured_outputs", "guided_regex", "response_format", "regex", "plain"
 ]
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -106,33 +114,66 @@ class Judge(_Strict):
 
     Attributes:
         rubric: rubric file.
+        rubric_values: text for each placeholder of the rubric's own, such as `style`.
         model: hub id, folder or `miniature:NAME`; for `openai` the name the server knows.
         backend: `transformers` (in this process) or `openai` (a server such as vLLM's).
-        revision: commit, tag or branch on the hub (`transformers` only).
-        base_url: of the server, ending in `/v1` (`openai` only).
+        revision: commit, tag or branch on the hub.
+        base_url: of the server, ending in `/v1`, or a list of servers of the same model, which
+            are used evenly (`openai` only).
         api_key_env: environment variable that holds the server's key; the key is never written.
         temperature: of sampling; 0 is greedy.
         max_tokens: longest reply, in tokens.
-        seed: of sampling.
-        batch_size: images a forward pass (`transformers`), or calls at a time (`openai`).
+        seed: of sampling; repeat number r is asked with seed + r.
+        repeats: how often each image is judged; its score is the mean of its verdicts.
+        constraint: how replies are held to the rubric's schema: `structured_outputs` or
+            `guided_regex` (vLLM's, new and old), `response_format` (a JSON schema), `plain` (not
+            at all); for `transformers` `regex` or `plain`. `auto` takes the first that works.
+        logprobs: record the expected score over the digit's distribution beside the verdict.
+        cache: take replies to the same question about the same image from earlier runs.
+        batch_size: images a forward pass (`transformers` only).
+        concurrency: calls at a time (`openai` only).
         timeout: seconds for one call (`openai` only).
         max_retries: further tries after a failed call (`openai` only).
+        give_up_after: seconds without any server before the run is stopped (`openai` only).
+        launch: start vLLM for the judging, and stop it after (`openai` only).
+        vllm_python: the Python of the environment that vLLM is installed in, for `launch`.
+        launch_command: a command line that starts a server instead, such as `uvx` or a
+            container; `{model}`, `{port}` and `{name}` are filled in.
+        launch_args: further arguments of the server, such as `--max-model-len`.
+        launch_timeout: seconds that the server may take until it answers.
         dtype: of the judge (`transformers` only).
     """
 
     rubric: Ref
+    rubric_values: dict[Name, Prompt] = {}
     model: Ref
     backend: Literal["transformers", "openai"] = "openai"
     revision: Name | None = None
-    base_url: Ref = "http://localhost:8000/v1"
+    base_url: Addresses = "http://localhost:8000/v1"
     api_key_env: Name = "AUTOLORA_EVAL_JUDGE_API_KEY"
     temperature: FiniteFloat = Field(default=0.0, ge=0.0, le=2.0)
     max_tokens: int = Field(default=128, ge=1, le=4096)
     seed: int = Field(default=0, ge=0)
+    repeats: int = Field(default=1, ge=1, le=100)
+    constraint: Constraint = "auto"
+    logprobs: bool = False
+    cache: bool = True
     batch_size: int = Field(default=16, ge=1, le=1024)
+    concurrency: int = Field(default=32, ge=1, le=1024)
     timeout: FiniteFloat = Field(default=120.0, gt=0.0, le=3600.0)
     max_retries: int = Field(default=4, ge=0, le=20)
+    give_up_after: FiniteFloat = Field(default=60.0, ge=0.0, le=86_400.0)
+    launch: bool = False
+    vllm_python: Ref | None = None
+    launch_command: list[Ref] = []
+    launch_args: list[Ref] = []
+    launch_timeout: FiniteFloat = Field(default=900.0, gt=0.0, le=86_400.0)
     dtype: DType = "auto"
+
+    @property
+    def base_urls(self) -> list[str]:
+        """The addresses of the servers."""
+        return [self.base_url] if isinstance(self.base_url, str) else self.base_url
 
 
 class Benchmark(_Strict):
