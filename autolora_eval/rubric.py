@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -47,7 +48,9 @@ Column = Annotated[
     ),
     AfterValidator(_no_column_of_ours),
 ]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+ReplyKey = Annotated[str, Field(min_length=1, max_length=200)]
+Bound = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
+NARROWEST = 1e-6
 
 
 class Placeholders(BaseModel):
@@ -65,20 +68,51 @@ class Placeholders(BaseModel):
 
 
 class Score(BaseModel):
-    """One score: the key of the judge's reply, its range and its direction."""
+    """One score: the key of the judge's reply, its range and its direction.
+
+    Attributes:
+        key: of the judge's reply.
+        display_name: in tables and figures.
+        min: lowest value.
+        max: highest value.
+        higher_is_better: its direction.
+        type: what a reply that is held to the rubric can be: whole numbers of the range only, or
+            decimals as well. A free reply may have any number of the range, whatever this says.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    key: str = Field(min_length=1)
+    key: ReplyKey
     display_name: str
-    min: FiniteFloat = 0.0
-    max: FiniteFloat = 5.0
+    min: Bound = 0.0
+    max: Bound = 5.0
     higher_is_better: bool = True
+    type: Literal["integer", "number"] = "integer"
 
     @model_validator(mode="after")
-    def _range_is_not_upside_down(self) -> Score:
+    def _range_has_values(self) -> Score:
         if self.min >= self.max:
             raise ValueError(f"min ({self.min:g}) must be less than max ({self.max:g})")
+        if self.type == "integer" and math.floor(self.max) <= math.ceil(self.min):
+            raise ValueError(
+                f"fewer than two whole numbers from {self.min:g} to {self.max:g}: widen the "
+                "range, or write 'type: number'"
+            )
+        if self.max - self.min < NARROWEST:
+            raise ValueError(f"expected a range of at least {NARROWEST:g}")
         return self
+
+
+class Remark(BaseModel):
+    """What a reply may hold beside the scores. It is kept with the reply, and decides nothing.
+
+    Attributes:
+        kind: `text`, or a list of `keywords`; how long each may be is in `scoring/constraint.py`.
+        before_scores: it comes before the scores, so that the judge reasons first.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    kind: Literal["text", "keywords"]
+    before_scores: bool = False
 
 
 class Rubric(BaseModel):
@@ -89,14 +123,18 @@ class Rubric(BaseModel):
     source: str = ""
     placeholders: Placeholders
     scores: dict[Column, Score] = Field(min_length=1)
+    remarks: dict[ReplyKey, Remark] = {}
     text: str = Field(min_length=1, max_length=100_000)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Rubric:
         keys = [score.key for score in self.scores.values()]
-        twice = {key for key in keys if keys.count(key) > 1}
+        twice = [key for key in keys if keys.count(key) > 1]
         if twice:
-            raise ValueError(f"two scores read the reply's key '{twice.pop()}'")
+            raise ValueError(f"two scores read the reply's key '{twice[0]}'; rename one")
+        both = [key for key in self.remarks if key in keys]
+        if both:
+            raise ValueError(f"a score and a remark have the reply's key '{both[0]}'; rename one")
         if self.text.count(self.placeholders.image) != 1:
             raise ValueError(
                 f"the text must have the image placeholder '{self.placeholders.image}' once, "
