@@ -70,6 +70,21 @@ class RunFolder:
         return self.path / "comparisons.csv"
 
     @property
+    def reliability(self) -> Path:
+        """How far the judge agrees with itself, one row a cell and score."""
+        return self.path / "reliability.csv"
+
+    @property
+    def unscored(self) -> Path:
+        """Unscored images, one row a cell and reason."""
+        return self.path / "unscored.csv"
+
+    @property
+    def agreement(self) -> Path:
+        """How far the judge agrees with people, one row a score and statistic."""
+        return self.path / "agreement.csv"
+
+    @property
     def figures(self) -> Path:
         """The folder of figures."""
         return self.path / "figures"
