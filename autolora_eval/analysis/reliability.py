@@ -1,0 +1,287 @@
+"""How far the judge can be trusted: what it left unscored, and whether it repeats itself."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import krippendorff
+import numpy as np
+import pandas as pd
+
+from autolora_eval.analysis.bootstrap import (
+    Indices,
+    Interval,
+    bootstrap_interval,
+    no_interval,
+    unit_members,
+)
+from autolora_eval.files import Json, read_jsonl, write_text
+from autolora_eval.plan import Plan
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring.diversity import Floats
+
+ALL = "all"
+# α is commonly asked to reach .800; .667 is "the lowest conceivable limit" where tentative
+# conclusions are still acceptable (Krippendorff, Content Analysis, 2nd ed. 2004, p. 241).
+TENTATIVE_ALPHA = 0.667
+# The library's arrays are [N, V, V]: 400 MB each at this many places.
+MAX_PLACES = 50_000_000
+
+COLUMNS = (
+    *("cell", "score", "n_images", "n_asked", "n_verdicts", "n_repeated", "unit", "n_units"),
+    *("alpha", "alpha_low", "alpha_high", "exact_agreement", "mean", "expected_mean", "reason"),
+)
+
+
+@dataclass(frozen=True)
+class Alpha:
+    """Krippendorff's α, or why it is undefined.
+
+    Attributes:
+        value: at most 1; NaN if undefined.
+        reason: why it is undefined; None otherwise.
+    """
+
+    value: float
+    reason: str | None = None
+
+
+def repeat_ratings(
+    rows: Iterable[Json],
+    images: Sequence[tuple[str, str | None]],
+    column: str,
+    judge_key: str,
+    repeats: int,
+) -> Floats:
+    """Return the verdicts on each image, one row a repeat.
+
+    Args:
+        rows: of a cell's judgements; the last of an image and repeat counts. A row that does not
+            say which repeat it is, is the first.
+        images: (image id, SHA-256) of the images, [N].
+        column: the score.
+        judge_key: content key of judge and rubric; rows of others do not count.
+        repeats: k, how often each image was to be judged; further rows do not count.
+
+    Returns:
+        float64 [k, N], NaN where there is no verdict.
+    """
+    place = {image: n for n, image in enumerate(images)}
+    ratings = np.full((repeats, len(images)), np.nan)
+    for row in rows:
+        at = place.get((row["image_id"], row["sha256"]))
+        repeat = row.get("repeat") or 0
+        if at is not None and row["judge_key"] == judge_key and repeat < repeats:
+            ratings[repeat, at] = (row["scores"] or {}).get(column, np.nan)
+    return ratings
+
+
+def krippendorff_alpha(ratings: Floats) -> Alpha:
+    """Return Krippendorff's α for ordinal data, by the package `krippendorff`.
+
+    α = 1 − D_o/D_e, observed over expected disagreement (Krippendorff, Content Analysis, 2nd ed.
+    2004, chapter 11). The levels are the values that occur: a level that nobody gave changes
+    nothing.
+
+    Args:
+        ratings: float [k, N], one row a rater or repeat, NaN where there is no rating.
+
+    Returns:
+        The value; NaN with a reason where no image has two ratings, and where all ratings of
+        such images are the same, so that no disagreement could be expected.
+    """
+    paired = _paired(ratings)
+    values = np.unique(paired[~np.isnan(paired)])
+    if ratings.shape[0] < 2:
+        return Alpha(float("nan"), "each image was judged once")
+    if not values.size:
+        return Alpha(float("nan"), "no image has two verdicts")
+    if values.size == 1:
+        return Alpha(float("nan"), f"constant: every verdict is {values[0]:g}")
+    if paired.shape[1] * values.size**2 > MAX_PLACES:
+        return Alpha(float("nan"), f"too many different verdicts ({values.size:,}) to count")
+    return Alpha(float(krippendorff.alpha(paired, level_of_measurement="ordinal")))
+
+
+def _paired(ratings: Floats) -> Floats:
+    """Return the images with at least two ratings: the others say nothing of agreement."""
+    return ratings[:, (~np.isnan(ratings)).sum(axis=0) >= 2]
+
+
+def coincidences(ratings: Floats, values: Floats) -> Floats:
+    """Return the coincidence matrix o_ck = Σ_u (pairs c–k of ratings of u)/(m_u − 1).
+
+    Args:
+        ratings: float [k, N]; images with fewer than m_u = 2 ratings do not count.
+        values: the levels in order, [V].
+
+    Returns:
+        float64 [V, V].
+    """
+    counts = (_paired(ratings)[:, :, None] == values).sum(axis=0).astype(np.float64)
+    weighted = counts / (counts.sum(axis=1, keepdims=True) - 1.0)
+    return np.asarray(weighted.T @ counts - np.diag(weighted.sum(axis=0)))
+
+
+def alpha_of_coincidences(observed: Floats) -> float:
+    """Return ordinal α from a coincidence matrix, as resampling needs it by the thousand.
+
+    With n_c = Σ_k o_ck and the mid-ranks r_c = Σ_{g≤c} n_g − n_c/2, the ordinal distance of two
+    levels is (r_c − r_k)², and α = 1 − (n−1) Σ o_ck (r_c − r_k)² / Σ n_c n_k (r_c − r_k)².
+
+    Args:
+        observed: float [V, V], levels in order.
+
+    Returns:
+        At most 1; NaN where fewer than two levels occur.
+    """
+    n = observed.sum(axis=1)
+    ranks = np.cumsum(n) - n / 2
+    distances = (ranks[:, None] - ranks) ** 2
+    expected = float(n @ distances @ n)
+    if expected <= 0.0:
+        return float("nan")
+    return float(1.0 - (n.sum() - 1.0) * (observed * distances).sum() / expected)
+
+
+def alpha_interval(ratings: Floats, units: Sequence[Hashable], unit: str) -> Interval:
+    """Return the 95 % interval of ordinal α, sampling units drawn again whole.
+
+    Args:
+        ratings: float [k, N].
+        units: sampling unit of each image, [N].
+        unit: what they are, for the reason.
+    """
+    values = np.unique(ratings[~np.isnan(ratings)])
+    members = [rows for rows in unit_members(units) if _paired(ratings[:, rows]).size]
+    by_unit = np.stack([coincidences(ratings[:, rows], values) for rows in members])
+
+    def statistic(drawn: Indices) -> float:
+        times = np.bincount(drawn, minlength=len(members)).astype(np.float64)
+        return alpha_of_coincidences(np.tensordot(times, by_unit, axes=1))
+
+    return bootstrap_interval(statistic, len(members), unit)
+
+
+def exact_agreement(ratings: Floats) -> float:
+    """Return the share of images whose verdicts are all equal; NaN if none has two.
+
+    Args:
+        ratings: float [k, N]; images with fewer than two verdicts do not count.
+    """
+    paired = _paired(ratings)
+    if not paired.shape[1]:
+        return float("nan")
+    return float((np.nanmax(paired, axis=0) == np.nanmin(paired, axis=0)).mean())
+
+
+def unscored_by_reason(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return how many images of each cell are unscored, by reason.
+
+    Args:
+        scores: one row an image, with cell and unscored_reason.
+
+    Returns:
+        Columns cell, reason, n_unscored, n_images (of the cell) and share; one row for each cell
+        and reason that occurs, cells in order, the most frequent reason first.
+    """
+    rows: list[dict[str, Any]] = []
+    for cell, images in scores.groupby("cell", sort=False):
+        counted = images["unscored_reason"].dropna().value_counts()
+        for reason, n in sorted(counted.items(), key=lambda item: (-item[1], str(item[0]))):
+            row = {"cell": cell, "reason": reason, "n_unscored": int(n), "n_images": len(images)}
+            rows.append(row | {"share": int(n) / len(images)})
+    return pd.DataFrame(rows, columns=["cell", "reason", "n_unscored", "n_images", "share"])
+
+
+def write_reliability(
+    plan: Plan, folder: RunFolder, scores: pd.DataFrame, judge_key: str | None
+) -> None:
+    """Write reliability.csv and unscored.csv; without a judge, see that there are none.
+
+    Args:
+        plan: what was run.
+        folder: where judgements are, and tables go.
+        scores: one row an image, from `join_scores`.
+        judge_key: content key of judge and rubric; None without a judge.
+    """
+    rubric, spec = plan.benchmark.rubric, plan.benchmark.spec.judge
+    if rubric is None or spec is None:
+        for path in (folder.reliability, folder.unscored):
+            path.unlink(missing_ok=True)
+        return
+    table = reliability(folder, scores, list(rubric.scores), judge_key, spec.repeats)
+    for path, frame in ((folder.reliability, table), (folder.unscored, unscored_by_reason(scores))):
+        write_text(path, frame.to_csv(index=False, float_format="%.12g", lineterminator="\n"))
+
+
+def reliability(
+    folder: RunFolder,
+    scores: pd.DataFrame,
+    columns: Sequence[str],
+    judge_key: str | None,
+    repeats: int,
+) -> pd.DataFrame:
+    """Return the judge's agreement with itself, one row a score and cell, and one over all cells.
+
+    Args:
+        folder: where judgements are.
+        scores: one row an image.
+        columns: the judge's scores.
+        judge_key: content key of judge and rubric.
+        repeats: how often each image was to be judged.
+
+    Returns:
+        The columns of `COLUMNS`: images, verdicts asked and given, images with at least two, α
+        with its interval, the share of images whose verdicts are all equal, the mean score, the
+        mean expected score where there are any, and why α or its interval is missing.
+    """
+    frames = {str(cell): images for cell, images in scores.groupby("cell", sort=False)}
+    ratings: dict[str, list[Floats]] = {column: [] for column in columns}
+    for cell, images in frames.items():
+        rows = read_jsonl(folder.judgements(cell))
+        wanted = list(zip(images["image_id"], images["sha256"], strict=True))
+        for column in columns:
+            ratings[column].append(
+                repeat_ratings(rows, wanted, column, judge_key or "", repeats),
+            )
+    found = []
+    for column in columns:
+        for (cell, images), verdicts in zip(frames.items(), ratings[column], strict=True):
+            found.append(_row(cell, column, images, verdicts))
+        every = pd.concat(frames.values())
+        found.append(_row(ALL, column, every, np.concatenate(ratings[column], axis=1)))
+    return pd.DataFrame(found, columns=list(COLUMNS))
+
+
+def sampling_units(images: pd.DataFrame) -> tuple[str, list[Hashable]]:
+    """Return what is drawn from a population, and that of each image: prompts if several."""
+    if images["prompt_index"].nunique() > 1:
+        return "prompt", images["prompt_index"].tolist()
+    return "image", list(range(len(images)))
+
+
+def _row(cell: str, column: str, images: pd.DataFrame, verdicts: Floats) -> dict[str, Any]:
+    unit, units = sampling_units(images)
+    alpha = krippendorff_alpha(verdicts)
+    within = no_interval("") if alpha.reason else alpha_interval(verdicts, units, unit)
+    expected = f"{column}_expected"
+    return {
+        "cell": cell,
+        "score": column,
+        "n_images": len(images),
+        "n_asked": verdicts.size,
+        "n_verdicts": int((~np.isnan(verdicts)).sum()),
+        "n_repeated": _paired(verdicts).shape[1],
+        "unit": unit,
+        "n_units": len(set(units)),
+        "alpha": alpha.value,
+        "alpha_low": within.low,
+        "alpha_high": within.high,
+        "exact_agreement": exact_agreement(verdicts),
+        "mean": images[column].mean(),
+        "expected_mean": images[expected].mean() if expected in images else np.nan,
+        "reason": alpha.reason or within.reason,
+    }

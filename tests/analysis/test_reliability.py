@@ -1,0 +1,257 @@
+"""The judge's reliability: published and closed-form values of α, and what a run writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import krippendorff
+import numpy as np
+import pandas as pd
+import pytest
+from scored_run import KEY, Place, write_features, write_images
+from scored_run import vector as feature_vector
+
+from autolora_eval.analysis.reliability import (
+    alpha_interval,
+    alpha_of_coincidences,
+    coincidences,
+    exact_agreement,
+    krippendorff_alpha,
+    reliability,
+    repeat_ratings,
+    unscored_by_reason,
+    write_reliability,
+)
+from autolora_eval.analysis.scores import join_scores
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.files import write_jsonl
+from autolora_eval.images import cell_images
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.run_folder import RunFolder
+
+GAP = np.nan
+# Four observers and twelve units: Krippendorff, "Computing Krippendorff's Alpha-Reliability"
+# (2011), section C, with missing data; its ordinal α is .815.
+PUBLISHED = np.array(
+    [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, GAP, GAP, GAP],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, GAP, 3],
+        [GAP, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, GAP],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, GAP],
+    ]
+)
+
+
+def random_ratings(seed: int, k: int, n: int, levels: int = 6, gaps: float = 0.2) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    ratings = rng.integers(0, levels, (k, n)).astype(float)
+    ratings[rng.random((k, n)) < gaps] = GAP
+    return ratings
+
+
+def test_alpha_of_the_published_example() -> None:
+    found = krippendorff_alpha(PUBLISHED)
+    assert found.value == pytest.approx(0.815, abs=0.0005)
+    assert found.reason is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_closed_form_for_resampling_is_the_librarys_alpha(seed: int) -> None:
+    ratings = random_ratings(seed, 2 + seed % 3, 30) if seed else PUBLISHED
+    values = np.unique(ratings[~np.isnan(ratings)])
+    expected = krippendorff.alpha(ratings, level_of_measurement="ordinal")
+    observed = coincidences(ratings, values)
+    assert alpha_of_coincidences(observed) == pytest.approx(expected, abs=1e-12)
+    # A level that nobody gave, and images apart, change nothing.
+    wider = coincidences(ratings, np.append(values, 99.0))
+    assert alpha_of_coincidences(wider) == pytest.approx(expected, abs=1e-12)
+    parts = sum(coincidences(ratings[:, n : n + 1], values) for n in range(ratings.shape[1]))
+    assert parts == pytest.approx(observed, abs=1e-12)
+
+
+def test_equal_repeats_agree_wholly() -> None:
+    ratings = np.tile(random_ratings(1, 1, 20, gaps=0.0), (3, 1))
+    assert krippendorff_alpha(ratings).value == pytest.approx(1.0, abs=1e-12)
+    assert exact_agreement(ratings) == 1.0
+
+
+def test_independent_repeats_agree_as_chance_would() -> None:
+    n = 400
+    found = krippendorff_alpha(random_ratings(2, 2, n, gaps=0.0)).value
+    # Of two independent repeats, α is a rank correlation with a standard error of 1/√n.
+    assert abs(found) < 4 / np.sqrt(n)
+    assert exact_agreement(random_ratings(2, 2, n, gaps=0.0)) == pytest.approx(
+        1 / 6, abs=4 * np.sqrt(5 / 36 / n)
+    )
+
+
+def test_reversed_repeats_disagree_more_than_chance() -> None:
+    first = np.tile(np.arange(6.0), 5)
+    assert krippendorff_alpha(np.stack([first, 5.0 - first])).value < -0.9
+
+
+def test_order_and_names_of_levels_do_not_matter() -> None:
+    rng = np.random.default_rng(5)
+    ratings = random_ratings(3, 3, 25)
+    expected = krippendorff_alpha(ratings).value
+    shuffled = ratings[rng.permutation(3)][:, rng.permutation(25)]
+    assert krippendorff_alpha(shuffled).value == pytest.approx(expected, abs=1e-12)
+    # Ordinal: any increasing renaming, to fractions too, leaves α as it is.
+    assert krippendorff_alpha(np.exp(ratings) / 3).value == pytest.approx(expected, abs=1e-12)
+
+
+def test_images_with_one_verdict_do_not_count() -> None:
+    ratings = random_ratings(4, 2, 20, gaps=0.0)
+    more = np.concatenate([ratings, [[5.0, GAP, GAP], [GAP, 0.0, GAP]]], axis=1)
+    assert krippendorff_alpha(more).value == pytest.approx(krippendorff_alpha(ratings).value)
+    assert exact_agreement(more) == exact_agreement(ratings)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "reason"),
+    [
+        ([[1.0, 2.0, 3.0]], "each image was judged once"),
+        ([[1.0, GAP], [GAP, 2.0]], "no image has two verdicts"),
+        ([[4.0, 4.0, 1.0], [4.0, 4.0, GAP]], "constant: every verdict is 4"),
+        (np.zeros((2, 0)), "no image has two verdicts"),
+    ],
+)
+def test_where_alpha_is_undefined_it_is_null_with_a_reason(ratings: Any, reason: str) -> None:
+    found = krippendorff_alpha(np.asarray(ratings))
+    assert np.isnan(found.value)
+    assert found.reason == reason
+
+
+def test_exact_agreement_is_the_share_of_equal_verdicts() -> None:
+    ratings = np.array([[1, 2, 3, GAP, 5], [1, 2, 4, 4, GAP], [1, 1, GAP, 4, GAP]])
+    assert exact_agreement(ratings) == 2 / 4
+    assert np.isnan(exact_agreement(ratings[:1]))
+
+
+def test_the_interval_of_alpha_covers_the_truth() -> None:
+    """Of normal pairs with correlation r, ordinal α is Spearman's 6/π·asin(r/2)."""
+    r, n, trials = 0.7, 40, 150
+    truth, inside = 6 / np.pi * np.arcsin(r / 2), 0
+    rng = np.random.default_rng(6)
+    for _ in range(trials):
+        x = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], n).T.round(1)
+        found = alpha_interval(x, list(range(n)), "image")
+        inside += found.low <= truth <= found.high
+    # 4 standard errors of 150 trials at 95 %, and 2 % for what BCa lacks at 40 units.
+    assert inside / trials > 0.95 - 0.02 - 4 * np.sqrt(0.95 * 0.05 / trials)
+    assert inside / trials < 1.0
+
+
+def test_rows_become_ratings_by_image_and_repeat() -> None:
+    def row(image: str, sha: str, repeat: int | None, pc: float | None, key: str = KEY) -> Any:
+        found = {"image_id": image, "sha256": sha, "judge_key": key}
+        found["scores"] = None if pc is None else {"pc": pc}
+        return found if repeat is None else found | {"repeat": repeat}
+
+    rows = [
+        row("a", "1", None, 3.0),  # of a version that knew no repeats
+        row("a", "1", 1, 1.0),
+        row("a", "1", 1, 4.0),  # the last counts
+        row("a", "0", 1, 0.0),  # of the file as it was before
+        row("b", "2", 0, None),
+        row("b", "2", 1, 5.0),
+        row("b", "2", 2, 0.0),  # beyond the repeats asked for now
+        row("b", "2", 0, 0.0, "another judge"),
+        row("c", "3", 0, 0.0),  # not in the plan
+    ]
+    found = repeat_ratings(rows, [("a", "1"), ("b", "2"), ("d", None)], "pc", KEY, 2)
+    assert found == pytest.approx(np.array([[3.0, GAP, GAP], [4.0, 5.0, GAP]]), nan_ok=True)
+
+
+@pytest.fixture
+def plan(write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]) -> Plan:
+    benchmark_data["judge"]["repeats"] = 3
+    return make_plan(load_benchmark(write_benchmark(benchmark_data)))
+
+
+Verdict = Callable[[Place, int], float | str]
+
+
+def judged(plan: Plan, folder: RunFolder, verdict: Verdict) -> pd.DataFrame:
+    """Write images and judgements of every repeat, and return the scores as the join would."""
+    write_images(plan, folder)
+    write_features(plan, folder, feature_vector)
+    for cell in plan.cells:
+        rows = []
+        for image in cell_images(plan, cell, folder):
+            for repeat in range(3):
+                given = verdict((cell.id, image.prompt_index, image.seed), repeat)
+                scored = not isinstance(given, str)
+                row = {"image_id": image.id, "sha256": image.sha256, "repeat": repeat}
+                row |= {"scores": {"pc": given} if scored else None, "judge_key": KEY}
+                rows.append(row | {"reason": None if scored else given})
+        write_jsonl(folder.judgements(cell.id), rows)
+    return join_scores(plan, folder, KEY)
+
+
+def test_the_table_has_a_row_a_cell_and_one_over_all(plan: Plan, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+
+    def verdict(place: Place, repeat: int) -> float | str:
+        if place == ("A--CFG", 0, 3):
+            return "no_json" if repeat == 2 else 1.0
+        return float((place[1] + place[2] + (repeat == 1 and place[0] == "A--AutoLoRA")) % 6)
+
+    scores = judged(plan, folder, verdict)
+    write_reliability(plan, folder, scores, KEY)
+    table = pd.read_csv(folder.reliability).set_index("cell")
+    assert table.index.tolist() == ["A--CFG", "A--AutoLoRA", "all"]
+    assert table["n_images"].tolist() == [6, 6, 12]
+    assert table["n_asked"].tolist() == [18, 18, 36]
+    assert table["n_verdicts"].tolist() == [17, 18, 35]
+    assert table["n_repeated"].tolist() == [6, 6, 12]
+    assert table["exact_agreement"].tolist() == [1.0, 0.0, 0.5]
+    assert table.loc["A--CFG", "alpha"] == 1.0
+    assert table.loc["A--AutoLoRA", "alpha"] < 1.0
+    assert table["unit"].tolist() == ["prompt"] * 3
+    assert table["alpha_low"].isna().all()
+    assert table.loc["all", "reason"] == "an interval needs at least 5 prompts, has 3"
+    assert "expected_mean" in table
+    assert table["expected_mean"].isna().all()
+
+
+def test_a_judge_asked_once_has_no_alpha_and_is_told_so(plan: Plan, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    scores = judged(plan, folder, lambda place, repeat: float(place[2]))
+    scores["pc_expected"] = scores["pc"] + 0.25
+    table = reliability(folder, scores, ["pc"], KEY, 1)
+    assert table["reason"].tolist() == ["each image was judged once"] * 3
+    assert table[["alpha", "exact_agreement"]].isna().all(axis=None)
+    assert table["n_repeated"].tolist() == [0, 0, 0]
+    assert table["mean"].tolist() == [3.5] * 3
+    assert table["expected_mean"].tolist() == [3.75] * 3
+
+
+def test_unscored_images_are_counted_by_cell_and_reason() -> None:
+    reasons = ["no_json", None, "out_of_range:pc", "no_json", None, None]
+    scores = pd.DataFrame({"cell": list("aaaabb"), "unscored_reason": reasons})
+    found = unscored_by_reason(scores.astype({"unscored_reason": "string"}))
+    assert found.to_dict("records") == [
+        {"cell": "a", "reason": "no_json", "n_unscored": 2, "n_images": 4, "share": 0.5},
+        {"cell": "a", "reason": "out_of_range:pc", "n_unscored": 1, "n_images": 4, "share": 0.25},
+    ]
+    assert len(unscored_by_reason(scores[4:])) == 0
+
+
+def test_without_a_judge_there_is_no_table(
+    write_benchmark: Callable[[object], Path],
+    benchmark_data: dict[str, Any],
+    plan: Plan,
+    tmp_path: Path,
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    scores = judged(plan, folder, lambda place, repeat: 1.0)
+    write_reliability(plan, folder, scores, KEY)
+    assert folder.reliability.is_file()
+    del benchmark_data["judge"]
+    unjudged = make_plan(load_benchmark(write_benchmark(benchmark_data)))
+    write_reliability(unjudged, folder, scores, None)
+    assert not folder.reliability.exists()
+    assert not folder.unscored.exists()
