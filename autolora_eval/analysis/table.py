@@ -17,6 +17,7 @@ from autolora_eval.analysis.cells import (
 )
 from autolora_eval.analysis.comparisons import compare_with_baseline
 from autolora_eval.analysis.measures import Measure, measures
+from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import join_scores, planned_features, with_image_errors
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import Json, write_text, written_whole
@@ -65,6 +66,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     )
     _write_frames(folder, scores, prompts, table, comparisons)
     _write_readable(folder, table, shown)
+    write_reliability(plan, folder, scores, judge_key)
     return {
         "images": len(scores),
         "missing": int(scores["image_error"].notna().sum()),
