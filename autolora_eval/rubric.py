@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +22,7 @@ from pydantic import (
 
 from autolora_eval.benchmark.problems import explained, matching
 from autolora_eval.benchmark.yaml_file import read_yaml
-from autolora_eval.errors import UsageError
+from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import sha256_bytes
 
 _OURS = frozenset(
@@ -50,21 +53,46 @@ Column = Annotated[
 ]
 ReplyKey = Annotated[str, Field(min_length=1, max_length=200)]
 Bound = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
+ValueName = Annotated[
+    str,
+    matching(r"[a-z][a-z0-9_]{0,39}", "small letters, digits and '_', as the name of a value"),
+]
 NARROWEST = 1e-6
+_MARK = re.compile(r"<<<[^<>\n]*>>>")
+# What chat templates use as control tokens, such as <image>, <|eot_id|>, </s>, <<SYS>>, [/INST].
+_CONTROL_TOKEN = re.compile(r"<(?=[^<>\s]{1,60}>)|\[(?=/?[A-Z][A-Z0-9_]{0,59}\])")
+_CONTROL_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 class Placeholders(BaseModel):
-    """What stands in the text for the image, and for the prompt it was generated from."""
+    """What stands in the text for what each question puts there.
+
+    Attributes:
+        image: stands for the image.
+        prompt: stands for the prompt that the image was generated from.
+        values: name → what stands for it; the benchmark's `judge.rubric_values` says what it is.
+        delimiters: further words of the text that no prompt may imitate, such as those that tell
+            where the prompt begins and ends.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     image: str = Field(min_length=1)
     prompt: str | None = Field(default=None, min_length=1)
+    values: dict[ValueName, Annotated[str, Field(min_length=1)]] = {}
+    delimiters: list[Annotated[str, Field(min_length=2)]] = []
 
     @model_validator(mode="after")
-    def _neither_holds_the_other(self) -> Placeholders:
-        if self.prompt is not None and (self.prompt in self.image or self.image in self.prompt):
-            raise ValueError(f"'{self.image}' and '{self.prompt}' cannot be told apart")
+    def _none_holds_another(self) -> Placeholders:
+        for one, other in itertools.combinations(self.marks, 2):
+            if one in other or other in one:
+                raise ValueError(f"'{one}' and '{other}' cannot be told apart")
         return self
+
+    @property
+    def marks(self) -> list[str]:
+        """What is replaced in the text."""
+        prompt = [] if self.prompt is None else [self.prompt]
+        return [self.image, *prompt, *self.values.values()]
 
 
 class Score(BaseModel):
@@ -135,40 +163,115 @@ class Rubric(BaseModel):
         both = [key for key in self.remarks if key in keys]
         if both:
             raise ValueError(f"a score and a remark have the reply's key '{both[0]}'; rename one")
-        if self.text.count(self.placeholders.image) != 1:
-            raise ValueError(
-                f"the text must have the image placeholder '{self.placeholders.image}' once, "
-                f"and has it {self.text.count(self.placeholders.image)} times"
-            )
-        prompt = self.placeholders.prompt
-        if prompt is not None and prompt not in self.text:
-            raise ValueError(f"the text lacks the prompt placeholder '{prompt}'")
+        self._check_text()
         return self
+
+    def _check_text(self) -> None:
+        marks = self.placeholders
+        for found in _MARK.findall(self.text):
+            if found not in marks.marks:
+                raise ValueError(
+                    f"the text has '{found}', which is none of the rubric's placeholders."
+                    f"{did_you_mean(found, marks.marks)} Declare it under placeholders.values, "
+                    "or write it without '<<<'"
+                )
+        if self.text.count(marks.image) != 1:
+            raise ValueError(
+                f"the text must have the image placeholder '{marks.image}' once, "
+                f"and has it {self.text.count(marks.image)} times"
+            )
+        named = {f"{name} placeholder": mark for name, mark in marks.values.items()}
+        named |= {} if marks.prompt is None else {"prompt placeholder": marks.prompt}
+        named |= {f"delimiter no. {n}": mark for n, mark in enumerate(marks.delimiters, 1)}
+        for what, mark in named.items():
+            if mark not in self.text:
+                raise ValueError(f"the text lacks the {what} '{mark}'")
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of what decides a judgement: the text, and which scores are read from a reply.
+        """SHA-256 of what decides a judgement: the text, and the replies that are asked for.
 
         Display names and directions decide none: a better name judges nothing anew.
         """
-        scores = {column: (s.key, s.min, s.max) for column, s in self.scores.items()}
-        said = [self.text, self.placeholders.image, self.placeholders.prompt, scores]
+        scores = [(column, s.key, s.min, s.max, s.type) for column, s in self.scores.items()]
+        remarks = [(key, r.kind, r.before_scores) for key, r in self.remarks.items()]
+        said = [self.text, self.placeholders.model_dump(), scores, remarks]
         return sha256_bytes(json.dumps(said, ensure_ascii=False, sort_keys=True).encode())
+
+    def with_values(self, values: Mapping[str, str]) -> Rubric:
+        """Return the rubric with its own placeholders filled in.
+
+        Args:
+            values: by name, one for each of `placeholders.values`. They are put in as data, as
+                prompts are.
+
+        Raises:
+            UsageError: one is missing, or is none of the rubric's.
+        """
+        self._check_values(values)
+        declared = self.placeholders.values
+        fills = {mark: self._as_data(values[name]) for name, mark in declared.items()}
+        filled = self.placeholders.model_copy(update={"values": {}})
+        return self.model_copy(update={"text": _fill(self.text, fills), "placeholders": filled})
 
     def question(self, prompt: str) -> Question:
         """Return what is put to the judge about one image.
 
         Args:
-            prompt: the prompt the image was generated from. It is put in as it is, once, and not
-                searched for placeholders.
-        """
-        before, after = self.text.split(self.placeholders.image)
-        return Question(self._fill(before, prompt), self._fill(after, prompt))
+            prompt: the prompt the image was generated from. It is put in once, as data (see
+                `as_data`), and not searched for placeholders.
 
-    def _fill(self, text: str, prompt: str) -> str:
-        placeholder = self.placeholders.prompt
-        text = text.strip()
-        return text if placeholder is None else prompt.join(text.split(placeholder))
+        Raises:
+            UsageError: a placeholder of the rubric's own has not been filled in.
+        """
+        self._check_values({})
+        mark = self.placeholders.prompt
+        fills = {} if mark is None else {mark: self._as_data(prompt)}
+        before, after = self.text.split(self.placeholders.image)
+        return Question(_fill(before.strip(), fills), _fill(after.strip(), fills))
+
+    def _check_values(self, values: Iterable[str]) -> None:
+        declared, stated = self.placeholders.values, list(values)
+        for name in stated:
+            if name not in declared:
+                known = did_you_mean(name, declared) or " It has none of its own: remove it."
+                raise UsageError(f"the rubric '{self.name}' has no placeholder '{name}'.{known}")
+        for name in declared:
+            if name not in stated:
+                raise UsageError(
+                    f"the rubric '{self.name}' needs a value for '{name}': write "
+                    f"'rubric_values: {{{name}: ...}}' beside 'rubric'."
+                )
+
+    def _as_data(self, text: str) -> str:
+        return as_data(text, (*self.placeholders.marks, *self.placeholders.delimiters))
+
+
+def as_data(text: str, marks: Iterable[str] = ()) -> str:
+    """Return a text that no part of the question can be mistaken for.
+
+    What looks like a control token of a chat template, such as `<image>` or `[/INST]`, gets a
+    blank after its first character: a tokenizer would otherwise read an image that is not there,
+    or the end of the question. So do the `marks`. Control characters become blanks. Other text,
+    quotes, braces, YAML and `a < b` among it, stays as it is.
+
+    Args:
+        text: a prompt, or a value of a rubric.
+        marks: the rubric's own placeholders and delimiters.
+    """
+    text = _CONTROL_CHARACTER.sub(" ", text)
+    text = _CONTROL_TOKEN.sub(r"\g<0> ", text)
+    for mark in marks:
+        text = re.sub(f"{re.escape(mark[0])}(?={re.escape(mark[1:])})", r"\g<0> ", text)
+    return text
+
+
+def _fill(text: str, fills: Mapping[str, str]) -> str:
+    """Replace each key of `fills` by its value, in one pass: no value is searched for a key."""
+    if not fills:
+        return text
+    found = re.compile("|".join(map(re.escape, fills)))
+    return found.sub(lambda match: fills[match[0]], text)
 
 
 @dataclass(frozen=True)
