@@ -96,7 +96,7 @@ def bootstrap_interval(
     if undefined:
         share = f"{undefined:,} of {n_resamples:,} resamples of {n_units} {unit}s"
         return no_interval(f"no interval: undefined in {share}")
-    if np.ptp(drawn) == 0.0:
+    if np.ptp(drawn) <= 1e-12 * np.abs(drawn).max():  # what is left is rounding
         return no_interval(f"no interval: the same in every resample of {n_units} {unit}s")
     if not (np.isfinite(low) and np.isfinite(high)):
         return no_interval(f"no interval: the resamples of {n_units} {unit}s are too much alike")

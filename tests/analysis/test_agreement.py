@@ -1,0 +1,263 @@
+"""Agreement with people: against independent implementations, closed forms, and by simulation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from report.synthetic_run import Tables, make_tables
+from scipy import stats
+from sklearn.metrics import cohen_kappa_score
+
+from autolora_eval.analysis.agreement import (
+    COLUMNS,
+    STATISTICS,
+    agreement,
+    bias,
+    exact_rate,
+    kendall,
+    quadratic_kappa,
+    spearman,
+    within_one_rate,
+    write_agreement,
+)
+from autolora_eval.analysis.bootstrap import bootstrap_interval
+from autolora_eval.errors import UsageError
+from autolora_eval.files import sha256_file
+from autolora_eval.run_folder import Run, open_run
+
+PROMPTS = tuple(f"prompt {n}" for n in range(6))
+
+
+def pair(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 6, n).astype(float)
+    return x, np.clip(x + rng.integers(-2, 3, n), 0, 5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kappa_is_that_of_scikit_learn(seed: int) -> None:
+    x, y = pair(seed)
+    expected = cohen_kappa_score(x.astype(int), y.astype(int), weights="quadratic")
+    assert quadratic_kappa(x, y) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kappa_is_its_definition_and_does_not_ask_who_is_who(seed: int) -> None:
+    x, y = (values / 3 for values in pair(seed))
+    pairs = (x[:, None] - y) ** 2
+    expected = 1 - ((x - y) ** 2).mean() / pairs.mean()
+    assert quadratic_kappa(x, y) == pytest.approx(expected, abs=1e-12)
+    assert quadratic_kappa(y, x) == pytest.approx(expected, abs=1e-12)
+
+
+def test_tau_b_is_its_definition() -> None:
+    x, y = pair(3, 25)
+    i, j = np.triu_indices(25, 1)
+    dx, dy = np.sign(x[i] - x[j]), np.sign(y[i] - y[j])
+    expected = (dx * dy).sum() / np.sqrt((dx != 0).sum() * (dy != 0).sum())
+    assert kendall(x, y) == pytest.approx(expected, abs=1e-12)
+
+
+def test_perfect_reversed_and_independent() -> None:
+    x = np.tile(np.arange(6.0), 50)
+    for function in (spearman, kendall, quadratic_kappa):
+        assert function(x, x) == pytest.approx(1.0)
+        assert function(x, 5.0 - x) == pytest.approx(-1.0)
+        independent = np.random.default_rng(1).permutation(x)
+        assert abs(function(x, independent)) < 4 / np.sqrt(300)
+    assert (bias(x, x), exact_rate(x, x), within_one_rate(x, x)) == (0.0, 1.0, 1.0)
+    assert (bias(x + 1, x), exact_rate(x + 1, x), within_one_rate(x + 1, x)) == (1.0, 0.0, 1.0)
+    assert within_one_rate(np.array([0.1 + 0.2]), np.array([1.3])) == 1.0
+
+
+def test_what_cannot_be_told_is_undefined() -> None:
+    constant, x = np.full(9, 4.0), np.arange(9.0)
+    for function in (spearman, kendall):
+        assert np.isnan(function(constant, x))
+        assert np.isnan(function(x, constant))
+    assert np.isnan(quadratic_kappa(constant, constant))
+    assert quadratic_kappa(constant, x) == pytest.approx(0.0, abs=1e-12)  # defined: no better
+    assert np.isnan(exact_rate(x / 2, x))
+
+
+def test_the_interval_of_rho_covers_the_truth() -> None:
+    """Of normal pairs with correlation r, Spearman's ρ is 6/π·asin(r/2)."""
+    r, n, trials = 0.6, 50, 200
+    truth, inside = 6 / np.pi * np.arcsin(r / 2), 0
+    rng = np.random.default_rng(2)
+    for _ in range(trials):
+        x, y = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], n).T
+        ranks = stats.rankdata(x), stats.rankdata(y)
+
+        def rho(d: np.ndarray, of: tuple = (x, y), near: tuple = ranks) -> float:
+            return float(np.corrcoef(stats.rankdata(of[0][d]), stats.rankdata(of[1][d]))[0, 1])
+
+        found = bootstrap_interval(rho, n, n_resamples=199)
+        inside += found.low <= truth <= found.high
+    # 4 standard errors of 200 trials at 95 %, and 2 % for what BCa lacks at 50 units.
+    assert 0.95 - 0.02 - 4 * np.sqrt(0.95 * 0.05 / trials) < inside / trials < 1.0
+
+
+def make(change: object = None, **options: object) -> Tables:
+    """A run of two cells, six prompts and three seeds, whose scores are known whole numbers."""
+    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=PROMPTS, **options)
+    rng = np.random.default_rng(7)
+    tables.scores["pc"] = rng.integers(0, 6, len(tables.scores)).astype(float)
+    return tables
+
+
+def rated(tables: Tables, values: np.ndarray, path: Path) -> Path:
+    path.write_text(tables.scores[["file"]].assign(pc=values).to_csv(index=False))
+    return path
+
+
+def cells_of(table: pd.DataFrame, **where: str) -> pd.DataFrame:
+    where = {"compared": "verdict", "cell": "all"} | where
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table.set_index("statistic")
+
+
+def test_people_who_say_the_same_agree_wholly(tmp_path: Path) -> None:
+    tables = make()
+    run = open_run(tables.write(tmp_path / "run").path)
+    found = agreement(run, rated(tables, tables.scores["pc"].to_numpy(), tmp_path / "h.csv"))
+    assert list(found.columns) == list(COLUMNS)
+    whole = cells_of(found)
+    assert whole.index.tolist() == list(STATISTICS)
+    assert whole["value"].tolist() == pytest.approx([1, 1, 1, 0, 1, 1])
+    assert whole["low"].isna().all()
+    assert set(whole["reason"]) == {"no interval: the same in every resample of 6 prompts"}
+    assert set(whole["unit"]) == {"prompt"}
+    assert set(whole["n_images"]) == {36}
+    # The bias stands for each cell too: it is what would favour a method.
+    assert found[found["cell"] != "all"]["statistic"].tolist() == ["bias", "bias"]
+
+
+def test_statistics_are_those_of_the_shared_images(tmp_path: Path) -> None:
+    tables = make()
+    people = np.clip(tables.scores["pc"] + np.resize([0, 1, -1, 0, 2], 36), 0, 5)
+    people[:4] = np.nan  # not rated
+    tables.scores.loc[4:6, "pc"] = np.nan  # not scored
+    run = open_run(tables.write(tmp_path / "run").path)
+    found = cells_of(agreement(run, rated(tables, people, tmp_path / "h.csv")))
+    x, y = tables.scores["pc"].to_numpy()[7:], people.to_numpy()[7:]
+    assert set(found["n_images"]) == {29}
+    expected = {
+        "spearman": stats.spearmanr(x, y).statistic,
+        "kendall": stats.kendalltau(x, y).statistic,
+        "kappa": cohen_kappa_score(x.astype(int), y.astype(int), weights="quadratic"),
+        "bias": (x - y).mean(),
+        "exact": (x == y).mean(),
+        "within_one": (abs(x - y) <= 1).mean(),
+    }
+    assert found["value"].to_dict() == pytest.approx(expected, abs=1e-12)
+    assert (found["low"] < found["value"]).all()
+    assert (found["value"] < found["high"]).all()
+    assert found["reason"].isna().all()
+
+
+def test_several_raters_are_averaged_and_compared(tmp_path: Path) -> None:
+    tables = make()
+    base = tables.scores["pc"].to_numpy()
+    ann, bob = base, np.where(np.arange(36) % 3 == 0, np.clip(base + 1, 0, 5), base)
+    frames = [
+        tables.scores[["file"]].assign(rater=name, pc=values)
+        for name, values in (("ann", ann), ("bob", bob))
+    ]
+    path = tmp_path / "h.csv"
+    path.write_text(pd.concat(frames).to_csv(index=False))
+    run = open_run(tables.write(tmp_path / "run").path)
+    table = agreement(run, path)
+    found = cells_of(table)
+    assert found.loc["bias", "value"] == pytest.approx((base - (ann + bob) / 2).mean())
+    assert np.isnan(found.loc["exact", "value"])  # means of two are no whole numbers
+    assert found.loc["exact", "reason"] == "told of whole numbers only"
+    raters = cells_of(table, compared="raters").loc["raters_alpha"]
+    assert 0.9 < raters["value"] < 1.0
+    assert raters["low"] < raters["value"] < raters["high"]
+    assert raters["n_images"] == 36
+
+
+def test_the_expected_score_has_rows_of_its_own(tmp_path: Path) -> None:
+    tables = make()
+    people = np.clip(tables.scores["pc"].to_numpy() + np.resize([0.5, -0.5, 0.3], 36), 0, 5)
+    tables.scores["pc_expected"] = people * 0.9 + tables.scores["pc"] * 0.1
+    run = open_run(tables.write(tmp_path / "run").path)
+    table = agreement(run, rated(tables, people, tmp_path / "h.csv"))
+    found = cells_of(table, compared="expected")
+    assert found.index.tolist() == [*STATISTICS, "nearer"]
+    verdict, expected = tables.scores["pc"] - people, tables.scores["pc_expected"] - people
+    fall = (verdict.abs() - expected.abs()).mean()
+    assert fall > 0
+    assert found.loc["nearer", "value"] == pytest.approx(fall)
+    assert 0 < found.loc["nearer", "low"] < fall < found.loc["nearer", "high"]
+
+
+def test_too_little_is_null_with_a_reason(tmp_path: Path) -> None:
+    tables = make()
+    people = np.full(36, np.nan)
+    people[:2] = [3.0, 4.0]
+    run = open_run(tables.write(tmp_path / "run").path)
+    found = cells_of(agreement(run, rated(tables, people, tmp_path / "h.csv")))
+    needs = "needs at least 3 images with score and rating, has 2"
+    assert found["reason"].tolist()[:3] == [needs] * 3
+    assert found["value"].isna().tolist() == [True] * 3 + [False] * 3
+    assert found.loc["bias", "reason"] == "an interval needs at least 5 images, has 2"
+    people[:] = 4.0
+    found = cells_of(agreement(run, rated(tables, people, tmp_path / "h.csv")))
+    assert found.loc["spearman", "reason"].startswith("constant: ")
+    assert found.loc["kappa", "value"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_images_that_were_rated_but_not_scored_alone_leave_nothing(tmp_path: Path) -> None:
+    tables = make()
+    tables.scores["pc"] = np.nan
+    run = open_run(tables.write(tmp_path / "run").path)
+    found = cells_of(agreement(run, rated(tables, np.full(36, 3.0), tmp_path / "h.csv")))
+    assert found["value"].isna().all()
+    assert found["n_images"].tolist() == [0] * 6
+    assert found.loc["bias", "reason"] == "needs at least an image with score and rating, has 0"
+
+
+def test_it_is_written_with_what_it_rests_on(tmp_path: Path) -> None:
+    tables = make()
+    folder = tables.write(tmp_path / "run")
+    ratings = rated(tables, tables.scores["pc"].to_numpy(), tmp_path / "people.csv")
+    _, table, counts = write_agreement(folder.path, ratings)
+    manifest = json.loads(folder.manifest.read_text(encoding="utf-8"))
+    assert manifest["agreement"] == counts
+    assert counts == {
+        "ratings_file": "people.csv",
+        "ratings_sha256": sha256_file(ratings),
+        "ratings": 36,
+        "images": 36,
+        "raters": 1,
+        "scores_sha256": sha256_file(folder.scores),
+    }
+    before = folder.agreement.read_bytes()
+    assert len(pd.read_csv(folder.agreement)) == len(table)
+    write_agreement(folder.path, ratings)
+    assert folder.agreement.read_bytes() == before
+
+
+def test_a_run_without_judge_is_refused(tmp_path: Path) -> None:
+    tables = make_tables(judged=False)
+    run: Run = open_run(tables.write(tmp_path / "run").path)
+    with pytest.raises(UsageError, match="has no judge's scores"):
+        agreement(run, tmp_path / "none.csv")
+
+
+def test_nothing_is_written_if_the_ratings_do_not_fit(tmp_path: Path) -> None:
+    tables = make()
+    folder = tables.write(tmp_path / "run")
+    manifest = folder.manifest.read_bytes()
+    ratings = rated(tables, np.full(36, 7.0), tmp_path / "h.csv")
+    with pytest.raises(UsageError, match="out of range"):
+        write_agreement(folder.path, ratings)
+    assert not folder.agreement.exists()
+    assert folder.manifest.read_bytes() == manifest

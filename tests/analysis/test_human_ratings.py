@@ -1,0 +1,157 @@
+"""A file of people's ratings: what is accepted, and that nothing wrong in it goes unsaid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from report.synthetic_run import make_tables
+
+from autolora_eval.analysis import human_ratings
+from autolora_eval.analysis.human_ratings import read_ratings
+from autolora_eval.errors import UsageError
+from autolora_eval.rubric import Score
+
+SCORES = {
+    "pc": Score(key="p", display_name="Prompt correspondence"),
+    "sa": Score(key="s", display_name="Style adherence", min=1.0, max=3.0),
+}
+IMAGES = make_tables(methods=("LoRA", "AutoLoRA")).scores  # 2 cells × 2 prompts × 3 seeds
+FILE = "images/SDXL--LoRA/p0/0.png"
+PROMPT = '"a castle at night, pixel art"'
+
+
+def read(tmp_path: Path, content: str | bytes) -> pd.DataFrame:
+    path = tmp_path / "human.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_ratings(path, IMAGES, SCORES)
+
+
+def refused(tmp_path: Path, content: str | bytes) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, content)
+    lines = str(caught.value).splitlines()
+    return [line.replace(str(tmp_path / "human.csv"), "human.csv") for line in lines]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"file,pc\n{FILE},3.5\n",
+        f"\ufefffile,pc\r\n{FILE},3.5\r\n",
+        f"file,rater,pc,sa\n\n{FILE}, ann , 3.5 ,\n,,,\n",
+        f"pc,file\n3.50,./{FILE}\n",
+        "file,pc\nimages\\SDXL--LoRA\\p0\\0.png,+3.5e0\n",
+        f"cell,prompt,seed,pc\nSDXL--LoRA,{PROMPT},0,3.5\n",
+        "cell,prompt_index,seed,pc\nSDXL--LoRA,0.0,00,3.5\n",
+        "file,cell,prompt,prompt_index,seed,sha256,pc\n"
+        f"{FILE},SDXL--LoRA,{PROMPT},0,0,{'0' * 64},3.5",
+        f"file,cell,seed,prompt,pc\n{FILE},,,,3.5\n",
+    ],
+)
+def test_an_image_is_named_by_its_file_or_by_its_parts(tmp_path: Path, content: str) -> None:
+    found = read(tmp_path, content)
+    assert found["image"].tolist() == [0]
+    assert found["pc"].tolist() == [3.5]
+
+
+def test_every_image_is_found_by_either_name(tmp_path: Path) -> None:
+    by_file = IMAGES[["file"]].assign(pc=1.0)
+    by_parts = IMAGES[["cell", "prompt", "seed"]].assign(pc=1.0)
+    for frame in (by_file, by_parts):
+        found = read(tmp_path, frame.to_csv(index=False))
+        assert found["image"].tolist() == list(range(len(IMAGES)))
+
+
+def test_blanks_are_missing_and_never_zero(tmp_path: Path) -> None:
+    other = FILE.replace("0.png", "1.png")
+    found = read(tmp_path, f"file,rater,sa,pc\n{FILE},ann,,0\n{FILE},bob,3,\n{other},ann,,\n")
+    assert found["rater"].tolist() == ["ann", "bob", "ann"]
+    assert found["pc"].tolist() == pytest.approx([0.0, np.nan, np.nan], nan_ok=True)
+    assert found["sa"].tolist() == pytest.approx([np.nan, 3.0, np.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"file,pcc\n{FILE},3\n", "human.csv: unknown column 'pcc'. Did you mean 'pc'?"),
+        (f"file,pc,PC\n{FILE},3,3\n", "human.csv: unknown column 'PC'. Did you mean 'pc'?"),
+        (f"file,pc,pc\n{FILE},3,3\n", "human.csv: two columns 'pc'; leave out one."),
+        (f"file,rater\n{FILE},ann\n", "human.csv: no column of ratings. The judge's scores are: "),
+        ("seed,prompt,pc\n0,x,3\n", "human.csv: no column says which image a row rates: expected"),
+        (f"file,pc\n{FILE},good\n", "human.csv:2: pc: 'good' is not a number such as 3 or 3.5."),
+        (f'file,pc\n{FILE},"3,5"\n', "human.csv:2: pc: '3,5' is not a number such as 3 or 3.5."),
+        (f"file,pc\n{FILE},nan\n", "human.csv:2: pc: 'nan' is not a number"),
+        (f"file,pc\n{FILE},1_0\n", "human.csv:2: pc: '1_0' is not a number"),
+        (f"file,pc\n{FILE},6\n", "human.csv:2: pc: 6 is out of range; expected 0 to 5."),
+        (f"file,pc\n{FILE},1e999\n", "human.csv:2: pc: 1e999 is out of range"),
+        (f"file,sa\n{FILE},0\n", "human.csv:2: sa: 0 is out of range; expected 1 to 3."),
+        (
+            "file,pc\nimages/x.png,3\n",
+            f"human.csv:2: no image 'images/x.png' in the run; expected a path such as '{FILE}'.",
+        ),
+        (
+            "cell,prompt_index,seed,pc\nSDXL--Lora,0,0,3\n",
+            "human.csv:2: no cell 'SDXL--Lora' in the run. Did you mean 'SDXL--LoRA'?",
+        ),
+        (
+            "cell,prompt_index,seed,pc\nSDXL--LoRA,0,9,3\n",
+            "human.csv:2: no image of cell 'SDXL--LoRA', prompt_index '0', seed '9' in the run.",
+        ),
+        ("cell,prompt_index,seed,pc\nSDXL--LoRA,,0,3\n", "human.csv:2: it does not say which im"),
+        (f"file,seed,pc\n{FILE},1,3\n", "human.csv:2: seed is '1', and that of the image it names"),
+        (f"file,sha256,pc\n{FILE},{'1' * 64},3\n", f"human.csv:2: sha256 is '{'1' * 64}', and"),
+        (f"file,pc\n{FILE},3\n\n{FILE},4\n", "human.csv:4: the image was rated in line 2 already"),
+        (
+            f"file,rater,pc\n{FILE},ann,3\n{FILE},ann,4\n",
+            "human.csv:3: the image was rated by 'ann' in line 2 already; leave out one.",
+        ),
+        (f"file,rater,pc\n{FILE},,3\n", "human.csv:2: no rater; expected a name, or no column"),
+        (f"file,pc\n{FILE},3,4\n", "human.csv:2: 3 fields; expected 2, as in the first line."),
+        (f'file,pc\n"{FILE}" x,3\n', "human.csv:2: not CSV: "),
+        (f'file,pc\n{FILE},"3\n', "human.csv:2: not CSV: "),
+        (f"file;pc\n{FILE};3\n", "human.csv: columns are separated by ';'; expected commas."),
+        (f"file\tpc\n{FILE}\t3\n", "human.csv: columns are separated by tabs; expected commas."),
+        ("", "human.csv: empty; expected a line of column names, and one a rating."),
+        (f"file,pc\n{FILE},\n", "human.csv: no rating in it: every field of pc is empty."),
+        ("file,pc\n", "human.csv: no rating in it"),
+        ("file,rater,pc\nx,Zoë,3\n".encode("latin-1"), "human.csv:2: not UTF-8 (byte 0xeb). Save"),
+        (f"file,pc\n{FILE},3\n".encode("utf-16"), "human.csv:1: not UTF-8 (byte 0xff)."),
+        ("file,pc\n\x1b[31mred\x1b[0m,3\n", "human.csv:2: no image '\ufffd[31mred\ufffd[0m' in"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(
+    tmp_path: Path, content: str | bytes, message: str
+) -> None:
+    lines = refused(tmp_path, content)
+    assert len(lines) == 1
+    assert lines[0].startswith(message)
+    assert "\x1b" not in lines[0]
+
+
+def test_problems_are_gathered_up_to_ten(tmp_path: Path) -> None:
+    lines = refused(tmp_path, f"file,pc,sa\n{FILE},9,9\nx.png,a,2\n")
+    assert [line.split(":")[1] for line in lines] == ["2", "2", "3", "3"]
+    many = refused(tmp_path, "file,pc\n" + "x.png,3\n" * 30)
+    assert len(many) == 11
+    assert many[9].startswith("human.csv:11: ")
+    assert many[10] == "Further lines were not looked at."
+
+
+def test_a_quoted_line_break_does_not_shift_the_lines(tmp_path: Path) -> None:
+    lines = refused(tmp_path, f'file,rater,pc\n{FILE},"a\nb",3\nx.png,ann,3\n')
+    assert lines[0].startswith("human.csv:4: no image 'x.png'")
+
+
+def test_no_file_a_folder_and_too_large_a_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"none.csv' cannot be read .*No such file"):
+        read_ratings(tmp_path / "none.csv", IMAGES, SCORES)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_ratings(tmp_path, IMAGES, SCORES)
+    monkeypatch.setattr(human_ratings, "MAX_BYTES", 1_000_000)
+    lines = refused(tmp_path, b"x" * 3_000_000)
+    assert lines == ["human.csv: 3 MB; expected at most 1 MB of ratings."]
