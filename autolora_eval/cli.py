@@ -140,6 +140,24 @@ def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
 
 
 @app.command()
+def agreement(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    ratings: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV, one row a rating: 'file' as in scores.parquet, or 'cell', 'prompt' and "
+            "'seed'; 'rater', if there are several; a column for each score, such as 'pc'."
+        ),
+    ],
+) -> None:
+    """Compare the judge with people's ratings of the same images, for the next report."""
+    from autolora_eval import display
+    from autolora_eval.analysis.agreement import write_agreement
+
+    display.show_agreement(*write_agreement(run, ratings))
+
+
+@app.command()
 def methods() -> None:
     """List the guidance methods with their parameters and sources."""
     from autolora_eval import display

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,9 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from autolora_eval.benchmark.sources import Source
+from autolora_eval.files import Json
 from autolora_eval.plan import Plan, describe_parameters
 from autolora_eval.progress import Progress
 from autolora_eval.run_folder import Run, RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 console = Console()
 
@@ -124,6 +128,42 @@ def show_run(run: Run) -> None:
     show_done("report", run.folder.report_pdf)
 
 
+def show_agreement(folder: RunFolder, found: pd.DataFrame, counts: Json) -> None:
+    """Print how far the judge agrees with people, and why a number or its interval is missing."""
+    from autolora_eval.analysis.agreement import ALL, described
+
+    people = "person" if counts["raters"] == 1 else "people"
+    console.print(
+        f"{counts['ratings']:,} ratings of {counts['images']:,} images by {counts['raters']:,} "
+        f"{people}; in brackets 95 % intervals",
+        highlight=False,
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("Score", overflow="fold")
+    table.add_column("")
+    for head in ("Value", "", "Images"):
+        table.add_column(head, justify="right")
+    reasons: dict[str, None] = {}
+    for row in found[found["cell"] == ALL].to_dict("records"):
+        label, signed = described(row)
+        value, low, high = (_number(row[key], signed=signed) for key in ("value", "low", "high"))
+        score = f"{row['score']}, expected" if row["compared"] == "expected" else row["score"]
+        within = "" if low == "–" else f"[{low}, {high}]"
+        table.add_row(Text(score), Text(label), value, Text(within), f"{row['n_images']:,}")
+        if isinstance(row["reason"], str):
+            reasons[f"{label}: {row['reason']}"] = None
+    console.print(table)
+    for reason in reasons:
+        console.print(Text(reason, "dim"))
+    show_done("agreement", folder.agreement)
+    console.print(
+        f"The next report shows it, and by cell: autolora-eval report {folder.path}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def show_done(what: str, path: Path) -> None:
     """Print where something was written."""
     console.print(f"[bold]{what}[/]: {escape(str(path))}", soft_wrap=True, highlight=False)
@@ -143,5 +183,7 @@ def show_methods() -> None:
         console.print(f"    source: {escape(method.source)}", highlight=False)
 
 
-def _number(value: Any) -> str:  # noqa: ANN401
-    return "–" if value is None or value != value else f"{value:.3f}"
+def _number(value: Any, *, signed: bool = False) -> str:  # noqa: ANN401
+    if value is None or value != value:
+        return "–"
+    return f"{value:+.3f}" if signed else f"{value:.3f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,17 @@ STATISTICS = {
 RATERS_ALPHA = "raters_alpha"
 # How much nearer to people the expected score is than the verdict: the fall of the mean distance.
 NEARER = "nearer"
+
+
+def described(row: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return what a row tells, for tables, and whether its value is told with its sign."""
+    if row["statistic"] == RATERS_ALPHA:
+        return "Raters' own α", False
+    if row["statistic"] == NEARER:
+        return "Nearer than verdict by", True
+    statistic = STATISTICS[row["statistic"]]
+    where = "" if row["cell"] == ALL else f" in {row['cell']}"
+    return f"{statistic.label}{where}", statistic.signed
 
 
 def agreement(run: Run, ratings: str | Path) -> pd.DataFrame:
