@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import platform
+import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +79,16 @@ def choose_dtype(stated: str, device: torch.device) -> torch.dtype:
         stated = "float16" if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, stated)
     return dtype
+
+
+def free_memory() -> None:
+    """Give back the GPU memory of models that are no longer held; torch keeps it otherwise."""
+    if "torch" in sys.modules:
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def package_versions() -> dict[str, str]:

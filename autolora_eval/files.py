@@ -53,14 +53,21 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[Json]:
-    """Read one JSON object a line; a missing file is empty.
+    """Read one JSON object a line; a missing file is empty."""
+    return list(iterate_jsonl(path))
+
+
+def iterate_jsonl(path: Path) -> Iterator[Json]:
+    """Yield one JSON object a line, read one by one; a missing file is empty.
 
     A last line without its line break is what a killed writer leaves: it is not a row.
     """
     if not path.exists():
-        return []
-    complete, _, _ = path.read_bytes().rpartition(b"\n")  # it may be torn within a character
-    return [json.loads(line) for line in complete.split(b"\n") if line.strip()]
+        return
+    with path.open("rb") as stream:
+        for line in stream:
+            if line.endswith(b"\n") and line.strip():
+                yield json.loads(line)
 
 
 def sha256_bytes(data: bytes) -> str:

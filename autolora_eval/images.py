@@ -7,20 +7,20 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from autolora_eval.files import read_jsonl, sha256_file
+from autolora_eval.files import Json, iterate_jsonl, sha256_file
 from autolora_eval.plan import Cell, Plan
 from autolora_eval.run_folder import RunFolder
 
 MAX_PIXELS = 100_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CellImage:
     """One image of a cell.
 
     Attributes:
-        id: its path below the cell's image folder; names its features and judgement.
-        path: the file.
+        folder: the cell's image folder.
+        id: its path below that folder; names its features and judgement.
         prompt_index: place of its prompt in the benchmark.
         prompt: its prompt.
         seed: its seed.
@@ -28,13 +28,18 @@ class CellImage:
         nfe: denoiser passes it took; None if not recorded.
     """
 
+    folder: Path
     id: str
-    path: Path
     prompt_index: int
     prompt: str
     seed: int
     sha256: str | None
     nfe: int | None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / self.id
 
 
 class ImageError(Exception):
@@ -43,18 +48,59 @@ class ImageError(Exception):
 
 def cell_images(plan: Plan, cell: Cell, folder: RunFolder) -> list[CellImage]:
     """Return the images of a cell in the order of the plan, those without a file included."""
-    rows = {row["file_name"]: row for row in read_jsonl(folder.metadata(cell.id))}
     key = folder.settings_key(cell.id)
     # An image of other settings, which an interrupted run has not yet replaced, is none of ours.
-    rows = {name: row for name, row in rows.items() if key in (None, row.get("settings_key"))}
+    passes = {
+        row["file_name"]: row.get("nfe")
+        for row in iterate_jsonl(folder.metadata(cell.id))
+        if key in (None, row.get("settings_key"))
+    }
+    place = folder.images(cell.id)
     found = []
     for job in plan.jobs:
-        path = folder.images(cell.id) / job.file
-        ours = key is None or job.file in rows
-        sha256 = sha256_file(path) if ours and path.is_file() else None
-        nfe = rows.get(job.file, {}).get("nfe")
-        found.append(CellImage(job.file, path, job.prompt_index, job.prompt, job.seed, sha256, nfe))
+        name = job.file
+        ours = key is None or name in passes
+        sha256 = sha256_file(place / name) if ours and (place / name).is_file() else None
+        nfe = passes.get(name)
+        found.append(CellImage(place, name, job.prompt_index, job.prompt, job.seed, sha256, nfe))
     return found
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file, byte for byte, known to open.
+
+    Attributes:
+        data: the file's bytes.
+        format: as Pillow names it, such as `PNG`.
+        width: pixels.
+        height: pixels.
+    """
+
+    data: bytes
+    format: str
+    width: int
+    height: int
+
+    def facts(self) -> Json:
+        """Return what is recorded of it."""
+        size = {"width": self.width, "height": self.height}
+        return {"format": self.format, **size, "bytes": len(self.data)}
+
+
+def read_picture(path: Path, max_bytes: int) -> Picture:
+    """Return an image file as it is, once it is known to open.
+
+    Raises:
+        ImageError: it is missing or corrupt, or larger than 100 megapixels or `max_bytes`.
+    """
+    image = open_image(path)
+    with Image.open(path) as opened:
+        kind = opened.format or "PNG"
+    data = path.read_bytes()
+    if len(data) > max_bytes:
+        raise ImageError(f"too_large ({len(data)} bytes)")
+    return Picture(data, kind, image.width, image.height)
 
 
 def open_image(path: Path) -> Image.Image:

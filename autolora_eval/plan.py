@@ -47,7 +47,7 @@ class Cell:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageJob:
     """One image to be made: a prompt and a seed.
 

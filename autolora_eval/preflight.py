@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from autolora_eval.benchmark.sources import Source
@@ -12,6 +13,7 @@ from autolora_eval.devices import choose_device, require
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.identity import hub_refusal, in_cache, unreachable
 from autolora_eval.plan import Plan
+from autolora_eval.run_folder import RunFolder
 
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
 
@@ -44,7 +46,7 @@ def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
         lambda: _disk(plan, output),
     ]
     if judged:
-        checks.append(lambda: _judge_server(plan))
+        checks.append(lambda: _judge_server(plan, output))
     return [text for check in checks if (text := _try(check))]
 
 
@@ -72,12 +74,24 @@ def _hub(plan: Plan) -> None:
         raise AutoLoRAEvalError(unreachable([source for source, _ in refused], refused[0][1]))
 
 
-def _judge_server(plan: Plan) -> None:
+def _judge_server(plan: Plan, output: Path) -> None:
     judge = plan.benchmark.spec.judge
-    if judge is not None and judge.backend == "openai":
-        from autolora_eval.scoring.judges.openai_server import OpenAIJudge
+    if judge is None or judge.backend != "openai":
+        return
+    from autolora_eval.scoring.judgements import recorded_judging
 
-        OpenAIJudge(judge).check()
+    if recorded_judging(plan, RunFolder(output)) is not None:
+        return  # all is judged: no server is needed
+    if judge.launch:
+        from autolora_eval.serving.launch import check_launch
+
+        require("openai", "openai")
+        check_launch(judge)
+        return
+    from autolora_eval.scoring.judges.openai_server import OpenAIJudge
+
+    with closing(OpenAIJudge(judge)) as server:
+        server.check()
 
 
 def _disk(plan: Plan, output: Path) -> None:

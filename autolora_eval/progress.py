@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
-Advance = Callable[[int], None]
 LOG_EVERY_SECONDS = 20.0
+
+
+class Advance(Protocol):
+    """Is told how much more was done, and in a few words what is to be known of it."""
+
+    def __call__(self, n: int, note: str = "") -> None:
+        """Note that `n` more are done."""
+
+
+class _Rate(ProgressColumn):
+    """How much is done in a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g}/s")
 
 
 class Progress:
@@ -30,6 +48,11 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console
 
+    def say(self, text: str) -> None:
+        """Print a line between the bars."""
+        if self.console is not None:
+            self.console.print(text, highlight=False, markup=False)
+
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
         """Draw one stage; yields a function that is told how much was done.
@@ -39,11 +62,15 @@ class Progress:
             total: how much there is to do.
         """
         if self.console is None:
-            yield lambda n: None
+            yield lambda n, note="": None
         elif self.console.is_terminal:
             with self._bars() as bars:
-                task = bars.add_task(name, total=total)
-                yield lambda n: bars.advance(task, n)
+                task = bars.add_task(name, total=total, note="")
+
+                def advance_bar(n: int, note: str = "") -> None:
+                    bars.update(task, advance=n, note=note)
+
+                yield advance_bar
         else:
             with self._lines(name, total) as advance:
                 yield advance
@@ -57,6 +84,8 @@ class Progress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            _Rate(),
+            TextColumn("{task.fields[note]}"),
             console=self.console,
         )
 
@@ -64,16 +93,17 @@ class Progress:
     def _lines(self, name: str, total: int) -> Iterator[Advance]:
         assert self.console is not None
         console, start = self.console, time.monotonic()
-        done, told = 0, start
+        done, told, noted = 0, start, ""
 
-        def advance(n: int) -> None:
-            nonlocal done, told
+        def advance(n: int, note: str = "") -> None:
+            nonlocal done, told, noted
             done += n
+            noted = f", {note}" if note else ""
             now = time.monotonic()
             if now - told >= LOG_EVERY_SECONDS and done:
                 left = (now - start) / done * (total - done)
-                console.print(f"{name}: {done}/{total}, about {left:.0f} s left")
+                console.print(f"{name}: {done}/{total}, about {left:.0f} s left{noted}")
                 told = now
 
         yield advance
-        console.print(f"{name}: {done}/{total} in {time.monotonic() - start:.0f} s")
+        console.print(f"{name}: {done}/{total} in {time.monotonic() - start:.0f} s{noted}")

@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "judgements" / f"{cell}.jsonl"
 
     @property
+    def judge_log(self) -> Path:
+        """What the judge's server printed, where the run itself started it."""
+        return self.path / "judge_server.log"
+
+    @property
     def scores(self) -> Path:
         """One row an image."""
         return self.path / "scores.parquet"

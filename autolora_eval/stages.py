@@ -5,11 +5,13 @@ Each stage reads and writes files of the run folder, runs alone, and does nothin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.devices import choose_device
+from autolora_eval.devices import choose_device, free_memory
 from autolora_eval.errors import AutoLoRAEvalError, UsageError
 from autolora_eval.manifest import (
     other_settings,
@@ -211,9 +213,25 @@ class Stages:
         if self.plan.benchmark.rubric is None:
             update_manifest(self.folder, judge=None)
             return
-        from autolora_eval.scoring.judgements import judge_images, open_judge
+        from autolora_eval.scoring.judgements import judge_images, open_judge, recorded_judging
 
         started = datetime.now(UTC)
-        judge = judge_images(self.plan, self.folder, open_judge(self.plan), self.progress)
-        update_manifest(self.folder, judge=judge)
-        self._note_times("judge", started, judge["done"], judge["reused"])
+        judged = recorded_judging(self.plan, self.folder)
+        if judged is None:
+            with self._served() as base_urls, closing(open_judge(self.plan, base_urls)) as judge:
+                judged = judge_images(self.plan, self.folder, judge, self.progress)
+        update_manifest(self.folder, judge=judged)
+        self._note_times("judge", started, judged["done"], judged["reused"])
+
+    @contextmanager
+    def _served(self) -> Iterator[list[str] | None]:
+        """Serve the judge while the block runs, if the benchmark asks for it."""
+        spec = self.plan.benchmark.spec.judge
+        if spec is None or not spec.launch:
+            yield None
+            return
+        from autolora_eval.serving.launch import launched
+
+        free_memory()  # what generation and features held, so that the server can have it
+        with launched(spec, self.folder.judge_log, self.progress.say) as base_url:
+            yield [base_url]

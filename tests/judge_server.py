@@ -24,6 +24,8 @@ class Http:
     status: int = 200
     body: bytes = b"{}"
     kind: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+    declared_length: int | None = None  # where it is not the body's
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,15 @@ class Drop:
     """The connection is closed without an answer."""
 
 
-Answer = str | dict[str, Any] | Http | Hang | Drop
+@dataclass(frozen=True)
+class Drip:
+    """A body that comes byte by byte."""
+
+    body: bytes
+    seconds_a_byte: float
+
+
+Answer = str | dict[str, Any] | Http | Hang | Drop | Drip
 
 
 @dataclass
@@ -71,6 +81,8 @@ class JudgeServer:
     models: Answer = field(default_factory=lambda: {"object": "list", "data": [{"id": MODEL}]})
     calls: list[Call] = field(default_factory=list)
     model_calls: int = 0
+    version: str | None = None
+    connections: set[object] = field(default_factory=set)
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -87,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         state = self.server.state
+        if self.path == "/version":
+            self._send({"version": state.version} if state.version else Http(404))
+            return
         assert self.path == "/v1/models"
         state.model_calls += 1
         self._send(state.models)
@@ -97,6 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         call = Call({name.lower(): value for name, value in self.headers.items()}, body)
         with state.lock:
+            state.connections.add(self.client_address)
             number = len(state.calls)
             state.calls.append(call)
         answer = state.answer(call, number)
@@ -108,21 +124,53 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(answer, Hang | Drop):
             self.close_connection = True
             return
+        if isinstance(answer, Drip):
+            self._drip(answer)
+            return
         http = answer if isinstance(answer, Http) else Http(body=json.dumps(answer).encode())
+        length = len(http.body) if http.declared_length is None else http.declared_length
         self.send_response(http.status)
-        self.send_header("Content-Type", http.kind)
-        self.send_header("Content-Length", str(len(http.body)))
+        for name, value in {
+            "Content-Type": http.kind,
+            "Content-Length": str(length),
+            **http.headers,
+        }.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(http.body)
+        self._write(http.body)
+        if length > len(http.body):
+            self.close_connection = True
+
+    def _drip(self, answer: Drip) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        for byte in answer.body:
+            if not self._write(bytes([byte])):
+                return
+            time.sleep(answer.seconds_a_byte)
+
+    def _write(self, data: bytes) -> bool:
+        """Write, unless the other end has had enough."""
+        try:
+            self.wfile.write(data)
+        except OSError:
+            self.close_connection = True
+            return False
+        return True
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256  # many connections may be opened at once
+
+
 @contextmanager
 def judge_server(state: JudgeServer) -> Iterator[JudgeServer]:
     """Serve on a port of its own until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server = _Server(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     server.block_on_close = False
     server.state = state  # type: ignore[attr-defined]

@@ -14,7 +14,8 @@ from autolora_eval.images import cell_images
 from autolora_eval.plan import Plan
 from autolora_eval.run_folder import RunFolder
 from autolora_eval.scoring import features as feature_stage
-from autolora_eval.scoring.judgements import _append, judgement
+from autolora_eval.scoring.judgement_file import JudgementFile
+from autolora_eval.scoring.judgements import judgement
 from autolora_eval.scoring.judges.base import Reply
 
 KEY = "judge-and-rubric"
@@ -69,7 +70,7 @@ def write_judgements(
             text, reason = (None, given) if isinstance(given, str) else (json.dumps(given), None)
             reply = Reply(text, reason, False, "someone", 0.1)
             rows.append(judgement(image, reply, rubric, KEY))
-        _append(folder.judgements(cell.id), rows)
+        JudgementFile(folder.judgements(cell.id)).append(rows)
 
 
 def vector(place: Place, dim: int = 6) -> np.ndarray:

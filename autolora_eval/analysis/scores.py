@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,9 +12,10 @@ from autolora_eval.images import CellImage, cell_images
 from autolora_eval.plan import Cell, Plan
 from autolora_eval.run_folder import RunFolder
 from autolora_eval.scoring.feature_file import CellFeatures, read_features
-from autolora_eval.scoring.judgements import final_judgements
+from autolora_eval.scoring.judgements import judgements_by_image
 
 NOT_JUDGED = "not_judged"
+EXPECTED = "_expected"
 
 
 def join_scores(plan: Plan, folder: RunFolder, judge_key: str | None) -> pd.DataFrame:
@@ -27,28 +28,39 @@ def join_scores(plan: Plan, folder: RunFolder, judge_key: str | None) -> pd.Data
 
     Returns:
         Columns cell, model, method, the parameters, prompt_index, prompt, seed, image_id, file,
-        sha256, nfe, one column a score (null if unscored) and unscored_reason (null if scored).
+        sha256, nfe, one column a score (the mean of its verdicts; null if unscored), one
+        `<score>_expected` each if there are any, and unscored_reason (null if scored).
     """
     rubric = plan.benchmark.rubric
     columns = [] if rubric is None else list(rubric.scores)
+    judge = plan.benchmark.spec.judge
+    repeats = 0 if judge is None else judge.repeats
     rows = []
     for cell in plan.cells:
-        judged: dict[tuple[str, str | None], Json] = {}
+        judged: dict[tuple[str, str | None], list[Json]] = {}
         if judge_key is not None:
-            judged = final_judgements(folder.judgements(cell.id), judge_key, transient=True)
+            judged = judgements_by_image(folder.judgements(cell.id), judge_key)
         for image in cell_images(plan, cell, folder):
-            rows.append(_row(cell, image, judged.get((image.id, image.sha256)), columns))
+            found = judged.get((image.id, image.sha256), [])
+            found = [row for row in found if row.get("repeat", 0) < repeats]
+            rows.append(_row(cell, image, found, columns))
     frame = pd.DataFrame(rows)
-    return frame.astype(dict.fromkeys(columns, "float64") | {"unscored_reason": "string"})
+    # Only a judge that was asked for log-probabilities has any.
+    expected = [f"{column}{EXPECTED}" for column in columns]
+    frame = frame.drop(columns=[column for column in expected if frame[column].isna().all()])
+    numbers = [column for column in [*columns, *expected] if column in frame]
+    return frame.astype(dict.fromkeys(numbers, "float64") | {"unscored_reason": "string"})
 
 
 def _row(
-    cell: Cell, image: CellImage, judgement: Mapping[str, Any] | None, columns: list[str]
+    cell: Cell, image: CellImage, judgements: Sequence[Mapping[str, Any]], columns: list[str]
 ) -> dict[str, Any]:
-    scores = dict.fromkeys(columns, None) if judgement is None else judgement["scores"] or {}
+    """Return the row of an image; a score is the mean of its verdicts."""
+    scored = [judgement for judgement in judgements if judgement["scores"] is not None]
     reason = None
-    if columns:
-        reason = NOT_JUDGED if judgement is None else judgement["reason"]
+    if columns and not scored:
+        reason = judgements[0]["reason"] if judgements else NOT_JUDGED
+    expected = [judgement["expected"] for judgement in scored if judgement.get("expected")]
     return {
         "cell": cell.id,
         "model": cell.model.name,
@@ -61,9 +73,16 @@ def _row(
         "file": f"images/{cell.id}/{image.id}",
         "sha256": image.sha256,
         "nfe": image.nfe,
-        **{column: scores.get(column) for column in columns},
+        **{column: _mean_of([row["scores"] for row in scored], column) for column in columns},
+        **{f"{column}{EXPECTED}": _mean_of(expected, column) for column in columns},
         "unscored_reason": reason,
     }
+
+
+def _mean_of(verdicts: Sequence[Mapping[str, Any]], column: str) -> float | None:
+    """Return the mean of a score over the verdicts that have it; None if none has."""
+    values = [verdict[column] for verdict in verdicts if verdict.get(column) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def planned_features(folder: RunFolder, scores: pd.DataFrame) -> dict[str, CellFeatures]:

@@ -1,35 +1,64 @@
-"""The stage that judges: images in, one judgement an image out, each written as it comes."""
+"""The stage that judges: images in, a judgement of each out, written as it comes."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.devices import choose_device
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.files import Json, content_key, read_jsonl, write_jsonl
+from autolora_eval.files import Json, content_key
 from autolora_eval.images import CellImage, cell_images
-from autolora_eval.plan import Plan
+from autolora_eval.plan import Cell, Plan
 from autolora_eval.progress import Advance, Progress
 from autolora_eval.rubric import Rubric
 from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.judges.base import Judge, Reply, Request, is_transient
-from autolora_eval.scoring.reply import parse_reply
+from autolora_eval.scoring.judgement_cache import JudgementCache, cache_folder, reply_key
+from autolora_eval.scoring.judgement_file import Asked, JudgementFile, Known
+from autolora_eval.scoring.judges.base import Judge, Reply, Request
+from autolora_eval.scoring.reply import MAX_REPLY, parse_reply
+
+# What decides neither question nor reply, only how the judge is reached.
+_WAYS_TO_REACH = frozenset(
+    (
+        *("rubric", "base_url", "api_key_env", "concurrency", "timeout", "max_retries", "repeats"),
+        *("give_up_after", "launch", "vllm_python", "launch_command", "launch_args"),
+        *("launch_timeout", "cache"),
+    )
+)
+UNASKED = Known(final=False, scored=False, attempts=0)
 
 
-def open_judge(plan: Plan) -> Judge:
-    """Return the benchmark's judge; nothing is loaded or asked before its first question."""
-    spec = plan.benchmark.spec.judge
-    assert spec is not None
+class Todo(NamedTuple):
+    """A judgement that is still to be had."""
+
+    cell: Cell
+    image: CellImage
+    repeat: int
+    attempts: int
+
+
+def open_judge(plan: Plan, base_urls: list[str] | None = None) -> Judge:
+    """Return the benchmark's judge; nothing is loaded or asked before its first question.
+
+    Args:
+        plan: whose judge.
+        base_urls: where it is served, if not where the benchmark says.
+    """
+    spec, rubric = _spec(plan), _rubric(plan)
     if spec.backend == "openai":
         from autolora_eval.scoring.judges.openai_server import OpenAIJudge
 
-        return OpenAIJudge(spec)
+        return OpenAIJudge(spec, rubric, base_urls)
     from autolora_eval.scoring.judges.in_process import TransformersJudge
 
-    assert plan.benchmark.judge is not None
-    return TransformersJudge(spec, plan.benchmark.judge, choose_device(plan.benchmark.spec.device))
+    source = plan.benchmark.judge
+    assert source is not None
+    return TransformersJudge(spec, source, choose_device(plan.benchmark.spec.device), rubric)
 
 
 def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress) -> Json:
@@ -39,35 +68,65 @@ def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress
         plan: whose images.
         folder: where images are, and judgements go.
         judge: who judges.
-        progress: is told of each image.
+        progress: is told of each judgement.
 
     Returns:
         What judge and rubric are and how much was done, for the manifest.
+
+    Raises:
+        AutoLoRAEvalError: the judge is gone. What it judged so far is kept.
     """
-    rubric = plan.benchmark.rubric
-    assert rubric is not None
-    what = judge.identity()
+    what, rubric, spec = judge.identity(), _rubric(plan), _spec(plan)
     key = judge_key(what, rubric)
-    spec = plan.benchmark.spec.judge
-    assert spec is not None
-    manifest: Json = {"model": spec.model, **what, "rubric_name": rubric.name}
-    manifest |= {"rubric_sha256": rubric.sha256, "key": key, "done": 0, "reused": 0, "unscored": 0}
-    with progress.task("Judging", plan.n_images) as advance:
-        for cell in plan.cells:
-            path = folder.judgements(cell.id)
-            images = cell_images(plan, cell, folder)
-            known = final_judgements(path, key)
-            todo = [image for image in images if (image.id, image.sha256) not in known]
-            advance(len(images) - len(todo))
-            _judge_cell(judge, rubric, key, todo, path, advance)
-            _rewrite(path, images)
-            rows = final_judgements(path, key, transient=True)
-            manifest["done"] += len(todo)
-            manifest["reused"] += len(images) - len(todo)
-            manifest["unscored"] += sum(
-                rows[image.id, image.sha256]["scores"] is None for image in images
-            )
-    return manifest
+    counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
+    todo = list(_todo(plan, folder, key, counts))
+    with contextlib.closing(JudgementCache(cache_folder() if spec.cache else None)) as cache:
+        work = _Judging(folder, rubric, key, cache, counts)
+        with progress.task("Judging", len(todo)) as advance:
+            try:
+                for group in judge.replies(work.uncached(todo, advance)):
+                    work.write(group)
+                    advance(len(group), f"{counts['unscored']} unscored")
+            finally:
+                work.flush()
+                for cell in plan.cells:
+                    ids = (job.file for job in plan.jobs)
+                    JudgementFile(folder.judgements(cell.id)).put_in_order(ids)
+    return {
+        "model": spec.model,
+        **what,
+        **judge.facts(),
+        "rubric_name": rubric.name,
+        "rubric_sha256": rubric.sha256,
+        "repeats": spec.repeats,
+        "key": key,
+        "asked_key": asked_key(plan),
+        **({"cache_problem": cache.problem} if cache.problem else {}),
+        **counts,
+    }
+
+
+def recorded_judging(plan: Plan, folder: RunFolder) -> Json | None:
+    """Return the manifest's account of a server's judging that is complete, or None.
+
+    With it nothing need be asked, so that a finished run needs no server. A judge in this process
+    is looked at in any case, since its files may have changed.
+    """
+    if plan.benchmark.rubric is None or _spec(plan).backend != "openai":
+        return None
+    recorded: Json = folder.read_manifest().get("judge") or {}
+    if recorded.get("asked_key") != asked_key(plan):
+        return None
+    counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
+    if any(True for _ in _todo(plan, folder, recorded["key"], counts)):
+        return None
+    return {**recorded, **counts}
+
+
+def asked_key(plan: Plan) -> str:
+    """Return the content key of what the benchmark asks of a judge, whoever answers."""
+    settings = _spec(plan).model_dump(mode="json", exclude=set(_WAYS_TO_REACH))
+    return content_key({**settings, "rubric": _rubric(plan).sha256})
 
 
 def judge_key(what: Json, rubric: Rubric) -> str:
@@ -78,26 +137,25 @@ def judge_key(what: Json, rubric: Rubric) -> str:
     return content_key({**what, "identity": identity, "rubric": rubric.sha256})
 
 
-def final_judgements(
-    path: Path, key: str, *, transient: bool = False
-) -> dict[tuple[str, str | None], Json]:
-    """Return the judgements of this judge and rubric by (image id, SHA-256 of the image).
+def judgements_by_image(path: Path, key: str) -> dict[tuple[str, str | None], list[Json]]:
+    """Return the judgements of this judge and rubric by (image id, SHA-256), in order of repeat.
+
+    Those whose call failed, which a later run asks again, are among them.
 
     Args:
         path: a cell's judgements.
         key: of judge and rubric.
-        transient: also those whose call failed, which a later run asks again.
     """
-    return {
-        (row["image_id"], row["sha256"]): row
-        for row in read_jsonl(path)
-        if row["judge_key"] == key and (transient or not is_transient(row["reason"]))
-    }
+    found: dict[tuple[str, str | None], dict[int, Json]] = {}
+    for row in JudgementFile(path).rows(key):
+        repeats = found.setdefault((row["image_id"], row["sha256"]), {})
+        repeats[int(row.get("repeat", 0))] = row
+    return {image: [rows[n] for n in sorted(rows)] for image, rows in found.items()}
 
 
-def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str) -> Json:
+def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: int = 0) -> Json:
     """Return one row of a cell's judgements."""
-    scores, reason, raw = None, reply.reason, None
+    scores, reason, raw, expected = None, reply.reason, None, None
     if reply.text is not None:
         # Half a surrogate pair, which JSON can hold, is no text that a file can.
         raw = reply.text.encode("utf-8", "replace").decode("utf-8")
@@ -105,72 +163,127 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str) -> Json:
         scores, reason = verdict.scores, verdict.reason
         if scores is None and reply.truncated:
             reason = "truncated"
+        if scores is not None and reply.tokens:
+            from autolora_eval.scoring.expected import expected_scores
+
+            expected = expected_scores(raw, reply.tokens, rubric)
     return {
         "image_id": image.id,
         "sha256": image.sha256,
         "prompt": image.prompt,
         "seed": image.seed,
+        "repeat": repeat,
         "scores": scores,
+        "expected": expected,
         "reason": reason,
-        "raw": raw,
+        "raw": None if raw is None else raw[:MAX_REPLY],
         "model": reply.model,
         "latency_seconds": round(reply.latency, 4),
+        "image": reply.sent,
+        "cached": False,
         "judge_key": key,
+        "attempt": reply.attempts,
     }
 
 
-def _judge_cell(
-    judge: Judge,
-    rubric: Rubric,
-    key: str,
-    images: Sequence[CellImage],
-    path: Path,
-    advance: Advance,
-) -> None:
-    failed = final_judgements(path, key, transient=True)
-    for start in range(0, len(images), judge.batch_size):
-        batch = images[start : start + judge.batch_size]
-        requests = [Request(image.path, rubric.question(image.prompt)) for image in batch]
-        replies = judge.ask(requests)
-        if len(replies) != len(batch):
-            raise AutoLoRAEvalError(f"the judge gave {len(replies)} replies to {len(batch)} images")
-        rows = [
-            judgement(image, reply, rubric, key)
-            | {"attempt": 1 + failed.get((image.id, image.sha256), {}).get("attempt", 0)}
-            for image, reply in zip(batch, replies, strict=True)
-        ]
-        _append(path, rows)
-        advance(len(batch))
+def _todo(plan: Plan, folder: RunFolder, key: str, counts: Counter[str]) -> Iterator[Todo]:
+    """Yield what is not judged yet; count what is."""
+    repeats = _spec(plan).repeats
+    for cell in plan.cells:
+        known = JudgementFile(folder.judgements(cell.id)).known(key)
+        for image in cell_images(plan, cell, folder):
+            for repeat in range(repeats):
+                found = known.get(Asked(image.id, image.sha256, repeat).digest, UNASKED)
+                if found.final:
+                    counts["reused"] += 1
+                    counts["unscored"] += not found.scored
+                else:
+                    yield Todo(cell, image, repeat, found.attempts)
 
 
-def _append(path: Path, rows: Iterable[Json]) -> None:
-    """Append rows durably: a killed run repeats no finished call.
+@dataclass
+class _Judging:
+    """Writes what comes; takes from the cache what is there."""
 
-    A last line that a killed writer left torn is ended first, so that it spoils no new row.
-    """
-    import json
+    folder: RunFolder
+    rubric: Rubric
+    key: str
+    cache: JudgementCache
+    counts: Counter[str]
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        if size:
-            stream.seek(size - 1)
-            if stream.read(1) != b"\n":
-                stream.truncate(_end_of_last_line(path))
-        for row in rows:
-            stream.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
-        stream.flush()
-        os.fsync(stream.fileno())
+    def __post_init__(self) -> None:
+        self._from_cache: list[tuple[Todo, Json]] = []
+
+    def uncached(self, todo: Sequence[Todo], advance: Advance) -> Iterator[Request]:
+        """Yield a request for each judgement that no earlier run has had."""
+        for item in todo:
+            question = self.rubric.question(item.image.prompt)
+            row = self._cached(item)
+            if row is None:
+                yield Request(item.image.path, question, item.repeat, item)
+                continue
+            self._from_cache.append((item, row))
+            advance(1, f"{self.counts['unscored']} unscored")
+            if len(self._from_cache) >= 256:
+                self.flush()
+
+    def write(self, group: Sequence[tuple[Request, Reply]]) -> None:
+        """Write replies, durably, and keep them in the cache."""
+        rows, kept = [], []
+        for request, reply in group:
+            item = request.tag
+            assert isinstance(item, Todo)
+            row = judgement(item.image, reply, self.rubric, self.key, item.repeat)
+            rows.append((item, row | {"attempt": item.attempts + reply.attempts}))
+            if reply.text is not None and item.image.sha256 is not None:
+                kept.append((self._cache_key(item), row))
+        self._append(rows)
+        self.counts["done"] += len(rows)
+        self.cache.put((key, {name: row[name] for name in _KEPT}) for key, row in kept)
+
+    def flush(self) -> None:
+        """Write what came from the cache."""
+        self._append(self._from_cache)
+        self.counts["cached"] += len(self._from_cache)
+        self._from_cache = []
+
+    def _append(self, rows: Sequence[tuple[Todo, Json]]) -> None:
+        by_cell: dict[str, list[Json]] = {}
+        for item, row in rows:
+            by_cell.setdefault(item.cell.id, []).append(row)
+            self.counts["unscored"] += row["scores"] is None
+        for cell, found in by_cell.items():
+            JudgementFile(self.folder.judgements(cell)).append(found)
+
+    def _cached(self, item: Todo) -> Json | None:
+        """Return the row of a reply that an earlier run has had to the same question."""
+        if item.image.sha256 is None:
+            return None
+        kept = self.cache.get(self._cache_key(item))
+        if kept is None or not kept.keys() >= _KEPT:
+            return None
+        # Read anew: a parser that has learnt since reads old replies too.
+        reply = Reply(str(kept["raw"]), None, kept["reason"] == "truncated", kept["model"], 0.0)
+        row = judgement(item.image, reply, self.rubric, self.key, item.repeat)
+        told = {name: kept[name] for name in ("expected", "latency_seconds", "image")}
+        return row | told | {"cached": True, "attempt": item.attempts}
+
+    def _cache_key(self, item: Todo) -> str:
+        assert item.image.sha256 is not None
+        question = self.rubric.question(item.image.prompt)
+        return reply_key(self.key, item.image.sha256, question, item.repeat)
 
 
-def _end_of_last_line(path: Path) -> int:
-    return path.read_bytes().rfind(b"\n") + 1
+_KEPT = frozenset(("raw", "reason", "expected", "model", "latency_seconds", "image"))
 
 
-def _rewrite(path: Path, images: Sequence[CellImage]) -> None:
-    """Put the rows into the order of the plan, the last of each key only."""
-    latest = {(row["image_id"], row["sha256"], row["judge_key"]): row for row in read_jsonl(path)}
-    place = {image.id: index for index, image in enumerate(images)}
-    rows = sorted(latest.values(), key=lambda row: place.get(row["image_id"], len(place)))
-    if rows != read_jsonl(path):
-        write_jsonl(path, rows)
+def _spec(plan: Plan) -> JudgeSpec:
+    spec = plan.benchmark.spec.judge
+    assert spec is not None
+    return spec
+
+
+def _rubric(plan: Plan) -> Rubric:
+    rubric = plan.benchmark.rubric
+    assert rubric is not None
+    return rubric

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from autolora_eval.manifest import state_plan, update_manifest
 from autolora_eval.plan import Plan, make_plan
 from autolora_eval.progress import Progress
 from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.judgements import final_judgements, judge_images, open_judge
+from autolora_eval.scoring.judgements import (
+    judge_images,
+    judgements_by_image,
+    open_judge,
+    recorded_judging,
+)
 
 N = 12  # 2 cells × 3 prompts × 2 seeds
 SECRET = "sentinel-key-0451"
@@ -41,7 +47,8 @@ def make(
     """A function that returns the plan of the benchmark, with changes to its judge."""
 
     def plan(**judge: Any) -> Plan:
-        settings = {"base_url": server.url, "max_retries": 0, "batch_size": 4, "timeout": 5.0}
+        settings = {"base_url": server.url, "max_retries": 0, "concurrency": 4, "timeout": 5.0}
+        settings |= {"constraint": "plain", "give_up_after": 0.2, "cache": False}
         benchmark_data["judge"] = benchmark_data["judge"] | settings | judge
         return make_plan(load_benchmark(write_benchmark(benchmark_data)))
 
@@ -56,7 +63,8 @@ def folder(make: Callable[..., Plan], tmp_path: Path) -> RunFolder:
 
 
 def judge(plan: Plan, folder: RunFolder) -> Json:
-    return judge_images(plan, folder, open_judge(plan), Progress())
+    with closing(open_judge(plan)) as asked:
+        return judge_images(plan, folder, asked, Progress())
 
 
 def rows(plan: Plan, folder: RunFolder) -> list[Json]:
@@ -99,15 +107,19 @@ def test_each_image_is_judged_once_with_its_own_prompt(make, folder, server) -> 
 
 def test_an_unchanged_run_asks_nothing_even_without_its_server(make, folder, server) -> None:
     plan = make()
-    judge(plan, folder)
-    files = {cell.id: folder.judgements(cell.id).read_bytes() for cell in plan.cells}
-    server.models = Drop()
     done = judge(plan, folder)
-    assert (done["done"], done["reused"], len(server.calls)) == (0, N, N)
+    files = {cell.id: folder.judgements(cell.id).read_bytes() for cell in plan.cells}
+    state_plan(plan, folder, "bench.yaml", {})
+    update_manifest(folder, judge=done)
+    server.models = Drop()
+    again = recorded_judging(plan, folder)
+    assert again is not None
+    assert again == done | {"done": 0, "reused": N}
+    assert len(server.calls) == N
     assert {cell.id: folder.judgements(cell.id).read_bytes() for cell in plan.cells} == files
 
 
-def test_order_and_batch_size_do_not_matter(make, folder, server, benchmark_data) -> None:
+def test_order_and_concurrency_do_not_matter(make, folder, server, benchmark_data) -> None:
     server.answer = by_content
     plan = make()
     key = judge(plan, folder)["key"]
@@ -116,7 +128,7 @@ def test_order_and_batch_size_do_not_matter(make, folder, server, benchmark_data
         folder.judgements(cell.id).unlink()
     benchmark_data["prompts"] = ["a blue house", "a cat", "a dog"]
     benchmark_data["methods"] = dict(reversed(benchmark_data["methods"].items()))
-    other = make(batch_size=3)
+    other = make(concurrency=3)
     assert judge(other, folder)["key"] == key
     assert outcome(other, folder) == first
     reasons = {reason for _, reason in first.values()}
@@ -127,7 +139,7 @@ def test_failed_calls_are_asked_again_and_refused_replies_are_not(make, folder, 
     answers = [Http(500), Http(429), Drop(), Http(200, b"[]"), "no verdict", '{"pc": 9}']
     answers += [completion(None), completion('{"pc"', "length")]
     server.answer = lambda call, n: answers[n] if n < len(answers) else VERDICT
-    plan = make(batch_size=1)
+    plan = make(concurrency=1)
     done = judge(plan, folder)
     assert done["unscored"] == len(answers)
     reasons = [row["reason"] for row in rows(plan, folder)]
@@ -148,7 +160,7 @@ def test_a_truncated_reply_with_a_whole_verdict_is_scored(make, folder, server) 
 
 
 def test_a_server_that_goes_leaves_what_it_judged(make, folder, server) -> None:
-    plan = make(batch_size=2)
+    plan = make(concurrency=1)
 
     def answer(call: Call, n: int) -> object:
         if n >= 6:
@@ -171,28 +183,29 @@ def test_a_server_that_goes_leaves_what_it_judged(make, folder, server) -> None:
     assert len(outcome(plan, folder)) == N
 
 
-def test_an_interrupted_batch_is_all_that_is_lost(make, folder, server) -> None:
-    """What is in the file when the process dies is what had been answered before the batch."""
-    plan = make(batch_size=2)
+def test_each_reply_is_in_its_file_before_the_next_are_asked_for(make, folder, server) -> None:
+    """What is in the file when the process dies is what had been answered."""
+    plan = make()
     asked = open_judge(plan)
-    ask, batches = asked.ask, []
+    seen: list[int] = []
 
     class Interrupted:
-        batch_size = 2
-        identity = staticmethod(asked.identity)
+        identity, facts, close = asked.identity, asked.facts, asked.close
 
         @staticmethod
-        def ask(requests: Any) -> Any:
-            batches.append(len(rows(plan, folder)))
-            if len(batches) == 4:
-                raise KeyboardInterrupt
-            return ask(requests)
+        def replies(requests: Any) -> Any:
+            for group in asked.replies(requests):
+                yield group
+                seen.append(len(rows(plan, folder)))
+                if seen[-1] >= 6:
+                    raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with closing(asked), pytest.raises(KeyboardInterrupt):
         judge_images(plan, folder, Interrupted(), Progress())
-    assert batches == [0, 2, 4, 6]
-    judge(plan, folder)
-    assert len(server.calls) == N
+    assert 6 <= seen[-1] == len(rows(plan, folder)) < N
+    calls = len(server.calls)
+    done = judge(plan, folder)
+    assert done["done"] == N - seen[-1] == len(server.calls) - calls
 
 
 def test_a_torn_last_line_is_judged_anew(make, folder, server) -> None:
@@ -231,6 +244,22 @@ def benchmark_default(name: str) -> object:
     return Judge.model_fields[name].default
 
 
+def test_a_model_loaded_from_elsewhere_is_asked_anew(make, folder, server) -> None:
+    """Of two checkpoints under one name the server tells where each is from."""
+    server.models = {"data": [{"id": "some-vlm", "root": "org/some-vlm"}]}
+    judge(make(), folder)
+    server.models = {"data": [{"id": "some-vlm", "root": "org/another"}]}
+    assert judge(make(), folder)["done"] == N
+
+
+def test_a_better_server_of_the_same_model_is_not(make, folder, server) -> None:
+    """Address, version, time-outs and concurrency decide no reply."""
+    judge(make(), folder)
+    server.version = "0.99"
+    settings = {"timeout": 9.0, "max_retries": 1, "concurrency": 2}
+    assert judge(make(**settings), folder)["done"] == 0
+
+
 def test_another_model_is_asked_anew(make, folder, server) -> None:
     server.models = {"data": [{"id": "some-vlm"}, {"id": "other-vlm"}]}
     judge(make(), folder)
@@ -257,9 +286,8 @@ def test_a_changed_image_alone_is_asked_anew(make, folder, server) -> None:
     assert (done["done"], len(server.calls)) == (1, N + 1)
     cell = plan.cells[0].id
     key = plan.jobs[0].file, sha256_file(first)
-    assert final_judgements(folder.judgements(cell), done["key"])[key]["raw"] == by_content(
-        server.calls[-1], 0
-    )
+    (row,) = judgements_by_image(folder.judgements(cell), done["key"])[key]
+    assert row["raw"] == by_content(server.calls[-1], 0)
 
 
 def test_unscored_are_counted_among_the_images_that_are_there(make, folder, server) -> None:

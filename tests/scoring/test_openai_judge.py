@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import hashlib
+import re
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import MODEL, VERDICT, Drop, Hang, Http, JudgeServer, completion, judge_server
+from judge_server import (
+    MODEL,
+    VERDICT,
+    Drip,
+    Drop,
+    Hang,
+    Http,
+    JudgeServer,
+    completion,
+    judge_server,
+)
 from PIL import Image
 from scored_run import picture
 
@@ -17,9 +32,11 @@ from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.resources import shipped_root
 from autolora_eval.rubric import Question, read_rubric
-from autolora_eval.scoring.judges.base import Request, is_transient
-from autolora_eval.scoring.judges.openai_server import OpenAIJudge
+from autolora_eval.scoring.judges.base import Reply, Request, is_transient
+from autolora_eval.scoring.judges.openai_protocol import MAX_ANSWER_BYTES
+from autolora_eval.scoring.judges.openai_server import HOPELESS, OpenAIJudge
 
+Make = Callable[..., OpenAIJudge]
 QUESTION = Question("Before the image.", "After it, and <b>ünïcode</b> {braces}.")
 
 
@@ -41,14 +58,47 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def judge(server: JudgeServer, **changes: Any) -> OpenAIJudge:
-    settings = {"timeout": 5.0, "max_retries": 0} | changes
-    return OpenAIJudge(JudgeSpec(rubric="r", model=MODEL, base_url=server.url, **settings))
+@pytest.fixture
+def judge(server: JudgeServer) -> Iterator[Callable[..., OpenAIJudge]]:
+    """A function that returns a judge at the server, with changes to how it asks."""
+    made = []
+
+    def make(**changes: Any) -> OpenAIJudge:
+        settings = {"timeout": 5.0, "max_retries": 0, "base_url": server.url} | changes
+        settings = {"constraint": "plain", "give_up_after": 0.2} | settings
+        rubric = settings.pop("rubric", None)
+        spec = JudgeSpec(rubric="r", model=MODEL, **settings)
+        made.append(OpenAIJudge(spec, rubric))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
 
 
-def test_the_request_is_the_question_and_the_files_bytes(server: JudgeServer, image: Path) -> None:
+def ask(asked: OpenAIJudge, requests: Sequence[Request]) -> list[Reply]:
+    """The replies in the order of the requests."""
+    found = {id(request): reply for group in asked.replies(requests) for request, reply in group}
+    assert len(found) == len(requests)
+    return [found[id(request)] for request in requests]
+
+
+def until_it_stops(asked: OpenAIJudge, requests: Sequence[Request]) -> tuple[list[Reply], str]:
+    """The replies that came until the judge gave up, and what it said then."""
+    came: list[Reply] = []
+    try:
+        for group in asked.replies(requests):
+            came += [reply for _, reply in group]
+    except AutoLoRAEvalError as error:
+        return came, str(error)
+    raise AssertionError("it did not stop")
+
+
+def test_the_request_is_the_question_and_the_files_bytes(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
     settings = {"temperature": 0.25, "max_tokens": 77, "seed": 5}
-    (reply,) = judge(server, **settings).ask([Request(image, QUESTION)])
+    (reply,) = ask(judge(**settings), [Request(image, QUESTION)])
     (call,) = server.calls
     assert call.sha256 == hashlib.sha256(image.read_bytes()).hexdigest()
     before, picture_part, after = call.parts
@@ -64,12 +114,12 @@ def test_the_request_is_the_question_and_the_files_bytes(server: JudgeServer, im
 
 @pytest.mark.parametrize("name", ["pixel_art", "disney_princess"])
 def test_the_papers_rubrics_are_sent_as_they_are(
-    name: str, server: JudgeServer, image: Path
+    name: str, server: JudgeServer, image: Path, judge: Make
 ) -> None:
     """The texts around the image, with the prompt in place, are all of the rubric's text."""
     rubric = read_rubric(shipped_root() / "prompts" / "rubrics" / f"{name}.yaml")
     prompt = "a {cat}, <<<IMAGE DATA>>>"
-    judge(server).ask([Request(image, rubric.question(prompt))])
+    ask(judge(), [Request(image, rubric.question(prompt))])
     sent = [part.get("text", rubric.placeholders.image) for part in server.calls[0].parts]
     stated = rubric.text
     if rubric.placeholders.prompt is not None:
@@ -88,13 +138,14 @@ def test_the_key_comes_from_the_environment(
     server: JudgeServer,
     image: Path,
     monkeypatch: pytest.MonkeyPatch,
+    judge: Make,
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "another-key-that-this-server-must-not-see")
     monkeypatch.delenv("MY_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("MY_KEY", key)
-    asked = judge(server, api_key_env="MY_KEY")
-    asked.ask([Request(image, QUESTION)])
+    asked = judge(api_key_env="MY_KEY")
+    ask(asked, [Request(image, QUESTION)])
     assert server.calls[0].headers["authorization"] == f"Bearer {sent}"
     assert "secret-123" not in str(asked.identity())
 
@@ -124,10 +175,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("answer", "reason"), FAULTS.values(), ids=FAULTS)
 def test_a_failed_call_is_a_reply_with_a_reason(
-    answer: Any, reason: str, server: JudgeServer, image: Path
+    answer: Any, reason: str, server: JudgeServer, image: Path, judge: Make
 ) -> None:
     server.answer = lambda call, n: answer
-    (reply,) = judge(server, timeout=0.4).ask([Request(image, QUESTION)])
+    (reply,) = ask(judge(timeout=0.4), [Request(image, QUESTION)])
     assert (reply.text, reply.reason) == (None, reason)
     assert is_transient(reply.reason) == (reason not in ("refused", "truncated"))
     assert reply.model in (MODEL, "served-as")
@@ -135,58 +186,77 @@ def test_a_failed_call_is_a_reply_with_a_reason(
 
 @pytest.mark.parametrize(("text", "finish"), [("", "stop"), ('{"pc"', "length"), (VERDICT, "stop")])
 def test_what_was_said_comes_back_as_it_is(
-    text: str, finish: str, server: JudgeServer, image: Path
+    text: str, finish: str, server: JudgeServer, image: Path, judge: Make
 ) -> None:
     server.answer = lambda call, n: completion(text, finish)
-    (reply,) = judge(server).ask([Request(image, QUESTION)])
+    (reply,) = ask(judge(), [Request(image, QUESTION)])
     assert (reply.text, reply.reason, reply.truncated) == (text, None, finish == "length")
 
 
 @pytest.mark.parametrize("fault", [Http(500), Http(429), Drop()], ids=["500", "429", "drop"])
-def test_a_failed_call_is_tried_again(fault: Any, server: JudgeServer, image: Path) -> None:
+def test_a_failed_call_is_tried_again(
+    fault: Any, server: JudgeServer, image: Path, judge: Make
+) -> None:
     server.answer = lambda call, n: VERDICT if n == 1 else fault
-    (reply,) = judge(server, max_retries=1).ask([Request(image, QUESTION)])
+    (reply,) = ask(judge(max_retries=1), [Request(image, QUESTION)])
     assert (reply.text, len(server.calls)) == (VERDICT, 2)
 
 
-def test_no_call_is_tried_more_often_than_asked_for(server: JudgeServer, image: Path) -> None:
+def test_no_call_is_tried_more_often_than_asked_for(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
     server.answer = lambda call, n: Http(500)
-    (reply,) = judge(server, max_retries=1).ask([Request(image, QUESTION)])
+    (reply,) = ask(judge(max_retries=1), [Request(image, QUESTION)])
     assert (reply.reason, len(server.calls)) == ("http_500", 2)
 
 
-def test_images_that_cannot_be_sent_cost_no_call(server: JudgeServer, tmp_path: Path) -> None:
+def test_images_that_cannot_be_sent_cost_no_call(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
     corrupt, absent = tmp_path / "corrupt.png", tmp_path / "absent.png"
     corrupt.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     requests = [Request(path, QUESTION) for path in (corrupt, absent)]
-    replies = judge(server).ask(requests)
+    replies = ask(judge(), requests)
     assert [reply.reason for reply in replies] == ["corrupt_image", "missing_image"]
     assert server.calls == []
 
 
-def test_replies_come_in_the_order_of_the_requests(server: JudgeServer, tmp_path: Path) -> None:
-    """The first is answered last."""
-    requests, expected = [], []
-    for n in range(4):
-        path = tmp_path / f"{n}.png"
-        Image.new("RGB", (8, 8), (n, n, n)).save(path)
-        requests.append(Request(path, QUESTION))
-        expected.append(hashlib.sha256(path.read_bytes()).hexdigest())
+def pictures(folder: Path, count: int) -> list[Path]:
+    """Files of pictures that all differ."""
+    paths = [folder / f"{n}.png" for n in range(count)]
+    for n, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (n % 256, n // 256, 0)).save(path)
+    return paths
+
+
+def test_each_reply_comes_to_its_own_request_and_as_soon_as_it_is_there(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    """The first is answered last, and the others do not wait for it."""
+    requests = [Request(path, QUESTION, tag=n) for n, path in enumerate(pictures(tmp_path, 4))]
+    hashes = [hashlib.sha256(request.image.read_bytes()).hexdigest() for request in requests]
+    others = threading.Event()
 
     def slow_for_the_first(call: Any, n: int) -> str:
-        if call.sha256 == expected[0]:
-            time.sleep(0.3)
+        if call.sha256 == hashes[0]:
+            assert others.wait(5.0)
         return str(call.sha256)
 
     server.answer = slow_for_the_first
-    assert [reply.text for reply in judge(server).ask(requests)] == expected
+    came: list[tuple[object, str | None]] = []
+    for group in judge().replies(requests):
+        came += [(request.tag, reply.text) for request, reply in group]
+        if len(came) == 3:
+            others.set()
+    assert sorted(came, key=lambda pair: str(pair[0])) == list(enumerate(hashes))
+    assert came[-1][0] == 0
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_a_server_that_is_not_there(judge: Make) -> None:
     with judge_server(JudgeServer()) as gone:
         pass
     with pytest.raises(AutoLoRAEvalError) as caught:
-        judge(gone).check()
+        judge(base_url=gone.url).check()
     message = str(caught.value)
     assert message.startswith(f"the judge's server at {gone.url} does not answer")
     assert f"vllm serve {MODEL}" in message
@@ -206,31 +276,274 @@ def test_a_server_that_is_not_there() -> None:
         (Drop(), "does not answer"),
     ],
 )
-def test_a_server_that_is_not_the_judges(models: Any, message: str, server: JudgeServer) -> None:
+def test_a_server_that_is_not_the_judges(
+    models: Any, message: str, server: JudgeServer, judge: Make
+) -> None:
     server.models = models
     with pytest.raises(AutoLoRAEvalError, match=message):
-        judge(server).check()
+        judge().check()
 
 
-def test_a_server_that_has_gone_is_told(server: JudgeServer, image: Path) -> None:
-    server.answer = lambda call, n: Drop()
-    asked = judge(server)
-    asked.check()
-    server.models = Drop()
-    with pytest.raises(AutoLoRAEvalError, match="cannot be reached any more"):
-        asked.ask([Request(image, QUESTION)] * 2)
-
-
-def test_one_answer_of_the_batch_shows_that_the_server_is_there(
-    server: JudgeServer, image: Path
+def test_a_server_that_has_gone_is_told_after_what_it_answered(
+    server: JudgeServer, tmp_path: Path, judge: Make
 ) -> None:
-    server.answer = lambda call, n: VERDICT if n == 0 else Drop()
-    replies = judge(server).ask([Request(image, QUESTION)] * 3)
-    assert sorted(str(reply.reason) for reply in replies) == ["None", "connection", "connection"]
+    def answer(call: Any, n: int) -> object:
+        if n < 3:
+            return VERDICT
+        server.models = Drop()
+        return Drop()
+
+    server.answer = answer
+    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 9)]
+    came, error = until_it_stops(judge(concurrency=1), requests)
+    assert "cannot be reached any more" in error
+    assert [reply.text for reply in came] == [VERDICT] * 3
 
 
-def test_a_judge_is_not_asked_before_its_server_is(server: JudgeServer, image: Path) -> None:
+def test_a_server_that_comes_back_in_time_has_cost_nothing(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    """While it is away calls wait: none is given up, and none counts as an attempt."""
+
+    def answer(call: Any, n: int) -> object:
+        if n == 3:
+            server.models = Drop()
+            threading.Timer(0.5, lambda: setattr(server, "models", JudgeServer().models)).start()
+            return Drop()
+        return VERDICT
+
+    server.answer = answer
+    asked = judge(concurrency=1, give_up_after=30.0)
+    replies = ask(asked, [Request(path, QUESTION) for path in pictures(tmp_path, 9)])
+    assert [(reply.text, reply.attempts) for reply in replies] == [(VERDICT, 1)] * 9
+    assert len(server.calls) == 10
+
+
+def test_a_server_that_answers_no_call_stops_the_run(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    """It is there, and lists the model: the run would end with nothing but failures."""
+    server.answer = lambda call, n: Http(500)
+    requests = [Request(path, QUESTION) for path in pictures(tmp_path, HOPELESS + 20)]
+    came, error = until_it_stops(judge(concurrency=2), requests)
+    assert re.search(r"is there, but the last \d+ calls failed.*http_500", error)
+    assert HOPELESS - 4 <= len(came) < len(requests)
+
+
+def test_questions_that_are_refused_do_not_stop_it(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    """A status 400 says that this prompt is too long, not that the server is gone."""
+    server.answer = lambda call, n: Http(400)
+    replies = ask(judge(), [Request(path, QUESTION) for path in pictures(tmp_path, HOPELESS + 20)])
+    assert {reply.reason for reply in replies} == {"http_400"}
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
+def test_what_another_try_does_not_change_is_not_tried_again(
+    status: int, server: JudgeServer, image: Path, judge: Make
+) -> None:
+    server.answer = lambda call, n: Http(status)
+    (reply,) = ask(judge(max_retries=3), [Request(image, QUESTION)])
+    assert (reply.reason, reply.attempts, len(server.calls)) == (f"http_{status}", 1, 1)
+
+
+def test_a_server_that_asks_to_wait_is_given_the_time(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
+    at: list[float] = []
+
+    def answer(call: Any, n: int) -> object:
+        at.append(time.monotonic())
+        return VERDICT if n else Http(429, headers={"Retry-After": "1.5"})
+
+    server.answer = answer
+    (reply,) = ask(judge(max_retries=1), [Request(image, QUESTION)])
+    assert (reply.text, reply.attempts) == (VERDICT, 2)
+    assert at[1] - at[0] >= 1.5
+
+
+@pytest.mark.parametrize("told", ["soon", "-1", "nan", "inf", "Wed, 21 Oct 2015 07:28:00 GMT", ""])
+def test_a_wait_that_is_no_number_of_seconds_is_not_waited_for(
+    told: str, server: JudgeServer, image: Path, judge: Make
+) -> None:
+    server.answer = lambda call, n: VERDICT if n else Http(429, headers={"Retry-After": told})
+    (reply,) = ask(judge(max_retries=1), [Request(image, QUESTION)])
+    assert reply.text == VERDICT
+
+
+def test_no_wait_is_longer_than_a_call_may_take(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
+    server.answer = lambda call, n: VERDICT if n else Http(429, headers={"Retry-After": "86400"})
+    (reply,) = ask(judge(max_retries=1, timeout=0.5), [Request(image, QUESTION)])
+    assert reply.text == VERDICT
+
+
+def test_no_more_calls_are_under_way_than_stated(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    lock, under_way, most = threading.Lock(), 0, 0
+
+    def answer(call: Any, n: int) -> str:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.05)
+        with lock:
+            under_way -= 1
+        return VERDICT
+
+    server.answer = answer
+    ask(judge(concurrency=5), [Request(path, QUESTION) for path in pictures(tmp_path, 40)])
+    assert most == 5
+
+
+def test_images_are_read_only_a_little_ahead(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    """Requests are taken as they can be worked on, so that memory does not grow with them."""
+    gate, taken = threading.Event(), []
+
+    def answer(call: Any, n: int) -> str:
+        assert gate.wait(10.0)
+        return VERDICT
+
+    def requests() -> Iterator[Request]:
+        for path in pictures(tmp_path, 60):
+            taken.append(path)
+            if len(taken) == 60:
+                return
+            yield Request(path, QUESTION)
+
+    server.answer = answer
+    threading.Timer(1.0, gate.set).start()
+    came = judge(concurrency=4).replies(requests())
+    next(came)
+    assert len(taken) <= 2 * 4 + 1
+    list(came)
+
+
+def test_connections_are_used_again(server: JudgeServer, tmp_path: Path, judge: Make) -> None:
+    ask(judge(concurrency=4), [Request(path, QUESTION) for path in pictures(tmp_path, 40)])
+    assert len(server.calls) == 40
+    assert len(server.connections) <= 4 + 1  # and one that asked which models there are
+
+
+def test_repeats_are_asked_with_seeds_of_their_own(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
+    ask(judge(seed=7), [Request(image, QUESTION, repeat) for repeat in range(3)])
+    assert sorted(call.body["seed"] for call in server.calls) == [7, 8, 9]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_image_is_sent_as_it_is_and_said_to_be_so(
+    kind: str, server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    path = tmp_path / "image"
+    Image.new("RGB", (24, 16), (9, 80, 200)).save(path, kind)
+    (reply,) = ask(judge(), [Request(path, QUESTION)])
+    (part,) = [p for p in server.calls[0].parts if p["type"] == "image_url"]
+    head, data = part["image_url"]["url"].split(",", 1)
+    assert head == f"data:image/{kind.lower()};base64"
+    assert base64.b64decode(data, validate=True) == path.read_bytes()
+    size = path.stat().st_size
+    assert reply.sent == {"format": kind, "width": 24, "height": 16, "bytes": size}
+
+
+def test_an_endless_answer_is_cut_off(server: JudgeServer, image: Path, judge: Make) -> None:
+    server.answer = lambda call, n: Http(body=b" " * (MAX_ANSWER_BYTES + 1))
+    (reply,) = ask(judge(), [Request(image, QUESTION)])
+    assert reply.reason == "bad_response"
+
+
+def test_an_answer_that_drips_is_timed_as_a_whole(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
+    """Each byte comes in time; all of them would take ten times as long as a call may."""
+    server.answer = lambda call, n: Drip(b" " * 50, 0.1)
+    (reply,) = ask(judge(timeout=0.5), [Request(image, QUESTION)])
+    assert reply.reason == "timeout"
+    assert reply.latency < 2.0
+
+
+def test_it_works_within_a_running_event_loop(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
+    """As in Jupyter."""
+
+    async def cell() -> list[Reply]:
+        return ask(judge(), [Request(image, QUESTION)])
+
+    assert [reply.text for reply in asyncio.run(cell())] == [VERDICT]
+
+
+def test_servers_are_used_evenly(tmp_path: Path, judge: Make) -> None:
+    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 30)]
+    with ExitStack() as stack:
+        servers = [stack.enter_context(judge_server(JudgeServer())) for _ in range(3)]
+        asked = judge(base_url=[server.url for server in servers], concurrency=1)
+        replies = ask(asked, requests)
+    assert [reply.text for reply in replies] == [VERDICT] * 30
+    assert [len(server.calls) for server in servers] == [10, 10, 10]
+
+
+def test_a_server_that_dies_is_left_out(tmp_path: Path, judge: Make) -> None:
+    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 40)]
+    with judge_server(JudgeServer()) as good, judge_server(JudgeServer()) as bad:
+
+        def die(call: Any, n: int) -> object:
+            if n < 5:
+                return VERDICT
+            bad.models = Drop()
+            return Drop()
+
+        bad.answer = die
+        asked = judge(base_url=[good.url, bad.url], concurrency=2)
+        replies = ask(asked, requests)
+    assert [reply.text for reply in replies] == [VERDICT] * 40
+    assert len(good.calls) == 40 - 5
+    assert 5 < len(bad.calls) <= 5 + 2
+
+
+def test_a_server_that_is_away_at_the_start_is_left_out(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
+    with judge_server(JudgeServer()) as gone:
+        pass
+    asked = judge(base_url=[gone.url, server.url])
+    replies = ask(asked, [Request(image, QUESTION, tag=n) for n in range(4)])
+    assert [reply.text for reply in replies] == [VERDICT] * 4
+
+
+def test_servers_of_different_models_under_one_name_are_refused(judge: Make) -> None:
+    def serving(root: str) -> JudgeServer:
+        return JudgeServer(models={"data": [{"id": MODEL, "root": root}]})
+
+    with judge_server(serving("a/b")) as one, judge_server(serving("c/d")) as other:
+        asked = judge(base_url=[one.url, other.url])
+        with pytest.raises(AutoLoRAEvalError, match="must serve one model"):
+            asked.identity()
+
+
+def test_the_identity_holds_what_the_server_tells(server: JudgeServer, judge: Make) -> None:
+    server.models = {"data": [{"id": MODEL, "root": "org/model", "owned_by": "vllm"}]}
+    server.version = "0.32.0"
+    asked = judge()
+    assert asked.identity()["root"] == "org/model"
+    assert asked.facts() == {
+        "base_urls": [server.url],
+        "served_by": "vllm",
+        "server_version": "0.32.0",
+    }
+
+
+def test_a_judge_is_not_asked_before_its_server_is(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
     server.models = {"data": [{"id": "another"}]}
     with pytest.raises(AutoLoRAEvalError, match="serves another"):
-        judge(server).ask([Request(image, QUESTION)])
+        ask(judge(), [Request(image, QUESTION)])
     assert server.calls == []

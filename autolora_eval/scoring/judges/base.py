@@ -83,6 +83,14 @@ class Judge(Protocol):
         """
         ...
 
+    def facts(self) -> Json:
+        """Return what else is to be recorded of it, which decides no reply."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds: memory, connections. It is not asked again."""
+        ...
+
     def replies(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, Reply]]]:
         """Yield each request with its reply as it comes, in any order, in groups.
 

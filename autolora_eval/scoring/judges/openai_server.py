@@ -2,172 +2,223 @@
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import tenacity
 
 from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.devices import require
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json
-from autolora_eval.images import ImageError, open_image
-from autolora_eval.rubric import Question
-from autolora_eval.scoring.judges.base import Reply, Request
+from autolora_eval.images import ImageError, read_picture
+from autolora_eval.rubric import Rubric
+from autolora_eval.scoring.judges import openai_protocol as protocol
+from autolora_eval.scoring.judges.base import Reply, Request, is_transient
+from autolora_eval.scoring.judges.constraint_modes import mode_in_force
+from autolora_eval.scoring.judges.loop import LoopThread
+from autolora_eval.scoring.judges.servers import JudgeGoneError, OtherModelError, Server, Servers
 
 MAX_IMAGE_BYTES = 20_000_000
+PROBE_SECONDS = 5.0
+# Once so many calls have failed one after the other, retries included, no more are made.
+HOPELESS = 50
+# Statuses that another try does not change; a later run asks again.
+_LASTING = tuple(f"http_{status}" for status in range(400, 500) if status not in (408, 425, 429))
+# Of these, the ones that say something of the question, and nothing of the server.
+_OF_THE_QUESTION = ("http_400", "http_413", "http_422")
 
 
 class OpenAIJudge:
-    """A vision-language model behind an OpenAI-compatible server.
+    """A vision-language model behind one or several OpenAI-compatible servers.
 
     The key is read from the environment and never written.
 
     Args:
         spec: the benchmark's `judge`.
+        rubric: what replies are held to; without one they are not.
+        base_urls: where it is served, if not where `spec` says.
 
     Raises:
         MissingDependencyError: the package `openai` is not installed.
     """
 
-    def __init__(self, spec: JudgeSpec) -> None:
+    def __init__(
+        self, spec: JudgeSpec, rubric: Rubric | None = None, base_urls: list[str] | None = None
+    ) -> None:
         require("openai", "openai")
         import openai
 
-        self.spec = spec
-        self._openai = openai
-        self._checked = False
-        self._client = openai.OpenAI(
-            base_url=spec.base_url,
-            api_key=os.environ.get(spec.api_key_env) or "EMPTY",
-            timeout=spec.timeout,
-            max_retries=spec.max_retries,
-        )
-
-    @property
-    def batch_size(self) -> int:
-        """Calls at a time."""
-        return self.spec.batch_size
+        self.spec, self.rubric = spec, rubric
+        self._loop = LoopThread()
+        key = os.environ.get(spec.api_key_env) or "EMPTY"
+        servers = [
+            Server(url, openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0))
+            for url in base_urls or spec.base_urls
+        ]
+        self._servers = Servers(servers, self._is_there, spec.give_up_after)
+        self._served: Json | None = None
+        self._mode = protocol.Mode("plain")
+        self._identity: Json | None = None
+        self._failed_in_a_row = 0
 
     def identity(self) -> Json:
-        """Return the model as the server names it, and the sampling parameters."""
+        """Return the model as the server tells it, how replies are constrained, and the sampling.
+
+        Raises:
+            AutoLoRAEvalError: no server is there, or none serves the model.
+        """
+        if self._identity is None:
+            self.check()
+            self._mode = self._loop.run(mode_in_force(self.spec, self.rubric, self._one_call))
+            served = self._served or {}
+            self._identity = {
+                "backend": "openai",
+                "model": self.spec.model,
+                "revision": self.spec.revision,
+                "root": served.get("root"),
+                "constraint": self._mode.name,
+                "logprobs": self._mode.top_logprobs > 0,
+                "temperature": self.spec.temperature,
+                "max_tokens": self.spec.max_tokens,
+                "seed": self.spec.seed,
+            }
+        return self._identity
+
+    def facts(self) -> Json:
+        """Return what else is known of the servers, for the record."""
         return {
-            "backend": "openai",
-            "model": self.spec.model,
-            "temperature": self.spec.temperature,
-            "max_tokens": self.spec.max_tokens,
-            "seed": self.spec.seed,
+            "base_urls": [server.url for server in self._servers.servers],
+            "served_by": (self._served or {}).get("owned_by"),
+            "server_version": (self._served or {}).get("version"),
         }
 
     def check(self) -> None:
-        """Ask the server which models it serves.
+        """Ask the servers which models they serve.
 
         Raises:
-            AutoLoRAEvalError: it does not answer, or does not serve the judge's model.
+            AutoLoRAEvalError: none is there, none serves the judge's model, or two serve
+                different ones under its name.
         """
-        try:
-            client = self._client.with_options(timeout=5.0, max_retries=0)
-            served = [str(model.id) for model in client.models.list()]
-        except self._openai.APIStatusError as error:
-            raise AutoLoRAEvalError(
-                f"the judge's server at {self.spec.base_url} answers {error.status_code} when "
-                f"asked for its models. If it needs a key, put it into {self.spec.api_key_env}; "
-                "check that judge.base_url ends in /v1."
-            ) from error
-        except self._openai.APIConnectionError as error:
-            raise AutoLoRAEvalError(
-                f"the judge's server at {self.spec.base_url} does not answer "
-                f"({type(error).__name__}). Start one, such as: vllm serve {self.spec.model}; "
-                "or set judge.base_url."
-            ) from error
-        except (self._openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            raise AutoLoRAEvalError(
-                f"what answers at {self.spec.base_url} does not speak the OpenAI protocol. "
-                "Check judge.base_url."
-            ) from error
-        if self.spec.model not in served:
-            raise AutoLoRAEvalError(
-                f"the judge's server at {self.spec.base_url} serves "
-                f"{', '.join(served) or 'nothing'}, not '{self.spec.model}'."
+        self._loop.run(self._check())
+
+    async def _check(self) -> None:
+        servers = self._servers.servers
+        asked = [self._is_there(server) for server in servers]
+        for server, error in zip(
+            servers, await asyncio.gather(*asked, return_exceptions=True), strict=True
+        ):
+            if isinstance(error, AutoLoRAEvalError) and not isinstance(error, OtherModelError):
+                server.gone, server.asked_at = str(error), time.monotonic()
+            elif error is not None:
+                raise error
+        if all(server.gone for server in servers):
+            raise AutoLoRAEvalError("\n".join(str(server.gone) for server in servers))
+
+    async def _is_there(self, server: Server) -> None:
+        """Ask a server whether it serves the judge, the same as the others do."""
+        served = await protocol.served_model(server, self.spec, PROBE_SECONDS)
+        if self._served is None:
+            self._served = served
+        elif served.get("root") != self._served.get("root"):
+            raise OtherModelError(
+                f"the judge's server at {server.url} serves '{served.get('root')}' as "
+                f"'{self.spec.model}', and another serves '{self._served.get('root')}'. All of "
+                "judge.base_url must serve one model."
             )
-        self._checked = True
 
-    def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """Return one reply a request, asked at the same time.
+    def replies(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, Reply]]]:
+        """Yield each request with its reply as it comes.
+
+        At most `concurrency` calls are under way; as many images again are read ahead.
 
         Raises:
-            AutoLoRAEvalError: the server is not there, does not serve the model, or is gone: no
-                call of the batch reached it, nor does a question for its models.
+            AutoLoRAEvalError: no server is there, or calls fail one after the other.
         """
-        if not self._checked:
-            self.check()
-        with ThreadPoolExecutor(max_workers=len(requests)) as pool:
-            replies = list(pool.map(self._one, requests))
-        if all(reply.reason == "connection" for reply in replies):
-            self._refuse_if_gone()
-        return replies
+        self.identity()
+        # In the loop's thread, so that it belongs to it.
+        self._slots = asyncio.Semaphore(self.spec.concurrency)
+        yield from self._loop.as_completed(self._reply, requests, 2 * self.spec.concurrency)
 
-    def _refuse_if_gone(self) -> None:
-        try:
-            self.check()
-        except AutoLoRAEvalError as error:
-            raise AutoLoRAEvalError(
-                f"the judge's server at {self.spec.base_url} cannot be reached any more. What it "
-                "judged so far is kept: start it again, and run the same command again."
-            ) from error
+    def close(self) -> None:
+        """Close connections and the thread."""
+        for server in self._servers.servers:
+            self._loop.run(server.client.close())
+        self._loop.close()
 
-    def _one(self, request: Request) -> Reply:
-        start = time.monotonic()
-        text, truncated, model = None, False, self.spec.model
+    async def _reply(self, request: Request) -> Reply:
+        """Return the reply to one request, however many calls it takes."""
         try:
-            text, truncated, model = self._call(request)
-            reason = None
-            if text is None:
-                reason = "truncated" if truncated else "refused"
+            picture = await asyncio.to_thread(read_picture, request.image, MAX_IMAGE_BYTES)
         except ImageError as error:
-            reason = str(error)
-        except self._openai.APITimeoutError:
-            reason = "timeout"
-        except self._openai.APIStatusError as error:
-            reason = f"http_{error.status_code}"
-        except self._openai.APIConnectionError:
-            reason = "connection"
-        except (self._openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError):
-            reason = "bad_response"  # an answer, but not of this protocol
-        return Reply(text, reason, truncated, model, time.monotonic() - start)
+            return Reply(None, str(error), False, self.spec.model, 0.0, attempts=0)
+        body = protocol.chat(self.spec, request.question, picture, request.repeat, self._mode)
+        async with self._slots:
+            reply = await self._until_answered(body)
+        self._stop_if_hopeless(reply)
+        return replace(reply, sent=picture.facts())
 
-    def _call(self, request: Request) -> tuple[str | None, bool, str]:
-        """Return (reply, whether it ran into the token limit, the server's name of the model)."""
-        completion = self._client.chat.completions.create(
-            model=self.spec.model,
-            messages=[{"role": "user", "content": content(request.question, _data_url(request))}],  # type: ignore[list-item, misc]
-            temperature=self.spec.temperature,
-            max_tokens=self.spec.max_tokens,
-            seed=self.spec.seed,
+    async def _until_answered(self, body: Json) -> Reply:
+        """Call until there is a reply, with exponential back-off and as the server asks to wait."""
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_result(_worth_another_try),
+            stop=tenacity.stop_after_attempt(1 + self.spec.max_retries),
+            wait=_Wait(self.spec.timeout),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
-        choice = completion.choices[0]
-        text = choice.message.content
-        if not (text is None or isinstance(text, str)):
-            raise TypeError(f"content of type {type(text).__name__}")
-        model = str(completion.model or self.spec.model)
-        return text, choice.finish_reason == "length", model
+        answer: protocol.Answer = await retrying(self._one_call, body)
+        attempts = int(retrying.statistics.get("attempt_number", 1))
+        return replace(answer.reply, attempts=attempts)
+
+    async def _one_call(self, body: Json) -> protocol.Answer:
+        """Make one call. One that is lost because its server is gone is made again elsewhere."""
+        while True:
+            server = await self._servers.choose()
+            server.busy += 1
+            server.asked += 1
+            try:
+                answer = await protocol.call(server.client, body, self.spec.timeout)
+            finally:
+                server.busy -= 1
+            reason = answer.reply.reason
+            if not is_transient(reason) or reason in _OF_THE_QUESTION:
+                self._servers.answered(server)
+                return answer
+            await self._servers.failed(server, unreached=reason == "connection")
+            if server.gone is None:
+                return answer
+
+    def _stop_if_hopeless(self, reply: Reply) -> None:
+        """Stop a run whose server is there and answers no call."""
+        if not is_transient(reply.reason) or reply.reason in _OF_THE_QUESTION:
+            self._failed_in_a_row = 0
+            return
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= max(HOPELESS, 2 * self.spec.concurrency):
+            raise JudgeGoneError(
+                f"the judge's server at {', '.join(self.spec.base_urls)} is there, but the last "
+                f"{self._failed_in_a_row} calls failed, each tried {1 + self.spec.max_retries} "
+                f"time(s): {reply.reason}. Look into its log. What it judged so far is kept: run "
+                "the same command again."
+            )
 
 
-def content(question: Question, image_url: str) -> list[Json]:
-    """Return a question as the protocol's content parts: text, image, text."""
-    parts: list[Json] = [{"type": "image_url", "image_url": {"url": image_url}}]
-    if question.before:
-        parts.insert(0, {"type": "text", "text": question.before})
-    if question.after:
-        parts.append({"type": "text", "text": question.after})
-    return parts
+class _Wait(tenacity.wait.wait_base):
+    """Exponential back-off with full jitter; where the server says how long, at least so long."""
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=min(30.0, longest))
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+        backoff = float(self._backoff(retry_state))
+        told: Any = retry_state.outcome and retry_state.outcome.result().retry_after
+        return backoff if told is None else min(told, self._longest) + min(backoff, 1.0)
 
 
-def _data_url(request: Request) -> str:
-    """Return the image's file, byte for byte, as a data URL."""
-    image = open_image(request.image)
-    data = request.image.read_bytes()
-    if len(data) > MAX_IMAGE_BYTES:
-        raise ImageError(f"too_large ({image.width}×{image.height})")
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+def _worth_another_try(answer: protocol.Answer) -> bool:
+    return is_transient(answer.reply.reason) and answer.reply.reason not in _LASTING

@@ -1,0 +1,123 @@
+"""How a server is made to keep to the rubric's schema, and whether it really does."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Awaitable, Callable, Mapping
+
+from PIL import Image
+
+from autolora_eval.benchmark.schema import Judge as JudgeSpec
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.files import Json
+from autolora_eval.images import Picture
+from autolora_eval.rubric import Rubric
+from autolora_eval.scoring.constraint import reply_pattern, reply_schema
+from autolora_eval.scoring.judges.openai_protocol import Answer, Mode, chat
+from autolora_eval.scoring.reply import parse_reply
+
+Call = Callable[[Json], Awaitable[Answer]]
+Pinned = Mapping[str, float] | None
+TOP_LOGPROBS = (20, 5)  # what vLLM gives at most, and what some others do
+TRIES = 3
+
+
+def _structured_outputs(rubric: Rubric, pinned: Pinned) -> Json:
+    """VLLM from 0.11 on. A regex and not a schema, whose grammar permits endless white space."""
+    return {"extra_body": {"structured_outputs": {"regex": reply_pattern(rubric, pinned)}}}
+
+
+def _guided_regex(rubric: Rubric, pinned: Pinned) -> Json:
+    """Older vLLM, such as the 0.10.2 that serves the paper's judge."""
+    return {"extra_body": {"guided_regex": reply_pattern(rubric, pinned)}}
+
+
+def _response_format(rubric: Rubric, pinned: Pinned) -> Json:
+    """What most other servers know."""
+    schema = {"name": "verdict", "strict": True, "schema": reply_schema(rubric, pinned)}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+
+MODES: dict[str, Callable[[Rubric, Pinned], Json]] = {
+    "structured_outputs": _structured_outputs,
+    "guided_regex": _guided_regex,
+    "response_format": _response_format,
+}
+
+
+async def mode_in_force(spec: JudgeSpec, rubric: Rubric | None, call: Call) -> Mode:
+    """Return the way of asking: as stated, or the first that the server obeys.
+
+    Args:
+        spec: the benchmark's `judge`.
+        rubric: what replies are to be held to.
+        call: makes one call.
+    """
+    name = spec.constraint
+    if rubric is None:
+        return Mode("plain")
+    if name == "plain":
+        mode = Mode("plain")
+    elif name == "auto":
+        mode = await _first_obeyed(spec, rubric, call)
+    else:
+        mode = Mode(name, MODES[name](rubric, None))
+    if spec.logprobs:
+        mode = await _with_logprobs(spec, rubric, mode, call)
+    return mode
+
+
+async def _first_obeyed(spec: JudgeSpec, rubric: Rubric, call: Call) -> Mode:
+    """Try each way of holding the judge to one verdict, and then to another.
+
+    A server that does not know an argument mostly ignores it, so that an answer alone proves
+    nothing: only one that gives both verdicts, to the same question, obeys.
+    """
+    lowest = {column: score.min for column, score in rubric.scores.items()}
+    highest = {column: score.max for column, score in rubric.scores.items()}
+    for name, arguments in MODES.items():
+        for wanted in (lowest, highest):
+            mode = Mode(name, arguments(rubric, wanted))
+            text = await _try(spec, rubric, mode, call)
+            if text is None or parse_reply(text, rubric).scores != wanted:
+                break
+        else:
+            return Mode(name, arguments(rubric, None))
+    return Mode("plain")
+
+
+async def _with_logprobs(spec: JudgeSpec, rubric: Rubric, mode: Mode, call: Call) -> Mode:
+    """Return the mode with as many log-probabilities as the server gives; with none if none."""
+    for count in TOP_LOGPROBS:
+        asking = Mode(mode.name, mode.arguments, count)
+        answer = await call(_trial(spec, rubric, asking))
+        if answer.reply.tokens:
+            return asking
+    return mode
+
+
+async def _try(spec: JudgeSpec, rubric: Rubric, mode: Mode, call: Call) -> str | None:
+    """Return the reply to a trial, None if the server refuses it.
+
+    Raises:
+        AutoLoRAEvalError: the calls fail for other reasons.
+    """
+    for _ in range(TRIES):
+        reply = (await call(_trial(spec, rubric, mode))).reply
+        reason = reply.reason or ""
+        if reply.text is not None or not reason or reason in ("refused", "truncated"):
+            return reply.text
+        if reason in ("http_400", "http_404", "http_422", "http_501"):
+            return None
+    raise AutoLoRAEvalError(
+        f"the judge's server lists '{spec.model}', but a trial call fails: {reason}. Look into "
+        "its log; or set judge.constraint to leave out the trial."
+    )
+
+
+def _trial(spec: JudgeSpec, rubric: Rubric, mode: Mode) -> Json:
+    """Return a call that differs from a real one in its picture only, which is grey."""
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(stream, "PNG")
+    picture = Picture(stream.getvalue(), "PNG", 64, 64)
+    return chat(spec, rubric.question("a grey picture"), picture, 0, mode)

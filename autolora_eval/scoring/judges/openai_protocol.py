@@ -1,0 +1,247 @@
+"""One exchange with a server of the OpenAI protocol: what is sent, and what each answer means."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autolora_eval.benchmark.schema import Judge as JudgeSpec
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.files import Json
+from autolora_eval.images import Picture
+from autolora_eval.rubric import Question
+from autolora_eval.scoring.judges.base import Reply, Token
+from autolora_eval.scoring.judges.servers import Server
+
+MAX_ANSWER_BYTES = 4_000_000
+RULED_OUT = -9000.0  # vLLM gives -9999 to the tokens that a grammar forbids
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way of asking.
+
+    Attributes:
+        name: as in the benchmark file.
+        arguments: of a chat completion.
+        top_logprobs: how many alternatives of each token are asked for; 0 asks for none.
+    """
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call gave.
+
+    Attributes:
+        reply: the reply, or the reason why there is none.
+        retry_after: seconds that the server asks to wait; None if it does not say.
+    """
+
+    reply: Reply
+    retry_after: float | None = None
+
+
+class _BadAnswerError(Exception):
+    """An answer that is not of this protocol."""
+
+
+def chat(
+    spec: JudgeSpec, question: Question, picture: Picture, repeat: int, mode: Mode
+) -> dict[str, Any]:
+    """Return the arguments of one chat completion."""
+    kind = picture.format.lower()
+    url = f"data:image/{kind};base64,{base64.b64encode(picture.data).decode()}"
+    body: dict[str, Any] = {
+        "model": spec.model,
+        "messages": [{"role": "user", "content": content(question, url)}],
+        "temperature": spec.temperature,
+        "max_tokens": spec.max_tokens,
+        "seed": spec.seed + repeat,
+        **mode.arguments,
+    }
+    if mode.top_logprobs:
+        body |= {"logprobs": True, "top_logprobs": mode.top_logprobs}
+    return body
+
+
+def content(question: Question, image_url: str) -> list[Json]:
+    """Return a question as the protocol's content parts: text, image, text."""
+    parts: list[Json] = [{"type": "image_url", "image_url": {"url": image_url}}]
+    if question.before:
+        parts.insert(0, {"type": "text", "text": question.before})
+    if question.after:
+        parts.append({"type": "text", "text": question.after})
+    return parts
+
+
+async def call(client: Any, body: Json, timeout: float) -> Answer:  # noqa: ANN401
+    """Make one call. Every failure is an answer with a reason.
+
+    Args:
+        client: an `openai.AsyncOpenAI`.
+        body: from `chat`.
+        timeout: seconds from the first byte sent to the last received.
+    """
+    import openai
+
+    start, model = time.monotonic(), str(body["model"])
+    retry_after = None
+    try:
+        async with asyncio.timeout(timeout):
+            answer = await _exchange(client, body, timeout)
+        reply = _read(answer, model, time.monotonic() - start)
+        return Answer(reply)
+    except (TimeoutError, openai.APITimeoutError):
+        reason = "timeout"
+    except openai.APIStatusError as error:
+        reason, retry_after = f"http_{error.status_code}", _retry_after(error.response.headers)
+    except openai.APIConnectionError:
+        reason = "connection"
+    except (openai.OpenAIError, _BadAnswerError):
+        reason = "bad_response"
+    return Answer(Reply(None, reason, False, model, time.monotonic() - start), retry_after)
+
+
+async def _exchange(client: Any, body: Json, timeout: float) -> object:  # noqa: ANN401
+    """Return what a call's answer holds.
+
+    Raises:
+        openai.OpenAIError: the call failed.
+        _BadAnswerError: the answer is no JSON, or too long.
+    """
+    import openai
+
+    sent = client.chat.completions.with_streaming_response.create(**body, timeout=timeout)
+    async with sent as response:
+        data = bytearray()
+        try:
+            async for chunk in response.iter_bytes():
+                data += chunk
+                if len(data) > MAX_ANSWER_BYTES:
+                    break
+        except Exception as error:  # whatever the HTTP library makes of a torn body
+            if "Timeout" in type(error).__name__:
+                raise TimeoutError from error
+            raise openai.APIConnectionError(request=response.http_request) from error
+    if len(data) > MAX_ANSWER_BYTES:
+        raise _BadAnswerError("too long")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _BadAnswerError("no JSON") from error
+
+
+def _read(answer: object, model: str, latency: float) -> Reply:
+    """Return the reply that an answer holds.
+
+    Raises:
+        _BadAnswerError: it is not of this protocol.
+    """
+    try:
+        choice: Any = answer["choices"][0]  # type: ignore[index]
+        text, finish = choice["message"].get("content"), choice.get("finish_reason")
+        model = str(answer.get("model") or model)  # type: ignore[attr-defined]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _BadAnswerError("no choice") from error
+    if not (text is None or isinstance(text, str)):
+        raise _BadAnswerError("content is no text")
+    truncated = finish == "length"
+    reason = None
+    if text is None:
+        reason = "truncated" if truncated else "refused"
+    tokens = _tokens(choice.get("logprobs"), text or "")
+    return Reply(text, reason, truncated, model, latency, tokens=tokens)
+
+
+def _tokens(logprobs: object, text: str) -> tuple[Token, ...]:
+    """Return the tokens of a reply with their alternatives; none if they are not given so.
+
+    The end token, which some servers list though it is no part of the text, is left out, and so
+    are alternatives that a constraint has ruled out.
+    """
+    tokens: list[Token] = []
+    length = 0
+    try:
+        for item in logprobs["content"]:  # type: ignore[index]
+            if length >= len(text):
+                break
+            pairs = [(o["token"], o["logprob"]) for o in [*item["top_logprobs"], item]]
+            likely = {str(name): float(value) for name, value in pairs if value > RULED_OUT}
+            tokens.append(Token(str(item["token"]), likely))
+            length += len(tokens[-1].text)
+    except (LookupError, TypeError, ValueError):
+        return ()
+    return tuple(tokens)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After header; a date, which nobody sends here, is not read."""
+    with contextlib.suppress(ValueError):
+        seconds = float(headers.get("retry-after", ""))
+        if 0.0 <= seconds < math.inf:
+            return seconds
+    return None
+
+
+async def served_model(server: Server, spec: JudgeSpec, timeout: float) -> Json:
+    """Return what a server says of the model that it serves under the judge's name.
+
+    Returns:
+        `root` (what it was loaded from), `owned_by` and `version`, each None if it does not say.
+
+    Raises:
+        AutoLoRAEvalError: it does not answer, or does not serve the model.
+    """
+    import openai
+
+    client, url = server.client.with_options(timeout=timeout), server.url
+    try:
+        async with asyncio.timeout(timeout):
+            listed = await client.get("/models", cast_to=object)
+        served = {str(model["id"]): model for model in listed["data"]}
+    except openai.APIStatusError as error:
+        raise AutoLoRAEvalError(
+            f"the judge's server at {url} answers {error.status_code} when asked for its models. "
+            f"If it needs a key, put it into {spec.api_key_env}; check that judge.base_url ends "
+            "in /v1."
+        ) from error
+    except (openai.APIConnectionError, TimeoutError) as error:
+        raise AutoLoRAEvalError(
+            f"the judge's server at {url} does not answer ({type(error).__name__}). Start one, "
+            f"such as: vllm serve {spec.model}; or set judge.base_url or judge.launch."
+        ) from error
+    except (openai.OpenAIError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise AutoLoRAEvalError(
+            f"what answers at {url} does not speak the OpenAI protocol. Check judge.base_url."
+        ) from error
+    if spec.model not in served:
+        raise AutoLoRAEvalError(
+            f"the judge's server at {url} serves {', '.join(served) or 'nothing'}, not "
+            f"'{spec.model}'."
+        )
+    model = served[spec.model]
+    version = await _version(client, url, timeout)
+    return {"root": model.get("root"), "owned_by": model.get("owned_by"), "version": version}
+
+
+async def _version(client: Any, url: str, timeout: float) -> str | None:  # noqa: ANN401
+    """Return the server's version where it tells one, as vLLM does at /version."""
+    address = url.rstrip("/").removesuffix("/v1") + "/version"
+    try:
+        async with asyncio.timeout(timeout):
+            answer = await client.get(address, cast_to=object)
+        version = answer.get("version")
+        return str(version)[:80] if version else None
+    except Exception:  # it need not have one: nothing hangs on it
+        return None
