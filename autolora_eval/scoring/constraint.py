@@ -140,7 +140,7 @@ def _remark_schema(remark: Remark) -> Json:
 
 def _pinned(column: str, score: Score, value: float) -> str:
     """Return a value as a reply spells it."""
-    text = format(Decimal(str(value)), "f").removesuffix(".0")
+    text = f"{Decimal(str(value)):f}".removesuffix(".0")
     if not any(re.fullmatch("".join(spelling), text) for spelling in _spellings(score)):
         raise ValueError(f"{text} is no {score.type} that '{column}' may have")
     return text
@@ -156,10 +156,12 @@ def _spellings(score: Score) -> list[Spelling]:
 
 
 def _most_decimals(score: Score) -> int:
-    """Return how many decimals give a range at least a hundred steps; none to an integer."""
+    """Return how many decimals reach both ends, in a hundred steps at least; 0 for integers."""
     if score.type == "integer":
         return 0
-    return next(n for n in itertools.count(1) if (score.max - score.min) * 10**n >= 100)
+    steps = next(n for n in itertools.count(1) if (score.max - score.min) * 10**n >= 100)
+    ends = (f"{Decimal(str(end)):f}".partition(".")[2] for end in (score.min, score.max))
+    return max(steps, *map(len, ends))
 
 
 def _with_decimals(score: Score, decimals: int) -> Iterator[Spelling]:
