@@ -80,6 +80,7 @@ class JudgeServer:
     answer: Callable[[Call, int], Answer] = lambda call, n: VERDICT
     models: Answer = field(default_factory=lambda: {"object": "list", "data": [{"id": MODEL}]})
     calls: list[Call] = field(default_factory=list)
+    keep: bool = True  # whether calls are kept
     model_calls: int = 0
     version: str | None = None
     connections: set[object] = field(default_factory=set)
@@ -114,7 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
         with state.lock:
             state.connections.add(self.client_address)
             number = len(state.calls)
-            state.calls.append(call)
+            if state.keep:
+                state.calls.append(call)
         answer = state.answer(call, number)
         self._send(completion(answer) if isinstance(answer, str) else answer)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from judge_server import VERDICT, Call, Drop, Http, JudgeServer, completion, judge_server
 from scored_run import write_images
 
+from autolora_eval.analysis.scores import join_scores
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, read_jsonl, sha256_file
@@ -31,9 +33,10 @@ SECRET = "sentinel-key-0451"
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[JudgeServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", SECRET)
+    monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(tmp_path / "cache"))
     with judge_server(JudgeServer()) as state:
         yield state
 
@@ -316,6 +319,83 @@ def test_missing_and_corrupt_images_have_reasons_and_cost_no_call(make, folder, 
         (None, "missing_image"),
         (None, "corrupt_image"),
     ]
+
+
+def test_another_run_takes_replies_from_the_cache(make, folder, server, tmp_path) -> None:
+    server.answer = by_content
+    first = judge(make(cache=True), folder)
+    assert (first["done"], first["cached"]) == (N, 0)
+    before, calls = rows(make(), folder), len(server.calls)
+    other = RunFolder(tmp_path / "other")
+    write_images(make(), other)
+    second = judge(make(cache=True), other)
+    assert (second["done"], second["cached"]) == (0, N)
+    assert len(server.calls) == calls
+    assert second["unscored"] == first["unscored"]
+    told = rows(make(), other)
+    assert {row["cached"] for row in told} == {True}
+    differing = {"cached": False, "attempt": 1}
+    assert [row | differing for row in told] == before
+
+
+@pytest.mark.parametrize("change", [*CHANGES.values(), {"cache": False}])
+def test_the_cache_answers_only_the_same_question(change, make, folder, server, tmp_path) -> None:
+    judge(make(cache=True), folder)
+    other = RunFolder(tmp_path / "other")
+    write_images(make(), other)
+    done = judge(make(**{"cache": True} | change), other)
+    assert (done["done"], done["cached"]) == (N, 0)
+
+
+def test_a_failed_call_is_not_cached(make, folder, server, tmp_path) -> None:
+    server.answer = lambda call, n: Http(500) if n < 3 else VERDICT
+    judge(make(cache=True, concurrency=1), folder)
+    other = RunFolder(tmp_path / "other")
+    write_images(make(), other)
+    done = judge(make(cache=True), other)
+    assert (done["done"], done["cached"], done["unscored"]) == (3, N - 3, 0)
+
+
+def test_repeats_are_asked_each_and_kept_each(make, folder, server) -> None:
+    seeds: list[int] = []
+
+    def answer(call: Call, n: int) -> str:
+        seeds.append(call.body["seed"])
+        return f'{{"pc": {call.body["seed"]}}}'
+
+    server.answer = answer
+    plan = make(repeats=3, temperature=0.5)
+    done = judge(plan, folder)
+    assert (done["done"], sorted(seeds)) == (3 * N, sorted([0, 1, 2] * N))
+    found = rows(plan, folder)
+    assert [(row["image_id"], row["repeat"]) for row in found] == [
+        (job.file, repeat) for _ in plan.cells for job in plan.jobs for repeat in range(3)
+    ]
+    assert all(row["scores"] == {"pc": row["repeat"]} for row in found)
+    scores = join_scores(plan, folder, done["key"])
+    assert scores["pc"].tolist() == [1.0] * N  # the mean of 0, 1 and 2
+    # Fewer repeats ask nothing and count the first only; more ask for what is missing.
+    fewer = make(repeats=2)
+    assert judge(fewer, folder)["done"] == 0
+    assert join_scores(fewer, folder, done["key"])["pc"].tolist() == [0.5] * N
+    assert judge(make(repeats=4), folder)["done"] == N
+
+
+def test_an_image_is_unscored_only_if_no_repeat_has_a_score(make, folder, server) -> None:
+    def answer(call: Call, n: int) -> str:
+        first = call.body["seed"] == 0
+        return "I cannot tell." if first or call.sha256[0] < "8" else VERDICT
+
+    server.answer = answer
+    plan = make(repeats=2)
+    done = judge(plan, folder)
+    scores = join_scores(plan, folder, done["key"])
+    told = scores["sha256"] >= "8"
+    assert scores["pc"].tolist() == [
+        4.0 if each else pytest.approx(nan, nan_ok=True) for each in told
+    ]
+    assert scores["unscored_reason"].isna().tolist() == told.tolist()
+    assert set(scores["unscored_reason"].dropna()) <= {"no_json"}
 
 
 def test_text_that_is_no_unicode_is_kept_as_near_as_can_be(make, folder, server) -> None:

@@ -1,0 +1,182 @@
+"""Whether a server keeps to the rubric's schema is found out by trying, not by its word."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from judge_server import MODEL, Call, Http, JudgeServer, completion, judge_server
+
+from autolora_eval.benchmark.schema import Judge as JudgeSpec
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.resources import shipped_root
+from autolora_eval.rubric import Rubric, read_rubric
+from autolora_eval.scoring.constraint import reply_pattern, reply_schema
+from autolora_eval.scoring.judges.openai_server import OpenAIJudge
+
+FREE = 'The verdict: {"prompt_correspondence": 5, "style_adherence": 5}'
+
+
+@pytest.fixture(scope="module")
+def rubric() -> Rubric:
+    return read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with judge_server(JudgeServer()) as state:
+        yield state
+
+
+@pytest.fixture
+def judge(server: JudgeServer, rubric: Rubric) -> Iterator[Callable[..., OpenAIJudge]]:
+    made = []
+
+    def make(**changes: Any) -> OpenAIJudge:
+        spec = JudgeSpec(rubric="r", model=MODEL, base_url=server.url, timeout=5.0, **changes)
+        made.append(OpenAIJudge(spec, rubric))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def of_pattern(pattern: str) -> str:
+    """The only reply of a pattern that pins every score: it without escapes and `?`."""
+    assert re.fullmatch(r'\\\{"[a-z_]+": \?\[?[0-9]\]?, \?"[a-z_]+": \?\[?[0-9]\]?\\\}', pattern)
+    return re.sub(r"[\\\[\]?]", "", pattern)
+
+
+def of_schema(schema: dict[str, Any]) -> str:
+    """The only reply of a schema that pins every score, spread over lines as servers do."""
+    values = {name: part["enum"][0] for name, part in schema["properties"].items()}
+    return json.dumps(values, indent=4)
+
+
+def obeying(name: str) -> Callable[[Call, int], Any]:
+    """A server that knows one argument, and ignores all that it does not know."""
+
+    def answer(call: Call, n: int) -> Any:
+        body = call.body
+        if name == "structured_outputs" and name in body:
+            return of_pattern(body[name]["regex"])
+        if name == "guided_regex" and name in body:
+            return of_pattern(body[name])
+        if name == "response_format" and name in body:
+            return of_schema(body[name]["json_schema"]["schema"])
+        return FREE
+
+    return answer
+
+
+@pytest.mark.parametrize("name", ["structured_outputs", "guided_regex", "response_format", "plain"])
+def test_the_first_way_that_the_server_obeys_is_taken(name: str, server, judge) -> None:
+    server.answer = obeying(name)
+    assert judge().identity()["constraint"] == name
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_a_server_that_refuses_what_it_does_not_know(status: int, server, judge) -> None:
+    def answer(call: Call, n: int) -> Any:
+        unknown = {"structured_outputs", "guided_regex"} & call.body.keys()
+        return Http(status) if unknown else obeying("response_format")(call, n)
+
+    server.answer = answer
+    assert judge().identity()["constraint"] == "response_format"
+
+
+def test_a_server_that_always_says_the_best_does_not_obey(server, judge) -> None:
+    """One of the two trials is answered as wanted, by chance."""
+    server.answer = lambda call, n: FREE
+    assert judge().identity()["constraint"] == "plain"
+
+
+def test_a_server_that_floods_its_reply_with_white_space_does_not_obey(server, judge) -> None:
+    def answer(call: Call, n: int) -> Any:
+        if "response_format" in call.body:
+            return completion('{"prompt_correspondence": ' + " \n" * 60, "length")
+        return FREE
+
+    server.answer = answer
+    assert judge().identity()["constraint"] == "plain"
+
+
+def test_a_server_that_fails_for_a_moment_is_tried_again(server, judge) -> None:
+    obey = obeying("structured_outputs")
+    server.answer = lambda call, n: Http(500) if n in (0, 2) else obey(call, n)
+    assert judge().identity()["constraint"] == "structured_outputs"
+
+
+def test_a_server_that_fails_for_good_says_nothing_of_what_it_obeys(server, judge) -> None:
+    server.answer = lambda call, n: Http(500)
+    with pytest.raises(AutoLoRAEvalError, match=r"a trial call fails: http_500"):
+        judge().identity()
+
+
+@pytest.mark.parametrize("name", ["structured_outputs", "guided_regex", "response_format", "plain"])
+def test_what_is_stated_is_not_tried(name: str, server, judge) -> None:
+    assert judge(constraint=name).identity()["constraint"] == name
+    assert server.calls == []
+
+
+def test_each_question_is_sent_with_the_constraint(server, judge, rubric, tmp_path) -> None:
+    from PIL import Image
+
+    from autolora_eval.scoring.judges.base import Request
+
+    path = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(path)
+    expected = {
+        "structured_outputs": {"structured_outputs": {"regex": reply_pattern(rubric)}},
+        "guided_regex": {"guided_regex": reply_pattern(rubric)},
+        "response_format": {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": reply_schema(rubric)},
+            }
+        },
+        "plain": {},
+    }
+    for name, arguments in expected.items():
+        list(judge(constraint=name).replies([Request(path, rubric.question("a cat"))]))
+        body = server.calls[-1].body
+        found = {key: body[key] for key in body.keys() & set(expected)}
+        assert found == arguments
+
+
+def with_logprobs(call: Call, most: int) -> Any:
+    if call.body.get("top_logprobs", 0) > most:
+        return Http(400)
+    answer = completion("4")
+    if call.body.get("logprobs") and most:
+        likely = [{"token": "4", "logprob": -0.1}, {"token": "5", "logprob": -2.4}]
+        likely += [{"token": "x", "logprob": -9999.0}]
+        entry = {"token": "4", "logprob": -0.1, "top_logprobs": likely}
+        end = {"token": "</s>", "logprob": 0.0, "top_logprobs": []}
+        answer["choices"][0]["logprobs"] = {"content": [entry, end]}
+    return answer
+
+
+@pytest.mark.parametrize(("most", "asked"), [(20, 20), (5, 5), (0, None)])
+def test_as_many_log_probabilities_as_the_server_gives(
+    most: int, asked: int | None, server, judge, rubric, tmp_path
+) -> None:
+    from PIL import Image
+
+    from autolora_eval.scoring.judges.base import Request
+
+    server.answer = lambda call, n: with_logprobs(call, most)
+    asking = judge(constraint="plain", logprobs=True)
+    assert asking.identity()["logprobs"] == (asked is not None)
+    path = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(path)
+    (((_, reply),),) = list(asking.replies([Request(path, rubric.question("a cat"))]))
+    assert server.calls[-1].body.get("top_logprobs") == asked
+    # What a constraint has ruled out is no alternative, and the end is no part of the reply.
+    tokens = [(token.text, dict(token.alternatives)) for token in reply.tokens]
+    assert tokens == ([("4", {"4": -0.1, "5": -2.4})] if asked else [])

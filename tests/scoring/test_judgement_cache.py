@@ -1,0 +1,104 @@
+"""The cache of replies: by content, shared between runs and processes, never in the way."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autolora_eval.rubric import Question
+from autolora_eval.scoring.judgement_cache import JudgementCache, cache_folder, reply_key
+
+QUESTION = Question("before", "after")
+
+
+def test_what_is_put_is_got(tmp_path: Path) -> None:
+    cache = JudgementCache(tmp_path)
+    cache.put([("a", {"raw": "é"}), ("b", {"raw": "2"})])
+    cache.close()
+    again = JudgementCache(tmp_path)
+    assert (again.get("a"), again.get("b"), again.get("c")) == ({"raw": "é"}, {"raw": "2"}, None)
+    again.put([("a", {"raw": "another"})])
+    assert again.get("a") == {"raw": "é"}
+    again.close()
+
+
+def test_the_key_is_of_all_that_was_asked() -> None:
+    keys = {
+        reply_key("judge", "image", QUESTION, 0),
+        reply_key("other", "image", QUESTION, 0),
+        reply_key("judge", "other", QUESTION, 0),
+        reply_key("judge", "image", Question("before", "after "), 0),
+        reply_key("judge", "image", Question("befor", "eafter"), 0),
+        reply_key("judge", "image", QUESTION, 1),
+    }
+    assert len(keys) == 6
+    assert reply_key("judge", "image", QUESTION, 0) in keys
+
+
+def test_none_is_kept_without_a_folder() -> None:
+    cache = JudgementCache(None)
+    cache.put([("a", {})])
+    assert cache.get("a") is None
+    assert cache.problem is None
+
+
+def test_a_cache_that_is_no_cache_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "judgements.sqlite").write_bytes(b"no database, " * 1000)
+    cache = JudgementCache(tmp_path)
+    cache.put([("a", {})])
+    assert cache.get("a") is None
+    assert "not a database" in str(cache.problem)
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = JudgementCache(tmp_path / "file" / "cache")
+    assert cache.get("a") is None
+    assert cache.problem is not None
+
+
+@pytest.mark.parametrize("kept", ["not JSON", "[1]", "null"])
+def test_a_damaged_reply_is_asked_again(tmp_path: Path, kept: str) -> None:
+    JudgementCache(tmp_path).close()
+    with sqlite3.connect(tmp_path / "judgements.sqlite") as connection:
+        connection.execute("INSERT INTO replies VALUES ('a', ?, 0)", (kept,))
+    connection.close()
+    assert JudgementCache(tmp_path).get("a") is None
+
+
+def test_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("AUTOLORA_EVAL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "autolora-eval"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "autolora-eval"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from autolora_eval.scoring.judgement_cache import JudgementCache
+cache = JudgementCache(Path(sys.argv[1]))
+for n in range(150):
+    cache.put([(f"{sys.argv[2]}-{n}", {"raw": sys.argv[2]}), (f"both-{n}", {"raw": "same"})])
+assert cache.problem is None, cache.problem
+"""
+
+
+def test_two_processes_write_side_by_side(tmp_path: Path) -> None:
+    """Neither loses a reply, and what both have is there once."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen([*command, name]) for name in ("one", "two")]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    cache = JudgementCache(tmp_path)
+    for name, raw in (("one", "one"), ("two", "two"), ("both", "same")):
+        assert all(cache.get(f"{name}-{n}") == {"raw": raw} for n in range(150)), name
+    with sqlite3.connect(tmp_path / "judgements.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM replies").fetchone() == (450,)
+    connection.close()
