@@ -53,14 +53,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def untrained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A judge of the same architecture that has learnt nothing."""
+    """A judge that has learnt nothing, and whose logits are wider than its tokenizer."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     folder = tmp_path_factory.mktemp("untrained") / "judge"
     shutil.copytree(model, folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        blank = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(model))
+        config = AutoConfig.from_pretrained(model)
+        config.text_config.vocab_size = 1100
+        blank = AutoModelForImageTextToText.from_config(config)
     blank.save_pretrained(folder)
     return folder
 

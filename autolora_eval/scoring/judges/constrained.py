@@ -20,6 +20,7 @@ from autolora_eval.rubric import Question
 
 # llguidance's trie of tokens takes no longer ones. Shorter tokens spell the same bytes.
 _LONGEST_TOKEN = 255
+_NO_TEXT = "\u0100\u0100"  # two null bytes to a byte-level tokenizer: no reply has them
 
 
 class UnheldError(Exception):
@@ -46,9 +47,10 @@ class Grammar:
                 "the package 'llguidance' is not installed (pip install 'autolora-eval[models]')"
             ) from error
         self.ends = frozenset(ends)
-        described, size = _described(tokenizer)
+        described, self.overlong = _described(tokenizer)
+        size = 1 + max(*tokenizer.get_vocab().values(), *ends)
         try:
-            known = LLTokenizer(described, n_vocab=max(size, *ends, 0) + 1, eos_token=list(ends))
+            known = LLTokenizer(json.dumps(described), n_vocab=size, eos_token=list(ends))
         except BaseException as error:
             # A panic of Rust's is no Exception.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -92,8 +94,9 @@ class HeldToPattern:
             for row, token in enumerate(input_ids[:, -1].tolist()):
                 self._take(row, self._matchers[row], token)
         masks = [matcher.compute_bitmask() for matcher in self._matchers]
-        allowed = _unpacked(masks, scores.shape[1]).to(scores.device)
-        return scores.masked_fill(~allowed, -torch.inf)
+        allowed = _unpacked(masks, scores.shape[1])
+        allowed[:, [token for token in self.grammar.overlong if token < scores.shape[1]]] = False
+        return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
     def _take(self, row: int, matcher: Any, token: int) -> None:  # noqa: ANN401
         # What comes after a row's end fills up the batch and is no part of its reply.
@@ -154,18 +157,25 @@ def row_seed(seed: int, image: bytes, question: Question) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def _described(tokenizer: Any) -> tuple[str, int]:  # noqa: ANN401
-    """Return a fast tokenizer as its JSON, without overlong tokens, and its largest token."""
+def _described(tokenizer: Any) -> tuple[Json, list[int]]:  # noqa: ANN401
+    """Return a fast tokenizer as its JSON, without overlong tokens, and these tokens.
+
+    Each leaves another name in its place: the numbers of the tokens after it must not change.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UnheldError("its tokenizer is not one of the library 'tokenizers'")
-    described = json.loads(backend.to_str())
+    described: Json = json.loads(backend.to_str())
     described["padding"] = described["truncation"] = None
     model = described["model"]
-    if model["type"] == "BPE":
-        model["vocab"] = {text: n for text, n in model["vocab"].items() if _fits(text)}
-        model["merges"] = [merge for merge in model["merges"] if _fits("".join(merge))]
-    return json.dumps(described), max(tokenizer.get_vocab().values())
+    if model["type"] != "BPE":
+        return described, []
+    overlong = [n for text, n in model["vocab"].items() if not _fits(text)]
+    model["vocab"] = {
+        text if _fits(text) else f"{_NO_TEXT}{n}": n for text, n in model["vocab"].items()
+    }
+    model["merges"] = [merge for merge in model["merges"] if _fits("".join(merge))]
+    return described, overlong
 
 
 def _fits(text: str) -> bool:

@@ -135,10 +135,12 @@ class TransformersJudge:
             torch.cuda.empty_cache()
 
     def _answers(self, requests: Sequence[Request]) -> list[Reply]:
-        start = time.monotonic()
         opened = [_open(request) for request in requests]
         asked = [one for one in opened if isinstance(one, _Asked)]
         with quiet_libraries():
+            if asked:
+                self._load()
+            start = time.monotonic()
             said = iter(self._said(asked) if asked else [])
         seconds = (time.monotonic() - start) / len(requests)
         name = self.source.reference
@@ -162,7 +164,6 @@ class TransformersJudge:
 
         One such question fails its whole batch, which is halved until it stands alone.
         """
-        self._load()
         try:
             return list(self._generate(asked))
         except torch.OutOfMemoryError as error:
