@@ -14,9 +14,15 @@ from typing import Any
 from autolora_eval.rubric import Rubric, Score
 
 MAX_REPLY = 20_000
-MAX_PYTHON_OBJECT = 1_000
-_TRAILING_COMMA = re.compile(r",(\s*[}\]])")
-_FRACTION = re.compile(r"^\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*(\d+(?:\.\d+)?))?\s*$")
+# What bounds the work: openings of an object that are tried, from the end; and, for an object that
+# is not JSON, its length and the closing braces that are tried.
+MAX_OPENINGS = 200
+MAX_PYTHON_OBJECT, MAX_CLOSINGS = 1_000, 8
+_TRAILING_COMMA = re.compile(r",(?=\s*[}\]])")
+_FRACTION = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*([0-9]+(?:\.[0-9]+)?))?")
+_MEMBER = re.compile(r"""\{\s*("[^"{}]{1,200}"|'[^'{}]{1,200}')\s*:""")
+# An int may have more digits than Python reads; judges break lines within a text.
+_DECODER = json.JSONDecoder(parse_int=float, strict=False)
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,14 @@ def parse_reply(text: str, rubric: Rubric) -> Verdict:
     """Return the scores of a reply: those of the last JSON object that has any of the keys.
 
     Accepted around the JSON: code fences, text, and objects or lists that hold it; within it:
-    trailing commas (the paper's own example has one), single quotes, a number as text, as `4/5`
-    of the same range, or alone in a list. Ranges are strict: nothing is clamped.
+    trailing commas (the paper's own example has one), single quotes, line breaks within a text,
+    and a number as text, as `4/5` or `4 out of 5` of the same range, or alone in a list. The last
+    verdict that can be read stands, and so does the last of a key that stands twice in it: a judge that corrects
+    itself does so at the end. Ranges are strict: nothing is clamped or converted, and of an
+    incomplete last verdict nothing is filled up from an earlier one. What stands within an object
+    that cannot be read is no verdict: it may be a quotation.
+
+    The work is proportional to the reply's length, whatever the reply.
 
     Args:
         text: the reply.
@@ -67,18 +79,35 @@ def parse_reply(text: str, rubric: Rubric) -> Verdict:
 
 
 def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects in a text, outermost only, in order."""
-    text = _TRAILING_COMMA.sub(r"\1", text)
-    decoder = json.JSONDecoder(parse_int=float)  # an int may have more digits than Python reads
-    at = text.find("{")
+    """Yield the objects in a text, outermost only, in order.
+
+    An object within one that cannot be read, since it is cut off or its quotation marks are not
+    escaped, is not yielded: it may be what a prompt or a picture says, in quotation.
+    """
+    text = _TRAILING_COMMA.sub("", text)
+    at, depth = _first_opening(text), 0  # of the unreadable objects that are open here
     while at >= 0:
         try:
-            found, end = decoder.raw_decode(text, at)
+            found, end = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):
             found, end = _python_dict(text, at)
-        if isinstance(found, dict):
+        if not isinstance(found, dict):
+            depth += depth > 0 or _MEMBER.match(text, at) is not None
+        elif depth == 0:
             yield found
         at = text.find("{", end)
+        depth = max(0, depth - text.count("}", end, at if at >= 0 else None))
+
+
+def _first_opening(text: str) -> int:
+    """Return the place of the last opening brace but MAX_OPENINGS - 1; of the first if fewer."""
+    at = len(text)
+    for _ in range(MAX_OPENINGS):
+        before = text.rfind("{", 0, at)
+        if before < 0:
+            break
+        at = before
+    return at if at < len(text) else -1
 
 
 def _with_keys(found: dict[str, Any], keys: set[str]) -> Iterator[dict[str, Any]]:
@@ -94,17 +123,26 @@ def _with_keys(found: dict[str, Any], keys: set[str]) -> Iterator[dict[str, Any]
 
 
 def _python_dict(text: str, at: int) -> tuple[object, int]:
-    """Read an object in single quotes up to its first closing brace, or step over the opening."""
-    end = text.find("}", at, at + MAX_PYTHON_OBJECT) + 1
-    if end == 0:
-        return None, at + 1
+    """Read an object in single quotes up to a closing brace, or step over the opening."""
+    end = at
+    for _ in range(MAX_CLOSINGS):
+        end = text.find("}", end, at + MAX_PYTHON_OBJECT) + 1
+        if end == 0:
+            break
+        found = _literal(text[at:end])
+        if isinstance(found, dict):
+            return found, end
+    return None, at + 1
+
+
+def _literal(text: str) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash that escapes nothing
             warnings.simplefilter("ignore", DeprecationWarning)
-            return ast.literal_eval(text[at:end]), end
+            return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return None, at + 1
+        return None
 
 
 def _number(value: object, score: Score) -> float | None:
@@ -112,7 +150,7 @@ def _number(value: object, score: Score) -> float | None:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):
-        match = _FRACTION.match(value)
+        match = _FRACTION.fullmatch(value.strip())
         if match is None or (match[2] is not None and float(match[2]) != score.max):
             return None
         return float(match[1])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import time
 
 import pytest
 
 from autolora_eval.resources import shipped_root
 from autolora_eval.rubric import Rubric, read_rubric
-from autolora_eval.scoring.reply import MAX_REPLY, Verdict, parse_reply
+from autolora_eval.scoring.reply import MAX_CLOSINGS, MAX_OPENINGS, MAX_REPLY, Verdict, parse_reply
 
 GOOD = '{"prompt_correspondence": 4, "style_adherence": 3.5}'
 SCORES = {"pc": 4.0, "sa": 3.5}
@@ -18,6 +20,9 @@ SCORES = {"pc": 4.0, "sa": 3.5}
 def rubric() -> Rubric:
     """The paper's: prompt_correspondence and style_adherence, each from 0 to 5."""
     return read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
+
+
+QUOTED = "{'prompt_correspondence': 1, 'style_adherence': 1}"
 
 
 def with_value(value: str) -> str:
@@ -37,6 +42,29 @@ ACCEPTED = {
     "number as text with white space": with_value('" 4.0 "'),
     "fraction of the range": with_value('"4/5"'),
     "fraction with blanks": with_value('"4 / 5"'),
+    "fraction in words": with_value('"4 out of 5"'),
+    "decimals in a fraction": with_value('"4.0/5.0"'),
+    "line break within a text": GOOD.replace("}", ', "why": "one\ntwo\tthree"}'),
+    "braces within a text in single quotes": GOOD.replace("}", ', "why": "{this} }"}').replace(
+        '"', "'"
+    ),
+    "a remark before the scores": GOOD.replace("{", '{"reason": ["a", "b"], '),
+    "the last of a key that stands twice": GOOD.replace("{", '{"style_adherence": 1, '),
+    "the last of a key that stands twice, in single quotes": GOOD.replace(
+        "{", '{"style_adherence": 1, '
+    ).replace('"', "'"),
+    "after a quoted prompt that is a verdict": f"For '{with_value('5')}' I say {GOOD}",
+    "beside a quoted verdict within a text": GOOD.replace("}", f', "why": {json.dumps(GOOD)}}}'),
+    "beside a verdict quoted in single quotes within it": GOOD.replace(
+        "}", f', "why": "it says {QUOTED}"}}'
+    ),
+    "single quotes beside a verdict quoted in double quotes": GOOD.replace('"', "'").replace(
+        "{", f"{{'why': 'it says {with_value('1')}', "
+    ),
+    "after many braces": "{x}" * 5_000 + GOOD,
+    "before some braces": GOOD + "{x}" * (MAX_OPENINGS - 1),
+    "between HTML and YAML": f"<p onclick='x()'>---\npc: 5\n{GOOD}</p>",
+    "among control characters": f"\x00\x1b[31m{GOOD}\x7f",
     "alone in a list": with_value("[4]"),
     "as text alone in a list": with_value('["4/5"]'),
     "in a list with a trailing comma": with_value("[4,]"),
@@ -51,6 +79,7 @@ ACCEPTED = {
     "after a reasoning object": f'{{"thought": "pixels"}} {GOOD}',
     "before a closing object": f'{GOOD} {{"done": true}}',
     "before an echo of the format": f"{GOOD} {with_value('[the score from 0 to 5]')}",
+    "before one that is cut off": f"{GOOD} {with_value('1')[:-1]}",
     "after an echoed prompt with braces": f"For 'a {{cat}}': {GOOD}",
     "after an echoed prompt with an opening brace": f"For 'a {{ cat': {GOOD}",
     "after an echoed prompt with a closing brace": f"For 'a }} cat': {GOOD}",
@@ -102,6 +131,24 @@ REFUSED = {
     "400 digits": (with_value("9" * 400), "not_a_number:pc"),
     "400 digits in single quotes": (with_value("9" * 400).replace('"', "'"), "not_a_number:pc"),
     "5000 digits": (with_value("9" * 5000), "not_a_number:pc"),
+    "10 ** 400": (with_value("1e400"), "not_a_number:pc"),
+    "fraction of another range in words": (with_value('"4 out of 10"'), "not_a_number:pc"),
+    "8/10, which is no 4/5": (with_value('"8/10"'), "not_a_number:pc"),
+    "numbers of another alphabet": (with_value('"٤"'), "not_a_number:pc"),
+    "quoted by a verdict that is cut off": (f'{{"why": "it says {QUOTED} so', "no_json"),
+    "quoted by a verdict in single quotes that is cut off": (
+        f"{{'why': 'it says {GOOD} so",
+        "no_json",
+    ),
+    "quoted without escapes": (
+        with_value('1, "why": "the prompt says ' + GOOD + '"'),
+        "no_json",
+    ),
+    "in an object that is cut off": (f'{{"evaluation": {GOOD}, "why": "since', "no_json"),
+    "unquoted keys": (GOOD.replace('"', ""), "no_json"),
+    "before too many braces": (GOOD + "{x}" * MAX_OPENINGS, "no_json"),
+    "white space flood within": (GOOD.replace(",", "," + " " * MAX_REPLY), "too_long"),
+    "a megabyte": ("x" * 2**20 + GOOD, "too_long"),
     "set": ("{1, 2}", "no_json"),
     "set of a list": ("{[4]}", "no_json"),
     "too long": ("x" * (MAX_REPLY + 1), "too_long"),
@@ -157,6 +204,30 @@ def test_hostile_replies_take_no_time(text: str, rubric: Rubric) -> None:
     assert verdict.scores is None
     assert verdict.reason in ("no_json", "missing_score")
     assert time.process_time() - start < 5.0
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_the_work_is_bounded(text: str, rubric: Rubric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many braces a reply has, so many are tried, and each time so much is read."""
+    read: list[int] = []
+    literal_eval = ast.literal_eval
+
+    def counting(piece: str) -> object:
+        read.append(len(piece))
+        return literal_eval(piece)
+
+    monkeypatch.setattr(ast, "literal_eval", counting)
+    parse_reply(text, rubric)
+    assert len(read) <= MAX_OPENINGS * MAX_CLOSINGS
+    assert all(length <= 1_000 for length in read)
+
+
+def test_a_number_as_text_is_read_in_one_pass(rubric: Rubric) -> None:
+    """Blanks between a number and what is no fraction were once tried in pairs: 10⁸ of them."""
+    start = time.process_time()
+    for text in ("4" + " " * 19_000 + "x", "4" * 19_000 + "x", "4/" + " " * 19_000 + "x"):
+        assert parse_reply(with_value(f'"{text}"'), rubric) == Verdict(None, "not_a_number:pc")
+    assert time.process_time() - start < 1.0
 
 
 def test_markdown_escapes_do_not_warn(rubric: Rubric, recwarn: pytest.WarningsRecorder) -> None:
