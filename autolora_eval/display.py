@@ -130,7 +130,8 @@ def show_run(run: Run) -> None:
 
 def show_agreement(folder: RunFolder, found: pd.DataFrame, counts: Json) -> None:
     """Print how far the judge agrees with people, and why a number or its interval is missing."""
-    from autolora_eval.analysis.agreement import ALL, described
+    from autolora_eval.analysis.agreement import described
+    from autolora_eval.analysis.reliability import ALL
 
     people = "person" if counts["raters"] == 1 else "people"
     console.print(

@@ -94,6 +94,7 @@ class Statistic:
 
     Attributes:
         label: in tables.
+        head: at the head of a narrow column.
         function: of the judge's and people's values of the same images.
         least: images that it takes.
         undefined: why it has no value although it has the images.
@@ -101,6 +102,7 @@ class Statistic:
     """
 
     label: str
+    head: str
     function: Pairwise
     least: int = 1
     undefined: str = ""
@@ -109,19 +111,19 @@ class Statistic:
 
 _CONSTANT = "constant: of the judge's values or people's, all are the same"
 STATISTICS = {
-    "spearman": Statistic("Spearman's ρ", spearman, 3, _CONSTANT),
-    "kendall": Statistic("Kendall's τ-b", kendall, 3, _CONSTANT),
-    "kappa": Statistic("Weighted κ", quadratic_kappa, 3, _CONSTANT),
-    "bias": Statistic("Judge − people", bias, signed=True),
-    "exact": Statistic("Equal", exact_rate, undefined="told of whole numbers only"),
-    "within_one": Statistic("Within 1", within_one_rate),
+    "spearman": Statistic("Spearman's ρ", "ρ", spearman, 3, _CONSTANT),
+    "kendall": Statistic("Kendall's τ-b", "τ-b", kendall, 3, _CONSTANT),
+    "kappa": Statistic("Weighted κ", "κ", quadratic_kappa, 3, _CONSTANT),
+    "bias": Statistic("Judge − people", "Judge − people", bias, signed=True),
+    "exact": Statistic("Equal", "Equal", exact_rate, undefined="told of whole numbers only"),
+    "within_one": Statistic("Within 1", "Within 1", within_one_rate),
 }
 RATERS_ALPHA = "raters_alpha"
 # How much nearer to people the expected score is than the verdict: the fall of the mean distance.
 NEARER = "nearer"
 
 
-def described(row: Mapping[str, Any]) -> tuple[str, bool]:
+def described(row: Mapping[Any, Any]) -> tuple[str, bool]:
     """Return what a row tells, for tables, and whether its value is told with its sign."""
     if row["statistic"] == RATERS_ALPHA:
         return "Raters' own α", False
@@ -136,7 +138,7 @@ def agreement(run: Run, ratings: str | Path) -> pd.DataFrame:
     """Return how far the judge of a run agrees with people.
 
     Several people's ratings of an image are averaged; how far they agree among themselves is told
-    as Krippendorff's α, since no judge can be asked to agree more.
+    as Krippendorff's α, by which the judge's agreement with them is to be read.
 
     Args:
         run: a finished run with judge.
@@ -240,7 +242,7 @@ def _of_expected(images: pd.DataFrame, column: str) -> Iterator[dict[str, Any]]:
     both = both.dropna(subset=[column])
     people = both["people"].to_numpy()
     fall = np.abs(both[column].to_numpy() - people) - np.abs(both[expected].to_numpy() - people)
-    mean = Statistic("", lambda x, _: float(x.mean()))
+    mean = Statistic("", "", lambda x, _: float(x.mean()))
     yield _measured(NEARER, mean, fall, people, both)
 
 

@@ -9,7 +9,9 @@ from autolora_eval.report.evidence import NAME_LENGTH, Evidence
 from autolora_eval.report.findings import Finding, caveats, findings
 from autolora_eval.report.grids import Grids, image_grids
 from autolora_eval.report.provenance import Facts, MethodAsRun, manifest_facts, methods
+from autolora_eval.report.reliability import reliability, reliability_caveats
 from autolora_eval.report.tables import (
+    Block,
     ResultTable,
     accounting,
     differences,
@@ -35,6 +37,7 @@ class Content:
         findings: in words.
         differences: the paired differences from the baseline.
         references: published values.
+        reliability: how far the judge can be trusted; empty without a judge.
         accounting: what each row rests on.
         figure_caption: how to read the figure.
         figure_text: what the figure shows, for those who cannot see it.
@@ -52,6 +55,7 @@ class Content:
     findings: list[Finding]
     differences: list[ResultTable]
     references: list[ResultTable]
+    reliability: list[Block]
     accounting: ResultTable
     figure_caption: str
     figure_text: str
@@ -75,10 +79,11 @@ def build_content(evidence: Evidence) -> Content:
         compared=_compared(evidence),
         version=clip(evidence.recorded("autolora_eval_version") or NOT_RECORDED, NAME_LENGTH),
         headline=headline(evidence),
-        caveats=caveats(evidence),
+        caveats=[*caveats(evidence), *reliability_caveats(evidence)],
         findings=findings(evidence),
         differences=differences(evidence),
         references=[] if published is None else [published],
+        reliability=reliability(evidence),
         accounting=accounting(evidence),
         figure_caption=_figure_caption(evidence),
         figure_text=_figure_text(evidence),

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from autolora_eval.analysis.measures import Measure, measures
+from autolora_eval.files import sha256_file
 from autolora_eval.report.text import clean, clip, number
 from autolora_eval.rubric import Score
 from autolora_eval.run_folder import Run, open_run
@@ -61,6 +63,27 @@ class Evidence:
     def images(self) -> list[Row]:
         """One row an image."""
         return records(self.run.scores)
+
+    @property
+    def judged(self) -> list[Measure]:
+        """The judge's scores; empty without a judge."""
+        return [measure for measure in self.measured if measure.kind == "score"]
+
+    @cached_property
+    def reliability(self) -> list[Row]:
+        """How far the judge agrees with itself; empty in a run folder that does not say."""
+        return _records_if_there(self.run.folder.reliability)
+
+    @cached_property
+    def agreement(self) -> list[Row]:
+        """How far the judge agrees with people; empty if nobody was asked."""
+        return _records_if_there(self.run.folder.agreement)
+
+    @cached_property
+    def agreement_is_of_these_scores(self) -> bool:
+        """Whether people were compared with the scores as they are now."""
+        stated = self.recorded("agreement", "scores_sha256")
+        return bool(stated == sha256_file(self.run.folder.scores))
 
     @cached_property
     def models(self) -> dict[str, list[Row]]:
@@ -146,6 +169,25 @@ def _scores_by_columns(table: pd.DataFrame) -> dict[str, Score]:
 def records(table: pd.DataFrame) -> list[Row]:
     """Return a table as one mapping a row."""
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _records_if_there(path: Path) -> list[Row]:
+    """Return a table that older run folders lack, one mapping a row; a damaged one is lacking."""
+    import pandas as pd
+
+    names = ("cell", "score", "compared", "statistic", "unit", "reason")
+    try:
+        table = pd.read_csv(
+            path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(names, str)
+        )
+    except (OSError, ValueError):
+        return []
+    return records(table)
+
+
+def row_where(rows: Iterable[Row], **where: str) -> Row:
+    """Return the first row with these values; empty if there is none."""
+    return next((r for r in rows if all(r.get(key) == value for key, value in where.items())), {})
 
 
 def text_of(value: object) -> str | None:

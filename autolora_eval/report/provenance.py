@@ -13,7 +13,7 @@ from autolora_eval.report.text import NOT_RECORDED, clean, clip, count, number, 
 VALUE_LENGTH = 300
 MAPPING_LENGTH = 1000
 LISTED_SINGLY = 5
-STAGE_COUNTS = ("done", "reused", "failed", "unscored")
+STAGE_COUNTS = ("done", "reused", "cached", "failed", "unscored")
 _SCRIPT = re.compile(r"([\^_])(?:\{([^}]*)\}|([^\W_]+))")
 
 
@@ -122,6 +122,7 @@ def manifest_facts(evidence: Evidence) -> list[Facts]:
         *(_model(name, model) for name, model in evidence.section("models").items()),
         Facts("Features", _flat(_without_counts(evidence.section("features")))),
         Facts("Judge", _judge(evidence)),
+        *_human_ratings(evidence),
         Facts("Software", _software(evidence)),
         Facts("Hardware", _flat(evidence.section("hardware"))),
         Facts("Stages", _stages(evidence)),
@@ -166,6 +167,12 @@ def _judge(evidence: Evidence) -> list[Fact]:
     rubric = evidence.section("rubric")
     named = {"rubric source": rubric["source"]} if rubric.get("source") else {}
     return _flat({**_without_counts(evidence.section("judge")), **named})
+
+
+def _human_ratings(evidence: Evidence) -> list[Facts]:
+    section = evidence.section("agreement")
+    stated = {key: value for key, value in section.items() if key != "scores_sha256"}
+    return [Facts("Human ratings", _flat(stated))] if stated else []
 
 
 def _without_counts(section: Row) -> Row:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autolora_eval.analysis.measures import Measure
-from autolora_eval.report.evidence import Evidence, Row, records
+from autolora_eval.report.evidence import Evidence, Row, records, text_of
 from autolora_eval.report.text import (
     DASH,
     clean,
@@ -74,18 +74,35 @@ class ResultTable:
     notes: list[Note]
 
 
-class _Notes:
+@dataclass(frozen=True)
+class Block:
+    """One question about a run, and what the run answers.
+
+    Attributes:
+        title: the question.
+        sentences: in words.
+        tables: in numbers.
+    """
+
+    title: str
+    sentences: list[str]
+    tables: list[ResultTable]
+
+
+class Notes:
     """Gives every distinct reason a letter, in order of appearance."""
 
     def __init__(self) -> None:
         self._marks: dict[str, str] = {}
 
     def mark(self, reason: str) -> str:
+        """Return the letter of a reason."""
         n = len(self._marks)
         letter = _LETTERS[n % 26] * (n // 26 + 1)
         return self._marks.setdefault(reason, letter)
 
     def listed(self) -> list[Note]:
+        """Return the notes that stand below the table."""
         return [Note(mark, reason) for reason, mark in self._marks.items()]
 
 
@@ -94,17 +111,18 @@ def headline(evidence: Evidence) -> list[ResultTable]:
 
     It is cut into several tables where a rubric has too many scores for the width of a page.
     """
-    return [_headline_part(evidence, part) for part in _parts(evidence.measured)]
+    return [_headline_part(evidence, part) for part in parts(evidence.measured)]
 
 
-def _parts(measured: Sequence[Measure]) -> list[Sequence[Measure]]:
+def parts(measured: Sequence[Measure]) -> list[Sequence[Measure]]:
+    """Return measures as they fit into the width of a page."""
     return [
         measured[n : n + MEASURES_PER_TABLE] for n in range(0, len(measured), MEASURES_PER_TABLE)
     ]
 
 
 def _headline_part(evidence: Evidence, part: Sequence[Measure]) -> ResultTable:
-    notes = _Notes()
+    notes = Notes()
     groups = []
     for model, rows in evidence.models.items():
         best = {measure.column: _best(rows, measure) for measure in part}
@@ -125,9 +143,13 @@ def _headline_part(evidence: Evidence, part: Sequence[Measure]) -> ResultTable:
 
 def _units(evidence: Evidence) -> str:
     """Say what the intervals are, and over what they are taken where the comparisons tell."""
-    units = {str(row["unit"]) for row in records(evidence.run.comparisons) if row.get("unit")}
-    over = f" over {units.pop()}s" if len(units) == 1 else ""
-    return f"In brackets: 95 % intervals{over}."
+    return f"In brackets: 95 % intervals{over_units(records(evidence.run.comparisons))}."
+
+
+def over_units(rows: Sequence[Row]) -> str:
+    """Return " over prompts", or whatever the rows' intervals are taken over, if that is one."""
+    units = {unit for row in rows if (unit := text_of(row.get("unit")))}
+    return f" over {clip(units.pop(), 20)}s" if len(units) == 1 else ""
 
 
 def _head(measure: Measure) -> str:
@@ -142,9 +164,7 @@ def _best(rows: list[Row], measure: Measure) -> str | None:
     return fixed(max(values) if measure.higher_is_better else min(values))
 
 
-def _value(
-    evidence: Evidence, row: Row, measure: Measure, best: str | None, notes: _Notes
-) -> Entry:
+def _value(evidence: Evidence, row: Row, measure: Measure, best: str | None, notes: Notes) -> Entry:
     value = row.get(measure.column)
     if number(value) is None:
         return Entry(DASH, mark=notes.mark(_why_missing(evidence, row["cell"], measure)))
@@ -225,7 +245,7 @@ def differences(evidence: Evidence) -> list[ResultTable]:
         f"Paired differences from {clip(evidence.baseline, 80)}, with 95 % intervals; p by the "
         "Wilcoxon signed-rank test, Holm-corrected over the comparisons of the run."
     )
-    return [_grouped(evidence, caption, part, entry) for part in _parts(evidence.measured)]
+    return [_grouped(evidence, caption, part, entry) for part in parts(evidence.measured)]
 
 
 def accounting(evidence: Evidence) -> ResultTable:
@@ -269,11 +289,16 @@ def _grouped(
     part: Sequence[Measure],
     entry: Callable[[Row, Measure], Entry],
 ) -> ResultTable:
-    groups = [
+    groups = by_model(evidence, lambda row: [entry(row, m) for m in part])
+    return ResultTable(caption, [_head(m) for m in part], groups, [])
+
+
+def by_model(evidence: Evidence, entries: Callable[[Row], list[Entry]]) -> list[Group]:
+    """Return one line a cell, with the entries that its row is given."""
+    return [
         Group(
             clip(model, 80),
-            [Line(evidence.labels[row["cell"]], [entry(row, m) for m in part]) for row in rows],
+            [Line(evidence.labels[row["cell"]], entries(row)) for row in rows],
         )
         for model, rows in evidence.models.items()
     ]
-    return ResultTable(caption, [_head(m) for m in part], groups, [])

@@ -57,6 +57,11 @@ def interval(low: object, high: object, *, signed: bool = False) -> str:
     return f"[{fixed(low, signed=signed)}, {fixed(high, signed=signed)}]"
 
 
+def alpha_text(value: object, low: object, high: object) -> str:
+    """Return "α = 0.812 [0.700, 0.901]", without brackets where there is no interval."""
+    return f"α = {fixed(value)} {interval(low, high)}".rstrip()
+
+
 def count(value: object) -> str:
     """Return a whole number with thousands separated; a dash for none."""
     found = number(value)
