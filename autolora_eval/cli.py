@@ -165,6 +165,22 @@ def methods() -> None:
     display.show_methods()
 
 
+@app.command()
+def doctor(
+    benchmark: Annotated[
+        str | None,
+        typer.Argument(
+            help="A benchmark, whose judge is then looked at first.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Tell which judges can run on this machine, and what the others lack; loads no model."""
+    from autolora_eval import display
+    from autolora_eval.serving import doctor, doctor_table
+
+    doctor_table.show(doctor.examine(benchmark), display.console)
+
+
 def main() -> None:
     """Run the command line: 0 done, 1 failed, 2 usage; no traceback unless asked for."""
     try:

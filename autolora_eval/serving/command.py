@@ -71,8 +71,12 @@ def model_source(spec: JudgeSpec) -> Source:
     return find_model(spec.model, spec.revision, lookup, "config.json")
 
 
-def check_launch(spec: JudgeSpec) -> None:
+def check_launch(spec: JudgeSpec, seconds: float = 30.0) -> None:
     """Check, without starting it, that the judge's server can be started here.
+
+    Args:
+        spec: the benchmark's `judge`.
+        seconds: that a look into vLLM's environment may take.
 
     Raises:
         UsageError: the benchmark does not say what to start, or says it wrongly.
@@ -87,7 +91,7 @@ def check_launch(spec: JudgeSpec) -> None:
             raise AutoLoRAEvalError(f"judge.launch_command: {refusal}")
         return
     python = vllm_python(spec)
-    version = vllm_version(python)
+    version = vllm_version(python, seconds)
     if version is None:
         raise AutoLoRAEvalError(
             f"judge.vllm_python: '{python}' has no vLLM. Install it into that environment: "
@@ -182,7 +186,7 @@ def own_environment() -> dict[str, str]:
 
 def version_refusal(source: Source, version: str) -> str | None:
     """Return why a version of vLLM cannot serve a judge, None if nothing is known against it."""
-    if not is_mllama(source) or _numbers(version) <= LAST_WITH_MLLAMA:
+    if not is_mllama(source) or numbers(version) <= LAST_WITH_MLLAMA:
         return None
     return (
         f"vLLM {version} cannot serve '{source.reference}': Llama-3.2-Vision was last supported "
@@ -190,7 +194,7 @@ def version_refusal(source: Source, version: str) -> str | None:
     )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
     """Return the first three numbers of a version; none of an unknown one, which passes."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
