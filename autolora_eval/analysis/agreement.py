@@ -18,7 +18,7 @@ from autolora_eval.analysis.bootstrap import (
     no_interval,
     unit_members,
 )
-from autolora_eval.analysis.human_ratings import read_ratings
+from autolora_eval.analysis.human_ratings import IMAGE, RATER, read_ratings
 from autolora_eval.analysis.reliability import (
     ALL,
     alpha_interval,
@@ -31,6 +31,7 @@ from autolora_eval.rubric import Score
 from autolora_eval.run_folder import Run, RunFolder, open_run
 from autolora_eval.scoring.diversity import Floats
 
+PEOPLE = "_people"
 VERDICT, EXPECTED, RATERS = "verdict", "expected", "raters"
 COLUMNS = (
     *("score", "compared", "cell", "statistic", "value", "low", "high"),
@@ -177,8 +178,8 @@ def write_agreement(path: Path, ratings: Path) -> tuple[RunFolder, pd.DataFrame,
         "ratings_file": ratings.name,
         "ratings_sha256": sha256_file(ratings),
         "ratings": len(rated),
-        "images": int(rated["image"].nunique()),
-        "raters": int(rated["rater"].nunique()),
+        "images": int(rated[IMAGE].nunique()),
+        "raters": int(rated[RATER].nunique()),
         "scores_sha256": sha256_file(run.folder.scores),
     }
     text = table.to_csv(index=False, float_format="%.12g", lineterminator="\n")
@@ -206,9 +207,9 @@ def judged_scores(run: Run) -> dict[str, Score]:
 
 def _compare(run: Run, ratings: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    for column in ratings.columns.drop(["image", "rater"]):
-        people = ratings.groupby("image")[column].mean().dropna()
-        images = run.scores.iloc[people.index].assign(people=people.to_numpy())
+    for column in ratings.columns.drop([IMAGE, RATER]):
+        people = ratings.groupby(IMAGE)[column].mean().dropna()
+        images = run.scores.iloc[people.index].assign(**{PEOPLE: people.to_numpy()})
         rows += (
             {"score": column, "compared": VERDICT, **row} for row in _statistics(images, column)
         )
@@ -217,7 +218,7 @@ def _compare(run: Run, ratings: pd.DataFrame) -> pd.DataFrame:
                 {"score": column, "compared": EXPECTED, **row}
                 for row in _of_expected(images, column)
             )
-        if ratings["rater"].nunique() > 1:
+        if ratings[RATER].nunique() > 1:
             row = _raters(ratings.dropna(subset=[column]), column, run.scores)
             rows.append({"score": column, "compared": RATERS, **row})
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -240,14 +241,14 @@ def _of_expected(images: pd.DataFrame, column: str) -> Iterator[dict[str, Any]]:
     for name in STATISTICS:
         yield _row(name, both, expected)
     both = both.dropna(subset=[column])
-    people = both["people"].to_numpy()
+    people = both[PEOPLE].to_numpy()
     fall = np.abs(both[column].to_numpy() - people) - np.abs(both[expected].to_numpy() - people)
     mean = Statistic("", "", lambda x, _: float(x.mean()))
     yield _measured(NEARER, mean, fall, people, both)
 
 
 def _row(name: str, images: pd.DataFrame, column: str) -> dict[str, Any]:
-    x, y = (images[of].to_numpy(dtype=np.float64) for of in (column, "people"))
+    x, y = (images[of].to_numpy(dtype=np.float64) for of in (column, PEOPLE))
     return _measured(name, STATISTICS[name], x, y, images)
 
 
@@ -280,8 +281,8 @@ def _interval(
 
 def _raters(ratings: pd.DataFrame, column: str, scores: pd.DataFrame) -> dict[str, Any]:
     """Return how far people agree among themselves: α does not ask who of them gave a rating."""
-    nth = ratings.groupby("image").cumcount()
-    matrix = ratings.assign(nth=nth).pivot(index="nth", columns="image", values=column)
+    nth = ratings.groupby(IMAGE).cumcount()
+    matrix = ratings.assign(nth=nth).pivot(index="nth", columns=IMAGE, values=column)
     images = scores.iloc[matrix.columns]
     alpha, of = krippendorff_alpha(matrix.to_numpy()), sampling_units(images)
     within = no_interval("")

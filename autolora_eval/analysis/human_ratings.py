@@ -18,6 +18,8 @@ from autolora_eval.rubric import Score
 MAX_BYTES = 50_000_000
 MAX_PROBLEMS = 10
 SHOWN = 80
+# No score can be called so: a score's name begins with a letter.
+IMAGE, RATER = "_image", "_rater"
 IDENTITY = ("file", "cell", "prompt", "prompt_index", "seed", "sha256")
 _WHOLE = ("prompt_index", "seed")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -39,8 +41,8 @@ def read_ratings(path: Path, images: pd.DataFrame, scores: Mapping[str, Score]) 
         scores: the judge's scores by column, for their ranges.
 
     Returns:
-        Columns image (its place in `images`), rater, and one a score that was rated, NaN where a
-        person did not rate it.
+        Columns `IMAGE` (its place in `images`), `RATER`, and one a score that was rated, NaN
+        where a person did not rate it.
 
     Raises:
         UsageError: with up to ten of the things that are wrong, and their lines.
@@ -56,16 +58,16 @@ def read_ratings(path: Path, images: pd.DataFrame, scores: Mapping[str, Score]) 
             break
         told, rating = _rating(header, fields, find, {c: scores[c] for c in rated})
         if rating is not None:
-            before = first_line.setdefault((rating["image"], rating["rater"]), line)
+            before = first_line.setdefault((rating[IMAGE], rating[RATER]), line)
             if before != line:
-                by = f" by '{_shown(rating['rater'])}'" if rating["rater"] else ""
+                by = f" by '{_shown(rating[RATER])}'" if rating[RATER] else ""
                 told = [f"the image was rated{by} in line {before} already; leave out one"]
             found.append(rating)
         problems += [f"{path}:{line}: {_sentence(problem)}" for problem in told]
     if problems:
         more = ["Further lines were not looked at."] if len(problems) >= MAX_PROBLEMS else []
         raise UsageError("\n".join(problems[:MAX_PROBLEMS] + more))
-    ratings = pd.DataFrame(found, columns=["image", "rater", *rated])
+    ratings = pd.DataFrame(found, columns=[IMAGE, RATER, *rated])
     if not ratings[rated].notna().any(axis=None):
         raise UsageError(f"{path}: no rating in it: every field of {', '.join(rated)} is empty.")
     return ratings
@@ -208,7 +210,7 @@ def _rating(
     problems = [place] if isinstance(place, str) else []
     if row.get("rater") == "":
         problems.append("no rater; expected a name, or no column 'rater' at all")
-    rating: dict[str, Any] = {"image": place, "rater": row.get("rater", "")}
+    rating: dict[str, Any] = {IMAGE: place, RATER: row.get("rater", "")}
     for column, score in scores.items():
         value = _value(row[column], score)
         if isinstance(value, str):

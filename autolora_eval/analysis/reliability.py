@@ -17,10 +17,11 @@ from autolora_eval.analysis.bootstrap import (
     no_interval,
     unit_members,
 )
-from autolora_eval.files import Json, read_jsonl, write_text
+from autolora_eval.files import Json, write_text
 from autolora_eval.plan import Plan
 from autolora_eval.run_folder import RunFolder
 from autolora_eval.scoring.diversity import Floats
+from autolora_eval.scoring.judgement_file import JudgementFile, asked
 
 ALL = "all"
 # α is commonly asked to reach .800; .667 is "the lowest conceivable limit" where tentative
@@ -51,30 +52,28 @@ class Alpha:
 def repeat_ratings(
     rows: Iterable[Json],
     images: Sequence[tuple[str, str | None]],
-    column: str,
-    judge_key: str,
+    columns: Sequence[str],
     repeats: int,
-) -> Floats:
+) -> dict[str, Floats]:
     """Return the verdicts on each image, one row a repeat.
 
     Args:
-        rows: of a cell's judgements; the last of an image and repeat counts. A row that does not
-            say which repeat it is, is the first.
+        rows: a cell's judgements by one judge and rubric; the last of an image and repeat counts.
         images: (image id, SHA-256) of the images, [N].
-        column: the score.
-        judge_key: content key of judge and rubric; rows of others do not count.
+        columns: the scores.
         repeats: k, how often each image was to be judged; further rows do not count.
 
     Returns:
-        float64 [k, N], NaN where there is no verdict.
+        By score, float64 [k, N], NaN where there is no verdict.
     """
     place = {image: n for n, image in enumerate(images)}
-    ratings = np.full((repeats, len(images)), np.nan)
+    ratings = {column: np.full((repeats, len(images)), np.nan) for column in columns}
     for row in rows:
-        at = place.get((row["image_id"], row["sha256"]))
-        repeat = row.get("repeat") or 0
-        if at is not None and row["judge_key"] == judge_key and repeat < repeats:
-            ratings[repeat, at] = (row["scores"] or {}).get(column, np.nan)
+        what = asked(row)
+        at = place.get((what.image_id, what.sha256))
+        if at is not None and what.repeat < repeats:
+            for column in columns:
+                ratings[column][what.repeat, at] = (row["scores"] or {}).get(column, np.nan)
     return ratings
 
 
@@ -239,20 +238,19 @@ def reliability(
         mean expected score where there are any, and why α or its interval is missing.
     """
     frames = {str(cell): images for cell, images in scores.groupby("cell", sort=False)}
-    ratings: dict[str, list[Floats]] = {column: [] for column in columns}
+    ratings: list[dict[str, Floats]] = []
     for cell, images in frames.items():
-        rows = read_jsonl(folder.judgements(cell))
         wanted = list(zip(images["image_id"], images["sha256"], strict=True))
-        for column in columns:
-            ratings[column].append(
-                repeat_ratings(rows, wanted, column, judge_key or "", repeats),
-            )
-    found = []
+        rows = JudgementFile(folder.judgements(cell)).rows(judge_key) if judge_key else ()
+        ratings.append(repeat_ratings(rows, wanted, columns, repeats))
+    every, found = pd.concat(frames.values()), []
     for column in columns:
-        for (cell, images), verdicts in zip(frames.items(), ratings[column], strict=True):
-            found.append(_row(cell, column, images, verdicts))
-        every = pd.concat(frames.values())
-        found.append(_row(ALL, column, every, np.concatenate(ratings[column], axis=1)))
+        verdicts = [of_cell[column] for of_cell in ratings]
+        found += [
+            _row(cell, column, images, of_cell)
+            for (cell, images), of_cell in zip(frames.items(), verdicts, strict=True)
+        ]
+        found.append(_row(ALL, column, every, np.concatenate(verdicts, axis=1)))
     return pd.DataFrame(found, columns=list(COLUMNS))
 
 

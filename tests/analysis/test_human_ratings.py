@@ -10,7 +10,7 @@ import pytest
 from report.synthetic_run import make_tables
 
 from autolora_eval.analysis import human_ratings
-from autolora_eval.analysis.human_ratings import read_ratings
+from autolora_eval.analysis.human_ratings import IMAGE, RATER, read_ratings
 from autolora_eval.errors import UsageError
 from autolora_eval.rubric import Score
 
@@ -53,7 +53,7 @@ def refused(tmp_path: Path, content: str | bytes) -> list[str]:
 )
 def test_an_image_is_named_by_its_file_or_by_its_parts(tmp_path: Path, content: str) -> None:
     found = read(tmp_path, content)
-    assert found["image"].tolist() == [0]
+    assert found[IMAGE].tolist() == [0]
     assert found["pc"].tolist() == [3.5]
 
 
@@ -62,13 +62,13 @@ def test_every_image_is_found_by_either_name(tmp_path: Path) -> None:
     by_parts = IMAGES[["cell", "prompt", "seed"]].assign(pc=1.0)
     for frame in (by_file, by_parts):
         found = read(tmp_path, frame.to_csv(index=False))
-        assert found["image"].tolist() == list(range(len(IMAGES)))
+        assert found[IMAGE].tolist() == list(range(len(IMAGES)))
 
 
 def test_blanks_are_missing_and_never_zero(tmp_path: Path) -> None:
     other = FILE.replace("0.png", "1.png")
     found = read(tmp_path, f"file,rater,sa,pc\n{FILE},ann,,0\n{FILE},bob,3,\n{other},ann,,\n")
-    assert found["rater"].tolist() == ["ann", "bob", "ann"]
+    assert found[RATER].tolist() == ["ann", "bob", "ann"]
     assert found["pc"].tolist() == pytest.approx([0.0, np.nan, np.nan], nan_ok=True)
     assert found["sa"].tolist() == pytest.approx([np.nan, 3.0, np.nan], nan_ok=True)
 

@@ -145,9 +145,9 @@ def test_the_interval_of_alpha_covers_the_truth() -> None:
 
 
 def test_rows_become_ratings_by_image_and_repeat() -> None:
-    def row(image: str, sha: str, repeat: int | None, pc: float | None, key: str = KEY) -> Any:
-        found = {"image_id": image, "sha256": sha, "judge_key": key}
-        found["scores"] = None if pc is None else {"pc": pc}
+    def row(image: str, sha: str, repeat: int | None, pc: float | None) -> dict[str, Any]:
+        found: dict[str, Any] = {"image_id": image, "sha256": sha}
+        found["scores"] = None if pc is None else {"pc": pc, "sa": 5.0 - pc}
         return found if repeat is None else found | {"repeat": repeat}
 
     rows = [
@@ -155,14 +155,16 @@ def test_rows_become_ratings_by_image_and_repeat() -> None:
         row("a", "1", 1, 1.0),
         row("a", "1", 1, 4.0),  # the last counts
         row("a", "0", 1, 0.0),  # of the file as it was before
+        row("b", "2", 0, 2.0),
         row("b", "2", 0, None),
         row("b", "2", 1, 5.0),
         row("b", "2", 2, 0.0),  # beyond the repeats asked for now
-        row("b", "2", 0, 0.0, "another judge"),
         row("c", "3", 0, 0.0),  # not in the plan
     ]
-    found = repeat_ratings(rows, [("a", "1"), ("b", "2"), ("d", None)], "pc", KEY, 2)
-    assert found == pytest.approx(np.array([[3.0, GAP, GAP], [4.0, 5.0, GAP]]), nan_ok=True)
+    found = repeat_ratings(rows, [("a", "1"), ("b", "2"), ("d", None)], ["pc", "sa"], 2)
+    expected = np.array([[3.0, GAP, GAP], [4.0, 5.0, GAP]])
+    assert found["pc"] == pytest.approx(expected, nan_ok=True)
+    assert found["sa"] == pytest.approx(5.0 - expected, nan_ok=True)
 
 
 @pytest.fixture
@@ -238,6 +240,14 @@ def test_unscored_images_are_counted_by_cell_and_reason() -> None:
         {"cell": "a", "reason": "out_of_range:pc", "n_unscored": 1, "n_images": 4, "share": 0.25},
     ]
     assert len(unscored_by_reason(scores[4:])) == 0
+
+
+def test_verdicts_of_another_judge_do_not_count(plan: Plan, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    scores = judged(plan, folder, lambda place, repeat: float(place[2]))
+    assert reliability(folder, scores, ["pc"], KEY, 3)["n_verdicts"].tolist() == [18, 18, 36]
+    for key in ("another judge", None):
+        assert reliability(folder, scores, ["pc"], key, 3)["n_verdicts"].tolist() == [0, 0, 0]
 
 
 def test_without_a_judge_there_is_no_table(
