@@ -230,14 +230,14 @@ class Rubric(BaseModel):
         before, after = self.text.split(self.placeholders.image)
         return Question(_fill(before.strip(), fills), _fill(after.strip(), fills))
 
-    def _check_values(self, values: Iterable[str]) -> None:
-        declared, stated = self.placeholders.values, list(values)
-        for name in stated:
+    def _check_values(self, values: Mapping[str, str]) -> None:
+        declared = self.placeholders.values
+        for name in values:
             if name not in declared:
                 known = did_you_mean(name, declared) or " It has none of its own: remove it."
                 raise UsageError(f"the rubric '{self.name}' has no placeholder '{name}'.{known}")
         for name in declared:
-            if name not in stated:
+            if not values.get(name, "").strip():
                 raise UsageError(
                     f"the rubric '{self.name}' needs a value for '{name}': write "
                     f"'rubric_values: {{{name}: ...}}' beside 'rubric'."

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from autolora_eval.benchmark.judge_settings import judge_problems
 from autolora_eval.benchmark.problems import explained
 from autolora_eval.benchmark.prompts import check_prompts, read_prompts
-from autolora_eval.benchmark.schema import Benchmark, Model
+from autolora_eval.benchmark.schema import Benchmark, Judge, Model
 from autolora_eval.benchmark.sources import Lookup, Source, find_lora, find_model
 from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile, read_yaml
 from autolora_eval.errors import UsageError, did_you_mean
@@ -207,17 +207,26 @@ class _Resolver:
         judge = self.spec.judge
         if judge is None:
             return None, None
-        rubric = self._try(
-            ("judge", "rubric"), lambda: read_rubric(self.lookup.file(judge.rubric, "rubric"))
-        )
+        for keys, problem in judge_problems(judge):
+            self.problems.append(f"{self.document.where(('judge', *keys))}: {problem}")
+        rubric = self._rubric(judge)
         if judge.backend == "openai":
-            self._try(("judge", "base_url"), lambda: _check_address(judge.base_url))
             return rubric, None
         source = self._try(
             ("judge", "model"),
             lambda: find_model(judge.model, judge.revision, self.lookup, "config.json"),
         )
         return rubric, source
+
+    def _rubric(self, judge: Judge) -> Rubric | None:
+        rubric = self._try(
+            ("judge", "rubric"), lambda: read_rubric(self.lookup.file(judge.rubric, "rubric"))
+        )
+        if rubric is None:
+            return None
+        return self._try(
+            ("judge", "rubric_values"), lambda: rubric.with_values(judge.rubric_values)
+        )
 
     def _reference(self) -> Path | None:
         reference = self.spec.reference
@@ -230,18 +239,6 @@ class _Resolver:
             self.problems.append(
                 f"{self.document.where(('baseline',))}: '{baseline}' is none of the methods.{near}"
             )
-
-
-def _check_address(url: str) -> None:
-    """Refuse an address that is none, or that carries a key, which would reach the manifest."""
-    parts = urlsplit(url)
-    if "@" in parts.netloc or parts.query:
-        raise UsageError(
-            "a user name or key does not belong into the address, since the manifest states it. "
-            "Put the key into the environment variable that judge.api_key_env names."
-        )
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UsageError(f"expected an address such as http://localhost:8000/v1 (got '{url}').")
 
 
 def _rule(guider: object) -> Method:
