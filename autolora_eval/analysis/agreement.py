@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 from scipy import stats
 
 from autolora_eval.analysis.bootstrap import (
@@ -194,12 +195,16 @@ def judged_scores(run: Run) -> dict[str, Score]:
     Raises:
         UsageError: it has none.
     """
-    rubric = run.manifest.get("rubric") or {}
-    scores = {
-        column: Score.model_validate(score)
-        for column, score in rubric.get("scores", {}).items()
-        if column in run.scores
-    }
+    rubric = run.manifest.get("rubric")
+    stated = rubric.get("scores") if isinstance(rubric, dict) else None
+    try:
+        scores = {
+            column: Score.model_validate(score)
+            for column, score in (stated or {}).items()
+            if column in run.scores
+        }
+    except ValidationError as error:
+        raise run.folder.refused() from error
     if not scores:
         raise UsageError(f"'{run.folder.path}' has no judge's scores that people could agree with.")
     return scores

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -261,3 +264,54 @@ def test_nothing_is_written_if_the_ratings_do_not_fit(tmp_path: Path) -> None:
         write_agreement(folder.path, ratings)
     assert not folder.agreement.exists()
     assert folder.manifest.read_bytes() == manifest
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "autolora_eval", "agreement", *map(str, arguments)]
+    env = os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=env)
+
+
+def test_the_command_prints_a_table_that_fits_a_terminal(tmp_path: Path) -> None:
+    tables = make()
+    people = np.clip(tables.scores["pc"] + np.resize([0, 1, -1, 0, 0.5], 36), 0, 5).to_numpy()
+    tables.scores["pc_expected"] = people * 0.5 + tables.scores["pc"] * 0.5
+    folder = tables.write(tmp_path / "[bold]run")  # no markup either
+    done = command(folder.path, rated(tables, people, tmp_path / "h.csv"))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
+    found = pd.read_csv(folder.agreement)
+    rho = cells_of(found).loc["spearman"]
+    shown = next(line for line in lines if line.startswith("pc ") and "Spearman" in line)
+    assert f"{rho['value']:.3f}" in shown
+    assert f"[{rho['low']:.3f}, {rho['high']:.3f}]" in shown
+    assert "Equal: told of whole numbers only" in lines
+    assert str(folder.agreement) in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file,pcc\nx.png,3\n", "unknown column 'pcc'. Did you mean 'pc'?"),
+        ("file,pc\nx.png,3\n", "h.csv:2: no image 'x.png' in the run"),
+        (None, "cannot be read as a file of ratings"),
+    ],
+)
+def test_usage_errors_are_two_and_write_nothing(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    folder = make().write(tmp_path / "run")
+    if content is not None:
+        (tmp_path / "h.csv").write_text(content)
+    done = command(folder.path, tmp_path / "h.csv")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not folder.agreement.exists()
+
+
+def test_no_run_is_a_usage_error(tmp_path: Path) -> None:
+    done = command(tmp_path, tmp_path / "h.csv")
+    assert done.returncode == 2
+    assert "is not a run folder" in done.stderr
