@@ -83,7 +83,7 @@ def _judge_server(plan: Plan, output: Path) -> None:
     if recorded_judging(plan, RunFolder(output)) is not None:
         return  # all is judged: no server is needed
     if judge.launch:
-        from autolora_eval.serving.launch import check_launch
+        from autolora_eval.serving.command import check_launch
 
         require("openai", "openai")
         check_launch(judge)

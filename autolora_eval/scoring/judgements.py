@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from autolora_eval.plan import Cell, Plan
 from autolora_eval.progress import Advance, Progress
 from autolora_eval.rubric import Rubric
 from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring.expected import expected_scores
 from autolora_eval.scoring.judgement_cache import JudgementCache, cache_folder, reply_key
 from autolora_eval.scoring.judgement_file import Asked, JudgementFile, Known
 from autolora_eval.scoring.judges.base import Judge, Reply, Request
@@ -79,7 +80,7 @@ def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress
     what, rubric, spec = judge.identity(), _rubric(plan), _spec(plan)
     key = judge_key(what, rubric)
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
-    todo = list(_todo(plan, folder, key, counts))
+    todo = deque(_todo(plan, folder, key, counts))
     with contextlib.closing(JudgementCache(cache_folder() if spec.cache else None)) as cache:
         work = _Judging(folder, rubric, key, cache, counts)
         with progress.task("Judging", len(todo)) as advance:
@@ -164,8 +165,6 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: 
         if scores is None and reply.truncated:
             reason = "truncated"
         if scores is not None and reply.tokens:
-            from autolora_eval.scoring.expected import expected_scores
-
             expected = expected_scores(raw, reply.tokens, rubric)
     return {
         "image_id": image.id,
@@ -214,9 +213,10 @@ class _Judging:
     def __post_init__(self) -> None:
         self._from_cache: list[tuple[Todo, Json]] = []
 
-    def uncached(self, todo: Sequence[Todo], advance: Advance) -> Iterator[Request]:
-        """Yield a request for each judgement that no earlier run has had."""
-        for item in todo:
+    def uncached(self, todo: deque[Todo], advance: Advance) -> Iterator[Request]:
+        """Yield a request for each judgement that no earlier run has had; empties `todo`."""
+        while todo:
+            item = todo.popleft()
             question = self.rubric.question(item.image.prompt)
             row = self._cached(item)
             if row is None:

@@ -409,8 +409,17 @@ def test_text_that_is_no_unicode_is_kept_as_near_as_can_be(make, folder, server)
 
 def test_the_key_is_sent_and_never_written(make, folder, server, capfd, caplog) -> None:
     caplog.set_level("DEBUG")
-    server.answer = lambda call, n: Http(500) if n % 3 else VERDICT
-    plan = make()
+    echo = f"Bearer {SECRET}"
+
+    def answer(call: Call, n: int) -> object:
+        """A server that repeats what it was sent."""
+        said = [VERDICT + echo, Http(500, echo.encode()), Http(401, echo.encode()), echo]
+        return said[n % 4] if n % 4 else completion(said[0]) | {"model": echo}
+
+    server.answer = answer
+    server.models = {"data": [{"id": "some-vlm", "root": echo, "owned_by": echo}]}
+    server.version = echo
+    plan = make(constraint="auto", max_retries=1)
     state_plan(plan, folder, "bench.yaml", {})
     update_manifest(folder, judge=judge(plan, folder))
     assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {SECRET}"}

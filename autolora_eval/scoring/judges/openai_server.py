@@ -25,6 +25,7 @@ from autolora_eval.scoring.judges.servers import JudgeGoneError, OtherModelError
 
 MAX_IMAGE_BYTES = 20_000_000
 PROBE_SECONDS = 5.0
+BLOTTED = "[key]"
 # Once so many calls have failed one after the other, retries included, no more are made.
 HOPELESS = 50
 # Statuses that another try does not change; a later run asks again.
@@ -55,7 +56,8 @@ class OpenAIJudge:
 
         self.spec, self.rubric = spec, rubric
         self._loop = LoopThread()
-        key = os.environ.get(spec.api_key_env) or "EMPTY"
+        self._key = os.environ.get(spec.api_key_env) or ""
+        key = self._key or "EMPTY"
         servers = [
             Server(url, openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0))
             for url in base_urls or spec.base_urls
@@ -122,6 +124,8 @@ class OpenAIJudge:
     async def _is_there(self, server: Server) -> None:
         """Ask a server whether it serves the judge, the same as the others do."""
         served = await protocol.served_model(server, self.spec, PROBE_SECONDS)
+        if self._key and self._key in str(served):
+            served = {}  # whatever it is, it is not to be written down
         if self._served is None:
             self._served = served
         elif served.get("root") != self._served.get("root"):
@@ -160,7 +164,14 @@ class OpenAIJudge:
         async with self._slots:
             reply = await self._until_answered(body)
         self._stop_if_hopeless(reply)
-        return replace(reply, sent=picture.facts())
+        return self._without_key(replace(reply, sent=picture.facts()))
+
+    def _without_key(self, reply: Reply) -> Reply:
+        """Blot out the key, should a server repeat it: what it says is written down."""
+        if not self._key:
+            return reply
+        text = None if reply.text is None else reply.text.replace(self._key, BLOTTED)
+        return replace(reply, text=text, model=reply.model.replace(self._key, BLOTTED))
 
     async def _until_answered(self, body: Json) -> Reply:
         """Call until there is a reply, with exponential back-off and as the server asks to wait."""

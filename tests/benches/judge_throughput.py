@@ -1,0 +1,154 @@
+"""How near judging comes to what the server allows, and whether memory grows with the images.
+
+    python tests/benches/judge_throughput.py [--images 100000]
+
+Prints two ratios and the growth of memory; it judges nothing right or wrong, since a timing fails
+no test. Wanted: time at most 1.10 of (calls × latency / concurrency), and less than 100 MB more at
+100,000 images than at 1,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+PROMPTS = 10
+DISTINCT = 200
+
+
+@contextmanager
+def server(latency: float) -> Iterator[str]:
+    """Serve in a process of its own; yields the address."""
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "latency_server.py"), str(latency)], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def make_run(folder: Path, images: int, url: str, concurrency: int) -> Path:
+    """Write a benchmark of one cell, and its images: few pictures under many names."""
+    judge = {"backend": "openai", "model": "some-vlm", "base_url": url, "constraint": "plain"}
+    judge |= {"rubric": "prompts/rubrics/pixel_art.yaml", "concurrency": concurrency}
+    benchmark = {
+        "name": "throughput",
+        "prompts": [f"prompt number {n}" for n in range(PROMPTS)],
+        "seeds": {"count": images // PROMPTS},
+        "models": {
+            "SDXL miniature": {
+                "pipeline": "miniature:sdxl",
+                "lora": {"path": "miniature:pixel_art_lora"},
+            }
+        },
+        "methods": {"LoRA": {"guider": "lora"}},
+        "features": {"model": "miniature:dinov2"},
+        "judge": {**judge, "cache": False},
+    }
+    path = folder / "throughput.yaml"
+    path.write_text(yaml.safe_dump(benchmark))
+    write_images(path, folder / "run")
+    return path
+
+
+def write_images(benchmark: Path, output: Path) -> None:
+    from autolora_eval.benchmark.load import load_benchmark
+    from autolora_eval.plan import make_plan
+    from autolora_eval.run_folder import RunFolder
+
+    plan = make_plan(load_benchmark(benchmark))
+    folder, (cell,) = RunFolder(output), plan.cells
+    rng = np.random.default_rng(0)
+    originals = [output / "originals" / f"{n}.png" for n in range(DISTINCT)]
+    originals[0].parent.mkdir(parents=True)
+    for path in originals:
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    with folder_of(folder.metadata(cell.id)).open("w") as metadata:
+        for n, job in enumerate(plan.jobs):
+            path = folder_of(folder.images(cell.id) / job.file)
+            os.link(originals[n % DISTINCT], path)
+            row = {"file_name": job.file, "prompt": job.prompt, "seed": job.seed, "nfe": 1}
+            metadata.write(json.dumps(row) + "\n")
+
+
+def folder_of(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def judge(benchmark: Path, output: Path) -> dict[str, float]:
+    """Judge a run in this process; returns seconds and peak resident memory in MB."""
+    from autolora_eval.benchmark.load import load_benchmark
+    from autolora_eval.plan import make_plan
+    from autolora_eval.progress import Progress
+    from autolora_eval.run_folder import RunFolder
+    from autolora_eval.scoring.judgements import judge_images, open_judge
+
+    plan = make_plan(load_benchmark(benchmark))
+    with closing(open_judge(plan)) as asked:
+        asked.identity()
+        start = time.monotonic()
+        done = judge_images(plan, RunFolder(output), asked, Progress())
+        seconds = time.monotonic() - start
+    assert done["done"] == plan.n_images
+    assert done["unscored"] == 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "peak_mb": peak / (1e6 if sys.platform == "darwin" else 1e3)}
+
+
+def measured(images: int, latency: float, concurrency: int) -> dict[str, float]:
+    """Judge so many images in a process of its own."""
+    with tempfile.TemporaryDirectory() as place, server(latency) as url:
+        benchmark = make_run(Path(place), images, url, concurrency)
+        command = [sys.executable, __file__, "--judge", str(benchmark), str(Path(place) / "run")]
+        environment = os.environ | {"NO_PROXY": "127.0.0.1"}
+        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    return dict(json.loads(told.stdout))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--judge", nargs=2, metavar=("BENCHMARK", "RUN"), help=argparse.SUPPRESS)
+    parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--latency", type=float, default=0.5, help="seconds")
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--images", type=int, default=100_000, help="for memory; 0 leaves it out")
+    stated = parser.parse_args()
+    if stated.judge:
+        print(json.dumps(judge(*map(Path, stated.judge))))
+        return
+    least = stated.calls * stated.latency / stated.concurrency
+    took = measured(stated.calls, stated.latency, stated.concurrency)["seconds"]
+    print(
+        f"throughput: {stated.calls} calls of {stated.latency} s, {stated.concurrency} at a time: "
+        f"{took:.1f} s, {took / least:.3f} of {least:.1f} s"
+    )
+    if stated.images:
+        few, many = (measured(n, 0.0, stated.concurrency) for n in (1000, stated.images))
+        print(
+            f"memory: {few['peak_mb']:.0f} MB at 1,000 images, {many['peak_mb']:.0f} MB at "
+            f"{stated.images:,}: {many['peak_mb'] - few['peak_mb']:+.0f} MB "
+            f"({many['peak_mb'] / few['peak_mb']:.3f}); {stated.images / many['seconds']:.0f} "
+            "calls a second without latency"
+        )
+
+
+if __name__ == "__main__":
+    main()
