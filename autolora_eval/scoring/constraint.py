@@ -21,6 +21,7 @@ from autolora_eval.rubric import Remark, Rubric, Score
 MAX_TEXT = 300
 MAX_KEYWORDS, MAX_KEYWORD = 6, 30  # so that the paper's reasons fit the default of 128 tokens
 MAX_ENUM = 100
+_PIECE = 100  # xgrammar 0.2.8 fails on a schema's pattern with more than 128 of anything
 # ASCII without control characters, quotation mark, backslash, brackets and braces: it needs no
 # escapes, and a reply that is cut off within a remark holds no other object.
 _CHARACTER = "[ !#-Z_-z]"
@@ -133,7 +134,8 @@ def _value_schema(column: str, part: Score | Remark, pinned: Mapping[str, float]
 
 def _remark_schema(remark: Remark) -> Json:
     if remark.kind == "text":
-        return {"type": "string", "pattern": f"^{_CHARACTER}{{0,{MAX_TEXT}}}$"}
+        pieces = f"{_CHARACTER}{{0,{_PIECE}}}" * (MAX_TEXT // _PIECE)
+        return {"type": "string", "pattern": f"^{pieces}$"}
     keyword = {"type": "string", "pattern": f"^{_CHARACTER}{{1,{MAX_KEYWORD}}}$"}
     return {"type": "array", "items": keyword, "maxItems": MAX_KEYWORDS}
 

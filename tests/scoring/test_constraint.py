@@ -204,6 +204,16 @@ def test_a_text_is_bounded_and_holds_no_object() -> None:
     right = '{"before": "%s", "x": 3, "after": [], "last.": ""}'
     for said, fits in [("a" * 300, True), ("a" * 301, False), ("a {'x': 1}", False), ("", True)]:
         assert (re.fullmatch(reply_pattern(asked), right % said) is not None) == fits
+        schema = LLMatcher.grammar_from_json_schema(json.dumps(reply_schema(asked)))
+        assert accepted(schema, right % said) == fits
+
+
+def test_no_pattern_in_a_schema_counts_beyond_what_xgrammar_can() -> None:
+    """Version 0.2.8 fails on more than 128 there; in a regular expression it takes a thousand."""
+    schema = json.dumps(reply_schema(MADE_UP["remarks"]))
+    counts = [int(count) for count in re.findall(r"\{[0-9]+,([0-9]+)\}", schema)]
+    assert counts
+    assert max(counts) <= 128
 
 
 @each
