@@ -26,7 +26,13 @@ from autolora_eval.serving.command import (
     numbers,
     vllm_build,
 )
-from autolora_eval.serving.machine import PROBE_SECONDS, Machine, installed, look_around
+from autolora_eval.serving.machine import (
+    PROBE_SECONDS,
+    RUNNERS,
+    Machine,
+    installed,
+    look_around,
+)
 
 PAPERS_JUDGE = Source(
     "meta-llama/Llama-3.2-11B-Vision-Instruct", "hub", "meta-llama/Llama-3.2-11B-Vision-Instruct"
@@ -34,8 +40,7 @@ PAPERS_JUDGE = Source(
 SERVER_VARIABLE = "AUTOLORA_EVAL_JUDGE_URL"
 DEFAULT_SERVER = "http://localhost:8000/v1"
 KEY_VARIABLE = "AUTOLORA_EVAL_JUDGE_API_KEY"
-RUNNERS = ("uvx", "docker", "podman")
-# As README calls it, and the one of whoever has activated it.
+# As README calls it.
 USUAL_PYTHONS = ("judge/bin/python",)
 # Weights alone do not make an answer: activations, and with vLLM the cache of keys and values.
 HEADROOM = 1.15
@@ -197,12 +202,12 @@ def _memory(source: Source, machine: Machine, accelerator: str) -> Iterator[Need
     wanted = HEADROOM * parameters * (4 if accelerator == "cpu" else 2) / 2**30
     room = _room(machine, accelerator)
     what = "GPU memory" if accelerator == "cuda" else "memory"
-    fact = f"takes about {_gib(wanted)} of {what}; {_gib(room)} here"
+    fact = f"takes {_gib(wanted)} of {what}; {_gib(room)} here"
     yield Need(wanted <= room, fact, "take a smaller judge, or a server elsewhere")
 
 
 def _gib(size: float) -> str:
-    return f"{size:.0f} GiB" if size >= 1 else "less than 1 GiB"
+    return f"about {size:.0f} GiB" if size >= 1 else "less than 1 GiB"
 
 
 def _room(machine: Machine, accelerator: str) -> float:
@@ -281,11 +286,13 @@ def _build_needs(build: tuple[str, str], machine: Machine) -> Iterator[Need]:
 
 def _runners(machine: Machine) -> Finding:
     title = "A server that the run launches with judge.launch_command"
-    found = [name for name in RUNNERS if shutil.which(name)]
-    if not found:
-        step = "install uv or docker, or make an environment for judge.vllm_python"
-        return Finding(title, (Need(False, f"none of {', '.join(RUNNERS)} here", step),))
-    needs = [Need(True, f"{', '.join(found)} found")]
+    usable = [name for name, works in machine.runners.items() if works]
+    broken = [name for name, works in machine.runners.items() if not works]
+    needs = [Need(True, f"{', '.join(usable)} found")]
+    if not usable:
+        fact = f"{', '.join(broken)} found, but without its service" if broken else "none found"
+        step = "start its service, or install uv" if broken else "install uv or docker"
+        needs = [Need(False, f"of {', '.join(RUNNERS)}: {fact}", step)]
     if not machine.gpus:
         needs.append(
             Need(False, "no NVIDIA GPU here, which vLLM's builds need", "use a machine with one")
@@ -297,18 +304,19 @@ def _papers_judge(machine: Machine) -> Finding:
     """The judge of the paper's tables: an old vLLM, a GPU, and a licence."""
     return Finding(
         f"The paper's judge, {PAPERS_JUDGE.reference}",
-        (_old_vllm(), *_memory(PAPERS_JUDGE, machine, "cuda"), _access(PAPERS_JUDGE)),
+        (_old_vllm(machine), *_memory(PAPERS_JUDGE, machine, "cuda"), _access(PAPERS_JUDGE)),
     )
 
 
-def _old_vllm() -> Need:
+def _old_vllm(machine: Machine) -> Need:
     assert is_mllama(PAPERS_JUDGE)
     for python in (path for path in USUAL_PYTHONS if Path(path).exists()):
         build = vllm_build(python, PROBE_SECONDS)
         if build and numbers(build[1]) <= LAST_WITH_MLLAMA:
             return Need(True, f"vLLM {build[1]} in {python}")
-    if found := [name for name in RUNNERS if shutil.which(name)]:
-        return Need(True, f"vLLM 0.10.2 through {found[0]} (README, 'The judge')")
+    usable = next((name for name, works in machine.runners.items() if works), None)
+    if usable is not None:
+        return Need(True, f"vLLM 0.10.2 through {usable} (README, 'The judge')")
     step = f"python3 -m venv judge && judge/bin/pip install {MLLAMA_PACKAGES}"
     return Need(False, "no vLLM 0.10.2, the last that serves it", step)
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -150,3 +154,46 @@ def test_the_expected_scores_are_close(both: Judged) -> None:
         for column, value in row["expected"].items():
             assert 0.0 <= value <= 5.0
             assert value == pytest.approx(here[row["sha256"]][column], abs=0.25)
+
+
+def command(benchmark: Path, output: Path) -> list[str]:
+    limits = ["--limit-prompts", "1", "--limit-seeds", "2"]
+    line = [sys.executable, "-m", "autolora_eval", "run", str(benchmark), *limits]
+    return [*line, "--output", str(output)]
+
+
+def everything_of(pid: int, log: Path) -> list[psutil.Process]:
+    """Wait until vLLM has started its engine, and return all processes below the run's."""
+    end = time.monotonic() + 240
+    while not (log.exists() and "EngineCore" in log.read_text(errors="replace")):
+        assert psutil.pid_exists(pid)
+        assert time.monotonic() < end, log.read_text() if log.exists() else "no log"
+        time.sleep(0.1)
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_a_run_launches_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The run is first killed outright while vLLM comes up; the same command then finishes it."""
+    benchmark = benchmark_with(SERVER, tmp_path / "served.yaml")
+    folder = RunFolder(tmp_path / "run")
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    with (tmp_path / "killed.txt").open("wb") as out:
+        line = command(benchmark, folder.path)
+        killed = subprocess.Popen(line, env=variables, stdout=out, stderr=out)
+    processes = everything_of(killed.pid, folder.judge_log)
+    assert len(processes) >= 3, "the guard, vLLM's server and its engine"
+    killed.kill()
+    killed.wait()
+    _, left = psutil.wait_procs(processes, timeout=30)
+    assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
+
+    line = command(benchmark, folder.path)
+    done = subprocess.run(line, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = folder.read_manifest()["judge"]
+    assert told["served_by"] == "vllm"
+    assert told["constraint"] == "structured_outputs"
+    assert (told["done"], told["unscored"]) == (8, 0)
+    assert folder.report_pdf.is_file()
+    assert "Shutting down" in folder.judge_log.read_text()
+    assert "launch" not in done.stderr
