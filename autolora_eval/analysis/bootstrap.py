@@ -97,10 +97,8 @@ def bootstrap_interval(
         )
     drawn = np.asarray(found.bootstrap_distribution)
     low, high = map(float, found.confidence_interval)
-    undefined = int(np.isnan(drawn).sum())
-    if undefined:
-        share = f"{undefined:,} of {n_resamples:,} resamples of {n_units} {unit}s"
-        return no_interval(f"no interval: undefined in {share}")
+    if np.isnan(drawn).any():
+        return no_interval(f"no interval: undefined in some resamples of {n_units} {unit}s")
     if np.ptp(drawn) <= 1e-12 * np.abs(drawn).max():  # what is left is rounding
         return no_interval(f"no interval: the same in every resample of {n_units} {unit}s")
     if not (np.isfinite(low) and np.isfinite(high)):

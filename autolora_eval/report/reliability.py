@@ -140,9 +140,11 @@ def _asked(evidence: Evidence) -> list[str]:
     told = [f"The judge was served by {by}."] if by else []
     constraint = clip(judge.get("constraint") or "", NAME_LENGTH)
     if constraint == "plain":
-        told.append("Its replies were free: nothing held them to the rubric's form (plain).")
+        told.append(
+            "The judge's replies were free: nothing held them to the rubric's form (plain)."
+        )
     elif constraint:
-        told.append(f"Its replies were held to the rubric's form by {constraint}.")
+        told.append(f"The judge's replies were held to the rubric's form ({constraint}).")
     cached = number(judge.get("cached"))
     if cached:
         verb = "reply was" if cached == 1 else "replies were"

@@ -44,7 +44,7 @@ def test_images_of_one_prompt_count_as_one() -> None:
     [
         ([1.0, 2.0, 3.0, 4.0], "an interval needs at least 5 prompts, has 4"),
         ([1.0] * 6, "no interval: the same in every resample of 6 prompts"),
-        ([1.0, np.nan, 1.0, 2.0, 3.0], "no interval: undefined in "),
+        ([1.0, np.nan, 1.0, 2.0, 3.0], "no interval: undefined in some resamples of 5 prompts"),
     ],
 )
 def test_where_resampling_says_nothing_there_is_no_interval(

@@ -25,6 +25,7 @@ from autolora_eval.analysis.reliability import (
     write_reliability,
 )
 from autolora_eval.analysis.scores import join_scores
+from autolora_eval.analysis.table import write_tables
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.files import write_jsonl
 from autolora_eval.images import cell_images
@@ -201,8 +202,9 @@ def test_the_table_has_a_row_a_cell_and_one_over_all(plan: Plan, tmp_path: Path)
             return "no_json" if repeat == 2 else 1.0
         return float((place[1] + place[2] + (repeat == 1 and place[0] == "A--AutoLoRA")) % 6)
 
-    scores = judged(plan, folder, verdict)
-    write_reliability(plan, folder, scores, KEY)
+    judged(plan, folder, verdict)
+    write_tables(plan, folder, KEY)
+    assert len(pd.read_csv(folder.unscored)) == 0
     table = pd.read_csv(folder.reliability).set_index("cell")
     assert table.index.tolist() == ["A--CFG", "A--AutoLoRA", "all"]
     assert table["n_images"].tolist() == [6, 6, 12]

@@ -129,14 +129,14 @@ def test_how_the_judge_was_asked_is_told(tmp_path: Path, make_run: Maker) -> Non
     tables.manifest["judge"] |= judge | {"cached": 1}
     folder = tables.write(tmp_path / "run")
     assert said(content_of(folder), 0).endswith(
-        "The judge was served by vllm 0.10.2. Its replies were held to the rubric's form by "
-        "guided_regex. 1 reply was taken from the cache of earlier runs."
+        "The judge was served by vllm 0.10.2. The judge's replies were held to the rubric's form "
+        "(guided_regex). 1 reply was taken from the cache of earlier runs."
     )
     tables.manifest["judge"] |= {"constraint": "plain", "served_by": None, "cached": 0}
     tables.manifest["judge"]["server_version"] = None
     told = said(content_of(tables.write(tmp_path / "plain")), 0)
-    assert told.endswith("were scored. Its replies were free: nothing held them to the rubric's "
-                         "form (plain).")  # fmt: skip
+    assert told.endswith("scored. The judge's replies were free: nothing held them to the "
+                         "rubric's form (plain).")  # fmt: skip
 
 
 def test_repeats_are_told_with_intervals(tmp_path: Path, make_run: Maker) -> None:
