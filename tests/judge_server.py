@@ -81,6 +81,7 @@ class JudgeServer:
     models: Answer = field(default_factory=lambda: {"object": "list", "data": [{"id": MODEL}]})
     calls: list[Call] = field(default_factory=list)
     keep: bool = True  # whether calls are kept
+    total: int = 0
     model_calls: int = 0
     version: str | None = None
     connections: set[object] = field(default_factory=set)
@@ -114,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         call = Call({name.lower(): value for name, value in self.headers.items()}, body)
         with state.lock:
             state.connections.add(self.client_address)
-            number = len(state.calls)
+            number, state.total = state.total, state.total + 1
             if state.keep:
                 state.calls.append(call)
         answer = state.answer(call, number)
