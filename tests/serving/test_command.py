@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from autolora_eval.benchmark.schema import Judge
 from autolora_eval.errors import AutoLoRAEvalError, UsageError
@@ -163,3 +165,26 @@ def test_an_environments_folder_is_answered_with_its_python(tmp_path: Path) -> N
     (tmp_path / "bin" / "python").touch()
     with pytest.raises(AutoLoRAEvalError, match=f"Did you mean '{tmp_path}/bin/python'"):
         check_launch(judge(vllm_python=str(tmp_path)))
+
+
+def recipes() -> list[str]:
+    """Return the command lines for `launch_command` in README."""
+    text = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if "launch_command:" in block]
+
+
+def test_the_recipes_of_the_readme_are_benchmarks() -> None:
+    uvx, docker = (
+        judge(**yaml.safe_load(recipe), launch_args=["--max-model-len", "8192"])
+        for recipe in recipes()
+    )
+    for stated, address in ((uvx, ["--port", "77"]), (docker, ["-p", "127.0.0.1:77:8000"])):
+        command = server_command(stated, 77)
+        assert all(part in command for part in [LLAMA, "--served-model-name", *address])
+        assert command[-2:] == ["--max-model-len", "8192"]
+        assert not any(part.startswith("{") for part in command)
+        newer = [part.replace("0.10.2", "0.11.0") for part in stated.launch_command]
+        with pytest.raises(AutoLoRAEvalError, match=r"vLLM 0\.11\.0 cannot serve"):
+            check_launch(judge(launch_command=[sys.executable, *newer[1:]]))
+    assert "transformers<5" in uvx.launch_command
