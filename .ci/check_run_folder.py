@@ -35,7 +35,8 @@ def main(path: Path) -> None:
         assert features.shape[0] == images, cell
         lines = (path / "judgements" / f"{cell}.jsonl").read_text().splitlines()
         assert len([json.loads(line) for line in lines]) == images, cell
-    pd.read_csv(path / "comparisons.csv")
+    for name in ("comparisons", "diversity", "reliability", "unscored"):
+        pd.read_csv(path / f"{name}.csv")
     for figure in (path / "figures").glob("*.svg"):
         ElementTree.parse(figure)
         with Image.open(figure.with_suffix(".png")) as image:

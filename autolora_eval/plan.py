@@ -94,8 +94,9 @@ class Plan:
 
     @property
     def n_judge_calls(self) -> int:
-        """Replies asked of the judge."""
-        return 0 if self.benchmark.rubric is None else self.n_images
+        """Replies asked of the judge: one an image, or as many as `judge.repeats` says."""
+        judge = self.benchmark.spec.judge
+        return 0 if judge is None else self.n_images * judge.repeats
 
     @property
     def disk_bytes(self) -> int:

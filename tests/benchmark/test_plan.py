@@ -95,6 +95,14 @@ def test_without_a_judge_none_is_asked(
     assert silent.disk_bytes < plan.disk_bytes
 
 
+def test_repeats_are_judge_calls_of_their_own(
+    write_benchmark: Write, two_by_two: dict[str, Any]
+) -> None:
+    two_by_two["judge"]["repeats"] = 3
+    plan = make_plan(load_benchmark(write_benchmark(two_by_two)))
+    assert plan.n_judge_calls == 3 * plan.n_images
+
+
 def test_disk_grows_with_images_and_their_area(
     write_benchmark: Write, two_by_two: dict[str, Any], plan: Plan
 ) -> None:
