@@ -178,6 +178,7 @@ def test_logits_may_be_wider_or_narrower_than_the_tokenizer(mini, width) -> None
         assert len(mini) - 1 in expected
         short = {n for n in expected if n < width and len(written[n]) <= 200}
         assert short <= found <= expected
+        assert max(len(written[n]) for n in found) <= 255
 
 
 def test_what_cannot_be_held_says_why(mini, monkeypatch) -> None:

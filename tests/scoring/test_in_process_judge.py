@@ -247,6 +247,18 @@ def test_a_folder_that_holds_no_judge_is_named(tmp_path, requests) -> None:
         ask(judge(tmp_path), requests[:1])
 
 
+def test_a_library_that_is_missing_is_named(model, requests, monkeypatch) -> None:
+    """Qwen2-VL's processor, for one, wants torchvision."""
+    from transformers import AutoProcessor
+
+    def from_pretrained(*_: object, **__: object) -> None:
+        raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library")
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", from_pretrained)
+    with pytest.raises(AutoLoRAEvalError, match=r"cannot be loaded: .*Torchvision"):
+        judge(model).identity()
+
+
 def test_a_closed_judge_holds_no_model(model, requests) -> None:
     one = judge(model)
     expected = said(one, requests)
@@ -255,16 +267,18 @@ def test_a_closed_judge_holds_no_model(model, requests) -> None:
     assert said(one, requests) == expected
 
 
-def test_the_models_own_settings_bend_no_verdict(model, requests, tmp_path) -> None:
+def test_the_models_own_settings_bend_no_verdict(loaded, model, requests, tmp_path) -> None:
     """Qwen2-VL's own, for one, make what was said before less likely: the same score twice."""
     from transformers import GenerationConfig
 
+    expected = said(loaded, requests)
+    tokenizer = loaded._front.processor.tokenizer
     folder = tmp_path / "judge"
     shutil.copytree(model, folder)
     settings = GenerationConfig.from_pretrained(model)
-    settings.update(repetition_penalty=5.0, do_sample=True, top_k=1, suppress_tokens=[90, 91])
+    settings.update(suppress_tokens=tokenizer(expected[0], add_special_tokens=False)["input_ids"])
     settings.save_pretrained(folder)
-    assert said(judge(folder), requests) == said(judge(model), requests)
+    assert said(judge(folder), requests) == expected
 
 
 # --- held to the rubric -----------------------------------------------------------------------
@@ -385,6 +399,16 @@ def _piece(tokenizer: Any, text: str) -> str:
     """The vocabulary's spelling of a token's text."""
     (found,) = [p for p, n in tokenizer.get_vocab().items() if tokenizer.decode([n]) == text]
     return str(found)
+
+
+def test_a_short_batch_has_the_last_bits_of_a_full_one(model, rubric, tmp_path) -> None:
+    """Or a run that was stopped and went on would not be the run that was not."""
+    requests = pictured(tmp_path, [rubric.question("a red house")] * 8)
+    asked = judge(model, rubric, logprobs=True, max_tokens=32, batch_size=8)
+    full = ask(asked, requests)
+    for n in (1, 5):
+        short = ask(asked, requests[:n])
+        assert [reply.tokens for reply in short] == [reply.tokens for reply in full[:n]]
 
 
 def test_without_being_asked_for_there_are_no_probabilities(loaded, requests) -> None:

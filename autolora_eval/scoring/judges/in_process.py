@@ -261,7 +261,7 @@ class TransformersJudge:
             try:
                 processor = AutoProcessor.from_pretrained(self.source.location, **self._revision)
                 ends = self._ends(processor.tokenizer)
-            except (OSError, ValueError, AttributeError) as error:
+            except (OSError, ValueError, AttributeError, ImportError) as error:
                 raise self._unloadable(error) from error
         processor.tokenizer.padding_side = "left"
         return _Front(processor, ends, self._grammar(processor.tokenizer, ends))
@@ -317,7 +317,7 @@ class TransformersJudge:
             model = AutoModelForImageTextToText.from_pretrained(
                 self.source.location, dtype=self.dtype, use_safetensors=True, **self._revision
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise self._unloadable(error) from error
         # A model's own settings, such as a penalty on repeated digits, would bend the verdicts.
         pad = front.processor.tokenizer.pad_token_id
