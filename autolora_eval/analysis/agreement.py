@@ -32,7 +32,8 @@ from autolora_eval.rubric import Score
 from autolora_eval.run_folder import Run, RunFolder, open_run
 from autolora_eval.scoring.diversity import Floats
 
-PEOPLE = "_people"
+# No score can be called so: a score's name begins with a letter.
+PEOPLE, NTH = "_people", "_nth"
 VERDICT, EXPECTED, RATERS = "verdict", "expected", "raters"
 COLUMNS = (
     *("score", "compared", "cell", "statistic", "value", "low", "high"),
@@ -287,14 +288,17 @@ def _interval(
 def _raters(ratings: pd.DataFrame, column: str, scores: pd.DataFrame) -> dict[str, Any]:
     """Return how far people agree among themselves: α does not ask who of them gave a rating."""
     nth = ratings.groupby(IMAGE).cumcount()
-    matrix = ratings.assign(nth=nth).pivot(index="nth", columns=IMAGE, values=column)
+    matrix = ratings.assign(**{NTH: nth}).pivot(index=NTH, columns=IMAGE, values=column)
+    matrix = matrix.loc[:, matrix.notna().sum() > 1]
     images = scores.iloc[matrix.columns]
-    alpha, of = krippendorff_alpha(matrix.to_numpy()), sampling_units(images)
-    within = no_interval("")
+    unit, units = sampling_units(images)
+    within = no_interval("no image was rated by two people")
+    if images.empty:
+        return _told(RATERS_ALPHA, float("nan"), within, None, images, (unit, units))
+    alpha = krippendorff_alpha(matrix.to_numpy())
     if alpha.reason is None:
-        within = alpha_interval(matrix.to_numpy(), of[1], of[0])
-    several = images[(matrix.notna().sum() > 1).to_numpy()]
-    return _told(RATERS_ALPHA, alpha.value, within, alpha.reason, several, of)
+        within = alpha_interval(matrix.to_numpy(), units, unit)
+    return _told(RATERS_ALPHA, alpha.value, within, alpha.reason, images, (unit, units))
 
 
 def _told(

@@ -93,14 +93,12 @@ def krippendorff_alpha(ratings: Floats) -> Alpha:
     """
     paired = _paired(ratings)
     values = np.unique(paired[~np.isnan(paired)])
-    if ratings.shape[0] < 2:
-        return Alpha(float("nan"), "each image was judged once")
     if not values.size:
         return Alpha(float("nan"), "no image has two verdicts")
     if values.size == 1:
-        return Alpha(float("nan"), f"constant: every verdict is {values[0]:g}")
+        return Alpha(float("nan"), f"constant: all are {values[0]:g}")
     if paired.shape[1] * values.size**2 > MAX_PLACES:
-        return Alpha(float("nan"), f"too many different verdicts ({values.size:,}) to count")
+        return Alpha(float("nan"), f"too many different values ({values.size:,}) to count")
     return Alpha(float(krippendorff.alpha(paired, level_of_measurement="ordinal")))
 
 

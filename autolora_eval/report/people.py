@@ -92,34 +92,35 @@ def _people_themselves(evidence: Evidence) -> list[str]:
 
 def _agreement_table(evidence: Evidence) -> ResultTable:
     notes = Notes()
-    lines = []
-    for measure in _rated(evidence):
-        for compared, name in ((VERDICT, measure.label), (EXPECTED, f"{measure.label} expected")):
-            rows = [
-                row_where(
-                    evidence.agreement,
-                    score=measure.column,
-                    compared=compared,
-                    statistic=statistic,
-                    cell=ALL,
-                )
-                for statistic in STATISTICS
-            ]
-            if any(rows):
-                entries = [
-                    _agreement_entry(row, statistic, notes)
-                    for row, statistic in zip(rows, STATISTICS, strict=True)
-                ]
-                lines.append(Line(name, [*entries, Entry(count(rows[0].get("n_images")))]))
-    over = over_units(evidence.agreement)
+    lines = [
+        line
+        for measure in _rated(evidence)
+        for compared, name in ((VERDICT, measure.label), (EXPECTED, f"{measure.label} expected"))
+        if (line := _agreement_line(evidence, measure, compared, name, notes))
+    ]
     caption = (
         "ρ: Spearman's; τ-b: Kendall's; κ: Cohen's with quadratic weights, which is Lin's "
         "concordance where values are not whole numbers; 1 is perfect agreement. Judge − people: "
         "mean difference. Equal and within 1: share of images. In brackets: 95 % intervals, BCa "
-        f"bootstrap{over}."
+        f"bootstrap{over_units(evidence.agreement)}."
     )
     columns = [statistic.head for statistic in STATISTICS.values()]
     return ResultTable(caption, [*columns, "Images"], [Group("", lines)], notes.listed())
+
+
+def _agreement_line(
+    evidence: Evidence, measure: Measure, compared: str, name: str, notes: Notes
+) -> Line | None:
+    """Return the statistics of a verdict or an expected score; None where there are none."""
+    of_score = {"score": measure.column, "compared": compared, "cell": ALL}
+    rows = {
+        statistic: row_where(evidence.agreement, statistic=statistic, **of_score)
+        for statistic in STATISTICS
+    }
+    if not any(rows.values()):
+        return None
+    entries = [_agreement_entry(row, statistic, notes) for statistic, row in rows.items()]
+    return Line(name, [*entries, Entry(count(rows["spearman"].get("n_images")))])
 
 
 def _agreement_entry(row: Row, statistic: str, notes: Notes) -> Entry:

@@ -186,6 +186,33 @@ def test_several_raters_are_averaged_and_compared(tmp_path: Path) -> None:
     assert raters["n_images"] == 36
 
 
+def test_people_who_rated_different_images_say_nothing_of_each_other(tmp_path: Path) -> None:
+    tables = make()
+    images = tables.scores[["file"]].assign(rater=["ann", "bob"] * 18, pc=tables.scores["pc"])
+    (tmp_path / "h.csv").write_text(images.to_csv(index=False))
+    run = open_run(tables.write(tmp_path / "run").path)
+    found = cells_of(agreement(run, tmp_path / "h.csv"), compared="raters").loc["raters_alpha"]
+    assert np.isnan(found["value"])
+    assert (found["reason"], found["n_images"]) == ("no image was rated by two people", 0)
+
+
+def test_scores_may_have_any_name_that_a_rubric_allows(tmp_path: Path) -> None:
+    """Even those of this comparison's own."""
+    tables = make()
+    names = {"pc": "people", "sa": "image"}
+    tables.scores = tables.scores.rename(columns=names)
+    tables.table = tables.table.rename(columns=names)
+    scores = tables.manifest["rubric"]["scores"]
+    tables.manifest["rubric"]["scores"] = {new: scores[old] for old, new in names.items()}
+    people = np.clip(tables.scores["people"] + np.resize([0, 1, -1], 36), 0, 5)
+    ratings = tables.scores[["file"]].assign(people=people, image=4)
+    (tmp_path / "h.csv").write_text(ratings.to_csv(index=False))
+    table = agreement(open_run(tables.write(tmp_path / "run").path), tmp_path / "h.csv")
+    found = cells_of(table[table["score"] == "people"])
+    assert found.loc["bias", "value"] == pytest.approx((tables.scores["people"] - people).mean())
+    assert set(table["score"]) == {"people", "image"}
+
+
 def test_the_expected_score_has_rows_of_its_own(tmp_path: Path) -> None:
     tables = make()
     people = np.clip(tables.scores["pc"].to_numpy() + np.resize([0.5, -0.5, 0.3], 36), 0, 5)

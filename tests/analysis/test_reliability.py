@@ -113,9 +113,9 @@ def test_images_with_one_verdict_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("ratings", "reason"),
     [
-        ([[1.0, 2.0, 3.0]], "each image was judged once"),
+        ([[1.0, 2.0, 3.0]], "no image has two verdicts"),
         ([[1.0, GAP], [GAP, 2.0]], "no image has two verdicts"),
-        ([[4.0, 4.0, 1.0], [4.0, 4.0, GAP]], "constant: every verdict is 4"),
+        ([[4.0, 4.0, 1.0], [4.0, 4.0, GAP]], "constant: all are 4"),
         (np.zeros((2, 0)), "no image has two verdicts"),
     ],
 )
@@ -226,7 +226,7 @@ def test_a_judge_asked_once_has_no_alpha_and_is_told_so(plan: Plan, tmp_path: Pa
     scores = judged(plan, folder, lambda place, repeat: float(place[2]))
     scores["pc_expected"] = scores["pc"] + 0.25
     table = reliability(folder, scores, ["pc"], KEY, 1)
-    assert table["reason"].tolist() == ["each image was judged once"] * 3
+    assert table["reason"].tolist() == ["no image has two verdicts"] * 3
     assert table[["alpha", "exact_agreement"]].isna().all(axis=None)
     assert table["n_repeated"].tolist() == [0, 0, 0]
     assert table["mean"].tolist() == [3.5] * 3

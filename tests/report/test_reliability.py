@@ -172,17 +172,17 @@ def test_a_judge_that_repeats_itself_badly_is_a_caveat(tmp_path: Path, make_run:
 def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path: Path, make_run: Maker) -> None:
     folder = small(make_run).write(tmp_path / "run")
     lost = {"alpha": np.nan, "alpha_low": np.nan, "alpha_high": np.nan}
-    repeats(**lost, reason="constant: every verdict is 4").to_csv(folder.reliability, index=False)
+    repeats(**lost, reason="constant: all are 4").to_csv(folder.reliability, index=False)
     block = content_of(folder).reliability[1]
     assert block.tables[0].groups[0].lines[0].entries[0] == Entry("–", mark="a")
-    assert [note.text for note in block.tables[0].notes] == ["constant: every verdict is 4"]
+    assert [note.text for note in block.tables[0].notes] == ["constant: all are 4"]
     assert content_of(folder).caveats == []
 
 
 def test_expected_scores_stand_beside_the_verdicts(tmp_path: Path, make_run: Maker) -> None:
     folder = small(make_run).write(tmp_path / "run")
     once = {"n_repeated": 0, "alpha": np.nan, "exact_agreement": np.nan, "expected_mean": 3.375}
-    repeats(**once, reason="each image was judged once").to_csv(folder.reliability, index=False)
+    repeats(**once, reason="no image has two verdicts").to_csv(folder.reliability, index=False)
     block = content_of(folder).reliability[1]
     assert block.tables[0].columns == ["PC mean", "PC expected", "SA mean", "SA expected"]
     texts = [entry.text for entry in block.tables[0].groups[1].lines[0].entries]
