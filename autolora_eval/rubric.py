@@ -144,7 +144,16 @@ class Remark(BaseModel):
 
 
 class Rubric(BaseModel):
-    """A rubric file."""
+    """A rubric file.
+
+    Attributes:
+        name: in tables and the manifest.
+        source: where the text comes from.
+        placeholders: what stands in the text for image, prompt and values of the rubric's own.
+        scores: column → score, in the order of the reply.
+        remarks: key of the reply → what it may hold there beside the scores.
+        text: what is put to the judge.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     name: str

@@ -25,6 +25,7 @@ _CONSTRAINTS = {
     "openai": ("auto", "structured_outputs", "guided_regex", "response_format", "plain"),
     "transformers": ("auto", "regex", "plain"),
 }
+_AN_ADDRESS = "http://localhost:8000/v1"
 _FILLED_IN = ("{model}", "{port}", "{name}")
 _FIELD = re.compile(r"\{[A-Za-z_]+\}")
 
@@ -70,10 +71,10 @@ def _other_backends_keys(judge: Judge) -> Iterator[Problem]:
 
 def _wrong_addresses(judge: Judge) -> Iterator[Problem]:
     is_list = isinstance(judge.base_url, list)
+    servers = [url.rstrip("/") for url in judge.base_urls]
     for index, url in enumerate(judge.base_urls):
         place = ("base_url", index) if is_list else ("base_url",)
-        problem = address_problem(url)
-        first = judge.base_urls.index(url)
+        problem, first = address_problem(url), servers.index(servers[index])
         if problem is not None:
             yield place, problem
         elif first < index:
@@ -90,18 +91,16 @@ def address_problem(url: str) -> str | None:
     """
     try:
         parts = urlsplit(url)
-        keeps_a_key = "@" in parts.netloc or bool(parts.query)
         is_one = parts.scheme in ("http", "https") and bool(parts.netloc)
+        keeps_a_key = "@" in parts.netloc or bool(parts.query or parts.fragment)
     except ValueError:  # such as 'http://[::1'
-        keeps_a_key, is_one = "@" in url, False
-    if keeps_a_key:
+        is_one, keeps_a_key = False, False
+    if keeps_a_key or ("@" in url and not is_one):
         return (
             "a user name or key does not belong into the address, since the manifest states it. "
             "Put the key into the environment variable that judge.api_key_env names."
         )
-    return (
-        None if is_one else f"expected an address such as http://localhost:8000/v1 (got '{url}')."
-    )
+    return None if is_one else f"expected an address such as {_AN_ADDRESS} (got '{url}')."
 
 
 def _launch_keys_alone(judge: Judge) -> Iterator[Problem]:

@@ -103,8 +103,8 @@ def _members(
 def _value_pattern(column: str, part: Score | Remark, pinned: Mapping[str, float] | None) -> str:
     if isinstance(part, Remark):
         return _remark_pattern(part)
-    if column in (pinned or {}):
-        return _SPECIAL.sub(_escaped, _pinned(column, part, (pinned or {})[column]))
+    if pinned is not None and column in pinned:
+        return _SPECIAL.sub(_escaped, _pinned(column, part, pinned[column]))
     spellings = ["".join(spelling) for spelling in _spellings(part)]
     return spellings[0] if len(spellings) == 1 else f"({'|'.join(spellings)})"
 
@@ -119,11 +119,9 @@ def _remark_pattern(remark: Remark) -> str:
 def _value_schema(column: str, part: Score | Remark, pinned: Mapping[str, float] | None) -> Json:
     if isinstance(part, Remark):
         return _remark_schema(part)
-    if column in (pinned or {}):
-        return {
-            "type": part.type,
-            "enum": [json.loads(_pinned(column, part, (pinned or {})[column]))],
-        }
+    if pinned is not None and column in pinned:
+        only = json.loads(_pinned(column, part, pinned[column]))
+        return {"type": part.type, "enum": [only]}
     if part.type == "number":
         return {"type": "number", "minimum": part.min, "maximum": part.max}
     low, high = math.ceil(part.min), math.floor(part.max)

@@ -44,13 +44,15 @@ def parse_reply(text: str, rubric: Rubric) -> Verdict:
 
     Accepted around the JSON: code fences, text, and objects or lists that hold it; within it:
     trailing commas (the paper's own example has one), single quotes, line breaks within a text,
-    and a number as text, as `4/5` or `4 out of 5` of the same range, or alone in a list. The last
-    verdict that can be read stands, and so does the last of a key that stands twice in it: a judge that corrects
-    itself does so at the end. Ranges are strict: nothing is clamped or converted, and of an
-    incomplete last verdict nothing is filled up from an earlier one. What stands within an object
-    that cannot be read is no verdict: it may be a quotation.
+    and a number as text, as `4/5` or `4 out of 5` of the same range, or alone in a list.
 
-    The work is proportional to the reply's length, whatever the reply.
+    The last verdict that can be read stands, and so does the last of a key that stands twice in
+    it: a judge that corrects itself does so at the end. Ranges are strict: nothing is clamped or
+    converted, and of an incomplete last verdict nothing is filled up from an earlier one. What
+    stands within an object that cannot be read is no verdict: it may be a quotation.
+
+    The work is proportional to the reply's length, whatever the reply: of more than MAX_OPENINGS
+    opening braces the last are tried.
 
     Args:
         text: the reply.

@@ -116,6 +116,11 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
         "base_url.2",
         "'http://a/v1' is entry 1 already; a server takes its share once. Remove one.",
     ),
+    "an address twice, spelt otherwise": (
+        {"base_url": ["http://a/v1", "http://a/v1/"]},
+        "base_url.1",
+        "'http://a/v1/' is entry 1 already; a server takes its share once. Remove one.",
+    ),
     "an empty list": ({"base_url": []}, "base_url", "at least 1 item"),
     "launch of nothing": (
         {"launch": True},
@@ -284,6 +289,24 @@ def test_what_ships_loads() -> None:
         judge = load_benchmark(name).spec.judge
         assert judge is not None
         assert judge.rubric_values == {}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://sentinel@a/v1",
+        "me:sentinel@a/v1",
+        "https://a/v1?key=sentinel",
+        "https://a/v1#sentinel",
+        "http://me:sentinel@[::1/v1",
+    ],
+)
+def test_a_key_in_an_address_is_refused_and_not_repeated(
+    lines: Callable[..., list[str]], url: str
+) -> None:
+    (line,) = lines(base_url=url)
+    assert "judge.base_url: a user name or key does not belong into the address" in line
+    assert "sentinel" not in line
 
 
 def test_the_command_in_the_readers_yaml(lines: Callable[..., list[str]]) -> None:
