@@ -192,7 +192,7 @@ def test_what_was_sent_is_the_file_as_it_is(loaded, tmp_path, rubric) -> None:
     (reply,) = ask(loaded, [Request(path, rubric.question("a"))])
     size = path.stat().st_size
     assert reply.sent == {"format": "JPEG", "width": 90, "height": 40, "bytes": size}
-    assert loaded.facts() == {"image_size": {"height": 64, "width": 64}}
+    assert loaded.facts()["image_size"] == {"height": 64, "width": 64}
 
 
 def test_a_reply_that_runs_into_the_limit_says_so(model, requests) -> None:
@@ -220,13 +220,15 @@ def test_a_question_that_cannot_be_asked_costs_the_others_nothing(loaded, reques
     assert replies[1].sent["format"] == "PNG"
 
 
-def test_a_judge_that_can_be_asked_nothing_is_an_error(model, requests, tmp_path) -> None:
+def test_a_judge_that_can_be_asked_nothing_is_an_error(model, rubric, requests, tmp_path) -> None:
     """It is no question's fault, and 'bad_request' a thousand times would not say so."""
     folder = tmp_path / "judge"
     shutil.copytree(model, folder)
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(AutoLoRAEvalError, match=r"cannot be asked about an image .*chat template"):
         ask(judge(folder), requests)
+    with pytest.raises(AutoLoRAEvalError, match=r"the model takes 1024\)"):
+        ask(judge(model, rubric, max_tokens=1000), requests)
 
 
 def test_running_out_of_memory_names_the_key_to_lower(model, requests, monkeypatch) -> None:
@@ -447,6 +449,7 @@ def test_the_constraint_in_force_is_known_before_the_weights_are_loaded(
         one = judge(model, rubric, **changes)
         name = one.identity()["constraint"]
         assert one._model is None
+        assert (name == "plain") == ("plain_because" in one.facts())
         return str(name)
 
     assert constraint() == "regex"
@@ -457,6 +460,7 @@ def test_the_constraint_in_force_is_known_before_the_weights_are_loaded(
         constraint(constraint="guided_regex")
     monkeypatch.setitem(sys.modules, "llguidance", None)
     assert constraint() == "plain"
+    assert "not installed" in judge(model, rubric).facts()["plain_because"]
     message = r"cannot be held .*'llguidance' is not installed .* judge\.constraint to 'plain'"
     with pytest.raises(AutoLoRAEvalError, match=message):
         constraint(constraint="regex")

@@ -41,12 +41,12 @@ class _Front:
     Attributes:
         processor: makes tokens and pixels of a conversation.
         ends: the tokens that end a reply.
-        grammar: what replies are held to; None if they are not.
+        grammar: what replies are held to, or the reason why they are not.
     """
 
     processor: Any
     ends: tuple[int, ...]
-    grammar: Grammar | None
+    grammar: Grammar | str
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class TransformersJudge:
             "backend": "transformers",
             "identity": identity(self.source),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "constraint": "plain" if self._front.grammar is None else "regex",
+            "constraint": "regex" if isinstance(self._front.grammar, Grammar) else "plain",
             "temperature": self.spec.temperature,
             "sampling": "gumbel-max" if sampled else "greedy",
             "max_tokens": self.spec.max_tokens,
@@ -109,10 +109,12 @@ class TransformersJudge:
         }
 
     def facts(self) -> Json:
-        """Return the size that the processor makes of an image, as it states it."""
+        """Return the processor's word on an image's size, and why replies are free if they are."""
         size = getattr(getattr(self._front.processor, "image_processor", None), "size", None)
         known = dict(size or {})
-        return {"image_size": {name: known[name] for name in known if known[name] is not None}}
+        facts: Json = {"image_size": {key: known[key] for key in known if known[key] is not None}}
+        free = self._front.grammar
+        return facts | ({"plain_because": free} if isinstance(free, str) else {})
 
     def replies(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, Reply]]]:
         """Yield requests with their replies, a batch at a time, in order.
@@ -200,7 +202,7 @@ class TransformersJudge:
 
     def _processors(self, rows: Sequence[_Asked]) -> Iterator[Any]:
         """Yield what chooses a batch's tokens beside the model."""
-        if self._front.grammar is not None:
+        if isinstance(self._front.grammar, Grammar):
             yield HeldToPattern(self._front.grammar)
         if self.spec.temperature > 0:
             seeds = [row_seed(self.spec.seed + r.repeat, r.file.data, r.question) for r in rows]
@@ -282,8 +284,8 @@ class TransformersJudge:
             raise ValueError("neither its settings nor its tokenizer name an end token")
         return tuple(ends if isinstance(ends, list) else [ends])
 
-    def _grammar(self, tokenizer: Any, ends: tuple[int, ...]) -> Grammar | None:  # noqa: ANN401
-        """Return what replies are held to, as `judge.constraint` says.
+    def _grammar(self, tokenizer: Any, ends: tuple[int, ...]) -> Grammar | str:  # noqa: ANN401
+        """Return what replies are held to, or why they are not, as `judge.constraint` says.
 
         Raises:
             AutoLoRAEvalError: it says what cannot be had here.
@@ -295,12 +297,12 @@ class TransformersJudge:
                 "write 'regex', 'plain' or 'auto'."
             )
         if stated == "plain" or self.rubric is None:
-            return None
+            return "the benchmark says so" if self.rubric else "there is no rubric"
         try:
             return Grammar(reply_pattern(self.rubric), tokenizer, ends)
         except UnheldError as error:
             if stated == "auto":
-                return None
+                return str(error)
             raise AutoLoRAEvalError(
                 f"the replies of the judge '{self.source.reference}' cannot be held to a regular "
                 f"expression: {error}. Mend that, or set judge.constraint to 'plain'."
@@ -326,14 +328,16 @@ class TransformersJudge:
         )
         try:
             self._model = model.to(self.device).eval()
-            grey = conversation(Question("", "a"), Image.new("RGB", (64, 64), (128, 128, 128)))
+            question = self.rubric.question("a") if self.rubric else Question("", "a")
+            grey = conversation(question, Image.new("RGB", (64, 64), (128, 128, 128)))
             self._run(self._inputs([grey]), None, max_tokens=1)
         except Exception as error:
             self.close()
             raise AutoLoRAEvalError(
                 f"the judge '{self.source.reference}' cannot be asked about an image on "
                 f"{self.device} ({type(error).__name__}: {first_line(error)}). It needs a chat "
-                "template that takes images, and memory for its weights."
+                "template that takes images, room for the rubric and judge.max_tokens, and memory "
+                "for its weights."
             ) from error
 
     @property
