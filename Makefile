@@ -35,7 +35,7 @@ types: $(INSTALLED)
 
 # An environment of its own in build/vllm; without it 'make test' leaves those tests out.
 vllm:
-	PYTHON='$(PYTHON)' PIP_ARGS='$(PIP_ARGS)' tests/vllm/make_environment
+	PYTHON='$(PYTHON)' PIP_ARGS='$(PIP_ARGS)' tests/vllm_environment/make
 
 sample: $(INSTALLED)
 	rm -rf build/sample

@@ -162,16 +162,20 @@ def vllm_build(python: str | Path, seconds: float = 30.0) -> tuple[str, str] | N
     Returns:
         None if it has none or does not run.
     """
+    program = shutil.which(Path(python).expanduser())
+    if program is None:
+        return None
+    program = str(Path(program).absolute())
     try:
         done = subprocess.run(
-            [str(python), "-c", _VERSION_CODE],
+            [program, "-c", _VERSION_CODE],
             capture_output=True,
             text=True,
             timeout=seconds,
             stdin=subprocess.DEVNULL,
             check=True,
             env=own_environment(),
-            cwd=Path(python).parent,  # where no folder called vllm is in the way
+            cwd=Path(program).parent,  # where no folder called vllm is in the way
         )
     except (OSError, subprocess.SubprocessError):
         return None

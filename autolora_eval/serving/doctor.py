@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +135,14 @@ def _of_benchmark(loaded: LoadedBenchmark, machine: Machine) -> Finding:
     if spec.launch:
         needs += _launch(spec, machine)
         return Finding(f"'{name}': {spec.model} on a server that the run launches", tuple(needs))
-    needs += [_served(url, spec) for url in spec.base_urls]
+    needs.append(_any_of([_served(url, spec) for url in spec.base_urls]))
     return Finding(f"'{name}': {spec.model} on a server", tuple(needs))
+
+
+def _any_of(servers: Sequence[Need]) -> Need:
+    """Return the need of one server at least: a run does with those that are there."""
+    facts = "; ".join(need.fact for need in servers)
+    return Need(any(need.met for need in servers), facts, servers[0].step)
 
 
 def _launch(spec: JudgeSpec, machine: Machine) -> Iterator[Need]:
@@ -248,7 +255,7 @@ def _served(url: str, spec: JudgeSpec | None = None) -> Need:
     except urllib.error.HTTPError as error:
         step = f"put its key into {variable}" if error.code in (401, 403) else "check the address"
         return Need(False, f"{url} answers {error.code}", step)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
         reason = getattr(error, "reason", error)
         return Need(False, f"{url} does not answer ({str(reason)[:100]})", start)
     listed = ", ".join(served) or "nothing"

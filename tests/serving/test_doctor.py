@@ -188,6 +188,8 @@ def test_a_server_is_asked_what_it_serves(server: str, on, monkeypatch) -> None:
     on()
     right = {"backend": "openai", "model": "some-vlm", "base_url": server}
     assert examine(benchmark(right)).findings[0].runs
+    two = right | {"base_url": ["http://127.0.0.1:9/v1", server]}
+    assert examine(benchmark(two)).findings[0].runs
     wrong = examine(benchmark(right | {"model": "another-vlm"})).findings[0]
     assert facts(wrong, met=False) == [f"{server} serves some-vlm, not 'another-vlm'"]
     monkeypatch.setattr(Server, "key", "the-key")

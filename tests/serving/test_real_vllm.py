@@ -196,4 +196,3 @@ def test_a_run_launches_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert (told["done"], told["unscored"]) == (8, 0)
     assert folder.report_pdf.is_file()
     assert "Shutting down" in folder.judge_log.read_text()
-    assert "launch" not in done.stderr

@@ -6,7 +6,7 @@ at import whether they are there or not: `nms` and `qnms`, for boxes in pictures
 torchvision for its image processors, which call neither. So both are declared, not implemented,
 as soon as torchvision has found that its own are missing. Where it has them, nothing is done.
 
-`make_environment` copies this file into that environment's site-packages, with a .pth file that
+`make` copies this file into that environment's site-packages, with a .pth file that
 imports it whenever its Python starts; it must therefore import nothing itself until it is needed.
 """
 
