@@ -24,6 +24,8 @@ PACKAGES = (
     "accelerate",
     "safetensors",
     "openai",
+    "llguidance",
+    "krippendorff",
     "numpy",
     "scipy",
     "pandas",

@@ -31,10 +31,10 @@ _OURS = frozenset(
         *("file", "sha256", "nfe", "unscored_reason", "image_error", "n_images", "n_missing"),
         *("n_unscored", "n_undefined_prompts", "diversity", "reason", "start", "stop"),
         *("lora_scale", "num_inference_steps", "guidance_scale", "base_guidance_scale"),
-        "autolora_scale",
+        *("autolora_scale", "rater"),
     )
 )
-_OUR_ENDINGS = ("_low", "_high", "_reference", "_prompt_mean")
+_OUR_ENDINGS = ("_low", "_high", "_reference", "_prompt_mean", "_expected")
 
 
 def _no_column_of_ours(column: str) -> str:
