@@ -46,11 +46,11 @@ class Grammar:
             raise UnheldError(
                 "the package 'llguidance' is not installed (pip install 'autolora-eval[models]')"
             ) from error
-        self.ends = frozenset(ends)
+        self.ends = tuple(ends)
         described, self.overlong = _described(tokenizer)
         size = 1 + max(*tokenizer.get_vocab().values(), *ends)
         try:
-            known = LLTokenizer(json.dumps(described), n_vocab=size, eos_token=list(ends))
+            known = LLTokenizer(json.dumps(described), n_vocab=size, eos_token=ends[0])
         except BaseException as error:
             # A panic of Rust's is no Exception.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -65,6 +65,19 @@ class Grammar:
     def matchers(self, n: int) -> list[Any]:
         """Return matchers at the beginning of a reply, one a row."""
         return [self._start.deep_copy() for _ in range(n)]
+
+    def allowed(self, matchers: Sequence[Any], width: int) -> Tensor:
+        """Return which tokens may come next, (rows, width) booleans.
+
+        Args:
+            matchers: of each row, at its place.
+            width: of the model's logits.
+        """
+        allowed = _unpacked([matcher.compute_bitmask() for matcher in matchers], width)
+        for end in self.ends[1:]:  # older versions of llguidance know a single end
+            allowed[:, end] = allowed[:, self.ends[0]]
+        allowed[:, [token for token in self.overlong if token < width]] = False
+        return allowed
 
 
 class HeldToPattern:
@@ -93,9 +106,7 @@ class HeldToPattern:
         else:
             for row, token in enumerate(input_ids[:, -1].tolist()):
                 self._take(row, self._matchers[row], token)
-        masks = [matcher.compute_bitmask() for matcher in self._matchers]
-        allowed = _unpacked(masks, scores.shape[1])
-        allowed[:, [token for token in self.grammar.overlong if token < scores.shape[1]]] = False
+        allowed = self.grammar.allowed(self._matchers, scores.shape[1])
         return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
     def _take(self, row: int, matcher: Any, token: int) -> None:  # noqa: ANN401
