@@ -129,13 +129,15 @@ def _of_benchmark(loaded: LoadedBenchmark, machine: Machine) -> Finding:
     if spec.backend == "transformers":
         assert loaded.judge is not None
         needs = [*_packages("models", "torch", "transformers", "llguidance")]
-        needs += _memory(loaded.judge, machine, machine.accelerator)
+        halved = machine.accelerator != "cpu" if spec.dtype == "auto" else spec.dtype != "float32"
+        needs += _memory(loaded.judge, machine, machine.accelerator, 2 if halved else 4)
         return Finding(f"'{name}': {spec.model} in this process", tuple(needs))
     needs = list(_packages("openai", "openai", "tenacity"))
     if spec.launch:
         needs += _launch(spec, machine)
         return Finding(f"'{name}': {spec.model} on a server that the run launches", tuple(needs))
-    needs.append(_any_of([_served(url, spec) for url in spec.base_urls]))
+    with ThreadPoolExecutor() as pool:
+        needs.append(_any_of(list(pool.map(lambda url: _served(url, spec), spec.base_urls))))
     return Finding(f"'{name}': {spec.model} on a server", tuple(needs))
 
 
@@ -154,7 +156,7 @@ def _launch(spec: JudgeSpec, machine: Machine) -> Iterator[Need]:
     yield Need(True, f"{spec.vllm_python or spec.launch_command[0]} can be started")
     build = vllm_build(spec.vllm_python, PROBE_SECONDS) if spec.vllm_python else None
     accelerator = "cpu" if build and "cpu" in " ".join(build) else "cuda"
-    yield from _memory(model_source(spec), machine, accelerator)
+    yield from _memory(model_source(spec), machine, accelerator, together=True)
 
 
 def _halves(message: str) -> tuple[str, str]:
@@ -198,18 +200,32 @@ def _packages(extra: str, *names: str) -> Iterator[Need]:
         yield Need(True, ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
-def _memory(source: Source, machine: Machine, accelerator: str) -> Iterator[Need]:
-    """Yield whether a judge's weights fit, if their size is known or told by its name."""
+def _memory(
+    source: Source, machine: Machine, accelerator: str, width: int = 2, *, together: bool = False
+) -> Iterator[Need]:
+    """Yield whether a judge's weights fit, if their size is known or told by its name.
+
+    Args:
+        source: the judge's model.
+        machine: where it is to run.
+        accelerator: what it is to run on.
+        width: bytes of one parameter.
+        together: several GPUs can share it, as vLLM's can.
+    """
     if accelerator == "cuda" and not machine.gpus:
         yield Need(False, "no NVIDIA GPU here", "use a machine with one, or a server elsewhere")
         return
     parameters = _parameters(source)
     if parameters is None:
         return
-    wanted = HEADROOM * parameters * (4 if accelerator == "cpu" else 2) / 2**30
+    wanted = HEADROOM * parameters * width / 2**30
     room = _room(machine, accelerator)
     what = "GPU memory" if accelerator == "cuda" else "memory"
     fact = f"takes {_gib(wanted)} of {what}; {_gib(room)} here"
+    in_all = sum(gpu.memory for gpu in machine.gpus)
+    if together and accelerator == "cuda" and room < wanted <= in_all:
+        yield Need(True, f"{fact}: add --tensor-parallel-size {len(machine.gpus)}")
+        return
     yield Need(wanted <= room, fact, "take a smaller judge, or a server elsewhere")
 
 
@@ -248,7 +264,7 @@ def _served(url: str, spec: JudgeSpec | None = None) -> Need:
     request = urllib.request.Request(f"{url}/models")
     variable = KEY_VARIABLE if spec is None else spec.api_key_env
     if key := os.environ.get(variable):
-        request.add_header("Authorization", f"Bearer {key}")
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as answer:
             served = [str(model["id"]) for model in json.loads(answer.read(1_000_000))["data"]]
@@ -311,7 +327,11 @@ def _papers_judge(machine: Machine) -> Finding:
     """The judge of the paper's tables: an old vLLM, a GPU, and a licence."""
     return Finding(
         f"The paper's judge, {PAPERS_JUDGE.reference}",
-        (_old_vllm(machine), *_memory(PAPERS_JUDGE, machine, "cuda"), _access(PAPERS_JUDGE)),
+        (
+            _old_vllm(machine),
+            *_memory(PAPERS_JUDGE, machine, "cuda", together=True),
+            _access(PAPERS_JUDGE),
+        ),
     )
 
 

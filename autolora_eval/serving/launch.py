@@ -152,7 +152,7 @@ def _served(url: str, spec: JudgeSpec) -> list[str] | None:
     request = urllib.request.Request(f"{url}/models")
     key = os.environ.get(spec.api_key_env)
     if key:
-        request.add_header("Authorization", f"Bearer {key}")
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
         with _direct.open(request, timeout=PROBE_SECONDS) as answer:
             return [str(model["id"]) for model in json.load(answer)["data"]]

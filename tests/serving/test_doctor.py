@@ -139,7 +139,12 @@ def test_the_judge_that_a_benchmark_launches(on) -> None:
     assert not own.runs
     assert "has no vLLM" in facts(own, met=False)[0]
     own = examine(benchmark(stated | {"launch_command": [sys.executable, "{port}"]})).findings[0]
-    assert facts(own, met=False) == ["takes about 154 GiB of GPU memory; about 140 GiB here"]
+    fact = "takes about 154 GiB of GPU memory; about 140 GiB here"
+    assert facts(own, met=False) == [fact]
+    on(H200, H200)
+    own = examine("mine.yaml").findings[0]
+    assert own.runs
+    assert facts(own, met=True)[-1] == f"{fact}: add --tensor-parallel-size 2"
 
 
 def test_a_model_in_this_process_must_fit(on) -> None:
@@ -147,6 +152,10 @@ def test_a_model_in_this_process_must_fit(on) -> None:
     model = {"backend": "transformers", "model": "Qwen/Qwen2.5-VL-32B-Instruct"}
     own = examine(benchmark(model)).findings[0]
     assert facts(own, met=False) == ["takes about 137 GiB of memory; about 64 GiB here"]
+    own = examine(benchmark(model | {"dtype": "bfloat16"})).findings[0]
+    assert facts(own, met=False) == ["takes about 69 GiB of memory; about 64 GiB here"]
+    on(H200, H200)
+    assert examine(benchmark(model)).findings[0].runs
 
 
 def test_a_benchmark_without_a_judge(on, tmp_path: Path) -> None:
