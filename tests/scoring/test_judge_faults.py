@@ -48,7 +48,7 @@ FAILED: dict[str, tuple[int, Any, str]] = {
     "503 in HTML": (3, Http(503, b"<html>busy</html>", "text/html"), "http_503"),
     "429": (4, Http(429, b"{}", headers={"Retry-After": "0.05"}), "http_429"),
     "400": (2, Http(400, b"{}"), "http_400"),
-    "hang": (1, Hang(1.5), "timeout"),
+    "hang": (1, Hang(6.0), "timeout"),
     "drop": (4, Drop(), "connection"),
     "torn body": (3, Http(200, b'{"choices": [', declared_length=900), "connection"),
     "HTML": (3, Http(200, b"<html>Log in</html>", "text/html"), "bad_response"),
@@ -101,7 +101,7 @@ def benchmark(
     benchmark_data: dict[str, Any],
 ) -> Path:
     judge = {"base_url": faulty[0].url, "max_retries": 2, "concurrency": CONCURRENCY}
-    judge |= {"timeout": 0.75, "constraint": "plain", "cache": False, "give_up_after": 20.0}
+    judge |= {"timeout": 4.0, "constraint": "plain", "cache": False, "give_up_after": 20.0}
     benchmark_data["judge"] = benchmark_data["judge"] | judge
     benchmark_data["prompts"] = [f"prompt number {n}" for n in range(10)]
     benchmark_data["seeds"] = {"start": 0, "count": 100}
