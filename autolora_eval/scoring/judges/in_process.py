@@ -247,7 +247,10 @@ class TransformersJudge:
         """
         tokenizer, ends = self._front.processor.tokenizer, set(self._front.ends)
         length = next((n for n, token in enumerate(reply) if token in ends), len(reply))
-        text = tokenizer.decode(reply[:length], skip_special_tokens=True)
+        # Some tokenizers would tidy the blanks before commas away: the reply is kept as it is.
+        text = tokenizer.decode(
+            reply[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         tokens = self._pieces.tokens(reply[:length], places, text) if places else ()
         return _Said(text, length >= self.spec.max_tokens, tokens)
 
