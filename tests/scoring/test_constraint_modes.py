@@ -147,6 +147,8 @@ def test_each_question_is_sent_with_the_constraint(server, judge, rubric, tmp_pa
         body = server.calls[-1].body
         found = {key: body[key] for key in body.keys() & set(expected)}
         assert found == arguments
+        is_vllm = name in ("structured_outputs", "guided_regex")
+        assert body.get("repetition_penalty") == (1.0 if is_vllm else None)
 
 
 def with_logprobs(call: Call, most: int) -> Any:

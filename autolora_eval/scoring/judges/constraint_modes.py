@@ -20,16 +20,20 @@ Call = Callable[[Json], Awaitable[Answer]]
 Pinned = Mapping[str, float] | None
 TOP_LOGPROBS = (20, 5)  # what vLLM gives at most, and what some others do
 TRIES = 3
+# vLLM takes what a request leaves open from the model's own settings, and a penalty on repeated
+# tokens, which many models have there, would bend the second of two equal scores.
+UNBENT = {"repetition_penalty": 1.0}
 
 
 def _structured_outputs(rubric: Rubric, pinned: Pinned) -> Json:
     """VLLM from 0.11 on. A regex and not a schema, whose grammar permits endless white space."""
-    return {"extra_body": {"structured_outputs": {"regex": reply_pattern(rubric, pinned)}}}
+    held = {"structured_outputs": {"regex": reply_pattern(rubric, pinned)}}
+    return {"extra_body": {**held, **UNBENT}}
 
 
 def _guided_regex(rubric: Rubric, pinned: Pinned) -> Json:
     """Older vLLM, such as the 0.10.2 that serves the paper's judge."""
-    return {"extra_body": {"guided_regex": reply_pattern(rubric, pinned)}}
+    return {"extra_body": {"guided_regex": reply_pattern(rubric, pinned), **UNBENT}}
 
 
 def _response_format(rubric: Rubric, pinned: Pinned) -> Json:
