@@ -41,8 +41,12 @@ QUESTION = Question("Before the image.", "After it, and <b>ünïcode</b> {braces
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def _proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that leads nowhere: a server of this machine is spoken to directly."""
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.errors import AutoLoRAEvalError
@@ -20,7 +21,11 @@ from autolora_eval.rubric import Question
 from autolora_eval.scoring.judges.base import Reply, Token
 from autolora_eval.scoring.judges.servers import Server
 
+if TYPE_CHECKING:
+    import openai
+
 MAX_ANSWER_BYTES = 4_000_000
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 RULED_OUT = -9000.0  # vLLM gives -9999 to the tokens that a grammar forbids
 
 
@@ -54,6 +59,16 @@ class Answer:
 
 class _BadAnswerError(Exception):
     """An answer that is not of this protocol."""
+
+
+def client(url: str, key: str) -> openai.AsyncOpenAI:
+    """Return what speaks to a server. Retries are not its business."""
+    import openai
+
+    # To a server of this machine no proxy leads, whatever HTTP_PROXY says.
+    direct = urlsplit(url).hostname in LOOPBACK
+    http = openai.DefaultAsyncHttpxClient(trust_env=False) if direct else None
+    return openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
 
 
 def chat(

@@ -52,16 +52,11 @@ class OpenAIJudge:
         self, spec: JudgeSpec, rubric: Rubric | None = None, base_urls: list[str] | None = None
     ) -> None:
         require("openai", "openai")
-        import openai
-
         self.spec, self.rubric = spec, rubric
         self._loop = LoopThread()
         self._key = os.environ.get(spec.api_key_env) or ""
         key = self._key or "EMPTY"
-        servers = [
-            Server(url, openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0))
-            for url in base_urls or spec.base_urls
-        ]
+        servers = [Server(url, protocol.client(url, key)) for url in base_urls or spec.base_urls]
         self._servers = Servers(servers, self._is_there, spec.give_up_after)
         self._served: Json | None = None
         self._mode = protocol.Mode("plain")
