@@ -6,12 +6,13 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help quickstart test lint types vllm sample wheel check-wheel clean
+.PHONY: help quickstart test lint types vllm bench sample wheel check-wheel clean
 
 help:
 	@echo "make quickstart   install, run the quick-start benchmark, name the report"
 	@echo "make test         lint, types, tests, and the wheel in an empty environment"
 	@echo "make vllm         a real vLLM for the tests that serve the miniature judge (Linux)"
+	@echo "make bench        how fast judging is and what memory it takes, as ratios (minutes)"
 	@echo "make sample       remake reports/sample from a fresh quick-start run"
 	@echo "make wheel        build dist/*.whl"
 
@@ -36,6 +37,9 @@ types: $(INSTALLED)
 # An environment of its own in build/vllm; without it 'make test' leaves those tests out.
 vllm:
 	PYTHON='$(PYTHON)' PIP_ARGS='$(PIP_ARGS)' tests/vllm_environment/make
+
+bench: $(INSTALLED)
+	$(BIN)/python tests/benches/judge_throughput.py
 
 sample: $(INSTALLED)
 	rm -rf build/sample
