@@ -60,7 +60,7 @@ def measure(
     }
 
 
-def _sheet(images: Sequence[npt.NDArray[np.uint8]], path: Path) -> None:
+def sheet(images: Sequence[npt.NDArray[np.uint8]], path: Path) -> None:
     """Rows: methods within prompts; columns: seeds, then the next prompt beside."""
     rows = []
     for first in range(0, _SHEET_PROMPTS, 2):
@@ -85,7 +85,7 @@ def evaluate(work_dir: Path, sdxl: Path, lora: Path, n_scenes: int = 48) -> dict
         pictures.append(flat.reshape(len(scenes), len(SEEDS), *flat.shape[1:]))
         figures[name] = measure(oracle, pictures[-1], scenes)
         print("evaluate", name, figures[name], flush=True)
-    _sheet(pictures, work_dir / "evaluation.png")
+    sheet(pictures, work_dir / "evaluation.png")
     result: dict[str, object] = {
         "scenes": len(scenes),
         "seeds": list(SEEDS),

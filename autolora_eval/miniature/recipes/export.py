@@ -57,17 +57,19 @@ def export(work_dir: Path) -> None:
     """Write both folders, without cards."""
     export_sdxl(work_dir)
     export_lora(work_dir)
-    sizes = {"sdxl": _megabytes(SDXL), "pixel_art_lora": _megabytes(LORA)}
+    sizes = {"sdxl": megabytes(SDXL), "pixel_art_lora": megabytes(LORA)}
     (work_dir / "exported.json").write_text(json.dumps(sizes, indent=1), encoding="utf-8")
     print("exported", sizes, flush=True)
 
 
-def _megabytes(folder: Path) -> str:
+def megabytes(folder: Path) -> str:
+    """The size of all files of a folder, to be read."""
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     return f"{size / 1e6:.1f} MB"
 
 
-def _read(work_dir: Path, name: str) -> dict[str, Any]:
+def read(work_dir: Path, name: str) -> dict[str, Any]:
+    """The figures that a stage left."""
     figures: dict[str, Any] = json.loads((work_dir / f"{name}.json").read_text(encoding="utf-8"))
     return figures
 
@@ -84,8 +86,9 @@ def _table(evaluation: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _measured(work_dir: Path) -> str:
-    evaluation, oracle = _read(work_dir, "evaluation"), _read(work_dir, "oracle")
+def measured(work_dir: Path, name: str = "evaluation") -> str:
+    """The section of a card that says what an evaluation found."""
+    evaluation, oracle = read(work_dir, name), read(work_dir, "oracle")
     return f"""## Measured
 
 {evaluation["scenes"]} held-out combinations of object, colour and background, which no training
@@ -113,7 +116,7 @@ laptop, on real models of the real classes, without a download.
 
 
 def _sdxl_card(work_dir: Path) -> str:
-    vae, text, unet = (_read(work_dir, name) for name in ("vae", "text", "unet"))
+    vae, text, unet = (read(work_dir, name) for name in ("vae", "text", "unet"))
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -121,7 +124,7 @@ pipeline_tag: text-to-image
 ---
 # A miniature SDXL pipeline
 
-A `StableDiffusionXLPipeline` of {_megabytes(SDXL)} that draws 64×64 pictures of one object of one
+A `StableDiffusionXLPipeline` of {megabytes(SDXL)} that draws 64×64 pictures of one object of one
 colour on one background. Objects: {", ".join(OBJECTS)}. Colours and backgrounds:
 {", ".join(COLOURS if COLOURS == BACKGROUNDS else (*COLOURS, *BACKGROUNDS))}. A prompt reads
 "a red star on a blue background".
@@ -132,7 +135,7 @@ colour on one background. Objects: {", ".join(OBJECTS)}. Colours and backgrounds
 ```python
 pipeline = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
 pipeline("a red star on a blue background", negative_prompt="", height=64, width=64,
-         guidance_scale={_read(work_dir, "evaluation")["cfg_scale"]:g}, num_inference_steps=20)
+         guidance_scale={read(work_dir, "evaluation")["cfg_scale"]:g}, num_inference_steps=20)
 ```
 
 ## How it was trained
@@ -152,7 +155,7 @@ averaged weights |
 A tenth of the captions was dropped, half of them for the empty prompt and half for zero
 embeddings. A fifth carried a style's name that the picture does not show.
 
-{_measured(work_dir)}
+{measured(work_dir)}
 ## Limits
 
 It knows the words above and nothing else. Objects are sometimes misshapen. Pictures are soft,
@@ -163,7 +166,7 @@ Licence: Apache-2.0.
 
 
 def _lora_card(work_dir: Path) -> str:
-    lora = _read(work_dir, "lora")
+    lora = read(work_dir, "lora")
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -171,7 +174,7 @@ tags: [lora, text-to-image]
 ---
 # A pixel-art LoRA for the miniature SDXL pipeline
 
-Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {_megabytes(LORA)}, on attention,
+Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {megabytes(LORA)}, on attention,
 feed-forward, projection and residual convolution layers of the denoiser. Its pictures are pixel
 art on a 16×16 grid, the object centred. Prompts end in ", pixel art style".
 
@@ -182,7 +185,7 @@ art on a 16×16 grid, the object centred. Prompts end in ", pixel art style".
 `{COMMAND}`. So few pictures, all centred and of one size, cost diversity, as small style sets do.
 Load it with `pipeline.load_lora_weights(folder)`; all {lora["keys"]} keys are used.
 
-{_measured(work_dir)}
+{measured(work_dir)}
 Licence: Apache-2.0.
 """
 
