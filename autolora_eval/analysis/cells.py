@@ -111,4 +111,5 @@ def _diversity_over_seeds(images: pd.DataFrame, features: CellFeatures) -> Estim
         return Estimate(float("nan"), np.full(len(rows), np.nan), names)
     if len(rows) < 3:
         return Estimate(found.value, np.full(len(rows), np.nan), names)
-    return Estimate(found.value, leave_one_out(unit_vectors(features.matrix[rows])), names)
+    without = leave_one_out(unit_vectors(features.matrix[rows]))
+    return Estimate(found.value, without, names, scale="logit")

