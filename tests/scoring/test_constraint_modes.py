@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_a_server_that_fails_for_a_moment_is_tried_again(server, judge) -> None:
 def test_a_server_that_fails_for_good_says_nothing_of_what_it_obeys(server, judge) -> None:
     server.answer = lambda call, n: Http(500)
     with pytest.raises(AutoLoRAEvalError, match=r"a trial call fails: http_500"):
-        judge().identity()
+        judge(max_retries=1).identity()
 
 
 @pytest.mark.parametrize("name", ["structured_outputs", "guided_regex", "response_format", "plain"])
@@ -182,3 +183,23 @@ def test_as_many_log_probabilities_as_the_server_gives(
     # What a constraint has ruled out is no alternative, and the end is no part of the reply.
     tokens = [(token.text, dict(token.alternatives)) for token in reply.tokens]
     assert tokens == ([("4", {"4": -0.1, "5": -2.4})] if asked else [])
+
+
+def test_a_moments_failure_takes_no_log_probabilities_away(server, judge) -> None:
+    server.answer = lambda call, n: Http(429) if n == 0 else with_logprobs(call, 20)
+    assert judge(constraint="plain", logprobs=True).identity()["logprobs"] is True
+    server.answer = lambda call, n: Http(401)
+    with pytest.raises(AutoLoRAEvalError, match=r"a trial call fails: http_401"):
+        judge(constraint="plain", logprobs=True).identity()
+
+
+def test_the_trial_pins_whole_numbers_where_the_range_ends_between_them(server, rubric) -> None:
+    score = rubric.scores["pc"].model_copy(update={"min": 0.5, "max": 4.5})
+    between = rubric.model_copy(update={"scores": rubric.scores | {"pc": score}})
+    server.answer = obeying("structured_outputs")
+    with closing(
+        OpenAIJudge(JudgeSpec(rubric="r", model=MODEL, base_url=server.url), between)
+    ) as j:
+        assert j.identity()["constraint"] == "structured_outputs"
+    pinned = [call.body["structured_outputs"]["regex"] for call in server.calls]
+    assert [json.loads(of_pattern(one))["prompt_correspondence"] for one in pinned] == [1, 4]

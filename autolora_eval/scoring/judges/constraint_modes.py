@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Awaitable, Callable, Mapping
 
 from PIL import Image
@@ -11,15 +12,17 @@ from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json
 from autolora_eval.images import Picture
-from autolora_eval.rubric import Rubric
+from autolora_eval.rubric import Rubric, Score
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
-from autolora_eval.scoring.judges.openai_protocol import Answer, Mode, chat
+from autolora_eval.scoring.judges.base import Reply, is_transient
+from autolora_eval.scoring.judges.openai_protocol import Mode, chat
 from autolora_eval.scoring.reply import parse_reply
 
-Call = Callable[[Json], Awaitable[Answer]]
+Call = Callable[[Json], Awaitable[Reply]]
 Pinned = Mapping[str, float] | None
 TOP_LOGPROBS = (20, 5)  # what vLLM gives at most, and what some others do
-TRIES = 3
+# What a server says that does not know an argument.
+_UNKNOWN = ("http_400", "http_404", "http_422", "http_501")
 # vLLM takes what a request leaves open from the model's own settings, and a penalty on repeated
 # tokens, which many models have there, would bend the second of two equal scores.
 UNBENT = {"repetition_penalty": 1.0}
@@ -55,7 +58,10 @@ async def mode_in_force(spec: JudgeSpec, rubric: Rubric | None, call: Call) -> M
     Args:
         spec: the benchmark's `judge`.
         rubric: what replies are to be held to.
-        call: makes one call.
+        call: returns the reply to a call, tried again as often as any.
+
+    Raises:
+        AutoLoRAEvalError: a trial fails in a way that says nothing of what the server obeys.
     """
     name = spec.constraint
     if rubric is None:
@@ -77,45 +83,47 @@ async def _first_obeyed(spec: JudgeSpec, rubric: Rubric, call: Call) -> Mode:
     A server that does not know an argument mostly ignores it, so that an answer alone proves
     nothing: only one that gives both verdicts, to the same question, obeys.
     """
-    lowest = {column: score.min for column, score in rubric.scores.items()}
-    highest = {column: score.max for column, score in rubric.scores.items()}
+    ends = {column: _ends(score) for column, score in rubric.scores.items()}
+    lowest, highest = ({column: both[n] for column, both in ends.items()} for n in (0, 1))
     for name, arguments in MODES.items():
         for wanted in (lowest, highest):
             mode = Mode(name, arguments(rubric, wanted))
-            text = await _try(spec, rubric, mode, call)
-            if text is None or parse_reply(text, rubric).scores != wanted:
+            reply = await _try(spec, rubric, mode, call)
+            if reply.text is None or parse_reply(reply.text, rubric).scores != wanted:
                 break
         else:
             return Mode(name, arguments(rubric, None))
     return Mode("plain")
 
 
+def _ends(score: Score) -> tuple[float, float]:
+    """Return the lowest and the highest value that a reply can have."""
+    if score.type == "integer":
+        return math.ceil(score.min), math.floor(score.max)
+    return score.min, score.max
+
+
 async def _with_logprobs(spec: JudgeSpec, rubric: Rubric, mode: Mode, call: Call) -> Mode:
     """Return the mode with as many log-probabilities as the server gives; with none if none."""
     for count in TOP_LOGPROBS:
         asking = Mode(mode.name, mode.arguments, count)
-        answer = await call(_trial(spec, rubric, asking))
-        if answer.reply.tokens:
+        if (await _try(spec, rubric, asking, call)).tokens:
             return asking
     return mode
 
 
-async def _try(spec: JudgeSpec, rubric: Rubric, mode: Mode, call: Call) -> str | None:
-    """Return the reply to a trial, None if the server refuses it.
+async def _try(spec: JudgeSpec, rubric: Rubric, mode: Mode, call: Call) -> Reply:
+    """Return the reply to a trial; it has no text if the server refuses it.
 
     Raises:
-        AutoLoRAEvalError: the calls fail for other reasons.
+        AutoLoRAEvalError: the call fails for other reasons.
     """
-    for _ in range(TRIES):
-        reply = (await call(_trial(spec, rubric, mode))).reply
-        reason = reply.reason or ""
-        if reply.text is not None or not reason or reason in ("refused", "truncated"):
-            return reply.text
-        if reason in ("http_400", "http_404", "http_422", "http_501"):
-            return None
+    reply = await call(_trial(spec, rubric, mode))
+    if not is_transient(reply.reason) or reply.reason in _UNKNOWN:
+        return reply
     raise AutoLoRAEvalError(
-        f"the judge's server lists '{spec.model}', but a trial call fails: {reason}. Look into "
-        "its log; or set judge.constraint to leave out the trial."
+        f"the judge's server lists '{spec.model}', but a trial call fails: {reply.reason}. Look "
+        "into its log; or set judge.constraint, and leave out judge.logprobs, for no trial."
     )
 
 

@@ -71,7 +71,7 @@ class OpenAIJudge:
         """
         if self._identity is None:
             self.check()
-            self._mode = self._loop.run(mode_in_force(self.spec, self.rubric, self._one_call))
+            self._mode = self._loop.run(mode_in_force(self.spec, self.rubric, self._until_answered))
             served = self._served or {}
             self._identity = {
                 "backend": "openai",
