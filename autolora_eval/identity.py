@@ -33,8 +33,11 @@ def local_lora(source: Source) -> Path:
     """Return the LoRA's file on this machine, fetching it from the hub if need be.
 
     Raises:
-        AutoLoRAEvalError: the hub repository has no single `.safetensors`, or cannot be reached.
+        AutoLoRAEvalError: the hub repository has no single `.safetensors`, or cannot be reached;
+            or it is a file that its user must get first.
     """
+    if source.kind == "absent":
+        raise AutoLoRAEvalError(absent(source))
     if source.kind != "hub":
         return source.path
     from huggingface_hub import HfApi, hf_hub_download
@@ -87,6 +90,11 @@ def unreachable(sources: list[Source], reason: str) -> str:
         f"{' && '.join(commands)} (for a gated model "
         "accept its licence on its page and run 'hf auth login' first); or name local folders."
     )
+
+
+def absent(source: Source) -> str:
+    """Return the message for a file that its user must get first."""
+    return f"the LoRA '{source.reference}' is not here. {source.how_to_get()}"
 
 
 def first_line(error: Exception) -> str:

@@ -116,6 +116,7 @@ def stated_cell(cell: Cell, plan: Plan) -> Json:
         "plan_key": content_key(asked),
         "model": cell.model.name,
         "method": cell.method.name,
+        "point": cell.point,
         "guider": rule.name,
         "summary": rule.summary,
         "equation": rule.equation,

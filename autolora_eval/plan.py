@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autolora_eval.benchmark.load import LoadedBenchmark, ResolvedMethod, ResolvedModel
+from autolora_eval.benchmark.sweep import LORA_SCALE, Point, at_point, own_point, value_text
 from autolora_eval.errors import UsageError
 from autolora_eval.files import content_key, prompt_folder, slug
 from autolora_eval.guidance.registry import MethodParameters
@@ -20,14 +20,15 @@ FEATURE_BYTES = 4 * 1536
 
 @dataclass(frozen=True)
 class Cell:
-    """One model × method: a row of the result table, and one image dataset.
+    """One model × method × sweep point: a row of the result table, and one image dataset.
 
     Attributes:
         id: names its folder and files.
-        model: the model.
+        model: the model, its LoRA at the cell's scale.
         method: the method.
-        parameters: the method's parameters with what it takes from the model.
+        parameters: the method's parameters with what it takes from the sweep and the model.
         nfe: denoiser passes for one image.
+        point: the swept parameters that the cell takes.
     """
 
     id: str
@@ -35,6 +36,13 @@ class Cell:
     method: ResolvedMethod
     parameters: MethodParameters
     nfe: int
+    point: Point = field(default_factory=dict, hash=False)
+
+    @property
+    def title(self) -> str:
+        """The cell in words, for messages."""
+        at = ", ".join(f"{name} {value_text(value)}" for name, value in self.point.items())
+        return f"{self.model.name} × {self.method.name}{f' at {at}' if at else ''}"
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -74,7 +82,7 @@ class Plan:
 
     Attributes:
         benchmark: what it was made from.
-        cells: in order of model, then method.
+        cells: in order of model, then sweep point, then method.
         jobs: the images of every cell, in order of prompt, then seed: the same for all cells.
     """
 
@@ -122,12 +130,7 @@ def make_plan(
     for what, limit in (("prompts", limit_prompts), ("seeds", limit_seeds)):
         if limit is not None and limit < 1:
             raise UsageError(f"the limit of {what} must be at least 1 (got {limit}).")
-    cells = tuple(
-        _cell(model, method)
-        for model, method in itertools.product(
-            benchmark.models.values(), benchmark.methods.values()
-        )
-    )
+    cells = tuple(_cells(benchmark))
     _refuse_duplicates(cells, benchmark)
     jobs = tuple(
         ImageJob(index, prompt, seed)
@@ -137,14 +140,34 @@ def make_plan(
     return Plan(benchmark, cells, jobs)
 
 
-def _cell(model: ResolvedModel, method: ResolvedMethod) -> Cell:
-    parameters = method.parameters.with_model_defaults(model.spec.guidance_scale)
+def _cells(benchmark: LoadedBenchmark) -> Iterator[Cell]:
+    for model in benchmark.models.values():
+        made: set[tuple[object, ...]] = set()
+        for point in benchmark.sweep.points():
+            for method in benchmark.methods.values():
+                own = own_point(method.parameters, point)
+                # Points that differ in what a method does not take are one cell of it.
+                if (method.name, *own.values()) not in made:
+                    made.add((method.name, *own.values()))
+                    yield _cell(model, method, own)
+
+
+def _cell(model: ResolvedModel, method: ResolvedMethod, point: Point) -> Cell:
+    if LORA_SCALE in point:
+        lora = model.spec.lora.model_copy(update={"scale": float(point[LORA_SCALE])})  # type: ignore[arg-type]
+        model = replace(model, spec=model.spec.model_copy(update={"lora": lora}))
+    stated = at_point(method.parameters, point) if point else method.parameters
+    parameters = stated.with_model_defaults(model.spec.guidance_scale)
+    # Every swept parameter is named, also one with a single value: another is added to it without
+    # that the cells there are change their names.
+    swept = [f"{name}={value_text(value)}" for name, value in point.items()]
     return Cell(
-        id=f"{slug(model.name)}--{slug(method.name)}",
+        id="--".join([slug(model.name), slug(method.name), *swept]),
         model=model,
         method=method,
         parameters=parameters,
         nfe=method.rule.nfe(parameters, model.spec.num_inference_steps),
+        point=point,
     )
 
 
@@ -161,8 +184,7 @@ def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> N
             if key in seen:
                 other = seen[key]
                 raise UsageError(
-                    f"{benchmark.file}: duplicate cell: '{cell.model.name} × {cell.method.name}' "
-                    f"and '{other.model.name} × {other.method.name}' "
+                    f"{benchmark.file}: duplicate cell: '{cell.title}' and '{other.title}' "
                     + ("would share a folder" if key[0] == "f" else "are the same computation")
                     + ". Rename or remove one."
                 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.devices import choose_device, require
 from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.identity import hub_refusal, in_cache, unreachable
+from autolora_eval.identity import absent, hub_refusal, in_cache, unreachable
 from autolora_eval.plan import Plan
 from autolora_eval.run_folder import RunFolder
 
@@ -43,6 +43,7 @@ def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
     checks = [
         lambda: choose_device(plan.benchmark.spec.device),
         lambda: _hub(plan),
+        lambda: _own_files(plan),
         lambda: _disk(plan, output),
     ]
     if judged:
@@ -64,14 +65,22 @@ def _package(name: str) -> Callable[[], None]:
 
 def _hub(plan: Plan) -> None:
     """One message for all models on the hub that cannot be had, since the cause is mostly one."""
-    absent = {
+    lacking = {
         source.location: source
         for source, marker in hub_sources(plan)
         if source.kind == "hub" and not in_cache(source, marker)
     }
-    refused = [(source, why) for source in absent.values() if (why := hub_refusal(source))]
+    refused = [(source, why) for source in lacking.values() if (why := hub_refusal(source))]
     if refused:
         raise AutoLoRAEvalError(unreachable([source for source, _ in refused], refused[0][1]))
+
+
+def _own_files(plan: Plan) -> None:
+    """Refuse LoRAs that their user must get first."""
+    loras = {model.lora.reference: model.lora for model in plan.benchmark.models.values()}
+    texts = [absent(lora) for lora in loras.values() if lora.kind == "absent"]
+    if texts:
+        raise AutoLoRAEvalError("\n  - ".join(texts))
 
 
 def _judge_server(plan: Plan, output: Path) -> None:

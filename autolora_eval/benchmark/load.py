@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from autolora_eval.benchmark.problems import explained
 from autolora_eval.benchmark.prompts import check_prompts, read_prompts
 from autolora_eval.benchmark.schema import Benchmark, Judge, Model
 from autolora_eval.benchmark.sources import Lookup, Source, find_lora, find_model
+from autolora_eval.benchmark.sweep import Sweep, SweepReader
 from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile, read_yaml
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.guidance.registry import Method, MethodParameters, method
@@ -67,6 +68,7 @@ class LoadedBenchmark:
         rubric: the judge's rubric, if there is a judge.
         judge: where an in-process judge is; None for a server's.
         reference: CSV of published values.
+        sweep: the parameters with several values.
     """
 
     file: Path
@@ -78,6 +80,7 @@ class LoadedBenchmark:
     rubric: Rubric | None
     judge: Source | None
     reference: Path | None
+    sweep: Sweep = field(default_factory=Sweep)
 
 
 def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
@@ -137,6 +140,7 @@ class _Resolver:
         prompts = self._try(("prompts",), self._prompts)
         models = {name: self._model(name, model) for name, model in spec.models.items()}
         methods = {name: self._method(name, stated) for name, stated in spec.methods.items()}
+        sweep = self._sweep(methods)
         extractor = self._try(
             ("features", "model"),
             lambda: find_model(spec.features.model, spec.features.revision, lookup, "config.json"),
@@ -156,6 +160,7 @@ class _Resolver:
             rubric=rubric,
             judge=judge,
             reference=reference,
+            sweep=sweep,
         )
 
     def _try(self, keys: KeyPath, action: Callable[[], T]) -> T | None:
@@ -181,7 +186,11 @@ class _Resolver:
         lora = self._try(
             (*at, "lora"),
             lambda: find_lora(
-                spec.lora.path, spec.lora.weight_name, spec.lora.revision, self.lookup
+                spec.lora.path,
+                spec.lora.weight_name,
+                spec.lora.revision,
+                self.lookup,
+                spec.lora.obtain,
             ),
         )
         if pipeline is None or lora is None:
@@ -202,6 +211,15 @@ class _Resolver:
         except ValidationError as error:
             self.problems += explained(error, self.document, rule.parameters, at)
             return None
+
+    def _sweep(self, methods: Mapping[str, ResolvedMethod | None]) -> Sweep:
+        known = {name: method.parameters for name, method in methods.items() if method is not None}
+        if len(known) < len(methods):
+            return Sweep()  # who takes what is known once the methods are right
+        reader = SweepReader(self.document, self.spec.sweep, known, len(self.spec.models))
+        sweep = reader.read()
+        self.problems += reader.problems
+        return sweep
 
     def _judge(self) -> tuple[Rubric | None, Source | None]:
         judge = self.spec.judge

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import AfterValidator, BaseModel, ValidationError
@@ -44,6 +45,28 @@ def explained(
         keys = tuple(part for part in item["loc"] if part not in _NO_KEYS)
         keys = keys[:-1] if keys[-1:] == ("[key]",) else keys
         lines[f"{document.where((*at, *keys))}: {_message(item, model, keys)}"] = None
+    return list(lines)
+
+
+def explained_at(
+    error: ValidationError,
+    document: YamlFile,
+    at: KeyPath,
+    fields: Collection[str | None] | None = None,
+) -> list[str]:
+    """Return one line for each problem with values that all stand at one place of the file.
+
+    Args:
+        error: what pydantic says.
+        document: the file.
+        at: where the values stand.
+        fields: tell of these fields alone, None among them being that of the fields together.
+    """
+    lines: dict[str, None] = {}
+    for item in error.errors():
+        field = str(item["loc"][0]) if item["loc"] else None
+        if fields is None or field in fields:
+            lines[f"{document.where(at)}: {_message(item, BaseModel, item['loc'])}"] = None
     return list(lines)
 
 

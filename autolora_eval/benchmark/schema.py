@@ -58,12 +58,15 @@ class Lora(_Strict):
         weight_name: the file within a folder or hub repository that has several.
         revision: commit, tag or branch on the hub.
         scale: α of equation (2).
+        obtain: how to get a file that cannot be fetched; with it, a missing file is told of by
+            `plan` and refused by `run`. It does not decide any number, so no key holds it.
     """
 
     path: Ref
     weight_name: Name | None = None
     revision: Name | None = None
     scale: FiniteFloat = Field(default=1.0, gt=0.0, le=10.0)
+    obtain: str | None = Field(default=None, min_length=1, max_length=1000, exclude=True)
 
 
 class Model(_Strict):
@@ -186,6 +189,8 @@ class Benchmark(_Strict):
         seeds: the same for every prompt and method.
         models: base pipelines with LoRAs, by the name they have in tables.
         methods: guidance rules, by the name they have in tables: `guider` and its parameters.
+        sweep: values of parameters, crossed with models and methods; a method that states one
+            of them, or does not have it, stays as it is.
         baseline: the method that the others are compared with; the first where not stated.
         features: the extractor.
         judge: the judge; without one only diversity is measured.
@@ -207,6 +212,7 @@ class Benchmark(_Strict):
     seeds: Seeds
     models: dict[Label, Model] = Field(min_length=1)
     methods: dict[Label, dict[str, Any]] = Field(min_length=1)
+    sweep: dict[Name, list[Any]] = {}
     baseline: Name | None = None
     features: Features = Features()
     judge: Judge | None = None

@@ -26,17 +26,26 @@ class Source:
 
     Attributes:
         reference: as the benchmark file states it.
-        kind: `folder` and `file` are on this machine; `hub` is fetched through the hub's cache.
+        kind: `folder` and `file` are on this machine; `hub` is fetched through the hub's cache;
+            `absent` is a file that its user must get first.
         location: absolute path, or hub id.
         revision: commit, tag or branch on the hub.
         weight_name: the weight file within a folder or hub repository, where it matters.
+        obtain: how an absent file is to be had.
     """
 
     reference: str
-    kind: Literal["folder", "file", "hub"]
+    kind: Literal["folder", "file", "hub", "absent"]
     location: str
     revision: str | None = None
     weight_name: str | None = None
+    obtain: str | None = None
+
+    def how_to_get(self) -> str:
+        """Return what to do about an absent file: where it is from, and where to put it."""
+        place = Path(self.reference)
+        where = str(place) if place.is_absolute() else f"{place} below {Path.cwd()}"
+        return f"{self.obtain} Put the file at {where}."
 
     @property
     def path(self) -> Path:
@@ -125,9 +134,15 @@ def find_model(reference: str, revision: str | None, lookup: Lookup, marker: str
 
 
 def find_lora(
-    reference: str, weight_name: str | None, revision: str | None, lookup: Lookup
+    reference: str,
+    weight_name: str | None,
+    revision: str | None,
+    lookup: Lookup,
+    obtain: str | None = None,
 ) -> Source:
     """Return the source of a LoRA: a `.safetensors` file, a folder with one, or a hub id.
+
+    A file that is not there is absent, not an error, if the benchmark says how to `obtain` it.
 
     Raises:
         UsageError: nothing there, several weight files and no `weight_name`, or a pickle.
@@ -142,6 +157,8 @@ def find_lora(
         raise UsageError(f"'{reference}' is a pickle: {PICKLE_ADVICE}")
     if found is None and _HUB_ID.match(reference) and not reference.endswith(".safetensors"):
         return Source(reference, "hub", reference, revision, weight_name)
+    if found is None and obtain is not None and reference.endswith(".safetensors"):
+        return Source(reference, "absent", reference, obtain=obtain.strip())
     if found is None:
         raise UsageError(
             f"no such LoRA: '{reference}'. Expected a .safetensors file, a folder with one, or a "

@@ -45,7 +45,8 @@ def generate(
 ) -> Generated:
     """Make every image of the plan that is not there yet.
 
-    A model is loaded once, and only if one of its images is missing.
+    A model is loaded once, whatever LoRA scales its cells have, and only if one of its images is
+    missing.
 
     Args:
         plan: what to make.
@@ -86,7 +87,7 @@ def _look(
         what = {"pipeline": identity(model.pipeline), "lora": lora_identity(model.lora)}
         done.models[model.name] = {
             **what,
-            "scale": model.spec.lora.scale,
+            "scale": _scales(plan, model.name),
             "size": model.size,
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
@@ -101,6 +102,13 @@ def _look(
             done.reused += len(plan.jobs) - len(jobs)
             done.made += len(jobs)
     return done, missing
+
+
+def _scales(plan: Plan, model: str) -> float | list[float]:
+    """Return the LoRA scale of a model's cells, or those that a sweep gives them."""
+    cells = (cell for cell in plan.cells if cell.model.name == model)
+    scales = list(dict.fromkeys(cell.model.spec.lora.scale for cell in cells))
+    return scales[0] if len(scales) == 1 else scales
 
 
 def _fill(
@@ -155,6 +163,7 @@ def sample_batch(
     Raises:
         AutoLoRAEvalError: the guider made another number of passes than the plan says.
     """
+    pipeline.set_lora_scale(cell.model.spec.lora.scale)
     filled = [*jobs, *[jobs[-1]] * (batch_size - len(jobs))]
     sample: Sample = pipeline.sample(
         [job.prompt for job in filled],

@@ -50,11 +50,13 @@ class LoraPipeline:
     Args:
         pipe: the pipeline, all components loaded and on their device, the LoRA in it.
         lora_tensors: number of LoRA layers, for the manifest.
+        lora_scale: the scale that the LoRA is at.
     """
 
-    def __init__(self, pipe: ModularPipeline, lora_tensors: int) -> None:
+    def __init__(self, pipe: ModularPipeline, lora_tensors: int, lora_scale: float) -> None:
         self.pipe = pipe
         self.lora_tensors = lora_tensors
+        self.lora_scale = lora_scale
 
     @classmethod
     def load(cls, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoraPipeline:
@@ -92,7 +94,13 @@ class LoraPipeline:
         tensors = _load_lora(pipe, local_lora(model.lora), model.lora.reference)
         pipe.set_adapters(ADAPTER, spec.lora.scale)
         pipe.to(device)
-        return cls(pipe, tensors)
+        return cls(pipe, tensors, spec.lora.scale)
+
+    def set_lora_scale(self, scale: float) -> None:
+        """Put the LoRA at another scale, as if it had been loaded at it; no weight is touched."""
+        if scale != self.lora_scale:
+            self.pipe.set_adapters(ADAPTER, scale)
+            self.lora_scale = scale
 
     @property
     def denoiser(self) -> torch.nn.Module:

@@ -131,6 +131,25 @@ def test_limited_run_makes_the_bits_of_the_whole(plan, first_run, tmp_path) -> N
     assert limited.items() <= whole.items()
 
 
+def test_lora_scales_in_one_run_give_the_bits_of_a_run_each(tiny, tmp_path, monkeypatch) -> None:
+    load, loaded = LoraPipeline.load, []
+    monkeypatch.setattr(LoraPipeline, "load", lambda *a: loaded.append(a[0].name) or load(*a))
+    scales = (1.2, 0.4)
+    swept = write_benchmark(tmp_path, tiny, sweep={"lora_scale": list(scales)})
+    together = made(tmp_path, "together", make_plan(load_benchmark(swept)))
+    assert len(loaded) == 1, "the base pipeline was loaded once for both"
+    alone = {}
+    for scale in scales:
+        model = yaml.safe_load(swept.read_text())["models"]["T"]
+        model["lora"]["scale"] = scale
+        one = write_benchmark(tmp_path, tiny, models={"T": model})
+        for name, digest in made(tmp_path, f"at {scale}", make_plan(load_benchmark(one))).items():
+            cell, file = name.split("/", 1)
+            alone[f"{cell}--lora_scale={scale}/{file}"] = digest
+    assert together == alone
+    assert len(set(alone.values())) == len(alone), "the scale makes a difference"
+
+
 def test_nothing_is_made_twice(plan, first_run, tmp_path) -> None:
     folder = RunFolder(tmp_path / "copy")
     shutil.copytree(first_run.path, folder.path)
