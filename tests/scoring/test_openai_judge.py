@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import itertools
 import re
 import threading
 import time
@@ -32,9 +33,10 @@ from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.resources import shipped_root
 from autolora_eval.rubric import Question, read_rubric
+from autolora_eval.scoring.judges import servers
 from autolora_eval.scoring.judges.base import Reply, Request, is_transient
 from autolora_eval.scoring.judges.openai_protocol import MAX_ANSWER_BYTES
-from autolora_eval.scoring.judges.openai_server import HOPELESS, OpenAIJudge
+from autolora_eval.scoring.judges.openai_server import HOPELESS, MOST_LOST, OpenAIJudge
 
 Make = Callable[..., OpenAIJudge]
 QUESTION = Question("Before the image.", "After it, and <b>ünïcode</b> {braces}.")
@@ -319,8 +321,8 @@ def test_a_server_that_comes_back_in_time_has_cost_nothing(
     server.answer = answer
     asked = judge(concurrency=1, give_up_after=30.0)
     replies = ask(asked, [Request(path, QUESTION) for path in pictures(tmp_path, 9)])
-    assert [(reply.text, reply.attempts) for reply in replies] == [(VERDICT, 1)] * 9
-    assert len(server.calls) == 10
+    assert [reply.text for reply in replies] == [VERDICT] * 9
+    assert sum(reply.attempts for reply in replies) == len(server.calls) == 10
 
 
 def test_a_server_that_answers_no_call_stops_the_run(
@@ -330,7 +332,7 @@ def test_a_server_that_answers_no_call_stops_the_run(
     server.answer = lambda call, n: Http(500)
     requests = [Request(path, QUESTION) for path in pictures(tmp_path, HOPELESS + 20)]
     came, error = until_it_stops(judge(concurrency=2), requests)
-    assert re.search(r"is there, but the last \d+ calls failed.*http_500", error)
+    assert re.search(r"is there, but the last \d+ questions had no answer.*http_500", error)
     assert HOPELESS - 4 <= len(came) < len(requests)
 
 
@@ -551,3 +553,32 @@ def test_a_judge_is_not_asked_before_its_server_is(
     with pytest.raises(AutoLoRAEvalError, match="serves another"):
         ask(judge(), [Request(image, QUESTION)])
     assert server.calls == []
+
+
+def test_a_question_that_brings_every_server_down_is_left_for_a_later_run(
+    server: JudgeServer, image: Path, judge: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time the server is gone, and then back."""
+    monkeypatch.setattr(servers, "ASK_AGAIN_ALONE", 0.0)
+    server.answer = lambda call, n: Drop() if n < 40 else VERDICT
+    asked = judge(max_retries=4, give_up_after=5.0)
+    asked.identity()
+    there = itertools.cycle([False, True])
+
+    async def is_there(_: servers.Server) -> None:
+        if not next(there):
+            raise AutoLoRAEvalError("gone")
+
+    monkeypatch.setattr(asked._servers, "_is_there", is_there)
+    (reply,) = ask(asked, [Request(image, QUESTION)])
+    assert reply.reason == "connection"
+    assert is_transient(reply.reason)
+    assert reply.attempts == server.total == MOST_LOST
+
+
+def test_a_word_in_the_keys_place_is_cut_out_of_no_reply(
+    server: JudgeServer, image: Path, judge: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", "c")
+    (reply,) = ask(judge(), [Request(image, QUESTION)])
+    assert reply.text == VERDICT

@@ -28,6 +28,10 @@ PROBE_SECONDS = 5.0
 BLOTTED = "[key]"
 # Once so many calls have failed one after the other, retries included, no more are made.
 HOPELESS = 50
+# A call that so many servers were lost with, one after the other, may be what brings them down.
+MOST_LOST = 5
+# Whatever is shorter is no secret, but a word such as 'x' that a local server is content with.
+SHORTEST_KEY = 8
 # Statuses that another try does not change; a later run asks again.
 _LASTING = tuple(f"http_{status}" for status in range(400, 500) if status not in (408, 425, 429))
 # Of these, the ones that say something of the question, and nothing of the server.
@@ -119,7 +123,7 @@ class OpenAIJudge:
     async def _is_there(self, server: Server) -> None:
         """Ask a server whether it serves the judge, the same as the others do."""
         served = await protocol.served_model(server, self.spec, PROBE_SECONDS)
-        if self._key and self._key in str(served):
+        if self._holds_key(str(served)):
             served = {}  # whatever it is, it is not to be written down
         if self._served is None:
             self._served = served
@@ -163,10 +167,13 @@ class OpenAIJudge:
 
     def _without_key(self, reply: Reply) -> Reply:
         """Blot out the key, should a server repeat it: what it says is written down."""
-        if not self._key:
+        if not self._holds_key(f"{reply.text} {reply.model}"):
             return reply
         text = None if reply.text is None else reply.text.replace(self._key, BLOTTED)
         return replace(reply, text=text, model=reply.model.replace(self._key, BLOTTED))
+
+    def _holds_key(self, text: str) -> bool:
+        return len(self._key) >= SHORTEST_KEY and self._key in text
 
     async def _until_answered(self, body: Json) -> Reply:
         """Call until there is a reply, with exponential back-off and as the server asks to wait."""
@@ -176,13 +183,22 @@ class OpenAIJudge:
             wait=_Wait(self.spec.timeout),
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
-        answer: protocol.Answer = await retrying(self._one_call, body)
-        attempts = int(retrying.statistics.get("attempt_number", 1))
-        return replace(answer.reply, attempts=attempts)
+        calls = 0
+
+        async def one_call() -> protocol.Answer:
+            nonlocal calls
+            answer = await self._one_call(body)
+            calls += answer.reply.attempts
+            return answer
+
+        answer: protocol.Answer = await retrying(one_call)
+        return replace(answer.reply, attempts=calls)
 
     async def _one_call(self, body: Json) -> protocol.Answer:
         """Make one call. One that is lost because its server is gone is made again elsewhere."""
+        calls = 0
         while True:
+            calls += 1
             server = await self._servers.choose()
             server.busy += 1
             server.asked += 1
@@ -190,12 +206,13 @@ class OpenAIJudge:
                 answer = await protocol.call(server.client, body, self.spec.timeout)
             finally:
                 server.busy -= 1
+            answer = replace(answer, reply=replace(answer.reply, attempts=calls))
             reason = answer.reply.reason
             if not is_transient(reason) or reason in _OF_THE_QUESTION:
                 self._servers.answered(server)
                 return answer
             await self._servers.failed(server, unreached=reason == "connection")
-            if server.gone is None:
+            if server.gone is None or calls == MOST_LOST:
                 return answer
 
     def _stop_if_hopeless(self, reply: Reply) -> None:
@@ -206,10 +223,10 @@ class OpenAIJudge:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= max(HOPELESS, 2 * self.spec.concurrency):
             raise JudgeGoneError(
-                f"the judge's server at {', '.join(self.spec.base_urls)} is there, but the last "
-                f"{self._failed_in_a_row} calls failed, each tried {1 + self.spec.max_retries} "
-                f"time(s): {reply.reason}. Look into its log. What it judged so far is kept: run "
-                "the same command again."
+                f"the judge's server at {', '.join(self.facts()['base_urls'])} is there, but the "
+                f"last {self._failed_in_a_row} questions had no answer, {reply.attempts} call(s) "
+                f"for the last: {reply.reason}. Look into its log. What it judged so far is kept: "
+                "run the same command again."
             )
 
 
@@ -227,4 +244,6 @@ class _Wait(tenacity.wait.wait_base):
 
 
 def _worth_another_try(answer: protocol.Answer) -> bool:
-    return is_transient(answer.reply.reason) and answer.reply.reason not in _LASTING
+    reply = answer.reply
+    lost = reply.attempts == MOST_LOST
+    return is_transient(reply.reason) and reply.reason not in _LASTING and not lost
