@@ -111,15 +111,16 @@ class JudgementFile:
         starts = [start for *_, start in sorted(last.values())]
         if starts == sorted(starts) and len(starts) == number_of_lines(self.path):
             return
-        with self.path.open("rb") as source, written_whole(self.path) as temporary:
-            self._copy(source, starts, temporary)
+        with written_whole(self.path) as temporary:
+            self._copy(starts, temporary)
 
-    @staticmethod
-    def _copy(source: BinaryIO, starts: Iterable[int], path: Path) -> None:
-        with path.open("wb") as target:
+    def _copy(self, starts: Iterable[int], path: Path) -> None:
+        with self.path.open("rb") as source, path.open("wb") as target:
             for start in starts:
                 source.seek(start)
                 target.write(source.readline())
+            target.flush()
+            os.fsync(target.fileno())
 
     def _placed(self) -> Iterator[tuple[Json, int]]:
         """Yield each row with the byte where its line begins."""

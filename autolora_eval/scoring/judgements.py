@@ -31,6 +31,7 @@ _WAYS_TO_REACH = frozenset(
         *("launch_timeout", "cache"),
     )
 )
+MAX_NAME = 200  # letters of a model's name that are kept
 UNASKED = Known(final=False, scored=False, attempts=0)
 
 
@@ -158,8 +159,7 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: 
     """Return one row of a cell's judgements."""
     scores, reason, raw, expected = None, reply.reason, None, None
     if reply.text is not None:
-        # Half a surrogate pair, which JSON can hold, is no text that a file can.
-        raw = reply.text.encode("utf-8", "replace").decode("utf-8")
+        raw = _writable(reply.text)
         verdict = parse_reply(raw, rubric)
         scores, reason = verdict.scores, verdict.reason
         if scores is None and reply.truncated:
@@ -176,13 +176,18 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: 
         "expected": expected,
         "reason": reason,
         "raw": None if raw is None else raw[:MAX_REPLY],
-        "model": reply.model,
+        "model": _writable(reply.model)[:MAX_NAME],
         "latency_seconds": round(reply.latency, 4),
         "image": reply.sent,
         "cached": False,
         "judge_key": key,
         "attempt": reply.attempts,
     }
+
+
+def _writable(text: str) -> str:
+    """Return a text without half surrogate pairs, which JSON can hold, and a file cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _todo(plan: Plan, folder: RunFolder, key: str, counts: Counter[str]) -> Iterator[Todo]:
@@ -235,7 +240,8 @@ class _Judging:
             assert isinstance(item, Todo)
             row = judgement(item.image, reply, self.rubric, self.key, item.repeat)
             rows.append((item, row | {"attempt": item.attempts + reply.attempts}))
-            if reply.text is not None and item.image.sha256 is not None:
+            whole = reply.text is not None and len(reply.text) <= MAX_REPLY
+            if whole and item.image.sha256 is not None:
                 kept.append((self._cache_key(item), row))
         self._append(rows)
         self.counts["done"] += len(rows)

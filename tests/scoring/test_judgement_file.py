@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,3 +123,30 @@ def test_text_is_kept_as_it_is(file: JudgementFile) -> None:
     file.append([row("a", raw=raw), row("b")])
     assert next(file.rows())["raw"] == raw
     assert len(list(file.rows())) == 2
+
+
+def test_what_is_put_in_order_is_on_disk_and_closed_before_it_takes_the_files_place(
+    file: JudgementFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash of the machine leaves one or the other; Windows renames onto no open file."""
+    file.append([row("b"), row("a")])
+    events: list[object] = []
+    opened = []
+    fsync, replace, path_open = os.fsync, Path.replace, Path.open
+
+    def opening(self: Path, *arguments: Any) -> Any:
+        opened.append(path_open(self, *arguments))
+        return opened[-1]
+
+    def replacing(self: Path, target: Path) -> Path:
+        events.append([stream.closed for stream in opened])
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", lambda number: events.append("fsync") or fsync(number))
+    monkeypatch.setattr(Path, "replace", replacing)
+    monkeypatch.setattr(Path, "open", opening)
+    file.put_in_order(["a", "b"])
+    assert events[0] == "fsync"
+    assert events[1]
+    assert all(events[1])
+    assert [row["image_id"] for row in file.rows()] == ["a", "b"]

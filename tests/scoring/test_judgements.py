@@ -27,6 +27,7 @@ from autolora_eval.scoring.judgements import (
     open_judge,
     recorded_judging,
 )
+from autolora_eval.scoring.reply import MAX_REPLY
 
 N = 12  # 2 cells × 3 prompts × 2 seeds
 SECRET = "sentinel-key-0451"
@@ -356,6 +357,16 @@ def test_a_failed_call_is_not_cached(make, folder, server, tmp_path) -> None:
     assert (done["done"], done["cached"], done["unscored"]) == (3, N - 3, 0)
 
 
+def test_the_cache_keeps_no_part_of_a_reply(make, folder, server, tmp_path) -> None:
+    """The first letters of a reply that is too long may hold a verdict; the whole has none."""
+    server.answer = lambda call, n: VERDICT + "." * MAX_REPLY
+    assert judge(make(cache=True), folder)["unscored"] == N
+    other = RunFolder(tmp_path / "other")
+    write_images(make(), other)
+    done = judge(make(cache=True), other)
+    assert (done["cached"], done["unscored"]) == (0, N)
+
+
 def test_repeats_are_asked_each_and_kept_each(make, folder, server) -> None:
     seeds: list[int] = []
 
@@ -399,11 +410,13 @@ def test_an_image_is_unscored_only_if_no_repeat_has_a_score(make, folder, server
 
 
 def test_text_that_is_no_unicode_is_kept_as_near_as_can_be(make, folder, server) -> None:
-    body = json.dumps(completion('{"pc": 2} \ud83d \U0001f600 \x00 é')).encode()
+    said = completion('{"pc": 2} \ud83d \U0001f600 \x00 é') | {"model": "m\ud83d" + "x" * 1000}
+    body = json.dumps(said).encode()
     server.answer = lambda call, n: Http(200, body)
     plan = make()
     assert judge(plan, folder)["unscored"] == 0
     assert {row["raw"] for row in rows(plan, folder)} == {'{"pc": 2} ? \U0001f600 \x00 é'}
+    assert {row["model"] for row in rows(plan, folder)} == {"m?" + "x" * 198}
     assert judge(plan, folder)["done"] == 0
 
 
@@ -413,6 +426,8 @@ def test_the_key_is_sent_and_never_written(make, folder, server, capfd, caplog) 
 
     def answer(call: Call, n: int) -> object:
         """A server that repeats what it was sent."""
+        if n < 3:  # the trials
+            return VERDICT + echo
         said = [VERDICT + echo, Http(500, echo.encode()), Http(401, echo.encode()), echo]
         return said[n % 4] if n % 4 else completion(said[0]) | {"model": echo}
 
