@@ -213,13 +213,15 @@ class Stages:
         if self.plan.benchmark.rubric is None:
             update_manifest(self.folder, judge=None)
             return
+        from autolora_eval.scoring.judgement_file import judging_alone
         from autolora_eval.scoring.judgements import judge_images, open_judge, recorded_judging
 
         started = datetime.now(UTC)
-        judged = recorded_judging(self.plan, self.folder)
-        if judged is None:
-            with self._served() as base_urls, closing(open_judge(self.plan, base_urls)) as judge:
-                judged = judge_images(self.plan, self.folder, judge, self.progress)
+        with judging_alone(self.folder.path):
+            judged = recorded_judging(self.plan, self.folder)
+            if judged is None:
+                with self._served() as urls, closing(open_judge(self.plan, urls)) as judge:
+                    judged = judge_images(self.plan, self.folder, judge, self.progress)
         update_manifest(self.folder, judge=judged)
         self._note_times("judge", started, judged["done"], judged["reused"])
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -143,6 +145,37 @@ class JudgementFile:
                 "that line: its image is then judged again."
             ) from error
         return dict(row)
+
+
+@contextmanager
+def judging_alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from judging into a run folder; its end frees it, however it comes.
+
+    What one appends while another puts rows in order would be lost. Windows, and file systems
+    without locks, keep nobody out.
+
+    Raises:
+        AutoLoRAEvalError: another process is judging into it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise AutoLoRAEvalError(
+                    f"another process is judging the images of '{folder}'. Wait for it to end, "
+                    "and run the same command again."
+                ) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def asked(row: Mapping[str, Any]) -> Asked:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from math import nan
@@ -28,6 +30,7 @@ from autolora_eval.scoring.judgements import (
     recorded_judging,
 )
 from autolora_eval.scoring.reply import MAX_REPLY
+from autolora_eval.stages import Stages
 
 N = 12  # 2 cells × 3 prompts × 2 seeds
 SECRET = "sentinel-key-0451"
@@ -210,6 +213,30 @@ def test_each_reply_is_in_its_file_before_the_next_are_asked_for(make, folder, s
     calls = len(server.calls)
     done = judge(plan, folder)
     assert done["done"] == N - seen[-1] == len(server.calls) - calls
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="keeps nobody out there")
+def test_two_processes_do_not_judge_into_one_folder(make, folder, server) -> None:
+    stages = Stages(make(), folder, Progress(), "bench.yaml", {})
+    state_plan(stages.plan, folder, "bench.yaml", {})
+    code = """
+import sys, time
+from pathlib import Path
+from autolora_eval.scoring.judgement_file import judging_alone
+with judging_alone(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(30)
+"""
+    command = [sys.executable, "-c", code, str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(AutoLoRAEvalError, match=r"another process is judging .*Wait"):
+            stages._judge()
+        assert not server.calls
+        other.kill()
+    stages._judge()
+    assert len(server.calls) == N
 
 
 def test_a_torn_last_line_is_judged_anew(make, folder, server) -> None:
