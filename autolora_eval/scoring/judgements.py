@@ -13,6 +13,7 @@ from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.devices import choose_device
 from autolora_eval.files import Json, content_key
 from autolora_eval.images import CellImage, cell_images
+from autolora_eval.launched import launched_identity
 from autolora_eval.plan import Cell, Plan
 from autolora_eval.progress import Advance, Progress
 from autolora_eval.rubric import Rubric
@@ -23,7 +24,8 @@ from autolora_eval.scoring.judgement_file import Asked, JudgementFile, Known
 from autolora_eval.scoring.judges.base import Judge, Reply, Request
 from autolora_eval.scoring.reply import MAX_REPLY, parse_reply
 
-# What decides neither question nor reply, only how the judge is reached.
+# What decides neither question nor reply, only how the judge is reached, and what of a launched
+# server is told by `launched_identity`.
 _WAYS_TO_REACH = frozenset(
     (
         *("rubric", "base_url", "api_key_env", "concurrency", "timeout", "max_retries", "repeats"),
@@ -128,7 +130,8 @@ def recorded_judging(plan: Plan, folder: RunFolder) -> Json | None:
 def asked_key(plan: Plan) -> str:
     """Return the content key of what the benchmark asks of a judge, whoever answers."""
     settings = _spec(plan).model_dump(mode="json", exclude=set(_WAYS_TO_REACH))
-    return content_key({**settings, "rubric": _rubric(plan).sha256})
+    launched = launched_identity(_spec(plan))
+    return content_key({**settings, **launched, "rubric": _rubric(plan).sha256})
 
 
 def judge_key(what: Json, rubric: Rubric) -> str:

@@ -10,9 +10,9 @@ import subprocess
 from pathlib import Path
 
 from autolora_eval.benchmark.schema import Judge as JudgeSpec
-from autolora_eval.benchmark.sources import Lookup, Source, find_model
+from autolora_eval.benchmark.sources import Source
 from autolora_eval.errors import AutoLoRAEvalError, UsageError, did_you_mean
-from autolora_eval.resources import shipped_root
+from autolora_eval.launched import model_source
 
 HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
@@ -59,16 +59,6 @@ def _fill_in(part: str, filled: dict[str, str]) -> str:
     for placeholder, value in filled.items():
         part = part.replace(placeholder, value)
     return part
-
-
-def model_source(spec: JudgeSpec) -> Source:
-    """Return where the judge's model is: a shipped miniature, a folder as seen from here, the hub.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    lookup = Lookup((Path.cwd(), shipped_root()))
-    return find_model(spec.model, spec.revision, lookup, "config.json")
 
 
 def check_launch(spec: JudgeSpec, seconds: float = 30.0) -> None:

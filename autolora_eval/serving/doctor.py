@@ -18,12 +18,12 @@ from autolora_eval.benchmark.load import LoadedBenchmark, load_benchmark
 from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.launched import model_source
 from autolora_eval.serving.command import (
     LAST_WITH_MLLAMA,
     MLLAMA_PACKAGES,
     check_launch,
     is_mllama,
-    model_source,
     numbers,
     vllm_build,
 )

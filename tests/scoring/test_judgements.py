@@ -24,6 +24,7 @@ from autolora_eval.plan import Plan, make_plan
 from autolora_eval.progress import Progress
 from autolora_eval.run_folder import RunFolder
 from autolora_eval.scoring.judgements import (
+    asked_key,
     judge_images,
     judgements_by_image,
     open_judge,
@@ -273,6 +274,14 @@ def benchmark_default(name: str) -> object:
     from autolora_eval.benchmark.schema import Judge
 
     return Judge.model_fields[name].default
+
+
+def test_a_launched_servers_arguments_are_a_part_of_the_question(make) -> None:
+    """They are the run's own, and no server tells them."""
+    launch = {"launch": True, "vllm_python": "python", "model": "org/vlm", "base_url": "http://x"}
+    plain = asked_key(make(**launch))
+    assert asked_key(make(**launch, launch_args=["--max-num-seqs", "4"])) == plain
+    assert asked_key(make(**launch, launch_args=["--quantization", "fp8"])) != plain
 
 
 def test_a_model_loaded_from_elsewhere_is_asked_anew(make, folder, server) -> None:

@@ -16,6 +16,7 @@ from autolora_eval.devices import require
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json
 from autolora_eval.images import ImageError, read_picture
+from autolora_eval.launched import launched_identity
 from autolora_eval.rubric import Rubric
 from autolora_eval.scoring.judges import openai_protocol as protocol
 from autolora_eval.scoring.judges.base import Reply, Request, is_transient
@@ -87,6 +88,7 @@ class OpenAIJudge:
                 "temperature": self.spec.temperature,
                 "max_tokens": self.spec.max_tokens,
                 "seed": self.spec.seed,
+                **launched_identity(self.spec),
             }
         return self._identity
 

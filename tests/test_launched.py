@@ -1,0 +1,50 @@
+"""What of a launched server decides its replies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autolora_eval.benchmark.schema import Judge
+from autolora_eval.launched import launched_identity
+
+UVX = ["uvx", "--python", "3.12", "vllm", "serve", "{model}", "--port", "{port}"]
+
+
+def of(**stated: Any) -> dict[str, Any]:
+    settings = {"rubric": "r", "model": "org/vlm", "launch": True, "vllm_python": "python"}
+    return launched_identity(Judge(**settings | stated))
+
+
+@pytest.mark.parametrize(
+    ("stated", "found"),
+    [
+        ({"launch": False, "launch_args": ["--dtype", "half"]}, {}),
+        ({"launch_args": ["--max-model-len", "8192", "--gpu_memory_utilization=0.5"]}, {}),
+        ({"launch_args": ["--quantization=fp8"]}, {"arguments": ["--quantization fp8"]}),
+        (
+            {"launch_args": ["--quantization", "fp8", "--dtype", "half", "--port", "1"]},
+            {"arguments": ["--dtype half", "--quantization fp8"]},
+        ),
+        ({"launch_args": ["-q", "fp8", "--seed", "-1"]}, {"arguments": ["--seed -1", "-q fp8"]}),
+        ({"launch_command": UVX}, {}),
+        ({"launch_command": [*UVX, "--dtype", "half"]}, {"arguments": ["--dtype half"]}),
+        (
+            {"launch_command": UVX, "launch_args": ["--hf_overrides", "{}"]},
+            {"arguments": ["--hf-overrides {}"]},
+        ),
+    ],
+)
+def test_the_servers_arguments_that_may_decide_a_reply(stated: Any, found: Any) -> None:
+    assert of(**stated) == found
+
+
+def test_a_folders_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    seen = []
+    for weights in (b"one", b"two"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        seen.append(of(model=str(tmp_path))["weights"])
+    assert seen[0] != seen[1]
