@@ -27,6 +27,7 @@ _CONSTRAINTS = {
 }
 _AN_ADDRESS = "http://localhost:8000/v1"
 _FILLED_IN = ("{model}", "{port}", "{name}")
+_HOLDS_A_KEY = re.compile(r"^--api[-_]key|(KEY|TOKEN|SECRET|PASSWORD)=.")
 _FIELD = re.compile(r"\{[A-Za-z_]+\}")
 
 
@@ -49,7 +50,7 @@ def judge_problems(judge: Judge) -> Iterator[Problem]:
         )
     if judge.backend == "openai":
         yield from _wrong_addresses(judge)
-        yield from _wrong_launch(judge) if judge.launch else _launch_keys_alone(judge)
+        yield from launch_problems(judge) if judge.launch else _launch_keys_alone(judge)
 
 
 def _states(judge: Judge, key: str) -> bool:
@@ -109,7 +110,8 @@ def _launch_keys_alone(judge: Judge) -> Iterator[Problem]:
             yield (key,), "takes effect with 'launch: true' only. Add that, or remove this."
 
 
-def _wrong_launch(judge: Judge) -> Iterator[Problem]:
+def launch_problems(judge: Judge) -> Iterator[Problem]:
+    """Yield what is wrong with what a launch states, as `judge_problems` does."""
     if judge.launch_command and judge.vllm_python:
         yield (
             ("launch_command",),
@@ -129,6 +131,14 @@ def _wrong_launch(judge: Judge) -> Iterator[Problem]:
         )
     if judge.launch_command:
         yield from _wrong_command(judge.launch_command)
+    for key in ("launch_command", "launch_args"):
+        for index, part in enumerate(getattr(judge, key)):
+            if _HOLDS_A_KEY.search(part):
+                yield (
+                    (key, index),
+                    "a key does not belong into a command line, since the manifest states it. Put "
+                    "it into an environment variable.",
+                )
 
 
 def _wrong_command(command: list[str]) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from autolora_eval.benchmark.judge_settings import launch_problems
 from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.errors import AutoLoRAEvalError, UsageError, did_you_mean
@@ -93,22 +94,11 @@ def check_launch(spec: JudgeSpec, seconds: float = 30.0) -> None:
 
 
 def _check_statement(spec: JudgeSpec) -> None:
-    if bool(spec.launch_command) == bool(spec.vllm_python):
-        found = "both are" if spec.launch_command else "neither is"
-        raise UsageError(
-            "judge.launch: say what to start, either vllm_python (the Python of vLLM's "
-            f"environment) or launch_command; {found} stated."
-        )
-    if spec.launch_command and not any("{port}" in part for part in spec.launch_command):
-        raise UsageError(
-            "judge.launch_command: no part of it holds '{port}', where the port that was chosen "
-            "for the server goes, such as: --port, '{port}'."
-        )
-    if any(part.startswith("--api-key") for part in [*spec.launch_command, *spec.launch_args]):
-        raise UsageError(
-            "judge.launch: a key does not belong into the command line, since the manifest states "
-            f"it. A launched server is seen by this machine only ({HOST}) and needs none."
-        )
+    problems = [
+        f"judge.{'.'.join(map(str, place))}: {problem}" for place, problem in launch_problems(spec)
+    ]
+    if problems:
+        raise UsageError("\n".join(problems))
 
 
 def _check_program(program: str) -> None:

@@ -54,6 +54,7 @@ GOOD: dict[str, dict[str, object]] = {
     "several": {"base_url": ["http://a:8000/v1", "http://a:8001/v1", "http://[::1]:8000/v1"]},
     "repeats at temperature 0": {"repeats": 5, "temperature": 0},
     "repeats that vary": {"repeats": 5, "temperature": 0.7},
+    "the name of a key": {"launch": True, "launch_command": [*COMMAND, "-e", "HF_TOKEN"]},
     "launch of vLLM": {"launch": True, "vllm_python": "venv/bin/python"},
     "launch with arguments": {
         "launch": True,
@@ -155,6 +156,24 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
         "launch_command.1",
         "nothing is filled in for '{gpus}'. Known: {model}, {port}, {name}.",
     ),
+    **{
+        f"a key in {key}: {part}": (
+            {"launch": True, "vllm_python": "p"} | {key: ["x", part, "{port}"]},
+            f"{key}.1",
+            "the manifest states it. Put it into an environment variable.",
+        )
+        for key, part in {
+            "launch_args": "--api-key=sentinel",
+            "launch_args ": "--api_key",
+            "launch_args  ": "HF_TOKEN=hf_sentinel",
+        }.items()
+        for key in [key.strip()]
+    },
+    "a key in the command": (
+        {"launch": True, "launch_command": [*COMMAND, "--env=VLLM_API_KEY=sentinel"]},
+        f"launch_command.{len(COMMAND)}",
+        "the manifest states it. Put it into an environment variable.",
+    ),
     "vllm_python alone": ({"vllm_python": "python"}, "vllm_python", ALONE),
     "launch_command alone": ({"launch_command": COMMAND}, "launch_command", ALONE),
     "launch_args alone": ({"launch_args": ["--x"]}, "launch_args", ALONE),
@@ -205,6 +224,7 @@ def test_what_does_not_fit_is_named_with_its_place(
     says: str,
 ) -> None:
     (line,) = lines(**settings)
+    assert "sentinel" not in line
     number, place, message = line.split(": ", 2)
     assert place == f"judge.{key}"
     assert message.endswith(says) or says in ("at least 1 item",), line
