@@ -582,3 +582,23 @@ def test_a_word_in_the_keys_place_is_cut_out_of_no_reply(
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", "c")
     (reply,) = ask(judge(), [Request(image, QUESTION)])
     assert reply.text == VERDICT
+
+
+@pytest.mark.parametrize("key", ["schlüssel-sentinel", "sentinel-key\nof two lines"])
+def test_a_key_that_no_header_takes_is_named_and_not_repeated(
+    key: str, judge: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", key)
+    with pytest.raises(AutoLoRAEvalError, match="AUTOLORA_EVAL_JUDGE_API_KEY") as caught:
+        judge()
+    assert "sentinel" not in str(caught.value)
+
+
+def test_a_proxy_that_cannot_be_used_is_named(judge: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "sox://me:sentinel@127.0.0.1:9")
+    monkeypatch.setenv("all_proxy", "sox://me:sentinel@127.0.0.1:9")
+    threads = threading.active_count()
+    with pytest.raises(AutoLoRAEvalError, match="ALL_PROXY") as caught:
+        judge(base_url="http://judge.example/v1")
+    assert "sentinel" not in str(caught.value)
+    assert threading.active_count() == threads

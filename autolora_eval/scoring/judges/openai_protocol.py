@@ -62,13 +62,24 @@ class _BadAnswerError(Exception):
 
 
 def client(url: str, key: str) -> openai.AsyncOpenAI:
-    """Return what speaks to a server. Retries are not its business."""
+    """Return what speaks to a server. Retries are not its business.
+
+    Raises:
+        AutoLoRAEvalError: the environment names a proxy that cannot be used.
+    """
     import openai
 
     # To a server of this machine no proxy leads, whatever HTTP_PROXY says.
     direct = urlsplit(url).hostname in LOOPBACK
     http = openai.DefaultAsyncHttpxClient(trust_env=False) if direct else None
-    return openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
+    try:
+        return openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
+    except (ImportError, ValueError) as error:
+        raise AutoLoRAEvalError(
+            f"there is no way to the judge's server at {url} ({type(error).__name__}). Check "
+            "HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or name the server in NO_PROXY; a SOCKS proxy "
+            "takes the package 'socksio'."
+        ) from error
 
 
 def chat(

@@ -51,6 +51,7 @@ class OpenAIJudge:
 
     Raises:
         MissingDependencyError: the package `openai` is not installed.
+        AutoLoRAEvalError: the key or a proxy of the environment cannot be used.
     """
 
     def __init__(
@@ -58,11 +59,16 @@ class OpenAIJudge:
     ) -> None:
         require("openai", "openai")
         self.spec, self.rubric = spec, rubric
-        self._loop = LoopThread()
         self._key = os.environ.get(spec.api_key_env) or ""
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise AutoLoRAEvalError(
+                f"the key in {spec.api_key_env} holds what no key does, such as a line break or an "
+                "umlaut: set it anew."
+            )
         key = self._key or "EMPTY"
         servers = [Server(url, protocol.client(url, key)) for url in base_urls or spec.base_urls]
         self._servers = Servers(servers, self._is_there, spec.give_up_after)
+        self._loop = LoopThread()
         self._served: Json | None = None
         self._mode = protocol.Mode("plain")
         self._identity: Json | None = None
@@ -151,9 +157,11 @@ class OpenAIJudge:
 
     def close(self) -> None:
         """Close connections and the thread."""
-        for server in self._servers.servers:
-            self._loop.run(server.client.close())
-        self._loop.close()
+        try:
+            for server in self._servers.servers:
+                self._loop.run(server.client.close())
+        finally:
+            self._loop.close()
 
     async def _reply(self, request: Request) -> Reply:
         """Return the reply to one request, however many calls it takes."""
