@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from autolora_eval.benchmark.sources import Source
+from autolora_eval.benchmark.sweep import value_text
 from autolora_eval.files import Json
-from autolora_eval.plan import Plan, describe_parameters
+from autolora_eval.plan import Plan, cells_by_method, common_columns, describe_parameters
 from autolora_eval.progress import Progress
 from autolora_eval.run_folder import Run, RunFolder
 
@@ -42,7 +43,8 @@ def announce(plan: Plan, folder: RunFolder) -> None:
 def _cells(plan: Plan) -> str:
     prompts = len({job.prompt for job in plan.jobs})
     seeds = len({job.seed for job in plan.jobs})
-    return f"{len(plan.cells)} cells × {prompts} prompts × {seeds} seeds"
+    counts = {"cell": len(plan.cells), "prompt": prompts, "seed": seeds}
+    return " × ".join(f"{n} {what}{'s' if n != 1 else ''}" for what, n in counts.items())
 
 
 def show_plan(plan: Plan) -> None:
@@ -54,10 +56,13 @@ def show_plan(plan: Plan) -> None:
         table.add_column(head, overflow="fold")
     for head in ("NFE/image", "Images", "NFE"):
         table.add_column(head, justify="right")
-    for cell in plan.cells:
+    for model, method, cells in cells_by_method(plan):
         count = len(plan.jobs)
-        texts = (cell.model.name, cell.method.name, describe_parameters(cell.columns))
-        numbers = (f"{cell.nfe:,}", f"{count:,}", f"{cell.nfe * count:,}")
+        passes = [cell.nfe for cell in cells]
+        least, most = min(passes), max(passes)
+        texts = (model, method, describe_parameters(common_columns(cells)))
+        an_image = f"{least:,}" if least == most else f"{least:,} – {most:,}"
+        numbers = (an_image, f"{count * len(cells):,}", f"{sum(passes) * count:,}")
         table.add_row(*(Text(text) for text in texts), *numbers)
     console.print(table)
     facts = Table.grid(padding=(0, 2))
@@ -77,6 +82,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     for name, model in benchmark.models.items():
         yield name, _found(model.pipeline, "model_index.json")
         yield "  LoRA", _found(model.lora, model.lora.weight_name or "README.md")
+        if model.lora.kind == "absent":
+            yield "  To do", model.lora.how_to_get()
     yield "Features", _found(benchmark.features, "config.json")
     judge = benchmark.spec.judge
     if judge is not None and benchmark.rubric is not None:
@@ -87,6 +94,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _found(source: Source, marker: str) -> str:
+    if source.kind == "absent":
+        return f"{source.reference}  (not here)"
     if source.kind != "hub":
         return f"{source.reference}  (found here)"
     from autolora_eval.identity import in_cache
@@ -111,14 +120,22 @@ def show_run(run: Run) -> None:
     rubric = run.manifest.get("rubric") or {"scores": {}}
     scores = {name: Score.model_validate(score) for name, score in rubric["scores"].items()}
     shown = measures(scores)
+    points = {cell["id"]: cell.get("point", {}) for cell in run.manifest.get("cells", [])}
+    swept = list(dict.fromkeys(name for point in points.values() for name in point))
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for head in ("Model", "Method"):
-        table.add_column(head)
+    longest = max(len(row["method"]) for row in run.table.to_dict("records"))
+    table.add_column("Model", overflow="fold")
+    table.add_column("Method", overflow="fold", min_width=min(longest, 16))
+    for head in swept:
+        table.add_column(Text(head.replace("_", " ")), justify="right")
     for head in [f"{measure.label} {measure.arrow}" for measure in shown] + ["NFE"]:
         table.add_column(head, justify="right")
     for row in run.table.to_dict("records"):
         texts = [_number(row[measure.column]) for measure in shown]
-        table.add_row(Text(row["model"]), Text(row["method"]), *texts, str(row["nfe"]))
+        point = points.get(row["cell"], {})
+        names = [row["model"], row["method"]]
+        names += [value_text(point[name]) if name in point else "–" for name in swept]
+        table.add_row(*map(Text, names), *texts, str(row["nfe"]))
     console.print(table)
     for column, what in (("image_error", "unusable"), ("unscored_reason", "unscored")):
         reasons = run.scores[column].value_counts()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autolora_eval.benchmark.load import LoadedBenchmark, ResolvedMethod, ResolvedModel
-from autolora_eval.benchmark.sweep import LORA_SCALE, Point, at_point, own_point, value_text
+from autolora_eval.benchmark.sweep import (
+    LORA_SCALE,
+    Point,
+    at_point,
+    fields_of,
+    own_point,
+    value_text,
+)
 from autolora_eval.errors import UsageError
 from autolora_eval.files import content_key, prompt_folder, slug
 from autolora_eval.guidance.registry import MethodParameters
@@ -160,7 +167,7 @@ def _cell(model: ResolvedModel, method: ResolvedMethod, point: Point) -> Cell:
     parameters = stated.with_model_defaults(model.spec.guidance_scale)
     # Every swept parameter is named, also one with a single value: another is added to it without
     # that the cells there are change their names.
-    swept = [f"{name}={value_text(value)}" for name, value in point.items()]
+    swept = [f"{name}={value_text(value, '-')}" for name, value in point.items()]
     return Cell(
         id="--".join([slug(model.name), slug(method.name), *swept]),
         model=model,
@@ -189,6 +196,29 @@ def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> N
                     + ". Rename or remove one."
                 )
             seen[key] = cell
+
+
+def cells_by_method(plan: Plan) -> list[tuple[str, str, list[Cell]]]:
+    """Return the cells of each model and method: several where the sweep is taken."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in plan.cells:
+        groups.setdefault((cell.model.name, cell.method.name), []).append(cell)
+    return [(*names, cells) for names, cells in groups.items()]
+
+
+def common_columns(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return the columns that cells of one method share, and of the others all values as text."""
+    points = {name: [cell.point[name] for cell in cells] for name in cells[0].point}
+    swept = {
+        name: " ".join(map(value_text, dict.fromkeys(found))) for name, found in points.items()
+    }
+    hidden = {key for name in points for key in fields_of(name)}
+    shared = {
+        key: value
+        for key, value in cells[0].columns.items()
+        if key not in hidden and all(cell.columns[key] == value for cell in cells)
+    }
+    return shared | swept
 
 
 def describe_parameters(columns: Mapping[str, Any]) -> str:

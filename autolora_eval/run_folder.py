@@ -202,7 +202,10 @@ def open_run(path: str | Path) -> Run:
             f"Finish it with: autolora-eval run {folder.benchmark_file()} --output {path}"
         )
     # A method may be called 'NA' or 'None': only an empty field is null.
-    names = ("cell", "model", "method", "baseline", "measure", "unit", "prompt", "reason")
+    names = [
+        *("cell", "model", "method", "baseline", "baseline_cell"),
+        *("measure", "unit", "prompt", "reason"),
+    ]
     as_written: dict[str, Any] = {
         "keep_default_na": False,
         "na_values": [""],

@@ -16,9 +16,11 @@ from autolora_eval.scoring.diversity import Floats
 
 WILCOXON, T_TEST = "Wilcoxon signed-rank", "jackknife t"
 COLUMNS = (
+    "cell",
     "model",
     "method",
     "baseline",
+    "baseline_cell",
     "measure",
     "n_units",
     "unit",
@@ -35,7 +37,7 @@ COLUMNS = (
 def compare_with_baseline(
     cells: Sequence[Cell], estimates: Mapping[str, Estimates], baseline: str, unit: str
 ) -> pd.DataFrame:
-    """Return the paired difference of every cell from the baseline cell of its model.
+    """Return the paired difference of every cell from the baseline's cell at its sweep point.
 
     Args:
         cells: all cells.
@@ -48,17 +50,19 @@ def compare_with_baseline(
         rows of the table.
     """
     rows = []
-    base = {cell.model.name: cell.id for cell in cells if cell.method.name == baseline}
+    base = baseline_cells(cells, baseline)
     for cell in cells:
-        if cell.method.name == baseline or cell.model.name not in base:
+        if cell.id not in base:
             continue
-        reference = estimates[base[cell.model.name]]
+        reference = estimates[base[cell.id]]
         for measure, estimate in estimates[cell.id].items():
             rows.append(
                 {
+                    "cell": cell.id,
                     "model": cell.model.name,
                     "method": cell.method.name,
                     "baseline": baseline,
+                    "baseline_cell": base[cell.id],
                     "measure": measure,
                     "unit": unit,
                     **paired(estimate, reference[measure]),
@@ -67,6 +71,33 @@ def compare_with_baseline(
     frame = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "p_holm"])
     frame["p_holm"] = holm(frame["p_value"].to_numpy(dtype=np.float64))
     return frame[list(COLUMNS)]
+
+
+def baseline_cells(cells: Sequence[Cell], baseline: str) -> dict[str, str]:
+    """Return the baseline's cell that each other cell is compared with, by cell.
+
+    It is the one of the same model whose swept parameters are the cell's own, as far as both take
+    them. A cell without a parameter that the baseline was swept over has none: it is at every
+    point, and which one to take would be a choice of the numbers' own making.
+    """
+    by_model: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.method.name == baseline:
+            by_model.setdefault(cell.model.name, []).append(cell)
+    found: dict[str, str] = {}
+    for cell in cells:
+        if cell.method.name == baseline:
+            continue
+        alike = [
+            other.id for other in by_model.get(cell.model.name, []) if _same_point(cell, other)
+        ]
+        if len(alike) == 1:
+            found[cell.id] = alike[0]
+    return found
+
+
+def _same_point(cell: Cell, other: Cell) -> bool:
+    return all(other.point.get(name, value) == value for name, value in cell.point.items())
 
 
 def paired(a: Estimate, b: Estimate) -> dict[str, Any]:

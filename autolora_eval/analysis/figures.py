@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +33,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 FILLS: tuple[Fill, ...] = ("full", "none", "left", "bottom", "right", "top")
 LABEL_LENGTH = 32
+# Of more marks than these only the ends of a line are labelled with their swept parameters.
+POINTS_LABELLED = 24
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8.0,
@@ -76,8 +78,12 @@ class _Mark:
         }
 
 
+# What tells cells of one model and method apart: by cell, each swept parameter with its value.
+Points = Mapping[str, Mapping[str, str]]
+
+
 def write_figure(
-    table: pd.DataFrame, measured: Sequence[Measure], folder: Path
+    table: pd.DataFrame, measured: Sequence[Measure], folder: Path, points: Points | None = None
 ) -> tuple[Path, ...]:
     """Draw diversity against every score and write it as SVG and PNG.
 
@@ -87,6 +93,7 @@ def write_figure(
         table: the result table, one row a cell.
         measured: the measures of the run; without scores the figure is a dot plot of diversity.
         folder: where to write.
+        points: of a sweep, what is written beside the marks.
 
     Returns:
         The files written: SVG, then PNG.
@@ -94,7 +101,7 @@ def write_figure(
     svg, png = folder / f"{FIGURE_NAME}.svg", folder / f"{FIGURE_NAME}.png"
     no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.style.context([_STYLE], after_reset=True):
-        figure = diversity_vs_scores(table, measured)
+        figure = diversity_vs_scores(table, measured, points or {})
         with written_whole(svg) as temporary:
             figure.savefig(temporary, format="svg", metadata=no_metadata)
         with written_whole(png) as temporary:
@@ -102,18 +109,19 @@ def write_figure(
     return svg, png
 
 
-def diversity_vs_scores(table: pd.DataFrame, measured: Sequence[Measure]) -> Figure:
+def diversity_vs_scores(table: pd.DataFrame, measured: Sequence[Measure], points: Points) -> Figure:
     """Return the figure: one panel a score, which all share the axis of diversity."""
     scores = [measure for measure in measured if measure.kind == "score"]
     if not scores:
-        return _dot_plot(table)
+        return _dot_plot(table, points)
     columns = min(len(scores), 3)
     rows = math.ceil(len(scores) / columns)
     figure = Figure(figsize=(max(3.4 * columns, 4.6), 3.0 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     marks = _marks(table)
     for axis, score in zip(axes, scores, strict=False):
-        _panel(axis, table, score, marks)
+        _panel(axis, table, score, marks, is_sweep=bool(points))
+        _sweep(axis, table, score, marks, points)
     for row in range(rows):
         axes[row * columns].set_ylabel(_axis_title(DIVERSITY))
     for axis in axes[len(scores) :]:
@@ -126,9 +134,15 @@ def diversity_vs_scores(table: pd.DataFrame, measured: Sequence[Measure]) -> Fig
 
 
 def _panel(
-    axis: Axes, table: pd.DataFrame, score: Measure, marks: dict[tuple[str, str], _Mark]
+    axis: Axes,
+    table: pd.DataFrame,
+    score: Measure,
+    marks: dict[tuple[str, str], _Mark],
+    *,
+    is_sweep: bool,
 ) -> None:
     drawn = 0
+    size = {"markersize": 4.5} if is_sweep else {}  # there are many
     for row in table.to_dict("records"):
         x, y = _number(row.get(score.column)), _number(row.get(DIVERSITY.column))
         if x is None or y is None:
@@ -138,11 +152,11 @@ def _panel(
             y,
             xerr=_errors(row, score.column, x),
             yerr=_errors(row, DIVERSITY.column, y),
-            elinewidth=0.9,
+            elinewidth=0.4 if is_sweep else 0.9,
             capsize=0,
             ecolor=marks[row["model"], row["method"]].colour,
             zorder=3,
-            **marks[row["model"], row["method"]].style(),
+            **marks[row["model"], row["method"]].style() | size,
         )
         drawn += 1
     axis.margins(0.12)
@@ -157,6 +171,61 @@ def _panel(
             transform=axis.transAxes,
             color="#666666",
         )
+
+
+def _sweep(
+    axis: Axes,
+    table: pd.DataFrame,
+    score: Measure,
+    marks: dict[tuple[str, str], _Mark],
+    points: Points,
+) -> None:
+    """Join the cells along a sweep, and write beside their marks where on it they are."""
+    n_points = sum(bool(point) for point in points.values())
+    for line in _lines(table, points):
+        drawn = [
+            (x, y, row)
+            for row in line
+            if (x := _number(row.get(score.column))) is not None
+            and (y := _number(row.get(DIVERSITY.column))) is not None
+        ]
+        colour = marks[line[0]["model"], line[0]["method"]].colour
+        axis.plot([x for x, _, _ in drawn], [y for _, y, _ in drawn], color=colour, linewidth=0.7)
+        labelled = drawn if n_points <= POINTS_LABELLED else drawn[:1] + drawn[1:][-1:]
+        for x, y, row in labelled:
+            text = ", ".join(points[row["cell"]].values())
+            _literal(
+                axis.annotate(
+                    _short(text),
+                    (x, y),
+                    (4, 4),
+                    textcoords="offset points",
+                    fontsize=6,
+                    color=colour,
+                )
+            )
+
+
+def _lines(table: pd.DataFrame, points: Points) -> Iterator[list[dict[Any, Any]]]:
+    """Yield the cells that differ in their last swept parameter alone, if that is a number.
+
+    Of others, such as intervals, each cell is a line of its own: they have no order.
+    """
+    lines: dict[tuple[object, ...], list[dict[Any, Any]]] = {}
+    for row in table.to_dict("records"):
+        point = points.get(row["cell"])
+        if point:
+            *others, last = point.values()
+            key = (row["model"], row["method"], *others, "" if _is_number(last) else last)
+            lines.setdefault(key, []).append(row)
+    yield from lines.values()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _equal_products(axis: Axes, score: Measure) -> None:
@@ -176,7 +245,7 @@ def _equal_products(axis: Axes, score: Measure) -> None:
     axis.set_ylim(bottom, top)
 
 
-def _dot_plot(table: pd.DataFrame) -> Figure:
+def _dot_plot(table: pd.DataFrame, points: Points) -> Figure:
     """Return diversity by cell with its interval, for a run without a judge."""
     rows = table.to_dict("records")
     figure = Figure(figsize=(6.4, 0.3 * len(rows) + 1.2), layout="constrained")
@@ -189,6 +258,8 @@ def _dot_plot(table: pd.DataFrame) -> Figure:
             axis.errorbar(value, place, xerr=errors, elinewidth=0.9, **mark.style())
     several_models = table["model"].nunique() > 1
     names = [f"{r['model']} · {r['method']}" if several_models else r["method"] for r in rows]
+    at = [", ".join(points.get(r["cell"], {}).values()) for r in rows]
+    names = [f"{name} ({point})" if point else name for name, point in zip(names, at, strict=True)]
     axis.set_yticks(range(len(rows)), [_short(name) for name in names])
     for label in axis.get_yticklabels():
         _literal(label)

@@ -19,6 +19,7 @@ from autolora_eval.analysis.comparisons import compare_with_baseline
 from autolora_eval.analysis.measures import Measure, measures
 from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import join_scores, planned_features, with_image_errors
+from autolora_eval.benchmark.sweep import fields_of, value_text
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import Json, write_text, written_whole
 from autolora_eval.plan import Cell, Plan
@@ -65,7 +66,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
         plan.cells, estimates, plan.benchmark.spec.baseline_method, unit
     )
     _write_frames(folder, scores, prompts, table, comparisons)
-    _write_readable(folder, table, shown)
+    _write_readable(plan, folder, table, shown)
     write_reliability(plan, folder, scores, judge_key)
     return {
         "images": len(scores),
@@ -117,8 +118,8 @@ def _read_reference(plan: Plan) -> tuple[pd.DataFrame, list[str]]:
     """Return the published values, `x` renamed to `x_reference`, and what names a row.
 
     Raises:
-        UsageError: the reference cannot be read, lacks a column `method`, has one that is not
-            measured, or has two rows for one cell.
+        UsageError: the reference cannot be read, lacks a column `method` or one that would tell
+            the points of a sweep apart, has one that is not measured, or two rows for one cell.
     """
     reference = plan.benchmark.reference
     assert reference is not None
@@ -128,7 +129,8 @@ def _read_reference(plan: Plan) -> tuple[pd.DataFrame, list[str]]:
         raise UsageError(f"{reference}: cannot be read: {' '.join(str(error).split())}") from error
     rubric = plan.benchmark.rubric
     measured = [measure.column for measure in measures({} if rubric is None else rubric.scores)]
-    keys = [key for key in ("model", "method", "lora_scale") if key in published]
+    numbered = [key for cell in plan.cells for key in cell.columns if key != "guider"]
+    keys = [key for key in dict.fromkeys(("model", "method", *numbered)) if key in published]
     values = [column for column in published if column not in keys]
     strange = [str(column) for column in values if column not in (*measured, "nfe")]
     if "method" not in keys or strange:
@@ -137,14 +139,28 @@ def _read_reference(plan: Plan) -> tuple[pd.DataFrame, list[str]]:
         )
         near = did_you_mean(strange[0], measured) if strange else ""
         raise UsageError(f"{reference}: {problem}.{near}")
-    numbers = [*values, *(key for key in keys if key == "lora_scale")]
+    numbers = [column for column in published if column not in ("model", "method")]
     words = [column for column in numbers if not pd.api.types.is_numeric_dtype(published[column])]
     if words:
         raise UsageError(f"{reference}: column '{words[0]}' holds something else than numbers.")
+    _refuse_one_for_many(plan, keys)
     twice = published[published.duplicated(keys)]
     if len(twice):
         raise UsageError(f"{reference}: two rows for {', '.join(map(str, twice.iloc[0][keys]))}.")
     return published.rename(columns={column: f"{column}_reference" for column in values}), keys
+
+
+def _refuse_one_for_many(plan: Plan, keys: Sequence[str]) -> None:
+    """Refuse published values that would stand beside every value of a sweep."""
+    for cell in plan.cells:
+        for name in cell.point:
+            lacking = [key for key in fields_of(name) if key not in keys]
+            if lacking and len(plan.benchmark.sweep.values[name]) > 1:
+                raise UsageError(
+                    f"{plan.benchmark.reference}: no column '{lacking[0]}', so that one row would "
+                    f"stand beside every value of sweep.{name}. Add the column, empty where a "
+                    "method has no such parameter."
+                )
 
 
 def _with_reference(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
@@ -152,7 +168,9 @@ def _with_reference(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     if plan.benchmark.reference is None:
         return table
     published, keys = _read_reference(plan)
-    return table.merge(published, on=keys, how="left", validate="many_to_one")
+    # A parameter that no cell has is a column of None, which is no number to be merged on.
+    numbers = {key: pd.to_numeric(table[key]) for key in keys if key not in ("model", "method")}
+    return table.assign(**numbers).merge(published, on=keys, how="left", validate="many_to_one")
 
 
 def _write_frames(
@@ -176,8 +194,13 @@ def _write_frames(
         write_text(target, frame.to_csv(index=False, float_format="%.12g", lineterminator="\n"))
 
 
-def _write_readable(folder: RunFolder, table: pd.DataFrame, shown: Sequence[Measure]) -> None:
+def _write_readable(
+    plan: Plan, folder: RunFolder, table: pd.DataFrame, shown: Sequence[Measure]
+) -> None:
     readable = pd.DataFrame({"Model": table["model"], "Method": table["method"]})
+    for name in plan.benchmark.sweep.values:
+        points = [value_text(cell.point[name]) if name in cell.point else "" for cell in plan.cells]
+        readable[name.replace("_", " ")] = [point or "–" for point in points]
     for measure in shown:
         head = f"{measure.label} {measure.arrow}"
         readable[head] = [_cell_text(row, measure.column) for row in table.to_dict("records")]

@@ -80,10 +80,10 @@ def at_point(parameters: P, point: Point) -> P:
     return type(parameters).model_validate(stated | changes, strict=True)
 
 
-def value_text(value: object) -> str:
-    """Return a value of a sweep as text: 0.4 as "0.4", 1.0 as "1", an interval as "0.25-0.75"."""
+def value_text(value: object, between: str = "–") -> str:
+    """Return a value of a sweep as text: 0.4 as "0.4", 1.0 as "1", an interval as "0.25–0.75"."""
     if isinstance(value, tuple | list):
-        return "-".join(map(value_text, value))
+        return between.join(map(value_text, value))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return repr(float(value)).removesuffix(".0") if is_number else str(value)  # type: ignore[arg-type]
 

@@ -26,7 +26,7 @@ def write_report(folder: RunFolder) -> None:
     from autolora_eval.report.pdf import write_pdf
 
     evidence = read_evidence(folder)
-    svg, _ = write_figure(evidence.run.table, evidence.measured, folder.figures)
+    svg, _ = write_figure(evidence.run.table, evidence.measured, folder.figures, evidence.points)
     content = build_content(evidence)
     write_pdf(content, svg, folder.report_pdf)
     write_html(content, svg, folder.report_html)

@@ -111,12 +111,14 @@ def _compared(evidence: Evidence) -> str:
 def _figure_caption(evidence: Evidence) -> str:
     bars = f"Bars: 95 % intervals.{_not_drawn(evidence)}"
     scores = [measure for measure in evidence.measured if measure.kind == "score"]
+    swept = list(dict.fromkeys(name for point in evidence.points.values() for name in point))
+    beside = f" Beside a mark: its {listed([s.replace('_', ' ') for s in swept])}." if swept else ""
     if not scores:
         return f"Diversity of each cell. {bars}"
     curves = ""
     if any(score.higher_is_better for score in scores):
         curves = " Grey curves join places of equal Diversity × score; up and right is better."
-    return f"Diversity against each score, one mark a cell.{curves} {bars}"
+    return f"Diversity against each score, one mark a cell.{beside}{curves} {bars}"
 
 
 def _not_drawn(evidence: Evidence) -> str:

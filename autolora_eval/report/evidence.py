@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from autolora_eval.analysis.measures import Measure, measures
+from autolora_eval.benchmark.sweep import value_text
 from autolora_eval.files import sha256_file
 from autolora_eval.report.text import clean, clip, number
 from autolora_eval.rubric import Score
@@ -64,6 +65,15 @@ class Evidence:
         """One row an image."""
         return records(self.run.scores)
 
+    @cached_property
+    def compared(self) -> list[Row]:
+        """The comparisons, each with its cell, which older runs name by model and method alone."""
+        cells = {(str(row["model"]), str(row["method"])): row["cell"] for row in self.rows}
+        return [
+            {**row, "cell": text_of(row.get("cell")) or cells.get((row["model"], row["method"]))}
+            for row in records(self.run.comparisons)
+        ]
+
     @property
     def judged(self) -> list[Measure]:
         """The judge's scores; empty without a judge."""
@@ -97,8 +107,7 @@ class Evidence:
     def baseline(self) -> str | None:
         """The method that the others are compared with."""
         named = self.recorded("benchmark", "baseline")
-        compared = records(self.run.comparisons)
-        return named or (str(compared[0]["baseline"]) if compared else None)
+        return named or (str(self.compared[0]["baseline"]) if self.compared else None)
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -110,12 +119,47 @@ class Evidence:
         name = clip(row["method"], NAME_LENGTH)
         if len(alike) == 1:
             return name
+        point = self._differing_point(row, alike)
+        if point:
+            return clip(f"{name} ({_in_a_row(point)})", 2 * NAME_LENGTH)
         differing = [
             f"{key.replace('_', ' ')} {row[key]:g}"
             for key in self._parameter_columns
             if number(row.get(key)) is not None and len({str(r.get(key)) for r in alike}) > 1
         ]
         return clean(f"{name} ({', '.join(differing)})") if differing else name
+
+    @cached_property
+    def points(self) -> dict[str, dict[str, str]]:
+        """What tells each cell from those of its model and method: swept parameters, by cell."""
+        alike: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            alike.setdefault((row["model"], row["method"]), []).append(row)
+        return {
+            row["cell"]: self._differing_point(row, rows) for rows in alike.values() for row in rows
+        }
+
+    def _differing_point(self, row: Row, alike: list[Row]) -> dict[str, str]:
+        """Return the swept parameters of a cell in which those like it differ, as text."""
+        points = [self._recorded_points.get(r["cell"], {}) for r in alike]
+        return {
+            name: value
+            for name, value in self._recorded_points.get(row["cell"], {}).items()
+            if len({point.get(name) for point in points}) > 1
+        }
+
+    @cached_property
+    def _recorded_points(self) -> dict[str, dict[str, str]]:
+        """The swept parameters of each cell, as the manifest has them; older runs have none."""
+        listed = self.recorded("cells")
+        return {
+            str(cell.get("id")): {
+                clip(name, NAME_LENGTH): clip(value_text(value), NAME_LENGTH)
+                for name, value in cell["point"].items()
+            }
+            for cell in (listed if isinstance(listed, list) else [])
+            if isinstance(cell, dict) and isinstance(cell.get("point"), dict)
+        }
 
     @cached_property
     def _parameter_columns(self) -> list[str]:
@@ -188,6 +232,10 @@ def _records_if_there(path: Path) -> list[Row]:
 def row_where(rows: Iterable[Row], **where: str) -> Row:
     """Return the first row with these values; empty if there is none."""
     return next((r for r in rows if all(r.get(key) == value for key, value in where.items())), {})
+
+
+def _in_a_row(point: dict[str, str]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in point.items())
 
 
 def text_of(value: object) -> str | None:

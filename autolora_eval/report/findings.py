@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autolora_eval.analysis.measures import Measure
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, in_words, records, tally
+from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, in_words, tally
 from autolora_eval.report.text import clean, clip, fixed, interval, listed, number, of, p_value
 
 SIGNIFICANCE = 0.05
@@ -16,7 +16,7 @@ FINDINGS_IN_FULL = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one method on one model.
+    """What was found of one cell.
 
     Attributes:
         lead: who is compared with whom.
@@ -28,25 +28,33 @@ class Finding:
 
 
 def findings(evidence: Evidence) -> list[Finding]:
-    """Return one finding for each model and method that was compared with the baseline."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in records(evidence.run.comparisons):
+    """Return one finding for each cell that was compared with the baseline."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in evidence.compared:
         if row["method"] != row["baseline"]:
-            groups.setdefault((str(row["model"]), str(row["method"])), []).append(row)
+            names = (str(row["model"]), _name(evidence, row, "cell", "method"))
+            groups.setdefault((*names, str(row["cell"])), []).append(row)
     in_full = len(groups) <= FINDINGS_IN_FULL
-    return [_finding(evidence, *names, rows, in_full) for names, rows in groups.items()]
+    return [
+        _finding(evidence, model, name, rows, in_full) for (model, name, _), rows in groups.items()
+    ]
 
 
-def _finding(
-    evidence: Evidence, model: str, method: str, rows: list[Row], in_full: bool
-) -> Finding:
+def _name(evidence: Evidence, row: Row, cell: str, method: str) -> str:
+    """Return a cell's label; older runs tell of the baseline's cell by its method alone."""
+    return evidence.labels.get(str(row.get(cell))) or clip(row[method], NAME_LENGTH)
+
+
+def _finding(evidence: Evidence, model: str, name: str, rows: list[Row], in_full: bool) -> Finding:
     by_measure = {row["measure"]: row for row in rows}
     known = [(m, by_measure[m.column]) for m in evidence.measured if m.column in by_measure]
     baseline = clip(rows[0]["baseline"], NAME_LENGTH)
-    lead = f"{clip(model, NAME_LENGTH)}: {clip(method, NAME_LENGTH)} against {baseline}."
+    against = _name(evidence, rows[0], "baseline_cell", "baseline")
+    lead = f"{clip(model, NAME_LENGTH)}: {name} against {against}."
     if not in_full:
         return Finding(lead, [_in_brief(known)])
-    clauses = [_clause(clip(method, NAME_LENGTH), baseline, measure, row) for measure, row in known]
+    method = clip(rows[0]["method"], NAME_LENGTH)
+    clauses = [_clause(method, baseline, measure, row) for measure, row in known]
     return Finding(lead, clauses)
 
 

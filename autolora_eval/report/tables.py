@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autolora_eval.analysis.measures import Measure
-from autolora_eval.report.evidence import Evidence, Row, records, text_of
+from autolora_eval.report.evidence import Evidence, Row, text_of
 from autolora_eval.report.text import (
     DASH,
     clean,
@@ -143,7 +143,7 @@ def _headline_part(evidence: Evidence, part: Sequence[Measure]) -> ResultTable:
 
 def _units(evidence: Evidence) -> str:
     """Say what the intervals are, and over what they are taken where the comparisons tell."""
-    return f"In brackets: 95 % intervals{over_units(records(evidence.run.comparisons))}."
+    return f"In brackets: 95 % intervals{over_units(evidence.compared)}."
 
 
 def over_units(rows: Sequence[Row]) -> str:
@@ -224,17 +224,14 @@ def references(evidence: Evidence) -> ResultTable | None:
 
 def differences(evidence: Evidence) -> list[ResultTable]:
     """Return the paired differences from the baseline; empty where nothing was compared."""
-    compared = {
-        (str(row["model"]), str(row["method"]), str(row["measure"])): row
-        for row in records(evidence.run.comparisons)
-    }
+    compared = {(str(row["cell"]), str(row["measure"])): row for row in evidence.compared}
     if not compared:
         return []
 
     def entry(row: Row, measure: Measure) -> Entry:
         if row["method"] == evidence.baseline:
             return Entry("baseline")
-        found = compared.get((str(row["model"]), str(row["method"]), measure.column), {})
+        found = compared.get((row["cell"], measure.column), {})
         within = interval(found.get("low"), found.get("high"), signed=True)
         p = number(found.get("p_holm"))
         below = [within] if within else []
@@ -242,11 +239,19 @@ def differences(evidence: Evidence) -> list[ResultTable]:
         return Entry(fixed(found.get("difference"), signed=True), "\n".join(below))
 
     caption = (
-        f"Paired differences from {clip(evidence.baseline, 80)}, with 95 % intervals; p by the "
-        "Wilcoxon signed-rank test where a measure is a mean over the units, else by the t-test of "
-        "the interval; Holm-corrected over the comparisons of the run."
+        f"Paired differences from {clip(evidence.baseline, 80)}{_at_the_same_point(evidence)}, "
+        "with 95 % intervals; p by the Wilcoxon signed-rank test where a measure is a mean over "
+        "the units, else by the t-test of the interval; Holm-corrected over the comparisons of the "
+        "run."
     )
     return [_grouped(evidence, caption, part, entry) for part in parts(evidence.measured)]
+
+
+def _at_the_same_point(evidence: Evidence) -> str:
+    """Say of a sweep which cell of the baseline each is compared with."""
+    if not any(evidence.points.values()):
+        return ""
+    return " with the same swept parameters, as far as it takes them (a dash: no one such cell)"
 
 
 def accounting(evidence: Evidence) -> ResultTable:

@@ -131,7 +131,7 @@ def test_a_value_is_one_number_however_it_is_written(planned: Callable[..., Plan
     for a, b in zip(whole.cells, point.cells, strict=True):
         assert stated_cell(a, whole)["plan_key"] == stated_cell(b, point)["plan_key"]
     assert [value_text(v) for v in (1, 1.0, 0.1, 1e-7, (0.25, 1))] == [
-        "1", "1", "0.1", "1e-07", "0.25-1",
+        "1", "1", "0.1", "1e-07", "0.25–1",
     ]  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def refused(problem: Callable[[object], str], benchmark_data: dict[str, Any]) ->
         ),
         (
             {"interval": [[0, 1], [0.0, 1.0]]},
-            "sweep.interval.1: 0-1 is value 1 already. Remove one.",
+            "sweep.interval.1: 0–1 is value 1 already. Remove one.",
         ),
         ({"lora_scale": [0.5, "1"]}, "sweep.lora_scale.1: expected a number (got '1')."),
         ({"lora_scale": [True]}, "sweep.lora_scale.0: expected a number (got True)."),

@@ -1,0 +1,265 @@
+"""A sweep's tables: what is compared with what, and which published values stand beside it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from scored_run import KEY, vector, write_features, write_images, write_judgements
+
+from autolora_eval.analysis.comparisons import baseline_cells
+from autolora_eval.analysis.table import check_reference, write_tables
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.errors import UsageError
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.report import write_report
+from autolora_eval.resources import shipped_root
+from autolora_eval.run_folder import RunFolder, open_run
+from autolora_eval.stages import state_plan
+
+METHODS = {
+    "LoRA": {"guider": "lora"},
+    "CFG": {"guider": "cfg"},
+    "AutoLoRA": {"guider": "autolora"},
+}
+
+
+@pytest.fixture
+def planned(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
+) -> Callable[..., Plan]:
+    """A function that plans a benchmark with a sweep."""
+
+    def plan(sweep: object, **changes: object) -> Plan:
+        data = benchmark_data | {"sweep": sweep, "methods": METHODS} | changes
+        return make_plan(load_benchmark(write_benchmark(data)))
+
+    return plan
+
+
+def scored(plan: Plan, folder: RunFolder) -> RunFolder:
+    """Write images, features, judgements and tables of a plan."""
+    assert plan.benchmark.rubric is not None
+    keys = [score.key for score in plan.benchmark.rubric.scores.values()]
+    state_plan(plan, folder, "a sweep", {})
+    write_images(plan, folder)
+    write_features(plan, folder, vector)
+    write_judgements(
+        plan, folder, lambda p: {key: float((len(p[0]) + p[1] + p[2]) % 6) for key in keys}
+    )
+    write_tables(plan, folder, KEY)
+    return folder
+
+
+# Comparisons
+
+
+def compared(plan: Plan, baseline: str = "CFG") -> dict[str, str]:
+    found = baseline_cells(plan.cells, baseline)
+    return {a.removeprefix("A--"): b.removeprefix("A--") for a, b in found.items()}
+
+
+def test_cells_are_compared_at_their_own_sweep_point(planned: Callable[..., Plan]) -> None:
+    plan = planned({"lora_scale": [0.4, 1.0]})
+    assert compared(plan) == {
+        f"{method}--lora_scale={scale}": f"CFG--lora_scale={scale}"
+        for method in ("LoRA", "AutoLoRA")
+        for scale in ("0.4", "1")
+    }
+
+
+def test_a_baseline_without_the_parameter_is_the_same_for_all(
+    planned: Callable[..., Plan],
+) -> None:
+    plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0, 0.5]]})
+    assert compared(plan) == {
+        f"LoRA--lora_scale={scale}": f"CFG--lora_scale={scale}" for scale in ("0.4", "1")
+    } | {
+        f"AutoLoRA--lora_scale={scale}--interval={interval}": f"CFG--lora_scale={scale}"
+        for scale in ("0.4", "1")
+        for interval in ("0-1", "0-0.5")
+    }
+
+
+def test_a_cell_without_the_baselines_parameter_is_compared_with_none(
+    planned: Callable[..., Plan],
+) -> None:
+    """LoRA has no CFG scale, so that no one of the baseline's is its own."""
+    many = planned({"guidance_scale": [3.0, 5.0]})
+    assert compared(many) == {
+        f"AutoLoRA--guidance_scale={w}": f"CFG--guidance_scale={w}" for w in (3, 5)
+    }
+    assert compared(planned({"guidance_scale": [3.0]})) == {
+        "LoRA": "CFG--guidance_scale=3",
+        "AutoLoRA--guidance_scale=3": "CFG--guidance_scale=3",
+    }
+
+
+def test_models_are_not_compared_with_each_other(
+    planned: Callable[..., Plan], benchmark_data: dict[str, Any]
+) -> None:
+    model = benchmark_data["models"]["A"]
+    plan = planned({"lora_scale": [0.4]}, models={"A": model, "B": {**model, "guidance_scale": 2}})
+    found = baseline_cells(plan.cells, "CFG")
+    assert len(found) == 2 * 2
+    assert all(a.split("--")[0] == b.split("--")[0] for a, b in found.items())
+
+
+def test_the_difference_is_that_of_the_two_rows(
+    planned: Callable[..., Plan], tmp_path: Path
+) -> None:
+    folder = scored(planned({"lora_scale": [0.4, 1.0]}), RunFolder(tmp_path / "run"))
+    run = open_run(folder.path)
+    table = run.table.set_index("cell")
+    assert len(run.comparisons) == 4 * 3
+    for row in run.comparisons.to_dict("records"):
+        a, b = (table.loc[row[key]] for key in ("cell", "baseline_cell"))
+        assert a["lora_scale"] == b["lora_scale"]
+        assert (b["method"], b["model"]) == ("CFG", a["model"])
+        difference = a[row["measure"]] - b[row["measure"]]
+        assert row["difference"] == pytest.approx(difference, abs=1e-9)
+
+
+# Tables
+
+
+def test_parameters_are_columns(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
+    folder = scored(plan, RunFolder(tmp_path / "run"))
+    table = pd.read_parquet(folder.table("parquet"))
+    assert table["cell"].tolist() == [cell.id for cell in plan.cells]
+    assert set(table["lora_scale"]) == {0.4, 1.0}
+    swept = table[table["method"] == "AutoLoRA"]
+    assert [*zip(swept["start"], swept["stop"], strict=True)] == [(0, 1), (0.25, 0.75)] * 2
+    scores = pd.read_parquet(folder.scores)
+    assert scores.groupby("cell")["lora_scale"].nunique().eq(1).all()
+    lines = folder.table("md").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("| Model | Method | lora scale | interval | Div ↑ |")
+    assert [line.split(" | ")[:4] for line in lines[2:6]] == [
+        ["| A", "LoRA", "0.4", "–"],
+        ["| A", "CFG", "0.4", "–"],
+        ["| A", "AutoLoRA", "0.4", "0–1"],
+        ["| A", "AutoLoRA", "0.4", "0.25–0.75"],
+    ]
+
+
+def test_every_cell_has_a_name_of_its_own_in_the_report(
+    planned: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
+    folder = scored(plan, RunFolder(tmp_path / "run"))
+    write_report(folder)
+    html = folder.report_html.read_text(encoding="utf-8")
+    svg = (folder.figures / "diversity_vs_scores.svg").read_text(encoding="utf-8")
+    for scale in ("0.4", "1"):
+        assert f"LoRA (lora scale {scale})" in html
+        for interval in ("0–1", "0.25–0.75"):
+            name = f"AutoLoRA (lora scale {scale}, interval {interval})"
+            assert f"A: {name} against CFG (lora scale {scale})." in html
+            assert f">{scale}, {interval}<" in svg
+    assert "Beside a mark: its lora scale and interval." in html
+
+
+def test_one_swept_value_tells_nothing_apart(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    folder = scored(planned({"lora_scale": [0.4]}), RunFolder(tmp_path / "run"))
+    write_report(folder)
+    html = folder.report_html.read_text(encoding="utf-8")
+    assert "A: AutoLoRA against CFG." in html
+    assert "Beside a mark" not in html
+
+
+# Published values
+
+
+@pytest.fixture
+def beside(planned: Callable[..., Plan], workplace: Path) -> Callable[..., Plan]:
+    """A function that plans a sweep with published values."""
+
+    def plan(content: str, sweep: object, **changes: object) -> Plan:
+        (workplace / "published.csv").write_text(content, encoding="utf-8")
+        return planned(sweep, reference="published.csv", **changes)
+
+    return plan
+
+
+def test_published_values_stand_beside_their_own_point(
+    beside: Callable[..., Plan], tmp_path: Path
+) -> None:
+    content = (
+        "method,lora_scale,start,stop,pc\n"
+        "CFG,0.4,,,1\nCFG,1,,,2\nAutoLoRA,0.4,0,1,3\nAutoLoRA,1.0,0.25,0.75,4\n"
+    )
+    plan = beside(content, {"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
+    table = pd.read_parquet(scored(plan, RunFolder(tmp_path / "run")).table("parquet"))
+    found = dict(zip(table["cell"], table["pc_reference"], strict=True))
+    assert {cell: value for cell, value in found.items() if value == value} == {
+        "A--CFG--lora_scale=0.4": 1,
+        "A--CFG--lora_scale=1": 2,
+        "A--AutoLoRA--lora_scale=0.4--interval=0-1": 3,
+        "A--AutoLoRA--lora_scale=1--interval=0.25-0.75": 4,
+    }
+    assert len(found) == len(plan.cells)
+
+
+def test_one_published_value_is_not_that_of_a_whole_sweep(beside: Callable[..., Plan]) -> None:
+    plan = beside("method,pc\nCFG,1\n", {"lora_scale": [0.4, 1.0]})
+    with pytest.raises(UsageError, match=r"no column 'lora_scale', so that one row would stand"):
+        check_reference(plan)
+    check_reference(beside("method,pc\nCFG,1\n", {"lora_scale": [0.4]}))
+    plan = beside("method,start,pc\nCFG,,1\n", {"interval": [[0, 1], [0, 0.5]]})
+    with pytest.raises(UsageError, match=r"no column 'stop', .* every value of sweep\.interval"):
+        check_reference(plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_published"),
+    [
+        ("disney_princess", 48),
+        ("disney_princess_cfg", 4 * 2),  # at CFG scale 5
+        ("disney_princess_autolora_scale", 4 * 4),  # at AutoLoRA scale 1.5
+        ("limited_interval", 2),  # without AutoLoRA, and at every step
+        ("pixel_art", 4),
+    ],
+)
+def test_the_papers_values_stand_beside_the_shipped_benchmarks(
+    tmp_path: Path, name: str, n_published: int
+) -> None:
+    plan = make_plan(load_benchmark(name), 2, 2)
+    folder = RunFolder(tmp_path / "run")
+    table = pd.read_parquet(scored(plan, folder).table("parquet"))
+    assert plan.benchmark.reference is not None
+    with plan.benchmark.reference.open(encoding="utf-8", newline="") as stream:
+        published = list(csv.DictReader(stream))
+    found = table[table["diversity_reference"].notna()]
+    assert len(found) == n_published
+    same = ("method", "lora_scale", "model")
+    for row in found.to_dict("records"):
+        (line,) = [
+            line
+            for line in published
+            if all(line.get(key) in (None, str(row[key])) for key in same)
+        ]
+        for measure in set(line) & {"diversity", "cps", "pc", "sa", "div_cps", "div_pc", "div_sa"}:
+            assert row[f"{measure}_reference"] == float(line[measure])
+        assert row["guidance_scale"] in (5.0, 7.0) or row["method"] in ("LoRA", "AutoLoRA")
+        assert row.get("autolora_scale", 1.5) == 1.5 or row["method"] in ("LoRA", "LoRA+CFG", "CFG")
+
+
+def test_the_reference_tables_state_what_the_paper_varies() -> None:
+    """Of Table 1, a CFG scale is stated where there is CFG, an AutoLoRA scale for AutoLoRA."""
+    path = shipped_root() / "benchmarks" / "reference" / "paper_table1.csv"
+    with path.open(encoding="utf-8", newline="") as stream:
+        stated = {
+            row["method"]: (row["guidance_scale"], row["autolora_scale"])
+            for row in csv.DictReader(stream)
+        }
+    assert stated == {
+        "LoRA": ("", ""),
+        "AutoLoRA": ("1.0", "1.5"),
+        "LoRA+CFG": ("5.0", ""),
+        "AutoLoRA+CFG": ("5.0", "1.5"),
+    }
