@@ -187,6 +187,34 @@ def test_the_plan_prints_its_numbers(name: str, limits: tuple[int, ...], command
         assert plan.nfe == count * (50 + 28) * (2 + 4)
 
 
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_the_plan_of_a_sweep_prints_its_totals_and_what_to_get(
+    command, env: dict[str, str], tmp_path: Path, columns: str
+) -> None:
+    env["COLUMNS"] = columns
+    done = command("plan", "disney_princess")
+    assert done.returncode == 0, done.stderr
+    assert all(len(line) <= int(columns) for line in done.stdout.splitlines())
+    text = " ".join(done.stdout.split())
+    assert "Images 24,576 (48 cells × 1 prompt × 512 seeds)" in text
+    assert "NFE 2,764,800 denoiser passes" in text  # 12 × (1 + 2 + 2 + 4) × 50 × 512
+    assert "Judge calls 24,576" in text
+    assert "Disk about 41" in text
+    assert "stabilityai/stable-diffusion-xl-base-1.0 (to be fetched from the hub)" in text
+    assert "loras/all_disney_princess_xl.safetensors (not here)" in text
+    assert "To do Log in at https://civitai.com/models/" in text
+    assert "loras/all_disney_princess_xl.safetensors below" in text
+    if columns == "200":
+        assert "lora_scale=0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1 1.1 1.2 1.3" in text
+
+
+def test_a_run_says_what_to_get_before_anything_is_generated(command, tmp_path: Path) -> None:
+    done = command("run", "disney_princess")
+    assert done.returncode == 1
+    assert "the LoRA 'loras/all_disney_princess_xl.safetensors' is not here. Log in" in done.stderr
+    assert not (tmp_path / "reports").exists()
+
+
 def test_a_dry_run_is_the_plan(command, tmp_path: Path) -> None:
     dry = command("run", "pixel_art", "--dry-run", "--limit-seeds", "2")
     assert (dry.returncode, dry.stdout) == (
