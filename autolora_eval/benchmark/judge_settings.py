@@ -25,6 +25,7 @@ _CONSTRAINTS = {
     "openai": ("auto", "structured_outputs", "guided_regex", "response_format", "plain"),
     "transformers": ("auto", "regex", "plain"),
 }
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _AN_ADDRESS = "http://localhost:8000/v1"
 _FILLED_IN = ("{model}", "{port}", "{name}")
 _HOLDS_A_KEY = re.compile(r"^--api[-_]key|(KEY|TOKEN|SECRET|PASSWORD)=.")
@@ -102,6 +103,11 @@ def address_problem(url: str) -> str | None:
             "Put the key into the environment variable that judge.api_key_env names."
         )
     return None if is_one else f"expected an address such as {_AN_ADDRESS} (got '{url}')."
+
+
+def is_of_this_machine(url: str) -> bool:
+    """Tell whether an address is this machine's: to it no proxy leads, whatever HTTP_PROXY says."""
+    return urlsplit(url).hostname in _LOOPBACK
 
 
 def _launch_keys_alone(judge: Judge) -> Iterator[Problem]:

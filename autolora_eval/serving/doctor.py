@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from autolora_eval.benchmark.judge_settings import address_problem, is_of_this_machine
 from autolora_eval.benchmark.load import LoadedBenchmark, load_benchmark
 from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.benchmark.sources import Source
@@ -255,18 +256,23 @@ def _servers(spec: JudgeSpec | None) -> list[Finding]:
         return []
     url = os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER
     needs = (*_packages("openai", "openai", "tenacity"), _served(url))
-    return [Finding(f"Whatever a server at {url} serves", needs)]
+    where = "" if address_problem(url) else f" at {url}"
+    return [Finding(f"Whatever a server{where} serves", needs)]
 
 
 def _served(url: str, spec: JudgeSpec | None = None) -> Need:
     """Look at what a server serves."""
+    if problem := address_problem(url):
+        return Need(False, f"{SERVER_VARIABLE}: {problem}")
     start = f"start one (README, 'The judge'), or set {SERVER_VARIABLE} or judge.base_url"
     request = urllib.request.Request(f"{url}/models")
+    proxies = urllib.request.ProxyHandler({} if is_of_this_machine(url) else None)
+    opener = urllib.request.build_opener(proxies)
     variable = KEY_VARIABLE if spec is None else spec.api_key_env
     if key := os.environ.get(variable):
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as answer:
+        with opener.open(request, timeout=PROBE_SECONDS) as answer:
             served = [str(model["id"]) for model in json.loads(answer.read(1_000_000))["data"]]
     except urllib.error.HTTPError as error:
         step = f"put its key into {variable}" if error.code in (401, 403) else "check the address"

@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from autolora_eval.benchmark.judge_settings import is_of_this_machine
 from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import openai
 
 MAX_ANSWER_BYTES = 4_000_000
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 RULED_OUT = -9000.0  # vLLM gives -9999 to the tokens that a grammar forbids
 
 
@@ -69,8 +68,7 @@ def client(url: str, key: str) -> openai.AsyncOpenAI:
     """
     import openai
 
-    # To a server of this machine no proxy leads, whatever HTTP_PROXY says.
-    direct = urlsplit(url).hostname in LOOPBACK
+    direct = is_of_this_machine(url)
     http = openai.DefaultAsyncHttpxClient(trust_env=False) if direct else None
     try:
         return openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
