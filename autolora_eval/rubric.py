@@ -59,6 +59,8 @@ ValueName = Annotated[
 ]
 NARROWEST = 1e-6
 _MARK = re.compile(r"<<<[^<>\n]*>>>")
+# A placeholder of another style, such as {{image}}: signs, a name, signs.
+_NAMED = re.compile(r"([^\w\s]+)([A-Za-z_][\w ]*)([^\w\s]+)")
 # What chat templates use as control tokens, such as <image>, <|eot_id|>, </s>, <<SYS>>, [/INST].
 _CONTROL_TOKEN = re.compile(r"<(?=[^<>\s]{1,60}>)|\[(?=/?[A-Z][A-Z0-9_]{0,59}\])")
 _CONTROL_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -172,8 +174,22 @@ class Rubric(BaseModel):
         both = [key for key in self.remarks if key in keys]
         if both:
             raise ValueError(f"a score and a remark have the reply's key '{both[0]}'; rename one")
+        self._check_names()
         self._check_text()
         return self
+
+    def _check_names(self) -> None:
+        """See that no two scores look the same in tables and figures."""
+        named: dict[str, str] = {}
+        for column, score in self.scores.items():
+            name = " ".join(score.display_name.lower().split())
+            if not name:
+                raise ValueError(f"'{column}' has no display name, which figures show; give it one")
+            if (other := named.setdefault(name, column)) != column:
+                raise ValueError(
+                    f"'{other}' and '{column}' have the display name '{score.display_name}', and "
+                    "could not be told apart; rename one"
+                )
 
     def _check_text(self) -> None:
         marks = self.placeholders
@@ -195,6 +211,13 @@ class Rubric(BaseModel):
         for what, mark in named.items():
             if mark not in self.text:
                 raise ValueError(f"the text lacks the {what} '{mark}'")
+        for found in _of_their_style(self.text, marks.marks):
+            if found not in (*marks.marks, *marks.delimiters):
+                raise ValueError(
+                    f"the text has '{found}', which is none of the rubric's placeholders though "
+                    f"it looks like one.{did_you_mean(found, marks.marks)} Declare it under "
+                    "placeholders.values; if it is plain text, under placeholders.delimiters"
+                )
 
     @property
     def sha256(self) -> str:
@@ -254,6 +277,18 @@ class Rubric(BaseModel):
 
     def _as_data(self, text: str) -> str:
         return as_data(text, (*self.placeholders.marks, *self.placeholders.delimiters))
+
+
+def _of_their_style(text: str, marks: Iterable[str]) -> list[str]:
+    """Return what stands in a text between the same signs as a placeholder, in the same case."""
+    found = []
+    for named in filter(None, map(_NAMED.fullmatch, marks)):
+        left, name, right = named.groups()
+        if left == "<<<":
+            continue  # these are searched for in any rubric
+        inner = r"[A-Z_][A-Z0-9_ ]*" if name.isupper() else r"[a-z_][a-z0-9_]*"
+        found += re.findall(f"{re.escape(left)}{inner}{re.escape(right)}", text)
+    return found
 
 
 def as_data(text: str, marks: Iterable[str] = ()) -> str:

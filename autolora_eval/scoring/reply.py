@@ -20,6 +20,8 @@ MAX_OPENINGS = 200
 MAX_PYTHON_OBJECT, MAX_CLOSINGS = 1_000, 8
 _TRAILING_COMMA = re.compile(r",(?=\s*[}\]])")
 _FRACTION = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*([0-9]+(?:\.[0-9]+)?))?")
+# As `"score": 4/5`, which is no JSON; read only where the object cannot be read otherwise.
+_BARE_FRACTION = re.compile(r"(:\s*)([0-9.]{1,20}\s*/\s*[0-9.]{1,20})(?=\s*[,}])")
 _MEMBER = re.compile(r"""\{\s*("[^"{}]{1,200}"|'[^'{}]{1,200}')\s*:""")
 # An int may have more digits than Python reads; judges break lines within a text.
 _DECODER = json.JSONDecoder(parse_int=float, strict=False)
@@ -44,7 +46,8 @@ def parse_reply(text: str, rubric: Rubric) -> Verdict:
 
     Accepted around the JSON: code fences, text, and objects or lists that hold it; within it:
     trailing commas (the paper's own example has one), single quotes, line breaks within a text,
-    and a number as text, as `4/5` or `4 out of 5` of the same range, or alone in a list.
+    and a number as text, as `4/5` or `4 out of 5` of the same range (`4/5` also without quotation
+    marks), or alone in a list.
 
     The last verdict that can be read stands, and so does the last of a key that stands twice in
     it: a judge that corrects itself does so at the end. Ranges are strict: nothing is clamped or
@@ -125,15 +128,16 @@ def _with_keys(found: dict[str, Any], keys: set[str]) -> Iterator[dict[str, Any]
 
 
 def _python_dict(text: str, at: int) -> tuple[object, int]:
-    """Read an object in single quotes up to a closing brace, or step over the opening."""
+    """Read an object in single quotes, or with bare fractions, or step over its opening."""
     end = at
     for _ in range(MAX_CLOSINGS):
         end = text.find("}", end, at + MAX_PYTHON_OBJECT) + 1
         if end == 0:
             break
-        found = _literal(text[at:end])
-        if isinstance(found, dict):
-            return found, end
+        for written in dict.fromkeys((text[at:end], _BARE_FRACTION.sub(r'\1"\2"', text[at:end]))):
+            found = _literal(written)
+            if isinstance(found, dict):
+                return found, end
     return None, at + 1
 
 

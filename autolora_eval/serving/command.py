@@ -103,10 +103,10 @@ def _check_statement(spec: JudgeSpec) -> None:
 
 def _check_program(program: str) -> None:
     if shutil.which(Path(program).expanduser()) is None:
+        meant = "" if program in LAUNCHERS else did_you_mean(program, LAUNCHERS, or_list=False)
         raise AutoLoRAEvalError(
             f"judge.launch_command: no program '{program}' here (neither a file nor on the PATH)."
-            f"{did_you_mean(program, LAUNCHERS, or_list=False)} Install it, or state "
-            "judge.vllm_python instead."
+            f"{meant} Install it, or state judge.vllm_python instead."
         )
 
 

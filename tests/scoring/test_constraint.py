@@ -29,7 +29,7 @@ def rubric(*scores: tuple[str, float, float, str], remarks: dict[str, Any] | Non
             "remarks": remarks or {},
             "scores": {
                 chr(ord("a") + n): {
-                    "key": key, "display_name": "", "min": low, "max": high, "type": kind
+                    "key": key, "display_name": key, "min": low, "max": high, "type": kind
                 }
                 for n, (key, low, high, kind) in enumerate(scores)
             },

@@ -44,6 +44,10 @@ ACCEPTED = {
     "fraction with blanks": with_value('"4 / 5"'),
     "fraction in words": with_value('"4 out of 5"'),
     "decimals in a fraction": with_value('"4.0/5.0"'),
+    "fraction without quotation marks": with_value("4/5"),
+    "two of them, with blanks": GOOD.replace("4,", "4 / 5,").replace("3.5", "3.5/5"),
+    "one of them, and single quotes": with_value("4/5").replace('"', "'"),
+    "one of them beside a text that holds one": with_value("4/5").replace("}", ', "why": "a 4/5"}'),
     "line break within a text": GOOD.replace("}", ', "why": "one\ntwo\tthree"}'),
     "braces within a text in single quotes": GOOD.replace("}", ', "why": "{this} }"}').replace(
         '"', "'"
@@ -108,6 +112,8 @@ REFUSED = {
     "last verdict incomplete": (f'{GOOD} {{"style_adherence": 1}}', "missing_score:pc"),
     "the format itself": (with_value("[the score from 0 to 5]"), "no_json"),
     "above the range": (with_value("6"), "out_of_range:pc"),
+    "a fraction of another range": (with_value("4/10"), "not_a_number:pc"),
+    "a fraction above the range": (with_value("6/5"), "out_of_range:pc"),
     "just above the range": (with_value("5.0001"), "out_of_range:pc"),
     "below the range": (with_value("-1"), "out_of_range:pc"),
     "just below the range": (with_value("-0.0001"), "out_of_range:pc"),

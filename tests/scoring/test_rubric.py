@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -340,6 +341,16 @@ BROKEN = [
         id="remark-is-score",
     ),
     pytest.param("First", "<<<PRMOPT>>>", None, "", "text has '<<<PRMOPT>>>'", id="undeclared"),
+    pytest.param("First", "<STYLE>", None, "", "text has '<STYLE>'", id="undeclared-own-style"),
+    pytest.param(
+        "Style,",
+        '"prompt correspondence ",',
+        None,
+        "",
+        "'pc' and 'sa' have the display name 'prompt correspondence '",
+        id="same-name",
+    ),
+    pytest.param("Style,", '" ",', None, "", "'sa' has no display name", id="no-name"),
     pytest.param(
         '"<P>"}',
         '"<P>", values: {style: "<S>"}}',
@@ -402,6 +413,41 @@ def test_a_misspelt_placeholder_gets_the_nearest(write: Callable[[str], Path]) -
     text = GOOD.replace("<P>", "<<<PROMPT>>>").replace("First <<<PROMPT>>>", "First <<<PRMOPT>>>")
     with pytest.raises(UsageError, match=r"has '<<<PRMOPT>>>', .* Did you mean '<<<PROMPT>>>'\?"):
         read_rubric(write(text))
+
+
+@pytest.mark.parametrize(
+    ("image", "prompt", "unknown"),
+    [
+        ("{{image}}", "{{prompt}}", "{{style}}"),
+        ("{image}", "{prompt}", "{a_style}"),
+        ("[IMAGE]", "[PROMPT]", "[STYLE 2]"),
+        ("$IMAGE$", "%prompt%", "%style%"),
+    ],
+)
+def test_an_undeclared_placeholder_is_known_by_the_style_of_the_others(
+    write: Callable[[str], Path], image: str, prompt: str, unknown: str
+) -> None:
+    text = GOOD.replace("<I>", image).replace("<P>", prompt).replace("{not}", unknown)
+    with pytest.raises(UsageError, match=re.escape(f"the text has '{unknown}', which is none")):
+        read_rubric(write(text))
+    declared = text.replace("}\nscores", f", delimiters: ['{unknown}']}}\nscores")
+    assert read_rubric(write(declared)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("mark", "other"),
+    [
+        ("<I>", "a <b> c </I> <I2/>, 1 < 2 > 0"),
+        ("[IMAGE]", "[the score from 0 to 5] [1] [score]"),
+        ("{image}", 'reply {"score": 3} or {score: [N]} or {1}'),
+        ("§", "§§ 5 §x§"),
+        ("the image", "the picture"),
+    ],
+)
+def test_other_text_is_no_placeholder(write: Callable[[str], Path], mark: str, other: str) -> None:
+    text = GOOD.replace('"<I>"', f"'{mark}'").replace("  <I>", f"  {mark}")
+    text = text.replace("{not}", "not") + f"  {other if '§' not in mark else 'x'}\n"
+    assert other in read_rubric(write(text)).text or "§" in mark
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "name: [unclosed"])

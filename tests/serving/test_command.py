@@ -138,6 +138,11 @@ def test_a_command_line_that_names_a_newer_vllm_is_refused(command: list[str]) -
             AutoLoRAEvalError,
             "no program 'uxv' here (neither a file nor on the PATH). Did you mean 'uvx'?",
         ),
+        (
+            {"launch_command": ["apptainer", "{port}"]},
+            AutoLoRAEvalError,
+            "no program 'apptainer' here (neither a file nor on the PATH). Install it",
+        ),
         ({"vllm_python": "judge/bin/python"}, AutoLoRAEvalError, "no program 'judge/bin/python'"),
         ({"vllm_python": "p", "model": "nowhere"}, UsageError, "no such folder: 'nowhere'"),
         (
