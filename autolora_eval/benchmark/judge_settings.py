@@ -29,6 +29,12 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _AN_ADDRESS = "http://localhost:8000/v1"
 _FILLED_IN = ("{model}", "{port}", "{name}")
 _HOLDS_A_KEY = re.compile(r"^--api[-_]key|(KEY|TOKEN|SECRET|PASSWORD)=.")
+# In capitals, as the names of such variables are and keys are not.
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_NO_VARIABLE = (
+    "expected the name of an environment variable, in capital letters, digits and '_', and not the "
+    "key itself, since the manifest states it."
+)
 _FIELD = re.compile(r"\{[A-Za-z_]+\}")
 
 
@@ -50,6 +56,9 @@ def judge_problems(judge: Judge) -> Iterator[Problem]:
             f"Expected {', '.join(constraints[:-1])} or {constraints[-1]}.",
         )
     if judge.backend == "openai":
+        if not _VARIABLE.fullmatch(judge.api_key_env):
+            # Not repeated: it may be the key itself.
+            yield ("api_key_env",), _NO_VARIABLE
         yield from _wrong_addresses(judge)
         yield from launch_problems(judge) if judge.launch else _launch_keys_alone(judge)
 

@@ -96,6 +96,7 @@ def test_what_fits(lines: Callable[..., list[str]], settings: dict[str, object])
 
 
 TRANSFORMERS = "does nothing with backend 'transformers'. Remove it, or write 'backend: openai'."
+A_NAME = "since the manifest states it."
 OPENAI = "does nothing with backend 'openai'. Remove it, or write 'backend: transformers'."
 ALONE = "takes effect with 'launch: true' only. Add that, or remove this."
 AN_ADDRESS = "expected an address such as http://localhost:8000/v1 "
@@ -209,6 +210,14 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
             "launch_args": ["--x"],
             "launch_timeout": 9,
         }.items()
+    },
+    **{
+        f"a key for the name of its variable: {key[:4]}": (
+            {"api_key_env": key},
+            "api_key_env",
+            A_NAME,
+        )
+        for key in ("sk-sentinel", "hf_sentinel", "MY KEY=sentinel", "$SENTINEL_KEY")
     },
     "batch_size with a server": ({"batch_size": 4}, "batch_size", OPENAI),
     "dtype with a server": ({"dtype": "float16"}, "dtype", OPENAI),
