@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import itertools
+import math
 import re
 import threading
 import time
@@ -35,7 +36,7 @@ from autolora_eval.resources import shipped_root
 from autolora_eval.rubric import Question, read_rubric
 from autolora_eval.scoring.judges import servers
 from autolora_eval.scoring.judges.base import Reply, Request, is_transient
-from autolora_eval.scoring.judges.openai_protocol import MAX_ANSWER_BYTES
+from autolora_eval.scoring.judges.openai_protocol import MAX_ANSWER_BYTES, _tokens
 from autolora_eval.scoring.judges.openai_server import HOPELESS, MOST_LOST, OpenAIJudge
 
 Make = Callable[..., OpenAIJudge]
@@ -602,3 +603,16 @@ def test_a_proxy_that_cannot_be_used_is_named(judge: Make, monkeypatch: pytest.M
         judge(base_url="http://judge.example/v1")
     assert "sentinel" not in str(caught.value)
     assert threading.active_count() == threads
+
+
+def test_alternatives_of_one_text_are_added_up() -> None:
+    """A vocabulary may have a digit twice, and a server lists the token itself beside them."""
+    likely = [("4", -1.0), ("4", -2.0), ("5", -1.5), ("6", -9999.0)]
+    listed = [{"token": text, "logprob": value} for text, value in likely]
+    for own in (likely[1], ("7", -8.0)):
+        item = {"token": own[0], "logprob": own[1], "top_logprobs": listed}
+        (token,) = _tokens({"content": [item]}, own[0])
+        both = {"4": math.log(math.exp(-1.0) + math.exp(-2.0)), "5": -1.5}
+        assert dict(token.alternatives) == pytest.approx(
+            {"7": -8.0} | both if own[0] == "7" else both
+        )

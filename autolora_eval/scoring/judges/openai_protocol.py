@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from autolora_eval.benchmark.judge_settings import is_of_this_machine
 from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.errors import AutoLoRAEvalError
@@ -200,13 +202,23 @@ def _tokens(logprobs: object, text: str) -> tuple[Token, ...]:
         for item in logprobs["content"]:  # type: ignore[index]
             if length >= len(text):
                 break
-            pairs = [(o["token"], o["logprob"]) for o in [*item["top_logprobs"], item]]
-            likely = {str(name): float(value) for name, value in pairs if value > RULED_OUT}
-            tokens.append(Token(str(item["token"]), likely))
+            tokens.append(Token(str(item["token"]), _alternatives(item)))
             length += len(tokens[-1].text)
     except (LookupError, TypeError, ValueError):
         return ()
     return tuple(tokens)
+
+
+def _alternatives(item: Any) -> dict[str, float]:  # noqa: ANN401
+    """Return log-probability by text; that of tokens with one text is of either."""
+    listed, found = item["top_logprobs"], dict[str, float]()
+    # The token itself is among those listed, or less likely than any of them.
+    is_listed = any(other["token"] == item["token"] for other in listed)
+    for other in listed if is_listed else [*listed, item]:
+        text, value = str(other["token"]), float(other["logprob"])
+        if value > RULED_OUT:
+            found[text] = float(np.logaddexp(found.get(text, -math.inf), value))
+    return found
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
