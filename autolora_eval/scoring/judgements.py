@@ -271,8 +271,10 @@ class _Judging:
         kept = self.cache.get(self._cache_key(item))
         if kept is None or not kept.keys() >= _KEPT:
             return None
+        if not (isinstance(kept["raw"], str) and isinstance(kept["model"], str)):
+            return None  # not as `write` has put it there: asked again
         # Read anew: a parser that has learnt since reads old replies too.
-        reply = Reply(str(kept["raw"]), None, kept["reason"] == "truncated", kept["model"], 0.0)
+        reply = Reply(kept["raw"], None, kept["reason"] == "truncated", kept["model"], 0.0)
         row = judgement(item.image, reply, self.rubric, self.key, item.repeat)
         told = {name: kept[name] for name in ("expected", "latency_seconds", "image")}
         return row | told | {"cached": True, "attempt": item.attempts}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -391,6 +392,20 @@ def test_a_failed_call_is_not_cached(make, folder, server, tmp_path) -> None:
     write_images(make(), other)
     done = judge(make(cache=True), other)
     assert (done["done"], done["cached"], done["unscored"]) == (3, N - 3, 0)
+
+
+@pytest.mark.parametrize("part", ["raw", "model"])
+def test_what_is_no_reply_in_the_cache_is_asked_again(
+    part: str, make, folder, server, tmp_path
+) -> None:
+    judge(make(cache=True), folder)
+    with sqlite3.connect(tmp_path / "cache" / "judgements.sqlite") as connection:
+        connection.execute(f"UPDATE replies SET reply = json_set(reply, '$.{part}', NULL)")
+    connection.close()
+    other = RunFolder(tmp_path / "other")
+    write_images(make(), other)
+    done = judge(make(cache=True), other)
+    assert (done["done"], done["cached"], done["unscored"]) == (N, 0, 0)
 
 
 def test_the_cache_keeps_no_part_of_a_reply(make, folder, server, tmp_path) -> None:
