@@ -140,7 +140,7 @@ def _remark_schema(remark: Remark) -> Json:
 
 def _pinned(column: str, score: Score, value: float) -> str:
     """Return a value as a reply spells it."""
-    text = f"{Decimal(str(value)):f}".removesuffix(".0")
+    text = f"{Decimal(str(value + 0.0)):f}".removesuffix(".0")  # −0.0 is 0
     if not any(re.fullmatch("".join(spelling), text) for spelling in _spellings(score)):
         raise ValueError(f"{text} is no {score.type} that '{column}' may have")
     return text

@@ -189,12 +189,18 @@ def test_a_moments_failure_takes_no_log_probabilities_away(server, judge) -> Non
     server.answer = lambda call, n: Http(429) if n == 0 else with_logprobs(call, 20)
     assert judge(constraint="plain", logprobs=True).identity()["logprobs"] is True
     server.answer = lambda call, n: Http(401)
-    with pytest.raises(AutoLoRAEvalError, match=r"a trial call fails: http_401"):
+    with pytest.raises(AutoLoRAEvalError, match=r"a trial call fails: http_401\. .* MY_KEY"):
         judge(constraint="plain", logprobs=True).identity()
 
 
-def test_the_trial_pins_whole_numbers_where_the_range_ends_between_them(server, rubric) -> None:
-    score = rubric.scores["pc"].model_copy(update={"min": 0.5, "max": 4.5})
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "pinned_to"),
+    [(0.5, 4.5, "integer", [1, 4]), (-0.0, 5.0, "number", [0, 5]), (1.0, 3.0, "number", [1, 3])],
+)
+def test_the_trial_pins_the_ends_that_a_reply_can_have(
+    low: float, high: float, kind: str, pinned_to: list[int], server, rubric
+) -> None:
+    score = rubric.scores["pc"].model_copy(update={"min": low, "max": high, "type": kind})
     between = rubric.model_copy(update={"scores": rubric.scores | {"pc": score}})
     server.answer = obeying("structured_outputs")
     with closing(
@@ -202,4 +208,4 @@ def test_the_trial_pins_whole_numbers_where_the_range_ends_between_them(server, 
     ) as j:
         assert j.identity()["constraint"] == "structured_outputs"
     pinned = [call.body["structured_outputs"]["regex"] for call in server.calls]
-    assert [json.loads(of_pattern(one))["prompt_correspondence"] for one in pinned] == [1, 4]
+    assert [json.loads(of_pattern(one))["prompt_correspondence"] for one in pinned] == pinned_to
