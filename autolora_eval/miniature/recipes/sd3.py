@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 
 from autolora_eval.miniature.recipes.data import renders
 from autolora_eval.miniature.recipes.domain import training_scenes
+from autolora_eval.miniature.recipes.sd3_muon import Muon
 from autolora_eval.miniature.recipes.sd3_text import (
     T5_WIDTH,
     Sd3Encoders,
@@ -30,13 +31,17 @@ from autolora_eval.miniature.recipes.training import (
 )
 from autolora_eval.miniature.recipes.vae import DATA_SEED, N_FREE, encode
 
-STEPS = 9000
+STEPS = 11_500
 BATCH = 48
 LEARNING_RATE = 1.5e-3
+# On the same batches Muon's loss fell several per cent below AdamW's within 150 steps.
+MUON_LEARNING_RATE = 4e-3
+# What is drawn is decided among much noise: times are drawn a little towards it.
+TIME_MEAN = 0.4
 SEED = 81
 STYLED_CAPTIONS = 0.2
 DROPPED_CAPTIONS = 0.1
-SAVE_EVERY = 500
+SAVE_EVERY = 300
 N_TIMES = 1000
 HEADS, HEAD_WIDTH, LAYERS = 4, 32, 4
 PATCH = 2
@@ -187,11 +192,22 @@ def flow_loss(
 ) -> torch.Tensor:
     """Mean squared error of the velocity at logit-normal times, for latents [B, 4, 16, 16]."""
     noise = torch.randn_like(clean)
-    times = torch.randn(len(clean)).sigmoid()
+    times = (TIME_MEAN + torch.randn(len(clean))).sigmoid()
     t = times.view(-1, 1, 1, 1)
     with mixed_precision():
         velocity = predict(transformer, (1 - t) * clean + t * noise, times, hidden, pooled)
     return mse_loss(velocity, noise - clean)
+
+
+def optimizers(transformer: SD3Transformer2DModel) -> tuple[Muon, torch.optim.AdamW]:
+    """Muon for the matrices of the blocks, AdamW for all else."""
+    parameters = dict(transformer.named_parameters())
+    matrices = [k for k, p in parameters.items() if k.startswith("transformer_") and p.ndim == 2]
+    rest = [p for k, p in parameters.items() if k not in set(matrices)]
+    return (
+        Muon([parameters[k] for k in matrices], weight_decay=0.01),
+        torch.optim.AdamW(rest, weight_decay=0.01, betas=(0.9, 0.99)),
+    )
 
 
 def averaged(work_dir: Path) -> SD3Transformer2DModel:
@@ -209,23 +225,30 @@ def train(work_dir: Path) -> None:
     transformer = new_transformer()
     start_as_identity(transformer)
     attend_briefly(transformer)
-    optimizer = torch.optim.AdamW(transformer.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
+    muon, adamw = optimizers(transformer)
     ema = Ema(transformer, 0.998)
     checkpoint = Checkpoint(
-        work_dir / "checkpoints/sd3.pt", model=transformer, ema=ema.model, optimizer=optimizer
+        work_dir / "checkpoints/sd3.pt",
+        model=transformer,
+        ema=ema.model,
+        muon=muon,
+        adamw=adamw,
     )
     first = checkpoint.load()
     torch.manual_seed(SEED + first)
     log = Progress("sd3", first, STEPS)
     for step in range(first, STEPS):
-        set_lr(optimizer, LEARNING_RATE * cosine(step, STEPS, warmup=200, flat=0.4))
+        factor = cosine(step, STEPS, warmup=200, flat=0.45)
+        set_lr(muon, MUON_LEARNING_RATE * factor)
+        set_lr(adamw, LEARNING_RATE * factor)
         rows = torch.randint(0, len(data.scene), (BATCH,))
         hidden, pooled = texts.draw(data.scene[rows], STYLED_CAPTIONS, DROPPED_CAPTIONS)
         loss = flow_loss(transformer, data.draw(rows), hidden, pooled)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in (muon, adamw):
+            optimizer.step()
+            optimizer.zero_grad()
         ema.update(transformer, step)
         log(step, loss=loss.item())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == STEPS:
