@@ -1,22 +1,26 @@
-"""The figure of a run: diversity against every judged score, one mark a cell."""
+"""The figure of a run: diversity against every judged score, one mark a cell.
+
+Below it, where a sweep changes what an image costs, each measure against that.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib.style
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from autolora_eval.analysis.measures import DIVERSITY, Measure
+from autolora_eval.analysis.sweep_lines import Label, Points, cost_varies, stacked, sweep_lines
 from autolora_eval.files import written_whole
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ FILLS: tuple[Fill, ...] = ("full", "none", "left", "bottom", "right", "top")
 LABEL_LENGTH = 32
 # Of more marks than these only the ends of a line are labelled with their swept parameters.
 POINTS_LABELLED = 24
+COST_COLUMNS = 4
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 8.0,
@@ -78,8 +83,26 @@ class _Mark:
         }
 
 
-# What tells cells of one model and method apart: by cell, each swept parameter with its value.
-Points = Mapping[str, Mapping[str, str]]
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn in every panel."""
+
+    table: pd.DataFrame
+    points: Points
+    marks: dict[tuple[str, str], _Mark]
+
+    @property
+    def is_sweep(self) -> bool:
+        return any(self.points.values())
+
+    def places(
+        self, rows: Sequence[dict[Any, Any]], x_column: str, y_column: str
+    ) -> Iterator[tuple[float, float, dict[Any, Any]]]:
+        """Yield the rows that have both values, with the values."""
+        for row in rows:
+            x, y = _number(row.get(x_column)), _number(row.get(y_column))
+            if x is not None and y is not None:
+                yield x, y, row
 
 
 def write_figure(
@@ -116,12 +139,31 @@ def diversity_vs_scores(table: pd.DataFrame, measured: Sequence[Measure], points
         return _dot_plot(table, points)
     columns = min(len(scores), 3)
     rows = math.ceil(len(scores) / columns)
-    figure = Figure(figsize=(max(3.4 * columns, 4.6), 3.0 * rows + 0.6), layout="constrained")
+    width, height = max(3.4 * columns, 4.6), 3.0 * rows + 0.6
+    drawn = _Drawn(table, points, _marks(table))
+    if not cost_varies(table, points):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        _against_scores(figure, drawn, scores, rows, columns)
+        _legend(figure, table, drawn.marks)
+        return figure
+    costs = [DIVERSITY, *scores]
+    more = math.ceil(len(costs) / COST_COLUMNS)
+    figure = Figure(figsize=(width, height + 2.4 * more), layout="constrained")
+    ratios = (3.0 * rows, 2.4 * more + 0.6)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
+    _against_scores(upper, drawn, scores, rows, columns)
+    _against_cost(lower, drawn, costs, more)
+    _legend(lower, table, drawn.marks)
+    return figure
+
+
+def _against_scores(
+    figure: FigureBase, drawn: _Drawn, scores: Sequence[Measure], rows: int, columns: int
+) -> None:
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
-    marks = _marks(table)
     for axis, score in zip(axes, scores, strict=False):
-        _panel(axis, table, score, marks, is_sweep=bool(points))
-        _sweep(axis, table, score, marks, points)
+        _panel(axis, drawn, score.column, DIVERSITY.column)
+        _literal(axis.set_xlabel(_axis_title(score)))
     for row in range(rows):
         axes[row * columns].set_ylabel(_axis_title(DIVERSITY))
     for axis in axes[len(scores) :]:
@@ -129,40 +171,41 @@ def diversity_vs_scores(table: pd.DataFrame, measured: Sequence[Measure], points
     for axis, score in zip(axes, scores, strict=False):
         # The diversity axis is shared: its limits are known only once all panels are drawn.
         _equal_products(axis, score)
-    _legend(figure, table, marks)
-    return figure
 
 
-def _panel(
-    axis: Axes,
-    table: pd.DataFrame,
-    score: Measure,
-    marks: dict[tuple[str, str], _Mark],
-    *,
-    is_sweep: bool,
+def _against_cost(
+    figure: FigureBase, drawn: _Drawn, measured: Sequence[Measure], rows: int
 ) -> None:
-    drawn = 0
-    size = {"markersize": 4.5} if is_sweep else {}  # there are many
-    for row in table.to_dict("records"):
-        x, y = _number(row.get(score.column)), _number(row.get(DIVERSITY.column))
-        if x is None or y is None:
-            continue
+    columns = min(len(measured), COST_COLUMNS)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, measure in zip(axes, measured, strict=False):
+        _panel(axis, drawn, "nfe", measure.column)
+        axis.set_xlabel("NFE for one image")
+        _literal(axis.set_ylabel(_axis_title(measure)))
+    for axis in axes[len(measured) :]:
+        axis.set_axis_off()
+
+
+def _panel(axis: Axes, drawn: _Drawn, x_column: str, y_column: str) -> None:
+    places = list(drawn.places(drawn.table.to_dict("records"), x_column, y_column))
+    size = {"markersize": 4.5} if drawn.is_sweep else {}  # there are many
+    for x, y, row in places:
+        mark = drawn.marks[row["model"], row["method"]]
         axis.errorbar(
             x,
             y,
-            xerr=_errors(row, score.column, x),
-            yerr=_errors(row, DIVERSITY.column, y),
-            elinewidth=0.4 if is_sweep else 0.9,
+            xerr=_errors(row, x_column, x),
+            yerr=_errors(row, y_column, y),
+            elinewidth=0.4 if drawn.is_sweep else 0.9,
             capsize=0,
-            ecolor=marks[row["model"], row["method"]].colour,
+            ecolor=mark.colour,
             zorder=3,
-            **marks[row["model"], row["method"]].style() | size,
+            **mark.style() | size,
         )
-        drawn += 1
+    _sweep(axis, drawn, x_column, y_column)
     axis.margins(0.12)
-    _literal(axis.set_xlabel(_axis_title(score)))
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    if not drawn:
+    if not places:
         axis.text(
             0.5,
             0.5,
@@ -173,59 +216,26 @@ def _panel(
         )
 
 
-def _sweep(
-    axis: Axes,
-    table: pd.DataFrame,
-    score: Measure,
-    marks: dict[tuple[str, str], _Mark],
-    points: Points,
-) -> None:
+def _sweep(axis: Axes, drawn: _Drawn, x_column: str, y_column: str) -> None:
     """Join the cells along a sweep, and write beside their marks where on it they are."""
-    n_points = sum(bool(point) for point in points.values())
-    for line in _lines(table, points):
-        drawn = [
-            (x, y, row)
-            for row in line
-            if (x := _number(row.get(score.column))) is not None
-            and (y := _number(row.get(DIVERSITY.column))) is not None
+    n_points = sum(bool(point) for point in drawn.points.values())
+    labels: list[Label] = []
+    for line in sweep_lines(drawn.table, drawn.points):
+        places = list(drawn.places(line, x_column, y_column))
+        colour = drawn.marks[line[0]["model"], line[0]["method"]].colour
+        axis.plot([x for x, _, _ in places], [y for _, y, _ in places], color=colour, linewidth=0.7)
+        labelled = places if n_points <= POINTS_LABELLED else places[:1] + places[1:][-1:]
+        labels += [
+            Label(x, y, colour, _short(", ".join(drawn.points[row["cell"]].values())))
+            for x, y, row in labelled
         ]
-        colour = marks[line[0]["model"], line[0]["method"]].colour
-        axis.plot([x for x, _, _ in drawn], [y for _, y, _ in drawn], color=colour, linewidth=0.7)
-        labelled = drawn if n_points <= POINTS_LABELLED else drawn[:1] + drawn[1:][-1:]
-        for x, y, row in labelled:
-            text = ", ".join(points[row["cell"]].values())
-            _literal(
-                axis.annotate(
-                    _short(text),
-                    (x, y),
-                    (4, 4),
-                    textcoords="offset points",
-                    fontsize=6,
-                    color=colour,
-                )
-            )
-
-
-def _lines(table: pd.DataFrame, points: Points) -> Iterator[list[dict[Any, Any]]]:
-    """Yield the cells that differ in their last swept parameter alone, if that is a number.
-
-    Of others, such as intervals, each cell is a line of its own: they have no order.
-    """
-    lines: dict[tuple[object, ...], list[dict[Any, Any]]] = {}
-    for row in table.to_dict("records"):
-        point = points.get(row["cell"])
-        if point:
-            *others, last = point.values()
-            key = (row["model"], row["method"], *others, "" if _is_number(last) else last)
-            lines.setdefault(key, []).append(row)
-    yield from lines.values()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    for label in stacked(labels, right - left, top - bottom):
+        text = axis.annotate(
+            label.text, (label.x, label.y), (4, 4), textcoords="offset points", fontsize=6
+        )
+        text.set_color(label.colour)
+        _literal(text)
 
 
 def _equal_products(axis: Axes, score: Measure) -> None:
@@ -283,7 +293,7 @@ def _marks(table: pd.DataFrame) -> dict[tuple[str, str], _Mark]:
     }
 
 
-def _legend(figure: Figure, table: pd.DataFrame, marks: dict[tuple[str, str], _Mark]) -> None:
+def _legend(figure: FigureBase, table: pd.DataFrame, marks: dict[tuple[str, str], _Mark]) -> None:
     models, methods = list(table["model"].unique()), list(table["method"].unique())
     handles = [marks[models[0], method].line() for method in methods]
     names = list(methods)

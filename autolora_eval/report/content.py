@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from autolora_eval.analysis.sweep_lines import cost_varies
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence
 from autolora_eval.report.findings import Finding, caveats, findings
 from autolora_eval.report.grids import Grids, image_grids
@@ -115,10 +116,12 @@ def _figure_caption(evidence: Evidence) -> str:
     beside = f" Beside a mark: its {listed([s.replace('_', ' ') for s in swept])}." if swept else ""
     if not scores:
         return f"Diversity of each cell. {bars}"
-    curves = ""
+    curves = below = ""
+    if cost_varies(evidence.run.table, evidence.points):
+        below = " Below, diversity and each score against the denoiser passes for one image."
     if any(score.higher_is_better for score in scores):
         curves = " Grey curves join places of equal Diversity × score; up and right is better."
-    return f"Diversity against each score, one mark a cell.{beside}{curves} {bars}"
+    return f"Diversity against each score, one mark a cell.{below}{beside}{curves} {bars}"
 
 
 def _not_drawn(evidence: Evidence) -> str:

@@ -12,6 +12,7 @@ import pytest
 from scored_run import KEY, vector, write_features, write_images, write_judgements
 
 from autolora_eval.analysis.comparisons import baseline_cells
+from autolora_eval.analysis.sweep_lines import Label, stacked, sweep_lines
 from autolora_eval.analysis.table import check_reference, write_tables
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
@@ -263,3 +264,46 @@ def test_the_reference_tables_state_what_the_paper_varies() -> None:
         "LoRA+CFG": ("5.0", ""),
         "AutoLoRA+CFG": ("5.0", "1.5"),
     }
+
+
+# The figure
+
+
+def svg_of(folder: RunFolder) -> str:
+    return (folder.figures / "diversity_vs_scores.svg").read_text(encoding="utf-8")
+
+
+def test_a_sweep_that_changes_the_cost_is_drawn_against_it(
+    planned: Callable[..., Plan], tmp_path: Path
+) -> None:
+    interval = scored(planned({"interval": [[0, 1], [0, 0.5]]}), RunFolder(tmp_path / "interval"))
+    scale = scored(planned({"lora_scale": [0.4, 1.0]}), RunFolder(tmp_path / "scale"))
+    for folder, is_there in ((interval, True), (scale, False)):
+        write_report(folder)
+        html = folder.report_html.read_text(encoding="utf-8")
+        assert ("NFE for one image" in svg_of(folder)) is is_there
+        assert ("Below, diversity and each score against" in html) is is_there
+        assert folder.report_pdf.read_bytes().startswith(b"%PDF")
+
+
+def test_lines_join_what_differs_in_the_last_number_alone() -> None:
+    cells = ["a", "b", "c", "d", "e"]
+    table = pd.DataFrame({"cell": cells, "model": "m", "method": ["x"] * 4 + ["y"]})
+    points = {
+        "a": {"lora_scale": "0.4", "guidance_scale": "3"},
+        "b": {"lora_scale": "0.4", "guidance_scale": "5"},
+        "c": {"lora_scale": "1", "guidance_scale": "3"},
+        "d": {"lora_scale": "1", "guidance_scale": "5"},
+        "e": {},
+    }
+    joined = [[row["cell"] for row in line] for line in sweep_lines(table, points)]
+    assert joined == [["a", "b"], ["c", "d"]]
+    intervals = {"a": {"interval": "0–1"}, "b": {"interval": "0–0.5"}}
+    assert [len(line) for line in sweep_lines(table, intervals)] == [1, 1]
+
+
+def test_labels_that_would_cover_each_other_are_stacked() -> None:
+    labels = [Label(0, 0, "red", "a"), Label(1, 0, "red", "b"), Label(0.1, 0.1, "red", "c")]
+    labels += [Label(0, 0, "blue", "d")]
+    assert [label.text for label in stacked(labels, 10, 10)] == ["a\nc", "b", "d"]
+    assert [label.text for label in stacked(labels, 1, 1)] == ["a", "b", "c", "d"]
