@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 POLL_SECONDS = 0.2
 # vLLM gives back the GPU's memory by itself when it is asked to stop.
@@ -52,6 +53,7 @@ def main(arguments: list[str]) -> int:
     while server.poll() is None and not asked.by_signal and not _left_alone(parent):
         pass
     _stop(server, grace)
+    _end_adopted()
     code = server.returncode or 0
     return code if code >= 0 else 128 - code
 
@@ -100,6 +102,25 @@ def _adopt_orphans() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_adopted() -> None:
+    """Kill what the server started in a session of its own, which its end has left to us."""
+    end = time.monotonic() + KILL_SECONDS
+    while time.monotonic() < end and (adopted := _children()):
+        for child in adopted:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+
+
+def _children() -> list[int]:
+    """Return the processes whose parent is this one, where the system tells."""
+    try:
+        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
+        return [int(child) for child in listed.split()]
+    except OSError:
+        return []
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ class Handler(BaseHTTPRequestHandler):
 
 def main(port: int, name: str, folder: Path, behaviour: list[str]) -> None:
     print("variables:", json.dumps(dict(os.environ)), flush=True)
-    if "worker" in behaviour:
-        worker = subprocess.Popen([sys.executable, "-c", WORKER])
+    if "worker" in behaviour or "apart" in behaviour:
+        apart = "apart" in behaviour
+        worker = subprocess.Popen([sys.executable, "-c", WORKER], start_new_session=apart)
         (folder / "worker").write_text(str(worker.pid))
     (folder / "server").write_text(str(os.getpid()))
     if "dies" in behaviour:

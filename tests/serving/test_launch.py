@@ -210,6 +210,14 @@ def test_the_whole_group_is_gone_though_a_worker_will_not(spec, tmp_path: Path) 
     assert GRACE <= time.monotonic() - started < GRACE + guard.KILL_SECONDS
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives orphans to the guard")
+def test_a_worker_in_a_session_of_its_own_is_gone_too(spec, tmp_path: Path) -> None:
+    with launched(spec("apart"), tmp_path / "server.log"):
+        assert runs(tmp_path, "worker")
+    assert not runs(tmp_path, "server")
+    assert_gone(tmp_path, "worker")
+
+
 PARENT = """
 import sys, time
 from pathlib import Path
