@@ -189,7 +189,7 @@ def test_a_moments_failure_takes_no_log_probabilities_away(server, judge) -> Non
     server.answer = lambda call, n: Http(429) if n == 0 else with_logprobs(call, 20)
     assert judge(constraint="plain", logprobs=True).identity()["logprobs"] is True
     server.answer = lambda call, n: Http(401)
-    with pytest.raises(AutoLoRAEvalError, match=r"a trial call fails: http_401\. .* MY_KEY"):
+    with pytest.raises(AutoLoRAEvalError, match=r"a trial call fails: http_401\. .*_API_KEY"):
         judge(constraint="plain", logprobs=True).identity()
 
 

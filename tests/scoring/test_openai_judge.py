@@ -273,7 +273,7 @@ def test_a_server_that_is_not_there(judge: Make) -> None:
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ({"data": [{"id": "a"}, {"id": "b"}]}, f"serves a, b, not '{MODEL}'"),
+        ({"data": [{"id": "a"}, {"id": "b"}]}, f"serves a, b, not '{MODEL}'. Set judge.model"),
         ({"data": []}, f"serves nothing, not '{MODEL}'"),
         (Http(401, b"{}"), "answers 401 .* AUTOLORA_EVAL_JUDGE_API_KEY"),
         (Http(404, b"<html>", "text/html"), "answers 404 .* ends in /v1"),

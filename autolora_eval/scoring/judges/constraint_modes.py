@@ -121,9 +121,11 @@ async def _try(spec: JudgeSpec, rubric: Rubric, mode: Mode, call: Call) -> Reply
     reply = await call(_trial(spec, rubric, mode))
     if not is_transient(reply.reason) or reply.reason in _UNKNOWN:
         return reply
+    step = "Look into its log; or set judge.constraint, and leave out judge.logprobs, for no trial."
+    if reply.reason in ("http_401", "http_403"):
+        step = f"If it needs a key, put it into {spec.api_key_env}."
     raise AutoLoRAEvalError(
-        f"the judge's server lists '{spec.model}', but a trial call fails: {reply.reason}. Look "
-        "into its log; or set judge.constraint, and leave out judge.logprobs, for no trial."
+        f"the judge's server lists '{spec.model}', but a trial call fails: {reply.reason}. {step}"
     )
 
 

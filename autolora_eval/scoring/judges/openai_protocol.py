@@ -264,7 +264,7 @@ async def served_model(server: Server, spec: JudgeSpec, timeout: float) -> Json:
     if spec.model not in served:
         raise AutoLoRAEvalError(
             f"the judge's server at {url} serves {', '.join(served) or 'nothing'}, not "
-            f"'{spec.model}'."
+            f"'{spec.model}'. Set judge.model to what it serves, or start a server of this one."
         )
     model = served[spec.model]
     version = await _version(client, url, timeout)
