@@ -87,7 +87,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Features", _found(benchmark.features, "config.json")
     judge = benchmark.spec.judge
     if judge is not None and benchmark.rubric is not None:
-        place = f"{judge.model} at {judge.base_url}"
+        where = "a server that the run launches" if judge.launch else ", ".join(judge.base_urls)
+        place = f"{judge.model} at {where}"
         if benchmark.judge is not None:
             place = _found(benchmark.judge, "config.json")
         yield "Judge", f"{place}, rubric {benchmark.rubric.name}"

@@ -224,6 +224,26 @@ def test_a_dry_run_is_the_plan(command, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("stated", "where"),
+    [
+        ({"base_url": ["http://a/v1", "http://b/v1"]}, "m at http://a/v1, http://b/v1, rubric"),
+        ({"launch": True, "vllm_python": "python"}, "m at a server that the run launches, rubric"),
+    ],
+)
+def test_the_plan_says_where_the_judge_is(
+    stated: dict[str, Any],
+    where: str,
+    write_benchmark: Any,
+    benchmark_data: dict[str, Any],
+    command,
+) -> None:
+    judge = benchmark_data["judge"] | {"backend": "openai", "model": "m"} | stated
+    benchmark_data["judge"] = judge
+    done = command("plan", str(write_benchmark(benchmark_data)))
+    assert where in " ".join(done.stdout.split()), done.stderr
+
+
 @pytest.mark.parametrize("name", ["[/red]", "[bold]x", "a[/b]", "\\", "[link=http://x]y"])
 def test_names_are_no_markup(
     name: str, write_benchmark: Any, benchmark_data: dict[str, Any], capsys
