@@ -126,11 +126,11 @@ def show_run(run: Run) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     longest = max(len(row["method"]) for row in run.table.to_dict("records"))
     table.add_column("Model", overflow="fold")
-    table.add_column("Method", overflow="fold", min_width=min(longest, 16))
+    table.add_column("Method", overflow="fold", no_wrap=longest <= 16)
     for head in swept:
-        table.add_column(Text(head.replace("_", " ")), justify="right")
+        table.add_column(Text(head.replace("_", "\n")), justify="right", no_wrap=True)
     for head in [f"{measure.label} {measure.arrow}" for measure in shown] + ["NFE"]:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for row in run.table.to_dict("records"):
         texts = [_number(row[measure.column]) for measure in shown]
         point = points.get(row["cell"], {})

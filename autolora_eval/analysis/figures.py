@@ -148,8 +148,10 @@ def diversity_vs_scores(table: pd.DataFrame, measured: Sequence[Measure], points
         return figure
     costs = [DIVERSITY, *scores]
     more = math.ceil(len(costs) / COST_COLUMNS)
-    figure = Figure(figsize=(width, height + 2.4 * more), layout="constrained")
-    ratios = (3.0 * rows, 2.4 * more + 0.6)
+    # Flatter, so that both parts fit beside a table on a page.
+    upper_height, lower_height = 2.6 * rows, 2.0 * more + 0.6
+    figure = Figure(figsize=(width, upper_height + lower_height), layout="constrained")
+    ratios = (upper_height, lower_height)
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
     _against_scores(upper, drawn, scores, rows, columns)
     _against_cost(lower, drawn, costs, more)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
+from autolora_eval.benchmark.sweep import INTERVAL, fields_of, value_text
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
 from autolora_eval.report.text import NOT_RECORDED, clean, clip, count, number, of
 
@@ -35,7 +36,7 @@ class MethodAsRun:
         equation: in pieces.
         summary: in words.
         source: where it comes from.
-        settings: its parameters and passes, one line for each distinct setting.
+        settings: its parameters and passes, one line for each distinct setting; a sweep is one.
     """
 
     name: str
@@ -74,9 +75,12 @@ def methods(evidence: Evidence) -> list[MethodAsRun]:
 
 def _method(name: str, cells: list[Row]) -> MethodAsRun:
     first = cells[0]
-    by_setting: dict[str, list[str]] = {}
+    by_model: dict[str, list[Row]] = {}
     for cell in cells:
-        by_setting.setdefault(_setting(cell), []).append(clip(cell.get("model"), NAME_LENGTH))
+        by_model.setdefault(clip(cell.get("model"), NAME_LENGTH), []).append(cell)
+    by_setting: dict[str, list[str]] = {}
+    for model, alike in by_model.items():
+        by_setting.setdefault(_setting(alike), []).append(model)
     if len(by_setting) == 1:
         settings = list(by_setting)
     else:
@@ -91,15 +95,29 @@ def _method(name: str, cells: list[Row]) -> MethodAsRun:
     )
 
 
-def _setting(cell: Row) -> str:
-    parameters = cell.get("parameters")
+def _setting(cells: list[Row]) -> str:
+    """Return the parameters and passes of a method's cells on one model, several where swept."""
+    values: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        for key, value in _with_point(cell).items():
+            if value is not None and key != "guider":
+                values.setdefault(key, {})[str(value)] = None
+    named = [f"{key} = {' / '.join(found)}" for key, found in values.items()]
+    nfe = list(dict.fromkeys(number(cell.get("nfe")) for cell in cells))
+    passes = " / ".join("not recorded" if n is None else count(n) for n in nfe)
+    told = "passes per image not recorded" if nfe == [None] else f"{passes} passes per image"
+    return clip("; ".join([", ".join(named) or "no parameters", told]), VALUE_LENGTH)
+
+
+def _with_point(cell: Row) -> Row:
+    """Return a cell's parameters, an interval in place of its two ends."""
+    parameters, point = cell.get("parameters"), cell.get("point")
     stated = parameters if isinstance(parameters, dict) else {}
-    named = [
-        f"{key} = {value}" for key, value in stated.items() if value is not None and key != "guider"
-    ]
-    nfe = number(cell.get("nfe"))
-    passes = "passes per image not recorded" if nfe is None else f"{count(nfe)} passes per image"
-    return clip("; ".join([", ".join(named) or "no parameters", passes]), VALUE_LENGTH)
+    interval = point.get(INTERVAL) if isinstance(point, dict) else None
+    if interval is None:
+        return stated
+    kept = {key: value for key, value in stated.items() if key not in fields_of(INTERVAL)}
+    return kept | {INTERVAL: value_text(interval)}
 
 
 def equation_parts(equation: str) -> list[Part]:

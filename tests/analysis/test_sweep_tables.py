@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from scored_run import KEY, vector, write_features, write_images, write_judgements
 
+from autolora_eval import display
 from autolora_eval.analysis.comparisons import baseline_cells
 from autolora_eval.analysis.sweep_lines import Label, stacked, sweep_lines
 from autolora_eval.analysis.table import check_reference, write_tables
@@ -18,6 +20,8 @@ from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
 from autolora_eval.plan import Plan, make_plan
 from autolora_eval.report import write_report
+from autolora_eval.report.evidence import read_evidence
+from autolora_eval.report.provenance import methods
 from autolora_eval.resources import shipped_root
 from autolora_eval.run_folder import RunFolder, open_run
 from autolora_eval.stages import state_plan
@@ -307,3 +311,41 @@ def test_labels_that_would_cover_each_other_are_stacked() -> None:
     labels += [Label(0, 0, "blue", "d")]
     assert [label.text for label in stacked(labels, 10, 10)] == ["a\nc", "b", "d"]
     assert [label.text for label in stacked(labels, 1, 1)] == ["a", "b", "c", "d"]
+
+
+def test_the_printed_table_fits_80_columns_whole(
+    planned: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stated = {"LoRA+CFG": {"guider": "cfg"}, "AutoLoRA+CFG": {"guider": "autolora"}}
+    plan = planned(
+        {"interval": [[0, 1], [0.25, 0.75]]},
+        methods=stated,
+        baseline="LoRA+CFG",
+        judge={"rubric": "prompts/rubrics/pixel_art.yaml", "model": "some-vlm"},
+    )
+    folder = scored(plan, RunFolder(tmp_path / "run"))
+    console = Console(width=80, record=True)
+    monkeypatch.setattr(display, "console", console)
+    display.show_run(open_run(folder.path))
+    lines = console.export_text().splitlines()
+    assert lines[0].split()[:3] == ["Model", "Method", "interval"]
+    assert [line.split()[:3] for line in lines[1:4]] == [
+        ["A", "LoRA+CFG", "–"],
+        ["A", "AutoLoRA+CFG", "0–1"],
+        ["A", "AutoLoRA+CFG", "0.25–0.75"],
+    ]
+    assert [line.split()[-1] for line in lines[:4]] == ["NFE", "20", "40", "30"]
+
+
+def test_the_report_tells_a_sweeps_settings_in_one_line(
+    planned: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
+    folder = scored(plan, RunFolder(tmp_path / "run"))
+    told = {method.name: method.settings for method in methods(read_evidence(folder))}
+    assert told["LoRA"] == ["lora_scale = 0.4 / 1.0, num_inference_steps = 10; 10 passes per image"]
+    assert told["AutoLoRA"] == [
+        "lora_scale = 0.4 / 1.0, num_inference_steps = 10, autolora_scale = 1.5, "
+        "guidance_scale = 5.0, base_guidance_scale = 5.0, interval = 0–1 / 0.25–0.75; "
+        "40 / 30 passes per image"
+    ]
