@@ -160,13 +160,14 @@ def _cells(benchmark: LoadedBenchmark) -> Iterator[Cell]:
 
 
 def _cell(model: ResolvedModel, method: ResolvedMethod, point: Point) -> Cell:
-    if LORA_SCALE in point:
-        lora = model.spec.lora.model_copy(update={"scale": float(point[LORA_SCALE])})  # type: ignore[arg-type]
+    scale = point.get(LORA_SCALE)
+    if isinstance(scale, int | float):
+        lora = model.spec.lora.model_copy(update={"scale": float(scale)})
         model = replace(model, spec=model.spec.model_copy(update={"lora": lora}))
     stated = at_point(method.parameters, point) if point else method.parameters
     parameters = stated.with_model_defaults(model.spec.guidance_scale)
-    # Every swept parameter is named, also one with a single value: another is added to it without
-    # that the cells there are change their names.
+    # Also a parameter with a single value is named, so that the cells keep their names when
+    # another value is added.
     swept = [f"{name}={value_text(value, '-')}" for name, value in point.items()]
     return Cell(
         id="--".join([slug(model.name), slug(method.name), *swept]),

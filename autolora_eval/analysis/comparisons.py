@@ -77,8 +77,8 @@ def baseline_cells(cells: Sequence[Cell], baseline: str) -> dict[str, str]:
     """Return the baseline's cell that each other cell is compared with, by cell.
 
     It is the one of the same model whose swept parameters are the cell's own, as far as both take
-    them. A cell without a parameter that the baseline was swept over has none: it is at every
-    point, and which one to take would be a choice of the numbers' own making.
+    them. A cell without a parameter that the baseline was swept over has none: nothing says which
+    of the baseline's points it belongs to.
     """
     by_model: dict[str, list[Cell]] = {}
     for cell in cells:

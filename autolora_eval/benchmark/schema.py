@@ -212,7 +212,7 @@ class Benchmark(_Strict):
     seeds: Seeds
     models: dict[Label, Model] = Field(min_length=1)
     methods: dict[Label, dict[str, Any]] = Field(min_length=1)
-    sweep: dict[Name, list[Any]] = {}
+    sweep: dict[Label, list[Any]] = {}
     baseline: Name | None = None
     features: Features = Features()
     judge: Judge | None = None

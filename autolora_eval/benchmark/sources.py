@@ -43,7 +43,7 @@ class Source:
 
     def how_to_get(self) -> str:
         """Return what to do about an absent file: where it is from, and where to put it."""
-        place = Path(self.reference)
+        place = Path(self.reference).expanduser()
         where = str(place) if place.is_absolute() else f"{place} below {Path.cwd()}"
         return f"{self.obtain} Put the file at {where}."
 

@@ -84,8 +84,7 @@ def value_text(value: object, between: str = "–") -> str:
     """Return a value of a sweep as text: 0.4 as "0.4", 1.0 as "1", an interval as "0.25–0.75"."""
     if isinstance(value, tuple | list):
         return between.join(map(value_text, value))
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return repr(float(value)).removesuffix(".0") if is_number else str(value)  # type: ignore[arg-type]
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 class SweepReader:
@@ -219,7 +218,10 @@ def _number(stated: object) -> float | None:
     """Return a finite number, whole ones as they are, or None."""
     if isinstance(stated, bool) or not isinstance(stated, int | float):
         return None
-    return stated if math.isfinite(stated) else None
+    try:
+        return stated if math.isfinite(stated) else None
+    except OverflowError:  # a whole number that no float can be
+        return None
 
 
 def _interval(stated: object) -> tuple[float, float] | None:

@@ -234,6 +234,7 @@ def refused(problem: Callable[[object], str], benchmark_data: dict[str, Any]) ->
             "sweep.interval.1: 0–1 is value 1 already. Remove one.",
         ),
         ({"lora_scale": [0.5, "1"]}, "sweep.lora_scale.1: expected a number (got '1')."),
+        ({"lora_scale": [10**400]}, f"sweep.lora_scale.0: expected a number (got 1{'0' * 79})."),
         ({"lora_scale": [True]}, "sweep.lora_scale.0: expected a number (got True)."),
         (
             {"autolora_scale": [float("nan")]},
