@@ -150,11 +150,12 @@ def show_agreement(folder: RunFolder, found: pd.DataFrame, counts: Json) -> None
     """Print how far the judge agrees with people, and why a number or its interval is missing."""
     from autolora_eval.analysis.agreement import described
     from autolora_eval.analysis.reliability import ALL
+    from autolora_eval.report.text import of
 
-    people = "person" if counts["raters"] == 1 else "people"
+    ratings, images = of(counts["ratings"], "rating"), of(counts["images"], "image")
+    raters = of(counts["raters"], "person", "people")
     console.print(
-        f"{counts['ratings']:,} ratings of {counts['images']:,} images by {counts['raters']:,} "
-        f"{people}; in brackets 95 % intervals",
+        f"{ratings} of {images} by {raters}; in brackets 95 % intervals",
         highlight=False,
     )
     table = Table(box=None, header_style="bold", pad_edge=False)

@@ -126,7 +126,7 @@ def _rated(path: Path, header: Sequence[str], scores: Mapping[str, Score]) -> li
     """Return the columns that are scores, once the header is found to be right."""
     known = (*IDENTITY, "rater", *scores)
     problems = [
-        f"unknown column '{_shown(name)}'.{did_you_mean(name, known)}"
+        f"unknown column '{_shown(name)}': remove or rename it.{did_you_mean(name, known)}"
         for name in dict.fromkeys(header)
         if name not in known
     ]

@@ -136,7 +136,8 @@ def _asked(evidence: Evidence) -> list[str]:
     """Say who answered, how its replies were constrained, and which were not asked for anew."""
     judge = evidence.section("judge")
     served, version = judge.get("served_by"), judge.get("server_version")
-    by = " ".join(clip(part, NAME_LENGTH) for part in (served, version) if part)
+    named = (served or ("a server of version" if version else None), version)
+    by = " ".join(clip(part, NAME_LENGTH) for part in named if part)
     told = [f"The judge was served by {by}."] if by else []
     constraint = clip(judge.get("constraint") or "", NAME_LENGTH)
     if constraint == "plain":
@@ -149,6 +150,9 @@ def _asked(evidence: Evidence) -> list[str]:
     if cached:
         verb = "reply was" if cached == 1 else "replies were"
         told.append(f"{count(cached)} {verb} taken from the cache of earlier runs.")
+    if judge.get("cache_problem"):
+        problem = clip(judge["cache_problem"], REASON_LENGTH)
+        told.append(f"The cache of earlier runs could not be used: {problem}.")
     return [" ".join(told)] if told else []
 
 

@@ -96,6 +96,8 @@ def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress
                 for cell in plan.cells:
                     ids = (job.file for job in plan.jobs)
                     JudgementFile(folder.judgements(cell.id)).put_in_order(ids)
+    if cache.problem:
+        progress.say(f"the cache of earlier runs' replies was left out: {cache.problem}")
     return {
         "model": spec.model,
         **what,

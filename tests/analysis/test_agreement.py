@@ -320,7 +320,7 @@ def test_the_command_prints_a_table_that_fits_a_terminal(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("file,pcc\nx.png,3\n", "unknown column 'pcc'. Did you mean 'pc'?"),
+        ("file,pcc\nx.png,3\n", "unknown column 'pcc': remove or rename it. Did you mean 'pc'?"),
         ("file,pc\nx.png,3\n", "h.csv:2: no image 'x.png' in the run"),
         (None, "cannot be read as a file of ratings"),
     ],

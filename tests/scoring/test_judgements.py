@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from io import StringIO
 from math import nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_server import VERDICT, Call, Drop, Http, JudgeServer, completion, judge_server
+from rich.console import Console
 from scored_run import write_images
 
 from autolora_eval.analysis.scores import join_scores
@@ -416,6 +418,20 @@ def test_the_cache_keeps_no_part_of_a_reply(make, folder, server, tmp_path) -> N
     write_images(make(), other)
     done = judge(make(cache=True), other)
     assert (done["cached"], done["unscored"]) == (0, N)
+
+
+def test_a_cache_that_cannot_be_used_is_told_and_done_without(
+    make, folder, server, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "a_file").touch()
+    monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(tmp_path / "a_file"))
+    said = StringIO()
+    plan = make(cache=True)
+    with closing(open_judge(plan)) as asked:
+        done = judge_images(plan, folder, asked, Progress(Console(file=said, width=500)))
+    assert (done["done"], done["cached"]) == (N, 0)
+    assert "the cache of earlier runs' replies was left out: " in said.getvalue()
+    assert done["cache_problem"] in said.getvalue()
 
 
 def test_repeats_are_asked_each_and_kept_each(make, folder, server) -> None:
