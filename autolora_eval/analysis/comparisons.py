@@ -11,6 +11,7 @@ from scipy import stats
 
 from autolora_eval.analysis.cells import Estimates
 from autolora_eval.analysis.estimates import CONFIDENCE, Estimate
+from autolora_eval.analysis.power import units_needed
 from autolora_eval.plan import Cell
 from autolora_eval.scoring.diversity import Floats
 
@@ -31,7 +32,10 @@ COLUMNS = (
     "p_value",
     "p_holm",
     "win_rate",
+    "units_for_power_80",
 )
+# Below this share of its spread a mean of differences is what rounding left of zero.
+_NO_DIFFERENCE = 1e-8
 
 
 def compare_with_baseline(
@@ -70,6 +74,7 @@ def compare_with_baseline(
             )
     frame = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "p_holm"])
     frame["p_holm"] = holm(frame["p_value"].to_numpy(dtype=np.float64))
+    frame["units_for_power_80"] = frame["units_for_power_80"].astype("Int64")
     return frame[list(COLUMNS)]
 
 
@@ -109,7 +114,8 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
 
     Returns:
         n_units, the difference, its 95 % t-interval from the pseudo-values' differences, the
-        p-value, the test it is of, and the share of units where a is greater (ties count half).
+        p-value, the test it is of, the share of units where a is greater (ties count half), and
+        how many units a difference of this size and spread needs to be found 80 times in 100.
         The test is Wilcoxon's signed-rank test of means over units. Of other statistics the
         pseudo-values depend on each other, which that test takes for a difference too often (10
         times in 100 for equation (8) over seeds): there it is the t-test that belongs to the
@@ -130,10 +136,12 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
         "p_value": np.nan,
         "test": "",
         "win_rate": np.nan,
+        "units_for_power_80": None,
     }
     if n < 2 or not np.isfinite(differences).all():
         return result
-    error = differences.std(ddof=1) / np.sqrt(n)
+    spread = float(differences.std(ddof=1))
+    error = spread / np.sqrt(n)
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * error
     means = a.is_mean and b.is_mean
     wins = (differences > 0).mean() + 0.5 * (differences == 0).mean()
@@ -143,7 +151,15 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
         "p_value": _wilcoxon(differences) if means else _t_test(difference, error, n),
         "test": WILCOXON if means else T_TEST,
         "win_rate": float(wins),
+        "units_for_power_80": _units_for_power_80(difference, spread),
     }
+
+
+def _units_for_power_80(difference: float, spread: float) -> int | None:
+    """Return `units_needed`; None where nothing differs, or by the same in every unit."""
+    if spread == 0.0 or abs(difference) < _NO_DIFFERENCE * spread:
+        return None
+    return units_needed(difference, spread)
 
 
 def _shared_differences(a: Estimate, b: Estimate) -> Floats:

@@ -87,7 +87,8 @@ def _clause(method: str, baseline: str, measure: Measure, row: Row) -> str:
     if low <= 0.0 <= high:
         within = f"{fixed(difference, signed=True)} {interval(low, high, signed=True)}"
         wins = _wins(measure, row, True)
-        return f"{name}: no difference from {baseline} can be told: {within}{wins}."
+        told = f"{name}: no difference from {baseline} can be told: {within}{wins}"
+        return f"{told}{_units_needed(row)}."
     size = fixed(abs(difference))
     within = interval(*sorted((abs(low), abs(high))))
     claim = _claim(method, baseline, measure, difference > 0)
@@ -116,6 +117,21 @@ def _wins(measure: Measure, row: Row, is_higher: bool) -> str:
     times = f"{rate * n if is_higher else n - rate * n:.1f}".removesuffix(".0")
     direction = "higher" if is_higher else "lower"
     return f", {direction} on {times} of {of(int(n), clean(row.get('unit') or 'unit'))}"
+
+
+def _units_needed(row: Row) -> str:
+    """Say how many prompts or seeds would tell; older runs do not know."""
+    n = number(row.get("units_for_power_80"))
+    if n is None:
+        return ""
+    units = of(_about(int(n)), clean(row.get("unit") or "unit"))
+    return f"; a difference of this size would need about {units}"
+
+
+def _about(n: int) -> int:
+    """Return a number of two digits and zeros that is no less: the spread is itself estimated."""
+    place = int(10 ** max(0, len(str(n)) - 2))
+    return -(-n // place) * place
 
 
 def _doubt(row: Row) -> str:

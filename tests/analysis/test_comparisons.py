@@ -10,6 +10,7 @@ from scipy import stats
 
 from autolora_eval.analysis.comparisons import holm, paired
 from autolora_eval.analysis.estimates import Estimate, mean_estimate
+from autolora_eval.analysis.power import units_needed
 
 
 def means(values: object, units: object = None) -> Estimate:
@@ -72,7 +73,27 @@ def test_a_cell_against_itself(values: list[float]) -> None:
         "test": "Wilcoxon signed-rank",
         "p_value": 1.0,
         "win_rate": 0.5,
+        "units_for_power_80": None,
     }
+
+
+def test_a_difference_says_how_many_units_it_needs() -> None:
+    a, b = [1.0, 4.0, 2.0, 8.0], [2.0, 3.0, 1.0, 1.0]
+    found = paired(means(a), means(b))["units_for_power_80"]
+    assert found == units_needed(2.0, np.std(np.subtract(a, b), ddof=1))
+    assert isinstance(found, int)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([1.1, 0.2, 0.6], [0.2, 0.6, 1.1]),  # the same mean, but for the last bit
+        ([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]),  # the same difference everywhere: no spread to go by
+        ([2.0], [1.0]),
+    ],
+)
+def test_where_no_number_of_units_follows_there_is_none(a: list[float], b: list[float]) -> None:
+    assert paired(means(a), means(b))["units_for_power_80"] is None
 
 
 def test_what_is_no_mean_over_units_is_tested_as_its_interval_says() -> None:
