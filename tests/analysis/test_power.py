@@ -37,7 +37,8 @@ def test_it_falls_with_the_effect_and_meets_its_limit() -> None:
     assert found == sorted(found, reverse=True)
     assert found[-1] == 2
     near = [n * effect**2 for n, effect in zip(found[20:80], effects[20:], strict=True)]
-    assert near == pytest.approx([limit] * 60, rel=1e-2)
+    limit = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) ** 2
+    assert near == pytest.approx([limit] * 60, rel=1e-3)
 
 
 @pytest.mark.parametrize(
