@@ -76,8 +76,11 @@ def test_blanks_are_missing_and_never_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (f"file,pcc\n{FILE},3\n", "unknown column 'pcc': remove or rename it. Did you mean 'pc'?"),
-        (f"file,pc,PC\n{FILE},3,3\n", "unknown column 'PC': remove or rename it. "),
+        (
+            f"file,pcc\n{FILE},3\n",
+            "human.csv: unknown column 'pcc': remove or rename it. Did you mean 'pc'?",
+        ),
+        (f"file,pc,PC\n{FILE},3,3\n", "human.csv: unknown column 'PC': remove or rename it. "),
         (f"file,pc,pc\n{FILE},3,3\n", "human.csv: two columns 'pc'; leave out one."),
         (f"file,rater\n{FILE},ann\n", "human.csv: no column of ratings. The judge's scores are: "),
         ("seed,prompt,pc\n0,x,3\n", "human.csv: no column says which image a row rates: expected"),
