@@ -80,8 +80,8 @@ def start_as_identity(transformer: SD3Transformer2DModel) -> None:
 
 
 def sampling_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Euler steps along the flow; no shift towards noise, as the pictures are small."""
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=N_TIMES, shift=1.0)
+    """Euler steps along the flow, shifted a little less towards noise than SD3's."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=N_TIMES, shift=2.0)
 
 
 class EagerJointAttention:
