@@ -111,7 +111,7 @@ def test_every_file_of_the_contract_is_there_and_opens(first: Run) -> None:
     assert table["cell"].tolist() == pd.read_parquet(folder.table("parquet"))["cell"].tolist()
     assert table["cell"].tolist() == CELLS
     assert folder.table("md").read_text().count("\n") == len(CELLS) + 2
-    assert folder.table("tex").read_text().count(r"\\") == len(CELLS) + 1
+    assert folder.table("tex").read_text().count(r"\\") == 2 * len(CELLS) + 1
     assert len(pd.read_parquet(folder.scores)) == len(CELLS) * len(PROMPTS) * len(SEEDS)
     assert len(pd.read_csv(folder.diversity)) == len(CELLS) * len(PROMPTS)
     assert pd.read_csv(folder.comparisons)["measure"].tolist() == ["diversity"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,17 +15,16 @@ from autolora_eval.analysis.cells import (
     prompt_mean_products,
 )
 from autolora_eval.analysis.comparisons import compare_with_baseline
+from autolora_eval.analysis.layouts import Results, fitting
 from autolora_eval.analysis.measures import Measure, measures
 from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import join_scores, planned_features, with_image_errors
+from autolora_eval.analysis.table_text import latex, markdown
 from autolora_eval.benchmark.sweep import fields_of, value_text
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import Json, write_text, written_whole
 from autolora_eval.plan import Cell, Plan
 from autolora_eval.run_folder import RunFolder
-
-# What Markdown would take for markup: emphasis, code, tags, columns, and links.
-_MARKDOWN = re.compile(r"[\\|*_`<]|(?<=\])\(")
 
 
 def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
@@ -66,7 +64,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
         plan.cells, estimates, plan.benchmark.spec.baseline_method, unit
     )
     _write_frames(folder, scores, prompts, table, comparisons)
-    _write_readable(plan, folder, table, shown)
+    _write_readable(plan, folder, table, shown, _reasons(scores, prompts, table, shown))
     write_reliability(plan, folder, scores, judge_key)
     return {
         "images": len(scores),
@@ -195,54 +193,47 @@ def _write_frames(
 
 
 def _write_readable(
-    plan: Plan, folder: RunFolder, table: pd.DataFrame, shown: Sequence[Measure]
+    plan: Plan,
+    folder: RunFolder,
+    table: pd.DataFrame,
+    shown: Sequence[Measure],
+    reasons: Mapping[tuple[str, str], str],
 ) -> None:
-    readable = pd.DataFrame({"Model": table["model"], "Method": table["method"]})
-    for name in plan.benchmark.sweep.values:
-        points = [value_text(cell.point[name]) if name in cell.point else "" for cell in plan.cells]
-        readable[name.replace("_", " ")] = [point or "–" for point in points]
-    for measure in shown:
-        head = f"{measure.label} {measure.arrow}"
-        readable[head] = [_cell_text(row, measure.column) for row in table.to_dict("records")]
-    readable["NFE"] = table["nfe"].astype(str)
-    readable["Images"] = table["n_images"].astype(str)
-    readable["Missing"] = table["n_missing"].astype(str)
-    if any(measure.kind == "score" for measure in shown):
-        readable["Unscored"] = table["n_unscored"].astype(str)
-    write_text(folder.table("md"), markdown(readable))
-    write_text(folder.table("tex"), latex(readable))
+    sweep = {
+        name: [value_text(value) for value in values]
+        for name, values in plan.benchmark.sweep.values.items()
+    }
+    points = {
+        cell.id: {name: value_text(value) for name, value in cell.point.items()}
+        for cell in plan.cells
+    }
+    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    layout = fitting(Results(rows, shown, sweep, points, reasons))
+    write_text(folder.table("md"), markdown(layout))
+    write_text(folder.table("tex"), latex(layout))
 
 
-def _cell_text(row: Mapping[Any, Any], column: str) -> str:
-    value, low, high = (row[name] for name in (column, f"{column}_low", f"{column}_high"))
-    if not np.isfinite(value):
-        return "–"
-    return f"{value:.3f}" if not np.isfinite(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+def _reasons(
+    scores: pd.DataFrame, prompts: pd.DataFrame, table: pd.DataFrame, shown: Sequence[Measure]
+) -> dict[tuple[str, str], str]:
+    """Return why a cell has no value of a measure: the most frequent reason of its images."""
+    frames = {"diversity": (prompts, "reason"), "score": (scores, "unscored_reason")}
+    most = {
+        kind: frame.dropna(subset=[column]).groupby("cell")[column].agg(_most_frequent).to_dict()
+        for kind, (frame, column) in frames.items()
+    }
+    found: dict[tuple[str, str], str] = {}
+    for row in table.to_dict("records"):
+        for measure in shown:
+            # A product lacks what its diversity lacks, or else what its score does.
+            of_score = measure.kind == "score" or (
+                measure.kind == "product" and bool(np.isfinite(row["diversity"]))
+            )
+            why = most["score" if of_score else "diversity"]
+            if row["cell"] in why:
+                found[row["cell"], measure.column] = why[row["cell"]]
+    return found
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """Return a table of texts as GitHub Markdown; what a text holds is not taken for markup."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
-    cells = [[_MARKDOWN.sub(r"\\\g<0>", str(cell)) for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
-def latex(frame: pd.DataFrame) -> str:
-    """Return a table of texts as a LaTeX `tabular` with booktabs' rules."""
-    signs = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--"}
-    lines = [[_tex(str(cell), signs) for cell in line] for line in frame.to_numpy().tolist()]
-    head = " & ".join(_tex(column, signs) for column in frame.columns)
-    body = "".join(f"{' & '.join(line)} \\\\\n" for line in lines)
-    form = "ll" + "r" * (len(frame.columns) - 2)
-    return (
-        f"\\begin{{tabular}}{{{form}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}"
-        "\\bottomrule\n\\end{tabular}\n"
-    )
-
-
-def _tex(text: str, signs: Mapping[str, str]) -> str:
-    special = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}"}
-    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **signs}
-    if text[:1] in ("[", "*"):  # the \\ of the row before would take it for its own
-        return f"{{{text[0]}}}{_tex(text[1:], signs)}"
-    return "".join(special.get(character, character) for character in text)
+def _most_frequent(reasons: pd.Series[str]) -> str:
+    return str(reasons.value_counts(sort=True).index[0])

@@ -143,12 +143,13 @@ def test_parameters_are_columns(planned: Callable[..., Plan], tmp_path: Path) ->
     scores = pd.read_parquet(folder.scores)
     assert scores.groupby("cell")["lora_scale"].nunique().eq(1).all()
     lines = folder.table("md").read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("| Model | Method | lora scale | interval | Div ↑ |")
-    assert [line.split(" | ")[:4] for line in lines[2:6]] == [
-        ["| A", "LoRA", "0.4", "–"],
-        ["| A", "CFG", "0.4", "–"],
-        ["| A", "AutoLoRA", "0.4", "0–1"],
-        ["| A", "AutoLoRA", "0.4", "0.25–0.75"],
+    assert lines[0] == "### Div ↑"
+    assert lines[2] == "| Model | lora scale | interval | LoRA | CFG | AutoLoRA |"
+    assert [line.split(" | ")[:3] for line in lines[4:8]] == [
+        ["| A", scale, interval] for scale in ("0.4", "1") for interval in ("0–1", "0.25–0.75")
+    ]
+    assert [line for line in lines if line.startswith("#")][1:] == [
+        *("### PC ↑", "### Div-PC ↑", "### NFE", "### Images")
     ]
 
 

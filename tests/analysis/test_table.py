@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from scored_run import KEY, Place, vector, write_features, write_images, write_judgements
 
-from autolora_eval.analysis.table import latex, markdown, write_tables
+from autolora_eval.analysis.table import write_tables
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
 from autolora_eval.plan import Plan, make_plan
@@ -173,6 +173,22 @@ def test_a_cell_without_any_image_is_null_everywhere(plan: Plan, tmp_path: Path)
     assert compared["p_holm"].isna().all()
 
 
+def test_a_dash_in_the_readable_tables_has_its_reason(plan: Plan, tmp_path: Path) -> None:
+    """Prompts with one image each: no diversity, and no product; the scores are there."""
+    folder = RunFolder(tmp_path / "run")
+    write_images(plan, folder, [(AUTO, index, 3) for index in range(3)])
+    write_features(plan, folder, vector)
+    write_judgements(plan, folder, lambda place: "no_json" if place[0] == BASE else {"pc": 2.0})
+    write_tables(plan, folder, KEY)
+    lines = folder.table("md").read_text(encoding="utf-8").splitlines()
+    assert lines[3].startswith("| A | AutoLoRA | – | 2.000 [2.000, 2.000] | – | ")
+    assert lines[3].endswith("| 6, 3 missing, 3 unscored |")
+    assert [line for line in lines if line.startswith("– ")] == [
+        r"– no value (no\_json): A × CFG: PC, Div-PC.",
+        "– no value (needs at least two images, has 1): A × AutoLoRA: Div, Div-PC.",
+    ]
+
+
 def test_the_run_without_gaps_agrees_with_its_definition(plan: Plan, whole: RunFolder) -> None:
     assert write_tables(plan, whole, KEY) == {"images": 12, "missing": 0, "unscored": 0}
     for cell, row in rows(whole).items():
@@ -314,42 +330,3 @@ def test_a_reference_that_does_not_fit_is_refused(
     assert str(caught.value).startswith(f"{workplace / 'published.csv'}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_markdown_of_hostile_names_keeps_its_columns() -> None:
-    names = [r"a|b", r"a\|b", "<img src=x>", "*x*", "_x_", "`x`", "[x](http://y)", "plain-1.5+x"]
-    lines = markdown(pd.DataFrame({"Model": names, "Div ↑": ["0.1 [0.0, 0.2]"] * 8})).splitlines()
-    assert lines[0] == "| Model | Div ↑ |"
-    assert lines[1] == "| --- | --- |"
-    shown = [line.removeprefix("| ").removesuffix(" | 0.1 [0.0, 0.2] |") for line in lines[2:]]
-    assert shown == [
-        r"a\|b",
-        r"a\\\|b",
-        r"\<img src=x>",
-        r"\*x\*",
-        r"\_x\_",
-        r"\`x\`",
-        r"[x]\(http://y)",
-        "plain-1.5+x",
-    ]
-
-
-def test_latex_of_hostile_names_is_text() -> None:
-    names = ["a&b", "50%", "$x$", "#1", "a_b", "{x}", "~", "^", r"\input{x}", "[2pt]", "*"]
-    text = latex(pd.DataFrame({"Model": names, "Div ↑": ["0.1 [0.0, 0.2]"] * 11}))
-    lines = text.splitlines()
-    assert lines[0] == r"\begin{tabular}{ll}"
-    assert lines[1:4] == [r"\toprule", r"Model & Div $\uparrow$ \\", r"\midrule"]
-    assert [line.removesuffix(r" & 0.1 [0.0, 0.2] \\") for line in lines[4:-2]] == [
-        r"a\&b",
-        r"50\%",
-        r"\$x\$",
-        r"\#1",
-        r"a\_b",
-        r"\{x\}",
-        r"\textasciitilde{}",
-        r"\textasciicircum{}",
-        r"\textbackslash{}input\{x\}",
-        "{[}2pt]",  # after the line before, \\ would take [2pt] for its own
-        "{*}",
-    ]

@@ -1,0 +1,271 @@
+"""The result table in the layouts of the paper's two tables, as texts to be set. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from autolora_eval.analysis.measures import Measure
+
+Row = Mapping[str, Any]
+DASH = "–"
+_COUNTS = {"NFE": "nfe", "Images": "n_images"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The result table, and what the layouts need to know of its cells.
+
+    Attributes:
+        rows: one a cell, in the columns of table.csv.
+        measured: the measures, in order.
+        sweep: the swept parameters, each with its values as texts.
+        points: of each cell, the swept parameters that it takes.
+        reasons: why a cell (first) lacks a measure (second).
+    """
+
+    rows: Sequence[Row]
+    measured: Sequence[Measure]
+    sweep: Mapping[str, Sequence[str]]
+    points: Mapping[str, Mapping[str, str]]
+    reasons: Mapping[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place of a table: its text, its interval, and whether it is the best of its group."""
+
+    text: str
+    interval: str = ""
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: what names it, and one entry a column."""
+
+    labels: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    continues: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table.
+
+    Attributes:
+        head: what all its columns show; empty where each shows another measure.
+        labels: heads of the columns that name a row.
+        columns: heads of the others.
+        groups: the rows of each model.
+    """
+
+    head: str
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    groups: tuple[tuple[Line, ...], ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tables that belong together, and what must be said below them."""
+
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...]
+
+
+def fitting(results: Results) -> Layout:
+    """Return the layout that fits: by point where a sweep has several, else by method."""
+    n_points = math.prod(len(values) for values in results.sweep.values())
+    return by_point(results) if n_points > 1 else by_method(results)
+
+
+def by_method(results: Results) -> Layout:
+    """Return the layout of the paper's Table 2: methods down, measures across.
+
+    The best of each model is bold, where there is anything to be better than.
+    """
+    measured = results.measured
+    groups = []
+    for rows in _by_model(results.rows).values():
+        best = [_best([row.get(m.column) for row in rows], m) for m in measured]
+        lines: list[Line] = []
+        for row in rows:
+            point = [results.points[row["cell"]].get(name, DASH) for name in results.sweep]
+            values = [_value(row, m, b) for m, b in zip(measured, best, strict=True)]
+            numbers = [_counted(row, head) for head in _COUNTS]
+            places = [(row, m.column) for m in measured]
+            places += [
+                (row, column if f"{column}_reference" in row else "") for column in _COUNTS.values()
+            ]
+            labels = (row["model"], row["method"], *point)
+            lines += _with_published(labels, [*values, *numbers], places)
+        groups.append(tuple(lines))
+    columns = (*(f"{m.label} {m.arrow}" for m in measured), *_COUNTS)
+    names = ("Model", "Method", *map(_in_words, results.sweep))
+    return Layout((Block("", names, columns, tuple(groups)),), tuple(_reasons(results)))
+
+
+def by_point(results: Results) -> Layout:
+    """Return the layout of the paper's Table 1: for each measure, points down and methods across.
+
+    The best of each row is bold. A method that does not take a swept parameter has one value,
+    which stands in every row of that parameter: it is what the others are compared with there.
+    """
+    methods = tuple(dict.fromkeys(str(row["method"]) for row in results.rows))
+    names = ("Model", *map(_in_words, results.sweep))
+    found = [*_crossed(results, methods)]
+    blocks = []
+    for measure in results.measured:
+        groups = _block_groups(found, measure)
+        blocks.append(Block(f"{measure.label} {measure.arrow}", names, methods, groups))
+    for head in _COUNTS:
+        groups = tuple(
+            tuple(
+                Line(labels, tuple(_counted(row, head) for row in rows)) for labels, rows in group
+            )
+            for group in found
+        )
+        blocks.append(Block(head, names, methods, groups))
+    notes = []
+    if any(set(point) != set(results.sweep) for point in results.points.values()):
+        notes.append(
+            "A method that does not take a swept parameter has one value, which stands in every "
+            "row of that parameter."
+        )
+    return Layout(tuple(blocks), (*notes, *_reasons(results)))
+
+
+def _crossed(
+    results: Results, methods: Sequence[str]
+) -> Iterator[list[tuple[tuple[str, ...], list[Row | None]]]]:
+    """Yield for each model its sweep points, each with its labels and one row a method."""
+    for model, rows in _by_model(results.rows).items():
+        cells = {
+            (row["method"], *results.points[row["cell"]].items()): row for row in rows
+        }  # fmt: skip
+        taken = {row["method"]: results.points[row["cell"]].keys() for row in rows}
+        yield [
+            (
+                (model, *values),
+                [
+                    cells.get((m, *((n, v) for n, v in point.items() if n in taken.get(m, ()))))
+                    for m in methods
+                ],
+            )
+            for values in itertools.product(*results.sweep.values())
+            for point in [dict(zip(results.sweep, values, strict=True))]
+        ]
+
+
+def _block_groups(
+    found: Sequence[list[tuple[tuple[str, ...], list[Row | None]]]], measure: Measure
+) -> tuple[tuple[Line, ...], ...]:
+    groups = []
+    for group in found:
+        lines: list[Line] = []
+        for labels, rows in group:
+            places = [(row or {}, measure.column) for row in rows]
+            best = _best([row.get(column) for row, column in places], measure)
+            entries = [_value(row, measure, best) for row, _ in places]
+            lines += _with_published(labels, entries, places)
+        groups.append(tuple(lines))
+    return tuple(groups)
+
+
+def _with_published(
+    labels: tuple[str, ...], entries: Sequence[Entry], places: Sequence[tuple[Row, str]]
+) -> list[Line]:
+    """Return a row and, where there are published values, those and ours less those below it.
+
+    Args:
+        labels: of the row.
+        entries: of the row.
+        places: of each entry the cell and the column it is of; an empty name for none.
+    """
+    line = Line(labels, tuple(entries))
+    published = [row.get(f"{column}_reference") for row, column in places]
+    if not any(map(_is_number, published)):
+        return [line]
+    values, differences = [], []
+    for (row, column), value in zip(places, published, strict=True):
+        digits, ours = 0 if column == "nfe" else 3, row.get(column)
+        difference = ours - value if _is_number(ours) and _is_number(value) else None
+        values.append(Entry(_fixed(value, digits) if column else ""))
+        differences.append(Entry(_fixed(difference, digits, signed=True) if column else ""))
+    below = ("",) * (len(labels) - 1)
+    return [
+        line,
+        Line((*below, "published"), tuple(values), continues=True),
+        Line((*below, "difference"), tuple(differences), continues=True),
+    ]
+
+
+def _value(row: Row, measure: Measure, best: str | None) -> Entry:
+    text = _fixed(row.get(measure.column))
+    low, high = (row.get(f"{measure.column}_{end}") for end in ("low", "high"))
+    is_within = text != DASH and _is_number(low) and _is_number(high)
+    interval = f"[{_fixed(low)}, {_fixed(high)}]" if is_within else ""
+    return Entry(text, interval, bold=text != DASH and text == best)
+
+
+def _best(values: Sequence[Any], measure: Measure) -> str | None:
+    """Return the best value as it is printed; None where there is nothing to be better than."""
+    known = [value for value in values if _is_number(value)]
+    if len(known) < 2:
+        return None
+    return _fixed(max(known) if measure.higher_is_better else min(known))
+
+
+def _counted(row: Row | None, head: str) -> Entry:
+    """Return a count; of images also how many of them are missing or have no score."""
+    if row is None:
+        return Entry(DASH)
+    text = _fixed(row[_COUNTS[head]], 0)
+    lost = {"missing": row["n_missing"], "unscored": row["n_unscored"]} if head == "Images" else {}
+    return Entry(", ".join([text, *(f"{n} {name}" for name, n in lost.items() if n)]))
+
+
+def _reasons(results: Results) -> Iterator[str]:
+    """Yield why the dashes are there, each reason with the measures and cells that it is of."""
+    lacking: dict[str, dict[str, list[str]]] = {}
+    for row in results.rows:
+        point = ", ".join(
+            f"{_in_words(name)} {value}" for name, value in results.points[row["cell"]].items()
+        )
+        title = f"{row['model']} × {row['method']}{f' at {point}' if point else ''}"
+        for measure in results.measured:
+            if not _is_number(row.get(measure.column)):
+                why = results.reasons.get((row["cell"], measure.column), "reason not recorded")
+                lacking.setdefault(why, {}).setdefault(title, []).append(measure.label)
+    for why, cells in lacking.items():
+        told = "; ".join(f"{title}: {', '.join(labels)}" for title, labels in cells.items())
+        yield f"{DASH} no value ({why}): {told}."
+
+
+def _by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["model"], []).append(row)
+    return groups
+
+
+def _in_words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _fixed(value: Any, digits: int = 3, *, signed: bool = False) -> str:  # noqa: ANN401
+    """Return a number with a fixed count of decimals, zero without a sign; a dash for none."""
+    if not _is_number(value):
+        return DASH
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if float(text) == 0.0:
+        text = f"{0.0:.{digits}f}"
+    return text.replace("-", "−")
