@@ -98,9 +98,7 @@ def by_method(results: Results) -> Layout:
             values = [_value(row, m, b) for m, b in zip(measured, best, strict=True)]
             numbers = [_counted(row, head) for head in _COUNTS]
             places = [(row, m.column) for m in measured]
-            places += [
-                (row, column if f"{column}_reference" in row else "") for column in _COUNTS.values()
-            ]
+            places += [_counted_place(row, head) for head in _COUNTS]
             labels = (row["model"], row["method"], *point)
             lines += _with_published(labels, [*values, *numbers], places)
         groups.append(tuple(lines))
@@ -123,13 +121,7 @@ def by_point(results: Results) -> Layout:
         groups = _block_groups(found, measure)
         blocks.append(Block(f"{measure.label} {measure.arrow}", names, methods, groups))
     for head in _COUNTS:
-        groups = tuple(
-            tuple(
-                Line(labels, tuple(_counted(row, head) for row in rows)) for labels, rows in group
-            )
-            for group in found
-        )
-        blocks.append(Block(head, names, methods, groups))
+        blocks.append(Block(head, names, methods, _count_groups(found, head)))
     notes = []
     if any(set(point) != set(results.sweep) for point in results.points.values()):
         notes.append(
@@ -174,6 +166,25 @@ def _block_groups(
             lines += _with_published(labels, entries, places)
         groups.append(tuple(lines))
     return tuple(groups)
+
+
+def _count_groups(
+    found: Sequence[list[tuple[tuple[str, ...], list[Row | None]]]], head: str
+) -> tuple[tuple[Line, ...], ...]:
+    groups = []
+    for group in found:
+        lines: list[Line] = []
+        for labels, rows in group:
+            places = [_counted_place(row or {}, head) for row in rows]
+            lines += _with_published(labels, [_counted(row, head) for row in rows], places)
+        groups.append(tuple(lines))
+    return tuple(groups)
+
+
+def _counted_place(row: Row, head: str) -> tuple[Row, str]:
+    """Return the column that a count is of if it was published, else none."""
+    column = _COUNTS[head]
+    return row, column if f"{column}_reference" in row else ""
 
 
 def _with_published(

@@ -146,6 +146,14 @@ def test_by_point_has_points_down_and_methods_across() -> None:
     assert r"& & \multicolumn{2}{c}{Div $\uparrow$} \\" in latex(by_point(results))
 
 
+@pytest.mark.parametrize("make", [by_method, by_point])
+def test_published_passes_stand_below_ours(make: Callable[[Results], Layout]) -> None:
+    results = swept({("x", "0.4"): {"nfe_reference": 50.0}, ("x", "1"): {}}, {})
+    found = [line[4 if make is by_method else 2] for line in table(markdown(make(results)))]
+    at = found.index("40")
+    assert found[at : at + 3] == ["40", "50", "−10"]
+
+
 def test_one_point_is_shown_by_method() -> None:
     results = Results([row("a", diversity=1.0)], (DIVERSITY,), {"s": ["1"]}, {"A--a": {}}, {})
     assert fitting(results) == by_method(results)
