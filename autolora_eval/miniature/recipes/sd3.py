@@ -31,7 +31,7 @@ from autolora_eval.miniature.recipes.training import (
 )
 from autolora_eval.miniature.recipes.vae import DATA_SEED, N_FREE, encode
 
-STEPS = 11_500
+STEPS = 13_500
 BATCH = 48
 LEARNING_RATE = 1.5e-3
 # On the same batches Muon's loss fell several per cent below AdamW's within 150 steps.

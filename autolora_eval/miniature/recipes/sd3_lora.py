@@ -19,8 +19,8 @@ from autolora_eval.miniature.recipes.sd3_text import Sd3Encoders
 from autolora_eval.miniature.recipes.training import Progress, cosine, set_lr
 from autolora_eval.miniature.recipes.vae import encode
 
-STEPS = 700
-LEARNING_RATE = 1.5e-3
+STEPS = 450
+LEARNING_RATE = 1.2e-3
 RANK = 8
 DROPPED_CAPTIONS = 0.1
 SEED = 91
