@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import itertools
 import math
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import QUESTION, Make, ask, pictures
 from judge_server import (
     MODEL,
     VERDICT,
@@ -25,80 +23,16 @@ from judge_server import (
     Http,
     JudgeServer,
     completion,
-    judge_server,
 )
 from PIL import Image
-from scored_run import picture
 
-from autolora_eval.benchmark.schema import Judge as JudgeSpec
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import Question, read_rubric
-from autolora_eval.scoring.judges import servers
+from autolora_eval.rubric import read_rubric
 from autolora_eval.scoring.judges.base import Reply, Request, is_transient
 from autolora_eval.scoring.judges.openai_protocol import MAX_ANSWER_BYTES, _tokens
-from autolora_eval.scoring.judges.openai_server import HOPELESS, MOST_LOST, OpenAIJudge
 
-Make = Callable[..., OpenAIJudge]
-QUESTION = Question("Before the image.", "After it, and <b>ünïcode</b> {braces}.")
-
-
-@pytest.fixture(autouse=True)
-def _proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that leads nowhere: a server of this machine is spoken to directly."""
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.delenv("no_proxy", raising=False)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-
-
-@pytest.fixture
-def server() -> Iterator[JudgeServer]:
-    with judge_server(JudgeServer()) as state:
-        yield state
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "image.png"
-    picture(("cell", 0, 0)).save(path)
-    return path
-
-
-@pytest.fixture
-def judge(server: JudgeServer) -> Iterator[Callable[..., OpenAIJudge]]:
-    """A function that returns a judge at the server, with changes to how it asks."""
-    made = []
-
-    def make(**changes: Any) -> OpenAIJudge:
-        settings = {"timeout": 5.0, "max_retries": 0, "base_url": server.url} | changes
-        settings = {"constraint": "plain", "give_up_after": 0.2} | settings
-        rubric = settings.pop("rubric", None)
-        spec = JudgeSpec(rubric="r", model=MODEL, **settings)
-        made.append(OpenAIJudge(spec, rubric))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-def ask(asked: OpenAIJudge, requests: Sequence[Request]) -> list[Reply]:
-    """The replies in the order of the requests."""
-    found = {id(request): reply for group in asked.replies(requests) for request, reply in group}
-    assert len(found) == len(requests)
-    return [found[id(request)] for request in requests]
-
-
-def until_it_stops(asked: OpenAIJudge, requests: Sequence[Request]) -> tuple[list[Reply], str]:
-    """The replies that came until the judge gave up, and what it said then."""
-    came: list[Reply] = []
-    try:
-        for group in asked.replies(requests):
-            came += [reply for _, reply in group]
-    except AutoLoRAEvalError as error:
-        return came, str(error)
-    raise AssertionError("it did not stop")
+pytestmark = pytest.mark.usefixtures("dead_proxy")
 
 
 def test_the_request_is_the_question_and_the_files_bytes(
@@ -228,14 +162,6 @@ def test_images_that_cannot_be_sent_cost_no_call(
     assert server.calls == []
 
 
-def pictures(folder: Path, count: int) -> list[Path]:
-    """Files of pictures that all differ."""
-    paths = [folder / f"{n}.png" for n in range(count)]
-    for n, path in enumerate(paths):
-        Image.new("RGB", (8, 8), (n % 256, n // 256, 0)).save(path)
-    return paths
-
-
 def test_each_reply_comes_to_its_own_request_and_as_soon_as_it_is_there(
     server: JudgeServer, tmp_path: Path, judge: Make
 ) -> None:
@@ -257,93 +183,6 @@ def test_each_reply_comes_to_its_own_request_and_as_soon_as_it_is_there(
             others.set()
     assert sorted(came, key=lambda pair: str(pair[0])) == list(enumerate(hashes))
     assert came[-1][0] == 0
-
-
-def test_a_server_that_is_not_there(judge: Make) -> None:
-    with judge_server(JudgeServer()) as gone:
-        pass
-    with pytest.raises(AutoLoRAEvalError) as caught:
-        judge(base_url=gone.url).check()
-    message = str(caught.value)
-    assert message.startswith(f"the judge's server at {gone.url} does not answer")
-    assert f"vllm serve {MODEL}" in message
-    assert caught.value.exit_code == 1
-
-
-@pytest.mark.parametrize(
-    ("models", "message"),
-    [
-        ({"data": [{"id": "a"}, {"id": "b"}]}, f"serves a, b, not '{MODEL}'. Set judge.model"),
-        ({"data": []}, f"serves nothing, not '{MODEL}'"),
-        (Http(401, b"{}"), "answers 401 .* AUTOLORA_EVAL_JUDGE_API_KEY"),
-        (Http(404, b"<html>", "text/html"), "answers 404 .* ends in /v1"),
-        (Http(200, b"<html>Log in</html>", "text/html"), "does not speak the OpenAI protocol"),
-        (Http(200, b"[1]"), "does not speak the OpenAI protocol"),
-        (Http(200, b"{torn"), "does not speak the OpenAI protocol"),
-        (Drop(), "does not answer"),
-    ],
-)
-def test_a_server_that_is_not_the_judges(
-    models: Any, message: str, server: JudgeServer, judge: Make
-) -> None:
-    server.models = models
-    with pytest.raises(AutoLoRAEvalError, match=message):
-        judge().check()
-
-
-def test_a_server_that_has_gone_is_told_after_what_it_answered(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
-    def answer(call: Any, n: int) -> object:
-        if n < 3:
-            return VERDICT
-        server.models = Drop()
-        return Drop()
-
-    server.answer = answer
-    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 9)]
-    came, error = until_it_stops(judge(concurrency=1), requests)
-    assert "cannot be reached any more" in error
-    assert [reply.text for reply in came] == [VERDICT] * 3
-
-
-def test_a_server_that_comes_back_in_time_has_cost_nothing(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
-    """While it is away calls wait: none is given up, and none counts as an attempt."""
-
-    def answer(call: Any, n: int) -> object:
-        if n == 3:
-            server.models = Drop()
-            threading.Timer(0.5, lambda: setattr(server, "models", JudgeServer().models)).start()
-            return Drop()
-        return VERDICT
-
-    server.answer = answer
-    asked = judge(concurrency=1, give_up_after=30.0)
-    replies = ask(asked, [Request(path, QUESTION) for path in pictures(tmp_path, 9)])
-    assert [reply.text for reply in replies] == [VERDICT] * 9
-    assert sum(reply.attempts for reply in replies) == len(server.calls) == 10
-
-
-def test_a_server_that_answers_no_call_stops_the_run(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
-    """It is there, and lists the model: the run would end with nothing but failures."""
-    server.answer = lambda call, n: Http(500)
-    requests = [Request(path, QUESTION) for path in pictures(tmp_path, HOPELESS + 20)]
-    came, error = until_it_stops(judge(concurrency=2), requests)
-    assert re.search(r"is there, but the last \d+ questions had no answer.*http_500", error)
-    assert HOPELESS - 4 <= len(came) < len(requests)
-
-
-def test_questions_that_are_refused_do_not_stop_it(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
-    """A status 400 says that this prompt is too long, not that the server is gone."""
-    server.answer = lambda call, n: Http(400)
-    replies = ask(judge(), [Request(path, QUESTION) for path in pictures(tmp_path, HOPELESS + 20)])
-    assert {reply.reason for reply in replies} == {"http_400"}
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
@@ -487,54 +326,6 @@ def test_it_works_within_a_running_event_loop(
     assert [reply.text for reply in asyncio.run(cell())] == [VERDICT]
 
 
-def test_servers_are_used_evenly(tmp_path: Path, judge: Make) -> None:
-    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 30)]
-    with ExitStack() as stack:
-        servers = [stack.enter_context(judge_server(JudgeServer())) for _ in range(3)]
-        asked = judge(base_url=[server.url for server in servers], concurrency=1)
-        replies = ask(asked, requests)
-    assert [reply.text for reply in replies] == [VERDICT] * 30
-    assert [len(server.calls) for server in servers] == [10, 10, 10]
-
-
-def test_a_server_that_dies_is_left_out(tmp_path: Path, judge: Make) -> None:
-    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 40)]
-    with judge_server(JudgeServer()) as good, judge_server(JudgeServer()) as bad:
-
-        def die(call: Any, n: int) -> object:
-            if n < 5:
-                return VERDICT
-            bad.models = Drop()
-            return Drop()
-
-        bad.answer = die
-        asked = judge(base_url=[good.url, bad.url], concurrency=2)
-        replies = ask(asked, requests)
-    assert [reply.text for reply in replies] == [VERDICT] * 40
-    assert len(good.calls) == 40 - 5
-    assert 5 < len(bad.calls) <= 5 + 2
-
-
-def test_a_server_that_is_away_at_the_start_is_left_out(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
-    with judge_server(JudgeServer()) as gone:
-        pass
-    asked = judge(base_url=[gone.url, server.url])
-    replies = ask(asked, [Request(image, QUESTION, tag=n) for n in range(4)])
-    assert [reply.text for reply in replies] == [VERDICT] * 4
-
-
-def test_servers_of_different_models_under_one_name_are_refused(judge: Make) -> None:
-    def serving(root: str) -> JudgeServer:
-        return JudgeServer(models={"data": [{"id": MODEL, "root": root}]})
-
-    with judge_server(serving("a/b")) as one, judge_server(serving("c/d")) as other:
-        asked = judge(base_url=[one.url, other.url])
-        with pytest.raises(AutoLoRAEvalError, match="must serve one model"):
-            asked.identity()
-
-
 def test_the_identity_holds_what_the_server_tells(server: JudgeServer, judge: Make) -> None:
     server.models = {"data": [{"id": MODEL, "root": "org/model", "owned_by": "vllm"}]}
     server.version = "0.32.0"
@@ -545,36 +336,6 @@ def test_the_identity_holds_what_the_server_tells(server: JudgeServer, judge: Ma
         "served_by": "vllm",
         "server_version": "0.32.0",
     }
-
-
-def test_a_judge_is_not_asked_before_its_server_is(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
-    server.models = {"data": [{"id": "another"}]}
-    with pytest.raises(AutoLoRAEvalError, match="serves another"):
-        ask(judge(), [Request(image, QUESTION)])
-    assert server.calls == []
-
-
-def test_a_question_that_brings_every_server_down_is_left_for_a_later_run(
-    server: JudgeServer, image: Path, judge: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each time the server is gone, and then back."""
-    monkeypatch.setattr(servers, "ASK_AGAIN_ALONE", 0.0)
-    server.answer = lambda call, n: Drop() if n < 40 else VERDICT
-    asked = judge(max_retries=4, give_up_after=5.0)
-    asked.identity()
-    there = itertools.cycle([False, True])
-
-    async def is_there(_: servers.Server) -> None:
-        if not next(there):
-            raise AutoLoRAEvalError("gone")
-
-    monkeypatch.setattr(asked._servers, "_is_there", is_there)
-    (reply,) = ask(asked, [Request(image, QUESTION)])
-    assert reply.reason == "connection"
-    assert is_transient(reply.reason)
-    assert reply.attempts == server.total == MOST_LOST
 
 
 def test_a_word_in_the_keys_place_is_cut_out_of_no_reply(

@@ -1,0 +1,42 @@
+"""How tests ask a judge on a server, and gather what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.rubric import Question
+from autolora_eval.scoring.judges.base import Reply, Request
+from autolora_eval.scoring.judges.openai_server import OpenAIJudge
+
+Make = Callable[..., OpenAIJudge]
+QUESTION = Question("Before the image.", "After it, and <b>ünïcode</b> {braces}.")
+
+
+def ask(asked: OpenAIJudge, requests: Sequence[Request]) -> list[Reply]:
+    """The replies in the order of the requests."""
+    found = {id(request): reply for group in asked.replies(requests) for request, reply in group}
+    assert len(found) == len(requests)
+    return [found[id(request)] for request in requests]
+
+
+def until_it_stops(asked: OpenAIJudge, requests: Sequence[Request]) -> tuple[list[Reply], str]:
+    """The replies that came until the judge gave up, and what it said then."""
+    came: list[Reply] = []
+    try:
+        for group in asked.replies(requests):
+            came += [reply for _, reply in group]
+    except AutoLoRAEvalError as error:
+        return came, str(error)
+    raise AssertionError("it did not stop")
+
+
+def pictures(folder: Path, count: int) -> list[Path]:
+    """Files of pictures that all differ."""
+    paths = [folder / f"{n}.png" for n in range(count)]
+    for n, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (n % 256, n // 256, 0)).save(path)
+    return paths

@@ -1,0 +1,193 @@
+"""The servers of a judge: found, used evenly, left out, waited for and given up."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import QUESTION, Make, ask, pictures, until_it_stops
+from judge_server import (
+    MODEL,
+    VERDICT,
+    Drop,
+    Http,
+    JudgeServer,
+    judge_server,
+)
+
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.scoring.judges import servers
+from autolora_eval.scoring.judges.base import Request, is_transient
+from autolora_eval.scoring.judges.openai_server import HOPELESS, MOST_LOST
+
+pytestmark = pytest.mark.usefixtures("dead_proxy")
+
+
+def test_a_server_that_is_not_there(judge: Make) -> None:
+    with judge_server(JudgeServer()) as gone:
+        pass
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        judge(base_url=gone.url).check()
+    message = str(caught.value)
+    assert message.startswith(f"the judge's server at {gone.url} does not answer")
+    assert f"vllm serve {MODEL}" in message
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ({"data": [{"id": "a"}, {"id": "b"}]}, f"serves a, b, not '{MODEL}'. Set judge.model"),
+        ({"data": []}, f"serves nothing, not '{MODEL}'"),
+        (Http(401, b"{}"), "answers 401 .* AUTOLORA_EVAL_JUDGE_API_KEY"),
+        (Http(404, b"<html>", "text/html"), "answers 404 .* ends in /v1"),
+        (Http(200, b"<html>Log in</html>", "text/html"), "does not speak the OpenAI protocol"),
+        (Http(200, b"[1]"), "does not speak the OpenAI protocol"),
+        (Http(200, b"{torn"), "does not speak the OpenAI protocol"),
+        (Drop(), "does not answer"),
+    ],
+)
+def test_a_server_that_is_not_the_judges(
+    models: Any, message: str, server: JudgeServer, judge: Make
+) -> None:
+    server.models = models
+    with pytest.raises(AutoLoRAEvalError, match=message):
+        judge().check()
+
+
+def test_a_server_that_has_gone_is_told_after_what_it_answered(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    def answer(call: Any, n: int) -> object:
+        if n < 3:
+            return VERDICT
+        server.models = Drop()
+        return Drop()
+
+    server.answer = answer
+    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 9)]
+    came, error = until_it_stops(judge(concurrency=1), requests)
+    assert "cannot be reached any more" in error
+    assert [reply.text for reply in came] == [VERDICT] * 3
+
+
+def test_a_server_that_comes_back_in_time_has_cost_nothing(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    """While it is away calls wait: none is given up, and none counts as an attempt."""
+
+    def answer(call: Any, n: int) -> object:
+        if n == 3:
+            server.models = Drop()
+            threading.Timer(0.5, lambda: setattr(server, "models", JudgeServer().models)).start()
+            return Drop()
+        return VERDICT
+
+    server.answer = answer
+    asked = judge(concurrency=1, give_up_after=30.0)
+    replies = ask(asked, [Request(path, QUESTION) for path in pictures(tmp_path, 9)])
+    assert [reply.text for reply in replies] == [VERDICT] * 9
+    assert sum(reply.attempts for reply in replies) == len(server.calls) == 10
+
+
+def test_a_server_that_answers_no_call_stops_the_run(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    """It is there, and lists the model: the run would end with nothing but failures."""
+    server.answer = lambda call, n: Http(500)
+    requests = [Request(path, QUESTION) for path in pictures(tmp_path, HOPELESS + 20)]
+    came, error = until_it_stops(judge(concurrency=2), requests)
+    assert re.search(r"is there, but the last \d+ questions had no answer.*http_500", error)
+    assert HOPELESS - 4 <= len(came) < len(requests)
+
+
+def test_questions_that_are_refused_do_not_stop_it(
+    server: JudgeServer, tmp_path: Path, judge: Make
+) -> None:
+    """A status 400 says that this prompt is too long, not that the server is gone."""
+    server.answer = lambda call, n: Http(400)
+    replies = ask(judge(), [Request(path, QUESTION) for path in pictures(tmp_path, HOPELESS + 20)])
+    assert {reply.reason for reply in replies} == {"http_400"}
+
+
+def test_servers_are_used_evenly(tmp_path: Path, judge: Make) -> None:
+    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 30)]
+    with ExitStack() as stack:
+        servers = [stack.enter_context(judge_server(JudgeServer())) for _ in range(3)]
+        asked = judge(base_url=[server.url for server in servers], concurrency=1)
+        replies = ask(asked, requests)
+    assert [reply.text for reply in replies] == [VERDICT] * 30
+    assert [len(server.calls) for server in servers] == [10, 10, 10]
+
+
+def test_a_server_that_dies_is_left_out(tmp_path: Path, judge: Make) -> None:
+    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 40)]
+    with judge_server(JudgeServer()) as good, judge_server(JudgeServer()) as bad:
+
+        def die(call: Any, n: int) -> object:
+            if n < 5:
+                return VERDICT
+            bad.models = Drop()
+            return Drop()
+
+        bad.answer = die
+        asked = judge(base_url=[good.url, bad.url], concurrency=2)
+        replies = ask(asked, requests)
+    assert [reply.text for reply in replies] == [VERDICT] * 40
+    assert len(good.calls) == 40 - 5
+    assert 5 < len(bad.calls) <= 5 + 2
+
+
+def test_a_server_that_is_away_at_the_start_is_left_out(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
+    with judge_server(JudgeServer()) as gone:
+        pass
+    asked = judge(base_url=[gone.url, server.url])
+    replies = ask(asked, [Request(image, QUESTION, tag=n) for n in range(4)])
+    assert [reply.text for reply in replies] == [VERDICT] * 4
+
+
+def test_servers_of_different_models_under_one_name_are_refused(judge: Make) -> None:
+    def serving(root: str) -> JudgeServer:
+        return JudgeServer(models={"data": [{"id": MODEL, "root": root}]})
+
+    with judge_server(serving("a/b")) as one, judge_server(serving("c/d")) as other:
+        asked = judge(base_url=[one.url, other.url])
+        with pytest.raises(AutoLoRAEvalError, match="must serve one model"):
+            asked.identity()
+
+
+def test_a_judge_is_not_asked_before_its_server_is(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
+    server.models = {"data": [{"id": "another"}]}
+    with pytest.raises(AutoLoRAEvalError, match="serves another"):
+        ask(judge(), [Request(image, QUESTION)])
+    assert server.calls == []
+
+
+def test_a_question_that_brings_every_server_down_is_left_for_a_later_run(
+    server: JudgeServer, image: Path, judge: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time the server is gone, and then back."""
+    monkeypatch.setattr(servers, "ASK_AGAIN_ALONE", 0.0)
+    server.answer = lambda call, n: Drop() if n < 40 else VERDICT
+    asked = judge(max_retries=4, give_up_after=5.0)
+    asked.identity()
+    there = itertools.cycle([False, True])
+
+    async def is_there(_: servers.Server) -> None:
+        if not next(there):
+            raise AutoLoRAEvalError("gone")
+
+    monkeypatch.setattr(asked._servers, "_is_there", is_there)
+    (reply,) = ask(asked, [Request(image, QUESTION)])
+    assert reply.reason == "connection"
+    assert is_transient(reply.reason)
+    assert reply.attempts == server.total == MOST_LOST
