@@ -42,8 +42,8 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benches/judge_throughput.py
 
 sample: $(INSTALLED)
-	rm -rf build/sample
-	$(BIN)/autolora-eval run quickstart --output build/sample
+	rm -rf build/sample build/sample-cache
+	AUTOLORA_EVAL_CACHE=build/sample-cache $(BIN)/autolora-eval run quickstart --output build/sample
 	$(BIN)/python reports/make_sample.py build/sample reports/sample
 
 wheel: $(INSTALLED)
