@@ -150,7 +150,7 @@ def show_agreement(folder: RunFolder, found: pd.DataFrame, counts: Json) -> None
     """Print how far the judge agrees with people, and why a number or its interval is missing."""
     from autolora_eval.analysis.agreement import described
     from autolora_eval.analysis.reliability import ALL
-    from autolora_eval.report.text import of
+    from autolora_eval.text import of
 
     ratings, images = of(counts["ratings"], "rating"), of(counts["images"], "image")
     raters = of(counts["raters"], "person", "people")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from autolora_eval.analysis.measures import Measure
+from autolora_eval.text import DASH, fixed
 
 Row = Mapping[str, Any]
-DASH = "–"
 _COUNTS = {"NFE": "nfe", "Images": "n_images"}
 
 
@@ -205,8 +205,8 @@ def _with_published(
     for (row, column), value in zip(places, published, strict=True):
         digits, ours = 0 if column == "nfe" else 3, row.get(column)
         difference = ours - value if _is_number(ours) and _is_number(value) else None
-        values.append(Entry(_fixed(value, digits) if column else ""))
-        differences.append(Entry(_fixed(difference, digits, signed=True) if column else ""))
+        values.append(Entry(fixed(value, digits) if column else ""))
+        differences.append(Entry(fixed(difference, digits, signed=True) if column else ""))
     below = ("",) * (len(labels) - 1)
     return [
         line,
@@ -216,10 +216,10 @@ def _with_published(
 
 
 def _value(row: Row, measure: Measure, best: str | None) -> Entry:
-    text = _fixed(row.get(measure.column))
+    text = fixed(row.get(measure.column))
     low, high = (row.get(f"{measure.column}_{end}") for end in ("low", "high"))
     is_within = text != DASH and _is_number(low) and _is_number(high)
-    interval = f"[{_fixed(low)}, {_fixed(high)}]" if is_within else ""
+    interval = f"[{fixed(low)}, {fixed(high)}]" if is_within else ""
     return Entry(text, interval, bold=text != DASH and text == best)
 
 
@@ -228,14 +228,14 @@ def _best(values: Sequence[Any], measure: Measure) -> str | None:
     known = [value for value in values if _is_number(value)]
     if len(known) < 2:
         return None
-    return _fixed(max(known) if measure.higher_is_better else min(known))
+    return fixed(max(known) if measure.higher_is_better else min(known))
 
 
 def _counted(row: Row | None, head: str) -> Entry:
     """Return a count; of images also how many of them are missing or have no score."""
     if row is None:
         return Entry(DASH)
-    text = _fixed(row[_COUNTS[head]], 0)
+    text = fixed(row[_COUNTS[head]], 0)
     lost = {"missing": row["n_missing"], "unscored": row["n_unscored"]} if head == "Images" else {}
     return Entry(", ".join([text, *(f"{n} {name}" for name, n in lost.items() if n)]))
 
@@ -270,13 +270,3 @@ def _in_words(name: str) -> str:
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _fixed(value: Any, digits: int = 3, *, signed: bool = False) -> str:  # noqa: ANN401
-    """Return a number with a fixed count of decimals, zero without a sign; a dash for none."""
-    if not _is_number(value):
-        return DASH
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    if float(text) == 0.0:
-        text = f"{0.0:.{digits}f}"
-    return text.replace("-", "−")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from autolora_eval.report.content import Content
     from autolora_eval.run_folder import RunFolder
 
 
@@ -19,14 +20,26 @@ def write_report(folder: RunFolder) -> None:
     Raises:
         UsageError: it is no run folder, or has no table yet.
     """
-    from autolora_eval.analysis.figures import write_figure
-    from autolora_eval.report.content import build_content
-    from autolora_eval.report.evidence import read_evidence
     from autolora_eval.report.html import write_html
     from autolora_eval.report.pdf import write_pdf
 
+    content = read_report(folder)
+    write_pdf(content, folder.report_pdf)
+    write_html(content, folder.report_html)
+
+
+def read_report(folder: RunFolder) -> Content:
+    """Draw the figures of a finished run, and return all that its report says.
+
+    Args:
+        folder: the run folder; it must have got as far as its tables.
+
+    Raises:
+        UsageError: it is no run folder, or has no table yet.
+    """
+    from autolora_eval.analysis.figures.drawing import draw_figures
+    from autolora_eval.report.content import build_content
+    from autolora_eval.report.evidence import read_evidence
+
     evidence = read_evidence(folder)
-    svg, _ = write_figure(evidence.run.table, evidence.measured, folder.figures, evidence.points)
-    content = build_content(evidence)
-    write_pdf(content, svg, folder.report_pdf)
-    write_html(content, svg, folder.report_html)
+    return build_content(evidence, draw_figures(evidence.figure_data, folder.figures))

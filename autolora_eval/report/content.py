@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autolora_eval.analysis.sweep_lines import cost_varies
+from autolora_eval.analysis.figures.declaration import DrawnFigure
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence
 from autolora_eval.report.findings import Finding, caveats, findings
 from autolora_eval.report.grids import Grids, image_grids
@@ -19,9 +20,10 @@ from autolora_eval.report.tables import (
     headline,
     references,
 )
-from autolora_eval.report.text import NOT_RECORDED, clip, listed, number, of
+from autolora_eval.text import NOT_RECORDED, clip, listed, of
 
 NAMES_LISTED = 8
+CAPTION_LENGTH = 2000
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,7 @@ class Content:
         references: published values.
         reliability: how far the judge can be trusted; empty without a judge.
         accounting: what each row rests on.
-        figure_caption: how to read the figure.
-        figure_text: what the figure shows, for those who cannot see it.
+        figures: the charts, in order.
         grids: images.
         methods: as run.
         facts: essentials of the manifest.
@@ -58,21 +59,35 @@ class Content:
     references: list[ResultTable]
     reliability: list[Block]
     accounting: ResultTable
-    figure_caption: str
-    figure_text: str
+    figures: list[DrawnFigure]
     grids: Grids
     methods: list[MethodAsRun]
     facts: list[Facts]
 
     def as_data(self) -> dict[str, Any]:
-        """Return all but the images as JSON knows it."""
+        """Return all but the images and figures themselves as JSON knows it."""
         data = asdict(self)
         data["grids"] = data["grids"]["grids"]
+        data["figures"] = [
+            {
+                "name": figure.name,
+                "kind": figure.kind,
+                "title": clip(figure.title, NAME_LENGTH),
+                "caption": clip(figure.caption, CAPTION_LENGTH),
+                "text": clip(figure.text, CAPTION_LENGTH),
+            }
+            for figure in self.figures
+        ]
         return data
 
 
-def build_content(evidence: Evidence) -> Content:
-    """Return the report of a run."""
+def build_content(evidence: Evidence, figures: Sequence[DrawnFigure] = ()) -> Content:
+    """Return the report of a run.
+
+    Args:
+        evidence: the run.
+        figures: its charts.
+    """
     published = references(evidence)
     return Content(
         title=clip(evidence.recorded("benchmark", "name") or "Unnamed benchmark", NAME_LENGTH),
@@ -86,8 +101,7 @@ def build_content(evidence: Evidence) -> Content:
         references=[] if published is None else [published],
         reliability=reliability(evidence),
         accounting=accounting(evidence),
-        figure_caption=_figure_caption(evidence),
-        figure_text=_figure_text(evidence),
+        figures=list(figures),
         grids=image_grids(evidence),
         methods=methods(evidence),
         facts=manifest_facts(evidence),
@@ -107,36 +121,3 @@ def _compared(evidence: Evidence) -> str:
         f"{of(len(evidence.images), 'image')} in all. Every method was given the same prompts "
         "and seeds."
     )
-
-
-def _figure_caption(evidence: Evidence) -> str:
-    bars = f"Bars: 95 % intervals.{_not_drawn(evidence)}"
-    scores = [measure for measure in evidence.measured if measure.kind == "score"]
-    swept = list(dict.fromkeys(name for point in evidence.points.values() for name in point))
-    beside = f" Beside a mark: its {listed([s.replace('_', ' ') for s in swept])}." if swept else ""
-    if not scores:
-        return f"Diversity of each cell. {bars}"
-    curves = below = ""
-    if cost_varies(evidence.run.table, evidence.points):
-        below = " Below, diversity and each score against the denoiser passes for one image."
-    if any(score.higher_is_better for score in scores):
-        curves = " Grey curves join places of equal Diversity × score; up and right is better."
-    return f"Diversity against each score, one mark a cell.{below}{beside}{curves} {bars}"
-
-
-def _not_drawn(evidence: Evidence) -> str:
-    """Name the cells that lack a mark somewhere: what is missing must not look like nothing."""
-    drawn = [measure.column for measure in evidence.measured if measure.kind != "product"]
-    lacking = [
-        f"{clip(row['model'], NAME_LENGTH)} × {evidence.labels[row['cell']]}"
-        for row in evidence.rows
-        if any(number(row.get(column)) is None for column in drawn)
-    ]
-    return f" Without a mark, for want of a value: {'; '.join(lacking)}." if lacking else ""
-
-
-def _figure_text(evidence: Evidence) -> str:
-    cells = of(len(evidence.rows), "cell")
-    scores = [m.display_name for m in evidence.measured if m.kind == "score"]
-    against = f" against {listed(scores)}" if scores else ""
-    return clip(f"Diversity of {cells}{against}; the numbers are in the result table.", 300)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from autolora_eval.analysis.figures.declaration import FigureData
 from autolora_eval.analysis.measures import Measure, measures
 from autolora_eval.benchmark.sweep import value_text
 from autolora_eval.files import sha256_file
-from autolora_eval.report.text import clean, clip, number
 from autolora_eval.rubric import Score
 from autolora_eval.run_folder import Run, open_run
+from autolora_eval.text import clean, clip, number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,6 +168,20 @@ class Evidence:
         columns = [str(column) for column in self.run.table.columns]
         end = columns.index("n_images") if "n_images" in columns else 0
         return [c for c in columns[:end] if c not in ("cell", "model", "method", "guider")]
+
+    @property
+    def figure_data(self) -> FigureData:
+        """What figures are drawn from."""
+        run = self.run
+        return FigureData(
+            table=run.table,
+            measured=self.measured,
+            points=self.points,
+            labels=self.labels,
+            scores=run.scores,
+            diversity=run.diversity,
+            comparisons=run.comparisons,
+        )
 
     def why_unscored(self, cell: str) -> str:
         """Return why a cell has no score: the most frequent reason of its images."""

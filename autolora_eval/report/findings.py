@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autolora_eval.analysis.measures import Measure
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, in_words, tally
-from autolora_eval.report.text import clean, clip, fixed, interval, listed, number, of, p_value
+from autolora_eval.text import clean, clip, fixed, interval, listed, number, of, p_value
 
 SIGNIFICANCE = 0.05
 REASONS_SHOWN = 5

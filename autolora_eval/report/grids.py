@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, in_words, text_of
-from autolora_eval.report.text import clip, fixed, number
+from autolora_eval.text import clip, fixed, number
 
 PROMPTS_SHOWN = 2
 ROWS_SHOWN = 16

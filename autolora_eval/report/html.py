@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,13 +12,15 @@ from markupsafe import Markup
 from autolora_eval.files import write_text
 from autolora_eval.report.content import Content
 
+# Where an SVG names a part or refers to one: inside a tag, where the next angle bracket closes.
+_PART = re.compile(r'(\bid="|href="#|url\(#)(?=[^<>]*>)')
 
-def write_html(content: Content, figure: Path, path: Path) -> None:
-    """Write the report as HTML, with pictures and figure inside.
+
+def write_html(content: Content, path: Path) -> None:
+    """Write the report as HTML, with pictures and figures inside.
 
     Args:
         content: what it says.
-        figure: the figure, SVG.
         path: where to write.
     """
     environment = Environment(
@@ -29,8 +32,12 @@ def write_html(content: Content, figure: Path, path: Path) -> None:
     )
     pictures = {name: data_uri(name, data) for name, data in content.grids.thumbnails.items()}
     template = environment.get_template("report.html.j2")
-    svg = Markup(inline_svg(figure.read_text(encoding="utf-8")))  # matplotlib escapes its texts
-    write_text(path, template.render(content.as_data(), figure=svg, pictures=pictures))
+    drawn = {
+        # matplotlib escapes its texts
+        figure.name: Markup(inline_svg(figure.svg.read_text(encoding="utf-8"), figure.name))
+        for figure in content.figures
+    }
+    write_text(path, template.render(content.as_data(), drawn=drawn, pictures=pictures))
 
 
 def data_uri(name: str, data: bytes) -> str:
@@ -39,6 +46,13 @@ def data_uri(name: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def inline_svg(document: str) -> str:
-    """Return the `<svg>` element of a file, without the XML prolog that HTML does not know."""
-    return document[document.index("<svg") :]
+def inline_svg(document: str, name: str) -> str:
+    """Return the `<svg>` element of a file, without the XML prolog that HTML does not know.
+
+    Its parts are named after the figure: two figures of one page may not share a part's name.
+
+    Args:
+        document: the file's text.
+        name: of the figure.
+    """
+    return _PART.sub(rf"\g<1>{name}-", document[document.index("<svg") :])

@@ -17,34 +17,32 @@ from autolora_eval.files import written_whole
 from autolora_eval.report.content import Content
 
 
-def write_pdf(content: Content, figure: Path, path: Path) -> None:
+def write_pdf(content: Content, path: Path) -> None:
     """Write the report as PDF.
 
     Everything a user wrote reaches typst as JSON, never as typst source.
 
     Args:
         content: what it says.
-        figure: the figure, SVG.
         path: where to write.
     """
     with written_whole(path) as temporary:
-        _compile(content, figure, temporary, format="pdf")
+        _compile(content, temporary, format="pdf")
 
 
-def write_page_images(content: Content, figure: Path, folder: Path) -> None:
+def write_page_images(content: Content, folder: Path) -> None:
     """Write the report's pages as `report-1.png`, `report-2.png`, ….
 
     Args:
         content: what it says.
-        figure: the figure, SVG.
         folder: where to write.
     """
-    _compile(content, figure, folder / "report-{p}.png", format="png", ppi=110.0)
+    _compile(content, folder / "report-{p}.png", format="png", ppi=110.0)
 
 
-def _compile(content: Content, figure: Path, output: Path, **options: Any) -> None:  # noqa: ANN401
+def _compile(content: Content, output: Path, **options: Any) -> None:  # noqa: ANN401
     with tempfile.TemporaryDirectory(prefix="autolora-eval-") as name:
-        document = _lay_out(content, figure, Path(name))
+        document = _lay_out(content, Path(name))
         text = json.dumps(content.as_data(), ensure_ascii=False)
         typst.compile(
             str(document),
@@ -56,13 +54,14 @@ def _compile(content: Content, figure: Path, output: Path, **options: Any) -> No
         )
 
 
-def _lay_out(content: Content, figure: Path, folder: Path) -> Path:
+def _lay_out(content: Content, folder: Path) -> Path:
     """Put the template, the data and the pictures where typst may read them."""
     template = resources.files("autolora_eval.report") / "templates" / "report.typ"
     document = folder / "report.typ"
     document.write_bytes(template.read_bytes())
     (folder / "data.json").write_text(json.dumps(content.as_data()), encoding="utf-8")
-    shutil.copyfile(figure, folder / "figure.svg")
+    for figure in content.figures:
+        shutil.copyfile(figure.svg, folder / f"{figure.name}.svg")
     for name, data in content.grids.thumbnails.items():
         (folder / name).write_bytes(data)
     return document

@@ -26,7 +26,7 @@ from autolora_eval.report.tables import (
     over_units,
     parts,
 )
-from autolora_eval.report.text import alpha_text, clip, count, fixed, interval, listed, number, of
+from autolora_eval.text import alpha_text, clip, count, fixed, interval, listed, number, of
 
 
 def people(evidence: Evidence) -> Block:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from autolora_eval.benchmark.sweep import INTERVAL, fields_of, value_text
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
-from autolora_eval.report.text import NOT_RECORDED, clean, clip, count, number, of
+from autolora_eval.text import NOT_RECORDED, clean, clip, count, number, of
 
 VALUE_LENGTH = 300
 MAPPING_LENGTH = 1000

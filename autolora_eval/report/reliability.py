@@ -27,7 +27,7 @@ from autolora_eval.report.tables import (
     by_model,
     over_units,
 )
-from autolora_eval.report.text import (
+from autolora_eval.text import (
     DASH,
     alpha_text,
     clean,

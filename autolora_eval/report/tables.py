@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autolora_eval.analysis.measures import Measure
 from autolora_eval.report.evidence import Evidence, Row, text_of
-from autolora_eval.report.text import (
+from autolora_eval.text import (
     DASH,
     clean,
     clip,

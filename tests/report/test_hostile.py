@@ -13,7 +13,7 @@ from report.synthetic_run import Tables
 from autolora_eval.report.grids import thumbnail
 from autolora_eval.report.pdf import own_fonts_suffice
 from autolora_eval.report.provenance import equation_parts
-from autolora_eval.report.text import clean, clip, fixed
+from autolora_eval.text import clean, clip, fixed
 
 Maker = Callable[..., Tables]
 

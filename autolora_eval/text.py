@@ -1,0 +1,90 @@
+"""How numbers and other people's text are written, in tables, reports and on the terminal. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+NOT_RECORDED = "not recorded"
+DASH = "–"
+MINUS = "−"
+# They reorder the text around them, so that a prompt could make a report say something else.
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_REPLACEMENT = "\ufffd"
+
+
+def clean(value: object) -> str:
+    """Return `value` as one line of text that any output format can hold.
+
+    Control characters, lone surrogates and characters that reorder text become U+FFFD; white
+    space of any kind becomes one blank.
+    """
+    text = "".join(_REPLACEMENT if _is_hostile(c) else c for c in str(value))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def clip(value: object, limit: int) -> str:
+    """Return clean text of at most `limit` characters, and say so where some were left out."""
+    text = clean(value)
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit].rstrip()} … [the first {limit} of {len(text):,} characters]"
+
+
+def number(value: object) -> float | None:
+    """Return `value` if it is a finite number, else None."""
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def fixed(value: object, digits: int = 3, *, signed: bool = False) -> str:
+    """Return a number with a fixed count of decimals and a true minus sign; a dash for none."""
+    found = number(value)
+    if found is None:
+        return DASH
+    text = f"{found:+.{digits}f}" if signed else f"{found:.{digits}f}"
+    if float(text) == 0.0:
+        text = f"{0.0:.{digits}f}"
+    return text.replace("-", MINUS)
+
+
+def interval(low: object, high: object, *, signed: bool = False) -> str:
+    """Return `[low, high]`; empty if either end is missing."""
+    if number(low) is None or number(high) is None:
+        return ""
+    return f"[{fixed(low, signed=signed)}, {fixed(high, signed=signed)}]"
+
+
+def alpha_text(value: object, low: object, high: object) -> str:
+    """Return "α = 0.812 [0.700, 0.901]", without brackets where there is no interval."""
+    return f"α = {fixed(value)} {interval(low, high)}".rstrip()
+
+
+def count(value: object) -> str:
+    """Return a whole number with thousands separated; a dash for none."""
+    found = number(value)
+    return DASH if found is None else f"{found:,.0f}"
+
+
+def of(n: int, singular: str, plural: str | None = None) -> str:
+    """Return `n` with its noun: "1 image", "2 images"."""
+    return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
+
+
+def listed(names: list[str]) -> str:
+    """Return names as a sentence lists them: "A", "A and B", "A, B and C"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def p_value(value: float) -> str:
+    """Return "p = 0.016", or "p < 0.001"."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def _is_hostile(character: str) -> bool:
+    category = unicodedata.category(character)
+    return (category == "Cc" and character not in "\t\n\r") or (
+        category == "Cs" or character in _REORDERING
+    )
