@@ -1,4 +1,4 @@
-"""Put a run's report, its pages as pictures, table and figure into `reports/sample`.
+"""Put a run's report, its pages as pictures, table and figures into `reports/sample`.
 
 `make sample` runs the quick start afresh and then this.
 """
@@ -9,8 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from autolora_eval.report.content import build_content
-from autolora_eval.report.evidence import read_evidence
+from autolora_eval.report import read_report
 from autolora_eval.report.pdf import write_page_images
 from autolora_eval.run_folder import RunFolder
 
@@ -28,11 +27,11 @@ def main(run: Path, sample: Path) -> None:
     sample.mkdir(parents=True)
     for name in FILES:
         shutil.copy(run / name, sample / name)
-    figures = sorted((run / "figures").iterdir())
-    for figure in figures:
-        shutil.copy(figure, sample / figure.name)
-    svg = next(figure for figure in figures if figure.suffix == ".svg")
-    write_page_images(build_content(read_evidence(RunFolder(run))), svg, sample)
+    content = read_report(RunFolder(run))
+    for figure in content.figures:
+        shutil.copy(figure.svg, sample / figure.svg.name)
+        shutil.copy(figure.png, sample / figure.png.name)
+    write_page_images(content, sample)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""Finds the kinds of figures, draws what a run has of each, and writes the files."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+
+import matplotlib.style
+
+from autolora_eval.analysis.figures.declaration import (
+    Drawing,
+    DrawnFigure,
+    FigureData,
+    FigureKind,
+)
+from autolora_eval.analysis.figures.style import PNG_DPI, STYLE
+from autolora_eval.files import written_whole
+
+
+@cache
+def kinds() -> tuple[FigureKind, ...]:
+    """Return every kind of figure, by its stated place.
+
+    Raises:
+        ValueError: two files declare one name.
+    """
+    package = importlib.import_module("autolora_eval.analysis.figures.kinds")
+    found: dict[str, FigureKind] = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        declared: FigureKind = importlib.import_module(f"{package.__name__}.{module.name}").FIGURE
+        if declared.name in found:
+            raise ValueError(f"two kinds of figures are named '{declared.name}'")
+        found[declared.name] = declared
+    return tuple(sorted(found.values(), key=lambda kind: (kind.place, kind.name)))
+
+
+def draw_figures(data: FigureData, folder: Path) -> list[DrawnFigure]:
+    """Draw every figure that a run has, and write each as SVG and PNG.
+
+    The same tables give the same bytes: neither file holds a date or a version.
+
+    Args:
+        data: what to draw.
+        folder: where to write.
+
+    Returns:
+        The figures in order.
+    """
+    return [
+        _write(kind.name, drawing, folder) for kind in kinds() for drawing in kind.drawings(data)
+    ]
+
+
+def _write(kind: str, drawing: Drawing, folder: Path) -> DrawnFigure:
+    svg, png = folder / f"{drawing.name}.svg", folder / f"{drawing.name}.png"
+    no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with matplotlib.style.context([STYLE], after_reset=True):
+        figure = drawing.draw()
+        with written_whole(svg) as temporary:
+            figure.savefig(temporary, format="svg", metadata=no_metadata)
+        with written_whole(png) as temporary:
+            figure.savefig(temporary, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return DrawnFigure(
+        drawing.name, kind, drawing.title, drawing.caption, drawing.text, svg=svg, png=png
+    )
