@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -155,6 +156,31 @@ def agreement(
     from autolora_eval.analysis.agreement import write_agreement
 
     display.show_agreement(*write_agreement(run, ratings))
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    cell: Annotated[
+        str, typer.Argument(help="A cell's id, its method, or a part of the id that only it has.")
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="A prompt's number, its text or a part of it.", show_default=False),
+    ] = None,
+    seed: Annotated[int | None, typer.Argument(help="An image's.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a number is made of: images, hashes, neighbours, the judge's replies."""
+    from autolora_eval import display
+    from autolora_eval.explain import explain as account_of
+    from autolora_eval.explain import terminal
+
+    account = account_of(run, cell, prompt, seed)
+    if as_json:
+        typer.echo(json.dumps(account.as_data(), ensure_ascii=False, indent=1))
+    else:
+        terminal.show(account, display.console)
 
 
 @app.command()

@@ -1,0 +1,166 @@
+"""A row of the result table: what it is, its numbers made again, its prompts, its inputs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from autolora_eval.benchmark.sweep import value_text
+from autolora_eval.explain.account import Account, Facts, Listing
+from autolora_eval.explain.address import Place
+from autolora_eval.explain.numbers import agreeing, remade
+from autolora_eval.explain.sources import Row, Sources
+from autolora_eval.files import Json
+from autolora_eval.report.text import clip, fixed, interval, of
+
+TEXT = 300
+NOT_RECORDED = "not recorded"
+# What decides images, features, replies and tables; the manifest has the others.
+PACKAGES = ("torch", "diffusers", "peft", "transformers", "numpy", "scipy", "pandas")
+
+
+def explain_cell(sources: Sources, place: Place) -> Account:
+    """Return what a row of the result table is made of."""
+    row = sources.cell(place.cell)
+    first = sources.images(place.cell).iloc[0]
+    return Account(
+        title=f"{row['model']} × {row['method']}  ({place.cell})",
+        parts=[
+            _what(sources, row),
+            _numbers(sources, row),
+            _prompts(sources, place.cell),
+            made_with(sources, place.cell),
+            _files(sources, place.cell),
+        ],
+        further=[f"{_command(sources, place.cell)} {first['prompt_index']}"],
+    )
+
+
+def _command(sources: Sources, cell: str) -> str:
+    return f"autolora-eval explain {sources.run.folder.path} {cell}"
+
+
+def _what(sources: Sources, row: Row) -> Facts:
+    stated = sources.stated(row["cell"])
+    parameters = {k: v for k, v in (stated.get("parameters") or {}).items() if v is not None}
+    point = {name: value_text(value) for name, value in (stated.get("point") or {}).items()}
+    facts = {
+        "rule": stated.get("equation"),
+        "source": stated.get("source"),
+        "parameters": ", ".join(f"{k} = {v}" for k, v in parameters.items()) or None,
+        "swept": ", ".join(f"{name} = {value}" for name, value in point.items()) or "nothing",
+        "denoiser passes an image": f"{row['nfe']:,}" if _known(row.get("nfe")) else None,
+        "baseline": sources.section("benchmark").get("baseline"),
+    }
+    return Facts("What it is", [(name, text(value)) for name, value in facts.items()])
+
+
+def _numbers(sources: Sources, row: Row) -> Listing:
+    found = remade(sources, row["cell"])
+    unscored = f", {row['n_unscored']} unscored" if row.get("n_unscored") else ""
+    made_of = {
+        "diversity": f"equation (8), mean over {of(_n_prompts(sources, row['cell']), 'prompt')}",
+        "score": f"mean over {of(int(row['n_images']), 'image')}{unscored}",
+        "product": "diversity × mean score",
+    }
+    rows = []
+    for measure in sources.measures:
+        stated, again = row[measure.column], found[measure.column]
+        same = "the same" if agreeing(stated, again) else "NOT the same"
+        ends = interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
+        value = fixed(stated, 4)
+        verdict = f"{fixed(again, 4)}, {same}"
+        rows.append([measure.column, value, ends, made_of[measure.kind], verdict])
+    return Listing(
+        "Its numbers",
+        ["", "table", "95 % interval", "made of", "made again from the files"],
+        rows,
+    )
+
+
+def _prompts(sources: Sources, cell: str) -> Listing:
+    known = sources.run.diversity[sources.run.diversity["cell"] == cell]
+    rows = []
+    for prompt in known.to_dict("records"):
+        images = sources.images(cell, prompt["prompt_index"])
+        means = [fixed(images[measure.column].mean()) for measure in sources.scores]
+        unscored = images["unscored_reason"].notna().sum() if sources.scores else 0
+        value = fixed(prompt["diversity"], 4)
+        if math.isnan(prompt["diversity"]):
+            value = text(prompt["reason"])
+        place, count = str(prompt["prompt_index"]), str(prompt["n"])
+        rows.append([place, text(prompt["prompt"]), count, value, *means, str(unscored)])
+    heads = ["", "prompt", "images", "diversity", *(m.column for m in sources.scores), "unscored"]
+    return Listing("Its prompts", heads, rows)
+
+
+def made_with(sources: Sources, cell: str) -> Facts:
+    """Return the inputs that decide a cell's numbers, each with its hash or revision."""
+    return Facts("Made with", [(name, text(value)) for name, value in _inputs(sources, cell)])
+
+
+def _inputs(sources: Sources, cell: str) -> Iterator[tuple[str, Any]]:
+    model = sources.section("models", str(sources.cell(cell)["model"]))
+    manifest = sources.run.manifest
+    yield "pipeline", _identity(model.get("pipeline"))
+    yield "LoRA", _identity(model.get("lora"))
+    placed = [model.get("device"), model.get("dtype"), model.get("class")]
+    yield "run as", ", ".join(str(part) for part in placed if part)
+    yield "settings key", sources.stated(cell).get("settings_key")
+    features = sources.section("features")
+    yield "extractor", f"{_identity(features.get('identity'))}, key {features.get('key')}"
+    judge = sources.section("judge")
+    if judge:
+        yield "judge", f"{_identity(judge.get('identity'))}, key {judge.get('key')}"
+        yield "rubric", f"{judge.get('rubric_name')}, SHA-256 {judge.get('rubric_sha256')}"
+    file, sha256 = manifest.get("benchmark_file"), manifest.get("benchmark_sha256")
+    yield "benchmark", f"{file}, SHA-256 {sha256}"
+    yield "prompts", f"SHA-256 {manifest.get('prompts_sha256')}"
+    packages = sources.section("packages")
+    used = [f"{name} {packages[name]}" for name in PACKAGES if name in packages]
+    yield "software", f"autolora-eval {manifest.get('autolora_eval_version')}, {', '.join(used)}"
+    hardware = sources.section("hardware")
+    yield "hardware", ", ".join(str(v) for v in (hardware.get("device"), hardware.get("platform")))
+
+
+def _identity(stated: Json | None) -> str:
+    """Return what a model's files were: where from, and its hash or revision."""
+    if not stated:
+        return NOT_RECORDED
+    reference = stated.get("reference", "")
+    known = {"SHA-256": stated.get("sha256"), "revision": stated.get("revision")}
+    told = [f"{name} {value}" for name, value in known.items() if value]
+    rest = {k: v for k, v in stated.items() if k not in ("reference", "kind", "sha256", "revision")}
+    if not told and rest:
+        told = [json.dumps(rest, ensure_ascii=False, sort_keys=True)]
+    return ", ".join([str(reference), *told])
+
+
+def _files(sources: Sources, cell: str) -> Facts:
+    folder = sources.run.folder
+    paths = {
+        "images": folder.metadata(cell),
+        "features": folder.features(cell),
+        "replies": folder.judgements(cell),
+        "one row an image": folder.scores,
+        "one row a prompt": folder.diversity,
+    }
+    shown = [(name, str(path)) for name, path in paths.items() if path.exists()]
+    return Facts("Files", shown)
+
+
+def _n_prompts(sources: Sources, cell: str) -> int:
+    known = sources.run.diversity[sources.run.diversity["cell"] == cell]
+    return int(known["diversity"].notna().sum())
+
+
+def _known(value: object) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
+def text(value: object) -> str:
+    """Return a value on one line; a missing one is said to be missing."""
+    missing = value is None or value == "" or value != value
+    return NOT_RECORDED if missing else clip(value, TEXT)

@@ -1,0 +1,92 @@
+"""One prompt of a cell: its images, and what each does to the prompt's diversity."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autolora_eval.explain.account import Account, Facts, Listing
+from autolora_eval.explain.address import Place
+from autolora_eval.explain.cell import text
+from autolora_eval.explain.sources import Row, Sources
+from autolora_eval.report.text import DASH, fixed
+from autolora_eval.scoring.diversity import leave_one_out, unit_vectors
+
+
+def explain_prompt(sources: Sources, place: Place) -> Account:
+    """Return what a prompt's share in a cell's numbers is made of."""
+    images = sources.images(place.cell, place.prompt_index)
+    cell = sources.cell(place.cell)
+    rows = [
+        {str(key): value for key, value in image.items()} for image in images.to_dict("records")
+    ]
+    command = f"autolora-eval explain {sources.run.folder.path} {place.cell} {place.prompt_index}"
+    return Account(
+        title=f"{cell['model']} × {cell['method']}, prompt {place.prompt_index}",
+        parts=[
+            _what(sources, place, str(rows[0]["prompt"])),
+            _images(sources, place.cell, rows),
+        ],
+        further=[f"{command} {rows[0]['seed']}"],
+    )
+
+
+def _what(sources: Sources, place: Place, prompt: str) -> Facts:
+    known = sources.run.diversity
+    known = known[(known["cell"] == place.cell) & (known["prompt_index"] == place.prompt_index)]
+    facts = [("prompt", text(prompt))]
+    for found in known.to_dict("records"):
+        error = f" ± {fixed(found['standard_error'], 4)} (jackknife standard error)"
+        value = f"{fixed(found['diversity'], 4)}{error}"
+        if found["diversity"] != found["diversity"]:
+            value = f"undefined: {text(found['reason'])}"
+        facts += [("diversity", value), ("images in it", str(found["n"]))]
+    return Facts("What it is", facts)
+
+
+def _images(sources: Sources, cell: str, rows: list[Row]) -> Listing:
+    """List the images: scores, what is wrong with them, their nearest, diversity without them."""
+    nearest, without = _in_feature_space(sources, cell, rows)
+    listed = []
+    for row in rows:
+        scores = [fixed(row[measure.column], 2) for measure in sources.scores]
+        wrong = [row.get("image_error"), row.get("unscored_reason")]
+        reasons = "; ".join(reason for reason in wrong if isinstance(reason, str))
+        near, less = nearest.get(row["seed"], DASH), fixed(without.get(row["seed"]), 4)
+        listed.append([str(row["seed"]), *scores, near, less, str(row["file"]), reasons])
+    return Listing(
+        "Its images",
+        [
+            "seed",
+            *(measure.column for measure in sources.scores),
+            "nearest (cosine)",
+            "diversity without it",
+            "file",
+            "missing",
+        ],
+        listed,
+        note="An image whose absence lowers diversity is one that differs from the others.",
+    )
+
+
+def _in_feature_space(
+    sources: Sources, cell: str, rows: list[Row]
+) -> tuple[dict[int, str], dict[int, float]]:
+    """Return, by seed, the nearest other image of the prompt, and equation (8) without it."""
+    features = sources.features(cell)
+    if features is None:
+        return {}, {}
+    places = {image_id: place for place, image_id in enumerate(features.ids)}
+    known = [row for row in rows if row["image_id"] in places]
+    if len(known) < 2:
+        return {}, {}
+    units = unit_vectors(features.matrix[[places[row["image_id"]] for row in known]])
+    cosines = units @ units.T
+    np.fill_diagonal(cosines, -np.inf)
+    seeds = [int(row["seed"]) for row in known]
+    nearest = {
+        seed: f"seed {seeds[best]} ({fixed(cosines[place, best])})"
+        for place, (seed, best) in enumerate(zip(seeds, cosines.argmax(axis=1), strict=True))
+    }
+    if len(known) < 3:
+        return nearest, {}
+    return nearest, dict(zip(seeds, leave_one_out(units).tolist(), strict=True))

@@ -1,0 +1,125 @@
+"""The files of a run folder that an explanation reads, each read at most once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autolora_eval.analysis.measures import Measure, measures
+from autolora_eval.analysis.scores import planned_features
+from autolora_eval.files import Json, iterate_jsonl, sha256_file
+from autolora_eval.images import ImageError, open_image
+from autolora_eval.rubric import Score
+from autolora_eval.run_folder import Run, open_run
+from autolora_eval.scoring.feature_file import CellFeatures
+from autolora_eval.scoring.judgements import judgements_by_image
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A finished run.
+
+    Attributes:
+        run: its tables and manifest.
+    """
+
+    run: Run
+    _features: dict[str, CellFeatures | None] = field(default_factory=dict)
+
+    @cached_property
+    def cells(self) -> list[Row]:
+        """The rows of the result table."""
+        return [{str(k): v for k, v in row.items()} for row in self.run.table.to_dict("records")]
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """What was measured, in the order of the table."""
+        rubric = self.section("rubric")
+        stated = {
+            column: Score.model_validate(score)
+            for column, score in (rubric.get("scores") or {}).items()
+            if column in self.run.table.columns
+        }
+        return measures(stated)
+
+    @property
+    def scores(self) -> list[Measure]:
+        """The judge's scores."""
+        return [measure for measure in self.measures if measure.kind == "score"]
+
+    def section(self, *keys: str) -> Json:
+        """Return a mapping of the manifest; empty where it is missing."""
+        value: Any = self.run.manifest
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value if isinstance(value, dict) else {}
+
+    def cell(self, id_: str) -> Row:
+        """Return a cell's row of the result table."""
+        return next(row for row in self.cells if row["cell"] == id_)
+
+    def stated(self, id_: str) -> Json:
+        """Return what the manifest states of a cell."""
+        listed = self.run.manifest.get("cells") or []
+        return next((dict(cell) for cell in listed if cell.get("id") == id_), {})
+
+    def images(self, cell: str, prompt_index: int | None = None) -> pd.DataFrame:
+        """Return a cell's rows of the scores, of one prompt if it is named."""
+        rows = self.run.scores[self.run.scores["cell"] == cell]
+        return rows if prompt_index is None else rows[rows["prompt_index"] == prompt_index]
+
+    def metadata(self, cell: str, image_id: str) -> Json:
+        """Return what was recorded as an image was made; empty if nothing was."""
+        rows = iterate_jsonl(self.run.folder.metadata(cell))
+        return next((row for row in rows if row.get("file_name") == image_id), {})
+
+    def features(self, cell: str) -> CellFeatures | None:
+        """Return the features of a cell's images as they were scored; None if there is no file."""
+        if cell not in self._features:
+            there = self.run.folder.features(cell).is_file()
+            found = planned_features(self.run.folder, self.images(cell)) if there else {}
+            self._features[cell] = found.get(cell)
+        return self._features[cell]
+
+    def judgements_of(self, cell: str) -> dict[tuple[str, str | None], list[Json]]:
+        """Return the replies that count, by (image id, SHA-256), in order of their repeats."""
+        judge = self.section("judge")
+        if judge.get("key") is None:
+            return {}
+        found = judgements_by_image(self.run.folder.judgements(cell), str(judge["key"]))
+        asked = int(judge.get("repeats") or 1)
+        return {
+            image: [row for row in rows if row.get("repeat", 0) < asked]
+            for image, rows in found.items()
+        }
+
+    def state_of(self, file: str, sha256: object) -> str:
+        """Say whether an image is still the one that was scored."""
+        path = self.run.folder.path / file
+        if not path.resolve().is_relative_to(self.run.folder.path.resolve()):
+            return "leads out of the run folder"
+        if not path.is_file():
+            return "not there"
+        if not isinstance(sha256, str) or sha256_file(path) != sha256:
+            return "changed since it was scored"
+        try:
+            image = open_image(path)
+        except ImageError as error:
+            return f"as it was scored, but unusable: {error}"
+        return f"as it was scored, {image.width} × {image.height}"
+
+
+def read_sources(run: Path) -> Sources:
+    """Open a finished run.
+
+    Raises:
+        UsageError: it is no run folder, or the run has not got as far as its table.
+    """
+    return Sources(open_run(run))
