@@ -153,7 +153,7 @@ def _contrast(colour: FloatArray) -> float:
     return 1.0 if colour.mean() < 130 else -1.0
 
 
-def _background(colour: FloatArray, rng: np.random.Generator) -> FloatArray:
+def ground(colour: FloatArray, rng: np.random.Generator) -> FloatArray:
     """Plain, a gradient, a vignette, stripes or a checker: float32 [64, 64, 3]."""
     kind = rng.integers(0, 5)
     amplitude = rng.uniform(18, 34) * _contrast(colour)
@@ -173,7 +173,7 @@ def _background(colour: FloatArray, rng: np.random.Generator) -> FloatArray:
     return np.asarray(colour + np.float32(amplitude * 0.8) * pattern[..., None], dtype=np.float32)
 
 
-def _body(colour: FloatArray, pose: Pose, rng: np.random.Generator) -> FloatArray:
+def surface(colour: FloatArray, pose: Pose, rng: np.random.Generator) -> FloatArray:
     """The object's surface: plain, shaded, with a highlight or striped: float32 [64, 64, 3]."""
     kind = rng.integers(0, 4)
     strength = rng.uniform(18, 36)
@@ -217,6 +217,14 @@ def random_pose(name: str, rng: np.random.Generator) -> Pose:
     )
 
 
+def lit(image: FloatArray, rng: np.random.Generator) -> Picture:
+    """Light float32 [64, 64, 3] a little more from one side, and round it to a picture."""
+    angle = rng.uniform(0, 2 * math.pi)
+    lighting = 1 + rng.uniform(0, 0.1) * (_X * math.cos(angle) + _Y * math.sin(angle))
+    picture: Picture = np.clip(image * lighting[..., None], 0, 255).astype(np.uint8)
+    return picture
+
+
 def paint(
     scene: Scene,
     mask: Image.Image,
@@ -229,13 +237,13 @@ def paint(
     `mask` and `inner` are "L" images of one size; the pose only places surface and shadow.
     """
     colour = tinted(scene.colour, rng, 9)
-    image = _background(tinted(scene.background, rng, 9), rng)
+    image = ground(tinted(scene.background, rng, 9), rng)
     scale = pose.radius * mask.size[0]
     if rng.random() < 0.4:
         shadow = coverage(_shifted(mask, rng.uniform(0.14, 0.24) * scale), SIZE)[..., None]
         image = image * (1 - 0.4 * shadow)
     solid = coverage(mask, SIZE)[..., None]
-    image = image * (1 - solid) + _body(colour, pose, rng) * solid
+    image = image * (1 - solid) + surface(colour, pose, rng) * solid
     light = colour.mean() > 90
     if inner is not None:
         hole = coverage(inner, SIZE)[..., None]
@@ -243,10 +251,7 @@ def paint(
     if rng.random() < 0.35:
         line = _edge(mask, 0.045 * scale) * 0.8
         image = image * (1 - line) + (colour * 0.3 if light else np.full(3, 200.0)) * line
-    angle = rng.uniform(0, 2 * math.pi)
-    lighting = 1 + rng.uniform(0, 0.1) * (_X * math.cos(angle) + _Y * math.sin(angle))
-    picture: Picture = np.clip(image * lighting[..., None], 0, 255).astype(np.uint8)
-    return picture
+    return lit(image, rng)
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Picture:

@@ -86,7 +86,8 @@ _DETAILS: dict[str, list[Polygon]] = {
 }
 
 
-def _placed(polygon: Polygon, pose: Pose, size: int) -> Polygon:
+def placed(polygon: Polygon, pose: Pose, size: int) -> Polygon:
+    """A polygon in unit coordinates, in pixels of a picture of the given side."""
     cos, sin = math.cos(pose.angle), math.sin(pose.angle)
     sign = -1.0 if pose.mirrored else 1.0
     x0, y0, r = pose.centre_x * size, pose.centre_y * size, pose.radius * size
@@ -100,7 +101,7 @@ def _rasterised(polygons: list[Polygon], pose: Pose, size: int) -> Image.Image:
     image = Image.new("L", (size, size), 0)
     draw = ImageDraw.Draw(image)
     for polygon in polygons:
-        draw.polygon(_placed(polygon, pose, size), fill=255)
+        draw.polygon(placed(polygon, pose, size), fill=255)
     return image
 
 
