@@ -204,7 +204,7 @@ def open_run(path: str | Path) -> Run:
     # A method may be called 'NA' or 'None': only an empty field is null.
     names = [
         *("cell", "model", "method", "baseline", "baseline_cell"),
-        *("measure", "unit", "prompt", "reason"),
+        *("measure", "unit", "prompt", "reason", "sentence"),
     ]
     as_written: dict[str, Any] = {
         "keep_default_na": False,

@@ -19,6 +19,7 @@ from autolora_eval.analysis.layouts import Results, fitting
 from autolora_eval.analysis.measures import Measure, measures
 from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import join_scores, planned_features, with_image_errors
+from autolora_eval.analysis.sentences import with_sentences
 from autolora_eval.analysis.table_text import latex, markdown
 from autolora_eval.benchmark.sweep import fields_of, value_text
 from autolora_eval.errors import UsageError, did_you_mean
@@ -63,6 +64,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     comparisons = compare_with_baseline(
         plan.cells, estimates, plan.benchmark.spec.baseline_method, unit
     )
+    comparisons = with_sentences(comparisons, plan.cells, shown)
     _write_frames(folder, scores, prompts, table, comparisons)
     _write_readable(plan, folder, table, shown, _reasons(scores, prompts, table, shown))
     write_reliability(plan, folder, scores, judge_key)

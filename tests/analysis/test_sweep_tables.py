@@ -77,6 +77,23 @@ def test_cells_are_compared_at_their_own_sweep_point(planned: Callable[..., Plan
     }
 
 
+def test_the_sentence_of_a_comparison_says_where_on_the_sweep_it_is(
+    planned: Callable[..., Plan], tmp_path: Path
+) -> None:
+    plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0, 0.5]]})
+    found = open_run(scored(plan, RunFolder(tmp_path)).path).comparisons
+    assert (found["sentence"].str.len() > 0).all()
+    row = found[
+        (found["cell"] == "A--AutoLoRA--lora_scale=0.4--interval=0-0.5")
+        & (found["measure"] == "diversity")
+    ]
+    told = row["sentence"].iloc[0]
+    assert told.startswith("lora scale 0.4: ")
+    assert "AutoLoRA (interval 0–0.5)" in told
+    assert "CFG" in told
+    assert "CFG (" not in told
+
+
 def test_a_baseline_without_the_parameter_is_the_same_for_all(
     planned: Callable[..., Plan],
 ) -> None:
