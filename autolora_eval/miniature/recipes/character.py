@@ -166,7 +166,7 @@ class _Canvas:
         inside = _mask(polygons, self.pose, 0)
         if line:
             outside = _mask(polygons, self.pose, line)
-            self.image = self.image * (1 - outside) + np.float32(_LINE) * outside
+            self.image = self.image * (1 - outside) + np.array(_LINE, dtype=np.float32) * outside
         self.image = self.image * (1 - inside) + np.asarray(colour, np.float32) * inside
 
 
