@@ -1,0 +1,205 @@
+"""What diffusers' guiders cost, and what of them cannot work: functions of their parameters.
+
+Each was found by running diffusers 0.42 and is tested against it. Parameters come with their
+defaults filled in; `pipeline` is the pipeline's class, or None where it is not known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+SDXL, SD3 = "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"
+Parameters = Mapping[str, Any]
+Cost = Callable[[Parameters, int, int], int]
+Refusal = Callable[[Parameters, str | None], str | None]
+
+_EDGES, _SCALES = ("start", "stop"), "guidance_scales"
+_UNET_PATH = "mid_block.attentions.0.transformer_blocks"
+
+
+def _close(value: Any, other: float) -> bool:  # noqa: ANN401
+    return math.isclose(value, other)
+
+
+def _neutral(p: Parameters) -> float:
+    """The scale at which CFG is the conditional prediction."""
+    return 0.0 if p["use_original_formulation"] else 1.0
+
+
+def _off(p: Parameters) -> bool:
+    return _close(p["guidance_scale"], _neutral(p))
+
+
+def _inside(p: Parameters, step: int, n: int) -> bool:
+    return int(p["start"] * n) <= step < int(p["stop"] * n)
+
+
+def cfg_passes(p: Parameters, step: int, n: int) -> int:
+    """Two passes where CFG acts, one elsewhere."""
+    return 2 if p["enabled"] and _inside(p, step, n) and not _off(p) else 1
+
+
+def skip_passes(prefix: str) -> Cost:
+    """CFG's passes, and one more with layers perturbed after the first step of its own window.
+
+    Args:
+        prefix: of its parameters' names, before `_scale`, `_start` and `_stop`.
+    """
+
+    def passes(p: Parameters, step: int, n: int) -> int:
+        first, last = int(p[f"{prefix}_start"] * n), int(p[f"{prefix}_stop"] * n)
+        # diffusers leaves the window's first step out: `first < step`, where CFG has `<=`.
+        acts = first < step < last and not _close(p[f"{prefix}_scale"], 0.0)
+        return cfg_passes(p, step, n) + (1 if p["enabled"] and acts else 0)
+
+    return passes
+
+
+def fdg_passes(p: Parameters, step: int, n: int) -> int:
+    """Two passes where any frequency level is guided, one elsewhere."""
+    start, stop = ([p[edge]] if isinstance(p[edge], float) else p[edge] for edge in _EDGES)
+    off = _neutral(p)
+    acts = int(min(start) * n) <= step < int(max(stop) * n)
+    return 2 if p["enabled"] and acts and any(not _close(w, off) for w in p[_SCALES]) else 1
+
+
+def ltx2_passes(p: Parameters, step: int, n: int) -> int:
+    """One pass, and one for each of the three terms whose scale is not neutral."""
+    if not (p["enabled"] and _inside(p, step, n)):
+        return 1
+    neutral = {"guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0}
+    return 1 + sum(not _close(p[scale], value) for scale, value in neutral.items())
+
+
+def refuse_mambo(p: Parameters, pipeline: str | None) -> str | None:
+    """MAMBO-G fails on images."""
+    return (
+        "it fails on image latents, [B, C, H, W]: diffusers takes torch.norm over three "
+        "dimensions, which torch refuses. Leave it out until diffusers has mended it."
+    )
+
+
+def refuse_seg(p: Parameters, pipeline: str | None) -> str | None:
+    """SEG changes nothing."""
+    if _close(p["seg_guidance_scale"], 0.0):
+        return None
+    return (
+        "its smoothed prediction equals the plain one: diffusers' prepare_models does not count "
+        "the predictions, so the blur is never put on, and a pass a step is spent on nothing. "
+        "Set seg_guidance_scale: 0.0 (plain CFG), or leave it out until diffusers has mended it."
+    )
+
+
+def refuse_zero_star(p: Parameters, pipeline: str | None) -> str | None:
+    """CFG-Zero* divides by zero if it is rescaled."""
+    if p["guidance_rescale"] > 0 and p["zero_init_steps"] > 0:
+        return (
+            "guidance_rescale divides by the standard deviation of a prediction that "
+            "zero_init_steps has set to zero: every image would be NaN. "
+            "Set guidance_rescale: 0.0 or zero_init_steps: 0."
+        )
+    return None
+
+
+def refuse_fdg(p: Parameters, pipeline: str | None) -> str | None:
+    """FDG needs kornia, and guides all of its levels or none."""
+    if find_spec("kornia") is None:
+        return "it needs kornia, which is not installed: pip install kornia"
+    edges = [p[edge] for edge in _EDGES]
+    if any(isinstance(edge, int) for edge in edges):
+        return "it takes start and stop as decimals only: write 0.0 for 0 and 1.0 for 1."
+    off = _neutral(p)
+    idle = [_close(w, off) for w in p[_SCALES]]
+    lists = any(not isinstance(edge, float) and len(set(edge)) > 1 for edge in edges)
+    if lists or (any(idle) and not all(idle)):
+        return (
+            "a frequency level that is not guided takes another level's prediction or none at "
+            f"all. Use one start and one stop, and no scale of exactly {off} beside others."
+        )
+    return None
+
+
+def refuse_ltx2(p: Parameters, pipeline: str | None) -> str | None:
+    """Two of LTX-2's terms need its own pipeline."""
+    if _close(p["stg_scale"], 0.0) and _close(p["modality_scale"], 1.0):
+        return None
+    if pipeline is not None and pipeline.startswith("LTX2"):
+        return None
+    return (
+        "stg_scale and modality_scale need passes that only LTX-2's denoising loop makes. "
+        "Leave them at 0.0 and 1.0 (plain CFG)."
+    )
+
+
+def layer_refusal(layers: str, config: str) -> Refusal:
+    """What the three guiders that skip layers have in common."""
+
+    def refuse(p: Parameters, pipeline: str | None) -> str | None:
+        if p[layers] is not None:
+            return _refuse_layers(layers, config, pipeline)
+        why = (_refuse_config(one, pipeline) for one in _configs(p[config]))
+        return next((f"{config}: {reason}" for reason in why if reason), None)
+
+    return refuse
+
+
+def _refuse_layers(layers: str, config: str, pipeline: str | None) -> str | None:
+    path = "transformer_blocks" if pipeline == SD3 else _UNET_PATH
+    use = f"Use {config}: {{indices: [0], fqn: {path}}}."
+    if pipeline == SDXL:
+        return f"{layers} finds no layers in a UNet. {use}"
+    if layers == "perturbed_guidance_layers":
+        return None
+    return f"{layers} fails in diffusers, which takes each number for a list. {use}"
+
+
+def _refuse_config(stated: Mapping[str, Any], pipeline: str | None) -> str | None:
+    if pipeline == SDXL and stated.get("fqn", "auto") == "auto":
+        return f"layers of a UNet are not found by themselves. State fqn: {_UNET_PATH}."
+    if 0.0 < stated.get("dropout", 1.0) < 1.0:
+        return (
+            f"a dropout of {stated['dropout']} draws from the global random generator, so that "
+            "seeds do not decide images. Use 1.0."
+        )
+    if pipeline == SD3 and stated.get("skip_attention", True):
+        return (
+            "on SD3 diffusers can skip the feed-forward part of a layer only. "
+            "State skip_attention: false."
+        )
+    return None
+
+
+def _configs(stated: Any) -> list[Mapping[str, Any]]:  # noqa: ANN401
+    """Return the layer configurations as mappings, however they were given."""
+    many = stated if isinstance(stated, list | tuple) else [] if stated is None else [stated]
+    return [one if isinstance(one, Mapping) else one.to_dict() for one in many]
+
+
+def _refuse_without_cfg(p: Parameters, scale: str) -> str | None:
+    if not _off(p) or _close(p[scale], 0.0):
+        return None
+    return (
+        "without CFG diffusers gives the perturbed pass the null prompt and perturbs no layer. "
+        f"Use a guidance_scale other than {_neutral(p)}."
+    )
+
+
+def refuse_pag(p: Parameters, pipeline: str | None) -> str | None:
+    """PAG works on SDXL, beside CFG, with layers named by their path."""
+    scale = "perturbed_guidance_scale"
+    if pipeline == SD3 and not _close(p[scale], 0.0):
+        return (
+            "diffusers cannot perturb the attention of SD3 (JointAttnProcessor2_0 is not "
+            "registered with its hooks). It works on SDXL."
+        )
+    layers = layer_refusal("perturbed_guidance_layers", "perturbed_guidance_config")
+    return _refuse_without_cfg(p, scale) or layers(p, pipeline)
+
+
+def refuse_slg(p: Parameters, pipeline: str | None) -> str | None:
+    """SLG works beside CFG; on SD3 for feed-forward parts only."""
+    layers = layer_refusal("skip_layer_guidance_layers", "skip_layer_config")
+    return _refuse_without_cfg(p, "skip_layer_guidance_scale") or layers(p, pipeline)
