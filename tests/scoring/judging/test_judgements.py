@@ -1,100 +1,25 @@
-"""The judging stage against a real server: what is kept, what is asked again, and what is not."""
+"""The judging stage against a real server: what is asked, what is kept, and what is counted."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import closing
-from io import StringIO
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import VERDICT, Call, Drop, Http, JudgeServer, completion, judge_server
-from rich.console import Console
-from scored_run import write_images
+from judge_server import VERDICT, Call, Drop, Http, JudgeServer, completion
+from judging import SECRET, N, by_content, judge, outcome, rows
 
 from autolora_eval.analysis.scores import join_scores
-from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.files import Json, read_jsonl, sha256_file
+from autolora_eval.files import read_jsonl, sha256_file
 from autolora_eval.manifest import state_plan, update_manifest
-from autolora_eval.plan import Plan, make_plan
 from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.judgements import (
-    asked_key,
-    judge_images,
-    judgements_by_image,
-    open_judge,
-    recorded_judging,
-)
-from autolora_eval.scoring.reply import MAX_REPLY
+from autolora_eval.scoring.judgements import judge_images, open_judge, recorded_judging
 from autolora_eval.stages import Stages
-
-N = 12  # 2 cells × 3 prompts × 2 seeds
-SECRET = "sentinel-key-0451"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[JudgeServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", SECRET)
-    monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(tmp_path / "cache"))
-    with judge_server(JudgeServer()) as state:
-        yield state
-
-
-@pytest.fixture
-def make(
-    server: JudgeServer,
-    write_benchmark: Callable[[object], Path],
-    benchmark_data: dict[str, Any],
-) -> Callable[..., Plan]:
-    """A function that returns the plan of the benchmark, with changes to its judge."""
-
-    def plan(**judge: Any) -> Plan:
-        settings = {"base_url": server.url, "max_retries": 0, "concurrency": 4, "timeout": 5.0}
-        settings |= {"constraint": "plain", "give_up_after": 0.2, "cache": False}
-        benchmark_data["judge"] = benchmark_data["judge"] | settings | judge
-        return make_plan(load_benchmark(write_benchmark(benchmark_data)))
-
-    return plan
-
-
-@pytest.fixture
-def folder(make: Callable[..., Plan], tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
-    write_images(make(), folder)
-    return folder
-
-
-def judge(plan: Plan, folder: RunFolder) -> Json:
-    with closing(open_judge(plan)) as asked:
-        return judge_images(plan, folder, asked, Progress())
-
-
-def rows(plan: Plan, folder: RunFolder) -> list[Json]:
-    return [row for cell in plan.cells for row in read_jsonl(folder.judgements(cell.id))]
-
-
-def outcome(plan: Plan, folder: RunFolder) -> dict[tuple[str, str], tuple[object, object]]:
-    """What each image was given, without what differs from call to call."""
-    return {
-        (cell.id, row["image_id"]): (row["scores"], row["reason"])
-        for cell in plan.cells
-        for row in read_jsonl(folder.judgements(cell.id))
-    }
-
-
-def by_content(call: Call, n: int) -> str:
-    """A verdict, or no verdict, that depends on the image only."""
-    digit = int(call.sha256[0], 16)
-    return f'{{"pc": {digit % 7}}}' if digit < 14 else "I cannot tell."
 
 
 def test_each_image_is_judged_once_with_its_own_prompt(make, folder, server) -> None:
@@ -256,83 +181,6 @@ def test_a_torn_last_line_is_judged_anew(make, folder, server) -> None:
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
-CHANGES: dict[str, dict[str, Any]] = {
-    "temperature": {"temperature": 0.5},
-    "max_tokens": {"max_tokens": 64},
-    "seed": {"seed": 1},
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_another_way_of_asking_is_another_judgement(change, make, folder, server) -> None:
-    first = judge(make(), folder)
-    second = judge(make(**change), folder)
-    assert (second["done"], second["reused"]) == (N, 0)
-    assert second["key"] != first["key"]
-    back = judge(make(**{name: benchmark_default(name) for name in change}), folder)
-    assert (back["done"], back["key"]) == (0, first["key"])
-
-
-def benchmark_default(name: str) -> object:
-    from autolora_eval.benchmark.schema import Judge
-
-    return Judge.model_fields[name].default
-
-
-def test_a_launched_servers_arguments_are_a_part_of_the_question(make) -> None:
-    """They are the run's own, and no server tells them."""
-    launch = {"launch": True, "vllm_python": "python", "model": "org/vlm", "base_url": "http://x"}
-    plain = asked_key(make(**launch))
-    assert asked_key(make(**launch, launch_args=["--max-num-seqs", "4"])) == plain
-    assert asked_key(make(**launch, launch_args=["--quantization", "fp8"])) != plain
-
-
-def test_a_model_loaded_from_elsewhere_is_asked_anew(make, folder, server) -> None:
-    """Of two checkpoints under one name the server tells where each is from."""
-    server.models = {"data": [{"id": "some-vlm", "root": "org/some-vlm"}]}
-    judge(make(), folder)
-    server.models = {"data": [{"id": "some-vlm", "root": "org/another"}]}
-    assert judge(make(), folder)["done"] == N
-
-
-def test_a_better_server_of_the_same_model_is_not(make, folder, server) -> None:
-    """Address, version, time-outs and concurrency decide no reply."""
-    judge(make(), folder)
-    server.version = "0.99"
-    settings = {"timeout": 9.0, "max_retries": 1, "concurrency": 2}
-    assert judge(make(**settings), folder)["done"] == 0
-
-
-def test_another_model_is_asked_anew(make, folder, server) -> None:
-    server.models = {"data": [{"id": "some-vlm"}, {"id": "other-vlm"}]}
-    judge(make(), folder)
-    assert judge(make(model="other-vlm"), folder)["done"] == N
-    assert server.calls[-1].body["model"] == "other-vlm"
-
-
-def test_another_rubric_is_asked_anew(make, folder, server, workplace) -> None:
-    judge(make(), folder)
-    rubric = workplace / "rubric.yaml"
-    rubric.write_text(rubric.read_text().replace("Does it", "Does this"))
-    done = judge(make(), folder)
-    assert done["done"] == N
-    assert server.calls[-1].parts[-1]["text"].startswith("Does this show")
-
-
-def test_a_changed_image_alone_is_asked_anew(make, folder, server) -> None:
-    plan = make()
-    server.answer = by_content
-    judge(plan, folder)
-    first, second = (folder.images(cell.id) / plan.jobs[0].file for cell in plan.cells)
-    first.write_bytes(second.read_bytes())
-    done = judge(plan, folder)
-    assert (done["done"], len(server.calls)) == (1, N + 1)
-    cell = plan.cells[0].id
-    key = plan.jobs[0].file, sha256_file(first)
-    (row,) = judgements_by_image(folder.judgements(cell), done["key"])[key]
-    assert row["raw"] == by_content(server.calls[-1], 0)
-
-
 def test_unscored_are_counted_among_the_images_that_are_there(make, folder, server) -> None:
     """The judgement of an image that has been replaced since does not count."""
     plan = make()
@@ -359,79 +207,6 @@ def test_missing_and_corrupt_images_have_reasons_and_cost_no_call(make, folder, 
         (None, "missing_image"),
         (None, "corrupt_image"),
     ]
-
-
-def test_another_run_takes_replies_from_the_cache(make, folder, server, tmp_path) -> None:
-    server.answer = by_content
-    first = judge(make(cache=True), folder)
-    assert (first["done"], first["cached"]) == (N, 0)
-    before, calls = rows(make(), folder), len(server.calls)
-    other = RunFolder(tmp_path / "other")
-    write_images(make(), other)
-    second = judge(make(cache=True), other)
-    assert (second["done"], second["cached"]) == (0, N)
-    assert len(server.calls) == calls
-    assert second["unscored"] == first["unscored"]
-    told = rows(make(), other)
-    assert {row["cached"] for row in told} == {True}
-    differing = {"cached": False, "attempt": 1}
-    assert [row | differing for row in told] == before
-
-
-@pytest.mark.parametrize("change", [*CHANGES.values(), {"cache": False}])
-def test_the_cache_answers_only_the_same_question(change, make, folder, server, tmp_path) -> None:
-    judge(make(cache=True), folder)
-    other = RunFolder(tmp_path / "other")
-    write_images(make(), other)
-    done = judge(make(**{"cache": True} | change), other)
-    assert (done["done"], done["cached"]) == (N, 0)
-
-
-def test_a_failed_call_is_not_cached(make, folder, server, tmp_path) -> None:
-    server.answer = lambda call, n: Http(500) if n < 3 else VERDICT
-    judge(make(cache=True, concurrency=1), folder)
-    other = RunFolder(tmp_path / "other")
-    write_images(make(), other)
-    done = judge(make(cache=True), other)
-    assert (done["done"], done["cached"], done["unscored"]) == (3, N - 3, 0)
-
-
-@pytest.mark.parametrize("part", ["raw", "model"])
-def test_what_is_no_reply_in_the_cache_is_asked_again(
-    part: str, make, folder, server, tmp_path
-) -> None:
-    judge(make(cache=True), folder)
-    with sqlite3.connect(tmp_path / "cache" / "judgements.sqlite") as connection:
-        connection.execute(f"UPDATE replies SET reply = json_set(reply, '$.{part}', NULL)")
-    connection.close()
-    other = RunFolder(tmp_path / "other")
-    write_images(make(), other)
-    done = judge(make(cache=True), other)
-    assert (done["done"], done["cached"], done["unscored"]) == (N, 0, 0)
-
-
-def test_the_cache_keeps_no_part_of_a_reply(make, folder, server, tmp_path) -> None:
-    """The first letters of a reply that is too long may hold a verdict; the whole has none."""
-    server.answer = lambda call, n: VERDICT + "." * MAX_REPLY
-    assert judge(make(cache=True), folder)["unscored"] == N
-    other = RunFolder(tmp_path / "other")
-    write_images(make(), other)
-    done = judge(make(cache=True), other)
-    assert (done["cached"], done["unscored"]) == (0, N)
-
-
-def test_a_cache_that_cannot_be_used_is_told_and_done_without(
-    make, folder, server, tmp_path, monkeypatch
-) -> None:
-    (tmp_path / "a_file").touch()
-    monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(tmp_path / "a_file"))
-    said = StringIO()
-    plan = make(cache=True)
-    with closing(open_judge(plan)) as asked:
-        done = judge_images(plan, folder, asked, Progress(Console(file=said, width=500)))
-    assert (done["done"], done["cached"]) == (N, 0)
-    assert "the cache of earlier runs' replies was left out: " in said.getvalue()
-    assert done["cache_problem"] in said.getvalue()
 
 
 def test_repeats_are_asked_each_and_kept_each(make, folder, server) -> None:

@@ -1,0 +1,42 @@
+"""How tests ask the judge in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from scored_run import picture
+
+from autolora_eval.benchmark.schema import Judge as JudgeSpec
+from autolora_eval.benchmark.sources import Source
+from autolora_eval.rubric import Question, Rubric
+from autolora_eval.scoring.judges.base import Reply, Request
+from autolora_eval.scoring.judges.in_process import TransformersJudge
+
+PROMPTS = ["a red house in front of a blue background", "a", "a green tree, pixel art " * 3]
+
+
+def judge(model: Path, rubric: Rubric | None = None, **changes: Any) -> TransformersJudge:
+    settings = {"backend": "transformers", "max_tokens": 12} | changes
+    spec = JudgeSpec(rubric="r", model=str(model), **settings)
+    source = Source(str(model), "folder", str(model))
+    return TransformersJudge(spec, source, torch.device("cpu"), rubric)
+
+
+def ask(judge: TransformersJudge, requests: Iterable[Request]) -> list[Reply]:
+    return [reply for group in judge.replies(requests) for _, reply in group]
+
+
+def said(judge: TransformersJudge, requests: Iterable[Request]) -> list[str | None]:
+    return [reply.text for reply in ask(judge, requests)]
+
+
+def pictured(folder: Path, questions: Iterable[Question]) -> list[Request]:
+    found = []
+    for n, question in enumerate(questions):
+        path = folder / f"{n}.png"
+        picture(("cell", n, 0), (64, 64)).save(path)
+        found.append(Request(path, question, tag=n))
+    return found

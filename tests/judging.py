@@ -1,0 +1,40 @@
+"""How tests judge a run's images by a server, and read what was kept."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from judge_server import Call
+
+from autolora_eval.files import Json, read_jsonl
+from autolora_eval.plan import Plan
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring.judgements import judge_images, open_judge
+
+N = 12  # 2 cells × 3 prompts × 2 seeds
+SECRET = "sentinel-key-0451"
+
+
+def judge(plan: Plan, folder: RunFolder) -> Json:
+    with closing(open_judge(plan)) as asked:
+        return judge_images(plan, folder, asked, Progress())
+
+
+def rows(plan: Plan, folder: RunFolder) -> list[Json]:
+    return [row for cell in plan.cells for row in read_jsonl(folder.judgements(cell.id))]
+
+
+def outcome(plan: Plan, folder: RunFolder) -> dict[tuple[str, str], tuple[object, object]]:
+    """What each image was given, without what differs from call to call."""
+    return {
+        (cell.id, row["image_id"]): (row["scores"], row["reason"])
+        for cell in plan.cells
+        for row in read_jsonl(folder.judgements(cell.id))
+    }
+
+
+def by_content(call: Call, n: int) -> str:
+    """A verdict, or no verdict, that depends on the image only."""
+    digit = int(call.sha256[0], 16)
+    return f'{{"pc": {digit % 7}}}' if digit < 14 else "I cannot tell."

@@ -1,0 +1,234 @@
+"""The judge in this process: the same reply whatever stands beside it, and a reason where none."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from in_process import PROMPTS, ask, judge, said
+from PIL import Image
+from scored_run import picture
+
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.rubric import Question
+from autolora_eval.scoring.judges.base import Request
+from autolora_eval.scoring.judges.in_process import conversation
+
+# --- batches and images -----------------------------------------------------------------------
+
+
+def test_a_reply_does_not_depend_on_its_batch(loaded, requests) -> None:
+    """Questions of unequal length: the padding must not show."""
+    together = ask(loaded, requests)
+    alone = [ask(loaded, [request])[0] for request in requests]
+    backwards = ask(loaded, requests[::-1])[::-1]
+    for replies in (alone, backwards):
+        assert [reply.text for reply in replies] == [reply.text for reply in together]
+        assert [reply.truncated for reply in replies] == [r.truncated for r in together]
+    assert all(isinstance(reply.text, str) and reply.reason is None for reply in together)
+
+
+def test_requests_are_taken_a_batch_at_a_time_and_come_back_with_their_replies(
+    model, requests
+) -> None:
+    taken = []
+
+    def waiting() -> Iterator[Request]:
+        for request in requests:
+            taken.append(request)
+            yield request
+
+    replies = judge(model, batch_size=2).replies(waiting())
+    assert taken == []
+    assert [request for request, _ in next(replies)] == requests[:2]
+    assert taken == requests[:2]
+    assert [request for request, _ in next(replies)] == requests[2:]
+    assert list(replies) == []
+    assert list(judge(model).replies([])) == []
+
+
+def test_the_question_reaches_the_model_as_the_rubric_says(loaded, requests, rubric) -> None:
+    """What the processor makes of a question is the template around the rubric's own words."""
+    processor = loaded._front.processor
+    question = requests[0].question
+    chat = conversation(question, Image.new("RGB", (64, 64)))
+    text = processor.apply_chat_template([chat], add_generation_prompt=True, tokenize=False)[0]
+    after = rubric.text.split(rubric.placeholders.image)[1].strip()
+    assert question.after == after.replace(rubric.placeholders.prompt, PROMPTS[0])
+    assert text.count(question.after) == 1
+    assert text.index("<image>") < text.index(question.after)
+    assert text.count("<image>") == 1
+
+
+def test_the_texts_of_a_question_stand_around_its_image() -> None:
+    image = Image.new("RGB", (4, 4))
+
+    def kinds(before: str, after: str) -> list[str]:
+        (message,) = conversation(Question(before, after), image)
+        assert message["role"] == "user"
+        return [part.get("text", part["type"]) for part in message["content"]]
+
+    assert kinds("b", "a") == ["b", "image", "a"]
+    assert kinds("", "a") == ["image", "a"]
+    assert kinds("b", "") == ["b", "image"]
+
+
+def test_an_image_that_cannot_be_opened_is_a_reply_with_a_reason(loaded, requests) -> None:
+    expected = said(loaded, requests)
+    corrupt = requests[0].image.parent / "corrupt.png"
+    corrupt.write_bytes(requests[0].image.read_bytes()[:100])
+    broken = [Request(corrupt, requests[0].question)]
+    absent = [Request(corrupt.with_name("absent.png"), requests[0].question)]
+    replies = ask(loaded, [requests[0], *broken, *absent, *requests[1:]])
+    assert [reply.reason for reply in replies] == [None, "corrupt_image", "missing_image"] + [
+        None
+    ] * 2
+    assert [replies[n].text for n in (0, 3, 4)] == expected
+    assert (replies[1].text, replies[1].sent) == (None, None)
+
+
+def test_images_that_cannot_be_opened_load_no_model(model, tmp_path) -> None:
+    fresh = judge(model)
+    (reply,) = ask(fresh, [Request(tmp_path / "absent.png", Question("", "a"))])
+    assert reply.reason == "missing_image"
+    assert fresh._model is None
+
+
+def test_what_was_sent_is_the_file_as_it_is(loaded, tmp_path, rubric) -> None:
+    path = tmp_path / "wide.jpg"
+    picture(("cell", 0, 0), (40, 90)).save(path)
+    (reply,) = ask(loaded, [Request(path, rubric.question("a"))])
+    size = path.stat().st_size
+    assert reply.sent == {"format": "JPEG", "width": 90, "height": 40, "bytes": size}
+    assert loaded.facts()["image_size"] == {"height": 64, "width": 64}
+
+
+def test_a_reply_that_runs_into_the_limit_says_so(model, requests) -> None:
+    """A verdict takes more than one token; at one token, only the end itself is no truncation."""
+    (reply,) = ask(judge(model, max_tokens=1), requests[:1])
+    assert reply.truncated
+    (longer,) = ask(judge(model, max_tokens=3), requests[:1])
+    assert longer.text.startswith(reply.text)
+
+
+# --- what cannot be asked ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", ["two <image> and <image>", "long " * 2000], ids=["image", "long"]
+)
+def test_a_question_that_cannot_be_asked_costs_the_others_nothing(loaded, requests, words) -> None:
+    """As raw text, past the rubric, which lets no such thing through."""
+    refused = Request(requests[0].image, Question("", words))
+    expected = said(loaded, requests)
+    replies = ask(loaded, [requests[0], refused, *requests[1:], refused])
+    assert [reply.reason for reply in replies] == [None, "bad_request", None, None, "bad_request"]
+    assert [replies[n].text for n in (0, 2, 3)] == expected
+    assert replies[1].text is None
+    assert replies[1].sent["format"] == "PNG"
+
+
+def test_a_judge_that_can_be_asked_nothing_is_an_error(model, rubric, requests, tmp_path) -> None:
+    """It is no question's fault, and 'bad_request' a thousand times would not say so."""
+    folder = tmp_path / "judge"
+    shutil.copytree(model, folder)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(AutoLoRAEvalError, match=r"cannot be asked about an image .*chat template"):
+        ask(judge(folder), requests)
+    with pytest.raises(AutoLoRAEvalError, match=r"the model takes 1024\)"):
+        ask(judge(model, rubric, max_tokens=1000), requests)
+
+
+def test_running_out_of_memory_names_the_key_to_lower(model, requests, monkeypatch) -> None:
+    full = judge(model, batch_size=2)
+    ask(full, requests[:1])
+
+    def generate(**_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(full._model, "generate", generate)
+    with pytest.raises(AutoLoRAEvalError, match=r"2 images a pass\. Lower judge\.batch_size"):
+        ask(full, requests)
+
+
+def test_a_folder_that_holds_no_judge_is_named(tmp_path, requests) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(AutoLoRAEvalError, match=r"the judge '.*' cannot be loaded"):
+        ask(judge(tmp_path), requests[:1])
+
+
+def test_a_library_that_is_missing_is_named(model, requests, monkeypatch) -> None:
+    """Qwen2-VL's processor, for one, wants torchvision."""
+    from transformers import AutoProcessor
+
+    def from_pretrained(*_: object, **__: object) -> None:
+        raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library")
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", from_pretrained)
+    with pytest.raises(AutoLoRAEvalError, match=r"cannot be loaded: .*Torchvision"):
+        judge(model).identity()
+
+
+def test_a_closed_judge_holds_no_model(model, requests) -> None:
+    one = judge(model)
+    expected = said(one, requests)
+    one.close()
+    assert one._model is None
+    assert said(one, requests) == expected
+
+
+def test_the_models_own_settings_bend_no_verdict(loaded, model, requests, tmp_path) -> None:
+    """Qwen2-VL's own, for one, make what was said before less likely: the same score twice."""
+    from transformers import GenerationConfig
+
+    expected = said(loaded, requests)
+    tokenizer = loaded._front.processor.tokenizer
+    folder = tmp_path / "judge"
+    shutil.copytree(model, folder)
+    settings = GenerationConfig.from_pretrained(model)
+    settings.update(suppress_tokens=tokenizer(expected[0], add_special_tokens=False)["input_ids"])
+    settings.save_pretrained(folder)
+    assert said(judge(folder), requests) == expected
+
+
+# --- what it is -------------------------------------------------------------------------------
+
+
+def test_what_decides_a_reply_is_its_identity(model, rubric) -> None:
+    same = judge(model).identity()
+    assert judge(model, seed=9).identity() == same  # greedy: no seed decides anything
+    changed = [{"max_tokens": 13}, {"temperature": 0.5}, {"temperature": 0.5, "seed": 9}]
+    changed.append({"batch_size": 3})  # it decides a reply's last bits, as it does an image's
+    changed.append({"logprobs": True})  # a reply that was kept without them has none
+    found = [same, *(judge(model, **change).identity() for change in changed)]
+    found.append(judge(model, dtype="bfloat16").identity())
+    found.append(judge(model, rubric).identity())
+    assert all(a != b for n, a in enumerate(found) for b in found[:n])
+
+
+def test_the_constraint_in_force_is_known_before_the_weights_are_loaded(
+    model, rubric, monkeypatch
+) -> None:
+    def constraint(**changes: Any) -> str:
+        one = judge(model, rubric, **changes)
+        name = one.identity()["constraint"]
+        assert one._model is None
+        assert (name == "plain") == ("plain_because" in one.facts())
+        return str(name)
+
+    assert constraint() == "regex"
+    assert constraint(constraint="regex") == "regex"
+    assert constraint(constraint="plain") == "plain"
+    assert judge(model, None).identity()["constraint"] == "plain"
+    with pytest.raises(AutoLoRAEvalError, match="'guided_regex' is for servers"):
+        constraint(constraint="guided_regex")
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    assert constraint() == "plain"
+    assert "not installed" in judge(model, rubric).facts()["plain_because"]
+    message = r"cannot be held .*'llguidance' is not installed .* judge\.constraint to 'plain'"
+    with pytest.raises(AutoLoRAEvalError, match=message):
+        constraint(constraint="regex")
