@@ -1,4 +1,4 @@
-"""A judge's server for fault tests, and judges that ask it."""
+"""A judge's server for fault tests, judges that ask it, and files of rubrics."""
 
 from __future__ import annotations
 
@@ -52,3 +52,15 @@ def judge(server: JudgeServer) -> Iterator[Callable[..., OpenAIJudge]]:
     yield make
     for each in made:
         each.close()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    """A function that writes a rubric's text to a file."""
+
+    def write_text(text: str) -> Path:
+        path = tmp_path / "rubric.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_text

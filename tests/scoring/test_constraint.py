@@ -58,7 +58,7 @@ MADE_UP = {
 }
 SHIPPED = {
     name: read_rubric(shipped_root() / "prompts" / "rubrics" / f"{name}.yaml")
-    for name in ("pixel_art", "disney_princess", "style")
+    for name in ("pixel_art", "disney_princess", "style", "character_miniature")
 }
 ALL = SHIPPED | MADE_UP
 each = pytest.mark.parametrize("name", ALL)
@@ -234,7 +234,12 @@ def test_nothing_repeats_without_an_end(name: str) -> None:
 
 def test_the_longest_replies_of_the_shipped_rubrics() -> None:
     found = {name: longest_reply(asked) for name, asked in SHIPPED.items()}
-    assert found == {"pixel_art": 50, "disney_princess": 228, "style": 50}
+    assert found == {
+        "pixel_art": 50,
+        "disney_princess": 228,
+        "style": 50,
+        "character_miniature": 228,
+    }
 
 
 @each

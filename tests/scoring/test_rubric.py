@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rubrics import GOOD
 
 from autolora_eval.errors import UsageError
 from autolora_eval.resources import shipped_root
@@ -19,31 +19,12 @@ PAPER = {
     "disney_princess": "8617f2bfa18544483a6bb95e766312c62421cea55b8ebed35b0adce52252c8b1",
     "pixel_art": "0ae62cb6d0a924ba24cc833c3074d5b56228da44bffc19c16b5a15507b222246",
 }
-GOOD = """\
-name: mine
-placeholders: {image: "<I>", prompt: "<P>"}
-scores:
-  pc: {key: correspondence, display_name: Prompt correspondence}
-  sa: {key: style, display_name: Style, min: 1, max: 7}
-text: |
-  First <P>.
-  <I>
-  Does it show <P>, or {not}?
-"""
+# The text that the miniature judge was trained on: to change it is to train again.
+MINIATURE = "6efd612ae205a8878a1cb19dd9a6d4148ae39cace27a33bee43d9aa2a492daeb"
 
 
 def shipped(name: str) -> Rubric:
     return read_rubric(shipped_root() / "prompts" / "rubrics" / f"{name}.yaml")
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str], Path]:
-    def write_text(text: str) -> Path:
-        path = tmp_path / "rubric.yaml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write_text
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -64,14 +45,27 @@ def test_the_shipped_scores_are_the_papers() -> None:
     }
 
 
-def test_only_the_princess_rubric_has_a_remark() -> None:
+def test_the_miniatures_rubric_is_the_one_its_judge_learnt() -> None:
+    text = shipped("character_miniature").text
+    assert hashlib.sha256(text.encode()).hexdigest() == MINIATURE
+
+
+def test_the_miniatures_rubric_scores_as_the_princess_rubric_does() -> None:
+    """So that tables of the paper's benchmark and of its twin have the same columns."""
+    miniature, princess = shipped("character_miniature"), shipped("disney_princess")
+    assert miniature.scores == princess.scores
+    assert miniature.remarks == princess.remarks
+    assert miniature.placeholders == princess.placeholders
+
+
+def test_only_the_characters_rubrics_have_a_remark() -> None:
     found = {name: shipped(name).remarks for name in (*PAPER, "style")}
     reason = found.pop("disney_princess").pop("reason")
     assert (reason.kind, reason.before_scores) == ("keywords", False)
     assert not any(found.values())
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", [*PAPER, "character_miniature"])
 def test_the_shipped_questions_begin_with_the_image_and_ask_for_each_key(name: str) -> None:
     rubric = shipped(name)
     question = rubric.question("a cat")
@@ -296,166 +290,3 @@ def test_a_wrong_value_is_refused_by_name(write: Callable[[str], Path]) -> None:
         rubric.with_values({"style": "oil"})
     with pytest.raises(UsageError, match="needs a value for 'style'"):
         rubric.question("a cat")
-
-
-BROKEN = [
-    pytest.param("name: mine", "nmae: mine", 1, "nmae", "Did you mean 'name'?", id="unknown"),
-    pytest.param("max: 7", "mx: 7", 5, "scores.sa.mx", "Did you mean 'max'?", id="unknown-score"),
-    pytest.param("{image:", "{imag:", 2, "placeholders.imag", "Did you mean", id="unknown-place"),
-    pytest.param(
-        "min: 1, max: 7", "min: 7, max: 7", 5, "scores.sa", "min (7) must be", id="min=max"
-    ),
-    pytest.param(
-        "min: 1, max: 7", "min: 8, max: 7", 5, "scores.sa", "min (8) must be", id="min>max"
-    ),
-    pytest.param("min: 1", "min: .nan", 5, "scores.sa.min", "finite number (got nan)", id="nan"),
-    pytest.param("max: 7", "max: .inf", 5, "scores.sa.max", "finite number (got inf)", id="inf"),
-    pytest.param("min: 1", "min: one", 5, "scores.sa.min", "(got 'one')", id="no-number"),
-    pytest.param("key: style", "key: correspondence", None, "", "'correspondence'", id="key-twice"),
-    pytest.param("  sa:", "  pc:", 5, "scores.pc", "stands here and on line 4", id="name-twice"),
-    pytest.param("max: 7", "max: 7, max: 8", 5, "scores.sa.max", "on line 5", id="max-twice"),
-    pytest.param("max: 7", "max: 7, type: int", 5, "scores.sa.type", "(got 'int')", id="type"),
-    pytest.param("max: 7", "max: 1.9", 5, "scores.sa", "'type: number'", id="one-whole-number"),
-    pytest.param(
-        "max: 7", "max: 1.0000001, type: number", 5, "scores.sa", "at least 1e-06", id="narrow"
-    ),
-    pytest.param("max: 7", "max: 1.0e+10", 5, "scores.sa.max", "(got 10000000000.0)", id="wide"),
-    pytest.param("key: style", "key: ''", 5, "scores.sa.key", "at least 1", id="no-key"),
-    pytest.param(
-        "text: |",
-        "remarks: {why: {kind: words}}\ntext: |",
-        6,
-        "remarks.why.kind",
-        "(got 'words')",
-        id="remark-kind",
-    ),
-    pytest.param(
-        "text: |", "remarks: {why: {}}\ntext: |", 6, "remarks.why.kind", "missing", id="no-kind"
-    ),
-    pytest.param(
-        "text: |",
-        "remarks: {style: {kind: text}}\ntext: |",
-        None,
-        "",
-        "'style'; rename one",
-        id="remark-is-score",
-    ),
-    pytest.param("First", "<<<PRMOPT>>>", None, "", "text has '<<<PRMOPT>>>'", id="undeclared"),
-    pytest.param("First", "<STYLE>", None, "", "text has '<STYLE>'", id="undeclared-own-style"),
-    pytest.param(
-        "Style,",
-        '"prompt correspondence ",',
-        None,
-        "",
-        "'pc' and 'sa' have the display name 'prompt correspondence '",
-        id="same-name",
-    ),
-    pytest.param("Style,", '" ",', None, "", "'sa' has no display name", id="no-name"),
-    pytest.param(
-        '"<P>"}',
-        '"<P>", values: {style: "<S>"}}',
-        None,
-        "",
-        "style placeholder '<S>'",
-        id="value-not-in-text",
-    ),
-    pytest.param(
-        '"<P>"}',
-        '"<P>", values: {style: "<P>s"}}',
-        2,
-        "placeholders",
-        "'<P>' and '<P>s'",
-        id="value-like-prompt",
-    ),
-    pytest.param(
-        '"<P>"}',
-        '"<P>", values: {a b: "<S>"}}',
-        2,
-        "placeholders.values.a b",
-        "(got 'a b')",
-        id="value-name",
-    ),
-    pytest.param(
-        '"<P>"}',
-        '"<P>", delimiters: ["=="]}',
-        None,
-        "",
-        "delimiter no. 1 '=='",
-        id="delimiter-not-in-text",
-    ),
-    pytest.param("  sa:", "  Sa:", 5, "scores.Sa", "(got 'Sa')", id="column"),
-    pytest.param("  sa:", "  div_pc:", 5, "scores.div_pc", "'div_pc'", id="product-column"),
-    pytest.param("  sa:", "  diversity:", 5, "scores.diversity", "'diversity'", id="diversity"),
-    pytest.param("  <I>\n", "\n", None, "", "'<I>' once, and has it 0 times", id="no-image"),
-    pytest.param("First", "<I>", None, "", "'<I>' once, and has it 2 times", id="two-images"),
-    pytest.param('prompt: "<P>"', 'prompt: "<Q>"', None, "", "placeholder '<Q>'", id="no-prompt"),
-    pytest.param(
-        'prompt: "<P>"', 'prompt: "<I>!"', 2, "placeholders", "'<I>!'", id="nested-placeholders"
-    ),
-    pytest.param("text: |", "texts: |", 6, "texts", "Did you mean 'text'?", id="text"),
-    pytest.param("scores:\n", "scores: {}\nx:\n", 3, "scores", "at least 1", id="no-scores"),
-]
-
-
-@pytest.mark.parametrize(("old", "new", "line", "key", "says"), BROKEN)
-def test_what_is_broken_is_named_with_its_place(
-    write: Callable[[str], Path], old: str, new: str, line: int | None, key: str, says: str
-) -> None:
-    path = write(GOOD.replace(old, new))
-    with pytest.raises(UsageError) as caught:
-        read_rubric(path)
-    place = f"{path}:{line}: {key}: " if line else f"{path}: "
-    lines = str(caught.value).split("\n")
-    assert any(found.startswith(place) and says in found for found in lines), lines
-
-
-def test_a_misspelt_placeholder_gets_the_nearest(write: Callable[[str], Path]) -> None:
-    text = GOOD.replace("<P>", "<<<PROMPT>>>").replace("First <<<PROMPT>>>", "First <<<PRMOPT>>>")
-    with pytest.raises(UsageError, match=r"has '<<<PRMOPT>>>', .* Did you mean '<<<PROMPT>>>'\?"):
-        read_rubric(write(text))
-
-
-@pytest.mark.parametrize(
-    ("image", "prompt", "unknown"),
-    [
-        ("{{image}}", "{{prompt}}", "{{style}}"),
-        ("{image}", "{prompt}", "{a_style}"),
-        ("[IMAGE]", "[PROMPT]", "[STYLE 2]"),
-        ("$IMAGE$", "%prompt%", "%style%"),
-    ],
-)
-def test_an_undeclared_placeholder_is_known_by_the_style_of_the_others(
-    write: Callable[[str], Path], image: str, prompt: str, unknown: str
-) -> None:
-    text = GOOD.replace("<I>", image).replace("<P>", prompt).replace("{not}", unknown)
-    with pytest.raises(UsageError, match=re.escape(f"the text has '{unknown}', which is none")):
-        read_rubric(write(text))
-    declared = text.replace("}\nscores", f", delimiters: ['{unknown}']}}\nscores")
-    assert read_rubric(write(declared)).name == "mine"
-
-
-@pytest.mark.parametrize(
-    ("mark", "other"),
-    [
-        ("<I>", "a <b> c </I> <I2/>, 1 < 2 > 0"),
-        ("[IMAGE]", "[the score from 0 to 5] [1] [score]"),
-        ("{image}", 'reply {"score": 3} or {score: [N]} or {1}'),
-        ("§", "§§ 5 §x§"),
-        ("the image", "the picture"),
-    ],
-)
-def test_other_text_is_no_placeholder(write: Callable[[str], Path], mark: str, other: str) -> None:
-    text = GOOD.replace('"<I>"', f"'{mark}'").replace("  <I>", f"  {mark}")
-    text = text.replace("{not}", "not") + f"  {other if '§' not in mark else 'x'}\n"
-    assert other in read_rubric(write(text)).text or "§" in mark
-
-
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "name: [unclosed"])
-def test_what_is_no_rubric_at_all_is_refused_in_one_line(
-    write: Callable[[str], Path], text: str
-) -> None:
-    path = write(text)
-    with pytest.raises(UsageError) as caught:
-        read_rubric(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
