@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autolora_eval.report.content import Content
+    from autolora_eval.report.evidence import Evidence
     from autolora_eval.run_folder import RunFolder
 
 
@@ -20,12 +21,15 @@ def write_report(folder: RunFolder) -> None:
     Raises:
         UsageError: it is no run folder, or has no table yet.
     """
+    from autolora_eval.report.evidence import read_evidence
+    from autolora_eval.report.gallery import build_gallery
     from autolora_eval.report.html import write_html
     from autolora_eval.report.pdf import write_pdf
 
-    content = read_report(folder)
+    evidence = read_evidence(folder)
+    content = _content(evidence)
     write_pdf(content, folder.report_pdf)
-    write_html(content, folder.report_html)
+    write_html(content, build_gallery(evidence), folder.report_html)
 
 
 def read_report(folder: RunFolder) -> Content:
@@ -37,9 +41,14 @@ def read_report(folder: RunFolder) -> Content:
     Raises:
         UsageError: it is no run folder, or has no table yet.
     """
-    from autolora_eval.analysis.figures.drawing import draw_figures
-    from autolora_eval.report.content import build_content
     from autolora_eval.report.evidence import read_evidence
 
-    evidence = read_evidence(folder)
-    return build_content(evidence, draw_figures(evidence.figure_data, folder.figures))
+    return _content(read_evidence(folder))
+
+
+def _content(evidence: Evidence) -> Content:
+    from autolora_eval.analysis.figures.drawing import draw_figures
+    from autolora_eval.report.content import build_content
+
+    figures = draw_figures(evidence.figure_data, evidence.run.folder.figures)
+    return build_content(evidence, figures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -12,15 +13,19 @@ from markupsafe import Markup
 from autolora_eval.files import write_text
 from autolora_eval.report.content import Content
 
+if TYPE_CHECKING:
+    from autolora_eval.report.gallery import Gallery
+
 # Where an SVG names a part or refers to one: inside a tag, where the next angle bracket closes.
 _PART = re.compile(r'(\bid="|href="#|url\(#)(?=[^<>]*>)')
 
 
-def write_html(content: Content, path: Path) -> None:
+def write_html(content: Content, gallery: Gallery, path: Path) -> None:
     """Write the report as HTML, with pictures and figures inside.
 
     Args:
         content: what it says.
+        gallery: its images.
         path: where to write.
     """
     environment = Environment(
@@ -37,7 +42,14 @@ def write_html(content: Content, path: Path) -> None:
         figure.name: Markup(inline_svg(figure.svg.read_text(encoding="utf-8"), figure.name))
         for figure in content.figures
     }
-    write_text(path, template.render(content.as_data(), drawn=drawn, pictures=pictures))
+    page = template.render(
+        content.as_data(),
+        drawn=drawn,
+        pictures=pictures,
+        gallery=gallery,
+        gallery_script=Markup(gallery.script),  # our own, and let run by its hash alone
+    )
+    write_text(path, page)
 
 
 def data_uri(name: str, data: bytes) -> str:

@@ -14,7 +14,7 @@ from autolora_eval.run_folder import RunFolder
 class Page(HTMLParser):
     """An HTML report, taken apart by an independent reader."""
 
-    VOID = frozenset({"meta", "img", "br"})
+    VOID = frozenset({"meta", "img", "br", "input"})
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.words.append(data)
 
     @property
@@ -55,7 +55,20 @@ def pdf_text(folder: RunFolder) -> str:
 
 
 def page(folder: RunFolder) -> Page:
-    return Page(folder.report_html.read_text(encoding="utf-8"))
+    """Return the HTML report but for its gallery, which has tests of its own."""
+    return Page(in_two(folder)[0])
+
+
+def gallery_page(folder: RunFolder) -> Page:
+    return Page(in_two(folder)[1])
+
+
+def in_two(folder: RunFolder) -> tuple[str, str]:
+    """Return the HTML report without its gallery, and the gallery."""
+    source = folder.report_html.read_text(encoding="utf-8")
+    start = source.index('<section id="gallery"')
+    end = source.index("</section>", start) + len("</section>")
+    return source[:start] + source[end:], source[start:end]
 
 
 def reported(tables: Tables, path: Path) -> RunFolder:

@@ -1,0 +1,317 @@
+"""The gallery of the HTML report: images to be filtered, with what the judge replied to each."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any
+from urllib.parse import quote
+
+from autolora_eval.analysis.measures import Measure
+from autolora_eval.report.evidence import (
+    NAME_LENGTH,
+    REASON_LENGTH,
+    Evidence,
+    Row,
+    in_words,
+    text_of,
+)
+from autolora_eval.report.gallery_images import Shown, shown_images
+from autolora_eval.report.gallery_replies import Replies
+from autolora_eval.text import NOT_RECORDED, clip, number, of
+
+BATCH = 96
+LISTED_WITHOUT_SCRIPT = 48
+PROMPT_LENGTH = 600
+OPTION_LENGTH = 70
+
+
+@dataclass(frozen=True)
+class Option:
+    """A choice of a filter: what the script compares, and what is read."""
+
+    value: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A filter by one property, or the order.
+
+    Attributes:
+        name: of its form control.
+        label: for people.
+        options: its choices, that of no filter left out.
+    """
+
+    name: str
+    label: str
+    options: list[Option]
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """An image as the list shows it to a browser without script.
+
+    Attributes:
+        picture: a data URI; empty if there is none.
+        crisp: whether it is to be enlarged without smoothing.
+        absent: why there is none.
+        title: its cell.
+        text: its seed and scores.
+        prompt: its prompt.
+    """
+
+    picture: str
+    crisp: bool
+    absent: str
+    title: str
+    text: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All that the gallery's template needs.
+
+    Attributes:
+        shown: which part of the run's images is shown, and why.
+        filters: by prompt, cell, seed and verdict.
+        scores: those that can be bounded.
+        orders: the ways to sort.
+        listed: the first images, for browsers without script.
+        data: what the script reads, as JSON knows it.
+        script: its text.
+    """
+
+    shown: str
+    filters: list[Filter]
+    scores: list[Measure]
+    orders: list[Option]
+    listed: list[ListedImage]
+    data: dict[str, Any]
+    script: str
+
+    @property
+    def script_hash(self) -> str:
+        """The script as a Content-Security-Policy names it."""
+        digest = hashlib.sha256(self.script.encode()).digest()
+        return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def image_link(file: object) -> str:
+    """Return the link that opens an image of the gallery, within the report.
+
+    Args:
+        file: as `file` in scores.parquet.
+    """
+    return f"#image={quote(str(file), safe='/')}"
+
+
+def build_gallery(evidence: Evidence) -> Gallery:
+    """Return the gallery of a run.
+
+    What users and judges wrote stays text all the way: the template escapes it, the data block
+    is JSON without angle brackets, and the script sets it as text.
+    """
+    shown = shown_images(evidence)
+    replies = Replies(evidence)
+    facets = _facets(evidence)
+    prompts = {int(s.row["prompt_index"]): clip(s.row["prompt"], PROMPT_LENGTH) for s in shown}
+    listed = [_listed(evidence, image) for image in shown]
+    images = [
+        {
+            "file": str(image.row.get("file")),
+            "cell": image.cell,
+            "prompt_index": int(image.row["prompt_index"]),
+            "seed": int(image.row["seed"]),
+            "scores": [number(image.row.get(m.column)) for m in evidence.judged],
+            "reason": _reason(evidence, image.row),
+            **asdict(tile),
+            # The list has those pictures already: they need not stand in the file twice.
+            "picture": tile.picture if n >= LISTED_WITHOUT_SCRIPT else "",
+            "facts": _facts(evidence, image.row),
+            "replies": [asdict(reply) for reply in replies.of_image(image.row)],
+        }
+        for n, (image, tile) in enumerate(zip(shown, listed, strict=True))
+    ]
+    return Gallery(
+        shown=_what_is_shown(evidence, shown),
+        filters=_filters(evidence, shown, facets, prompts),
+        scores=evidence.judged,
+        orders=_orders(evidence),
+        listed=listed[:LISTED_WITHOUT_SCRIPT],
+        data={
+            "images": images,
+            "cells": [list(facet.values()) for facet in facets],
+            "facets": [f"cell.{name}" for name in (facets[0] if facets else {})],
+            "scores": [measure.column for measure in evidence.judged],
+            "total": len(evidence.images),
+            "batch": BATCH,
+        },
+        script=_script(),
+    )
+
+
+def _facets(evidence: Evidence) -> list[dict[str, str]]:
+    """Return what tells each cell from the others, in the order of the result table."""
+    swept = dict.fromkeys(name for point in evidence.points.values() for name in point)
+    facets = [
+        {
+            "model": clip(row["model"], NAME_LENGTH),
+            "method": clip(row["method"], NAME_LENGTH),
+            **{name: evidence.points[row["cell"]].get(name, "") for name in swept},
+        }
+        for row in evidence.rows
+    ]
+    if len({tuple(facet.values()) for facet in facets}) < len(facets):
+        labels = [evidence.labels[row["cell"]] for row in evidence.rows]
+        facets = [{**f, "cell": label} for f, label in zip(facets, labels, strict=True)]
+    return facets
+
+
+def _filters(
+    evidence: Evidence,
+    shown: Sequence[Shown],
+    facets: Sequence[dict[str, str]],
+    prompts: dict[int, str],
+) -> list[Filter]:
+    """Return the filters that leave a choice."""
+    asked = [Option(str(index), f"{index + 1}. {_short(text)}") for index, text in prompts.items()]
+    by_cell = [
+        Filter(f"cell.{name}", _title(name), _options([facet[name] for facet in facets]))
+        for name in (facets[0] if facets else {})
+    ]
+    seeds = sorted({int(image.row["seed"]) for image in shown})
+    found = [
+        Filter("prompt", "Prompt", asked),
+        *by_cell,
+        Filter("seed", "Seed", [Option(str(seed), str(seed)) for seed in seeds]),
+    ]
+    return [f for f in found if len(f.options) > 1] + _verdicts(evidence, shown)
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _options(values: Sequence[str]) -> list[Option]:
+    return [Option(value, _short(value)) for value in dict.fromkeys(values) if value]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= OPTION_LENGTH else f"{text[: OPTION_LENGTH - 1].rstrip()}…"
+
+
+def _verdicts(evidence: Evidence, shown: Sequence[Shown]) -> list[Filter]:
+    """Return the filter by whether an image was scored, and if not, why."""
+    if not evidence.judged:
+        return []
+    reasons = Counter(filter(None, (_reason(evidence, image.row) for image in shown)))
+    n = sum(reasons.values())
+    each = [
+        Option(f"unscored: {r}", _short(f"unscored: {r}") + f" ({k})") for r, k in reasons.items()
+    ]
+    options = [
+        Option("scored", f"scored ({len(shown) - n})"),
+        Option("unscored", f"unscored ({n})"),
+    ]
+    return [Filter("verdict", "Verdict", [*options, *each])]
+
+
+def _orders(evidence: Evidence) -> list[Option]:
+    places = [
+        Option("prompt", "prompt, seed, method"),
+        Option("seed", "seed, prompt, method"),
+        Option("cell", "method, prompt, seed"),
+    ]
+    return places + [
+        Option(f"{way}:{measure.column}", f"{measure.label}, {way} first")
+        for measure in evidence.judged
+        for way in ("highest", "lowest")
+    ]
+
+
+def _listed(evidence: Evidence, image: Shown) -> ListedImage:
+    row = image.row
+    model = f"{clip(row['model'], NAME_LENGTH)} × " if len(evidence.models) > 1 else ""
+    values = [(m.label, number(row.get(m.column))) for m in evidence.judged]
+    reason = _reason(evidence, row)
+    judged = f"unscored: {reason}" if reason else _joined(values)
+    return ListedImage(
+        picture=image.picture,
+        crisp=image.crisp,
+        absent=image.absent,
+        title=f"{model}{evidence.labels[row['cell']]}",
+        text=" · ".join(filter(None, (f"seed {int(row['seed'])}", judged))),
+        prompt=clip(row["prompt"], PROMPT_LENGTH),
+    )
+
+
+def _joined(values: Sequence[tuple[str, float | None]]) -> str:
+    return ", ".join(f"{label} {value:.3g}" for label, value in values if value is not None)
+
+
+def _reason(evidence: Evidence, row: Row) -> str | None:
+    """Return why an image has no score; None if it has, or no judge was asked."""
+    reason = in_words(row.get("unscored_reason")) if evidence.judged else None
+    return clip(reason, REASON_LENGTH) if reason else None
+
+
+def _facts(evidence: Evidence, row: Row) -> list[tuple[str, str]]:
+    """Return all that is known of an image: what it is, its scores, and where to find it."""
+    point = evidence.points[row["cell"]]
+    reason = _reason(evidence, row)
+    passes = number(row.get("nfe"))
+    return [
+        ("Prompt", clip(row["prompt"], PROMPT_LENGTH)),
+        ("Seed", str(int(row["seed"]))),
+        ("Model", clip(row["model"], NAME_LENGTH)),
+        ("Method", clip(row["method"], NAME_LENGTH)),
+        *((_title(name), value) for name, value in point.items()),
+        *((f"{m.display_name} ({m.label})", _score(row, m)) for m in evidence.judged),
+        *([("Unscored", reason)] if reason else []),
+        ("Denoiser passes", NOT_RECORDED if passes is None else f"{passes:.0f}"),
+        ("File", clip(row.get("file"), 2 * PROMPT_LENGTH)),
+        ("SHA-256", clip(text_of(row.get("sha256")) or "there is no file", NAME_LENGTH)),
+    ]
+
+
+def _score(row: Row, measure: Measure) -> str:
+    """Return a score, and what the judge expected beside its verdict where that was asked."""
+    value, expected = number(row.get(measure.column)), number(row.get(f"{measure.column}_expected"))
+    if value is None:
+        return "–"
+    beside = "" if expected is None else f" (expected score {expected:.3f})"
+    return f"{value:.4g} of {measure.low:g} to {measure.high:g}{beside}"
+
+
+def _what_is_shown(evidence: Evidence, shown: Sequence[Shown]) -> str:
+    """Say which part of the images is shown, and why not all."""
+    total, unscored = len(evidence.images), _unscored(evidence, [i.row for i in shown])
+    if len(shown) == total:
+        return f"All {of(total, 'image')} of the run."
+    prompts = len({int(image.row["prompt_index"]) for image in shown})
+    seeds = len({int(image.row["seed"]) for image in shown})
+    cells = len({image.cell for image in shown})
+    of_cells = of(cells, "cell") if cells == len(evidence.rows) else f"the first {cells:,} cells"
+    all_unscored = _unscored(evidence, evidence.images)
+    left = f" {unscored:,} of the {of(all_unscored, 'unscored image')} are among them."
+    return (
+        f"{len(shown):,} of the run's {of(total, 'image')}, to keep this file small: the first "
+        f"{of(prompts, 'prompt')} and {of(seeds, 'seed')}, the same of each of {of_cells}. All are "
+        f"listed in scores.parquet.{left if all_unscored else ''}"
+    )
+
+
+def _unscored(evidence: Evidence, rows: Sequence[Row]) -> int:
+    return sum(_reason(evidence, row) is not None for row in rows)
+
+
+def _script() -> str:
+    file = resources.files("autolora_eval.report") / "templates" / "gallery.js"
+    return file.read_text(encoding="utf-8").replace("\r\n", "\n")
