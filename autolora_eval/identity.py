@@ -60,10 +60,18 @@ def local_lora(source: Source) -> Path:
 
 def in_cache(source: Source, marker: str) -> bool:
     """Tell whether a hub model's `marker` file is in the local cache."""
+    return cached(source, marker) is not None
+
+
+def cached(source: Source, name: str) -> Path | None:
+    """Return a file of a model folder, or of a hub model as the local cache has it, or None."""
+    if source.kind != "hub":
+        file = source.path / name
+        return file if file.is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source.location, marker, revision=source.revision)
-    return isinstance(found, str)
+    found = try_to_load_from_cache(source.location, name, revision=source.revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def hub_refusal(source: Source) -> str | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+from autolora_eval.benchmark.pipelines import INDEX, TESTED, pipeline_class
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.devices import choose_device, require
 from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.identity import absent, hub_refusal, in_cache, unreachable
+from autolora_eval.identity import absent, cached, hub_refusal, in_cache, unreachable
 from autolora_eval.plan import Plan
 from autolora_eval.run_folder import RunFolder
 
@@ -22,7 +23,7 @@ def hub_sources(plan: Plan) -> Iterator[tuple[Source, str]]:
     """Yield every model on the hub with the file that shows whether it is in the local cache."""
     benchmark = plan.benchmark
     for model in benchmark.models.values():
-        yield model.pipeline, "model_index.json"
+        yield model.pipeline, INDEX
         yield model.lora, model.lora.weight_name or "README.md"
     yield benchmark.features, "config.json"
     if benchmark.judge is not None:
@@ -43,6 +44,7 @@ def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
     checks = [
         lambda: choose_device(plan.benchmark.spec.device),
         lambda: _hub(plan),
+        lambda: _guided(plan),
         lambda: _own_files(plan),
         lambda: _disk(plan, output),
     ]
@@ -73,6 +75,19 @@ def _hub(plan: Plan) -> None:
     refused = [(source, why) for source in lacking.values() if (why := hub_refusal(source))]
     if refused:
         raise AutoLoRAEvalError(unreachable([source for source, _ in refused], refused[0][1]))
+
+
+def _guided(plan: Plan) -> None:
+    """Refuse pipelines that no guider can act on; diffusers is asked of those not tested here."""
+    for model in plan.benchmark.models.values():
+        index = cached(model.pipeline, INDEX)
+        if index is None or pipeline_class(index, model.pipeline.reference) not in TESTED:
+            from autolora_eval.generation.pipeline import open_pipeline
+            from autolora_eval.libraries import quiet_libraries
+
+            # A hub that cannot be reached is told of beside this.
+            with quiet_libraries(), suppress(OSError):
+                open_pipeline(model.pipeline, model.spec)
 
 
 def _own_files(plan: Plan) -> None:

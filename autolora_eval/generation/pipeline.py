@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import ModularPipeline
 from diffusers.guiders import BaseGuidance
@@ -17,9 +18,12 @@ from PIL import Image
 from safetensors import safe_open
 
 from autolora_eval.benchmark.load import ResolvedModel
+from autolora_eval.benchmark.pipelines import INDEX, WHAT_WORKS, no_guider, pipeline_class
+from autolora_eval.benchmark.schema import Model
+from autolora_eval.benchmark.sources import Source
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.guidance.adapters import AdapterSwitch, adapter_layers, adapters_off
-from autolora_eval.identity import local_lora
+from autolora_eval.identity import cached, first_line, local_lora
 
 ADAPTER = "autolora_eval"
 _DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down)\b")
@@ -63,17 +67,11 @@ class LoraPipeline:
         """Load a pipeline folder or hub id, and its LoRA at its scale.
 
         Raises:
-            AutoLoRAEvalError: the pipeline takes no guider, or not all of the LoRA fits it.
+            AutoLoRAEvalError: the pipeline is none that a guider can act on, is damaged, or not
+                all of the LoRA fits it.
         """
         spec = model.spec
-        pipe = ModularPipeline.from_pretrained(
-            model.pipeline.location, workflow="text2image", revision=spec.revision
-        )
-        if "guider" not in pipe.component_names:
-            raise AutoLoRAEvalError(
-                f"'{model.pipeline.reference}' is a {type(pipe).__name__}, whose denoising loop "
-                "takes no guider, so no guidance method can act on it."
-            )
+        pipe = open_pipeline(model.pipeline, spec)
         networks = [
             name
             for name, component in pipe._component_specs.items()
@@ -187,8 +185,9 @@ class LoraPipeline:
         if not any(adapter_layers(encoder) for encoder in self.text_encoders):
             return {}
         state = PipelineState()
-        state.set("prompt", prompts)
-        state.set("negative_prompt", null)
+        # Z-Image's block writes its chat template into the lists that it is given.
+        state.set("prompt", list(prompts))
+        state.set("negative_prompt", list(null))
         with adapters_off(*self.text_encoders), torch.no_grad():
             self.pipe.blocks.sub_blocks["text_encoder"](self.pipe, state)
         return {
@@ -196,6 +195,52 @@ class LoraPipeline:
             for name, made in _EMBEDDINGS.items()
             if state.get(made) is not None
         }
+
+
+def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
+    """Read a pipeline's configuration; no weights are loaded.
+
+    Raises:
+        AutoLoRAEvalError: it is none that makes pictures of a text, or it takes no guider, or no
+            null prompt where the benchmark states one.
+        OSError: it is on the hub, which cannot be reached.
+    """
+    try:
+        pipe = ModularPipeline.from_pretrained(
+            pipeline.location,
+            workflow="text2image",
+            revision=spec.revision,
+            trust_remote_code=False,
+        )
+    except (ValueError, AttributeError, NotImplementedError) as error:
+        raise AutoLoRAEvalError(_why_not(pipeline, error)) from error
+    if "guider" not in pipe.component_names:
+        raise AutoLoRAEvalError(no_guider(pipeline.reference, type(pipe).__name__))
+    if spec.null_prompt and "negative_prompt" not in pipe.blocks.input_names:
+        raise AutoLoRAEvalError(
+            f"'{pipeline.reference}' is a {type(pipe).__name__}, which takes no null prompt but "
+            f"its own (got '{spec.null_prompt}'). Remove null_prompt."
+        )
+    return pipe
+
+
+def _why_not(pipeline: Source, error: Exception) -> str:
+    """Return the message for a pipeline that cannot be opened, from what diffusers says of it."""
+    index = cached(pipeline, INDEX)
+    name = pipeline_class(index, pipeline.reference) if index else "pipeline without an index"
+    version = f"diffusers {diffusers.__version__}"
+    if isinstance(error, AttributeError):
+        why = f"says that it is a '{name}', which {version} does not know."
+    elif isinstance(error, NotImplementedError) or "orkflow" in str(error):
+        why = f"is a {name}, for which {version} has no way from a text alone to a picture."
+    elif "blocks" in str(error):
+        why = (
+            f"is a {name}, for which {version} has no modular pipeline, so that no guidance method "
+            "can act on it."
+        )
+    else:
+        why = f"is a {name} that cannot be opened: {first_line(error).rstrip('.')}."
+    return f"'{pipeline.reference}' {why} {WHAT_WORKS}"
 
 
 def _refuse_gaps(pipe: ModularPipeline, reference: str) -> None:

@@ -168,7 +168,8 @@ class AutoLoRAGuidance(BaseGuidance):
 
         Returns:
             `pred` of the same shape and dtype, and the LoRA branch's two predictions (the base
-            branch's where no LoRA pass was made).
+            branch's where no LoRA pass was made). Where no conditional one was made, `pred` stands
+            in for it, since Qwen-Image's pipeline gives `pred` the length of `pred_cond`.
         """
         base = _branch(base_uncond, base_cond, self.w1)
         lora = _branch(lora_uncond, lora_cond, self.w2)
@@ -176,7 +177,7 @@ class AutoLoRAGuidance(BaseGuidance):
         if base is not None and lora is not None:
             pred = autolora_guidance(base, lora, self.active_gamma)
         cond, uncond = (base_cond, base_uncond) if lora is None else (lora_cond, lora_uncond)
-        return GuiderOutput(pred=pred, pred_cond=cond, pred_uncond=uncond)
+        return GuiderOutput(pred=pred, pred_cond=pred if cond is None else cond, pred_uncond=uncond)
 
 
 def _branch(
