@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from autolora_eval.benchmark.judge_settings import judge_problems
+from autolora_eval.benchmark.pipelines import INDEX, check_pipeline
 from autolora_eval.benchmark.problems import explained
 from autolora_eval.benchmark.prompts import check_prompts, read_prompts
 from autolora_eval.benchmark.schema import Benchmark, Judge, Model
@@ -20,6 +21,7 @@ from autolora_eval.benchmark.sweep import Sweep, SweepReader
 from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile, read_yaml
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.guidance.registry import Method, MethodParameters, method
+from autolora_eval.identity import cached
 from autolora_eval.resources import shipped_benchmarks
 from autolora_eval.rubric import Rubric, read_rubric
 
@@ -181,7 +183,7 @@ class _Resolver:
         at = ("models", name)
         pipeline = self._try(
             (*at, "pipeline"),
-            lambda: find_model(spec.pipeline, spec.revision, self.lookup, "model_index.json"),
+            lambda: find_model(spec.pipeline, spec.revision, self.lookup, INDEX),
         )
         lora = self._try(
             (*at, "lora"),
@@ -193,6 +195,8 @@ class _Resolver:
                 spec.lora.obtain,
             ),
         )
+        if pipeline is not None:
+            self._try((*at, "pipeline"), lambda: check_pipeline(pipeline, cached(pipeline, INDEX)))
         if pipeline is None or lora is None:
             return None
         size = self._try((*at, "pipeline"), lambda: image_size(spec, pipeline))
