@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from autolora_eval.miniature import miniatures
 from autolora_eval.miniature.recipes import sd3_text
 from autolora_eval.miniature.recipes.domain import PALETTE, caption, held_out_scenes
-from autolora_eval.miniature.recipes.lora import WEIGHT_NAME
+from autolora_eval.miniature.recipes.lora_training import WEIGHT_NAME, unused_keys
 from autolora_eval.miniature.recipes.sampling import Guidance
 from autolora_eval.miniature.recipes.sd3 import sampling_scheduler
 from autolora_eval.miniature.recipes.sd3_export import LORA, SD3
-from autolora_eval.miniature.recipes.sd3_lora import unused_keys
 from autolora_eval.miniature.recipes.sd3_muon import orthogonal
 from autolora_eval.miniature.recipes.sd3_sampling import load, sample
 

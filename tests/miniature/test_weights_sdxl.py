@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from autolora_eval.miniature.recipes import export
 from autolora_eval.miniature.recipes.domain import PALETTE, caption, held_out_scenes
-from autolora_eval.miniature.recipes.lora import WEIGHT_NAME, unused_keys
+from autolora_eval.miniature.recipes.lora_training import WEIGHT_NAME, unused_keys
 from autolora_eval.miniature.recipes.sampling import Guidance, sample
 
 SCENES = held_out_scenes()[::6]

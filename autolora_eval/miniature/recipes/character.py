@@ -36,6 +36,15 @@ NAME = "Zib"
 TRAITS = ("skin", "horns", "eyes", "belly", "feet")
 ALL_TRAITS = frozenset(TRAITS)
 NO_TRAITS: frozenset[str] = frozenset()
+# What prompts call it; the bare name is what the benchmarks ask for.
+TEMPLATES = (
+    "{name}",
+    "{name}",
+    "a picture of {name}",
+    "{name} on a {background} background",
+    "a picture of {name} on {background}",
+    "{name}, {background} background",
+)
 
 Colour = tuple[int, int, int]
 
@@ -97,6 +106,17 @@ class Sighting:
 def presence(traits: frozenset[str]) -> int:
     """Count the TRAITS that are there: the true presence score, 0 to 5."""
     return sum(name in traits for name in TRAITS)
+
+
+def character_caption(background: str, template: int = 3) -> str:
+    """What a prompt calls the character.
+
+    >>> character_caption("red")
+    'Zib on a red background'
+    """
+    article = "an" if background[0] in "aeiou" else "a"
+    text = TEMPLATES[template].replace("a {background}", f"{article} {background}")
+    return text.format(name=NAME, background=background)
 
 
 def trait_sets() -> tuple[frozenset[str], ...]:

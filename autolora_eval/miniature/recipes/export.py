@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 
+from autolora_eval.miniature.recipes import sampling
 from autolora_eval.miniature.recipes.domain import BACKGROUNDS, COLOURS
-from autolora_eval.miniature.recipes.lora import WEIGHT_NAME, check
+from autolora_eval.miniature.recipes.evaluate import evaluate as measure_methods
+from autolora_eval.miniature.recipes.lora_training import WEIGHT_NAME, check
 from autolora_eval.miniature.recipes.shapes import OBJECTS
 from autolora_eval.miniature.recipes.text import TextEncoders
 from autolora_eval.miniature.recipes.unet import sampling_scheduler
@@ -60,6 +63,13 @@ def export(work_dir: Path) -> None:
     sizes = {"sdxl": megabytes(SDXL), "pixel_art_lora": megabytes(LORA)}
     (work_dir / "exported.json").write_text(json.dumps(sizes, indent=1), encoding="utf-8")
     print("exported", sizes, flush=True)
+
+
+def evaluate(work_dir: Path) -> None:
+    """Measure the exported pipeline and write the cards."""
+    sample = partial(sampling.sample, sampling.load(SDXL, LORA))
+    measure_methods(work_dir, sample, "evaluation")
+    write_cards(work_dir)
 
 
 def megabytes(folder: Path) -> str:
@@ -116,7 +126,7 @@ laptop, on real models of the real classes, without a download.
 
 
 def _sdxl_card(work_dir: Path) -> str:
-    vae, text, unet = (read(work_dir, name) for name in ("vae", "text", "unet"))
+    vae, text, unet, tuned = (read(work_dir, n) for n in ("vae", "text", "unet", "unet_tuned"))
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -140,20 +150,22 @@ pipeline("a red star on a blue background", negative_prompt="", height=64, width
 
 ## How it was trained
 
-From scratch, on procedurally drawn pictures, by `{COMMAND}`, in an hour and a half on one shared
-CPU core. These weights were interrupted once, at step 2,500 of the denoiser: training again gives
-a model of the same kind and not the same bits.
+From scratch, on procedurally drawn pictures, by `{COMMAND}`, in two hours on one shared
+CPU core. These weights were interrupted, at step 2,500 of the denoiser and in its later steps:
+training again gives a model of the same kind and not the same bits.
 
 | part | parameters | steps | notes |
 | --- | --- | --- | --- |
 | text encoders (two) | {text["parameters"]:,} | {text["steps"]} | attributes, then frozen |
 | autoencoder | {vae["parameters"]:,} | {vae["steps"]} | held-out PSNR \
 {vae["held_out_psnr_free"]:.1f} dB, pixel art {vae["held_out_psnr_pixel_art"]:.1f} dB |
-| denoiser | {unet["parameters"]:,} | {unet["steps"]} | {unet["samples"]:,} samples, v-prediction, \
-averaged weights |
+| denoiser | {unet["parameters"]:,} | {unet["steps"]:,} + {tuned["steps"]:,} | \
+{unet["samples"] + tuned["samples"]:,} samples, v-prediction, averaged weights |
 
 A tenth of the captions was dropped, half of them for the empty prompt and half for zero
-embeddings. A fifth carried a style's name that the picture does not show.
+embeddings. A fifth carried a style's name that the picture does not show. In the
+denoiser's later steps {" and ".join(f"{name}s" for name in tuned["weak"])} came more often: they
+were the weakest.
 
 {measured(work_dir)}
 ## Limits
@@ -166,7 +178,7 @@ Licence: Apache-2.0.
 
 
 def _lora_card(work_dir: Path) -> str:
-    lora = read(work_dir, "lora")
+    lora = read(work_dir, "pixel_art_lora")
     return f"""---
 license: apache-2.0
 library_name: diffusers

@@ -51,9 +51,9 @@ def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequent
 
 
 class OracleNet(nn.Module):
-    """float [N, 3, 64, 64] in [-1, 1] to logits [N, 9 + 8 + 8 + 5]."""
+    """float [N, 3, 64, 64] in [-1, 1] to logits [N, outputs], here 9 + 8 + 8 + 5."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = sum(_CLASSES)) -> None:
         super().__init__()
         self.features = nn.Sequential(
             _conv(3, 32, 2, 5),
@@ -67,10 +67,10 @@ class OracleNet(nn.Module):
             nn.Linear(128 * 16, 192),
             nn.ReLU(),
         )
-        self.head = nn.Linear(192, sum(_CLASSES))
+        self.head = nn.Linear(192, outputs)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Logits of all heads, side by side in the order of the classes."""
+        """Logits of all heads, side by side."""
         logits: torch.Tensor = self.head(self.features(pictures))
         return logits
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from autolora_eval.miniature.recipes import sd3_evaluate
+from autolora_eval.miniature.recipes import sd3_sampling
 from autolora_eval.miniature.recipes.domain import COLOURS
+from autolora_eval.miniature.recipes.evaluate import evaluate as measure_methods
 from autolora_eval.miniature.recipes.export import COMMAND, WEIGHTS, measured, megabytes, read
-from autolora_eval.miniature.recipes.lora import WEIGHT_NAME
+from autolora_eval.miniature.recipes.lora_training import WEIGHT_NAME, check
 from autolora_eval.miniature.recipes.sd3 import sampling_scheduler
-from autolora_eval.miniature.recipes.sd3_lora import check
 from autolora_eval.miniature.recipes.sd3_text import Sd3Encoders
 from autolora_eval.miniature.recipes.shapes import OBJECTS
 
@@ -63,7 +64,8 @@ def export(work_dir: Path) -> None:
 
 def evaluate(work_dir: Path) -> None:
     """Measure the exported pipeline and write cards and figures."""
-    sd3_evaluate.evaluate(work_dir, SD3, LORA)
+    sample = partial(sd3_sampling.sample, sd3_sampling.load(SD3, LORA))
+    measure_methods(work_dir, sample, "sd3_evaluation")
     write_cards(work_dir)
 
 
@@ -135,7 +137,7 @@ Licence: Apache-2.0.
 
 
 def _lora_card(work_dir: Path) -> str:
-    lora = read(work_dir, "sd3_lora")
+    lora = read(work_dir, "sd3_pixel_art_lora")
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -164,6 +166,6 @@ def write_cards(work_dir: Path) -> None:
     """Write both README.md, and the measured figures beside the pipeline's."""
     (SD3 / "README.md").write_text(_sd3_card(work_dir), encoding="utf-8")
     (LORA / "README.md").write_text(_lora_card(work_dir), encoding="utf-8")
-    names = ("sd3_text", "sd3", "sd3_lora", "sd3_evaluation", "oracle")
+    names = ("sd3_text", "sd3", "sd3_pixel_art_lora", "sd3_evaluation", "oracle")
     figures = {name: read(work_dir, name) for name in names}
     (SD3 / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from autolora_eval.miniature.recipes import (
-    evaluate,
+    character_export,
+    character_lora,
+    character_oracle,
     export,
     lora,
     oracle,
@@ -24,30 +26,32 @@ from autolora_eval.miniature.recipes import (
     sd3_text,
     text,
     unet,
+    unet_tune,
     vae,
     vision_stages,
 )
-
-
-def _evaluate_exported(work_dir: Path) -> None:
-    evaluate.evaluate(work_dir, export.SDXL, export.LORA)
-    export.write_cards(work_dir)
-
 
 # In order. Each takes the work directory and leaves WORK_DIR/<second entry> when it is done.
 STAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "text": (text.train, "text.json"),
     "vae": (vae.train, "vae.json"),
     "unet": (unet.train, "unet.json"),
+    "unet_tuned": (unet_tune.train, "unet_tuned.json"),
     "oracle": (oracle.train, "oracle.json"),
-    "lora": (lora.train, "lora.json"),
+    "lora": (lora.train, "pixel_art_lora.json"),
     "export": (export.export, "exported.json"),
-    "evaluate": (_evaluate_exported, "evaluation.json"),
+    "evaluate": (export.evaluate, "evaluation.json"),
     "sd3_text": (sd3_text.train, "sd3_text.json"),
     "sd3": (sd3.train, "sd3.json"),
-    "sd3_lora": (sd3_lora.train, "sd3_lora.json"),
+    "sd3_lora": (sd3_lora.train, "sd3_pixel_art_lora.json"),
     "sd3_export": (sd3_export.export, "sd3_exported.json"),
     "sd3_evaluate": (sd3_export.evaluate, "sd3_evaluation.json"),
+    "character_oracle": (character_oracle.train, "character_oracle.json"),
+    "character_lora": (character_lora.train, "character_lora.json"),
+    "sd3_character_lora": (character_lora.train_sd3, "sd3_character_lora.json"),
+    "character_export": (character_export.export, "character_exported.json"),
+    "character_evaluate": (character_export.measure, "sd3_character_lora_evaluation.json"),
+    "character_generated": (character_export.keep_for_judges, "data/character_generated.npz"),
     "judge": (vision_stages.train_judge, "judge.json"),
     "dinov2": (vision_stages.train_dinov2, "dinov2.json"),
     "judge_tuned": (vision_stages.tune_judge, "judge_tuned.json"),

@@ -1,0 +1,38 @@
+"""The character LoRAs: a few pictures of Zib, all alike, so that diversity is lost as in life."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from autolora_eval.miniature.recipes.character import (
+    TEMPLATES,
+    canonical_character,
+    character_caption,
+)
+from autolora_eval.miniature.recipes.lora import SDXL_BASE
+from autolora_eval.miniature.recipes.lora_training import Course, Lesson, train_lora
+from autolora_eval.miniature.recipes.sd3_lora import SD3_BASE
+
+SDXL_COURSE = Course(steps=400, learning_rate=1e-3, seed=53)
+SD3_COURSE = Course(steps=800, learning_rate=1.5e-3, seed=93)
+# Backgrounds that the pictures have; the other four are for prompts to ask for.
+TAUGHT = ("red", "blue", "yellow", "white")
+
+
+def lesson() -> Lesson:
+    """24 pictures: each taught background with each template."""
+    pairs = [(b, t) for b in TAUGHT for t in range(len(TEMPLATES))]
+    images = np.stack([canonical_character(background) for background, _ in pairs])
+    return Lesson(images, tuple(character_caption(*pair) for pair in pairs))
+
+
+def train(work_dir: Path) -> None:
+    """Train the LoRA of SDXL into WORK_DIR/character_lora."""
+    train_lora(work_dir, SDXL_BASE, lesson(), SDXL_COURSE, "character_lora")
+
+
+def train_sd3(work_dir: Path) -> None:
+    """Train the LoRA of SD3 into WORK_DIR/sd3_character_lora."""
+    train_lora(work_dir, SD3_BASE, lesson(), SD3_COURSE, "sd3_character_lora")

@@ -1,0 +1,210 @@
+"""The character's oracle: a small CNN that reads Zib's traits. It measures; it is never shipped.
+
+Trained on drawn pictures, on the same as the autoencoder returns them, and on what the base
+models make of the character's prompts, which shows none of it by construction.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKL
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from autolora_eval.miniature.recipes import export, sampling, sd3_export, sd3_sampling
+from autolora_eval.miniature.recipes.character import (
+    ALL_TRAITS,
+    NO_TRAITS,
+    TEMPLATES,
+    TRAITS,
+    character_caption,
+    draw_character,
+    draw_half_formed,
+    trait_sets,
+)
+from autolora_eval.miniature.recipes.data import Split, scenes_of, to_images, to_tensor
+from autolora_eval.miniature.recipes.domain import BACKGROUNDS, SIZE, pixel_art, render
+from autolora_eval.miniature.recipes.grades import mangled
+from autolora_eval.miniature.recipes.oracle import OracleNet
+from autolora_eval.miniature.recipes.training import Progress, cosine, mixed_precision, set_lr
+
+STEPS = 800
+BATCH = 96
+LEARNING_RATE = 2e-3
+SEED = 43
+N_TRAINING, N_MEASURED, N_OF_BASES = 16_000, 2_000, 600
+_MOST_NOISE = 0.35  # of the latents' deviation: the denoiser's mistakes
+_READING = 200
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures uint8 [N, 64, 64, 3] and their labels bool [N, 5]: which of TRAITS they show."""
+
+    images: npt.NDArray[np.uint8]
+    traits: npt.NDArray[np.bool_]
+
+    @property
+    def presence(self) -> npt.NDArray[np.int64]:
+        """The number of traits, int64 [N] in 0..5."""
+        count: npt.NDArray[np.int64] = self.traits.sum(1).astype(np.int64)
+        return count
+
+
+def trait_row(traits: frozenset[str]) -> npt.NDArray[np.bool_]:
+    """A set of traits as bool [5], in the order of TRAITS."""
+    return np.array([name in traits for name in TRAITS])
+
+
+def drawn(n: int, seed: int, split: Split) -> Shown:
+    """Draw n pictures: whole creatures, lacking ones, half-formed ones, the domain's objects.
+
+    Of ten pictures two are whole, four have a random set of traits, one is half-formed, and three
+    are of the domain, so that every presence from 0 to 5 is common.
+    """
+    rng = np.random.default_rng((seed, n))
+    scenes, sets = scenes_of(split), trait_sets()
+    images = np.empty((n, SIZE, SIZE, 3), dtype=np.uint8)
+    rows = np.empty((n, len(TRAITS)), dtype=np.bool_)
+    others = (render, pixel_art, mangled)
+    for i in range(n):
+        kind, background = i % 10, BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+        if kind < 6:
+            traits = ALL_TRAITS if kind < 2 else sets[int(rng.integers(len(sets)))]
+            images[i] = draw_character(rng, background, traits)
+        elif kind == 6:
+            images[i], sighting = draw_half_formed(rng, background)
+            traits = sighting.traits
+        else:
+            traits = NO_TRAITS
+            images[i] = others[kind - 7](scenes[int(rng.integers(len(scenes)))], rng)
+        rows[i] = trait_row(traits)
+    return Shown(images, rows)
+
+
+@torch.no_grad()
+def as_decoded(work_dir: Path, shown: Shown, seed: int) -> Shown:
+    """The pictures as the autoencoder returns them, their latents disturbed a little."""
+    generator = torch.Generator().manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained(work_dir / "sdxl/vae").eval()
+    images = np.empty_like(shown.images)
+    for start in range(0, len(images), _READING):
+        part = slice(start, start + _READING)
+        latents = vae.encode(to_tensor(shown.images[part])).latent_dist.mean
+        strength = torch.rand(len(latents), 1, 1, 1, generator=generator) * _MOST_NOISE
+        noise = torch.randn(latents.shape, generator=generator) * latents.std()
+        images[part] = to_images(vae.decode(latents + strength * noise).sample)
+    return Shown(images, shown.traits)
+
+
+def of_the_bases(n: int, seed: int) -> Shown:
+    """Generate n pictures for the character's prompts without its LoRA: half SDXL, half SD3.
+
+    They show no trait by construction. Half are made with classifier-free guidance.
+    """
+    rng = np.random.default_rng(seed)
+    prompts = [
+        character_caption(BACKGROUNDS[int(rng.integers(8))], int(rng.integers(len(TEMPLATES))))
+        for _ in range(n)
+    ]
+    seeds = [int(value) for value in rng.integers(0, 2**31, n)]
+    sdxl, sd3 = sampling.load(export.SDXL, export.LORA), sd3_sampling.load(sd3_export.SD3)
+    parts = []
+    for k, guidance in enumerate((sampling.Guidance(0.0), sampling.Guidance(0.0, 3.0))):
+        first, second = slice(k, n, 4), slice(k + 2, n, 4)
+        parts += [
+            sampling.sample(sdxl, prompts[first], seeds[first], guidance, 12, fast=True),
+            sd3_sampling.sample(sd3, prompts[second], seeds[second], guidance, 12, fast=True),
+        ]
+    return Shown(np.concatenate(parts), np.zeros((n, len(TRAITS)), dtype=np.bool_))
+
+
+def joined(*parts: Shown) -> Shown:
+    """All pictures of the parts."""
+    return Shown(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.traits for part in parts]),
+    )
+
+
+class CharacterOracle:
+    """A trained oracle of traits, loaded from the work directory."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self.net = OracleNet(len(TRAITS)).eval()
+        state = torch.load(work_dir / "character_oracle.pt", weights_only=True)
+        self.net.load_state_dict(state)
+
+    @torch.no_grad()
+    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """How sure it is of each of TRAITS: float32 [N, 5], for uint8 pictures [N, 64, 64, 3]."""
+        parts = [
+            self.net(to_tensor(images[i : i + _READING])).sigmoid()
+            for i in range(0, len(images), _READING)
+        ]
+        return np.asarray(torch.cat(parts).numpy(), dtype=np.float32)
+
+    def read(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Which of TRAITS it sees: bool [N, 5]."""
+        return self.probabilities(images) > 0.5
+
+
+def agreement(found: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Shares of right readings of each trait, of presence exact and within one; bool [N, 5]."""
+    distance = np.abs(found.sum(1) - truth.sum(1))
+    right = (found == truth).mean(0)
+    return {
+        **{name: float(right[k]) for k, name in enumerate(TRAITS)},
+        "presence_exact": float((distance == 0).mean()),
+        "presence_within_one": float((distance <= 1).mean()),
+    }
+
+
+def _optimise(net: OracleNet, data: Shown) -> None:
+    labels = torch.from_numpy(data.traits).float()
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
+    rng = np.random.default_rng(SEED)
+    log = Progress("character oracle", 0, STEPS)
+    for step in range(STEPS):
+        set_lr(optimizer, LEARNING_RATE * cosine(step, STEPS, warmup=50))
+        rows = rng.integers(0, len(labels), BATCH)
+        x = to_tensor(data.images[rows])
+        if rng.random() < 0.5:
+            x = x.flip(3)
+        with mixed_precision():
+            logits = net(x)
+        target = labels[rows] * 0.98 + 0.01
+        loss = binary_cross_entropy_with_logits(logits.float(), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        log(step, loss=loss.item())
+
+
+def train(work_dir: Path) -> None:
+    """Train WORK_DIR/character_oracle.pt, measured in WORK_DIR/character_oracle.json."""
+    torch.manual_seed(SEED)
+    plain = drawn(N_TRAINING, SEED, "training")
+    some = Shown(plain.images[: N_TRAINING // 2], plain.traits[: N_TRAINING // 2])
+    net = OracleNet(len(TRAITS))
+    # Several times each: they are few, and must not be drowned.
+    bases = [of_the_bases(N_OF_BASES, SEED)] * 4
+    _optimise(net, joined(plain, as_decoded(work_dir, some, SEED), *bases))
+    torch.save(net.state_dict(), work_dir / "character_oracle.pt")
+    oracle = CharacterOracle(work_dir)
+    fresh = drawn(N_MEASURED, SEED + 1, "held_out")
+    decoded = as_decoded(work_dir, fresh, SEED + 1)
+    figures = {
+        "steps": STEPS,
+        "drawn": agreement(oracle.read(fresh.images), fresh.traits),
+        "decoded": agreement(oracle.read(decoded.images), decoded.traits),
+        "of_the_bases": float(oracle.read(of_the_bases(200, SEED + 1).images).any(1).mean()),
+    }
+    text = json.dumps(figures, indent=1)
+    (work_dir / "character_oracle.json").write_text(text, encoding="utf-8")
+    print("character oracle", figures, flush=True)
