@@ -159,6 +159,27 @@ def agreement(
 
 
 @app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The benchmark file to write, such as mine.yaml.")],
+    pipeline: Annotated[str, typer.Option(help="A pipeline folder or hub id.")],
+    lora: Annotated[str, typer.Option(help="A .safetensors file, a folder or a hub id.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt; may be given again.", show_default=False)
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="The judge that a server serves.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a commented benchmark for your model and LoRA, and the schema that editors check."""
+    from autolora_eval import display
+    from autolora_eval.benchmark.starter import write_starter
+
+    schema = write_starter(file, pipeline, lora, prompt or ["a castle at night"], judge)
+    display.show_done("schema", schema)
+    display.show_done("benchmark", file)
+
+
+@app.command()
 def explain(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     cell: Annotated[

@@ -1,0 +1,89 @@
+"""The benchmark file as a JSON Schema, so that editors complete and check it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from autolora_eval.benchmark import schema
+from autolora_eval.benchmark.schema import Benchmark
+from autolora_eval.files import Json
+from autolora_eval.guidance.registry import MethodParameters, methods
+
+NAME = "benchmark.schema.json"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_ENTRY = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
+
+
+def json_schema() -> Json:
+    """Return the JSON Schema of a benchmark file: every key with its type, range and meaning.
+
+    A method whose `guider` is a name of this package may state that rule's parameters only; one
+    given by a dotted path, or a plugin's, may state any: its constructor is asked as it is loaded.
+    """
+    found = Benchmark.model_json_schema()
+    definitions = found.setdefault("$defs", {})
+    _describe(found, Benchmark)
+    for model in _parts():
+        if model.__name__ in definitions:
+            _describe(definitions[model.__name__], model)
+    definitions["Method"] = {"anyOf": [*_named(), _any_other("guider"), _any_other("sampler")]}
+    found["properties"]["methods"]["additionalProperties"] = {"$ref": "#/$defs/Method"}
+    return {"$schema": DIALECT, "title": "autolora-eval benchmark", **found}
+
+
+def _parts() -> Iterator[type[BaseModel]]:
+    for _, value in inspect.getmembers(schema, inspect.isclass):
+        if issubclass(value, BaseModel) and value.__module__ == schema.__name__:
+            yield value
+
+
+def _describe(found: Json, model: type[BaseModel]) -> None:
+    """Put what a class says of its attributes beside their types."""
+    text = inspect.getdoc(model) or ""
+    found["description"] = text.split("\n\n")[0].replace("\n", " ")
+    for name, meaning in attribute_meanings(model).items():
+        if name in found.get("properties", {}):
+            found["properties"][name]["description"] = meaning
+
+
+def attribute_meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Return what the docstring of a class and those it comes from say of each attribute."""
+    meanings: dict[str, str] = {}
+    own = (base for base in reversed(model.__mro__) if not base.__module__.startswith("pydantic"))
+    for base in own:
+        section = (inspect.getdoc(base) or "").partition("Attributes:\n")[2]
+        for name, meaning in _ENTRY.findall(section):
+            meanings[name] = " ".join(meaning.split())
+    return meanings
+
+
+def _named() -> Iterator[Json]:
+    """Yield a schema for each rule of this package."""
+    for rule in methods().values():
+        parameters: type[MethodParameters] = rule.parameters
+        stated = parameters.model_json_schema()
+        _describe(stated, parameters)
+        guider: Json = {"const": rule.name, "description": rule.summary}
+        yield {
+            "title": rule.name,
+            "type": "object",
+            "properties": {"guider": guider, **stated.get("properties", {})},
+            "required": ["guider", *stated.get("required", [])],
+            "additionalProperties": False,
+        }
+
+
+def _any_other(kind: str) -> Json:
+    """Return the schema of a method that is code of somebody else: a dotted path, or a plugin."""
+    known: list[Any] = list(methods())
+    return {
+        "title": f"a {kind} of your own",
+        "type": "object",
+        "properties": {kind: {"type": "string", "not": {"enum": known}}},
+        "required": [kind],
+    }
