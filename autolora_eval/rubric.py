@@ -22,23 +22,17 @@ from pydantic import (
 
 from autolora_eval.benchmark.problems import explained, matching
 from autolora_eval.benchmark.yaml_file import read_yaml
+from autolora_eval.columns import is_computed
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import sha256_bytes
 
-_OURS = frozenset(
-    (
-        *("cell", "model", "method", "guider", "prompt", "prompt_index", "seed", "image_id"),
-        *("file", "sha256", "nfe", "unscored_reason", "image_error", "n_images", "n_missing"),
-        *("n_unscored", "n_undefined_prompts", "diversity", "reason", "start", "stop"),
-        *("lora_scale", "num_inference_steps", "guidance_scale", "base_guidance_scale"),
-        *("autolora_scale", "rater"),
-    )
+_PARAMETERS = frozenset(
+    ("start", "stop", "guidance_scale", "base_guidance_scale", "autolora_scale")
 )
-_OUR_ENDINGS = ("_low", "_high", "_reference", "_prompt_mean", "_expected")
 
 
 def _no_column_of_ours(column: str) -> str:
-    if column in _OURS or column.startswith("div_") or column.endswith(_OUR_ENDINGS):
+    if column in _PARAMETERS or is_computed(column):
         raise ValueError(f"'{column}' would be taken for a column that is computed: rename it")
     return column
 

@@ -1,0 +1,24 @@
+"""The columns that the tables have whatever was run, so that no score or parameter is called so."""
+
+from __future__ import annotations
+
+_COMPUTED = frozenset(
+    (
+        *("cell", "model", "method", "guider", "sampler", "prompt", "prompt_index", "seed"),
+        *("image_id", "file", "sha256", "nfe", "unscored_reason", "image_error", "n_images"),
+        *("n_missing", "n_unscored", "n_undefined_prompts", "diversity", "reason", "rater"),
+        *("lora_scale", "num_inference_steps"),
+    )
+)
+_ENDINGS = ("_low", "_high", "_reference", "_prompt_mean", "_expected")
+_BEGINNING = "div_"
+
+
+def is_computed(column: str) -> bool:
+    """Tell whether a column of that name is computed, and cannot be a score's or parameter's."""
+    return column in _COMPUTED or column.startswith(_BEGINNING) or column.endswith(_ENDINGS)
+
+
+def parameter_column(parameter: str) -> str:
+    """Return the column of a method's parameter: its name, unless that is a computed column's."""
+    return f"parameter_{parameter}" if is_computed(parameter) else parameter
