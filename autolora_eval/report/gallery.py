@@ -286,8 +286,8 @@ def _score(row: Row, measure: Measure) -> str:
     value, expected = number(row.get(measure.column)), number(row.get(f"{measure.column}_expected"))
     if value is None:
         return "–"
-    beside = "" if expected is None else f" (expected score {expected:.3f})"
-    return f"{value:.4g} of {measure.low:g} to {measure.high:g}{beside}"
+    beside = "" if expected is None else f"; expected score {expected:.3f}"
+    return f"{value:.4g} (of {measure.low:g} to {measure.high:g}){beside}"
 
 
 def _what_is_shown(evidence: Evidence, shown: Sequence[Shown]) -> str:

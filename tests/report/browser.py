@@ -1,11 +1,13 @@
 """A real browser, spoken to over its debugging pipe: no driver, no port, no further package."""
 
+import contextlib
 import json
 import os
 import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,10 +28,21 @@ KEYS = {
     "ArrowUp": 38,
     "ArrowRight": 39,
     "ArrowDown": 40,
-    "Escape": 27,
     "Enter": 13,
+    "Escape": 27,
+    "Tab": 9,
 }
 PATIENCE = 60.0
+
+# It reads from file descriptor 3 and writes to 4: put ours there, by way of numbers above both.
+_LAUNCH = """
+import fcntl, os, sys
+ours = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for place, number in zip((3, 4), ours):
+    os.dup2(number, place)
+    os.close(number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 Json = dict[str, Any]
 
@@ -55,12 +68,11 @@ class Browser:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
         window = f"--window-size={size[0]},{size[1]}"
-        # It reads from file descriptor 3 and writes to 4; a shell puts ours there.
-        shell = ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh"]
-        command = [executable, *FLAGS, window, f"--user-data-dir={self._profile.name}"]
+        profile = f"--user-data-dir={self._profile.name}"
+        pipes = (theirs_in, theirs_out)
         self._process = subprocess.Popen(
-            [*shell, *command, "about:blank"],
-            pass_fds=(theirs_in, theirs_out),
+            [sys.executable, "-c", _LAUNCH, *map(str, pipes), executable, *FLAGS, window, profile],
+            pass_fds=pipes,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -87,10 +99,8 @@ class Browser:
         """End the browser, by force."""
         os.close(self._out)
         os.close(self._in)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         self._profile.cleanup()
 

@@ -58,6 +58,7 @@
       " ",
       element("i", image.prompt),
     );
+    button.dataset.file = image.file;
     const item = document.createElement("li");
     item.append(button);
     return item;
@@ -74,9 +75,11 @@
     more.hidden = left === 0;
     more.textContent = `Show ${Math.min(left, data.batch)} more of ${left}`;
     const count = (n) => n.toLocaleString("en");
+    const all = visible.length === data.images.length;
     part("count").textContent =
-      `Showing ${count(list.children.length)} of ${count(visible.length)} images that match, ` +
-      `of ${count(data.images.length)} in the gallery (of ${count(data.total)} in the run).`;
+      `Showing ${count(list.children.length)} of ` +
+      (all ? "" : `${count(visible.length)} that match, of `) +
+      `${count(data.images.length)} images in the gallery (of ${count(data.total)} in the run).`;
   }
 
   function filter() {
