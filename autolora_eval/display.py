@@ -33,10 +33,23 @@ def announce(plan: Plan, folder: RunFolder) -> None:
     """Say what is about to run, and where it goes: the models take seconds to load."""
     console.print(
         f"[bold]{escape(plan.benchmark.spec.name)}[/]: {_cells(plan)} = {plan.n_images:,} images, "
-        f"{plan.nfe:,} denoiser passes, {plan.n_judge_calls:,} judge calls → "
+        f"{_passes(plan)}, {plan.n_judge_calls:,} judge calls → "
         f"{escape(str(folder.path))}",
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def _passes(plan: Plan) -> str:
+    """Return the denoiser passes of a plan, and of how many cells they are not known yet."""
+    n = plan.n_cells_of_unknown_nfe
+    if not n:
+        return f"{plan.nfe:,} denoiser passes"
+    rest = f"those of {n} cell{'s' if n != 1 else ''}, unknown until run"
+    return (
+        f"{plan.nfe:,} denoiser passes and {rest}"
+        if n < len(plan.cells)
+        else ("denoiser passes unknown until run")
     )
 
 
@@ -58,11 +71,14 @@ def show_plan(plan: Plan) -> None:
         table.add_column(head, justify="right")
     for model, method, cells in cells_by_method(plan):
         count = len(plan.jobs)
-        passes = [cell.nfe for cell in cells]
-        least, most = min(passes), max(passes)
         texts = (model, method, describe_parameters(common_columns(cells)))
-        an_image = f"{least:,}" if least == most else f"{least:,} – {most:,}"
-        numbers = (an_image, f"{count * len(cells):,}", f"{sum(passes) * count:,}")
+        passes = [cell.nfe for cell in cells if cell.nfe is not None]
+        an_image, total = "unknown\nuntil run", "–"
+        if len(passes) == len(cells):
+            least, most = min(passes), max(passes)
+            an_image = f"{least:,}" if least == most else f"{least:,} – {most:,}"
+            total = f"{sum(passes) * count:,}"
+        numbers = (an_image, f"{count * len(cells):,}", total)
         table.add_row(*(Text(text) for text in texts), *numbers)
     console.print(table)
     facts = Table.grid(padding=(0, 2))
@@ -74,7 +90,7 @@ def show_plan(plan: Plan) -> None:
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     benchmark = plan.benchmark
     yield "Images", f"{plan.n_images:,}  ({_cells(plan)})"
-    yield "NFE", f"{plan.nfe:,} denoiser passes of one image"
+    yield "NFE", _passes(plan)
     yield "Judge calls", f"{plan.n_judge_calls:,}"
     yield "Disk", f"about {_size(plan.disk_bytes)}"
     prompt_source = benchmark.spec.prompts
@@ -136,7 +152,7 @@ def show_run(run: Run) -> None:
         point = points.get(row["cell"], {})
         names = [row["model"], row["method"]]
         names += [value_text(point[name]) if name in point else "–" for name in swept]
-        table.add_row(*map(Text, names), *texts, str(row["nfe"]))
+        table.add_row(*map(Text, names), *texts, _count(row["nfe"]))
     console.print(table)
     for column, what in (("image_error", "unusable"), ("unscored_reason", "unscored")):
         reasons = run.scores[column].value_counts()
@@ -201,6 +217,13 @@ def show_methods() -> None:
             default = "the scale above, or the model's" if field.default is None else field.default
             console.print(f"    {name} (default: {default})", highlight=False)
         console.print(f"    source: {escape(method.source)}", highlight=False)
+
+
+def _count(value: Any) -> str:  # noqa: ANN401
+    """Return a number of passes; the mean of an image's where they differ."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
 def _number(value: Any, *, signed: bool = False) -> str:  # noqa: ANN401

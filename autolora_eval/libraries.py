@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,10 +19,14 @@ def quiet_libraries() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
+    # diffusers is heavy, and not every stage has imported it.
+    bars = [transformers_logging, *filter(None, [sys.modules.get("diffusers.utils.logging")])]
+    for library in bars:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.enable_progress_bar()
+        for library in bars:
+            library.enable_progress_bar()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

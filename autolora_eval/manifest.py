@@ -110,6 +110,7 @@ def stated_cell(cell: Cell, plan: Plan) -> Json:
         "model": cell.model.spec.model_dump(mode="json"),
         "columns": cell.columns,
         "batch_size": plan.benchmark.spec.batch_size,
+        **_code(cell),
     }
     return {
         "id": cell.id,
@@ -123,4 +124,10 @@ def stated_cell(cell: Cell, plan: Plan) -> Json:
         "source": rule.source,
         "parameters": cell.columns,
         "nfe": cell.nfe,
+        **_code(cell),
     }
+
+
+def _code(cell: Cell) -> Json:
+    """Return other people's code that decides a cell's images; nothing if there is none."""
+    return {"code": dict(cell.method.rule.code)} if cell.method.rule.code else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from autolora_eval.benchmark.sweep import (
     own_point,
     value_text,
 )
+from autolora_eval.columns import parameter_column
 from autolora_eval.errors import UsageError
 from autolora_eval.files import content_key, prompt_folder, slug
 from autolora_eval.guidance.registry import MethodParameters
@@ -34,7 +36,7 @@ class Cell:
         model: the model, its LoRA at the cell's scale.
         method: the method.
         parameters: the method's parameters with what it takes from the sweep and the model.
-        nfe: denoiser passes for one image.
+        nfe: denoiser passes for one image; None if that is known once it has run.
         point: the swept parameters that the cell takes.
     """
 
@@ -42,7 +44,7 @@ class Cell:
     model: ResolvedModel
     method: ResolvedMethod
     parameters: MethodParameters
-    nfe: int
+    nfe: int | None
     point: Point = field(default_factory=dict, hash=False)
 
     @property
@@ -53,13 +55,19 @@ class Cell:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The cell's parameters as columns of the tables."""
+        """The cell's parameters as columns of the tables: numbers and text."""
+        parameters = self.parameters.model_dump()
         return {
-            "guider": self.method.rule.name,
+            self.method.kind: self.method.rule.name,
             "lora_scale": self.model.spec.lora.scale,
             "num_inference_steps": self.model.spec.num_inference_steps,
-            **self.parameters.model_dump(),
+            **{parameter_column(name): _in_a_column(value) for name, value in parameters.items()},
         }
+
+
+def _in_a_column(value: object) -> object:
+    """Return a parameter as it stands in a column: a list or a map as JSON text."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +112,13 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Denoiser passes for all images of all cells."""
-        return sum(cell.nfe for cell in self.cells) * len(self.jobs)
+        """Denoiser passes for all images of those cells whose passes are known beforehand."""
+        return sum(cell.nfe or 0 for cell in self.cells) * len(self.jobs)
+
+    @property
+    def n_cells_of_unknown_nfe(self) -> int:
+        """The number of cells whose passes are known only once they have run."""
+        return sum(cell.nfe is None for cell in self.cells)
 
     @property
     def n_judge_calls(self) -> int:

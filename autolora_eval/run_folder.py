@@ -42,6 +42,10 @@ class RunFolder:
         """Return where a cell's images of other settings than the benchmark's are kept."""
         return self.path / "set_aside" / cell / settings_key
 
+    def unmade(self, cell: str) -> Path:
+        """Return the list of images that a sampler could not make: one JSON object a line."""
+        return self.path / "unmade" / f"{cell}.jsonl"
+
     def features(self, cell: str) -> Path:
         """Return the feature matrix of a cell, float32 [N, D]."""
         return self.path / "features" / f"{cell}.safetensors"

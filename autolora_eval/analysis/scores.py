@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from autolora_eval.files import Json
+from autolora_eval.files import Json, iterate_jsonl
 from autolora_eval.images import CellImage, cell_images
 from autolora_eval.plan import Cell, Plan
 from autolora_eval.run_folder import RunFolder
@@ -15,6 +15,7 @@ from autolora_eval.scoring.feature_file import CellFeatures, read_features
 from autolora_eval.scoring.judgements import judgements_by_image
 
 NOT_JUDGED = "not_judged"
+MISSING = "missing_image"
 EXPECTED = "_expected"
 
 
@@ -111,16 +112,48 @@ def planned_features(folder: RunFolder, scores: pd.DataFrame) -> dict[str, CellF
     return found
 
 
-def with_image_errors(scores: pd.DataFrame, features: Mapping[str, CellFeatures]) -> pd.DataFrame:
+def unmade_images(plan: Plan, folder: RunFolder) -> dict[tuple[str, str], str]:
+    """Return why samplers made no image, by cell and image id; of the cells' present settings."""
+    found = {}
+    for cell in plan.cells:
+        key = folder.settings_key(cell.id)
+        for row in iterate_jsonl(folder.unmade(cell.id)):
+            if row["settings_key"] == key:
+                found[cell.id, str(row["file_name"])] = str(row["reason"])
+    return found
+
+
+def with_image_errors(
+    scores: pd.DataFrame,
+    features: Mapping[str, CellFeatures],
+    unmade: Mapping[tuple[str, str], str] | None = None,
+) -> pd.DataFrame:
     """Return the scores with a column image_error: why an image has no features, null if it has.
 
     Args:
         scores: from `join_scores`.
         features: from `planned_features`.
+        unmade: from `unmade_images`.
     """
     have = {cell: set(found.ids) for cell, found in features.items()}
-    errors = [
-        None if id_ in have[cell] else features[cell].failed.get(id_, "missing_image")
-        for cell, id_ in zip(scores["cell"], scores["image_id"], strict=True)
-    ]
+    errors = []
+    for cell, id_ in zip(scores["cell"], scores["image_id"], strict=True):
+        why = features[cell].failed.get(id_, MISSING)
+        why = (unmade or {}).get((cell, id_), why) if why == MISSING else why
+        errors.append(None if id_ in have[cell] else why)
     return scores.assign(image_error=pd.array(errors, dtype="string"))
+
+
+def one_type_a_column(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose columns of several types are text, since Parquet has one type each.
+
+    Methods of different authors may call parameters the same and mean other things by them.
+    """
+    mixed: dict[str, pd.Series] = {}
+    for name in map(str, frame):
+        if not pd.api.types.is_object_dtype(frame[name]):
+            continue
+        types = set(map(type, frame[name].dropna()))
+        if len(types) > 1 and types != {int, float}:
+            mixed[name] = frame[name].map(str, na_action="ignore")
+    return frame.assign(**mixed)

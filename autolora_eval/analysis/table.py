@@ -18,7 +18,13 @@ from autolora_eval.analysis.comparisons import compare_with_baseline
 from autolora_eval.analysis.layouts import Results, fitting
 from autolora_eval.analysis.measures import Measure, measures
 from autolora_eval.analysis.reliability import write_reliability
-from autolora_eval.analysis.scores import join_scores, planned_features, with_image_errors
+from autolora_eval.analysis.scores import (
+    join_scores,
+    one_type_a_column,
+    planned_features,
+    unmade_images,
+    with_image_errors,
+)
 from autolora_eval.analysis.sentences import with_sentences
 from autolora_eval.analysis.table_text import latex, markdown
 from autolora_eval.benchmark.sweep import fields_of, value_text
@@ -41,7 +47,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     """
     scores = join_scores(plan, folder, judge_key)
     features = planned_features(folder, scores)
-    scores = with_image_errors(scores, features)
+    scores = with_image_errors(scores, features, unmade_images(plan, folder))
     prompts = prompt_diversities(scores, features)
     rubric = plan.benchmark.rubric
     columns = [] if rubric is None else list(rubric.scores)
@@ -93,7 +99,7 @@ def _row(
         "n_missing": int(images["image_error"].notna().sum()),
         "n_unscored": int(images["unscored_reason"].notna().sum()),
         "n_undefined_prompts": int(spread["diversity"].isna().sum()),
-        "nfe": cell.nfe,
+        "nfe": _passes(cell, images),
     }
     for measure in shown:
         estimate, column = estimates[measure.column], measure.column
@@ -102,6 +108,17 @@ def _row(
         row |= {column: estimate.value, f"{column}_low": low, f"{column}_high": high}
     scores_shown = [measure.column for measure in shown if measure.kind == "score"]
     return row | prompt_mean_products(images, spread, scores_shown)
+
+
+def _passes(cell: Cell, images: pd.DataFrame) -> float | None:
+    """Return the passes of a cell's images: declared, or else the mean of those counted."""
+    if cell.method.rule.nfe_is_declared:
+        return cell.nfe
+    counted = pd.to_numeric(images["nfe"]).dropna()
+    if counted.empty:
+        return None
+    mean = float(counted.mean())
+    return int(mean) if mean.is_integer() else mean
 
 
 def check_reference(plan: Plan) -> None:
@@ -180,10 +197,9 @@ def _write_frames(
     table: pd.DataFrame,
     comparisons: pd.DataFrame,
 ) -> None:
-    with written_whole(folder.scores) as path:
-        scores.to_parquet(path, index=False)
-    with written_whole(folder.table("parquet")) as path:
-        table.to_parquet(path, index=False)
+    for target, frame in {folder.scores: scores, folder.table("parquet"): table}.items():
+        with written_whole(target) as path:
+            one_type_a_column(frame).to_parquet(path, index=False)
     frames = {
         folder.diversity: prompts,
         folder.table("csv"): table,

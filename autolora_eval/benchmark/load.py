@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from autolora_eval.benchmark.combinations import clashing_columns, refusals
 from autolora_eval.benchmark.judge_settings import judge_problems
 from autolora_eval.benchmark.pipelines import INDEX, check_pipeline
 from autolora_eval.benchmark.problems import explained
@@ -20,7 +21,8 @@ from autolora_eval.benchmark.sources import Lookup, Source, find_lora, find_mode
 from autolora_eval.benchmark.sweep import Sweep, SweepReader
 from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile, read_yaml
 from autolora_eval.errors import UsageError, did_you_mean
-from autolora_eval.guidance.registry import Method, MethodParameters, method
+from autolora_eval.guidance.plugins import GROUPS, Kind, find_rule
+from autolora_eval.guidance.registry import MethodParameters, Rule
 from autolora_eval.identity import cached
 from autolora_eval.resources import shipped_benchmarks
 from autolora_eval.rubric import Rubric, read_rubric
@@ -49,11 +51,19 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class ResolvedMethod:
-    """A method and its parameters as stated, without what it takes from each model."""
+    """A method and its parameters as stated, without what it takes from each model.
+
+    Attributes:
+        name: as in tables.
+        rule: what makes its images.
+        parameters: as the benchmark states them.
+        kind: the key that the rule is named by.
+    """
 
     name: str
-    rule: Method
+    rule: Rule
     parameters: MethodParameters
+    kind: Kind = "guider"
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,8 @@ class _Resolver:
         rubric, judge = self._judge()
         reference = self._try(("reference",), self._reference)
         self._check_baseline()
+        if not self.problems:
+            self._check_combinations(models, methods, sweep, rubric)
         if self.problems:
             raise UsageError("\n".join(self.problems))
         return LoadedBenchmark(
@@ -204,17 +216,29 @@ class _Resolver:
 
     def _method(self, name: str, stated: Mapping[str, Any]) -> ResolvedMethod | None:
         at = ("methods", name)
-        rule = self._try((*at, "guider"), lambda: _rule(stated.get("guider")))
+        kinds = [kind for kind in GROUPS if kind in stated]
+        if len(kinds) > 1:
+            self.problems.append(
+                f"{self.document.where((*at, 'sampler'))}: stands beside 'guider'. A method is "
+                "one or the other: remove one."
+            )
+            return None
+        kind = kinds[0] if kinds else "guider"
+        rule = self._try((*at, kind), lambda: self._rule(kind, stated.get(kind)))
         if rule is None:
             return None
-        parameters = {key: value for key, value in stated.items() if key != "guider"}
+        parameters = {key: value for key, value in stated.items() if key != kind}
         try:
-            return ResolvedMethod(
-                name, rule, rule.parameters.model_validate(parameters, strict=True)
-            )
+            values = rule.parameters.model_validate(parameters, strict=True)
+            return ResolvedMethod(name, rule, values, kind)
         except ValidationError as error:
             self.problems += explained(error, self.document, rule.parameters, at)
             return None
+
+    def _rule(self, kind: Kind, stated: object) -> Rule:
+        if stated is None:
+            raise UsageError("missing; say which rule, such as 'guider: autolora'.")
+        return find_rule(kind, str(stated), self.lookup.folders)
 
     def _sweep(self, methods: Mapping[str, ResolvedMethod | None]) -> Sweep:
         known = {name: method.parameters for name, method in methods.items() if method is not None}
@@ -224,6 +248,19 @@ class _Resolver:
         sweep = reader.read()
         self.problems += reader.problems
         return sweep
+
+    def _check_combinations(
+        self,
+        models: Mapping[str, ResolvedModel | None],
+        methods: Mapping[str, ResolvedMethod | None],
+        sweep: Sweep,
+        rubric: Rubric | None,
+    ) -> None:
+        found = {name: method for name, method in methods.items() if method is not None}
+        here = {name: model for name, model in models.items() if model is not None}
+        columns = () if rubric is None else rubric.scores
+        for name, why in (*refusals(here, found, sweep), *clashing_columns(found, columns)):
+            self.problems.append(f"{self.document.where(('methods', name))}: {why}")
 
     def _judge(self) -> tuple[Rubric | None, Source | None]:
         judge = self.spec.judge
@@ -261,12 +298,6 @@ class _Resolver:
             self.problems.append(
                 f"{self.document.where(('baseline',))}: '{baseline}' is none of the methods.{near}"
             )
-
-
-def _rule(guider: object) -> Method:
-    if guider is None:
-        raise UsageError("missing; say which rule, such as 'guider: autolora'.")
-    return method(str(guider))
 
 
 def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:

@@ -54,6 +54,11 @@ class ImageDataset:
         """Where the images and `metadata.jsonl` are."""
         return self.run.images(self.cell.id)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no image of these settings."""
+        return all(row["settings_key"] != self.settings_key for row in self.rows.values())
+
     def missing(self, jobs: Iterable[ImageJob]) -> list[ImageJob]:
         """Return the jobs whose image is not there, is stale or was changed."""
         return [job for job in jobs if not self._has(job)]
@@ -68,7 +73,7 @@ class ImageDataset:
             and sha256_file(file) == row["sha256"]
         )
 
-    def add(self, jobs: Iterable[ImageJob], images: Iterable[Image.Image], nfe: int) -> None:
+    def add(self, jobs: Iterable[ImageJob], images: Iterable[Image.Image], nfe: int | None) -> None:
         """Write images and then their rows, so that a killed run leaves no row without image."""
         self._set_stale_aside()
         for job, image in zip(jobs, images, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,8 @@ from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, content_key
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.pipeline import LoraPipeline, Sample
+from autolora_eval.generation.sampled import SampledCell, reason_of, sample_method
+from autolora_eval.guidance.registry import Method
 from autolora_eval.identity import identity, lora_identity
 from autolora_eval.libraries import quiet_libraries
 from autolora_eval.plan import Cell, ImageJob, Plan
@@ -55,27 +57,55 @@ def generate(
         begin: is told what models and settings are before the first image is made.
 
     Raises:
-        AutoLoRAEvalError: a model cannot be loaded, or a guider made another number of passes
-            than the plan says. Images made so far are kept.
+        AutoLoRAEvalError: a model cannot be loaded, a guider made another number of passes than
+            it declares, or a sampler made none of a cell's images. Images made so far are kept.
     """
     spec = plan.benchmark.spec
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     done, missing = _look(plan, folder, device, dtype)
     begin(done)
+    failed: list[SampledCell] = []
     with progress.task("Generating", plan.n_images) as advance:
         advance(done.reused)
         for model in plan.benchmark.models.values():
-            todo = [(data, jobs) for data, jobs in missing if data.cell.model.name == model.name]
-            if any(jobs for _, jobs in todo):
+            todo = [
+                (data, jobs)
+                for data, jobs in missing
+                if jobs and data.cell.model.name == model.name
+            ]
+            # Samplers first: what is broken in one of them is known before the hours of the rest.
+            for cells in _by_sampler(todo):
+                own = sample_method(cells, device, dtype, advance)
+                if own.is_loaded:
+                    done.models[model.name] |= describe(own.loaded)
+                del own
+                free_memory()
+                failed += [cell for cell in cells if cell.refusal()]
+            guided = [(data, jobs) for data, jobs in todo if data.cell.method.kind == "guider"]
+            if guided:
                 with quiet_libraries():
                     pipeline = LoraPipeline.load(model, device, dtype)
                 done.models[model.name] |= describe(pipeline)
-                for dataset, jobs in todo:
+                for dataset, jobs in guided:
                     _fill(dataset, jobs, pipeline, spec.batch_size, advance)
                 del pipeline
                 free_memory()
+    if failed:
+        told = "\n".join(str(cell.refusal()) for cell in failed)
+        raise AutoLoRAEvalError(f"{told} All else is kept.") from failed[0].first_error
     return done
+
+
+def _by_sampler(
+    todo: Sequence[tuple[ImageDataset, Sequence[ImageJob]]],
+) -> Iterable[list[SampledCell]]:
+    """Return the cells of each sampler that lack images."""
+    groups: dict[str, list[SampledCell]] = {}
+    for dataset, jobs in todo:
+        if dataset.cell.method.kind == "sampler":
+            groups.setdefault(dataset.cell.method.name, []).append(SampledCell(dataset, jobs))
+    return groups.values()
 
 
 def _look(
@@ -148,6 +178,7 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
             "batch_size": batch_size,
             "device": device,
             "dtype": dtype,
+            **({"code": dict(cell.method.rule.code)} if cell.method.rule.code else {}),
         }
     )
 
@@ -161,23 +192,34 @@ def sample_batch(
     image does not depend on how many others were missing beside it.
 
     Raises:
-        AutoLoRAEvalError: the guider made another number of passes than the plan says.
+        AutoLoRAEvalError: the guider made another number of passes than it declares.
     """
+    rule = cell.method.rule
+    assert isinstance(rule, Method)
     pipeline.set_lora_scale(cell.model.spec.lora.scale)
     filled = [*jobs, *[jobs[-1]] * (batch_size - len(jobs))]
-    sample: Sample = pipeline.sample(
-        [job.prompt for job in filled],
-        [job.seed for job in filled],
-        cell.method.rule.build(cell.parameters),
-        num_inference_steps=cell.model.spec.num_inference_steps,
-        size=cell.model.size,
-        null_prompt=cell.model.spec.null_prompt,
-    )
-    if sample.nfe != cell.nfe:
+    try:
+        sample: Sample = pipeline.sample(
+            [job.prompt for job in filled],
+            [job.seed for job in filled],
+            rule.build(cell.parameters),
+            num_inference_steps=cell.model.spec.num_inference_steps,
+            size=cell.model.size,
+            null_prompt=cell.model.spec.null_prompt,
+        )
+    except Exception as error:
+        if not rule.code or isinstance(error, AutoLoRAEvalError):
+            raise
+        raise AutoLoRAEvalError(
+            f"cell '{cell.id}': the guider '{rule.name}' failed: {reason_of(error)}. For the "
+            "traceback: autolora-eval --debug …"
+        ) from error
+    if rule.nfe_is_declared and sample.nfe != cell.nfe:
         raise AutoLoRAEvalError(
             f"cell '{cell.id}': the denoiser was called {sample.nfe} times for an image, where "
             f"the plan says {cell.nfe}. The cost in the table would be wrong. A scheduler of "
             "second order calls it twice a step: choose a first-order or multistep one."
+            + ("" if not rule.code else f" Or '{rule.name}' declares its passes wrongly.")
         )
     return Sample(sample.images[: len(jobs)], sample.nfe)
 

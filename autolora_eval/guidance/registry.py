@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,33 +31,71 @@ class MethodParameters(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
-class Method:
-    """A guidance rule: how it is written, what it costs, how it is built, where it is from.
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What makes a method's images: how it is written, what it takes, where it is from.
 
     Attributes:
-        name: the word for it in a benchmark file.
+        name: the word for it in a benchmark file, or its dotted path.
         display_name: what it is commonly called, for lists; tables show the benchmark's names.
         summary: one line for `autolora-eval methods` and the report.
-        equation: the rule, as text.
+        equation: the rule, as text; empty where its author does not state it.
         source: paper or library.
         parameters: its parameters, typed.
-        predictions: (parameters, step, number of steps) → denoiser passes made at that step.
-        build: parameters → a fresh guider. Imports diffusers.
+        code: what of other people's code decides its images: class, distribution and version,
+            hash of the sources. Part of every image's key; empty for what is built in.
     """
 
     name: str
     display_name: str
     summary: str
-    equation: str
+    equation: str = ""
     source: str
     parameters: type[MethodParameters]
-    predictions: Callable[[Any, int, int], int]
+    code: Mapping[str, str] = field(default_factory=dict)
+
+    def nfe(self, parameters: MethodParameters, num_steps: int) -> int | None:
+        """Return the denoiser passes for one image; None if that is known once it has run."""
+        return None
+
+    @property
+    def nfe_is_declared(self) -> bool:
+        """Whether `nfe` is a promise: a run in which it is broken is stopped."""
+        return False
+
+    def refusal(self, parameters: MethodParameters, pipeline: str | None) -> str | None:
+        """Return why these parameters cannot work on a model, and what to do; None if they can.
+
+        Args:
+            parameters: with what the model fills in.
+            pipeline: class of the pipeline, as its model_index.json names it; None if unknown.
+        """
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Rule):
+    """A guidance rule.
+
+    Attributes:
+        predictions: (parameters, step, number of steps) → denoiser passes made at that step.
+            None: they are counted while it runs.
+        build: parameters → a fresh guider. Imports diffusers.
+    """
+
+    predictions: Callable[[Any, int, int], int] | None = None
     build: Callable[[Any], BaseGuidance]
 
-    def nfe(self, parameters: MethodParameters, num_steps: int) -> int:
+    def nfe(self, parameters: MethodParameters, num_steps: int) -> int | None:
         """Return the denoiser passes for one image: the sum over steps of those really made."""
+        if self.predictions is None:
+            return None
         return sum(self.predictions(parameters, step, num_steps) for step in range(num_steps))
+
+    @property
+    def nfe_is_declared(self) -> bool:
+        """Whether the method declares its passes."""
+        return self.predictions is not None
 
 
 @cache

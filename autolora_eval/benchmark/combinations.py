@@ -1,0 +1,77 @@
+"""Whether methods, models and the judge of a benchmark go together: what neither tells alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from autolora_eval.benchmark.pipelines import INDEX, pipeline_class
+from autolora_eval.benchmark.sweep import Sweep, at_point, own_point, value_text
+from autolora_eval.columns import parameter_column
+from autolora_eval.errors import UsageError
+from autolora_eval.identity import cached
+
+if TYPE_CHECKING:
+    from autolora_eval.benchmark.load import ResolvedMethod, ResolvedModel
+
+
+def refusals(
+    models: Mapping[str, ResolvedModel], methods: Mapping[str, ResolvedMethod], sweep: Sweep
+) -> Iterator[tuple[str, str]]:
+    """Yield the methods that cannot work on one of the models, each with the reason.
+
+    Args:
+        models: by name.
+        methods: by name.
+        sweep: whose values the methods take.
+    """
+    for method in methods.values():
+        told: set[str] = set()
+        for model in models.values():
+            why = _refusal(method, model, sweep)
+            if why is not None and why not in told:
+                told.add(why)
+                yield method.name, why
+
+
+def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str | None:
+    pipeline = _pipeline_class(model)
+    for point in sweep.points():
+        own = own_point(method.parameters, point)
+        stated = at_point(method.parameters, own) if own else method.parameters
+        values = stated.with_model_defaults(model.spec.guidance_scale)
+        why = method.rule.refusal(values, pipeline)
+        if why is not None:
+            at = ", ".join(f"{name} {value_text(value)}" for name, value in own.items())
+            place = f" ({pipeline})" if pipeline else ""
+            return f"on '{model.name}'{place}{f' at {at}' if at else ''}: {why}"
+    return None
+
+
+def _pipeline_class(model: ResolvedModel) -> str | None:
+    """Return the class of a model's pipeline; None for one on the hub that is not here yet."""
+    index = cached(model.pipeline, INDEX)
+    try:
+        return None if index is None else pipeline_class(index, model.pipeline.reference)
+    except UsageError:  # which is told of where pipelines are looked at
+        return None
+
+
+def clashing_columns(
+    methods: Mapping[str, ResolvedMethod], scores: Iterable[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield the methods with a parameter that is called as one of the rubric's scores is.
+
+    Args:
+        methods: by name.
+        scores: the rubric's.
+    """
+    taken = set(scores)
+    for method in methods.values():
+        for name in type(method.parameters).model_fields:
+            if parameter_column(name) in taken:
+                yield (
+                    method.name,
+                    f"its parameter '{name}' and the rubric's score of that name would be one "
+                    "column. Rename the score in the rubric.",
+                )

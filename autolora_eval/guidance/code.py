@@ -1,0 +1,200 @@
+"""Other people's code: found by its dotted path, and told apart by its sources."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+import typing
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from autolora_eval.errors import UsageError, did_you_mean
+from autolora_eval.files import sha256_bytes, sha256_file, sha256_folder
+
+# Libraries that the manifest states the version of, and whose releases do not change.
+_LIBRARIES = ("autolora_eval", "diffusers", "huggingface_hub", "numpy", "peft", "PIL", "pydantic")
+_RELEASED = frozenset((*_LIBRARIES, "torch", "transformers", *sys.stdlib_module_names))
+_PAPER = re.compile(
+    r"(?:arxiv\.org/\w+/|huggingface\.co/papers/|arxiv[: ]\s*)(\d{4}\.\d{4,5})", re.I
+)
+_ADDRESS = re.compile(r"[:(]?\s*<?https?://[^\s)>]+[)>]?")
+
+
+def load_dotted(path: str, folders: Sequence[Path] = ()) -> object:
+    """Import what a dotted path names.
+
+    Args:
+        path: `package.module.Name`, or `package.module:Name`.
+        folders: where a module that is not installed is looked for.
+
+    Raises:
+        UsageError: no such module or name, or the module fails when it is imported.
+    """
+    parts = path.replace(":", ".").split(".")
+    if not all(part.isidentifier() for part in parts) or len(parts) < 2:
+        raise UsageError(f"'{path}' is no dotted path such as 'my_package.MyGuider'.")
+    _make_visible(parts[0], folders)
+    found, names = _module(parts, folders)
+    for name in names:
+        if not hasattr(found, name):
+            owner = getattr(found, "__name__", str(found))
+            near = did_you_mean(name, _public_names(found))
+            raise UsageError(f"'{owner}' has no '{name}'.{near}")
+        found = getattr(found, name)
+    return found
+
+
+def _make_visible(top: str, folders: Sequence[Path]) -> None:
+    """Let Python find a module that lies beside the benchmark and is not installed.
+
+    What is installed comes first: a file beside a benchmark cannot take a library's place.
+    """
+    importlib.invalidate_caches()
+    if top in sys.modules or _is_installed(top):
+        return
+    for folder in folders:
+        if (folder / f"{top}.py").is_file() or (folder / top).is_dir():
+            sys.path.append(str(folder))
+            return
+
+
+def _is_installed(top: str) -> bool:
+    try:
+        return importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _module(parts: Sequence[str], folders: Sequence[Path]) -> tuple[object, Sequence[str]]:
+    """Import the longest leading part of a path that is a module, and return what is left."""
+    missing = ""
+    for length in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:length])
+        try:
+            return importlib.import_module(name), parts[length:]
+        except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):
+                raise UsageError(failed_import(name, error)) from error
+            missing = str(error.name)
+        except (Exception, SystemExit) as error:
+            raise UsageError(failed_import(name, error)) from error
+    near = did_you_mean(missing.split(".")[0], _known_modules(folders), or_list=False)
+    raise UsageError(
+        f"no module '{missing}'.{near} Install its package into this environment (for one that "
+        f"you are writing: pip install -e .), or put {parts[0]}.py beside the benchmark file."
+    )
+
+
+def failed_import(name: str, error: BaseException) -> str:
+    """Return what is to be said of a module that fails while it is imported: cause and place."""
+    told = " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "importlib" not in frame.filename]
+    place = ""
+    if isinstance(error, SyntaxError):
+        place = f" ({Path(error.filename or name).name}, line {error.lineno})"
+        told = error.msg
+    elif len(own) > 1:
+        place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})"
+    return f"'{name}' cannot be imported: {type(error).__name__}: {told:.300}{place}."
+
+
+def _public_names(owner: object) -> list[str]:
+    """Return what a module offers: its classes and functions first named, if it has any."""
+    names = [name for name in dir(owner) if not name.startswith("_")]
+    called = [
+        n for n in names if callable(vars(owner).get(n)) or n in getattr(owner, "__all__", ())
+    ]
+    return called or names
+
+
+def _known_modules(folders: Sequence[Path]) -> set[str]:
+    beside = {file.stem for folder in folders for file in folder.glob("*.py")}
+    return beside | set(metadata.packages_distributions())
+
+
+def code_of(*objects: object) -> dict[str, str]:
+    """Return what decides what code does, for content keys and the manifest.
+
+    A library's release is told by its version. All else is told by its version and by the hash
+    of its sources too, since the version of what is being written stays what it was: of a package
+    all its `.py` files, of a single file that file.
+
+    Args:
+        objects: classes, with all that they inherit from, functions, or instances.
+
+    Returns:
+        `distribution`: "name version" of each, where they are installed; `sha256` of the sources,
+        where there are others than those of released libraries.
+    """
+    tops = sorted({top for one in objects for top in _top_modules(one)})
+    installed = metadata.packages_distributions()
+    names = sorted({d for top in tops if top != "autolora_eval" for d in installed.get(top, ())})
+    code = {}
+    if names:
+        code["distribution"] = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    own = [top for top in tops if top not in _RELEASED]
+    if own:
+        hashes = [f"{top}\0{_sources_hash(top, objects)}" for top in own]
+        code["sha256"] = sha256_bytes("\n".join(hashes).encode())
+    return code
+
+
+def dotted(one: object) -> str:
+    """Return the dotted path of a class or function, or of the class of anything else."""
+    named = one if hasattr(one, "__qualname__") else type(one)
+    return f"{named.__module__}.{getattr(named, '__qualname__', '')}"
+
+
+def _top_modules(one: object) -> Iterable[str]:
+    if not isinstance(one, type):
+        if inspect.isroutine(one):
+            return [str(one.__module__).split(".")[0]]
+        one = type(one)
+    mro = one.__mro__
+    standard = {"builtins", "abc", "typing"}
+    found = [cls.__module__.split(".")[0] for cls in mro if cls.__module__ not in standard]
+    # What a class of our own inherits from diffusers is in the manifest already.
+    own = [top for top in found if top not in _RELEASED]
+    return own or found[:1]
+
+
+def _sources_hash(top: str, objects: Sequence[object]) -> str:
+    module = sys.modules[top]
+    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
+    if folders:
+        return "\n".join(sha256_folder(folder, (".py",)) for folder in folders)
+    file = getattr(module, "__file__", None)
+    if file is not None and Path(file).is_file():
+        return sha256_file(Path(file))
+    try:
+        sources = [inspect.getsource(typing.cast("type", one)) for one in objects]
+    except (OSError, TypeError) as error:
+        raise UsageError(
+            f"the source of '{dotted(objects[0])}' cannot be found, so that a change of it could "
+            "not be told from what it was. Put it into a file of its own."
+        ) from error
+    return sha256_bytes("\n".join(sources).encode())
+
+
+def paper_of(one: object) -> str:
+    """Return the paper that a docstring names first, as "arXiv 2410.02416"; empty if none."""
+    found = _PAPER.search(_doc(one))
+    return f"arXiv {found[1]}" if found else ""
+
+
+def summary_of(one: object) -> str:
+    """Return the first sentence of a docstring, without addresses; empty if there is none."""
+    paragraph = " ".join(_ADDRESS.sub("", _doc(one)).strip().split("\n\n")[0].split())
+    sentence = re.split(r"(?<=[.!?])\s", paragraph)[0].strip()
+    return sentence if len(sentence) <= 200 else f"{sentence[:199]}…"
+
+
+def _doc(one: object) -> str:
+    named = one if isinstance(one, type) or inspect.isroutine(one) else type(one)
+    return str(vars(named).get("__doc__") or "") if isinstance(named, type) else named.__doc__ or ""
