@@ -59,7 +59,8 @@ class Lora(_Strict):
         revision: commit, tag or branch on the hub.
         scale: α of equation (2).
         obtain: how to get a file that cannot be fetched; with it, a missing file is told of by
-            `plan` and refused by `run`. It does not decide any number, so no key holds it.
+            `plan` and refused by `run`. Where it writes `{place}` stands where the file belongs.
+            It does not decide any number, so no key holds it.
     """
 
     path: Ref

@@ -42,10 +42,15 @@ class Source:
     obtain: str | None = None
 
     def how_to_get(self) -> str:
-        """Return what to do about an absent file: where it is from, and where to put it."""
+        """Return what to do about an absent file: where it is from, and where to put it.
+
+        The place stands where the benchmark writes `{place}`, or at the end.
+        """
         place = Path(self.reference).expanduser()
         where = str(place) if place.is_absolute() else f"{place} below {Path.cwd()}"
-        return f"{self.obtain} Put the file at {where}."
+        told = str(self.obtain)
+        told = told if "{place}" in told else f"{told} Put the file at {{place}}."
+        return told.replace("{place}", where)
 
     @property
     def path(self) -> Path:
