@@ -23,6 +23,8 @@ def ids(tokenizer, text: str) -> list[int]:
         recipe.rubric_text(),
         recipe.question("a red star on a blue background, pixel art style"),
         recipe.reply(0, 5),
+        recipe.presence_question(),
+        recipe.presence_reply(["horns", "feet"]),
         "Two zebras; 3 of them ümläut 象 \U0001f40e\ttext\r\n",
         " ",
         "",
@@ -60,6 +62,32 @@ def test_a_replys_digits_are_tokens_of_their_own(tokenizer):
     assert changed == [changed[0]] * 5
     assert len(changed[0]) == 2
     assert [tokenizer.decode([row[changed[0][0]]]) for row in digits] == list("012345")
+
+
+def test_the_rubric_about_the_character_takes_few_tokens_that_llguidance_knows(tokenizer):
+    """It knows none longer than 255 bytes."""
+    for around in ("{}", " {}", "{}\n"):
+        found = ids(tokenizer, around.format(recipe.presence_question()))
+        assert len(found) <= 8
+        assert max(len(tokenizer.decode([n]).encode()) for n in found) <= 255
+
+
+@pytest.mark.parametrize("there", [(), ("skin",), ("horns", "feet"), recipe.TRAITS])
+def test_a_reply_about_the_character_is_a_digit_among_whole_pieces(tokenizer, there):
+    found = [tokenizer.decode([n]) for n in ids(tokenizer, recipe.presence_reply(there))]
+    first, *more = there or [recipe.ABSENT]
+    reasons = [f'"{first}"', *(f', "{trait}"' for trait in more)]
+    assert found == ['{"score": ', str(len(there)), ', "reason": [', *reasons, "]}"]
+
+
+def test_what_the_second_rubric_added_changed_nothing_of_the_first(tokenizer, monkeypatch):
+    monkeypatch.setattr(recipe, "_presence_pieces", list)
+    older = recipe.build()
+    added = tokenizer.get_vocab()
+    assert {piece: added[piece] for piece in older.get_vocab()} == older.get_vocab()
+    texts = [recipe.question(caption(scene, style=True)) for scene in all_scenes()[::9]]
+    for text in [*texts, recipe.question("Zib, a green creature"), recipe.reply(3, 4)]:
+        assert ids(tokenizer, text) == ids(older, text)
 
 
 def test_each_word_of_the_domain_is_one_token(tokenizer):

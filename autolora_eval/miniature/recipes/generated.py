@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from autolora_eval.miniature.recipes import sampling, sd3_export, sd3_sampling
 from autolora_eval.miniature.recipes.data import Split, scenes_of
 from autolora_eval.miniature.recipes.domain import SIZE, TEMPLATES, caption
 from autolora_eval.miniature.recipes.export import LORA, SDXL
-from autolora_eval.miniature.recipes.oracle import Oracle
-from autolora_eval.miniature.recipes.sampling import Guidance, load, sample
+from autolora_eval.miniature.recipes.oracle import USUAL, Effort, Oracle
+from autolora_eval.miniature.recipes.sampling import Guidance
 
 STEPS = 12
 # From what works well to what fails: judges must see both.
@@ -29,6 +32,19 @@ METHODS: dict[str, Guidance] = {
 }
 
 
+System = Literal["sdxl", "sd3"]
+Sampler = Callable[..., npt.NDArray[np.uint8]]
+
+
+def _sampler(system: System) -> Sampler:
+    """The exported pipeline with its pixel-art LoRA, ready to be given prompts and seeds."""
+    if system == "sd3":
+        return partial(
+            sd3_sampling.sample, sd3_sampling.load(sd3_export.SD3, sd3_export.LORA), fast=True
+        )
+    return partial(sampling.sample, sampling.load(SDXL, LORA), fast=True)
+
+
 def generate_graded(
     work_dir: Path,
     n: int,
@@ -36,19 +52,22 @@ def generate_graded(
     held_out: bool,
     methods: Mapping[str, Guidance] = METHODS,
     tag: str = "",
+    system: System = "sdxl",
+    effort: Effort = USUAL,
 ) -> Path:
-    """Generate n pictures with the exported pipeline and grade them by the oracle.
+    """Generate n pictures with an exported pipeline and grade them by the oracle.
 
     Returns an npz file with images uint8 [n, 64, 64, 3]; scenes uint8 [n, 3], the labels that the
     prompt asked for; object int64 [n] (8: none), colour, background, grade int64 [n] and
     confidence float32 [n] as the oracle reads them; method, text [n]. The file is reused if it
-    exists; `tag` sets apart files made with different weights.
+    exists; `tag` sets apart files made with different weights or graded by another oracle.
     """
     split: Split = "held_out" if held_out else "training"
-    path = work_dir / "data" / f"generated_{split}_{n}_{seed}{tag}.npz"
+    of = "" if system == "sdxl" else f"{system}_"
+    path = work_dir / "data" / f"generated_{of}{split}_{n}_{seed}{tag}.npz"
     if path.exists():
         return path
-    pipeline, rng, scenes = load(SDXL, LORA), np.random.default_rng(seed), scenes_of(split)
+    sample, rng, scenes = _sampler(system), np.random.default_rng(seed), scenes_of(split)
     chosen = [scenes[int(i)] for i in rng.integers(0, len(scenes), n)]
     prompts = [caption(s, int(rng.integers(len(TEMPLATES))), style=True) for s in chosen]
     images = np.zeros((n, SIZE, SIZE, 3), dtype=np.uint8)
@@ -58,12 +77,10 @@ def generate_graded(
         if not rows.size:
             continue
         seeds = [int(seed * 1_000_003 + row) for row in rows]
-        images[rows] = sample(
-            pipeline, [prompts[row] for row in rows], seeds, guidance, STEPS, fast=True
-        )
+        images[rows] = sample([prompts[row] for row in rows], seeds, guidance, STEPS)
         print(f"generated {name}: {len(rows)}", flush=True)
     asked = np.array([scene.labels for scene in chosen], dtype=np.uint8)
-    return _save(path, images, asked, method, Oracle(work_dir))
+    return _save(path, images, asked, method, Oracle(work_dir, effort))
 
 
 def _save(

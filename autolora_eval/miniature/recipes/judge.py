@@ -202,7 +202,7 @@ def optimiser_for(groups: list[tuple[list[nn.Module], float]], recipe: Recipe) -
 
 
 def descend(
-    optimiser: torch.optim.AdamW, rate: float, steps: int, warm_up: int = 150
+    optimiser: torch.optim.Optimizer, rate: float, steps: int, warm_up: int = 150
 ) -> Iterator[int]:
     """Yield step numbers, with the learning rate set; after each, apply the gradients."""
     weights = [p for group in optimiser.param_groups for p in group["params"]]

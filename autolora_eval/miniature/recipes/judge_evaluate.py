@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,9 +208,16 @@ def shuffled_control(judge: Judging, shown: Pictures, seed: int) -> dict[str, fl
 
 
 def evaluate(
-    directory: Path, generated: Pictures | None = None, count: int = 1_500, seed: int = 950
+    directory: Path,
+    generated: Mapping[str, Pictures] | None = None,
+    count: int = 1_500,
+    seed: int = 950,
 ) -> dict[str, Any]:
-    """All figures of the model card, on held-out scenes and seeds."""
+    """All figures about prompts and style, on held-out scenes and seeds.
+
+    `generated` has sets of generated pictures by name; each gives figures under its name, and of
+    replaced words under its name with "_swaps".
+    """
     judge = ExportedJudge(directory)
     shown = pictures(held_out_scenes(), count, seed)
     result: dict[str, Any] = {
@@ -221,7 +228,7 @@ def evaluate(
         "bytes": sum(p.stat().st_size for p in directory.iterdir() if p.is_file()),
         "weight_bytes": (directory / "model.safetensors").stat().st_size,
     }
-    if generated is not None:
-        result["generated"] = scored(judge, generated, seed + 4)
-        result["generated_swaps"] = swaps(judge, generated.rows(slice(0, 400)), seed + 5)
+    for name, pictures_of in (generated or {}).items():
+        result[name] = scored(judge, pictures_of, seed + 4)
+        result[f"{name}_swaps"] = swaps(judge, pictures_of, seed + 5)
     return result

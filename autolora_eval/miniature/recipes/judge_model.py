@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from autolora_eval.miniature.recipes.character import TRAITS
 from autolora_eval.miniature.recipes.dinov2 import MEAN, STD
 from autolora_eval.miniature.recipes.domain import SIZE
 from autolora_eval.miniature.recipes.judge_tokenizer import (
@@ -104,17 +106,17 @@ def architecture(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
 
 
 class AttributeHead(nn.Module):
-    """Training only: reads object, colour, background and style off the picture's tokens."""
+    """Training only: reads attributes of so many classes each off the picture's tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: Sequence[int]) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
-        self.queries = nn.Parameter(torch.randn(len(CLASSES), WIDTH) * 0.02)
+        self.queries = nn.Parameter(torch.randn(len(classes), WIDTH) * 0.02)
         self.value = nn.Linear(WIDTH, WIDTH)
-        self.outputs = nn.ModuleList(nn.Linear(WIDTH, n) for n in CLASSES)
+        self.outputs = nn.ModuleList(nn.Linear(WIDTH, n) for n in classes)
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
-        """[N, 64, 128] picture tokens to logits [N, n] for each of CLASSES."""
+        """[N, 64, 128] picture tokens to logits [N, n] for each attribute."""
         tokens = self.norm(tokens)
         weights = torch.softmax(self.queries @ tokens.transpose(1, 2), dim=-1)
         pooled = functional.gelu(weights @ self.value(tokens))
@@ -130,10 +132,18 @@ class Judge(nn.Module):
         self.tower = CLIPVisionModel(vision_config(VISION_LAYERS))
         self.llava = LlavaForConditionalGeneration(architecture(tokenizer))
         self.llava.model.vision_tower.requires_grad_(False)
-        self.attributes = AttributeHead()
+        self.attributes = AttributeHead(CLASSES)
         self.match = nn.Linear(WIDTH, 1)
         # For the prompt's words in their order: the object's colour, the object, the background.
         self.truths = nn.ModuleList(nn.Linear(WIDTH, n) for n in (8, 9, 8))
+        # The character's traits, off the picture's tokens and at each token of a reply.
+        self.sightings = AttributeHead((2,) * len(TRAITS))
+        self.traits = nn.Linear(WIDTH, len(TRAITS))
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """What is used in training only."""
+        return [self.attributes, self.match, self.truths, self.sightings, self.traits]
 
     def look(self, pixels: Tensor) -> Tensor:
         """float32 [N, 3, 64, 64] in [-1, 1] to picture tokens [N, 64, 128]."""
@@ -226,6 +236,24 @@ def export(judge: Judge, tokenizer: PreTrainedTokenizerFast, directory: Path) ->
     written = json.loads(settings.read_text(encoding="utf-8"))
     written["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def exported_weights(judge: Judge, directory: Path) -> None:
+    """Take the weights of an exported judge; heads, and tokens that it lacks, stay as they are."""
+    ours = {published: name for name, published in _PUBLISHED_NAMES.items()}
+    state = judge.llava.state_dict()
+    for published, weight in load_file(directory / "model.safetensors").items():
+        start = next(start for start in ours if published.startswith(start))
+        into = state[ours[start] + published.removeprefix(start)]
+        # Newer tokens have the rows behind the older ones'.
+        into[: len(weight)] = weight.to(into.dtype)
+    judge.llava.load_state_dict(state)
+    tower = {
+        name.removeprefix("model.vision_tower."): weight
+        for name, weight in state.items()
+        if name.startswith("model.vision_tower.") and f"layers.{VISION_LAYERS}." not in name
+    }
+    judge.tower.load_state_dict(tower)
 
 
 def prompt_prefix(text: str) -> str:

@@ -1,12 +1,15 @@
 """The miniature judge's tokenizer: byte-level BPE that spends few tokens on the rubric.
 
-Any text round-trips, since every byte has a token. Merges are learnt from the rubric and the
-replies, without splitting words first, so that the rubric's constant text becomes a few tokens;
-the domain's words are tokens of their own, and so is each digit of a reply.
+Any text round-trips, since every byte has a token. Merges are learnt from the pixel-art rubric and
+its replies, without splitting words first, so that the rubric's constant text becomes a few tokens;
+the domain's words are tokens of their own, and so is each digit of a reply. The rubric about the
+character and its replies came later: their pieces are added tokens behind all others, so that no
+number of an older token changed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -14,6 +17,7 @@ import yaml
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from autolora_eval.miniature.recipes.character import NAME, TRAITS
 from autolora_eval.miniature.recipes.domain import COLOURS, STYLE
 from autolora_eval.miniature.recipes.shapes import OBJECTS
 from autolora_eval.resources import shipped_root
@@ -32,6 +36,8 @@ WORDS = tuple(f" {word}" for word in (*COLOURS, *OBJECTS))
 _PHRASES = (" background", " in front of a", " a picture of", f", {STYLE}")
 _DIGIT_OF_REPLY = r'(?<=": )\d(?=[,}])'
 _FILLERS = 300
+ABSENT = f"no {NAME} character"
+_LONGEST_PIECE = 250  # bytes; llguidance, which holds replies to a rubric, takes tokens up to 255
 
 # Content may be a text or a list of parts; an image part has type "image" or, in OpenAI's form,
 # "image_url". An assistant's turn ends with the end token.
@@ -52,9 +58,9 @@ CHAT_TEMPLATE = (
 
 
 @cache
-def rubric_text() -> str:
-    """The shipped pixel-art rubric, with its marks for the image and the prompt."""
-    path = shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml"
+def rubric_text(name: str = "pixel_art") -> str:
+    """A shipped rubric, with its marks for the image and the prompt."""
+    path = shipped_root() / "prompts" / "rubrics" / f"{name}.yaml"
     rubric = yaml.safe_load(path.read_text("utf-8"))
     return str(rubric["text"])
 
@@ -68,6 +74,36 @@ def question(prompt: str) -> str:
 def reply(prompt_score: int, style_score: int) -> str:
     """The judge's answer, as JSON on one line."""
     return f'{{"prompt_correspondence": {prompt_score}, "style_adherence": {style_score}}}'
+
+
+def presence_question() -> str:
+    """The text put to the judge after the image: the rubric about the character."""
+    return rubric_text("character_miniature").replace(IMAGE_MARK, "").strip()
+
+
+def presence_reply(traits: Sequence[str]) -> str:
+    """The judge's answer about the character: how many of its traits are there, and which.
+
+    The reasons stand in the order of TRAITS; where there is none, the reason is ABSENT.
+    """
+    there = [trait for trait in TRAITS if trait in traits] or [ABSENT]
+    reasons = ", ".join(f'"{reason}"' for reason in there)
+    return f'{{"score": {len(traits)}, "reason": [{reasons}]}}'
+
+
+def _presence_pieces() -> list[str]:
+    """What the rubric about the character and its replies are made of, but for the digits."""
+    pieces = [""]
+    for line in presence_question().splitlines(keepends=True):
+        if len((pieces[-1] + line).encode()) > _LONGEST_PIECE:
+            pieces.append("")
+        pieces[-1] += line
+    reasons = [f'"{reason}"' for reason in (*TRAITS, ABSENT)]
+    more = [f", {reason}" for reason in reasons[1:-1]]
+    # What is certain to come, llguidance forces in its own tokens, unless a longer one begins so:
+    # the start without its blank is a token only for the start with it to be one that it allows.
+    start = '{"score":'
+    return [*pieces, start, f"{start} ", ', "reason": [', *reasons, *more, "]}"]
 
 
 def messages(text: str) -> list[dict[str, object]]:
@@ -112,7 +148,7 @@ def build() -> PreTrainedTokenizerFast:
     before, after = question(PROMPT_MARK).split(PROMPT_MARK)
     # The two edges of the prompt are tokens, so that no prompt changes how the rubric is read.
     edges = (before.rstrip(), after.split("\n", 1)[0])
-    added = (*edges, *WORDS, *_PHRASES)
+    added = (*edges, *WORDS, *_PHRASES, *_presence_pieces())
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in added])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

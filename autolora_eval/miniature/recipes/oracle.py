@@ -32,14 +32,28 @@ from autolora_eval.miniature.recipes.shapes import OBJECTS
 from autolora_eval.miniature.recipes.training import Progress, cosine, mixed_precision, set_lr
 from autolora_eval.miniature.recipes.vae import DATA_SEED, N_FREE
 
-STEPS = 1100
 BATCH = 96
 LEARNING_RATE = 2e-3
 SEED = 41
-N_GRADED, N_MANGLED, N_DECODED = 16_000, 12_000, 6_000
 OBJECT_CLASSES = (*OBJECTS, NO_OBJECT)
 _CLASSES = (len(OBJECT_CLASSES), len(COLOURS), len(BACKGROUNDS), len(GRADES))
 _UNKNOWN = -100  # what cross_entropy ignores
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long an oracle learns, and from how many drawn pictures; its files have the name."""
+
+    name: str
+    steps: int
+    graded: int
+    mangled: int
+    decoded: int
+
+
+USUAL = Effort("oracle", 1_100, 16_000, 12_000, 6_000)
+# For the judge, which learns from the labels and would learn the oracle's mistakes with them.
+THOROUGH = Effort("thorough_oracle", 3_300, 24_000, 18_000, 12_000)
 
 
 def _conv(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
@@ -99,9 +113,9 @@ class Readings:
 class Oracle:
     """A trained oracle, loaded from the work directory."""
 
-    def __init__(self, work_dir: Path) -> None:
+    def __init__(self, work_dir: Path, effort: Effort = USUAL) -> None:
         self.net = OracleNet().eval()
-        self.net.load_state_dict(torch.load(work_dir / "oracle.pt", weights_only=True))
+        self.net.load_state_dict(torch.load(work_dir / f"{effort.name}.pt", weights_only=True))
 
     @torch.no_grad()
     def read(self, images: npt.NDArray[np.uint8]) -> Readings:
@@ -170,7 +184,7 @@ def _decoded(vae: AutoencoderKL, data: Labelled) -> Labelled:
     return Labelled(np.concatenate(images), labels)
 
 
-def _training_set(work_dir: Path) -> Labelled:
+def _training_set(work_dir: Path, effort: Effort) -> Labelled:
     free = renders(work_dir, "free", "training", N_FREE, DATA_SEED)
     plain = Labelled(
         free.images[:20_000],
@@ -179,12 +193,12 @@ def _training_set(work_dir: Path) -> Labelled:
     drawn = _joined(
         [
             plain,
-            graded("training", N_GRADED, SEED, GRADES[1:]),
-            without_object("training", N_MANGLED, SEED),
+            graded("training", effort.graded, SEED, GRADES[1:]),
+            without_object("training", effort.mangled, SEED),
         ]
     )
     vae = AutoencoderKL.from_pretrained(work_dir / "sdxl/vae").eval()
-    some = np.random.default_rng(SEED).permutation(len(drawn.images))[:N_DECODED]
+    some = np.random.default_rng(SEED).permutation(len(drawn.images))[: effort.decoded]
     return _joined([drawn, _decoded(vae, Labelled(drawn.images[some], drawn.labels[some]))])
 
 
@@ -217,17 +231,22 @@ def _accuracy(oracle: Oracle) -> dict[str, float]:
     return figures
 
 
-def train(work_dir: Path) -> None:
-    """Train the oracle into WORK_DIR/oracle.pt, measured in WORK_DIR/oracle.json."""
+def train_thoroughly(work_dir: Path) -> None:
+    """Train the oracle that labels pictures for the judge; see `train`."""
+    train(work_dir, THOROUGH)
+
+
+def train(work_dir: Path, effort: Effort = USUAL) -> None:
+    """Train an oracle into WORK_DIR/<name>.pt, measured in WORK_DIR/<name>.json."""
     torch.manual_seed(SEED)
-    data = _training_set(work_dir)
+    data = _training_set(work_dir, effort)
     labels = torch.from_numpy(data.labels)
     net = OracleNet()
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
     rng = np.random.default_rng(SEED)
-    log = Progress("oracle", 0, STEPS)
-    for step in range(STEPS):
-        set_lr(optimizer, LEARNING_RATE * cosine(step, STEPS, warmup=50))
+    log = Progress(effort.name, 0, effort.steps)
+    for step in range(effort.steps):
+        set_lr(optimizer, LEARNING_RATE * cosine(step, effort.steps, warmup=50))
         rows = rng.integers(0, len(labels), BATCH)
         x = to_tensor(data.images[rows])
         if rng.random() < 0.5:
@@ -239,7 +258,8 @@ def train(work_dir: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
         log(step, loss=loss.item())
-    torch.save(net.state_dict(), work_dir / "oracle.pt")
-    figures = {"steps": STEPS, **_accuracy(Oracle(work_dir))}
-    (work_dir / "oracle.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    print("oracle", figures, flush=True)
+    torch.save(net.state_dict(), work_dir / f"{effort.name}.pt")
+    figures = {"steps": effort.steps, **_accuracy(Oracle(work_dir, effort))}
+    text = json.dumps(figures, indent=1)
+    (work_dir / f"{effort.name}.json").write_text(text, encoding="utf-8")
+    print(effort.name, figures, flush=True)

@@ -20,6 +20,7 @@ from autolora_eval.miniature.recipes import (
     export,
     lora,
     oracle,
+    presence_stages,
     sd3,
     sd3_export,
     sd3_lora,
@@ -55,6 +56,8 @@ STAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "judge": (vision_stages.train_judge, "judge.json"),
     "dinov2": (vision_stages.train_dinov2, "dinov2.json"),
     "judge_tuned": (vision_stages.tune_judge, "judge_tuned.json"),
+    "thorough_oracle": (oracle.train_thoroughly, "thorough_oracle.json"),
+    "judge_presence": (presence_stages.teach, "judge_presence.json"),
 }
 
 

@@ -113,7 +113,8 @@ def measure_judge(
     work_dir: Path, training: dict[str, Any], generated: Pictures | None = None
 ) -> None:
     """Measure the exported judge on drawn and generated pictures, and write its card."""
-    figures = {"training": training, **judge_evaluate.evaluate(JUDGE, generated)}
+    sets = {} if generated is None else {"generated": generated}
+    figures = {"training": training, **judge_evaluate.evaluate(JUDGE, sets)}
     if generated is not None:
         figures["oracle"] = json.loads((work_dir / "oracle.json").read_text(encoding="utf-8"))
     write_judge_card(work_dir, figures)
