@@ -9,7 +9,8 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -115,7 +116,13 @@ def _public_names(owner: object) -> list[str]:
 
 def _known_modules(folders: Sequence[Path]) -> set[str]:
     beside = {file.stem for folder in folders for file in folder.glob("*.py")}
-    return beside | set(metadata.packages_distributions())
+    return beside | set(_distributions(tuple(sys.path)))
+
+
+@lru_cache(maxsize=4)
+def _distributions(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Return the distributions of every importable module; reading them all takes a second."""
+    return metadata.packages_distributions()
 
 
 def code_of(*objects: object) -> dict[str, str]:
@@ -133,7 +140,7 @@ def code_of(*objects: object) -> dict[str, str]:
         where there are others than those of released libraries.
     """
     tops = sorted({top for one in objects for top in _top_modules(one)})
-    installed = metadata.packages_distributions()
+    installed = _distributions(tuple(sys.path))
     names = sorted({d for top in tops if top != "autolora_eval" for d in installed.get(top, ())})
     code = {}
     if names:

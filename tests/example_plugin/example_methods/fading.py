@@ -1,0 +1,42 @@
+"""A guider: classifier-free guidance whose scale falls from step to step."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import BaseGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
+
+
+class FadingGuidance(BaseGuidance):
+    """Classifier-free guidance whose scale falls linearly. After https://arxiv.org/abs/2404.13040.
+
+    Args:
+        guidance_scale: w of the first step.
+        last_scale: w of the last step.
+    """
+
+    _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(self, guidance_scale: float = 5.0, last_scale: float = 1.0) -> None:
+        super().__init__()
+        self.first, self.last = guidance_scale, last_scale
+
+    @property
+    def num_conditions(self) -> int:
+        return 2
+
+    @property
+    def is_conditional(self) -> bool:
+        return self._count_prepared == 1
+
+    def prepare_inputs(self, data):
+        pairs = enumerate(self._input_predictions)
+        return [self._prepare_batch(data, index, name) for index, name in pairs]
+
+    def forward(self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor) -> GuiderOutput:
+        done = self._step / max(self._num_inference_steps - 1, 1)
+        w = self.first + done * (self.last - self.first)
+        pred = pred_uncond + w * (pred_cond - pred_uncond)
+        return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)

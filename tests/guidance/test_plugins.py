@@ -1,0 +1,311 @@
+"""Methods by name and by path: found, or refused with the cause, and never in each other's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packages import install_example, write_package
+
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.errors import UsageError
+from autolora_eval.guidance.plugins import find_rule, listed_plugins
+from autolora_eval.guidance.registry import method
+from autolora_eval.plan import make_plan
+
+CLASS = """
+from diffusers.guiders import ClassifierFreeGuidance
+
+class {name}(ClassifierFreeGuidance):
+    '''{doc}'''
+"""
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the example package is installed in."""
+    return install_example(tmp_path_factory.mktemp("example"))
+
+
+@pytest.fixture
+def installed(example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The example package, installed for this test."""
+    monkeypatch.syspath_prepend(example)
+    yield example
+    for name in [name for name in sys.modules if name.startswith("example_methods")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder that packages can be put into."""
+    before = set(sys.modules)
+    path = tmp_path / "site"
+    path.mkdir()
+    monkeypatch.syspath_prepend(path)
+    yield path
+    for name in set(sys.modules) - before:
+        if str(path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def refusal(kind: Any, stated: str, folders: tuple[Path, ...] = ()) -> str:
+    with pytest.raises(UsageError) as caught:
+        find_rule(kind, stated, folders)
+    return str(caught.value)
+
+
+def test_a_guider_of_an_installed_package_goes_by_its_name(installed: Path) -> None:
+    rule = find_rule("guider", "fading")
+    assert rule.display_name == "FadingGuidance"
+    assert rule.summary == "Classifier-free guidance whose scale falls linearly."
+    assert rule.source == "arXiv 2404.13040; example-methods 0.3.1"
+    assert list(rule.parameters.model_fields) == ["guidance_scale", "last_scale"]
+    assert rule.code["class"] == "example_methods.fading.FadingGuidance"
+    assert rule.code["distribution"] == "example-methods 0.3.1"
+    assert len(rule.code["sha256"]) == 64
+    parameters = rule.parameters.model_validate({"last_scale": 2}).with_model_defaults(3.0)
+    assert parameters.model_dump() == {"guidance_scale": 3.0, "last_scale": 2.0}
+    assert rule.nfe(parameters, 7) == 14
+
+
+def test_a_sampler_of_an_installed_package_goes_by_its_name(installed: Path) -> None:
+    rule = find_rule("sampler", "clipped_noise")
+    assert rule.parameters.model_validate({}).model_dump() == {"limit": 2.0}
+    assert rule.nfe(rule.parameters(), 7) is None
+    assert "write 'sampler: clipped_noise'" in refusal("guider", "clipped_noise")
+    assert "write 'guider: fading'" in refusal("sampler", "fading")
+
+
+def test_a_broken_one_is_named_with_its_package_and_cause(installed: Path) -> None:
+    assert refusal("guider", "broken") == (
+        "the guider 'broken' of example-methods 0.3.1 (example_methods.broken.BrokenGuidance) is "
+        "broken: 'example_methods.broken.BrokenGuidance' cannot be imported: "
+        "ModuleNotFoundError: No module named 'a_package_that_nobody_has' (broken.py, line 3)."
+    )
+
+
+def test_what_is_built_in_keeps_its_name(installed: Path) -> None:
+    assert find_rule("guider", "cfg") is method("cfg")
+    listed = {(p.name, p.kind): (rule, problem) for p, rule, problem in listed_plugins()}
+    rule, problem = listed["cfg", "guider"]
+    assert rule is not None
+    assert problem == (
+        "'cfg' is built in, and example_methods.fading.FadingGuidance of example-methods 0.3.1 "
+        "cannot take its place: it is named by its dotted path alone."
+    )
+    assert find_rule("guider", "example_methods.fading.FadingGuidance").name.endswith("Guidance")
+    assert listed["fading", "guider"][1] == ""
+    assert listed["clipped_noise", "sampler"][1] == ""
+    assert listed["broken", "guider"][0] is None
+
+
+def test_two_packages_of_one_name_are_both_named_and_neither_is_taken(site: Path) -> None:
+    for package in ("one", "two"):
+        path = f"{package}_mod:Boost"
+        entry = f"[autolora_eval.methods]\nboost = {path}\nof_{package} = {path}\n"
+        write_package(
+            site, package, entry, **{f"{package}_mod": CLASS.format(name="Boost", doc="x")}
+        )
+    assert refusal("guider", "boost") == (
+        "several packages offer a guider called 'boost': one_mod.Boost of one 1.0, two_mod.Boost "
+        "of two 1.0. Name the one that is meant by its dotted path, or uninstall the others."
+    )
+    assert find_rule("guider", "of_two").code["class"] == "two_mod.Boost"
+    assert find_rule("guider", "two_mod.Boost").display_name == "Boost"
+
+
+@pytest.mark.parametrize(
+    ("module", "cause"),
+    [
+        ("X = 5\n", "'thing' is a value of int, and no subclass of diffusers.guiders.BaseGuidance"),
+        ("def X(a): ...\n", "'thing' is a function, and no subclass of"),
+        ("class X: ...\n", "'thing' is a class, and no subclass of"),
+        ("raise SystemExit(3)\n", "cannot be imported: SystemExit: 3 (odd_mod.py, line 1)"),
+        ("1 / 0\n", "cannot be imported: ZeroDivisionError: division by zero (odd_mod.py, line 1)"),
+        ("def (:\n", "cannot be imported: SyntaxError: invalid syntax (odd_mod.py, line 1)"),
+        ("Y = 1\n", "AttributeError: module 'odd_mod' has no attribute 'X'"),
+    ],
+)
+def test_whatever_is_wrong_with_a_package_is_said_of_it_alone(
+    site: Path, module: str, cause: str
+) -> None:
+    write_package(site, "odd", "[autolora_eval.methods]\nthing = odd_mod:X\n", odd_mod=module)
+    assert refusal("guider", "thing").startswith("the guider 'thing' of odd 1.0 (odd_mod.X) is")
+    assert cause in refusal("guider", "thing")
+    assert find_rule("guider", "autolora") is method("autolora")
+
+
+def test_a_package_can_declare_a_method_as_the_built_in_ones_are(site: Path) -> None:
+    declared = (
+        "from dataclasses import replace\n"
+        "from autolora_eval.guidance.methods.cfg import METHOD as CFG\n"
+        "def build(parameters):\n    return CFG.build(parameters)\n"
+        "METHOD = replace(CFG, name='mine', equation='2 ε', build=build)\n"
+    )
+    write_package(site, "own", "[autolora_eval.methods]\nours = own_mod:METHOD\n", own_mod=declared)
+    rule = find_rule("guider", "ours")
+    assert (rule.name, rule.equation, rule.nfe_is_declared) == ("ours", "2 ε", True)
+    assert rule.code["distribution"] == "own 1.0"
+    assert rule.code["class"] == "own_mod.METHOD"
+    assert "sha256" in rule.code
+
+
+def test_a_module_beside_the_benchmark_needs_no_installation(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_for_test.py").write_text(CLASS.format(name="Near", doc="Near by."))
+    rule = find_rule("guider", "beside_for_test.Near", (tmp_path,))
+    assert (rule.summary, rule.source) == ("Near by.", "beside_for_test.py")
+    assert "distribution" not in rule.code
+
+
+def test_a_module_beside_the_benchmark_takes_no_library_s_place(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "diffusers.py").write_text("raise RuntimeError('taken')\n")
+    rule = find_rule("guider", "diffusers.guiders.TangentialClassifierFreeGuidance", (tmp_path,))
+    assert rule.display_name == "TCFG"
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ("my_pakage.MyGuider", "no module 'my_pakage'."),
+        ("diffuser.guiders.X", "no module 'diffuser'. Did you mean 'diffusers'?"),
+        (
+            "diffusers.guiders.TangentialClasifierFreeGuidance",
+            "no 'TangentialClasifierFreeGuidance'. Did you mean 'TangentialClassifierFreeGuidance'",
+        ),
+        ("diffusers.guidres.X", "Did you mean 'guiders'?"),
+        ("TangentialClassifierFreeGuidance", "Did you mean 'diffusers.guiders.Tangential"),
+        ("fadng", "Did you mean 'fading'?"),
+        ("zzz", "Known: autolora, cfg, lora, broken, cfg, fading, or the dotted path of one"),
+        ("os.path.join", "What makes an image by itself, (prompt, seed, model) → image, is named"),
+        (".x", "is no dotted path such as"),
+        ("a..b", "is no dotted path such as"),
+        ("a b.c", "is no dotted path such as"),
+    ],
+)
+def test_what_cannot_be_found_is_answered_with_the_next_step(
+    installed: Path, stated: str, told: str
+) -> None:
+    assert told in refusal("guider", stated)
+
+
+def test_code_is_told_apart_by_its_sources_though_its_version_stays(site: Path) -> None:
+    def sha256() -> str:
+        for name in [name for name in sys.modules if name.startswith("pack_mod")]:
+            del sys.modules[name]
+        return find_rule("guider", "pack_mod.guiders.A").code["sha256"]
+
+    package = site / "pack_mod"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "guiders.py").write_text(CLASS.format(name="A", doc="x"))
+    first = sha256()
+    assert sha256() == first
+    (package / "helpers.py").write_text("FACTOR = 2\n")  # what its guider may import
+    second = sha256()
+    (package / "guiders.py").write_text(CLASS.format(name="A", doc="y"))
+    assert len({first, second, sha256()}) == 3
+
+
+def test_a_base_class_in_another_package_is_part_of_the_code(site: Path) -> None:
+    (site / "base_mod.py").write_text(CLASS.format(name="B", doc="x"))
+    (site / "top_mod.py").write_text("from base_mod import B\nclass A(B):\n    'x'\n")
+    before = find_rule("guider", "top_mod.A").code["sha256"]
+    (site / "base_mod.py").write_text(CLASS.format(name="B", doc="x") + "FACTOR = 2\n")
+    assert find_rule("guider", "top_mod.A").code["sha256"] != before
+
+
+def test_a_plan_without_other_people_s_methods_imports_none_of_them(
+    example: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, json\nfrom autolora_eval import load_benchmark, make_plan\n"
+        "make_plan(load_benchmark('quickstart'))\n"
+        "print(json.dumps([n for n in sys.modules if n.split('.')[0] in "
+        "('example_methods', 'torch', 'diffusers')]))"
+    )
+    env = os.environ | {"PYTHONPATH": str(example)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [], done.stderr
+
+
+def test_a_benchmark_names_other_people_s_methods_beside_ours(
+    installed: Path,
+    write_benchmark: Callable[[object], Path],
+    benchmark_data: dict[str, Any],
+) -> None:
+    benchmark_data["methods"] |= {
+        "Fading": {"guider": "fading", "last_scale": 2},
+        "By path": {"guider": "example_methods.fading.FadingGuidance"},
+        "Clipped": {"sampler": "clipped_noise", "limit": 1.5},
+        "APG": {
+            "guider": "diffusers.guiders.AdaptiveProjectedGuidance",
+            "adaptive_projected_guidance_norm_dim": [-1, -2],
+        },
+    }
+    cells = make_plan(load_benchmark(write_benchmark(benchmark_data))).cells
+    found = {cell.method.name: cell for cell in cells}
+    assert [found[name].nfe for name in ("Fading", "By path", "Clipped", "APG")] == [
+        20,
+        20,
+        None,
+        20,
+    ]
+    assert found["Fading"].columns["guidance_scale"] == 5.0, "the model's, for a fair comparison"
+    assert found["Fading"].columns["guider"] == "fading"
+    assert found["Clipped"].columns["sampler"] == "clipped_noise"
+    assert found["APG"].columns["adaptive_projected_guidance_norm_dim"] == "[-1, -2]"
+    built = found["APG"].method.rule.build(found["APG"].parameters)
+    assert tuple(built.adaptive_projected_guidance_norm_dim) == (-1, -2)
+
+
+@pytest.mark.parametrize(
+    ("method_", "told"),
+    [
+        (
+            {"guider": "fading", "last_scal": 2},
+            "methods.New.last_scal: unknown key. Did you mean 'last_scale'?",
+        ),
+        (
+            {"guider": "fading", "last_scale": "two"},
+            "methods.New.last_scale: expected a number (got 'two').",
+        ),
+        (
+            {"sampler": "clipped_noise", "limt": 2},
+            "methods.New.limt: unknown key. Did you mean 'limit'?",
+        ),
+        (
+            {"guider": "diffusers.guiders.AdaptiveProjectedGuidance", "start": 0.5, "stop": 0.2},
+            "methods.New: AdaptiveProjectedGuidance refuses these values: Expected `stop` to be "
+            "between 0.5 and 1.0, but got 0.2.",
+        ),
+        (
+            {"guider": "diffusers.guiders.MagnitudeAwareGuidance"},
+            "methods.New: on 'A' (StableDiffusionXLPipeline): diffusers.guiders."
+            "MagnitudeAwareGuidance: it fails on image latents",
+        ),
+        ({"guider": "fading", "sampler": "clipped_noise"}, "methods.New.sampler: stands beside"),
+        ({"guider": "broken"}, "methods.New.guider: the guider 'broken' of example-methods 0.3.1"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_model_loads(
+    installed: Path,
+    problem: Callable[[object], str],
+    benchmark_data: dict[str, Any],
+    method_: dict[str, Any],
+    told: str,
+) -> None:
+    benchmark_data["methods"]["New"] = method_
+    assert told in problem(benchmark_data)
