@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from autolora_eval.benchmark.load import LoadedBenchmark
 from autolora_eval.benchmark.sources import Source
-from autolora_eval.benchmark.sweep import value_text
+from autolora_eval.benchmark.sweep import INTERVAL, fields_of, value_text
 from autolora_eval.files import Json
-from autolora_eval.plan import Plan, cells_by_method, common_columns, describe_parameters
+from autolora_eval.plan import Cell, Plan, cells_by_method, common_columns, describe_parameters
 from autolora_eval.progress import Progress
 from autolora_eval.run_folder import Run, RunFolder
 
@@ -71,7 +72,7 @@ def show_plan(plan: Plan) -> None:
         table.add_column(head, justify="right")
     for model, method, cells in cells_by_method(plan):
         count = len(plan.jobs)
-        texts = (model, method, describe_parameters(common_columns(cells)))
+        texts = (model, method, _settings(cells))
         passes = [cell.nfe for cell in cells if cell.nfe is not None]
         an_image, total = "unknown\nuntil run", "–"
         if len(passes) == len(cells):
@@ -87,27 +88,49 @@ def show_plan(plan: Plan) -> None:
     console.print(facts)
 
 
+def _settings(cells: Sequence[Cell]) -> str:
+    """Return what makes a method, without what is told below: the model's steps, swept values."""
+    columns = common_columns(cells)
+    swept = list(cells[0].point)
+    hidden = ["num_inference_steps", *swept]
+    if (columns.get("start"), columns.get("stop")) == (0.0, 1.0):
+        hidden += fields_of(INTERVAL)  # at every step, as nearly always
+    stated = describe_parameters({k: v for k, v in columns.items() if k not in hidden})
+    return ", ".join([stated, *(f"{name} swept" for name in swept)])
+
+
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
-    benchmark = plan.benchmark
+    spec = plan.benchmark.spec
     yield "Images", f"{plan.n_images:,}  ({_cells(plan)})"
     yield "NFE", _passes(plan)
     yield "Judge calls", f"{plan.n_judge_calls:,}"
     yield "Disk", f"about {_size(plan.disk_bytes)}"
-    prompt_source = benchmark.spec.prompts
-    yield "Prompts", prompt_source if isinstance(prompt_source, str) else "in the benchmark file"
-    for name, model in benchmark.models.items():
-        yield name, _found(model.pipeline, "model_index.json")
+    for name, values in plan.benchmark.sweep.values.items():
+        yield "Sweep", f"{name}: {', '.join(map(value_text, values))}"
+    yield "Device", {"auto": "CUDA where there is one, else the CPU"}.get(spec.device, spec.device)
+    yield "Prompts", spec.prompts if isinstance(spec.prompts, str) else "in the benchmark file"
+    for model in plan.benchmark.models.values():
+        width, height = model.size
+        yield model.name, _found(model.pipeline, "model_index.json")
+        yield "  Samples", f"{width} × {height} pixels in {model.spec.num_inference_steps} steps"
         yield "  LoRA", _found(model.lora, model.lora.weight_name or "README.md")
         if model.lora.kind == "absent":
             yield "  To do", model.lora.how_to_get()
-    yield "Features", _found(benchmark.features, "config.json")
+    yield "Features", _found(plan.benchmark.features, "config.json")
+    yield from _judge_facts(plan.benchmark)
+
+
+def _judge_facts(benchmark: LoadedBenchmark) -> Iterator[tuple[str, str]]:
     judge = benchmark.spec.judge
-    if judge is not None and benchmark.rubric is not None:
-        where = "a server that the run launches" if judge.launch else ", ".join(judge.base_urls)
-        place = f"{judge.model} at {where}"
-        if benchmark.judge is not None:
-            place = _found(benchmark.judge, "config.json")
-        yield "Judge", f"{place}, rubric {benchmark.rubric.name}"
+    if judge is None or benchmark.rubric is None:
+        return
+    where = "a server that the run launches" if judge.launch else ", ".join(judge.base_urls)
+    place = f"{judge.model} at {where}"
+    if benchmark.judge is not None:
+        place = _found(benchmark.judge, "config.json")
+    yield "Judge", f"{place}, rubric {benchmark.rubric.name}"
+    if benchmark.judge is None and not judge.launch:
+        yield "  Server", "must answer when the run begins; 'autolora-eval doctor' tells how"
 
 
 def _found(source: Source, marker: str) -> str:

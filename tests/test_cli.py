@@ -204,8 +204,11 @@ def test_the_plan_of_a_sweep_prints_its_totals_and_what_to_get(
     assert "loras/all_disney_princess_xl.safetensors (not here)" in text
     assert "To do Log in at https://civitai.com/models/" in text
     assert "loras/all_disney_princess_xl.safetensors below" in text
-    if columns == "200":
-        assert "lora_scale=0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1 1.1 1.2 1.3" in text
+    assert "set AUTOLORA_EVAL_DISNEY_LORA to where it is." in text
+    assert "Sweep lora_scale: 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3" in text
+    assert "Samples 1024 × 1024 pixels in 50 steps" in text
+    assert "Device cuda" in text
+    assert "Server must answer when the run begins" in text
 
 
 def test_a_run_says_what_to_get_before_anything_is_generated(command, tmp_path: Path) -> None:
