@@ -1,0 +1,320 @@
+"""Samplers: what they are given is what the guiders have, and what they break is theirs alone."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_models import SIZE, STEPS, TinyModel, make_lora
+
+from autolora_eval import stages
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.files import read_jsonl
+from autolora_eval.generation.generate import Generated, generate
+from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval.generation.sampled import GIVE_UP_AFTER
+from autolora_eval.generation.sampler import (
+    OwnPipeline,
+    SampledImage,
+    SamplerModel,
+    UnusableImageError,
+    usable,
+)
+from autolora_eval.guidance.registry import method
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import RunFolder
+
+CODE = """
+import random
+import numpy as np
+import torch
+from PIL import Image
+
+def settings(model):
+    width, height = model.size
+    return dict(width=width, height=height, num_inference_steps=model.num_inference_steps,
+                guidance_scale=model.guidance_scale, negative_prompt=model.null_prompt)
+
+def stock(prompt, seed, model):
+    "The standard pipeline."
+    return model.pipeline(prompt, latents=model.noise(seed), **settings(model)).images[0]
+
+def vandal(prompt, seed, model):
+    "Leaves its hook and its LoRA scale behind."
+    model.denoiser.register_forward_hook(lambda module, args, out: (out[0] * 0,))
+    model.modular.set_adapters("autolora_eval", 0.1)
+    return stock(prompt, seed, model)
+
+def flat(prompt, seed, model, *, grey: int = 128):
+    return np.full((model.size[1], model.size[0], 3), grey, np.uint8)
+
+def noisy(prompt, seed, model):
+    drawn = np.random.randint(0, 85, (model.size[1], model.size[0], 3))
+    drawn += int(85 * random.random()) + int(85 * torch.rand(1))
+    return drawn.astype(np.uint8)
+
+def odd_only(prompt, seed, model):
+    if seed % 2 == 0:
+        raise RuntimeError("even\\nseeds are not liked")
+    return flat(prompt, seed, model)
+
+class Counting:
+    made = 0
+
+    def __init__(self, grey: int):
+        Counting.made += 1
+        self.grey, self.calls = grey, 0
+
+    def __call__(self, prompt, seed, model):
+        self.calls += 1
+        return flat(prompt, seed, model, grey=self.grey + self.calls)
+"""
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def tiny(sdxl: Path) -> TinyModel:
+    file = sdxl.parent / "sampled.safetensors"
+    return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
+
+
+@pytest.fixture
+def plan_of(tmp_path: Path, tiny: TinyModel, monkeypatch) -> Callable[..., Plan]:
+    """A function from methods, their samplers named by function alone, to the plan of them."""
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    module = f"samplers_for_test_{next(_numbers)}"
+    (tmp_path / f"{module}.py").write_text(CODE)
+
+    def plan(methods: dict[str, dict[str, Any]], count: int = 2, **changes: Any) -> Plan:
+        stated = {
+            name: one | ({"sampler": f"{module}.{one['sampler']}"} if "sampler" in one else {})
+            for name, one in methods.items()
+        }
+        content = {
+            "name": "sampled",
+            "prompts": ["a red cat"],
+            "seeds": {"start": 0, "count": count},
+            "models": {
+                "T": {
+                    "pipeline": str(tiny.pipeline),
+                    "lora": {"path": str(tiny.lora), "scale": 0.7},
+                    "num_inference_steps": STEPS,
+                    "guidance_scale": 4.0,
+                }
+            },
+            "methods": stated,
+            "features": {"model": "miniature:dinov2"},
+            "batch_size": 2,
+        } | changes
+        path = tmp_path / "benchmark.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return make_plan(load_benchmark(path))
+
+    return plan
+
+
+def made(plan: Plan, folder: Path) -> tuple[Generated, RunFolder]:
+    run = RunFolder(folder)
+    return generate(plan, run, Progress()), run
+
+
+def pixels(run: RunFolder, plan: Plan, method_: str) -> np.ndarray[Any, Any]:
+    (cell,) = (cell for cell in plan.cells if cell.method.name == method_)
+    files = [run.images(cell.id) / job.file for job in plan.jobs]
+    return np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
+
+
+def test_the_standard_pipeline_as_a_sampler_is_the_guider_cfg(plan_of, tmp_path) -> None:
+    """Base pipeline, LoRA, scale, steps, noise: all that it is given is what the guiders have."""
+    plan = plan_of({"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}})
+    _, run = made(plan, tmp_path / "run")
+    assert np.abs(pixels(run, plan, "Stock") - pixels(run, plan, "CFG")).max() <= 2
+    stock, cfg = (read_jsonl(run.metadata(cell.id)) for cell in plan.cells)
+    # The standard pipeline makes both passes of a step in one call of two rows.
+    assert [row["nfe"] for row in stock] == [row["nfe"] for row in cfg] == [2 * STEPS] * 2
+
+
+def test_what_a_sampler_does_to_its_pipeline_reaches_no_other_method(plan_of, tmp_path) -> None:
+    alone = plan_of({"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}})
+    _, clean = made(alone, tmp_path / "alone")
+    both = plan_of(
+        {
+            "Vandal": {"sampler": "vandal"},
+            "Stock": {"sampler": "stock"},
+            "CFG": {"guider": "cfg"},
+        }
+    )
+    _, run = made(both, tmp_path / "both")
+    assert not np.array_equal(pixels(run, both, "Vandal"), pixels(run, both, "Stock"))
+    for name in ("Stock", "CFG"):
+        assert np.array_equal(pixels(run, both, name), pixels(clean, alone, name))
+
+
+def test_a_sampler_without_diffusers_loads_no_model(plan_of, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(LoraPipeline, "load", None)
+    plan = plan_of({"Flat": {"sampler": "flat", "grey": 7}})
+    done, run = made(plan, tmp_path / "run")
+    assert (done.made, done.reused) == (2, 0)
+    assert (pixels(run, plan, "Flat") == 7).all()
+    assert [row["nfe"] for row in read_jsonl(run.metadata("T--Flat"))] == [None, None]
+    again, _ = made(plan, tmp_path / "run")
+    assert (again.made, again.reused) == (0, 2)
+    other, _ = made(plan_of({"Flat": {"sampler": "flat", "grey": 8}}), tmp_path / "run")
+    assert other.made == 2, "another parameter makes other images"
+
+
+def test_seeds_decide_images_also_of_those_that_draw_from_global_generators(
+    plan_of, tmp_path
+) -> None:
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    plan = plan_of({"Noisy": {"sampler": "noisy"}})
+    _, run = made(plan, tmp_path / "run")
+    assert torch.equal(torch.random.get_rng_state(), state[0])
+    assert random.getstate() == state[1]
+    assert np.random.get_state()[1].tolist() == state[2]
+    first, second = pixels(run, plan, "Noisy")
+    assert not np.array_equal(first, second)
+    # Of an interrupted run the second image alone is missing.
+    (run.images("T--Noisy") / plan.jobs[1].file).unlink()
+    assert made(plan, tmp_path / "run")[0].made == 1
+    assert np.array_equal(pixels(run, plan, "Noisy"), [first, second])
+
+
+def test_an_image_that_fails_is_missing_with_its_reason_and_the_run_goes_on(
+    plan_of, tmp_path
+) -> None:
+    plan = plan_of({"Odd": {"sampler": "odd_only"}, "Flat": {"sampler": "flat"}}, count=4)
+    run = stages.run(plan.benchmark.file, tmp_path / "run")
+    table = run.table.set_index("method")
+    assert table["n_missing"].tolist() == [2, 0]
+    # Null is not zero: nothing was counted.
+    assert table["nfe"].isna().all()
+    odd = run.scores[run.scores["method"] == "Odd"].set_index("seed")["image_error"]
+    assert odd[[1, 3]].isna().all()
+    line = CODE.splitlines().index('        raise RuntimeError("even\\nseeds are not liked")') + 1
+    assert odd[0].startswith("RuntimeError: even seeds are not liked (samplers_for_test_")
+    assert odd[0].endswith(f".py, line {line})")
+    assert "even seeds are not liked" in run.folder.report_html.read_text(encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:  # the author mends it, in the same file
+        file = next(tmp_path.glob("samplers_for_test_*.py"))
+        patch.delitem(__import__("sys").modules, file.stem)
+        file.write_text(CODE.replace("seed % 2 == 0", "False"))
+        mended = stages.run(plan.benchmark.file, tmp_path / "run")
+    assert mended.table["n_missing"].tolist() == [0, 0]
+    assert not (run.folder.path / "unmade").exists() or not any(
+        (run.folder.path / "unmade").iterdir()
+    )
+
+
+@pytest.mark.parametrize(("count", "tried"), [(2, 2), (GIVE_UP_AFTER + 4, GIVE_UP_AFTER)])
+def test_a_sampler_that_makes_no_image_at_all_fails_the_run_once_the_others_are_made(
+    plan_of, tmp_path, count: int, tried: int
+) -> None:
+    methods = {"Bad": {"sampler": "flat", "grey": -1}, "Flat": {"sampler": "flat"}}
+    plan = plan_of(methods, count=count)
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        made(plan, tmp_path / "run")
+    message = str(caught.value)
+    assert message.startswith("cell 'T--Bad': the sampler 'samplers_for_test_")
+    assert f".flat' failed on every one of {tried} images. The first: OverflowError:" in message
+    assert isinstance(caught.value.__cause__, OverflowError)
+    run = RunFolder(tmp_path / "run")
+    assert len(read_jsonl(run.metadata("T--Flat"))) == count
+    reasons = [row["reason"] for row in read_jsonl(run.unmade("T--Bad"))]
+    assert len(reasons) == count
+    assert sum(reason.startswith("not tried after") for reason in reasons) == count - tried
+
+
+def test_a_class_is_made_once_for_a_cell(plan_of, tmp_path) -> None:
+    plan = plan_of({"A": {"sampler": "Counting", "grey": 10}}, count=3)
+    _, run = made(plan, tmp_path / "run")
+    assert pixels(run, plan, "A")[:, 0, 0, 0].tolist() == [11, 12, 13]
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"sampler": "Counting"}, "methods.A.grey: missing; this key is needed."),
+        ({"sampler": "settings"}, "takes (model); its first three arguments must be (prompt, s"),
+        ({"sampler": "flat", "gray": 1}, "methods.A.gray: unknown key. Did you mean 'grey'?"),
+        ({"sampler": "flat", "grey": 1.5}, "expected a whole number (got 1.5)"),
+        ({"sampler": "flt"}, "Did you mean 'flat'?"),
+        ({"sampler": "CODE"}, "has no 'CODE'."),
+    ],
+)
+def test_a_sampler_s_parameters_are_checked_before_anything_runs(plan_of, stated, told) -> None:
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        plan_of({"A": stated})
+    assert told in str(caught.value)
+
+
+PICTURE = Image.new("RGB", SIZE, (1, 2, 3))
+ARRAY = np.full((SIZE[1], SIZE[0], 3), 9, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("result", "nfe"),
+    [
+        (PICTURE, None),
+        (ARRAY, None),
+        (PICTURE.convert("RGBA"), None),
+        (PICTURE.convert("L"), None),
+        (SampledImage(ARRAY, 12), 12),
+        (SampledImage(PICTURE), None),
+    ],
+)
+def test_what_a_sampler_may_return(result: object, nfe: int | None) -> None:
+    image, declared = usable(result, SIZE)
+    assert (image.mode, image.size, declared) == ("RGB", SIZE, nfe)
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (None, "returned a NoneType: expected a PIL image or uint8 [H, W, 3]"),
+        ([PICTURE], "returned a list: expected"),
+        (torch.zeros(3, *SIZE), "returned a Tensor: expected"),
+        (Image.new("RGB", (8, 16)), "returned an image of 8×16 pixels: expected 32×32"),
+        (ARRAY[:16], "returned an image of 32×16 pixels: expected 32×32"),
+        (ARRAY / 255, "returned an array of float64 [32, 32, 3]: expected uint8 [H, W, 3]"),
+        (ARRAY * np.nan, "returned numbers that are not finite"),
+        (ARRAY[..., 0], "returned an array of uint8 [32, 32]: expected"),
+        (ARRAY.transpose(2, 0, 1), "returned an array of uint8 [3, 32, 32]: expected"),
+        (SampledImage(ARRAY, -1), "declared an nfe of -1"),
+        (SampledImage(ARRAY, True), "declared an nfe of True"),
+        (SampledImage(None), "returned a NoneType"),
+    ],
+)
+def test_what_a_sampler_may_not_return(result: object, told: str) -> None:
+    with pytest.raises(UnusableImageError) as caught:
+        usable(result, SIZE)
+    assert told in str(caught.value)
+
+
+def test_noise_and_settings_are_those_of_every_method(tiny: TinyModel) -> None:
+    model = SamplerModel(tiny.resolved(0.7), torch.device("cpu"), torch.float32, OwnPipeline())
+    # What needs no pipeline loads none.
+    assert (model.lora_scale, model.num_inference_steps, model.size) == (0.7, STEPS, SIZE)
+    assert (model.lora, model.base) == (tiny.lora, str(tiny.pipeline))
+    assert not model._shared.is_loaded
+    seen: list[torch.Tensor] = []
+    pipeline = LoraPipeline.load(tiny.resolved(0.7), torch.device("cpu"), torch.float32)
+    pipeline.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    guider = method("cfg").build(method("cfg").parameters(guidance_scale=4.0))
+    pipeline.sample(["x"], [9], guider, num_inference_steps=STEPS, size=SIZE)
+    sigma = pipeline.pipe.scheduler.init_noise_sigma
+    expected = model.noise(9) * sigma / (sigma**2 + 1) ** 0.5
+    assert torch.allclose(seen[0], expected, atol=1e-6)
+    assert type(model.pipeline).__name__ == "StableDiffusionXLPipeline"
+    assert model.pipeline.unet is model.denoiser is model.modular.unet
