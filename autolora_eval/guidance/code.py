@@ -9,10 +9,12 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import sha256_bytes, sha256_file, sha256_folder
@@ -139,6 +141,9 @@ def code_of(*objects: object) -> dict[str, str]:
         `distribution`: "name version" of each, where they are installed; `sha256` of the sources,
         where there are others than those of released libraries.
     """
+    for one in objects:
+        if isinstance(one, type) or inspect.isfunction(one):
+            _refuse_changed(one)
     tops = sorted({top for one in objects for top in _top_modules(one)})
     installed = _distributions(tuple(sys.path))
     names = sorted({d for top in tops if top != "autolora_eval" for d in installed.get(top, ())})
@@ -150,6 +155,34 @@ def code_of(*objects: object) -> dict[str, str]:
         hashes = [f"{top}\0{_sources_hash(top, objects)}" for top in own]
         code["sha256"] = sha256_bytes("\n".join(hashes).encode())
     return code
+
+
+def _refuse_changed(one: object) -> None:
+    """Refuse code whose file has been changed since it was imported, as happens in notebooks.
+
+    Its hash would be of the new code, and its images by the old.
+    """
+    owners = one.__mro__ if isinstance(one, type) else (one,)
+    for owner in owners:
+        file = getattr(sys.modules.get(owner.__module__), "__file__", None) or ""
+        is_own = owner.__module__.split(".")[0] not in _RELEASED
+        if not (is_own and file.endswith(".py") and Path(file).is_file()):
+            continue
+        now = set(_code_objects(compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)))
+        members: Iterable[Any] = vars(owner).values() if isinstance(owner, type) else [owner]
+        functions = [f for member in members if inspect.isfunction(f := inspect.unwrap(member))]
+        if any(f.__code__ not in now for f in functions if f.__code__.co_filename == file):
+            raise UsageError(
+                f"{Path(file).name} has been changed since it was imported. Start Python anew (in "
+                "a notebook: restart its kernel), so that what runs is what the file says."
+            )
+
+
+def _code_objects(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _code_objects(constant)
 
 
 def dotted(one: object) -> str:

@@ -217,11 +217,23 @@ def test_code_is_told_apart_by_its_sources_though_its_version_stays(site: Path) 
     assert len({first, second, sha256()}) == 3
 
 
+def test_code_that_was_changed_after_its_import_is_refused(site: Path) -> None:
+    """Its images would be the old code's, under the key of the new."""
+    text = CLASS.format(name="A", doc="x") + "    def twice(self):\n        return {}\n"
+    (site / "edited_mod.py").write_text(text.format(2))
+    find_rule("guider", "edited_mod.A")
+    (site / "edited_mod.py").write_text(text.format(3))
+    told = "edited_mod.py has been changed since it was imported. Start Python anew"
+    assert told in refusal("guider", "edited_mod.A")
+    (site / "edited_mod.py").write_text(text.format(2))
+    find_rule("guider", "edited_mod.A")
+
+
 def test_a_base_class_in_another_package_is_part_of_the_code(site: Path) -> None:
     (site / "base_mod.py").write_text(CLASS.format(name="B", doc="x"))
     (site / "top_mod.py").write_text("from base_mod import B\nclass A(B):\n    'x'\n")
     before = find_rule("guider", "top_mod.A").code["sha256"]
-    (site / "base_mod.py").write_text(CLASS.format(name="B", doc="x") + "FACTOR = 2\n")
+    (site / "base_mod.py").write_text(CLASS.format(name="B", doc="x") + "\n\nFACTOR = 2\n")
     assert find_rule("guider", "top_mod.A").code["sha256"] != before
 
 
