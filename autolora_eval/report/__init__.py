@@ -49,6 +49,9 @@ def read_report(folder: RunFolder) -> Content:
 def _content(evidence: Evidence) -> Content:
     from autolora_eval.analysis.figures.drawing import draw_figures
     from autolora_eval.report.content import build_content
+    from autolora_eval.report.grid_files import write_grids
 
     figures = draw_figures(evidence.figure_data, evidence.run.folder.figures)
-    return build_content(evidence, figures)
+    content = build_content(evidence, figures)
+    write_grids(content.grids, evidence.run.folder.figures)
+    return content

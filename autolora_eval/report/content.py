@@ -2,28 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from autolora_eval.analysis.figures.declaration import DrawnFigure
+from autolora_eval.report.caveats import caveats
+from autolora_eval.report.cost import cost_sentence, cost_table
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence
-from autolora_eval.report.findings import Finding, caveats, findings
+from autolora_eval.report.findings import Finding, certainty, findings, verdicts
 from autolora_eval.report.grids import Grids, image_grids
-from autolora_eval.report.provenance import Facts, MethodAsRun, manifest_facts, methods
+from autolora_eval.report.provenance import manifest_facts, methods
 from autolora_eval.report.reliability import reliability, reliability_caveats
-from autolora_eval.report.tables import (
-    Block,
-    ResultTable,
-    accounting,
-    differences,
-    headline,
-    references,
-)
+from autolora_eval.report.results import all_results, first_table, is_by_point
+from autolora_eval.report.tables import ResultTable, accounting, differences, references
 from autolora_eval.text import NOT_RECORDED, clip, listed, of
 
 NAMES_LISTED = 8
 CAPTION_LENGTH = 2000
+# The one that stands on the first page.
+TRADE_OFF = "diversity_vs_scores"
+
+
+@dataclass(frozen=True)
+class FirstPage:
+    """What a busy reader needs.
+
+    Attributes:
+        verdicts: who is first.
+        table: all cells, or the best of each method.
+        figure: name of the trade-off figure; empty without one.
+        findings: what differs from it.
+        sure: how far that can be believed.
+        cost: what the methods cost; empty where there is nothing to compare.
+        caveats: what a reader must know before believing any of it.
+    """
+
+    verdicts: list[Finding]
+    table: ResultTable
+    figure: str
+    findings: list[Finding]
+    sure: list[str]
+    cost: str
+    caveats: list[str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a section: `value` is a text, a `ResultTable`, a `Grid`, … as `kind` says."""
+
+    kind: Literal["heading", "text", "table", "figure", "grid", "method", "facts"]
+    value: Any
+
+
+@dataclass(frozen=True)
+class Section:
+    """A chapter of the report.
+
+    Attributes:
+        name: of the kind of section.
+        title: heading.
+        parts: in order.
+    """
+
+    name: str
+    title: str
+    parts: list[Part]
 
 
 @dataclass(frozen=True)
@@ -35,50 +79,35 @@ class Content:
         description: the benchmark's sentence about itself.
         compared: one line on what was compared.
         version: of the product that made the run.
-        headline: the result table.
-        caveats: what a reader must know before believing it.
-        findings: in words.
-        differences: the paired differences from the baseline.
-        references: published values.
-        reliability: how far the judge can be trusted; empty without a judge.
-        accounting: what each row rests on.
+        first: the first page.
+        sections: the rest, in order.
         figures: the charts, in order.
         grids: images.
-        methods: as run.
-        facts: essentials of the manifest.
     """
 
     title: str
     description: str
     compared: str
     version: str
-    headline: list[ResultTable]
-    caveats: list[str]
-    findings: list[Finding]
-    differences: list[ResultTable]
-    references: list[ResultTable]
-    reliability: list[Block]
-    accounting: ResultTable
+    first: FirstPage
+    sections: list[Section]
     figures: list[DrawnFigure]
     grids: Grids
-    methods: list[MethodAsRun]
-    facts: list[Facts]
 
     def as_data(self) -> dict[str, Any]:
         """Return all but the images and figures themselves as JSON knows it."""
-        data = asdict(self)
-        data["grids"] = data["grids"]["grids"]
-        data["figures"] = [
-            {
-                "name": figure.name,
-                "kind": figure.kind,
-                "title": clip(figure.title, NAME_LENGTH),
-                "caption": clip(figure.caption, CAPTION_LENGTH),
-                "text": clip(figure.text, CAPTION_LENGTH),
-            }
-            for figure in self.figures
-        ]
+        data = asdict(replace(self, grids=Grids([], {}), figures=[]))
+        del data["grids"]
+        data["figures"] = {figure.name: _told(figure) for figure in self.figures}
         return data
+
+
+def _told(figure: DrawnFigure) -> dict[str, str]:
+    return {
+        "title": clip(figure.title, NAME_LENGTH),
+        "caption": clip(figure.caption, CAPTION_LENGTH),
+        "text": clip(figure.text, CAPTION_LENGTH),
+    }
 
 
 def build_content(evidence: Evidence, figures: Sequence[DrawnFigure] = ()) -> Content:
@@ -86,26 +115,67 @@ def build_content(evidence: Evidence, figures: Sequence[DrawnFigure] = ()) -> Co
 
     Args:
         evidence: the run.
-        figures: its charts.
+        figures: its charts; that of the trade-off stands on the first page.
     """
-    published = references(evidence)
+    grids = image_grids(evidence)
+    first = _first_page(evidence, figures)
+    inside = [figure.name for figure in figures if figure.name != first.figure]
+    sections = [
+        Section("results", "Results", _tables(all_results(evidence))),
+        Section("differences", "Differences from the baseline", _tables(differences(evidence))),
+        Section("references", "Beside the published values", _tables(_published(evidence))),
+        Section("figures", "Figures", [Part("figure", name) for name in inside]),
+        Section("images", "Images", [Part("grid", grid) for grid in grids.grids]),
+        Section("reliability", "How far the judge can be trusted", _reliability(evidence)),
+        Section("cost", "Cost", _tables([cost_table(evidence)])),
+        Section("methods", "Methods as run", [Part("method", m) for m in methods(evidence)]),
+        Section("manifest", "Where the numbers come from", _manifest(evidence)),
+    ]
     return Content(
         title=clip(evidence.recorded("benchmark", "name") or "Unnamed benchmark", NAME_LENGTH),
         description=clip(evidence.recorded("benchmark", "description") or "", 2000),
         compared=_compared(evidence),
         version=clip(evidence.recorded("autolora_eval_version") or NOT_RECORDED, NAME_LENGTH),
-        headline=headline(evidence),
-        caveats=[*caveats(evidence), *reliability_caveats(evidence)],
-        findings=findings(evidence),
-        differences=differences(evidence),
-        references=[] if published is None else [published],
-        reliability=reliability(evidence),
-        accounting=accounting(evidence),
+        first=first,
+        sections=[section for section in sections if section.parts],
         figures=list(figures),
-        grids=image_grids(evidence),
-        methods=methods(evidence),
-        facts=manifest_facts(evidence),
+        grids=grids,
     )
+
+
+def _first_page(evidence: Evidence, figures: Sequence[DrawnFigure]) -> FirstPage:
+    return FirstPage(
+        verdicts=verdicts(evidence),
+        table=first_table(evidence),
+        figure=next((f.name for f in figures if f.kind == TRADE_OFF), ""),
+        findings=findings(evidence),
+        sure=certainty(evidence),
+        cost=cost_sentence(evidence),
+        caveats=[*caveats(evidence), *reliability_caveats(evidence)],
+    )
+
+
+def _tables(tables: Iterable[ResultTable]) -> list[Part]:
+    return [Part("table", table) for table in tables]
+
+
+def _published(evidence: Evidence) -> list[ResultTable]:
+    """Return the published values, unless they stand in the results already."""
+    found = None if is_by_point(evidence) else references(evidence)
+    return [] if found is None else [found]
+
+
+def _reliability(evidence: Evidence) -> list[Part]:
+    parts = []
+    for block in reliability(evidence):
+        parts.append(Part("heading", block.title))
+        parts += [Part("text", sentence) for sentence in block.sentences]
+        parts += _tables(block.tables)
+    return parts
+
+
+def _manifest(evidence: Evidence) -> list[Part]:
+    return [*_tables([accounting(evidence)]), Part("facts", manifest_facts(evidence))]
 
 
 def _compared(evidence: Evidence) -> str:

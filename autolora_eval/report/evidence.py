@@ -67,6 +67,11 @@ class Evidence:
         return records(self.run.scores)
 
     @cached_property
+    def diversities(self) -> list[Row]:
+        """Equation (8), one row a cell and prompt."""
+        return records(self.run.diversity)
+
+    @cached_property
     def compared(self) -> list[Row]:
         """The comparisons, each with its cell, which older runs name by model and method alone."""
         cells = {(str(row["model"]), str(row["method"])): row["cell"] for row in self.rows}
@@ -190,7 +195,7 @@ class Evidence:
 
     def why_undefined(self, cell: str) -> str:
         """Return why a cell has no diversity: the most frequent reason of its prompts."""
-        found = (r.get("reason") for r in records(self.run.diversity) if r["cell"] == cell)
+        found = (r.get("reason") for r in self.diversities if r["cell"] == cell)
         return most_frequent(found) or "reason not recorded"
 
 

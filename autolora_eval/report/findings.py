@@ -1,244 +1,288 @@
-"""What the run found, in words, and what a reader must know before believing it."""
+"""What the run found, in words: who is first, by how much, how sure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import Literal
 
 from autolora_eval.analysis.measures import Measure
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, in_words, tally
-from autolora_eval.text import clean, clip, fixed, interval, listed, number, of, p_value
+from autolora_eval.analysis.sentences import (
+    about,
+    clause,
+    is_doubted,
+    is_told,
+    unit_of,
+    verdict,
+)
+from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
+from autolora_eval.report.standing import best_of, deciding_measure, in_words
+from autolora_eval.text import clean, clip, fixed, interval, number, of, p_value
 
-SIGNIFICANCE = 0.05
-REASONS_SHOWN = 5
-# More than this many comparisons are told in a line each: the numbers stand in the table below.
-FINDINGS_IN_FULL = 8
+MODELS_TOLD = 3
+METHODS_TOLD = 6
+PRODUCTS_TOLD = 2
+# More sentences than these do not fit the first page: then each method has one.
+SENTENCES_IN_FULL = 6
+Style = Literal["all in words", "told in words", "brief"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one cell.
+    """What was found of one cell, or of one method along a sweep.
 
     Attributes:
         lead: who is compared with whom.
-        clauses: one statement a measure.
+        clauses: one statement a measure, or a group of measures.
+        listed: whether they are sentences of their own.
     """
 
     lead: str
     clauses: list[str]
+    listed: bool = False
+
+
+# ---- Who is first
+
+
+def verdicts(evidence: Evidence) -> list[Finding]:
+    """Return who is first by diversity × score, of each model, and whether that can be told.
+
+    Without a judge it is by diversity.
+    """
+    products = [m for m in evidence.measured if m.kind == "product"][:PRODUCTS_TOLD]
+    several = len(evidence.models) > 1
+    found = []
+    for model, rows in list(evidence.models.items())[:MODELS_TOLD]:
+        for measure in products or [deciding_measure(evidence)]:
+            first = best_of(rows, measure)
+            if first is None:
+                continue
+            what = (
+                measure.display_name
+                if measure.label == measure.display_name
+                else (f"{clean(measure.display_name)} ({measure.label})")
+            )
+            lead = f"{_where(model, several)}{what}: {_called(evidence, first)} is first"
+            found.append(Finding(lead, [_verdict(evidence, rows, first, measure)]))
+    left = len(evidence.models) - MODELS_TOLD
+    if left > 0:
+        found.append(Finding(f"{of(left, 'more model')}: see the results.", []))
+    return found
+
+
+def _where(model: str, several: bool) -> str:
+    return f"{clip(model, NAME_LENGTH)}, " if several else ""
+
+
+def _called(evidence: Evidence, row: Row) -> str:
+    """Return a cell's name in a sentence: its method, and where on a sweep it is."""
+    point = evidence.points.get(row["cell"], {})
+    name = clip(row["method"], NAME_LENGTH)
+    return f"{name} at {in_words(point)}" if point else name
+
+
+def _verdict(evidence: Evidence, rows: Sequence[Row], first: Row, measure: Measure) -> str:
+    """Say with what the first is first, and how it stands to the baseline."""
+    own = _value(first, measure)
+    if first["method"] == evidence.baseline:
+        others = [row for row in rows if row["method"] != evidence.baseline]
+        second = best_of(others, measure)
+        if second is None:
+            return f"with {own}, the baseline; nothing else has a value."
+        stands = _stands(evidence, second, measure)
+        value = _value(second, measure)
+        return (
+            f"with {own}, the baseline. Next is {_called(evidence, second)} with {value}{stands}."
+        )
+    return f"with {own}{_stands(evidence, first, measure)}."
+
+
+def _value(row: Row, measure: Measure) -> str:
+    within = interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
+    return f"{fixed(row.get(measure.column))} {within}".rstrip()
+
+
+def _stands(evidence: Evidence, row: Row, measure: Measure) -> str:
+    """Say how a cell differs from the baseline's cell that it is compared with."""
+    found = _compared(evidence, row["cell"], measure)
+    if not found or verdict(found) == "not compared":
+        return ""
+    baseline = _baseline_called(evidence, row, found)
+    how = verdict(found)
+    if how == "no interval":
+        return f"; its difference from {baseline} has no interval"
+    low, high = (float(found[end]) for end in ("low", "high"))
+    if how == "not told":
+        signed = f"{fixed(found['difference'], signed=True)} {interval(low, high, signed=True)}"
+        return f"; it cannot be told from {baseline} ({signed})"
+    size = f"{fixed(abs(float(found['difference'])))} {interval(*sorted((abs(low), abs(high))))}"
+    p = number(found.get("p_holm"))
+    sure = "" if p is None else f" ({p_value(p)})"
+    chance = f"{sure}, which may be chance" if is_doubted(found) else sure
+    return f"; {how} than {baseline} by {size}{chance}"
+
+
+def _baseline_called(evidence: Evidence, row: Row, found: Row) -> str:
+    baseline = clip(found["baseline"], NAME_LENGTH)
+    base = next((r for r in evidence.rows if r["cell"] == found.get("baseline_cell")), None)
+    value = evidence.points.get(row["cell"], {}) and base and evidence.points.get(base["cell"])
+    return f"{baseline} there" if value else baseline
+
+
+def _compared(evidence: Evidence, cell: str, measure: Measure) -> Row:
+    return next(
+        (r for r in evidence.compared if r["cell"] == cell and r["measure"] == measure.column), {}
+    )
+
+
+# ---- What differs from the baseline
 
 
 def findings(evidence: Evidence) -> list[Finding]:
-    """Return one finding for each cell that was compared with the baseline."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    """Return one finding for each method that was compared with the baseline, along its sweep."""
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in evidence.compared:
         if row["method"] != row["baseline"]:
-            names = (str(row["model"]), _name(evidence, row, "cell", "method"))
-            groups.setdefault((*names, str(row["cell"])), []).append(row)
-    in_full = len(groups) <= FINDINGS_IN_FULL
-    return [
-        _finding(evidence, model, name, rows, in_full) for (model, name, _), rows in groups.items()
+            cells = groups.setdefault((str(row["model"]), str(row["method"])), {})
+            cells.setdefault(str(row["cell"]), []).append(row)
+    single = all(len(cells) == 1 for cells in groups.values())
+    n_told = sum(map(is_told, evidence.compared))
+    style: Style = "brief" if n_told > SENTENCES_IN_FULL else "told in words"
+    if single and len(groups) * len(evidence.measured) <= SENTENCES_IN_FULL:
+        style = "all in words"
+    several = len(evidence.models) > 1
+    told = [
+        _finding(evidence, _where(model, several), method, cells, style)
+        for (model, method), cells in groups.items()
     ]
+    left = len(told) - METHODS_TOLD
+    if left > 0:
+        more = Finding(f"{of(left, 'more method')}: see the differences.", [])
+        return [*told[:METHODS_TOLD], more]
+    return told
 
 
-def _name(evidence: Evidence, row: Row, cell: str, method: str) -> str:
-    """Return a cell's label; older runs tell of the baseline's cell by its method alone."""
-    return evidence.labels.get(str(row.get(cell))) or clip(row[method], NAME_LENGTH)
+def _finding(
+    evidence: Evidence, where: str, method: str, cells: dict[str, list[Row]], style: Style
+) -> Finding:
+    rows = [row for found in cells.values() for row in found]
+    baseline, name = clip(rows[0]["baseline"], NAME_LENGTH), clip(method, NAME_LENGTH)
+    lead = f"{where}{name} against {baseline}"
+    known = [
+        (measure, found)
+        for measure in evidence.measured
+        if (found := [row for row in rows if row["measure"] == measure.column])
+    ]
+    if len(cells) > 1:
+        swept = {name for cell in cells for name in evidence.points.get(cell, {})}
+        at = f" at {of(len(cells), 'point')} of {', '.join(sorted(map(_plain, swept)))}"
+        return Finding(f"{lead}{at}:", [_along(evidence, m, found) for m, found in known])
+    pairs = [(m, found[0]) for m, found in known]
+    if style == "all in words":
+        clauses = [f"{clause(row, m, name, baseline)}." for m, row in pairs]
+        return Finding(f"{lead}:", clauses, listed=True)
+    in_words = [pair for pair in pairs if style == "told in words" and is_told(pair[1])]
+    sentences = [clause(row, m, name, baseline) for m, row in in_words]
+    rest = [pair for pair in pairs if pair not in in_words]
+    return Finding(f"{lead}:", [*sentences, *_in_brief(rest)])
 
 
-def _finding(evidence: Evidence, model: str, name: str, rows: list[Row], in_full: bool) -> Finding:
-    by_measure = {row["measure"]: row for row in rows}
-    known = [(m, by_measure[m.column]) for m in evidence.measured if m.column in by_measure]
-    baseline = clip(rows[0]["baseline"], NAME_LENGTH)
-    against = _name(evidence, rows[0], "baseline_cell", "baseline")
-    lead = f"{clip(model, NAME_LENGTH)}: {name} against {against}."
-    if not in_full:
-        return Finding(lead, [_in_brief(known)])
-    method = clip(rows[0]["method"], NAME_LENGTH)
-    clauses = [_clause(method, baseline, measure, row) for measure, row in known]
-    return Finding(lead, clauses)
+def _plain(name: str) -> str:
+    return clean(name.replace("_", " "))
 
 
-def _in_brief(known: list[tuple[Measure, Row]]) -> str:
-    """Return in one sentence which measures are higher, lower, or not told apart."""
-    verdicts: dict[str, list[str]] = {}
+def _in_brief(known: Sequence[tuple[Measure, Row]]) -> list[str]:
+    """Return what is significant, what may be chance, and what cannot be told, in few words."""
+    groups: dict[str, list[str]] = {}
     for measure, row in known:
-        verdicts.setdefault(_verdict(row), []).append(measure.label)
-    told = [f"{verdict}: {', '.join(labels)}" for verdict, labels in verdicts.items()]
-    return f"{'; '.join(told)}."
+        how = verdict(row)
+        if how in ("not compared", "no interval"):
+            groups.setdefault("not compared", []).append(measure.label)
+        elif how == "not told":
+            told = f"{_size(measure, row)}{_needs(row)}"
+            groups.setdefault("no difference can be told", []).append(told)
+        elif is_doubted(row):
+            groups.setdefault("may be chance", []).append(_claim(measure, row, how))
+        else:
+            groups.setdefault("significant", []).append(_claim(measure, row, how))
+    order = ("significant", "may be chance", "no difference can be told", "not compared")
+    return [f"{name}: {', '.join(groups[name])}" for name in order if name in groups]
 
 
-def _verdict(row: Row) -> str:
-    low, high = number(row.get("low")), number(row.get("high"))
-    if low is None or high is None:
-        return "without an interval"
-    if low <= 0.0 <= high:
-        return "no difference can be told"
-    return f"{'higher' if low > 0.0 else 'lower'}{' (may be chance)' if _doubt(row) else ''}"
+def _size(measure: Measure, row: Row) -> str:
+    within = interval(row.get("low"), row.get("high"), signed=True)
+    return f"{measure.label} {fixed(row.get('difference'), signed=True)} {within}"
 
 
-def _clause(method: str, baseline: str, measure: Measure, row: Row) -> str:
-    """Return one sentence; it claims a difference only where the interval leaves out zero."""
-    difference, low, high = (number(row.get(key)) for key in ("difference", "low", "high"))
-    name = clean(measure.display_name)
-    if difference is None:
-        return f"{name}: {method} and {baseline} could not be compared."
-    if low is None or high is None:
-        return f"{name}: the difference is {fixed(difference, signed=True)}; it has no interval."
-    if low <= 0.0 <= high:
-        within = f"{fixed(difference, signed=True)} {interval(low, high, signed=True)}"
-        wins = _wins(measure, row, True)
-        told = f"{name}: no difference from {baseline} can be told: {within}{wins}"
-        return f"{told}{_units_needed(row)}."
-    size = fixed(abs(difference))
-    within = interval(*sorted((abs(low), abs(high))))
-    claim = _claim(method, baseline, measure, difference > 0)
-    return f"{claim} by {size} {within}{_wins(measure, row, difference > 0)}{_doubt(row)}."
+def _needs(row: Row) -> str:
+    needed = number(row.get("units_for_power_80"))
+    return f" (needs {of(about(int(needed)), unit_of(row))})" if needed else ""
 
 
-def _claim(method: str, baseline: str, measure: Measure, is_higher: bool) -> str:
-    if measure.kind == "diversity":
-        return f"{method} is {'more' if is_higher else 'less'} diverse than {baseline}"
-    direction = "higher" if is_higher else "lower"
-    better = "" if measure.higher_is_better else (" (worse)" if is_higher else " (better)")
-    return f"{clean(measure.display_name)} is {direction}{better} than {baseline}'s"
+def _claim(measure: Measure, row: Row, how: str) -> str:
+    p, rate, n = (number(row.get(key)) for key in ("p_holm", "win_rate", "n_units"))
+    share = ""
+    # A product of cell means has no value of its own for a prompt.
+    if measure.kind != "product" and rate is not None and n:
+        times = f"{rate * n if how == 'higher' else n - rate * n:.1f}".removesuffix(".0")
+        share = f" on {times} of {of(int(n), unit_of(row))}"
+    return f"{_size(measure, row)}{share}{'' if p is None else f' ({p_value(p)})'}"
 
 
-def _wins(measure: Measure, row: Row, is_higher: bool) -> str:
-    """Say on how many prompts or seeds the method was higher, or lower, than the baseline.
-
-    Not of a product of cell means: it has no value of its own for a prompt, only a share in it.
-    """
-    if measure.kind == "product":
-        return ""
-    rate, n = number(row.get("win_rate")), number(row.get("n_units"))
-    if rate is None or n is None or not n:
-        return ""
-    # The table has the share of units where the method is higher, ties counted as half.
-    times = f"{rate * n if is_higher else n - rate * n:.1f}".removesuffix(".0")
-    direction = "higher" if is_higher else "lower"
-    return f", {direction} on {times} of {of(int(n), clean(row.get('unit') or 'unit'))}"
-
-
-def _units_needed(row: Row) -> str:
-    """Say how many prompts or seeds would tell; older runs do not know."""
-    n = number(row.get("units_for_power_80"))
-    if n is None:
-        return ""
-    units = of(_about(int(n)), clean(row.get("unit") or "unit"))
-    return f"; a difference of this size would need about {units}"
+def _along(evidence: Evidence, measure: Measure, rows: Sequence[Row]) -> str:
+    """Return how a method stands to the baseline along a sweep, in a few words."""
+    known = [row for row in rows if number(row.get("difference")) is not None]
+    if not known:
+        return f"{measure.label} not compared"
+    sizes = [float(row["difference"]) for row in known]
+    middle = median(sizes)
+    way = "higher" if middle >= 0 else "lower"
+    ahead = sum(size > 0 if middle >= 0 else size < 0 for size in sizes)
+    told = sum(is_told(row) and verdict(row) == way for row in known)
+    against = sum(is_told(row) and verdict(row) != way for row in known)
+    ends = f"{fixed(min(sizes), signed=True)} to {fixed(max(sizes), signed=True)}"
+    other = f", {against} significantly the other way" if against else ""
+    return (
+        f"{measure.label} {way} at {ahead} of {len(known)}, {told} significantly{other}: "
+        f"median {fixed(middle, signed=True)}, from {ends}"
+    )
 
 
-def _about(n: int) -> int:
-    """Return a number of two digits and zeros that is no less: the spread is itself estimated."""
-    place = int(10 ** max(0, len(str(n)) - 2))
-    return -(-n // place) * place
+# ---- How sure
 
 
-def _doubt(row: Row) -> str:
-    """Say so where the difference does not survive the correction for many comparisons."""
-    p = number(row.get("p_holm"))
-    if p is None or p < SIGNIFICANCE:
-        return ""
-    return f"; after correction for the number of comparisons {p_value(p)}, so it may be chance"
-
-
-def caveats(evidence: Evidence) -> list[str]:
-    """Return what a reader must know before the numbers, the gravest first."""
-    return [
-        *_miniatures(evidence),
-        *_limits(evidence),
-        *_images_missing(evidence),
-        *_unscored(evidence),
-        *_undefined(evidence),
-        *_judge(evidence),
-    ]
-
-
-def _miniatures(evidence: Evidence) -> list[str]:
-    references = {
-        clip(name, NAME_LENGTH): _reference(model)
-        for name, model in evidence.section("models").items()
-    }
-    references["the extractor"] = str(evidence.recorded("features", "model"))
-    references["the judge"] = str(evidence.recorded("judge", "model"))
-    names = [name for name, found in references.items() if found.startswith("miniature:")]
-    if not names:
+def certainty(evidence: Evidence) -> list[str]:
+    """Return how far the differences can be believed: correction, number of units, power."""
+    rows = [row for row in evidence.compared if number(row.get("p_holm")) is not None]
+    if not rows:
         return []
-    subject = listed(names)
-    what = "is a miniature model" if len(names) == 1 else "are miniature models"
-    return [
-        f"{subject[0].upper()}{subject[1:]} {what}: "
-        "small, trained on rendered pictures of simple scenes, so that the whole evaluation runs "
-        "on a laptop. These numbers show that the pipeline works. They say nothing about SDXL or "
-        "SD3, and nothing about how the methods compare on them."
+    n_told = sum(is_told(row) for row in rows)
+    none = "none" if n_told == 0 else str(n_told)
+    unit, n = unit_of(rows[0]), max(int(number(row.get("n_units")) or 0) for row in rows)
+    told = [
+        f"{none[0].upper()}{none[1:]} of {of(len(rows), 'comparison')} "
+        f"{'is' if n_told == 1 else 'are'} significant: p below 0.05 after Holm's correction for "
+        f"their number. Intervals are 95 %, paired over {of(n, unit)}."
     ]
+    needed = [text for m in evidence.measured if (text := _power(m, rows))]
+    if needed:
+        told.append(
+            f"To find differences of these sizes 80 times in 100 takes about, in {unit}s: "
+            f"{'; '.join(needed)}."
+        )
+    return told
 
 
-def _reference(model: object) -> str:
-    pipeline = model.get("pipeline") if isinstance(model, dict) else None
-    return str(pipeline.get("reference", "")) if isinstance(pipeline, dict) else ""
-
-
-def _limits(evidence: Evidence) -> list[str]:
-    if not evidence.recorded("limited"):
-        return []
-    prompts, seeds = evidence.recorded("prompts"), evidence.recorded("seeds")
-    used = ""
-    if isinstance(prompts, list) and isinstance(seeds, list):
-        used = f" to {of(len(prompts), 'prompt')} and {of(len(seeds), 'seed')}"
-    return [
-        f"This run was limited{used} and does not cover the benchmark: "
-        "its numbers are not the benchmark's."
+def _power(measure: Measure, rows: Sequence[Row]) -> str:
+    found = [
+        about(int(n))
+        for row in rows
+        if row["measure"] == measure.column
+        and (n := number(row.get("units_for_power_80"))) is not None
     ]
-
-
-def _images_missing(evidence: Evidence) -> list[str]:
-    missing = {r["cell"]: int(number(r.get("n_missing")) or 0) for r in evidence.rows}
-    total = sum(missing.values())
-    if not total:
-        return []
-    where = ", ".join(f"{n} of {_cell(evidence, cell)}" for cell, n in missing.items() if n)
-    return [f"{of(total, 'image is', 'images are')} missing or cannot be read ({where})."]
-
-
-def _unscored(evidence: Evidence) -> list[str]:
-    n_unscored = sum(int(number(row.get("n_unscored")) or 0) for row in evidence.rows)
-    is_judged = any(measure.kind == "score" for measure in evidence.measured)
-    if not n_unscored or not is_judged:
-        return []
-    reasons = tally(in_words(row.get("unscored_reason")) for row in evidence.images)
-    shown = [f"{n} × {reason}" for reason, n in reasons[:REASONS_SHOWN]]
-    if len(reasons) > REASONS_SHOWN:
-        left = sum(n for _, n in reasons[REASONS_SHOWN:])
-        shown.append(f"{left} for {of(len(reasons) - REASONS_SHOWN, 'other reason')}")
-    because = f": {'; '.join(shown)}" if shown else ", for reasons that were not recorded"
-    verb = "has no score and is" if n_unscored == 1 else "have no score and are"
-    return [
-        f"{of(n_unscored, 'image')} of {len(evidence.images):,} {verb} left out of the mean "
-        f"scores, not counted as 0{because}."
-    ]
-
-
-def _undefined(evidence: Evidence) -> list[str]:
-    undefined = [r for r in evidence.rows if number(r.get("n_undefined_prompts"))]
-    return [
-        f"{_cell(evidence, row['cell'])}: diversity is undefined for "
-        f"{of(int(row['n_undefined_prompts']), 'prompt')}, left out of the mean: "
-        f"{evidence.why_undefined(row['cell'])}."
-        for row in undefined
-    ]
-
-
-def _judge(evidence: Evidence) -> list[str]:
-    if not any(measure.kind == "score" for measure in evidence.measured):
-        return ["No judge was asked: only diversity was measured, which alone says nothing of "
-                "whether the images show what was asked for."]  # fmt: skip
-    if not evidence.rubric_is_recorded:
-        return ["The rubric was not recorded: the names of the scores are those of the table's "
-                "columns, and higher is taken to be better."]  # fmt: skip
-    return []
-
-
-def _cell(evidence: Evidence, cell: str) -> str:
-    row = next(r for r in evidence.rows if r["cell"] == cell)
-    return f"{clip(row['model'], NAME_LENGTH)} × {evidence.labels[cell]}"
+    if not found:
+        return ""
+    ends = f"{min(found):,}" if min(found) == max(found) else f"{min(found):,} to {max(found):,}"
+    return f"{measure.label} {ends}"

@@ -1,21 +1,16 @@
-"""Image grids: one row a method, the same seeds in the columns, small copies of the images."""
+"""Image grids: what the report shows of the images, and the same as files under `figures/`."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from pathlib import Path
 
-from PIL import Image
-
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, in_words, text_of
+from autolora_eval.report.evidence import Evidence, Row, in_words, text_of
+from autolora_eval.report.grid_choice import PROMPT_LENGTH, Choice, Place, chosen_grids
+from autolora_eval.report.pictures import Copy, copies
 from autolora_eval.text import clip, fixed, number
 
-PROMPTS_SHOWN = 2
-ROWS_SHOWN = 16
-SEEDS_SHOWN = 8
-THUMBNAIL = 256
-PROMPT_LENGTH = 300
+# Large images take 30 ms each to be read.
+IMAGES_READ = 256
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """The images of one cell."""
+    """A row of images."""
 
     label: str
     pictures: list[Picture]
@@ -41,71 +36,76 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """The images of one model and prompt."""
+    """Images side by side; see `grid_choice.Choice`."""
 
-    model: str
+    name: str
+    title: str
     prompt: str
-    seeds: list[str]
+    caption: str
+    corner: str
+    columns: list[str]
     rows: list[PictureRow]
 
 
 @dataclass(frozen=True)
 class Grids:
-    """All grids, and the thumbnails that they show, as file name → PNG or JPEG."""
+    """All grids, and the small copies that they show, by name of file."""
 
     grids: list[Grid]
-    thumbnails: dict[str, bytes]
+    copies: dict[str, Copy]
+
+    @property
+    def thumbnails(self) -> dict[str, bytes]:
+        """The small copies as files."""
+        return {name: copy.data for name, copy in self.copies.items()}
 
 
 def image_grids(evidence: Evidence) -> Grids:
-    """Return a grid for each model and each of the first prompts; of many cells, only one."""
-    prompts = sorted({int(row["prompt_index"]) for row in evidence.images})
-    prompts = prompts[: PROMPTS_SHOWN if len(evidence.rows) * PROMPTS_SHOWN <= ROWS_SHOWN else 1]
-    seeds = sorted({int(row["seed"]) for row in evidence.images})[:SEEDS_SHOWN]
-    by_place = {
-        (row["cell"], int(row["prompt_index"]), int(row["seed"])): row for row in evidence.images
-    }
-    thumbnails: dict[str, bytes] = {}
-    grids = []
-    for model, cells in evidence.models.items():
-        for prompt in prompts:
-            rows = []
-            for cell in cells:
-                found = [by_place.get((cell["cell"], prompt, seed)) for seed in seeds]
-                pictures = [
-                    _picture(evidence, row, seed, thumbnails)
-                    for row, seed in zip(found, seeds, strict=True)
-                ]
-                rows.append(PictureRow(evidence.labels[cell["cell"]], pictures))
-            grids.append(
-                Grid(
-                    clip(model, NAME_LENGTH),
-                    _prompt(evidence, prompt),
-                    [str(seed) for seed in seeds],
-                    rows,
-                )
-            )
-    return Grids(grids, thumbnails)
+    """Return the grids of a run, as many as its images can be read for."""
+    choices = _affordable(chosen_grids(evidence))
+    files = [file for choice in choices for file in _files(choice)]
+    found = copies(evidence.run.folder.path, files)
+    grids = [_grid(evidence, choice, found) for choice in choices]
+    return Grids(grids, {copy.name: copy for copy in found.values() if copy.name})
 
 
-def _prompt(evidence: Evidence, index: int) -> str:
-    texts = (row["prompt"] for row in evidence.images if int(row["prompt_index"]) == index)
-    return clip(next(texts), PROMPT_LENGTH)
+def _affordable(choices: list[Choice]) -> list[Choice]:
+    """Return the first grids whose images are no more than may be read, and the very first."""
+    kept: list[Choice] = []
+    read: set[str] = set()
+    for choice in choices:
+        more = read | set(_files(choice))
+        if not kept or len(more) <= IMAGES_READ:
+            kept.append(choice)
+            read = more
+    return kept
 
 
-def _picture(
-    evidence: Evidence, row: Row | None, seed: int, thumbnails: dict[str, bytes]
-) -> Picture:
-    if row is None:
-        return Picture("", f"seed {seed}: not in this run")
-    try:
-        data, suffix = thumbnail(evidence.run.folder.path, text_of(row.get("file")) or "")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = in_words(row.get("image_error")) or f"cannot be read: {type(error).__name__}"
-        return Picture("", clip(f"seed {seed}: {reason}", PROMPT_LENGTH))
-    name = f"image-{len(thumbnails):04d}{suffix}"
-    thumbnails[name] = data
-    return Picture(name, f"seed {seed}: {_scores(evidence, row)}")
+def _files(choice: Choice) -> list[str]:
+    places = [place.row for _, row in choice.rows for place in row]
+    return [file for row in places if row and (file := text_of(row.get("file")))]
+
+
+def _grid(evidence: Evidence, choice: Choice, found: dict[str, Copy]) -> Grid:
+    rows = [
+        PictureRow(label, [_picture(evidence, place, found) for place in places])
+        for label, places in choice.rows
+    ]
+    return Grid(
+        *(choice.name, choice.title, choice.prompt, choice.caption, choice.corner, choice.columns),
+        rows,
+    )
+
+
+def _picture(evidence: Evidence, place: Place, found: dict[str, Copy]) -> Picture:
+    if place.row is None:
+        return Picture("", f"{place.what}: not in this run")
+    copy = found.get(text_of(place.row.get("file")) or "")
+    if copy is None or not copy.name:
+        error = f"cannot be read: {copy.problem}" if copy else "no file"
+        reason = in_words(place.row.get("image_error")) or error
+        return Picture("", clip(f"{place.what}: {reason}", PROMPT_LENGTH))
+    return Picture(copy.name, f"{place.what}: {_scores(evidence, place.row)}")
 
 
 def _scores(evidence: Evidence, row: Row) -> str:
@@ -119,36 +119,3 @@ def _scores(evidence: Evidence, row: Row) -> str:
     if scores and reason:
         return clip(f"unscored: {reason}", PROMPT_LENGTH)
     return ", ".join(found) or "no scores"
-
-
-def thumbnail(folder: Path, file: str) -> tuple[bytes, str]:
-    """Return a copy of an image of at most 256 pixels a side, and its suffix.
-
-    Small images are enlarged by whole factors without smoothing, so that pixels stay crisp in
-    viewers that smooth, and are kept without loss; large ones become JPEG.
-
-    Args:
-        folder: the run folder.
-        file: path below it.
-
-    Raises:
-        OSError: no such image, or it is broken.
-        ValueError: the path leads out of the run folder.
-    """
-    path = (folder / file).resolve()
-    # A run folder may come from somebody else: its tables must not pull in other files.
-    if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"'{file}' leads out of the run folder")
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
-    stream = io.BytesIO()
-    longest = max(image.size)
-    if longest > THUMBNAIL:
-        # The mean over a box adds no halo, which would blur the edges of pixel art.
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX, reducing_gap=None)
-        image.save(stream, "JPEG", quality=88, subsampling=0)
-        return stream.getvalue(), ".jpg"
-    factor = THUMBNAIL // longest
-    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    image.save(stream, "PNG", optimize=True)
-    return stream.getvalue(), ".png"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any
 
 from autolora_eval.benchmark.sweep import INTERVAL, fields_of, value_text
+from autolora_eval.report.equations import Atom, atoms
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
 from autolora_eval.text import NOT_RECORDED, clean, clip, count, number, of
 
@@ -15,15 +15,6 @@ VALUE_LENGTH = 300
 MAPPING_LENGTH = 1000
 LISTED_SINGLY = 5
 STAGE_COUNTS = ("done", "reused", "cached", "failed", "unscored")
-_SCRIPT = re.compile(r"([\^_])(?:\{([^}]*)\}|([^\W_]+))")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of an equation: on the line, raised or lowered."""
-
-    text: str
-    place: Literal["line", "sup", "sub"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +24,7 @@ class MethodAsRun:
     Attributes:
         name: as in tables.
         guider: the rule.
-        equation: in pieces.
+        equation: its signs.
         summary: in words.
         source: where it comes from.
         settings: its parameters and passes, one line for each distinct setting; a sweep is one.
@@ -41,7 +32,7 @@ class MethodAsRun:
 
     name: str
     guider: str
-    equation: list[Part]
+    equation: list[Atom]
     summary: str
     source: str
     settings: list[str]
@@ -88,7 +79,7 @@ def _method(name: str, cells: list[Row]) -> MethodAsRun:
     return MethodAsRun(
         name=clip(name, NAME_LENGTH),
         guider=_text(first.get("guider")),
-        equation=equation_parts(_text(first.get("equation"))),
+        equation=atoms(_text(first.get("equation"))),
         summary=_text(first.get("summary")),
         source=_text(first.get("source")),
         settings=settings,
@@ -118,19 +109,6 @@ def _with_point(cell: Row) -> Row:
         return stated
     kept = {key: value for key, value in stated.items() if key not in fields_of(INTERVAL)}
     return kept | {INTERVAL: value_text(interval)}
-
-
-def equation_parts(equation: str) -> list[Part]:
-    """Cut an equation at `^{…}`, `^x`, `_{…}` and `_x`; anything else stays as it is written."""
-    parts: list[Part] = []
-    end = 0
-    for match in _SCRIPT.finditer(equation):
-        if match.start() > end:
-            parts.append(Part(equation[end : match.start()], "line"))
-        text = match[2] if match[2] is not None else match[3]
-        parts.append(Part(text, "sup" if match[1] == "^" else "sub"))
-        end = match.end()
-    return [*parts, Part(equation[end:], "line")] if equation[end:] else parts
 
 
 def manifest_facts(evidence: Evidence) -> list[Facts]:

@@ -9,7 +9,6 @@ from autolora_eval.analysis.measures import Measure
 from autolora_eval.report.evidence import Evidence, Row, text_of
 from autolora_eval.text import (
     DASH,
-    clean,
     clip,
     count,
     fixed,
@@ -66,12 +65,21 @@ class Note:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table with the cells grouped by model."""
+    """A table with the cells grouped by model.
+
+    Attributes:
+        caption: how to read it.
+        columns: heads.
+        groups: the rows of each model.
+        notes: why something is missing.
+        title: what all columns show; empty where each shows something else.
+    """
 
     caption: str
     columns: list[str]
     groups: list[Group]
     notes: list[Note]
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,6 @@ class Notes:
         return [Note(mark, reason) for reason, mark in self._marks.items()]
 
 
-def headline(evidence: Evidence) -> list[ResultTable]:
-    """Return the result table: each measure with its interval, and the passes per image.
-
-    It is cut into several tables where a rubric has too many scores for the width of a page.
-    """
-    return [_headline_part(evidence, part) for part in parts(evidence.measured)]
-
-
 def parts(measured: Sequence[Measure]) -> list[Sequence[Measure]]:
     """Return measures as they fit into the width of a page."""
     return [
@@ -121,27 +121,7 @@ def parts(measured: Sequence[Measure]) -> list[Sequence[Measure]]:
     ]
 
 
-def _headline_part(evidence: Evidence, part: Sequence[Measure]) -> ResultTable:
-    notes = Notes()
-    groups = []
-    for model, rows in evidence.models.items():
-        best = {measure.column: _best(rows, measure) for measure in part}
-        lines = []
-        for row in rows:
-            entries = [_value(evidence, row, m, best[m.column], notes) for m in part]
-            lines.append(
-                Line(evidence.labels[row["cell"]], [*entries, Entry(count(row.get("nfe")))])
-            )
-        groups.append(Group(clip(model, 80), lines))
-    caption = (
-        f"{', '.join(f'{m.label}: {clean(m.display_name)}' for m in part)}. "
-        f"{_units(evidence)} Best of each model in bold; the arrow says which direction is better. "
-        "NFE: denoiser passes for one image."
-    )
-    return ResultTable(caption, [*map(_head, part), "NFE"], groups, notes.listed())
-
-
-def _units(evidence: Evidence) -> str:
+def units(evidence: Evidence) -> str:
     """Say what the intervals are, and over what they are taken where the comparisons tell."""
     return f"In brackets: 95 % intervals{over_units(evidence.compared)}."
 
@@ -152,42 +132,9 @@ def over_units(rows: Sequence[Row]) -> str:
     return f" over {clip(units.pop(), 20)}s" if len(units) == 1 else ""
 
 
-def _head(measure: Measure) -> str:
+def head(measure: Measure) -> str:
+    """Return a measure's head of a column, with the direction that is better."""
     return f"{measure.label} {measure.arrow}"
-
-
-def _best(rows: list[Row], measure: Measure) -> str | None:
-    """Return the best value as it is printed; None where there is nothing to be better than."""
-    values = [v for v in (number(row.get(measure.column)) for row in rows) if v is not None]
-    if len(values) < 2:
-        return None
-    return fixed(max(values) if measure.higher_is_better else min(values))
-
-
-def _value(evidence: Evidence, row: Row, measure: Measure, best: str | None, notes: Notes) -> Entry:
-    value = row.get(measure.column)
-    if number(value) is None:
-        return Entry(DASH, mark=notes.mark(_why_missing(evidence, row["cell"], measure)))
-    text = fixed(value)
-    within = interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
-    return Entry(text, within or "no interval", bold=text == best)
-
-
-def _why_missing(evidence: Evidence, cell: str, measure: Measure) -> str:
-    """Return why a cell lacks a measure; a product lacks what either of its factors lacks."""
-    no_diversity = f"diversity is undefined: {evidence.why_undefined(cell)}"
-    if measure.kind == "diversity":
-        return no_diversity
-    no_score = f"no image was scored: {evidence.why_unscored(cell)}"
-    if measure.kind == "score":
-        return no_score
-    row = next(r for r in evidence.rows if r["cell"] == cell)
-    lacking = []
-    if number(row.get("diversity")) is None:
-        lacking.append(no_diversity)
-    if number(row.get(measure.column.removeprefix("div_"))) is None:
-        lacking.append(no_score)
-    return "; ".join(lacking) or "reason not recorded"
 
 
 def references(evidence: Evidence) -> ResultTable | None:
@@ -296,7 +243,7 @@ def _grouped(
     entry: Callable[[Row, Measure], Entry],
 ) -> ResultTable:
     groups = by_model(evidence, lambda row: [entry(row, m) for m in part])
-    return ResultTable(caption, [_head(m) for m in part], groups, [])
+    return ResultTable(caption, [head(m) for m in part], groups, [])
 
 
 def by_model(evidence: Evidence, entries: Callable[[Row], list[Entry]]) -> list[Group]:

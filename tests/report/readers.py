@@ -49,9 +49,13 @@ class Page(HTMLParser):
 
 def pdf_text(folder: RunFolder) -> str:
     """Return the text of the PDF as one line, without its invisible places to break."""
+    return " ".join(pdf_pages(folder))
+
+
+def pdf_pages(folder: RunFolder) -> list[str]:
+    """Return the text of each page of the PDF as one line."""
     pages = PdfReader(folder.report_pdf).pages
-    text = " ".join(page.extract_text() for page in pages).replace("\u200b", "")
-    return " ".join(text.split())
+    return [" ".join(page.extract_text().replace("\u200b", "").split()) for page in pages]
 
 
 def page(folder: RunFolder) -> Page:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pypdf import PdfReader
-from report.readers import page, pdf_text, reported, svg_texts
+from report.readers import page, pdf_pages, pdf_text, reported, svg_texts
 from report.synthetic_run import Tables
 
 from autolora_eval.errors import UsageError
@@ -26,15 +26,17 @@ def plain(tmp_path_factory: pytest.TempPathFactory, make_run: Maker) -> RunFolde
 
 
 def test_every_file_is_written_and_opens(plain: RunFolder) -> None:
-    names = sorted(path.name for path in plain.figures.iterdir())
-    assert names == ["diversity_vs_scores.png", "diversity_vs_scores.svg"]
-    with Image.open(plain.figures / names[0]) as image:
+    names = {path.name for path in plain.figures.iterdir()}
+    grids = {"grid_extremes.png", "grid_prompts_seed0.png"}
+    grids |= {"grid_seeds_prompt0.png", "grid_seeds_prompt1.png"}
+    assert names >= grids | {"diversity_vs_scores.png", "diversity_vs_scores.svg"}
+    with Image.open(plain.figures / "diversity_vs_scores.png") as image:
         image.load()
         assert image.format == "PNG"
         assert round(image.info["dpi"][0]) == 200
-    root = ElementTree.parse(plain.figures / names[1]).getroot()
+    root = ElementTree.parse(plain.figures / "diversity_vs_scores.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert len(PdfReader(plain.report_pdf).pages) in range(2, 7)
+    assert len(PdfReader(plain.report_pdf).pages) in range(3, 10)
     assert page(plain).open == []
     assert not [path.name for path in plain.path.rglob(".partial-*")]
 
@@ -57,7 +59,7 @@ def test_the_best_of_each_model_is_bold_by_the_direction_of_the_score(
     tables = make_run(methods=("LoRA", "AutoLoRA"))
     tables.manifest["rubric"]["scores"]["sa"]["higher_is_better"] = False
     html = reported(tables, tmp_path / "run").report_html.read_text(encoding="utf-8")
-    results = html[html.index("<h2>Results") : html.index("<figure")]
+    results = html[html.index("<main>") : html.index("<figure")]
     # PC falls from 3.111 to 2.961 and SA from 4.111 to 3.961; Div-SA rises from 0.456 to 0.519.
     bold = re.findall(r"<strong>([0-9.]+)</strong>", results)
     assert bold == ["3.111", "0.456", "0.131", "3.961", "0.388"]
@@ -66,19 +68,28 @@ def test_the_best_of_each_model_is_bold_by_the_direction_of_the_score(
 
 
 def test_findings_claim_a_difference_only_where_the_interval_leaves_out_zero(
-    plain: RunFolder,
+    tmp_path: Path, make_run: Maker
 ) -> None:
+    folder = reported(make_run(methods=("LoRA", "AutoLoRA")), tmp_path / "run")
+    for text in (pdf_text(folder), page(folder).text):
+        for sentence in (
+            "AutoLoRA is more diverse than LoRA by 0.061 [0.048, 0.075], on 2 of 2 prompts",
+            "AutoLoRA has lower Prompt correspondence than LoRA by 0.061 [0.047, 0.074], on 2 of 2",
+            "Style adherence: no difference of AutoLoRA from LoRA can be told: 0.000 [−0.013, ",
+        ):
+            assert sentence in text
+        assert "higher Style adherence than" not in text
+
+
+def test_what_is_significant_of_many_comparisons_stands_first(plain: RunFolder) -> None:
     for text in (pdf_text(plain), page(plain).text):
         assert (
-            "AutoLoRA is more diverse than LoRA by 0.061 [0.048, 0.075], higher on 2 of 2" in text
-        )
-        assert (
-            "Prompt correspondence is lower than LoRA's by 0.061 [0.047, 0.074], lower on 2" in text
-        )
-        assert (
-            "Style adherence: no difference from LoRA can be told: 0.000 [−0.013, +0.014]" in text
-        )
-        assert "Style adherence is higher" not in text.replace("× Style adherence is higher", "")
+            "AutoLoRA against LoRA: significant: Div +0.061 [+0.048, +0.075] on 2 of 2 prompts "
+            "(p = 0.030), PC −0.061 [−0.074, −0.047] on 2 of 2 prompts (p = 0.030), Div-PC +0.061 "
+            "[+0.048, +0.075] (p = 0.030), Div-SA +0.061 [+0.048, +0.075] (p = 0.030); no "
+            "difference can be told: SA 0.000 [−0.013, +0.014]."
+        ) in text
+        assert "12 of 15 comparisons are significant" in text
 
 
 def test_a_difference_that_does_not_survive_correction_is_doubted(
@@ -88,19 +99,26 @@ def test_a_difference_that_does_not_survive_correction_is_doubted(
     tables.comparisons["p_holm"] = 0.31
     text = page(reported(tables, tmp_path / "run")).text
     assert "for the number of comparisons p = 0.310, so it may be chance" in text
+    assert "None of 5 comparisons are significant" in text
+    tables = make_run()
+    tables.comparisons["p_holm"] = 0.31
+    text = page(reported(tables, tmp_path / "many")).text
+    assert "AutoLoRA against LoRA: may be chance: Div +0.061 [+0.048, +0.075] on 2 of 2" in text
+    assert "against LoRA: significant" not in text
 
 
-def test_many_comparisons_are_told_in_a_line_each(tmp_path: Path, make_run: Maker) -> None:
+def test_more_methods_than_fit_the_first_page_are_counted(tmp_path: Path, make_run: Maker) -> None:
     methods = tuple(f"M{n}" for n in range(10))
     tables = make_run(methods=methods, prompts=("one",), n_seeds=1)
-    tables.comparisons.loc[tables.comparisons["measure"] == "div_sa", "p_holm"] = 0.2
-    tables.comparisons.loc[4, ["low", "high"]] = np.nan
-    text = page(reported(tables, tmp_path / "run")).text
-    line = "higher: Div, Div-PC; lower: PC; no difference can be told: SA;"
-    assert text.count(line) == 9
-    assert text.count("higher (may be chance): Div-SA.") == 8
-    assert text.count("without an interval: Div-SA.") == 1
-    assert "more diverse than" not in text
+    folder = reported(tables, tmp_path / "run")
+    for text in (pdf_pages(folder)[0], page(folder).text):
+        assert "M6 against M0: significant" in text
+        assert "M7 against M0" not in text
+        assert "3 more methods: see the differences" in text
+    # The first page has the baseline and those with the best Div-PC: row n has (0.111 + 0.02 n)
+    # (3.111 − 0.15 n), which rises up to n = 7.
+    rows = re.findall(r"M\d(?= 0\.\d{3} \[)", pdf_pages(folder)[0])
+    assert rows == ["M0", "M3", "M4", "M5", "M6", "M7", "M8", "M9"]
 
 
 def test_a_comparison_without_numbers_is_said_to_lack_them(tmp_path: Path, make_run: Maker) -> None:
@@ -110,7 +128,9 @@ def test_a_comparison_without_numbers_is_said_to_lack_them(tmp_path: Path, make_
     tables.comparisons.loc[2, "win_rate"] = 0.75
     text = page(reported(tables, tmp_path / "run")).text
     assert "Diversity: AutoLoRA and LoRA could not be compared." in text
-    assert "Prompt correspondence: the difference is −0.061; it has no interval." in text
+    assert (
+        "Prompt correspondence: AutoLoRA differs from LoRA by −0.061; it has no interval." in text
+    )
     assert "higher on 1.5 of 2 prompts" in text
 
 
@@ -148,7 +168,7 @@ def test_missing_values_are_dashes_with_their_reason_and_never_zero(
         row = text[start : text.index(" – diversity is undefined", start)]
         assert row.count("–") == 4
         assert "2.961" in row
-        assert "0.000" not in text[: text.index("Findings")]
+        assert "0.000" not in text[: text.index("What differs")]
         assert "diversity is undefined: needs at least two images, has 1" in text
         assert "no image was scored: missing score: sa" in text
         assert "6 images of 12 have no score and are left out" in text
@@ -236,9 +256,9 @@ def test_a_manifest_that_lacks_a_section_is_reported_all_the_same(
     from autolora_eval.report.evidence import read_evidence
 
     content = build_content(read_evidence(tables.write(tmp_path / "run")))
-    assert content.headline[0].groups[0].lines[0].entries[0].text == "0.111"
+    assert content.first.table.groups[0].lines[0].entries[0].text == "0.111"
     if section in ("features", "packages", "hardware", "stages") and left == "absent":
-        assert "not recorded" in str(content.facts)
+        assert "not recorded" in str(content.sections)
 
 
 def test_a_manifest_with_nothing_in_it_is_reported(tmp_path: Path, make_run: Maker) -> None:
@@ -279,10 +299,12 @@ def test_the_html_asks_nothing_of_any_other_file(plain: RunFolder) -> None:
 
 def test_the_images_of_the_grid_are_those_of_the_run(plain: RunFolder, make_run: Maker) -> None:
     pictures = page(plain).all("img")
-    assert len(pictures) == 4 * 2 * 3
+    # Methods by seed for two prompts; prompts by method; two prompts of the baseline and the best.
+    assert len(pictures) == 4 * 3 * 2 + 2 * 4 + 2 * 2 * 3
     assert pictures[0]["title"] == "seed 0: PC 3.5, SA 4.5"
     embedded = [image for p in PdfReader(plain.report_pdf).pages for image in p.images]
-    assert len(embedded) == 4 * 2 * 3
+    # A page that shows an image twice holds it once.
+    assert len({image.data for image in embedded}) == len({p["src"] for p in pictures})
     file = make_run().scores["file"][0]
     with Image.open(plain.path / file) as original:
         expected = np.asarray(original.resize((256, 256), Image.Resampling.NEAREST))

@@ -1,0 +1,110 @@
+"""What a reader must know before believing the numbers."""
+
+from __future__ import annotations
+
+from autolora_eval.report.evidence import NAME_LENGTH, Evidence, in_words, tally
+from autolora_eval.text import clip, listed, number, of
+
+REASONS_SHOWN = 5
+
+
+def caveats(evidence: Evidence) -> list[str]:
+    """Return what a reader must know before the numbers, the gravest first."""
+    return [
+        *_miniatures(evidence),
+        *_limits(evidence),
+        *_images_missing(evidence),
+        *_unscored(evidence),
+        *_undefined(evidence),
+        *_judge(evidence),
+    ]
+
+
+def _miniatures(evidence: Evidence) -> list[str]:
+    references = {
+        clip(name, NAME_LENGTH): _reference(model)
+        for name, model in evidence.section("models").items()
+    }
+    references["the extractor"] = str(evidence.recorded("features", "model"))
+    references["the judge"] = str(evidence.recorded("judge", "model"))
+    names = [name for name, found in references.items() if found.startswith("miniature:")]
+    if not names:
+        return []
+    subject = listed(names)
+    what = "is a miniature model" if len(names) == 1 else "are miniature models"
+    return [
+        f"{subject[0].upper()}{subject[1:]} {what}: "
+        "small, trained on rendered pictures of simple scenes, so that the whole evaluation runs "
+        "on a laptop. These numbers show that the pipeline works. They say nothing about SDXL or "
+        "SD3, and nothing about how the methods compare on them."
+    ]
+
+
+def _reference(model: object) -> str:
+    pipeline = model.get("pipeline") if isinstance(model, dict) else None
+    return str(pipeline.get("reference", "")) if isinstance(pipeline, dict) else ""
+
+
+def _limits(evidence: Evidence) -> list[str]:
+    if not evidence.recorded("limited"):
+        return []
+    prompts, seeds = evidence.recorded("prompts"), evidence.recorded("seeds")
+    used = ""
+    if isinstance(prompts, list) and isinstance(seeds, list):
+        used = f" to {of(len(prompts), 'prompt')} and {of(len(seeds), 'seed')}"
+    return [
+        f"This run was limited{used} and does not cover the benchmark: "
+        "its numbers are not the benchmark's."
+    ]
+
+
+def _images_missing(evidence: Evidence) -> list[str]:
+    missing = {r["cell"]: int(number(r.get("n_missing")) or 0) for r in evidence.rows}
+    total = sum(missing.values())
+    if not total:
+        return []
+    where = ", ".join(f"{n} of {_cell(evidence, cell)}" for cell, n in missing.items() if n)
+    return [f"{of(total, 'image is', 'images are')} missing or cannot be read ({where})."]
+
+
+def _unscored(evidence: Evidence) -> list[str]:
+    n_unscored = sum(int(number(row.get("n_unscored")) or 0) for row in evidence.rows)
+    is_judged = any(measure.kind == "score" for measure in evidence.measured)
+    if not n_unscored or not is_judged:
+        return []
+    reasons = tally(in_words(row.get("unscored_reason")) for row in evidence.images)
+    shown = [f"{n} × {reason}" for reason, n in reasons[:REASONS_SHOWN]]
+    if len(reasons) > REASONS_SHOWN:
+        left = sum(n for _, n in reasons[REASONS_SHOWN:])
+        shown.append(f"{left} for {of(len(reasons) - REASONS_SHOWN, 'other reason')}")
+    because = f": {'; '.join(shown)}" if shown else ", for reasons that were not recorded"
+    verb = "has no score and is" if n_unscored == 1 else "have no score and are"
+    return [
+        f"{of(n_unscored, 'image')} of {len(evidence.images):,} {verb} left out of the mean "
+        f"scores, not counted as 0{because}."
+    ]
+
+
+def _undefined(evidence: Evidence) -> list[str]:
+    undefined = [r for r in evidence.rows if number(r.get("n_undefined_prompts"))]
+    return [
+        f"{_cell(evidence, row['cell'])}: diversity is undefined for "
+        f"{of(int(row['n_undefined_prompts']), 'prompt')}, left out of the mean: "
+        f"{evidence.why_undefined(row['cell'])}."
+        for row in undefined
+    ]
+
+
+def _judge(evidence: Evidence) -> list[str]:
+    if not any(measure.kind == "score" for measure in evidence.measured):
+        return ["No judge was asked: only diversity was measured, which alone says nothing of "
+                "whether the images show what was asked for."]  # fmt: skip
+    if not evidence.rubric_is_recorded:
+        return ["The rubric was not recorded: the names of the scores are those of the table's "
+                "columns, and higher is taken to be better."]  # fmt: skip
+    return []
+
+
+def _cell(evidence: Evidence, cell: str) -> str:
+    row = next(r for r in evidence.rows if r["cell"] == cell)
+    return f"{clip(row['model'], NAME_LENGTH)} × {evidence.labels[cell]}"

@@ -1,0 +1,140 @@
+"""What an image cost: denoiser passes, seconds, and calls of the judge, beside the baseline's."""
+
+from __future__ import annotations
+
+from autolora_eval.analysis.reliability import ALL
+from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, row_where
+from autolora_eval.report.tables import Entry, Group, Line, ResultTable
+from autolora_eval.text import clip, count, fixed, listed, number
+
+SECONDS = "seconds_per_image"
+DENOISER_SECONDS = "denoiser_seconds_per_image"
+METHODS_TOLD = 8
+
+
+def baseline_row(evidence: Evidence, row: Row) -> Row | None:
+    """Return the cell that a cell is compared with; else the baseline's only one of its model."""
+    compared = next((r for r in evidence.compared if r["cell"] == row["cell"]), {})
+    base = compared.get("baseline_cell")
+    alike = [r for r in evidence.rows if r["model"] == row["model"]]
+    named = [r for r in alike if r["cell"] == base]
+    own = [r for r in alike if r["method"] == evidence.baseline]
+    return named[0] if named else own[0] if len(own) == 1 else None
+
+
+def times(row: Row, base: Row | None, column: str) -> str:
+    """Return "2.0 ×" the baseline's; empty for the baseline itself, and where either is unknown."""
+    ours, theirs = (number((r or {}).get(column)) for r in (row, base))
+    if ours is None or not theirs or base is None or base["cell"] == row["cell"]:
+        return ""
+    return f"{ours / theirs:.2g} ×"
+
+
+def cost_entries(evidence: Evidence, row: Row) -> list[Entry]:
+    """Return passes, and seconds where they were taken, for a cell of the result table."""
+    base = baseline_row(evidence, row)
+    entries = [Entry(passes(row.get("nfe")), times(row, base, "nfe"))]
+    if has_seconds(evidence):
+        entries.append(Entry(seconds(row.get(SECONDS)), times(row, base, SECONDS)))
+    return entries
+
+
+def cost_heads(evidence: Evidence) -> list[str]:
+    """Return the heads of `cost_entries`."""
+    return ["NFE", "s/image"] if has_seconds(evidence) else ["NFE"]
+
+
+def has_seconds(evidence: Evidence) -> bool:
+    """Tell whether any cell knows what its images took."""
+    return any(number(row.get(SECONDS)) is not None for row in evidence.rows)
+
+
+def passes(value: object) -> str:
+    """Return denoiser passes; those of a sampler that counts them itself may be a mean."""
+    found = number(value)
+    return count(value) if found is None or found.is_integer() else fixed(found, 1)
+
+
+def seconds(value: object) -> str:
+    """Return seconds with three digits that count; a dash for none."""
+    found = number(value)
+    return fixed(found, 0 if found >= 100 else 1 if found >= 10 else 2) if found else fixed(value)
+
+
+def cost_sentence(evidence: Evidence) -> str:
+    """Return what the methods cost beside the baseline, in one sentence; empty without one."""
+    told: dict[str, dict[str, None]] = {}
+    for row in evidence.rows:
+        base = baseline_row(evidence, row)
+        if base is None or base["cell"] == row["cell"]:
+            continue
+        calls, took = times(row, base, "nfe"), times(row, base, SECONDS)
+        if calls:
+            name = clip(row["method"], NAME_LENGTH)
+            found = f"{calls.replace(' ', '')} the passes"
+            told.setdefault(name, {})[
+                f"{found}, {took.replace(' ', '')} the seconds" if took else found
+            ] = None
+    if not told:
+        return ""
+    # A sweep may change what an image costs: then a method has several costs.
+    costs = [
+        f"{name} {listed(list(found)) if len(found) <= 2 else _range(list(found))}"
+        for name, found in list(told.items())[:METHODS_TOLD]
+    ]
+    return f"Beside {clip(evidence.baseline, NAME_LENGTH)}, one image costs: {'; '.join(costs)}."
+
+
+def _range(found: list[str]) -> str:
+    """Return the first and the last of several costs."""
+    by_size = sorted(found, key=lambda text: float(text.split("×")[0]))
+    return f"{by_size[0]} to {by_size[-1]}"
+
+
+def cost_table(evidence: Evidence) -> ResultTable:
+    """Return passes, seconds and judge calls of every cell, with those of the baseline's beside."""
+    columns = {"NFE for one image": "nfe"}
+    if has_seconds(evidence):
+        columns["Seconds for one image"] = SECONDS
+    if any(number(row.get(DENOISER_SECONDS)) is not None for row in evidence.rows):
+        columns["of them in the denoiser"] = DENOISER_SECONDS
+    groups = [
+        Group(
+            clip(model, NAME_LENGTH),
+            [Line(evidence.labels[row["cell"]], _line(evidence, row, columns)) for row in rows],
+        )
+        for model, rows in evidence.models.items()
+    ]
+    heads = [*columns, "NFE in all", *(["Judge calls"] if evidence.judged else [])]
+    caption = (
+        "NFE: denoiser passes really made. Small: times the baseline's at the same sweep point."
+        + (" Seconds are means over the images of a cell." if has_seconds(evidence) else "")
+        + (" Judge calls: verdicts asked for, repeats included." if evidence.judged else "")
+    )
+    return ResultTable(caption, heads, groups, [])
+
+
+def _line(evidence: Evidence, row: Row, columns: dict[str, str]) -> list[Entry]:
+    base = baseline_row(evidence, row)
+    entries = [
+        Entry(
+            passes(row.get(column)) if column == "nfe" else seconds(row.get(column)),
+            times(row, base, column),
+        )
+        for column in columns.values()
+    ]
+    nfe, images = number(row.get("nfe")), number(row.get("n_images"))
+    entries.append(Entry(count(None if nfe is None or images is None else nfe * images)))
+    if evidence.judged:
+        entries.append(Entry(count(_calls(evidence, row["cell"]))))
+    return entries
+
+
+def _calls(evidence: Evidence, cell: str) -> float | None:
+    """Return how many verdicts were asked for; older runs do not know."""
+    rows = [
+        row_where(evidence.reliability, score=measure.column, cell=cell)
+        for measure in evidence.judged[:1]
+        if cell != ALL
+    ]
+    return number(rows[0].get("n_asked")) if rows else None
