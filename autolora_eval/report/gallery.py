@@ -63,7 +63,7 @@ class ListedImage:
         absent: why there is none.
         title: its cell.
         text: its seed and scores.
-        prompt: its prompt.
+        prompt: its prompt; empty if all have the same.
     """
 
     picture: str
@@ -122,7 +122,7 @@ def build_gallery(evidence: Evidence) -> Gallery:
     replies = Replies(evidence)
     facets = _facets(evidence)
     prompts = {int(s.row["prompt_index"]): clip(s.row["prompt"], PROMPT_LENGTH) for s in shown}
-    listed = [_listed(evidence, image) for image in shown]
+    listed = [_listed(evidence, image, len(prompts) > 1) for image in shown]
     images = [
         {
             "file": str(image.row.get("file")),
@@ -196,7 +196,9 @@ def _filters(
 
 
 def _title(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+    """Return a column as the label of a control: "lora_scale" as "LoRA scale"."""
+    words = name.replace("_", " ").capitalize()
+    return words.replace("Lora", "LoRA").replace("Autolora", "AutoLoRA")
 
 
 def _options(values: Sequence[str]) -> list[Option]:
@@ -236,7 +238,7 @@ def _orders(evidence: Evidence) -> list[Option]:
     ]
 
 
-def _listed(evidence: Evidence, image: Shown) -> ListedImage:
+def _listed(evidence: Evidence, image: Shown, several_prompts: bool) -> ListedImage:
     row = image.row
     model = f"{clip(row['model'], NAME_LENGTH)} × " if len(evidence.models) > 1 else ""
     values = [(m.label, number(row.get(m.column))) for m in evidence.judged]
@@ -248,7 +250,7 @@ def _listed(evidence: Evidence, image: Shown) -> ListedImage:
         absent=image.absent,
         title=f"{model}{evidence.labels[row['cell']]}",
         text=" · ".join(filter(None, (f"seed {int(row['seed'])}", judged))),
-        prompt=clip(row["prompt"], PROMPT_LENGTH),
+        prompt=clip(row["prompt"], PROMPT_LENGTH) if several_prompts else "",
     )
 
 
@@ -287,7 +289,7 @@ def _score(row: Row, measure: Measure) -> str:
     if value is None:
         return "–"
     beside = "" if expected is None else f"; expected score {expected:.3f}"
-    return f"{value:.4g} (of {measure.low:g} to {measure.high:g}){beside}"
+    return f"{value:.4g} (range {measure.low:g} to {measure.high:g}){beside}"
 
 
 def _what_is_shown(evidence: Evidence, shown: Sequence[Shown]) -> str:
@@ -295,17 +297,26 @@ def _what_is_shown(evidence: Evidence, shown: Sequence[Shown]) -> str:
     total, unscored = len(evidence.images), _unscored(evidence, [i.row for i in shown])
     if len(shown) == total:
         return f"All {of(total, 'image')} of the run."
-    prompts = len({int(image.row["prompt_index"]) for image in shown})
-    seeds = len({int(image.row["seed"]) for image in shown})
+    prompts = _first("prompt", shown, evidence.images)
+    seeds = _first("seed", shown, evidence.images)
     cells = len({image.cell for image in shown})
     of_cells = of(cells, "cell") if cells == len(evidence.rows) else f"the first {cells:,} cells"
     all_unscored = _unscored(evidence, evidence.images)
     left = f" {unscored:,} of the {of(all_unscored, 'unscored image')} are among them."
     return (
-        f"{len(shown):,} of the run's {of(total, 'image')}, to keep this file small: the first "
-        f"{of(prompts, 'prompt')} and {of(seeds, 'seed')}, the same of each of {of_cells}. All are "
-        f"listed in scores.parquet.{left if all_unscored else ''}"
+        f"{len(shown):,} of the run's {of(total, 'image')}, to keep this file small: {prompts} and "
+        f"{seeds}, the same of each of {of_cells}. All are listed in scores.parquet."
+        f"{left if all_unscored else ''}"
     )
+
+
+def _first(noun: str, shown: Sequence[Shown], images: Sequence[Row]) -> str:
+    """Say how many of the run's prompts or seeds are shown."""
+    column = "prompt_index" if noun == "prompt" else noun
+    n, total = len({i.row[column] for i in shown}), len({row[column] for row in images})
+    if n == total:
+        return f"the {noun}" if n == 1 else f"all {of(total, noun)}"
+    return f"the first{'' if n == 1 else f' {n:,}'} of {of(total, noun)}"
 
 
 def _unscored(evidence: Evidence, rows: Sequence[Row]) -> int:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Where an SVG names a part or refers to one: inside a tag, where the next angle bracket closes.
 _PART = re.compile(r'(\bid="|href="#|url\(#)(?=[^<>]*>)')
+# What matplotlib leaves of a line that lies outside the axes: no path, and no valid SVG.
+_NOTHING = re.compile(r'<path (?![^<>]*\bd=")[^<>]*/>')
 
 
 def write_html(content: Content, gallery: Gallery, path: Path) -> None:
@@ -67,4 +69,5 @@ def inline_svg(document: str, name: str) -> str:
         document: the file's text.
         name: of the figure.
     """
-    return _PART.sub(rf"\g<1>{name}-", document[document.index("<svg") :])
+    drawn = _NOTHING.sub("", document[document.index("<svg") :])
+    return _PART.sub(rf"\g<1>{name}-", drawn)

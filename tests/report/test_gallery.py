@@ -142,9 +142,9 @@ def test_it_says_which_part_is_shown(
     monkeypatch.setattr(gallery_images, "IMAGES_SHOWN", 16)
     found = gallery_of(folder)
     assert found.shown == (
-        "16 of the run's 48 images, to keep this file small: the first 1 prompt and 4 seeds, the "
-        "same of each of 4 cells. All are listed in scores.parquet. 1 of the 3 unscored images are "
-        "among them."
+        "16 of the run's 48 images, to keep this file small: the first of 2 prompts and the first "
+        "4 of 6 seeds, the same of each of 4 cells. All are listed in scores.parquet. 1 of the 3 "
+        "unscored images are among them."
     )
     assert found.data["total"] == 48
 
@@ -155,7 +155,10 @@ def test_more_cells_than_images_can_be_shown(
     monkeypatch.setattr(gallery_images, "IMAGES_SHOWN", 3)
     found = gallery_of(make_run(n_seeds=2).write(tmp_path / "run"))
     assert [image["cell"] for image in found.data["images"]] == [0, 1, 2]
-    assert "the same of each of the first 3 cells" in found.shown
+    assert (
+        "the first of 2 prompts and the first of 2 seeds, the same of each of the first 3 cells"
+        in (found.shown)
+    )
 
 
 def test_hostile_text_goes_into_the_data_and_out_again_char_for_char(
@@ -248,8 +251,8 @@ def test_everything_to_find_an_image_is_told(tmp_path: Path, make_run: Maker) ->
         "Seed": "0",
         "Model": "SDXL",
         "Method": "LoRA",
-        "Prompt correspondence (PC)": "3.5 (of 0 to 5); expected score 3.250",
-        "Style adherence (SA)": "4.5 (of 0 to 5)",
+        "Prompt correspondence (PC)": "3.5 (range 0 to 5); expected score 3.250",
+        "Style adherence (SA)": "4.5 (range 0 to 5)",
         "Denoiser passes": "40",
         "File": "images/SDXL--LoRA/p0/0.png",
         "SHA-256": "0" * 64,
@@ -274,7 +277,7 @@ def test_a_swept_parameter_is_a_filter_and_a_fact(tmp_path: Path, make_run: Make
     assert list(filters) == ["cell.lora_scale", "seed", "verdict"]
     assert found.data["facets"] == ["cell.model", "cell.method", "cell.lora_scale"]
     assert found.data["cells"] == [["SDXL", "LoRA", "0.4"], ["SDXL", "LoRA", "1"]]
-    assert dict(found.data["images"][1]["facts"])["Lora scale"] == "1"
+    assert dict(found.data["images"][1]["facts"])["LoRA scale"] == "1"
 
 
 def test_without_a_judge_there_is_nothing_about_scores(tmp_path: Path, make_run: Maker) -> None:

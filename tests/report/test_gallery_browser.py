@@ -202,7 +202,7 @@ def test_a_reply_is_shown_char_for_char_and_runs_nothing(
     assert facts["Method"] == row["method"]
     assert facts["Prompt"] == row["prompt"]
     assert facts["SHA-256"] == row["sha256"]
-    assert facts["Style adherence (SA)"] == f"{row['sa']:g} (of 0 to 5)"
+    assert facts["Style adherence (SA)"] == f"{row['sa']:g} (range 0 to 5)"
     assert page.run("document.querySelectorAll('dialog script, dialog b, dialog i').length") == 0
 
 

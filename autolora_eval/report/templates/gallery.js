@@ -115,7 +115,7 @@
     const image = visible[at];
     part("name").textContent = `${image.title} · seed ${image.seed}`;
     part("place").textContent = `${at + 1} of ${visible.length}`;
-    part("picture").replaceChildren(picture(image, image.prompt));
+    part("picture").replaceChildren(picture(image, `${image.title}, seed ${image.seed}`));
     part("facts").replaceChildren(
       ...image.facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
     );
