@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -210,6 +210,31 @@ def methods() -> None:
     from autolora_eval import display
 
     display.show_methods()
+
+
+@app.command()
+def check(
+    guider: Annotated[str, typer.Argument(help="The dotted path of its class.")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="name=value, the value as in YAML; may be given again.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        Literal["sdxl", "sd3"], typer.Option(help="The family that it is tried on.")
+    ] = "sdxl",
+) -> None:
+    """Test a guider against the laws, on a tiny random model; 1 if it breaks one."""
+    from autolora_eval import display
+    from autolora_eval.libraries import quiet_libraries
+
+    with quiet_libraries():
+        from autolora_eval.guidance.laws.command import check as try_laws
+
+        kept = try_laws(guider, parameter or [], model, display.console)
+    if not kept:
+        raise typer.Exit(1)
 
 
 @app.command()

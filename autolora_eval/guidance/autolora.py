@@ -18,6 +18,7 @@ from autolora_eval.guidance.equations import (
     classifier_free_guidance,
     in_interval,
 )
+from autolora_eval.guidance.laws.declaration import LawDeclaration
 
 _COND, _UNCOND = 0, 1
 
@@ -52,6 +53,12 @@ class AutoLoRAGuidance(BaseGuidance):
     """
 
     _input_predictions = ["base_cond", "base_uncond", "lora_cond", "lora_uncond"]  # noqa: RUF012
+    laws = LawDeclaration(
+        neutral={"autolora_scale": 1.0},
+        unguided="cfg",
+        linear=("autolora_scale", "guidance_scale"),
+        linear_in_predictions=True,
+    )
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(

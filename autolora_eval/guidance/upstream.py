@@ -94,6 +94,7 @@ def _skipping(prefix: str) -> LawDeclaration:
 
 
 _LINEAR = LawDeclaration(linear=("guidance_scale",))
+_BILINEAR = LawDeclaration(linear=("guidance_scale",), linear_in_predictions=True)
 _DECLARED = (
     UpstreamGuider(
         name="AdaptiveProjectedGuidance",
@@ -129,7 +130,7 @@ _DECLARED = (
         defaults=_cfg_like(auto_guidance_layers=None, auto_guidance_config=None),
         passes=rules.cfg_passes,
         refuse=rules.layer_refusal("auto_guidance_layers", "auto_guidance_config"),
-        laws=_LINEAR,
+        laws=_BILINEAR,
         notes=(
             "The paper's bad model is a smaller or less trained one, given the prompt. diffusers' "
             "is the same model with layers skipped, given the null prompt."
@@ -142,7 +143,7 @@ _DECLARED = (
         formula="ε(x, ∅) + w (ε(x, y) − ε(x, ∅))",
         defaults=_cfg_like(),
         passes=rules.cfg_passes,
-        laws=LawDeclaration(linear=("guidance_scale",), linear_in_predictions=True),
+        laws=_BILINEAR,
         notes="use_original_formulation is the paper's own: ε(x, y) + w (ε(x, y) − ε(x, ∅)).",
     ),
     UpstreamGuider(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+ModelName = Literal["sdxl", "sd3"]
 Passes = Callable[[Mapping[str, Any], int, int], int]
 
 

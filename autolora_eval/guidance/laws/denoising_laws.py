@@ -1,0 +1,206 @@
+"""Laws of the denoising loop: passes, hooks, and what a guider tells the pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from autolora_eval.guidance.denoiser_state import restored
+from autolora_eval.guidance.laws.drive import (
+    ProtocolError,
+    Watch,
+    block_state_batches,
+    drive,
+    part_name,
+    recorded,
+)
+from autolora_eval.guidance.laws.subject import LawBrokenError, NotApplicableError, Subject
+
+
+class _PassFailedError(Exception):
+    """What the laws make a denoiser pass fail with."""
+
+
+def completes_an_image(subject: Subject) -> None:
+    """It goes through all steps of an image, and every prediction is finite."""
+    try:
+        steps = subject.guided
+    except ProtocolError as error:
+        raise LawBrokenError(str(error)) from error
+    for number, step in enumerate(steps):
+        if not step.prediction.isfinite().all():
+            raise LawBrokenError(
+                f"at step {number} the prediction has infinite values or NaN. Is it divided by "
+                "something that can be zero?"
+            )
+
+
+def runs_in_a_pipeline(subject: Subject) -> None:
+    """The pipeline's own denoising loop completes with it, and the latents are finite."""
+    if not subject.sampled.latents.isfinite().all():
+        raise LawBrokenError(
+            "the latents of the pipeline have infinite values or NaN: predictions grow from step "
+            "to step. Is the result on the predictions' scale?"
+        )
+
+
+def makes_the_passes_it_declares(subject: Subject) -> None:
+    """`num_conditions` at each step, and a declared cost, are the denoiser passes really made."""
+    total = len(subject.guided)
+    for number, step in enumerate(subject.guided):
+        if step.calls != step.announced:
+            raise LawBrokenError(
+                f"at step {number} num_conditions says {step.announced}, and the denoiser was "
+                f"called {step.calls} times. Ask for every pass by prepare_inputs, and count it in "
+                "num_conditions: a hidden pass makes the cost in every table wrong."
+            )
+        if subject.stated.passes is not None:
+            declared = subject.stated.passes(subject.full, number, total)
+            if declared != step.calls:
+                raise LawBrokenError(
+                    f"LawDeclaration.passes says {declared} at step {number} of {total}, and "
+                    f"{step.calls} were made. Correct the declaration."
+                )
+    announced = sum(step.announced for step in subject.guided)
+    calls = subject.sampled.calls
+    if calls != announced:
+        raise LawBrokenError(
+            f"in the pipeline the denoiser was called {calls} times, where num_conditions adds up "
+            f"to {announced}. Let step and parameters alone decide how many passes a step makes."
+        )
+
+
+def announces_the_null_prompt(subject: Subject) -> None:
+    """Before the first step `num_conditions` is at least 2 if any pass needs the null prompt."""
+    needing = [n for n, step in enumerate(subject.guided) if False in step.conditional.values()]
+    if not needing:
+        raise NotApplicableError("none of its passes at these parameters uses the null prompt")
+    before = subject.build().num_conditions
+    if before < 2:
+        raise LawBrokenError(
+            f"before the first step num_conditions is {before}, and step {needing[0]} needs the "
+            "null prompt. SDXL's pipeline asks then, and encodes it only for 2 or more: count the "
+            "most that any step needs while `self._step is None`."
+        )
+
+
+def tells_conditional_from_unconditional(subject: Subject) -> None:
+    """While a pass is prepared, `is_conditional` says whether it has the prompts' embeddings."""
+    told: dict[tuple[int, str], bool] = {}
+    guider = subject.build()
+
+    def ask(number: int, name: str, batch: Any) -> None:  # noqa: ANN401
+        told[number, name] = bool(guider.is_conditional)
+
+    predict = recorded(subject.guided, lambda part: part)
+    try:
+        steps = subject.drive(guider, predict=predict, watch=Watch(prepared=ask))
+    except (AttributeError, NotImplementedError) as error:
+        raise LawBrokenError(
+            f"is_conditional fails: {type(error).__name__}: {error}. ControlNet pipelines and "
+            "guiders that set hooks read it: `return self._count_prepared == 1`."
+        ) from error
+    for (number, name), answer in told.items():
+        right = steps[number].conditional[name]
+        if right is not None and answer != right:
+            raise LawBrokenError(
+                f"at step {number}, while '{name}' is prepared, is_conditional is {answer}, and "
+                f"the pass has the embeddings of the {'prompts' if right else 'null prompt'}. Call "
+                "super().prepare_models(denoiser), which counts, and test self._count_prepared."
+            )
+
+
+def leaves_the_denoiser_as_found(subject: Subject) -> None:
+    """After every `cleanup_models`, hooks, LoRA, layers and weights are as they were."""
+    denoiser = subject.model.denoiser
+    found: list[str] = []
+
+    with restored(denoiser, weights=True) as state:
+
+        def look(number: int, name: str, batch: Any) -> None:  # noqa: ANN401
+            if not found:
+                left = state.differences()
+                found.extend(f"{what} after '{name}' of step {number}" for what in left)
+
+        predict = recorded(subject.guided, lambda part: part)
+        drive(
+            subject.build(),
+            subject.model,
+            subject.inputs,
+            predict=predict,
+            watch=Watch(cleaned=look),
+        )
+    if found:
+        raise LawBrokenError(
+            f"it leaves {_some(found)}. Undo in cleanup_models, under the same condition, what "
+            "prepare_models does: what is left acts on all images after it."
+        )
+
+
+def leaves_the_denoiser_as_found_after_an_exception(subject: Subject) -> None:
+    """If a pass fails, `cleanup_models` still leaves the denoiser as it was."""
+    busiest = max(range(len(subject.guided)), key=lambda n: subject.guided[n].announced)
+    for name in subject.guided[busiest].parts:
+        left = _left_after_failure(subject, busiest, name)
+        if left:
+            raise LawBrokenError(
+                f"when pass '{name}' of step {busiest} fails, cleanup_models leaves {_some(left)}. "
+                "Let cleanup_models undo whatever is there, in a `finally` where it calls others."
+            )
+
+
+def _left_after_failure(subject: Subject, failing_step: int, failing_part: str) -> list[str]:
+    denoiser = subject.model.denoiser
+
+    def fail(number: int, name: str, batch: Any) -> torch.Tensor:  # noqa: ANN401
+        if (number, name) == (failing_step, failing_part):
+            raise _PassFailedError
+        return subject.guided[number].parts[name]
+
+    guider = subject.build()
+    with restored(denoiser, weights=True) as state:
+        try:
+            drive(guider, subject.model, subject.inputs, predict=fail)
+        except _PassFailedError:
+            guider.cleanup_models(denoiser)
+        return state.differences()
+
+
+def prepares_from_a_block_state_alike(subject: Subject) -> None:
+    """`prepare_inputs_from_block_state` makes the batches that `prepare_inputs` makes."""
+    guider = subject.build()
+    number = next((n for n, s in enumerate(subject.guided) if s.announced > 1), 0)
+    fields = subject.model.fields(subject.inputs, number)
+    steps = len(subject.guided)
+    guider.set_state(
+        step=number, num_inference_steps=steps, timestep=subject.inputs.timesteps[number]
+    )
+    batches = guider.prepare_inputs(fields)
+    try:
+        others = block_state_batches(guider, fields)
+    except NotImplementedError as error:
+        raise NotApplicableError(
+            "it has no prepare_inputs_from_block_state: it cannot guide Wan, Z-Image or LTX"
+        ) from error
+    same = [part_name(b) for b in batches] == [part_name(b) for b in others] and all(
+        _equal(getattr(a, key), getattr(b, key))
+        for a, b in zip(batches, others, strict=True)
+        for key in fields
+    )
+    if not same:
+        raise LawBrokenError(
+            "prepare_inputs_from_block_state makes other batches than prepare_inputs does of the "
+            "same fields. Wan, Z-Image and LTX call it instead: keep the two alike."
+        )
+
+
+def _equal(a: Any, b: Any) -> bool:  # noqa: ANN401
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    return a is b
+
+
+def _some(found: list[str]) -> str:
+    more = f" (and {len(found) - 2} more)" if len(found) > 2 else ""
+    return "; ".join(found[:2]) + more

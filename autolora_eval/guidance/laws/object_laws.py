@@ -1,0 +1,129 @@
+"""Laws of the guider as an object: its state from image to image, its copies, its file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.guiders import BaseGuidance
+
+from autolora_eval.guidance.laws.drive import recorded
+from autolora_eval.guidance.laws.subject import (
+    EQUAL,
+    LawBrokenError,
+    Subject,
+    distance,
+    first_difference,
+)
+
+
+def carries_no_state_between_images(subject: Subject) -> None:
+    """A guider's next image is that of a fresh one, after a whole image or a broken-off one."""
+    fresh = [step.prediction for step in subject.guided_elsewhere]
+    first = recorded(subject.guided, torch.Tensor.clone)
+    for stop_after, what in ((None, "after another image"), (3, "after an image broken off")):
+        guider = subject.build()
+        subject.drive(guider, predict=first, stop_after=stop_after)
+        again = [s.prediction for s in subject.drive(guider, subject.other_inputs)]
+        step = first_difference(again, fresh)
+        if step is not None:
+            raise LawBrokenError(
+                f"{what} it makes another prediction than a fresh guider does (step {step}). "
+                "Reset what it remembers when `self._step == 0`, in prepare_inputs or forward."
+            )
+    second = subject.sample(subject.sampled.guider)
+    if distance(second.latents, subject.sampled.latents) > EQUAL:
+        raise LawBrokenError(
+            "in the pipeline, the same prompts and seeds give other latents the second time. "
+            "Reset what it remembers when `self._step == 0`."
+        )
+
+
+def survives_new(subject: Subject) -> None:
+    """`new()` gives a guider of the same parameters, and `new(name=value)` of the changed one."""
+    parameters = _unusual(subject)
+    guider = subject.build(**parameters)
+    _require_config(subject, guider, {**subject.full, **parameters})
+    _require_same(subject, guider.new(), "new()")
+    for name, value in parameters.items():
+        kept = guider.new(**{name: value + 1}).config.get(name)
+        if kept != value + 1:
+            raise LawBrokenError(
+                f"new({name}={value + 1}) has {name}={kept}. Decorate __init__ with "
+                "@register_to_config, and let it change none of its arguments."
+            )
+
+
+def survives_save_and_load(subject: Subject) -> None:
+    """`save_pretrained` and `from_pretrained` give a guider of the same parameters."""
+    guider = subject.build(**_unusual(subject))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            guider.save_pretrained(folder)
+            loaded = subject.cls.from_pretrained(folder)
+        except Exception as error:
+            raise LawBrokenError(
+                f"it cannot be saved and loaded: {type(error).__name__}: {error!s:.160}. Let its "
+                "parameters be numbers, texts, lists and maps, or objects with a to_dict."
+            ) from error
+    before, after = _plain(guider.config), _plain(loaded.config)
+    lost = [name for name in subject.signature if before.get(name) != after.get(name)]
+    if lost:
+        raise LawBrokenError(
+            f"{', '.join(lost)} is not what it was after save_pretrained and from_pretrained: "
+            f"{before.get(lost[0])} became {after.get(lost[0])}."
+        )
+    _require_same(subject, loaded, "save_pretrained and from_pretrained")
+
+
+def _unusual(subject: Subject) -> dict[str, Any]:
+    """Return other values than the defaults for the scales, so that a lost one shows."""
+    values = {name: subject.full[name] for name in subject.acting}
+    defaults = {name: subject.signature[name].default for name in values}
+    return {n: v + (0.25 if v + 0.25 != defaults[n] else 0.5) for n, v in values.items()}
+
+
+def _require_config(subject: Subject, guider: BaseGuidance, expected: Mapping[str, Any]) -> None:
+    config = guider.config
+    missing = [name for name in subject.signature if name not in config]
+    if missing:
+        raise LawBrokenError(
+            f"its config lacks {', '.join(missing)}, which new() then sets to the default. "
+            "Decorate __init__ with @register_to_config."
+        )
+    other = [n for n in subject.signature if n in expected and not _same(config[n], expected[n])]
+    if other:
+        name = other[0]
+        raise LawBrokenError(
+            f"its config says {name}={config[name]}, and it was made with {expected[name]}. "
+            "Decorate its own __init__ with @register_to_config, not only its parent's."
+        )
+
+
+def _require_same(subject: Subject, copied: BaseGuidance, how: str) -> None:
+    before = subject.predictions(**_unusual(subject))
+    after = [step.prediction for step in subject.drive(copied)]
+    step = first_difference(after, before)
+    if step is not None:
+        raise LawBrokenError(
+            f"after {how} it makes another prediction (step {step}). Keep in its config all that "
+            "it is made of: what is set on the object by hand is lost."
+        )
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config as JSON keeps it: tuples as lists, objects as their maps."""
+    shown = {k: v for k, v in config.items() if not k.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(shown, default=_as_map))
+    return plain
+
+
+def _as_map(value: Any) -> Any:  # noqa: ANN401
+    return value.to_dict() if hasattr(value, "to_dict") else str(value)
+
+
+def _same(a: Any, b: Any) -> bool:  # noqa: ANN401
+    return bool(_plain({"value": a}) == _plain({"value": b}))

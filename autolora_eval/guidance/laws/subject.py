@@ -1,0 +1,235 @@
+"""The guider under test: its class, its parameters, what it claims, and how it is tried."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers.guiders import BaseGuidance
+
+from autolora_eval.guidance.denoiser_state import restored
+from autolora_eval.guidance.equations import classifier_free_guidance
+from autolora_eval.guidance.laws.declaration import LawDeclaration, Window
+from autolora_eval.guidance.laws.drive import Predict, Step, Watch, drive
+from autolora_eval.guidance.laws.tiny import ModelInputs, TinyModel
+
+EQUAL = 1e-4  # float32 rounding, which a guidance scale of ten multiplies
+DIFFERENT = 1e-3
+_ONLY_DEFAULT_NEUTRAL = "guidance_scale"
+
+
+class LawBrokenError(Exception):
+    """The guider breaks a law: what it did, and what to change."""
+
+
+class NotApplicableError(Exception):
+    """A law cannot tell anything of this guider: why."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One call of a pipeline.
+
+    Attributes:
+        guider: as it stood after it.
+        latents: float32 [B, 4, H, W].
+        calls: denoiser passes really made.
+    """
+
+    guider: BaseGuidance
+    latents: torch.Tensor
+    calls: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A guider class with parameters, on a tiny model.
+
+    Attributes:
+        cls: the class.
+        parameters: what its constructor is called with.
+        stated: what it claims.
+        model: what it is tried on.
+    """
+
+    cls: type[BaseGuidance]
+    parameters: Mapping[str, Any]
+    stated: LawDeclaration
+    model: TinyModel
+
+    def build(self, **changes: Any) -> BaseGuidance:  # noqa: ANN401
+        """Return a fresh guider, some parameters changed."""
+        return self.cls(**copy.deepcopy({**self.parameters, **changes}))
+
+    @cached_property
+    def signature(self) -> Mapping[str, inspect.Parameter]:
+        """The constructor's parameters that have a name."""
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        found = inspect.signature(self.cls.__init__).parameters
+        return {n: p for n, p in found.items() if n != "self" and p.kind in named}
+
+    @cached_property
+    def full(self) -> Mapping[str, Any]:
+        """All parameters: those given, and the defaults of the others."""
+        defaults = {n: p.default for n, p in self.signature.items() if p.default is not p.empty}
+        return {**defaults, **self.parameters}
+
+    @cached_property
+    def inputs(self) -> ModelInputs:
+        """Two images of ten steps."""
+        return ModelInputs.random(1)
+
+    @cached_property
+    def other_inputs(self) -> ModelInputs:
+        """Two other images."""
+        return ModelInputs.random(2)
+
+    def drive(
+        self,
+        guider: BaseGuidance,
+        inputs: ModelInputs | None = None,
+        *,
+        predict: Predict | None = None,
+        watch: Watch | None = None,
+        stop_after: int | None = None,
+    ) -> list[Step]:
+        """Take a guider through one image; the denoiser is as it was before, whatever happens."""
+        with restored(self.model.denoiser, weights=True):
+            return drive(
+                guider,
+                self.model,
+                self.inputs if inputs is None else inputs,
+                predict=predict,
+                watch=watch,
+                stop_after=stop_after,
+            )
+
+    def predictions(self, **changes: Any) -> list[torch.Tensor]:  # noqa: ANN401
+        """Return a fresh guider's predictions by step, some parameters changed."""
+        key = repr(sorted(changes.items()))
+        if key not in self._known:
+            self._known[key] = [step.prediction for step in self.drive(self.build(**changes))]
+        return self._known[key]
+
+    @cached_property
+    def _known(self) -> dict[str, list[torch.Tensor]]:
+        return {}
+
+    @cached_property
+    def sampled(self) -> Sampled:
+        """What the pipeline's own loop makes of a fresh guider."""
+        return self.sample(self.build())
+
+    def sample(self, guider: BaseGuidance) -> Sampled:
+        """Run the pipeline's own loop; the denoiser is as it was before, whatever happens."""
+        before = self.model.calls[0]
+        with restored(self.model.denoiser, weights=True):
+            latents = self.model.sample(guider, self.inputs)
+        return Sampled(guider, latents, self.model.calls[0] - before)
+
+    @cached_property
+    def guided(self) -> list[Step]:
+        """The steps of a fresh guider at the given parameters."""
+        return self.drive(self.build())
+
+    @cached_property
+    def guided_elsewhere(self) -> list[Step]:
+        """The steps of a fresh guider on the other two images."""
+        return self.drive(self.build(), self.other_inputs)
+
+    @cached_property
+    def _branches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The conditional and the unconditional prediction of every step, with no guider at all.
+
+        Raises:
+            AssertionError: they are alike, so that no law could tell anything.
+        """
+        branches = []
+        for number in range(len(self.inputs.latents)):
+            fields = self.model.fields(self.inputs, number)
+            cond, uncond = (_Batch({k: v[i] for k, v in fields.items()}) for i in (0, 1))
+            with torch.no_grad():
+                pair = tuple(
+                    self.model.call(self.model.denoiser, one, self.inputs, number)
+                    for one in (cond, uncond)
+                )
+            assert distance(pair[0], pair[1]) > 10 * DIFFERENT
+            branches.append((pair[0], pair[1]))
+        return branches
+
+    @cached_property
+    def unguided(self) -> list[torch.Tensor]:
+        """The prediction of every step where guidance does not act."""
+        if self.stated.unguided == "conditional":
+            return [cond for cond, _ in self._branches]
+        w = float(self.full["guidance_scale"])
+        return [classifier_free_guidance(uncond, cond, w) for cond, uncond in self._branches]
+
+    @cached_property
+    def is_neutral(self) -> bool:
+        """Whether the given parameters are the neutral ones."""
+        neutral = self.neutral
+        return neutral is not None and all(self.full.get(k) == v for k, v in neutral.items())
+
+    @cached_property
+    def neutral(self) -> Mapping[str, Any] | None:
+        """Parameters at which guidance does nothing; None if neither stated nor obvious."""
+        if self.stated.neutral is not None:
+            return self.stated.neutral
+        if self.scales != [_ONLY_DEFAULT_NEUTRAL]:
+            return None
+        return {"guidance_scale": 0.0 if self.full.get("use_original_formulation") else 1.0}
+
+    @cached_property
+    def scales(self) -> list[str]:
+        """The constructor's parameters that are named as scales and are numbers."""
+        return [n for n in self.signature if n.endswith("_scale") and is_number(self.full.get(n))]
+
+    @cached_property
+    def acting(self) -> list[str]:
+        """The parameters that must each change the prediction: as stated, or the scales."""
+        stated = self.scales if self.stated.acting is None else self.stated.acting
+        return [name for name in stated if is_number(self.full.get(name))]
+
+    @cached_property
+    def windows(self) -> Sequence[Window]:
+        """Where it acts: as stated, or `start` and `stop` if the constructor has them."""
+        if self.stated.windows is not None:
+            return self.stated.windows
+        default = Window()
+        return [default] if {default.start, default.stop} <= set(self.signature) else []
+
+
+class _Batch:
+    """The fields of one prepared batch."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.__dict__.update(fields)
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a parameter's value is a number that can be raised a little."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return max |a − b| relative to max |b|; infinite where they cannot be compared."""
+    if a.shape != b.shape:
+        return math.inf
+    a, b = a.detach().double(), b.detach().double()
+    gap = float((a - b).abs().max() / b.abs().max().clamp(min=1e-12))
+    return gap if math.isfinite(gap) else math.inf
+
+
+def first_difference(
+    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], tolerance: float = EQUAL
+) -> int | None:
+    """Return the first step at which two runs' predictions differ; None if none."""
+    pairs = enumerate(zip(a, b, strict=True))
+    return next((n for n, (x, y) in pairs if distance(x, y) > tolerance), None)

@@ -1,0 +1,153 @@
+"""Laws of tensors: shape, dtype, device, rows of a batch, and what is not to be touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from autolora_eval.guidance.laws.drive import Step, recorded
+from autolora_eval.guidance.laws.subject import (
+    LawBrokenError,
+    NotApplicableError,
+    Subject,
+    distance,
+    first_difference,
+)
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def keeps_the_shape(subject: Subject) -> None:
+    """The result has the predictions' shape, square or not, for one image or several."""
+    for shape in ((2, 4, 8, 8), (1, 4, 8, 12), (3, 4, 12, 8)):
+        for number, step in enumerate(_replayed(subject, partial(_like, shape=shape))):
+            if step.prediction.shape != shape:
+                raise LawBrokenError(
+                    f"predictions of shape {list(shape)} became one of "
+                    f"{list(step.prediction.shape)} at step {number}. Return [B, C, H, W] as it "
+                    "came in; use keepdim=True where you reduce."
+                )
+
+
+def keeps_the_dtype(subject: Subject) -> None:
+    """The result of float32, bfloat16 and float16 predictions is of the same dtype, and finite."""
+    for dtype in _DTYPES:
+        for number, step in enumerate(_replayed(subject, partial(torch.Tensor.to, dtype=dtype))):
+            if step.prediction.dtype != dtype:
+                raise LawBrokenError(
+                    f"{_short(dtype)} predictions became {_short(step.prediction.dtype)} at step "
+                    f"{number}. Compute in float32 if you must, and return "
+                    "`result.to(pred_cond.dtype)`."
+                )
+            if not step.prediction.isfinite().all():
+                raise LawBrokenError(
+                    f"{_short(dtype)} predictions became infinite or NaN at step {number}. "
+                    "Compute norms and exponentials in float32."
+                )
+
+
+def keeps_the_device(subject: Subject) -> None:
+    """The result lies where the predictions lie.
+
+    Where there is no accelerator, torch's `meta` device stands for one: it computes nothing, and
+    refuses to mix with the CPU as an accelerator does.
+    """
+    device = _second_device()
+    try:
+        steps = _replayed(subject, lambda part: part.to(device))
+    except NotImplementedError as error:
+        if device != "meta":
+            raise
+        told = str(error).splitlines()[0]
+        raise NotApplicableError(
+            f"there is no accelerator here, and it cannot run on torch's meta device: {told:.120}"
+        ) from error
+    except RuntimeError as error:
+        told = str(error).splitlines()[0]
+        raise LawBrokenError(
+            f"with predictions on {device} it failed: {told:.160}. Make its own tensors with "
+            "`device=pred_cond.device`, and take no numbers out of tensors."
+        ) from error
+    for number, step in enumerate(steps):
+        if step.prediction.device.type != device:
+            raise LawBrokenError(
+                f"predictions on {device} became one on {step.prediction.device} at step {number}. "
+                "Make its own tensors with `device=pred_cond.device`."
+            )
+
+
+def rows_are_independent(subject: Subject) -> None:
+    """An image does not depend on its neighbours in the batch, nor on its place among them."""
+    together = [step.prediction for step in subject.guided]
+    for order, what in (([1], "alone"), ([1, 0], "in another place")):
+        inputs = subject.inputs.rows(order)
+        apart = [step.prediction for step in subject.drive(subject.build(), inputs)]
+        step = first_difference(apart, [prediction[order] for prediction in together])
+        if step is not None:
+            raise LawBrokenError(
+                f"an image made {what} differs from the same image in a batch (step {step}). "
+                "Reduce over all dimensions but the first: `dim=tuple(range(1, pred.ndim))`."
+            )
+
+
+def leaves_its_inputs_alone(subject: Subject) -> None:
+    """Neither the predictions nor what the denoiser is conditioned on are changed in place."""
+    inputs = subject.inputs
+    kept = [tensor.clone() for tensor in inputs.tensors()]
+    handed: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+
+    def hand_out(number: int, name: str, batch: Any) -> torch.Tensor:  # noqa: ANN401
+        part = subject.guided[number].parts[name].clone()
+        handed.append((f"{name} of step {number}", part, part.clone()))
+        return part
+
+    try:
+        subject.drive(subject.build(), predict=hand_out)
+        changed = [name for name, part, copy in handed if distance(part, copy) > 0]
+        same = all(map(torch.equal, inputs.tensors(), kept))
+    finally:
+        for tensor, copy in zip(inputs.tensors(), kept, strict=True):
+            tensor.copy_(copy)
+    if changed or not same:
+        what = changed[0] if changed else "a prompt's embeddings or the latents"
+        raise LawBrokenError(
+            f"it changes {what} in place. Work on a copy: `x = x + …` in place of `x += …`."
+        )
+
+
+def is_deterministic(subject: Subject) -> None:
+    """The same inputs give the same bits, whatever the global random generator stands at."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed() % 2**31 + 1)
+        again = subject.drive(subject.build())
+    for number, (a, b) in enumerate(zip(subject.guided, again, strict=True)):
+        if not torch.equal(a.prediction, b.prediction):
+            raise LawBrokenError(
+                f"two runs on the same inputs differ at step {number}. Draw no random numbers, or "
+                "draw them from a generator of its own that is seeded anew at step 0."
+            )
+
+
+def _replayed(subject: Subject, change: Callable[[torch.Tensor], torch.Tensor]) -> list[Step]:
+    """Drive a fresh guider on the recorded predictions, each changed; no pass is made."""
+    return subject.drive(subject.build(), predict=recorded(subject.guided, change))
+
+
+def _like(part: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a prediction's own numbers in another shape."""
+    flat = part.flatten()
+    times = -(-torch.Size(shape).numel() // flat.numel())
+    return flat.repeat(times)[: torch.Size(shape).numel()].reshape(shape).clone()
+
+
+def _second_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "meta"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
