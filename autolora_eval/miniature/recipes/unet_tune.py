@@ -25,7 +25,7 @@ from autolora_eval.miniature.recipes.unet import (
 )
 from autolora_eval.miniature.recipes.vae import encode
 
-STEPS = 4800
+STEPS = 4000
 BATCH = 48
 WEAK_IN_BATCH = 12  # beside those that an even draw holds
 LEARNING_RATE = 6e-4
