@@ -22,7 +22,8 @@ from autolora_eval.benchmark.pipelines import INDEX, WHAT_WORKS, no_guider, pipe
 from autolora_eval.benchmark.schema import Model
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.guidance.adapters import AdapterSwitch, adapter_layers, adapters_off
+from autolora_eval.guidance.adapters import adapter_layers, adapters_off
+from autolora_eval.guidance.denoiser_state import restored
 from autolora_eval.identity import cached, first_line, local_lora
 
 ADAPTER = "autolora_eval"
@@ -158,16 +159,15 @@ class LoraPipeline:
     def _guided_by(
         self, guider: BaseGuidance, prompts: list[str], null: list[str]
     ) -> Iterator[None]:
-        """Put a guider in, and leave no trace of it on the denoiser, whatever happens."""
-        try:
+        """Put a guider in, and leave no trace of it on the denoiser, whatever happens.
+
+        The guider is not asked to clean up: it may be what failed.
+        """
+        with restored(self.denoiser):
             self.pipe.update_components(guider=guider)
             if hasattr(guider, "set_base_inputs"):
                 guider.set_base_inputs(self.base_inputs(prompts, null))
             yield
-        finally:
-            guider.cleanup_models(self.denoiser)
-            if adapter_layers(self.denoiser):
-                AdapterSwitch(self.denoiser).set(enabled=True)
 
     def base_inputs(
         self, prompts: list[str], null: list[str]
