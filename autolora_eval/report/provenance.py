@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -28,6 +29,7 @@ class MethodAsRun:
         summary: in words.
         source: where it comes from.
         settings: its parameters and passes, one line for each distinct setting; a sweep is one.
+        code: what of other people's code made its images; empty for what is built in.
     """
 
     name: str
@@ -36,6 +38,7 @@ class MethodAsRun:
     summary: str
     source: str
     settings: list[str]
+    code: str
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,18 @@ def methods(evidence: Evidence) -> list[MethodAsRun]:
     for cell in listed if isinstance(listed, list) else []:
         if isinstance(cell, dict):
             groups.setdefault(str(cell.get("method", NOT_RECORDED)), []).append(cell)
-    return [_method(name, cells) for name, cells in groups.items()]
+    counted = {row["cell"]: row.get("nfe") for row in evidence.rows}
+    return [_method(name, cells, counted) for name, cells in groups.items()]
 
 
-def _method(name: str, cells: list[Row]) -> MethodAsRun:
+def _method(name: str, cells: list[Row], counted: Mapping[str, object]) -> MethodAsRun:
     first = cells[0]
     by_model: dict[str, list[Row]] = {}
     for cell in cells:
         by_model.setdefault(clip(cell.get("model"), NAME_LENGTH), []).append(cell)
     by_setting: dict[str, list[str]] = {}
     for model, alike in by_model.items():
-        by_setting.setdefault(_setting(alike), []).append(model)
+        by_setting.setdefault(_setting(alike, counted), []).append(model)
     if len(by_setting) == 1:
         settings = list(by_setting)
     else:
@@ -79,22 +83,34 @@ def _method(name: str, cells: list[Row]) -> MethodAsRun:
     return MethodAsRun(
         name=clip(name, NAME_LENGTH),
         guider=_text(first.get("guider")),
-        equation=atoms(_text(first.get("equation"))),
-        summary=_text(first.get("summary")),
+        equation=[] if first.get("equation") == "" else atoms(_text(first.get("equation"))),
+        summary="" if first.get("summary") == "" else _text(first.get("summary")),
         source=_text(first.get("source")),
         settings=settings,
+        code=_code(first.get("code")),
     )
 
 
-def _setting(cells: list[Row]) -> str:
+def _code(stated: object) -> str:
+    """Return whose code it was, and which: class, distribution, the beginning of its hash."""
+    if not isinstance(stated, dict):
+        return ""
+    told = [stated.get("class"), stated.get("distribution")]
+    sha256 = f"sources SHA-256 {str(stated['sha256'])[:12]}" if stated.get("sha256") else None
+    return clip(", ".join(str(part) for part in (*told, sha256) if part), VALUE_LENGTH)
+
+
+def _setting(cells: list[Row], counted: Mapping[str, object]) -> str:
     """Return the parameters and passes of a method's cells on one model, several where swept."""
     values: dict[str, dict[str, None]] = {}
     for cell in cells:
         for key, value in _with_point(cell).items():
-            if value is not None and key != "guider":
+            if value is not None and key not in ("guider", "sampler"):
                 values.setdefault(key, {})[str(value)] = None
     named = [f"{key} = {' / '.join(found)}" for key, found in values.items()]
-    nfe = list(dict.fromkeys(number(cell.get("nfe")) for cell in cells))
+    # What a method declares stands in the plan; of the others the table has what was counted.
+    found = (number(cell.get("nfe")) or number(counted.get(str(cell.get("id")))) for cell in cells)
+    nfe = list(dict.fromkeys(found))
     passes = " / ".join("not recorded" if n is None else count(n) for n in nfe)
     told = "passes per image not recorded" if nfe == [None] else f"{passes} passes per image"
     return clip("; ".join([", ".join(named) or "no parameters", told]), VALUE_LENGTH)

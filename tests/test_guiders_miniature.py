@@ -1,0 +1,88 @@
+"""Other people's methods beside ours, from the YAML alone: one table, one report."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import yaml
+from pypdf import PdfReader
+
+import autolora_eval
+from autolora_eval.files import read_jsonl
+from autolora_eval.resources import shipped_benchmarks
+
+STEPS = 4
+HOME_MADE = '''
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import ClassifierFreeGuidance
+
+
+class EarlyGuidance(ClassifierFreeGuidance):
+    """CFG in the first steps alone."""
+
+    @register_to_config
+    def __init__(self, guidance_scale: float = 4.0, last: float = 0.5):
+        super().__init__(guidance_scale=guidance_scale, stop=last)
+'''
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> autolora_eval.run_folder.Run:
+    """The shipped benchmark in few steps, and a guider that lies beside it named by its path."""
+    folder = tmp_path_factory.mktemp("guiders")
+    (folder / "home_made_for_test.py").write_text(HOME_MADE)
+    content = yaml.safe_load(shipped_benchmarks()["guiders_miniature"].read_text())
+    content["models"]["SDXL miniature"]["num_inference_steps"] = STEPS
+    content["methods"]["Mine"] = {"guider": "home_made_for_test.EarlyGuidance", "last": 0.25}
+    path = folder / "guiders.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        return autolora_eval.run(path, folder / "run", limit_prompts=2)
+
+
+def test_all_stand_in_one_table_with_what_they_cost(run) -> None:
+    # Guided steps × 2 passes and the others × 1; AutoLoRA with CFG makes four.
+    expected = {
+        "LoRA+CFG": 2 * STEPS,
+        "AutoLoRA+CFG": 4 * STEPS,
+        "APG": 2 * STEPS,
+        "CFG-Zero*": 2 * STEPS,
+        "TCFG": 2 * STEPS,
+        "Mine": STEPS + 1,
+    }
+    table = run.table.set_index("method")
+    assert table["nfe"].to_dict() == expected
+    assert table["n_missing"].tolist() == table["n_unscored"].tolist() == [0] * 6
+    assert table["guidance_scale"].dropna().tolist() == [3.0] * 6, "one CFG scale for all"
+    for measure in ("diversity", "pc", "sa", "div_pc", "div_sa"):
+        assert table[measure].notna().all()
+    compared = run.comparisons.query("baseline == 'LoRA+CFG'")["method"]
+    assert set(compared) == expected.keys() - {"LoRA+CFG"}
+
+
+def test_each_of_them_makes_images_of_its_own_from_the_same_noise(run) -> None:
+    images = [
+        {row["sha256"] for row in read_jsonl(run.folder.metadata(cell))}
+        for cell in run.table["cell"]
+    ]
+    assert len(set.union(*images)) == sum(map(len, images)) == 6 * 4
+
+
+def test_the_report_names_them_with_their_code_and_papers(run) -> None:
+    page = run.folder.report_html.read_text(encoding="utf-8")
+    text = " ".join(
+        "".join(p.extract_text() for p in PdfReader(run.folder.report_pdf).pages).split()
+    )
+    for name in run.table["method"]:
+        assert name in page
+        assert name in text
+    for told in ("home_made_for_test.EarlyGuidance", "arXiv 2410.02416", "arXiv 2503.18886"):
+        assert told in page
+    cells = {cell["method"]: cell for cell in run.manifest["cells"]}
+    mine, apg = cells["Mine"]["code"], cells["APG"]["code"]
+    assert mine["class"] == "home_made_for_test.EarlyGuidance"
+    assert mine["sha256"][:12] in page, "which of its versions it was"
+    assert apg["distribution"] == f"diffusers {run.manifest['packages']['diffusers']}"
+    assert "code" not in cells["LoRA+CFG"]
