@@ -13,7 +13,9 @@ from autolora_eval._version import __version__
 
 if TYPE_CHECKING:
     from autolora_eval.benchmark.load import load_benchmark
+    from autolora_eval.generation.sampler import SampledImage, Sampler, SamplerModel
     from autolora_eval.guidance.autolora import AutoLoRAGuidance
+    from autolora_eval.guidance.registry import Method, MethodParameters
     from autolora_eval.plan import make_plan
     from autolora_eval.run_folder import open_run
     from autolora_eval.scoring.diversity import diversity
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AutoLoRAGuidance": "autolora_eval.guidance.autolora",
+    "Method": "autolora_eval.guidance.registry",
+    "MethodParameters": "autolora_eval.guidance.registry",
     "PairwiseCosineDiversity": "autolora_eval.scoring.torchmetric",
+    "SampledImage": "autolora_eval.generation.sampler",
+    "Sampler": "autolora_eval.generation.sampler",
+    "SamplerModel": "autolora_eval.generation.sampler",
     "diversity": "autolora_eval.scoring.diversity",
     "load_benchmark": "autolora_eval.benchmark.load",
     "make_plan": "autolora_eval.plan",
@@ -32,7 +39,12 @@ _HOMES = {
 
 __all__ = [
     "AutoLoRAGuidance",
+    "Method",
+    "MethodParameters",
     "PairwiseCosineDiversity",
+    "SampledImage",
+    "Sampler",
+    "SamplerModel",
     "__version__",
     "diversity",
     "load_benchmark",

@@ -112,7 +112,10 @@ def _setting(cells: list[Row], counted: Mapping[str, object]) -> str:
     found = (number(cell.get("nfe")) or number(counted.get(str(cell.get("id")))) for cell in cells)
     nfe = list(dict.fromkeys(found))
     passes = " / ".join("not recorded" if n is None else count(n) for n in nfe)
-    told = "passes per image not recorded" if nfe == [None] else f"{passes} passes per image"
+    told = f"{passes} passes per image"
+    if nfe == [None]:
+        by_itself = any("sampler" in _with_point(cell) for cell in cells)
+        told = "passes not counted" if by_itself else "passes per image not recorded"
     return clip("; ".join([", ".join(named) or "no parameters", told]), VALUE_LENGTH)
 
 
