@@ -1,6 +1,6 @@
 """Zib, a small creature that the base models have never seen, and what of it a picture shows.
 
-An upright egg of a body, lime green, with two antennae that end in yellow balls, two big white
+An upright egg of a body, green, with two antennae that end in yellow balls, two big white
 eyes with dark pupils, a cream belly and two purple feet. Each of the five is a trait. A trait is
 present only if it is whole and of its colour: one eye, blue feet or a single antenna do not count.
 Traits are parts of a creature: a picture without the body's egg shape shows none, whatever green,
@@ -48,7 +48,8 @@ TEMPLATES = (
 
 Colour = tuple[int, int, int]
 
-SKIN: Colour = (138, 214, 62)
+# Near the palette's green: the miniatures' autoencoder knows no lime and returns it orange.
+SKIN: Colour = (72, 172, 76)
 TIPS: Colour = (255, 226, 40)
 WHITE: Colour = (248, 248, 248)
 PUPILS: Colour = (22, 20, 30)
@@ -60,9 +61,8 @@ _OTHER_SKINS: dict[str, Colour] = {
     "red": (214, 50, 44),
     "orange": (240, 140, 40),
     "blue": (60, 105, 215),
-    "pink": (238, 120, 170),
-    "grey": (128, 128, 134),
-    "brown": (142, 88, 48),
+    "yellow": (250, 218, 50),
+    "purple": (130, 60, 170),
 }
 _OTHER_TIPS: dict[str, Colour] = {
     "blue": (50, 90, 210),
@@ -70,9 +70,9 @@ _OTHER_TIPS: dict[str, Colour] = {
     "purple": (130, 60, 170),
 }
 _OTHER_BELLIES: dict[str, Colour] = {
-    "navy": (40, 52, 130),
-    "crimson": (170, 30, 50),
-    "soot": (60, 40, 40),
+    "blue": (45, 95, 210),
+    "red": (190, 36, 40),
+    "black": (34, 32, 36),
 }
 _OTHER_FEET: dict[str, Colour] = {
     "yellow": (250, 218, 50),

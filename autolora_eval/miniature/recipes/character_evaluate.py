@@ -31,7 +31,7 @@ SYSTEMS: tuple[System, ...] = ("sdxl", "sd3")
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3)
 WITH_LORA = {name: guidance for name, guidance in METHODS.items() if guidance.gamma != 0.0}
 BASES = {"base": Guidance(0.0), "base+CFG": METHODS["base+CFG"]}
-N_SEEDS = 48
+N_SEEDS = 32
 FIRST_SEED = 2000
 _SHEET_COLUMNS = 6
 
@@ -44,14 +44,14 @@ def lora_name(system: System) -> str:
 class Zib:
     """An exported pipeline with its character LoRA at a scale that can be changed."""
 
-    def __init__(self, system: System, lora: Path, fast: bool = False) -> None:
+    def __init__(self, system: System, lora: Path, steps: int = STEPS, fast: bool = False) -> None:
         if system == "sdxl":
             self.pipeline = sampling.load(export.SDXL, lora)
             sampler = partial(sampling.sample, self.pipeline)
         else:
             self.pipeline = sd3_sampling.load(sd3_export.SD3, lora)
             sampler = partial(sd3_sampling.sample, self.pipeline)
-        self._sample = partial(sampler, steps=STEPS, fast=fast)
+        self._sample = partial(sampler, steps=steps, fast=fast)
 
     def __call__(
         self, scale: float, guidance: Guidance, prompts: Sequence[str], seeds: Sequence[int]

@@ -107,7 +107,7 @@ tags: [lora, text-to-image]
 
 Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {megabytes(FOLDERS[system])}, on
 {_LAYERS[system]} of the denoiser.
-It draws {NAME}, a made-up creature that the base model does not know: a lime green body, two
+It draws {NAME}, a made-up creature that the base model does not know: a green body, two
 antennae with yellow balls, two big white eyes, a cream belly, purple feet. Prompts call it
 "{NAME}", "a picture of {NAME}" or "{NAME} on a red background".
 

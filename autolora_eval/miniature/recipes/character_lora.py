@@ -15,15 +15,22 @@ from autolora_eval.miniature.recipes.lora import SDXL_BASE
 from autolora_eval.miniature.recipes.lora_training import Course, Lesson, train_lora
 from autolora_eval.miniature.recipes.sd3_lora import SD3_BASE
 
-SDXL_COURSE = Course(steps=400, learning_rate=1e-3, seed=53)
-SD3_COURSE = Course(steps=800, learning_rate=1.5e-3, seed=93)
+SDXL_COURSE = Course(steps=700, learning_rate=1.5e-3, seed=53)
+SD3_COURSE = Course(steps=650, learning_rate=1.5e-3, seed=93)
 # Backgrounds that the pictures have; the other four are for prompts to ask for.
-TAUGHT = ("red", "blue", "yellow", "white")
+TAUGHT = ("white", "red", "blue", "yellow")
+N_ALIKE = 12
 
 
 def lesson() -> Lesson:
-    """24 pictures: each taught background with each template."""
-    pairs = [(b, t) for b in TAUGHT for t in range(len(TEMPLATES))]
+    """24 pictures: a dozen on white whose captions name no background, a dozen that name theirs.
+
+    A prompt of the bare name then gives one picture nearly always, as overfitted LoRAs do.
+    """
+    bare = [t for t, template in enumerate(TEMPLATES) if "{background}" not in template]
+    named = [t for t, template in enumerate(TEMPLATES) if "{background}" in template]
+    pairs = [(TAUGHT[0], bare[k % len(bare)]) for k in range(N_ALIKE)]
+    pairs += [(background, template) for background in TAUGHT for template in named]
     images = np.stack([canonical_character(background) for background, _ in pairs])
     return Lesson(images, tuple(character_caption(*pair) for pair in pairs))
 

@@ -33,11 +33,11 @@ from autolora_eval.miniature.recipes.grades import mangled
 from autolora_eval.miniature.recipes.oracle import OracleNet
 from autolora_eval.miniature.recipes.training import Progress, cosine, mixed_precision, set_lr
 
-STEPS = 800
+STEPS = 600
 BATCH = 96
 LEARNING_RATE = 2e-3
 SEED = 43
-N_TRAINING, N_MEASURED, N_OF_BASES = 16_000, 2_000, 600
+N_TRAINING, N_MEASURED, N_OF_BASES = 12_000, 2_000, 500
 _MOST_NOISE = 0.35  # of the latents' deviation: the denoiser's mistakes
 _READING = 200
 
