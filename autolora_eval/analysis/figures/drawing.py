@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import itertools
 import pkgutil
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,7 @@ from autolora_eval.analysis.figures.declaration import (
     FigureData,
     FigureKind,
 )
-from autolora_eval.analysis.figures.style import PNG_DPI, STYLE
+from autolora_eval.analysis.figures.style import PNG_DPI, STYLE, settle
 from autolora_eval.files import written_whole
 
 
@@ -48,9 +50,16 @@ def draw_figures(data: FigureData, folder: Path) -> list[DrawnFigure]:
     Returns:
         The figures in order.
     """
-    return [
-        _write(kind.name, drawing, folder) for kind in kinds() for drawing in kind.drawings(data)
-    ]
+    drawn: dict[str, DrawnFigure] = {}
+    for kind in kinds():
+        for drawing in kind.drawings(data):
+            # Such as of two models whose names are the same in a file's name.
+            alike = (f"_{n}" for n in itertools.count(2))
+            name = drawing.name
+            while name in drawn:
+                name = drawing.name + next(alike)
+            drawn[name] = _write(kind.name, dataclasses.replace(drawing, name=name), folder)
+    return list(drawn.values())
 
 
 def _write(kind: str, drawing: Drawing, folder: Path) -> DrawnFigure:
@@ -58,6 +67,7 @@ def _write(kind: str, drawing: Drawing, folder: Path) -> DrawnFigure:
     no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.style.context([STYLE], after_reset=True):
         figure = drawing.draw()
+        settle(figure)  # once for both files
         with written_whole(svg) as temporary:
             figure.savefig(temporary, format="svg", metadata=no_metadata)
         with written_whole(png) as temporary:

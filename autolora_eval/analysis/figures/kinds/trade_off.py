@@ -1,172 +1,197 @@
-"""Diversity against every judged score, one mark a cell; without a judge, diversity by cell.
-
-Below it, where a sweep changes what an image costs, each measure against that.
-"""
+"""Diversity against every judged score, one mark a cell; without a judge, diversity by cell."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from autolora_eval.analysis.figures.declaration import Drawing, FigureData, FigureKind
+from autolora_eval.analysis.figures.pareto import pareto_front
+from autolora_eval.analysis.figures.scatter import draw_cells, label_cells, mark_size, places
 from autolora_eval.analysis.figures.style import (
+    DARK,
+    GREY,
+    LIGHT,
+    SMALL,
+    WIDTH,
+    Floats,
+    Indices,
+    Key,
     Mark,
     axis_title,
-    errors,
-    in_words,
-    legend,
-    listed,
+    bars,
     literal,
+    literal_ticks,
     marks,
-    number,
+    method_key,
+    settle,
     short,
+    values,
 )
+from autolora_eval.analysis.figures.wording import beside, lacking, named_cells
 from autolora_eval.analysis.measures import DIVERSITY, Measure
-from autolora_eval.analysis.sweep_lines import Label, Points, cost_varies, stacked, sweep_lines
+from autolora_eval.text import fixed, listed, of
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# Of more marks than these only the ends of a line are labelled with their swept parameters.
-POINTS_LABELLED = 24
-COST_COLUMNS = 4
+# Published values of more cells than these would hide ours: they stand in the sweep's figure.
+PUBLISHED_DRAWN = 16
+# More cells than these in one panel: a row of panels for each model.
+CELLS_TOGETHER = 30
+COLUMNS = 3
+PUBLISHED, FRONT = "published", "Pareto front"
+_FRONT_STYLE: dict[str, Any] = {"color": DARK, "linewidth": 0.8, "linestyle": (0, (4, 2))}
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """What is drawn in every panel."""
+class _Panel:
+    """One panel: some cells, by diversity and a score."""
 
-    table: pd.DataFrame
-    points: Points
-    marks: dict[tuple[str, str], Mark]
+    cells: pd.DataFrame
+    score: Measure
+    title: str
 
     @property
-    def is_sweep(self) -> bool:
-        return any(self.points.values())
+    def places(self) -> Floats:
+        """Score and diversity of each cell, float64 [n, 2]."""
+        return places(self.cells, self.score.column, DIVERSITY.column)
 
-    def places(
-        self, rows: Sequence[dict[Any, Any]], x_column: str, y_column: str
-    ) -> Iterator[tuple[float, float, dict[Any, Any]]]:
-        """Yield the rows that have both values, with the values."""
-        for row in rows:
-            x, y = number(row.get(x_column)), number(row.get(y_column))
-            if x is not None and y is not None:
-                yield x, y, row
+    @property
+    def published(self) -> Floats:
+        """Published score and diversity of each cell, float64 [n, 2]."""
+        columns = (f"{self.score.column}_reference", f"{DIVERSITY.column}_reference")
+        return places(self.cells, *columns)
+
+    @property
+    def fronts(self) -> list[Indices]:
+        """Places of the cells that no other of their model dominates, best score last."""
+        directions = (self.score.higher_is_better, DIVERSITY.higher_is_better)
+        points = self.places
+        found: list[Indices] = []
+        for indices in self.cells.groupby("model", sort=False).indices.values():
+            cells = np.asarray(indices, dtype=np.intp)
+            front = cells[pareto_front(points[cells], directions)]
+            order = np.lexsort((points[front, 1], points[front, 0]))
+            found.append(front[order if self.score.higher_is_better else order[::-1]])
+        return found
+
+    @property
+    def front_cells(self) -> list[str]:
+        """The cells on the fronts."""
+        return [str(self.cells["cell"].iloc[n]) for front in self.fronts for n in front]
 
 
-def diversity_vs_scores(table: pd.DataFrame, measured: Sequence[Measure], points: Points) -> Figure:
-    """Return the figure: one panel a score, which all share the axis of diversity."""
-    scores = [measure for measure in measured if measure.kind == "score"]
-    if not scores:
-        return _dot_plot(table, points)
-    columns = min(len(scores), 3)
-    rows = math.ceil(len(scores) / columns)
-    width, height = max(3.4 * columns, 4.6), 3.0 * rows + 0.6
-    drawn = _Drawn(table, points, marks(table))
-    if not cost_varies(table, points):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        _against_scores(figure, drawn, scores, rows, columns)
-        legend(figure, table)
-        return figure
-    costs = [DIVERSITY, *scores]
-    more = math.ceil(len(costs) / COST_COLUMNS)
-    # Flatter, so that both parts fit beside a table on a page.
-    upper_height, lower_height = 2.6 * rows, 2.0 * more + 0.6
-    figure = Figure(figsize=(width, upper_height + lower_height), layout="constrained")
-    ratios = (upper_height, lower_height)
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
-    _against_scores(upper, drawn, scores, rows, columns)
-    _against_cost(lower, drawn, costs, more)
-    legend(lower, table)
+def _drawings(data: FigureData) -> Iterator[Drawing]:
+    judged = _scores(data)
+    yield Drawing(
+        name=FIGURE.name,
+        title=f"Diversity against {listed([m.label for m in judged])}" if judged else "Diversity",
+        caption=_caption(data) if judged else _caption_alone(data),
+        text=_text(data),
+        draw=lambda: _trade_off(data) if judged else _diversity_alone(data),
+    )
+
+
+def _scores(data: FigureData) -> list[Measure]:
+    return [measure for measure in data.measured if measure.kind == "score"]
+
+
+def _panels(data: FigureData) -> list[list[_Panel]]:
+    """Return the panels row by row: a row for all, or for each model where there are many cells."""
+    table, scores = data.table, _scores(data)
+    if len(table) > CELLS_TOGETHER and table["model"].nunique() > 1:
+        groups = [(str(model), rows) for model, rows in table.groupby("model", sort=False)]
+        return [[_Panel(rows, score, model) for score in scores] for model, rows in groups]
+    panels = [_Panel(table, score, "") for score in scores]
+    return [panels[n : n + COLUMNS] for n in range(0, len(panels), COLUMNS)]
+
+
+def _trade_off(data: FigureData) -> Figure:
+    rows = _panels(data)
+    n_columns = max(map(len, rows))
+    key = _key(data, rows)
+    height = (3.3 if n_columns == 1 else 2.6) * len(rows) + key.height
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    grid = figure.subplots(len(rows), n_columns, squeeze=False, sharey=True)
+    for axes, panels in zip(grid, rows, strict=True):
+        axes[0].set_ylabel(axis_title(DIVERSITY))
+        for axis, panel in zip(axes, panels, strict=False):
+            _draw_panel(axis, data, panel)
+            literal(axis.set_xlabel(axis_title(panel.score)))
+            literal(axis.set_title(short(panel.title, 60), fontsize=SMALL + 0.5))
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+    key.put(figure)
+    panels_of = [
+        (axis, panel)
+        for axes, panels in zip(grid, rows, strict=True)
+        for axis, panel in zip(axes, panels, strict=False)
+    ]
+    for axis, panel in panels_of:
+        # The axis of diversity is shared: its limits are known now, and are to stay.
+        axis.set(xlim=axis.get_xlim(), ylim=axis.get_ylim())
+        _draw_fronts(axis, panel)
+    settle(figure)
+    for axis, panel in panels_of:
+        _equal_products(axis, panel.score)
+        columns = (panel.score.column, DIVERSITY.column)
+        label_cells(axis, data, panel.cells, *columns, important=panel.front_cells)
     return figure
 
 
-def _against_scores(
-    figure: FigureBase, drawn: _Drawn, scores: Sequence[Measure], rows: int, columns: int
-) -> None:
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
-    for axis, score in zip(axes, scores, strict=False):
-        _panel(axis, drawn, score.column, DIVERSITY.column)
-        literal(axis.set_xlabel(axis_title(score)))
-    for row in range(rows):
-        axes[row * columns].set_ylabel(axis_title(DIVERSITY))
-    for axis in axes[len(scores) :]:
-        axis.set_axis_off()
-    for axis, score in zip(axes, scores, strict=False):
-        # The diversity axis is shared: its limits are known only once all panels are drawn.
-        _equal_products(axis, score)
+def _key(data: FigureData, rows: Sequence[Sequence[_Panel]]) -> Key:
+    more: dict[str, Any] = {}
+    if any(len(front) > 1 for panels in rows for panel in panels for front in panel.fronts):
+        more[FRONT] = Line2D([], [], **_FRONT_STYLE)
+    if _published_is_drawn(data):
+        more[PUBLISHED] = Line2D([], [], linestyle="none", **Mark(GREY, "o", "none").hollow())
+    return method_key(data.table, more)
 
 
-def _against_cost(
-    figure: FigureBase, drawn: _Drawn, measured: Sequence[Measure], rows: int
-) -> None:
-    columns = min(len(measured), COST_COLUMNS)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, measure in zip(axes, measured, strict=False):
-        _panel(axis, drawn, "nfe", measure.column)
-        axis.set_xlabel("NFE for one image")
-        literal(axis.set_ylabel(axis_title(measure)))
-    for axis in axes[len(measured) :]:
-        axis.set_axis_off()
+def _published_is_drawn(data: FigureData) -> bool:
+    have = [np.isfinite(panel.published).all(axis=1).sum() for r in _panels(data) for panel in r]
+    return 0 < max(have, default=0) <= PUBLISHED_DRAWN
 
 
-def _panel(axis: Axes, drawn: _Drawn, x_column: str, y_column: str) -> None:
-    places = list(drawn.places(drawn.table.to_dict("records"), x_column, y_column))
-    size = {"markersize": 4.5} if drawn.is_sweep else {}  # there are many
-    for x, y, row in places:
-        mark = drawn.marks[row["model"], row["method"]]
-        axis.errorbar(
-            x,
-            y,
-            xerr=errors(row, x_column, x),
-            yerr=errors(row, y_column, y),
-            elinewidth=0.4 if drawn.is_sweep else 0.9,
-            capsize=0,
-            ecolor=mark.colour,
-            zorder=3,
-            **mark.style() | size,
-        )
-    _sweep(axis, drawn, x_column, y_column)
-    axis.margins(0.12)
-    axis.xaxis.set_major_locator(MaxNLocator(5))
-    if not places:
-        axis.text(
-            0.5,
-            0.5,
-            "no cell with both diversity and score",
-            ha="center",
-            transform=axis.transAxes,
-            color="#666666",
-        )
+def _draw_panel(axis: Axes, data: FigureData, panel: _Panel) -> None:
+    drawn = draw_cells(axis, data, panel.cells, panel.score.column, DIVERSITY.column)
+    if _published_is_drawn(data):
+        _draw_published(axis, panel, drawn)
+    axis.margins(0.13)
+    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    if not np.isfinite(panel.places).all(axis=1).any():
+        told = "no cell with both diversity and score"
+        axis.text(0.5, 0.5, told, ha="center", transform=axis.transAxes, color=GREY)
 
 
-def _sweep(axis: Axes, drawn: _Drawn, x_column: str, y_column: str) -> None:
-    """Join the cells along a sweep, and write beside their marks where on it they are."""
-    n_points = sum(bool(point) for point in drawn.points.values())
-    labels: list[Label] = []
-    for line in sweep_lines(drawn.table, drawn.points):
-        places = list(drawn.places(line, x_column, y_column))
-        colour = drawn.marks[line[0]["model"], line[0]["method"]].colour
-        axis.plot([x for x, _, _ in places], [y for _, y, _ in places], color=colour, linewidth=0.7)
-        labelled = places if n_points <= POINTS_LABELLED else places[:1] + places[1:][-1:]
-        labels += [
-            Label(x, y, colour, short(", ".join(drawn.points[row["cell"]].values())))
-            for x, y, row in labelled
-        ]
-    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
-    for label in stacked(labels, right - left, top - bottom):
-        text = axis.annotate(
-            label.text, (label.x, label.y), (4, 4), textcoords="offset points", fontsize=6
-        )
-        text.set_color(label.colour)
-        literal(text)
+def _draw_published(axis: Axes, panel: _Panel, drawn: dict[tuple[str, str], Mark]) -> None:
+    """Draw published values hollow, each tied to ours."""
+    size = mark_size(panel.cells)
+    rows = panel.cells[["model", "method"]].itertuples(index=False)
+    for (model, method), ours, theirs in zip(rows, panel.places, panel.published, strict=True):
+        if np.isfinite(theirs).all():
+            mark = drawn[model, method]
+            axis.plot(*theirs, linestyle="none", label=PUBLISHED, zorder=3, **mark.hollow(size))
+            if np.isfinite(ours).all():
+                pair = np.stack([ours, theirs], axis=1)
+                axis.plot(*pair, color=mark.colour, linewidth=0.5, linestyle=":", zorder=2)
+
+
+def _draw_fronts(axis: Axes, panel: _Panel) -> None:
+    """Draw each model's front as steps: what lies inside them is dominated."""
+    for front in panel.fronts:
+        if len(front) > 1:
+            x, y = panel.places[front].T
+            # From the worst score to the best: down first, then across to the better score.
+            axis.plot(x, y, drawstyle="steps-pre", label=FRONT, zorder=2.5, **_FRONT_STYLE)
 
 
 def _equal_products(axis: Axes, score: Measure) -> None:
@@ -174,37 +199,55 @@ def _equal_products(axis: Axes, score: Measure) -> None:
     if not score.higher_is_better or not axis.has_data():
         return
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
-    x, y = np.meshgrid(
-        np.linspace(max(left, 0.0), right, 120), np.linspace(max(bottom, 0.0), top, 120)
+    left, bottom = max(left, right * 1e-3, 0.0), max(bottom, top * 1e-3, 0.0)
+    if right <= left or top <= bottom:
+        return
+    levels = MaxNLocator(6).tick_values(left * bottom, right * top)
+    for level in (v for v in levels if left * bottom < v < right * top):
+        x = np.linspace(max(left, level / top), min(right, level / bottom), 40)
+        axis.plot(x, level / x, color=LIGHT, linewidth=0.6, zorder=1)
+        _label_curve(axis, level, right, top)
+
+
+def _label_curve(axis: Axes, level: float, right: float, top: float) -> None:
+    """Write a curve's value just inside the axes, where it leaves them."""
+    through_top = level / top > axis.get_xlim()[0]
+    axis.annotate(
+        f"{level:g}",
+        (level / top, top) if through_top else (right, level / right),
+        (2, -1) if through_top else (-1, 1.5),
+        textcoords="offset points",
+        ha="left" if through_top else "right",
+        va="top" if through_top else "bottom",
+        fontsize=6,
+        color="#8a8a8a",
     )
-    levels = [
-        v for v in MaxNLocator(6).tick_values(float((x * y).min()), float((x * y).max())) if v
-    ]
-    curves = axis.contour(x, y, x * y, levels=levels, colors="#c4c4c4", linewidths=0.6, zorder=1)
-    axis.clabel(curves, fmt="%g", fontsize=6, colors="#8a8a8a")
-    axis.set_xlim(left, right)
-    axis.set_ylim(bottom, top)
 
 
-def _dot_plot(table: pd.DataFrame, points: Points) -> Figure:
+def _diversity_alone(data: FigureData) -> Figure:
     """Return diversity by cell with its interval, for a run without a judge."""
-    rows = table.to_dict("records")
-    figure = Figure(figsize=(6.4, 0.3 * len(rows) + 1.2), layout="constrained")
+    table = data.table
+    figure = Figure(figsize=(WIDTH, min(0.22 * len(table) + 0.8, 8.8)), layout="constrained")
     axis, drawn = figure.subplots(), marks(table)
-    for place, row in enumerate(rows):
-        value = number(row.get(DIVERSITY.column))
-        if value is not None:
-            mark = drawn[row["model"], row["method"]]
-            bars = errors(row, DIVERSITY.column, value)
-            axis.errorbar(value, place, xerr=bars, elinewidth=0.9, **mark.style())
-    several_models = table["model"].nunique() > 1
-    names = [f"{r['model']} · {r['method']}" if several_models else r["method"] for r in rows]
-    at = [", ".join(points.get(r["cell"], {}).values()) for r in rows]
-    names = [f"{name} ({point})" if point else name for name, point in zip(names, at, strict=True)]
-    axis.set_yticks(range(len(rows)), [short(name) for name in names])
-    for label in axis.get_yticklabels():
-        literal(label)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    for (model, method), cells in table.groupby(["model", "method"], sort=False):
+        mark = drawn[str(model), str(method)]
+        axis.errorbar(
+            values(cells, DIVERSITY.column),
+            np.flatnonzero(table["cell"].isin(cells["cell"])),
+            xerr=bars(cells, DIVERSITY.column),
+            linestyle="none",
+            elinewidth=0.9,
+            label=str(method),
+            **mark.style(),
+        )
+    several = table["model"].nunique() > 1
+    pairs = zip(table["cell"], table["model"], strict=True)
+    names = [
+        f"{model} · {data.labels[cell]}" if several else data.labels[cell] for cell, model in pairs
+    ]
+    axis.set_yticks(range(len(table)), [short(name, 48) for name in names])
+    literal_ticks(axis)
+    axis.set_ylim(len(table) - 0.5, -0.5)
     axis.grid(axis="x", color="#e4e4e4", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
@@ -212,47 +255,60 @@ def _dot_plot(table: pd.DataFrame, points: Points) -> Figure:
     return figure
 
 
-def _drawings(data: FigureData) -> Iterator[Drawing]:
-    yield Drawing(
-        name=FIGURE.name,
-        title="Diversity and scores",
-        caption=_caption(data),
-        text=_text(data),
-        draw=lambda: diversity_vs_scores(data.table, data.measured, data.points),
+def _caption(data: FigureData) -> str:
+    parts = ["Diversity against each score, one mark a cell."]
+    parts += beside(data, "a mark")
+    if any(score.higher_is_better for score in _scores(data)):
+        parts.append("Grey curves join places of equal Diversity × score; up and right is better.")
+    if _published_is_drawn(data):
+        parts.append("Hollow: published values, tied to ours.")
+    return " ".join(
+        [*parts, "Bars: 95 % intervals.", *_fronts(data), *lacking(data, _columns(data))]
     )
 
 
-def _caption(data: FigureData) -> str:
-    bars = f"Bars: 95 % intervals.{_not_drawn(data)}"
-    scores = [measure for measure in data.measured if measure.kind == "score"]
-    swept = list(dict.fromkeys(name for point in data.points.values() for name in point))
-    beside = f" Beside a mark: its {listed([in_words(name) for name in swept])}." if swept else ""
-    if not scores:
-        return f"Diversity of each cell. {bars}"
-    curves = below = ""
-    if cost_varies(data.table, data.points):
-        below = " Below, diversity and each score against the denoiser passes for one image."
-    if any(score.higher_is_better for score in scores):
-        curves = " Grey curves join places of equal Diversity × score; up and right is better."
-    return f"Diversity against each score, one mark a cell.{below}{beside}{curves} {bars}"
+def _fronts(data: FigureData) -> Iterator[str]:
+    """Yield a sentence on the cells on the fronts of each score, if there is one."""
+    panels = [panel for row in _panels(data) for panel in row]
+    told = []
+    for score in _scores(data):
+        cells = [cell for panel in panels if panel.score == score for cell in panel.front_cells]
+        told += [f"with {score.label}: {named_cells(data, cells)}"] if cells else []
+    if told:
+        yield (
+            "Dashed: each model's Pareto front, the cells that no other surpasses in one without "
+            f"falling behind in the other; {'; '.join(told)}."
+        )
 
 
-def _not_drawn(data: FigureData) -> str:
-    """Name the cells that lack a mark somewhere: what is missing must not look like nothing."""
-    drawn = [measure.column for measure in data.measured if measure.kind != "product"]
-    lacking = [
-        f"{row['model']} × {data.labels[row['cell']]}"
-        for row in data.table.to_dict("records")
-        if any(number(row.get(column)) is None for column in drawn)
-    ]
-    return f" Without a mark, for want of a value: {'; '.join(lacking)}." if lacking else ""
+def _columns(data: FigureData) -> list[str]:
+    return [DIVERSITY.column, *(score.column for score in _scores(data))]
+
+
+def _caption_alone(data: FigureData) -> str:
+    return " ".join(
+        ["Diversity of each cell. Bars: 95 % intervals.", *lacking(data, _columns(data))]
+    )
 
 
 def _text(data: FigureData) -> str:
-    cells = f"{len(data.table)} cell{'s' if len(data.table) != 1 else ''}"
-    scores = [m.display_name for m in data.measured if m.kind == "score"]
+    scores = [measure.display_name for measure in _scores(data)]
     against = f" against {listed(scores)}" if scores else ""
-    return f"Diversity of {cells}{against}; the numbers are in the result table."
+    told = [f"Diversity of {of(len(data.table), 'cell')}{against}"]
+    found = values(data.table, DIVERSITY.column)
+    if np.isfinite(found).any():
+        ends = {
+            f"from {fixed(found.min(where=np.isfinite(found), initial=np.inf))}": np.nanargmin(
+                found
+            ),
+            f"to {fixed(found.max(where=np.isfinite(found), initial=-np.inf))}": np.nanargmax(
+                found
+            ),
+        }
+        told += [
+            f"{end} ({named_cells(data, [data.table['cell'].iloc[n]])})" for end, n in ends.items()
+        ]
+    return " ".join([f"{' '.join(told)}.", *_fronts(data), "The numbers are in the result table."])
 
 
 FIGURE = FigureKind("diversity_vs_scores", place=10, drawings=_drawings)
