@@ -203,6 +203,9 @@ Licence: Apache-2.0.
 
 
 def write_cards(work_dir: Path) -> None:
-    """Write both README.md from the measured figures."""
+    """Write both README.md, and the measured figures beside the pipeline's."""
     (SDXL / "README.md").write_text(_sdxl_card(work_dir), encoding="utf-8")
     (LORA / "README.md").write_text(_lora_card(work_dir), encoding="utf-8")
+    names = ("text", "vae", "unet", "unet_tuned", "pixel_art_lora", "evaluation", "oracle")
+    figures = {name: read(work_dir, name) for name in names}
+    (SDXL / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
