@@ -4,7 +4,17 @@ from __future__ import annotations
 
 _COMPUTED = frozenset(
     (
-        *("cell", "model", "method", "guider", "sampler", "prompt", "prompt_index", "seed"),
+        *(
+            "cell",
+            "model",
+            "method",
+            "guider",
+            "sampler",
+            "images",
+            "prompt",
+            "prompt_index",
+            "seed",
+        ),
         *("image_id", "file", "sha256", "nfe", "unscored_reason", "image_error", "n_images"),
         *("n_missing", "n_unscored", "n_undefined_prompts", "diversity", "reason", "rater"),
         *("lora_scale", "num_inference_steps"),

@@ -82,10 +82,10 @@ def other_settings(plan: Plan, folder: RunFolder) -> list[str]:
 
 
 def update_manifest(folder: RunFolder, **sections: Any) -> None:  # noqa: ANN401
-    """Replace sections of the manifest; within `models` and `stages`, entries are merged."""
+    """Replace sections of the manifest; within models, image_sets and stages they are merged."""
     manifest = folder.read_manifest()
     for name, value in sections.items():
-        if name in ("models", "stages"):
+        if name in ("models", "image_sets", "stages"):
             before = manifest.get(name, {})
             value = before | {key: before.get(key, {}) | new for key, new in value.items()}
         manifest[name] = value

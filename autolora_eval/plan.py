@@ -57,10 +57,11 @@ class Cell:
     def columns(self) -> dict[str, Any]:
         """The cell's parameters as columns of the tables: numbers and text."""
         parameters = self.parameters.model_dump()
+        made_here = self.parameters.uses_the_model
         return {
             self.method.kind: self.method.rule.name,
-            "lora_scale": self.model.spec.lora.scale,
-            "num_inference_steps": self.model.spec.num_inference_steps,
+            "lora_scale": self.model.spec.lora.scale if made_here else None,
+            "num_inference_steps": self.model.spec.num_inference_steps if made_here else None,
             **{parameter_column(name): _in_a_column(value) for name, value in parameters.items()},
         }
 

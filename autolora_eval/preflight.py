@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+from autolora_eval.benchmark.load import ResolvedModel
 from autolora_eval.benchmark.pipelines import INDEX, TESTED, pipeline_class
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.devices import choose_device, require
@@ -22,12 +23,18 @@ PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
 def hub_sources(plan: Plan) -> Iterator[tuple[Source, str]]:
     """Yield every model on the hub with the file that shows whether it is in the local cache."""
     benchmark = plan.benchmark
-    for model in benchmark.models.values():
+    for model in loaded_models(plan):
         yield model.pipeline, INDEX
         yield model.lora, model.lora.weight_name or "README.md"
     yield benchmark.features, "config.json"
     if benchmark.judge is not None:
         yield benchmark.judge, "config.json"
+
+
+def loaded_models(plan: Plan) -> list[ResolvedModel]:
+    """Return the models that make images: others only lend their name to images made elsewhere."""
+    names = {cell.model.name for cell in plan.cells if cell.method.kind != "images"}
+    return [model for name, model in plan.benchmark.models.items() if name in names]
 
 
 def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
@@ -79,7 +86,7 @@ def _hub(plan: Plan) -> None:
 
 def _guided(plan: Plan) -> None:
     """Refuse pipelines that no guider can act on; diffusers is asked of those not tested here."""
-    for model in plan.benchmark.models.values():
+    for model in loaded_models(plan):
         index = cached(model.pipeline, INDEX)
         if index is None or pipeline_class(index, model.pipeline.reference) not in TESTED:
             from autolora_eval.generation.pipeline import open_pipeline
@@ -92,7 +99,7 @@ def _guided(plan: Plan) -> None:
 
 def _own_files(plan: Plan) -> None:
     """Refuse LoRAs that their user must get first."""
-    loras = {model.lora.reference: model.lora for model in plan.benchmark.models.values()}
+    loras = {model.lora.reference: model.lora for model in loaded_models(plan)}
     texts = [absent(lora) for lora in loras.values() if lora.kind == "absent"]
     if texts:
         raise AutoLoRAEvalError("\n  - ".join(texts))

@@ -46,6 +46,10 @@ class RunFolder:
         """Return the list of images that a sampler could not make: one JSON object a line."""
         return self.path / "unmade" / f"{cell}.jsonl"
 
+    def image_set(self, cell: str) -> Path:
+        """Return the account of a cell's images that were made elsewhere, one row a finding."""
+        return self.path / "image_sets" / f"{cell}.csv"
+
     def features(self, cell: str) -> Path:
         """Return the feature matrix of a cell, float32 [N, D]."""
         return self.path / "features" / f"{cell}.safetensors"

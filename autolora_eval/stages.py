@@ -51,6 +51,47 @@ def run(
     return Stages.start(benchmark, output, limit_prompts, limit_seeds, progress).run()
 
 
+def score_images(
+    images: str | Path,
+    benchmark: str | Path,
+    output: str | Path | None = None,
+    *,
+    name: str = "Images",
+    model: str | None = None,
+    limit_prompts: int | None = None,
+    limit_seeds: int | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Score images that were made elsewhere by a benchmark's prompts, seeds, extractor and judge.
+
+    The benchmark's pipeline and LoRA are not needed. Every image is accounted for: missing, extra,
+    duplicate, corrupt, of another size or of one colour (`image_sets/` in the run folder).
+
+    Args:
+        images: a folder or listing; see `autolora_eval.image_sets.read`.
+        benchmark: path of a YAML file, or the name of a shipped benchmark.
+        output: run folder; `reports/<benchmark>-<name>` where not given.
+        name: what the images are called in tables.
+        model: the benchmark's model that they are of; its first where not given.
+        limit_prompts: take only the first so many prompts.
+        limit_seeds: take only the first so many seeds.
+        progress: where progress is drawn; nowhere by default.
+
+    Raises:
+        UsageError: benchmark or images cannot be used as they stand.
+        AutoLoRAEvalError: a stage failed. What was made so far is kept.
+    """
+    from autolora_eval.image_sets.benchmark import set_name, write_set_benchmark
+    from autolora_eval.image_sets.read import read_image_set
+
+    loaded = load_benchmark(benchmark)
+    read_image_set(Path(images))
+    folder = Path(output or Path("reports") / set_name(loaded, name))
+    file = folder / "benchmark.yaml"
+    write_set_benchmark(loaded, Path(images), name, model, file)
+    return Stages.start(file, folder, limit_prompts, limit_seeds, progress).run()
+
+
 class Stages:
     """The stages of one run, each of which can be run alone.
 
@@ -169,7 +210,7 @@ class Stages:
             state_models(self.folder, found.models, found.settings_keys, device)
 
         done = generate(self.plan, self.folder, self.progress, begin)
-        update_manifest(self.folder, models=done.models)
+        update_manifest(self.folder, models=done.models, image_sets=done.image_sets)
         self._note_times("generate", started, done.made, done.reused)
 
     def _note_times(self, stage: str, started: datetime, done: int, reused: int) -> None:

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -24,10 +24,13 @@ from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.guidance.plugins import GROUPS, Kind, find_rule
 from autolora_eval.guidance.registry import MethodParameters, Rule
 from autolora_eval.identity import cached
+from autolora_eval.image_sets.rule import image_set_method
 from autolora_eval.resources import shipped_benchmarks
 from autolora_eval.rubric import Rubric, read_rubric
 
 T = TypeVar("T")
+MethodKind = Literal[Kind, "images"]
+KINDS: tuple[MethodKind, ...] = (*GROUPS, "images")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ResolvedMethod:
     name: str
     rule: Rule
     parameters: MethodParameters
-    kind: Kind = "guider"
+    kind: MethodKind = "guider"
 
 
 @dataclass(frozen=True)
@@ -216,10 +219,10 @@ class _Resolver:
 
     def _method(self, name: str, stated: Mapping[str, Any]) -> ResolvedMethod | None:
         at = ("methods", name)
-        kinds = [kind for kind in GROUPS if kind in stated]
+        kinds = [kind for kind in KINDS if kind in stated]
         if len(kinds) > 1:
             self.problems.append(
-                f"{self.document.where((*at, 'sampler'))}: stands beside 'guider'. A method is "
+                f"{self.document.where((*at, kinds[1]))}: stands beside '{kinds[0]}'. A method is "
                 "one or the other: remove one."
             )
             return None
@@ -235,10 +238,19 @@ class _Resolver:
             self.problems += explained(error, self.document, rule.parameters, at)
             return None
 
-    def _rule(self, kind: Kind, stated: object) -> Rule:
+    def _rule(self, kind: MethodKind, stated: object) -> Rule:
         if stated is None:
             raise UsageError("missing; say which rule, such as 'guider: autolora'.")
+        if kind == "images":
+            return image_set_method(str(stated), self._images(str(stated)))
         return find_rule(kind, str(stated), self.lookup.folders)
+
+    def _images(self, stated: str) -> Path:
+        place = self.lookup.find(stated)
+        if place is None:
+            places = ", ".join(str(folder) for folder in self.lookup.folders)
+            raise UsageError(f"no images at '{stated:.300}' (looked in {places}).")
+        return place
 
     def _sweep(self, methods: Mapping[str, ResolvedMethod | None]) -> Sweep:
         known = {name: method.parameters for name, method in methods.items() if method is not None}

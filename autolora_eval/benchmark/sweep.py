@@ -48,7 +48,7 @@ def fields_of(name: str) -> tuple[str, ...]:
 def takes(parameters: MethodParameters, name: str) -> bool:
     """Tell whether a method takes a swept parameter: it has it, and does not state it itself."""
     if name == LORA_SCALE:
-        return True
+        return parameters.uses_the_model
     stated = parameters.model_fields_set
     return _has(parameters, name) and not stated.intersection(fields_of(name))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,10 +73,25 @@ class ImageDataset:
             and sha256_file(file) == row["sha256"]
         )
 
-    def add(self, jobs: Iterable[ImageJob], images: Iterable[Image.Image], nfe: int | None) -> None:
-        """Write images and then their rows, so that a killed run leaves no row without image."""
+    def add(
+        self,
+        jobs: Iterable[ImageJob],
+        images: Iterable[Image.Image],
+        nfe: int | None,
+        told: Iterable[Mapping[str, str]] | None = None,
+    ) -> None:
+        """Write images and then their rows, so that a killed run leaves no row without image.
+
+        Args:
+            jobs: what they are of.
+            images: RGB.
+            nfe: denoiser passes that one took; None if that is not known.
+            told: what else is to be known of each.
+        """
         self._set_stale_aside()
-        for job, image in zip(jobs, images, strict=True):
+        jobs = list(jobs)
+        also = [{}] * len(jobs) if told is None else told
+        for job, image, more in zip(jobs, images, also, strict=True):
             file = self.folder / job.file
             with written_whole(file) as temporary:
                 image.save(temporary, format="PNG")
@@ -92,6 +107,7 @@ class ImageDataset:
                 "nfe": nfe,
                 "sha256": sha256_file(file),
                 "settings_key": self.settings_key,
+                **more,
             }
         self._write_rows()
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from autolora_eval.benchmark.load import ResolvedModel
 from autolora_eval.devices import choose_device, choose_dtype
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, content_key
 from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.generation.imported import ImportedCell
 from autolora_eval.generation.pipeline import LoraPipeline, Sample
 from autolora_eval.generation.sampled import SampledCell, reason_of, sample_method
 from autolora_eval.guidance.registry import Method
@@ -28,12 +30,14 @@ class Generated:
 
     Attributes:
         models: what each model is, by name.
+        image_sets: account of each cell whose images were made elsewhere, by cell.
         settings_keys: content key of each cell's settings, by cell.
         made: images made now.
         reused: images that were there already.
     """
 
     models: dict[str, Json] = field(default_factory=dict)
+    image_sets: dict[str, Json] = field(default_factory=dict)
     settings_keys: dict[str, str] = field(default_factory=dict)
     made: int = 0
     reused: int = 0
@@ -68,6 +72,8 @@ def generate(
     failed: list[SampledCell] = []
     with progress.task("Generating", plan.n_images) as advance:
         advance(done.reused)
+        # What is wrong with a set of images is known before the first model is loaded.
+        _import(plan, missing, done, advance)
         for model in plan.benchmark.models.values():
             todo = [
                 (data, jobs)
@@ -97,6 +103,22 @@ def generate(
     return done
 
 
+def _import(
+    plan: Plan,
+    missing: Sequence[tuple[ImageDataset, list[ImageJob]]],
+    done: Generated,
+    advance: Advance,
+) -> None:
+    """Copy images that were made elsewhere, where any is not here yet or not accounted for."""
+    for dataset, jobs in missing:
+        if dataset.cell.method.kind == "images":
+            images = ImportedCell.find(dataset.cell, plan)
+            wanted = images.not_accounted_for(dataset, jobs)
+            advance(len(jobs) - len(wanted))
+            if wanted or not dataset.run.image_set(dataset.cell.id).is_file():
+                done.image_sets[dataset.cell.id] = images.fill(dataset, wanted, advance)
+
+
 def _by_sampler(
     todo: Sequence[tuple[ImageDataset, Sequence[ImageJob]]],
 ) -> Iterable[list[SampledCell]]:
@@ -114,7 +136,11 @@ def _look(
     """Return what every model and cell is, and the images that each cell lacks."""
     done, missing = Generated(), []
     for model in plan.benchmark.models.values():
-        what = {"pipeline": identity(model.pipeline), "lora": lora_identity(model.lora)}
+        cells = [cell for cell in plan.cells if cell.model.name == model.name]
+        if all(cell.method.kind == "images" for cell in cells):
+            what = _not_loaded(model)
+        else:
+            what = {"pipeline": identity(model.pipeline), "lora": lora_identity(model.lora)}
         done.models[model.name] = {
             **what,
             "scale": _scales(plan, model.name),
@@ -122,9 +148,12 @@ def _look(
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
         }
-        for cell in (cell for cell in plan.cells if cell.model.name == model.name):
+        for cell in cells:
             batch_size = plan.benchmark.spec.batch_size
-            key = settings_key(cell, what, batch_size, device.type, str(dtype))
+            if cell.method.kind == "images":
+                key = ImportedCell.find(cell, plan).settings_key
+            else:
+                key = settings_key(cell, what, batch_size, device.type, str(dtype))
             dataset = ImageDataset.open(folder, cell, key)
             jobs = dataset.missing(plan.jobs)
             missing.append((dataset, jobs))
@@ -132,6 +161,15 @@ def _look(
             done.reused += len(plan.jobs) - len(jobs)
             done.made += len(jobs)
     return done, missing
+
+
+def _not_loaded(model: ResolvedModel) -> dict[str, Json]:
+    """Return what is known of a model that makes none of its cells' images."""
+    parts = {"pipeline": model.pipeline, "lora": model.lora}
+    return {
+        name: {"reference": source.reference, "kind": source.kind, "used": False}
+        for name, source in parts.items()
+    }
 
 
 def _scales(plan: Plan, model: str) -> float | list[float]:

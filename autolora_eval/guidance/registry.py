@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 class MethodParameters(BaseModel):
     """Parameters of a method as the benchmark file states them; unknown ones are refused."""
+
+    # Whether the images are made by the benchmark's model, with its LoRA.
+    uses_the_model: ClassVar[bool] = True
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
