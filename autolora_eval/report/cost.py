@@ -92,42 +92,47 @@ def _range(found: list[str]) -> str:
 
 
 def cost_table(evidence: Evidence) -> ResultTable:
-    """Return passes, seconds and judge calls of every cell, with those of the baseline's beside."""
+    """Return passes, seconds and judge calls, a line for all cells that are made alike."""
     columns = {"NFE for one image": "nfe"}
     if has_seconds(evidence):
         columns["Seconds for one image"] = SECONDS
     if any(number(row.get(DENOISER_SECONDS)) is not None for row in evidence.rows):
         columns["of them in the denoiser"] = DENOISER_SECONDS
-    groups = [
-        Group(
-            clip(model, NAME_LENGTH),
-            [Line(evidence.labels[row["cell"]], _line(evidence, row, columns)) for row in rows],
-        )
-        for model, rows in evidence.models.items()
-    ]
+    groups = []
+    for model, rows in evidence.models.items():
+        alike: dict[tuple[str, object], list[Row]] = {}
+        for row in rows:
+            alike.setdefault((str(row["method"]), row.get("nfe")), []).append(row)
+        lines = [_line(evidence, found, columns) for found in alike.values()]
+        groups.append(Group(clip(model, NAME_LENGTH), lines))
     heads = [*columns, "NFE in all", *(["Judge calls"] if evidence.judged else [])]
     caption = (
-        "NFE: denoiser passes really made. Small: times the baseline's at the same sweep point."
-        + (" Seconds are means over the images of a cell." if has_seconds(evidence) else "")
+        "NFE: denoiser passes really made. ×: times the baseline's."
+        + (" Seconds are means over images." if has_seconds(evidence) else "")
         + (" Judge calls: verdicts asked for, repeats included." if evidence.judged else "")
     )
     return ResultTable(caption, heads, groups, [])
 
 
-def _line(evidence: Evidence, row: Row, columns: dict[str, str]) -> list[Entry]:
-    base = baseline_row(evidence, row)
-    entries = [
-        Entry(
-            passes(row.get(column)) if column == "nfe" else seconds(row.get(column)),
-            times(row, base, column),
-        )
-        for column in columns.values()
-    ]
-    nfe, images = number(row.get("nfe")), number(row.get("n_images"))
-    entries.append(Entry(count(None if nfe is None or images is None else nfe * images)))
+def _line(evidence: Evidence, rows: list[Row], columns: dict[str, str]) -> Line:
+    """Return the costs of cells of one method whose images take as many passes."""
+    first, base = rows[0], baseline_row(evidence, rows[0])
+    name = evidence.labels[first["cell"]]
+    if len(rows) > 1:
+        name = f"{clip(first['method'], NAME_LENGTH)} ({len(rows)} cells)"
+    entries = []
+    for column in columns.values():
+        known = [value for row in rows if (value := number(row.get(column))) is not None]
+        mean = sum(known) / len(known) if known else None
+        text = passes(mean) if column == "nfe" else seconds(mean)
+        entries.append(Entry(text, times(first, base, column)))
+    made = [(number(row.get("nfe")), number(row.get("n_images"))) for row in rows]
+    known = [nfe * images for nfe, images in made if nfe is not None and images is not None]
+    entries.append(Entry(count(sum(known) if len(known) == len(made) else None)))
     if evidence.judged:
-        entries.append(Entry(count(_calls(evidence, row["cell"]))))
-    return entries
+        calls = [asked for row in rows if (asked := _calls(evidence, row["cell"])) is not None]
+        entries.append(Entry(count(sum(calls) if len(calls) == len(rows) else None)))
+    return Line(name, entries)
 
 
 def _calls(evidence: Evidence, cell: str) -> float | None:

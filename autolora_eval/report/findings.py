@@ -9,6 +9,7 @@ from typing import Literal
 
 from autolora_eval.analysis.measures import Measure
 from autolora_eval.analysis.sentences import (
+    Verdict,
     about,
     clause,
     is_doubted,
@@ -64,7 +65,8 @@ def verdicts(evidence: Evidence) -> list[Finding]:
                 if measure.label == measure.display_name
                 else (f"{clean(measure.display_name)} ({measure.label})")
             )
-            lead = f"{_where(model, several)}{what}: {_called(evidence, first)} is first"
+            base = ", the baseline," if first["method"] == evidence.baseline else ""
+            lead = f"{_where(model, several)}{what}: {_called(evidence, first)}{base} is first"
             found.append(Finding(lead, [_verdict(evidence, rows, first, measure)]))
     left = len(evidence.models) - MODELS_TOLD
     if left > 0:
@@ -90,11 +92,11 @@ def _verdict(evidence: Evidence, rows: Sequence[Row], first: Row, measure: Measu
         others = [row for row in rows if row["method"] != evidence.baseline]
         second = best_of(others, measure)
         if second is None:
-            return f"with {own}, the baseline; nothing else has a value."
+            return f"with {own}; nothing else has a value."
         stands = _stands(evidence, second, measure)
         value = _value(second, measure)
         return (
-            f"with {own}, the baseline. Next is {_called(evidence, second)} with {value}{stands}."
+            f"with {own}. Next is {_called(evidence, second)} with {value}{stands}."
         )
     return f"with {own}{_stands(evidence, first, measure)}."
 
@@ -236,17 +238,20 @@ def _along(evidence: Evidence, measure: Measure, rows: Sequence[Row]) -> str:
     known = [row for row in rows if number(row.get("difference")) is not None]
     if not known:
         return f"{measure.label} not compared"
-    sizes = [float(row["difference"]) for row in known]
-    middle = median(sizes)
-    way = "higher" if middle >= 0 else "lower"
-    ahead = sum(size > 0 if middle >= 0 else size < 0 for size in sizes)
+    middle = median(float(row["difference"]) for row in known)
+    sign = 1.0 if middle >= 0 else -1.0
+    way: Verdict = "higher" if middle >= 0 else "lower"
+    ahead = sum(sign * float(row["difference"]) > 0 for row in known)
     told = sum(is_told(row) and verdict(row) == way for row in known)
     against = sum(is_told(row) and verdict(row) != way for row in known)
-    ends = f"{fixed(min(sizes), signed=True)} to {fixed(max(sizes), signed=True)}"
     other = f", {against} significantly the other way" if against else ""
+    most = max(known, key=lambda row: sign * float(row["difference"]))
+    within = interval(most.get("low"), most.get("high"), signed=True)
+    at = in_words(evidence.points.get(str(most["cell"]), {}))
     return (
         f"{measure.label} {way} at {ahead} of {len(known)}, {told} significantly{other}: "
-        f"median {fixed(middle, signed=True)}, from {ends}"
+        f"median {fixed(middle, signed=True)}, at most {fixed(most['difference'], signed=True)} "
+        f"{within} at {at}"
     )
 
 

@@ -26,6 +26,7 @@ from autolora_eval.report.tables import (
     ResultTable,
     by_model,
     over_units,
+    without_repetition,
 )
 from autolora_eval.text import (
     DASH,
@@ -129,7 +130,9 @@ def _reasons(evidence: Evidence, unscored: list[Row]) -> ResultTable:
     columns = ["Images", "Unscored", *(clip(reason, HEAD_LENGTH) for reason in shown)]
     columns += [of(others, "other reason")] if others else []
     caption = "Images without a score, by cell and reason. They count in no mean, and never as 0."
-    return ResultTable(caption, columns, by_model(evidence, entries), [])
+    groups = by_model(evidence, entries)
+    groups = [Group(group.name, without_repetition(group.lines)) for group in groups]
+    return ResultTable(caption, columns, groups, [])
 
 
 def _asked(evidence: Evidence) -> list[str]:

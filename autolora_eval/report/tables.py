@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from autolora_eval.analysis.measures import Measure
@@ -19,6 +20,8 @@ from autolora_eval.text import (
 
 # A4 holds no more columns with an interval each.
 MEASURES_PER_TABLE = 6
+# Of more, those that are alike are told in one line.
+LINES_IN_FULL = 16
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -166,7 +169,7 @@ def references(evidence: Evidence) -> ResultTable | None:
         "Published values. Below each, in small type: the value of this run, and in brackets how "
         "far it is above the published one."
     )
-    return _grouped(evidence, caption, part, entry)
+    return _grouped(evidence, caption, part, entry, evidence.rows)
 
 
 def differences(evidence: Evidence) -> list[ResultTable]:
@@ -191,7 +194,10 @@ def differences(evidence: Evidence) -> list[ResultTable]:
         "the units, else by the t-test of the interval; Holm-corrected over the comparisons of the "
         "run."
     )
-    return [_grouped(evidence, caption, part, entry) for part in parts(evidence.measured)]
+    rows = evidence.rows
+    if len(rows) > LINES_IN_FULL:
+        rows = [row for row in rows if row["method"] != evidence.baseline]
+    return [_grouped(evidence, caption, part, entry, rows) for part in parts(evidence.measured)]
 
 
 def _at_the_same_point(evidence: Evidence) -> str:
@@ -212,22 +218,18 @@ def accounting(evidence: Evidence) -> ResultTable:
     by_prompt = {
         f"{m.column}_prompt_mean": f"{m.label} by prompt"
         for m in evidence.measured
-        if m.kind == "product" and f"{m.column}_prompt_mean" in evidence.run.table.columns
+        if m.kind == "product"
+        and any(number(row.get(f"{m.column}_prompt_mean")) is not None for row in evidence.rows)
     }
-    groups = [
-        Group(
-            clip(model, 80),
-            [
-                Line(
-                    evidence.labels[row["cell"]],
-                    [Entry(count(row.get(column))) for column in counted]
-                    + [Entry(fixed(row.get(column))) for column in by_prompt],
-                )
-                for row in rows
-            ],
-        )
-        for model, rows in evidence.models.items()
-    ]
+    groups = by_model(
+        evidence,
+        lambda row: (
+            [Entry(count(row.get(column))) for column in counted]
+            + [Entry(fixed(row.get(column))) for column in by_prompt]
+        ),
+    )
+    if not by_prompt:
+        groups = [Group(group.name, without_repetition(group.lines)) for group in groups]
     caption = "What each row rests on." + (
         " By prompt: the mean of each prompt's own product, beside the product of the means above."
         if by_prompt
@@ -236,22 +238,45 @@ def accounting(evidence: Evidence) -> ResultTable:
     return ResultTable(caption, [*counted.values(), *by_prompt.values()], groups, [])
 
 
+def without_repetition(lines: Sequence[Line]) -> list[Line]:
+    """Return lines, of many the most frequent entries as one line for all that have them."""
+    if len(lines) <= LINES_IN_FULL:
+        return list(lines)
+    texts = [tuple((entry.text, entry.sub) for entry in line.entries) for line in lines]
+    most, n = Counter(texts).most_common(1)[0]
+    kept = [line for line, text in zip(lines, texts, strict=True) if text != most]
+    alike = next(line for line, text in zip(lines, texts, strict=True) if text == most)
+    return [*kept, Line(f"each of {n} {'others' if kept else 'cells'}", alike.entries)]
+
+
 def _grouped(
     evidence: Evidence,
     caption: str,
     part: Sequence[Measure],
     entry: Callable[[Row, Measure], Entry],
+    rows: Sequence[Row],
 ) -> ResultTable:
-    groups = by_model(evidence, lambda row: [entry(row, m) for m in part])
+    shown = {row["cell"] for row in rows}
+    groups = by_model(evidence, lambda row: [entry(row, m) for m in part], shown)
     return ResultTable(caption, [head(m) for m in part], groups, [])
 
 
-def by_model(evidence: Evidence, entries: Callable[[Row], list[Entry]]) -> list[Group]:
-    """Return one line a cell, with the entries that its row is given."""
-    return [
-        Group(
-            clip(model, 80),
-            [Line(evidence.labels[row["cell"]], entries(row)) for row in rows],
-        )
-        for model, rows in evidence.models.items()
-    ]
+def by_model(
+    evidence: Evidence,
+    entries: Callable[[Row], list[Entry]],
+    shown: Collection[str] | None = None,
+) -> list[Group]:
+    """Return one line a cell, with the entries that its row is given.
+
+    Args:
+        evidence: the run.
+        entries: of a row of the result table.
+        shown: cells; all of them where not given.
+    """
+    groups = []
+    for model, rows in evidence.models.items():
+        kept = [row for row in rows if shown is None or row["cell"] in shown]
+        lines = [Line(evidence.labels[row["cell"]], entries(row)) for row in kept]
+        if lines:
+            groups.append(Group(clip(model, 80), lines))
+    return groups

@@ -1,0 +1,107 @@
+"""A run of the paper's Table 1 without any model: features and verdicts drawn from its values."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scored_run import KEY, write_features, write_judgements
+
+from autolora_eval import images
+from autolora_eval.analysis.table import write_tables
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.files import sha256_file, write_jsonl
+from autolora_eval.plan import Cell, Plan, make_plan
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.stages import state_plan
+
+DIM = 64
+DISTINCT_IMAGES = 8
+
+
+def write_table1_run(
+    path: Path, n_seeds: int, size: int = 16, benchmark: str = "disney_princess"
+) -> RunFolder:
+    """Write the run folder of a benchmark of the Disney Princess LoRA up to its tables.
+
+    Args:
+        path: the run folder.
+        n_seeds: images of a cell; the paper has 512.
+        size: pixels a side. There are only a few distinct images, each linked many times.
+        benchmark: name of a shipped benchmark with published values, or with cells near them.
+    """
+    plan, folder = make_plan(load_benchmark(benchmark), None, n_seeds), RunFolder(path)
+    state_plan(plan, folder, benchmark, {"limit_prompts": None, "limit_seeds": None})
+    files = [_picture(path / "distinct" / f"{n}.png", size, n) for n in range(DISTINCT_IMAGES)]
+    hashes = {file.stat().st_ino: sha256_file(file) for file in files}
+    truth = {cell.id: _published(cell) for cell in plan.cells}
+    for cell in plan.cells:
+        _link(plan, folder, cell, files)
+    rng = np.random.default_rng(0)
+    middle = rng.normal(size=DIM)
+    middle /= np.linalg.norm(middle)
+
+    def vector(place: tuple[str, int, int]) -> object:
+        diversity = truth[place[0]][0]
+        # Of unit vectors about `middle` with this spread the mean cosine is 1 − diversity.
+        spread = np.sqrt(diversity / (1.0 - diversity) / DIM)
+        return middle + spread * rng.normal(size=DIM)
+
+    def verdict(place: tuple[str, int, int]) -> dict[str, float] | str:
+        if rng.random() < 0.004:
+            return "no_json"
+        return {key: float(rng.binomial(5, min(truth[place[0]][1] / 5.0, 1.0)))}
+
+    assert plan.benchmark.rubric is not None
+    (key,) = (score.key for score in plan.benchmark.rubric.scores.values())
+    # A run hashes its images, gigabytes of them, before there is anything to report.
+    original, images.sha256_file = images.sha256_file, lambda file: hashes[file.stat().st_ino]
+    try:
+        write_features(plan, folder, vector)
+        write_judgements(plan, folder, verdict)
+        write_tables(plan, folder, KEY)
+    finally:
+        images.sha256_file = original
+    return folder
+
+
+def _published(cell: Cell) -> tuple[float, float]:
+    """Return diversity and score of the published cell that is nearest in LoRA scale."""
+    table = _table1()
+    rows = table[table["method"] == cell.method.name]
+    row = rows.iloc[(rows["lora_scale"] - cell.columns["lora_scale"]).abs().argmin()]
+    return float(row["diversity"]), float(row["cps"])
+
+
+@cache
+def _table1() -> pd.DataFrame:
+    from autolora_eval.resources import shipped_root
+
+    return pd.read_csv(shipped_root() / "benchmarks" / "reference" / "paper_table1.csv")
+
+
+def _link(plan: Plan, folder: RunFolder, cell: Cell, files: list[Path]) -> None:
+    place = folder.images(cell.id)
+    rows = []
+    for job in plan.jobs:
+        target = place / job.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(files[job.seed % len(files)], target)
+        row = {"file_name": job.file, "prompt": job.prompt, "seed": job.seed, "nfe": cell.nfe}
+        rows.append(row | {"settings_key": folder.settings_key(cell.id)})
+    write_jsonl(folder.metadata(cell.id), rows)
+
+
+def _picture(file: Path, size: int, n: int) -> Path:
+    """Write a picture that PNG shrinks about as well as a photograph."""
+    rng = np.random.default_rng(n)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.int16)
+    noisy = smooth + rng.normal(0.0, 6.0, smooth.shape).astype(np.int16)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file)
+    return file
