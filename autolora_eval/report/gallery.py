@@ -97,6 +97,11 @@ class Gallery:
     script: str
 
     @property
+    def links(self) -> dict[str, str]:
+        """The link to each of its images, by file."""
+        return {image["file"]: image_link(image["file"]) for image in self.data["images"]}
+
+    @property
     def script_hash(self) -> str:
         """The script as a Content-Security-Policy names it."""
         digest = hashlib.sha256(self.script.encode()).digest()

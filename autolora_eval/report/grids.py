@@ -20,10 +20,12 @@ class Picture:
     Attributes:
         name: of its thumbnail; empty if there is no image.
         text: its seed and scores, or why there is no image.
+        file: its path below the run folder; empty if there is no image.
     """
 
     name: str
     text: str
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def _picture(evidence: Evidence, place: Place, found: dict[str, Copy]) -> Pictur
         error = f"cannot be read: {copy.problem}" if copy else "no file"
         reason = in_words(place.row.get("image_error")) or error
         return Picture("", clip(f"{place.what}: {reason}", PROMPT_LENGTH))
-    return Picture(copy.name, f"{place.what}: {_scores(evidence, place.row)}")
+    text = f"{place.what}: {_scores(evidence, place.row)}"
+    return Picture(copy.name, text, str(place.row["file"]))
 
 
 def _scores(evidence: Evidence, row: Row) -> str:

@@ -49,6 +49,7 @@ def write_html(content: Content, gallery: Gallery, path: Path) -> None:
         drawn=drawn,
         pictures=pictures,
         gallery=gallery,
+        links=gallery.links,
         gallery_script=Markup(gallery.script),  # our own, and let run by its hash alone
     )
     write_text(path, page)

@@ -166,6 +166,7 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             place = {"x": where["x"], "y": where["y"], "button": "left", "clickCount": 1}
             self.call("Input.dispatchMouseEvent", type=kind, **place)
+        self._let_the_page_follow()
 
     def press(self, key: str, times: int = 1) -> None:
         """Press and release a key."""
@@ -174,11 +175,17 @@ class Browser:
         for _ in range(times):
             self.call("Input.dispatchKeyEvent", type="keyDown", **event, **text)
             self.call("Input.dispatchKeyEvent", type="keyUp", **event)
+        self._let_the_page_follow()
 
     def write(self, selector: str, text: str) -> None:
         """Click into a field and write."""
         self.click(selector)
         self.call("Input.insertText", text=text)
+        self._let_the_page_follow()
+
+    def _let_the_page_follow(self) -> None:
+        """Wait for the next frame: by then the page has heard of what was done."""
+        self.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
 
     def choose(self, selector: str, value: str) -> None:
         """Choose an option of a select element by the arrow keys."""

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from PIL import Image
-from report.readers import gallery_page, in_two, reported
+from report.readers import gallery_page, in_two, page, reported
 from report.synthetic_run import Tables
 
 from autolora_eval.report import gallery_images, gallery_replies, write_report
@@ -387,6 +387,17 @@ def test_a_link_names_an_image_by_its_file() -> None:
     assert link.isascii()
     assert not set(link.removeprefix("#image=")) & set(" #&=?\"<>'")
     assert unquote(link.removeprefix("#image=")) == file
+
+
+def test_images_of_the_grids_link_to_the_gallery_where_it_has_them(
+    tmp_path: Path, make_run: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery_images, "IMAGES_SHOWN", 4)
+    tables = make_run(prompts=("one",), n_seeds=2)
+    folder = reported(tables, tmp_path / "run")
+    links = [link["href"] for link in page(folder).all("a")]
+    first = tables.scores[tables.scores["seed"] == 0]
+    assert set(links) == {image_link(file) for file in first["file"]}
 
 
 @pytest.mark.parametrize(
