@@ -11,6 +11,7 @@ from autolora_eval.guidance.laws.drive import (
     ProtocolError,
     Watch,
     block_state_batches,
+    denoised,
     drive,
     part_name,
     recorded,
@@ -113,24 +114,15 @@ def tells_conditional_from_unconditional(subject: Subject) -> None:
 
 def leaves_the_denoiser_as_found(subject: Subject) -> None:
     """After every `cleanup_models`, hooks, LoRA, layers and weights are as they were."""
-    denoiser = subject.model.denoiser
     found: list[str] = []
-
-    with restored(denoiser, weights=True) as state:
+    with restored(subject.model.denoiser, weights=True) as state:
 
         def look(number: int, name: str, batch: Any) -> None:  # noqa: ANN401
             if not found:
                 left = state.differences()
                 found.extend(f"{what} after '{name}' of step {number}" for what in left)
 
-        predict = recorded(subject.guided, lambda part: part)
-        drive(
-            subject.build(),
-            subject.model,
-            subject.inputs,
-            predict=predict,
-            watch=Watch(cleaned=look),
-        )
+        drive(subject.build(), subject.model, subject.inputs, watch=Watch(cleaned=look))
     if found:
         raise LawBrokenError(
             f"it leaves {_some(found)}. Undo in cleanup_models, under the same condition, what "
@@ -146,25 +138,34 @@ def leaves_the_denoiser_as_found_after_an_exception(subject: Subject) -> None:
         if left:
             raise LawBrokenError(
                 f"when pass '{name}' of step {busiest} fails, cleanup_models leaves {_some(left)}. "
-                "Let cleanup_models undo whatever is there, in a `finally` where it calls others."
+                "Let cleanup_models undo what is there, whether or not the pass came to its end."
             )
 
 
 def _left_after_failure(subject: Subject, failing_step: int, failing_part: str) -> list[str]:
-    denoiser = subject.model.denoiser
+    """Return what is not as it was after a pass failed in its last layer."""
+    denoiser, fails = subject.model.denoiser, [False]
 
-    def fail(number: int, name: str, batch: Any) -> torch.Tensor:  # noqa: ANN401
-        if (number, name) == (failing_step, failing_part):
+    def arm(number: int, name: str, batch: Any) -> None:  # noqa: ANN401
+        fails[0] = (number, name) == (failing_step, failing_part)
+
+    def fail(*_: object) -> None:
+        if fails[0]:
             raise _PassFailedError
-        return subject.guided[number].parts[name]
 
     guider = subject.build()
-    with restored(denoiser, weights=True) as state:
-        try:
-            drive(guider, subject.model, subject.inputs, predict=fail)
-        except _PassFailedError:
-            guider.cleanup_models(denoiser)
-        return state.differences()
+    handle = list(denoiser.children())[-1].register_forward_pre_hook(fail)
+    try:
+        with restored(denoiser, weights=True) as state:
+            try:
+                predict = denoised(guider, subject.model, subject.inputs, remember=False)
+                watch = Watch(prepared=arm)
+                drive(guider, subject.model, subject.inputs, predict=predict, watch=watch)
+            except _PassFailedError:
+                guider.cleanup_models(denoiser)
+            return state.differences()
+    finally:
+        handle.remove()
 
 
 def prepares_from_a_block_state_alike(subject: Subject) -> None:

@@ -111,15 +111,17 @@ def drive(
     return steps
 
 
-def denoised(guider: BaseGuidance, model: TinyModel, inputs: ModelInputs) -> Predict:
+def denoised(
+    guider: BaseGuidance, model: TinyModel, inputs: ModelInputs, *, remember: bool = True
+) -> Predict:
     """Return a `predict` that asks the denoiser.
 
     A guider that overrides neither `prepare_models` nor `cleanup_models` never sees the denoiser,
     so that its predictions follow from step and embeddings alone: they are made once and kept
-    with the inputs.
+    with the inputs, unless every pass is to be made (`remember=False`).
     """
     own = type(guider)
-    blind = all(
+    blind = remember and all(
         getattr(own, name) is getattr(BaseGuidance, name)
         for name in ("prepare_models", "cleanup_models")
     )

@@ -110,7 +110,8 @@ def _require_same(subject: Subject, copied: BaseGuidance, how: str) -> None:
     if step is not None:
         raise LawBrokenError(
             f"after {how} it makes another prediction (step {step}). Keep in its config all that "
-            "it is made of: what is set on the object by hand is lost."
+            "it is made of, and hand parameters on by name, `super().__init__(start=start)`: what "
+            "is handed on by position diffusers takes for a default, which new() leaves out."
         )
 
 

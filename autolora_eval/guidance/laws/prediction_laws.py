@@ -68,6 +68,8 @@ def neutral_parameters_change_nothing(subject: Subject) -> None:
 
 def nothing_changes_outside_its_window(subject: Subject) -> None:
     """It acts at the steps ⌊start · N⌋ ≤ step < ⌊stop · N⌋, and at no other."""
+    if subject.is_neutral:
+        raise NotApplicableError("the given parameters are the neutral ones: give others")
     if not subject.windows:
         raise NotApplicableError(
             "it has no parameters start and stop. Has it a window by other names? "
