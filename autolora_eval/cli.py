@@ -205,11 +205,29 @@ def explain(
 
 
 @app.command()
-def methods() -> None:
-    """List the guidance methods with their parameters and sources."""
-    from autolora_eval import display
+def methods(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Tell all of these: names, or dotted paths of guiders.",
+            show_default=False,
+        ),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell all of each.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """List the methods: built in, of diffusers, of installed packages, the broken ones too."""
+    from autolora_eval import display, methods_screen
+    from autolora_eval.guidance.catalogue import catalogue, listed_as
 
-    display.show_methods()
+    found = listed_as(names, [Path.cwd()]) if names else list(catalogue())
+    if as_json:
+        typer.echo(methods_screen.as_json(found))
+    elif names or verbose:
+        methods_screen.show_details(found, display.console)
+    else:
+        methods_screen.show_list(found, display.console)
 
 
 @app.command()

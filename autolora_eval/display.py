@@ -1,4 +1,4 @@
-"""What the commands print: plans, results, methods."""
+"""What the commands print: plans and results."""
 
 from __future__ import annotations
 
@@ -226,20 +226,6 @@ def show_agreement(folder: RunFolder, found: pd.DataFrame, counts: Json) -> None
 def show_done(what: str, path: Path) -> None:
     """Print where something was written."""
     console.print(f"[bold]{what}[/]: {escape(str(path))}", soft_wrap=True, highlight=False)
-
-
-def show_methods() -> None:
-    """Print every method: name, parameters with defaults, rule, source."""
-    from autolora_eval.guidance.registry import methods
-
-    for method in methods().values():
-        title = f"[bold]{method.name}[/]  {escape(method.display_name)}: {escape(method.summary)}"
-        console.print(title, highlight=False)
-        console.print(f"    {escape(method.equation)}", highlight=False)
-        for name, field in method.parameters.model_fields.items():
-            default = "the scale above, or the model's" if field.default is None else field.default
-            console.print(f"    {name} (default: {default})", highlight=False)
-        console.print(f"    source: {escape(method.source)}", highlight=False)
 
 
 def _count(value: Any) -> str:  # noqa: ANN401

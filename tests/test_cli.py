@@ -272,10 +272,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     monkeypatch.delenv("AUTOLORA_EVAL_DEBUG", raising=False)
 
     def call(error: BaseException, *options: str) -> int:
-        def fail() -> None:
+        def fail(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr("autolora_eval.display.show_methods", fail)
+        monkeypatch.setattr("autolora_eval.methods_screen.show_list", fail)
         monkeypatch.setattr(sys, "argv", ["autolora-eval", *options, "methods"])
         with pytest.raises(SystemExit) as caught:
             cli.main()

@@ -42,18 +42,25 @@ class GuiderMethod(Method):
         (`num_conditions`), and the pipelines make one pass for each. It is an expectation: one
         that decides by what it sees may do otherwise, and what is recorded is what it did.
         """
+        try:
+            return sum(self.announced(parameters, num_steps))
+        except Exception:  # whatever a stranger's guider raises away from a pipeline
+            return None
+
+    def announced(self, parameters: MethodParameters, num_steps: int) -> list[int]:
+        """Return the passes of each step, as declared or announced.
+
+        Raises:
+            Exception: whatever the guider raises, and TypeError if it announces no number.
+        """
         assert isinstance(parameters, CallParameters)
         if self.upstream is not None:
             stated = parameters.stated()
-            steps = range(num_steps)
-            return sum(self.upstream.predictions(stated, step, num_steps) for step in steps)
+            return [self.upstream.predictions(stated, n, num_steps) for n in range(num_steps)]
         from autolora_eval.libraries import quiet_libraries
 
-        try:
-            with quiet_libraries():
-                return announced_passes(self.build(parameters), num_steps)
-        except Exception:  # whatever a stranger's guider raises away from a pipeline
-            return None
+        with quiet_libraries():
+            return announced_passes(self.build(parameters), num_steps)
 
     def refusal(self, parameters: MethodParameters, pipeline: str | None) -> str | None:
         """Return the defect of diffusers that these parameters would run into on a pipeline."""
@@ -63,8 +70,8 @@ class GuiderMethod(Method):
         return self.upstream.refusal(parameters.stated(), pipeline)
 
 
-def announced_passes(guider: BaseGuidance, num_steps: int) -> int:
-    """Return the sum over all steps of the predictions that a guider announces.
+def announced_passes(guider: BaseGuidance, num_steps: int) -> list[int]:
+    """Return the number of predictions that a guider announces, step by step.
 
     Args:
         guider: a fresh guider.
@@ -75,14 +82,14 @@ def announced_passes(guider: BaseGuidance, num_steps: int) -> int:
     """
     import torch
 
-    total = 0
+    found = []
     for step in range(num_steps):
         guider.set_state(step=step, num_inference_steps=num_steps, timestep=torch.tensor(0))
         announced = guider.num_conditions
         if not isinstance(announced, int) or isinstance(announced, bool):
             raise TypeError(f"num_conditions is {announced!r}")
-        total += announced
-    return total
+        found.append(announced)
+    return found
 
 
 def guider_method(name: str, guider: object, source: str = "") -> Method:

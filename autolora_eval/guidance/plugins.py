@@ -6,7 +6,7 @@ is imported only when one of them is used or listed, so that a broken one harms 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -152,15 +152,3 @@ def _suggestion(kind: Kind, stated: str, offered: dict[str, list[Plugin]]) -> st
         path = "or the dotted path of one, such as 'my_package.my_sampler'"
     near = did_you_mean(stated, known)
     return near if near.startswith(" Did") else f"{near.rstrip('.')}{',' if near else ''} {path}."
-
-
-def listed_plugins() -> Iterator[tuple[Plugin, Rule | None, str]]:
-    """Yield everything that installed packages offer, with the method or what is wrong with it."""
-    for kind in GROUPS:
-        for named in plugins(kind).values():
-            clash = clash_of(kind, named)
-            for plugin in named:
-                try:
-                    yield plugin, plugin.load(), clash or ""
-                except UsageError as error:
-                    yield plugin, None, str(error)

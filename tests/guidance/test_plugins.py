@@ -15,7 +15,8 @@ from packages import install_example, write_package
 
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
-from autolora_eval.guidance.plugins import find_rule, listed_plugins
+from autolora_eval.guidance.catalogue import INSTALLED, catalogue
+from autolora_eval.guidance.plugins import find_rule
 from autolora_eval.guidance.registry import method
 from autolora_eval.plan import make_plan
 
@@ -93,17 +94,16 @@ def test_a_broken_one_is_named_with_its_package_and_cause(installed: Path) -> No
 
 def test_what_is_built_in_keeps_its_name(installed: Path) -> None:
     assert find_rule("guider", "cfg") is method("cfg")
-    listed = {(p.name, p.kind): (rule, problem) for p, rule, problem in listed_plugins()}
-    rule, problem = listed["cfg", "guider"]
-    assert rule is not None
-    assert problem == (
+    listed = {(one.name, one.kind): one for one in catalogue() if one.group == INSTALLED}
+    assert listed["cfg", "guider"].problem == (
         "'cfg' is built in, and example_methods.fading.FadingGuidance of example-methods 0.3.1 "
         "cannot take its place: it is named by its dotted path alone."
     )
     assert find_rule("guider", "example_methods.fading.FadingGuidance").name.endswith("Guidance")
-    assert listed["fading", "guider"][1] == ""
-    assert listed["clipped_noise", "sampler"][1] == ""
-    assert listed["broken", "guider"][0] is None
+    assert listed["fading", "guider"].problem == ""
+    assert listed["clipped_noise", "sampler"].problem == ""
+    assert "is broken: " in listed["broken", "guider"].problem
+    assert listed["broken", "guider"].source == "example-methods 0.3.1"
 
 
 def test_two_packages_of_one_name_are_both_named_and_neither_is_taken(site: Path) -> None:

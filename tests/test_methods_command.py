@@ -1,0 +1,116 @@
+"""`autolora-eval methods`: everything that can be named, what it costs, and what is broken."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers.guiders
+import pytest
+from packages import install_example
+
+from autolora_eval.errors import UsageError
+from autolora_eval.guidance.catalogue import UPSTREAM_GROUP, catalogue, listed_as
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_example(tmp_path_factory.mktemp("example"))
+
+
+@pytest.fixture
+def methods(example: Path, tmp_path: Path) -> Callable[..., str]:
+    """A function that runs `autolora-eval methods …` where the example package is installed."""
+
+    def run(*arguments: str, columns: int = 80) -> str:
+        env = os.environ | {"PYTHONPATH": str(example), "COLUMNS": str(columns)}
+        line = [sys.executable, "-m", "autolora_eval", "methods", *arguments]
+        done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_the_list_fits_the_terminal_and_names_what_is_broken(methods) -> None:
+    shown = methods()
+    assert max(map(len, shown.splitlines())) <= 80
+    text = " ".join(shown.split())
+    assert "autolora AutoLoRA: 4 passes a step" in text
+    assert "TangentialClassifierFreeGuidance TCFG: 2 passes a step; SDXL, SD3" in text
+    assert "MagnitudeAwareGuidance MAMBO-G: 2 passes a step; not SDXL or SD3" in text
+    assert "fading FadingGuidance: 2 passes a step" in text
+    assert "clipped_noise clipped_noise, a sampler: passes known once it has run" in text
+    assert "the guider 'broken' of example-methods 0.3.1" in text
+    assert "ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in text
+    assert "'cfg' is built in, and example_methods.fading.FadingGuidance" in text
+
+
+def test_json_has_the_same_for_scripts(methods) -> None:
+    found = {(one["name"], one["group"]): one for one in json.loads(methods("--json"))}
+    assert found["cfg", "built in"]["passes"] == [2, 2]
+    assert found["cfg", "installed"]["problem"].startswith("'cfg' is built in")
+    assert found["fading", "installed"]["parameters"] == [
+        {"name": "guidance_scale", "type": "float", "default": "the model's"},
+        {"name": "last_scale", "type": "float", "default": "1.0"},
+    ]
+    assert found["broken", "installed"]["passes"] is None
+    assert found["clipped_noise", "installed"]["kind"] == "sampler"
+
+
+def test_every_guider_of_diffusers_is_listed_with_its_constructor_s_parameters() -> None:
+    """They are read from the source as text; here they are held against the classes."""
+    listed = {one.name: one for one in catalogue() if one.group == UPSTREAM_GROUP}
+    classes = {
+        f"diffusers.guiders.{name}": found
+        for name, found in vars(diffusers.guiders).items()
+        if isinstance(found, type) and name != "BaseGuidance"
+    }
+    assert listed.keys() == classes.keys()
+    for name, found in classes.items():
+        taken = inspect.signature(found).parameters
+        assert [parameter.name for parameter in listed[name].parameters] == list(taken)
+        for parameter in listed[name].parameters:
+            if parameter.name != "guidance_scale":
+                assert parameter.default == repr(taken[parameter.name].default)
+
+
+def test_one_is_told_of_by_name_class_or_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "listed_for_test.py").write_text(
+        "def sketch(prompt, seed, model, *, lines: int):\n    'Draws.'\n"
+    )
+    short, long, sampler = listed_as(
+        [
+            "PerturbedAttentionGuidance",
+            "diffusers.guiders.PerturbedAttentionGuidance",
+            "listed_for_test.sketch",
+        ],
+        [tmp_path],
+    )
+    assert short == long
+    assert short.passes == (2, 3)
+    assert short.supports.startswith("SDXL; not SD3: diffusers cannot perturb")
+    assert (sampler.kind, sampler.summary, sampler.passes) == ("sampler", "Draws.", None)
+    (lines,) = sampler.parameters
+    assert (lines.name, lines.type, lines.default) == ("lines", "int", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("autolroa", "no method 'autolroa'. Did you mean 'autolora'?"),
+        ("TangentialClasifierFreeGuidance", "Did you mean 'TangentialClassifierFreeGuidance'?"),
+        ("nowhere.Guider", "no module 'nowhere'."),
+        ("math.pi", "'math.pi' is a value of float, and no subclass of"),
+    ],
+)
+def test_what_is_not_there_is_answered_with_the_nearest(name: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        listed_as([name])
+    assert told in str(caught.value)
