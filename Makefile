@@ -12,7 +12,7 @@ help:
 	@echo "make quickstart   install, run the quick-start benchmark, name the report"
 	@echo "make test         lint, types, tests, and the wheel in an empty environment"
 	@echo "make vllm         a real vLLM for the tests that serve the miniature judge (Linux)"
-	@echo "make bench        how fast judging is and what memory it takes, as ratios (minutes)"
+	@echo "make bench        how fast judging and the report are, and what memory judging takes (minutes)"
 	@echo "make sample       remake reports/sample from a fresh quick-start run"
 	@echo "make wheel        build dist/*.whl"
 
@@ -40,6 +40,7 @@ vllm:
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/benches/judge_throughput.py
+	$(BIN)/python tests/benches/report_time.py
 
 sample: $(INSTALLED)
 	rm -rf build/sample build/sample-cache

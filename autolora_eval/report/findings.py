@@ -95,9 +95,7 @@ def _verdict(evidence: Evidence, rows: Sequence[Row], first: Row, measure: Measu
             return f"with {own}; nothing else has a value."
         stands = _stands(evidence, second, measure)
         value = _value(second, measure)
-        return (
-            f"with {own}. Next is {_called(evidence, second)} with {value}{stands}."
-        )
+        return f"with {own}. Next is {_called(evidence, second)} with {value}{stands}."
     return f"with {own}{_stands(evidence, first, measure)}."
 
 

@@ -1,0 +1,172 @@
+"""Image grids: which images stand in which place, and the files that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report.synthetic_run import Tables
+from report.table1_run import write_table1_run
+
+from autolora_eval.report.evidence import read_evidence
+from autolora_eval.report.grid_choice import Choice, chosen_grids, some_of
+from autolora_eval.report.grid_files import write_grids
+from autolora_eval.report.grids import IMAGES_READ, image_grids
+from autolora_eval.run_folder import RunFolder
+
+Maker = Callable[..., Tables]
+
+
+@pytest.fixture(scope="module")
+def table1(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The paper's Table 1 with 9 seeds."""
+    return write_table1_run(tmp_path_factory.mktemp("table1") / "run", n_seeds=9)
+
+
+def chosen(folder: RunFolder) -> dict[str, Choice]:
+    return {grid.name: grid for grid in chosen_grids(read_evidence(folder))}
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        # Table 1's scales: those of the paper's Figures 1, 6 and 7.
+        ("0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1 1.1 1.2 1.3", "0.4 0.7 1 1.3"),
+        # Figure 2's scales: those of Figure 3.
+        ("3.5 4 4.5 5 5.5 6 6.5", "3.5 4.5 5.5 6.5"),
+        ("1.5 1.75 2", "1.5 1.75 2"),
+        ("a", "a"),
+    ],
+)
+def test_of_many_points_of_a_sweep_some_are_shown(values: str, shown: str) -> None:
+    assert some_of(values.split()) == shown.split()
+
+
+def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(table1: RunFolder) -> None:
+    grid = chosen(table1)["grid_lora_scale_seed1"]
+    assert grid.columns == ["LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
+    assert [label for label, _ in grid.rows] == ["0.4", "0.7", "1", "1.3"]
+    assert grid.caption == "The same noise everywhere. 4 of 12 values."
+    assert grid.prompt == "Anna"
+    for scale, places in grid.rows:
+        for method, place in zip(grid.columns, places, strict=True):
+            assert place.row is not None
+            assert place.row["method"] == method
+            assert place.row["lora_scale"] == float(scale)
+            assert place.row["seed"] == 1
+
+
+def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(table1: RunFolder) -> None:
+    grids = chosen(table1)
+    assert list(grids) == ["grid_seeds_prompt0", "grid_lora_scale_seed0", "grid_lora_scale_seed1"]
+    grid = grids["grid_seeds_prompt0"]
+    table = read_evidence(table1).run.table
+    best = table.loc[table["div_cps"].idxmax()]
+    scale = f"{best['lora_scale']:g}"
+    assert [label for label, _ in grid.rows] == [
+        f"{method} (lora scale {scale})"
+        for method in ("LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG")
+    ]
+    assert f"at lora scale {scale}, where {best['method']} has the best Div-CPS" in grid.caption
+    assert "The first 8 of 9 seeds." in grid.caption
+    for _, places in grid.rows:
+        assert [place.row and place.row["seed"] for place in places] == list(range(8))
+
+
+def test_two_swept_parameters_hold_each_other_fixed(tmp_path: Path) -> None:
+    benchmark = "disney_princess_autolora_scale"
+    grids = chosen(write_table1_run(tmp_path / "run", n_seeds=2, benchmark=benchmark))
+    grid = grids["grid_autolora_scale_seed0"]
+    # LoRA with and without CFG has no such parameter.
+    assert grid.columns == ["AutoLoRA", "AutoLoRA+CFG"]
+    assert [label for label, _ in grid.rows] == ["1.5", "1.75", "2"]
+    scales = {place.row and place.row["lora_scale"] for _, row in grid.rows for place in row}
+    assert len(scales) == 1
+    assert f"At lora scale {scales.pop():g}." in grid.caption
+    assert len(grids["grid_lora_scale_seed0"].columns) == 4
+
+
+def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path: Path, make_run: Maker) -> None:
+    prompts = tuple(f"prompt {n}" for n in range(9))
+    folder = make_run(prompts=prompts, n_seeds=2).write(tmp_path / "run")
+    grid = chosen(folder)["grid_prompts_seed0"]
+    assert [label for label, _ in grid.rows] == list(prompts[:6])
+    assert grid.caption == "The same noise everywhere. The first 6 of 9 prompts."
+    for index, (_, places) in enumerate(grid.rows):
+        rows = [place.row or {} for place in places]
+        assert [row["method"] for row in rows] == grid.columns
+        assert {(row["prompt_index"], row["seed"]) for row in rows} == {(index, 0)}
+
+
+def test_the_most_and_the_least_diverse_prompt_are_shown_with_their_numbers(
+    tmp_path: Path, make_run: Maker
+) -> None:
+    tables = make_run(methods=("LoRA", "AutoLoRA"), prompts=("a", "b", "c"))
+    tables.diversity["diversity"] = [0.2, 0.3, 0.1, 0.25, np.nan, 0.22]
+    tables.diversity["standard_error"] = [0.01, 0.02, 0.03, np.nan, np.nan, 0.04]
+    grid = chosen(tables.write(tmp_path / "run"))["grid_extremes"]
+    assert [label for label, _ in grid.rows] == [
+        "LoRA, most: 0.300 ± 0.020 – b",
+        "LoRA, least: 0.100 ± 0.030 – c",
+        "AutoLoRA, most: 0.250 – a",
+        "AutoLoRA, least: 0.220 ± 0.040 – c",
+    ]
+    for (label, places), prompt in zip(grid.rows, "bcac", strict=True):
+        for seed, place in enumerate(places):
+            row = place.row or {}
+            assert (row["prompt"], row["seed"]) == (prompt, seed)
+            assert label.startswith(f"{row['method']},")
+
+
+def test_one_prompt_has_no_grid_of_prompts(tmp_path: Path, make_run: Maker) -> None:
+    folder = make_run(prompts=("one",)).write(tmp_path / "run")
+    assert list(chosen(folder)) == ["grid_seeds_prompt0"]
+
+
+def test_models_have_grids_of_their_own(tmp_path: Path, make_run: Maker) -> None:
+    folder = make_run(models=("SDXL", "SD3"), methods=("LoRA", "AutoLoRA")).write(tmp_path / "run")
+    grids = chosen(folder)
+    assert "grid_seeds_prompt0_model1" in grids
+    for name, model in (
+        ("grid_prompts_seed0_model1", "SDXL"),
+        ("grid_prompts_seed0_model2", "SD3"),
+    ):
+        rows = [place.row or {} for _, places in grids[name].rows for place in places]
+        assert {row["model"] for row in rows} == {model}
+
+
+def test_only_so_many_images_are_opened(tmp_path: Path, make_run: Maker) -> None:
+    models = tuple(f"model {n}" for n in range(8))
+    folder = make_run(models=models, n_seeds=8).write(tmp_path / "run")
+    planned = chosen_grids(read_evidence(folder))
+    found = image_grids(read_evidence(folder))
+    assert len(found.copies) <= IMAGES_READ
+    # Methods by seed of two prompts are 64 images of each model; room is left for four models.
+    assert len(found.grids) < len(planned)
+    shown = [grid.name for grid in found.grids]
+    assert shown[:8] == [f"grid_seeds_prompt{p}_model{m}" for m in (1, 2, 3, 4) for p in (0, 1)]
+
+
+def test_a_file_shows_each_image_in_its_place(tmp_path: Path, make_run: Maker) -> None:
+    folder = make_run(methods=("LoRA", "AutoLoRA"), prompts=("a", "b")).write(tmp_path / "run")
+    grids = image_grids(read_evidence(folder))
+    folder.figures.mkdir()
+    (folder.figures / "grid_of_an_earlier_report.png").write_bytes(b"")
+    files = write_grids(grids, folder.figures)
+    assert sorted(folder.figures.iterdir()) == sorted(files)
+    grid = next(grid for grid in grids.grids if grid.name == "grid_prompts_seed0")
+    with Image.open(folder.figures / "grid_prompts_seed0.png") as image:
+        pixels = np.asarray(image)
+    # From the lower right corner: a margin of 12, images of 256 and gaps of 6 between them.
+    for down, row in enumerate(reversed(grid.rows)):
+        for left, picture in enumerate(reversed(row.pictures)):
+            bottom = pixels.shape[0] - 12 - 6 - down * 262
+            right = pixels.shape[1] - 12 - 6 - left * 262
+            copy = grids.copies[picture.name].image
+            assert copy is not None
+            assert np.array_equal(
+                pixels[bottom - 256 : bottom, right - 256 : right], np.asarray(copy)
+            )
