@@ -11,7 +11,7 @@ from scipy import stats
 
 from autolora_eval.analysis.cells import Estimates
 from autolora_eval.analysis.estimates import CONFIDENCE, Estimate
-from autolora_eval.analysis.power import units_needed
+from autolora_eval.analysis.power import units_needed, units_needed_by_ranks
 from autolora_eval.plan import Cell
 from autolora_eval.scoring.diversity import Floats
 
@@ -115,7 +115,8 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
     Returns:
         n_units, the difference, its 95 % t-interval from the pseudo-values' differences, the
         p-value, the test it is of, the share of units where a is greater (ties count half), and
-        how many units a difference of this size and spread needs to be found 80 times in 100.
+        how many units a difference of this size and spread needs for that test to find it 80
+        times in 100.
         The test is Wilcoxon's signed-rank test of means over units. Of other statistics the
         pseudo-values depend on each other, which that test takes for a difference too often (10
         times in 100 for equation (8) over seeds): there it is the t-test that belongs to the
@@ -151,15 +152,16 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
         "p_value": _wilcoxon(differences) if means else _t_test(difference, error, n),
         "test": WILCOXON if means else T_TEST,
         "win_rate": float(wins),
-        "units_for_power_80": _units_for_power_80(difference, spread),
+        "units_for_power_80": _units_for_power_80(difference, spread, by_ranks=means),
     }
 
 
-def _units_for_power_80(difference: float, spread: float) -> int | None:
-    """Return `units_needed`; None where nothing differs, or by the same in every unit."""
+def _units_for_power_80(difference: float, spread: float, *, by_ranks: bool) -> int | None:
+    """Return how many units the test needs; None where nothing differs, or all by the same."""
     if spread == 0.0 or abs(difference) < _NO_DIFFERENCE * spread:
         return None
-    return units_needed(difference, spread)
+    n = units_needed(difference, spread)
+    return units_needed_by_ranks(n) if by_ranks else n
 
 
 def _shared_differences(a: Estimate, b: Estimate) -> Floats:

@@ -130,14 +130,9 @@ def product_estimate(a: Estimate, b: Estimate) -> Estimate:
         b: the other. A unit that only one of them has leaves the other factor as it is.
     """
     units = tuple(dict.fromkeys((*a.units, *b.units)))
-    without = [_without(a, unit) * _without(b, unit) for unit in units]
+    of_a, of_b = (dict(zip(x.units, x.leave_one_out.tolist(), strict=True)) for x in (a, b))
+    without = [of_a.get(unit, a.value) * of_b.get(unit, b.value) for unit in units]
     # The scale of a factor that needs one; over prompts neither does, nor does the product.
     scale: Scale = "log" if (a.scale, b.scale) != ("plain", "plain") else "plain"
     value = a.value * b.value
     return Estimate(value, np.asarray(without, dtype=np.float64), units, scale=scale)
-
-
-def _without(estimate: Estimate, unit: Hashable) -> float:
-    if unit not in estimate.units:
-        return estimate.value
-    return float(estimate.leave_one_out[estimate.units.index(unit)])

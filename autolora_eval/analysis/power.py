@@ -6,6 +6,8 @@ import math
 
 from scipy import stats
 
+# Below six pairs no signed ranks are below 0.05: of five, all of one sign have p = 2/2⁵ = 0.0625.
+_LEAST_RANKS = 6
 # From here on the noncentral t is a normal distribution to all digits that matter.
 _LARGE = 10_000
 
@@ -20,8 +22,7 @@ def units_needed(
 
     Exact by the noncentral t distribution, as in Cohen, *Statistical Power Analysis for the
     Behavioral Sciences* (1988), and G*Power; for more than 10,000 pairs by its normal limit with
-    the correction z²/2 of Guenther (1981). Of means over units the comparison's test is
-    Wilcoxon's, which needs about a twentieth more where differences are normal.
+    the correction z²/2 of Guenther (1981).
 
     Args:
         difference: the true mean of the paired differences, not 0.
@@ -50,6 +51,18 @@ def units_needed(
     while n > 2 and _power(effect, n - 1, alpha) >= power:
         n -= 1
     return n
+
+
+def units_needed_by_ranks(by_t_test: int) -> int:
+    """Return how many pairs Wilcoxon's signed-rank test needs where the t-test needs so many.
+
+    Its efficiency beside the t-test is 3/π where differences are normal (Pitman; Lehmann,
+    *Nonparametrics*, 1975), for the usual α = 0.05.
+
+    Args:
+        by_t_test: what `units_needed` says.
+    """
+    return max(_LEAST_RANKS, math.ceil(by_t_test * math.pi / 3.0))
 
 
 def _power(effect: float, n: int, alpha: float) -> float:

@@ -10,7 +10,7 @@ from scipy import stats
 
 from autolora_eval.analysis.comparisons import holm, paired
 from autolora_eval.analysis.estimates import Estimate, mean_estimate
-from autolora_eval.analysis.power import units_needed
+from autolora_eval.analysis.power import units_needed, units_needed_by_ranks
 
 
 def means(values: object, units: object = None) -> Estimate:
@@ -77,11 +77,23 @@ def test_a_cell_against_itself(values: list[float]) -> None:
     }
 
 
-def test_a_difference_says_how_many_units_it_needs() -> None:
+def test_a_difference_says_how_many_units_its_test_needs() -> None:
     a, b = [1.0, 4.0, 2.0, 8.0], [2.0, 3.0, 1.0, 1.0]
-    found = paired(means(a), means(b))["units_for_power_80"]
-    assert found == units_needed(2.0, np.std(np.subtract(a, b), ddof=1))
-    assert isinstance(found, int)
+    by_t_test = units_needed(2.0, np.std(np.subtract(a, b), ddof=1))
+    ranks = paired(means(a), means(b))
+    assert ranks["test"] == "Wilcoxon signed-rank"
+    assert ranks["units_for_power_80"] == units_needed_by_ranks(by_t_test)
+    t_test = paired(dataclasses.replace(means(a), is_mean=False), means(b))
+    assert t_test["units_for_power_80"] == by_t_test
+    assert isinstance(ranks["units_for_power_80"], int)
+
+
+def test_fewer_units_than_ranks_can_tell_are_never_said_to_be_enough() -> None:
+    """Of five pairs Wilcoxon's least p-value is 0.0625, however great the difference."""
+    a, b = means([10.0, 10.1, 9.9, 10.0, 10.2, 9.8]), means([0.0, 0.1, 0.0, 0.2, 0.0, 0.1])
+    assert paired(means([10.0, 10.1, 9.9, 10.0, 10.2]), means([0.0] * 5))["p_value"] == 0.0625
+    assert paired(a, b)["units_for_power_80"] == 6
+    assert paired(a, b)["p_value"] < 0.05
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autolora_eval.analysis.power import units_needed
+from autolora_eval.analysis.power import units_needed, units_needed_by_ranks
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,17 @@ def test_so_many_find_it_and_one_fewer_does_not(effect: float) -> None:
         x = np.random.default_rng(pairs).normal(3.0 * effect, 3.0, (20_000, pairs))
         found = float((stats.ttest_1samp(x, 0.0, axis=1).pvalue < 0.05).mean())
         assert found > 0.79 if is_enough else found < 0.81, (pairs, found)
+
+
+@pytest.mark.parametrize("effect", [0.4, 0.8, 2.0])
+def test_so_many_find_it_by_ranks(effect: float) -> None:
+    """5,000 simulated tests know a power of 0.8 to ±0.006. Of six pairs all must agree: 0.87."""
+    n = units_needed_by_ranks(units_needed(effect, 1.0))
+    x = np.random.default_rng(n).normal(effect, 1.0, (5_000, n))
+    found = float((stats.wilcoxon(x, axis=1).pvalue < 0.05).mean())
+    agree = stats.norm.cdf(effect) ** n
+    wanted = agree if n == 6 else 0.8
+    assert found == pytest.approx(wanted, abs=0.02), n
 
 
 def test_it_falls_with_the_effect_and_meets_its_limit() -> None:
