@@ -13,7 +13,7 @@ from autolora_eval.explain.address import Place
 from autolora_eval.explain.numbers import agreeing, remade
 from autolora_eval.explain.sources import Row, Sources
 from autolora_eval.files import Json
-from autolora_eval.report.text import clip, fixed, interval, of
+from autolora_eval.text import clip, fixed, interval, of
 
 TEXT = 300
 NOT_RECORDED = "not recorded"

@@ -13,8 +13,8 @@ from autolora_eval.explain.cell import made_with, text
 from autolora_eval.explain.numbers import cosines
 from autolora_eval.explain.sources import Row, Sources
 from autolora_eval.files import Json
-from autolora_eval.report.text import fixed
 from autolora_eval.rubric import Rubric
+from autolora_eval.text import fixed
 
 NEIGHBOURS = 5
 

@@ -8,8 +8,8 @@ from autolora_eval.explain.account import Account, Facts, Listing
 from autolora_eval.explain.address import Place
 from autolora_eval.explain.cell import text
 from autolora_eval.explain.sources import Row, Sources
-from autolora_eval.report.text import DASH, fixed
 from autolora_eval.scoring.diversity import leave_one_out, unit_vectors
+from autolora_eval.text import DASH, fixed
 
 
 def explain_prompt(sources: Sources, place: Place) -> Account:

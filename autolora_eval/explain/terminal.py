@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autolora_eval.explain.account import Account, Facts, Listing, Quote
-from autolora_eval.report.text import clean
+from autolora_eval.text import clean
 
 
 def show(account: Account, console: Console) -> None:
