@@ -1,0 +1,156 @@
+"""In what runs differ beside their methods, and whether they can be compared all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from autolora_eval.comparing.sources import SourceRun
+from autolora_eval.errors import UsageError
+from autolora_eval.files import Json
+
+Grave = Literal["refused", "judges", "told"]
+
+
+class Difference(NamedTuple):
+    """One thing in which runs differ.
+
+    Attributes:
+        what: the thing.
+        grave: `refused`; `judges`: refused unless asked for; `told`: a caveat.
+        message: which run has what, and what that means.
+    """
+
+    what: str
+    grave: Grave
+    message: str
+
+
+def differences(sources: Sequence[SourceRun]) -> list[Difference]:
+    """Return all in which the runs differ, the gravest first."""
+    found = [
+        *_common("prompts", sources, lambda source: source.prompts),
+        *_common("seeds", sources, lambda source: source.seeds),
+        *_extractor(sources),
+        *_judged(sources),
+        *_models(sources),
+    ]
+    order = ("refused", "judges", "told")
+    return sorted(found, key=lambda difference: order.index(difference.grave))
+
+
+def refuse(found: Sequence[Difference], *, allow_different_judges: bool) -> None:
+    """Stop if the runs cannot be compared.
+
+    Raises:
+        UsageError: with each reason, and what can be done.
+    """
+    wrong = [difference for difference in found if difference.grave == "refused"]
+    judges = [difference for difference in found if difference.grave == "judges"]
+    if not allow_different_judges:
+        wrong += judges
+    if not wrong:
+        return
+    lines = "\n".join(f"  - {difference.message}" for difference in wrong)
+    way_out = "\nTo compare them all the same: --allow-different-judges." if judges else ""
+    if len(wrong) > len(judges):
+        way_out = ""
+    raise UsageError(f"these runs cannot be compared:\n{lines}{way_out}")
+
+
+def _common(
+    what: str, sources: Sequence[SourceRun], of: Callable[[SourceRun], list[Any]]
+) -> list[Difference]:
+    sets = [set(of(source)) for source in sources]
+    shared = set.intersection(*sets)
+    if all(found == shared for found in sets):
+        return []
+    counts = ", ".join(f"{len(found)} in {s.label}" for s, found in zip(sources, sets, strict=True))
+    if not shared:
+        return [Difference(what, "refused", f"no {what} in common: {counts}.")]
+    message = f"{what}: {counts}; only the {len(shared)} that all have are compared."
+    return [Difference(what, "told", message)]
+
+
+def _extractor(sources: Sequence[SourceRun]) -> list[Difference]:
+    return _section(
+        sources,
+        "features",
+        "extractor",
+        "refused",
+        "the cosines of two extractors are not on one scale. Score the runs anew with one.",
+    )
+
+
+def _judged(sources: Sequence[SourceRun]) -> list[Difference]:
+    with_judge = [source for source in sources if source.section("judge")]
+    if not with_judge:
+        return []
+    if len(with_judge) < len(sources):
+        without = ", ".join(s.label for s in sources if not s.section("judge"))
+        message = f"no judge scored {without}: only diversity is compared."
+        return [Difference("judge", "told", message)]
+    rubrics = {source.section("judge").get("rubric_sha256") for source in sources}
+    if len(rubrics) > 1:
+        names = _listed(sources, lambda s: str(s.section("judge").get("rubric_name")))
+        message = f"rubric: {names}; other questions have other answers."
+        return [Difference("rubric", "refused", message)]
+    return _section(
+        sources,
+        "judge",
+        "judge",
+        "judges",
+        "two judges are not on one scale. Score the runs anew with one.",
+    )
+
+
+def _models(sources: Sequence[SourceRun]) -> list[Difference]:
+    """Models of one name that are not the same: pipeline, LoRA, scheduler, size, precision."""
+    found = []
+    for name in dict.fromkeys(name for source in sources for name in source.section("models")):
+        having = [source for source in sources if name in source.section("models")]
+        made = [s for s in having if not _only_named(s.section("models")[name])]
+        keys = _differing([_plain(source.section("models")[name]) for source in made])
+        if keys:
+            runs = ", ".join(source.label for source in made)
+            message = f"model '{name}' differs in {', '.join(keys)} between {runs}."
+            found.append(Difference(f"model {name}", "told", message))
+    return found
+
+
+def _only_named(model: Json) -> bool:
+    """Whether a model only lends its name to images that were made elsewhere."""
+    pipeline = model.get("pipeline")
+    return isinstance(pipeline, dict) and pipeline.get("used") is False
+
+
+def _plain(model: Json) -> Json:
+    """Return a model without what does not decide an image: where its files are."""
+    return {
+        key: {k: v for k, v in value.items() if k != "reference"}
+        if isinstance(value, dict) and value.get("kind") != "hub"
+        else value
+        for key, value in model.items()
+    }
+
+
+def _section(
+    sources: Sequence[SourceRun], section: str, what: str, grave: Grave, why: str
+) -> list[Difference]:
+    """Compare the content keys of what a stage used."""
+    found = [source.section(section) for source in sources]
+    if len({part.get("key") for part in found}) == 1:
+        return []
+    counts = ("done", "reused", "cached", "failed", "unscored", "key", "asked_key")
+    keys = _differing([{k: v for k, v in part.items() if k not in counts} for part in found])
+    names = _listed(sources, lambda source: str(source.section(section).get("model")))
+    return [Difference(what, grave, f"{what}: {names} (differs in {', '.join(keys)}); {why}")]
+
+
+def _differing(parts: Sequence[Json]) -> list[str]:
+    keys = dict.fromkeys(key for part in parts for key in part)
+    return [key for key in keys if any(part.get(key) != parts[0].get(key) for part in parts)]
+
+
+def _listed(sources: Sequence[SourceRun], of: Callable[[SourceRun], str]) -> str:
+    return ", ".join(f"'{of(source)}' in {source.label}" for source in sources)

@@ -1,0 +1,162 @@
+"""The joint run folder: images linked, features and replies copied, tables and report made anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from autolora_eval._version import __version__
+from autolora_eval.comparing.conditions import Difference
+from autolora_eval.comparing.recorded import RecordedCell
+from autolora_eval.comparing.sources import SourceRun
+from autolora_eval.errors import UsageError
+from autolora_eval.files import (
+    Json,
+    content_key,
+    read_jsonl,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+    write_jsonl,
+    written_whole,
+)
+from autolora_eval.manifest import update_manifest
+from autolora_eval.plan import Plan
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring.judgement_file import JudgementFile
+
+COMPARED = "compared"
+
+
+def merge(
+    plan: Plan, sources: Sequence[SourceRun], folder: RunFolder, found: Sequence[Difference]
+) -> None:
+    """Write the joint run folder of several runs.
+
+    Args:
+        plan: from `recorded_plan`.
+        sources: the runs.
+        folder: where to; an earlier comparison there is replaced.
+        found: in what the runs differ.
+
+    Raises:
+        UsageError: there is something else than a comparison.
+    """
+    _clear(folder)
+    judge_key = _judge_key(sources) if plan.benchmark.rubric is not None else None
+    by_label = {source.label: source for source in sources}
+    for cell in plan.cells:
+        assert isinstance(cell, RecordedCell)
+        _copy_cell(plan, cell, by_label[cell.source].run.folder, folder, judge_key)
+    write_json(folder.manifest, _manifest(plan, sources, found, judge_key))
+
+    from autolora_eval.analysis.table import write_tables
+    from autolora_eval.report import write_report
+
+    update_manifest(folder, counts=write_tables(plan, folder, judge_key))
+    write_report(folder)
+
+
+def _clear(folder: RunFolder) -> None:
+    """Remove an earlier comparison; leave anything else alone."""
+    if not folder.path.exists():
+        return
+    if not folder.path.is_dir() or (
+        any(folder.path.iterdir()) and COMPARED not in folder.read_manifest()
+    ):
+        raise UsageError(f"'{folder.path}' is not empty and no earlier comparison: name another.")
+    shutil.rmtree(folder.path)
+
+
+def _judge_key(sources: Sequence[SourceRun]) -> str:
+    keys = list(dict.fromkeys(str(source.section("judge").get("key")) for source in sources))
+    return keys[0] if len(keys) == 1 else content_key(keys)
+
+
+def _copy_cell(
+    plan: Plan, cell: RecordedCell, source: RunFolder, folder: RunFolder, judge_key: str | None
+) -> None:
+    """Take over a cell's images, features and, with a judge, its replies."""
+    wanted = {job.file for job in plan.jobs}
+    rows = [row for row in read_jsonl(source.metadata(cell.cell)) if row["file_name"] in wanted]
+    for row in rows:
+        _link(
+            source.images(cell.cell) / row["file_name"], folder.images(cell.id) / row["file_name"]
+        )
+    renamed = {"cell": cell.id, "method": cell.method.name}
+    write_jsonl(folder.metadata(cell.id), [{**row, **renamed} for row in rows])
+    _copy(source.features(cell.cell), folder.features(cell.id))
+    if source.unmade(cell.cell).is_file():
+        _copy(source.unmade(cell.cell), folder.unmade(cell.id))
+    if judge_key is not None:
+        _copy_replies(source, cell, folder, judge_key)
+
+
+def _copy_replies(source: RunFolder, cell: RecordedCell, folder: RunFolder, judge_key: str) -> None:
+    """Copy the replies that count in the run; of different judges each says whose it was."""
+    own = (source.read_manifest().get("judge") or {}).get("key")
+    replies = JudgementFile(source.judgements(cell.cell)).rows(own)
+    same = own == judge_key
+    JudgementFile(folder.judgements(cell.id)).append(
+        row if same else {**row, "judge_key": judge_key, "judge_key_in_run": own} for row in replies
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where that cannot be; one that is lost stays so."""
+    if not source.is_file():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _manifest(
+    plan: Plan, sources: Sequence[SourceRun], found: Sequence[Difference], judge_key: str | None
+) -> Json:
+    first = sources[0]
+    models: Json = {}
+    for source in reversed(sources):
+        models |= source.section("models")
+    judge = {**first.section("judge"), "key": judge_key} if judge_key is not None else None
+    cells = [
+        {
+            **cell.stated,
+            "id": cell.id,
+            "method": cell.method.name,
+            "run": cell.source,
+            "cell_in_run": cell.cell,
+        }
+        for cell in plan.cells
+        if isinstance(cell, RecordedCell)
+    ]
+    return {
+        "autolora_eval_version": __version__,
+        "benchmark_file": f"a comparison of {', '.join(source.label for source in sources)}",
+        COMPARED: {
+            source.label: {"manifest_sha256": sha256_file(source.run.folder.manifest)}
+            for source in sources
+        },
+        "differences": [difference._asdict() for difference in found],
+        "benchmark": plan.benchmark.spec.model_dump(mode="json"),
+        "prompts": list(plan.benchmark.prompts),
+        "prompts_sha256": sha256_bytes("\n".join(plan.benchmark.prompts).encode()),
+        "seeds": list(dict.fromkeys(job.seed for job in plan.jobs)),
+        "limited": False,
+        "cells": cells,
+        "models": models,
+        "rubric": None if plan.benchmark.rubric is None else plan.benchmark.rubric.model_dump(),
+        "features": first.section("features"),
+        "judge": judge,
+        "packages": first.section("packages"),
+        "hardware": first.section("hardware"),
+    }

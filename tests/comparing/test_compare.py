@@ -1,0 +1,227 @@
+"""Cells of several runs in one table: the same numbers, paired, or refused with the reason."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scored_run import KEY, Place, vector, write_features, write_images, write_judgements
+from typer.testing import CliRunner
+
+from autolora_eval.analysis.table import write_tables
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.cli import app
+from autolora_eval.comparing import compare
+from autolora_eval.errors import UsageError
+from autolora_eval.explain import explain
+from autolora_eval.files import write_json
+from autolora_eval.manifest import state_plan, update_manifest
+from autolora_eval.plan import make_plan
+from autolora_eval.run_folder import RunFolder, open_run
+
+MEASURED = ("diversity", "diversity_low", "diversity_high", "pc", "pc_low", "pc_high", "div_pc")
+Write = Callable[[object], Path]
+
+
+def score(place: Place) -> dict[str, float]:
+    cell, prompt_index, seed = place
+    return {"pc": float((len(cell) + 2 * prompt_index + seed) % 6)}
+
+
+def scored(write: Write, data: dict[str, Any], path: Path, judge: str = KEY) -> RunFolder:
+    """A finished run of a benchmark, its numbers decided by cell, prompt and seed."""
+    plan = make_plan(load_benchmark(write(data)))
+    folder = RunFolder(path)
+    write_images(plan, folder)
+    write_features(plan, folder, vector)
+    write_judgements(plan, folder, score)
+    state_plan(plan, folder, "small.yaml", {"limit_prompts": None, "limit_seeds": None})
+    cells = [{**cell, "settings_key": "settings"} for cell in folder.read_manifest()["cells"]]
+    rubric = plan.benchmark.rubric
+    assert rubric is not None
+    about = {"key": judge, "repeats": 1, "rubric_sha256": rubric.sha256, "model": "someone"}
+    update_manifest(
+        folder, cells=cells, judge=about, features={"key": "extractor", "model": "dino"}
+    )
+    write_tables(plan, folder, KEY)
+    return folder
+
+
+@pytest.fixture
+def data(benchmark_data: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(benchmark_data)
+
+
+@pytest.fixture
+def whole(write_benchmark: Write, data: dict[str, Any], tmp_path: Path) -> RunFolder:
+    """Both methods in one run."""
+    return scored(write_benchmark, data, tmp_path / "whole")
+
+
+@pytest.fixture
+def halves(write_benchmark: Write, data: dict[str, Any], tmp_path: Path) -> list[Path]:
+    """The same, one method a run."""
+    found = []
+    for name in ("CFG", "AutoLoRA"):
+        methods = {name: data["methods"][name]}
+        half = scored(
+            write_benchmark,
+            data | {"methods": methods, "baseline": name},
+            tmp_path / f"half-{name}",
+        )
+        found.append(half.path)
+    return found
+
+
+def test_two_halves_compared_are_the_whole(
+    whole: RunFolder, halves: list[Path], tmp_path: Path
+) -> None:
+    joint, differences = compare(halves, tmp_path / "joint")
+    assert differences == []
+    ours, theirs = open_run(whole.path), joint
+    left, right = (run.table.set_index("cell") for run in (ours, theirs))
+    assert list(left.index) == list(right.index)
+    for column in MEASURED:
+        assert left[column].tolist() == right[column].tolist()
+    keys = ["cell", "baseline_cell", "measure", "difference", "low", "high", "p_value", "win_rate"]
+    assert ours.comparisons[keys].to_dict("list") == theirs.comparisons[keys].to_dict("list")
+
+
+def test_the_joint_run_can_be_explained_and_has_a_report(
+    halves: list[Path], tmp_path: Path
+) -> None:
+    joint, _ = compare(halves, tmp_path / "joint")
+    assert joint.folder.report_pdf.is_file()
+    account = explain(joint.folder.path, "AutoLoRA").as_data()
+    numbers = next(part for part in account["parts"] if part["title"] == "Its numbers")
+    assert all(row[-1].endswith("the same") for row in numbers["rows"])
+    assert not any("NOT" in row[-1] for row in numbers["rows"])
+
+
+def test_a_name_that_two_runs_have_is_told_apart(
+    write_benchmark: Write, whole: RunFolder, data: dict[str, Any], tmp_path: Path
+) -> None:
+    data["models"]["A"]["guidance_scale"] = 2.0
+    other = scored(write_benchmark, data, tmp_path / "other")
+    for file in (other.path / "images").rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b" ")  # other images than the first run's
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    write_judgements(plan, other, score)
+    write_features(plan, other, vector)
+    write_tables(plan, other, KEY)
+    joint, _ = compare([whole.path, other.path], tmp_path / "joint", baseline="CFG (whole)")
+    names = ["CFG (whole)", "AutoLoRA (whole)", "CFG (other)", "AutoLoRA (other)"]
+    assert joint.table["method"].tolist() == names
+    assert set(joint.comparisons["baseline"]) == {"CFG (whole)"}
+    assert joint.table["cell"].is_unique
+
+
+def test_the_same_images_are_one_cell(whole: RunFolder, halves: list[Path], tmp_path: Path) -> None:
+    joint, _ = compare([whole.path, halves[0]], tmp_path / "joint")
+    assert joint.table["method"].tolist() == ["CFG", "AutoLoRA"]
+
+
+def test_only_what_all_have_is_compared_and_that_is_told(
+    write_benchmark: Write, whole: RunFolder, data: dict[str, Any], tmp_path: Path
+) -> None:
+    methods = {"Third": {"guider": "lora"}}
+    data |= {"methods": methods, "baseline": "Third", "prompts": ["a dog", "a cat", "a cow"]}
+    data["seeds"] = {"start": 4, "count": 2}
+    other = scored(write_benchmark, data, tmp_path / "other")
+    joint, differences = compare([whole.path, other.path], tmp_path / "joint")
+    assert [(d.what, d.grave) for d in differences] == [("prompts", "told"), ("seeds", "told")]
+    assert differences[0].message.endswith("only the 2 that all have are compared.")
+    images = joint.scores[["prompt", "seed"]].drop_duplicates().values.tolist()
+    assert images == [["a cat", 4], ["a dog", 4]]
+    assert joint.table["n_images"].tolist() == [2, 2, 2]
+    assert joint.manifest["differences"] == [d._asdict() for d in differences]
+    # The mean of two scores of each prompt's single seed: by hand.
+    by_cell = joint.table.set_index("method")["pc"]
+    expected = np.mean([score(("A--Third", index, 4))["pc"] for index in (1, 0)])
+    assert by_cell["Third"] == expected
+
+
+def change(folder: RunFolder, section: str, **values: object) -> None:
+    manifest = folder.read_manifest()
+    manifest[section] = manifest[section] | values
+    write_json(folder.manifest, manifest)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("features", {"key": "another", "model": "clip"}, "extractor: 'dino' in half-CFG, 'clip'"),
+        ("judge", {"rubric_sha256": "0", "rubric_name": "other"}, "other questions have other"),
+    ],
+)
+def test_what_is_not_on_one_scale_is_refused(
+    halves: list[Path], tmp_path: Path, section: str, values: dict[str, object], message: str
+) -> None:
+    change(RunFolder(halves[1]), section, **values)
+    with pytest.raises(UsageError) as raised:
+        compare(halves, tmp_path / "joint", allow_different_judges=True)
+    assert message in str(raised.value)
+    assert "--allow" not in str(raised.value)
+    assert not (tmp_path / "joint").exists()
+
+
+def test_different_judges_are_refused_unless_asked_for(halves: list[Path], tmp_path: Path) -> None:
+    change(RunFolder(halves[1]), "judge", key="another judge", model="somebody")
+    replies = halves[1] / "judgements" / "A--AutoLoRA.jsonl"
+    replies.write_text(
+        replies.read_text(encoding="utf-8").replace(f'"{KEY}"', '"another judge"'), encoding="utf-8"
+    )
+    with pytest.raises(UsageError, match="--allow-different-judges"):
+        compare(halves, tmp_path / "joint")
+    joint, differences = compare(halves, tmp_path / "joint", allow_different_judges=True)
+    assert [(d.what, d.grave) for d in differences] == [("judge", "judges")]
+    assert joint.table["pc"].notna().all()
+    rows = (joint.folder.judgements("A--AutoLoRA")).read_text(encoding="utf-8").splitlines()
+    assert {json.loads(row)["judge_key_in_run"] for row in rows} == {"another judge"}
+
+
+def test_a_model_that_is_not_the_same_is_told(halves: list[Path], tmp_path: Path) -> None:
+    for half, steps in zip(halves, ("float32", "float16"), strict=True):
+        change(RunFolder(half), "models", A={"size": [8, 8], "dtype": steps})
+    _, differences = compare(halves, tmp_path / "joint")
+    assert [d.message for d in differences] == [
+        "model 'A' differs in dtype between half-CFG, half-AutoLoRA."
+    ]
+
+
+def test_something_else_is_not_written_over(halves: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no earlier comparison"):
+        compare(halves, halves[0])
+    assert open_run(halves[0]).table["method"].tolist() == ["CFG"]
+    compare(halves, tmp_path / "joint")
+    again, _ = compare(halves, tmp_path / "joint")
+    assert len(again.table) == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [((0,), "two or more runs"), ((0, 0), "is named twice")],
+)
+def test_too_few_runs_are_refused(
+    halves: list[Path], tmp_path: Path, named: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        compare([halves[n] for n in named], tmp_path / "joint")
+
+
+def test_a_baseline_that_no_run_has_is_answered(halves: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no method .AutoLora. in these runs\. Did you mean"):
+        compare(halves, tmp_path / "joint", baseline="AutoLora")
+
+
+def test_the_command_names_what_differs(halves: list[Path], tmp_path: Path) -> None:
+    change(RunFolder(halves[1]), "models", A={"dtype": "float16"})
+    change(RunFolder(halves[0]), "models", A={"dtype": "float32"})
+    asked = ["compare", *map(str, halves), "--output", str(tmp_path / "joint")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
