@@ -189,7 +189,8 @@ class Benchmark(_Strict):
         prompts: a text file, one prompt a line, or a list.
         seeds: the same for every prompt and method.
         models: base pipelines with LoRAs, by the name they have in tables.
-        methods: guidance rules, by the name they have in tables: `guider` and its parameters.
+        methods: what makes the images, by the name they have in tables: a `guider`, which is a
+            short name or the dotted path of any guider class, or a `sampler`; and its parameters.
         sweep: values of parameters, crossed with models and methods; a method that states one
             of them, or does not have it, stays as it is.
         baseline: the method that the others are compared with; the first where not stated.

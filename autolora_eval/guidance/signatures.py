@@ -69,15 +69,13 @@ def signature_of(call: Callable[..., Any], given: int = 0) -> Signature:
         return Signature(_name(call), own, _annotations(call), is_open)
     parameters: dict[str, inspect.Parameter] = {}
     annotations: dict[str, object] = {}
-    is_open = True
+    is_open = False
     for parent in (c for c in call.__mro__ if c is not object and "__init__" in vars(c)):
         own, is_open = _by_name(vars(parent)["__init__"], 1)
         annotations = _annotations(vars(parent)["__init__"]) | annotations
         parameters |= {name: p for name, p in own.items() if name not in parameters}
         if not is_open:
             break
-    else:
-        is_open = is_open and bool(parameters)
     return Signature(call.__name__, parameters, annotations, is_open)
 
 
@@ -155,6 +153,12 @@ class CallParameters(MethodParameters):
         return self.model_copy(update={SCALE: scale})
 
 
+class _OpenParameters(CallParameters):
+    """Parameters of a callable that takes any name."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 def parameters_model(
     signature: Signature, attempt: Callable[[dict[str, Any]], object] | None = None
 ) -> type[CallParameters]:
@@ -181,11 +185,9 @@ def parameters_model(
             Annotated[Any, BeforeValidator(_check(signature.annotation(name)))],
             _default(name, parameter),
         )
-    model = create_model(f"{signature.name}Parameters", __base__=CallParameters, **fields)
+    base = _OpenParameters if signature.is_open else CallParameters
+    model = create_model(f"{signature.name}Parameters", __base__=base, **fields)
     model._signature, model._attempt = signature, attempt
-    if signature.is_open:
-        model.model_config["extra"] = "allow"
-        model.model_rebuild(force=True)
     return model
 
 
