@@ -115,11 +115,37 @@ def score(
     output: OutputOption = None,
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score these images, made elsewhere, by the benchmark's measure: a folder "
+            "<prompt>/<seed>.png, an imagefolder, a .csv, .jsonl or .parquet, or a saved dataset.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What --images are called in the table.")] = "Images",
+    model: Annotated[
+        str | None,
+        typer.Option(help="The benchmark's model that --images are of.", show_default=False),
+    ] = None,
 ) -> None:
     """Take features, judge the images that are there, and write the tables."""
     from autolora_eval import display
-    from autolora_eval.stages import Stages
+    from autolora_eval.stages import Stages, score_images
 
+    if images is not None:
+        found = score_images(
+            images,
+            benchmark,
+            output,
+            name=name,
+            model=model,
+            limit_prompts=limit_prompts,
+            limit_seeds=limit_seeds,
+            progress=display.progress(),
+        )
+        display.show_run(found)
+        return
     stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
     stages.score()
     display.show_done("table", stages.folder.table("csv"))
@@ -177,6 +203,36 @@ def init(
     schema = write_starter(file, pipeline, lora, prompt or ["a castle at night"], judge)
     display.show_done("schema", schema)
     display.show_done("benchmark", file)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more finished run folders.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The joint run folder. Default: reports/compare-<their names>."),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="The method that the others are compared with.", show_default=False),
+    ] = None,
+    allow_different_judges: Annotated[
+        bool,
+        typer.Option("--allow-different-judges", help="Also where the judges are not the same."),
+    ] = False,
+) -> None:
+    """Put cells of several runs into one table and report, paired over what they share."""
+    from autolora_eval import display
+    from autolora_eval.comparing import compare as joint_run
+    from autolora_eval.files import slug
+
+    folder = output or Path("reports") / slug(f"compare-{'-'.join(run.name for run in runs)}")
+    found, differences = joint_run(
+        runs, folder, baseline=baseline, allow_different_judges=allow_different_judges
+    )
+    for difference in differences:
+        display.show_caveat(difference.message)
+    display.show_run(found)
 
 
 @app.command()

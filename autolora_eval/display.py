@@ -182,7 +182,30 @@ def show_run(run: Run) -> None:
         if len(reasons):
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
             console.print(f"{reasons.sum()} of {len(run.scores)} images {what}: {listed}")
+    for cell, found in (run.manifest.get("image_sets") or {}).items():
+        _show_image_set(run.folder, cell, found)
     show_done("report", run.folder.report_pdf)
+
+
+def _show_image_set(folder: RunFolder, cell: str, found: Json) -> None:
+    """Print what became of the images of a set that was made elsewhere."""
+    from autolora_eval.image_sets.account import FINDINGS
+
+    console.print(
+        f"{escape(cell)}: {found['images']} images made elsewhere ({found['read_as']}), "
+        f"{found['matched']} of them the benchmark's",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for finding, meaning in FINDINGS.items():
+        if found.get(finding):
+            told = f"  {found[finding]} {finding.replace('_', ' ')}: {meaning}"
+            console.print(told, highlight=False, soft_wrap=True)
+    if found.get("seeds_by_order"):
+        told = "  no seeds stated: numbered in their order, so they share no noise with others"
+        console.print(told, highlight=False, soft_wrap=True)
+    if any(found.get(finding) for finding in FINDINGS):
+        show_done("  each by name", folder.image_set(cell))
 
 
 def show_agreement(folder: RunFolder, found: pd.DataFrame, counts: Json) -> None:
@@ -221,6 +244,11 @@ def show_agreement(folder: RunFolder, found: pd.DataFrame, counts: Json) -> None
         highlight=False,
         soft_wrap=True,
     )
+
+
+def show_caveat(text: str) -> None:
+    """Print what a reader must know before believing a number."""
+    console.print(Text.assemble(("caveat: ", "bold yellow"), text), soft_wrap=True)
 
 
 def show_done(what: str, path: Path) -> None:
