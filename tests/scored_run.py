@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from autolora_eval.analysis.table import write_tables
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.images import cell_images
 from autolora_eval.plan import Plan
@@ -17,6 +18,7 @@ from autolora_eval.scoring import features as feature_stage
 from autolora_eval.scoring.judgement_file import JudgementFile
 from autolora_eval.scoring.judgements import judgement
 from autolora_eval.scoring.judges.base import Reply
+from autolora_eval.stages import state_plan
 
 KEY = "judge-and-rubric"
 Place = tuple[str, int, int]  # cell, place of the prompt, seed
@@ -78,3 +80,17 @@ def vector(place: Place, dim: int = 6) -> np.ndarray:
     cell, prompt_index, seed = place
     rng = np.random.default_rng([*cell.encode(), prompt_index, seed])
     return np.asarray(1.0 + rng.normal(size=dim), dtype=np.float32)
+
+
+def scored(plan: Plan, folder: RunFolder) -> RunFolder:
+    """Write images, features, judgements and tables of a plan."""
+    assert plan.benchmark.rubric is not None
+    keys = [score.key for score in plan.benchmark.rubric.scores.values()]
+    state_plan(plan, folder, "a sweep", {})
+    write_images(plan, folder)
+    write_features(plan, folder, vector)
+    write_judgements(
+        plan, folder, lambda p: {key: float((len(p[0]) + p[1] + p[2]) % 6) for key in keys}
+    )
+    write_tables(plan, folder, KEY)
+    return folder

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 from rich.console import Console
-from scored_run import KEY, vector, write_features, write_images, write_judgements
+from scored_run import scored
 
 from autolora_eval import display
 from autolora_eval.analysis.comparisons import baseline_cells
 from autolora_eval.analysis.sweep_lines import Label, stacked, sweep_lines
-from autolora_eval.analysis.table import check_reference, write_tables
+from autolora_eval.analysis.table import check_reference
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
 from autolora_eval.plan import Plan, make_plan
@@ -24,7 +24,6 @@ from autolora_eval.report.evidence import read_evidence
 from autolora_eval.report.provenance import methods
 from autolora_eval.resources import shipped_root
 from autolora_eval.run_folder import RunFolder, open_run
-from autolora_eval.stages import state_plan
 
 METHODS = {
     "LoRA": {"guider": "lora"},
@@ -44,20 +43,6 @@ def planned(
         return make_plan(load_benchmark(write_benchmark(data)))
 
     return plan
-
-
-def scored(plan: Plan, folder: RunFolder) -> RunFolder:
-    """Write images, features, judgements and tables of a plan."""
-    assert plan.benchmark.rubric is not None
-    keys = [score.key for score in plan.benchmark.rubric.scores.values()]
-    state_plan(plan, folder, "a sweep", {})
-    write_images(plan, folder)
-    write_features(plan, folder, vector)
-    write_judgements(
-        plan, folder, lambda p: {key: float((len(p[0]) + p[1] + p[2]) % 6) for key in keys}
-    )
-    write_tables(plan, folder, KEY)
-    return folder
 
 
 # Comparisons

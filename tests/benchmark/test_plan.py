@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ import pytest
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
 from autolora_eval.guidance.registry import method, methods
-from autolora_eval.manifest import stated_cell
 from autolora_eval.plan import Plan, describe_parameters, make_plan
-from autolora_eval.resources import shipped_benchmarks
 
 Write = Callable[[object], Path]
 N = 10
@@ -228,142 +225,3 @@ def test_every_method_makes_at_least_one_pass_a_step(guider: str) -> None:
 
 def test_parameters_in_one_line_leave_out_what_has_no_value() -> None:
     assert describe_parameters({"guider": "cfg", "w": 5.0, "x": None}) == "guider=cfg, w=5.0"
-
-
-# Shipped benchmarks
-
-
-@pytest.mark.parametrize("name", shipped_benchmarks())
-def test_a_shipped_benchmark_loads_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    plan = make_plan(load_benchmark(name))
-    assert plan.benchmark.spec.name == name
-    assert plan.benchmark.file == shipped_benchmarks()[name].resolve()
-    assert plan.benchmark.spec.baseline_method in plan.benchmark.methods
-    n_jobs = len(plan.benchmark.prompts) * plan.benchmark.spec.seeds.count
-    assert plan.n_images == len(plan.cells) * n_jobs == plan.n_judge_calls
-
-
-def test_pixel_art_is_the_papers_table_2() -> None:
-    plan = make_plan(load_benchmark("pixel_art"))
-    assert len(plan.benchmark.prompts) == 30
-    assert plan.benchmark.spec.seeds.count == 16
-    assert plan.benchmark.spec.baseline == "CFG"
-    cells = {(cell.model.name, cell.method.name): cell for cell in plan.cells}
-    for (model, steps), name in itertools.product((("SDXL", 50), ("SD3", 28)), ("CFG", "AutoLoRA")):
-        cell = cells[model, name]
-        w = {"SDXL": 5.0, "SD3": 7.0}[model]
-        assert cell.columns["lora_scale"] == 1.0
-        assert cell.columns["guidance_scale"] == w
-        assert cell.nfe == {"CFG": 2, "AutoLoRA": 4}[name] * steps
-        assert cell.model.size == (1024, 1024)
-    assert cells["SDXL", "AutoLoRA"].columns["autolora_scale"] == 1.5
-    assert plan.benchmark.rubric is not None
-    assert list(plan.benchmark.rubric.scores) == ["pc", "sa"]
-    assert plan.benchmark.reference is not None
-
-
-def put_file(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"found, but not opened")
-    return path
-
-
-DISNEY = ("disney_princess", "disney_princess_cfg", "disney_princess_autolora_scale")
-
-
-@pytest.mark.parametrize(
-    ("name", "cells", "nfe_an_image"),
-    [
-        # One, two, two and four passes a step of LoRA, AutoLoRA, LoRA+CFG and AutoLoRA+CFG.
-        ("disney_princess", 12 * 4, 12 * (1 + 2 + 2 + 4)),
-        ("disney_princess_cfg", 4 * 7 * 2, 4 * 7 * (2 + 4)),
-        ("disney_princess_autolora_scale", 4 * (1 + 3 + 1 + 3), 4 * (1 + 3 * 2 + 2 + 3 * 4)),
-    ],
-)
-def test_disney_princess_costs(name: str, cells: int, nfe_an_image: int) -> None:
-    plan = make_plan(load_benchmark(name))
-    assert plan.benchmark.prompts == ("Anna",)
-    assert len(plan.cells) == cells
-    assert plan.n_images == plan.n_judge_calls == cells * 512
-    assert plan.nfe == nfe_an_image * 50 * 512
-    assert plan.benchmark.rubric is not None
-    assert list(plan.benchmark.rubric.scores) == ["cps"]
-    assert plan.benchmark.spec.baseline == "LoRA+CFG"
-
-
-def test_disney_princess_is_the_papers_table_1() -> None:
-    plan = make_plan(load_benchmark("disney_princess"))
-    assert plan.n_images == 24_576
-    scales = [n / 10 for n in range(2, 14)]
-    found = [(cell.columns["lora_scale"], cell.method.name) for cell in plan.cells]
-    methods = ("LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG")
-    assert found == list(itertools.product(scales, methods))
-    for cell in plan.cells:
-        w = cell.columns.get("guidance_scale", 1.0)
-        assert w == (5.0 if cell.method.name.endswith("+CFG") else 1.0)
-        assert cell.columns.get("autolora_scale", 1.5) == 1.5
-        assert cell.model.size == (1024, 1024)
-
-
-@pytest.mark.parametrize("name", DISNEY)
-def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("AUTOLORA_EVAL_DISNEY_LORA", raising=False)
-    (lora,) = (model.lora for model in load_benchmark(name).models.values())
-    assert lora.kind == "absent"
-    for part in ("https://civitai.com/models/", "Log in", f"{lora.reference} below {tmp_path}"):
-        assert part in lora.how_to_get()
-    file = put_file(tmp_path / lora.reference)
-    (lora,) = (model.lora for model in load_benchmark(name).models.values())
-    assert (lora.kind, lora.path) == ("file", file)
-    elsewhere = put_file(tmp_path / "elsewhere.safetensors")
-    monkeypatch.setenv("AUTOLORA_EVAL_DISNEY_LORA", str(elsewhere))
-    (lora,) = (model.lora for model in load_benchmark(name).models.values())
-    assert lora.path == elsewhere
-
-
-def test_only_a_lora_that_says_how_to_get_it_may_be_absent(
-    write_benchmark: Write, benchmark_data: dict[str, Any], problem: Callable[[object], str]
-) -> None:
-    data = copy.deepcopy(benchmark_data)
-    data["models"]["A"]["lora"] = {"path": "mine.safetensors"}
-    assert "models.A.lora: no such LoRA: 'mine.safetensors'." in problem(data)
-    data["models"]["A"]["lora"]["obtain"] = "Ask Ann."
-    benchmark = load_benchmark(write_benchmark(data))
-    assert benchmark.models["A"].lora.how_to_get().startswith("Ask Ann. Put the file at mine")
-    data["models"]["A"]["lora"]["path"] = "mine.ckpt"
-    assert "is a pickle" in problem(data)
-    # How to get it decides no number: a finished run stays finished.
-    put_file(benchmark.file.parent / "mine.safetensors")
-    data["models"]["A"]["lora"]["path"] = "mine.safetensors"
-    keys = []
-    for advice in ("Ask Ann.", "Ask Bob.", None):
-        data["models"]["A"]["lora"]["obtain"] = advice
-        plan = make_plan(load_benchmark(write_benchmark(data)))
-        keys.append([stated_cell(cell, plan)["plan_key"] for cell in plan.cells])
-    assert keys[0] == keys[1] == keys[2]
-
-
-def test_limited_interval_costs_what_its_intervals_do() -> None:
-    plan = make_plan(load_benchmark("limited_interval"))
-    assert plan.n_images == 9 * 30 * 16
-    baseline, *others = plan.cells
-    assert (baseline.method.name, baseline.nfe) == ("CFG", 100)
-    for cell in others:
-        start, stop = cell.point["interval"]
-        assert cell.nfe == 100 + 2 * (math.floor(stop * 50) - math.floor(start * 50))
-
-
-@pytest.mark.parametrize("name", ["quickstart", "limited_interval_miniature"])
-def test_the_miniature_benchmarks_need_nothing_from_the_network(name: str) -> None:
-    benchmark = load_benchmark(name)
-    sources = [benchmark.features, benchmark.judge]
-    sources += [s for model in benchmark.models.values() for s in (model.pipeline, model.lora)]
-    for source in sources:
-        assert source is not None
-        assert source.path.exists()
