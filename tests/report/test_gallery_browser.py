@@ -283,6 +283,23 @@ def test_a_filter_is_kept_in_the_address(page: Browser, run: RunFolder) -> None:
     assert page.run("document.querySelector('[name=min]').value") == "2"
 
 
+def test_it_works_in_a_viewer_that_keeps_the_address_to_itself(
+    browser: Browser, run: RunFolder
+) -> None:
+    forbidding = "history.replaceState = () => { throw new DOMException('', 'SecurityError') }"
+    added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=forbidding)
+    try:
+        browser.open(run.report_html)
+        browser.choose("[name='cell.method']", METHODS[0])
+        browser.click("#gallery-images button")
+        assert text(browser, "#gallery-place") == "1 of 48"
+        browser.press("Escape")
+        assert browser.run("document.querySelector('dialog').open") is False
+        assert browser.complaints() == []
+    finally:
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", **added)
+
+
 def test_without_script_there_is_a_list(browser: Browser, run: RunFolder) -> None:
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:

@@ -91,7 +91,13 @@
   }
 
   // The address after "#" names the image that is open, or the filters that are set.
-  const remember = (pairs) => history.replaceState(null, "", `#${pairs.join("&")}`);
+  function remember(pairs) {
+    try {
+      history.replaceState(null, "", `#${pairs.join("&")}`);
+    } catch {
+      // A viewer that frames the page may forbid it. All else works.
+    }
+  }
   const encoded = (text) => text.split("/").map(encodeURIComponent).join("/");
   const rememberFilters = () =>
     remember([
