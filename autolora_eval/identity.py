@@ -74,6 +74,20 @@ def cached(source: Source, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def fetched(source: Source, name: str) -> Path | None:
+    """Return a file of a model, fetched from the hub if need be; None if it is not to be had."""
+    here = cached(source, name)
+    if here is not None or source.kind != "hub":
+        return here
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download(source.location, name, revision=source.revision, etag_timeout=5.0)
+    except (OSError, ValueError):
+        return None
+    return Path(path)
+
+
 def hub_refusal(source: Source) -> str | None:
     """Ask the hub for a repository; return None if it is there, else why it cannot be had."""
     from huggingface_hub import HfApi

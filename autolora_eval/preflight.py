@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 from autolora_eval.benchmark.load import ResolvedModel
-from autolora_eval.benchmark.pipelines import INDEX, TESTED, pipeline_class
+from autolora_eval.benchmark.pipelines import INDEX, TESTED, check_pipeline, pipeline_class
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.devices import choose_device, require
 from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.identity import absent, cached, hub_refusal, in_cache, unreachable
+from autolora_eval.identity import absent, fetched, hub_refusal, in_cache, unreachable
 from autolora_eval.plan import Plan
 from autolora_eval.run_folder import RunFolder
 
@@ -87,13 +87,16 @@ def _hub(plan: Plan) -> None:
 def _guided(plan: Plan) -> None:
     """Refuse pipelines that no guider can act on; diffusers is asked of those not tested here."""
     for model in loaded_models(plan):
-        index = cached(model.pipeline, INDEX)
-        if index is None or pipeline_class(index, model.pipeline.reference) not in TESTED:
+        # What cannot be fetched is told of beside this.
+        index = fetched(model.pipeline, INDEX)
+        if index is None:
+            continue
+        check_pipeline(model.pipeline, index)
+        if pipeline_class(index, model.pipeline.reference) not in TESTED:
             from autolora_eval.generation.pipeline import open_pipeline
             from autolora_eval.libraries import quiet_libraries
 
-            # A hub that cannot be reached is told of beside this.
-            with quiet_libraries(), suppress(OSError):
+            with quiet_libraries():
                 open_pipeline(model.pipeline, model.spec)
 
 

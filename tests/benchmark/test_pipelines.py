@@ -91,6 +91,24 @@ def test_a_hub_model_in_the_cache_is_known_too(
     assert "models.A.pipeline: 'someone/flux' is a FluxPipeline, " in problem(data)
 
 
+def test_a_hub_model_is_known_before_its_weights_are_fetched(
+    write_benchmark: Write, data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def download(repo: str, name: str, **_: object) -> str:
+        assert (repo, name) == ("someone/flux", INDEX), "nothing but the index"
+        return str(named(tmp_path / "fetched", "FluxPipeline") / INDEX)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(preflight, "hub_refusal", lambda source: None)
+    data["models"]["A"]["pipeline"] = "someone/flux"
+    del data["judge"]
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    (line,) = preflight.missing(plan, tmp_path / "run")
+    assert line.startswith("'someone/flux' is a FluxPipeline, and the modular pipeline that")
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
