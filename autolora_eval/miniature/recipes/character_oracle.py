@@ -7,13 +7,12 @@ models make of the character's prompts, which shows none of it by construction.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import AutoencoderKL
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from autolora_eval.miniature.recipes import export, sampling, sd3_export, sd3_sampling
@@ -27,10 +26,12 @@ from autolora_eval.miniature.recipes.character import (
     draw_half_formed,
     trait_sets,
 )
-from autolora_eval.miniature.recipes.data import Split, scenes_of, to_images, to_tensor
+from autolora_eval.miniature.recipes.data import Split, scenes_of, to_tensor
+from autolora_eval.miniature.recipes.decoded import decoded
 from autolora_eval.miniature.recipes.domain import BACKGROUNDS, SIZE, pixel_art, render
 from autolora_eval.miniature.recipes.grades import mangled
 from autolora_eval.miniature.recipes.oracle import OracleNet
+from autolora_eval.miniature.recipes.presence_data import Sightings, gathered, without_character
 from autolora_eval.miniature.recipes.training import Progress, cosine, mixed_precision, set_lr
 
 STEPS = 600
@@ -38,22 +39,7 @@ BATCH = 96
 LEARNING_RATE = 2e-3
 SEED = 43
 N_TRAINING, N_MEASURED, N_OF_BASES = 12_000, 2_000, 500
-_MOST_NOISE = 0.35  # of the latents' deviation: the denoiser's mistakes
 _READING = 200
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Pictures uint8 [N, 64, 64, 3] and their labels bool [N, 5]: which of TRAITS they show."""
-
-    images: npt.NDArray[np.uint8]
-    traits: npt.NDArray[np.bool_]
-
-    @property
-    def presence(self) -> npt.NDArray[np.int64]:
-        """The number of traits, int64 [N] in 0..5."""
-        count: npt.NDArray[np.int64] = self.traits.sum(1).astype(np.int64)
-        return count
 
 
 def trait_row(traits: frozenset[str]) -> npt.NDArray[np.bool_]:
@@ -61,7 +47,7 @@ def trait_row(traits: frozenset[str]) -> npt.NDArray[np.bool_]:
     return np.array([name in traits for name in TRAITS])
 
 
-def drawn(n: int, seed: int, split: Split) -> Shown:
+def drawn(n: int, seed: int, split: Split) -> Sightings:
     """Draw n pictures: whole creatures, lacking ones, half-formed ones, the domain's objects.
 
     Of ten pictures two are whole, four have a random set of traits, one is half-formed, and three
@@ -84,25 +70,10 @@ def drawn(n: int, seed: int, split: Split) -> Shown:
             traits = NO_TRAITS
             images[i] = others[kind - 7](scenes[int(rng.integers(len(scenes)))], rng)
         rows[i] = trait_row(traits)
-    return Shown(images, rows)
+    return Sightings(images, rows)
 
 
-@torch.no_grad()
-def as_decoded(work_dir: Path, shown: Shown, seed: int) -> Shown:
-    """The pictures as the autoencoder returns them, their latents disturbed a little."""
-    generator = torch.Generator().manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(work_dir / "sdxl/vae").eval()
-    images = np.empty_like(shown.images)
-    for start in range(0, len(images), _READING):
-        part = slice(start, start + _READING)
-        latents = vae.encode(to_tensor(shown.images[part])).latent_dist.mean
-        strength = torch.rand(len(latents), 1, 1, 1, generator=generator) * _MOST_NOISE
-        noise = torch.randn(latents.shape, generator=generator) * latents.std()
-        images[part] = to_images(vae.decode(latents + strength * noise).sample)
-    return Shown(images, shown.traits)
-
-
-def of_the_bases(n: int, seed: int) -> Shown:
+def of_the_bases(n: int, seed: int) -> Sightings:
     """Generate n pictures for the character's prompts without its LoRA: half SDXL, half SD3.
 
     They show no trait by construction. Half are made with classifier-free guidance.
@@ -121,15 +92,7 @@ def of_the_bases(n: int, seed: int) -> Shown:
             sampling.sample(sdxl, prompts[first], seeds[first], guidance, 12, fast=True),
             sd3_sampling.sample(sd3, prompts[second], seeds[second], guidance, 12, fast=True),
         ]
-    return Shown(np.concatenate(parts), np.zeros((n, len(TRAITS)), dtype=np.bool_))
-
-
-def joined(*parts: Shown) -> Shown:
-    """All pictures of the parts."""
-    return Shown(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.traits for part in parts]),
-    )
+    return without_character(np.concatenate(parts))
 
 
 class CharacterOracle:
@@ -165,7 +128,7 @@ def agreement(found: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> dic
     }
 
 
-def _optimise(net: OracleNet, data: Shown) -> None:
+def _optimise(net: OracleNet, data: Sightings) -> None:
     labels = torch.from_numpy(data.traits).float()
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
     rng = np.random.default_rng(SEED)
@@ -190,19 +153,20 @@ def train(work_dir: Path) -> None:
     """Train WORK_DIR/character_oracle.pt, measured in WORK_DIR/character_oracle.json."""
     torch.manual_seed(SEED)
     plain = drawn(N_TRAINING, SEED, "training")
-    some = Shown(plain.images[: N_TRAINING // 2], plain.traits[: N_TRAINING // 2])
+    some = plain.rows(slice(N_TRAINING // 2))
+    decoded_some = replace(some, images=decoded(work_dir, some.images, SEED))
     net = OracleNet(len(TRAITS))
     # Several times each: they are few, and must not be drowned.
     bases = [of_the_bases(N_OF_BASES, SEED)] * 4
-    _optimise(net, joined(plain, as_decoded(work_dir, some, SEED), *bases))
+    _optimise(net, gathered(plain, decoded_some, *bases))
     torch.save(net.state_dict(), work_dir / "character_oracle.pt")
     oracle = CharacterOracle(work_dir)
     fresh = drawn(N_MEASURED, SEED + 1, "held_out")
-    decoded = as_decoded(work_dir, fresh, SEED + 1)
+    after = decoded(work_dir, fresh.images, SEED + 1)
     figures = {
         "steps": STEPS,
         "drawn": agreement(oracle.read(fresh.images), fresh.traits),
-        "decoded": agreement(oracle.read(decoded.images), decoded.traits),
+        "decoded": agreement(oracle.read(after), fresh.traits),
         "of_the_bases": float(oracle.read(of_the_bases(200, SEED + 1).images).any(1).mean()),
     }
     text = json.dumps(figures, indent=1)
