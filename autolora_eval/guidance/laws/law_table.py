@@ -33,4 +33,4 @@ def show_laws(name: str, results: Iterable[LawResult], console: Console) -> None
         table.add_row(Text(law, shade), Text(mark, style), Text(result.message, shade))
     console.print(table)
     parts = [f"{counts[status]} {status}" for status in _MARKS if counts[status]]
-    console.print(Text.assemble((name, "bold"), f": {', '.join(parts)}"))
+    console.print(Text.assemble((name, "bold"), f": {', '.join(parts)}"), soft_wrap=True)

@@ -1,0 +1,70 @@
+"""docs/guiders.md says of every guider and law what the code says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from autolora_eval.guidance.upstream import UPSTREAM
+from autolora_eval.guidance.upstream_rules import SD3, SDXL
+
+TEXT = (ROOT / "docs" / "guiders.md").read_text(encoding="utf-8")
+ROWS = {
+    cells[0]: cells[1:] for cells in re.findall(r"^\| `(\w+)`.*?\| (.*?) \| (.*?) \| ", TEXT, re.M)
+}
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_every_guider_stands_there_with_its_source_formula_and_notes(name) -> None:
+    declared = UPSTREAM[name]
+    section = TEXT.partition(f"### {name}\n")[2].partition("\n### ")[0]
+    flowing = " ".join(section.split())
+    for said in (declared.source, declared.formula, declared.notes):
+        assert " ".join(said.split()) in flowing
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_what_it_calls_refused_is_refused(name) -> None:
+    config = {
+        "AutoGuidance": "auto_guidance_config",
+        "PerturbedAttentionGuidance": "perturbed_guidance_config",
+        "SkipLayerGuidance": "skip_layer_config",
+    }.get(name)
+    layers = {
+        SDXL: {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"},
+        SD3: {"indices": [0], "fqn": "transformer_blocks", "skip_attention": False},
+    }
+    for pipeline, cell in zip((SDXL, SD3), ROWS[name], strict=True):
+        stated = {config: layers[pipeline]} if config else {}
+        refused = UPSTREAM[name].refusal(stated, pipeline) is not None
+        assert refused == (cell == "refused"), (pipeline, cell)
+
+
+def test_every_law_stands_there_as_it_states_itself() -> None:
+    from autolora_eval.guidance.laws.all_laws import LAWS
+
+    stated = re.findall(r"^\| `(\w+)` \| (.*) \|$", TEXT.partition("## The laws")[2], re.M)
+    assert stated == [(law.name, law.statement) for law in LAWS]
+
+
+def test_the_examples_name_layers_and_parameters_that_exist() -> None:
+    import yaml
+
+    from autolora_eval.guidance.plugins import find_rule
+
+    example = TEXT.partition("```yaml\n")[2].partition("```")[0]
+    for stated in yaml.safe_load(example)["methods"].values():
+        rule = find_rule("guider", stated.pop("guider"))
+        rule.parameters.model_validate(stated)
+
+
+def test_naming_the_laws_loads_no_torch() -> None:
+    code = (
+        "import sys, autolora_eval.testing, autolora_eval.guidance.upstream; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
