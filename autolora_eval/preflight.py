@@ -87,17 +87,17 @@ def _hub(plan: Plan) -> None:
 def _guided(plan: Plan) -> None:
     """Refuse pipelines that no guider can act on; diffusers is asked of those not tested here."""
     for model in loaded_models(plan):
-        # What cannot be fetched is told of beside this.
-        index = fetched(model.pipeline, INDEX)
-        if index is None:
-            continue
-        check_pipeline(model.pipeline, index)
-        if pipeline_class(index, model.pipeline.reference) not in TESTED:
+        source = model.pipeline
+        if source.kind == "hub" and not in_cache(source, INDEX) and hub_refusal(source):
+            continue  # told of beside this, and asking for the file would try five times
+        index = fetched(source, INDEX)
+        check_pipeline(source, index)
+        if index is not None and pipeline_class(index, source.reference) not in TESTED:
             from autolora_eval.generation.pipeline import open_pipeline
             from autolora_eval.libraries import quiet_libraries
 
             with quiet_libraries():
-                open_pipeline(model.pipeline, model.spec)
+                open_pipeline(source, model.spec)
 
 
 def _own_files(plan: Plan) -> None:

@@ -109,6 +109,24 @@ def test_a_hub_model_is_known_before_its_weights_are_fetched(
     assert line.startswith("'someone/flux' is a FluxPipeline, and the modular pipeline that")
 
 
+def test_a_hub_that_cannot_be_reached_is_not_asked_for_files(
+    write_benchmark: Write, data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client would try five times, for half a minute, and say so on the screen."""
+    import huggingface_hub
+
+    def download(*_: object, **__: object) -> str:
+        raise AssertionError("asked for a file")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(preflight, "hub_refusal", lambda source: "no network")
+    data["models"]["A"]["pipeline"] = "someone/flux"
+    del data["judge"]
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    (line,) = preflight.missing(plan, tmp_path / "run")
+    assert "not to be had from the hub (no network): someone/flux" in line
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
