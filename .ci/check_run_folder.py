@@ -35,7 +35,7 @@ def main(path: Path) -> None:
         assert features.shape[0] == images, cell
         lines = (path / "judgements" / f"{cell}.jsonl").read_text().splitlines()
         assert len([json.loads(line) for line in lines]) == images, cell
-    for name in ("comparisons", "diversity", "reliability", "unscored"):
+    for name in ("comparisons", "diversity", "reliability", "timings", "unscored"):
         pd.read_csv(path / f"{name}.csv")
     for figure in (path / "figures").glob("*.svg"):
         ElementTree.parse(figure)

@@ -12,6 +12,8 @@ from autolora_eval.plan import Cell, Plan
 from autolora_eval.run_folder import RunFolder
 
 MAX_PIXELS = 100_000_000
+# Where an image's metadata says what making it took.
+SECONDS = "seconds"
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,11 @@ class RunFolder:
         return self.path / "comparisons.csv"
 
     @property
+    def timings(self) -> Path:
+        """Seconds of an image, one row a cell: of the machine, and so in no other table."""
+        return self.path / "timings.csv"
+
+    @property
     def reliability(self) -> Path:
         """How far the judge agrees with itself, one row a cell and score."""
         return self.path / "reliability.csv"

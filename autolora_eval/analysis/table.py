@@ -27,6 +27,7 @@ from autolora_eval.analysis.scores import (
 )
 from autolora_eval.analysis.sentences import with_sentences
 from autolora_eval.analysis.table_text import latex, markdown
+from autolora_eval.analysis.timings import write_timings
 from autolora_eval.benchmark.sweep import fields_of, value_text
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import Json, write_text, written_whole
@@ -74,6 +75,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     _write_frames(folder, scores, prompts, table, comparisons)
     _write_readable(plan, folder, table, shown, _reasons(scores, prompts, table, shown))
     write_reliability(plan, folder, scores, judge_key)
+    write_timings(plan, folder)
     return {
         "images": len(scores),
         "missing": int(scores["image_error"].notna().sum()),

@@ -78,7 +78,7 @@ class ImageDataset:
         jobs: Iterable[ImageJob],
         images: Iterable[Image.Image],
         nfe: int | None,
-        told: Iterable[Mapping[str, str]] | None = None,
+        told: Iterable[Mapping[str, object]] | None = None,
     ) -> None:
         """Write images and then their rows, so that a killed run leaves no row without image.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from autolora_eval.generation.pipeline import LoraPipeline, Sample
 from autolora_eval.generation.sampled import SampledCell, reason_of, sample_method
 from autolora_eval.guidance.registry import Method
 from autolora_eval.identity import identity, lora_identity
+from autolora_eval.images import SECONDS
 from autolora_eval.libraries import quiet_libraries
 from autolora_eval.plan import Cell, ImageJob, Plan
 from autolora_eval.progress import Advance, Progress
@@ -189,9 +191,12 @@ def _fill(
     """Make a cell's missing images, batch by batch, each written before the next is begun."""
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
+        started = time.perf_counter()
         with quiet_libraries():
             sample = sample_batch(pipeline, dataset.cell, batch, batch_size)
-        dataset.add(batch, sample.images, sample.nfe)
+        # A short batch is filled up, so that it takes as long as a whole one.
+        took = {SECONDS: round((time.perf_counter() - started) / batch_size, 4)}
+        dataset.add(batch, sample.images, sample.nfe, [took] * len(batch))
         advance(len(batch))
 
 

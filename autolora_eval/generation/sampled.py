@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from autolora_eval.generation.sampler import (
     usable,
 )
 from autolora_eval.guidance.samplers import SamplerMethod
+from autolora_eval.images import SECONDS
 from autolora_eval.plan import ImageJob
 from autolora_eval.progress import Advance
 
@@ -28,6 +30,9 @@ from autolora_eval.progress import Advance
 # times, each perhaps after a minute.
 GIVE_UP_AFTER = 8
 REASON_LENGTH = 200
+# An error that they raise is told by the line that called them.
+_OURS = Path(__file__).parents[1]
+_LIBRARIES = frozenset(("diffusers", "numpy", "peft", "PIL", "torch", "transformers"))
 
 
 @dataclass
@@ -66,16 +71,19 @@ class SampledCell:
             try:
                 if sampler is None:
                     sampler = rule.prepare(self.dataset.cell.parameters)
+                started = time.perf_counter()
                 with seeded(job.seed):
                     result = sampler(job.prompt, job.seed, model)
                 image, declared = usable(result, model.size)
+                took = {SECONDS: round(time.perf_counter() - started, 4)}
             except AutoLoRAEvalError:
                 raise  # the model itself cannot be had
             except Exception as error:
                 self._note(job, error)
             else:
                 counted = shared.rows if shared.is_loaded else None
-                self.dataset.add([job], [image], counted if declared is None else declared)
+                nfe = counted if declared is None else declared
+                self.dataset.add([job], [image], nfe, [took])
             advance(1)
         self._write()
 
@@ -132,10 +140,16 @@ def sample_method(
 
 
 def reason_of(error: Exception) -> str:
-    """Return in one line why a sampler made no image, and where in its code that was."""
+    """Return in one line what went wrong in other people's code, and where in it that was."""
     if isinstance(error, UnusableImageError):
         return f"the sampler {error}"[:REASON_LENGTH]
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_theirs(Path(frame.filename))]
+    frame = (own or frames)[-1]
     told = " ".join(str(error).split())
     place = f" ({Path(frame.filename).name}, line {frame.lineno})"
     return f"{type(error).__name__}: {told}"[: REASON_LENGTH - len(place)] + place
+
+
+def _is_theirs(file: Path) -> bool:
+    return _OURS not in file.parents and not _LIBRARIES.intersection(file.parts)

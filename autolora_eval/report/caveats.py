@@ -6,6 +6,7 @@ from autolora_eval.report.evidence import NAME_LENGTH, Evidence, in_words, tally
 from autolora_eval.text import clip, listed, number, of
 
 REASONS_SHOWN = 5
+CELLS_NAMED = 4
 
 
 def caveats(evidence: Evidence) -> list[str]:
@@ -63,7 +64,10 @@ def _images_missing(evidence: Evidence) -> list[str]:
     total = sum(missing.values())
     if not total:
         return []
-    where = ", ".join(f"{n} of {_cell(evidence, cell)}" for cell, n in missing.items() if n)
+    lacking = {cell: n for cell, n in missing.items() if n}
+    named = [f"{n} of {_cell(evidence, cell)}" for cell, n in [*lacking.items()][:CELLS_NAMED]]
+    more = len(lacking) - len(named)
+    where = ", ".join([*named, *([f"and of {of(more, 'more cell')}"] if more else [])])
     return [f"{of(total, 'image is', 'images are')} missing or cannot be read ({where})."]
 
 
@@ -87,6 +91,13 @@ def _unscored(evidence: Evidence) -> list[str]:
 
 def _undefined(evidence: Evidence) -> list[str]:
     undefined = [r for r in evidence.rows if number(r.get("n_undefined_prompts"))]
+    if len(undefined) > CELLS_NAMED:
+        n = sum(int(row["n_undefined_prompts"]) for row in undefined)
+        reasons = tally(evidence.why_undefined(row["cell"]) for row in undefined)
+        return [
+            f"Diversity is undefined {n:,} times for a prompt of a cell, in {len(undefined)} of "
+            f"{of(len(evidence.rows), 'cell')}, and left out of the mean: {reasons[0][0]}."
+        ]
     return [
         f"{_cell(evidence, row['cell'])}: diversity is undefined for "
         f"{of(int(row['n_undefined_prompts']), 'prompt')}, left out of the mean: "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from autolora_eval.analysis.reliability import ALL
+from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, row_where
+from autolora_eval.report.standing import in_words
 from autolora_eval.report.tables import Entry, Group, Line, ResultTable
-from autolora_eval.text import clip, count, fixed, listed, number
+from autolora_eval.text import clip, count, fixed, number
 
-SECONDS = "seconds_per_image"
-DENOISER_SECONDS = "denoiser_seconds_per_image"
 METHODS_TOLD = 8
+POINTS_TOLD = 4
 
 
 def baseline_row(evidence: Evidence, row: Row) -> Row | None:
@@ -35,7 +36,9 @@ def cost_entries(evidence: Evidence, row: Row) -> list[Entry]:
     base = baseline_row(evidence, row)
     entries = [Entry(passes(row.get("nfe")), times(row, base, "nfe"))]
     if has_seconds(evidence):
-        entries.append(Entry(seconds(row.get(SECONDS)), times(row, base, SECONDS)))
+        entries.append(
+            Entry(seconds(row.get(SECONDS_PER_IMAGE)), times(row, base, SECONDS_PER_IMAGE))
+        )
     return entries
 
 
@@ -46,7 +49,7 @@ def cost_heads(evidence: Evidence) -> list[str]:
 
 def has_seconds(evidence: Evidence) -> bool:
     """Tell whether any cell knows what its images took."""
-    return any(number(row.get(SECONDS)) is not None for row in evidence.rows)
+    return any(number(row.get(SECONDS_PER_IMAGE)) is not None for row in evidence.rows)
 
 
 def passes(value: object) -> str:
@@ -68,7 +71,7 @@ def cost_sentence(evidence: Evidence) -> str:
         base = baseline_row(evidence, row)
         if base is None or base["cell"] == row["cell"]:
             continue
-        calls, took = times(row, base, "nfe"), times(row, base, SECONDS)
+        calls, took = times(row, base, "nfe"), times(row, base, SECONDS_PER_IMAGE)
         if calls:
             name = clip(row["method"], NAME_LENGTH)
             found = f"{calls.replace(' ', '')} the passes"
@@ -79,7 +82,7 @@ def cost_sentence(evidence: Evidence) -> str:
         return ""
     # A sweep may change what an image costs: then a method has several costs.
     costs = [
-        f"{name} {listed(list(found)) if len(found) <= 2 else _range(list(found))}"
+        f"{name} {next(iter(found)) if len(found) == 1 else _range(list(found))}"
         for name, found in list(told.items())[:METHODS_TOLD]
     ]
     return f"Beside {clip(evidence.baseline, NAME_LENGTH)}, one image costs: {'; '.join(costs)}."
@@ -88,16 +91,14 @@ def cost_sentence(evidence: Evidence) -> str:
 def _range(found: list[str]) -> str:
     """Return the first and the last of several costs."""
     by_size = sorted(found, key=lambda text: float(text.split("×")[0]))
-    return f"{by_size[0]} to {by_size[-1]}"
+    return f"from {by_size[0]} up to {by_size[-1]}"
 
 
 def cost_table(evidence: Evidence) -> ResultTable:
     """Return passes, seconds and judge calls, a line for all cells that are made alike."""
     columns = {"NFE for one image": "nfe"}
     if has_seconds(evidence):
-        columns["Seconds for one image"] = SECONDS
-    if any(number(row.get(DENOISER_SECONDS)) is not None for row in evidence.rows):
-        columns["of them in the denoiser"] = DENOISER_SECONDS
+        columns["Seconds for one image"] = SECONDS_PER_IMAGE
     groups = []
     for model, rows in evidence.models.items():
         alike: dict[tuple[str, object], list[Row]] = {}
@@ -108,7 +109,11 @@ def cost_table(evidence: Evidence) -> ResultTable:
     heads = [*columns, "NFE in all", *(["Judge calls"] if evidence.judged else [])]
     caption = (
         "NFE: denoiser passes really made. ×: times the baseline's."
-        + (" Seconds are means over images." if has_seconds(evidence) else "")
+        + (
+            " Seconds: the median over a cell's images, on the machine of the run."
+            if has_seconds(evidence)
+            else ""
+        )
         + (" Judge calls: verdicts asked for, repeats included." if evidence.judged else "")
     )
     return ResultTable(caption, heads, groups, [])
@@ -119,7 +124,9 @@ def _line(evidence: Evidence, rows: list[Row], columns: dict[str, str]) -> Line:
     first, base = rows[0], baseline_row(evidence, rows[0])
     name = evidence.labels[first["cell"]]
     if len(rows) > 1:
-        name = f"{clip(first['method'], NAME_LENGTH)} ({len(rows)} cells)"
+        points = [in_words(evidence.points.get(row["cell"], {})) for row in rows]
+        which = "; ".join(points) if len(rows) <= POINTS_TOLD and all(points) else None
+        name = f"{clip(first['method'], NAME_LENGTH)} ({which or f'{len(rows)} cells'})"
     entries = []
     for column in columns.values():
         known = [value for row in rows if (value := number(row.get(column))) is not None]

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from autolora_eval.analysis.figures.declaration import FigureData
 from autolora_eval.analysis.measures import Measure, measures
+from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.benchmark.sweep import value_text
 from autolora_eval.files import sha256_file
 from autolora_eval.rubric import Score
@@ -58,8 +59,21 @@ class Evidence:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The result table, one row a cell."""
-        return records(self.run.table)
+        """The result table, one row a cell, with what its images took."""
+        return records(self.table)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The result table, with the seconds of an image where they were taken."""
+        table = self.run.table
+        taken = {str(row.get("cell")): row.get(SECONDS_PER_IMAGE) for row in self._timings}
+        if SECONDS_PER_IMAGE in table or not taken:
+            return table
+        return table.assign(**{SECONDS_PER_IMAGE: table["cell"].map(taken).astype("float64")})
+
+    @cached_property
+    def _timings(self) -> list[Row]:
+        return _records_if_there(self.run.folder.timings)
 
     @cached_property
     def images(self) -> list[Row]:
@@ -179,7 +193,7 @@ class Evidence:
         """What figures are drawn from."""
         run = self.run
         return FigureData(
-            table=run.table,
+            table=self.table,
             measured=self.measured,
             points=self.points,
             labels=self.labels,

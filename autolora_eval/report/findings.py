@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -22,7 +22,7 @@ from autolora_eval.report.standing import best_of, deciding_measure, in_words
 from autolora_eval.text import clean, clip, fixed, interval, number, of, p_value
 
 MODELS_TOLD = 3
-METHODS_TOLD = 6
+METHODS_TOLD = 4
 PRODUCTS_TOLD = 2
 # More sentences than these do not fit the first page: then each method has one.
 SENTENCES_IN_FULL = 6
@@ -153,15 +153,27 @@ def findings(evidence: Evidence) -> list[Finding]:
     if single and len(groups) * len(evidence.measured) <= SENTENCES_IN_FULL:
         style = "all in words"
     several = len(evidence.models) > 1
+    shown = _leading(evidence, groups)
     told = [
-        _finding(evidence, _where(model, several), method, cells, style)
-        for (model, method), cells in groups.items()
+        _finding(evidence, _where(model, several), method, groups[model, method], style)
+        for model, method in shown
     ]
-    left = len(told) - METHODS_TOLD
-    if left > 0:
-        more = Finding(f"{of(left, 'more method')}: see the differences.", [])
-        return [*told[:METHODS_TOLD], more]
-    return told
+    left = len(groups) - len(shown)
+    return told if not left else [*told, Finding(f"{of(left, 'more method')}: see inside.", [])]
+
+
+def _leading(evidence: Evidence, groups: Mapping[tuple[str, str], object]) -> list[tuple[str, str]]:
+    """Return the methods for which there is room, those first by the deciding measure."""
+    measure = deciding_measure(evidence)
+    sign = -1.0 if measure.higher_is_better else 1.0
+
+    def rank(key: tuple[str, str]) -> float:
+        rows = [row for row in evidence.models[key[0]] if row["method"] == key[1]]
+        best = best_of(rows, measure)
+        return float("inf") if best is None else sign * float(best[measure.column])
+
+    kept = sorted(groups, key=rank)[:METHODS_TOLD]
+    return [key for key in groups if key in kept]
 
 
 def _finding(

@@ -6,7 +6,7 @@ swept parameter or the prompt alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
@@ -24,6 +24,7 @@ PROMPTS_SHOWN = 2
 PROMPTS_DOWN = 6
 SEEDS_SHOWN = 8
 SEEDS_OF_A_SWEEP = 2
+SEEDS_DOWN = 4
 POINTS_SHOWN = 5
 METHODS_ACROSS = 6
 PROMPT_LENGTH = 300
@@ -147,7 +148,10 @@ def _left_out(shown: Sequence[object], of_all: Sequence[object], noun: str) -> s
 
 
 def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iterator[Choice]:
-    """Yield a swept parameter down and methods across, for each parameter and the first seeds."""
+    """Yield a swept parameter down and methods across, for each parameter and the first seeds.
+
+    One that a single method takes goes across instead, and seeds down.
+    """
     points = [shelf.evidence.points.get(row["cell"], {}) for row in rows]
     best = best_of(rows, deciding_measure(shelf.evidence)) or rows[0]
     for name in dict.fromkeys(name for point in points for name in point):
@@ -160,8 +164,11 @@ def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
             for other, value in shelf.evidence.points.get(best["cell"], {}).items()
             if other != name
         }
-        lines = {v: at_point(shelf.evidence, taking, others | {name: v}) for v in shown}
         methods = list(dict.fromkeys(clip(row["method"], NAME_LENGTH) for row in taking))
+        if len(methods) == 1:
+            yield _along(shelf, f"{model}: {methods[0]}", name, values, taking, others, suffix)
+            continue
+        lines = {v: at_point(shelf.evidence, taking, others | {name: v}) for v in shown}
         across = methods[:METHODS_ACROSS]
         told = [
             "The same noise everywhere.",
@@ -182,6 +189,48 @@ def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
                     for value, found in lines.items()
                 ],
             )
+
+
+def _along(
+    shelf: Shelf,
+    title: str,
+    name: str,
+    values: Sequence[str],
+    taking: Sequence[Row],
+    others: Mapping[str, str],
+    suffix: str,
+) -> Choice:
+    """Return a swept parameter of one method across, and seeds down."""
+    shown = some_of(values, SEEDS_SHOWN)
+    seeds = shelf.seeds[:SEEDS_DOWN]
+    cells = [at_point(shelf.evidence, taking, {**others, name: value}) for value in shown]
+    told = [
+        "One noise a row.",
+        f"At {in_words(others)}." if others else "",
+        f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
+        _left_out(seeds, shelf.seeds, "seed"),
+    ]
+    prompt = shelf.prompts[0]
+    return Choice(
+        name=f"grid_{_slug(name)}{suffix}",
+        title=f"{title} by {name.replace('_', ' ')}",
+        prompt=shelf.prompt(prompt),
+        caption=" ".join(filter(None, told)),
+        corner="seed",
+        columns=shown,
+        rows=[
+            (
+                str(seed),
+                [
+                    shelf.place(found[0]["cell"], prompt, seed)
+                    if found
+                    else Place(None, f"seed {seed}")
+                    for found in cells
+                ],
+            )
+            for seed in seeds
+        ],
+    )
 
 
 def _of_method(shelf: Shelf, found: Sequence[Row], method: str, seed: int) -> Place:

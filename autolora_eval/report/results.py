@@ -23,7 +23,7 @@ from autolora_eval.report.tables import (
 from autolora_eval.text import DASH, clean, clip, fixed, interval, number
 
 # More rows than these do not fit the first page beside figure and findings.
-ROWS_ON_FIRST_PAGE = 8
+ROWS_ON_FIRST_PAGE = 9
 
 
 def first_table(evidence: Evidence) -> ResultTable:

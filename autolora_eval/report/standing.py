@@ -9,7 +9,7 @@ from autolora_eval.report.evidence import Evidence, Row
 from autolora_eval.text import number
 
 # More cells of a model than these are not all shown side by side.
-CELLS_SIDE_BY_SIDE = 8
+CELLS_SIDE_BY_SIDE = 9
 
 
 def deciding_measure(evidence: Evidence) -> Measure:

@@ -87,6 +87,7 @@ def test_metadata_describes_every_image(plan, first_run) -> None:
             file = first_run.images(cell.id) / row["file_name"]
             assert row["sha256"] == sha256_file(file)
             assert row["nfe"] == cell.nfe
+            assert isinstance(row["seconds"], float)
             assert (row["width"], row["height"]) == SIZE
 
 

@@ -87,12 +87,26 @@ def test_its_caveats_stand_on_it(tmp_path: Path, make_run: Maker) -> None:
         assert "1 image is missing or cannot be read" in text
 
 
+def test_what_ails_many_cells_is_one_caveat(tmp_path: Path, make_run: Maker) -> None:
+    tables = make_run(methods=tuple(f"M{n}" for n in range(7)), n_seeds=1)
+    tables.table[["n_missing", "n_undefined_prompts"]] = [1, 2]
+    tables.diversity["reason"] = "needs at least two images, has 1"
+    for text in first_pages(reported(tables, tmp_path / "run")):
+        assert "undefined 14 times for a prompt of a cell, in 7 of 7 cells, and left out" in text
+        assert "7 images are missing or cannot be read (1 of SDXL × M0, 1 of SDXL × M1, " in text
+        assert "1 of SDXL × M3, and of 3 more cells)." in text
+
+
 def test_seconds_stand_beside_the_passes_where_they_were_taken(
     tmp_path: Path, make_run: Maker
 ) -> None:
     tables = make_run(methods=("LoRA", "AutoLoRA"))
-    tables.table["seconds_per_image"] = [2.0, 4.5]
-    for text in first_pages(reported(tables, tmp_path / "run")):
+    folder = tables.write(tmp_path / "run")
+    folder.timings.write_text(
+        "cell,n_timed,seconds_per_image\nSDXL--AutoLoRA,6,4.5\nSDXL--LoRA,6,2\n"
+    )
+    write_report(folder)
+    for text in first_pages(folder):
         assert "s/image" in text
         assert "AutoLoRA 2× the passes, 2.2× the seconds." in text
 

@@ -89,6 +89,25 @@ def test_two_swept_parameters_hold_each_other_fixed(tmp_path: Path) -> None:
     assert len(grids["grid_lora_scale_seed0"].columns) == 4
 
 
+def test_a_parameter_of_one_method_goes_across_and_seeds_down(
+    tmp_path: Path, make_run: Maker
+) -> None:
+    methods = ("LoRA", *(f"M{n}" for n in range(10)))
+    tables = make_run(methods=methods, prompts=("one",), n_seeds=5)
+    # Ten cells of one method, at ten points of an interval.
+    for table in (tables.table, tables.scores, tables.diversity, tables.comparisons):
+        table["method"] = table["method"].where(table["method"] == "LoRA", "AutoLoRA")
+    for n, cell in enumerate(tables.manifest["cells"][1:]):
+        cell |= {"method": "AutoLoRA", "point": {"interval": [n / 10, 1.0]}}
+    grid = chosen(tables.write(tmp_path / "run"))["grid_interval"]
+    assert grid.columns == ["0.1–1", "0.3–1", "0.5–1", "0.7–1", "0.9–1"]
+    assert grid.caption == "One noise a row. 5 of 10 values. The first 4 of 5 seeds."
+    for label, places in grid.rows:
+        cells = [place.row and place.row["cell"] for place in places]
+        assert cells == [f"SDXL--M{n}" for n in (1, 3, 5, 7, 9)]
+        assert {place.row and str(place.row["seed"]) for place in places} == {label}
+
+
 def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path: Path, make_run: Maker) -> None:
     prompts = tuple(f"prompt {n}" for n in range(9))
     folder = make_run(prompts=prompts, n_seeds=2).write(tmp_path / "run")

@@ -1,0 +1,41 @@
+"""What images took: the median of a cell, of its present settings, and null without any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from autolora_eval.analysis.timings import write_timings
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.files import write_jsonl
+from autolora_eval.plan import make_plan
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.stages import state_models, state_plan
+
+
+def test_a_cell_has_the_median_of_its_present_images(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
+) -> None:
+    methods = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
+    plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"methods": methods})))
+    folder = RunFolder(tmp_path / "run")
+    state_plan(plan, folder, "timings", {})
+    first, second = plan.cells
+    state_models(folder, {}, {cell.id: "now" for cell in plan.cells}, torch.device("cpu"))
+    taken = [(1.0, "now"), (9.0, "now"), (2.0, "now"), (50.0, "before"), (None, "now")]
+    rows = [
+        {"file_name": f"{n}", "seconds": s, "settings_key": k} for n, (s, k) in enumerate(taken)
+    ]
+    write_jsonl(folder.metadata(first.id), rows)
+    write_jsonl(folder.metadata(second.id), [{"file_name": "0", "settings_key": "now"}])
+    write_timings(plan, folder)
+    found = pd.read_csv(folder.timings)
+    assert list(found["cell"]) == [first.id, second.id]
+    assert list(found["n_timed"]) == [3, 0]
+    assert found["seconds_per_image"][0] == 2.0
+    assert np.isnan(found["seconds_per_image"][1])
