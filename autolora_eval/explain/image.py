@@ -13,6 +13,7 @@ from autolora_eval.explain.cell import made_with, text
 from autolora_eval.explain.numbers import cosines
 from autolora_eval.explain.sources import Row, Sources
 from autolora_eval.files import Json
+from autolora_eval.report.gallery import image_link
 from autolora_eval.rubric import Rubric
 from autolora_eval.text import fixed
 
@@ -44,6 +45,7 @@ def _what(sources: Sources, place: Place, row: Row) -> Facts:
         ("file", str(sources.run.folder.path / row["file"])),
         ("SHA-256", text(row["sha256"])),
         ("now", sources.state_of(str(row["file"]), row["sha256"])),
+        *_in_the_report(sources, str(row["file"])),
         ("seed", str(row["seed"])),
         ("denoiser passes", text(made.get("nfe"))),
         ("settings key", text(made.get("settings_key"))),
@@ -55,6 +57,15 @@ def _what(sources: Sources, place: Place, row: Row) -> Facts:
         if isinstance(row.get(column), str):
             facts.append((name, text(row[column])))
     return Facts("What it is", facts)
+
+
+def _in_the_report(sources: Sources, file: str) -> list[tuple[str, str]]:
+    """Return where the HTML report shows the image, if it is among those in its gallery."""
+    path = sources.run.folder.report_html
+    link = image_link(file)
+    if not path.is_file() or file not in path.read_text(encoding="utf-8"):
+        return []
+    return [("in the report", f"{path.resolve().as_uri()}{link}")]
 
 
 def _neighbours(sources: Sources, place: Place, row: Row) -> Iterator[Listing]:

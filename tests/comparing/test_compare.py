@@ -101,6 +101,10 @@ def test_the_joint_run_can_be_explained_and_has_a_report(
     numbers = next(part for part in account["parts"] if part["title"] == "Its numbers")
     assert all(row[-1].endswith("the same") for row in numbers["rows"])
     assert not any("NOT" in row[-1] for row in numbers["rows"])
+    image = explain(joint.folder.path, "AutoLoRA", "0", 3).as_data()["parts"][0]["facts"]
+    file = joint.scores.query("method == 'AutoLoRA' and seed == 3")["file"].iloc[0]
+    link = dict(image)["in the report"]
+    assert link == f"{joint.folder.report_html.resolve().as_uri()}#image={file}"
 
 
 def test_a_name_that_two_runs_have_is_told_apart(
