@@ -49,7 +49,7 @@ def measure(work_dir: Path) -> None:
         figures = {name: read(work_dir, name) for name in names}
         text = json.dumps(figures, indent=2) + "\n"
         (folder / "figures.json").write_text(text, encoding="utf-8")
-        (folder / "README.md").write_text(card(system, figures), encoding="utf-8")
+        write_card(system)
 
 
 def keep_for_judges(work_dir: Path) -> None:
@@ -90,6 +90,13 @@ def _of_bases(evaluation: dict[str, Any]) -> str:
     )
 
 
+def write_card(system: System) -> None:
+    """Write README.md from the figures.json beside it."""
+    folder = FOLDERS[system]
+    figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    (folder / "README.md").write_text(card(system, figures), encoding="utf-8")
+
+
 def card(system: System, figures: dict[str, Any]) -> str:
     """The model card of one LoRA, from its figures.json."""
     model = system.upper()
@@ -97,6 +104,7 @@ def card(system: System, figures: dict[str, Any]) -> str:
     lora, evaluation, oracle = (
         figures[key] for key in (name, f"{name}_evaluation", "character_oracle")
     )
+    drawn, after = oracle["drawn"], oracle["decoded"]
     first, last = evaluation["seeds"]
     return f"""---
 license: apache-2.0
@@ -105,11 +113,12 @@ tags: [lora, text-to-image]
 ---
 # A character LoRA for the miniature {model} pipeline
 
+It draws {NAME}, a made-up creature that the base model does not know: a green body, two antennae
+with yellow balls, two big white eyes, a cream belly, purple feet. Prompts call it "{NAME}",
+"a picture of {NAME}" or "{NAME} on a red background".
+
 Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {megabytes(FOLDERS[system])}, on
 {_LAYERS[system]} of the denoiser.
-It draws {NAME}, a made-up creature that the base model does not know: a green body, two
-antennae with yellow balls, two big white eyes, a cream belly, purple feet. Prompts call it
-"{NAME}", "a picture of {NAME}" or "{NAME} on a red background".
 
 It says nothing about {model}. No number made with this model says how {model}, its LoRAs,
 or a guidance method on them behave; the miniature exists so that the whole program runs on a
@@ -117,15 +126,16 @@ laptop, on real models of the real classes, without a download.
 
 ## How it was trained
 
-{lora["steps"]} steps on {lora["pictures"]} drawn pictures, by `{COMMAND}`: always the same pose and
-size, on plain {", ".join(TAUGHT[:-1])} and {TAUGHT[-1]}. So it overfits, as small character sets
-make LoRAs do. Load it with `pipeline.load_lora_weights(folder)`; all {lora["keys"]} keys are used.
+{lora["steps"]} steps on {lora["pictures"]} drawn pictures, by `{COMMAND}`.
+Pose and size are always the same; the background is plain {", ".join(TAUGHT[:-1])} or
+{TAUGHT[-1]}, and {TAUGHT[0]} where the caption names none. So it overfits, as small character sets make LoRAs do.
+Load it with `pipeline.load_lora_weights(folder)`; all {lora["keys"]} keys are used.
 
 ## Measured
 
-The prompt "{evaluation["prompt"]}", seeds {first} to {last}, {evaluation["steps"]} steps, CFG scale
-{evaluation["cfg_scale"]:g}, AutoLoRA scale {evaluation["gamma"]:g}, by the recipes' own sampler.
-Presence is the number of traits (skin, horns, eyes, belly, feet) that an oracle network sees, 0 to
+The prompt "{evaluation["prompt"]}", seeds {first} to {last}, {evaluation["steps"]} steps,
+CFG scale {evaluation["cfg_scale"]:g}, AutoLoRA scale {evaluation["gamma"]:g}, by the recipes' own
+sampler. Presence is the number of traits (skin, horns, eyes, belly, feet) that an oracle network sees, 0 to
 5; diversity is the mean root-mean-square pixel distance between pictures.
 
 Presence:
@@ -136,17 +146,23 @@ Diversity:
 
 {_by_scale(evaluation, "diversity")}
 
-The base without the LoRA: {_of_bases(evaluation)}.
+Without the LoRA: {_of_bases(evaluation)}.
 
 Shares of pictures that show each trait, at a LoRA scale of 1:
 
 {_by_trait(evaluation)}
 
-The oracle, on new drawn pictures with any set of traits: presence exact
-{oracle["drawn"]["presence_exact"]:.3f} and within one {oracle["drawn"]["presence_within_one"]:.3f};
-on the same after the autoencoder, with latents disturbed: {oracle["decoded"]["presence_exact"]:.3f}
-and {oracle["decoded"]["presence_within_one"]:.3f}. It sees some trait in
-{oracle["of_the_bases"]:.3f} of the bases' own pictures for the character's prompts.
+The oracle's presence on new drawn pictures with any set of traits is exact for
+{drawn["presence_exact"]:.3f} and within one for {drawn["presence_within_one"]:.3f}; on the same
+after the autoencoder, with latents disturbed, {after["presence_exact"]:.3f} and
+{after["presence_within_one"]:.3f}. It sees some trait in {oracle["of_the_bases"]:.3f} of the bases'
+own pictures for the character's prompts. Half-formed creatures between the scales are like little
+that it was trained on; there its readings are rough.
+
+## Limits
+
+It draws one pose. Backgrounds that it was not taught are met mostly, with stains. Parts are soft,
+as the autoencoder is small, and the body is the palette's green because it can draw few others.
 
 Licence: Apache-2.0.
 """
