@@ -128,15 +128,16 @@ laptop, on real models of the real classes, without a download.
 
 {lora["steps"]} steps on {lora["pictures"]} drawn pictures, by `{COMMAND}`.
 Pose and size are always the same; the background is plain {", ".join(TAUGHT[:-1])} or
-{TAUGHT[-1]}, and {TAUGHT[0]} where the caption names none. So it overfits, as small character sets make LoRAs do.
-Load it with `pipeline.load_lora_weights(folder)`; all {lora["keys"]} keys are used.
+{TAUGHT[-1]}, and {TAUGHT[0]} where the caption names none. So it overfits, as small
+character sets make LoRAs do. Load it with `pipeline.load_lora_weights(folder)`; all
+{lora["keys"]} keys are used.
 
 ## Measured
 
 The prompt "{evaluation["prompt"]}", seeds {first} to {last}, {evaluation["steps"]} steps,
 CFG scale {evaluation["cfg_scale"]:g}, AutoLoRA scale {evaluation["gamma"]:g}, by the recipes' own
-sampler. Presence is the number of traits (skin, horns, eyes, belly, feet) that an oracle network sees, 0 to
-5; diversity is the mean root-mean-square pixel distance between pictures.
+sampler. Presence is the number of traits (skin, horns, eyes, belly, feet) that an oracle
+network sees, 0 to 5; diversity is the mean root-mean-square pixel distance between pictures.
 
 Presence:
 
