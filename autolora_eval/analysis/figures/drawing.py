@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import itertools
 import pkgutil
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def draw_figures(data: FigureData, folder: Path) -> list[DrawnFigure]:
 def _write(kind: str, drawing: Drawing, folder: Path) -> DrawnFigure:
     svg, png = folder / f"{drawing.name}.svg", folder / f"{drawing.name}.png"
     no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.style.context([STYLE], after_reset=True):
+    with matplotlib.style.context([STYLE], after_reset=True), warnings.catch_warnings():
+        # The SVG has the characters all the same, in a font of its reader's.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = drawing.draw()
         settle(figure)  # once for both files
         with written_whole(svg) as temporary:

@@ -14,9 +14,9 @@ from autolora_eval.analysis.figures.style import (
     Floats,
     Mark,
     bars,
+    fitted,
     ink,
     marks,
-    short,
     values,
 )
 from autolora_eval.analysis.sweep_lines import sweep_lines
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Of more cells than these only the most important are labelled, and all are drawn smaller.
 CELLS_LABELLED = 24
+LABEL_ROOM = 90.0  # points: the widest label
 
 
 def mark_size(cells: pd.DataFrame) -> float:
@@ -98,7 +99,7 @@ def label_cells(
         Label(
             row[x_column],
             row[y_column],
-            short(", ".join(data.points[row["cell"]].values())),
+            fitted(", ".join(data.points[row["cell"]].values()), LABEL_ROOM),
             ink(drawn[row["model"], row["method"]].colour),
         )
         for row in rows

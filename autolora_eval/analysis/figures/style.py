@@ -41,8 +41,8 @@ DASHES: tuple[Dash, ...] = (
 )
 # A hollow mark is a published value.
 FILLS: tuple[Fill, ...] = ("full", "left", "bottom", "right", "top")
-# Width of a character and height of a line, in font sizes. Characters of East Asia are wider.
-_WIDE, _NARROW, _TALL = 1.1, 0.64, 1.25
+# Widths of characters and height of a line, in font sizes.
+_EAST_ASIAN, _BROAD, _CAPITAL, _NARROW, _TALL = 1.1, 0.98, 0.73, 0.62, 1.25
 GREY, LIGHT, DARK = "#666666", "#c4c4c4", "#222222"
 LABEL_LENGTH = 32
 LINE_HEIGHT = 0.17  # inches, of a line of a legend
@@ -123,8 +123,9 @@ class Key:
     @property
     def columns(self) -> int:
         """How many stand in a row."""
-        widest = max(len(short(name)) for name in self.names)
-        return max(1, min(len(self.names), 108 // (widest + 7)))
+        widths = [text_size(short(name), 7.5)[0] + 36 for name in self.names]
+        fits = sum(widths) <= 72 * WIDTH
+        return len(widths) if fits else max(1, int(72 * WIDTH // max(widths)))
 
     @property
     def height(self) -> float:
@@ -212,8 +213,25 @@ def panel_titles(measured: Sequence[Measure], columns: int) -> list[str]:
 
 def text_size(text: str, points: float = SMALL) -> tuple[float, float]:
     """Return about how wide and high a text is, in points."""
-    widths = (_WIDE if ord(character) >= 0x1100 else _NARROW for character in text)
-    return points * sum(widths), points * _TALL
+    return points * sum(map(_width, text)), points * _TALL
+
+
+def _width(character: str) -> float:
+    if ord(character) >= 0x1100:
+        return _EAST_ASIAN
+    if character in "MWmw@%":
+        return _BROAD
+    return _CAPITAL if character.isupper() else _NARROW
+
+
+def fitted(name: str, room: float, points: float = SMALL) -> str:
+    """Return a name cut so that it is at most about `room` points wide."""
+    text = short(name, 200)
+    length = len(text)
+    while length > 1 and text_size(text, points)[0] > room:
+        length -= 1
+        text = short(name, length)
+    return text
 
 
 def short(name: str, length: int = LABEL_LENGTH) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from autolora_eval.analysis.figures.declaration import FigureData
-from autolora_eval.analysis.figures.style import in_words, values
+from autolora_eval.analysis.figures.style import in_words, short, values
 from autolora_eval.text import listed
 
 NAMES_LISTED = 12
@@ -36,7 +36,7 @@ def named_cells(data: FigureData, cells: Sequence[str]) -> str:
 
 def beside_method(data: FigureData, cell: str) -> str:
     """Return the method of a cell with its place on the sweep, the parameters' names left out."""
-    method = str(data.table["method"][data.table["cell"] == cell].iloc[0])
+    method = short(str(data.table["method"][data.table["cell"] == cell].iloc[0]), 24)
     return " ".join([method, ", ".join(data.points.get(cell, {}).values())]).strip()
 
 

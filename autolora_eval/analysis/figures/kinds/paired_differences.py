@@ -22,6 +22,7 @@ from autolora_eval.analysis.figures.style import (
     WIDTH,
     Floats,
     Key,
+    fitted,
     label_title,
     literal,
     literal_ticks,
@@ -43,6 +44,7 @@ CURVE_POINTS = 100
 # Holm-corrected p-values below this are drawn full.
 LEVEL = 0.05
 NAMES_LISTED = 8
+NAMES = 150.0  # points: the widest name of a row
 DOT_LABEL, DIFFERENCE_LABEL = "units", "difference"
 
 
@@ -82,7 +84,7 @@ def _rows(data: FigureData) -> list[_Row]:
 
 
 def _drawings(data: FigureData) -> Iterator[Drawing]:
-    rows = _rows(data)
+    rows = [] if data.comparisons.empty else _rows(data)
     if not rows:
         return
     judged = [measure.column for measure in data.measured if measure.kind == "score"]
@@ -134,7 +136,7 @@ def _draw(
         axis.margins(x=0.06)
         for place in range(1, len(rows)):
             axis.axhline(place - 0.5, color="#ececec", linewidth=0.5, zorder=0)
-    axes[0].set_yticks(range(len(rows)), [short(row.label, 36) for row in rows], fontsize=SMALL)
+    axes[0].set_yticks(range(len(rows)), [fitted(row.label, NAMES) for row in rows], fontsize=SMALL)
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     literal_ticks(axes[0])
     title = f"difference from {short(_baseline(data), 60)}"
@@ -225,9 +227,10 @@ def _caption(
     units: Mapping[str, pd.DataFrame],
 ) -> str:
     unit, baseline = _unit(data), _baseline(data)
+    at = " at the same place on the sweep" if any(data.points.values()) else ""
     parts = [
-        f"Difference from {baseline}'s cell of the same place on the sweep, {unit} by {unit}: "
-        f"in each row all {unit}s, the lowest below, the highest above.",
+        f"Difference from {baseline}{at}, {unit} by {unit}: in each row all {unit}s, the "
+        "lowest below, the highest above.",
         "Diamonds with bars: the difference of the cells with its 95 % interval; full where the "
         f"p-value, corrected by Holm's method, is below {LEVEL:g}.",
     ]

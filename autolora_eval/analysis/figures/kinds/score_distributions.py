@@ -21,6 +21,7 @@ from autolora_eval.analysis.figures.style import (
     WIDTH,
     Floats,
     Key,
+    fitted,
     label_title,
     literal,
     literal_ticks,
@@ -40,6 +41,7 @@ FEW = 8  # bars in a group
 HEAD = 0.28  # inches above a group
 ROOM = 7.4  # inches of bars and heads in one figure
 BARS = 40  # bars in one group
+NAMES = 150.0  # points: the widest name of a bar
 UNSCORED = "unscored"
 
 
@@ -136,11 +138,19 @@ def _draw(data: FigureData, sheet: Sequence[Sequence[_Group]], scores: Sequence[
         panels = [(group, scores[0]) for group in row] if one else [(row[0], s) for s in scores]
         for axis, (group, score) in zip(axes, panels, strict=False):
             on, cells = found[score]
-            _bars(axis, group, cells[list(group.places)], len(on.names))
+            # Of several scores the first has the names.
+            _bars(
+                axis,
+                group,
+                cells[list(group.places)],
+                len(on.names),
+                NAMES / n_columns if one else NAMES,
+            )
             title = (
                 group.title if one else " · ".join(filter(None, [group.title, label_title(score)]))
             )
-            literal(axis.set_title(short(title, 100 // n_columns), fontsize=7.5, loc="left"))
+            cut = fitted(title, 72 * (WIDTH / n_columns - 0.9), 7.5)
+            literal(axis.set_title(cut, fontsize=7.5, loc="left"))
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
     for axis in grid[-1]:
@@ -151,7 +161,7 @@ def _draw(data: FigureData, sheet: Sequence[Sequence[_Group]], scores: Sequence[
     return figure
 
 
-def _bars(axis: Axes, group: _Group, cells: Floats, n_levels: int) -> None:
+def _bars(axis: Axes, group: _Group, cells: Floats, n_levels: int, room: float) -> None:
     """Draw one bar a cell, from the lowest score to the highest, then the unscored."""
     places = np.arange(len(cells))
     left = np.zeros(len(cells))
@@ -161,7 +171,7 @@ def _bars(axis: Axes, group: _Group, cells: Floats, n_levels: int) -> None:
         left = left + cells[:, n]
     for place in np.flatnonzero(~np.isfinite(left)):
         axis.text(0.01, float(place), "no image", va="center", fontsize=SMALL, color=GREY)
-    axis.set_yticks(places, [short(name, 34) for name in group.names], fontsize=SMALL)
+    axis.set_yticks(places, [fitted(name, room) for name in group.names], fontsize=SMALL)
     axis.set_ylim(len(cells) - 0.5, -0.5)
     axis.set_xlim(0.0, 1.0)
     axis.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"])

@@ -19,6 +19,7 @@ from autolora_eval.analysis.figures.style import (
     Floats,
     Key,
     Mark,
+    fitted,
     in_words,
     label_title,
     literal,
@@ -205,12 +206,13 @@ def _name_axes(grid: Any, sheet: _Sheet, panels: Sequence[tuple[Measure, Facet]]
     n_columns = grid.shape[1]
     side_by_side = len(sheet.facets) > 1
     titles = panel_titles(sheet.measured, n_columns)
+    room = 72 * (WIDTH / n_columns - 0.2)
     for place, (measure, facet) in enumerate(panels):
         axis = grid.flat[place]
         if not side_by_side:
             literal(axis.set_title(titles[place], fontsize=7.5))
         elif place < n_columns:
-            literal(axis.set_title(short(facet.title, 36), fontsize=7.5))
+            literal(axis.set_title(fitted(facet.title, room, 7.5), fontsize=7.5))
         if side_by_side and place % n_columns == 0:
             literal(axis.set_ylabel(label_title(measure)))
         if place + n_columns >= len(panels):  # nothing stands below

@@ -1,0 +1,94 @@
+"""Paired differences: units as pandas pairs them, intervals as the comparisons say."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+from analysis.figures.made_up import curves, draw, drawings, made_up, panels
+
+KIND = "paired_differences"
+
+
+def test_units_differences_and_intervals_stand_where_they_belong() -> None:
+    data = made_up(n_prompts=9, n_seeds=4)
+    axes = panels(draw(KIND, data))
+    assert [axis.get_title() for axis in axes] == ["Div ↑", "PC ↑", "SA ↑", "Div-PC ↑", "Div-SA ↑"]
+    methods = ["AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == methods
+    wide = data.diversity.pivot(index="prompt_index", columns="cell", values="diversity")
+    dots = curves(axes[0], "units")[0]
+    for place, method in enumerate(methods):
+        expected = np.sort(wide[f"SDXL--{method}"] - wide["SDXL--LoRA"])
+        here = dots[np.abs(dots[:, 1] - place) < 0.5]
+        # Sorted: the lowest difference at the lower end of the row.
+        assert np.allclose(here[:, 0], expected)
+        assert (np.diff(here[:, 1]) < 0).all()
+    for axis, measure in zip(axes, data.measured, strict=True):
+        told = data.comparisons[data.comparisons["measure"] == measure.column]
+        full, hollow = curves(axis, "difference")
+        assert np.allclose(full[:, 0], told["difference"])
+        assert np.isnan(hollow[:, 0]).all()
+        bars = [segment[:, 0].tolist() for segment in axis.collections[0].get_segments()]
+        assert bars == told[["low", "high"]].to_numpy().tolist()
+
+
+def test_what_may_be_chance_is_hollow() -> None:
+    data = made_up(n_prompts=5)
+    data.comparisons["p_holm"] = [
+        0.2 if m == "LoRA+CFG" else 0.01 for m in data.comparisons["method"]
+    ]
+    full, hollow = curves(panels(draw(KIND, data))[0], "difference")
+    assert np.isnan(full[:, 0]).tolist() == [False, True, False]
+    assert np.isnan(hollow[:, 0]).tolist() == [True, False, True]
+
+
+def test_many_units_are_a_curve_through_all_of_them() -> None:
+    data = made_up(n_seeds=300)
+    axis = panels(draw(KIND, data))[1]
+    (curve,) = curves(axis, "SDXL--AutoLoRA")
+    a, b = (
+        data.scores[data.scores["method"] == m].set_index("seed")["pc"]
+        for m in ("AutoLoRA", "LoRA")
+    )
+    differences = (a - b).dropna()
+    assert (curve[0, 0], curve[-1, 0]) == (differences.min(), differences.max())
+    # Where the curve leaves a whole number is the share of differences up to it.
+    ranks = (0.4 - curve[:, 1]) / 0.8
+    for value in (-1.0, 0.0, 1.0):
+        share = (differences <= value).mean()
+        assert abs(ranks[curve[:, 0] <= value].max() - share) <= 1 / len(differences)
+
+
+def test_diversity_cannot_be_told_seed_by_seed() -> None:
+    data = made_up(n_seeds=6)
+    axes = panels(draw(KIND, data))
+    assert curves(axes[0], "units") == []
+    assert len(curves(axes[1], "units")) == 1
+    assert "Div, Div-PC and Div-SA cannot be told seed by seed." in drawings(KIND, data)[0].caption
+
+
+def test_a_missing_difference_has_no_mark_and_is_named() -> None:
+    data = made_up(n_prompts=4)
+    lost = (data.comparisons["method"] == "LoRA+CFG") & (data.comparisons["measure"] == "pc")
+    data.comparisons.loc[lost, ["difference", "low", "high"]] = np.nan
+    full, hollow = curves(panels(draw(KIND, data))[1], "difference")
+    assert np.isnan(full[1, 0])
+    assert np.isnan(hollow[1, 0])
+    assert "Without a difference in some measure: LoRA+CFG." in drawings(KIND, data)[0].caption
+
+
+def test_comparisons_that_name_no_cells_are_found_by_model_and_method() -> None:
+    data = made_up(n_prompts=4)
+    older = data.comparisons.drop(columns=["cell", "baseline_cell"])
+    old = dataclasses.replace(data, comparisons=older)
+    assert np.array_equal(
+        curves(panels(draw(KIND, old))[0], "units")[0],
+        curves(panels(draw(KIND, data))[0], "units")[0],
+    )
+
+
+def test_without_comparisons_there_is_no_figure() -> None:
+    data = made_up()
+    none = pd.DataFrame(columns=data.comparisons.columns)
+    assert drawings(KIND, dataclasses.replace(data, comparisons=none)) == []
+    assert drawings(KIND, made_up(methods=("LoRA",))) == []

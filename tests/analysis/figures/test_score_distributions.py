@@ -1,0 +1,47 @@
+"""The bars of the scores: as long as the shares are, one a cell, none lost."""
+
+import numpy as np
+from analysis.figures.made_up import LORA_SCALES, SCORES, draw, drawings, made_up, panels
+from matplotlib.axes import Axes
+
+KIND = "score_distributions"
+
+
+def bars(axis: Axes) -> np.ndarray:
+    """Return the lengths of the bars, float64 [levels + 1, cells]."""
+    return np.array([[patch.get_width() for patch in container] for container in axis.containers])
+
+
+def test_bars_are_the_shares_of_the_images() -> None:
+    data = made_up(n_prompts=3, n_seeds=40)
+    for axis, score in zip(panels(draw(KIND, data)), ("pc", "sa"), strict=True):
+        found = bars(axis)
+        assert np.allclose(found.sum(axis=0), 1.0)
+        for place, cell in enumerate(data.table["cell"]):
+            own = data.scores.loc[data.scores["cell"] == cell, score]
+            for level in range(6):
+                assert np.isclose(found[level, place], (own == level).mean())
+            assert np.isclose(found[6, place], own.isna().mean())
+    lost = int(data.scores["pc"].isna().sum())
+    assert f"PC: {lost} of 480 images unscored." in drawings(KIND, data)[0].caption
+
+
+def test_a_cell_without_any_score_is_a_bar_of_unscored_images() -> None:
+    data = made_up()
+    data.scores.loc[data.scores["cell"] == "SDXL--LoRA", ["pc", "sa"]] = np.nan
+    found = bars(panels(draw(KIND, data))[0])
+    assert found[:, 0].tolist() == [0.0] * 6 + [1.0]
+
+
+def test_48_cells_stand_in_a_panel_a_method_each_bar_with_its_place_on_the_sweep() -> None:
+    scores = {"pc": SCORES["pc"]}
+    data = made_up(sweep={"lora_scale": LORA_SCALES}, scores=scores)
+    axes = panels(draw(KIND, data))
+    assert [axis.get_title(loc="left") for axis in axes] == list(data.table["method"].unique())
+    for axis in axes:
+        assert [label.get_text() for label in axis.get_yticklabels()] == LORA_SCALES
+        assert bars(axis).shape == (7, 12)
+
+
+def test_without_scores_there_is_no_figure() -> None:
+    assert drawings(KIND, made_up(scores={})) == []

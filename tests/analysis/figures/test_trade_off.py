@@ -1,0 +1,137 @@
+"""Diversity against scores: marks where the table says, bars as given, front, what is missing."""
+
+import numpy as np
+import pytest
+from analysis.figures.made_up import (
+    LORA_SCALES,
+    SCORES,
+    curves,
+    draw,
+    drawings,
+    made_up,
+    panels,
+    with_values,
+)
+
+KIND = "diversity_vs_scores"
+
+
+def test_every_cell_stands_at_its_score_and_diversity_with_its_intervals() -> None:
+    data = made_up()
+    first, second = panels(draw(KIND, data))
+    for axis, score in ((first, "pc"), (second, "sa")):
+        for container, row in zip(axis.containers, data.table.to_dict("records"), strict=True):
+            assert container.get_label() == row["method"]
+            mark, _, (across, up) = container.lines
+            assert mark.get_xydata().tolist() == [[row[score], row["diversity"]]]
+            expected = [row[f"{score}_low"], row[f"{score}_high"]]
+            assert np.allclose(across.get_segments()[0][:, 0], expected)
+            expected = [row["diversity_low"], row["diversity_high"]]
+            assert np.allclose(up.get_segments()[0][:, 1], expected)
+    assert [axis.get_xlabel() for axis in (first, second)] == [
+        *("Prompt correspondence ↑", "Style adherence ↑")
+    ]
+
+
+def test_a_cell_without_a_value_has_no_mark_and_is_named() -> None:
+    data = with_values(made_up(), pc={"SDXL--AutoLoRA": None})
+    first, second = panels(draw(KIND, data))
+    assert np.isnan(curves(first, "AutoLoRA")[0]).any()
+    assert np.isfinite(curves(second, "AutoLoRA")[0]).all()
+    caption = drawings(KIND, data)[0].caption
+    assert "Without a mark, for want of a value: SDXL × AutoLoRA." in caption
+    assert "Without a mark" not in drawings(KIND, made_up())[0].caption
+
+
+FRONT = {"diversity": [0.4, 0.3, 0.35, 0.1], "pc": [1.0, 2.0, 3.0, 2.5]}
+
+
+@pytest.mark.parametrize(
+    ("higher_is_better", "expected"),
+    [
+        # Of those with a greater diversity, LoRA alone; LoRA+CFG surpasses both others.
+        (True, {"LoRA": (1.0, 0.4), "LoRA+CFG": (3.0, 0.35)}),
+        (False, {"LoRA": (1.0, 0.4)}),
+    ],
+)
+def test_the_front_follows_the_direction_of_the_score(
+    higher_is_better: bool, expected: dict[str, tuple[float, float]]
+) -> None:
+    score = SCORES["pc"].model_copy(update={"higher_is_better": higher_is_better})
+    data = made_up(scores={"pc": score})
+    for column, values in FRONT.items():
+        data = with_values(data, **{column: dict(zip(data.table["cell"], values, strict=True))})
+    drawn = curves(panels(draw(KIND, data))[0], "Pareto front")
+    if len(expected) > 1:
+        assert sorted(map(tuple, drawn[0])) == sorted(expected.values())
+    else:
+        assert drawn == []
+    names = " and ".join(expected)
+    assert f"with PC: {names}." in drawings(KIND, data)[0].caption
+
+
+def test_each_model_has_its_own_front() -> None:
+    data = made_up(models=("A", "B"), methods=("one", "two"))
+    values = zip(data.table["cell"], [0.4, 0.3, 0.2, 0.1], strict=True)
+    data = with_values(data, diversity=dict(values))
+    data = with_values(data, pc=dict(zip(data.table["cell"], [4.0, 5.0, 2.0, 3.0], strict=True)))
+    fronts = curves(panels(draw(KIND, data))[0], "Pareto front")
+    assert [front.tolist() for front in fronts] == [
+        [[4.0, 0.4], [5.0, 0.3]],
+        [[2.0, 0.2], [3.0, 0.1]],
+    ]
+
+
+def test_published_values_are_hollow_and_tied_to_ours() -> None:
+    cells = {"SDXL--LoRA": 0.25, "SDXL--AutoLoRA": 0.3}
+    data = with_values(
+        made_up(), diversity_reference=cells, pc_reference={**cells, "SDXL--LoRA+CFG": 2.0}
+    )
+    axis = panels(draw(KIND, data))[0]
+    lines = [line for line in axis.lines if line.get_label() == "published"]
+    # The third has no published diversity.
+    assert [line.get_xydata().tolist() for line in lines] == [[[0.25, 0.25]], [[0.3, 0.3]]]
+    assert {line.get_fillstyle() for line in lines} == {"none"}
+    caption = drawings(KIND, data)[0].caption
+    assert "Hollow: published values, tied to ours." in caption
+
+
+def test_curves_of_equal_product_are_of_equal_product() -> None:
+    data = made_up()
+    axis = panels(draw(KIND, data))[0]
+    found = [line for line in axis.lines if line.get_color() == "#c4c4c4"]
+    assert len(found) >= 2
+    for line in found:
+        x, y = line.get_data()
+        assert np.allclose(x * y, x[0] * y[0])
+        level = f"{float((x * y).mean()):g}"
+        assert level in [text.get_text() for text in axis.texts]
+
+
+def test_many_cells_of_several_models_stand_in_a_row_of_panels_each() -> None:
+    data = made_up(models=("SDXL", "SD3"), sweep={"lora_scale": LORA_SCALES})
+    axes = panels(draw(KIND, data))
+    titles = [axis.get_title() for axis in axes]
+    assert titles == ["SDXL", "SDXL", "SD3", "SD3"]
+    for axis, model in zip(axes, titles, strict=True):
+        own = data.table[data.table["model"] == model]
+        drawn = np.concatenate([c.lines[0].get_xdata() for c in axis.containers])
+        assert len(drawn) == 48
+        column = "pc" if axis.get_xlabel().startswith("Prompt") else "sa"
+        assert np.allclose(np.sort(drawn), np.sort(own[column]))
+
+
+def test_labels_on_a_sweep_are_its_values_and_the_front_is_among_them() -> None:
+    data = made_up(methods=("LoRA", "AutoLoRA"), sweep={"lora_scale": ["0.4", "0.7", "1"]})
+    axis = panels(draw(KIND, data))[0]
+    written = [text.get_text() for text in axis.texts if text.get_fontsize() > 6]
+    assert sorted(written) == sorted(["0.4", "0.7", "1"] * 2)
+    assert "Beside a mark: its lora scale." in drawings(KIND, data)[0].caption
+
+
+def test_without_a_judge_diversity_stands_by_cell() -> None:
+    data = made_up(scores={})
+    axis = draw(KIND, data).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(data.table["method"])
+    for place, row in enumerate(data.table.to_dict("records")):
+        assert curves(axis, row["method"])[0].tolist() == [[row["diversity"], place]]
