@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -83,21 +83,10 @@ def generate(
                 if jobs and data.cell.model.name == model.name
             ]
             # Samplers first: what is broken in one of them is known before the hours of the rest.
-            for cells in _by_sampler(todo):
-                own = sample_method(cells, device, dtype, advance)
-                if own.is_loaded:
-                    done.models[model.name] |= describe(own.loaded)
-                del own
-                free_memory()
-                failed += [cell for cell in cells if cell.refusal()]
+            failed += _sample(todo, device, dtype, done, advance)
             guided = [(data, jobs) for data, jobs in todo if data.cell.method.kind == "guider"]
             if guided:
-                with quiet_libraries():
-                    pipeline = LoraPipeline.load(model, device, dtype)
-                done.models[model.name] |= describe(pipeline)
-                for dataset, jobs in guided:
-                    _fill(dataset, jobs, pipeline, spec.batch_size, advance)
-                del pipeline
+                _guide(model, guided, device, dtype, spec.batch_size, done, advance)
                 free_memory()
     if failed:
         told = "\n".join(str(cell.refusal()) for cell in failed)
@@ -121,15 +110,42 @@ def _import(
                 done.image_sets[dataset.cell.id] = images.fill(dataset, wanted, advance)
 
 
-def _by_sampler(
+def _sample(
     todo: Sequence[tuple[ImageDataset, Sequence[ImageJob]]],
-) -> Iterable[list[SampledCell]]:
-    """Return the cells of each sampler that lack images."""
+    device: torch.device,
+    dtype: torch.dtype,
+    done: Generated,
+    advance: Advance,
+) -> list[SampledCell]:
+    """Make the missing images of one model's samplers; return the cells that none was made of."""
     groups: dict[str, list[SampledCell]] = {}
     for dataset, jobs in todo:
         if dataset.cell.method.kind == "sampler":
             groups.setdefault(dataset.cell.method.name, []).append(SampledCell(dataset, jobs))
-    return groups.values()
+    for cells in groups.values():
+        own = sample_method(cells, device, dtype, advance)
+        if own.is_loaded:
+            done.models[cells[0].dataset.cell.model.name] |= describe(own.loaded)
+        del own
+        free_memory()
+    return [cell for cells in groups.values() for cell in cells if cell.refusal()]
+
+
+def _guide(
+    model: ResolvedModel,
+    todo: Sequence[tuple[ImageDataset, Sequence[ImageJob]]],
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+    done: Generated,
+    advance: Advance,
+) -> None:
+    """Make the missing images of one model's guiders."""
+    with quiet_libraries():
+        pipeline = LoraPipeline.load(model, device, dtype)
+    done.models[model.name] |= describe(pipeline)
+    for dataset, jobs in todo:
+        _fill(dataset, jobs, pipeline, batch_size, advance)
 
 
 def _look(
