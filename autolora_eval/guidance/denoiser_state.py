@@ -60,10 +60,9 @@ class _ModuleState:
             yield f"hook {', '.join(left)} of diffusers on {at}"
         elif now.forward != self.forward:
             yield f"another forward method on {at}"
-        for kind, tables in ((_TABLES, (self.tables, now.tables)),):
-            for key, called in kind.items():
-                if not _same_entries(tables[0][key], tables[1][key]):
-                    yield f"{called} on {at}"
+        for key, called in _TABLES.items():
+            if not _same_entries(self.tables[key], now.tables[key]):
+                yield f"{called} on {at}"
         for key, called in _ATTRIBUTES.items():
             before, after = self.attributes[key], now.attributes[key]
             if before is not after and not _equal(before, after):

@@ -87,7 +87,7 @@ def _skipping(prefix: str) -> LawDeclaration:
     inner = Window(f"{prefix}_start", f"{prefix}_stop", outside={scale: 0.0})
     return LawDeclaration(
         neutral={"guidance_scale": 1.0, scale: 0.0},
-        windows=(Window(outside={scale: 0.0, "guidance_scale": 1.0}), inner),
+        windows=(Window(outside={"guidance_scale": 1.0}), inner),
         linear=("guidance_scale", scale),
         linear_in_predictions=True,
     )

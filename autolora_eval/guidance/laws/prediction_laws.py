@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -91,16 +91,17 @@ def _keeps(subject: Subject, window: Window) -> None:
     first, last = int(start * count), int(stop * count)
     acts = [distance(a, b) > DIFFERENT for a, b in zip(predictions, outside, strict=True)]
     wrong = [step for step in range(count) if acts[step] != (first <= step < last)]
+    against = "" if window.outside is None else f", beside {_told(window.outside)},"
     if not any(acts):
         raise LawBrokenError(
-            f"with {_told(edges)} it acts at none of {count} steps, where it should from step "
-            f"{first} to {last - 1}. Do the two parameters reach the test of the step?"
+            f"with {_told(edges)}{against} it acts at none of {count} steps, where it should from "
+            f"step {first} to {last - 1}. Do the two parameters reach the test of the step?"
         )
     if wrong:
         acting = [step for step in range(count) if acts[step]]
         raise LawBrokenError(
-            f"with {_told(edges)} of {count} steps it acts at {acting}, where it should at "
-            f"{list(range(first, last))}. "
+            f"with {_told(edges)} of {count} steps{against} it acts at {acting}, where it should "
+            f"at {list(range(first, last))}. "
             f"Test `int({window.start} * N) <= step < int({window.stop} * N)`, and return the "
             f"{'unguided' if window.outside is None else 'otherwise guided'} prediction elsewhere."
         )
@@ -173,7 +174,7 @@ def _unguided(subject: Subject) -> str:
 
 
 def _told(parameters: object) -> str:
-    items = dict(parameters).items() if isinstance(parameters, dict) else ()
+    items = parameters.items() if isinstance(parameters, Mapping) else ()
     return ", ".join(f"{name}={value}" for name, value in items)
 
 
