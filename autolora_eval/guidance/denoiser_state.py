@@ -22,6 +22,8 @@ _TABLES = {
     "_forward_hooks": "forward hook",
     "_forward_pre_hooks": "forward pre-hook",
     "_modules": "replaced layer",
+    "_parameters": "replaced weight",
+    "_buffers": "replaced buffer",
 }
 
 
@@ -88,7 +90,7 @@ class DenoiserState:
 
     Args:
         denoiser: the network.
-        weights: also keep a copy of every weight. Without it a change of weights goes unseen.
+        weights: also keep a copy of every weight. Without it a change in place goes unseen.
     """
 
     def __init__(self, denoiser: torch.nn.Module, *, weights: bool = False) -> None:

@@ -79,6 +79,9 @@ DAMAGES = {
     "forward of a layer": _forward_of_a_layer,
     "attention processors": _attention_processors,
     "layer taken out": _layer_taken_out,
+    "another weight": lambda net: setattr(
+        net.conv_in, "weight", torch.nn.Parameter(2 * net.conv_in.weight)
+    ),
     "LoRA off": lambda net: AdapterSwitch(net).set(enabled=False),
     "LoRA at another scale": lambda net: [
         layer.scaling.update(dict.fromkeys(layer.scaling, 5.0))
