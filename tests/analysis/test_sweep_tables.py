@@ -14,7 +14,7 @@ from scored_run import scored
 
 from autolora_eval import display
 from autolora_eval.analysis.comparisons import baseline_cells
-from autolora_eval.analysis.sweep_lines import Label, stacked, sweep_lines
+from autolora_eval.analysis.sweep_lines import sweep_lines
 from autolora_eval.analysis.table import check_reference
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
@@ -166,8 +166,7 @@ def test_every_cell_has_a_name_of_its_own_in_the_report(
     for scale in ("0.4", "1"):
         assert f"LoRA (lora scale {scale})" in html
         for interval in ("0–1", "0.25–0.75"):
-            name = f"AutoLoRA (lora scale {scale}, interval {interval})"
-            assert f"A: {name} against CFG (lora scale {scale})." in html
+            assert f"AutoLoRA (lora scale {scale}, interval {interval})" in html
             assert f">{scale}, {interval}<" in svg
     assert "Beside a mark: its lora scale and interval." in html
 
@@ -176,7 +175,7 @@ def test_one_swept_value_tells_nothing_apart(planned: Callable[..., Plan], tmp_p
     folder = scored(planned({"lora_scale": [0.4]}), RunFolder(tmp_path / "run"))
     write_report(folder)
     html = folder.report_html.read_text(encoding="utf-8")
-    assert "A: AutoLoRA against CFG." in html
+    assert "AutoLoRA against CFG:" in html
     assert "Beside a mark" not in html
 
 
@@ -273,24 +272,7 @@ def test_the_reference_tables_state_what_the_paper_varies() -> None:
     }
 
 
-# The figure
-
-
-def svg_of(folder: RunFolder) -> str:
-    return (folder.figures / "diversity_vs_scores.svg").read_text(encoding="utf-8")
-
-
-def test_a_sweep_that_changes_the_cost_is_drawn_against_it(
-    planned: Callable[..., Plan], tmp_path: Path
-) -> None:
-    interval = scored(planned({"interval": [[0, 1], [0, 0.5]]}), RunFolder(tmp_path / "interval"))
-    scale = scored(planned({"lora_scale": [0.4, 1.0]}), RunFolder(tmp_path / "scale"))
-    for folder, is_there in ((interval, True), (scale, False)):
-        write_report(folder)
-        html = folder.report_html.read_text(encoding="utf-8")
-        assert ("NFE for one image" in svg_of(folder)) is is_there
-        assert ("Below, diversity and each score against" in html) is is_there
-        assert folder.report_pdf.read_bytes().startswith(b"%PDF")
+# Lines and labels of figures
 
 
 def test_lines_join_what_differs_in_the_last_number_alone() -> None:
@@ -307,13 +289,6 @@ def test_lines_join_what_differs_in_the_last_number_alone() -> None:
     assert joined == [["a", "b"], ["c", "d"]]
     intervals = {"a": {"interval": "0–1"}, "b": {"interval": "0–0.5"}}
     assert [len(line) for line in sweep_lines(table, intervals)] == [1, 1]
-
-
-def test_labels_that_would_cover_each_other_are_stacked() -> None:
-    labels = [Label(0, 0, "red", "a"), Label(1, 0, "red", "b"), Label(0.1, 0.1, "red", "c")]
-    labels += [Label(0, 0, "blue", "d")]
-    assert [label.text for label in stacked(labels, 10, 10)] == ["a\nc", "b", "d"]
-    assert [label.text for label in stacked(labels, 1, 1)] == ["a", "b", "c", "d"]
 
 
 def test_the_printed_table_fits_80_columns_whole(
