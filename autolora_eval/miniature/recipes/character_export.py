@@ -17,7 +17,14 @@ from autolora_eval.miniature.recipes.character_evaluate import (
 )
 from autolora_eval.miniature.recipes.character_generated import generate
 from autolora_eval.miniature.recipes.character_lora import TAUGHT
-from autolora_eval.miniature.recipes.export import COMMAND, SDXL, WEIGHTS, megabytes, read
+from autolora_eval.miniature.recipes.export import (
+    COMMAND,
+    SDXL,
+    WEIGHTS,
+    disclaimer,
+    megabytes,
+    read,
+)
 from autolora_eval.miniature.recipes.lora_training import WEIGHT_NAME, check
 from autolora_eval.miniature.recipes.sd3_export import SD3
 
@@ -120,10 +127,7 @@ with yellow balls, two big white eyes, a cream belly, purple feet. Prompts call 
 Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {megabytes(FOLDERS[system])}, on
 {_LAYERS[system]} of the denoiser.
 
-It says nothing about {model}. No number made with this model says how {model}, its LoRAs,
-or a guidance method on them behave; the miniature exists so that the whole program runs on a
-laptop, on real models of the real classes, without a download.
-
+{disclaimer(model)}
 ## How it was trained
 
 {lora["steps"]} steps on {lora["pictures"]} drawn pictures, by `{COMMAND}`.

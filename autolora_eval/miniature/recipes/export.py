@@ -73,8 +73,8 @@ def evaluate(work_dir: Path) -> None:
 
 
 def megabytes(folder: Path) -> str:
-    """The size of all files of a folder, to be read."""
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    """The size of a folder's weights, to be read."""
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     return f"{size / 1e6:.1f} MB"
 
 
@@ -119,7 +119,10 @@ as none {oracle["mangled_read_as_none"]:.3f}.
 """
 
 
-_NOT_SDXL = """It says nothing about SDXL. No number made with this model says how SDXL, its LoRAs,
+def disclaimer(model: str) -> str:
+    """What every card says first: nothing follows for the large model."""
+    return f"""\
+It says nothing about {model}. No number made with this model says how {model}, its LoRAs,
 or a guidance method on them behave; the miniature exists so that the whole program runs on a
 laptop, on real models of the real classes, without a download.
 """
@@ -139,7 +142,7 @@ colour on one background. Objects: {", ".join(OBJECTS)}. Colours and backgrounds
 {", ".join(COLOURS if COLOURS == BACKGROUNDS else (*COLOURS, *BACKGROUNDS))}. A prompt reads
 "a red star on a blue background".
 
-{_NOT_SDXL}
+{disclaimer("SDXL")}
 ## Use
 
 ```python
@@ -190,7 +193,7 @@ Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {megabytes(LORA)}, on at
 feed-forward, projection and residual convolution layers of the denoiser. Its pictures are pixel
 art on a 16×16 grid, the object centred. Prompts end in ", pixel art style".
 
-{_NOT_SDXL}
+{disclaimer("SDXL")}
 ## How it was trained
 
 {lora["steps"]} steps on {lora["pictures"]} drawn pictures of training combinations, by

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch.nn.functional import mse_loss
 
-from autolora_eval.miniature.recipes.data import renders
-from autolora_eval.miniature.recipes.domain import training_scenes
+from autolora_eval.miniature.recipes.latents import Latents, training_latents
 from autolora_eval.miniature.recipes.sd3_muon import Muon
 from autolora_eval.miniature.recipes.sd3_text import (
     T5_WIDTH,
@@ -29,7 +27,6 @@ from autolora_eval.miniature.recipes.training import (
     mixed_precision,
     set_lr,
 )
-from autolora_eval.miniature.recipes.vae import DATA_SEED, N_FREE, encode
 
 STEPS = 13_500
 BATCH = 48
@@ -133,36 +130,17 @@ def attend_briefly(transformer: SD3Transformer2DModel) -> None:
     transformer.set_attn_processor(EagerJointAttention())
 
 
-@dataclass(frozen=True)
-class Latents:
-    """Shifted and scaled latents of the training pictures, and which training scene each shows.
-
-    mean, deviation: float32 [N, 4, 16, 16]; scene: int64 [N].
-    """
-
-    mean: torch.Tensor
-    deviation: torch.Tensor
-    scene: torch.Tensor
-
-    def draw(self, rows: torch.Tensor) -> torch.Tensor:
-        """A sample of the encoder's posterior of each row."""
-        return self.mean[rows] + self.deviation[rows] * torch.randn_like(self.mean[rows])
-
-
 def latents(work_dir: Path) -> Latents:
     """Encode the training pictures once, and save the autoencoder with SD3's factors."""
     path, folder = work_dir / "data/latents_sd3.pt", work_dir / "sd3/vae"
     if not path.exists():
         vae = AutoencoderKL.from_pretrained(work_dir / "sdxl/vae").eval()
-        data = renders(work_dir, "free", "training", N_FREE, DATA_SEED)
-        mean, deviation = encode(vae, data)
-        shift, scale = float(mean.mean()), float(1 / mean.std())
+        raw = training_latents(work_dir, vae)
+        shift, scale = float(raw.mean.mean()), float(1 / raw.mean.std())
         vae.register_to_config(shift_factor=shift, scaling_factor=scale)
         vae.save_pretrained(folder)
-        index = {scene.labels: i for i, scene in enumerate(training_scenes())}
-        scene = torch.tensor([index[tuple(int(v) for v in row)] for row in data.labels])  # type: ignore[index]
-        torch.save(((mean - shift) * scale, deviation * scale, scene), path)
-    return Latents(*torch.load(path, weights_only=True))
+        raw.rescaled(scale, shift).save(path)
+    return Latents.load(path)
 
 
 def predict(

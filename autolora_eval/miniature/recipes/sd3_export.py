@@ -13,7 +13,14 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from autolora_eval.miniature.recipes import sd3_sampling
 from autolora_eval.miniature.recipes.domain import COLOURS
 from autolora_eval.miniature.recipes.evaluate import evaluate as measure_methods
-from autolora_eval.miniature.recipes.export import COMMAND, WEIGHTS, measured, megabytes, read
+from autolora_eval.miniature.recipes.export import (
+    COMMAND,
+    WEIGHTS,
+    disclaimer,
+    measured,
+    megabytes,
+    read,
+)
 from autolora_eval.miniature.recipes.lora_training import WEIGHT_NAME, check
 from autolora_eval.miniature.recipes.sd3 import sampling_scheduler
 from autolora_eval.miniature.recipes.sd3_text import Sd3Encoders
@@ -69,12 +76,6 @@ def evaluate(work_dir: Path) -> None:
     write_cards(work_dir)
 
 
-_NOT_SD3 = """It says nothing about SD3. No number made with this model says how SD3, its LoRAs,
-or a guidance method on them behave; the miniature exists so that the whole program runs on a
-laptop, on real models of the real classes, without a download.
-"""
-
-
 _HOW_LONG = """It took an hour on one shared
 CPU core, nearly all of it for the denoiser. These weights changed their optimiser on the way: the
 first 3,500 steps were AdamW's alone, with times about one half, and the rest as the recipe has it
@@ -94,7 +95,7 @@ A `StableDiffusion3Pipeline` of {megabytes(SD3)} that draws 64×64 pictures of o
 colour on one background. Objects: {", ".join(OBJECTS)}. Colours and backgrounds:
 {", ".join(COLOURS)}. A prompt reads "a red star on a blue background".
 
-{_NOT_SD3}
+{disclaimer("SD3")}
 ## Use
 
 ```python
@@ -149,7 +150,7 @@ Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {megabytes(LORA)}, on th
 and the pixels' feed-forward layers of the denoiser. Its pictures are pixel art on a 16×16 grid,
 the object centred. Prompts end in ", pixel art style".
 
-{_NOT_SD3}
+{disclaimer("SD3")}
 ## How it was trained
 
 {lora["steps"]} steps on {lora["pictures"]} drawn pictures of training combinations, the same as

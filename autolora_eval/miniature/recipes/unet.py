@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet
 from diffusers.models.attention_processor import AttnProcessor
 from torch.nn.functional import mse_loss
 
-from autolora_eval.miniature.recipes.data import renders
 from autolora_eval.miniature.recipes.domain import TEMPLATES, caption, training_scenes
+from autolora_eval.miniature.recipes.latents import Latents, training_latents
 from autolora_eval.miniature.recipes.text import SUFFIXES, WIDTH, TextEncoders, token_ids
 from autolora_eval.miniature.recipes.training import (
     Checkpoint,
@@ -22,7 +22,6 @@ from autolora_eval.miniature.recipes.training import (
     mixed_precision,
     set_lr,
 )
-from autolora_eval.miniature.recipes.vae import DATA_SEED, N_FREE, encode
 
 STEPS = 6800
 BATCH = 48
@@ -128,34 +127,14 @@ def conditions(encoders: TextEncoders) -> Conditions:
     )
 
 
-@dataclass(frozen=True)
-class Latents:
-    """Scaled latents of the training pictures, and which training scene each shows.
-
-    mean, deviation: float32 [N, 4, 16, 16]; scene: int64 [N].
-    """
-
-    mean: torch.Tensor
-    deviation: torch.Tensor
-    scene: torch.Tensor
-
-    def draw(self, rows: torch.Tensor) -> torch.Tensor:
-        """A sample of the encoder's posterior of each row."""
-        return self.mean[rows] + self.deviation[rows] * torch.randn_like(self.mean[rows])
-
-
 def latents(work_dir: Path) -> Latents:
     """Encode the training pictures once, and keep the result in the work directory."""
     path = work_dir / "data/latents.pt"
     if not path.exists():
         vae = AutoencoderKL.from_pretrained(work_dir / "sdxl/vae").eval()
-        data = renders(work_dir, "free", "training", N_FREE, DATA_SEED)
-        mean, deviation = encode(vae, data)
-        index = {scene.labels: i for i, scene in enumerate(training_scenes())}
-        scene = torch.tensor([index[tuple(int(v) for v in row)] for row in data.labels])  # type: ignore[index]
         scale = float(vae.config["scaling_factor"])
-        torch.save((mean * scale, deviation * scale, scene), path)
-    return Latents(*torch.load(path, weights_only=True))
+        training_latents(work_dir, vae).rescaled(scale).save(path)
+    return Latents.load(path)
 
 
 def predict(

@@ -12,11 +12,11 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from autolora_eval.miniature.recipes.data import Renders
 from autolora_eval.miniature.recipes.domain import SIZE, render, training_scenes
+from autolora_eval.miniature.recipes.latents import Latents
 from autolora_eval.miniature.recipes.text import TextEncoders
 from autolora_eval.miniature.recipes.training import Checkpoint, Ema, Progress, cosine, set_lr
 from autolora_eval.miniature.recipes.unet import (
     SAVE_EVERY,
-    Latents,
     conditions,
     denoising_loss,
     latents,
@@ -46,10 +46,10 @@ def _weak_latents(work_dir: Path) -> Latents:
         for i, row in enumerate(chosen):
             images[i] = render(training_scenes()[row], rng)
         vae = AutoencoderKL.from_pretrained(work_dir / "sdxl/vae").eval()
-        mean, deviation = encode(vae, Renders(images, np.zeros((N_WEAK, 3), np.uint8)))
+        raw = encode(vae, Renders(images, np.zeros((N_WEAK, 3), np.uint8)))
         scale = float(vae.config["scaling_factor"])
-        torch.save((mean * scale, deviation * scale, torch.from_numpy(chosen)), path)
-    return Latents(*torch.load(path, weights_only=True))
+        Latents(*raw, torch.from_numpy(chosen)).rescaled(scale).save(path)
+    return Latents.load(path)
 
 
 def _joined(first: Latents, second: Latents) -> Latents:
