@@ -98,7 +98,8 @@ def guider_laws(
     from autolora_eval.guidance.laws.making import subject_of
 
     subject = subject_of(guider, model=model, laws=laws, parameters=parameters)
-    return [(law.name, _trial(law, subject)) for law in LAWS]
+    known: dict[str, LawResult] = {}
+    return [(law.name, _trial(law, subject, known)) for law in LAWS]
 
 
 def parametrize_with_laws(
@@ -135,16 +136,18 @@ def parametrize_with_laws(
     )
 
 
-def _trial(law: Law, subject: Subject) -> Callable[[], LawResult]:
-    """Return a function that tries one law after those that it needs."""
-    from autolora_eval.guidance.laws.all_laws import LAWS, judge
+def _trial(law: Law, subject: Subject, known: dict[str, LawResult]) -> Callable[[], LawResult]:
+    """Return a function that tries one law after those that it needs, each of them once."""
+    from autolora_eval.guidance.laws.all_laws import LAWS
 
-    def needed(one: Law) -> set[str]:
-        return {test.__name__ for test in one.needs}
-
-    wanted = [other for other in LAWS if other.name in needed(law)]
+    needed = {test.__name__ for test in law.needs}
+    wanted = [*(other for other in LAWS if other.name in needed), law]
 
     def run() -> LawResult:
-        return list(judge(subject, [*wanted, law]))[-1]
+        for one in wanted:
+            if one.name not in known:
+                failed = [name for name, result in known.items() if result.status == "failed"]
+                known[one.name] = one.of(subject, failed)
+        return known[law.name]
 
     return run
