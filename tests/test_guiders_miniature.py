@@ -9,6 +9,7 @@ import yaml
 from pypdf import PdfReader
 
 import autolora_eval
+from autolora_eval import cli
 from autolora_eval.files import read_jsonl
 from autolora_eval.resources import shipped_benchmarks
 
@@ -86,3 +87,12 @@ def test_the_report_names_them_with_their_code_and_papers(run) -> None:
     assert mine["sha256"][:12] in page, "which of its versions it was"
     assert apg["distribution"] == f"diffusers {run.manifest['packages']['diffusers']}"
     assert "code" not in cells["LoRA+CFG"]
+
+
+def test_explain_says_whose_code_a_cell_was(run, capsys) -> None:
+    cli.explain(str(run.folder.path), "SDXL-miniature--Mine")
+    told = "".join(capsys.readouterr().out.split())
+    code = next(cell for cell in run.manifest["cells"] if cell["method"] == "Mine")["code"]
+    assert f"code{code['class']},sourcesSHA-256{code['sha256']}" in told
+    assert "rulenotstated" in told
+    assert f"denoiserpassesanimage{STEPS + 1}" in told

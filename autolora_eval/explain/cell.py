@@ -47,14 +47,25 @@ def _what(sources: Sources, row: Row) -> Facts:
     parameters = {k: v for k, v in (stated.get("parameters") or {}).items() if v is not None}
     point = {name: value_text(value) for name, value in (stated.get("point") or {}).items()}
     facts = {
-        "rule": stated.get("equation"),
+        "rule": stated.get("equation") or ("not stated" if "equation" in stated else None),
         "source": stated.get("source"),
+        **_code(stated),
         "parameters": ", ".join(f"{k} = {v}" for k, v in parameters.items()) or None,
         "swept": ", ".join(f"{name} = {value}" for name, value in point.items()) or "nothing",
-        "denoiser passes an image": f"{row['nfe']:,}" if _known(row.get("nfe")) else None,
+        "denoiser passes an image": f"{row['nfe']:,.10g}" if _known(row.get("nfe")) else None,
         "baseline": sources.section("benchmark").get("baseline"),
     }
     return Facts("What it is", [(name, text(value)) for name, value in facts.items()])
+
+
+def _code(stated: Row) -> Row:
+    """Return other people's code that made the images; nothing where it is built in."""
+    code = stated.get("code")
+    if not isinstance(code, dict):
+        return {}
+    hashed = f"sources SHA-256 {code['sha256']}" if code.get("sha256") else None
+    told = (code.get("class"), code.get("distribution"), hashed)
+    return {"code": ", ".join(str(part) for part in told if part)}
 
 
 def _numbers(sources: Sources, row: Row) -> Listing:
