@@ -272,7 +272,7 @@ def test_the_reference_tables_state_what_the_paper_varies() -> None:
     }
 
 
-# Lines and labels of figures
+# Lines of figures
 
 
 def test_lines_join_what_differs_in_the_last_number_alone() -> None:

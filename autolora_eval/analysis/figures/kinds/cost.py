@@ -24,6 +24,7 @@ from autolora_eval.analysis.figures.style import (
 )
 from autolora_eval.analysis.figures.wording import beside, lacking, named_cells
 from autolora_eval.analysis.measures import Measure
+from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.text import fixed, listed
 
 COLUMNS, ROWS = 3, 6
@@ -46,7 +47,7 @@ class Cost:
 
 COSTS = (
     Cost("nfe", "denoiser passes for one image (NFE)", 0),
-    Cost("seconds_per_image", "seconds for one image", 2),
+    Cost(SECONDS_PER_IMAGE, "seconds for one image", 2),
 )
 
 
