@@ -9,7 +9,7 @@ from typing import Literal
 Kind = Literal["letter", "words", "number", "operator"]
 _SCRIPT = r"(?:\{[^{}]*\}|[^\W_]+)"
 _ATOM = re.compile(
-    r"(?P<words>\s*[^\W\d_]{2,}(?:\s+[^\W\d_]{2,})*\s*)|(?P<letter>[^\W\d_])"
+    r"(?P<words>\s*[^\W\d_]{2,}(?:\s+[^\W\d_]{2,})*\s*)|(?P<letter>[^\W\d_]|[∅∞])"
     r"|(?P<number>\d+(?:\.\d+)?)|(?P<blank>\s+)|(?P<operator>.)"
 )
 _KINDS: dict[str, Kind] = {"words": "words", "letter": "letter", "number": "number"}

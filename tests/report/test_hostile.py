@@ -191,7 +191,8 @@ def test_an_equation_is_cut_into_signs_with_their_scripts() -> None:
         *(("ε", "LoRA", "w2"), ("(", "", ""), ("x", "", ""), (")", "", "")),
         *(("−", "", ""), ("1.5", "", ""), ("a", "", "")),
     ]
-    assert [a.kind for a in atoms("γ min 2 +")] == ["letter", "words", "number", "operator"]
+    kinds = [a.kind for a in atoms("γ min 2 + ∅")]
+    assert kinds == ["letter", "words", "number", "operator", "letter"]
     assert shown("in each level k") == [("in each level ", "", ""), ("k", "", "")]
 
 

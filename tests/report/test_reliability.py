@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,10 @@ from report.synthetic_run import Tables
 from autolora_eval.analysis.agreement import write_agreement
 from autolora_eval.analysis.reliability import COLUMNS
 from autolora_eval.report import write_report
-from autolora_eval.report.content import Content, build_content
+from autolora_eval.report.content import build_content
 from autolora_eval.report.evidence import read_evidence
-from autolora_eval.report.tables import Entry
+from autolora_eval.report.reliability import reliability
+from autolora_eval.report.tables import Block, Entry
 from autolora_eval.run_folder import RunFolder
 
 Maker = Callable[..., Tables]
@@ -55,11 +56,19 @@ def repeats(alpha: float = 0.9, **changes: object) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def content_of(folder: RunFolder) -> Content:
-    return build_content(read_evidence(folder))
+class Told(NamedTuple):
+    """What a report tells of its judge: on the first page, and inside."""
+
+    caveats: list[str]
+    reliability: list[Block]
 
 
-def said(content: Content, n: int) -> str:
+def content_of(folder: RunFolder) -> Told:
+    evidence = read_evidence(folder)
+    return Told(build_content(evidence).first.caveats, reliability(evidence))
+
+
+def said(content: Told, n: int) -> str:
     return " ".join(content.reliability[n].sentences)
 
 
@@ -163,7 +172,7 @@ def test_a_judge_that_repeats_itself_badly_is_a_caveat(tmp_path: Path, make_run:
     repeats(alpha=0.6).to_csv(folder.reliability, index=False)
     write_report(folder)
     for text in (pdf_text(folder), page(folder).text):
-        caveats = text[: text.index("Results")]
+        caveats = text[: text.index("What differs")]
         assert "Prompt correspondence: the judge repeats itself badly, α = 0.600" in caveats
         assert "Style adherence: the judge" not in caveats  # 0.7 is not below 0.667
         assert "Krippendorff (Content Analysis, 2nd ed. 2004, p. 241)" in caveats
