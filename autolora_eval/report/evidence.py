@@ -16,6 +16,7 @@ from autolora_eval.analysis.figures.declaration import FigureData
 from autolora_eval.analysis.measures import Measure, measures
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.benchmark.sweep import value_text
+from autolora_eval.columns import is_computed
 from autolora_eval.files import sha256_file
 from autolora_eval.rubric import Score
 from autolora_eval.run_folder import Run, open_run
@@ -241,7 +242,11 @@ def _recorded_scores(run: Run) -> dict[str, Score] | None:
 def _scores_by_columns(table: pd.DataFrame) -> dict[str, Score]:
     """Return a score for each `x` that has a product `div_x`, as a run without a rubric has."""
     columns = [str(column) for column in table.columns]
-    return {c: Score(key=c, display_name=c.upper()) for c in columns if f"div_{c}" in columns}
+    return {
+        column: Score(key=column, display_name=column.upper())
+        for column in columns
+        if f"div_{column}" in columns and not is_computed(column)  # no end of an interval
+    }
 
 
 def records(table: pd.DataFrame) -> list[Row]:

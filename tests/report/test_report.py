@@ -265,6 +265,7 @@ def test_a_manifest_with_nothing_in_it_is_reported(tmp_path: Path, make_run: Mak
     tables.manifest = {"benchmark_file": "b.yaml"}
     text = page(reported(tables, tmp_path / "run")).text
     assert "The rubric was not recorded" in text
+    assert "PC_LOW" not in text
     assert "3.111" in text
     assert "Unnamed benchmark" in text
 
