@@ -13,6 +13,8 @@ from autolora_eval._version import __version__
 
 if TYPE_CHECKING:
     from autolora_eval.benchmark.load import load_benchmark
+    from autolora_eval.comparing import compare
+    from autolora_eval.explaining import explain
     from autolora_eval.generation.sampler import SampledImage, Sampler, SamplerModel
     from autolora_eval.guidance.autolora import AutoLoRAGuidance
     from autolora_eval.guidance.registry import Method, MethodParameters
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from autolora_eval.run_folder import open_run
     from autolora_eval.scoring.diversity import diversity
     from autolora_eval.scoring.torchmetric import PairwiseCosineDiversity
-    from autolora_eval.stages import run
+    from autolora_eval.stages import run, score_images
 
 _HOMES = {
     "AutoLoRAGuidance": "autolora_eval.guidance.autolora",
@@ -30,11 +32,14 @@ _HOMES = {
     "SampledImage": "autolora_eval.generation.sampler",
     "Sampler": "autolora_eval.generation.sampler",
     "SamplerModel": "autolora_eval.generation.sampler",
+    "compare": "autolora_eval.comparing",
     "diversity": "autolora_eval.scoring.diversity",
+    "explain": "autolora_eval.explaining",
     "load_benchmark": "autolora_eval.benchmark.load",
     "make_plan": "autolora_eval.plan",
     "open_run": "autolora_eval.run_folder",
     "run": "autolora_eval.stages",
+    "score_images": "autolora_eval.stages",
 }
 
 __all__ = [
@@ -46,11 +51,14 @@ __all__ = [
     "Sampler",
     "SamplerModel",
     "__version__",
+    "compare",
     "diversity",
+    "explain",
     "load_benchmark",
     "make_plan",
     "open_run",
     "run",
+    "score_images",
 ]
 
 

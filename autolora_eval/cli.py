@@ -250,8 +250,8 @@ def explain(
 ) -> None:
     """Say what a number is made of: images, hashes, neighbours, the judge's replies."""
     from autolora_eval import display
-    from autolora_eval.explain import explain as account_of
-    from autolora_eval.explain import terminal
+    from autolora_eval.explaining import explain as account_of
+    from autolora_eval.explaining import terminal
 
     account = account_of(run, cell, prompt, seed)
     if as_json:

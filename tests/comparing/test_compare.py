@@ -18,7 +18,7 @@ from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.cli import app
 from autolora_eval.comparing import compare
 from autolora_eval.errors import UsageError
-from autolora_eval.explain import explain
+from autolora_eval.explaining import explain
 from autolora_eval.files import write_json
 from autolora_eval.manifest import state_plan, update_manifest
 from autolora_eval.plan import make_plan

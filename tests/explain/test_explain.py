@@ -19,9 +19,9 @@ from autolora_eval.analysis.table import write_tables
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.cli import app
 from autolora_eval.errors import UsageError
-from autolora_eval.explain import Account, explain, terminal
-from autolora_eval.explain.account import Facts, Listing, Quote
-from autolora_eval.explain.address import _ranges
+from autolora_eval.explaining import Account, explain, terminal
+from autolora_eval.explaining.account import Facts, Listing, Quote
+from autolora_eval.explaining.address import _ranges
 from autolora_eval.files import sha256_file
 from autolora_eval.manifest import state_plan, update_manifest
 from autolora_eval.plan import Plan, make_plan

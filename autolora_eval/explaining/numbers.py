@@ -8,7 +8,7 @@ import numpy as np
 
 from autolora_eval.analysis.cells import diversity_of
 from autolora_eval.analysis.measures import Measure
-from autolora_eval.explain.sources import Sources
+from autolora_eval.explaining.sources import Sources
 from autolora_eval.scoring.diversity import Floats, unit_vectors
 
 # Tables hold twelve digits, features are float32.

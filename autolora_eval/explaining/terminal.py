@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autolora_eval.explain.account import Account, Facts, Listing, Quote
+from autolora_eval.explaining.account import Account, Facts, Listing, Quote
 from autolora_eval.text import clean
 
 

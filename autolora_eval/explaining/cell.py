@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from autolora_eval.benchmark.sweep import value_text
-from autolora_eval.explain.account import Account, Facts, Listing
-from autolora_eval.explain.address import Place
-from autolora_eval.explain.numbers import agreeing, remade
-from autolora_eval.explain.sources import Row, Sources
+from autolora_eval.explaining.account import Account, Facts, Listing
+from autolora_eval.explaining.address import Place
+from autolora_eval.explaining.numbers import agreeing, remade
+from autolora_eval.explaining.sources import Row, Sources
 from autolora_eval.files import Json
 from autolora_eval.text import clip, fixed, interval, of
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autolora_eval.explain.account import Account, Facts, Listing
-from autolora_eval.explain.address import Place
-from autolora_eval.explain.cell import text
-from autolora_eval.explain.sources import Row, Sources
+from autolora_eval.explaining.account import Account, Facts, Listing
+from autolora_eval.explaining.address import Place
+from autolora_eval.explaining.cell import text
+from autolora_eval.explaining.sources import Row, Sources
 from autolora_eval.scoring.diversity import leave_one_out, unit_vectors
 from autolora_eval.text import DASH, fixed
 

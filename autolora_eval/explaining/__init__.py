@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autolora_eval.explain.account import Account
-from autolora_eval.explain.address import find_place
-from autolora_eval.explain.cell import explain_cell
-from autolora_eval.explain.image import explain_image
-from autolora_eval.explain.prompt import explain_prompt
-from autolora_eval.explain.sources import read_sources
+from autolora_eval.explaining.account import Account
+from autolora_eval.explaining.address import find_place
+from autolora_eval.explaining.cell import explain_cell
+from autolora_eval.explaining.image import explain_image
+from autolora_eval.explaining.prompt import explain_prompt
+from autolora_eval.explaining.sources import read_sources
 
 
 def explain(

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from pydantic import ValidationError
 
-from autolora_eval.explain.account import Account, Facts, Listing, Quote
-from autolora_eval.explain.address import Place
-from autolora_eval.explain.cell import made_with, text
-from autolora_eval.explain.numbers import cosines
-from autolora_eval.explain.sources import Row, Sources
+from autolora_eval.explaining.account import Account, Facts, Listing, Quote
+from autolora_eval.explaining.address import Place
+from autolora_eval.explaining.cell import made_with, text
+from autolora_eval.explaining.numbers import cosines
+from autolora_eval.explaining.sources import Row, Sources
 from autolora_eval.files import Json
 from autolora_eval.report.gallery import image_link
 from autolora_eval.rubric import Rubric

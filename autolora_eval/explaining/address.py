@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autolora_eval.errors import UsageError, did_you_mean
-from autolora_eval.explain.sources import Sources
+from autolora_eval.explaining.sources import Sources
 
 
 @dataclass(frozen=True)
