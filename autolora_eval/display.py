@@ -22,6 +22,9 @@ from autolora_eval.run_folder import Run, RunFolder
 if TYPE_CHECKING:
     import pandas as pd
 
+# A terminal narrower than this and a column a measure leaves the extra measures out.
+NAMES_WIDTH, COLUMN_WIDTH = 26, 9
+
 console = Console()
 
 
@@ -117,6 +120,9 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         if model.lora.kind == "absent":
             yield "  To do", model.lora.how_to_get()
     yield "Features", _found(plan.benchmark.features, "config.json")
+    if plan.benchmark.diversity:
+        beside = [measure.display_name for measure in plan.benchmark.diversity.values()]
+        yield "Diversity", f"equation (8); beside it {', '.join(beside)}"
     yield from _judge_facts(plan.benchmark)
 
 
@@ -156,12 +162,16 @@ def show_run(run: Run) -> None:
     """Print a run's result table, what is missing from it, and where the report is."""
     from autolora_eval.analysis.measures import measures
     from autolora_eval.rubric import Score
+    from autolora_eval.scoring.diversity_measure import recorded_measures
 
     rubric = run.manifest.get("rubric") or {"scores": {}}
     scores = {name: Score.model_validate(score) for name, score in rubric["scores"].items()}
-    shown = measures(scores)
+    shown, left_out = measures(scores, recorded_measures(run.manifest, run.table)), []
     points = {cell["id"]: cell.get("point", {}) for cell in run.manifest.get("cells", [])}
     swept = list(dict.fromkeys(name for point in points.values() for name in point))
+    if console.width < NAMES_WIDTH + COLUMN_WIDTH * (len(shown) + len(swept) + 1):
+        left_out = [measure.label for measure in shown if measure.kind == "extra"]
+        shown = [measure for measure in shown if measure.kind != "extra"]
     table = Table(box=None, header_style="bold", pad_edge=False)
     longest = max(len(row["method"]) for row in run.table.to_dict("records"))
     table.add_column("Model", overflow="fold")
@@ -177,6 +187,8 @@ def show_run(run: Run) -> None:
         names += [value_text(point[name]) if name in point else "–" for name in swept]
         table.add_row(*map(Text, names), *texts, _count(row["nfe"]))
     console.print(table)
+    if left_out:
+        console.print(f"For {', '.join(left_out)}, see {escape(run.folder.table('md').name)}")
     for column, what in (("image_error", "unusable"), ("unscored_reason", "unscored")):
         reasons = run.scores[column].value_counts()
         if len(reasons):

@@ -49,6 +49,9 @@ def state_plan(plan: Plan, folder: RunFolder, stated: str, limits: Json) -> None
                 if name in benchmark.models
             },
             "rubric": None if benchmark.rubric is None else benchmark.rubric.model_dump(),
+            "diversity_measures": {
+                name: measure.stated() for name, measure in benchmark.diversity.items()
+            },
         },
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from autolora_eval.analysis.estimates import (
@@ -14,21 +15,33 @@ from autolora_eval.analysis.estimates import (
     ratio_estimate,
 )
 from autolora_eval.scoring.diversity import Diversity, diversity, leave_one_out, unit_vectors
+from autolora_eval.scoring.diversity_measure import DiversityMeasure
 from autolora_eval.scoring.feature_file import CellFeatures
 
 Estimates = dict[str, Estimate]
+# A measure without a closed form is made anew for each unit left out: over more seeds than these
+# they are left out in as many groups.
+MAX_GROUPS = 64
+SEED_GROUP = "seed group"
 
 
-def prompt_diversities(scores: pd.DataFrame, features: Mapping[str, CellFeatures]) -> pd.DataFrame:
-    """Return equation (8) of every cell and prompt.
+def prompt_diversities(
+    scores: pd.DataFrame,
+    features: Mapping[str, CellFeatures],
+    extra: Iterable[DiversityMeasure] = (),
+) -> pd.DataFrame:
+    """Return equation (8) of every cell and prompt, and the other measures of diversity.
 
     Args:
         scores: one row an image.
         features: of each cell.
+        extra: the other measures.
 
     Returns:
-        Columns cell, model, method, prompt_index, prompt, n, diversity, standard_error, reason.
+        Columns cell, model, method, prompt_index, prompt, n, diversity, standard_error, reason;
+        of each other measure `<name>`, and `<name>_reason` where it is undefined.
     """
+    others = list(extra)
     rows = []
     for (cell, prompt_index), images in scores.groupby(["cell", "prompt_index"], sort=False):
         found = diversity_of(images, features[str(cell)])
@@ -44,17 +57,41 @@ def prompt_diversities(scores: pd.DataFrame, features: Mapping[str, CellFeatures
                 "diversity": found.value,
                 "standard_error": found.standard_error,
                 "reason": found.reason,
+                **_measured(images, features[str(cell)], others),
             }
         )
     frame = pd.DataFrame(rows)
-    return frame.astype({"diversity": "float64", "standard_error": "float64", "reason": "string"})
+    types = {"diversity": "float64", "standard_error": "float64", "reason": "string"}
+    for measure in others:
+        types |= {measure.name: "float64", f"{measure.name}_reason": "string"}
+    return frame.astype(types)
 
 
-def diversity_of(images: pd.DataFrame, features: CellFeatures) -> Diversity:
-    """Return equation (8) of some of a cell's images, those without features left out."""
+def _measured(
+    images: pd.DataFrame, features: CellFeatures, extra: Sequence[DiversityMeasure]
+) -> dict[str, float | str | None]:
+    found = {measure.name: diversity_of(images, features, measure) for measure in extra}
+    values: dict[str, float | str | None] = {}
+    for name, one in found.items():
+        values |= {name: one.value, f"{name}_reason": one.reason}
+    return values
+
+
+def diversity_of(
+    images: pd.DataFrame,
+    features: CellFeatures,
+    measure: Callable[[npt.NDArray[np.float32]], Diversity] = diversity,
+) -> Diversity:
+    """Return a measure of some of a cell's images, those without features left out.
+
+    Args:
+        images: rows of the scores.
+        features: the cell's features.
+        measure: features [N, D] → the measure; equation (8) where not given.
+    """
     wanted = set(images["image_id"])
     rows = [index for index, id_ in enumerate(features.ids) if id_ in wanted]
-    return diversity(features.matrix[np.asarray(rows, dtype=np.intp)])
+    return measure(features.matrix[np.asarray(rows, dtype=np.intp)])
 
 
 def cell_estimates(
@@ -62,14 +99,16 @@ def cell_estimates(
     prompts: pd.DataFrame,
     features: CellFeatures,
     score_columns: Sequence[str],
+    extra: Sequence[DiversityMeasure] = (),
 ) -> Estimates:
-    """Return a cell's diversity, mean scores and products, by column of the result table.
+    """Return a cell's diversity, mean scores, products and other measures of diversity, by column.
 
     Args:
         images: the cell's rows of the scores.
         prompts: the cell's rows of the prompts' diversities.
         features: the cell's features.
         score_columns: the judge's scores.
+        extra: the other measures of diversity, which the prompts' rows have too.
     """
     if len(prompts) > 1:
         units: list[Hashable] = prompts["prompt"].tolist()
@@ -85,6 +124,12 @@ def cell_estimates(
         score = ratio_estimate(sums[column].to_numpy(), counts[column].to_numpy(), units)
         estimates[column] = score
         estimates[f"div_{column}"] = product_estimate(spread, score)
+    for measure in extra:
+        estimates[measure.name] = (
+            mean_estimate(prompts[measure.name].to_numpy(), units)
+            if len(prompts) > 1
+            else _measure_over_seeds(images, features, measure)
+        )
     return estimates
 
 
@@ -113,3 +158,33 @@ def _diversity_over_seeds(images: pd.DataFrame, features: CellFeatures) -> Estim
         return Estimate(found.value, np.full(len(rows), np.nan), names)
     without = leave_one_out(unit_vectors(features.matrix[rows]))
     return Estimate(found.value, without, names, scale="logit")
+
+
+def _measure_over_seeds(
+    images: pd.DataFrame, features: CellFeatures, measure: DiversityMeasure
+) -> Estimate:
+    """Return a measure of one prompt's images and what it is without each seed, or group of seeds.
+
+    Above `MAX_GROUPS` seeds the jackknife leaves out one of as many groups, each named by its
+    first seed. The group of a seed follows from its place among the planned seeds, so that cells
+    have the same groups whatever images they lack.
+    """
+    planned = list(dict.fromkeys(images["seed"].tolist()))
+    n_groups = min(len(planned), MAX_GROUPS)
+    group_of = {seed: planned[place % n_groups] for place, seed in enumerate(planned)}
+    seeds = dict(zip(images["image_id"], images["seed"], strict=True))
+    rows = [index for index, id_ in enumerate(features.ids) if id_ in seeds]
+    matrix = features.matrix[np.asarray(rows, dtype=np.intp)]
+    groups = [group_of[seeds[features.ids[index]]] for index in rows]
+    units = tuple(dict.fromkeys(groups))
+    value = measure(matrix).value
+    without = [
+        measure(matrix[[group != unit for group in groups]]).value if value is not None else None
+        for unit in units
+    ]
+    return Estimate(
+        float("nan") if value is None else value,
+        np.asarray([np.nan if one is None else one for one in without], dtype=np.float64),
+        units,
+        unit="" if n_groups == len(planned) else SEED_GROUP,
+    )

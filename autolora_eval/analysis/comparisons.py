@@ -68,7 +68,7 @@ def compare_with_baseline(
                     "baseline": baseline,
                     "baseline_cell": base[cell.id],
                     "measure": measure,
-                    "unit": unit,
+                    "unit": estimate.unit or unit,
                     **paired(estimate, reference[measure]),
                 }
             )

@@ -41,6 +41,7 @@ class Estimate:
         scale: on which the interval is made. Equation (8) over seeds lies between 0 and 1 in all
             but odd cases and leans away from the nearer end, hence `logit`; its products lean
             away from 0, hence `log`.
+        unit: what a unit is, where it is something else than the run's prompt or seed.
     """
 
     value: float
@@ -48,6 +49,7 @@ class Estimate:
     units: tuple[Hashable, ...]
     is_mean: bool = False
     scale: Scale = "plain"
+    unit: str = ""
 
     def interval(self) -> tuple[float, float]:
         """Return the jackknife's 95 % t-interval with n − 1 degrees of freedom.

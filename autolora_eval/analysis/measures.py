@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from autolora_eval.rubric import Score
 
@@ -17,7 +18,8 @@ class Measure:
         column: its name.
         display_name: in figures and reports.
         label: short form for table heads.
-        kind: equation (8), a judged score, or the product of the two.
+        kind: equation (8), a judged score, the product of the two, or another measure of diversity,
+            which stands beside equation (8) and is in no product.
         higher_is_better: direction.
         low: least possible value.
         high: greatest possible value.
@@ -27,7 +29,7 @@ class Measure:
     column: str
     display_name: str
     label: str
-    kind: Literal["diversity", "score", "product"]
+    kind: Literal["diversity", "score", "product", "extra"]
     higher_is_better: bool
     low: float
     high: float
@@ -51,14 +53,16 @@ DIVERSITY = Measure(
 )
 
 
-def measures(scores: Mapping[str, Score]) -> list[Measure]:
-    """Return the measures of a run: diversity, each judged score, and each product.
+def measures(scores: Mapping[str, Score], extra: Iterable[Mapping[str, Any]] = ()) -> list[Measure]:
+    """Return the measures of a run: diversity, each judged score, each product, and the extra ones.
 
     Args:
         scores: the rubric's scores by column; empty without a judge.
+        extra: the measures of diversity that the benchmark asks for, as `DiversityMeasure.stated`
+            has them, and as the manifest records them.
     """
     judged = [_score(column, score) for column, score in scores.items()]
-    return [DIVERSITY, *judged, *(_product(score) for score in judged)]
+    return [DIVERSITY, *judged, *(_product(score) for score in judged), *map(_extra, extra)]
 
 
 def _score(column: str, score: Score) -> Measure:
@@ -84,4 +88,18 @@ def _product(score: Measure) -> Measure:
         low=min(0.0, DIVERSITY.high * score.low),
         high=DIVERSITY.high * score.high,
         source="AutoLoRA paper, section 4: Div-X = Diversity × mean X, at the level of the cell",
+    )
+
+
+def _extra(stated: Mapping[str, Any]) -> Measure:
+    low, high = stated.get("low"), stated.get("high")
+    return Measure(
+        column=str(stated["name"]),
+        display_name=str(stated["display_name"]),
+        label=str(stated["label"]),
+        kind="extra",
+        higher_is_better=bool(stated["higher_is_better"]),
+        low=-math.inf if low is None else low,
+        high=math.inf if high is None else high,
+        source=str(stated["source"]),
     )

@@ -49,7 +49,8 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     scores = join_scores(plan, folder, judge_key)
     features = planned_features(folder, scores)
     scores = with_image_errors(scores, features, unmade_images(plan, folder))
-    prompts = prompt_diversities(scores, features)
+    extra = list(plan.benchmark.diversity.values())
+    prompts = prompt_diversities(scores, features, extra)
     rubric = plan.benchmark.rubric
     columns = [] if rubric is None else list(rubric.scores)
     estimates = {
@@ -58,10 +59,11 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
             prompts[prompts["cell"] == cell.id],
             features[cell.id],
             columns,
+            extra,
         )
         for cell in plan.cells
     }
-    shown = measures({} if rubric is None else rubric.scores)
+    shown = _measures(plan)
     rows = [_row(cell, scores, prompts, estimates[cell.id], shown) for cell in plan.cells]
     # Methods differ in their parameters: those of all stand before what was measured.
     parameters = dict.fromkeys(name for cell in plan.cells for name in cell.columns)
@@ -123,6 +125,12 @@ def _passes(cell: Cell, images: pd.DataFrame) -> float | None:
     return int(mean) if mean.is_integer() else mean
 
 
+def _measures(plan: Plan) -> list[Measure]:
+    rubric = plan.benchmark.rubric
+    stated = [measure.stated() for measure in plan.benchmark.diversity.values()]
+    return measures({} if rubric is None else rubric.scores, stated)
+
+
 def check_reference(plan: Plan) -> None:
     """Check that the published values can stand beside ours, before anything is generated.
 
@@ -146,8 +154,7 @@ def _read_reference(plan: Plan) -> tuple[pd.DataFrame, list[str]]:
         published = pd.read_csv(reference, dtype={"model": str, "method": str})
     except ValueError as error:  # also pandas' own for a file that is empty or no CSV
         raise UsageError(f"{reference}: cannot be read: {' '.join(str(error).split())}") from error
-    rubric = plan.benchmark.rubric
-    measured = [measure.column for measure in measures({} if rubric is None else rubric.scores)]
+    measured = [measure.column for measure in _measures(plan)]
     numbered = [key for cell in plan.cells for key in cell.columns if key != "guider"]
     keys = [key for key in dict.fromkeys(("model", "method", *numbered)) if key in published]
     values = [column for column in published if column not in keys]
@@ -238,10 +245,9 @@ def _reasons(
 ) -> dict[tuple[str, str], str]:
     """Return why a cell has no value of a measure: the most frequent reason of its images."""
     frames = {"diversity": (prompts, "reason"), "score": (scores, "unscored_reason")}
-    most = {
-        kind: frame.dropna(subset=[column]).groupby("cell")[column].agg(_most_frequent).to_dict()
-        for kind, (frame, column) in frames.items()
-    }
+    extra = [f"{measure.column}_reason" for measure in shown if measure.kind == "extra"]
+    frames |= {column: (prompts, column) for column in extra}
+    most = {kind: _reasons_of(frame, column) for kind, (frame, column) in frames.items()}
     found: dict[tuple[str, str], str] = {}
     for row in table.to_dict("records"):
         for measure in shown:
@@ -249,10 +255,17 @@ def _reasons(
             of_score = measure.kind == "score" or (
                 measure.kind == "product" and bool(np.isfinite(row["diversity"]))
             )
-            why = most["score" if of_score else "diversity"]
+            lacking = "score" if of_score else "diversity"
+            why = most[f"{measure.column}_reason" if measure.kind == "extra" else lacking]
             if row["cell"] in why:
                 found[row["cell"], measure.column] = why[row["cell"]]
     return found
+
+
+def _reasons_of(frame: pd.DataFrame, column: str) -> dict[str, str]:
+    """Return the most frequent reason of each cell that has one."""
+    found = frame.dropna(subset=[column]).groupby("cell")[column].agg(_most_frequent)
+    return {str(cell): reason for cell, reason in found.items()}
 
 
 def _most_frequent(reasons: pd.Series[str]) -> str:

@@ -20,6 +20,7 @@ from autolora_eval.benchmark.schema import Benchmark, Judge, Model
 from autolora_eval.benchmark.sources import Lookup, Source, find_lora, find_model
 from autolora_eval.benchmark.sweep import Sweep, SweepReader
 from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile, read_yaml
+from autolora_eval.columns import parameter_column
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.guidance.plugins import GROUPS, Kind, find_rule
 from autolora_eval.guidance.registry import MethodParameters, Rule
@@ -27,6 +28,7 @@ from autolora_eval.identity import cached
 from autolora_eval.image_sets.rule import image_set_method
 from autolora_eval.resources import shipped_benchmarks
 from autolora_eval.rubric import Rubric, read_rubric
+from autolora_eval.scoring.diversity_measure import DiversityMeasure, find_measures
 
 T = TypeVar("T")
 MethodKind = Literal[Kind, "images"]
@@ -84,6 +86,7 @@ class LoadedBenchmark:
         judge: where an in-process judge is; None for a server's.
         reference: CSV of published values.
         sweep: the parameters with several values.
+        diversity: the measures beside equation (8), by what the file calls them.
     """
 
     file: Path
@@ -96,6 +99,7 @@ class LoadedBenchmark:
     judge: Source | None
     reference: Path | None
     sweep: Sweep = field(default_factory=Sweep)
+    diversity: Mapping[str, DiversityMeasure] = field(default_factory=dict)
 
 
 def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
@@ -160,11 +164,13 @@ class _Resolver:
             ("features", "model"),
             lambda: find_model(spec.features.model, spec.features.revision, lookup, "config.json"),
         )
+        diversity = self._diversity()
         rubric, judge = self._judge()
         reference = self._try(("reference",), self._reference)
         self._check_baseline()
         if not self.problems:
             self._check_combinations(models, methods, sweep, rubric)
+            self._check_columns(diversity, methods, rubric)
         if self.problems:
             raise UsageError("\n".join(self.problems))
         return LoadedBenchmark(
@@ -178,6 +184,7 @@ class _Resolver:
             judge=judge,
             reference=reference,
             sweep=sweep,
+            diversity=diversity,
         )
 
     def _try(self, keys: KeyPath, action: Callable[[], T]) -> T | None:
@@ -273,6 +280,30 @@ class _Resolver:
         columns = () if rubric is None else rubric.scores
         for name, why in (*refusals(here, found, sweep), *clashing_columns(found, columns)):
             self.problems.append(f"{self.document.where(('methods', name))}: {why}")
+
+    def _diversity(self) -> dict[str, DiversityMeasure]:
+        found, problems = find_measures(self.spec.diversity, self.lookup.folders)
+        for place, problem in problems:
+            self.problems.append(f"{self.document.where(('diversity', str(place)))}: {problem}")
+        return found
+
+    def _check_columns(
+        self,
+        diversity: Mapping[str, DiversityMeasure],
+        methods: Mapping[str, ResolvedMethod | None],
+        rubric: Rubric | None,
+    ) -> None:
+        """Refuse a measure of diversity that would be one column with a score or a parameter."""
+        scores = [] if rubric is None else list(rubric.scores)
+        names = [name for m in methods.values() if m for name in type(m.parameters).model_fields]
+        taken = dict.fromkeys(scores, "the rubric's score")
+        taken |= {parameter_column(name): "a method's parameter" for name in names}
+        for place, (stated, measure) in enumerate(diversity.items()):
+            if measure.name in taken:
+                self.problems.append(
+                    f"{self.document.where(('diversity', str(place)))}: '{stated}' and "
+                    f"{taken[measure.name]} '{measure.name}' would be one column."
+                )
 
     def _judge(self) -> tuple[Rubric | None, Source | None]:
         judge = self.spec.judge

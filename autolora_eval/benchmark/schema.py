@@ -195,6 +195,8 @@ class Benchmark(_Strict):
             of them, or does not have it, stays as it is.
         baseline: the method that the others are compared with; the first where not stated.
         features: the extractor.
+        diversity: measures of diversity beside equation (8), which is always taken: `vendi`,
+            `mean_distance`, or the dotted path of any `DiversityMeasure`. None is in a product.
         judge: the judge; without one only diversity is measured.
         reference: CSV of published values (model, method, columns as in `table.csv`).
         device: `auto` takes CUDA where there is one, or `cpu`, `cuda`, `cuda:1`, `mps`.
@@ -217,6 +219,7 @@ class Benchmark(_Strict):
     sweep: dict[Label, list[Any]] = {}
     baseline: Name | None = None
     features: Features = Features()
+    diversity: list[Ref] = Field(default=[], max_length=16)
     judge: Judge | None = None
     reference: Ref | None = None
     device: Annotated[

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from autolora_eval.analysis.cells import diversity_of
 from autolora_eval.analysis.measures import Measure
 from autolora_eval.explaining.sources import Sources
-from autolora_eval.scoring.diversity import Floats, unit_vectors
+from autolora_eval.scoring.diversity import Diversity, Floats, diversity, unit_vectors
+from autolora_eval.scoring.feature_file import Matrix
 
 # Tables hold twelve digits, features are float32.
 TOLERANCE = 1e-6
@@ -18,22 +20,26 @@ TOLERANCE = 1e-6
 def remade(sources: Sources, cell: str) -> dict[str, float]:
     """Return each measure of a cell from its features and its judge's replies, NaN if undefined.
 
-    Diversity is the mean of equation (8) over prompts, a score the mean over the scored images,
-    and a product that of the two.
+    Diversity is the mean of equation (8) over prompts, as any other measure of diversity is; a
+    score the mean over the scored images, and a product that of the two. A measure of somebody
+    else whose code is not here is left out.
     """
     found = {"diversity": _diversity(sources, cell)}
+    found |= {column: _diversity(sources, cell, f) for column, f in sources.extra.items()}
     for measure in sources.scores:
         found[measure.column] = _score(sources, cell, measure)
         found[f"div_{measure.column}"] = found["diversity"] * found[measure.column]
     return found
 
 
-def _diversity(sources: Sources, cell: str) -> float:
+def _diversity(
+    sources: Sources, cell: str, measure: Callable[[Matrix], Diversity] = diversity
+) -> float:
     features = sources.features(cell)
     if features is None:
         return math.nan
     groups = sources.images(cell).groupby("prompt_index", sort=False)
-    values = [diversity_of(images, features).value for _, images in groups]
+    values = [diversity_of(images, features, measure).value for _, images in groups]
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else math.nan
 

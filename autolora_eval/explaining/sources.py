@@ -13,6 +13,11 @@ from autolora_eval.files import Json, iterate_jsonl, sha256_file
 from autolora_eval.images import ImageError, open_image
 from autolora_eval.rubric import Score
 from autolora_eval.run_folder import Run, open_run
+from autolora_eval.scoring.diversity_measure import (
+    DiversityMeasure,
+    installed_measure,
+    recorded_measures,
+)
 from autolora_eval.scoring.feature_file import CellFeatures
 from autolora_eval.scoring.judgements import judgements_by_image
 
@@ -47,7 +52,16 @@ class Sources:
             for column, score in (rubric.get("scores") or {}).items()
             if column in self.run.table.columns
         }
-        return measures(stated)
+        return measures(stated, recorded_measures(self.run.manifest, self.run.table))
+
+    @cached_property
+    def extra(self) -> dict[str, DiversityMeasure]:
+        """The measures of diversity beside equation (8), by column, whose code is installed here.
+
+        What lies in a folder is not imported: the folder may be somebody else's.
+        """
+        found = [installed_measure(name) for name in self.section("diversity_measures")]
+        return {measure.name: measure for measure in found if measure is not None}
 
     @property
     def scores(self) -> list[Measure]:

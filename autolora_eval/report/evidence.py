@@ -20,6 +20,7 @@ from autolora_eval.columns import is_computed
 from autolora_eval.files import sha256_file
 from autolora_eval.rubric import Score
 from autolora_eval.run_folder import Run, open_run
+from autolora_eval.scoring.diversity_measure import recorded_measures
 from autolora_eval.text import clean, clip, number
 
 if TYPE_CHECKING:
@@ -208,9 +209,15 @@ class Evidence:
         reasons = (in_words(r.get("unscored_reason")) for r in self.images if r["cell"] == cell)
         return most_frequent(reasons) or "reason not recorded"
 
-    def why_undefined(self, cell: str) -> str:
-        """Return why a cell has no diversity: the most frequent reason of its prompts."""
-        found = (r.get("reason") for r in self.diversities if r["cell"] == cell)
+    def why_undefined(self, cell: str, measure: str = "") -> str:
+        """Return why a cell has no diversity: the most frequent reason of its prompts.
+
+        Args:
+            cell: which.
+            measure: column of another measure than equation (8).
+        """
+        column = f"{measure}_reason" if measure else "reason"
+        found = (r.get(column) for r in self.diversities if r["cell"] == cell)
         return most_frequent(found) or "reason not recorded"
 
 
@@ -223,7 +230,8 @@ def read_evidence(folder: RunFolder) -> Evidence:
     run = open_run(folder.path)
     scores = _recorded_scores(run)
     found = scores if scores is not None else _scores_by_columns(run.table)
-    return Evidence(run, measures(found), rubric_is_recorded=scores is not None)
+    extra = recorded_measures(run.manifest, run.table)
+    return Evidence(run, measures(found, extra), rubric_is_recorded=scores is not None)
 
 
 def _recorded_scores(run: Run) -> dict[str, Score] | None:

@@ -197,6 +197,9 @@ def _why_missing(evidence: Evidence, cell: str, measure: Measure) -> str:
     no_diversity = f"diversity is undefined: {evidence.why_undefined(cell)}"
     if measure.kind == "diversity":
         return no_diversity
+    if measure.kind == "extra":
+        why = evidence.why_undefined(cell, measure.column)
+        return f"{clean(measure.display_name)} is undefined: {why}"
     no_score = f"no image was scored: {evidence.why_unscored(cell)}"
     if measure.kind == "score":
         return no_score

@@ -17,7 +17,10 @@ from autolora_eval.scoring.diversity import Floats
 
 
 def unit_values(
-    scores: pd.DataFrame, diversity: pd.DataFrame, columns: Sequence[str]
+    scores: pd.DataFrame,
+    diversity: pd.DataFrame,
+    columns: Sequence[str],
+    extra: Sequence[str] = (),
 ) -> dict[str, pd.DataFrame]:
     """Return what each sampling unit contributes to a cell's measures, as comparisons count it.
 
@@ -28,6 +31,7 @@ def unit_values(
         scores: one row an image.
         diversity: one row a cell and prompt.
         columns: the judge's scores.
+        extra: the other measures of diversity.
 
     Returns:
         For each measure a table of units by cells; NaN where a unit has no value.
@@ -57,7 +61,12 @@ def unit_values(
             score = ratio_estimate(sums[column][cell], counts[column][cell], units)
             _note(found, column, cell, score)
             _note(found, f"div_{column}", cell, product_estimate(of_cell, score))
-    return {
+    others = {
+        measure: diversity.pivot(index="prompt_index", columns="cell", values=measure)
+        for measure in extra
+        if measure in diversity
+    }
+    return others | {
         measure: pd.DataFrame(cells).reindex(units).astype("float64")
         for measure, cells in found.items()
     }

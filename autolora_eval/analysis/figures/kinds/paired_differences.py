@@ -88,7 +88,8 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
     if not rows:
         return
     judged = [measure.column for measure in data.measured if measure.kind == "score"]
-    units = unit_values(data.scores, data.diversity, judged)
+    extra = [measure.column for measure in data.measured if measure.kind == "extra"]
+    units = unit_values(data.scores, data.diversity, judged, extra)
     for first in range(0, len(data.measured), COLUMNS):
         measured = data.measured[first : first + COLUMNS]
         for start in range(0, len(rows), ROWS):

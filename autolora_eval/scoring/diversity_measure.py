@@ -1,0 +1,181 @@
+"""What a measure of diversity beside equation (8) declares, and how one is found by name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autolora_eval.declared import Declared
+from autolora_eval.errors import UsageError
+from autolora_eval.files import Json
+from autolora_eval.guidance.code import code_of
+from autolora_eval.scoring.diversity import Diversity, Floats, unit_vectors
+
+_KEYS = {"name", "display_name", "label", "higher_is_better", "source"}
+_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
+# Columns of the tables that a measure cannot be called.
+_TAKEN = ("diversity", "cell", "model", "method", "prompt", "seed", "nfe", "n", "reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiversityMeasure:
+    """A number for how much one prompt's images differ.
+
+    Attributes:
+        name: the word for it in a benchmark file, and its column: lower case, digits and `_`.
+        display_name: in figures and reports.
+        label: short form for table heads.
+        function: features, float64 [N, D], finite, one row an image, in any order → the measure.
+        higher_is_better: direction.
+        low: least possible value.
+        high: greatest possible value.
+        equation: the formula, as text.
+        source: paper or library.
+        least_images: below so many it is undefined.
+        code: what of other people's code it is: distribution, hash of the sources; empty for what
+            is built in.
+    """
+
+    name: str
+    display_name: str
+    label: str
+    function: Callable[[Floats], float]
+    higher_is_better: bool = True
+    low: float
+    high: float = math.inf
+    equation: str
+    source: str
+    least_images: int = 2
+    code: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, features: npt.ArrayLike) -> Diversity:
+        """Return the measure of a set of feature vectors.
+
+        Args:
+            features: float [N, D], one row an image.
+
+        Returns:
+            The value without a standard error; None with a reason where it is undefined: too few
+            images, a vector that is zero or not finite, or a function that fails or returns
+            something else than a finite number.
+
+        Raises:
+            ValueError: `features` is not a matrix.
+        """
+        matrix = np.asarray(features, dtype=np.float64)
+        if matrix.ndim != 2:
+            raise ValueError(f"expected features of shape [N, D], got {list(matrix.shape)}")
+        n = len(matrix)
+        if n < self.least_images:
+            return Diversity(None, None, n, f"needs at least {self.least_images} images, has {n}")
+        if not (matrix.shape[1] and np.isfinite(unit_vectors(matrix)).all()):
+            return Diversity(None, None, n, "a feature vector is zero or not finite")
+        try:
+            value = float(self.function(matrix))
+        except Exception as error:  # of somebody else's code: told of, and nothing else is lost
+            told = " ".join(str(error).split())
+            return Diversity(None, None, n, f"{self.name}: {type(error).__name__}: {told:.200}")
+        if not math.isfinite(value):
+            return Diversity(None, None, n, f"{self.name} is {value}")
+        return Diversity(value, None, n)
+
+    def stated(self) -> dict[str, Any]:
+        """Return the declaration as plain data, for the manifest; an infinite end is null."""
+        ends = {"low": self.low, "high": self.high}
+        return {
+            "name": self.name,
+            "display_name": self.display_name,
+            "label": self.label,
+            "higher_is_better": self.higher_is_better,
+            **{name: end if math.isfinite(end) else None for name, end in ends.items()},
+            "equation": self.equation,
+            "source": self.source,
+            "least_images": self.least_images,
+            "code": dict(self.code),
+        }
+
+
+def _read(name: str, found: object, distribution: str) -> DiversityMeasure:
+    if not isinstance(found, DiversityMeasure):
+        raise UsageError(
+            f"'{name}' is no diversity measure but {type(found).__name__}: expected an instance "
+            "of autolora_eval.scoring.diversity_measure.DiversityMeasure."
+        )
+    _refuse_name(found.name)
+    own = {"distribution": distribution} if distribution else {}
+    return replace(found, code={**own, **code_of(found.function)})
+
+
+def _refuse_name(name: str) -> None:
+    if not _COLUMN.fullmatch(name) or name in _TAKEN or name.startswith("div_"):
+        raise UsageError(
+            f"a diversity measure cannot be called '{name}', which would be a column of the "
+            "tables: expected up to 40 lower-case letters, digits and '_', the first a letter, "
+            f"not beginning with 'div_', and none of {', '.join(_TAKEN)}."
+        )
+
+
+MEASURES = Declared(
+    noun="diversity measure",
+    package="autolora_eval.scoring.diversity_measures",
+    attribute="MEASURE",
+    group="autolora_eval.diversity_measures",
+    example="my_package.MEASURE",
+    read=_read,
+)
+
+
+def find_measures(
+    stated: Sequence[str], folders: Sequence[Path] = ()
+) -> tuple[dict[str, DiversityMeasure], list[tuple[int, str]]]:
+    """Return the measures that a benchmark file names, and what is wrong with the others.
+
+    Args:
+        stated: names or dotted paths.
+        folders: where a module that is not installed is looked for.
+
+    Returns:
+        The measures by what they are stated as; the place of each that is wrong, with a message.
+    """
+    found: dict[str, DiversityMeasure] = {}
+    problems = []
+    for place, name in enumerate(stated):
+        try:
+            measure = MEASURES.find(name, folders)
+        except UsageError as error:
+            problems.append((place, str(error)))
+            continue
+        twice = [other for other, known in found.items() if known.name == measure.name]
+        if twice:
+            problems.append((place, f"'{name}' and '{twice[0]}' would be one column: remove one."))
+        else:
+            found[name] = measure
+    return found, problems
+
+
+def installed_measure(stated: str) -> DiversityMeasure | None:
+    """Return the measure that a manifest names, if it is built in or installed."""
+    try:
+        return MEASURES.find(stated)
+    except UsageError:
+        return None
+
+
+def recorded_measures(manifest: Mapping[str, Any], columns: Container[str]) -> list[Json]:
+    """Return the declarations that a manifest has of measures that the table has too.
+
+    Args:
+        manifest: of a run; any part of it may be missing.
+        columns: of its table.
+    """
+    section = manifest.get("diversity_measures")
+    stated = section.values() if isinstance(section, dict) else ()
+    known = [one for one in stated if isinstance(one, dict) and one.keys() >= _KEYS]
+    return [one for one in known if one["name"] in columns]

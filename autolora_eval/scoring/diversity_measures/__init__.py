@@ -1,0 +1,1 @@
+"""Measures of diversity beside equation (8), one declaration a file."""

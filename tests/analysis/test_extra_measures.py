@@ -1,0 +1,253 @@
+"""Other measures of diversity in the tables: beside equation (8), which stays what it is."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scored_run import KEY, Place, scored, vector, write_features, write_images, write_judgements
+
+from autolora_eval.analysis.cells import MAX_GROUPS
+from autolora_eval.analysis.estimates import t_interval
+from autolora_eval.analysis.table import write_tables
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.comparing import compare
+from autolora_eval.explaining import explain
+from autolora_eval.manifest import state_plan, update_manifest
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.report import write_report
+from autolora_eval.run_folder import RunFolder, open_run
+from autolora_eval.scoring.diversity_measure import MEASURES
+
+EXTRA = ["vendi", "mean_distance"]
+VENDI = MEASURES.find("vendi")
+
+
+@pytest.fixture
+def make(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
+) -> Callable[..., tuple[Plan, RunFolder]]:
+    """A function that returns the plan and the run folder of a benchmark with changes."""
+
+    def run(name: str, **changes: Any) -> tuple[Plan, RunFolder]:
+        plan = make_plan(load_benchmark(write_benchmark(benchmark_data | changes)))
+        return plan, RunFolder(tmp_path / name)
+
+    return run
+
+
+def values(cell: str, prompt: int, seeds: list[int], lost: tuple[int, ...] = ()) -> float:
+    found = VENDI(np.stack([vector((cell, prompt, seed)) for seed in seeds if seed not in lost]))
+    assert found.value is not None
+    return found.value
+
+
+def test_a_cells_value_is_the_mean_over_prompts_with_its_jackknife(make) -> None:
+    plan, folder = make("run", diversity=EXTRA)
+    run = open_run(scored(plan, folder).path)
+    seeds = list(plan.benchmark.spec.seeds.values())
+    for row in run.table.to_dict("records"):
+        found = [values(row["cell"], n, seeds) for n in range(len(plan.benchmark.prompts))]
+        assert row["vendi"] == pytest.approx(np.mean(found))
+        # Of a mean the jackknife is the usual standard error.
+        ends = t_interval(np.mean(found), (sum(found) - np.asarray(found)) / (len(found) - 1))
+        assert (row["vendi_low"], row["vendi_high"]) == pytest.approx((max(1.0, ends[0]), ends[1]))
+        own = run.diversity[run.diversity["cell"] == row["cell"]]
+        assert own["vendi"].tolist() == pytest.approx(found)
+        assert own["vendi_reason"].isna().all()
+
+
+def test_they_stand_in_comparisons_tables_and_manifest_and_in_no_product(make) -> None:
+    plan, folder = make("run", diversity=EXTRA)
+    run = open_run(scored(plan, folder).path)
+    measured = ["diversity", "pc", "div_pc", *EXTRA]
+    assert run.comparisons["measure"].tolist() == measured
+    assert not [c for c in run.table if c.startswith("div_vendi")]
+    product = run.table["diversity"] * run.table["pc"]
+    assert run.table["div_pc"].tolist() == pytest.approx(product.tolist())
+    told = run.comparisons.set_index("measure").loc["vendi"]
+    by_method = run.table.set_index("method")["vendi"]
+    assert told["difference"] == pytest.approx(by_method["AutoLoRA"] - by_method["CFG"])
+    assert "Vendi score" in told["sentence"]
+    assert "Vendi ↑" in folder.table("md").read_text(encoding="utf-8")
+    stated = run.manifest["diversity_measures"]
+    assert list(stated) == EXTRA
+    assert stated["vendi"]["source"] == VENDI.source
+    assert stated["vendi"]["high"] is None
+
+
+def test_without_them_nothing_else_is_changed(make) -> None:
+    """All columns of the one are columns of the other, in the same order, with the same text."""
+    with_them = scored(*make("with", diversity=EXTRA))
+    without = scored(*make("without"))
+    for name in ("table.csv", "diversity.csv"):
+        more, less = (pd.read_csv(f.path / name, dtype=str) for f in (with_them, without))
+        added = [column for column in more if column not in less]
+        assert {column.removesuffix("_low").removesuffix("_high") for column in added} <= {
+            *EXTRA,
+            *(f"{measure}_reason" for measure in EXTRA),
+        }
+        pd.testing.assert_frame_equal(more.drop(columns=added), less)
+    assert not any(name in (without.path / "table.csv").read_text() for name in EXTRA)
+    same = (pd.read_csv(f.comparisons) for f in (with_them, without))
+    more, less = (frame.drop(columns=["p_holm", "sentence"]) for frame in same)
+    pd.testing.assert_frame_equal(more[~more["measure"].isin(EXTRA)], less)
+
+
+def of_one_prompt(make, count: int, lost: tuple[int, ...]) -> tuple[Plan, RunFolder]:
+    plan, folder = make(
+        "one", prompts=["a cat"], seeds={"start": 3, "count": count}, diversity=EXTRA
+    )
+    state_plan(plan, folder, "one prompt", {})
+    write_images(plan, folder)
+
+    def features(place: Place) -> Any:
+        return None if place[2] in lost else vector(place)
+
+    write_features(plan, folder, features)
+    write_judgements(plan, folder, lambda place: None)
+    write_tables(plan, folder, KEY)
+    return plan, folder
+
+
+def test_of_one_prompt_each_seed_is_left_out(make) -> None:
+    _, folder = of_one_prompt(make, 6, lost=(4,))
+    seeds = [3, 5, 6, 7, 8]
+    run = open_run(folder.path)
+    for row in run.table.to_dict("records"):
+        whole = values(row["cell"], 0, seeds)
+        without = [values(row["cell"], 0, seeds, (seed,)) for seed in seeds]
+        ends = t_interval(whole, np.asarray(without))
+        assert row["vendi"] == pytest.approx(whole)
+        assert (row["vendi_low"], row["vendi_high"]) == pytest.approx((max(1.0, ends[0]), ends[1]))
+    told = run.comparisons.set_index("measure").loc["vendi"]
+    assert (told["unit"], told["n_units"]) == ("seed", 5)
+
+
+def test_of_many_seeds_groups_are_left_out_and_their_number_is_bounded(make) -> None:
+    count = 2 * MAX_GROUPS + 3
+    lost = (3, 3 + MAX_GROUPS, 3 + 2 * MAX_GROUPS, 10)  # all of one group, and a part of another
+    plan, folder = of_one_prompt(make, count, lost)
+    run = open_run(folder.path)
+    seeds = [seed for seed in plan.benchmark.spec.seeds.values() if seed not in lost]
+    groups = [[s for s in seeds if (s - 3) % MAX_GROUPS == g] for g in range(MAX_GROUPS)]
+    row = run.table.to_dict("records")[0]
+    without = [values(row["cell"], 0, seeds, tuple(group)) for group in groups if group]
+    assert len(without) == MAX_GROUPS - 1
+    ends = t_interval(values(row["cell"], 0, seeds), np.asarray(without))
+    assert (row["vendi_low"], row["vendi_high"]) == pytest.approx((max(1.0, ends[0]), ends[1]))
+    compared = run.comparisons.set_index("measure")
+    vendi, own = compared.loc["vendi"], compared.loc["diversity"]
+    assert (vendi["unit"], vendi["n_units"]) == ("seed group", MAX_GROUPS - 1)
+    assert (own["unit"], own["n_units"]) == ("seed", len(seeds))
+    assert math.isfinite(vendi["p_value"])
+
+
+def test_what_is_undefined_is_missing_with_its_reason(make) -> None:
+    _, folder = of_one_prompt(make, 2, lost=(4,))
+    run = open_run(folder.path)
+    assert run.table[[*EXTRA, "vendi_low", "vendi_high"]].isna().all(axis=None)
+    assert set(run.diversity["vendi_reason"]) == {"needs at least 2 images, has 1"}
+    assert "needs at least 2 images, has 1" in folder.table("md").read_text(encoding="utf-8")
+
+
+def test_a_published_value_stands_beside_ours(make, workplace: Path) -> None:
+    (workplace / "published.csv").write_text("method,vendi\nCFG,1.75\n")
+    run = open_run(scored(*make("run", diversity=["vendi"], reference="published.csv")).path)
+    assert run.table.set_index("method")["vendi_reference"].to_dict()["CFG"] == 1.75
+
+
+def numbers(folder: RunFolder, cell: str) -> dict[str, list[str]]:
+    parts = explain(folder.path, cell).as_data()["parts"]
+    rows = next(part["rows"] for part in parts if part["title"] == "Its numbers")
+    return {row[0]: row for row in rows}
+
+
+def test_explain_makes_them_again_and_says_what_they_are(make) -> None:
+    folder = scored(*make("run", diversity=EXTRA))
+    found = numbers(folder, "A--AutoLoRA")
+    assert all(found[name][-1].endswith(", the same") for name in EXTRA)
+    assert "Vendi score" in found["vendi"][3]
+    assert VENDI.source in found["vendi"][3]
+    table = pd.read_parquet(folder.table("parquet"))
+    table.assign(vendi=table["vendi"] + 0.1).to_parquet(folder.table("parquet"))
+    changed = numbers(folder, "A--AutoLoRA")
+    assert [n for n in EXTRA if changed[n][-1].endswith("NOT the same")] == ["vendi"]
+    facts = dict(explain(folder.path, "A--AutoLoRA", "0").as_data()["parts"][0]["facts"])
+    assert facts["vendi"] == f"{values('A--AutoLoRA', 0, [3, 4]):.4f}"
+
+
+def test_code_that_lies_in_a_folder_is_not_run_to_explain(
+    make, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (workplace / "lying_about.py").write_text(
+        "from dataclasses import replace\n"
+        "from autolora_eval.scoring.diversity_measures.vendi import MEASURE as VENDI\n"
+        "MEASURE = replace(VENDI, name='own', display_name='Own')\n"
+    )
+    folder = scored(*make("run", diversity=["lying_about.MEASURE"]))
+    assert "own" in open_run(folder.path).table
+    monkeypatch.undo()
+    del sys.modules["lying_about"]
+    assert numbers(folder, "A--AutoLoRA")["own"][-1] == "its code is not here"
+    assert "lying_about" not in sys.modules
+
+
+@pytest.mark.parametrize("missing", [None, "A--CFG"])
+def test_the_report_has_them(make, missing: str | None) -> None:
+    """In PDF and HTML with all figures; what is undefined says why."""
+    plan, folder = make("run", diversity=EXTRA)
+    state_plan(plan, folder, "extra", {})
+    write_images(plan, folder)
+    write_features(plan, folder, lambda p: None if p[0] == missing and p[2] == 4 else vector(p))
+    write_judgements(plan, folder, lambda place: {"pc": float(place[2] % 6)})
+    write_tables(plan, folder, KEY)
+    write_report(folder)
+    page = folder.report_html.read_text(encoding="utf-8")
+    assert "Vendi ↑" in page
+    assert ("Vendi score is undefined: needs at least 2 images, has 1" in page) == bool(missing)
+    assert len(list(folder.figures.glob("*.svg"))) >= 3
+
+
+def test_runs_are_compared_by_those_that_all_have(make, tmp_path: Path, benchmark_data) -> None:
+    folders = []
+    for name, measures in (("CFG", EXTRA), ("AutoLoRA", ["vendi"])):
+        methods = {name: benchmark_data["methods"][name]}
+        plan, folder = make(f"of-{name}", methods=methods, baseline=name, diversity=measures)
+        scored(plan, folder)
+        update_manifest(folder, features={"key": "extractor", "model": "dino"})
+        folders.append(folder.path)
+    whole = open_run(scored(*make("whole", diversity=["vendi"])).path)
+    joint, differences = compare(folders, tmp_path / "joint")
+    told = next(d.message for d in differences if d.what == "diversity")
+    assert told == "measures of diversity that not all runs have are left out: mean_distance."
+    assert joint.table["vendi"].tolist() == whole.table["vendi"].tolist()
+    assert "mean_distance" not in joint.table
+    assert list(joint.manifest["diversity_measures"]) == ["vendi"]
+
+
+def test_the_measure_of_the_documentation_works(
+    make, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    page = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
+    blocks = [b for b in page.split("```python\n")[1:] if b.startswith("# widest.py")]
+    (workplace / "widest.py").write_text(blocks[0].split("```")[0])
+    run = open_run(scored(*make("run", diversity=["vendi", "widest.MEASURE"])).path)
+    for row in run.diversity.to_dict("records"):
+        a, b = (vector((row["cell"], row["prompt_index"], seed)) for seed in (3, 4))
+        assert row["widest"] == pytest.approx(float(np.linalg.norm(a - b)), rel=1e-6)
+
+
+def test_the_documentation_lists_what_is_shipped() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
+    for name in EXTRA:
+        measure = MEASURES.find(name)
+        assert f"| `{name}` | {measure.equation}" in page

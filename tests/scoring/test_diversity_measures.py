@@ -1,0 +1,272 @@
+"""Measures of diversity beside equation (8): closed forms, invariances, refusals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from packages import write_package
+
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.errors import UsageError
+from autolora_eval.scoring.diversity import diversity
+from autolora_eval.scoring.diversity_measure import MEASURES, DiversityMeasure, find_measures
+
+BUILT_IN = MEASURES.built_in()
+VENDI, DISTANCE = BUILT_IN["vendi"], BUILT_IN["mean_distance"]
+
+
+def drawn(n: int = 7, dim: int = 5, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, dim)) + 0.5
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return math.fsum(a * b) / math.sqrt(math.fsum(a * a) * math.fsum(b * b))
+
+
+def value(measure: DiversityMeasure, features: object) -> float:
+    found = measure(features)
+    assert found.value is not None, found.reason
+    return found.value
+
+
+# The Vendi score.
+
+
+@pytest.mark.parametrize(("n", "dim"), [(2, 3), (6, 9), (9, 3)])
+def test_images_that_are_all_alike_are_one(n: int, dim: int) -> None:
+    assert value(VENDI, np.tile(drawn(1, dim), (n, 1))) == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 5, 16])
+def test_orthogonal_images_are_as_many_as_they_are(n: int) -> None:
+    assert value(VENDI, np.eye(n, n + 3)) == pytest.approx(n, abs=1e-9)
+
+
+def test_two_orthogonal_clusters_of_one_size_are_two() -> None:
+    assert value(VENDI, np.repeat(np.eye(2, 4), 5, axis=0)) == pytest.approx(2.0, abs=1e-9)
+
+
+def test_orthogonal_clusters_are_the_exponential_of_the_entropy_of_their_shares() -> None:
+    shares = np.asarray([0.5, 0.3, 0.2])
+    features = np.repeat(np.eye(3), (10 * shares).astype(int), axis=0)
+    expected = math.exp(-sum(p * math.log(p) for p in shares))
+    assert value(VENDI, features) == pytest.approx(expected, abs=1e-9)
+
+
+def test_two_vectors_have_the_eigenvalues_one_plus_and_minus_their_cosine() -> None:
+    a, b = drawn(2)
+    halves = [(1 + cosine(a, b)) / 2, (1 - cosine(a, b)) / 2]
+    expected = math.exp(-sum(p * math.log(p) for p in halves))
+    assert value(VENDI, [a, b]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "dim"), [(7, 5), (5, 7)])
+def test_vendi_is_that_of_the_kernel_written_out(n: int, dim: int) -> None:
+    features = drawn(n, dim)
+    kernel = np.asarray([[cosine(a, b) / n for b in features] for a in features])
+    # exp(−tr(K log K)) by its eigenvalues as those of a general matrix, not of a symmetric one.
+    found = [max(e.real, 0.0) for e in np.linalg.eigvals(kernel)]
+    expected = math.exp(-sum(e * math.log(e) for e in found if e > 1e-15))
+    assert value(VENDI, features) == pytest.approx(expected, rel=1e-9)
+
+
+def test_images_that_are_all_there_twice_are_no_more_than_once() -> None:
+    assert value(VENDI, np.repeat(drawn(), 2, axis=0)) == pytest.approx(value(VENDI, drawn()))
+
+
+# The mean distance.
+
+
+def test_images_that_are_all_alike_have_no_distance() -> None:
+    assert value(DISTANCE, np.tile(drawn(1), (5, 1))) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_orthogonal_images_are_a_square_root_of_two_apart_and_opposite_ones_two() -> None:
+    assert value(DISTANCE, np.eye(5)) == pytest.approx(math.sqrt(2.0))
+    assert value(DISTANCE, [[1.0, 2.0], [-2.0, -4.0]]) == pytest.approx(2.0)
+
+
+def test_the_mean_distance_is_that_of_the_pairs_written_out() -> None:
+    units = [row / math.sqrt(math.fsum(row * row)) for row in drawn()]
+    pairs = [math.dist(a, b) for a, b in itertools.combinations(units, 2)]
+    assert value(DISTANCE, drawn()) == pytest.approx(math.fsum(pairs) / len(pairs), rel=1e-9)
+
+
+def test_half_its_square_is_at_most_equation_8_and_equal_where_all_are_equally_far() -> None:
+    found = diversity(drawn()).value
+    assert found is not None
+    assert value(DISTANCE, drawn()) ** 2 / 2 < found - 1e-6
+    equally_far = diversity(np.eye(6)).value
+    assert value(DISTANCE, np.eye(6)) ** 2 / 2 == pytest.approx(equally_far)
+
+
+# What holds for each that is shipped.
+
+
+@pytest.mark.parametrize("measure", BUILT_IN.values(), ids=lambda m: m.name)
+class TestShipped:
+    def test_it_says_what_it_is(self, measure: DiversityMeasure) -> None:
+        texts = (measure.display_name, measure.label, measure.equation, measure.source)
+        assert all(texts)
+        assert measure.low < measure.high
+
+    def test_order_and_length_do_not_matter(self, measure: DiversityMeasure) -> None:
+        features = drawn()
+        expected = value(measure, features)
+        for seed in range(5):
+            rng = np.random.default_rng(seed)
+            changed = rng.permutation(features) * rng.uniform(1e-3, 1e3, size=(len(features), 1))
+            assert value(measure, changed) == pytest.approx(expected, rel=1e-9)
+
+    def test_a_rotation_does_not_matter(self, measure: DiversityMeasure) -> None:
+        turn = np.linalg.qr(drawn(5, 5, seed=3))[0]
+        assert value(measure, drawn() @ turn) == pytest.approx(value(measure, drawn()), rel=1e-9)
+
+    def test_it_is_greater_of_what_is_more_spread_out(self, measure: DiversityMeasure) -> None:
+        centre = np.ones(5)
+        found = [value(measure, centre + s * (drawn() - drawn().mean(0))) for s in (0.1, 0.5, 2.0)]
+        assert (found == sorted(found)) == measure.higher_is_better
+        assert len(set(found)) == 3
+
+    def test_its_values_lie_in_its_range(self, measure: DiversityMeasure) -> None:
+        alike, apart = np.ones((4, 3)), np.eye(4)
+        for features in (drawn(), alike, apart, [[1.0, 0.0], [-1.0, 0.0]]):
+            assert measure.low - 1e-9 <= value(measure, features) <= measure.high + 1e-9
+
+    def test_one_image_is_too_few_and_a_zero_vector_has_no_direction(
+        self, measure: DiversityMeasure
+    ) -> None:
+        few = measure(drawn(1))
+        assert (few.value, few.reason) == (None, "needs at least 2 images, has 1")
+        for wrong in (0.0, np.nan, np.inf):
+            features = drawn()
+            features[2] = wrong
+            found = measure(features)
+            assert found.reason == "a feature vector is zero or not finite"
+            assert found.value is None
+
+    def test_features_must_be_a_matrix(self, measure: DiversityMeasure) -> None:
+        with pytest.raises(ValueError, match=r"shape \[N, D\], got \[5\]"):
+            measure(np.ones(5))
+
+
+# Measures of other people.
+
+OWN = """
+import numpy as np
+from autolora_eval.scoring.diversity_measure import DiversityMeasure
+
+
+def widest(features):
+    return {body}
+
+
+MEASURE = DiversityMeasure(
+    name={name!r}, display_name="Widest", label="Wide", function=widest, low=0.0,
+    equation="max", source="ours",
+)
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that modules are found in, as installed packages are."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def write(folder: Path, module: str, name: str = "widest", body: str = "1.0") -> str:
+    (folder / f"{module}.py").write_text(OWN.format(name=name, body=body))
+    return f"{module}.MEASURE"
+
+
+def test_one_of_somebody_elses_is_found_by_its_dotted_path_and_told_by_its_sources(
+    site: Path,
+) -> None:
+    measure = MEASURES.find(write(site, "measure_a", body="np.ptp(features)"))
+    assert value(measure, [[1.0, 0.0], [0.0, 4.0]]) == 4.0
+    assert len(measure.code["sha256"]) == 64
+    other = MEASURES.find(write(site, "measure_b", body="np.ptp(features) + 1"))
+    assert other.code["sha256"] != measure.code["sha256"]
+
+
+def test_a_package_offers_one_by_an_entry_point(site: Path) -> None:
+    entry = (
+        "[autolora_eval.diversity_measures]\nwide = measure_c:MEASURE\nbad = measure_d:MEASURE\n"
+    )
+    write_package(site, "wide-measures", entry, measure_c=OWN.format(name="wide", body="1.0"))
+    assert MEASURES.find("wide").code["distribution"] == "wide-measures 1.0"
+    with pytest.raises(UsageError, match=r"'bad' of wide-measures 1\.0 .* is broken: .*measure_d"):
+        MEASURES.find("bad")
+    assert list(MEASURES.built_in()) == list(BUILT_IN), "a broken one takes no other down"
+    with pytest.raises(UsageError, match=r"unknown diversity measure 'wid'\. Did you mean 'wide'?"):
+        MEASURES.find("wid")
+
+
+@pytest.mark.parametrize("name", ["Widest", "diversity", "div_pc", "a b", "", "n"])
+def test_a_name_that_is_no_column_is_refused(site: Path, name: str) -> None:
+    module = f"measure_named_{len(name)}_{name.encode().hex()}"
+    with pytest.raises(UsageError, match="cannot be called"):
+        MEASURES.find(write(site, module, name=name))
+
+
+def test_what_is_no_measure_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'math\.pi' is no diversity measure but float"):
+        MEASURES.find("math.pi")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [("1 / 0", "widest: ZeroDivisionError: division by zero"), ("np.nan", "widest is nan")],
+)
+def test_one_that_fails_is_missing_with_its_reason(site: Path, body: str, reason: str) -> None:
+    found = MEASURES.find(write(site, f"measure_e{len(body)}", body=body))(drawn())
+    assert (found.value, found.reason) == (None, reason)
+
+
+def test_two_that_would_be_one_column_are_refused(site: Path) -> None:
+    path = write(site, "measure_f", name="vendi")
+    found, problems = find_measures(["vendi", path, "vendi"])
+    assert list(found) == ["vendi"]
+    assert [place for place, _ in problems] == [1, 2]
+    assert "would be one column" in problems[0][1]
+
+
+# In a benchmark file.
+
+Problem = Callable[[object], str]
+
+
+def test_a_misspelt_one_is_refused_before_anything_runs(
+    problem: Problem, benchmark_data: dict[str, Any]
+) -> None:
+    told = problem(benchmark_data | {"diversity": ["mean_distance", "vendy"]})
+    assert "diversity.1: unknown diversity measure 'vendy'. Did you mean 'vendi'?" in told
+
+
+def test_one_that_would_be_a_scores_column_is_refused(
+    problem: Problem, benchmark_data: dict[str, Any], workplace: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = write(workplace, "measure_beside", name="pc")
+    told = problem(benchmark_data | {"diversity": [path]})
+    assert f"'{path}' and the rubric's score 'pc' would be one column" in told
+
+
+def test_a_file_beside_the_benchmark_is_found(
+    write_benchmark, benchmark_data: dict[str, Any], workplace: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = write(workplace, "measure_beside_too")
+    loaded = load_benchmark(write_benchmark(benchmark_data | {"diversity": ["vendi", path]}))
+    assert {stated: m.name for stated, m in loaded.diversity.items()} == {
+        "vendi": "vendi",
+        path: "widest",
+    }
