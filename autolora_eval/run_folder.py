@@ -14,6 +14,9 @@ from autolora_eval.files import Json
 if TYPE_CHECKING:
     import pandas as pd
 
+# The section of a manifest that a comparison of runs has, and no run.
+COMPARED = "compared"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -137,9 +140,15 @@ class RunFolder:
         """Return the benchmark that was run: its file's place now, or a shipped one's name.
 
         Raises:
-            UsageError: the manifest does not say.
+            UsageError: the manifest does not say, or it is a comparison, which has none.
         """
         manifest = self.read_manifest()
+        if COMPARED in manifest:
+            raise UsageError(
+                f"'{self.path}' is a comparison of runs: there is nothing to generate or score in "
+                "it. Score the runs that it is of, and compare them again; its report is drawn "
+                f"anew by: autolora-eval report {self.path}"
+            )
         if "benchmark_file" not in manifest:
             raise self.refused()
         stated = str(manifest["benchmark_file"])

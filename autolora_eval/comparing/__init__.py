@@ -41,10 +41,10 @@ def compare(
     sources = open_sources(runs)
     found = differences(sources)
     refuse(found, allow_different_judges=allow_different_judges)
-    plan = recorded_plan(sources, baseline)
+    plan, once = recorded_plan(sources, baseline)
     folder = RunFolder(Path(output))
-    merge(plan, sources, folder, found)
-    return open_run(folder.path), found
+    merge(plan, sources, folder, found + once)
+    return open_run(folder.path), found + once
 
 
 __all__ = ["Difference", "compare"]

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from autolora_eval.comparing.sources import SourceRun
 from autolora_eval.errors import UsageError
 from autolora_eval.files import Json
+from autolora_eval.scoring.diversity_measure import installed_measure
 
 Grave = Literal["refused", "judges", "told"]
 
@@ -32,7 +33,9 @@ def differences(sources: Sequence[SourceRun]) -> list[Difference]:
         *_common("prompts", sources, lambda source: source.prompts),
         *_common("seeds", sources, lambda source: source.seeds),
         *_extractor(sources),
+        *_measures(sources),
         *_judged(sources),
+        *_repeats(sources),
         *_models(sources),
     ]
     order = ("refused", "judges", "told")
@@ -82,6 +85,21 @@ def _extractor(sources: Sequence[SourceRun]) -> list[Difference]:
     )
 
 
+def _measures(sources: Sequence[SourceRun]) -> list[Difference]:
+    sections = [source.section("diversity_measures") for source in sources]
+    names = dict.fromkeys(name for section in sections for name in section)
+    left = [name for name in names if not all(name in section for section in sections)]
+    lost = [name for name in names if name not in left and installed_measure(name) is None]
+    found = []
+    if left:
+        message = f"measures of diversity that not all runs have are left out: {', '.join(left)}."
+        found.append(Difference("diversity", "told", message))
+    if lost:
+        message = f"measures of diversity that are not installed are left out: {', '.join(lost)}."
+        found.append(Difference("diversity", "told", message))
+    return found
+
+
 def _judged(sources: Sequence[SourceRun]) -> list[Difference]:
     with_judge = [source for source in sources if source.section("judge")]
     if not with_judge:
@@ -104,12 +122,22 @@ def _judged(sources: Sequence[SourceRun]) -> list[Difference]:
     )
 
 
+def _repeats(sources: Sequence[SourceRun]) -> list[Difference]:
+    """How often each image was judged: a mean of three verdicts is not a single one."""
+    counts = [source.repeats for source in sources]
+    if not all(source.section("judge") for source in sources) or len(set(counts)) == 1:
+        return []
+    named = ", ".join(f"{n} in {s.label}" for s, n in zip(sources, counts, strict=True))
+    message = f"replies an image: {named}; the first {min(counts)} of each are taken."
+    return [Difference("judge repeats", "told", message)]
+
+
 def _models(sources: Sequence[SourceRun]) -> list[Difference]:
     """Models of one name that are not the same: pipeline, LoRA, scheduler, size, precision."""
     found = []
     for name in dict.fromkeys(name for source in sources for name in source.section("models")):
         having = [source for source in sources if name in source.section("models")]
-        made = [s for s in having if not _only_named(s.section("models")[name])]
+        made = [s for s in having if not only_named(s.section("models")[name])]
         keys = _differing([_plain(source.section("models")[name]) for source in made])
         if keys:
             runs = ", ".join(source.label for source in made)
@@ -118,7 +146,7 @@ def _models(sources: Sequence[SourceRun]) -> list[Difference]:
     return found
 
 
-def _only_named(model: Json) -> bool:
+def only_named(model: Json) -> bool:
     """Whether a model only lends its name to images that were made elsewhere."""
     pipeline = model.get("pipeline")
     return isinstance(pipeline, dict) and pipeline.get("used") is False

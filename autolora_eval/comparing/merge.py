@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autolora_eval._version import __version__
-from autolora_eval.comparing.conditions import Difference
+from autolora_eval.comparing.conditions import Difference, only_named
 from autolora_eval.comparing.recorded import RecordedCell
 from autolora_eval.comparing.sources import SourceRun
 from autolora_eval.errors import UsageError
@@ -24,27 +24,39 @@ from autolora_eval.files import (
 )
 from autolora_eval.manifest import update_manifest
 from autolora_eval.plan import Plan
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.run_folder import COMPARED, RunFolder
 from autolora_eval.scoring.judgement_file import JudgementFile
-
-COMPARED = "compared"
 
 
 def merge(
     plan: Plan, sources: Sequence[SourceRun], folder: RunFolder, found: Sequence[Difference]
 ) -> None:
-    """Write the joint run folder of several runs.
+    """Write the joint run folder of several runs, whole or not at all.
 
     Args:
         plan: from `recorded_plan`.
         sources: the runs.
-        folder: where to; an earlier comparison there is replaced.
+        folder: where to; an earlier comparison there is replaced once the new one is whole.
         found: in what the runs differ.
 
     Raises:
-        UsageError: there is something else than a comparison.
+        UsageError: there is something else than a comparison, or a run that is compared.
     """
-    _clear(folder)
+    _refuse_place(folder, sources)
+    partial = folder.path.with_name(f".partial-{folder.path.name}")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed one left
+    try:
+        _write(plan, sources, RunFolder(partial), found)
+        if folder.path.exists():
+            shutil.rmtree(folder.path)
+        partial.rename(folder.path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(
+    plan: Plan, sources: Sequence[SourceRun], folder: RunFolder, found: Sequence[Difference]
+) -> None:
     judge_key = _judge_key(sources) if plan.benchmark.rubric is not None else None
     by_label = {source.label: source for source in sources}
     for cell in plan.cells:
@@ -59,15 +71,22 @@ def merge(
     write_report(folder)
 
 
-def _clear(folder: RunFolder) -> None:
-    """Remove an earlier comparison; leave anything else alone."""
+def _refuse_place(folder: RunFolder, sources: Sequence[SourceRun]) -> None:
+    """Leave alone all that is not an earlier comparison, and every run that is compared."""
+    place = folder.path.resolve()
+    for source in sources:
+        own = source.run.folder.path.resolve()
+        if place == own or place in own.parents or own in place.parents:
+            raise UsageError(
+                f"'{folder.path}' would write into '{source.label}', which is compared and must "
+                "stay as it is. Name another --output."
+            )
     if not folder.path.exists():
         return
     if not folder.path.is_dir() or (
         any(folder.path.iterdir()) and COMPARED not in folder.read_manifest()
     ):
         raise UsageError(f"'{folder.path}' is not empty and no earlier comparison: name another.")
-    shutil.rmtree(folder.path)
 
 
 def _judge_key(sources: Sequence[SourceRun]) -> str:
@@ -124,10 +143,10 @@ def _manifest(
     plan: Plan, sources: Sequence[SourceRun], found: Sequence[Difference], judge_key: str | None
 ) -> Json:
     first = sources[0]
-    models: Json = {}
-    for source in reversed(sources):
-        models |= source.section("models")
-    judge = {**first.section("judge"), "key": judge_key} if judge_key is not None else None
+    judge = None
+    if judge_key is not None:
+        repeats = min(source.repeats for source in sources)
+        judge = {**first.section("judge"), "key": judge_key, "repeats": repeats}
     cells = [
         {
             **cell.stated,
@@ -142,21 +161,51 @@ def _manifest(
     return {
         "autolora_eval_version": __version__,
         "benchmark_file": f"a comparison of {', '.join(source.label for source in sources)}",
-        COMPARED: {
-            source.label: {"manifest_sha256": sha256_file(source.run.folder.manifest)}
-            for source in sources
-        },
+        COMPARED: {source.label: _made_by(source) for source in sources},
         "differences": [difference._asdict() for difference in found],
         "benchmark": plan.benchmark.spec.model_dump(mode="json"),
         "prompts": list(plan.benchmark.prompts),
         "prompts_sha256": sha256_bytes("\n".join(plan.benchmark.prompts).encode()),
         "seeds": list(dict.fromkeys(job.seed for job in plan.jobs)),
-        "limited": False,
+        "limited": any(bool(source.manifest.get("limited")) for source in sources),
         "cells": cells,
-        "models": models,
+        "models": _models(sources),
+        "image_sets": _image_sets(plan, sources),
         "rubric": None if plan.benchmark.rubric is None else plan.benchmark.rubric.model_dump(),
+        "diversity_measures": {
+            name: measure.stated() for name, measure in plan.benchmark.diversity.items()
+        },
         "features": first.section("features"),
         "judge": judge,
         "packages": first.section("packages"),
         "hardware": first.section("hardware"),
+    }
+
+
+def _made_by(source: SourceRun) -> Json:
+    """Return what is known of a run beside its cells: not all runs are of one machine."""
+    kept = ("autolora_eval_version", "benchmark_sha256", "packages", "hardware", "stages", COMPARED)
+    return {
+        "manifest_sha256": sha256_file(source.run.folder.manifest),
+        **{name: source.manifest[name] for name in kept if name in source.manifest},
+    }
+
+
+def _models(sources: Sequence[SourceRun]) -> Json:
+    """Return each model as the first run that made images with it has it."""
+    models: Json = {}
+    for source in sources:
+        for name, model in source.section("models").items():
+            if name not in models or (only_named(models[name]) and not only_named(model)):
+                models[name] = model
+    return models
+
+
+def _image_sets(plan: Plan, sources: Sequence[SourceRun]) -> Json:
+    """Return the accounts of images that were made elsewhere, by cell of the comparison."""
+    accounts = {source.label: source.section("image_sets") for source in sources}
+    return {
+        cell.id: accounts[cell.source][cell.cell]
+        for cell in plan.cells
+        if isinstance(cell, RecordedCell) and cell.cell in accounts[cell.source]
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from autolora_eval.benchmark.load import LoadedBenchmark, ResolvedMethod, Resolv
 from autolora_eval.benchmark.schema import Benchmark, Model
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.benchmark.sweep import Sweep
+from autolora_eval.comparing.conditions import Difference
 from autolora_eval.comparing.sources import SourceRun
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import Json, slug
 from autolora_eval.guidance.registry import MethodParameters, Rule
 from autolora_eval.plan import Cell, ImageJob, Plan
 from autolora_eval.rubric import Rubric
+from autolora_eval.scoring.diversity_measure import DiversityMeasure, installed_measure
 
 _KINDS = ("guider", "sampler", "images")
 
@@ -57,8 +60,10 @@ class RecordedCell(Cell):
         return dict(self.stated.get("parameters") or {})
 
 
-def recorded_plan(sources: Sequence[SourceRun], baseline: str | None) -> Plan:
-    """Return the joint plan of several runs.
+def recorded_plan(
+    sources: Sequence[SourceRun], baseline: str | None
+) -> tuple[Plan, list[Difference]]:
+    """Return the joint plan of several runs, and which methods are taken once of several.
 
     Args:
         sources: the runs.
@@ -68,19 +73,19 @@ def recorded_plan(sources: Sequence[SourceRun], baseline: str | None) -> Plan:
         UsageError: no such method.
     """
     jobs = _shared_jobs(sources)
-    names = _method_names(sources, jobs)
-    cells = [
-        _cell(source, stated, names[source.label, str(stated["method"])])
-        for source in sources
-        for stated in source.cells
-        if (source.label, str(stated["method"])) in names
-    ]
+    names, once = _method_names(sources, jobs)
+    cells: list[RecordedCell] = []
+    for source in sources:
+        for stated in source.cells:
+            name = names.get((source.label, str(stated["method"])))
+            if name is not None:
+                cells.append(_cell(source, stated, name, {cell.id.lower() for cell in cells}))
     own = sources[0].section("benchmark").get("baseline") or sources[0].cells[0]["method"]
     chosen = baseline or names[sources[0].label, str(own)]
     methods = list(dict.fromkeys(cell.method.name for cell in cells))
     if chosen not in methods:
         raise UsageError(f"no method '{chosen}' in these runs.{did_you_mean(chosen, methods)}")
-    return Plan(_benchmark(sources, cells, jobs, chosen), tuple(cells), tuple(jobs))
+    return Plan(_benchmark(sources, cells, jobs, chosen), tuple(cells), tuple(jobs)), once
 
 
 def _shared_jobs(sources: Sequence[SourceRun]) -> list[ImageJob]:
@@ -91,28 +96,43 @@ def _shared_jobs(sources: Sequence[SourceRun]) -> list[ImageJob]:
 
 def _method_names(
     sources: Sequence[SourceRun], jobs: Sequence[ImageJob]
-) -> dict[tuple[str, str], str]:
+) -> tuple[dict[tuple[str, str], str], list[Difference]]:
     """Return what each run's methods are called; a method whose images an earlier run has is left.
 
-    A name that several runs have is followed by the run's, unless all images of it are the same.
+    A name that several runs have is followed by the run's, unless all images of it are the same,
+    and one judge saw them.
     """
     having: dict[str, list[SourceRun]] = {}
     for source in sources:
         for method in dict.fromkeys(str(cell["method"]) for cell in source.cells):
             having.setdefault(method, []).append(source)
-    names = {}
+    names: dict[tuple[str, str], str] = {}
+    once: list[Difference] = []
+    judged = all(source.section("judge") for source in sources)
     for method, runs in having.items():
-        seen: list[Json] = []
-        distinct = []
+        distinct: list[tuple[SourceRun, Json]] = []
         for source in runs:
             images = _images_of(source, method, jobs)
-            if images not in seen:
-                seen.append(images)
-                distinct.append(source)
-        for source in distinct:
-            alone = len(distinct) == 1
-            names[source.label, method] = method if alone else f"{method} ({source.label})"
-    return names
+            if judged:
+                images["judge"] = source.section("judge").get("key")
+            first = next((earlier for earlier, same in distinct if same == images), None)
+            if first is None:
+                distinct.append((source, images))
+            else:
+                once.append(_taken_once(method, first, source))
+        for source, _ in distinct:
+            name = method if len(distinct) == 1 else f"{method} ({source.label})"
+            names[source.label, method] = _unlike(name, set(names.values()))
+    return names, once
+
+
+def _taken_once(method: str, first: SourceRun, other: SourceRun) -> Difference:
+    return Difference(
+        "same images",
+        "told",
+        f"method '{method}': the very same images in {first.label} and {other.label}; taken once, "
+        f"from {first.label}.",
+    )
 
 
 def _images_of(source: SourceRun, method: str, jobs: Sequence[ImageJob]) -> Json:
@@ -121,7 +141,23 @@ def _images_of(source: SourceRun, method: str, jobs: Sequence[ImageJob]) -> Json
     return {id_: [source.hashes.get((id_, job.prompt, job.seed)) for job in jobs] for id_ in ids}
 
 
-def _cell(source: SourceRun, stated: Json, name: str) -> RecordedCell:
+def _unlike(name: str, taken: Set[str]) -> str:
+    """Return a name, with a number behind it if it is taken."""
+    numbered = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
+    return next(found for found in numbered if found not in taken)
+
+
+def _renamed(stated: Json, name: str, taken: Set[str]) -> str:
+    """Return a cell's id with its method called anew, unlike all others where case is ignored."""
+    own, head = str(stated["id"]), f"{slug(str(stated['model']))}--"
+    old = f"{head}{slug(str(stated['method']))}"
+    rest = own.removeprefix(old) if own.startswith(old) else f"--{own}"
+    new = slug(name.replace("/", "-"))
+    numbered = (f"{head}{new}{'' if n == 1 else f'-{n}'}{rest}" for n in itertools.count(1))
+    return next(id_ for id_ in numbered if id_.lower() not in taken)
+
+
+def _cell(source: SourceRun, stated: Json, name: str, taken: Set[str]) -> RecordedCell:
     columns = stated.get("parameters") or {}
     kind: Any = next((kind for kind in _KINDS if kind in columns), "guider")
     rule = RecordedRule(
@@ -138,10 +174,8 @@ def _cell(source: SourceRun, stated: Json, name: str) -> RecordedCell:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in (stated.get("point") or {}).items()
     }
-    own = slug(str(stated["method"]))
-    renamed = slug(name.replace("/", "-"))
     return RecordedCell(
-        id=str(stated["id"]).replace(f"--{own}", f"--{renamed}", 1),
+        id=_renamed(stated, name, taken),
         model=_model(source, str(stated["model"])),
         method=ResolvedMethod(name, rule, MethodParameters(), kind),
         parameters=MethodParameters(),
@@ -175,8 +209,7 @@ def _benchmark(
     models = {cell.model.name: cell.model for cell in cells}
     judge = dict(first["judge"]) if judged else None
     if judge is not None:
-        repeats = [int(source.section("judge").get("repeats") or 1) for source in sources]
-        judge["repeats"] = min(repeats)
+        judge["repeats"] = min(source.repeats for source in sources)
     spec = Benchmark.model_validate(
         {
             "name": slug("-and-".join(label.replace("/", "-") for label in labels))[:80],
@@ -189,6 +222,7 @@ def _benchmark(
             },
             "baseline": baseline,
             "features": first["features"],
+            "diversity": list(shared_measures(sources)),
             "judge": judge,
         }
     )
@@ -204,7 +238,16 @@ def _benchmark(
         judge=None,
         reference=None,
         sweep=_sweep(cells),
+        diversity=shared_measures(sources),
     )
+
+
+def shared_measures(sources: Sequence[SourceRun]) -> dict[str, DiversityMeasure]:
+    """Return the measures of diversity that all runs have and whose code is installed here."""
+    sections = [source.section("diversity_measures") for source in sources]
+    shared = [name for name in sections[0] if all(name in section for section in sections)]
+    found = {name: installed_measure(name) for name in shared}
+    return {name: measure for name, measure in found.items() if measure is not None}
 
 
 def _sweep(cells: Sequence[RecordedCell]) -> Sweep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,10 @@ from typing import Any
 from autolora_eval.errors import UsageError
 from autolora_eval.files import Json
 from autolora_eval.run_folder import Run, open_run
+
+_NEEDED = ("cells", "benchmark", "prompts", "seeds")
+# Cell ids name files; a manifest of somebody else must not lead out of the folder.
+_CELL_ID = re.compile(r"[^/\\.][^/\\]*")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class SourceRun:
         """Its seeds, in order."""
         return [int(seed) for seed in self.manifest.get("seeds") or []]
 
+    @property
+    def repeats(self) -> int:
+        """How often its judge was asked of each image."""
+        return int(self.section("judge").get("repeats") or 1)
+
     @cached_property
     def hashes(self) -> dict[tuple[str, str, int], str | None]:
         """SHA-256 of every image, by (cell, prompt, seed); None for one that is missing."""
@@ -76,7 +86,29 @@ def open_sources(paths: Sequence[str | Path]) -> list[SourceRun]:
     depth = 1
     while len({place.parts[-depth:] for place in places}) < len(places):
         depth += 1
-    return [
+    sources = [
         SourceRun("/".join(place.parts[-depth:]), open_run(path))
         for place, path in zip(places, paths, strict=True)
     ]
+    for source in sources:
+        _refuse_unfit(source)
+    return sources
+
+
+def _refuse_unfit(source: SourceRun) -> None:
+    """Stop at a run that lacks what a comparison is made of."""
+    for name in _NEEDED:
+        if not source.manifest.get(name):
+            raise UsageError(
+                f"'{source.label}' does not record its {name}: an older version made it, or its "
+                "manifest.json was changed. With its benchmark, run it again: what is there stays."
+            )
+    for cell in source.cells:
+        id_ = str(cell.get("id"))
+        if not _CELL_ID.fullmatch(id_):
+            raise UsageError(f"'{source.label}': '{id_:.100}' is no name of a cell.")
+        if not source.run.folder.features(id_).is_file():
+            raise UsageError(
+                f"'{source.label}': its cell '{id_:.100}' has no features. Make them with: "
+                f"autolora-eval score {source.run.folder.path}"
+            )

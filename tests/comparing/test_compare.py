@@ -199,7 +199,13 @@ def test_a_model_that_is_not_the_same_is_told(halves: list[Path], tmp_path: Path
 
 
 def test_something_else_is_not_written_over(halves: list[Path], tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("all of it", encoding="utf-8")
     with pytest.raises(UsageError, match="no earlier comparison"):
+        compare(halves, mine)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UsageError, match="would write into"):
         compare(halves, halves[0])
     assert open_run(halves[0]).table["method"].tolist() == ["CFG"]
     compare(halves, tmp_path / "joint")
@@ -229,3 +235,155 @@ def test_the_command_names_what_differs(halves: list[Path], tmp_path: Path) -> N
     asked = ["compare", *map(str, halves), "--output", str(tmp_path / "joint")]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
+
+
+def test_a_run_that_is_compared_is_never_written_over(halves: list[Path], tmp_path: Path) -> None:
+    """A comparison may be a source too, and is then no earlier output to be replaced."""
+    joint, _ = compare(halves, tmp_path / "joint")
+    before = open_run(joint.folder.path).table
+    for output in (joint.folder.path, joint.folder.path / "inner", joint.folder.path.parent):
+        with pytest.raises(UsageError, match=r"would write into .*joint.*Name another --output"):
+            compare([joint.folder.path, halves[0]], output)
+    assert open_run(joint.folder.path).table.equals(before)
+
+
+def test_a_comparison_that_fails_leaves_the_earlier_one(halves: list[Path], tmp_path: Path) -> None:
+    compare(halves, tmp_path / "joint")
+    before = (tmp_path / "joint" / "manifest.json").read_bytes()
+    RunFolder(halves[1]).features("A--AutoLoRA").unlink()
+    with pytest.raises(UsageError, match=r"half-AutoLoRA.*A--AutoLoRA.*no features.*score"):
+        compare(halves, tmp_path / "joint")
+    assert (tmp_path / "joint" / "manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.glob(".partial*")] == []
+
+
+def test_methods_whose_names_are_one_folder_stay_two_cells(
+    write_benchmark: Write, data: dict[str, Any], tmp_path: Path
+) -> None:
+    """'My CFG', 'My-CFG' and 'my cfg' are three names and one folder on some file systems."""
+    runs = []
+    for number, name in enumerate(("My CFG", "My-CFG", "my cfg")):
+        methods = {name: {"guider": "autolora", "autolora_scale": 1.5 + number}}
+        changed = data | {"methods": methods, "baseline": name, "seeds": {"start": 3, "count": 2}}
+        runs.append(scored(write_benchmark, changed, tmp_path / f"run-{number}").path)
+    joint, _ = compare(runs, tmp_path / "joint")
+    assert joint.table["method"].tolist() == ["My CFG", "My-CFG", "my cfg"]
+    assert joint.table["cell"].str.lower().is_unique
+    for run, method in zip(runs, joint.table["method"], strict=True):
+        theirs = joint.table.set_index("method").loc[method, "diversity"]
+        assert theirs == open_run(run).table["diversity"][0]
+
+
+def test_a_models_name_is_not_taken_for_the_methods(
+    write_benchmark: Write, data: dict[str, Any], tmp_path: Path
+) -> None:
+    data["models"] = {"A--CFG": data["models"]["A"]}
+    one = scored(write_benchmark, data, tmp_path / "one")
+    for file in one.path.rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b" ")
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    write_judgements(plan, one, score)
+    write_features(plan, one, vector)
+    write_tables(plan, one, KEY)
+    other = scored(write_benchmark, data, tmp_path / "other")
+    joint, _ = compare([one.path, other.path], tmp_path / "joint", baseline="CFG (one)")
+    assert "A--CFG--CFG-one" in joint.table["cell"].tolist()
+
+
+def test_a_limited_run_makes_the_comparison_limited(halves: list[Path], tmp_path: Path) -> None:
+    manifest = RunFolder(halves[1]).read_manifest()
+    write_json(RunFolder(halves[1]).manifest, manifest | {"limited": True})
+    assert compare(halves, tmp_path / "joint")[0].manifest["limited"] is True
+
+
+def test_different_numbers_of_replies_are_told_and_the_fewest_taken(
+    halves: list[Path], tmp_path: Path
+) -> None:
+    change(RunFolder(halves[0]), "judge", repeats=3)
+    joint, differences = compare(halves, tmp_path / "joint")
+    assert [(d.what, d.grave) for d in differences] == [("judge repeats", "told")]
+    assert "3 in half-CFG, 1 in half-AutoLoRA; the first 1 of each" in differences[0].message
+    assert joint.manifest["judge"]["repeats"] == 1
+
+
+def test_the_same_images_that_two_judges_saw_are_two_cells(
+    whole: RunFolder, halves: list[Path], tmp_path: Path
+) -> None:
+    """To compare judges is why one would ask for it."""
+    change(RunFolder(halves[0]), "judge", key="another judge", model="somebody")
+    replies = halves[0] / "judgements" / "A--CFG.jsonl"
+    replies.write_text(
+        replies.read_text(encoding="utf-8").replace(f'"{KEY}"', '"another judge"'), encoding="utf-8"
+    )
+    joint, _ = compare([whole.path, halves[0]], tmp_path / "joint", allow_different_judges=True)
+    assert joint.table["method"].tolist() == ["CFG (whole)", "AutoLoRA", "CFG (half-CFG)"]
+
+
+def test_images_that_are_taken_once_are_told(
+    whole: RunFolder, halves: list[Path], tmp_path: Path
+) -> None:
+    _, differences = compare([whole.path, halves[0]], tmp_path / "joint")
+    assert [d.message for d in differences] == [
+        "method 'CFG': the very same images in whole and half-CFG; taken once, from whole."
+    ]
+
+
+def test_what_made_each_runs_numbers_stays_recorded(halves: list[Path], tmp_path: Path) -> None:
+    for half, version in zip(halves, ("2.13.0", "2.14.0"), strict=True):
+        update_manifest(
+            RunFolder(half),
+            packages={"torch": version},
+            hardware={"device": f"GPU of {version}"},
+            image_sets={"A--AutoLoRA": {"missing": 1}} if version == "2.14.0" else {},
+        )
+    joint, _ = compare(halves, tmp_path / "joint")
+    compared = joint.manifest["compared"]
+    assert [run["packages"]["torch"] for run in compared.values()] == ["2.13.0", "2.14.0"]
+    assert compared["half-AutoLoRA"]["hardware"] == {"device": "GPU of 2.14.0"}
+    assert joint.manifest["image_sets"] == {"A--AutoLoRA": {"missing": 1}}
+    made = explain(joint.folder.path, "AutoLoRA").as_data()["parts"]
+    facts = dict(next(part for part in made if part["title"] == "Made with")["facts"])
+    assert "torch 2.14.0" in facts["software"]
+    assert "GPU of 2.14.0" in facts["hardware"]
+
+
+def test_a_model_that_only_lent_its_name_does_not_hide_the_one_that_was_used(
+    halves: list[Path], tmp_path: Path
+) -> None:
+    change(RunFolder(halves[0]), "models", A={"pipeline": {"reference": "x", "used": False}})
+    change(RunFolder(halves[1]), "models", A={"pipeline": {"reference": "x", "sha256": "1" * 64}})
+    joint, _ = compare(halves, tmp_path / "joint")
+    assert joint.manifest["models"]["A"]["pipeline"]["sha256"] == "1" * 64
+
+
+@pytest.mark.parametrize("id_", ["../outside", "a/b", "..", ".hidden"])
+def test_a_manifest_cannot_lead_out_of_the_folder(
+    halves: list[Path], tmp_path: Path, id_: str
+) -> None:
+    manifest = RunFolder(halves[1]).read_manifest()
+    manifest["cells"][0]["id"] = id_
+    write_json(RunFolder(halves[1]).manifest, manifest)
+    with pytest.raises(UsageError, match=r"half-AutoLoRA.*is no name of a cell"):
+        compare(halves, tmp_path / "joint")
+
+
+@pytest.mark.parametrize("section", ["cells", "benchmark", "prompts", "seeds"])
+def test_a_run_that_did_not_record_what_is_needed_says_so(
+    halves: list[Path], tmp_path: Path, section: str
+) -> None:
+    manifest = RunFolder(halves[0]).read_manifest()
+    del manifest[section]
+    write_json(RunFolder(halves[0]).manifest, manifest)
+    with pytest.raises(UsageError, match=rf"half-CFG.*does not record its {section}.*run it again"):
+        compare(halves, tmp_path / "joint")
+
+
+@pytest.mark.parametrize("command", ["run", "score", "generate"])
+def test_nothing_can_be_run_in_a_comparison(
+    halves: list[Path], tmp_path: Path, command: str
+) -> None:
+    joint, _ = compare(halves, tmp_path / "joint")
+    done = CliRunner().invoke(app, [command, str(joint.folder.path)])
+    assert isinstance(done.exception, UsageError)
+    assert "is a comparison of runs" in str(done.exception)
+    assert "autolora-eval report" in str(done.exception)
