@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,12 +35,13 @@ def explain_cell(sources: Sources, place: Place) -> Account:
             made_with(sources, place.cell),
             _files(sources, place.cell),
         ],
-        further=[f"{_command(sources, place.cell)} {first['prompt_index']}"],
+        further=[command(sources, place.cell, first["prompt_index"])],
     )
 
 
-def _command(sources: Sources, cell: str) -> str:
-    return f"autolora-eval explain {sources.run.folder.path} {cell}"
+def command(sources: Sources, *place: object) -> str:
+    """Return the command that explains a place of a run, as a shell takes it."""
+    return shlex.join(["autolora-eval", "explain", str(sources.run.folder.path), *map(str, place)])
 
 
 def _what(sources: Sources, row: Row) -> Facts:
@@ -71,24 +73,34 @@ def _code(stated: Row) -> Row:
 def _numbers(sources: Sources, row: Row) -> Listing:
     found = remade(sources, row["cell"])
     unscored = f", {row['n_unscored']} unscored" if row.get("n_unscored") else ""
+    over = f"mean over {of(_n_prompts(sources, row['cell']), 'prompt')}"
     made_of = {
-        "diversity": f"equation (8), mean over {of(_n_prompts(sources, row['cell']), 'prompt')}",
+        "diversity": f"equation (8), {over}",
         "score": f"mean over {of(int(row['n_images']), 'image')}{unscored}",
         "product": "diversity × mean score",
+        "extra": over,
     }
     rows = []
     for measure in sources.measures:
-        stated, again = row[measure.column], found[measure.column]
-        same = "the same" if agreeing(stated, again) else "NOT the same"
+        stated, again = row[measure.column], found.get(measure.column)
         ends = interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
         value = fixed(stated, 4)
-        verdict = f"{fixed(again, 4)}, {same}"
-        rows.append([measure.column, value, ends, made_of[measure.kind], verdict])
+        what = made_of[measure.kind]
+        if measure.kind == "extra":
+            what = f"{measure.display_name} ({measure.source}), {over}"
+        rows.append([measure.column, value, ends, what, _again(stated, again)])
     return Listing(
         "Its numbers",
         ["", "table", "95 % interval", "made of", "made again from the files"],
         rows,
     )
+
+
+def _again(stated: object, again: float | None) -> str:
+    """Say whether a number made again is the table's; None is one whose code is not here."""
+    if again is None:
+        return "its code is not here"
+    return f"{fixed(again, 4)}, {'the same' if agreeing(stated, again) else 'NOT the same'}"
 
 
 def _prompts(sources: Sources, cell: str) -> Listing:
@@ -126,13 +138,15 @@ def _inputs(sources: Sources, cell: str) -> Iterator[tuple[str, Any]]:
     if judge:
         yield "judge", f"{_identity(judge.get('identity'))}, key {judge.get('key')}"
         yield "rubric", f"{judge.get('rubric_name')}, SHA-256 {judge.get('rubric_sha256')}"
-    file, sha256 = manifest.get("benchmark_file"), manifest.get("benchmark_sha256")
-    yield "benchmark", f"{file}, SHA-256 {sha256}"
+    run = sources.stated(cell).get("run")  # a comparison's cell is of one of its runs
+    made_by = manifest if run is None else sources.section("compared", str(run))
+    file = manifest.get("benchmark_file") if run is None else f"that of the run '{run}'"
+    yield "benchmark", f"{file}, SHA-256 {made_by.get('benchmark_sha256')}"
     yield "prompts", f"SHA-256 {manifest.get('prompts_sha256')}"
-    packages = sources.section("packages")
+    packages = made_by.get("packages") or {}
     used = [f"{name} {packages[name]}" for name in PACKAGES if name in packages]
-    yield "software", f"autolora-eval {manifest.get('autolora_eval_version')}, {', '.join(used)}"
-    hardware = sources.section("hardware")
+    yield "software", f"autolora-eval {made_by.get('autolora_eval_version')}, {', '.join(used)}"
+    hardware = made_by.get("hardware") or {}
     yield "hardware", ", ".join(str(v) for v in (hardware.get("device"), hardware.get("platform")))
 
 

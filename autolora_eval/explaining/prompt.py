@@ -6,7 +6,7 @@ import numpy as np
 
 from autolora_eval.explaining.account import Account, Facts, Listing
 from autolora_eval.explaining.address import Place
-from autolora_eval.explaining.cell import text
+from autolora_eval.explaining.cell import command, text
 from autolora_eval.explaining.sources import Row, Sources
 from autolora_eval.scoring.diversity import leave_one_out, unit_vectors
 from autolora_eval.text import DASH, fixed
@@ -19,14 +19,13 @@ def explain_prompt(sources: Sources, place: Place) -> Account:
     rows = [
         {str(key): value for key, value in image.items()} for image in images.to_dict("records")
     ]
-    command = f"autolora-eval explain {sources.run.folder.path} {place.cell} {place.prompt_index}"
     return Account(
         title=f"{cell['model']} × {cell['method']}, prompt {place.prompt_index}",
         parts=[
             _what(sources, place, str(rows[0]["prompt"])),
             _images(sources, place.cell, rows),
         ],
-        further=[f"{command} {rows[0]['seed']}"],
+        further=[command(sources, place.cell, place.prompt_index, rows[0]["seed"])],
     )
 
 
@@ -40,6 +39,10 @@ def _what(sources: Sources, place: Place, prompt: str) -> Facts:
         if found["diversity"] != found["diversity"]:
             value = f"undefined: {text(found['reason'])}"
         facts += [("diversity", value), ("images in it", str(found["n"]))]
+        for measure in (one for one in sources.measures if one.kind == "extra"):
+            why = f"undefined: {text(found.get(f'{measure.column}_reason'))}"
+            known_here = found[measure.column] == found[measure.column]
+            facts.append((measure.column, fixed(found[measure.column], 4) if known_here else why))
     return Facts("What it is", facts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,11 @@ def test_texts_of_others_are_no_commands_to_the_terminal() -> None:
     shown = stream.getvalue()
     assert shown.count("[bold]red[/]") == 6
     assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+
+
+def test_the_command_for_more_is_one_that_a_shell_takes(plan: Plan, folder: RunFolder) -> None:
+    odd = folder.path.rename(folder.path.with_name("my run; $(echo x)"))
+    deeper = explain(odd, CELL).further[0]
+    assert shlex.split(deeper) == ["autolora-eval", "explain", str(odd), CELL, "0"]
+    deeper = explain(odd, CELL, "0").further[0]
+    assert shlex.split(deeper) == ["autolora-eval", "explain", str(odd), CELL, "0", "3"]
