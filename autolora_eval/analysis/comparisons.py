@@ -32,6 +32,7 @@ COLUMNS = (
     "p_value",
     "p_holm",
     "win_rate",
+    "n_ties",
     "units_for_power_80",
 )
 # Below this share of its spread a mean of differences is what rounding left of zero.
@@ -74,7 +75,8 @@ def compare_with_baseline(
             )
     frame = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "p_holm"])
     frame["p_holm"] = holm(frame["p_value"].to_numpy(dtype=np.float64))
-    frame["units_for_power_80"] = frame["units_for_power_80"].astype("Int64")
+    counts = ["n_ties", "units_for_power_80"]
+    frame[counts] = frame[counts].astype("Int64")
     return frame[list(COLUMNS)]
 
 
@@ -114,9 +116,9 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
 
     Returns:
         n_units, the difference, its 95 % t-interval from the pseudo-values' differences, the
-        p-value, the test it is of, the share of units where a is greater (ties count half), and
-        how many units a difference of this size and spread needs for that test to find it 80
-        times in 100.
+        p-value, the test it is of, the share of units where a is greater (ties count half), how
+        many units are ties, and how many units a difference of this size and spread needs for that
+        test to find it 80 times in 100.
         The test is Wilcoxon's signed-rank test of means over units. Of other statistics the
         pseudo-values depend on each other, which that test takes for a difference too often (10
         times in 100 for equation (8) over seeds): there it is the t-test that belongs to the
@@ -137,6 +139,7 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
         "p_value": np.nan,
         "test": "",
         "win_rate": np.nan,
+        "n_ties": None,
         "units_for_power_80": None,
     }
     if n < 2 or not np.isfinite(differences).all():
@@ -145,13 +148,15 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
     error = spread / np.sqrt(n)
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * error
     means = a.is_mean and b.is_mean
-    wins = (differences > 0).mean() + 0.5 * (differences == 0).mean()
+    ties = int((differences == 0).sum())
+    wins = (differences > 0).mean() + 0.5 * ties / n
     return result | {
         "low": difference - half,
         "high": difference + half,
         "p_value": _wilcoxon(differences) if means else _t_test(difference, error, n),
         "test": WILCOXON if means else T_TEST,
         "win_rate": float(wins),
+        "n_ties": ties,
         "units_for_power_80": _units_for_power_80(difference, spread, by_ranks=means),
     }
 

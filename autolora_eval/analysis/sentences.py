@@ -66,13 +66,13 @@ def clause(row: Row, measure: Measure, method: str, baseline: str) -> str:
         return f"{name}: {method} differs from {baseline} by {signed}; it has no interval"
     if found == "not told":
         within = f"{signed} {interval(low, high, signed=True)}"
-        wins = _wins(row, measure, "higher")
+        wins = units_ahead(row, measure, "higher")
         told = f"{name}: no difference of {method} from {baseline} can be told: {within}"
         return f"{told}{f', higher {wins}' if wins else ''}{_units_needed(row)}"
     ends = sorted(abs(float(end)) for end in (low, high) if end is not None)
     size = f"by {fixed(abs(float(difference or 0.0)))} {interval(*ends)}"
     claim = _claim(measure, method, baseline, found)
-    wins = _wins(row, measure, found)
+    wins = units_ahead(row, measure, found)
     return f"{claim} {size}{f', {wins}' if wins else ''}{_doubt(row)}"
 
 
@@ -83,17 +83,20 @@ def _claim(measure: Measure, method: str, baseline: str, found: Verdict) -> str:
     return f"{method} has {found}{worth} {clean(measure.display_name)} than {baseline}"
 
 
-def _wins(row: Row, measure: Measure, direction: Verdict) -> str:
-    """Say on how many prompts or seeds the method was higher, or lower, than the baseline.
+def units_ahead(row: Row, measure: Measure, direction: Verdict) -> str:
+    """Say on how many prompts or seeds the method was higher, or lower, and on how many equal.
 
-    Not of a product of cell means: it has no value of its own for a prompt, only a share in it.
+    Empty where a unit has no value of its own: of a product of cell means, and of equation (8)
+    over seeds, since one image has no diversity; and in older runs, which do not count ties.
     """
-    rate, n = number(row.get("win_rate")), number(row.get("n_units"))
-    if measure.kind == "product" or rate is None or not n:
+    rate, n, ties = (number(row.get(key)) for key in ("win_rate", "n_units", "n_ties"))
+    has_values = measure.kind == "score" or (measure.kind != "product" and unit_of(row) != "seed")
+    if not has_values or rate is None or not n or ties is None:
         return ""
     # The table has the share of units where the method is higher, ties counted as half.
-    times = f"{rate * n if direction == 'higher' else n - rate * n:.1f}".removesuffix(".0")
-    return f"on {times} of {of(int(n), unit_of(row))}"
+    ahead = (rate if direction == "higher" else 1.0 - rate) * n - 0.5 * ties
+    equal = f" and equal on {round(ties):,}" if ties else ""
+    return f"on {round(ahead):,} of {of(int(n), unit_of(row))}{equal}"
 
 
 def unit_of(row: Row) -> str:

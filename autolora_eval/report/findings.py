@@ -15,6 +15,7 @@ from autolora_eval.analysis.sentences import (
     is_doubted,
     is_told,
     unit_of,
+    units_ahead,
     verdict,
 )
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
@@ -233,13 +234,9 @@ def _needs(row: Row) -> str:
     return f" (needs {of(about(int(needed)), unit_of(row))})" if needed else ""
 
 
-def _claim(measure: Measure, row: Row, how: str) -> str:
-    p, rate, n = (number(row.get(key)) for key in ("p_holm", "win_rate", "n_units"))
-    share = ""
-    # A product of cell means has no value of its own for a prompt.
-    if measure.kind != "product" and rate is not None and n:
-        times = f"{rate * n if how == 'higher' else n - rate * n:.1f}".removesuffix(".0")
-        share = f" on {times} of {of(int(n), unit_of(row))}"
+def _claim(measure: Measure, row: Row, how: Verdict) -> str:
+    p, ahead = number(row.get("p_holm")), units_ahead(row, measure, how)
+    share = f" {ahead}" if ahead else ""
     return f"{_size(measure, row)}{share}{'' if p is None else f' ({p_value(p)})'}"
 
 

@@ -46,6 +46,7 @@ def test_ties_are_ties_and_not_rounding(a: list[float], b: list[float]) -> None:
     differences = np.round(np.subtract(a, b), 6)
     wins, ties = (differences > 0).sum(), (differences == 0).sum()
     assert result["win_rate"] == (wins + ties / 2) / len(a)
+    assert result["n_ties"] == ties
     assert result["p_value"] == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-9)
 
 
@@ -73,6 +74,7 @@ def test_a_cell_against_itself(values: list[float]) -> None:
         "test": "Wilcoxon signed-rank",
         "p_value": 1.0,
         "win_rate": 0.5,
+        "n_ties": len(values),
         "units_for_power_80": None,
     }
 

@@ -16,7 +16,7 @@ _, BAD, _ = measures({"bad": Score(key="bad", display_name="Badness", higher_is_
 def row(difference: float, low: float, high: float, **more: object) -> dict[str, object]:
     """Return a row of comparisons.csv over 30 prompts, 27 of which the method is higher on."""
     found = {"difference": difference, "low": low, "high": high, "p_holm": 0.001}
-    return found | {"win_rate": 0.9, "n_units": 30, "unit": "prompt"} | more
+    return found | {"win_rate": 0.9, "n_ties": 0, "n_units": 30, "unit": "prompt"} | more
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,25 @@ def row(difference: float, low: float, high: float, **more: object) -> dict[str,
         ),
         (
             PC,
-            row(-0.2, -0.3, -0.1, win_rate=0.25, p_holm=0.0001),
-            "AutoLoRA has lower Prompt correspondence than CFG by 0.200 [0.100, 0.300], on 22.5 of "
-            "30 prompts (p < 0.001).",
+            row(-0.2, -0.3, -0.1, win_rate=0.25, n_ties=5, p_holm=0.0001),
+            "AutoLoRA has lower Prompt correspondence than CFG by 0.200 [0.100, 0.300], on 20 of "
+            "30 prompts and equal on 5 (p < 0.001).",
         ),
         (
             BAD,
             row(-0.2, -0.3, -0.1, n_units=1, win_rate=0.0, unit="seed"),
             "AutoLoRA has lower (better) Badness than CFG by 0.200 [0.100, 0.300], on 1 of 1 seed "
+            "(p = 0.001).",
+        ),
+        (
+            DIVERSITY,  # one image has none
+            row(0.061, 0.048, 0.075, unit="seed"),
+            "AutoLoRA is more diverse than CFG by 0.061 [0.048, 0.075] (p = 0.001).",
+        ),
+        (
+            PC,  # an older run: nobody counted the ties
+            row(0.2, 0.1, 0.3, n_ties=np.nan),
+            "AutoLoRA has higher Prompt correspondence than CFG by 0.200 [0.100, 0.300] "
             "(p = 0.001).",
         ),
         (
@@ -49,10 +60,10 @@ def row(difference: float, low: float, high: float, **more: object) -> dict[str,
         ),
         (
             PC,
-            row(0.01, -0.1, 0.12, p_holm=1.0, units_for_power_80=1234),
+            row(0.01, -0.1, 0.12, p_holm=1.0, win_rate=0.5, n_ties=28, units_for_power_80=1234),
             "Prompt correspondence: no difference of AutoLoRA from CFG can be told: +0.010 "
-            "[−0.100, +0.120], higher on 27 of 30 prompts; a difference of this size would need "
-            "about 1,300 prompts.",
+            "[−0.100, +0.120], higher on 1 of 30 prompts and equal on 28; a difference of this "
+            "size would need about 1,300 prompts.",
         ),
         (
             PC,

@@ -185,6 +185,7 @@ def _comparisons(
             "p_value": 0.01,
             "p_holm": 0.03,
             "win_rate": 0.5 + 0.5 * signs[column],
+            "n_ties": 0 if signs[column] else n_prompts,
         }
         for column in columns
     ]

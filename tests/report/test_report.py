@@ -124,13 +124,13 @@ def test_a_comparison_without_numbers_is_said_to_lack_them(tmp_path: Path, make_
     tables = make_run(methods=("LoRA", "AutoLoRA"))
     tables.comparisons.loc[0, ["difference", "low", "high", "win_rate"]] = np.nan
     tables.comparisons.loc[1, ["low", "high"]] = np.nan
-    tables.comparisons.loc[2, "win_rate"] = 0.75
+    tables.comparisons.loc[2, ["win_rate", "n_ties"]] = [0.75, 1]
     text = page(reported(tables, tmp_path / "run")).text
     assert "Diversity: AutoLoRA and LoRA could not be compared." in text
     assert (
         "Prompt correspondence: AutoLoRA differs from LoRA by −0.061; it has no interval." in text
     )
-    assert "higher on 1.5 of 2 prompts" in text
+    assert "higher on 1 of 2 prompts and equal on 1" in text
 
 
 @pytest.mark.parametrize(
