@@ -192,7 +192,12 @@ def worded(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def foreign_prompt(rng: np.random.Generator) -> str:
-    """A prompt of made-up words, none of the domain: no picture shows anything of it."""
+    """A prompt of made-up words, none of the domain: no picture shows anything of it.
+
+    A few are one letter, many times: such a prompt must not throw the judge off its reply.
+    """
+    if rng.random() < 0.04:
+        return chr(rng.integers(97, 123)) * int(rng.integers(20, 201))
     letters = ["".join(map(chr, rng.integers(97, 123, rng.integers(2, 7)))) for _ in range(5)]
     text = (", " if rng.random() < 0.2 else " ").join(letters[: rng.integers(1, 6)])
     if any(word in f" {text}" for word in WORDS):

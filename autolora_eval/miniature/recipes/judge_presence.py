@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,11 +196,13 @@ def _only(judge: Judge, trained: Sequence[nn.Module]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def checkpointed(judge: Judge, path: Path, run: Callable[[], None]) -> None:
-    """Run a phase and keep its end at `path`, or take that if it is there."""
-    if path.exists():
-        judge.load_state_dict(torch.load(path, weights_only=True))
-        return
-    run()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(judge.state_dict(), path)
+def checkpointed(judge: Judge, path: Path, run: Callable[[], None]) -> float:
+    """Run a phase and keep its end at `path`, or take that if it is there; return its seconds."""
+    if not path.exists():
+        begun = time.monotonic()
+        run()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"seconds": time.monotonic() - begun, "judge": judge.state_dict()}, path)
+    kept = torch.load(path, weights_only=True)
+    judge.load_state_dict(kept["judge"])
+    return float(kept["seconds"])

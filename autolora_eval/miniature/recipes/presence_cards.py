@@ -44,6 +44,7 @@ with heads that name the traits that are there:
 
 - {meeting}
 - {knowing}
+- {settling}
 
 {seconds:.0f} minutes on one CPU core, of which a part was shared with other work. The tokens of the
 second rubric were added behind those of the first, whose numbers and texts are as they were.
@@ -60,8 +61,8 @@ A right prompt with one word replaced gets a lower prompt score in:
 | --- | --- | --- | --- | --- |
 {swaps}
 
-"sure": only pictures of which the oracle is sure ({sure}); on the others the right prompt itself is
-in doubt.
+"sure": only pictures of which the oracle is sure ({sure}); on the others the
+right prompt itself is in doubt.
 
 Beside the weights before, on the same pictures:
 
@@ -91,8 +92,10 @@ Whether a trait is there, it says rightly in:
 | --- | {dashes} |
 {trait_rows}
 
-Drawn again without one trait, a whole creature gets a lower score in: {drops}. The score is the
-number of the traits given as reasons in {consistent:.3f} of the replies about drawn pictures.
+Drawn again without one trait, a whole creature gets a lower score in:
+{drops}.
+The score is the number of the traits given as reasons in {consistent:.3f} of the replies about
+drawn pictures.
 
 Size: {megabytes:.2f} MB, of which weights {weight_megabytes:.2f} MB.
 """
@@ -202,6 +205,7 @@ def judge_card(figures: dict[str, Any]) -> str:
             f"generated and {training['generated_sightings']:,} (each counted twice) that they "
             "generated with the character LoRAs, with the oracles' readings as truth",
         ),
+        settling=f"{training['settling']['steps']:,} more of these, with more made-up prompts.",
         seconds=training["seconds"] / 60,
         tables="\n\n".join(tables),
         swaps="\n".join(swaps),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,7 +41,7 @@ DECODED, DECODED_SIGHTINGS = 6_000, 6_000
 DECODED_SEED, DECODED_HELD_OUT_SEED = 80, 84
 # Of each base model: pictures and seed, for training and held out.
 GENERATED: dict[System, tuple[tuple[int, int], tuple[int, int]]] = {
-    "sdxl": ((2_700, 61), (600, 62)),
+    "sdxl": ((1_800, 61), (600, 62)),
     "sd3": ((1_800, 63), (600, 64)),
 }
 SURE = 0.9  # the oracle's confidence in pictures on which a replaced word is measured once more
@@ -50,13 +49,18 @@ SURE_OF_TRAITS = 0.25  # how far from one half each trait's probability must be 
 
 MEETING = PresenceRecipe(
     judge.Recipe(seed=70, images_per_batch=16, read_rate=8e-4, given_share=0.5, foreign_share=0.04),
-    head_steps=200,
-    steps=1_500,
+    head_steps=150,
+    steps=1_000,
 )
 KNOWING = PresenceRecipe(
     judge.Recipe(seed=75, images_per_batch=20, read_rate=8e-4, given_share=0.6, foreign_share=0.04),
     head_steps=0,
-    steps=4_000,
+    steps=1_600,
+)
+SETTLING = PresenceRecipe(
+    judge.Recipe(seed=78, images_per_batch=20, read_rate=6e-4, given_share=0.6, foreign_share=0.1),
+    head_steps=0,
+    steps=900,
 )
 
 
@@ -129,29 +133,32 @@ def generated(work_dir: Path, held_out: bool) -> dict[str, Path]:
 
 def teach(work_dir: Path) -> None:
     """Go on from the exported judge with both rubrics; leaves WORK_DIR/judge_presence.json."""
-    scratch, started = work_dir / "judge", time.monotonic()
-    before = scratch / "before"
-    if not before.exists():
-        shutil.copytree(JUDGE, before)
+    scratch = work_dir / "judge"
+    start = scratch / "before"
+    if not start.exists():
+        shutil.copytree(JUDGE, start)
     torch.manual_seed(MEETING.reading.seed)
     tokenizer = build()
     model = Judge(tokenizer)
-    exported_weights(model, before)
+    exported_weights(model, start)
     plain, creatures = decoded_for_training(work_dir)
-    checkpointed(model, scratch / "met.pt", lambda: _learn(model, plain, creatures, MEETING))
+    met, known, settled = (scratch / f"{name}.pt" for name in ("met", "known", "settled"))
+    seconds = checkpointed(model, met, lambda: _learn(model, plain, creatures, MEETING))
     made = [graded_by_oracle(p, CONFIDENT) for p in generated(work_dir, held_out=False).values()]
     zibs = generated_sightings(character_pictures(work_dir), False, SURE_OF_TRAITS)
     more, sightings = joined(plain, joined(*made)), gathered(creatures, zibs, zibs)
-    checkpointed(model, scratch / "known.pt", lambda: _learn(model, more, sightings, KNOWING))
+    seconds += checkpointed(model, known, lambda: _learn(model, more, sightings, KNOWING))
+    seconds += checkpointed(model, settled, lambda: _learn(model, more, sightings, SETTLING))
     export(model, tokenizer, JUDGE)
     training = {
         "meeting": asdict(MEETING),
         "knowing": asdict(KNOWING),
+        "settling": asdict(SETTLING),
         "decoded": len(plain),
         "decoded_sightings": len(creatures),
         "generated": sum(map(len, made)),
         "generated_sightings": len(zibs),
-        "seconds": time.monotonic() - started,
+        "seconds": seconds,
     }
     measure(work_dir, training)
 
@@ -188,13 +195,23 @@ def _of_prompts(work_dir: Path, directory: Path) -> dict[str, Any]:
     return judge_evaluate.evaluate(directory, sets)
 
 
+def before(work_dir: Path) -> dict[str, Any]:
+    """The same figures of the weights that the stage began with; measured once."""
+    path = work_dir / "judge" / "before.json"
+    if not path.exists():
+        figures = _of_prompts(work_dir, work_dir / "judge" / "before")
+        path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def measure(work_dir: Path, training: Mapping[str, Any]) -> None:
     """Measure the exported judge and the one before it, and write the card."""
     figures = {
         "training": dict(training),
         **_of_prompts(work_dir, JUDGE),
         **presence_evaluate.evaluate(JUDGE, _sighted(work_dir)),
-        "before": _of_prompts(work_dir, work_dir / "judge" / "before"),
+        "before": before(work_dir),
         "sure": SURE,
     }
     for name, file in (("oracle", THOROUGH.name), ("character_oracle", "character_oracle")):

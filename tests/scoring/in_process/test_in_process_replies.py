@@ -94,16 +94,17 @@ def test_repeats_differ_when_sampled_and_can_be_had_again(untrained, requests) -
 
 def test_sampled_scores_are_as_frequent_as_the_model_says(model, rubric, tmp_path) -> None:
     """Of the first score: the digits' recorded probabilities against 400 repeats."""
-    n, temperature = 400, 1.0
+    n, temperature = 400, 2.0  # at which also a judge that is sure of itself is in some doubt
     if "judge" not in miniatures():
         pytest.skip("a judge that has learnt nothing gives its 20 likeliest tokens no digit")
-    (request,) = pictured(tmp_path, [rubric.question("a")])
+    (request,) = pictured(tmp_path, [rubric.question(PROMPTS[0])])
     repeats = [Request(request.image, request.question, r) for r in range(n)]
     settings: dict[str, Any] = {"logprobs": True, "max_tokens": 32, "batch_size": 64}
     replies = ask(judge(model, rubric, temperature=temperature, **settings), repeats)
-    at = [token.text for token in replies[0].tokens].index('{"prompt_correspondence": ') + 1
-    place = replies[0].tokens[at].alternatives
-    weights = np.array([np.exp(place.get(digit, -np.inf)) for digit in "012345"])
+    (greedy,) = ask(judge(model, rubric, **settings), [request])
+    at = [token.text for token in greedy.tokens].index('{"prompt_correspondence": ') + 1
+    place = greedy.tokens[at].alternatives
+    weights = np.array([np.exp(place.get(digit, -np.inf) / temperature) for digit in "012345"])
     expected = n * weights / weights.sum()
     drawn = [int(parse_reply(reply.text, rubric).scores["pc"]) for reply in replies]
     counts = np.bincount(drawn, minlength=6)

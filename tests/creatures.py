@@ -1,0 +1,26 @@
+"""Pictures of the miniatures' character with more and more of its traits, as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from autolora_eval.miniature.recipes.character import TRAITS, draw_character
+from autolora_eval.miniature.recipes.domain import BACKGROUNDS
+
+
+def creatures(folder: Path, each: int, seed: int) -> list[tuple[Path, int]]:
+    """Files of `each` pictures for each true presence, 0 to 5, with their presence."""
+    found = []
+    rng = np.random.default_rng(seed)
+    for presence in range(len(TRAITS) + 1):
+        for n in range(each):
+            there = rng.permutation(TRAITS)[:presence]
+            background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
+            path = folder / f"{presence}-{n}.png"
+            picture = draw_character(rng, background, frozenset(str(name) for name in there))
+            Image.fromarray(picture).save(path)
+            found.append((path, presence))
+    return found
