@@ -119,7 +119,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "  LoRA", _found(model.lora, model.lora.weight_name or "README.md")
         if model.lora.kind == "absent":
             yield "  To do", model.lora.how_to_get()
-    yield "Features", _found(plan.benchmark.features, "config.json")
+    kind, features = plan.benchmark.extractor.kind, plan.benchmark.features
+    yield "Features", kind.name if features is None else _found(features, "config.json")
     if plan.benchmark.diversity:
         beside = [measure.display_name for measure in plan.benchmark.diversity.values()]
         yield "Diversity", f"equation (8); beside it {', '.join(beside)}"

@@ -26,7 +26,8 @@ def hub_sources(plan: Plan) -> Iterator[tuple[Source, str]]:
     for model in loaded_models(plan):
         yield model.pipeline, INDEX
         yield model.lora, model.lora.weight_name or "README.md"
-    yield benchmark.features, "config.json"
+    if benchmark.features is not None:
+        yield benchmark.features, "config.json"
     if benchmark.judge is not None:
         yield benchmark.judge, "config.json"
 

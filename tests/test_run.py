@@ -24,7 +24,7 @@ from autolora_eval.files import read_jsonl, sha256_bytes, sha256_file
 from autolora_eval.generation.pipeline import LoraPipeline
 from autolora_eval.run_folder import Run, RunFolder
 from autolora_eval.scoring.feature_file import read_features
-from autolora_eval.scoring.features import Extractor
+from autolora_eval.scoring.transformers_model import TransformersExtractor as Extractor
 from autolora_eval.stages import Stages
 
 PROMPTS = ["a red cat", "two dogs"]

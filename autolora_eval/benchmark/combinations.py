@@ -1,9 +1,11 @@
-"""Whether methods, models and the judge of a benchmark go together: what neither tells alone."""
+"""Whether the parts of a benchmark go together: what none of them tells alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import create_model
 
 from autolora_eval.benchmark.pipelines import INDEX, pipeline_class
 from autolora_eval.benchmark.sweep import Sweep, at_point, own_point, value_text
@@ -13,6 +15,10 @@ from autolora_eval.identity import cached
 
 if TYPE_CHECKING:
     from autolora_eval.benchmark.load import ResolvedMethod, ResolvedModel
+    from autolora_eval.benchmark.schema import Features
+    from autolora_eval.guidance.registry import MethodParameters
+    from autolora_eval.scoring.diversity_measure import DiversityMeasure
+    from autolora_eval.scoring.extractor import ExtractorKind
 
 
 def refusals(
@@ -75,3 +81,51 @@ def clashing_columns(
                     f"its parameter '{name}' and the rubric's score of that name would be one "
                     "column. Rename the score in the rubric.",
                 )
+
+
+def clashing_measures(
+    diversity: Mapping[str, DiversityMeasure],
+    methods: Mapping[str, ResolvedMethod],
+    scores: Iterable[str],
+) -> Iterator[tuple[int, str]]:
+    """Yield the measures of diversity that are called as a score or a parameter is, by place.
+
+    Args:
+        diversity: by what the benchmark file calls them.
+        methods: by name.
+        scores: the rubric's.
+    """
+    taken = dict.fromkeys(scores, "the rubric's score")
+    for method in methods.values():
+        for name in type(method.parameters).model_fields:
+            taken.setdefault(parameter_column(name), f"the parameter of '{method.name}'")
+    for place, (stated, measure) in enumerate(diversity.items()):
+        if measure.name in taken:
+            other = f"{taken[measure.name]} '{measure.name}'"
+            yield place, f"'{stated}' and {other} would be one column: leave it out."
+
+
+def parameters_of(
+    stated: Features, kind: ExtractorKind
+) -> tuple[dict[str, Any], type[MethodParameters]]:
+    """Return the parameters that a benchmark states for a kind of extractor, and what may be.
+
+    What a model is loaded by is no parameter of a kind that needs one; of another it is as any.
+
+    Args:
+        stated: the section of the benchmark file.
+        kind: what it names.
+
+    Returns:
+        The values that the kind's own parameters are to be validated with, and a model of all
+        keys that may stand there.
+    """
+    own = dict(stated.model_extra or {})
+    shared = {"extractor", "batch_size"}
+    if kind.needs_model:
+        shared |= {"model", "revision", "dtype"}
+    else:
+        names = stated.model_fields_set - set(own) - shared
+        own |= {name: getattr(stated, name) for name in names}
+    keys: dict[str, Any] = dict.fromkeys(shared, (Any, None))
+    return own, create_model("Features", __base__=kind.parameters, **keys)

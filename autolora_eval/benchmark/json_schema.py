@@ -13,6 +13,7 @@ from autolora_eval.benchmark import schema
 from autolora_eval.benchmark.schema import Benchmark
 from autolora_eval.files import Json
 from autolora_eval.guidance.registry import MethodParameters, methods
+from autolora_eval.scoring.extractor import DEFAULT, EXTRACTORS
 
 NAME = "benchmark.schema.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -32,6 +33,7 @@ def json_schema() -> Json:
         if model.__name__ in definitions:
             _describe(definitions[model.__name__], model)
     definitions["Method"] = {"anyOf": [*_named(), _any_other("guider"), _any_other("sampler")]}
+    definitions["Features"] = _features(definitions["Features"])
     found["properties"]["methods"]["additionalProperties"] = {"$ref": "#/$defs/Method"}
     return {"$schema": DIALECT, "title": "autolora-eval benchmark", **found}
 
@@ -76,6 +78,34 @@ def _named() -> Iterator[Json]:
             "required": ["guider", *stated.get("required", [])],
             "additionalProperties": False,
         }
+
+
+def _features(found: Json) -> Json:
+    """Return the schema of the extractor: of a kind of this package with that kind's parameters."""
+    kinds = EXTRACTORS.built_in()
+    shared = {key: value for key, value in found["properties"].items() if key != "extractor"}
+    stated = found["properties"]["extractor"]
+    options: list[Json] = []
+    for kind in kinds.values():
+        parameters = kind.parameters.model_json_schema()
+        _describe(parameters, kind.parameters)
+        options.append(
+            {
+                "title": kind.name,
+                "type": "object",
+                "properties": {
+                    "extractor": {**stated, "const": kind.name},
+                    **shared,
+                    **parameters.get("properties", {}),
+                },
+                "required": [] if kind.name == DEFAULT else ["extractor"],
+                "additionalProperties": False,
+            }
+        )
+    own = {"extractor": {**stated, "not": {"enum": list(kinds)}}, **shared}
+    title = "an extractor of your own"
+    options.append({"title": title, "type": "object", "properties": own, "required": ["extractor"]})
+    return {"description": found["description"], "anyOf": options}
 
 
 def _any_other(kind: str) -> Json:

@@ -11,7 +11,12 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from autolora_eval.benchmark.combinations import clashing_columns, refusals
+from autolora_eval.benchmark.combinations import (
+    clashing_columns,
+    clashing_measures,
+    parameters_of,
+    refusals,
+)
 from autolora_eval.benchmark.judge_settings import judge_problems
 from autolora_eval.benchmark.pipelines import INDEX, check_pipeline
 from autolora_eval.benchmark.problems import explained
@@ -20,7 +25,6 @@ from autolora_eval.benchmark.schema import Benchmark, Judge, Model
 from autolora_eval.benchmark.sources import Lookup, Source, find_lora, find_model
 from autolora_eval.benchmark.sweep import Sweep, SweepReader
 from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile, read_yaml
-from autolora_eval.columns import parameter_column
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.guidance.plugins import GROUPS, Kind, find_rule
 from autolora_eval.guidance.registry import MethodParameters, Rule
@@ -29,6 +33,7 @@ from autolora_eval.image_sets.rule import image_set_method
 from autolora_eval.resources import shipped_benchmarks
 from autolora_eval.rubric import Rubric, read_rubric
 from autolora_eval.scoring.diversity_measure import DiversityMeasure, find_measures
+from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, ResolvedExtractor
 
 T = TypeVar("T")
 MethodKind = Literal[Kind, "images"]
@@ -81,11 +86,12 @@ class LoadedBenchmark:
         prompts: the prompts, in order.
         models: by name, in order.
         methods: by name, in order.
-        features: where the extractor is.
+        features: where the extractor's model is; None for an extractor without one.
         rubric: the judge's rubric, if there is a judge.
         judge: where an in-process judge is; None for a server's.
         reference: CSV of published values.
         sweep: the parameters with several values.
+        extractor: its kind and parameters.
         diversity: the measures beside equation (8), by what the file calls them.
     """
 
@@ -94,11 +100,12 @@ class LoadedBenchmark:
     prompts: tuple[str, ...]
     models: dict[str, ResolvedModel]
     methods: dict[str, ResolvedMethod]
-    features: Source
+    features: Source | None
     rubric: Rubric | None
     judge: Source | None
     reference: Path | None
     sweep: Sweep = field(default_factory=Sweep)
+    extractor: ResolvedExtractor = field(default_factory=ResolvedExtractor.default)
     diversity: Mapping[str, DiversityMeasure] = field(default_factory=dict)
 
 
@@ -155,22 +162,18 @@ class _Resolver:
         self.problems: list[str] = []
 
     def resolve(self) -> LoadedBenchmark:
-        spec, lookup = self.spec, self.lookup
+        spec = self.spec
         prompts = self._try(("prompts",), self._prompts)
         models = {name: self._model(name, model) for name, model in spec.models.items()}
         methods = {name: self._method(name, stated) for name, stated in spec.methods.items()}
         sweep = self._sweep(methods)
-        extractor = self._try(
-            ("features", "model"),
-            lambda: find_model(spec.features.model, spec.features.revision, lookup, "config.json"),
-        )
+        extractor, features = self._features()
         diversity = self._diversity()
         rubric, judge = self._judge()
         reference = self._try(("reference",), self._reference)
         self._check_baseline()
         if not self.problems:
-            self._check_combinations(models, methods, sweep, rubric)
-            self._check_columns(diversity, methods, rubric)
+            self._check_combinations(models, methods, sweep, rubric, diversity)
         if self.problems:
             raise UsageError("\n".join(self.problems))
         return LoadedBenchmark(
@@ -179,7 +182,8 @@ class _Resolver:
             prompts=tuple(typing.cast("list[str]", prompts)),
             models=typing.cast("dict[str, ResolvedModel]", models),
             methods=typing.cast("dict[str, ResolvedMethod]", methods),
-            features=typing.cast("Source", extractor),
+            features=features,
+            extractor=typing.cast("ResolvedExtractor", extractor),
             rubric=rubric,
             judge=judge,
             reference=reference,
@@ -274,36 +278,46 @@ class _Resolver:
         methods: Mapping[str, ResolvedMethod | None],
         sweep: Sweep,
         rubric: Rubric | None,
+        diversity: Mapping[str, DiversityMeasure],
     ) -> None:
         found = {name: method for name, method in methods.items() if method is not None}
         here = {name: model for name, model in models.items() if model is not None}
         columns = () if rubric is None else rubric.scores
         for name, why in (*refusals(here, found, sweep), *clashing_columns(found, columns)):
             self.problems.append(f"{self.document.where(('methods', name))}: {why}")
+        for place, why in clashing_measures(diversity, found, columns):
+            self.problems.append(f"{self.document.where(('diversity', str(place)))}: {why}")
+
+    def _features(self) -> tuple[ResolvedExtractor | None, Source | None]:
+        stated = self.spec.features
+        kind = self._try(
+            ("features", "extractor"),
+            lambda: EXTRACTORS.find(stated.extractor, self.lookup.folders),
+        )
+        if kind is None:
+            return None, None
+        parameters = self._extractor_parameters(kind)
+        source = None
+        if kind.needs_model:
+            source = self._try(
+                ("features", "model"),
+                lambda: find_model(stated.model, stated.revision, self.lookup, "config.json"),
+            )
+        return (None if parameters is None else ResolvedExtractor(kind, parameters)), source
+
+    def _extractor_parameters(self, kind: ExtractorKind) -> MethodParameters | None:
+        own, known = parameters_of(self.spec.features, kind)
+        try:
+            return kind.parameters.model_validate(own, strict=True)
+        except ValidationError as error:
+            self.problems += explained(error, self.document, known, ("features",))
+            return None
 
     def _diversity(self) -> dict[str, DiversityMeasure]:
         found, problems = find_measures(self.spec.diversity, self.lookup.folders)
         for place, problem in problems:
             self.problems.append(f"{self.document.where(('diversity', str(place)))}: {problem}")
         return found
-
-    def _check_columns(
-        self,
-        diversity: Mapping[str, DiversityMeasure],
-        methods: Mapping[str, ResolvedMethod | None],
-        rubric: Rubric | None,
-    ) -> None:
-        """Refuse a measure of diversity that would be one column with a score or a parameter."""
-        scores = [] if rubric is None else list(rubric.scores)
-        names = [name for m in methods.values() if m for name in type(m.parameters).model_fields]
-        taken = dict.fromkeys(scores, "the rubric's score")
-        taken |= {parameter_column(name): "a method's parameter" for name in names}
-        for place, (stated, measure) in enumerate(diversity.items()):
-            if measure.name in taken:
-                self.problems.append(
-                    f"{self.document.where(('diversity', str(place)))}: '{stated}' and "
-                    f"{taken[measure.name]} '{measure.name}' would be one column."
-                )
 
     def _judge(self) -> tuple[Rubric | None, Source | None]:
         judge = self.spec.judge

@@ -98,15 +98,20 @@ class Model(_Strict):
 
 
 class Features(_Strict):
-    """The extractor whose vectors the diversity compares.
+    """The extractor whose vectors the diversity compares, with the parameters of its kind.
 
     Attributes:
-        model: a `transformers` vision model: folder, hub id, or `miniature:NAME`.
+        extractor: the kind: `transformers`, or the dotted path of a class of your own, whose
+            parameters stand beside it.
+        model: the vision model: folder, hub id, or `miniature:NAME`.
         revision: commit, tag or branch on the hub.
         batch_size: images a forward pass.
         dtype: of the extractor; `auto` is float32.
     """
 
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    extractor: Ref = "transformers"
     model: Ref = "facebook/dinov2-giant"
     revision: Name | None = None
     batch_size: int = Field(default=32, ge=1, le=4096)

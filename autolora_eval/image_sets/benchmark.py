@@ -46,7 +46,8 @@ def write_set_benchmark(
         data["prompts"] = str(lookup.file(loaded.spec.prompts, "prompt file"))
     data["models"] = {chosen: _model(data["models"][chosen], loaded.models[chosen])}
     data["methods"] = {name: {"images": str(place.resolve())}}
-    data["features"] = {**data.get("features", {}), "model": _place(loaded.features)}
+    if loaded.features is not None:
+        data["features"] = {**data.get("features", {}), "model": _place(loaded.features)}
     if loaded.spec.judge is not None:
         data["judge"]["rubric"] = str(lookup.file(loaded.spec.judge.rubric, "rubric"))
     if loaded.judge is not None:

@@ -1,4 +1,4 @@
-"""From images to feature vectors: any `transformers` vision model, DINOv2 by default."""
+"""From images to feature vectors, each taken once: the stage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from autolora_eval.benchmark.sources import Source
+from autolora_eval.benchmark.load import LoadedBenchmark
 from autolora_eval.devices import choose_device
-from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, content_key, written_whole
 from autolora_eval.identity import identity
 from autolora_eval.images import CellImage, ImageError, cell_images, open_image
@@ -25,74 +23,8 @@ from autolora_eval.libraries import quiet_libraries
 from autolora_eval.plan import Plan
 from autolora_eval.progress import Advance, Progress
 from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.feature_file import Matrix, read_features
-
-
-class Extractor:
-    """A vision model with its own preprocessing.
-
-    Args:
-        model: from `AutoModel`.
-        processor: from `AutoImageProcessor`.
-        batch_size: images a forward pass.
-    """
-
-    def __init__(self, model: Any, processor: Any, batch_size: int) -> None:  # noqa: ANN401
-        self.model, self.processor, self.batch_size = model, processor, batch_size
-
-    @classmethod
-    def load(
-        cls, source: Source, device: torch.device, dtype: torch.dtype, batch_size: int
-    ) -> Extractor:
-        """Load a vision model from a folder or hub id, from safetensors only."""
-        from transformers import AutoImageProcessor, AutoModel
-
-        options = {"revision": source.revision} if source.revision else {}
-        try:
-            processor = AutoImageProcessor.from_pretrained(source.location, **options)
-            model = AutoModel.from_pretrained(
-                source.location, dtype=dtype, use_safetensors=True, **options
-            )
-        except (OSError, ValueError) as error:
-            raise AutoLoRAEvalError(
-                f"the extractor '{source.reference}' cannot be loaded: {str(error)[:400]}"
-            ) from error
-        return cls(model.to(device).eval(), processor, batch_size)
-
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image]) -> Matrix:
-        """Return the feature vectors of RGB images, float32 [N, D].
-
-        The last batch is filled up, so that a vector does not depend on how many images there are.
-        """
-        filled = [*images, *[images[-1]] * (self.batch_size - len(images))]
-        inputs = self.processor(images=filled, return_tensors="pt")
-        pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
-        vectors = self._pooled(pixels)[: len(images)]
-        return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
-
-    def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
-        """One vector an image: the pooled output (DINOv2: the CLS token after its norm)."""
-        if hasattr(self.model, "get_image_features"):
-            features = self.model.get_image_features(pixel_values=pixels)
-            pooled = features if isinstance(features, torch.Tensor) else features.pooler_output
-        else:
-            outputs = self.model(pixel_values=pixels)
-            pooled = getattr(outputs, "pooler_output", None)
-            if pooled is None:
-                pooled = outputs.last_hidden_state[:, 0]
-        vectors: torch.Tensor = pooled.flatten(1)
-        return vectors
-
-    def preprocessing(self) -> Json:
-        """Return what is done to an image before the model sees it, and by which backend."""
-        names = ("size", "crop_size", "do_resize", "do_center_crop", "resample", "image_mean")
-        config = self.processor.to_dict()
-        stated = {name: config[name] for name in (*names, "image_std") if name in config}
-        return {
-            "processor": type(self.processor).__name__,
-            **json.loads(json.dumps(stated, default=str)),
-        }
+from autolora_eval.scoring.extractor import Extractor, Loading
+from autolora_eval.scoring.feature_file import read_features
 
 
 def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:
@@ -107,9 +39,15 @@ def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:
         What the extractor is and how much was done, for the manifest.
     """
     spec = plan.benchmark.spec.features
-    what = {"identity": identity(plan.benchmark.features), "dtype": _dtype_name(plan)}
+    kind = plan.benchmark.extractor.kind
+    what = {
+        "identity": _identity(plan.benchmark),
+        "dtype": _dtype_name(plan),
+        **plan.benchmark.extractor.stated(),
+    }
     key = extractor_key(what, spec.batch_size)
-    manifest: Json = {"model": spec.model, **what, "key": key, "done": 0, "reused": 0, "failed": 0}
+    model = spec.model if kind.needs_model else kind.name
+    manifest: Json = {"model": model, **what, "key": key, "done": 0, "reused": 0, "failed": 0}
     extractor = cache(lambda: _load(plan))  # loaded for the first image that can be opened
     with progress.task("Features", plan.n_images) as advance:
         for cell in plan.cells:
@@ -136,7 +74,8 @@ def extractor_key(what: Json, batch_size: int) -> str:
     """Return the content key of all that decides a feature vector but the image.
 
     Args:
-        what: identity and precision of the extractor. Where its folder is decides nothing.
+        what: identity and precision of the extractor, and of a kind that is not the default what
+            it and its parameters are. Where its folder is decides nothing.
         batch_size: images a forward pass, which decides the last bits.
     """
     identity = dict(what["identity"])
@@ -148,13 +87,25 @@ def extractor_key(what: Json, batch_size: int) -> str:
 Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
 
 
+def _identity(benchmark: LoadedBenchmark) -> Json:
+    """Return what the model is; of an extractor without one, what its code is."""
+    if benchmark.features is not None:
+        return identity(benchmark.features)
+    kind = benchmark.extractor.kind
+    return {"reference": kind.name, "kind": "code", **kind.code}
+
+
 def _load(plan: Plan) -> Extractor:
-    spec = plan.benchmark.spec
-    dtype = getattr(torch, _dtype_name(plan))
+    benchmark = plan.benchmark
+    loading = Loading(
+        source=benchmark.features,
+        parameters=benchmark.extractor.parameters,
+        device=choose_device(benchmark.spec.device),
+        dtype=getattr(torch, _dtype_name(plan)),
+        batch_size=benchmark.spec.features.batch_size,
+    )
     with quiet_libraries():
-        return Extractor.load(
-            plan.benchmark.features, choose_device(spec.device), dtype, spec.features.batch_size
-        )
+        return benchmark.extractor.kind.load(loading)
 
 
 def _dtype_name(plan: Plan) -> str:

@@ -36,7 +36,8 @@ from autolora_eval.plan import Plan, make_plan
 from autolora_eval.progress import Progress
 from autolora_eval.run_folder import RunFolder
 from autolora_eval.scoring.feature_file import read_features
-from autolora_eval.scoring.features import Extractor, extract_features
+from autolora_eval.scoring.features import extract_features
+from autolora_eval.scoring.transformers_model import TransformersExtractor as Extractor
 
 SIZE = 28
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -1,0 +1,1 @@
+"""The kinds of extractors, one declaration a file."""

@@ -1,0 +1,284 @@
+"""The kinds of extractors: the families of models, somebody else's class, keys, refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from packages import write_package
+from PIL import Image
+from scored_run import picture, write_images
+from transformers import (
+    BitImageProcessor,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+from transformers import SiglipConfig as Siglip
+
+from autolora_eval.benchmark.json_schema import json_schema
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.benchmark.sources import Source
+from autolora_eval.errors import AutoLoRAEvalError, UsageError
+from autolora_eval.files import content_key
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring.extractor import EXTRACTORS, Loading
+from autolora_eval.scoring.feature_file import read_features
+from autolora_eval.scoring.features import extract_features
+from autolora_eval.stages import state_plan
+
+SIZE = 28
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def pictures(count: int) -> list[Image.Image]:
+    return [picture(("cell", n, 0), (40, 56)) for n in range(count)]
+
+
+def by_kind(folder: Path, images: list[Image.Image]) -> np.ndarray:
+    """Load a model folder by the shipped kind and take the images' features."""
+    source = Source(str(folder), "folder", str(folder))
+    kind = EXTRACTORS.find("transformers")
+    loading = Loading(source, kind.parameters(), torch.device("cpu"), torch.float32, 4)
+    return kind.load(loading)(images)
+
+
+# The families of models; DINOv2, CLIP and ViT have tests of their own in test_features.py.
+
+
+def test_dinov3_gives_its_cls_token(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DINOv3ViTModel(DINOv3ViTConfig(**SMALL, image_size=SIZE, patch_size=14)).eval()
+    model.save_pretrained(tmp_path)
+    processor = BitImageProcessor(
+        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
+    )
+    processor.save_pretrained(tmp_path)
+    pixels = processor(images=pictures(2), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model(pixel_values=pixels).last_hidden_state[:, 0].numpy()
+    assert np.abs(by_kind(tmp_path, pictures(2)) - expected).max() < 1e-5
+
+
+def test_siglip_gives_its_image_embedding(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vision = {**SMALL, "image_size": SIZE, "patch_size": 14}
+    text = {**SMALL, "vocab_size": 10, "max_position_embeddings": 8, "projection_size": 16}
+    model = SiglipModel(Siglip(vision_config=vision, text_config=text)).eval()
+    model.save_pretrained(tmp_path)
+    processor = SiglipImageProcessor(size={"height": SIZE, "width": SIZE})
+    processor.save_pretrained(tmp_path)
+    pixels = processor(images=pictures(2), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model.vision_model(pixel_values=pixels).pooler_output.numpy()
+    found = by_kind(tmp_path, pictures(2))
+    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(found[0] - found[1]).max() > 1e-4, "the model must tell the pictures apart"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed here")
+def test_a_timm_model_without_timm_says_what_to_install(tmp_path: Path) -> None:
+    config = {"model_type": "timm_wrapper", "architecture": "resnet18", "num_classes": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AutoLoRAEvalError, match=r"cannot be loaded.*pip install timm"):
+        by_kind(tmp_path, pictures(1))
+
+
+# Somebody else's class.
+
+OWN = '''
+"""An extractor of somebody else."""
+
+import numpy as np
+
+
+class MeanColour:
+    """The mean colour of each image."""
+
+    def __init__(self, power: float = 1.0, device=None):
+        self.power, self.device = power, device
+
+    def __call__(self, images):
+        assert str(self.device) == "cpu"
+        return np.stack([{vector} for image in images])
+
+    def preprocessing(self):
+        return {{"power": self.power}}
+'''
+VECTOR = "(np.asarray(image, dtype=float).mean((0, 1)) + 1) ** self.power"
+Make = Callable[..., Plan]
+
+
+@pytest.fixture
+def make(
+    write_benchmark: Callable[[object], Path],
+    benchmark_data: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Make:
+    """A function that returns the plan of a benchmark with this section `features`."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def plan(**features: Any) -> Plan:
+        data = {key: value for key, value in benchmark_data.items() if key != "judge"}
+        return make_plan(load_benchmark(write_benchmark(data | {"features": features})))
+
+    return plan
+
+
+def write(workplace: Path, module: str, vector: str = VECTOR) -> str:
+    (workplace / f"{module}.py").write_text(OWN.format(vector=vector))
+    sys.modules.pop(module, None)
+    return f"{module}.MeanColour"
+
+
+def extract(plan: Plan, folder: RunFolder) -> dict[str, Any]:
+    state_plan(plan, folder, "extractors", {})
+    write_images(plan, folder)
+    return extract_features(plan, folder, Progress())
+
+
+def test_a_class_beside_the_benchmark_takes_the_features(
+    make: Make, workplace: Path, tmp_path: Path
+) -> None:
+    path = write(workplace, "colours_a")
+    plan, folder = make(extractor=path, power=2.0, batch_size=4), RunFolder(tmp_path / "run")
+    told = extract(plan, folder)
+    assert (told["model"], told["dim"], told["failed"]) == (path, 3, 0)
+    assert told["preprocessing"] == {"power": 2.0}
+    cell = plan.cells[0]
+    found = read_features(folder.features(cell.id))
+    first = picture((cell.id, 0, 3))
+    assert found.matrix[0] == pytest.approx((np.asarray(first).mean((0, 1)) + 1) ** 2, rel=1e-5)
+    assert extract_features(plan, folder, Progress())["done"] == 0
+
+
+def key(plan: Plan, folder: RunFolder) -> str:
+    return str(extract(plan, folder)["key"])
+
+
+def test_parameters_and_code_are_part_of_the_key(
+    make: Make, workplace: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    path = write(workplace, "colours_b")
+    keys = [key(make(extractor=path), folder), key(make(extractor=path, power=2.0), folder)]
+    assert key(make(extractor=path, power=1.0), folder) == keys[0], "the default, written out"
+    write(workplace, "colours_b", VECTOR + " + 0.5")
+    keys.append(key(make(extractor=path), folder))
+    keys.append(key(make(extractor=write(workplace, "colours_c")), folder))
+    assert len(set(keys)) == 4
+
+
+def test_the_key_of_the_default_is_that_of_model_precision_and_batch(make: Make) -> None:
+    """So features of runs that were made before there were kinds stay good."""
+    from autolora_eval.identity import identity
+    from autolora_eval.scoring.features import extractor_key
+
+    plan = make(model="miniature:dinov2", batch_size=4)
+    source = plan.benchmark.features
+    assert source is not None
+    what = {"identity": identity(source), "dtype": "float32"}
+    assert plan.benchmark.extractor.stated() == {}
+    parts = {key: value for key, value in what["identity"].items() if key != "reference"}
+    expected = content_key({"identity": parts, "dtype": "float32", "batch_size": 4})
+    assert extractor_key(what, 4) == expected
+
+
+def test_a_package_offers_one_by_an_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = "[autolora_eval.extractors]\nmean_colour = colours_d:MeanColour\n"
+    write_package(tmp_path, "mean-colour", entry, colours_d=OWN.format(vector=VECTOR))
+    kind = EXTRACTORS.find("mean_colour")
+    assert kind.code["distribution"] == "mean-colour 1.0"
+    assert not kind.needs_model
+    with pytest.raises(UsageError, match=r"unknown extractor 'mean_color'\. Did you mean 'mean_c"):
+        EXTRACTORS.find("mean_color")
+
+
+@pytest.mark.parametrize(
+    ("vector", "told"),
+    [
+        ("np.ones((2, 2))", r"returned an array of shape \[4, 2, 2\] for 4 images: expected"),
+        ("1 / 0", "fails: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_wrong_answers_are_told(
+    make: Make, workplace: Path, tmp_path: Path, vector: str, told: str
+) -> None:
+    path = write(workplace, f"colours_e{len(vector)}", vector)
+    with pytest.raises(AutoLoRAEvalError, match=rf"the extractor '{path}' {told}"):
+        extract(make(extractor=path, batch_size=4), RunFolder(tmp_path / "run"))
+
+
+Problem = Callable[[object], str]
+
+
+@pytest.mark.parametrize(
+    ("features", "told"),
+    [
+        ({"modle": "dino"}, "features.modle: unknown key. Did you mean 'model'?"),
+        ({"extractor": "transformer"}, "extractor 'transformer'. Did you mean 'transformers'?"),
+        ({"extractor": "math.sqrt"}, "'math.sqrt' is no extractor: expected a class whose"),
+        ({"extractor": "PATH", "powr": 2.0}, "features.powr: unknown key. Did you mean 'power'?"),
+        ({"extractor": "PATH", "model": "dino"}, "features.model: unknown key."),
+        ({"extractor": "PATH", "power": "much"}, "features.power: expected a number"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(
+    problem: Problem,
+    benchmark_data: dict[str, Any],
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    features: dict[str, Any],
+    told: str,
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = write(workplace, "colours_f")
+    stated = {key: path if value == "PATH" else value for key, value in features.items()}
+    assert told in problem(benchmark_data | {"features": stated})
+
+
+def test_the_schema_holds_kinds_of_this_package_to_their_keys(
+    benchmark_data: dict[str, Any],
+) -> None:
+    validator = jsonschema.Draft202012Validator(json_schema())
+
+    def accepts(**features: Any) -> bool:
+        return validator.is_valid(benchmark_data | {"features": features})
+
+    assert accepts(model="dino")
+    assert accepts(extractor="transformers", model="dino", dtype="float16")
+    assert accepts(extractor="my_package.MyExtractor", strength=2)
+    assert not accepts(modle="dino")
+    assert not accepts(extractor="transformers", strength=2)
+
+
+def test_the_extractor_of_the_documentation_works(
+    make: Make, workplace: Path, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
+    blocks = [b for b in page.split("```python\n")[1:] if b.startswith("# mean_colour.py")]
+    (workplace / "mean_colour.py").write_text(blocks[0].split("```")[0])
+    plan, folder = make(extractor="mean_colour.MeanColour", power=2.0), RunFolder(tmp_path / "run")
+    extract(plan, folder)
+    cell = plan.cells[1].id
+    expected = (np.asarray(picture((cell, 0, 3))).mean((0, 1)) + 1) ** 2
+    assert read_features(folder.features(cell)).matrix[0] == pytest.approx(expected, rel=1e-5)
