@@ -51,7 +51,7 @@ def draw_cells(
     drawn = marks(data.table)
     for (model, method), rows in cells.groupby(["model", "method"], sort=False):
         mark = drawn[str(model), str(method)]
-        axis.errorbar(
+        found = axis.errorbar(
             values(rows, x_column),
             values(rows, y_column),
             xerr=bars(rows, x_column),
@@ -63,6 +63,9 @@ def draw_cells(
             zorder=3,
             **mark.style(mark_size(cells)),
         )
+        # A front runs along the bars of its cells: between them and the marks it can be seen.
+        for part in found.lines[2]:
+            part.set_zorder(2.2)
     for line in sweep_lines(cells, data.points):
         colour = drawn[line[0]["model"], line[0]["method"]].colour
         x, y = ([row[column] for row in line] for column in (x_column, y_column))

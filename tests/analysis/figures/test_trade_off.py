@@ -70,6 +70,18 @@ def test_the_front_follows_the_direction_of_the_score(
     assert f"with PC: {names}." in drawings(KIND, data)[0].caption
 
 
+def test_a_front_is_drawn_over_bars_and_under_marks() -> None:
+    """It runs down and across from its cells' marks, which is where their bars are."""
+    data = made_up()
+    for column, values in FRONT.items():
+        data = with_values(data, **{column: dict(zip(data.table["cell"], values, strict=True))})
+    axis = panels(draw(KIND, data))[0]
+    (front,) = (line.get_zorder() for line in axis.lines if line.get_label() == "Pareto front")
+    for container in axis.containers:
+        mark, _, bars = container.lines
+        assert [bar.get_zorder() < front < mark.get_zorder() for bar in bars] == [True, True]
+
+
 def test_each_model_has_its_own_front() -> None:
     data = made_up(models=("A", "B"), methods=("one", "two"))
     values = zip(data.table["cell"], [0.4, 0.3, 0.2, 0.1], strict=True)
