@@ -48,6 +48,11 @@ def state_plan(plan: Plan, folder: RunFolder, stated: str, limits: Json) -> None
                 for name, what in before.get("models", {}).items()
                 if name in benchmark.models
             },
+            "image_sets": {
+                cell["id"]: before["image_sets"][cell["id"]]
+                for cell in cells
+                if cell["id"] in before.get("image_sets", {})
+            },
             "rubric": None if benchmark.rubric is None else benchmark.rubric.model_dump(),
             "diversity_measures": {
                 name: measure.stated() for name, measure in benchmark.diversity.items()

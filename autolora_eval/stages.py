@@ -208,9 +208,10 @@ class Stages:
 
         def begin(found: Generated) -> None:
             state_models(self.folder, found.models, found.settings_keys, device)
+            update_manifest(self.folder, image_sets=found.image_sets)
 
         done = generate(self.plan, self.folder, self.progress, begin)
-        update_manifest(self.folder, models=done.models, image_sets=done.image_sets)
+        update_manifest(self.folder, models=done.models)
         self._note_times("generate", started, done.made, done.reused)
 
     def _note_times(self, stage: str, started: datetime, done: int, reused: int) -> None:

@@ -107,8 +107,10 @@ def _copy_cell(
     renamed = {"cell": cell.id, "method": cell.method.name}
     write_jsonl(folder.metadata(cell.id), [{**row, **renamed} for row in rows])
     _copy(source.features(cell.cell), folder.features(cell.id))
-    if source.unmade(cell.cell).is_file():
-        _copy(source.unmade(cell.cell), folder.unmade(cell.id))
+    for told in ("unmade", "image_set"):
+        file = getattr(source, told)(cell.cell)
+        if file.is_file():
+            _copy(file, getattr(folder, told)(cell.id))
     if judge_key is not None:
         _copy_replies(source, cell, folder, judge_key)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -60,7 +60,8 @@ def generate(
         plan: what to make.
         folder: where to.
         progress: is told of each image.
-        begin: is told what models and settings are before the first image is made.
+        begin: is told what models and settings are before the first image is made, and what
+            became of the images that were made elsewhere.
 
     Raises:
         AutoLoRAEvalError: a model cannot be loaded, a guider made another number of passes than
@@ -69,13 +70,15 @@ def generate(
     spec = plan.benchmark.spec
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
-    done, missing = _look(plan, folder, device, dtype)
+    done, missing, imported = _look(plan, folder, device, dtype)
     begin(done)
     failed: list[SampledCell] = []
     with progress.task("Generating", plan.n_images) as advance:
         advance(done.reused)
         # What is wrong with a set of images is known before the first model is loaded.
-        _import(plan, missing, done, advance)
+        _import(imported, missing, done, advance)
+        if done.image_sets:
+            begin(done)
         for model in plan.benchmark.models.values():
             todo = [
                 (data, jobs)
@@ -95,18 +98,18 @@ def generate(
 
 
 def _import(
-    plan: Plan,
+    imported: Mapping[str, ImportedCell],
     missing: Sequence[tuple[ImageDataset, list[ImageJob]]],
     done: Generated,
     advance: Advance,
 ) -> None:
     """Copy images that were made elsewhere, where any is not here yet or not accounted for."""
     for dataset, jobs in missing:
-        if dataset.cell.method.kind == "images":
-            images = ImportedCell.find(dataset.cell, plan)
+        images = imported.get(dataset.cell.id)
+        if images is not None:
             wanted = images.not_accounted_for(dataset, jobs)
             advance(len(jobs) - len(wanted))
-            if wanted or not dataset.run.image_set(dataset.cell.id).is_file():
+            if wanted or not images.is_accounted_for(dataset.run):
                 done.image_sets[dataset.cell.id] = images.fill(dataset, wanted, advance)
 
 
@@ -150,9 +153,9 @@ def _guide(
 
 def _look(
     plan: Plan, folder: RunFolder, device: torch.device, dtype: torch.dtype
-) -> tuple[Generated, list[tuple[ImageDataset, list[ImageJob]]]]:
-    """Return what every model and cell is, and the images that each cell lacks."""
-    done, missing = Generated(), []
+) -> tuple[Generated, list[tuple[ImageDataset, list[ImageJob]]], dict[str, ImportedCell]]:
+    """Return what every model and cell is, the images that each lacks, and those made elsewhere."""
+    done, missing, imported = Generated(), [], {}
     for model in plan.benchmark.models.values():
         cells = [cell for cell in plan.cells if cell.model.name == model.name]
         if all(cell.method.kind == "images" for cell in cells):
@@ -169,7 +172,8 @@ def _look(
         for cell in cells:
             batch_size = plan.benchmark.spec.batch_size
             if cell.method.kind == "images":
-                key = ImportedCell.find(cell, plan).settings_key
+                imported[cell.id] = ImportedCell.find(cell, plan)
+                key = imported[cell.id].settings_key
             else:
                 key = settings_key(cell, what, batch_size, device.type, str(dtype))
             dataset = ImageDataset.open(folder, cell, key)
@@ -178,7 +182,7 @@ def _look(
             done.settings_keys[cell.id] = key
             done.reused += len(plan.jobs) - len(jobs)
             done.made += len(jobs)
-    return done, missing
+    return done, missing, imported
 
 
 def _not_loaded(model: ResolvedModel) -> dict[str, Json]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-from PIL import Image
 
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, content_key, iterate_jsonl, sha256_bytes, write_jsonl
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.image_sets.account import account, counts, write_account
-from autolora_eval.image_sets.entries import ImageSet
-from autolora_eval.image_sets.inspect import Looked, look
+from autolora_eval.image_sets.entries import MAX_BYTES, ImageSet
+from autolora_eval.image_sets.inspect import Looked, look, opened
 from autolora_eval.image_sets.match import Matching, match
 from autolora_eval.image_sets.read import read_image_set
 from autolora_eval.image_sets.rule import ImageSetMethod
-from autolora_eval.plan import Cell, ImageJob, Plan
+from autolora_eval.plan import Cell, ImageJob, Plan, make_plan
 from autolora_eval.progress import Advance
+from autolora_eval.run_folder import RunFolder
 
-UNREADABLE = "unreadable"
+MISSING_FILE = "missing_file"
+UNREADABLE = "unreadable_file"
 CHUNK = 64
 
 
@@ -32,7 +31,7 @@ class ImportedCell:
         cell: the cell.
         images: the set.
         matching: which image is which.
-        hashes: SHA-256 of each image's file; `unreadable` of one that cannot be read.
+        hashes: SHA-256 of each image's file; of one that cannot be read, why.
         settings_key: content key of all its images.
     """
 
@@ -52,11 +51,18 @@ class ImportedCell:
         rule = cell.method.rule
         assert isinstance(rule, ImageSetMethod)
         images = read_image_set(rule.place)
-        matching = match(images, plan.jobs)
+        # An image beyond the limits of this run is none that the benchmark does not ask for.
+        matching = match(images, make_plan(plan.benchmark).jobs).limited_to(plan.jobs)
         hashes = dict(_hashes(matching))
         named = sorted((job.prompt, job.seed, sha256) for job, sha256 in hashes.items())
         key = content_key({"images": named, "seeds_by_order": matching.seeds_by_order})
         return cls(cell, images, matching, hashes, key)
+
+    def is_accounted_for(self, run: RunFolder) -> bool:
+        """Return whether the run folder has the account of these very images."""
+        told = (run.read_manifest().get("image_sets") or {}).get(self.cell.id) or {}
+        here = told.get("settings_key") == self.settings_key
+        return here and run.image_set(self.cell.id).is_file()
 
     def not_accounted_for(self, dataset: ImageDataset, jobs: Iterable[ImageJob]) -> list[ImageJob]:
         """Return those jobs of which it is neither there nor noted why there is no image."""
@@ -85,18 +91,18 @@ class ImportedCell:
             usable = {}
             for job in found[start : start + CHUNK]:
                 data = self._data(job)
+                if data is None:
+                    looked[job] = Looked(None, problem=self.hashes[job])
+                    continue
                 looked[job] = look(data)
                 if looked[job].problem is None and job in wanted:
-                    usable[job] = _rgb(data)
+                    usable[job] = data
             told = [self._source(job) for job in usable]
-            dataset.add(usable, usable.values(), self.cell.nfe, told)
+            dataset.add(usable, map(opened, usable.values()), self.cell.nfe, told)
             advance(sum(job in wanted for job in found[start : start + CHUNK]))
         advance(sum(job not in self.matching.found for job in jobs))
         if dataset.is_empty:
-            raise AutoLoRAEvalError(
-                f"cell '{self.cell.id}': none of the images of '{self.images.place}' that the "
-                "benchmark asks for can be opened."
-            )
+            raise AutoLoRAEvalError(f"cell '{self.cell.id}': {self._why_empty()}")
         self._note_unmade(dataset, looked)
         rows = account(self.matching, looked, self.cell.model.size)
         write_account(dataset.run.image_set(self.cell.id), rows)
@@ -104,12 +110,43 @@ class ImportedCell:
             "read_as": self.images.kind,
             "images": len(self.images.entries),
             "matched": len(self.matching.found),
+            "beyond_limits": self.matching.n_beyond,
             "seeds_by_order": self.matching.seeds_by_order,
+            "settings_key": self.settings_key,
             **counts(rows),
         }
 
-    def _data(self, job: ImageJob) -> bytes:
-        return b"" if self.hashes[job] == UNREADABLE else self.matching.found[job].read()
+    def _why_empty(self) -> str:
+        place = self.images.place
+        if not self.matching.found:
+            return (
+                f"'{place}' has none of the images that this limited run asks for, and "
+                f"{self.matching.n_beyond} that the whole benchmark does. Raise the limits."
+            )
+        return f"none of the images of '{place}' that the benchmark asks for can be opened."
+
+    def _data(self, job: ImageJob) -> bytes | None:
+        """Return an encoded image as it was hashed; None of one that cannot be read.
+
+        Raises:
+            AutoLoRAEvalError: the set changes while it is read.
+        """
+        if self.hashes[job] in (MISSING_FILE, UNREADABLE):
+            return None
+        entry = self.matching.found[job]
+        try:
+            data = entry.read()
+        except OSError as error:
+            raise self._changing(job, error.strerror or "cannot be read any more") from error
+        if len(data) <= MAX_BYTES and sha256_bytes(data) != self.hashes[job]:
+            raise self._changing(job, "has another content")
+        return data
+
+    def _changing(self, job: ImageJob, what: str) -> AutoLoRAEvalError:
+        return AutoLoRAEvalError(
+            f"'{self.matching.found[job].name}' of '{self.images.place}' changed while it was "
+            f"copied: {what}. What was copied is kept: run it again once the set is at rest."
+        )
 
     def _source(self, job: ImageJob) -> dict[str, str]:
         return {"source": self.matching.found[job].name, "source_sha256": self.hashes[job]}
@@ -134,11 +171,8 @@ class ImportedCell:
 def _hashes(matching: Matching) -> Iterator[tuple[ImageJob, str]]:
     for job, entry in matching.found.items():
         try:
-            yield job, sha256_bytes(entry.read())
+            yield job, entry.sha256()
+        except FileNotFoundError:
+            yield job, MISSING_FILE
         except OSError:
             yield job, UNREADABLE
-
-
-def _rgb(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.convert("RGB")

@@ -12,7 +12,9 @@ from autolora_eval.image_sets.inspect import Looked, same_content
 from autolora_eval.image_sets.match import Matching
 from autolora_eval.plan import ImageJob
 
-Finding = Literal["missing", "unusable", "extra", "duplicate", "wrong_size", "constant"]
+Finding = Literal[
+    "missing", "unusable", "extra", "duplicate", "wrong_size", "constant", "converted"
+]
 FINDINGS: dict[Finding, str] = {
     "missing": "asked for by the benchmark, and not in the set",
     "unusable": "cannot be opened: not measured",
@@ -20,6 +22,7 @@ FINDINGS: dict[Finding, str] = {
     "duplicate": "the same, pixel for pixel, as another of the set: measured all the same",
     "wrong_size": "of another size than the model's: measured all the same",
     "constant": "of one colour, as a safety checker's black: measured all the same",
+    "converted": "no plain 8-bit picture, upright and opaque: measured as it was converted",
 }
 
 
@@ -74,14 +77,17 @@ def _of_one(job: ImageJob, entry: Entry, seen: Looked, size: tuple[int, int]) ->
     if seen.colour is not None:
         detail = "RGB {} {} {}".format(*seen.colour)
         yield Row("constant", job.prompt, job.seed, entry.name, detail)
+    if seen.converted:
+        yield Row("converted", job.prompt, job.seed, entry.name, seen.converted)
 
 
 def _duplicates(matching: Matching, looked: Mapping[ImageJob, Looked]) -> Iterable[Row]:
-    jobs = {matching.found[job].name: job for job in looked}
-    for names in same_content((matching.found[job].name, seen) for job, seen in looked.items()):
-        for name in names[1:]:
-            job = jobs[name]
-            yield Row("duplicate", job.prompt, job.seed, name, f"the same as {names[0]}")
+    for jobs in same_content(looked.items()):
+        first = jobs[0]
+        named = f"{matching.found[first].name} ('{first.prompt}', seed {first.seed})"
+        for job in jobs[1:]:
+            name = matching.found[job].name
+            yield Row("duplicate", job.prompt, job.seed, name, f"the same as {named}")
 
 
 def counts(rows: Iterable[Row]) -> Json:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from autolora_eval.files import sha256_bytes, sha256_file
+
+MAX_BYTES = 256 * 1024**2
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -18,6 +22,7 @@ class Entry:
         seed: its seed; None where the set does not say.
         path: its file; None if its bytes are given.
         data: its bytes, as an encoded image; None if it has a file.
+        load: reads its bytes from where the set has them; None if it has a file or its bytes.
     """
 
     name: str
@@ -25,18 +30,30 @@ class Entry:
     seed: int | None
     path: Path | None = None
     data: bytes | None = None
+    load: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
 
     def read(self) -> bytes:
-        """Return the encoded image.
+        """Return the encoded image; of a file larger than `MAX_BYTES` its beginning.
 
         Raises:
             OSError: there is no such file.
         """
         if self.data is not None:
             return self.data
+        if self.load is not None:
+            return self.load()
         if self.path is None:
             raise FileNotFoundError(self.name)
-        return self.path.read_bytes()
+        with self.path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the encoded image.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        return sha256_bytes(self.read()) if self.path is None else sha256_file(self.path)
 
 
 @dataclass(frozen=True)

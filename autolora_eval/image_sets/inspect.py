@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from autolora_eval.files import sha256_bytes
+from autolora_eval.image_sets.entries import MAX_BYTES
 from autolora_eval.images import MAX_PIXELS
 
-MAX_BYTES = 256 * 1024**2
+# What Pillow's decoders raise at bytes that are no image, or a torn one.
+_BROKEN = (OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, struct.error)
+_UPRIGHT = 1
+_ORIENTATION = 0x0112
+# Numbers whose black and white are not stated.
+_NO_RANGE = ("I", "F")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Looked:
         format: as Pillow names it.
         content: SHA-256 of size and RGB pixels: the same for the same picture in another file.
         colour: the RGB of an image that has only one; None for any other.
+        converted: what of the file is not in its RGB pixels, in words; empty if all is.
         problem: why it cannot be used; None if it can.
     """
 
@@ -32,6 +43,7 @@ class Looked:
     format: str = ""
     content: str = ""
     colour: tuple[int, int, int] | None = None
+    converted: str = ""
     problem: str | None = None
 
 
@@ -43,14 +55,46 @@ def look(data: bytes) -> Looked:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 return Looked(None, problem=f"too_large ({opened.width}×{opened.height})")
+            if opened.mode in _NO_RANGE:
+                return Looked(None, problem=f"unknown_range (mode {opened.mode})")
             kind = opened.format or ""
-            image = opened.convert("RGB")
+            converted = ", ".join(_converted(opened))
+            image = _rgb(opened)
     except Image.DecompressionBombError:
         return Looked(None, problem="too_large")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+    except _BROKEN:
         return Looked(None, problem="corrupt_image")
     content = sha256_bytes(f"{image.width}x{image.height}:".encode() + image.tobytes())
-    return Looked(image.size, kind, content, _only_colour(image))
+    return Looked(image.size, kind, content, _only_colour(image), converted)
+
+
+def opened(data: bytes) -> Image.Image:
+    """Return the RGB picture of an encoded image that `look` has no problem with."""
+    with Image.open(io.BytesIO(data)) as image:
+        return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Return an image upright, 8 bits a channel; Pillow itself cuts 16 bits off at 255."""
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _converted(image: Image.Image) -> Iterator[str]:
+    """Say what of a file its RGB pixels do not show as it is."""
+    if image.mode.startswith("I;16"):
+        yield "16 bits a channel, scaled to 8"
+        return
+    if image.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT:
+        yield "turned as its EXIF says"
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+        yield "transparency dropped"
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        yield f"the first of {frames} frames"
+        image.seek(0)
 
 
 def _only_colour(image: Image.Image) -> tuple[int, int, int] | None:
@@ -62,13 +106,13 @@ def _only_colour(image: Image.Image) -> tuple[int, int, int] | None:
     return red, green, blue
 
 
-def same_content(images: Iterable[tuple[str, Looked]]) -> list[list[str]]:
-    """Return the groups of names whose pictures are the same pixel for pixel, in order.
+def same_content(images: Iterable[tuple[T, Looked]]) -> list[list[T]]:
+    """Return the groups of images whose pictures are the same pixel for pixel, in order.
 
     Args:
-        images: (name, what was seen); those that cannot be used belong to no group.
+        images: (which, what was seen); those that cannot be used belong to no group.
     """
-    groups: dict[str, list[str]] = defaultdict(list)
+    groups: dict[str, list[T]] = defaultdict(list)
     for name, seen in images:
         if seen.content:
             groups[seen.content].append(name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from autolora_eval.errors import UsageError
@@ -36,38 +37,62 @@ class Matching:
         extra: the images without a job, in the set's order.
         seeds_by_order: the set states no seeds: each prompt's images were numbered in their
             order, so that an image shares no noise with other methods' of that seed.
+        n_beyond: images that the benchmark asks for, but not this limited run.
     """
 
     found: dict[ImageJob, Entry]
     missing: list[ImageJob]
     extra: list[Extra]
     seeds_by_order: bool = False
+    n_beyond: int = 0
+
+    def limited_to(self, jobs: Collection[ImageJob]) -> Matching:
+        """Return it for some of the benchmark's jobs; images of the others are put aside."""
+        wanted = set(jobs)
+        found = {job: entry for job, entry in self.found.items() if job in wanted}
+        missing = [job for job in self.missing if job in wanted]
+        beyond = self.n_beyond + len(self.found) - len(found)
+        return replace(self, found=found, missing=missing, n_beyond=beyond)
 
 
 @dataclass
 class _Names:
-    """The ways to say a prompt, each → the prompt."""
+    """The ways to say a prompt, each → the prompts that may be meant."""
 
     prompts: Sequence[str]
-    by_name: dict[str, str] = field(default_factory=dict)
+    exact: set[str] = field(default_factory=set)
+    texts: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    folders: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    slugs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
+        self.exact.update(self.prompts)
         for index, prompt in enumerate(self.prompts):
-            for name in (prompt, _one_line(prompt), prompt_folder(prompt)):
-                self.by_name.setdefault(name, prompt)
-            for name in (slug(prompt), slug(prompt.lower()), slug(prompt).replace("-", "_")):
-                self.by_name.setdefault(name.lower(), prompt)
-            for name in (str(index), f"{index:02}", f"{index:03}", f"{index:04}", f"{index:05}"):
-                self.by_name.setdefault(name, prompt)
+            self.texts[_one_line(prompt)].append(prompt)
+            self.folders[prompt_folder(prompt)].append(prompt)
+            safe = slug(prompt).lower()
+            for name in {safe, slug(prompt.lower()), safe.replace("-", "_")}:
+                self.slugs[name].append(prompt)
+            for digits in range(1, 6):
+                self.places[f"{index:0{digits}}"] = [prompt]
+
+    def meant(self, name: str | None, by_folder: bool) -> list[str]:
+        """Return the prompts that may be meant; the closest way to say one goes first."""
+        if name is None:
+            return list(self.prompts) if len(self.prompts) == 1 else []
+        if name in self.exact:
+            return [name]
+        found = self.texts.get(_one_line(name), [])
+        if found or not by_folder:
+            return found
+        ways = ((self.folders, name), (self.slugs, name.lower()), (self.places, name))
+        return next((known[said] for known, said in ways if said in known), [])
 
     def prompt(self, name: str | None, by_folder: bool) -> str | None:
-        """Return the prompt that is meant: its text, or its folder's name or place."""
-        if name is None:
-            return self.prompts[0] if len(self.prompts) == 1 else None
-        if not by_folder:
-            wanted = _one_line(name)
-            return next((prompt for prompt in self.prompts if _one_line(prompt) == wanted), None)
-        return self.by_name.get(name) or self.by_name.get(name.lower())
+        """Return the one prompt that is meant; None if none is, or it may be any of several."""
+        found = self.meant(name, by_folder)
+        return found[0] if len(found) == 1 else None
 
 
 def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
@@ -95,7 +120,8 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
         seed = seeds.get(id(entry)) if by_order else entry.seed
         job = by_place.get((prompt, seed)) if prompt is not None and seed is not None else None
         if job is None:
-            extra.append(Extra(entry, _why_extra(entry, prompt, seed)))
+            meant = names.meant(entry.prompt, images.by_folder)
+            extra.append(Extra(entry, _why_extra(entry, meant, seed)))
         else:
             claims[job].append(entry)
     _refuse_ambiguous(claims)
@@ -118,8 +144,11 @@ def _seeds_by_order(images: ImageSet, names: _Names, jobs: Sequence[ImageJob]) -
     return found
 
 
-def _why_extra(entry: Entry, prompt: str | None, seed: int | None) -> str:
-    if prompt is None:
+def _why_extra(entry: Entry, meant: Sequence[str], seed: int | None) -> str:
+    if len(meant) > 1:
+        prompts = ", ".join(f"'{prompt}'" for prompt in meant[:3])
+        return f"its folder may be any of {len(meant)} prompts: {prompts}"
+    if not meant:
         what = "folder" if entry.path is not None and entry.prompt is not None else "prompt"
         return f"no such {what} in the benchmark" if entry.prompt else "its prompt is not stated"
     if seed is None:
@@ -156,4 +185,5 @@ def _nothing_fits(images: ImageSet, prompts: Sequence[str], jobs: Sequence[Image
 
 
 def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
+    """Return a text as it is compared: white space and the way accents are written put aside."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +51,13 @@ def read_image_set(place: Path) -> ImageSet:
 
 def _tree(place: Path) -> ImageSet:
     """Read `<prompt>/<seed>.png`, or `<seed>.png` for a benchmark of one prompt."""
-    files = sorted(
-        file
-        for file in place.rglob("*")
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
-    )
+    root = place.resolve()
+    files = []
+    for file in sorted(place.rglob("*")):
+        if file.is_symlink():
+            _within(root, file.relative_to(place).as_posix(), str(place))
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith("."):
+            files.append(file)
     if not files:
         raise UsageError(f"images '{place}': no image in it; {_EXPECTED}.")
     entries = []
@@ -89,9 +92,10 @@ def _listed(file: Path, kind: str, place: Path | None = None) -> ImageSet:
     entries = []
     for number, row in enumerate(table.to_dict("records"), 1):
         at = f"{file}, row {number}"
-        path = _within(root, str(row[name]), at)
+        named = _file_named(row[name], at)
+        path = _within(root, named, at)
         stated = None if seed is None else _seed(row[seed], at)
-        entries.append(Entry(str(row[name]), str(row[prompt]), stated, path=path))
+        entries.append(Entry(named, _text(row[prompt]), stated, path=path))
     return ImageSet(place or file, kind, entries)
 
 
@@ -103,8 +107,10 @@ def _table(file: Path) -> pd.DataFrame:
             return pd.read_parquet(file)
         if file.suffix.lower() == ".csv":
             return pd.read_csv(file, dtype=str, keep_default_na=False)
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+        # Not splitlines: a text may hold other line breaks than those between rows.
+        lines = file.read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line.strip()]
+        return pd.DataFrame(rows, dtype=object)  # as floats, large seeds would be others
     except (OSError, ValueError) as error:  # pyarrow's and pandas' errors are ValueErrors
         raise UsageError(f"images '{file}': cannot be read: {error}") from error
 
@@ -119,13 +125,33 @@ def _column(columns: list[str], names: Iterable[str], file: Path) -> str:
     )
 
 
+def _text(value: object) -> str | None:
+    """Return a listed text; None for an empty field."""
+    return None if value is None or value == "" or value != value else str(value)
+
+
+def _file_named(value: object, at: str) -> str:
+    """Return the file that a row of a listing names."""
+    if isinstance(value, dict):
+        raise UsageError(
+            f"images '{at}': the column holds images, not their paths. Load it with the library "
+            "`datasets`, and score what its save_to_disk writes."
+        )
+    named = _text(value)
+    if named is None:
+        raise UsageError(f"images '{at}': no file is named. Remove the row, or name its image.")
+    if "\0" in named:
+        raise UsageError(f"images '{at}': no file can be called {named!r:.100}.")
+    return named
+
+
 def _within(root: Path, name: str, at: str) -> Path:
-    """Return a listed file's path: a listing must not pull in files from elsewhere."""
+    """Return a file's path: neither a listing nor a link must pull in files from elsewhere."""
     path = (root / name).resolve()
     if not path.is_relative_to(root):
         raise UsageError(
-            f"images '{at}': '{name}' lies outside '{root}'. Put the listing into a folder that "
-            "holds all its images, and name them relative to it."
+            f"images '{at}': '{name}' lies outside '{root}'. Put all images into one folder, and "
+            "a listing beside them that names them relative to it; links may not lead out."
         )
     return path
 
@@ -163,21 +189,28 @@ def _dataset(place: Path) -> ImageSet:
     prompt = _column(loaded.column_names, PROMPT_COLUMNS, place)
     seed = next((column for column in SEED_COLUMNS if column in loaded.column_names), None)
     loaded = loaded.cast_column(pictures[0], datasets.Image(decode=False))
+    texts = loaded.select_columns([prompt] if seed is None else [prompt, seed])
     entries = [
-        _dataset_entry(place, number, row, (pictures[0], prompt, seed))
-        for number, row in enumerate(loaded)
+        Entry(
+            f"row {number}",
+            _text(row[prompt]),
+            None if seed is None else _seed(row[seed], f"{place}, row {number}"),
+            load=partial(_stored, loaded, pictures[0], number, place),
+        )
+        for number, row in enumerate(texts)
     ]
     return ImageSet(place, "dataset on disk", entries)
 
 
-def _dataset_entry(
-    place: Path, number: int, row: Mapping[str, Any], columns: tuple[str, str, str | None]
-) -> Entry:
-    picture, prompt, seed = columns
-    at = f"{place}, row {number}"
-    stored = row[picture] or {}
-    stated = None if seed is None else _seed(row[seed], at)
-    name = str(stored.get("path") or f"row {number}")
-    data = stored.get("bytes")
-    path = None if data is not None or not stored.get("path") else _within(place, name, at)
-    return Entry(name, str(row[prompt]), stated, path=path, data=data)
+def _stored(loaded: Any, column: str, number: int, place: Path) -> bytes:  # noqa: ANN401
+    """Return an image of a dataset, encoded.
+
+    Raises:
+        OSError: the dataset has neither its bytes nor its file.
+    """
+    stored = loaded[number][column] or {}
+    if stored.get("bytes") is not None:
+        return bytes(stored["bytes"])
+    if not stored.get("path"):
+        raise FileNotFoundError(f"row {number}")
+    return _within(place.resolve(), str(stored["path"]), f"{place}, row {number}").read_bytes()

@@ -123,9 +123,11 @@ def test_every_image_is_accounted_for(odd_set: Path, tmp_path: Path) -> None:
         "read_as": "tree of images",
         "images": 6,
         "matched": 5,
+        "beyond_limits": 0,
         "seeds_by_order": False,
+        "settings_key": found.manifest["cells"][0]["settings_key"],
         **{"missing": 1, "unusable": 1, "extra": 1},
-        **{"duplicate": 1, "wrong_size": 1, "constant": 1},
+        **{"duplicate": 1, "wrong_size": 1, "constant": 1, "converted": 0},
     }
     row = found.table.iloc[0]
     assert (row["n_images"], row["n_missing"], row["n_unscored"], row["nfe"]) == (6, 2, 2, 12)
