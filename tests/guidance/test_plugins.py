@@ -17,7 +17,7 @@ from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
 from autolora_eval.guidance.catalogue import INSTALLED, catalogue
 from autolora_eval.guidance.plugins import find_rule
-from autolora_eval.guidance.registry import method
+from autolora_eval.guidance.registry import method, methods
 from autolora_eval.plan import make_plan
 
 CLASS = """
@@ -186,7 +186,7 @@ def test_a_module_beside_the_benchmark_takes_no_library_s_place(
         ("diffusers.guidres.X", "Did you mean 'guiders'?"),
         ("TangentialClassifierFreeGuidance", "Did you mean 'diffusers.guiders.Tangential"),
         ("fadng", "Did you mean 'fading'?"),
-        ("zzz", "Known: autolora, cfg, lora, broken, cfg, fading, or the dotted path of one"),
+        ("zzz", f"Known: {', '.join(methods())}, broken, cfg, fading, or the dotted path of one"),
         ("os.path.join", "What makes an image by itself, (prompt, seed, model) → image, is named"),
         (".x", "is no dotted path such as"),
         ("a..b", "is no dotted path such as"),
