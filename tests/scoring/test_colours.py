@@ -1,0 +1,101 @@
+"""The colour histogram: its law, what does not change it, and a benchmark that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scored_run import write_images
+
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.files import write_json
+from autolora_eval.plan import make_plan
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import RunFolder
+from autolora_eval.scoring.diversity import diversity
+from autolora_eval.scoring.extractor import EXTRACTORS, Loading
+from autolora_eval.scoring.feature_file import read_features
+from autolora_eval.scoring.features import extract_features
+
+KIND = EXTRACTORS.find("colours")
+
+
+def vectors(images: list[np.ndarray], bins: int = 8) -> np.ndarray:
+    parameters = KIND.parameters.model_validate({"bins": bins})
+    loading = Loading(None, parameters, torch.device("cpu"), torch.float32, 4)
+    return KIND.load(loading)([Image.fromarray(image) for image in images])
+
+
+def noise(seed: int, size: tuple[int, int] = (12, 9)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def test_the_cosine_of_two_is_the_bhattacharyya_coefficient_of_their_colours() -> None:
+    """Counted pixel by pixel, in boxes of 64 values a side."""
+    images = [noise(0), noise(1)]
+    counts: list[dict[tuple[int, ...], float]] = [{}, {}]
+    for found, image in zip(counts, images, strict=True):
+        for pixel in image.reshape(-1, 3).tolist():
+            box = tuple(value // 64 for value in pixel)
+            found[box] = found.get(box, 0.0) + 1.0 / (12 * 9)
+    p, q = counts
+    expected = sum((p[box] * q.get(box, 0.0)) ** 0.5 for box in p)
+    a, b = vectors(images, bins=4)
+    assert a @ b == pytest.approx(expected, rel=1e-5)
+    assert (a @ a, b @ b) == pytest.approx((1.0, 1.0))
+
+
+def test_where_a_colour_is_does_not_matter() -> None:
+    image = noise(2)
+    moved = np.random.default_rng(0).permutation(image.reshape(-1, 3)).reshape(image.shape)
+    first, flipped, mixed = vectors([image, image[::-1].copy(), moved])
+    assert np.array_equal(first, flipped)
+    assert np.array_equal(first, mixed)
+
+
+def test_one_colour_is_one_box_and_other_colours_are_wholly_different() -> None:
+    plain = [np.full((4, 4, 3), colour, dtype=np.uint8) for colour in ((0, 0, 0), (255, 0, 9))]
+    found = vectors(plain, bins=2)
+    assert found.shape == (2, 8)
+    assert [np.flatnonzero(row).tolist() for row in found] == [[0], [4]]
+    assert diversity(found).value == 1.0
+
+
+def test_a_benchmark_names_it_with_its_parameter(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
+) -> None:
+    stated = {"extractor": "colours", "bins": 4}
+    plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"features": stated})))
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    write_json(folder.manifest, {})
+    write_images(plan, folder)
+    told = extract_features(plan, folder, Progress())
+    assert (told["model"], told["dim"], told["failed"]) == ("colours", 64, 0)
+    assert told["parameters"] == {"bins": 4}
+    features = read_features(folder.features(plan.cells[0].id))
+    files = [folder.images(plan.cells[0].id) / id_ for id_ in features.ids]
+    again = vectors([np.asarray(Image.open(file)) for file in files], bins=4)
+    assert np.array_equal(features.matrix, again)
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"bin": 4}, "features.bin: unknown key. Did you mean 'bins'?"),
+        ({"bins": 1}, "features.bins: Input should be greater than or equal to 2 (got 1)."),
+        ({"model": "dino"}, "features.model: unknown key."),
+    ],
+)
+def test_what_is_wrong_is_told(
+    problem: Callable[[object], str],
+    benchmark_data: dict[str, Any],
+    stated: dict[str, Any],
+    told: str,
+) -> None:
+    assert told in problem(benchmark_data | {"features": {"extractor": "colours", **stated}})
