@@ -118,6 +118,7 @@ def stated_cell(cell: Cell, plan: Plan) -> Json:
         "model": cell.model.spec.model_dump(mode="json"),
         "columns": cell.columns,
         "batch_size": plan.benchmark.spec.batch_size,
+        **({} if rule.identity == rule.name else {"rule": rule.identity}),
         **_code(cell),
     }
     return {

@@ -200,7 +200,8 @@ def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> N
         model = cell.model.spec.model_dump(mode="json")
         found = (cell.model.pipeline.location, cell.model.lora.location)
         model["pipeline"], model["lora"]["path"] = found  # "lora" and "./lora" are one place
-        same_work = content_key({"model": model, "columns": cell.columns})
+        rule = cell.method.rule.identity
+        same_work = content_key({"model": model, "columns": cell.columns, "rule": rule})
         # File systems that ignore case would put two folders into one.
         for key in (f"folder {cell.id.lower()}", f"work {same_work}"):
             if key in seen:

@@ -81,15 +81,25 @@ def score_images(
         UsageError: benchmark or images cannot be used as they stand.
         AutoLoRAEvalError: a stage failed. What was made so far is kept.
     """
-    from autolora_eval.image_sets.benchmark import set_name, write_set_benchmark
+    from autolora_eval.image_sets.benchmark import refuse_overlap, set_name, write_set_benchmark
     from autolora_eval.image_sets.read import read_image_set
 
     loaded = load_benchmark(benchmark)
     read_image_set(Path(images))
     folder = Path(output or Path("reports") / set_name(loaded, name))
+    refuse_overlap(Path(images), RunFolder(folder))
     file = folder / "benchmark.yaml"
+    is_new, folder_is_new = not file.exists(), not folder.exists()
     write_set_benchmark(loaded, Path(images), name, model, file)
-    return Stages.start(file, folder, limit_prompts, limit_seeds, progress).run()
+    try:
+        stages = Stages.start(file, folder, limit_prompts, limit_seeds, progress)
+    except UsageError:
+        if is_new:
+            file.unlink()
+        if folder_is_new:
+            folder.rmdir()
+        raise
+    return stages.run()
 
 
 class Stages:

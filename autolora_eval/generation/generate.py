@@ -172,7 +172,7 @@ def _look(
         for cell in cells:
             batch_size = plan.benchmark.spec.batch_size
             if cell.method.kind == "images":
-                imported[cell.id] = ImportedCell.find(cell, plan)
+                imported[cell.id] = ImportedCell.find(cell, plan, folder)
                 key = imported[cell.id].settings_key
             else:
                 key = settings_key(cell, what, batch_size, device.type, str(dtype))

@@ -9,6 +9,7 @@ from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, content_key, iterate_jsonl, sha256_bytes, write_jsonl
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.image_sets.account import account, counts, write_account
+from autolora_eval.image_sets.benchmark import refuse_overlap
 from autolora_eval.image_sets.entries import MAX_BYTES, ImageSet
 from autolora_eval.image_sets.inspect import Looked, look, opened
 from autolora_eval.image_sets.match import Matching, match
@@ -42,14 +43,21 @@ class ImportedCell:
     settings_key: str
 
     @classmethod
-    def find(cls, cell: Cell, plan: Plan) -> ImportedCell:
+    def find(cls, cell: Cell, plan: Plan, run: RunFolder | None = None) -> ImportedCell:
         """Match a cell's set with the plan.
+
+        Args:
+            cell: the cell.
+            plan: whose prompts and seeds.
+            run: where the images go; None to look only.
 
         Raises:
             UsageError: there is no such set, nothing in it fits, or two images claim one place.
         """
         rule = cell.method.rule
         assert isinstance(rule, ImageSetMethod)
+        if run is not None:
+            refuse_overlap(rule.place, run)
         images = read_image_set(rule.place)
         # An image beyond the limits of this run is none that the benchmark does not ask for.
         matching = match(images, make_plan(plan.benchmark).jobs).limited_to(plan.jobs)

@@ -57,6 +57,11 @@ class Rule:
     parameters: type[MethodParameters]
     code: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> str:
+        """What tells it from all others, where its name does not."""
+        return self.name
+
     def nfe(self, parameters: MethodParameters, num_steps: int) -> int | None:
         """Return the denoiser passes for one image; None if that is known once it has run."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from autolora_eval.benchmark.load import LoadedBenchmark, ResolvedModel
 from autolora_eval.benchmark.sources import MINIATURE, Lookup, Source
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.files import slug, write_text
+from autolora_eval.run_folder import RunFolder
 
-_HEAD = """\
-# Written by `autolora-eval score --images`: {benchmark} with the images of
-# {place} in place of its methods.
+_WRITTEN = "# Written by `autolora-eval score --images`"
+_HEAD = f"""\
+{_WRITTEN}: {{benchmark}} with the images of
+# {{place}} in place of its methods.
 """
 
 
@@ -23,8 +26,8 @@ def write_set_benchmark(
 ) -> None:
     """Write a benchmark that scores one image set by another benchmark's measure.
 
-    It names its files by absolute path, so that it can lie in the run folder; the published
-    values stay with the benchmark that they belong to.
+    It names its files as seen from the run folder, where it lies; the published values stay with
+    the benchmark that they belong to.
 
     Args:
         loaded: the benchmark whose prompts, seeds, extractor and judge are taken.
@@ -34,30 +37,75 @@ def write_set_benchmark(
         file: where to write.
 
     Raises:
-        UsageError: the benchmark has no such model.
+        UsageError: the benchmark has no such model, or the file is somebody else's.
     """
     chosen = model or next(iter(loaded.models))
     if chosen not in loaded.models:
         near = did_you_mean(chosen, loaded.models)
         raise UsageError(f"the benchmark has no model '{chosen}'.{near}")
+    here = file.parent
     data: dict[str, Any] = loaded.spec.model_dump(mode="json", exclude_unset=True)
     lookup = Lookup.beside(loaded.file)
     if isinstance(loaded.spec.prompts, str):
-        data["prompts"] = str(lookup.file(loaded.spec.prompts, "prompt file"))
-    data["models"] = {chosen: _model(data["models"][chosen], loaded.models[chosen])}
-    data["methods"] = {name: {"images": str(place.resolve())}}
+        data["prompts"] = _seen_from(here, lookup.file(loaded.spec.prompts, "prompt file"))
+    data["models"] = {chosen: _model(data["models"][chosen], loaded.models[chosen], here)}
+    data["methods"] = {name: {"images": _seen_from(here, place)}}
+    refuse_others(file, data["methods"])
     if loaded.features is not None:
-        data["features"] = {**data.get("features", {}), "model": _place(loaded.features)}
+        data["features"] = {**data.get("features", {}), "model": _place(loaded.features, here)}
     if loaded.spec.judge is not None:
-        data["judge"]["rubric"] = str(lookup.file(loaded.spec.judge.rubric, "rubric"))
+        rubric = lookup.file(loaded.spec.judge.rubric, "rubric")
+        data["judge"]["rubric"] = _seen_from(here, rubric)
     if loaded.judge is not None:
-        data["judge"]["model"] = _place(loaded.judge)
+        data["judge"]["model"] = _place(loaded.judge, here)
     data["name"] = set_name(loaded, name)
     data["description"] = f"Images made elsewhere, scored by the measure of {loaded.spec.name}."
     for key in ("baseline", "sweep", "reference"):
         data.pop(key, None)
-    head = _HEAD.format(benchmark=loaded.spec.name, place=place.name)
+    head = _HEAD.format(benchmark=loaded.spec.name, place=" ".join(place.name.split()))
     write_text(file, head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def refuse_others(file: Path, methods: dict[str, Any]) -> None:
+    """Stop before the benchmark or the scores of something else are written over.
+
+    Args:
+        file: the benchmark that is to be written, in its run folder.
+        methods: what it is to state of the images.
+
+    Raises:
+        UsageError: the file is somebody's own, or the folder holds other scores.
+    """
+    if not file.exists():
+        if (file.parent / "manifest.json").exists():
+            raise UsageError(f"'{file.parent}' holds another run. Name another --output.")
+        return
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith(_WRITTEN):
+        raise UsageError(
+            f"'{file}' is there, and no `score --images` wrote it. Name another --output."
+        )
+    if (yaml.safe_load(text) or {}).get("methods") != methods:
+        raise UsageError(
+            f"'{file.parent}' holds the scores of other images. Name these by --name or --output."
+        )
+
+
+def refuse_overlap(place: Path, run: RunFolder) -> None:
+    """Stop if a set would hold its own copies, or its copies would take its place.
+
+    Raises:
+        UsageError: the set is the run's, or the run folder lies in the set.
+    """
+    if not place.is_dir():
+        return  # a listing names its images
+    images, folder = place.resolve(), run.path.resolve()
+    kept = run.images("").resolve()
+    if folder == images or images in folder.parents or kept == images or kept in images.parents:
+        raise UsageError(
+            f"the images '{place}' and the run folder '{run.path}' lie in one another: copies and "
+            "figures would be taken for images of the set. Name another --output."
+        )
 
 
 def set_name(loaded: LoadedBenchmark, name: str) -> str:
@@ -65,16 +113,20 @@ def set_name(loaded: LoadedBenchmark, name: str) -> str:
     return f"{loaded.spec.name}-{slug(name)}"[:80]
 
 
-def _model(stated: dict[str, Any], found: ResolvedModel) -> dict[str, Any]:
+def _model(stated: dict[str, Any], found: ResolvedModel, here: Path) -> dict[str, Any]:
     """Return a model as any file can name it; it is not loaded, and its LoRA need not be here."""
-    lora = {**stated["lora"], "path": _place(found.lora)}
+    lora = {**stated["lora"], "path": _place(found.lora, here)}
     if found.lora.obtain:
         lora["obtain"] = found.lora.obtain
     size = dict(zip(("width", "height"), found.size, strict=True))
-    return {**stated, "pipeline": _place(found.pipeline), "lora": lora, **size}
+    return {**stated, "pipeline": _place(found.pipeline, here), "lora": lora, **size}
 
 
-def _place(source: Source) -> str:
-    """Return a source as any file can name it: a miniature or hub id as it is, else its path."""
+def _place(source: Source, here: Path) -> str:
+    """Return a source as a file in `here` names it: a miniature or hub id as it is, or its path."""
     is_path = source.kind in ("folder", "file") and not source.reference.startswith(MINIATURE)
-    return source.location if is_path else source.reference
+    return _seen_from(here, Path(source.location)) if is_path else source.reference
+
+
+def _seen_from(here: Path, file: Path) -> str:
+    return Path(os.path.relpath(file.resolve(), here.resolve())).as_posix()

@@ -29,9 +29,16 @@ class ImageSetMethod(Rule):
 
     Attributes:
         place: where they are.
+        stated: the place, as the benchmark names it.
     """
 
     place: Path
+    stated: str
+
+    @property
+    def identity(self) -> str:
+        """The place, which tells two sets of one name apart."""
+        return self.stated
 
     def nfe(self, parameters: MethodParameters, num_steps: int) -> int | None:
         """Return what their maker says of the passes; None if nothing."""
@@ -42,12 +49,17 @@ class ImageSetMethod(Rule):
 def image_set_method(stated: str, place: Path) -> ImageSetMethod:
     """Return the images at a place as a method.
 
+    Tables show its path only within the benchmark's folder: the rest is somebody's machine.
+
     Args:
         stated: the place, as the benchmark names it.
         place: where that is.
     """
+    path = Path(stated)
+    is_within = not path.is_absolute() and not {"..", "~"} & set(path.parts)
     return ImageSetMethod(
-        name=stated,
+        name=stated if is_within else place.name,
+        stated=stated,
         display_name="Images made elsewhere",
         summary="Images that were not made here: only what they show is measured.",
         source="made elsewhere",

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.cli import app
 from autolora_eval.errors import AutoLoRAEvalError, UsageError
+from autolora_eval.manifest import stated_cell
 from autolora_eval.plan import make_plan
 from autolora_eval.stages import run, score_images
 
@@ -225,3 +226,71 @@ def test_the_command_says_what_became_of_the_images(
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "reports" / "mine-A-private-one" / "report.pdf").is_file()
+
+
+def test_no_path_of_this_machine_stands_in_the_tables_or_the_report(
+    plain_images: Path, tmp_path: Path
+) -> None:
+    """Somebody's home is no part of a published result; the manifest keeps where they were."""
+    home = tmp_path / "home" / "alice" / "pictures"
+    shutil.copytree(plain_images, home)
+    found = score_images(home, write(tmp_path / "mine.yaml", judge=None), tmp_path / "out")
+    assert found.table["images"].tolist() == ["pictures"]
+    for name in ("table.csv", "table.md", "table.tex", "report.html"):
+        assert "alice" not in (tmp_path / "out" / name).read_text(encoding="utf-8")
+    assert "alice" in str(found.manifest["benchmark"]["methods"])
+
+
+def test_two_sets_of_one_folder_name_are_two_methods(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    for place in ("one", "two"):
+        (workplace / place / "pictures").mkdir(parents=True)
+        benchmark_data["methods"][place] = {"images": str(workplace / place / "pictures")}
+    plan = make_plan(load_benchmark(write_benchmark(benchmark_data)))
+    theirs = [cell for cell in plan.cells if cell.method.kind == "images"]
+    assert [cell.columns["images"] for cell in theirs] == ["pictures", "pictures"]
+    keys = {stated_cell(cell, plan)["plan_key"] for cell in theirs}
+    assert len(keys) == 2
+
+
+def test_scoring_a_set_writes_over_nothing_of_somebody_else(
+    plain_images: Path, tmp_path: Path
+) -> None:
+    benchmark = write(tmp_path / "here" / "benchmark.yaml", judge=None)
+    before = benchmark.read_bytes()
+    with pytest.raises(UsageError, match=r"benchmark\.yaml' .*Name another --output"):
+        score_images(plain_images, benchmark, tmp_path / "here")
+    assert benchmark.read_bytes() == before
+    score_images(plain_images, benchmark, tmp_path / "out")
+    shutil.copytree(plain_images, tmp_path / "others")
+    with pytest.raises(UsageError, match=r"holds the scores of other images.*--name or --output"):
+        score_images(tmp_path / "others", benchmark, tmp_path / "out")
+    assert len(score_images(plain_images, benchmark, tmp_path / "out").table) == 1
+    run_folder = tmp_path / "a run"
+    run_folder.mkdir()
+    (run_folder / "manifest.json").write_text('{"benchmark_file": "x"}', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"'.*a run' holds another run.*--output"):
+        score_images(plain_images, benchmark, run_folder)
+
+
+def test_a_set_and_its_run_folder_do_not_hold_each_other(
+    plain_images: Path, tmp_path: Path
+) -> None:
+    """On the second run the set would hold the first one's copies and figures."""
+    benchmark = write(tmp_path / "mine.yaml", judge=None)
+    for output in (plain_images / "out", plain_images):
+        with pytest.raises(UsageError, match="lie in one another"):
+            score_images(plain_images, benchmark, output)
+    assert not (plain_images / "out").exists()
+    out = tmp_path / "out"
+    shutil.copytree(plain_images, out / "images")
+    with pytest.raises(UsageError, match="lie in one another"):
+        score_images(out / "images", benchmark, out)
+
+
+def test_a_name_that_is_refused_leaves_nothing_behind(plain_images: Path, tmp_path: Path) -> None:
+    benchmark = write(tmp_path / "mine.yaml", judge=None)
+    with pytest.raises(UsageError):
+        score_images(plain_images, benchmark, tmp_path / "out", name="x" * 500)
+    assert not (tmp_path / "out").exists()
