@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, in_words, tally
+from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, in_words, tally
 from autolora_eval.text import clip, listed, number, of
 
 REASONS_SHOWN = 5
 CELLS_NAMED = 4
+DIFFERENCES_SHOWN = 6
+MESSAGE_LENGTH = 300
+# What is told of images that were made elsewhere, as the manifest has it and in words.
+_FINDINGS = {
+    "missing": "missing",
+    "unusable": "unusable",
+    "extra": "not asked for and left out",
+    "duplicate": "the same as another",
+    "wrong_size": "of another size than the model's",
+    "constant": "of one colour",
+    "converted": "converted",
+}
 
 
 def caveats(evidence: Evidence) -> list[str]:
@@ -14,6 +26,8 @@ def caveats(evidence: Evidence) -> list[str]:
     return [
         *_miniatures(evidence),
         *_limits(evidence),
+        *_differences(evidence),
+        *_made_elsewhere(evidence),
         *_images_missing(evidence),
         *_unscored(evidence),
         *_undefined(evidence),
@@ -57,6 +71,50 @@ def _limits(evidence: Evidence) -> list[str]:
         f"This run was limited{used} and does not cover the benchmark: "
         "its numbers are not the benchmark's."
     ]
+
+
+def _differences(evidence: Evidence) -> list[str]:
+    """Tell in what the runs of a comparison differ."""
+    stated = evidence.recorded("differences")
+    rows = [row for row in stated if isinstance(row, dict)] if isinstance(stated, list) else []
+    told = [
+        f"Of the runs compared: {clip(row.get('message'), MESSAGE_LENGTH)}"
+        for row in rows[:DIFFERENCES_SHOWN]
+    ]
+    if len(rows) > DIFFERENCES_SHOWN:
+        more = of(len(rows) - DIFFERENCES_SHOWN, "more difference")
+        told.append(f"Of the runs compared: {more}, in manifest.json.")
+    return told
+
+
+def _made_elsewhere(evidence: Evidence) -> list[str]:
+    """Tell which cells' images this package did not make, and what was wrong with them."""
+    ids = {str(row["cell"]) for row in evidence.rows}
+    sets = {
+        cell: found
+        for cell, found in evidence.section("image_sets").items()
+        if cell in ids and isinstance(found, dict)
+    }
+    told = [
+        f"{_cell(evidence, cell)}: {_account(found)}"
+        for cell, found in [*sets.items()][:CELLS_NAMED]
+    ]
+    if len(sets) > CELLS_NAMED:
+        more = of(len(sets) - CELLS_NAMED, "more cell was", "more cells were")
+        told.append(f"The images of {more} made elsewhere: image_sets/ has their accounts.")
+    return told
+
+
+def _account(found: Row) -> str:
+    counts = {name: int(number(found.get(name)) or 0) for name in ("matched", *_FINDINGS)}
+    wrong = [f"{counts[name]} {words}" for name, words in _FINDINGS.items() if counts[name]]
+    told = (
+        f"{of(counts['matched'], 'image')} of the benchmark made elsewhere, whose prompts, seeds "
+        f"and passes are what their maker says{': ' if wrong else ''}{', '.join(wrong)}."
+    )
+    if found.get("seeds_by_order"):
+        told += " No seeds are stated: pairs with other methods share no noise."
+    return told
 
 
 def _images_missing(evidence: Evidence) -> list[str]:

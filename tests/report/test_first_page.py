@@ -87,6 +87,41 @@ def test_its_caveats_stand_on_it(tmp_path: Path, make_run: Maker) -> None:
         assert "1 image is missing or cannot be read" in text
 
 
+def test_images_made_elsewhere_are_told_on_it(tmp_path: Path, make_run: Maker) -> None:
+    tables = make_run(methods=("LoRA", "Theirs"))
+    tables.manifest["image_sets"] = {
+        "SDXL--Theirs": {
+            "read_as": "tree of images",
+            "images": 9,
+            "matched": 5,
+            "seeds_by_order": True,
+            **{"missing": 1, "unusable": 2, "extra": 4, "duplicate": 0, "wrong_size": 3},
+        },
+        "SDXL--gone": {"matched": 77},
+    }
+    for text in first_pages(reported(tables, tmp_path / "run")):
+        assert "SDXL × Theirs: 5 images of the benchmark made elsewhere, whose prompts" in text
+        assert "1 missing, 2 unusable, 4 not asked for and left out, 3 of another size" in text
+        assert "No seeds are stated: pairs with other methods share no noise." in text
+        assert "the same as another" not in text
+        assert "77" not in text
+
+
+def test_what_compared_runs_differ_in_is_told_on_it(tmp_path: Path, make_run: Maker) -> None:
+    tables = make_run(methods=("LoRA", "AutoLoRA"))
+    messages = ["seeds: 3 in a, 4 in b; only the 3 that all have are compared.", "<b>&#x41; *x* $y"]
+    messages += [f"model '{n}' differs" for n in range(6)]
+    tables.manifest["differences"] = [
+        {"what": "seeds", "grave": "told", "message": message} for message in messages
+    ]
+    for text in first_pages(reported(tables, tmp_path / "run")):
+        assert f"Of the runs compared: {messages[0]}" in text
+        assert f"Of the runs compared: {messages[1]}" in text
+        assert "model '3' differs" in text
+        assert "model '4' differs" not in text
+        assert "Of the runs compared: 2 more differences, in manifest.json." in text
+
+
 def test_what_ails_many_cells_is_one_caveat(tmp_path: Path, make_run: Maker) -> None:
     tables = make_run(methods=tuple(f"M{n}" for n in range(7)), n_seeds=1)
     tables.table[["n_missing", "n_undefined_prompts"]] = [1, 2]
