@@ -1,0 +1,70 @@
+"""Classifier-free guidance in a limited interval of the steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, model_validator
+
+from autolora_eval.guidance.equations import in_interval, same
+from autolora_eval.guidance.registry import Method, MethodParameters
+
+if TYPE_CHECKING:
+    from diffusers.guiders import BaseGuidance
+
+# diffusers cuts start · steps down to a whole number: 0.29 · 100, just below 29, would be 28.
+_ROUNDING = 1e-11
+
+
+class CFGIntervalParameters(MethodParameters):
+    """Parameters of classifier-free guidance in a limited interval.
+
+    Attributes:
+        guidance_scale: w; the model's guidance scale where the benchmark does not say.
+        start: fraction of the steps after which guidance starts; before it the rule is w = 1.
+        stop: fraction of the steps after which guidance stops; from there the rule is w = 1.
+    """
+
+    guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
+    start: float = Field(default=0.0, ge=0.0, lt=1.0)
+    stop: float = Field(default=1.0, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _interval_is_not_reversed(self) -> CFGIntervalParameters:
+        if self.stop < self.start:
+            raise ValueError(f"stop ({self.stop}) must not be less than start ({self.start})")
+        return self
+
+    def with_model_defaults(self, guidance_scale: float) -> CFGIntervalParameters:
+        """Fill in w from the model."""
+        w = guidance_scale if self.guidance_scale is None else self.guidance_scale
+        return self.model_copy(update={"guidance_scale": w})
+
+
+def _passes(parameters: CFGIntervalParameters, step: int, num_steps: int) -> int:
+    p = parameters
+    assert p.guidance_scale is not None
+    acts = in_interval(step, num_steps, p.start, p.stop) and not same(p.guidance_scale, 1.0)
+    return 2 if acts else 1
+
+
+def _build(parameters: CFGIntervalParameters) -> BaseGuidance:
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    p = parameters
+    start, stop = (min(edge + _ROUNDING, 1.0) if edge else 0.0 for edge in (p.start, p.stop))
+    if start == 1.0:  # which diffusers refuses
+        return ClassifierFreeGuidance(p.guidance_scale, enabled=False)
+    return ClassifierFreeGuidance(p.guidance_scale, start=start, stop=stop)
+
+
+METHOD = Method(
+    name="cfg_interval",
+    display_name="LoRA+CFG in an interval",
+    summary="Classifier-free guidance of the LoRA-tuned model at a part of the steps.",
+    equation="ε_LoRA(x, ∅) + w (ε_LoRA(x, y) − ε_LoRA(x, ∅)) in [start, stop), else ε_LoRA(x, y)",
+    source="Kynkäänniemi et al. 2024, arXiv 2404.07724, with steps in place of noise levels",
+    parameters=CFGIntervalParameters,
+    predictions=_passes,
+    build=_build,
+)

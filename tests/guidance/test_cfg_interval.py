@@ -1,0 +1,106 @@
+"""CFG in a limited interval: its passes, CFG within and the conditional prediction outside."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.guiders import ClassifierFreeGuidance
+
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.guidance.equations import classifier_free_guidance
+from autolora_eval.guidance.registry import method
+from autolora_eval.plan import make_plan
+from autolora_eval.testing import check_guider
+
+RULE, CFG = method("cfg_interval"), method("cfg")
+INTERVALS = [(0.0, 1.0), (0.2, 0.8), (0.0, 0.5), (0.5, 1.0), (0.29, 0.57), (0.4, 0.4), (0.0, 0.0)]
+AT_THE_EDGE = [(1.0 - 2**-53, 1.0), (1.0 - 2**-53, 1.0 - 2**-53)]
+
+
+def predictions(stated: dict[str, float], num_steps: int) -> list[tuple[int, torch.Tensor]]:
+    """The passes and the combined prediction of every step, of made-up passes."""
+    guider = RULE.build(RULE.parameters.model_validate(stated).with_model_defaults(5.0))
+    embeds = (torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
+    found = []
+    for step in range(num_steps):
+        guider.set_state(step=step, num_inference_steps=num_steps, timestep=torch.tensor(step))
+        made = guider.prepare_inputs({"prompt_embeds": embeds})
+        passes = [cond(step), uncond(step)][: len(made)]
+        found.append((len(made), guider.forward(*passes).pred))
+    return found
+
+
+def cond(step: int) -> torch.Tensor:
+    return torch.full((1, 4, 2, 2), float(step + 1), dtype=torch.float64)
+
+
+def uncond(step: int) -> torch.Tensor:
+    return -2.0 * cond(step)
+
+
+@pytest.mark.parametrize(("start", "stop"), INTERVALS)
+@pytest.mark.parametrize("num_steps", [1, 7, 28, 100])
+def test_it_is_cfg_within_and_the_conditional_prediction_outside(
+    start: float, stop: float, num_steps: int
+) -> None:
+    # Hundredths of the steps in whole numbers, which have no rounding.
+    first, last = (round(100 * edge) * num_steps // 100 for edge in (start, stop))
+    stated = {"guidance_scale": 3.0, "start": start, "stop": stop}
+    parameters = RULE.parameters.model_validate(stated)
+    for step, (passes, found) in enumerate(predictions(stated, num_steps)):
+        within = first <= step < last
+        assert passes == RULE.predictions(parameters, step, num_steps) == (2 if within else 1)
+        guided = classifier_free_guidance(uncond(step), cond(step), 3.0)
+        assert torch.allclose(found, guided if within else cond(step), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("w", "num_steps"), list(itertools.product((0.0, 1.0, 5.0), (1, 10, 50))))
+def test_over_all_steps_it_is_cfg(w: float, num_steps: int) -> None:
+    own = RULE.parameters.model_validate({"guidance_scale": w})
+    plain = CFG.parameters.model_validate({"guidance_scale": w})
+    assert RULE.nfe(own, num_steps) == CFG.nfe(plain, num_steps)
+
+
+@pytest.mark.parametrize(("start", "stop"), AT_THE_EDGE)
+def test_an_interval_after_the_last_step_is_none(start: float, stop: float) -> None:
+    found = predictions({"guidance_scale": 3.0, "start": start, "stop": stop}, 10)
+    assert [passes for passes, _ in found] == [1] * 10
+
+
+def test_the_scale_is_the_models_where_it_is_not_stated() -> None:
+    assert [p.item() for p in predictions({}, 1)[0][1].flatten()[:1]] == [-2.0 + 5.0 * 3.0]
+
+
+def test_in_a_benchmark_it_takes_a_swept_interval(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
+) -> None:
+    methods = {"CFG": {"guider": "cfg"}, "Limited": {"guider": "cfg_interval"}}
+    data = benchmark_data | {"methods": methods, "sweep": {"interval": [[0.0, 1.0], [0.2, 0.5]]}}
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    nfe = {cell.title: cell.nfe for cell in plan.cells}
+    assert sorted(nfe.values()) == [13, 20, 20]  # of 10 steps 3, and all, with two passes
+    assert len(plan.cells) == 3, "CFG, which takes no interval, stands there once"
+
+
+def test_a_reversed_interval_is_refused(
+    problem: Callable[[object], str], benchmark_data: dict[str, Any]
+) -> None:
+    stated = {"guider": "cfg_interval", "start": 0.6, "stop": 0.5}
+    told = problem(benchmark_data | {"methods": {"CFG": stated}})
+    assert "stop (0.5) must not be less than start (0.6)" in told
+
+
+@pytest.mark.parametrize("model", ["sdxl", "sd3"])
+def test_its_guider_keeps_every_law_that_applies_in_a_pipeline_too(model: str) -> None:
+    built = RULE.build(RULE.parameters.model_validate({"guidance_scale": 3.0, "start": 0.2}))
+    stated = {"guidance_scale": 3.0, "start": built._start, "stop": built._stop}
+    results = check_guider(ClassifierFreeGuidance, model=model, **stated)
+    by_name = {result.name: result.status for result in results}
+    assert set(by_name.values()) <= {"passed", "not applicable"}
+    for law in ("runs_in_a_pipeline", "makes_the_passes_it_declares", "guidance_acts"):
+        assert by_name[law] == "passed"
