@@ -23,12 +23,24 @@ def baseline_row(evidence: Evidence, row: Row) -> Row | None:
     return named[0] if named else own[0] if len(own) == 1 else None
 
 
-def times(row: Row, base: Row | None, column: str) -> str:
-    """Return "2.0 ×" the baseline's; empty for the baseline itself, and where either is unknown."""
+def ratio(row: Row, base: Row | None, column: str) -> float | None:
+    """Return how many times the baseline's; None for the baseline, and where either is unknown."""
     ours, theirs = (number((r or {}).get(column)) for r in (row, base))
     if ours is None or not theirs or base is None or base["cell"] == row["cell"]:
-        return ""
-    return f"{ours / theirs:.2g} ×"
+        return None
+    return ours / theirs
+
+
+def times(row: Row, base: Row | None, column: str) -> str:
+    """Return `ratio` as "2 ×"; empty where there is none."""
+    found = ratio(row, base, column)
+    return "" if found is None else f"{found:.2g} ×"
+
+
+def times_note(evidence: Evidence) -> str:
+    """Return what "×" means: of a sweep, the baseline's cell may not be the one that is shown."""
+    there = " with the same swept parameters" if any(evidence.points.values()) else ""
+    return f"×: times the baseline's{there}."
 
 
 def cost_entries(evidence: Evidence, row: Row) -> list[Entry]:
@@ -65,33 +77,33 @@ def seconds(value: object) -> str:
 
 
 def cost_sentence(evidence: Evidence) -> str:
-    """Return what the methods cost beside the baseline, in one sentence; empty without one."""
-    told: dict[str, dict[str, None]] = {}
+    """Return what the methods cost beside the baseline, in one sentence; empty without one.
+
+    A sweep may change what an image costs: then a method has a range of each.
+    """
+    told: dict[str, dict[str, list[float]]] = {}
     for row in evidence.rows:
         base = baseline_row(evidence, row)
         if base is None or base["cell"] == row["cell"]:
             continue
-        calls, took = times(row, base, "nfe"), times(row, base, SECONDS_PER_IMAGE)
-        if calls:
-            name = clip(row["method"], NAME_LENGTH)
-            found = f"{calls.replace(' ', '')} the passes"
-            told.setdefault(name, {})[
-                f"{found}, {took.replace(' ', '')} the seconds" if took else found
-            ] = None
-    if not told:
-        return ""
-    # A sweep may change what an image costs: then a method has several costs.
+        for column, noun in (("nfe", "the passes"), (SECONDS_PER_IMAGE, "the seconds")):
+            found = ratio(row, base, column)
+            if found is not None:
+                own = told.setdefault(clip(row["method"], NAME_LENGTH), {})
+                own.setdefault(noun, []).append(found)
     costs = [
-        f"{name} {next(iter(found)) if len(found) == 1 else _range(list(found))}"
-        for name, found in list(told.items())[:METHODS_TOLD]
+        f"{name} {', '.join(f'{_range(found)} {noun}' for noun, found in own.items())}"
+        for name, own in list(told.items())[:METHODS_TOLD]
     ]
+    if not costs:
+        return ""
     return f"Beside {clip(evidence.baseline, NAME_LENGTH)}, one image costs: {'; '.join(costs)}."
 
 
-def _range(found: list[str]) -> str:
-    """Return the first and the last of several costs."""
-    by_size = sorted(found, key=lambda text: float(text.split("×")[0]))
-    return f"from {by_size[0]} up to {by_size[-1]}"
+def _range(found: list[float]) -> str:
+    """Return the least and the greatest of several ratios, as one where they are printed alike."""
+    least, most = f"{min(found):.2g}×", f"{max(found):.2g}×"
+    return least if least == most else f"{least} to {most}"
 
 
 def cost_table(evidence: Evidence) -> ResultTable:
@@ -108,7 +120,7 @@ def cost_table(evidence: Evidence) -> ResultTable:
         groups.append(Group(clip(model, NAME_LENGTH), lines))
     heads = [*columns, "NFE in all", *(["Judge calls"] if evidence.judged else [])]
     caption = (
-        "NFE: denoiser passes really made. ×: times the baseline's."
+        f"NFE: denoiser passes really made. {times_note(evidence)}"
         + (
             " Seconds: the median over a cell's images, on the machine of the run."
             if has_seconds(evidence)

@@ -87,17 +87,21 @@ def _called(evidence: Evidence, row: Row) -> str:
 
 
 def _verdict(evidence: Evidence, rows: Sequence[Row], first: Row, measure: Measure) -> str:
-    """Say with what the first is first, and how it stands to the baseline."""
+    """Say with what the first is first, how it stands to the baseline, and what comes next."""
     own = _value(first, measure)
-    if first["method"] == evidence.baseline:
-        others = [row for row in rows if row["method"] != evidence.baseline]
-        second = best_of(others, measure)
-        if second is None:
-            return f"with {own}; nothing else has a value."
-        stands = _stands(evidence, second, measure)
-        value = _value(second, measure)
-        return f"with {own}. Next is {_called(evidence, second)} with {value}{stands}."
-    return f"with {own}{_stands(evidence, first, measure)}."
+    is_baseline = first["method"] == evidence.baseline
+    second = best_of([row for row in rows if row["method"] != first["method"]], measure)
+    if second is None and is_baseline:
+        return f"with {own}; nothing else has a value."
+    stands = "" if is_baseline else _stands(evidence, first, measure)
+    # The baseline's cell that the first was compared with has been told of.
+    if second is None or second["cell"] == _compared(evidence, first["cell"], measure).get(
+        "baseline_cell", second["cell"] if second["method"] == evidence.baseline else None
+    ):
+        return f"with {own}{stands}."
+    value = _value(second, measure)
+    after = _stands(evidence, second, measure) if is_baseline else ""
+    return f"with {own}{stands}. Next is {_called(evidence, second)} with {value}{after}."
 
 
 def _value(row: Row, measure: Measure) -> str:
@@ -246,9 +250,11 @@ def _along(evidence: Evidence, measure: Measure, rows: Sequence[Row]) -> str:
     if not known:
         return f"{measure.label} not compared"
     middle = median(float(row["difference"]) for row in known)
-    sign = 1.0 if middle >= 0 else -1.0
-    way: Verdict = "higher" if middle >= 0 else "lower"
-    ahead = sum(sign * float(row["difference"]) > 0 for row in known)
+    up, down = (sum(s * float(row["difference"]) > 0 for row in known) for s in (1.0, -1.0))
+    # Where most points are ties the median says nothing of the others.
+    sign = -1.0 if (down, -middle) > (up, middle) else 1.0
+    way: Verdict = "higher" if sign > 0 else "lower"
+    ahead = up if sign > 0 else down
     told = sum(is_told(row) and verdict(row) == way for row in known)
     against = sum(is_told(row) and verdict(row) != way for row in known)
     other = f", {against} significantly the other way" if against else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from autolora_eval.analysis import layouts
 from autolora_eval.analysis.measures import Measure
-from autolora_eval.report.cost import cost_entries, cost_heads
+from autolora_eval.report.cost import cost_entries, cost_heads, times_note
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
 from autolora_eval.report.standing import best_settings, deciding_measure
 from autolora_eval.report.tables import (
@@ -106,7 +106,7 @@ def _by_cell(
         f"{f'{told} ' if told else ''}"
         f"{', '.join(f'{m.label}: {clean(m.display_name)}' for m in part)}. "
         f"{units(evidence)} Best{of_each} in bold; the arrow says which direction is better. "
-        f"{costs}; ×: times the baseline's."
+        f"{costs}. {times_note(evidence)}"
     )
     return ResultTable(caption, [*map(head, part), *cost_heads(evidence)], groups, notes.listed())
 

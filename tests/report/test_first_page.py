@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def test_it_says_so_when_the_baseline_is_first(tmp_path: Path, make_run: Maker) 
     for text in first_pages(reported(tables, tmp_path / "run")):
         assert "(Div-PC): LoRA, the baseline, is first with 0.900 [0.800, 1.000]. Next is" in text
         assert "Next is AutoLoRA with 0.388 [0.368, 0.411]; lower than LoRA by 0.512" in text
+
+
+def test_it_names_the_next_where_that_is_not_the_baseline(tmp_path: Path, make_run: Maker) -> None:
+    """Of 48 cells the best two can be as good as equal: the baseline alone would not tell."""
+    for text in first_pages(reported(make_run(methods=("LoRA", "A", "B")), tmp_path / "run")):
+        # Row n has a Div-PC of (0.111 + 0.02 n) (3.111 − 0.15 n).
+        assert re.search(r"\(Div-PC\): B is first with 0\.424 .* Next is A with 0\.388 \[", text)
 
 
 def test_it_claims_nothing_where_nothing_is_significant(tmp_path: Path, make_run: Maker) -> None:
@@ -146,6 +154,26 @@ def test_seconds_stand_beside_the_passes_where_they_were_taken(
         assert "AutoLoRA 2× the passes, 2.2× the seconds." in text
 
 
+def test_what_a_sweep_costs_is_a_range_of_each_kind(table1: RunFolder, tmp_path: Path) -> None:
+    """Passes are the same at all points; seconds are not, and LoRA+CFG's differ too."""
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(table1.path, folder.path)
+    table = open_run(folder.path).table
+    cells = table.assign(rank=table["lora_scale"].rank(method="dense"))
+    took = [
+        (row.cell, 16, row.rank if row.method == "LoRA" else 2.0)
+        for row in cells.itertuples(index=False)
+    ]
+    columns = ["cell", "n_timed", "seconds_per_image"]
+    pd.DataFrame(took, columns=columns).to_csv(folder.timings, index=False)
+    write_report(folder)
+    for text in first_pages(folder):
+        assert (
+            "LoRA 0.5× the passes, 0.5× to 6× the seconds; AutoLoRA 1× the passes, 1× the" in text
+        )
+        assert "×: times the baseline's with the same swept parameters." in text
+
+
 def test_of_48_cells_it_has_the_best_of_each_method(table1: RunFolder) -> None:
     table = open_run(table1.path).table
     for text in first_pages(table1):
@@ -174,6 +202,21 @@ def test_along_a_sweep_it_counts_where_a_method_is_ahead(table1: RunFolder) -> N
     )
     for text in first_pages(table1):
         assert expected in text
+
+
+def test_ties_along_a_sweep_do_not_turn_its_direction(tmp_path: Path, table1: RunFolder) -> None:
+    """Higher at 1, lower at 4 and equal at 7 of 12 points has the median 0, and is no "higher"."""
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(table1.path, folder.path)
+    rows = pd.read_csv(folder.comparisons)
+    own = rows.index[(rows["method"] == "LoRA") & (rows["measure"] == "diversity")]
+    rows.loc[own, "difference"] = [0.1, *[-0.2] * 4, *[0.0] * 7]
+    rows.loc[own, "low"], rows.loc[own, "high"] = (rows["difference"] + d for d in (-0.1, 0.1))
+    rows.loc[own, "p_holm"] = 0.01
+    rows.to_csv(folder.comparisons, index=False)
+    write_report(folder)
+    for text in first_pages(folder):
+        assert "Div lower at 4 of 12, 4 significantly: median 0.000, at most −0.200 [" in text
 
 
 def test_inside_the_sweep_is_laid_out_as_the_papers_table(table1: RunFolder) -> None:
