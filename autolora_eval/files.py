@@ -106,6 +106,16 @@ def slug(name: str) -> str:
     return safe or "unnamed"
 
 
+def run_name(text: str) -> str:
+    """Return `text` as the name of a benchmark: 80 letters, digits and . _ - at most.
+
+    >>> run_name("LoRA+CFG, twice"), run_name("_"), run_name("\u732b")
+    ('LoRA-CFG-twice', 'unnamed', 'unnamed')
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80].rstrip("-._")
+    return safe or "unnamed"
+
+
 def prompt_folder(prompt: str) -> str:
     """Return the folder name of a prompt's images: readable, and unique by a hash of the text.
 

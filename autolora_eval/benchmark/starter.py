@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -10,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from autolora_eval.benchmark.json_schema import NAME, json_schema
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
-from autolora_eval.files import slug, write_text
+from autolora_eval.files import run_name, write_text
 
 # The paper's CFG scales, and the pipelines' own steps.
 _DEFAULTS = {"sdxl": (50, 5.0), "sd3": (28, 7.0)}
@@ -48,7 +49,8 @@ def write_starter(
     )
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
     text = environment.get_template("starter.yaml.j2").render(
-        name=slug(file.stem),
+        name=run_name(file.stem),
+        file=shlex.quote(" ".join(file.name.split())),
         schema=NAME,
         pipeline=pipeline,
         lora=lora,
@@ -60,7 +62,7 @@ def write_starter(
     write_text(file, text)
     try:
         load_benchmark(file)
-    except UsageError:
+    except BaseException:
         file.unlink()
         raise
     target = file.parent / NAME

@@ -15,7 +15,7 @@ from autolora_eval.benchmark.sweep import Sweep
 from autolora_eval.comparing.conditions import Difference
 from autolora_eval.comparing.sources import SourceRun
 from autolora_eval.errors import UsageError, did_you_mean
-from autolora_eval.files import Json, slug
+from autolora_eval.files import Json, run_name, slug
 from autolora_eval.guidance.registry import MethodParameters, Rule
 from autolora_eval.plan import Cell, ImageJob, Plan
 from autolora_eval.rubric import Rubric
@@ -212,7 +212,7 @@ def _benchmark(
         judge["repeats"] = min(source.repeats for source in sources)
     spec = Benchmark.model_validate(
         {
-            "name": slug("-and-".join(label.replace("/", "-") for label in labels))[:80],
+            "name": run_name("-and-".join(labels)),
             "description": f"Cells of {len(labels)} runs: {', '.join(labels)}.",
             "prompts": list(dict.fromkeys(job.prompt for job in jobs)),
             "seeds": {"start": min(seeds), "count": len(set(seeds))},

@@ -11,7 +11,7 @@ import yaml
 from autolora_eval.benchmark.load import LoadedBenchmark, ResolvedModel
 from autolora_eval.benchmark.sources import MINIATURE, Lookup, Source
 from autolora_eval.errors import UsageError, did_you_mean
-from autolora_eval.files import slug, write_text
+from autolora_eval.files import run_name, write_text
 from autolora_eval.run_folder import RunFolder
 
 _WRITTEN = "# Written by `autolora-eval score --images`"
@@ -110,7 +110,7 @@ def refuse_overlap(place: Path, run: RunFolder) -> None:
 
 def set_name(loaded: LoadedBenchmark, name: str) -> str:
     """Return what the benchmark of an image set is called."""
-    return f"{loaded.spec.name}-{slug(name)}"[:80]
+    return run_name(f"{loaded.spec.name}-{name}")
 
 
 def _model(stated: dict[str, Any], found: ResolvedModel, here: Path) -> dict[str, Any]:

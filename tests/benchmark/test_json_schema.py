@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,24 @@ def test_what_cannot_load_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'sdxl'"):
         write_starter(tmp_path / "a.yaml", "miniature:sdxxl", MINIATURE[1], ["a cat"], None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("true.yaml", "true"),
+        ("2024.yaml", "2024"),
+        ("1e5.yml", "1e5"),
+        ("LoRA+CFG.yaml", "LoRA-CFG"),
+        ("_my $(x) \n- 猫.yaml", "my-x"),
+        (f"{'a' * 200}.yaml", "a" * 80),
+    ],
+)
+def test_a_first_benchmark_may_lie_in_a_file_of_any_name(
+    tmp_path: Path, name: str, called: str
+) -> None:
+    write_starter(tmp_path / name, *MINIATURE, ['a "cat" \\ #1: {no}'], None)
+    loaded = load_benchmark(tmp_path / name)
+    assert (loaded.spec.name, loaded.prompts) == (called, ('a "cat" \\ #1: {no}',))
+    shown = f"autolora-eval run {shlex.quote(' '.join(name.split()))}"
+    assert shown in (tmp_path / name).read_text(encoding="utf-8")

@@ -387,3 +387,12 @@ def test_nothing_can_be_run_in_a_comparison(
     assert isinstance(done.exception, UsageError)
     assert "is a comparison of runs" in str(done.exception)
     assert "autolora-eval report" in str(done.exception)
+
+
+def test_runs_of_any_folder_name_are_compared(halves: list[Path], tmp_path: Path) -> None:
+    """A run may lie in a folder whose name no benchmark could have."""
+    names = ("_LoRA+CFG", "a run; $(x) of 猫 and of " + "many letters " * 10)
+    runs = [half.rename(half.with_name(name)) for half, name in zip(halves, names, strict=True)]
+    joint, _ = compare(runs, tmp_path / "joint")
+    assert joint.manifest["benchmark"]["name"].startswith("LoRA-CFG-and-a-run-x-of-and-of-many")
+    assert len(joint.manifest["compared"]) == 2

@@ -294,3 +294,10 @@ def test_a_name_that_is_refused_leaves_nothing_behind(plain_images: Path, tmp_pa
     with pytest.raises(UsageError):
         score_images(plain_images, benchmark, tmp_path / "out", name="x" * 500)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_set_may_bear_a_methods_name(plain_images: Path, tmp_path: Path) -> None:
+    benchmark = write(tmp_path / "mine.yaml", judge=None)
+    found = score_images(plain_images, benchmark, tmp_path / "out", name="LoRA+CFG")
+    assert found.table["method"].tolist() == ["LoRA+CFG"]
+    assert found.manifest["benchmark"]["name"] == "mine-LoRA-CFG"
