@@ -13,6 +13,7 @@ from autolora_eval.benchmark import schema
 from autolora_eval.benchmark.schema import Benchmark
 from autolora_eval.files import Json
 from autolora_eval.guidance.registry import MethodParameters, methods
+from autolora_eval.scoring.diversity_measure import MEASURES
 from autolora_eval.scoring.extractor import DEFAULT, EXTRACTORS
 
 NAME = "benchmark.schema.json"
@@ -33,6 +34,7 @@ def json_schema() -> Json:
         if model.__name__ in definitions:
             _describe(definitions[model.__name__], model)
     definitions["Method"] = {"anyOf": [*_named(), _any_other("guider"), _any_other("sampler")]}
+    found["properties"]["diversity"]["items"]["examples"] = list(MEASURES.built_in())
     definitions["Features"] = _features(definitions["Features"])
     found["properties"]["methods"]["additionalProperties"] = {"$ref": "#/$defs/Method"}
     return {"$schema": DIALECT, "title": "autolora-eval benchmark", **found}

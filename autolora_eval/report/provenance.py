@@ -10,6 +10,7 @@ from typing import Any
 from autolora_eval.benchmark.sweep import INTERVAL, fields_of, value_text
 from autolora_eval.report.equations import Atom, atoms
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
+from autolora_eval.scoring.diversity_measure import recorded_measures
 from autolora_eval.text import NOT_RECORDED, clean, clip, count, number, of
 
 VALUE_LENGTH = 300
@@ -136,12 +137,23 @@ def manifest_facts(evidence: Evidence) -> list[Facts]:
         _benchmark(evidence),
         *(_model(name, model) for name, model in evidence.section("models").items()),
         Facts("Features", _flat(_without_counts(evidence.section("features")))),
+        *_other_measures(evidence),
         Facts("Judge", _judge(evidence)),
         *_human_ratings(evidence),
         Facts("Software", _software(evidence)),
         Facts("Hardware", _flat(evidence.section("hardware"))),
         Facts("Stages", _stages(evidence)),
     ]
+
+
+def _other_measures(evidence: Evidence) -> list[Facts]:
+    """Return what the measures of diversity beside equation (8) are."""
+    facts = []
+    for stated in recorded_measures(evidence.run.manifest, evidence.run.table):
+        told = [stated.get("equation"), stated["source"], _code(stated.get("code"))]
+        name = clip(stated["display_name"], NAME_LENGTH)
+        facts.append(Fact(name, _text("; ".join(str(part) for part in told if part))))
+    return [Facts("Diversity beside equation (8)", facts)] if facts else []
 
 
 def _benchmark(evidence: Evidence) -> Facts:

@@ -212,6 +212,7 @@ def test_the_report_has_them(make, missing: str | None) -> None:
     write_report(folder)
     page = folder.report_html.read_text(encoding="utf-8")
     assert "Vendi ↑" in page
+    assert VENDI.source in page
     assert ("Vendi score is undefined: needs at least 2 images, has 1" in page) == bool(missing)
     assert len(list(folder.figures.glob("*.svg"))) >= 3
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers import SiglipConfig as Siglip
 
-from autolora_eval.benchmark.json_schema import json_schema
+from autolora_eval.benchmark.json_schema import attribute_meanings, json_schema
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.errors import AutoLoRAEvalError, UsageError
@@ -33,7 +33,7 @@ from autolora_eval.files import content_key
 from autolora_eval.plan import Plan, make_plan
 from autolora_eval.progress import Progress
 from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.extractor import EXTRACTORS, Loading
+from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, Loading
 from autolora_eval.scoring.feature_file import read_features
 from autolora_eval.scoring.features import extract_features
 from autolora_eval.stages import state_plan
@@ -98,6 +98,12 @@ def test_a_timm_model_without_timm_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(AutoLoRAEvalError, match=r"cannot be loaded.*pip install timm"):
         by_kind(tmp_path, pictures(1))
+
+
+@pytest.mark.parametrize("kind", EXTRACTORS.built_in().values(), ids=lambda kind: kind.name)
+def test_every_shipped_kind_says_what_it_and_its_parameters_are(kind: ExtractorKind) -> None:
+    assert "" not in (kind.summary, kind.source)
+    assert attribute_meanings(kind.parameters).keys() == kind.parameters.model_fields.keys()
 
 
 # Somebody else's class.
