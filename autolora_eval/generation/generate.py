@@ -270,7 +270,7 @@ def sample_batch(
             size=cell.model.size,
             null_prompt=cell.model.spec.null_prompt,
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not rule.code or isinstance(error, AutoLoRAEvalError):
             raise
         raise AutoLoRAEvalError(

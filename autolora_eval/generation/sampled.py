@@ -49,7 +49,7 @@ class SampledCell:
     dataset: ImageDataset
     jobs: Sequence[ImageJob]
     failures: dict[str, str] = field(default_factory=dict)
-    first_error: Exception | None = None
+    first_error: BaseException | None = None
 
     def fill(self, model: SamplerModel, shared: OwnPipeline, advance: Advance) -> None:
         """Make the missing images, each written before the next is begun.
@@ -78,7 +78,7 @@ class SampledCell:
                 took = {SECONDS: round(time.perf_counter() - started, 4)}
             except AutoLoRAEvalError:
                 raise  # the model itself cannot be had
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # exit(0) would end the run as done
                 self._note(job, error)
             else:
                 counted = shared.rows if shared.is_loaded else None
@@ -98,7 +98,7 @@ class SampledCell:
             f"{tried} images. The first: {next(iter(self.failures.values()))}."
         )
 
-    def _note(self, job: ImageJob, error: Exception) -> None:
+    def _note(self, job: ImageJob, error: BaseException) -> None:
         self.first_error = self.first_error or error
         self.failures[job.file] = reason_of(error)
 
@@ -139,7 +139,7 @@ def sample_method(
     return shared
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Return in one line what went wrong in other people's code, and where in it that was."""
     if isinstance(error, UnusableImageError):
         return f"the sampler {error}"[:REASON_LENGTH]

@@ -63,6 +63,9 @@ def noisy(prompt, seed, model):
     drawn += int(85 * random.random()) + int(85 * torch.rand(1))
     return drawn.astype(np.uint8)
 
+def leaver(prompt, seed, model):
+    raise SystemExit(0)
+
 def odd_only(prompt, seed, model):
     if seed % 2 == 0:
         raise RuntimeError("even\\nseeds are not liked")
@@ -234,6 +237,15 @@ def test_a_sampler_that_makes_no_image_at_all_fails_the_run_once_the_others_are_
     reasons = [row["reason"] for row in read_jsonl(run.unmade("T--Bad"))]
     assert len(reasons) == count
     assert sum(reason.startswith("not tried after") for reason in reasons) == count - tried
+
+
+def test_a_sampler_that_leaves_the_program_fails_and_does_not_end_the_run_as_done(
+    plan_of, tmp_path
+) -> None:
+    plan = plan_of({"Leaver": {"sampler": "leaver"}, "Flat": {"sampler": "flat"}}, count=2)
+    with pytest.raises(AutoLoRAEvalError, match=r"every one of 2 images\. The first: SystemExit"):
+        made(plan, tmp_path / "run")
+    assert len(read_jsonl(RunFolder(tmp_path / "run").metadata("T--Flat"))) == 2
 
 
 def test_a_class_is_made_once_for_a_cell(plan_of, tmp_path) -> None:
