@@ -22,6 +22,7 @@ from autolora_eval.analysis.figures.style import (
     settle,
     values,
 )
+from autolora_eval.analysis.figures.window import cut, cut_axis
 from autolora_eval.analysis.figures.wording import beside, lacking, named_cells
 from autolora_eval.analysis.measures import Measure
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
@@ -88,6 +89,7 @@ def _draw(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) 
     for place, (axis, (measure, cost)) in enumerate(zip(grid.flat, pairs, strict=False)):
         draw_cells(axis, data, data.table, cost.column, measure.column)
         axis.margins(0.1)
+        cut_axis(axis, data.table, measure.column)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         if not both:
@@ -113,6 +115,7 @@ def _draw(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) 
 def _caption(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) -> str:
     parts = [f"Measures against {listed([cost.display_name for cost in costs])}."]
     parts.append("Further left is cheaper. Bars: 95 % intervals.")
+    parts += cut(data.table, measured)
     parts += beside(data, "a mark")
     for cost in COSTS:
         if not np.isfinite(values(data.table, cost.column)).any():

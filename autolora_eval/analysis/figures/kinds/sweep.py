@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -30,13 +31,13 @@ from autolora_eval.analysis.figures.style import (
     text_size,
     values,
 )
+from autolora_eval.analysis.figures.window import cut, cut_axis
 from autolora_eval.analysis.figures.wording import lacking
 from autolora_eval.analysis.measures import Measure
 from autolora_eval.files import slug
 from autolora_eval.text import fixed, listed
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
 FACETS = 4  # panels beside each other
@@ -195,6 +196,7 @@ def _draw(data: FigureData, sheet: _Sheet) -> Figure:
     drawn = {method: mark for (_, method), mark in reversed(marks(data.table).items())}
     for axis, (measure, facet) in zip(grid.flat, panels, strict=False):
         _panel(axis, data, sheet.sweep, facet, measure, drawn)
+        cut_axis(axis, _shown(sheet), measure.column)
     for axis in list(grid.flat)[len(panels) :]:
         axis.set_axis_off()
     _name_axes(grid, sheet, panels)
@@ -345,10 +347,15 @@ def _caption(data: FigureData, sheet: _Sheet) -> str:
         parts.append("A level without marks: a method that does not take the parameter.")
     if _has_published(sheet):
         parts.append("Hollow: published values.")
+    parts += cut(_shown(sheet), sheet.measured)
     if sheet.left_out:
         n = len(sheet.facets) + sheet.left_out
         parts.append(f"{len(sheet.facets)} of {n} panels are shown; the table has all values.")
     return " ".join([*parts, *lacking(data, [m.column for m in sheet.measured], _cells(sheet))])
+
+
+def _shown(sheet: _Sheet) -> pd.DataFrame:
+    return pd.concat([facet.cells for facet in sheet.facets])
 
 
 def _cells(sheet: _Sheet) -> list[str]:
