@@ -133,21 +133,27 @@ def _inputs(sources: Sources, cell: str) -> Iterator[tuple[str, Any]]:
     yield "run as", ", ".join(str(part) for part in placed if part)
     yield "settings key", sources.stated(cell).get("settings_key")
     features = sources.section("features")
-    yield "extractor", f"{_identity(features.get('identity'))}, key {features.get('key')}"
+    yield "extractor", _told(_identity(features.get("identity")), key=features.get("key"))
     judge = sources.section("judge")
     if judge:
-        yield "judge", f"{_identity(judge.get('identity'))}, key {judge.get('key')}"
-        yield "rubric", f"{judge.get('rubric_name')}, SHA-256 {judge.get('rubric_sha256')}"
+        yield "judge", _told(_identity(judge.get("identity")), key=judge.get("key"))
+        yield "rubric", _told(judge.get("rubric_name"), **{"SHA-256": judge.get("rubric_sha256")})
     run = sources.stated(cell).get("run")  # a comparison's cell is of one of its runs
     made_by = manifest if run is None else sources.section("compared", str(run))
     file = manifest.get("benchmark_file") if run is None else f"that of the run '{run}'"
-    yield "benchmark", f"{file}, SHA-256 {made_by.get('benchmark_sha256')}"
-    yield "prompts", f"SHA-256 {manifest.get('prompts_sha256')}"
+    yield "benchmark", _told(file, **{"SHA-256": made_by.get("benchmark_sha256")})
+    yield "prompts", _told(**{"SHA-256": manifest.get("prompts_sha256")})
     packages = made_by.get("packages") or {}
-    used = [f"{name} {packages[name]}" for name in PACKAGES if name in packages]
-    yield "software", f"autolora-eval {made_by.get('autolora_eval_version')}, {', '.join(used)}"
+    used = {"autolora-eval": made_by.get("autolora_eval_version")}
+    yield "software", _told(**used, **{name: packages.get(name) for name in PACKAGES})
     hardware = made_by.get("hardware") or {}
-    yield "hardware", ", ".join(str(v) for v in (hardware.get("device"), hardware.get("platform")))
+    yield "hardware", _told(hardware.get("device"), hardware.get("platform"))
+
+
+def _told(*known: object, **named: object) -> str:
+    """Join what is known; empty if nothing is."""
+    texts = [str(value) for value in known if value]
+    return ", ".join([*texts, *(f"{name} {value}" for name, value in named.items() if value)])
 
 
 def _identity(stated: Json | None) -> str:

@@ -50,6 +50,9 @@ def _what(sources: Sources, place: Place, row: Row) -> Facts:
         ("denoiser passes", text(made.get("nfe"))),
         ("settings key", text(made.get("settings_key"))),
     ]
+    if "source" in made:
+        told = f"{made['source']}, SHA-256 {made.get('source_sha256')}"
+        facts.append(("made elsewhere", text(told)))
     scores = [f"{measure.column} {fixed(row[measure.column], 2)}" for measure in sources.scores]
     if scores:
         facts.append(("scores", ", ".join(scores)))

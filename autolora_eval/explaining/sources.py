@@ -7,8 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from autolora_eval.analysis.measures import Measure, measures
 from autolora_eval.analysis.scores import planned_features
+from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, iterate_jsonl, sha256_file
 from autolora_eval.images import ImageError, open_image
 from autolora_eval.rubric import Score
@@ -95,10 +98,22 @@ class Sources:
         return next((row for row in rows if row.get("file_name") == image_id), {})
 
     def features(self, cell: str) -> CellFeatures | None:
-        """Return the features of a cell's images as they were scored; None if there is no file."""
+        """Return the features of a cell's images as they were scored; None if there is no file.
+
+        Raises:
+            AutoLoRAEvalError: the file is none of features.
+        """
         if cell not in self._features:
-            there = self.run.folder.features(cell).is_file()
-            found = planned_features(self.run.folder, self.images(cell)) if there else {}
+            file = self.run.folder.features(cell)
+            try:
+                found = (
+                    planned_features(self.run.folder, self.images(cell)) if file.is_file() else {}
+                )
+            except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                raise AutoLoRAEvalError(
+                    f"'{file}' cannot be read as features: {error}. Remove it, and have it made "
+                    f"anew by: autolora-eval score {self.run.folder.path}"
+                ) from error
             self._features[cell] = found.get(cell)
         return self._features[cell]
 

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from autolora_eval.analysis.table import write_tables
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.cli import app
-from autolora_eval.errors import UsageError
+from autolora_eval.errors import AutoLoRAEvalError, UsageError
 from autolora_eval.explaining import Account, explain, terminal
 from autolora_eval.explaining.account import Facts, Listing, Quote
 from autolora_eval.explaining.address import _ranges
-from autolora_eval.files import sha256_file
+from autolora_eval.files import read_jsonl, sha256_file, write_json, write_jsonl
 from autolora_eval.manifest import state_plan, update_manifest
 from autolora_eval.plan import Plan, make_plan
 from autolora_eval.run_folder import RunFolder, open_run
@@ -203,3 +203,27 @@ def test_the_command_for_more_is_one_that_a_shell_takes(plan: Plan, folder: RunF
     assert shlex.split(deeper) == ["autolora-eval", "explain", str(odd), CELL, "0"]
     deeper = explain(odd, CELL, "0").further[0]
     assert shlex.split(deeper) == ["autolora-eval", "explain", str(odd), CELL, "0", "3"]
+
+
+def test_features_that_are_none_are_named_with_what_to_do(folder: RunFolder) -> None:
+    folder.features(CELL).write_bytes(b"torn")
+    with pytest.raises(AutoLoRAEvalError, match=r"AutoLoRA\.safetensors' cannot be read.*score"):
+        explain(folder.path, CELL)
+
+
+def test_what_an_old_run_did_not_record_is_said_to_be_so(folder: RunFolder) -> None:
+    write_json(folder.manifest, {"benchmark_file": "small.yaml"})
+    made = facts(explain(folder.path, CELL), "Made with")
+    assert not any("None" in value for value in made.values())
+    names = ("prompts", "software", "hardware", "extractor")
+    assert [made[name] for name in names] == ["not recorded"] * 4
+
+
+def test_an_image_made_elsewhere_says_which_it_was(folder: RunFolder) -> None:
+    rows = [
+        {**row, "source": "theirs/3.png", "source_sha256": "5" * 64}
+        for row in read_jsonl(folder.metadata(CELL))
+    ]
+    write_jsonl(folder.metadata(CELL), rows)
+    told = facts(explain(folder.path, CELL, "0", 3), "What it is")
+    assert told["made elsewhere"] == f"theirs/3.png, SHA-256 {'5' * 64}"
