@@ -34,7 +34,7 @@ def ratio(row: Row, base: Row | None, column: str) -> float | None:
 def times(row: Row, base: Row | None, column: str) -> str:
     """Return `ratio` as "2 ×"; empty where there is none."""
     found = ratio(row, base, column)
-    return "" if found is None else f"{found:.2g} ×"
+    return "" if found is None else f"{found:.3g} ×"
 
 
 def times_note(evidence: Evidence) -> str:
@@ -102,7 +102,7 @@ def cost_sentence(evidence: Evidence) -> str:
 
 def _range(found: list[float]) -> str:
     """Return the least and the greatest of several ratios, as one where they are printed alike."""
-    least, most = f"{min(found):.2g}×", f"{max(found):.2g}×"
+    least, most = f"{min(found):.3g}×", f"{max(found):.3g}×"
     return least if least == most else f"{least} to {most}"
 
 

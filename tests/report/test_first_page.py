@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pypdf import PdfReader
 from report.readers import page, pdf_pages, reported
 from report.synthetic_run import Tables
 from report.table1_run import write_table1_run
@@ -151,7 +152,18 @@ def test_seconds_stand_beside_the_passes_where_they_were_taken(
     write_report(folder)
     for text in first_pages(folder):
         assert "s/image" in text
-        assert "AutoLoRA 2× the passes, 2.2× the seconds." in text
+        assert "AutoLoRA 2× the passes, 2.25× the seconds." in text
+
+
+@pytest.mark.parametrize("name", ["disney_princess_autolora_scale_miniature", "M" * 80])
+def test_the_benchmarks_name_is_one_word_where_there_is_room(
+    tmp_path: Path, make_run: Maker, name: str
+) -> None:
+    tables = make_run(methods=("LoRA", "AutoLoRA"))
+    tables.manifest["benchmark"]["name"] = name
+    text = PdfReader(reported(tables, tmp_path / "run").report_pdf).pages[0].extract_text()
+    assert text.replace("\u200b", "").replace("\n", "").count(name) == 2, "title and footer"
+    assert text.count(name) == (2 if "_" in name else 0)
 
 
 def test_what_a_sweep_costs_is_a_range_of_each_kind(table1: RunFolder, tmp_path: Path) -> None:
