@@ -43,6 +43,15 @@ def test_a_cell_without_a_value_has_no_mark_and_is_named() -> None:
     assert "Without a mark" not in drawings(KIND, made_up())[0].caption
 
 
+def test_a_panel_without_cells_says_so_and_has_no_curves() -> None:
+    data = made_up()
+    data = with_values(data, pc=dict.fromkeys(data.table["cell"]))
+    first, second = panels(draw(KIND, data))
+    assert [text.get_text() for text in first.texts] == ["no cell with both diversity and score"]
+    assert [line for line in first.lines if line.get_color() == "#c4c4c4"] == []
+    assert [line for line in second.lines if line.get_color() == "#c4c4c4"] != []
+
+
 FRONT = {"diversity": [0.4, 0.3, 0.35, 0.1], "pc": [1.0, 2.0, 3.0, 2.5]}
 
 

@@ -65,6 +65,11 @@ class _Panel:
         return places(self.cells, self.score.column, DIVERSITY.column)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no cell has both."""
+        return not np.isfinite(self.places).all(axis=1).any()
+
+    @property
     def published(self) -> Floats:
         """Published score and diversity of each cell, float64 [n, 2]."""
         columns = (f"{self.score.column}_reference", f"{DIVERSITY.column}_reference")
@@ -141,7 +146,8 @@ def _trade_off(data: FigureData) -> Figure:
         _draw_fronts(axis, panel)
     settle(figure)
     for axis, panel in panels_of:
-        _equal_products(axis, panel.score)
+        if not panel.is_empty:
+            _equal_products(axis, panel.score)
         columns = (panel.score.column, DIVERSITY.column)
         label_cells(axis, data, panel.cells, *columns, important=panel.front_cells)
     return figure
@@ -167,7 +173,7 @@ def _draw_panel(axis: Axes, data: FigureData, panel: _Panel) -> None:
         _draw_published(axis, panel, drawn)
     axis.margins(0.13)
     axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    if not np.isfinite(panel.places).all(axis=1).any():
+    if panel.is_empty:
         told = "no cell with both diversity and score"
         axis.text(0.5, 0.5, told, ha="center", transform=axis.transAxes, color=GREY)
 
