@@ -13,6 +13,7 @@ from autolora_eval.plan import Cell
 from autolora_eval.text import clean, fixed, interval, number, of, p_value
 
 SIGNIFICANCE = 0.05
+MOST_UNITS = 10_000
 Row = Mapping[str, Any]
 Verdict = Literal["higher", "lower", "not told", "no interval", "not compared"]
 
@@ -110,7 +111,14 @@ def _units_needed(row: Row) -> str:
     n = number(row.get("units_for_power_80"))
     if n is None:
         return ""
-    return f"; a difference of this size would need about {of(about(int(n)), unit_of(row))}"
+    return f"; a difference of this size would need {needed(n, unit_of(row))}"
+
+
+def needed(n: float, unit: str) -> str:
+    """Say about how many units are needed; beyond what anybody would make, only that."""
+    if n > MOST_UNITS:
+        return f"more than {MOST_UNITS:,} {unit}s"
+    return f"about {of(about(int(n)), unit)}"
 
 
 def about(n: int) -> int:

@@ -9,11 +9,13 @@ from typing import Literal
 
 from autolora_eval.analysis.measures import Measure
 from autolora_eval.analysis.sentences import (
+    MOST_UNITS,
     Verdict,
     about,
     clause,
     is_doubted,
     is_told,
+    needed,
     unit_of,
     units_ahead,
     verdict,
@@ -234,8 +236,8 @@ def _size(measure: Measure, row: Row) -> str:
 
 
 def _needs(row: Row) -> str:
-    needed = number(row.get("units_for_power_80"))
-    return f" (needs {of(about(int(needed)), unit_of(row))})" if needed else ""
+    n = number(row.get("units_for_power_80"))
+    return f" (needs {needed(n, unit_of(row)).removeprefix('about ')})" if n else ""
 
 
 def _claim(measure: Measure, row: Row, how: Verdict) -> str:
@@ -284,11 +286,11 @@ def certainty(evidence: Evidence) -> list[str]:
         f"{'is' if n_told == 1 else 'are'} significant: p below 0.05 after Holm's correction for "
         f"their number. Intervals are 95 %, paired over {of(n, unit)}."
     ]
-    needed = [text for m in evidence.measured if (text := _power(m, rows))]
-    if needed:
+    powers = [text for m in evidence.measured if (text := _power(m, rows))]
+    if powers:
         told.append(
             f"To find differences of these sizes 80 times in 100 takes about, in {unit}s: "
-            f"{'; '.join(needed)}."
+            f"{'; '.join(powers)}."
         )
     return told
 
@@ -302,5 +304,8 @@ def _power(measure: Measure, rows: Sequence[Row]) -> str:
     ]
     if not found:
         return ""
-    ends = f"{min(found):,}" if min(found) == max(found) else f"{min(found):,} to {max(found):,}"
+    least, most = min(found), max(found)
+    ends = f"{least:,}" if least <= MOST_UNITS else f"more than {MOST_UNITS:,}"
+    if least <= MOST_UNITS and most != least:
+        ends += f" to {most:,}" if most <= MOST_UNITS else f" to more than {MOST_UNITS:,}"
     return f"{measure.label} {ends}"
