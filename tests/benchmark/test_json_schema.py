@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,13 @@ import jsonschema
 import pytest
 import yaml
 
-from autolora_eval.benchmark.json_schema import attribute_meanings, json_schema
+from autolora_eval.benchmark.json_schema import NAME, attribute_meanings, json_schema
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.benchmark.schema import Benchmark, Judge, Lora, Model
 from autolora_eval.benchmark.starter import write_starter
 from autolora_eval.errors import UsageError
 from autolora_eval.guidance.registry import methods
-from autolora_eval.resources import shipped_benchmarks
+from autolora_eval.resources import shipped_benchmarks, shipped_root
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
 
@@ -26,9 +27,17 @@ def test_it_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(json_schema())
 
 
+def test_the_shipped_schema_is_that_of_the_loader() -> None:
+    """Made anew by `json.dumps(json_schema(), indent=1, ensure_ascii=False)` and a line break."""
+    text = (shipped_root() / "benchmarks" / NAME).read_text(encoding="utf-8")
+    assert text == json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
 @pytest.mark.parametrize("name", shipped_benchmarks())
-def test_every_shipped_benchmark_is_valid(name: str) -> None:
-    data = yaml.safe_load(shipped_benchmarks()[name].read_text(encoding="utf-8"))
+def test_every_shipped_benchmark_is_valid_and_names_the_schema(name: str) -> None:
+    text = shipped_benchmarks()[name].read_text(encoding="utf-8")
+    assert text.splitlines()[0] == f"# yaml-language-server: $schema={NAME}"
+    data = yaml.safe_load(text)
     assert [error.message for error in VALIDATOR.iter_errors(data)] == []
 
 
