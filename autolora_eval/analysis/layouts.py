@@ -36,11 +36,19 @@ class Results:
 
 @dataclass(frozen=True)
 class Entry:
-    """One place of a table: its text, its interval, and whether it is the best of its group."""
+    """One place of a table.
+
+    Attributes:
+        text: the number.
+        interval: in brackets; empty if there is none.
+        bold: whether it is the best of its group.
+        cell: the cell that it is of; empty if it is of none.
+    """
 
     text: str
     interval: str = ""
     bold: bool = False
+    cell: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,7 +228,7 @@ def _value(row: Row, measure: Measure, best: str | None) -> Entry:
     low, high = (row.get(f"{measure.column}_{end}") for end in ("low", "high"))
     is_within = text != DASH and _is_number(low) and _is_number(high)
     interval = f"[{fixed(low)}, {fixed(high)}]" if is_within else ""
-    return Entry(text, interval, bold=text != DASH and text == best)
+    return Entry(text, interval, bold=text != DASH and text == best, cell=str(row["cell"]))
 
 
 def _best(values: Sequence[Any], measure: Measure) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
@@ -86,6 +86,7 @@ class Gallery:
         listed: the first images, for browsers without script.
         data: what the script reads, as JSON knows it.
         script: its text.
+        cell_links: to the images of each cell that has some here, by cell.
     """
 
     shown: str
@@ -95,6 +96,7 @@ class Gallery:
     listed: list[ListedImage]
     data: dict[str, Any]
     script: str
+    cell_links: dict[str, str]
 
     @property
     def links(self) -> dict[str, str]:
@@ -115,6 +117,18 @@ def image_link(file: object) -> str:
         file: as `file` in scores.parquet.
     """
     return f"#image={quote(str(file), safe='/')}"
+
+
+def cell_link(facet: Mapping[str, str], filters: Sequence[Filter]) -> str:
+    """Return the link that shows the images of a cell, within the report.
+
+    Args:
+        facet: what tells it from the others; an empty value for what it does not take.
+        filters: those that there are.
+    """
+    known = {found.name for found in filters}
+    named = {f"cell.{name}": value for name, value in facet.items() if f"cell.{name}" in known}
+    return "&".join(["#gallery", *(f"{name}={quote(v, safe='/')}" for name, v in named.items())])
 
 
 def build_gallery(evidence: Evidence) -> Gallery:
@@ -144,9 +158,10 @@ def build_gallery(evidence: Evidence) -> Gallery:
         }
         for n, (image, tile) in enumerate(zip(shown, listed, strict=True))
     ]
+    filters = _filters(evidence, shown, facets, prompts)
     return Gallery(
         shown=_what_is_shown(evidence, shown),
-        filters=_filters(evidence, shown, facets, prompts),
+        filters=filters,
         scores=evidence.judged,
         orders=_orders(evidence),
         listed=listed[:LISTED_WITHOUT_SCRIPT],
@@ -159,6 +174,10 @@ def build_gallery(evidence: Evidence) -> Gallery:
             "batch": BATCH,
         },
         script=_script(),
+        cell_links={
+            str(evidence.rows[cell]["cell"]): cell_link(facets[cell], filters)
+            for cell in dict.fromkeys(image.cell for image in shown)
+        },
     )
 
 

@@ -50,6 +50,7 @@ def write_html(content: Content, gallery: Gallery, path: Path) -> None:
         pictures=pictures,
         gallery=gallery,
         links=gallery.links,
+        cell_links=gallery.cell_links,
         gallery_script=Markup(gallery.script),  # our own, and let run by its hash alone
     )
     write_text(path, page)

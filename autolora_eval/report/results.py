@@ -172,7 +172,7 @@ def _entry(entry: layouts.Entry, more: Sequence[layouts.Entry]) -> Entry:
     below = [entry.interval] if entry.interval else []
     if len(more) == 2 and more[0].text not in ("", DASH):
         below.append(f"{more[0].text} ({more[1].text})")
-    return Entry(entry.text, "\n".join(below), bold=entry.bold)
+    return Entry(entry.text, "\n".join(below), bold=entry.bold, cell=entry.cell)
 
 
 def _best(rows: Sequence[Row], measure: Measure) -> str | None:
@@ -189,7 +189,8 @@ def _value(evidence: Evidence, row: Row, measure: Measure, best: str | None, not
         return Entry(DASH, mark=notes.mark(_why_missing(evidence, row["cell"], measure)))
     text = fixed(value)
     within = interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
-    return Entry(text, within or "no interval", bold=text == best)
+    cell = str(row["cell"])
+    return Entry(text, within or "no interval", bold=text == best, cell=cell)
 
 
 def _why_missing(evidence: Evidence, cell: str, measure: Measure) -> str:

@@ -34,12 +34,14 @@ class Entry:
         sub: what stands small below it.
         bold: whether it is the best of its model.
         mark: letter of the note that says why there is no number.
+        cell: the cell that it is of; empty if it is of none.
     """
 
     text: str
     sub: str = ""
     bold: bool = False
     mark: str = ""
+    cell: str = ""
 
 
 @dataclass(frozen=True)

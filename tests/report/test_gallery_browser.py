@@ -283,6 +283,23 @@ def test_a_filter_is_kept_in_the_address(page: Browser, run: RunFolder) -> None:
     assert page.run("document.querySelector('[name=min]').value") == "2"
 
 
+def test_a_number_of_the_table_leads_to_the_images_of_its_cell(
+    page: Browser, run: RunFolder
+) -> None:
+    links = page.run(
+        "[...document.querySelectorAll('.results a')].map((a) => a.getAttribute('href'))"
+    )
+    cells = list(pd.read_parquet(run.table("parquet"))["cell"])
+    scores = scores_of(run)
+    distinct = list(dict.fromkeys(links))
+    assert len(distinct) == len(cells)
+    page.choose("[name=seed]", "0")  # a filter of the reader's own stays
+    for cell, link in [*zip(cells, distinct, strict=True)][::3]:
+        page.click(f".results a[href='{link}']")
+        of_cell = scores[(scores["cell"] == cell) & (scores["seed"] == 0)]
+        assert shown(page) == list(of_cell["file"])
+
+
 def test_it_works_in_a_viewer_that_keeps_the_address_to_itself(
     browser: Browser, run: RunFolder
 ) -> None:
