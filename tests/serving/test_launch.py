@@ -219,13 +219,15 @@ def test_a_worker_in_a_session_of_its_own_is_gone_too(spec, tmp_path: Path) -> N
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from autolora_eval.benchmark.schema import Judge
 from autolora_eval.serving import guard
 from autolora_eval.serving.launch import launched
 
 guard.GRACE_SECONDS = 1.0
+# A suite that runs in the background of a shell hands down that Ctrl-C is to be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 spec = Judge.model_validate_json(sys.argv[1])
 folder = Path(sys.argv[2])
 with launched(spec, folder / "server.log"):
