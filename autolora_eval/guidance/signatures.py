@@ -107,7 +107,7 @@ def _evaluated(call: Callable[..., Any], name: str) -> object:
     try:
         one = type("_One", (), {"__annotations__": {name: stated}})
         return typing.get_type_hints(one, getattr(call, "__globals__", {}))[name]
-    except Exception:
+    except Exception:  # an annotation is any code: one that fails leaves its value unchecked
         return None
 
 
