@@ -73,6 +73,27 @@ class ImageDataset:
             and sha256_file(file) == row["sha256"]
         )
 
+    def keep(self, told: Mapping[ImageJob, Mapping[str, object]]) -> set[ImageJob]:
+        """Take images of other settings for one's own, where what is told of them is the same.
+
+        Args:
+            told: of each job what an image of these settings would be told to be made of.
+
+        Returns:
+            The jobs of the images that were kept: they are whole, and need not be written again.
+        """
+        kept = set()
+        for job, what in told.items():
+            row = self.rows.get(job.file, {})
+            file = self.folder / job.file
+            same = row.items() >= what.items()
+            if same and file.is_file() and sha256_file(file) == row["sha256"]:
+                row["settings_key"] = self.settings_key
+                kept.add(job)
+        if kept:
+            self._write_rows()
+        return kept
+
     def add(
         self,
         jobs: Iterable[ImageJob],

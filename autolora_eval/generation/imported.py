@@ -93,6 +93,7 @@ class ImportedCell:
             How the set was read, and how many images each finding is told of.
         """
         wanted = set(jobs)
+        lacking = wanted - dataset.keep({j: self._source(j) for j in wanted & self.hashes.keys()})
         looked: dict[ImageJob, Looked] = {}
         found = sorted(self.matching.found, key=lambda job: (job.prompt_index, job.seed))
         for start in range(0, len(found), CHUNK):
@@ -103,7 +104,7 @@ class ImportedCell:
                     looked[job] = Looked(None, problem=self.hashes[job])
                     continue
                 looked[job] = look(data)
-                if looked[job].problem is None and job in wanted:
+                if looked[job].problem is None and job in lacking:
                     usable[job] = data
             told = [self._source(job) for job in usable]
             dataset.add(usable, map(opened, usable.values()), self.cell.nfe, told)

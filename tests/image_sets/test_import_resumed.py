@@ -16,6 +16,7 @@ from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.generation import imported
 from autolora_eval.image_sets.entries import Entry
+from autolora_eval.images import cell_images
 from autolora_eval.plan import make_plan
 from autolora_eval.progress import Progress
 from autolora_eval.run_folder import RunFolder
@@ -149,3 +150,27 @@ def test_an_empty_file_and_one_that_a_listing_only_names_are_told_apart(
         "unusable,a cat,3,nowhere.png,missing_file",
         "unusable,a dog,4,empty.png,corrupt_image",
     ]
+
+
+def test_one_image_more_and_one_replaced_leave_the_others_as_they_are(
+    file: Path, place: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "out")
+    generate(file, run.path)
+    first = {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")}
+    kept = next(path for path in first if path.match("a-cat*/3.png"))
+    shutil.copy(place / "a cat" / "3.png", place / "a cat" / "4.png")
+    shutil.copy(place / "a cat" / "3.png", place / "a dog" / "4.png")
+    told = generate(file, run.path)
+    assert (told["matched"], told["missing"], told["duplicate"]) == (4, 0, 2)
+    now = {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")}
+    unchanged = {path for path, inode in now.items() if first.get(path) == inode}
+    assert kept in unchanged
+    assert {path.relative_to(run.images(CELL)).name for path in unchanged} == {"3.png"}
+    assert len(unchanged) == 2
+    # The image that was replaced is the only one put aside.
+    assert [path.name for path in (run.path / "set_aside").rglob("*.png")] == ["4.png"]
+    plan = make_plan(load_benchmark(file))
+    cells = cell_images(plan, plan.cells[0], run)
+    assert all(image.sha256 is not None for image in cells)
+    assert len(cells) == 4
