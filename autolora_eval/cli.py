@@ -288,7 +288,9 @@ def methods(
 
 @app.command()
 def check(
-    guider: Annotated[str, typer.Argument(help="The dotted path of its class.")],
+    guider: Annotated[
+        str, typer.Argument(help="The dotted path of its class, or the name of a method.")
+    ],
     parameter: Annotated[
         list[str] | None,
         typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from autolora_eval.devices import require
@@ -157,6 +158,8 @@ def what_is(found: object) -> str:
     """Return in words what stands where something else was expected."""
     if isinstance(found, type):
         return "a class"
+    if isinstance(found, ModuleType):
+        return "a module"
     return "a function" if callable(found) else f"a value of {type(found).__name__}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 from packages import install_example, write_package
+from rich.console import Console
 
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
 from autolora_eval.guidance.catalogue import INSTALLED, catalogue
+from autolora_eval.guidance.laws.all_laws import LAWS
+from autolora_eval.guidance.laws.command import check
 from autolora_eval.guidance.plugins import find_rule
 from autolora_eval.guidance.registry import method, methods
 from autolora_eval.plan import make_plan
@@ -74,6 +78,21 @@ def test_a_guider_of_an_installed_package_goes_by_its_name(installed: Path) -> N
     parameters = rule.parameters.model_validate({"last_scale": 2}).with_model_defaults(3.0)
     assert parameters.model_dump() == {"guidance_scale": 3.0, "last_scale": 2.0}
     assert rule.nfe(parameters, 7) == 14
+
+
+def test_the_laws_are_tried_on_a_guider_of_an_installed_package_by_its_name(
+    installed: Path,
+) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    kept = check("fading", ["guidance_scale=3.0"], "sd3", console)
+    shown = console.file.getvalue()
+    assert kept, shown
+    # It has no window, and is for no pipeline that prepares inputs in another way.
+    assert f"fading on a tiny SD3: {len(LAWS) - 2} passed, 2 not applicable" in shown
+    with pytest.raises(UsageError, match=r"'broken' of example-methods 0\.3\.1 .* is broken"):
+        check("broken", [], "sd3", console)
+    with pytest.raises(UsageError, match="It is a sampler"):
+        check("clipped_noise", [], "sd3", console)
 
 
 def test_a_sampler_of_an_installed_package_goes_by_its_name(installed: Path) -> None:

@@ -115,6 +115,17 @@ def test_the_command_of_a_good_guider(command) -> None:
     assert f"faulty_guiders.Good on a tiny SD3: {len(LAWS)} passed" in shown
 
 
+def test_the_command_of_a_method_goes_by_its_name(command) -> None:
+    """Parameters are the method's own, and what it leaves to the model is 5."""
+    words = ("--model", "sd3", "--parameter", "stop=0.6")
+    code, shown = command("cfg_interval", *words)
+    assert code == 0, shown
+    assert f"cfg_interval on a tiny SD3: {len(LAWS)} passed" in shown
+    assert command("cfg_interval", *words, "--parameter", "guidance_scale=5.0") == (code, shown)
+    neutral = command("cfg_interval", *words, "--parameter", "guidance_scale=1.0")[1]
+    assert "the parameters are the neutral ones" in " ".join(neutral.split())
+
+
 def test_the_command_of_a_faulty_guider_in_a_file_beside_it(command, tmp_path) -> None:
     (tmp_path / "my_guider_for_test.py").write_text(
         "from diffusers.guiders import ClassifierFreeGuidance\n\n\n"
@@ -135,7 +146,14 @@ def test_the_command_of_a_faulty_guider_in_a_file_beside_it(command, tmp_path) -
     [
         (["diffusers.guiders.ClassifierFreGuidance"], "Did you mean 'ClassifierFreeGuidance'?"),
         (["no_such_package_here.Guider"], "no module 'no_such_package_here'"),
-        (["diffusers.guiders"], "is a module, not a guider class"),
+        (["diffusers.guiders"], "'diffusers.guiders' is a module, and no guider class."),
+        (["autolor"], "unknown guider 'autolor'. Did you mean 'autolora'?"),
+        (["autolora", "--parameter", "autolora_scal=2"], "Did you mean 'autolora_scale'?"),
+        (
+            ["autolora", "--parameter", "autolora_scale=-1.0"],
+            "'autolora': autolora_scale: Input should be greater than or equal to 0.",
+        ),
+        (["cfg_interval", "--parameter", "start=two"], "'cfg_interval': start: Input should be"),
         (["faulty_guiders.Good", "--parameter", "3.0"], "write --parameter name=value"),
         (["faulty_guiders.Good", "--parameter", "scale=3"], "Good has no parameter 'scale'."),
         (["faulty_guiders.Good", "--model", "sd4"], "sd4"),

@@ -1,27 +1,36 @@
-"""`autolora-eval check`: a guider by its dotted path, the laws of it as a table."""
+"""`autolora-eval check`: a guider by its name or dotted path, the laws of it as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from diffusers.guiders import BaseGuidance
+from pydantic import ValidationError
 from rich.console import Console
 
-from autolora_eval.errors import UsageError
+from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.guidance.code import load_dotted
+from autolora_eval.guidance.guiders import GuiderMethod, what_is
 from autolora_eval.guidance.laws.all_laws import LAWS, LawResult, judge
 from autolora_eval.guidance.laws.declaration import ModelName
 from autolora_eval.guidance.laws.law_table import show_laws
 from autolora_eval.guidance.laws.making import subject_of
+from autolora_eval.guidance.plugins import find_rule
+from autolora_eval.guidance.registry import Method
+
+W = 5.0  # of a method that leaves its CFG scale to the model
+_OWN_CHECK = "Value error, "
 
 
-def check(path: str, words: Sequence[str], model: ModelName, console: Console) -> bool:
+def check(stated: str, words: Sequence[str], model: ModelName, console: Console) -> bool:
     """Try all laws on a guider and print what they say.
 
     Args:
-        path: `package.module.MyGuider`; a module in the working folder is found too.
+        stated: `package.module.MyGuider`, of which a module in the working folder is found too;
+            or the name of a method, built in or of an installed package.
         words: `name=value` each, the value written as in YAML.
         model: the family of the tiny model that it is tried on.
         console: where to.
@@ -32,18 +41,45 @@ def check(path: str, words: Sequence[str], model: ModelName, console: Console) -
     Raises:
         UsageError: there is no such guider, or a parameter is wrong.
     """
-    found = load_dotted(path, [Path.cwd()])
-    if not isinstance(found, type):
-        raise UsageError(f"'{path}' is a {type(found).__name__}, not a guider class.")
-    parameters = dict(_parameter(word) for word in words)
+    guider, parameters = _guider(stated, dict(_parameter(word) for word in words))
     results: list[LawResult] = []
     with console.status("making a tiny model …") as status:
-        subject = subject_of(found, model=model, laws=None, parameters=parameters)
+        subject = subject_of(guider, model=model, laws=None, parameters=parameters)
         for result in judge(subject):
             results.append(result)
             status.update(f"law {len(results)} of {len(LAWS)} …")
-    show_laws(f"{path} on a tiny {model.upper()}", results, console)
+    show_laws(f"{stated} on a tiny {model.upper()}", results, console)
     return all(result.status != "failed" for result in results)
+
+
+def _guider(
+    stated: str, parameters: Mapping[str, Any]
+) -> tuple[type[BaseGuidance] | BaseGuidance, Mapping[str, Any]]:
+    """Return what is to be tested, and the parameters that are still to be given to it."""
+    is_path = "." in stated.replace(":", ".")
+    found: object = load_dotted(stated, [Path.cwd()]) if is_path else find_rule("guider", stated)
+    if isinstance(found, GuiderMethod):
+        return found.guider, parameters
+    if isinstance(found, Method):
+        return _built(found, parameters), {}
+    if not isinstance(found, type):
+        raise UsageError(f"'{stated}' is {what_is(found)}, and no guider class.")
+    return found, parameters
+
+
+def _built(method: Method, parameters: Mapping[str, Any]) -> BaseGuidance:
+    """Return the guider that a method makes of parameters as a benchmark states them."""
+    try:
+        stated = method.parameters.model_validate(parameters, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            near = did_you_mean(name, method.parameters.model_fields)
+            raise UsageError(f"'{method.name}' has no parameter '{name}'.{near}") from error
+        told = first["msg"].removeprefix(_OWN_CHECK)
+        raise UsageError(f"'{method.name}': {name or 'parameters'}: {told}.") from error
+    return method.build(stated.with_model_defaults(W))
 
 
 def _parameter(word: str) -> tuple[str, Any]:

@@ -54,8 +54,8 @@ def _build(parameters: CFGIntervalParameters) -> BaseGuidance:
     p = parameters
     start, stop = (min(edge + _ROUNDING, 1.0) if edge else 0.0 for edge in (p.start, p.stop))
     if start == 1.0:  # which diffusers refuses
-        return ClassifierFreeGuidance(p.guidance_scale, enabled=False)
-    return ClassifierFreeGuidance(p.guidance_scale, start=start, stop=stop)
+        return ClassifierFreeGuidance(guidance_scale=p.guidance_scale, enabled=False)
+    return ClassifierFreeGuidance(guidance_scale=p.guidance_scale, start=start, stop=stop)
 
 
 METHOD = Method(
