@@ -14,6 +14,7 @@ from autolora_eval.analysis.estimates import (
     product_estimate,
     ratio_estimate,
 )
+from autolora_eval.analysis.references import BoundMeasure, References
 from autolora_eval.scoring.diversity import Diversity, diversity, leave_one_out, unit_vectors
 from autolora_eval.scoring.diversity_measure import DiversityMeasure
 from autolora_eval.scoring.feature_file import CellFeatures
@@ -29,6 +30,7 @@ def prompt_diversities(
     scores: pd.DataFrame,
     features: Mapping[str, CellFeatures],
     extra: Iterable[DiversityMeasure] = (),
+    references: References | None = None,
 ) -> pd.DataFrame:
     """Return equation (8) of every cell and prompt, and the other measures of diversity.
 
@@ -36,12 +38,15 @@ def prompt_diversities(
         scores: one row an image.
         features: of each cell.
         extra: the other measures.
+        references: what those of them that need one are taken against.
 
     Returns:
         Columns cell, model, method, prompt_index, prompt, n, diversity, standard_error, reason;
-        of each other measure `<name>`, and `<name>_reason` where it is undefined.
+        of each other measure `<name>`, and `<name>_reason` where it is undefined; and
+        reference_cell, where any of them is taken against one.
     """
-    others = list(extra)
+    others, known = list(extra), references or References()
+    against = any(measure.against_reference for measure in others)
     rows = []
     for (cell, prompt_index), images in scores.groupby(["cell", "prompt_index"], sort=False):
         found = diversity_of(images, features[str(cell)])
@@ -57,7 +62,8 @@ def prompt_diversities(
                 "diversity": found.value,
                 "standard_error": found.standard_error,
                 "reason": found.reason,
-                **_measured(images, features[str(cell)], others),
+                **_measured(images, features[str(cell)], others, known),
+                **({"reference_cell": known.cells.get(str(cell))} if against else {}),
             }
         )
     frame = pd.DataFrame(rows)
@@ -68,9 +74,15 @@ def prompt_diversities(
 
 
 def _measured(
-    images: pd.DataFrame, features: CellFeatures, extra: Sequence[DiversityMeasure]
+    images: pd.DataFrame,
+    features: CellFeatures,
+    extra: Sequence[DiversityMeasure],
+    references: References,
 ) -> dict[str, float | str | None]:
-    found = {measure.name: diversity_of(images, features, measure) for measure in extra}
+    found = {
+        measure.name: diversity_of(images, features, references.bound(measure, images))
+        for measure in extra
+    }
     values: dict[str, float | str | None] = {}
     for name, one in found.items():
         values |= {name: one.value, f"{name}_reason": one.reason}
@@ -89,9 +101,7 @@ def diversity_of(
         features: the cell's features.
         measure: features [N, D] → the measure; equation (8) where not given.
     """
-    wanted = set(images["image_id"])
-    rows = [index for index, id_ in enumerate(features.ids) if id_ in wanted]
-    return measure(features.matrix[np.asarray(rows, dtype=np.intp)])
+    return measure(features.of(images["image_id"]))
 
 
 def cell_estimates(
@@ -100,6 +110,7 @@ def cell_estimates(
     features: CellFeatures,
     score_columns: Sequence[str],
     extra: Sequence[DiversityMeasure] = (),
+    references: References | None = None,
 ) -> Estimates:
     """Return a cell's diversity, mean scores, products and other measures of diversity, by column.
 
@@ -109,7 +120,9 @@ def cell_estimates(
         features: the cell's features.
         score_columns: the judge's scores.
         extra: the other measures of diversity, which the prompts' rows have too.
+        references: what those of them that need one are taken against.
     """
+    known = references or References()
     if len(prompts) > 1:
         units: list[Hashable] = prompts["prompt"].tolist()
         spread = mean_estimate(prompts["diversity"].to_numpy(), units)
@@ -128,7 +141,7 @@ def cell_estimates(
         estimates[measure.name] = (
             mean_estimate(prompts[measure.name].to_numpy(), units)
             if len(prompts) > 1
-            else _measure_over_seeds(images, features, measure)
+            else _measure_over_seeds(images, features, known.bound(measure, images))
         )
     return estimates
 
@@ -161,7 +174,7 @@ def _diversity_over_seeds(images: pd.DataFrame, features: CellFeatures) -> Estim
 
 
 def _measure_over_seeds(
-    images: pd.DataFrame, features: CellFeatures, measure: DiversityMeasure
+    images: pd.DataFrame, features: CellFeatures, measure: BoundMeasure
 ) -> Estimate:
     """Return a measure of one prompt's images and what it is without each seed, or group of seeds.
 

@@ -14,9 +14,10 @@ from autolora_eval.analysis.cells import (
     prompt_diversities,
     prompt_mean_products,
 )
-from autolora_eval.analysis.comparisons import compare_with_baseline
+from autolora_eval.analysis.comparisons import baseline_cells, compare_with_baseline
 from autolora_eval.analysis.layouts import Results, fitting
 from autolora_eval.analysis.measures import Measure, measures
+from autolora_eval.analysis.references import References
 from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import (
     join_scores,
@@ -50,7 +51,8 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     features = planned_features(folder, scores)
     scores = with_image_errors(scores, features, unmade_images(plan, folder))
     extra = list(plan.benchmark.diversity.values())
-    prompts = prompt_diversities(scores, features, extra)
+    references = References(reference_cells(plan), scores, features.get)
+    prompts = prompt_diversities(scores, features, extra, references)
     rubric = plan.benchmark.rubric
     columns = [] if rubric is None else list(rubric.scores)
     estimates = {
@@ -60,6 +62,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
             features[cell.id],
             columns,
             extra,
+            references,
         )
         for cell in plan.cells
     }
@@ -123,6 +126,12 @@ def _passes(cell: Cell, images: pd.DataFrame) -> float | None:
         return None
     mean = float(counted.mean())
     return int(mean) if mean.is_integer() else mean
+
+
+def reference_cells(plan: Plan) -> dict[str, str]:
+    """Return the cell that each other's diversity is compared with, where a measure does that."""
+    reference = plan.benchmark.spec.diversity_reference
+    return {} if reference is None else baseline_cells(plan.cells, reference)
 
 
 def _measures(plan: Plan) -> list[Measure]:

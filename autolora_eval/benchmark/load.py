@@ -171,7 +171,7 @@ class _Resolver:
         diversity = self._diversity()
         rubric, judge = self._judge()
         reference = self._try(("reference",), self._reference)
-        self._check_baseline()
+        self._check_named_methods()
         if not self.problems:
             self._check_combinations(models, methods, sweep, rubric, diversity)
         if self.problems:
@@ -314,7 +314,8 @@ class _Resolver:
             return None
 
     def _diversity(self) -> dict[str, DiversityMeasure]:
-        found, problems = find_measures(self.spec.diversity, self.lookup.folders)
+        has_reference = self.spec.diversity_reference is not None
+        found, problems = find_measures(self.spec.diversity, self.lookup.folders, has_reference)
         for place, problem in problems:
             self.problems.append(f"{self.document.where(('diversity', str(place)))}: {problem}")
         return found
@@ -348,13 +349,13 @@ class _Resolver:
         reference = self.spec.reference
         return None if reference is None else self.lookup.file(reference, "reference table")
 
-    def _check_baseline(self) -> None:
-        baseline = self.spec.baseline
-        if baseline is not None and baseline not in self.spec.methods:
-            near = did_you_mean(baseline, self.spec.methods)
-            self.problems.append(
-                f"{self.document.where(('baseline',))}: '{baseline}' is none of the methods.{near}"
-            )
+    def _check_named_methods(self) -> None:
+        for key in ("baseline", "diversity_reference"):
+            name = getattr(self.spec, key)
+            if name is not None and name not in self.spec.methods:
+                near = did_you_mean(name, self.spec.methods)
+                where = self.document.where((key,))
+                self.problems.append(f"{where}: '{name}' is none of the methods.{near}")
 
 
 def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:

@@ -202,6 +202,8 @@ class Benchmark(_Strict):
         features: the extractor.
         diversity: measures of diversity beside equation (8), which is always taken: `vendi`,
             `mean_distance`, or the dotted path of any `DiversityMeasure`. None is in a product.
+        diversity_reference: the method whose images those of the others are compared with, by
+            measures of diversity that need a reference set. Images made elsewhere may be one.
         judge: the judge; without one only diversity is measured.
         reference: CSV of published values (model, method, columns as in `table.csv`).
         device: `auto` takes CUDA where there is one, or `cpu`, `cuda`, `cuda:1`, `mps`.
@@ -225,6 +227,7 @@ class Benchmark(_Strict):
     baseline: Name | None = None
     features: Features = Features()
     diversity: list[Ref] = Field(default=[], max_length=16)
+    diversity_reference: Name | None = None
     judge: Judge | None = None
     reference: Ref | None = None
     device: Annotated[

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from autolora_eval.comparing.sources import SourceRun
 from autolora_eval.errors import UsageError
 from autolora_eval.files import Json
-from autolora_eval.scoring.diversity_measure import installed_measure
+from autolora_eval.scoring.diversity_measure import installed_measure, needs_reference
 
 Grave = Literal["refused", "judges", "told"]
 
@@ -89,8 +89,13 @@ def _measures(sources: Sequence[SourceRun]) -> list[Difference]:
     sections = [source.section("diversity_measures") for source in sources]
     names = dict.fromkeys(name for section in sections for name in section)
     left = [name for name in names if not all(name in section for section in sections)]
-    lost = [name for name in names if name not in left and installed_measure(name) is None]
+    shared = [name for name in names if name not in left]
+    against = [name for name in shared if needs_reference(sections[0][name])]
+    lost = [n for n in shared if n not in against and installed_measure(n) is None]
     found = []
+    if against:
+        message = "measures of diversity against a reference set, which no two runs share, are "
+        found.append(Difference("diversity", "told", f"{message}left out: {', '.join(against)}."))
     if left:
         message = f"measures of diversity that not all runs have are left out: {', '.join(left)}."
         found.append(Difference("diversity", "told", message))

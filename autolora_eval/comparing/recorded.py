@@ -19,7 +19,11 @@ from autolora_eval.files import Json, run_name, slug
 from autolora_eval.guidance.registry import MethodParameters, Rule
 from autolora_eval.plan import Cell, ImageJob, Plan
 from autolora_eval.rubric import Rubric
-from autolora_eval.scoring.diversity_measure import DiversityMeasure, installed_measure
+from autolora_eval.scoring.diversity_measure import (
+    DiversityMeasure,
+    installed_measure,
+    needs_reference,
+)
 
 _KINDS = ("guider", "sampler", "images")
 
@@ -243,10 +247,14 @@ def _benchmark(
 
 
 def shared_measures(sources: Sequence[SourceRun]) -> dict[str, DiversityMeasure]:
-    """Return the measures of diversity that all runs have and whose code is installed here."""
+    """Return the measures of diversity that all runs have and whose code is installed here.
+
+    One against a reference set is left out: a run has its own.
+    """
     sections = [source.section("diversity_measures") for source in sources]
     shared = [name for name in sections[0] if all(name in section for section in sections)]
-    found = {name: installed_measure(name) for name in shared}
+    alone = [name for name in shared if not needs_reference(sections[0][name])]
+    found = {name: installed_measure(name) for name in alone}
     return {name: measure for name, measure in found.items() if measure is not None}
 
 

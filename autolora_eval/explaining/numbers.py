@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autolora_eval.analysis.cells import diversity_of
 from autolora_eval.analysis.measures import Measure
+from autolora_eval.analysis.references import BoundMeasure
 from autolora_eval.explaining.sources import Sources
-from autolora_eval.scoring.diversity import Diversity, Floats, diversity, unit_vectors
-from autolora_eval.scoring.feature_file import Matrix
+from autolora_eval.scoring.diversity import Floats, diversity, unit_vectors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Tables hold twelve digits, features are float32.
 TOLERANCE = 1e-6
@@ -24,22 +29,23 @@ def remade(sources: Sources, cell: str) -> dict[str, float]:
     score the mean over the scored images, and a product that of the two. A measure of somebody
     else whose code is not here is left out.
     """
-    found = {"diversity": _diversity(sources, cell)}
-    found |= {column: _diversity(sources, cell, f) for column, f in sources.extra.items()}
-    for measure in sources.scores:
-        found[measure.column] = _score(sources, cell, measure)
-        found[f"div_{measure.column}"] = found["diversity"] * found[measure.column]
+    found = {"diversity": _diversity(sources, cell, lambda images: diversity)}
+    for column, measure in sources.extra.items():
+        found[column] = _diversity(sources, cell, partial(sources.references.bound, measure))
+    for score in sources.scores:
+        found[score.column] = _score(sources, cell, score)
+        found[f"div_{score.column}"] = found["diversity"] * found[score.column]
     return found
 
 
 def _diversity(
-    sources: Sources, cell: str, measure: Callable[[Matrix], Diversity] = diversity
+    sources: Sources, cell: str, measure_of: Callable[[pd.DataFrame], BoundMeasure]
 ) -> float:
     features = sources.features(cell)
     if features is None:
         return math.nan
     groups = sources.images(cell).groupby("prompt_index", sort=False)
-    values = [diversity_of(images, features, measure).value for _, images in groups]
+    values = [diversity_of(images, features, measure_of(images)).value for _, images in groups]
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else math.nan
 

@@ -39,6 +39,8 @@ def _what(sources: Sources, place: Place, prompt: str) -> Facts:
         if found["diversity"] != found["diversity"]:
             value = f"undefined: {text(found['reason'])}"
         facts += [("diversity", value), ("images in it", str(found["n"]))]
+        if isinstance(found.get("reference_cell"), str):
+            facts.append(("compared with", found["reference_cell"]))
         for measure in (one for one in sources.measures if one.kind == "extra"):
             why = f"undefined: {text(found.get(f'{measure.column}_reason'))}"
             known_here = found[measure.column] == found[measure.column]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from autolora_eval.analysis.measures import Measure, measures
+from autolora_eval.analysis.references import References
 from autolora_eval.analysis.scores import planned_features
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, iterate_jsonl, sha256_file
@@ -65,6 +66,16 @@ class Sources:
         """
         found = [installed_measure(name) for name in self.section("diversity_measures")]
         return {measure.name: measure for measure in found if measure is not None}
+
+    @cached_property
+    def references(self) -> References:
+        """What measures that need a reference set were taken against."""
+        known = self.run.diversity
+        if "reference_cell" not in known:
+            return References()
+        told = known.dropna(subset=["reference_cell"])
+        cells = dict(zip(told["cell"], told["reference_cell"], strict=True))
+        return References(cells, self.run.scores, self.features)
 
     @property
     def scores(self) -> list[Measure]:

@@ -169,6 +169,7 @@ def _benchmark(evidence: Evidence) -> Facts:
         "prompt file": settings.get("prompts") if isinstance(settings.get("prompts"), str) else "",
         "seeds": _seeds(seeds) if isinstance(seeds, list) else None,
         "baseline": evidence.baseline,
+        "diversity reference": settings.get("diversity_reference") or "",
         "device": settings.get("device"),
         "dtype": settings.get("dtype"),
         "batch size": settings.get("batch_size"),

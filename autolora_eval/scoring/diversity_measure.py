@@ -17,9 +17,14 @@ from autolora_eval.errors import UsageError
 from autolora_eval.files import Json
 from autolora_eval.guidance.code import code_of
 from autolora_eval.scoring.diversity import Diversity, Floats, unit_vectors
+from autolora_eval.text import of
 
 _KEYS = {"name", "display_name", "label", "higher_is_better", "source"}
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_WANTS_REFERENCE = (
+    "compares with a reference set: name the method whose images are it, 'diversity_reference: …', "
+    "beside 'diversity'. Images made elsewhere may be one."
+)
 # Columns of the tables that a measure cannot be called.
 _TAKEN = ("diversity", "cell", "model", "method", "prompt", "seed", "nfe", "n", "reason")
 
@@ -32,13 +37,18 @@ class DiversityMeasure:
         name: the word for it in a benchmark file, and its column: lower case, digits and `_`.
         display_name: in figures and reports.
         label: short form for table heads.
-        function: features, float64 [N, D], finite, one row an image, in any order → the measure.
+        function: features, float64 [N, D], finite, one row an image, in any order → the measure;
+            where it is taken against a reference, (features, those of the reference, float64
+            [M, D]) → the measure.
         higher_is_better: direction.
         low: least possible value.
         high: greatest possible value.
         equation: the formula, as text.
         source: paper or library.
         least_images: below so many it is undefined.
+        against_reference: whether it compares with a reference set, the images of the method that
+            the benchmark calls `diversity_reference`, of the same prompt.
+        least_reference: below so many images of the reference it is undefined.
         code: what of other people's code it is: distribution, hash of the sources; empty for what
             is built in.
     """
@@ -46,20 +56,25 @@ class DiversityMeasure:
     name: str
     display_name: str
     label: str
-    function: Callable[[Floats], float]
+    function: Callable[..., float]
     higher_is_better: bool = True
     low: float
     high: float = math.inf
     equation: str
     source: str
     least_images: int = 2
+    against_reference: bool = False
+    least_reference: int = 1
     code: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(self, features: npt.ArrayLike) -> Diversity:
+    def __call__(
+        self, features: npt.ArrayLike, reference: npt.ArrayLike | None = None
+    ) -> Diversity:
         """Return the measure of a set of feature vectors.
 
         Args:
             features: float [N, D], one row an image.
+            reference: float [M, D], those of the reference, for a measure that compares with one.
 
         Returns:
             The value without a standard error; None with a reason where it is undefined: too few
@@ -67,24 +82,35 @@ class DiversityMeasure:
             something else than a finite number.
 
         Raises:
-            ValueError: `features` is not a matrix.
+            ValueError: `features` or `reference` is not a matrix.
         """
-        matrix = np.asarray(features, dtype=np.float64)
-        if matrix.ndim != 2:
-            raise ValueError(f"expected features of shape [N, D], got {list(matrix.shape)}")
-        n = len(matrix)
-        if n < self.least_images:
-            return Diversity(None, None, n, f"needs at least {self.least_images} images, has {n}")
-        if not (matrix.shape[1] and np.isfinite(unit_vectors(matrix)).all()):
-            return Diversity(None, None, n, "a feature vector is zero or not finite")
+        given = [_matrix(features)]
+        n = len(given[0])
+        if self.against_reference:
+            given.append(_matrix(np.zeros((0, 1)) if reference is None else reference))
+        reason = self._undefined(*given)
+        if reason is not None:
+            return Diversity(None, None, n, reason)
         try:
-            value = float(self.function(matrix))
+            value = float(self.function(*given))
         except Exception as error:  # of somebody else's code: told of, and nothing else is lost
             told = " ".join(str(error).split())
             return Diversity(None, None, n, f"{self.name}: {type(error).__name__}: {told:.200}")
         if not math.isfinite(value):
             return Diversity(None, None, n, f"{self.name} is {value}")
         return Diversity(value, None, n)
+
+    def _undefined(self, matrix: Floats, reference: Floats | None = None) -> str | None:
+        """Return why there is no value of these features; None if there may be one."""
+        if len(matrix) < self.least_images:
+            return f"needs at least {of(self.least_images, 'image')}, has {len(matrix)}"
+        if reference is not None and len(reference) < self.least_reference:
+            least = of(self.least_reference, "image")
+            return f"needs at least {least} of the reference, which has {len(reference)}"
+        known = [matrix] if reference is None else [matrix, reference]
+        if not all(one.shape[1] and np.isfinite(unit_vectors(one)).all() for one in known):
+            return "a feature vector is zero or not finite"
+        return None
 
     def stated(self) -> dict[str, Any]:
         """Return the declaration as plain data, for the manifest; an infinite end is null."""
@@ -98,8 +124,16 @@ class DiversityMeasure:
             "equation": self.equation,
             "source": self.source,
             "least_images": self.least_images,
+            "against_reference": self.against_reference,
             "code": dict(self.code),
         }
+
+
+def _matrix(features: npt.ArrayLike) -> Floats:
+    matrix = np.asarray(features, dtype=np.float64)
+    if matrix.ndim != 2:
+        raise ValueError(f"expected features of shape [N, D], got {list(matrix.shape)}")
+    return matrix
 
 
 def _read(name: str, found: object, distribution: str) -> DiversityMeasure:
@@ -133,13 +167,14 @@ MEASURES = Declared(
 
 
 def find_measures(
-    stated: Sequence[str], folders: Sequence[Path] = ()
+    stated: Sequence[str], folders: Sequence[Path] = (), has_reference: bool = False
 ) -> tuple[dict[str, DiversityMeasure], list[tuple[int, str]]]:
     """Return the measures that a benchmark file names, and what is wrong with the others.
 
     Args:
         stated: names or dotted paths.
         folders: where a module that is not installed is looked for.
+        has_reference: whether it names a method whose images others can be compared with.
 
     Returns:
         The measures by what they are stated as; the place of each that is wrong, with a message.
@@ -155,6 +190,8 @@ def find_measures(
         twice = [other for other, known in found.items() if known.name == measure.name]
         if twice:
             problems.append((place, f"'{name}' and '{twice[0]}' would be one column: remove one."))
+        elif measure.against_reference and not has_reference:
+            problems.append((place, f"'{name}' {_WANTS_REFERENCE}"))
         else:
             found[name] = measure
     return found, problems
@@ -166,6 +203,11 @@ def installed_measure(stated: str) -> DiversityMeasure | None:
         return MEASURES.find(stated)
     except UsageError:
         return None
+
+
+def needs_reference(stated: object) -> bool:
+    """Return whether a declaration of a manifest is of a measure against a reference set."""
+    return isinstance(stated, dict) and bool(stated.get("against_reference"))
 
 
 def recorded_measures(manifest: Mapping[str, Any], columns: Container[str]) -> list[Json]:

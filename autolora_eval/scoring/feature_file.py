@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,12 @@ class CellFeatures:
     def rows(self) -> dict[tuple[str, str], npt.NDArray[np.float32]]:
         """Return (image id, SHA-256) → feature vector, float32 [D]."""
         return dict(zip(zip(self.ids, self.sha256, strict=True), self.matrix, strict=True))
+
+    def of(self, ids: Iterable[str]) -> Matrix:
+        """Return the features of some of the images, [N, D]; those without any are left out."""
+        wanted = set(ids)
+        rows = [index for index, id_ in enumerate(self.ids) if id_ in wanted]
+        return self.matrix[np.asarray(rows, dtype=np.intp)]
 
 
 def read_features(path: Path) -> CellFeatures:

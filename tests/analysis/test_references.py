@@ -1,0 +1,168 @@
+"""Measures of diversity that compare with a reference set: another method's images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scored_run import KEY, Place, scored, vector, write_features, write_images, write_judgements
+
+from autolora_eval.analysis.estimates import t_interval
+from autolora_eval.analysis.table import reference_cells, write_tables
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.comparing import compare
+from autolora_eval.manifest import state_plan, update_manifest
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.report import write_report
+from autolora_eval.run_folder import RunFolder, open_run
+
+REACH = """
+import numpy as np
+from autolora_eval.scoring.diversity_measure import DiversityMeasure
+
+def reach(features, reference):
+    return float(np.abs(features[:, None] - reference[None]).sum(-1).min(1).max())
+
+MEASURE = DiversityMeasure(
+    name="reach", display_name="Reach", label="Reach", function=reach, low=0.0,
+    equation="max_j min_i |f(x_j) − f(r_i)|", source="this test", least_images=1,
+    against_reference=True, least_reference=2,
+)
+"""
+MEASURES = {"diversity": ["a_reach.MEASURE"], "diversity_reference": "CFG"}
+
+
+@pytest.fixture
+def make(
+    write_benchmark: Callable[[object], Path],
+    benchmark_data: dict[str, Any],
+    workplace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., tuple[Plan, RunFolder]]:
+    """A function that returns plan and run folder of a benchmark with a measure of its own."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "a_reach", raising=False)
+    (workplace / "a_reach.py").write_text(REACH, encoding="utf-8")
+
+    def run(name: str, **changes: Any) -> tuple[Plan, RunFolder]:
+        plan = make_plan(load_benchmark(write_benchmark(benchmark_data | MEASURES | changes)))
+        return plan, RunFolder(tmp_path / name)
+
+    return run
+
+
+def reach(cell: str, reference: str, prompt: int, seeds: list[int], of: list[int]) -> float:
+    """The measure written out."""
+    here = [vector((cell, prompt, seed)).astype(float) for seed in seeds]
+    there = [vector((reference, prompt, seed)).astype(float) for seed in of]
+    return max(min(float(np.abs(a - b).sum()) for b in there) for a in here)
+
+
+def test_each_prompt_is_compared_with_the_references_images_of_it(make) -> None:
+    run = open_run(scored(*make("run")).path)
+    expected = [reach("A--AutoLoRA", "A--CFG", n, [3, 4], [3, 4]) for n in range(3)]
+    own = run.diversity[run.diversity["cell"] == "A--AutoLoRA"]
+    assert own["reach"].tolist() == pytest.approx(expected)
+    assert own["reference_cell"].unique().tolist() == ["A--CFG"]
+    assert run.table.set_index("method")["reach"]["AutoLoRA"] == pytest.approx(np.mean(expected))
+    assert run.manifest["diversity_measures"]["a_reach.MEASURE"]["against_reference"] is True
+
+
+def test_the_reference_itself_has_no_value_and_the_report_says_why(make) -> None:
+    _, folder = make("run")
+    scored(_, folder)
+    run = open_run(folder.path)
+    own = run.diversity[run.diversity["cell"] == "A--CFG"]
+    assert own["reach"].isna().all()
+    assert set(own["reach_reason"]) == {"it is the reference itself"}
+    assert run.table.set_index("method")["reach"].isna().tolist() == [True, False]
+    compared = run.comparisons.set_index("measure").loc["reach"]
+    assert np.isnan(compared["difference"])
+    write_report(folder)
+    page = folder.report_html.read_text(encoding="utf-8")
+    assert "Reach is undefined: it is the reference itself" in page
+    assert "diversity reference" in page
+
+
+def test_of_one_prompt_seeds_are_left_out_and_the_reference_stays(make) -> None:
+    plan, folder = make("one", prompts=["a cat"], seeds={"start": 3, "count": 5})
+    run = open_run(scored(plan, folder).path)
+    seeds = list(range(3, 8))
+    whole = reach("A--AutoLoRA", "A--CFG", 0, seeds, seeds)
+    without = [
+        reach("A--AutoLoRA", "A--CFG", 0, [s for s in seeds if s != lost], seeds) for lost in seeds
+    ]
+    low, high = t_interval(whole, np.asarray(without))
+    row = run.table.set_index("method").loc["AutoLoRA"]
+    assert row["reach"] == pytest.approx(whole)
+    assert (row["reach_low"], row["reach_high"]) == pytest.approx((max(0.0, low), high))
+
+
+def test_a_reference_that_lacks_images_leaves_the_prompt_without_a_value(make) -> None:
+    plan, folder = make("run")
+    state_plan(plan, folder, "lost", {})
+    write_images(plan, folder)
+
+    def features(place: Place) -> Any:
+        return None if place == ("A--CFG", 1, 4) else vector(place)
+
+    write_features(plan, folder, features)
+    write_judgements(plan, folder, lambda place: None)
+    write_tables(plan, folder, KEY)
+    run = open_run(folder.path)
+    own = run.diversity[run.diversity["cell"] == "A--AutoLoRA"].set_index("prompt_index")
+    assert own["reach"].isna().tolist() == [False, True, False]
+    assert own["reach_reason"][1] == "needs at least 2 images of the reference, which has 1"
+    expected = [reach("A--AutoLoRA", "A--CFG", n, [3, 4], [3, 4]) for n in (0, 2)]
+    assert run.table.set_index("method")["reach"]["AutoLoRA"] == pytest.approx(np.mean(expected))
+
+
+def test_in_a_sweep_the_reference_is_the_cell_of_the_same_parameters(make) -> None:
+    plan, folder = make("run", sweep={"lora_scale": [0.5, 1.0], "autolora_scale": [1.5, 2.0]})
+    found = reference_cells(plan)
+    assert found == {
+        cell.id: f"A--CFG--lora_scale={cell.point['lora_scale']:g}"
+        for cell in plan.cells
+        if cell.method.name == "AutoLoRA"
+    }
+    assert len(found) == 4
+    plan, folder = make(
+        "other", sweep={"autolora_scale": [1.5, 2.0]}, diversity_reference="AutoLoRA"
+    )
+    assert reference_cells(plan) == {}
+    run = open_run(scored(plan, folder).path)
+    own = run.diversity[run.diversity["method"] == "CFG"]
+    assert set(own["reach_reason"]) == {"no reference has its swept parameters"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"diversity_reference": None}, "name the method whose images are it, 'diversity_ref"),
+        ({"diversity_reference": "CGF"}, "'CGF' is none of the methods. Did you mean 'CFG'?"),
+    ],
+)
+def test_a_reference_that_is_not_there_is_told_before_anything_is_made(
+    make, problem, benchmark_data, changes, told
+) -> None:
+    stated = {key: value for key, value in (MEASURES | changes).items() if value is not None}
+    assert told in problem(benchmark_data | stated)
+
+
+def test_runs_are_compared_without_it(make, benchmark_data, tmp_path: Path) -> None:
+    folders = []
+    for name in ("one", "two"):
+        folder = scored(*make(name))
+        update_manifest(folder, features={"key": "extractor", "model": "dino"})
+        folders.append(folder.path)
+    joint, differences = compare(folders, tmp_path / "joint")
+    assert [d.message for d in differences if d.what == "diversity"] == [
+        "measures of diversity against a reference set, which no two runs share, are left out: "
+        "a_reach.MEASURE."
+    ]
+    assert "reach" not in joint.table
