@@ -20,7 +20,8 @@ from autolora_eval.stages import state_plan
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tables.md"
 METHODS = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
-FILES = ("table.parquet", "scores.parquet", "comparisons.csv", "timings.csv")
+FILES = ("table.parquet", "scores.parquet", "comparisons.csv", "diversity.csv", "timings.csv")
+EXTRA = ["vendi", "coverage"]
 ONLY_SOMETIMES = ("<score>_expected", "<measure>_reference")
 
 
@@ -30,6 +31,7 @@ def run(
 ) -> tuple[Plan, RunFolder]:
     """A run of two methods and a sweep, in which an image is missing and another unscored."""
     data = benchmark_data | {"methods": METHODS, "sweep": {"lora_scale": [0.5, 1.0]}}
+    data |= {"diversity": EXTRA, "diversity_reference": "CFG", "seeds": {"start": 3, "count": 7}}
     plan, folder = make_plan(load_benchmark(write_benchmark(data))), RunFolder(tmp_path / "run")
     assert plan.benchmark.rubric is not None
     keys = [score.key for score in plan.benchmark.rubric.scores.values()]
@@ -60,7 +62,8 @@ def expanded(columns: dict[str, str], plan: Plan) -> dict[str, str]:
     scores = list(plan.benchmark.rubric.scores)
     names = {
         "<score>": scores,
-        "<measure>": [measure.column for measure in measures(plan.benchmark.rubric.scores)],
+        "<measure>": [measure.column for measure in measures(plan.benchmark.rubric.scores)] + EXTRA,
+        "<extra>": EXTRA,
         "<parameter>": list(dict.fromkeys(n for cell in plan.cells for n in cell.columns)),
     }
     found: dict[str, str] = {}

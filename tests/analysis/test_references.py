@@ -15,6 +15,7 @@ from autolora_eval.analysis.estimates import t_interval
 from autolora_eval.analysis.table import reference_cells, write_tables
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.comparing import compare
+from autolora_eval.explaining import explain
 from autolora_eval.manifest import state_plan, update_manifest
 from autolora_eval.plan import Plan, make_plan
 from autolora_eval.report import write_report
@@ -166,3 +167,16 @@ def test_runs_are_compared_without_it(make, benchmark_data, tmp_path: Path) -> N
         "a_reach.MEASURE."
     ]
     assert "reach" not in joint.table
+
+
+def test_explain_makes_it_again_from_the_files(make) -> None:
+    _, folder = make("run", diversity=["coverage"], seeds={"start": 0, "count": 7})
+    scored(_, folder)
+    for method, again in (("AutoLoRA", ", the same"), ("CFG", "–, the same")):
+        parts = explain(folder.path, f"A--{method}").as_data()["parts"]
+        rows = next(part["rows"] for part in parts if part["title"] == "Its numbers")
+        row = next(row for row in rows if row[0] == "coverage")
+        assert row[-1].endswith(again)
+        assert "Naeem" in row[3]
+    facts = dict(explain(folder.path, "A--AutoLoRA", "0").as_data()["parts"][0]["facts"])
+    assert facts["compared with"] == "A--CFG"
