@@ -25,6 +25,7 @@ PACKAGES = (
     "safetensors",
     "openai",
     "llguidance",
+    "timm",
     "krippendorff",
     "numpy",
     "scipy",

@@ -94,6 +94,6 @@ def _require_timm(source: Source, options: Mapping[str, str]) -> None:
     is_of_timm = config.get("model_type") == "timm_wrapper" or "pretrained_cfg" in config
     if is_of_timm and importlib.util.find_spec("timm") is None:
         raise ImportError(
-            "it is a model of timm, which is not installed. Install it, with the torchvision that "
-            "it needs: pip install timm"
+            "it is a model of timm, which is not installed: pip install 'autolora-eval[timm]'. "
+            "'extractor: timm' beside it loads it without transformers."
         )

@@ -96,7 +96,7 @@ def test_siglip_gives_its_image_embedding(tmp_path: Path) -> None:
 def test_a_timm_model_without_timm_says_what_to_install(tmp_path: Path) -> None:
     config = {"model_type": "timm_wrapper", "architecture": "resnet18", "num_classes": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(AutoLoRAEvalError, match=r"cannot be loaded.*pip install timm"):
+    with pytest.raises(AutoLoRAEvalError, match=r"cannot be loaded.*autolora-eval\[timm\]"):
         by_kind(tmp_path, pictures(1))
 
 

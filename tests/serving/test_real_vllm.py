@@ -16,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import other_environment
 import psutil
 import pytest
 import yaml
@@ -37,8 +38,7 @@ from autolora_eval.stages import Stages
 
 LIMITS = (6, 4)  # of 4 methods: 96 images
 AGREE = 0.95
-ROOT = Path(__file__).resolve().parent.parent.parent
-PYTHON = Path(os.environ.get("AUTOLORA_EVAL_VLLM_PYTHON", ROOT / "build/vllm/bin/python"))
+PYTHON = other_environment.PYTHON
 # What vLLM's CPU build needs to know on a small machine.
 VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 SERVER = {
@@ -55,11 +55,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", autouse=True)
 def _environment() -> Iterator[None]:
     """Leave these tests out where there is no vLLM, but never in CI."""
-    if not PYTHON.exists():
-        reason = f"no vLLM at {PYTHON}: make it with 'make vllm'"
-        if os.environ.get("AUTOLORA_EVAL_REQUIRE_VLLM"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    other_environment.require()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in VARIABLES.items():
             patch.setenv(name, value)
@@ -223,7 +219,7 @@ def test_a_run_launches_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """The run is first killed outright while vLLM comes up; the same command then finishes it."""
     benchmark = benchmark_with(SERVER, tmp_path / "served.yaml")
     folder = RunFolder(tmp_path / "run")
-    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    variables = os.environ | {"PYTHONPATH": str(other_environment.ROOT)}
     with (tmp_path / "killed.txt").open("wb") as out:
         line = command(benchmark, folder.path)
         killed = subprocess.Popen(line, env=variables, stdout=out, stderr=out)

@@ -1,0 +1,106 @@
+"""Any vision model of timm, with the preprocessing that its own configuration states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autolora_eval.benchmark.sources import PICKLE_ADVICE
+from autolora_eval.errors import AutoLoRAEvalError, MissingDependencyError
+from autolora_eval.files import Json
+from autolora_eval.scoring.extractor import Extractor, ExtractorKind, Loading
+from autolora_eval.scoring.feature_file import Matrix
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from autolora_eval.benchmark.sources import Source
+
+_WEIGHTS = "model.safetensors"  # timm would take a pickle where this is not
+
+
+class TimmExtractor:
+    """A vision model of timm without its classifier.
+
+    Args:
+        model: from `timm.create_model(…, num_classes=0)`.
+        transform: RGB image of PIL → tensor [3, H, W].
+        stated: what the transform does, as timm states it.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        transform: Callable[[Image.Image], torch.Tensor],
+        stated: Mapping[str, Any],
+        batch_size: int,
+    ) -> None:
+        self.model, self.transform = model, transform
+        self.stated, self.batch_size = stated, batch_size
+
+    def __call__(self, images: Sequence[Image.Image]) -> Matrix:
+        """Return the feature vectors of RGB images, float32 [N, D]: the pooled output.
+
+        The last batch is filled up, so that a vector does not depend on how many images there are.
+        """
+        import torch
+
+        filled = [*images, *[images[-1]] * (self.batch_size - len(images))]
+        weight = next(self.model.parameters())
+        pixels = torch.stack([self.transform(image) for image in filled])
+        with torch.no_grad():
+            vectors = self.model(pixels.to(weight.device, weight.dtype))[: len(images)]
+        return np.asarray(vectors.flatten(1).float().cpu().numpy(), dtype=np.float32)
+
+    def preprocessing(self) -> Json:
+        """Return what is done to an image before the model sees it."""
+        plain: Json = json.loads(json.dumps(dict(self.stated), default=str))
+        return {"processor": "timm", **plain}
+
+
+def _load(loading: Loading) -> Extractor:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingDependencyError("timm", "timm") from error
+
+    assert loading.source is not None
+    try:
+        folder = _folder(loading.source)
+        if not (folder / _WEIGHTS).is_file():
+            raise FileNotFoundError(f"it has no {_WEIGHTS}, and {PICKLE_ADVICE}")
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+        stated = timm.data.resolve_model_data_config(model)
+        transform = timm.data.create_transform(**stated, is_training=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        raise AutoLoRAEvalError(
+            f"the extractor '{loading.source.reference}' cannot be loaded by timm: {told:.600}"
+        ) from error
+    model = model.to(loading.device, loading.dtype).eval()
+    return TimmExtractor(model, transform, stated, loading.batch_size)
+
+
+def _folder(source: Source) -> Path:
+    """Return where the model lies on this machine; one of the hub is fetched."""
+    if source.kind != "hub":
+        return Path(source.location)
+    from huggingface_hub import snapshot_download
+
+    files = ["config.json", _WEIGHTS]
+    return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=files))
+
+
+EXTRACTOR = ExtractorKind(
+    name="timm",
+    summary="The pooled output of a vision model of timm, without its classifier.",
+    source="Wightman 2019, PyTorch Image Models, doi 10.5281/zenodo.4414861",
+    needs_model=True,
+    load=_load,
+)
