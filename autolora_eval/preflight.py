@@ -51,6 +51,7 @@ def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
         return problems
     checks = [
         lambda: choose_device(plan.benchmark.spec.device),
+        lambda: _extractor(plan),
         lambda: _hub(plan),
         lambda: _guided(plan),
         lambda: _own_files(plan),
@@ -71,6 +72,12 @@ def _try(check: Callable[[], object]) -> str | None:
 
 def _package(name: str) -> Callable[[], None]:
     return lambda: require(name, "models")
+
+
+def _extractor(plan: Plan) -> None:
+    """Refuse an extractor whose packages are not here: images are made for hours before it."""
+    for package, extra in plan.benchmark.extractor.kind.packages.items():
+        require(package, extra)
 
 
 def _hub(plan: Plan) -> None:

@@ -76,6 +76,7 @@ class ExtractorKind:
         summary: one line.
         source: paper or library.
         needs_model: whether `features.model` names what it loads.
+        packages: optional packages that it imports, and the extra that each comes with.
         parameters: its own parameters, typed.
         load: loads it. Imports what it needs.
         code: what of other people's code decides its vectors: class, distribution and version,
@@ -86,6 +87,7 @@ class ExtractorKind:
     summary: str
     source: str
     needs_model: bool
+    packages: Mapping[str, str] = field(default_factory=dict)
     parameters: type[MethodParameters] = NoParameters
     load: Callable[[Loading], Extractor]
     code: Mapping[str, str] = field(default_factory=dict)

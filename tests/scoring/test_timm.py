@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 import other_environment
 import pytest
-import torch
 
-from autolora_eval.benchmark.sources import PICKLE_ADVICE, Source
-from autolora_eval.errors import MissingDependencyError
-from autolora_eval.scoring.extractor import EXTRACTORS, Loading, NoParameters
-
-KIND = EXTRACTORS.find("timm")
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.benchmark.sources import PICKLE_ADVICE
+from autolora_eval.plan import make_plan
+from autolora_eval.preflight import missing
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +69,11 @@ def test_weights_are_safetensors_and_preprocessing_is_told(made) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed here")
-def test_without_timm_it_says_what_to_install(tmp_path: Path) -> None:
-    source = Source("a model", "folder", str(tmp_path))
-    loading = Loading(source, NoParameters(), torch.device("cpu"), torch.float32, 4)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'autolora-eval\[timm\]'"):
-        KIND.load(loading)
+def test_without_timm_a_run_says_what_to_install_before_anything_is_made(
+    write_benchmark, benchmark_data, tmp_path: Path
+) -> None:
+    features = {"extractor": "timm", "model": "dino"}
+    plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"features": features})))
+    told = [text for text in missing(plan, tmp_path / "out", judged=False) if "timm" in text]
+    assert len(told) == 1
+    assert "pip install 'autolora-eval[timm]'" in told[0]

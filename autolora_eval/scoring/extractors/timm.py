@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autolora_eval.benchmark.sources import PICKLE_ADVICE
-from autolora_eval.errors import AutoLoRAEvalError, MissingDependencyError
+from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json
 from autolora_eval.scoring.extractor import Extractor, ExtractorKind, Loading
 from autolora_eval.scoring.feature_file import Matrix
@@ -65,10 +65,7 @@ class TimmExtractor:
 
 
 def _load(loading: Loading) -> Extractor:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingDependencyError("timm", "timm") from error
+    import timm
 
     assert loading.source is not None
     try:
@@ -102,5 +99,6 @@ EXTRACTOR = ExtractorKind(
     summary="The pooled output of a vision model of timm, without its classifier.",
     source="Wightman 2019, PyTorch Image Models, doi 10.5281/zenodo.4414861",
     needs_model=True,
+    packages={"timm": "timm"},
     load=_load,
 )
