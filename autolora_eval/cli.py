@@ -26,11 +26,11 @@ app = typer.Typer(
 _DEBUG = "AUTOLORA_EVAL_DEBUG"
 INTERRUPTED = 130
 
-BenchmarkArgument = Annotated[
-    str, typer.Argument(help="A benchmark file, or the name of a shipped one such as 'quickstart'.")
-]
 BenchmarkOrRun = Annotated[
-    str, typer.Argument(help="A benchmark file, a shipped benchmark's name, or a run folder.")
+    str,
+    typer.Argument(
+        help="A benchmark file, the name of a shipped one such as 'quickstart', or a run folder."
+    ),
 ]
 OutputOption = Annotated[
     Path | None, typer.Option(help="The run folder. Default: reports/<benchmark name>.")
@@ -60,7 +60,7 @@ def _common(
 
 @app.command()
 def run(
-    benchmark: BenchmarkArgument,
+    benchmark: BenchmarkOrRun,
     output: OutputOption = None,
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
@@ -80,16 +80,15 @@ def run(
 
 @app.command()
 def plan(
-    benchmark: BenchmarkArgument,
+    benchmark: BenchmarkOrRun,
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
 ) -> None:
     """Print cells, images, denoiser passes, judge calls and disk; loads no model."""
     from autolora_eval import display
-    from autolora_eval.benchmark.load import load_benchmark
-    from autolora_eval.plan import make_plan
+    from autolora_eval.stages import Stages
 
-    display.show_plan(make_plan(load_benchmark(benchmark), limit_prompts, limit_seeds))
+    display.show_plan(Stages.start(benchmark, None, limit_prompts, limit_seeds).plan)
 
 
 @app.command()

@@ -16,7 +16,9 @@ import yaml
 
 import autolora_eval
 from autolora_eval import cli, load_benchmark, make_plan
+from autolora_eval.manifest import state_plan
 from autolora_eval.resources import shipped_benchmarks
+from autolora_eval.run_folder import RunFolder
 
 HEAVY = ("torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy", "huggingface_hub")
 MODELS = ("torch", "diffusers", "transformers")
@@ -185,6 +187,18 @@ def test_the_plan_prints_its_numbers(name: str, limits: tuple[int, ...], command
         images = count * 4
         assert plan.n_images == images == (24 if limits else 1920)
         assert plan.nfe == count * (50 + 28) * (2 + 4)
+
+
+def test_the_plan_of_a_run_folder_is_that_of_its_benchmark_and_limits(
+    command, tmp_path: Path
+) -> None:
+    plan = make_plan(load_benchmark("pixel_art"), 2, 3)
+    limits = {"limit_prompts": 2, "limit_seeds": 3}
+    state_plan(plan, RunFolder(tmp_path / "a-run"), "pixel_art", limits)
+    done = command("plan", str(tmp_path / "a-run"))
+    limited = command("plan", "pixel_art", "--limit-prompts", "2", "--limit-seeds", "3")
+    assert (done.returncode, done.stdout) == (0, limited.stdout)
+    assert command("run", str(tmp_path / "a-run"), "--dry-run").stdout == limited.stdout
 
 
 @pytest.mark.parametrize("columns", ["80", "200"])
