@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Mapping
 
 NOT_RECORDED = "not recorded"
 DASH = "–"
@@ -12,6 +13,9 @@ MINUS = "−"
 # They reorder the text around them, so that a prompt could make a report say something else.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _REPLACEMENT = "\ufffd"
+
+# As the paper writes them.
+_SPELT = {"lora": "LoRA", "autolora": "AutoLoRA", "cfg": "CFG", "nfe": "NFE"}
 
 
 def clean(value: object) -> str:
@@ -71,6 +75,16 @@ def count(value: object) -> str:
 def of(n: int, singular: str, plural: str | None = None) -> str:
     """Return `n` with its noun: "1 image", "2 images"."""
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
+
+
+def parameter_words(name: str) -> str:
+    """Return a parameter's or column's name as words: "lora_scale" as "LoRA scale"."""
+    return " ".join(_SPELT.get(word, word) for word in name.split("_"))
+
+
+def place_words(point: Mapping[str, object]) -> str:
+    """Return a place on a sweep as words: "LoRA scale 0.4, guidance scale 5"."""
+    return ", ".join(f"{parameter_words(name)} {value}" for name, value in point.items())
 
 
 def listed(names: list[str]) -> str:

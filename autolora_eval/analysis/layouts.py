@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from autolora_eval.analysis.measures import Measure
-from autolora_eval.text import DASH, fixed
+from autolora_eval.text import DASH, fixed, parameter_words, place_words
 
 Row = Mapping[str, Any]
 _COUNTS = {"NFE": "nfe", "Images": "n_images"}
@@ -111,7 +111,7 @@ def by_method(results: Results) -> Layout:
             lines += _with_published(labels, [*values, *numbers], places)
         groups.append(tuple(lines))
     columns = (*(f"{m.label} {m.arrow}" for m in measured), *_COUNTS)
-    names = ("Model", "Method", *map(_in_words, results.sweep))
+    names = ("Model", "Method", *map(parameter_words, results.sweep))
     return Layout((Block("", names, columns, tuple(groups)),), tuple(_reasons(results)))
 
 
@@ -122,7 +122,7 @@ def by_point(results: Results) -> Layout:
     which stands in every row of that parameter: it is what the others are compared with there.
     """
     methods = tuple(dict.fromkeys(str(row["method"]) for row in results.rows))
-    names = ("Model", *map(_in_words, results.sweep))
+    names = ("Model", *map(parameter_words, results.sweep))
     found = [*_crossed(results, methods)]
     blocks = []
     for measure in results.measured:
@@ -252,9 +252,7 @@ def _reasons(results: Results) -> Iterator[str]:
     """Yield why the dashes are there, each reason with the measures and cells that it is of."""
     lacking: dict[str, dict[str, list[str]]] = {}
     for row in results.rows:
-        point = ", ".join(
-            f"{_in_words(name)} {value}" for name, value in results.points[row["cell"]].items()
-        )
+        point = place_words(results.points[row["cell"]])
         title = f"{row['model']} × {row['method']}{f' at {point}' if point else ''}"
         for measure in results.measured:
             if not _is_number(row.get(measure.column)):
@@ -270,10 +268,6 @@ def _by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in rows:
         groups.setdefault(row["model"], []).append(row)
     return groups
-
-
-def _in_words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _is_number(value: object) -> TypeGuard[float]:

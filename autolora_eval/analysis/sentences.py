@@ -10,7 +10,7 @@ import pandas as pd
 from autolora_eval.analysis.measures import Measure
 from autolora_eval.benchmark.sweep import value_text
 from autolora_eval.plan import Cell
-from autolora_eval.text import clean, fixed, interval, number, of, p_value
+from autolora_eval.text import clean, fixed, interval, number, of, p_value, place_words
 
 SIGNIFICANCE = 0.05
 MOST_UNITS = 10_000
@@ -169,6 +169,4 @@ def _name(cell: Cell, other: Cell) -> str:
 
 
 def _at(point: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value_text(value)}" for name, value in point.items()
-    )
+    return place_words({name: value_text(value) for name, value in point.items()})

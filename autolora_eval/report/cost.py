@@ -5,9 +5,8 @@ from __future__ import annotations
 from autolora_eval.analysis.reliability import ALL
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, row_where
-from autolora_eval.report.standing import in_words
 from autolora_eval.report.tables import Entry, Group, Line, ResultTable
-from autolora_eval.text import clip, count, fixed, number
+from autolora_eval.text import clip, count, fixed, number, place_words
 
 METHODS_TOLD = 8
 POINTS_TOLD = 4
@@ -136,7 +135,7 @@ def _line(evidence: Evidence, rows: list[Row], columns: dict[str, str]) -> Line:
     first, base = rows[0], baseline_row(evidence, rows[0])
     name = evidence.labels[first["cell"]]
     if len(rows) > 1:
-        points = [in_words(evidence.points.get(row["cell"], {})) for row in rows]
+        points = [place_words(evidence.points.get(row["cell"], {})) for row in rows]
         which = "; ".join(points) if len(rows) <= POINTS_TOLD and all(points) else None
         name = f"{clip(first['method'], NAME_LENGTH)} ({which or f'{len(rows)} cells'})"
     entries = []

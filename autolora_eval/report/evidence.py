@@ -21,7 +21,7 @@ from autolora_eval.files import sha256_file
 from autolora_eval.rubric import Score
 from autolora_eval.run_folder import Run, open_run
 from autolora_eval.scoring.diversity_measure import recorded_measures
-from autolora_eval.text import clean, clip, number
+from autolora_eval.text import clean, clip, number, parameter_words, place_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,9 +143,9 @@ class Evidence:
             return name
         point = self._differing_point(row, alike)
         if point:
-            return clip(f"{name} ({_in_a_row(point)})", 2 * NAME_LENGTH)
+            return clip(f"{name} ({place_words(point)})", 2 * NAME_LENGTH)
         differing = [
-            f"{key.replace('_', ' ')} {row[key]:g}"
+            f"{parameter_words(key)} {row[key]:g}"
             for key in self._parameter_columns
             if number(row.get(key)) is not None and len({str(r.get(key)) for r in alike}) > 1
         ]
@@ -279,10 +279,6 @@ def _records_if_there(path: Path) -> list[Row]:
 def row_where(rows: Iterable[Row], **where: str) -> Row:
     """Return the first row with these values; empty if there is none."""
     return next((r for r in rows if all(r.get(key) == value for key, value in where.items())), {})
-
-
-def _in_a_row(point: dict[str, str]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in point.items())
 
 
 def text_of(value: object) -> str | None:

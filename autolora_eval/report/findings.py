@@ -21,8 +21,18 @@ from autolora_eval.analysis.sentences import (
     verdict,
 )
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
-from autolora_eval.report.standing import best_of, deciding_measure, in_words
-from autolora_eval.text import clean, clip, fixed, interval, number, of, p_value
+from autolora_eval.report.standing import best_of, deciding_measure
+from autolora_eval.text import (
+    clean,
+    clip,
+    fixed,
+    interval,
+    number,
+    of,
+    p_value,
+    parameter_words,
+    place_words,
+)
 
 MODELS_TOLD = 3
 METHODS_TOLD = 4
@@ -85,7 +95,7 @@ def _called(evidence: Evidence, row: Row) -> str:
     """Return a cell's name in a sentence: its method, and where on a sweep it is."""
     point = evidence.points.get(row["cell"], {})
     name = clip(row["method"], NAME_LENGTH)
-    return f"{name} at {in_words(point)}" if point else name
+    return f"{name} at {place_words(point)}" if point else name
 
 
 def _verdict(evidence: Evidence, rows: Sequence[Row], first: Row, measure: Measure) -> str:
@@ -209,7 +219,7 @@ def _finding(
 
 
 def _plain(name: str) -> str:
-    return clean(name.replace("_", " "))
+    return clean(parameter_words(name))
 
 
 def _in_brief(known: Sequence[tuple[Measure, Row]]) -> list[str]:
@@ -262,7 +272,7 @@ def _along(evidence: Evidence, measure: Measure, rows: Sequence[Row]) -> str:
     other = f", {against} significantly the other way" if against else ""
     most = max(known, key=lambda row: sign * float(row["difference"]))
     within = interval(most.get("low"), most.get("high"), signed=True)
-    at = in_words(evidence.points.get(str(most["cell"]), {}))
+    at = place_words(evidence.points.get(str(most["cell"]), {}))
     return (
         f"{measure.label} {way} at {ahead} of {len(known)}, {told} significantly{other}: "
         f"median {fixed(middle, signed=True)}, at most {fixed(most['difference'], signed=True)} "

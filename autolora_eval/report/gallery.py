@@ -22,7 +22,7 @@ from autolora_eval.report.evidence import (
 )
 from autolora_eval.report.gallery_images import Shown, shown_images
 from autolora_eval.report.gallery_replies import Replies
-from autolora_eval.text import NOT_RECORDED, clip, number, of
+from autolora_eval.text import NOT_RECORDED, clip, number, of, parameter_words
 
 BATCH = 96
 LISTED_WITHOUT_SCRIPT = 48
@@ -221,8 +221,8 @@ def _filters(
 
 def _title(name: str) -> str:
     """Return a column as the label of a control: "lora_scale" as "LoRA scale"."""
-    words = name.replace("_", " ").capitalize()
-    return words.replace("Lora", "LoRA").replace("Autolora", "AutoLoRA")
+    words = parameter_words(name)
+    return words[:1].upper() + words[1:]
 
 
 def _options(values: Sequence[str]) -> list[Option]:

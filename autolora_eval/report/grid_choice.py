@@ -15,10 +15,9 @@ from autolora_eval.report.standing import (
     best_of,
     best_settings,
     deciding_measure,
-    in_words,
     side_by_side,
 )
-from autolora_eval.text import clip, fixed, listed, number, of
+from autolora_eval.text import clip, fixed, listed, number, of, parameter_words, place_words
 
 PROMPTS_SHOWN = 2
 PROMPTS_DOWN = 6
@@ -172,17 +171,17 @@ def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
         across = methods[:METHODS_ACROSS]
         told = [
             "The same noise everywhere.",
-            f"At {in_words(others)}." if others else "",
+            f"At {place_words(others)}." if others else "",
             f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
             _left_out(across, methods, "method"),
         ]
         for seed in shelf.seeds[:SEEDS_OF_A_SWEEP]:
             yield Choice(
                 name=f"grid_{_slug(name)}_seed{seed}{suffix}",
-                title=f"{model}: {name.replace('_', ' ')} by method, seed {seed}",
+                title=f"{model}: {parameter_words(name)} by method, seed {seed}",
                 prompt=shelf.prompt(shelf.prompts[0]),
                 caption=" ".join(filter(None, told)),
-                corner=name.replace("_", " "),
+                corner=parameter_words(name),
                 columns=across,
                 rows=[
                     (value, [_of_method(shelf, found, method, seed) for method in across])
@@ -206,14 +205,14 @@ def _along(
     cells = [at_point(shelf.evidence, taking, {**others, name: value}) for value in shown]
     told = [
         "One noise a row.",
-        f"At {in_words(others)}." if others else "",
+        f"At {place_words(others)}." if others else "",
         f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
         _left_out(seeds, shelf.seeds, "seed"),
     ]
     prompt = shelf.prompts[0]
     return Choice(
         name=f"grid_{_slug(name)}{suffix}",
-        title=f"{title} by {name.replace('_', ' ')}",
+        title=f"{title} by {parameter_words(name)}",
         prompt=shelf.prompt(prompt),
         caption=" ".join(filter(None, told)),
         corner="seed",

@@ -11,7 +11,7 @@ from autolora_eval.benchmark.sweep import INTERVAL, fields_of, value_text
 from autolora_eval.report.equations import Atom, atoms
 from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
 from autolora_eval.scoring.diversity_measure import recorded_measures
-from autolora_eval.text import NOT_RECORDED, clean, clip, count, number, of
+from autolora_eval.text import NOT_RECORDED, clean, clip, count, number, of, parameter_words
 
 VALUE_LENGTH = 300
 MAPPING_LENGTH = 1000
@@ -243,7 +243,7 @@ def _flat(mapping: Row, prefix: str = "") -> list[Fact]:
     """
     facts: list[Fact] = []
     for key, value in mapping.items():
-        name = f"{prefix}{clean(key)}".replace("_", " ")
+        name = f"{prefix}{parameter_words(clean(key))}"
         if isinstance(value, dict) and len(value) > LISTED_SINGLY:
             facts.append(Fact(name, _in_one_line(value)))
         elif isinstance(value, dict):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from autolora_eval.analysis.measures import Measure
 from autolora_eval.report.evidence import Evidence, Row
-from autolora_eval.text import number
+from autolora_eval.text import number, place_words
 
 # More cells of a model than these are not all shown side by side.
 CELLS_SIDE_BY_SIDE = 9
@@ -82,12 +82,7 @@ def side_by_side(evidence: Evidence, rows: Sequence[Row]) -> tuple[list[Row], st
     if not point:
         return list(rows[:CELLS_SIDE_BY_SIDE]), f"The first {CELLS_SIDE_BY_SIDE} methods."
     told = (
-        f"Each at {in_words(point)}, where {best['method']} has the best {measure.label} of the "
+        f"Each at {place_words(point)}, where {best['method']} has the best {measure.label} of the "
         "run, as far as a method takes it."
     )
     return at_point(evidence, rows, point)[:CELLS_SIDE_BY_SIDE], told
-
-
-def in_words(point: Mapping[str, str]) -> str:
-    """Return a sweep point as "lora scale 0.4, guidance scale 5"."""
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in point.items())

@@ -134,7 +134,7 @@ def test_by_point_has_points_down_and_methods_across() -> None:
     )
     assert fitting(results) == by_point(results)
     text = markdown(by_point(results))
-    assert text.startswith("### Div ↑\n\n| Model | lora scale | base | x |\n| --- |")
+    assert text.startswith("### Div ↑\n\n| Model | LoRA scale | base | x |\n| --- |")
     assert table(text)[2:6] == [
         ["A", "0.4", "**0.300**", "0.200"],
         ["", "published", "–", "0.250"],

@@ -73,7 +73,7 @@ def test_the_sentence_of_a_comparison_says_where_on_the_sweep_it_is(
         & (found["measure"] == "diversity")
     ]
     told = row["sentence"].iloc[0]
-    assert told.startswith("lora scale 0.4: ")
+    assert told.startswith("LoRA scale 0.4: ")
     assert "AutoLoRA (interval 0–0.5)" in told
     assert "CFG" in told
     assert "CFG (" not in told
@@ -146,7 +146,7 @@ def test_parameters_are_columns(planned: Callable[..., Plan], tmp_path: Path) ->
     assert scores.groupby("cell")["lora_scale"].nunique().eq(1).all()
     lines = folder.table("md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "### Div ↑"
-    assert lines[2] == "| Model | lora scale | interval | LoRA | CFG | AutoLoRA |"
+    assert lines[2] == "| Model | LoRA scale | interval | LoRA | CFG | AutoLoRA |"
     assert [line.split(" | ")[:3] for line in lines[4:8]] == [
         ["| A", scale, interval] for scale in ("0.4", "1") for interval in ("0–1", "0.25–0.75")
     ]
@@ -164,11 +164,11 @@ def test_every_cell_has_a_name_of_its_own_in_the_report(
     html = folder.report_html.read_text(encoding="utf-8")
     svg = (folder.figures / "diversity_vs_scores.svg").read_text(encoding="utf-8")
     for scale in ("0.4", "1"):
-        assert f"LoRA (lora scale {scale})" in html
+        assert f"LoRA (LoRA scale {scale})" in html
         for interval in ("0–1", "0.25–0.75"):
-            assert f"AutoLoRA (lora scale {scale}, interval {interval})" in html
+            assert f"AutoLoRA (LoRA scale {scale}, interval {interval})" in html
             assert f">{scale}, {interval}<" in svg
-    assert "Beside a mark: its lora scale and interval." in html
+    assert "Beside a mark: its LoRA scale and interval." in html
 
 
 def test_one_swept_value_tells_nothing_apart(planned: Callable[..., Plan], tmp_path: Path) -> None:

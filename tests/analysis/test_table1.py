@@ -40,7 +40,7 @@ def test_table_1_has_its_48_cells_where_the_paper_has_them(tmp_path: Path, name:
     assert list(found) == [*MEASURES, "NFE", "Images"]
     for heading, measure in MEASURES.items():
         head, *rows = found[heading]
-        assert head == ["Model", "lora scale", *METHODS]
+        assert head == ["Model", "LoRA scale", *METHODS]
         ours = [row for row in rows if row[1] in SCALES]
         assert [row[1] for row in ours] == SCALES
         values = table.set_index(["lora_scale", "method"])[measure]

@@ -192,9 +192,9 @@ def test_of_48_cells_it_has_the_best_of_each_method(table1: RunFolder) -> None:
         for method, rows in table.groupby("method"):
             best = rows.loc[rows["div_cps"].idxmax()]
             scale = f"{best['lora_scale']:g}"
-            assert f"{method} (lora scale {scale}) {best['diversity']:.3f}" in text
+            assert f"{method} (LoRA scale {scale}) {best['diversity']:.3f}" in text
         first = table.loc[table["div_cps"].idxmax()]
-        assert f"{first['method']} at lora scale {first['lora_scale']:g}" in text
+        assert f"{first['method']} at LoRA scale {first['lora_scale']:g}" in text
         assert "1 prompt × 16 seeds, 768 images in all" in text
         assert "4 of 48 cells: of each method the one with the best Div-CPS" in text
         assert "AutoLoRA+CFG 2× the passes" in text
@@ -207,10 +207,10 @@ def test_along_a_sweep_it_counts_where_a_method_is_ahead(table1: RunFolder) -> N
     most = rows.loc[rows["difference"].idxmax()]
     assert rows["difference"].median() > 0
     expected = (
-        f"LoRA against LoRA+CFG at 12 points of lora scale: Div higher at "
+        f"LoRA against LoRA+CFG at 12 points of LoRA scale: Div higher at "
         f"{(rows['difference'] > 0).sum()} of 12, {told.sum()} significantly: median "
         f"{rows['difference'].median():+.3f}, at most {most['difference']:+.3f} "
-        f"[{most['low']:+.3f}, {most['high']:+.3f}] at lora scale "
+        f"[{most['low']:+.3f}, {most['high']:+.3f}] at LoRA scale "
     )
     for text in first_pages(table1):
         assert expected in text
@@ -263,4 +263,4 @@ def test_what_a_report_says_of_a_comparison_stands_in_its_table_too(table1: RunF
     size = f"by {abs(row['difference']):.3f} ["
     told = row["low"] > 0 or row["high"] < 0
     assert (size in row["sentence"]) == told
-    assert row["sentence"].startswith("lora scale 0.2: ")
+    assert row["sentence"].startswith("LoRA scale 0.2: ")

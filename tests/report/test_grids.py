@@ -67,10 +67,10 @@ def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(table1: Ru
     best = table.loc[table["div_cps"].idxmax()]
     scale = f"{best['lora_scale']:g}"
     assert [label for label, _ in grid.rows] == [
-        f"{method} (lora scale {scale})"
+        f"{method} (LoRA scale {scale})"
         for method in ("LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG")
     ]
-    assert f"at lora scale {scale}, where {best['method']} has the best Div-CPS" in grid.caption
+    assert f"at LoRA scale {scale}, where {best['method']} has the best Div-CPS" in grid.caption
     assert "The first 8 of 9 seeds." in grid.caption
     for _, places in grid.rows:
         assert [place.row and place.row["seed"] for place in places] == list(range(8))
@@ -85,7 +85,7 @@ def test_two_swept_parameters_hold_each_other_fixed(tmp_path: Path) -> None:
     assert [label for label, _ in grid.rows] == ["1.5", "1.75", "2"]
     scales = {place.row and place.row["lora_scale"] for _, row in grid.rows for place in row}
     assert len(scales) == 1
-    assert f"At lora scale {scales.pop():g}." in grid.caption
+    assert f"At LoRA scale {scales.pop():g}." in grid.caption
     assert len(grids["grid_lora_scale_seed0"].columns) == 4
 
 

@@ -240,11 +240,6 @@ def short(name: str, length: int = LABEL_LENGTH) -> str:
     return printable if len(printable) <= length else f"{printable[: length - 1]}…"
 
 
-def in_words(parameter: str) -> str:
-    """Return the name of a parameter as words."""
-    return parameter.replace("_", " ")
-
-
 def values(table: pd.DataFrame, column: str) -> Floats:
     """Return a column as numbers, NaN where there is none, or no such column."""
     if column not in table:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from autolora_eval.analysis.figures.declaration import FigureData
-from autolora_eval.analysis.figures.style import in_words, short, values
-from autolora_eval.text import listed
+from autolora_eval.analysis.figures.style import short, values
+from autolora_eval.text import listed, parameter_words, place_words
 
 NAMES_LISTED = 12
 
@@ -44,17 +44,15 @@ def beside(data: FigureData, what: str) -> Iterator[str]:
     """Yield a sentence on the bare values that stand beside something, if there is a sweep."""
     swept = list(dict.fromkeys(name for point in data.points.values() for name in point))
     if swept:
-        yield f"Beside {what}: its {listed([in_words(name) for name in swept])}."
+        yield f"Beside {what}: its {listed([parameter_words(name) for name in swept])}."
 
 
 def _place(data: FigureData, cell: str) -> str:
-    return ", ".join(
-        f"{in_words(name)} {value}" for name, value in data.points.get(cell, {}).items()
-    )
+    return place_words(data.points.get(cell, {}))
 
 
 def _together(places: Sequence[str]) -> str:
-    """Return "lora scale 0.2, 0.3 and 0.4" for three places that begin alike."""
+    """Return "LoRA scale 0.2, 0.3 and 0.4" for three places that begin alike."""
     heads = {place.rpartition(" ")[0] for place in places}
     if len(heads) > 1 or len(places) == 1:
         return listed(list(places))

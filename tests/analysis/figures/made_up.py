@@ -15,6 +15,7 @@ from autolora_eval.analysis.figures.drawing import kinds
 from autolora_eval.analysis.figures.style import STYLE
 from autolora_eval.analysis.measures import measures
 from autolora_eval.rubric import Score
+from autolora_eval.text import place_words
 
 METHODS = ("LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG")
 SCORES = {
@@ -70,7 +71,7 @@ def made_up(
     for measure in measured:
         table[f"{measure.column}_low"] = table[measure.column] * 0.96
         table[f"{measure.column}_high"] = table[measure.column] * 1.05
-    names = [", ".join(f"{k.replace('_', ' ')} {v}" for k, v in p.items()) for p in points.values()]
+    names = [place_words(point) for point in points.values()]
     labels = {
         row.cell: f"{row.method} ({name})" if name else row.method
         for row, name in zip(table.itertuples(), names, strict=True)

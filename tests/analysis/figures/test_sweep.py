@@ -75,7 +75,7 @@ def test_a_cell_without_a_value_leaves_a_gap_and_is_named() -> None:
     alone = axis.collections[1].get_segments()
     low, high = data.table.loc[0, ["diversity_low", "diversity_high"]]
     assert [segment.tolist() for segment in alone] == [[[0.2, low], [0.2, high]]]
-    assert "Without a mark, for want of a value: SDXL × LoRA (lora scale 0.4)." in (
+    assert "Without a mark, for want of a value: SDXL × LoRA (LoRA scale 0.4)." in (
         drawings(KIND, data)[0].caption
     )
 
@@ -108,7 +108,7 @@ def test_another_parameter_gives_panels_side_by_side() -> None:
     )
     by_scale, by_guidance = (draw(KIND, data, n) for n in (0, 1))
     titles = [axis.get_title() for axis in panels(by_guidance)][:4]
-    assert titles == [f"lora scale {scale}" for scale in scales]
+    assert titles == [f"LoRA scale {scale}" for scale in scales]
     rows = data.table.set_index("cell")
     grid = np.asarray(panels(by_guidance)).reshape(5, 4)
     for axis, (measure, scale) in zip(

@@ -147,7 +147,7 @@ def test_labels_on_a_sweep_are_its_values_and_the_front_is_among_them() -> None:
     axis = panels(draw(KIND, data))[0]
     written = [text.get_text() for text in axis.texts if text.get_fontsize() > 6]
     assert sorted(written) == sorted(["0.4", "0.7", "1"] * 2)
-    assert "Beside a mark: its lora scale." in drawings(KIND, data)[0].caption
+    assert "Beside a mark: its LoRA scale." in drawings(KIND, data)[0].caption
 
 
 def test_without_a_judge_diversity_stands_by_cell() -> None:

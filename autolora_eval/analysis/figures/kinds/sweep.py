@@ -21,7 +21,6 @@ from autolora_eval.analysis.figures.style import (
     Key,
     Mark,
     fitted,
-    in_words,
     label_title,
     literal,
     literal_ticks,
@@ -35,7 +34,7 @@ from autolora_eval.analysis.figures.window import cut, cut_axis
 from autolora_eval.analysis.figures.wording import lacking
 from autolora_eval.analysis.measures import Measure
 from autolora_eval.files import slug
-from autolora_eval.text import fixed, listed
+from autolora_eval.text import fixed, listed, parameter_words, place_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +108,7 @@ def facets(data: FigureData, model: str, sweep: Sweep, others: Sequence[Sweep]) 
         fits = [_agrees(data.points.get(cell, {}), point) for cell in rows["cell"]]
         cells = rows[fits]
         if any(sweep.parameter in data.points.get(cell, {}) for cell in cells["cell"]):
-            title = ", ".join(f"{in_words(name)} {text}" for name, text in point.items())
+            title = place_words(point)
             found.append(Facet(title, cells))
     return found
 
@@ -169,7 +168,7 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
         yield Drawing(
             name=sheet.name,
             title=f"{listed([m.label for m in sheet.measured])} against "
-            f"{in_words(sheet.sweep.parameter)}",
+            f"{parameter_words(sheet.sweep.parameter)}",
             caption=_caption(data, sheet),
             text=_text(data, sheet),
             draw=lambda sheet=sheet: _draw(data, sheet),  # type: ignore[misc]
@@ -218,7 +217,7 @@ def _name_axes(grid: Any, sheet: _Sheet, panels: Sequence[tuple[Measure, Facet]]
         if side_by_side and place % n_columns == 0:
             literal(axis.set_ylabel(label_title(measure)))
         if place + n_columns >= len(panels):  # nothing stands below
-            literal(axis.set_xlabel(short(in_words(sheet.sweep.parameter))))
+            literal(axis.set_xlabel(short(parameter_words(sheet.sweep.parameter))))
             axis.xaxis.set_tick_params(labelbottom=True)
         _tick(axis, sheet.sweep, WIDTH / n_columns - 0.55)
 
@@ -337,7 +336,7 @@ def _has_published(sheet: _Sheet) -> bool:
 
 
 def _caption(data: FigureData, sheet: _Sheet) -> str:
-    what = in_words(sheet.sweep.parameter)
+    what = parameter_words(sheet.sweep.parameter)
     if sheet.sweep.is_number:
         parts = [f"Against {what}, one line a method. Bands: 95 % intervals."]
     else:
@@ -377,7 +376,7 @@ def _text(data: FigureData, sheet: _Sheet) -> str:
     names = listed([measure.display_name for measure in sheet.measured])
     where = f" for {facet.title}" if facet.title else ""
     return (
-        f"{names} against {in_words(sweep.parameter)}. {first.display_name}{where}: "
+        f"{names} against {parameter_words(sweep.parameter)}. {first.display_name}{where}: "
         f"{'; '.join(told)}. The numbers are in the result table."
     )
 
