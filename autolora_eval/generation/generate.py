@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from autolora_eval.benchmark.load import ResolvedModel
-from autolora_eval.devices import choose_device, choose_dtype
+from autolora_eval.devices import choose_device, choose_dtype, free_memory
 from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, content_key
 from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.generation.guided import GuidedModel, GuiderFailedError
 from autolora_eval.generation.imported import ImportedCell
-from autolora_eval.generation.pipeline import LoraPipeline, Sample
-from autolora_eval.generation.sampled import SampledCell, reason_of, sample_method
-from autolora_eval.guidance.registry import Method
+from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval.generation.sampled import SampledCell, sample_method
 from autolora_eval.identity import identity, lora_identity
-from autolora_eval.images import SECONDS
-from autolora_eval.libraries import quiet_libraries
 from autolora_eval.plan import Cell, ImageJob, Plan
 from autolora_eval.progress import Advance, Progress
 from autolora_eval.run_folder import RunFolder
@@ -64,15 +60,15 @@ def generate(
             became of the images that were made elsewhere.
 
     Raises:
-        AutoLoRAEvalError: a model cannot be loaded, a guider made another number of passes than
-            it declares, or a sampler made none of a cell's images. Images made so far are kept.
+        AutoLoRAEvalError: a model cannot be loaded; or, once all else is made, a guider failed or
+            a sampler made none of a cell's images. Images made so far are kept.
     """
     spec = plan.benchmark.spec
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
     done, missing, imported = _look(plan, folder, device, dtype)
     begin(done)
-    failed: list[SampledCell] = []
+    failed: list[AutoLoRAEvalError] = []
     with progress.task("Generating", plan.n_images) as advance:
         advance(done.reused)
         # What is wrong with a set of images is known before the first model is loaded.
@@ -89,11 +85,16 @@ def generate(
             failed += _sample(todo, device, dtype, done, advance)
             guided = [(data, jobs) for data, jobs in todo if data.cell.method.kind == "guider"]
             if guided:
-                _guide(model, guided, device, dtype, spec.batch_size, done, advance)
+                failed += _guide(
+                    GuidedModel(model, device, dtype, spec.batch_size), guided, done, advance
+                )
                 free_memory()
     if failed:
-        told = "\n".join(str(cell.refusal()) for cell in failed)
-        raise AutoLoRAEvalError(f"{told} All else is kept.") from failed[0].first_error
+        told = "\n".join(str(error) for error in failed)
+        raise AutoLoRAEvalError(
+            f"{told}\nAll else was made and is kept: run the same command again once that is "
+            "mended."
+        ) from failed[0]
     return done
 
 
@@ -119,8 +120,8 @@ def _sample(
     dtype: torch.dtype,
     done: Generated,
     advance: Advance,
-) -> list[SampledCell]:
-    """Make the missing images of one model's samplers; return the cells that none was made of."""
+) -> list[AutoLoRAEvalError]:
+    """Make the missing images of one model's samplers; return why cells have not one image."""
     groups: dict[str, list[SampledCell]] = {}
     for dataset, jobs in todo:
         if dataset.cell.method.kind == "sampler":
@@ -131,24 +132,20 @@ def _sample(
             done.models[cells[0].dataset.cell.model.name] |= describe(own.loaded)
         del own
         free_memory()
-    return [cell for cells in groups.values() for cell in cells if cell.refusal()]
+    refusals = (cell.refusal() for cells in groups.values() for cell in cells)
+    return [refusal for refusal in refusals if refusal is not None]
 
 
 def _guide(
-    model: ResolvedModel,
+    guided: GuidedModel,
     todo: Sequence[tuple[ImageDataset, Sequence[ImageJob]]],
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int,
     done: Generated,
     advance: Advance,
-) -> None:
-    """Make the missing images of one model's guiders."""
-    with quiet_libraries():
-        pipeline = LoraPipeline.load(model, device, dtype)
-    done.models[model.name] |= describe(pipeline)
-    for dataset, jobs in todo:
-        _fill(dataset, jobs, pipeline, batch_size, advance)
+) -> list[GuiderFailedError]:
+    """Make the missing images of one model's guiders; return why some could not be made."""
+    done.models[guided.model.name] |= describe(guided.pipeline)
+    guided.make(todo, advance)
+    return guided.failed
 
 
 def _look(
@@ -201,25 +198,6 @@ def _scales(plan: Plan, model: str) -> float | list[float]:
     return scales[0] if len(scales) == 1 else scales
 
 
-def _fill(
-    dataset: ImageDataset,
-    jobs: Sequence[ImageJob],
-    pipeline: LoraPipeline,
-    batch_size: int,
-    advance: Advance,
-) -> None:
-    """Make a cell's missing images, batch by batch, each written before the next is begun."""
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
-        started = time.perf_counter()
-        with quiet_libraries():
-            sample = sample_batch(pipeline, dataset.cell, batch, batch_size)
-        # A short batch is filled up, so that it takes as long as a whole one.
-        took = {SECONDS: round((time.perf_counter() - started) / batch_size, 4)}
-        dataset.add(batch, sample.images, sample.nfe, [took] * len(batch))
-        advance(len(batch))
-
-
 def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: str) -> str:
     """Return the content key of all that decides a cell's images but prompt and seed.
 
@@ -246,47 +224,6 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
     )
 
 
-def sample_batch(
-    pipeline: LoraPipeline, cell: Cell, jobs: Sequence[ImageJob], batch_size: int
-) -> Sample:
-    """Make the images of at most `batch_size` jobs.
-
-    A short batch is filled up with its last job, whose copies are dropped: at one batch size an
-    image does not depend on how many others were missing beside it.
-
-    Raises:
-        AutoLoRAEvalError: the guider made another number of passes than it declares.
-    """
-    rule = cell.method.rule
-    assert isinstance(rule, Method)
-    pipeline.set_lora_scale(cell.model.spec.lora.scale)
-    filled = [*jobs, *[jobs[-1]] * (batch_size - len(jobs))]
-    try:
-        sample: Sample = pipeline.sample(
-            [job.prompt for job in filled],
-            [job.seed for job in filled],
-            rule.build(cell.parameters),
-            num_inference_steps=cell.model.spec.num_inference_steps,
-            size=cell.model.size,
-            null_prompt=cell.model.spec.null_prompt,
-        )
-    except (Exception, SystemExit) as error:
-        if not rule.code or isinstance(error, AutoLoRAEvalError):
-            raise
-        raise AutoLoRAEvalError(
-            f"cell '{cell.id}': the guider '{rule.name}' failed: {reason_of(error)}. For the "
-            "traceback: autolora-eval --debug …"
-        ) from error
-    if rule.nfe_is_declared and sample.nfe != cell.nfe:
-        raise AutoLoRAEvalError(
-            f"cell '{cell.id}': the denoiser was called {sample.nfe} times for an image, where "
-            f"the plan says {cell.nfe}. The cost in the table would be wrong. A scheduler of "
-            "second order calls it twice a step: choose a first-order or multistep one."
-            + ("" if not rule.code else f" Or '{rule.name}' declares its passes wrongly.")
-        )
-    return Sample(sample.images[: len(jobs)], sample.nfe)
-
-
 def describe(pipeline: LoraPipeline) -> Json:
     """Return what is known of a pipeline once it is loaded, for the manifest."""
     scheduler = pipeline.pipe.scheduler
@@ -296,10 +233,3 @@ def describe(pipeline: LoraPipeline) -> Json:
         "scheduler": {"class": type(scheduler).__name__, **config},
         "lora_layers": pipeline.lora_tensors,
     }
-
-
-def free_memory() -> None:
-    """Give a dropped model's memory back, so that the next stage's fits."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import ModularPipeline
-from diffusers.guiders import BaseGuidance
+from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from diffusers.modular_pipelines import PipelineState
 from PIL import Image
 from safetensors import safe_open
@@ -22,6 +23,7 @@ from autolora_eval.benchmark.pipelines import INDEX, WHAT_WORKS, no_guider, pipe
 from autolora_eval.benchmark.schema import Model
 from autolora_eval.benchmark.sources import Source
 from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.generation.watching import PredictionCheck
 from autolora_eval.guidance.adapters import adapter_layers, adapters_off
 from autolora_eval.guidance.denoiser_state import restored
 from autolora_eval.identity import cached, first_line, local_lora
@@ -141,9 +143,17 @@ class LoraPipeline:
 
         Returns:
             A `Sample`, or what the pipeline returns for another `output`.
+
+        Raises:
+            UnusablePredictionError: what the guider makes is none that can be gone on with.
         """
         null = [null_prompt] * len(prompts)
-        with self._guided_by(guider, list(prompts), null), _counted(self.denoiser) as calls:
+        check = PredictionCheck(guider)
+        with (
+            contextlib.chdir("."),  # of somebody else's code: put back after it
+            self._guided_by(guider, list(prompts), null),
+            _counted(self.denoiser) as calls,
+        ):
             images = self.pipe(
                 prompt=list(prompts),
                 negative_prompt=null,
@@ -153,7 +163,26 @@ class LoraPipeline:
                 height=size[1],
                 output=output,
             )
+        check.refuse_what_is_not_finite()
         return Sample(images, calls[0]) if output == "images" else images
+
+    def unguided_latents(self, size: tuple[int, int], lora_scale: float) -> torch.Tensor:
+        """Return what the model with its LoRA makes of one noise in one step: [1, C, H, W].
+
+        Args:
+            size: (width, height) in pixels.
+            lora_scale: α of equation (2).
+        """
+        self.set_lora_scale(lora_scale)
+        latents: torch.Tensor = self.sample(
+            ["a canary"],
+            [0],
+            ClassifierFreeGuidance(guidance_scale=1.0),
+            num_inference_steps=1,
+            size=size,
+            output="latents",
+        )
+        return latents
 
     @contextmanager
     def _guided_by(

@@ -87,16 +87,18 @@ class SampledCell:
             advance(1)
         self._write()
 
-    def refusal(self) -> str | None:
+    def refusal(self) -> AutoLoRAEvalError | None:
         """Return what is to be said of a cell of which not one image could be made."""
         if not self.failures or not self.dataset.is_empty:
             return None
         cell = self.dataset.cell
         tried = sum(not reason.startswith("not tried") for reason in self.failures.values())
-        return (
+        refused = AutoLoRAEvalError(
             f"cell '{cell.id}': the sampler '{cell.method.rule.name}' failed on every one of "
             f"{tried} images. The first: {next(iter(self.failures.values()))}."
         )
+        refused.__cause__ = self.first_error
+        return refused
 
     def _note(self, job: ImageJob, error: BaseException) -> None:
         self.first_error = self.first_error or error

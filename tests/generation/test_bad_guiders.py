@@ -1,0 +1,232 @@
+"""A bad guider in a run: it fails by name, and no image of another method is another for it."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_models import STEPS, TinyModel, make_lora
+
+from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.files import read_jsonl
+from autolora_eval.generation.generate import generate
+from autolora_eval.generation.watching import Canary
+from autolora_eval.plan import Plan, make_plan
+from autolora_eval.progress import Progress
+from autolora_eval.run_folder import RunFolder
+
+CODE = """
+import os
+import torch
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
+
+class Nan(ClassifierFreeGuidance):
+    def forward(self, pred_cond, pred_uncond=None):
+        factor = float("nan") if self._step == 1 else 1.0
+        return GuiderOutput(pred=factor * pred_cond, pred_cond=pred_cond)
+
+class ReturnsATensor(ClassifierFreeGuidance):
+    def forward(self, pred_cond, pred_uncond=None):
+        return pred_cond
+
+class ReturnsANumber(ClassifierFreeGuidance):
+    def forward(self, pred_cond, pred_uncond=None):
+        return GuiderOutput(pred=0.0, pred_cond=pred_cond)
+
+class Cuts(ClassifierFreeGuidance):
+    def forward(self, pred_cond, pred_uncond=None):
+        return GuiderOutput(pred=pred_cond[:1], pred_cond=pred_cond)
+
+class Damages(ClassifierFreeGuidance):
+    "Does something to the denoiser and does not undo it."
+    def prepare_models(self, denoiser):
+        super().prepare_models(denoiser)
+        self.damage(denoiser)
+
+class Weights(Damages):
+    def damage(self, denoiser):
+        with torch.no_grad():
+            denoiser.conv_in.weight.mul_(0.99)
+
+class Fuses(Damages):
+    def damage(self, denoiser):
+        if self._step == 0 and self._count_prepared == 1:
+            denoiser.fuse_lora(0.5)
+
+class Halves(Damages):
+    def damage(self, denoiser):
+        denoiser.to(torch.bfloat16).to(torch.float32)
+
+class Epsilon(Damages):
+    def damage(self, denoiser):
+        denoiser.conv_norm_out.eps = 0.5
+
+class Patches(Damages):
+    def damage(self, denoiser):
+        from diffusers.models.attention import BasicTransformerBlock as Block
+        if not hasattr(Block, "was"):
+            Block.was = Block.forward
+            Block.forward = lambda block, *a, **k: 0.9 * Block.was(block, *a, **k)
+
+class Wanders(ClassifierFreeGuidance):
+    def forward(self, pred_cond, pred_uncond=None):
+        os.chdir(os.path.dirname(os.path.abspath(__file__)))
+        return super().forward(pred_cond, pred_uncond)
+"""
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def tiny(sdxl: Path) -> TinyModel:
+    file = sdxl.parent / "badly_guided.safetensors"
+    return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file of guiders that lies beside the benchmark."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path / f"bad_guiders_{next(_numbers)}.py"
+    file.write_text(CODE)
+    yield file
+    sys.modules.pop(file.stem, None)
+
+
+@pytest.fixture
+def plan_of(tmp_path: Path, tiny: TinyModel, module: Path) -> Callable[..., Plan]:
+    """A function from bad guiders to the plan of them, and of CFG after them; two batches each."""
+
+    def plan(*bad: str) -> Plan:
+        model = {
+            "pipeline": str(tiny.pipeline),
+            "lora": {"path": str(tiny.lora)},
+            "num_inference_steps": STEPS,
+        }
+        content: dict[str, Any] = {
+            "name": "guided",
+            "prompts": ["a red cat"],
+            "seeds": {"count": 3},
+            "models": {"T": model},
+            "methods": {
+                **{name: {"guider": f"{module.stem}.{name}"} for name in bad},
+                "CFG": {"guider": "cfg"},
+            },
+            "baseline": "CFG",
+            "features": {"model": "miniature:dinov2"},
+            "batch_size": 2,
+        }
+        path = tmp_path / "benchmark.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return make_plan(load_benchmark(path))
+
+    return plan
+
+
+def hashes(run: RunFolder, method: str) -> dict[str, str]:
+    rows = read_jsonl(run.metadata(f"T--{method}"))
+    return {row["file_name"]: row["sha256"] for row in rows}
+
+
+def failure(plan: Plan, run: RunFolder) -> str:
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        generate(plan, run, Progress())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ("Nan", f"the prediction is NaN or infinite at step 1 of {STEPS}"),
+        ("ReturnsATensor", "forward returned a Tensor: expected GuiderOutput(pred=…)"),
+        ("ReturnsANumber", "forward returned a GuiderOutput: expected GuiderOutput(pred=…)"),
+        (
+            "Cuts",
+            "it made a prediction of shape [1, 4, 16, 16] out of those of shape [2, 4, 16, 16]",
+        ),
+        ("Weights", "has changed the model (its weights, a merged LoRA, a setting of a layer)"),
+        ("Fuses", "has changed the model"),
+        ("Halves", "has changed the model"),
+        ("Epsilon", "has changed the model"),
+    ],
+)
+def test_it_is_named_makes_no_image_and_changes_none(
+    bad: str, told: str, plan_of, tmp_path: Path, module: Path
+) -> None:
+    clean = RunFolder(tmp_path / "clean")
+    generate(plan_of(), clean, Progress())
+    run = RunFolder(tmp_path / "run")
+    message = failure(plan_of(bad), run)
+    assert message.startswith(f"cell 'T--{bad}': the guider '{module.stem}.{bad}' ")
+    assert told in message
+    assert f"autolora-eval check {module.stem}.{bad}" in message
+    assert message.endswith(
+        "All else was made and is kept: run the same command again once that is mended."
+    )
+    assert hashes(run, bad) == {}
+    assert hashes(run, "CFG") == hashes(clean, "CFG")
+    assert len(hashes(clean, "CFG")) == 3
+
+
+def test_once_it_is_mended_the_same_command_makes_what_was_lacking(
+    plan_of, tmp_path: Path, module: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    failure(plan_of("Nan"), run)
+    module.write_text(CODE.replace('float("nan")', "1.0"))
+    sys.modules.pop(module.stem)
+    done = generate(plan_of("Nan"), run, Progress())
+    assert (done.made, done.reused) == (3, 3)
+
+
+def test_several_are_all_named(plan_of, tmp_path: Path) -> None:
+    message = failure(plan_of("Nan", "Weights", "Cuts"), RunFolder(tmp_path / "run"))
+    assert [line.split("'")[1] for line in message.splitlines()[:3]] == [
+        "T--Nan",
+        "T--Weights",
+        "T--Cuts",
+    ]
+
+
+def test_one_that_changes_a_library_stops_the_run_before_another_method_is_made(
+    plan_of, tmp_path: Path
+) -> None:
+    from diffusers.models.attention import BasicTransformerBlock
+
+    run = RunFolder(tmp_path / "run")
+    try:
+        message = failure(plan_of("Patches"), run)
+    finally:
+        BasicTransformerBlock.forward = BasicTransformerBlock.was
+        del BasicTransformerBlock.was
+    assert "has changed libraries too" in message
+    assert hashes(run, "Patches") == hashes(run, "CFG") == {}
+
+
+def test_one_that_changes_the_working_folder_does_not_move_the_run(
+    plan_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    plan = plan_of("Wanders")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    generate(plan, RunFolder(Path("run")), Progress())
+    assert Path.cwd() == tmp_path / "elsewhere"
+    assert len(hashes(RunFolder(tmp_path / "elsewhere" / "run"), "CFG")) == 3
+
+
+def test_the_canary_of_an_unchanged_model_is_well_and_of_any_other_is_not() -> None:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    still = Canary(latents, latents.clone())
+    assert still.is_well(latents.clone())
+    assert not still.is_well(latents + 1e-6)
+    # Of a device on which no two passes are the same, changes of that size say nothing.
+    restless = Canary(latents, latents + 1e-4)
+    assert restless.is_well(latents - 1e-4)
+    assert not restless.is_well(latents + 1e-2)
