@@ -72,7 +72,7 @@ class SampledCell:
                 if sampler is None:
                     sampler = rule.prepare(self.dataset.cell.parameters)
                 started = time.perf_counter()
-                with seeded(job.seed):
+                with seeded(job.seed), shared.kept(model.lora_scale):
                     result = sampler(job.prompt, job.seed, model)
                 image, declared = usable(result, model.size)
                 took = {SECONDS: round(time.perf_counter() - started, 4)}
@@ -81,7 +81,7 @@ class SampledCell:
             except (Exception, SystemExit) as error:  # exit(0) would end the run as done
                 self._note(job, error)
             else:
-                counted = shared.rows if shared.is_loaded else None
+                counted = shared.rows if shared.rows or shared.is_loaded else None
                 nfe = counted if declared is None else declared
                 self.dataset.add([job], [image], nfe, [took])
             advance(1)

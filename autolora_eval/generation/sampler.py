@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,8 @@ from PIL import Image
 
 from autolora_eval.benchmark.load import ResolvedModel
 from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval.generation.pipeline import ADAPTER, LoraPipeline
+from autolora_eval.guidance.denoiser_state import DenoiserState
 from autolora_eval.identity import local_lora
 from autolora_eval.libraries import quiet_libraries
 
@@ -73,7 +74,8 @@ class Sampler(Protocol):
 class SamplerModel:
     """The model that a sampler is asked to sample, loaded when it is first used.
 
-    A sampler has a pipeline of its own: what it changes in it reaches no other method.
+    A sampler has a pipeline of its own: what it changes in it reaches no other method, and is put
+    back after each image. Weights changed in place are not.
 
     Args:
         model: the model, its LoRA at the cell's scale.
@@ -149,7 +151,8 @@ class SamplerModel:
     def pipeline(self) -> diffusers.DiffusionPipeline:
         """The same components in the pipeline class that model_index.json names.
 
-        Such as `StableDiffusionXLPipeline`. The LoRA is on, at its scale.
+        Such as `StableDiffusionXLPipeline`. The LoRA is on, at its scale: what is changed in it
+        holds for one image.
         """
         return self._shared.standard(self.modular, self._model)
 
@@ -193,6 +196,8 @@ class OwnPipeline:
     def __init__(self) -> None:
         self._loaded: LoraPipeline | None = None
         self._standard: diffusers.DiffusionPipeline | None = None
+        self._denoiser: DenoiserState | None = None
+        self._parts: dict[str, Any] = {}
         self.rows = 0
 
     @property
@@ -212,7 +217,45 @@ class OwnPipeline:
             with quiet_libraries():
                 self._loaded = LoraPipeline.load(model, device, dtype)
             self._loaded.denoiser.register_forward_hook(self._count, with_kwargs=True)
+            self._note(self._loaded)
         return self._loaded
+
+    @contextmanager
+    def kept(self, lora_scale: float) -> Iterator[None]:
+        """Put the pipeline back as it was before the block, or as it was loaded in it.
+
+        What a sampler does to layers, LoRA, hooks and scheduler for one image would else be found
+        by the next, which then depended on which images were made before it.
+
+        Args:
+            lora_scale: that the block begins with.
+        """
+        if self._loaded is not None:
+            self._loaded.set_lora_scale(lora_scale)
+            self._note(self._loaded)
+        try:
+            yield
+        finally:
+            if self._loaded is not None:
+                self._put_back(self._loaded)
+
+    def _note(self, loaded: LoraPipeline) -> None:
+        self._denoiser = DenoiserState(loaded.denoiser)
+        names = loaded.pipe.component_names
+        self._parts = {name: getattr(loaded.pipe, name, None) for name in names}
+
+    def _put_back(self, loaded: LoraPipeline) -> None:
+        for name, part in self._parts.items():
+            for pipe in (loaded.pipe, self._standard):
+                if hasattr(pipe, name) and getattr(pipe, name) is not part:
+                    setattr(pipe, name, part)
+        assert self._denoiser is not None
+        self._denoiser.restore()
+        try:
+            loaded.pipe.enable_lora()
+            loaded.pipe.set_adapters(ADAPTER, loaded.lora_scale)
+        except (ValueError, KeyError, AttributeError, RuntimeError):  # it was unloaded
+            self._loaded = self._standard = None
 
     def standard(
         self, modular: diffusers.ModularPipeline, model: ResolvedModel
@@ -293,10 +336,11 @@ def _article(noun: str) -> str:
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and Python for the block, and put them back.
 
-    For samplers that draw from them: one image must not depend on those made before it.
+    For samplers that draw from them: one image must not depend on those made before it. The
+    working folder is put back too.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with chdir("."), torch.random.fork_rng():
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)

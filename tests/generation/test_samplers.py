@@ -35,7 +35,9 @@ from autolora_eval.progress import Progress
 from autolora_eval.run_folder import RunFolder
 
 CODE = """
+import os
 import random
+import diffusers
 import numpy as np
 import torch
 from PIL import Image
@@ -54,6 +56,16 @@ def vandal(prompt, seed, model):
     model.denoiser.register_forward_hook(lambda module, args, out: (out[0] * 0,))
     model.modular.set_adapters("autolora_eval", 0.1)
     return stock(prompt, seed, model)
+
+def vandal_after(prompt, seed, model):
+    "Leaves a hook, another LoRA scale, another scheduler and another working folder behind."
+    image = stock(prompt, seed, model)
+    model.denoiser.register_forward_hook(lambda module, args, out: (out[0] * 0,))
+    model.modular.set_adapters("autolora_eval", 0.1)
+    scheduler = diffusers.DDIMScheduler.from_config(model.pipeline.scheduler.config)
+    model.pipeline.scheduler = scheduler
+    os.chdir("/")
+    return image
 
 def flat(prompt, seed, model, *, grey: int = 128):
     return np.full((model.size[1], model.size[0], 3), grey, np.uint8)
@@ -163,6 +175,21 @@ def test_what_a_sampler_does_to_its_pipeline_reaches_no_other_method(plan_of, tm
         assert np.array_equal(pixels(run, both, name), pixels(clean, alone, name))
 
 
+def test_an_image_does_not_depend_on_what_its_sampler_did_for_those_before_it(
+    plan_of, tmp_path
+) -> None:
+    """LoRA, scheduler and hooks: images of seeds one by one are those of one go."""
+    plan = plan_of({"Vandal": {"sampler": "vandal_after"}}, count=3)
+    _, run = made(plan, tmp_path / "at-once")
+    for count in (1, 2, 3):
+        limited = plan_of({"Vandal": {"sampler": "vandal_after"}}, count=count)
+        _, resumed = made(limited, tmp_path / "one-by-one")
+    assert np.array_equal(pixels(run, plan, "Vandal"), pixels(resumed, plan, "Vandal"))
+    stock = plan_of({"Stock": {"sampler": "stock"}}, count=3)
+    _, clean = made(stock, tmp_path / "clean")
+    assert np.array_equal(pixels(run, plan, "Vandal"), pixels(clean, stock, "Stock"))
+
+
 def test_a_sampler_without_diffusers_loads_no_model(plan_of, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(LoraPipeline, "load", None)
     plan = plan_of({"Flat": {"sampler": "flat", "grey": 7}})
@@ -231,7 +258,7 @@ def test_a_sampler_that_makes_no_image_at_all_fails_the_run_once_the_others_are_
     message = str(caught.value)
     assert message.startswith("cell 'T--Bad': the sampler 'samplers_for_test_")
     assert f".flat' failed on every one of {tried} images. The first: OverflowError:" in message
-    assert isinstance(caught.value.__cause__, OverflowError)
+    assert isinstance(caught.value.__cause__.__cause__, OverflowError)
     run = RunFolder(tmp_path / "run")
     assert len(read_jsonl(run.metadata("T--Flat"))) == count
     reasons = [row["reason"] for row in read_jsonl(run.unmade("T--Bad"))]
