@@ -11,12 +11,13 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from PIL import Image
+from report.judged_gallery import gallery_of, judgement, write_judgements
 from report.readers import gallery_page, in_two, page, reported
 from report.synthetic_run import Tables
 
-from autolora_eval.report import gallery_images, gallery_replies, write_report
+from autolora_eval.report import gallery_images, write_report
 from autolora_eval.report.evidence import read_evidence
-from autolora_eval.report.gallery import Gallery, build_gallery, image_link
+from autolora_eval.report.gallery import image_link
 from autolora_eval.report.gallery_images import Place, chosen_places, small_copy
 from autolora_eval.run_folder import RunFolder
 
@@ -31,37 +32,6 @@ HOSTILE = [
     "javascript:window.pwned=1",
     "\u2028 and \u2029\r\n\ttab \x00 \x1b[31m \u202egnp.exe",
 ]
-
-
-def judgement(row: Any, **changed: object) -> Json:
-    """Return what the judge replied to an image, as a run writes it."""
-    scores = {key: row[key] for key in ("pc", "sa") if key in row}
-    return {
-        "image_id": row["image_id"],
-        "sha256": row["sha256"],
-        "repeat": 0,
-        "scores": scores,
-        "reason": None,
-        "raw": f"reply to {row['file']}",
-        "model": "a-judge",
-        "latency_seconds": 0.25,
-        "cached": False,
-        "judge_key": "k",
-        "attempt": 1,
-    } | changed
-
-
-def write_judgements(folder: RunFolder, rows: list[tuple[str, Json]]) -> None:
-    """Write judgements by cell; JSON escapes let even a lone surrogate through."""
-    for cell, row in rows:
-        path = folder.judgements(cell)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-
-
-def gallery_of(folder: RunFolder) -> Gallery:
-    return build_gallery(read_evidence(folder))
 
 
 def data_block(folder: RunFolder) -> str:
@@ -289,96 +259,6 @@ def test_without_a_judge_there_is_nothing_about_scores(tmp_path: Path, make_run:
     names = [field.get("name") for field in gallery_page(folder).all("select")]
     assert names == ["prompt", "cell.method", "seed", "sort"]
     assert gallery_page(folder).all("input") == []
-
-
-def one_image(make_run: Maker, path: Path, *rows: Json) -> list[Json]:
-    """Return the replies that the gallery shows for the one image of a run with these rows."""
-    tables = make_run(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1)
-    tables.manifest["judge"]["key"] = "k"
-    folder = tables.write(path)
-    image = tables.scores.iloc[0]
-    write_judgements(folder, [("SDXL--LoRA", judgement(image, **row)) for row in rows])
-    replies: list[Json] = gallery_of(folder).data["images"][0]["replies"]
-    return replies
-
-
-def test_replies_are_those_of_the_runs_judge_to_the_image_as_it_is(
-    tmp_path: Path, make_run: Maker
-) -> None:
-    (found,) = one_image(
-        make_run,
-        tmp_path / "run",
-        {"raw": "another judge", "judge_key": "other"},
-        {"raw": "another picture", "sha256": "1" * 64},
-        {"raw": "first try", "scores": None, "reason": "http_500"},
-        {"raw": "second try", "attempt": 2},
-        {"raw": "last", "judge_key": "other"},
-    )
-    assert found == {
-        "about": "a-judge, attempt 2, 0.25 s, PC 3.5, SA 4.5",
-        "raw": "second try",
-        "note": "",
-    }
-
-
-def test_each_repeat_is_shown_up_to_five(tmp_path: Path, make_run: Maker) -> None:
-    rows = [{"repeat": n, "raw": f"reply {n}"} for n in (1, 0, 2, 3, 4, 5, 6)]
-    found = one_image(make_run, tmp_path / "run", *rows)
-    assert [reply["raw"] for reply in found] == [*(f"reply {n}" for n in range(5)), None]
-    assert found[0]["about"].startswith("a-judge, asked for time 1 of 7, attempt 1")
-    assert found[5]["about"] == "2 more replies: judgements/SDXL--LoRA.jsonl"
-
-
-def test_an_unscored_reply_tells_why(tmp_path: Path, make_run: Maker) -> None:
-    (read,) = one_image(
-        make_run, tmp_path / "a", {"scores": None, "reason": "out_of_range:pc", "cached": True}
-    )
-    assert read["about"] == (
-        "a-judge, attempt 1, from the cache of earlier replies, unscored: out of range: pc"
-    )
-    (failed,) = one_image(
-        make_run, tmp_path / "b", {"scores": None, "reason": "timeout", "raw": None}
-    )
-    assert failed["about"].endswith("unscored: timeout, no reply")
-    assert failed["raw"] is None
-    (none,) = one_image(make_run, tmp_path / "c")
-    assert none["about"] == "judgements/SDXL--LoRA.jsonl has no reply to this image."
-
-
-def test_a_long_reply_is_cut_and_says_so(tmp_path: Path, make_run: Maker) -> None:
-    (found,) = one_image(make_run, tmp_path / "run", {"raw": "x" * 2001})
-    assert found["raw"] == "x" * gallery_replies.RAW_LENGTH
-    assert found["note"] == (
-        "The first 2,000 of 2,001 characters; the rest is in judgements/SDXL--LoRA.jsonl."
-    )
-    (whole,) = one_image(make_run, tmp_path / "other", {"raw": "x" * 2000})
-    assert whole["note"] == ""
-
-
-@pytest.mark.parametrize("line", ["{not json}\n", '{"image_id": 1}\n', "[]\n", "\xff\n"])
-def test_a_damaged_file_of_judgements_leaves_a_report(
-    tmp_path: Path, make_run: Maker, line: str
-) -> None:
-    folder = make_run(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1).write(
-        tmp_path / "run"
-    )
-    folder.judgements("x").parent.mkdir()
-    folder.judgements("SDXL--LoRA").write_text(line, encoding="latin-1")
-    write_report(folder)
-    (reply,) = gallery_of(folder).data["images"][0]["replies"]
-    assert reply["about"].startswith("judgements/SDXL--LoRA.jsonl cannot be read: ")
-    assert reply["raw"] is None
-
-
-def test_judgements_outside_the_run_folder_are_not_read(tmp_path: Path, make_run: Maker) -> None:
-    tables = make_run(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1)
-    tables.table["cell"] = tables.scores["cell"] = "../../secret"
-    folder = tables.write(tmp_path / "run")
-    secret = judgement(tables.scores.iloc[0], raw="secret")
-    (tmp_path / "secret.jsonl").write_text(json.dumps(secret) + "\n")
-    reply = gallery_of(folder).data["images"][0]["replies"][0]
-    assert "leads out of the run folder" in reply["about"]
-    assert reply["raw"] is None
 
 
 def test_a_link_names_an_image_by_its_file() -> None:
