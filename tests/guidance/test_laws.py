@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import more_faulty_guiders  # enters its own
 import pytest
 import torch
 from faulty_guiders import FAULTS, Good
+from good_guiders import GOOD
 
 from autolora_eval.guidance.laws.all_laws import LAWS
 from autolora_eval.guidance.laws.prediction_laws import linear_in_predictions
 from autolora_eval.testing import LawDeclaration, LawsBrokenError, check_guider
+
+assert more_faulty_guiders.LeavesLoraMerged.__name__ in FAULTS
 
 
 def by_status(results, status: str) -> set[str]:
@@ -19,6 +23,11 @@ def by_status(results, status: str) -> set[str]:
 def test_a_good_guider_keeps_every_law(model) -> None:
     results = check_guider(Good, model=model)
     assert by_status(results, "passed") == {law.name for law in LAWS}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_an_unusual_guider_keeps_every_law(name) -> None:
+    check_guider(GOOD[name], model="sd3")
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -68,7 +77,8 @@ def test_no_law_draws_from_the_global_generator_or_keeps_a_trace_of_the_guider()
     before = torch.get_rng_state()
     check_guider(Good, model="sd3")
     assert torch.equal(torch.get_rng_state(), before)
-    check_guider(FAULTS["ForgottenHook"], model="sd3", on_fail=None)
+    for name in ("ForgottenHook", "LeavesLoraMerged", "LeavesAttributes", "LeavesHalfPrecision"):
+        check_guider(FAULTS[name], model="sd3", on_fail=None)
     assert by_status(check_guider(Good, model="sd3"), "failed") == set()
 
 

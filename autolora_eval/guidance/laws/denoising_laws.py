@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from autolora_eval.guidance.denoiser_state import restored
 from autolora_eval.guidance.laws.drive import (
     ProtocolError,
     Watch,
+    alike,
     block_state_batches,
     denoised,
     drive,
@@ -185,7 +184,7 @@ def prepares_from_a_block_state_alike(subject: Subject) -> None:
             "it has no prepare_inputs_from_block_state: it cannot guide Wan, Z-Image or LTX"
         ) from error
     same = [part_name(b) for b in batches] == [part_name(b) for b in others] and all(
-        _equal(getattr(a, key), getattr(b, key))
+        alike(getattr(a, key), getattr(b, key))
         for a, b in zip(batches, others, strict=True)
         for key in fields
     )
@@ -194,12 +193,6 @@ def prepares_from_a_block_state_alike(subject: Subject) -> None:
             "prepare_inputs_from_block_state makes other batches than prepare_inputs does of the "
             "same fields. Wan, Z-Image and LTX call it instead: keep the two alike."
         )
-
-
-def _equal(a: Any, b: Any) -> bool:  # noqa: ANN401
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return torch.equal(a, b)
-    return a is b
 
 
 def _some(found: list[str]) -> str:
