@@ -7,7 +7,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from faulty_guiders import Good
 
-from autolora_eval.testing import LawDeclaration
+from autolora_eval.testing import LawDeclaration, Window
 
 GOOD: dict[str, type[BaseGuidance]] = {}
 
@@ -65,3 +65,48 @@ class PooledGuidance(Good):
             pred = self.combine(pred_cond, pred_uncond)
             pred = pred + self.pooled_scale * (pred_cond - pred_without)
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+
+@keeps_all
+class NoiseInterval(Good):
+    """It acts by timesteps, which are the scheduler's."""
+
+    @register_to_config
+    def __init__(
+        self, guidance_scale: float = 5.0, low: float = 100.0, high: float = 800.0
+    ) -> None:
+        super().__init__(guidance_scale=guidance_scale)
+        self.low, self.high = low, high
+
+    def in_window(self) -> bool:
+        return self._timestep is None or self.low <= float(self._timestep) <= self.high
+
+
+@keeps_all
+class RampInWindow(Good):
+    """Its scale rises from neutral at its window's first step."""
+
+    laws = LawDeclaration(linear=("guidance_scale",), windows=(Window(may_rest=True),))
+
+    def combine(self, cond, uncond):
+        first, end = (int(edge * self._num_inference_steps) for edge in (self._start, self._stop))
+        done = (self._step - first) / max(end - 1 - first, 1)
+        return uncond + (1 + (self.guidance_scale - 1) * done) * (cond - uncond)
+
+
+@keeps_all
+class Momentum(Good):
+    """Reset at step 0 whether or not it acts there."""
+
+    laws = LawDeclaration(linear=("guidance_scale",))
+    momentum = None
+
+    def prepare_inputs(self, data):
+        if self._step == 0:
+            self.momentum = None
+        return super().prepare_inputs(data)
+
+    def combine(self, cond, uncond):
+        difference = cond - uncond
+        self.momentum = difference if self.momentum is None else difference - 0.5 * self.momentum
+        return uncond + self.guidance_scale * self.momentum

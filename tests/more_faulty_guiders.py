@@ -110,6 +110,8 @@ class HiddenForward(Good):
 
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
+        if self._step != 0:
+            return
         inputs = {name: value[0] for name, value in self.data.items()}
         denoiser.forward(
             hidden_states=inputs["hidden_states"],

@@ -10,7 +10,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
+from zlib import crc32
 
 import torch
 from diffusers.guiders import BaseGuidance
@@ -85,32 +87,53 @@ def drive(
         ProtocolError: the guider announces another number of predictions than it prepares, or
             returns something else than a `GuiderOutput`.
     """
+    steps = stepped(guider, model, inputs, predict=predict, watch=watch)
+    return list(islice(steps, stop_after))
+
+
+def stepped(
+    guider: BaseGuidance,
+    model: TinyModel,
+    inputs: ModelInputs,
+    *,
+    predict: Predict | None = None,
+    watch: Watch | None = None,
+) -> Iterator[Step]:
+    """Do as `drive`, a step each time that one is asked for."""
     made = predict or denoised(guider, model, inputs)
-    watch = watch or Watch()
-    steps = []
-    with torch.no_grad():
-        for number, timestep in enumerate(inputs.timesteps[:stop_after]):
-            guider.set_state(
-                step=number, num_inference_steps=len(inputs.latents), timestep=timestep
-            )
-            step = Step(announced=guider.num_conditions)
-            before = model.calls[0]
-            batches = guider.prepare_inputs(model.fields(inputs, number))
-            for batch in batches:
-                name = part_name(batch)
-                guider.prepare_models(model.denoiser)
-                watch.prepared(number, name, batch)
-                step.conditional[name] = _conditional(batch, inputs)
-                batch.noise_pred = made(number, name, batch)
-                # A copy, which a guider that works in place cannot reach.
-                step.parts[name] = batch.noise_pred.clone()
-                guider.cleanup_models(model.denoiser)
-                watch.cleaned(number, name, batch)
-            _refuse_other_number(step, len(batches), number)
-            step.prediction = _prediction(guider(batches))
-            step.calls = model.calls[0] - before
-            steps.append(step)
-    return steps
+    for number in range(len(inputs.latents)):
+        with torch.no_grad():
+            step = _step(guider, model, inputs, number, made, watch or Watch())
+        yield step
+
+
+def _step(
+    guider: BaseGuidance,
+    model: TinyModel,
+    inputs: ModelInputs,
+    number: int,
+    made: Predict,
+    watch: Watch,
+) -> Step:
+    total, timestep = len(inputs.latents), inputs.timesteps[number]
+    guider.set_state(step=number, num_inference_steps=total, timestep=timestep)
+    step = Step(announced=guider.num_conditions)
+    before = model.calls[0]
+    batches = guider.prepare_inputs(model.fields(inputs, number))
+    for batch in batches:
+        name = part_name(batch)
+        guider.prepare_models(model.denoiser)
+        watch.prepared(number, name, batch)
+        step.conditional[name] = _conditional(batch, inputs)
+        batch.noise_pred = made(number, name, batch)
+        # A copy, which a guider that works in place cannot reach.
+        step.parts[name] = batch.noise_pred.clone()
+        guider.cleanup_models(model.denoiser)
+        watch.cleaned(number, name, batch)
+    _refuse_other_number(step, len(batches), number)
+    step.prediction = _prediction(guider(batches))
+    step.calls = model.calls[0] - before
+    return step
 
 
 def denoised(
@@ -158,6 +181,20 @@ def part_name(batch: Any) -> str:  # noqa: ANN401
 def recorded(steps: Sequence[Step], change: Callable[[torch.Tensor], torch.Tensor]) -> Predict:
     """Return a `predict` that hands out the predictions of an earlier drive, each changed."""
     return lambda number, name, batch: change(_part(steps[number].parts, name, number).clone())
+
+
+def normal(shape: tuple[int, ...]) -> Predict:
+    """Return a `predict` of normal numbers, the same each time for a step and a part."""
+    made: dict[tuple[int, str], torch.Tensor] = {}
+
+    def predict(number: int, name: str, batch: Any) -> torch.Tensor:  # noqa: ANN401
+        key = number, name
+        if key not in made:
+            generator = torch.Generator().manual_seed(crc32(f"{number} {name}".encode()))
+            made[key] = torch.randn(shape, generator=generator)
+        return made[key].clone()
+
+    return predict
 
 
 def _part(parts: Mapping[str, torch.Tensor], name: str, number: int) -> torch.Tensor:
