@@ -88,6 +88,9 @@ DAMAGES = {
         for layer in net.modules()
         if hasattr(layer, "lora_A")
     ],
+    "LoRA merged": lambda net: net.fuse_lora(lora_scale=0.5),
+    "FreeU": lambda net: net.enable_freeu(s1=0.5, s2=0.2, b1=1.5, b2=1.6),
+    "rounded weights": lambda net: net.to(torch.bfloat16).to(torch.float32),
     "training mode": lambda net: net.train(),
 }
 

@@ -53,7 +53,7 @@ CASES = {
         {"guidance_scale": 1.0},
         untold={
             "announces_the_null_prompt": "none of its passes",
-            "guidance_acts": "the parameters are the neutral ones",
+            "guidance_acts": "the given parameters are the neutral ones",
             "neutral_parameters_change_nothing": "the given parameters are the neutral ones",
             "nothing_changes_outside_its_window": "the given parameters are the neutral ones",
             "nothing_changes_when_disabled": "the given parameters are the neutral ones",

@@ -61,7 +61,9 @@ def test_one_law_alone_is_tried_after_those_that_it_needs() -> None:
 def test_an_instance_stands_for_its_class_and_config() -> None:
     results = check_guider(Good(guidance_scale=1.0), model="sd3")
     acts = next(result for result in results if result.name == "guidance_acts")
-    assert acts.message == "the parameters are the neutral ones, guidance_scale=1.0"
+    assert (
+        acts.message == "the given parameters are the neutral ones, guidance_scale=1.0: give others"
+    )
 
 
 def test_a_declaration_given_stands_before_the_class_s_own() -> None:
@@ -123,7 +125,7 @@ def test_the_command_of_a_method_goes_by_its_name(command) -> None:
     assert f"cfg_interval on a tiny SD3: {len(LAWS)} passed" in shown
     assert command("cfg_interval", *words, "--parameter", "guidance_scale=5.0") == (code, shown)
     neutral = command("cfg_interval", *words, "--parameter", "guidance_scale=1.0")[1]
-    assert "the parameters are the neutral ones" in " ".join(neutral.split())
+    assert "the given parameters are the neutral ones" in " ".join(neutral.split())
 
 
 def test_the_command_of_a_faulty_guider_in_a_file_beside_it(command, tmp_path) -> None:

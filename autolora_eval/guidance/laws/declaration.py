@@ -21,11 +21,13 @@ class Window:
         stop: the parameter for its end.
         outside: parameters that put out what the window bounds, where it bounds only a part of
             the guidance (PAG: `{"perturbed_guidance_scale": 0.0}`). None where it bounds all.
+        may_rest: it need not act at every step inside, as where a scale falls to neutral.
     """
 
     start: str = "start"
     stop: str = "stop"
     outside: Mapping[str, Any] | None = None
+    may_rest: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
+from diffusers.guiders import BaseGuidance
 
 from autolora_eval.guidance.denoiser_state import restored
 from autolora_eval.guidance.laws.drive import (
     ProtocolError,
     Watch,
+    alike,
     block_state_batches,
     denoised,
     drive,
@@ -17,6 +19,7 @@ from autolora_eval.guidance.laws.drive import (
     recorded,
 )
 from autolora_eval.guidance.laws.subject import LawBrokenError, NotApplicableError, Subject
+from autolora_eval.guidance.laws.tiny import ModelInputs
 
 
 class _PassFailedError(Exception):
@@ -35,6 +38,19 @@ def completes_an_image(subject: Subject) -> None:
                 f"at step {number} the prediction has infinite values or NaN. Is it divided by "
                 "something that can be zero?"
             )
+    _completes_one_step(subject)
+
+
+def _completes_one_step(subject: Subject) -> None:
+    try:
+        step = subject.drive(subject.build(), ModelInputs.random(3, steps=1))[0]
+        failed = "" if step.prediction.isfinite().all() else "the prediction is infinite or NaN"
+    except Exception as error:
+        failed = f"{type(error).__name__}: {error!s:.160}"
+    if failed:
+        raise LawBrokenError(
+            f"an image of one step fails: {failed}. Is it divided by N - 1? Take max(N - 1, 1)."
+        )
 
 
 def runs_in_a_pipeline(subject: Subject) -> None:
@@ -48,28 +64,32 @@ def runs_in_a_pipeline(subject: Subject) -> None:
 
 def makes_the_passes_it_declares(subject: Subject) -> None:
     """`num_conditions` at each step, and a declared cost, are the denoiser passes really made."""
-    total = len(subject.guided)
-    for number, step in enumerate(subject.guided):
-        if step.calls != step.announced:
-            raise LawBrokenError(
-                f"at step {number} num_conditions says {step.announced}, and the denoiser was "
-                f"called {step.calls} times. Ask for every pass by prepare_inputs, and count it in "
-                "num_conditions: a hidden pass makes the cost in every table wrong."
-            )
-        if subject.stated.passes is not None:
-            declared = subject.stated.passes(subject.full, number, total)
-            if declared != step.calls:
-                raise LawBrokenError(
-                    f"LawDeclaration.passes says {declared} at step {number} of {total}, and "
-                    f"{step.calls} were made. Correct the declaration."
-                )
-    announced = sum(step.announced for step in subject.guided)
-    calls = subject.sampled.calls
+    for changes, where in subject.settings:
+        _declares(subject, changes, where)
+    announced, calls = sum(subject.sampled.announced), subject.sampled.calls
     if calls != announced:
         raise LawBrokenError(
             f"in the pipeline the denoiser was called {calls} times, where num_conditions adds up "
-            f"to {announced}. Let step and parameters alone decide how many passes a step makes."
+            f"to {announced}. Let it not change within a step."
         )
+
+
+def _declares(subject: Subject, changes: Mapping[str, Any], where: str) -> None:
+    steps = subject.steps(**changes)
+    for number, step in enumerate(steps):
+        if step.calls != step.announced:
+            raise LawBrokenError(
+                f"at step {number}{where} num_conditions says {step.announced}, and the denoiser "
+                f"was called {step.calls} times. Ask for every pass by prepare_inputs, and count "
+                "it in num_conditions: a hidden pass makes the cost in every table wrong."
+            )
+        if subject.stated.passes is not None:
+            declared = subject.stated.passes({**subject.full, **changes}, number, len(steps))
+            if declared != step.calls:
+                raise LawBrokenError(
+                    f"LawDeclaration.passes says {declared} at step {number} of {len(steps)}"
+                    f"{where}, and {step.calls} were made. Correct the declaration."
+                )
 
 
 def announces_the_null_prompt(subject: Subject) -> None:
@@ -114,6 +134,17 @@ def tells_conditional_from_unconditional(subject: Subject) -> None:
 
 def leaves_the_denoiser_as_found(subject: Subject) -> None:
     """After every `cleanup_models`, hooks, LoRA, layers and weights are as they were."""
+    for changes, where in subject.settings:
+        found = _left(subject, subject.build(**changes))
+        if found:
+            raise LawBrokenError(
+                f"it leaves {_some(found)}{where}. Undo in cleanup_models, under the same "
+                "condition, what prepare_models does: what is left acts on all images after it."
+            )
+
+
+def _left(subject: Subject, guider: BaseGuidance) -> list[str]:
+    """Return what is not as it was after the first clean-up that leaves something."""
     found: list[str] = []
     with restored(subject.model.denoiser, weights=True) as state:
 
@@ -122,12 +153,8 @@ def leaves_the_denoiser_as_found(subject: Subject) -> None:
                 left = state.differences()
                 found.extend(f"{what} after '{name}' of step {number}" for what in left)
 
-        drive(subject.build(), subject.model, subject.inputs, watch=Watch(cleaned=look))
-    if found:
-        raise LawBrokenError(
-            f"it leaves {_some(found)}. Undo in cleanup_models, under the same condition, what "
-            "prepare_models does: what is left acts on all images after it."
-        )
+        drive(guider, subject.model, subject.inputs, watch=Watch(cleaned=look))
+    return found
 
 
 def leaves_the_denoiser_as_found_after_an_exception(subject: Subject) -> None:
@@ -185,7 +212,7 @@ def prepares_from_a_block_state_alike(subject: Subject) -> None:
             "it has no prepare_inputs_from_block_state: it cannot guide Wan, Z-Image or LTX"
         ) from error
     same = [part_name(b) for b in batches] == [part_name(b) for b in others] and all(
-        _equal(getattr(a, key), getattr(b, key))
+        alike(getattr(a, key), getattr(b, key))
         for a, b in zip(batches, others, strict=True)
         for key in fields
     )
@@ -194,12 +221,6 @@ def prepares_from_a_block_state_alike(subject: Subject) -> None:
             "prepare_inputs_from_block_state makes other batches than prepare_inputs does of the "
             "same fields. Wan, Z-Image and LTX call it instead: keep the two alike."
         )
-
-
-def _equal(a: Any, b: Any) -> bool:  # noqa: ANN401
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return torch.equal(a, b)
-    return a is b
 
 
 def _some(found: list[str]) -> str:

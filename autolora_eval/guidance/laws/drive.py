@@ -10,7 +10,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
+from zlib import crc32
 
 import torch
 from diffusers.guiders import BaseGuidance
@@ -85,30 +87,53 @@ def drive(
         ProtocolError: the guider announces another number of predictions than it prepares, or
             returns something else than a `GuiderOutput`.
     """
+    steps = stepped(guider, model, inputs, predict=predict, watch=watch)
+    return list(islice(steps, stop_after))
+
+
+def stepped(
+    guider: BaseGuidance,
+    model: TinyModel,
+    inputs: ModelInputs,
+    *,
+    predict: Predict | None = None,
+    watch: Watch | None = None,
+) -> Iterator[Step]:
+    """Do as `drive`, a step each time that one is asked for."""
     made = predict or denoised(guider, model, inputs)
-    watch = watch or Watch()
-    steps = []
-    with torch.no_grad():
-        for number, timestep in enumerate(inputs.timesteps[:stop_after]):
-            guider.set_state(
-                step=number, num_inference_steps=len(inputs.latents), timestep=timestep
-            )
-            step = Step(announced=guider.num_conditions)
-            before = model.calls[0]
-            batches = guider.prepare_inputs(model.fields(inputs, number))
-            for batch in batches:
-                name = part_name(batch)
-                guider.prepare_models(model.denoiser)
-                watch.prepared(number, name, batch)
-                step.conditional[name] = _conditional(batch, inputs)
-                batch.noise_pred = step.parts[name] = made(number, name, batch)
-                guider.cleanup_models(model.denoiser)
-                watch.cleaned(number, name, batch)
-            _refuse_other_number(step, len(batches), number)
-            step.prediction = _prediction(guider(batches))
-            step.calls = model.calls[0] - before
-            steps.append(step)
-    return steps
+    for number in range(len(inputs.latents)):
+        with torch.no_grad():
+            step = _step(guider, model, inputs, number, made, watch or Watch())
+        yield step
+
+
+def _step(
+    guider: BaseGuidance,
+    model: TinyModel,
+    inputs: ModelInputs,
+    number: int,
+    made: Predict,
+    watch: Watch,
+) -> Step:
+    total, timestep = len(inputs.latents), inputs.timesteps[number]
+    guider.set_state(step=number, num_inference_steps=total, timestep=timestep)
+    step = Step(announced=guider.num_conditions)
+    before = model.calls[0]
+    batches = guider.prepare_inputs(model.fields(inputs, number))
+    for batch in batches:
+        name = part_name(batch)
+        guider.prepare_models(model.denoiser)
+        watch.prepared(number, name, batch)
+        step.conditional[name] = _conditional(batch, inputs)
+        batch.noise_pred = made(number, name, batch)
+        # A copy, which a guider that works in place cannot reach.
+        step.parts[name] = batch.noise_pred.clone()
+        guider.cleanup_models(model.denoiser)
+        watch.cleaned(number, name, batch)
+    _refuse_other_number(step, len(batches), number)
+    step.prediction = _prediction(guider(batches))
+    step.calls = model.calls[0] - before
+    return step
 
 
 def denoised(
@@ -116,21 +141,21 @@ def denoised(
 ) -> Predict:
     """Return a `predict` that asks the denoiser.
 
-    A guider that overrides neither `prepare_models` nor `cleanup_models` never sees the denoiser,
-    so that its predictions follow from step and embeddings alone: they are made once and kept
-    with the inputs, unless every pass is to be made (`remember=False`).
+    A prediction follows from the step, the batch and the denoiser as the guider has set it. One
+    of the prompts' own fields, or of the null prompt's, is made once and kept with the inputs, if
+    plain values such as the LoRA's switch are all that is set; unless every pass is to be made
+    (`remember=False`).
     """
-    own = type(guider)
-    blind = remember and all(
-        getattr(own, name) is getattr(BaseGuidance, name)
-        for name in ("prepare_models", "cleanup_models")
-    )
+    blind = is_blind(guider)
 
     def predict(number: int, name: str, batch: Any) -> torch.Tensor:  # noqa: ANN401
-        which = _conditional(batch, inputs) if blind else None
-        if which is None:
+        which = _all_of(batch, model.fields(inputs, number)) if remember else None
+        settings = frozenset[str]() if blind else None
+        if which is not None and not blind:
+            settings = model.pristine.settings()
+        if which is None or settings is None:
             return model.call(model.denoiser, batch, inputs, number)
-        key = (model.name, number, which)
+        key = (number, which, settings)
         if key in inputs.known:
             model.calls[0] += 1
         else:
@@ -140,6 +165,14 @@ def denoised(
     return predict
 
 
+def is_blind(guider: BaseGuidance) -> bool:
+    """Tell whether a guider never sees the denoiser: it overrides nothing that is given it."""
+    return all(
+        getattr(type(guider), name) is getattr(BaseGuidance, name)
+        for name in ("prepare_models", "cleanup_models")
+    )
+
+
 def part_name(batch: Any) -> str:  # noqa: ANN401
     """Return the guider's name for the prediction that a prepared batch is for."""
     return str(getattr(batch, BaseGuidance._identifier_key))
@@ -147,7 +180,21 @@ def part_name(batch: Any) -> str:  # noqa: ANN401
 
 def recorded(steps: Sequence[Step], change: Callable[[torch.Tensor], torch.Tensor]) -> Predict:
     """Return a `predict` that hands out the predictions of an earlier drive, each changed."""
-    return lambda number, name, batch: change(_part(steps[number].parts, name, number))
+    return lambda number, name, batch: change(_part(steps[number].parts, name, number).clone())
+
+
+def normal(shape: tuple[int, ...]) -> Predict:
+    """Return a `predict` of normal numbers, the same each time for a step and a part."""
+    made: dict[tuple[int, str], torch.Tensor] = {}
+
+    def predict(number: int, name: str, batch: Any) -> torch.Tensor:  # noqa: ANN401
+        key = number, name
+        if key not in made:
+            generator = torch.Generator().manual_seed(crc32(f"{number} {name}".encode()))
+            made[key] = torch.randn(shape, generator=generator)
+        return made[key].clone()
+
+    return predict
 
 
 def _part(parts: Mapping[str, torch.Tensor], name: str, number: int) -> torch.Tensor:
@@ -179,7 +226,29 @@ def _prediction(output: Any) -> torch.Tensor:  # noqa: ANN401
         raise ProtocolError(
             f"forward returned {got}. Return GuiderOutput(pred=…, pred_cond=…, pred_uncond=…)."
         )
-    return prediction
+    first: torch.Tensor = output[0]
+    if first is not prediction:
+        raise ProtocolError(
+            "the pipelines take output[0], and that of forward is not its `pred`. Return "
+            "GuiderOutput(pred=…, pred_cond=…, pred_uncond=…), or let `pred` be the first field."
+        )
+    return first
+
+
+def _all_of(batch: Any, fields: Mapping[str, Any]) -> bool | None:  # noqa: ANN401
+    """Tell whether all that a batch holds is the prompts' (True) or the null prompt's (False)."""
+    for answer, index in ((True, 0), (False, 1)):
+        if all(alike(getattr(batch, name, None), pair[index]) for name, pair in fields.items()):
+            return answer
+    return None
+
+
+def alike(a: Any, b: Any) -> bool:  # noqa: ANN401
+    """Tell whether two fields of a batch are the same tensor, or equal ones."""
+    if a is b:
+        return True
+    tensors = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+    return tensors and a.shape == b.shape and bool(torch.equal(a, b))
 
 
 def _conditional(batch: Any, inputs: ModelInputs) -> bool | None:  # noqa: ANN401

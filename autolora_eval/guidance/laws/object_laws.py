@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from diffusers.guiders import BaseGuidance
 
-from autolora_eval.guidance.laws.drive import recorded
+from autolora_eval.guidance.denoiser_state import restored
+from autolora_eval.guidance.laws.drive import normal, recorded, stepped
 from autolora_eval.guidance.laws.subject import (
     EQUAL,
     LawBrokenError,
@@ -18,27 +19,64 @@ from autolora_eval.guidance.laws.subject import (
     distance,
     first_difference,
 )
+from autolora_eval.guidance.laws.tiny import SIDE, ModelInputs
+
+_RESET = (
+    "Reset what it remembers in prepare_inputs, when `self._step == 0`: also where it does not act."
+)
 
 
 def carries_no_state_between_images(subject: Subject) -> None:
     """A guider's next image is that of a fresh one, after a whole image or a broken-off one."""
-    fresh = [step.prediction for step in subject.guided_elsewhere]
-    first = recorded(subject.guided, torch.Tensor.clone)
-    for stop_after, what in ((None, "after another image"), (3, "after an image broken off")):
-        guider = subject.build()
-        subject.drive(guider, predict=first, stop_after=stop_after)
-        again = [s.prediction for s in subject.drive(guider, subject.other_inputs)]
-        step = first_difference(again, fresh)
-        if step is not None:
-            raise LawBrokenError(
-                f"{what} it makes another prediction than a fresh guider does (step {step}). "
-                "Reset what it remembers when `self._step == 0`, in prepare_inputs or forward."
-            )
+    for changes, where in subject.settings:
+        _starts_afresh(subject, changes, where)
+    _shares_nothing(subject)
     second = subject.sample(subject.sampled.guider)
     if distance(second.latents, subject.sampled.latents) > EQUAL:
         raise LawBrokenError(
             "in the pipeline, the same prompts and seeds give other latents the second time. "
-            "Reset what it remembers when `self._step == 0`."
+            f"{_RESET}"
+        )
+
+
+def _starts_afresh(subject: Subject, changes: Mapping[str, Any], where: str) -> None:
+    fresh = [s.prediction for s in subject.drive(subject.build(**changes), subject.other_inputs)]
+    same = {"predict": recorded(subject.steps(**changes), torch.Tensor.clone)}
+    shape, steps = (3, 4, SIDE, 12), 7
+    other = ModelInputs.random(3, rows=shape[0], steps=steps, width=shape[3])
+    unlike = {"inputs": other, "predict": normal(shape)}
+    for how, what in (
+        (same, "another image"),
+        ({**same, "stop_after": 3}, "an image broken off"),
+        (unlike, f"images of {steps} steps and another size"),
+    ):
+        guider = subject.build(**changes)
+        subject.drive(guider, **how)
+        again = [s.prediction for s in subject.drive(guider, subject.other_inputs)]
+        step = first_difference(again, fresh)
+        if step is not None:
+            raise LawBrokenError(
+                f"after {what} it makes another prediction than a fresh guider does (step {step}"
+                f"{where}). {_RESET}"
+            )
+
+
+def _shares_nothing(subject: Subject) -> None:
+    """Take two guiders through an image each, in turns."""
+    one, other, inputs = subject.build(), subject.build(), subject.other_inputs
+    first = recorded(subject.guided, torch.Tensor.clone)
+    with restored(subject.model.denoiser, weights=True):
+        turns = zip(
+            stepped(one, subject.model, subject.inputs, predict=first),
+            stepped(other, subject.model, inputs),
+            strict=True,
+        )
+        beside = [step.prediction for _, step in turns]
+    step = first_difference(beside, [s.prediction for s in subject.guided_elsewhere])
+    if step is not None:
+        raise LawBrokenError(
+            f"while another of its class makes an image, it makes another prediction (step {step})."
+            " Keep what it remembers on the instance, not on the class or in the module."
         )
 
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import le
 
 import torch
 
 from autolora_eval.guidance.laws.declaration import Window
 from autolora_eval.guidance.laws.subject import (
     DIFFERENT,
+    EDGES,
     LawBrokenError,
     NotApplicableError,
     Subject,
     distance,
     first_difference,
     is_number,
+    told,
 )
-
-_HALVES = (0.2, 0.6)  # exact in the tenths of ten steps, whichever way they are rounded
 
 
 def guidance_acts(subject: Subject) -> None:
     """At the given parameters the prediction differs from the unguided one at some step."""
-    if subject.is_neutral:
-        raise NotApplicableError(f"the parameters are the neutral ones, {_told(subject.neutral)}")
+    subject.require_acting()
     predictions = [step.prediction for step in subject.guided]
     if first_difference(predictions, subject.unguided, DIFFERENT) is None:
         raise LawBrokenError(
@@ -36,6 +36,8 @@ def every_scale_acts(subject: Subject) -> None:
     """Each parameter that is named as a scale changes the prediction at some step."""
     if not subject.acting:
         raise NotApplicableError("no numeric parameter is named '…_scale', and none is declared")
+    if subject.full.get("enabled") is False:
+        raise NotApplicableError(subject.rests)
     idle = [name for name in subject.acting if _changes_nothing(subject, name)]
     if idle:
         name = idle[0]
@@ -55,12 +57,11 @@ def neutral_parameters_change_nothing(subject: Subject) -> None:
             "its neutral parameters are not known. State them: LawDeclaration(neutral={…})"
             + (f"; its scales are {_listed(subject.scales)}" if subject.scales else "")
         )
-    if subject.is_neutral:
-        raise NotApplicableError("the given parameters are the neutral ones: give others")
+    subject.require_acting()
     step = first_difference(subject.predictions(**subject.neutral), subject.unguided)
     if step is not None:
         raise LawBrokenError(
-            f"at {_told(subject.neutral)} the prediction is not the {_unguided(subject)} (step "
+            f"at {told(subject.neutral)} the prediction is not the {_unguided(subject)} (step "
             f"{step}). Let forward return it there; or state the parameters that are neutral in "
             "LawDeclaration(neutral={…})."
         )
@@ -68,58 +69,72 @@ def neutral_parameters_change_nothing(subject: Subject) -> None:
 
 def nothing_changes_outside_its_window(subject: Subject) -> None:
     """It acts at the steps ⌊start · N⌋ ≤ step < ⌊stop · N⌋, and at no other."""
-    if subject.is_neutral:
-        raise NotApplicableError("the given parameters are the neutral ones: give others")
+    subject.require_acting()
+    if subject.stated.windows is not None and not subject.windows:
+        raise NotApplicableError("LawDeclaration(windows=()) says that it has no window")
     if not subject.windows:
         raise NotApplicableError(
             "it has no parameters start and stop. Has it a window by other names? "
             "LawDeclaration(windows=(Window(…),))"
         )
     for window in subject.windows:
-        _keeps(subject, window)
+        # At a stop of 1 the last step is inside.
+        for stop in (EDGES[1], 1.0):
+            _keeps(subject, window, {window.start: EDGES[0], window.stop: stop})
 
 
-def _keeps(subject: Subject, window: Window) -> None:
-    start, stop = _HALVES
-    edges = {window.start: start, window.stop: stop}
+def _keeps(subject: Subject, window: Window, edges: Mapping[str, float]) -> None:
     if window.outside is None:
         outside: Sequence[torch.Tensor] = subject.unguided
     else:
         outside = subject.predictions(**edges, **window.outside)
     predictions = subject.predictions(**edges)
-    count = len(predictions)
-    first, last = int(start * count), int(stop * count)
     acts = [distance(a, b) > DIFFERENT for a, b in zip(predictions, outside, strict=True)]
-    wrong = [step for step in range(count) if acts[step] != (first <= step < last)]
-    against = "" if window.outside is None else f", beside {_told(window.outside)},"
+    count = len(predictions)
+    first, last = (int(edge * count) for edge in edges.values())
+    against = "" if window.outside is None else f", beside {told(window.outside)},"
     if not any(acts):
         raise LawBrokenError(
-            f"with {_told(edges)}{against} it acts at none of {count} steps, where it should from "
+            f"with {told(edges)}{against} it acts at none of {count} steps, where it should from "
             f"step {first} to {last - 1}. Do the two parameters reach the test of the step?"
         )
-    if wrong:
-        acting = [step for step in range(count) if acts[step]]
-        raise LawBrokenError(
-            f"with {_told(edges)} of {count} steps{against} it acts at {acting}, where it should "
-            f"at {list(range(first, last))}. "
-            f"Test `int({window.start} * N) <= step < int({window.stop} * N)`, and return the "
-            f"{'unguided' if window.outside is None else 'otherwise guided'} prediction elsewhere."
-        )
+    inside = [first <= step < last for step in range(count)]
+    if acts == inside or (window.may_rest and all(map(le, acts, inside))):
+        return
+    raise LawBrokenError(
+        f"with {told(edges)} of {count} steps{against} it acts at "
+        f"{[step for step in range(count) if acts[step]]}, where it should at "
+        f"{list(range(first, last))}. {_way_to_keep(window, rests=all(map(le, acts, inside)))}"
+    )
+
+
+def _way_to_keep(window: Window, *, rests: bool) -> str:
+    elsewhere = "unguided" if window.outside is None else "otherwise guided"
+    test = (
+        f"Test `int({window.start} * N) <= step < int({window.stop} * N)`, and return the "
+        f"{elsewhere} prediction elsewhere."
+    )
+    if not rests:
+        return test
+    return f"{test} If it is meant to rest there, declare Window(…, may_rest=True)."
 
 
 def nothing_changes_when_disabled(subject: Subject) -> None:
-    """After `disable()` the prediction is the unguided one at every step."""
-    if subject.is_neutral:
-        raise NotApplicableError("the given parameters are the neutral ones: give others")
-    guider = subject.build()
-    guider.disable()
-    predictions = [step.prediction for step in subject.drive(guider)]
-    step = first_difference(predictions, subject.unguided)
-    if step is not None:
-        raise LawBrokenError(
-            f"after disable() the prediction of step {step} is not the {_unguided(subject)}. "
-            "Test `self._enabled` where you test the window."
-        )
+    """After `disable()`, or with `enabled=False`, every prediction is the unguided one."""
+    subject.require_acting()
+    disabled = {"after disable()": subject.build()}
+    disabled["after disable()"].disable()
+    if "enabled" in subject.signature:
+        disabled["with enabled=False"] = subject.build(enabled=False)
+    for how, guider in disabled.items():
+        predictions = [step.prediction for step in subject.drive(guider)]
+        step = first_difference(predictions, subject.unguided)
+        if step is not None:
+            raise LawBrokenError(
+                f"{how} the prediction of step {step} is not the {_unguided(subject)}. Test "
+                "`self._enabled` where you test the window, and hand `enabled` on to "
+                "super().__init__."
+            )
 
 
 def linear_parameters_are_linear(subject: Subject) -> None:
@@ -171,11 +186,6 @@ def _changes_nothing(subject: Subject, name: str) -> bool:
 def _unguided(subject: Subject) -> str:
     cfg = subject.stated.unguided == "cfg"
     return "classifier-free guided one" if cfg else "conditional one"
-
-
-def _told(parameters: object) -> str:
-    items = parameters.items() if isinstance(parameters, Mapping) else ()
-    return ", ".join(f"{name}={value}" for name, value in items)
 
 
 def _listed(names: Sequence[str]) -> str:

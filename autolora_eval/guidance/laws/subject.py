@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 import torch
 from diffusers.guiders import BaseGuidance
 
-from autolora_eval.guidance.denoiser_state import restored
 from autolora_eval.guidance.equations import classifier_free_guidance
 from autolora_eval.guidance.laws.declaration import LawDeclaration, Window
-from autolora_eval.guidance.laws.drive import Predict, Step, Watch, drive
+from autolora_eval.guidance.laws.drive import Predict, Step, Watch, drive, is_blind
 from autolora_eval.guidance.laws.tiny import ModelInputs, TinyModel
 
 EQUAL = 1e-4  # float32 rounding, which a guidance scale of ten multiplies
 DIFFERENT = 1e-3
+# Of no number of steps a whole multiple, nor of one less; ⌊x⌋, ⌈x⌉ and the nearest all differ.
+EDGES = (0.27, 0.68)
 _ONLY_DEFAULT_NEUTRAL = "guidance_scale"
 
 
@@ -40,11 +42,13 @@ class Sampled:
         guider: as it stood after it.
         latents: float32 [B, 4, H, W].
         calls: denoiser passes really made.
+        announced: `num_conditions` at each of the pipeline's steps.
     """
 
     guider: BaseGuidance
     latents: torch.Tensor
     calls: int
+    announced: list[int]
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Subject:
         stop_after: int | None = None,
     ) -> list[Step]:
         """Take a guider through one image; the denoiser is as it was before, whatever happens."""
-        with restored(self.model.denoiser, weights=True):
+        with self._put_back(guider):
             return drive(
                 guider,
                 self.model,
@@ -110,16 +114,47 @@ class Subject:
                 stop_after=stop_after,
             )
 
-    def predictions(self, **changes: Any) -> list[torch.Tensor]:  # noqa: ANN401
-        """Return a fresh guider's predictions by step, some parameters changed."""
+    @contextmanager
+    def _put_back(self, guider: BaseGuidance) -> Iterator[None]:
+        """Put the denoiser back as it was made, if the guider has come near it."""
+        try:
+            yield
+        finally:
+            if not is_blind(guider):
+                self.model.pristine.restore()
+
+    def steps(self, **changes: Any) -> list[Step]:  # noqa: ANN401
+        """Return a fresh guider's steps, some parameters changed."""
         key = repr(sorted(changes.items()))
         if key not in self._known:
-            self._known[key] = [step.prediction for step in self.drive(self.build(**changes))]
+            self._known[key] = self.drive(self.build(**changes))
         return self._known[key]
 
     @cached_property
-    def _known(self) -> dict[str, list[torch.Tensor]]:
+    def _known(self) -> dict[str, list[Step]]:
         return {}
+
+    def predictions(self, **changes: Any) -> list[torch.Tensor]:  # noqa: ANN401
+        """Return a fresh guider's predictions by step, some parameters changed."""
+        return [step.prediction for step in self.steps(**changes)]
+
+    @cached_property
+    def edges(self) -> Mapping[str, Any]:
+        """Parameters at which each of its windows has steps before it and after it."""
+        edges: dict[str, Any] = {}
+        for window in self.windows:
+            edges |= {window.start: EDGES[0], window.stop: EDGES[1]}
+        try:
+            self.build(**edges)
+        except Exception:  # whatever a constructor raises of values that it does not take
+            return {}
+        return edges
+
+    @cached_property
+    def settings(self) -> Sequence[tuple[Mapping[str, Any], str]]:
+        """Changes of parameters at which code of its own is reached, each with words for it."""
+        windowed = (self.edges, f" with {told(self.edges)}, where it does not always act")
+        return [({}, ""), windowed] if self.edges else [({}, "")]
 
     @cached_property
     def sampled(self) -> Sampled:
@@ -128,15 +163,24 @@ class Subject:
 
     def sample(self, guider: BaseGuidance) -> Sampled:
         """Run the pipeline's own loop; the denoiser is as it was before, whatever happens."""
-        before = self.model.calls[0]
-        with restored(self.model.denoiser, weights=True):
-            latents = self.model.sample(guider, self.inputs)
-        return Sampled(guider, latents, self.model.calls[0] - before)
+        before, announced, own = self.model.calls[0], list[int](), guider.set_state
+
+        def noting(*args: Any, **options: Any) -> None:  # noqa: ANN401
+            own(*args, **options)
+            announced.append(guider.num_conditions)
+
+        guider.set_state = noting
+        try:
+            with self._put_back(guider):
+                latents = self.model.sample(guider, self.inputs)
+        finally:
+            del guider.set_state
+        return Sampled(guider, latents, self.model.calls[0] - before, announced)
 
     @cached_property
     def guided(self) -> list[Step]:
         """The steps of a fresh guider at the given parameters."""
-        return self.drive(self.build())
+        return self.steps()
 
     @cached_property
     def guided_elsewhere(self) -> list[Step]:
@@ -172,10 +216,18 @@ class Subject:
         return [classifier_free_guidance(uncond, cond, w) for cond, uncond in self._branches]
 
     @cached_property
-    def is_neutral(self) -> bool:
-        """Whether the given parameters are the neutral ones."""
-        neutral = self.neutral
-        return neutral is not None and all(self.full.get(k) == v for k, v in neutral.items())
+    def rests(self) -> str:
+        """Why it cannot act at the given parameters; empty if it can."""
+        if self.full.get("enabled") is False:
+            return "it is given enabled=False: leave that out"
+        if self.neutral is None or any(self.full.get(k) != v for k, v in self.neutral.items()):
+            return ""
+        return f"the given parameters are the neutral ones, {told(self.neutral)}: give others"
+
+    def require_acting(self) -> None:
+        """Raise NotApplicableError if it cannot act at the given parameters."""
+        if self.rests:
+            raise NotApplicableError(self.rests)
 
     @cached_property
     def neutral(self) -> Mapping[str, Any] | None:
@@ -211,6 +263,11 @@ class _Batch:
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self.__dict__.update(fields)
+
+
+def told(parameters: Mapping[str, Any]) -> str:
+    """Return parameters in words, as `start=0.27, stop=0.68`."""
+    return ", ".join(f"{name}={value}" for name, value in parameters.items())
 
 
 def is_number(value: object) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from autolora_eval.guidance.laws.drive import Step, recorded
+from autolora_eval.guidance.laws.drive import Step, denoised, is_blind, normal, recorded
 from autolora_eval.guidance.laws.subject import (
     LawBrokenError,
     NotApplicableError,
@@ -18,35 +18,55 @@ from autolora_eval.guidance.laws.subject import (
 )
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_REAL = (2, 4, 128, 128)  # the latents of two images of 1024 × 1024
+_ROUNDINGS = 12  # that a rule may make, each of half of the dtype's epsilon of the largest value
 
 
 def keeps_the_shape(subject: Subject) -> None:
     """The result has the predictions' shape, square or not, for one image or several."""
     for shape in ((2, 4, 8, 8), (1, 4, 8, 12), (3, 4, 12, 8)):
-        for number, step in enumerate(_replayed(subject, partial(_like, shape=shape))):
+        for number, step, where in _replayed(subject, partial(_like, shape=shape)):
             if step.prediction.shape != shape:
                 raise LawBrokenError(
                     f"predictions of shape {list(shape)} became one of "
-                    f"{list(step.prediction.shape)} at step {number}. Return [B, C, H, W] as it "
-                    "came in; use keepdim=True where you reduce."
+                    f"{list(step.prediction.shape)} at step {number}{where}. Return [B, C, H, W] "
+                    "as it came in; use keepdim=True where you reduce."
                 )
 
 
 def keeps_the_dtype(subject: Subject) -> None:
     """The result of float32, bfloat16 and float16 predictions is of the same dtype, and finite."""
     for dtype in _DTYPES:
-        for number, step in enumerate(_replayed(subject, partial(torch.Tensor.to, dtype=dtype))):
+        for number, step, where in _replayed(subject, partial(torch.Tensor.to, dtype=dtype)):
             if step.prediction.dtype != dtype:
                 raise LawBrokenError(
                     f"{_short(dtype)} predictions became {_short(step.prediction.dtype)} at step "
-                    f"{number}. Compute in float32 if you must, and return "
+                    f"{number}{where}. Compute in float32 if you must, and return "
                     "`result.to(pred_cond.dtype)`."
                 )
             if not step.prediction.isfinite().all():
                 raise LawBrokenError(
-                    f"{_short(dtype)} predictions became infinite or NaN at step {number}. "
+                    f"{_short(dtype)} predictions became infinite or NaN at step {number}{where}. "
                     "Compute norms and exponentials in float32."
                 )
+    for dtype in _DTYPES[1:]:
+        _keeps_numbers(subject, dtype)
+
+
+def _keeps_numbers(subject: Subject, dtype: torch.dtype) -> None:
+    """Compare with float32 at a real latent's size, where a sum of squares leaves float16."""
+    noise, tolerance = normal(_REAL), _ROUNDINGS * torch.finfo(dtype).eps / 2
+    made = subject.drive(subject.build(), predict=lambda *which: noise(*which).to(dtype))
+    full = subject.drive(subject.build(), predict=lambda *which: noise(*which).to(dtype).float())
+    pairs = zip(made, full, strict=True)
+    gaps = [distance(a.prediction, b.prediction) for a, b in pairs]
+    worst = max(range(len(gaps)), key=gaps.__getitem__)
+    if gaps[worst] > tolerance:
+        raise LawBrokenError(
+            f"of {_short(dtype)} predictions of a real size, {list(_REAL)}, the result is "
+            f"{gaps[worst]:.1%} off that of the same numbers in float32 (step {worst}), where "
+            f"rounding explains {tolerance:.1%}. Compute norms, sums and exponentials in float32."
+        )
 
 
 def keeps_the_device(subject: Subject) -> None:
@@ -57,7 +77,7 @@ def keeps_the_device(subject: Subject) -> None:
     """
     device = _second_device()
     try:
-        steps = _replayed(subject, lambda part: part.to(device))
+        steps = list(_replayed(subject, lambda part: part.to(device)))
     except NotImplementedError as error:
         if device != "meta":
             raise
@@ -71,26 +91,40 @@ def keeps_the_device(subject: Subject) -> None:
             f"with predictions on {device} it failed: {told:.160}. Make its own tensors with "
             "`device=pred_cond.device`, and take no numbers out of tensors."
         ) from error
-    for number, step in enumerate(steps):
+    for number, step, where in steps:
         if step.prediction.device.type != device:
             raise LawBrokenError(
-                f"predictions on {device} became one on {step.prediction.device} at step {number}. "
-                "Make its own tensors with `device=pred_cond.device`."
+                f"predictions on {device} became one on {step.prediction.device} at step {number}"
+                f"{where}. Make its own tensors with `device=pred_cond.device`."
             )
 
 
 def rows_are_independent(subject: Subject) -> None:
     """An image does not depend on its neighbours in the batch, nor on its place among them."""
-    together = [step.prediction for step in subject.guided]
+    noise = normal(_REAL)
+    large = [step.prediction for step in subject.drive(subject.build(), predict=noise)]
     for order, what in (([1], "alone"), ([1, 0], "in another place")):
         inputs = subject.inputs.rows(order)
-        apart = [step.prediction for step in subject.drive(subject.build(), inputs)]
-        step = first_difference(apart, [prediction[order] for prediction in together])
-        if step is not None:
-            raise LawBrokenError(
-                f"an image made {what} differs from the same image in a batch (step {step}). "
-                "Reduce over all dimensions but the first: `dim=tuple(range(1, pred.ndim))`."
-            )
+        _same_rows(subject.predictions(), order, what, subject.drive(subject.build(), inputs))
+
+        def rows(*which: Any, order: list[int] = order) -> torch.Tensor:  # noqa: ANN401
+            return noise(*which)[order]
+
+        apart = subject.drive(subject.build(), inputs, predict=rows)
+        _same_rows(large, order, f"{what}, of real size {list(_REAL)},", apart)
+
+
+def _same_rows(
+    together: Sequence[torch.Tensor], order: list[int], what: str, apart: Sequence[Step]
+) -> None:
+    made = [step.prediction for step in apart]
+    step = first_difference(made, [prediction[order] for prediction in together])
+    if step is not None:
+        raise LawBrokenError(
+            f"an image made {what} differs from the same image in a batch (step {step}). Reduce "
+            "over all dimensions but the first, `dim=tuple(range(1, pred.ndim))`; and draw noise "
+            "of its own for one image, [1, C, H, W], for all of them."
+        )
 
 
 def leaves_its_inputs_alone(subject: Subject) -> None:
@@ -122,7 +156,11 @@ def is_deterministic(subject: Subject) -> None:
     """The same inputs give the same bits, whatever the global random generator stands at."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() % 2**31 + 1)
-        again = subject.drive(subject.build())
+        guider = subject.build()
+        # What a guider sets on the denoiser may draw: its passes are really made a second time.
+        remember = is_blind(guider)
+        predict = denoised(guider, subject.model, subject.inputs, remember=remember)
+        again = subject.drive(guider, predict=predict)
     for number, (a, b) in enumerate(zip(subject.guided, again, strict=True)):
         if not torch.equal(a.prediction, b.prediction):
             raise LawBrokenError(
@@ -131,9 +169,18 @@ def is_deterministic(subject: Subject) -> None:
             )
 
 
-def _replayed(subject: Subject, change: Callable[[torch.Tensor], torch.Tensor]) -> list[Step]:
-    """Drive a fresh guider on the recorded predictions, each changed; no pass is made."""
-    return subject.drive(subject.build(), predict=recorded(subject.guided, change))
+def _replayed(
+    subject: Subject, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[tuple[int, Step, str]]:
+    """Drive fresh guiders on the recorded predictions, each changed; no pass is made.
+
+    Yields:
+        A step's number, the step, and at what parameters; also where the guider does not act.
+    """
+    for changes, where in subject.settings:
+        predict = recorded(subject.steps(**changes), change)
+        for number, step in enumerate(subject.drive(subject.build(**changes), predict=predict)):
+            yield number, step, where
 
 
 def _like(part: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

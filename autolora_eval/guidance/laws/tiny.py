@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import wraps
 from typing import Any
 
 import torch
@@ -28,9 +28,11 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 )
 from peft import LoraConfig
 
+from autolora_eval.guidance.denoiser_state import DenoiserState
 from autolora_eval.guidance.laws.declaration import ModelName
 
 TOKENS, WIDTH, POOLED, SIDE = 4, 16, 8, 8
+LORA_WEIGHT = 0.7  # not 1, to which a guider might put it back
 _VAE_FACTOR = 2
 
 
@@ -43,18 +45,18 @@ class ModelInputs:
         timesteps: by step, scalars.
         prompt: embeddings of the prompts (conditional, null), each [B, 4, 16].
         pooled: pooled embeddings (conditional, null), each [B, 8].
-        known: predictions of a denoiser that no guider has touched, by model, step and prompt
-            (True) or null prompt (False).
+        known: predictions made of these inputs, by step, prompt (True) or null prompt (False),
+            and what the guider had set on the denoiser.
     """
 
     latents: tuple[torch.Tensor, ...]
     timesteps: tuple[torch.Tensor, ...]
     prompt: tuple[torch.Tensor, torch.Tensor]
     pooled: tuple[torch.Tensor, torch.Tensor]
-    known: dict[tuple[str, int, bool], torch.Tensor] = field(default_factory=dict)
+    known: dict[tuple[int, bool, frozenset[str]], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def random(cls, seed: int, *, rows: int = 2, steps: int = 10) -> ModelInputs:
+    def random(cls, seed: int, *, rows: int = 2, steps: int = 10, width: int = SIDE) -> ModelInputs:
         """Draw them."""
         generator = torch.Generator().manual_seed(seed)
 
@@ -62,7 +64,7 @@ class ModelInputs:
             return torch.randn(*shape, generator=generator)
 
         return cls(
-            tuple(draw(rows, 4, SIDE, SIDE) for _ in range(steps)),
+            tuple(draw(rows, 4, SIDE, width) for _ in range(steps)),
             tuple(torch.linspace(981.0, 1.0, steps).unbind()),
             (draw(rows, TOKENS, WIDTH), draw(rows, TOKENS, WIDTH)),
             (draw(rows, POOLED), draw(rows, POOLED)),
@@ -82,6 +84,10 @@ class ModelInputs:
         return [*self.latents, *self.timesteps, *self.prompt, *self.pooled]
 
 
+Fields = Callable[[ModelInputs, int], dict[str, Any]]
+Call = Callable[[torch.nn.Module, Any, ModelInputs, int], torch.Tensor]
+
+
 @dataclass(frozen=True)
 class TinyModel:
     """A denoiser with a LoRA, the loop of its family around it, and what a guider is given there.
@@ -93,14 +99,16 @@ class TinyModel:
         fields: (inputs, step) → what the pipeline's denoising loop hands to `prepare_inputs`.
         call: (denoiser, one prepared batch, inputs, step) → its prediction.
         calls: one number, the denoiser's forward passes so far.
+        pristine: the denoiser as it was made.
     """
 
     name: ModelName
     denoiser: torch.nn.Module
     pipe: Any
-    fields: Callable[[ModelInputs, int], dict[str, Any]]
-    call: Callable[[torch.nn.Module, Any, ModelInputs, int], torch.Tensor]
+    fields: Fields
+    call: Call
     calls: list[int]
+    pristine: DenoiserState
 
     def sample(self, guider: Any, inputs: ModelInputs) -> torch.Tensor:  # noqa: ANN401
         """Run the pipeline's own denoising loop and return latents, float32 [B, 4, 8, 8]."""
@@ -120,9 +128,8 @@ class TinyModel:
         return latents
 
 
-@cache
 def tiny_model(name: ModelName) -> TinyModel:
-    """Make a tiny model; the same one every time, and no draw from the global random generator.
+    """Make a tiny model; a like one every time, and no draw from the global random generator.
 
     Args:
         name: of its family.
@@ -134,17 +141,21 @@ def tiny_model(name: ModelName) -> TinyModel:
 
 def _with_lora(denoiser: Any) -> torch.nn.Module:  # noqa: ANN401
     denoiser.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    denoiser.set_adapters("default", LORA_WEIGHT)
     network: torch.nn.Module = denoiser.eval().requires_grad_(False)
     return network
 
 
 def _counted(denoiser: torch.nn.Module) -> list[int]:
-    calls = [0]
+    """Count in `forward` itself, which a guider may call past the hooks of `__call__`."""
+    calls, forward = [0], denoiser.forward
 
-    def count(*_: object) -> None:
+    @wraps(forward)
+    def counted(*args: Any, **options: Any) -> Any:  # noqa: ANN401
         calls[0] += 1
+        return forward(*args, **options)
 
-    denoiser.register_forward_hook(count)
+    denoiser.forward = counted
     return calls
 
 
@@ -169,6 +180,19 @@ def _pipeline(blocks: Any, **components: Any) -> Any:  # noqa: ANN401
     return pipe
 
 
+def _made(
+    name: ModelName,
+    denoiser: torch.nn.Module,
+    pipe: Any,  # noqa: ANN401
+    fields: Fields,
+    call: Call,
+) -> TinyModel:
+    calls = _counted(denoiser)
+    return TinyModel(
+        name, denoiser, pipe, fields, call, calls, DenoiserState(denoiser, weights=True)
+    )
+
+
 def _sdxl() -> TinyModel:
     unet = UNet2DConditionModel(
         sample_size=SIDE,
@@ -189,7 +213,7 @@ def _sdxl() -> TinyModel:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     )
     pipe = _pipeline(StableDiffusionXLAutoBlocks(), unet=_with_lora(unet), scheduler=scheduler)
-    return TinyModel("sdxl", unet, pipe, _sdxl_fields, _sdxl_call, _counted(unet))
+    return _made("sdxl", unet, pipe, _sdxl_fields, _sdxl_call)
 
 
 def _sdxl_fields(inputs: ModelInputs, step: int) -> dict[str, Any]:
@@ -231,7 +255,7 @@ def _sd3() -> TinyModel:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     blocks = StableDiffusion3AutoBlocks()
     pipe = _pipeline(blocks, transformer=_with_lora(transformer), scheduler=scheduler)
-    return TinyModel("sd3", transformer, pipe, _sd3_fields, _sd3_call, _counted(transformer))
+    return _made("sd3", transformer, pipe, _sd3_fields, _sd3_call)
 
 
 def _sd3_fields(inputs: ModelInputs, step: int) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""Good guiders of unusual ways, which break no law."""
+
+from __future__ import annotations
+
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import BaseGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
+from faulty_guiders import Good
+
+from autolora_eval.testing import LawDeclaration, Window
+
+GOOD: dict[str, type[BaseGuidance]] = {}
+
+
+def keeps_all(cls):
+    """Enter a guider that breaks no law."""
+    GOOD[cls.__name__] = cls
+    return cls
+
+
+@keeps_all
+class PooledGuidance(Good):
+    """A third pass has the prompt's embeddings and the null prompt's pooled ones."""
+
+    _input_predictions = ["pred_cond", "pred_uncond", "pred_without"]  # noqa: RUF012
+    laws = LawDeclaration(
+        neutral={"guidance_scale": 1.0, "pooled_scale": 0.0},
+        linear=("guidance_scale", "pooled_scale"),
+        linear_in_predictions=True,
+    )
+
+    @register_to_config
+    def __init__(
+        self,
+        guidance_scale: float = 4.0,
+        pooled_scale: float = 2.0,
+        start: float = 0.0,
+        stop: float = 1.0,
+        enabled: bool = True,
+    ) -> None:
+        BaseGuidance.__init__(self, start, stop, enabled)
+        self.guidance_scale, self.pooled_scale = guidance_scale, pooled_scale
+
+    @property
+    def num_conditions(self) -> int:
+        return 3 if self._enabled and self.in_window() else 1
+
+    @property
+    def is_conditional(self) -> bool:
+        return self._count_prepared != 2
+
+    def prepare_inputs(self, data):
+        mixed = {**data, "text_embeds": data["text_embeds"][::-1]}
+        sources = [(data, 0), (data, 1), (mixed, 0)][: self.num_conditions]
+        names = zip(sources, self._input_predictions, strict=False)
+        return [self._prepare_batch(fields, index, name) for (fields, index), name in names]
+
+    def prepare_inputs_from_block_state(self, data, input_fields):
+        values = {k: tuple(getattr(data, n) for n in pair) for k, pair in input_fields.items()}
+        return self.prepare_inputs(values)
+
+    def forward(self, pred_cond, pred_uncond=None, pred_without=None):
+        pred = pred_cond
+        if pred_uncond is not None:
+            pred = self.combine(pred_cond, pred_uncond)
+            pred = pred + self.pooled_scale * (pred_cond - pred_without)
+        return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+
+@keeps_all
+class NoiseInterval(Good):
+    """It acts by timesteps, which are the scheduler's."""
+
+    @register_to_config
+    def __init__(
+        self, guidance_scale: float = 5.0, low: float = 100.0, high: float = 800.0
+    ) -> None:
+        super().__init__(guidance_scale=guidance_scale)
+        self.low, self.high = low, high
+
+    def in_window(self) -> bool:
+        return self._timestep is None or self.low <= float(self._timestep) <= self.high
+
+
+@keeps_all
+class RampInWindow(Good):
+    """Its scale rises from neutral at its window's first step."""
+
+    laws = LawDeclaration(linear=("guidance_scale",), windows=(Window(may_rest=True),))
+
+    def combine(self, cond, uncond):
+        first, end = (int(edge * self._num_inference_steps) for edge in (self._start, self._stop))
+        done = (self._step - first) / max(end - 1 - first, 1)
+        return uncond + (1 + (self.guidance_scale - 1) * done) * (cond - uncond)
+
+
+@keeps_all
+class Momentum(Good):
+    """Reset at step 0 whether or not it acts there."""
+
+    laws = LawDeclaration(linear=("guidance_scale",))
+    momentum = None
+
+    def prepare_inputs(self, data):
+        if self._step == 0:
+            self.momentum = None
+        return super().prepare_inputs(data)
+
+    def combine(self, cond, uncond):
+        difference = cond - uncond
+        self.momentum = difference if self.momentum is None else difference - 0.5 * self.momentum
+        return uncond + self.guidance_scale * self.momentum

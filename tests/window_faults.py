@@ -1,0 +1,175 @@
+"""Faulty guiders that act, or keep state, wrongly at some steps, sizes or numbers of steps only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import BaseGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
+from faulty_guiders import Good, breaks
+
+from autolora_eval.testing import LawDeclaration
+
+
+@breaks("carries_no_state_between_images")
+class ResetsWhereItActs(Good):
+    """Step 0 is not reached where the window starts later."""
+
+    laws = LawDeclaration(linear=("guidance_scale",))
+    momentum = None
+
+    def combine(self, cond, uncond):
+        if self._step == 0:
+            self.momentum = None
+        difference = cond - uncond
+        self.momentum = difference if self.momentum is None else difference - 0.5 * self.momentum
+        return uncond + self.guidance_scale * self.momentum
+
+
+@breaks("keeps_the_dtype")
+class DoubleOutside(Good):
+    def forward(self, pred_cond, pred_uncond=None):
+        if pred_uncond is None and not self.in_window():
+            return GuiderOutput(pred=pred_cond.double(), pred_cond=pred_cond, pred_uncond=None)
+        return super().forward(pred_cond, pred_uncond)
+
+
+@breaks("makes_the_passes_it_declares")
+class DeclaresOneCost(Good):
+    laws = LawDeclaration(passes=lambda parameters, step, num_steps: 2)
+
+
+@breaks("leaves_the_denoiser_as_found")
+class HookOutside(Good):
+    def prepare_models(self, denoiser):
+        super().prepare_models(denoiser)
+        if not self.in_window():
+            denoiser.register_forward_hook(lambda module, inputs, output: output)
+
+
+@breaks("nothing_changes_outside_its_window")
+class CountsToTheLastStep(Good):
+    def in_window(self) -> bool:
+        if self._step is None:
+            return True
+        return self._start <= self._step / max(self._num_inference_steps - 1, 1) < self._stop
+
+
+@breaks("nothing_changes_outside_its_window")
+class RoundsItsWindow(Good):
+    def in_window(self) -> bool:
+        if self._step is None:
+            return True
+        n = self._num_inference_steps
+        return round(self._start * n) <= self._step < math.ceil(self._stop * n)
+
+
+@breaks("nothing_changes_outside_its_window")
+class WindowOfTimesteps(Good):
+    def in_window(self) -> bool:
+        if self._step is None:
+            return True
+        return self._start <= 1 - float(self._timestep) / 1000 < self._stop
+
+
+@breaks("nothing_changes_outside_its_window")
+class LeavesOutTheLastStep(Good):
+    def in_window(self) -> bool:
+        return super().in_window() and self._step != (self._num_inference_steps or 0) - 1
+
+
+@breaks("nothing_changes_when_disabled")
+class DropsEnabled(Good):
+    @register_to_config
+    def __init__(
+        self,
+        guidance_scale: float = 4.0,
+        start: float = 0.0,
+        stop: float = 1.0,
+        enabled: bool = True,
+    ) -> None:
+        BaseGuidance.__init__(self, start, stop)
+        self.guidance_scale = guidance_scale
+
+
+@breaks("carries_no_state_between_images")
+class KeepsItsSchedule(Good):
+    """Of the first image's number of steps."""
+
+    scales = None
+
+    def combine(self, cond, uncond):
+        if self.scales is None:
+            steps = self._num_inference_steps
+            self.scales = torch.linspace(2.0, self.guidance_scale, steps).tolist()
+        return uncond + self.scales[self._step] * (cond - uncond)
+
+
+@breaks("carries_no_state_between_images")
+class KeepsItsNoise(Good):
+    """Of the first image's size."""
+
+    laws = LawDeclaration()
+    noise = None
+
+    def combine(self, cond, uncond):
+        if self.noise is None:
+            self.noise = torch.randn(cond.shape[1:], generator=torch.Generator().manual_seed(0))
+        return super().combine(cond, uncond) + 0.01 * self.noise.to(cond)
+
+
+@breaks("carries_no_state_between_images")
+class HistoryOnTheClass(Good):
+    laws = LawDeclaration()
+    history: list = []  # noqa: RUF012
+
+    def combine(self, cond, uncond):
+        if self._step == 0:
+            self.history.clear()
+        self.history.append(cond - uncond)
+        return uncond + self.guidance_scale * sum(self.history) / len(self.history)
+
+
+@breaks("completes_an_image")
+class DividesByStepsLessOne(Good):
+    laws = LawDeclaration()
+
+    def combine(self, cond, uncond):
+        done = self._step / (self._num_inference_steps - 1)
+        return uncond + (1 + (self.guidance_scale - 1) * (1 - 0.5 * done)) * (cond - uncond)
+
+
+@breaks("rows_are_independent")
+class ClipsTheBatchesNorm(Good):
+    """Which in a tiny model's predictions is never reached."""
+
+    laws = LawDeclaration()
+
+    def combine(self, cond, uncond):
+        difference = cond - uncond
+        scale = (60.0 / difference.float().norm()).clamp(max=1.0)
+        return uncond + self.guidance_scale * difference * scale.to(cond.dtype)
+
+
+@breaks("rows_are_independent")
+class ThresholdsByTheBatch(Good):
+    laws = LawDeclaration()
+
+    def combine(self, cond, uncond):
+        made = super().combine(cond, uncond)
+        limit = made.abs().amax().clamp(min=20.0)
+        return made.clamp(-limit, limit) * (20.0 / limit)
+
+
+@breaks("keeps_the_dtype")
+class SquaresInHalfPrecision(Good):
+    """The sum is infinite in float16, and the guidance gone."""
+
+    laws = LawDeclaration()
+
+    def combine(self, cond, uncond):
+        difference = cond - uncond
+        norm = difference.pow(2).sum(dim=(1, 2, 3), keepdim=True).sqrt()
+        return uncond + self.guidance_scale * difference * (2.5 / norm).clamp(max=1.0)
