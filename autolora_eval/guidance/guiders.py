@@ -45,7 +45,7 @@ class GuiderMethod(Method):
         """
         try:
             return sum(self.announced(parameters, num_steps))
-        except Exception:  # whatever a stranger's guider raises away from a pipeline
+        except (Exception, SystemExit):  # whatever a stranger's guider raises away from a pipeline
             return None
 
     def announced(self, parameters: MethodParameters, num_steps: int) -> list[int]:

@@ -93,7 +93,7 @@ class DiversityMeasure:
             return Diversity(None, None, n, reason)
         try:
             value = float(self.function(*given))
-        except Exception as error:  # of somebody else's code: told of, and nothing else is lost
+        except (Exception, SystemExit) as error:  # of somebody else: nothing else is lost
             told = " ".join(str(error).split())
             return Diversity(None, None, n, f"{self.name}: {type(error).__name__}: {told:.200}")
         if not math.isfinite(value):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from packages import install_example, write_package
+from pydantic import ValidationError
 from rich.console import Console
 
 from autolora_eval.benchmark.load import load_benchmark
@@ -340,3 +341,31 @@ def test_a_mistake_is_one_line_before_any_model_loads(
 ) -> None:
     benchmark_data["methods"]["New"] = method_
     assert told in problem(benchmark_data)
+
+
+EXITS = """
+import sys
+from diffusers.guiders import ClassifierFreeGuidance
+
+class Exits(ClassifierFreeGuidance):
+    def __init__(self, guidance_scale: float = 7.5):
+        sys.exit(0)
+
+class Fails(ClassifierFreeGuidance):
+    def __init__(self, guidance_scale: float = 7.5):
+        raise RuntimeError("no luck")
+"""
+
+
+def test_a_constructor_that_ends_python_is_told_and_harms_nobody_else(site: Path) -> None:
+    """Its exit code 0 would otherwise be that of the command."""
+    entry = "[autolora_eval.methods]\nexits = exits_mod:Exits\nfails = exits_mod:Fails\n"
+    write_package(site, "exits", entry, exits_mod=EXITS)
+    listed = {one.name: one for one in catalogue() if one.group == INSTALLED}
+    told = "with nothing stated, Exits refuses these values: it ends the program (SystemExit: 0)"
+    assert listed["exits"].problem == told
+    assert listed["fails"].problem == "with nothing stated, Fails refuses these values: no luck"
+    rule = find_rule("guider", "exits_mod.Exits")
+    with pytest.raises(ValidationError, match="ends the program"):
+        rule.parameters.model_validate({})
+    assert rule.nfe(rule.parameters.model_construct(), 4) is None

@@ -225,7 +225,11 @@ def test_what_is_no_measure_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("body", "reason"),
-    [("1 / 0", "widest: ZeroDivisionError: division by zero"), ("np.nan", "widest is nan")],
+    [
+        ("1 / 0", "widest: ZeroDivisionError: division by zero"),
+        ("np.nan", "widest is nan"),
+        ("exit(0)", "widest: SystemExit: 0"),
+    ],
 )
 def test_one_that_fails_is_missing_with_its_reason(site: Path, body: str, reason: str) -> None:
     found = MEASURES.find(write(site, f"measure_e{len(body)}", body=body))(drawn())

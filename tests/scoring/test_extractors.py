@@ -224,6 +224,7 @@ def test_a_package_offers_one_by_an_entry_point(
     [
         ("np.ones((2, 2))", r"returned an array of shape \[4, 2, 2\] for 4 images: expected"),
         ("1 / 0", "fails: ZeroDivisionError: division by zero"),
+        ("exit(0)", "fails: SystemExit: 0"),
     ],
 )
 def test_wrong_answers_are_told(
@@ -232,6 +233,29 @@ def test_wrong_answers_are_told(
     path = write(workplace, f"colours_e{len(vector)}", vector)
     with pytest.raises(AutoLoRAEvalError, match=rf"the extractor '{path}' {told}"):
         extract(make(extractor=path, batch_size=4), RunFolder(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ("raise SystemExit(0)", "cannot be made: SystemExit: 0"),
+        ("return lambda images: exit(0)", "fails: SystemExit: 0"),
+    ],
+)
+def test_a_kind_of_somebody_else_that_ends_python_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: str, told: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = f"kind_{len(declared)}"
+    (tmp_path / f"{module}.py").write_text(
+        "from autolora_eval.scoring.extractor import ExtractorKind\n"
+        f"def load(loading):\n    {declared}\n"
+        "KIND = ExtractorKind(name='k', summary='', source='', needs_model=False, load=load)\n"
+    )
+    kind = EXTRACTORS.find(f"{module}.KIND")
+    loading = Loading(None, kind.parameters(), torch.device("cpu"), torch.float32, 4)
+    with pytest.raises(AutoLoRAEvalError, match=rf"'{module}\.KIND' {told}"):
+        kind.load(loading)(pictures(1))
 
 
 Problem = Callable[[object], str]
