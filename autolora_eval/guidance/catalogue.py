@@ -132,7 +132,7 @@ def _of_rule(kind: Kind, rule: Rule, group: str, problem: str = "") -> Listed:
         source=rule.source,
         parameters=tuple(_parameters(rule.parameters)),
         passes=None if parameters is None else _passes(rule, parameters),
-        supports=_supports(rule, group),
+        supports=_supports(rule, group, bool(problem)),
         problem=problem or refused,
     )
 
@@ -182,11 +182,13 @@ def _passes(rule: Rule, parameters: MethodParameters) -> tuple[int, int] | None:
     return min(made), max(made)
 
 
-def _supports(rule: Rule, group: str) -> str:
+def _supports(rule: Rule, group: str, is_clash: bool) -> str:
     if group == BUILT_IN:
         return "every model that takes a guider"
     if isinstance(rule, Method):
-        return f"not declared; autolora-eval check {rule.code.get('class', rule.name)}"
+        path = rule.code.get("class", rule.name)
+        name = rule.name if group == INSTALLED and not is_clash else path
+        return f"not declared; autolora-eval check {name}"
     return "not declared"
 
 

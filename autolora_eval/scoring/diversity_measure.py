@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autolora_eval.columns import is_no_measure
 from autolora_eval.declared import Declared
 from autolora_eval.errors import UsageError
 from autolora_eval.files import Json
@@ -25,8 +26,6 @@ _WANTS_REFERENCE = (
     "compares with a reference set: name the method whose images are it, 'diversity_reference: …', "
     "beside 'diversity'. Images made elsewhere may be one."
 )
-# Columns of the tables that a measure cannot be called.
-_TAKEN = ("diversity", "cell", "model", "method", "prompt", "seed", "nfe", "n", "reason")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +147,16 @@ def _read(name: str, found: object, distribution: str) -> DiversityMeasure:
 
 
 def _refuse_name(name: str) -> None:
-    if not _COLUMN.fullmatch(name) or name in _TAKEN or name.startswith("div_"):
+    if not isinstance(name, str) or not _COLUMN.fullmatch(name):
         raise UsageError(
-            f"a diversity measure cannot be called '{name}', which would be a column of the "
-            "tables: expected up to 40 lower-case letters, digits and '_', the first a letter, "
-            f"not beginning with 'div_', and none of {', '.join(_TAKEN)}."
+            f"a diversity measure cannot be called {name!r}, which would be a column of the "
+            "tables: expected up to 40 lower-case letters, digits and '_', the first a letter."
+        )
+    if is_no_measure(name):
+        raise UsageError(
+            f"a diversity measure cannot be called '{name}': the tables have a column of that "
+            "name, or may have it beside another's. Choose one that is none of theirs and neither "
+            "begins with 'div_' nor ends in '_low', '_high', '_reason' or '_reference'."
         )
 
 

@@ -364,6 +364,7 @@ def test_a_constructor_that_ends_python_is_told_and_harms_nobody_else(site: Path
     listed = {one.name: one for one in catalogue() if one.group == INSTALLED}
     told = "with nothing stated, Exits refuses these values: it ends the program (SystemExit: 0)"
     assert listed["exits"].problem == told
+    assert listed["exits"].supports == "not declared; autolora-eval check exits"
     assert listed["fails"].problem == "with nothing stated, Fails refuses these values: no luck"
     rule = find_rule("guider", "exits_mod.Exits")
     with pytest.raises(ValidationError, match="ends the program"):

@@ -211,7 +211,12 @@ def test_a_package_offers_one_by_an_entry_point(site: Path) -> None:
         MEASURES.find("wid")
 
 
-@pytest.mark.parametrize("name", ["Widest", "diversity", "div_pc", "a b", "", "n"])
+TABLES = ("diversity", "n_images", "n_undefined_prompts", "lora_scale", "nfe", "method", "guider")
+PROMPTS = ("n", "reason", "standard_error", "reference_cell", "prompt_index")
+BESIDE = ("diversity_low", "widest_high", "widest_reason", "pc_reference", "pc_prompt_mean")
+
+
+@pytest.mark.parametrize("name", ["Widest", "div_pc", "a b", "", *TABLES, *PROMPTS, *BESIDE])
 def test_a_name_that_is_no_column_is_refused(site: Path, name: str) -> None:
     module = f"measure_named_{len(name)}_{name.encode().hex()}"
     with pytest.raises(UsageError, match="cannot be called"):
