@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -114,7 +115,8 @@ class ClassExtractor:
         """
         try:
             found = self.made(images)
-            found = found.detach().cpu().numpy() if hasattr(found, "detach") else found
+            # NumPy knows no bfloat16.
+            found = found.detach().cpu().float().numpy() if hasattr(found, "detach") else found
             vectors = np.asarray(found, dtype=np.float32)
         except (Exception, SystemExit) as error:
             told = " ".join(str(error).split())
@@ -129,9 +131,32 @@ class ClassExtractor:
         return vectors
 
     def preprocessing(self) -> Json:
-        """Return what its own `preprocessing()` says; nothing where it has none."""
+        """Return what its own `preprocessing()` says; nothing where it has none.
+
+        Raises:
+            AutoLoRAEvalError: it fails, or returns what is no map of plain data.
+        """
         stated = getattr(self.made, "preprocessing", None)
-        return dict(stated()) if callable(stated) else {}
+        if not callable(stated):
+            return {}
+        title = f"preprocessing() of the extractor '{self.name}'"
+        try:
+            found = stated()
+        except (Exception, SystemExit) as error:
+            told = " ".join(str(error).split())
+            raise AutoLoRAEvalError(
+                f"{title} fails: {type(error).__name__}: {told:.300}"
+            ) from error
+        try:
+            if isinstance(found, Mapping):
+                return dict(json.loads(json.dumps(dict(found), allow_nan=False)))
+            told = f"a value of {type(found).__name__}"
+        except (TypeError, ValueError) as error:
+            told = str(error)
+        raise AutoLoRAEvalError(
+            f"{title} cannot be recorded: {told:.300}. Expected a map of finite numbers, texts, "
+            "lists and maps."
+        )
 
 
 def _read(name: str, found: object, distribution: str) -> ExtractorKind:
@@ -177,7 +202,9 @@ def _made(name: str, load: Callable[[Loading], Any], loading: Loading) -> ClassE
         raise AutoLoRAEvalError(
             f"the extractor '{name}' cannot be made: {type(error).__name__}: {told:.300}"
         ) from error
-    return ClassExtractor(name, made)
+    extractor = ClassExtractor(name, made)
+    extractor.preprocessing()  # what is wrong with it is told before an hour of features is taken
+    return extractor
 
 
 EXTRACTORS = Declared(

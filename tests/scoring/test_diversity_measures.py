@@ -223,6 +223,31 @@ def test_a_name_that_is_no_column_is_refused(site: Path, name: str) -> None:
         MEASURES.find(write(site, module, name=name))
 
 
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ("low='x'", "has low='x': expected a number"),
+        ("low=1.0, high=1.0", "expected low below high"),
+        ("low=0.0, least_images='3'", "has least_images='3': expected a whole number from 1"),
+        ("low=0.0, least_reference=0", "has least_reference=0: expected a whole number from 1"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_at_once(site: Path, stated: str, told: str) -> None:
+    path = write(site, f"measure_g{len(stated)}")
+    file = site / f"{path.split('.')[0]}.py"
+    file.write_text(file.read_text().replace("low=0.0", stated))
+    with pytest.raises(UsageError, match=told):
+        MEASURES.find(path)
+
+
+def test_one_without_a_function_is_refused_at_once(site: Path) -> None:
+    path = write(site, "measure_h")
+    file = site / "measure_h.py"
+    file.write_text(file.read_text().replace("function=widest", "function=None"))
+    with pytest.raises(UsageError, match="has function=NoneType: expected what is called"):
+        MEASURES.find(path)
+
+
 def test_what_is_no_measure_is_refused() -> None:
     with pytest.raises(UsageError, match=r"'math\.pi' is no diversity measure but float"):
         MEASURES.find("math.pi")
