@@ -22,6 +22,8 @@ _COMPUTED = frozenset(
 )
 _ENDINGS = ("_low", "_high", "_reference", "_prompt_mean", "_expected")
 _BEGINNING = "div_"
+# Those that diversity.csv has besides, and what stands beside a measure's column there.
+_OF_PROMPTS, _REASON = frozenset(("n", "standard_error", "reference_cell")), "_reason"
 
 
 def is_computed(column: str) -> bool:
@@ -32,3 +34,8 @@ def is_computed(column: str) -> bool:
 def parameter_column(parameter: str) -> str:
     """Return the column of a method's parameter: its name, unless that is a computed column's."""
     return f"parameter_{parameter}" if is_computed(parameter) else parameter
+
+
+def is_no_measure(column: str) -> bool:
+    """Tell whether a measure of diversity cannot be called so: its column would be another's."""
+    return is_computed(column) or column in _OF_PROMPTS or column.endswith(_REASON)

@@ -74,13 +74,18 @@ def clashing_columns(
     """
     taken = set(scores)
     for method in methods.values():
-        for name in type(method.parameters).model_fields:
+        for name in _parameter_names(method):
             if parameter_column(name) in taken:
                 yield (
                     method.name,
                     f"its parameter '{name}' and the rubric's score of that name would be one "
                     "column. Rename the score in the rubric.",
                 )
+
+
+def _parameter_names(method: ResolvedMethod) -> Iterable[str]:
+    """Return the parameters of a method, those too that it takes by any name."""
+    return (*type(method.parameters).model_fields, *(method.parameters.model_extra or ()))
 
 
 def clashing_measures(
@@ -97,7 +102,7 @@ def clashing_measures(
     """
     taken = dict.fromkeys(scores, "the rubric's score")
     for method in methods.values():
-        for name in type(method.parameters).model_fields:
+        for name in _parameter_names(method):
             taken.setdefault(parameter_column(name), f"the parameter of '{method.name}'")
     for place, (stated, measure) in enumerate(diversity.items()):
         if measure.name in taken:

@@ -14,10 +14,12 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.guidance.guiders import GuiderMethod
+from autolora_eval.guidance.plain import told_by
 from autolora_eval.guidance.plugins import GROUPS, Kind, clash_of, find_rule, plugins
 from autolora_eval.guidance.registry import Method, MethodParameters, Rule, methods
 from autolora_eval.guidance.signatures import REQUIRED, SCALE, CallParameters
@@ -119,6 +121,7 @@ def _by_path(path: str, folders: Sequence[Path]) -> Listed:
 
 
 def _of_rule(kind: Kind, rule: Rule, group: str, problem: str = "") -> Listed:
+    parameters, refused = _at_defaults(rule)
     return Listed(
         name=rule.name,
         kind=kind,
@@ -128,9 +131,9 @@ def _of_rule(kind: Kind, rule: Rule, group: str, problem: str = "") -> Listed:
         equation=rule.equation,
         source=rule.source,
         parameters=tuple(_parameters(rule.parameters)),
-        passes=_passes(rule),
-        supports=_supports(rule, group),
-        problem=problem,
+        passes=None if parameters is None else _passes(rule, parameters),
+        supports=_supports(rule, group, bool(problem)),
+        problem=problem or refused,
     )
 
 
@@ -151,25 +154,41 @@ def _parameters(model: type[MethodParameters]) -> Iterator[ListedParameter]:
         yield ListedParameter(name, kind.replace("autolora_eval.", ""), text)
 
 
-def _passes(rule: Rule) -> tuple[int, int] | None:
+def _at_defaults(rule: Rule) -> tuple[MethodParameters | None, str]:
+    """Return the parameters where nothing is stated, or why a constructor refuses its defaults.
+
+    Neither is returned of a method that needs something stated.
+    """
     try:
-        parameters = rule.parameters.model_validate({}).with_model_defaults(W)
+        return rule.parameters.model_validate({}).with_model_defaults(W), ""
+    except ValidationError as error:
+        whole = [item["msg"] for item in error.errors() if not item["loc"]]
+        told = whole[0].removeprefix("Value error, ") if whole else ""
+        return None, f"with nothing stated, {told}" if told else ""
+    except (Exception, SystemExit) as error:  # of a stranger's own class of parameters
+        return None, f"with nothing stated, it fails: {type(error).__name__}: {told_by(error)}"
+
+
+def _passes(rule: Rule, parameters: MethodParameters) -> tuple[int, int] | None:
+    try:
         if isinstance(rule, GuiderMethod):
             made = rule.announced(parameters, STEPS)
         elif isinstance(rule, Method) and rule.predictions is not None:
             made = [rule.predictions(parameters, step, STEPS) for step in range(STEPS)]
         else:
             return None
-    except Exception:  # it needs parameters, or is a stranger's that fails away from a pipeline
+    except (Exception, SystemExit):  # of a stranger's that fails away from a pipeline
         return None
     return min(made), max(made)
 
 
-def _supports(rule: Rule, group: str) -> str:
+def _supports(rule: Rule, group: str, is_clash: bool) -> str:
     if group == BUILT_IN:
         return "every model that takes a guider"
     if isinstance(rule, Method):
-        return f"not declared; autolora-eval check {rule.code.get('class', rule.name)}"
+        path = rule.code.get("class", rule.name)
+        name = rule.name if group == INSTALLED and not is_clash else path
+        return f"not declared; autolora-eval check {name}"
     return "not declared"
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import traceback
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from types import CodeType
@@ -25,6 +27,7 @@ _RELEASED = frozenset((*_LIBRARIES, "torch", "transformers", *sys.stdlib_module_
 _PAPER = re.compile(
     r"(?:arxiv\.org/\w+/|huggingface\.co/papers/|arxiv[: ]\s*)(\d{4}\.\d{4,5})", re.I
 )
+_ADDED: set[Path] = set()  # folders of benchmarks that Python has been made to look into
 _ADDRESS = re.compile(r"[:(]?\s*<?https?://[^\s)>]+[)>]?")
 
 
@@ -47,7 +50,8 @@ def load_dotted(path: str, folders: Sequence[Path] = ()) -> object:
         if not hasattr(found, name):
             owner = getattr(found, "__name__", str(found))
             near = did_you_mean(name, _public_names(found))
-            raise UsageError(f"'{owner}' has no '{name}'.{near}")
+            hidden = _hidden(parts[0], folders)
+            raise UsageError(f"'{owner}' has no '{name}'.{near}{hidden}")
         found = getattr(found, name)
     return found
 
@@ -58,19 +62,55 @@ def _make_visible(top: str, folders: Sequence[Path]) -> None:
     What is installed comes first: a file beside a benchmark cannot take a library's place.
     """
     importlib.invalidate_caches()
-    if top in sys.modules or _is_installed(top):
+    beside = _beside(top, folders)
+    places = _places(top)
+    if top in sys.modules or places:
+        if beside is not None and places:
+            _refuse_other(top, places[0], beside, folders)
         return
-    for folder in folders:
-        if (folder / f"{top}.py").is_file() or (folder / top).is_dir():
-            sys.path.append(str(folder))
-            return
+    if beside is not None:
+        sys.path.append(str(beside.parent))
+        _ADDED.add(beside.parent.resolve())
 
 
-def _is_installed(top: str) -> bool:
+def _beside(top: str, folders: Sequence[Path]) -> Path | None:
+    """Return the file or folder of that module's name that lies beside the benchmark."""
+    named = (folder / name for folder in folders for name in (f"{top}.py", top))
+    is_code = (place for place in named if place.is_file() or next(place.rglob("*.py"), None))
+    return next(is_code, None)
+
+
+def _hidden(top: str, folders: Sequence[Path]) -> str:
+    """Say that a module that is installed hides the file that may have been meant."""
+    beside, places = _beside(top, folders), _places(top)
+    if beside is None or (places and beside.resolve() in (place.resolve() for place in places)):
+        return ""
+    return f" The installed module '{top}' hides '{beside}': give yours another name."
+
+
+def _refuse_other(top: str, place: Path, beside: Path, folders: Sequence[Path]) -> None:
+    """Refuse a module that another benchmark of this Python process has brought in."""
+    home = place.parent.resolve()
+    is_ours = home in {folder.resolve() for folder in folders}
+    is_brought = top in sys.modules or home in _ADDED
+    if is_ours or not is_brought or top in _RELEASED or top in _distributions(tuple(sys.path)):
+        return
+    raise UsageError(
+        f"the module '{top}' was already imported from '{place}', and '{beside}' is another of "
+        "that name. Start Python anew for it, or rename one of the two."
+    )
+
+
+def _places(top: str) -> list[Path]:
+    """Return the folders of a package, or the file of a module; none where it is not found."""
     try:
-        return importlib.util.find_spec(top) is not None
-    except (ImportError, ValueError):
-        return False
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # a module that was made by hand says no more than its file
+        spec = None
+    module = sys.modules.get(top, spec)
+    inside = getattr(module, "__path__", getattr(spec, "submodule_search_locations", None))
+    file = getattr(module, "__file__", getattr(spec, "origin", None))
+    return [Path(place) for place in inside or ([file] if file else [])]
 
 
 def _module(parts: Sequence[str], folders: Sequence[Path]) -> tuple[object, Sequence[str]]:
@@ -132,15 +172,19 @@ def code_of(*objects: object) -> dict[str, str]:
 
     A library's release is told by its version. All else is told by its version and by the hash
     of its sources too, since the version of what is being written stays what it was: of a package
-    all its `.py` files, of a single file that file.
+    all its `.py` files, of a single file that file; and the same of what they import, unless it
+    is another installed package.
 
     Args:
         objects: classes, with all that they inherit from, functions, or instances.
 
     Returns:
         `distribution`: "name version" of each, where they are installed; `sha256` of the sources,
-        where there are others than those of released libraries.
+        where there are others than those of released libraries; `arguments` that a
+        `functools.partial` has bound.
     """
+    bound = [arguments for one in objects for arguments in _bound(one)]
+    objects = tuple(part for one in objects for part in parts_of(one))
     for one in objects:
         if isinstance(one, type) or inspect.isfunction(one):
             _refuse_changed(one)
@@ -150,7 +194,9 @@ def code_of(*objects: object) -> dict[str, str]:
     code = {}
     if names:
         code["distribution"] = ", ".join(f"{name} {metadata.version(name)}" for name in names)
-    own = [top for top in tops if top not in _RELEASED]
+    if bound:
+        code["arguments"] = json.dumps(bound, ensure_ascii=False)
+    own = _with_imports([top for top in tops if top not in _RELEASED])
     if own:
         hashes = [f"{top}\0{_sources_hash(top, objects)}" for top in own]
         code["sha256"] = sha256_bytes("\n".join(hashes).encode())
@@ -164,18 +210,23 @@ def _refuse_changed(one: object) -> None:
     """
     owners = one.__mro__ if isinstance(one, type) else (one,)
     for owner in owners:
-        file = getattr(sys.modules.get(owner.__module__), "__file__", None) or ""
-        is_own = owner.__module__.split(".")[0] not in _RELEASED
-        if not (is_own and file.endswith(".py") and Path(file).is_file()):
-            continue
-        now = set(_code_objects(compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)))
-        members: Iterable[Any] = vars(owner).values() if isinstance(owner, type) else [owner]
-        functions = [f for member in members if inspect.isfunction(f := inspect.unwrap(member))]
-        if any(f.__code__ not in now for f in functions if f.__code__.co_filename == file):
-            raise UsageError(
-                f"{Path(file).name} has been changed since it was imported. Start Python anew (in "
-                "a notebook: restart its kernel), so that what runs is what the file says."
-            )
+        if owner.__module__.split(".")[0] not in _RELEASED:
+            _refuse_changed_file(owner.__module__, [owner])
+
+
+def _refuse_changed_file(module: str, owners: Iterable[Any]) -> None:
+    """Refuse a module whose file no longer has the code of these functions and classes of it."""
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    if not (file.endswith(".py") and Path(file).is_file()):
+        return
+    now = set(_code_objects(compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)))
+    members = [m for o in owners for m in (vars(o).values() if isinstance(o, type) else [o])]
+    functions = [f for member in members if inspect.isfunction(f := inspect.unwrap(member))]
+    if any(f.__code__ not in now for f in functions if f.__code__.co_filename == file):
+        raise UsageError(
+            f"{Path(file).name} has been changed since it was imported. Start Python anew (in "
+            "a notebook: restart its kernel), so that what runs is what the file says."
+        )
 
 
 def _code_objects(code: CodeType) -> Iterator[CodeType]:
@@ -185,8 +236,30 @@ def _code_objects(code: CodeType) -> Iterator[CodeType]:
             yield from _code_objects(constant)
 
 
+def parts_of(one: object) -> list[object]:
+    """Return what decides what a `functools.partial` does: what it calls, with what functions."""
+    if not isinstance(one, partial):
+        return [one]
+    given = (value for value in (*one.args, *one.keywords.values()) if callable(value))
+    return [part for value in (one.func, *given) for part in parts_of(value)]
+
+
+def _bound(one: object) -> list[object]:
+    """Return the arguments that a `functools.partial` has bound, as plain data."""
+    if not isinstance(one, partial):
+        return []
+    given = [*one.args, *(part for item in sorted(one.keywords.items()) for part in item)]
+    plain = [v if isinstance(v, str | int | float | None) else dotted(v) for v in given]
+    return [*_bound(one.func), *([plain] if plain else [])]
+
+
 def dotted(one: object) -> str:
-    """Return the dotted path of a class or function, or of the class of anything else."""
+    """Return the dotted path of a class or function, or of the class of anything else.
+
+    Of a `functools.partial` it is that of what it calls.
+    """
+    if isinstance(one, partial):
+        return dotted(one.func)
     named = one if hasattr(one, "__qualname__") else type(one)
     return f"{named.__module__}.{getattr(named, '__qualname__', '')}"
 
@@ -204,14 +277,44 @@ def _top_modules(one: object) -> Iterable[str]:
     return own or found[:1]
 
 
+def _with_imports(tops: Sequence[str]) -> list[str]:
+    """Return these top modules and those that they import, however far, of no other package."""
+    found = list(tops)
+    installed = _distributions(tuple(sys.path))
+    for top in found:  # which grows
+        for other in sorted(_imported(top) - _RELEASED - set(found)):
+            package = set(installed.get(other, ()))
+            if _places(other) and (not package or package & set(installed.get(top, ()))):
+                found.append(other)
+                functions = vars(sys.modules[other]).values() if other in sys.modules else ()
+                own = [one for one in functions if getattr(one, "__module__", None) == other]
+                _refuse_changed_file(other, own)
+    return sorted(found)
+
+
+def _imported(top: str) -> set[str]:
+    """Return the top modules that the sources of a module name in their imports."""
+    named: set[str] = set()
+    for place in _places(top):
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            try:
+                tree = ast.parse(file.read_bytes())
+            except (OSError, SyntaxError, ValueError):  # compiled, or never imported
+                continue
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Import):
+                    named |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                    named.add(node.module.split(".")[0])
+    return named
+
+
 def _sources_hash(top: str, objects: Sequence[object]) -> str:
-    module = sys.modules[top]
-    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
-    if folders:
-        return "\n".join(sha256_folder(folder, (".py",)) for folder in folders)
-    file = getattr(module, "__file__", None)
-    if file is not None and Path(file).is_file():
-        return sha256_file(Path(file))
+    places = _places(top)
+    if places and places[0].is_file():
+        return sha256_file(places[0])
+    if any(place.is_dir() for place in places):
+        return "\n".join(sha256_folder(folder, (".py",)) for folder in places)
     try:
         sources = [inspect.getsource(typing.cast("type", one)) for one in objects]
     except (OSError, TypeError) as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autolora_eval.devices import require
 from autolora_eval.errors import UsageError
-from autolora_eval.guidance.code import code_of, dotted, paper_of, summary_of
+from autolora_eval.guidance.code import code_of, dotted, paper_of, parts_of, summary_of
 from autolora_eval.guidance.registry import Method, MethodParameters
 from autolora_eval.guidance.signatures import CallParameters, parameters_model, signature_of
 from autolora_eval.guidance.upstream import UpstreamGuider, upstream_guider
@@ -45,7 +45,7 @@ class GuiderMethod(Method):
         """
         try:
             return sum(self.announced(parameters, num_steps))
-        except Exception:  # whatever a stranger's guider raises away from a pipeline
+        except (Exception, SystemExit):  # whatever a stranger's guider raises away from a pipeline
             return None
 
     def announced(self, parameters: MethodParameters, num_steps: int) -> list[int]:
@@ -135,7 +135,7 @@ def guider_method(name: str, guider: object, source: str = "") -> Method:
 def _declared(name: str, method: Method) -> Method:
     """Return somebody's own declaration under the name that it is known by here."""
     code = code_of(method.build, method.parameters)
-    is_ours = dotted(method.build).startswith("autolora_eval.")
+    is_ours = all(dotted(part).startswith("autolora_eval.") for part in parts_of(method.build))
     return replace(method, name=name, code={} if is_ours else {"class": name, **code})
 
 

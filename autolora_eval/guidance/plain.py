@@ -193,8 +193,15 @@ def _made(value: object, wanted: type, at: str) -> Any:  # noqa: ANN401
     }
     try:
         return wanted(**arguments)
-    except Exception as error:
-        raise UnfitError(f"{_place(at)}{wanted.__name__} refuses it: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UnfitError(f"{_place(at)}{wanted.__name__} refuses it: {told_by(error)}") from error
+
+
+def told_by(error: BaseException) -> str:
+    """Return on one line what somebody else's code says as it fails, or that it ends Python."""
+    if isinstance(error, SystemExit):
+        return f"it ends the program (SystemExit: {error.code})"
+    return " ".join(str(error).split())
 
 
 def described(annotation: object) -> str:

@@ -55,7 +55,7 @@ def sampler_method(name: str, sampler: object, source: str = "") -> SamplerMetho
     origin = source or code.get("distribution", "") or f"{dotted(sampler).split('.')[0]}.py"
     return SamplerMethod(
         name=name,
-        display_name=getattr(sampler, "__name__", type(sampler).__name__),
+        display_name=dotted(sampler).rpartition(".")[2],
         summary=summary_of(sampler),
         source="; ".join(text for text in (paper_of(sampler), origin) if text),
         parameters=parameters_model(signature),

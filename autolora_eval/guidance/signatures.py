@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from autolora_eval.errors import UsageError
-from autolora_eval.guidance.plain import UnfitError, fitted, is_plain
+from autolora_eval.guidance.plain import UnfitError, fitted, is_plain, told_by
 from autolora_eval.guidance.registry import MethodParameters
 
 SCALE = "guidance_scale"
@@ -96,7 +96,7 @@ def _annotations(call: Callable[..., Any]) -> dict[str, object]:
         call = type(call).__call__
     try:
         return typing.get_type_hints(call)
-    except Exception:  # whatever evaluating a stranger's text raises
+    except (Exception, SystemExit):  # whatever evaluating a stranger's text raises
         return {name: a for name in call.__annotations__ if (a := _evaluated(call, name))}
 
 
@@ -107,7 +107,7 @@ def _evaluated(call: Callable[..., Any], name: str) -> object:
     try:
         one = type("_One", (), {"__annotations__": {name: stated}})
         return typing.get_type_hints(one, getattr(call, "__globals__", {}))[name]
-    except Exception:  # an annotation is any code: one that fails leaves its value unchecked
+    except (Exception, SystemExit):  # any code: one that fails leaves its value unchecked
         return None
 
 
@@ -129,8 +129,8 @@ class CallParameters(MethodParameters):
             arguments.setdefault(SCALE, 1.0)
         try:
             attempt(arguments)
-        except Exception as error:
-            told = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        except (Exception, SystemExit) as error:
+            told = told_by(error).rstrip(".") or type(error).__name__
             raise ValueError(f"{self._signature.name} refuses these values: {told}") from error
         return self
 

@@ -47,7 +47,7 @@ def diversity(features: npt.ArrayLike) -> Diversity:
     Raises:
         ValueError: `features` is not a matrix.
     """
-    matrix = np.asarray(features)
+    matrix = np.asarray(as_array(features))
     if matrix.ndim != 2:
         raise ValueError(f"expected features of shape [N, D], got {list(matrix.shape)}")
     n = len(matrix)
@@ -61,6 +61,16 @@ def diversity(features: npt.ArrayLike) -> Diversity:
     if n < 3:
         return Diversity(value, None, n)
     return Diversity(value, jackknife_standard_error(leave_one_out(units)), n)
+
+
+def as_array(features: npt.ArrayLike) -> npt.ArrayLike:
+    """Return a tensor of torch as one that NumPy takes; anything else as it is.
+
+    NumPy takes none with a gradient, of another device, or in bfloat16.
+    """
+    if hasattr(features, "detach"):
+        return np.asarray(features.detach().cpu().double().numpy())
+    return features
 
 
 def unit_vectors(features: npt.ArrayLike) -> Floats:

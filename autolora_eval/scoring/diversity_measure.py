@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autolora_eval.columns import is_no_measure
 from autolora_eval.declared import Declared
 from autolora_eval.errors import UsageError
 from autolora_eval.files import Json
 from autolora_eval.guidance.code import code_of
-from autolora_eval.scoring.diversity import Diversity, Floats, unit_vectors
+from autolora_eval.scoring.diversity import Diversity, Floats, as_array, unit_vectors
 from autolora_eval.text import of
 
 _KEYS = {"name", "display_name", "label", "higher_is_better", "source"}
@@ -25,8 +26,6 @@ _WANTS_REFERENCE = (
     "compares with a reference set: name the method whose images are it, 'diversity_reference: …', "
     "beside 'diversity'. Images made elsewhere may be one."
 )
-# Columns of the tables that a measure cannot be called.
-_TAKEN = ("diversity", "cell", "model", "method", "prompt", "seed", "nfe", "n", "reason")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +92,7 @@ class DiversityMeasure:
             return Diversity(None, None, n, reason)
         try:
             value = float(self.function(*given))
-        except Exception as error:  # of somebody else's code: told of, and nothing else is lost
+        except (Exception, SystemExit) as error:  # of somebody else: nothing else is lost
             told = " ".join(str(error).split())
             return Diversity(None, None, n, f"{self.name}: {type(error).__name__}: {told:.200}")
         if not math.isfinite(value):
@@ -130,7 +129,7 @@ class DiversityMeasure:
 
 
 def _matrix(features: npt.ArrayLike) -> Floats:
-    matrix = np.asarray(features, dtype=np.float64)
+    matrix = np.asarray(as_array(features), dtype=np.float64)
     if matrix.ndim != 2:
         raise ValueError(f"expected features of shape [N, D], got {list(matrix.shape)}")
     return matrix
@@ -143,17 +142,47 @@ def _read(name: str, found: object, distribution: str) -> DiversityMeasure:
             "of autolora_eval.scoring.diversity_measure.DiversityMeasure."
         )
     _refuse_name(found.name)
+    _refuse_values(found)
     own = {"distribution": distribution} if distribution else {}
     return replace(found, code={**own, **code_of(found.function)})
 
 
 def _refuse_name(name: str) -> None:
-    if not _COLUMN.fullmatch(name) or name in _TAKEN or name.startswith("div_"):
+    if not isinstance(name, str) or not _COLUMN.fullmatch(name):
         raise UsageError(
-            f"a diversity measure cannot be called '{name}', which would be a column of the "
-            "tables: expected up to 40 lower-case letters, digits and '_', the first a letter, "
-            f"not beginning with 'div_', and none of {', '.join(_TAKEN)}."
+            f"a diversity measure cannot be called {name!r}, which would be a column of the "
+            "tables: expected up to 40 lower-case letters, digits and '_', the first a letter."
         )
+    if is_no_measure(name):
+        raise UsageError(
+            f"a diversity measure cannot be called '{name}': the tables have a column of that "
+            "name, or may have it beside another's. Choose one that is none of theirs and neither "
+            "begins with 'div_' nor ends in '_low', '_high', '_reason' or '_reference'."
+        )
+
+
+def _refuse_values(measure: DiversityMeasure) -> None:
+    """Refuse a declaration whose numbers are none, before anything is generated."""
+    title = f"the diversity measure '{measure.name}'"
+    if not callable(measure.function):
+        got = type(measure.function).__name__
+        raise UsageError(f"{title} has function={got}: expected what is called with features.")
+    for key in ("low", "high"):
+        end = getattr(measure, key)
+        if isinstance(end, bool) or not isinstance(end, int | float) or math.isnan(end):
+            raise UsageError(f"{title} has {key}={end!r:.80}: expected a number.")
+    if measure.low >= measure.high:
+        raise UsageError(
+            f"{title} has low={measure.low} and high={measure.high}: expected low below high."
+        )
+    for key in ("least_images", "least_reference"):
+        least = getattr(measure, key)
+        if isinstance(least, bool) or not isinstance(least, int) or least < 1:
+            raise UsageError(f"{title} has {key}={least!r:.80}: expected a whole number from 1.")
+    for key in ("display_name", "label", "equation", "source"):
+        if not isinstance(getattr(measure, key), str):
+            got = repr(getattr(measure, key))
+            raise UsageError(f"{title} has {key}={got:.80}: expected text.")
 
 
 MEASURES = Declared(

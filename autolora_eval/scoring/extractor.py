@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -113,9 +115,10 @@ class ClassExtractor:
         """
         try:
             found = self.made(images)
-            found = found.detach().cpu().numpy() if hasattr(found, "detach") else found
+            # NumPy knows no bfloat16.
+            found = found.detach().cpu().float().numpy() if hasattr(found, "detach") else found
             vectors = np.asarray(found, dtype=np.float32)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             told = " ".join(str(error).split())
             raise AutoLoRAEvalError(
                 f"the extractor '{self.name}' fails: {type(error).__name__}: {told:.300}"
@@ -128,15 +131,40 @@ class ClassExtractor:
         return vectors
 
     def preprocessing(self) -> Json:
-        """Return what its own `preprocessing()` says; nothing where it has none."""
+        """Return what its own `preprocessing()` says; nothing where it has none.
+
+        Raises:
+            AutoLoRAEvalError: it fails, or returns what is no map of plain data.
+        """
         stated = getattr(self.made, "preprocessing", None)
-        return dict(stated()) if callable(stated) else {}
+        if not callable(stated):
+            return {}
+        title = f"preprocessing() of the extractor '{self.name}'"
+        try:
+            found = stated()
+        except (Exception, SystemExit) as error:
+            told = " ".join(str(error).split())
+            raise AutoLoRAEvalError(
+                f"{title} fails: {type(error).__name__}: {told:.300}"
+            ) from error
+        try:
+            if isinstance(found, Mapping):
+                return dict(json.loads(json.dumps(dict(found), allow_nan=False)))
+            told = f"a value of {type(found).__name__}"
+        except (TypeError, ValueError) as error:
+            told = str(error)
+        raise AutoLoRAEvalError(
+            f"{title} cannot be recorded: {told:.300}. Expected a map of finite numbers, texts, "
+            "lists and maps."
+        )
 
 
 def _read(name: str, found: object, distribution: str) -> ExtractorKind:
     own = {"distribution": distribution} if distribution else {}
     if isinstance(found, ExtractorKind):
-        return replace(found, name=name, code={**own, **code_of(found.load)})
+        code = {**own, **code_of(found.load)}
+        load = partial(_made, name, found.load)
+        return replace(found, name=name, load=load, code=code)
     is_called = isinstance(found, type) and any("__call__" in vars(c) for c in found.__mro__)
     if not (isinstance(found, type) and is_called):
         raise UsageError(
@@ -151,27 +179,32 @@ def _read(name: str, found: object, distribution: str) -> ExtractorKind:
         source=distribution or dotted(found),
         needs_model=False,
         parameters=parameters_model(replace(signature, parameters=stated)),
-        load=lambda loading: _made(
-            name, found, loading, takes_device=DEVICE in signature.parameters
-        ),
+        load=partial(_made, name, partial(_of_class, found, DEVICE in signature.parameters)),
         code={**own, **code_of(found), "class": dotted(found)},
     )
 
 
-def _made(
-    name: str, cls: Callable[..., Any], loading: Loading, *, takes_device: bool
-) -> ClassExtractor:
+def _of_class(cls: Callable[..., Any], takes_device: bool, loading: Loading) -> Any:  # noqa: ANN401
     parameters: CallParameters = loading.parameters
     arguments = parameters.arguments()
     if takes_device:
         arguments[DEVICE] = loading.device
+    return cls(**arguments)
+
+
+def _made(name: str, load: Callable[[Loading], Any], loading: Loading) -> ClassExtractor:
     try:
-        return ClassExtractor(name, cls(**arguments))
-    except Exception as error:
+        made = load(loading)
+    except AutoLoRAEvalError:  # of one that says itself what is wrong
+        raise
+    except (Exception, SystemExit) as error:
         told = " ".join(str(error).split())
         raise AutoLoRAEvalError(
             f"the extractor '{name}' cannot be made: {type(error).__name__}: {told:.300}"
         ) from error
+    extractor = ClassExtractor(name, made)
+    extractor.preprocessing()  # what is wrong with it is told before an hour of features is taken
+    return extractor
 
 
 EXTRACTORS = Declared(

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from autolora_eval.benchmark.load import LoadedBenchmark
 from autolora_eval.devices import choose_device
+from autolora_eval.errors import AutoLoRAEvalError
 from autolora_eval.files import Json, content_key, written_whole
 from autolora_eval.identity import identity
 from autolora_eval.images import CellImage, ImageError, cell_images, open_image
@@ -57,7 +58,10 @@ def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:
             advance(len(images) - len(todo))
             failed: dict[str, str] = {}
             if todo:
-                fresh, failed = _extract(extractor, todo, spec.batch_size, advance)
+                known_dims = {len(row) for row in known.values()}
+                fresh, failed = _extract(
+                    extractor, todo, spec.batch_size, advance, (kind.name, known_dims)
+                )
                 known |= fresh
                 if fresh:
                     manifest |= {"preprocessing": extractor().preprocessing()}
@@ -128,6 +132,7 @@ def _extract(
     images: Sequence[CellImage],
     batch_size: int,
     advance: Advance,
+    known: tuple[str, set[int]],
 ) -> tuple[Rows, dict[str, str]]:
     rows: Rows = {}
     failed: dict[str, str] = {}
@@ -142,10 +147,22 @@ def _extract(
         if opened:
             with quiet_libraries():
                 vectors = extractor()([picture for _, picture in opened])
+            _refuse_other_length(vectors.shape[1], *known)
             for (image, _), vector in zip(opened, vectors, strict=True):
                 rows[image.id, str(image.sha256)] = vector
         advance(len(batch))
     return rows, failed
+
+
+def _refuse_other_length(dim: int, name: str, known: set[int]) -> None:
+    """Refuse vectors of another length than those of the cell before; note the first's."""
+    known.add(dim)
+    if len(known) > 1:
+        before = next(iter(known - {dim}))
+        raise AutoLoRAEvalError(
+            f"the extractor '{name}' returned vectors of {dim} numbers, and of {before} before: "
+            "expected one length for all images, whatever they are batched with."
+        )
 
 
 def _write(

@@ -28,7 +28,21 @@ class PairwiseCosineDiversity(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, features: torch.Tensor) -> None:
-        """Take in feature vectors, float [B, D]; one that is zero or not finite makes it NaN."""
+        """Take in feature vectors, float [B, D]; one that is zero or not finite makes it NaN.
+
+        Raises:
+            TypeError: they are no tensor.
+            ValueError: they are of another shape.
+        """
+        if not isinstance(features, torch.Tensor):
+            raise TypeError(
+                f"expected a torch.Tensor [B, {len(self.total)}], got {type(features).__name__}: "
+                "give torch.as_tensor(features)"
+            )
+        if features.ndim != 2 or features.shape[1] != len(self.total):
+            raise ValueError(
+                f"expected features of shape [B, {len(self.total)}], got {list(features.shape)}"
+            )
         vectors = features.double()
         # By the largest entry first: no length is then too great or too small to be squared.
         scaled = vectors / vectors.detach().abs().amax(dim=1, keepdim=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from packages import install_example, write_package
+from pydantic import ValidationError
 from rich.console import Console
 
 from autolora_eval.benchmark.load import load_benchmark
@@ -256,6 +257,82 @@ def test_a_base_class_in_another_package_is_part_of_the_code(site: Path) -> None
     assert find_rule("guider", "top_mod.A").code["sha256"] != before
 
 
+USES_HELPER = "from {helper} import f\nfrom diffusers.guiders import ClassifierFreeGuidance\n\n"
+
+
+def helped(site: Path, name: str, helper: str) -> None:
+    text = CLASS.format(name="A", doc="x")
+    (site / f"{name}.py").write_text(USES_HELPER.format(helper=helper) + text)
+
+
+def test_what_a_file_imports_from_beside_it_is_part_of_the_code(site: Path) -> None:
+    """Images that an edited helper would change are made anew, however far it is."""
+
+    def sha256() -> str:
+        for name in [name for name in sys.modules if name.startswith("help_")]:
+            del sys.modules[name]
+        return find_rule("guider", "help_guider.A").code["sha256"]
+
+    helped(site, "help_guider", "help_near")
+    (site / "help_near.py").write_text(
+        "def f(x):\n    from help_far.deep import g\n    return g(x)"
+    )
+    (site / "help_far").mkdir()
+    (site / "help_far" / "deep.py").write_text("def g(x):\n    return x")
+    found = [sha256()]
+    assert sha256() == found[0]
+    (site / "help_near.py").write_text("import help_far.deep\ndef f(x):\n    return 2 * x")
+    found.append(sha256())
+    (site / "help_far" / "deep.py").write_text("def g(x):\n    return 3 * x")
+    found.append(sha256())
+    assert len(set(found)) == 3
+
+
+def test_a_helper_that_was_changed_after_its_import_is_refused(site: Path) -> None:
+    helped(site, "stale_guider", "stale_helper")
+    (site / "stale_helper.py").write_text("def f(x):\n    return x\n")
+    find_rule("guider", "stale_guider.A")
+    (site / "stale_helper.py").write_text("def f(x):\n    return 2 * x\n")
+    assert "stale_helper.py has been changed since" in refusal("guider", "stale_guider.A")
+
+
+def test_a_partial_is_told_by_what_it_calls_and_with_what(site: Path) -> None:
+    text = (
+        "from functools import partial\n"
+        "def make(factor, prompt, seed, model, *, power=1.0): ...\n"
+        "once, twice = partial(make, 1), partial(partial(make, 2), power=2.0)\n"
+    )
+    (site / "partial_mod.py").write_text(text)
+    once, twice = (find_rule("sampler", f"partial_mod.{name}") for name in ("once", "twice"))
+    assert once.code["class"] == twice.code["class"] == "partial_mod.make"
+    assert once.source == "partial_mod.py"
+    assert once.display_name == "make"
+    assert once.code["sha256"] == twice.code["sha256"]
+    assert once.code["arguments"] == "[[1]]"
+    assert twice.code["arguments"] == '[[2, "power", 2.0]]'
+
+
+def test_two_modules_of_one_name_in_one_process_are_not_taken_for_each_other(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "twin_for_test.py").write_text(CLASS.format(name="A", doc=f"{name}."))
+    assert find_rule("guider", "twin_for_test.A", (tmp_path / "one",)).summary == "one."
+    told = refusal("guider", "twin_for_test.A", (tmp_path / "other",))
+    assert told.startswith("the module 'twin_for_test' was already imported from '")
+    assert "Start Python anew" in told
+    assert find_rule("guider", "twin_for_test.A", (tmp_path / "one",)).summary == "one."
+
+
+def test_a_file_that_an_installed_module_hides_is_named(tmp_path: Path) -> None:
+    (tmp_path / "calendar.py").write_text(CLASS.format(name="A", doc="x"))
+    told = refusal("guider", "calendar.A", (tmp_path,))
+    assert f"The installed module 'calendar' hides '{tmp_path / 'calendar.py'}'" in told
+    assert "hides" not in refusal("guider", "calendar.A")
+
+
 def test_a_plan_without_other_people_s_methods_imports_none_of_them(
     example: Path, tmp_path: Path
 ) -> None:
@@ -340,3 +417,32 @@ def test_a_mistake_is_one_line_before_any_model_loads(
 ) -> None:
     benchmark_data["methods"]["New"] = method_
     assert told in problem(benchmark_data)
+
+
+EXITS = """
+import sys
+from diffusers.guiders import ClassifierFreeGuidance
+
+class Exits(ClassifierFreeGuidance):
+    def __init__(self, guidance_scale: float = 7.5):
+        sys.exit(0)
+
+class Fails(ClassifierFreeGuidance):
+    def __init__(self, guidance_scale: float = 7.5):
+        raise RuntimeError("no luck")
+"""
+
+
+def test_a_constructor_that_ends_python_is_told_and_harms_nobody_else(site: Path) -> None:
+    """Its exit code 0 would otherwise be that of the command."""
+    entry = "[autolora_eval.methods]\nexits = exits_mod:Exits\nfails = exits_mod:Fails\n"
+    write_package(site, "exits", entry, exits_mod=EXITS)
+    listed = {one.name: one for one in catalogue() if one.group == INSTALLED}
+    told = "with nothing stated, Exits refuses these values: it ends the program (SystemExit: 0)"
+    assert listed["exits"].problem == told
+    assert listed["exits"].supports == "not declared; autolora-eval check exits"
+    assert listed["fails"].problem == "with nothing stated, Fails refuses these values: no luck"
+    rule = find_rule("guider", "exits_mod.Exits")
+    with pytest.raises(ValidationError, match="ends the program"):
+        rule.parameters.model_validate({})
+    assert rule.nfe(rule.parameters.model_construct(), 4) is None

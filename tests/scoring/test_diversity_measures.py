@@ -211,11 +211,41 @@ def test_a_package_offers_one_by_an_entry_point(site: Path) -> None:
         MEASURES.find("wid")
 
 
-@pytest.mark.parametrize("name", ["Widest", "diversity", "div_pc", "a b", "", "n"])
+TABLES = ("diversity", "n_images", "n_undefined_prompts", "lora_scale", "nfe", "method", "guider")
+PROMPTS = ("n", "reason", "standard_error", "reference_cell", "prompt_index")
+BESIDE = ("diversity_low", "widest_high", "widest_reason", "pc_reference", "pc_prompt_mean")
+
+
+@pytest.mark.parametrize("name", ["Widest", "div_pc", "a b", "", *TABLES, *PROMPTS, *BESIDE])
 def test_a_name_that_is_no_column_is_refused(site: Path, name: str) -> None:
     module = f"measure_named_{len(name)}_{name.encode().hex()}"
     with pytest.raises(UsageError, match="cannot be called"):
         MEASURES.find(write(site, module, name=name))
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ("low='x'", "has low='x': expected a number"),
+        ("low=1.0, high=1.0", "expected low below high"),
+        ("low=0.0, least_images='3'", "has least_images='3': expected a whole number from 1"),
+        ("low=0.0, least_reference=0", "has least_reference=0: expected a whole number from 1"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_at_once(site: Path, stated: str, told: str) -> None:
+    path = write(site, f"measure_g{len(stated)}")
+    file = site / f"{path.split('.')[0]}.py"
+    file.write_text(file.read_text().replace("low=0.0", stated))
+    with pytest.raises(UsageError, match=told):
+        MEASURES.find(path)
+
+
+def test_one_without_a_function_is_refused_at_once(site: Path) -> None:
+    path = write(site, "measure_h")
+    file = site / "measure_h.py"
+    file.write_text(file.read_text().replace("function=widest", "function=None"))
+    with pytest.raises(UsageError, match="has function=NoneType: expected what is called"):
+        MEASURES.find(path)
 
 
 def test_what_is_no_measure_is_refused() -> None:
@@ -225,7 +255,11 @@ def test_what_is_no_measure_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("body", "reason"),
-    [("1 / 0", "widest: ZeroDivisionError: division by zero"), ("np.nan", "widest is nan")],
+    [
+        ("1 / 0", "widest: ZeroDivisionError: division by zero"),
+        ("np.nan", "widest is nan"),
+        ("exit(0)", "widest: SystemExit: 0"),
+    ],
 )
 def test_one_that_fails_is_missing_with_its_reason(site: Path, body: str, reason: str) -> None:
     found = MEASURES.find(write(site, f"measure_e{len(body)}", body=body))(drawn())

@@ -206,6 +206,44 @@ def test_the_key_of_the_default_is_that_of_model_precision_and_batch(make: Make)
     assert extractor_key(what, 4) == expected
 
 
+def test_vectors_of_several_lengths_are_told_at_once(
+    make: Make, workplace: Path, tmp_path: Path
+) -> None:
+    path = write(workplace, "colours_lengths", "np.ones(2 + (len(images) > 1))")
+    told = rf"the extractor '{path}' returned vectors of 2 numbers, and of 3 before"
+    plan = make(extractor=path, batch_size=3)  # of four images a cell
+    with pytest.raises(AutoLoRAEvalError, match=told):
+        extract(plan, RunFolder(tmp_path / "run"))
+
+
+def test_a_tensor_in_bfloat16_is_taken(make: Make, workplace: Path, tmp_path: Path) -> None:
+    path = write(workplace, "colours_bf16")
+    file = workplace / "colours_bf16.py"
+    text = file.read_text().replace("return np.stack", "import torch\n        return bf16")
+    convert = "\n\ndef bf16(rows):\n    import torch\n    return torch.tensor(np.stack(rows)).bfloat16()\n"
+    file.write_text(text + convert)
+    assert extract(make(extractor=path), RunFolder(tmp_path / "run"))["dim"] == 3
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        ("{'mean': np.ones(3)}", "cannot be recorded: Object of type ndarray is not JSON"),
+        ("{'mean': np.nan}", "cannot be recorded: Out of range float values"),
+        ("'resize'", "cannot be recorded: a value of str. Expected a map"),
+        ("1 / 0", "fails: ZeroDivisionError"),
+    ],
+)
+def test_preprocessing_is_looked_at_before_features_are_taken(
+    make: Make, workplace: Path, tmp_path: Path, returned: str, told: str
+) -> None:
+    path = write(workplace, f"colours_pre{len(returned)}", "exit(1)")
+    file = workplace / f"{path.split('.')[0]}.py"
+    file.write_text(file.read_text().replace('return {"power": self.power}', f"return {returned}"))
+    with pytest.raises(AutoLoRAEvalError, match=rf"preprocessing\(\) of .*'{path}' {told}"):
+        extract(make(extractor=path), RunFolder(tmp_path / "run"))
+
+
 def test_a_package_offers_one_by_an_entry_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +262,7 @@ def test_a_package_offers_one_by_an_entry_point(
     [
         ("np.ones((2, 2))", r"returned an array of shape \[4, 2, 2\] for 4 images: expected"),
         ("1 / 0", "fails: ZeroDivisionError: division by zero"),
+        ("exit(0)", "fails: SystemExit: 0"),
     ],
 )
 def test_wrong_answers_are_told(
@@ -232,6 +271,29 @@ def test_wrong_answers_are_told(
     path = write(workplace, f"colours_e{len(vector)}", vector)
     with pytest.raises(AutoLoRAEvalError, match=rf"the extractor '{path}' {told}"):
         extract(make(extractor=path, batch_size=4), RunFolder(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ("raise SystemExit(0)", "cannot be made: SystemExit: 0"),
+        ("return lambda images: exit(0)", "fails: SystemExit: 0"),
+    ],
+)
+def test_a_kind_of_somebody_else_that_ends_python_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: str, told: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = f"kind_{len(declared)}"
+    (tmp_path / f"{module}.py").write_text(
+        "from autolora_eval.scoring.extractor import ExtractorKind\n"
+        f"def load(loading):\n    {declared}\n"
+        "KIND = ExtractorKind(name='k', summary='', source='', needs_model=False, load=load)\n"
+    )
+    kind = EXTRACTORS.find(f"{module}.KIND")
+    loading = Loading(None, kind.parameters(), torch.device("cpu"), torch.float32, 4)
+    with pytest.raises(AutoLoRAEvalError, match=rf"'{module}\.KIND' {told}"):
+        kind.load(loading)(pictures(1))
 
 
 Problem = Callable[[object], str]

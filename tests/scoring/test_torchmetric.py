@@ -100,3 +100,17 @@ def test_it_can_be_differentiated() -> None:
     changed[2, 4] += step
     slope = (diversity(changed.numpy()).value - diversity(x.detach().numpy()).value) / step
     assert float(x.grad[2, 4]) == pytest.approx(slope, abs=1e-5)
+
+
+def test_features_of_another_kind_or_shape_are_refused_in_words() -> None:
+    metric = PairwiseCosineDiversity(3)
+    with pytest.raises(ValueError, match=r"expected features of shape \[B, 3\], got \[2, 4\]"):
+        metric.update(torch.ones(2, 4))
+    with pytest.raises(TypeError, match=r"got list: give torch\.as_tensor"):
+        metric.update([[1.0, 2.0, 3.0]])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_function_takes_tensors_too(dtype: torch.dtype) -> None:
+    features = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=dtype, requires_grad=True)
+    assert diversity(features).value == 1.0  # type: ignore[arg-type]
