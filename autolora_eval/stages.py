@@ -13,6 +13,7 @@ from pathlib import Path
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.devices import choose_device, free_memory
 from autolora_eval.errors import AutoLoRAEvalError, UsageError
+from autolora_eval.files import folder_made, written_whole
 from autolora_eval.manifest import (
     other_settings,
     stage_times,
@@ -81,25 +82,37 @@ def score_images(
         UsageError: benchmark or images cannot be used as they stand.
         AutoLoRAEvalError: a stage failed. What was made so far is kept.
     """
-    from autolora_eval.image_sets.benchmark import refuse_overlap, set_name, write_set_benchmark
+    from autolora_eval.generation.imported import refuse_unmatched
+    from autolora_eval.image_sets.benchmark import refuse_overlap, set_benchmark, set_name
     from autolora_eval.image_sets.read import read_image_set
 
     loaded = load_benchmark(benchmark)
     read_image_set(Path(images))
-    folder = Path(output or Path("reports") / set_name(loaded, name))
-    refuse_overlap(Path(images), RunFolder(folder))
-    file = folder / "benchmark.yaml"
-    is_new, folder_is_new = not file.exists(), not folder.exists()
-    write_set_benchmark(loaded, Path(images), name, model, file)
-    try:
-        stages = Stages.start(file, folder, limit_prompts, limit_seeds, progress)
-    except UsageError:
-        if is_new:
-            file.unlink()
-        if folder_is_new:
-            folder.rmdir()
-        raise
-    return stages.run()
+    folder = _run_folder(output or Path("reports") / set_name(loaded, name))
+    refuse_overlap(Path(images), folder)
+    file = folder.path / "benchmark.yaml"
+    text = set_benchmark(loaded, Path(images), name, model, file)
+    # Nothing takes the place of what is there before it is known to fit.
+    with folder_made(folder.path), written_whole(file) as unproven:
+        unproven.write_text(text, encoding="utf-8", newline="\n")
+        try:
+            tried = Stages.start(unproven, folder.path, limit_prompts, limit_seeds)
+            refuse_unmatched(tried.plan, folder)
+        except UsageError as error:
+            raise UsageError(str(error).replace(unproven.name, file.name)) from error
+    return Stages.start(file, folder.path, limit_prompts, limit_seeds, progress).run()
+
+
+def _run_folder(path: str | Path) -> RunFolder:
+    """Return the run folder at a path.
+
+    Raises:
+        UsageError: a file is there, or on the way to it.
+    """
+    for place in (Path(path), *Path(path).parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"'{place}' is a file, not a run folder. Name another --output.")
+    return RunFolder(Path(path))
 
 
 class Stages:
@@ -151,7 +164,7 @@ class Stages:
             limit_seeds = limit_seeds or manifest.get("limit_seeds")
         loaded = load_benchmark(benchmark)
         plan = make_plan(loaded, limit_prompts, limit_seeds)
-        folder = RunFolder(Path(output) if output else Path("reports") / loaded.spec.name)
+        folder = _run_folder(output or Path("reports") / loaded.spec.name)
         limits = {"limit_prompts": limit_prompts, "limit_seeds": limit_seeds}
         return cls(plan, folder, progress or Progress(), str(benchmark), limits)
 
@@ -211,7 +224,9 @@ class Stages:
     def generate(self) -> None:
         """Make the images."""
         from autolora_eval.generation.generate import Generated, generate
+        from autolora_eval.generation.imported import refuse_unmatched
 
+        refuse_unmatched(self.plan, self.folder)
         state_plan(self.plan, self.folder, self.stated, self.limits)
         started = datetime.now(UTC)
         device = choose_device(self.plan.benchmark.spec.device)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval.errors import AutoLoRAEvalError, UsageError
 from autolora_eval.files import Json, content_key, iterate_jsonl, sha256_bytes, write_jsonl
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.image_sets.account import account, counts, write_account
@@ -22,6 +23,7 @@ from autolora_eval.run_folder import RunFolder
 MISSING_FILE = "missing_file"
 UNREADABLE = "unreadable_file"
 CHUNK = 64
+NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,7 @@ class ImportedCell:
         Raises:
             UsageError: there is no such set, nothing in it fits, or two images claim one place.
         """
-        rule = cell.method.rule
-        assert isinstance(rule, ImageSetMethod)
-        if run is not None:
-            refuse_overlap(rule.place, run)
-        images = read_image_set(rule.place)
-        # An image beyond the limits of this run is none that the benchmark does not ask for.
-        matching = match(images, make_plan(plan.benchmark).jobs).limited_to(plan.jobs)
+        images, matching = _matched(cell, plan, run)
         hashes = dict(_hashes(matching))
         named = sorted((job.prompt, job.seed, sha256) for job, sha256 in hashes.items())
         key = content_key({"images": named, "seeds_by_order": matching.seeds_by_order})
@@ -110,11 +106,12 @@ class ImportedCell:
             dataset.add(usable, map(opened, usable.values()), self.cell.nfe, told)
             advance(sum(job in wanted for job in found[start : start + CHUNK]))
         advance(sum(job not in self.matching.found for job in jobs))
-        if dataset.is_empty:
-            raise AutoLoRAEvalError(f"cell '{self.cell.id}': {self._why_empty()}")
-        self._note_unmade(dataset, looked)
         rows = account(self.matching, looked, self.cell.model.size)
-        write_account(dataset.run.image_set(self.cell.id), rows)
+        told_at = dataset.run.image_set(self.cell.id)
+        write_account(told_at, rows)
+        if dataset.is_empty:
+            raise AutoLoRAEvalError(f"cell '{self.cell.id}': {self._why_empty(looked, told_at)}")
+        self._note_unmade(dataset, looked)
         return {
             "read_as": self.images.kind,
             "images": len(self.images.entries),
@@ -125,14 +122,13 @@ class ImportedCell:
             **counts(rows),
         }
 
-    def _why_empty(self) -> str:
-        place = self.images.place
-        if not self.matching.found:
-            return (
-                f"'{place}' has none of the images that this limited run asks for, and "
-                f"{self.matching.n_beyond} that the whole benchmark does. Raise the limits."
-            )
-        return f"none of the images of '{place}' that the benchmark asks for can be opened."
+    def _why_empty(self, looked: Mapping[ImageJob, Looked], account: Path) -> str:
+        told = [f"{self.matching.found[job].name} ({s.problem})" for job, s in looked.items()]
+        more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
+        return (
+            f"none of the images of '{self.images.place}' that the benchmark asks for can be "
+            f"opened: {', '.join(told[:NAMED])}{more}. Each is told in '{account}'."
+        )
 
     def _data(self, job: ImageJob) -> bytes | None:
         """Return an encoded image as it was hashed; None of one that cannot be read.
@@ -175,6 +171,34 @@ class ImportedCell:
                 for name, reason in reasons.items()
             ],
         )
+
+
+def refuse_unmatched(plan: Plan, run: RunFolder) -> None:
+    """Stop before anything is written if a set has no image for the plan. No image is opened.
+
+    Raises:
+        UsageError: a set cannot be used as it stands.
+    """
+    for cell in plan.cells:
+        if cell.method.kind == "images":
+            _matched(cell, plan, run)
+
+
+def _matched(cell: Cell, plan: Plan, run: RunFolder | None) -> tuple[ImageSet, Matching]:
+    """Return a cell's set, and which of its images is which of the plan's."""
+    rule = cell.method.rule
+    assert isinstance(rule, ImageSetMethod)
+    if run is not None:
+        refuse_overlap(rule.place, run)
+    images = read_image_set(rule.place)
+    # An image beyond the limits of this run is none that the benchmark does not ask for.
+    matching = match(images, make_plan(plan.benchmark).jobs).limited_to(plan.jobs)
+    if not matching.found:
+        raise UsageError(
+            f"cell '{cell.id}': '{images.place}' has none of the images that this limited run asks "
+            f"for, and {matching.n_beyond} that the whole benchmark does. Raise the limits."
+        )
+    return images, matching
 
 
 def _hashes(matching: Matching) -> Iterator[tuple[ImageJob, str]]:

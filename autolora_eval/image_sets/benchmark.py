@@ -11,20 +11,23 @@ import yaml
 from autolora_eval.benchmark.load import LoadedBenchmark, ResolvedModel
 from autolora_eval.benchmark.sources import MINIATURE, Lookup, Source
 from autolora_eval.errors import UsageError, did_you_mean
-from autolora_eval.files import run_name, write_text
+from autolora_eval.files import run_name
 from autolora_eval.run_folder import RunFolder
 
 _WRITTEN = "# Written by `autolora-eval score --images`"
+# What decides a score beside the images themselves.
+_MEASURE = ("name", "prompts", "features", "judge")
+_JUDGE = ("model", "revision", "rubric", "rubric_values")
 _HEAD = f"""\
 {_WRITTEN}: {{benchmark}} with the images of
 # {{place}} in place of its methods.
 """
 
 
-def write_set_benchmark(
+def set_benchmark(
     loaded: LoadedBenchmark, place: Path, name: str, model: str | None, file: Path
-) -> None:
-    """Write a benchmark that scores one image set by another benchmark's measure.
+) -> str:
+    """Return a benchmark that scores one image set by another benchmark's measure, as YAML.
 
     It names its files as seen from the run folder, where it lies; the published values stay with
     the benchmark that they belong to.
@@ -34,10 +37,10 @@ def write_set_benchmark(
         place: the images.
         name: what they are called in tables.
         model: the model that they are shown under; the benchmark's first where not given.
-        file: where to write.
+        file: where it is going to lie.
 
     Raises:
-        UsageError: the benchmark has no such model, or the file is somebody else's.
+        UsageError: the benchmark has no such model, or the folder holds something else.
     """
     chosen = model or next(iter(loaded.models))
     if chosen not in loaded.models:
@@ -50,7 +53,6 @@ def write_set_benchmark(
         data["prompts"] = _seen_from(here, lookup.file(loaded.spec.prompts, "prompt file"))
     data["models"] = {chosen: _model(data["models"][chosen], loaded.models[chosen], here)}
     data["methods"] = {name: {"images": _seen_from(here, place)}}
-    refuse_others(file, data["methods"])
     if loaded.features is not None:
         data["features"] = {**data.get("features", {}), "model": _place(loaded.features, here)}
     if loaded.spec.judge is not None:
@@ -62,16 +64,17 @@ def write_set_benchmark(
     data["description"] = f"Images made elsewhere, scored by the measure of {loaded.spec.name}."
     for key in ("baseline", "sweep", "reference"):
         data.pop(key, None)
+    refuse_others(file, data)
     head = _HEAD.format(benchmark=loaded.spec.name, place=" ".join(place.name.split()))
-    write_text(file, head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
-def refuse_others(file: Path, methods: dict[str, Any]) -> None:
+def refuse_others(file: Path, data: dict[str, Any]) -> None:
     """Stop before the benchmark or the scores of something else are written over.
 
     Args:
         file: the benchmark that is to be written, in its run folder.
-        methods: what it is to state of the images.
+        data: what it is to state.
 
     Raises:
         UsageError: the file is somebody's own, or the folder holds other scores.
@@ -85,10 +88,33 @@ def refuse_others(file: Path, methods: dict[str, Any]) -> None:
         raise UsageError(
             f"'{file}' is there, and no `score --images` wrote it. Name another --output."
         )
-    if (yaml.safe_load(text) or {}).get("methods") != methods:
+    if not _holds_scores(RunFolder(file.parent)):
+        return  # of an attempt that failed before it had any
+    before = yaml.safe_load(text) or {}
+    if before.get("methods") != data["methods"]:
         raise UsageError(
             f"'{file.parent}' holds the scores of other images. Name these by --name or --output."
         )
+    other = [name for name in _MEASURE if _measure(before, name) != _measure(data, name)]
+    if other:
+        raise UsageError(
+            f"'{file.parent}' holds the scores of '{before.get('name')}', and '{data['name']}' is "
+            f"measured otherwise ({', '.join(other)}). Name another --output."
+        )
+
+
+def _holds_scores(run: RunFolder) -> bool:
+    return run.table("csv").exists() or any(run.images("").glob("*/*/*.png"))
+
+
+def _measure(data: dict[str, Any], name: str) -> object:
+    """Return what is measured by: of a judge not how it is reached, of neither how fast."""
+    stated = data.get(name)
+    if not isinstance(stated, dict):
+        return stated
+    if name == "judge":
+        return {key: stated.get(key) for key in _JUDGE}
+    return {key: value for key, value in stated.items() if key != "batch_size"}
 
 
 def refuse_overlap(place: Path, run: RunFolder) -> None:
