@@ -92,8 +92,8 @@ class GuidedModel:
             if cell.method.rule.code and canary and not self._is_well(canary):
                 raise GuiderFailedError(
                     f"cell '{cell.id}': the guider '{cell.method.rule.name}' has changed the model "
-                    "(its weights, a merged LoRA, a setting of a layer), so that later images "
-                    "would be of another one. Which change it is: autolora-eval check "
+                    "(its weights in place, or code that it runs), so that later images would be "
+                    "of another one. Which change it is: autolora-eval check "
                     f"{cell.method.rule.name}."
                 )
             dataset.add(batch, sample.images, sample.nfe, [took] * len(batch))

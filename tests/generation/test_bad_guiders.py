@@ -151,10 +151,7 @@ def failure(plan: Plan, run: RunFolder) -> str:
             "Cuts",
             "it made a prediction of shape [1, 4, 16, 16] out of those of shape [2, 4, 16, 16]",
         ),
-        ("Weights", "has changed the model (its weights, a merged LoRA, a setting of a layer)"),
-        ("Fuses", "has changed the model"),
-        ("Halves", "has changed the model"),
-        ("Epsilon", "has changed the model"),
+        ("Weights", "has changed the model (its weights in place, or code that it runs)"),
     ],
 )
 def test_it_is_named_makes_no_image_and_changes_none(
@@ -173,6 +170,18 @@ def test_it_is_named_makes_no_image_and_changes_none(
     assert hashes(run, bad) == {}
     assert hashes(run, "CFG") == hashes(clean, "CFG")
     assert len(hashes(clean, "CFG")) == 3
+
+
+@pytest.mark.parametrize("bad", ["Fuses", "Halves", "Epsilon"])
+def test_what_can_be_put_back_is_put_back_after_every_batch(
+    bad: str, plan_of, tmp_path: Path
+) -> None:
+    """A merged LoRA, another precision, a setting of a layer."""
+    clean, run = RunFolder(tmp_path / "clean"), RunFolder(tmp_path / "run")
+    generate(plan_of(), clean, Progress())
+    generate(plan_of(bad), run, Progress())
+    assert hashes(run, "CFG") == hashes(clean, "CFG")
+    assert len(hashes(run, bad)) == 3
 
 
 def test_once_it_is_mended_the_same_command_makes_what_was_lacking(

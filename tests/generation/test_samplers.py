@@ -58,12 +58,13 @@ def vandal(prompt, seed, model):
     return stock(prompt, seed, model)
 
 def vandal_after(prompt, seed, model):
-    "Leaves a hook, another LoRA scale, another scheduler and another working folder behind."
+    "Leaves a hook, another scheduler, no LoRA and another working folder behind."
     image = stock(prompt, seed, model)
     model.denoiser.register_forward_hook(lambda module, args, out: (out[0] * 0,))
     model.modular.set_adapters("autolora_eval", 0.1)
     scheduler = diffusers.DDIMScheduler.from_config(model.pipeline.scheduler.config)
     model.pipeline.scheduler = scheduler
+    model.pipeline.unload_lora_weights()
     os.chdir("/")
     return image
 

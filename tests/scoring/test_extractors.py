@@ -220,7 +220,8 @@ def test_a_tensor_in_bfloat16_is_taken(make: Make, workplace: Path, tmp_path: Pa
     path = write(workplace, "colours_bf16")
     file = workplace / "colours_bf16.py"
     text = file.read_text().replace("return np.stack", "import torch\n        return bf16")
-    convert = "\n\ndef bf16(rows):\n    import torch\n    return torch.tensor(np.stack(rows)).bfloat16()\n"
+    body = "    import torch\n    return torch.tensor(np.stack(rows)).bfloat16()\n"
+    convert = f"\n\ndef bf16(rows):\n{body}"
     file.write_text(text + convert)
     assert extract(make(extractor=path), RunFolder(tmp_path / "run"))["dim"] == 3
 
