@@ -82,6 +82,8 @@ def show_plan(plan: Plan) -> None:
             least, most = min(passes), max(passes)
             an_image = f"{least:,}" if least == most else f"{least:,} – {most:,}"
             total = f"{sum(passes) * count:,}"
+        if cells[0].method.kind == "images":  # no pass is made for them here
+            an_image, total = an_image if passes else "not stated", "–"
         numbers = (an_image, f"{count * len(cells):,}", total)
         table.add_row(*(Text(text) for text in texts), *numbers)
     console.print(table)
@@ -214,6 +216,9 @@ def _show_image_set(folder: RunFolder, cell: str, found: Json) -> None:
         if found.get(finding):
             told = f"  {found[finding]} {finding.replace('_', ' ')}: {meaning}"
             console.print(told, highlight=False, soft_wrap=True)
+    if found.get("beyond_limits"):
+        told = f"  {found['beyond_limits']} beyond the limits of this run: left for a whole one"
+        console.print(told, highlight=False, soft_wrap=True)
     if found.get("seeds_by_order"):
         told = "  no seeds stated: numbered in their order, so they share no noise with others"
         console.print(told, highlight=False, soft_wrap=True)

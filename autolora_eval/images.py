@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from autolora_eval.files import Json, iterate_jsonl, sha256_file
 from autolora_eval.plan import Cell, Plan
@@ -97,7 +100,7 @@ def read_picture(path: Path, max_bytes: int) -> Picture:
         ImageError: it is missing or corrupt, or larger than 100 megapixels or `max_bytes`.
     """
     image = open_image(path)
-    with Image.open(path) as opened:
+    with unwarned(), Image.open(path) as opened:
         kind = opened.format or "PNG"
     data = path.read_bytes()
     if len(data) > max_bytes:
@@ -112,13 +115,23 @@ def open_image(path: Path) -> Image.Image:
         ImageError: it is missing, corrupt, or larger than 100 megapixels.
     """
     try:
-        with Image.open(path) as image:
+        with unwarned(), Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"too_large ({image.width}×{image.height})")
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise ImageError("missing_image") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise ImageError("corrupt_image") from error
+    except (ImageError, MemoryError):
+        raise
     except Image.DecompressionBombError as error:
         raise ImageError("too_large") from error
+    except Exception as error:  # whatever one of Pillow's many decoders raises at a torn file
+        raise ImageError("corrupt_image") from error
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Open images without Pillow's warning of large ones: `MAX_PIXELS` bounds them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield

@@ -114,12 +114,16 @@ class Plan:
     @property
     def nfe(self) -> int:
         """Denoiser passes for all images of those cells whose passes are known beforehand."""
-        return sum(cell.nfe or 0 for cell in self.cells) * len(self.jobs)
+        return sum(cell.nfe or 0 for cell in self._made_here) * len(self.jobs)
 
     @property
     def n_cells_of_unknown_nfe(self) -> int:
         """The number of cells whose passes are known only once they have run."""
-        return sum(cell.nfe is None for cell in self.cells)
+        return sum(cell.nfe is None for cell in self._made_here)
+
+    @property
+    def _made_here(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.method.kind != "images"]
 
     @property
     def n_judge_calls(self) -> int:

@@ -13,10 +13,12 @@ from autolora_eval.benchmark import schema
 from autolora_eval.benchmark.schema import Benchmark
 from autolora_eval.files import Json
 from autolora_eval.guidance.registry import MethodParameters, methods
+from autolora_eval.image_sets.rule import ImageSetParameters
 from autolora_eval.scoring.diversity_measure import MEASURES
 from autolora_eval.scoring.extractor import DEFAULT, EXTRACTORS
 
 NAME = "benchmark.schema.json"
+TITLE = "autolora-eval benchmark"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _ENTRY = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
@@ -33,11 +35,13 @@ def json_schema() -> Json:
     for model in _parts():
         if model.__name__ in definitions:
             _describe(definitions[model.__name__], model)
-    definitions["Method"] = {"anyOf": [*_named(), _any_other("guider"), _any_other("sampler")]}
+    definitions["Method"] = {
+        "anyOf": [*_named(), _any_other("guider"), _any_other("sampler"), _images()]
+    }
     found["properties"]["diversity"]["items"]["examples"] = list(MEASURES.built_in())
     definitions["Features"] = _features(definitions["Features"])
     found["properties"]["methods"]["additionalProperties"] = {"$ref": "#/$defs/Method"}
-    return {"$schema": DIALECT, "title": "autolora-eval benchmark", **found}
+    return {"$schema": DIALECT, "title": TITLE, **found}
 
 
 def _parts() -> Iterator[type[BaseModel]]:
@@ -80,6 +84,24 @@ def _named() -> Iterator[Json]:
             "required": ["guider", *stated.get("required", [])],
             "additionalProperties": False,
         }
+
+
+def _images() -> Json:
+    """Return the schema of a method whose images were made elsewhere."""
+    stated = ImageSetParameters.model_json_schema()
+    _describe(stated, ImageSetParameters)
+    place: Json = {
+        "type": "string",
+        "minLength": 1,
+        "description": "where the images are: a folder or a listing",
+    }
+    return {
+        "title": "images made elsewhere",
+        "type": "object",
+        "properties": {"images": place, **stated.get("properties", {})},
+        "required": ["images"],
+        "additionalProperties": False,
+    }
 
 
 def _features(found: Json) -> Json:

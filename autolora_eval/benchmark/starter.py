@@ -8,10 +8,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from autolora_eval.benchmark.json_schema import NAME, json_schema
+from autolora_eval.benchmark.json_schema import NAME, TITLE, json_schema
 from autolora_eval.benchmark.load import load_benchmark
 from autolora_eval.errors import UsageError
-from autolora_eval.files import run_name, write_text
+from autolora_eval.files import folder_made, run_name, write_text
 
 # The paper's CFG scales, and the pipelines' own steps.
 _DEFAULTS = {"sdxl": (50, 5.0), "sd3": (28, 7.0)}
@@ -33,7 +33,7 @@ def write_starter(
         The schema's file.
 
     Raises:
-        UsageError: the file is there already, or the benchmark would not load: with the reason.
+        UsageError: the file is there already, a schema of somebody else is, or the benchmark would not load: with the reason.
     """
     if file.suffix not in (".yaml", ".yml"):
         raise UsageError(f"'{file}': a benchmark file ends in .yaml.")
@@ -59,15 +59,32 @@ def write_starter(
         steps=steps,
         scale=scale,
     )
-    write_text(file, text)
-    try:
-        load_benchmark(file)
-    except BaseException:
-        file.unlink()
-        raise
     target = file.parent / NAME
+    _refuse_other_schema(target)
+    with folder_made(file.parent):
+        write_text(file, text)
+        try:
+            load_benchmark(file)
+        except BaseException:
+            file.unlink()
+            raise
     write_text(target, json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n")
     return target
+
+
+def _refuse_other_schema(file: Path) -> None:
+    """Stop before a schema that this package did not write is written over."""
+    if not file.exists():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("title") != TITLE:
+        raise UsageError(
+            f"'{file}' is there already, and is no schema of autolora-eval. Move it, or write the "
+            "benchmark into another folder."
+        )
 
 
 def _is_sd3(pipeline: str) -> bool:

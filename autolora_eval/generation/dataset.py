@@ -13,6 +13,9 @@ from autolora_eval.files import Json, read_jsonl, sha256_file, write_jsonl, writ
 from autolora_eval.plan import Cell, ImageJob
 from autolora_eval.run_folder import RunFolder
 
+# Of a file that an image was copied from.
+SOURCE_HASH = "source_sha256"
+
 
 @dataclass
 class ImageDataset:
@@ -74,7 +77,7 @@ class ImageDataset:
         )
 
     def keep(self, told: Mapping[ImageJob, Mapping[str, object]]) -> set[ImageJob]:
-        """Take images of other settings for one's own, where what is told of them is the same.
+        """Take images of other settings for one's own, where they are copies of the same file.
 
         Args:
             told: of each job what an image of these settings would be told to be made of.
@@ -86,13 +89,25 @@ class ImageDataset:
         for job, what in told.items():
             row = self.rows.get(job.file, {})
             file = self.folder / job.file
-            same = row.items() >= what.items()
+            same = row.get(SOURCE_HASH) == what[SOURCE_HASH]
             if same and file.is_file() and sha256_file(file) == row["sha256"]:
+                row.update(what)
                 row["settings_key"] = self.settings_key
                 kept.add(job)
         if kept:
             self._write_rows()
         return kept
+
+    def tell(self, told: Mapping[ImageJob, Mapping[str, object]]) -> None:
+        """Write anew what is told of images of these settings, such as a file's new name."""
+        changed = False
+        for job, what in told.items():
+            row = self.rows.get(job.file)
+            if row is not None and row["settings_key"] == self.settings_key:
+                changed |= not row.items() >= what.items()
+                row.update(what)
+        if changed:
+            self._write_rows()
 
     def add(
         self,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autolora_eval.errors import AutoLoRAEvalError, UsageError
 from autolora_eval.files import Json, content_key, iterate_jsonl, sha256_bytes, write_jsonl
-from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.generation.dataset import SOURCE_HASH, ImageDataset
 from autolora_eval.image_sets.account import account, counts, write_account
 from autolora_eval.image_sets.benchmark import refuse_overlap
 from autolora_eval.image_sets.entries import MAX_BYTES, ImageSet
@@ -36,6 +36,7 @@ class ImportedCell:
         matching: which image is which.
         hashes: SHA-256 of each image's file; of one that cannot be read, why.
         settings_key: content key of all its images.
+        account_key: content key of all that their account tells.
     """
 
     cell: Cell
@@ -43,6 +44,7 @@ class ImportedCell:
     matching: Matching
     hashes: dict[ImageJob, str]
     settings_key: str
+    account_key: str
 
     @classmethod
     def find(cls, cell: Cell, plan: Plan, run: RunFolder | None = None) -> ImportedCell:
@@ -60,12 +62,12 @@ class ImportedCell:
         hashes = dict(_hashes(matching))
         named = sorted((job.prompt, job.seed, sha256) for job, sha256 in hashes.items())
         key = content_key({"images": named, "seeds_by_order": matching.seeds_by_order})
-        return cls(cell, images, matching, hashes, key)
+        return cls(cell, images, matching, hashes, key, _account_key(cell, images, matching, key))
 
     def is_accounted_for(self, run: RunFolder) -> bool:
-        """Return whether the run folder has the account of these very images."""
+        """Return whether the run folder has the account of this very set."""
         told = (run.read_manifest().get("image_sets") or {}).get(self.cell.id) or {}
-        here = told.get("settings_key") == self.settings_key
+        here = told.get("account_key") == self.account_key
         return here and run.image_set(self.cell.id).is_file()
 
     def not_accounted_for(self, dataset: ImageDataset, jobs: Iterable[ImageJob]) -> list[ImageJob]:
@@ -90,6 +92,7 @@ class ImportedCell:
         """
         wanted = set(jobs)
         lacking = wanted - dataset.keep({j: self._source(j) for j in wanted & self.hashes.keys()})
+        dataset.tell({j: self._source(j) for j in self.hashes.keys() - lacking})
         looked: dict[ImageJob, Looked] = {}
         found = sorted(self.matching.found, key=lambda job: (job.prompt_index, job.seed))
         for start in range(0, len(found), CHUNK):
@@ -114,11 +117,12 @@ class ImportedCell:
         self._note_unmade(dataset, looked)
         return {
             "read_as": self.images.kind,
-            "images": len(self.images.entries),
+            "images": len(self.images.entries) + len(self.images.unlisted),
             "matched": len(self.matching.found),
             "beyond_limits": self.matching.n_beyond,
             "seeds_by_order": self.matching.seeds_by_order,
             "settings_key": self.settings_key,
+            "account_key": self.account_key,
             **counts(rows),
         }
 
@@ -154,7 +158,7 @@ class ImportedCell:
         )
 
     def _source(self, job: ImageJob) -> dict[str, str]:
-        return {"source": self.matching.found[job].name, "source_sha256": self.hashes[job]}
+        return {"source": self.matching.found[job].name, SOURCE_HASH: self.hashes[job]}
 
     def _note_unmade(self, dataset: ImageDataset, looked: dict[ImageJob, Looked]) -> None:
         """Say why there is no image, for the tables."""
@@ -199,6 +203,22 @@ def _matched(cell: Cell, plan: Plan, run: RunFolder | None) -> tuple[ImageSet, M
             f"for, and {matching.n_beyond} that the whole benchmark does. Raise the limits."
         )
     return images, matching
+
+
+def _account_key(cell: Cell, images: ImageSet, matching: Matching, settings_key: str) -> str:
+    found = sorted((e.name, job.prompt, job.seed) for job, e in matching.found.items())
+    return content_key(
+        {
+            "images": settings_key,
+            "read_as": images.kind,
+            "set": [(e.name, e.prompt, e.seed) for e in (*images.entries, *images.unlisted)],
+            "found": found,
+            "missing": [(job.prompt, job.seed) for job in matching.missing],
+            "extra": [why for _, why in matching.extra],
+            "beyond_limits": matching.n_beyond,
+            "size": cell.model.size,
+        }
+    )
 
 
 def _hashes(matching: Matching) -> Iterator[tuple[ImageJob, str]]:

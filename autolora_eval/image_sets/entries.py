@@ -9,7 +9,6 @@ from pathlib import Path
 from autolora_eval.files import sha256_bytes, sha256_file
 
 MAX_BYTES = 256 * 1024**2
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,13 @@ class ImageSet:
         kind: how it was read, in words.
         entries: its images.
         by_folder: whether prompts are names of folders, not texts.
+        unlisted: images beside an imagefolder's metadata that it does not name.
+        listing: name of that metadata; empty where there is none.
     """
 
     place: Path
     kind: str
     entries: list[Entry]
     by_folder: bool = False
+    unlisted: list[Entry] = field(default_factory=list)
+    listing: str = ""

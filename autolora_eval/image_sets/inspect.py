@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from PIL import Image, ImageOps
 
 from autolora_eval.files import sha256_bytes
 from autolora_eval.image_sets.entries import MAX_BYTES
-from autolora_eval.images import MAX_PIXELS
+from autolora_eval.images import MAX_PIXELS, unwarned
 
-# What Pillow's decoders raise at bytes that are no image, or a torn one.
-_BROKEN = (OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, struct.error)
 _UPRIGHT = 1
 _ORIENTATION = 0x0112
+_DEEP = ";16"  # in Pillow's name of how a file holds its pixels
+_INKS = ("CMYK", "YCbCr", "LAB", "HSV")
 # Numbers whose black and white are not stated.
 _NO_RANGE = ("I", "F")
 
@@ -52,7 +51,7 @@ def look(data: bytes) -> Looked:
     if len(data) > MAX_BYTES:
         return Looked(None, problem=f"too_large ({len(data)} bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with unwarned(), Image.open(io.BytesIO(data)) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 return Looked(None, problem=f"too_large ({opened.width}×{opened.height})")
             if opened.mode in _NO_RANGE:
@@ -62,7 +61,9 @@ def look(data: bytes) -> Looked:
             image = _rgb(opened)
     except Image.DecompressionBombError:
         return Looked(None, problem="too_large")
-    except _BROKEN:
+    except MemoryError:
+        raise
+    except Exception:  # whatever one of Pillow's many decoders raises at a torn file
         return Looked(None, problem="corrupt_image")
     content = sha256_bytes(f"{image.width}x{image.height}:".encode() + image.tobytes())
     return Looked(image.size, kind, content, _only_colour(image), converted)
@@ -70,7 +71,7 @@ def look(data: bytes) -> Looked:
 
 def opened(data: bytes) -> Image.Image:
     """Return the RGB picture of an encoded image that `look` has no problem with."""
-    with Image.open(io.BytesIO(data)) as image:
+    with unwarned(), Image.open(io.BytesIO(data)) as image:
         return _rgb(image)
 
 
@@ -87,6 +88,10 @@ def _converted(image: Image.Image) -> Iterator[str]:
     if image.mode.startswith("I;16"):
         yield "16 bits a channel, scaled to 8"
         return
+    if any(_DEEP in str(tile[3]) for tile in getattr(image, "tile", ())):
+        yield "16 bits a channel, cut to 8"
+    if image.mode in _INKS:
+        yield f"{image.mode} turned into RGB"
     if image.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT:
         yield "turned as its EXIF says"
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:

@@ -13,6 +13,7 @@ from autolora_eval.errors import UsageError
 from autolora_eval.files import prompt_folder, slug
 from autolora_eval.image_sets.entries import Entry, ImageSet
 from autolora_eval.plan import ImageJob
+from autolora_eval.text import of
 
 
 class Extra(NamedTuple):
@@ -65,6 +66,7 @@ class _Names:
     folders: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     slugs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    bare: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:
         self.exact.update(self.prompts)
@@ -74,6 +76,7 @@ class _Names:
             safe = slug(prompt).lower()
             for name in {safe, slug(prompt.lower()), safe.replace("-", "_")}:
                 self.slugs[name].append(prompt)
+            self.bare[_bare(prompt)].append(prompt)
             for digits in range(1, 6):
                 self.places[f"{index:0{digits}}"] = [prompt]
 
@@ -86,7 +89,10 @@ class _Names:
         found = self.texts.get(_one_line(name), [])
         if found or not by_folder:
             return found
-        ways = ((self.folders, name), (self.slugs, name.lower()), (self.places, name))
+        ways = (
+            *((self.folders, name), (self.slugs, name.lower()), (self.places, name)),
+            (self.bare, _bare(name)),
+        )
         return next((known[said] for known, said in ways if said in known), [])
 
     def prompt(self, name: str | None, by_folder: bool) -> str | None:
@@ -99,19 +105,23 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
     """Return which image belongs to which prompt and seed of a benchmark.
 
     A folder stands for a prompt if it bears its text, made safe for a file name or not, the name
-    that this package gives it, or its place in the benchmark, from 0. A listing's prompts are
-    compared as texts, white space aside.
+    that this package gives it, or its place in the benchmark, from 0; where nothing of that fits,
+    if it has the letters and digits of one prompt only. A listing's prompts are compared as texts,
+    white space aside.
 
     Args:
         images: the set.
         jobs: the benchmark's images.
 
     Raises:
-        UsageError: nothing fits, or two images claim the same prompt and seed.
+        UsageError: nothing fits, folders are counted from 1, or two images claim the same prompt
+            and seed.
     """
     by_place: Mapping[tuple[str, int], ImageJob] = {(job.prompt, job.seed): job for job in jobs}
     names = _Names(list(dict.fromkeys(job.prompt for job in jobs)))
+    _refuse_counted_from_one(images, names)
     by_order = all(entry.seed is None for entry in images.entries)
+    n_seeds = len({job.seed for job in jobs}) if by_order else None
     seeds = _seeds_by_order(images, names, jobs) if by_order else {}
     claims: dict[ImageJob, list[Entry]] = defaultdict(list)
     extra = []
@@ -121,9 +131,10 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
         job = by_place.get((prompt, seed)) if prompt is not None and seed is not None else None
         if job is None:
             meant = names.meant(entry.prompt, images.by_folder)
-            extra.append(Extra(entry, _why_extra(entry, meant, seed)))
+            extra.append(Extra(entry, _why_extra(entry, meant, seed, n_seeds)))
         else:
             claims[job].append(entry)
+    extra += [Extra(entry, f"not in {images.listing}") for entry in images.unlisted]
     _refuse_ambiguous(claims)
     if not claims:
         raise UsageError(_nothing_fits(images, names.prompts, jobs))
@@ -144,13 +155,33 @@ def _seeds_by_order(images: ImageSet, names: _Names, jobs: Sequence[ImageJob]) -
     return found
 
 
-def _why_extra(entry: Entry, meant: Sequence[str], seed: int | None) -> str:
+def _refuse_counted_from_one(images: ImageSet, names: _Names) -> None:
+    """Stop where each folder would stand for the prompt after the one that is meant."""
+    folders = {entry.prompt for entry in images.entries if entry.prompt is not None}
+    last = len(names.prompts)
+    if not images.by_folder or folders & names.exact:
+        return
+    if not all(re.fullmatch("[0-9]+", folder) for folder in folders):
+        return
+    numbers = set(map(int, folders))
+    if last in numbers and 0 not in numbers:
+        raise UsageError(
+            f"images '{images.place}': folders {min(numbers)} to {max(numbers)} for {last} "
+            f"prompts: counted from 1? They are counted from 0: rename them 0 to {last - 1}, or "
+            "call each by its prompt."
+        )
+
+
+def _why_extra(entry: Entry, meant: Sequence[str], seed: int | None, n_seeds: int | None) -> str:
+    """Say why an image has no place; `n_seeds` of the benchmark, where the set states none."""
     if len(meant) > 1:
         prompts = ", ".join(f"'{prompt}'" for prompt in meant[:3])
         return f"its folder may be any of {len(meant)} prompts: {prompts}"
     if not meant:
         what = "folder" if entry.path is not None and entry.prompt is not None else "prompt"
         return f"no such {what} in the benchmark" if entry.prompt else "its prompt is not stated"
+    if seed is None and n_seeds is not None:
+        return f"the benchmark has only {of(n_seeds, 'seed')}"
     if seed is None:
         return "its name states no seed" if entry.seed is None else "no such seed"
     return "no such seed in the benchmark"
@@ -176,12 +207,23 @@ def _nothing_fits(images: ImageSet, prompts: Sequence[str], jobs: Sequence[Image
     seen = list(dict.fromkeys(entry.prompt or "(no prompt)" for entry in images.entries))[:3]
     seeds = sorted({entry.seed for entry in images.entries if entry.seed is not None})[:3]
     wanted = sorted({job.seed for job in jobs})
+    step = "Correct its prompts and seeds, or name the benchmark that it was made for."
+    if images.by_folder:
+        step = (
+            "Call each folder by its prompt, or by its place from 0, and each file by its seed; "
+            "or list the files in a metadata.csv of file_name, prompt and seed."
+        )
     return (
         f"none of the {len(images.entries)} images of '{images.place}' ({images.kind}) is one of "
         f"the benchmark's. Its prompts: {'; '.join(seen)} …; seeds: "
         f"{', '.join(map(str, seeds)) or 'none stated'} …. The benchmark's: "
-        f"'{prompts[0]}' …, seeds {wanted[0]} to {wanted[-1]}."
+        f"'{prompts[0]}' …, seeds {wanted[0]} to {wanted[-1]}. {step}"
     )
+
+
+def _bare(text: str) -> str:
+    """Return a text's letters and digits, its case and all between them put aside."""
+    return re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", text).casefold()).strip("-")
 
 
 def _one_line(text: str) -> str:

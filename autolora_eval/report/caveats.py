@@ -112,6 +112,8 @@ def _account(found: Row) -> str:
         f"{of(counts['matched'], 'image')} of the benchmark made elsewhere, whose prompts, seeds "
         f"and passes are what their maker says{': ' if wrong else ''}{', '.join(wrong)}."
     )
+    if beyond := int(number(found.get("beyond_limits")) or 0):
+        told += f" {of(beyond, 'more image')} of the set lie beyond this limited run."
     if found.get("seeds_by_order"):
         told += " No seeds are stated: pairs with other methods share no noise."
     return told

@@ -152,3 +152,46 @@ def test_a_first_benchmark_may_lie_in_a_file_of_any_name(
     assert (loaded.spec.name, loaded.prompts) == (called, ('a "cat" \\ #1: {no}',))
     shown = f"autolora-eval run {shlex.quote(' '.join(name.split()))}"
     assert shown in (tmp_path / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"guider": "cfg"},
+        {"sampler": "my_package.my_sampler", "limit": 1.5},
+        {"images": "their_images", "nfe": 100},
+        {"images": "their_images"},
+    ],
+)
+def test_a_method_of_each_kind_is_valid(
+    benchmark_data: dict[str, Any], method: dict[str, Any]
+) -> None:
+    benchmark_data["methods"]["Mine"] = method
+    assert VALIDATOR.is_valid(benchmark_data)
+
+
+def test_what_an_image_set_does_not_have_is_refused(benchmark_data: dict[str, Any]) -> None:
+    benchmark_data["methods"]["Mine"] = {"images": "their_images", "nef": 100}
+    assert not VALIDATOR.is_valid(benchmark_data)
+
+
+def test_the_benchmarks_of_the_readme_are_valid(benchmark_data: dict[str, Any]) -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    found = [yaml.safe_load(part.partition("```")[0]) for part in text.split("```yaml\n")[1:]]
+    whole = [data for data in found if data.keys() <= Benchmark.model_fields.keys()]
+    assert any("methods" in data for data in whole)
+    for data in whole:
+        assert [error.message for error in VALIDATOR.iter_errors(benchmark_data | data)] == []
+
+
+def test_a_first_benchmark_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        write_starter(tmp_path / "a" / "b.yaml", "miniature:sdxxl", MINIATURE[1], ["a cat"], None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schema_of_somebody_else_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text('{"title": "mine"}', encoding="utf-8")
+    with pytest.raises(UsageError, match="no schema of autolora-eval"):
+        write_starter(tmp_path / "a.yaml", *MINIATURE, ["a cat"], None)
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]

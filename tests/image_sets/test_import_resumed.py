@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from autolora_eval.benchmark.load import load_benchmark
@@ -174,3 +175,23 @@ def test_one_image_more_and_one_replaced_leave_the_others_as_they_are(
     cells = cell_images(plan, plan.cells[0], run)
     assert all(image.sha256 is not None for image in cells)
     assert len(cells) == 4
+
+
+def test_what_changes_beside_the_images_themselves_is_told(
+    file: Path, place: Path, write_benchmark: Write, tmp_path: Path
+) -> None:
+    """An image more that nobody asks for, another name, another size of the model's."""
+    run = RunFolder(tmp_path / "out")
+    generate(file, run.path)
+    shutil.copy(place / "a dog" / "3.png", place / "a dog" / "99.png")
+    assert generate(file, run.path)["extra"] == 1
+    (place / "a dog" / "3.png").rename(place / "a dog" / "seed_3.png")
+    assert generate(file, run.path)["extra"] == 1
+    rows = run.metadata(CELL).read_text(encoding="utf-8")
+    assert "a dog/seed_3.png" in rows
+    assert "a dog/3.png" not in rows
+    before = {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")}
+    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    data["models"]["A"] |= {"width": 8, "height": 8}
+    assert generate(write_benchmark(data), run.path)["wrong_size"] == 0
+    assert {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")} == before

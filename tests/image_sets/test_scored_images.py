@@ -127,6 +127,7 @@ def test_every_image_is_accounted_for(odd_set: Path, tmp_path: Path) -> None:
         "beyond_limits": 0,
         "seeds_by_order": False,
         "settings_key": found.manifest["cells"][0]["settings_key"],
+        "account_key": found.manifest["image_sets"]["M--Theirs"]["account_key"],
         **{"missing": 1, "unusable": 1, "extra": 1},
         **{"duplicate": 1, "wrong_size": 1, "constant": 1, "converted": 0},
     }
