@@ -71,7 +71,8 @@ def _table(file: Path) -> tuple[list[str], list[Json]]:
             import pandas as pd
 
             frame = pd.read_parquet(file)
-            return [str(name) for name in frame.columns], frame.to_dict("records")
+            rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+            return [str(name) for name in frame.columns], rows
         if file.suffix.lower() == ".csv":
             return _csv(file)
         return _json_lines(file)
@@ -158,7 +159,7 @@ def _single(value: Any, at: str) -> Any:  # noqa: ANN401
     """Return a field's value; None for an empty one."""
     import pandas as pd
 
-    if isinstance(value, dict | list | tuple | set) or getattr(value, "ndim", 0):
+    if not pd.api.types.is_scalar(value):
         raise UsageError(f"images '{at}': {value!r:.60} is not one value. Expected a text.")
     return None if value is None or value is pd.NaT or pd.isna(value) or value == "" else value
 
