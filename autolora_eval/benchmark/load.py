@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,11 +20,11 @@ from autolora_eval.benchmark.combinations import (
 )
 from autolora_eval.benchmark.judge_settings import judge_problems
 from autolora_eval.benchmark.pipelines import INDEX, check_pipeline
-from autolora_eval.benchmark.problems import explained
+from autolora_eval.benchmark.problems import explained, explained_at
 from autolora_eval.benchmark.prompts import check_prompts, read_prompts
 from autolora_eval.benchmark.schema import Benchmark, Judge, Model
 from autolora_eval.benchmark.sources import Lookup, Source, find_lora, find_model
-from autolora_eval.benchmark.sweep import Sweep, SweepReader
+from autolora_eval.benchmark.sweep import Sweep, SweepReader, first_swept, validated_but_for
 from autolora_eval.benchmark.yaml_file import KeyPath, YamlFile, read_yaml
 from autolora_eval.errors import UsageError, did_you_mean
 from autolora_eval.guidance.plugins import GROUPS, Kind, find_rule
@@ -238,20 +239,26 @@ class _Resolver:
             )
             return None
         kind = kinds[0] if kinds else "guider"
-        rule = self._try((*at, kind), lambda: self._rule(kind, stated.get(kind)))
+        rule = self._try((*at, kind), lambda: self._rule(kind, stated.get(kind), stated))
         if rule is None:
             return None
         parameters = {key: value for key, value in stated.items() if key != kind}
+        swept = first_swept(rule.parameters, parameters, self.spec.sweep)
         try:
-            values = rule.parameters.model_validate(parameters, strict=True)
+            values = validated_but_for(rule.parameters, parameters, swept)
             return ResolvedMethod(name, rule, values, kind)
         except ValidationError as error:
-            self.problems += explained(error, self.document, rule.parameters, at)
+            wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+            for one, (key, _) in swept.items():
+                self.problems += explained_at(error, self.document, ("sweep", key, 0), (one,))
+            if not swept.keys() & wrong:
+                self.problems += explained(error, self.document, rule.parameters, at)
             return None
 
-    def _rule(self, kind: MethodKind, stated: object) -> Rule:
+    def _rule(self, kind: MethodKind, stated: object, keys: Iterable[str]) -> Rule:
         if stated is None:
-            raise UsageError("missing; say which rule, such as 'guider: autolora'.")
+            near = (f" Is '{k}' meant to be it?" for k in keys if get_close_matches(k, KINDS))
+            raise UsageError(f"missing; name a rule, as 'guider: autolora'.{next(near, '')}")
         if kind == "images":
             return image_set_method(str(stated), self._images(str(stated)))
         return find_rule(kind, str(stated), self.lookup.folders)

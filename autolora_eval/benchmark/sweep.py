@@ -80,6 +80,41 @@ def at_point(parameters: P, point: Point) -> P:
     return type(parameters).model_validate(stated | changes, strict=True)
 
 
+def first_swept(
+    model: type[MethodParameters], stated: Mapping[str, Any], sweep: Mapping[str, list[Any]]
+) -> dict[str, tuple[str, Any]]:
+    """Return the fields that a method needs and a sweep alone gives: its key, and a first value.
+
+    Args:
+        model: the method's parameters.
+        stated: those that the benchmark file states at the method.
+        sweep: as the file has it.
+    """
+    found: dict[str, tuple[str, Any]] = {}
+    for key, listed in sweep.items():
+        first = listed[0] if listed else None
+        values = first if key == INTERVAL and isinstance(first, list) else [first]
+        for name, value in zip(fields_of(key), values, strict=False):
+            needed = name in model.model_fields and model.model_fields[name].is_required()
+            if listed and needed and name not in stated:
+                found[name] = (key, value)
+    return found
+
+
+def validated_but_for(
+    model: type[P], stated: Mapping[str, Any], swept: Mapping[str, tuple[str, Any]]
+) -> P:
+    """Return parameters of which those that are swept count as not stated.
+
+    Raises:
+        ValidationError: the method refuses these values.
+    """
+    values = {name: value for name, (_, value) in swept.items()}
+    found = model.model_validate({**stated, **values}, strict=True)
+    found.model_fields_set.difference_update(values)
+    return found
+
+
 def value_text(value: object, between: str = "–") -> str:
     """Return a value of a sweep as text: 0.4 as "0.4", 1.0 as "1", an interval as "0.25–0.75"."""
     if isinstance(value, tuple | list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autolora_eval.explaining.account import Account
-from autolora_eval.explaining.address import find_place
+from autolora_eval.explaining.address import find_place, whole_number
 from autolora_eval.explaining.cell import explain_cell
 from autolora_eval.explaining.image import explain_image
 from autolora_eval.explaining.prompt import explain_prompt
@@ -13,7 +13,7 @@ from autolora_eval.explaining.sources import read_sources
 
 
 def explain(
-    run: str | Path, cell: str, prompt: str | None = None, seed: int | None = None
+    run: str | Path, cell: str, prompt: str | int | None = None, seed: int | str | None = None
 ) -> Account:
     """Say what a number of a finished run is made of. Reads the run folder and nothing else.
 
@@ -30,7 +30,8 @@ def explain(
         UsageError: no such run, cell, prompt or seed; the nearest is suggested.
     """
     sources = read_sources(Path(run))
-    place = find_place(sources, cell, prompt, seed)
+    wanted = None if prompt is None else str(prompt)
+    place = find_place(sources, cell, wanted, whole_number(seed))
     if place.seed is not None:
         return explain_image(sources, place)
     if place.prompt_index is not None:

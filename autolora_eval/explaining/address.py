@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,6 +52,20 @@ def find_place(sources: Sources, cell: str, prompt: str | None, seed: int | None
         if seed not in seeds:
             raise UsageError(f"no image has seed {seed}. Known: {_ranges(seeds)}.")
     return Place(id_, index, seed)
+
+
+def whole_number(seed: object) -> int | None:
+    """Return a seed as it was given, as a whole number or as the text of one.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if seed is None:
+        return None
+    try:
+        return int(seed) if isinstance(seed, str) else operator.index(seed)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"seed {seed!r:.80}: expected a whole number, such as 3.") from error
 
 
 def find_cell(sources: Sources, wanted: str) -> str:

@@ -72,11 +72,12 @@ def _code(stated: Row) -> Row:
 
 def _numbers(sources: Sources, row: Row) -> Listing:
     found = remade(sources, row["cell"])
-    unscored = f", {row['n_unscored']} unscored" if row.get("n_unscored") else ""
+    n_unscored = row["n_unscored"] if _known(row.get("n_unscored")) else 0
+    unscored = f", {n_unscored:.0f} unscored" if n_unscored else ""
     over = f"mean over {of(_n_prompts(sources, row['cell']), 'prompt')}"
     made_of = {
         "diversity": f"equation (8), {over}",
-        "score": f"mean over {of(int(row['n_images']), 'image')}{unscored}",
+        "score": f"mean over {of(int(row['n_images'] - n_unscored), 'image')}{unscored}",
         "product": "diversity × mean score",
         "extra": over,
     }
@@ -160,6 +161,8 @@ def _identity(stated: Json | None) -> str:
     """Return what a model's files were: where from, and its hash or revision."""
     if not stated:
         return NOT_RECORDED
+    if stated.get("used") is False:
+        return f"{stated.get('reference', '')}, not used: images made elsewhere".lstrip(", ")
     reference = stated.get("reference", "")
     known = {"SHA-256": stated.get("sha256"), "revision": stated.get("revision")}
     told = [f"{name} {value}" for name, value in known.items() if value]

@@ -40,12 +40,13 @@ def explain_image(sources: Sources, place: Place) -> Account:
 
 def _what(sources: Sources, place: Place, row: Row) -> Facts:
     made = sources.metadata(place.cell, row["image_id"])
+    is_there = (sources.run.folder.path / row["file"]).is_file()
     facts = [
         ("prompt", text(row["prompt"])),
         ("file", str(sources.run.folder.path / row["file"])),
         ("SHA-256", text(row["sha256"])),
         ("now", sources.state_of(str(row["file"]), row["sha256"])),
-        *_in_the_report(sources, str(row["file"])),
+        *(_in_the_report(sources, str(row["file"])) if is_there else []),
         ("seed", str(row["seed"])),
         ("denoiser passes", text(made.get("nfe"))),
         ("settings key", text(made.get("settings_key"))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -321,3 +322,41 @@ def test_two_methods_that_a_sweep_makes_one_are_refused(planned: Callable[..., P
         UsageError, match=r"'A × AutoLoRA\+CFG at autolora_scale 2' and 'A × Strong'"
     ):
         planned({"autolora_scale": [1.5, 2.0]}, stated)
+
+
+NEEDS = """
+from diffusers.guiders import ClassifierFreeGuidance
+
+class Needs(ClassifierFreeGuidance):
+    def __init__(self, strength: float, guidance_scale: float = 7.5):
+        super().__init__(guidance_scale * strength)
+"""
+
+
+def test_a_parameter_without_a_default_can_be_swept(
+    planned: Callable[..., Plan],
+    problem: Callable[[object], str],
+    benchmark_data: dict[str, Any],
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (workplace / "needs_for_test.py").write_text(NEEDS)
+    methods = {"Needs": {"guider": "needs_for_test.Needs"}}
+    plan = planned({"strength": [1, 2.5]}, {**METHODS, **methods})
+    swept = [
+        cell.columns for cell in plan.cells if cell.columns["guider"] == "needs_for_test.Needs"
+    ]
+    assert [columns["strength"] for columns in swept] == [1.0, 2.5]
+    data = benchmark_data | {"methods": {**METHODS, **methods}}
+    assert "methods.Needs.strength: missing" in problem(data)
+    told = problem(data | {"sweep": {"strength": ["much"]}})
+    assert "sweep.strength.0: expected a number" in told
+
+
+def test_a_misspelt_guider_is_asked_about(
+    problem: Callable[[object], str], benchmark_data: dict[str, Any]
+) -> None:
+    told = problem(benchmark_data | {"methods": {**METHODS, "A": {"guidr": "cfg"}}})
+    assert "methods.A.guider: missing" in told
+    assert "Is 'guidr' meant to be it?" in told

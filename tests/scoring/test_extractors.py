@@ -206,12 +206,15 @@ def test_the_key_of_the_default_is_that_of_model_precision_and_batch(make: Make)
     assert extractor_key(what, 4) == expected
 
 
+GROWING = "np.ones(1 + len(vars(self).setdefault('seen', []).append(1) or self.seen))"
+
+
 def test_vectors_of_several_lengths_are_told_at_once(
     make: Make, workplace: Path, tmp_path: Path
 ) -> None:
-    path = write(workplace, "colours_lengths", "np.ones(2 + (len(images) > 1))")
-    told = rf"the extractor '{path}' returned vectors of 2 numbers, and of 3 before"
-    plan = make(extractor=path, batch_size=3)  # of four images a cell
+    path = write(workplace, "colours_lengths", GROWING)
+    told = rf"the extractor '{path}' returned vectors of 3 numbers, and of 2 before"
+    plan = make(extractor=path, batch_size=1)
     with pytest.raises(AutoLoRAEvalError, match=told):
         extract(plan, RunFolder(tmp_path / "run"))
 
@@ -219,9 +222,8 @@ def test_vectors_of_several_lengths_are_told_at_once(
 def test_a_tensor_in_bfloat16_is_taken(make: Make, workplace: Path, tmp_path: Path) -> None:
     path = write(workplace, "colours_bf16")
     file = workplace / "colours_bf16.py"
-    text = file.read_text().replace("return np.stack", "import torch\n        return bf16")
-    body = "    import torch\n    return torch.tensor(np.stack(rows)).bfloat16()\n"
-    convert = f"\n\ndef bf16(rows):\n{body}"
+    text = file.read_text().replace("return np.stack", "return bf16")
+    convert = "\n\nimport torch\nbf16 = lambda rows: torch.tensor(np.stack(rows)).bfloat16()\n"
     file.write_text(text + convert)
     assert extract(make(extractor=path), RunFolder(tmp_path / "run"))["dim"] == 3
 
