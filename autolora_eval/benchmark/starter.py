@@ -33,7 +33,8 @@ def write_starter(
         The schema's file.
 
     Raises:
-        UsageError: the file is there already, a schema of somebody else is, or the benchmark would not load: with the reason.
+        UsageError: the file is there already, a schema of somebody else is, or the
+            benchmark would not load: with the reason.
     """
     if file.suffix not in (".yaml", ".yml"):
         raise UsageError(f"'{file}': a benchmark file ends in .yaml.")
