@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from autolora_eval.comparing.conditions import Difference, differences, refuse
+from autolora_eval.comparing.conditions import Difference, differences, refuse, without_baseline
 from autolora_eval.comparing.merge import merge
 from autolora_eval.comparing.recorded import recorded_plan
 from autolora_eval.comparing.sources import open_sources
@@ -42,9 +42,10 @@ def compare(
     found = differences(sources)
     refuse(found, allow_different_judges=allow_different_judges)
     plan, once = recorded_plan(sources, baseline)
+    told = [*found, *once, *without_baseline(plan)]
     folder = RunFolder(Path(output))
-    merge(plan, sources, folder, found + once)
-    return open_run(folder.path), found + once
+    merge(plan, sources, folder, told)
+    return open_run(folder.path), told
 
 
 __all__ = ["Difference", "compare"]

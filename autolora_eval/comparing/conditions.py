@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from autolora_eval.comparing.sources import SourceRun
 from autolora_eval.errors import UsageError
 from autolora_eval.files import Json
+from autolora_eval.plan import Plan
 from autolora_eval.scoring.diversity_measure import installed_measure, needs_reference
 
 Grave = Literal["refused", "judges", "told"]
@@ -40,6 +41,21 @@ def differences(sources: Sequence[SourceRun]) -> list[Difference]:
     ]
     order = ("refused", "judges", "told")
     return sorted(found, key=lambda difference: order.index(difference.grave))
+
+
+def without_baseline(plan: Plan) -> list[Difference]:
+    """Return the models of which no cell is the baseline's: their cells are paired with none."""
+    baseline = plan.benchmark.spec.baseline_method
+    models = dict.fromkeys(cell.model.name for cell in plan.cells)
+    have = {cell.model.name for cell in plan.cells if cell.method.name == baseline}
+    lacking = [model for model in models if model not in have]
+    if not lacking:
+        return []
+    message = (
+        f"no cell of {', '.join(lacking)} is the baseline '{baseline}': nothing is compared there. "
+        "Cells are paired where the runs call their model by one name."
+    )
+    return [Difference("models", "told", message)]
 
 
 def refuse(found: Sequence[Difference], *, allow_different_judges: bool) -> None:

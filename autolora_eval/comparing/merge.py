@@ -24,8 +24,19 @@ from autolora_eval.files import (
 )
 from autolora_eval.manifest import update_manifest
 from autolora_eval.plan import Plan
+from autolora_eval.report import write_report
 from autolora_eval.run_folder import COMPARED, RunFolder
 from autolora_eval.scoring.judgement_file import JudgementFile
+
+# What runs and comparisons write, in a folder that may lack some of it.
+_WRITTEN = frozenset(
+    (
+        *("agreement.csv", "comparisons.csv", "diversity.csv", "manifest.json", "reliability.csv"),
+        *("scores.parquet", "timings.csv", "unscored.csv", "report.pdf", "report.html"),
+        *("table.csv", "table.md", "table.tex", "table.parquet"),
+        *("features", "figures", "image_sets", "images", "judgements", "set_aside", "unmade"),
+    )
+)
 
 
 def merge(
@@ -48,6 +59,7 @@ def merge(
     try:
         _write(plan, sources, RunFolder(partial), found)
         if folder.path.exists():
+            _take_over(folder, RunFolder(partial))
             shutil.rmtree(folder.path)
         partial.rename(folder.path)
     finally:
@@ -65,10 +77,32 @@ def _write(
     write_json(folder.manifest, _manifest(plan, sources, found, judge_key))
 
     from autolora_eval.analysis.table import write_tables
-    from autolora_eval.report import write_report
 
     update_manifest(folder, counts=write_tables(plan, folder, judge_key))
     write_report(folder)
+
+
+def _take_over(earlier: RunFolder, folder: RunFolder) -> None:
+    """Keep what people have put into an earlier comparison, their ratings among it.
+
+    Ratings are of images and verdicts: of others than those that were rated they say nothing.
+    """
+    made = {file.name for file in folder.path.iterdir()} | _WRITTEN
+    for file in earlier.path.iterdir():
+        if file.name not in made:
+            file.rename(folder.path / file.name)
+    if earlier.agreement.is_file() and _judged(earlier) == _judged(folder):
+        earlier.agreement.rename(folder.agreement)
+        write_report(folder)
+
+
+def _judged(folder: RunFolder) -> list[str]:
+    """Return every image with what was made of it."""
+    import pandas as pd
+
+    scores = pd.read_parquet(folder.scores) if folder.scores.is_file() else pd.DataFrame()
+    text = scores.astype(str).sort_index(axis=1)
+    return sorted(map(repr, text.itertuples(index=False, name=None)))
 
 
 def _refuse_place(folder: RunFolder, sources: Sequence[SourceRun]) -> None:

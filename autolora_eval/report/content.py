@@ -186,8 +186,8 @@ def _compared(evidence: Evidence) -> str:
     seeds = {int(row["seed"]) for row in evidence.images}
     named = listed(n_methods) if len(n_methods) <= NAMES_LISTED else of(len(n_methods), "method")
     on = listed(models) if len(models) <= NAMES_LISTED else of(len(models), "model")
+    whose = "Every method that ran here" if evidence.section("image_sets") else "Every method"
     return (
         f"{named}, on {on}: {of(len(prompts), 'prompt')} × {of(len(seeds), 'seed')}, "
-        f"{of(len(evidence.images), 'image')} in all. Every method was given the same prompts "
-        "and seeds."
+        f"{of(len(evidence.images), 'image')} in all. {whose} was given the same prompts and seeds."
     )

@@ -84,6 +84,21 @@ class Shelf:
         texts = (row["prompt"] for key, row in self.rows.items() if key[1] == index)
         return clip(next(texts, ""), limit)
 
+    def noise(self, held: str) -> str:
+        """Return what is said of the noise of a grid, and that images made elsewhere have theirs.
+
+        Args:
+            held: what holds for images that were made here.
+        """
+        sets = [
+            one for one in self.evidence.section("image_sets").values() if isinstance(one, dict)
+        ]
+        if not sets:
+            return held
+        if any(one.get("seeds_by_order") for one in sets):
+            return f"{held} But images made elsewhere without seeds share none."
+        return f"{held} Of images made elsewhere it is their maker's seed."
+
     def label(self, row: Row) -> str:
         """Return a cell's name within its model."""
         return self.evidence.labels[row["cell"]]
@@ -124,7 +139,7 @@ def _by_seed(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iter
                 filter(
                     None,
                     (
-                        "One noise a column.",
+                        shelf.noise("One noise a column."),
                         which,
                         _left_out(seeds, shelf.seeds, "seed"),
                         _left_out(shelf.prompts[:PROMPTS_SHOWN], shelf.prompts, "prompt"),
@@ -170,7 +185,7 @@ def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
         lines = {v: at_point(shelf.evidence, taking, others | {name: v}) for v in shown}
         across = methods[:METHODS_ACROSS]
         told = [
-            "The same noise everywhere.",
+            shelf.noise("The same noise everywhere."),
             f"At {place_words(others)}." if others else "",
             f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
             _left_out(across, methods, "method"),
@@ -204,7 +219,7 @@ def _along(
     seeds = shelf.seeds[:SEEDS_DOWN]
     cells = [at_point(shelf.evidence, taking, {**others, name: value}) for value in shown]
     told = [
-        "One noise a row.",
+        shelf.noise("One noise a row."),
         f"At {place_words(others)}." if others else "",
         f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
         _left_out(seeds, shelf.seeds, "seed"),
@@ -260,7 +275,11 @@ def _by_prompt(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> It
         return
     cells, which = side_by_side(shelf.evidence, rows)
     prompts, seed = shelf.prompts[:PROMPTS_DOWN], shelf.seeds[0]
-    told = ("The same noise everywhere.", which, _left_out(prompts, shelf.prompts, "prompt"))
+    told = (
+        shelf.noise("The same noise everywhere."),
+        which,
+        _left_out(prompts, shelf.prompts, "prompt"),
+    )
     yield Choice(
         name=f"grid_prompts_seed{seed}{suffix}",
         title=f"{model}: prompts by method, seed {seed}",
