@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
@@ -110,3 +113,56 @@ class Momentum(Good):
         difference = cond - uncond
         self.momentum = difference if self.momentum is None else difference - 0.5 * self.momentum
         return uncond + self.guidance_scale * self.momentum
+
+
+@keeps_all
+class Interpolation(Good):
+    """Its scale lies between 0 and 1."""
+
+    laws = LawDeclaration(neutral={"lambda_scale": 1.0}, linear=("lambda_scale",))
+
+    @register_to_config
+    def __init__(
+        self,
+        lambda_scale: float = 0.6,
+        start: float = 0.0,
+        stop: float = 1.0,
+        enabled: bool = True,
+    ) -> None:
+        if not 0.0 <= lambda_scale <= 1.0:
+            raise ValueError("lambda_scale must be between 0 and 1")
+        BaseGuidance.__init__(self, start, stop, enabled)
+        self.guidance_scale = lambda_scale
+
+
+@keeps_all
+class TakesNumbersOut(Good):
+    """Which an accelerator allows, and torch's meta device does not."""
+
+    laws = LawDeclaration()
+
+    def combine(self, cond, uncond):
+        difference = cond - uncond
+        norms = difference.float().flatten(1).norm(dim=1)
+        scales = [min(1.0, 30.0 / norm.item()) for norm in norms]
+        scale = torch.tensor(scales, device=cond.device, dtype=cond.dtype).view(-1, 1, 1, 1)
+        return uncond + self.guidance_scale * difference * scale
+
+
+class Curve:
+    """A parameter that is a copy for each guider, and no number."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        self.value = value
+
+    def to_dict(self):
+        return {"value": self.value}
+
+
+@keeps_all
+class OfOddParameters(Good):
+    @register_to_config
+    def __init__(
+        self, guidance_scale: float = 4.0, curve: object = Curve(), limit: float = math.nan
+    ) -> None:
+        super().__init__(guidance_scale=guidance_scale)

@@ -125,9 +125,12 @@ class HistoryOnTheClass(Good):
     laws = LawDeclaration()
     history: list = []  # noqa: RUF012
 
-    def combine(self, cond, uncond):
+    def prepare_inputs(self, data):
         if self._step == 0:
             self.history.clear()
+        return super().prepare_inputs(data)
+
+    def combine(self, cond, uncond):
         self.history.append(cond - uncond)
         return uncond + self.guidance_scale * sum(self.history) / len(self.history)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import more_faulty_guiders
+import object_faults
 import pytest
 import torch
 import window_faults
@@ -13,8 +16,9 @@ from autolora_eval.guidance.laws.all_laws import LAWS
 from autolora_eval.guidance.laws.prediction_laws import linear_in_predictions
 from autolora_eval.testing import LawDeclaration, LawsBrokenError, Window, check_guider
 
-# Either file enters its guiders.
-assert {more_faulty_guiders.HiddenForward, window_faults.DoubleOutside} <= set(FAULTS.values())
+# Each of these files enters its own.
+assert {window_faults.DoubleOutside, object_faults.Reseeds} <= set(FAULTS.values())
+assert more_faulty_guiders.HiddenForward in FAULTS.values()
 
 
 def by_status(results, status: str) -> set[str]:
@@ -98,6 +102,27 @@ def test_no_law_draws_from_the_global_generator_or_keeps_a_trace_of_the_guider()
     for name in ("ForgottenHook", "LeavesLoraMerged", "LeavesAttributes", "LeavesHalfPrecision"):
         check_guider(FAULTS[name], model="sd3", on_fail=None)
     assert by_status(check_guider(Good, model="sd3"), "failed") == set()
+
+
+def test_what_a_guider_raises_is_told_with_its_place() -> None:
+    with pytest.raises(LawsBrokenError) as caught:
+        check_guider(FAULTS["KnowsSomeTimestepsOnly"], model="sd3")
+    assert re.search(r"it raised KeyError: .* \(faulty_guiders.py:\d+\)", str(caught.value))
+
+
+def test_numbers_out_of_a_tensor_can_be_told_on_an_accelerator_only() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    results = check_guider(GOOD["TakesNumbersOut"], model="sd3")
+    told = {r.name: r.message for r in results}["keeps_the_device"]
+    assert told.startswith("there is no accelerator here, and it takes numbers out of tensors")
+
+
+def test_a_window_through_kwargs_is_a_window() -> None:
+    results = check_guider(FAULTS["PassesOn"], model="sd3", start=0.2, on_fail=None)
+    assert "nothing_changes_outside_its_window" in by_status(results, "passed")
+    told = {r.name: r.message for r in results}["survives_new"]
+    assert "Name every parameter in its __init__: diffusers' new() drops those" in told
 
 
 def test_every_law_states_itself() -> None:

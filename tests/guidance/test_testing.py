@@ -5,9 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from diffusers.configuration_utils import register_to_config
+from diffusers.guiders import BaseGuidance
 from faulty_guiders import FAULTS, Good
+from object_faults import NoConfig
 
 from autolora_eval import cli
 from autolora_eval.errors import UsageError
@@ -19,6 +23,21 @@ from autolora_eval.testing import (
     guider_laws,
     parametrize_with_laws,
 )
+
+
+class Needing(Good):
+    laws = LawDeclaration()
+
+    @register_to_config
+    def __init__(self, strength: float, mode: Literal["a", "b"] = "a") -> None:
+        super().__init__(guidance_scale=strength)
+
+
+class Leaving(Good):
+    laws = LawDeclaration()
+
+    def __init__(self) -> None:
+        sys.exit(3)
 
 
 @parametrize_with_laws(Good, model="sd3", guidance_scale=3.0)
@@ -85,6 +104,28 @@ def test_a_declaration_given_stands_before_the_class_s_own() -> None:
             "cannot be made from these parameters: ValueError: Expected `start`",
         ),
         (Good, {"model": "sd4"}, "no tiny model 'sd4'. Did you mean 'sd3'?"),
+        (
+            Good,
+            {"laws": LawDeclaration(linear=("guidance_scal",))},
+            "LawDeclaration.linear of Good",
+        ),
+        (Good, {"laws": LawDeclaration(acting=("guidance_scal",))}, "Did you mean 'guidance_scale"),
+        (Good, {"laws": LawDeclaration(neutral={"scale": 1.0})}, "names 'scale', which is no para"),
+        (
+            Good,
+            {"laws": LawDeclaration(windows=(Window("begin"),))},
+            "windows of Good names 'begin'",
+        ),
+        (Good, {"laws": LawDeclaration(unguided="cgf")}, "'cgf'. Did you mean 'cfg'?"),
+        (Good, {"laws": {"linear": ()}}, "the laws of Good are a dict. Write them as LawDecl"),
+        (NoConfig(), {}, "Decorate its __init__ with @register_to_config; or give the class"),
+        (BaseGuidance, {}, "BaseGuidance is abstract: give a guider that inherits from it."),
+        (
+            Needing,
+            {},
+            "Needing needs 'strength'. Give it: check_guider(Needing, strength=…), or on",
+        ),
+        (Leaving, {}, "cannot be made from these parameters: SystemExit: 3"),
     ],
 )
 def test_what_is_no_guider_is_refused(guider, arguments, told) -> None:
@@ -156,6 +197,10 @@ def test_the_command_of_a_faulty_guider_in_a_file_beside_it(command, tmp_path) -
             "'autolora': autolora_scale: Input should be greater than or equal to 0.",
         ),
         (["cfg_interval", "--parameter", "start=two"], "'cfg_interval': start: Input should be"),
+        (
+            ["faulty_guiders.Good", "--parameter", "guidance_scale=abc"],
+            "Good: guidance_scale: expected a number, and it is given 'abc'.",
+        ),
         (["faulty_guiders.Good", "--parameter", "3.0"], "write --parameter name=value"),
         (["faulty_guiders.Good", "--parameter", "scale=3"], "Good has no parameter 'scale'."),
         (["faulty_guiders.Good", "--model", "sd4"], "sd4"),

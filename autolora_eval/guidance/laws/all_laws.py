@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import diffusers
+import torch
+
+import autolora_eval
 from autolora_eval.guidance.laws import (
     denoising_laws,
     object_laws,
     prediction_laws,
     tensor_laws,
 )
-from autolora_eval.guidance.laws.drive import silence
+from autolora_eval.guidance.laws.drive import ProtocolError, silence
 from autolora_eval.guidance.laws.subject import LawBrokenError, NotApplicableError, Subject
 
+_LIBRARIES = [Path(str(library.__file__)).parent for library in (autolora_eval, diffusers, torch)]
 Status = Literal["passed", "failed", "not applicable"]
 
 
@@ -70,14 +77,29 @@ class Law:
         try:
             with silence():
                 self.test(subject)
-        except LawBrokenError as error:
-            return LawResult(self.name, "failed", str(error))
+        except (LawBrokenError, ProtocolError) as error:
+            return LawResult(self.name, "failed", f"{error}{_place(error.__cause__)}")
         except NotApplicableError as error:
             return LawResult(self.name, "not applicable", str(error))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             told = " ".join(str(error).split())
-            return LawResult(self.name, "failed", f"it raised {type(error).__name__}: {told:.300}")
+            message = f"it raised {type(error).__name__}: {told:.300}{_place(error)}"
+            return LawResult(self.name, "failed", message)
         return LawResult(self.name, "passed")
+
+
+def _place(error: BaseException | None) -> str:
+    """Return as " (file:line)" the last line of a stranger's code that an error came through."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    own = [f for f in frames if _is_a_stranger_s(Path(f.filename))]
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+
+
+def _is_a_stranger_s(file: Path) -> bool:
+    of_python = file.is_relative_to(Path(traceback.__file__).parent)
+    if of_python and "site-packages" not in file.parts:
+        return False
+    return not any(map(file.is_relative_to, _LIBRARIES))
 
 
 def _laws() -> Iterator[Law]:
@@ -110,8 +132,9 @@ def _laws() -> Iterator[Law]:
     yield Law(p.nothing_changes_when_disabled, acting)
     yield Law(p.linear_parameters_are_linear, (*acting, p.every_scale_acts))
     yield Law(p.linear_in_predictions, acting)
-    yield Law(o.survives_new, tellable)
-    yield Law(o.survives_save_and_load, (*tellable, o.survives_new))
+    copied = (*tellable, d.runs_in_a_pipeline)
+    yield Law(o.survives_new, copied)
+    yield Law(o.survives_save_and_load, (*copied, o.survives_new))
 
 
 LAWS: tuple[Law, ...] = tuple(_laws())

@@ -18,8 +18,10 @@ from autolora_eval.guidance.laws.all_laws import LAWS, LawResult, judge
 from autolora_eval.guidance.laws.declaration import ModelName
 from autolora_eval.guidance.laws.law_table import show_laws
 from autolora_eval.guidance.laws.making import subject_of
+from autolora_eval.guidance.plain import UnfitError
 from autolora_eval.guidance.plugins import find_rule
 from autolora_eval.guidance.registry import Method
+from autolora_eval.guidance.signatures import signature_of
 
 W = 5.0  # of a method that leaves its CFG scale to the model
 _OWN_CHECK = "Value error, "
@@ -59,12 +61,26 @@ def _guider(
     is_path = "." in stated.replace(":", ".")
     found: object = load_dotted(stated, [Path.cwd()]) if is_path else find_rule("guider", stated)
     if isinstance(found, GuiderMethod):
-        return found.guider, parameters
+        return found.guider, _fitted(found.guider, parameters)
     if isinstance(found, Method):
         return _built(found, parameters), {}
     if not isinstance(found, type):
         raise UsageError(f"'{stated}' is {what_is(found)}, and no guider class.")
-    return found, parameters
+    return found, _fitted(found, parameters)
+
+
+def _fitted(guider: type, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return values from the command line as what the annotations ask for, as a benchmark's are."""
+    signature = signature_of(guider)
+    fit: dict[str, Any] = {}
+    for name, value in parameters.items():
+        try:
+            fit |= signature.arguments({name: value})
+        except UnfitError as error:
+            raise UsageError(
+                f"{guider.__name__}: {name}: {error}, and it is given {value!r:.80}."
+            ) from error
+    return fit
 
 
 def _built(method: Method, parameters: Mapping[str, Any]) -> BaseGuidance:

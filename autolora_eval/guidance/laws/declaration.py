@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 ModelName = Literal["sdxl", "sd3"]
+Unguided = Literal["conditional", "cfg"]
 Passes = Callable[[Mapping[str, Any], int, int], int]
 
 
@@ -53,7 +54,7 @@ class LawDeclaration:
     """
 
     neutral: Mapping[str, Any] | None = None
-    unguided: Literal["conditional", "cfg"] = "conditional"
+    unguided: Unguided = "conditional"
     windows: tuple[Window, ...] | None = None
     linear: tuple[str, ...] = ()
     linear_in_predictions: bool = False

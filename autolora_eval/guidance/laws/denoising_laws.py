@@ -15,6 +15,7 @@ from autolora_eval.guidance.laws.drive import (
     block_state_batches,
     denoised,
     drive,
+    is_blind,
     part_name,
     recorded,
 )
@@ -55,6 +56,11 @@ def _completes_one_step(subject: Subject) -> None:
 
 def runs_in_a_pipeline(subject: Subject) -> None:
     """The pipeline's own denoising loop completes with it, and the latents are finite."""
+    if getattr(subject.build(), "_internal_dict", None) is None:
+        raise LawBrokenError(
+            "it has no config, which pipelines ask for. Decorate its __init__ with "
+            "@register_to_config."
+        )
     if not subject.sampled.latents.isfinite().all():
         raise LawBrokenError(
             "the latents of the pipeline have infinite values or NaN: predictions grow from step "
@@ -97,7 +103,13 @@ def announces_the_null_prompt(subject: Subject) -> None:
     needing = [n for n, step in enumerate(subject.guided) if False in step.conditional.values()]
     if not needing:
         raise NotApplicableError("none of its passes at these parameters uses the null prompt")
-    before = subject.build().num_conditions
+    try:
+        before = subject.build().num_conditions
+    except TypeError as error:
+        raise LawBrokenError(
+            f"before the first step num_conditions fails: {error}. SDXL's pipeline asks then: "
+            "return the most that any step needs while `self._step is None`."
+        ) from error
     if before < 2:
         raise LawBrokenError(
             f"before the first step num_conditions is {before}, and step {needing[0]} needs the "
@@ -159,14 +171,28 @@ def _left(subject: Subject, guider: BaseGuidance) -> list[str]:
 
 def leaves_the_denoiser_as_found_after_an_exception(subject: Subject) -> None:
     """If a pass fails, `cleanup_models` still leaves the denoiser as it was."""
-    busiest = max(range(len(subject.guided)), key=lambda n: subject.guided[n].announced)
-    for name in subject.guided[busiest].parts:
-        left = _left_after_failure(subject, busiest, name)
+    for number, name in _passes_that_differ(subject):
+        left = _left_after_failure(subject, number, name)
         if left:
             raise LawBrokenError(
-                f"when pass '{name}' of step {busiest} fails, cleanup_models leaves {_some(left)}. "
+                f"when pass '{name}' of step {number} fails, cleanup_models leaves {_some(left)}. "
                 "Let cleanup_models undo what is there, whether or not the pass came to its end."
             )
+
+
+def _passes_that_differ(subject: Subject) -> list[tuple[int, str]]:
+    """Return the busiest step's passes, and the first of each that finds the denoiser otherwise."""
+    guider, found = subject.build(), dict[tuple[str, ...], tuple[int, str]]()
+    busiest = max(range(len(subject.guided)), key=lambda n: subject.guided[n].announced)
+
+    def look(number: int, name: str, batch: Any) -> None:  # noqa: ANN401
+        found.setdefault((name, *subject.model.pristine.differences()), (number, name))
+
+    if not is_blind(guider):
+        predict = recorded(subject.guided, lambda part: part)
+        subject.drive(guider, predict=predict, watch=Watch(prepared=look))
+    passes = [(busiest, name) for name in subject.guided[busiest].parts]
+    return list(dict.fromkeys(passes + list(found.values())))
 
 
 def _left_after_failure(subject: Subject, failing_step: int, failing_part: str) -> list[str]:

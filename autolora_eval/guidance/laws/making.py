@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, get_args
 
 from diffusers.guiders import BaseGuidance
 
 from autolora_eval.errors import UsageError, did_you_mean
+from autolora_eval.guidance.laws.claims import claims_of
 from autolora_eval.guidance.laws.declaration import LawDeclaration, ModelName
 from autolora_eval.guidance.laws.drive import silence
 from autolora_eval.guidance.laws.subject import Subject
 from autolora_eval.guidance.laws.tiny import tiny_model
-from autolora_eval.guidance.upstream import upstream_guider
+from autolora_eval.guidance.signatures import signature_of
 
 _MODELS: tuple[ModelName, ...] = get_args(ModelName)
 
@@ -45,32 +46,40 @@ def subject_of(
             "diffusers.guiders.BaseGuidance."
         )
     if not isinstance(guider, type):
-        config = {k: v for k, v in guider.config.items() if not k.startswith("_")}
-        parameters = {**config, **parameters}
+        parameters = {**_config(guider), **parameters}
     with silence():
-        subject = Subject(cls, dict(parameters), laws or _declared(cls), tiny_model(model))
+        claims = claims_of(cls, laws, signature_of(cls))
+        subject = Subject(cls, dict(parameters), claims, tiny_model(model))
         _require_parameters(subject)
     return subject
 
 
+def _config(guider: BaseGuidance) -> dict[str, Any]:
+    if getattr(guider, "_internal_dict", None) is None:
+        raise UsageError(
+            f"this {type(guider).__name__} does not say what it was made from. Decorate its "
+            "__init__ with @register_to_config; or give the class, and its parameters by name."
+        )
+    return {name: value for name, value in guider.config.items() if not name.startswith("_")}
+
+
 def _require_parameters(subject: Subject) -> None:
-    unknown = [name for name in subject.parameters if name not in subject.signature]
-    if unknown:
-        near = did_you_mean(unknown[0], subject.signature)
-        raise UsageError(f"{subject.cls.__name__} has no parameter '{unknown[0]}'.{near}")
+    name, call = subject.cls.__name__, subject.call
+    unknown = [one for one in subject.parameters if one not in call.parameters]
+    if unknown and not call.is_open:
+        near = did_you_mean(unknown[0], call.parameters)
+        raise UsageError(f"{name} has no parameter '{unknown[0]}'.{near}")
+    if inspect.isabstract(subject.cls) or subject.cls is BaseGuidance:
+        raise UsageError(f"{name} is abstract: give a guider that inherits from it.")
+    missing = [one for one in call.required if one not in subject.parameters]
+    if missing:
+        raise UsageError(
+            f"{name} needs '{missing[0]}'. Give it: check_guider({name}, {missing[0]}=…), or on "
+            f"the command line --parameter {missing[0]}=…"
+        )
     try:
         subject.build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
-            f"{subject.cls.__name__} cannot be made from these parameters: "
-            f"{type(error).__name__}: {error}"
+            f"{name} cannot be made from these parameters: {type(error).__name__}: {error}"
         ) from error
-
-
-def _declared(cls: type[BaseGuidance]) -> LawDeclaration:
-    """Return what a guider claims: its attribute, or what is known of diffusers' own."""
-    stated = getattr(cls, "laws", None)
-    if isinstance(stated, LawDeclaration):
-        return stated
-    known = upstream_guider(f"{cls.__module__}.{cls.__name__}")
-    return LawDeclaration() if known is None else replace(known.laws, passes=known.predictions)

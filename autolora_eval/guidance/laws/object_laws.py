@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from autolora_eval.guidance.laws.tiny import SIDE, ModelInputs
 _RESET = (
     "Reset what it remembers in prepare_inputs, when `self._step == 0`: also where it does not act."
 )
+_NAME_ALL = "Name every parameter in its __init__: diffusers' new() drops those of `**kwargs`. "
 
 
 def carries_no_state_between_images(subject: Subject) -> None:
@@ -86,13 +89,30 @@ def survives_new(subject: Subject) -> None:
     guider = subject.build(**parameters)
     _require_config(subject, guider, {**subject.full, **parameters})
     _require_same(subject, guider.new(), "new()")
-    for name, value in parameters.items():
-        kept = guider.new(**{name: value + 1}).config.get(name)
-        if kept != value + 1:
-            raise LawBrokenError(
-                f"new({name}={value + 1}) has {name}={kept}. Decorate __init__ with "
-                "@register_to_config, and let it change none of its arguments."
-            )
+    for name, value in _others(subject).items():
+        changed, kept = guider.new(**{name: value}), subject.build(**{name: value}).new()
+        for copied, how in ((changed, f"new({name}={value})"), (kept, f"new() of {name}={value}")):
+            if copied.config.get(name) != value:
+                own = _NAME_ALL if _takes_any(subject) else ""
+                raise LawBrokenError(
+                    f"{how} has {name}={copied.config.get(name)}. {own}Decorate __init__ with "
+                    "@register_to_config, let it change none of its arguments, and hand each on "
+                    f"by name to super().__init__({name}={name})."
+                )
+    _keeps_its_config(subject)
+
+
+def _keeps_its_config(subject: Subject) -> None:
+    guider = subject.build()
+    before = dict(guider.config)
+    subject.drive(guider)
+    changed = [name for name in before if not _same(before[name], guider.config.get(name))]
+    if changed:
+        name = changed[0]
+        raise LawBrokenError(
+            f"making an image changes its config: {name}={before[name]} became "
+            f"{guider.config.get(name)}. Keep what changes in attributes of its own."
+        )
 
 
 def survives_save_and_load(subject: Subject) -> None:
@@ -107,21 +127,29 @@ def survives_save_and_load(subject: Subject) -> None:
                 f"it cannot be saved and loaded: {type(error).__name__}: {error!s:.160}. Let its "
                 "parameters be numbers, texts, lists and maps, or objects with a to_dict."
             ) from error
-    before, after = _plain(guider.config), _plain(loaded.config)
-    lost = [name for name in subject.signature if before.get(name) != after.get(name)]
+    lost = [n for n in subject.signature if not _same(guider.config.get(n), loaded.config.get(n))]
     if lost:
         raise LawBrokenError(
             f"{', '.join(lost)} is not what it was after save_pretrained and from_pretrained: "
-            f"{before.get(lost[0])} became {after.get(lost[0])}."
+            f"{guider.config.get(lost[0])} became {loaded.config.get(lost[0])}."
         )
     _require_same(subject, loaded, "save_pretrained and from_pretrained")
 
 
+def _others(subject: Subject) -> dict[str, Any]:
+    """Return another value of each number and flag that the constructor takes alone."""
+    numbers = [
+        name for name in subject.signature if isinstance(subject.full.get(name), int | float)
+    ]
+    others = {name: subject.other(name) for name in numbers}
+    return {name: value for name, value in others.items() if value is not None}
+
+
 def _unusual(subject: Subject) -> dict[str, Any]:
-    """Return other values than the defaults for the scales, so that a lost one shows."""
-    values = {name: subject.full[name] for name in subject.acting}
-    defaults = {name: subject.signature[name].default for name in values}
-    return {n: v + (0.25 if v + 0.25 != defaults[n] else 0.5) for n, v in values.items()}
+    """Return other values than the defaults for scales and windows, so that a lost one shows."""
+    scales = {n: v for n, v in _others(subject).items() if n in subject.acting}
+    together = {**subject.edges, **scales}
+    return next((some for some in (together, scales) if subject.builds(**some)), {})
 
 
 def _require_config(subject: Subject, guider: BaseGuidance, expected: Mapping[str, Any]) -> None:
@@ -146,23 +174,31 @@ def _require_same(subject: Subject, copied: BaseGuidance, how: str) -> None:
     after = [step.prediction for step in subject.drive(copied)]
     step = first_difference(after, before)
     if step is not None:
+        own = _NAME_ALL if _takes_any(subject) else ""
         raise LawBrokenError(
-            f"after {how} it makes another prediction (step {step}). Keep in its config all that "
-            "it is made of, and hand parameters on by name, `super().__init__(start=start)`: what "
-            "is handed on by position diffusers takes for a default, which new() leaves out."
+            f"after {how} it makes another prediction (step {step}). {own}Keep in its config all "
+            "that it is made of, and hand parameters on by name, `super().__init__(start=start)`: "
+            "what is handed on by position diffusers takes for a default, which new() leaves out."
         )
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config as JSON keeps it: tuples as lists, objects as their maps."""
-    shown = {k: v for k, v in config.items() if not k.startswith("_")}
-    plain: dict[str, Any] = json.loads(json.dumps(shown, default=_as_map))
-    return plain
+def _takes_any(subject: Subject) -> bool:
+    kinds = [p.kind for p in inspect.signature(subject.cls.__init__).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def _as_map(value: Any) -> Any:  # noqa: ANN401
-    return value.to_dict() if hasattr(value, "to_dict") else str(value)
+def _as_json(value: Any) -> Any:  # noqa: ANN401
+    """Return what stands for an object in JSON: its own map, or what it holds."""
+    for way in ("to_dict", "tolist"):
+        if hasattr(value, way):
+            return getattr(value, way)()
+    if isinstance(value, Enum):
+        return value.value
+    held = getattr(value, "__dict__", None)
+    return [type(value).__qualname__, held] if held else str(value)
 
 
 def _same(a: Any, b: Any) -> bool:  # noqa: ANN401
-    return bool(_plain({"value": a}) == _plain({"value": b}))
+    """Tell whether two parameters are one as JSON keeps them: tuples as lists, NaN as itself."""
+    kept = (json.dumps(one, default=_as_json, sort_keys=True, skipkeys=True) for one in (a, b))
+    return next(kept) == next(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import le
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from autolora_eval.guidance.laws.declaration import Window
 from autolora_eval.guidance.laws.subject import (
     DIFFERENT,
     EDGES,
+    EQUAL,
     LawBrokenError,
     NotApplicableError,
     Subject,
@@ -18,6 +20,11 @@ from autolora_eval.guidance.laws.subject import (
     first_difference,
     is_number,
     told,
+)
+
+_OF_CFG = (
+    " Or, if CFG is to be off too, leave out unguided='cfg', and declare the window as that of a "
+    "part: neutral={…}, windows=(Window(outside={…}),)."
 )
 
 
@@ -38,14 +45,17 @@ def every_scale_acts(subject: Subject) -> None:
         raise NotApplicableError("no numeric parameter is named '…_scale', and none is declared")
     if subject.full.get("enabled") is False:
         raise NotApplicableError(subject.rests)
-    idle = [name for name in subject.acting if _changes_nothing(subject, name)]
+    others = {name: subject.other(name) for name in subject.acting}
+    tried = {name: value for name, value in others.items() if value is not None}
+    if not tried:
+        raise NotApplicableError(f"the constructor takes no other value of {_listed(list(others))}")
+    idle = [name for name, value in tried.items() if _changes_nothing(subject, {name: value})]
     if idle:
         name = idle[0]
-        value = subject.full[name]
         raise LawBrokenError(
-            f"{_listed(idle)} changes nothing: {value} and {value + 1} give the same predictions "
-            f"at all {len(subject.guided)} steps. Use it in forward, and check that what it weighs "
-            "(a perturbed pass) is really perturbed; or name those that act in "
+            f"{_listed(idle)} changes nothing: {subject.full[name]} and {tried[name]} give the "
+            f"same predictions at all {len(subject.guided)} steps. Use it in forward, and check "
+            "that what it weighs (a perturbed pass) is really perturbed; or name those that act in "
             "LawDeclaration(acting=…)."
         )
 
@@ -133,7 +143,7 @@ def nothing_changes_when_disabled(subject: Subject) -> None:
             raise LawBrokenError(
                 f"{how} the prediction of step {step} is not the {_unguided(subject)}. Test "
                 "`self._enabled` where you test the window, and hand `enabled` on to "
-                "super().__init__."
+                f"super().__init__.{_OF_CFG if subject.stated.unguided == 'cfg' else ''}"
             )
 
 
@@ -142,17 +152,37 @@ def linear_parameters_are_linear(subject: Subject) -> None:
     names = [name for name in subject.stated.linear if is_number(subject.full.get(name))]
     if not names:
         raise NotApplicableError("it claims none: LawDeclaration(linear=('guidance_scale',))")
-    for name in names:
-        value = subject.full[name]
-        low, middle, high = (subject.predictions(**{name: value + d}) for d in (0, 1, 2))
-        halfway = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
-        step = first_difference(middle, halfway)
-        if step is not None:
-            raise LawBrokenError(
-                f"it claims to be linear in {name}, and the prediction at {name}={value + 1} is "
-                f"not halfway between those at {value} and {value + 2} (step {step}). "
-                "Mend forward, or leave the name out of LawDeclaration(linear=…)."
-            )
+    points = {name: _points(subject, name) for name in names}
+    if not any(points.values()):
+        raise NotApplicableError(f"the constructor takes no other values of {_listed(names)}")
+    for name, tried in points.items():
+        for value in tried[2:]:
+            _extrapolates(subject, name, tried[0], tried[1], value)
+
+
+def _points(subject: Subject, name: str) -> list[float]:
+    """Return the given value, another, and those at which a line through the two is tested."""
+    value, other = subject.full[name], subject.other(name)
+    if other is None:
+        return []
+    between = 2 * other - value if isinstance(value, int) else (value + other) / 2
+    further = [one for one in (between, 10 * value) if one not in (value, other)]
+    found = [one for one in further if subject.builds(**{name: one})]
+    return [value, other, *found] if found else []
+
+
+def _extrapolates(subject: Subject, name: str, a: float, b: float, value: float) -> None:
+    at_a, at_b, made = (subject.predictions(**{name: x}) for x in (a, b, value))
+    part = (value - a) / (b - a)
+    expected = [x + part * (y - x) for x, y in zip(at_a, at_b, strict=True)]
+    tolerance = EQUAL * max(1.0, abs(part) / 4)  # which multiplies the rounding of y − x
+    step = first_difference(made, expected, tolerance)
+    if step is not None:
+        raise LawBrokenError(
+            f"it claims to be linear in {name}, and the prediction at {name}={value} is not on the "
+            f"line through those at {a} and {b} (step {step}). Mend forward, or leave the name "
+            "out of LawDeclaration(linear=…)."
+        )
 
 
 def linear_in_predictions(subject: Subject) -> None:
@@ -177,8 +207,8 @@ def linear_in_predictions(subject: Subject) -> None:
         )
 
 
-def _changes_nothing(subject: Subject, name: str) -> bool:
-    changed = subject.predictions(**{name: subject.full[name] + 1})
+def _changes_nothing(subject: Subject, changes: Mapping[str, Any]) -> bool:
+    changed = subject.predictions(**changes)
     predictions = [step.prediction for step in subject.guided]
     return first_difference(changed, predictions, DIFFERENT) is None
 

@@ -18,6 +18,7 @@ from autolora_eval.guidance.equations import classifier_free_guidance
 from autolora_eval.guidance.laws.declaration import LawDeclaration, Window
 from autolora_eval.guidance.laws.drive import Predict, Step, Watch, drive, is_blind
 from autolora_eval.guidance.laws.tiny import ModelInputs, TinyModel
+from autolora_eval.guidance.signatures import Signature, signature_of
 
 EQUAL = 1e-4  # float32 rounding, which a guidance scale of ten multiplies
 DIFFERENT = 1e-3
@@ -72,11 +73,14 @@ class Subject:
         return self.cls(**copy.deepcopy({**self.parameters, **changes}))
 
     @cached_property
+    def call(self) -> Signature:
+        """What its constructor takes, and what those that it hands `**kwargs` on to take."""
+        return signature_of(self.cls)
+
+    @property
     def signature(self) -> Mapping[str, inspect.Parameter]:
         """The constructor's parameters that have a name."""
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        found = inspect.signature(self.cls.__init__).parameters
-        return {n: p for n, p in found.items() if n != "self" and p.kind in named}
+        return self.call.parameters
 
     @cached_property
     def full(self) -> Mapping[str, Any]:
@@ -123,6 +127,29 @@ class Subject:
             if not is_blind(guider):
                 self.model.pristine.restore()
 
+    def builds(self, **changes: Any) -> bool:  # noqa: ANN401
+        """Tell whether its constructor takes these changes."""
+        try:
+            self.build(**changes)
+        except Exception:  # whatever a constructor raises of values that it does not take
+            return False
+        return True
+
+    def other(self, name: str) -> Any:  # noqa: ANN401
+        """Return another value of a number or flag that the constructor takes; None if none."""
+        value: Any = self.full.get(name)
+        if isinstance(value, bool):
+            tried: Sequence[Any] = [not value]
+        elif isinstance(value, int):
+            tried = [value + 1, value - 1]
+        elif not math.isfinite(value):
+            return None
+        else:
+            tried = [value + 1, value + 0.25, value * 0.5, value - 0.25]
+        default = getattr(self.signature.get(name), "default", None)
+        others = [one for one in tried if one not in (value, default)]
+        return next((one for one in others if self.builds(**{name: one})), None)
+
     def steps(self, **changes: Any) -> list[Step]:  # noqa: ANN401
         """Return a fresh guider's steps, some parameters changed."""
         key = repr(sorted(changes.items()))
@@ -144,11 +171,7 @@ class Subject:
         edges: dict[str, Any] = {}
         for window in self.windows:
             edges |= {window.start: EDGES[0], window.stop: EDGES[1]}
-        try:
-            self.build(**edges)
-        except Exception:  # whatever a constructor raises of values that it does not take
-            return {}
-        return edges
+        return edges if self.builds(**edges) else {}
 
     @cached_property
     def settings(self) -> Sequence[tuple[Mapping[str, Any], str]]:

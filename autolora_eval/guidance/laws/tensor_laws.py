@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from autolora_eval.guidance.laws.drive import Step, denoised, is_blind, normal, recorded
@@ -87,9 +91,14 @@ def keeps_the_device(subject: Subject) -> None:
         ) from error
     except RuntimeError as error:
         told = str(error).splitlines()[0]
+        if device == "meta" and ".item()" in told:
+            raise NotApplicableError(
+                "there is no accelerator here, and it takes numbers out of tensors, which torch's "
+                "meta device has none of"
+            ) from error
         raise LawBrokenError(
             f"with predictions on {device} it failed: {told:.160}. Make its own tensors with "
-            "`device=pred_cond.device`, and take no numbers out of tensors."
+            "`device=pred_cond.device`."
         ) from error
     for number, step, where in steps:
         if step.prediction.device.type != device:
@@ -153,20 +162,48 @@ def leaves_its_inputs_alone(subject: Subject) -> None:
 
 
 def is_deterministic(subject: Subject) -> None:
-    """The same inputs give the same bits, whatever the global random generator stands at."""
-    with torch.random.fork_rng(devices=[]):
+    """The same inputs give the same bits, and the global random generators are left alone."""
+    guider = subject.build()
+    # What a guider sets on the denoiser may draw: its passes are really made a second time.
+    remember = is_blind(guider)
+    predict = denoised(guider, subject.model, subject.inputs, remember=remember)
+    with _generators_kept() as stand:
         torch.manual_seed(torch.initial_seed() % 2**31 + 1)
-        guider = subject.build()
-        # What a guider sets on the denoiser may draw: its passes are really made a second time.
-        remember = is_blind(guider)
-        predict = denoised(guider, subject.model, subject.inputs, remember=remember)
+        before = stand()
         again = subject.drive(guider, predict=predict)
+        moved = [name for name, state in stand().items() if state != before[name]]
     for number, (a, b) in enumerate(zip(subject.guided, again, strict=True)):
         if not torch.equal(a.prediction, b.prediction):
             raise LawBrokenError(
                 f"two runs on the same inputs differ at step {number}. Draw no random numbers, or "
-                "draw them from a generator of its own that is seeded anew at step 0."
+                "draw them from a generator of its own that is seeded anew at step 0; read no "
+                "clock, and keep nothing on the class or the denoiser."
             )
+    if moved:
+        raise LawBrokenError(
+            f"it draws from {moved[0]}'s global random generator, or seeds it: what is drawn after "
+            "it, the next image's noise too, is then another. Use a torch.Generator of its own."
+        )
+
+
+@contextmanager
+def _generators_kept() -> Iterator[Callable[[], dict[str, object]]]:
+    """Put the global random generators back; yield a function that tells how they stand."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+
+    def stand() -> dict[str, object]:
+        return {
+            "torch": torch.get_rng_state().numpy().tobytes(),
+            "numpy": pickle.dumps(np.random.get_state()),
+            "random": random.getstate(),
+        }
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield stand
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)
 
 
 def _replayed(
