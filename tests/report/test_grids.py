@@ -11,6 +11,7 @@ from PIL import Image
 from report.synthetic_run import Tables
 from report.table1_run import write_table1_run
 
+from autolora_eval.report.content import build_content
 from autolora_eval.report.evidence import read_evidence
 from autolora_eval.report.grid_choice import Choice, chosen_grids, some_of
 from autolora_eval.report.grid_files import write_grids
@@ -106,6 +107,25 @@ def test_a_parameter_of_one_method_goes_across_and_seeds_down(
         cells = [place.row and place.row["cell"] for place in places]
         assert cells == [f"SDXL--M{n}" for n in (1, 3, 5, 7, 9)]
         assert {place.row and str(place.row["seed"]) for place in places} == {label}
+
+
+@pytest.mark.parametrize(
+    ("by_order", "told"),
+    [
+        (False, "The same noise everywhere. Of images made elsewhere it is their maker's seed."),
+        (True, "The same noise everywhere. But images made elsewhere without seeds share none."),
+    ],
+)
+def test_no_noise_is_claimed_for_images_made_elsewhere(
+    tmp_path: Path, make_run: Maker, by_order: bool, told: str
+) -> None:
+    tables = make_run(n_seeds=2)
+    cell = tables.table["cell"][0]
+    tables.manifest["image_sets"] = {cell: {"images": 4, "seeds_by_order": by_order}}
+    folder = tables.write(tmp_path / "run")
+    assert chosen(folder)["grid_prompts_seed0"].caption.startswith(told)
+    content = build_content(read_evidence(folder))
+    assert "Every method that ran here was given the same prompts and seeds." in content.compared
 
 
 def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path: Path, make_run: Maker) -> None:
