@@ -148,12 +148,14 @@ def failed_import(name: str, error: BaseException) -> str:
 
 
 def _public_names(owner: object) -> list[str]:
-    """Return what a module offers: its classes and functions first named, if it has any."""
+    """Return what a module offers: its own classes and functions, or those that it has."""
+    module = getattr(owner, "__name__", "")
     names = [name for name in dir(owner) if not name.startswith("_")]
     called = [
         n for n in names if callable(vars(owner).get(n)) or n in getattr(owner, "__all__", ())
     ]
-    return called or names
+    own = [name for name in called if getattr(vars(owner).get(name), "__module__", "") == module]
+    return own or called or names
 
 
 def _known_modules(folders: Sequence[Path]) -> set[str]:

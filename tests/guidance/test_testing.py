@@ -184,6 +184,18 @@ def test_the_command_of_a_faulty_guider_in_a_file_beside_it(command, tmp_path) -
     assert "1 failed" in shown
 
 
+def test_a_name_that_a_file_has_not_is_answered_with_its_own_and_not_its_imports(
+    command, tmp_path
+) -> None:
+    (tmp_path / "my_names_for_test.py").write_text(
+        "from diffusers.guiders import ClassifierFreeGuidance\n\n\n"
+        "class Mine(ClassifierFreeGuidance):\n    pass\n"
+    )
+    code, shown = command("my_names_for_test.Xyz")
+    assert code == 2
+    assert "has no 'Xyz'. Known: Mine." in " ".join(shown.split())
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
