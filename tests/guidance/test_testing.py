@@ -164,6 +164,7 @@ def test_the_command_of_a_method_goes_by_its_name(command) -> None:
     code, shown = command("cfg_interval", *words)
     assert code == 0, shown
     assert f"cfg_interval on a tiny SD3: {len(LAWS)} passed" in shown
+    assert "experimental" not in shown, "diffusers' warning at every guider"
     assert command("cfg_interval", *words, "--parameter", "guidance_scale=5.0") == (code, shown)
     neutral = command("cfg_interval", *words, "--parameter", "guidance_scale=1.0")[1]
     assert "the given parameters are the neutral ones" in " ".join(neutral.split())

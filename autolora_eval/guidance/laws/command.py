@@ -16,6 +16,7 @@ from autolora_eval.guidance.code import load_dotted
 from autolora_eval.guidance.guiders import GuiderMethod, what_is
 from autolora_eval.guidance.laws.all_laws import LAWS, LawResult, judge
 from autolora_eval.guidance.laws.declaration import ModelName
+from autolora_eval.guidance.laws.drive import silence
 from autolora_eval.guidance.laws.law_table import show_laws
 from autolora_eval.guidance.laws.making import subject_of
 from autolora_eval.guidance.plain import UnfitError
@@ -95,7 +96,8 @@ def _built(method: Method, parameters: Mapping[str, Any]) -> BaseGuidance:
             raise UsageError(f"'{method.name}' has no parameter '{name}'.{near}") from error
         told = first["msg"].removeprefix(_OWN_CHECK)
         raise UsageError(f"'{method.name}': {name or 'parameters'}: {told}.") from error
-    return method.build(stated.with_model_defaults(W))
+    with silence():
+        return method.build(stated.with_model_defaults(W))
 
 
 def _parameter(word: str) -> tuple[str, Any]:
