@@ -10,7 +10,9 @@ from autolora_eval.errors import UsageError
 from autolora_eval.files import Json
 from autolora_eval.plan import Plan
 from autolora_eval.scoring.diversity_measure import installed_measure, needs_reference
+from autolora_eval.text import NOT_RECORDED
 
+_NAMED = 6
 Grave = Literal["refused", "judges", "told"]
 
 
@@ -38,6 +40,7 @@ def differences(sources: Sequence[SourceRun]) -> list[Difference]:
         *_judged(sources),
         *_repeats(sources),
         *_models(sources),
+        *_software(sources),
     ]
     order = ("refused", "judges", "told")
     return sorted(found, key=lambda difference: order.index(difference.grave))
@@ -141,6 +144,29 @@ def _judged(sources: Sequence[SourceRun]) -> list[Difference]:
         "judges",
         "two judges are not on one scale. Score the runs anew with one.",
     )
+
+
+def _software(sources: Sequence[SourceRun]) -> list[Difference]:
+    """Which versions and devices differ: the same image differs in its last bits between them."""
+    known = [_versions(source) for source in sources]
+    names = dict.fromkeys(name for versions in known for name in versions)
+    differing = [name for name in names if len({versions.get(name) for versions in known}) > 1]
+    if not differing:
+        return []
+    shown = []
+    for name in differing[:_NAMED]:
+        found = (versions.get(name, NOT_RECORDED) for versions in known)
+        told = (f"{one} in {s.label}" for one, s in zip(found, sources, strict=True))
+        shown.append(f"{name} {', '.join(told)}")
+    more = f"; and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+    return [Difference("software", "told", f"versions and devices: {'; '.join(shown)}{more}.")]
+
+
+def _versions(source: SourceRun) -> dict[str, str]:
+    manifest = source.manifest
+    found = {"autolora-eval": manifest.get("autolora_eval_version"), **source.section("packages")}
+    found["device"] = source.section("hardware").get("device")
+    return {name: str(value) for name, value in found.items() if value}
 
 
 def _repeats(sources: Sequence[SourceRun]) -> list[Difference]:

@@ -72,3 +72,27 @@ def test_models_that_are_called_otherwise_are_paired_with_nothing_and_that_is_sa
     (said,) = (one.message for one in told if one.message.startswith("no cell of"))
     assert said.startswith("no cell of B is the baseline 'CFG': nothing is compared there.")
     assert "no cell of B" in joint.folder.report_html.read_text(encoding="utf-8")
+
+
+def test_other_software_and_hardware_is_told_and_the_same_is_not(
+    runs: Runs, tmp_path: Path
+) -> None:
+    first, second = runs()
+    here = {"packages": {"torch": "2.13.0", "numpy": "2.4"}, "hardware": {"device": "cpu"}}
+    for folder in (first, second):
+        update_manifest(RunFolder(folder), **here)
+    told = compare([first, second], tmp_path / "joint")[1]
+    assert [one for one in told if one.what == "software"] == []
+    update_manifest(
+        RunFolder(second),
+        packages={"torch": "2.12.1", "numpy": "2.4"},
+        hardware={"device": "cuda"},
+    )
+    (said,) = (
+        one for one in compare([first, second], tmp_path / "joint")[1] if one.what == "software"
+    )
+    assert said.grave == "told"
+    assert said.message == (
+        "versions and devices: torch 2.13.0 in of-CFG, 2.12.1 in of-AutoLoRA; "
+        "device cpu in of-CFG, cuda in of-AutoLoRA."
+    )
