@@ -202,6 +202,8 @@ class HiddenPass(Good):
 
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
+        if self._step != 0:
+            return
         inputs = {name: value[0] for name, value in self.data.items()}
         denoiser(
             hidden_states=inputs["hidden_states"],

@@ -28,6 +28,19 @@ class ResetsWhereItActs(Good):
         return uncond + self.guidance_scale * self.momentum
 
 
+@breaks("completes_an_image")
+class SeedsWhereItActs(Good):
+    """It has no generator where the window starts later."""
+
+    laws = LawDeclaration()
+
+    def combine(self, cond, uncond):
+        if self._step == 0:
+            self.generator = torch.Generator().manual_seed(7)
+        noise = torch.randn((1, *cond.shape[1:]), generator=self.generator)
+        return super().combine(cond, uncond) + 0.05 * noise.to(cond)
+
+
 @breaks("keeps_the_dtype")
 class DoubleOutside(Good):
     def forward(self, pred_cond, pred_uncond=None):

@@ -29,16 +29,22 @@ class _PassFailedError(Exception):
 
 def completes_an_image(subject: Subject) -> None:
     """It goes through all steps of an image, and every prediction is finite."""
-    try:
-        steps = subject.guided
-    except ProtocolError as error:
-        raise LawBrokenError(str(error)) from error
-    for number, step in enumerate(steps):
-        if not step.prediction.isfinite().all():
-            raise LawBrokenError(
-                f"at step {number} the prediction has infinite values or NaN. Is it divided by "
-                "something that can be zero?"
-            )
+    for changes, where in subject.settings:
+        try:
+            steps = subject.steps(**changes)
+        except ProtocolError as error:
+            raise LawBrokenError(f"{error}{where}") from error
+        except Exception as error:
+            if not changes:
+                raise
+            message = f"it raised {type(error).__name__}: {error!s:.200}{where}"
+            raise LawBrokenError(message) from error
+        for number, step in enumerate(steps):
+            if not step.prediction.isfinite().all():
+                raise LawBrokenError(
+                    f"at step {number}{where} the prediction has infinite values or NaN. Is it "
+                    "divided by something that can be zero?"
+                )
     _completes_one_step(subject)
 
 
