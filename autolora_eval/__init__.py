@@ -12,39 +12,39 @@ from typing import TYPE_CHECKING, Any
 from autolora_eval._version import __version__
 
 if TYPE_CHECKING:
-    from autolora_eval.benchmark.load import load_benchmark
-    from autolora_eval.comparing import compare
-    from autolora_eval.explaining import explain
-    from autolora_eval.generation.sampler import SampledImage, Sampler, SamplerModel
+    from autolora_eval._pipeline import run, score_images
+    from autolora_eval.analysis.compare_runs import compare
+    from autolora_eval.analysis.explain import explain
+    from autolora_eval.config.load import load_benchmark
+    from autolora_eval.config.plan import make_plan
+    from autolora_eval.generation.sampler_api import SampledImage, Sampler, SamplerModel
     from autolora_eval.guidance.autolora import AutoLoRAGuidance
-    from autolora_eval.guidance.registry import Method, MethodParameters
-    from autolora_eval.plan import make_plan
-    from autolora_eval.run_folder import open_run
+    from autolora_eval.guidance.method import GuiderMethod, MethodParameters
+    from autolora_eval.runs.folder import open_run
     from autolora_eval.scoring.diversity import diversity
-    from autolora_eval.scoring.torchmetric import PairwiseCosineDiversity
-    from autolora_eval.stages import run, score_images
+    from autolora_eval.scoring.torch_metric import PairwiseCosineDiversity
 
 _HOMES = {
     "AutoLoRAGuidance": "autolora_eval.guidance.autolora",
-    "Method": "autolora_eval.guidance.registry",
-    "MethodParameters": "autolora_eval.guidance.registry",
-    "PairwiseCosineDiversity": "autolora_eval.scoring.torchmetric",
-    "SampledImage": "autolora_eval.generation.sampler",
-    "Sampler": "autolora_eval.generation.sampler",
-    "SamplerModel": "autolora_eval.generation.sampler",
-    "compare": "autolora_eval.comparing",
+    "GuiderMethod": "autolora_eval.guidance.method",
+    "MethodParameters": "autolora_eval.guidance.method",
+    "PairwiseCosineDiversity": "autolora_eval.scoring.torch_metric",
+    "SampledImage": "autolora_eval.generation.sampler_api",
+    "Sampler": "autolora_eval.generation.sampler_api",
+    "SamplerModel": "autolora_eval.generation.sampler_api",
+    "compare": "autolora_eval.analysis.compare_runs",
     "diversity": "autolora_eval.scoring.diversity",
-    "explain": "autolora_eval.explaining",
-    "load_benchmark": "autolora_eval.benchmark.load",
-    "make_plan": "autolora_eval.plan",
-    "open_run": "autolora_eval.run_folder",
-    "run": "autolora_eval.stages",
-    "score_images": "autolora_eval.stages",
+    "explain": "autolora_eval.analysis.explain",
+    "load_benchmark": "autolora_eval.config.load",
+    "make_plan": "autolora_eval.config.plan",
+    "open_run": "autolora_eval.runs.folder",
+    "run": "autolora_eval._pipeline",
+    "score_images": "autolora_eval._pipeline",
 }
 
 __all__ = [
     "AutoLoRAGuidance",
-    "Method",
+    "GuiderMethod",
     "MethodParameters",
     "PairwiseCosineDiversity",
     "SampledImage",

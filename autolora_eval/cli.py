@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._version import __version__
-from autolora_eval.errors import AutoLoRAEvalError
 
 app = typer.Typer(
     name="autolora-eval",
@@ -67,13 +67,13 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
 ) -> None:
     """Run a benchmark: generate, score, tables, report. Run it again to resume."""
-    from autolora_eval import display
-    from autolora_eval.stages import Stages
+    from autolora_eval import _display as display
+    from autolora_eval._pipeline import RunPipeline
 
     if dry_run:
         plan(benchmark, limit_prompts, limit_seeds)
         return
-    stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
+    stages = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
     display.announce(stages.plan, stages.folder)
     display.show_run(stages.run())
 
@@ -85,10 +85,10 @@ def plan(
     limit_seeds: LimitSeeds = None,
 ) -> None:
     """Print cells, images, denoiser passes, judge calls and disk; loads no model."""
-    from autolora_eval import display
-    from autolora_eval.stages import Stages
+    from autolora_eval import _display as display
+    from autolora_eval._pipeline import RunPipeline
 
-    display.show_plan(Stages.start(benchmark, None, limit_prompts, limit_seeds).plan)
+    display.show_plan(RunPipeline.start(benchmark, None, limit_prompts, limit_seeds).plan)
 
 
 @app.command()
@@ -99,10 +99,10 @@ def generate(
     limit_seeds: LimitSeeds = None,
 ) -> None:
     """Make the images of a benchmark, and nothing else."""
-    from autolora_eval import display
-    from autolora_eval.stages import Stages
+    from autolora_eval import _display as display
+    from autolora_eval._pipeline import RunPipeline
 
-    stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
+    stages = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
     stages.refuse_if_something_is_missing(judged=False)
     stages.generate()
     display.show_done("images", stages.folder.path / "images")
@@ -129,8 +129,8 @@ def score(
     ] = None,
 ) -> None:
     """Take features, judge the images that are there, and write the tables."""
-    from autolora_eval import display
-    from autolora_eval.stages import Stages, score_images
+    from autolora_eval import _display as display
+    from autolora_eval._pipeline import RunPipeline, score_images
 
     if images is not None:
         found = score_images(
@@ -145,7 +145,7 @@ def score(
         )
         display.show_run(found)
         return
-    stages = Stages.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
+    stages = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
     stages.score()
     display.show_done("table", stages.folder.table("csv"))
 
@@ -153,13 +153,13 @@ def score(
 @app.command()
 def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
     """Draw the figures and write report.pdf and report.html from a run's tables."""
-    from autolora_eval import display
+    from autolora_eval import _display as display
+    from autolora_eval._pipeline import RunPipeline
     from autolora_eval.report import write_report
-    from autolora_eval.run_folder import open_run
-    from autolora_eval.stages import Stages
+    from autolora_eval.runs.folder import open_run
 
     is_benchmark = Path(benchmark).suffix in (".yaml", ".yml") or not Path(benchmark).exists()
-    path = Stages.start(benchmark, output).folder.path if is_benchmark else Path(benchmark)
+    path = RunPipeline.start(benchmark, output).folder.path if is_benchmark else Path(benchmark)
     folder = open_run(path).folder
     write_report(folder)
     display.show_done("report", folder.report_pdf)
@@ -177,8 +177,8 @@ def agreement(
     ],
 ) -> None:
     """Compare the judge with people's ratings of the same images, for the next report."""
-    from autolora_eval import display
-    from autolora_eval.analysis.agreement import write_agreement
+    from autolora_eval import _display as display
+    from autolora_eval.analysis.human_agreement import write_agreement
 
     display.show_agreement(*write_agreement(run, ratings))
 
@@ -196,8 +196,8 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented benchmark for your model and LoRA, and the schema that editors check."""
-    from autolora_eval import display
-    from autolora_eval.benchmark.starter import write_starter
+    from autolora_eval import _display as display
+    from autolora_eval.config.starter import write_starter
 
     schema = write_starter(file, pipeline, lora, prompt or ["a castle at night"], judge)
     display.show_done("schema", schema)
@@ -221,9 +221,9 @@ def compare(
     ] = False,
 ) -> None:
     """Put cells of several runs into one table and report, paired over what they share."""
-    from autolora_eval import display
-    from autolora_eval.comparing import compare as joint_run
-    from autolora_eval.files import slug
+    from autolora_eval import _display as display
+    from autolora_eval._files import slug
+    from autolora_eval.analysis.compare_runs import compare as joint_run
 
     folder = output or Path("reports") / slug(f"compare-{'-'.join(run.name for run in runs)}")
     found, differences = joint_run(
@@ -248,9 +248,9 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a number is made of: images, hashes, neighbours, the judge's replies."""
-    from autolora_eval import display
-    from autolora_eval.explaining import explain as account_of
-    from autolora_eval.explaining import terminal
+    from autolora_eval import _display as display
+    from autolora_eval.analysis import explanation as terminal
+    from autolora_eval.analysis.explain import explain as account_of
 
     account = account_of(run, cell, prompt, seed)
     if as_json:
@@ -273,16 +273,16 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """List the methods: built in, of diffusers, of installed packages, the broken ones too."""
-    from autolora_eval import display, methods_screen
+    from autolora_eval import _display as display
     from autolora_eval.guidance.catalogue import catalogue, listed_as
 
     found = listed_as(names, [Path.cwd()]) if names else list(catalogue())
     if as_json:
-        typer.echo(methods_screen.as_json(found))
+        typer.echo(display.as_json(found))
     elif names or verbose:
-        methods_screen.show_details(found, display.console)
+        display.show_details(found, display.console)
     else:
-        methods_screen.show_list(found, display.console)
+        display.show_list(found, display.console)
 
 
 @app.command()
@@ -301,11 +301,11 @@ def check(
     ] = "sdxl",
 ) -> None:
     """Test a guider against the laws, on a tiny random model; 1 if it breaks one."""
-    from autolora_eval import display
-    from autolora_eval.libraries import quiet_libraries
+    from autolora_eval import _display as display
+    from autolora_eval._devices import quiet_libraries
 
     with quiet_libraries():
-        from autolora_eval.guidance.laws.command import check as try_laws
+        from autolora_eval.guider_checks.command import check as try_laws
 
         kept = try_laws(guider, parameter or [], model, display.console)
     if not kept:
@@ -322,10 +322,10 @@ def doctor(
     ] = None,
 ) -> None:
     """Tell which judges can run on this machine, and what the others lack; loads no model."""
-    from autolora_eval import display
-    from autolora_eval.serving import doctor, doctor_table
+    from autolora_eval import _display as display
+    from autolora_eval.scoring.judges import doctor
 
-    doctor_table.show(doctor.examine(benchmark), display.console)
+    doctor.show(doctor.examine(benchmark), display.console)
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.rubric import Question
+from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges.base import Reply, Request
-from autolora_eval.scoring.judges.openai_server import OpenAIJudge
+from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
+from autolora_eval.scoring.rubric import Question
 
 Make = Callable[..., OpenAIJudge]
 QUESTION = Question("Before the image.", "After it, and <b>ünïcode</b> {braces}.")

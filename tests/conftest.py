@@ -12,8 +12,8 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.errors import UsageError
+from autolora_eval._errors import UsageError
+from autolora_eval.config.load import load_benchmark
 
 ROOT = Path(__file__).resolve().parent.parent
 

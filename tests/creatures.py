@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from autolora_eval.miniature.recipes.character import TRAITS, draw_character
-from autolora_eval.miniature.recipes.domain import BACKGROUNDS
+from recipes.character import TRAITS, draw_character
+from recipes.domain import BACKGROUNDS
 
 
 def creatures(folder: Path, each: int, seed: int) -> list[tuple[Path, int]]:

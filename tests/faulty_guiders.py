@@ -9,14 +9,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 
-from autolora_eval.testing import LawDeclaration
+from autolora_eval.guider_checks import GuiderSpec
 
 
 class Good(BaseGuidance):
     """Classifier-free guidance, written as the author of a guider would."""
 
     _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012
-    laws = LawDeclaration(linear=("guidance_scale",), linear_in_predictions=True)
+    laws = GuiderSpec(linear=("guidance_scale",), linear_in_predictions=True)
 
     @register_to_config
     def __init__(
@@ -111,7 +111,7 @@ class KnowsSomeTimestepsOnly(Good):
 
 @breaks("keeps_the_shape")
 class DropsADimension(Good):
-    laws = LawDeclaration()
+    laws = GuiderSpec()
 
     def combine(self, cond, uncond):
         return super().combine(cond, uncond).mean(dim=1, keepdim=True)
@@ -176,7 +176,7 @@ class Draws(Good):
 
 @breaks("rows_are_independent")
 class MixesTheBatch(Good):
-    laws = LawDeclaration(linear=("guidance_scale",))
+    laws = GuiderSpec(linear=("guidance_scale",))
 
     def combine(self, cond, uncond):
         difference = cond - uncond
@@ -215,7 +215,7 @@ class HiddenPass(Good):
 
 @breaks("makes_the_passes_it_declares")
 class DeclaresAnotherCost(Good):
-    laws = LawDeclaration(linear=("guidance_scale",), passes=lambda parameters, step, num_steps: 3)
+    laws = GuiderSpec(linear=("guidance_scale",), passes=lambda parameters, step, num_steps: 3)
 
 
 @breaks("announces_the_null_prompt")
@@ -246,7 +246,7 @@ class DoesNothing(Good):
 
 @breaks("every_scale_acts")
 class IdleScale(Good):
-    laws = LawDeclaration(neutral={"guidance_scale": 1.0})
+    laws = GuiderSpec(neutral={"guidance_scale": 1.0})
 
     @register_to_config
     def __init__(self, guidance_scale: float = 4.0, extra_scale: float = 2.0) -> None:
@@ -300,7 +300,7 @@ class FalselyLinearInPredictions(Good):
 
 @breaks("survives_new")
 class LostInNew(ClassifierFreeGuidance):
-    laws = LawDeclaration(neutral={"guidance_scale": 1.0, "extra_scale": 0.0})
+    laws = GuiderSpec(neutral={"guidance_scale": 1.0, "extra_scale": 0.0})
 
     def __init__(self, guidance_scale: float = 4.0, extra_scale: float = 2.0) -> None:
         super().__init__(guidance_scale)

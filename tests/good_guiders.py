@@ -10,7 +10,7 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from faulty_guiders import Good
 
-from autolora_eval.testing import LawDeclaration, Window
+from autolora_eval.guider_checks import ActiveInterval, GuiderSpec
 
 GOOD: dict[str, type[BaseGuidance]] = {}
 
@@ -26,7 +26,7 @@ class PooledGuidance(Good):
     """A third pass has the prompt's embeddings and the null prompt's pooled ones."""
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_without"]  # noqa: RUF012
-    laws = LawDeclaration(
+    laws = GuiderSpec(
         neutral={"guidance_scale": 1.0, "pooled_scale": 0.0},
         linear=("guidance_scale", "pooled_scale"),
         linear_in_predictions=True,
@@ -89,7 +89,7 @@ class NoiseInterval(Good):
 class RampInWindow(Good):
     """Its scale rises from neutral at its window's first step."""
 
-    laws = LawDeclaration(linear=("guidance_scale",), windows=(Window(may_rest=True),))
+    laws = GuiderSpec(linear=("guidance_scale",), windows=(ActiveInterval(may_rest=True),))
 
     def combine(self, cond, uncond):
         first, end = (int(edge * self._num_inference_steps) for edge in (self._start, self._stop))
@@ -101,7 +101,7 @@ class RampInWindow(Good):
 class Momentum(Good):
     """Reset at step 0 whether or not it acts there."""
 
-    laws = LawDeclaration(linear=("guidance_scale",))
+    laws = GuiderSpec(linear=("guidance_scale",))
     momentum = None
 
     def prepare_inputs(self, data):
@@ -119,7 +119,7 @@ class Momentum(Good):
 class Interpolation(Good):
     """Its scale lies between 0 and 1."""
 
-    laws = LawDeclaration(neutral={"lambda_scale": 1.0}, linear=("lambda_scale",))
+    laws = GuiderSpec(neutral={"lambda_scale": 1.0}, linear=("lambda_scale",))
 
     @register_to_config
     def __init__(
@@ -139,7 +139,7 @@ class Interpolation(Good):
 class TakesNumbersOut(Good):
     """Which an accelerator allows, and torch's meta device does not."""
 
-    laws = LawDeclaration()
+    laws = GuiderSpec()
 
     def combine(self, cond, uncond):
         difference = cond - uncond

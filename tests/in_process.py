@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from scored_run import picture
 
-from autolora_eval.benchmark.schema import Judge as JudgeSpec
-from autolora_eval.benchmark.sources import Source
-from autolora_eval.rubric import Question, Rubric
+from autolora_eval._sources import Source
+from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.scoring.judges.base import Reply, Request
-from autolora_eval.scoring.judges.in_process import TransformersJudge
+from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
+from autolora_eval.scoring.rubric import Question, Rubric
 
 PROMPTS = ["a red house in front of a blue background", "a", "a green tree, pixel art " * 3]
 
 
 def judge(model: Path, rubric: Rubric | None = None, **changes: Any) -> TransformersJudge:
     settings = {"backend": "transformers", "max_tokens": 12} | changes
-    spec = JudgeSpec(rubric="r", model=str(model), **settings)
+    spec = JudgeConfig(rubric="r", model=str(model), **settings)
     source = Source(str(model), "folder", str(model))
     return TransformersJudge(spec, source, torch.device("cpu"), rubric)
 

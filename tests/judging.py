@@ -6,11 +6,11 @@ from contextlib import closing
 
 from judge_server import Call
 
-from autolora_eval.files import Json, read_jsonl
-from autolora_eval.plan import Plan
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.judgements import judge_images, open_judge
+from autolora_eval._files import Json, read_jsonl
+from autolora_eval._progress import Progress
+from autolora_eval.config.plan import Plan
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.scoring.judging import judge_images, open_judge
 
 N = 12  # 2 cells × 3 prompts × 2 seeds
 SECRET = "sentinel-key-0451"

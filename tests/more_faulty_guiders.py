@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import BaseOutput
 from faulty_guiders import Good, breaks
 
-from autolora_eval.testing import LawDeclaration
+from autolora_eval.guider_checks import GuiderSpec
 
 
 @breaks("leaves_the_denoiser_as_found")
@@ -80,7 +80,7 @@ class KeepsPooledEmbeddings(Good):
 class ClampsInPlace(Good):
     """A second time it changes nothing."""
 
-    laws = LawDeclaration()
+    laws = GuiderSpec()
 
     def forward(self, pred_cond, pred_uncond=None):
         if pred_uncond is not None:

@@ -10,14 +10,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from faulty_guiders import Good, breaks
 
-from autolora_eval.testing import LawDeclaration
+from autolora_eval.guider_checks import GuiderSpec
 
 
 @breaks("survives_new")
 class HandsOnNothing(ClassifierFreeGuidance):
     """Its parent then takes start, stop and enabled for defaults, which new() leaves out."""
 
-    laws = LawDeclaration(linear=("guidance_scale",))
+    laws = GuiderSpec(linear=("guidance_scale",))
 
     @register_to_config
     def __init__(
@@ -51,7 +51,7 @@ class PassesOn(ClassifierFreeGuidance):
 class Reseeds(Good):
     """The same numbers each time, and the next image's noise too."""
 
-    laws = LawDeclaration()
+    laws = GuiderSpec()
 
     def combine(self, cond, uncond):
         torch.manual_seed(0)

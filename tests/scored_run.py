@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from autolora_eval.analysis.table import write_tables
+from autolora_eval._pipeline import state_plan
+from autolora_eval.analysis.tables import write_tables
+from autolora_eval.config.plan import Plan
 from autolora_eval.generation.dataset import ImageDataset
-from autolora_eval.images import cell_images
-from autolora_eval.plan import Plan
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.images import cell_images
 from autolora_eval.scoring import features as feature_stage
-from autolora_eval.scoring.judgement_file import JudgementFile
-from autolora_eval.scoring.judgements import judgement
+from autolora_eval.scoring.judgement_store import JudgementFile
 from autolora_eval.scoring.judges.base import Reply
-from autolora_eval.stages import state_plan
+from autolora_eval.scoring.judging import judgement
 
 KEY = "judge-and-rubric"
 Place = tuple[str, int, int]  # cell, place of the prompt, seed

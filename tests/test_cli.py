@@ -16,9 +16,9 @@ import yaml
 
 import autolora_eval
 from autolora_eval import cli, load_benchmark, make_plan
-from autolora_eval.manifest import state_plan
-from autolora_eval.resources import shipped_benchmarks
-from autolora_eval.run_folder import RunFolder
+from autolora_eval._resources import shipped_benchmarks
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import state_plan
 
 HEAVY = ("torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy", "huggingface_hub")
 MODELS = ("torch", "diffusers", "transformers")
@@ -289,7 +289,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         def fail(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr("autolora_eval.methods_screen.show_list", fail)
+        monkeypatch.setattr("autolora_eval._display.show_list", fail)
         monkeypatch.setattr(sys, "argv", ["autolora-eval", *options, "methods"])
         with pytest.raises(SystemExit) as caught:
             cli.main()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autolora_eval.files import (
+from autolora_eval._files import (
     content_key,
     prompt_folder,
     read_jsonl,

@@ -10,8 +10,8 @@ from pypdf import PdfReader
 
 import autolora_eval
 from autolora_eval import cli
-from autolora_eval.files import read_jsonl
-from autolora_eval.resources import shipped_benchmarks
+from autolora_eval._files import read_jsonl
+from autolora_eval._resources import shipped_benchmarks
 
 STEPS = 4
 HOME_MADE = '''
@@ -29,7 +29,7 @@ class EarlyGuidance(ClassifierFreeGuidance):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> autolora_eval.run_folder.Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> autolora_eval.runs.folder.Run:
     """The shipped benchmark in few steps, and a guider that lies beside it named by its path."""
     folder = tmp_path_factory.mktemp("guiders")
     (folder / "home_made_for_test.py").write_text(HOME_MADE)

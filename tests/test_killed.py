@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import autolora_eval
-from autolora_eval.files import read_jsonl, sha256_file
+from autolora_eval._files import read_jsonl, sha256_file
 
 LIMITS = {"limit_prompts": 2, "limit_seeds": 2}
 TIMEOUT = 300.0
@@ -41,7 +41,7 @@ def kill_once_there(process: subprocess.Popen[bytes], folder: Path, pattern: str
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> autolora_eval.run_folder.Run:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> autolora_eval.runs.folder.Run:
     return autolora_eval.run("quickstart", tmp_path_factory.mktemp("whole"), **LIMITS)
 
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from autolora_eval.benchmark.schema import Judge
-from autolora_eval.launched import launched_identity
+from autolora_eval.config.schema import JudgeConfig
+from autolora_eval.scoring.judges.launched_identity import launched_identity
 
 UVX = ["uvx", "--python", "3.12", "vllm", "serve", "{model}", "--port", "{port}"]
 
 
 def of(**stated: Any) -> dict[str, Any]:
     settings = {"rubric": "r", "model": "org/vlm", "launch": True, "vllm_python": "python"}
-    return launched_identity(Judge(**settings | stated))
+    return launched_identity(JudgeConfig(**settings | stated))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import diffusers.guiders
 import pytest
 from packages import install_example
 
-from autolora_eval.errors import UsageError
+from autolora_eval._errors import UsageError
 from autolora_eval.guidance.catalogue import UPSTREAM_GROUP, catalogue, listed_as
 
 

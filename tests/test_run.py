@@ -18,14 +18,14 @@ from pypdf import PdfReader
 from tiny_models import make_lora, make_sdxl
 
 import autolora_eval
-from autolora_eval import display
-from autolora_eval.errors import UsageError
-from autolora_eval.files import read_jsonl, sha256_bytes, sha256_file
-from autolora_eval.generation.pipeline import LoraPipeline
-from autolora_eval.run_folder import Run, RunFolder
-from autolora_eval.scoring.feature_file import read_features
-from autolora_eval.scoring.transformers_model import TransformersExtractor as Extractor
-from autolora_eval.stages import Stages
+from autolora_eval import _display as display
+from autolora_eval._errors import UsageError
+from autolora_eval._files import read_jsonl, sha256_bytes, sha256_file
+from autolora_eval._pipeline import RunPipeline
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.runs.feature_file import read_features
+from autolora_eval.runs.folder import Run, RunFolder
+from autolora_eval.scoring.extractors.transformers import TransformersExtractor as Extractor
 
 PROMPTS = ["a red cat", "two dogs"]
 SEEDS = [3, 4, 5]
@@ -205,18 +205,18 @@ def test_interrupted_and_run_again_gives_the_same_table(
 
 def test_stage_by_stage_gives_the_same_table(benchmark: Path, first: Run, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    Stages.start(benchmark, output).generate()
+    RunPipeline.start(benchmark, output).generate()
     assert not (output / "features").exists()
-    Stages.start(output).score()
+    RunPipeline.start(output).score()
     assert not (output / "report.pdf").exists()
-    Stages.start(output).report()
+    RunPipeline.start(output).report()
     for name in ("table.csv", "table.md", "table.tex", "comparisons.csv", "diversity.csv"):
         assert (output / name).read_bytes() == (first.folder.path / name).read_bytes(), name
     assert (output / "report.pdf").read_bytes()[:5] == b"%PDF-"
 
 
 def test_scoring_what_was_not_generated_is_refused(benchmark: Path, tmp_path: Path) -> None:
-    stages = Stages.start(benchmark, tmp_path / "run")
+    stages = RunPipeline.start(benchmark, tmp_path / "run")
     with pytest.raises(UsageError, match="has no images yet") as caught:
         stages.require_manifest()
     assert f"autolora-eval generate {benchmark} --output" in str(caught.value)
@@ -224,9 +224,9 @@ def test_scoring_what_was_not_generated_is_refused(benchmark: Path, tmp_path: Pa
 
 
 def test_a_run_finds_its_benchmark_from_anywhere(copy, benchmark, tmp_path, monkeypatch) -> None:
-    Stages.start(benchmark, copy.path).generate()
+    RunPipeline.start(benchmark, copy.path).generate()
     monkeypatch.chdir("/")
-    (found := Stages.start(copy.path)).score()
+    (found := RunPipeline.start(copy.path)).score()
     assert found.plan.benchmark.file == benchmark.resolve()
 
 
@@ -237,7 +237,7 @@ def test_images_of_other_settings_are_not_scored(benchmark: Path, copy: RunFolde
     assert changed.read_text() != text
     before = contents(copy)
     with pytest.raises(UsageError, match="were made with other settings"):
-        Stages.start(changed, copy.path).score()
+        RunPipeline.start(changed, copy.path).score()
     assert contents(copy) == before
 
 
@@ -249,9 +249,9 @@ def test_images_that_an_interrupted_change_has_not_reached_are_missing(
     changed.write_text(benchmark.read_text().replace(steps, "num_inference_steps: 2"))
     interrupt(monkeypatch, LoraPipeline, "sample", 1)
     with pytest.raises(KeyboardInterrupt):
-        Stages.start(changed, copy.path).generate()
+        RunPipeline.start(changed, copy.path).generate()
     monkeypatch.undo()
-    Stages.start(changed, copy.path).score()
+    RunPipeline.start(changed, copy.path).score()
     table = pd.read_parquet(copy.table("parquet"))
     # One batch of two was made; all the others are still of the settings before.
     assert table["n_missing"].tolist() == [4, 6]
@@ -260,7 +260,7 @@ def test_images_that_an_interrupted_change_has_not_reached_are_missing(
 
 def test_a_run_folder_takes_no_other_output(first: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a run folder, which is its own output"):
-        Stages.start(first.folder.path, tmp_path)
+        RunPipeline.start(first.folder.path, tmp_path)
 
 
 def test_a_limited_run_says_so_and_is_part_of_the_whole(
@@ -334,4 +334,4 @@ def test_a_manifest_of_something_else_is_refused(text: str, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="not a run folder"):
         autolora_eval.open_run(tmp_path)
     with pytest.raises(UsageError, match="not a run folder"):
-        Stages.start(tmp_path)
+        RunPipeline.start(tmp_path)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from timm.models import save_for_hf
 
-from autolora_eval.benchmark.sources import Source
-from autolora_eval.errors import AutoLoRAEvalError
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._sources import Source
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading, NoParameters
 
 MODELS = {"vit_tiny_patch16_224": {"img_size": 48}, "resnet10t": {}}

@@ -21,9 +21,9 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from autolora_eval.benchmark.load import ResolvedModel
-from autolora_eval.benchmark.schema import Lora, Model
-from autolora_eval.benchmark.sources import Source
+from autolora_eval._sources import Source
+from autolora_eval.config.load import ResolvedModel
+from autolora_eval.config.schema import Lora, Model
 
 TOKENS = 16
 STEPS = 5

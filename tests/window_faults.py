@@ -10,14 +10,14 @@ from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from faulty_guiders import Good, breaks
 
-from autolora_eval.testing import LawDeclaration
+from autolora_eval.guider_checks import GuiderSpec
 
 
 @breaks("carries_no_state_between_images")
 class ResetsWhereItActs(Good):
     """Step 0 is not reached where the window starts later."""
 
-    laws = LawDeclaration(linear=("guidance_scale",))
+    laws = GuiderSpec(linear=("guidance_scale",))
     momentum = None
 
     def combine(self, cond, uncond):
@@ -32,7 +32,7 @@ class ResetsWhereItActs(Good):
 class SeedsWhereItActs(Good):
     """It has no generator where the window starts later."""
 
-    laws = LawDeclaration()
+    laws = GuiderSpec()
 
     def combine(self, cond, uncond):
         if self._step == 0:
@@ -51,7 +51,7 @@ class DoubleOutside(Good):
 
 @breaks("makes_the_passes_it_declares")
 class DeclaresOneCost(Good):
-    laws = LawDeclaration(passes=lambda parameters, step, num_steps: 2)
+    laws = GuiderSpec(passes=lambda parameters, step, num_steps: 2)
 
 
 @breaks("leaves_the_denoiser_as_found")
@@ -124,7 +124,7 @@ class KeepsItsSchedule(Good):
 class KeepsItsNoise(Good):
     """Of the first image's size."""
 
-    laws = LawDeclaration()
+    laws = GuiderSpec()
     noise = None
 
     def combine(self, cond, uncond):
@@ -135,7 +135,7 @@ class KeepsItsNoise(Good):
 
 @breaks("carries_no_state_between_images")
 class HistoryOnTheClass(Good):
-    laws = LawDeclaration()
+    laws = GuiderSpec()
     history: list = []  # noqa: RUF012
 
     def prepare_inputs(self, data):
@@ -150,7 +150,7 @@ class HistoryOnTheClass(Good):
 
 @breaks("completes_an_image")
 class DividesByStepsLessOne(Good):
-    laws = LawDeclaration()
+    laws = GuiderSpec()
 
     def combine(self, cond, uncond):
         done = self._step / (self._num_inference_steps - 1)
@@ -161,7 +161,7 @@ class DividesByStepsLessOne(Good):
 class ClipsTheBatchesNorm(Good):
     """Which in a tiny model's predictions is never reached."""
 
-    laws = LawDeclaration()
+    laws = GuiderSpec()
 
     def combine(self, cond, uncond):
         difference = cond - uncond
@@ -171,7 +171,7 @@ class ClipsTheBatchesNorm(Good):
 
 @breaks("rows_are_independent")
 class ThresholdsByTheBatch(Good):
-    laws = LawDeclaration()
+    laws = GuiderSpec()
 
     def combine(self, cond, uncond):
         made = super().combine(cond, uncond)
@@ -183,7 +183,7 @@ class ThresholdsByTheBatch(Good):
 class SquaresInHalfPrecision(Good):
     """The sum is infinite in float16, and the guidance gone."""
 
-    laws = LawDeclaration()
+    laws = GuiderSpec()
 
     def combine(self, cond, uncond):
         difference = cond - uncond

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autolora_eval.errors import UsageError, did_you_mean
-from autolora_eval.rubric import Score
+from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval.scoring.rubric import Score
 
 MAX_BYTES = 50_000_000
 MAX_PROBLEMS = 10

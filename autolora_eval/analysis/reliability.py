@@ -10,18 +10,18 @@ import krippendorff
 import numpy as np
 import pandas as pd
 
-from autolora_eval.analysis.bootstrap import (
+from autolora_eval._files import Json, write_text
+from autolora_eval.analysis.estimates import (
     Indices,
     Interval,
     bootstrap_interval,
     no_interval,
     unit_members,
 )
-from autolora_eval.files import Json, write_text
-from autolora_eval.plan import Plan
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.config.plan import Plan
+from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.diversity import Floats
-from autolora_eval.scoring.judgement_file import JudgementFile, asked
+from autolora_eval.scoring.judgement_store import JudgementFile, asked
 
 ALL = "all"
 # α is commonly asked to reach .800; .667 is "the lowest conceivable limit" where tentative

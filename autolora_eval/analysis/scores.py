@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from autolora_eval.files import Json, iterate_jsonl
-from autolora_eval.images import CellImage, cell_images
-from autolora_eval.plan import Cell, Plan
-from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.feature_file import CellFeatures, read_features
-from autolora_eval.scoring.judgements import judgements_by_image
+from autolora_eval._files import Json, iterate_jsonl
+from autolora_eval.config.plan import Cell, Plan
+from autolora_eval.runs.feature_file import CellFeatures, read_features
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.images import CellImage, cell_images
+from autolora_eval.scoring.judging import judgements_by_image
 
 NOT_JUDGED = "not_judged"
 MISSING = "missing_image"

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from autolora_eval.analysis.measures import Measure
-from autolora_eval.benchmark.sweep import value_text
-from autolora_eval.plan import Cell
-from autolora_eval.text import clean, fixed, interval, number, of, p_value, place_words
+from autolora_eval._text import clean, fixed, interval, number, of, p_value, place_words
+from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.config.plan import Cell
+from autolora_eval.config.sweep import value_text
 
 SIGNIFICANCE = 0.05
 MOST_UNITS = 10_000

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from autolora_eval.files import iterate_jsonl, write_text
-from autolora_eval.images import SECONDS
-from autolora_eval.plan import Plan
-from autolora_eval.run_folder import RunFolder
+from autolora_eval._files import iterate_jsonl, write_text
+from autolora_eval.config.plan import Plan
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.images import SECONDS
 
 SECONDS_PER_IMAGE = "seconds_per_image"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from autolora_eval.files import Json, read_jsonl, sha256_file, write_jsonl, written_whole
-from autolora_eval.plan import Cell, ImageJob
-from autolora_eval.run_folder import RunFolder
+from autolora_eval._files import Json, read_jsonl, sha256_file, write_jsonl, written_whole
+from autolora_eval.config.plan import Cell, ImageJob
+from autolora_eval.runs.folder import RunFolder
 
 # Of a file that an image was copied from.
 SOURCE_HASH = "source_sha256"

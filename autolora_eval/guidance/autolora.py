@@ -18,7 +18,7 @@ from autolora_eval.guidance.equations import (
     classifier_free_guidance,
     in_interval,
 )
-from autolora_eval.guidance.laws.declaration import LawDeclaration
+from autolora_eval.guidance.spec import GuiderSpec
 
 _COND, _UNCOND = 0, 1
 
@@ -53,7 +53,7 @@ class AutoLoRAGuidance(BaseGuidance):
     """
 
     _input_predictions = ["base_cond", "base_uncond", "lora_cond", "lora_uncond"]  # noqa: RUF012
-    laws = LawDeclaration(
+    laws = GuiderSpec(
         neutral={"autolora_scale": 1.0},
         unguided="cfg",
         linear=("autolora_scale", "guidance_scale"),

@@ -17,14 +17,19 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from autolora_eval.errors import UsageError, did_you_mean
-from autolora_eval.guidance.guiders import GuiderMethod
-from autolora_eval.guidance.plain import told_by
-from autolora_eval.guidance.plugins import GROUPS, Kind, clash_of, find_rule, plugins
-from autolora_eval.guidance.registry import Method, MethodParameters, Rule, methods
-from autolora_eval.guidance.signatures import REQUIRED, SCALE, CallParameters
-from autolora_eval.guidance.upstream import UPSTREAM, UpstreamGuider
-from autolora_eval.guidance.upstream_rules import SD3, SDXL
+from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval.guidance.diffusers_defects import SD3, SDXL
+from autolora_eval.guidance.diffusers_guiders import UPSTREAM, UpstreamGuider
+from autolora_eval.guidance.method import GuiderMethod, Method, MethodParameters, methods
+from autolora_eval.guidance.third_party_methods import (
+    GROUPS,
+    GuiderClassMethod,
+    Kind,
+    clash_of,
+    find_rule,
+    plugins,
+)
+from autolora_eval.plugins.signatures import REQUIRED, SCALE, CallParameters, told_by
 
 STEPS, W = 100, 5.0
 BUILT_IN, UPSTREAM_GROUP, INSTALLED = "built in", "diffusers", "installed"
@@ -120,7 +125,7 @@ def _by_path(path: str, folders: Sequence[Path]) -> Listed:
         raise
 
 
-def _of_rule(kind: Kind, rule: Rule, group: str, problem: str = "") -> Listed:
+def _of_rule(kind: Kind, rule: Method, group: str, problem: str = "") -> Listed:
     parameters, refused = _at_defaults(rule)
     return Listed(
         name=rule.name,
@@ -154,7 +159,7 @@ def _parameters(model: type[MethodParameters]) -> Iterator[ListedParameter]:
         yield ListedParameter(name, kind.replace("autolora_eval.", ""), text)
 
 
-def _at_defaults(rule: Rule) -> tuple[MethodParameters | None, str]:
+def _at_defaults(rule: Method) -> tuple[MethodParameters | None, str]:
     """Return the parameters where nothing is stated, or why a constructor refuses its defaults.
 
     Neither is returned of a method that needs something stated.
@@ -169,11 +174,11 @@ def _at_defaults(rule: Rule) -> tuple[MethodParameters | None, str]:
         return None, f"with nothing stated, it fails: {type(error).__name__}: {told_by(error)}"
 
 
-def _passes(rule: Rule, parameters: MethodParameters) -> tuple[int, int] | None:
+def _passes(rule: Method, parameters: MethodParameters) -> tuple[int, int] | None:
     try:
-        if isinstance(rule, GuiderMethod):
+        if isinstance(rule, GuiderClassMethod):
             made = rule.announced(parameters, STEPS)
-        elif isinstance(rule, Method) and rule.predictions is not None:
+        elif isinstance(rule, GuiderMethod) and rule.predictions is not None:
             made = [rule.predictions(parameters, step, STEPS) for step in range(STEPS)]
         else:
             return None
@@ -182,10 +187,10 @@ def _passes(rule: Rule, parameters: MethodParameters) -> tuple[int, int] | None:
     return min(made), max(made)
 
 
-def _supports(rule: Rule, group: str, is_clash: bool) -> str:
+def _supports(rule: Method, group: str, is_clash: bool) -> str:
     if group == BUILT_IN:
         return "every model that takes a guider"
-    if isinstance(rule, Method):
+    if isinstance(rule, GuiderMethod):
         path = rule.code.get("class", rule.name)
         name = rule.name if group == INSTALLED and not is_clash else path
         return f"not declared; autolora-eval check {name}"

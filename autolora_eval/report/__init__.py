@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autolora_eval.report.content import Content
-    from autolora_eval.report.evidence import Evidence
-    from autolora_eval.run_folder import RunFolder
+    from autolora_eval.report.run_view import RunView
+    from autolora_eval.runs.folder import RunFolder
 
 
 def write_report(folder: RunFolder) -> None:
@@ -21,10 +21,9 @@ def write_report(folder: RunFolder) -> None:
     Raises:
         UsageError: it is no run folder, or has no table yet.
     """
-    from autolora_eval.report.evidence import read_evidence
+    from autolora_eval.report.document import write_html, write_pdf
     from autolora_eval.report.gallery import build_gallery
-    from autolora_eval.report.html import write_html
-    from autolora_eval.report.pdf import write_pdf
+    from autolora_eval.report.run_view import read_evidence
 
     evidence = read_evidence(folder)
     content = _content(evidence)
@@ -41,14 +40,14 @@ def read_report(folder: RunFolder) -> Content:
     Raises:
         UsageError: it is no run folder, or has no table yet.
     """
-    from autolora_eval.report.evidence import read_evidence
+    from autolora_eval.report.run_view import read_evidence
 
     return _content(read_evidence(folder))
 
 
-def _content(evidence: Evidence) -> Content:
-    from autolora_eval.analysis.figures.drawing import draw_figures
+def _content(evidence: RunView) -> Content:
     from autolora_eval.report.content import build_content
+    from autolora_eval.report.figures._render import draw_figures
     from autolora_eval.report.grid_files import write_grids
 
     figures = draw_figures(evidence.figure_data, evidence.run.folder.figures)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, in_words, tally
-from autolora_eval.text import clip, listed, number, of
+from autolora_eval._text import clip, listed, number, of
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, in_words, tally
 
 REASONS_SHOWN = 5
 CELLS_NAMED = 4
@@ -21,7 +21,7 @@ _FINDINGS = {
 }
 
 
-def caveats(evidence: Evidence) -> list[str]:
+def caveats(evidence: RunView) -> list[str]:
     """Return what a reader must know before the numbers, the gravest first."""
     return [
         *_miniatures(evidence),
@@ -35,7 +35,7 @@ def caveats(evidence: Evidence) -> list[str]:
     ]
 
 
-def _miniatures(evidence: Evidence) -> list[str]:
+def _miniatures(evidence: RunView) -> list[str]:
     references = {
         clip(name, NAME_LENGTH): _reference(model)
         for name, model in evidence.section("models").items()
@@ -60,7 +60,7 @@ def _reference(model: object) -> str:
     return str(pipeline.get("reference", "")) if isinstance(pipeline, dict) else ""
 
 
-def _limits(evidence: Evidence) -> list[str]:
+def _limits(evidence: RunView) -> list[str]:
     if not evidence.recorded("limited"):
         return []
     prompts, seeds = evidence.recorded("prompts"), evidence.recorded("seeds")
@@ -73,7 +73,7 @@ def _limits(evidence: Evidence) -> list[str]:
     ]
 
 
-def _differences(evidence: Evidence) -> list[str]:
+def _differences(evidence: RunView) -> list[str]:
     """Tell in what the runs of a comparison differ."""
     stated = evidence.recorded("differences")
     rows = [row for row in stated if isinstance(row, dict)] if isinstance(stated, list) else []
@@ -87,7 +87,7 @@ def _differences(evidence: Evidence) -> list[str]:
     return told
 
 
-def _made_elsewhere(evidence: Evidence) -> list[str]:
+def _made_elsewhere(evidence: RunView) -> list[str]:
     """Tell which cells' images this package did not make, and what was wrong with them."""
     ids = {str(row["cell"]) for row in evidence.rows}
     sets = {
@@ -119,7 +119,7 @@ def _account(found: Row) -> str:
     return told
 
 
-def _images_missing(evidence: Evidence) -> list[str]:
+def _images_missing(evidence: RunView) -> list[str]:
     missing = {r["cell"]: int(number(r.get("n_missing")) or 0) for r in evidence.rows}
     total = sum(missing.values())
     if not total:
@@ -131,7 +131,7 @@ def _images_missing(evidence: Evidence) -> list[str]:
     return [f"{of(total, 'image is', 'images are')} missing or cannot be read ({where})."]
 
 
-def _unscored(evidence: Evidence) -> list[str]:
+def _unscored(evidence: RunView) -> list[str]:
     n_unscored = sum(int(number(row.get("n_unscored")) or 0) for row in evidence.rows)
     is_judged = any(measure.kind == "score" for measure in evidence.measured)
     if not n_unscored or not is_judged:
@@ -149,7 +149,7 @@ def _unscored(evidence: Evidence) -> list[str]:
     ]
 
 
-def _undefined(evidence: Evidence) -> list[str]:
+def _undefined(evidence: RunView) -> list[str]:
     undefined = [r for r in evidence.rows if number(r.get("n_undefined_prompts"))]
     if len(undefined) > CELLS_NAMED:
         n = sum(int(row["n_undefined_prompts"]) for row in undefined)
@@ -166,7 +166,7 @@ def _undefined(evidence: Evidence) -> list[str]:
     ]
 
 
-def _judge(evidence: Evidence) -> list[str]:
+def _judge(evidence: RunView) -> list[str]:
     if not any(measure.kind == "score" for measure in evidence.measured):
         return ["No judge was asked: only diversity was measured, which alone says nothing of "
                 "whether the images show what was asked for."]  # fmt: skip
@@ -176,6 +176,6 @@ def _judge(evidence: Evidence) -> list[str]:
     return []
 
 
-def _cell(evidence: Evidence, cell: str) -> str:
+def _cell(evidence: RunView, cell: str) -> str:
     row = next(r for r in evidence.rows if r["cell"] == cell)
     return f"{clip(row['model'], NAME_LENGTH)} × {evidence.labels[cell]}"

@@ -6,17 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from autolora_eval.analysis.figures.declaration import DrawnFigure
+from autolora_eval._text import NOT_RECORDED, clip, listed, of
 from autolora_eval.report.caveats import caveats
 from autolora_eval.report.cost import cost_sentence, cost_table
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence
+from autolora_eval.report.figures._base import DrawnFigure
 from autolora_eval.report.findings import Finding, certainty, findings, verdicts
 from autolora_eval.report.grids import Grids, image_grids
+from autolora_eval.report.judge_reliability import reliability, reliability_caveats
 from autolora_eval.report.provenance import manifest_facts, methods
-from autolora_eval.report.reliability import reliability, reliability_caveats
 from autolora_eval.report.results import all_results, first_table, is_by_point
+from autolora_eval.report.run_view import NAME_LENGTH, RunView
 from autolora_eval.report.tables import ResultTable, accounting, differences, references
-from autolora_eval.text import NOT_RECORDED, clip, listed, of
 
 NAMES_LISTED = 8
 CAPTION_LENGTH = 2000
@@ -110,7 +110,7 @@ def _told(figure: DrawnFigure) -> dict[str, str]:
     }
 
 
-def build_content(evidence: Evidence, figures: Sequence[DrawnFigure] = ()) -> Content:
+def build_content(evidence: RunView, figures: Sequence[DrawnFigure] = ()) -> Content:
     """Return the report of a run.
 
     Args:
@@ -143,7 +143,7 @@ def build_content(evidence: Evidence, figures: Sequence[DrawnFigure] = ()) -> Co
     )
 
 
-def _first_page(evidence: Evidence, figures: Sequence[DrawnFigure]) -> FirstPage:
+def _first_page(evidence: RunView, figures: Sequence[DrawnFigure]) -> FirstPage:
     return FirstPage(
         verdicts=verdicts(evidence),
         table=first_table(evidence),
@@ -159,13 +159,13 @@ def _tables(tables: Iterable[ResultTable]) -> list[Part]:
     return [Part("table", table) for table in tables]
 
 
-def _published(evidence: Evidence) -> list[ResultTable]:
+def _published(evidence: RunView) -> list[ResultTable]:
     """Return the published values, unless they stand in the results already."""
     found = None if is_by_point(evidence) else references(evidence)
     return [] if found is None else [found]
 
 
-def _reliability(evidence: Evidence) -> list[Part]:
+def _reliability(evidence: RunView) -> list[Part]:
     parts = []
     for block in reliability(evidence):
         parts.append(Part("heading", block.title))
@@ -174,11 +174,11 @@ def _reliability(evidence: Evidence) -> list[Part]:
     return parts
 
 
-def _manifest(evidence: Evidence) -> list[Part]:
+def _manifest(evidence: RunView) -> list[Part]:
     return [*_tables([accounting(evidence)]), Part("facts", manifest_facts(evidence))]
 
 
-def _compared(evidence: Evidence) -> str:
+def _compared(evidence: RunView) -> str:
     """Say what was compared: methods, models, prompts, seeds, images."""
     n_methods = list(dict.fromkeys(clip(row["method"], NAME_LENGTH) for row in evidence.rows))
     models = [clip(model, NAME_LENGTH) for model in evidence.models]

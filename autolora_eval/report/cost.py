@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from autolora_eval._text import clip, count, fixed, number, place_words
 from autolora_eval.analysis.reliability import ALL
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row, row_where
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, row_where
 from autolora_eval.report.tables import Entry, Group, Line, ResultTable
-from autolora_eval.text import clip, count, fixed, number, place_words
 
 METHODS_TOLD = 8
 POINTS_TOLD = 4
 
 
-def baseline_row(evidence: Evidence, row: Row) -> Row | None:
+def baseline_row(evidence: RunView, row: Row) -> Row | None:
     """Return the cell that a cell is compared with; else the baseline's only one of its model."""
     compared = next((r for r in evidence.compared if r["cell"] == row["cell"]), {})
     base = compared.get("baseline_cell")
@@ -36,13 +36,13 @@ def times(row: Row, base: Row | None, column: str) -> str:
     return "" if found is None else f"{found:.3g} ×"
 
 
-def times_note(evidence: Evidence) -> str:
+def times_note(evidence: RunView) -> str:
     """Return what "×" means: of a sweep, the baseline's cell may not be the one that is shown."""
     there = " with the same swept parameters" if any(evidence.points.values()) else ""
     return f"×: times the baseline's{there}."
 
 
-def cost_entries(evidence: Evidence, row: Row) -> list[Entry]:
+def cost_entries(evidence: RunView, row: Row) -> list[Entry]:
     """Return passes, and seconds where they were taken, for a cell of the result table."""
     base = baseline_row(evidence, row)
     entries = [Entry(passes(row.get("nfe")), times(row, base, "nfe"))]
@@ -53,12 +53,12 @@ def cost_entries(evidence: Evidence, row: Row) -> list[Entry]:
     return entries
 
 
-def cost_heads(evidence: Evidence) -> list[str]:
+def cost_heads(evidence: RunView) -> list[str]:
     """Return the heads of `cost_entries`."""
     return ["NFE", "s/image"] if has_seconds(evidence) else ["NFE"]
 
 
-def has_seconds(evidence: Evidence) -> bool:
+def has_seconds(evidence: RunView) -> bool:
     """Tell whether any cell knows what its images took."""
     return any(number(row.get(SECONDS_PER_IMAGE)) is not None for row in evidence.rows)
 
@@ -75,7 +75,7 @@ def seconds(value: object) -> str:
     return fixed(found, 0 if found >= 100 else 1 if found >= 10 else 2) if found else fixed(value)
 
 
-def cost_sentence(evidence: Evidence) -> str:
+def cost_sentence(evidence: RunView) -> str:
     """Return what the methods cost beside the baseline, in one sentence; empty without one.
 
     A sweep may change what an image costs: then a method has a range of each.
@@ -105,7 +105,7 @@ def _range(found: list[float]) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def cost_table(evidence: Evidence) -> ResultTable:
+def cost_table(evidence: RunView) -> ResultTable:
     """Return passes, seconds and judge calls, a line for all cells that are made alike."""
     columns = {"NFE for one image": "nfe"}
     if has_seconds(evidence):
@@ -130,7 +130,7 @@ def cost_table(evidence: Evidence) -> ResultTable:
     return ResultTable(caption, heads, groups, [])
 
 
-def _line(evidence: Evidence, rows: list[Row], columns: dict[str, str]) -> Line:
+def _line(evidence: RunView, rows: list[Row], columns: dict[str, str]) -> Line:
     """Return the costs of cells of one method whose images take as many passes."""
     first, base = rows[0], baseline_row(evidence, rows[0])
     name = evidence.labels[first["cell"]]
@@ -153,7 +153,7 @@ def _line(evidence: Evidence, rows: list[Row], columns: dict[str, str]) -> Line:
     return Line(name, entries)
 
 
-def _calls(evidence: Evidence, cell: str) -> float | None:
+def _calls(evidence: RunView, cell: str) -> float | None:
     """Return how many verdicts were asked for; older runs do not know."""
     rows = [
         row_where(evidence.reliability, score=measure.column, cell=cell)

@@ -1,4 +1,4 @@
-"""What the run found, in words: who is first, by how much, how sure."""
+"""Who is ahead in a run: the measure that decides, and the cells that stand for their methods."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from autolora_eval.analysis.measures import Measure
+from autolora_eval._text import (
+    clean,
+    clip,
+    fixed,
+    interval,
+    number,
+    of,
+    p_value,
+    parameter_words,
+    place_words,
+)
+from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.analysis.sentences import (
     MOST_UNITS,
     Verdict,
@@ -20,19 +31,91 @@ from autolora_eval.analysis.sentences import (
     units_ahead,
     verdict,
 )
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
-from autolora_eval.report.standing import best_of, deciding_measure
-from autolora_eval.text import (
-    clean,
-    clip,
-    fixed,
-    interval,
-    number,
-    of,
-    p_value,
-    parameter_words,
-    place_words,
-)
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
+
+# More cells of a model than these are not all shown side by side.
+CELLS_SIDE_BY_SIDE = 9
+
+
+def deciding_measure(evidence: RunView) -> Measure:
+    """Return the measure that methods are ranked by where there must be one.
+
+    As in the paper it is the product of diversity and score, of which the first score's is taken;
+    without a judge it is diversity.
+    """
+    products = [measure for measure in evidence.measured if measure.kind == "product"]
+    return products[0] if products else evidence.measured[0]
+
+
+def best_of(rows: Sequence[Row], measure: Measure) -> Row | None:
+    """Return the row with the best value; the first of equals, None where none has a value."""
+    known = [row for row in rows if number(row.get(measure.column)) is not None]
+    if not known:
+        return None
+    sign = 1.0 if measure.higher_is_better else -1.0
+    return max(known, key=lambda row: sign * float(row[measure.column]))
+
+
+def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return rows of one model by method, in order."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(row["method"]), []).append(row)
+    return groups
+
+
+def best_settings(rows: Sequence[Row], measure: Measure) -> list[Row]:
+    """Return for each method of one model its best cell; its first where none has a value."""
+    return [best_of(alike, measure) or alike[0] for alike in by_method(rows).values()]
+
+
+def at_point(evidence: RunView, rows: Sequence[Row], point: Mapping[str, str]) -> list[Row]:
+    """Return for each method of one model its cell at a sweep point.
+
+    Args:
+        evidence: the run.
+        rows: of one model.
+        point: swept parameters; one that a method does not take does not matter for it. Of several
+            cells, which differ in a parameter that is not in the point, the first is taken.
+    """
+    found = []
+    for alike in by_method(rows).values():
+        for row in alike:
+            own = evidence.points.get(row["cell"], {})
+            if all(point.get(name, value) == value for name, value in own.items()):
+                found.append(row)
+                break
+    return found
+
+
+def side_by_side(evidence: RunView, rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """Return the cells of a model that are shown side by side, and which those are.
+
+    Args:
+        evidence: the run.
+        rows: of one model.
+
+    Returns:
+        All cells if they are few; else those at the sweep point where the deciding measure is
+        best, and a sentence that says so.
+    """
+    if len(rows) <= CELLS_SIDE_BY_SIDE:
+        return list(rows), ""
+    measure = deciding_measure(evidence)
+    best = best_of(rows, measure) or rows[0]
+    point = evidence.points.get(best["cell"], {})
+    if not point:
+        return list(rows[:CELLS_SIDE_BY_SIDE]), f"The first {CELLS_SIDE_BY_SIDE} methods."
+    told = (
+        f"Each at {place_words(point)}, where {best['method']} has the best {measure.label} of the "
+        "run, as far as a method takes it."
+    )
+    return at_point(evidence, rows, point)[:CELLS_SIDE_BY_SIDE], told
+
+
+# --------------------
+# What the run found, in words: who is first, by how much, how sure.
+
 
 MODELS_TOLD = 3
 METHODS_TOLD = 4
@@ -60,7 +143,7 @@ class Finding:
 # ---- Who is first
 
 
-def verdicts(evidence: Evidence) -> list[Finding]:
+def verdicts(evidence: RunView) -> list[Finding]:
     """Return who is first by diversity × score, of each model, and whether that can be told.
 
     Without a judge it is by diversity.
@@ -91,14 +174,14 @@ def _where(model: str, several: bool) -> str:
     return f"{clip(model, NAME_LENGTH)}, " if several else ""
 
 
-def _called(evidence: Evidence, row: Row) -> str:
+def _called(evidence: RunView, row: Row) -> str:
     """Return a cell's name in a sentence: its method, and where on a sweep it is."""
     point = evidence.points.get(row["cell"], {})
     name = clip(row["method"], NAME_LENGTH)
     return f"{name} at {place_words(point)}" if point else name
 
 
-def _verdict(evidence: Evidence, rows: Sequence[Row], first: Row, measure: Measure) -> str:
+def _verdict(evidence: RunView, rows: Sequence[Row], first: Row, measure: Measure) -> str:
     """Say with what the first is first, how it stands to the baseline, and what comes next."""
     own = _value(first, measure)
     is_baseline = first["method"] == evidence.baseline
@@ -121,7 +204,7 @@ def _value(row: Row, measure: Measure) -> str:
     return f"{fixed(row.get(measure.column))} {within}".rstrip()
 
 
-def _stands(evidence: Evidence, row: Row, measure: Measure) -> str:
+def _stands(evidence: RunView, row: Row, measure: Measure) -> str:
     """Say how a cell differs from the baseline's cell that it is compared with."""
     found = _compared(evidence, row["cell"], measure)
     if not found or verdict(found) == "not compared":
@@ -141,14 +224,14 @@ def _stands(evidence: Evidence, row: Row, measure: Measure) -> str:
     return f"; {how} than {baseline} by {size}{chance}"
 
 
-def _baseline_called(evidence: Evidence, row: Row, found: Row) -> str:
+def _baseline_called(evidence: RunView, row: Row, found: Row) -> str:
     baseline = clip(found["baseline"], NAME_LENGTH)
     base = next((r for r in evidence.rows if r["cell"] == found.get("baseline_cell")), None)
     value = evidence.points.get(row["cell"], {}) and base and evidence.points.get(base["cell"])
     return f"{baseline} there" if value else baseline
 
 
-def _compared(evidence: Evidence, cell: str, measure: Measure) -> Row:
+def _compared(evidence: RunView, cell: str, measure: Measure) -> Row:
     return next(
         (r for r in evidence.compared if r["cell"] == cell and r["measure"] == measure.column), {}
     )
@@ -157,7 +240,7 @@ def _compared(evidence: Evidence, cell: str, measure: Measure) -> Row:
 # ---- What differs from the baseline
 
 
-def findings(evidence: Evidence) -> list[Finding]:
+def findings(evidence: RunView) -> list[Finding]:
     """Return one finding for each method that was compared with the baseline, along its sweep."""
     groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in evidence.compared:
@@ -179,7 +262,7 @@ def findings(evidence: Evidence) -> list[Finding]:
     return told if not left else [*told, Finding(f"{of(left, 'more method')}: see inside.", [])]
 
 
-def _leading(evidence: Evidence, groups: Mapping[tuple[str, str], object]) -> list[tuple[str, str]]:
+def _leading(evidence: RunView, groups: Mapping[tuple[str, str], object]) -> list[tuple[str, str]]:
     """Return the methods for which there is room, those first by the deciding measure."""
     measure = deciding_measure(evidence)
     sign = -1.0 if measure.higher_is_better else 1.0
@@ -194,7 +277,7 @@ def _leading(evidence: Evidence, groups: Mapping[tuple[str, str], object]) -> li
 
 
 def _finding(
-    evidence: Evidence, where: str, method: str, cells: dict[str, list[Row]], style: Style
+    evidence: RunView, where: str, method: str, cells: dict[str, list[Row]], style: Style
 ) -> Finding:
     rows = [row for found in cells.values() for row in found]
     baseline, name = clip(rows[0]["baseline"], NAME_LENGTH), clip(method, NAME_LENGTH)
@@ -256,7 +339,7 @@ def _claim(measure: Measure, row: Row, how: Verdict) -> str:
     return f"{_size(measure, row)}{share}{'' if p is None else f' ({p_value(p)})'}"
 
 
-def _along(evidence: Evidence, measure: Measure, rows: Sequence[Row]) -> str:
+def _along(evidence: RunView, measure: Measure, rows: Sequence[Row]) -> str:
     """Return how a method stands to the baseline along a sweep, in a few words."""
     known = [row for row in rows if number(row.get("difference")) is not None]
     if not known:
@@ -283,7 +366,7 @@ def _along(evidence: Evidence, measure: Measure, rows: Sequence[Row]) -> str:
 # ---- How sure
 
 
-def certainty(evidence: Evidence) -> list[str]:
+def certainty(evidence: RunView) -> list[str]:
     """Return how far the differences can be believed: correction, number of units, power."""
     rows = [row for row in evidence.compared if number(row.get("p_holm")) is not None]
     if not rows:

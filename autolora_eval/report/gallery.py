@@ -11,18 +11,17 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
-from autolora_eval.analysis.measures import Measure
-from autolora_eval.report.evidence import (
+from autolora_eval._text import NOT_RECORDED, clip, number, of, parameter_words
+from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.report.gallery_data import Replies, Shown, shown_images
+from autolora_eval.report.run_view import (
     NAME_LENGTH,
     REASON_LENGTH,
-    Evidence,
     Row,
+    RunView,
     in_words,
     text_of,
 )
-from autolora_eval.report.gallery_images import Shown, shown_images
-from autolora_eval.report.gallery_replies import Replies
-from autolora_eval.text import NOT_RECORDED, clip, number, of, parameter_words
 
 BATCH = 96
 LISTED_WITHOUT_SCRIPT = 48
@@ -131,7 +130,7 @@ def cell_link(facet: Mapping[str, str], filters: Sequence[Filter]) -> str:
     return "&".join(["#gallery", *(f"{name}={quote(v, safe='/')}" for name, v in named.items())])
 
 
-def build_gallery(evidence: Evidence) -> Gallery:
+def build_gallery(evidence: RunView) -> Gallery:
     """Return the gallery of a run.
 
     What users and judges wrote stays text all the way: the template escapes it, the data block
@@ -181,7 +180,7 @@ def build_gallery(evidence: Evidence) -> Gallery:
     )
 
 
-def _facets(evidence: Evidence) -> list[dict[str, str]]:
+def _facets(evidence: RunView) -> list[dict[str, str]]:
     """Return what tells each cell from the others, in the order of the result table."""
     swept = dict.fromkeys(name for point in evidence.points.values() for name in point)
     facets = [
@@ -199,7 +198,7 @@ def _facets(evidence: Evidence) -> list[dict[str, str]]:
 
 
 def _filters(
-    evidence: Evidence,
+    evidence: RunView,
     shown: Sequence[Shown],
     facets: Sequence[dict[str, str]],
     prompts: dict[int, str],
@@ -233,7 +232,7 @@ def _short(text: str) -> str:
     return text if len(text) <= OPTION_LENGTH else f"{text[: OPTION_LENGTH - 1].rstrip()}…"
 
 
-def _verdicts(evidence: Evidence, shown: Sequence[Shown]) -> list[Filter]:
+def _verdicts(evidence: RunView, shown: Sequence[Shown]) -> list[Filter]:
     """Return the filter by whether an image was scored, and if not, why."""
     if not evidence.judged:
         return []
@@ -249,7 +248,7 @@ def _verdicts(evidence: Evidence, shown: Sequence[Shown]) -> list[Filter]:
     return [Filter("verdict", "Verdict", [*options, *each])]
 
 
-def _orders(evidence: Evidence) -> list[Option]:
+def _orders(evidence: RunView) -> list[Option]:
     places = [
         Option("prompt", "prompt, seed, method"),
         Option("seed", "seed, prompt, method"),
@@ -262,7 +261,7 @@ def _orders(evidence: Evidence) -> list[Option]:
     ]
 
 
-def _listed(evidence: Evidence, image: Shown, several_prompts: bool) -> ListedImage:
+def _listed(evidence: RunView, image: Shown, several_prompts: bool) -> ListedImage:
     row = image.row
     model = f"{clip(row['model'], NAME_LENGTH)} × " if len(evidence.models) > 1 else ""
     values = [(m.label, number(row.get(m.column))) for m in evidence.judged]
@@ -282,13 +281,13 @@ def _joined(values: Sequence[tuple[str, float | None]]) -> str:
     return ", ".join(f"{label} {value:.3g}" for label, value in values if value is not None)
 
 
-def _reason(evidence: Evidence, row: Row) -> str | None:
+def _reason(evidence: RunView, row: Row) -> str | None:
     """Return why an image has no score; None if it has, or no judge was asked."""
     reason = in_words(row.get("unscored_reason")) if evidence.judged else None
     return clip(reason, REASON_LENGTH) if reason else None
 
 
-def _facts(evidence: Evidence, row: Row) -> list[tuple[str, str]]:
+def _facts(evidence: RunView, row: Row) -> list[tuple[str, str]]:
     """Return all that is known of an image: what it is, its scores, and where to find it."""
     point = evidence.points[row["cell"]]
     reason = _reason(evidence, row)
@@ -316,7 +315,7 @@ def _score(row: Row, measure: Measure) -> str:
     return f"{value:.4g} (range {measure.low:g} to {measure.high:g}){beside}"
 
 
-def _what_is_shown(evidence: Evidence, shown: Sequence[Shown]) -> str:
+def _what_is_shown(evidence: RunView, shown: Sequence[Shown]) -> str:
     """Say which part of the images is shown, and why not all."""
     total, unscored = len(evidence.images), _unscored(evidence, [i.row for i in shown])
     if len(shown) == total:
@@ -343,7 +342,7 @@ def _first(noun: str, shown: Sequence[Shown], images: Sequence[Row]) -> str:
     return f"the first{'' if n == 1 else f' {n:,}'} of {of(total, noun)}"
 
 
-def _unscored(evidence: Evidence, rows: Sequence[Row]) -> int:
+def _unscored(evidence: RunView, rows: Sequence[Row]) -> int:
     return sum(_reason(evidence, row) is not None for row in rows)
 
 

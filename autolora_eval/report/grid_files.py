@@ -11,9 +11,9 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from autolora_eval.files import written_whole
+from autolora_eval._files import written_whole
 from autolora_eval.report.grids import Grid, Grids, Picture
-from autolora_eval.report.pictures import THUMBNAIL, Copy
+from autolora_eval.report.thumbnails import THUMBNAIL, Copy
 
 FONT_SIZE = 22
 LETTERS_DOWN = 24

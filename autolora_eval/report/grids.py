@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autolora_eval.report.evidence import Evidence, Row, in_words, text_of
-from autolora_eval.report.grid_choice import PROMPT_LENGTH, Choice, Place, chosen_grids
-from autolora_eval.report.pictures import Copy, copies
-from autolora_eval.text import clip, fixed, number
+from autolora_eval._text import clip, fixed, number
+from autolora_eval.report.grid_layout import PROMPT_LENGTH, Choice, Place, chosen_grids
+from autolora_eval.report.run_view import Row, RunView, in_words, text_of
+from autolora_eval.report.thumbnails import Copy, copies
 
 # Large images take 30 ms each to be read.
 IMAGES_READ = 256
@@ -62,7 +62,7 @@ class Grids:
         return {name: copy.data for name, copy in self.copies.items()}
 
 
-def image_grids(evidence: Evidence) -> Grids:
+def image_grids(evidence: RunView) -> Grids:
     """Return the grids of a run, as many as its images can be read for."""
     choices = _affordable(chosen_grids(evidence))
     files = [file for choice in choices for file in _files(choice)]
@@ -88,7 +88,7 @@ def _files(choice: Choice) -> list[str]:
     return [file for row in places if row and (file := text_of(row.get("file")))]
 
 
-def _grid(evidence: Evidence, choice: Choice, found: dict[str, Copy]) -> Grid:
+def _grid(evidence: RunView, choice: Choice, found: dict[str, Copy]) -> Grid:
     rows = [
         PictureRow(label, [_picture(evidence, place, found) for place in places])
         for label, places in choice.rows
@@ -99,7 +99,7 @@ def _grid(evidence: Evidence, choice: Choice, found: dict[str, Copy]) -> Grid:
     )
 
 
-def _picture(evidence: Evidence, place: Place, found: dict[str, Copy]) -> Picture:
+def _picture(evidence: RunView, place: Place, found: dict[str, Copy]) -> Picture:
     if place.row is None:
         return Picture("", f"{place.what}: not in this run")
     copy = found.get(text_of(place.row.get("file")) or "")
@@ -111,7 +111,7 @@ def _picture(evidence: Evidence, place: Place, found: dict[str, Copy]) -> Pictur
     return Picture(copy.name, text, str(place.row["file"]))
 
 
-def _scores(evidence: Evidence, row: Row) -> str:
+def _scores(evidence: RunView, row: Row) -> str:
     scores = [measure for measure in evidence.measured if measure.kind == "score"]
     found = [
         f"{m.label} {fixed(row[m.column], 1)}"

@@ -1,17 +1,78 @@
-"""Where the numbers come from: the methods as run, and the essentials of the manifest."""
+"""Equations as plain text cut into what both templates can set as mathematics. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
-from autolora_eval.benchmark.sweep import INTERVAL, fields_of, value_text
-from autolora_eval.report.equations import Atom, atoms
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
-from autolora_eval.scoring.diversity_measure import recorded_measures
-from autolora_eval.text import NOT_RECORDED, clean, clip, count, number, of, parameter_words
+from autolora_eval._text import NOT_RECORDED, clean, clip, count, number, of, parameter_words
+from autolora_eval.config.sweep import INTERVAL, fields_of, value_text
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
+from autolora_eval.scoring.diversity_metric import recorded_measures
+
+Kind = Literal["letter", "words", "number", "operator"]
+_SCRIPT = r"(?:\{[^{}]*\}|[^\W_]+)"
+_ATOM = re.compile(
+    r"(?P<words>\s*[^\W\d_]{2,}(?:\s+[^\W\d_]{2,})*\s*)|(?P<letter>[^\W\d_]|[∅∞])"
+    r"|(?P<number>\d+(?:\.\d+)?)|(?P<blank>\s+)|(?P<operator>.)"
+)
+_KINDS: dict[str, Kind] = {"words": "words", "letter": "letter", "number": "number"}
+_SCRIPTS = re.compile(rf"(?P<place>[\^_])(?P<text>{_SCRIPT})")
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A sign of an equation, with what is lowered and raised beside it.
+
+    Attributes:
+        kind: a single letter is a variable; words are set upright, with their blanks.
+        text: as it is shown.
+        sub: lowered.
+        sup: raised.
+    """
+
+    kind: Kind
+    text: str
+    sub: list[Atom] = field(default_factory=list)
+    sup: list[Atom] = field(default_factory=list)
+
+
+def atoms(equation: str) -> list[Atom]:
+    """Cut an equation into signs, each with its `^{…}`, `^x`, `_{…}` and `_x`.
+
+    Anything else stays as it is written: an equation of a plugin may hold any text.
+    """
+    found: list[Atom] = []
+    at = 0
+    while at < len(equation):
+        match = _ATOM.match(equation, at)
+        assert match is not None  # its last alternative is any character; blanks hold the others
+        at = match.end()
+        if match.lastgroup == "blank":
+            continue
+        scripts: dict[str, list[Atom]] = {}
+        # Blanks before a script, as in "the ^", keep it from belonging to what is before them.
+        while match[0][-1:].strip() and (more := _SCRIPTS.match(equation, at)):
+            if more["place"] in scripts:
+                break
+            scripts[more["place"]] = _script(more["text"])
+            at = more.end()
+        kind = _KINDS.get(match.lastgroup or "", "operator")
+        text = re.sub(r"\s+", " ", match[0])
+        found.append(Atom(kind, text, scripts.get("_", []), scripts.get("^", [])))
+    return found
+
+
+def _script(text: str) -> list[Atom]:
+    return atoms(text.removeprefix("{").removesuffix("}"))
+
+
+# --------------------
+# Where the numbers come from: the methods as run, and the essentials of the manifest.
+
 
 VALUE_LENGTH = 300
 MAPPING_LENGTH = 1000
@@ -58,7 +119,7 @@ class Facts:
     facts: list[Fact]
 
 
-def methods(evidence: Evidence) -> list[MethodAsRun]:
+def methods(evidence: RunView) -> list[MethodAsRun]:
     """Return the methods in order of the table, each once, with its settings on each model."""
     listed = evidence.recorded("cells")
     groups: dict[str, list[Row]] = {}
@@ -131,7 +192,7 @@ def _with_point(cell: Row) -> Row:
     return kept | {INTERVAL: value_text(interval)}
 
 
-def manifest_facts(evidence: Evidence) -> list[Facts]:
+def manifest_facts(evidence: RunView) -> list[Facts]:
     """Return the essentials of the manifest; what an older run lacks is said to be lacking."""
     return [
         _benchmark(evidence),
@@ -146,7 +207,7 @@ def manifest_facts(evidence: Evidence) -> list[Facts]:
     ]
 
 
-def _other_measures(evidence: Evidence) -> list[Facts]:
+def _other_measures(evidence: RunView) -> list[Facts]:
     """Return what the measures of diversity beside equation (8) are."""
     facts = []
     for stated in recorded_measures(evidence.run.manifest, evidence.run.table):
@@ -156,7 +217,7 @@ def _other_measures(evidence: Evidence) -> list[Facts]:
     return [Facts("Diversity beside equation (8)", facts)] if facts else []
 
 
-def _benchmark(evidence: Evidence) -> Facts:
+def _benchmark(evidence: RunView) -> Facts:
     file = evidence.recorded("benchmark_file")
     prompts, seeds = evidence.recorded("prompts"), evidence.recorded("seeds")
     settings = evidence.section("benchmark")
@@ -189,7 +250,7 @@ def _model(name: str, model: object) -> Facts:
     )
 
 
-def _judge(evidence: Evidence) -> list[Fact]:
+def _judge(evidence: RunView) -> list[Fact]:
     if "judge" in evidence.run.manifest and evidence.recorded("judge") is None:
         return [Fact("judge", "none: only diversity was measured")]
     rubric = evidence.section("rubric")
@@ -197,7 +258,7 @@ def _judge(evidence: Evidence) -> list[Fact]:
     return _flat({**_without_counts(evidence.section("judge")), **named})
 
 
-def _human_ratings(evidence: Evidence) -> list[Facts]:
+def _human_ratings(evidence: RunView) -> list[Facts]:
     section = evidence.section("agreement")
     stated = {key: value for key, value in section.items() if key != "scores_sha256"}
     return [Facts("Human ratings", _flat(stated))] if stated else []
@@ -208,7 +269,7 @@ def _without_counts(section: Row) -> Row:
     return {key: value for key, value in section.items() if key not in STAGE_COUNTS}
 
 
-def _software(evidence: Evidence) -> list[Fact]:
+def _software(evidence: RunView) -> list[Fact]:
     own = [Fact("autolora-eval", _text(evidence.recorded("autolora_eval_version")))]
     packages = evidence.section("packages")
     if not packages:
@@ -216,7 +277,7 @@ def _software(evidence: Evidence) -> list[Fact]:
     return own + [Fact(clean(name), _text(packages[name])) for name in sorted(packages)]
 
 
-def _stages(evidence: Evidence) -> list[Fact]:
+def _stages(evidence: RunView) -> list[Fact]:
     stages = evidence.section("stages")
     facts = [Fact(clean(name), _stage(stage)) for name, stage in stages.items()]
     return facts or [Fact("times", NOT_RECORDED)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from autolora_eval.analysis import layouts
-from autolora_eval.analysis.measures import Measure
+from autolora_eval._text import DASH, clean, clip, fixed, interval, number
+from autolora_eval.analysis import table_layout as layouts
+from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.report.cost import cost_entries, cost_heads, times_note
-from autolora_eval.report.evidence import NAME_LENGTH, Evidence, Row
-from autolora_eval.report.standing import best_settings, deciding_measure
+from autolora_eval.report.findings import best_settings, deciding_measure
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
 from autolora_eval.report.tables import (
     Entry,
     Group,
@@ -20,13 +21,12 @@ from autolora_eval.report.tables import (
     parts,
     units,
 )
-from autolora_eval.text import DASH, clean, clip, fixed, interval, number
 
 # More rows than these do not fit the first page beside figure and findings.
 ROWS_ON_FIRST_PAGE = 9
 
 
-def first_table(evidence: Evidence) -> ResultTable:
+def first_table(evidence: RunView) -> ResultTable:
     """Return the table of the first page: all cells if they are few, else the best of each method.
 
     It has as many measures as fit the width of a page.
@@ -44,7 +44,7 @@ def first_table(evidence: Evidence) -> ResultTable:
     return _by_cell(evidence, chosen, part, told)
 
 
-def _best_of_models(evidence: Evidence, measure: Measure) -> dict[str, list[Row]]:
+def _best_of_models(evidence: RunView, measure: Measure) -> dict[str, list[Row]]:
     """Return the best settings of the first models, the baseline's first among equals."""
     room = ROWS_ON_FIRST_PAGE
     chosen: dict[str, list[Row]] = {}
@@ -65,7 +65,7 @@ def _best_of_models(evidence: Evidence, measure: Measure) -> dict[str, list[Row]
     return chosen
 
 
-def all_results(evidence: Evidence) -> list[ResultTable]:
+def all_results(evidence: RunView) -> list[ResultTable]:
     """Return what the first page has no room for; empty if it has all.
 
     A sweep is laid out as the paper's Table 1: for each measure, points down and methods across,
@@ -80,13 +80,13 @@ def all_results(evidence: Evidence) -> list[ResultTable]:
     return [_by_cell(evidence, evidence.models, part) for part in everything]
 
 
-def is_by_point(evidence: Evidence) -> bool:
+def is_by_point(evidence: RunView) -> bool:
     """Tell whether the results are laid out by sweep point."""
     return len(evidence.rows) > ROWS_ON_FIRST_PAGE and any(evidence.points.values())
 
 
 def _by_cell(
-    evidence: Evidence, models: Mapping[str, Sequence[Row]], part: Sequence[Measure], told: str = ""
+    evidence: RunView, models: Mapping[str, Sequence[Row]], part: Sequence[Measure], told: str = ""
 ) -> ResultTable:
     notes = Notes()
     groups = []
@@ -111,7 +111,7 @@ def _by_cell(
     return ResultTable(caption, [*map(head, part), *cost_heads(evidence)], groups, notes.listed())
 
 
-def _by_point(evidence: Evidence) -> list[ResultTable]:
+def _by_point(evidence: RunView) -> list[ResultTable]:
     names = dict.fromkeys(name for point in evidence.points.values() for name in point)
     sweep = {
         name: list(
@@ -137,7 +137,7 @@ def _by_point(evidence: Evidence) -> list[ResultTable]:
 
 
 def _block(
-    evidence: Evidence, block: layouts.Block, measure: Measure, notes: Sequence[str]
+    evidence: RunView, block: layouts.Block, measure: Measure, notes: Sequence[str]
 ) -> ResultTable:
     models = list(evidence.models)
     groups = [
@@ -183,7 +183,7 @@ def _best(rows: Sequence[Row], measure: Measure) -> str | None:
     return fixed(max(values) if measure.higher_is_better else min(values))
 
 
-def _value(evidence: Evidence, row: Row, measure: Measure, best: str | None, notes: Notes) -> Entry:
+def _value(evidence: RunView, row: Row, measure: Measure, best: str | None, notes: Notes) -> Entry:
     value = row.get(measure.column)
     if number(value) is None:
         return Entry(DASH, mark=notes.mark(_why_missing(evidence, row["cell"], measure)))
@@ -193,7 +193,7 @@ def _value(evidence: Evidence, row: Row, measure: Measure, best: str | None, not
     return Entry(text, within or "no interval", bold=text == best, cell=cell)
 
 
-def _why_missing(evidence: Evidence, cell: str, measure: Measure) -> str:
+def _why_missing(evidence: RunView, cell: str, measure: Measure) -> str:
     """Return why a cell lacks a measure; a product lacks what either of its factors lacks."""
     no_diversity = f"diversity is undefined: {evidence.why_undefined(cell)}"
     if measure.kind == "diversity":

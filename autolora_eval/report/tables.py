@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from autolora_eval.analysis.measures import Measure
-from autolora_eval.report.evidence import Evidence, Row, text_of
-from autolora_eval.text import (
+from autolora_eval._text import (
     DASH,
     clip,
     count,
@@ -17,6 +15,8 @@ from autolora_eval.text import (
     number,
     p_value,
 )
+from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.report.run_view import Row, RunView, text_of
 
 # A4 holds no more columns with an interval each.
 MEASURES_PER_TABLE = 6
@@ -126,7 +126,7 @@ def parts(measured: Sequence[Measure]) -> list[Sequence[Measure]]:
     ]
 
 
-def units(evidence: Evidence) -> str:
+def units(evidence: RunView) -> str:
     """Say what the intervals are, and over what they are taken where the comparisons tell."""
     return f"In brackets: 95 % intervals{over_units(evidence.compared)}."
 
@@ -142,7 +142,7 @@ def head(measure: Measure) -> str:
     return f"{measure.label} {measure.arrow}"
 
 
-def references(evidence: Evidence) -> ResultTable | None:
+def references(evidence: RunView) -> ResultTable | None:
     """Return the published values and how far the run is from each; None without any."""
     columns = set(evidence.run.table.columns)
     part = [m for m in evidence.measured if f"{m.column}_reference" in columns]
@@ -174,7 +174,7 @@ def references(evidence: Evidence) -> ResultTable | None:
     return _grouped(evidence, caption, part, entry, evidence.rows)
 
 
-def differences(evidence: Evidence) -> list[ResultTable]:
+def differences(evidence: RunView) -> list[ResultTable]:
     """Return the paired differences from the baseline; empty where nothing was compared."""
     compared = {(str(row["cell"]), str(row["measure"])): row for row in evidence.compared}
     if not compared:
@@ -202,14 +202,14 @@ def differences(evidence: Evidence) -> list[ResultTable]:
     return [_grouped(evidence, caption, part, entry, rows) for part in parts(evidence.measured)]
 
 
-def _at_the_same_point(evidence: Evidence) -> str:
+def _at_the_same_point(evidence: RunView) -> str:
     """Say of a sweep which cell of the baseline each is compared with."""
     if not any(evidence.points.values()):
         return ""
     return " with the same swept parameters, as far as it takes them (a dash: no one such cell)"
 
 
-def accounting(evidence: Evidence) -> ResultTable:
+def accounting(evidence: RunView) -> ResultTable:
     """Return how many images and prompts each row rests on, and the products by prompt."""
     counted = {
         "n_images": "Images",
@@ -252,7 +252,7 @@ def without_repetition(lines: Sequence[Line]) -> list[Line]:
 
 
 def _grouped(
-    evidence: Evidence,
+    evidence: RunView,
     caption: str,
     part: Sequence[Measure],
     entry: Callable[[Row, Measure], Entry],
@@ -264,7 +264,7 @@ def _grouped(
 
 
 def by_model(
-    evidence: Evidence,
+    evidence: RunView,
     entries: Callable[[Row], list[Entry]],
     shown: Collection[str] | None = None,
 ) -> list[Group]:

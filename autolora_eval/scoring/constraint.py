@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
 
-from autolora_eval.files import Json
-from autolora_eval.rubric import Remark, Rubric, Score
+from autolora_eval._files import Json
+from autolora_eval.scoring.rubric import Remark, Rubric, Score
 
 MAX_TEXT = 300
 MAX_KEYWORDS, MAX_KEYWORD = 6, 30  # so that the paper's reasons fit the default of 128 tokens

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from autolora_eval.declared import Declared
-from autolora_eval.errors import AutoLoRAEvalError, UsageError
-from autolora_eval.files import Json
-from autolora_eval.guidance.code import code_of, dotted
-from autolora_eval.guidance.registry import MethodParameters
-from autolora_eval.guidance.signatures import CallParameters, parameters_model, signature_of
-from autolora_eval.scoring.feature_file import Matrix
+from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._files import Json
+from autolora_eval.guidance.method import MethodParameters
+from autolora_eval.plugins.registry import Registry
+from autolora_eval.plugins.signatures import CallParameters, parameters_model, signature_of
+from autolora_eval.plugins.third_party import code_of, dotted
+from autolora_eval.runs.feature_file import Matrix
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from autolora_eval.benchmark.sources import Source
+    from autolora_eval._sources import Source
 
 DEFAULT = "transformers"
 DEVICE = "device"
@@ -207,7 +207,7 @@ def _made(name: str, load: Callable[[Loading], Any], loading: Loading) -> ClassE
     return extractor
 
 
-EXTRACTORS = Declared(
+EXTRACTORS = Registry(
     noun="extractor",
     package="autolora_eval.scoring.extractors",
     attribute="EXTRACTOR",

@@ -14,18 +14,17 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from autolora_eval.benchmark.load import LoadedBenchmark
-from autolora_eval.devices import choose_device
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.files import Json, content_key, written_whole
-from autolora_eval.identity import identity
-from autolora_eval.images import CellImage, ImageError, cell_images, open_image
-from autolora_eval.libraries import quiet_libraries
-from autolora_eval.plan import Plan
-from autolora_eval.progress import Advance, Progress
-from autolora_eval.run_folder import RunFolder
+from autolora_eval._devices import choose_device, quiet_libraries
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import Json, content_key, written_whole
+from autolora_eval._progress import Advance, Progress
+from autolora_eval._sources import identity
+from autolora_eval.config.load import LoadedBenchmark
+from autolora_eval.config.plan import Plan
+from autolora_eval.runs.feature_file import read_features
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image
 from autolora_eval.scoring.extractor import Extractor, Loading
-from autolora_eval.scoring.feature_file import read_features
 
 
 def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:

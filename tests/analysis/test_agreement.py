@@ -15,7 +15,10 @@ from report.synthetic_run import Tables, make_tables
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
-from autolora_eval.analysis.agreement import (
+from autolora_eval._errors import UsageError
+from autolora_eval._files import sha256_file
+from autolora_eval.analysis.estimates import bootstrap_interval
+from autolora_eval.analysis.human_agreement import (
     COLUMNS,
     STATISTICS,
     agreement,
@@ -27,10 +30,7 @@ from autolora_eval.analysis.agreement import (
     within_one_rate,
     write_agreement,
 )
-from autolora_eval.analysis.bootstrap import bootstrap_interval
-from autolora_eval.errors import UsageError
-from autolora_eval.files import sha256_file
-from autolora_eval.run_folder import Run, open_run
+from autolora_eval.runs.folder import Run, open_run
 
 PROMPTS = tuple(f"prompt {n}" for n in range(6))
 

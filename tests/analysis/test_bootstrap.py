@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autolora_eval.analysis.bootstrap import bootstrap_interval, unit_members
+from autolora_eval.analysis.estimates import bootstrap_interval, unit_members
 
 
 def test_the_interval_of_a_mean_is_near_students() -> None:

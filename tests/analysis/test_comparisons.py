@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autolora_eval.analysis.comparisons import holm, paired
+from autolora_eval.analysis.comparisons import holm, paired, units_needed, units_needed_by_ranks
 from autolora_eval.analysis.estimates import Estimate, mean_estimate
-from autolora_eval.analysis.power import units_needed, units_needed_by_ranks
 
 
 def means(values: object, units: object = None) -> Estimate:

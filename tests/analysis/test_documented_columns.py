@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from scored_run import KEY, vector, write_features, write_images, write_judgements
 
-from autolora_eval.analysis.measures import measures
-from autolora_eval.analysis.table import write_tables
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.run_folder import RunFolder
-from autolora_eval.stages import state_plan
+from autolora_eval._pipeline import state_plan
+from autolora_eval.analysis.metric_columns import measures
+from autolora_eval.analysis.tables import write_tables
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.runs.folder import RunFolder
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tables.md"
 METHODS = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}

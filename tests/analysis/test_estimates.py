@@ -9,7 +9,11 @@ import pandas as pd
 import pytest
 from scipy import special, stats
 
-from autolora_eval.analysis.cells import cell_estimates, prompt_diversities, prompt_mean_products
+from autolora_eval.analysis.cell_estimates import (
+    cell_estimates,
+    prompt_diversities,
+    prompt_mean_products,
+)
 from autolora_eval.analysis.estimates import (
     Estimate,
     mean_estimate,
@@ -17,8 +21,8 @@ from autolora_eval.analysis.estimates import (
     ratio_estimate,
     t_interval,
 )
+from autolora_eval.runs.feature_file import CellFeatures
 from autolora_eval.scoring.diversity import diversity, jackknife_standard_error
-from autolora_eval.scoring.feature_file import CellFeatures
 
 
 def sample(seed: int, n: int) -> np.ndarray:

@@ -13,17 +13,17 @@ import pandas as pd
 import pytest
 from scored_run import KEY, Place, scored, vector, write_features, write_images, write_judgements
 
-from autolora_eval.analysis.cells import MAX_GROUPS
+from autolora_eval.analysis.cell_estimates import MAX_GROUPS
+from autolora_eval.analysis.compare_runs import compare
 from autolora_eval.analysis.estimates import t_interval
-from autolora_eval.analysis.table import write_tables
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.comparing import compare
-from autolora_eval.explaining import explain
-from autolora_eval.manifest import state_plan, update_manifest
-from autolora_eval.plan import Plan, make_plan
+from autolora_eval.analysis.explain import explain
+from autolora_eval.analysis.tables import write_tables
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.report import write_report
-from autolora_eval.run_folder import RunFolder, open_run
-from autolora_eval.scoring.diversity_measure import MEASURES
+from autolora_eval.runs.folder import RunFolder, open_run
+from autolora_eval.runs.manifest import state_plan, update_manifest
+from autolora_eval.scoring.diversity_metric import MEASURES
 
 EXTRA = ["vendi", "mean_distance"]
 VENDI = MEASURES.find("vendi")
@@ -189,7 +189,7 @@ def test_code_that_lies_in_a_folder_is_not_run_to_explain(
     monkeypatch.setattr(sys, "path", list(sys.path))
     (workplace / "lying_about.py").write_text(
         "from dataclasses import replace\n"
-        "from autolora_eval.scoring.diversity_measures.vendi import MEASURE as VENDI\n"
+        "from autolora_eval.scoring.metrics.vendi import MEASURE as VENDI\n"
         "MEASURE = replace(VENDI, name='own', display_name='Own')\n"
     )
     folder = scored(*make("run", diversity=["lying_about.MEASURE"]))

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from report.synthetic_run import make_tables
 
+from autolora_eval._errors import UsageError
 from autolora_eval.analysis import human_ratings
 from autolora_eval.analysis.human_ratings import IMAGE, RATER, read_ratings
-from autolora_eval.errors import UsageError
-from autolora_eval.rubric import Score
+from autolora_eval.scoring.rubric import Score
 
 SCORES = {
     "pc": Score(key="p", display_name="Prompt correspondence"),

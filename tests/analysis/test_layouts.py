@@ -11,10 +11,17 @@ from typing import Any
 
 import pytest
 
-from autolora_eval.analysis.layouts import Layout, Results, by_method, by_point, fitting
-from autolora_eval.analysis.measures import DIVERSITY, Measure, measures
-from autolora_eval.analysis.table_text import latex, markdown
-from autolora_eval.rubric import Score
+from autolora_eval.analysis.metric_columns import DIVERSITY, Measure, measures
+from autolora_eval.analysis.table_layout import (
+    Layout,
+    Results,
+    by_method,
+    by_point,
+    fitting,
+    latex,
+    markdown,
+)
+from autolora_eval.scoring.rubric import Score
 
 PC, ERRORS = measures(
     {

@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from autolora_eval.resources import shipped_root
+from autolora_eval._resources import shipped_root
 
 HALF = 0.0005  # The tables are rounded to three decimals: each entry is off by at most half of one.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autolora_eval.analysis.power import units_needed, units_needed_by_ranks
+from autolora_eval.analysis.comparisons import units_needed, units_needed_by_ranks
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from scored_run import KEY, Place, scored, vector, write_features, write_images, write_judgements
 
+from autolora_eval.analysis.compare_runs import compare
 from autolora_eval.analysis.estimates import t_interval
-from autolora_eval.analysis.table import reference_cells, write_tables
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.comparing import compare
-from autolora_eval.explaining import explain
-from autolora_eval.manifest import state_plan, update_manifest
-from autolora_eval.plan import Plan, make_plan
+from autolora_eval.analysis.explain import explain
+from autolora_eval.analysis.tables import reference_cells, write_tables
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.report import write_report
-from autolora_eval.run_folder import RunFolder, open_run
+from autolora_eval.runs.folder import RunFolder, open_run
+from autolora_eval.runs.manifest import state_plan, update_manifest
 
 REACH = """
 import numpy as np
-from autolora_eval.scoring.diversity_measure import DiversityMeasure
+from autolora_eval.scoring.diversity_metric import DiversityMeasure
 
 def reach(features, reference):
     return float(np.abs(features[:, None] - reference[None]).sum(-1).min(1).max())

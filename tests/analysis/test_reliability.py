@@ -13,6 +13,7 @@ import pytest
 from scored_run import KEY, Place, write_features, write_images
 from scored_run import vector as feature_vector
 
+from autolora_eval._files import write_jsonl
 from autolora_eval.analysis.reliability import (
     alpha_interval,
     alpha_of_coincidences,
@@ -25,12 +26,11 @@ from autolora_eval.analysis.reliability import (
     write_reliability,
 )
 from autolora_eval.analysis.scores import join_scores
-from autolora_eval.analysis.table import write_tables
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.files import write_jsonl
-from autolora_eval.images import cell_images
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.analysis.tables import write_tables
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.images import cell_images
 
 GAP = np.nan
 # Four observers and twelve units: Krippendorff, "Computing Krippendorff's Alpha-Reliability"

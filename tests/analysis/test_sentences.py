@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autolora_eval.analysis.measures import DIVERSITY, Measure, measures
+from autolora_eval.analysis.metric_columns import DIVERSITY, Measure, measures
 from autolora_eval.analysis.sentences import about, is_told, sentence, verdict
-from autolora_eval.rubric import Score
+from autolora_eval.scoring.rubric import Score
 
 _, PC, DIV_PC = measures({"pc": Score(key="prompt", display_name="Prompt correspondence")})
 _, BAD, _ = measures({"bad": Score(key="bad", display_name="Badness", higher_is_better=False)})

@@ -12,18 +12,18 @@ import pytest
 from rich.console import Console
 from scored_run import scored
 
-from autolora_eval import display
+from autolora_eval import _display as display
+from autolora_eval._errors import UsageError
+from autolora_eval._resources import shipped_root
 from autolora_eval.analysis.comparisons import baseline_cells
-from autolora_eval.analysis.sweep_lines import sweep_lines
-from autolora_eval.analysis.table import check_reference
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.errors import UsageError
-from autolora_eval.plan import Plan, make_plan
+from autolora_eval.analysis.tables import check_reference
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.report import write_report
-from autolora_eval.report.evidence import read_evidence
+from autolora_eval.report.figures._sweep_lines import sweep_lines
 from autolora_eval.report.provenance import methods
-from autolora_eval.resources import shipped_root
-from autolora_eval.run_folder import RunFolder, open_run
+from autolora_eval.report.run_view import read_evidence
+from autolora_eval.runs.folder import RunFolder, open_run
 
 METHODS = {
     "LoRA": {"guider": "lora"},

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from scored_run import KEY, Place, vector, write_features, write_images, write_judgements
 
-from autolora_eval.analysis.table import write_tables
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.errors import UsageError
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.run_folder import RunFolder
+from autolora_eval._errors import UsageError
+from autolora_eval._pipeline import RunPipeline
+from autolora_eval.analysis.tables import write_tables
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.diversity import diversity
-from autolora_eval.stages import Stages
 
 BASE, AUTO = "A--CFG", "A--AutoLoRA"
 # Of the three prompts with two seeds each of `benchmark_data`, in the cell AutoLoRA:
@@ -326,7 +326,7 @@ def test_a_reference_that_does_not_fit_is_refused(
     with pytest.raises(UsageError) as caught:
         write_tables(plan, whole, KEY)
     with pytest.raises(UsageError, match=re.escape(str(caught.value))):
-        Stages.start(plan.benchmark.file).refuse_if_something_is_missing()
+        RunPipeline.start(plan.benchmark.file).refuse_if_something_is_missing()
     assert str(caught.value).startswith(f"{workplace / 'published.csv'}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scored_run import scored
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.plan import make_plan
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.runs.folder import RunFolder
 
 METHODS = ["LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
 SCALES = ["0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1", "1.1", "1.2", "1.3"]

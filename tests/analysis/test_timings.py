@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from autolora_eval._files import write_jsonl
+from autolora_eval._pipeline import state_models, state_plan
 from autolora_eval.analysis.timings import write_timings
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.files import write_jsonl
-from autolora_eval.plan import make_plan
-from autolora_eval.run_folder import RunFolder
-from autolora_eval.stages import state_models, state_plan
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.runs.folder import RunFolder
 
 
 def test_a_cell_has_the_median_of_its_present_images(

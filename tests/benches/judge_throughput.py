@@ -69,9 +69,9 @@ def make_run(folder: Path, images: int, url: str, concurrency: int) -> Path:
 
 
 def write_images(benchmark: Path, output: Path) -> None:
-    from autolora_eval.benchmark.load import load_benchmark
-    from autolora_eval.plan import make_plan
-    from autolora_eval.run_folder import RunFolder
+    from autolora_eval.config.load import load_benchmark
+    from autolora_eval.config.plan import make_plan
+    from autolora_eval.runs.folder import RunFolder
 
     plan = make_plan(load_benchmark(benchmark))
     folder, (cell,) = RunFolder(output), plan.cells
@@ -95,11 +95,11 @@ def folder_of(path: Path) -> Path:
 
 def judge(benchmark: Path, output: Path) -> dict[str, float]:
     """Judge a run in this process; returns seconds and peak resident memory in MB."""
-    from autolora_eval.benchmark.load import load_benchmark
-    from autolora_eval.plan import make_plan
-    from autolora_eval.progress import Progress
-    from autolora_eval.run_folder import RunFolder
-    from autolora_eval.scoring.judgements import judge_images, open_judge
+    from autolora_eval._progress import Progress
+    from autolora_eval.config.load import load_benchmark
+    from autolora_eval.config.plan import make_plan
+    from autolora_eval.runs.folder import RunFolder
+    from autolora_eval.scoring.judging import judge_images, open_judge
 
     plan = make_plan(load_benchmark(benchmark))
     with closing(open_judge(plan)) as asked:

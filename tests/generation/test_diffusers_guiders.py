@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.generation.pipeline import LoraPipeline
-from autolora_eval.guidance.upstream import UPSTREAM
-from autolora_eval.guidance.upstream_rules import SD3, SDXL
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.guidance.diffusers_defects import SD3, SDXL
+from autolora_eval.guidance.diffusers_guiders import UPSTREAM
 
 STEPS = 10
 MODELS = {

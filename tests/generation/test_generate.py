@@ -11,17 +11,17 @@ import torch
 import yaml
 from tiny_models import SIZE, STEPS, TinyModel, make_lora
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.devices import choose_device
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.files import read_jsonl, sha256_file
-from autolora_eval.generation.generate import generate
-from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval._devices import choose_device
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import read_jsonl, sha256_file
+from autolora_eval._progress import Progress
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.generation.stage import generate
 from autolora_eval.guidance.adapters import adapter_layers
-from autolora_eval.guidance.registry import method, methods
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.guidance.method import method, methods
+from autolora_eval.runs.folder import RunFolder
 
 METHODS = {
     "LoRA": {"guider": "lora"},

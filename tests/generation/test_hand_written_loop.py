@@ -14,9 +14,9 @@ from diffusers.guiders import ClassifierFreeGuidance
 from hand_written import HandWritten, merge
 from tiny_models import SIZE, STEPS, TinyModel
 
-from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
-from autolora_eval.guidance.registry import method
+from autolora_eval.guidance.method import method
 
 SCALE = 0.8
 TOLERANCE = 1e-4

@@ -17,7 +17,7 @@ from diffusers.hooks import HookRegistry, LayerSkipConfig, ModelHook
 from diffusers.models.attention_processor import AttnProcessor
 from tiny_models import SIZE, TinyModel, make_lora
 
-from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.adapters import AdapterSwitch
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 from autolora_eval.guidance.denoiser_state import restored

@@ -9,8 +9,8 @@ from diffusers.guiders import AutoGuidance, ClassifierFreeGuidance
 from diffusers.hooks import LayerSkipConfig
 
 from autolora_eval.guidance.denoiser_state import restored
-from autolora_eval.guidance.laws.drive import silence
-from autolora_eval.guidance.laws.tiny import ModelInputs, tiny_model
+from autolora_eval.guider_checks.denoising_loop import silence
+from autolora_eval.guider_checks.tiny_models import ModelInputs, tiny_model
 
 LAYERS = LayerSkipConfig(indices=[0], fqn="mid_block.attentions.0.transformer_blocks")
 

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from tiny_models import STEPS, TinyModel, make_lora
 
-from autolora_eval import stages
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.files import read_jsonl
-from autolora_eval.generation.generate import generate
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
+from autolora_eval import _pipeline as stages
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import read_jsonl
+from autolora_eval._progress import Progress
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.generation.stage import generate
+from autolora_eval.runs.folder import RunFolder
 
 CODE = """
 from diffusers.guiders import ClassifierFreeGuidance

@@ -17,16 +17,16 @@ from hand_written_flow import HandWritten, QwenImage, ZImage
 from tiny_flow_models import make_lora, make_qwen_image, make_z_image
 from tiny_models import SIZE, STEPS, TinyModel
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.files import read_jsonl
-from autolora_eval.generation.generate import generate
-from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval._files import read_jsonl
+from autolora_eval._progress import Progress
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.config.preflight import missing
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.generation.stage import generate
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
-from autolora_eval.guidance.registry import method, methods
-from autolora_eval.plan import make_plan
-from autolora_eval.preflight import missing
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.guidance.method import method, methods
+from autolora_eval.runs.folder import RunFolder
 
 SCALE = 0.8
 TOLERANCE = 1e-4

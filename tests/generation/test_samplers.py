@@ -15,24 +15,24 @@ import yaml
 from PIL import Image
 from tiny_models import SIZE, STEPS, TinyModel, make_lora
 
-from autolora_eval import stages
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.files import read_jsonl
-from autolora_eval.generation.generate import Generated, generate
-from autolora_eval.generation.pipeline import LoraPipeline
-from autolora_eval.generation.sampled import GIVE_UP_AFTER
-from autolora_eval.generation.sampler import (
+from autolora_eval import _pipeline as stages
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import read_jsonl
+from autolora_eval._progress import Progress
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.generation.sampler_api import (
     OwnPipeline,
     SampledImage,
     SamplerModel,
     UnusableImageError,
     usable,
 )
-from autolora_eval.guidance.registry import method
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.generation.sampler_backend import GIVE_UP_AFTER
+from autolora_eval.generation.stage import Generated, generate
+from autolora_eval.guidance.method import method
+from autolora_eval.runs.folder import RunFolder
 
 CODE = """
 import os

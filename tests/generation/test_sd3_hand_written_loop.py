@@ -30,9 +30,9 @@ from transformers import (
     T5Tokenizer,
 )
 
-from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
-from autolora_eval.guidance.registry import method, methods
+from autolora_eval.guidance.method import method, methods
 
 SCALE = 0.8
 TOLERANCE = 1e-4

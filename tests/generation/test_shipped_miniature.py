@@ -8,8 +8,8 @@ from diffusers import StableDiffusionXLPipeline
 from hand_written import HandWritten, merge
 from safetensors.torch import load_file
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.generation.pipeline import LoraPipeline
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 
 

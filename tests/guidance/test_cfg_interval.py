@@ -11,11 +11,11 @@ import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
 
-from autolora_eval.benchmark.load import load_benchmark
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
 from autolora_eval.guidance.equations import classifier_free_guidance
-from autolora_eval.guidance.registry import method
-from autolora_eval.plan import make_plan
-from autolora_eval.testing import check_guider
+from autolora_eval.guidance.method import method
+from autolora_eval.guider_checks import check_guider
 
 RULE, CFG = method("cfg_interval"), method("cfg")
 INTERVALS = [(0.0, 1.0), (0.2, 0.8), (0.0, 0.5), (0.5, 1.0), (0.29, 0.57), (0.4, 0.4), (0.0, 0.0)]

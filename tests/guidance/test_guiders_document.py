@@ -9,8 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from autolora_eval.guidance.upstream import UPSTREAM
-from autolora_eval.guidance.upstream_rules import SD3, SDXL
+from autolora_eval.guidance.diffusers_defects import SD3, SDXL
+from autolora_eval.guidance.diffusers_guiders import UPSTREAM
 
 TEXT = (ROOT / "docs" / "guiders.md").read_text(encoding="utf-8")
 ROWS = {
@@ -45,7 +45,7 @@ def test_what_it_calls_refused_is_refused(name) -> None:
 
 
 def test_every_law_stands_there_as_it_states_itself() -> None:
-    from autolora_eval.guidance.laws.all_laws import LAWS
+    from autolora_eval.guider_checks.runner import LAWS
 
     stated = re.findall(r"^\| `(\w+)` \| (.*) \|$", TEXT.partition("## The laws")[2], re.M)
     assert stated == [(law.name, law.statement) for law in LAWS]
@@ -54,7 +54,7 @@ def test_every_law_stands_there_as_it_states_itself() -> None:
 def test_the_examples_name_layers_and_parameters_that_exist() -> None:
     import yaml
 
-    from autolora_eval.guidance.plugins import find_rule
+    from autolora_eval.guidance.third_party_methods import find_rule
 
     example = TEXT.partition("```yaml\n")[2].partition("```")[0]
     for stated in yaml.safe_load(example)["methods"].values():
@@ -64,7 +64,7 @@ def test_the_examples_name_layers_and_parameters_that_exist() -> None:
 
 def test_naming_the_laws_loads_no_torch() -> None:
     code = (
-        "import sys, autolora_eval.testing, autolora_eval.guidance.upstream; "
+        "import sys, autolora_eval.guider_checks, autolora_eval.guidance.diffusers_guiders; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

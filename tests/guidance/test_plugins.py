@@ -16,14 +16,14 @@ from packages import install_example, write_package
 from pydantic import ValidationError
 from rich.console import Console
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.errors import UsageError
+from autolora_eval._errors import UsageError
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
 from autolora_eval.guidance.catalogue import INSTALLED, catalogue
-from autolora_eval.guidance.laws.all_laws import LAWS
-from autolora_eval.guidance.laws.command import check
-from autolora_eval.guidance.plugins import find_rule
-from autolora_eval.guidance.registry import method, methods
-from autolora_eval.plan import make_plan
+from autolora_eval.guidance.method import method, methods
+from autolora_eval.guidance.third_party_methods import find_rule
+from autolora_eval.guider_checks.command import check
+from autolora_eval.guider_checks.runner import LAWS
 
 CLASS = """
 from diffusers.guiders import ClassifierFreeGuidance

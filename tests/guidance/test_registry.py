@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from autolora_eval.guidance import methods as package
-from autolora_eval.guidance.registry import method, methods
+from autolora_eval.guidance.method import method, methods
 
 SCALES = (0.0, 1.0, 5.0)
 CASES = [

@@ -14,10 +14,15 @@ from diffusers.guiders import AutoGuidance, ClassifierFreeGuidance
 from diffusers.hooks import LayerSkipConfig
 from pydantic import ValidationError
 
-from autolora_eval.errors import UsageError
-from autolora_eval.guidance.plain import UnfitError, described, fitted
-from autolora_eval.guidance.registry import MethodParameters
-from autolora_eval.guidance.signatures import parameters_model, signature_of
+from autolora_eval._errors import UsageError
+from autolora_eval.guidance.method import MethodParameters
+from autolora_eval.plugins.signatures import (
+    UnfitError,
+    described,
+    fitted,
+    parameters_model,
+    signature_of,
+)
 
 
 class Mode(enum.Enum):

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from autolora_eval.miniature.recipes.character import (
+from recipes.character import (
     ALL_TRAITS,
     BELLY,
     FEET,
@@ -23,7 +23,7 @@ from autolora_eval.miniature.recipes.character import (
     presence,
     trait_sets,
 )
-from autolora_eval.miniature.recipes.domain import (
+from recipes.domain import (
     BACKGROUNDS,
     PALETTE,
     SIZE,

@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from autolora_eval.miniature import miniatures
-from autolora_eval.miniature.recipes import export, sd3_export
-from autolora_eval.miniature.recipes.character import (
+from autolora_eval._resources import miniatures
+from recipes import export, sd3_export
+from recipes.character import (
     BELLY,
     CANONICAL,
     FEET,
@@ -24,12 +24,12 @@ from autolora_eval.miniature.recipes.character import (
     WHITE,
     canonical_character,
 )
-from autolora_eval.miniature.recipes.character_evaluate import SCALES, SYSTEMS, System, Zib
-from autolora_eval.miniature.recipes.character_export import FOLDERS, card
-from autolora_eval.miniature.recipes.character_lora import lesson
-from autolora_eval.miniature.recipes.domain import BACKGROUNDS
-from autolora_eval.miniature.recipes.lora_training import WEIGHT_NAME, unused_keys
-from autolora_eval.miniature.recipes.sampling import Guidance
+from recipes.character_evaluate import SCALES, SYSTEMS, System, Zib
+from recipes.character_export import FOLDERS, card
+from recipes.character_lora import lesson
+from recipes.domain import BACKGROUNDS
+from recipes.lora_training import WEIGHT_NAME, unused_keys
+from recipes.sampling import Guidance
 
 COLOURS = {"skin": SKIN, "horns": TIPS, "eyes": WHITE, "belly": BELLY, "feet": FEET}
 SEEDS = list(range(700, 708))

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from autolora_eval.miniature.recipes.domain import (
+from recipes.domain import (
     COLOURS,
     GRID,
     PALETTE,
@@ -22,13 +22,13 @@ from autolora_eval.miniature.recipes.domain import (
     render,
     training_scenes,
 )
-from autolora_eval.miniature.recipes.grades import (
+from recipes.grades import (
     GRADES,
     graded_pixel_art,
     mangled,
     prompt_score,
 )
-from autolora_eval.miniature.recipes.shapes import OBJECTS
+from recipes.shapes import OBJECTS
 
 STAR = Scene("star", "red", "blue")
 

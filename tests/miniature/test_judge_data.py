@@ -8,13 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from autolora_eval.miniature.recipes import judge_data, judge_evaluate
-from autolora_eval.miniature.recipes.domain import (
+from recipes import judge_data, judge_evaluate
+from recipes.domain import (
     held_out_scenes,
     is_held_out,
     training_scenes,
 )
-from autolora_eval.miniature.recipes.judge_tokenizer import (
+from recipes.judge_tokenizer import (
     IMAGE_MARK,
     PROMPT_MARK,
     WORDS,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autolora_eval.miniature.recipes import judge_tokenizer as recipe
-from autolora_eval.miniature.recipes.domain import TEMPLATES, all_scenes, caption
+from recipes import judge_tokenizer as recipe
+from recipes.domain import TEMPLATES, all_scenes, caption
 
 
 @pytest.fixture(scope="module")

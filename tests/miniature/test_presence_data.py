@@ -8,11 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from autolora_eval.miniature.recipes import presence_data, presence_evaluate
-from autolora_eval.miniature.recipes.character import TRAITS, draw_character, trait_sets
-from autolora_eval.miniature.recipes.domain import BACKGROUNDS
-from autolora_eval.miniature.recipes.judge_evaluate import INVALID
-from autolora_eval.miniature.recipes.judge_tokenizer import presence_reply
+from recipes import presence_data, presence_evaluate
+from recipes.character import TRAITS, draw_character, trait_sets
+from recipes.domain import BACKGROUNDS
+from recipes.judge_evaluate import INVALID
+from recipes.judge_tokenizer import presence_reply
 
 
 @pytest.mark.parametrize("traits", trait_sets(), ids=lambda traits: "+".join(sorted(traits)))

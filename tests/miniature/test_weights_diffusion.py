@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from autolora_eval.miniature import miniatures
-from autolora_eval.miniature.recipes import export, sampling, sd3_export, sd3_sampling
-from autolora_eval.miniature.recipes.domain import PALETTE, caption, held_out_scenes
-from autolora_eval.miniature.recipes.lora_training import WEIGHT_NAME, unused_keys
-from autolora_eval.miniature.recipes.sampling import Guidance
+from autolora_eval._resources import miniatures
+from recipes import export, sampling, sd3_export, sd3_sampling
+from recipes.domain import PALETTE, caption, held_out_scenes
+from recipes.lora_training import WEIGHT_NAME, unused_keys
+from recipes.sampling import Guidance
 
 SCENES = held_out_scenes()[::6]
 SEEDS = list(range(500, 500 + len(SCENES)))

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import autolora_eval.miniature as miniature
-from autolora_eval.miniature.recipes import judge_data, judge_evaluate, presence_data
-from autolora_eval.miniature.recipes import presence_evaluate as evaluate
-from autolora_eval.miniature.recipes.character import TRAITS
-from autolora_eval.miniature.recipes.domain import held_out_scenes
-from autolora_eval.miniature.recipes.judge_tokenizer import presence_question
-from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import read_rubric
+import autolora_eval._resources as miniature
+from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.reply import parse_reply
+from autolora_eval.scoring.rubric import read_rubric
+from recipes import judge_data, judge_evaluate, presence_data
+from recipes import presence_evaluate as evaluate
+from recipes.character import TRAITS
+from recipes.domain import held_out_scenes
+from recipes.judge_tokenizer import presence_question
 
-WEIGHTS = Path(miniature.__file__).parent / "weights"
+WEIGHTS = Path(miniature.__file__).parent / "shipped" / "miniature"
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from autolora_eval.miniature.recipes import sd3_text
-from autolora_eval.miniature.recipes.domain import caption, held_out_scenes
-from autolora_eval.miniature.recipes.sd3 import sampling_scheduler
-from autolora_eval.miniature.recipes.sd3_export import LORA, SD3
-from autolora_eval.miniature.recipes.sd3_muon import orthogonal
-from autolora_eval.miniature.recipes.sd3_sampling import load
+from recipes import sd3_text
+from recipes.domain import caption, held_out_scenes
+from recipes.sd3 import sampling_scheduler
+from recipes.sd3_export import LORA, SD3
+from recipes.sd3_muon import orthogonal
+from recipes.sd3_sampling import load
 
 SCENES = held_out_scenes()[::6]
 
@@ -55,8 +55,8 @@ def test_the_paddings_that_are_left_out_are_equal(pipeline: Any) -> None:
 
 
 def test_latents_have_about_unit_variance_with_the_stated_factors(pipeline: Any) -> None:
-    from autolora_eval.miniature.recipes.data import draw
-    from autolora_eval.miniature.recipes.vae import encode
+    from recipes.data import draw
+    from recipes.vae import encode
 
     means, _ = encode(pipeline.vae, draw("free", "held_out", 96, 3))
     config = pipeline.vae.config

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import autolora_eval.miniature as miniature
-from autolora_eval.miniature.recipes import judge_data, judge_evaluate, judge_tokenizer
-from autolora_eval.miniature.recipes.dinov2_evaluate import Extractor, diversities
-from autolora_eval.miniature.recipes.domain import held_out_scenes
+import autolora_eval._resources as miniature
+from recipes import judge_data, judge_evaluate, judge_tokenizer
+from recipes.dinov2_evaluate import Extractor, diversities
+from recipes.domain import held_out_scenes
 
-WEIGHTS = Path(miniature.__file__).parent / "weights"
+WEIGHTS = Path(miniature.__file__).parent / "shipped" / "miniature"
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from autolora_eval.report.evidence import read_evidence
 from autolora_eval.report.gallery import Gallery, build_gallery
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.report.run_view import read_evidence
+from autolora_eval.runs.folder import RunFolder
 
 Json = dict[str, Any]
 

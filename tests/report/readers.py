@@ -8,7 +8,7 @@ from pypdf import PdfReader
 from report.synthetic_run import Tables
 
 from autolora_eval.report import write_report
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.runs.folder import RunFolder
 
 
 class Page(HTMLParser):

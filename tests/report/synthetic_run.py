@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.runs.folder import RunFolder
 
 PROMPTS = ["a castle at night, pixel art", "a red fox in the snow, pixel art"]
 METHODS = {

@@ -11,13 +11,13 @@ import pandas as pd
 from PIL import Image
 from scored_run import KEY, write_features, write_judgements
 
-from autolora_eval import images
-from autolora_eval.analysis.table import write_tables
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.files import sha256_file, write_jsonl
-from autolora_eval.plan import Cell, Plan, make_plan
-from autolora_eval.run_folder import RunFolder
-from autolora_eval.stages import state_plan
+from autolora_eval._files import sha256_file, write_jsonl
+from autolora_eval._pipeline import state_plan
+from autolora_eval.analysis.tables import write_tables
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Cell, Plan, make_plan
+from autolora_eval.runs import images
+from autolora_eval.runs.folder import RunFolder
 
 DIM = 64
 DISTINCT_IMAGES = 8
@@ -79,7 +79,7 @@ def _published(cell: Cell) -> tuple[float, float]:
 
 @cache
 def _table1() -> pd.DataFrame:
-    from autolora_eval.resources import shipped_root
+    from autolora_eval._resources import shipped_root
 
     return pd.read_csv(shipped_root() / "benchmarks" / "reference" / "paper_table1.csv")
 

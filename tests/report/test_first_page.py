@@ -16,7 +16,7 @@ from report.synthetic_run import Tables
 from report.table1_run import write_table1_run
 
 from autolora_eval.report import write_report
-from autolora_eval.run_folder import RunFolder, open_run
+from autolora_eval.runs.folder import RunFolder, open_run
 
 Maker = Callable[..., Tables]
 

@@ -11,7 +11,7 @@ from report.test_gallery import HOSTILE, judgement, write_judgements
 
 from autolora_eval.report import write_report
 from autolora_eval.report.gallery import image_link
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.runs.folder import RunFolder
 
 Maker = Callable[..., Tables]
 

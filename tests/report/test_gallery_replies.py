@@ -9,7 +9,8 @@ import pytest
 from report.judged_gallery import gallery_of, judgement, write_judgements
 from report.synthetic_run import Tables
 
-from autolora_eval.report import gallery_replies, write_report
+from autolora_eval.report import gallery_data as gallery_replies
+from autolora_eval.report import write_report
 
 Maker = Callable[..., Tables]
 Json = dict[str, Any]

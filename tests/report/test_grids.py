@@ -12,11 +12,11 @@ from report.synthetic_run import Tables
 from report.table1_run import write_table1_run
 
 from autolora_eval.report.content import build_content
-from autolora_eval.report.evidence import read_evidence
-from autolora_eval.report.grid_choice import Choice, chosen_grids, some_of
 from autolora_eval.report.grid_files import write_grids
+from autolora_eval.report.grid_layout import Choice, chosen_grids, some_of
 from autolora_eval.report.grids import IMAGES_READ, image_grids
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.report.run_view import read_evidence
+from autolora_eval.runs.folder import RunFolder
 
 Maker = Callable[..., Tables]
 

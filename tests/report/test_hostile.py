@@ -10,10 +10,10 @@ from PIL import Image
 from report.readers import page, pdf_text, reported, svg_texts
 from report.synthetic_run import Tables
 
-from autolora_eval.report.equations import atoms
-from autolora_eval.report.pdf import own_fonts_suffice
-from autolora_eval.report.pictures import copies, opened
-from autolora_eval.text import clean, clip, fixed
+from autolora_eval._text import clean, clip, fixed
+from autolora_eval.report.document import own_fonts_suffice
+from autolora_eval.report.provenance import atoms
+from autolora_eval.report.thumbnails import copies, opened
 
 Maker = Callable[..., Tables]
 
@@ -212,7 +212,7 @@ def test_the_report_loads_no_model_library_and_no_pyplot(tmp_path: Path, make_ru
     code = (
         "import sys; from pathlib import Path\n"
         "from autolora_eval.report import write_report\n"
-        "from autolora_eval.run_folder import RunFolder\n"
+        "from autolora_eval.runs.folder import RunFolder\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"write_report(RunFolder(Path({str(folder.path)!r})))\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib.pyplot'}\n"

@@ -15,7 +15,7 @@ from report.synthetic_run import Tables
 from report.test_gallery import HOSTILE, judgement, write_judgements
 
 from autolora_eval.report import write_report
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.runs.folder import RunFolder
 
 Maker = Callable[..., Tables]
 

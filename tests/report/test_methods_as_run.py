@@ -11,8 +11,8 @@ from pypdf import PdfReader
 from report.synthetic_run import Tables
 
 from autolora_eval.report import write_report
-from autolora_eval.report.evidence import read_evidence
 from autolora_eval.report.provenance import MethodAsRun, methods
+from autolora_eval.report.run_view import read_evidence
 
 OURS, THEIRS = "LoRA+CFG", "AutoLoRA+CFG"
 

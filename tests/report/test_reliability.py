@@ -11,14 +11,14 @@ import pytest
 from report.readers import page, pdf_text
 from report.synthetic_run import Tables
 
-from autolora_eval.analysis.agreement import write_agreement
+from autolora_eval.analysis.human_agreement import write_agreement
 from autolora_eval.analysis.reliability import COLUMNS
 from autolora_eval.report import write_report
 from autolora_eval.report.content import build_content
-from autolora_eval.report.evidence import read_evidence
-from autolora_eval.report.reliability import reliability
+from autolora_eval.report.judge_reliability import reliability
+from autolora_eval.report.run_view import read_evidence
 from autolora_eval.report.tables import Block, Entry
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.runs.folder import RunFolder
 
 Maker = Callable[..., Tables]
 CELLS = ("SDXL--LoRA", "SDXL--AutoLoRA")

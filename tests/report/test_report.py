@@ -12,9 +12,9 @@ from pypdf import PdfReader
 from report.readers import page, pdf_pages, pdf_text, reported, svg_texts
 from report.synthetic_run import Tables
 
-from autolora_eval.errors import UsageError
+from autolora_eval._errors import UsageError
 from autolora_eval.report import write_report
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.runs.folder import RunFolder
 
 Maker = Callable[..., Tables]
 
@@ -259,7 +259,7 @@ def test_a_manifest_that_lacks_a_section_is_reported_all_the_same(
     if left == "absent":
         del tables.manifest[section]
     from autolora_eval.report.content import build_content
-    from autolora_eval.report.evidence import read_evidence
+    from autolora_eval.report.run_view import read_evidence
 
     content = build_content(read_evidence(tables.write(tmp_path / "run")))
     assert content.first.table.groups[0].lines[0].entries[0].text == "0.111"

@@ -10,8 +10,8 @@ import pytest
 from judge_server import MODEL, JudgeServer, judge_server
 from scored_run import picture
 
-from autolora_eval.benchmark.schema import Judge as JudgeSpec
-from autolora_eval.scoring.judges.openai_server import OpenAIJudge
+from autolora_eval.config.schema import JudgeConfig
+from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def judge(server: JudgeServer) -> Iterator[Callable[..., OpenAIJudge]]:
         settings = {"timeout": 5.0, "max_retries": 0, "base_url": server.url} | changes
         settings = {"constraint": "plain", "give_up_after": 0.2} | settings
         rubric = settings.pop("rubric", None)
-        spec = JudgeSpec(rubric="r", model=MODEL, **settings)
+        spec = JudgeConfig(rubric="r", model=MODEL, **settings)
         made.append(OpenAIJudge(spec, rubric))
         return made[-1]
 

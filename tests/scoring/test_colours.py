@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from scored_run import write_images
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.files import write_json
-from autolora_eval.plan import make_plan
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
+from autolora_eval._files import write_json
+from autolora_eval._progress import Progress
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.runs.feature_file import read_features
+from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.diversity import diversity
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading
-from autolora_eval.scoring.feature_file import read_features
 from autolora_eval.scoring.features import extract_features
 
 KIND = EXTRACTORS.find("colours")

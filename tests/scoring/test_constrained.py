@@ -14,16 +14,17 @@ from scipy.stats import chi2
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from autolora_eval.miniature import miniatures
-from autolora_eval.rubric import Question
-from autolora_eval.scoring.judges.constrained import (
+from autolora_eval._resources import miniatures
+from autolora_eval.scoring.judges.logits_processors import (
     Grammar,
     HeldToPattern,
+    Pieces,
+    Recorder,
     SeededNoise,
     UnheldError,
     row_seed,
 )
-from autolora_eval.scoring.judges.recorded import Pieces, Recorder
+from autolora_eval.scoring.rubric import Question
 
 PATTERN = r'\{"pc": ?[0-5], ?"st\.": ?(10|[1-9])\}'
 WORDS = [
@@ -40,7 +41,7 @@ BEGINNINGS = {word[:n] for word in WORDS for n in range(len(word) + 1)}
 def byte_level() -> Any:
     """The miniature judge's, which has tokens of two thousand letters."""
     if "judge" not in miniatures():
-        from autolora_eval.miniature.recipes import judge_tokenizer
+        from recipes import judge_tokenizer
 
         return judge_tokenizer.build()
     return AutoTokenizer.from_pretrained(miniatures()["judge"])

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import Rubric, read_rubric
+from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.constraint import longest_reply, reply_pattern, reply_schema
 from autolora_eval.scoring.reply import Verdict, parse_reply
+from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 
 def rubric(*scores: tuple[str, float, float, str], remarks: dict[str, Any] | None = None) -> Rubric:

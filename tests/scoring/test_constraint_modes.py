@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from judge_server import MODEL, Call, Http, JudgeServer, completion, judge_server
 
-from autolora_eval.benchmark.schema import Judge as JudgeSpec
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import Rubric, read_rubric
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._resources import shipped_root
+from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
-from autolora_eval.scoring.judges.openai_server import OpenAIJudge
+from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
+from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 FREE = 'The verdict: {"prompt_correspondence": 5, "style_adherence": 5}'
 
@@ -38,7 +38,7 @@ def judge(server: JudgeServer, rubric: Rubric) -> Iterator[Callable[..., OpenAIJ
     made = []
 
     def make(**changes: Any) -> OpenAIJudge:
-        spec = JudgeSpec(rubric="r", model=MODEL, base_url=server.url, timeout=5.0, **changes)
+        spec = JudgeConfig(rubric="r", model=MODEL, base_url=server.url, timeout=5.0, **changes)
         made.append(OpenAIJudge(spec, rubric))
         return made[-1]
 
@@ -204,7 +204,7 @@ def test_the_trial_pins_the_ends_that_a_reply_can_have(
     between = rubric.model_copy(update={"scores": rubric.scores | {"pc": score}})
     server.answer = obeying("structured_outputs")
     with closing(
-        OpenAIJudge(JudgeSpec(rubric="r", model=MODEL, base_url=server.url), between)
+        OpenAIJudge(JudgeConfig(rubric="r", model=MODEL, base_url=server.url), between)
     ) as j:
         assert j.identity()["constraint"] == "structured_outputs"
     pinned = [call.body["structured_outputs"]["regex"] for call in server.calls]

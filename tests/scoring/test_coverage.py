@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from autolora_eval.scoring.diversity_measure import MEASURES
-from autolora_eval.scoring.diversity_measures.coverage import K, coverage
+from autolora_eval.scoring.diversity_metric import MEASURES
+from autolora_eval.scoring.metrics.coverage import K, coverage
 
 MEASURE = MEASURES.find("coverage")
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from packages import write_package
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.errors import UsageError
+from autolora_eval._errors import UsageError
+from autolora_eval.config.load import load_benchmark
 from autolora_eval.scoring.diversity import diversity
-from autolora_eval.scoring.diversity_measure import MEASURES, DiversityMeasure, find_measures
+from autolora_eval.scoring.diversity_metric import MEASURES, DiversityMetric, find_measures
 
 BUILT_IN = MEASURES.built_in()
 VENDI, DISTANCE = BUILT_IN["vendi"], BUILT_IN["mean_distance"]
@@ -31,7 +31,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return math.fsum(a * b) / math.sqrt(math.fsum(a * a) * math.fsum(b * b))
 
 
-def value(measure: DiversityMeasure, features: object) -> float:
+def value(measure: DiversityMetric, features: object) -> float:
     found = measure(features)
     assert found.value is not None, found.reason
     return found.value
@@ -113,12 +113,12 @@ def test_half_its_square_is_at_most_equation_8_and_equal_where_all_are_equally_f
 
 @pytest.mark.parametrize("measure", ALONE, ids=lambda m: m.name)
 class TestShipped:
-    def test_it_says_what_it_is(self, measure: DiversityMeasure) -> None:
+    def test_it_says_what_it_is(self, measure: DiversityMetric) -> None:
         texts = (measure.display_name, measure.label, measure.equation, measure.source)
         assert all(texts)
         assert measure.low < measure.high
 
-    def test_order_and_length_do_not_matter(self, measure: DiversityMeasure) -> None:
+    def test_order_and_length_do_not_matter(self, measure: DiversityMetric) -> None:
         features = drawn()
         expected = value(measure, features)
         for seed in range(5):
@@ -126,23 +126,23 @@ class TestShipped:
             changed = rng.permutation(features) * rng.uniform(1e-3, 1e3, size=(len(features), 1))
             assert value(measure, changed) == pytest.approx(expected, rel=1e-9)
 
-    def test_a_rotation_does_not_matter(self, measure: DiversityMeasure) -> None:
+    def test_a_rotation_does_not_matter(self, measure: DiversityMetric) -> None:
         turn = np.linalg.qr(drawn(5, 5, seed=3))[0]
         assert value(measure, drawn() @ turn) == pytest.approx(value(measure, drawn()), rel=1e-9)
 
-    def test_it_is_greater_of_what_is_more_spread_out(self, measure: DiversityMeasure) -> None:
+    def test_it_is_greater_of_what_is_more_spread_out(self, measure: DiversityMetric) -> None:
         centre = np.ones(5)
         found = [value(measure, centre + s * (drawn() - drawn().mean(0))) for s in (0.1, 0.5, 2.0)]
         assert (found == sorted(found)) == measure.higher_is_better
         assert len(set(found)) == 3
 
-    def test_its_values_lie_in_its_range(self, measure: DiversityMeasure) -> None:
+    def test_its_values_lie_in_its_range(self, measure: DiversityMetric) -> None:
         alike, apart = np.ones((4, 3)), np.eye(4)
         for features in (drawn(), alike, apart, [[1.0, 0.0], [-1.0, 0.0]]):
             assert measure.low - 1e-9 <= value(measure, features) <= measure.high + 1e-9
 
     def test_one_image_is_too_few_and_a_zero_vector_has_no_direction(
-        self, measure: DiversityMeasure
+        self, measure: DiversityMetric
     ) -> None:
         few = measure(drawn(1))
         assert (few.value, few.reason) == (None, "needs at least 2 images, has 1")
@@ -153,7 +153,7 @@ class TestShipped:
             assert found.reason == "a feature vector is zero or not finite"
             assert found.value is None
 
-    def test_features_must_be_a_matrix(self, measure: DiversityMeasure) -> None:
+    def test_features_must_be_a_matrix(self, measure: DiversityMetric) -> None:
         with pytest.raises(ValueError, match=r"shape \[N, D\], got \[5\]"):
             measure(np.ones(5))
 
@@ -162,7 +162,7 @@ class TestShipped:
 
 OWN = """
 import numpy as np
-from autolora_eval.scoring.diversity_measure import DiversityMeasure
+from autolora_eval.scoring.diversity_metric import DiversityMeasure
 
 
 def widest(features):

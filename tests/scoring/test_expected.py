@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import Rubric, read_rubric
-from autolora_eval.scoring.expected import expected_scores
+from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.judges.base import Token
+from autolora_eval.scoring.reply import expected_scores
+from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 PC, SA = "prompt_correspondence", "style_adherence"
 
@@ -178,7 +178,7 @@ def test_none_where_the_alternatives_say_nothing(rubric: Rubric) -> None:
 
 
 def test_the_work_is_bounded(rubric: Rubric, monkeypatch: pytest.MonkeyPatch) -> None:
-    from autolora_eval.scoring import expected as module
+    from autolora_eval.scoring import reply as module
 
     calls = 0
     parse = module.parse_reply

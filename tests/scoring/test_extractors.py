@@ -25,18 +25,18 @@ from transformers import (
 )
 from transformers import SiglipConfig as Siglip
 
-from autolora_eval.benchmark.json_schema import attribute_meanings, json_schema
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.benchmark.sources import Source
-from autolora_eval.errors import AutoLoRAEvalError, UsageError
-from autolora_eval.files import content_key
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
+from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._files import content_key
+from autolora_eval._pipeline import state_plan
+from autolora_eval._progress import Progress
+from autolora_eval._sources import Source
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.starter import attribute_meanings, json_schema
+from autolora_eval.runs.feature_file import read_features
+from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, Loading
-from autolora_eval.scoring.feature_file import read_features
 from autolora_eval.scoring.features import extract_features
-from autolora_eval.stages import state_plan
 
 SIZE = 28
 SMALL = {
@@ -193,7 +193,7 @@ def test_parameters_and_code_are_part_of_the_key(
 
 def test_the_key_of_the_default_is_that_of_model_precision_and_batch(make: Make) -> None:
     """So features of runs that were made before there were kinds stay good."""
-    from autolora_eval.identity import identity
+    from autolora_eval._sources import identity
     from autolora_eval.scoring.features import extractor_key
 
     plan = make(model="miniature:dinov2", batch_size=4)

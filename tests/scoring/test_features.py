@@ -28,16 +28,16 @@ from transformers import (
     ViTModel,
 )
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.benchmark.sources import Source
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.files import sha256_file
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.feature_file import read_features
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import sha256_file
+from autolora_eval._progress import Progress
+from autolora_eval._sources import Source
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.runs.feature_file import read_features
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.scoring.extractors.transformers import TransformersExtractor as Extractor
 from autolora_eval.scoring.features import extract_features
-from autolora_eval.scoring.transformers_model import TransformersExtractor as Extractor
 
 SIZE = 28
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

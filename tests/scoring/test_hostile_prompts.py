@@ -17,22 +17,21 @@ from judge_server import Call, JudgeServer, judge_server
 from PIL import Image, ImageDraw, PngImagePlugin
 from scored_run import vector, write_features, write_images
 
+from autolora_eval._progress import Progress
+from autolora_eval._resources import miniatures, shipped_root
+from autolora_eval._sources import Source
 from autolora_eval.analysis.scores import join_scores
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.benchmark.schema import Judge as JudgeSpec
-from autolora_eval.benchmark.sources import Source
-from autolora_eval.manifest import state_plan, update_manifest
-from autolora_eval.miniature import miniatures
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.progress import Progress
-from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import Rubric, read_rubric
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.schema import JudgeConfig
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import state_plan, update_manifest
 from autolora_eval.scoring.constraint import reply_pattern
-from autolora_eval.scoring.judgements import judge_images, open_judge
 from autolora_eval.scoring.judges.base import Request
-from autolora_eval.scoring.judges.in_process import TransformersJudge
+from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
+from autolora_eval.scoring.judging import judge_images, open_judge
 from autolora_eval.scoring.reply import parse_reply
+from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 HOSTILE = {
     "plain": "a red house",
@@ -112,7 +111,7 @@ def test_a_prompt_changes_neither_the_parsing_nor_the_report(
 def report_holds(plan: Plan, folder: RunFolder, key: str) -> None:
     from report.readers import page
 
-    from autolora_eval.analysis.table import write_tables
+    from autolora_eval.analysis.tables import write_tables
     from autolora_eval.report import write_report
 
     write_tables(plan, folder, key)
@@ -151,7 +150,7 @@ def test_the_rubrics_own_words_stand_around_every_prompt(
 @pytest.fixture(scope="module")
 def judge(rubrics: dict[str, Rubric]) -> TransformersJudge:
     model = str(miniatures()["judge"])
-    spec = JudgeSpec(rubric="r", model=model, backend="transformers", max_tokens=32)
+    spec = JudgeConfig(rubric="r", model=model, backend="transformers", max_tokens=32)
     source = Source(model, "folder", model)
     return TransformersJudge(spec, source, torch.device("cpu"), rubrics["pixel_art"])
 

@@ -18,14 +18,14 @@ import pytest
 from judge_server import Call, Drop, Hang, Http, JudgeServer, completion, judge_server
 from scored_run import write_images
 
+from autolora_eval._files import Json, read_jsonl
+from autolora_eval._progress import Progress
 from autolora_eval.analysis.scores import join_scores
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.files import Json, read_jsonl
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.judgements import judge_images, open_judge
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judges.base import is_transient
+from autolora_eval.scoring.judging import judge_images, open_judge
 
 N = 2000  # 2 cells × 10 prompts × 100 seeds
 CONCURRENCY = 32
@@ -192,11 +192,11 @@ DRIVER = """
 import sys
 from contextlib import closing
 from pathlib import Path
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.plan import make_plan
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.judgements import judge_images, open_judge
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval._progress import Progress
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.scoring.judging import judge_images, open_judge
 plan = make_plan(load_benchmark(sys.argv[1]))
 with closing(open_judge(plan)) as judge:
     judge_images(plan, RunFolder(Path(sys.argv[2])), judge, Progress())

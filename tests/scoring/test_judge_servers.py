@@ -20,10 +20,10 @@ from judge_server import (
     judge_server,
 )
 
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.scoring.judges import servers
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval.scoring.judges import server_pool as servers
 from autolora_eval.scoring.judges.base import Request, is_transient
-from autolora_eval.scoring.judges.openai_server import HOPELESS, MOST_LOST
+from autolora_eval.scoring.judges.openai_judge import HOPELESS, MOST_LOST
 
 pytestmark = pytest.mark.usefixtures("dead_proxy")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autolora_eval.rubric import Question
-from autolora_eval.scoring.judgement_cache import JudgementCache, cache_folder, reply_key
+from autolora_eval.scoring.judgement_store import JudgementCache, cache_folder, reply_key
+from autolora_eval.scoring.rubric import Question
 
 QUESTION = Question("before", "after")
 
@@ -83,7 +83,7 @@ def test_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from autolora_eval.scoring.judgement_cache import JudgementCache
+from autolora_eval.scoring.judgement_store import JudgementCache
 cache = JudgementCache(Path(sys.argv[1]))
 for n in range(150):
     cache.put([(f"{sys.argv[2]}-{n}", {"raw": sys.argv[2]}), (f"both-{n}", {"raw": "same"})])

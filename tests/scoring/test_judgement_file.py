@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.scoring.judgement_file import Asked, JudgementFile, Known
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval.scoring.judgement_store import Asked, JudgementFile, Known
 
 
 def row(image: str, repeat: int = 0, *, key: str = "k", sha256: str = "s", **more: object) -> dict:

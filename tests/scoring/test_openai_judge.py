@@ -26,11 +26,11 @@ from judge_server import (
 )
 from PIL import Image
 
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import read_rubric
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.judges.base import Reply, Request, is_transient
 from autolora_eval.scoring.judges.openai_protocol import MAX_ANSWER_BYTES, _tokens
+from autolora_eval.scoring.rubric import read_rubric
 
 pytestmark = pytest.mark.usefixtures("dead_proxy")
 

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import Rubric, read_rubric
+from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.reply import MAX_CLOSINGS, MAX_OPENINGS, MAX_REPLY, Verdict, parse_reply
+from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 GOOD = '{"prompt_correspondence": 4, "style_adherence": 3.5}'
 SCORES = {"pc": 4.0, "sa": 3.5}

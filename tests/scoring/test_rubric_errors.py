@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rubrics import GOOD
 
-from autolora_eval.errors import UsageError
-from autolora_eval.rubric import read_rubric
+from autolora_eval._errors import UsageError
+from autolora_eval.scoring.rubric import read_rubric
 
 BROKEN = [
     pytest.param("name: mine", "nmae: mine", 1, "nmae", "Did you mean 'name'?", id="unknown"),

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from autolora_eval.analysis.measures import measures
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import read_rubric
+from autolora_eval._resources import shipped_root
+from autolora_eval.analysis.metric_columns import measures
+from autolora_eval.config.load import load_benchmark
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.reply import parse_reply
+from autolora_eval.scoring.rubric import read_rubric
 
 NAME = "prompts/rubrics/prompt_only.yaml"
 RUBRIC = read_rubric(shipped_root() / NAME)

@@ -16,10 +16,10 @@ import numpy as np
 import other_environment
 import pytest
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.benchmark.sources import PICKLE_ADVICE
-from autolora_eval.plan import make_plan
-from autolora_eval.preflight import missing
+from autolora_eval._sources import PICKLE_ADVICE
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.config.preflight import missing
 
 
 @pytest.fixture(scope="module")

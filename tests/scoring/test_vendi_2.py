@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from autolora_eval.scoring.diversity_measure import MEASURES
+from autolora_eval.scoring.diversity_metric import MEASURES
 
 VENDI, VENDI_2 = MEASURES.find("vendi"), MEASURES.find("vendi_2")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from autolora_eval.guidance.equations import autolora_predictions, in_interval
-from autolora_eval.guidance.registry import Method, MethodParameters
+from autolora_eval.guidance.method import GuiderMethod, MethodParameters
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
@@ -58,7 +58,7 @@ def _build(parameters: AutoLoRAParameters) -> BaseGuidance:
     return AutoLoRAGuidance(**parameters.model_dump())
 
 
-METHOD = Method(
+METHOD = GuiderMethod(
     name="autolora",
     display_name="AutoLoRA",
     summary="Goes from the base model's prediction through the LoRA's and beyond it.",

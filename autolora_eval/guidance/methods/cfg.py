@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from autolora_eval.guidance.equations import same
-from autolora_eval.guidance.registry import Method, MethodParameters
+from autolora_eval.guidance.method import GuiderMethod, MethodParameters
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
@@ -40,7 +40,7 @@ def _build(parameters: CFGParameters) -> BaseGuidance:
     return ClassifierFreeGuidance(guidance_scale=parameters.guidance_scale)
 
 
-METHOD = Method(
+METHOD = GuiderMethod(
     name="cfg",
     display_name="LoRA+CFG",
     summary="Classifier-free guidance of the LoRA-tuned model.",

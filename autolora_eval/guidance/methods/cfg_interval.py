@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from autolora_eval.guidance.equations import in_interval, same
-from autolora_eval.guidance.registry import Method, MethodParameters
+from autolora_eval.guidance.method import GuiderMethod, MethodParameters
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
@@ -58,7 +58,7 @@ def _build(parameters: CFGIntervalParameters) -> BaseGuidance:
     return ClassifierFreeGuidance(guidance_scale=p.guidance_scale, start=start, stop=stop)
 
 
-METHOD = Method(
+METHOD = GuiderMethod(
     name="cfg_interval",
     display_name="LoRA+CFG in an interval",
     summary="Classifier-free guidance of the LoRA-tuned model at a part of the steps.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autolora_eval.guidance.registry import Method, MethodParameters
+from autolora_eval.guidance.method import GuiderMethod, MethodParameters
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
@@ -20,7 +20,7 @@ def _build(parameters: LoRAParameters) -> BaseGuidance:
     return ClassifierFreeGuidance(guidance_scale=1.0)
 
 
-METHOD = Method(
+METHOD = GuiderMethod(
     name="lora",
     display_name="LoRA",
     summary="The LoRA's conditional prediction alone, without guidance.",

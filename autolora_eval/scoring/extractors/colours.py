@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from autolora_eval.files import Json
-from autolora_eval.guidance.registry import MethodParameters
+from autolora_eval._files import Json
+from autolora_eval.guidance.method import MethodParameters
+from autolora_eval.runs.feature_file import Matrix
 from autolora_eval.scoring.extractor import Extractor, ExtractorKind, Loading
-from autolora_eval.scoring.feature_file import Matrix
 
 if TYPE_CHECKING:
     from PIL import Image

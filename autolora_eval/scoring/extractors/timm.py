@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autolora_eval.benchmark.sources import PICKLE_ADVICE
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.files import Json
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import Json
+from autolora_eval._sources import PICKLE_ADVICE
+from autolora_eval.runs.feature_file import Matrix
 from autolora_eval.scoring.extractor import Extractor, ExtractorKind, Loading
-from autolora_eval.scoring.feature_file import Matrix
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from autolora_eval.benchmark.sources import Source
+    from autolora_eval._sources import Source
 
 _WEIGHTS = "model.safetensors"  # timm would take a pickle where this is not
 

@@ -1,12 +1,111 @@
-"""Any vision model of `transformers`: DINOv2, DINOv3, CLIP, SigLIP, ViT and others."""
+"""Feature vectors by a vision model of `transformers`, with its own preprocessing."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import Json
+from autolora_eval._sources import Source
+from autolora_eval.runs.feature_file import Matrix
 from autolora_eval.scoring.extractor import DEFAULT, Extractor, ExtractorKind, Loading
 
 
+class TransformersExtractor:
+    """A vision model with its own preprocessing.
+
+    Args:
+        model: from `AutoModel`.
+        processor: from `AutoImageProcessor`.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(self, model: Any, processor: Any, batch_size: int) -> None:  # noqa: ANN401
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+
+    @classmethod
+    def load(
+        cls, source: Source, device: torch.device, dtype: torch.dtype, batch_size: int
+    ) -> TransformersExtractor:
+        """Load a vision model from a folder or hub id, from safetensors only."""
+        from transformers import AutoImageProcessor, AutoModel
+
+        options = {"revision": source.revision} if source.revision else {}
+        try:
+            _require_timm(source, options)
+            processor = AutoImageProcessor.from_pretrained(source.location, **options)
+            model = AutoModel.from_pretrained(
+                source.location, dtype=dtype, use_safetensors=True, **options
+            )
+        except (OSError, ValueError, ImportError) as error:
+            told = " ".join(str(error).split())
+            raise AutoLoRAEvalError(
+                f"the extractor '{source.reference}' cannot be loaded: {told:.400}"
+            ) from error
+        return cls(model.to(device).eval(), processor, batch_size)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> Matrix:
+        """Return the feature vectors of RGB images, float32 [N, D].
+
+        The last batch is filled up, so that a vector does not depend on how many images there are.
+        """
+        filled = [*images, *[images[-1]] * (self.batch_size - len(images))]
+        inputs = self.processor(images=filled, return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
+        vectors = self._pooled(pixels)[: len(images)]
+        return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
+
+    def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """One vector an image: the pooled output (DINOv2: the CLS token after its norm)."""
+        if hasattr(self.model, "get_image_features"):
+            features = self.model.get_image_features(pixel_values=pixels)
+            pooled = features if isinstance(features, torch.Tensor) else features.pooler_output
+        else:
+            outputs = self.model(pixel_values=pixels)
+            pooled = getattr(outputs, "pooler_output", None)
+            if pooled is None:
+                pooled = outputs.last_hidden_state[:, 0]
+        vectors: torch.Tensor = pooled.flatten(1)
+        return vectors
+
+    def preprocessing(self) -> Json:
+        """Return what is done to an image before the model sees it, and by which backend."""
+        names = ("size", "crop_size", "do_resize", "do_center_crop", "resample", "image_mean")
+        config = self.processor.to_dict()
+        stated = {name: config[name] for name in (*names, "image_std") if name in config}
+        return {
+            "processor": type(self.processor).__name__,
+            **json.loads(json.dumps(stated, default=str)),
+        }
+
+
+def _require_timm(source: Source, options: Mapping[str, str]) -> None:
+    """Refuse a model of timm where timm is not installed, which transformers does not say."""
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(source.location, **options)
+    is_of_timm = config.get("model_type") == "timm_wrapper" or "pretrained_cfg" in config
+    if is_of_timm and importlib.util.find_spec("timm") is None:
+        raise ImportError(
+            "it is a model of timm, which is not installed: pip install 'autolora-eval[timm]'. "
+            "'extractor: timm' beside it loads it without transformers."
+        )
+
+
+# --------------------
+# Any vision model of `transformers`: DINOv2, DINOv3, CLIP, SigLIP, ViT and others.
+
+
 def _load(loading: Loading) -> Extractor:
-    from autolora_eval.scoring.transformers_model import TransformersExtractor
+    pass
 
     assert loading.source is not None
     return TransformersExtractor.load(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from autolora_eval.files import Json
-from autolora_eval.rubric import Question
+from autolora_eval._files import Json
+from autolora_eval.scoring.rubric import Question
 
 # Failures of the way to the judge, not of its reply: a later run asks again.
 TRANSIENT = ("http_", "timeout", "connection", "bad_response")

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autolora_eval.benchmark.judge_settings import is_of_this_machine
-from autolora_eval.benchmark.schema import Judge as JudgeSpec
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.files import Json
-from autolora_eval.images import Picture
-from autolora_eval.rubric import Question
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import Json
+from autolora_eval.config.schema import JudgeConfig
+from autolora_eval.runs.images import Picture
 from autolora_eval.scoring.judges.base import Reply, Token
-from autolora_eval.scoring.judges.servers import Server
+from autolora_eval.scoring.judges.config import is_of_this_machine
+from autolora_eval.scoring.judges.server_pool import Server
+from autolora_eval.scoring.rubric import Question
 
 if TYPE_CHECKING:
     import openai
@@ -83,7 +83,7 @@ def client(url: str, key: str) -> openai.AsyncOpenAI:
 
 
 def chat(
-    spec: JudgeSpec, question: Question, picture: Picture, repeat: int, mode: Mode
+    spec: JudgeConfig, question: Question, picture: Picture, repeat: int, mode: Mode
 ) -> dict[str, Any]:
     """Return the arguments of one chat completion."""
     kind = picture.format.lower()
@@ -230,7 +230,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-async def served_model(server: Server, spec: JudgeSpec, timeout: float) -> Json:
+async def served_model(server: Server, spec: JudgeConfig, timeout: float) -> Json:
     """Return what a server says of the model that it serves under the judge's name.
 
     Returns:

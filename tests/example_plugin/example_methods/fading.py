@@ -7,7 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 
-from autolora_eval.testing import LawDeclaration
+from autolora_eval.guider_checks import GuiderSpec
 
 
 class FadingGuidance(BaseGuidance):
@@ -19,7 +19,7 @@ class FadingGuidance(BaseGuidance):
     """
 
     _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012
-    laws = LawDeclaration(
+    laws = GuiderSpec(
         neutral={"guidance_scale": 1.0, "last_scale": 1.0},
         linear=("guidance_scale", "last_scale"),
         linear_in_predictions=True,

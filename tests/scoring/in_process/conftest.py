@@ -9,11 +9,10 @@ import pytest
 import torch
 from in_process import PROMPTS, judge, pictured
 
-from autolora_eval.miniature import miniatures
-from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import Rubric, read_rubric
+from autolora_eval._resources import miniatures, shipped_root
 from autolora_eval.scoring.judges.base import Request
-from autolora_eval.scoring.judges.in_process import TransformersJudge
+from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
+from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature judge, or one of the same architecture that has learnt nothing."""
     if "judge" in miniatures():
         return miniatures()["judge"]
-    from autolora_eval.miniature.recipes import judge_model, judge_tokenizer
+    from recipes import judge_model, judge_tokenizer
 
     folder = tmp_path_factory.mktemp("judge")
     torch.manual_seed(0)

@@ -13,10 +13,10 @@ from in_process import PROMPTS, ask, judge, said
 from PIL import Image
 from scored_run import picture
 
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.rubric import Question
+from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges.base import Request
-from autolora_eval.scoring.judges.in_process import conversation
+from autolora_eval.scoring.judges.transformers_judge import conversation
+from autolora_eval.scoring.rubric import Question
 
 # --- batches and images -----------------------------------------------------------------------
 

@@ -11,13 +11,12 @@ import pytest
 from creatures import creatures
 from in_process import ask, judge, said
 
-from autolora_eval.miniature.recipes.character import TRAITS
-from autolora_eval.resources import shipped_root
-from autolora_eval.rubric import Rubric, read_rubric
+from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.constraint import reply_pattern
-from autolora_eval.scoring.expected import expected_scores
 from autolora_eval.scoring.judges.base import Request
-from autolora_eval.scoring.reply import parse_reply
+from autolora_eval.scoring.reply import expected_scores, parse_reply
+from autolora_eval.scoring.rubric import Rubric, read_rubric
+from recipes.character import TRAITS
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from in_process import PROMPTS, ask, judge, pictured, said
 from PIL import Image
 from scipy.stats import chi2
 
-from autolora_eval.miniature import miniatures
+from autolora_eval._resources import miniatures
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Request
-from autolora_eval.scoring.judges.in_process import conversation
+from autolora_eval.scoring.judges.transformers_judge import conversation
 from autolora_eval.scoring.reply import parse_reply
 
 HOSTILE = [
@@ -163,7 +163,7 @@ def test_without_being_asked_for_there_are_no_probabilities(loaded, requests) ->
 
 
 def test_expected_scores_can_be_had_of_the_tokens(model, rubric, requests) -> None:
-    expected = pytest.importorskip("autolora_eval.scoring.expected")
+    expected = pytest.importorskip("autolora_eval.scoring.reply")
     asked = judge(model, rubric, logprobs=True, max_tokens=32)
     for reply in ask(asked, requests):
         scores = expected.expected_scores(reply.text, reply.tokens, rubric)

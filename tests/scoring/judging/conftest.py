@@ -11,9 +11,9 @@ from judge_server import JudgeServer, judge_server
 from judging import SECRET
 from scored_run import write_images
 
-from autolora_eval.benchmark.load import load_benchmark
-from autolora_eval.plan import Plan, make_plan
-from autolora_eval.run_folder import RunFolder
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from judging import N, by_content, judge, rows
 from rich.console import Console
 from scored_run import write_images
 
-from autolora_eval.files import sha256_file
-from autolora_eval.progress import Progress
-from autolora_eval.run_folder import RunFolder
-from autolora_eval.scoring.judgements import (
+from autolora_eval._files import sha256_file
+from autolora_eval._progress import Progress
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.scoring.judging import (
     asked_key,
     judge_images,
     judgements_by_image,
@@ -42,9 +42,9 @@ def test_another_way_of_asking_is_another_judgement(change, make, folder, server
 
 
 def benchmark_default(name: str) -> object:
-    from autolora_eval.benchmark.schema import Judge
+    from autolora_eval.config.schema import JudgeConfig
 
-    return Judge.model_fields[name].default
+    return JudgeConfig.model_fields[name].default
 
 
 def test_a_launched_servers_arguments_are_a_part_of_the_question(make) -> None:

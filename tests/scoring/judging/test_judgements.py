@@ -13,13 +13,13 @@ import pytest
 from judge_server import VERDICT, Call, Drop, Http, JudgeServer, completion
 from judging import SECRET, N, by_content, judge, outcome, rows
 
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import read_jsonl, sha256_file
+from autolora_eval._pipeline import RunPipeline
+from autolora_eval._progress import Progress
 from autolora_eval.analysis.scores import join_scores
-from autolora_eval.errors import AutoLoRAEvalError
-from autolora_eval.files import read_jsonl, sha256_file
-from autolora_eval.manifest import state_plan, update_manifest
-from autolora_eval.progress import Progress
-from autolora_eval.scoring.judgements import judge_images, open_judge, recorded_judging
-from autolora_eval.stages import Stages
+from autolora_eval.runs.manifest import state_plan, update_manifest
+from autolora_eval.scoring.judging import judge_images, open_judge, recorded_judging
 
 
 def test_each_image_is_judged_once_with_its_own_prompt(make, folder, server) -> None:
@@ -146,12 +146,12 @@ def test_each_reply_is_in_its_file_before_the_next_are_asked_for(make, folder, s
 
 @pytest.mark.skipif(sys.platform == "win32", reason="keeps nobody out there")
 def test_two_processes_do_not_judge_into_one_folder(make, folder, server) -> None:
-    stages = Stages(make(), folder, Progress(), "bench.yaml", {})
+    stages = RunPipeline(make(), folder, Progress(), "bench.yaml", {})
     state_plan(stages.plan, folder, "bench.yaml", {})
     code = """
 import sys, time
 from pathlib import Path
-from autolora_eval.scoring.judgement_file import judging_alone
+from autolora_eval.scoring.judgement_store import judging_alone
 with judging_alone(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(30)

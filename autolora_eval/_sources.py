@@ -1,0 +1,356 @@
+"""Where a model comes from: a folder, a hub id, or a shipped miniature. Nothing is loaded here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
+from autolora_eval._files import Json, sha256_file, sha256_folder
+from autolora_eval._resources import shipped_root
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PICKLE_ADVICE = (
+    "a pickle can run code when it is opened, so only .safetensors is read. Convert it on a "
+    "machine you trust: load it with torch.load(weights_only=True), and write it with "
+    "safetensors.torch.save_file."
+)
+MINIATURE = "miniature:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's origin, found but not loaded.
+
+    Attributes:
+        reference: as the benchmark file states it.
+        kind: `folder` and `file` are on this machine; `hub` is fetched through the hub's cache;
+            `absent` is a file that its user must get first.
+        location: absolute path, or hub id.
+        revision: commit, tag or branch on the hub.
+        weight_name: the weight file within a folder or hub repository, where it matters.
+        obtain: how an absent file is to be had.
+    """
+
+    reference: str
+    kind: Literal["folder", "file", "hub", "absent"]
+    location: str
+    revision: str | None = None
+    weight_name: str | None = None
+    obtain: str | None = None
+
+    def how_to_get(self) -> str:
+        """Return what to do about an absent file: where it is from, and where to put it.
+
+        The place stands where the benchmark writes `{place}`, or at the end.
+        """
+        place = Path(self.reference).expanduser()
+        where = str(place) if place.is_absolute() else f"{place} below {Path.cwd()}"
+        told = str(self.obtain)
+        told = told if "{place}" in told else f"{told} Put the file at {{place}}."
+        return told.replace("{place}", where)
+
+    @property
+    def path(self) -> Path:
+        """The place on this machine of a folder or file."""
+        return Path(self.location)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Where relative paths are looked up: the benchmark file's folder, its parent, here, shipped.
+
+    The parent serves the usual layout, `benchmarks/x.yaml` beside `prompts/`; what is shipped
+    comes last, so that anyone's benchmark can name `prompts/rubrics/pixel_art.yaml`.
+    """
+
+    folders: tuple[Path, ...]
+
+    @classmethod
+    def beside(cls, benchmark_file: Path) -> Lookup:
+        """Return the look-up of a benchmark file."""
+        here = benchmark_file.resolve().parent
+        return cls(tuple(dict.fromkeys((here, here.parent, Path.cwd(), shipped_root()))))
+
+    def find(self, reference: str) -> Path | None:
+        """Return the first place where `reference` exists."""
+        try:
+            path = Path(reference).expanduser()
+            places = [path] if path.is_absolute() else [folder / path for folder in self.folders]
+            return next((place.resolve() for place in places if place.exists()), None)
+        except (OSError, RuntimeError):  # no name of a file: too long, or the home of nobody
+            return None
+
+    def file(self, reference: str, what: str) -> Path:
+        """Return the file that `reference` names.
+
+        Raises:
+            UsageError: there is none, with the places that were searched.
+        """
+        found = self.find(reference)
+        if found is None or not found.is_file():
+            places = ", ".join(str(folder) for folder in self.folders)
+            near = did_you_mean(Path(reference).name, self._neighbours(reference), or_list=False)
+            raise UsageError(f"no such {what}: '{reference:.300}' (looked in {places}).{near}")
+        return found
+
+    def _neighbours(self, reference: str) -> list[str]:
+        parents = (folder / Path(reference).parent for folder in self.folders)
+        try:
+            files = (p for d in parents if d.is_dir() for p in d.iterdir() if p.is_file())
+            return sorted({path.name for path in files})
+        except OSError:
+            return []
+
+
+def find_model(reference: str, revision: str | None, lookup: Lookup, marker: str) -> Source:
+    """Return the source of a model folder or hub id.
+
+    Args:
+        reference: folder, hub id or `miniature:NAME`.
+        revision: for a hub id.
+        lookup: where relative folders are looked up.
+        marker: the file that a folder must have: `model_index.json` or `config.json`.
+
+    Raises:
+        UsageError: neither a folder with `marker` and safe weights nor a hub id.
+    """
+    if reference.startswith(MINIATURE):
+        _refuse_revision(reference, revision)
+        return Source(reference, "folder", str(_miniature(reference)))
+    found = lookup.find(reference)
+    if found is None and _HUB_ID.match(reference):
+        return Source(reference, "hub", reference, revision)
+    if found is None:
+        raise UsageError(
+            f"no such folder: '{reference}'. Expected a folder with a {marker}, a hub id such as "
+            f"'owner/name', or '{MINIATURE}NAME'."
+        )
+    if not (found / marker).is_file():
+        raise UsageError(
+            f"'{reference}' has no {marker}, so it is not a model in the diffusers/transformers "
+            "layout. Write one with save_pretrained."
+        )
+    _refuse_revision(reference, revision)
+    _refuse_pickles(found, reference)
+    return Source(reference, "folder", str(found))
+
+
+def find_lora(
+    reference: str,
+    weight_name: str | None,
+    revision: str | None,
+    lookup: Lookup,
+    obtain: str | None = None,
+) -> Source:
+    """Return the source of a LoRA: a `.safetensors` file, a folder with one, or a hub id.
+
+    A file that is not there is absent, not an error, if the benchmark says how to `obtain` it.
+
+    Raises:
+        UsageError: nothing there, several weight files and no `weight_name`, or a pickle.
+    """
+    if weight_name is not None and Path(weight_name).suffix in _PICKLES:
+        raise UsageError(f"weight_name '{weight_name}' is a pickle: {PICKLE_ADVICE}")
+    if reference.startswith(MINIATURE):
+        _refuse_revision(reference, revision)
+        return _lora_in(_miniature(reference), weight_name, reference)
+    found = lookup.find(reference)
+    if Path(reference).suffix in _PICKLES:
+        raise UsageError(f"'{reference}' is a pickle: {PICKLE_ADVICE}")
+    if found is None and _HUB_ID.match(reference) and not reference.endswith(".safetensors"):
+        return Source(reference, "hub", reference, revision, weight_name)
+    if found is None and obtain is not None and reference.endswith(".safetensors"):
+        return Source(reference, "absent", reference, obtain=obtain.strip())
+    if found is None:
+        raise UsageError(
+            f"no such LoRA: '{reference}'. Expected a .safetensors file, a folder with one, or a "
+            "hub id such as 'owner/name'. A LoRA from civitai needs a login there: download the "
+            "file yourself and name its path here."
+        )
+    _refuse_revision(reference, revision)
+    if found.is_dir():
+        return _lora_in(found, weight_name, reference)
+    if found.suffix != ".safetensors":
+        raise UsageError(f"'{reference}' is not a .safetensors file.")
+    if weight_name is not None:
+        raise UsageError(
+            f"a weight_name belongs to a folder or hub id, but '{reference}' is a file: remove it."
+        )
+    return Source(reference, "file", str(found))
+
+
+def _lora_in(folder: Path, weight_name: str | None, reference: str) -> Source:
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if weight_name is not None and weight_name not in names:
+        near = did_you_mean(weight_name, names)
+        raise UsageError(f"weight_name: no '{weight_name}' in '{reference}'.{near}")
+    if weight_name is None and len(names) != 1:
+        if not names and any(path.suffix in _PICKLES for path in folder.iterdir()):
+            raise UsageError(f"'{reference}' holds its LoRA as a pickle: {PICKLE_ADVICE}")
+        found = ", ".join(names) if names else "none"
+        raise UsageError(
+            f"'{reference}' must hold one .safetensors file, but has {found}. "
+            "Name one with weight_name."
+        )
+    return Source(reference, "file", str(folder / (weight_name or names[0])))
+
+
+def _refuse_revision(reference: str, revision: str | None) -> None:
+    if revision is not None:
+        raise UsageError(
+            f"a revision belongs to a hub id, but '{reference}' is on this machine: remove it."
+        )
+
+
+def _refuse_pickles(folder: Path, reference: str) -> None:
+    """Refuse a model folder whose weights are only there as pickles."""
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        files = {path.suffix for path in place.iterdir() if path.is_file()}
+        if files.intersection(_PICKLES) and ".safetensors" not in files:
+            raise UsageError(f"'{reference}' holds weights as a pickle: {PICKLE_ADVICE}")
+
+
+def _miniature(reference: str) -> Path:
+    from autolora_eval._resources import miniature_folder
+
+    return miniature_folder(reference.removeprefix(MINIATURE))
+
+
+# --------------------
+# What a model is: the hash of its files, or its commit on the hub. Fetches what is not here.
+
+
+_MODEL_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja")
+
+
+def identity(source: Source) -> Json:
+    """Return what decides a model's numbers, for content keys and the manifest.
+
+    Args:
+        source: a folder or file is hashed; a hub id is resolved to its commit.
+    """
+    if source.kind == "hub":
+        return {"reference": source.reference, "kind": "hub", "commit": _commit(source)}
+    digest = sha256_folder(source.path, _MODEL_FILES)
+    return {"reference": source.reference, "kind": source.kind, "sha256": digest}
+
+
+def lora_identity(source: Source) -> Json:
+    """Return what a LoRA is: the hash of its file, which is fetched if need be."""
+    file = local_lora(source)
+    return {"reference": source.reference, "kind": source.kind, "sha256": sha256_file(file)}
+
+
+def local_lora(source: Source) -> Path:
+    """Return the LoRA's file on this machine, fetching it from the hub if need be.
+
+    Raises:
+        AutoLoRAEvalError: the hub repository has no single `.safetensors`, or cannot be reached;
+            or it is a file that its user must get first.
+    """
+    if source.kind == "absent":
+        raise AutoLoRAEvalError(absent(source))
+    if source.kind != "hub":
+        return source.path
+    from huggingface_hub import HfApi, hf_hub_download
+
+    name = source.weight_name
+    try:
+        if name is None:
+            files = HfApi().list_repo_files(source.location, revision=source.revision)
+            weights = [file for file in files if file.endswith(".safetensors")]
+            if len(weights) != 1:
+                raise AutoLoRAEvalError(
+                    f"'{source.location}' must have one .safetensors, and has "
+                    f"{', '.join(weights) or 'none'}. Name one with weight_name."
+                )
+            name = weights[0]
+        return Path(hf_hub_download(source.location, name, revision=source.revision))
+    except (OSError, ValueError) as error:
+        raise AutoLoRAEvalError(unreachable([source], first_line(error))) from error
+
+
+def in_cache(source: Source, marker: str) -> bool:
+    """Tell whether a hub model's `marker` file is in the local cache."""
+    return cached(source, marker) is not None
+
+
+def cached(source: Source, name: str) -> Path | None:
+    """Return a file of a model folder, or of a hub model as the local cache has it, or None."""
+    if source.kind != "hub":
+        file = source.path / name
+        return file if file.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.location, name, revision=source.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def fetched(source: Source, name: str) -> Path | None:
+    """Return a file of a model, fetched from the hub if need be; None if it is not to be had."""
+    here = cached(source, name)
+    if here is not None or source.kind != "hub":
+        return here
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download(source.location, name, revision=source.revision, etag_timeout=5.0)
+    except (OSError, ValueError):
+        return None
+    return Path(path)
+
+
+def hub_refusal(source: Source) -> str | None:
+    """Ask the hub for a repository; return None if it is there, else why it cannot be had."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().repo_info(source.location, revision=source.revision, timeout=5.0)
+    except Exception as error:  # the hub's client raises errors of its HTTP library too
+        return first_line(error)
+    return None
+
+
+def unreachable(sources: list[Source], reason: str) -> str:
+    """Return the message for models on the hub that cannot be had: what, why, what to do."""
+    commands = [
+        f"hf download {source.location}"
+        + (f" --revision {source.revision}" if source.revision else "")
+        for source in sources
+    ]
+    return (
+        f"not in the local cache, and not to be had from the hub ({reason}): "
+        f"{', '.join(source.location for source in sources)}. On a machine with access run: "
+        f"{' && '.join(commands)} (for a gated model "
+        "accept its licence on its page and run 'hf auth login' first); or name local folders."
+    )
+
+
+def absent(source: Source) -> str:
+    """Return the message for a file that its user must get first."""
+    return f"the LoRA '{source.reference}' is not here. {source.how_to_get()}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, cut to what fits a message of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _commit(source: Source) -> str:
+    """Return the commit that a hub id and revision stand for, as the cache's folder names it."""
+    from huggingface_hub import hf_hub_download
+
+    for name in ("model_index.json", "config.json"):
+        try:
+            path = Path(hf_hub_download(source.location, name, revision=source.revision))
+        except (OSError, ValueError) as error:
+            problem = error
+            continue
+        parts = path.parts
+        # The last of that name: the cache may itself lie below a folder called snapshots.
+        return parts[len(parts) - parts[::-1].index("snapshots")]
+    raise AutoLoRAEvalError(unreachable([source], first_line(problem))) from problem

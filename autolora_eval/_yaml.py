@@ -1,0 +1,235 @@
+"""YAML read safely, with the line of every key, no key twice, and `${VAR:-default}` filled in."""
+
+from __future__ import annotations
+
+import os
+import re
+import typing
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ValidationError
+
+from autolora_eval._errors import UsageError, did_you_mean
+
+KeyPath = tuple[str | int, ...]
+MAX_BYTES = 4_000_000
+MAX_NODES = 1_000_000
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """A YAML document and where its keys stand.
+
+    Attributes:
+        path: the file.
+        data: its content.
+        lines: key path, each part as text → line, from 1.
+    """
+
+    path: Path
+    data: Any
+    lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+    def where(self, keys: KeyPath) -> str:
+        """Return `file:line: key.path` for messages; the line of the nearest key that exists."""
+        parts = tuple(str(key) for key in keys)
+        known = next((parts[:n] for n in range(len(parts), 0, -1) if parts[:n] in self.lines), ())
+        line = f":{self.lines[known]}" if known else ""
+        dotted = ".".join(part if part.isprintable() else repr(part) for part in parts)
+        return f"{self.path}{line}: {dotted}" if dotted else f"{self.path}{line}"
+
+
+def read_yaml(path: Path, *, fill_in: bool = False) -> YamlFile:
+    """Read a YAML file.
+
+    Args:
+        path: the file.
+        fill_in: replace `${VAR}` and `${VAR:-default}` in strings by the environment's value; as
+            in a shell, the default also stands in for an empty value.
+
+    Raises:
+        UsageError: it is missing, too large, not UTF-8, not YAML, has a key twice, or names an
+            environment variable that is not set and has no default.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_BYTES} bytes; is it a benchmark file?")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[tuple[str, ...], int] = {}
+        _check_keys(path, node, (), lines)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: nested too deeply, or an alias that holds itself.") from error
+    except ValueError as error:  # such as the date 2024-13-45
+        raise UsageError(
+            f"{path}: not valid YAML: {error}. Is a quotation mark missing?"
+        ) from error
+    document = YamlFile(path, data, lines)
+    return replace(document, data=_fill_in(data, document, ())) if fill_in else document
+
+
+def _check_keys(
+    path: Path, node: yaml.Node | None, at: tuple[str, ...], lines: dict[tuple[str, ...], int]
+) -> None:
+    """Note the line of every key below `node`, and refuse a key that stands twice."""
+    if len(lines) > MAX_NODES:
+        raise UsageError(f"{path}: more than {MAX_NODES} entries, aliases written out.")
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value in node.value:
+            key = (*at, str(key_node.value))
+            line = key_node.start_mark.line + 1
+            if key in lines:
+                raise UsageError(
+                    f"{path}:{line}: {'.'.join(key)}: stands here and on line "
+                    f"{lines[key]}; the second would silently replace the first. Rename one."
+                )
+            lines[key] = line
+            _check_keys(path, value, key, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[*at, str(index)] = item.start_mark.line + 1
+            _check_keys(path, item, (*at, str(index)), lines)
+
+
+def _fill_in(value: Any, document: YamlFile, at: KeyPath) -> Any:  # noqa: ANN401
+    """Replace `${VAR}` and `${VAR:-default}` in every string by the environment's value."""
+    if isinstance(value, dict):
+        return {key: _fill_in(item, document, (*at, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill_in(item, document, (*at, index)) for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        found = os.environ.get(name)
+        if default is not None:
+            found = found or default
+        if found is None:
+            raise UsageError(
+                f"{document.where(at)}: the environment variable {name} is not set. "
+                f"Set it, or give a default: ${{{name}:-value}}."
+            )
+        return found
+
+    return _VARIABLE.sub(lookup, value)
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    text = f"line {mark.line + 1}: {problem}" if mark is not None else str(problem)
+    return " ".join(text.split())
+
+
+# --------------------
+# What is wrong with a YAML file's content, in the words of the file: one line a problem.
+
+
+# Tags of alternatives, as of `prompts`: pydantic puts them into locations, and they are no keys.
+FILE_TAG, ADDRESS_TAG, LIST_TAG = "(a file)", "(an address)", "(a list)"
+_NO_KEYS = (FILE_TAG, ADDRESS_TAG, LIST_TAG)
+_MAPPING_EXPECTED = ("dict_type", "model_type", "model_attributes_type", "mapping_type")
+
+
+def matching(pattern: str, expected: str) -> AfterValidator:
+    """Return a check of a string against a pattern, with words for what it wants."""
+
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError(f"expected {expected}")
+        return value
+
+    return AfterValidator(check)
+
+
+def explained(
+    error: ValidationError, document: YamlFile, model: type[BaseModel], at: KeyPath = ()
+) -> list[str]:
+    """Return one line for each problem: file, line, key, what is wrong, what was expected.
+
+    Args:
+        error: what pydantic says.
+        document: the file that was validated.
+        model: what it, or the part of it at `at`, was validated as.
+        at: where that part stands in the file.
+    """
+    lines: dict[str, None] = {}
+    for item in error.errors():
+        keys = tuple(part for part in item["loc"] if part not in _NO_KEYS)
+        keys = keys[:-1] if keys[-1:] == ("[key]",) else keys
+        lines[f"{document.where((*at, *keys))}: {_message(item, model, keys)}"] = None
+    return list(lines)
+
+
+def explained_at(
+    error: ValidationError,
+    document: YamlFile,
+    at: KeyPath,
+    fields: Collection[str | None] | None = None,
+) -> list[str]:
+    """Return one line for each problem with values that all stand at one place of the file.
+
+    Args:
+        error: what pydantic says.
+        document: the file.
+        at: where the values stand.
+        fields: tell of these fields alone, None among them being that of the fields together.
+    """
+    lines: dict[str, None] = {}
+    for item in error.errors():
+        field = str(item["loc"][0]) if item["loc"] else None
+        if fields is None or field in fields:
+            lines[f"{document.where(at)}: {_message(item, BaseModel, item['loc'])}"] = None
+    return list(lines)
+
+
+def _message(item: Any, model: type[BaseModel], keys: KeyPath) -> str:  # noqa: ANN401
+    kind, value = item["type"], item["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key.{did_you_mean(str(keys[-1]), _known_keys(model, keys[:-1]))}"
+    if kind == "missing":
+        return "missing; this key is needed."
+    if kind in _MAPPING_EXPECTED:
+        return f"expected 'key: value' entries (got {_shown(value)})."
+    if kind == "string_type" and value is not None and not isinstance(value, dict | list):
+        return f"expected text; put it in quotation marks (got {_shown(value)})."
+    if isinstance(value, dict | list) and not kind.endswith("_type"):
+        told = item["msg"].removeprefix("Value error, ")
+        return told if told.endswith("?") else f"{told}."
+    return f"{item['msg'].removeprefix('Value error, ')} (got {_shown(value)})."
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else f"{value!r:.80}"
+
+
+def _known_keys(model: type[BaseModel], keys: KeyPath) -> list[str]:
+    """Return the keys that `model` accepts below `keys`."""
+    here: Any = model
+    for key in keys:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            here = here.model_fields[str(key)].annotation
+        else:
+            here = typing.get_args(here)[-1]
+        options = [a for a in typing.get_args(here) if a is not type(None)]
+        if options and typing.get_origin(here) is not dict:
+            here = options[0]
+    return list(here.model_fields) if hasattr(here, "model_fields") else []

@@ -1,0 +1,1 @@
+"""Benchmark files: from YAML to a checked plan."""

@@ -1,0 +1,141 @@
+"""Prompt sets: one prompt a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from autolora_eval._errors import UsageError
+from autolora_eval._sources import Source
+
+MAX_PROMPT_LENGTH = 10_000
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read a prompt file: UTF-8, one prompt a line, blank lines left out.
+
+    Raises:
+        UsageError: not a readable UTF-8 file, empty, too long a line, or a prompt twice.
+    """
+    try:
+        # Not `splitlines`: it also breaks at characters that can stand in a prompt (U+2028).
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: not UTF-8 (byte {error.start}). Save the prompts as UTF-8 text."
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from error
+    return check_prompts(((f"{path}:{n}", s.strip()) for n, s in enumerate(lines, 1)), str(path))
+
+
+def check_prompts(placed: Iterable[tuple[str, str]], where: str) -> list[str]:
+    """Return the prompts, each once.
+
+    Args:
+        placed: pairs of place, for messages, and prompt; empty prompts are left out.
+        where: the place of them all.
+
+    Raises:
+        UsageError: none is left, one is too long, or one stands twice.
+    """
+    first: dict[str, str] = {}
+    for place, prompt in placed:
+        if not prompt:
+            continue
+        if len(prompt) > MAX_PROMPT_LENGTH:
+            raise UsageError(
+                f"{place}: a prompt of {len(prompt)} characters; "
+                f"at most {MAX_PROMPT_LENGTH} are accepted. Is it one prompt a line?"
+            )
+        if prompt in first:
+            raise UsageError(
+                f"{place}: the prompt {prompt[:80]!r} stands there for the second time, after "
+                f"{first[prompt]}. Prompts are paired across methods by their text: remove one."
+            )
+        first[prompt] = place
+    if not first:
+        raise UsageError(f"{where}: no prompt in it. Write one prompt a line.")
+    return list(first)
+
+
+# --------------------
+# Which pipelines a guidance method can act on, told by the class that `model_index.json` names.
+#
+# Nothing is loaded and diffusers is not asked: it is where a class stands in neither list, before
+# the first model is loaded (`generation.pipeline.open_pipeline`).
+
+
+INDEX = "model_index.json"
+# Those that the tests sample, each against a loop written by hand.
+TESTED = (
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "QwenImagePipeline",
+    "ZImagePipeline",
+)
+# Those whose modular pipeline in diffusers 0.42 has no guider; a test holds it against diffusers.
+WITHOUT_GUIDER = (
+    "Cosmos3OmniPipeline",
+    "Flux2Pipeline",
+    "FluxImg2ImgPipeline",
+    "FluxInpaintPipeline",
+    "FluxKontextPipeline",
+    "FluxPipeline",
+    "Ideogram4Pipeline",
+)
+WHAT_WORKS = f"What works: {', '.join(TESTED[:-1])} and {TESTED[-1]}."
+
+
+def pipeline_class(index: Path, reference: str) -> str:
+    """Return the class that a pipeline folder's `model_index.json` names.
+
+    Args:
+        index: the file.
+        reference: the pipeline as the benchmark states it, for messages.
+
+    Raises:
+        UsageError: it is no such file, or names code that would have to be run.
+    """
+    try:
+        content = json.loads(index.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{index}: not valid JSON: {error}.") from error
+    name = content.get("_class_name") if isinstance(content, dict) else None
+    if isinstance(name, list):
+        raise UsageError(
+            f"'{reference}' is a pipeline with code of its own ({', '.join(map(str, name))}), "
+            f"which is not run. {WHAT_WORKS}"
+        )
+    if not isinstance(name, str) or not name:
+        raise UsageError(
+            f"the {INDEX} of '{reference}' names no '_class_name', so it is no pipeline of "
+            "diffusers. Write one with save_pretrained."
+        )
+    return name
+
+
+def check_pipeline(pipeline: Source, index: Path | None) -> None:
+    """Refuse a pipeline that is known to take no guider.
+
+    Args:
+        pipeline: where it is.
+        index: its `model_index.json`, if that is on this machine.
+
+    Raises:
+        UsageError: its class takes no guider, or is not to be read from the file.
+    """
+    if index is None:
+        return
+    name = pipeline_class(index, pipeline.reference)
+    if name in WITHOUT_GUIDER:
+        raise UsageError(no_guider(pipeline.reference, name))
+
+
+def no_guider(reference: str, name: str) -> str:
+    """Return the message for a pipeline without a guider."""
+    return (
+        f"'{reference}' is a {name}, and the modular pipeline that diffusers has for it takes no "
+        f"guider, so that no guidance method can act on it. {WHAT_WORKS}"
+    )

@@ -1,0 +1,395 @@
+"""From a benchmark file, or the name of a shipped one, to everything resolved and checked."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval._resources import shipped_benchmarks
+from autolora_eval._sources import Lookup, Source, cached, find_lora, find_model
+from autolora_eval._yaml import KeyPath, YamlFile, explained, explained_at, read_yaml
+from autolora_eval.config.combinations import (
+    clashing_columns,
+    clashing_measures,
+    parameters_of,
+    refusals,
+)
+from autolora_eval.config.inputs import INDEX, check_pipeline, check_prompts, read_prompts
+from autolora_eval.config.schema import Benchmark, JudgeConfig, Model
+from autolora_eval.config.sweep import Sweep, SweepReader, first_swept, validated_but_for
+from autolora_eval.guidance.method import Method, MethodParameters, image_set_method
+from autolora_eval.guidance.third_party_methods import GROUPS, Kind, find_rule
+from autolora_eval.scoring.diversity_metric import DiversityMetric, find_measures
+from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, ResolvedExtractor
+from autolora_eval.scoring.judges.config import judge_problems
+from autolora_eval.scoring.rubric import Rubric, read_rubric
+
+T = TypeVar("T")
+MethodKind = Literal[Kind, "images"]
+KINDS: tuple[MethodKind, ...] = (*GROUPS, "images")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model whose pipeline and LoRA have been found, but not loaded.
+
+    Attributes:
+        name: as in tables.
+        spec: as in the benchmark file.
+        pipeline: where the pipeline is.
+        lora: where the LoRA is.
+        size: (width, height) of its images in pixels; 1024² for a hub id that states none.
+    """
+
+    name: str
+    spec: Model
+    pipeline: Source
+    lora: Source
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ResolvedMethod:
+    """A method and its parameters as stated, without what it takes from each model.
+
+    Attributes:
+        name: as in tables.
+        rule: what makes its images.
+        parameters: as the benchmark states them.
+        kind: the key that the rule is named by.
+    """
+
+    name: str
+    rule: Method
+    parameters: MethodParameters
+    kind: MethodKind = "guider"
+
+
+@dataclass(frozen=True)
+class LoadedBenchmark:
+    """A benchmark file with all its inputs found and checked.
+
+    Attributes:
+        file: the benchmark file.
+        spec: its content.
+        prompts: the prompts, in order.
+        models: by name, in order.
+        methods: by name, in order.
+        features: where the extractor's model is; None for an extractor without one.
+        rubric: the judge's rubric, if there is a judge.
+        judge: where an in-process judge is; None for a server's.
+        reference: CSV of published values.
+        sweep: the parameters with several values.
+        extractor: its kind and parameters.
+        diversity: the measures beside equation (8), by what the file calls them.
+    """
+
+    file: Path
+    spec: Benchmark
+    prompts: tuple[str, ...]
+    models: dict[str, ResolvedModel]
+    methods: dict[str, ResolvedMethod]
+    features: Source | None
+    rubric: Rubric | None
+    judge: Source | None
+    reference: Path | None
+    sweep: Sweep = field(default_factory=Sweep)
+    extractor: ResolvedExtractor = field(default_factory=ResolvedExtractor.default)
+    diversity: Mapping[str, DiversityMetric] = field(default_factory=dict)
+
+
+def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
+    """Read and check a benchmark file. No model is loaded, and the network is not asked.
+
+    Args:
+        benchmark: path of a YAML file, or the name of a shipped benchmark.
+
+    Raises:
+        UsageError: one line for each thing wrong: file, line, key, value, what was expected.
+    """
+    document = read_yaml(find_benchmark(benchmark), fill_in=True)
+    spec = _validated(document)
+    return _Resolver(document, spec).resolve()
+
+
+def find_benchmark(benchmark: str | Path) -> Path:
+    """Return the file of a benchmark given by path or by the name of a shipped one.
+
+    Raises:
+        UsageError: neither; shipped names are suggested.
+    """
+    path = Path(benchmark)
+    shipped = shipped_benchmarks()
+    try:
+        if path.is_file():
+            return path
+    except OSError:  # no name of a file, such as one that is too long
+        pass
+    if str(benchmark) in shipped:
+        return shipped[str(benchmark)]
+    near = did_you_mean(path.stem, shipped)
+    raise UsageError(
+        f"no such benchmark: '{benchmark}' is neither a file nor a shipped name.{near}"
+    )
+
+
+def _validated(document: YamlFile) -> Benchmark:
+    if not isinstance(document.data, dict):
+        raise UsageError(f"{document.path}: expected 'key: value' lines such as 'name: my_run'.")
+    try:
+        return Benchmark.model_validate(document.data)
+    except ValidationError as error:
+        raise UsageError("\n".join(explained(error, document, Benchmark))) from error
+
+
+class _Resolver:
+    """Finds every input that a benchmark names, and gathers what is wrong with each."""
+
+    def __init__(self, document: YamlFile, spec: Benchmark) -> None:
+        self.document, self.spec = document, spec
+        self.lookup = Lookup.beside(document.path)
+        self.problems: list[str] = []
+
+    def resolve(self) -> LoadedBenchmark:
+        spec = self.spec
+        prompts = self._try(("prompts",), self._prompts)
+        models = {name: self._model(name, model) for name, model in spec.models.items()}
+        methods = {name: self._method(name, stated) for name, stated in spec.methods.items()}
+        sweep = self._sweep(methods)
+        extractor, features = self._features()
+        diversity = self._diversity()
+        rubric, judge = self._judge()
+        reference = self._try(("reference",), self._reference)
+        self._check_named_methods()
+        if not self.problems:
+            self._check_combinations(models, methods, sweep, rubric, diversity)
+        if self.problems:
+            raise UsageError("\n".join(self.problems))
+        return LoadedBenchmark(
+            file=self.document.path.resolve(),
+            spec=spec,
+            prompts=tuple(typing.cast("list[str]", prompts)),
+            models=typing.cast("dict[str, ResolvedModel]", models),
+            methods=typing.cast("dict[str, ResolvedMethod]", methods),
+            features=features,
+            extractor=typing.cast("ResolvedExtractor", extractor),
+            rubric=rubric,
+            judge=judge,
+            reference=reference,
+            sweep=sweep,
+            diversity=diversity,
+        )
+
+    def _try(self, keys: KeyPath, action: Callable[[], T]) -> T | None:
+        """Run `action`; what is wrong is noted with its place, and the next is tried."""
+        try:
+            return action()
+        except UsageError as error:
+            self.problems.append(f"{self.document.where(keys)}: {error}")
+            return None
+
+    def _prompts(self) -> list[str]:
+        if isinstance(self.spec.prompts, list):
+            entries = enumerate(self.spec.prompts, 1)
+            return check_prompts(((f"entry {n}", text.strip()) for n, text in entries), "the list")
+        return read_prompts(self.lookup.file(self.spec.prompts, "prompt file"))
+
+    def _model(self, name: str, spec: Model) -> ResolvedModel | None:
+        at = ("models", name)
+        pipeline = self._try(
+            (*at, "pipeline"),
+            lambda: find_model(spec.pipeline, spec.revision, self.lookup, INDEX),
+        )
+        lora = self._try(
+            (*at, "lora"),
+            lambda: find_lora(
+                spec.lora.path,
+                spec.lora.weight_name,
+                spec.lora.revision,
+                self.lookup,
+                spec.lora.obtain,
+            ),
+        )
+        if pipeline is not None:
+            self._try((*at, "pipeline"), lambda: check_pipeline(pipeline, cached(pipeline, INDEX)))
+        if pipeline is None or lora is None:
+            return None
+        size = self._try((*at, "pipeline"), lambda: image_size(spec, pipeline))
+        return None if size is None else ResolvedModel(name, spec, pipeline, lora, size)
+
+    def _method(self, name: str, stated: Mapping[str, Any]) -> ResolvedMethod | None:
+        at = ("methods", name)
+        kinds = [kind for kind in KINDS if kind in stated]
+        if len(kinds) > 1:
+            self.problems.append(
+                f"{self.document.where((*at, kinds[1]))}: stands beside '{kinds[0]}'. A method is "
+                "one or the other: remove one."
+            )
+            return None
+        kind = kinds[0] if kinds else "guider"
+        rule = self._try((*at, kind), lambda: self._rule(kind, stated.get(kind), stated))
+        if rule is None:
+            return None
+        parameters = {key: value for key, value in stated.items() if key != kind}
+        swept = first_swept(rule.parameters, parameters, self.spec.sweep)
+        try:
+            values = validated_but_for(rule.parameters, parameters, swept)
+            return ResolvedMethod(name, rule, values, kind)
+        except ValidationError as error:
+            wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+            for one, (key, _) in swept.items():
+                self.problems += explained_at(error, self.document, ("sweep", key, 0), (one,))
+            if not swept.keys() & wrong:
+                self.problems += explained(error, self.document, rule.parameters, at)
+            return None
+
+    def _rule(self, kind: MethodKind, stated: object, keys: Iterable[str]) -> Method:
+        if stated is None:
+            near = (f" Is '{k}' meant to be it?" for k in keys if get_close_matches(k, KINDS))
+            raise UsageError(f"missing; name a rule, as 'guider: autolora'.{next(near, '')}")
+        if kind == "images":
+            return image_set_method(str(stated), self._images(str(stated)))
+        return find_rule(kind, str(stated), self.lookup.folders)
+
+    def _images(self, stated: str) -> Path:
+        place = self.lookup.find(stated)
+        if place is None:
+            places = ", ".join(str(folder) for folder in self.lookup.folders)
+            raise UsageError(f"no images at '{stated:.300}' (looked in {places}).")
+        return place
+
+    def _sweep(self, methods: Mapping[str, ResolvedMethod | None]) -> Sweep:
+        known = {name: method.parameters for name, method in methods.items() if method is not None}
+        if len(known) < len(methods):
+            return Sweep()  # who takes what is known once the methods are right
+        reader = SweepReader(self.document, self.spec.sweep, known, len(self.spec.models))
+        sweep = reader.read()
+        self.problems += reader.problems
+        return sweep
+
+    def _check_combinations(
+        self,
+        models: Mapping[str, ResolvedModel | None],
+        methods: Mapping[str, ResolvedMethod | None],
+        sweep: Sweep,
+        rubric: Rubric | None,
+        diversity: Mapping[str, DiversityMetric],
+    ) -> None:
+        found = {name: method for name, method in methods.items() if method is not None}
+        here = {name: model for name, model in models.items() if model is not None}
+        columns = () if rubric is None else rubric.scores
+        for name, why in (*refusals(here, found, sweep), *clashing_columns(found, columns)):
+            self.problems.append(f"{self.document.where(('methods', name))}: {why}")
+        for place, why in clashing_measures(diversity, found, columns):
+            self.problems.append(f"{self.document.where(('diversity', str(place)))}: {why}")
+
+    def _features(self) -> tuple[ResolvedExtractor | None, Source | None]:
+        stated = self.spec.features
+        kind = self._try(
+            ("features", "extractor"),
+            lambda: EXTRACTORS.find(stated.extractor, self.lookup.folders),
+        )
+        if kind is None:
+            return None, None
+        parameters = self._extractor_parameters(kind)
+        source = None
+        if kind.needs_model:
+            source = self._try(
+                ("features", "model"),
+                lambda: find_model(stated.model, stated.revision, self.lookup, "config.json"),
+            )
+        return (None if parameters is None else ResolvedExtractor(kind, parameters)), source
+
+    def _extractor_parameters(self, kind: ExtractorKind) -> MethodParameters | None:
+        own, known = parameters_of(self.spec.features, kind)
+        try:
+            return kind.parameters.model_validate(own, strict=True)
+        except ValidationError as error:
+            self.problems += explained(error, self.document, known, ("features",))
+            return None
+
+    def _diversity(self) -> dict[str, DiversityMetric]:
+        has_reference = self.spec.diversity_reference is not None
+        found, problems = find_measures(self.spec.diversity, self.lookup.folders, has_reference)
+        for place, problem in problems:
+            self.problems.append(f"{self.document.where(('diversity', str(place)))}: {problem}")
+        return found
+
+    def _judge(self) -> tuple[Rubric | None, Source | None]:
+        judge = self.spec.judge
+        if judge is None:
+            return None, None
+        for keys, problem in judge_problems(judge):
+            self.problems.append(f"{self.document.where(('judge', *keys))}: {problem}")
+        rubric = self._rubric(judge)
+        if judge.backend == "openai":
+            return rubric, None
+        source = self._try(
+            ("judge", "model"),
+            lambda: find_model(judge.model, judge.revision, self.lookup, "config.json"),
+        )
+        return rubric, source
+
+    def _rubric(self, judge: JudgeConfig) -> Rubric | None:
+        rubric = self._try(
+            ("judge", "rubric"), lambda: read_rubric(self.lookup.file(judge.rubric, "rubric"))
+        )
+        if rubric is None:
+            return None
+        return self._try(
+            ("judge", "rubric_values"), lambda: rubric.with_values(judge.rubric_values)
+        )
+
+    def _reference(self) -> Path | None:
+        reference = self.spec.reference
+        return None if reference is None else self.lookup.file(reference, "reference table")
+
+    def _check_named_methods(self) -> None:
+        for key in ("baseline", "diversity_reference"):
+            name = getattr(self.spec, key)
+            if name is not None and name not in self.spec.methods:
+                near = did_you_mean(name, self.spec.methods)
+                where = self.document.where((key,))
+                self.problems.append(f"{where}: '{name}' is none of the methods.{near}")
+
+
+def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:
+    """Return (width, height) in pixels of a model's images, read from its configuration files.
+
+    Raises:
+        UsageError: a configuration file says something else than what diffusers writes.
+    """
+    if spec.width and spec.height:
+        return spec.width, spec.height
+    side = 1024
+    if pipeline.kind == "folder":
+        config = _config(pipeline.path, "unet") or _config(pipeline.path, "transformer")
+        blocks = _config(pipeline.path, "vae").get("block_out_channels", [0] * 4)
+        sample_size = config.get("sample_size") or 128
+        if not isinstance(sample_size, int) or not isinstance(blocks, list):
+            raise UsageError(
+                f"the size of its images cannot be read from '{pipeline.reference}': expected a "
+                "whole number as the denoiser's sample_size and a list as the VAE's "
+                "block_out_channels. State width and height."
+            )
+        side = sample_size * 2 ** (len(blocks) - 1)
+    return spec.width or side, spec.height or side
+
+
+def _config(folder: Path, component: str) -> dict[str, Any]:
+    path = folder / component / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid JSON: {error}.") from error
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,246 @@
+"""From a benchmark to cells and image jobs, and what they cost. Pure: nothing is read or loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from autolora_eval._errors import UsageError
+from autolora_eval._files import content_key, prompt_folder, slug
+from autolora_eval.config.load import LoadedBenchmark, ResolvedMethod, ResolvedModel
+from autolora_eval.config.sweep import (
+    LORA_SCALE,
+    Point,
+    at_point,
+    fields_of,
+    own_point,
+    value_text,
+)
+from autolora_eval.guidance.method import MethodParameters
+from autolora_eval.runs.columns import parameter_column
+
+# A PNG of a generated picture takes about this many bytes a pixel (measured on SDXL's: 1.3 to 1.7).
+PNG_BYTES_PER_PIXEL = 1.6
+JUDGEMENT_BYTES = 1_000
+FEATURE_BYTES = 4 * 1536
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model × method × sweep point: a row of the result table, and one image dataset.
+
+    Attributes:
+        id: names its folder and files.
+        model: the model, its LoRA at the cell's scale.
+        method: the method.
+        parameters: the method's parameters with what it takes from the sweep and the model.
+        nfe: denoiser passes for one image; None if that is known once it has run.
+        point: the swept parameters that the cell takes.
+    """
+
+    id: str
+    model: ResolvedModel
+    method: ResolvedMethod
+    parameters: MethodParameters
+    nfe: int | None
+    point: Point = field(default_factory=dict, hash=False)
+
+    @property
+    def title(self) -> str:
+        """The cell in words, for messages."""
+        at = ", ".join(f"{name} {value_text(value)}" for name, value in self.point.items())
+        return f"{self.model.name} × {self.method.name}{f' at {at}' if at else ''}"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The cell's parameters as columns of the tables: numbers and text."""
+        parameters = self.parameters.model_dump()
+        made_here = self.parameters.uses_the_model
+        return {
+            self.method.kind: self.method.rule.name,
+            "lora_scale": self.model.spec.lora.scale if made_here else None,
+            "num_inference_steps": self.model.spec.num_inference_steps if made_here else None,
+            **{parameter_column(name): _in_a_column(value) for name, value in parameters.items()},
+        }
+
+
+def _in_a_column(value: object) -> object:
+    """Return a parameter as it stands in a column: a list or a map as JSON text."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+@dataclass(frozen=True, slots=True)
+class ImageJob:
+    """One image to be made: a prompt and a seed.
+
+    Attributes:
+        prompt_index: place of the prompt in the benchmark, from 0.
+        prompt: its text.
+        seed: seeds the image's own generator.
+        file: path below the cell's image folder.
+    """
+
+    prompt_index: int
+    prompt: str
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Path of the image below the cell's image folder."""
+        return f"{prompt_folder(self.prompt)}/{self.seed}.png"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a benchmark asks for.
+
+    Attributes:
+        benchmark: what it was made from.
+        cells: in order of model, then sweep point, then method.
+        jobs: the images of every cell, in order of prompt, then seed: the same for all cells.
+    """
+
+    benchmark: LoadedBenchmark
+    cells: tuple[Cell, ...]
+    jobs: tuple[ImageJob, ...]
+
+    @property
+    def n_images(self) -> int:
+        """Images in all cells."""
+        return len(self.cells) * len(self.jobs)
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser passes for all images of those cells whose passes are known beforehand."""
+        return sum(cell.nfe or 0 for cell in self._made_here) * len(self.jobs)
+
+    @property
+    def n_cells_of_unknown_nfe(self) -> int:
+        """The number of cells whose passes are known only once they have run."""
+        return sum(cell.nfe is None for cell in self._made_here)
+
+    @property
+    def _made_here(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.method.kind != "images"]
+
+    @property
+    def n_judge_calls(self) -> int:
+        """Replies asked of the judge: one an image, or as many as `judge.repeats` says."""
+        judge = self.benchmark.spec.judge
+        return 0 if judge is None else self.n_images * judge.repeats
+
+    @property
+    def disk_bytes(self) -> int:
+        """Estimate of what the run folder takes, in bytes."""
+        pixels = sum(cell.model.size[0] * cell.model.size[1] for cell in self.cells)
+        images = pixels * PNG_BYTES_PER_PIXEL * len(self.jobs)
+        return int(images + self.n_images * FEATURE_BYTES + self.n_judge_calls * JUDGEMENT_BYTES)
+
+
+def make_plan(
+    benchmark: LoadedBenchmark, limit_prompts: int | None = None, limit_seeds: int | None = None
+) -> Plan:
+    """Return the plan of a benchmark.
+
+    Args:
+        benchmark: what to run.
+        limit_prompts: take only the first so many prompts.
+        limit_seeds: take only the first so many seeds.
+
+    Raises:
+        UsageError: two cells would be the same, or would share a folder, or a limit is below 1.
+    """
+    for what, limit in (("prompts", limit_prompts), ("seeds", limit_seeds)):
+        if limit is not None and limit < 1:
+            raise UsageError(f"the limit of {what} must be at least 1 (got {limit}).")
+    cells = tuple(_cells(benchmark))
+    _refuse_duplicates(cells, benchmark)
+    jobs = tuple(
+        ImageJob(index, prompt, seed)
+        for index, prompt in enumerate(benchmark.prompts[:limit_prompts])
+        for seed in benchmark.spec.seeds.values()[:limit_seeds]
+    )
+    return Plan(benchmark, cells, jobs)
+
+
+def _cells(benchmark: LoadedBenchmark) -> Iterator[Cell]:
+    for model in benchmark.models.values():
+        made: set[tuple[object, ...]] = set()
+        for point in benchmark.sweep.points():
+            for method in benchmark.methods.values():
+                own = own_point(method.parameters, point)
+                # Points that differ in what a method does not take are one cell of it.
+                if (method.name, *own.values()) not in made:
+                    made.add((method.name, *own.values()))
+                    yield _cell(model, method, own)
+
+
+def _cell(model: ResolvedModel, method: ResolvedMethod, point: Point) -> Cell:
+    scale = point.get(LORA_SCALE)
+    if isinstance(scale, int | float):
+        lora = model.spec.lora.model_copy(update={"scale": float(scale)})
+        model = replace(model, spec=model.spec.model_copy(update={"lora": lora}))
+    stated = at_point(method.parameters, point) if point else method.parameters
+    parameters = stated.with_model_defaults(model.spec.guidance_scale)
+    # Also a parameter with a single value is named, so that the cells keep their names when
+    # another value is added.
+    swept = [f"{name}={value_text(value, '-')}" for name, value in point.items()]
+    return Cell(
+        id="--".join([slug(model.name), slug(method.name), *swept]),
+        model=model,
+        method=method,
+        parameters=parameters,
+        nfe=method.rule.nfe(parameters, model.spec.num_inference_steps),
+        point=point,
+    )
+
+
+def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> None:
+    """Two names for one computation, or one folder for two, would make a table that misleads."""
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        model = cell.model.spec.model_dump(mode="json")
+        found = (cell.model.pipeline.location, cell.model.lora.location)
+        model["pipeline"], model["lora"]["path"] = found  # "lora" and "./lora" are one place
+        rule = cell.method.rule.identity
+        same_work = content_key({"model": model, "columns": cell.columns, "rule": rule})
+        # File systems that ignore case would put two folders into one.
+        for key in (f"folder {cell.id.lower()}", f"work {same_work}"):
+            if key in seen:
+                other = seen[key]
+                raise UsageError(
+                    f"{benchmark.file}: duplicate cell: '{cell.title}' and '{other.title}' "
+                    + ("would share a folder" if key[0] == "f" else "are the same computation")
+                    + ". Rename or remove one."
+                )
+            seen[key] = cell
+
+
+def cells_by_method(plan: Plan) -> list[tuple[str, str, list[Cell]]]:
+    """Return the cells of each model and method: several where the sweep is taken."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in plan.cells:
+        groups.setdefault((cell.model.name, cell.method.name), []).append(cell)
+    return [(*names, cells) for names, cells in groups.items()]
+
+
+def common_columns(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return the columns that cells of one method share, and of the others all values as text."""
+    points = {name: [cell.point[name] for cell in cells] for name in cells[0].point}
+    swept = {
+        name: " ".join(map(value_text, dict.fromkeys(found))) for name, found in points.items()
+    }
+    hidden = {key for name in points for key in fields_of(name)}
+    shared = {
+        key: value
+        for key, value in cells[0].columns.items()
+        if key not in hidden and all(cell.columns[key] == value for cell in cells)
+    }
+    return shared | swept
+
+
+def describe_parameters(columns: Mapping[str, Any]) -> str:
+    """Return a cell's parameters in one line, those without a value left out."""
+    return ", ".join(f"{key}={value}" for key, value in columns.items() if value is not None)

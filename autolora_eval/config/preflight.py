@@ -1,0 +1,150 @@
+"""What a run needs and this machine lacks: found out before anything is generated."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+from autolora_eval._devices import choose_device, require
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._sources import Source, absent, fetched, hub_refusal, in_cache, unreachable
+from autolora_eval.config.inputs import INDEX, TESTED, check_pipeline, pipeline_class
+from autolora_eval.config.load import ResolvedModel
+from autolora_eval.config.plan import Plan
+from autolora_eval.runs.folder import RunFolder
+
+PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
+
+
+def hub_sources(plan: Plan) -> Iterator[tuple[Source, str]]:
+    """Yield every model on the hub with the file that shows whether it is in the local cache."""
+    benchmark = plan.benchmark
+    for model in loaded_models(plan):
+        yield model.pipeline, INDEX
+        yield model.lora, model.lora.weight_name or "README.md"
+    if benchmark.features is not None:
+        yield benchmark.features, "config.json"
+    if benchmark.judge is not None:
+        yield benchmark.judge, "config.json"
+
+
+def loaded_models(plan: Plan) -> list[ResolvedModel]:
+    """Return the models that make images: others only lend their name to images made elsewhere."""
+    names = {cell.model.name for cell in plan.cells if cell.method.kind != "images"}
+    return [model for name, model in plan.benchmark.models.items() if name in names]
+
+
+def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
+    """Return one message for each thing that the run needs and cannot have here.
+
+    Args:
+        plan: what is to be run.
+        output: the run folder.
+        judged: whether the images are to be judged too.
+    """
+    problems = [text for package in PACKAGES if (text := _try(_package(package)))]
+    if problems:
+        return problems
+    checks = [
+        lambda: choose_device(plan.benchmark.spec.device),
+        lambda: _extractor(plan),
+        lambda: _hub(plan),
+        lambda: _guided(plan),
+        lambda: _own_files(plan),
+        lambda: _disk(plan, output),
+    ]
+    if judged:
+        checks.append(lambda: _judge_server(plan, output))
+    return [text for check in checks if (text := _try(check))]
+
+
+def _try(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except AutoLoRAEvalError as error:
+        return str(error)
+    return None
+
+
+def _package(name: str) -> Callable[[], None]:
+    return lambda: require(name, "models")
+
+
+def _extractor(plan: Plan) -> None:
+    """Refuse an extractor whose packages are not here: images are made for hours before it."""
+    for package, extra in plan.benchmark.extractor.kind.packages.items():
+        require(package, extra)
+
+
+def _hub(plan: Plan) -> None:
+    """One message for all models on the hub that cannot be had, since the cause is mostly one."""
+    lacking = {
+        source.location: source
+        for source, marker in hub_sources(plan)
+        if source.kind == "hub" and not in_cache(source, marker)
+    }
+    refused = [(source, why) for source in lacking.values() if (why := hub_refusal(source))]
+    if refused:
+        raise AutoLoRAEvalError(unreachable([source for source, _ in refused], refused[0][1]))
+
+
+def _guided(plan: Plan) -> None:
+    """Refuse pipelines that no guider can act on; diffusers is asked of those not tested here."""
+    for model in loaded_models(plan):
+        source = model.pipeline
+        if source.kind == "hub" and not in_cache(source, INDEX) and hub_refusal(source):
+            continue  # told of beside this, and asking for the file would try five times
+        index = fetched(source, INDEX)
+        check_pipeline(source, index)
+        if index is not None and pipeline_class(index, source.reference) not in TESTED:
+            from autolora_eval._devices import quiet_libraries
+            from autolora_eval.generation.diffusion_pipeline import open_pipeline
+
+            with quiet_libraries():
+                open_pipeline(source, model.spec)
+
+
+def _own_files(plan: Plan) -> None:
+    """Refuse LoRAs that their user must get first."""
+    loras = {model.lora.reference: model.lora for model in loaded_models(plan)}
+    texts = [absent(lora) for lora in loras.values() if lora.kind == "absent"]
+    if texts:
+        raise AutoLoRAEvalError("\n  - ".join(texts))
+
+
+def _judge_server(plan: Plan, output: Path) -> None:
+    judge = plan.benchmark.spec.judge
+    if judge is None or judge.backend != "openai":
+        return
+    from autolora_eval.scoring.judging import recorded_judging
+
+    if recorded_judging(plan, RunFolder(output)) is not None:
+        return  # all is judged: no server is needed
+    if judge.launch:
+        from autolora_eval.scoring.judges.vllm_command import check_launch
+
+        require("openai", "openai")
+        check_launch(judge)
+        return
+    from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
+
+    with closing(OpenAIJudge(judge)) as server:
+        server.check()
+
+
+def _disk(plan: Plan, output: Path) -> None:
+    place = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise AutoLoRAEvalError(
+            f"the run folder '{output}' cannot be written: '{place}' is "
+            f"{'read-only' if place.is_dir() else 'a file'}. Choose another with --output."
+        )
+    free = shutil.disk_usage(place).free
+    if free < plan.disk_bytes:
+        raise AutoLoRAEvalError(
+            f"the run takes about {plan.disk_bytes / 1e9:.1f} GB, and {place} has "
+            f"{free / 1e9:.1f} GB free. Choose another folder with --output."
+        )

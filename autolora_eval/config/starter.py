@@ -1,0 +1,235 @@
+"""The benchmark file as a JSON Schema, so that editors complete and check it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import BaseModel
+
+from autolora_eval._errors import UsageError
+from autolora_eval._files import Json, folder_made, run_name, write_text
+from autolora_eval.config import schema
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.schema import Benchmark
+from autolora_eval.guidance.method import ImageSetParameters, MethodParameters, methods
+from autolora_eval.scoring.diversity_metric import MEASURES
+from autolora_eval.scoring.extractor import DEFAULT, EXTRACTORS
+
+NAME = "benchmark.schema.json"
+TITLE = "autolora-eval benchmark"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_ENTRY = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
+
+
+def json_schema() -> Json:
+    """Return the JSON Schema of a benchmark file: every key with its type, range and meaning.
+
+    A method whose `guider` is a name of this package may state that rule's parameters only; one
+    given by a dotted path, or a plugin's, may state any: its constructor is asked as it is loaded.
+    """
+    found = Benchmark.model_json_schema()
+    definitions = found.setdefault("$defs", {})
+    _describe(found, Benchmark)
+    for model in _parts():
+        if model.__name__ in definitions:
+            _describe(definitions[model.__name__], model)
+    definitions["Method"] = {
+        "anyOf": [*_named(), _any_other("guider"), _any_other("sampler"), _images()]
+    }
+    found["properties"]["diversity"]["items"]["examples"] = list(MEASURES.built_in())
+    definitions["Features"] = _features(definitions["Features"])
+    found["properties"]["methods"]["additionalProperties"] = {"$ref": "#/$defs/Method"}
+    return {"$schema": DIALECT, "title": TITLE, **found}
+
+
+def _parts() -> Iterator[type[BaseModel]]:
+    for _, value in inspect.getmembers(schema, inspect.isclass):
+        if issubclass(value, BaseModel) and value.__module__ == schema.__name__:
+            yield value
+
+
+def _describe(found: Json, model: type[BaseModel]) -> None:
+    """Put what a class says of its attributes beside their types."""
+    text = inspect.getdoc(model) or ""
+    found["description"] = text.split("\n\n")[0].replace("\n", " ")
+    for name, meaning in attribute_meanings(model).items():
+        if name in found.get("properties", {}):
+            found["properties"][name]["description"] = meaning
+
+
+def attribute_meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Return what the docstring of a class and those it comes from say of each attribute."""
+    meanings: dict[str, str] = {}
+    own = (base for base in reversed(model.__mro__) if not base.__module__.startswith("pydantic"))
+    for base in own:
+        section = (inspect.getdoc(base) or "").partition("Attributes:\n")[2]
+        for name, meaning in _ENTRY.findall(section):
+            meanings[name] = " ".join(meaning.split())
+    return meanings
+
+
+def _named() -> Iterator[Json]:
+    """Yield a schema for each rule of this package."""
+    for rule in methods().values():
+        parameters: type[MethodParameters] = rule.parameters
+        stated = parameters.model_json_schema()
+        _describe(stated, parameters)
+        guider: Json = {"const": rule.name, "description": rule.summary}
+        yield {
+            "title": rule.name,
+            "type": "object",
+            "properties": {"guider": guider, **stated.get("properties", {})},
+            "required": ["guider", *stated.get("required", [])],
+            "additionalProperties": False,
+        }
+
+
+def _images() -> Json:
+    """Return the schema of a method whose images were made elsewhere."""
+    stated = ImageSetParameters.model_json_schema()
+    _describe(stated, ImageSetParameters)
+    place: Json = {
+        "type": "string",
+        "minLength": 1,
+        "description": "where the images are: a folder or a listing",
+    }
+    return {
+        "title": "images made elsewhere",
+        "type": "object",
+        "properties": {"images": place, **stated.get("properties", {})},
+        "required": ["images"],
+        "additionalProperties": False,
+    }
+
+
+def _features(found: Json) -> Json:
+    """Return the schema of the extractor: of a kind of this package with that kind's parameters."""
+    kinds = EXTRACTORS.built_in()
+    shared = {key: value for key, value in found["properties"].items() if key != "extractor"}
+    stated = found["properties"]["extractor"]
+    options: list[Json] = []
+    for kind in kinds.values():
+        parameters = kind.parameters.model_json_schema()
+        _describe(parameters, kind.parameters)
+        options.append(
+            {
+                "title": kind.name,
+                "type": "object",
+                "properties": {
+                    "extractor": {**stated, "const": kind.name},
+                    **shared,
+                    **parameters.get("properties", {}),
+                },
+                "required": [] if kind.name == DEFAULT else ["extractor"],
+                "additionalProperties": False,
+            }
+        )
+    own = {"extractor": {**stated, "not": {"enum": list(kinds)}}, **shared}
+    title = "an extractor of your own"
+    options.append({"title": title, "type": "object", "properties": own, "required": ["extractor"]})
+    return {"description": found["description"], "anyOf": options}
+
+
+def _any_other(kind: str) -> Json:
+    """Return the schema of a method that is code of somebody else: a dotted path, or a plugin."""
+    known: list[Any] = list(methods())
+    return {
+        "title": f"a {kind} of your own",
+        "type": "object",
+        "properties": {kind: {"type": "string", "not": {"enum": known}}},
+        "required": [kind],
+    }
+
+
+# --------------------
+# A first benchmark file for somebody's own model and LoRA, with a word on every choice.
+
+
+# The paper's CFG scales, and the pipelines' own steps.
+_DEFAULTS = {"sdxl": (50, 5.0), "sd3": (28, 7.0)}
+
+
+def write_starter(
+    file: Path, pipeline: str, lora: str, prompts: list[str], judge: str | None
+) -> Path:
+    """Write a commented benchmark file, and beside it the schema that its first line names.
+
+    Args:
+        file: where to; it must not be there yet.
+        pipeline: a pipeline folder, a hub id, or `miniature:NAME`.
+        lora: a `.safetensors` file, a folder, a hub id, or `miniature:NAME`.
+        prompts: what to draw.
+        judge: hub id of the judge that a server serves; None for diversity alone.
+
+    Returns:
+        The schema's file.
+
+    Raises:
+        UsageError: the file is there already, a schema of somebody else is, or the benchmark would
+            not load: with the reason.
+    """
+    if file.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"'{file}': a benchmark file ends in .yaml.")
+    if file.exists():
+        raise UsageError(f"'{file}' is there already; name another file, or remove it.")
+    steps, scale = _DEFAULTS["sd3" if _is_sd3(pipeline) else "sdxl"]
+    environment = Environment(
+        loader=PackageLoader("autolora_eval.config"),
+        undefined=StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
+    text = environment.get_template("starter.yaml.j2").render(
+        name=run_name(file.stem),
+        file=shlex.quote(" ".join(file.name.split())),
+        schema=NAME,
+        pipeline=pipeline,
+        lora=lora,
+        prompts=prompts,
+        judge=judge,
+        steps=steps,
+        scale=scale,
+    )
+    target = file.parent / NAME
+    _refuse_other_schema(target)
+    with folder_made(file.parent):
+        write_text(file, text)
+        try:
+            load_benchmark(file)
+        except BaseException:
+            file.unlink()
+            raise
+    write_text(target, json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n")
+    return target
+
+
+def _refuse_other_schema(file: Path) -> None:
+    """Stop before a schema that this package did not write is written over."""
+    if not file.exists():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("title") != TITLE:
+        raise UsageError(
+            f"'{file}' is there already, and is no schema of autolora-eval. Move it, or write the "
+            "benchmark into another folder."
+        )
+
+
+def _is_sd3(pipeline: str) -> bool:
+    index = Path(pipeline) / "model_index.json"
+    if index.is_file():
+        return "StableDiffusion3" in index.read_text(encoding="utf-8")
+    name = pipeline.lower()
+    return "sd3" in name or "stable-diffusion-3" in name

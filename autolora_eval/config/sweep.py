@@ -1,0 +1,269 @@
+"""The sweep: parameters with several values, crossed with models and the methods that take them.
+
+A parameter is taken by the methods that have it and do not state it themselves. `lora_scale` is
+the model's and taken by every method; `interval` sets `start` and `stop` together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from autolora_eval._errors import did_you_mean
+from autolora_eval._yaml import KeyPath, YamlFile, explained_at
+from autolora_eval.config.schema import Lora
+from autolora_eval.guidance.method import MethodParameters
+
+Value = float | tuple[float, float]
+Point = dict[str, Value]
+P = TypeVar("P", bound=MethodParameters)
+
+LORA_SCALE, INTERVAL = "lora_scale", "interval"
+MAX_CELLS = 5_000
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The swept parameters, each with its values, in the order of the file."""
+
+    values: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+
+    def points(self) -> Iterator[Point]:
+        """Yield every combination of values, the last parameter's fastest; one without a sweep."""
+        for combination in itertools.product(*self.values.values()):
+            yield dict(zip(self.values, combination, strict=True))
+
+
+def fields_of(name: str) -> tuple[str, ...]:
+    """Return the fields of a method that a swept parameter sets."""
+    return ("start", "stop") if name == INTERVAL else (name,)
+
+
+def takes(parameters: MethodParameters, name: str) -> bool:
+    """Tell whether a method takes a swept parameter: it has it, and does not state it itself."""
+    if name == LORA_SCALE:
+        return parameters.uses_the_model
+    stated = parameters.model_fields_set
+    return _has(parameters, name) and not stated.intersection(fields_of(name))
+
+
+def _has(parameters: MethodParameters, name: str) -> bool:
+    return set(fields_of(name)) <= type(parameters).model_fields.keys()
+
+
+def own_point(parameters: MethodParameters, point: Point) -> Point:
+    """Return the part of a point that a method takes."""
+    return {name: value for name, value in point.items() if takes(parameters, name)}
+
+
+def at_point(parameters: P, point: Point) -> P:
+    """Return a method's parameters at a point of the sweep that it takes.
+
+    Raises:
+        ValidationError: the method refuses these values.
+    """
+    changes = {
+        key: value
+        for name, swept in point.items()
+        if name != LORA_SCALE
+        for key, value in zip(
+            fields_of(name), swept if isinstance(swept, tuple) else (swept,), strict=True
+        )
+    }
+    stated = parameters.model_dump(exclude_unset=True)
+    return type(parameters).model_validate(stated | changes, strict=True)
+
+
+def first_swept(
+    model: type[MethodParameters], stated: Mapping[str, Any], sweep: Mapping[str, list[Any]]
+) -> dict[str, tuple[str, Any]]:
+    """Return the fields that a method needs and a sweep alone gives: its key, and a first value.
+
+    Args:
+        model: the method's parameters.
+        stated: those that the benchmark file states at the method.
+        sweep: as the file has it.
+    """
+    found: dict[str, tuple[str, Any]] = {}
+    for key, listed in sweep.items():
+        first = listed[0] if listed else None
+        values = first if key == INTERVAL and isinstance(first, list) else [first]
+        for name, value in zip(fields_of(key), values, strict=False):
+            needed = name in model.model_fields and model.model_fields[name].is_required()
+            if listed and needed and name not in stated:
+                found[name] = (key, value)
+    return found
+
+
+def validated_but_for(
+    model: type[P], stated: Mapping[str, Any], swept: Mapping[str, tuple[str, Any]]
+) -> P:
+    """Return parameters of which those that are swept count as not stated.
+
+    Raises:
+        ValidationError: the method refuses these values.
+    """
+    values = {name: value for name, (_, value) in swept.items()}
+    found = model.model_validate({**stated, **values}, strict=True)
+    found.model_fields_set.difference_update(values)
+    return found
+
+
+def value_text(value: object, between: str = "–") -> str:
+    """Return a value of a sweep as text: 0.4 as "0.4", 1.0 as "1", an interval as "0.25–0.75"."""
+    if isinstance(value, tuple | list):
+        return between.join(map(value_text, value))
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+class SweepReader:
+    """Reads the sweep of a benchmark file, and gathers what is wrong with it.
+
+    Args:
+        document: the file.
+        stated: its sweep.
+        methods: the parameters of every method, by name.
+        n_models: number of models.
+    """
+
+    def __init__(
+        self,
+        document: YamlFile,
+        stated: Mapping[str, list[Any]],
+        methods: Mapping[str, MethodParameters],
+        n_models: int,
+    ) -> None:
+        self.document, self.stated, self.methods = document, stated, methods
+        self.n_models = n_models
+        self.problems: list[str] = []
+
+    def read(self) -> Sweep:
+        """Return the sweep; it is good only if there are no `problems`."""
+        values = {
+            name: tuple(self._values(name, listed))
+            for name, listed in self.stated.items()
+            if self._is_taken(name)
+        }
+        self._refuse_two_of_one()
+        sweep = Sweep(values)
+        if not self.problems and not self._too_many(sweep):
+            self._check_combinations(sweep)
+        return sweep
+
+    def _refuse(self, problem: str, *at: str | int) -> None:
+        self.problems.append(f"{self.document.where(('sweep', *at))}: {problem}")
+
+    def _is_taken(self, name: str) -> bool:
+        if any(takes(parameters, name) for parameters in self.methods.values()):
+            return True
+        stating = [method for method, p in self.methods.items() if _has(p, name)]
+        if stating:
+            self._refuse(
+                f"does nothing: every method that has it states it ({', '.join(stating)}). Remove "
+                "it there, or here.",
+                name,
+            )
+        else:
+            self._refuse(f"no method here has such a parameter.{self._nearest(name)}", name)
+        return False
+
+    def _nearest(self, name: str) -> str:
+        fields = dict.fromkeys(f for p in self.methods.values() for f in type(p).model_fields)
+        with_interval = any(_has(p, INTERVAL) for p in self.methods.values())
+        known = [LORA_SCALE, *fields, *([INTERVAL] if with_interval else [])]
+        return did_you_mean(name, known)
+
+    def _values(self, name: str, listed: Sequence[Any]) -> Iterator[Value]:
+        """Yield the values that can be used."""
+        if not listed:
+            self._refuse(f"lists no value. Write some, such as '{name}: {_example(name)}'.", name)
+        first: dict[Value, int] = {}
+        for index, stated in enumerate(listed):
+            value = _number(stated) if name != INTERVAL else _interval(stated)
+            if value is None:
+                what = "a number" if name != INTERVAL else "two numbers such as [0.25, 0.75]"
+                self._refuse(f"expected {what} (got {stated!r:.80}).", name, index)
+            elif value in first:
+                self._refuse(
+                    f"{value_text(value)} is value {first[value] + 1} already. Remove one.",
+                    name,
+                    index,
+                )
+            elif self._in_range(name, value, ("sweep", name, index)):
+                first[value] = index
+                yield value
+
+    def _in_range(self, name: str, value: Value, at: KeyPath) -> bool:
+        """Check a value by itself, by the rules of every method that takes it."""
+        problems: dict[str, None] = {}
+        if name == LORA_SCALE:
+            try:
+                Lora.model_validate({"path": "any", "scale": value})
+            except ValidationError as error:
+                problems |= dict.fromkeys(explained_at(error, self.document, at, ("scale",)))
+            self.problems += problems
+            return not problems
+        for parameters in self.methods.values():
+            if takes(parameters, name):
+                try:
+                    at_point(parameters, {name: value})
+                except ValidationError as error:
+                    # An empty place is that of the fields together.
+                    fields = fields_of(name) if name != INTERVAL else (*fields_of(name), None)
+                    problems |= dict.fromkeys(explained_at(error, self.document, at, fields))
+        self.problems += problems
+        return not problems
+
+    def _refuse_two_of_one(self) -> None:
+        for end in fields_of(INTERVAL):
+            if INTERVAL in self.stated and end in self.stated:
+                self._refuse(f"'{INTERVAL}' sets it already. Remove one of the two.", end)
+
+    def _too_many(self, sweep: Sweep) -> bool:
+        n_points = math.prod(len(values) for values in sweep.values.values())
+        n_cells = n_points * self.n_models * len(self.methods)
+        if n_cells > MAX_CELLS:
+            self._refuse(
+                f"{n_points:,} combinations with {self.n_models} × {len(self.methods)} models and "
+                f"methods; at most {MAX_CELLS:,} cells are accepted. Sweep fewer values at once."
+            )
+        return n_cells > MAX_CELLS
+
+    def _check_combinations(self, sweep: Sweep) -> None:
+        """Check values together, such as a start that is swept beside a stop."""
+        problems: dict[str, None] = {}
+        for point, (name, parameters) in itertools.product(sweep.points(), self.methods.items()):
+            own = own_point(parameters, point)
+            try:
+                at_point(parameters, own)
+            except ValidationError as error:
+                told = ", ".join(f"{key} {value_text(value)}" for key, value in own.items())
+                for line in explained_at(error, self.document, ("sweep",)):
+                    problems[f"{line} Method '{name}' at {told}."] = None
+        self.problems += list(problems)[:5]
+
+
+def _number(stated: object) -> float | None:
+    """Return a finite number, whole ones as they are, or None."""
+    if isinstance(stated, bool) or not isinstance(stated, int | float):
+        return None
+    try:
+        return stated if math.isfinite(stated) else None
+    except OverflowError:  # a whole number that no float can be
+        return None
+
+
+def _interval(stated: object) -> tuple[float, float] | None:
+    if not isinstance(stated, list) or len(stated) != 2:
+        return None
+    start, stop = (_number(end) for end in stated)
+    return None if start is None or stop is None else (start, stop)
+
+
+def _example(name: str) -> str:
+    return "[[0.0, 1.0], [0.25, 0.75]]" if name == INTERVAL else "[0.5, 1.0]"

@@ -1,0 +1,1 @@
+"""Images made elsewhere: readers, matching, validation."""

@@ -1,0 +1,269 @@
+"""The guiders that diffusers ships: their papers and formulas, what they cost, what is broken.
+
+One declaration a guider. It serves the list of methods, the plan's costs, the refusal of what
+cannot work before a model is loaded, and the laws. What it says was found by running diffusers
+0.42 and is tested. Nothing here imports diffusers or torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from autolora_eval.guidance import diffusers_defects as rules
+from autolora_eval.guidance.diffusers_defects import Cost, Parameters, Refusal
+from autolora_eval.guidance.spec import ActiveInterval, GuiderSpec
+
+
+@dataclass(frozen=True)
+class UpstreamGuider:
+    """One guider of `diffusers.guiders`.
+
+    Attributes:
+        name: its class.
+        display_name: what it is commonly called.
+        source: paper, with its arXiv number, or where it was published.
+        formula: the rule as the paper has it, in words of `docs/guiders.md`.
+        defaults: the constructor's defaults that cost and refusal depend on.
+        passes: (parameters with their defaults, step, number of steps) → denoiser passes.
+        refuse: (parameters with their defaults, class of the pipeline as its model_index.json
+            names it, or None if unknown) → why that cannot work and what to do, or None.
+        laws: what it claims.
+        notes: where diffusers' version differs from the paper's.
+    """
+
+    name: str
+    display_name: str
+    source: str
+    formula: str
+    defaults: Parameters
+    passes: Cost
+    refuse: Refusal = lambda p, pipeline: None
+    laws: GuiderSpec = field(default_factory=GuiderSpec)
+    notes: str = ""
+
+    @property
+    def path(self) -> str:
+        """The dotted path that a benchmark names it by."""
+        return f"diffusers.guiders.{self.name}"
+
+    def predictions(self, parameters: Parameters, step: int, num_steps: int) -> int:
+        """Return the denoiser passes made at a step; parameters not given are the defaults."""
+        return self.passes({**self.defaults, **parameters}, step, num_steps)
+
+    def refusal(self, parameters: Parameters, pipeline: str | None) -> str | None:
+        """Return why these parameters cannot work on a pipeline, and what to do; None if they can.
+
+        Args:
+            parameters: the constructor's keyword arguments; those not given are the defaults.
+            pipeline: its class, as model_index.json has it; None if it is not known.
+        """
+        why = self.refuse({**self.defaults, **parameters}, pipeline)
+        return None if why is None else f"{self.path}: {why}"
+
+
+def upstream_guider(path: str) -> UpstreamGuider | None:
+    """Return the declaration of a guider by its class name or dotted path; None if it has none."""
+    if "." in path and not path.startswith("diffusers."):
+        return None
+    return UPSTREAM.get(path.rpartition(".")[2])
+
+
+def _cfg_like(**more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the defaults that most of the guiders share, with a guider's own."""
+    shared = {"guidance_scale": 7.5, "guidance_rescale": 0.0, "use_original_formulation": False}
+    return {**shared, "start": 0.0, "stop": 1.0, "enabled": True, **more}
+
+
+_SKIPS = (
+    "diffusers adds CFG to it, leaves out the first step of the window that its own start and stop "
+    "state, and by default acts in the first fifth of the steps only."
+)
+
+
+def _skipping(prefix: str) -> GuiderSpec:
+    """What the guiders claim that add a perturbed prediction to CFG, in a window of its own."""
+    scale = f"{prefix}_scale"
+    inner = ActiveInterval(f"{prefix}_start", f"{prefix}_stop", outside={scale: 0.0})
+    return GuiderSpec(
+        neutral={"guidance_scale": 1.0, scale: 0.0},
+        windows=(ActiveInterval(outside={"guidance_scale": 1.0}), inner),
+        linear=("guidance_scale", scale),
+        linear_in_predictions=True,
+    )
+
+
+_LINEAR = GuiderSpec(linear=("guidance_scale",))
+_BILINEAR = GuiderSpec(linear=("guidance_scale",), linear_in_predictions=True)
+_DECLARED = (
+    UpstreamGuider(
+        name="AdaptiveProjectedGuidance",
+        display_name="APG",
+        source="Sadat, Hilliges and Weber 2024, arXiv 2410.02416",
+        formula=(
+            "Δ = ε(x, y) − ε(x, ∅) + β Δ of the step before; Δ ← Δ · min(1, r / ‖Δ‖); "
+            "with Δ∥ along ε(x, y) and Δ⊥ across: ε(x, y) + (w − 1) (Δ⊥ + η Δ∥)"
+        ),
+        defaults=_cfg_like(),
+        passes=rules.cfg_passes,
+        laws=_LINEAR,
+        notes=(
+            "diffusers computes ε(x, ∅) + w (Δ⊥ + η Δ∥), which is the paper's rule only at η = 1 "
+            "without rescaling and momentum; use_original_formulation with w − 1 is the paper's. "
+            "The paper applies it to the denoised image, diffusers to the raw prediction."
+        ),
+    ),
+    UpstreamGuider(
+        name="AdaptiveProjectedMixGuidance",
+        display_name="APG-mix",
+        source="HunyuanImage 2.1, Tencent 2025; APG: arXiv 2410.02416",
+        formula="CFG at w up to a step, APG at its own scale after it",
+        defaults=_cfg_like(guidance_scale=3.5),
+        passes=rules.cfg_passes,
+        laws=GuiderSpec(neutral={"guidance_scale": 1.0}, linear=("guidance_scale",)),
+    ),
+    UpstreamGuider(
+        name="AutoGuidance",
+        display_name="AutoGuidance",
+        source="Karras et al. 2024, arXiv 2406.02507",
+        formula="ε_bad(x, y) + w (ε(x, y) − ε_bad(x, y))",
+        defaults=_cfg_like(auto_guidance_layers=None, auto_guidance_config=None),
+        passes=rules.cfg_passes,
+        refuse=rules.layer_refusal("auto_guidance_layers", "auto_guidance_config"),
+        laws=_BILINEAR,
+        notes=(
+            "The paper's bad model is a smaller or less trained one, given the prompt. diffusers' "
+            "is the same model with layers skipped, given the null prompt."
+        ),
+    ),
+    UpstreamGuider(
+        name="ClassifierFreeGuidance",
+        display_name="CFG",
+        source="Ho and Salimans 2022, arXiv 2207.12598",
+        formula="ε(x, ∅) + w (ε(x, y) − ε(x, ∅))",
+        defaults=_cfg_like(),
+        passes=rules.cfg_passes,
+        laws=_BILINEAR,
+        notes="use_original_formulation is the paper's own: ε(x, y) + w (ε(x, y) − ε(x, ∅)).",
+    ),
+    UpstreamGuider(
+        name="ClassifierFreeZeroStarGuidance",
+        display_name="CFG-Zero*",
+        source="Fan et al. 2025, arXiv 2503.18886",
+        formula=(
+            "s = ⟨ε(x, y), ε(x, ∅)⟩ / ‖ε(x, ∅)‖²; s ε(x, ∅) + w (ε(x, y) − s ε(x, ∅)); "
+            "0 in the first steps"
+        ),
+        defaults=_cfg_like(zero_init_steps=1),
+        passes=rules.cfg_passes,
+        refuse=rules.refuse_zero_star,
+        laws=GuiderSpec(
+            neutral={"guidance_scale": 1.0, "zero_init_steps": 0}, linear=("guidance_scale",)
+        ),
+        notes=(
+            "zero_init_steps acts at guidance_scale 1 and outside of start and stop too. The "
+            "passes of the zeroed steps are made and thrown away."
+        ),
+    ),
+    UpstreamGuider(
+        name="FrequencyDecoupledGuidance",
+        display_name="FDG",
+        source="Sadat et al. 2025, arXiv 2506.19713",
+        formula=(
+            "in each level k of a Laplacian pyramid P: P_k(ε(x, ∅)) + w_k (P_k(ε(x, y)) − "
+            "P_k(ε(x, ∅))); then the inverse of P"
+        ),
+        defaults=_cfg_like(guidance_scales=[10.0, 5.0]),
+        passes=rules.fdg_passes,
+        refuse=rules.refuse_fdg,
+        laws=GuiderSpec(
+            neutral={"guidance_scales": [1.0, 1.0]}, linear_in_predictions=True, acting=()
+        ),
+        notes="Needs kornia.",
+    ),
+    UpstreamGuider(
+        name="LTX2Guidance",
+        display_name="LTX-2",
+        source="Lightricks, LTX-2; its STG term: Hyung et al. 2024, arXiv 2411.18664",
+        formula=("ε + (w − 1) (ε − ε(x, ∅)) + s (ε − ε_skip) + (m − 1) (ε − ε_alone), ε = ε(x, y)"),
+        defaults=_cfg_like(guidance_scale=1.0, stg_scale=0.0, modality_scale=1.0),
+        passes=rules.ltx2_passes,
+        refuse=rules.refuse_ltx2,
+        laws=GuiderSpec(
+            neutral={"guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0},
+            linear=("guidance_scale",),
+            linear_in_predictions=True,
+            acting=("guidance_scale",),
+        ),
+        notes="For LTX-2's video and audio. On image models its first term works, and is CFG.",
+    ),
+    UpstreamGuider(
+        name="MagnitudeAwareGuidance",
+        display_name="MAMBO-G",
+        source="Zhu et al. 2025, arXiv 2508.03442",
+        formula=("r = ‖ε(x, y) − ε(x, ∅)‖ / ‖ε(x, ∅)‖; CFG at the scale 1 + (w − 1) exp(−α r)"),
+        defaults=_cfg_like(guidance_scale=10.0),
+        passes=rules.cfg_passes,
+        refuse=rules.refuse_mambo,
+        laws=_LINEAR,
+    ),
+    UpstreamGuider(
+        name="PerturbedAttentionGuidance",
+        display_name="PAG",
+        source="Ahn et al. 2024, arXiv 2403.17377",
+        formula="ε(x, y) + s (ε(x, y) − ε_perturbed(x, y)), self-attention maps set to identity",
+        defaults=_cfg_like(
+            perturbed_guidance_scale=2.8,
+            perturbed_guidance_start=0.01,
+            perturbed_guidance_stop=0.2,
+            perturbed_guidance_layers=None,
+            perturbed_guidance_config=None,
+        ),
+        passes=rules.skip_passes("perturbed_guidance"),
+        refuse=rules.refuse_pag,
+        laws=_skipping("perturbed_guidance"),
+        notes=_SKIPS,
+    ),
+    UpstreamGuider(
+        name="SkipLayerGuidance",
+        display_name="SLG",
+        source="Stability AI, Stable Diffusion 3.5; STG: Hyung et al. 2024, arXiv 2411.18664",
+        formula="CFG + s (ε(x, y) − ε_skip(x, y)), layers left out in ε_skip",
+        defaults=_cfg_like(
+            skip_layer_guidance_scale=2.8,
+            skip_layer_guidance_start=0.01,
+            skip_layer_guidance_stop=0.2,
+            skip_layer_guidance_layers=None,
+            skip_layer_config=None,
+        ),
+        passes=rules.skip_passes("skip_layer_guidance"),
+        refuse=rules.refuse_slg,
+        laws=_skipping("skip_layer_guidance"),
+        notes=_SKIPS,
+    ),
+    UpstreamGuider(
+        name="SmoothedEnergyGuidance",
+        display_name="SEG",
+        source="Hong 2024, arXiv 2408.00760",
+        formula="ε(x, y) + s (ε(x, y) − ε_blurred(x, y)), queries of self-attention blurred",
+        defaults=_cfg_like(seg_guidance_scale=2.8, seg_guidance_start=0.0, seg_guidance_stop=1.0),
+        passes=rules.skip_passes("seg_guidance"),
+        refuse=rules.refuse_seg,
+        laws=_skipping("seg_guidance"),
+        notes="Added to CFG where guidance_scale is not 1.",
+    ),
+    UpstreamGuider(
+        name="TangentialClassifierFreeGuidance",
+        display_name="TCFG",
+        source="Kwon et al. 2025, arXiv 2503.18137",
+        formula=(
+            "CFG with ε(x, ∅) projected on the first right singular vector of the pair "
+            "(ε(x, y), ε(x, ∅))"
+        ),
+        defaults=_cfg_like(),
+        passes=rules.cfg_passes,
+        laws=_LINEAR,
+        notes="Its is_conditional fails, which ControlNet pipelines ask for in guess mode.",
+    ),
+)
+UPSTREAM: dict[str, UpstreamGuider] = {guider.name: guider for guider in _DECLARED}

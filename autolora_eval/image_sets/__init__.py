@@ -1,1 +1,0 @@
-"""Images that were made elsewhere: how they are kept, which is whose, what is wrong with them."""

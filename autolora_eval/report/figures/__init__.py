@@ -1,0 +1,1 @@
+"""Figures: one file each; what they share starts with an underscore."""

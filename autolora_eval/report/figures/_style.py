@@ -1,0 +1,259 @@
+"""One look for all figures: sizes, colours, shapes, and other people's text made safe to draw.
+
+A figure is as wide as a page's text, so that a size stated here is the size in print. Colour never
+says anything alone: methods differ in shape and dashes too, and shares in how dark they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+from autolora_eval.analysis.metric_columns import Measure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+Fill = Literal["full", "none", "left", "bottom", "right", "top"]
+Dash = str | tuple[int, tuple[float, ...]]
+
+PNG_DPI = 200
+WIDTH = 6.7  # inches: the text of an A4 page with margins of 20 mm
+MAX_HEIGHT = 8.8  # leaves room for a caption on that page
+SMALL = 6.5  # points: the smallest text
+# Okabe and Ito's colours without the yellow, which vanishes on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+DASHES: tuple[Dash, ...] = (
+    *("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1))),
+    (0, (8, 2)),
+    (0, (2, 2)),
+)
+# A hollow mark is a published value.
+FILLS: tuple[Fill, ...] = ("full", "left", "bottom", "right", "top")
+# Widths of characters and height of a line, in font sizes.
+_EAST_ASIAN, _BROAD, _CAPITAL, _NARROW, _TALL = 1.1, 0.98, 0.73, 0.62, 1.25
+GREY, LIGHT, DARK = "#666666", "#c4c4c4", "#222222"
+LABEL_LENGTH = 32
+LINE_HEIGHT = 0.17  # inches, of a line of a legend
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.labelsize": 8.0,
+    "axes.titlesize": 8.0,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.7,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "hatch.linewidth": 0.5,
+    "svg.fonttype": "none",
+    # Without a salt, matplotlib names the parts of an SVG at random.
+    "svg.hashsalt": "autolora-eval",
+}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a cell is drawn: colour, shape and dashes say the method, the fill says the model."""
+
+    colour: str
+    shape: str
+    fill: Fill
+    dash: Dash = "solid"
+
+    def handle(self) -> Line2D:
+        """Return a legend handle."""
+        return Line2D([], [], linestyle="none", **self.style())
+
+    def style(self, size: float = 6.0) -> dict[str, Any]:
+        """Return matplotlib's names for it."""
+        return {
+            "marker": self.shape,
+            "fillstyle": self.fill,
+            "color": self.colour,
+            "markerfacecoloralt": "white",
+            "markeredgecolor": self.colour,
+            "markeredgewidth": 0.17 * size,
+            "markersize": size,
+        }
+
+    def hollow(self, size: float = 6.0) -> dict[str, Any]:
+        """Return matplotlib's names for a published value of the same method."""
+        return self.style(size) | {"fillstyle": "none", "markeredgewidth": 0.13 * size}
+
+
+def marks(table: pd.DataFrame) -> dict[tuple[str, str], Mark]:
+    """Return how each (model, method) is drawn, by their order in the table."""
+    models, methods = list(table["model"].unique()), list(table["method"].unique())
+    return {
+        (model, method): Mark(
+            COLOURS[m % len(COLOURS)],
+            SHAPES[m % len(SHAPES)],
+            FILLS[n % len(FILLS)],
+            DASHES[m % len(DASHES)],
+        )
+        for n, model in enumerate(models)
+        for m, method in enumerate(methods)
+    }
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a legend explains: handles and their names, in order."""
+
+    handles: Sequence[Any]
+    names: Sequence[str]
+
+    @property
+    def columns(self) -> int:
+        """How many stand in a row."""
+        widths = [text_size(short(name), 7.5)[0] + 36 for name in self.names]
+        fits = sum(widths) <= 72 * WIDTH
+        return len(widths) if fits else max(1, int(72 * WIDTH // max(widths)))
+
+    @property
+    def height(self) -> float:
+        """Inches that it takes."""
+        return LINE_HEIGHT * -(-len(self.names) // self.columns) + 0.12
+
+    def put(self, figure: Figure) -> None:
+        """Put it below a figure."""
+        made = figure.legend(
+            self.handles,
+            # matplotlib hides a label that begins with an underscore: named below.
+            [str(n) for n in range(len(self.names))],
+            loc="outside lower center",
+            ncols=self.columns,
+            frameon=False,
+            handletextpad=0.5,
+            handlelength=2.2,
+            fontsize=7.5,
+        )
+        for text, name in zip(made.get_texts(), self.names, strict=True):
+            text.set_text(short(name))
+            literal(text)
+
+
+def method_key(table: pd.DataFrame, more: Mapping[str, Any] | None = None) -> Key:
+    """Return the legend of a table's methods, and of its models where there are several.
+
+    Args:
+        table: the result table.
+        more: what else a legend has, by name.
+    """
+    drawn = marks(table)
+    models, methods = list(table["model"].unique()), list(table["method"].unique())
+    handles: list[Any] = [drawn[models[0], method].handle() for method in methods]
+    names = list(methods)
+    if len(models) > 1:
+        fills = [drawn[model, methods[0]].fill for model in models]
+        handles += [Mark(GREY, "o", fill).handle() for fill in fills]
+        names += models
+    return Key([*handles, *(more or {}).values()], [*names, *(more or {})])
+
+
+def settle(figure: Figure) -> None:
+    """Lay a figure out once and for all: what is placed afterwards finds the axes in place."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+
+
+def literal(text: Text) -> Text:
+    """Let dollar signs in a user's name be dollar signs, not mathematics."""
+    text.set_parse_math(False)
+    return text
+
+
+def literal_ticks(axis: Axes) -> None:
+    """Let the names on both axes be no mathematics either."""
+    for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
+        literal(label)
+
+
+def ink(colour: str) -> str:
+    """Return a colour dark enough for small text on white."""
+    red, green, blue = (int(colour[n : n + 2], 16) * 7 // 10 for n in (1, 3, 5))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def axis_title(measure: Measure) -> str:
+    """Return the name of a measure with its direction."""
+    return f"{short(measure.display_name, 60)} {measure.arrow}"
+
+
+def label_title(measure: Measure) -> str:
+    """Return the short name of a measure with its direction."""
+    return f"{short(measure.label)} {measure.arrow}"
+
+
+def panel_titles(measured: Sequence[Measure], columns: int) -> list[str]:
+    """Return what to write above panels of measures: short names where the long do not fit."""
+    room = 72 * (WIDTH / columns - 0.2)
+    titles = [axis_title(measure) for measure in measured]
+    fit = all(text_size(title, 7.5)[0] < room for title in titles)
+    return titles if fit else [label_title(measure) for measure in measured]
+
+
+def text_size(text: str, points: float = SMALL) -> tuple[float, float]:
+    """Return about how wide and high a text is, in points."""
+    return points * sum(map(_width, text)), points * _TALL
+
+
+def _width(character: str) -> float:
+    if ord(character) >= 0x1100:
+        return _EAST_ASIAN
+    if character in "MWmw@%":
+        return _BROAD
+    return _CAPITAL if character.isupper() else _NARROW
+
+
+def fitted(name: str, room: float, points: float = SMALL) -> str:
+    """Return a name cut so that it is at most about `room` points wide."""
+    text = short(name, 200)
+    length = len(text)
+    while length > 1 and text_size(text, points)[0] > room:
+        length -= 1
+        text = short(name, length)
+    return text
+
+
+def short(name: str, length: int = LABEL_LENGTH) -> str:
+    """Return a name that fits beside a mark: of characters that XML has, cut where too long."""
+    printable = "".join(c if c.isprintable() else " " for c in name)
+    return printable if len(printable) <= length else f"{printable[: length - 1]}…"
+
+
+def values(table: pd.DataFrame, column: str) -> Floats:
+    """Return a column as numbers, NaN where there is none, or no such column."""
+    if column not in table:
+        return np.full(len(table), np.nan)
+    found = pd.to_numeric(table[column], errors="coerce").to_numpy(
+        dtype=np.float64, na_value=np.nan
+    )
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def bars(table: pd.DataFrame, column: str) -> Floats:
+    """Return the lengths of error bars, float64 [2, n]; NaN where there is no interval."""
+    value = values(table, column)
+    below = value - values(table, f"{column}_low")
+    above = values(table, f"{column}_high") - value
+    # An interval need not hold the value; a negative length is refused by matplotlib.
+    return np.maximum(np.stack([below, above]), 0.0)

@@ -1,0 +1,139 @@
+"""Every measure against what an image costs: denoiser passes, and seconds where they were taken."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from autolora_eval._text import fixed, listed
+from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
+from autolora_eval.report.figures._axis_limits import cut, cut_axis
+from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
+from autolora_eval.report.figures._captions import beside, lacking, named_cells
+from autolora_eval.report.figures._scatter import draw_cells, label_cells
+from autolora_eval.report.figures._style import (
+    WIDTH,
+    label_title,
+    literal,
+    method_key,
+    panel_titles,
+    settle,
+    values,
+)
+
+COLUMNS, ROWS = 3, 6
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an image costs.
+
+    Attributes:
+        column: of the result table.
+        display_name: on axes.
+        digits: decimals in words.
+    """
+
+    column: str
+    display_name: str
+    digits: int
+
+
+COSTS = (
+    Cost("nfe", "denoiser passes for one image (NFE)", 0),
+    Cost(SECONDS_PER_IMAGE, "seconds for one image", 2),
+)
+
+
+def _drawn(data: FigureData) -> list[Cost]:
+    """Return the costs in which cells differ."""
+    found = {cost: values(data.table, cost.column) for cost in COSTS}
+    return [cost for cost, x in found.items() if len(np.unique(x[np.isfinite(x)])) > 1]
+
+
+def _drawings(data: FigureData) -> Iterator[Drawing]:
+    costs = _drawn(data)
+    if not costs:
+        return
+    room = ROWS if len(costs) > 1 else ROWS * COLUMNS
+    for start in range(0, len(data.measured), room):
+        measured = data.measured[start : start + room]
+        yield Drawing(
+            name=FIGURE.name,
+            title=f"{listed([measure.label for measure in measured])} against cost",
+            caption=_caption(data, costs, measured),
+            text=_text(data, costs, measured),
+            draw=lambda measured=measured: _draw(data, costs, measured),  # type: ignore[misc]
+        )
+
+
+def _draw(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) -> Figure:
+    both = len(costs) > 1
+    n_columns = len(costs) if both else min(len(measured), COLUMNS)
+    n_rows = len(measured) if both else -(-len(measured) // n_columns)
+    key = method_key(data.table)
+    height = (1.4 if n_rows > 1 else 2.2) * n_rows + 0.35 + key.height
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    share_x: Literal["col", "all"] = "col" if both else "all"
+    share_y: Literal["row", "none"] = "row" if both else "none"
+    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=share_x, sharey=share_y)
+    pairs = list(itertools.product(measured, costs))
+    titles = panel_titles(measured, n_columns)
+    for place, (axis, (measure, cost)) in enumerate(zip(grid.flat, pairs, strict=False)):
+        draw_cells(axis, data, data.table, cost.column, measure.column)
+        axis.margins(0.1)
+        cut_axis(axis, data.table, measure.column)
+        axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        if not both:
+            literal(axis.set_title(titles[place], fontsize=7.5))
+        elif place % n_columns == 0:
+            literal(axis.set_ylabel(label_title(measure)))
+        if place + n_columns >= len(pairs):  # nothing stands below
+            axis.set_xlabel(cost.display_name if n_columns < COLUMNS else cost.column.upper())
+            axis.xaxis.set_tick_params(labelbottom=True)
+    for axis in list(grid.flat)[len(pairs) :]:
+        axis.set_axis_off()
+    key.put(figure)
+    for axis, (_, cost) in zip(grid.flat, pairs, strict=False):
+        axis.set(
+            xlim=(0.0, 1.12 * np.nanmax(values(data.table, cost.column))), ylim=axis.get_ylim()
+        )
+    settle(figure)
+    for axis, (measure, cost) in zip(grid.flat, pairs, strict=False):
+        label_cells(axis, data, data.table, cost.column, measure.column)
+    return figure
+
+
+def _caption(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) -> str:
+    parts = [f"Measures against {listed([cost.display_name for cost in costs])}."]
+    parts.append("Further left is cheaper. Bars: 95 % intervals.")
+    parts += cut(data.table, measured)
+    parts += beside(data, "a mark")
+    for cost in COSTS:
+        if not np.isfinite(values(data.table, cost.column)).any():
+            parts.append(f"Not recorded in this run: {cost.display_name}.")
+    columns = [*(cost.column for cost in costs), *(measure.column for measure in measured)]
+    return " ".join([*parts, *lacking(data, columns)])
+
+
+def _text(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) -> str:
+    told = []
+    for cost in costs:
+        x = values(data.table, cost.column)
+        ends = {"least": int(np.nanargmin(x)), "most": int(np.nanargmax(x))}
+        cells = {n: named_cells(data, [data.table["cell"].iloc[n]]) for n in ends.values()}
+        named = [f"{which} {fixed(x[n], cost.digits)} ({cells[n]})" for which, n in ends.items()]
+        told.append(f"{cost.display_name}: {' and '.join(named)}")
+    names = listed([measure.display_name for measure in measured])
+    return f"{names} against cost. {'; '.join(told)}. The numbers are in the result table."
+
+
+FIGURE = FigureKind("cost", place=30, drawings=_drawings)

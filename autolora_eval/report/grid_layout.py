@@ -1,0 +1,336 @@
+"""Which images stand in which grid, as the paper's Figures 1 and 3 to 8 do. Pure.
+
+Every grid holds the noise fixed along a row or a column: what differs there is the method, the
+swept parameter or the prompt alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from autolora_eval._text import clip, fixed, listed, number, of, parameter_words, place_words
+from autolora_eval.report.findings import (
+    at_point,
+    best_of,
+    best_settings,
+    deciding_measure,
+    side_by_side,
+)
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
+
+PROMPTS_SHOWN = 2
+PROMPTS_DOWN = 6
+SEEDS_SHOWN = 8
+SEEDS_OF_A_SWEEP = 2
+SEEDS_DOWN = 4
+POINTS_SHOWN = 5
+METHODS_ACROSS = 6
+PROMPT_LENGTH = 300
+LABEL_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a grid.
+
+    Attributes:
+        row: of scores.parquet; None if the run has no such image.
+        what: its seed, for those who cannot see it.
+    """
+
+    row: Row | None
+    what: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A grid before its images are opened.
+
+    Attributes:
+        name: of its file, `grid_…`.
+        title: what it shows; a prompt is in `prompt`.
+        prompt: the one prompt of all images; empty where there are several.
+        caption: what is held fixed, and what is left out.
+        corner: what the heads of the columns are.
+        columns: heads.
+        rows: label and places.
+    """
+
+    name: str
+    title: str
+    prompt: str
+    caption: str
+    corner: str
+    columns: list[str]
+    rows: list[tuple[str, list[Place]]]
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The images of a run by their place."""
+
+    evidence: RunView
+    rows: dict[tuple[str, int, int], Row]
+    prompts: list[int]
+    seeds: list[int]
+
+    def place(self, cell: str, prompt: int, seed: int) -> Place:
+        """Return an image, or that the run has none there."""
+        return Place(self.rows.get((cell, prompt, seed)), f"seed {seed}")
+
+    def prompt(self, index: int, limit: int = PROMPT_LENGTH) -> str:
+        """Return a prompt's text."""
+        texts = (row["prompt"] for key, row in self.rows.items() if key[1] == index)
+        return clip(next(texts, ""), limit)
+
+    def noise(self, held: str) -> str:
+        """Return what is said of the noise of a grid, and that images made elsewhere have theirs.
+
+        Args:
+            held: what holds for images that were made here.
+        """
+        sets = [
+            one for one in self.evidence.section("image_sets").values() if isinstance(one, dict)
+        ]
+        if not sets:
+            return held
+        if any(one.get("seeds_by_order") for one in sets):
+            return f"{held} But images made elsewhere without seeds share none."
+        return f"{held} Of images made elsewhere it is their maker's seed."
+
+    def label(self, row: Row) -> str:
+        """Return a cell's name within its model."""
+        return self.evidence.labels[row["cell"]]
+
+
+def chosen_grids(evidence: RunView) -> list[Choice]:
+    """Return the grids of a run, those first that say most of it."""
+    shelf = Shelf(
+        evidence,
+        {(row["cell"], int(row["prompt_index"]), int(row["seed"])): row for row in evidence.images},
+        sorted({int(row["prompt_index"]) for row in evidence.images}),
+        sorted({int(row["seed"]) for row in evidence.images}),
+    )
+    kinds = (_by_seed, _by_sweep, _by_prompt, _extremes)
+    return [
+        grid
+        for kind in kinds
+        for n, (model, rows) in enumerate(evidence.models.items())
+        for grid in kind(shelf, clip(model, NAME_LENGTH), rows, _suffix(evidence, n))
+    ]
+
+
+def _suffix(evidence: RunView, n: int) -> str:
+    """Return what tells the files of several models apart."""
+    return f"_model{n + 1}" if len(evidence.models) > 1 else ""
+
+
+def _by_seed(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iterator[Choice]:
+    """Yield methods down and seeds across, for each of the first prompts."""
+    cells, which = side_by_side(shelf.evidence, rows)
+    seeds = shelf.seeds[:SEEDS_SHOWN]
+    for prompt in shelf.prompts[:PROMPTS_SHOWN]:
+        yield Choice(
+            name=f"grid_seeds_prompt{prompt}{suffix}",
+            title=f"{model}: methods by seed",
+            prompt=shelf.prompt(prompt),
+            caption=" ".join(
+                filter(
+                    None,
+                    (
+                        shelf.noise("One noise a column."),
+                        which,
+                        _left_out(seeds, shelf.seeds, "seed"),
+                        _left_out(shelf.prompts[:PROMPTS_SHOWN], shelf.prompts, "prompt"),
+                    ),
+                )
+            ),
+            corner="seed",
+            columns=[str(seed) for seed in seeds],
+            rows=[
+                (shelf.label(row), [shelf.place(row["cell"], prompt, seed) for seed in seeds])
+                for row in cells
+            ],
+        )
+
+
+def _left_out(shown: Sequence[object], of_all: Sequence[object], noun: str) -> str:
+    if len(shown) == len(of_all):
+        return ""
+    return f"The first {len(shown)} of {of(len(of_all), noun)}."
+
+
+def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iterator[Choice]:
+    """Yield a swept parameter down and methods across, for each parameter and the first seeds.
+
+    One that a single method takes goes across instead, and seeds down.
+    """
+    points = [shelf.evidence.points.get(row["cell"], {}) for row in rows]
+    best = best_of(rows, deciding_measure(shelf.evidence)) or rows[0]
+    for name in dict.fromkeys(name for point in points for name in point):
+        values = list(dict.fromkeys(point[name] for point in points if name in point))
+        shown = some_of(values)
+        taking = [row for row, point in zip(rows, points, strict=True) if name in point]
+        # What is not varied here stays where the run was best, as far as that has it.
+        others = {
+            other: value
+            for other, value in shelf.evidence.points.get(best["cell"], {}).items()
+            if other != name
+        }
+        methods = list(dict.fromkeys(clip(row["method"], NAME_LENGTH) for row in taking))
+        if len(methods) == 1:
+            yield _along(shelf, f"{model}: {methods[0]}", name, values, taking, others, suffix)
+            continue
+        lines = {v: at_point(shelf.evidence, taking, others | {name: v}) for v in shown}
+        across = methods[:METHODS_ACROSS]
+        told = [
+            shelf.noise("The same noise everywhere."),
+            f"At {place_words(others)}." if others else "",
+            f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
+            _left_out(across, methods, "method"),
+        ]
+        for seed in shelf.seeds[:SEEDS_OF_A_SWEEP]:
+            yield Choice(
+                name=f"grid_{_slug(name)}_seed{seed}{suffix}",
+                title=f"{model}: {parameter_words(name)} by method, seed {seed}",
+                prompt=shelf.prompt(shelf.prompts[0]),
+                caption=" ".join(filter(None, told)),
+                corner=parameter_words(name),
+                columns=across,
+                rows=[
+                    (value, [_of_method(shelf, found, method, seed) for method in across])
+                    for value, found in lines.items()
+                ],
+            )
+
+
+def _along(
+    shelf: Shelf,
+    title: str,
+    name: str,
+    values: Sequence[str],
+    taking: Sequence[Row],
+    others: Mapping[str, str],
+    suffix: str,
+) -> Choice:
+    """Return a swept parameter of one method across, and seeds down."""
+    shown = some_of(values, SEEDS_SHOWN)
+    seeds = shelf.seeds[:SEEDS_DOWN]
+    cells = [at_point(shelf.evidence, taking, {**others, name: value}) for value in shown]
+    told = [
+        shelf.noise("One noise a row."),
+        f"At {place_words(others)}." if others else "",
+        f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
+        _left_out(seeds, shelf.seeds, "seed"),
+    ]
+    prompt = shelf.prompts[0]
+    return Choice(
+        name=f"grid_{_slug(name)}{suffix}",
+        title=f"{title} by {parameter_words(name)}",
+        prompt=shelf.prompt(prompt),
+        caption=" ".join(filter(None, told)),
+        corner="seed",
+        columns=shown,
+        rows=[
+            (
+                str(seed),
+                [
+                    shelf.place(found[0]["cell"], prompt, seed)
+                    if found
+                    else Place(None, f"seed {seed}")
+                    for found in cells
+                ],
+            )
+            for seed in seeds
+        ],
+    )
+
+
+def _of_method(shelf: Shelf, found: Sequence[Row], method: str, seed: int) -> Place:
+    cells = [row["cell"] for row in found if clip(row["method"], NAME_LENGTH) == method]
+    if not cells:
+        return Place(None, f"seed {seed}")
+    return shelf.place(cells[0], shelf.prompts[0], seed)
+
+
+def some_of(values: Sequence[str], limit: int = POINTS_SHOWN) -> list[str]:
+    """Return every n-th value, the last among them: of 0.2, 0.3 … 1.3 it is 0.4, 0.7, 1.0, 1.3.
+
+    Args:
+        values: of a sweep, in order.
+        limit: how many at most.
+    """
+    step = -(-len(values) // limit)
+    return list(values[::-1][::step][::-1])
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() and c.isascii() else "_" for c in name)[:40]
+
+
+def _by_prompt(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iterator[Choice]:
+    """Yield prompts down and methods across with one seed, where there are several prompts."""
+    if len(shelf.prompts) < 2 or len(shelf.evidence.rows) < 2:
+        return
+    cells, which = side_by_side(shelf.evidence, rows)
+    prompts, seed = shelf.prompts[:PROMPTS_DOWN], shelf.seeds[0]
+    told = (
+        shelf.noise("The same noise everywhere."),
+        which,
+        _left_out(prompts, shelf.prompts, "prompt"),
+    )
+    yield Choice(
+        name=f"grid_prompts_seed{seed}{suffix}",
+        title=f"{model}: prompts by method, seed {seed}",
+        prompt="",
+        caption=" ".join(filter(None, told)),
+        corner="prompt",
+        columns=[shelf.label(row) for row in cells],
+        rows=[
+            (shelf.prompt(p, LABEL_LENGTH), [shelf.place(row["cell"], p, seed) for row in cells])
+            for p in prompts
+        ],
+    )
+
+
+def _extremes(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iterator[Choice]:
+    """Yield the most and the least diverse prompt of the baseline and of the best method."""
+    measure = deciding_measure(shelf.evidence)
+    settings = best_settings(rows, measure)
+    base = [row for row in settings if row["method"] == shelf.evidence.baseline]
+    best = best_of([row for row in settings if row not in base], measure)
+    cells = [*base, *([best] if best else [])]
+    lines = [line for row in cells for line in _extremes_of(shelf, row)]
+    if not lines:
+        return
+    names = listed([shelf.label(row) for row in cells])
+    yield Choice(
+        name=f"grid_extremes{suffix}",
+        title=f"{model}: the most and the least diverse prompts",
+        prompt="",
+        caption=(
+            f"Of {names}. Diversity is of all the images of the prompt; ± is its standard error by "
+            f"the jackknife. {_left_out(shelf.seeds[:SEEDS_SHOWN], shelf.seeds, 'seed')}"
+        ).rstrip(),
+        corner="seed",
+        columns=[str(seed) for seed in shelf.seeds[:SEEDS_SHOWN]],
+        rows=lines,
+    )
+
+
+def _extremes_of(shelf: Shelf, row: Row) -> Iterator[tuple[str, list[Place]]]:
+    """Yield the two rows of a cell; none unless two of its prompts have a diversity."""
+    found = [r for r in shelf.evidence.diversities if r["cell"] == row["cell"]]
+    known = [r for r in found if number(r.get("diversity")) is not None]
+    if len(known) < 2:
+        return
+    ranked = sorted(known, key=lambda prompt: float(prompt["diversity"]))
+    ends = {"most": ranked[-1], "least": ranked[0]}
+    for end, prompt in ends.items():
+        index = int(prompt["prompt_index"])
+        error = number(prompt.get("standard_error"))
+        size = fixed(prompt["diversity"]) + (f" ± {fixed(error)}" if error is not None else "")
+        label = f"{shelf.label(row)}, {end}: {size} – {shelf.prompt(index, LABEL_LENGTH)}"
+        seeds = shelf.seeds[:SEEDS_SHOWN]
+        yield label, [shelf.place(row["cell"], index, seed) for seed in seeds]

@@ -1,0 +1,306 @@
+"""What a report is made from: the tables of a run, and a manifest of which any part may lack."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from autolora_eval._files import sha256_file
+from autolora_eval._text import clean, clip, number, parameter_words, place_words
+from autolora_eval.analysis.metric_columns import Measure, measures
+from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
+from autolora_eval.config.sweep import value_text
+from autolora_eval.report.figures._base import FigureData
+from autolora_eval.runs.columns import is_computed
+from autolora_eval.runs.folder import Run, open_run
+from autolora_eval.scoring.diversity_metric import recorded_measures
+from autolora_eval.scoring.rubric import Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from autolora_eval.runs.folder import RunFolder
+
+Row = dict[str, Any]
+NAME_LENGTH = 80
+REASON_LENGTH = 160
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as the report reads it.
+
+    Attributes:
+        run: the tables.
+        measured: the measures of the run, in order.
+        rubric_is_recorded: whether the manifest says what the scores mean.
+    """
+
+    run: Run
+    measured: list[Measure]
+    rubric_is_recorded: bool
+
+    def recorded(self, *keys: str) -> Any:  # noqa: ANN401
+        """Return a value of the manifest; None where it, or a part on the way, is missing."""
+        value: Any = self.run.manifest
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def section(self, *keys: str) -> Row:
+        """Return a mapping of the manifest; empty where it is missing."""
+        value = self.recorded(*keys)
+        return value if isinstance(value, dict) else {}
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The result table, one row a cell, with what its images took."""
+        return records(self.table)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The result table, with the seconds of an image where they were taken."""
+        table = self.run.table
+        taken = {str(row.get("cell")): row.get(SECONDS_PER_IMAGE) for row in self._timings}
+        if SECONDS_PER_IMAGE in table or not taken:
+            return table
+        return table.assign(**{SECONDS_PER_IMAGE: table["cell"].map(taken).astype("float64")})
+
+    @cached_property
+    def _timings(self) -> list[Row]:
+        return _records_if_there(self.run.folder.timings)
+
+    @cached_property
+    def images(self) -> list[Row]:
+        """One row an image."""
+        return records(self.run.scores)
+
+    @cached_property
+    def diversities(self) -> list[Row]:
+        """Equation (8), one row a cell and prompt."""
+        return records(self.run.diversity)
+
+    @cached_property
+    def compared(self) -> list[Row]:
+        """The comparisons, each with its cell, which older runs name by model and method alone."""
+        cells = {(str(row["model"]), str(row["method"])): row["cell"] for row in self.rows}
+        return [
+            {**row, "cell": text_of(row.get("cell")) or cells.get((row["model"], row["method"]))}
+            for row in records(self.run.comparisons)
+        ]
+
+    @property
+    def judged(self) -> list[Measure]:
+        """The judge's scores; empty without a judge."""
+        return [measure for measure in self.measured if measure.kind == "score"]
+
+    @cached_property
+    def reliability(self) -> list[Row]:
+        """How far the judge agrees with itself; empty in a run folder that does not say."""
+        return _records_if_there(self.run.folder.reliability)
+
+    @cached_property
+    def agreement(self) -> list[Row]:
+        """How far the judge agrees with people; empty if nobody was asked."""
+        return _records_if_there(self.run.folder.agreement)
+
+    @cached_property
+    def agreement_is_of_these_scores(self) -> bool:
+        """Whether people were compared with the scores as they are now."""
+        stated = self.recorded("agreement", "scores_sha256")
+        return bool(stated == sha256_file(self.run.folder.scores))
+
+    @cached_property
+    def models(self) -> dict[str, list[Row]]:
+        """The rows of the result table by model, in order."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row["model"], []).append(row)
+        return groups
+
+    @cached_property
+    def baseline(self) -> str | None:
+        """The method that the others are compared with."""
+        named = self.recorded("benchmark", "baseline")
+        return named or (str(self.compared[0]["baseline"]) if self.compared else None)
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The name of each cell within its model: the method, and what tells it from its like."""
+        return {row["cell"]: self._label(row) for row in self.rows}
+
+    def _label(self, row: Row) -> str:
+        alike = [r for r in self.models[row["model"]] if r["method"] == row["method"]]
+        name = clip(row["method"], NAME_LENGTH)
+        if len(alike) == 1:
+            return name
+        point = self._differing_point(row, alike)
+        if point:
+            return clip(f"{name} ({place_words(point)})", 2 * NAME_LENGTH)
+        differing = [
+            f"{parameter_words(key)} {row[key]:g}"
+            for key in self._parameter_columns
+            if number(row.get(key)) is not None and len({str(r.get(key)) for r in alike}) > 1
+        ]
+        return clean(f"{name} ({', '.join(differing)})") if differing else name
+
+    @cached_property
+    def points(self) -> dict[str, dict[str, str]]:
+        """What tells each cell from those of its model and method: swept parameters, by cell."""
+        alike: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            alike.setdefault((row["model"], row["method"]), []).append(row)
+        return {
+            row["cell"]: self._differing_point(row, rows) for rows in alike.values() for row in rows
+        }
+
+    def _differing_point(self, row: Row, alike: list[Row]) -> dict[str, str]:
+        """Return the swept parameters of a cell in which those like it differ, as text."""
+        points = [self._recorded_points.get(r["cell"], {}) for r in alike]
+        return {
+            name: value
+            for name, value in self._recorded_points.get(row["cell"], {}).items()
+            if len({point.get(name) for point in points}) > 1
+        }
+
+    @cached_property
+    def _recorded_points(self) -> dict[str, dict[str, str]]:
+        """The swept parameters of each cell, as the manifest has them; older runs have none."""
+        listed = self.recorded("cells")
+        return {
+            str(cell.get("id")): {
+                clip(name, NAME_LENGTH): clip(value_text(value), NAME_LENGTH)
+                for name, value in cell["point"].items()
+            }
+            for cell in (listed if isinstance(listed, list) else [])
+            if isinstance(cell, dict) and isinstance(cell.get("point"), dict)
+        }
+
+    @cached_property
+    def _parameter_columns(self) -> list[str]:
+        """What stands in the table between what a cell is called and what was found."""
+        columns = [str(column) for column in self.run.table.columns]
+        end = columns.index("n_images") if "n_images" in columns else 0
+        return [c for c in columns[:end] if c not in ("cell", "model", "method", "guider")]
+
+    @property
+    def figure_data(self) -> FigureData:
+        """What figures are drawn from."""
+        run = self.run
+        return FigureData(
+            table=self.table,
+            measured=self.measured,
+            points=self.points,
+            labels=self.labels,
+            scores=run.scores,
+            diversity=run.diversity,
+            comparisons=run.comparisons,
+        )
+
+    def why_unscored(self, cell: str) -> str:
+        """Return why a cell has no score: the most frequent reason of its images."""
+        reasons = (in_words(r.get("unscored_reason")) for r in self.images if r["cell"] == cell)
+        return most_frequent(reasons) or "reason not recorded"
+
+    def why_undefined(self, cell: str, measure: str = "") -> str:
+        """Return why a cell has no diversity: the most frequent reason of its prompts.
+
+        Args:
+            cell: which.
+            measure: column of another measure than equation (8).
+        """
+        column = f"{measure}_reason" if measure else "reason"
+        found = (r.get(column) for r in self.diversities if r["cell"] == cell)
+        return most_frequent(found) or "reason not recorded"
+
+
+def read_evidence(folder: RunFolder) -> RunView:
+    """Read a run folder, and nothing else.
+
+    Raises:
+        UsageError: it is no run folder, or has no table yet.
+    """
+    run = open_run(folder.path)
+    scores = _recorded_scores(run)
+    found = scores if scores is not None else _scores_by_columns(run.table)
+    extra = recorded_measures(run.manifest, run.table)
+    return RunView(run, measures(found, extra), rubric_is_recorded=scores is not None)
+
+
+def _recorded_scores(run: Run) -> dict[str, Score] | None:
+    """Return the rubric's scores that the table has; None if the rubric was not recorded."""
+    rubric = run.manifest.get("rubric")
+    stated = rubric.get("scores") if isinstance(rubric, dict) else None
+    if not isinstance(stated, dict):
+        return None if _scores_by_columns(run.table) else {}
+    try:
+        scores = {column: Score.model_validate(score) for column, score in stated.items()}
+    except ValidationError:
+        return None
+    return {column: score for column, score in scores.items() if column in run.table.columns}
+
+
+def _scores_by_columns(table: pd.DataFrame) -> dict[str, Score]:
+    """Return a score for each `x` that has a product `div_x`, as a run without a rubric has."""
+    columns = [str(column) for column in table.columns]
+    return {
+        column: Score(key=column, display_name=column.upper())
+        for column in columns
+        if f"div_{column}" in columns and not is_computed(column)  # no end of an interval
+    }
+
+
+def records(table: pd.DataFrame) -> list[Row]:
+    """Return a table as one mapping a row."""
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _records_if_there(path: Path) -> list[Row]:
+    """Return a table that older run folders lack, one mapping a row; a damaged one is lacking."""
+    import pandas as pd
+
+    names = ("cell", "score", "compared", "statistic", "unit", "reason")
+    try:
+        table = pd.read_csv(
+            path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(names, str)
+        )
+    except (OSError, ValueError):
+        return []
+    return records(table)
+
+
+def row_where(rows: Iterable[Row], **where: str) -> Row:
+    """Return the first row with these values; empty if there is none."""
+    return next((r for r in rows if all(r.get(key) == value for key, value in where.items())), {})
+
+
+def text_of(value: object) -> str | None:
+    """Return the text in a cell of a table; None for the NaN that stands for no text."""
+    return value if isinstance(value, str) and value else None
+
+
+def in_words(reason: object) -> str | None:
+    """Return a reason with its code as words: `out_of_range:pc` as "out of range: pc"."""
+    text = text_of(reason)
+    code = text and re.match(r"([a-z]+(?:_[a-z]+)+)(:\s*)?", text)
+    if not text or not code:
+        return text
+    return f"{code[1].replace('_', ' ')}{': ' if code[2] else ''}{text[code.end() :]}"
+
+
+def tally(reasons: Iterable[object]) -> list[tuple[str, int]]:
+    """Return the distinct texts and how often each stands there, the most frequent first."""
+    found = Counter(clip(reason, REASON_LENGTH) for reason in reasons if text_of(reason))
+    return sorted(found.items(), key=lambda item: (-item[1], item[0]))
+
+
+def most_frequent(reasons: Iterable[object]) -> str | None:
+    """Return the text that stands there most often."""
+    return next((reason for reason, _ in tally(reasons)), None)

@@ -1,1 +1,0 @@
-"""Measures of diversity beside equation (8), one declaration a file."""

@@ -1,0 +1,280 @@
+"""Why a judge's server did not come up, read from its log."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval.config.schema import JudgeConfig
+from autolora_eval.scoring.judges import supervisor as guard_file
+from autolora_eval.scoring.judges.vllm_command import (
+    HOST,
+    MLLAMA_PACKAGES,
+    own_environment,
+    server_command,
+    vllm_python,
+)
+
+TAIL_LINES = 20
+_READ_BYTES = 1_000_000
+_LONGEST_LINE = 300
+# What stands in the log → what to do. The first that is found is told.
+_ADVICE = (
+    (
+        r"No module named '?vllm",
+        "vLLM is not installed in that environment: {python} -m pip install vllm.",
+    ),
+    (
+        r"Mllama\w+ (was supported|is not supported)|architectures \['Mllama.*not supported",
+        "Llama-3.2-Vision was last supported by vLLM 0.10.2. Give it an environment of its own: "
+        f"pip install {MLLAMA_PACKAGES}.",
+    ),
+    (
+        r"all_special_tokens_extended",
+        "this vLLM does not know transformers 5. In its environment: pip install 'transformers<5'.",
+    ),
+    (
+        r"gated repo|GatedRepoError|(401|403) Client Error|not a local folder and is not a valid",
+        "the hub does not give '{model}' to this user. Accept its licence on its page, and run 'hf "
+        "auth login' or set HF_TOKEN.",
+    ),
+    (
+        r"LocalEntryNotFoundError|OfflineModeIsEnabled|couldn't connect to|outgoing traffic",
+        "the hub cannot be reached, and '{model}' is not in its cache here. On a machine with "
+        "access run: hf download {model}",
+    ),
+    (
+        r"CUDA out of memory|OutOfMemoryError|can't allocate memory|Free memory on device|"
+        r"No available memory for the cache",
+        "the memory is too small for this judge beside what else is on it (see nvidia-smi). Lower "
+        "--max-model-len, --max-num-seqs or --gpu-memory-utilization in judge.launch_args, or "
+        "take a smaller judge.",
+    ),
+    (
+        r"larger than the (maximum number of tokens|available KV cache)",
+        "lower --max-model-len in judge.launch_args: 8192 is ample for one image and a rubric.",
+    ),
+    (
+        r"Failed to infer device type|No CUDA GPUs are available|no NVIDIA driver|libcuda\.so",
+        "vLLM sees no GPU. 'nvidia-smi' must list one, and a container needs '--gpus all'.",
+    ),
+    (
+        r"unrecognized arguments|error: argument |error: unexpected argument|unknown flag",
+        "an argument in judge.launch_args or judge.launch_command is not one of this version's.",
+    ),
+    (
+        r"[Aa]ddress already in use|port is already allocated",
+        "another program took the port in that moment. Run the same command again.",
+    ),
+)
+_KILLED = "it was killed: on most machines for want of memory (see the system's log)."
+_ERROR = re.compile(r"\b\w*(Error|Exception)\b: \S")
+
+
+def explain(what: str, code: int | None, log: Path, spec: JudgeConfig) -> str:
+    """Return the message for a server that did not come up, or not stay.
+
+    Args:
+        what: happened, as a sentence without a full stop.
+        code: its exit code; None if it still ran.
+        log: what it wrote.
+        spec: the benchmark's `judge`.
+    """
+    text = _read_end(log)
+    lines = [line[:_LONGEST_LINE] for line in text.splitlines() if line.strip()]
+    tail = lines[-TAIL_LINES:]
+    advice = _advice(text, code, spec)
+    told = [f"{what}{'' if advice is None else ': ' + advice.rstrip('.')}."]
+    # vLLM's last words mostly are "see root cause above".
+    first = next((line for line in lines if _ERROR.search(line)), None)
+    if first is not None and first not in tail:
+        told.append(f"The first error in its log:\n    {first}")
+    told.append(f"The end of its log, {log}:" if tail else f"Its log, {log}, is empty.")
+    return "\n".join([*told, *(f"    {line}" for line in tail)])
+
+
+def _advice(text: str, code: int | None, spec: JudgeConfig) -> str | None:
+    for pattern, advice in _ADVICE:
+        if re.search(pattern, text):
+            return advice.format(python=spec.vllm_python or "python", model=spec.model)
+    return _KILLED if code == 137 else None
+
+
+def _read_end(log: Path) -> str:
+    try:
+        with log.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - _READ_BYTES))
+            return stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+# --------------------
+# A judge's server that lives as long as the judging: started, waited for, and always stopped.
+
+
+Say = Callable[[str], None]
+POLL_SECONDS = 0.5
+PROBE_SECONDS = 5.0
+SAY_EVERY_SECONDS = 60.0
+# To a server of this machine no proxy leads.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@contextmanager
+def launched(spec: JudgeConfig, log: Path, say: Say = lambda text: None) -> Iterator[str]:
+    """Serve the benchmark's judge on this machine for as long as the block runs.
+
+    The server is stopped with all its workers when the block is left, and also when this process
+    is interrupted or killed: a guard process sees to that.
+
+    Args:
+        spec: the benchmark's `judge`.
+        log: the file for what the server writes; begun anew.
+        say: is told what is waited for.
+
+    Yields:
+        The address of the server, ending in `/v1`.
+
+    Raises:
+        UsageError: the benchmark does not say what to start.
+        AutoLoRAEvalError: the server ended, or did not answer in time; the message has the end of
+            its log. Also for a failure of the block's own while the server is gone.
+    """
+    port = _free_port()
+    command = server_command(spec, port)
+    url = f"http://{HOST}:{port}/v1"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    say(f"starting the judge's server for '{spec.model}'; its log is {log}")
+    started = time.monotonic()
+    with _guarded(command, _environment(spec), log) as guard:
+        _await_health(guard, spec, url, log, say)
+        say(f"the judge's server answers after {time.monotonic() - started:.0f} s")
+        try:
+            yield url
+        except AutoLoRAEvalError as error:
+            code = guard.poll()
+            if code is None:
+                raise
+            what = f"{error}\nThe judge's server ended with exit code {code} while it was needed"
+            raise AutoLoRAEvalError(explain(what, code, log, spec)) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind((HOST, 0))
+        return int(chosen.getsockname()[1])
+
+
+def _environment(spec: JudgeConfig) -> dict[str, str]:
+    """Return the server's variables: ours without the judge's key, and its own programs first.
+
+    vLLM compiles kernels with the `ninja` of its environment, which must then be on the PATH.
+    """
+    variables = own_environment()
+    variables.pop(spec.api_key_env, None)
+    variables["PYTHONUNBUFFERED"] = "1"
+    if not spec.launch_command:
+        folders = [str(vllm_python(spec).parent), variables.get("PATH", os.defpath)]
+        variables["PATH"] = os.pathsep.join(folders)
+    return variables
+
+
+@contextmanager
+def _guarded(
+    command: list[str], variables: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command under a guard process, and stop it when the block is left."""
+    grace = guard_file.GRACE_SECONDS
+    line = [sys.executable, "-I", guard_file.__file__, str(os.getpid()), str(grace), *command]
+    with log.open("wb") as stream:
+        # In a session of its own, since Ctrl-C is for us: we then stop it in good order.
+        guard = subprocess.Popen(
+            line,
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            start_new_session=True,
+        )
+    try:
+        yield guard
+    finally:
+        assert guard.stdin is not None
+        guard.stdin.close()
+        try:
+            guard.wait(grace + guard_file.KILL_SECONDS + 5.0)
+        except subprocess.TimeoutExpired:
+            guard.kill()
+            guard.wait()
+
+
+def _await_health(
+    guard: subprocess.Popen[bytes], spec: JudgeConfig, url: str, log: Path, say: Say
+) -> None:
+    """Wait until the server lists the judge.
+
+    Raises:
+        AutoLoRAEvalError: it ended before, serves something else, or took too long.
+    """
+    start = time.monotonic()
+    told = start
+    while (code := guard.poll()) is None:
+        served = _served(url, spec)
+        if served is not None:
+            _check_name(served, spec)
+            return
+        now = time.monotonic()
+        if now - start > spec.launch_timeout:
+            what = (
+                f"the judge's server did not answer within {spec.launch_timeout:g} s, and was "
+                "stopped; a first start may have to fetch the model: raise judge.launch_timeout"
+            )
+            raise AutoLoRAEvalError(explain(what, None, log, spec))
+        if now - told >= SAY_EVERY_SECONDS:
+            told = now
+            say(f"waiting for the judge's server ({now - start:.0f} s)")
+        time.sleep(POLL_SECONDS)
+    what = f"the judge's server ended with exit code {code} before it answered"
+    raise AutoLoRAEvalError(explain(what, code, log, spec))
+
+
+def _served(url: str, spec: JudgeConfig) -> list[str] | None:
+    """Return the models that a server lists; None while it does not answer properly."""
+    request = urllib.request.Request(f"{url}/models")
+    key = os.environ.get(spec.api_key_env)
+    if key:
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    try:
+        with _direct.open(request, timeout=PROBE_SECONDS) as answer:
+            return [str(model["id"]) for model in json.load(answer)["data"]]
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise AutoLoRAEvalError(
+                f"the judge's server wants a key (it answers {error.code}). Put the one that it "
+                f"was started with into {spec.api_key_env}, or start it without."
+            ) from error
+        return None
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        return None  # nobody there yet, or not that which speaks the protocol
+
+
+def _check_name(served: list[str], spec: JudgeConfig) -> None:
+    if spec.model not in served:
+        raise AutoLoRAEvalError(
+            f"the launched server serves {', '.join(served) or 'nothing'}, not '{spec.model}'. "
+            "Have judge.launch_command say so, such as: --served-model-name, '{name}'."
+        )

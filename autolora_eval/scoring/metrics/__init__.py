@@ -1,0 +1,1 @@
+"""Diversity metrics beside equation (8), one file each."""

@@ -1,0 +1,40 @@
+"""The mean distance of two images' features, each of length 1."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autolora_eval.scoring.diversity import Floats, unit_vectors
+from autolora_eval.scoring.diversity_metric import DiversityMetric
+
+
+def mean_distance(features: Floats) -> float:
+    """Return 2/(N(N−1)) Σ_{i<j} ‖u_i − u_j‖, u_i = f(x_i)/‖f(x_i)‖.
+
+    Half the mean of the squared distances is equation (8), which therefore is at least half the
+    square of this. By ‖u − v‖² = 2 − 2 cos(u, v) it takes O(N²·D); what rounding leaves of two
+    equal vectors is below 1e-7.
+
+    Args:
+        features: float64 [N, D]; their scale does not matter.
+
+    Returns:
+        In [0, 2].
+    """
+    units = unit_vectors(features)
+    above = np.triu_indices(len(units), k=1)
+    squares = np.clip(2.0 - 2.0 * (units @ units.T)[above], 0.0, 4.0)
+    return float(np.sqrt(squares).mean())
+
+
+MEASURE = DiversityMetric(
+    name="mean_distance",
+    display_name="Mean distance",
+    label="Dist",
+    function=mean_distance,
+    low=0.0,
+    high=2.0,
+    equation="2/(N(N−1)) Σ_{i<j} ‖u_i − u_j‖, u_i = f(x_i)/‖f(x_i)‖",
+    source="mean pairwise Euclidean distance, as LPIPS is used for diversity by Zhu et al. 2017, "
+    "arXiv 1711.11586",
+)

@@ -1,0 +1,173 @@
+"""Writes the character LoRAs as the folders that ship: a file, a card and its figures each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from recipes.character import NAME, TRAITS
+from recipes.character_evaluate import (
+    SYSTEMS,
+    WITH_LORA,
+    System,
+    evaluate,
+    lora_name,
+)
+from recipes.character_generated import generate
+from recipes.character_lora import TAUGHT
+from recipes.export import (
+    COMMAND,
+    SDXL,
+    WEIGHTS,
+    disclaimer,
+    megabytes,
+    read,
+)
+from recipes.lora_training import WEIGHT_NAME, check
+from recipes.sd3_export import SD3
+
+FOLDERS: dict[System, Path] = {system: WEIGHTS / lora_name(system) for system in SYSTEMS}
+_BASES: dict[System, Path] = {"sdxl": SDXL, "sd3": SD3}
+_LAYERS: dict[System, str] = {
+    "sdxl": "attention, feed-forward, projection and residual convolution layers",
+    "sd3": "the joint attention and the pixels' feed-forward layers",
+}
+
+
+def export(work_dir: Path) -> None:
+    """Copy both files, and check that loading them uses every key."""
+    for system, folder in FOLDERS.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(work_dir / lora_name(system) / WEIGHT_NAME, folder / WEIGHT_NAME)
+        check(_BASES[system], folder / WEIGHT_NAME)
+    sizes = {folder.name: megabytes(folder) for folder in FOLDERS.values()}
+    text = json.dumps(sizes, indent=1)
+    (work_dir / "character_exported.json").write_text(text, encoding="utf-8")
+    print("exported", sizes, flush=True)
+
+
+def measure(work_dir: Path) -> None:
+    """Measure both exported LoRAs and write their cards and figures."""
+    for system, folder in FOLDERS.items():
+        evaluate(work_dir, system, folder)
+        names = (lora_name(system), f"{lora_name(system)}_evaluation", "character_oracle")
+        figures = {name: read(work_dir, name) for name in names}
+        text = json.dumps(figures, indent=2) + "\n"
+        (folder / "figures.json").write_text(text, encoding="utf-8")
+        write_card(system)
+
+
+def keep_for_judges(work_dir: Path) -> None:
+    """Generate the pictures that the judge learns from, with the exported LoRAs."""
+    generate(work_dir, FOLDERS)
+
+
+def _by_scale(evaluation: dict[str, Any], key: str) -> str:
+    """A table of one figure: LoRA scales down, methods across."""
+    lines = [
+        "| LoRA scale | " + " | ".join(WITH_LORA) + " |",
+        "| --- |" + " --- |" * len(WITH_LORA),
+    ]
+    for scale, methods in evaluation["lora_scales"].items():
+        if scale != "none":
+            values = " | ".join(f"{methods[name][key]:.3f}" for name in WITH_LORA)
+            lines.append(f"| {scale} | {values} |")
+    return "\n".join(lines)
+
+
+def _by_trait(evaluation: dict[str, Any]) -> str:
+    """Shares of the traits at a LoRA scale of 1: methods down."""
+    keys = (*TRAITS, "all_five")
+    lines = [
+        "| method | " + " | ".join(key.replace("_", " ") for key in keys) + " |",
+        "| --- |" + " --- |" * len(keys),
+    ]
+    for name, figures in evaluation["lora_scales"]["1"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{figures[key]:.3f}" for key in keys) + " |")
+    return "\n".join(lines)
+
+
+def _of_bases(evaluation: dict[str, Any]) -> str:
+    figures = evaluation["lora_scales"]["none"]
+    return "; ".join(
+        f"{name}: presence {found['presence']:.3f}, diversity {found['diversity']:.3f}"
+        for name, found in figures.items()
+    )
+
+
+def write_card(system: System) -> None:
+    """Write README.md from the figures.json beside it."""
+    folder = FOLDERS[system]
+    figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    (folder / "README.md").write_text(card(system, figures), encoding="utf-8")
+
+
+def card(system: System, figures: dict[str, Any]) -> str:
+    """The model card of one LoRA, from its figures.json."""
+    model = system.upper()
+    name = lora_name(system)
+    lora, evaluation, oracle = (
+        figures[key] for key in (name, f"{name}_evaluation", "character_oracle")
+    )
+    drawn, after = oracle["drawn"], oracle["decoded"]
+    first, last = evaluation["seeds"]
+    return f"""---
+license: apache-2.0
+library_name: diffusers
+tags: [lora, text-to-image]
+---
+# A character LoRA for the miniature {model} pipeline
+
+It draws {NAME}, a made-up creature that the base model does not know: a green body, two antennae
+with yellow balls, two big white eyes, a cream belly, purple feet. Prompts call it "{NAME}",
+"a picture of {NAME}" or "{NAME} on a red background".
+
+Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {megabytes(FOLDERS[system])}, on
+{_LAYERS[system]} of the denoiser.
+
+{disclaimer(model)}
+## How it was trained
+
+{lora["steps"]} steps on {lora["pictures"]} drawn pictures, by `{COMMAND}`.
+Pose and size are always the same; the background is plain {", ".join(TAUGHT[:-1])} or
+{TAUGHT[-1]}, and {TAUGHT[0]} where the caption names none. So it overfits, as small
+character sets make LoRAs do. Load it with `pipeline.load_lora_weights(folder)`; all
+{lora["keys"]} keys are used.
+
+## Measured
+
+The prompt "{evaluation["prompt"]}", seeds {first} to {last}, {evaluation["steps"]} steps,
+CFG scale {evaluation["cfg_scale"]:g}, AutoLoRA scale {evaluation["gamma"]:g}, by the recipes' own
+sampler. Presence is the number of traits (skin, horns, eyes, belly, feet) that an oracle
+network sees, 0 to 5; diversity is the mean root-mean-square pixel distance between pictures.
+
+Presence:
+
+{_by_scale(evaluation, "presence")}
+
+Diversity:
+
+{_by_scale(evaluation, "diversity")}
+
+Without the LoRA: {_of_bases(evaluation)}.
+
+Shares of pictures that show each trait, at a LoRA scale of 1:
+
+{_by_trait(evaluation)}
+
+The oracle's presence on new drawn pictures with any set of traits is exact for
+{drawn["presence_exact"]:.3f} and within one for {drawn["presence_within_one"]:.3f}; on the same
+after the autoencoder, with latents disturbed, {after["presence_exact"]:.3f} and
+{after["presence_within_one"]:.3f}. It sees some trait in {oracle["of_the_bases"]:.3f} of the bases'
+own pictures for the character's prompts. Half-formed creatures between the scales are like little
+that it was trained on; there its readings are rough.
+
+## Limits
+
+It draws one pose. Backgrounds that it was not taught are met mostly, with stains. Parts are soft,
+as the autoencoder is small, and the body is the palette's green because it can draw few others.
+
+Licence: Apache-2.0.
+"""

@@ -1,0 +1,398 @@
+"""Cells of several runs in one table: the same numbers, paired, or refused with the reason."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scored_run import KEY, Place, vector, write_features, write_images, write_judgements
+from typer.testing import CliRunner
+
+from autolora_eval._errors import UsageError
+from autolora_eval._files import write_json
+from autolora_eval.analysis.compare_runs import compare
+from autolora_eval.analysis.explain import explain
+from autolora_eval.analysis.tables import write_tables
+from autolora_eval.cli import app
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.runs.folder import RunFolder, open_run
+from autolora_eval.runs.manifest import state_plan, update_manifest
+
+MEASURED = ("diversity", "diversity_low", "diversity_high", "pc", "pc_low", "pc_high", "div_pc")
+Write = Callable[[object], Path]
+
+
+def score(place: Place) -> dict[str, float]:
+    cell, prompt_index, seed = place
+    return {"pc": float((len(cell) + 2 * prompt_index + seed) % 6)}
+
+
+def scored(write: Write, data: dict[str, Any], path: Path, judge: str = KEY) -> RunFolder:
+    """A finished run of a benchmark, its numbers decided by cell, prompt and seed."""
+    plan = make_plan(load_benchmark(write(data)))
+    folder = RunFolder(path)
+    write_images(plan, folder)
+    write_features(plan, folder, vector)
+    write_judgements(plan, folder, score)
+    state_plan(plan, folder, "small.yaml", {"limit_prompts": None, "limit_seeds": None})
+    cells = [{**cell, "settings_key": "settings"} for cell in folder.read_manifest()["cells"]]
+    rubric = plan.benchmark.rubric
+    assert rubric is not None
+    about = {"key": judge, "repeats": 1, "rubric_sha256": rubric.sha256, "model": "someone"}
+    update_manifest(
+        folder, cells=cells, judge=about, features={"key": "extractor", "model": "dino"}
+    )
+    write_tables(plan, folder, KEY)
+    return folder
+
+
+@pytest.fixture
+def data(benchmark_data: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(benchmark_data)
+
+
+@pytest.fixture
+def whole(write_benchmark: Write, data: dict[str, Any], tmp_path: Path) -> RunFolder:
+    """Both methods in one run."""
+    return scored(write_benchmark, data, tmp_path / "whole")
+
+
+@pytest.fixture
+def halves(write_benchmark: Write, data: dict[str, Any], tmp_path: Path) -> list[Path]:
+    """The same, one method a run."""
+    found = []
+    for name in ("CFG", "AutoLoRA"):
+        methods = {name: data["methods"][name]}
+        half = scored(
+            write_benchmark,
+            data | {"methods": methods, "baseline": name},
+            tmp_path / f"half-{name}",
+        )
+        found.append(half.path)
+    return found
+
+
+def test_two_halves_compared_are_the_whole(
+    whole: RunFolder, halves: list[Path], tmp_path: Path
+) -> None:
+    joint, differences = compare(halves, tmp_path / "joint")
+    assert differences == []
+    ours, theirs = open_run(whole.path), joint
+    left, right = (run.table.set_index("cell") for run in (ours, theirs))
+    assert list(left.index) == list(right.index)
+    for column in MEASURED:
+        assert left[column].tolist() == right[column].tolist()
+    keys = ["cell", "baseline_cell", "measure", "difference", "low", "high", "p_value", "win_rate"]
+    assert ours.comparisons[keys].to_dict("list") == theirs.comparisons[keys].to_dict("list")
+
+
+def test_the_joint_run_can_be_explained_and_has_a_report(
+    halves: list[Path], tmp_path: Path
+) -> None:
+    joint, _ = compare(halves, tmp_path / "joint")
+    assert joint.folder.report_pdf.is_file()
+    account = explain(joint.folder.path, "AutoLoRA").as_data()
+    numbers = next(part for part in account["parts"] if part["title"] == "Its numbers")
+    assert all(row[-1].endswith("the same") for row in numbers["rows"])
+    assert not any("NOT" in row[-1] for row in numbers["rows"])
+    image = explain(joint.folder.path, "AutoLoRA", "0", 3).as_data()["parts"][0]["facts"]
+    file = joint.scores.query("method == 'AutoLoRA' and seed == 3")["file"].iloc[0]
+    link = dict(image)["in the report"]
+    assert link == f"{joint.folder.report_html.resolve().as_uri()}#image={file}"
+
+
+def test_a_name_that_two_runs_have_is_told_apart(
+    write_benchmark: Write, whole: RunFolder, data: dict[str, Any], tmp_path: Path
+) -> None:
+    data["models"]["A"]["guidance_scale"] = 2.0
+    other = scored(write_benchmark, data, tmp_path / "other")
+    for file in (other.path / "images").rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b" ")  # other images than the first run's
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    write_judgements(plan, other, score)
+    write_features(plan, other, vector)
+    write_tables(plan, other, KEY)
+    joint, _ = compare([whole.path, other.path], tmp_path / "joint", baseline="CFG (whole)")
+    names = ["CFG (whole)", "AutoLoRA (whole)", "CFG (other)", "AutoLoRA (other)"]
+    assert joint.table["method"].tolist() == names
+    assert set(joint.comparisons["baseline"]) == {"CFG (whole)"}
+    assert joint.table["cell"].is_unique
+
+
+def test_the_same_images_are_one_cell(whole: RunFolder, halves: list[Path], tmp_path: Path) -> None:
+    joint, _ = compare([whole.path, halves[0]], tmp_path / "joint")
+    assert joint.table["method"].tolist() == ["CFG", "AutoLoRA"]
+
+
+def test_only_what_all_have_is_compared_and_that_is_told(
+    write_benchmark: Write, whole: RunFolder, data: dict[str, Any], tmp_path: Path
+) -> None:
+    methods = {"Third": {"guider": "lora"}}
+    data |= {"methods": methods, "baseline": "Third", "prompts": ["a dog", "a cat", "a cow"]}
+    data["seeds"] = {"start": 4, "count": 2}
+    other = scored(write_benchmark, data, tmp_path / "other")
+    joint, differences = compare([whole.path, other.path], tmp_path / "joint")
+    assert [(d.what, d.grave) for d in differences] == [("prompts", "told"), ("seeds", "told")]
+    assert differences[0].message.endswith("only the 2 that all have are compared.")
+    images = joint.scores[["prompt", "seed"]].drop_duplicates().values.tolist()
+    assert images == [["a cat", 4], ["a dog", 4]]
+    assert joint.table["n_images"].tolist() == [2, 2, 2]
+    assert joint.manifest["differences"] == [d._asdict() for d in differences]
+    # The mean of two scores of each prompt's single seed: by hand.
+    by_cell = joint.table.set_index("method")["pc"]
+    expected = np.mean([score(("A--Third", index, 4))["pc"] for index in (1, 0)])
+    assert by_cell["Third"] == expected
+
+
+def change(folder: RunFolder, section: str, **values: object) -> None:
+    manifest = folder.read_manifest()
+    manifest[section] = manifest[section] | values
+    write_json(folder.manifest, manifest)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("features", {"key": "another", "model": "clip"}, "extractor: 'dino' in half-CFG, 'clip'"),
+        ("judge", {"rubric_sha256": "0", "rubric_name": "other"}, "other questions have other"),
+    ],
+)
+def test_what_is_not_on_one_scale_is_refused(
+    halves: list[Path], tmp_path: Path, section: str, values: dict[str, object], message: str
+) -> None:
+    change(RunFolder(halves[1]), section, **values)
+    with pytest.raises(UsageError) as raised:
+        compare(halves, tmp_path / "joint", allow_different_judges=True)
+    assert message in str(raised.value)
+    assert "--allow" not in str(raised.value)
+    assert not (tmp_path / "joint").exists()
+
+
+def test_different_judges_are_refused_unless_asked_for(halves: list[Path], tmp_path: Path) -> None:
+    change(RunFolder(halves[1]), "judge", key="another judge", model="somebody")
+    replies = halves[1] / "judgements" / "A--AutoLoRA.jsonl"
+    replies.write_text(
+        replies.read_text(encoding="utf-8").replace(f'"{KEY}"', '"another judge"'), encoding="utf-8"
+    )
+    with pytest.raises(UsageError, match="--allow-different-judges"):
+        compare(halves, tmp_path / "joint")
+    joint, differences = compare(halves, tmp_path / "joint", allow_different_judges=True)
+    assert [(d.what, d.grave) for d in differences] == [("judge", "judges")]
+    assert joint.table["pc"].notna().all()
+    rows = (joint.folder.judgements("A--AutoLoRA")).read_text(encoding="utf-8").splitlines()
+    assert {json.loads(row)["judge_key_in_run"] for row in rows} == {"another judge"}
+
+
+def test_a_model_that_is_not_the_same_is_told(halves: list[Path], tmp_path: Path) -> None:
+    for half, steps in zip(halves, ("float32", "float16"), strict=True):
+        change(RunFolder(half), "models", A={"size": [8, 8], "dtype": steps})
+    _, differences = compare(halves, tmp_path / "joint")
+    assert [d.message for d in differences] == [
+        "model 'A' differs in dtype between half-CFG, half-AutoLoRA."
+    ]
+
+
+def test_something_else_is_not_written_over(halves: list[Path], tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("all of it", encoding="utf-8")
+    with pytest.raises(UsageError, match="no earlier comparison"):
+        compare(halves, mine)
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UsageError, match="would write into"):
+        compare(halves, halves[0])
+    assert open_run(halves[0]).table["method"].tolist() == ["CFG"]
+    compare(halves, tmp_path / "joint")
+    again, _ = compare(halves, tmp_path / "joint")
+    assert len(again.table) == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [((0,), "two or more runs"), ((0, 0), "is named twice")],
+)
+def test_too_few_runs_are_refused(
+    halves: list[Path], tmp_path: Path, named: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        compare([halves[n] for n in named], tmp_path / "joint")
+
+
+def test_a_baseline_that_no_run_has_is_answered(halves: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no method .AutoLora. in these runs\. Did you mean"):
+        compare(halves, tmp_path / "joint", baseline="AutoLora")
+
+
+def test_the_command_names_what_differs(halves: list[Path], tmp_path: Path) -> None:
+    change(RunFolder(halves[1]), "models", A={"dtype": "float16"})
+    change(RunFolder(halves[0]), "models", A={"dtype": "float32"})
+    asked = ["compare", *map(str, halves), "--output", str(tmp_path / "joint")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+
+
+def test_a_run_that_is_compared_is_never_written_over(halves: list[Path], tmp_path: Path) -> None:
+    """A comparison may be a source too, and is then no earlier output to be replaced."""
+    joint, _ = compare(halves, tmp_path / "joint")
+    before = open_run(joint.folder.path).table
+    for output in (joint.folder.path, joint.folder.path / "inner", joint.folder.path.parent):
+        with pytest.raises(UsageError, match=r"would write into .*joint.*Name another --output"):
+            compare([joint.folder.path, halves[0]], output)
+    assert open_run(joint.folder.path).table.equals(before)
+
+
+def test_a_comparison_that_fails_leaves_the_earlier_one(halves: list[Path], tmp_path: Path) -> None:
+    compare(halves, tmp_path / "joint")
+    before = (tmp_path / "joint" / "manifest.json").read_bytes()
+    RunFolder(halves[1]).features("A--AutoLoRA").unlink()
+    with pytest.raises(UsageError, match=r"half-AutoLoRA.*A--AutoLoRA.*no features.*score"):
+        compare(halves, tmp_path / "joint")
+    assert (tmp_path / "joint" / "manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.glob(".partial*")] == []
+
+
+def test_methods_whose_names_are_one_folder_stay_two_cells(
+    write_benchmark: Write, data: dict[str, Any], tmp_path: Path
+) -> None:
+    """'My CFG', 'My-CFG' and 'my cfg' are three names and one folder on some file systems."""
+    runs = []
+    for number, name in enumerate(("My CFG", "My-CFG", "my cfg")):
+        methods = {name: {"guider": "autolora", "autolora_scale": 1.5 + number}}
+        changed = data | {"methods": methods, "baseline": name, "seeds": {"start": 3, "count": 2}}
+        runs.append(scored(write_benchmark, changed, tmp_path / f"run-{number}").path)
+    joint, _ = compare(runs, tmp_path / "joint")
+    assert joint.table["method"].tolist() == ["My CFG", "My-CFG", "my cfg"]
+    assert joint.table["cell"].str.lower().is_unique
+    for run, method in zip(runs, joint.table["method"], strict=True):
+        theirs = joint.table.set_index("method").loc[method, "diversity"]
+        assert theirs == open_run(run).table["diversity"][0]
+
+
+def test_a_models_name_is_not_taken_for_the_methods(
+    write_benchmark: Write, data: dict[str, Any], tmp_path: Path
+) -> None:
+    data["models"] = {"A--CFG": data["models"]["A"]}
+    one = scored(write_benchmark, data, tmp_path / "one")
+    for file in one.path.rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b" ")
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    write_judgements(plan, one, score)
+    write_features(plan, one, vector)
+    write_tables(plan, one, KEY)
+    other = scored(write_benchmark, data, tmp_path / "other")
+    joint, _ = compare([one.path, other.path], tmp_path / "joint", baseline="CFG (one)")
+    assert "A--CFG--CFG-one" in joint.table["cell"].tolist()
+
+
+def test_a_limited_run_makes_the_comparison_limited(halves: list[Path], tmp_path: Path) -> None:
+    manifest = RunFolder(halves[1]).read_manifest()
+    write_json(RunFolder(halves[1]).manifest, manifest | {"limited": True})
+    assert compare(halves, tmp_path / "joint")[0].manifest["limited"] is True
+
+
+def test_different_numbers_of_replies_are_told_and_the_fewest_taken(
+    halves: list[Path], tmp_path: Path
+) -> None:
+    change(RunFolder(halves[0]), "judge", repeats=3)
+    joint, differences = compare(halves, tmp_path / "joint")
+    assert [(d.what, d.grave) for d in differences] == [("judge repeats", "told")]
+    assert "3 in half-CFG, 1 in half-AutoLoRA; the first 1 of each" in differences[0].message
+    assert joint.manifest["judge"]["repeats"] == 1
+
+
+def test_the_same_images_that_two_judges_saw_are_two_cells(
+    whole: RunFolder, halves: list[Path], tmp_path: Path
+) -> None:
+    """To compare judges is why one would ask for it."""
+    change(RunFolder(halves[0]), "judge", key="another judge", model="somebody")
+    replies = halves[0] / "judgements" / "A--CFG.jsonl"
+    replies.write_text(
+        replies.read_text(encoding="utf-8").replace(f'"{KEY}"', '"another judge"'), encoding="utf-8"
+    )
+    joint, _ = compare([whole.path, halves[0]], tmp_path / "joint", allow_different_judges=True)
+    assert joint.table["method"].tolist() == ["CFG (whole)", "AutoLoRA", "CFG (half-CFG)"]
+
+
+def test_images_that_are_taken_once_are_told(
+    whole: RunFolder, halves: list[Path], tmp_path: Path
+) -> None:
+    _, differences = compare([whole.path, halves[0]], tmp_path / "joint")
+    assert [d.message for d in differences] == [
+        "method 'CFG': the very same images in whole and half-CFG; taken once, from whole."
+    ]
+
+
+def test_what_made_each_runs_numbers_stays_recorded(halves: list[Path], tmp_path: Path) -> None:
+    for half, version in zip(halves, ("2.13.0", "2.14.0"), strict=True):
+        update_manifest(
+            RunFolder(half),
+            packages={"torch": version},
+            hardware={"device": f"GPU of {version}"},
+            image_sets={"A--AutoLoRA": {"missing": 1}} if version == "2.14.0" else {},
+        )
+    joint, _ = compare(halves, tmp_path / "joint")
+    compared = joint.manifest["compared"]
+    assert [run["packages"]["torch"] for run in compared.values()] == ["2.13.0", "2.14.0"]
+    assert compared["half-AutoLoRA"]["hardware"] == {"device": "GPU of 2.14.0"}
+    assert joint.manifest["image_sets"] == {"A--AutoLoRA": {"missing": 1}}
+    made = explain(joint.folder.path, "AutoLoRA").as_data()["parts"]
+    facts = dict(next(part for part in made if part["title"] == "Made with")["facts"])
+    assert "torch 2.14.0" in facts["software"]
+    assert "GPU of 2.14.0" in facts["hardware"]
+
+
+def test_a_model_that_only_lent_its_name_does_not_hide_the_one_that_was_used(
+    halves: list[Path], tmp_path: Path
+) -> None:
+    change(RunFolder(halves[0]), "models", A={"pipeline": {"reference": "x", "used": False}})
+    change(RunFolder(halves[1]), "models", A={"pipeline": {"reference": "x", "sha256": "1" * 64}})
+    joint, _ = compare(halves, tmp_path / "joint")
+    assert joint.manifest["models"]["A"]["pipeline"]["sha256"] == "1" * 64
+
+
+@pytest.mark.parametrize("id_", ["../outside", "a/b", "..", ".hidden"])
+def test_a_manifest_cannot_lead_out_of_the_folder(
+    halves: list[Path], tmp_path: Path, id_: str
+) -> None:
+    manifest = RunFolder(halves[1]).read_manifest()
+    manifest["cells"][0]["id"] = id_
+    write_json(RunFolder(halves[1]).manifest, manifest)
+    with pytest.raises(UsageError, match=r"half-AutoLoRA.*is no name of a cell"):
+        compare(halves, tmp_path / "joint")
+
+
+@pytest.mark.parametrize("section", ["cells", "benchmark", "prompts", "seeds"])
+def test_a_run_that_did_not_record_what_is_needed_says_so(
+    halves: list[Path], tmp_path: Path, section: str
+) -> None:
+    manifest = RunFolder(halves[0]).read_manifest()
+    del manifest[section]
+    write_json(RunFolder(halves[0]).manifest, manifest)
+    with pytest.raises(UsageError, match=rf"half-CFG.*does not record its {section}.*run it again"):
+        compare(halves, tmp_path / "joint")
+
+
+@pytest.mark.parametrize("command", ["run", "score", "generate"])
+def test_nothing_can_be_run_in_a_comparison(
+    halves: list[Path], tmp_path: Path, command: str
+) -> None:
+    joint, _ = compare(halves, tmp_path / "joint")
+    done = CliRunner().invoke(app, [command, str(joint.folder.path)])
+    assert isinstance(done.exception, UsageError)
+    assert "is a comparison of runs" in str(done.exception)
+    assert "autolora-eval report" in str(done.exception)
+
+
+def test_runs_of_any_folder_name_are_compared(halves: list[Path], tmp_path: Path) -> None:
+    """A run may lie in a folder whose name no benchmark could have."""
+    names = ("_LoRA+CFG", "a run; $(x) of 猫 and of " + "many letters " * 10)
+    runs = [half.rename(half.with_name(name)) for half, name in zip(halves, names, strict=True)]
+    joint, _ = compare(runs, tmp_path / "joint")
+    assert joint.manifest["benchmark"]["name"].startswith("LoRA-CFG-and-a-run-x-of-and-of-many")
+    assert len(joint.manifest["compared"]) == 2

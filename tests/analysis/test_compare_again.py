@@ -1,0 +1,98 @@
+"""Comparing anew keeps what people put beside it, and says what is paired with nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scored_run import scored
+
+from autolora_eval.analysis.compare_runs import compare
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import update_manifest
+
+Runs = Callable[..., list[Path]]
+
+
+@pytest.fixture
+def runs(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
+) -> Runs:
+    """A function that makes a run of each method, its model by the name that is given."""
+
+    def make(models: tuple[str, str] = ("A", "A")) -> list[Path]:
+        folders = []
+        for model, method in zip(models, ("CFG", "AutoLoRA"), strict=True):
+            changes = {
+                "models": {model: benchmark_data["models"]["A"]},
+                "methods": {method: benchmark_data["methods"][method]},
+                "baseline": method,
+            }
+            plan = make_plan(load_benchmark(write_benchmark(benchmark_data | changes)))
+            folder = scored(plan, RunFolder(tmp_path / f"of-{method}"))
+            update_manifest(folder, features={"key": "extractor", "model": "dino"})
+            folders.append(folder.path)
+        return folders
+
+    return make
+
+
+def test_ratings_and_notes_stay_where_the_images_do(runs: Runs, tmp_path: Path) -> None:
+    both, joint = runs(), tmp_path / "joint"
+    compare(both, joint)
+    (joint / "agreement.csv").write_text("measure,statistic\n")
+    (joint / "notes.txt").write_text("mine")
+    compare(both, joint)
+    assert (joint / "agreement.csv").read_text() == "measure,statistic\n"
+    assert (joint / "notes.txt").read_text() == "mine"
+
+
+def test_ratings_of_other_images_go_and_notes_stay(
+    runs: Runs, tmp_path: Path, benchmark_data: dict[str, Any]
+) -> None:
+    both, joint = runs(), tmp_path / "joint"
+    compare(both, joint)
+    (joint / "agreement.csv").write_text("measure,statistic\n")
+    (joint / "notes.txt").write_text("mine")
+    benchmark_data["seeds"] = {"start": 3, "count": 3}
+    compare(runs(), joint)
+    assert not (joint / "agreement.csv").exists()
+    assert (joint / "notes.txt").read_text() == "mine"
+
+
+def test_models_that_are_called_otherwise_are_paired_with_nothing_and_that_is_said(
+    runs: Runs, tmp_path: Path
+) -> None:
+    joint, told = compare(runs(("A", "B")), tmp_path / "joint")
+    assert joint.comparisons.empty
+    (said,) = (one.message for one in told if one.message.startswith("no cell of"))
+    assert said.startswith("no cell of B is the baseline 'CFG': nothing is compared there.")
+    assert "no cell of B" in joint.folder.report_html.read_text(encoding="utf-8")
+
+
+def test_other_software_and_hardware_is_told_and_the_same_is_not(
+    runs: Runs, tmp_path: Path
+) -> None:
+    first, second = runs()
+    here = {"packages": {"torch": "2.13.0", "numpy": "2.4"}, "hardware": {"device": "cpu"}}
+    for folder in (first, second):
+        update_manifest(RunFolder(folder), **here)
+    told = compare([first, second], tmp_path / "joint")[1]
+    assert [one for one in told if one.what == "software"] == []
+    update_manifest(
+        RunFolder(second),
+        packages={"torch": "2.12.1", "numpy": "2.4"},
+        hardware={"device": "cuda"},
+    )
+    (said,) = (
+        one for one in compare([first, second], tmp_path / "joint")[1] if one.what == "software"
+    )
+    assert said.grave == "told"
+    assert said.message == (
+        "versions and devices: torch 2.13.0 in of-CFG, 2.12.1 in of-AutoLoRA; "
+        "device cpu in of-CFG, cuda in of-AutoLoRA."
+    )

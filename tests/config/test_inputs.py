@@ -1,0 +1,330 @@
+"""What a benchmark names: prompt files, model folders, LoRAs, rubrics."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from autolora_eval._files import sha256_file
+from autolora_eval._resources import shipped_root
+from autolora_eval.config.inputs import read_prompts
+from autolora_eval.config.load import load_benchmark
+
+Write = Callable[[object], Path]
+
+
+Problem = Callable[[object], str]
+
+
+# Prompts
+
+
+def test_a_missing_prompt_file_gets_the_nearest_name(
+    problem: Problem, benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    line = problem({**benchmark_data, "prompts": "promts.txt"})
+    assert f"no such prompt file: 'promts.txt' (looked in {workplace}" in line
+    assert line.endswith("Did you mean 'prompts.txt'?")
+
+
+def test_a_missing_file_near_to_none_does_not_list_the_folder(
+    problem: Problem, benchmark_data: dict[str, Any]
+) -> None:
+    assert problem({**benchmark_data, "prompts": "zzz"}).endswith(").")
+
+
+def test_a_folder_is_no_prompt_file(problem: Problem, benchmark_data: dict[str, Any]) -> None:
+    assert "no such prompt file: 'sdxl'" in problem({**benchmark_data, "prompts": "sdxl"})
+
+
+@pytest.mark.parametrize("prompt", ["a cat " * 150, "~nobody-of-this-name/x", "a\0b"])
+def test_a_prompt_in_place_of_a_file_is_no_traceback(
+    problem: Problem, benchmark_data: dict[str, Any], prompt: str
+) -> None:
+    assert "no such prompt file: " in problem({**benchmark_data, "prompts": prompt})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "prompts.txt: no prompt in it."),
+        (b"\n  \n\t\n", "prompts.txt: no prompt in it."),
+        (b"a cat\nkitt\xe9n\n", "prompts.txt: not UTF-8 (byte 10)."),
+        ("a cat\n".encode("utf-16"), "prompts.txt: not UTF-8 (byte 0)."),
+        (b"a cat\n\na dog\n a cat \n", "prompts.txt:4: the prompt 'a cat' stands there for the"),
+        (b"x" * 10_001, "prompts.txt:1: a prompt of 10001 characters; at most 10000"),
+    ],
+)
+def test_a_prompt_file_that_cannot_be_used(
+    problem: Problem, benchmark_data: dict[str, Any], workplace: Path, content: bytes, says: str
+) -> None:
+    (workplace / "prompts.txt").write_bytes(content)
+    assert f": prompts: {workplace}/{says}" in problem(benchmark_data)
+
+
+def test_prompts_are_lines_without_blanks_around(
+    write_benchmark: Write, benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    """Windows line breaks and a byte order mark are none of the prompt; U+2028 in it is."""
+    content = "\ufeff a cat \r\n\r\nγ\u2028猫\n\x0bdog\x0b\nlast".encode()
+    (workplace / "prompts.txt").write_bytes(content)
+    loaded = load_benchmark(write_benchmark(benchmark_data))
+    assert loaded.prompts == ("a cat", "γ\u2028猫", "dog", "last")
+
+
+def test_prompts_may_be_a_list(write_benchmark: Write, benchmark_data: dict[str, Any]) -> None:
+    path = write_benchmark({**benchmark_data, "prompts": [" a cat ", "a dog"]})
+    assert load_benchmark(path).prompts == ("a cat", "a dog")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "says"),
+    [
+        (["a cat", "a dog", "a cat"], "entry 3: the prompt 'a cat' stands there for the second"),
+        (["a cat", "a cat "], "entry 2: the prompt 'a cat' stands there for the second time"),
+        ([" "], "no prompt in it."),
+        (["a cat", 7], ": prompts.1: expected text; put it in quotation marks (got 7)."),
+        (["a cat", None], ": prompts.1: Input should be a valid string (got nothing)."),
+        (["a cat", ""], ": prompts.1: String should have at least 1 character (got '')."),
+    ],
+)
+def test_a_list_of_prompts_that_cannot_be_used(
+    problem: Problem, benchmark_data: dict[str, Any], prompts: list[object], says: str
+) -> None:
+    assert says in problem({**benchmark_data, "prompts": prompts})
+
+
+def test_the_shipped_prompts_are_the_papers() -> None:
+    """The SHA-256 of the paper's 30 Pixel-Art prompts, one a line, as typed from its appendix."""
+    path = shipped_root() / "prompts" / "pixel_art.txt"
+    assert sha256_file(path) == "c02dc829c2f72f8677c85812ad8f40452b8c1a58b4d2abf23a2f241fda95dcbf"
+    assert len(read_prompts(path)) == 30
+
+
+# Models
+
+
+def with_pipeline(data: dict[str, Any], pipeline: str, **more: object) -> dict[str, Any]:
+    data = copy.deepcopy(data)
+    data["models"]["A"].update(pipeline=pipeline, **more)
+    return data
+
+
+def with_lora(data: dict[str, Any], path: str, **more: object) -> dict[str, Any]:
+    data = copy.deepcopy(data)
+    data["models"]["A"]["lora"] = {"path": path, **more}
+    return data
+
+
+@pytest.mark.parametrize("path", ["sdxll", "./sdxl-base", "../sdxl", "/nowhere/sdxl", "a/b/c"])
+def test_a_model_that_is_neither_folder_nor_hub_id(
+    problem: Problem, benchmark_data: dict[str, Any], path: str
+) -> None:
+    line = problem(with_pipeline(benchmark_data, path))
+    assert f": models.A.pipeline: no such folder: '{path}'. Expected a folder with a " in line
+
+
+def test_a_hub_id_is_left_to_the_hub(
+    write_benchmark: Write, benchmark_data: dict[str, Any]
+) -> None:
+    data = with_pipeline(benchmark_data, "owner/name", revision="abc")
+    data["models"]["A"]["lora"] = {"path": "owner/lora", "weight_name": "a.safetensors"}
+    model = load_benchmark(write_benchmark(data)).models["A"]
+    assert (model.pipeline.kind, model.pipeline.location) == ("hub", "owner/name")
+    assert model.pipeline.revision == "abc"
+    assert (model.lora.kind, model.lora.weight_name) == ("hub", "a.safetensors")
+    assert model.size == (1024, 1024)
+
+
+def test_a_folder_without_a_model_index(
+    problem: Problem, benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    (workplace / "sdxl" / "model_index.json").unlink()
+    line = problem(benchmark_data)
+    assert ": models.A.pipeline: 'sdxl' has no model_index.json" in line
+
+
+def test_a_file_is_no_model(problem: Problem, benchmark_data: dict[str, Any]) -> None:
+    line = problem(with_pipeline(benchmark_data, "lora/style.safetensors"))
+    assert "has no model_index.json" in line
+
+
+def test_an_extractor_folder_without_a_config(
+    problem: Problem, benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    (workplace / "dino" / "config.json").unlink()
+    assert ": features.model: 'dino' has no config.json" in problem(benchmark_data)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt", ".pth", ".pkl"])
+@pytest.mark.parametrize(
+    ("weights", "key"),
+    [
+        ("sdxl/unet/diffusion_pytorch_model", "models.A.pipeline"),
+        ("dino/model", "features.model"),
+        ("lora/style", "models.A.lora"),
+    ],
+)
+def test_weights_that_are_only_there_as_a_pickle_are_refused_with_advice(
+    problem: Problem,
+    benchmark_data: dict[str, Any],
+    workplace: Path,
+    weights: str,
+    key: str,
+    suffix: str,
+) -> None:
+    safe = workplace / f"{weights}.safetensors"
+    safe.rename(safe.with_suffix(suffix))
+    line = problem(benchmark_data)
+    assert f": {key}: " in line
+    assert "pickle can run code" in line
+    assert "safetensors.torch.save_file" in line
+
+
+def test_a_pickle_beside_safe_weights_is_passed_over(
+    write_benchmark: Write, benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    for folder, name in (("sdxl/unet", "diffusion_pytorch_model"), ("dino", "model")):
+        (workplace / folder / f"{name}.bin").write_bytes(b"pickle")
+    (workplace / "lora" / "style.pt").write_bytes(b"pickle")
+    loaded = load_benchmark(write_benchmark(benchmark_data))
+    assert loaded.models["A"].lora.path.suffix == ".safetensors"
+
+
+@pytest.mark.parametrize("key", ["pipeline", "lora"])
+def test_a_revision_of_a_folder_is_refused_rather_than_ignored(
+    problem: Problem, benchmark_data: dict[str, Any], key: str
+) -> None:
+    data = (
+        with_pipeline(benchmark_data, "sdxl", revision="main")
+        if key == "pipeline"
+        else with_lora(benchmark_data, "lora", revision="main")
+    )
+    assert f": models.A.{key}: a revision belongs to a hub id" in problem(data)
+
+
+@pytest.mark.parametrize("component", ["unet", "vae"])
+def test_a_broken_configuration_is_no_traceback(
+    problem: Problem, benchmark_data: dict[str, Any], workplace: Path, component: str
+) -> None:
+    config = workplace / "sdxl" / component / "config.json"
+    config.write_text("{broken")
+    assert f": models.A.pipeline: {config}: not valid JSON" in problem(benchmark_data)
+
+
+@pytest.mark.parametrize("sample_size", ["[8, 8]", '"8"'])
+def test_a_size_that_cannot_be_read_is_asked_for(
+    problem: Problem,
+    write_benchmark: Write,
+    benchmark_data: dict[str, Any],
+    workplace: Path,
+    sample_size: str,
+) -> None:
+    (workplace / "sdxl" / "unet" / "config.json").write_text(f'{{"sample_size": {sample_size}}}')
+    assert "State width and height." in problem(benchmark_data)
+    stated = with_pipeline(benchmark_data, "sdxl", width=64, height=32)
+    assert load_benchmark(write_benchmark(stated)).models["A"].size == (64, 32)
+
+
+def test_a_miniature_that_there_is_not(problem: Problem, benchmark_data: dict[str, Any]) -> None:
+    line = problem(with_pipeline(benchmark_data, "miniature:no-such-thing"))
+    assert ": models.A.pipeline: no miniature 'no-such-thing'." in line
+
+
+# LoRAs
+
+
+def test_a_lora_folder_with_several_files_wants_a_weight_name(
+    problem: Problem, write_benchmark: Write, benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    lora = workplace / "lora"
+    shutil.copy(lora / "style.safetensors", lora / "other.safetensors")
+    line = problem(benchmark_data)
+    assert "but has other.safetensors, style.safetensors. Name one with weight_name." in line
+
+    named = with_lora(benchmark_data, "lora", weight_name="other.safetensors")
+    found = load_benchmark(write_benchmark(named)).models["A"].lora.path
+    assert found == lora / "other.safetensors"
+    assert list(load_file(found)) == ["weight"]
+
+    misspelt = with_lora(benchmark_data, "lora", weight_name="ohter.safetensors")
+    assert "Did you mean 'other.safetensors'?" in problem(misspelt)
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "says"),
+    [
+        ("./none", {}, "no such LoRA: './none'."),
+        ("owner/name.safetensors", {}, "no such LoRA: 'owner/name.safetensors'."),
+        ("none.pt", {}, "'none.pt' is a pickle: "),
+        ("sdxl/unet", {"weight_name": "x.bin"}, "weight_name 'x.bin' is a pickle: "),
+        ("owner/name", {"weight_name": "x.ckpt"}, "weight_name 'x.ckpt' is a pickle: "),
+        (
+            "lora",
+            {"weight_name": "../x.safetensors"},
+            "weight_name: no '../x.safetensors' in 'lora'.",
+        ),
+        ("lora/style.safetensors", {"weight_name": "y.safetensors"}, "a weight_name belongs to"),
+        ("prompts.txt", {}, "'prompts.txt' is not a .safetensors file."),
+        ("sdxl", {}, "'sdxl' must hold one .safetensors file, but has none."),
+    ],
+)
+def test_a_lora_that_cannot_be_used(
+    problem: Problem, benchmark_data: dict[str, Any], path: str, more: dict[str, str], says: str
+) -> None:
+    assert f": models.A.lora: {says}" in problem(with_lora(benchmark_data, path, **more))
+
+
+# The rubric
+
+
+def test_a_missing_rubric_gets_the_nearest_name(
+    problem: Problem, benchmark_data: dict[str, Any]
+) -> None:
+    benchmark_data["judge"]["rubric"] = "rubrik.yaml"
+    line = problem(benchmark_data)
+    assert ": judge.rubric: no such rubric: 'rubrik.yaml'" in line
+    assert line.endswith("Did you mean 'rubric.yaml'?")
+
+
+def test_a_broken_rubric_is_named_with_both_places(
+    problem: Problem, benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    rubric = workplace / "rubric.yaml"
+    rubric.write_text(rubric.read_text().replace("key: pc", "kye: pc, key: pc"))
+    line = problem(benchmark_data)
+    assert f": judge.rubric: {rubric}:4: scores.pc.kye: unknown key. Did you mean 'key'?" in line
+
+
+# Judge server
+
+
+def test_a_key_in_the_judges_address_is_refused_and_not_repeated(
+    problem: Problem, benchmark_data: dict[str, Any]
+) -> None:
+    judge = {**benchmark_data["judge"], "backend": "openai"}
+    judge["base_url"] = "https://me:sentinel-key@example.org/v1"
+    line = problem({**benchmark_data, "judge": judge})
+    assert "judge.base_url: a user name or key does not belong into the address" in line
+    assert "sentinel-key" not in line
+
+
+def test_an_address_that_is_none_is_refused(
+    problem: Problem, benchmark_data: dict[str, Any]
+) -> None:
+    judge = {**benchmark_data["judge"], "backend": "openai", "base_url": "localhost:8000/v1"}
+    assert "(got 'localhost:8000/v1')" in problem({**benchmark_data, "judge": judge})
+
+
+def test_anyones_benchmark_may_name_what_is_shipped(
+    write_benchmark: Write, benchmark_data: dict[str, Any]
+) -> None:
+    data = {**benchmark_data, "prompts": "prompts/pixel_art.txt"}
+    loaded = load_benchmark(write_benchmark(data))
+    assert list(loaded.prompts) == read_prompts(shipped_root() / "prompts" / "pixel_art.txt")

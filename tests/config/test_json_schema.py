@@ -1,0 +1,196 @@
+"""The schema that editors read says what the loader accepts."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from autolora_eval._errors import UsageError
+from autolora_eval._resources import shipped_benchmarks, shipped_root
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.schema import Benchmark, JudgeConfig, Lora, Model
+from autolora_eval.config.starter import NAME, attribute_meanings, json_schema, write_starter
+from autolora_eval.guidance.method import methods
+
+VALIDATOR = jsonschema.Draft202012Validator(json_schema())
+
+
+def test_it_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+
+
+def test_the_shipped_schema_is_that_of_the_loader() -> None:
+    """Made anew by `json.dumps(json_schema(), indent=1, ensure_ascii=False)` and a line break."""
+    text = (shipped_root() / "benchmarks" / NAME).read_text(encoding="utf-8")
+    assert text == json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("name", shipped_benchmarks())
+def test_every_shipped_benchmark_is_valid_and_names_the_schema(name: str) -> None:
+    text = shipped_benchmarks()[name].read_text(encoding="utf-8")
+    assert text.splitlines()[0] == f"# yaml-language-server: $schema={NAME}"
+    data = yaml.safe_load(text)
+    assert [error.message for error in VALIDATOR.iter_errors(data)] == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("seed",), 3),
+        (("seeds", "count"), 0),
+        (("models", "A", "guidance_scale"), -1),
+        (("models", "A", "lora", "strength"), 1.0),
+        (("methods", "AutoLoRA", "autolora_scal"), 2),
+        (("methods", "AutoLoRA", "autolora_scale"), "much"),
+        (("methods", "AutoLoRA"), {}),
+        (("features", "dtype"), "float8"),
+    ],
+)
+def test_what_the_loader_refuses_the_schema_refuses(
+    write_benchmark: Callable[[object], Path],
+    benchmark_data: dict[str, Any],
+    keys: tuple[str, ...],
+    value: object,
+) -> None:
+    assert VALIDATOR.is_valid(benchmark_data)
+    load_benchmark(write_benchmark(benchmark_data))
+    part = benchmark_data
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    assert not VALIDATOR.is_valid(benchmark_data)
+    with pytest.raises(UsageError):
+        load_benchmark(write_benchmark(benchmark_data))
+
+
+def test_a_method_of_ones_own_may_have_any_parameters(benchmark_data: dict[str, Any]) -> None:
+    benchmark_data["methods"]["Mine"] = {"guider": "my_package.MyGuider", "strength": 2}
+    assert VALIDATOR.is_valid(benchmark_data)
+
+
+@pytest.mark.parametrize("model", [Benchmark, JudgeConfig, Model, Lora])
+def test_every_key_has_a_meaning(model: type) -> None:
+    assert attribute_meanings(model).keys() == model.model_fields.keys()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("rule", methods().values(), ids=lambda rule: rule.name)
+def test_every_parameter_has_a_meaning(rule: Any) -> None:
+    assert attribute_meanings(rule.parameters).keys() == rule.parameters.model_fields.keys()
+
+
+MINIATURE = ("miniature:sdxl", "miniature:pixel_art_lora")
+
+
+@pytest.mark.parametrize("judge", [None, "miniature:judge", "some/model"])
+def test_a_first_benchmark_loads_and_names_its_schema(tmp_path: Path, judge: str | None) -> None:
+    prompts = ["a red heart", 'she said "no": #1 {x} \\ 雪']
+    file = tmp_path / "mine.yaml"
+    schema = write_starter(file, *MINIATURE, prompts, judge)
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    assert first == f"# yaml-language-server: $schema={schema.name}"
+    assert yaml.safe_load(schema.read_text(encoding="utf-8")) == json_schema()
+    loaded = load_benchmark(file)
+    assert loaded.prompts == tuple(prompts)
+    assert list(loaded.methods) == ["LoRA", "LoRA+CFG", "AutoLoRA", "AutoLoRA+CFG"]
+    assert (loaded.rubric is None) == (judge is None)
+    assert VALIDATOR.is_valid(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "steps", "scale"),
+    [
+        ("stabilityai/stable-diffusion-xl-base-1.0", 50, 5.0),
+        ("stabilityai/stable-diffusion-3-medium-diffusers", 28, 7.0),
+    ],
+)
+def test_a_first_benchmark_has_the_papers_defaults(
+    tmp_path: Path, pipeline: str, steps: int, scale: float
+) -> None:
+    write_starter(tmp_path / "mine.yaml", pipeline, "nerijs/pixel-art-xl", ["a cat"], None)
+    model = load_benchmark(tmp_path / "mine.yaml").spec.models["Mine"]
+    assert (model.num_inference_steps, model.guidance_scale) == (steps, scale)
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match="is there already"):
+        write_starter(file, *MINIATURE, ["a cat"], None)
+    assert file.read_text(encoding="utf-8") == "mine"
+
+
+def test_what_cannot_load_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'sdxl'"):
+        write_starter(tmp_path / "a.yaml", "miniature:sdxxl", MINIATURE[1], ["a cat"], None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("true.yaml", "true"),
+        ("2024.yaml", "2024"),
+        ("1e5.yml", "1e5"),
+        ("LoRA+CFG.yaml", "LoRA-CFG"),
+        ("_my $(x) \n- 猫.yaml", "my-x"),
+        (f"{'a' * 200}.yaml", "a" * 80),
+    ],
+)
+def test_a_first_benchmark_may_lie_in_a_file_of_any_name(
+    tmp_path: Path, name: str, called: str
+) -> None:
+    write_starter(tmp_path / name, *MINIATURE, ['a "cat" \\ #1: {no}'], None)
+    loaded = load_benchmark(tmp_path / name)
+    assert (loaded.spec.name, loaded.prompts) == (called, ('a "cat" \\ #1: {no}',))
+    shown = f"autolora-eval run {shlex.quote(' '.join(name.split()))}"
+    assert shown in (tmp_path / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"guider": "cfg"},
+        {"sampler": "my_package.my_sampler", "limit": 1.5},
+        {"images": "their_images", "nfe": 100},
+        {"images": "their_images"},
+    ],
+)
+def test_a_method_of_each_kind_is_valid(
+    benchmark_data: dict[str, Any], method: dict[str, Any]
+) -> None:
+    benchmark_data["methods"]["Mine"] = method
+    assert VALIDATOR.is_valid(benchmark_data)
+
+
+def test_what_an_image_set_does_not_have_is_refused(benchmark_data: dict[str, Any]) -> None:
+    benchmark_data["methods"]["Mine"] = {"images": "their_images", "nef": 100}
+    assert not VALIDATOR.is_valid(benchmark_data)
+
+
+def test_the_benchmarks_of_the_readme_are_valid(benchmark_data: dict[str, Any]) -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    found = [yaml.safe_load(part.partition("```")[0]) for part in text.split("```yaml\n")[1:]]
+    whole = [data for data in found if data.keys() <= Benchmark.model_fields.keys()]
+    assert any("methods" in data for data in whole)
+    for data in whole:
+        assert [error.message for error in VALIDATOR.iter_errors(benchmark_data | data)] == []
+
+
+def test_a_first_benchmark_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        write_starter(tmp_path / "a" / "b.yaml", "miniature:sdxxl", MINIATURE[1], ["a cat"], None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schema_of_somebody_else_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text('{"title": "mine"}', encoding="utf-8")
+    with pytest.raises(UsageError, match="no schema of autolora-eval"):
+        write_starter(tmp_path / "a.yaml", *MINIATURE, ["a cat"], None)
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]

@@ -1,0 +1,346 @@
+"""The judge's settings together: what fits, and the place and words of what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autolora_eval._errors import UsageError
+from autolora_eval.config.load import load_benchmark
+
+Write = Callable[[object], Path]
+STYLE = "prompts/rubrics/style.yaml"
+COMMAND = ["uvx", "--from", "vllm==0.10.2", "vllm", "serve", "{model}", "--port", "{port}"]
+
+
+@pytest.fixture
+def lines(
+    write_benchmark: Write, benchmark_data: dict[str, Any], workplace: Path
+) -> Callable[..., list[str]]:
+    """What is wrong with a benchmark whose judge has these settings, without the file's name."""
+    (workplace / "vlm").mkdir()
+    (workplace / "vlm" / "config.json").write_text("{}")
+    (workplace / "vlm" / "model.safetensors").write_bytes(
+        (workplace / "dino" / "model.safetensors").read_bytes()
+    )
+
+    def load(**settings: object) -> list[str]:
+        judge = {"rubric": "rubric.yaml", "model": "vlm", **settings}
+        path = write_benchmark({**benchmark_data, "judge": judge})
+        try:
+            load_benchmark(path)
+        except UsageError as error:
+            found = str(error).split("\n")
+            assert all(line.startswith(f"{path}:") for line in found)
+            return [line.removeprefix(f"{path}:") for line in found]
+        return []
+
+    return load
+
+
+def line_number(path: Path, starts: str) -> int:
+    text = path.read_text(encoding="utf-8").split("\n")
+    (found,) = [n for n, line in enumerate(text, 1) if line.strip().startswith(starts)]
+    return found
+
+
+GOOD: dict[str, dict[str, object]] = {
+    "one address": {"base_url": "https://a.example/v1"},
+    "a list of one": {"base_url": ["http://a:8000/v1"]},
+    "several": {"base_url": ["http://a:8000/v1", "http://a:8001/v1", "http://[::1]:8000/v1"]},
+    "repeats at temperature 0": {"repeats": 5, "temperature": 0},
+    "repeats that vary": {"repeats": 5, "temperature": 0.7},
+    "the name of a key": {"launch": True, "launch_command": [*COMMAND, "-e", "HF_TOKEN"]},
+    "launch of vLLM": {"launch": True, "vllm_python": "venv/bin/python"},
+    "launch with arguments": {
+        "launch": True,
+        "vllm_python": "venv/bin/python",
+        "launch_args": ["--max-model-len", "8192"],
+        "launch_timeout": 60,
+    },
+    "launch by a command": {"launch": True, "launch_command": COMMAND},
+    "launch beside an address": {
+        "launch": True,
+        "launch_command": COMMAND,
+        "base_url": "http://a:8000/v1",
+    },
+    "JSON in a command": {
+        "launch": True,
+        "launch_command": [*COMMAND, '{"image": 1}', "{}", "{model}:{name}:{port}"],
+    },
+    "in this process": {"backend": "transformers", "batch_size": 4, "dtype": "float32"},
+    "no launch in this process": {
+        "backend": "transformers",
+        "launch": False,
+        "vllm_python": None,
+        "launch_command": [],
+    },
+    **{
+        f"openai, {name}": {"constraint": name}
+        for name in ("auto", "structured_outputs", "guided_regex", "response_format", "plain")
+    },
+    **{
+        f"transformers, {name}": {"backend": "transformers", "constraint": name}
+        for name in ("auto", "regex", "plain")
+    },
+}
+
+
+@pytest.mark.parametrize("settings", GOOD.values(), ids=GOOD)
+def test_what_fits(lines: Callable[..., list[str]], settings: dict[str, object]) -> None:
+    assert lines(**settings) == []
+
+
+TRANSFORMERS = "does nothing with backend 'transformers'. Remove it, or write 'backend: openai'."
+A_NAME = "since the manifest states it."
+OPENAI = "does nothing with backend 'openai'. Remove it, or write 'backend: transformers'."
+ALONE = "takes effect with 'launch: true' only. Add that, or remove this."
+AN_ADDRESS = "expected an address such as http://localhost:8000/v1 "
+BAD: dict[str, tuple[dict[str, object], str, str]] = {
+    "no address": ({"base_url": "a:8000"}, "base_url", f"{AN_ADDRESS}(got 'a:8000')."),
+    "no host": ({"base_url": "http:///v1"}, "base_url", f"{AN_ADDRESS}(got 'http:///v1')."),
+    "half an address": (
+        {"base_url": "http://[::1"},
+        "base_url",
+        f"{AN_ADDRESS}(got 'http://[::1').",
+    ),
+    "no address in a list": (
+        {"base_url": ["http://a/v1", "ftp://b/v1"]},
+        "base_url.1",
+        f"{AN_ADDRESS}(got 'ftp://b/v1').",
+    ),
+    "an address twice": (
+        {"base_url": ["http://a/v1", "http://b/v1", "http://a/v1"]},
+        "base_url.2",
+        "'http://a/v1' is entry 1 already; a server takes its share once. Remove one.",
+    ),
+    "an address twice, spelt otherwise": (
+        {"base_url": ["http://a/v1", "http://a/v1/"]},
+        "base_url.1",
+        "'http://a/v1/' is entry 1 already; a server takes its share once. Remove one.",
+    ),
+    "an empty list": ({"base_url": []}, "base_url", "at least 1 item"),
+    "launch of nothing": (
+        {"launch": True},
+        "launch",
+        "say what to start: vllm_python, the Python of the environment that vLLM is installed in, "
+        "or launch_command.",
+    ),
+    "launch of both": (
+        {"launch": True, "vllm_python": "python", "launch_command": COMMAND},
+        "launch_command",
+        "either this or judge.vllm_python says what to start, not both. Remove one.",
+    ),
+    "launch beside several": (
+        {"launch": True, "vllm_python": "python", "base_url": ["http://a/v1", "http://b/v1"]},
+        "base_url",
+        "2 addresses are stated, and 'launch: true' starts one server at an address of its own. "
+        "Remove them, or remove launch.",
+    ),
+    "no port": (
+        {"launch": True, "launch_command": ["serve", "{model}"]},
+        "launch_command",
+        "no part of it holds '{port}', where the port that is chosen at the start goes, such as: "
+        "--port, '{port}'.",
+    ),
+    "misspelt field": (
+        {"launch": True, "launch_command": ["serve", "{modle}", "-p={port}"]},
+        "launch_command.1",
+        "nothing is filled in for '{modle}'. Did you mean '{model}'?",
+    ),
+    "unknown field": (
+        {"launch": True, "launch_command": ["serve", "x{gpus}y", "{port}"]},
+        "launch_command.1",
+        "nothing is filled in for '{gpus}'. Known: {model}, {port}, {name}.",
+    ),
+    **{
+        f"a key in {key}: {part}": (
+            {"launch": True, "vllm_python": "p"} | {key: ["x", part, "{port}"]},
+            f"{key}.1",
+            "the manifest states it. Put it into an environment variable.",
+        )
+        for key, part in {
+            "launch_args": "--api-key=sentinel",
+            "launch_args ": "--api_key",
+            "launch_args  ": "HF_TOKEN=hf_sentinel",
+        }.items()
+        for key in [key.strip()]
+    },
+    "a key in the command": (
+        {"launch": True, "launch_command": [*COMMAND, "--env=VLLM_API_KEY=sentinel"]},
+        f"launch_command.{len(COMMAND)}",
+        "the manifest states it. Put it into an environment variable.",
+    ),
+    "vllm_python alone": ({"vllm_python": "python"}, "vllm_python", ALONE),
+    "launch_command alone": ({"launch_command": COMMAND}, "launch_command", ALONE),
+    "launch_args alone": ({"launch_args": ["--x"]}, "launch_args", ALONE),
+    "launch_timeout alone": ({"launch_timeout": 9}, "launch_timeout", ALONE),
+    "launch: false": ({"launch": False, "vllm_python": "p"}, "vllm_python", ALONE),
+    "regex with a server": (
+        {"constraint": "regex"},
+        "constraint",
+        "'regex' is not for backend 'openai'. Expected auto, structured_outputs, guided_regex, "
+        "response_format or plain.",
+    ),
+    **{
+        f"{name} without a server": (
+            {"backend": "transformers", "constraint": name},
+            "constraint",
+            f"'{name}' is not for backend 'transformers'. Expected auto, regex or plain.",
+        )
+        for name in ("structured_outputs", "guided_regex", "response_format")
+    },
+    "no such constraint": ({"constraint": "grammar"}, "constraint", "(got 'grammar')."),
+    **{
+        f"{key} without a server": ({"backend": "transformers", key: value}, key, TRANSFORMERS)
+        for key, value in {
+            "base_url": "http://a/v1",
+            "api_key_env": "KEY",
+            "concurrency": 4,
+            "timeout": 5,
+            "max_retries": 0,
+            "give_up_after": 0,
+            "launch": True,
+            "vllm_python": "python",
+            "launch_command": COMMAND,
+            "launch_args": ["--x"],
+            "launch_timeout": 9,
+        }.items()
+    },
+    **{
+        f"a key for the name of its variable: {key[:4]}": (
+            {"api_key_env": key},
+            "api_key_env",
+            A_NAME,
+        )
+        for key in ("sk-sentinel", "hf_sentinel", "MY KEY=sentinel", "$SENTINEL_KEY")
+    },
+    "batch_size with a server": ({"batch_size": 4}, "batch_size", OPENAI),
+    "dtype with a server": ({"dtype": "float16"}, "dtype", OPENAI),
+}
+
+
+@pytest.mark.parametrize(("settings", "key", "says"), BAD.values(), ids=BAD)
+def test_what_does_not_fit_is_named_with_its_place(
+    lines: Callable[..., list[str]],
+    workplace: Path,
+    settings: dict[str, object],
+    key: str,
+    says: str,
+) -> None:
+    (line,) = lines(**settings)
+    assert "sentinel" not in line
+    number, place, message = line.split(": ", 2)
+    assert place == f"judge.{key}"
+    assert message.endswith(says) or says in ("at least 1 item",), line
+    assert says in message
+    if "." not in key:
+        assert int(number) == line_number(workplace / "bench.yaml", f"{key}:")
+
+
+def test_every_problem_is_told(lines: Callable[..., list[str]]) -> None:
+    found = lines(
+        base_url=["a", "http://b/v1", "http://me:sentinel@c/v1", "http://d/v1?key=sentinel"],
+        constraint="regex",
+        batch_size=3,
+        launch=True,
+        rubric_values={"x": "y"},
+    )
+    assert [line.split(": ")[1] for line in found] == [
+        "judge.batch_size",
+        "judge.constraint",
+        "judge.base_url.0",
+        "judge.base_url.2",
+        "judge.base_url.3",
+        "judge.launch",
+        "judge.base_url",
+        "judge.rubric_values",
+    ]
+    assert not any("sentinel" in line for line in found)
+
+
+# The rubric's own placeholders
+
+
+def test_the_benchmark_names_the_style(
+    write_benchmark: Write, benchmark_data: dict[str, Any]
+) -> None:
+    judge = {**benchmark_data["judge"], "rubric": STYLE, "rubric_values": {"style": "{a} <b>"}}
+    rubric = load_benchmark(write_benchmark({**benchmark_data, "judge": judge})).rubric
+    assert rubric is not None
+    assert "in this style: {a} < b>.\n" in rubric.question("a cat").after
+    judge["rubric_values"] = {"style": "oil"}
+    other = load_benchmark(write_benchmark({**benchmark_data, "judge": judge})).rubric
+    assert other is not None
+    assert other.sha256 != rubric.sha256
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"rubric": STYLE},
+            "judge.rubric_values: the rubric 'style' needs a value for 'style': write "
+            "'rubric_values: {style: ...}' beside 'rubric'.",
+        ),
+        (
+            {"rubric": STYLE, "rubric_values": {"stile": "oil"}},
+            "judge.rubric_values: the rubric 'style' has no placeholder 'stile'. "
+            "Did you mean 'style'?",
+        ),
+        (
+            {"rubric_values": {"style": "oil"}},
+            "judge.rubric_values: the rubric 'r' has no placeholder 'style'. It has none of its "
+            "own: remove it.",
+        ),
+        (
+            {"rubric": STYLE, "rubric_values": {"style": 3}},
+            "judge.rubric_values.style: expected text; put it in quotation marks (got 3).",
+        ),
+        ({"rubric": STYLE, "rubric_values": {"style": ""}}, "judge.rubric_values.style: "),
+        ({"rubric": STYLE, "rubric_values": {"style": " \n"}}, "needs a value for 'style'"),
+        ({"rubric_values": {"x": " "}}, "the rubric 'r' has no placeholder 'x'."),
+    ],
+)
+def test_a_wrong_value_of_a_rubric_is_refused(
+    lines: Callable[..., list[str]], settings: dict[str, object], says: str
+) -> None:
+    (line,) = lines(**settings)
+    assert says in line
+
+
+def test_what_ships_loads() -> None:
+    for name in ("quickstart", "pixel_art"):
+        judge = load_benchmark(name).spec.judge
+        assert judge is not None
+        assert judge.rubric_values == {}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://sentinel@a/v1",
+        "me:sentinel@a/v1",
+        "https://a/v1?key=sentinel",
+        "https://a/v1#sentinel",
+        "http://me:sentinel@[::1/v1",
+    ],
+)
+def test_a_key_in_an_address_is_refused_and_not_repeated(
+    lines: Callable[..., list[str]], url: str
+) -> None:
+    (line,) = lines(base_url=url)
+    assert "judge.base_url: a user name or key does not belong into the address" in line
+    assert "sentinel" not in line
+
+
+def test_the_command_in_the_readers_yaml(lines: Callable[..., list[str]]) -> None:
+    """In a flow list `{port}` needs quotation marks; without them YAML makes a mapping of it."""
+    command = yaml.safe_load("[vllm, serve, '{model}', --port, '{port}']")
+    assert lines(launch=True, launch_command=command) == []
+    (line,) = lines(launch=True, launch_command=yaml.safe_load("[vllm, --port, {port}]"))
+    assert "judge.launch_command.2: " in line

@@ -1,0 +1,227 @@
+"""The plan: cells and jobs in order, the same jobs for all cells, and what they cost."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autolora_eval._errors import UsageError
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, describe_parameters, make_plan
+from autolora_eval.guidance.method import method, methods
+
+Write = Callable[[object], Path]
+N = 10
+
+
+def nfe(guider: str, num_steps: int = N, model_scale: float = 5.0, **stated: float) -> int:
+    """Passes for one image of a method with these parameters on a model of this CFG scale."""
+    rule = method(guider)
+    parameters = rule.parameters.model_validate(stated).with_model_defaults(model_scale)
+    return rule.nfe(parameters, num_steps)
+
+
+@pytest.fixture
+def two_by_two(benchmark_data: dict[str, Any]) -> dict[str, Any]:
+    """Two models, two methods, three prompts, two seeds."""
+    data = copy.deepcopy(benchmark_data)
+    data["models"]["0"] = {**data["models"]["A"], "num_inference_steps": 7, "guidance_scale": 1.0}
+    return data
+
+
+@pytest.fixture
+def plan(write_benchmark: Write, two_by_two: dict[str, Any]) -> Plan:
+    return make_plan(load_benchmark(write_benchmark(two_by_two)))
+
+
+# Cells and jobs
+
+
+def test_cells_are_models_by_methods_in_the_order_of_the_file(plan: Plan) -> None:
+    found = [(cell.model.name, cell.method.name) for cell in plan.cells]
+    assert found == [("A", "CFG"), ("A", "AutoLoRA"), ("0", "CFG"), ("0", "AutoLoRA")]
+    assert [cell.id for cell in plan.cells] == ["A--CFG", "A--AutoLoRA", "0--CFG", "0--AutoLoRA"]
+
+
+def test_a_cell_takes_from_its_model_what_its_method_does_not_state(plan: Plan) -> None:
+    assert plan.cells[1].columns == {
+        "guider": "autolora",
+        "lora_scale": 0.8,
+        "num_inference_steps": 10,
+        "autolora_scale": 1.5,
+        "guidance_scale": 5.0,
+        "base_guidance_scale": 5.0,
+        "start": 0.0,
+        "stop": 1.0,
+    }
+    assert plan.cells[3].columns["guidance_scale"] == 1.0
+    assert plan.cells[3].columns["base_guidance_scale"] == 1.0
+
+
+def test_jobs_are_prompts_by_seeds_in_order(plan: Plan) -> None:
+    """One list for all cells: every method sees the same prompts and seeds."""
+    found = [(job.prompt_index, job.prompt, job.seed) for job in plan.jobs]
+    assert found == [
+        (0, "a cat", 3),
+        (0, "a cat", 4),
+        (1, "a dog", 3),
+        (1, "a dog", 4),
+        (2, "a blue house", 3),
+        (2, "a blue house", 4),
+    ]
+    assert len({job.file for job in plan.jobs}) == 6
+
+
+def test_totals(plan: Plan) -> None:
+    assert plan.n_images == 4 * 6
+    # CFG and AutoLoRA at w = 5 in 10 steps, then at w = 1 in 7: 2N + 4N + 1N' + 2N'.
+    assert [cell.nfe for cell in plan.cells] == [20, 40, 7, 14]
+    assert plan.nfe == (20 + 40 + 7 + 14) * 6
+    assert plan.n_judge_calls == plan.n_images
+
+
+def test_without_a_judge_none_is_asked(
+    write_benchmark: Write, two_by_two: dict[str, Any], plan: Plan
+) -> None:
+    del two_by_two["judge"]
+    silent = make_plan(load_benchmark(write_benchmark(two_by_two)))
+    assert (silent.n_judge_calls, silent.n_images, silent.nfe) == (0, plan.n_images, plan.nfe)
+    assert silent.disk_bytes < plan.disk_bytes
+
+
+def test_repeats_are_judge_calls_of_their_own(
+    write_benchmark: Write, two_by_two: dict[str, Any]
+) -> None:
+    two_by_two["judge"]["repeats"] = 3
+    plan = make_plan(load_benchmark(write_benchmark(two_by_two)))
+    assert plan.n_judge_calls == 3 * plan.n_images
+
+
+def test_disk_grows_with_images_and_their_area(
+    write_benchmark: Write, two_by_two: dict[str, Any], plan: Plan
+) -> None:
+    two_by_two["seeds"]["count"] = 4
+    more = make_plan(load_benchmark(write_benchmark(two_by_two)))
+    assert more.disk_bytes == pytest.approx(2 * plan.disk_bytes, abs=2)
+    for model in two_by_two["models"].values():
+        model.update(width=320, height=64)
+    larger = make_plan(load_benchmark(write_benchmark(two_by_two)))
+    # The images go from 32 × 32 to 320 × 64 pixels; at least half a byte a pixel, at most three.
+    extra = more.n_images * (320 * 64 - 32 * 32)
+    assert extra / 2 <= larger.disk_bytes - more.disk_bytes <= 3 * extra
+
+
+def files(write_benchmark: Write, data: dict[str, Any], prompts: list[str]) -> dict[Any, str]:
+    made = make_plan(load_benchmark(write_benchmark({**data, "prompts": prompts})))
+    return {(job.prompt, job.seed): job.file for job in made.jobs}
+
+
+def test_a_file_stays_its_own_when_prompts_are_reordered_or_added(
+    write_benchmark: Write, two_by_two: dict[str, Any]
+) -> None:
+    first = files(write_benchmark, two_by_two, ["a cat", "a dog", "γ/猫"])
+    assert files(write_benchmark, two_by_two, ["γ/猫", "a dog", "a cat"]) == first
+    more = files(write_benchmark, two_by_two, ["new", "a dog", "A cat", "γ/猫", "a cat"])
+    assert {key: more[key] for key in first} == first
+    assert len(set(more.values())) == 10
+
+
+# Limits
+
+
+def test_limits_take_the_first_of_each(write_benchmark: Write, two_by_two: dict[str, Any]) -> None:
+    benchmark = load_benchmark(write_benchmark(two_by_two))
+    whole = make_plan(benchmark)
+    limited = make_plan(benchmark, limit_prompts=2, limit_seeds=1)
+    assert [(job.prompt, job.seed) for job in limited.jobs] == [("a cat", 3), ("a dog", 3)]
+    assert set(limited.jobs) <= set(whole.jobs), "a limited run is a part of the whole one"
+    assert limited.cells == whole.cells
+    assert limited.n_images == 4 * 2
+    assert make_plan(benchmark, limit_prompts=99, limit_seeds=99).jobs == whole.jobs
+    assert len(make_plan(benchmark, limit_seeds=1).jobs) == 3
+    assert len(make_plan(benchmark, limit_prompts=1).jobs) == 2
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+@pytest.mark.parametrize("what", ["prompts", "seeds"])
+def test_a_limit_below_one_is_refused(
+    write_benchmark: Write, two_by_two: dict[str, Any], what: str, limit: int
+) -> None:
+    benchmark = load_benchmark(write_benchmark(two_by_two))
+    with pytest.raises(UsageError, match=rf"limit of {what} must be at least 1 \(got {limit}\)"):
+        make_plan(benchmark, **{f"limit_{what}": limit})
+
+
+# What an image costs: closed forms in the number of steps N
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 10, 28, 50])
+@pytest.mark.parametrize(
+    ("guider", "stated", "passes"),
+    [
+        ("lora", {}, 1),
+        ("cfg", {}, 2),
+        ("cfg", {"guidance_scale": 1.0}, 1),
+        ("cfg", {"guidance_scale": 0.0}, 2),  # diffusers' guider makes both there
+        ("autolora", {}, 4),
+        ("autolora", {"guidance_scale": 1.0}, 2),  # equation (6)
+        ("autolora", {"guidance_scale": 0.0}, 2),  # the two unconditional ones
+        ("autolora", {"guidance_scale": 5.0, "base_guidance_scale": 1.0}, 3),
+        ("autolora", {"guidance_scale": 1.0, "base_guidance_scale": 5.0}, 3),
+        ("autolora", {"guidance_scale": 5.0, "base_guidance_scale": 0.0}, 3),
+        ("autolora", {"autolora_scale": 1.0}, 2),  # LoRA+CFG: no base pass
+        ("autolora", {"autolora_scale": 1.0, "guidance_scale": 1.0}, 1),
+        ("autolora", {"autolora_scale": 1.0, "guidance_scale": 0.0}, 1),
+        ("autolora", {"autolora_scale": 1.0, "base_guidance_scale": 1.0}, 2),
+        ("autolora", {"autolora_scale": 0.0}, 2),  # base+CFG: no LoRA pass
+        ("autolora", {"autolora_scale": 0.0, "guidance_scale": 1.0}, 1),
+        ("autolora", {"autolora_scale": 0.0, "base_guidance_scale": 1.0}, 1),
+        ("autolora", {"start": 0.4, "stop": 0.4}, 2),  # guided at no step
+    ],
+)
+def test_passes_are_a_multiple_of_the_steps(
+    guider: str, stated: dict[str, float], passes: int, num_steps: int
+) -> None:
+    assert nfe(guider, num_steps, **stated) == passes * num_steps
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "guided"),
+    [(10, 4), (7, 3), (5, 2), (3, 1), (1, 0), (50, 20), (51, 20)],  # ⌊0.6 N⌋ − ⌊0.2 N⌋
+)
+def test_outside_its_interval_autolora_costs_what_lora_with_cfg_does(
+    num_steps: int, guided: int
+) -> None:
+    interval = {"start": 0.2, "stop": 0.6}
+    outside = num_steps - guided
+    assert nfe("autolora", num_steps, **interval) == 4 * guided + 2 * outside
+    assert nfe("autolora", num_steps, 1.0, **interval) == 2 * guided + outside
+    assert nfe("autolora", num_steps, autolora_scale=0.0, **interval) == 2 * num_steps
+    # With w1 = 1 the base branch is one pass, so that γ = 0 outside would cost less than γ = 1.
+    mixed = nfe("autolora", num_steps, base_guidance_scale=1.0, **interval)
+    assert mixed == 3 * guided + 2 * outside
+
+
+@pytest.mark.parametrize("edge", [0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.99, 1.0])
+def test_two_halves_of_the_interval_cost_what_the_whole_adds(edge: float) -> None:
+    """Beyond LoRA+CFG, which each half pays in full."""
+    halves = [{"stop": edge}] + ([{"start": edge}] if edge < 1.0 else [])
+    for num_steps in (7, 50, 100):
+        lora_cfg = nfe("cfg", num_steps)
+        extra = sum(nfe("autolora", num_steps, **half) - lora_cfg for half in halves)
+        assert extra == nfe("autolora", num_steps) - lora_cfg
+
+
+@pytest.mark.parametrize("guider", methods())
+def test_every_method_makes_at_least_one_pass_a_step(guider: str) -> None:
+    for num_steps, scale in itertools.product((1, 3, 50), (0.0, 1.0, 5.0)):
+        assert num_steps <= nfe(guider, num_steps, scale) <= 4 * num_steps
+
+
+def test_parameters_in_one_line_leave_out_what_has_no_value() -> None:
+    assert describe_parameters({"guider": "cfg", "w": 5.0, "x": None}) == "guider=cfg, w=5.0"

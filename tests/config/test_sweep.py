@@ -1,0 +1,362 @@
+"""Sweeps: which cells they make, under which names, and what is refused before a model loads."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autolora_eval._errors import UsageError
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Cell, Plan, make_plan
+from autolora_eval.config.sweep import MAX_CELLS, value_text
+from autolora_eval.generation.stage import settings_key
+from autolora_eval.runs.manifest import stated_cell
+
+Write = Callable[[object], Path]
+METHODS = {
+    "LoRA": {"guider": "lora"},
+    "AutoLoRA": {"guider": "autolora", "guidance_scale": 1.0},
+    "CFG": {"guider": "cfg"},
+    "AutoLoRA+CFG": {"guider": "autolora"},
+}
+
+
+@pytest.fixture
+def planned(write_benchmark: Write, benchmark_data: dict[str, Any]) -> Callable[..., Plan]:
+    """A function that plans a benchmark with a sweep."""
+
+    def plan(sweep: object, methods: object = None) -> Plan:
+        data = benchmark_data | {"sweep": sweep, "methods": methods or METHODS}
+        return make_plan(load_benchmark(write_benchmark(data)))
+
+    return plan
+
+
+def ids(plan: Plan) -> list[str]:
+    return [cell.id.removeprefix("A--") for cell in plan.cells]
+
+
+def of(plan: Plan, method: str) -> list[Cell]:
+    return [cell for cell in plan.cells if cell.method.name == method]
+
+
+# Cells
+
+
+def test_the_lora_scale_is_every_methods(planned: Callable[..., Plan]) -> None:
+    plan = planned({"lora_scale": [0.2, 1]})
+    assert ids(plan) == [
+        f"{method}--lora_scale={scale}" for scale in ("0.2", "1") for method in METHODS
+    ]
+    for cell in plan.cells:
+        assert cell.columns["lora_scale"] == cell.model.spec.lora.scale
+    assert [cell.columns["lora_scale"] for cell in of(plan, "LoRA")] == [0.2, 1.0]
+    # All but the scale is the model's own, of which there is one.
+    assert list(plan.benchmark.models) == ["A"]
+    assert plan.benchmark.models["A"].spec.lora.scale == 0.8
+
+
+def test_a_method_without_a_swept_parameter_is_one_cell(planned: Callable[..., Plan]) -> None:
+    plan = planned({"guidance_scale": [3.5, 4.0]})
+    assert ids(plan) == [
+        "LoRA",
+        "AutoLoRA",  # it states that it has no CFG
+        "CFG--guidance_scale=3.5",
+        "AutoLoRA+CFG--guidance_scale=3.5",
+        "CFG--guidance_scale=4",
+        "AutoLoRA+CFG--guidance_scale=4",
+    ]
+    assert [cell.columns["guidance_scale"] for cell in of(plan, "CFG")] == [3.5, 4.0]
+    assert [cell.columns["guidance_scale"] for cell in of(plan, "AutoLoRA")] == [1.0]
+    for cell in of(plan, "AutoLoRA+CFG"):  # w1 follows w2, as it does where the model states it
+        assert cell.columns["base_guidance_scale"] == cell.columns["guidance_scale"]
+
+
+def test_the_models_scale_may_be_swept_through_one(planned: Callable[..., Plan]) -> None:
+    plan = planned({"guidance_scale": [1.0, 5.0]}, {"CFG": METHODS["CFG"]})
+    assert [cell.nfe for cell in plan.cells] == [10, 20]
+
+
+def test_an_interval_sets_both_ends(planned: Callable[..., Plan]) -> None:
+    intervals = [[0.0, 1.0], [0.25, 0.75], [0, 0.5]]
+    plan = planned(
+        {"interval": intervals}, {**METHODS, "Late": {"guider": "autolora", "start": 0.1}}
+    )
+    found = of(plan, "AutoLoRA+CFG")
+    assert [[cell.columns["start"], cell.columns["stop"]] for cell in found] == intervals
+    assert [cell.id.split("--")[-1] for cell in found] == [
+        "interval=0-1",
+        "interval=0.25-0.75",
+        "interval=0-0.5",
+    ]
+    assert [cell.nfe for cell in found] == [40, 2 * 10 + 2 * 5, 30]
+    assert [len(of(plan, name)) for name in ("LoRA", "CFG", "Late")] == [1, 1, 1]
+
+
+def test_parameters_are_crossed_in_the_order_of_the_file(planned: Callable[..., Plan]) -> None:
+    sweep = {"lora_scale": [0.5, 1.0], "autolora_scale": [1.5, 2.0], "base_guidance_scale": [0]}
+    plan = planned(sweep)
+    found = of(plan, "AutoLoRA+CFG")
+    keys = ("lora_scale", "autolora_scale", "base_guidance_scale")
+    assert [tuple(cell.columns[key] for key in keys) for cell in found] == list(
+        itertools.product(*sweep.values())
+    )
+    assert (
+        found[0].id == "A--AutoLoRA+CFG--lora_scale=0.5--autolora_scale=1.5--base_guidance_scale=0"
+    )
+    assert [cell.point for cell in of(plan, "CFG")] == [{"lora_scale": 0.5}, {"lora_scale": 1.0}]
+    assert len(plan.cells) == 2 * 2 + 2 * 4
+    assert plan.n_images == len(plan.cells) * len(plan.jobs)
+    assert plan.nfe == sum(cell.nfe for cell in plan.cells) * len(plan.jobs)
+
+
+def test_another_value_leaves_the_cells_that_were_there(planned: Callable[..., Plan]) -> None:
+    few = planned({"lora_scale": [0.4], "guidance_scale": [3.5]})
+    more = planned({"lora_scale": [1.3, 0.40], "guidance_scale": [7, 3.5, 5]})
+    before = {cell.id: stated_cell(cell, few) for cell in few.cells}
+    after = {cell.id: stated_cell(cell, more) for cell in more.cells}
+    assert len(after) == len(more.cells) == 2 * (1 + 1 + 3 + 3)
+    assert before.items() <= after.items()
+    assert "A--CFG--lora_scale=0.4--guidance_scale=3.5" in before
+
+
+def test_a_value_is_one_number_however_it_is_written(planned: Callable[..., Plan]) -> None:
+    whole, point = (planned({"autolora_scale": [n], "lora_scale": [n]}) for n in (2, 2.0))
+    assert [c.id for c in whole.cells] == [c.id for c in point.cells]
+    for a, b in zip(whole.cells, point.cells, strict=True):
+        assert stated_cell(a, whole)["plan_key"] == stated_cell(b, point)["plan_key"]
+    assert [value_text(v) for v in (1, 1.0, 0.1, 1e-7, (0.25, 1))] == [
+        "1", "1", "0.1", "1e-07", "0.25–1",
+    ]  # fmt: skip
+
+
+def test_every_model_is_swept(write_benchmark: Write, benchmark_data: dict[str, Any]) -> None:
+    data = copy.deepcopy(benchmark_data)
+    data["models"]["B"] = {**data["models"]["A"], "guidance_scale": 7.0}
+    data["sweep"] = {"lora_scale": [0.5, 1.0]}
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    assert [cell.id for cell in plan.cells] == [
+        f"{model}--{method}--lora_scale={scale}"
+        for model in "AB"
+        for scale in ("0.5", "1")
+        for method in ("CFG", "AutoLoRA")
+    ]
+    assert {cell.columns["guidance_scale"] for cell in plan.cells} == {5.0, 7.0}
+
+
+def test_a_limited_run_has_all_cells(planned: Callable[..., Plan]) -> None:
+    plan = planned({"lora_scale": [0.5, 1.0]})
+    limited = make_plan(plan.benchmark, 1, 1)
+    assert limited.cells == plan.cells
+
+
+# The keys that finished runs are found by, as they were before there were sweeps.
+BEFORE = {
+    ("quickstart", "SDXL-miniature--LoRA"): ("5147632b32e82239", "e44e306db8ffc62f"),
+    ("quickstart", "SDXL-miniature--AutoLoRA"): ("6cb7b7b0c4a93ac2", "13aa02aa9befda44"),
+    ("quickstart", "SDXL-miniature--LoRA+CFG"): ("9982475ae29aa1cc", "61e0ac28cfc0ec62"),
+    ("quickstart", "SDXL-miniature--AutoLoRA+CFG"): ("db5be8377da10d50", "65aeac9835d25b8e"),
+    ("pixel_art", "SDXL--CFG"): ("ae3673b660d98afe", "8a4ad8158f2f569b"),
+    ("pixel_art", "SDXL--AutoLoRA"): ("161f07ea128484ee", "7602b3f8ea365e42"),
+    ("pixel_art", "SD3--CFG"): ("d19025d576930356", "ac06b4fd50e7f77b"),
+    ("pixel_art", "SD3--AutoLoRA"): ("6d361c756db09d00", "b180aa6efceea613"),
+}
+
+
+@pytest.mark.parametrize("sweep", [None, {}])
+def test_without_a_sweep_nothing_is_made_anew(
+    write_benchmark: Write, benchmark_data: dict[str, Any], sweep: object
+) -> None:
+    what = {
+        "pipeline": {"kind": "folder", "reference": "p", "sha256": "1"},
+        "lora": {"kind": "file", "reference": "l", "sha256": "2"},
+    }
+    found = {}
+    for name in ("quickstart", "pixel_art"):
+        plan = make_plan(load_benchmark(name))
+        for cell in plan.cells:
+            key = settings_key(cell, what, 8, "cpu", "torch.float32")
+            found[name, cell.id] = (stated_cell(cell, plan)["plan_key"], key)
+    assert found == BEFORE
+    data = benchmark_data if sweep is None else benchmark_data | {"sweep": sweep}
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    assert [(cell.id, cell.point) for cell in plan.cells] == [("A--CFG", {}), ("A--AutoLoRA", {})]
+
+
+# What is refused
+
+
+@pytest.fixture
+def refused(problem: Callable[[object], str], benchmark_data: dict[str, Any]) -> Callable[..., str]:
+    """A function that returns what is wrong with a sweep: its place in the file, and the rest."""
+
+    def refuse(sweep: object, methods: object = None) -> str:
+        data = benchmark_data | {"sweep": sweep, "methods": methods or METHODS, "baseline": None}
+        line = problem(data)
+        return line.split(": ", 1)[1]
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (
+            {"lora_scales": [1.0]},
+            "sweep.lora_scales: no method here has such a parameter. Did you mean 'lora_scale'?",
+        ),
+        (
+            {"autolora_scal": [1.0]},
+            "sweep.autolora_scal: no method here has such a parameter. "
+            "Did you mean 'autolora_scale'?",
+        ),
+        (
+            {"w": [1.0]},
+            "sweep.w: no method here has such a parameter. Known: lora_scale, autolora_scale, "
+            "guidance_scale, base_guidance_scale, start, stop, interval.",
+        ),
+        (
+            {"guidance_scale": []},
+            "sweep.guidance_scale: lists no value. Write some, such as "
+            "'guidance_scale: [0.5, 1.0]'.",
+        ),
+        (
+            {"lora_scale": [0.5, 1, 0.50]},
+            "sweep.lora_scale.2: 0.5 is value 1 already. Remove one.",
+        ),
+        (
+            {"interval": [[0, 1], [0.0, 1.0]]},
+            "sweep.interval.1: 0–1 is value 1 already. Remove one.",
+        ),
+        ({"lora_scale": [0.5, "1"]}, "sweep.lora_scale.1: expected a number (got '1')."),
+        ({"lora_scale": [10**400]}, f"sweep.lora_scale.0: expected a number (got 1{'0' * 79})."),
+        ({"lora_scale": [True]}, "sweep.lora_scale.0: expected a number (got True)."),
+        (
+            {"autolora_scale": [float("nan")]},
+            "sweep.autolora_scale.0: expected a number (got nan).",
+        ),
+        (
+            {"interval": [0.5]},
+            "sweep.interval.0: expected two numbers such as [0.25, 0.75] (got 0.5).",
+        ),
+        (
+            {"lora_scale": [0.0]},
+            "sweep.lora_scale.0: Input should be greater than 0 (got 0.0).",
+        ),
+        (
+            {"guidance_scale": [5, -1]},
+            "sweep.guidance_scale.1: Input should be greater than or equal to 0 (got -1).",
+        ),
+        (
+            {"interval": [[0.0, 1.5]]},
+            "sweep.interval.0: Input should be less than or equal to 1 (got 1.5).",
+        ),
+        (
+            {"interval": [[0.6, 0.2]]},
+            "sweep.interval.0: stop (0.2) must not be less than start (0.6).",
+        ),
+        (
+            {"interval": [[0.0, 1.0]], "stop": [0.5]},
+            "sweep.stop: 'interval' sets it already. Remove one of the two.",
+        ),
+        ({"lora_scale": 0.5}, "sweep.lora_scale: Input should be a valid list (got 0.5)."),
+        (None, "sweep: expected 'key: value' entries (got nothing)."),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(
+    refused: Callable[..., str], sweep: object, message: str
+) -> None:
+    assert refused(sweep) == message
+
+
+def test_values_are_checked_together(refused: Callable[..., str]) -> None:
+    line = refused({"start": [0.0, 0.5], "stop": [0.2, 1.0]}, {"AutoLoRA": METHODS["AutoLoRA"]})
+    assert line == (
+        "sweep: stop (0.2) must not be less than start (0.5). "
+        "Method 'AutoLoRA' at start 0.5, stop 0.2."
+    )
+
+
+def test_what_every_method_states_cannot_be_swept(refused: Callable[..., str]) -> None:
+    methods = {"LoRA": METHODS["LoRA"], "AutoLoRA": METHODS["AutoLoRA"]}
+    assert refused({"guidance_scale": [3.0]}, methods) == (
+        "sweep.guidance_scale: does nothing: every method that has it states it (AutoLoRA). "
+        "Remove it there, or here."
+    )
+
+
+def test_too_many_cells_are_refused_before_they_are_made(refused: Callable[..., str]) -> None:
+    values = [n / 1000 for n in range(1, 1001)]
+    line = refused({"lora_scale": values, "autolora_scale": values, "guidance_scale": values})
+    assert f"at most {MAX_CELLS:,} cells are accepted" in line
+    assert line.startswith("sweep: 1,000,000,000 combinations with 1 × 4 models and methods")
+
+
+def test_all_that_is_wrong_is_told_at_once(
+    write_benchmark: Write, benchmark_data: dict[str, Any]
+) -> None:
+    sweep = {"lora_scale": [0, 0.5, 0.5], "gamma": [1], "interval": [[1, 0]]}
+    path = write_benchmark(benchmark_data | {"sweep": sweep, "methods": METHODS})
+    with pytest.raises(UsageError) as caught:
+        load_benchmark(path)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        "sweep.lora_scale.0",
+        "sweep.lora_scale.2",
+        "sweep.gamma",
+        "sweep.interval.0",
+    ]
+    text = path.read_text().splitlines()
+    assert all("- " in text[int(line.split(":")[1]) - 1] or "gamma" in line for line in lines)
+
+
+def test_two_methods_that_a_sweep_makes_one_are_refused(planned: Callable[..., Plan]) -> None:
+    stated = METHODS | {"Strong": {"guider": "autolora", "autolora_scale": 2.0}}
+    with pytest.raises(
+        UsageError, match=r"'A × AutoLoRA\+CFG at autolora_scale 2' and 'A × Strong'"
+    ):
+        planned({"autolora_scale": [1.5, 2.0]}, stated)
+
+
+NEEDS = """
+from diffusers.guiders import ClassifierFreeGuidance
+
+class Needs(ClassifierFreeGuidance):
+    def __init__(self, strength: float, guidance_scale: float = 7.5):
+        super().__init__(guidance_scale * strength)
+"""
+
+
+def test_a_parameter_without_a_default_can_be_swept(
+    planned: Callable[..., Plan],
+    problem: Callable[[object], str],
+    benchmark_data: dict[str, Any],
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (workplace / "needs_for_test.py").write_text(NEEDS)
+    methods = {"Needs": {"guider": "needs_for_test.Needs"}}
+    plan = planned({"strength": [1, 2.5]}, {**METHODS, **methods})
+    swept = [
+        cell.columns for cell in plan.cells if cell.columns["guider"] == "needs_for_test.Needs"
+    ]
+    assert [columns["strength"] for columns in swept] == [1.0, 2.5]
+    data = benchmark_data | {"methods": {**METHODS, **methods}}
+    assert "methods.Needs.strength: missing" in problem(data)
+    told = problem(data | {"sweep": {"strength": ["much"]}})
+    assert "sweep.strength.0: expected a number" in told
+
+
+def test_a_misspelt_guider_is_asked_about(
+    problem: Callable[[object], str], benchmark_data: dict[str, Any]
+) -> None:
+    told = problem(benchmark_data | {"methods": {**METHODS, "A": {"guidr": "cfg"}}})
+    assert "methods.A.guider: missing" in told
+    assert "Is 'guidr' meant to be it?" in told

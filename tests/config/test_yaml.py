@@ -1,0 +1,104 @@
+"""The YAML of a benchmark file: variables, broken files, and files that are no benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autolora_eval._errors import UsageError
+from autolora_eval.config.load import load_benchmark
+
+Write = Callable[[object], Path]
+Problem = Callable[[object], str]
+
+
+@pytest.mark.parametrize(
+    ("value", "environment", "expected"),
+    [
+        ("${AE_URL:-http://here/v1}", None, "http://here/v1"),
+        ("${AE_URL:-http://here/v1}", "", "http://here/v1"),
+        ("${AE_URL:-http://here/v1}", "http://there/v1", "http://there/v1"),
+        ("${AE_URL}/v1", "http://there", "http://there/v1"),
+        ("http://${AE_URL:-a}:${AE_URL:-b}/v1", None, "http://a:b/v1"),
+        ("http://$AE_URL", "there", "http://$AE_URL"),
+    ],
+)
+def test_variables_are_filled_in(
+    write_benchmark: Write,
+    benchmark_data: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    value: str,
+    environment: str | None,
+    expected: str,
+) -> None:
+    monkeypatch.delenv("AE_URL", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("AE_URL", environment)
+    benchmark_data["judge"]["base_url"] = value
+    judge = load_benchmark(write_benchmark(benchmark_data)).spec.judge
+    assert judge is not None
+    assert judge.base_url == expected
+
+
+def test_a_variable_that_is_not_set_is_named_with_its_place(
+    problem: Problem, benchmark_data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AE_URL", raising=False)
+    benchmark_data["judge"]["base_url"] = "${AE_URL}"
+    line = problem(benchmark_data)
+    assert ": judge.base_url: the environment variable AE_URL is not set." in line
+    assert line.endswith("${AE_URL:-value}.")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", ": expected 'key: value' lines"),
+        ("- a\n- b\n", ": expected 'key: value' lines"),
+        ("just words", ": expected 'key: value' lines"),
+        ("name: [unclosed", ": not valid YAML: line 1: "),
+        ("name: x\n\tseeds: 3\n", ": not valid YAML: line 2: "),
+        ("name: a: b\n", ": not valid YAML: line 1: "),
+        ("name: !!python/object/apply:os.getcwd []\n", ": not valid YAML: line 1: "),
+        ("? [a, b]\n: 1\n", ": not valid YAML: line 1: "),
+        ("name: \x01\n", ": not valid YAML: unacceptable character"),
+        ("name: 2024-13-45\n", ": not valid YAML: month must be in 1..12"),
+        ("name: &a [*a]\n", ": nested too deeply, or an alias that holds itself."),
+        ("[" * 5000, ": nested too deeply, or an alias that holds itself."),
+        ("name: a\nseeds: {}\nname: b\n", ":3: name: stands here and on line 1;"),
+        ("models:\n  A: {x: 1}\n  B: {}\n  A: {}\n", ":4: models.A: stands here and on line 2;"),
+        ("prompts:\n- a: 1\n  a: 2\n", ":3: prompts.0.a: stands here and on line 2;"),
+    ],
+)
+def test_what_is_no_benchmark_at_all(problem: Problem, text: str, says: str) -> None:
+    assert says in problem(text)
+
+
+def test_aliases_that_would_fill_the_memory_are_refused(problem: Problem) -> None:
+    """Nine lists of nine aliases each stand for 9⁹ entries."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    assert problem("\n".join(lines)).endswith("more than 1000000 entries, aliases written out.")
+
+
+def test_a_file_that_is_not_utf8(workplace: Path) -> None:
+    path = workplace / "bench.yaml"
+    path.write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(UsageError, match=r"bench\.yaml: not UTF-8 \(byte 9\)"):
+        load_benchmark(path)
+
+
+def test_a_file_that_is_far_too_large(workplace: Path) -> None:
+    path = workplace / "bench.yaml"
+    path.write_bytes(b"#" * 4_000_001)
+    with pytest.raises(UsageError, match="larger than 4000000 bytes"):
+        load_benchmark(path)
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "sdxl", "", "x" * 300])
+def test_no_such_benchmark(workplace: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="is neither a file nor a shipped name"):
+        load_benchmark(name)

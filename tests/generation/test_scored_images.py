@@ -1,0 +1,304 @@
+"""Images of somebody else go the same way as our own, and every one is accounted for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._pipeline import run, score_images
+from autolora_eval.cli import app
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.runs.manifest import stated_cell
+
+PROMPTS = ["a red heart on a blue background", "a blue house on a black background"]
+SEEDS = range(3)
+MINIATURES = Path(__file__).resolve().parents[2] / "autolora_eval" / "shipped" / "miniature"
+BENCHMARK: dict[str, Any] = {
+    "name": "mine",
+    "prompts": PROMPTS,
+    "seeds": {"start": 0, "count": len(SEEDS)},
+    "device": "cpu",
+    "models": {
+        "M": {
+            "pipeline": "miniature:sdxl",
+            "lora": {"path": "miniature:pixel_art_lora"},
+            "num_inference_steps": 6,
+            "guidance_scale": 3.0,
+        }
+    },
+    "methods": {"CFG": {"guider": "cfg"}},
+    "features": {"model": "miniature:dinov2"},
+    "judge": {
+        "backend": "transformers",
+        "model": "miniature:judge",
+        "rubric": "prompts/rubrics/pixel_art.yaml",
+        "max_tokens": 32,
+    },
+}
+
+
+def write(path: Path, **changes: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(BENCHMARK | changes), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of diffusers' own pipeline, with nothing of this package."""
+    from diffusers import StableDiffusionXLPipeline
+
+    folder = tmp_path_factory.mktemp("plain")
+    pipe = StableDiffusionXLPipeline.from_pretrained(MINIATURES / "sdxl", dtype=torch.float32)
+    pipe.load_lora_weights(MINIATURES / "pixel_art_lora")
+    pipe.set_progress_bar_config(disable=True)
+    for prompt in PROMPTS:
+        (folder / prompt).mkdir()
+        for seed in SEEDS:
+            image = pipe(
+                prompt,
+                negative_prompt="",
+                num_inference_steps=6,
+                guidance_scale=3.0,
+                height=64,
+                width=64,
+                generator=torch.Generator().manual_seed(seed),
+            ).images[0]
+            image.save(folder / prompt / f"{seed}.png")
+    return folder
+
+
+def test_a_plain_pipelines_folder_scores_as_our_own_run(plain_images: Path, tmp_path: Path) -> None:
+    """One batch of one image is what the plain pipeline made, so pixels agree to rounding."""
+    ours = run(write(tmp_path / "mine.yaml", batch_size=1), tmp_path / "ours")
+    theirs = score_images(plain_images, tmp_path / "mine.yaml", tmp_path / "theirs", name="CFG")
+    for a, b in zip(ours.scores["file"], theirs.scores["file"], strict=True):
+        left = np.asarray(Image.open(tmp_path / "ours" / a), dtype=int)
+        right = np.asarray(Image.open(tmp_path / "theirs" / b), dtype=int)
+        assert np.abs(left - right).max() <= 1
+    ours_row, theirs_row = ours.table.iloc[0], theirs.table.iloc[0]
+    assert theirs_row["diversity"] == pytest.approx(ours_row["diversity"], abs=1e-3)
+    assert (theirs_row["pc"], theirs_row["sa"]) == (ours_row["pc"], ours_row["sa"])
+
+
+@pytest.fixture
+def odd_set(plain_images: Path, tmp_path: Path) -> Path:
+    """One of everything that can be wrong."""
+    folder = tmp_path / "set"
+    shutil.copytree(plain_images, folder)
+    first, second = (folder / prompt for prompt in PROMPTS)
+    (first / "0.png").unlink()
+    (first / "1.png").write_bytes(b"no image")
+    Image.new("RGB", (64, 64)).save(second / "0.png")
+    Image.open(second / "1.png").resize((32, 32)).save(second / "1.png")
+    shutil.copy(first / "2.png", second / "2.png")
+    shutil.copy(first / "2.png", second / "77.png")
+    return folder
+
+
+def test_every_image_is_accounted_for(odd_set: Path, tmp_path: Path) -> None:
+    benchmark = write(tmp_path / "mine.yaml", methods={"Theirs": {"images": "set", "nfe": 12}})
+    found = run(benchmark, tmp_path / "out")
+    told = pd.read_csv(found.folder.image_set("M--Theirs"))
+    assert told[["finding", "prompt", "seed"]].values.tolist() == [
+        ["missing", PROMPTS[0], 0],
+        ["unusable", PROMPTS[0], 1],
+        ["extra", PROMPTS[1], 77],
+        ["duplicate", PROMPTS[1], 2],
+        ["wrong_size", PROMPTS[1], 1],
+        ["constant", PROMPTS[1], 0],
+    ]
+    assert found.manifest["image_sets"]["M--Theirs"] == {
+        "read_as": "tree of images",
+        "images": 6,
+        "matched": 5,
+        "beyond_limits": 0,
+        "seeds_by_order": False,
+        "settings_key": found.manifest["cells"][0]["settings_key"],
+        "account_key": found.manifest["image_sets"]["M--Theirs"]["account_key"],
+        **{"missing": 1, "unusable": 1, "extra": 1},
+        **{"duplicate": 1, "wrong_size": 1, "constant": 1, "converted": 0},
+    }
+    row = found.table.iloc[0]
+    assert (row["n_images"], row["n_missing"], row["n_unscored"], row["nfe"]) == (6, 2, 2, 12)
+    reasons = found.scores.set_index(["prompt", "seed"])["image_error"].dropna().to_dict()
+    assert reasons == {
+        (PROMPTS[0], 0): "not_in_the_set",
+        (PROMPTS[0], 1): "corrupt_image",
+    }
+
+
+def test_a_second_run_copies_nothing_and_a_changed_set_is_read_anew(
+    odd_set: Path, tmp_path: Path
+) -> None:
+    benchmark = write(tmp_path / "mine.yaml", methods={"Theirs": {"images": "set"}})
+    first = run(benchmark, tmp_path / "out")
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "images").rglob("*.png")}
+    run(benchmark, tmp_path / "out")
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    shutil.copy(odd_set / PROMPTS[1] / "1.png", odd_set / PROMPTS[0] / "0.png")
+    second = run(benchmark, tmp_path / "out")
+    assert (first.table["n_missing"][0], second.table["n_missing"][0]) == (2, 1)
+    assert second.manifest["image_sets"]["M--Theirs"]["missing"] == 0
+
+
+def test_a_set_whose_images_all_fail_stops_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "set" / PROMPTS[0]).mkdir(parents=True)
+    (tmp_path / "set" / PROMPTS[0] / "0.png").write_bytes(b"no image")
+    methods = {"CFG": {"guider": "cfg"}, "Theirs": {"images": "set"}}
+    with pytest.raises(AutoLoRAEvalError, match=r"none of the images of .* can be opened"):
+        run(write(tmp_path / "mine.yaml", methods=methods), tmp_path / "out")
+    assert list((tmp_path / "out").rglob("*.png")) == []
+
+
+def test_the_pipeline_and_lora_of_the_benchmark_need_not_be_here(
+    plain_images: Path, tmp_path: Path
+) -> None:
+    model = {
+        "pipeline": "somebody/something-that-is-not-here",
+        "lora": {"path": "absent.safetensors", "obtain": "Ask them."},
+        "width": 64,
+        "height": 64,
+    }
+    benchmark = write(tmp_path / "mine.yaml", models={"M": model})
+    found = score_images(plain_images, benchmark, tmp_path / "out", name="Theirs")
+    assert found.table["n_missing"].tolist() == [0]
+    assert found.table["diversity"].notna().all()
+
+
+def test_the_benchmark_of_a_set_keeps_what_decides_the_scores(
+    plain_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = score_images(plain_images, write(tmp_path / "mine.yaml"), tmp_path / "out")
+    monkeypatch.chdir("/")
+    again = make_plan(load_benchmark(found.folder.path / "benchmark.yaml"))
+    ours = make_plan(load_benchmark(tmp_path / "mine.yaml"))
+    assert again.jobs == ours.jobs
+    assert again.benchmark.features == ours.benchmark.features
+    assert again.benchmark.rubric == ours.benchmark.rubric
+    assert [cell.method.kind for cell in again.cells] == ["images"]
+
+
+def test_a_method_is_one_thing(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
+) -> None:
+    benchmark_data["methods"]["CFG"] = {"guider": "cfg", "images": "lora"}
+    with pytest.raises(UsageError, match="stands beside 'guider'"):
+        load_benchmark(write_benchmark(benchmark_data))
+
+
+def test_images_that_are_not_there_are_refused_by_the_place_in_the_file(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
+) -> None:
+    benchmark_data["methods"]["Theirs"] = {"images": "nowhere"}
+    with pytest.raises(UsageError, match=r"methods\.Theirs\.images.*no images at 'nowhere'"):
+        load_benchmark(write_benchmark(benchmark_data))
+
+
+def test_an_image_set_takes_no_part_in_a_sweep_of_the_lora_scale(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    Image.new("RGB", (2, 2)).save(workplace / "lora" / "3.png")
+    benchmark_data["methods"]["Theirs"] = {"images": "lora"}
+    benchmark_data["sweep"] = {"lora_scale": [0.5, 1.0]}
+    plan = make_plan(load_benchmark(write_benchmark(benchmark_data)))
+    theirs = [cell for cell in plan.cells if cell.method.name == "Theirs"]
+    assert [(cell.point, cell.columns["lora_scale"]) for cell in theirs] == [({}, None)]
+
+
+def test_the_command_says_what_became_of_the_images(
+    odd_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    benchmark = write(tmp_path / "mine.yaml")
+    asked = ["score", str(benchmark), "--images", str(odd_set), "--name", "A private one"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "reports" / "mine-A-private-one" / "report.pdf").is_file()
+
+
+def test_no_path_of_this_machine_stands_in_the_tables_or_the_report(
+    plain_images: Path, tmp_path: Path
+) -> None:
+    """Somebody's home is no part of a published result; the manifest keeps where they were."""
+    home = tmp_path / "home" / "alice" / "pictures"
+    shutil.copytree(plain_images, home)
+    found = score_images(home, write(tmp_path / "mine.yaml", judge=None), tmp_path / "out")
+    assert found.table["images"].tolist() == ["pictures"]
+    for name in ("table.csv", "table.md", "table.tex", "report.html"):
+        assert "alice" not in (tmp_path / "out" / name).read_text(encoding="utf-8")
+    assert "alice" in str(found.manifest["benchmark"]["methods"])
+
+
+def test_two_sets_of_one_folder_name_are_two_methods(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    for place in ("one", "two"):
+        (workplace / place / "pictures").mkdir(parents=True)
+        benchmark_data["methods"][place] = {"images": str(workplace / place / "pictures")}
+    plan = make_plan(load_benchmark(write_benchmark(benchmark_data)))
+    theirs = [cell for cell in plan.cells if cell.method.kind == "images"]
+    assert [cell.columns["images"] for cell in theirs] == ["pictures", "pictures"]
+    keys = {stated_cell(cell, plan)["plan_key"] for cell in theirs}
+    assert len(keys) == 2
+
+
+def test_scoring_a_set_writes_over_nothing_of_somebody_else(
+    plain_images: Path, tmp_path: Path
+) -> None:
+    benchmark = write(tmp_path / "here" / "benchmark.yaml", judge=None)
+    before = benchmark.read_bytes()
+    with pytest.raises(UsageError, match=r"benchmark\.yaml' .*Name another --output"):
+        score_images(plain_images, benchmark, tmp_path / "here")
+    assert benchmark.read_bytes() == before
+    score_images(plain_images, benchmark, tmp_path / "out")
+    shutil.copytree(plain_images, tmp_path / "others")
+    with pytest.raises(UsageError, match=r"holds the scores of other images.*--name or --output"):
+        score_images(tmp_path / "others", benchmark, tmp_path / "out")
+    assert len(score_images(plain_images, benchmark, tmp_path / "out").table) == 1
+    run_folder = tmp_path / "a run"
+    run_folder.mkdir()
+    (run_folder / "manifest.json").write_text('{"benchmark_file": "x"}', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"'.*a run' holds another run.*--output"):
+        score_images(plain_images, benchmark, run_folder)
+
+
+def test_a_set_and_its_run_folder_do_not_hold_each_other(
+    plain_images: Path, tmp_path: Path
+) -> None:
+    """On the second run the set would hold the first one's copies and figures."""
+    benchmark = write(tmp_path / "mine.yaml", judge=None)
+    for output in (plain_images / "out", plain_images):
+        with pytest.raises(UsageError, match="lie in one another"):
+            score_images(plain_images, benchmark, output)
+    assert not (plain_images / "out").exists()
+    out = tmp_path / "out"
+    shutil.copytree(plain_images, out / "images")
+    with pytest.raises(UsageError, match="lie in one another"):
+        score_images(out / "images", benchmark, out)
+
+
+def test_a_name_that_is_refused_leaves_nothing_behind(plain_images: Path, tmp_path: Path) -> None:
+    benchmark = write(tmp_path / "mine.yaml", judge=None)
+    with pytest.raises(UsageError):
+        score_images(plain_images, benchmark, tmp_path / "out", name="x" * 500)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_may_bear_a_methods_name(plain_images: Path, tmp_path: Path) -> None:
+    benchmark = write(tmp_path / "mine.yaml", judge=None)
+    found = score_images(plain_images, benchmark, tmp_path / "out", name="LoRA+CFG")
+    assert found.table["method"].tolist() == ["LoRA+CFG"]
+    assert found.manifest["benchmark"]["name"] == "mine-LoRA-CFG"

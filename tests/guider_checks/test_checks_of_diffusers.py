@@ -1,0 +1,301 @@
+"""Every guider that diffusers ships against every law, and what is declared of it against it.
+
+One table: what is not in it is passed. What fails does so for a defect of diffusers that is named.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers.guiders
+import pytest
+import torch
+from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
+
+from autolora_eval.guidance.autolora import AutoLoRAGuidance
+from autolora_eval.guidance.diffusers_defects import SD3, SDXL
+from autolora_eval.guidance.diffusers_guiders import UPSTREAM, upstream_guider
+from autolora_eval.guider_checks import check_guider
+
+MID = {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"}
+SD3_LAYER = {"indices": [0], "fqn": "transformer_blocks", "skip_attention": False}
+NO_CLAIM = {"linear_in_predictions": "it does not claim to be"}
+# diffusers: `start < step` for the perturbed pass, where `start <= step` is meant
+LATE = {"nothing_changes_outside_its_window": "_scale=0.0, it acts at [3, 4, 5], where it should"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A guider at its parameters, and the laws that it does not pass, each with the reason."""
+
+    guider: type[BaseGuidance]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    fails: dict[str, str] = field(default_factory=dict)
+    untold: dict[str, str] = field(default_factory=dict)
+    model: str = "sdxl"
+
+
+g = diffusers.guiders
+EVERYTHING_ELSE = "cannot be told while completes_an_image fails"
+CASES = {
+    "AutoLoRA": Case(AutoLoRAGuidance, {"guidance_scale": 4.0}),
+    "AutoLoRA without CFG": Case(
+        AutoLoRAGuidance, untold={"announces_the_null_prompt": "none of its passes"}
+    ),
+    "AutoLoRA of three scales": Case(
+        AutoLoRAGuidance, {"autolora_scale": 0.5, "guidance_scale": 4.0, "base_guidance_scale": 2.0}
+    ),
+    "AutoLoRA on SD3": Case(AutoLoRAGuidance, {"guidance_scale": 4.0}, model="sd3"),
+    "LoRA": Case(
+        ClassifierFreeGuidance,
+        {"guidance_scale": 1.0},
+        untold={
+            "announces_the_null_prompt": "none of its passes",
+            "guidance_acts": "the given parameters are the neutral ones",
+            "neutral_parameters_change_nothing": "the given parameters are the neutral ones",
+            "nothing_changes_outside_its_window": "the given parameters are the neutral ones",
+            "nothing_changes_when_disabled": "the given parameters are the neutral ones",
+        },
+    ),
+    "CFG": Case(ClassifierFreeGuidance),
+    "CFG, original": Case(ClassifierFreeGuidance, {"use_original_formulation": True}, model="sd3"),
+    "APG": Case(g.AdaptiveProjectedGuidance, untold=NO_CLAIM),
+    "APG with momentum": Case(
+        g.AdaptiveProjectedGuidance,
+        {"adaptive_projected_guidance_momentum": -0.5, "eta": 0.0},
+        untold=NO_CLAIM,
+        model="sd3",
+    ),
+    "APG-mix": Case(g.AdaptiveProjectedMixGuidance, untold=NO_CLAIM),
+    "AutoGuidance": Case(g.AutoGuidance, {"auto_guidance_config": MID}),
+    "AutoGuidance on SD3": Case(g.AutoGuidance, {"auto_guidance_config": SD3_LAYER}, model="sd3"),
+    "CFG-Zero*": Case(
+        g.ClassifierFreeZeroStarGuidance,
+        # zero_init_steps does not look at start and stop
+        fails={"nothing_changes_outside_its_window": "it acts at [0, 2, 3, 4, 5]"},
+        untold=NO_CLAIM,
+    ),
+    "FDG": Case(
+        g.FrequencyDecoupledGuidance,
+        untold={
+            "every_scale_acts": "no numeric parameter",
+            "linear_parameters_are_linear": "it claims none",
+        },
+    ),
+    "LTX-2": Case(
+        g.LTX2Guidance,
+        {"guidance_scale": 4.0},
+        fails={"tells_conditional_from_unconditional": "is_conditional is True, and the pass"},
+    ),
+    "MAMBO-G": Case(
+        g.MagnitudeAwareGuidance,
+        fails={"completes_an_image": "dim must be a 2-tuple"},
+        untold={"": EVERYTHING_ELSE},
+        model="sd3",
+    ),
+    "PAG": Case(g.PerturbedAttentionGuidance, {"perturbed_guidance_config": MID}, fails=LATE),
+    "PAG on SD3": Case(
+        g.PerturbedAttentionGuidance,
+        {"perturbed_guidance_config": SD3_LAYER},
+        fails={"completes_an_image": "JointAttnProcessor2_0"},
+        untold={"": EVERYTHING_ELSE},
+        model="sd3",
+    ),
+    "PAG without CFG": Case(
+        g.PerturbedAttentionGuidance,
+        {"perturbed_guidance_config": MID, "guidance_scale": 1.0},
+        # the perturbed pass has the null prompt, and no layer is perturbed
+        fails={
+            "nothing_changes_outside_its_window": "it acts at none of 10 steps",
+            "linear_parameters_are_linear": "linear in guidance_scale",
+        },
+    ),
+    "SLG": Case(g.SkipLayerGuidance, {"skip_layer_config": MID}, fails=LATE),
+    "SLG on SD3": Case(
+        g.SkipLayerGuidance, {"skip_layer_config": SD3_LAYER}, fails=LATE, model="sd3"
+    ),
+    "SLG of a whole layer on SD3": Case(
+        g.SkipLayerGuidance,
+        {"skip_layer_config": {**SD3_LAYER, "skip_attention": True}},
+        fails={"completes_an_image": "is invalid for input of size"},
+        untold={"": EVERYTHING_ELSE},
+        model="sd3",
+    ),
+    "SEG": Case(
+        g.SmoothedEnergyGuidance,
+        {"seg_guidance_config": MID},
+        fails={
+            "tells_conditional_from_unconditional": "Call super().prepare_models(denoiser)",
+            "every_scale_acts": "seg_guidance_scale changes nothing",
+            "nothing_changes_outside_its_window": "seg_guidance_scale=0.0, it acts at none",
+        },
+        untold={"linear_parameters_are_linear": "while every_scale_acts fails"},
+    ),
+    "TCFG": Case(
+        g.TangentialClassifierFreeGuidance,
+        fails={"tells_conditional_from_unconditional": "has no attribute 'is_conditional'"},
+        untold=NO_CLAIM,
+    ),
+    "AutoGuidance with dropout": Case(
+        g.AutoGuidance,
+        {"auto_guidance_config": {**SD3_LAYER, "dropout": 0.5}},
+        fails={"is_deterministic": "two runs on the same inputs differ"},
+        untold={"": "cannot be told while is_deterministic fails"},
+        model="sd3",
+    ),
+}
+
+
+def shipped() -> dict[str, type[BaseGuidance]]:
+    classes = {n: c for n, c in vars(diffusers.guiders).items() if isinstance(c, type)}
+    return {
+        n: c for n, c in classes.items() if issubclass(c, BaseGuidance) and c is not BaseGuidance
+    }
+
+
+def test_no_guider_of_diffusers_is_missing_from_the_table_or_the_declarations() -> None:
+    assert {case.guider.__name__ for case in CASES.values()} - {"AutoLoRAGuidance"} == set(
+        shipped()
+    )
+    assert set(UPSTREAM) == set(shipped())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_laws_find_what_is_known_and_nothing_else(name) -> None:
+    case = CASES[name]
+    results = check_guider(case.guider, model=case.model, on_fail=None, **case.parameters)
+    found = {r.name: r.message for r in results if r.status == "failed"}
+    assert set(found) == set(case.fails), found
+    assert all(reason in found[law] for law, reason in case.fails.items()), found
+    untold = {r.name: r.message for r in results if r.status == "not applicable"}
+    if "" in case.untold:
+        assert untold
+        assert all(case.untold[""] in m or law in NO_CLAIM for law, m in untold.items()), untold
+    else:
+        assert set(untold) == set(case.untold), untold
+        assert all(reason in untold[law] for law, reason in case.untold.items()), untold
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_declared_defaults_are_those_of_the_constructor(name) -> None:
+    parameters = inspect.signature(shipped()[name].__init__).parameters
+    declared = UPSTREAM[name].defaults
+    ours = {key: declared[key] for key in declared if key in parameters}
+    assert ours == {key: parameters[key].default for key in ours}
+    needed = set(declared) - set(parameters)
+    # What FDG and LTX-2 do not have is shared with the others and read by neither.
+    assert needed <= {"guidance_scale", "use_original_formulation"}
+
+
+GRID: dict[str, list[dict[str, Any]]] = {
+    name: [
+        {},
+        {"start": 0.2, "stop": 0.6},
+        {"enabled": False},
+        {"start": 0.0, "stop": 0.29},
+    ]
+    for name in UPSTREAM
+}
+for name, needed in {
+    "AutoGuidance": {"auto_guidance_config": MID},
+    "PerturbedAttentionGuidance": {"perturbed_guidance_config": MID},
+    "SkipLayerGuidance": {"skip_layer_config": MID},
+    "SmoothedEnergyGuidance": {"seg_guidance_config": MID},
+}.items():
+    GRID[name] = [{**one, **needed} for one in GRID[name]]
+for name in set(UPSTREAM) - {"FrequencyDecoupledGuidance"}:
+    first = GRID[name][0]
+    GRID[name] += [{**first, "guidance_scale": 1.0}]
+    if name != "LTX2Guidance":
+        GRID[name] += [{**first, "guidance_scale": 0.0, "use_original_formulation": True}]
+for name, prefix in {
+    "PerturbedAttentionGuidance": "perturbed_guidance",
+    "SkipLayerGuidance": "skip_layer_guidance",
+    "SmoothedEnergyGuidance": "seg_guidance",
+}.items():
+    first = GRID[name][0]
+    GRID[name] += [
+        {**first, f"{prefix}_scale": 0.0},
+        {**first, f"{prefix}_start": 0.3, f"{prefix}_stop": 0.7},
+    ]
+GRID["LTX2Guidance"] += [{"guidance_scale": 3.0, "stg_scale": 1.0, "modality_scale": 2.0}]
+GRID["FrequencyDecoupledGuidance"] += [
+    {"guidance_scales": [1.0, 1.0]},
+    {"guidance_scales": [3.0, 1.0]},
+    {"start": [0.0, 0.5], "stop": [0.25, 1.0]},
+]
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 10, 28])
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_the_declared_cost_is_what_the_guider_announces(name, num_steps) -> None:
+    for parameters in GRID[name]:
+        guider = shipped()[name](**parameters)
+        for step in range(num_steps):
+            guider.set_state(step, num_steps, torch.tensor(1.0))
+            declared = UPSTREAM[name].predictions(parameters, step, num_steps)
+            assert declared == guider.num_conditions, (parameters, step)
+
+
+REFUSED = [
+    ("MagnitudeAwareGuidance", {}, None, "fails on image latents"),
+    ("SmoothedEnergyGuidance", {}, SDXL, "equals the plain one"),
+    ("LTX2Guidance", {"stg_scale": 1.0}, SDXL, "only LTX-2's denoising loop"),
+    ("PerturbedAttentionGuidance", {"perturbed_guidance_config": MID}, SD3, "works on SDXL"),
+    ("PerturbedAttentionGuidance", {"perturbed_guidance_layers": [0]}, SDXL, "in a UNet"),
+    (
+        "PerturbedAttentionGuidance",
+        {"perturbed_guidance_config": MID, "guidance_scale": 1.0},
+        SDXL,
+        "guidance_scale other than 1.0",
+    ),
+    ("SkipLayerGuidance", {"skip_layer_guidance_layers": [0]}, SD3, "each number for a list"),
+    ("SkipLayerGuidance", {"skip_layer_config": {"indices": [0]}}, SDXL, f"fqn: {MID['fqn']}"),
+    ("SkipLayerGuidance", {"skip_layer_config": {"indices": [0]}}, SD3, "skip_attention: false"),
+    ("AutoGuidance", {"auto_guidance_config": [{**MID, "dropout": 0.5}]}, SDXL, "global random"),
+    ("ClassifierFreeZeroStarGuidance", {"guidance_rescale": 0.5}, SDXL, "NaN"),
+    ("FrequencyDecoupledGuidance", {"guidance_scales": [5.0, 1.0]}, SDXL, "scale of exactly 1.0"),
+    ("FrequencyDecoupledGuidance", {"start": [0.0, 0.5]}, SDXL, "one start and one stop"),
+    ("FrequencyDecoupledGuidance", {"start": 0}, SDXL, "write 0.0 for 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "pipeline", "why"), REFUSED)
+def test_what_cannot_work_is_refused_with_the_defect_and_the_way_out(
+    name, parameters, pipeline, why
+) -> None:
+    told = upstream_guider(f"diffusers.guiders.{name}").refusal(parameters, pipeline)
+    assert told is not None
+    assert told.startswith(f"diffusers.guiders.{name}: ")
+    assert why in told
+
+
+def test_fdg_without_kornia_says_what_to_install(monkeypatch) -> None:
+    from autolora_eval.guidance import upstream_rules
+
+    monkeypatch.setattr(upstream_rules, "find_spec", lambda name: None)
+    told = UPSTREAM["FrequencyDecoupledGuidance"].refusal({}, SDXL)
+    assert told is not None
+    assert told.endswith("pip install kornia")
+
+
+WORKING = [
+    (name, case)
+    for name, case in CASES.items()
+    if case.guider in shipped().values() and "completes_an_image" not in case.fails
+]
+
+
+@pytest.mark.parametrize(("name", "case"), WORKING, ids=[name for name, _ in WORKING])
+def test_what_works_is_not_refused(name, case) -> None:
+    refused = {"SEG", "PAG without CFG", "AutoGuidance with dropout"}
+    declared = UPSTREAM[case.guider.__name__]
+    told = declared.refusal(case.parameters, {"sdxl": SDXL, "sd3": SD3}[case.model])
+    assert (told is not None) == (name in refused), told
+
+
+def test_a_guider_that_is_not_of_diffusers_has_no_declaration() -> None:
+    assert upstream_guider("my_package.ClassifierFreeGuidance") is None
+    assert upstream_guider("diffusers.guiders.Unknown") is None

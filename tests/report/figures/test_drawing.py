@@ -1,0 +1,146 @@
+"""All figures of a run: order, files, the same bytes twice, and texts that stay texts."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from analysis.figures.made_up import INTERVALS, LORA_SCALES, METHODS, SCORES, made_up
+from PIL import Image
+
+from autolora_eval.report.figures._base import DrawnFigure, FigureData
+from autolora_eval.report.figures._render import draw_figures, kinds
+from autolora_eval.report.figures._style import MAX_HEIGHT, WIDTH
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def many() -> FigureData:
+    """48 cells × 64 images."""
+    return made_up(sweep={"lora_scale": LORA_SCALES}, n_seeds=64, scores={"pc": SCORES["pc"]})
+
+
+def texts(figure: DrawnFigure) -> list[str]:
+    root = ElementTree.parse(figure.svg).getroot()
+    return [element.text or "" for element in root.iter(f"{SVG}text")]
+
+
+def test_kinds_are_in_their_stated_order() -> None:
+    names = [kind.name for kind in kinds()]
+    assert names == [
+        *("diversity_vs_scores", "sweep", "cost", "paired_differences", "score_distributions")
+    ]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[DrawnFigure]:
+    """Every figure of a run of 48 cells."""
+    return draw_figures(many(), tmp_path_factory.mktemp("figures"))
+
+
+def test_a_run_of_48_cells_has_every_figure(drawn: list[DrawnFigure]) -> None:
+    assert [figure.kind for figure in drawn] == [kind.name for kind in kinds()]
+    for figure in drawn:
+        assert figure.svg.name == f"{figure.name}.svg"
+        assert figure.title
+        assert figure.caption.endswith(".")
+        assert figure.text.endswith(".")
+        with Image.open(figure.png) as image:
+            image.load()
+            assert image.width == round(WIDTH * 200)
+            assert image.height <= MAX_HEIGHT * 200
+
+
+def test_every_text_is_at_least_6_points_high_and_inside_the_figure(
+    drawn: list[DrawnFigure],
+) -> None:
+    for figure in drawn:
+        root = ElementTree.parse(figure.svg).getroot()
+        width, height = (float(v) for v in root.attrib["viewBox"].split()[2:])
+        assert width == pytest.approx(WIDTH * 72)
+        for element in root.iter(f"{SVG}text"):
+            size = re.search(r"([0-9.]+)px", element.attrib["style"])
+            assert size is not None
+            assert float(size[1]) >= 6.0, element.text
+            place = re.search(
+                r"translate\(([-0-9.]+) ([-0-9.]+)\)", element.attrib.get("transform", "")
+            )
+            x, y = place.groups() if place else (element.attrib["x"], element.attrib["y"])
+            assert 0 <= float(x) <= width, element.text
+            assert 0 <= float(y) <= height, element.text
+
+
+def test_no_file_is_large(drawn: list[DrawnFigure]) -> None:
+    for figure in drawn:
+        assert figure.svg.stat().st_size < 250_000, figure.name
+
+
+def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
+    data = made_up(sweep={"lora_scale": ["0.4", "1"]})
+    first, second = (draw_figures(data, tmp_path / name) for name in ("a", "b"))
+    assert len(first) == 5
+    for a, b in zip(first, second, strict=True):
+        assert a.svg.read_bytes() == b.svg.read_bytes(), a.name
+        assert a.png.read_bytes() == b.png.read_bytes(), a.name
+        assert not re.search(rb"<dc:date>|Matplotlib v", a.svg.read_bytes()), a.name
+
+
+HOSTILE = [r"$x^2$ \alpha", "_mine", "<script>&", "狐狸 🦊", "M" * 80, "a\x00b\x1b[31m", "%s {} `"]
+
+
+# Of a character without a glyph, and of a layout that names leave no room for.
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_names_are_drawn_as_they_are_written(tmp_path: Path, hostile: str) -> None:
+    score = SCORES["pc"].model_copy(update={"display_name": hostile})
+    data = made_up(
+        models=("SDXL", hostile),
+        methods=("LoRA", hostile),
+        sweep={"interval": INTERVALS[:2], hostile: ["1", hostile]},
+        taken_by={"interval": [hostile]},
+        scores={"pc": score},
+        n_prompts=2,
+        n_seeds=2,
+    )
+    printable = "".join(c if c.isprintable() else " " for c in hostile)
+    for figure in draw_figures(data, tmp_path):
+        written = texts(figure)  # which is also a check that the file is XML
+        beginning = re.sub(r"\s+", " ", printable[:16])
+        assert any(beginning in re.sub(r"\s+", " ", text) for text in written), figure.name
+
+
+def test_two_models_of_one_name_in_files_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    data = made_up(
+        models=("a b", "a/b"), sweep={"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5"]}
+    )
+    names = [figure.name for figure in draw_figures(data, tmp_path) if figure.kind == "sweep"]
+    assert names[:2] == ["sweep_lora_scale_a-b", "sweep_lora_scale_a-b_2"]
+    assert len({path.name for path in tmp_path.iterdir()}) == 2 * len(
+        draw_figures(data, tmp_path / "again")
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: made_up(methods=("one",), n_seeds=1),
+        lambda: made_up(scores={}, n_seeds=1),
+        lambda: made_up(models=("A", "B"), methods=METHODS, n_prompts=3),
+        lambda: made_up(sweep={"interval": INTERVALS}, n_prompts=2),
+    ],
+)
+def test_runs_with_nothing_known_are_drawn_and_name_what_is_missing(
+    tmp_path: Path, make: Callable[[], FigureData]
+) -> None:
+    data = make()
+    for column in data.table.columns[4:]:
+        if column != "nfe":
+            data.table[column] = float("nan")
+    data.scores.loc[:, [c for c in ("pc", "sa") if c in data.scores]] = float("nan")
+    data.comparisons.loc[:, [c for c in ("difference", "low", "high") if c in data.comparisons]] = (
+        float("nan")
+    )
+    figures = draw_figures(data, tmp_path)
+    assert "Without a mark, for want of a value:" in figures[0].caption
+    assert "Pareto" not in figures[0].caption

@@ -1,0 +1,161 @@
+"""Measures against swept parameters: lines, bands, levels, gaps, and what stands beside what."""
+
+import itertools
+
+import numpy as np
+import pytest
+from analysis.figures.made_up import (
+    INTERVALS,
+    LORA_SCALES,
+    curves,
+    draw,
+    drawings,
+    made_up,
+    panels,
+    with_values,
+)
+
+from autolora_eval.report.figures.sweep import Sweep, spread_out, sweeps
+
+KIND = "sweep"
+
+
+def test_without_a_sweep_there_is_no_figure() -> None:
+    assert drawings(KIND, made_up()) == []
+    assert drawings(KIND, made_up(sweep={"lora_scale": ["1"]})) == []
+
+
+def test_every_swept_parameter_has_its_figure() -> None:
+    data = made_up(sweep={"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5", "7"]})
+    names = [drawing.name for drawing in drawings(KIND, data)]
+    assert names == ["sweep_lora_scale", "sweep_guidance_scale"]
+
+
+def test_numbers_are_in_order_and_intervals_as_they_come() -> None:
+    sweep = Sweep.of("lora_scale", ["1", "0.4", "10"])
+    assert (sweep.texts, sweep.places.tolist()) == (("0.4", "1", "10"), [0.4, 1.0, 10.0])
+    sweep = Sweep.of("interval", INTERVALS)
+    assert (sweep.texts, sweep.places.tolist()) == (tuple(INTERVALS), [0.0, 1.0, 2.0, 3.0])
+
+
+def test_lines_and_bands_are_those_of_the_table() -> None:
+    data = made_up(sweep={"lora_scale": LORA_SCALES})
+    axes = panels(draw(KIND, data))
+    assert [axis.get_title() for axis in axes] == ["Div ↑", "PC ↑", "SA ↑", "Div-PC ↑", "Div-SA ↑"]
+    for axis, measure in zip(axes, data.measured, strict=True):
+        for place, method in enumerate(data.table["method"].unique()):
+            rows = data.table[data.table["method"] == method]
+            (line,) = curves(axis, method)
+            assert line[:, 0].tolist() == [float(text) for text in LORA_SCALES]
+            assert line[:, 1].tolist() == rows[measure.column].tolist()
+            corners = axis.collections[2 * place].get_paths()[0].vertices
+            for x, low, high in zip(
+                line[:, 0],
+                rows[f"{measure.column}_low"],
+                rows[f"{measure.column}_high"],
+                strict=True,
+            ):
+                here = corners[np.isclose(corners[:, 0], x), 1]
+                assert (here.min(), here.max()) == (low, high)
+
+
+def test_a_cell_without_a_value_leaves_a_gap_and_is_named() -> None:
+    scales = ["0.2", "0.4", "0.6", "0.8"]
+    missing = {"SDXL--LoRA--0.4": None}
+    data = with_values(
+        made_up(methods=("LoRA",), sweep={"lora_scale": scales}),
+        diversity=missing,
+        diversity_low=missing,
+        diversity_high=missing,
+    )
+    axis = panels(draw(KIND, data))[0]
+    (line,) = curves(axis, "LoRA")
+    assert np.isnan(line[:, 1]).tolist() == [False, True, False, False]
+    # Left of the gap one cell stands alone: a band has no width there, so it has a bar.
+    alone = axis.collections[1].get_segments()
+    low, high = data.table.loc[0, ["diversity_low", "diversity_high"]]
+    assert [segment.tolist() for segment in alone] == [[[0.2, low], [0.2, high]]]
+    assert "Without a mark, for want of a value: SDXL × LoRA (LoRA scale 0.4)." in (
+        drawings(KIND, data)[0].caption
+    )
+
+
+def test_a_method_that_does_not_take_the_parameter_is_a_level() -> None:
+    data = made_up(
+        methods=("LoRA+CFG", "AutoLoRA+CFG"),
+        sweep={"interval": INTERVALS},
+        taken_by={"interval": ["AutoLoRA+CFG"]},
+    )
+    axis = panels(draw(KIND, data))[0]
+    (level,) = curves(axis, "LoRA+CFG")
+    assert set(level[:, 1]) == {data.table["diversity"][0]}
+    assert level[:, 0].tolist() == [-0.5, 3.5]
+    (marks,) = curves(axis, "AutoLoRA+CFG")
+    assert marks.tolist() == [[n, y] for n, y in enumerate(data.table["diversity"][1:])]
+    assert [
+        label.get_text() for label in panels(draw(KIND, data))[-1].get_xticklabels()
+    ] == INTERVALS
+    caption = drawings(KIND, data)[0].caption
+    assert "At each interval, one mark a method." in caption
+    assert "A level without marks: a method that does not take the parameter." in caption
+
+
+def test_another_parameter_gives_panels_side_by_side() -> None:
+    scales, guidance = ["0.4", "0.7", "1", "1.3"], ["3.5", "4", "4.5", "5", "5.5", "6", "6.5"]
+    data = made_up(
+        methods=("LoRA+CFG", "AutoLoRA+CFG"),
+        sweep={"lora_scale": scales, "guidance_scale": guidance},
+    )
+    by_scale, by_guidance = (draw(KIND, data, n) for n in (0, 1))
+    titles = [axis.get_title() for axis in panels(by_guidance)][:4]
+    assert titles == [f"LoRA scale {scale}" for scale in scales]
+    rows = data.table.set_index("cell")
+    grid = np.asarray(panels(by_guidance)).reshape(5, 4)
+    for axis, (measure, scale) in zip(
+        grid.flat, itertools.product(data.measured, scales), strict=True
+    ):
+        (line,) = curves(axis, "AutoLoRA+CFG")
+        cells = [f"SDXL--AutoLoRA+CFG--{scale}--{g}" for g in guidance]
+        assert line[:, 1].tolist() == rows.loc[cells, measure.column].tolist()
+    # Seven do not fit: the first, the last and two between.
+    titles = [axis.get_title() for axis in panels(by_scale)][:4]
+    assert titles == [f"guidance scale {g}" for g in ("3.5", "4.5", "5.5", "6.5")]
+    assert "4 of 7 panels are shown" in drawings(KIND, data)[0].caption
+    assert "panels are shown" not in drawings(KIND, data)[1].caption
+
+
+def test_models_stand_side_by_side_or_where_there_are_panels_apart() -> None:
+    one = made_up(models=("SDXL", "SD3"), sweep={"lora_scale": ["0.4", "1"]})
+    figure = draw(KIND, one)
+    assert [axis.get_title() for axis in panels(figure)][:2] == ["SDXL", "SD3"]
+    two = made_up(
+        models=("SDXL", "SD3"), sweep={"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5"]}
+    )
+    assert [drawing.name for drawing in drawings(KIND, two)] == [
+        *("sweep_lora_scale_SDXL", "sweep_lora_scale_SD3"),
+        *("sweep_guidance_scale_SDXL", "sweep_guidance_scale_SD3"),
+    ]
+
+
+def test_published_values_are_hollow() -> None:
+    data = made_up(methods=("LoRA",), sweep={"lora_scale": ["0.4", "0.7", "1"]})
+    data = with_values(data, diversity_reference={"SDXL--LoRA--0.4": 0.3, "SDXL--LoRA--1": 0.2})
+    axis = panels(draw(KIND, data))[0]
+    (line,) = (line for line in axis.lines if line.get_label() == "published")
+    assert line.get_fillstyle() == "none"
+    x, y = line.get_data()
+    assert x.tolist() == [0.4, 0.7, 1.0]
+    assert (y[0], y[2], np.isnan(y[1])) == (0.3, 0.2, True)
+    assert "Hollow: published values." in drawings(KIND, data)[0].caption
+
+
+@pytest.mark.parametrize(
+    ("n", "most", "expected"), [(3, 4, [0, 1, 2]), (7, 4, [0, 2, 4, 6]), (1, 4, [0])]
+)
+def test_what_is_chosen_is_spread_out(n: int, most: int, expected: list[int]) -> None:
+    assert spread_out(n, most) == expected
+
+
+def test_parameters_of_one_value_are_not_swept() -> None:
+    data = made_up(sweep={"lora_scale": ["0.4", "1"], "guidance_scale": ["5"]})
+    assert [sweep.parameter for sweep in sweeps(data)] == ["lora_scale"]

