@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place only if the block succeeds.
 
     Args:
@@ -36,22 +36,22 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_made(folder: Path) -> Iterator[None]:
-    """Make a folder; if the block fails, it goes again with those above it that it needed."""
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents; remove those that are new and empty if the block fails."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
-        for place in made:
-            with suppress(OSError):  # something else was put into it
-                place.rmdir()
+        for path in made:
+            with suppress(OSError):  # not empty
+                path.rmdir()
         raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -108,8 +108,8 @@ def sha256_folder(folder: Path, suffixes: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def content_key(value: object) -> str:
-    """Return a short name for what `value` says: 16 hexadecimal digits of its canonical JSON."""
+def content_hash(value: object) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of the value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return sha256_bytes(text.encode())[:16]
 

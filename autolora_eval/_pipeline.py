@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autolora_eval._devices import choose_device, free_memory
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._files import folder_made, written_whole
+from autolora_eval._files import atomic_write, removed_on_failure
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
@@ -93,7 +93,7 @@ def score_images(
     file = folder.path / "benchmark.yaml"
     text = set_benchmark(loaded, Path(images), name, model, file)
     # Nothing takes the place of what is there before it is known to fit.
-    with folder_made(folder.path), written_whole(file) as unproven:
+    with removed_on_failure(folder.path), atomic_write(file) as unproven:
         unproven.write_text(text, encoding="utf-8", newline="\n")
         try:
             tried = RunPipeline.start(unproven, folder.path, limit_prompts, limit_seeds)

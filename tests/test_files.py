@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from autolora_eval._files import (
-    content_key,
+    atomic_write,
+    content_hash,
     prompt_folder,
     read_jsonl,
     sha256_file,
@@ -18,7 +19,6 @@ from autolora_eval._files import (
     write_json,
     write_jsonl,
     write_text,
-    written_whole,
 )
 
 SAFE = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+._-")
@@ -55,7 +55,7 @@ HOSTILE = [
 
 
 def write_half(path: Path, error: BaseException) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("half of the n")
         raise error
 
@@ -77,7 +77,7 @@ def test_a_first_write_that_raises_leaves_nothing(tmp_path: Path) -> None:
 
 def test_nothing_is_to_be_seen_until_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "image.png"
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"content")
         assert not path.exists()
         assert temporary.parent == path.parent, "a rename is atomic within one file system only"
@@ -125,7 +125,7 @@ def test_a_file_torn_at_any_byte_gives_the_rows_that_are_whole(tmp_path: Path) -
 
 def test_a_content_key_depends_on_what_is_said_not_on_the_order_of_keys() -> None:
     value = {"a": 1, "b": {"c": [1, 2], "d": "γ"}}
-    assert content_key(value) == content_key({"b": {"d": "γ", "c": [1, 2]}, "a": 1})
+    assert content_hash(value) == content_hash({"b": {"d": "γ", "c": [1, 2]}, "a": 1})
     others = [
         {"a": 2, "b": {"c": [1, 2], "d": "γ"}},
         {"a": 1, "b": {"c": [2, 1], "d": "γ"}},
@@ -133,8 +133,8 @@ def test_a_content_key_depends_on_what_is_said_not_on_the_order_of_keys() -> Non
         {"a": 1, "b": {"c": [1, 2]}, "d": "γ"},
         {"a": "1", "b": {"c": [1, 2], "d": "γ"}},
     ]
-    assert len({content_key(other) for other in [value, *others]}) == 6
-    assert len(content_key(value)) == 16
+    assert len({content_hash(other) for other in [value, *others]}) == 6
+    assert len(content_hash(value)) == 16
 
 
 def test_a_folder_hash_sees_names_and_contents_of_the_named_suffixes_only(tmp_path: Path) -> None:

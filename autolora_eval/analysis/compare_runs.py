@@ -10,13 +10,13 @@ from pathlib import Path
 from autolora_eval._errors import UsageError
 from autolora_eval._files import (
     Json,
-    content_key,
+    atomic_write,
+    content_hash,
     read_jsonl,
     sha256_bytes,
     sha256_file,
     write_json,
     write_jsonl,
-    written_whole,
 )
 from autolora_eval._version import __version__
 from autolora_eval.analysis.compatibility import (
@@ -41,7 +41,8 @@ _WRITTEN = frozenset(
         *("agreement.csv", "comparisons.csv", "diversity.csv", "manifest.json", "reliability.csv"),
         *("scores.parquet", "timings.csv", "unscored.csv", "report.pdf", "report.html"),
         *("table.csv", "table.md", "table.tex", "table.parquet"),
-        *("features", "figures", "image_sets", "images", "judgements", "set_aside", "unmade"),
+        *("failed_images", "features", "figures", "image_sets", "images", "judgements"),
+        "stale_images",
     )
 )
 
@@ -132,7 +133,7 @@ def _refuse_place(folder: RunFolder, sources: Sequence[SourceRun]) -> None:
 
 def _judge_key(sources: Sequence[SourceRun]) -> str:
     keys = list(dict.fromkeys(str(source.section("judge").get("key")) for source in sources))
-    return keys[0] if len(keys) == 1 else content_key(keys)
+    return keys[0] if len(keys) == 1 else content_hash(keys)
 
 
 def _copy_cell(
@@ -148,7 +149,7 @@ def _copy_cell(
     renamed = {"cell": cell.id, "method": cell.method.name}
     write_jsonl(folder.metadata(cell.id), [{**row, **renamed} for row in rows])
     _copy(source.features(cell.cell), folder.features(cell.id))
-    for told in ("unmade", "image_set"):
+    for told in ("failed_images", "image_set"):
         file = getattr(source, told)(cell.cell)
         if file.is_file():
             _copy(file, getattr(folder, told)(cell.id))
@@ -178,7 +179,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with written_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
 
 

@@ -112,12 +112,12 @@ def planned_features(folder: RunFolder, scores: pd.DataFrame) -> dict[str, CellF
     return found
 
 
-def unmade_images(plan: Plan, folder: RunFolder) -> dict[tuple[str, str], str]:
+def failed_image_reasons(plan: Plan, folder: RunFolder) -> dict[tuple[str, str], str]:
     """Return why samplers made no image, by cell and image id; of the cells' present settings."""
     found = {}
     for cell in plan.cells:
         key = folder.settings_key(cell.id)
-        for row in iterate_jsonl(folder.unmade(cell.id)):
+        for row in iterate_jsonl(folder.failed_images(cell.id)):
             if row["settings_key"] == key:
                 found[cell.id, str(row["file_name"])] = str(row["reason"])
     return found
@@ -126,20 +126,20 @@ def unmade_images(plan: Plan, folder: RunFolder) -> dict[tuple[str, str], str]:
 def with_image_errors(
     scores: pd.DataFrame,
     features: Mapping[str, CellFeatures],
-    unmade: Mapping[tuple[str, str], str] | None = None,
+    failed_images: Mapping[tuple[str, str], str] | None = None,
 ) -> pd.DataFrame:
     """Return the scores with a column image_error: why an image has no features, null if it has.
 
     Args:
         scores: from `join_scores`.
         features: from `planned_features`.
-        unmade: from `unmade_images`.
+        failed_images: from `failed_image_reasons`.
     """
     have = {cell: set(found.ids) for cell, found in features.items()}
     errors = []
     for cell, id_ in zip(scores["cell"], scores["image_id"], strict=True):
         why = features[cell].failed.get(id_, MISSING)
-        why = (unmade or {}).get((cell, id_), why) if why == MISSING else why
+        why = (failed_images or {}).get((cell, id_), why) if why == MISSING else why
         errors.append(None if id_ in have[cell] else why)
     return scores.assign(image_error=pd.array(errors, dtype="string"))
 

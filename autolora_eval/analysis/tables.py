@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from autolora_eval._errors import UsageError, did_you_mean
-from autolora_eval._files import Json, write_text, written_whole
+from autolora_eval._files import Json, atomic_write, write_text
 from autolora_eval.analysis.cell_estimates import (
     Estimates,
     References,
@@ -21,10 +21,10 @@ from autolora_eval.analysis.comparisons import baseline_cells, compare_with_base
 from autolora_eval.analysis.metric_columns import Measure, measures
 from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import (
+    failed_image_reasons,
     join_scores,
     one_type_a_column,
     planned_features,
-    unmade_images,
     with_image_errors,
 )
 from autolora_eval.analysis.sentences import with_sentences
@@ -48,7 +48,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     """
     scores = join_scores(plan, folder, judge_key)
     features = planned_features(folder, scores)
-    scores = with_image_errors(scores, features, unmade_images(plan, folder))
+    scores = with_image_errors(scores, features, failed_image_reasons(plan, folder))
     extra = list(plan.benchmark.diversity.values())
     references = References(reference_cells(plan), scores, features.get)
     prompts = prompt_diversities(scores, features, extra, references)
@@ -215,7 +215,7 @@ def _write_frames(
     comparisons: pd.DataFrame,
 ) -> None:
     for target, frame in {folder.scores: scores, folder.table("parquet"): table}.items():
-        with written_whole(target) as path:
+        with atomic_write(target) as path:
             one_type_a_column(frame).to_parquet(path, index=False)
     frames = {
         folder.diversity: prompts,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autolora_eval._errors import UsageError
-from autolora_eval._files import content_key, prompt_folder, slug
+from autolora_eval._files import content_hash, prompt_folder, slug
 from autolora_eval.config.load import LoadedBenchmark, ResolvedMethod, ResolvedModel
 from autolora_eval.config.sweep import (
     LORA_SCALE,
@@ -205,7 +205,7 @@ def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> N
         found = (cell.model.pipeline.location, cell.model.lora.location)
         model["pipeline"], model["lora"]["path"] = found  # "lora" and "./lora" are one place
         rule = cell.method.rule.identity
-        same_work = content_key({"model": model, "columns": cell.columns, "rule": rule})
+        same_work = content_hash({"model": model, "columns": cell.columns, "rule": rule})
         # File systems that ignore case would put two folders into one.
         for key in (f"folder {cell.id.lower()}", f"work {same_work}"):
             if key in seen:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel
 
 from autolora_eval._errors import UsageError
-from autolora_eval._files import Json, folder_made, run_name, write_text
+from autolora_eval._files import Json, removed_on_failure, run_name, write_text
 from autolora_eval.config import schema
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import Benchmark
@@ -201,7 +201,7 @@ def write_starter(
     )
     target = file.parent / NAME
     _refuse_other_schema(target)
-    with folder_made(file.parent):
+    with removed_on_failure(file.parent):
         write_text(file, text)
         try:
             load_benchmark(file)

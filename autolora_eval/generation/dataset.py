@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from autolora_eval._files import Json, read_jsonl, sha256_file, write_jsonl, written_whole
+from autolora_eval._files import Json, atomic_write, read_jsonl, sha256_file, write_jsonl
 from autolora_eval.config.plan import Cell, ImageJob
 from autolora_eval.runs.folder import RunFolder
 
@@ -22,8 +22,8 @@ class ImageDataset:
     """The images of one cell.
 
     An image counts as made if its row carries the cell's settings key and its file has the row's
-    hash. Images of other settings are set aside, below `set_aside/<cell>/<their key>`, before the
-    first image is added, and come back if the settings do: they took a GPU's time to make.
+    hash. Images of other settings are set aside, below `stale_images/<cell>/<their key>`,
+    before the first image is added, and come back with the settings: they took GPU time to make.
 
     Attributes:
         run: the run folder.
@@ -41,7 +41,7 @@ class ImageDataset:
     def open(cls, run: RunFolder, cell: Cell, settings_key: str) -> ImageDataset:
         """Read what is there, and bring back what was set aside from these settings."""
         dataset = cls(run, cell, settings_key, _rows(run.images(cell.id)))
-        aside = run.set_aside(cell.id, settings_key)
+        aside = run.stale_images(cell.id, settings_key)
         returning = _rows(aside)
         if returning:
             dataset._set_stale_aside()
@@ -129,7 +129,7 @@ class ImageDataset:
         also = [{}] * len(jobs) if told is None else told
         for job, image, more in zip(jobs, images, also, strict=True):
             file = self.folder / job.file
-            with written_whole(file) as temporary:
+            with atomic_write(file) as temporary:
                 image.save(temporary, format="PNG")
             self.rows[job.file] = {
                 "file_name": job.file,
@@ -150,7 +150,7 @@ class ImageDataset:
     def _set_stale_aside(self) -> None:
         stale = [row for row in self.rows.values() if row["settings_key"] != self.settings_key]
         for key in {row["settings_key"] for row in stale}:
-            aside = self.run.set_aside(self.cell.id, key)
+            aside = self.run.stale_images(self.cell.id, key)
             kept = _rows(aside)
             for row in (row for row in stale if row["settings_key"] == key):
                 name = row["file_name"]

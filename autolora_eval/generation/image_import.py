@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._files import Json, content_key, iterate_jsonl, sha256_bytes, write_jsonl
+from autolora_eval._files import Json, content_hash, iterate_jsonl, sha256_bytes, write_jsonl
 from autolora_eval._progress import Advance
 from autolora_eval.config.image_set_benchmark import refuse_overlap
 from autolora_eval.config.plan import Cell, ImageJob, Plan, make_plan
@@ -65,7 +65,7 @@ class ImportedCell:
         images, matching = _matched(cell, plan, run)
         hashes = dict(_hashes(matching))
         named = sorted((job.prompt, job.seed, sha256) for job, sha256 in hashes.items())
-        key = content_key({"images": named, "seeds_by_order": matching.seeds_by_order})
+        key = content_hash({"images": named, "seeds_by_order": matching.seeds_by_order})
         return cls(cell, images, matching, hashes, key, _account_key(cell, images, matching, key))
 
     def is_accounted_for(self, run: RunFolder) -> bool:
@@ -78,7 +78,7 @@ class ImportedCell:
         """Return those jobs of which it is neither there nor noted why there is no image."""
         noted = {
             row["file_name"]
-            for row in iterate_jsonl(dataset.run.unmade(self.cell.id))
+            for row in iterate_jsonl(dataset.run.failed_images(self.cell.id))
             if row["settings_key"] == self.settings_key
         }
         return [job for job in jobs if job.file not in noted]
@@ -118,7 +118,7 @@ class ImportedCell:
         write_account(told_at, rows)
         if dataset.is_empty:
             raise AutoLoRAEvalError(f"cell '{self.cell.id}': {self._why_empty(looked, told_at)}")
-        self._note_unmade(dataset, looked)
+        self._note_failed(dataset, looked)
         return {
             "read_as": self.images.kind,
             "images": len(self.images.entries) + len(self.images.unlisted),
@@ -164,11 +164,11 @@ class ImportedCell:
     def _source(self, job: ImageJob) -> dict[str, str]:
         return {"source": self.matching.found[job].name, SOURCE_HASH: self.hashes[job]}
 
-    def _note_unmade(self, dataset: ImageDataset, looked: dict[ImageJob, Looked]) -> None:
+    def _note_failed(self, dataset: ImageDataset, looked: dict[ImageJob, Looked]) -> None:
         """Say why there is no image, for the tables."""
         reasons = dict.fromkeys((job.file for job in self.matching.missing), "not_in_the_set")
         reasons |= {job.file: seen.problem for job, seen in looked.items() if seen.problem}
-        path = dataset.run.unmade(self.cell.id)
+        path = dataset.run.failed_images(self.cell.id)
         if not reasons:
             path.unlink(missing_ok=True)
             return
@@ -211,7 +211,7 @@ def _matched(cell: Cell, plan: Plan, run: RunFolder | None) -> tuple[ImageSet, M
 
 def _account_key(cell: Cell, images: ImageSet, matching: Matching, settings_key: str) -> str:
     found = sorted((e.name, job.prompt, job.seed) for job, e in matching.found.items())
-    return content_key(
+    return content_hash(
         {
             "images": settings_key,
             "read_as": images.kind,

@@ -111,7 +111,7 @@ class SampledCell:
 
     def _write(self) -> None:
         """Replace what was noted of these images; those that are there now failed no longer."""
-        path = self.dataset.run.unmade(self.dataset.cell.id)
+        path = self.dataset.run.failed_images(self.dataset.cell.id)
         key = self.dataset.settings_key
         rows: dict[str, Json] = {row["file_name"]: row for row in read_jsonl(path)}
         for name, reason in self.failures.items():

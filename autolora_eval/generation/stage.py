@@ -9,7 +9,7 @@ import torch
 
 from autolora_eval._devices import choose_device, choose_dtype, free_memory
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import Json, content_key
+from autolora_eval._files import Json, content_hash
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import identity, lora_identity
 from autolora_eval.config.load import ResolvedModel
@@ -209,7 +209,7 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
         part: {k: v for k, v in what.items() if k != "reference" or what["kind"] == "hub"}
         for part, what in model.items()
     }
-    return content_key(
+    return content_hash(
         {
             "model": files,
             "columns": cell.columns,

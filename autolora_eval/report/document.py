@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.ft2font import FT2Font
 
-from autolora_eval._files import write_text, written_whole
+from autolora_eval._files import atomic_write, write_text
 from autolora_eval.report.content import Content
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def write_pdf(content: Content, path: Path) -> None:
         content: what it says.
         path: where to write.
     """
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         _compile(content, temporary, format="pdf")
 
 

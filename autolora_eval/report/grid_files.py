@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from autolora_eval._files import written_whole
+from autolora_eval._files import atomic_write
 from autolora_eval.report.grids import Grid, Grids, Picture
 from autolora_eval.report.thumbnails import THUMBNAIL, Copy
 
@@ -43,7 +43,7 @@ def write_grids(grids: Grids, folder: Path) -> list[Path]:
 
 
 def _write(grid: Grid, file: Path, copies: dict[str, Copy]) -> None:
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         drawn(grid, copies).save(temporary, "PNG")
 
 

@@ -41,13 +41,13 @@ class RunFolder:
         """Return the list of a cell's images: one JSON object a line."""
         return self.images(cell) / "metadata.jsonl"
 
-    def set_aside(self, cell: str, settings_key: str) -> Path:
-        """Return where a cell's images of other settings than the benchmark's are kept."""
-        return self.path / "set_aside" / cell / settings_key
+    def stale_images(self, cell: str, settings_key: str) -> Path:
+        """Return where a cell's images of other settings are kept, to return with them."""
+        return self.path / "stale_images" / cell / settings_key
 
-    def unmade(self, cell: str) -> Path:
-        """Return the list of images that a sampler could not make: one JSON object a line."""
-        return self.path / "unmade" / f"{cell}.jsonl"
+    def failed_images(self, cell: str) -> Path:
+        """Return why images could not be made or imported: one JSON object a line."""
+        return self.path / "failed_images" / f"{cell}.jsonl"
 
     def image_set(self, cell: str) -> Path:
         """Return the account of a cell's images that were made elsewhere, one row a finding."""

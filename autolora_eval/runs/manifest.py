@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from autolora_eval._devices import hardware, package_versions
-from autolora_eval._files import Json, content_key, sha256_bytes, sha256_file, write_json
+from autolora_eval._files import Json, content_hash, sha256_bytes, sha256_file, write_json
 from autolora_eval._version import __version__
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.runs.folder import RunFolder
@@ -123,7 +123,7 @@ def stated_cell(cell: Cell, plan: Plan) -> Json:
     }
     return {
         "id": cell.id,
-        "plan_key": content_key(asked),
+        "plan_key": content_hash(asked),
         "model": cell.model.name,
         "method": cell.method.name,
         "point": cell.point,

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from autolora_eval._devices import choose_device, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import Json, content_key, written_whole
+from autolora_eval._files import Json, atomic_write, content_hash
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import identity
 from autolora_eval.config.load import LoadedBenchmark
@@ -84,7 +84,7 @@ def extractor_key(what: Json, batch_size: int) -> str:
     identity = dict(what["identity"])
     if identity["kind"] != "hub":
         identity.pop("reference")
-    return content_key({**what, "identity": identity, "batch_size": batch_size})
+    return content_hash({**what, "identity": identity, "batch_size": batch_size})
 
 
 Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
@@ -178,5 +178,5 @@ def _write(
     }
     # One entry: safetensors writes several in random order, and the same run should give the
     # same bytes.
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file({"features": matrix}, temporary, metadata={"rows": json.dumps(told)})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import Json, sha256_bytes, written_whole
+from autolora_eval._files import Json, atomic_write, sha256_bytes
 from autolora_eval.scoring.judges.base import is_transient
 from autolora_eval.scoring.rubric import Question
 
@@ -116,7 +116,7 @@ class JudgementFile:
         starts = [start for *_, start in sorted(last.values())]
         if starts == sorted(starts) and len(starts) == number_of_lines(self.path):
             return
-        with written_whole(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             self._copy(starts, temporary)
 
     def _copy(self, starts: Iterable[int], path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autolora_eval._devices import choose_device
-from autolora_eval._files import Json, content_key
+from autolora_eval._files import Json, content_hash
 from autolora_eval._progress import Advance, Progress
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.schema import JudgeConfig
@@ -138,7 +138,7 @@ def asked_key(plan: Plan) -> str:
     """Return the content key of what the benchmark asks of a judge, whoever answers."""
     settings = _spec(plan).model_dump(mode="json", exclude=set(_WAYS_TO_REACH))
     launched = launched_identity(_spec(plan))
-    return content_key({**settings, **launched, "rubric": _rubric(plan).sha256})
+    return content_hash({**settings, **launched, "rubric": _rubric(plan).sha256})
 
 
 def judge_key(what: Json, rubric: Rubric) -> str:
@@ -146,7 +146,7 @@ def judge_key(what: Json, rubric: Rubric) -> str:
     identity = dict(what.get("identity", {}))
     if identity.get("kind") != "hub":
         identity.pop("reference", None)
-    return content_key({**what, "identity": identity, "rubric": rubric.sha256})
+    return content_hash({**what, "identity": identity, "rubric": rubric.sha256})
 
 
 def judgements_by_image(path: Path, key: str) -> dict[tuple[str, str | None], list[Json]]:

@@ -170,7 +170,7 @@ def test_one_image_more_and_one_replaced_leave_the_others_as_they_are(
     assert {path.relative_to(run.images(CELL)).name for path in unchanged} == {"3.png"}
     assert len(unchanged) == 2
     # The image that was replaced is the only one put aside.
-    assert [path.name for path in (run.path / "set_aside").rglob("*.png")] == ["4.png"]
+    assert [path.name for path in (run.path / "stale_images").rglob("*.png")] == ["4.png"]
     plan = make_plan(load_benchmark(file))
     cells = cell_images(plan, plan.cells[0], run)
     assert all(image.sha256 is not None for image in cells)

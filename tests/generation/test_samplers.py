@@ -243,8 +243,8 @@ def test_an_image_that_fails_is_missing_with_its_reason_and_the_run_goes_on(
         file.write_text(CODE.replace("seed % 2 == 0", "False"))
         mended = stages.run(plan.benchmark.file, tmp_path / "run")
     assert mended.table["n_missing"].tolist() == [0, 0]
-    assert not (run.folder.path / "unmade").exists() or not any(
-        (run.folder.path / "unmade").iterdir()
+    assert not (run.folder.path / "failed_images").exists() or not any(
+        (run.folder.path / "failed_images").iterdir()
     )
 
 
@@ -262,7 +262,7 @@ def test_a_sampler_that_makes_no_image_at_all_fails_the_run_once_the_others_are_
     assert isinstance(caught.value.__cause__.__cause__, OverflowError)
     run = RunFolder(tmp_path / "run")
     assert len(read_jsonl(run.metadata("T--Flat"))) == count
-    reasons = [row["reason"] for row in read_jsonl(run.unmade("T--Bad"))]
+    reasons = [row["reason"] for row in read_jsonl(run.failed_images("T--Bad"))]
     assert len(reasons) == count
     assert sum(reason.startswith("not tried after") for reason in reasons) == count - tried
 

@@ -26,7 +26,7 @@ from transformers import (
 from transformers import SiglipConfig as Siglip
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._files import content_key
+from autolora_eval._files import content_hash
 from autolora_eval._pipeline import state_plan
 from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
@@ -202,7 +202,7 @@ def test_the_key_of_the_default_is_that_of_model_precision_and_batch(make: Make)
     what = {"identity": identity(source), "dtype": "float32"}
     assert plan.benchmark.extractor.stated() == {}
     parts = {key: value for key, value in what["identity"].items() if key != "reference"}
-    expected = content_key({"identity": parts, "dtype": "float32", "batch_size": 4})
+    expected = content_hash({"identity": parts, "dtype": "float32", "batch_size": 4})
     assert extractor_key(what, 4) == expected
 
 

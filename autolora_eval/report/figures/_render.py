@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib.style
 
-from autolora_eval._files import written_whole
+from autolora_eval._files import atomic_write
 from autolora_eval.report.figures._base import (
     Drawing,
     DrawnFigure,
@@ -73,9 +73,9 @@ def _write(kind: str, drawing: Drawing, folder: Path) -> DrawnFigure:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = drawing.draw()
         settle(figure)  # once for both files
-        with written_whole(svg) as temporary:
+        with atomic_write(svg) as temporary:
             figure.savefig(temporary, format="svg", metadata=no_metadata)
-        with written_whole(png) as temporary:
+        with atomic_write(png) as temporary:
             figure.savefig(temporary, format="png", dpi=PNG_DPI, metadata={"Software": None})
     return DrawnFigure(
         drawing.name, kind, drawing.title, drawing.caption, drawing.text, svg=svg, png=png
