@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from autolora_eval.guider_checks.runner import Check, CheckResult
 
 __all__ = [
+    "ActiveInterval",
     "GuiderSpec",
     "LawsBrokenError",
-    "ActiveInterval",
     "check_guider",
     "guider_laws",
     "parametrize_with_laws",
