@@ -114,6 +114,25 @@ def content_hash(value: object) -> str:
     return sha256_bytes(text.encode())[:16]
 
 
+def path_inside(folder: Path, name: str) -> Path:
+    """Return the absolute path of a file below a folder, with links followed.
+
+    Use it for every name that comes from a file of someone else, such as a table of a run folder
+    or a listing of images: such a name must not pull in other files of this machine.
+
+    Args:
+        folder: the folder.
+        name: a path relative to it. The file need not exist.
+
+    Raises:
+        ValueError: if the path, or a link on it, leads out of the folder.
+    """
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"'{name}' leads out of its folder")
+    return path
+
+
 def slug(name: str) -> str:
     """Return `name` with all but letters, digits and + . _ - made '-', safe as a folder's name."""
     safe = re.sub(r"[^A-Za-z0-9+._-]+", "-", name).strip("-.")

@@ -11,6 +11,7 @@ import pytest
 from autolora_eval._files import (
     atomic_write,
     content_hash,
+    path_inside,
     prompt_folder,
     read_jsonl,
     sha256_file,
@@ -186,3 +187,13 @@ def test_prompts_that_read_alike_have_folders_of_their_own() -> None:
 )
 def test_a_slug_stays_readable(name: str, expected: str) -> None:
     assert slug(name) == expected
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "link/x"])
+def test_a_path_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    assert path_inside(folder, "a/../b.png") == folder.resolve() / "b.png"
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        path_inside(folder, name)

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from autolora_eval._errors import MissingDependencyError, UsageError
-from autolora_eval._files import Json
+from autolora_eval._files import Json, path_inside
 from autolora_eval.generation.image_sets.records import Entry, ImageSet
 
 
@@ -67,13 +67,13 @@ def within(root: Path, name: str, at: str) -> Path:
     Raises:
         UsageError: it lies outside of `root`.
     """
-    path = (root / name).resolve()
-    if not path.is_relative_to(root):
+    try:
+        return path_inside(root, name)
+    except ValueError as error:
         raise UsageError(
             f"images '{at}': '{name}' lies outside '{root}'. Put all images into one folder, and "
             "a listing beside them that names them relative to it; links may not lead out."
-        )
-    return path
+        ) from error
 
 
 def written_name(name: str, at: str) -> str:
