@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-TUTORIAL = Path(__file__).resolve().parents[1] / "docs" / "your_method.md"
+TUTORIAL = Path(__file__).resolve().parents[1] / "docs" / "how_to" / "method.md"
 _BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -23,7 +23,7 @@ class UpstreamGuider:
         name: its class.
         display_name: what it is commonly called.
         source: paper, with its arXiv number, or where it was published.
-        formula: the rule as the paper has it, in words of `docs/guiders.md`.
+        formula: the rule as the paper has it, in words of `docs/reference/guiders.md`.
         defaults: the constructor's defaults that cost and refusal depend on.
         passes: (parameters with their defaults, step, number of steps) → denoiser passes.
         refuse: (parameters with their defaults, class of the pipeline as its model_index.json

@@ -1,4 +1,4 @@
-"""docs/tables.md against the tables that a run writes, as pandas reads them."""
+"""docs/reference/run_folder.md against the tables that a run writes, as pandas reads them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.runs.folder import RunFolder
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "tables.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "run_folder.md"
 METHODS = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
 FILES = ("table.parquet", "scores.parquet", "comparisons.csv", "diversity.csv", "timings.csv")
 EXTRA = ["vendi", "coverage"]

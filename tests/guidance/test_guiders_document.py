@@ -1,4 +1,4 @@
-"""docs/guiders.md says of every guider and law what the code says."""
+"""docs/reference/guiders.md and docs/how_to/check_a_guider.md say what the code says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from conftest import ROOT
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
 from autolora_eval.guidance.diffusers_guiders import UPSTREAM
 
-TEXT = (ROOT / "docs" / "guiders.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "reference" / "guiders.md").read_text(encoding="utf-8")
+CHECKS = (ROOT / "docs" / "how_to" / "check_a_guider.md").read_text(encoding="utf-8")
 ROWS = {
     cells[0]: cells[1:] for cells in re.findall(r"^\| `(\w+)`.*?\| (.*?) \| (.*?) \| ", TEXT, re.M)
 }
@@ -47,7 +48,7 @@ def test_what_it_calls_refused_is_refused(name) -> None:
 def test_every_law_stands_there_as_it_states_itself() -> None:
     from autolora_eval.guider_checks.runner import LAWS
 
-    stated = re.findall(r"^\| `(\w+)` \| (.*) \|$", TEXT.partition("## The laws")[2], re.M)
+    stated = re.findall(r"^\| `(\w+)` \| (.*) \|$", CHECKS.partition("## The laws")[2], re.M)
     assert stated == [(law.name, law.statement) for law in LAWS]
 
 
