@@ -183,12 +183,12 @@ def _size(count: float) -> str:
 def show_run(run: Run) -> None:
     """Print a run's result table, what is missing from it, and where the report is."""
     from autolora_eval.analysis.metric_columns import measures
-    from autolora_eval.scoring.diversity_metric import recorded_measures
+    from autolora_eval.scoring.diversity_metric import metrics_from_manifest
     from autolora_eval.scoring.rubric import Score
 
     rubric = run.manifest.get("rubric") or {"scores": {}}
     scores = {name: Score.model_validate(score) for name, score in rubric["scores"].items()}
-    shown, left_out = measures(scores, recorded_measures(run.manifest, run.table)), []
+    shown, left_out = measures(scores, metrics_from_manifest(run.manifest, run.table)), []
     points = {cell["id"]: cell.get("point", {}) for cell in run.manifest.get("cells", [])}
     swept = list(dict.fromkeys(name for point in points.values() for name in point))
     if console.width < NAMES_WIDTH + COLUMN_WIDTH * (len(shown) + len(swept) + 1):

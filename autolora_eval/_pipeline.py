@@ -280,12 +280,12 @@ class RunPipeline:
         if self.plan.benchmark.rubric is None:
             update_manifest(self.folder, judge=None)
             return
-        from autolora_eval.scoring.judgement_store import judging_alone
-        from autolora_eval.scoring.judging import judge_images, open_judge, recorded_judging
+        from autolora_eval.scoring.judgement_store import judging_lock
+        from autolora_eval.scoring.judging import completed_judging, judge_images, open_judge
 
         started = datetime.now(UTC)
-        with judging_alone(self.folder.path):
-            judged = recorded_judging(self.plan, self.folder)
+        with judging_lock(self.folder.path):
+            judged = completed_judging(self.plan, self.folder)
             if judged is None:
                 with self._served() as urls, closing(open_judge(self.plan, urls)) as judge:
                     judged = judge_images(self.plan, self.folder, judge, self.progress)

@@ -25,7 +25,7 @@ Estimates = dict[str, Estimate]
 KAPPAS = np.array([0.5, 1.0, 2.0, 4.0])
 QUALITIES = 0.4 + 0.1 * np.arange(len(KAPPAS))
 SEEDS = 16
-MEASURES = ("diversity", "pc", "div_pc")
+METRICS = ("diversity", "pc", "div_pc")
 
 
 def true_diversity(kappa: np.ndarray | float) -> np.ndarray:
@@ -141,7 +141,7 @@ def _truth(spread: np.ndarray, score: np.ndarray) -> dict[str, float]:
 
 
 def _less(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
-    return {name: a[name] - b[name] for name in MEASURES}
+    return {name: a[name] - b[name] for name in METRICS}
 
 
 _ONE = _truth(true_diversity(2.0), np.array(5 * 0.70))

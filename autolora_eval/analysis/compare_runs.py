@@ -216,7 +216,7 @@ def _manifest(
         "models": _models(sources),
         "image_sets": _image_sets(plan, sources),
         "rubric": None if plan.benchmark.rubric is None else plan.benchmark.rubric.model_dump(),
-        "diversity_measures": {
+        "diversity_metrics": {
             name: measure.stated() for name, measure in plan.benchmark.diversity.items()
         },
         "features": first.section("features"),

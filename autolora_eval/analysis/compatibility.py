@@ -14,7 +14,7 @@ from autolora_eval._files import Json
 from autolora_eval._text import NOT_RECORDED
 from autolora_eval.config.plan import Plan
 from autolora_eval.runs.folder import Run, open_run
-from autolora_eval.scoring.diversity_metric import installed_measure, needs_reference
+from autolora_eval.scoring.diversity_metric import installed_metric, needs_reference
 
 _NEEDED = ("cells", "benchmark", "prompts", "seeds")
 # Cell ids name files; a manifest of somebody else must not lead out of the folder.
@@ -214,12 +214,12 @@ def _extractor(sources: Sequence[SourceRun]) -> list[Difference]:
 
 
 def _measures(sources: Sequence[SourceRun]) -> list[Difference]:
-    sections = [source.section("diversity_measures") for source in sources]
+    sections = [source.section("diversity_metrics") for source in sources]
     names = dict.fromkeys(name for section in sections for name in section)
     left = [name for name in names if not all(name in section for section in sections)]
     shared = [name for name in names if name not in left]
     against = [name for name in shared if needs_reference(sections[0][name])]
-    lost = [n for n in shared if n not in against and installed_measure(n) is None]
+    lost = [n for n in shared if n not in against and installed_metric(n) is None]
     found = []
     if against:
         message = "measures of diversity against a reference set, which no two runs share, are "
@@ -325,7 +325,7 @@ def _section(
     found = [source.section(section) for source in sources]
     if len({part.get("key") for part in found}) == 1:
         return []
-    counts = ("done", "reused", "cached", "failed", "unscored", "key", "asked_key")
+    counts = ("done", "reused", "cached", "failed", "unscored", "key", "request_key")
     keys = _differing([{k: v for k, v in part.items() if k not in counts} for part in found])
     names = _listed(sources, lambda source: str(source.section(section).get("model")))
     return [Difference(what, grave, f"{what}: {names} (differs in {', '.join(keys)}); {why}")]

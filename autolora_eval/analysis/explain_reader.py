@@ -21,8 +21,8 @@ from autolora_eval.runs.folder import Run, open_run
 from autolora_eval.runs.images import ImageError, open_image
 from autolora_eval.scoring.diversity_metric import (
     DiversityMetric,
-    installed_measure,
-    recorded_measures,
+    installed_metric,
+    metrics_from_manifest,
 )
 from autolora_eval.scoring.judging import judgements_by_image
 from autolora_eval.scoring.rubric import Score
@@ -59,7 +59,7 @@ class Sources:
             for column, score in (rubric.get("scores") or {}).items()
             if column in self.run.table.columns
         }
-        return measures(stated, recorded_measures(self.run.manifest, self.run.table))
+        return measures(stated, metrics_from_manifest(self.run.manifest, self.run.table))
 
     @cached_property
     def extra(self) -> dict[str, DiversityMetric]:
@@ -67,7 +67,7 @@ class Sources:
 
         What lies in a folder is not imported: the folder may be somebody else's.
         """
-        found = [installed_measure(name) for name in self.section("diversity_measures")]
+        found = [installed_metric(name) for name in self.section("diversity_metrics")]
         return {measure.name: measure for measure in found if measure is not None}
 
     @cached_property

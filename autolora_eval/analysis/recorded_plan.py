@@ -19,7 +19,7 @@ from autolora_eval.config.sweep import Sweep
 from autolora_eval.guidance.method import Method, MethodParameters
 from autolora_eval.scoring.diversity_metric import (
     DiversityMetric,
-    installed_measure,
+    installed_metric,
     needs_reference,
 )
 from autolora_eval.scoring.rubric import Rubric
@@ -250,10 +250,10 @@ def shared_measures(sources: Sequence[SourceRun]) -> dict[str, DiversityMetric]:
 
     One against a reference set is left out: a run has its own.
     """
-    sections = [source.section("diversity_measures") for source in sources]
+    sections = [source.section("diversity_metrics") for source in sources]
     shared = [name for name in sections[0] if all(name in section for section in sections)]
     alone = [name for name in shared if not needs_reference(sections[0][name])]
-    found = {name: installed_measure(name) for name in alone}
+    found = {name: installed_metric(name) for name in alone}
     return {name: measure for name, measure in found.items() if measure is not None}
 
 

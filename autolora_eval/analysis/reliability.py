@@ -21,7 +21,7 @@ from autolora_eval.analysis.estimates import (
 from autolora_eval.config.plan import Plan
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.diversity import Floats
-from autolora_eval.scoring.judgement_store import JudgementFile, asked
+from autolora_eval.scoring.judgement_store import JudgementFile, JudgementKey
 
 ALL = "all"
 # α is commonly asked to reach .800; .667 is "the lowest conceivable limit" where tentative
@@ -69,7 +69,7 @@ def repeat_ratings(
     place = {image: n for n, image in enumerate(images)}
     ratings = {column: np.full((repeats, len(images)), np.nan) for column in columns}
     for row in rows:
-        what = asked(row)
+        what = JudgementKey.of(row)
         at = place.get((what.image_id, what.sha256))
         if at is not None and what.repeat < repeats:
             for column in columns:

@@ -27,7 +27,7 @@ from autolora_eval.config.schema import Benchmark, JudgeConfig, Model
 from autolora_eval.config.sweep import Sweep, SweepReader, first_swept, validated_but_for
 from autolora_eval.guidance.method import Method, MethodParameters, image_set_method
 from autolora_eval.guidance.third_party_methods import GROUPS, Kind, find_rule
-from autolora_eval.scoring.diversity_metric import DiversityMetric, find_measures
+from autolora_eval.scoring.diversity_metric import DiversityMetric, find_metrics
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, ResolvedExtractor
 from autolora_eval.scoring.judges.config import judge_problems
 from autolora_eval.scoring.rubric import Rubric, read_rubric
@@ -318,7 +318,7 @@ class _Resolver:
 
     def _diversity(self) -> dict[str, DiversityMetric]:
         has_reference = self.spec.diversity_reference is not None
-        found, problems = find_measures(self.spec.diversity, self.lookup.folders, has_reference)
+        found, problems = find_metrics(self.spec.diversity, self.lookup.folders, has_reference)
         for place, problem in problems:
             self.problems.append(f"{self.document.where(('diversity', str(place)))}: {problem}")
         return found

@@ -119,9 +119,9 @@ def _judge_server(plan: Plan, output: Path) -> None:
     judge = plan.benchmark.spec.judge
     if judge is None or judge.backend != "openai":
         return
-    from autolora_eval.scoring.judging import recorded_judging
+    from autolora_eval.scoring.judging import completed_judging
 
-    if recorded_judging(plan, RunFolder(output)) is not None:
+    if completed_judging(plan, RunFolder(output)) is not None:
         return  # all is judged: no server is needed
     if judge.launch:
         from autolora_eval.scoring.judges.vllm_command import check_launch

@@ -19,7 +19,7 @@ from autolora_eval.config import schema
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import Benchmark
 from autolora_eval.guidance.method import ImageSetParameters, MethodParameters, methods
-from autolora_eval.scoring.diversity_metric import MEASURES
+from autolora_eval.scoring.diversity_metric import METRICS
 from autolora_eval.scoring.extractor import DEFAULT, EXTRACTORS
 
 NAME = "benchmark.schema.json"
@@ -43,7 +43,7 @@ def json_schema() -> Json:
     definitions["Method"] = {
         "anyOf": [*_named(), _any_other("guider"), _any_other("sampler"), _images()]
     }
-    found["properties"]["diversity"]["items"]["examples"] = list(MEASURES.built_in())
+    found["properties"]["diversity"]["items"]["examples"] = list(METRICS.built_in())
     definitions["Features"] = _features(definitions["Features"])
     found["properties"]["methods"]["additionalProperties"] = {"$ref": "#/$defs/Method"}
     return {"$schema": DIALECT, "title": TITLE, **found}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from autolora_eval._text import NOT_RECORDED, clean, clip, count, number, of, parameter_words
 from autolora_eval.config.sweep import INTERVAL, fields_of, value_text
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
-from autolora_eval.scoring.diversity_metric import recorded_measures
+from autolora_eval.scoring.diversity_metric import metrics_from_manifest
 
 Kind = Literal["letter", "words", "number", "operator"]
 _SCRIPT = r"(?:\{[^{}]*\}|[^\W_]+)"
@@ -210,7 +210,7 @@ def manifest_facts(evidence: RunView) -> list[Facts]:
 def _other_measures(evidence: RunView) -> list[Facts]:
     """Return what the measures of diversity beside equation (8) are."""
     facts = []
-    for stated in recorded_measures(evidence.run.manifest, evidence.run.table):
+    for stated in metrics_from_manifest(evidence.run.manifest, evidence.run.table):
         told = [stated.get("equation"), stated["source"], _code(stated.get("code"))]
         name = clip(stated["display_name"], NAME_LENGTH)
         facts.append(Fact(name, _text("; ".join(str(part) for part in told if part))))

@@ -20,7 +20,7 @@ from autolora_eval.config.sweep import value_text
 from autolora_eval.report.figures._base import FigureData
 from autolora_eval.runs.columns import is_computed
 from autolora_eval.runs.folder import Run, open_run
-from autolora_eval.scoring.diversity_metric import recorded_measures
+from autolora_eval.scoring.diversity_metric import metrics_from_manifest
 from autolora_eval.scoring.rubric import Score
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def read_evidence(folder: RunFolder) -> RunView:
     run = open_run(folder.path)
     scores = _recorded_scores(run)
     found = scores if scores is not None else _scores_by_columns(run.table)
-    extra = recorded_measures(run.manifest, run.table)
+    extra = metrics_from_manifest(run.manifest, run.table)
     return RunView(run, measures(found, extra), rubric_is_recorded=scores is not None)
 
 

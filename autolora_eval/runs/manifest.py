@@ -54,7 +54,7 @@ def state_plan(plan: Plan, folder: RunFolder, stated: str, limits: Json) -> None
                 if cell["id"] in before.get("image_sets", {})
             },
             "rubric": None if benchmark.rubric is None else benchmark.rubric.model_dump(),
-            "diversity_measures": {
+            "diversity_metrics": {
                 name: measure.stated() for name, measure in benchmark.diversity.items()
             },
         },

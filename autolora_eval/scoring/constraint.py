@@ -74,19 +74,6 @@ def reply_schema(rubric: Rubric, pinned: Mapping[str, float] | None = None) -> J
     }
 
 
-def longest_reply(rubric: Rubric) -> int:
-    """Return the length, in characters, of the longest reply that `reply_pattern` matches."""
-    longest = {
-        "text": MAX_TEXT + len('""'),
-        "keywords": MAX_KEYWORDS * (MAX_KEYWORD + len('"", ')),  # the last ', ' stands for '[]'
-    }
-    return sum(
-        len(f"{_quoted(key)}: , ")  # the last ', ' stands for '{}'
-        + (longest[part.kind] if isinstance(part, Remark) else max(map(len, _spellings(part))))
-        for key, _, part in _members(rubric, None)
-    )
-
-
 def _members(
     rubric: Rubric, pinned: Mapping[str, float] | None
 ) -> Iterator[tuple[str, str, Score | Remark]]:

@@ -108,31 +108,6 @@ def leave_one_out(units: Floats) -> Floats:
     return np.asarray(1.0 - (squares - n) / (n * (n - 1)))
 
 
-def resampled_diversity(units: Floats, draws: npt.ArrayLike) -> float:
-    """Return equation (8) of a bootstrap's resample, in which an image can stand several times.
-
-    The pairs are those of different images; that of an image with itself, whose cosine is 1, is
-    left out. With m_i draws of image i and M = Σ m_i it is
-
-        1 − (‖Σ m_i u_i‖² − Σ m_i²) / (M² − Σ m_i²).
-
-    Given how often images were drawn, every pair of different ones is as likely at those places
-    as any other, so that the expectation over resamples is equation (8) itself. With the pairs of
-    an image with itself, drawn N times of N, it would be (1 − 1/N) times that.
-
-    Args:
-        units: unit vectors, float64 [N, D].
-        draws: how often each was drawn, whole numbers ≥ 0, [N].
-
-    Returns:
-        The value; NaN if all draws are of one image.
-    """
-    m = np.asarray(draws, dtype=np.float64)
-    total, repeated = m @ units, float(m @ m)
-    pairs = float(m.sum()) ** 2 - repeated
-    return 1.0 - (float(total @ total) - repeated) / pairs if pairs > 0.0 else float("nan")
-
-
 def jackknife_standard_error(leave_one_out_values: npt.ArrayLike) -> float:
     """Return the jackknife standard error √((n−1)/n · Σ (θ_(i) − θ̄)²) (Efron and Stein 1981).
 

@@ -139,7 +139,7 @@ def _read(name: str, found: object, distribution: str) -> DiversityMetric:
     if not isinstance(found, DiversityMetric):
         raise UsageError(
             f"'{name}' is no diversity measure but {type(found).__name__}: expected an instance "
-            "of autolora_eval.scoring.diversity_metric.DiversityMeasure."
+            "of autolora_eval.scoring.diversity_metric.DiversityMetric."
         )
     _refuse_name(found.name)
     _refuse_values(found)
@@ -185,17 +185,17 @@ def _refuse_values(measure: DiversityMetric) -> None:
             raise UsageError(f"{title} has {key}={got:.80}: expected text.")
 
 
-MEASURES = Registry(
+METRICS = Registry(
     noun="diversity measure",
     package="autolora_eval.scoring.metrics",
-    attribute="MEASURE",
-    group="autolora_eval.diversity_measures",
-    example="my_package.MEASURE",
+    attribute="METRIC",
+    group="autolora_eval.diversity_metrics",
+    example="my_package.METRIC",
     read=_read,
 )
 
 
-def find_measures(
+def find_metrics(
     stated: Sequence[str], folders: Sequence[Path] = (), has_reference: bool = False
 ) -> tuple[dict[str, DiversityMetric], list[tuple[int, str]]]:
     """Return the measures that a benchmark file names, and what is wrong with the others.
@@ -212,7 +212,7 @@ def find_measures(
     problems = []
     for place, name in enumerate(stated):
         try:
-            measure = MEASURES.find(name, folders)
+            measure = METRICS.find(name, folders)
         except UsageError as error:
             problems.append((place, str(error)))
             continue
@@ -226,10 +226,10 @@ def find_measures(
     return found, problems
 
 
-def installed_measure(stated: str) -> DiversityMetric | None:
+def installed_metric(stated: str) -> DiversityMetric | None:
     """Return the measure that a manifest names, if it is built in or installed."""
     try:
-        return MEASURES.find(stated)
+        return METRICS.find(stated)
     except UsageError:
         return None
 
@@ -239,14 +239,14 @@ def needs_reference(stated: object) -> bool:
     return isinstance(stated, dict) and bool(stated.get("against_reference"))
 
 
-def recorded_measures(manifest: Mapping[str, Any], columns: Container[str]) -> list[Json]:
+def metrics_from_manifest(manifest: Mapping[str, Any], columns: Container[str]) -> list[Json]:
     """Return the declarations that a manifest has of measures that the table has too.
 
     Args:
         manifest: of a run; any part of it may be missing.
         columns: of its table.
     """
-    section = manifest.get("diversity_measures")
+    section = manifest.get("diversity_metrics")
     stated = section.values() if isinstance(section, dict) else ()
     known = [one for one in stated if isinstance(one, dict) and one.keys() >= _KEYS]
     return [one for one in known if one["name"] in columns]

@@ -19,7 +19,7 @@ from autolora_eval.scoring.judges.base import is_transient
 from autolora_eval.scoring.rubric import Question
 
 
-class Asked(NamedTuple):
+class JudgementKey(NamedTuple):
     """What one judgement answers.
 
     Attributes:
@@ -32,6 +32,11 @@ class Asked(NamedTuple):
     sha256: str | None
     repeat: int = 0
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> JudgementKey:
+        """Return the key of a row of a judgements file."""
+        return cls(row["image_id"], row["sha256"], int(row.get("repeat", 0)))
+
     @property
     def digest(self) -> bytes:
         """16 bytes that stand for it, so that very many take little memory."""
@@ -39,7 +44,7 @@ class Asked(NamedTuple):
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-class Known(NamedTuple):
+class JudgementStatus(NamedTuple):
     """What is known of an asking.
 
     Attributes:
@@ -78,12 +83,14 @@ class JudgementFile:
             if key is None or row["judge_key"] == key:
                 yield row
 
-    def known(self, key: str) -> dict[bytes, Known]:
-        """Return what is known by `Asked.digest`, of one judge and rubric; the last row counts."""
+    def known(self, key: str) -> dict[bytes, JudgementStatus]:
+        """Return each judgement's status by `JudgementKey.digest`; the last row counts."""
         found = {}
         for row in self.rows(key):
             final, scored = not is_transient(row["reason"]), row["scores"] is not None
-            found[asked(row).digest] = Known(final, scored, int(row.get("attempt", 1)))
+            found[JudgementKey.of(row).digest] = JudgementStatus(
+                final, scored, int(row.get("attempt", 1))
+            )
         return found
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -96,7 +103,7 @@ class JudgementFile:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def put_in_order(self, image_ids: Iterable[str]) -> None:
+    def compact(self, image_ids: Iterable[str]) -> None:
         """Put the rows into the order of the images; of rows that answer the same keep the last.
 
         Rows are copied one by one, from their places in the file.
@@ -109,7 +116,7 @@ class JudgementFile:
         place = {image_id: index for index, image_id in enumerate(image_ids)}
         last: dict[tuple[bytes, str], tuple[int, int, int, int]] = {}
         for number, (row, start) in enumerate(self._placed()):
-            what = asked(row)
+            what = JudgementKey.of(row)
             order = place.get(what.image_id, len(place)), what.repeat
             first = last.get((what.digest, row["judge_key"]), (0, 0, number, 0))[2]
             last[what.digest, row["judge_key"]] = (*order, first, start)
@@ -141,7 +148,7 @@ class JudgementFile:
     def _row(self, line: bytes, number: int) -> Json:
         try:
             row = json.loads(line)
-            asked(row), row["judge_key"], row["reason"], row["scores"]
+            JudgementKey.of(row), row["judge_key"], row["reason"], row["scores"]
         except (ValueError, LookupError, TypeError) as error:
             raise AutoLoRAEvalError(
                 f"{self.path}:{number}: not a judgement; the file was damaged or edited. Remove "
@@ -151,7 +158,7 @@ class JudgementFile:
 
 
 @contextmanager
-def judging_alone(folder: Path) -> Iterator[None]:
+def judging_lock(folder: Path) -> Iterator[None]:
     """Keep other processes from judging into a run folder; its end frees it, however it comes.
 
     What one appends while another puts rows in order would be lost. Windows, and file systems
@@ -179,11 +186,6 @@ def judging_alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def asked(row: Mapping[str, Any]) -> Asked:
-    """Return what a row answers."""
-    return Asked(row["image_id"], row["sha256"], int(row.get("repeat", 0)))
 
 
 def number_of_lines(path: Path) -> int:

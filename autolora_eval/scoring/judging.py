@@ -17,10 +17,10 @@ from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, cell_images
 from autolora_eval.scoring.judgement_store import (
-    Asked,
     JudgementCache,
     JudgementFile,
-    Known,
+    JudgementKey,
+    JudgementStatus,
     cache_folder,
     reply_key,
 )
@@ -39,10 +39,10 @@ _WAYS_TO_REACH = frozenset(
     )
 )
 MAX_NAME = 200  # letters of a model's name that are kept
-UNASKED = Known(final=False, scored=False, attempts=0)
+NOT_JUDGED = JudgementStatus(final=False, scored=False, attempts=0)
 
 
-class Todo(NamedTuple):
+class PendingJudgement(NamedTuple):
     """A judgement that is still to be had."""
 
     cell: Cell
@@ -100,7 +100,7 @@ def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress
                 work.flush()
                 for cell in plan.cells:
                     ids = (job.file for job in plan.jobs)
-                    JudgementFile(folder.judgements(cell.id)).put_in_order(ids)
+                    JudgementFile(folder.judgements(cell.id)).compact(ids)
     if cache.problem:
         progress.say(f"the cache of earlier runs' replies was left out: {cache.problem}")
     return {
@@ -111,13 +111,13 @@ def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress
         "rubric_sha256": rubric.sha256,
         "repeats": spec.repeats,
         "key": key,
-        "asked_key": asked_key(plan),
+        "request_key": request_key(plan),
         **({"cache_problem": cache.problem} if cache.problem else {}),
         **counts,
     }
 
 
-def recorded_judging(plan: Plan, folder: RunFolder) -> Json | None:
+def completed_judging(plan: Plan, folder: RunFolder) -> Json | None:
     """Return the manifest's account of a server's judging that is complete, or None.
 
     With it nothing need be asked, so that a finished run needs no server. A judge in this process
@@ -126,7 +126,7 @@ def recorded_judging(plan: Plan, folder: RunFolder) -> Json | None:
     if plan.benchmark.rubric is None or _spec(plan).backend != "openai":
         return None
     recorded: Json = folder.read_manifest().get("judge") or {}
-    if recorded.get("asked_key") != asked_key(plan):
+    if recorded.get("request_key") != request_key(plan):
         return None
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
     if any(True for _ in _todo(plan, folder, recorded["key"], counts)):
@@ -134,7 +134,7 @@ def recorded_judging(plan: Plan, folder: RunFolder) -> Json | None:
     return {**recorded, **counts}
 
 
-def asked_key(plan: Plan) -> str:
+def request_key(plan: Plan) -> str:
     """Return the content key of what the benchmark asks of a judge, whoever answers."""
     settings = _spec(plan).model_dump(mode="json", exclude=set(_WAYS_TO_REACH))
     launched = launched_identity(_spec(plan))
@@ -200,19 +200,21 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _todo(plan: Plan, folder: RunFolder, key: str, counts: Counter[str]) -> Iterator[Todo]:
+def _todo(
+    plan: Plan, folder: RunFolder, key: str, counts: Counter[str]
+) -> Iterator[PendingJudgement]:
     """Yield what is not judged yet; count what is."""
     repeats = _spec(plan).repeats
     for cell in plan.cells:
         known = JudgementFile(folder.judgements(cell.id)).known(key)
         for image in cell_images(plan, cell, folder):
             for repeat in range(repeats):
-                found = known.get(Asked(image.id, image.sha256, repeat).digest, UNASKED)
+                found = known.get(JudgementKey(image.id, image.sha256, repeat).digest, NOT_JUDGED)
                 if found.final:
                     counts["reused"] += 1
                     counts["unscored"] += not found.scored
                 else:
-                    yield Todo(cell, image, repeat, found.attempts)
+                    yield PendingJudgement(cell, image, repeat, found.attempts)
 
 
 @dataclass
@@ -226,9 +228,9 @@ class _Judging:
     counts: Counter[str]
 
     def __post_init__(self) -> None:
-        self._from_cache: list[tuple[Todo, Json]] = []
+        self._from_cache: list[tuple[PendingJudgement, Json]] = []
 
-    def uncached(self, todo: deque[Todo], advance: Advance) -> Iterator[Request]:
+    def uncached(self, todo: deque[PendingJudgement], advance: Advance) -> Iterator[Request]:
         """Yield a request for each judgement that no earlier run has had; empties `todo`."""
         while todo:
             item = todo.popleft()
@@ -247,7 +249,7 @@ class _Judging:
         rows, kept = [], []
         for request, reply in group:
             item = request.tag
-            assert isinstance(item, Todo)
+            assert isinstance(item, PendingJudgement)
             row = judgement(item.image, reply, self.rubric, self.key, item.repeat)
             rows.append((item, row | {"attempt": item.attempts + reply.attempts}))
             whole = reply.text is not None and len(reply.text) <= MAX_REPLY
@@ -263,7 +265,7 @@ class _Judging:
         self.counts["cached"] += len(self._from_cache)
         self._from_cache = []
 
-    def _append(self, rows: Sequence[tuple[Todo, Json]]) -> None:
+    def _append(self, rows: Sequence[tuple[PendingJudgement, Json]]) -> None:
         by_cell: dict[str, list[Json]] = {}
         for item, row in rows:
             by_cell.setdefault(item.cell.id, []).append(row)
@@ -271,7 +273,7 @@ class _Judging:
         for cell, found in by_cell.items():
             JudgementFile(self.folder.judgements(cell)).append(found)
 
-    def _cached(self, item: Todo) -> Json | None:
+    def _cached(self, item: PendingJudgement) -> Json | None:
         """Return the row of a reply that an earlier run has had to the same question."""
         if item.image.sha256 is None:
             return None
@@ -286,7 +288,7 @@ class _Judging:
         told = {name: kept[name] for name in ("expected", "latency_seconds", "image")}
         return row | told | {"cached": True, "attempt": item.attempts}
 
-    def _cache_key(self, item: Todo) -> str:
+    def _cache_key(self, item: PendingJudgement) -> str:
         assert item.image.sha256 is not None
         question = self.rubric.question(item.image.prompt)
         return reply_key(self.key, item.image.sha256, question, item.repeat)

@@ -29,7 +29,7 @@ _DECODER = json.JSONDecoder(parse_int=float, strict=False)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ParsedReply:
     """The scores of one reply by column, or the reason why there are none.
 
     Attributes:
@@ -42,7 +42,7 @@ class Verdict:
     reason: str | None = None
 
 
-def parse_reply(text: str, rubric: Rubric) -> Verdict:
+def parse_reply(text: str, rubric: Rubric) -> ParsedReply:
     """Return the scores of a reply: those of the last JSON object that has any of the keys.
 
     Accepted around the JSON: code fences, text, and objects or lists that hold it; within it:
@@ -64,24 +64,24 @@ def parse_reply(text: str, rubric: Rubric) -> Verdict:
     """
     text = text.strip()  # a judge that does not find its end fills up with white space
     if len(text) > MAX_REPLY:
-        return Verdict(None, "too_long")
+        return ParsedReply(None, "too_long")
     keys = {score.key for score in rubric.scores.values()}
     objects = list(_json_objects(text))
     verdicts = [verdict for found in objects for verdict in _with_keys(found, keys)]
     if not verdicts:
-        return Verdict(None, "missing_score" if objects else "no_json")
+        return ParsedReply(None, "missing_score" if objects else "no_json")
     verdict = verdicts[-1]
     scores = {}
     for column, score in rubric.scores.items():
         if score.key not in verdict:
-            return Verdict(None, f"missing_score:{column}")
+            return ParsedReply(None, f"missing_score:{column}")
         value = _number(verdict[score.key], score)
         if value is None:
-            return Verdict(None, f"not_a_number:{column}")
+            return ParsedReply(None, f"not_a_number:{column}")
         if not score.min <= value <= score.max:
-            return Verdict(None, f"out_of_range:{column}")
+            return ParsedReply(None, f"out_of_range:{column}")
         scores[column] = value
-    return Verdict(scores)
+    return ParsedReply(scores)
 
 
 def _json_objects(text: str) -> Iterator[dict[str, Any]]:

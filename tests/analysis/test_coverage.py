@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulated import DESIGNS, MEASURES
+from simulated import DESIGNS, METRICS
 
 from autolora_eval.analysis.comparisons import T_TEST, WILCOXON, holm, paired
 
@@ -27,7 +27,7 @@ TESTS = {
 @pytest.mark.parametrize("design", DESIGNS)
 def test_intervals_hold_the_truth_as_often_as_they_say(design: str) -> None:
     truth = DESIGNS[design].truth
-    held = dict.fromkeys(MEASURES, 0)
+    held = dict.fromkeys(METRICS, 0)
     for seed in range(SIMULATIONS):
         for name, estimate in DESIGNS[design].cell(np.random.default_rng(seed)).items():
             low, high = estimate.interval()
@@ -43,14 +43,14 @@ def alike(request: pytest.FixtureRequest) -> tuple[str, list[dict[str, Any]]]:
     found = []
     for seed in range(SIMULATIONS):
         a, b = (simulate(np.random.default_rng([seed, cell])) for cell in range(2))
-        found.append({name: paired(a[name], b[name]) for name in MEASURES})
+        found.append({name: paired(a[name], b[name]) for name in METRICS})
     return request.param, found
 
 
 def test_where_nothing_differs_little_is_called_a_difference(alike: Any) -> None:
     """At most 6 % of single comparisons, and of tables after Holm's correction."""
     design, comparisons = alike
-    single = dict.fromkeys(MEASURES, 0)
+    single = dict.fromkeys(METRICS, 0)
     tables = 0
     for found in comparisons:
         assert {name: result["test"] for name, result in found.items()} == TESTS[design]
@@ -64,7 +64,7 @@ def test_where_nothing_differs_little_is_called_a_difference(alike: Any) -> None
 
 
 def test_intervals_of_differences_hold_zero_where_nothing_differs(alike: Any) -> None:
-    for name in MEASURES:
+    for name in METRICS:
         results = [found[name] for found in alike[1]]
         held = sum(result["low"] <= 0.0 <= result["high"] for result in results)
         assert 0.93 <= held / SIMULATIONS <= 0.97, (name, held)
@@ -75,7 +75,7 @@ def test_intervals_of_differences_hold_the_true_one_where_prompts_and_noise_are_
     design: str,
 ) -> None:
     truth = DESIGNS[design].difference
-    held = dict.fromkeys(MEASURES, 0)
+    held = dict.fromkeys(METRICS, 0)
     for seed in range(SIMULATIONS):
         a, b = DESIGNS[design].pair(np.random.default_rng(seed))
         for name in held:
@@ -93,7 +93,7 @@ def test_the_stated_number_of_units_finds_the_difference_80_times_in_100(design:
     """
     simulate = DESIGNS[design].pair
     a, b = simulate(np.random.default_rng(0), PILOT[design])
-    for name in MEASURES:
+    for name in METRICS:
         n = paired(a[name], b[name])["units_for_power_80"]
         found = 0
         for seed in range(POWER_RUNS):

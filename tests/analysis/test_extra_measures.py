@@ -23,10 +23,10 @@ from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder, open_run
 from autolora_eval.runs.manifest import state_plan, update_manifest
-from autolora_eval.scoring.diversity_metric import MEASURES
+from autolora_eval.scoring.diversity_metric import METRICS
 
 EXTRA = ["vendi", "mean_distance"]
-VENDI = MEASURES.find("vendi")
+VENDI = METRICS.find("vendi")
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_they_stand_in_comparisons_tables_and_manifest_and_in_no_product(make) -
     assert told["difference"] == pytest.approx(by_method["AutoLoRA"] - by_method["CFG"])
     assert "Vendi score" in told["sentence"]
     assert "Vendi ↑" in folder.table("md").read_text(encoding="utf-8")
-    stated = run.manifest["diversity_measures"]
+    stated = run.manifest["diversity_metrics"]
     assert list(stated) == EXTRA
     assert stated["vendi"]["source"] == VENDI.source
     assert stated["vendi"]["high"] is None
@@ -189,10 +189,10 @@ def test_code_that_lies_in_a_folder_is_not_run_to_explain(
     monkeypatch.setattr(sys, "path", list(sys.path))
     (workplace / "lying_about.py").write_text(
         "from dataclasses import replace\n"
-        "from autolora_eval.scoring.metrics.vendi import MEASURE as VENDI\n"
-        "MEASURE = replace(VENDI, name='own', display_name='Own')\n"
+        "from autolora_eval.scoring.metrics.vendi import METRIC as VENDI\n"
+        "METRIC = replace(VENDI, name='own', display_name='Own')\n"
     )
-    folder = scored(*make("run", diversity=["lying_about.MEASURE"]))
+    folder = scored(*make("run", diversity=["lying_about.METRIC"]))
     assert "own" in open_run(folder.path).table
     monkeypatch.undo()
     del sys.modules["lying_about"]
@@ -231,7 +231,7 @@ def test_runs_are_compared_by_those_that_all_have(make, tmp_path: Path, benchmar
     assert told == "measures of diversity that not all runs have are left out: mean_distance."
     assert joint.table["vendi"].tolist() == whole.table["vendi"].tolist()
     assert "mean_distance" not in joint.table
-    assert list(joint.manifest["diversity_measures"]) == ["vendi"]
+    assert list(joint.manifest["diversity_metrics"]) == ["vendi"]
 
 
 def test_the_measure_of_the_documentation_works(
@@ -241,7 +241,7 @@ def test_the_measure_of_the_documentation_works(
     page = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
     blocks = [b for b in page.split("```python\n")[1:] if b.startswith("# widest.py")]
     (workplace / "widest.py").write_text(blocks[0].split("```")[0])
-    run = open_run(scored(*make("run", diversity=["vendi", "widest.MEASURE"])).path)
+    run = open_run(scored(*make("run", diversity=["vendi", "widest.METRIC"])).path)
     for row in run.diversity.to_dict("records"):
         a, b = (vector((row["cell"], row["prompt_index"], seed)) for seed in (3, 4))
         assert row["widest"] == pytest.approx(float(np.linalg.norm(a - b)), rel=1e-6)
@@ -250,5 +250,5 @@ def test_the_measure_of_the_documentation_works(
 def test_the_documentation_lists_what_is_shipped() -> None:
     page = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
     for name in EXTRA:
-        measure = MEASURES.find(name)
+        measure = METRICS.find(name)
         assert f"| `{name}` | {measure.equation}" in page

@@ -23,18 +23,18 @@ from autolora_eval.runs.manifest import state_plan, update_manifest
 
 REACH = """
 import numpy as np
-from autolora_eval.scoring.diversity_metric import DiversityMeasure
+from autolora_eval.scoring.diversity_metric import DiversityMetric
 
 def reach(features, reference):
     return float(np.abs(features[:, None] - reference[None]).sum(-1).min(1).max())
 
-MEASURE = DiversityMeasure(
+METRIC = DiversityMetric(
     name="reach", display_name="Reach", label="Reach", function=reach, low=0.0,
     equation="max_j min_i |f(x_j) − f(r_i)|", source="this test", least_images=1,
     against_reference=True, least_reference=2,
 )
 """
-MEASURES = {"diversity": ["a_reach.MEASURE"], "diversity_reference": "CFG"}
+METRICS = {"diversity": ["a_reach.METRIC"], "diversity_reference": "CFG"}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def make(
     (workplace / "a_reach.py").write_text(REACH, encoding="utf-8")
 
     def run(name: str, **changes: Any) -> tuple[Plan, RunFolder]:
-        plan = make_plan(load_benchmark(write_benchmark(benchmark_data | MEASURES | changes)))
+        plan = make_plan(load_benchmark(write_benchmark(benchmark_data | METRICS | changes)))
         return plan, RunFolder(tmp_path / name)
 
     return run
@@ -71,7 +71,7 @@ def test_each_prompt_is_compared_with_the_references_images_of_it(make) -> None:
     assert own["reach"].tolist() == pytest.approx(expected)
     assert own["reference_cell"].unique().tolist() == ["A--CFG"]
     assert run.table.set_index("method")["reach"]["AutoLoRA"] == pytest.approx(np.mean(expected))
-    assert run.manifest["diversity_measures"]["a_reach.MEASURE"]["against_reference"] is True
+    assert run.manifest["diversity_metrics"]["a_reach.METRIC"]["against_reference"] is True
 
 
 def test_the_reference_itself_has_no_value_and_the_report_says_why(make) -> None:
@@ -151,7 +151,7 @@ def test_in_a_sweep_the_reference_is_the_cell_of_the_same_parameters(make) -> No
 def test_a_reference_that_is_not_there_is_told_before_anything_is_made(
     make, problem, benchmark_data, changes, told
 ) -> None:
-    stated = {key: value for key, value in (MEASURES | changes).items() if value is not None}
+    stated = {key: value for key, value in (METRICS | changes).items() if value is not None}
     assert told in problem(benchmark_data | stated)
 
 
@@ -164,7 +164,7 @@ def test_runs_are_compared_without_it(make, benchmark_data, tmp_path: Path) -> N
     joint, differences = compare(folders, tmp_path / "joint")
     assert [d.message for d in differences if d.what == "diversity"] == [
         "measures of diversity against a reference set, which no two runs share, are left out: "
-        "a_reach.MEASURE."
+        "a_reach.METRIC."
     ]
     assert "reach" not in joint.table
 

@@ -15,7 +15,7 @@ from autolora_eval.runs.folder import RunFolder
 
 METHODS = ["LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
 SCALES = ["0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1", "1.1", "1.2", "1.3"]
-MEASURES = {"Div": "diversity", "CPS": "cps", "Div-CPS": "div_cps"}
+METRICS = {"Div": "diversity", "CPS": "cps", "Div-CPS": "div_cps"}
 
 
 def blocks(markdown: str) -> dict[str, list[list[str]]]:
@@ -37,8 +37,8 @@ def test_table_1_has_its_48_cells_where_the_paper_has_them(tmp_path: Path, name:
     table = pd.read_parquet(folder.table("parquet"))
     assert len(table) == 48
     found = blocks(folder.table("md").read_text(encoding="utf-8"))
-    assert list(found) == [*MEASURES, "NFE", "Images"]
-    for heading, measure in MEASURES.items():
+    assert list(found) == [*METRICS, "NFE", "Images"]
+    for heading, measure in METRICS.items():
         head, *rows = found[heading]
         assert head == ["Model", "LoRA scale", *METHODS]
         ours = [row for row in rows if row[1] in SCALES]
@@ -58,7 +58,7 @@ def test_the_papers_48_values_stand_below_ours(tmp_path: Path) -> None:
     with plan.benchmark.reference.open(encoding="utf-8", newline="") as stream:
         published = list(csv.DictReader(stream))
     assert len(published) == 48
-    for heading, measure in MEASURES.items():
+    for heading, measure in METRICS.items():
         rows = [row[-4:] for row in found[heading] if "published" in row]
         assert [text for row in rows for text in row] == [line[measure] for line in published]
         assert len([row for row in found[heading] if "difference" in row]) == len(SCALES)

@@ -17,11 +17,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from autolora_eval._resources import miniatures
 from autolora_eval.scoring.judges.logits_processors import (
     Grammar,
-    HeldToPattern,
-    Pieces,
-    Recorder,
-    SeededNoise,
-    UnheldError,
+    GumbelNoise,
+    LogprobRecorder,
+    RegexLogitsProcessor,
+    TokenTexts,
+    UnsupportedConstraintError,
     row_seed,
 )
 from autolora_eval.scoring.rubric import Question
@@ -83,7 +83,7 @@ def mini() -> Any:
 
 def texts(tokenizer: Any) -> dict[int, str]:
     """What each token writes in the midst of a reply; special tokens write nothing."""
-    pieces, special = Pieces(tokenizer), set(tokenizer.all_special_ids)
+    pieces, special = TokenTexts(tokenizer), set(tokenizer.all_special_ids)
     found = {}
     for piece, token in tokenizer.get_vocab().items():
         if token not in special:
@@ -108,7 +108,7 @@ class Walk:
     """Rows of a batch under a mask, token by token."""
 
     def __init__(self, grammar: Grammar, rows: int, width: int) -> None:
-        self.held, self.rows, self.width = HeldToPattern(grammar), rows, width
+        self.held, self.rows, self.width = RegexLogitsProcessor(grammar), rows, width
         self.ids = torch.zeros(rows, 3, dtype=torch.int64)
 
     def step(self, taken: Iterable[int] | None = None) -> list[set[int]]:
@@ -183,9 +183,9 @@ def test_logits_may_be_wider_or_narrower_than_the_tokenizer(mini, width) -> None
 
 
 def test_what_cannot_be_held_says_why(mini, monkeypatch) -> None:
-    with pytest.raises(UnheldError, match="does not take the pattern"):
+    with pytest.raises(UnsupportedConstraintError, match="does not take the pattern"):
         Grammar("(a", mini, [2])
-    with pytest.raises(UnheldError, match="tokenizers"):
+    with pytest.raises(UnsupportedConstraintError, match="tokenizers"):
         Grammar("a", object(), [2])
 
     class Odd:
@@ -194,10 +194,10 @@ def test_what_cannot_be_held_says_why(mini, monkeypatch) -> None:
         def get_vocab(self) -> dict[str, int]:
             return {"a": 0}
 
-    with pytest.raises(UnheldError, match="does not take its tokenizer"):
+    with pytest.raises(UnsupportedConstraintError, match="does not take its tokenizer"):
         Grammar("a", Odd(), [0])
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(UnheldError, match="not installed"):
+    with pytest.raises(UnsupportedConstraintError, match="not installed"):
         Grammar("a", mini, [2])
 
 
@@ -212,7 +212,7 @@ THRESHOLD = chi2.ppf(1 - 1e-6, df=4)
 def drawn(temperature: float) -> np.ndarray:
     """How often each token is the largest, of as many rows of a batch."""
     scores = LOGITS.expand(DRAWS, -1)
-    noisy = SeededNoise(range(DRAWS), temperature)(torch.zeros(DRAWS, 1), scores)
+    noisy = GumbelNoise(range(DRAWS), temperature)(torch.zeros(DRAWS, 1), scores)
     return np.bincount(noisy.argmax(1).numpy(), minlength=len(LOGITS))
 
 
@@ -231,7 +231,7 @@ def test_the_largest_of_the_noisy_logits_is_a_sample_at_the_temperature(temperat
 
 
 def test_successive_tokens_of_a_row_are_drawn_anew() -> None:
-    noise, ids = SeededNoise([7], 1.0), torch.zeros(1, 1)
+    noise, ids = GumbelNoise([7], 1.0), torch.zeros(1, 1)
     steps = torch.cat([noise(ids, torch.zeros(1, 50)) for _ in range(200)])
     correlation = np.corrcoef(steps.numpy())[np.triu_indices(200, 1)]
     assert abs(correlation).max() < 0.9
@@ -241,16 +241,16 @@ def test_a_rows_noise_depends_on_its_seed_only() -> None:
     ids, scores = torch.zeros(3, 1), torch.zeros(3, 9)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    together = SeededNoise([5, 6, 7], 1.0)(ids, scores)
+    together = GumbelNoise([5, 6, 7], 1.0)(ids, scores)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert torch.equal(SeededNoise([6], 1.0)(ids[:1], scores[:1])[0], together[1])
+    assert torch.equal(GumbelNoise([6], 1.0)(ids[:1], scores[:1])[0], together[1])
     assert len({tuple(row.tolist()) for row in together}) == 3
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 2.0])
 def test_no_temperature_overflows(temperature) -> None:
-    noisy = SeededNoise(range(50), temperature)(torch.zeros(50, 1), LOGITS.expand(50, -1) * 1e4)
+    noisy = GumbelNoise(range(50), temperature)(torch.zeros(50, 1), LOGITS.expand(50, -1) * 1e4)
     assert torch.equal(torch.isfinite(noisy), torch.isfinite(LOGITS).expand(50, -1))
 
 
@@ -272,7 +272,7 @@ def test_a_rows_seed_is_made_of_all_that_is_asked() -> None:
 
 
 def test_the_record_has_the_likeliest_and_the_one_taken() -> None:
-    recorder, rng = Recorder(count=2), torch.Generator().manual_seed(0)
+    recorder, rng = LogprobRecorder(count=2), torch.Generator().manual_seed(0)
     steps = [torch.randn(2, 6, generator=rng) for _ in range(3)]
     taken = torch.tensor([[5, 0, 2], [1, 1, 3]])
     ids = torch.zeros(2, 4, dtype=torch.int64)
@@ -298,7 +298,7 @@ def test_the_texts_of_tokens_make_up_the_reply(tokenizer) -> None:
         decoded = tokenizer.decode(ids)
         assert decoded == text
         places = [{token: -0.5} for token in ids]
-        tokens = Pieces(tokenizer).tokens(ids, places, decoded)
+        tokens = TokenTexts(tokenizer).tokens(ids, places, decoded)
         assert "".join(token.text for token in tokens) == text
         assert [token.alternatives for token in tokens] == [{t.text: -0.5} for t in tokens]
 
@@ -307,7 +307,7 @@ def test_a_letter_that_is_spread_over_tokens_leaves_none(tokenizer) -> None:
     ids = tokenizer("a ö", add_special_tokens=False)["input_ids"]
     text = tokenizer.decode(ids)
     assert text == "a ö"
-    assert Pieces(tokenizer).tokens(ids, [{token: 0.0} for token in ids], text) == ()
+    assert TokenTexts(tokenizer).tokens(ids, [{token: 0.0} for token in ids], text) == ()
 
 
 def test_special_tokens_are_no_part_of_a_reply_and_equal_texts_are_one(mini) -> None:
@@ -316,7 +316,7 @@ def test_special_tokens_are_no_part_of_a_reply_and_equal_texts_are_one(mini) -> 
     first, second = mini("ö", add_special_tokens=False)["input_ids"]
     place = {four: np.log(0.5), first: np.log(0.2), second: np.log(0.1), mini.eos_token_id: -3.0}
     ids = [mini.bos_token_id, four]
-    (token,) = Pieces(mini).tokens(ids, [{ids[0]: 0.0}, place], "4")
+    (token,) = TokenTexts(mini).tokens(ids, [{ids[0]: 0.0}, place], "4")
     assert token.text == "4"
     assert token.alternatives == pytest.approx(
         {"4": np.log(0.5), "�": np.log(0.3), mini.eos_token: -3.0}

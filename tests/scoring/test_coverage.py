@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from autolora_eval.scoring.diversity_metric import MEASURES
+from autolora_eval.scoring.diversity_metric import METRICS
 from autolora_eval.scoring.metrics.coverage import K, coverage
 
-MEASURE = MEASURES.find("coverage")
+METRIC = METRICS.find("coverage")
 
 
 def drawn(n: int, seed: int = 0, dim: int = 4) -> np.ndarray:
@@ -38,15 +38,15 @@ def test_it_is_its_definition(n: int, m: int, k: int) -> None:
 
 def test_a_set_covers_itself_also_where_it_holds_images_several_times() -> None:
     reference = np.repeat(drawn(4), 3, axis=0)
-    assert MEASURE(reference, reference).value == 1.0
+    assert METRIC(reference, reference).value == 1.0
     assert coverage(drawn(4), reference, k=2) == 1.0  # whose neighbourhoods are single points
 
 
 def test_one_of_two_far_clusters_covers_its_half() -> None:
     rng = np.random.default_rng(0)
     clusters = [centre + 0.01 * rng.normal(size=(8, 3)) for centre in np.eye(3)[:2]]
-    assert MEASURE(clusters[0], np.concatenate(clusters)).value == 0.5
-    assert MEASURE(np.eye(3)[2:], np.concatenate(clusters)).value == 0.0
+    assert METRIC(clusters[0], np.concatenate(clusters)).value == 0.5
+    assert METRIC(np.eye(3)[2:], np.concatenate(clusters)).value == 0.0
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(8, 12, 3), (16, 16, 5), (6, 20, 5)])
@@ -78,18 +78,18 @@ def test_order_length_and_rotation_do_not_matter() -> None:
 
 
 def test_too_few_images_of_the_reference_have_no_neighbourhoods() -> None:
-    few = MEASURE(drawn(3), drawn(K))
+    few = METRIC(drawn(3), drawn(K))
     assert few.value is None
     assert few.reason == f"needs at least {K + 1} images of the reference, which has {K}"
-    none = MEASURE(drawn(3))
+    none = METRIC(drawn(3))
     assert none.reason == f"needs at least {K + 1} images of the reference, which has 0"
-    assert MEASURE(np.zeros((0, 4)), drawn(9)).reason == "needs at least 1 image, has 0"
+    assert METRIC(np.zeros((0, 4)), drawn(9)).reason == "needs at least 1 image, has 0"
     broken = drawn(9)
     broken[4] = 0.0
-    assert MEASURE(drawn(3), broken).reason == "a feature vector is zero or not finite"
+    assert METRIC(drawn(3), broken).reason == "a feature vector is zero or not finite"
 
 
 def test_it_says_what_it_is() -> None:
-    assert (MEASURE.low, MEASURE.high, MEASURE.higher_is_better) == (0.0, 1.0, True)
-    assert "2002.09797" in MEASURE.source
-    assert MEASURE.against_reference
+    assert (METRIC.low, METRIC.high, METRIC.higher_is_better) == (0.0, 1.0, True)
+    assert "2002.09797" in METRIC.source
+    assert METRIC.against_reference

@@ -23,7 +23,7 @@ from judge_server import (
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges import server_pool as servers
 from autolora_eval.scoring.judges.base import Request, is_transient
-from autolora_eval.scoring.judges.openai_judge import HOPELESS, MOST_LOST
+from autolora_eval.scoring.judges.openai_judge import MAX_CONSECUTIVE_FAILURES, MAX_FAILOVERS
 
 pytestmark = pytest.mark.usefixtures("dead_proxy")
 
@@ -100,10 +100,12 @@ def test_a_server_that_answers_no_call_stops_the_run(
 ) -> None:
     """It is there, and lists the model: the run would end with nothing but failures."""
     server.answer = lambda call, n: Http(500)
-    requests = [Request(path, QUESTION) for path in pictures(tmp_path, HOPELESS + 20)]
+    requests = [
+        Request(path, QUESTION) for path in pictures(tmp_path, MAX_CONSECUTIVE_FAILURES + 20)
+    ]
     came, error = until_it_stops(judge(concurrency=2), requests)
     assert re.search(r"is there, but the last \d+ questions had no answer.*http_500", error)
-    assert HOPELESS - 4 <= len(came) < len(requests)
+    assert MAX_CONSECUTIVE_FAILURES - 4 <= len(came) < len(requests)
 
 
 def test_questions_that_are_refused_do_not_stop_it(
@@ -111,7 +113,10 @@ def test_questions_that_are_refused_do_not_stop_it(
 ) -> None:
     """A status 400 says that this prompt is too long, not that the server is gone."""
     server.answer = lambda call, n: Http(400)
-    replies = ask(judge(), [Request(path, QUESTION) for path in pictures(tmp_path, HOPELESS + 20)])
+    replies = ask(
+        judge(),
+        [Request(path, QUESTION) for path in pictures(tmp_path, MAX_CONSECUTIVE_FAILURES + 20)],
+    )
     assert {reply.reason for reply in replies} == {"http_400"}
 
 
@@ -186,8 +191,8 @@ def test_a_question_that_brings_every_server_down_is_left_for_a_later_run(
         if not next(there):
             raise AutoLoRAEvalError("gone")
 
-    monkeypatch.setattr(asked._servers, "_is_there", is_there)
+    monkeypatch.setattr(asked._servers, "_probe", is_there)
     (reply,) = ask(asked, [Request(image, QUESTION)])
     assert reply.reason == "connection"
     assert is_transient(reply.reason)
-    assert reply.attempts == server.total == MOST_LOST
+    assert reply.attempts == server.total == MAX_FAILOVERS

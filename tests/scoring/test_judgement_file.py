@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.scoring.judgement_store import Asked, JudgementFile, Known
+from autolora_eval.scoring.judgement_store import JudgementFile, JudgementKey, JudgementStatus
 
 
 def row(image: str, repeat: int = 0, *, key: str = "k", sha256: str = "s", **more: object) -> dict:
@@ -27,7 +27,7 @@ def file(tmp_path: Path) -> JudgementFile:
 def test_a_file_that_is_not_there_is_empty(file: JudgementFile) -> None:
     assert list(file.rows()) == []
     assert file.known("k") == {}
-    file.put_in_order(["a"])
+    file.compact(["a"])
     assert not file.path.exists()
 
 
@@ -35,15 +35,24 @@ def test_the_last_row_counts_and_a_failed_call_is_not_final(file: JudgementFile)
     file.append([row("a", reason="http_500"), row("b", reason="no_json", attempt=2)])
     file.append([row("a", attempt=3), row("c", reason="timeout"), row("a", key="other")])
     assert file.known("k") == {
-        Asked("a", "s", 0).digest: Known(final=True, scored=True, attempts=3),
-        Asked("b", "s", 0).digest: Known(final=True, scored=False, attempts=2),
-        Asked("c", "s", 0).digest: Known(final=False, scored=False, attempts=1),
+        JudgementKey("a", "s", 0).digest: JudgementStatus(final=True, scored=True, attempts=3),
+        JudgementKey("b", "s", 0).digest: JudgementStatus(final=True, scored=False, attempts=2),
+        JudgementKey("c", "s", 0).digest: JudgementStatus(final=False, scored=False, attempts=1),
     }
 
 
 def test_repeats_images_and_their_contents_are_told_apart() -> None:
-    asked = [Asked("a", "s", 0), Asked("a", "s", 1), Asked("a", "t", 0), Asked("b", "s", 0)]
-    asked += [Asked("a", None, 0), Asked("a", "s\x001", 0), Asked("a\x00s", "", 0)]
+    asked = [
+        JudgementKey("a", "s", 0),
+        JudgementKey("a", "s", 1),
+        JudgementKey("a", "t", 0),
+        JudgementKey("b", "s", 0),
+    ]
+    asked += [
+        JudgementKey("a", None, 0),
+        JudgementKey("a", "s\x001", 0),
+        JudgementKey("a\x00s", "", 0),
+    ]
     assert len({each.digest for each in asked}) == len(asked)
 
 
@@ -51,12 +60,12 @@ def test_rows_written_before_there_were_repeats_are_the_first(file: JudgementFil
     old = row("a")
     del old["repeat"]
     file.append([old])
-    assert Asked("a", "s", 0).digest in file.known("k")
+    assert JudgementKey("a", "s", 0).digest in file.known("k")
 
 
 def test_they_are_put_into_the_order_of_the_plan(file: JudgementFile) -> None:
     file.append([row("c"), row("a", 1), row("gone"), row("b"), row("a", 0), row("a", 0, key="o")])
-    file.put_in_order(["a", "b", "c"])
+    file.compact(["a", "b", "c"])
     found = [(r["image_id"], r["repeat"], r["judge_key"]) for r in file.rows()]
     assert found == [
         ("a", 0, "k"),
@@ -70,14 +79,14 @@ def test_they_are_put_into_the_order_of_the_plan(file: JudgementFile) -> None:
 
 def test_of_two_rows_on_the_same_the_later_is_kept(file: JudgementFile) -> None:
     file.append([row("a", reason="http_500"), row("b"), row("a", raw="at last")])
-    file.put_in_order(["a", "b"])
+    file.compact(["a", "b"])
     assert [(r["image_id"], r.get("raw")) for r in file.rows()] == [("a", "at last"), ("b", None)]
 
 
 def test_what_is_in_order_is_left_alone(file: JudgementFile) -> None:
     file.append([row("a"), row("b")])
     before = file.path.stat()
-    file.put_in_order(["a", "b"])
+    file.compact(["a", "b"])
     assert file.path.stat().st_ino == before.st_ino
     assert file.path.stat().st_mtime_ns == before.st_mtime_ns
 
@@ -105,7 +114,7 @@ def test_a_torn_line_goes_when_rows_are_put_into_order(file: JudgementFile) -> N
     file.append([row("a")])
     with file.path.open("ab") as stream:
         stream.write(b'{"image')
-    file.put_in_order(["a"])
+    file.compact(["a"])
     assert file.path.read_bytes().endswith(b"}\n")
 
 
@@ -145,7 +154,7 @@ def test_what_is_put_in_order_is_on_disk_and_closed_before_it_takes_the_files_pl
     monkeypatch.setattr(os, "fsync", lambda number: events.append("fsync") or fsync(number))
     monkeypatch.setattr(Path, "replace", replacing)
     monkeypatch.setattr(Path, "open", opening)
-    file.put_in_order(["a", "b"])
+    file.compact(["a", "b"])
     assert events[0] == "fsync"
     assert events[1]
     assert all(events[1])

@@ -9,7 +9,13 @@ import time
 import pytest
 
 from autolora_eval._resources import shipped_root
-from autolora_eval.scoring.reply import MAX_CLOSINGS, MAX_OPENINGS, MAX_REPLY, Verdict, parse_reply
+from autolora_eval.scoring.reply import (
+    MAX_CLOSINGS,
+    MAX_OPENINGS,
+    MAX_REPLY,
+    ParsedReply,
+    parse_reply,
+)
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 GOOD = '{"prompt_correspondence": 4, "style_adherence": 3.5}'
@@ -95,7 +101,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("text", ACCEPTED.values(), ids=ACCEPTED)
 def test_accepted(text: str, rubric: Rubric) -> None:
-    assert parse_reply(text, rubric) == Verdict(SCORES)
+    assert parse_reply(text, rubric) == ParsedReply(SCORES)
 
 
 REFUSED = {
@@ -163,7 +169,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("text", "reason"), REFUSED.values(), ids=REFUSED)
 def test_refused_with_its_reason(text: str, reason: str, rubric: Rubric) -> None:
-    assert parse_reply(text, rubric) == Verdict(None, reason)
+    assert parse_reply(text, rubric) == ParsedReply(None, reason)
 
 
 @pytest.mark.parametrize("value", ["0", "5", "0.0", "5.0", '"0"', '"5/5"'])
@@ -181,10 +187,10 @@ def test_ranges_are_the_rubrics() -> None:
             "text": "<I>",
         }
     )
-    assert parse_reply('{"x": "9/10"}', one) == Verdict({"x": 9.0})
-    assert parse_reply('{"x": -1}', one) == Verdict({"x": -1.0})
-    assert parse_reply('{"x": "4/5"}', one) == Verdict(None, "not_a_number:x")
-    assert parse_reply('{"x": 10.5}', one) == Verdict(None, "out_of_range:x")
+    assert parse_reply('{"x": "9/10"}', one) == ParsedReply({"x": 9.0})
+    assert parse_reply('{"x": -1}', one) == ParsedReply({"x": -1.0})
+    assert parse_reply('{"x": "4/5"}', one) == ParsedReply(None, "not_a_number:x")
+    assert parse_reply('{"x": 10.5}', one) == ParsedReply(None, "out_of_range:x")
 
 
 HOSTILE = {
@@ -232,7 +238,7 @@ def test_a_number_as_text_is_read_in_one_pass(rubric: Rubric) -> None:
     """Blanks between a number and what is no fraction were once tried in pairs: 10⁸ of them."""
     start = time.process_time()
     for text in ("4" + " " * 19_000 + "x", "4" * 19_000 + "x", "4/" + " " * 19_000 + "x"):
-        assert parse_reply(with_value(f'"{text}"'), rubric) == Verdict(None, "not_a_number:pc")
+        assert parse_reply(with_value(f'"{text}"'), rubric) == ParsedReply(None, "not_a_number:pc")
     assert time.process_time() - start < 1.0
 
 

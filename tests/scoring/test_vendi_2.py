@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from autolora_eval.scoring.diversity_metric import MEASURES
+from autolora_eval.scoring.diversity_metric import METRICS
 
-VENDI, VENDI_2 = MEASURES.find("vendi"), MEASURES.find("vendi_2")
+VENDI, VENDI_2 = METRICS.find("vendi"), METRICS.find("vendi_2")
 
 
 def drawn(n: int, dim: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from autolora_eval._files import Json
 from autolora_eval.scoring.rubric import Question
 
 # Failures of the way to the judge, not of its reply: a later run asks again.
-TRANSIENT = ("http_", "timeout", "connection", "bad_response")
+TRANSIENT_REASONS = ("http_", "timeout", "connection", "bad_response")
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,4 @@ class Judge(Protocol):
 
 def is_transient(reason: str | None) -> bool:
     """Tell whether a later run should ask again."""
-    return reason is not None and reason.startswith(TRANSIENT)
+    return reason is not None and reason.startswith(TRANSIENT_REASONS)

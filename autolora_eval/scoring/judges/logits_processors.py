@@ -25,7 +25,7 @@ _LONGEST_TOKEN = 255
 _NO_TEXT = "\u0100\u0100"  # two null bytes to a byte-level tokenizer: no reply has them
 
 
-class UnheldError(Exception):
+class UnsupportedConstraintError(Exception):
     """Replies cannot be held to a pattern here, with the reason as its message."""
 
 
@@ -45,7 +45,7 @@ class Grammar:
         try:
             from llguidance import LLMatcher, LLTokenizer
         except ImportError as error:
-            raise UnheldError(
+            raise UnsupportedConstraintError(
                 "the package 'llguidance' is not installed (pip install 'autolora-eval[models]')"
             ) from error
         self.ends = tuple(ends)
@@ -57,11 +57,13 @@ class Grammar:
             # A panic of Rust's is no Exception.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            raise UnheldError(f"llguidance does not take its tokenizer ({error})") from error
+            raise UnsupportedConstraintError(
+                f"llguidance does not take its tokenizer ({error})"
+            ) from error
         grammar = LLMatcher.grammar_from_regex(pattern)
         if problem := LLMatcher.validate_grammar(grammar, known):
             problem = " ".join(problem.split())[:200]
-            raise UnheldError(f"llguidance does not take the pattern ({problem})")
+            raise UnsupportedConstraintError(f"llguidance does not take the pattern ({problem})")
         self._start = LLMatcher(known, grammar, log_level=0)
 
     def matchers(self, n: int) -> list[Any]:
@@ -82,7 +84,7 @@ class Grammar:
         return allowed
 
 
-class HeldToPattern:
+class RegexLogitsProcessor:
     """Leaves each row only the tokens that its reply may go on with, or end with.
 
     A row whose reply is complete is left its end tokens only.
@@ -122,7 +124,7 @@ class HeldToPattern:
             )
 
 
-class SeededNoise:
+class GumbelNoise:
     """Makes the likeliest token of each row a sample, by a generator of the row's own.
 
     With gᵢ = −ln(−ln uᵢ), uᵢ uniform on (0, 1), the largest of zᵢ/T + gᵢ is token i with the
@@ -177,7 +179,7 @@ def _described(tokenizer: Any) -> tuple[Json, list[int]]:  # noqa: ANN401
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UnheldError("its tokenizer is not one of the library 'tokenizers'")
+        raise UnsupportedConstraintError("its tokenizer is not one of the library 'tokenizers'")
     described: Json = json.loads(backend.to_str())
     described["padding"] = described["truncation"] = None
     model = described["model"]
@@ -213,7 +215,7 @@ def _unpacked(masks: Sequence[bytes], width: int) -> Tensor:
 TOP = 20  # as many as vLLM gives
 
 
-class Recorder:
+class LogprobRecorder:
     """Keeps the log-probabilities of each place's likeliest tokens and of the one taken.
 
     They are the model's own if no other processor comes before.
@@ -260,7 +262,7 @@ class Recorder:
             self._last = None
 
 
-class Pieces:
+class TokenTexts:
     """The text of single tokens.
 
     Args:

@@ -23,12 +23,12 @@ from autolora_eval.scoring.judges import openai_protocol as protocol
 from autolora_eval.scoring.judges.base import Reply, Request, is_transient
 from autolora_eval.scoring.judges.launched_identity import launched_identity
 from autolora_eval.scoring.judges.server_pool import (
-    JudgeGoneError,
+    JudgeUnavailableError,
     OtherModelError,
     Server,
-    Servers,
+    ServerPool,
 )
-from autolora_eval.scoring.judges.structured_output import mode_in_force
+from autolora_eval.scoring.judges.structured_output import detect_structured_output
 from autolora_eval.scoring.rubric import Rubric
 
 T = TypeVar("T")
@@ -141,11 +141,11 @@ async def _cancel_all() -> None:
 
 MAX_IMAGE_BYTES = 20_000_000
 PROBE_SECONDS = 5.0
-BLOTTED = "[key]"
+REDACTED = "[key]"
 # Once so many calls have failed one after the other, retries included, no more are made.
-HOPELESS = 50
+MAX_CONSECUTIVE_FAILURES = 50
 # A call that so many servers were lost with, one after the other, may be what brings them down.
-MOST_LOST = 5
+MAX_FAILOVERS = 5
 # Whatever is shorter is no secret, but a word such as 'x' that a local server is content with.
 SHORTEST_KEY = 8
 # Statuses that another try does not change; a later run asks again.
@@ -182,10 +182,10 @@ class OpenAIJudge:
             )
         key = self._key or "EMPTY"
         servers = [Server(url, protocol.client(url, key)) for url in base_urls or spec.base_urls]
-        self._servers = Servers(servers, self._is_there, spec.give_up_after)
+        self._servers = ServerPool(servers, self._probe, spec.give_up_after)
         self._loop = LoopThread()
         self._served: Json | None = None
-        self._mode = protocol.Mode("plain")
+        self._mode = protocol.StructuredOutput("plain")
         self._identity: Json | None = None
         self._failed_in_a_row = 0
 
@@ -197,7 +197,9 @@ class OpenAIJudge:
         """
         if self._identity is None:
             self.check()
-            self._mode = self._loop.run(mode_in_force(self.spec, self.rubric, self._until_answered))
+            self._mode = self._loop.run(
+                detect_structured_output(self.spec, self.rubric, self._until_answered)
+            )
             served = self._served or {}
             self._identity = {
                 "backend": "openai",
@@ -232,18 +234,18 @@ class OpenAIJudge:
 
     async def _check(self) -> None:
         servers = self._servers.servers
-        asked = [self._is_there(server) for server in servers]
+        asked = [self._probe(server) for server in servers]
         for server, error in zip(
             servers, await asyncio.gather(*asked, return_exceptions=True), strict=True
         ):
             if isinstance(error, AutoLoRAEvalError) and not isinstance(error, OtherModelError):
-                server.gone, server.asked_at = str(error), time.monotonic()
+                server.gone, server.last_probe = str(error), time.monotonic()
             elif error is not None:
                 raise error
         if all(server.gone for server in servers):
             raise AutoLoRAEvalError("\n".join(str(server.gone) for server in servers))
 
-    async def _is_there(self, server: Server) -> None:
+    async def _probe(self, server: Server) -> None:
         """Ask a server whether it serves the judge, the same as the others do."""
         served = await protocol.served_model(server, self.spec, PROBE_SECONDS)
         if self._holds_key(str(served)):
@@ -294,8 +296,8 @@ class OpenAIJudge:
         """Blot out the key, should a server repeat it: what it says is written down."""
         if not self._holds_key(f"{reply.text} {reply.model}"):
             return reply
-        text = None if reply.text is None else reply.text.replace(self._key, BLOTTED)
-        return replace(reply, text=text, model=reply.model.replace(self._key, BLOTTED))
+        text = None if reply.text is None else reply.text.replace(self._key, REDACTED)
+        return replace(reply, text=text, model=reply.model.replace(self._key, REDACTED))
 
     def _holds_key(self, text: str) -> bool:
         return len(self._key) >= SHORTEST_KEY and self._key in text
@@ -324,7 +326,7 @@ class OpenAIJudge:
         calls = 0
         while True:
             calls += 1
-            server = await self._servers.choose()
+            server = await self._servers.acquire()
             server.busy += 1
             server.asked += 1
             try:
@@ -337,7 +339,7 @@ class OpenAIJudge:
                 self._servers.answered(server)
                 return answer
             await self._servers.failed(server, unreached=reason == "connection")
-            if server.gone is None or calls == MOST_LOST:
+            if server.gone is None or calls == MAX_FAILOVERS:
                 return answer
 
     def _stop_if_hopeless(self, reply: Reply) -> None:
@@ -346,8 +348,8 @@ class OpenAIJudge:
             self._failed_in_a_row = 0
             return
         self._failed_in_a_row += 1
-        if self._failed_in_a_row >= max(HOPELESS, 2 * self.spec.concurrency):
-            raise JudgeGoneError(
+        if self._failed_in_a_row >= max(MAX_CONSECUTIVE_FAILURES, 2 * self.spec.concurrency):
+            raise JudgeUnavailableError(
                 f"the judge's server at {', '.join(self.facts()['base_urls'])} is there, but the "
                 f"last {self._failed_in_a_row} questions had no answer, {reply.attempts} call(s) "
                 f"for the last: {reply.reason}. Look into its log. What it judged so far is kept: "
@@ -370,5 +372,5 @@ class _Wait(tenacity.wait.wait_base):
 
 def _worth_another_try(answer: protocol.Answer) -> bool:
     reply = answer.reply
-    lost = reply.attempts == MOST_LOST
+    lost = reply.attempts == MAX_FAILOVERS
     return is_transient(reply.reason) and reply.reason not in _LASTING and not lost

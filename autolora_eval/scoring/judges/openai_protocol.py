@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     import openai
 
 MAX_ANSWER_BYTES = 4_000_000
-RULED_OUT = -9000.0  # vLLM gives -9999 to the tokens that a grammar forbids
+FORBIDDEN_LOGPROB = -9000.0  # vLLM gives -9999 to the tokens that a grammar forbids
 
 
 @dataclass(frozen=True)
-class Mode:
+class StructuredOutput:
     """A way of asking.
 
     Attributes:
@@ -83,7 +83,7 @@ def client(url: str, key: str) -> openai.AsyncOpenAI:
 
 
 def chat(
-    spec: JudgeConfig, question: Question, picture: Picture, repeat: int, mode: Mode
+    spec: JudgeConfig, question: Question, picture: Picture, repeat: int, mode: StructuredOutput
 ) -> dict[str, Any]:
     """Return the arguments of one chat completion."""
     kind = picture.format.lower()
@@ -216,7 +216,7 @@ def _alternatives(item: Any) -> dict[str, float]:  # noqa: ANN401
     is_listed = any(other["token"] == item["token"] for other in listed)
     for other in listed if is_listed else [*listed, item]:
         text, value = str(other["token"]), float(other["logprob"])
-        if value > RULED_OUT:
+        if value > FORBIDDEN_LOGPROB:
             found[text] = float(np.logaddexp(found.get(text, -math.inf), value))
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from autolora_eval._errors import AutoLoRAEvalError
 
-DOUBTFUL = 3  # failures in a row after which a server is asked whether it is there
+FAILURE_THRESHOLD = 3  # failures in a row after which a server is asked whether it is there
 ASK_AGAIN = 10.0  # seconds until a server that was gone is asked again while others answer
 ASK_AGAIN_ALONE = 1.0  # the same while none answers
 
@@ -19,7 +19,7 @@ class OtherModelError(AutoLoRAEvalError):
     """Two servers serve different models under the judge's name."""
 
 
-class JudgeGoneError(AutoLoRAEvalError):
+class JudgeUnavailableError(AutoLoRAEvalError):
     """No server of the judge answers any more. What it judged so far is kept."""
 
 
@@ -43,10 +43,10 @@ class Server:
     asked: int = 0
     failures: int = 0
     gone: str | None = None
-    asked_at: float = 0.0
+    last_probe: float = 0.0
 
 
-class Servers:
+class ServerPool:
     """Chooses the server of each call; a circuit breaker for each and for all.
 
     A server whose calls fail several times in a row is asked whether it is there. While it is
@@ -66,11 +66,11 @@ class Servers:
         give_up_after: float,
     ) -> None:
         self.servers = list(servers)
-        self._is_there, self._give_up_after = is_there, give_up_after
+        self._probe, self._give_up_after = is_there, give_up_after
         self._asking = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def choose(self) -> Server:
+    async def acquire(self) -> Server:
         """Return the server with the least to do, of those that are there.
 
         Raises:
@@ -92,8 +92,8 @@ class Servers:
         """
         server.failures += 1
         async with self._asking:
-            in_doubt = server.failures >= DOUBTFUL or (
-                unreached and time.monotonic() - server.asked_at >= ASK_AGAIN_ALONE
+            in_doubt = server.failures >= FAILURE_THRESHOLD or (
+                unreached and time.monotonic() - server.last_probe >= ASK_AGAIN_ALONE
             )
             if in_doubt and server.gone is None:
                 await self._ask(server)
@@ -107,8 +107,8 @@ class Servers:
         """Ask, beside the calls that others answer, those that have not been asked for a while."""
         now = time.monotonic()
         for server in self.servers:
-            if server.gone is not None and now - server.asked_at >= ASK_AGAIN:
-                server.asked_at = now
+            if server.gone is not None and now - server.last_probe >= ASK_AGAIN:
+                server.last_probe = now
                 task = asyncio.create_task(self._ask(server))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -122,7 +122,7 @@ class Servers:
                 if there:
                     return there
                 if time.monotonic() - start >= self._give_up_after:
-                    raise JudgeGoneError(
+                    raise JudgeUnavailableError(
                         f"{self.servers[0].gone} It was there before and cannot be reached any "
                         "more. What it judged so far is kept: start it again, and run the same "
                         "command again."
@@ -132,8 +132,8 @@ class Servers:
 
     async def _ask(self, server: Server) -> None:
         try:
-            await self._is_there(server)
+            await self._probe(server)
             server.gone = None
         except AutoLoRAEvalError as error:
             server.gone = str(error)
-        server.asked_at = time.monotonic()
+        server.last_probe = time.monotonic()

@@ -14,45 +14,47 @@ from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.runs.images import Picture
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
 from autolora_eval.scoring.judges.base import Reply, is_transient
-from autolora_eval.scoring.judges.openai_protocol import Mode, chat
+from autolora_eval.scoring.judges.openai_protocol import StructuredOutput, chat
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import Rubric, Score
 
 Call = Callable[[Json], Awaitable[Reply]]
-Pinned = Mapping[str, float] | None
+ForcedScores = Mapping[str, float] | None
 TOP_LOGPROBS = (20, 5)  # what vLLM gives at most, and what some others do
 # What a server says that does not know an argument.
 _UNKNOWN = ("http_400", "http_404", "http_422", "http_501")
 # vLLM takes what a request leaves open from the model's own settings, and a penalty on repeated
 # tokens, which many models have there, would bend the second of two equal scores.
-UNBENT = {"repetition_penalty": 1.0}
+NO_REPETITION_PENALTY = {"repetition_penalty": 1.0}
 
 
-def _structured_outputs(rubric: Rubric, pinned: Pinned) -> Json:
+def _structured_outputs(rubric: Rubric, pinned: ForcedScores) -> Json:
     """VLLM from 0.11 on. A regex and not a schema, whose grammar permits endless white space."""
     held = {"structured_outputs": {"regex": reply_pattern(rubric, pinned)}}
-    return {"extra_body": {**held, **UNBENT}}
+    return {"extra_body": {**held, **NO_REPETITION_PENALTY}}
 
 
-def _guided_regex(rubric: Rubric, pinned: Pinned) -> Json:
+def _guided_regex(rubric: Rubric, pinned: ForcedScores) -> Json:
     """Older vLLM, such as the 0.10.2 that serves the paper's judge."""
-    return {"extra_body": {"guided_regex": reply_pattern(rubric, pinned), **UNBENT}}
+    return {"extra_body": {"guided_regex": reply_pattern(rubric, pinned), **NO_REPETITION_PENALTY}}
 
 
-def _response_format(rubric: Rubric, pinned: Pinned) -> Json:
+def _response_format(rubric: Rubric, pinned: ForcedScores) -> Json:
     """What most other servers know."""
     schema = {"name": "verdict", "strict": True, "schema": reply_schema(rubric, pinned)}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
-MODES: dict[str, Callable[[Rubric, Pinned], Json]] = {
+MODES: dict[str, Callable[[Rubric, ForcedScores], Json]] = {
     "structured_outputs": _structured_outputs,
     "guided_regex": _guided_regex,
     "response_format": _response_format,
 }
 
 
-async def mode_in_force(spec: JudgeConfig, rubric: Rubric | None, call: Call) -> Mode:
+async def detect_structured_output(
+    spec: JudgeConfig, rubric: Rubric | None, call: Call
+) -> StructuredOutput:
     """Return the way of asking: as stated, or the first that the server obeys.
 
     Args:
@@ -65,19 +67,19 @@ async def mode_in_force(spec: JudgeConfig, rubric: Rubric | None, call: Call) ->
     """
     name = spec.constraint
     if rubric is None:
-        return Mode("plain")
+        return StructuredOutput("plain")
     if name == "plain":
-        mode = Mode("plain")
+        mode = StructuredOutput("plain")
     elif name == "auto":
         mode = await _first_obeyed(spec, rubric, call)
     else:
-        mode = Mode(name, MODES[name](rubric, None))
+        mode = StructuredOutput(name, MODES[name](rubric, None))
     if spec.logprobs:
         mode = await _with_logprobs(spec, rubric, mode, call)
     return mode
 
 
-async def _first_obeyed(spec: JudgeConfig, rubric: Rubric, call: Call) -> Mode:
+async def _first_obeyed(spec: JudgeConfig, rubric: Rubric, call: Call) -> StructuredOutput:
     """Try each way of holding the judge to one verdict, and then to another.
 
     A server that does not know an argument mostly ignores it, so that an answer alone proves
@@ -87,13 +89,13 @@ async def _first_obeyed(spec: JudgeConfig, rubric: Rubric, call: Call) -> Mode:
     lowest, highest = ({column: both[n] for column, both in ends.items()} for n in (0, 1))
     for name, arguments in MODES.items():
         for wanted in (lowest, highest):
-            mode = Mode(name, arguments(rubric, wanted))
+            mode = StructuredOutput(name, arguments(rubric, wanted))
             reply = await _try(spec, rubric, mode, call)
             if reply.text is None or parse_reply(reply.text, rubric).scores != wanted:
                 break
         else:
-            return Mode(name, arguments(rubric, None))
-    return Mode("plain")
+            return StructuredOutput(name, arguments(rubric, None))
+    return StructuredOutput("plain")
 
 
 def _ends(score: Score) -> tuple[float, float]:
@@ -103,16 +105,18 @@ def _ends(score: Score) -> tuple[float, float]:
     return score.min, score.max
 
 
-async def _with_logprobs(spec: JudgeConfig, rubric: Rubric, mode: Mode, call: Call) -> Mode:
-    """Return the mode with as many log-probabilities as the server gives; with none if none."""
+async def _with_logprobs(
+    spec: JudgeConfig, rubric: Rubric, mode: StructuredOutput, call: Call
+) -> StructuredOutput:
+    """Return the mode with as many log-probabilities as the server gives."""
     for count in TOP_LOGPROBS:
-        asking = Mode(mode.name, mode.arguments, count)
+        asking = StructuredOutput(mode.name, mode.arguments, count)
         if (await _try(spec, rubric, asking, call)).tokens:
             return asking
     return mode
 
 
-async def _try(spec: JudgeConfig, rubric: Rubric, mode: Mode, call: Call) -> Reply:
+async def _try(spec: JudgeConfig, rubric: Rubric, mode: StructuredOutput, call: Call) -> Reply:
     """Return the reply to a trial; it has no text if the server refuses it.
 
     Raises:
@@ -129,7 +133,7 @@ async def _try(spec: JudgeConfig, rubric: Rubric, mode: Mode, call: Call) -> Rep
     )
 
 
-def _trial(spec: JudgeConfig, rubric: Rubric, mode: Mode) -> Json:
+def _trial(spec: JudgeConfig, rubric: Rubric, mode: StructuredOutput) -> Json:
     """Return a call that differs from a real one in its picture only, which is grey."""
     stream = io.BytesIO()
     Image.new("RGB", (64, 64), (128, 128, 128)).save(stream, "PNG")

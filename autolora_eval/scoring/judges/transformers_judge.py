@@ -23,18 +23,18 @@ from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Reply, Request, Token
 from autolora_eval.scoring.judges.logits_processors import (
     Grammar,
-    HeldToPattern,
-    Pieces,
-    Recorder,
-    SeededNoise,
-    UnheldError,
+    GumbelNoise,
+    LogprobRecorder,
+    RegexLogitsProcessor,
+    TokenTexts,
+    UnsupportedConstraintError,
     row_seed,
 )
 from autolora_eval.scoring.rubric import Question, Rubric
 
 
 @dataclass(frozen=True)
-class _Front:
+class _Preprocessor:
     """What stands before the model, and can be had without its weights.
 
     Attributes:
@@ -59,7 +59,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Completion:
     """The model's words."""
 
     text: str
@@ -160,7 +160,7 @@ class TransformersJudge:
             )
         return replies
 
-    def _said(self, asked: Sequence[_Asked]) -> list[_Said | None]:
+    def _said(self, asked: Sequence[_Asked]) -> list[_Completion | None]:
         """Return what the model says to each; None where it cannot be asked.
 
         One such question fails its whole batch, which is halved until it stands alone.
@@ -179,7 +179,7 @@ class TransformersJudge:
         half = len(asked) // 2
         return self._said(asked[:half]) + self._said(asked[half:])
 
-    def _generate(self, asked: Sequence[_Asked]) -> list[_Said]:
+    def _generate(self, asked: Sequence[_Asked]) -> list[_Completion]:
         """Ask a batch at once.
 
         A short batch is filled up, so that a reply's last bits do not depend on what is missing
@@ -192,7 +192,7 @@ class TransformersJudge:
 
         rows = [*asked, *[asked[-1]] * (self.spec.batch_size - len(asked))]
         inputs = self._inputs([conversation(row.question, row.image) for row in rows])
-        recorder = Recorder() if self.spec.logprobs else None
+        recorder = LogprobRecorder() if self.spec.logprobs else None
         processors = [] if recorder is None else [recorder]
         made = self._run(inputs, LogitsProcessorList([*processors, *self._processors(rows)]))
         places = [[] for _ in rows] if recorder is None else recorder.places(made)
@@ -202,10 +202,10 @@ class TransformersJudge:
     def _processors(self, rows: Sequence[_Asked]) -> Iterator[Any]:
         """Yield what chooses a batch's tokens beside the model."""
         if isinstance(self._front.grammar, Grammar):
-            yield HeldToPattern(self._front.grammar)
+            yield RegexLogitsProcessor(self._front.grammar)
         if self.spec.temperature > 0:
             seeds = [row_seed(self.spec.seed + r.repeat, r.file.data, r.question) for r in rows]
-            yield SeededNoise(seeds, self.spec.temperature)
+            yield GumbelNoise(seeds, self.spec.temperature)
 
     def _inputs(self, conversations: list[list[Json]]) -> Any:  # noqa: ANN401
         """Return tokens and pixels of a batch.
@@ -237,7 +237,7 @@ class TransformersJudge:
         )
         return made
 
-    def _words(self, reply: list[int], places: list[dict[int, float]]) -> _Said:
+    def _words(self, reply: list[int], places: list[dict[int, float]]) -> _Completion:
         """Return what a row of tokens says.
 
         Args:
@@ -251,14 +251,14 @@ class TransformersJudge:
             reply[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         tokens = self._pieces.tokens(reply[:length], places, text) if places else ()
-        return _Said(text, length >= self.spec.max_tokens, tokens)
+        return _Completion(text, length >= self.spec.max_tokens, tokens)
 
     @cached_property
-    def _pieces(self) -> Pieces:
-        return Pieces(self._front.processor.tokenizer)
+    def _pieces(self) -> TokenTexts:
+        return TokenTexts(self._front.processor.tokenizer)
 
     @cached_property
-    def _front(self) -> _Front:
+    def _front(self) -> _Preprocessor:
         from transformers import AutoProcessor
 
         with quiet_libraries():
@@ -268,7 +268,7 @@ class TransformersJudge:
             except (OSError, ValueError, AttributeError, ImportError) as error:
                 raise self._unloadable(error) from error
         processor.tokenizer.padding_side = "left"
-        return _Front(processor, ends, self._grammar(processor.tokenizer, ends))
+        return _Preprocessor(processor, ends, self._grammar(processor.tokenizer, ends))
 
     def _ends(self, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
         """Return the tokens that end a reply, as the model's own settings or its tokenizer say."""
@@ -302,7 +302,7 @@ class TransformersJudge:
             return "the benchmark says so" if self.rubric else "there is no rubric"
         try:
             return Grammar(reply_pattern(self.rubric), tokenizer, ends)
-        except UnheldError as error:
+        except UnsupportedConstraintError as error:
             if stated == "auto":
                 return str(error)
             raise AutoLoRAEvalError(

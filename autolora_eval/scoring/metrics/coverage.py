@@ -40,7 +40,7 @@ def coverage(features: Floats, reference: Floats, k: int = K) -> float:
     return float(np.mean(nearest >= radius - _ROUNDING))
 
 
-MEASURE = DiversityMetric(
+METRIC = DiversityMetric(
     name="coverage",
     display_name="Coverage",
     label="Coverage",

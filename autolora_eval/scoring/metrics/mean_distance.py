@@ -27,7 +27,7 @@ def mean_distance(features: Floats) -> float:
     return float(np.sqrt(squares).mean())
 
 
-MEASURE = DiversityMetric(
+METRIC = DiversityMetric(
     name="mean_distance",
     display_name="Mean distance",
     label="Dist",

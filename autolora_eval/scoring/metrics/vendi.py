@@ -29,7 +29,7 @@ def vendi_score(features: Floats) -> float:
     return float(np.exp(entr(eigenvalues).sum()))
 
 
-MEASURE = DiversityMetric(
+METRIC = DiversityMetric(
     name="vendi",
     display_name="Vendi score",
     label="Vendi",

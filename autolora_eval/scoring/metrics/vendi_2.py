@@ -26,7 +26,7 @@ def vendi_score_of_order_2(features: Floats) -> float:
     return float(n**2 / np.square(gram).sum())
 
 
-MEASURE = DiversityMetric(
+METRIC = DiversityMetric(
     name="vendi_2",
     display_name="Vendi score of order 2",
     label="Vendi-2",

@@ -17,10 +17,10 @@ from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judging import (
-    asked_key,
     judge_images,
     judgements_by_image,
     open_judge,
+    request_key,
 )
 from autolora_eval.scoring.reply import MAX_REPLY
 
@@ -50,9 +50,9 @@ def benchmark_default(name: str) -> object:
 def test_a_launched_servers_arguments_are_a_part_of_the_question(make) -> None:
     """They are the run's own, and no server tells them."""
     launch = {"launch": True, "vllm_python": "python", "model": "org/vlm", "base_url": "http://x"}
-    plain = asked_key(make(**launch))
-    assert asked_key(make(**launch, launch_args=["--max-num-seqs", "4"])) == plain
-    assert asked_key(make(**launch, launch_args=["--quantization", "fp8"])) != plain
+    plain = request_key(make(**launch))
+    assert request_key(make(**launch, launch_args=["--max-num-seqs", "4"])) == plain
+    assert request_key(make(**launch, launch_args=["--quantization", "fp8"])) != plain
 
 
 def test_a_model_loaded_from_elsewhere_is_asked_anew(make, folder, server) -> None:

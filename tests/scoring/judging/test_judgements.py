@@ -19,7 +19,7 @@ from autolora_eval._pipeline import RunPipeline
 from autolora_eval._progress import Progress
 from autolora_eval.analysis.scores import join_scores
 from autolora_eval.runs.manifest import state_plan, update_manifest
-from autolora_eval.scoring.judging import judge_images, open_judge, recorded_judging
+from autolora_eval.scoring.judging import completed_judging, judge_images, open_judge
 
 
 def test_each_image_is_judged_once_with_its_own_prompt(make, folder, server) -> None:
@@ -48,7 +48,7 @@ def test_an_unchanged_run_asks_nothing_even_without_its_server(make, folder, ser
     state_plan(plan, folder, "bench.yaml", {})
     update_manifest(folder, judge=done)
     server.models = Drop()
-    again = recorded_judging(plan, folder)
+    again = completed_judging(plan, folder)
     assert again is not None
     assert again == done | {"done": 0, "reused": N}
     assert len(server.calls) == N
@@ -151,8 +151,8 @@ def test_two_processes_do_not_judge_into_one_folder(make, folder, server) -> Non
     code = """
 import sys, time
 from pathlib import Path
-from autolora_eval.scoring.judgement_store import judging_alone
-with judging_alone(Path(sys.argv[1])):
+from autolora_eval.scoring.judgement_store import judging_lock
+with judging_lock(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(30)
 """

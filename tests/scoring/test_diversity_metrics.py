@@ -16,9 +16,9 @@ from packages import write_package
 from autolora_eval._errors import UsageError
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.scoring.diversity import diversity
-from autolora_eval.scoring.diversity_metric import MEASURES, DiversityMetric, find_measures
+from autolora_eval.scoring.diversity_metric import METRICS, DiversityMetric, find_metrics
 
-BUILT_IN = MEASURES.built_in()
+BUILT_IN = METRICS.built_in()
 VENDI, DISTANCE = BUILT_IN["vendi"], BUILT_IN["mean_distance"]
 ALONE = [measure for measure in BUILT_IN.values() if not measure.against_reference]
 
@@ -162,14 +162,14 @@ class TestShipped:
 
 OWN = """
 import numpy as np
-from autolora_eval.scoring.diversity_metric import DiversityMeasure
+from autolora_eval.scoring.diversity_metric import DiversityMetric
 
 
 def widest(features):
     return {body}
 
 
-MEASURE = DiversityMeasure(
+METRIC = DiversityMetric(
     name={name!r}, display_name="Widest", label="Wide", function=widest, low=0.0,
     equation="max", source="ours",
 )
@@ -185,30 +185,28 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(folder: Path, module: str, name: str = "widest", body: str = "1.0") -> str:
     (folder / f"{module}.py").write_text(OWN.format(name=name, body=body))
-    return f"{module}.MEASURE"
+    return f"{module}.METRIC"
 
 
 def test_one_of_somebody_elses_is_found_by_its_dotted_path_and_told_by_its_sources(
     site: Path,
 ) -> None:
-    measure = MEASURES.find(write(site, "measure_a", body="np.ptp(features)"))
+    measure = METRICS.find(write(site, "measure_a", body="np.ptp(features)"))
     assert value(measure, [[1.0, 0.0], [0.0, 4.0]]) == 4.0
     assert len(measure.code["sha256"]) == 64
-    other = MEASURES.find(write(site, "measure_b", body="np.ptp(features) + 1"))
+    other = METRICS.find(write(site, "measure_b", body="np.ptp(features) + 1"))
     assert other.code["sha256"] != measure.code["sha256"]
 
 
 def test_a_package_offers_one_by_an_entry_point(site: Path) -> None:
-    entry = (
-        "[autolora_eval.diversity_measures]\nwide = measure_c:MEASURE\nbad = measure_d:MEASURE\n"
-    )
+    entry = "[autolora_eval.diversity_metrics]\nwide = measure_c:METRIC\nbad = measure_d:METRIC\n"
     write_package(site, "wide-measures", entry, measure_c=OWN.format(name="wide", body="1.0"))
-    assert MEASURES.find("wide").code["distribution"] == "wide-measures 1.0"
+    assert METRICS.find("wide").code["distribution"] == "wide-measures 1.0"
     with pytest.raises(UsageError, match=r"'bad' of wide-measures 1\.0 .* is broken: .*measure_d"):
-        MEASURES.find("bad")
-    assert list(MEASURES.built_in()) == list(BUILT_IN), "a broken one takes no other down"
+        METRICS.find("bad")
+    assert list(METRICS.built_in()) == list(BUILT_IN), "a broken one takes no other down"
     with pytest.raises(UsageError, match=r"unknown diversity measure 'wid'\. Did you mean 'wide'?"):
-        MEASURES.find("wid")
+        METRICS.find("wid")
 
 
 TABLES = ("diversity", "n_images", "n_undefined_prompts", "lora_scale", "nfe", "method", "guider")
@@ -220,7 +218,7 @@ BESIDE = ("diversity_low", "widest_high", "widest_reason", "pc_reference", "pc_p
 def test_a_name_that_is_no_column_is_refused(site: Path, name: str) -> None:
     module = f"measure_named_{len(name)}_{name.encode().hex()}"
     with pytest.raises(UsageError, match="cannot be called"):
-        MEASURES.find(write(site, module, name=name))
+        METRICS.find(write(site, module, name=name))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +235,7 @@ def test_numbers_that_are_none_are_refused_at_once(site: Path, stated: str, told
     file = site / f"{path.split('.')[0]}.py"
     file.write_text(file.read_text().replace("low=0.0", stated))
     with pytest.raises(UsageError, match=told):
-        MEASURES.find(path)
+        METRICS.find(path)
 
 
 def test_one_without_a_function_is_refused_at_once(site: Path) -> None:
@@ -245,12 +243,12 @@ def test_one_without_a_function_is_refused_at_once(site: Path) -> None:
     file = site / "measure_h.py"
     file.write_text(file.read_text().replace("function=widest", "function=None"))
     with pytest.raises(UsageError, match="has function=NoneType: expected what is called"):
-        MEASURES.find(path)
+        METRICS.find(path)
 
 
 def test_what_is_no_measure_is_refused() -> None:
     with pytest.raises(UsageError, match=r"'math\.pi' is no diversity measure but float"):
-        MEASURES.find("math.pi")
+        METRICS.find("math.pi")
 
 
 @pytest.mark.parametrize(
@@ -262,13 +260,13 @@ def test_what_is_no_measure_is_refused() -> None:
     ],
 )
 def test_one_that_fails_is_missing_with_its_reason(site: Path, body: str, reason: str) -> None:
-    found = MEASURES.find(write(site, f"measure_e{len(body)}", body=body))(drawn())
+    found = METRICS.find(write(site, f"measure_e{len(body)}", body=body))(drawn())
     assert (found.value, found.reason) == (None, reason)
 
 
 def test_two_that_would_be_one_column_are_refused(site: Path) -> None:
     path = write(site, "measure_f", name="vendi")
-    found, problems = find_measures(["vendi", path, "vendi"])
+    found, problems = find_metrics(["vendi", path, "vendi"])
     assert list(found) == ["vendi"]
     assert [place for place, _ in problems] == [1, 2]
     assert "would be one column" in problems[0][1]
