@@ -18,7 +18,7 @@ from rich.text import Text
 from autolora_eval._files import Json
 from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
-from autolora_eval._text import of
+from autolora_eval._text import pluralize
 from autolora_eval.config.load import LoadedBenchmark
 from autolora_eval.config.plan import (
     Cell,
@@ -247,12 +247,12 @@ def _show_image_set(folder: RunFolder, cell: str, found: Json) -> None:
 
 def show_agreement(folder: RunFolder, found: pd.DataFrame, counts: Json) -> None:
     """Print how far the judge agrees with people, and why a number or its interval is missing."""
-    from autolora_eval._text import of
+    from autolora_eval._text import pluralize
     from autolora_eval.analysis.human_agreement import described
     from autolora_eval.analysis.reliability import ALL
 
-    ratings, images = of(counts["ratings"], "rating"), of(counts["images"], "image")
-    raters = of(counts["raters"], "person", "people")
+    ratings, images = pluralize(counts["ratings"], "rating"), pluralize(counts["images"], "image")
+    raters = pluralize(counts["raters"], "person", "people")
     console.print(
         f"{ratings} of {images} by {raters}; in brackets 95 % intervals",
         highlight=False,
@@ -359,7 +359,10 @@ def _listed_passes(one: Listed) -> str:
     if one.passes is None:
         return "passes known once it has run"
     least, most = one.passes
-    return f"{of(least, 'pass', 'passes') if least == most else f'{least} to {most} passes'} a step"
+    return (
+        f"{pluralize(least, 'pass', 'passes') if least == most else f'{least} to {most} passes'} "
+        "a step"
+    )
 
 
 def show_details(found: Iterable[Listed], console: Console) -> None:

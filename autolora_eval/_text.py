@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
+from urllib.parse import quote
 
 NOT_RECORDED = "not recorded"
 DASH = "–"
@@ -18,7 +19,7 @@ _REPLACEMENT = "\ufffd"
 _SPELT = {"lora": "LoRA", "autolora": "AutoLoRA", "cfg": "CFG", "nfe": "NFE"}
 
 
-def clean(value: object) -> str:
+def sanitize(value: object) -> str:
     """Return `value` as one line of text that any output format can hold.
 
     Control characters, lone surrogates and characters that reorder text become U+FFFD; white
@@ -28,24 +29,24 @@ def clean(value: object) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def clip(value: object, limit: int) -> str:
+def truncate(value: object, limit: int) -> str:
     """Return clean text of at most `limit` characters, and say so where some were left out."""
-    text = clean(value)
+    text = sanitize(value)
     if len(text) <= limit:
         return text
     return f"{text[:limit].rstrip()} … [the first {limit} of {len(text):,} characters]"
 
 
-def number(value: object) -> float | None:
+def as_finite_float(value: object) -> float | None:
     """Return `value` if it is a finite number, else None."""
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     return None
 
 
-def fixed(value: object, digits: int = 3, *, signed: bool = False) -> str:
+def format_fixed(value: object, digits: int = 3, *, signed: bool = False) -> str:
     """Return a number with a fixed count of decimals and a true minus sign; a dash for none."""
-    found = number(value)
+    found = as_finite_float(value)
     if found is None:
         return DASH
     text = f"{found:+.{digits}f}" if signed else f"{found:.{digits}f}"
@@ -54,47 +55,56 @@ def fixed(value: object, digits: int = 3, *, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def interval(low: object, high: object, *, signed: bool = False) -> str:
+def format_interval(low: object, high: object, *, signed: bool = False) -> str:
     """Return `[low, high]`; empty if either end is missing."""
-    if number(low) is None or number(high) is None:
+    if as_finite_float(low) is None or as_finite_float(high) is None:
         return ""
-    return f"[{fixed(low, signed=signed)}, {fixed(high, signed=signed)}]"
+    return f"[{format_fixed(low, signed=signed)}, {format_fixed(high, signed=signed)}]"
 
 
-def alpha_text(value: object, low: object, high: object) -> str:
+def format_alpha(value: object, low: object, high: object) -> str:
     """Return "α = 0.812 [0.700, 0.901]", without brackets where there is no interval."""
-    return f"α = {fixed(value)} {interval(low, high)}".rstrip()
+    return f"α = {format_fixed(value)} {format_interval(low, high)}".rstrip()
 
 
-def count(value: object) -> str:
+def format_int(value: object) -> str:
     """Return a whole number with thousands separated; a dash for none."""
-    found = number(value)
+    found = as_finite_float(value)
     return DASH if found is None else f"{found:,.0f}"
 
 
-def of(n: int, singular: str, plural: str | None = None) -> str:
+def pluralize(n: int, singular: str, plural: str | None = None) -> str:
     """Return `n` with its noun: "1 image", "2 images"."""
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
-def parameter_words(name: str) -> str:
+def parameter_label(name: str) -> str:
     """Return a parameter's or column's name as words: "lora_scale" as "LoRA scale"."""
     return " ".join(_SPELT.get(word, word) for word in name.split("_"))
 
 
-def place_words(point: Mapping[str, object]) -> str:
+def point_label(point: Mapping[str, object]) -> str:
     """Return a place on a sweep as words: "LoRA scale 0.4, guidance scale 5"."""
-    return ", ".join(f"{parameter_words(name)} {value}" for name, value in point.items())
+    return ", ".join(f"{parameter_label(name)} {value}" for name, value in point.items())
 
 
-def listed(names: list[str]) -> str:
+def join_names(names: list[str]) -> str:
     """Return names as a sentence lists them: "A", "A and B", "A, B and C"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def p_value(value: float) -> str:
+def format_p_value(value: float) -> str:
     """Return "p = 0.016", or "p < 0.001"."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def image_link(file: object) -> str:
+    """Return the fragment of a URL that opens an image in the gallery of `report.html`.
+
+    Args:
+        file: the image's path as in the column `file` of `scores.parquet`.
+    """
+    return f"#image={quote(str(file), safe='/')}"
 
 
 def _is_hostile(character: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autolora_eval._text import DASH, fixed
+from autolora_eval._text import DASH, format_fixed
 from autolora_eval.analysis.explain_cell import command, explain_cell, text
 from autolora_eval.analysis.explain_image import explain_image
 from autolora_eval.analysis.explain_reader import (
@@ -43,8 +43,8 @@ def _what(sources: Sources, place: Place, prompt: str) -> Facts:
     known = known[(known["cell"] == place.cell) & (known["prompt_index"] == place.prompt_index)]
     facts = [("prompt", text(prompt))]
     for found in known.to_dict("records"):
-        error = f" ± {fixed(found['standard_error'], 4)} (jackknife standard error)"
-        value = f"{fixed(found['diversity'], 4)}{error}"
+        error = f" ± {format_fixed(found['standard_error'], 4)} (jackknife standard error)"
+        value = f"{format_fixed(found['diversity'], 4)}{error}"
         if found["diversity"] != found["diversity"]:
             value = f"undefined: {text(found['reason'])}"
         facts += [("diversity", value), ("images in it", str(found["n"]))]
@@ -53,7 +53,9 @@ def _what(sources: Sources, place: Place, prompt: str) -> Facts:
         for measure in (one for one in sources.measures if one.kind == "extra"):
             why = f"undefined: {text(found.get(f'{measure.column}_reason'))}"
             known_here = found[measure.column] == found[measure.column]
-            facts.append((measure.column, fixed(found[measure.column], 4) if known_here else why))
+            facts.append(
+                (measure.column, format_fixed(found[measure.column], 4) if known_here else why)
+            )
     return Facts("What it is", facts)
 
 
@@ -62,10 +64,10 @@ def _images(sources: Sources, cell: str, rows: list[Row]) -> Listing:
     nearest, without = _in_feature_space(sources, cell, rows)
     listed = []
     for row in rows:
-        scores = [fixed(row[measure.column], 2) for measure in sources.scores]
+        scores = [format_fixed(row[measure.column], 2) for measure in sources.scores]
         wrong = [row.get("image_error"), row.get("unscored_reason")]
         reasons = "; ".join(reason for reason in wrong if isinstance(reason, str))
-        near, less = nearest.get(row["seed"], DASH), fixed(without.get(row["seed"]), 4)
+        near, less = nearest.get(row["seed"], DASH), format_fixed(without.get(row["seed"]), 4)
         listed.append([str(row["seed"]), *scores, near, less, str(row["file"]), reasons])
     return Listing(
         "Its images",
@@ -98,7 +100,7 @@ def _in_feature_space(
     np.fill_diagonal(cosines, -np.inf)
     seeds = [int(row["seed"]) for row in known]
     nearest = {
-        seed: f"seed {seeds[best]} ({fixed(cosines[place, best])})"
+        seed: f"seed {seeds[best]} ({format_fixed(cosines[place, best])})"
         for place, (seed, best) in enumerate(zip(seeds, cosines.argmax(axis=1), strict=True))
     }
     if len(known) < 3:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autolora_eval._files import Json
-from autolora_eval._text import clip, fixed, interval, of
+from autolora_eval._text import format_fixed, format_interval, pluralize, truncate
 from autolora_eval.analysis.cell_estimates import BoundMeasure, diversity_of
 from autolora_eval.analysis.explain_reader import Place, Row, Sources
 from autolora_eval.analysis.explanation import Explanation, Facts, Listing
@@ -163,18 +163,18 @@ def _numbers(sources: Sources, row: Row) -> Listing:
     found = remade(sources, row["cell"])
     n_unscored = row["n_unscored"] if _known(row.get("n_unscored")) else 0
     unscored = f", {n_unscored:.0f} unscored" if n_unscored else ""
-    over = f"mean over {of(_n_prompts(sources, row['cell']), 'prompt')}"
+    over = f"mean over {pluralize(_n_prompts(sources, row['cell']), 'prompt')}"
     made_of = {
         "diversity": f"equation (8), {over}",
-        "score": f"mean over {of(int(row['n_images'] - n_unscored), 'image')}{unscored}",
+        "score": f"mean over {pluralize(int(row['n_images'] - n_unscored), 'image')}{unscored}",
         "product": "diversity × mean score",
         "extra": over,
     }
     rows = []
     for measure in sources.measures:
         stated, again = row[measure.column], found.get(measure.column)
-        ends = interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
-        value = fixed(stated, 4)
+        ends = format_interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
+        value = format_fixed(stated, 4)
         what = made_of[measure.kind]
         if measure.kind == "extra":
             what = f"{measure.display_name} ({measure.source}), {over}"
@@ -190,7 +190,7 @@ def _again(stated: object, again: float | None) -> str:
     """Say whether a number made again is the table's; None is one whose code is not here."""
     if again is None:
         return "its code is not here"
-    return f"{fixed(again, 4)}, {'the same' if agreeing(stated, again) else 'NOT the same'}"
+    return f"{format_fixed(again, 4)}, {'the same' if agreeing(stated, again) else 'NOT the same'}"
 
 
 def _prompts(sources: Sources, cell: str) -> Listing:
@@ -198,9 +198,9 @@ def _prompts(sources: Sources, cell: str) -> Listing:
     rows = []
     for prompt in known.to_dict("records"):
         images = sources.images(cell, prompt["prompt_index"])
-        means = [fixed(images[measure.column].mean()) for measure in sources.scores]
+        means = [format_fixed(images[measure.column].mean()) for measure in sources.scores]
         unscored = images["unscored_reason"].notna().sum() if sources.scores else 0
-        value = fixed(prompt["diversity"], 4)
+        value = format_fixed(prompt["diversity"], 4)
         if math.isnan(prompt["diversity"]):
             value = text(prompt["reason"])
         place, count = str(prompt["prompt_index"]), str(prompt["n"])
@@ -286,4 +286,4 @@ def _known(value: object) -> bool:
 def text(value: object) -> str:
     """Return a value on one line; a missing one is said to be missing."""
     missing = value is None or value == "" or value != value
-    return NOT_RECORDED if missing else clip(value, TEXT)
+    return NOT_RECORDED if missing else truncate(value, TEXT)

@@ -8,11 +8,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from autolora_eval._files import Json
-from autolora_eval._text import fixed
+from autolora_eval._text import format_fixed, image_link
 from autolora_eval.analysis.explain_cell import cosines, made_with, text
 from autolora_eval.analysis.explain_reader import Place, Row, Sources
 from autolora_eval.analysis.explanation import Explanation, Facts, Listing, Quote
-from autolora_eval.report.gallery import image_link
 from autolora_eval.scoring.rubric import Rubric
 
 NEIGHBOURS = 5
@@ -52,7 +51,9 @@ def _what(sources: Sources, place: Place, row: Row) -> Facts:
     if "source" in made:
         told = f"{made['source']}, SHA-256 {made.get('source_sha256')}"
         facts.append(("made elsewhere", text(told)))
-    scores = [f"{measure.column} {fixed(row[measure.column], 2)}" for measure in sources.scores]
+    scores = [
+        f"{measure.column} {format_fixed(row[measure.column], 2)}" for measure in sources.scores
+    ]
     if scores:
         facts.append(("scores", ", ".join(scores)))
     for column, name in (("image_error", "unusable"), ("unscored_reason", "unscored")):
@@ -78,7 +79,7 @@ def _neighbours(sources: Sources, place: Place, row: Row) -> Iterator[Listing]:
     order = [int(at) for at in np.argsort(-near) if not np.isnan(near[at])][:NEIGHBOURS]
     found = others.iloc[order]
     pairs = zip(found["seed"], near[order], found["file"], strict=True)
-    rows = [[f"seed {seed}", fixed(cosine), str(file)] for seed, cosine, file in pairs]
+    rows = [[f"seed {seed}", format_fixed(cosine), str(file)] for seed, cosine, file in pairs]
     heads = ["", "cosine", "file"]
     if rows:
         yield Listing("Nearest in the cell, same prompt", heads, rows)
@@ -92,7 +93,7 @@ def _neighbours(sources: Sources, place: Place, row: Row) -> Iterator[Listing]:
     rows = []
     for cell, image_id, file in zip(same["cell"], same["image_id"], same["file"], strict=True):
         cosine = cosines(sources, cell, [image_id], place.cell, row["image_id"])[0]
-        rows.append([str(cell), fixed(cosine), str(file)])
+        rows.append([str(cell), format_fixed(cosine), str(file)])
     if rows:
         yield Listing("The same prompt and seed by the other methods", heads, rows)
 
@@ -105,7 +106,7 @@ def _judged(sources: Sources, replies: list[Json]) -> Iterator[Facts | Quote]:
         scores = reply["scores"] or {}
         facts = [
             ("model", text(reply.get("model"))),
-            ("scores", ", ".join(f"{k} {fixed(v, 2)}" for k, v in scores.items()) or "none"),
+            ("scores", ", ".join(f"{k} {format_fixed(v, 2)}" for k, v in scores.items()) or "none"),
             ("calls made", text(reply.get("attempt"))),
             ("seconds", text(reply.get("latency_seconds"))),
             ("from the cache", "yes" if reply.get("cached") else "no"),

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autolora_eval._text import clean
+from autolora_eval._text import sanitize
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Explanation:
 
 def show(account: Explanation, console: Console) -> None:
     """Print an account. Texts of others are shown as they are, never as markup or commands."""
-    console.print(Text(clean(account.title), "bold"))
+    console.print(Text(sanitize(account.title), "bold"))
     for part in account.parts:
         console.print()
-        console.print(Text(clean(part.title), "bold"))
+        console.print(Text(sanitize(part.title), "bold"))
         if isinstance(part, Facts):
             console.print(Padding(_facts(part), (0, 0, 0, 2)))
         elif isinstance(part, Listing):
@@ -105,7 +105,7 @@ def _facts(part: Facts) -> Table:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in part.facts:
-        grid.add_row(Text(clean(name), "dim"), Text(clean(value)))
+        grid.add_row(Text(sanitize(name), "dim"), Text(sanitize(value)))
     return grid
 
 
@@ -114,10 +114,10 @@ def _listing(part: Listing) -> Table:
     for head in part.heads:
         table.add_column(Text(head), overflow="fold")
     for row in part.rows:
-        table.add_row(*(Text(clean(value)) for value in row))
+        table.add_row(*(Text(sanitize(value)) for value in row))
     return table
 
 
 def _quote(part: Quote) -> Text:
     """Return the lines of a text, each without what a terminal would obey."""
-    return Text("\n".join(clean(line) for line in part.text.splitlines()) or "(empty)", "italic")
+    return Text("\n".join(sanitize(line) for line in part.text.splitlines()) or "(empty)", "italic")

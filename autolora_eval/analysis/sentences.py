@@ -7,7 +7,15 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from autolora_eval._text import clean, fixed, interval, number, of, p_value, place_words
+from autolora_eval._text import (
+    as_finite_float,
+    format_fixed,
+    format_interval,
+    format_p_value,
+    pluralize,
+    point_label,
+    sanitize,
+)
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.config.plan import Cell
 from autolora_eval.config.sweep import value_text
@@ -20,7 +28,7 @@ Verdict = Literal["higher", "lower", "not told", "no interval", "not compared"]
 
 def verdict(row: Row) -> Verdict:
     """Return what a row of comparisons.csv says; a difference only if its interval leaves out 0."""
-    difference, low, high = (number(row.get(key)) for key in ("difference", "low", "high"))
+    difference, low, high = (as_finite_float(row.get(key)) for key in ("difference", "low", "high"))
     if difference is None:
         return "not compared"
     if low is None or high is None:
@@ -32,7 +40,7 @@ def verdict(row: Row) -> Verdict:
 
 def is_doubted(row: Row) -> bool:
     """Tell whether a difference does not survive the correction for many comparisons."""
-    p = number(row.get("p_holm"))
+    p = as_finite_float(row.get("p_holm"))
     return p is not None and p >= SIGNIFICANCE
 
 
@@ -52,26 +60,26 @@ def sentence(row: Row, measure: Measure, method: str, baseline: str, where: str 
         where: what both have in common, such as a model or a swept parameter.
     """
     told = clause(row, measure, method, baseline)
-    return f"{clean(where)}: {told}." if where else f"{told}."
+    return f"{sanitize(where)}: {told}." if where else f"{told}."
 
 
 def clause(row: Row, measure: Measure, method: str, baseline: str) -> str:
     """Return a comparison in words, without the full stop."""
-    method, baseline, name = clean(method), clean(baseline), clean(measure.display_name)
+    method, baseline, name = sanitize(method), sanitize(baseline), sanitize(measure.display_name)
     found = verdict(row)
     if found == "not compared":
         return f"{name}: {method} and {baseline} could not be compared"
     difference, low, high = (row.get(key) for key in ("difference", "low", "high"))
-    signed = fixed(difference, signed=True)
+    signed = format_fixed(difference, signed=True)
     if found == "no interval":
         return f"{name}: {method} differs from {baseline} by {signed}; it has no interval"
     if found == "not told":
-        within = f"{signed} {interval(low, high, signed=True)}"
+        within = f"{signed} {format_interval(low, high, signed=True)}"
         wins = units_ahead(row, measure, "higher")
         told = f"{name}: no difference of {method} from {baseline} can be told: {within}"
         return f"{told}{f', higher {wins}' if wins else ''}{_units_needed(row)}"
     ends = sorted(abs(float(end)) for end in (low, high) if end is not None)
-    size = f"by {fixed(abs(float(difference or 0.0)))} {interval(*ends)}"
+    size = f"by {format_fixed(abs(float(difference or 0.0)))} {format_interval(*ends)}"
     claim = _claim(measure, method, baseline, found)
     wins = units_ahead(row, measure, found)
     return f"{claim} {size}{f', {wins}' if wins else ''}{_doubt(row)}"
@@ -81,7 +89,7 @@ def _claim(measure: Measure, method: str, baseline: str, found: Verdict) -> str:
     if measure.kind == "diversity":
         return f"{method} is {'more' if found == 'higher' else 'less'} diverse than {baseline}"
     worth = "" if measure.higher_is_better else (" (worse)" if found == "higher" else " (better)")
-    return f"{method} has {found}{worth} {clean(measure.display_name)} than {baseline}"
+    return f"{method} has {found}{worth} {sanitize(measure.display_name)} than {baseline}"
 
 
 def units_ahead(row: Row, measure: Measure, direction: Verdict) -> str:
@@ -90,25 +98,25 @@ def units_ahead(row: Row, measure: Measure, direction: Verdict) -> str:
     Empty where a unit has no value of its own: of a product of cell means, and of equation (8)
     over seeds, since one image has no diversity; and in older runs, which do not count ties.
     """
-    rate, n, ties = (number(row.get(key)) for key in ("win_rate", "n_units", "n_ties"))
+    rate, n, ties = (as_finite_float(row.get(key)) for key in ("win_rate", "n_units", "n_ties"))
     has_values = measure.kind == "score" or (measure.kind != "product" and unit_of(row) != "seed")
     if not has_values or rate is None or not n or ties is None:
         return ""
     # The table has the share of units where the method is higher, ties counted as half.
     ahead = (rate if direction == "higher" else 1.0 - rate) * n - 0.5 * ties
     equal = f" and equal on {round(ties):,}" if ties else ""
-    return f"on {round(ahead):,} of {of(int(n), unit_of(row))}{equal}"
+    return f"on {round(ahead):,} of {pluralize(int(n), unit_of(row))}{equal}"
 
 
 def unit_of(row: Row) -> str:
     """Return what the differences are paired over: prompt or seed."""
     unit = row.get("unit")
-    return clean(unit) if isinstance(unit, str) and unit else "unit"
+    return sanitize(unit) if isinstance(unit, str) and unit else "unit"
 
 
 def _units_needed(row: Row) -> str:
     """Say how many prompts or seeds would tell; older runs do not know."""
-    n = number(row.get("units_for_power_80"))
+    n = as_finite_float(row.get("units_for_power_80"))
     if n is None:
         return ""
     return f"; a difference of this size would need {needed(n, unit_of(row))}"
@@ -118,7 +126,7 @@ def needed(n: float, unit: str) -> str:
     """Say about how many units are needed; beyond what anybody would make, only that."""
     if n > MOST_UNITS:
         return f"more than {MOST_UNITS:,} {unit}s"
-    return f"about {of(about(int(n)), unit)}"
+    return f"about {pluralize(about(int(n)), unit)}"
 
 
 def about(n: int) -> int:
@@ -128,12 +136,14 @@ def about(n: int) -> int:
 
 
 def _doubt(row: Row) -> str:
-    p = number(row.get("p_holm"))
+    p = as_finite_float(row.get("p_holm"))
     if p is None:
         return ""
     if p < SIGNIFICANCE:
-        return f" ({p_value(p)})"
-    return f"; after correction for the number of comparisons {p_value(p)}, so it may be chance"
+        return f" ({format_p_value(p)})"
+    return (
+        f"; after correction for the number of comparisons {format_p_value(p)}, so it may be chance"
+    )
 
 
 def with_sentences(
@@ -169,4 +179,4 @@ def _name(cell: Cell, other: Cell) -> str:
 
 
 def _at(point: Mapping[str, Any]) -> str:
-    return place_words({name: value_text(value) for name, value in point.items()})
+    return point_label({name: value_text(value) for name, value in point.items()})

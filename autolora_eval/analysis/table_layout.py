@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from autolora_eval._text import DASH, fixed, parameter_words, place_words
+from autolora_eval._text import DASH, format_fixed, parameter_label, point_label
 from autolora_eval.analysis.metric_columns import Measure
 
 Row = Mapping[str, Any]
@@ -112,7 +112,7 @@ def by_method(results: Results) -> Layout:
             lines += _with_published(labels, [*values, *numbers], places)
         groups.append(tuple(lines))
     columns = (*(f"{m.label} {m.arrow}" for m in measured), *_COUNTS)
-    names = ("Model", "Method", *map(parameter_words, results.sweep))
+    names = ("Model", "Method", *map(parameter_label, results.sweep))
     return Layout((Block("", names, columns, tuple(groups)),), tuple(_reasons(results)))
 
 
@@ -123,7 +123,7 @@ def by_point(results: Results) -> Layout:
     which stands in every row of that parameter: it is what the others are compared with there.
     """
     methods = tuple(dict.fromkeys(str(row["method"]) for row in results.rows))
-    names = ("Model", *map(parameter_words, results.sweep))
+    names = ("Model", *map(parameter_label, results.sweep))
     found = [*_crossed(results, methods)]
     blocks = []
     for measure in results.measured:
@@ -214,8 +214,8 @@ def _with_published(
     for (row, column), value in zip(places, published, strict=True):
         digits, ours = 0 if column == "nfe" else 3, row.get(column)
         difference = ours - value if _is_number(ours) and _is_number(value) else None
-        values.append(Entry(fixed(value, digits) if column else ""))
-        differences.append(Entry(fixed(difference, digits, signed=True) if column else ""))
+        values.append(Entry(format_fixed(value, digits) if column else ""))
+        differences.append(Entry(format_fixed(difference, digits, signed=True) if column else ""))
     below = ("",) * (len(labels) - 1)
     return [
         line,
@@ -225,10 +225,10 @@ def _with_published(
 
 
 def _value(row: Row, measure: Measure, best: str | None) -> Entry:
-    text = fixed(row.get(measure.column))
+    text = format_fixed(row.get(measure.column))
     low, high = (row.get(f"{measure.column}_{end}") for end in ("low", "high"))
     is_within = text != DASH and _is_number(low) and _is_number(high)
-    interval = f"[{fixed(low)}, {fixed(high)}]" if is_within else ""
+    interval = f"[{format_fixed(low)}, {format_fixed(high)}]" if is_within else ""
     return Entry(text, interval, bold=text != DASH and text == best, cell=str(row["cell"]))
 
 
@@ -237,14 +237,14 @@ def _best(values: Sequence[Any], measure: Measure) -> str | None:
     known = [value for value in values if _is_number(value)]
     if len(known) < 2:
         return None
-    return fixed(max(known) if measure.higher_is_better else min(known))
+    return format_fixed(max(known) if measure.higher_is_better else min(known))
 
 
 def _counted(row: Row | None, head: str) -> Entry:
     """Return a count; of images also how many of them are missing or have no score."""
     if row is None:
         return Entry(DASH)
-    text = fixed(row[_COUNTS[head]], 0)
+    text = format_fixed(row[_COUNTS[head]], 0)
     lost = {"missing": row["n_missing"], "unscored": row["n_unscored"]} if head == "Images" else {}
     return Entry(", ".join([text, *(f"{n} {name}" for name, n in lost.items() if n)]))
 
@@ -253,7 +253,7 @@ def _reasons(results: Results) -> Iterator[str]:
     """Yield why the dashes are there, each reason with the measures and cells that it is of."""
     lacking: dict[str, dict[str, list[str]]] = {}
     for row in results.rows:
-        point = place_words(results.points[row["cell"]])
+        point = point_label(results.points[row["cell"]])
         title = f"{row['model']} × {row['method']}{f' at {point}' if point else ''}"
         for measure in results.measured:
             if not _is_number(row.get(measure.column)):

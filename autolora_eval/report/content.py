@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from autolora_eval._text import NOT_RECORDED, clip, listed, of
+from autolora_eval._text import NOT_RECORDED, join_names, pluralize, truncate
 from autolora_eval.report.caveats import caveats
 from autolora_eval.report.cost import cost_sentence, cost_table
 from autolora_eval.report.figures._base import DrawnFigure
@@ -104,9 +104,9 @@ class Content:
 
 def _told(figure: DrawnFigure) -> dict[str, str]:
     return {
-        "title": clip(figure.title, NAME_LENGTH),
-        "caption": clip(figure.caption, CAPTION_LENGTH),
-        "text": clip(figure.text, CAPTION_LENGTH),
+        "title": truncate(figure.title, NAME_LENGTH),
+        "caption": truncate(figure.caption, CAPTION_LENGTH),
+        "text": truncate(figure.text, CAPTION_LENGTH),
     }
 
 
@@ -132,10 +132,10 @@ def build_content(evidence: RunView, figures: Sequence[DrawnFigure] = ()) -> Con
         Section("manifest", "Where the numbers come from", _manifest(evidence)),
     ]
     return Content(
-        title=clip(evidence.recorded("benchmark", "name") or "Unnamed benchmark", NAME_LENGTH),
-        description=clip(evidence.recorded("benchmark", "description") or "", 2000),
+        title=truncate(evidence.recorded("benchmark", "name") or "Unnamed benchmark", NAME_LENGTH),
+        description=truncate(evidence.recorded("benchmark", "description") or "", 2000),
         compared=_compared(evidence),
-        version=clip(evidence.recorded("autolora_eval_version") or NOT_RECORDED, NAME_LENGTH),
+        version=truncate(evidence.recorded("autolora_eval_version") or NOT_RECORDED, NAME_LENGTH),
         first=first,
         sections=[section for section in sections if section.parts],
         figures=list(figures),
@@ -180,14 +180,19 @@ def _manifest(evidence: RunView) -> list[Part]:
 
 def _compared(evidence: RunView) -> str:
     """Say what was compared: methods, models, prompts, seeds, images."""
-    n_methods = list(dict.fromkeys(clip(row["method"], NAME_LENGTH) for row in evidence.rows))
-    models = [clip(model, NAME_LENGTH) for model in evidence.models]
+    n_methods = list(dict.fromkeys(truncate(row["method"], NAME_LENGTH) for row in evidence.rows))
+    models = [truncate(model, NAME_LENGTH) for model in evidence.models]
     prompts = {int(row["prompt_index"]) for row in evidence.images}
     seeds = {int(row["seed"]) for row in evidence.images}
-    named = listed(n_methods) if len(n_methods) <= NAMES_LISTED else of(len(n_methods), "method")
-    on = listed(models) if len(models) <= NAMES_LISTED else of(len(models), "model")
+    named = (
+        join_names(n_methods)
+        if len(n_methods) <= NAMES_LISTED
+        else pluralize(len(n_methods), "method")
+    )
+    on = join_names(models) if len(models) <= NAMES_LISTED else pluralize(len(models), "model")
     whose = "Every method that ran here" if evidence.section("image_sets") else "Every method"
     return (
-        f"{named}, on {on}: {of(len(prompts), 'prompt')} × {of(len(seeds), 'seed')}, "
-        f"{of(len(evidence.images), 'image')} in all. {whose} was given the same prompts and seeds."
+        f"{named}, on {on}: {pluralize(len(prompts), 'prompt')} × {pluralize(len(seeds), 'seed')}, "
+        f"{pluralize(len(evidence.images), 'image')} in all. {whose} was given the same "
+        "prompts and seeds."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autolora_eval._text import clip, count, fixed, number, place_words
+from autolora_eval._text import as_finite_float, format_fixed, format_int, point_label, truncate
 from autolora_eval.analysis.reliability import ALL
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, row_where
@@ -24,7 +24,7 @@ def baseline_row(evidence: RunView, row: Row) -> Row | None:
 
 def ratio(row: Row, base: Row | None, column: str) -> float | None:
     """Return how many times the baseline's; None for the baseline, and where either is unknown."""
-    ours, theirs = (number((r or {}).get(column)) for r in (row, base))
+    ours, theirs = (as_finite_float((r or {}).get(column)) for r in (row, base))
     if ours is None or not theirs or base is None or base["cell"] == row["cell"]:
         return None
     return ours / theirs
@@ -60,19 +60,23 @@ def cost_heads(evidence: RunView) -> list[str]:
 
 def has_seconds(evidence: RunView) -> bool:
     """Tell whether any cell knows what its images took."""
-    return any(number(row.get(SECONDS_PER_IMAGE)) is not None for row in evidence.rows)
+    return any(as_finite_float(row.get(SECONDS_PER_IMAGE)) is not None for row in evidence.rows)
 
 
 def passes(value: object) -> str:
     """Return denoiser passes; those of a sampler that counts them itself may be a mean."""
-    found = number(value)
-    return count(value) if found is None or found.is_integer() else fixed(found, 1)
+    found = as_finite_float(value)
+    return format_int(value) if found is None or found.is_integer() else format_fixed(found, 1)
 
 
 def seconds(value: object) -> str:
     """Return seconds with three digits that count; a dash for none."""
-    found = number(value)
-    return fixed(found, 0 if found >= 100 else 1 if found >= 10 else 2) if found else fixed(value)
+    found = as_finite_float(value)
+    return (
+        format_fixed(found, 0 if found >= 100 else 1 if found >= 10 else 2)
+        if found
+        else format_fixed(value)
+    )
 
 
 def cost_sentence(evidence: RunView) -> str:
@@ -88,7 +92,7 @@ def cost_sentence(evidence: RunView) -> str:
         for column, noun in (("nfe", "the passes"), (SECONDS_PER_IMAGE, "the seconds")):
             found = ratio(row, base, column)
             if found is not None:
-                own = told.setdefault(clip(row["method"], NAME_LENGTH), {})
+                own = told.setdefault(truncate(row["method"], NAME_LENGTH), {})
                 own.setdefault(noun, []).append(found)
     costs = [
         f"{name} {', '.join(f'{_range(found)} {noun}' for noun, found in own.items())}"
@@ -96,7 +100,9 @@ def cost_sentence(evidence: RunView) -> str:
     ]
     if not costs:
         return ""
-    return f"Beside {clip(evidence.baseline, NAME_LENGTH)}, one image costs: {'; '.join(costs)}."
+    return (
+        f"Beside {truncate(evidence.baseline, NAME_LENGTH)}, one image costs: {'; '.join(costs)}."
+    )
 
 
 def _range(found: list[float]) -> str:
@@ -116,7 +122,7 @@ def cost_table(evidence: RunView) -> ResultTable:
         for row in rows:
             alike.setdefault((str(row["method"]), row.get("nfe")), []).append(row)
         lines = [_line(evidence, found, columns) for found in alike.values()]
-        groups.append(Group(clip(model, NAME_LENGTH), lines))
+        groups.append(Group(truncate(model, NAME_LENGTH), lines))
     heads = [*columns, "NFE in all", *(["Judge calls"] if evidence.judged else [])]
     caption = (
         f"NFE: denoiser passes really made. {times_note(evidence)}"
@@ -135,21 +141,21 @@ def _line(evidence: RunView, rows: list[Row], columns: dict[str, str]) -> Line:
     first, base = rows[0], baseline_row(evidence, rows[0])
     name = evidence.labels[first["cell"]]
     if len(rows) > 1:
-        points = [place_words(evidence.points.get(row["cell"], {})) for row in rows]
+        points = [point_label(evidence.points.get(row["cell"], {})) for row in rows]
         which = "; ".join(points) if len(rows) <= POINTS_TOLD and all(points) else None
-        name = f"{clip(first['method'], NAME_LENGTH)} ({which or f'{len(rows)} cells'})"
+        name = f"{truncate(first['method'], NAME_LENGTH)} ({which or f'{len(rows)} cells'})"
     entries = []
     for column in columns.values():
-        known = [value for row in rows if (value := number(row.get(column))) is not None]
+        known = [value for row in rows if (value := as_finite_float(row.get(column))) is not None]
         mean = sum(known) / len(known) if known else None
         text = passes(mean) if column == "nfe" else seconds(mean)
         entries.append(Entry(text, times(first, base, column)))
-    made = [(number(row.get("nfe")), number(row.get("n_images"))) for row in rows]
+    made = [(as_finite_float(row.get("nfe")), as_finite_float(row.get("n_images"))) for row in rows]
     known = [nfe * images for nfe, images in made if nfe is not None and images is not None]
-    entries.append(Entry(count(sum(known) if len(known) == len(made) else None)))
+    entries.append(Entry(format_int(sum(known) if len(known) == len(made) else None)))
     if evidence.judged:
         calls = [asked for row in rows if (asked := _calls(evidence, row["cell"])) is not None]
-        entries.append(Entry(count(sum(calls) if len(calls) == len(rows) else None)))
+        entries.append(Entry(format_int(sum(calls) if len(calls) == len(rows) else None)))
     return Line(name, entries)
 
 
@@ -160,4 +166,4 @@ def _calls(evidence: RunView, cell: str) -> float | None:
         for measure in evidence.judged[:1]
         if cell != ALL
     ]
-    return number(rows[0].get("n_asked")) if rows else None
+    return as_finite_float(rows[0].get("n_asked")) if rows else None

@@ -8,15 +8,15 @@ from statistics import median
 from typing import Literal
 
 from autolora_eval._text import (
-    clean,
-    clip,
-    fixed,
-    interval,
-    number,
-    of,
-    p_value,
-    parameter_words,
-    place_words,
+    as_finite_float,
+    format_fixed,
+    format_interval,
+    format_p_value,
+    parameter_label,
+    pluralize,
+    point_label,
+    sanitize,
+    truncate,
 )
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.analysis.sentences import (
@@ -49,7 +49,7 @@ def deciding_measure(evidence: RunView) -> Measure:
 
 def best_of(rows: Sequence[Row], measure: Measure) -> Row | None:
     """Return the row with the best value; the first of equals, None where none has a value."""
-    known = [row for row in rows if number(row.get(measure.column)) is not None]
+    known = [row for row in rows if as_finite_float(row.get(measure.column)) is not None]
     if not known:
         return None
     sign = 1.0 if measure.higher_is_better else -1.0
@@ -107,7 +107,7 @@ def side_by_side(evidence: RunView, rows: Sequence[Row]) -> tuple[list[Row], str
     if not point:
         return list(rows[:CELLS_SIDE_BY_SIDE]), f"The first {CELLS_SIDE_BY_SIDE} methods."
     told = (
-        f"Each at {place_words(point)}, where {best['method']} has the best {measure.label} of the "
+        f"Each at {point_label(point)}, where {best['method']} has the best {measure.label} of the "
         "run, as far as a method takes it."
     )
     return at_point(evidence, rows, point)[:CELLS_SIDE_BY_SIDE], told
@@ -159,26 +159,26 @@ def verdicts(evidence: RunView) -> list[Finding]:
             what = (
                 measure.display_name
                 if measure.label == measure.display_name
-                else (f"{clean(measure.display_name)} ({measure.label})")
+                else (f"{sanitize(measure.display_name)} ({measure.label})")
             )
             base = ", the baseline," if first["method"] == evidence.baseline else ""
             lead = f"{_where(model, several)}{what}: {_called(evidence, first)}{base} is first"
             found.append(Finding(lead, [_verdict(evidence, rows, first, measure)]))
     left = len(evidence.models) - MODELS_TOLD
     if left > 0:
-        found.append(Finding(f"{of(left, 'more model')}: see the results.", []))
+        found.append(Finding(f"{pluralize(left, 'more model')}: see the results.", []))
     return found
 
 
 def _where(model: str, several: bool) -> str:
-    return f"{clip(model, NAME_LENGTH)}, " if several else ""
+    return f"{truncate(model, NAME_LENGTH)}, " if several else ""
 
 
 def _called(evidence: RunView, row: Row) -> str:
     """Return a cell's name in a sentence: its method, and where on a sweep it is."""
     point = evidence.points.get(row["cell"], {})
-    name = clip(row["method"], NAME_LENGTH)
-    return f"{name} at {place_words(point)}" if point else name
+    name = truncate(row["method"], NAME_LENGTH)
+    return f"{name} at {point_label(point)}" if point else name
 
 
 def _verdict(evidence: RunView, rows: Sequence[Row], first: Row, measure: Measure) -> str:
@@ -200,8 +200,8 @@ def _verdict(evidence: RunView, rows: Sequence[Row], first: Row, measure: Measur
 
 
 def _value(row: Row, measure: Measure) -> str:
-    within = interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
-    return f"{fixed(row.get(measure.column))} {within}".rstrip()
+    within = format_interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
+    return f"{format_fixed(row.get(measure.column))} {within}".rstrip()
 
 
 def _stands(evidence: RunView, row: Row, measure: Measure) -> str:
@@ -215,17 +215,23 @@ def _stands(evidence: RunView, row: Row, measure: Measure) -> str:
         return f"; its difference from {baseline} has no interval"
     low, high = (float(found[end]) for end in ("low", "high"))
     if how == "not told":
-        signed = f"{fixed(found['difference'], signed=True)} {interval(low, high, signed=True)}"
+        signed = (
+            f"{format_fixed(found['difference'], signed=True)} "
+            f"{format_interval(low, high, signed=True)}"
+        )
         return f"; it cannot be told from {baseline} ({signed})"
-    size = f"{fixed(abs(float(found['difference'])))} {interval(*sorted((abs(low), abs(high))))}"
-    p = number(found.get("p_holm"))
-    sure = "" if p is None else f" ({p_value(p)})"
+    size = (
+        f"{format_fixed(abs(float(found['difference'])))} "
+        f"{format_interval(*sorted((abs(low), abs(high))))}"
+    )
+    p = as_finite_float(found.get("p_holm"))
+    sure = "" if p is None else f" ({format_p_value(p)})"
     chance = f"{sure}, which may be chance" if is_doubted(found) else sure
     return f"; {how} than {baseline} by {size}{chance}"
 
 
 def _baseline_called(evidence: RunView, row: Row, found: Row) -> str:
-    baseline = clip(found["baseline"], NAME_LENGTH)
+    baseline = truncate(found["baseline"], NAME_LENGTH)
     base = next((r for r in evidence.rows if r["cell"] == found.get("baseline_cell")), None)
     value = evidence.points.get(row["cell"], {}) and base and evidence.points.get(base["cell"])
     return f"{baseline} there" if value else baseline
@@ -259,7 +265,9 @@ def findings(evidence: RunView) -> list[Finding]:
         for model, method in shown
     ]
     left = len(groups) - len(shown)
-    return told if not left else [*told, Finding(f"{of(left, 'more method')}: see inside.", [])]
+    return (
+        told if not left else [*told, Finding(f"{pluralize(left, 'more method')}: see inside.", [])]
+    )
 
 
 def _leading(evidence: RunView, groups: Mapping[tuple[str, str], object]) -> list[tuple[str, str]]:
@@ -280,7 +288,7 @@ def _finding(
     evidence: RunView, where: str, method: str, cells: dict[str, list[Row]], style: Style
 ) -> Finding:
     rows = [row for found in cells.values() for row in found]
-    baseline, name = clip(rows[0]["baseline"], NAME_LENGTH), clip(method, NAME_LENGTH)
+    baseline, name = truncate(rows[0]["baseline"], NAME_LENGTH), truncate(method, NAME_LENGTH)
     lead = f"{where}{name} against {baseline}"
     known = [
         (measure, found)
@@ -289,7 +297,7 @@ def _finding(
     ]
     if len(cells) > 1:
         swept = {name for cell in cells for name in evidence.points.get(cell, {})}
-        at = f" at {of(len(cells), 'point')} of {', '.join(sorted(map(_plain, swept)))}"
+        at = f" at {pluralize(len(cells), 'point')} of {', '.join(sorted(map(_plain, swept)))}"
         return Finding(f"{lead}{at}:", [_along(evidence, m, found) for m, found in known])
     pairs = [(m, found[0]) for m, found in known]
     if style == "all in words":
@@ -302,7 +310,7 @@ def _finding(
 
 
 def _plain(name: str) -> str:
-    return clean(parameter_words(name))
+    return sanitize(parameter_label(name))
 
 
 def _in_brief(known: Sequence[tuple[Measure, Row]]) -> list[str]:
@@ -324,24 +332,24 @@ def _in_brief(known: Sequence[tuple[Measure, Row]]) -> list[str]:
 
 
 def _size(measure: Measure, row: Row) -> str:
-    within = interval(row.get("low"), row.get("high"), signed=True)
-    return f"{measure.label} {fixed(row.get('difference'), signed=True)} {within}"
+    within = format_interval(row.get("low"), row.get("high"), signed=True)
+    return f"{measure.label} {format_fixed(row.get('difference'), signed=True)} {within}"
 
 
 def _needs(row: Row) -> str:
-    n = number(row.get("units_for_power_80"))
+    n = as_finite_float(row.get("units_for_power_80"))
     return f" (needs {needed(n, unit_of(row)).removeprefix('about ')})" if n else ""
 
 
 def _claim(measure: Measure, row: Row, how: Verdict) -> str:
-    p, ahead = number(row.get("p_holm")), units_ahead(row, measure, how)
+    p, ahead = as_finite_float(row.get("p_holm")), units_ahead(row, measure, how)
     share = f" {ahead}" if ahead else ""
-    return f"{_size(measure, row)}{share}{'' if p is None else f' ({p_value(p)})'}"
+    return f"{_size(measure, row)}{share}{'' if p is None else f' ({format_p_value(p)})'}"
 
 
 def _along(evidence: RunView, measure: Measure, rows: Sequence[Row]) -> str:
     """Return how a method stands to the baseline along a sweep, in a few words."""
-    known = [row for row in rows if number(row.get("difference")) is not None]
+    known = [row for row in rows if as_finite_float(row.get("difference")) is not None]
     if not known:
         return f"{measure.label} not compared"
     middle = median(float(row["difference"]) for row in known)
@@ -354,11 +362,12 @@ def _along(evidence: RunView, measure: Measure, rows: Sequence[Row]) -> str:
     against = sum(is_told(row) and verdict(row) != way for row in known)
     other = f", {against} significantly the other way" if against else ""
     most = max(known, key=lambda row: sign * float(row["difference"]))
-    within = interval(most.get("low"), most.get("high"), signed=True)
-    at = place_words(evidence.points.get(str(most["cell"]), {}))
+    within = format_interval(most.get("low"), most.get("high"), signed=True)
+    at = point_label(evidence.points.get(str(most["cell"]), {}))
     return (
         f"{measure.label} {way} at {ahead} of {len(known)}, {told} significantly{other}: "
-        f"median {fixed(middle, signed=True)}, at most {fixed(most['difference'], signed=True)} "
+        f"median {format_fixed(middle, signed=True)}, at most "
+        f"{format_fixed(most['difference'], signed=True)} "
         f"{within} at {at}"
     )
 
@@ -368,16 +377,16 @@ def _along(evidence: RunView, measure: Measure, rows: Sequence[Row]) -> str:
 
 def certainty(evidence: RunView) -> list[str]:
     """Return how far the differences can be believed: correction, number of units, power."""
-    rows = [row for row in evidence.compared if number(row.get("p_holm")) is not None]
+    rows = [row for row in evidence.compared if as_finite_float(row.get("p_holm")) is not None]
     if not rows:
         return []
     n_told = sum(is_told(row) for row in rows)
     none = "none" if n_told == 0 else str(n_told)
-    unit, n = unit_of(rows[0]), max(int(number(row.get("n_units")) or 0) for row in rows)
+    unit, n = unit_of(rows[0]), max(int(as_finite_float(row.get("n_units")) or 0) for row in rows)
     told = [
-        f"{none[0].upper()}{none[1:]} of {of(len(rows), 'comparison')} "
+        f"{none[0].upper()}{none[1:]} of {pluralize(len(rows), 'comparison')} "
         f"{'is' if n_told == 1 else 'are'} significant: p below 0.05 after Holm's correction for "
-        f"their number. Intervals are 95 %, paired over {of(n, unit)}."
+        f"their number. Intervals are 95 %, paired over {pluralize(n, unit)}."
     ]
     powers = [text for m in evidence.measured if (text := _power(m, rows))]
     if powers:
@@ -393,7 +402,7 @@ def _power(measure: Measure, rows: Sequence[Row]) -> str:
         about(int(n))
         for row in rows
         if row["measure"] == measure.column
-        and (n := number(row.get("units_for_power_80"))) is not None
+        and (n := as_finite_float(row.get("units_for_power_80"))) is not None
     ]
     if not found:
         return ""

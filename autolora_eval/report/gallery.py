@@ -11,7 +11,14 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
-from autolora_eval._text import NOT_RECORDED, clip, number, of, parameter_words
+from autolora_eval._text import (
+    NOT_RECORDED,
+    as_finite_float,
+    image_link,
+    parameter_label,
+    pluralize,
+    truncate,
+)
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.report.gallery_data import Replies, Shown, shown_images
 from autolora_eval.report.run_view import (
@@ -109,15 +116,6 @@ class Gallery:
         return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
-def image_link(file: object) -> str:
-    """Return the link that opens an image of the gallery, within the report.
-
-    Args:
-        file: as `file` in scores.parquet.
-    """
-    return f"#image={quote(str(file), safe='/')}"
-
-
 def cell_link(facet: Mapping[str, str], filters: Sequence[Filter]) -> str:
     """Return the link that shows the images of a cell, within the report.
 
@@ -139,7 +137,7 @@ def build_gallery(evidence: RunView) -> Gallery:
     shown = shown_images(evidence)
     replies = Replies(evidence)
     facets = _facets(evidence)
-    prompts = {int(s.row["prompt_index"]): clip(s.row["prompt"], PROMPT_LENGTH) for s in shown}
+    prompts = {int(s.row["prompt_index"]): truncate(s.row["prompt"], PROMPT_LENGTH) for s in shown}
     listed = [_listed(evidence, image, len(prompts) > 1) for image in shown]
     images = [
         {
@@ -147,7 +145,7 @@ def build_gallery(evidence: RunView) -> Gallery:
             "cell": image.cell,
             "prompt_index": int(image.row["prompt_index"]),
             "seed": int(image.row["seed"]),
-            "scores": [number(image.row.get(m.column)) for m in evidence.judged],
+            "scores": [as_finite_float(image.row.get(m.column)) for m in evidence.judged],
             "reason": _reason(evidence, image.row),
             **asdict(tile),
             # The list has those pictures already: they need not stand in the file twice.
@@ -185,8 +183,8 @@ def _facets(evidence: RunView) -> list[dict[str, str]]:
     swept = dict.fromkeys(name for point in evidence.points.values() for name in point)
     facets = [
         {
-            "model": clip(row["model"], NAME_LENGTH),
-            "method": clip(row["method"], NAME_LENGTH),
+            "model": truncate(row["model"], NAME_LENGTH),
+            "method": truncate(row["method"], NAME_LENGTH),
             **{name: evidence.points[row["cell"]].get(name, "") for name in swept},
         }
         for row in evidence.rows
@@ -220,7 +218,7 @@ def _filters(
 
 def _title(name: str) -> str:
     """Return a column as the label of a control: "lora_scale" as "LoRA scale"."""
-    words = parameter_words(name)
+    words = parameter_label(name)
     return words[:1].upper() + words[1:]
 
 
@@ -263,8 +261,8 @@ def _orders(evidence: RunView) -> list[Option]:
 
 def _listed(evidence: RunView, image: Shown, several_prompts: bool) -> ListedImage:
     row = image.row
-    model = f"{clip(row['model'], NAME_LENGTH)} × " if len(evidence.models) > 1 else ""
-    values = [(m.label, number(row.get(m.column))) for m in evidence.judged]
+    model = f"{truncate(row['model'], NAME_LENGTH)} × " if len(evidence.models) > 1 else ""
+    values = [(m.label, as_finite_float(row.get(m.column))) for m in evidence.judged]
     reason = _reason(evidence, row)
     judged = f"unscored: {reason}" if reason else _joined(values)
     return ListedImage(
@@ -273,7 +271,7 @@ def _listed(evidence: RunView, image: Shown, several_prompts: bool) -> ListedIma
         absent=image.absent,
         title=f"{model}{evidence.labels[row['cell']]}",
         text=" · ".join(filter(None, (f"seed {int(row['seed'])}", judged))),
-        prompt=clip(row["prompt"], PROMPT_LENGTH) if several_prompts else "",
+        prompt=truncate(row["prompt"], PROMPT_LENGTH) if several_prompts else "",
     )
 
 
@@ -284,31 +282,34 @@ def _joined(values: Sequence[tuple[str, float | None]]) -> str:
 def _reason(evidence: RunView, row: Row) -> str | None:
     """Return why an image has no score; None if it has, or no judge was asked."""
     reason = in_words(row.get("unscored_reason")) if evidence.judged else None
-    return clip(reason, REASON_LENGTH) if reason else None
+    return truncate(reason, REASON_LENGTH) if reason else None
 
 
 def _facts(evidence: RunView, row: Row) -> list[tuple[str, str]]:
     """Return all that is known of an image: what it is, its scores, and where to find it."""
     point = evidence.points[row["cell"]]
     reason = _reason(evidence, row)
-    passes = number(row.get("nfe"))
+    passes = as_finite_float(row.get("nfe"))
     return [
-        ("Prompt", clip(row["prompt"], PROMPT_LENGTH)),
+        ("Prompt", truncate(row["prompt"], PROMPT_LENGTH)),
         ("Seed", str(int(row["seed"]))),
-        ("Model", clip(row["model"], NAME_LENGTH)),
-        ("Method", clip(row["method"], NAME_LENGTH)),
+        ("Model", truncate(row["model"], NAME_LENGTH)),
+        ("Method", truncate(row["method"], NAME_LENGTH)),
         *((_title(name), value) for name, value in point.items()),
         *((f"{m.display_name} ({m.label})", _score(row, m)) for m in evidence.judged),
         *([("Unscored", reason)] if reason else []),
         ("Denoiser passes", NOT_RECORDED if passes is None else f"{passes:.0f}"),
-        ("File", clip(row.get("file"), 2 * PROMPT_LENGTH)),
-        ("SHA-256", clip(text_of(row.get("sha256")) or "there is no file", NAME_LENGTH)),
+        ("File", truncate(row.get("file"), 2 * PROMPT_LENGTH)),
+        ("SHA-256", truncate(text_of(row.get("sha256")) or "there is no file", NAME_LENGTH)),
     ]
 
 
 def _score(row: Row, measure: Measure) -> str:
     """Return a score, and what the judge expected beside its verdict where that was asked."""
-    value, expected = number(row.get(measure.column)), number(row.get(f"{measure.column}_expected"))
+    value, expected = (
+        as_finite_float(row.get(measure.column)),
+        as_finite_float(row.get(f"{measure.column}_expected")),
+    )
     if value is None:
         return "–"
     beside = "" if expected is None else f"; expected score {expected:.3f}"
@@ -319,15 +320,18 @@ def _what_is_shown(evidence: RunView, shown: Sequence[Shown]) -> str:
     """Say which part of the images is shown, and why not all."""
     total, unscored = len(evidence.images), _unscored(evidence, [i.row for i in shown])
     if len(shown) == total:
-        return f"All {of(total, 'image')} of the run."
+        return f"All {pluralize(total, 'image')} of the run."
     prompts = _first("prompt", shown, evidence.images)
     seeds = _first("seed", shown, evidence.images)
     cells = len({image.cell for image in shown})
-    of_cells = of(cells, "cell") if cells == len(evidence.rows) else f"the first {cells:,} cells"
+    of_cells = (
+        pluralize(cells, "cell") if cells == len(evidence.rows) else f"the first {cells:,} cells"
+    )
     all_unscored = _unscored(evidence, evidence.images)
-    left = f" {unscored:,} of the {of(all_unscored, 'unscored image')} are among them."
+    left = f" {unscored:,} of the {pluralize(all_unscored, 'unscored image')} are among them."
     return (
-        f"{len(shown):,} of the run's {of(total, 'image')}, to keep this file small: {prompts} and "
+        f"{len(shown):,} of the run's {pluralize(total, 'image')}, to keep this file small: "
+        f"{prompts} and "
         f"{seeds}, the same of each of {of_cells}. All are listed in scores.parquet."
         f"{left if all_unscored else ''}"
     )
@@ -338,8 +342,8 @@ def _first(noun: str, shown: Sequence[Shown], images: Sequence[Row]) -> str:
     column = "prompt_index" if noun == "prompt" else noun
     n, total = len({i.row[column] for i in shown}), len({row[column] for row in images})
     if n == total:
-        return f"the {noun}" if n == 1 else f"all {of(total, noun)}"
-    return f"the first{'' if n == 1 else f' {n:,}'} of {of(total, noun)}"
+        return f"the {noun}" if n == 1 else f"all {pluralize(total, noun)}"
+    return f"the first{'' if n == 1 else f' {n:,}'} of {pluralize(total, noun)}"
 
 
 def _unscored(evidence: RunView, rows: Sequence[Row]) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._text import clip, number, of
+from autolora_eval._text import as_finite_float, pluralize, truncate
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.report.document import data_uri
 from autolora_eval.report.run_view import (
@@ -155,7 +155,7 @@ def _copy(folder: Path, row: Row) -> tuple[str, str]:
         image = open_image(inside(folder, text_of(row.get("file")) or ""))
     except (ImageError, ValueError) as error:
         reason = in_words(row.get("image_error")) or in_words(str(error))
-        return "", clip(reason or type(error).__name__, SHOWN_REASON_LENGTH)
+        return "", truncate(reason or type(error).__name__, SHOWN_REASON_LENGTH)
     data, suffix = small_copy(image)
     return data_uri(f"image{suffix}", data), ""
 
@@ -246,7 +246,9 @@ class Replies:
             for n, reply in enumerate(found[:REPEATS_SHOWN])
         ]
         left = len(found) - len(shown)
-        more = ShownReply(f"{of(left, 'more reply', 'more replies')}: {_file(cell)}", None, "")
+        more = ShownReply(
+            f"{pluralize(left, 'more reply', 'more replies')}: {_file(cell)}", None, ""
+        )
         return [*shown, more] if left else shown
 
     def _read(self, cell: str) -> ByImage | str:
@@ -256,7 +258,7 @@ class Replies:
             path = inside(folder.path, str(folder.judgements(cell).relative_to(folder.path)))
             return _by_image(JudgementFile(path).rows(self._key))
         except (AutoLoRAEvalError, OSError, ValueError, LookupError, TypeError) as error:
-            return f"{_file(cell)} cannot be read: {clip(_first_line(error), REASON_LENGTH)}"
+            return f"{_file(cell)} cannot be read: {truncate(_first_line(error), REASON_LENGTH)}"
 
 
 def _by_image(rows: Iterable[Row]) -> ByImage:
@@ -272,7 +274,7 @@ def _shown(row: Row, n: int, total: int, cell: str, judged: Sequence[Measure]) -
     raw = row.get("raw")
     raw = raw if isinstance(raw, str) else None
     about = [
-        clip(row.get("model") or "a model not recorded", NAME_LENGTH),
+        truncate(row.get("model") or "a model not recorded", NAME_LENGTH),
         f"asked for time {n + 1} of {total}" if total > 1 else "",
         f"attempt {row.get('attempt', 1)}",
         _seconds(row),
@@ -283,13 +285,13 @@ def _shown(row: Row, n: int, total: int, cell: str, judged: Sequence[Measure]) -
     if raw is not None and len(raw) > RAW_LENGTH:
         note = f"The first {RAW_LENGTH:,} of {len(raw):,} characters; the rest is in {_file(cell)}."
         raw = raw[:RAW_LENGTH]
-    return ShownReply(clip(", ".join(filter(None, about)), 3 * REASON_LENGTH), raw, note)
+    return ShownReply(truncate(", ".join(filter(None, about)), 3 * REASON_LENGTH), raw, note)
 
 
 def _seconds(row: Row) -> str:
     if row.get("cached"):
         return "from the cache of earlier replies"
-    seconds = number(row.get("latency_seconds"))
+    seconds = as_finite_float(row.get("latency_seconds"))
     return "" if seconds is None else f"{seconds:.2f} s"
 
 
@@ -297,12 +299,12 @@ def _verdict(row: Row, judged: Sequence[Measure]) -> str:
     scores = row.get("scores")
     if not isinstance(scores, dict):
         return f"unscored: {in_words(row.get('reason')) or 'reason not recorded'}"
-    values = {measure.label: number(scores.get(measure.column)) for measure in judged}
+    values = {measure.label: as_finite_float(scores.get(measure.column)) for measure in judged}
     return ", ".join(f"{label} {value:g}" for label, value in values.items() if value is not None)
 
 
 def _file(cell: str) -> str:
-    return clip(f"judgements/{cell}.jsonl", 2 * NAME_LENGTH)
+    return truncate(f"judgements/{cell}.jsonl", 2 * NAME_LENGTH)
 
 
 def _first_line(error: Exception) -> str:

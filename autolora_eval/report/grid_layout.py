@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from autolora_eval._text import clip, fixed, listed, number, of, parameter_words, place_words
+from autolora_eval._text import (
+    as_finite_float,
+    format_fixed,
+    join_names,
+    parameter_label,
+    pluralize,
+    point_label,
+    truncate,
+)
 from autolora_eval.report.findings import (
     at_point,
     best_of,
@@ -82,7 +90,7 @@ class Shelf:
     def prompt(self, index: int, limit: int = PROMPT_LENGTH) -> str:
         """Return a prompt's text."""
         texts = (row["prompt"] for key, row in self.rows.items() if key[1] == index)
-        return clip(next(texts, ""), limit)
+        return truncate(next(texts, ""), limit)
 
     def noise(self, held: str) -> str:
         """Return what is said of the noise of a grid, and that images made elsewhere have theirs.
@@ -117,7 +125,7 @@ def chosen_grids(evidence: RunView) -> list[Choice]:
         grid
         for kind in kinds
         for n, (model, rows) in enumerate(evidence.models.items())
-        for grid in kind(shelf, clip(model, NAME_LENGTH), rows, _suffix(evidence, n))
+        for grid in kind(shelf, truncate(model, NAME_LENGTH), rows, _suffix(evidence, n))
     ]
 
 
@@ -158,7 +166,7 @@ def _by_seed(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iter
 def _left_out(shown: Sequence[object], of_all: Sequence[object], noun: str) -> str:
     if len(shown) == len(of_all):
         return ""
-    return f"The first {len(shown)} of {of(len(of_all), noun)}."
+    return f"The first {len(shown)} of {pluralize(len(of_all), noun)}."
 
 
 def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iterator[Choice]:
@@ -178,7 +186,7 @@ def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
             for other, value in shelf.evidence.points.get(best["cell"], {}).items()
             if other != name
         }
-        methods = list(dict.fromkeys(clip(row["method"], NAME_LENGTH) for row in taking))
+        methods = list(dict.fromkeys(truncate(row["method"], NAME_LENGTH) for row in taking))
         if len(methods) == 1:
             yield _along(shelf, f"{model}: {methods[0]}", name, values, taking, others, suffix)
             continue
@@ -186,17 +194,17 @@ def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
         across = methods[:METHODS_ACROSS]
         told = [
             shelf.noise("The same noise everywhere."),
-            f"At {place_words(others)}." if others else "",
+            f"At {point_label(others)}." if others else "",
             f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
             _left_out(across, methods, "method"),
         ]
         for seed in shelf.seeds[:SEEDS_OF_A_SWEEP]:
             yield Choice(
                 name=f"grid_{_slug(name)}_seed{seed}{suffix}",
-                title=f"{model}: {parameter_words(name)} by method, seed {seed}",
+                title=f"{model}: {parameter_label(name)} by method, seed {seed}",
                 prompt=shelf.prompt(shelf.prompts[0]),
                 caption=" ".join(filter(None, told)),
-                corner=parameter_words(name),
+                corner=parameter_label(name),
                 columns=across,
                 rows=[
                     (value, [_of_method(shelf, found, method, seed) for method in across])
@@ -220,14 +228,14 @@ def _along(
     cells = [at_point(shelf.evidence, taking, {**others, name: value}) for value in shown]
     told = [
         shelf.noise("One noise a row."),
-        f"At {place_words(others)}." if others else "",
+        f"At {point_label(others)}." if others else "",
         f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
         _left_out(seeds, shelf.seeds, "seed"),
     ]
     prompt = shelf.prompts[0]
     return Choice(
         name=f"grid_{_slug(name)}{suffix}",
-        title=f"{title} by {parameter_words(name)}",
+        title=f"{title} by {parameter_label(name)}",
         prompt=shelf.prompt(prompt),
         caption=" ".join(filter(None, told)),
         corner="seed",
@@ -248,7 +256,7 @@ def _along(
 
 
 def _of_method(shelf: Shelf, found: Sequence[Row], method: str, seed: int) -> Place:
-    cells = [row["cell"] for row in found if clip(row["method"], NAME_LENGTH) == method]
+    cells = [row["cell"] for row in found if truncate(row["method"], NAME_LENGTH) == method]
     if not cells:
         return Place(None, f"seed {seed}")
     return shelf.place(cells[0], shelf.prompts[0], seed)
@@ -304,7 +312,7 @@ def _extremes(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
     lines = [line for row in cells for line in _extremes_of(shelf, row)]
     if not lines:
         return
-    names = listed([shelf.label(row) for row in cells])
+    names = join_names([shelf.label(row) for row in cells])
     yield Choice(
         name=f"grid_extremes{suffix}",
         title=f"{model}: the most and the least diverse prompts",
@@ -322,15 +330,17 @@ def _extremes(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
 def _extremes_of(shelf: Shelf, row: Row) -> Iterator[tuple[str, list[Place]]]:
     """Yield the two rows of a cell; none unless two of its prompts have a diversity."""
     found = [r for r in shelf.evidence.diversities if r["cell"] == row["cell"]]
-    known = [r for r in found if number(r.get("diversity")) is not None]
+    known = [r for r in found if as_finite_float(r.get("diversity")) is not None]
     if len(known) < 2:
         return
     ranked = sorted(known, key=lambda prompt: float(prompt["diversity"]))
     ends = {"most": ranked[-1], "least": ranked[0]}
     for end, prompt in ends.items():
         index = int(prompt["prompt_index"])
-        error = number(prompt.get("standard_error"))
-        size = fixed(prompt["diversity"]) + (f" ± {fixed(error)}" if error is not None else "")
+        error = as_finite_float(prompt.get("standard_error"))
+        size = format_fixed(prompt["diversity"]) + (
+            f" ± {format_fixed(error)}" if error is not None else ""
+        )
         label = f"{shelf.label(row)}, {end}: {size} – {shelf.prompt(index, LABEL_LENGTH)}"
         seeds = shelf.seeds[:SEEDS_SHOWN]
         yield label, [shelf.place(row["cell"], index, seed) for seed in seeds]

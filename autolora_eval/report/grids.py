@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autolora_eval._text import clip, fixed, number
+from autolora_eval._text import as_finite_float, format_fixed, truncate
 from autolora_eval.report.grid_layout import PROMPT_LENGTH, Choice, Place, chosen_grids
 from autolora_eval.report.run_view import Row, RunView, in_words, text_of
 from autolora_eval.report.thumbnails import Copy, copies
@@ -106,7 +106,7 @@ def _picture(evidence: RunView, place: Place, found: dict[str, Copy]) -> Picture
     if copy is None or not copy.name:
         error = f"cannot be read: {copy.problem}" if copy else "no file"
         reason = in_words(place.row.get("image_error")) or error
-        return Picture("", clip(f"{place.what}: {reason}", PROMPT_LENGTH))
+        return Picture("", truncate(f"{place.what}: {reason}", PROMPT_LENGTH))
     text = f"{place.what}: {_scores(evidence, place.row)}"
     return Picture(copy.name, text, str(place.row["file"]))
 
@@ -114,11 +114,11 @@ def _picture(evidence: RunView, place: Place, found: dict[str, Copy]) -> Picture
 def _scores(evidence: RunView, row: Row) -> str:
     scores = [measure for measure in evidence.measured if measure.kind == "score"]
     found = [
-        f"{m.label} {fixed(row[m.column], 1)}"
+        f"{m.label} {format_fixed(row[m.column], 1)}"
         for m in scores
-        if number(row.get(m.column)) is not None
+        if as_finite_float(row.get(m.column)) is not None
     ]
     reason = in_words(row.get("unscored_reason"))
     if scores and reason:
-        return clip(f"unscored: {reason}", PROMPT_LENGTH)
+        return truncate(f"unscored: {reason}", PROMPT_LENGTH)
     return ", ".join(found) or "no scores"

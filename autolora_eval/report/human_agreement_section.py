@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autolora_eval._text import alpha_text, clip, count, fixed, interval, listed, number, of
+from autolora_eval._text import (
+    as_finite_float,
+    format_alpha,
+    format_fixed,
+    format_int,
+    format_interval,
+    join_names,
+    pluralize,
+    truncate,
+)
 from autolora_eval.analysis.human_agreement import (
     EXPECTED,
     NEARER,
@@ -51,13 +60,13 @@ def _rated(evidence: RunView) -> list[Measure]:
 
 def _ratings(evidence: RunView) -> str:
     ratings, images, raters = (
-        int(number(evidence.recorded("agreement", key)) or 0)
+        int(as_finite_float(evidence.recorded("agreement", key)) or 0)
         for key in ("ratings", "images", "raters")
     )
     averaged = ", averaged over people for each image" if raters > 1 else ""
     return (
-        f"{of(ratings, 'rating')} of {of(images, 'image')} by "
-        f"{of(raters, 'person', 'people')}{averaged}."
+        f"{pluralize(ratings, 'rating')} of {pluralize(images, 'image')} by "
+        f"{pluralize(raters, 'person', 'people')}{averaged}."
     )
 
 
@@ -66,16 +75,17 @@ def _people_themselves(evidence: RunView) -> list[str]:
     told, alphas = [], []
     for measure in _rated(evidence):
         row = row_where(evidence.agreement, score=measure.column, statistic=RATERS_ALPHA)
-        found = alpha_text(row.get("value"), row.get("low"), row.get("high"))
+        found = format_alpha(row.get("value"), row.get("low"), row.get("high"))
         alphas += [f"{found} on {measure.label}"] if row else []
     if alphas:
         told.append(
-            f"Among themselves, people agree with {listed(alphas)} (Krippendorff's, ordinal): by "
+            f"Among themselves, people agree with {join_names(alphas)} (Krippendorff's, "
+            "ordinal): by "
             "this the judge's agreement with them is to be read."
         )
     for measure in _rated(evidence):
         row = row_where(evidence.agreement, score=measure.column, statistic=NEARER)
-        value, low, high = (number(row.get(key)) for key in ("value", "low", "high"))
+        value, low, high = (as_finite_float(row.get(key)) for key in ("value", "low", "high"))
         if value is None or low is None or high is None:
             continue
         if low <= 0.0 <= high:
@@ -85,7 +95,7 @@ def _people_themselves(evidence: RunView) -> list[str]:
         else:
             nearer = "nearer to" if value > 0 else "farther from"
             verdict = f"the expected score is {nearer} people than the verdict is"
-        within = f"{fixed(value, signed=True)} {interval(low, high, signed=True)}"
+        within = f"{format_fixed(value, signed=True)} {format_interval(low, high, signed=True)}"
         told.append(f"{measure.label}: {verdict} ({within} in mean distance).")
     return told
 
@@ -120,15 +130,15 @@ def _agreement_line(
     if not any(rows.values()):
         return None
     entries = [_agreement_entry(row, statistic, notes) for statistic, row in rows.items()]
-    return Line(name, [*entries, Entry(count(rows["spearman"].get("n_images")))])
+    return Line(name, [*entries, Entry(format_int(rows["spearman"].get("n_images")))])
 
 
 def _agreement_entry(row: Row, statistic: str, notes: Notes) -> Entry:
     signed = STATISTICS[statistic].signed
     reason = text_of(row.get("reason"))
-    within = interval(row.get("low"), row.get("high"), signed=signed)
-    mark = notes.mark(clip(reason, REASON_LENGTH)) if reason else ""
-    return Entry(fixed(row.get("value"), signed=signed), within, mark=mark)
+    within = format_interval(row.get("low"), row.get("high"), signed=signed)
+    mark = notes.mark(truncate(reason, REASON_LENGTH)) if reason else ""
+    return Entry(format_fixed(row.get("value"), signed=signed), within, mark=mark)
 
 
 def _bias_table(evidence: RunView, part: Sequence[Measure]) -> ResultTable:
@@ -145,7 +155,7 @@ def _bias_table(evidence: RunView, part: Sequence[Measure]) -> ResultTable:
                 cell=row["cell"],
             )
             entry = _agreement_entry(of_cell, "bias", notes)
-            n = of(int(number(of_cell.get("n_images")) or 0), "image")
+            n = pluralize(int(as_finite_float(of_cell.get("n_images")) or 0), "image")
             found.append(replace(entry, sub="\n".join(filter(None, (entry.sub, n)))))
         return found
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from autolora_eval._text import (
     DASH,
-    alpha_text,
-    clean,
-    clip,
-    count,
-    fixed,
-    interval,
-    number,
-    of,
+    as_finite_float,
+    format_alpha,
+    format_fixed,
+    format_int,
+    format_interval,
+    pluralize,
+    sanitize,
+    truncate,
 )
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.analysis.reliability import ALL, TENTATIVE_ALPHA
@@ -62,7 +62,7 @@ def reliability_caveats(evidence: RunView) -> list[str]:
 
 
 def _cell_name(evidence: RunView, row: Row) -> str:
-    return f"{clip(row['model'], NAME_LENGTH)} × {evidence.labels[row['cell']]}"
+    return f"{truncate(row['model'], NAME_LENGTH)} × {evidence.labels[row['cell']]}"
 
 
 def _percent(share: float) -> str:
@@ -74,9 +74,9 @@ def _percent(share: float) -> str:
 
 def _often_unscored(evidence: RunView) -> list[str]:
     shares = {
-        row["cell"]: (number(row.get("n_unscored")) or 0) / n
+        row["cell"]: (as_finite_float(row.get("n_unscored")) or 0) / n
         for row in evidence.rows
-        if (n := number(row.get("n_images")))
+        if (n := as_finite_float(row.get("n_images")))
     }
     worst = max(evidence.rows, key=lambda row: shares.get(row["cell"], 0.0))
     share = shares.get(worst["cell"], 0.0)
@@ -95,9 +95,12 @@ def _replies(evidence: RunView) -> Block:
     """Say how the judge was asked, and which images it left unscored for which reason."""
     n, unscored = len(evidence.images), _unscored(evidence)
     if not unscored:
-        told = f"All {count(n)} images were scored." if n != 1 else "The one image was scored."
+        told = f"All {format_int(n)} images were scored." if n != 1 else "The one image was scored."
         return Block("What it left unscored", [told, *_asked(evidence)], [])
-    told = f"Unscored: {count(len(unscored))} of {of(n, 'image')} ({_percent(len(unscored) / n)})."
+    told = (
+        f"Unscored: {format_int(len(unscored))} of {pluralize(n, 'image')} "
+        f"({_percent(len(unscored) / n)})."
+    )
     return Block("What it left unscored", [told, *_asked(evidence)], [_reasons(evidence, unscored)])
 
 
@@ -106,7 +109,7 @@ def _unscored(evidence: RunView) -> list[Row]:
 
 
 def _reason(row: Row) -> str:
-    return clip(in_words(row.get("unscored_reason")) or "", REASON_LENGTH)
+    return truncate(in_words(row.get("unscored_reason")) or "", REASON_LENGTH)
 
 
 def _reasons(evidence: RunView, unscored: list[Row]) -> ResultTable:
@@ -117,18 +120,18 @@ def _reasons(evidence: RunView, unscored: list[Row]) -> ResultTable:
 
     def entries(row: Row) -> list[Entry]:
         found = [_reason(image) for image in unscored if image["cell"] == row["cell"]]
-        n = number(row.get("n_images"))
+        n = as_finite_float(row.get("n_images"))
         counts = [found.count(reason) for reason in shown]
         counts += [len(found) - sum(counts)] if others else []
         share = _percent(len(found) / n) if n and found else ""
         return [
-            Entry(count(n)),
-            Entry(count(len(found)), share),
-            *(Entry(count(c)) for c in counts),
+            Entry(format_int(n)),
+            Entry(format_int(len(found)), share),
+            *(Entry(format_int(c)) for c in counts),
         ]
 
-    columns = ["Images", "Unscored", *(clip(reason, HEAD_LENGTH) for reason in shown)]
-    columns += [of(others, "other reason")] if others else []
+    columns = ["Images", "Unscored", *(truncate(reason, HEAD_LENGTH) for reason in shown)]
+    columns += [pluralize(others, "other reason")] if others else []
     caption = "Images without a score, by cell and reason. They count in no mean, and never as 0."
     groups = by_model(evidence, entries)
     groups = [Group(group.name, without_repetition(group.lines)) for group in groups]
@@ -140,21 +143,21 @@ def _asked(evidence: RunView) -> list[str]:
     judge = evidence.section("judge")
     served, version = judge.get("served_by"), judge.get("server_version")
     named = (served or ("a server of version" if version else None), version)
-    by = " ".join(clip(part, NAME_LENGTH) for part in named if part)
+    by = " ".join(truncate(part, NAME_LENGTH) for part in named if part)
     told = [f"The judge was served by {by}."] if by else []
-    constraint = clip(judge.get("constraint") or "", NAME_LENGTH)
+    constraint = truncate(judge.get("constraint") or "", NAME_LENGTH)
     if constraint == "plain":
         told.append(
             "The judge's replies were free: nothing held them to the rubric's form (plain)."
         )
     elif constraint:
         told.append(f"The judge's replies were held to the rubric's form ({constraint}).")
-    cached = number(judge.get("cached"))
+    cached = as_finite_float(judge.get("cached"))
     if cached:
         verb = "reply was" if cached == 1 else "replies were"
-        told.append(f"{count(cached)} {verb} taken from the cache of earlier runs.")
+        told.append(f"{format_int(cached)} {verb} taken from the cache of earlier runs.")
     if judge.get("cache_problem"):
-        problem = clip(judge["cache_problem"], REASON_LENGTH)
+        problem = truncate(judge["cache_problem"], REASON_LENGTH)
         told.append(f"The cache of earlier runs could not be used: {problem}.")
     return [" ".join(told)] if told else []
 
@@ -166,11 +169,12 @@ def _low_alpha(evidence: RunView) -> list[str]:
     told = []
     for measure in evidence.judged:
         row = _of_all(evidence, measure)
-        alpha = number(row.get("alpha"))
+        alpha = as_finite_float(row.get("alpha"))
         if alpha is not None and alpha < TENTATIVE_ALPHA:
-            found = alpha_text(alpha, row.get("alpha_low"), row.get("alpha_high"))
+            found = format_alpha(alpha, row.get("alpha_low"), row.get("alpha_high"))
             told.append(
-                f"{clean(measure.display_name)}: the judge repeats itself badly, {found} over its "
+                f"{sanitize(measure.display_name)}: the judge repeats itself badly, {found} "
+                "over its "
                 f"own verdicts on the same images. Below {TENTATIVE_ALPHA} is less than "
                 f"{KRIPPENDORFF} accepts even for tentative conclusions."
             )
@@ -183,8 +187,10 @@ def _of_all(evidence: RunView, measure: Measure) -> Row:
 
 def _repeats(evidence: RunView) -> Block:
     scores = evidence.judged
-    repeated = any(number(row.get("n_repeated")) for row in evidence.reliability)
-    expected = any(number(row.get("expected_mean")) is not None for row in evidence.reliability)
+    repeated = any(as_finite_float(row.get("n_repeated")) for row in evidence.reliability)
+    expected = any(
+        as_finite_float(row.get("expected_mean")) is not None for row in evidence.reliability
+    )
     parts = [scores[n : n + SCORES_PER_TABLE] for n in range(0, len(scores), SCORES_PER_TABLE)]
     tables = [
         _repeat_table(evidence, part, repeated, expected) for part in parts if repeated or expected
@@ -199,22 +205,22 @@ def _repeats(evidence: RunView) -> Block:
 
 def _told_of_repeats(evidence: RunView) -> list[str]:
     asked, given = (
-        sum(int(number(_of_all(evidence, m).get(key)) or 0) for m in evidence.judged[:1])
+        sum(int(as_finite_float(_of_all(evidence, m).get(key)) or 0) for m in evidence.judged[:1])
         for key in ("n_asked", "n_verdicts")
     )
-    repeats = number(evidence.recorded("judge", "repeats"))
-    told = f"Each image was judged {count(repeats)} times. " if repeats else ""
+    repeats = as_finite_float(evidence.recorded("judge", "repeats"))
+    told = f"Each image was judged {format_int(repeats)} times. " if repeats else ""
     told += (
         "α is Krippendorff's for ordinal data: 1 where verdicts always agree, 0 where they agree "
         f"as by chance; {KRIPPENDORFF} asks for 0.800, and for {TENTATIVE_ALPHA} at the least."
     )
     lost = (
-        f"{count(asked - given)} of {count(asked)} replies hold no verdict."
+        f"{format_int(asked - given)} of {format_int(asked)} replies hold no verdict."
         if given < asked
         else ""
     )
     greedy = ""
-    if number(_temperature(evidence)) == 0.0:
+    if as_finite_float(_temperature(evidence)) == 0.0:
         greedy = (
             "At temperature 0 a judge repeats itself by design: this tells how deterministic its "
             "server is, and not how sure it is."
@@ -237,7 +243,9 @@ def _repeat_table(
         for measure in part:
             row = row_where(evidence.reliability, score=measure.column, cell=cell)
             found += _repeat_entries(row, notes) if repeated else []
-            found += [Entry(fixed(row.get(key))) for key in ("mean", "expected_mean") if expected]
+            found += [
+                Entry(format_fixed(row.get(key))) for key in ("mean", "expected_mean") if expected
+            ]
         return found
 
     groups = by_model(evidence, lambda row: entries(row["cell"]))
@@ -254,14 +262,16 @@ def _repeat_table(
 
 def _repeat_entries(row: Row, notes: Notes) -> list[Entry]:
     reason = text_of(row.get("reason"))
-    mark = notes.mark(clip(reason, REASON_LENGTH)) if reason else ""
-    within = interval(row.get("alpha_low"), row.get("alpha_high"))
-    alpha = number(row.get("alpha"))
-    share, n = number(row.get("exact_agreement")), number(row.get("n_repeated"))
+    mark = notes.mark(truncate(reason, REASON_LENGTH)) if reason else ""
+    within = format_interval(row.get("alpha_low"), row.get("alpha_high"))
+    alpha = as_finite_float(row.get("alpha"))
+    share, n = as_finite_float(row.get("exact_agreement")), as_finite_float(row.get("n_repeated"))
     equal = (
-        Entry(DASH) if share is None else Entry(_percent(share), f"of {of(int(n or 0), 'image')}")
+        Entry(DASH)
+        if share is None
+        else Entry(_percent(share), f"of {pluralize(int(n or 0), 'image')}")
     )
-    return [Entry(fixed(alpha), within, mark=mark), equal]
+    return [Entry(format_fixed(alpha), within, mark=mark), equal]
 
 
 def _repeat_caption(evidence: RunView, repeated: bool, expected: bool) -> str:

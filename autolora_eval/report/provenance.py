@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
-from autolora_eval._text import NOT_RECORDED, clean, clip, count, number, of, parameter_words
+from autolora_eval._text import (
+    NOT_RECORDED,
+    as_finite_float,
+    format_int,
+    parameter_label,
+    pluralize,
+    sanitize,
+    truncate,
+)
 from autolora_eval.config.sweep import INTERVAL, fields_of, value_text
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
 from autolora_eval.scoring.diversity_metric import metrics_from_manifest
@@ -134,7 +142,7 @@ def _method(name: str, cells: list[Row], counted: Mapping[str, object]) -> Metho
     first = cells[0]
     by_model: dict[str, list[Row]] = {}
     for cell in cells:
-        by_model.setdefault(clip(cell.get("model"), NAME_LENGTH), []).append(cell)
+        by_model.setdefault(truncate(cell.get("model"), NAME_LENGTH), []).append(cell)
     by_setting: dict[str, list[str]] = {}
     for model, alike in by_model.items():
         by_setting.setdefault(_setting(alike, counted), []).append(model)
@@ -143,7 +151,7 @@ def _method(name: str, cells: list[Row], counted: Mapping[str, object]) -> Metho
     else:
         settings = [f"{', '.join(models)}: {setting}" for setting, models in by_setting.items()]
     return MethodAsRun(
-        name=clip(name, NAME_LENGTH),
+        name=truncate(name, NAME_LENGTH),
         guider=_text(first.get("guider")),
         equation=[] if first.get("equation") == "" else atoms(_text(first.get("equation"))),
         summary="" if first.get("summary") == "" else _text(first.get("summary")),
@@ -159,7 +167,7 @@ def _code(stated: object) -> str:
         return ""
     told = [stated.get("class"), stated.get("distribution")]
     sha256 = f"sources SHA-256 {str(stated['sha256'])[:12]}" if stated.get("sha256") else None
-    return clip(", ".join(str(part) for part in (*told, sha256) if part), VALUE_LENGTH)
+    return truncate(", ".join(str(part) for part in (*told, sha256) if part), VALUE_LENGTH)
 
 
 def _setting(cells: list[Row], counted: Mapping[str, object]) -> str:
@@ -171,14 +179,17 @@ def _setting(cells: list[Row], counted: Mapping[str, object]) -> str:
                 values.setdefault(key, {})[str(value)] = None
     named = [f"{key} = {' / '.join(found)}" for key, found in values.items()]
     # What a method declares stands in the plan; of the others the table has what was counted.
-    found = (number(cell.get("nfe")) or number(counted.get(str(cell.get("id")))) for cell in cells)
+    found = (
+        as_finite_float(cell.get("nfe")) or as_finite_float(counted.get(str(cell.get("id"))))
+        for cell in cells
+    )
     nfe = list(dict.fromkeys(found))
-    passes = " / ".join("not recorded" if n is None else count(n) for n in nfe)
+    passes = " / ".join("not recorded" if n is None else format_int(n) for n in nfe)
     told = f"{passes} passes per image"
     if nfe == [None]:
         by_itself = any("sampler" in _with_point(cell) for cell in cells)
         told = "passes not counted" if by_itself else "passes per image not recorded"
-    return clip("; ".join([", ".join(named) or "no parameters", told]), VALUE_LENGTH)
+    return truncate("; ".join([", ".join(named) or "no parameters", told]), VALUE_LENGTH)
 
 
 def _with_point(cell: Row) -> Row:
@@ -212,7 +223,7 @@ def _other_measures(evidence: RunView) -> list[Facts]:
     facts = []
     for stated in metrics_from_manifest(evidence.run.manifest, evidence.run.table):
         told = [stated.get("equation"), stated["source"], _code(stated.get("code"))]
-        name = clip(stated["display_name"], NAME_LENGTH)
+        name = truncate(stated["display_name"], NAME_LENGTH)
         facts.append(Fact(name, _text("; ".join(str(part) for part in told if part))))
     return [Facts("Diversity beside equation (8)", facts)] if facts else []
 
@@ -240,13 +251,13 @@ def _benchmark(evidence: RunView) -> Facts:
 
 def _seeds(seeds: list[Any]) -> str:
     if seeds and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
-        return f"{of(len(seeds), 'seed')}, {seeds[0]} to {seeds[-1]}"
-    return f"{of(len(seeds), 'seed')}: {', '.join(map(str, seeds))}"
+        return f"{pluralize(len(seeds), 'seed')}, {seeds[0]} to {seeds[-1]}"
+    return f"{pluralize(len(seeds), 'seed')}: {', '.join(map(str, seeds))}"
 
 
 def _model(name: str, model: object) -> Facts:
     return Facts(
-        f"Model {clip(name, NAME_LENGTH)}", _flat(model if isinstance(model, dict) else {})
+        f"Model {truncate(name, NAME_LENGTH)}", _flat(model if isinstance(model, dict) else {})
     )
 
 
@@ -274,24 +285,24 @@ def _software(evidence: RunView) -> list[Fact]:
     packages = evidence.section("packages")
     if not packages:
         return [*own, Fact("packages", NOT_RECORDED)]
-    return own + [Fact(clean(name), _text(packages[name])) for name in sorted(packages)]
+    return own + [Fact(sanitize(name), _text(packages[name])) for name in sorted(packages)]
 
 
 def _stages(evidence: RunView) -> list[Fact]:
     stages = evidence.section("stages")
-    facts = [Fact(clean(name), _stage(stage)) for name, stage in stages.items()]
+    facts = [Fact(sanitize(name), _stage(stage)) for name, stage in stages.items()]
     return facts or [Fact("times", NOT_RECORDED)]
 
 
 def _stage(stage: object) -> str:
     if not isinstance(stage, dict):
         return NOT_RECORDED
-    seconds = number(stage.get("seconds"))
+    seconds = as_finite_float(stage.get("seconds"))
     time = "time not recorded" if seconds is None else f"{seconds:,.1f} s"
     counts = [
-        f"{count(stage[key])} {key}"
+        f"{format_int(stage[key])} {key}"
         for key in ("done", "reused")
-        if number(stage.get(key)) is not None
+        if as_finite_float(stage.get(key)) is not None
     ]
     return ", ".join([time, *counts])
 
@@ -304,7 +315,7 @@ def _flat(mapping: Row, prefix: str = "") -> list[Fact]:
     """
     facts: list[Fact] = []
     for key, value in mapping.items():
-        name = f"{prefix}{parameter_words(clean(key))}"
+        name = f"{prefix}{parameter_label(sanitize(key))}"
         if isinstance(value, dict) and len(value) > LISTED_SINGLY:
             facts.append(Fact(name, _in_one_line(value)))
         elif isinstance(value, dict):
@@ -318,7 +329,7 @@ def _flat(mapping: Row, prefix: str = "") -> list[Fact]:
 
 def _in_one_line(mapping: Row) -> str:
     """Return a long mapping, such as a scheduler's configuration, as one line."""
-    return clip(", ".join(f"{f.key} = {f.value}" for f in _flat(mapping)), MAPPING_LENGTH)
+    return truncate(", ".join(f"{f.key} = {f.value}" for f in _flat(mapping)), MAPPING_LENGTH)
 
 
 def _text(value: object) -> str:
@@ -326,5 +337,5 @@ def _text(value: object) -> str:
     if value is None or value == "":
         return NOT_RECORDED
     if isinstance(value, list):
-        return clip(", ".join(map(str, value)), VALUE_LENGTH)
-    return clip(value, VALUE_LENGTH)
+        return truncate(", ".join(map(str, value)), VALUE_LENGTH)
+    return truncate(value, VALUE_LENGTH)

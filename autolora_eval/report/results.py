@@ -5,7 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from autolora_eval._text import DASH, clean, clip, fixed, interval, number
+from autolora_eval._text import (
+    DASH,
+    as_finite_float,
+    format_fixed,
+    format_interval,
+    sanitize,
+    truncate,
+)
 from autolora_eval.analysis import table_layout as layouts
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.report.cost import cost_entries, cost_heads, times_note
@@ -55,7 +62,7 @@ def _best_of_models(evidence: RunView, measure: Measure) -> dict[str, list[Row]]
             settings,
             key=lambda row: (
                 row["method"] != evidence.baseline,
-                sign * (number(row.get(measure.column)) or 0.0),
+                sign * (as_finite_float(row.get(measure.column)) or 0.0),
             ),
         )
         kept = ranked[:room]
@@ -98,13 +105,13 @@ def _by_cell(
             lines.append(
                 Line(evidence.labels[row["cell"]], [*entries, *cost_entries(evidence, row)])
             )
-        groups.append(Group(clip(model, NAME_LENGTH), lines))
+        groups.append(Group(truncate(model, NAME_LENGTH), lines))
     of_each = " of each model" if len(models) > 1 else ""
     costs = "NFE: denoiser passes for one image"
     costs += "; s/image: seconds for one" if len(cost_heads(evidence)) > 1 else ""
     caption = (
         f"{f'{told} ' if told else ''}"
-        f"{', '.join(f'{m.label}: {clean(m.display_name)}' for m in part)}. "
+        f"{', '.join(f'{m.label}: {sanitize(m.display_name)}' for m in part)}. "
         f"{units(evidence)} Best{of_each} in bold; the arrow says which direction is better. "
         f"{costs}. {times_note(evidence)}"
     )
@@ -123,7 +130,7 @@ def _by_point(evidence: RunView) -> list[ResultTable]:
         (row["cell"], m.column): _why_missing(evidence, row["cell"], m)
         for row in evidence.rows
         for m in evidence.measured
-        if number(row.get(m.column)) is None
+        if as_finite_float(row.get(m.column)) is None
     }
     found = layouts.by_point(
         layouts.Results(evidence.rows, evidence.measured, sweep, evidence.points, reasons)
@@ -141,17 +148,17 @@ def _block(
 ) -> ResultTable:
     models = list(evidence.models)
     groups = [
-        Group(clip(model, NAME_LENGTH), _folded(group))
+        Group(truncate(model, NAME_LENGTH), _folded(group))
         for model, group in zip(models, block.groups, strict=True)
     ]
     names = ", ".join(block.labels[1:])
     published = any(line.continues for group in block.groups for line in group)
     below = "the published value and, in brackets, how far ours is above it" if published else ""
     caption = (
-        f"{clean(measure.display_name)} by {names}. {units(evidence)} Best of each row in bold."
-        f"{f' Below: {below}.' if below else ''} {' '.join(map(clean, notes))}"
+        f"{sanitize(measure.display_name)} by {names}. {units(evidence)} Best of each row in bold."
+        f"{f' Below: {below}.' if below else ''} {' '.join(map(sanitize, notes))}"
     ).rstrip()
-    heads = [clip(column, NAME_LENGTH) for column in block.columns]
+    heads = [truncate(column, NAME_LENGTH) for column in block.columns]
     return ResultTable(caption, heads, groups, [], title=block.head)
 
 
@@ -161,7 +168,7 @@ def _folded(group: Sequence[layouts.Line]) -> list[Line]:
     starts = [n for n, line in enumerate(group) if not line.continues]
     for start, end in itertools.pairwise([*starts, len(group)]):
         own, *more = group[start:end]
-        label = " · ".join(clip(text, NAME_LENGTH) for text in own.labels[1:])
+        label = " · ".join(truncate(text, NAME_LENGTH) for text in own.labels[1:])
         below = [[line.entries[n] for line in more] for n in range(len(own.entries))]
         entries = [_entry(entry, found) for entry, found in zip(own.entries, below, strict=True)]
         lines.append(Line(label, entries))
@@ -177,18 +184,20 @@ def _entry(entry: layouts.Entry, more: Sequence[layouts.Entry]) -> Entry:
 
 def _best(rows: Sequence[Row], measure: Measure) -> str | None:
     """Return the best value as it is printed; None where there is nothing to be better than."""
-    values = [v for v in (number(row.get(measure.column)) for row in rows) if v is not None]
+    values = [
+        v for v in (as_finite_float(row.get(measure.column)) for row in rows) if v is not None
+    ]
     if len(values) < 2:
         return None
-    return fixed(max(values) if measure.higher_is_better else min(values))
+    return format_fixed(max(values) if measure.higher_is_better else min(values))
 
 
 def _value(evidence: RunView, row: Row, measure: Measure, best: str | None, notes: Notes) -> Entry:
     value = row.get(measure.column)
-    if number(value) is None:
+    if as_finite_float(value) is None:
         return Entry(DASH, mark=notes.mark(_why_missing(evidence, row["cell"], measure)))
-    text = fixed(value)
-    within = interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
+    text = format_fixed(value)
+    within = format_interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
     cell = str(row["cell"])
     return Entry(text, within or "no interval", bold=text == best, cell=cell)
 
@@ -200,14 +209,14 @@ def _why_missing(evidence: RunView, cell: str, measure: Measure) -> str:
         return no_diversity
     if measure.kind == "extra":
         why = evidence.why_undefined(cell, measure.column)
-        return f"{clean(measure.display_name)} is undefined: {why}"
+        return f"{sanitize(measure.display_name)} is undefined: {why}"
     no_score = f"no image was scored: {evidence.why_unscored(cell)}"
     if measure.kind == "score":
         return no_score
     row = next(r for r in evidence.rows if r["cell"] == cell)
     lacking = []
-    if number(row.get("diversity")) is None:
+    if as_finite_float(row.get("diversity")) is None:
         lacking.append(no_diversity)
-    if number(row.get(measure.column.removeprefix("div_"))) is None:
+    if as_finite_float(row.get(measure.column.removeprefix("div_"))) is None:
         lacking.append(no_score)
     return "; ".join(lacking) or "reason not recorded"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from autolora_eval._files import sha256_file
-from autolora_eval._text import clean, clip, number, parameter_words, place_words
+from autolora_eval._text import as_finite_float, parameter_label, point_label, sanitize, truncate
 from autolora_eval.analysis.metric_columns import Measure, measures
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.config.sweep import value_text
@@ -138,18 +138,19 @@ class RunView:
 
     def _label(self, row: Row) -> str:
         alike = [r for r in self.models[row["model"]] if r["method"] == row["method"]]
-        name = clip(row["method"], NAME_LENGTH)
+        name = truncate(row["method"], NAME_LENGTH)
         if len(alike) == 1:
             return name
         point = self._differing_point(row, alike)
         if point:
-            return clip(f"{name} ({place_words(point)})", 2 * NAME_LENGTH)
+            return truncate(f"{name} ({point_label(point)})", 2 * NAME_LENGTH)
         differing = [
-            f"{parameter_words(key)} {row[key]:g}"
+            f"{parameter_label(key)} {row[key]:g}"
             for key in self._parameter_columns
-            if number(row.get(key)) is not None and len({str(r.get(key)) for r in alike}) > 1
+            if as_finite_float(row.get(key)) is not None
+            and len({str(r.get(key)) for r in alike}) > 1
         ]
-        return clean(f"{name} ({', '.join(differing)})") if differing else name
+        return sanitize(f"{name} ({', '.join(differing)})") if differing else name
 
     @cached_property
     def points(self) -> dict[str, dict[str, str]]:
@@ -176,7 +177,7 @@ class RunView:
         listed = self.recorded("cells")
         return {
             str(cell.get("id")): {
-                clip(name, NAME_LENGTH): clip(value_text(value), NAME_LENGTH)
+                truncate(name, NAME_LENGTH): truncate(value_text(value), NAME_LENGTH)
                 for name, value in cell["point"].items()
             }
             for cell in (listed if isinstance(listed, list) else [])
@@ -297,7 +298,7 @@ def in_words(reason: object) -> str | None:
 
 def tally(reasons: Iterable[object]) -> list[tuple[str, int]]:
     """Return the distinct texts and how often each stands there, the most frequent first."""
-    found = Counter(clip(reason, REASON_LENGTH) for reason in reasons if text_of(reason))
+    found = Counter(truncate(reason, REASON_LENGTH) for reason in reasons if text_of(reason))
     return sorted(found.items(), key=lambda item: (-item[1], item[0]))
 
 

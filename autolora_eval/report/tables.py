@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from autolora_eval._text import (
     DASH,
-    clip,
-    count,
-    fixed,
-    interval,
-    number,
-    p_value,
+    as_finite_float,
+    format_fixed,
+    format_int,
+    format_interval,
+    format_p_value,
+    truncate,
 )
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.report.run_view import Row, RunView, text_of
@@ -134,7 +134,7 @@ def units(evidence: RunView) -> str:
 def over_units(rows: Sequence[Row]) -> str:
     """Return " over prompts", or whatever the rows' intervals are taken over, if that is one."""
     units = {unit for row in rows if (unit := text_of(row.get("unit")))}
-    return f" over {clip(units.pop(), 20)}s" if len(units) == 1 else ""
+    return f" over {truncate(units.pop(), 20)}s" if len(units) == 1 else ""
 
 
 def head(measure: Measure) -> str:
@@ -149,22 +149,23 @@ def references(evidence: RunView) -> ResultTable | None:
     part = [
         m
         for m in part
-        if any(number(r.get(f"{m.column}_reference")) is not None for r in evidence.rows)
+        if any(as_finite_float(r.get(f"{m.column}_reference")) is not None for r in evidence.rows)
     ]
     if not part:
         return None
 
     def entry(row: Row, measure: Measure) -> Entry:
         ours, published = (
-            number(row.get(measure.column)),
-            number(row.get(f"{measure.column}_reference")),
+            as_finite_float(row.get(measure.column)),
+            as_finite_float(row.get(f"{measure.column}_reference")),
         )
         if published is None:
             return Entry(DASH)
         if ours is None:
-            return Entry(fixed(published), f"{DASH} here")
+            return Entry(format_fixed(published), f"{DASH} here")
         return Entry(
-            fixed(published), f"{fixed(ours)} here\n({fixed(ours - published, signed=True)})"
+            format_fixed(published),
+            f"{format_fixed(ours)} here\n({format_fixed(ours - published, signed=True)})",
         )
 
     caption = (
@@ -184,14 +185,14 @@ def differences(evidence: RunView) -> list[ResultTable]:
         if row["method"] == evidence.baseline:
             return Entry("baseline")
         found = compared.get((row["cell"], measure.column), {})
-        within = interval(found.get("low"), found.get("high"), signed=True)
-        p = number(found.get("p_holm"))
+        within = format_interval(found.get("low"), found.get("high"), signed=True)
+        p = as_finite_float(found.get("p_holm"))
         below = [within] if within else []
-        below += [p_value(p)] if p is not None else []
-        return Entry(fixed(found.get("difference"), signed=True), "\n".join(below))
+        below += [format_p_value(p)] if p is not None else []
+        return Entry(format_fixed(found.get("difference"), signed=True), "\n".join(below))
 
     caption = (
-        f"Paired differences from {clip(evidence.baseline, 80)}{_at_the_same_point(evidence)}, "
+        f"Paired differences from {truncate(evidence.baseline, 80)}{_at_the_same_point(evidence)}, "
         "with 95 % intervals; p by the Wilcoxon signed-rank test where a measure is a mean over "
         "the units, else by the t-test of the interval; Holm-corrected over the comparisons of the "
         "run."
@@ -221,13 +222,15 @@ def accounting(evidence: RunView) -> ResultTable:
         f"{m.column}_prompt_mean": f"{m.label} by prompt"
         for m in evidence.measured
         if m.kind == "product"
-        and any(number(row.get(f"{m.column}_prompt_mean")) is not None for row in evidence.rows)
+        and any(
+            as_finite_float(row.get(f"{m.column}_prompt_mean")) is not None for row in evidence.rows
+        )
     }
     groups = by_model(
         evidence,
         lambda row: (
-            [Entry(count(row.get(column))) for column in counted]
-            + [Entry(fixed(row.get(column))) for column in by_prompt]
+            [Entry(format_int(row.get(column))) for column in counted]
+            + [Entry(format_fixed(row.get(column))) for column in by_prompt]
         ),
     )
     if not by_prompt:
@@ -280,5 +283,5 @@ def by_model(
         kept = [row for row in rows if shown is None or row["cell"] in shown]
         lines = [Line(evidence.labels[row["cell"]], entries(row)) for row in kept]
         if lines:
-            groups.append(Group(clip(model, 80), lines))
+            groups.append(Group(truncate(model, 80), lines))
     return groups

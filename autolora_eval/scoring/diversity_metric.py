@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import Json
-from autolora_eval._text import of
+from autolora_eval._text import pluralize
 from autolora_eval.plugins.registry import Registry
 from autolora_eval.plugins.third_party import code_of
 from autolora_eval.runs.columns import is_no_measure
@@ -102,9 +102,9 @@ class DiversityMetric:
     def _undefined(self, matrix: Floats, reference: Floats | None = None) -> str | None:
         """Return why there is no value of these features; None if there may be one."""
         if len(matrix) < self.least_images:
-            return f"needs at least {of(self.least_images, 'image')}, has {len(matrix)}"
+            return f"needs at least {pluralize(self.least_images, 'image')}, has {len(matrix)}"
         if reference is not None and len(reference) < self.least_reference:
-            least = of(self.least_reference, "image")
+            least = pluralize(self.least_reference, "image")
             return f"needs at least {least} of the reference, which has {len(reference)}"
         known = [matrix] if reference is None else [matrix, reference]
         if not all(one.shape[1] and np.isfinite(unit_vectors(one)).all() for one in known):

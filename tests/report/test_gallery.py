@@ -15,9 +15,9 @@ from report.judged_gallery import gallery_of, judgement, write_judgements
 from report.readers import gallery_page, in_two, page, reported
 from report.synthetic_run import Tables
 
+from autolora_eval._text import image_link
 from autolora_eval.report import gallery_data as gallery_images
 from autolora_eval.report import write_report
-from autolora_eval.report.gallery import image_link
 from autolora_eval.report.gallery_data import Place, chosen_places, small_copy
 from autolora_eval.report.run_view import read_evidence
 from autolora_eval.runs.folder import RunFolder

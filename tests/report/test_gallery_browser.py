@@ -9,8 +9,8 @@ from report.browser import NAMES, Browser, find_browser
 from report.synthetic_run import Tables
 from report.test_gallery import HOSTILE, judgement, write_judgements
 
+from autolora_eval._text import image_link
 from autolora_eval.report import write_report
-from autolora_eval.report.gallery import image_link
 from autolora_eval.runs.folder import RunFolder
 
 Maker = Callable[..., Tables]

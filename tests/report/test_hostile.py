@@ -10,7 +10,7 @@ from PIL import Image
 from report.readers import page, pdf_text, reported, svg_texts
 from report.synthetic_run import Tables
 
-from autolora_eval._text import clean, clip, fixed
+from autolora_eval._text import format_fixed, sanitize, truncate
 from autolora_eval.report.document import own_fonts_suffice
 from autolora_eval.report.provenance import atoms
 from autolora_eval.report.thumbnails import copies, opened
@@ -169,13 +169,13 @@ def test_large_images_do_not_make_a_large_report(tmp_path: Path, make_run: Maker
 
 
 def test_text_helpers() -> None:
-    assert clean(" a\n\tb  c ") == "a b c"
-    assert clip("abcdef", 3) == "abc … [the first 3 of 6 characters]"
-    assert clip("abc", 3) == "abc"
-    assert fixed(-0.0004) == "0.000"
-    assert fixed(-0.012, signed=True) == "−0.012"
-    assert fixed(float("nan")) == "–"
-    assert fixed(None) == "–"
+    assert sanitize(" a\n\tb  c ") == "a b c"
+    assert truncate("abcdef", 3) == "abc … [the first 3 of 6 characters]"
+    assert truncate("abc", 3) == "abc"
+    assert format_fixed(-0.0004) == "0.000"
+    assert format_fixed(-0.012, signed=True) == "−0.012"
+    assert format_fixed(float("nan")) == "–"
+    assert format_fixed(None) == "–"
 
 
 def shown(equation: str) -> list[tuple[str, str, str]]:

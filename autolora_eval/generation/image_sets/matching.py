@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import Json, prompt_folder, slug, write_text
-from autolora_eval._text import of
+from autolora_eval._text import pluralize
 from autolora_eval.config.plan import ImageJob
 from autolora_eval.generation.image_sets.records import Entry, ImageSet, Looked, same_content
 
@@ -182,7 +182,7 @@ def _why_extra(entry: Entry, meant: Sequence[str], seed: int | None, n_seeds: in
         what = "folder" if entry.path is not None and entry.prompt is not None else "prompt"
         return f"no such {what} in the benchmark" if entry.prompt else "its prompt is not stated"
     if seed is None and n_seeds is not None:
-        return f"the benchmark has only {of(n_seeds, 'seed')}"
+        return f"the benchmark has only {pluralize(n_seeds, 'seed')}"
     if seed is None:
         return "its name states no seed" if entry.seed is None else "no such seed"
     return "no such seed in the benchmark"

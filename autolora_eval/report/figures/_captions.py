@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from autolora_eval._text import listed, parameter_words, place_words
+from autolora_eval._text import join_names, parameter_label, point_label
 from autolora_eval.report.figures._base import FigureData
 from autolora_eval.report.figures._style import short, values
 
@@ -27,11 +27,11 @@ def named_cells(data: FigureData, cells: Sequence[str]) -> str:
         name = f"{model} × {method}" if several else str(method)
         groups.setdefault(name, []).append(_place(data, cell))
     if len(rows) > NAMES_LISTED:
-        return listed([f"{len(places)} of {name}" for name, places in groups.items()])
+        return join_names([f"{len(places)} of {name}" for name, places in groups.items()])
     told = [
         f"{name} at {_together(places)}" if any(places) else name for name, places in groups.items()
     ]
-    return "; ".join(told) if len(told) < len(rows) else listed(told)
+    return "; ".join(told) if len(told) < len(rows) else join_names(told)
 
 
 def beside_method(data: FigureData, cell: str) -> str:
@@ -44,19 +44,19 @@ def beside(data: FigureData, what: str) -> Iterator[str]:
     """Yield a sentence on the bare values that stand beside something, if there is a sweep."""
     swept = list(dict.fromkeys(name for point in data.points.values() for name in point))
     if swept:
-        yield f"Beside {what}: its {listed([parameter_words(name) for name in swept])}."
+        yield f"Beside {what}: its {join_names([parameter_label(name) for name in swept])}."
 
 
 def _place(data: FigureData, cell: str) -> str:
-    return place_words(data.points.get(cell, {}))
+    return point_label(data.points.get(cell, {}))
 
 
 def _together(places: Sequence[str]) -> str:
     """Return "LoRA scale 0.2, 0.3 and 0.4" for three places that begin alike."""
     heads = {place.rpartition(" ")[0] for place in places}
     if len(heads) > 1 or len(places) == 1:
-        return listed(list(places))
-    return f"{heads.pop()} {listed([place.rpartition(' ')[2] for place in places])}"
+        return join_names(list(places))
+    return f"{heads.pop()} {join_names([place.rpartition(' ')[2] for place in places])}"
 
 
 def lacking(

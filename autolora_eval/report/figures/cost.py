@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from autolora_eval._text import fixed, listed
+from autolora_eval._text import format_fixed, join_names
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.report.figures._axis_limits import cut, cut_axis
@@ -67,7 +67,7 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
         measured = data.measured[start : start + room]
         yield Drawing(
             name=FIGURE.name,
-            title=f"{listed([measure.label for measure in measured])} against cost",
+            title=f"{join_names([measure.label for measure in measured])} against cost",
             caption=_caption(data, costs, measured),
             text=_text(data, costs, measured),
             draw=lambda measured=measured: _draw(data, costs, measured),  # type: ignore[misc]
@@ -113,7 +113,7 @@ def _draw(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) 
 
 
 def _caption(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) -> str:
-    parts = [f"Measures against {listed([cost.display_name for cost in costs])}."]
+    parts = [f"Measures against {join_names([cost.display_name for cost in costs])}."]
     parts.append("Further left is cheaper. Bars: 95 % intervals.")
     parts += cut(data.table, measured)
     parts += beside(data, "a mark")
@@ -130,9 +130,11 @@ def _text(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) 
         x = values(data.table, cost.column)
         ends = {"least": int(np.nanargmin(x)), "most": int(np.nanargmax(x))}
         cells = {n: named_cells(data, [data.table["cell"].iloc[n]]) for n in ends.values()}
-        named = [f"{which} {fixed(x[n], cost.digits)} ({cells[n]})" for which, n in ends.items()]
+        named = [
+            f"{which} {format_fixed(x[n], cost.digits)} ({cells[n]})" for which, n in ends.items()
+        ]
         told.append(f"{cost.display_name}: {' and '.join(named)}")
-    names = listed([measure.display_name for measure in measured])
+    names = join_names([measure.display_name for measure in measured])
     return f"{names} against cost. {'; '.join(told)}. The numbers are in the result table."
 
 

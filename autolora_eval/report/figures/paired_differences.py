@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from autolora_eval._text import fixed, listed, of
+from autolora_eval._text import format_fixed, join_names, pluralize
 from autolora_eval.analysis.estimates import (
     Estimate,
     mean_estimate,
@@ -204,7 +204,7 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
             yield Drawing(
                 name=FIGURE.name,
                 title=f"Differences from {_baseline(data)} in "
-                f"{listed([measure.label for measure in measured])}",
+                f"{join_names([measure.label for measure in measured])}",
                 caption=_caption(data, shown, measured, units),
                 text=_text(data, shown, measured),
                 draw=lambda shown=shown, measured=measured: _draw(  # type: ignore[misc]
@@ -344,7 +344,7 @@ def _caption(
     ]
     without = [measure.label for measure in measured if measure.column not in units]
     if without:
-        parts.append(f"{listed(without)} cannot be told {unit} by {unit}.")
+        parts.append(f"{join_names(without)} cannot be told {unit} by {unit}.")
     elif any(measure.kind == "product" for measure in measured):
         parts.append(f"Of products, what each {unit} adds is its jackknife pseudo-value.")
     return " ".join([*parts, *beside(data, "a method"), *_lacking(data, rows, measured)])
@@ -373,10 +373,11 @@ def _text(data: FigureData, rows: Sequence[_Row], measured: Sequence[Measure]) -
         told.append(f"{measure.display_name}: {above} above, {below} below")
         if len(compared) == 1:
             told[-1] = (
-                f"{measure.display_name}: {fixed(compared['difference'].iloc[0], signed=True)}"
+                f"{measure.display_name}: "
+                f"{format_fixed(compared['difference'].iloc[0], signed=True)}"
             )
     return (
-        f"Differences of {of(len(rows), 'cell')} from {_baseline(data)}, {_unit(data)} by "
+        f"Differences of {pluralize(len(rows), 'cell')} from {_baseline(data)}, {_unit(data)} by "
         f"{_unit(data)}; counted are intervals that leave out zero. {'; '.join(told)}. "
         "The numbers are in the table of differences."
     )

@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from autolora_eval._text import listed, of
+from autolora_eval._text import join_names, pluralize
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
 from autolora_eval.report.figures._captions import beside
@@ -166,7 +166,7 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
         for sheet in _sheets(groups, columns):
             yield Drawing(
                 name=FIGURE.name,
-                title=f"Distribution of {listed([score.label for score in shown])}",
+                title=f"Distribution of {join_names([score.label for score in shown])}",
                 caption=_caption(data, shown),
                 text=_text(data, shown),
                 draw=lambda sheet=sheet, shown=shown: _draw(data, sheet, shown),  # type: ignore[misc]
@@ -265,14 +265,14 @@ def _key(on: Levels) -> Key:
 
 def _caption(data: FigureData, scores: Sequence[Measure]) -> str:
     parts = [
-        f"Images of each cell by {listed([score.display_name for score in scores])}, from the "
+        f"Images of each cell by {join_names([score.display_name for score in scores])}, from the "
         "lowest score, light, to the highest, dark; hatched: images without a score."
     ]
     images = data.scores[data.scores["cell"].isin(data.table["cell"])]
     for score in scores:
         lost = int(np.isnan(values(images, score.column)).sum())
         if lost:
-            parts.append(f"{score.label}: {lost:,} of {of(len(images), 'image')} unscored.")
+            parts.append(f"{score.label}: {lost:,} of {pluralize(len(images), 'image')} unscored.")
     return " ".join([*parts, *beside(data, "a bar")])
 
 
@@ -286,7 +286,7 @@ def _text(data: FigureData, scores: Sequence[Measure]) -> str:
             for name, share in zip([*on.names, UNSCORED], mean, strict=True)
         ]
         told.append(f"{score.display_name}, mean over cells: {', '.join(named)}")
-    return f"Distribution of scores in {of(len(data.table), 'cell')}. {'. '.join(told)}."
+    return f"Distribution of scores in {pluralize(len(data.table), 'cell')}. {'. '.join(told)}."
 
 
 FIGURE = FigureKind("score_distributions", place=50, drawings=_drawings)

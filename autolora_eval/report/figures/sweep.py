@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from autolora_eval._files import slug
-from autolora_eval._text import fixed, listed, parameter_words, place_words
+from autolora_eval._text import format_fixed, join_names, parameter_label, point_label
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.report.figures._axis_limits import cut, cut_axis
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
@@ -108,7 +108,7 @@ def facets(data: FigureData, model: str, sweep: Sweep, others: Sequence[Sweep]) 
         fits = [_agrees(data.points.get(cell, {}), point) for cell in rows["cell"]]
         cells = rows[fits]
         if any(sweep.parameter in data.points.get(cell, {}) for cell in cells["cell"]):
-            title = place_words(point)
+            title = point_label(point)
             found.append(Facet(title, cells))
     return found
 
@@ -167,8 +167,8 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
     for sheet in _sheets(data):
         yield Drawing(
             name=sheet.name,
-            title=f"{listed([m.label for m in sheet.measured])} against "
-            f"{parameter_words(sheet.sweep.parameter)}",
+            title=f"{join_names([m.label for m in sheet.measured])} against "
+            f"{parameter_label(sheet.sweep.parameter)}",
             caption=_caption(data, sheet),
             text=_text(data, sheet),
             draw=lambda sheet=sheet: _draw(data, sheet),  # type: ignore[misc]
@@ -217,7 +217,7 @@ def _name_axes(grid: Any, sheet: _Sheet, panels: Sequence[tuple[Measure, Facet]]
         if side_by_side and place % n_columns == 0:
             literal(axis.set_ylabel(label_title(measure)))
         if place + n_columns >= len(panels):  # nothing stands below
-            literal(axis.set_xlabel(short(parameter_words(sheet.sweep.parameter))))
+            literal(axis.set_xlabel(short(parameter_label(sheet.sweep.parameter))))
             axis.xaxis.set_tick_params(labelbottom=True)
         _tick(axis, sheet.sweep, WIDTH / n_columns - 0.55)
 
@@ -336,7 +336,7 @@ def _has_published(sheet: _Sheet) -> bool:
 
 
 def _caption(data: FigureData, sheet: _Sheet) -> str:
-    what = parameter_words(sheet.sweep.parameter)
+    what = parameter_label(sheet.sweep.parameter)
     if sheet.sweep.is_number:
         parts = [f"Against {what}, one line a method. Bands: 95 % intervals."]
     else:
@@ -369,14 +369,15 @@ def _text(data: FigureData, sheet: _Sheet) -> str:
         own = {data.points.get(c, {}).get(sweep.parameter): c for c in cells["cell"]}
         value = dict(zip(cells["cell"], values(cells, first.column), strict=True))
         ends = [text for text in (sweep.texts[0], sweep.texts[-1]) if text in own]
-        at = [f"{fixed(value[own[text]])} at {text}" for text in ends]
+        at = [f"{format_fixed(value[own[text]])} at {text}" for text in ends]
         told.append(
-            f"{method} {' and '.join(at) or fixed(value[own.get(None, cells['cell'].iloc[0])])}"
+            f"{method} "
+            f"{' and '.join(at) or format_fixed(value[own.get(None, cells['cell'].iloc[0])])}"
         )
-    names = listed([measure.display_name for measure in sheet.measured])
+    names = join_names([measure.display_name for measure in sheet.measured])
     where = f" for {facet.title}" if facet.title else ""
     return (
-        f"{names} against {parameter_words(sweep.parameter)}. {first.display_name}{where}: "
+        f"{names} against {parameter_label(sweep.parameter)}. {first.display_name}{where}: "
         f"{'; '.join(told)}. The numbers are in the result table."
     )
 

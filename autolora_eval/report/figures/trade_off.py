@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from autolora_eval._text import fixed, listed, of
+from autolora_eval._text import format_fixed, join_names, pluralize
 from autolora_eval.analysis.metric_columns import DIVERSITY, Measure
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
 from autolora_eval.report.figures._captions import beside, lacking, named_cells
@@ -103,7 +103,9 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
     judged = _scores(data)
     yield Drawing(
         name=FIGURE.name,
-        title=f"Diversity against {listed([m.label for m in judged])}" if judged else "Diversity",
+        title=f"Diversity against {join_names([m.label for m in judged])}"
+        if judged
+        else "Diversity",
         caption=_caption(data) if judged else _caption_alone(data),
         text=_text(data),
         draw=lambda: _trade_off(data) if judged else _diversity_alone(data),
@@ -304,17 +306,13 @@ def _caption_alone(data: FigureData) -> str:
 
 def _text(data: FigureData) -> str:
     scores = [measure.display_name for measure in _scores(data)]
-    against = f" against {listed(scores)}" if scores else ""
-    told = [f"Diversity of {of(len(data.table), 'cell')}{against}"]
+    against = f" against {join_names(scores)}" if scores else ""
+    told = [f"Diversity of {pluralize(len(data.table), 'cell')}{against}"]
     found = values(data.table, DIVERSITY.column)
     if np.isfinite(found).any():
         ends = {
-            f"from {fixed(found.min(where=np.isfinite(found), initial=np.inf))}": np.nanargmin(
-                found
-            ),
-            f"to {fixed(found.max(where=np.isfinite(found), initial=-np.inf))}": np.nanargmax(
-                found
-            ),
+            f"from {format_fixed(np.nanmin(found))}": np.nanargmin(found),
+            f"to {format_fixed(np.nanmax(found))}": np.nanargmax(found),
         }
         told += [
             f"{end} ({named_cells(data, [data.table['cell'].iloc[n]])})" for end, n in ends.items()

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from autolora_eval._text import place_words
+from autolora_eval._text import point_label
 from autolora_eval.analysis.metric_columns import measures
 from autolora_eval.report.figures._base import Drawing, FigureData
 from autolora_eval.report.figures._render import kinds
@@ -71,7 +71,7 @@ def made_up(
     for measure in measured:
         table[f"{measure.column}_low"] = table[measure.column] * 0.96
         table[f"{measure.column}_high"] = table[measure.column] * 1.05
-    names = [place_words(point) for point in points.values()]
+    names = [point_label(point) for point in points.values()]
     labels = {
         row.cell: f"{row.method} ({name})" if name else row.method
         for row, name in zip(table.itertuples(), names, strict=True)
