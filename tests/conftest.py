@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,18 @@ from autolora_eval._errors import UsageError
 from autolora_eval.config.load import load_benchmark
 
 ROOT = Path(__file__).resolve().parent.parent
+TIERS = frozenset(("unit", "model", "e2e", "vllm"))
+
+# Each worker, and each process that its tests start, has one core to itself.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that names no tier as `unit`."""
+    for item in items:
+        if not any(mark.name in TIERS for mark in item.iter_markers()):
+            item.add_marker("unit")
 
 
 def save_weights(path: Path) -> Path:

@@ -161,7 +161,7 @@ def check_accounts(plan: Plan, folder: RunFolder, done: Json) -> None:
         assert outcome(row) == told.at[row["sha256"], column]
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_every_image_ends_scored_or_with_the_right_reason(faulty, plan, folder) -> None:
     _, faults = faulty
     first = judge(plan, folder)
@@ -215,7 +215,7 @@ def killed_after(calls: int, faults: Faulty, benchmark: Path, folder: RunFolder)
     process.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_killed_three_times_at_random_nothing_is_lost(faulty, benchmark, plan, folder) -> None:
     _, faults = faulty
     chosen = random.Random(3)

@@ -49,7 +49,7 @@ SERVER = {
     "launch_timeout": 300.0,
 }
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module", autouse=True)
