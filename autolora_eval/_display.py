@@ -18,7 +18,7 @@ from rich.text import Text
 from autolora_eval._files import Json
 from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
-from autolora_eval._text import pluralize
+from autolora_eval._text import format_swept_value, pluralize
 from autolora_eval.config.load import LoadedBenchmark
 from autolora_eval.config.plan import (
     Cell,
@@ -27,7 +27,7 @@ from autolora_eval.config.plan import (
     common_columns,
     describe_parameters,
 )
-from autolora_eval.config.sweep import INTERVAL, fields_of, value_text
+from autolora_eval.config.sweep import INTERVAL, fields_of
 from autolora_eval.guidance.catalogue import (
     BUILT_IN,
     INSTALLED,
@@ -130,7 +130,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Judge calls", f"{plan.n_judge_calls:,}"
     yield "Disk", f"about {_size(plan.disk_bytes)}"
     for name, values in plan.benchmark.sweep.values.items():
-        yield "Sweep", f"{name}: {', '.join(map(value_text, values))}"
+        yield "Sweep", f"{name}: {', '.join(map(format_swept_value, values))}"
     yield "Device", {"auto": "CUDA where there is one, else the CPU"}.get(spec.device, spec.device)
     yield "Prompts", spec.prompts if isinstance(spec.prompts, str) else "in the benchmark file"
     for model in plan.benchmark.models.values():
@@ -206,7 +206,7 @@ def show_run(run: Run) -> None:
         texts = [_number(row[measure.column]) for measure in shown]
         point = points.get(row["cell"], {})
         names = [row["model"], row["method"]]
-        names += [value_text(point[name]) if name in point else "–" for name in swept]
+        names += [format_swept_value(point[name]) if name in point else "–" for name in swept]
         table.add_row(*map(Text, names), *texts, _count(row["nfe"]))
     console.print(table)
     if left_out:

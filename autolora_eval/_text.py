@@ -88,6 +88,13 @@ def point_label(point: Mapping[str, object]) -> str:
     return ", ".join(f"{parameter_label(name)} {value}" for name, value in point.items())
 
 
+def format_swept_value(value: object, separator: str = "–") -> str:
+    """Return a swept value as text: 0.4 as "0.4", 1.0 as "1", an interval as "0.25–0.75"."""
+    if isinstance(value, tuple | list):
+        return separator.join(map(format_swept_value, value))
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
 def join_names(names: list[str]) -> str:
     """Return names as a sentence lists them: "A", "A and B", "A, B and C"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autolora_eval._files import Json
-from autolora_eval._text import format_fixed, format_interval, pluralize, truncate
+from autolora_eval._text import (
+    format_fixed,
+    format_interval,
+    format_swept_value,
+    pluralize,
+    truncate,
+)
 from autolora_eval.analysis.cell_estimates import BoundMeasure, diversity_of
 from autolora_eval.analysis.explain_reader import Place, Row, Sources
 from autolora_eval.analysis.explanation import Explanation, Facts, Listing
 from autolora_eval.analysis.metric_columns import Measure
-from autolora_eval.config.sweep import value_text
 from autolora_eval.scoring.diversity import Floats, diversity, unit_vectors
 
 if TYPE_CHECKING:
@@ -136,7 +141,7 @@ def command(sources: Sources, *place: object) -> str:
 def _what(sources: Sources, row: Row) -> Facts:
     stated = sources.stated(row["cell"])
     parameters = {k: v for k, v in (stated.get("parameters") or {}).items() if v is not None}
-    point = {name: value_text(value) for name, value in (stated.get("point") or {}).items()}
+    point = {name: format_swept_value(value) for name, value in (stated.get("point") or {}).items()}
     facts = {
         "rule": stated.get("equation") or ("not stated" if "equation" in stated else None),
         "source": stated.get("source"),

@@ -12,13 +12,13 @@ from autolora_eval._text import (
     format_fixed,
     format_interval,
     format_p_value,
+    format_swept_value,
     pluralize,
     point_label,
     sanitize,
 )
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.config.plan import Cell
-from autolora_eval.config.sweep import value_text
 
 SIGNIFICANCE = 0.05
 MOST_UNITS = 10_000
@@ -179,4 +179,4 @@ def _name(cell: Cell, other: Cell) -> str:
 
 
 def _at(point: Mapping[str, Any]) -> str:
-    return point_label({name: value_text(value) for name, value in point.items()})
+    return point_label({name: format_swept_value(value) for name, value in point.items()})

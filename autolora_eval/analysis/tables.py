@@ -10,6 +10,7 @@ import pandas as pd
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import Json, atomic_write, write_text
+from autolora_eval._text import format_swept_value
 from autolora_eval.analysis.cell_estimates import (
     Estimates,
     References,
@@ -31,7 +32,7 @@ from autolora_eval.analysis.sentences import with_sentences
 from autolora_eval.analysis.table_layout import Results, fitting, latex, markdown
 from autolora_eval.analysis.timings import write_timings
 from autolora_eval.config.plan import Cell, Plan
-from autolora_eval.config.sweep import fields_of, value_text
+from autolora_eval.config.sweep import fields_of
 from autolora_eval.runs.folder import RunFolder
 
 
@@ -235,11 +236,11 @@ def _write_readable(
     reasons: Mapping[tuple[str, str], str],
 ) -> None:
     sweep = {
-        name: [value_text(value) for value in values]
+        name: [format_swept_value(value) for value in values]
         for name, values in plan.benchmark.sweep.values.items()
     }
     points = {
-        cell.id: {name: value_text(value) for name, value in cell.point.items()}
+        cell.id: {name: format_swept_value(value) for name, value in cell.point.items()}
         for cell in plan.cells
     }
     rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]

@@ -9,8 +9,9 @@ from pydantic import create_model
 
 from autolora_eval._errors import UsageError
 from autolora_eval._sources import cached
+from autolora_eval._text import format_swept_value
 from autolora_eval.config.inputs import INDEX, pipeline_class
-from autolora_eval.config.sweep import Sweep, at_point, own_point, value_text
+from autolora_eval.config.sweep import Sweep, at_point, own_point
 from autolora_eval.runs.columns import parameter_column
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str 
         values = stated.with_model_defaults(model.spec.guidance_scale)
         why = method.rule.refusal(values, pipeline)
         if why is not None:
-            at = ", ".join(f"{name} {value_text(value)}" for name, value in own.items())
+            at = ", ".join(f"{name} {format_swept_value(value)}" for name, value in own.items())
             place = f" ({pipeline})" if pipeline else ""
             return f"on '{model.name}'{place}{f' at {at}' if at else ''}: {why}"
     return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import content_hash, prompt_folder, slug
+from autolora_eval._text import format_swept_value
 from autolora_eval.config.load import LoadedBenchmark, ResolvedMethod, ResolvedModel
 from autolora_eval.config.sweep import (
     LORA_SCALE,
@@ -16,7 +17,6 @@ from autolora_eval.config.sweep import (
     at_point,
     fields_of,
     own_point,
-    value_text,
 )
 from autolora_eval.guidance.method import MethodParameters
 from autolora_eval.runs.columns import parameter_column
@@ -50,7 +50,7 @@ class Cell:
     @property
     def title(self) -> str:
         """The cell in words, for messages."""
-        at = ", ".join(f"{name} {value_text(value)}" for name, value in self.point.items())
+        at = ", ".join(f"{name} {format_swept_value(value)}" for name, value in self.point.items())
         return f"{self.model.name} × {self.method.name}{f' at {at}' if at else ''}"
 
     @property
@@ -186,7 +186,7 @@ def _cell(model: ResolvedModel, method: ResolvedMethod, point: Point) -> Cell:
     parameters = stated.with_model_defaults(model.spec.guidance_scale)
     # Also a parameter with a single value is named, so that the cells keep their names when
     # another value is added.
-    swept = [f"{name}={value_text(value, '-')}" for name, value in point.items()]
+    swept = [f"{name}={format_swept_value(value, '-')}" for name, value in point.items()]
     return Cell(
         id="--".join([slug(model.name), slug(method.name), *swept]),
         model=model,
@@ -230,7 +230,8 @@ def common_columns(cells: Sequence[Cell]) -> dict[str, Any]:
     """Return the columns that cells of one method share, and of the others all values as text."""
     points = {name: [cell.point[name] for cell in cells] for name in cells[0].point}
     swept = {
-        name: " ".join(map(value_text, dict.fromkeys(found))) for name, found in points.items()
+        name: " ".join(map(format_swept_value, dict.fromkeys(found)))
+        for name, found in points.items()
     }
     hidden = {key for name in points for key in fields_of(name)}
     shared = {

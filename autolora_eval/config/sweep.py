@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from autolora_eval._errors import did_you_mean
+from autolora_eval._text import format_swept_value
 from autolora_eval._yaml import KeyPath, YamlFile, explained_at
 from autolora_eval.config.schema import Lora
 from autolora_eval.guidance.method import MethodParameters
@@ -114,13 +115,6 @@ def validated_but_for(
     return found
 
 
-def value_text(value: object, between: str = "–") -> str:
-    """Return a value of a sweep as text: 0.4 as "0.4", 1.0 as "1", an interval as "0.25–0.75"."""
-    if isinstance(value, tuple | list):
-        return between.join(map(value_text, value))
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
 class SweepReader:
     """Reads the sweep of a benchmark file, and gathers what is wrong with it.
 
@@ -190,7 +184,7 @@ class SweepReader:
                 self._refuse(f"expected {what} (got {stated!r:.80}).", name, index)
             elif value in first:
                 self._refuse(
-                    f"{value_text(value)} is value {first[value] + 1} already. Remove one.",
+                    f"{format_swept_value(value)} is value {first[value] + 1} already. Remove one.",
                     name,
                     index,
                 )
@@ -242,7 +236,7 @@ class SweepReader:
             try:
                 at_point(parameters, own)
             except ValidationError as error:
-                told = ", ".join(f"{key} {value_text(value)}" for key, value in own.items())
+                told = ", ".join(f"{key} {format_swept_value(value)}" for key, value in own.items())
                 for line in explained_at(error, self.document, ("sweep",)):
                     problems[f"{line} Method '{name}' at {told}."] = None
         self.problems += list(problems)[:5]

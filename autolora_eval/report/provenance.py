@@ -12,12 +12,13 @@ from autolora_eval._text import (
     NOT_RECORDED,
     as_finite_float,
     format_int,
+    format_swept_value,
     parameter_label,
     pluralize,
     sanitize,
     truncate,
 )
-from autolora_eval.config.sweep import INTERVAL, fields_of, value_text
+from autolora_eval.config.sweep import INTERVAL, fields_of
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
 from autolora_eval.scoring.diversity_metric import metrics_from_manifest
 
@@ -200,7 +201,7 @@ def _with_point(cell: Row) -> Row:
     if interval is None:
         return stated
     kept = {key: value for key, value in stated.items() if key not in fields_of(INTERVAL)}
-    return kept | {INTERVAL: value_text(interval)}
+    return kept | {INTERVAL: format_swept_value(interval)}
 
 
 def manifest_facts(evidence: RunView) -> list[Facts]:

@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from autolora_eval._files import sha256_file
-from autolora_eval._text import as_finite_float, parameter_label, point_label, sanitize, truncate
+from autolora_eval._text import (
+    as_finite_float,
+    format_swept_value,
+    parameter_label,
+    point_label,
+    sanitize,
+    truncate,
+)
 from autolora_eval.analysis.metric_columns import Measure, measures
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
-from autolora_eval.config.sweep import value_text
 from autolora_eval.report.figures._base import FigureData
 from autolora_eval.runs.columns import is_computed
 from autolora_eval.runs.folder import Run, open_run
@@ -177,7 +183,7 @@ class RunView:
         listed = self.recorded("cells")
         return {
             str(cell.get("id")): {
-                truncate(name, NAME_LENGTH): truncate(value_text(value), NAME_LENGTH)
+                truncate(name, NAME_LENGTH): truncate(format_swept_value(value), NAME_LENGTH)
                 for name, value in cell["point"].items()
             }
             for cell in (listed if isinstance(listed, list) else [])

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from autolora_eval._errors import UsageError
+from autolora_eval._text import format_swept_value
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Cell, Plan, make_plan
-from autolora_eval.config.sweep import MAX_CELLS, value_text
+from autolora_eval.config.sweep import MAX_CELLS
 from autolora_eval.generation.stage import settings_key
 from autolora_eval.runs.manifest import stated_cell
 
@@ -131,7 +132,7 @@ def test_a_value_is_one_number_however_it_is_written(planned: Callable[..., Plan
     assert [c.id for c in whole.cells] == [c.id for c in point.cells]
     for a, b in zip(whole.cells, point.cells, strict=True):
         assert stated_cell(a, whole)["plan_key"] == stated_cell(b, point)["plan_key"]
-    assert [value_text(v) for v in (1, 1.0, 0.1, 1e-7, (0.25, 1))] == [
+    assert [format_swept_value(v) for v in (1, 1.0, 0.1, 1e-7, (0.25, 1))] == [
         "1", "1", "0.1", "1e-07", "0.25–1",
     ]  # fmt: skip
 
