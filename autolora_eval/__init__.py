@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from autolora_eval.config.plan import make_plan
     from autolora_eval.generation.sampler_api import SampledImage, Sampler, SamplerModel
     from autolora_eval.guidance.autolora import AutoLoRAGuidance
-    from autolora_eval.guidance.method import GuiderMethod, MethodParameters
+    from autolora_eval.guidance.method import GuiderMethod
+    from autolora_eval.plugins.signatures import MethodParameters
     from autolora_eval.runs.folder import open_run
     from autolora_eval.scoring.diversity import diversity
     from autolora_eval.scoring.torch_metric import PairwiseCosineDiversity
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AutoLoRAGuidance": "autolora_eval.guidance.autolora",
     "GuiderMethod": "autolora_eval.guidance.method",
-    "MethodParameters": "autolora_eval.guidance.method",
+    "MethodParameters": "autolora_eval.plugins.signatures",
     "PairwiseCosineDiversity": "autolora_eval.scoring.torch_metric",
     "SampledImage": "autolora_eval.generation.sampler_api",
     "Sampler": "autolora_eval.generation.sampler_api",

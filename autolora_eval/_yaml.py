@@ -1,4 +1,8 @@
-"""YAML read safely, with the line of every key, no key twice, and `${VAR:-default}` filled in."""
+"""YAML files of the user: reading, the types of their values, and messages about what is wrong.
+
+Every key keeps its line number, a key that occurs twice is refused, and `${VAR:-default}` is
+replaced by the environment's value.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,19 @@ import typing
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+)
 
 from autolora_eval._errors import UsageError, did_you_mean
 
@@ -136,17 +149,15 @@ def _one_line(error: yaml.YAMLError) -> str:
 
 
 # --------------------
-# What is wrong with a YAML file's content, in the words of the file: one line a problem.
+# Types of values.
 
-
-# Tags of alternatives, as of `prompts`: pydantic puts them into locations, and they are no keys.
+# Pydantic puts the tags of alternatives into error locations, where they must not pass for keys.
 FILE_TAG, ADDRESS_TAG, LIST_TAG = "(a file)", "(an address)", "(a list)"
 _NO_KEYS = (FILE_TAG, ADDRESS_TAG, LIST_TAG)
-_MAPPING_EXPECTED = ("dict_type", "model_type", "model_attributes_type", "mapping_type")
 
 
 def matching(pattern: str, expected: str) -> AfterValidator:
-    """Return a check of a string against a pattern, with words for what it wants."""
+    """Return a check of a string against a pattern; `expected` describes the pattern."""
 
     def check(value: str) -> str:
         if re.fullmatch(pattern, value) is None:
@@ -154,6 +165,42 @@ def matching(pattern: str, expected: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
+Ref = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+# The name of a model or method is a key. It is not stripped: two keys could become one.
+Label = Annotated[
+    str,
+    StringConstraints(max_length=80),
+    matching(r"\S(.*\S)?", "a name on one line, without blanks at its ends"),
+]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+Prompts = Annotated[
+    Annotated[Ref, Tag(FILE_TAG)] | Annotated[list[Prompt], Tag(LIST_TAG)],
+    Discriminator(lambda value: LIST_TAG if isinstance(value, list) else FILE_TAG),
+]
+Addresses = Annotated[
+    Annotated[Ref, Tag(ADDRESS_TAG)]
+    | Annotated[list[Ref], Tag(LIST_TAG), Field(min_length=1, max_length=64)],
+    Discriminator(lambda value: LIST_TAG if isinstance(value, list) else ADDRESS_TAG),
+]
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+class StrictModel(BaseModel):
+    """A section of a YAML file: unknown keys and wrong types are errors, values are immutable."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+# --------------------
+# What is wrong with the content, in the words of the file: one line for each problem.
+
+_MAPPING_EXPECTED = ("dict_type", "model_type", "model_attributes_type", "mapping_type")
 
 
 def explained(

@@ -16,7 +16,8 @@ from autolora_eval.config.load import LoadedBenchmark, ResolvedMethod, ResolvedM
 from autolora_eval.config.plan import Cell, ImageJob, Plan
 from autolora_eval.config.schema import Benchmark, Model
 from autolora_eval.config.sweep import Sweep
-from autolora_eval.guidance.method import Method, MethodParameters
+from autolora_eval.guidance.method import Method
+from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.scoring.diversity_metric import (
     DiversityMetric,
     installed_metric,

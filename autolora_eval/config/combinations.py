@@ -17,7 +17,7 @@ from autolora_eval.runs.columns import parameter_column
 if TYPE_CHECKING:
     from autolora_eval.config.load import ResolvedMethod, ResolvedModel
     from autolora_eval.config.schema import Features
-    from autolora_eval.guidance.method import MethodParameters
+    from autolora_eval.plugins.signatures import MethodParameters
     from autolora_eval.scoring.diversity_metric import DiversityMetric
     from autolora_eval.scoring.extractor import ExtractorKind
 

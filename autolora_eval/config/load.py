@@ -23,13 +23,14 @@ from autolora_eval.config.combinations import (
     refusals,
 )
 from autolora_eval.config.inputs import INDEX, check_pipeline, check_prompts, read_prompts
-from autolora_eval.config.schema import Benchmark, JudgeConfig, Model
+from autolora_eval.config.schema import Benchmark, Model
 from autolora_eval.config.sweep import Sweep, SweepReader, first_swept, validated_but_for
-from autolora_eval.guidance.method import Method, MethodParameters, image_set_method
+from autolora_eval.guidance.method import Method, image_set_method
 from autolora_eval.guidance.third_party_methods import GROUPS, Kind, find_rule
+from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.scoring.diversity_metric import DiversityMetric, find_metrics
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, ResolvedExtractor
-from autolora_eval.scoring.judges.config import judge_problems
+from autolora_eval.scoring.judges.config import JudgeConfig, judge_problems
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from autolora_eval.config.sweep import (
     fields_of,
     own_point,
 )
-from autolora_eval.guidance.method import MethodParameters
+from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.runs.columns import parameter_column
 
 # A PNG of a generated picture takes about this many bytes a pixel (measured on SDXL's: 1.3 to 1.7).

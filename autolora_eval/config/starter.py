@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import BaseModel
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import Json, removed_on_failure, run_name, write_text
-from autolora_eval.config import schema
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import Benchmark
 from autolora_eval.guidance.method import ImageSetParameters, MethodParameters, methods
+from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.scoring.diversity_metric import METRICS
 from autolora_eval.scoring.extractor import DEFAULT, EXTRACTORS
 
 NAME = "benchmark.schema.json"
 TITLE = "autolora-eval benchmark"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_ENTRY = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 def json_schema() -> Json:
@@ -36,10 +32,6 @@ def json_schema() -> Json:
     """
     found = Benchmark.model_json_schema()
     definitions = found.setdefault("$defs", {})
-    _describe(found, Benchmark)
-    for model in _parts():
-        if model.__name__ in definitions:
-            _describe(definitions[model.__name__], model)
     definitions["Method"] = {
         "anyOf": [*_named(), _any_other("guider"), _any_other("sampler"), _images()]
     }
@@ -49,38 +41,11 @@ def json_schema() -> Json:
     return {"$schema": DIALECT, "title": TITLE, **found}
 
 
-def _parts() -> Iterator[type[BaseModel]]:
-    for _, value in inspect.getmembers(schema, inspect.isclass):
-        if issubclass(value, BaseModel) and value.__module__ == schema.__name__:
-            yield value
-
-
-def _describe(found: Json, model: type[BaseModel]) -> None:
-    """Put what a class says of its attributes beside their types."""
-    text = inspect.getdoc(model) or ""
-    found["description"] = text.split("\n\n")[0].replace("\n", " ")
-    for name, meaning in attribute_meanings(model).items():
-        if name in found.get("properties", {}):
-            found["properties"][name]["description"] = meaning
-
-
-def attribute_meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Return what the docstring of a class and those it comes from say of each attribute."""
-    meanings: dict[str, str] = {}
-    own = (base for base in reversed(model.__mro__) if not base.__module__.startswith("pydantic"))
-    for base in own:
-        section = (inspect.getdoc(base) or "").partition("Attributes:\n")[2]
-        for name, meaning in _ENTRY.findall(section):
-            meanings[name] = " ".join(meaning.split())
-    return meanings
-
-
 def _named() -> Iterator[Json]:
     """Yield a schema for each rule of this package."""
     for rule in methods().values():
         parameters: type[MethodParameters] = rule.parameters
         stated = parameters.model_json_schema()
-        _describe(stated, parameters)
         guider: Json = {"const": rule.name, "description": rule.summary}
         yield {
             "title": rule.name,
@@ -94,7 +59,6 @@ def _named() -> Iterator[Json]:
 def _images() -> Json:
     """Return the schema of a method whose images were made elsewhere."""
     stated = ImageSetParameters.model_json_schema()
-    _describe(stated, ImageSetParameters)
     place: Json = {
         "type": "string",
         "minLength": 1,
@@ -117,7 +81,6 @@ def _features(found: Json) -> Json:
     options: list[Json] = []
     for kind in kinds.values():
         parameters = kind.parameters.model_json_schema()
-        _describe(parameters, kind.parameters)
         options.append(
             {
                 "title": kind.name,

@@ -18,7 +18,7 @@ from autolora_eval._errors import did_you_mean
 from autolora_eval._text import format_swept_value
 from autolora_eval._yaml import KeyPath, YamlFile, explained_at
 from autolora_eval.config.schema import Lora
-from autolora_eval.guidance.method import MethodParameters
+from autolora_eval.plugins.signatures import MethodParameters
 
 Value = float | tuple[float, float]
 Point = dict[str, Value]

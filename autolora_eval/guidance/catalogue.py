@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
 from autolora_eval.guidance.diffusers_guiders import UPSTREAM, UpstreamGuider
-from autolora_eval.guidance.method import GuiderMethod, Method, MethodParameters, methods
+from autolora_eval.guidance.method import GuiderMethod, Method, methods
 from autolora_eval.guidance.third_party_methods import (
     GROUPS,
     GuiderClassMethod,
@@ -29,7 +29,13 @@ from autolora_eval.guidance.third_party_methods import (
     find_rule,
     plugins,
 )
-from autolora_eval.plugins.signatures import REQUIRED, SCALE, CallParameters, told_by
+from autolora_eval.plugins.signatures import (
+    REQUIRED,
+    SCALE,
+    CallParameters,
+    MethodParameters,
+    told_by,
+)
 
 STEPS, W = 100, 5.0
 BUILT_IN, UPSTREAM_GROUP, INSTALLED = "built in", "diffusers", "installed"

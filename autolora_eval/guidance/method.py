@@ -10,29 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval.plugins.signatures import MethodParameters
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
-
-
-class MethodParameters(BaseModel):
-    """Parameters of a method as the benchmark file states them; unknown ones are refused."""
-
-    # Whether the images are made by the benchmark's model, with its LoRA.
-    uses_the_model: ClassVar[bool] = True
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def with_model_defaults(self, guidance_scale: float) -> MethodParameters:
-        """Return the parameters with what the method leaves to the model filled in.
-
-        Args:
-            guidance_scale: the CFG scale that the benchmark states for the model.
-        """
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,15 +129,12 @@ def method(name: str) -> GuiderMethod:
 
 
 class ImageSetParameters(MethodParameters):
-    """What is known of images that were made elsewhere.
-
-    Attributes:
-        nfe: denoiser passes that one of them took, as their maker says; not known where not said.
-    """
+    """What the benchmark says about existing images."""
 
     uses_the_model: ClassVar[bool] = False
 
     nfe: int | None = Field(default=None, ge=0)
+    """The number of function evaluations per image. Default: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from autolora_eval._devices import require
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval.guidance.diffusers_guiders import UpstreamGuider, upstream_guider
-from autolora_eval.guidance.method import GuiderMethod, Method, MethodParameters, methods
-from autolora_eval.plugins.signatures import CallParameters, parameters_model, signature_of
+from autolora_eval.guidance.method import GuiderMethod, Method, methods
+from autolora_eval.plugins.signatures import (
+    CallParameters,
+    MethodParameters,
+    parameters_model,
+    signature_of,
+)
 from autolora_eval.plugins.third_party import (
     code_of,
     dotted,

@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from autolora_eval._errors import UsageError, did_you_mean
-from autolora_eval.guidance.method import MethodParameters
 
 _NUMBERS = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 _LISTS = (list, set, frozenset, *(getattr(collections.abc, n) for n in ("Sequence", "Iterable")))
@@ -345,10 +344,26 @@ def _evaluated(call: Callable[..., Any], name: str) -> object:
         return None
 
 
+class MethodParameters(BaseModel):
+    """The parameters of a plugin, as a benchmark file sets them. Unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    uses_the_model: ClassVar[bool] = True
+    """Whether the images are made by the benchmark's model with its LoRA."""
+
+    def with_model_defaults(self, guidance_scale: float) -> MethodParameters:
+        """Return the parameters with defaults that depend on the model filled in.
+
+        Args:
+            guidance_scale: the model's CFG scale in the benchmark file.
+        """
+        return self
+
+
 class CallParameters(MethodParameters):
     """Parameters that a callable's signature declares; values stay plain data."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=False)
     _signature: ClassVar[Signature]
     _attempt: ClassVar[Callable[[dict[str, Any]], object] | None] = None
 

@@ -12,9 +12,13 @@ import numpy as np
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import Json
-from autolora_eval.guidance.method import MethodParameters
 from autolora_eval.plugins.registry import Registry
-from autolora_eval.plugins.signatures import CallParameters, parameters_model, signature_of
+from autolora_eval.plugins.signatures import (
+    CallParameters,
+    MethodParameters,
+    parameters_model,
+    signature_of,
+)
 from autolora_eval.plugins.third_party import code_of, dotted
 from autolora_eval.runs.feature_file import Matrix
 

@@ -13,7 +13,6 @@ from autolora_eval._devices import choose_device
 from autolora_eval._files import Json, content_hash
 from autolora_eval._progress import Advance, Progress
 from autolora_eval.config.plan import Cell, Plan
-from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, cell_images
 from autolora_eval.scoring.judgement_store import (
@@ -25,6 +24,7 @@ from autolora_eval.scoring.judgement_store import (
     reply_key,
 )
 from autolora_eval.scoring.judges.base import Judge, Reply, Request
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.launched_identity import launched_identity
 from autolora_eval.scoring.reply import MAX_REPLY, expected_scores, parse_reply
 from autolora_eval.scoring.rubric import Rubric

@@ -11,13 +11,16 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from autolora_eval._errors import UsageError
 from autolora_eval._resources import shipped_benchmarks, shipped_root
 from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.schema import Benchmark, JudgeConfig, Lora, Model
-from autolora_eval.config.starter import NAME, attribute_meanings, json_schema, write_starter
+from autolora_eval.config.schema import Benchmark, Lora, Model, Seeds
+from autolora_eval.config.starter import NAME, json_schema, write_starter
 from autolora_eval.guidance.method import methods
+from autolora_eval.scoring.extractor import EXTRACTORS
+from autolora_eval.scoring.judges.config import JudgeConfig
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
 
@@ -75,14 +78,13 @@ def test_a_method_of_ones_own_may_have_any_parameters(benchmark_data: dict[str, 
     assert VALIDATOR.is_valid(benchmark_data)
 
 
-@pytest.mark.parametrize("model", [Benchmark, JudgeConfig, Model, Lora])
-def test_every_key_has_a_meaning(model: type) -> None:
-    assert attribute_meanings(model).keys() == model.model_fields.keys()  # type: ignore[attr-defined]
+PARAMETERS = [method.parameters for method in methods().values()]
+PARAMETERS += [kind.parameters for kind in EXTRACTORS.built_in().values()]
 
 
-@pytest.mark.parametrize("rule", methods().values(), ids=lambda rule: rule.name)
-def test_every_parameter_has_a_meaning(rule: Any) -> None:
-    assert attribute_meanings(rule.parameters).keys() == rule.parameters.model_fields.keys()
+@pytest.mark.parametrize("model", [Benchmark, JudgeConfig, Model, Lora, Seeds, *PARAMETERS])
+def test_every_key_has_a_description(model: type[BaseModel]) -> None:
+    assert all(field.description for field in model.model_fields.values())
 
 
 MINIATURE = ("miniature:sdxl", "miniature:pixel_art_lora")

@@ -15,8 +15,8 @@ from diffusers.hooks import LayerSkipConfig
 from pydantic import ValidationError
 
 from autolora_eval._errors import UsageError
-from autolora_eval.guidance.method import MethodParameters
 from autolora_eval.plugins.signatures import (
+    MethodParameters,
     UnfitError,
     described,
     fitted,

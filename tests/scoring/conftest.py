@@ -10,7 +10,7 @@ import pytest
 from judge_server import MODEL, JudgeServer, judge_server
 from scored_run import picture
 
-from autolora_eval.config.schema import JudgeConfig
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
 

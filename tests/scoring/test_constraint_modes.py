@@ -13,8 +13,8 @@ from judge_server import MODEL, Call, Http, JudgeServer, completion, judge_serve
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._resources import shipped_root
-from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 

@@ -23,11 +23,11 @@ from autolora_eval._sources import Source
 from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
-from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import state_plan, update_manifest
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Request
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 from autolora_eval.scoring.judging import judge_images, open_judge
 from autolora_eval.scoring.reply import parse_reply

@@ -19,8 +19,8 @@ import pytest
 
 import autolora_eval
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.scoring.judges import supervisor as guard
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.vllm_server import launched
 
 FAKE = Path(__file__).with_name("fake_server.py")
@@ -221,7 +221,7 @@ def test_a_worker_in_a_session_of_its_own_is_gone_too(spec, tmp_path: Path) -> N
 PARENT = """
 import signal, sys, time
 from pathlib import Path
-from autolora_eval.config.schema import JudgeConfig
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges import supervisor as guard
 from autolora_eval.scoring.judges.vllm_server import launched
 

@@ -7,29 +7,28 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from autolora_eval.guidance.equations import autolora_predictions, in_interval
-from autolora_eval.guidance.method import GuiderMethod, MethodParameters
+from autolora_eval.guidance.method import GuiderMethod
+from autolora_eval.plugins.signatures import MethodParameters
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
 
 
 class AutoLoRAParameters(MethodParameters):
-    """Parameters of AutoLoRA guidance.
-
-    Attributes:
-        autolora_scale: γ.
-        guidance_scale: w2, the CFG scale of the LoRA branch; the model's guidance scale where
-            the benchmark does not say. 1 is AutoLoRA without CFG, equation (6).
-        base_guidance_scale: w1, the CFG scale of the base branch; w2 where not said.
-        start: fraction of the steps after which guidance starts; before it the rule is γ = 1.
-        stop: fraction of the steps after which guidance stops; from there the rule is γ = 1.
-    """
+    """Parameters of AutoLoRA guidance."""
 
     autolora_scale: float = Field(default=1.5, ge=0.0, le=100.0, allow_inf_nan=False)
+    """The AutoLoRA scale γ."""
     guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
+    """The CFG scale of the LoRA branch, w2. Default: the model's guidance scale. 1 is AutoLoRA
+    without CFG, equation (6).
+    """
     base_guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
+    """The CFG scale of the base branch, w1. Default: w2."""
     start: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """The fraction of the steps at which guidance starts; before it γ is 1."""
     stop: float = Field(default=1.0, ge=0.0, le=1.0)
+    """The fraction of the steps at which guidance stops; from there on γ is 1."""
 
     @model_validator(mode="after")
     def _interval_is_not_reversed(self) -> AutoLoRAParameters:

@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from autolora_eval.guidance.equations import same
-from autolora_eval.guidance.method import GuiderMethod, MethodParameters
+from autolora_eval.guidance.method import GuiderMethod
+from autolora_eval.plugins.signatures import MethodParameters
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
 
 
 class CFGParameters(MethodParameters):
-    """Parameters of classifier-free guidance.
-
-    Attributes:
-        guidance_scale: w; the model's guidance scale where the benchmark does not say.
-    """
+    """Parameters of classifier-free guidance."""
 
     guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
+    """The CFG scale w. Default: the model's guidance scale."""
 
     def with_model_defaults(self, guidance_scale: float) -> CFGParameters:
         """Fill in w from the model."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from autolora_eval.guidance.equations import in_interval, same
-from autolora_eval.guidance.method import GuiderMethod, MethodParameters
+from autolora_eval.guidance.method import GuiderMethod
+from autolora_eval.plugins.signatures import MethodParameters
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
@@ -17,17 +18,14 @@ _ROUNDING = 1e-11
 
 
 class CFGIntervalParameters(MethodParameters):
-    """Parameters of classifier-free guidance in a limited interval.
-
-    Attributes:
-        guidance_scale: w; the model's guidance scale where the benchmark does not say.
-        start: fraction of the steps after which guidance starts; before it the rule is w = 1.
-        stop: fraction of the steps after which guidance stops; from there the rule is w = 1.
-    """
+    """Parameters of classifier-free guidance in a limited interval."""
 
     guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
+    """The CFG scale w. Default: the model's guidance scale."""
     start: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """The fraction of the steps at which guidance starts; before it w is 1."""
     stop: float = Field(default=1.0, ge=0.0, le=1.0)
+    """The fraction of the steps at which guidance stops; from there on w is 1."""
 
     @model_validator(mode="after")
     def _interval_is_not_reversed(self) -> CFGIntervalParameters:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autolora_eval.guidance.method import GuiderMethod, MethodParameters
+from autolora_eval.guidance.method import GuiderMethod
+from autolora_eval.plugins.signatures import MethodParameters
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance

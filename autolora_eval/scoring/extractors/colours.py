@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from autolora_eval._files import Json
-from autolora_eval.guidance.method import MethodParameters
+from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.runs.feature_file import Matrix
 from autolora_eval.scoring.extractor import Extractor, ExtractorKind, Loading
 
@@ -19,13 +19,10 @@ if TYPE_CHECKING:
 
 
 class ColourParameters(MethodParameters):
-    """Parameters of the colour histogram.
-
-    Attributes:
-        bins: intervals of each of red, green and blue; a vector has bins³ entries.
-    """
+    """Parameters of the colour histogram."""
 
     bins: int = Field(default=8, ge=2, le=16)
+    """Intervals of each of red, green and blue; a vector has bins³ entries."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,30 @@
-"""What the settings of a judge may not be together: each a place below `judge`, and a sentence."""
+"""The settings of a judge, and which of them do not go together."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal
 from urllib.parse import urlsplit
 
+from pydantic import Field
+
 from autolora_eval._errors import did_you_mean
-from autolora_eval._yaml import KeyPath
-from autolora_eval.config.schema import JudgeConfig
+from autolora_eval._yaml import (
+    Addresses,
+    DType,
+    FiniteFloat,
+    KeyPath,
+    Name,
+    Prompt,
+    Ref,
+    StrictModel,
+)
 
 Problem = tuple[KeyPath, str]
+Constraint = Literal[
+    "auto", "structured_outputs", "guided_regex", "response_format", "regex", "plain"
+]
 
 _OF_A_LAUNCH = ("vllm_python", "launch_command", "launch_args", "launch_timeout")
 # The keys that only one backend has, by backend.
@@ -36,6 +50,73 @@ _NO_VARIABLE = (
     "key itself, since the manifest states it."
 )
 _FIELD = re.compile(r"\{[A-Za-z_]+\}")
+
+
+class JudgeConfig(StrictModel):
+    """The vision-language model that scores each image, and how it is reached."""
+
+    rubric: Ref
+    """The rubric: a YAML file, or `package:file` for a file of an installed package."""
+    rubric_values: dict[Name, Prompt] = Field(default={})
+    """The text for each of the rubric's own placeholders, such as `style`."""
+    model: Ref
+    """A hub id, a folder or `miniature:NAME`; for `openai` the name that the server knows."""
+    backend: Literal["transformers", "openai"] = "openai"
+    """`transformers` (in this process) or `openai` (a server such as vLLM's)."""
+    revision: Name | None = None
+    """Commit, tag or branch on the hub."""
+    base_url: Addresses = "http://localhost:8000/v1"
+    """The server's address, ending in `/v1`, or a list of servers of the same model, which share
+    the load evenly (`openai` only).
+    """
+    api_key_env: Name = "AUTOLORA_EVAL_JUDGE_API_KEY"
+    """The environment variable that holds the server's API key. The key is never written."""
+    temperature: FiniteFloat = Field(default=0.0, ge=0.0, le=2.0)
+    """The sampling temperature. 0 is greedy decoding."""
+    max_tokens: int = Field(default=128, ge=1, le=4096)
+    """The maximum length of a reply in tokens."""
+    seed: int = Field(default=0, ge=0)
+    """The sampling seed. Repeat number r uses seed + r."""
+    repeats: int = Field(default=1, ge=1, le=100)
+    """How often each image is judged. Its score is the mean of the replies."""
+    constraint: Constraint = "auto"
+    """How replies are constrained to the rubric's schema: `structured_outputs` or `guided_regex`
+    (new and old vLLM), `response_format` (a JSON schema), `plain` (not at all); for `transformers`
+    `regex` or `plain`. `auto` takes the first that works.
+    """
+    logprobs: bool = False
+    """Also record the expected score over the token probabilities of the digit."""
+    cache: bool = True
+    """Reuse replies of earlier runs to the same question about the same image."""
+    batch_size: int = Field(default=16, ge=1, le=1024)
+    """Images per forward pass (`transformers` only)."""
+    concurrency: int = Field(default=32, ge=1, le=1024)
+    """Simultaneous requests (`openai` only)."""
+    timeout: FiniteFloat = Field(default=120.0, gt=0.0, le=3600.0)
+    """Seconds for one request (`openai` only)."""
+    max_retries: int = Field(default=4, ge=0, le=20)
+    """Retries after a failed request (`openai` only)."""
+    give_up_after: FiniteFloat = Field(default=60.0, ge=0.0, le=86_400.0)
+    """Seconds without any reachable server until the run stops (`openai` only)."""
+    launch: bool = False
+    """Start a vLLM server for the judging, and stop it afterwards (`openai` only)."""
+    vllm_python: Ref | None = None
+    """The Python of the environment in which vLLM is installed, for `launch`."""
+    launch_command: list[Ref] = Field(default=[])
+    """A command line that starts another server, such as `uvx` or a container. `{model}`, `{port}`
+    and `{name}` are filled in.
+    """
+    launch_args: list[Ref] = Field(default=[])
+    """Further arguments of the server, such as `--max-model-len`."""
+    launch_timeout: FiniteFloat = Field(default=900.0, gt=0.0, le=86_400.0)
+    """Seconds that the server may take to start."""
+    dtype: DType = "auto"
+    """The precision of the judge (`transformers` only)."""
+
+    @property
+    def base_urls(self) -> list[str]:
+        """The addresses of the servers."""
+        return [self.base_url] if isinstance(self.base_url, str) else self.base_url
 
 
 def judge_problems(judge: JudgeConfig) -> Iterator[Problem]:

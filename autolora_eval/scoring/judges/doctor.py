@@ -21,8 +21,7 @@ from rich.text import Text
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source
 from autolora_eval.config.load import LoadedBenchmark, load_benchmark
-from autolora_eval.config.schema import JudgeConfig
-from autolora_eval.scoring.judges.config import address_problem, is_of_this_machine
+from autolora_eval.scoring.judges.config import JudgeConfig, address_problem, is_of_this_machine
 from autolora_eval.scoring.judges.launched_identity import model_source
 from autolora_eval.scoring.judges.machine import (
     PROBE_SECONDS,

@@ -8,7 +8,7 @@ from pathlib import Path
 from autolora_eval._files import Json
 from autolora_eval._resources import shipped_root
 from autolora_eval._sources import Lookup, Source, find_model, identity
-from autolora_eval.config.schema import JudgeConfig
+from autolora_eval.scoring.judges.config import JudgeConfig
 
 # What says where the model is served and how much at a time, and decides no reply.
 _NO_MATTER = frozenset(

@@ -17,10 +17,10 @@ import tenacity
 from autolora_eval._devices import require
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
-from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.runs.images import ImageError, read_picture
 from autolora_eval.scoring.judges import openai_protocol as protocol
 from autolora_eval.scoring.judges.base import Reply, Request, is_transient
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.launched_identity import launched_identity
 from autolora_eval.scoring.judges.server_pool import (
     JudgeUnavailableError,

@@ -16,10 +16,9 @@ import numpy as np
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
-from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.runs.images import Picture
 from autolora_eval.scoring.judges.base import Reply, Token
-from autolora_eval.scoring.judges.config import is_of_this_machine
+from autolora_eval.scoring.judges.config import JudgeConfig, is_of_this_machine
 from autolora_eval.scoring.judges.server_pool import Server
 from autolora_eval.scoring.rubric import Question
 

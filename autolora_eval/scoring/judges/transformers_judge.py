@@ -17,10 +17,10 @@ from autolora_eval._devices import choose_dtype, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval._sources import Source, first_line, identity
-from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.runs.images import ImageError, Picture, open_image
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Reply, Request, Token
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.logits_processors import (
     Grammar,
     GumbelNoise,

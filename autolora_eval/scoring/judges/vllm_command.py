@@ -11,8 +11,7 @@ from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
 from autolora_eval._sources import Source
-from autolora_eval.config.schema import JudgeConfig
-from autolora_eval.scoring.judges.config import launch_problems
+from autolora_eval.scoring.judges.config import JudgeConfig, launch_problems
 from autolora_eval.scoring.judges.launched_identity import model_source
 
 HOST = "127.0.0.1"

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.config.schema import JudgeConfig
 from autolora_eval.scoring.judges import supervisor as guard_file
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.vllm_command import (
     HOST,
     MLLAMA_PACKAGES,

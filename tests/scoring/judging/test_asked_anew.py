@@ -42,7 +42,7 @@ def test_another_way_of_asking_is_another_judgement(change, make, folder, server
 
 
 def benchmark_default(name: str) -> object:
-    from autolora_eval.config.schema import JudgeConfig
+    from autolora_eval.scoring.judges.config import JudgeConfig
 
     return JudgeConfig.model_fields[name].default
 
