@@ -14,7 +14,7 @@ from autolora_eval._errors import UsageError
 from autolora_eval._files import Json, removed_on_failure, run_name, write_text
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import Benchmark
-from autolora_eval.guidance.method import ImageSetParameters, MethodParameters, methods
+from autolora_eval.guidance.method import ImageSetParameters, methods
 from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.scoring.diversity_metric import METRICS
 from autolora_eval.scoring.extractor import DEFAULT, EXTRACTORS

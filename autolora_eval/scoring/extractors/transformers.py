@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval._sources import Source
 from autolora_eval.runs.feature_file import Matrix
 from autolora_eval.scoring.extractor import DEFAULT, Extractor, ExtractorKind, Loading
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
 
 
 class TransformersExtractor:
@@ -51,23 +53,26 @@ class TransformersExtractor:
             ) from error
         return cls(model.to(device).eval(), processor, batch_size)
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> Matrix:
         """Return the feature vectors of RGB images, float32 [N, D].
 
         The last batch is filled up, so that a vector does not depend on how many images there are.
         """
+        import torch
+
         filled = [*images, *[images[-1]] * (self.batch_size - len(images))]
         inputs = self.processor(images=filled, return_tensors="pt")
         pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
-        vectors = self._pooled(pixels)[: len(images)]
+        with torch.no_grad():
+            vectors = self._pooled(pixels)[: len(images)]
         return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
 
     def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
         """One vector an image: the pooled output (DINOv2: the CLS token after its norm)."""
         if hasattr(self.model, "get_image_features"):
             features = self.model.get_image_features(pixel_values=pixels)
-            pooled = features if isinstance(features, torch.Tensor) else features.pooler_output
+            # Some models return the pooled tensor itself.
+            pooled = getattr(features, "pooler_output", features)
         else:
             outputs = self.model(pixel_values=pixels)
             pooled = getattr(outputs, "pooler_output", None)
