@@ -163,13 +163,13 @@ def _judge_facts(benchmark: LoadedBenchmark) -> Iterator[tuple[str, str]]:
 
 def _found(source: Source, marker: str) -> str:
     if source.kind == "absent":
-        return f"{source.reference}  (not here)"
+        return f"{source.name}  (not here)"
     if source.kind != "hub":
-        return f"{source.reference}  (found here)"
+        return f"{source.name}  (found here)"
     from autolora_eval._sources import in_cache
 
     state = "in the local cache" if in_cache(source, marker) else "to be fetched from the hub"
-    return f"{source.reference}  ({state})"
+    return f"{source.name}  ({state})"
 
 
 def _size(count: float) -> str:

@@ -209,10 +209,10 @@ class RunPipeline:
             UsageError: the published values do not fit the benchmark.
             AutoLoRAEvalError: all that is missing, and how to get it.
         """
-        if self.plan.benchmark.reference is not None:
-            from autolora_eval.analysis.tables import check_reference
+        if self.plan.benchmark.published is not None:
+            from autolora_eval.analysis.tables import check_published
 
-            check_reference(self.plan)
+            check_published(self.plan)
         problems = missing(self.plan, self.folder.path, judged=judged)
         if problems:
             listed = "\n".join(f"  - {problem}" for problem in problems)

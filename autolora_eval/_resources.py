@@ -1,4 +1,4 @@
-"""What ships with the package: benchmarks, prompts, rubrics, reference tables."""
+"""What ships with the package: benchmarks, prompts, rubrics, published tables."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Source:
     """A model's origin, found but not loaded.
 
     Attributes:
-        reference: as the benchmark file states it.
+        name: as the benchmark file states it.
         kind: `folder` and `file` are on this machine; `hub` is fetched through the hub's cache;
             `absent` is a file that its user must get first.
         location: absolute path, or hub id.
@@ -35,7 +35,7 @@ class Source:
         obtain: how an absent file is to be had.
     """
 
-    reference: str
+    name: str
     kind: Literal["folder", "file", "hub", "absent"]
     location: str
     revision: str | None = None
@@ -47,7 +47,7 @@ class Source:
 
         The place stands where the benchmark writes `{place}`, or at the end.
         """
-        place = Path(self.reference).expanduser()
+        place = Path(self.name).expanduser()
         where = str(place) if place.is_absolute() else f"{place} below {Path.cwd()}"
         told = str(self.obtain)
         told = told if "{place}" in told else f"{told} Put the file at {{place}}."
@@ -75,30 +75,30 @@ class Lookup:
         here = benchmark_file.resolve().parent
         return cls(tuple(dict.fromkeys((here, here.parent, Path.cwd(), shipped_root()))))
 
-    def find(self, reference: str) -> Path | None:
-        """Return the first place where `reference` exists."""
+    def find(self, name: str) -> Path | None:
+        """Return the first place where `name` exists."""
         try:
-            path = Path(reference).expanduser()
+            path = Path(name).expanduser()
             places = [path] if path.is_absolute() else [folder / path for folder in self.folders]
             return next((place.resolve() for place in places if place.exists()), None)
         except (OSError, RuntimeError):  # no name of a file: too long, or the home of nobody
             return None
 
-    def file(self, reference: str, what: str) -> Path:
-        """Return the file that `reference` names.
+    def file(self, name: str, what: str) -> Path:
+        """Return the file that `name` names.
 
         Raises:
             UsageError: there is none, with the places that were searched.
         """
-        found = self.find(reference)
+        found = self.find(name)
         if found is None or not found.is_file():
             places = ", ".join(str(folder) for folder in self.folders)
-            near = did_you_mean(Path(reference).name, self._neighbours(reference), or_list=False)
-            raise UsageError(f"no such {what}: '{reference:.300}' (looked in {places}).{near}")
+            near = did_you_mean(Path(name).name, self._neighbours(name), or_list=False)
+            raise UsageError(f"no such {what}: '{name:.300}' (looked in {places}).{near}")
         return found
 
-    def _neighbours(self, reference: str) -> list[str]:
-        parents = (folder / Path(reference).parent for folder in self.folders)
+    def _neighbours(self, name: str) -> list[str]:
+        parents = (folder / Path(name).parent for folder in self.folders)
         try:
             files = (p for d in parents if d.is_dir() for p in d.iterdir() if p.is_file())
             return sorted({path.name for path in files})
@@ -106,11 +106,11 @@ class Lookup:
             return []
 
 
-def find_model(reference: str, revision: str | None, lookup: Lookup, marker: str) -> Source:
+def find_model(name: str, revision: str | None, lookup: Lookup, marker: str) -> Source:
     """Return the source of a model folder or hub id.
 
     Args:
-        reference: folder, hub id or `miniature:NAME`.
+        name: folder, hub id or `miniature:NAME`.
         revision: for a hub id.
         lookup: where relative folders are looked up.
         marker: the file that a folder must have: `model_index.json` or `config.json`.
@@ -118,29 +118,29 @@ def find_model(reference: str, revision: str | None, lookup: Lookup, marker: str
     Raises:
         UsageError: neither a folder with `marker` and safe weights nor a hub id.
     """
-    if reference.startswith(MINIATURE):
-        _refuse_revision(reference, revision)
-        return Source(reference, "folder", str(_miniature(reference)))
-    found = lookup.find(reference)
-    if found is None and _HUB_ID.match(reference):
-        return Source(reference, "hub", reference, revision)
+    if name.startswith(MINIATURE):
+        _refuse_revision(name, revision)
+        return Source(name, "folder", str(_miniature(name)))
+    found = lookup.find(name)
+    if found is None and _HUB_ID.match(name):
+        return Source(name, "hub", name, revision)
     if found is None:
         raise UsageError(
-            f"no such folder: '{reference}'. Expected a folder with a {marker}, a hub id such as "
+            f"no such folder: '{name}'. Expected a folder with a {marker}, a hub id such as "
             f"'owner/name', or '{MINIATURE}NAME'."
         )
     if not (found / marker).is_file():
         raise UsageError(
-            f"'{reference}' has no {marker}, so it is not a model in the diffusers/transformers "
+            f"'{name}' has no {marker}, so it is not a model in the diffusers/transformers "
             "layout. Write one with save_pretrained."
         )
-    _refuse_revision(reference, revision)
-    _refuse_pickles(found, reference)
-    return Source(reference, "folder", str(found))
+    _refuse_revision(name, revision)
+    _refuse_pickles(found, name)
+    return Source(name, "folder", str(found))
 
 
 def find_lora(
-    reference: str,
+    name: str,
     weight_name: str | None,
     revision: str | None,
     lookup: Lookup,
@@ -155,69 +155,68 @@ def find_lora(
     """
     if weight_name is not None and Path(weight_name).suffix in _PICKLES:
         raise UsageError(f"weight_name '{weight_name}' is a pickle: {PICKLE_ADVICE}")
-    if reference.startswith(MINIATURE):
-        _refuse_revision(reference, revision)
-        return _lora_in(_miniature(reference), weight_name, reference)
-    found = lookup.find(reference)
-    if Path(reference).suffix in _PICKLES:
-        raise UsageError(f"'{reference}' is a pickle: {PICKLE_ADVICE}")
-    if found is None and _HUB_ID.match(reference) and not reference.endswith(".safetensors"):
-        return Source(reference, "hub", reference, revision, weight_name)
-    if found is None and obtain is not None and reference.endswith(".safetensors"):
-        return Source(reference, "absent", reference, obtain=obtain.strip())
+    if name.startswith(MINIATURE):
+        _refuse_revision(name, revision)
+        return _lora_in(_miniature(name), weight_name, name)
+    found = lookup.find(name)
+    if Path(name).suffix in _PICKLES:
+        raise UsageError(f"'{name}' is a pickle: {PICKLE_ADVICE}")
+    if found is None and _HUB_ID.match(name) and not name.endswith(".safetensors"):
+        return Source(name, "hub", name, revision, weight_name)
+    if found is None and obtain is not None and name.endswith(".safetensors"):
+        return Source(name, "absent", name, obtain=obtain.strip())
     if found is None:
         raise UsageError(
-            f"no such LoRA: '{reference}'. Expected a .safetensors file, a folder with one, or a "
+            f"no such LoRA: '{name}'. Expected a .safetensors file, a folder with one, or a "
             "hub id such as 'owner/name'. A LoRA from civitai needs a login there: download the "
             "file yourself and name its path here."
         )
-    _refuse_revision(reference, revision)
+    _refuse_revision(name, revision)
     if found.is_dir():
-        return _lora_in(found, weight_name, reference)
+        return _lora_in(found, weight_name, name)
     if found.suffix != ".safetensors":
-        raise UsageError(f"'{reference}' is not a .safetensors file.")
+        raise UsageError(f"'{name}' is not a .safetensors file.")
     if weight_name is not None:
         raise UsageError(
-            f"a weight_name belongs to a folder or hub id, but '{reference}' is a file: remove it."
+            f"a weight_name belongs to a folder or hub id, but '{name}' is a file: remove it."
         )
-    return Source(reference, "file", str(found))
+    return Source(name, "file", str(found))
 
 
-def _lora_in(folder: Path, weight_name: str | None, reference: str) -> Source:
+def _lora_in(folder: Path, weight_name: str | None, name: str) -> Source:
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if weight_name is not None and weight_name not in names:
         near = did_you_mean(weight_name, names)
-        raise UsageError(f"weight_name: no '{weight_name}' in '{reference}'.{near}")
+        raise UsageError(f"weight_name: no '{weight_name}' in '{name}'.{near}")
     if weight_name is None and len(names) != 1:
         if not names and any(path.suffix in _PICKLES for path in folder.iterdir()):
-            raise UsageError(f"'{reference}' holds its LoRA as a pickle: {PICKLE_ADVICE}")
+            raise UsageError(f"'{name}' holds its LoRA as a pickle: {PICKLE_ADVICE}")
         found = ", ".join(names) if names else "none"
         raise UsageError(
-            f"'{reference}' must hold one .safetensors file, but has {found}. "
-            "Name one with weight_name."
+            f"'{name}' must hold one .safetensors file, but has {found}. Name one with weight_name."
         )
-    return Source(reference, "file", str(folder / (weight_name or names[0])))
+    return Source(name, "file", str(folder / (weight_name or names[0])))
 
 
-def _refuse_revision(reference: str, revision: str | None) -> None:
+def _refuse_revision(name: str, revision: str | None) -> None:
     if revision is not None:
         raise UsageError(
-            f"a revision belongs to a hub id, but '{reference}' is on this machine: remove it."
+            f"a revision belongs to a hub id, but '{name}' is on this machine: remove it."
         )
 
 
-def _refuse_pickles(folder: Path, reference: str) -> None:
+def _refuse_pickles(folder: Path, name: str) -> None:
     """Refuse a model folder whose weights are only there as pickles."""
     for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
         files = {path.suffix for path in place.iterdir() if path.is_file()}
         if files.intersection(_PICKLES) and ".safetensors" not in files:
-            raise UsageError(f"'{reference}' holds weights as a pickle: {PICKLE_ADVICE}")
+            raise UsageError(f"'{name}' holds weights as a pickle: {PICKLE_ADVICE}")
 
 
-def _miniature(reference: str) -> Path:
+def _miniature(name: str) -> Path:
     from autolora_eval._resources import miniature_folder
 
-    return miniature_folder(reference.removeprefix(MINIATURE))
+    return miniature_folder(name.removeprefix(MINIATURE))
 
 
 # --------------------
@@ -234,15 +233,15 @@ def identity(source: Source) -> Json:
         source: a folder or file is hashed; a hub id is resolved to its commit.
     """
     if source.kind == "hub":
-        return {"reference": source.reference, "kind": "hub", "commit": _commit(source)}
+        return {"name": source.name, "kind": "hub", "commit": _commit(source)}
     digest = sha256_folder(source.path, _MODEL_FILES)
-    return {"reference": source.reference, "kind": source.kind, "sha256": digest}
+    return {"name": source.name, "kind": source.kind, "sha256": digest}
 
 
 def lora_identity(source: Source) -> Json:
     """Return what a LoRA is: the hash of its file, which is fetched if need be."""
     file = local_lora(source)
-    return {"reference": source.reference, "kind": source.kind, "sha256": sha256_file(file)}
+    return {"name": source.name, "kind": source.kind, "sha256": sha256_file(file)}
 
 
 def local_lora(source: Source) -> Path:
@@ -332,7 +331,7 @@ def unreachable(sources: list[Source], reason: str) -> str:
 
 def absent(source: Source) -> str:
     """Return the message for a file that its user must get first."""
-    return f"the LoRA '{source.reference}' is not here. {source.how_to_get()}"
+    return f"the LoRA '{source.name}' is not here. {source.how_to_get()}"
 
 
 def first_line(error: Exception) -> str:

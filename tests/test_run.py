@@ -294,10 +294,10 @@ def test_the_manifest_says_what_the_run_is_made_of(benchmark: Path, first: Run) 
     assert said["benchmark"]["models"]["T"]["num_inference_steps"] == STEPS
     model = said["models"]["T"]
     assert model["lora"]["sha256"] == sha256_file(benchmark.parent / "style.safetensors")
-    assert model["lora"]["reference"] == "style.safetensors"
-    assert model["pipeline"]["reference"] == "sdxl"
+    assert model["lora"]["name"] == "style.safetensors"
+    assert model["pipeline"]["name"] == "sdxl"
     assert model["scheduler"]["class"] == "EulerDiscreteScheduler"
-    assert said["features"]["identity"]["reference"] == "miniature:dinov2"
+    assert said["features"]["identity"]["name"] == "miniature:dinov2"
     assert (model["dtype"], said["features"]["dtype"]) == ("float32", "float32")  # not "auto"
     assert said["features"]["dim"] == read_features(first.folder.features(CELLS[0])).matrix.shape[1]
     for package in ("torch", "diffusers", "transformers", "numpy", "scipy"):

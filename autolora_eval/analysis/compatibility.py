@@ -311,7 +311,7 @@ def only_named(model: Json) -> bool:
 def _plain(model: Json) -> Json:
     """Return a model without what does not decide an image: where its files are."""
     return {
-        key: {k: v for k, v in value.items() if k != "reference"}
+        key: {k: v for k, v in value.items() if k != "name"}
         if isinstance(value, dict) and value.get("kind") != "hub"
         else value
         for key, value in model.items()

@@ -256,14 +256,14 @@ def _identity(stated: Json | None) -> str:
     if not stated:
         return NOT_RECORDED
     if stated.get("used") is False:
-        return f"{stated.get('reference', '')}, not used: images made elsewhere".lstrip(", ")
-    reference = stated.get("reference", "")
+        return f"{stated.get('name', '')}, not used: images made elsewhere".lstrip(", ")
+    name = stated.get("name", "")
     known = {"SHA-256": stated.get("sha256"), "revision": stated.get("revision")}
-    told = [f"{name} {value}" for name, value in known.items() if value]
-    rest = {k: v for k, v in stated.items() if k not in ("reference", "kind", "sha256", "revision")}
+    told = [f"{label} {value}" for label, value in known.items() if value]
+    rest = {k: v for k, v in stated.items() if k not in ("name", "kind", "sha256", "revision")}
     if not told and rest:
         told = [json.dumps(rest, ensure_ascii=False, sort_keys=True)]
-    return ", ".join([str(reference), *told])
+    return ", ".join([str(name), *told])
 
 
 def _files(sources: Sources, cell: str) -> Facts:

@@ -240,7 +240,7 @@ def _benchmark(
         features=Source(str(first["features"]["model"]), "absent", ""),
         rubric=Rubric.model_validate(recorded) if judged else None,
         judge=None,
-        reference=None,
+        published=None,
         sweep=_sweep(cells),
         diversity=shared_measures(sources),
     )

@@ -193,7 +193,7 @@ def _count_groups(
 def _counted_place(row: Row, head: str) -> tuple[Row, str]:
     """Return the column that a count is of if it was published, else none."""
     column = _COUNTS[head]
-    return row, column if f"{column}_reference" in row else ""
+    return row, column if f"{column}_published" in row else ""
 
 
 def _with_published(
@@ -207,7 +207,7 @@ def _with_published(
         places: of each entry the cell and the column it is of; an empty name for none.
     """
     line = Line(labels, tuple(entries))
-    published = [row.get(f"{column}_reference") for row, column in places]
+    published = [row.get(f"{column}_published") for row, column in places]
     if not any(map(_is_number, published)):
         return [line]
     values, differences = [], []

@@ -71,7 +71,7 @@ def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
     # Methods differ in their parameters: those of all stand before what was measured.
     parameters = dict.fromkeys(name for cell in plan.cells for name in cell.columns)
     columns_in_order = dict.fromkeys(("cell", "model", "method", *parameters, *rows[0]))
-    table = _with_reference(pd.DataFrame(rows, columns=list(columns_in_order)), plan)
+    table = _with_published(pd.DataFrame(rows, columns=list(columns_in_order)), plan)
     unit = "prompt" if scores["prompt_index"].nunique() > 1 else "seed"
     comparisons = compare_with_baseline(
         plan.cells, estimates, plan.benchmark.spec.baseline_method, unit
@@ -140,29 +140,29 @@ def _measures(plan: Plan) -> list[Measure]:
     return measures({} if rubric is None else rubric.scores, stated)
 
 
-def check_reference(plan: Plan) -> None:
+def check_published(plan: Plan) -> None:
     """Check that the published values can stand beside ours, before anything is generated.
 
     Raises:
         UsageError: they cannot.
     """
-    if plan.benchmark.reference is not None:
-        _read_reference(plan)
+    if plan.benchmark.published is not None:
+        _read_published(plan)
 
 
-def _read_reference(plan: Plan) -> tuple[pd.DataFrame, list[str]]:
-    """Return the published values, `x` renamed to `x_reference`, and what names a row.
+def _read_published(plan: Plan) -> tuple[pd.DataFrame, list[str]]:
+    """Return the published values, `x` renamed to `x_published`, and what names a row.
 
     Raises:
-        UsageError: the reference cannot be read, lacks a column `method` or one that would tell
+        UsageError: the file cannot be read, lacks a column `method` or one that would tell
             the points of a sweep apart, has one that is not measured, or two rows for one cell.
     """
-    reference = plan.benchmark.reference
-    assert reference is not None
+    file = plan.benchmark.published
+    assert file is not None
     try:
-        published = pd.read_csv(reference, dtype={"model": str, "method": str})
+        published = pd.read_csv(file, dtype={"model": str, "method": str})
     except ValueError as error:  # also pandas' own for a file that is empty or no CSV
-        raise UsageError(f"{reference}: cannot be read: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
     measured = [measure.column for measure in _measures(plan)]
     numbered = [key for cell in plan.cells for key in cell.columns if key != "guider"]
     keys = [key for key in dict.fromkeys(("model", "method", *numbered)) if key in published]
@@ -173,16 +173,16 @@ def _read_reference(plan: Plan) -> tuple[pd.DataFrame, list[str]]:
             f"column '{strange[0]}' is none of the table's" if strange else "no column 'method'"
         )
         near = did_you_mean(strange[0], measured) if strange else ""
-        raise UsageError(f"{reference}: {problem}.{near}")
+        raise UsageError(f"{file}: {problem}.{near}")
     numbers = [column for column in published if column not in ("model", "method")]
     words = [column for column in numbers if not pd.api.types.is_numeric_dtype(published[column])]
     if words:
-        raise UsageError(f"{reference}: column '{words[0]}' holds something else than numbers.")
+        raise UsageError(f"{file}: column '{words[0]}' holds something else than numbers.")
     _refuse_one_for_many(plan, keys)
     twice = published[published.duplicated(keys)]
     if len(twice):
-        raise UsageError(f"{reference}: two rows for {', '.join(map(str, twice.iloc[0][keys]))}.")
-    return published.rename(columns={column: f"{column}_reference" for column in values}), keys
+        raise UsageError(f"{file}: two rows for {', '.join(map(str, twice.iloc[0][keys]))}.")
+    return published.rename(columns={column: f"{column}_published" for column in values}), keys
 
 
 def _refuse_one_for_many(plan: Plan, keys: Sequence[str]) -> None:
@@ -192,17 +192,17 @@ def _refuse_one_for_many(plan: Plan, keys: Sequence[str]) -> None:
             lacking = [key for key in fields_of(name) if key not in keys]
             if lacking and len(plan.benchmark.sweep.values[name]) > 1:
                 raise UsageError(
-                    f"{plan.benchmark.reference}: no column '{lacking[0]}', so that one row would "
+                    f"{plan.benchmark.published}: no column '{lacking[0]}', so that one row would "
                     f"stand beside every value of sweep.{name}. Add the column, empty where a "
                     "method has no such parameter."
                 )
 
 
-def _with_reference(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
-    """Put published values beside ours: `x` of the reference becomes the column `x_reference`."""
-    if plan.benchmark.reference is None:
+def _with_published(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """Put published values beside ours: `x` of the file becomes the column `x_published`."""
+    if plan.benchmark.published is None:
         return table
-    published, keys = _read_reference(plan)
+    published, keys = _read_published(plan)
     # A parameter that no cell has is a column of None, which is no number to be merged on.
     numbers = {key: pd.to_numeric(table[key]) for key in keys if key not in ("model", "method")}
     return table.assign(**numbers).merge(published, on=keys, how="left", validate="many_to_one")

@@ -59,7 +59,7 @@ def _pipeline_class(model: ResolvedModel) -> str | None:
     """Return the class of a model's pipeline; None for one on the hub that is not here yet."""
     index = cached(model.pipeline, INDEX)
     try:
-        return None if index is None else pipeline_class(index, model.pipeline.reference)
+        return None if index is None else pipeline_class(index, model.pipeline.name)
     except UsageError:  # which is told of where pipelines are looked at
         return None
 

@@ -62,7 +62,7 @@ def set_benchmark(
         data["judge"]["model"] = _place(loaded.judge, here)
     data["name"] = set_name(loaded, name)
     data["description"] = f"Images made elsewhere, scored by the measure of {loaded.spec.name}."
-    for key in ("baseline", "sweep", "reference"):
+    for key in ("baseline", "sweep", "published"):
         data.pop(key, None)
     refuse_others(file, data)
     head = _HEAD.format(benchmark=loaded.spec.name, place=" ".join(place.name.split()))
@@ -150,8 +150,8 @@ def _model(stated: dict[str, Any], found: ResolvedModel, here: Path) -> dict[str
 
 def _place(source: Source, here: Path) -> str:
     """Return a source as a file in `here` names it: a miniature or hub id as it is, or its path."""
-    is_path = source.kind in ("folder", "file") and not source.reference.startswith(MINIATURE)
-    return _seen_from(here, Path(source.location)) if is_path else source.reference
+    is_path = source.kind in ("folder", "file") and not source.name.startswith(MINIATURE)
+    return _seen_from(here, Path(source.location)) if is_path else source.name
 
 
 def _seen_from(here: Path, file: Path) -> str:

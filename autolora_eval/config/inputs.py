@@ -128,9 +128,9 @@ def check_pipeline(pipeline: Source, index: Path | None) -> None:
     """
     if index is None:
         return
-    name = pipeline_class(index, pipeline.reference)
+    name = pipeline_class(index, pipeline.name)
     if name in WITHOUT_GUIDER:
-        raise UsageError(no_guider(pipeline.reference, name))
+        raise UsageError(no_guider(pipeline.name, name))
 
 
 def no_guider(reference: str, name: str) -> str:

@@ -87,7 +87,7 @@ class LoadedBenchmark:
         features: where the extractor's model is; None for an extractor without one.
         rubric: the judge's rubric, if there is a judge.
         judge: where an in-process judge is; None for a server's.
-        reference: CSV of published values.
+        published: CSV file of published values.
         sweep: the parameters with several values.
         extractor: its kind and parameters.
         diversity: the measures beside equation (8), by what the file calls them.
@@ -101,7 +101,7 @@ class LoadedBenchmark:
     features: Source | None
     rubric: Rubric | None
     judge: Source | None
-    reference: Path | None
+    published: Path | None
     sweep: Sweep = field(default_factory=Sweep)
     extractor: ResolvedExtractor = field(default_factory=ResolvedExtractor.default)
     diversity: Mapping[str, DiversityMetric] = field(default_factory=dict)
@@ -168,7 +168,7 @@ class _Resolver:
         extractor, features = self._features()
         diversity = self._diversity()
         rubric, judge = self._judge()
-        reference = self._try(("reference",), self._reference)
+        published = self._try(("published",), self._published)
         self._check_named_methods()
         if not self.problems:
             self._check_combinations(models, methods, sweep, rubric, diversity)
@@ -184,7 +184,7 @@ class _Resolver:
             extractor=typing.cast("ResolvedExtractor", extractor),
             rubric=rubric,
             judge=judge,
-            reference=reference,
+            published=published,
             sweep=sweep,
             diversity=diversity,
         )
@@ -349,9 +349,9 @@ class _Resolver:
             ("judge", "rubric_values"), lambda: rubric.with_values(judge.rubric_values)
         )
 
-    def _reference(self) -> Path | None:
-        reference = self.spec.reference
-        return None if reference is None else self.lookup.file(reference, "reference table")
+    def _published(self) -> Path | None:
+        published = self.spec.published
+        return None if published is None else self.lookup.file(published, "published table")
 
     def _check_named_methods(self) -> None:
         for key in ("baseline", "diversity_reference"):
@@ -377,7 +377,7 @@ def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:
         sample_size = config.get("sample_size") or 128
         if not isinstance(sample_size, int) or not isinstance(blocks, list):
             raise UsageError(
-                f"the size of its images cannot be read from '{pipeline.reference}': expected a "
+                f"the size of its images cannot be read from '{pipeline.name}': expected a "
                 "whole number as the denoiser's sample_size and a list as the VAE's "
                 "block_out_channels. State width and height."
             )

@@ -99,7 +99,7 @@ def _guided(plan: Plan) -> None:
             continue  # told of beside this, and asking for the file would try five times
         index = fetched(source, INDEX)
         check_pipeline(source, index)
-        if index is not None and pipeline_class(index, source.reference) not in TESTED:
+        if index is not None and pipeline_class(index, source.name) not in TESTED:
             from autolora_eval._devices import quiet_libraries
             from autolora_eval.generation.diffusion_pipeline import open_pipeline
 
@@ -109,7 +109,7 @@ def _guided(plan: Plan) -> None:
 
 def _own_files(plan: Plan) -> None:
     """Refuse LoRAs that their user must get first."""
-    loras = {model.lora.reference: model.lora for model in loaded_models(plan)}
+    loras = {model.lora.name: model.lora for model in loaded_models(plan)}
     texts = [absent(lora) for lora in loras.values() if lora.kind == "absent"]
     if texts:
         raise AutoLoRAEvalError("\n  - ".join(texts))

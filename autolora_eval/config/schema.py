@@ -134,7 +134,7 @@ class Benchmark(StrictModel):
     """
     judge: JudgeConfig | None = None
     """The judge. Without one, only diversity is measured."""
-    reference: Ref | None = None
+    published: Ref | None = None
     """A CSV file of published values, with columns `model`, `method` and those of `table.csv`."""
     device: Annotated[
         str, matching(r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:1 or mps")

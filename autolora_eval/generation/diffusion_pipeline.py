@@ -87,11 +87,11 @@ class LoraPipeline:
         if spec.revision is not None:
             options["revision"] = spec.revision
         pipe.load_components(dtype=dtype, **options)
-        _refuse_gaps(pipe, model.pipeline.reference)
+        _refuse_gaps(pipe, model.pipeline.name)
         _refuse_another_size(pipe, model)
         # The product draws one bar for the whole stage; diffusers would draw one a batch.
         pipe.set_progress_bar_config(disable=True)
-        tensors = _load_lora(pipe, local_lora(model.lora), model.lora.reference)
+        tensors = _load_lora(pipe, local_lora(model.lora), model.lora.name)
         pipe.set_adapters(ADAPTER, spec.lora.scale)
         pipe.to(device)
         return cls(pipe, tensors, spec.lora.scale)
@@ -243,10 +243,10 @@ def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
     except (ValueError, AttributeError, NotImplementedError) as error:
         raise AutoLoRAEvalError(_why_not(pipeline, error)) from error
     if "guider" not in pipe.component_names:
-        raise AutoLoRAEvalError(no_guider(pipeline.reference, type(pipe).__name__))
+        raise AutoLoRAEvalError(no_guider(pipeline.name, type(pipe).__name__))
     if spec.null_prompt and "negative_prompt" not in pipe.blocks.input_names:
         raise AutoLoRAEvalError(
-            f"'{pipeline.reference}' is a {type(pipe).__name__}, which takes no null prompt but "
+            f"'{pipeline.name}' is a {type(pipe).__name__}, which takes no null prompt but "
             f"its own (got '{spec.null_prompt}'). Remove null_prompt."
         )
     return pipe
@@ -255,7 +255,7 @@ def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
 def _why_not(pipeline: Source, error: Exception) -> str:
     """Return the message for a pipeline that cannot be opened, from what diffusers says of it."""
     index = cached(pipeline, INDEX)
-    name = pipeline_class(index, pipeline.reference) if index else "pipeline without an index"
+    name = pipeline_class(index, pipeline.name) if index else "pipeline without an index"
     version = f"diffusers {diffusers.__version__}"
     if isinstance(error, AttributeError):
         why = f"says that it is a '{name}', which {version} does not know."
@@ -268,7 +268,7 @@ def _why_not(pipeline: Source, error: Exception) -> str:
         )
     else:
         why = f"is a {name} that cannot be opened: {first_line(error).rstrip('.')}."
-    return f"'{pipeline.reference}' {why} {WHAT_WORKS}"
+    return f"'{pipeline.name}' {why} {WHAT_WORKS}"
 
 
 def _refuse_gaps(pipe: ModularPipeline, reference: str) -> None:
@@ -297,7 +297,7 @@ def _refuse_another_size(pipe: ModularPipeline, model: ResolvedModel) -> None:
     stated = model.spec.width is not None and model.spec.height is not None
     if model.pipeline.kind == "hub" and not stated and None not in own and own != model.size:
         raise AutoLoRAEvalError(
-            f"'{model.pipeline.reference}' makes images of {own[0]}×{own[1]} pixels, and the plan "
+            f"'{model.pipeline.name}' makes images of {own[0]}×{own[1]} pixels, and the plan "
             f"took them for {model.size[0]}×{model.size[1]}. State width and height of the model."
         )
 

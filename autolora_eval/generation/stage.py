@@ -186,7 +186,7 @@ def _not_loaded(model: ResolvedModel) -> dict[str, Json]:
     """Return what is known of a model that makes none of its cells' images."""
     parts = {"pipeline": model.pipeline, "lora": model.lora}
     return {
-        name: {"reference": source.reference, "kind": source.kind, "used": False}
+        name: {"name": source.name, "kind": source.kind, "used": False}
         for name, source in parts.items()
     }
 
@@ -206,7 +206,7 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
     the same files elsewhere are the same model.
     """
     files = {
-        part: {k: v for k, v in what.items() if k != "reference" or what["kind"] == "hub"}
+        part: {k: v for k, v in what.items() if k != "name" or what["kind"] == "hub"}
         for part, what in model.items()
     }
     return content_hash(

@@ -57,7 +57,7 @@ def _miniatures(evidence: RunView) -> list[str]:
 
 def _reference(model: object) -> str:
     pipeline = model.get("pipeline") if isinstance(model, dict) else None
-    return str(pipeline.get("reference", "")) if isinstance(pipeline, dict) else ""
+    return str(pipeline.get("name", "")) if isinstance(pipeline, dict) else ""
 
 
 def _limits(evidence: RunView) -> list[str]:

@@ -16,7 +16,7 @@ from autolora_eval.report.judge_reliability import reliability, reliability_cave
 from autolora_eval.report.provenance import manifest_facts, methods
 from autolora_eval.report.results import all_results, first_table, is_by_point
 from autolora_eval.report.run_view import NAME_LENGTH, RunView
-from autolora_eval.report.tables import ResultTable, accounting, differences, references
+from autolora_eval.report.tables import ResultTable, accounting, differences, published_table
 
 NAMES_LISTED = 8
 CAPTION_LENGTH = 2000
@@ -123,7 +123,7 @@ def build_content(evidence: RunView, figures: Sequence[DrawnFigure] = ()) -> Con
     sections = [
         Section("results", "Results", _tables(all_results(evidence))),
         Section("differences", "Differences from the baseline", _tables(differences(evidence))),
-        Section("references", "Beside the published values", _tables(_published(evidence))),
+        Section("published", "Beside the published values", _tables(_published(evidence))),
         Section("figures", "Figures", [Part("figure", name) for name in inside]),
         Section("images", "Images", [Part("grid", grid) for grid in grids.grids]),
         Section("reliability", "How far the judge can be trusted", _reliability(evidence)),
@@ -161,7 +161,7 @@ def _tables(tables: Iterable[ResultTable]) -> list[Part]:
 
 def _published(evidence: RunView) -> list[ResultTable]:
     """Return the published values, unless they stand in the results already."""
-    found = None if is_by_point(evidence) else references(evidence)
+    found = None if is_by_point(evidence) else published_table(evidence)
     return [] if found is None else [found]
 
 

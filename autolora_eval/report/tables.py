@@ -142,14 +142,14 @@ def head(measure: Measure) -> str:
     return f"{measure.label} {measure.arrow}"
 
 
-def references(evidence: RunView) -> ResultTable | None:
+def published_table(evidence: RunView) -> ResultTable | None:
     """Return the published values and how far the run is from each; None without any."""
     columns = set(evidence.run.table.columns)
-    part = [m for m in evidence.measured if f"{m.column}_reference" in columns]
+    part = [m for m in evidence.measured if f"{m.column}_published" in columns]
     part = [
         m
         for m in part
-        if any(as_finite_float(r.get(f"{m.column}_reference")) is not None for r in evidence.rows)
+        if any(as_finite_float(r.get(f"{m.column}_published")) is not None for r in evidence.rows)
     ]
     if not part:
         return None
@@ -157,7 +157,7 @@ def references(evidence: RunView) -> ResultTable | None:
     def entry(row: Row, measure: Measure) -> Entry:
         ours, published = (
             as_finite_float(row.get(measure.column)),
-            as_finite_float(row.get(f"{measure.column}_reference")),
+            as_finite_float(row.get(f"{measure.column}_published")),
         )
         if published is None:
             return Entry(DASH)

@@ -20,7 +20,7 @@ _COMPUTED = frozenset(
         *("lora_scale", "num_inference_steps"),
     )
 )
-_ENDINGS = ("_low", "_high", "_reference", "_prompt_mean", "_expected")
+_ENDINGS = ("_low", "_high", "_published", "_prompt_mean", "_expected")
 _BEGINNING = "div_"
 # Those that diversity.csv has besides, and what stands beside a measure's column there.
 _OF_PROMPTS, _REASON = frozenset(("n", "standard_error", "reference_cell")), "_reason"

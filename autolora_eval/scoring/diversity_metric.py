@@ -157,7 +157,7 @@ def _refuse_name(name: str) -> None:
         raise UsageError(
             f"a diversity measure cannot be called '{name}': the tables have a column of that "
             "name, or may have it beside another's. Choose one that is none of theirs and neither "
-            "begins with 'div_' nor ends in '_low', '_high', '_reason' or '_reference'."
+            "begins with 'div_' nor ends in '_low', '_high', '_reason' or '_published'."
         )
 
 

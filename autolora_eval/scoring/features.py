@@ -83,7 +83,7 @@ def extractor_key(what: Json, batch_size: int) -> str:
     """
     identity = dict(what["identity"])
     if identity["kind"] != "hub":
-        identity.pop("reference")
+        identity.pop("name")
     return content_hash({**what, "identity": identity, "batch_size": batch_size})
 
 
@@ -95,7 +95,7 @@ def _identity(benchmark: LoadedBenchmark) -> Json:
     if benchmark.features is not None:
         return identity(benchmark.features)
     kind = benchmark.extractor.kind
-    return {"reference": kind.name, "kind": "code", **kind.code}
+    return {"name": kind.name, "kind": "code", **kind.code}
 
 
 def _load(plan: Plan) -> Extractor:

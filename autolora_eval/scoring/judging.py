@@ -145,7 +145,7 @@ def judge_key(what: Json, rubric: Rubric) -> str:
     """Return the content key of all that decides a judgement but the image and its prompt."""
     identity = dict(what.get("identity", {}))
     if identity.get("kind") != "hub":
-        identity.pop("reference", None)
+        identity.pop("name", None)
     return content_hash({**what, "identity": identity, "rubric": rubric.sha256})
 
 

@@ -350,8 +350,8 @@ def test_what_made_each_runs_numbers_stays_recorded(halves: list[Path], tmp_path
 def test_a_model_that_only_lent_its_name_does_not_hide_the_one_that_was_used(
     halves: list[Path], tmp_path: Path
 ) -> None:
-    change(RunFolder(halves[0]), "models", A={"pipeline": {"reference": "x", "used": False}})
-    change(RunFolder(halves[1]), "models", A={"pipeline": {"reference": "x", "sha256": "1" * 64}})
+    change(RunFolder(halves[0]), "models", A={"pipeline": {"name": "x", "used": False}})
+    change(RunFolder(halves[1]), "models", A={"pipeline": {"name": "x", "sha256": "1" * 64}})
     joint, _ = compare(halves, tmp_path / "joint")
     assert joint.manifest["models"]["A"]["pipeline"]["sha256"] == "1" * 64
 

@@ -22,7 +22,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "run_folder.md"
 METHODS = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
 FILES = ("table.parquet", "scores.parquet", "comparisons.csv", "diversity.csv", "timings.csv")
 EXTRA = ["vendi", "coverage"]
-ONLY_SOMETIMES = ("<score>_expected", "<measure>_reference")
+ONLY_SOMETIMES = ("<score>_expected", "<measure>_published")
 
 
 @pytest.fixture

@@ -159,8 +159,8 @@ def test_what_is_undefined_is_missing_with_its_reason(make) -> None:
 
 def test_a_published_value_stands_beside_ours(make, workplace: Path) -> None:
     (workplace / "published.csv").write_text("method,vendi\nCFG,1.75\n")
-    run = open_run(scored(*make("run", diversity=["vendi"], reference="published.csv")).path)
-    assert run.table.set_index("method")["vendi_reference"].to_dict()["CFG"] == 1.75
+    run = open_run(scored(*make("run", diversity=["vendi"], published="published.csv")).path)
+    assert run.table.set_index("method")["vendi_published"].to_dict()["CFG"] == 1.75
 
 
 def numbers(folder: RunFolder, cell: str) -> dict[str, list[str]]:

@@ -113,9 +113,9 @@ def test_intervals_are_shown_if_wanted() -> None:
 def test_published_values_and_the_difference_stand_below_ours() -> None:
     nan = float("nan")
     results = one_model(
-        row("a", diversity=0.15, pc=4.0, diversity_reference=0.1701, pc_reference=nan),
-        row("c", diversity=nan, pc=3.0, diversity_reference=0.2, pc_reference=2.5),
-        row("e", diversity=0.1, pc=3.0, diversity_reference=nan, pc_reference=nan),
+        row("a", diversity=0.15, pc=4.0, diversity_published=0.1701, pc_published=nan),
+        row("c", diversity=nan, pc=3.0, diversity_published=0.2, pc_published=2.5),
+        row("e", diversity=0.1, pc=3.0, diversity_published=nan, pc_published=nan),
     )
     found = [line[:4] for line in table(markdown(by_method(results)))[2:]]
     assert found == [
@@ -134,7 +134,7 @@ def test_by_point_has_points_down_and_methods_across() -> None:
     results = swept(
         {
             ("base", ""): {"diversity": 0.3},
-            ("x", "0.4"): {"diversity": 0.2, "diversity_reference": 0.25},
+            ("x", "0.4"): {"diversity": 0.2, "diversity_published": 0.25},
             ("x", "1"): {"diversity": 0.4, "n_unscored": 3},
         },
         {},
@@ -155,7 +155,7 @@ def test_by_point_has_points_down_and_methods_across() -> None:
 
 @pytest.mark.parametrize("make", [by_method, by_point])
 def test_published_passes_stand_below_ours(make: Callable[[Results], Layout]) -> None:
-    results = swept({("x", "0.4"): {"nfe_reference": 50.0}, ("x", "1"): {}}, {})
+    results = swept({("x", "0.4"): {"nfe_published": 50.0}, ("x", "1"): {}}, {})
     found = [line[4 if make is by_method else 2] for line in table(markdown(make(results)))]
     at = found.index("40")
     assert found[at : at + 3] == ["40", "50", "−10"]
@@ -169,7 +169,7 @@ def test_one_point_is_shown_by_method() -> None:
 
 def named(names: list[str]) -> list[Layout]:
     """Both layouts of methods of these names."""
-    rows = [row(name, diversity=0.1, diversity_reference=0.2) for name in names]
+    rows = [row(name, diversity=0.1, diversity_published=0.2) for name in names]
     rows[0]["diversity"] = float("nan")
     points = {line["cell"]: {} for line in rows}
     results = Results(rows, (DIVERSITY, PC), {}, points, {("A--x", "pc"): "x_y|z"})

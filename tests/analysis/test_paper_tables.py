@@ -12,7 +12,7 @@ HALF = 0.0005  # The tables are rounded to three decimals: each entry is off by 
 
 
 def rows(table: str) -> list[dict[str, str]]:
-    path = shipped_root() / "benchmarks" / "reference" / f"paper_table{table}.csv"
+    path = shipped_root() / "benchmarks" / "published" / f"paper_table{table}.csv"
     with path.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 

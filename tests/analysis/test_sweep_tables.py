@@ -16,7 +16,7 @@ from autolora_eval import _display as display
 from autolora_eval._errors import UsageError
 from autolora_eval._resources import shipped_root
 from autolora_eval.analysis.comparisons import baseline_cells
-from autolora_eval.analysis.tables import check_reference
+from autolora_eval.analysis.tables import check_published
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.report import write_report
@@ -188,7 +188,7 @@ def beside(planned: Callable[..., Plan], workplace: Path) -> Callable[..., Plan]
 
     def plan(content: str, sweep: object, **changes: object) -> Plan:
         (workplace / "published.csv").write_text(content, encoding="utf-8")
-        return planned(sweep, reference="published.csv", **changes)
+        return planned(sweep, published="published.csv", **changes)
 
     return plan
 
@@ -202,7 +202,7 @@ def test_published_values_stand_beside_their_own_point(
     )
     plan = beside(content, {"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     table = pd.read_parquet(scored(plan, RunFolder(tmp_path / "run")).table("parquet"))
-    found = dict(zip(table["cell"], table["pc_reference"], strict=True))
+    found = dict(zip(table["cell"], table["pc_published"], strict=True))
     assert {cell: value for cell, value in found.items() if value == value} == {
         "A--CFG--lora_scale=0.4": 1,
         "A--CFG--lora_scale=1": 2,
@@ -215,11 +215,11 @@ def test_published_values_stand_beside_their_own_point(
 def test_one_published_value_is_not_that_of_a_whole_sweep(beside: Callable[..., Plan]) -> None:
     plan = beside("method,pc\nCFG,1\n", {"lora_scale": [0.4, 1.0]})
     with pytest.raises(UsageError, match=r"no column 'lora_scale', so that one row would stand"):
-        check_reference(plan)
-    check_reference(beside("method,pc\nCFG,1\n", {"lora_scale": [0.4]}))
+        check_published(plan)
+    check_published(beside("method,pc\nCFG,1\n", {"lora_scale": [0.4]}))
     plan = beside("method,start,pc\nCFG,,1\n", {"interval": [[0, 1], [0, 0.5]]})
     with pytest.raises(UsageError, match=r"no column 'stop', .* every value of sweep\.interval"):
-        check_reference(plan)
+        check_published(plan)
 
 
 @pytest.mark.parametrize(
@@ -238,10 +238,10 @@ def test_the_papers_values_stand_beside_the_shipped_benchmarks(
     plan = make_plan(load_benchmark(name), 2, 2)
     folder = RunFolder(tmp_path / "run")
     table = pd.read_parquet(scored(plan, folder).table("parquet"))
-    assert plan.benchmark.reference is not None
-    with plan.benchmark.reference.open(encoding="utf-8", newline="") as stream:
+    assert plan.benchmark.published is not None
+    with plan.benchmark.published.open(encoding="utf-8", newline="") as stream:
         published = list(csv.DictReader(stream))
-    found = table[table["diversity_reference"].notna()]
+    found = table[table["diversity_published"].notna()]
     assert len(found) == n_published
     same = ("method", "lora_scale", "model")
     for row in found.to_dict("records"):
@@ -251,14 +251,14 @@ def test_the_papers_values_stand_beside_the_shipped_benchmarks(
             if all(line.get(key) in (None, str(row[key])) for key in same)
         ]
         for measure in set(line) & {"diversity", "cps", "pc", "sa", "div_cps", "div_pc", "div_sa"}:
-            assert row[f"{measure}_reference"] == float(line[measure])
+            assert row[f"{measure}_published"] == float(line[measure])
         assert row["guidance_scale"] in (5.0, 7.0) or row["method"] in ("LoRA", "AutoLoRA")
         assert row.get("autolora_scale", 1.5) == 1.5 or row["method"] in ("LoRA", "LoRA+CFG", "CFG")
 
 
-def test_the_reference_tables_state_what_the_paper_varies() -> None:
+def test_the_published_tables_state_what_the_paper_varies() -> None:
     """Of Table 1, a CFG scale is stated where there is CFG, an AutoLoRA scale for AutoLoRA."""
-    path = shipped_root() / "benchmarks" / "reference" / "paper_table1.csv"
+    path = shipped_root() / "benchmarks" / "published" / "paper_table1.csv"
     with path.open(encoding="utf-8", newline="") as stream:
         stated = {
             row["method"]: (row["guidance_scale"], row["autolora_scale"])

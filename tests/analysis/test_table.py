@@ -268,38 +268,38 @@ def test_one_prompt_compares_seeds(plan: Plan, whole: RunFolder) -> None:
         assert row["difference"] == pytest.approx(difference, rel=1e-9)
 
 
-def with_reference(
+def with_published(
     content: str, workplace: Path, write: Callable[[object], Path], data: dict[str, Any]
 ) -> Plan:
     (workplace / "published.csv").write_text(content, encoding="utf-8")
-    return make_plan(load_benchmark(write(data | {"reference": "published.csv"})))
+    return make_plan(load_benchmark(write(data | {"published": "published.csv"})))
 
 
 def test_published_values_stand_beside_ours(
     workplace: Path, write_benchmark: Any, benchmark_data: dict[str, Any], whole: RunFolder
 ) -> None:
     content = "model,method,diversity,pc\nA,AutoLoRA,0.25,3.5\nB,CFG,0.5,1\n"
-    plan = with_reference(content, workplace, write_benchmark, benchmark_data)
+    plan = with_published(content, workplace, write_benchmark, benchmark_data)
     write_tables(plan, whole, KEY)
     table = pd.read_parquet(whole.table("parquet")).set_index("cell")
-    assert table.loc[AUTO, ["diversity_reference", "pc_reference"]].tolist() == [0.25, 3.5]
-    assert table.loc[BASE, ["diversity_reference", "pc_reference"]].isna().all()
-    assert rows(whole)[BASE]["pc_reference"] == ""
+    assert table.loc[AUTO, ["diversity_published", "pc_published"]].tolist() == [0.25, 3.5]
+    assert table.loc[BASE, ["diversity_published", "pc_published"]].isna().all()
+    assert rows(whole)[BASE]["pc_published"] == ""
     assert list(table.index) == [BASE, AUTO]
 
 
-def test_models_and_methods_of_the_reference_may_be_numbers(
+def test_models_and_methods_of_published_values_may_be_numbers(
     workplace: Path, write_benchmark: Any, benchmark_data: dict[str, Any], tmp_path: Path
 ) -> None:
     benchmark_data["models"] = {"3": benchmark_data["models"]["A"]}
     content = "model,method,diversity\n3,CFG,0.25\n"
-    plan = with_reference(content, workplace, write_benchmark, benchmark_data)
+    plan = with_published(content, workplace, write_benchmark, benchmark_data)
     folder = RunFolder(tmp_path / "run")
     write_images(plan, folder)
     write_features(plan, folder, vector)
     write_judgements(plan, folder, score)
     write_tables(plan, folder, KEY)
-    assert rows(folder)["3--CFG"]["diversity_reference"] == "0.25"
+    assert rows(folder)["3--CFG"]["diversity_published"] == "0.25"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_models_and_methods_of_the_reference_may_be_numbers(
         ('model,method,pc\nA,CFG,1,2,3\n"', "cannot be read"),
     ],
 )
-def test_a_reference_that_does_not_fit_is_refused(
+def test_published_values_that_do_not_fit_are_refused(
     content: str,
     message: str,
     workplace: Path,
@@ -322,7 +322,7 @@ def test_a_reference_that_does_not_fit_is_refused(
     benchmark_data: dict[str, Any],
     whole: RunFolder,
 ) -> None:
-    plan = with_reference(content, workplace, write_benchmark, benchmark_data)
+    plan = with_published(content, workplace, write_benchmark, benchmark_data)
     with pytest.raises(UsageError) as caught:
         write_tables(plan, whole, KEY)
     with pytest.raises(UsageError, match=re.escape(str(caught.value))):

@@ -54,8 +54,8 @@ def test_table_1_has_its_48_cells_where_the_paper_has_them(tmp_path: Path, name:
 def test_the_papers_48_values_stand_below_ours(tmp_path: Path) -> None:
     plan = make_plan(load_benchmark("disney_princess"), limit_seeds=4)
     found = blocks(scored(plan, RunFolder(tmp_path / "run")).table("md").read_text("utf-8"))
-    assert plan.benchmark.reference is not None
-    with plan.benchmark.reference.open(encoding="utf-8", newline="") as stream:
+    assert plan.benchmark.published is not None
+    with plan.benchmark.published.open(encoding="utf-8", newline="") as stream:
         published = list(csv.DictReader(stream))
     assert len(published) == 48
     for heading, measure in METRICS.items():

@@ -226,7 +226,7 @@ def test_all_problems_are_told_at_once_in_one_line_each(
     data = changed(data, "methods.AutoLoRA", {"guider": "autolora", "a": 1, "start": -1})
     data = changed(data, "features.model", "./none")
     data = changed(data, "judge.rubric", "none.yaml")
-    data = changed(data, "reference", "none.csv")
+    data = changed(data, "published", "none.csv")
     path = write_benchmark(changed(data, "baseline", "Best"))
     lines = problems(path)
     assert all(line.startswith(f"{path}:") for line in lines)
@@ -239,7 +239,7 @@ def test_all_problems_are_told_at_once_in_one_line_each(
         "methods.AutoLoRA.a",
         "features.model",
         "judge.rubric",
-        "reference",
+        "published",
         "baseline",
     ]
 

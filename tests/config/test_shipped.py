@@ -115,7 +115,7 @@ def test_what_the_paper_states_is_in_its_benchmarks(name: str) -> None:
     assert benchmark.rubric is not None
     assert list(benchmark.rubric.scores) == (["cps"] if princess else ["pc", "sa"])
     assert benchmark.spec.baseline == ("LoRA+CFG" if princess else "CFG")
-    assert benchmark.reference is not None
+    assert benchmark.published is not None
     for model in benchmark.models.values():
         assert model.spec.guidance_scale == {"SDXL": 5.0, "SD3": 7.0}[model.name]
         assert model.spec.num_inference_steps == {"SDXL": 50, "SD3": 28}[model.name]
@@ -191,7 +191,7 @@ def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(
         f"loras/all_disney_princess_xl.safetensors below {tmp_path}, or set "
         "AUTOLORA_EVAL_DISNEY_LORA to where it is."
     )
-    file = put_file(tmp_path / lora.reference)
+    file = put_file(tmp_path / lora.name)
     (lora,) = (model.lora for model in load_benchmark(name).models.values())
     assert (lora.kind, lora.path) == ("file", file)
     elsewhere = put_file(tmp_path / "elsewhere.safetensors")

@@ -175,8 +175,8 @@ def test_without_a_sweep_nothing_is_made_anew(
     write_benchmark: Write, benchmark_data: dict[str, Any], sweep: object
 ) -> None:
     what = {
-        "pipeline": {"kind": "folder", "reference": "p", "sha256": "1"},
-        "lora": {"kind": "file", "reference": "l", "sha256": "2"},
+        "pipeline": {"kind": "folder", "name": "p", "sha256": "1"},
+        "lora": {"kind": "file", "name": "l", "sha256": "2"},
     }
     found = {}
     for name in ("quickstart", "pixel_art"):

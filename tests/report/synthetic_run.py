@@ -216,13 +216,13 @@ def _manifest(
         "models": {
             model: {
                 "pipeline": {
-                    "reference": f"hub/{model}",
+                    "name": f"hub/{model}",
                     "kind": "hub",
                     "revision": "c0ffee",
                     "sha256": None,
                 },
                 "lora": {
-                    "reference": f"hub/{model}-lora",
+                    "name": f"hub/{model}-lora",
                     "sha256": "d" * 64,
                     "file": "lora.safetensors",
                     "scale": 1.0,

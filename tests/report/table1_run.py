@@ -81,7 +81,7 @@ def _published(cell: Cell) -> tuple[float, float]:
 def _table1() -> pd.DataFrame:
     from autolora_eval._resources import shipped_root
 
-    return pd.read_csv(shipped_root() / "benchmarks" / "reference" / "paper_table1.csv")
+    return pd.read_csv(shipped_root() / "benchmarks" / "published" / "paper_table1.csv")
 
 
 def _link(plan: Plan, folder: RunFolder, cell: Cell, files: list[Path]) -> None:

@@ -86,7 +86,7 @@ def test_it_claims_nothing_where_nothing_is_significant(tmp_path: Path, make_run
 
 def test_its_caveats_stand_on_it(tmp_path: Path, make_run: Maker) -> None:
     tables = make_run(methods=("LoRA", "AutoLoRA"))
-    tables.manifest["models"]["SDXL"]["pipeline"]["reference"] = "miniature:sdxl"
+    tables.manifest["models"]["SDXL"]["pipeline"]["name"] = "miniature:sdxl"
     tables.table.loc[1, ["n_unscored", "n_missing"]] = [3, 1]
     tables.scores.loc[tables.scores.index[-3:], "unscored_reason"] = "no_json"
     for text in first_pages(reported(tables, tmp_path / "run")):
@@ -239,11 +239,11 @@ def test_inside_the_sweep_is_laid_out_as_the_papers_table(table1: RunFolder) -> 
             told = [f"{scale:g}"]
             for method in methods:
                 row = table.loc[scale, method]
-                difference = f"{row['cps'] - row['cps_reference']:+.3f}".replace("-", "−")
+                difference = f"{row['cps'] - row['cps_published']:+.3f}".replace("-", "−")
                 difference = "0.000" if float(difference.replace("−", "-")) == 0.0 else difference
                 told.append(f"{row['cps']:.3f}")
                 told.append(f"[{row['cps_low']:.3f}, {row['cps_high']:.3f}]")
-                told.append(f"{row['cps_reference']:.3f} ({difference})")
+                told.append(f"{row['cps_published']:.3f} ({difference})")
             assert " ".join(told) in text
 
 

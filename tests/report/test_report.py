@@ -199,7 +199,7 @@ def test_published_values_and_the_distance_from_them_appear(
     tmp_path: Path, make_run: Maker
 ) -> None:
     tables = make_run(models=("SD3", "SDXL"), methods=("LoRA+CFG", "AutoLoRA+CFG"))
-    tables.table["diversity_reference"] = [0.136, 0.197, np.nan, 0.170]
+    tables.table["diversity_published"] = [0.136, 0.197, np.nan, 0.170]
     folder = reported(tables, tmp_path / "run")
     for text in (pdf_text(folder), page(folder).text):
         published = text[text.index("Beside the published values") :]
@@ -216,7 +216,7 @@ def test_miniature_models_and_a_limited_run_are_called_what_they_are(
 ) -> None:
     tables = make_run(n_seeds=2)
     tables.manifest["limited"] = True
-    tables.manifest["models"]["SDXL"]["pipeline"]["reference"] = "miniature:sdxl"
+    tables.manifest["models"]["SDXL"]["pipeline"]["name"] = "miniature:sdxl"
     tables.manifest["judge"]["model"] = "miniature:judge"
     folder = reported(tables, tmp_path / "run")
     for text in (pdf_text(folder), page(folder).text):

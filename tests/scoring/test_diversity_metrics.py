@@ -211,7 +211,7 @@ def test_a_package_offers_one_by_an_entry_point(site: Path) -> None:
 
 TABLES = ("diversity", "n_images", "n_undefined_prompts", "lora_scale", "nfe", "method", "guider")
 PROMPTS = ("n", "reason", "standard_error", "reference_cell", "prompt_index")
-BESIDE = ("diversity_low", "widest_high", "widest_reason", "pc_reference", "pc_prompt_mean")
+BESIDE = ("diversity_low", "widest_high", "widest_reason", "pc_published", "pc_prompt_mean")
 
 
 @pytest.mark.parametrize("name", ["Widest", "div_pc", "a b", "", *TABLES, *PROMPTS, *BESIDE])

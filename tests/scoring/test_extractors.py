@@ -200,7 +200,7 @@ def test_the_key_of_the_default_is_that_of_model_precision_and_batch(make: Make)
     assert source is not None
     what = {"identity": identity(source), "dtype": "float32"}
     assert plan.benchmark.extractor.stated() == {}
-    parts = {key: value for key, value in what["identity"].items() if key != "reference"}
+    parts = {key: value for key, value in what["identity"].items() if key != "name"}
     expected = content_hash({"identity": parts, "dtype": "float32", "batch_size": 4})
     assert extractor_key(what, 4) == expected
 

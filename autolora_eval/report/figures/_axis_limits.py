@@ -32,7 +32,7 @@ def window(cells: pd.DataFrame, column: str) -> tuple[float, float] | None:
     Returns:
         Both ends, or None where nothing need be cut.
     """
-    shown = np.concatenate([values(cells, column), values(cells, f"{column}_reference")])
+    shown = np.concatenate([values(cells, column), values(cells, f"{column}_published")])
     low, high = (values(cells, f"{column}_{end}") for end in ("low", "high"))
     shown, is_known = shown[np.isfinite(shown)], np.isfinite(low) & np.isfinite(high)
     if not (len(shown) and is_known.any()):

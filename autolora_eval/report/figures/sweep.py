@@ -263,7 +263,7 @@ def _panel(
             place = taking.index(method) - (len(taking) - 1) / 2
             aside = place * min(0.16, 0.6 / len(taking))
             _points(axis, x + aside, cells, measure, drawn[method])
-        theirs = values(cells, f"{measure.column}_reference")
+        theirs = values(cells, f"{measure.column}_published")
         if np.isfinite(theirs).any():
             style = drawn[method].hollow(MARK) | {"linestyle": ":", "linewidth": 0.6}
             axis.plot(x, theirs, label=PUBLISHED, zorder=4, **style)
@@ -331,7 +331,7 @@ def _taking(data: FigureData, sweep: Sweep, shown: Sequence[Facet]) -> list[str]
 
 
 def _has_published(sheet: _Sheet) -> bool:
-    columns = [f"{measure.column}_reference" for measure in sheet.measured]
+    columns = [f"{measure.column}_published" for measure in sheet.measured]
     return any(np.isfinite(values(f.cells, c)).any() for f in sheet.facets for c in columns)
 
 

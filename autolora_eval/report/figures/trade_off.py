@@ -77,7 +77,7 @@ class _Panel:
     @property
     def published(self) -> Floats:
         """Published score and diversity of each cell, float64 [n, 2]."""
-        columns = (f"{self.score.column}_reference", f"{DIVERSITY.column}_reference")
+        columns = (f"{self.score.column}_published", f"{DIVERSITY.column}_published")
         return places(self.cells, *columns)
 
     @property

@@ -78,7 +78,7 @@ def _load(loading: Loading) -> Extractor:
     except (OSError, ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())
         raise AutoLoRAEvalError(
-            f"the extractor '{loading.source.reference}' cannot be loaded by timm: {told:.600}"
+            f"the extractor '{loading.source.name}' cannot be loaded by timm: {told:.600}"
         ) from error
     model = model.to(loading.device, loading.dtype).eval()
     return TimmExtractor(model, transform, stated, loading.batch_size)

@@ -49,7 +49,7 @@ class TransformersExtractor:
         except (OSError, ValueError, ImportError) as error:
             told = " ".join(str(error).split())
             raise AutoLoRAEvalError(
-                f"the extractor '{source.reference}' cannot be loaded: {told:.400}"
+                f"the extractor '{source.name}' cannot be loaded: {told:.400}"
             ) from error
         return cls(model.to(device).eval(), processor, batch_size)
 

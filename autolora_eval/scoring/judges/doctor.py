@@ -249,7 +249,7 @@ def _parameters(source: Source) -> float | None:
     if source.kind == "folder":
         size = sum(path.stat().st_size for path in source.path.glob("*.safetensors"))
         return size / 2 or None
-    named = _PARAMETERS.search(source.reference)
+    named = _PARAMETERS.search(source.name)
     return float(named[1]) * 1e9 if named else None
 
 
@@ -335,7 +335,7 @@ def _runners(machine: Machine) -> Finding:
 def _papers_judge(machine: Machine) -> Finding:
     """The judge of the paper's tables: an old vLLM, a GPU, and a licence."""
     return Finding(
-        f"The paper's judge, {PAPERS_JUDGE.reference}",
+        f"The paper's judge, {PAPERS_JUDGE.name}",
         (
             _old_vllm(machine),
             *_memory(PAPERS_JUDGE, machine, "cuda", together=True),

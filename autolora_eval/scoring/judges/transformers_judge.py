@@ -144,7 +144,7 @@ class TransformersJudge:
             start = time.monotonic()
             said = iter(self._said(asked) if asked else [])
         seconds = (time.monotonic() - start) / len(requests)
-        name = self.source.reference
+        name = self.source.name
         replies = []
         for one in opened:
             if isinstance(one, str):
@@ -169,7 +169,7 @@ class TransformersJudge:
             return list(self._generate(asked))
         except torch.OutOfMemoryError as error:
             raise AutoLoRAEvalError(
-                f"the judge '{self.source.reference}' ran out of the memory of {self.device} with "
+                f"the judge '{self.source.name}' ran out of the memory of {self.device} with "
                 f"{self.spec.batch_size} images a pass. Lower judge.batch_size. What it judged so "
                 "far is kept."
             ) from error
@@ -306,7 +306,7 @@ class TransformersJudge:
             if stated == "auto":
                 return str(error)
             raise AutoLoRAEvalError(
-                f"the replies of the judge '{self.source.reference}' cannot be held to a regular "
+                f"the replies of the judge '{self.source.name}' cannot be held to a regular "
                 f"expression: {error}. Mend that, or set judge.constraint to 'plain'."
             ) from error
 
@@ -336,7 +336,7 @@ class TransformersJudge:
         except Exception as error:
             self.close()
             raise AutoLoRAEvalError(
-                f"the judge '{self.source.reference}' cannot be asked about an image on "
+                f"the judge '{self.source.name}' cannot be asked about an image on "
                 f"{self.device} ({type(error).__name__}: {first_line(error)}). It needs a chat "
                 "template that takes images, room for the rubric and judge.max_tokens, and memory "
                 "for its weights."
@@ -348,7 +348,7 @@ class TransformersJudge:
 
     def _unloadable(self, error: Exception) -> AutoLoRAEvalError:
         return AutoLoRAEvalError(
-            f"the judge '{self.source.reference}' cannot be loaded: {str(error)[:400]}"
+            f"the judge '{self.source.name}' cannot be loaded: {str(error)[:400]}"
         )
 
 

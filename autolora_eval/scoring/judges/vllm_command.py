@@ -172,7 +172,7 @@ def version_refusal(source: Source, version: str) -> str | None:
     if not is_mllama(source) or numbers(version) <= LAST_WITH_MLLAMA:
         return None
     return (
-        f"vLLM {version} cannot serve '{source.reference}': Llama-3.2-Vision was last supported "
+        f"vLLM {version} cannot serve '{source.name}': Llama-3.2-Vision was last supported "
         f"by vLLM 0.10.2. Give it an environment of its own: pip install {MLLAMA_PACKAGES}"
     )
 
@@ -190,4 +190,4 @@ def is_mllama(source: Source) -> bool:
             return _MLLAMA in config.get("architectures", [])
         except (OSError, ValueError, AttributeError, TypeError):
             return False
-    return bool(_MLLAMA_NAME.search(source.reference))
+    return bool(_MLLAMA_NAME.search(source.name))

@@ -139,7 +139,7 @@ def test_models_stand_side_by_side_or_where_there_are_panels_apart() -> None:
 
 def test_published_values_are_hollow() -> None:
     data = made_up(methods=("LoRA",), sweep={"lora_scale": ["0.4", "0.7", "1"]})
-    data = with_values(data, diversity_reference={"SDXL--LoRA--0.4": 0.3, "SDXL--LoRA--1": 0.2})
+    data = with_values(data, diversity_published={"SDXL--LoRA--0.4": 0.3, "SDXL--LoRA--1": 0.2})
     axis = panels(draw(KIND, data))[0]
     (line,) = (line for line in axis.lines if line.get_label() == "published")
     assert line.get_fillstyle() == "none"

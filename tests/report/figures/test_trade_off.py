@@ -106,7 +106,7 @@ def test_each_model_has_its_own_front() -> None:
 def test_published_values_are_hollow_and_tied_to_ours() -> None:
     cells = {"SDXL--LoRA": 0.25, "SDXL--AutoLoRA": 0.3}
     data = with_values(
-        made_up(), diversity_reference=cells, pc_reference={**cells, "SDXL--LoRA+CFG": 2.0}
+        made_up(), diversity_published=cells, pc_published={**cells, "SDXL--LoRA+CFG": 2.0}
     )
     axis = panels(draw(KIND, data))[0]
     lines = [line for line in axis.lines if line.get_label() == "published"]

@@ -33,7 +33,7 @@ def test_usual_intervals_are_not_cut(rows: tuple[tuple[float, float, float], ...
 
 
 def test_published_values_are_never_cut() -> None:
-    found = window(cells((1.0, 0.9, 1.1), (2.0, 1.9, 99.0)).assign(pc_reference=[7.0, 1.0]), "pc")
+    found = window(cells((1.0, 0.9, 1.1), (2.0, 1.9, 99.0)).assign(pc_published=[7.0, 1.0]), "pc")
     assert found is not None
     assert found[1] > 7.0
 
