@@ -16,7 +16,7 @@ class Good(BaseGuidance):
     """Classifier-free guidance, written as the author of a guider would."""
 
     _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012
-    laws = GuiderSpec(linear=("guidance_scale",), linear_in_predictions=True)
+    guider_spec = GuiderSpec(linear_params=("guidance_scale",), linear_in_predictions=True)
 
     @register_to_config
     def __init__(
@@ -79,13 +79,13 @@ def breaks(*laws: str):
     return enter
 
 
-@breaks("completes_an_image")
+@breaks("check_completes_image")
 class DividesByZero(Good):
     def combine(self, cond, uncond):
         return uncond / (self._step * (cond - cond).abs()) + self.guidance_scale * (cond - uncond)
 
 
-@breaks("completes_an_image")
+@breaks("check_completes_image")
 class AnnouncesAnotherNumber(Good):
     @property
     def num_conditions(self) -> int:
@@ -95,13 +95,13 @@ class AnnouncesAnotherNumber(Good):
         return super().prepare_inputs(data)[:2]
 
 
-@breaks("completes_an_image")
+@breaks("check_completes_image")
 class ReturnsATensor(Good):
     def forward(self, pred_cond, pred_uncond=None):
         return super().forward(pred_cond, pred_uncond).pred
 
 
-@breaks("runs_in_a_pipeline")
+@breaks("check_runs_in_pipeline")
 class KnowsSomeTimestepsOnly(Good):
     def combine(self, cond, uncond):
         if self._timestep > 990:
@@ -109,34 +109,34 @@ class KnowsSomeTimestepsOnly(Good):
         return super().combine(cond, uncond)
 
 
-@breaks("keeps_the_shape")
+@breaks("check_output_shape")
 class DropsADimension(Good):
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     def combine(self, cond, uncond):
         return super().combine(cond, uncond).mean(dim=1, keepdim=True)
 
 
-@breaks("keeps_the_dtype")
+@breaks("check_output_dtype")
 class WrongDtype(Good):
     def combine(self, cond, uncond):
         return super().combine(cond.float(), uncond.float())
 
 
-@breaks("keeps_the_device")
+@breaks("check_output_device")
 class OnTheCpu(Good):
     def combine(self, cond, uncond):
         return super().combine(cond, uncond) * torch.ones(cond.shape[1:], dtype=cond.dtype)
 
 
-@breaks("leaves_the_denoiser_as_found")
+@breaks("check_denoiser_restored")
 class ForgottenHook(Good):
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
         denoiser.register_forward_hook(lambda module, inputs, output: output)
 
 
-@breaks("leaves_the_denoiser_as_found")
+@breaks("check_denoiser_restored")
 class ChangesWeights(Good):
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
@@ -144,7 +144,7 @@ class ChangesWeights(Good):
             next(denoiser.parameters()).mul_(1.001)
 
 
-@breaks("leaves_the_denoiser_as_found")
+@breaks("check_denoiser_restored")
 class LeavesLoraOff(Good):
     def cleanup_models(self, denoiser):
         for layer in denoiser.modules():
@@ -152,7 +152,7 @@ class LeavesLoraOff(Good):
                 layer._disable_adapters = True
 
 
-@breaks("leaves_the_denoiser_as_found_after_an_exception")
+@breaks("check_denoiser_restored_after_error")
 class HookThatRemovesItself(Good):
     """It never comes to that if the pass fails."""
 
@@ -161,29 +161,29 @@ class HookThatRemovesItself(Good):
         handle = denoiser.register_forward_hook(lambda module, inputs, output: handle.remove())
 
 
-@breaks("leaves_its_inputs_alone")
+@breaks("check_inputs_not_modified")
 class ChangesInPlace(Good):
     def combine(self, cond, uncond):
         uncond += self.guidance_scale * (cond - uncond)
         return uncond
 
 
-@breaks("is_deterministic")
+@breaks("check_deterministic")
 class Draws(Good):
     def combine(self, cond, uncond):
         return super().combine(cond, uncond) + 0.01 * torch.randn_like(cond)
 
 
-@breaks("rows_are_independent")
+@breaks("check_batch_independence")
 class MixesTheBatch(Good):
-    laws = GuiderSpec(linear=("guidance_scale",))
+    guider_spec = GuiderSpec(linear_params=("guidance_scale",))
 
     def combine(self, cond, uncond):
         difference = cond - uncond
         return uncond + self.guidance_scale * difference / difference.std()
 
 
-@breaks("carries_no_state_between_images")
+@breaks("check_no_state_between_images")
 class RemembersTheLastImage(Good):
     last = None
 
@@ -194,7 +194,7 @@ class RemembersTheLastImage(Good):
         return uncond + self.guidance_scale * moved
 
 
-@breaks("makes_the_passes_it_declares")
+@breaks("check_nfe")
 class HiddenPass(Good):
     def prepare_inputs(self, data):
         self.data = data
@@ -213,40 +213,42 @@ class HiddenPass(Good):
         )
 
 
-@breaks("makes_the_passes_it_declares")
+@breaks("check_nfe")
 class DeclaresAnotherCost(Good):
-    laws = GuiderSpec(linear=("guidance_scale",), passes=lambda parameters, step, num_steps: 3)
+    guider_spec = GuiderSpec(
+        linear_params=("guidance_scale",), nfe_per_step=lambda parameters, step, num_steps: 3
+    )
 
 
-@breaks("announces_the_null_prompt")
+@breaks("check_num_conditions_before_first_step")
 class AnnouncesLate(Good):
     @property
     def num_conditions(self) -> int:
         return 1 if self._step is None else super().num_conditions
 
 
-@breaks("tells_conditional_from_unconditional")
+@breaks("check_is_conditional")
 class DoesNotCount(Good):
     def prepare_models(self, denoiser):
         pass
 
 
-@breaks("prepares_from_a_block_state_alike")
+@breaks("check_block_state_inputs")
 class SwapsInABlockState(Good):
     def prepare_inputs_from_block_state(self, data, input_fields):
         turned = {k: v[::-1] if isinstance(v, tuple) else v for k, v in input_fields.items()}
         return super().prepare_inputs_from_block_state(data, turned)
 
 
-@breaks("guidance_acts")
+@breaks("check_guidance_has_effect")
 class DoesNothing(Good):
     def combine(self, cond, uncond):
         return cond
 
 
-@breaks("every_scale_acts")
+@breaks("check_scales_have_effect")
 class IdleScale(Good):
-    laws = GuiderSpec(neutral={"guidance_scale": 1.0})
+    guider_spec = GuiderSpec(identity_params={"guidance_scale": 1.0})
 
     @register_to_config
     def __init__(self, guidance_scale: float = 4.0, extra_scale: float = 2.0) -> None:
@@ -254,7 +256,7 @@ class IdleScale(Good):
         self.extra_scale = extra_scale
 
 
-@breaks("neutral_parameters_change_nothing")
+@breaks("check_identity_params")
 class NeutralSomewhereElse(Good):
     def acts(self) -> bool:
         return self._enabled and self.in_window()
@@ -263,7 +265,7 @@ class NeutralSomewhereElse(Good):
         return uncond + (self.guidance_scale + 0.5) * (cond - uncond)
 
 
-@breaks("nothing_changes_outside_its_window")
+@breaks("check_active_intervals")
 class WindowOffByOne(Good):
     def in_window(self) -> bool:
         if self._step is None:
@@ -272,25 +274,25 @@ class WindowOffByOne(Good):
         return int(self._start * n) <= self._step <= int(self._stop * n)
 
 
-@breaks("nothing_changes_outside_its_window")
+@breaks("check_active_intervals")
 class IgnoresItsWindow(Good):
     def in_window(self) -> bool:
         return True
 
 
-@breaks("nothing_changes_when_disabled")
+@breaks("check_disabled")
 class CannotBeDisabled(Good):
     def acts(self) -> bool:
         return self.in_window() and not math.isclose(self.guidance_scale, 1.0)
 
 
-@breaks("linear_parameters_are_linear")
+@breaks("check_linear_params")
 class FalselyLinear(Good):
     def combine(self, cond, uncond):
         return uncond + self.guidance_scale**2 * (cond - uncond)
 
 
-@breaks("linear_in_predictions")
+@breaks("check_linear_in_predictions")
 class FalselyLinearInPredictions(Good):
     def combine(self, cond, uncond):
         difference = cond - uncond
@@ -298,9 +300,9 @@ class FalselyLinearInPredictions(Good):
         return uncond + self.guidance_scale * difference * (1.0 / norm)
 
 
-@breaks("survives_new")
+@breaks("check_new_roundtrip")
 class LostInNew(ClassifierFreeGuidance):
-    laws = GuiderSpec(neutral={"guidance_scale": 1.0, "extra_scale": 0.0})
+    guider_spec = GuiderSpec(identity_params={"guidance_scale": 1.0, "extra_scale": 0.0})
 
     def __init__(self, guidance_scale: float = 4.0, extra_scale: float = 2.0) -> None:
         super().__init__(guidance_scale)
@@ -320,7 +322,7 @@ class Curve:
         self.value = value
 
 
-@breaks("survives_new")
+@breaks("check_new_roundtrip")
 class HandsOnByPosition(Good):
     """diffusers takes what is handed on by position for a default, and new() leaves it out."""
 
@@ -329,7 +331,7 @@ class HandsOnByPosition(Good):
         super().__init__(guidance_scale)
 
 
-@breaks("survives_save_and_load")
+@breaks("check_save_load_roundtrip")
 class LostInSaving(Good):
     @register_to_config
     def __init__(self, guidance_scale: float = 4.0, curve: object = Curve(1.0)) -> None:

@@ -26,9 +26,9 @@ class PooledGuidance(Good):
     """A third pass has the prompt's embeddings and the null prompt's pooled ones."""
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_without"]  # noqa: RUF012
-    laws = GuiderSpec(
-        neutral={"guidance_scale": 1.0, "pooled_scale": 0.0},
-        linear=("guidance_scale", "pooled_scale"),
+    guider_spec = GuiderSpec(
+        identity_params={"guidance_scale": 1.0, "pooled_scale": 0.0},
+        linear_params=("guidance_scale", "pooled_scale"),
         linear_in_predictions=True,
     )
 
@@ -89,7 +89,10 @@ class NoiseInterval(Good):
 class RampInWindow(Good):
     """Its scale rises from neutral at its window's first step."""
 
-    laws = GuiderSpec(linear=("guidance_scale",), windows=(ActiveInterval(may_rest=True),))
+    guider_spec = GuiderSpec(
+        linear_params=("guidance_scale",),
+        active_intervals=(ActiveInterval(allow_inactive_steps=True),),
+    )
 
     def combine(self, cond, uncond):
         first, end = (int(edge * self._num_inference_steps) for edge in (self._start, self._stop))
@@ -101,7 +104,7 @@ class RampInWindow(Good):
 class Momentum(Good):
     """Reset at step 0 whether or not it acts there."""
 
-    laws = GuiderSpec(linear=("guidance_scale",))
+    guider_spec = GuiderSpec(linear_params=("guidance_scale",))
     momentum = None
 
     def prepare_inputs(self, data):
@@ -119,7 +122,7 @@ class Momentum(Good):
 class Interpolation(Good):
     """Its scale lies between 0 and 1."""
 
-    laws = GuiderSpec(neutral={"lambda_scale": 1.0}, linear=("lambda_scale",))
+    guider_spec = GuiderSpec(identity_params={"lambda_scale": 1.0}, linear_params=("lambda_scale",))
 
     @register_to_config
     def __init__(
@@ -139,7 +142,7 @@ class Interpolation(Good):
 class TakesNumbersOut(Good):
     """Which an accelerator allows, and torch's meta device does not."""
 
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     def combine(self, cond, uncond):
         difference = cond - uncond

@@ -11,14 +11,14 @@ from faulty_guiders import Good, breaks
 from autolora_eval.guider_checks import GuiderSpec
 
 
-@breaks("leaves_the_denoiser_as_found")
+@breaks("check_denoiser_restored")
 class LeavesLoraMerged(Good):
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
         denoiser.fuse_lora()
 
 
-@breaks("leaves_the_denoiser_as_found")
+@breaks("check_denoiser_restored")
 class LeavesAttributes(Good):
     """As FreeU does, which a UNet alone has."""
 
@@ -28,7 +28,7 @@ class LeavesAttributes(Good):
             layer.s1, layer.b1 = 0.5, 1.5
 
 
-@breaks("leaves_the_denoiser_as_found")
+@breaks("check_denoiser_restored")
 class LeavesAnEntryInAList(Good):
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
@@ -37,14 +37,14 @@ class LeavesAnEntryInAList(Good):
                 layer.merged_adapters.append("default")
 
 
-@breaks("leaves_the_denoiser_as_found")
+@breaks("check_denoiser_restored")
 class RoundsTheWeights(Good):
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
         denoiser.to(torch.bfloat16).to(torch.float32)
 
 
-@breaks("completes_an_image")
+@breaks("check_completes_image")
 class LeavesHalfPrecision(Good):
     """No pass after it works, and none of the next guider's would."""
 
@@ -52,7 +52,7 @@ class LeavesHalfPrecision(Good):
         denoiser.to(torch.bfloat16)
 
 
-@breaks("leaves_the_denoiser_as_found")
+@breaks("check_denoiser_restored")
 class PutsTheLoraAtOne(Good):
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
@@ -64,7 +64,7 @@ class PutsTheLoraAtOne(Good):
             denoiser.set_adapters("default", 1.0)
 
 
-@breaks("carries_no_state_between_images")
+@breaks("check_no_state_between_images")
 class KeepsPooledEmbeddings(Good):
     """Its null prompt is the first image's in one of two fields."""
 
@@ -76,11 +76,11 @@ class KeepsPooledEmbeddings(Good):
         return super().prepare_inputs({**data, "text_embeds": (data["text_embeds"][0], self.kept)})
 
 
-@breaks("leaves_its_inputs_alone")
+@breaks("check_inputs_not_modified")
 class ClampsInPlace(Good):
     """A second time it changes nothing."""
 
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     def forward(self, pred_cond, pred_uncond=None):
         if pred_uncond is not None:
@@ -94,13 +94,13 @@ class _OtherOutput(BaseOutput):
     pred: torch.Tensor
 
 
-@breaks("completes_an_image")
+@breaks("check_completes_image")
 class PredIsNotFirst(Good):
     def forward(self, pred_cond, pred_uncond=None):
         return _OtherOutput(pred_cond=pred_cond, pred=super().forward(pred_cond, pred_uncond).pred)
 
 
-@breaks("makes_the_passes_it_declares")
+@breaks("check_nfe")
 class HiddenForward(Good):
     """Past the hooks of `__call__`."""
 

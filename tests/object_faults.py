@@ -13,11 +13,11 @@ from faulty_guiders import Good, breaks
 from autolora_eval.guider_checks import GuiderSpec
 
 
-@breaks("survives_new")
+@breaks("check_new_roundtrip")
 class HandsOnNothing(ClassifierFreeGuidance):
     """Its parent then takes start, stop and enabled for defaults, which new() leaves out."""
 
-    laws = GuiderSpec(linear=("guidance_scale",))
+    guider_spec = GuiderSpec(linear_params=("guidance_scale",))
 
     @register_to_config
     def __init__(
@@ -31,14 +31,14 @@ class HandsOnNothing(ClassifierFreeGuidance):
         self._start, self._stop, self._enabled = start, stop, enabled
 
 
-@breaks("survives_new")
+@breaks("check_new_roundtrip")
 class WritesIntoItsConfig(Good):
     def prepare_inputs(self, data):
         self.register_to_config(guidance_scale=self.guidance_scale + 0.1 * self._step)
         return super().prepare_inputs(data)
 
 
-@breaks("survives_new")
+@breaks("check_new_roundtrip")
 class PassesOn(ClassifierFreeGuidance):
     """Its window comes through `**kwargs`, which new() drops."""
 
@@ -47,31 +47,31 @@ class PassesOn(ClassifierFreeGuidance):
         super().__init__(guidance_scale=guidance_scale, **kwargs)
 
 
-@breaks("is_deterministic")
+@breaks("check_deterministic")
 class Reseeds(Good):
     """The same numbers each time, and the next image's noise too."""
 
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     def combine(self, cond, uncond):
         torch.manual_seed(0)
         return super().combine(cond, uncond) + 0.01 * torch.randn(cond.shape[1:]).to(cond)
 
 
-@breaks("is_deterministic")
+@breaks("check_deterministic")
 class DrawsAndThrowsAway(Good):
     def combine(self, cond, uncond):
         random.random()
         return super().combine(cond, uncond)
 
 
-@breaks("linear_parameters_are_linear")
+@breaks("check_linear_params")
 class LinearToTen(Good):
     def combine(self, cond, uncond):
         return uncond + min(self.guidance_scale, 10.0) * (cond - uncond)
 
 
-@breaks("leaves_the_denoiser_as_found_after_an_exception")
+@breaks("check_denoiser_restored_after_error")
 class LateHook(Good):
     """It removes itself, which a pass that fails does not come to; and at late steps only."""
 
@@ -81,14 +81,14 @@ class LateHook(Good):
             handle = denoiser.register_forward_hook(lambda module, inputs, output: handle.remove())
 
 
-@breaks("announces_the_null_prompt")
+@breaks("check_num_conditions_before_first_step")
 class ComparesNoStep(Good):
     @property
     def num_conditions(self) -> int:
         return 2 if self._step >= 0 and self.acts() else 1
 
 
-@breaks("completes_an_image")
+@breaks("check_completes_image")
 class Exits(Good):
     def combine(self, cond, uncond):
         sys.exit("bye")
@@ -109,4 +109,4 @@ for _name in (
     *("prepare_inputs_from_block_state", "forward", "combine"),
 ):
     setattr(NoConfig, _name, vars(Good)[_name])
-breaks("runs_in_a_pipeline")(NoConfig)
+breaks("check_runs_in_pipeline")(NoConfig)

@@ -13,11 +13,11 @@ from faulty_guiders import Good, breaks
 from autolora_eval.guider_checks import GuiderSpec
 
 
-@breaks("carries_no_state_between_images")
+@breaks("check_no_state_between_images")
 class ResetsWhereItActs(Good):
     """Step 0 is not reached where the window starts later."""
 
-    laws = GuiderSpec(linear=("guidance_scale",))
+    guider_spec = GuiderSpec(linear_params=("guidance_scale",))
     momentum = None
 
     def combine(self, cond, uncond):
@@ -28,11 +28,11 @@ class ResetsWhereItActs(Good):
         return uncond + self.guidance_scale * self.momentum
 
 
-@breaks("completes_an_image")
+@breaks("check_completes_image")
 class SeedsWhereItActs(Good):
     """It has no generator where the window starts later."""
 
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     def combine(self, cond, uncond):
         if self._step == 0:
@@ -41,7 +41,7 @@ class SeedsWhereItActs(Good):
         return super().combine(cond, uncond) + 0.05 * noise.to(cond)
 
 
-@breaks("keeps_the_dtype")
+@breaks("check_output_dtype")
 class DoubleOutside(Good):
     def forward(self, pred_cond, pred_uncond=None):
         if pred_uncond is None and not self.in_window():
@@ -49,12 +49,12 @@ class DoubleOutside(Good):
         return super().forward(pred_cond, pred_uncond)
 
 
-@breaks("makes_the_passes_it_declares")
+@breaks("check_nfe")
 class DeclaresOneCost(Good):
-    laws = GuiderSpec(passes=lambda parameters, step, num_steps: 2)
+    guider_spec = GuiderSpec(nfe_per_step=lambda parameters, step, num_steps: 2)
 
 
-@breaks("leaves_the_denoiser_as_found")
+@breaks("check_denoiser_restored")
 class HookOutside(Good):
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
@@ -62,7 +62,7 @@ class HookOutside(Good):
             denoiser.register_forward_hook(lambda module, inputs, output: output)
 
 
-@breaks("nothing_changes_outside_its_window")
+@breaks("check_active_intervals")
 class CountsToTheLastStep(Good):
     def in_window(self) -> bool:
         if self._step is None:
@@ -70,7 +70,7 @@ class CountsToTheLastStep(Good):
         return self._start <= self._step / max(self._num_inference_steps - 1, 1) < self._stop
 
 
-@breaks("nothing_changes_outside_its_window")
+@breaks("check_active_intervals")
 class RoundsItsWindow(Good):
     def in_window(self) -> bool:
         if self._step is None:
@@ -79,7 +79,7 @@ class RoundsItsWindow(Good):
         return round(self._start * n) <= self._step < math.ceil(self._stop * n)
 
 
-@breaks("nothing_changes_outside_its_window")
+@breaks("check_active_intervals")
 class WindowOfTimesteps(Good):
     def in_window(self) -> bool:
         if self._step is None:
@@ -87,13 +87,13 @@ class WindowOfTimesteps(Good):
         return self._start <= 1 - float(self._timestep) / 1000 < self._stop
 
 
-@breaks("nothing_changes_outside_its_window")
+@breaks("check_active_intervals")
 class LeavesOutTheLastStep(Good):
     def in_window(self) -> bool:
         return super().in_window() and self._step != (self._num_inference_steps or 0) - 1
 
 
-@breaks("nothing_changes_when_disabled")
+@breaks("check_disabled")
 class DropsEnabled(Good):
     @register_to_config
     def __init__(
@@ -107,7 +107,7 @@ class DropsEnabled(Good):
         self.guidance_scale = guidance_scale
 
 
-@breaks("carries_no_state_between_images")
+@breaks("check_no_state_between_images")
 class KeepsItsSchedule(Good):
     """Of the first image's number of steps."""
 
@@ -120,11 +120,11 @@ class KeepsItsSchedule(Good):
         return uncond + self.scales[self._step] * (cond - uncond)
 
 
-@breaks("carries_no_state_between_images")
+@breaks("check_no_state_between_images")
 class KeepsItsNoise(Good):
     """Of the first image's size."""
 
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
     noise = None
 
     def combine(self, cond, uncond):
@@ -133,9 +133,9 @@ class KeepsItsNoise(Good):
         return super().combine(cond, uncond) + 0.01 * self.noise.to(cond)
 
 
-@breaks("carries_no_state_between_images")
+@breaks("check_no_state_between_images")
 class HistoryOnTheClass(Good):
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
     history: list = []  # noqa: RUF012
 
     def prepare_inputs(self, data):
@@ -148,20 +148,20 @@ class HistoryOnTheClass(Good):
         return uncond + self.guidance_scale * sum(self.history) / len(self.history)
 
 
-@breaks("completes_an_image")
+@breaks("check_completes_image")
 class DividesByStepsLessOne(Good):
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     def combine(self, cond, uncond):
         done = self._step / (self._num_inference_steps - 1)
         return uncond + (1 + (self.guidance_scale - 1) * (1 - 0.5 * done)) * (cond - uncond)
 
 
-@breaks("rows_are_independent")
+@breaks("check_batch_independence")
 class ClipsTheBatchesNorm(Good):
     """Which in a tiny model's predictions is never reached."""
 
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     def combine(self, cond, uncond):
         difference = cond - uncond
@@ -169,9 +169,9 @@ class ClipsTheBatchesNorm(Good):
         return uncond + self.guidance_scale * difference * scale.to(cond.dtype)
 
 
-@breaks("rows_are_independent")
+@breaks("check_batch_independence")
 class ThresholdsByTheBatch(Good):
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     def combine(self, cond, uncond):
         made = super().combine(cond, uncond)
@@ -179,11 +179,11 @@ class ThresholdsByTheBatch(Good):
         return made.clamp(-limit, limit) * (20.0 / limit)
 
 
-@breaks("keeps_the_dtype")
+@breaks("check_output_dtype")
 class SquaresInHalfPrecision(Good):
     """The sum is infinite in float16, and the guidance gone."""
 
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     def combine(self, cond, uncond):
         difference = cond - uncond

@@ -53,10 +53,10 @@ class AutoLoRAGuidance(BaseGuidance):
     """
 
     _input_predictions = ["base_cond", "base_uncond", "lora_cond", "lora_uncond"]  # noqa: RUF012
-    laws = GuiderSpec(
-        neutral={"autolora_scale": 1.0},
-        unguided="cfg",
-        linear=("autolora_scale", "guidance_scale"),
+    guider_spec = GuiderSpec(
+        identity_params={"autolora_scale": 1.0},
+        baseline_prediction="cfg",
+        linear_params=("autolora_scale", "guidance_scale"),
         linear_in_predictions=True,
     )
 

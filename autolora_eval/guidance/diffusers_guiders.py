@@ -28,7 +28,7 @@ class UpstreamGuider:
         passes: (parameters with their defaults, step, number of steps) → denoiser passes.
         refuse: (parameters with their defaults, class of the pipeline as its model_index.json
             names it, or None if unknown) → why that cannot work and what to do, or None.
-        laws: what it claims.
+        spec: what it claims.
         notes: where diffusers' version differs from the paper's.
     """
 
@@ -39,7 +39,7 @@ class UpstreamGuider:
     defaults: Parameters
     passes: Cost
     refuse: Refusal = lambda p, pipeline: None
-    laws: GuiderSpec = field(default_factory=GuiderSpec)
+    spec: GuiderSpec = field(default_factory=GuiderSpec)
     notes: str = ""
 
     @property
@@ -84,17 +84,17 @@ _SKIPS = (
 def _skipping(prefix: str) -> GuiderSpec:
     """What the guiders claim that add a perturbed prediction to CFG, in a window of its own."""
     scale = f"{prefix}_scale"
-    inner = ActiveInterval(f"{prefix}_start", f"{prefix}_stop", outside={scale: 0.0})
+    inner = ActiveInterval(f"{prefix}_start", f"{prefix}_stop", disable_params={scale: 0.0})
     return GuiderSpec(
-        neutral={"guidance_scale": 1.0, scale: 0.0},
-        windows=(ActiveInterval(outside={"guidance_scale": 1.0}), inner),
-        linear=("guidance_scale", scale),
+        identity_params={"guidance_scale": 1.0, scale: 0.0},
+        active_intervals=(ActiveInterval(disable_params={"guidance_scale": 1.0}), inner),
+        linear_params=("guidance_scale", scale),
         linear_in_predictions=True,
     )
 
 
-_LINEAR = GuiderSpec(linear=("guidance_scale",))
-_BILINEAR = GuiderSpec(linear=("guidance_scale",), linear_in_predictions=True)
+_LINEAR = GuiderSpec(linear_params=("guidance_scale",))
+_BILINEAR = GuiderSpec(linear_params=("guidance_scale",), linear_in_predictions=True)
 _DECLARED = (
     UpstreamGuider(
         name="AdaptiveProjectedGuidance",
@@ -106,7 +106,7 @@ _DECLARED = (
         ),
         defaults=_cfg_like(),
         passes=rules.cfg_passes,
-        laws=_LINEAR,
+        spec=_LINEAR,
         notes=(
             "diffusers computes ε(x, ∅) + w (Δ⊥ + η Δ∥), which is the paper's rule only at η = 1 "
             "without rescaling and momentum; use_original_formulation with w − 1 is the paper's. "
@@ -120,7 +120,7 @@ _DECLARED = (
         formula="CFG at w up to a step, APG at its own scale after it",
         defaults=_cfg_like(guidance_scale=3.5),
         passes=rules.cfg_passes,
-        laws=GuiderSpec(neutral={"guidance_scale": 1.0}, linear=("guidance_scale",)),
+        spec=GuiderSpec(identity_params={"guidance_scale": 1.0}, linear_params=("guidance_scale",)),
     ),
     UpstreamGuider(
         name="AutoGuidance",
@@ -130,7 +130,7 @@ _DECLARED = (
         defaults=_cfg_like(auto_guidance_layers=None, auto_guidance_config=None),
         passes=rules.cfg_passes,
         refuse=rules.layer_refusal("auto_guidance_layers", "auto_guidance_config"),
-        laws=_BILINEAR,
+        spec=_BILINEAR,
         notes=(
             "The paper's bad model is a smaller or less trained one, given the prompt. diffusers' "
             "is the same model with layers skipped, given the null prompt."
@@ -143,7 +143,7 @@ _DECLARED = (
         formula="ε(x, ∅) + w (ε(x, y) − ε(x, ∅))",
         defaults=_cfg_like(),
         passes=rules.cfg_passes,
-        laws=_BILINEAR,
+        spec=_BILINEAR,
         notes="use_original_formulation is the paper's own: ε(x, y) + w (ε(x, y) − ε(x, ∅)).",
     ),
     UpstreamGuider(
@@ -157,8 +157,9 @@ _DECLARED = (
         defaults=_cfg_like(zero_init_steps=1),
         passes=rules.cfg_passes,
         refuse=rules.refuse_zero_star,
-        laws=GuiderSpec(
-            neutral={"guidance_scale": 1.0, "zero_init_steps": 0}, linear=("guidance_scale",)
+        spec=GuiderSpec(
+            identity_params={"guidance_scale": 1.0, "zero_init_steps": 0},
+            linear_params=("guidance_scale",),
         ),
         notes=(
             "zero_init_steps acts at guidance_scale 1 and outside of start and stop too. The "
@@ -176,8 +177,10 @@ _DECLARED = (
         defaults=_cfg_like(guidance_scales=[10.0, 5.0]),
         passes=rules.fdg_passes,
         refuse=rules.refuse_fdg,
-        laws=GuiderSpec(
-            neutral={"guidance_scales": [1.0, 1.0]}, linear_in_predictions=True, acting=()
+        spec=GuiderSpec(
+            identity_params={"guidance_scales": [1.0, 1.0]},
+            linear_in_predictions=True,
+            required_effect=(),
         ),
         notes="Needs kornia.",
     ),
@@ -189,11 +192,11 @@ _DECLARED = (
         defaults=_cfg_like(guidance_scale=1.0, stg_scale=0.0, modality_scale=1.0),
         passes=rules.ltx2_passes,
         refuse=rules.refuse_ltx2,
-        laws=GuiderSpec(
-            neutral={"guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0},
-            linear=("guidance_scale",),
+        spec=GuiderSpec(
+            identity_params={"guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0},
+            linear_params=("guidance_scale",),
             linear_in_predictions=True,
-            acting=("guidance_scale",),
+            required_effect=("guidance_scale",),
         ),
         notes="For LTX-2's video and audio. On image models its first term works, and is CFG.",
     ),
@@ -205,7 +208,7 @@ _DECLARED = (
         defaults=_cfg_like(guidance_scale=10.0),
         passes=rules.cfg_passes,
         refuse=rules.refuse_mambo,
-        laws=_LINEAR,
+        spec=_LINEAR,
     ),
     UpstreamGuider(
         name="PerturbedAttentionGuidance",
@@ -221,7 +224,7 @@ _DECLARED = (
         ),
         passes=rules.skip_passes("perturbed_guidance"),
         refuse=rules.refuse_pag,
-        laws=_skipping("perturbed_guidance"),
+        spec=_skipping("perturbed_guidance"),
         notes=_SKIPS,
     ),
     UpstreamGuider(
@@ -238,7 +241,7 @@ _DECLARED = (
         ),
         passes=rules.skip_passes("skip_layer_guidance"),
         refuse=rules.refuse_slg,
-        laws=_skipping("skip_layer_guidance"),
+        spec=_skipping("skip_layer_guidance"),
         notes=_SKIPS,
     ),
     UpstreamGuider(
@@ -249,7 +252,7 @@ _DECLARED = (
         defaults=_cfg_like(seg_guidance_scale=2.8, seg_guidance_start=0.0, seg_guidance_stop=1.0),
         passes=rules.skip_passes("seg_guidance"),
         refuse=rules.refuse_seg,
-        laws=_skipping("seg_guidance"),
+        spec=_skipping("seg_guidance"),
         notes="Added to CFG where guidance_scale is not 1.",
     ),
     UpstreamGuider(
@@ -262,7 +265,7 @@ _DECLARED = (
         ),
         defaults=_cfg_like(),
         passes=rules.cfg_passes,
-        laws=_LINEAR,
+        spec=_LINEAR,
         notes="Its is_conditional fails, which ControlNet pipelines ask for in guess mode.",
     ),
 )

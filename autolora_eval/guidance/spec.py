@@ -1,4 +1,4 @@
-"""What a guider claims of itself, where its constructor does not say. Loads no torch."""
+"""What an author declares about a guider for the guider checks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,56 +7,68 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 ModelName = Literal["sdxl", "sd3"]
-Unguided = Literal["conditional", "cfg"]
-Passes = Callable[[Mapping[str, Any], int, int], int]
+BaselinePrediction = Literal["conditional", "cfg"]
+NfePerStep = Callable[[Mapping[str, Any], int, int], int]
 
 
 @dataclass(frozen=True)
 class ActiveInterval:
-    """A part of the denoising steps outside of which something does not act.
+    """The denoising steps at which a guider, or a part of it, acts.
 
-    It acts at the steps ⌊start · N⌋ ≤ step < ⌊stop · N⌋ of N.
+    Of N steps these are ⌊start · N⌋ ≤ step < ⌊stop · N⌋.
 
     Attributes:
-        start: the constructor's parameter for its beginning, a fraction of the steps.
-        stop: the parameter for its end.
-        outside: parameters that put out what the window bounds, where it bounds only a part of
-            the guidance (PAG: `{"perturbed_guidance_scale": 0.0}`). None where it bounds all.
-        may_rest: it need not act at every step inside, as where a scale falls to neutral.
+        start: Name of the constructor's parameter for the beginning, a fraction of the steps.
+        stop: Name of the parameter for the end.
+        disable_params: Parameter values that turn off the part that this interval limits, such as
+            `{"perturbed_guidance_scale": 0.0}` for PAG. `None` if the interval limits the guider
+            as a whole.
+        allow_inactive_steps: If `True`, the guider may be inactive at some steps of the interval,
+            for example because its scale falls to 1 there.
     """
 
     start: str = "start"
     stop: str = "stop"
-    outside: Mapping[str, Any] | None = None
-    may_rest: bool = False
+    disable_params: Mapping[str, Any] | None = None
+    allow_inactive_steps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuiderSpec:
-    """What a guider claims, as its class attribute `laws` or an argument of `check_guider`.
+    """What a guider promises, beyond what its constructor's signature shows.
 
-    Everything may be left out: what cannot be read off the constructor is then not tested, and
-    the law says so.
+    Set it as the class attribute `guider_spec`, or pass it to `check_guider(spec=…)`. All fields
+    are optional. A check that needs a field which is not set is skipped and says so.
+
+    Example:
+        ```python
+        class MyGuider(BaseGuidance):
+            guider_spec = GuiderSpec(
+                identity_params={"guidance_scale": 1.0, "strength": 0.0},
+                linear_params=("guidance_scale",),
+            )
+        ```
 
     Attributes:
-        neutral: parameters at which the guider gives the unguided prediction. By default
-            `guidance_scale` at 1 (at 0 with `use_original_formulation`), if that is the
-            constructor's only parameter named `…scale`.
-        unguided: what the prediction is where guidance does not act: the conditional one, or that
-            of classifier-free guidance at `guidance_scale`.
-        windows: where it acts. By default `start` and `stop`, if the constructor has them.
-        linear: numeric parameters of which the prediction is an affine function.
-        linear_in_predictions: whether the result is a linear function of the predictions.
-        acting: numeric parameters each of which must change the prediction. By default those
-            named `…scale`.
-        passes: (all parameters, step, number of steps) → denoiser passes at that step. By
-            default what the guider's own `num_conditions` says.
+        identity_params: Parameter values at which the guider returns the baseline prediction.
+            Defaults to `guidance_scale` = 1 (0 with `use_original_formulation`) if that is the
+            constructor's only parameter whose name ends in `_scale`.
+        baseline_prediction: The prediction where guidance does not act: `"conditional"`, or
+            `"cfg"` for classifier-free guidance at `guidance_scale`.
+        active_intervals: Where the guider acts. Defaults to the parameters `start` and `stop` if
+            the constructor has both.
+        linear_params: Numeric parameters in which the prediction is affine.
+        linear_in_predictions: If `True`, the result is a linear function of the predictions.
+        required_effect: Numeric parameters that must each change the prediction. Defaults to the
+            parameters whose names end in `_scale`.
+        nfe_per_step: (all parameters, step, number of steps) → function evaluations at that step.
+            Defaults to what `num_conditions` says.
     """
 
-    neutral: Mapping[str, Any] | None = None
-    unguided: Unguided = "conditional"
-    windows: tuple[ActiveInterval, ...] | None = None
-    linear: tuple[str, ...] = ()
+    identity_params: Mapping[str, Any] | None = None
+    baseline_prediction: BaselinePrediction = "conditional"
+    active_intervals: tuple[ActiveInterval, ...] | None = None
+    linear_params: tuple[str, ...] = ()
     linear_in_predictions: bool = False
-    acting: tuple[str, ...] | None = None
-    passes: Passes | None = field(default=None, compare=False)
+    required_effect: tuple[str, ...] | None = None
+    nfe_per_step: NfePerStep | None = field(default=None, compare=False)

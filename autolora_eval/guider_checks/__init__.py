@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActiveInterval",
+    "CheckFailedError",
     "GuiderSpec",
-    "LawsBrokenError",
     "check_guider",
-    "guider_laws",
-    "parametrize_with_laws",
+    "guider_checks_generator",
+    "parametrize_with_checks",
 ]
 
 
-class LawsBrokenError(AutoLoRAEvalError):
+class CheckFailedError(AutoLoRAEvalError):
     """A guider breaks laws; the message names each and says what to do.
 
     Attributes:
@@ -51,7 +51,7 @@ def check_guider(
     guider: type[BaseGuidance] | BaseGuidance,
     *,
     model: ModelName = "sdxl",
-    laws: GuiderSpec | None = None,
+    spec: GuiderSpec | None = None,
     on_fail: Literal["raise"] | None = "raise",
     **parameters: Any,  # noqa: ANN401
 ) -> list[CheckResult]:
@@ -60,8 +60,8 @@ def check_guider(
     Args:
         guider: a class, or an instance, of which fresh ones are made from its config.
         model: the family of the tiny model that it is tried on.
-        laws: what the guider claims; by default its attribute `laws`, or what its constructor's
-            parameters tell.
+        spec: what the guider claims; by default its attribute `guider_spec`, or what its
+            constructor tells.
         on_fail: None returns the results of broken laws too, in place of raising.
         parameters: of the constructor. They should be such that the guider acts: at its neutral
             parameters many laws can tell nothing.
@@ -70,24 +70,24 @@ def check_guider(
         One result a law: "passed", "failed" or "not applicable", the last two with the reason.
 
     Raises:
-        LawsBrokenError: it breaks at least one law.
+        CheckFailedError: it breaks at least one law.
         UsageError: it is no guider, or cannot be made from these parameters.
     """
     from autolora_eval.guider_checks.guider_under_test import subject_of
     from autolora_eval.guider_checks.runner import judge
 
-    subject = subject_of(guider, model=model, laws=laws, parameters=parameters)
+    subject = subject_of(guider, model=model, spec=spec, parameters=parameters)
     results = list(judge(subject))
     if on_fail == "raise" and any(result.status == "failed" for result in results):
-        raise LawsBrokenError(subject.cls.__name__, results)
+        raise CheckFailedError(subject.cls.__name__, results)
     return results
 
 
-def guider_laws(
+def guider_checks_generator(
     guider: type[BaseGuidance] | BaseGuidance,
     *,
     model: ModelName = "sdxl",
-    laws: GuiderSpec | None = None,
+    spec: GuiderSpec | None = None,
     **parameters: Any,  # noqa: ANN401
 ) -> list[tuple[str, Callable[[], CheckResult]]]:
     """Return each law's name, and a function that tries it on the guider.
@@ -97,21 +97,21 @@ def guider_laws(
     from autolora_eval.guider_checks.guider_under_test import subject_of
     from autolora_eval.guider_checks.runner import LAWS
 
-    subject = subject_of(guider, model=model, laws=laws, parameters=parameters)
+    subject = subject_of(guider, model=model, spec=spec, parameters=parameters)
     known: dict[str, CheckResult] = {}
     return [(law.name, _trial(law, subject, known)) for law in LAWS]
 
 
-def parametrize_with_laws(
+def parametrize_with_checks(
     guider: type[BaseGuidance] | BaseGuidance,
     *,
     model: ModelName = "sdxl",
-    laws: GuiderSpec | None = None,
+    spec: GuiderSpec | None = None,
     **parameters: Any,  # noqa: ANN401
 ) -> pytest.MarkDecorator:
     """Decorate a test so that pytest runs it once for each law.
 
-        @parametrize_with_laws(MyGuider, strength=2.0)
+        @parametrize_with_checks(MyGuider, strength=2.0)
         def test_my_guider(law):
             law()
 
@@ -130,7 +130,7 @@ def parametrize_with_laws(
 
         return test
 
-    trials = guider_laws(guider, model=model, laws=laws, **parameters)
+    trials = guider_checks_generator(guider, model=model, spec=spec, **parameters)
     return pytest.mark.parametrize(
         "law", [pytest.param(tested(trial), id=name) for name, trial in trials]
     )

@@ -44,7 +44,7 @@ def check(stated: str, words: Sequence[str], model: ModelName, console: Console)
     guider, parameters = _guider(stated, dict(_parameter(word) for word in words))
     results: list[CheckResult] = []
     with console.status("making a tiny model …") as status:
-        subject = subject_of(guider, model=model, laws=None, parameters=parameters)
+        subject = subject_of(guider, model=model, spec=None, parameters=parameters)
         for result in judge(subject):
             results.append(result)
             status.update(f"law {len(results)} of {len(LAWS)} …")

@@ -31,7 +31,7 @@ class _PassFailedError(Exception):
     """What the laws make a denoiser pass fail with."""
 
 
-def completes_an_image(subject: GuiderUnderTest) -> None:
+def check_completes_image(subject: GuiderUnderTest) -> None:
     """It goes through all steps of an image, and every prediction is finite."""
     for changes, where in subject.settings:
         try:
@@ -64,7 +64,7 @@ def _completes_one_step(subject: GuiderUnderTest) -> None:
         )
 
 
-def runs_in_a_pipeline(subject: GuiderUnderTest) -> None:
+def check_runs_in_pipeline(subject: GuiderUnderTest) -> None:
     """The pipeline's own denoising loop completes with it, and the latents are finite."""
     if getattr(subject.build(), "_internal_dict", None) is None:
         raise CheckFailedError(
@@ -78,7 +78,7 @@ def runs_in_a_pipeline(subject: GuiderUnderTest) -> None:
         )
 
 
-def makes_the_passes_it_declares(subject: GuiderUnderTest) -> None:
+def check_nfe(subject: GuiderUnderTest) -> None:
     """`num_conditions` at each step, and a declared cost, are the denoiser passes really made."""
     for changes, where in subject.settings:
         _declares(subject, changes, where)
@@ -99,8 +99,8 @@ def _declares(subject: GuiderUnderTest, changes: Mapping[str, Any], where: str) 
                 f"was called {step.calls} times. Ask for every pass by prepare_inputs, and count "
                 "it in num_conditions: a hidden pass makes the cost in every table wrong."
             )
-        if subject.stated.passes is not None:
-            declared = subject.stated.passes({**subject.full, **changes}, number, len(steps))
+        if subject.stated.nfe_per_step is not None:
+            declared = subject.stated.nfe_per_step({**subject.full, **changes}, number, len(steps))
             if declared != step.calls:
                 raise CheckFailedError(
                     f"GuiderSpec.passes says {declared} at step {number} of {len(steps)}"
@@ -108,7 +108,7 @@ def _declares(subject: GuiderUnderTest, changes: Mapping[str, Any], where: str) 
                 )
 
 
-def announces_the_null_prompt(subject: GuiderUnderTest) -> None:
+def check_num_conditions_before_first_step(subject: GuiderUnderTest) -> None:
     """Before the first step `num_conditions` is at least 2 if any pass needs the null prompt."""
     needing = [n for n, step in enumerate(subject.guided) if False in step.conditional.values()]
     if not needing:
@@ -128,7 +128,7 @@ def announces_the_null_prompt(subject: GuiderUnderTest) -> None:
         )
 
 
-def tells_conditional_from_unconditional(subject: GuiderUnderTest) -> None:
+def check_is_conditional(subject: GuiderUnderTest) -> None:
     """While a pass is prepared, `is_conditional` says whether it has the prompts' embeddings."""
     told: dict[tuple[int, str], bool] = {}
     guider = subject.build()
@@ -154,7 +154,7 @@ def tells_conditional_from_unconditional(subject: GuiderUnderTest) -> None:
             )
 
 
-def leaves_the_denoiser_as_found(subject: GuiderUnderTest) -> None:
+def check_denoiser_restored(subject: GuiderUnderTest) -> None:
     """After every `cleanup_models`, hooks, LoRA, layers and weights are as they were."""
     for changes, where in subject.settings:
         found = _left(subject, subject.build(**changes))
@@ -179,7 +179,7 @@ def _left(subject: GuiderUnderTest, guider: BaseGuidance) -> list[str]:
     return found
 
 
-def leaves_the_denoiser_as_found_after_an_exception(subject: GuiderUnderTest) -> None:
+def check_denoiser_restored_after_error(subject: GuiderUnderTest) -> None:
     """If a pass fails, `cleanup_models` still leaves the denoiser as it was."""
     for number, name in _passes_that_differ(subject):
         left = _left_after_failure(subject, number, name)
@@ -233,7 +233,7 @@ def _left_after_failure(
         handle.remove()
 
 
-def prepares_from_a_block_state_alike(subject: GuiderUnderTest) -> None:
+def check_block_state_inputs(subject: GuiderUnderTest) -> None:
     """`prepare_inputs_from_block_state` makes the batches that `prepare_inputs` makes."""
     guider = subject.build()
     number = next((n for n, s in enumerate(subject.guided) if s.announced > 1), 0)

@@ -17,7 +17,7 @@ from diffusers.guiders import BaseGuidance
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval.guidance.diffusers_guiders import upstream_guider
 from autolora_eval.guidance.equations import classifier_free_guidance
-from autolora_eval.guidance.spec import ActiveInterval, GuiderSpec, ModelName, Unguided
+from autolora_eval.guidance.spec import ActiveInterval, BaselinePrediction, GuiderSpec, ModelName
 from autolora_eval.guider_checks.denoising_loop import (
     Predict,
     Step,
@@ -41,18 +41,23 @@ def claims_of(cls: type[BaseGuidance], given: GuiderSpec | None, call: Signature
     Raises:
         UsageError: it names a parameter that there is not, or is no declaration.
     """
-    stated: object = getattr(cls, "laws", None) if given is None else given
+    stated: object = getattr(cls, "guider_spec", None) if given is None else given
     if stated is None:
         known = upstream_guider(f"{cls.__module__}.{cls.__name__}")
-        return GuiderSpec() if known is None else replace(known.laws, passes=known.predictions)
+        return (
+            GuiderSpec() if known is None else replace(known.spec, nfe_per_step=known.predictions)
+        )
     if not isinstance(stated, GuiderSpec):
         raise UsageError(
-            f"the laws of {cls.__name__} are a {type(stated).__name__}. Write them as "
-            "GuiderSpec(neutral={…}), from autolora_eval.guider_checks."
+            f"the spec of {cls.__name__} is a {type(stated).__name__}. Write it as "
+            "GuiderSpec(identity_params={…}), from autolora_eval.guider_checks."
         )
-    if stated.unguided not in get_args(Unguided):
-        near = did_you_mean(stated.unguided, get_args(Unguided))
-        raise UsageError(f"GuiderSpec.unguided of {cls.__name__}: '{stated.unguided}'.{near}")
+    if stated.baseline_prediction not in get_args(BaselinePrediction):
+        near = did_you_mean(stated.baseline_prediction, get_args(BaselinePrediction))
+        raise UsageError(
+            f"GuiderSpec.baseline_prediction of {cls.__name__}: "
+            f"'{stated.baseline_prediction}'.{near}"
+        )
     for where, name in _names(stated):
         if name not in call.parameters and not call.is_open:
             near = did_you_mean(name, call.parameters)
@@ -65,15 +70,15 @@ def claims_of(cls: type[BaseGuidance], given: GuiderSpec | None, call: Signature
 
 def _names(stated: GuiderSpec) -> Iterator[tuple[str, str]]:
     lists: Mapping[str, tuple[str, ...]] = {
-        "neutral": tuple(stated.neutral or ()),
-        "linear": stated.linear,
-        "acting": stated.acting or (),
+        "identity_params": tuple(stated.identity_params or ()),
+        "linear_params": stated.linear_params,
+        "required_effect": stated.required_effect or (),
     }
     for where, names in lists.items():
         yield from ((where, name) for name in names)
-    for window in stated.windows or ():
-        for name in (window.start, window.stop, *(window.outside or ())):
-            yield "windows", name
+    for window in stated.active_intervals or ():
+        for name in (window.start, window.stop, *(window.disable_params or ())):
+            yield "active_intervals", name
 
 
 # --------------------
@@ -293,7 +298,7 @@ class GuiderUnderTest:
     @cached_property
     def unguided(self) -> list[torch.Tensor]:
         """The prediction of every step where guidance does not act."""
-        if self.stated.unguided == "conditional":
+        if self.stated.baseline_prediction == "conditional":
             return [cond for cond, _ in self._branches]
         w = float(self.full["guidance_scale"])
         return [classifier_free_guidance(uncond, cond, w) for cond, uncond in self._branches]
@@ -315,8 +320,8 @@ class GuiderUnderTest:
     @cached_property
     def neutral(self) -> Mapping[str, Any] | None:
         """Parameters at which guidance does nothing; None if neither stated nor obvious."""
-        if self.stated.neutral is not None:
-            return self.stated.neutral
+        if self.stated.identity_params is not None:
+            return self.stated.identity_params
         if self.scales != [_ONLY_DEFAULT_NEUTRAL]:
             return None
         return {"guidance_scale": 0.0 if self.full.get("use_original_formulation") else 1.0}
@@ -329,14 +334,14 @@ class GuiderUnderTest:
     @cached_property
     def acting(self) -> list[str]:
         """The parameters that must each change the prediction: as stated, or the scales."""
-        stated = self.scales if self.stated.acting is None else self.stated.acting
+        stated = self.scales if self.stated.required_effect is None else self.stated.required_effect
         return [name for name in stated if is_number(self.full.get(name))]
 
     @cached_property
     def windows(self) -> Sequence[ActiveInterval]:
         """Where it acts: as stated, or `start` and `stop` if the constructor has them."""
-        if self.stated.windows is not None:
-            return self.stated.windows
+        if self.stated.active_intervals is not None:
+            return self.stated.active_intervals
         default = ActiveInterval()
         return [default] if {default.start, default.stop} <= set(self.signature) else []
 
@@ -386,7 +391,7 @@ def subject_of(
     guider: type[BaseGuidance] | BaseGuidance,
     *,
     model: ModelName,
-    laws: GuiderSpec | None,
+    spec: GuiderSpec | None,
     parameters: Mapping[str, Any],
 ) -> GuiderUnderTest:
     """Return the guider under test, for trying laws one by one.
@@ -394,7 +399,7 @@ def subject_of(
     Args:
         guider: a class, or an instance, of which fresh ones are made from its config.
         model: the family of the tiny model that it is tried on.
-        laws: what the guider claims; None: its attribute `laws`, or what is known of it.
+        spec: what the guider claims; None: its attribute `guider_spec`, or what is known of it.
         parameters: of the constructor.
 
     Raises:
@@ -411,7 +416,7 @@ def subject_of(
     if not isinstance(guider, type):
         parameters = {**_config(guider), **parameters}
     with silence():
-        claims = claims_of(cls, laws, signature_of(cls))
+        claims = claims_of(cls, spec, signature_of(cls))
         subject = GuiderUnderTest(cls, dict(parameters), claims, tiny_model(model))
         _require_parameters(subject)
     return subject

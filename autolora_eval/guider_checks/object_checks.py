@@ -29,7 +29,7 @@ _RESET = (
 _NAME_ALL = "Name every parameter in its __init__: diffusers' new() drops those of `**kwargs`. "
 
 
-def carries_no_state_between_images(subject: GuiderUnderTest) -> None:
+def check_no_state_between_images(subject: GuiderUnderTest) -> None:
     """A guider's next image is that of a fresh one, after a whole image or a broken-off one."""
     for changes, where in subject.settings:
         _starts_afresh(subject, changes, where)
@@ -83,7 +83,7 @@ def _shares_nothing(subject: GuiderUnderTest) -> None:
         )
 
 
-def survives_new(subject: GuiderUnderTest) -> None:
+def check_new_roundtrip(subject: GuiderUnderTest) -> None:
     """`new()` gives a guider of the same parameters, and `new(name=value)` of the changed one."""
     parameters = _unusual(subject)
     guider = subject.build(**parameters)
@@ -115,7 +115,7 @@ def _keeps_its_config(subject: GuiderUnderTest) -> None:
         )
 
 
-def survives_save_and_load(subject: GuiderUnderTest) -> None:
+def check_save_load_roundtrip(subject: GuiderUnderTest) -> None:
     """`save_pretrained` and `from_pretrained` give a guider of the same parameters."""
     guider = subject.build(**_unusual(subject))
     with tempfile.TemporaryDirectory() as folder:

@@ -23,12 +23,12 @@ from autolora_eval.guider_checks.guider_under_test import (
 )
 
 _OF_CFG = (
-    " Or, if CFG is to be off too, leave out unguided='cfg', and declare the window as that of a "
-    "part: neutral={…}, windows=(ActiveInterval(outside={…}),)."
+    " Or, if CFG is to be off too, leave out baseline_prediction and declare the interval of a "
+    "part: identity_params={…}, active_intervals=(ActiveInterval(disable_params={…}),)."
 )
 
 
-def guidance_acts(subject: GuiderUnderTest) -> None:
+def check_guidance_has_effect(subject: GuiderUnderTest) -> None:
     """At the given parameters the prediction differs from the unguided one at some step."""
     subject.require_acting()
     predictions = [step.prediction for step in subject.guided]
@@ -39,7 +39,7 @@ def guidance_acts(subject: GuiderUnderTest) -> None:
         )
 
 
-def every_scale_acts(subject: GuiderUnderTest) -> None:
+def check_scales_have_effect(subject: GuiderUnderTest) -> None:
     """Each parameter that is named as a scale changes the prediction at some step."""
     if not subject.acting:
         raise CheckSkippedError("no numeric parameter is named '…_scale', and none is declared")
@@ -56,15 +56,15 @@ def every_scale_acts(subject: GuiderUnderTest) -> None:
             f"{_listed(idle)} changes nothing: {subject.full[name]} and {tried[name]} give the "
             f"same predictions at all {len(subject.guided)} steps. Use it in forward, and check "
             "that what it weighs (a perturbed pass) is really perturbed; or name those that act in "
-            "GuiderSpec(acting=…)."
+            "GuiderSpec(required_effect=…)."
         )
 
 
-def neutral_parameters_change_nothing(subject: GuiderUnderTest) -> None:
+def check_identity_params(subject: GuiderUnderTest) -> None:
     """At the neutral parameters the prediction is the unguided one."""
     if subject.neutral is None:
         raise CheckSkippedError(
-            "its neutral parameters are not known. State them: GuiderSpec(neutral={…})"
+            "its neutral parameters are not known. State them: GuiderSpec(identity_params={…})"
             + (f"; its scales are {_listed(subject.scales)}" if subject.scales else "")
         )
     subject.require_acting()
@@ -73,19 +73,19 @@ def neutral_parameters_change_nothing(subject: GuiderUnderTest) -> None:
         raise CheckFailedError(
             f"at {told(subject.neutral)} the prediction is not the {_unguided(subject)} (step "
             f"{step}). Let forward return it there; or state the parameters that are neutral in "
-            "GuiderSpec(neutral={…})."
+            "GuiderSpec(identity_params={…})."
         )
 
 
-def nothing_changes_outside_its_window(subject: GuiderUnderTest) -> None:
+def check_active_intervals(subject: GuiderUnderTest) -> None:
     """It acts at the steps ⌊start · N⌋ ≤ step < ⌊stop · N⌋, and at no other."""
     subject.require_acting()
-    if subject.stated.windows is not None and not subject.windows:
-        raise CheckSkippedError("GuiderSpec(windows=()) says that it has no window")
+    if subject.stated.active_intervals is not None and not subject.windows:
+        raise CheckSkippedError("GuiderSpec(active_intervals=()) says that it has no window")
     if not subject.windows:
         raise CheckSkippedError(
             "it has no parameters start and stop. Has it a window by other names? "
-            "GuiderSpec(windows=(ActiveInterval(…),))"
+            "GuiderSpec(active_intervals=(ActiveInterval(…),))"
         )
     for window in subject.windows:
         # At a stop of 1 the last step is inside.
@@ -94,22 +94,22 @@ def nothing_changes_outside_its_window(subject: GuiderUnderTest) -> None:
 
 
 def _keeps(subject: GuiderUnderTest, window: ActiveInterval, edges: Mapping[str, float]) -> None:
-    if window.outside is None:
+    if window.disable_params is None:
         outside: Sequence[torch.Tensor] = subject.unguided
     else:
-        outside = subject.predictions(**edges, **window.outside)
+        outside = subject.predictions(**edges, **window.disable_params)
     predictions = subject.predictions(**edges)
     acts = [distance(a, b) > DIFFERENT for a, b in zip(predictions, outside, strict=True)]
     count = len(predictions)
     first, last = (int(edge * count) for edge in edges.values())
-    against = "" if window.outside is None else f", beside {told(window.outside)},"
+    against = "" if window.disable_params is None else f", beside {told(window.disable_params)},"
     if not any(acts):
         raise CheckFailedError(
             f"with {told(edges)}{against} it acts at none of {count} steps, where it should from "
             f"step {first} to {last - 1}. Do the two parameters reach the test of the step?"
         )
     inside = [first <= step < last for step in range(count)]
-    if acts == inside or (window.may_rest and all(map(le, acts, inside))):
+    if acts == inside or (window.allow_inactive_steps and all(map(le, acts, inside))):
         return
     raise CheckFailedError(
         f"with {told(edges)} of {count} steps{against} it acts at "
@@ -119,17 +119,17 @@ def _keeps(subject: GuiderUnderTest, window: ActiveInterval, edges: Mapping[str,
 
 
 def _way_to_keep(window: ActiveInterval, *, rests: bool) -> str:
-    elsewhere = "unguided" if window.outside is None else "otherwise guided"
+    elsewhere = "unguided" if window.disable_params is None else "otherwise guided"
     test = (
         f"Test `int({window.start} * N) <= step < int({window.stop} * N)`, and return the "
         f"{elsewhere} prediction elsewhere."
     )
     if not rests:
         return test
-    return f"{test} If it is meant to rest there, declare ActiveInterval(…, may_rest=True)."
+    return f"{test} Or declare ActiveInterval(…, allow_inactive_steps=True)."
 
 
-def nothing_changes_when_disabled(subject: GuiderUnderTest) -> None:
+def check_disabled(subject: GuiderUnderTest) -> None:
     """After `disable()`, or with `enabled=False`, every prediction is the unguided one."""
     subject.require_acting()
     disabled = {"after disable()": subject.build()}
@@ -143,15 +143,15 @@ def nothing_changes_when_disabled(subject: GuiderUnderTest) -> None:
             raise CheckFailedError(
                 f"{how} the prediction of step {step} is not the {_unguided(subject)}. Test "
                 "`self._enabled` where you test the window, and hand `enabled` on to "
-                f"super().__init__.{_OF_CFG if subject.stated.unguided == 'cfg' else ''}"
+                f"super().__init__.{_OF_CFG if subject.stated.baseline_prediction == 'cfg' else ''}"
             )
 
 
-def linear_parameters_are_linear(subject: GuiderUnderTest) -> None:
+def check_linear_params(subject: GuiderUnderTest) -> None:
     """The prediction is an affine function of each parameter that is declared linear."""
-    names = [name for name in subject.stated.linear if is_number(subject.full.get(name))]
+    names = [name for name in subject.stated.linear_params if is_number(subject.full.get(name))]
     if not names:
-        raise CheckSkippedError("it claims none: GuiderSpec(linear=('guidance_scale',))")
+        raise CheckSkippedError("it claims none: GuiderSpec(linear_params=('guidance_scale',))")
     points = {name: _points(subject, name) for name in names}
     if not any(points.values()):
         raise CheckSkippedError(f"the constructor takes no other values of {_listed(names)}")
@@ -181,11 +181,11 @@ def _extrapolates(subject: GuiderUnderTest, name: str, a: float, b: float, value
         raise CheckFailedError(
             f"it claims to be linear in {name}, and the prediction at {name}={value} is not on the "
             f"line through those at {a} and {b} (step {step}). Mend forward, or leave the name "
-            "out of GuiderSpec(linear=…)."
+            "out of GuiderSpec(linear_params=…)."
         )
 
 
-def linear_in_predictions(subject: GuiderUnderTest) -> None:
+def check_linear_in_predictions(subject: GuiderUnderTest) -> None:
     """The result is a linear function of the predictions, if that is declared."""
     if not subject.stated.linear_in_predictions:
         raise CheckSkippedError("it does not claim to be: GuiderSpec(linear_in_predictions=True)")
@@ -212,7 +212,7 @@ def _changes_nothing(subject: GuiderUnderTest, changes: Mapping[str, Any]) -> bo
 
 
 def _unguided(subject: GuiderUnderTest) -> str:
-    cfg = subject.stated.unguided == "cfg"
+    cfg = subject.stated.baseline_prediction == "cfg"
     return "classifier-free guided one" if cfg else "conditional one"
 
 

@@ -26,7 +26,7 @@ _REAL = (2, 4, 128, 128)  # the latents of two images of 1024 × 1024
 _ROUNDINGS = 12  # that a rule may make, each of half of the dtype's epsilon of the largest value
 
 
-def keeps_the_shape(subject: GuiderUnderTest) -> None:
+def check_output_shape(subject: GuiderUnderTest) -> None:
     """The result has the predictions' shape, square or not, for one image or several."""
     for shape in ((2, 4, 8, 8), (1, 4, 8, 12), (3, 4, 12, 8)):
         for number, step, where in _replayed(subject, partial(_like, shape=shape)):
@@ -38,7 +38,7 @@ def keeps_the_shape(subject: GuiderUnderTest) -> None:
                 )
 
 
-def keeps_the_dtype(subject: GuiderUnderTest) -> None:
+def check_output_dtype(subject: GuiderUnderTest) -> None:
     """The result of float32, bfloat16 and float16 predictions is of the same dtype, and finite."""
     for dtype in _DTYPES:
         for number, step, where in _replayed(subject, partial(torch.Tensor.to, dtype=dtype)):
@@ -73,7 +73,7 @@ def _keeps_numbers(subject: GuiderUnderTest, dtype: torch.dtype) -> None:
         )
 
 
-def keeps_the_device(subject: GuiderUnderTest) -> None:
+def check_output_device(subject: GuiderUnderTest) -> None:
     """The result lies where the predictions lie.
 
     Where there is no accelerator, torch's `meta` device stands for one: it computes nothing, and
@@ -108,7 +108,7 @@ def keeps_the_device(subject: GuiderUnderTest) -> None:
             )
 
 
-def rows_are_independent(subject: GuiderUnderTest) -> None:
+def check_batch_independence(subject: GuiderUnderTest) -> None:
     """An image does not depend on its neighbours in the batch, nor on its place among them."""
     noise = normal(_REAL)
     large = [step.prediction for step in subject.drive(subject.build(), predict=noise)]
@@ -136,7 +136,7 @@ def _same_rows(
         )
 
 
-def leaves_its_inputs_alone(subject: GuiderUnderTest) -> None:
+def check_inputs_not_modified(subject: GuiderUnderTest) -> None:
     """Neither the predictions nor what the denoiser is conditioned on are changed in place."""
     inputs = subject.inputs
     kept = [tensor.clone() for tensor in inputs.tensors()]
@@ -161,7 +161,7 @@ def leaves_its_inputs_alone(subject: GuiderUnderTest) -> None:
         )
 
 
-def is_deterministic(subject: GuiderUnderTest) -> None:
+def check_deterministic(subject: GuiderUnderTest) -> None:
     """The same inputs give the same bits, and the global random generators are left alone."""
     guider = subject.build()
     # What a guider sets on the denoiser may draw: its passes are really made a second time.

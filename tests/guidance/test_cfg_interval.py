@@ -102,5 +102,5 @@ def test_its_guider_keeps_every_law_that_applies_in_a_pipeline_too(model: str) -
     results = check_guider(ClassifierFreeGuidance, model=model, **stated)
     by_name = {result.name: result.status for result in results}
     assert set(by_name.values()) <= {"passed", "not applicable"}
-    for law in ("runs_in_a_pipeline", "makes_the_passes_it_declares", "guidance_acts"):
+    for law in ("check_runs_in_pipeline", "check_nfe", "check_guidance_has_effect"):
         assert by_name[law] == "passed"

@@ -19,14 +19,14 @@ from autolora_eval.guider_checks import (
     ActiveInterval,
     GuiderSpec,
     check_guider,
-    guider_laws,
-    parametrize_with_laws,
+    guider_checks_generator,
+    parametrize_with_checks,
 )
 from autolora_eval.guider_checks.runner import LAWS
 
 
 class Needing(Good):
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     @register_to_config
     def __init__(self, strength: float, mode: Literal["a", "b"] = "a") -> None:
@@ -34,13 +34,13 @@ class Needing(Good):
 
 
 class Leaving(Good):
-    laws = GuiderSpec()
+    guider_spec = GuiderSpec()
 
     def __init__(self) -> None:
         sys.exit(3)
 
 
-@parametrize_with_laws(Good, model="sd3", guidance_scale=3.0)
+@parametrize_with_checks(Good, model="sd3", guidance_scale=3.0)
 def test_a_good_guider_in_pytest(law) -> None:
     law()
 
@@ -49,11 +49,11 @@ def test_a_broken_law_fails_its_test_with_the_message(tmp_path: Path) -> None:
     file = tmp_path / "test_mine.py"
     file.write_text(
         "from faulty_guiders import FAULTS\n"
-        "from autolora_eval.guider_checks import parametrize_with_laws\n\n\n"
-        "@parametrize_with_laws(FAULTS['WindowOffByOne'], model='sd3')\n"
+        "from autolora_eval.guider_checks import parametrize_with_checks\n\n\n"
+        "@parametrize_with_checks(FAULTS['WindowOffByOne'], model='sd3')\n"
         "def test_mine(law):\n    law()\n"
     )
-    chosen = "nothing_changes_outside_its_window or keeps_the_dtype"
+    chosen = "check_active_intervals or check_output_dtype"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", str(file), "-k", chosen, "-rs", "-p", "no:cacheprovider"],
         env={"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "OMP_NUM_THREADS": "1"},
@@ -63,34 +63,32 @@ def test_a_broken_law_fails_its_test_with_the_message(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1, done.stdout
-    assert "test_mine[nothing_changes_outside_its_window]" in done.stdout
+    assert "test_mine[check_active_intervals]" in done.stdout
     assert "it acts at [2, 3, 4, 5, 6], where it should at [2, 3, 4, 5]" in done.stdout
     assert "1 failed, 1 passed" in done.stdout
     assert "Traceback" not in done.stdout
 
 
 def test_one_law_alone_is_tried_after_those_that_it_needs() -> None:
-    trials = dict(guider_laws(FAULTS["Draws"], model="sd3"))
+    trials = dict(guider_checks_generator(FAULTS["Draws"], model="sd3"))
     assert list(trials) == [law.name for law in LAWS]
-    assert trials["is_deterministic"]().status == "failed"
-    assert trials["rows_are_independent"]().status == "not applicable"
-    assert trials["keeps_the_shape"]().status == "passed"
+    assert trials["check_deterministic"]().status == "failed"
+    assert trials["check_batch_independence"]().status == "not applicable"
+    assert trials["check_output_shape"]().status == "passed"
 
 
 def test_an_instance_stands_for_its_class_and_config() -> None:
     results = check_guider(Good(guidance_scale=1.0), model="sd3")
-    acts = next(result for result in results if result.name == "guidance_acts")
+    acts = next(result for result in results if result.name == "check_guidance_has_effect")
     assert (
         acts.message == "the given parameters are the neutral ones, guidance_scale=1.0: give others"
     )
 
 
 def test_a_declaration_given_stands_before_the_class_s_own() -> None:
-    laws = GuiderSpec(neutral={"guidance_scale": 2.0}, windows=(ActiveInterval(),))
-    results = check_guider(Good, model="sd3", laws=laws, on_fail=None)
-    assert {r.name for r in results if r.status == "failed"} == {
-        "neutral_parameters_change_nothing"
-    }
+    spec = GuiderSpec(identity_params={"guidance_scale": 2.0}, active_intervals=(ActiveInterval(),))
+    results = check_guider(Good, model="sd3", spec=spec, on_fail=None)
+    assert {r.name for r in results if r.status == "failed"} == {"check_identity_params"}
 
 
 @pytest.mark.parametrize(
@@ -106,18 +104,26 @@ def test_a_declaration_given_stands_before_the_class_s_own() -> None:
         (Good, {"model": "sd4"}, "no tiny model 'sd4'. Did you mean 'sd3'?"),
         (
             Good,
-            {"laws": GuiderSpec(linear=("guidance_scal",))},
-            "GuiderSpec.linear of Good",
+            {"spec": GuiderSpec(linear_params=("guidance_scal",))},
+            "GuiderSpec.linear_params of Good",
         ),
-        (Good, {"laws": GuiderSpec(acting=("guidance_scal",))}, "Did you mean 'guidance_scale"),
-        (Good, {"laws": GuiderSpec(neutral={"scale": 1.0})}, "names 'scale', which is no para"),
         (
             Good,
-            {"laws": GuiderSpec(windows=(ActiveInterval("begin"),))},
-            "windows of Good names 'begin'",
+            {"spec": GuiderSpec(required_effect=("guidance_scal",))},
+            "Did you mean 'guidance_scale",
         ),
-        (Good, {"laws": GuiderSpec(unguided="cgf")}, "'cgf'. Did you mean 'cfg'?"),
-        (Good, {"laws": {"linear": ()}}, "the laws of Good are a dict. Write them as LawDecl"),
+        (
+            Good,
+            {"spec": GuiderSpec(identity_params={"scale": 1.0})},
+            "names 'scale', which is no para",
+        ),
+        (
+            Good,
+            {"spec": GuiderSpec(active_intervals=(ActiveInterval("begin"),))},
+            "active_intervals of Good names 'begin'",
+        ),
+        (Good, {"spec": GuiderSpec(baseline_prediction="cgf")}, "'cgf'. Did you mean 'cfg'?"),
+        (Good, {"spec": {"linear": ()}}, "the spec of Good is a dict. Write it as GuiderSpec"),
         (NoConfig(), {}, "Decorate its __init__ with @register_to_config; or give the class"),
         (BaseGuidance, {}, "BaseGuidance is abstract: give a guider that inherits from it."),
         (

@@ -23,7 +23,7 @@ MID = {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"}
 SD3_LAYER = {"indices": [0], "fqn": "transformer_blocks", "skip_attention": False}
 NO_CLAIM = {"linear_in_predictions": "it does not claim to be"}
 # diffusers: `start < step` for the perturbed pass, where `start <= step` is meant
-LATE = {"nothing_changes_outside_its_window": "_scale=0.0, it acts at [3, 4, 5], where it should"}
+LATE = {"check_active_intervals": "_scale=0.0, it acts at [3, 4, 5], where it should"}
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Case:
 
 
 g = diffusers.guiders
-EVERYTHING_ELSE = "cannot be told while completes_an_image fails"
+EVERYTHING_ELSE = "cannot be told while check_completes_image fails"
 CASES = {
     "AutoLoRA": Case(AutoLoRAGuidance, {"guidance_scale": 4.0}),
     "AutoLoRA without CFG": Case(
-        AutoLoRAGuidance, untold={"announces_the_null_prompt": "none of its passes"}
+        AutoLoRAGuidance, untold={"check_num_conditions_before_first_step": "none of its passes"}
     ),
     "AutoLoRA of three scales": Case(
         AutoLoRAGuidance, {"autolora_scale": 0.5, "guidance_scale": 4.0, "base_guidance_scale": 2.0}
@@ -52,11 +52,11 @@ CASES = {
         ClassifierFreeGuidance,
         {"guidance_scale": 1.0},
         untold={
-            "announces_the_null_prompt": "none of its passes",
-            "guidance_acts": "the given parameters are the neutral ones",
-            "neutral_parameters_change_nothing": "the given parameters are the neutral ones",
-            "nothing_changes_outside_its_window": "the given parameters are the neutral ones",
-            "nothing_changes_when_disabled": "the given parameters are the neutral ones",
+            "check_num_conditions_before_first_step": "none of its passes",
+            "check_guidance_has_effect": "the given parameters are the neutral ones",
+            "check_identity_params": "the given parameters are the neutral ones",
+            "check_active_intervals": "the given parameters are the neutral ones",
+            "check_disabled": "the given parameters are the neutral ones",
         },
     ),
     "CFG": Case(ClassifierFreeGuidance),
@@ -74,24 +74,24 @@ CASES = {
     "CFG-Zero*": Case(
         g.ClassifierFreeZeroStarGuidance,
         # zero_init_steps does not look at start and stop
-        fails={"nothing_changes_outside_its_window": "it acts at [0, 2, 3, 4, 5]"},
+        fails={"check_active_intervals": "it acts at [0, 2, 3, 4, 5]"},
         untold=NO_CLAIM,
     ),
     "FDG": Case(
         g.FrequencyDecoupledGuidance,
         untold={
-            "every_scale_acts": "no numeric parameter",
-            "linear_parameters_are_linear": "it claims none",
+            "check_scales_have_effect": "no numeric parameter",
+            "check_linear_params": "it claims none",
         },
     ),
     "LTX-2": Case(
         g.LTX2Guidance,
         {"guidance_scale": 4.0},
-        fails={"tells_conditional_from_unconditional": "is_conditional is True, and the pass"},
+        fails={"check_is_conditional": "is_conditional is True, and the pass"},
     ),
     "MAMBO-G": Case(
         g.MagnitudeAwareGuidance,
-        fails={"completes_an_image": "dim must be a 2-tuple"},
+        fails={"check_completes_image": "dim must be a 2-tuple"},
         untold={"": EVERYTHING_ELSE},
         model="sd3",
     ),
@@ -99,7 +99,7 @@ CASES = {
     "PAG on SD3": Case(
         g.PerturbedAttentionGuidance,
         {"perturbed_guidance_config": SD3_LAYER},
-        fails={"completes_an_image": "JointAttnProcessor2_0"},
+        fails={"check_completes_image": "JointAttnProcessor2_0"},
         untold={"": EVERYTHING_ELSE},
         model="sd3",
     ),
@@ -108,8 +108,8 @@ CASES = {
         {"perturbed_guidance_config": MID, "guidance_scale": 1.0},
         # the perturbed pass has the null prompt, and no layer is perturbed
         fails={
-            "nothing_changes_outside_its_window": "it acts at none of 10 steps",
-            "linear_parameters_are_linear": "linear in guidance_scale",
+            "check_active_intervals": "it acts at none of 10 steps",
+            "check_linear_params": "linear in guidance_scale",
         },
     ),
     "SLG": Case(g.SkipLayerGuidance, {"skip_layer_config": MID}, fails=LATE),
@@ -119,7 +119,7 @@ CASES = {
     "SLG of a whole layer on SD3": Case(
         g.SkipLayerGuidance,
         {"skip_layer_config": {**SD3_LAYER, "skip_attention": True}},
-        fails={"completes_an_image": "is invalid for input of size"},
+        fails={"check_completes_image": "is invalid for input of size"},
         untold={"": EVERYTHING_ELSE},
         model="sd3",
     ),
@@ -127,22 +127,22 @@ CASES = {
         g.SmoothedEnergyGuidance,
         {"seg_guidance_config": MID},
         fails={
-            "tells_conditional_from_unconditional": "Call super().prepare_models(denoiser)",
-            "every_scale_acts": "seg_guidance_scale changes nothing",
-            "nothing_changes_outside_its_window": "seg_guidance_scale=0.0, it acts at none",
+            "check_is_conditional": "Call super().prepare_models(denoiser)",
+            "check_scales_have_effect": "seg_guidance_scale changes nothing",
+            "check_active_intervals": "seg_guidance_scale=0.0, it acts at none",
         },
-        untold={"linear_parameters_are_linear": "while every_scale_acts fails"},
+        untold={"check_linear_params": "while check_scales_have_effect fails"},
     ),
     "TCFG": Case(
         g.TangentialClassifierFreeGuidance,
-        fails={"tells_conditional_from_unconditional": "has no attribute 'is_conditional'"},
+        fails={"check_is_conditional": "has no attribute 'is_conditional'"},
         untold=NO_CLAIM,
     ),
     "AutoGuidance with dropout": Case(
         g.AutoGuidance,
         {"auto_guidance_config": {**SD3_LAYER, "dropout": 0.5}},
-        fails={"is_deterministic": "two runs on the same inputs differ"},
-        untold={"": "cannot be told while is_deterministic fails"},
+        fails={"check_deterministic": "two runs on the same inputs differ"},
+        untold={"": "cannot be told while check_deterministic fails"},
         model="sd3",
     ),
 }
@@ -284,7 +284,7 @@ def test_fdg_without_kornia_says_what_to_install(monkeypatch) -> None:
 WORKING = [
     (name, case)
     for name, case in CASES.items()
-    if case.guider in shipped().values() and "completes_an_image" not in case.fails
+    if case.guider in shipped().values() and "check_completes_image" not in case.fails
 ]
 
 

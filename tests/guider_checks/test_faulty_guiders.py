@@ -12,8 +12,8 @@ import window_faults
 from faulty_guiders import FAULTS, Good
 from good_guiders import GOOD
 
-from autolora_eval.guider_checks import ActiveInterval, GuiderSpec, LawsBrokenError, check_guider
-from autolora_eval.guider_checks.prediction_checks import linear_in_predictions
+from autolora_eval.guider_checks import ActiveInterval, CheckFailedError, GuiderSpec, check_guider
+from autolora_eval.guider_checks.prediction_checks import check_linear_in_predictions
 from autolora_eval.guider_checks.runner import LAWS
 
 # Each of these files enters its own.
@@ -49,49 +49,45 @@ def test_every_law_is_broken_by_a_guider_made_to_break_it() -> None:
 
 def test_what_cannot_be_told_is_not_passed() -> None:
     """At its neutral parameters a guider is a plain conditional prediction."""
-    results = check_guider(Good, model="sd3", guidance_scale=1.0, laws=GuiderSpec())
+    results = check_guider(Good, model="sd3", guidance_scale=1.0, spec=GuiderSpec())
     assert by_status(results, "not applicable") == {
-        "announces_the_null_prompt",
-        "guidance_acts",
-        "neutral_parameters_change_nothing",
-        "nothing_changes_outside_its_window",
-        "nothing_changes_when_disabled",
-        "linear_parameters_are_linear",
-        "linear_in_predictions",
+        "check_num_conditions_before_first_step",
+        "check_guidance_has_effect",
+        "check_identity_params",
+        "check_active_intervals",
+        "check_disabled",
+        "check_linear_params",
+        "check_linear_in_predictions",
     }
 
 
 def test_a_guider_given_off_breaks_no_law() -> None:
     told = {r.name: r.message for r in check_guider(Good, model="sd3", enabled=False)}
-    acting = ("guidance_acts", "every_scale_acts", "nothing_changes_when_disabled")
+    acting = ("check_guidance_has_effect", "check_scales_have_effect", "check_disabled")
     assert {told[law] for law in acting} == {"it is given enabled=False: leave that out"}
 
 
 def test_a_scale_that_rests_at_its_window_s_edge_is_told_how_to_say_so() -> None:
-    laws = GuiderSpec(windows=(ActiveInterval(),))
-    with pytest.raises(LawsBrokenError) as caught:
-        check_guider(GOOD["RampInWindow"], model="sd3", laws=laws)
+    spec = GuiderSpec(active_intervals=(ActiveInterval(),))
+    with pytest.raises(CheckFailedError) as caught:
+        check_guider(GOOD["RampInWindow"], model="sd3", spec=spec)
     assert "acts at [3, 4, 5], where it should at [2, 3, 4, 5]" in str(caught.value)
-    assert "If it is meant to rest there, declare ActiveInterval(…, may_rest=True)." in str(
-        caught.value
-    )
+    assert "Or declare ActiveInterval(…, allow_inactive_steps=True)." in str(caught.value)
 
 
 def test_laws_that_need_a_broken_one_say_so() -> None:
     results = check_guider(FAULTS["Draws"], model="sd3", on_fail=None)
-    rows = next(result for result in results if result.name == "rows_are_independent")
+    rows = next(result for result in results if result.name == "check_batch_independence")
     assert rows.status == "not applicable"
-    assert rows.message == "cannot be told while is_deterministic fails"
+    assert rows.message == "cannot be told while check_deterministic fails"
 
 
 def test_the_error_names_every_broken_law_and_what_to_do() -> None:
-    with pytest.raises(LawsBrokenError) as caught:
+    with pytest.raises(CheckFailedError) as caught:
         check_guider(FAULTS["WindowOffByOne"], model="sd3")
     first, second = str(caught.value).splitlines()
     assert first == f"WindowOffByOne breaks 1 of {len(LAWS)} laws:"
-    assert second.startswith(
-        "  nothing_changes_outside_its_window: with start=0.27, stop=0.68 of 10"
-    )
+    assert second.startswith("  check_active_intervals: with start=0.27, stop=0.68 of 10")
     assert "it acts at [2, 3, 4, 5, 6], where it should at [2, 3, 4, 5]" in second
     assert "Test `int(start * N) <= step < int(stop * N)`" in second
 
@@ -107,7 +103,7 @@ def test_no_law_draws_from_the_global_generator_or_keeps_a_trace_of_the_guider()
 
 
 def test_what_a_guider_raises_is_told_with_its_place() -> None:
-    with pytest.raises(LawsBrokenError) as caught:
+    with pytest.raises(CheckFailedError) as caught:
         check_guider(FAULTS["KnowsSomeTimestepsOnly"], model="sd3")
     assert re.search(r"it raised KeyError: .* \(faulty_guiders.py:\d+\)", str(caught.value))
 
@@ -116,18 +112,18 @@ def test_numbers_out_of_a_tensor_can_be_told_on_an_accelerator_only() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     results = check_guider(GOOD["TakesNumbersOut"], model="sd3")
-    told = {r.name: r.message for r in results}["keeps_the_device"]
+    told = {r.name: r.message for r in results}["check_output_device"]
     assert told.startswith("there is no accelerator here, and it takes numbers out of tensors")
 
 
 def test_a_window_through_kwargs_is_a_window() -> None:
     results = check_guider(FAULTS["PassesOn"], model="sd3", start=0.2, on_fail=None)
-    assert "nothing_changes_outside_its_window" in by_status(results, "passed")
-    told = {r.name: r.message for r in results}["survives_new"]
+    assert "check_active_intervals" in by_status(results, "passed")
+    told = {r.name: r.message for r in results}["check_new_roundtrip"]
     assert "Name every parameter in its __init__: diffusers' new() drops those" in told
 
 
 def test_every_law_states_itself() -> None:
     for law in LAWS:
         assert law.statement.endswith("."), law.name
-    assert linear_in_predictions.__name__ in {law.name for law in LAWS}
+    assert check_linear_in_predictions.__name__ in {law.name for law in LAWS}

@@ -19,9 +19,9 @@ class FadingGuidance(BaseGuidance):
     """
 
     _input_predictions = ["pred_cond", "pred_uncond"]  # noqa: RUF012
-    laws = GuiderSpec(
-        neutral={"guidance_scale": 1.0, "last_scale": 1.0},
-        linear=("guidance_scale", "last_scale"),
+    guider_spec = GuiderSpec(
+        identity_params={"guidance_scale": 1.0, "last_scale": 1.0},
+        linear_params=("guidance_scale", "last_scale"),
         linear_in_predictions=True,
     )
 
