@@ -247,16 +247,16 @@ def explain(
     seed: Annotated[int | None, typer.Argument(help="An image's.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a number is made of: images, hashes, neighbours, the judge's replies."""
+    """Explain a number: the images, hashes, neighbours and judge replies behind it."""
     from autolora_eval import _display as display
-    from autolora_eval.analysis import explanation as terminal
-    from autolora_eval.analysis.explain import explain as account_of
+    from autolora_eval.analysis._explanation import print_explanation
+    from autolora_eval.analysis.explain import explain as explain_run
 
-    account = account_of(run, cell, prompt, seed)
+    explanation = explain_run(run, cell, prompt, seed)
     if as_json:
-        typer.echo(json.dumps(account.as_data(), ensure_ascii=False, indent=1))
+        typer.echo(json.dumps(explanation.as_data(), ensure_ascii=False, indent=1))
     else:
-        terminal.show(account, display.console)
+        print_explanation(explanation, display.console)
 
 
 @app.command()

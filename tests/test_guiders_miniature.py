@@ -9,9 +9,9 @@ import yaml
 from pypdf import PdfReader
 
 import autolora_eval
-from autolora_eval import cli
 from autolora_eval._files import read_jsonl
 from autolora_eval._resources import shipped_benchmarks
+from autolora_eval.analysis.explain import explain
 
 STEPS = 4
 HOME_MADE = '''
@@ -89,10 +89,9 @@ def test_the_report_names_them_with_their_code_and_papers(run) -> None:
     assert "code" not in cells["LoRA+CFG"]
 
 
-def test_explain_says_whose_code_a_cell_was(run, capsys) -> None:
-    cli.explain(str(run.folder.path), "SDXL-miniature--Mine")
-    told = "".join(capsys.readouterr().out.split())
+def test_explain_shows_the_code_behind_a_cell(run) -> None:
+    summary = explain(run.folder.path, "SDXL-miniature--Mine").sections[0].values
     code = next(cell for cell in run.manifest["cells"] if cell["method"] == "Mine")["code"]
-    assert f"code{code['class']},sourcesSHA-256{code['sha256']}" in told
-    assert "rulenotstated" in told
-    assert f"denoiserpassesanimage{STEPS + 1}" in told
+    assert summary["code"] == f"{code['class']}, sources SHA-256 {code['sha256']}"
+    assert summary["formula"] == "not given"
+    assert summary["NFE per image"] == str(STEPS + 1)

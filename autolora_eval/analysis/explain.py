@@ -1,142 +1,394 @@
-"""One prompt of a cell: its images, and what each does to the prompt's diversity."""
+"""Explain a number of a finished run: the images, hashes and judge replies that it comes from."""
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from autolora_eval._text import DASH, format_fixed
-from autolora_eval.analysis.explain_cell import command, explain_cell, text
-from autolora_eval.analysis.explain_image import explain_image
-from autolora_eval.analysis.explain_reader import (
-    Place,
-    Row,
-    Sources,
-    find_place,
-    read_sources,
-    whole_number,
+from autolora_eval._files import Json
+from autolora_eval._text import (
+    DASH,
+    NOT_RECORDED,
+    format_fixed,
+    format_interval,
+    format_swept_value,
+    image_link,
+    pluralize,
+    truncate,
 )
-from autolora_eval.analysis.explanation import Explanation, Facts, Listing
-from autolora_eval.scoring.diversity import leave_one_out, unit_vectors
+from autolora_eval.analysis._explain_reader import Row, RunReader, is_close, recompute, select
+from autolora_eval.analysis._explanation import Explanation, Section
+from autolora_eval.runs.folder import open_run
+from autolora_eval.scoring.diversity import leave_one_out
+from autolora_eval.scoring.rubric import Rubric
 
+__all__ = ["Explanation", "explain"]
 
-def explain_prompt(sources: Sources, place: Place) -> Explanation:
-    """Return what a prompt's share in a cell's numbers is made of."""
-    images = sources.images(place.cell, place.prompt_index)
-    cell = sources.cell(place.cell)
-    rows = [
-        {str(key): value for key, value in image.items()} for image in images.to_dict("records")
-    ]
-    return Explanation(
-        title=f"{cell['model']} × {cell['method']}, prompt {place.prompt_index}",
-        parts=[
-            _what(sources, place, str(rows[0]["prompt"])),
-            _images(sources, place.cell, rows),
-        ],
-        further=[command(sources, place.cell, place.prompt_index, rows[0]["seed"])],
-    )
-
-
-def _what(sources: Sources, place: Place, prompt: str) -> Facts:
-    known = sources.run.diversity
-    known = known[(known["cell"] == place.cell) & (known["prompt_index"] == place.prompt_index)]
-    facts = [("prompt", text(prompt))]
-    for found in known.to_dict("records"):
-        error = f" ± {format_fixed(found['standard_error'], 4)} (jackknife standard error)"
-        value = f"{format_fixed(found['diversity'], 4)}{error}"
-        if found["diversity"] != found["diversity"]:
-            value = f"undefined: {text(found['reason'])}"
-        facts += [("diversity", value), ("images in it", str(found["n"]))]
-        if isinstance(found.get("reference_cell"), str):
-            facts.append(("compared with", found["reference_cell"]))
-        for measure in (one for one in sources.measures if one.kind == "extra"):
-            why = f"undefined: {text(found.get(f'{measure.column}_reason'))}"
-            known_here = found[measure.column] == found[measure.column]
-            facts.append(
-                (measure.column, format_fixed(found[measure.column], 4) if known_here else why)
-            )
-    return Facts("What it is", facts)
-
-
-def _images(sources: Sources, cell: str, rows: list[Row]) -> Listing:
-    """List the images: scores, what is wrong with them, their nearest, diversity without them."""
-    nearest, without = _in_feature_space(sources, cell, rows)
-    listed = []
-    for row in rows:
-        scores = [format_fixed(row[measure.column], 2) for measure in sources.scores]
-        wrong = [row.get("image_error"), row.get("unscored_reason")]
-        reasons = "; ".join(reason for reason in wrong if isinstance(reason, str))
-        near, less = nearest.get(row["seed"], DASH), format_fixed(without.get(row["seed"]), 4)
-        listed.append([str(row["seed"]), *scores, near, less, str(row["file"]), reasons])
-    return Listing(
-        "Its images",
-        [
-            "seed",
-            *(measure.column for measure in sources.scores),
-            "nearest (cosine)",
-            "diversity without it",
-            "file",
-            "missing",
-        ],
-        listed,
-        note="An image whose absence lowers diversity is one that differs from the others.",
-    )
-
-
-def _in_feature_space(
-    sources: Sources, cell: str, rows: list[Row]
-) -> tuple[dict[int, str], dict[int, float]]:
-    """Return, by seed, the nearest other image of the prompt, and equation (8) without it."""
-    features = sources.features(cell)
-    if features is None:
-        return {}, {}
-    places = {image_id: place for place, image_id in enumerate(features.ids)}
-    known = [row for row in rows if row["image_id"] in places]
-    if len(known) < 2:
-        return {}, {}
-    units = unit_vectors(features.matrix[[places[row["image_id"]] for row in known]])
-    cosines = units @ units.T
-    np.fill_diagonal(cosines, -np.inf)
-    seeds = [int(row["seed"]) for row in known]
-    nearest = {
-        seed: f"seed {seeds[best]} ({format_fixed(cosines[place, best])})"
-        for place, (seed, best) in enumerate(zip(seeds, cosines.argmax(axis=1), strict=True))
-    }
-    if len(known) < 3:
-        return nearest, {}
-    return nearest, dict(zip(seeds, leave_one_out(units).tolist(), strict=True))
-
-
-# --------------------
-# From a number of the table down to the images, hashes and judge's replies that it is made of.
+MAX_TEXT = 300
+MAX_NEIGHBOURS = 5
+# The packages that decide images, features, replies and tables. The manifest has the others.
+PACKAGES = ("torch", "diffusers", "peft", "transformers", "numpy", "scipy", "pandas")
 
 
 def explain(
-    run: str | Path, cell: str, prompt: str | int | None = None, seed: int | str | None = None
+    run: str | Path, cell: str, prompt: str | int | None = None, seed: int | None = None
 ) -> Explanation:
-    """Say what a number of a finished run is made of. Reads the run folder and nothing else.
+    """Explain what a number of a finished run is computed from. Reads only the run folder.
 
     Args:
         run: the run folder.
-        cell: a cell's id, its method's name, or a part of the id that only one cell has.
-        prompt: a prompt's place in the benchmark, its text, or a part that only one prompt has.
-        seed: of one image; needs a prompt, unless the run has only one.
+        cell: a cell's id, or a method's name if the run has one cell of that method.
+        prompt: a prompt's index or its text. The default explains the whole cell.
+        seed: the seed of one image. The default explains all images of the prompt.
 
     Returns:
-        The cell's account, or the prompt's, or the image's: as far down as was asked.
+        The explanation of the cell, of the prompt in that cell, or of the image.
 
     Raises:
-        UsageError: no such run, cell, prompt or seed; the nearest is suggested.
+        UsageError: if there is no such run, cell, prompt or image. The message suggests the
+            nearest name.
     """
-    sources = read_sources(Path(run))
-    wanted = None if prompt is None else str(prompt)
-    place = find_place(sources, cell, wanted, whole_number(seed))
-    if place.seed is not None:
-        return explain_image(sources, place)
-    if place.prompt_index is not None:
-        return explain_prompt(sources, place)
-    return explain_cell(sources, place)
+    reader = RunReader(open_run(run))
+    cell_id, index = select(reader, cell, None if prompt is None else str(prompt), seed)
+    if index is None:
+        return _explain_cell(reader, cell_id)
+    if seed is None:
+        return _explain_prompt(reader, cell_id, index)
+    return _explain_image(reader, cell_id, index, seed)
 
 
-__all__ = ["Explanation", "explain"]
+def _explain_cell(reader: RunReader, cell: str) -> Explanation:
+    row = reader.cell(cell)
+    folder = reader.run.folder
+    files = {
+        "images": folder.metadata(cell),
+        "features": folder.features(cell),
+        "replies": folder.judgements(cell),
+        "one row per image": folder.scores,
+        "one row per prompt": folder.diversity,
+    }
+    return Explanation(
+        title=f"{row['model']} × {row['method']}  ({cell})",
+        sections=[
+            _cell_summary(reader, row),
+            Section("Metrics", rows=_metric_rows(reader, row)),
+            Section("Prompts", rows=_prompt_rows(reader, cell)),
+            _inputs(reader, cell),
+            Section("Files", {name: str(path) for name, path in files.items() if path.exists()}),
+        ],
+        next_command=_command(reader, cell, reader.images(cell)["prompt_index"].iloc[0]),
+    )
+
+
+def _command(reader: RunReader, *selectors: object) -> str:
+    """Return a command that explains a part of the run, quoted for a shell."""
+    folder = str(reader.run.folder.path)
+    return shlex.join(["autolora-eval", "explain", folder, *map(str, selectors)])
+
+
+def _cell_summary(reader: RunReader, row: Row) -> Section:
+    entry = reader.cell_entry(row["cell"])
+    parameters = {k: v for k, v in entry["parameters"].items() if v is not None}
+    swept = {name: format_swept_value(value) for name, value in entry["point"].items()}
+    code = entry.get("code") or {}
+    code_hash = {"sources SHA-256": code.get("sha256")}
+    values = {
+        "formula": entry["equation"] or "not given",
+        "source": entry["source"],
+        "code": _join(code.get("class"), code.get("distribution"), **code_hash) or None,
+        "parameters": ", ".join(f"{name} = {value}" for name, value in parameters.items()),
+        "swept": ", ".join(f"{name} = {value}" for name, value in swept.items()) or "nothing",
+        "NFE per image": "" if math.isnan(row["nfe"]) else f"{row['nfe']:,.10g}",
+        "baseline": reader.section("benchmark").get("baseline", ""),
+    }
+    return Section("Summary", _texts(values))
+
+
+def _metric_rows(reader: RunReader, row: Row) -> list[dict[str, str]]:
+    recomputed = recompute(reader, row["cell"])
+    n_unscored = int(row["n_unscored"]) if reader.scores else 0
+    unscored = f", {n_unscored} unscored" if n_unscored else ""
+    n_prompts = int(reader.prompts(row["cell"])["diversity"].notna().sum())
+    over_prompts = f"mean over {pluralize(n_prompts, 'prompt')}"
+    computed_from = {
+        "diversity": f"equation (8), {over_prompts}",
+        "score": f"mean over {pluralize(row['n_images'] - n_unscored, 'image')}{unscored}",
+        "product": "diversity × mean score",
+    }
+    rows = []
+    for metric in reader.metrics:
+        value = row[metric.column]
+        low, high = row[f"{metric.column}_low"], row[f"{metric.column}_high"]
+        how = f"{metric.display_name} ({metric.source}), {over_prompts}"
+        again = "its code is not installed"
+        if metric.column in recomputed:
+            is_same = is_close(value, recomputed[metric.column])
+            same = "same" if is_same else "DIFFERENT"
+            again = f"{format_fixed(recomputed[metric.column], 4)}, {same}"
+        rows.append(
+            {
+                "metric": metric.column,
+                "table": format_fixed(value, 4),
+                "95% interval": format_interval(low, high),
+                "computed from": computed_from.get(metric.kind, how),
+                "recomputed from the files": again,
+            }
+        )
+    return rows
+
+
+def _prompt_rows(reader: RunReader, cell: str) -> list[dict[str, str]]:
+    rows = []
+    for prompt in reader.prompts(cell).to_dict("records"):
+        images = reader.images(cell, prompt["prompt_index"])
+        n_unscored = images["unscored_reason"].notna().sum() if reader.scores else 0
+        rows.append(
+            {
+                "index": str(prompt["prompt_index"]),
+                "prompt": _text(prompt["prompt"]),
+                "images": str(prompt["n"]),
+                "diversity": _value_or_reason(prompt["diversity"], prompt["reason"]),
+                **{
+                    score.column: format_fixed(images[score.column].mean())
+                    for score in reader.scores
+                },
+                "unscored": str(n_unscored),
+            }
+        )
+    return rows
+
+
+def _inputs(reader: RunReader, cell: str) -> Section:
+    """Return the inputs that decide a cell's numbers, each with its hash or revision."""
+    manifest, entry = reader.run.manifest, reader.cell_entry(cell)
+    model = reader.section("models", str(reader.cell(cell)["model"]))
+    features, judge = reader.section("features"), reader.section("judge")
+    # In a comparison, a cell was made by one of the compared runs.
+    run = entry.get("run")
+    made_by = manifest if run is None else reader.section("compared", str(run))
+    benchmark = manifest.get("benchmark_file") if run is None else f"benchmark of the run '{run}'"
+    versions = made_by.get("packages") or {}
+    hardware = made_by.get("hardware") or {}
+    values = {
+        "pipeline": _source(model.get("pipeline")),
+        "LoRA": _source(model.get("lora")),
+        "run as": _join(model.get("device"), model.get("dtype"), model.get("class")),
+        "settings key": _join(entry.get("settings_key")),
+        "extractor": _join(_source(features.get("identity")), key=features.get("key")),
+        "judge": _join(_source(judge.get("identity")), key=judge.get("key")) if judge else None,
+        "rubric": _join(judge.get("rubric_name"), **{"SHA-256": judge.get("rubric_sha256")})
+        or None,
+        "benchmark": _join(benchmark, **{"SHA-256": made_by.get("benchmark_sha256")}),
+        "prompts": _join(**{"SHA-256": manifest.get("prompts_sha256")}),
+        "software": _join(
+            **{"autolora-eval": made_by.get("autolora_eval_version")},
+            **{name: versions.get(name) for name in PACKAGES},
+        ),
+        "hardware": _join(hardware.get("device"), hardware.get("platform")),
+    }
+    return Section("Inputs", _texts(values))
+
+
+def _source(identity: Json | None) -> str:
+    """Return where a model's files come from, with their hash or revision."""
+    if not identity:
+        return NOT_RECORDED
+    name = identity.get("name", "")
+    if identity.get("used") is False:
+        return _join(name, "not used: the images were imported")
+    known = _join(**{"SHA-256": identity.get("sha256"), "revision": identity.get("revision")})
+    shown = ("name", "kind", "sha256", "revision")
+    rest = {key: value for key, value in identity.items() if key not in shown}
+    if not known and rest:
+        known = json.dumps(rest, ensure_ascii=False, sort_keys=True)
+    return _join(name, known)
+
+
+def _explain_prompt(reader: RunReader, cell: str, prompt_index: int) -> Explanation:
+    row, images = reader.cell(cell), reader.images(cell, prompt_index)
+    prompts = reader.prompts(cell)
+    prompt = prompts[prompts["prompt_index"] == prompt_index].to_dict("records")[0]
+    value = _value_or_reason(prompt["diversity"], prompt["reason"])
+    values = {
+        "prompt": prompt["prompt"],
+        "diversity": value,
+        "standard error": f"{format_fixed(prompt['standard_error'], 4)} (jackknife)",
+        "images with features": prompt["n"],
+        "reference image set": _str_or_none(prompt.get("reference_cell")),
+        **{
+            metric.column: _value_or_reason(
+                prompt[metric.column], prompt.get(f"{metric.column}_reason")
+            )
+            for metric in reader.metrics
+            if metric.kind == "extra"
+        },
+    }
+    return Explanation(
+        title=f"{row['model']} × {row['method']}, prompt {prompt_index}",
+        sections=[
+            Section("Summary", _texts(values)),
+            Section(
+                "Images",
+                rows=_image_rows(reader, cell, prompt_index),
+                note="If diversity is lower without an image, that image differs from the others.",
+            ),
+        ],
+        next_command=_command(reader, cell, prompt_index, images["seed"].iloc[0]),
+    )
+
+
+def _image_rows(reader: RunReader, cell: str, prompt_index: int) -> list[dict[str, str]]:
+    images = reader.images(cell, prompt_index).to_dict("records")
+    seeds = {image["image_id"]: image["seed"] for image in images}
+    vectors = reader.unit_vectors(cell, seeds)
+    known = list(vectors)
+    units = np.stack(list(vectors.values())) if known else np.zeros((0, 1))  # [N, D]
+    cosines = units @ units.T
+    np.fill_diagonal(cosines, -np.inf)
+    # Without one image, equation (8) needs two others.
+    without = dict(zip(known, leave_one_out(units), strict=True)) if len(known) > 2 else {}
+    nearest = dict.fromkeys(seeds, DASH)
+    if len(known) > 1:
+        for image_id, row, best in zip(known, cosines, cosines.argmax(axis=1), strict=True):
+            nearest[image_id] = f"seed {seeds[known[best]]} ({format_fixed(row[best])})"
+    return [
+        {
+            "seed": str(image["seed"]),
+            **{score.column: format_fixed(image[score.column], 2) for score in reader.scores},
+            "nearest (cosine)": nearest[image["image_id"]],
+            "diversity without it": format_fixed(without.get(image["image_id"]), 4),
+            "file": str(image["file"]),
+            "missing": _join(
+                _str_or_none(image["image_error"]), _str_or_none(image["unscored_reason"])
+            ),
+        }
+        for image in images
+    ]
+
+
+def _explain_image(reader: RunReader, cell: str, prompt_index: int, seed: int) -> Explanation:
+    images = reader.images(cell, prompt_index)
+    row: Row = images[images["seed"] == seed].to_dict("records")[0]
+    replies = reader.replies(cell).get((row["image_id"], row["sha256"]), [])
+    return Explanation(
+        title=f"{row['model']} × {row['method']}, prompt {prompt_index}, seed {seed}",
+        sections=[
+            _image_summary(reader, row),
+            *_neighbours(reader, row),
+            *_judge_sections(reader, row["prompt"], replies),
+            _inputs(reader, cell),
+        ],
+    )
+
+
+def _image_summary(reader: RunReader, row: Row) -> Section:
+    made = reader.image_metadata(row["cell"], row["image_id"])
+    file, source_hash = str(row["file"]), {"SHA-256": made.get("source_sha256")}
+    scores = [f"{score.column} {format_fixed(row[score.column], 2)}" for score in reader.scores]
+    values = {
+        "prompt": row["prompt"],
+        "file": str(reader.run.folder.path / file),
+        "SHA-256": row["sha256"] or "",
+        "now": reader.file_state(file, row["sha256"]),
+        "in the report": _report_link(reader, file),
+        "seed": row["seed"],
+        "NFE": _join(made.get("nfe")),
+        "settings key": _join(made.get("settings_key")),
+        "imported from": _join(made.get("source"), **source_hash) or None,
+        "scores": ", ".join(scores) or None,
+        "unusable": _str_or_none(row["image_error"]),
+        "unscored": _str_or_none(row["unscored_reason"]),
+    }
+    return Section("Summary", _texts(values))
+
+
+def _report_link(reader: RunReader, file: str) -> str | None:
+    """Return the link to an image in report.html, if the report's gallery has the image."""
+    report = reader.run.folder.report_html
+    if not report.is_file() or not (reader.run.folder.path / file).is_file():
+        return None
+    if file not in report.read_text(encoding="utf-8"):
+        return None
+    return f"{report.resolve().as_uri()}{image_link(file)}"
+
+
+def _neighbours(reader: RunReader, row: Row) -> Iterator[Section]:
+    """Yield the nearest images of the prompt in the cell, and the images of the same noise."""
+    cell, image_id = row["cell"], row["image_id"]
+    images = reader.images(cell, row["prompt_index"]).set_index("image_id")
+    vectors = reader.unit_vectors(cell, images.index)
+    own = vectors.pop(image_id, None)
+    cosines = {} if own is None else {id_: float(other @ own) for id_, other in vectors.items()}
+    rows = [
+        {
+            "image": f"seed {images['seed'][id_]}",
+            "cosine": format_fixed(cosines[id_]),
+            "file": str(images["file"][id_]),
+        }
+        for id_ in sorted(cosines, key=lambda id_: -cosines[id_])[:MAX_NEIGHBOURS]
+    ]
+    if rows:
+        yield Section("Nearest images of the prompt", rows=rows)
+    scores = reader.run.scores
+    same = scores[["prompt_index", "seed", "model"]].eq(
+        [row["prompt_index"], row["seed"], row["model"]]
+    )
+    rows = []
+    for other in scores[same.all(axis=1) & (scores["cell"] != cell)].to_dict("records"):
+        found = reader.unit_vectors(other["cell"], [other["image_id"]]).get(other["image_id"])
+        cosine = None if own is None or found is None else float(found @ own)
+        rows.append({"cell": other["cell"], "cosine": format_fixed(cosine), "file": other["file"]})
+    if rows:
+        yield Section("Same prompt and seed, other methods", rows=rows)
+
+
+def _judge_sections(reader: RunReader, prompt: str, replies: list[Json]) -> Iterator[Section]:
+    if not replies and reader.scores:
+        yield Section("Judge", {"reply": "none recorded for this file"})
+    for reply in replies:
+        number = f" {reply['repeat'] + 1}" if len(replies) > 1 else ""
+        scores = (reply["scores"] or {}).items()
+        values = {
+            "model": reply["model"],
+            "scores": ", ".join(f"{k} {format_fixed(v, 2)}" for k, v in scores) or "none",
+            "attempts": reply["attempt"],
+            "seconds": reply["latency_seconds"],
+            "from the cache": "yes" if reply["cached"] else "no",
+            "unscored": reply["reason"],
+        }
+        yield Section(f"Judge reply{number}", _texts(values))
+        if reply["raw"] is not None:
+            yield Section(f"Text of the reply{number}", text=reply["raw"])
+    if replies:
+        question = Rubric.model_validate(reader.section("rubric")).question(prompt)
+        text = f"{question.before}[image]{question.after}"
+        yield Section("Question to the judge", text=text)
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    """Return values as short texts; None leaves a value out, an empty one is "not recorded"."""
+    return {name: _text(value) for name, value in values.items() if value is not None}
+
+
+def _text(value: object) -> str:
+    return truncate(value, MAX_TEXT) or NOT_RECORDED
+
+
+def _value_or_reason(value: float, reason: object) -> str:
+    return f"undefined: {_text(reason)}" if math.isnan(value) else format_fixed(value, 4)
+
+
+def _str_or_none(value: object) -> str | None:
+    """Return a text of a data frame, in which a missing one may be None, NaN or NA."""
+    return value if isinstance(value, str) else None
+
+
+def _join(*values: object, **named: object) -> str:
+    """Join the values that are known, the named ones with their names; empty if none is."""
+    texts = [str(value) for value in values if value]
+    return ", ".join([*texts, *(f"{name} {value}" for name, value in named.items() if value)])

@@ -97,14 +97,12 @@ def test_the_joint_run_can_be_explained_and_has_a_report(
 ) -> None:
     joint, _ = compare(halves, tmp_path / "joint")
     assert joint.folder.report_pdf.is_file()
-    account = explain(joint.folder.path, "AutoLoRA").as_data()
-    numbers = next(part for part in account["parts"] if part["title"] == "Its numbers")
-    assert all(row[-1].endswith("the same") for row in numbers["rows"])
-    assert not any("NOT" in row[-1] for row in numbers["rows"])
-    image = explain(joint.folder.path, "AutoLoRA", "0", 3).as_data()["parts"][0]["facts"]
+    sections = explain(joint.folder.path, "AutoLoRA").sections
+    metrics = next(section.rows for section in sections if section.title == "Metrics")
+    assert all(row["recomputed from the files"].endswith(", same") for row in metrics)
+    summary = explain(joint.folder.path, "AutoLoRA", "0", 3).sections[0].values
     file = joint.scores.query("method == 'AutoLoRA' and seed == 3")["file"].iloc[0]
-    link = dict(image)["in the report"]
-    assert link == f"{joint.folder.report_html.resolve().as_uri()}#image={file}"
+    assert summary["in the report"] == f"{joint.folder.report_html.resolve().as_uri()}#image={file}"
 
 
 def test_a_name_that_two_runs_have_is_told_apart(
@@ -341,10 +339,10 @@ def test_what_made_each_runs_numbers_stays_recorded(halves: list[Path], tmp_path
     assert [run["packages"]["torch"] for run in compared.values()] == ["2.13.0", "2.14.0"]
     assert compared["half-AutoLoRA"]["hardware"] == {"device": "GPU of 2.14.0"}
     assert joint.manifest["image_sets"] == {"A--AutoLoRA": {"missing": 1}}
-    made = explain(joint.folder.path, "AutoLoRA").as_data()["parts"]
-    facts = dict(next(part for part in made if part["title"] == "Made with")["facts"])
-    assert "torch 2.14.0" in facts["software"]
-    assert "GPU of 2.14.0" in facts["hardware"]
+    sections = explain(joint.folder.path, "AutoLoRA").sections
+    inputs = next(section.values for section in sections if section.title == "Inputs")
+    assert "torch 2.14.0" in inputs["software"]
+    assert "GPU of 2.14.0" in inputs["hardware"]
 
 
 def test_a_model_that_only_lent_its_name_does_not_hide_the_one_that_was_used(

@@ -163,24 +163,25 @@ def test_a_published_value_stands_beside_ours(make, workplace: Path) -> None:
     assert run.table.set_index("method")["vendi_published"].to_dict()["CFG"] == 1.75
 
 
-def numbers(folder: RunFolder, cell: str) -> dict[str, list[str]]:
-    parts = explain(folder.path, cell).as_data()["parts"]
-    rows = next(part["rows"] for part in parts if part["title"] == "Its numbers")
-    return {row[0]: row for row in rows}
+def recomputed(folder: RunFolder, cell: str) -> dict[str, dict[str, str]]:
+    """Return the rows of the metrics that `explain` recomputes, by metric."""
+    section = next(s for s in explain(folder.path, cell).sections if s.title == "Metrics")
+    return {row["metric"]: row for row in section.rows}
 
 
-def test_explain_makes_them_again_and_says_what_they_are(make) -> None:
+def test_explain_recomputes_them_and_names_their_source(make) -> None:
     folder = scored(*make("run", diversity=EXTRA))
-    found = numbers(folder, "A--AutoLoRA")
-    assert all(found[name][-1].endswith(", the same") for name in EXTRA)
-    assert "Vendi score" in found["vendi"][3]
-    assert VENDI.source in found["vendi"][3]
+    found = recomputed(folder, "A--AutoLoRA")
+    assert all(found[name]["recomputed from the files"].endswith(", same") for name in EXTRA)
+    assert "Vendi score" in found["vendi"]["computed from"]
+    assert VENDI.source in found["vendi"]["computed from"]
     table = pd.read_parquet(folder.table("parquet"))
     table.assign(vendi=table["vendi"] + 0.1).to_parquet(folder.table("parquet"))
-    changed = numbers(folder, "A--AutoLoRA")
-    assert [n for n in EXTRA if changed[n][-1].endswith("NOT the same")] == ["vendi"]
-    facts = dict(explain(folder.path, "A--AutoLoRA", "0").as_data()["parts"][0]["facts"])
-    assert facts["vendi"] == f"{values('A--AutoLoRA', 0, [3, 4]):.4f}"
+    changed = recomputed(folder, "A--AutoLoRA")
+    differing = [n for n in EXTRA if "DIFFERENT" in changed[n]["recomputed from the files"]]
+    assert differing == ["vendi"]
+    summary = explain(folder.path, "A--AutoLoRA", "0").sections[0].values
+    assert summary["vendi"] == f"{values('A--AutoLoRA', 0, [3, 4]):.4f}"
 
 
 def test_code_that_lies_in_a_folder_is_not_run_to_explain(
@@ -196,7 +197,8 @@ def test_code_that_lies_in_a_folder_is_not_run_to_explain(
     assert "own" in open_run(folder.path).table
     monkeypatch.undo()
     del sys.modules["lying_about"]
-    assert numbers(folder, "A--AutoLoRA")["own"][-1] == "its code is not here"
+    own = recomputed(folder, "A--AutoLoRA")["own"]
+    assert own["recomputed from the files"] == "its code is not installed"
     assert "lying_about" not in sys.modules
 
 

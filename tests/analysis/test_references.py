@@ -172,11 +172,11 @@ def test_runs_are_compared_without_it(make, benchmark_data, tmp_path: Path) -> N
 def test_explain_makes_it_again_from_the_files(make) -> None:
     _, folder = make("run", diversity=["coverage"], seeds={"start": 0, "count": 7})
     scored(_, folder)
-    for method, again in (("AutoLoRA", ", the same"), ("CFG", "–, the same")):
-        parts = explain(folder.path, f"A--{method}").as_data()["parts"]
-        rows = next(part["rows"] for part in parts if part["title"] == "Its numbers")
-        row = next(row for row in rows if row[0] == "coverage")
-        assert row[-1].endswith(again)
-        assert "Naeem" in row[3]
-    facts = dict(explain(folder.path, "A--AutoLoRA", "0").as_data()["parts"][0]["facts"])
-    assert facts["compared with"] == "A--CFG"
+    for method, recomputed in (("AutoLoRA", ", same"), ("CFG", "–, same")):
+        sections = explain(folder.path, f"A--{method}").sections
+        rows = next(section.rows for section in sections if section.title == "Metrics")
+        row = next(row for row in rows if row["metric"] == "coverage")
+        assert row["recomputed from the files"].endswith(recomputed)
+        assert "Naeem" in row["computed from"]
+    summary = explain(folder.path, "A--AutoLoRA", "0").sections[0].values
+    assert summary["reference image set"] == "A--CFG"

@@ -1,0 +1,294 @@
+"""What an explanation reads from a run folder: selectors, features, replies, recomputed metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
+from autolora_eval._files import Json, iterate_jsonl, path_inside, sha256_file
+from autolora_eval._text import join_names
+from autolora_eval.analysis.cell_estimates import BoundMeasure, References, diversity_of
+from autolora_eval.analysis.metric_columns import Measure, measures
+from autolora_eval.analysis.scores import planned_features
+from autolora_eval.runs.feature_file import CellFeatures
+from autolora_eval.runs.folder import Run
+from autolora_eval.runs.images import ImageError, open_image
+from autolora_eval.scoring.diversity import Floats, diversity, unit_vectors
+from autolora_eval.scoring.diversity_metric import (
+    DiversityMetric,
+    installed_metric,
+    metrics_from_manifest,
+)
+from autolora_eval.scoring.judging import judgements_by_image
+from autolora_eval.scoring.rubric import Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+# The tables hold twelve digits, but features are float32.
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class RunReader:
+    """The parts of a finished run that explanations use, each file read at most once.
+
+    Attributes:
+        run: the run's tables and manifest.
+    """
+
+    run: Run
+    _features: dict[str, CellFeatures | None] = field(default_factory=dict)
+
+    @cached_property
+    def cells(self) -> list[Row]:
+        """The rows of the result table."""
+        return [{str(k): v for k, v in row.items()} for row in self.run.table.to_dict("records")]
+
+    @cached_property
+    def metrics(self) -> list[Measure]:
+        """The metrics of the result table, in its order."""
+        rubric = self.section("rubric")
+        scores = {
+            column: Score.model_validate(score)
+            for column, score in (rubric.get("scores") or {}).items()
+            if column in self.run.table.columns
+        }
+        return measures(scores, metrics_from_manifest(self.run.manifest, self.run.table))
+
+    @property
+    def scores(self) -> list[Measure]:
+        """The judge's scores."""
+        return [metric for metric in self.metrics if metric.kind == "score"]
+
+    @cached_property
+    def extra_metrics(self) -> dict[str, DiversityMetric]:
+        """The further diversity metrics by column, those whose code is installed.
+
+        A module in the run folder or beside it is not imported: it may be someone else's.
+        """
+        found = [installed_metric(name) for name in self.section("diversity_metrics")]
+        return {metric.name: metric for metric in found if metric is not None}
+
+    @cached_property
+    def references(self) -> References:
+        """The reference image set of each cell, for metrics such as coverage."""
+        known = self.run.diversity
+        if "reference_cell" not in known:
+            return References()
+        compared = known.dropna(subset=["reference_cell"])
+        cells = dict(zip(compared["cell"], compared["reference_cell"], strict=True))
+        return References(cells, self.run.scores, self.features)
+
+    def section(self, *keys: str) -> Json:
+        """Return a mapping of the manifest; empty if the run has none."""
+        value: Any = self.run.manifest
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value if isinstance(value, dict) else {}
+
+    def cell(self, cell: str) -> Row:
+        """Return a cell's row of the result table."""
+        return next(row for row in self.cells if row["cell"] == cell)
+
+    def cell_entry(self, cell: str) -> Json:
+        """Return a cell's entry in the manifest."""
+        entries = self.run.manifest.get("cells") or []
+        return next((dict(entry) for entry in entries if entry.get("id") == cell), {})
+
+    def images(self, cell: str, prompt_index: int | None = None) -> pd.DataFrame:
+        """Return a cell's rows of scores.parquet, those of one prompt if it is given."""
+        rows = self.run.scores[self.run.scores["cell"] == cell]
+        return rows if prompt_index is None else rows[rows["prompt_index"] == prompt_index]
+
+    def prompts(self, cell: str) -> pd.DataFrame:
+        """Return a cell's rows of diversity.csv, one per prompt."""
+        return self.run.diversity[self.run.diversity["cell"] == cell]
+
+    def image_metadata(self, cell: str, image_id: str) -> Json:
+        """Return what was recorded when an image was made; empty if nothing was."""
+        rows = iterate_jsonl(self.run.folder.metadata(cell))
+        return next((row for row in rows if row.get("file_name") == image_id), {})
+
+    def features(self, cell: str) -> CellFeatures | None:
+        """Return the features of a cell's images; None if there is no file.
+
+        Raises:
+            AutoLoRAEvalError: if the file is not a feature file.
+        """
+        if cell not in self._features:
+            self._features[cell] = self._read_features(cell)
+        return self._features[cell]
+
+    def _read_features(self, cell: str) -> CellFeatures | None:
+        file = self.run.folder.features(cell)
+        if not file.is_file():
+            return None
+        try:
+            return planned_features(self.run.folder, self.images(cell))[cell]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise AutoLoRAEvalError(
+                f"Cannot read features from '{file}': {error}. Delete the file and run: "
+                f"autolora-eval score {self.run.folder.path}"
+            ) from error
+
+    def unit_vectors(self, cell: str, image_ids: Iterable[str]) -> dict[str, Floats]:
+        """Return the normalized features, float64 [D], of those images that have any."""
+        features = self.features(cell)
+        rows = {} if features is None else {id_: row for row, id_ in enumerate(features.ids)}
+        known = [id_ for id_ in image_ids if id_ in rows]
+        if features is None or not known:
+            return {}
+        matrix = unit_vectors(features.matrix[[rows[id_] for id_ in known]])
+        return dict(zip(known, matrix, strict=True))
+
+    def replies(self, cell: str) -> dict[tuple[str, str | None], list[Json]]:
+        """Return the judge's replies by (image id, SHA-256), in order of their repeats."""
+        judge = self.section("judge")
+        if judge.get("key") is None:
+            return {}
+        found = judgements_by_image(self.run.folder.judgements(cell), str(judge["key"]))
+        repeats = int(judge.get("repeats") or 1)
+        return {
+            image: [row for row in rows if row["repeat"] < repeats] for image, rows in found.items()
+        }
+
+    def file_state(self, file: str, sha256: object) -> str:
+        """Return whether an image file is still the one that was scored."""
+        try:
+            path = path_inside(self.run.folder.path, file)
+        except ValueError:
+            return "outside the run folder"
+        if not path.is_file():
+            return "missing"
+        if sha256_file(path) != sha256:
+            return "changed since it was scored"
+        try:
+            image = open_image(path)
+        except ImageError as error:
+            return f"unchanged, but unusable: {error}"
+        return f"unchanged, {image.width} × {image.height} pixels"
+
+
+def select(
+    reader: RunReader, cell: str, prompt: str | None, seed: int | None
+) -> tuple[str, int | None]:
+    """Return the id of the selected cell and the index of the selected prompt.
+
+    Args:
+        reader: the run.
+        cell: a cell's id, or a method's name if the run has one cell of that method.
+        prompt: a prompt's index or its text; None for the whole cell.
+        seed: the seed of an image; None for all.
+
+    Raises:
+        UsageError: if nothing or more than one thing matches.
+    """
+    id_ = _select_cell(reader, cell)
+    images = reader.images(id_)
+    prompts = {
+        int(n): str(t) for n, t in zip(images["prompt_index"], images["prompt"], strict=True)
+    }
+    if prompt is None and seed is None:
+        return id_, None
+    if prompt is None and len(prompts) > 1:
+        raise UsageError(
+            f"Seed {seed} is ambiguous: the run has {len(prompts)} prompts. Also pass PROMPT."
+        )
+    index = next(iter(prompts)) if prompt is None else _select_prompt(prompts, prompt)
+    seeds = images.loc[images["prompt_index"] == index, "seed"].tolist()
+    if seed is not None and seed not in seeds:
+        raise UsageError(
+            f"The prompt has no image with seed {seed}. Its {len(seeds)} seeds are between "
+            f"{min(seeds)} and {max(seeds)}."
+        )
+    return id_, index
+
+
+def _select_cell(reader: RunReader, wanted: str) -> str:
+    methods = {str(row["cell"]): str(row["method"]) for row in reader.cells}
+    if wanted in methods:
+        return wanted
+    matching = [cell for cell, method in methods.items() if method == wanted]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        shown = join_names([f"'{cell}'" for cell in matching[:8]])
+        raise UsageError(
+            f"'{wanted}' matches {len(matching)} cells. Pass the id of one, such as {shown}."
+        )
+    known = dict.fromkeys([*methods, *methods.values()])
+    raise UsageError(f"The run has no cell or method '{wanted}'.{did_you_mean(wanted, known)}")
+
+
+def _select_prompt(prompts: dict[int, str], wanted: str) -> int:
+    if wanted.isdecimal():
+        if int(wanted) in prompts:
+            return int(wanted)
+        raise UsageError(
+            f"The run has no prompt {wanted}: indices are {min(prompts)} to {max(prompts)}."
+        )
+    for index, text in prompts.items():
+        if text == wanted:
+            return index
+    near = did_you_mean(wanted, prompts.values())
+    raise UsageError(f"The run has no prompt '{wanted}'.{near}")
+
+
+def recompute(reader: RunReader, cell: str) -> dict[str, float]:
+    """Recompute a cell's metrics from its features and the judge's replies.
+
+    A diversity is the mean of the metric over prompts, a score is the mean over scored images, and
+    a product is diversity × mean score. Metrics whose code is not installed are left out.
+
+    Returns:
+        The metrics by column; NaN where one is undefined.
+    """
+    found = {"diversity": _mean_diversity(reader, cell, lambda images: diversity)}
+    for column, metric in reader.extra_metrics.items():
+        found[column] = _mean_diversity(reader, cell, partial(reader.references.bound, metric))
+    for score in reader.scores:
+        found[score.column] = _mean_score(reader, cell, score.column)
+        found[f"div_{score.column}"] = found["diversity"] * found[score.column]
+    return found
+
+
+def _mean_diversity(
+    reader: RunReader, cell: str, metric_for: Callable[[pd.DataFrame], BoundMeasure]
+) -> float:
+    features = reader.features(cell)
+    if features is None:
+        return math.nan
+    prompts = reader.images(cell).groupby("prompt_index", sort=False)
+    values = [diversity_of(images, features, metric_for(images)).value for _, images in prompts]
+    return _mean([value for value in values if value is not None])
+
+
+def _mean_score(reader: RunReader, cell: str, column: str) -> float:
+    """Return the mean over images of the mean over the repeats of each."""
+    replies = reader.replies(cell)
+    images = reader.images(cell)
+    by_image = [
+        [row["scores"][column] for row in replies.get(image, ()) if row["scores"] is not None]
+        for image in zip(images["image_id"], images["sha256"], strict=True)
+    ]
+    return _mean([_mean(scores) for scores in by_image if scores])
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+def is_close(table_value: float, recomputed: float) -> bool:
+    """Return whether a value of the table and the recomputed one are equal, or both undefined."""
+    if math.isnan(table_value) or math.isnan(recomputed):
+        return math.isnan(table_value) and math.isnan(recomputed)
+    return abs(table_value - recomputed) <= TOLERANCE * max(1.0, abs(table_value))
