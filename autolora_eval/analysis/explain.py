@@ -273,7 +273,8 @@ def _image_rows(reader: RunReader, cell: str, prompt_index: int) -> list[dict[st
 
 def _explain_image(reader: RunReader, cell: str, prompt_index: int, seed: int) -> Explanation:
     images = reader.images(cell, prompt_index)
-    row: Row = images[images["seed"] == seed].to_dict("records")[0]
+    image = images[images["seed"] == seed].iloc[0]
+    row: Row = {str(column): value for column, value in image.items()}
     replies = reader.replies(cell).get((row["image_id"], row["sha256"]), [])
     return Explanation(
         title=f"{row['model']} × {row['method']}, prompt {prompt_index}, seed {seed}",
