@@ -223,7 +223,7 @@ def show_run(run: Run) -> None:
 
 def _show_image_set(folder: RunFolder, cell: str, found: Json) -> None:
     """Print what became of the images of a set that was made elsewhere."""
-    from autolora_eval.generation.image_sets.matching import FINDINGS
+    from autolora_eval.generation.image_validation import ISSUES
 
     console.print(
         f"{escape(cell)}: {found['images']} images made elsewhere ({found['read_as']}), "
@@ -231,9 +231,9 @@ def _show_image_set(folder: RunFolder, cell: str, found: Json) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    for finding, meaning in FINDINGS.items():
-        if found.get(finding):
-            told = f"  {found[finding]} {finding.replace('_', ' ')}: {meaning}"
+    for issue, meaning in ISSUES.items():
+        if found.get(issue):
+            told = f"  {found[issue]} {issue.replace('_', ' ')}: {meaning}"
             console.print(told, highlight=False, soft_wrap=True)
     if found.get("beyond_limits"):
         told = f"  {found['beyond_limits']} beyond the limits of this run: left for a whole one"
@@ -241,7 +241,7 @@ def _show_image_set(folder: RunFolder, cell: str, found: Json) -> None:
     if found.get("seeds_by_order"):
         told = "  no seeds stated: numbered in their order, so they share no noise with others"
         console.print(told, highlight=False, soft_wrap=True)
-    if any(found.get(finding) for finding in FINDINGS):
+    if any(found.get(issue) for issue in ISSUES):
         show_done("  each by name", folder.image_set(cell))
 
 

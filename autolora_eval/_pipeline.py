@@ -69,7 +69,7 @@ def score_images(
     duplicate, corrupt, of another size or of one colour (`image_sets/` in the run folder).
 
     Args:
-        images: a folder or listing; see `autolora_eval.generation.image_sets.readers`.
+        images: a folder or listing; see `autolora_eval.generation.image_readers`.
         benchmark: path of a YAML file, or the name of a shipped benchmark.
         output: run folder; `reports/<benchmark>-<name>` where not given.
         name: what the images are called in tables.
@@ -83,8 +83,8 @@ def score_images(
         AutoLoRAEvalError: a stage failed. What was made so far is kept.
     """
     from autolora_eval.config.image_set_benchmark import refuse_overlap, set_benchmark, set_name
-    from autolora_eval.generation.image_import import refuse_unmatched
-    from autolora_eval.generation.image_sets.readers import read_image_set
+    from autolora_eval.generation.image_import import check_image_sets
+    from autolora_eval.generation.image_readers import read_image_set
 
     loaded = load_benchmark(benchmark)
     read_image_set(Path(images))
@@ -97,7 +97,7 @@ def score_images(
         unproven.write_text(text, encoding="utf-8", newline="\n")
         try:
             tried = RunPipeline.start(unproven, folder.path, limit_prompts, limit_seeds)
-            refuse_unmatched(tried.plan, folder)
+            check_image_sets(tried.plan, folder)
         except UsageError as error:
             raise UsageError(str(error).replace(unproven.name, file.name)) from error
     return RunPipeline.start(file, folder.path, limit_prompts, limit_seeds, progress).run()
@@ -223,15 +223,15 @@ class RunPipeline:
 
     def generate(self) -> None:
         """Make the images."""
-        from autolora_eval.generation.image_import import refuse_unmatched
-        from autolora_eval.generation.stage import Generated, generate
+        from autolora_eval.generation.image_import import check_image_sets
+        from autolora_eval.generation.stage import GenerationResult, generate
 
-        refuse_unmatched(self.plan, self.folder)
+        check_image_sets(self.plan, self.folder)
         state_plan(self.plan, self.folder, self.stated, self.limits)
         started = datetime.now(UTC)
         device = choose_device(self.plan.benchmark.spec.device)
 
-        def begin(found: Generated) -> None:
+        def begin(found: GenerationResult) -> None:
             state_models(self.folder, found.models, found.settings_keys, device)
             update_manifest(self.folder, image_sets=found.image_sets)
 

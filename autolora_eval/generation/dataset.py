@@ -1,4 +1,4 @@
-"""A cell's images on disk: a Hugging Face imagefolder that knows what each image is made of."""
+"""The images of one cell on disk: a Hugging Face imagefolder that records how each was made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autolora_eval._files import Json, atomic_write, read_jsonl, sha256_file, wr
 from autolora_eval.config.plan import Cell, ImageJob
 from autolora_eval.runs.folder import RunFolder
 
-# Of a file that an image was copied from.
+# Key of a metadata row: the hash of the file that an imported image was copied from.
 SOURCE_HASH = "source_sha256"
 
 
@@ -21,15 +21,16 @@ SOURCE_HASH = "source_sha256"
 class ImageDataset:
     """The images of one cell.
 
-    An image counts as made if its row carries the cell's settings key and its file has the row's
-    hash. Images of other settings are set aside, below `stale_images/<cell>/<their key>`,
-    before the first image is added, and come back with the settings: they took GPU time to make.
+    An image counts as made if its row of `metadata.jsonl` has the settings key of the cell, and
+    its file the hash of that row. Images of other settings are moved to `stale_images/` before
+    the first image is written. They are restored if their settings return, since they may have
+    taken hours of GPU time.
 
     Attributes:
         run: the run folder.
         cell: the cell.
-        settings_key: content key of all that decides the images but prompt and seed.
-        rows: `file_name` → row of `metadata.jsonl`.
+        settings_key: the hash of all that decides the images, except for prompt and seed.
+        rows: the rows of `metadata.jsonl` by `file_name`.
     """
 
     run: RunFolder
@@ -39,95 +40,50 @@ class ImageDataset:
 
     @classmethod
     def open(cls, run: RunFolder, cell: Cell, settings_key: str) -> ImageDataset:
-        """Read what is there, and bring back what was set aside from these settings."""
-        dataset = cls(run, cell, settings_key, _rows(run.images(cell.id)))
-        aside = run.stale_images(cell.id, settings_key)
-        returning = _rows(aside)
+        """Read the metadata of a cell, and restore stale images of these settings."""
+        dataset = cls(run, cell, settings_key, _read_rows(run.images(cell.id)))
+        stale = run.stale_images(cell.id, settings_key)
+        returning = _read_rows(stale)
         if returning:
-            dataset._set_stale_aside()
+            dataset._move_stale_images()
             for name in returning.keys() - dataset.rows.keys():
-                _move(aside / name, dataset.folder / name)
+                _move(stale / name, dataset.folder / name)
                 dataset.rows[name] = returning[name]
             dataset._write_rows()
-            shutil.rmtree(aside)
+            shutil.rmtree(stale)
         return dataset
 
     @property
     def folder(self) -> Path:
-        """Where the images and `metadata.jsonl` are."""
+        """The folder with the images and `metadata.jsonl`."""
         return self.run.images(self.cell.id)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no image of these settings."""
-        return all(row["settings_key"] != self.settings_key for row in self.rows.values())
+        """True if there is no image of these settings."""
+        return not any(map(self._is_current, self.rows.values()))
 
     def missing(self, jobs: Iterable[ImageJob]) -> list[ImageJob]:
-        """Return the jobs whose image is not there, is stale or was changed."""
+        """Return the jobs whose image is not there, is stale, or was changed."""
         return [job for job in jobs if not self._has(job)]
 
-    def _has(self, job: ImageJob) -> bool:
-        row = self.rows.get(job.file)
-        file = self.folder / job.file
-        return (
-            row is not None
-            and row["settings_key"] == self.settings_key
-            and file.is_file()
-            and sha256_file(file) == row["sha256"]
-        )
-
-    def keep(self, told: Mapping[ImageJob, Mapping[str, object]]) -> set[ImageJob]:
-        """Take images of other settings for one's own, where they are copies of the same file.
-
-        Args:
-            told: of each job what an image of these settings would be told to be made of.
-
-        Returns:
-            The jobs of the images that were kept: they are whole, and need not be written again.
-        """
-        kept = set()
-        for job, what in told.items():
-            row = self.rows.get(job.file, {})
-            file = self.folder / job.file
-            same = row.get(SOURCE_HASH) == what[SOURCE_HASH]
-            if same and file.is_file() and sha256_file(file) == row["sha256"]:
-                row.update(what)
-                row["settings_key"] = self.settings_key
-                kept.add(job)
-        if kept:
-            self._write_rows()
-        return kept
-
-    def tell(self, told: Mapping[ImageJob, Mapping[str, object]]) -> None:
-        """Write anew what is told of images of these settings, such as a file's new name."""
-        changed = False
-        for job, what in told.items():
-            row = self.rows.get(job.file)
-            if row is not None and row["settings_key"] == self.settings_key:
-                changed |= not row.items() >= what.items()
-                row.update(what)
-        if changed:
-            self._write_rows()
-
-    def add(
+    def write(
         self,
         jobs: Iterable[ImageJob],
         images: Iterable[Image.Image],
         nfe: int | None,
-        told: Iterable[Mapping[str, object]] | None = None,
+        metadata: Iterable[Mapping[str, object]],
     ) -> None:
-        """Write images and then their rows, so that a killed run leaves no row without image.
+        """Write images as PNG and then their rows: a killed run leaves no row without an image.
 
         Args:
-            jobs: what they are of.
-            images: RGB.
-            nfe: denoiser passes that one took; None if that is not known.
-            told: what else is to be known of each.
+            jobs: the job of each image.
+            images: RGB images.
+            nfe: the function evaluations per image; None if unknown.
+            metadata: further keys for the row of each image, such as the seconds it took.
         """
-        self._set_stale_aside()
-        jobs = list(jobs)
-        also = [{}] * len(jobs) if told is None else told
-        for job, image, more in zip(jobs, images, also, strict=True):
+        self._move_stale_images()
+        for job, image, more in zip(jobs, images, metadata, strict=True):
             file = self.folder / job.file
             with atomic_write(file) as temporary:
                 image.save(temporary, format="PNG")
@@ -147,17 +103,81 @@ class ImageDataset:
             }
         self._write_rows()
 
-    def _set_stale_aside(self) -> None:
-        stale = [row for row in self.rows.values() if row["settings_key"] != self.settings_key]
+    def adopt_existing(self, origins: Mapping[ImageJob, Mapping[str, object]]) -> set[ImageJob]:
+        """Keep intact images of other settings that are copies of the same source file.
+
+        Args:
+            origins: by job, the metadata of the image to import, with `SOURCE_HASH`.
+
+        Returns:
+            The jobs whose image was kept and need not be written.
+        """
+        adopted = set()
+        for job, origin in origins.items():
+            row = self.rows.get(job.file, {})
+            if row.get(SOURCE_HASH) == origin[SOURCE_HASH] and self._is_intact(row):
+                row |= {**origin, "settings_key": self.settings_key}
+                adopted.add(job)
+        if adopted:
+            self._write_rows()
+        return adopted
+
+    def update_metadata(self, metadata: Mapping[ImageJob, Mapping[str, object]]) -> None:
+        """Update rows of current images, for example if a source file was renamed."""
+        changed = False
+        for job, more in metadata.items():
+            row = self.rows.get(job.file)
+            if row is not None and self._is_current(row):
+                changed |= not row.items() >= more.items()
+                row.update(more)
+        if changed:
+            self._write_rows()
+
+    def failures(self) -> dict[str, str]:
+        """Return why images of these settings could not be made, by `file_name`."""
+        rows = read_jsonl(self.run.failed_images(self.cell.id))
+        return {row["file_name"]: row["reason"] for row in rows if self._is_current(row)}
+
+    def record_failures(self, reasons: Mapping[str, str]) -> None:
+        """Add failures to `failed_images/`; drop those of images that exist by now.
+
+        Args:
+            reasons: why an image could not be made, by `file_name`.
+        """
+        path = self.run.failed_images(self.cell.id)
+        made = {name for name, row in self.rows.items() if self._is_current(row)}
+        rows = [
+            {"file_name": name, "reason": reason, "settings_key": self.settings_key}
+            for name, reason in (self.failures() | dict(reasons)).items()
+            if name not in made
+        ]
+        if rows:
+            write_jsonl(path, rows)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _is_current(self, row: Json) -> bool:
+        return bool(row["settings_key"] == self.settings_key)
+
+    def _is_intact(self, row: Json) -> bool:
+        file = self.folder / row["file_name"]
+        return file.is_file() and sha256_file(file) == str(row["sha256"])
+
+    def _has(self, job: ImageJob) -> bool:
+        row = self.rows.get(job.file)
+        return row is not None and self._is_current(row) and self._is_intact(row)
+
+    def _move_stale_images(self) -> None:
+        stale = [row for row in self.rows.values() if not self._is_current(row)]
         for key in {row["settings_key"] for row in stale}:
-            aside = self.run.stale_images(self.cell.id, key)
-            kept = _rows(aside)
+            target = self.run.stale_images(self.cell.id, key)
+            rows = _read_rows(target)
             for row in (row for row in stale if row["settings_key"] == key):
                 name = row["file_name"]
-                _move(self.folder / name, aside / name)
-                kept[name] = row
+                _move(self.folder / name, target / name)
+                rows[name] = row
                 del self.rows[name]
-            write_jsonl(aside / "metadata.jsonl", kept.values())
+            write_jsonl(target / "metadata.jsonl", rows.values())
         if stale:
             self._write_rows()
 
@@ -166,12 +186,12 @@ class ImageDataset:
         write_jsonl(self.folder / "metadata.jsonl", rows)
 
 
-def _rows(folder: Path) -> dict[str, Json]:
+def _read_rows(folder: Path) -> dict[str, Json]:
     return {row["file_name"]: row for row in read_jsonl(folder / "metadata.jsonl")}
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move a file that may have been lost; `missing` finds that out by its hash."""
+    """Move a file if it exists. If it was lost, `missing` reports its job."""
     if source.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         source.replace(target)

@@ -1,4 +1,9 @@
-"""A base pipeline with its LoRA, sampled by any guider: all that touches Modular Diffusers."""
+"""A text-to-image pipeline with one LoRA, sampled with any guider.
+
+This is the only module that calls Modular Diffusers, whose guider interface is experimental. Its
+known defects are worked around here and named in comments, with the file of diffusers 0.42 in
+https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +33,9 @@ from autolora_eval.guidance.adapters import adapter_layers, adapters_off
 from autolora_eval.guidance.denoiser_state import restored
 
 ADAPTER = "autolora_eval"
-_DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down)\b")
-# The denoiser's name for each embedding that a text-encoder block makes.
+# Names of the matrix A of equation (2) in LoRA files: peft, kohya, and diffusers' older forms.
+_MATRIX_A = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down)\b")
+# The denoiser's input name for each embedding that a text-encoder block makes.
 _EMBEDDINGS = {
     "prompt_embeds": "prompt_embeds",
     "encoder_hidden_states": "prompt_embeds",
@@ -39,11 +45,11 @@ _EMBEDDINGS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """What one call of the denoising loop made.
+    """The result of one call of the denoising loop.
 
     Attributes:
-        images: RGB, one a prompt.
-        nfe: denoiser passes really made for each image.
+        images: RGB images, one per prompt.
+        nfe: function evaluations of the denoiser per image, counted while it ran.
     """
 
     images: list[Image.Image]
@@ -54,23 +60,23 @@ class LoraPipeline:
     """A modular text-to-image pipeline with one LoRA.
 
     Args:
-        pipe: the pipeline, all components loaded and on their device, the LoRA in it.
-        lora_tensors: number of LoRA layers, for the manifest.
-        lora_scale: the scale that the LoRA is at.
+        pipe: the pipeline with all components on their device and the LoRA loaded.
+        lora_layers: the number of layers that the LoRA changes, for the manifest.
+        lora_scale: the current scale of the LoRA.
     """
 
-    def __init__(self, pipe: ModularPipeline, lora_tensors: int, lora_scale: float) -> None:
+    def __init__(self, pipe: ModularPipeline, lora_layers: int, lora_scale: float) -> None:
         self.pipe = pipe
-        self.lora_tensors = lora_tensors
+        self.lora_layers = lora_layers
         self.lora_scale = lora_scale
 
     @classmethod
     def load(cls, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoraPipeline:
-        """Load a pipeline folder or hub id, and its LoRA at its scale.
+        """Load a pipeline from a folder or the hub, and its LoRA at its scale.
 
         Raises:
-            AutoLoRAEvalError: the pipeline is none that a guider can act on, is damaged, or not
-                all of the LoRA fits it.
+            AutoLoRAEvalError: if no guider can act on the pipeline, the pipeline is damaged, or a
+                part of the LoRA does not fit it.
         """
         spec = model.spec
         pipe = open_pipeline(model.pipeline, spec)
@@ -83,34 +89,35 @@ class LoraPipeline:
         options: dict[str, Any] = {"use_safetensors": dict.fromkeys(networks, True)}
         if spec.variant is not None:
             options["variant"] = dict.fromkeys(networks, spec.variant)
-        # from_pretrained keeps the revision for model_index.json alone.
+        # from_pretrained uses its revision for model_index.json only, not for the components
+        # (modular_pipelines/modular_pipeline.py).
         if spec.revision is not None:
             options["revision"] = spec.revision
         pipe.load_components(dtype=dtype, **options)
-        _refuse_gaps(pipe, model.pipeline.name)
-        _refuse_another_size(pipe, model)
-        # The product draws one bar for the whole stage; diffusers would draw one a batch.
+        _check_components(pipe, model.pipeline.name)
+        _check_size(pipe, model)
+        # The stage draws one progress bar; diffusers would draw one per batch.
         pipe.set_progress_bar_config(disable=True)
-        tensors = _load_lora(pipe, local_lora(model.lora), model.lora.name)
+        lora_layers = _load_lora(pipe, local_lora(model.lora), model.lora.name)
         pipe.set_adapters(ADAPTER, spec.lora.scale)
         pipe.to(device)
-        return cls(pipe, tensors, spec.lora.scale)
+        return cls(pipe, lora_layers, spec.lora.scale)
 
     def set_lora_scale(self, scale: float) -> None:
-        """Put the LoRA at another scale, as if it had been loaded at it; no weight is touched."""
+        """Set the LoRA scale, with the same bits as if it had been loaded at that scale."""
         if scale != self.lora_scale:
             self.pipe.set_adapters(ADAPTER, scale)
             self.lora_scale = scale
 
     @property
     def denoiser(self) -> torch.nn.Module:
-        """The network that the guider guides."""
+        """The UNet or transformer that guiders act on."""
         network: torch.nn.Module = getattr(self.pipe, "unet", None) or self.pipe.transformer
         return network
 
     @property
     def text_encoders(self) -> list[torch.nn.Module]:
-        """Every text encoder."""
+        """All text encoders."""
         names = [name for name in self.pipe.component_names if name.startswith("text_encoder")]
         return [module for name in names if (module := getattr(self.pipe, name)) is not None]
 
@@ -127,33 +134,36 @@ class LoraPipeline:
     ) -> Any:  # noqa: ANN401
         """Run the denoising loop for one batch.
 
-        Every image has a generator of its own on the CPU, seeded by its seed: its initial noise
-        is bitwise the same for every guider, batch and device.
+        Each image has its own CPU generator with its seed, so its initial noise is bitwise the
+        same for every guider, batch and device.
 
         Args:
-            prompts: one an image.
-            seeds: one an image.
-            guider: a fresh guider; it is not used again.
-            num_inference_steps: denoising steps.
+            prompts: one per image.
+            seeds: one per image.
+            guider: a new guider. It is changed and must not be used again.
+            num_inference_steps: the number of denoising steps.
             size: (width, height) in pixels.
-            null_prompt: ∅ of equation (4); always passed on, since SD3 runs without any CFG
-                if it is left out, and SDXL takes zero embeddings for it.
-            output: `images`, or the name of another output of the pipeline such as `latents`.
+            null_prompt: ∅ of equation (4).
+            output: `images`, or the name of another output of the pipeline. `latents` are a
+                tensor [B, C, h, w] in the dtype of the pipeline.
 
         Returns:
-            A `Sample`, or what the pipeline returns for another `output`.
+            A `Sample` for `images`; otherwise the named output.
 
         Raises:
-            UnusablePredictionError: what the guider makes is none that can be gone on with.
+            UnusablePredictionError: if the guider returns a prediction of another type or shape,
+                or with NaN or infinite values.
         """
+        # SD3's blocks skip CFG silently if the negative prompt is None, and SDXL's blocks use zero
+        # embeddings for it (modular_pipelines/stable_diffusion_3/encoders.py, …_xl/encoders.py).
         null = [null_prompt] * len(prompts)
         check = PredictionCheck(guider)
         with (
-            contextlib.chdir("."),  # of somebody else's code: put back after it
+            contextlib.chdir("."),  # restores the folder if third-party code changes it
             self._guided_by(guider, list(prompts), null),
-            _counted(self.denoiser) as calls,
+            _count_calls(self.denoiser) as calls,
         ):
-            images = self.pipe(
+            made = self.pipe(
                 prompt=list(prompts),
                 negative_prompt=null,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
@@ -163,10 +173,12 @@ class LoraPipeline:
                 output=output,
             )
         check.refuse_what_is_not_finite()
-        return Sample(images, calls[0]) if output == "images" else images
+        return Sample(made, calls[0]) if output == "images" else made
 
     def unguided_latents(self, size: tuple[int, int], lora_scale: float) -> torch.Tensor:
-        """Return what the model with its LoRA makes of one noise in one step: [1, C, H, W].
+        """Return the latents [1, C, h, w] of one fixed noise after one step without guidance.
+
+        They change if the model changes.
 
         Args:
             size: (width, height) in pixels.
@@ -187,9 +199,11 @@ class LoraPipeline:
     def _guided_by(
         self, guider: BaseGuidance, prompts: list[str], null: list[str]
     ) -> Iterator[None]:
-        """Put a guider in, and leave no trace of it on the denoiser, whatever happens.
+        """Install a guider for the block, and restore the denoiser afterwards.
 
-        The guider is not asked to clean up: it may be what failed.
+        A guider that raises leaves its hooks on the denoiser, so the guider's own clean-up is not
+        enough. SDXL's text-encoder block reads `guider.num_conditions`, which depends on the last
+        step of the last call: hence a new guider for each call.
         """
         with restored(self.denoiser):
             self.pipe.update_components(guider=guider)
@@ -200,20 +214,24 @@ class LoraPipeline:
     def base_inputs(
         self, prompts: list[str], null: list[str]
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
-        """Return the base branch's embeddings: those of the text encoders with LoRA off.
+        """Return the embeddings for the base branch: text encoders with the LoRA off.
+
+        With the embeddings of the tuned encoders, the base branch would not be the base model:
+        latents of SDXL were off by up to 1.75, instead of 2e-5.
 
         Args:
-            prompts: one an image.
-            null: the null prompt, one an image.
+            prompts: one per image.
+            null: the null prompt, once per image.
 
         Returns:
-            (conditional, unconditional) by the denoiser's input names; empty if the LoRA leaves
-            the text encoders alone, so that both branches share the pipeline's own embeddings.
+            Input name of the denoiser → (conditional, unconditional), each [B, …]. Empty if the
+            LoRA does not change a text encoder, so that both branches share the embeddings.
         """
         if not any(adapter_layers(encoder) for encoder in self.text_encoders):
             return {}
         state = PipelineState()
-        # Z-Image's block writes its chat template into the lists that it is given.
+        # Copies: Z-Image's block writes its chat template into these lists
+        # (modular_pipelines/z_image/encoders.py).
         state.set("prompt", list(prompts))
         state.set("negative_prompt", list(null))
         with adapters_off(*self.text_encoders), torch.no_grad():
@@ -226,12 +244,12 @@ class LoraPipeline:
 
 
 def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
-    """Read a pipeline's configuration; no weights are loaded.
+    """Read the configuration of a pipeline. No weights are loaded.
 
     Raises:
-        AutoLoRAEvalError: it is none that makes pictures of a text, or it takes no guider, or no
-            null prompt where the benchmark states one.
-        OSError: it is on the hub, which cannot be reached.
+        AutoLoRAEvalError: if it makes no images from text, takes no guider, or takes no null
+            prompt but the benchmark sets one.
+        OSError: if it is on the hub, and the hub cannot be reached.
     """
     try:
         pipe = ModularPipeline.from_pretrained(
@@ -241,40 +259,38 @@ def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
             trust_remote_code=False,
         )
     except (ValueError, AttributeError, NotImplementedError) as error:
-        raise AutoLoRAEvalError(_why_not(pipeline, error)) from error
+        raise AutoLoRAEvalError(_unsupported(pipeline, error)) from error
     if "guider" not in pipe.component_names:
         raise AutoLoRAEvalError(no_guider(pipeline.name, type(pipe).__name__))
     if spec.null_prompt and "negative_prompt" not in pipe.blocks.input_names:
         raise AutoLoRAEvalError(
-            f"'{pipeline.name}' is a {type(pipe).__name__}, which takes no null prompt but "
-            f"its own (got '{spec.null_prompt}'). Remove null_prompt."
+            f"'{pipeline.name}' is a {type(pipe).__name__}, which uses its own null prompt "
+            f"(got '{spec.null_prompt}'). Remove null_prompt."
         )
     return pipe
 
 
-def _why_not(pipeline: Source, error: Exception) -> str:
-    """Return the message for a pipeline that cannot be opened, from what diffusers says of it."""
+def _unsupported(pipeline: Source, error: Exception) -> str:
+    """Return the message for a pipeline that diffusers cannot open."""
     index = cached(pipeline, INDEX)
     name = pipeline_class(index, pipeline.name) if index else "pipeline without an index"
     version = f"diffusers {diffusers.__version__}"
     if isinstance(error, AttributeError):
-        why = f"says that it is a '{name}', which {version} does not know."
+        problem = f"is a '{name}', which {version} does not know."
     elif isinstance(error, NotImplementedError) or "orkflow" in str(error):
-        why = f"is a {name}, for which {version} has no way from a text alone to a picture."
+        problem = f"is a {name}, for which {version} has no text-to-image workflow."
     elif "blocks" in str(error):
-        why = (
-            f"is a {name}, for which {version} has no modular pipeline, so that no guidance method "
-            "can act on it."
-        )
+        problem = f"is a {name}, for which {version} has no modular pipeline that takes a guider."
     else:
-        why = f"is a {name} that cannot be opened: {first_line(error).rstrip('.')}."
-    return f"'{pipeline.name}' {why} {WHAT_WORKS}"
+        problem = f"is a {name} that cannot be opened: {first_line(error).rstrip('.')}."
+    return f"'{pipeline.name}' {problem} {WHAT_WORKS}"
 
 
-def _refuse_gaps(pipe: ModularPipeline, reference: str) -> None:
-    """Refuse a pipeline of which a part could not be loaded.
+def _check_components(pipe: ModularPipeline, reference: str) -> None:
+    """Check that every component was loaded.
 
-    diffusers only logs that, and SD3 then samples without the text encoder that is missing.
+    diffusers only logs a component that fails to load, and SD3 then samples without that encoder
+    (modular_pipelines/modular_pipeline.py, load_components).
     """
     lost = [
         name
@@ -287,33 +303,35 @@ def _refuse_gaps(pipe: ModularPipeline, reference: str) -> None:
     if lost:
         raise AutoLoRAEvalError(
             f"'{reference}': {', '.join(lost)} could not be loaded: files are missing, damaged, "
-            "or not .safetensors. Fetch the model anew, or write it with save_pretrained."
+            "or not .safetensors. Download the model again, or write it with save_pretrained."
         )
 
 
-def _refuse_another_size(pipe: ModularPipeline, model: ResolvedModel) -> None:
-    """Refuse to sample a hub's pipeline at a size that nobody stated and that is not its own."""
+def _check_size(pipe: ModularPipeline, model: ResolvedModel) -> None:
+    """Check that a pipeline of the hub has the size that the plan assumed for it."""
     own = (getattr(pipe, "default_width", None), getattr(pipe, "default_height", None))
-    stated = model.spec.width is not None and model.spec.height is not None
-    if model.pipeline.kind == "hub" and not stated and None not in own and own != model.size:
+    is_set = model.spec.width is not None and model.spec.height is not None
+    if model.pipeline.kind == "hub" and not is_set and None not in own and own != model.size:
         raise AutoLoRAEvalError(
-            f"'{model.pipeline.name}' makes images of {own[0]}×{own[1]} pixels, and the plan "
-            f"took them for {model.size[0]}×{model.size[1]}. State width and height of the model."
+            f"'{model.pipeline.name}' makes images of {own[0]}×{own[1]} pixels, but the plan "
+            f"assumed {model.size[0]}×{model.size[1]}. Set width and height of the model."
         )
 
 
 def _load_lora(pipe: ModularPipeline, file: Path, reference: str) -> int:
-    """Load a LoRA file in diffusers', peft's or kohya's names; all of it must find its layer.
+    """Load a LoRA file with names of diffusers, peft or kohya, and check that all of it is used.
 
-    diffusers only warns about keys that fit nothing, and then samples with part of a LoRA.
+    diffusers only warns about keys without a layer, and then samples with a part of the LoRA
+    (loaders/lora_pipeline.py).
 
     Returns:
-        The number of layers that the LoRA tunes.
+        The number of layers that the LoRA changes.
     """
+    unet = getattr(pipe, "unet", None)
     try:
         with safe_open(file, framework="pt") as weights:
-            stated = sum(bool(_DOWN.search(key)) for key in weights.keys())  # noqa: SIM118
-        converted = pipe.lora_state_dict(str(file), unet_config=_unet_config(pipe))
+            n_in_file = sum(bool(_MATRIX_A.search(key)) for key in weights.keys())  # noqa: SIM118
+        converted = pipe.lora_state_dict(str(file), unet_config=getattr(unet, "config", None))
         if isinstance(converted, tuple):
             converted = converted[0]
         pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER)
@@ -321,50 +339,46 @@ def _load_lora(pipe: ModularPipeline, file: Path, reference: str) -> int:
         raise AutoLoRAEvalError(
             f"the LoRA '{reference}' does not fit this pipeline: {str(error)[:300]}"
         ) from error
-    wanted = {key: tensor for key, tensor in converted.items() if _DOWN.search(key)}
-    homeless = _without_a_layer(wanted, _loaded_matrices(pipe))
-    if not wanted or homeless or len(wanted) < stated:
-        unused = max(len(homeless), stated - len(wanted))
+    wanted = {key: tensor for key, tensor in converted.items() if _MATRIX_A.search(key)}
+    unused = _not_loaded(wanted, _loaded_matrices(pipe))
+    if not wanted or unused or len(wanted) < n_in_file:
+        n_unused = max(len(unused), n_in_file - len(wanted))
         raise AutoLoRAEvalError(
-            f"{unused} of the {max(stated, len(wanted))} layers of the LoRA '{reference}' do not "
-            f"fit this pipeline{f', such as {homeless[0]}' if homeless else ''}. Was it made for "
-            "another base model, or is it a kind other than LoRA (LoHa, LoKr)?"
+            f"{n_unused} of the {max(n_in_file, len(wanted))} layers of the LoRA '{reference}' do "
+            f"not fit this pipeline{f', such as {unused[0]}' if unused else ''}. Was it made for "
+            "another base model, or is it not a LoRA (but a LoHa or LoKr)?"
         )
     return len(wanted)
 
 
 def _loaded_matrices(pipe: ModularPipeline) -> list[torch.Tensor]:
-    """Return the matrix A of equation (2) of every layer that carries the adapter.
-
-    Layers alone prove nothing: peft puts an empty adapter on every layer of a tuned name.
-    """
+    """Return the matrix A of equation (2), [rank, in], of every layer with the adapter."""
     components = [getattr(pipe, name) for name in pipe.component_names]
     networks = [part for part in components if isinstance(part, torch.nn.Module)]
     layers = [layer for network in networks for layer in adapter_layers(network)]
     return [layer.lora_A[ADAPTER].weight for layer in layers if ADAPTER in layer.lora_A]
 
 
-def _without_a_layer(
-    wanted: Mapping[str, torch.Tensor], loaded: Sequence[torch.Tensor]
-) -> list[str]:
-    """Return the names of the file's matrices that no layer has taken over."""
-    homes: dict[torch.Size, list[torch.Tensor]] = {}
+def _not_loaded(wanted: Mapping[str, torch.Tensor], loaded: Sequence[torch.Tensor]) -> list[str]:
+    """Return the names of the matrices that no layer holds.
+
+    Values are compared, since the layers alone prove nothing: peft puts an adapter with random
+    values on every layer whose name ends like a tuned one.
+    """
+    by_shape: dict[torch.Size, list[torch.Tensor]] = {}
     for tensor in loaded:
-        homes.setdefault(tensor.shape, []).append(tensor.detach().cpu())
+        by_shape.setdefault(tensor.shape, []).append(tensor.detach().cpu())
     return [
         name
         for name, tensor in wanted.items()
-        if not any(torch.equal(home, tensor.to(home.dtype)) for home in homes.get(tensor.shape, []))
+        if not any(
+            torch.equal(held, tensor.to(held.dtype)) for held in by_shape.get(tensor.shape, [])
+        )
     ]
 
 
-def _unet_config(pipe: ModularPipeline) -> Any:  # noqa: ANN401
-    unet = getattr(pipe, "unet", None)
-    return None if unet is None else unet.config
-
-
 @contextmanager
-def _counted(denoiser: torch.nn.Module) -> Iterator[list[int]]:
+def _count_calls(denoiser: torch.nn.Module) -> Iterator[list[int]]:
     """Count the denoiser's forward passes within the block."""
     calls = [0]
 

@@ -16,7 +16,7 @@ from autolora_eval.config.plan import Cell, ImageJob
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
 from autolora_eval.generation.guards import Canary, UnusablePredictionError
-from autolora_eval.generation.sampler_backend import reason_of
+from autolora_eval.generation.sampler_backend import failure_reason
 from autolora_eval.guidance.method import GuiderMethod
 from autolora_eval.runs.images import SECONDS
 
@@ -95,7 +95,7 @@ class GuidedModel:
                     "of another one. Which change it is: autolora-eval check "
                     f"{cell.method.rule.name}."
                 )
-            dataset.add(batch, sample.images, sample.nfe, [took] * len(batch))
+            dataset.write(batch, sample.images, sample.nfe, metadata=[took] * len(batch))
             advance(len(batch))
 
     def _load(self) -> None:
@@ -155,7 +155,7 @@ def sample_batch(
         if not rule.code or isinstance(error, AutoLoRAEvalError):
             raise
         raise GuiderFailedError(
-            f"cell '{cell.id}': the guider '{rule.name}' failed: {reason_of(error)}. For the "
+            f"cell '{cell.id}': the guider '{rule.name}' failed: {failure_reason(error)}. For the "
             "traceback: autolora-eval --debug …"
         ) from error
     if rule.nfe_is_declared and sample.nfe != cell.nfe:

@@ -1,4 +1,4 @@
-"""Images that were made elsewhere, put into the run folder: matched, looked at, accounted for."""
+"""Import images that were made elsewhere: match them with the plan, validate and copy them."""
 
 from __future__ import annotations
 
@@ -7,40 +7,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._files import Json, content_hash, iterate_jsonl, sha256_bytes, write_jsonl
+from autolora_eval._files import Json, content_hash, sha256_bytes
 from autolora_eval._progress import Advance
 from autolora_eval.config.image_set_benchmark import refuse_overlap
 from autolora_eval.config.plan import Cell, ImageJob, Plan, make_plan
 from autolora_eval.generation.dataset import SOURCE_HASH, ImageDataset
-from autolora_eval.generation.image_sets.matching import (
-    Matching,
-    account,
-    counts,
-    match,
-    write_account,
+from autolora_eval.generation.image_matching import Matching, match
+from autolora_eval.generation.image_readers import MAX_BYTES, ImageSet, read_image_set
+from autolora_eval.generation.image_validation import (
+    ImageInfo,
+    count_issues,
+    decode_rgb,
+    find_issues,
+    validate_image,
+    write_issues,
 )
-from autolora_eval.generation.image_sets.readers import read_image_set
-from autolora_eval.generation.image_sets.records import MAX_BYTES, ImageSet, Looked, look, opened
 from autolora_eval.guidance.method import ImageSetMethod
 from autolora_eval.runs.folder import RunFolder
 
 MISSING_FILE = "missing_file"
 UNREADABLE = "unreadable_file"
-CHUNK = 64
-NAMED = 3
+# Images held in memory, encoded, before their rows are written.
+BATCH = 64
+_LISTED = 3  # images that a message names
 
 
 @dataclass(frozen=True)
-class ImportedCell:
-    """One image set beside a benchmark, its files hashed and not yet opened.
+class ImageImport:
+    """The images of one cell, matched with the plan and hashed, but not yet opened.
 
     Attributes:
         cell: the cell.
-        images: the set.
-        matching: which image is which.
-        hashes: SHA-256 of each image's file; of one that cannot be read, why.
-        settings_key: content key of all its images.
-        account_key: content key of all that their account tells.
+        images: its image set.
+        matching: the images by the jobs of the plan.
+        hashes: the SHA-256 of each matched file, or why it cannot be read.
+        settings_key: the hash of all that decides the cell's images.
+        import_key: the hash of all that the import report says.
     """
 
     cell: Cell
@@ -48,188 +50,180 @@ class ImportedCell:
     matching: Matching
     hashes: dict[ImageJob, str]
     settings_key: str
-    account_key: str
+    import_key: str
 
     @classmethod
-    def find(cls, cell: Cell, plan: Plan, run: RunFolder | None = None) -> ImportedCell:
-        """Match a cell's set with the plan.
+    def prepare(cls, cell: Cell, plan: Plan, run: RunFolder | None = None) -> ImageImport:
+        """Read a cell's image set, match it with a plan, and hash its files.
 
         Args:
-            cell: the cell.
-            plan: whose prompts and seeds.
-            run: where the images go; None to look only.
+            cell: a cell whose method is an image set.
+            plan: the prompts and seeds.
+            run: the run folder that the images go to; it must not overlap the set.
 
         Raises:
-            UsageError: there is no such set, nothing in it fits, or two images claim one place.
+            UsageError: if the set cannot be read or matched.
         """
-        images, matching = _matched(cell, plan, run)
-        hashes = dict(_hashes(matching))
+        images, matching = _match_set(cell, plan, run)
+        hashes = dict(_hash_files(matching))
         named = sorted((job.prompt, job.seed, sha256) for job, sha256 in hashes.items())
         key = content_hash({"images": named, "seeds_by_order": matching.seeds_by_order})
-        return cls(cell, images, matching, hashes, key, _account_key(cell, images, matching, key))
+        import_key = _import_key(cell, images, matching, key)
+        return cls(cell, images, matching, hashes, key, import_key)
 
-    def is_accounted_for(self, run: RunFolder) -> bool:
-        """Return whether the run folder has the account of this very set."""
-        told = (run.read_manifest().get("image_sets") or {}).get(self.cell.id) or {}
-        here = told.get("account_key") == self.account_key
-        return here and run.image_set(self.cell.id).is_file()
+    def is_reported(self, run: RunFolder) -> bool:
+        """Return True if the run folder has the import report of exactly this set."""
+        sections = run.read_manifest().get("image_sets") or {}
+        reported = (sections.get(self.cell.id) or {}).get("import_key")
+        return bool(reported == self.import_key and run.image_set(self.cell.id).is_file())
 
-    def not_accounted_for(self, dataset: ImageDataset, jobs: Iterable[ImageJob]) -> list[ImageJob]:
-        """Return those jobs of which it is neither there nor noted why there is no image."""
-        noted = {
-            row["file_name"]
-            for row in iterate_jsonl(dataset.run.failed_images(self.cell.id))
-            if row["settings_key"] == self.settings_key
-        }
-        return [job for job in jobs if job.file not in noted]
-
-    def fill(self, dataset: ImageDataset, jobs: list[ImageJob], advance: Advance) -> Json:
-        """Copy the images that the run folder lacks, and account for every image of the set.
+    def run(self, dataset: ImageDataset, jobs: Iterable[ImageJob], advance: Advance) -> Json:
+        """Copy the images that the run folder lacks, and report on every image of the set.
 
         Args:
-            dataset: where they go.
-            jobs: those that are missing there.
-            advance: is told of each of them.
+            dataset: the cell's images in the run folder.
+            jobs: the jobs whose image is neither there nor known to have failed.
+            advance: called with the number of jobs that are done.
 
         Returns:
-            How the set was read, and how many images each finding is told of.
+            How the set was read, and the number of images with each issue.
+
+        Raises:
+            AutoLoRAEvalError: if no image can be opened, or the set changes while it is read.
         """
-        wanted = set(jobs)
-        lacking = wanted - dataset.keep({j: self._source(j) for j in wanted & self.hashes.keys()})
-        dataset.tell({j: self._source(j) for j in self.hashes.keys() - lacking})
-        looked: dict[ImageJob, Looked] = {}
+        jobs = set(jobs)
+        adopted = dataset.adopt_existing(
+            {job: self._origin(job) for job in jobs & self.hashes.keys()}
+        )
+        to_copy = (jobs & self.hashes.keys()) - adopted
+        dataset.update_metadata({job: self._origin(job) for job in self.hashes.keys() - to_copy})
+        infos: dict[ImageJob, ImageInfo] = {}
         found = sorted(self.matching.found, key=lambda job: (job.prompt_index, job.seed))
-        for start in range(0, len(found), CHUNK):
-            usable = {}
-            for job in found[start : start + CHUNK]:
-                data = self._data(job)
-                if data is None:
-                    looked[job] = Looked(None, problem=self.hashes[job])
-                    continue
-                looked[job] = look(data)
-                if looked[job].problem is None and job in lacking:
-                    usable[job] = data
-            told = [self._source(job) for job in usable]
-            dataset.add(usable, map(opened, usable.values()), self.cell.nfe, told)
-            advance(sum(job in wanted for job in found[start : start + CHUNK]))
+        for start in range(0, len(found), BATCH):
+            batch = found[start : start + BATCH]
+            infos |= self._copy(dataset, batch, to_copy)
+            advance(sum(job in jobs for job in batch))
         advance(sum(job not in self.matching.found for job in jobs))
-        rows = account(self.matching, looked, self.cell.model.size)
-        told_at = dataset.run.image_set(self.cell.id)
-        write_account(told_at, rows)
+        return self._report(dataset, infos)
+
+    def _copy(
+        self, dataset: ImageDataset, batch: Iterable[ImageJob], to_copy: set[ImageJob]
+    ) -> dict[ImageJob, ImageInfo]:
+        """Validate a batch of images, and copy those of `to_copy` that can be used."""
+        infos, copies = {}, {}
+        for job in batch:
+            data = self._read(job)
+            if data is None:
+                infos[job] = ImageInfo(None, problem=self.hashes[job])
+                continue
+            infos[job] = validate_image(data)
+            if infos[job].problem is None and job in to_copy:
+                copies[job] = data
+        origins = [self._origin(job) for job in copies]
+        dataset.write(copies, map(decode_rgb, copies.values()), self.cell.nfe, metadata=origins)
+        return infos
+
+    def _read(self, job: ImageJob) -> bytes | None:
+        """Return the encoded image that was hashed; None if its file cannot be read."""
+        if self.hashes[job] in (MISSING_FILE, UNREADABLE):
+            return None
+        try:
+            data = self.matching.found[job].read()
+        except OSError as error:
+            raise self._changed(job, error.strerror or "it cannot be read any more") from error
+        # Of a larger file only the beginning is read: it is not a usable image in any case.
+        if len(data) <= MAX_BYTES and sha256_bytes(data) != self.hashes[job]:
+            raise self._changed(job, "its content is different now")
+        return data
+
+    def _changed(self, job: ImageJob, what: str) -> AutoLoRAEvalError:
+        return AutoLoRAEvalError(
+            f"'{self.matching.found[job].name}' of '{self.images.path}' changed while it was "
+            f"copied: {what}. The copies made so far are kept. Re-run when the set is complete."
+        )
+
+    def _origin(self, job: ImageJob) -> dict[str, str]:
+        return {"source": self.matching.found[job].name, SOURCE_HASH: self.hashes[job]}
+
+    def _report(self, dataset: ImageDataset, infos: Mapping[ImageJob, ImageInfo]) -> Json:
+        issues = find_issues(self.matching, infos, self.cell.model.size)
+        write_issues(dataset.run.image_set(self.cell.id), issues)
         if dataset.is_empty:
-            raise AutoLoRAEvalError(f"cell '{self.cell.id}': {self._why_empty(looked, told_at)}")
-        self._note_failed(dataset, looked)
+            raise self._no_usable_image(infos, dataset.run.image_set(self.cell.id))
+        reasons = dict.fromkeys((job.file for job in self.matching.missing), "not_in_the_set")
+        reasons |= {job.file: info.problem for job, info in infos.items() if info.problem}
+        dataset.record_failures(reasons)
         return {
-            "read_as": self.images.kind,
-            "images": len(self.images.entries) + len(self.images.unlisted),
+            "read_as": self.images.form,
+            "images": len(self.images.records) + len(self.images.unlisted),
             "matched": len(self.matching.found),
             "beyond_limits": self.matching.n_beyond,
             "seeds_by_order": self.matching.seeds_by_order,
             "settings_key": self.settings_key,
-            "account_key": self.account_key,
-            **counts(rows),
+            "import_key": self.import_key,
+            **count_issues(issues),
         }
 
-    def _why_empty(self, looked: Mapping[ImageJob, Looked], account: Path) -> str:
-        told = [f"{self.matching.found[job].name} ({s.problem})" for job, s in looked.items()]
-        more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
-        return (
-            f"none of the images of '{self.images.place}' that the benchmark asks for can be "
-            f"opened: {', '.join(told[:NAMED])}{more}. Each is told in '{account}'."
-        )
-
-    def _data(self, job: ImageJob) -> bytes | None:
-        """Return an encoded image as it was hashed; None of one that cannot be read.
-
-        Raises:
-            AutoLoRAEvalError: the set changes while it is read.
-        """
-        if self.hashes[job] in (MISSING_FILE, UNREADABLE):
-            return None
-        entry = self.matching.found[job]
-        try:
-            data = entry.read()
-        except OSError as error:
-            raise self._changing(job, error.strerror or "cannot be read any more") from error
-        if len(data) <= MAX_BYTES and sha256_bytes(data) != self.hashes[job]:
-            raise self._changing(job, "has another content")
-        return data
-
-    def _changing(self, job: ImageJob, what: str) -> AutoLoRAEvalError:
+    def _no_usable_image(
+        self, infos: Mapping[ImageJob, ImageInfo], report: Path
+    ) -> AutoLoRAEvalError:
+        listed = [f"{self.matching.found[job].name} ({i.problem})" for job, i in infos.items()]
+        more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
         return AutoLoRAEvalError(
-            f"'{self.matching.found[job].name}' of '{self.images.place}' changed while it was "
-            f"copied: {what}. What was copied is kept: run it again once the set is at rest."
-        )
-
-    def _source(self, job: ImageJob) -> dict[str, str]:
-        return {"source": self.matching.found[job].name, SOURCE_HASH: self.hashes[job]}
-
-    def _note_failed(self, dataset: ImageDataset, looked: dict[ImageJob, Looked]) -> None:
-        """Say why there is no image, for the tables."""
-        reasons = dict.fromkeys((job.file for job in self.matching.missing), "not_in_the_set")
-        reasons |= {job.file: seen.problem for job, seen in looked.items() if seen.problem}
-        path = dataset.run.failed_images(self.cell.id)
-        if not reasons:
-            path.unlink(missing_ok=True)
-            return
-        write_jsonl(
-            path,
-            [
-                {"file_name": name, "reason": reason, "settings_key": self.settings_key}
-                for name, reason in reasons.items()
-            ],
+            f"cell '{self.cell.id}': of the images of '{self.images.path}' that the benchmark "
+            f"asks for, none can be opened: {', '.join(listed[:_LISTED])}{more}. All are listed "
+            f"in '{report}'."
         )
 
 
-def refuse_unmatched(plan: Plan, run: RunFolder) -> None:
-    """Stop before anything is written if a set has no image for the plan. No image is opened.
+def check_image_sets(plan: Plan, run: RunFolder) -> None:
+    """Check that every image set of a plan matches it. No image is opened, nothing is written.
 
     Raises:
-        UsageError: a set cannot be used as it stands.
+        UsageError: if a set cannot be read or matched, or overlaps the run folder.
     """
     for cell in plan.cells:
         if cell.method.kind == "images":
-            _matched(cell, plan, run)
+            _match_set(cell, plan, run)
 
 
-def _matched(cell: Cell, plan: Plan, run: RunFolder | None) -> tuple[ImageSet, Matching]:
-    """Return a cell's set, and which of its images is which of the plan's."""
-    rule = cell.method.rule
-    assert isinstance(rule, ImageSetMethod)
+def _match_set(cell: Cell, plan: Plan, run: RunFolder | None) -> tuple[ImageSet, Matching]:
+    method = cell.method.rule
+    assert isinstance(method, ImageSetMethod)
     if run is not None:
-        refuse_overlap(rule.place, run)
-    images = read_image_set(rule.place)
-    # An image beyond the limits of this run is none that the benchmark does not ask for.
+        refuse_overlap(method.place, run)
+    images = read_image_set(method.place)
+    # Matched with the whole benchmark: an image beyond the limits of this run is not an extra one.
     matching = match(images, make_plan(plan.benchmark).jobs).limited_to(plan.jobs)
     if not matching.found:
         raise UsageError(
-            f"cell '{cell.id}': '{images.place}' has none of the images that this limited run asks "
-            f"for, and {matching.n_beyond} that the whole benchmark does. Raise the limits."
+            f"cell '{cell.id}': '{images.path}' has no image for this limited run, but "
+            f"{matching.n_beyond} for the whole benchmark. Raise the limits."
         )
     return images, matching
 
 
-def _account_key(cell: Cell, images: ImageSet, matching: Matching, settings_key: str) -> str:
-    found = sorted((e.name, job.prompt, job.seed) for job, e in matching.found.items())
-    return content_hash(
-        {
-            "images": settings_key,
-            "read_as": images.kind,
-            "set": [(e.name, e.prompt, e.seed) for e in (*images.entries, *images.unlisted)],
-            "found": found,
-            "missing": [(job.prompt, job.seed) for job in matching.missing],
-            "extra": [why for _, why in matching.extra],
-            "beyond_limits": matching.n_beyond,
-            "size": cell.model.size,
-        }
-    )
-
-
-def _hashes(matching: Matching) -> Iterator[tuple[ImageJob, str]]:
-    for job, entry in matching.found.items():
+def _hash_files(matching: Matching) -> Iterator[tuple[ImageJob, str]]:
+    for job, record in matching.found.items():
         try:
-            yield job, entry.sha256()
+            yield job, record.sha256()
         except FileNotFoundError:
             yield job, MISSING_FILE
         except OSError:
             yield job, UNREADABLE
+
+
+def _import_key(cell: Cell, images: ImageSet, matching: Matching, settings_key: str) -> str:
+    records = (*images.records, *images.unlisted)
+    return content_hash(
+        {
+            "images": settings_key,
+            "read_as": images.form,
+            "set": [(record.name, record.prompt, record.seed) for record in records],
+            "found": sorted((r.name, job.prompt, job.seed) for job, r in matching.found.items()),
+            "missing": [(job.prompt, job.seed) for job in matching.missing],
+            "extra": [reason for _, reason in matching.extra],
+            "beyond_limits": matching.n_beyond,
+            "size": cell.model.size,
+        }
+    )

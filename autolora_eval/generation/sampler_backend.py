@@ -1,49 +1,70 @@
-"""The images of samplers: made one by one, those that fail recorded with the reason."""
+"""Make the images of samplers, one by one; record those that fail with the reason."""
 
 from __future__ import annotations
 
+import random
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import Json, read_jsonl, write_jsonl
 from autolora_eval._progress import Advance
 from autolora_eval.config.plan import ImageJob
 from autolora_eval.generation.dataset import ImageDataset
-from autolora_eval.generation.sampler_api import (
-    OwnPipeline,
-    SamplerModel,
-    UnusableImageError,
-    seeded,
-    usable,
-)
+from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
 from autolora_eval.guidance.third_party_methods import SamplerMethod
 from autolora_eval.runs.images import SECONDS
 
-# A cell that begins with so many failures is given up: what is broken need not fail a thousand
-# times, each perhaps after a minute.
+# If the first images of a cell all fail, the rest is not tried: each may take a minute to fail.
 GIVE_UP_AFTER = 8
 REASON_LENGTH = 200
-# An error that they raise is told by the line that called them.
-_OURS = Path(__file__).parents[1]
+_NOT_TRIED = "not tried"
+_PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = frozenset(("diffusers", "numpy", "peft", "PIL", "torch", "transformers"))
+
+
+class UnusableImageError(Exception):
+    """A sampler returned something other than an image of the model's size."""
+
+
+def run_sampler(
+    cells: Sequence[SampledCell], device: torch.device, dtype: torch.dtype, advance: Advance
+) -> SamplerPipeline:
+    """Make the missing images of all cells of one sampler on one model.
+
+    Args:
+        cells: the cells.
+        device: the device of the model.
+        dtype: the precision of the model.
+        advance: called after each image.
+
+    Returns:
+        The pipeline that the sampler used.
+    """
+    shared = SamplerPipeline()
+    for cell in cells:
+        cell.fill(SamplerModel(cell.dataset.cell.model, device, dtype, shared), shared, advance)
+    return shared
 
 
 @dataclass
 class SampledCell:
-    """One sampler's images of one cell.
+    """The images of one cell that a sampler makes.
 
     Attributes:
-        dataset: where they go.
-        jobs: those that are missing.
-        failures: `file_name` → why there is no image.
-        first_error: of the first that failed.
+        dataset: the images on disk.
+        jobs: the jobs whose image is missing.
+        failures: why an image could not be made, by `file_name`.
+        first_error: the first exception.
     """
 
     dataset: ImageDataset
@@ -51,107 +72,142 @@ class SampledCell:
     failures: dict[str, str] = field(default_factory=dict)
     first_error: BaseException | None = None
 
-    def fill(self, model: SamplerModel, shared: OwnPipeline, advance: Advance) -> None:
-        """Make the missing images, each written before the next is begun.
+    def fill(self, model: SamplerModel, shared: SamplerPipeline, advance: Advance) -> None:
+        """Make the missing images. Each is written before the next begins.
 
         Args:
-            model: what the sampler is given.
-            shared: the sampler's own pipeline.
-            advance: is told of each image.
+            model: the argument `model` of the sampler.
+            shared: the pipeline of the sampler.
+            advance: called after each image.
         """
-        rule = self.dataset.cell.method.rule
-        assert isinstance(rule, SamplerMethod)
         sampler: Callable[..., Any] | None = None
         for n_tried, job in enumerate(self.jobs):
             if n_tried == GIVE_UP_AFTER and self.dataset.is_empty:
                 self._give_up(self.jobs[n_tried:])
                 advance(len(self.jobs) - n_tried)
                 break
-            shared.rows = 0
             try:
-                if sampler is None:
-                    sampler = rule.prepare(self.dataset.cell.parameters)
-                started = time.perf_counter()
-                with seeded(job.seed), shared.kept(model.lora_scale):
-                    result = sampler(job.prompt, job.seed, model)
-                image, declared = usable(result, model.size)
-                took = {SECONDS: round(time.perf_counter() - started, 4)}
+                sampler = sampler or self._prepare_sampler()
+                self._sample(sampler, job, model, shared)
             except AutoLoRAEvalError:
-                raise  # the model itself cannot be had
-            except (Exception, SystemExit) as error:  # exit(0) would end the run as done
-                self._note(job, error)
-            else:
-                counted = shared.rows if shared.rows or shared.is_loaded else None
-                nfe = counted if declared is None else declared
-                self.dataset.add([job], [image], nfe, [took])
+                raise  # the model cannot be loaded: no sampler can run
+            except (Exception, SystemExit) as error:  # exit(0) would end the run as a success
+                self.first_error = self.first_error or error
+                self.failures[job.file] = failure_reason(error)
             advance(1)
-        self._write()
+        self.dataset.record_failures(self.failures)
 
-    def refusal(self) -> AutoLoRAEvalError | None:
-        """Return what is to be said of a cell of which not one image could be made."""
+    def failure(self) -> AutoLoRAEvalError | None:
+        """Return the error of a cell without a single image; None if it has one."""
         if not self.failures or not self.dataset.is_empty:
             return None
         cell = self.dataset.cell
-        tried = sum(not reason.startswith("not tried") for reason in self.failures.values())
-        refused = AutoLoRAEvalError(
-            f"cell '{cell.id}': the sampler '{cell.method.rule.name}' failed on every one of "
-            f"{tried} images. The first: {next(iter(self.failures.values()))}."
+        n_tried = sum(not reason.startswith(_NOT_TRIED) for reason in self.failures.values())
+        error = AutoLoRAEvalError(
+            f"cell '{cell.id}': the sampler '{cell.method.rule.name}' failed on all {n_tried} "
+            f"images. First failure: {next(iter(self.failures.values()))}."
         )
-        refused.__cause__ = self.first_error
-        return refused
+        error.__cause__ = self.first_error
+        return error
 
-    def _note(self, job: ImageJob, error: BaseException) -> None:
-        self.first_error = self.first_error or error
-        self.failures[job.file] = reason_of(error)
+    def _prepare_sampler(self) -> Callable[..., Any]:
+        method = self.dataset.cell.method.rule
+        assert isinstance(method, SamplerMethod)
+        sampler: Callable[..., Any] = method.prepare(self.dataset.cell.parameters)
+        return sampler
+
+    def _sample(
+        self,
+        sampler: Callable[..., Any],
+        job: ImageJob,
+        model: SamplerModel,
+        shared: SamplerPipeline,
+    ) -> None:
+        shared.n_rows = 0
+        started = time.perf_counter()
+        with global_seed(job.seed), shared.restored(model.lora_scale):
+            result = sampler(job.prompt, job.seed, model)
+        image, nfe = check_image(result, model.size)
+        if nfe is None and (shared.n_rows or shared.is_loaded):
+            nfe = shared.n_rows
+        seconds = round(time.perf_counter() - started, 4)
+        self.dataset.write([job], [image], nfe, metadata=[{SECONDS: seconds}])
 
     def _give_up(self, jobs: Sequence[ImageJob]) -> None:
         first = next(iter(self.failures.values()))
-        told = f"not tried after {GIVE_UP_AFTER} failures in a row, the first: {first}"
-        self.failures |= dict.fromkeys((job.file for job in jobs), told[:REASON_LENGTH])
-
-    def _write(self) -> None:
-        """Replace what was noted of these images; those that are there now failed no longer."""
-        path = self.dataset.run.failed_images(self.dataset.cell.id)
-        key = self.dataset.settings_key
-        rows: dict[str, Json] = {row["file_name"]: row for row in read_jsonl(path)}
-        for name, reason in self.failures.items():
-            rows[name] = {"file_name": name, "reason": reason, "settings_key": key}
-        made = {n for n, row in self.dataset.rows.items() if row["settings_key"] == key}
-        left = [
-            row for name, row in rows.items() if row["settings_key"] == key and name not in made
-        ]
-        if left:
-            write_jsonl(path, left)
-        else:
-            path.unlink(missing_ok=True)
+        reason = f"{_NOT_TRIED} after {GIVE_UP_AFTER} failures in a row, the first: {first}"
+        self.failures |= dict.fromkeys((job.file for job in jobs), reason[:REASON_LENGTH])
 
 
-def sample_method(
-    cells: Sequence[SampledCell], device: torch.device, dtype: torch.dtype, advance: Advance
-) -> OwnPipeline:
-    """Make the missing images of all cells of one sampler on one model.
+def check_image(result: object, size: tuple[int, int]) -> tuple[Image.Image, int | None]:
+    """Return what a sampler returned as an RGB image, and its NFE if the sampler reports it.
 
-    Returns:
-        The pipeline that it used.
+    Args:
+        result: a PIL image, uint8 of shape [H, W, 3], or a `SampledImage` with one of them.
+        size: (width, height) that the image must have, in pixels.
+
+    Raises:
+        UnusableImageError: if it is anything else.
     """
-    shared = OwnPipeline()
-    for cell in cells:
-        model = SamplerModel(cell.dataset.cell.model, device, dtype, shared)
-        cell.fill(model, shared, advance)
-    return shared
+    image: object = result
+    nfe: Any = None
+    if isinstance(result, SampledImage):
+        image, nfe = result.image, result.nfe
+    if nfe is not None and (isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 0):
+        raise UnusableImageError(f"reported nfe={nfe!r:.40}: expected a whole number from 0")
+    if isinstance(image, np.ndarray):
+        image = _image_of_array(image)
+    if not isinstance(image, Image.Image):
+        raise UnusableImageError(
+            f"returned {type(image).__name__}: expected a PIL image or uint8 [H, W, 3]"
+        )
+    if image.size != size:
+        got, expected = (f"{width}×{height}" for width, height in (image.size, size))
+        raise UnusableImageError(f"returned an image of {got} pixels: expected {expected}")
+    return image.convert("RGB"), nfe
 
 
-def reason_of(error: BaseException) -> str:
-    """Return in one line what went wrong in other people's code, and where in it that was."""
+def _image_of_array(array: npt.NDArray[Any]) -> Image.Image:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UnusableImageError("returned an array with NaN or infinite values")
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise UnusableImageError(
+            f"returned an array of {array.dtype} {list(array.shape)}: expected uint8 [H, W, 3]"
+        )
+    return Image.fromarray(array)
+
+
+@contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python; restore them after the block.
+
+    Otherwise a sampler that draws from them would make images that depend on earlier images. The
+    working directory is restored, too.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with chdir("."), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def failure_reason(error: BaseException) -> str:
+    """Return one line on an error of third-party code: type, message, and the line of that code."""
     if isinstance(error, UnusableImageError):
         return f"the sampler {error}"[:REASON_LENGTH]
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_theirs(Path(frame.filename))]
-    frame = (own or frames)[-1]
-    told = " ".join(str(error).split())
-    place = f" ({Path(frame.filename).name}, line {frame.lineno})"
-    return f"{type(error).__name__}: {told}"[: REASON_LENGTH - len(place)] + place
+    third_party = [frame for frame in frames if _is_third_party(Path(frame.filename))]
+    frame = (third_party or frames)[-1]
+    message = " ".join(str(error).split())
+    location = f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return f"{type(error).__name__}: {message}"[: REASON_LENGTH - len(location)] + location
 
 
-def _is_theirs(file: Path) -> bool:
-    return _OURS not in file.parents and not _LIBRARIES.intersection(file.parts)
+def _is_third_party(file: Path) -> bool:
+    """Return True for files outside of this package and of the libraries that it calls."""
+    return _PACKAGE not in file.parents and not _LIBRARIES.intersection(file.parts)

@@ -1,8 +1,11 @@
-"""The stage that makes the images: plan in, image datasets out. Resumes where it was stopped."""
+"""The stage that makes the images of a run: from a plan to one image dataset per cell.
+
+It resumes where it was stopped: an image that is on disk with the settings of the plan is kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,22 +19,22 @@ from autolora_eval.config.load import ResolvedModel
 from autolora_eval.config.plan import Cell, ImageJob, Plan
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
-from autolora_eval.generation.guider_backend import GuidedModel, GuiderFailedError
-from autolora_eval.generation.image_import import ImportedCell
-from autolora_eval.generation.sampler_backend import SampledCell, sample_method
+from autolora_eval.generation.guider_backend import GuidedModel
+from autolora_eval.generation.image_import import ImageImport
+from autolora_eval.generation.sampler_backend import SampledCell, run_sampler
 from autolora_eval.runs.folder import RunFolder
 
 
 @dataclass
-class Generated:
-    """What the stage did, for the manifest.
+class GenerationResult:
+    """The results of the stage, for the manifest.
 
     Attributes:
-        models: what each model is, by name.
-        image_sets: account of each cell whose images were made elsewhere, by cell.
-        settings_keys: content key of each cell's settings, by cell.
-        made: images made now.
-        reused: images that were there already.
+        models: the identity and the settings of each model, by name.
+        image_sets: the import report of each imported image set, by cell.
+        settings_keys: the hash of each cell's settings, by cell.
+        made: the number of images made now.
+        reused: the number of images that were there already.
     """
 
     models: dict[str, Json] = field(default_factory=dict)
@@ -45,169 +48,141 @@ def generate(
     plan: Plan,
     folder: RunFolder,
     progress: Progress,
-    begin: Callable[[Generated], None] = lambda found: None,
-) -> Generated:
-    """Make every image of the plan that is not there yet.
+    before_first_image: Callable[[GenerationResult], None] = lambda result: None,
+) -> GenerationResult:
+    """Make every image of the plan that is missing.
 
-    A model is loaded once, whatever LoRA scales its cells have, and only if one of its images is
-    missing.
+    A model is loaded once for all of its cells and LoRA scales, and only if an image is missing.
+    Imported sets come first and samplers second: both fail early, before hours of GPU time.
 
     Args:
-        plan: what to make.
-        folder: where to.
-        progress: is told of each image.
-        begin: is told what models and settings are before the first image is made, and what
-            became of the images that were made elsewhere.
+        plan: the cells, prompts and seeds.
+        folder: the run folder.
+        progress: advances by one for each image.
+        before_first_image: called with the models and settings before the first image is made,
+            and once more after image sets were imported.
 
     Raises:
-        AutoLoRAEvalError: a model cannot be loaded; or, once all else is made, a guider failed or
-            a sampler made none of a cell's images. Images made so far are kept.
+        AutoLoRAEvalError: if a model cannot be loaded; or, after everything else is made, if a
+            guider failed or a sampler made no image of a cell. Finished images are kept.
     """
     spec = plan.benchmark.spec
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
-    done, missing, imported = _look(plan, folder, device, dtype)
-    begin(done)
-    failed: list[AutoLoRAEvalError] = []
+    result = GenerationResult()
+    work = list(_missing_work(plan, folder, device, dtype, result))
+    before_first_image(result)
+    failures: list[AutoLoRAEvalError] = []
     with progress.task("Generating", plan.n_images) as advance:
-        advance(done.reused)
-        # What is wrong with a set of images is known before the first model is loaded.
-        _import(imported, missing, done, advance)
-        if done.image_sets:
-            begin(done)
+        advance(result.reused)
+        _import_images(work, result, advance)
+        if result.image_sets:
+            before_first_image(result)
         for model in plan.benchmark.models.values():
-            todo = [
-                (data, jobs)
-                for data, jobs in missing
-                if jobs and data.cell.model.name == model.name
-            ]
-            # Samplers first: what is broken in one of them is known before the hours of the rest.
-            failed += _sample(todo, device, dtype, done, advance)
-            guided = [(data, jobs) for data, jobs in todo if data.cell.method.kind == "guider"]
+            cells = [cell for cell in work if cell.jobs and cell.model == model.name]
+            sampled = [cell for cell in cells if cell.kind == "sampler"]
+            guided = [cell for cell in cells if cell.kind == "guider"]
+            failures += _run_samplers(sampled, device, dtype, result, advance)
             if guided:
-                failed += _guide(
-                    GuidedModel(model, device, dtype, spec.batch_size), guided, done, advance
-                )
+                backend = GuidedModel(model, device, dtype, spec.batch_size)
+                result.models[model.name] |= _describe(backend.pipeline)
+                backend.make([(cell.dataset, cell.jobs) for cell in guided], advance)
+                failures += backend.failed
+                del backend
                 free_memory()
-    if failed:
-        told = "\n".join(str(error) for error in failed)
+    if failures:
+        messages = "\n".join(map(str, failures))
         raise AutoLoRAEvalError(
-            f"{told}\nAll else was made and is kept: run the same command again once that is "
-            "mended."
-        ) from failed[0]
-    return done
+            f"{messages}\nEverything else finished. Fix the problem and re-run the same command."
+        ) from failures[0]
+    return result
 
 
-def _import(
-    imported: Mapping[str, ImportedCell],
-    missing: Sequence[tuple[ImageDataset, list[ImageJob]]],
-    done: Generated,
-    advance: Advance,
-) -> None:
-    """Copy images that were made elsewhere, where any is not here yet or not accounted for."""
-    for dataset, jobs in missing:
-        images = imported.get(dataset.cell.id)
-        if images is not None:
-            wanted = images.not_accounted_for(dataset, jobs)
-            advance(len(jobs) - len(wanted))
-            if wanted or not images.is_accounted_for(dataset.run):
-                done.image_sets[dataset.cell.id] = images.fill(dataset, wanted, advance)
+@dataclass(frozen=True)
+class _CellWork:
+    """What is to be done for one cell.
+
+    Attributes:
+        dataset: the images on disk.
+        jobs: the jobs whose image is missing.
+        image_import: the images to import; None if they are made here.
+    """
+
+    dataset: ImageDataset
+    jobs: list[ImageJob]
+    image_import: ImageImport | None
+
+    @property
+    def kind(self) -> str:
+        return self.dataset.cell.method.kind
+
+    @property
+    def model(self) -> str:
+        return self.dataset.cell.model.name
 
 
-def _sample(
-    todo: Sequence[tuple[ImageDataset, Sequence[ImageJob]]],
+def _missing_work(
+    plan: Plan,
+    folder: RunFolder,
     device: torch.device,
     dtype: torch.dtype,
-    done: Generated,
-    advance: Advance,
-) -> list[AutoLoRAEvalError]:
-    """Make the missing images of one model's samplers; return why cells have not one image."""
-    groups: dict[str, list[SampledCell]] = {}
-    for dataset, jobs in todo:
-        if dataset.cell.method.kind == "sampler":
-            groups.setdefault(dataset.cell.method.name, []).append(SampledCell(dataset, jobs))
-    for cells in groups.values():
-        own = sample_method(cells, device, dtype, advance)
-        if own.is_loaded:
-            done.models[cells[0].dataset.cell.model.name] |= describe(own.loaded)
-        del own
-        free_memory()
-    refusals = (cell.refusal() for cells in groups.values() for cell in cells)
-    return [refusal for refusal in refusals if refusal is not None]
-
-
-def _guide(
-    guided: GuidedModel,
-    todo: Sequence[tuple[ImageDataset, Sequence[ImageJob]]],
-    done: Generated,
-    advance: Advance,
-) -> list[GuiderFailedError]:
-    """Make the missing images of one model's guiders; return why some could not be made."""
-    done.models[guided.model.name] |= describe(guided.pipeline)
-    guided.make(todo, advance)
-    return guided.failed
-
-
-def _look(
-    plan: Plan, folder: RunFolder, device: torch.device, dtype: torch.dtype
-) -> tuple[Generated, list[tuple[ImageDataset, list[ImageJob]]], dict[str, ImportedCell]]:
-    """Return what every model and cell is, the images that each lacks, and those made elsewhere."""
-    done, missing, imported = Generated(), [], {}
+    result: GenerationResult,
+) -> Iterator[_CellWork]:
+    """Yield what each cell lacks; note models, settings and counts in the result."""
     for model in plan.benchmark.models.values():
         cells = [cell for cell in plan.cells if cell.model.name == model.name]
-        if all(cell.method.kind == "images" for cell in cells):
-            what = _not_loaded(model)
-        else:
-            what = {"pipeline": identity(model.pipeline), "lora": lora_identity(model.lora)}
-        done.models[model.name] = {
-            **what,
-            "scale": _scales(plan, model.name),
+        identities = _model_identities(model, cells)
+        scales = list(dict.fromkeys(cell.model.spec.lora.scale for cell in cells))
+        result.models[model.name] = {
+            **identities,
+            "scale": scales[0] if len(scales) == 1 else scales,
             "size": model.size,
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
         }
         for cell in cells:
-            batch_size = plan.benchmark.spec.batch_size
+            image_import = None
             if cell.method.kind == "images":
-                imported[cell.id] = ImportedCell.find(cell, plan, folder)
-                key = imported[cell.id].settings_key
+                image_import = ImageImport.prepare(cell, plan, folder)
+                key = image_import.settings_key
             else:
-                key = settings_key(cell, what, batch_size, device.type, str(dtype))
+                batch_size = plan.benchmark.spec.batch_size
+                key = settings_key(cell, identities, batch_size, device.type, str(dtype))
             dataset = ImageDataset.open(folder, cell, key)
             jobs = dataset.missing(plan.jobs)
-            missing.append((dataset, jobs))
-            done.settings_keys[cell.id] = key
-            done.reused += len(plan.jobs) - len(jobs)
-            done.made += len(jobs)
-    return done, missing, imported
+            result.settings_keys[cell.id] = key
+            result.reused += len(plan.jobs) - len(jobs)
+            result.made += len(jobs)
+            yield _CellWork(dataset, jobs, image_import)
 
 
-def _not_loaded(model: ResolvedModel) -> dict[str, Json]:
-    """Return what is known of a model that makes none of its cells' images."""
-    parts = {"pipeline": model.pipeline, "lora": model.lora}
+def _model_identities(model: ResolvedModel, cells: Sequence[Cell]) -> dict[str, Json]:
+    """Return the file hashes of pipeline and LoRA; their names only if all images are imported."""
+    if any(cell.method.kind != "images" for cell in cells):
+        return {"pipeline": identity(model.pipeline), "lora": lora_identity(model.lora)}
     return {
-        name: {"name": source.name, "kind": source.kind, "used": False}
-        for name, source in parts.items()
+        part: {"name": source.name, "kind": source.kind, "used": False}
+        for part, source in (("pipeline", model.pipeline), ("lora", model.lora))
     }
 
 
-def _scales(plan: Plan, model: str) -> float | list[float]:
-    """Return the LoRA scale of a model's cells, or those that a sweep gives them."""
-    cells = (cell for cell in plan.cells if cell.model.name == model)
-    scales = list(dict.fromkeys(cell.model.spec.lora.scale for cell in cells))
-    return scales[0] if len(scales) == 1 else scales
-
-
 def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: str) -> str:
-    """Return the content key of all that decides a cell's images but prompt and seed.
+    """Return the hash of all that decides a cell's images, except for prompt and seed.
 
-    The batch size is part of it: images are bitwise stable under rerun, order and neighbours at
-    one batch size, and differ in a few last bits between batch sizes. References (paths) are not:
-    the same files elsewhere are the same model.
+    The batch size is included: at one batch size, images are bitwise independent of order and
+    neighbours, but between batch sizes they differ in the last bits. Paths are not included: the
+    same files in another folder are the same model.
+
+    Args:
+        cell: the cell.
+        model: the identities of `pipeline` and `lora`.
+        batch_size: the number of images per batch.
+        device: the device type, such as `cuda`.
+        dtype: the precision, such as `torch.float16`.
     """
     files = {
-        part: {k: v for k, v in what.items() if k != "name" or what["kind"] == "hub"}
-        for part, what in model.items()
+        part: {k: v for k, v in known.items() if k != "name" or known["kind"] == "hub"}
+        for part, known in model.items()
     }
     return content_hash(
         {
@@ -224,12 +199,46 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
     )
 
 
-def describe(pipeline: LoraPipeline) -> Json:
-    """Return what is known of a pipeline once it is loaded, for the manifest."""
+def _import_images(work: Sequence[_CellWork], result: GenerationResult, advance: Advance) -> None:
+    """Import the sets that are not in the run folder, or whose import report is out of date."""
+    for cell in work:
+        if cell.image_import is not None:
+            failed = cell.dataset.failures()
+            jobs = [job for job in cell.jobs if job.file not in failed]
+            advance(len(cell.jobs) - len(jobs))
+            if jobs or not cell.image_import.is_reported(cell.dataset.run):
+                report = cell.image_import.run(cell.dataset, jobs, advance)
+                result.image_sets[cell.dataset.cell.id] = report
+
+
+def _run_samplers(
+    work: Sequence[_CellWork],
+    device: torch.device,
+    dtype: torch.dtype,
+    result: GenerationResult,
+    advance: Advance,
+) -> list[AutoLoRAEvalError]:
+    """Make the missing images of one model's samplers; return the failures of whole cells."""
+    by_method: dict[str, list[SampledCell]] = {}
+    for cell in work:
+        sampled = SampledCell(cell.dataset, cell.jobs)
+        by_method.setdefault(cell.dataset.cell.method.name, []).append(sampled)
+    for cells in by_method.values():
+        pipeline = run_sampler(cells, device, dtype, advance)
+        if pipeline.is_loaded:
+            result.models[cells[0].dataset.cell.model.name] |= _describe(pipeline.loaded)
+        del pipeline
+        free_memory()
+    failures = (cell.failure() for cells in by_method.values() for cell in cells)
+    return [failure for failure in failures if failure is not None]
+
+
+def _describe(pipeline: LoraPipeline) -> Json:
+    """Return what the manifest records of a loaded pipeline."""
     scheduler = pipeline.pipe.scheduler
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     return {
         "class": type(pipeline.pipe).__name__,
         "scheduler": {"class": type(scheduler).__name__, **config},
-        "lora_layers": pipeline.lora_tensors,
+        "lora_layers": pipeline.lora_layers,
     }

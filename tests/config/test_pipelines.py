@@ -130,9 +130,9 @@ def test_a_hub_that_cannot_be_reached_is_not_asked_for_files(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("StableDiffusionPipeline", "for which diffusers 0.42.1 has no modular pipeline, so that"),
-        ("WanPipeline", "for which diffusers 0.42.1 has no way from a text alone to a picture."),
-        ("QwenImageEditPipeline", "has no way from a text alone to a picture."),
+        ("StableDiffusionPipeline", "for which diffusers 0.42.1 has no modular pipeline that"),
+        ("WanPipeline", "for which diffusers 0.42.1 has no text-to-image workflow."),
+        ("QwenImageEditPipeline", "has no text-to-image workflow."),
         ("StableDifusionXLPipeline", "which diffusers 0.42.1 does not know. What works: Stable"),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_null_prompt_that_would_be_dropped_is_refused(tmp_path: Path) -> None:
     stated = {"pipeline": folder, "lora": Lora(path="any")}
     with quiet_libraries():
         open_pipeline(source, Model(**stated))
-        with pytest.raises(AutoLoRAEvalError, match=r"no null prompt but its own \(got 'a dog'\)"):
+        with pytest.raises(AutoLoRAEvalError, match=r"uses its own null prompt \(got 'a dog'\)"):
             open_pipeline(source, Model(**stated, null_prompt="a dog"))
 
 

@@ -118,7 +118,7 @@ def test_an_attempt_that_failed_does_not_claim_the_folder(
     for prompt in ("a cat", "a dog"):
         (broken / prompt).mkdir(parents=True)
         (broken / prompt / "0.png").write_bytes(b"no image")
-    with pytest.raises(AutoLoRAEvalError, match="can be opened"):
+    with pytest.raises(AutoLoRAEvalError, match="none can be opened"):
         score_images(broken, mine, tmp_path / "out")
     assert len(score_images(place, mine, tmp_path / "out").table) == 1
 

@@ -22,15 +22,13 @@ from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
-from autolora_eval.generation.sampler_api import (
-    OwnPipeline,
-    SampledImage,
-    SamplerModel,
+from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
+from autolora_eval.generation.sampler_backend import (
+    GIVE_UP_AFTER,
     UnusableImageError,
-    usable,
+    check_image,
 )
-from autolora_eval.generation.sampler_backend import GIVE_UP_AFTER
-from autolora_eval.generation.stage import Generated, generate
+from autolora_eval.generation.stage import GenerationResult, generate
 from autolora_eval.guidance.method import method
 from autolora_eval.runs.folder import RunFolder
 
@@ -139,7 +137,7 @@ def plan_of(tmp_path: Path, tiny: TinyModel, monkeypatch) -> Callable[..., Plan]
     return plan
 
 
-def made(plan: Plan, folder: Path) -> tuple[Generated, RunFolder]:
+def made(plan: Plan, folder: Path) -> tuple[GenerationResult, RunFolder]:
     run = RunFolder(folder)
     return generate(plan, run, Progress()), run
 
@@ -258,7 +256,7 @@ def test_a_sampler_that_makes_no_image_at_all_fails_the_run_once_the_others_are_
         made(plan, tmp_path / "run")
     message = str(caught.value)
     assert message.startswith("cell 'T--Bad': the sampler 'samplers_for_test_")
-    assert f".flat' failed on every one of {tried} images. The first: OverflowError:" in message
+    assert f".flat' failed on all {tried} images. First failure: OverflowError:" in message
     assert isinstance(caught.value.__cause__.__cause__, OverflowError)
     run = RunFolder(tmp_path / "run")
     assert len(read_jsonl(run.metadata("T--Flat"))) == count
@@ -271,7 +269,7 @@ def test_a_sampler_that_leaves_the_program_fails_and_does_not_end_the_run_as_don
     plan_of, tmp_path
 ) -> None:
     plan = plan_of({"Leaver": {"sampler": "leaver"}, "Flat": {"sampler": "flat"}}, count=2)
-    with pytest.raises(AutoLoRAEvalError, match=r"every one of 2 images\. The first: SystemExit"):
+    with pytest.raises(AutoLoRAEvalError, match=r"all 2 images\. First failure: SystemExit"):
         made(plan, tmp_path / "run")
     assert len(read_jsonl(RunFolder(tmp_path / "run").metadata("T--Flat"))) == 2
 
@@ -315,35 +313,35 @@ ARRAY = np.full((SIZE[1], SIZE[0], 3), 9, np.uint8)
     ],
 )
 def test_what_a_sampler_may_return(result: object, nfe: int | None) -> None:
-    image, declared = usable(result, SIZE)
+    image, declared = check_image(result, SIZE)
     assert (image.mode, image.size, declared) == ("RGB", SIZE, nfe)
 
 
 @pytest.mark.parametrize(
     ("result", "told"),
     [
-        (None, "returned a NoneType: expected a PIL image or uint8 [H, W, 3]"),
-        ([PICTURE], "returned a list: expected"),
-        (torch.zeros(3, *SIZE), "returned a Tensor: expected"),
+        (None, "returned NoneType: expected a PIL image or uint8 [H, W, 3]"),
+        ([PICTURE], "returned list: expected"),
+        (torch.zeros(3, *SIZE), "returned Tensor: expected"),
         (Image.new("RGB", (8, 16)), "returned an image of 8×16 pixels: expected 32×32"),
         (ARRAY[:16], "returned an image of 32×16 pixels: expected 32×32"),
         (ARRAY / 255, "returned an array of float64 [32, 32, 3]: expected uint8 [H, W, 3]"),
-        (ARRAY * np.nan, "returned numbers that are not finite"),
+        (ARRAY * np.nan, "returned an array with NaN or infinite values"),
         (ARRAY[..., 0], "returned an array of uint8 [32, 32]: expected"),
         (ARRAY.transpose(2, 0, 1), "returned an array of uint8 [3, 32, 32]: expected"),
-        (SampledImage(ARRAY, -1), "declared an nfe of -1"),
-        (SampledImage(ARRAY, True), "declared an nfe of True"),
-        (SampledImage(None), "returned a NoneType"),
+        (SampledImage(ARRAY, -1), "reported nfe=-1"),
+        (SampledImage(ARRAY, True), "reported nfe=True"),
+        (SampledImage(None), "returned NoneType"),
     ],
 )
 def test_what_a_sampler_may_not_return(result: object, told: str) -> None:
     with pytest.raises(UnusableImageError) as caught:
-        usable(result, SIZE)
+        check_image(result, SIZE)
     assert told in str(caught.value)
 
 
 def test_noise_and_settings_are_those_of_every_method(tiny: TinyModel) -> None:
-    model = SamplerModel(tiny.resolved(0.7), torch.device("cpu"), torch.float32, OwnPipeline())
+    model = SamplerModel(tiny.resolved(0.7), torch.device("cpu"), torch.float32, SamplerPipeline())
     # What needs no pipeline loads none.
     assert (model.lora_scale, model.num_inference_steps, model.size) == (0.7, STEPS, SIZE)
     assert (model.lora, model.base) == (tiny.lora, str(tiny.pipeline))

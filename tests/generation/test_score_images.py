@@ -112,7 +112,7 @@ def test_every_image_is_accounted_for(odd_set: Path, tmp_path: Path) -> None:
     benchmark = write(tmp_path / "mine.yaml", methods={"Theirs": {"images": "set", "nfe": 12}})
     found = run(benchmark, tmp_path / "out")
     told = pd.read_csv(found.folder.image_set("M--Theirs"))
-    assert told[["finding", "prompt", "seed"]].values.tolist() == [
+    assert told[["issue", "prompt", "seed"]].values.tolist() == [
         ["missing", PROMPTS[0], 0],
         ["unusable", PROMPTS[0], 1],
         ["extra", PROMPTS[1], 77],
@@ -127,7 +127,7 @@ def test_every_image_is_accounted_for(odd_set: Path, tmp_path: Path) -> None:
         "beyond_limits": 0,
         "seeds_by_order": False,
         "settings_key": found.manifest["cells"][0]["settings_key"],
-        "account_key": found.manifest["image_sets"]["M--Theirs"]["account_key"],
+        "import_key": found.manifest["image_sets"]["M--Theirs"]["import_key"],
         **{"missing": 1, "unusable": 1, "extra": 1},
         **{"duplicate": 1, "wrong_size": 1, "constant": 1, "converted": 0},
     }
@@ -158,7 +158,7 @@ def test_a_set_whose_images_all_fail_stops_before_a_model_is_loaded(tmp_path: Pa
     (tmp_path / "set" / PROMPTS[0]).mkdir(parents=True)
     (tmp_path / "set" / PROMPTS[0] / "0.png").write_bytes(b"no image")
     methods = {"CFG": {"guider": "cfg"}, "Theirs": {"images": "set"}}
-    with pytest.raises(AutoLoRAEvalError, match=r"none of the images of .* can be opened"):
+    with pytest.raises(AutoLoRAEvalError, match=r"of the images of .* none can be opened"):
         run(write(tmp_path / "mine.yaml", methods=methods), tmp_path / "out")
     assert list((tmp_path / "out").rglob("*.png")) == []
 

@@ -1,4 +1,4 @@
-"""An import that was cut short, or whose set changed, is finished and accounted for anew."""
+"""An import is finished after an interruption, and repeated if its set changes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from image_files import save
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._pipeline import RunPipeline
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval.generation import image_import as imported
-from autolora_eval.generation.image_sets.records import Entry
+from autolora_eval.generation import image_import
+from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.generation.image_import import ImageImport
+from autolora_eval.generation.image_readers import ImageRecord
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import cell_images
 
@@ -28,19 +29,16 @@ CELL = "A--Theirs"
 
 
 @pytest.fixture
-def place(workplace: Path) -> Path:
+def folder(workplace: Path) -> Path:
     """Images of two prompts and two seeds, one of them missing."""
     for number, (prompt, seed) in enumerate((("a dog", 3), ("a dog", 4), ("a cat", 3))):
-        file = workplace / "set" / prompt / f"{seed}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(file)
+        save(workplace / "set" / prompt / f"{seed}.png", number)
     return workplace / "set"
 
 
 @pytest.fixture
-def file(write_benchmark: Write, benchmark_data: dict[str, Any], place: Path) -> Path:
-    methods = {"Theirs": {"images": str(place)}}
+def file(write_benchmark: Write, benchmark_data: dict[str, Any], folder: Path) -> Path:
+    methods = {"Theirs": {"images": str(folder)}}
     prompts = ["a cat", "a dog"]
     return write_benchmark(
         benchmark_data | {"methods": methods, "baseline": "Theirs", "prompts": prompts}
@@ -49,49 +47,49 @@ def file(write_benchmark: Write, benchmark_data: dict[str, Any], place: Path) ->
 
 def generate(file: Path, out: Path, limit_seeds: int | None = None) -> dict[str, Any]:
     RunPipeline.start(file, out, None, limit_seeds).generate()
-    told: dict[str, Any] = RunFolder(out).read_manifest()["image_sets"][CELL]
-    return told
+    report: dict[str, Any] = RunFolder(out).read_manifest()["image_sets"][CELL]
+    return report
 
 
-def test_a_run_killed_after_the_import_still_tells_of_it(
-    file: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_killed_before_its_import_report_writes_it_when_resumed(
+    file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(imported, "write_account", stop)
+        patched.setattr(image_import, "write_issues", stop)
         with pytest.raises(KeyboardInterrupt):
             generate(file, tmp_path / "out")
     assert generate(file, tmp_path / "out")["missing"] == 1
-    shutil.copy(place / "a dog" / "3.png", place / "a cat" / "4.png")
+    shutil.copy(folder / "a dog" / "3.png", folder / "a cat" / "4.png")
     with monkeypatch.context() as patched:
-        patched.setattr(imported, "write_account", stop)
+        patched.setattr(image_import, "write_issues", stop)
         with pytest.raises(KeyboardInterrupt):
             generate(file, tmp_path / "out")
-    told = generate(file, tmp_path / "out")
-    assert (told["missing"], told["duplicate"]) == (0, 1)
+    report = generate(file, tmp_path / "out")
+    assert (report["missing"], report["duplicate"]) == (0, 1)
 
 
-def test_the_account_stands_before_a_guider_begins(
+def test_the_import_report_is_in_the_manifest_before_other_images_are_made(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What follows may take hours, and fail."""
+    """They may take hours, and fail."""
 
     def fail(*_: object) -> None:
         raise AutoLoRAEvalError("no memory")
 
-    monkeypatch.setattr("autolora_eval.generation.stage._sample", fail)
+    monkeypatch.setattr("autolora_eval.generation.stage._run_samplers", fail)
     with pytest.raises(AutoLoRAEvalError, match="no memory"):
         generate(file, tmp_path / "out")
     assert RunFolder(tmp_path / "out").read_manifest()["image_sets"][CELL]["images"] == 3
 
 
-def test_a_method_that_is_gone_leaves_no_account(
-    file: Path, write_benchmark: Write, benchmark_data: dict[str, Any], tmp_path: Path, place: Path
+def test_a_removed_method_leaves_no_import_report(
+    file: Path, write_benchmark: Write, benchmark_data: dict[str, Any], tmp_path: Path, folder: Path
 ) -> None:
     generate(file, tmp_path / "out")
-    methods = {"Others": {"images": str(place)}}
+    methods = {"Others": {"images": str(folder)}}
     other = write_benchmark(
         benchmark_data | {"methods": methods, "baseline": "Others", "prompts": ["a dog"]}
     )
@@ -99,9 +97,14 @@ def test_a_method_that_is_gone_leaves_no_account(
     assert list(RunFolder(tmp_path / "out").read_manifest()["image_sets"]) == ["A--Others"]
 
 
-def test_images_beyond_a_limit_are_no_extra_ones(file: Path, tmp_path: Path) -> None:
-    told = generate(file, tmp_path / "out", limit_seeds=1)
-    assert (told["matched"], told["beyond_limits"], told["extra"], told["missing"]) == (2, 1, 0, 0)
+def test_images_beyond_a_limit_are_not_extra_images(file: Path, tmp_path: Path) -> None:
+    report = generate(file, tmp_path / "out", limit_seeds=1)
+    assert (report["matched"], report["beyond_limits"], report["extra"], report["missing"]) == (
+        2,
+        1,
+        0,
+        0,
+    )
 
 
 def test_each_file_is_hashed_once(
@@ -109,67 +112,71 @@ def test_each_file_is_hashed_once(
 ) -> None:
     """A set may be many gigabytes."""
     hashed: list[str] = []
-    sha256 = Entry.sha256
-    monkeypatch.setattr(Entry, "sha256", lambda self: hashed.append(self.name) or sha256(self))
+    sha256 = ImageRecord.sha256
+    monkeypatch.setattr(
+        ImageRecord, "sha256", lambda self: hashed.append(self.name) or sha256(self)
+    )
     generate(file, tmp_path / "out")
     assert sorted(hashed) == ["a cat/3.png", "a dog/3.png", "a dog/4.png"]
 
 
-def test_a_set_that_changes_while_it_is_copied_is_told(
-    file: Path, place: Path, tmp_path: Path
+def test_a_set_that_changes_while_it_is_copied_is_refused(
+    file: Path, folder: Path, tmp_path: Path
 ) -> None:
     plan = make_plan(load_benchmark(file))
-    found = imported.ImportedCell.find(plan.cells[0], plan)
-    dataset = imported.ImageDataset.open(RunFolder(tmp_path), plan.cells[0], found.settings_key)
+    found = ImageImport.prepare(plan.cells[0], plan)
+    dataset = ImageDataset.open(RunFolder(tmp_path), plan.cells[0], found.settings_key)
 
-    def fill() -> None:
+    def copy() -> None:
         with Progress().task("", 1) as advance:
-            found.fill(dataset, list(plan.jobs), advance)
+            found.run(dataset, plan.jobs, advance)
 
-    shutil.copy(place / "a dog" / "3.png", place / "a cat" / "3.png")
-    with pytest.raises(AutoLoRAEvalError, match=r"'a cat/3\.png' .*another content.*run it again"):
-        fill()
-    shutil.rmtree(place)
+    shutil.copy(folder / "a dog" / "3.png", folder / "a cat" / "3.png")
+    with pytest.raises(
+        AutoLoRAEvalError, match=r"'a cat/3\.png' .*its content is different now.*Re-run"
+    ):
+        copy()
+    shutil.rmtree(folder)
     with pytest.raises(AutoLoRAEvalError, match=r"'a cat/3\.png' of .*changed.*No such file"):
-        fill()
+        copy()
 
 
-def test_an_empty_file_and_one_that_a_listing_only_names_are_told_apart(
-    place: Path, file: Path, tmp_path: Path
+def test_an_empty_file_and_a_missing_file_are_reported_separately(
+    folder: Path, file: Path, tmp_path: Path
 ) -> None:
-    (place / "empty.png").write_bytes(b"")
+    (folder / "empty.png").write_bytes(b"")
     rows = [
         {"path": "a dog/3.png", "prompt": "a dog", "seed": 3},
         {"path": "empty.png", "prompt": "a dog", "seed": 4},
         {"path": "nowhere.png", "prompt": "a cat", "seed": 3},
     ]
-    listing = place / "metadata.jsonl"
+    listing = folder / "metadata.jsonl"
     listing.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert generate(file, tmp_path / "out")["unusable"] == 2
-    account = RunFolder(tmp_path / "out").image_set(CELL).read_text(encoding="utf-8").splitlines()
-    assert [row for row in account if row.startswith("unusable")] == [
+    report = RunFolder(tmp_path / "out").image_set(CELL).read_text(encoding="utf-8").splitlines()
+    assert [row for row in report if row.startswith("unusable")] == [
         "unusable,a cat,3,nowhere.png,missing_file",
         "unusable,a dog,4,empty.png,corrupt_image",
     ]
 
 
-def test_one_image_more_and_one_replaced_leave_the_others_as_they_are(
-    file: Path, place: Path, tmp_path: Path
+def test_an_added_and_a_replaced_image_leave_the_other_copies_untouched(
+    file: Path, folder: Path, tmp_path: Path
 ) -> None:
     run = RunFolder(tmp_path / "out")
     generate(file, run.path)
     first = {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")}
     kept = next(path for path in first if path.match("a-cat*/3.png"))
-    shutil.copy(place / "a cat" / "3.png", place / "a cat" / "4.png")
-    shutil.copy(place / "a cat" / "3.png", place / "a dog" / "4.png")
-    told = generate(file, run.path)
-    assert (told["matched"], told["missing"], told["duplicate"]) == (4, 0, 2)
+    shutil.copy(folder / "a cat" / "3.png", folder / "a cat" / "4.png")
+    shutil.copy(folder / "a cat" / "3.png", folder / "a dog" / "4.png")
+    report = generate(file, run.path)
+    assert (report["matched"], report["missing"], report["duplicate"]) == (4, 0, 2)
     now = {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")}
     unchanged = {path for path, inode in now.items() if first.get(path) == inode}
     assert kept in unchanged
     assert {path.relative_to(run.images(CELL)).name for path in unchanged} == {"3.png"}
     assert len(unchanged) == 2
-    # The image that was replaced is the only one put aside.
+    # Only the replaced image is stale.
     assert [path.name for path in (run.path / "stale_images").rglob("*.png")] == ["4.png"]
     plan = make_plan(load_benchmark(file))
     cells = cell_images(plan, plan.cells[0], run)
@@ -177,15 +184,15 @@ def test_one_image_more_and_one_replaced_leave_the_others_as_they_are(
     assert len(cells) == 4
 
 
-def test_what_changes_beside_the_images_themselves_is_told(
-    file: Path, place: Path, write_benchmark: Write, tmp_path: Path
+def test_changes_beside_the_images_update_the_report_and_copy_nothing(
+    file: Path, folder: Path, write_benchmark: Write, tmp_path: Path
 ) -> None:
-    """An image more that nobody asks for, another name, another size of the model's."""
+    """An extra image, another file name, another size of the model."""
     run = RunFolder(tmp_path / "out")
     generate(file, run.path)
-    shutil.copy(place / "a dog" / "3.png", place / "a dog" / "99.png")
+    shutil.copy(folder / "a dog" / "3.png", folder / "a dog" / "99.png")
     assert generate(file, run.path)["extra"] == 1
-    (place / "a dog" / "3.png").rename(place / "a dog" / "seed_3.png")
+    (folder / "a dog" / "3.png").rename(folder / "a dog" / "seed_3.png")
     assert generate(file, run.path)["extra"] == 1
     rows = run.metadata(CELL).read_text(encoding="utf-8")
     assert "a dog/seed_3.png" in rows

@@ -1,1 +1,0 @@
-"""Images made elsewhere: readers, matching, validation."""

@@ -1,0 +1,213 @@
+"""Validate images that were made elsewhere, and list every issue of a set.
+
+A scored set is complete in the report: each image is measured, or listed with the reason.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from autolora_eval._files import Json, sha256_bytes, write_text
+from autolora_eval.config.plan import ImageJob
+from autolora_eval.generation.image_matching import Matching
+from autolora_eval.generation.image_readers import MAX_BYTES, ImageRecord
+from autolora_eval.runs.images import MAX_PIXELS, unwarned
+
+_CONVERTED_MODES = ("CMYK", "YCbCr", "LAB", "HSV")
+# 32-bit integers and floats: the file does not say which values are black and white.
+_UNSCALED_MODES = ("I", "F")
+_UPRIGHT = 1  # of EXIF orientations
+
+IssueKind = Literal[
+    "missing", "unusable", "extra", "duplicate", "wrong_size", "constant", "converted"
+]
+ISSUES: dict[IssueKind, str] = {
+    "missing": "in the benchmark, but not in the set",
+    "unusable": "cannot be opened: not measured",
+    "extra": "not in the benchmark: not measured",
+    "duplicate": "the same pixels as another image of the set: measured",
+    "wrong_size": "not the size of the model: measured",
+    "constant": "a single colour, such as the black image of a safety checker: measured",
+    "converted": "not an upright, opaque 8-bit RGB image: measured after conversion",
+}
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What an image shows and how its file holds it.
+
+    Attributes:
+        size: (width, height) in pixels; None if the image cannot be used.
+        pixels_hash: SHA-256 of the size and the RGB pixels: equal for the same picture in
+            different files. Empty if the image cannot be used.
+        colour: the RGB value of an image with a single colour; None for any other.
+        converted: what the conversion to 8-bit RGB changed, in words; empty if nothing.
+        problem: why the image cannot be used; None if it can.
+    """
+
+    size: tuple[int, int] | None
+    pixels_hash: str = ""
+    colour: tuple[int, int, int] | None = None
+    converted: str = ""
+    problem: str | None = None
+
+
+def validate_image(data: bytes) -> ImageInfo:
+    """Decode an image and describe it.
+
+    Args:
+        data: the encoded image, of any form that Pillow reads.
+
+    Returns:
+        Its description. `problem` is set if the image is corrupt, is larger than 100 megapixels
+        or 256 MiB, or has pixels without a known range.
+    """
+    if len(data) > MAX_BYTES:
+        return ImageInfo(None, problem=f"too_large ({len(data)} bytes)")
+    try:
+        with unwarned(), Image.open(io.BytesIO(data)) as encoded:
+            if encoded.width * encoded.height > MAX_PIXELS:
+                return ImageInfo(None, problem=f"too_large ({encoded.width}×{encoded.height})")
+            if encoded.mode in _UNSCALED_MODES:
+                return ImageInfo(None, problem=f"unknown_range (mode {encoded.mode})")
+            converted = ", ".join(_conversions(encoded))
+            image = _as_rgb(encoded)
+    except Image.DecompressionBombError:
+        return ImageInfo(None, problem="too_large")
+    except MemoryError:
+        raise
+    except Exception:  # decoders of Pillow raise many types for a damaged file
+        return ImageInfo(None, problem="corrupt_image")
+    pixels_hash = sha256_bytes(f"{image.width}x{image.height}:".encode() + image.tobytes())
+    return ImageInfo(image.size, pixels_hash, _single_colour(image), converted)
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """Return the upright 8-bit RGB image of bytes that `validate_image` found no problem with."""
+    with unwarned(), Image.open(io.BytesIO(data)) as image:
+        return _as_rgb(image)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _conversions(image: Image.Image) -> Iterator[str]:
+    """Yield what an image loses or changes when it becomes upright 8-bit RGB."""
+    if image.mode.startswith("I;16"):
+        yield "16 bits per channel, scaled to 8"
+        return
+    # Pillow opens 16-bit RGB as 8-bit RGB: only the raw mode of the decoder shows it.
+    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        yield "16 bits per channel, cut to 8"
+    if image.mode in _CONVERTED_MODES:
+        yield f"{image.mode} converted to RGB"
+    if image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) != _UPRIGHT:
+        yield "rotated by its EXIF orientation"
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+        yield "transparency dropped"
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > 1:
+        yield f"the first of {n_frames} frames"
+        image.seek(0)
+
+
+def _single_colour(image: Image.Image) -> tuple[int, int, int] | None:
+    pixels = np.asarray(image).reshape(-1, 3)
+    if (pixels != pixels[0]).any():
+        return None
+    red, green, blue = pixels[0].tolist()
+    return red, green, blue
+
+
+class ImageIssue(NamedTuple):
+    """One issue of one image; a row of `image_sets/<cell>.csv`.
+
+    Attributes:
+        issue: a key of `ISSUES`.
+        prompt: the prompt of the image; for an extra image, the name that the set uses.
+        seed: its seed.
+        file: its name in the set; empty if it is missing.
+        detail: more, in words.
+    """
+
+    issue: IssueKind
+    prompt: str | None
+    seed: int | None
+    file: str
+    detail: str
+
+
+def find_issues(
+    matching: Matching, infos: Mapping[ImageJob, ImageInfo], size: tuple[int, int]
+) -> list[ImageIssue]:
+    """Return all issues of a set, in the order of `ISSUES`.
+
+    Args:
+        matching: the images of the set by the jobs of the benchmark.
+        infos: the description of each image that has a job.
+        size: (width, height) of the benchmark's model, in pixels.
+    """
+    issues = [ImageIssue("missing", job.prompt, job.seed, "", "") for job in matching.missing]
+    for record, reason in matching.extra:
+        issues.append(ImageIssue("extra", record.prompt, record.seed, record.name, reason))
+    for job, info in infos.items():
+        name = matching.found[job].name
+        for issue, detail in _issues_of_one(info, size):
+            issues.append(ImageIssue(issue, job.prompt, job.seed, name, detail))
+    issues += _duplicates(matching.found, infos)
+    order = list(ISSUES)
+    return sorted(issues, key=lambda row: order.index(row.issue))
+
+
+def _issues_of_one(info: ImageInfo, size: tuple[int, int]) -> Iterator[tuple[IssueKind, str]]:
+    if info.size is None:
+        yield "unusable", info.problem or ""
+        return
+    if info.size != size:
+        got, wanted = (f"{width} × {height}" for width, height in (info.size, size))
+        yield "wrong_size", f"{got} pixels, the model makes {wanted}"
+    if info.colour is not None:
+        yield "constant", "RGB {} {} {}".format(*info.colour)
+    if info.converted:
+        yield "converted", info.converted
+
+
+def _duplicates(
+    found: Mapping[ImageJob, ImageRecord], infos: Mapping[ImageJob, ImageInfo]
+) -> Iterator[ImageIssue]:
+    groups: dict[str, list[ImageJob]] = defaultdict(list)
+    for job, info in infos.items():
+        if info.pixels_hash:
+            groups[info.pixels_hash].append(job)
+    for first, *others in groups.values():
+        detail = f"same pixels as {found[first].name} ('{first.prompt}', seed {first.seed})"
+        for job in others:
+            yield ImageIssue("duplicate", job.prompt, job.seed, found[job].name, detail)
+
+
+def count_issues(issues: Iterable[ImageIssue]) -> Json:
+    """Return the number of images by issue, in the order of `ISSUES`, zeros included."""
+    counts = Counter(row.issue for row in issues)
+    return {issue: counts[issue] for issue in ISSUES}
+
+
+def write_issues(path: Path, issues: list[ImageIssue]) -> None:
+    """Write the issues of a set as a CSV file, one row per issue."""
+    import pandas as pd
+
+    frame = pd.DataFrame(issues, columns=list(ImageIssue._fields))
+    frame["seed"] = frame["seed"].astype("Int64")
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
