@@ -299,8 +299,8 @@ class RunPipeline:
         if spec is None or not spec.launch:
             yield None
             return
-        from autolora_eval.scoring.judges.vllm_server import launched
+        from autolora_eval.scoring.judges.vllm_server import launched_server
 
         free_memory()  # what generation and features held, so that the server can have it
-        with launched(spec, self.folder.judge_log, self.progress.say) as base_url:
+        with launched_server(spec, self.folder.judge_log, self.progress.say) as base_url:
             yield [base_url]

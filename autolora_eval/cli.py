@@ -323,9 +323,15 @@ def doctor(
 ) -> None:
     """Tell which judges can run on this machine, and what the others lack; loads no model."""
     from autolora_eval import _display as display
+    from autolora_eval.config.load import load_benchmark
     from autolora_eval.scoring.judges import doctor
 
-    doctor.show(doctor.examine(benchmark), display.console)
+    if benchmark is None:
+        diagnosis = doctor.examine()
+    else:
+        loaded = load_benchmark(benchmark)
+        diagnosis = doctor.examine(loaded.spec.name, loaded.spec.judge, loaded.judge)
+    doctor.show(diagnosis, display.console)
 
 
 def main() -> None:

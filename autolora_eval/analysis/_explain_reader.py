@@ -26,7 +26,7 @@ from autolora_eval.scoring.diversity_metric import (
     installed_metric,
     metrics_from_manifest,
 )
-from autolora_eval.scoring.judging import judgements_by_image
+from autolora_eval.scoring.judgement_store import judgements_by_image
 from autolora_eval.scoring.rubric import Score
 
 if TYPE_CHECKING:

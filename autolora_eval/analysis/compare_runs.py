@@ -217,7 +217,7 @@ def _manifest(
         "image_sets": _image_sets(plan, sources),
         "rubric": None if plan.benchmark.rubric is None else plan.benchmark.rubric.model_dump(),
         "diversity_metrics": {
-            name: measure.stated() for name, measure in plan.benchmark.diversity.items()
+            name: measure.to_json() for name, measure in plan.benchmark.diversity.items()
         },
         "features": first.section("features"),
         "judge": judge,

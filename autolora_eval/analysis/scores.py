@@ -12,7 +12,7 @@ from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.runs.feature_file import CellFeatures, read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, cell_images
-from autolora_eval.scoring.judging import judgements_by_image
+from autolora_eval.scoring.judgement_store import judgements_by_image
 
 NOT_JUDGED = "not_judged"
 MISSING = "missing_image"

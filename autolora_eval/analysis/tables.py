@@ -136,7 +136,7 @@ def reference_cells(plan: Plan) -> dict[str, str]:
 
 def _measures(plan: Plan) -> list[Measure]:
     rubric = plan.benchmark.rubric
-    stated = [measure.stated() for measure in plan.benchmark.diversity.values()]
+    stated = [measure.to_json() for measure in plan.benchmark.diversity.values()]
     return measures({} if rubric is None else rubric.scores, stated)
 
 

@@ -55,7 +55,7 @@ def state_plan(plan: Plan, folder: RunFolder, stated: str, limits: Json) -> None
             },
             "rubric": None if benchmark.rubric is None else benchmark.rubric.model_dump(),
             "diversity_metrics": {
-                name: measure.stated() for name, measure in benchmark.diversity.items()
+                name: measure.to_json() for name, measure in benchmark.diversity.items()
             },
         },
     )

@@ -1,4 +1,4 @@
-"""What a measure of diversity beside equation (8) declares, and how one is found by name."""
+"""The declaration of a diversity metric in addition to equation (8), and its lookup by name."""
 
 from __future__ import annotations
 
@@ -22,34 +22,33 @@ from autolora_eval.scoring.diversity import Diversity, Floats, as_array, unit_ve
 
 _KEYS = {"name", "display_name", "label", "higher_is_better", "source"}
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_WANTS_REFERENCE = (
-    "compares with a reference set: name the method whose images are it, 'diversity_reference: …', "
-    "beside 'diversity'. Images made elsewhere may be one."
+_NEEDS_REFERENCE = (
+    "compares with a reference image set. Name the method that makes it: add "
+    "'diversity_reference: …' beside 'diversity'. Imported images can be such a method."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiversityMetric:
-    """A number for how much one prompt's images differ.
+    """A metric of how much the images of one prompt differ.
 
     Attributes:
-        name: the word for it in a benchmark file, and its column: lower case, digits and `_`.
-        display_name: in figures and reports.
-        label: short form for table heads.
-        function: features, float64 [N, D], finite, one row an image, in any order → the measure;
-            where it is taken against a reference, (features, those of the reference, float64
-            [M, D]) → the measure.
-        higher_is_better: direction.
-        low: least possible value.
-        high: greatest possible value.
-        equation: the formula, as text.
-        source: paper or library.
-        least_images: below so many it is undefined.
-        against_reference: whether it compares with a reference set, the images of the method that
-            the benchmark calls `diversity_reference`, of the same prompt.
-        least_reference: below so many images of the reference it is undefined.
-        code: what of other people's code it is: distribution, hash of the sources; empty for what
-            is built in.
+        name: the name in a benchmark file and of the column: lower-case letters, digits and `_`.
+        display_name: the name in figures and reports.
+        label: a short name for table heads.
+        function: maps features, float64 [N, D], finite, one row for each image, in any order, to
+            a float. With `against_reference` it takes the features of the reference images,
+            float64 [M, D], as a second argument.
+        higher_is_better: the direction of the metric.
+        low: lower bound of its values.
+        high: upper bound of its values; infinite by default.
+        equation: the formula as text.
+        source: the paper or library.
+        least_images: the metric is undefined for fewer images.
+        against_reference: whether it compares with reference images: those of the same prompt by
+            the method that the benchmark names as `diversity_reference`.
+        least_reference: the metric is undefined for fewer reference images.
+        code: origin of third-party code: distribution and hash of the sources; empty if built in.
     """
 
     name: str
@@ -69,50 +68,51 @@ class DiversityMetric:
     def __call__(
         self, features: npt.ArrayLike, reference: npt.ArrayLike | None = None
     ) -> Diversity:
-        """Return the measure of a set of feature vectors.
+        """Return the metric of a set of feature vectors.
 
         Args:
-            features: float [N, D], one row an image.
-            reference: float [M, D], those of the reference, for a measure that compares with one.
+            features: float [N, D], one row for each image.
+            reference: float [M, D], features of the reference images; used only by metrics with
+                `against_reference`.
 
         Returns:
-            The value without a standard error; None with a reason where it is undefined: too few
-            images, a vector that is zero or not finite, or a function that fails or returns
-            something else than a finite number.
+            The value, without a standard error. `value` is None, with a reason, if there are too
+            few images, if a vector is zero or not finite, or if `function` fails or returns
+            anything but a finite number.
 
         Raises:
-            ValueError: `features` or `reference` is not a matrix.
+            ValueError: if `features` or `reference` is not a matrix.
         """
-        given = [_matrix(features)]
-        n = len(given[0])
+        arguments = [_matrix(features)]
+        n = len(arguments[0])
         if self.against_reference:
-            given.append(_matrix(np.zeros((0, 1)) if reference is None else reference))
-        reason = self._undefined(*given)
+            arguments.append(_matrix(np.zeros((0, 1)) if reference is None else reference))
+        reason = self._undefined_reason(*arguments)
         if reason is not None:
             return Diversity(None, None, n, reason)
         try:
-            value = float(self.function(*given))
-        except (Exception, SystemExit) as error:  # of somebody else: nothing else is lost
-            told = " ".join(str(error).split())
-            return Diversity(None, None, n, f"{self.name}: {type(error).__name__}: {told:.200}")
+            value = float(self.function(*arguments))
+        except (Exception, SystemExit) as error:  # third-party code must not stop the run
+            message = " ".join(str(error).split())
+            return Diversity(None, None, n, f"{self.name}: {type(error).__name__}: {message:.200}")
         if not math.isfinite(value):
             return Diversity(None, None, n, f"{self.name} is {value}")
         return Diversity(value, None, n)
 
-    def _undefined(self, matrix: Floats, reference: Floats | None = None) -> str | None:
-        """Return why there is no value of these features; None if there may be one."""
+    def _undefined_reason(self, matrix: Floats, reference: Floats | None = None) -> str | None:
+        """Return why the metric is undefined for these features; None if it is defined."""
         if len(matrix) < self.least_images:
             return f"needs at least {pluralize(self.least_images, 'image')}, has {len(matrix)}"
         if reference is not None and len(reference) < self.least_reference:
             least = pluralize(self.least_reference, "image")
             return f"needs at least {least} of the reference, which has {len(reference)}"
-        known = [matrix] if reference is None else [matrix, reference]
-        if not all(one.shape[1] and np.isfinite(unit_vectors(one)).all() for one in known):
+        matrices = [matrix] if reference is None else [matrix, reference]
+        if not all(one.shape[1] and np.isfinite(unit_vectors(one)).all() for one in matrices):
             return "a feature vector is zero or not finite"
         return None
 
-    def stated(self) -> dict[str, Any]:
-        """Return the declaration as plain data, for the manifest; an infinite end is null."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the declaration as plain data for the manifest; an infinite bound is null."""
         ends = {"low": self.low, "high": self.high}
         return {
             "name": self.name,
@@ -138,55 +138,57 @@ def _matrix(features: npt.ArrayLike) -> Floats:
 def _read(name: str, found: object, distribution: str) -> DiversityMetric:
     if not isinstance(found, DiversityMetric):
         raise UsageError(
-            f"'{name}' is no diversity measure but {type(found).__name__}: expected an instance "
+            f"'{name}' is {type(found).__name__}, not a diversity metric; expected an instance "
             "of autolora_eval.scoring.diversity_metric.DiversityMetric."
         )
-    _refuse_name(found.name)
-    _refuse_values(found)
+    _check_name(found.name)
+    _check_values(found)
     own = {"distribution": distribution} if distribution else {}
     return replace(found, code={**own, **code_of(found.function)})
 
 
-def _refuse_name(name: str) -> None:
+def _check_name(name: object) -> None:
     if not isinstance(name, str) or not _COLUMN.fullmatch(name):
         raise UsageError(
-            f"a diversity measure cannot be called {name!r}, which would be a column of the "
+            f"{name!r} cannot be the name of a diversity metric, since it names a column of the "
             "tables: expected up to 40 lower-case letters, digits and '_', the first a letter."
         )
     if is_no_measure(name):
         raise UsageError(
-            f"a diversity measure cannot be called '{name}': the tables have a column of that "
-            "name, or may have it beside another's. Choose one that is none of theirs and neither "
-            "begins with 'div_' nor ends in '_low', '_high', '_reason' or '_published'."
+            f"'{name}' cannot be the name of a diversity metric: the tables use that column name. "
+            "Choose another one that does not begin with 'div_' or end in '_low', '_high', "
+            "'_reason' or '_published'."
         )
 
 
-def _refuse_values(measure: DiversityMetric) -> None:
-    """Refuse a declaration whose numbers are none, before anything is generated."""
-    title = f"the diversity measure '{measure.name}'"
-    if not callable(measure.function):
-        got = type(measure.function).__name__
-        raise UsageError(f"{title} has function={got}: expected what is called with features.")
-    for key in ("low", "high"):
-        end = getattr(measure, key)
-        if isinstance(end, bool) or not isinstance(end, int | float) or math.isnan(end):
-            raise UsageError(f"{title} has {key}={end!r:.80}: expected a number.")
-    if measure.low >= measure.high:
+def _check_values(metric: DiversityMetric) -> None:
+    """Check the declaration before anything is generated.
+
+    Raises:
+        UsageError: if a value has the wrong type or range.
+    """
+    expected = {"function": "a callable", "low": "a number", "high": "a number"}
+    expected |= dict.fromkeys(("least_images", "least_reference"), "a whole number from 1")
+    expected |= dict.fromkeys(("display_name", "label", "equation", "source"), "text")
+    valid: dict[str, Callable[[Any], bool]] = {
+        "a callable": callable,
+        "a number": lambda v: type(v) in (int, float) and not math.isnan(v),
+        "a whole number from 1": lambda v: type(v) is int and v >= 1,
+        "text": lambda v: isinstance(v, str),
+    }
+    title = f"the diversity metric '{metric.name}'"
+    for key, wanted in expected.items():
+        value = getattr(metric, key)
+        if not valid[wanted](value):
+            raise UsageError(f"{title} has {key}={value!r:.80}; expected {wanted}.")
+    if metric.low >= metric.high:
         raise UsageError(
-            f"{title} has low={measure.low} and high={measure.high}: expected low below high."
+            f"{title} has low={metric.low} and high={metric.high}; expected low < high."
         )
-    for key in ("least_images", "least_reference"):
-        least = getattr(measure, key)
-        if isinstance(least, bool) or not isinstance(least, int) or least < 1:
-            raise UsageError(f"{title} has {key}={least!r:.80}: expected a whole number from 1.")
-    for key in ("display_name", "label", "equation", "source"):
-        if not isinstance(getattr(measure, key), str):
-            got = repr(getattr(measure, key))
-            raise UsageError(f"{title} has {key}={got:.80}: expected text.")
 
 
 METRICS = Registry(
-    noun="diversity measure",
+    noun="diversity metric",
     package="autolora_eval.scoring.metrics",
     attribute="METRIC",
     group="autolora_eval.diversity_metrics",
@@ -196,57 +198,57 @@ METRICS = Registry(
 
 
 def find_metrics(
-    stated: Sequence[str], folders: Sequence[Path] = (), has_reference: bool = False
+    names: Sequence[str], folders: Sequence[Path] = (), has_reference: bool = False
 ) -> tuple[dict[str, DiversityMetric], list[tuple[int, str]]]:
-    """Return the measures that a benchmark file names, and what is wrong with the others.
+    """Return the metrics that a benchmark file names, and the problems with the others.
 
     Args:
-        stated: names or dotted paths.
-        folders: where a module that is not installed is looked for.
-        has_reference: whether it names a method whose images others can be compared with.
+        names: names or dotted paths.
+        folders: folders that are searched for modules that are not installed.
+        has_reference: whether the benchmark names a `diversity_reference`.
 
     Returns:
-        The measures by what they are stated as; the place of each that is wrong, with a message.
+        The metrics by the given name; the index of each invalid name with a message.
     """
     found: dict[str, DiversityMetric] = {}
     problems = []
-    for place, name in enumerate(stated):
+    for index, name in enumerate(names):
         try:
-            measure = METRICS.find(name, folders)
+            metric = METRICS.find(name, folders)
         except UsageError as error:
-            problems.append((place, str(error)))
+            problems.append((index, str(error)))
             continue
-        twice = [other for other, known in found.items() if known.name == measure.name]
+        twice = [other for other, known in found.items() if known.name == metric.name]
         if twice:
-            problems.append((place, f"'{name}' and '{twice[0]}' would be one column: remove one."))
-        elif measure.against_reference and not has_reference:
-            problems.append((place, f"'{name}' {_WANTS_REFERENCE}"))
+            problems.append((index, f"'{name}' and '{twice[0]}' have the same column; remove one."))
+        elif metric.against_reference and not has_reference:
+            problems.append((index, f"'{name}' {_NEEDS_REFERENCE}"))
         else:
-            found[name] = measure
+            found[name] = metric
     return found, problems
 
 
-def installed_metric(stated: str) -> DiversityMetric | None:
-    """Return the measure that a manifest names, if it is built in or installed."""
+def installed_metric(name: str) -> DiversityMetric | None:
+    """Return the metric that a manifest names if it is built in or installed, else None."""
     try:
-        return METRICS.find(stated)
+        return METRICS.find(name)
     except UsageError:
         return None
 
 
-def needs_reference(stated: object) -> bool:
-    """Return whether a declaration of a manifest is of a measure against a reference set."""
-    return isinstance(stated, dict) and bool(stated.get("against_reference"))
+def needs_reference(declaration: object) -> bool:
+    """Return True if a manifest's declaration of a metric compares with reference images."""
+    return isinstance(declaration, dict) and bool(declaration.get("against_reference"))
 
 
 def metrics_from_manifest(manifest: Mapping[str, Any], columns: Container[str]) -> list[Json]:
-    """Return the declarations that a manifest has of measures that the table has too.
+    """Return the manifest's declarations of the metrics that the table has.
 
     Args:
         manifest: of a run; any part of it may be missing.
-        columns: of its table.
+        columns: the columns of the run's table.
     """
     section = manifest.get("diversity_metrics")
-    stated = section.values() if isinstance(section, dict) else ()
-    known = [one for one in stated if isinstance(one, dict) and one.keys() >= _KEYS]
+    declarations = section.values() if isinstance(section, dict) else ()
+    known = [one for one in declarations if isinstance(one, dict) and one.keys() >= _KEYS]
     return [one for one in known if one["name"] in columns]

@@ -1,4 +1,7 @@
-"""What an extractor is and declares, and how one is found by name. Imports no torch."""
+"""The interface and declaration of a feature extractor, and its lookup by name.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -33,33 +36,33 @@ DEVICE = "device"
 
 
 class Extractor(Protocol):
-    """From images to feature vectors."""
+    """Maps images to feature vectors."""
 
     def __call__(self, images: Sequence[Image.Image]) -> Matrix:
         """Return the feature vectors of RGB images, float32 [N, D].
 
-        An image's vector depends on nothing but the image.
+        The vector of an image must not depend on the other images.
 
         Args:
-            images: at least one, at most as many as `features.batch_size` says.
+            images: between one and `features.batch_size` images.
         """
         ...
 
     def preprocessing(self) -> Json:
-        """Return what is done to an image first, as plain data for the manifest."""
+        """Return the preprocessing of an image, as plain data for the manifest."""
         ...
 
 
 @dataclass(frozen=True)
 class Loading:
-    """What an extractor is loaded with.
+    """The arguments for loading an extractor.
 
     Attributes:
-        source: the model; None for a kind that needs none.
-        parameters: of the kind, as the benchmark states them.
-        device: where it runs.
-        dtype: of its weights.
-        batch_size: images a forward pass.
+        source: the model; None if the kind needs none.
+        parameters: the kind's parameters from the benchmark file.
+        device: the device it runs on.
+        dtype: the type of its weights.
+        batch_size: images per forward pass.
     """
 
     source: Source | None
@@ -70,23 +73,23 @@ class Loading:
 
 
 class NoParameters(MethodParameters):
-    """A kind that has no parameters of its own."""
+    """The kind has no parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorKind:
-    """A way from images to feature vectors.
+    """A kind of feature extractor.
 
     Attributes:
-        name: the word for it in a benchmark file, or its dotted path.
-        summary: one line.
-        source: paper or library.
-        needs_model: whether `features.model` names what it loads.
-        packages: optional packages that it imports, and the extra that each comes with.
-        parameters: its own parameters, typed.
-        load: loads it. Imports what it needs.
-        code: what of other people's code decides its vectors: class, distribution and version,
-            hash of the sources. Part of every feature's key; empty for what is built in.
+        name: its name in a benchmark file, or its dotted path.
+        summary: a one-line description.
+        source: the paper or library.
+        needs_model: whether it loads the model that `features.model` names.
+        packages: optional packages that it imports, each with the extra that installs it.
+        parameters: the typed model of its parameters.
+        load: loads an extractor; imports the libraries that it needs.
+        code: origin of third-party code: class, distribution and version, hash of the sources.
+            Part of the content hash of every feature; empty if built in.
     """
 
     name: str
@@ -100,33 +103,30 @@ class ExtractorKind:
 
 
 @dataclass(frozen=True)
-class ClassExtractor:
-    """Somebody else's extractor, whose answers are looked at.
+class ThirdPartyExtractor:
+    """A third-party extractor whose results are validated.
 
     Attributes:
-        name: as the benchmark file has it.
-        made: takes RGB images and returns an array [N, D].
+        name: its name in the benchmark file.
+        extractor: takes RGB images and returns an array or tensor [N, D].
     """
 
     name: str
-    made: Callable[[Sequence[Image.Image]], Any]
+    extractor: Callable[[Sequence[Image.Image]], Any]
 
     def __call__(self, images: Sequence[Image.Image]) -> Matrix:
         """Return the feature vectors of RGB images, float32 [N, D].
 
         Raises:
-            AutoLoRAEvalError: it fails, or returns something else.
+            AutoLoRAEvalError: if it fails or returns an array of another shape.
         """
         try:
-            found = self.made(images)
-            # NumPy knows no bfloat16.
+            found = self.extractor(images)
+            # NumPy does not support bfloat16.
             found = found.detach().cpu().float().numpy() if hasattr(found, "detach") else found
             vectors = np.asarray(found, dtype=np.float32)
         except (Exception, SystemExit) as error:
-            told = " ".join(str(error).split())
-            raise AutoLoRAEvalError(
-                f"the extractor '{self.name}' fails: {type(error).__name__}: {told:.300}"
-            ) from error
+            raise _failed(f"the extractor '{self.name}'", "fails", error) from error
         if vectors.ndim != 2 or len(vectors) != len(images):
             raise AutoLoRAEvalError(
                 f"the extractor '{self.name}' returned an array of shape {list(vectors.shape)} "
@@ -135,32 +135,26 @@ class ClassExtractor:
         return vectors
 
     def preprocessing(self) -> Json:
-        """Return what its own `preprocessing()` says; nothing where it has none.
+        """Return the result of its own `preprocessing()`; empty if it has none.
 
         Raises:
-            AutoLoRAEvalError: it fails, or returns what is no map of plain data.
+            AutoLoRAEvalError: if that fails or does not return a dictionary of plain data.
         """
-        stated = getattr(self.made, "preprocessing", None)
-        if not callable(stated):
+        function = getattr(self.extractor, "preprocessing", None)
+        if not callable(function):
             return {}
         title = f"preprocessing() of the extractor '{self.name}'"
         try:
-            found = stated()
+            found = function()
         except (Exception, SystemExit) as error:
-            told = " ".join(str(error).split())
-            raise AutoLoRAEvalError(
-                f"{title} fails: {type(error).__name__}: {told:.300}"
-            ) from error
+            raise _failed(title, "fails", error) from error
         try:
-            if isinstance(found, Mapping):
-                return dict(json.loads(json.dumps(dict(found), allow_nan=False)))
-            told = f"a value of {type(found).__name__}"
+            return dict(json.loads(json.dumps(dict(found), allow_nan=False)))
         except (TypeError, ValueError) as error:
-            told = str(error)
-        raise AutoLoRAEvalError(
-            f"{title} cannot be recorded: {told:.300}. Expected a map of finite numbers, texts, "
-            "lists and maps."
-        )
+            raise AutoLoRAEvalError(
+                f"{title} cannot be recorded: {error!s:.300}. Expected a dictionary of finite "
+                "numbers, texts, lists and dictionaries."
+            ) from error
 
 
 def _read(name: str, found: object, distribution: str) -> ExtractorKind:
@@ -172,20 +166,25 @@ def _read(name: str, found: object, distribution: str) -> ExtractorKind:
     is_called = isinstance(found, type) and any("__call__" in vars(c) for c in found.__mro__)
     if not (isinstance(found, type) and is_called):
         raise UsageError(
-            f"'{name}' is no extractor: expected a class whose instances take a list of RGB "
+            f"'{name}' is not an extractor; expected a class whose instances take a list of RGB "
             "images (PIL) and return an array [N, D]."
         )
     signature = signature_of(found)
-    stated = {key: value for key, value in signature.parameters.items() if key != DEVICE}
+    parameters = {key: value for key, value in signature.parameters.items() if key != DEVICE}
     return ExtractorKind(
         name=name,
         summary=(found.__doc__ or "").strip().split("\n")[0],
         source=distribution or dotted(found),
         needs_model=False,
-        parameters=parameters_model(replace(signature, parameters=stated)),
+        parameters=parameters_model(replace(signature, parameters=parameters)),
         load=partial(_made, name, partial(_of_class, found, DEVICE in signature.parameters)),
         code={**own, **code_of(found), "class": dotted(found)},
     )
+
+
+def _failed(what: str, how: str, error: BaseException) -> AutoLoRAEvalError:
+    message = " ".join(str(error).split())
+    return AutoLoRAEvalError(f"{what} {how}: {type(error).__name__}: {message:.300}")
 
 
 def _of_class(cls: Callable[..., Any], takes_device: bool, loading: Loading) -> Any:  # noqa: ANN401
@@ -196,18 +195,15 @@ def _of_class(cls: Callable[..., Any], takes_device: bool, loading: Loading) -> 
     return cls(**arguments)
 
 
-def _made(name: str, load: Callable[[Loading], Any], loading: Loading) -> ClassExtractor:
+def _made(name: str, load: Callable[[Loading], Any], loading: Loading) -> ThirdPartyExtractor:
     try:
         made = load(loading)
-    except AutoLoRAEvalError:  # of one that says itself what is wrong
+    except AutoLoRAEvalError:  # has a message of its own
         raise
     except (Exception, SystemExit) as error:
-        told = " ".join(str(error).split())
-        raise AutoLoRAEvalError(
-            f"the extractor '{name}' cannot be made: {type(error).__name__}: {told:.300}"
-        ) from error
-    extractor = ClassExtractor(name, made)
-    extractor.preprocessing()  # what is wrong with it is told before an hour of features is taken
+        raise _failed(f"the extractor '{name}'", "cannot be created", error) from error
+    extractor = ThirdPartyExtractor(name, made)
+    extractor.preprocessing()  # report errors before the features are extracted, not after
     return extractor
 
 
@@ -223,11 +219,11 @@ EXTRACTORS = Registry(
 
 @dataclass(frozen=True)
 class ResolvedExtractor:
-    """An extractor as a benchmark states it, not loaded.
+    """The extractor of a benchmark, not yet loaded.
 
     Attributes:
-        kind: the kind.
-        parameters: its own.
+        kind: the kind of extractor.
+        parameters: its parameters.
     """
 
     kind: ExtractorKind
@@ -235,14 +231,14 @@ class ResolvedExtractor:
 
     @classmethod
     def default(cls) -> ResolvedExtractor:
-        """Return the kind of a benchmark that names none."""
+        """Return the extractor of a benchmark that names none."""
         kind = EXTRACTORS.find(DEFAULT)
         return cls(kind, kind.parameters())
 
-    def stated(self) -> Json:
-        """Return what decides a vector beside model and precision, as plain data.
+    def to_json(self) -> Json:
+        """Return what determines a vector apart from model and precision, as plain data.
 
-        It is empty for the default, whose features' keys are those of model and precision alone.
+        Empty for the default kind: its features are identified by model and precision alone.
         """
         parameters = self.parameters.model_dump(mode="json")
         if self.kind.name == DEFAULT and not parameters:

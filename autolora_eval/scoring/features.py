@@ -43,7 +43,7 @@ def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:
     what = {
         "identity": _identity(plan.benchmark),
         "dtype": _dtype_name(plan),
-        **plan.benchmark.extractor.stated(),
+        **plan.benchmark.extractor.to_json(),
     }
     key = extractor_key(what, spec.batch_size)
     model = spec.model if kind.needs_model else kind.name

@@ -1,8 +1,7 @@
-"""A cell's judgements on disk: one JSON object a line, appended durably as replies come."""
+"""Judgements on disk: a JSON Lines file for each cell, and a cache that all runs share."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -18,14 +17,17 @@ from autolora_eval._files import Json, atomic_write, sha256_bytes
 from autolora_eval.scoring.judges.base import is_transient
 from autolora_eval.scoring.rubric import Question
 
+CACHE_VARIABLE = "AUTOLORA_EVAL_CACHE"
+CACHE_TIMEOUT = 30.0  # seconds to wait for another process that writes to the cache
+
 
 class JudgementKey(NamedTuple):
-    """What one judgement answers.
+    """Identifies what one judgement is about.
 
     Attributes:
-        image_id: of the image.
-        sha256: of its file when it was judged; None if there was none.
-        repeat: which asking of the same question, from 0.
+        image_id: the image.
+        sha256: hash of the image file when it was judged; None if the file was missing.
+        repeat: index of the repetition of the same question, from 0.
     """
 
     image_id: str
@@ -35,21 +37,15 @@ class JudgementKey(NamedTuple):
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> JudgementKey:
         """Return the key of a row of a judgements file."""
-        return cls(row["image_id"], row["sha256"], int(row.get("repeat", 0)))
-
-    @property
-    def digest(self) -> bytes:
-        """16 bytes that stand for it, so that very many take little memory."""
-        text = f"{self.image_id}\0{self.sha256}\0{self.repeat}"
-        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return cls(row["image_id"], row["sha256"], int(row["repeat"]))
 
 
 class JudgementStatus(NamedTuple):
-    """What is known of an asking.
+    """The state of one judgement.
 
     Attributes:
-        final: it need not be asked again.
-        scored: it has scores.
+        final: the judge need not be asked again.
+        scored: the judgement has scores.
         attempts: calls made for it.
     """
 
@@ -59,91 +55,80 @@ class JudgementStatus(NamedTuple):
 
 
 class JudgementFile:
-    """The judgements of one cell.
+    """The judgements of one cell, one JSON object a line.
+
+    A killed process loses no finished judgement: rows are appended and flushed to disk in groups,
+    and an incomplete last line is ignored and then overwritten.
 
     Args:
-        path: the file; it need not be there yet.
+        path: the file; it need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def rows(self, key: str | None = None) -> Iterator[Json]:
-        """Yield the rows, read one by one.
-
-        A last line without its line break is what a killed writer leaves: it is not a row.
+        """Yield the rows, reading one at a time.
 
         Args:
-            key: of judge and rubric: only their rows.
+            key: yield only rows with this `judge_key`; None yields all.
 
         Raises:
-            AutoLoRAEvalError: a whole line is not a judgement.
+            AutoLoRAEvalError: if a complete line is not a judgement.
         """
-        for row, _ in self._placed():
+        for row, _ in self._rows_with_lines():
             if key is None or row["judge_key"] == key:
                 yield row
 
-    def known(self, key: str) -> dict[bytes, JudgementStatus]:
-        """Return each judgement's status by `JudgementKey.digest`; the last row counts."""
+    def status(self, key: str) -> dict[JudgementKey, JudgementStatus]:
+        """Return the status of the judgements by one judge and rubric; the last row counts."""
         found = {}
         for row in self.rows(key):
             final, scored = not is_transient(row["reason"]), row["scores"] is not None
-            found[JudgementKey.of(row).digest] = JudgementStatus(
-                final, scored, int(row.get("attempt", 1))
-            )
+            found[JudgementKey.of(row)] = JudgementStatus(final, scored, int(row.get("attempt", 1)))
         return found
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows durably: a killed run repeats no finished call."""
+        """Append rows and flush them to disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         with self.path.open("ab+") as stream:
-            _cut_torn_line(stream)
+            _truncate_torn_line(stream)
             stream.write("".join(lines).encode())
             stream.flush()
             os.fsync(stream.fileno())
 
     def compact(self, image_ids: Iterable[str]) -> None:
-        """Put the rows into the order of the images; of rows that answer the same keep the last.
-
-        Rows are copied one by one, from their places in the file.
+        """Sort the rows by image and repeat, and keep only the last row of each judgement.
 
         Args:
-            image_ids: in the order of the plan. Rows of other images come after.
+            image_ids: the images in the wanted order. Rows of other images are put last.
         """
-        if not self.path.exists():
-            return
-        place = {image_id: index for index, image_id in enumerate(image_ids)}
-        last: dict[tuple[bytes, str], tuple[int, int, int, int]] = {}
-        for number, (row, start) in enumerate(self._placed()):
-            what = JudgementKey.of(row)
-            order = place.get(what.image_id, len(place)), what.repeat
-            first = last.get((what.digest, row["judge_key"]), (0, 0, number, 0))[2]
-            last[what.digest, row["judge_key"]] = (*order, first, start)
-        starts = [start for *_, start in sorted(last.values())]
-        if starts == sorted(starts) and len(starts) == number_of_lines(self.path):
-            return
-        with atomic_write(self.path) as temporary:
-            self._copy(starts, temporary)
+        position = {image_id: index for index, image_id in enumerate(image_ids)}
+        last: dict[tuple[JudgementKey, str], bytes] = {}
+        for row, line in self._rows_with_lines():
+            last[JudgementKey.of(row), row["judge_key"]] = line
 
-    def _copy(self, starts: Iterable[int], path: Path) -> None:
-        with self.path.open("rb") as source, path.open("wb") as target:
-            for start in starts:
-                source.seek(start)
-                target.write(source.readline())
-            target.flush()
-            os.fsync(target.fileno())
+        def order(item: tuple[tuple[JudgementKey, str], bytes]) -> tuple[int, int]:
+            (key, _), _ = item
+            return position.get(key.image_id, len(position)), key.repeat
 
-    def _placed(self) -> Iterator[tuple[Json, int]]:
-        """Yield each row with the byte where its line begins."""
+        kept = [line for _, line in sorted(last.items(), key=order)]
+        if not self.path.exists() or b"".join(kept) == self.path.read_bytes():
+            return
+        with atomic_write(self.path) as temporary, temporary.open("wb") as stream:
+            stream.writelines(kept)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _rows_with_lines(self) -> Iterator[tuple[Json, bytes]]:
+        """Yield each row with its line. A killed writer may leave a last line without its end."""
         if not self.path.exists():
             return
         with self.path.open("rb") as stream:
-            start = 0
             for number, line in enumerate(stream, 1):
                 if line.endswith(b"\n") and line.strip():
-                    yield self._row(line, number), start
-                start += len(line)
+                    yield self._row(line, number), line
 
     def _row(self, line: bytes, number: int) -> Json:
         try:
@@ -152,20 +137,36 @@ class JudgementFile:
         except (ValueError, LookupError, TypeError) as error:
             raise AutoLoRAEvalError(
                 f"{self.path}:{number}: not a judgement; the file was damaged or edited. Remove "
-                "that line: its image is then judged again."
+                "that line, and its image is judged again."
             ) from error
         return dict(row)
 
 
+def judgements_by_image(path: Path, key: str) -> dict[tuple[str, str | None], list[Json]]:
+    """Return judgements by (image id, SHA-256), ordered by repeat.
+
+    They include failed calls, which a later run repeats.
+
+    Args:
+        path: the judgements file of a cell.
+        key: the `judge_key` of judge and rubric.
+    """
+    found: dict[tuple[str, str | None], dict[int, Json]] = {}
+    for row in JudgementFile(path).rows(key):
+        image_id, sha256, repeat = JudgementKey.of(row)
+        found.setdefault((image_id, sha256), {})[repeat] = row
+    return {image: [rows[n] for n in sorted(rows)] for image, rows in found.items()}
+
+
 @contextmanager
 def judging_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from judging into a run folder; its end frees it, however it comes.
+    """Keep other processes from judging into a run folder, until the block or the process ends.
 
-    What one appends while another puts rows in order would be lost. Windows, and file systems
-    without locks, keep nobody out.
+    Rows that one process appends while another compacts a file would be lost. There is no
+    protection on Windows and on file systems without locks.
 
     Raises:
-        AutoLoRAEvalError: another process is judging into it.
+        AutoLoRAEvalError: if another process is judging into the folder.
     """
     if sys.platform == "win32":
         yield
@@ -180,68 +181,48 @@ def judging_lock(folder: Path) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise AutoLoRAEvalError(
-                    f"another process is judging the images of '{folder}'. Wait for it to end, "
-                    "and run the same command again."
+                    f"another process is judging the images of '{folder}'. Wait until it ends, "
+                    "then re-run the same command."
                 ) from error
         yield
     finally:
         os.close(handle)
 
 
-def number_of_lines(path: Path) -> int:
-    """Return how many line breaks a file has, and one more if its last line is torn."""
-    with path.open("rb") as stream:
-        return sum(1 for _ in stream)
-
-
-def _cut_torn_line(stream: BinaryIO) -> None:
-    """Cut off a last line that a killed writer left torn, so that it spoils no new row."""
-    size = stream.seek(0, os.SEEK_END)
-    end = size
-    while end:
-        start = max(0, end - 65_536)
-        stream.seek(start)
-        found = stream.read(end - start).rfind(b"\n")
-        if found >= 0:
-            end = start + found + 1
-            break
-        end = start
-    if end != size:
-        stream.truncate(end)
+def _truncate_torn_line(stream: BinaryIO) -> None:
+    """Remove an incomplete last line, so that it does not spoil the next row."""
+    if stream.seek(0, os.SEEK_END) == 0:
+        return
+    stream.seek(-1, os.SEEK_END)
+    if stream.read(1) != b"\n":
+        stream.seek(0)
+        stream.truncate(stream.read().rfind(b"\n") + 1)
     stream.seek(0, os.SEEK_END)
 
 
-# --------------------
-# Replies of earlier runs, by the content of what was asked: shared between runs and processes.
-
-
-WAIT_SECONDS = 30.0  # for another process that is writing
-ENVIRONMENT = "AUTOLORA_EVAL_CACHE"
-
-
 def cache_folder() -> Path:
-    """Return where caches lie: `AUTOLORA_EVAL_CACHE`, or the user's cache folder."""
-    stated = os.environ.get(ENVIRONMENT)
-    if stated:
-        return Path(stated).expanduser()
+    """Return the cache folder: `AUTOLORA_EVAL_CACHE`, or one in the user's cache folder."""
+    configured = os.environ.get(CACHE_VARIABLE)
+    if configured:
+        return Path(configured).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "autolora-eval"
 
 
 def reply_key(judge_key: str, image_sha256: str, question: Question, repeat: int) -> str:
-    """Return the content key of one reply: judge, rubric, sampling, image, question, repeat."""
-    asked = [judge_key, image_sha256, question.before, question.after, repeat]
-    return sha256_bytes(json.dumps(asked).encode())
+    """Return the content hash of one reply: judge, rubric, sampling, image, question, repeat."""
+    parts = [judge_key, image_sha256, question.before, question.after, repeat]
+    return sha256_bytes(json.dumps(parts).encode())
 
 
 class JudgementCache:
-    """Replies on disk.
+    """Replies of earlier runs by content hash, in an SQLite file that processes can share.
 
-    SQLite keeps it whole under several processes. A cache that cannot be used, such as one on a
-    full or read-only disk, is done without: it saves calls, and decides nothing.
+    The cache only saves calls. If it cannot be used, for example on a full or read-only disk, the
+    run continues without it, and `problem` says why.
 
     Args:
-        folder: where its file lies; None is a cache that holds nothing.
+        folder: the folder of the cache file; None for a cache that is always empty.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -251,30 +232,30 @@ class JudgementCache:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(folder / "judgements.sqlite", timeout=WAIT_SECONDS)
+            self._connection = sqlite3.connect(folder / "judgements.sqlite", timeout=CACHE_TIMEOUT)
             with self._connection:
                 self._connection.execute(
                     "CREATE TABLE IF NOT EXISTS replies "
                     "(key TEXT PRIMARY KEY, reply TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID"
                 )
         except (OSError, sqlite3.Error) as error:
-            self._give_up(error)
+            self._disable(error)
 
     def get(self, key: str) -> Json | None:
-        """Return what is kept under a key; None if there is nothing."""
+        """Return the reply with this key, or None."""
         if self._connection is None:
             return None
         try:
             found = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,))
             row = found.fetchone()
-            kept = None if row is None else json.loads(row[0])
+            reply = None if row is None else json.loads(row[0])
         except (sqlite3.Error, ValueError) as error:
-            self._give_up(error)
+            self._disable(error)
             return None
-        return kept if isinstance(kept, dict) else None
+        return reply if isinstance(reply, dict) else None
 
     def put(self, replies: Iterable[tuple[str, Json]]) -> None:
-        """Keep replies by key; what is there already stays."""
+        """Store replies by key. Existing replies are kept."""
         if self._connection is None:
             return
         now = time.time()
@@ -283,7 +264,7 @@ class JudgementCache:
             with self._connection:
                 self._connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
         except sqlite3.Error as error:
-            self._give_up(error)
+            self._disable(error)
 
     def close(self) -> None:
         """Close the file."""
@@ -291,6 +272,6 @@ class JudgementCache:
             self._connection.close()
             self._connection = None
 
-    def _give_up(self, error: Exception) -> None:
+    def _disable(self, error: Exception) -> None:
         self.problem = f"{type(error).__name__}: {error}"
         self.close()

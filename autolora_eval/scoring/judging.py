@@ -1,4 +1,4 @@
-"""The stage that judges: images in, a judgement of each out, written as it comes."""
+"""The judging stage: images in, one judgement for each out, written as replies arrive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from autolora_eval._devices import choose_device
@@ -25,25 +24,25 @@ from autolora_eval.scoring.judgement_store import (
 )
 from autolora_eval.scoring.judges.base import Judge, Reply, Request
 from autolora_eval.scoring.judges.config import JudgeConfig
-from autolora_eval.scoring.judges.launched_identity import launched_identity
+from autolora_eval.scoring.judges.vllm_command import launched_identity
 from autolora_eval.scoring.reply import MAX_REPLY, expected_scores, parse_reply
 from autolora_eval.scoring.rubric import Rubric
 
-# What decides neither question nor reply, only how the judge is reached, and what of a launched
-# server is told by `launched_identity`.
-_WAYS_TO_REACH = frozenset(
+# Settings that decide neither question nor reply, only how the judge is reached. The arguments of a
+# launched server are covered by `launched_identity`.
+_CONNECTION_SETTINGS = frozenset(
     (
         *("rubric", "base_url", "api_key_env", "concurrency", "timeout", "max_retries", "repeats"),
         *("give_up_after", "launch", "vllm_python", "launch_command", "launch_args"),
         *("launch_timeout", "cache"),
     )
 )
-MAX_NAME = 200  # letters of a model's name that are kept
+MAX_MODEL_NAME = 200  # characters kept of a model's name
 NOT_JUDGED = JudgementStatus(final=False, scored=False, attempts=0)
 
 
 class PendingJudgement(NamedTuple):
-    """A judgement that is still to be had."""
+    """A judgement that is still missing."""
 
     cell: Cell
     image: CellImage
@@ -52,11 +51,11 @@ class PendingJudgement(NamedTuple):
 
 
 def open_judge(plan: Plan, base_urls: list[str] | None = None) -> Judge:
-    """Return the benchmark's judge; nothing is loaded or asked before its first question.
+    """Return the benchmark's judge. Models are loaded and servers called at the first question.
 
     Args:
-        plan: whose judge.
-        base_urls: where it is served, if not where the benchmark says.
+        plan: the plan with the judge's settings and rubric.
+        base_urls: server addresses, by default those of the benchmark.
     """
     spec, rubric = _spec(plan), _rubric(plan)
     if spec.backend == "openai":
@@ -74,38 +73,38 @@ def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress
     """Judge every image of the plan that has no judgement by this judge and rubric yet.
 
     Args:
-        plan: whose images.
-        folder: where images are, and judgements go.
-        judge: who judges.
-        progress: is told of each judgement.
+        plan: the plan with the images.
+        folder: the run folder, which has the images and receives the judgements.
+        judge: the judge.
+        progress: advances with each judgement.
 
     Returns:
-        What judge and rubric are and how much was done, for the manifest.
+        The manifest's section `judge`: identity of judge and rubric, and counts.
 
     Raises:
-        AutoLoRAEvalError: the judge is gone. What it judged so far is kept.
+        AutoLoRAEvalError: if the judge becomes unavailable. Finished judgements are kept.
     """
-    what, rubric, spec = judge.identity(), _rubric(plan), _spec(plan)
-    key = judge_key(what, rubric)
+    identity, rubric, spec = judge.identity(), _rubric(plan), _spec(plan)
+    key = judge_key(identity, rubric)
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
-    todo = deque(_todo(plan, folder, key, counts))
+    pending = deque(_pending(plan, folder, key, counts))
     with contextlib.closing(JudgementCache(cache_folder() if spec.cache else None)) as cache:
-        work = _Judging(folder, rubric, key, cache, counts)
-        with progress.task("Judging", len(todo)) as advance:
+        writer = _JudgementWriter(folder, rubric, key, cache, counts)
+        with progress.task("Judging", len(pending)) as advance:
             try:
-                for group in judge.replies(work.uncached(todo, advance)):
-                    work.write(group)
+                for group in judge.replies(writer.requests(pending, advance)):
+                    writer.write(group)
                     advance(len(group), f"{counts['unscored']} unscored")
             finally:
-                work.flush()
+                writer.flush()
                 for cell in plan.cells:
                     ids = (job.file for job in plan.jobs)
                     JudgementFile(folder.judgements(cell.id)).compact(ids)
     if cache.problem:
-        progress.say(f"the cache of earlier runs' replies was left out: {cache.problem}")
+        progress.say(f"the cache of earlier replies is not used: {cache.problem}")
     return {
         "model": spec.model,
-        **what,
+        **identity,
         **judge.facts(),
         "rubric_name": rubric.name,
         "rubric_sha256": rubric.sha256,
@@ -118,10 +117,10 @@ def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress
 
 
 def completed_judging(plan: Plan, folder: RunFolder) -> Json | None:
-    """Return the manifest's account of a server's judging that is complete, or None.
+    """Return the manifest's section `judge` if every image was judged by a server, else None.
 
-    With it nothing need be asked, so that a finished run needs no server. A judge in this process
-    is looked at in any case, since its files may have changed.
+    A finished run then needs no server. A judge in this process is always loaded, since its files
+    may have changed.
     """
     if plan.benchmark.rubric is None or _spec(plan).backend != "openai":
         return None
@@ -129,49 +128,41 @@ def completed_judging(plan: Plan, folder: RunFolder) -> Json | None:
     if recorded.get("request_key") != request_key(plan):
         return None
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
-    if any(True for _ in _todo(plan, folder, recorded["key"], counts)):
+    if any(True for _ in _pending(plan, folder, recorded["key"], counts)):
         return None
     return {**recorded, **counts}
 
 
 def request_key(plan: Plan) -> str:
-    """Return the content key of what the benchmark asks of a judge, whoever answers."""
-    settings = _spec(plan).model_dump(mode="json", exclude=set(_WAYS_TO_REACH))
+    """Return the content hash of what the benchmark asks for, whichever server answers."""
+    settings = _spec(plan).model_dump(mode="json", exclude=set(_CONNECTION_SETTINGS))
     launched = launched_identity(_spec(plan))
     return content_hash({**settings, **launched, "rubric": _rubric(plan).sha256})
 
 
-def judge_key(what: Json, rubric: Rubric) -> str:
-    """Return the content key of all that decides a judgement but the image and its prompt."""
-    identity = dict(what.get("identity", {}))
-    if identity.get("kind") != "hub":
-        identity.pop("name", None)
-    return content_hash({**what, "identity": identity, "rubric": rubric.sha256})
-
-
-def judgements_by_image(path: Path, key: str) -> dict[tuple[str, str | None], list[Json]]:
-    """Return the judgements of this judge and rubric by (image id, SHA-256), in order of repeat.
-
-    Those whose call failed, which a later run asks again, are among them.
-
-    Args:
-        path: a cell's judgements.
-        key: of judge and rubric.
-    """
-    found: dict[tuple[str, str | None], dict[int, Json]] = {}
-    for row in JudgementFile(path).rows(key):
-        repeats = found.setdefault((row["image_id"], row["sha256"]), {})
-        repeats[int(row.get("repeat", 0))] = row
-    return {image: [rows[n] for n in sorted(rows)] for image, rows in found.items()}
+def judge_key(identity: Json, rubric: Rubric) -> str:
+    """Return the content hash of all that determines a judgement, except image and prompt."""
+    model = dict(identity.get("identity", {}))
+    if model.get("kind") != "hub":
+        model.pop("name", None)  # a folder is identified by its content
+    return content_hash({**identity, "identity": model, "rubric": rubric.sha256})
 
 
 def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: int = 0) -> Json:
-    """Return one row of a cell's judgements."""
+    """Return the row of a judgements file for one reply.
+
+    Args:
+        image: the image that was judged.
+        reply: the judge's reply.
+        rubric: the rubric that the reply is parsed by.
+        key: the content hash of judge and rubric.
+        repeat: index of the repetition, from 0.
+    """
     scores, reason, raw, expected = None, reply.reason, None, None
     if reply.text is not None:
-        raw = _writable(reply.text)
-        verdict = parse_reply(raw, rubric)
-        scores, reason = verdict.scores, verdict.reason
+        raw = _encodable(reply.text)
+        parsed = parse_reply(raw, rubric)
+        scores, reason = parsed.scores, parsed.reason
         if scores is None and reply.truncated:
             reason = "truncated"
         if scores is not None and reply.tokens:
@@ -186,7 +177,7 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: 
         "expected": expected,
         "reason": reason,
         "raw": None if raw is None else raw[:MAX_REPLY],
-        "model": _writable(reply.model)[:MAX_NAME],
+        "model": _encodable(reply.model)[:MAX_MODEL_NAME],
         "latency_seconds": round(reply.latency, 4),
         "image": reply.sent,
         "cached": False,
@@ -195,21 +186,21 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: 
     }
 
 
-def _writable(text: str) -> str:
-    """Return a text without half surrogate pairs, which JSON can hold, and a file cannot."""
+def _encodable(text: str) -> str:
+    """Replace lone surrogates, which JSON may contain but UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _todo(
+def _pending(
     plan: Plan, folder: RunFolder, key: str, counts: Counter[str]
 ) -> Iterator[PendingJudgement]:
-    """Yield what is not judged yet; count what is."""
+    """Yield the missing judgements, and count the existing ones."""
     repeats = _spec(plan).repeats
     for cell in plan.cells:
-        known = JudgementFile(folder.judgements(cell.id)).known(key)
+        status = JudgementFile(folder.judgements(cell.id)).status(key)
         for image in cell_images(plan, cell, folder):
             for repeat in range(repeats):
-                found = known.get(JudgementKey(image.id, image.sha256, repeat).digest, NOT_JUDGED)
+                found = status.get(JudgementKey(image.id, image.sha256, repeat), NOT_JUDGED)
                 if found.final:
                     counts["reused"] += 1
                     counts["unscored"] += not found.scored
@@ -218,8 +209,8 @@ def _todo(
 
 
 @dataclass
-class _Judging:
-    """Writes what comes; takes from the cache what is there."""
+class _JudgementWriter:
+    """Takes replies from the cache or the judge, and writes them to the cells' files."""
 
     folder: RunFolder
     rubric: Rubric
@@ -230,10 +221,10 @@ class _Judging:
     def __post_init__(self) -> None:
         self._from_cache: list[tuple[PendingJudgement, Json]] = []
 
-    def uncached(self, todo: deque[PendingJudgement], advance: Advance) -> Iterator[Request]:
-        """Yield a request for each judgement that no earlier run has had; empties `todo`."""
-        while todo:
-            item = todo.popleft()
+    def requests(self, pending: deque[PendingJudgement], advance: Advance) -> Iterator[Request]:
+        """Yield a request for each judgement that is not in the cache; consumes `pending`."""
+        while pending:
+            item = pending.popleft()
             question = self.rubric.question(item.image.prompt)
             row = self._cached(item)
             if row is None:
@@ -245,22 +236,22 @@ class _Judging:
                 self.flush()
 
     def write(self, group: Sequence[tuple[Request, Reply]]) -> None:
-        """Write replies, durably, and keep them in the cache."""
-        rows, kept = [], []
+        """Write replies to disk and store them in the cache."""
+        rows, cacheable = [], []
         for request, reply in group:
             item = request.tag
             assert isinstance(item, PendingJudgement)
             row = judgement(item.image, reply, self.rubric, self.key, item.repeat)
             rows.append((item, row | {"attempt": item.attempts + reply.attempts}))
-            whole = reply.text is not None and len(reply.text) <= MAX_REPLY
-            if whole and item.image.sha256 is not None:
-                kept.append((self._cache_key(item), row))
+            complete = reply.text is not None and len(reply.text) <= MAX_REPLY
+            if complete and item.image.sha256 is not None:
+                cacheable.append((self._cache_key(item), row))
         self._append(rows)
         self.counts["done"] += len(rows)
-        self.cache.put((key, {name: row[name] for name in _KEPT}) for key, row in kept)
+        self.cache.put((key, {name: row[name] for name in _CACHED}) for key, row in cacheable)
 
     def flush(self) -> None:
-        """Write what came from the cache."""
+        """Write the judgements that were taken from the cache."""
         self._append(self._from_cache)
         self.counts["cached"] += len(self._from_cache)
         self._from_cache = []
@@ -274,19 +265,19 @@ class _Judging:
             JudgementFile(self.folder.judgements(cell)).append(found)
 
     def _cached(self, item: PendingJudgement) -> Json | None:
-        """Return the row of a reply that an earlier run has had to the same question."""
+        """Return the row for a reply of an earlier run to the same question, or None."""
         if item.image.sha256 is None:
             return None
         kept = self.cache.get(self._cache_key(item))
-        if kept is None or not kept.keys() >= _KEPT:
+        if kept is None or not kept.keys() >= _CACHED:
             return None
         if not (isinstance(kept["raw"], str) and isinstance(kept["model"], str)):
-            return None  # not as `write` has put it there: asked again
-        # Read anew: a parser that has learnt since reads old replies too.
+            return None  # damaged: ask again
+        # Parse again, since the parser may have improved.
         reply = Reply(kept["raw"], None, kept["reason"] == "truncated", kept["model"], 0.0)
         row = judgement(item.image, reply, self.rubric, self.key, item.repeat)
-        told = {name: kept[name] for name in ("expected", "latency_seconds", "image")}
-        return row | told | {"cached": True, "attempt": item.attempts}
+        measured = {name: kept[name] for name in ("expected", "latency_seconds", "image")}
+        return row | measured | {"cached": True, "attempt": item.attempts}
 
     def _cache_key(self, item: PendingJudgement) -> str:
         assert item.image.sha256 is not None
@@ -294,7 +285,7 @@ class _Judging:
         return reply_key(self.key, item.image.sha256, question, item.repeat)
 
 
-_KEPT = frozenset(("raw", "reason", "expected", "model", "latency_seconds", "image"))
+_CACHED = frozenset(("raw", "reason", "expected", "model", "latency_seconds", "image"))
 
 
 def _spec(plan: Plan) -> JudgeConfig:

@@ -136,14 +136,14 @@ def test_a_command_line_that_names_a_newer_vllm_is_refused(command: list[str]) -
         (
             {"launch_command": ["uxv", "{port}"]},
             AutoLoRAEvalError,
-            "no program 'uxv' here (neither a file nor on the PATH). Did you mean 'uvx'?",
+            "program 'uxv' not found (neither a file nor on the PATH). Did you mean 'uvx'?",
         ),
         (
             {"launch_command": ["apptainer", "{port}"]},
             AutoLoRAEvalError,
-            "no program 'apptainer' here (neither a file nor on the PATH). Install it",
+            "program 'apptainer' not found (neither a file nor on the PATH). Install it",
         ),
-        ({"vllm_python": "judge/bin/python"}, AutoLoRAEvalError, "no program 'judge/bin/python'"),
+        ({"vllm_python": "judge/bin/python"}, AutoLoRAEvalError, "judge/bin/python' not found"),
         ({"vllm_python": "p", "model": "nowhere"}, UsageError, "no such folder: 'nowhere'"),
         (
             {"vllm_python": "p", "launch_args": ["--api-key=secret"]},

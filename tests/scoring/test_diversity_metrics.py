@@ -1,4 +1,4 @@
-"""Measures of diversity beside equation (8): closed forms, invariances, refusals."""
+"""Diversity metrics other than equation (8): closed forms, invariances, invalid declarations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from autolora_eval.scoring.diversity_metric import METRICS, DiversityMetric, fin
 
 BUILT_IN = METRICS.built_in()
 VENDI, DISTANCE = BUILT_IN["vendi"], BUILT_IN["mean_distance"]
-ALONE = [measure for measure in BUILT_IN.values() if not measure.against_reference]
+ALONE = [metric for metric in BUILT_IN.values() if not metric.against_reference]
 
 
 def drawn(n: int = 7, dim: int = 5, seed: int = 0) -> np.ndarray:
@@ -31,8 +31,8 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return math.fsum(a * b) / math.sqrt(math.fsum(a * a) * math.fsum(b * b))
 
 
-def value(measure: DiversityMetric, features: object) -> float:
-    found = measure(features)
+def value(metric: DiversityMetric, features: object) -> float:
+    found = metric(features)
     assert found.value is not None, found.reason
     return found.value
 
@@ -41,27 +41,27 @@ def value(measure: DiversityMetric, features: object) -> float:
 
 
 @pytest.mark.parametrize(("n", "dim"), [(2, 3), (6, 9), (9, 3)])
-def test_images_that_are_all_alike_are_one(n: int, dim: int) -> None:
+def test_vendi_of_equal_images_is_one(n: int, dim: int) -> None:
     assert value(VENDI, np.tile(drawn(1, dim), (n, 1))) == pytest.approx(1.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [2, 5, 16])
-def test_orthogonal_images_are_as_many_as_they_are(n: int) -> None:
+def test_vendi_of_orthogonal_images_is_their_number(n: int) -> None:
     assert value(VENDI, np.eye(n, n + 3)) == pytest.approx(n, abs=1e-9)
 
 
-def test_two_orthogonal_clusters_of_one_size_are_two() -> None:
+def test_vendi_of_two_equal_clusters_is_two() -> None:
     assert value(VENDI, np.repeat(np.eye(2, 4), 5, axis=0)) == pytest.approx(2.0, abs=1e-9)
 
 
-def test_orthogonal_clusters_are_the_exponential_of_the_entropy_of_their_shares() -> None:
+def test_vendi_of_clusters_is_the_exponential_of_their_entropy() -> None:
     shares = np.asarray([0.5, 0.3, 0.2])
     features = np.repeat(np.eye(3), (10 * shares).astype(int), axis=0)
     expected = math.exp(-sum(p * math.log(p) for p in shares))
     assert value(VENDI, features) == pytest.approx(expected, abs=1e-9)
 
 
-def test_two_vectors_have_the_eigenvalues_one_plus_and_minus_their_cosine() -> None:
+def test_vendi_of_two_vectors_from_their_cosine() -> None:
     a, b = drawn(2)
     halves = [(1 + cosine(a, b)) / 2, (1 - cosine(a, b)) / 2]
     expected = math.exp(-sum(p * math.log(p) for p in halves))
@@ -69,7 +69,7 @@ def test_two_vectors_have_the_eigenvalues_one_plus_and_minus_their_cosine() -> N
 
 
 @pytest.mark.parametrize(("n", "dim"), [(7, 5), (5, 7)])
-def test_vendi_is_that_of_the_kernel_written_out(n: int, dim: int) -> None:
+def test_vendi_equals_its_definition_by_the_kernel_matrix(n: int, dim: int) -> None:
     features = drawn(n, dim)
     kernel = np.asarray([[cosine(a, b) / n for b in features] for a in features])
     # exp(−tr(K log K)) by its eigenvalues as those of a general matrix, not of a symmetric one.
@@ -78,29 +78,29 @@ def test_vendi_is_that_of_the_kernel_written_out(n: int, dim: int) -> None:
     assert value(VENDI, features) == pytest.approx(expected, rel=1e-9)
 
 
-def test_images_that_are_all_there_twice_are_no_more_than_once() -> None:
+def test_vendi_does_not_change_if_every_image_is_repeated() -> None:
     assert value(VENDI, np.repeat(drawn(), 2, axis=0)) == pytest.approx(value(VENDI, drawn()))
 
 
 # The mean distance.
 
 
-def test_images_that_are_all_alike_have_no_distance() -> None:
+def test_mean_distance_of_equal_images_is_zero() -> None:
     assert value(DISTANCE, np.tile(drawn(1), (5, 1))) == pytest.approx(0.0, abs=1e-7)
 
 
-def test_orthogonal_images_are_a_square_root_of_two_apart_and_opposite_ones_two() -> None:
+def test_mean_distance_of_orthogonal_and_opposite_images() -> None:
     assert value(DISTANCE, np.eye(5)) == pytest.approx(math.sqrt(2.0))
     assert value(DISTANCE, [[1.0, 2.0], [-2.0, -4.0]]) == pytest.approx(2.0)
 
 
-def test_the_mean_distance_is_that_of_the_pairs_written_out() -> None:
+def test_mean_distance_equals_its_definition_over_pairs() -> None:
     units = [row / math.sqrt(math.fsum(row * row)) for row in drawn()]
     pairs = [math.dist(a, b) for a, b in itertools.combinations(units, 2)]
     assert value(DISTANCE, drawn()) == pytest.approx(math.fsum(pairs) / len(pairs), rel=1e-9)
 
 
-def test_half_its_square_is_at_most_equation_8_and_equal_where_all_are_equally_far() -> None:
+def test_half_the_squared_mean_distance_is_at_most_equation_8() -> None:
     found = diversity(drawn()).value
     assert found is not None
     assert value(DISTANCE, drawn()) ** 2 / 2 < found - 1e-6
@@ -108,57 +108,55 @@ def test_half_its_square_is_at_most_equation_8_and_equal_where_all_are_equally_f
     assert value(DISTANCE, np.eye(6)) ** 2 / 2 == pytest.approx(equally_far)
 
 
-# What holds for each that is shipped and needs no reference set.
+# Properties of each shipped metric without reference images.
 
 
-@pytest.mark.parametrize("measure", ALONE, ids=lambda m: m.name)
+@pytest.mark.parametrize("metric", ALONE, ids=lambda m: m.name)
 class TestShipped:
-    def test_it_says_what_it_is(self, measure: DiversityMetric) -> None:
-        texts = (measure.display_name, measure.label, measure.equation, measure.source)
+    def test_declaration_is_complete(self, metric: DiversityMetric) -> None:
+        texts = (metric.display_name, metric.label, metric.equation, metric.source)
         assert all(texts)
-        assert measure.low < measure.high
+        assert metric.low < metric.high
 
-    def test_order_and_length_do_not_matter(self, measure: DiversityMetric) -> None:
+    def test_invariant_to_order_and_vector_length(self, metric: DiversityMetric) -> None:
         features = drawn()
-        expected = value(measure, features)
+        expected = value(metric, features)
         for seed in range(5):
             rng = np.random.default_rng(seed)
             changed = rng.permutation(features) * rng.uniform(1e-3, 1e3, size=(len(features), 1))
-            assert value(measure, changed) == pytest.approx(expected, rel=1e-9)
+            assert value(metric, changed) == pytest.approx(expected, rel=1e-9)
 
-    def test_a_rotation_does_not_matter(self, measure: DiversityMetric) -> None:
+    def test_invariant_to_rotation(self, metric: DiversityMetric) -> None:
         turn = np.linalg.qr(drawn(5, 5, seed=3))[0]
-        assert value(measure, drawn() @ turn) == pytest.approx(value(measure, drawn()), rel=1e-9)
+        assert value(metric, drawn() @ turn) == pytest.approx(value(metric, drawn()), rel=1e-9)
 
-    def test_it_is_greater_of_what_is_more_spread_out(self, measure: DiversityMetric) -> None:
+    def test_increases_with_spread(self, metric: DiversityMetric) -> None:
         centre = np.ones(5)
-        found = [value(measure, centre + s * (drawn() - drawn().mean(0))) for s in (0.1, 0.5, 2.0)]
-        assert (found == sorted(found)) == measure.higher_is_better
+        found = [value(metric, centre + s * (drawn() - drawn().mean(0))) for s in (0.1, 0.5, 2.0)]
+        assert (found == sorted(found)) == metric.higher_is_better
         assert len(set(found)) == 3
 
-    def test_its_values_lie_in_its_range(self, measure: DiversityMetric) -> None:
+    def test_values_lie_in_the_declared_range(self, metric: DiversityMetric) -> None:
         alike, apart = np.ones((4, 3)), np.eye(4)
         for features in (drawn(), alike, apart, [[1.0, 0.0], [-1.0, 0.0]]):
-            assert measure.low - 1e-9 <= value(measure, features) <= measure.high + 1e-9
+            assert metric.low - 1e-9 <= value(metric, features) <= metric.high + 1e-9
 
-    def test_one_image_is_too_few_and_a_zero_vector_has_no_direction(
-        self, measure: DiversityMetric
-    ) -> None:
-        few = measure(drawn(1))
+    def test_undefined_for_one_image_and_for_zero_vectors(self, metric: DiversityMetric) -> None:
+        few = metric(drawn(1))
         assert (few.value, few.reason) == (None, "needs at least 2 images, has 1")
         for wrong in (0.0, np.nan, np.inf):
             features = drawn()
             features[2] = wrong
-            found = measure(features)
+            found = metric(features)
             assert found.reason == "a feature vector is zero or not finite"
             assert found.value is None
 
-    def test_features_must_be_a_matrix(self, measure: DiversityMetric) -> None:
+    def test_features_must_be_a_matrix(self, metric: DiversityMetric) -> None:
         with pytest.raises(ValueError, match=r"shape \[N, D\], got \[5\]"):
-            measure(np.ones(5))
+            metric(np.ones(5))
 
 
-# Measures of other people.
+# Third-party metrics.
 
 OWN = """
 import numpy as np
@@ -188,24 +186,24 @@ def write(folder: Path, module: str, name: str = "widest", body: str = "1.0") ->
     return f"{module}.METRIC"
 
 
-def test_one_of_somebody_elses_is_found_by_its_dotted_path_and_told_by_its_sources(
+def test_third_party_metric_is_found_by_dotted_path_and_hashed(
     site: Path,
 ) -> None:
-    measure = METRICS.find(write(site, "measure_a", body="np.ptp(features)"))
-    assert value(measure, [[1.0, 0.0], [0.0, 4.0]]) == 4.0
-    assert len(measure.code["sha256"]) == 64
-    other = METRICS.find(write(site, "measure_b", body="np.ptp(features) + 1"))
-    assert other.code["sha256"] != measure.code["sha256"]
+    metric = METRICS.find(write(site, "metric_a", body="np.ptp(features)"))
+    assert value(metric, [[1.0, 0.0], [0.0, 4.0]]) == 4.0
+    assert len(metric.code["sha256"]) == 64
+    other = METRICS.find(write(site, "metric_b", body="np.ptp(features) + 1"))
+    assert other.code["sha256"] != metric.code["sha256"]
 
 
-def test_a_package_offers_one_by_an_entry_point(site: Path) -> None:
-    entry = "[autolora_eval.diversity_metrics]\nwide = measure_c:METRIC\nbad = measure_d:METRIC\n"
-    write_package(site, "wide-measures", entry, measure_c=OWN.format(name="wide", body="1.0"))
-    assert METRICS.find("wide").code["distribution"] == "wide-measures 1.0"
-    with pytest.raises(UsageError, match=r"'bad' of wide-measures 1\.0 .* is broken: .*measure_d"):
+def test_package_registers_a_metric_by_entry_point(site: Path) -> None:
+    entry = "[autolora_eval.diversity_metrics]\nwide = metric_c:METRIC\nbad = metric_d:METRIC\n"
+    write_package(site, "wide-metrics", entry, metric_c=OWN.format(name="wide", body="1.0"))
+    assert METRICS.find("wide").code["distribution"] == "wide-metrics 1.0"
+    with pytest.raises(UsageError, match=r"'bad' of wide-metrics 1\.0 .* is broken: .*metric_d"):
         METRICS.find("bad")
     assert list(METRICS.built_in()) == list(BUILT_IN), "a broken one takes no other down"
-    with pytest.raises(UsageError, match=r"unknown diversity measure 'wid'\. Did you mean 'wide'?"):
+    with pytest.raises(UsageError, match=r"unknown diversity metric 'wid'\. Did you mean 'wide'?"):
         METRICS.find("wid")
 
 
@@ -215,39 +213,39 @@ BESIDE = ("diversity_low", "widest_high", "widest_reason", "pc_published", "pc_p
 
 
 @pytest.mark.parametrize("name", ["Widest", "div_pc", "a b", "", *TABLES, *PROMPTS, *BESIDE])
-def test_a_name_that_is_no_column_is_refused(site: Path, name: str) -> None:
-    module = f"measure_named_{len(name)}_{name.encode().hex()}"
-    with pytest.raises(UsageError, match="cannot be called"):
+def test_invalid_name_is_rejected(site: Path, name: str) -> None:
+    module = f"metric_named_{len(name)}_{name.encode().hex()}"
+    with pytest.raises(UsageError, match="cannot be the name"):
         METRICS.find(write(site, module, name=name))
 
 
 @pytest.mark.parametrize(
     ("stated", "told"),
     [
-        ("low='x'", "has low='x': expected a number"),
-        ("low=1.0, high=1.0", "expected low below high"),
-        ("low=0.0, least_images='3'", "has least_images='3': expected a whole number from 1"),
-        ("low=0.0, least_reference=0", "has least_reference=0: expected a whole number from 1"),
+        ("low='x'", "has low='x'; expected a number"),
+        ("low=1.0, high=1.0", "expected low < high"),
+        ("low=0.0, least_images='3'", "has least_images='3'; expected a whole number from 1"),
+        ("low=0.0, least_reference=0", "has least_reference=0; expected a whole number from 1"),
     ],
 )
-def test_numbers_that_are_none_are_refused_at_once(site: Path, stated: str, told: str) -> None:
-    path = write(site, f"measure_g{len(stated)}")
+def test_invalid_value_is_rejected(site: Path, stated: str, told: str) -> None:
+    path = write(site, f"metric_g{len(stated)}")
     file = site / f"{path.split('.')[0]}.py"
     file.write_text(file.read_text().replace("low=0.0", stated))
     with pytest.raises(UsageError, match=told):
         METRICS.find(path)
 
 
-def test_one_without_a_function_is_refused_at_once(site: Path) -> None:
-    path = write(site, "measure_h")
-    file = site / "measure_h.py"
+def test_missing_function_is_rejected(site: Path) -> None:
+    path = write(site, "metric_h")
+    file = site / "metric_h.py"
     file.write_text(file.read_text().replace("function=widest", "function=None"))
-    with pytest.raises(UsageError, match="has function=NoneType: expected what is called"):
+    with pytest.raises(UsageError, match="has function=None; expected a callable"):
         METRICS.find(path)
 
 
-def test_what_is_no_measure_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"'math\.pi' is no diversity measure but float"):
+def test_other_object_is_rejected() -> None:
+    with pytest.raises(UsageError, match=r"'math\.pi' is float, not a diversity metric"):
         METRICS.find("math.pi")
 
 
@@ -259,17 +257,17 @@ def test_what_is_no_measure_is_refused() -> None:
         ("exit(0)", "widest: SystemExit: 0"),
     ],
 )
-def test_one_that_fails_is_missing_with_its_reason(site: Path, body: str, reason: str) -> None:
-    found = METRICS.find(write(site, f"measure_e{len(body)}", body=body))(drawn())
+def test_failing_function_gives_no_value_but_a_reason(site: Path, body: str, reason: str) -> None:
+    found = METRICS.find(write(site, f"metric_e{len(body)}", body=body))(drawn())
     assert (found.value, found.reason) == (None, reason)
 
 
-def test_two_that_would_be_one_column_are_refused(site: Path) -> None:
-    path = write(site, "measure_f", name="vendi")
+def test_two_metrics_with_one_column_are_rejected(site: Path) -> None:
+    path = write(site, "metric_f", name="vendi")
     found, problems = find_metrics(["vendi", path, "vendi"])
     assert list(found) == ["vendi"]
     assert [place for place, _ in problems] == [1, 2]
-    assert "would be one column" in problems[0][1]
+    assert "have the same column" in problems[0][1]
 
 
 # In a benchmark file.
@@ -277,27 +275,27 @@ def test_two_that_would_be_one_column_are_refused(site: Path) -> None:
 Problem = Callable[[object], str]
 
 
-def test_a_misspelt_one_is_refused_before_anything_runs(
+def test_misspelt_metric_is_rejected_at_load(
     problem: Problem, benchmark_data: dict[str, Any]
 ) -> None:
     told = problem(benchmark_data | {"diversity": ["mean_distance", "vendy"]})
-    assert "diversity.1: unknown diversity measure 'vendy'. Did you mean 'vendi'?" in told
+    assert "diversity.1: unknown diversity metric 'vendy'. Did you mean 'vendi'?" in told
 
 
-def test_one_that_would_be_a_scores_column_is_refused(
+def test_metric_with_the_name_of_a_score_is_rejected(
     problem: Problem, benchmark_data: dict[str, Any], workplace: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    path = write(workplace, "measure_beside", name="pc")
+    path = write(workplace, "metric_beside", name="pc")
     told = problem(benchmark_data | {"diversity": [path]})
     assert f"'{path}' and the rubric's score 'pc' would be one column" in told
 
 
-def test_a_file_beside_the_benchmark_is_found(
+def test_module_beside_the_benchmark_is_found(
     write_benchmark, benchmark_data: dict[str, Any], workplace: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    path = write(workplace, "measure_beside_too")
+    path = write(workplace, "metric_beside_too")
     loaded = load_benchmark(write_benchmark(benchmark_data | {"diversity": ["vendi", path]}))
     assert {stated: m.name for stated, m in loaded.diversity.items()} == {
         "vendi": "vendi",

@@ -21,7 +21,7 @@ from judge_server import (
 )
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.scoring.judges import server_pool as servers
+from autolora_eval.scoring.judges import server_pool
 from autolora_eval.scoring.judges.base import Request, is_transient
 from autolora_eval.scoring.judges.openai_judge import MAX_CONSECUTIVE_FAILURES, MAX_FAILOVERS
 
@@ -72,7 +72,7 @@ def test_a_server_that_has_gone_is_told_after_what_it_answered(
     server.answer = answer
     requests = [Request(path, QUESTION) for path in pictures(tmp_path, 9)]
     came, error = until_it_stops(judge(concurrency=1), requests)
-    assert "cannot be reached any more" in error
+    assert "It answered earlier in this run" in error
     assert [reply.text for reply in came] == [VERDICT] * 3
 
 
@@ -104,7 +104,7 @@ def test_a_server_that_answers_no_call_stops_the_run(
         Request(path, QUESTION) for path in pictures(tmp_path, MAX_CONSECUTIVE_FAILURES + 20)
     ]
     came, error = until_it_stops(judge(concurrency=2), requests)
-    assert re.search(r"is there, but the last \d+ questions had no answer.*http_500", error)
+    assert re.search(r"is up, but the last \d+ questions failed.*http_500", error)
     assert MAX_CONSECUTIVE_FAILURES - 4 <= len(came) < len(requests)
 
 
@@ -181,17 +181,17 @@ def test_a_question_that_brings_every_server_down_is_left_for_a_later_run(
     server: JudgeServer, image: Path, judge: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time the server is gone, and then back."""
-    monkeypatch.setattr(servers, "ASK_AGAIN_ALONE", 0.0)
+    monkeypatch.setattr(server_pool, "PROBE_INTERVAL_ALONE", 0.0)
     server.answer = lambda call, n: Drop() if n < 40 else VERDICT
     asked = judge(max_retries=4, give_up_after=5.0)
     asked.identity()
     there = itertools.cycle([False, True])
 
-    async def is_there(_: servers.Server) -> None:
+    async def is_there(_: server_pool.Server) -> None:
         if not next(there):
             raise AutoLoRAEvalError("gone")
 
-    monkeypatch.setattr(asked._servers, "_probe", is_there)
+    monkeypatch.setattr(asked._pool, "_probe", is_there)
     (reply,) = ask(asked, [Request(image, QUESTION)])
     assert reply.reason == "connection"
     assert is_transient(reply.reason)

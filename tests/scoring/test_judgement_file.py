@@ -1,4 +1,4 @@
-"""A cell's judgements on disk: appended whole, read one by one, put into order, never lost."""
+"""A cell's judgements on disk: appended durably, read back, compacted, never lost."""
 
 from __future__ import annotations
 
@@ -24,46 +24,24 @@ def file(tmp_path: Path) -> JudgementFile:
     return JudgementFile(tmp_path / "cell.jsonl")
 
 
-def test_a_file_that_is_not_there_is_empty(file: JudgementFile) -> None:
+def test_missing_file_is_empty(file: JudgementFile) -> None:
     assert list(file.rows()) == []
-    assert file.known("k") == {}
+    assert file.status("k") == {}
     file.compact(["a"])
     assert not file.path.exists()
 
 
-def test_the_last_row_counts_and_a_failed_call_is_not_final(file: JudgementFile) -> None:
+def test_last_row_counts_and_failed_call_is_not_final(file: JudgementFile) -> None:
     file.append([row("a", reason="http_500"), row("b", reason="no_json", attempt=2)])
     file.append([row("a", attempt=3), row("c", reason="timeout"), row("a", key="other")])
-    assert file.known("k") == {
-        JudgementKey("a", "s", 0).digest: JudgementStatus(final=True, scored=True, attempts=3),
-        JudgementKey("b", "s", 0).digest: JudgementStatus(final=True, scored=False, attempts=2),
-        JudgementKey("c", "s", 0).digest: JudgementStatus(final=False, scored=False, attempts=1),
+    assert file.status("k") == {
+        JudgementKey("a", "s", 0): JudgementStatus(final=True, scored=True, attempts=3),
+        JudgementKey("b", "s", 0): JudgementStatus(final=True, scored=False, attempts=2),
+        JudgementKey("c", "s", 0): JudgementStatus(final=False, scored=False, attempts=1),
     }
 
 
-def test_repeats_images_and_their_contents_are_told_apart() -> None:
-    asked = [
-        JudgementKey("a", "s", 0),
-        JudgementKey("a", "s", 1),
-        JudgementKey("a", "t", 0),
-        JudgementKey("b", "s", 0),
-    ]
-    asked += [
-        JudgementKey("a", None, 0),
-        JudgementKey("a", "s\x001", 0),
-        JudgementKey("a\x00s", "", 0),
-    ]
-    assert len({each.digest for each in asked}) == len(asked)
-
-
-def test_rows_written_before_there_were_repeats_are_the_first(file: JudgementFile) -> None:
-    old = row("a")
-    del old["repeat"]
-    file.append([old])
-    assert JudgementKey("a", "s", 0).digest in file.known("k")
-
-
-def test_they_are_put_into_the_order_of_the_plan(file: JudgementFile) -> None:
+def test_compact_sorts_rows_by_the_plan(file: JudgementFile) -> None:
     file.append([row("c"), row("a", 1), row("gone"), row("b"), row("a", 0), row("a", 0, key="o")])
     file.compact(["a", "b", "c"])
     found = [(r["image_id"], r["repeat"], r["judge_key"]) for r in file.rows()]
@@ -77,13 +55,13 @@ def test_they_are_put_into_the_order_of_the_plan(file: JudgementFile) -> None:
     ]
 
 
-def test_of_two_rows_on_the_same_the_later_is_kept(file: JudgementFile) -> None:
+def test_compact_keeps_the_last_row_of_a_judgement(file: JudgementFile) -> None:
     file.append([row("a", reason="http_500"), row("b"), row("a", raw="at last")])
     file.compact(["a", "b"])
     assert [(r["image_id"], r.get("raw")) for r in file.rows()] == [("a", "at last"), ("b", None)]
 
 
-def test_what_is_in_order_is_left_alone(file: JudgementFile) -> None:
+def test_compact_does_not_rewrite_a_sorted_file(file: JudgementFile) -> None:
     file.append([row("a"), row("b")])
     before = file.path.stat()
     file.compact(["a", "b"])
@@ -92,8 +70,7 @@ def test_what_is_in_order_is_left_alone(file: JudgementFile) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60, 100_000])
-def test_a_torn_last_line_is_no_row_and_spoils_none(file: JudgementFile, cut: int) -> None:
-    """Also one longer than what is looked through at a time."""
+def test_incomplete_last_line_is_ignored_and_overwritten(file: JudgementFile, cut: int) -> None:
     file.append([row("a")])
     torn = json.dumps(row("b", raw="é" * 200_000), ensure_ascii=False).encode()[:-cut]
     with file.path.open("ab") as stream:
@@ -104,13 +81,13 @@ def test_a_torn_last_line_is_no_row_and_spoils_none(file: JudgementFile, cut: in
     assert file.path.read_bytes().count(b"\n") == 2
 
 
-def test_a_file_that_is_torn_from_its_first_line_on(file: JudgementFile) -> None:
+def test_incomplete_first_line_is_overwritten(file: JudgementFile) -> None:
     file.path.write_bytes(b'{"image_id": "a", "sha')
     file.append([row("b")])
     assert [r["image_id"] for r in file.rows()] == ["b"]
 
 
-def test_a_torn_line_goes_when_rows_are_put_into_order(file: JudgementFile) -> None:
+def test_compact_removes_an_incomplete_line(file: JudgementFile) -> None:
     file.append([row("a")])
     with file.path.open("ab") as stream:
         stream.write(b'{"image')
@@ -119,7 +96,7 @@ def test_a_torn_line_goes_when_rows_are_put_into_order(file: JudgementFile) -> N
 
 
 @pytest.mark.parametrize("line", ["{}", "no JSON", "[1]", "null", '{"image_id": "a"}', "{torn"])
-def test_a_whole_line_that_is_no_judgement_is_named(file: JudgementFile, line: str) -> None:
+def test_complete_line_that_is_not_a_judgement_is_reported(file: JudgementFile, line: str) -> None:
     file.append([row("a")])
     with file.path.open("a") as stream:
         stream.write(f"{line}\n")
@@ -127,24 +104,24 @@ def test_a_whole_line_that_is_no_judgement_is_named(file: JudgementFile, line: s
         list(file.rows())
 
 
-def test_text_is_kept_as_it_is(file: JudgementFile) -> None:
+def test_text_is_kept_verbatim(file: JudgementFile) -> None:
     raw = 'a\u2028b\x85c "quoted" \\ \x00 é 猫'
     file.append([row("a", raw=raw), row("b")])
     assert next(file.rows())["raw"] == raw
     assert len(list(file.rows())) == 2
 
 
-def test_what_is_put_in_order_is_on_disk_and_closed_before_it_takes_the_files_place(
+def test_compacted_file_is_flushed_and_closed_before_it_replaces_the_old_one(
     file: JudgementFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash of the machine leaves one or the other; Windows renames onto no open file."""
+    """A crash leaves the old or the new file; Windows cannot rename an open file."""
     file.append([row("b"), row("a")])
     events: list[object] = []
     opened = []
     fsync, replace, path_open = os.fsync, Path.replace, Path.open
 
-    def opening(self: Path, *arguments: Any) -> Any:
-        opened.append(path_open(self, *arguments))
+    def opening(self: Path, *arguments: Any, **named: Any) -> Any:
+        opened.append(path_open(self, *arguments, **named))
         return opened[-1]
 
     def replacing(self: Path, target: Path) -> Path:

@@ -21,12 +21,12 @@ import autolora_eval
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges import supervisor as guard
 from autolora_eval.scoring.judges.config import JudgeConfig
-from autolora_eval.scoring.judges.vllm_server import launched
+from autolora_eval.scoring.judges.vllm_server import launched_server
 
 FAKE = Path(__file__).with_name("fake_server.py")
 SENTINEL = "key-that-nobody-may-read"
 SOON = 10.0
-GRACE = 1.0
+GRACE = 0.3
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def assert_gone(folder: Path, *names: str) -> None:
 def test_it_answers_inside_the_block_and_is_gone_after_it(spec, tmp_path: Path) -> None:
     said: list[str] = []
     log = tmp_path / "new" / "server.log"
-    with launched(spec(), log, said.append) as url:
+    with launched_server(spec(), log, said.append) as url:
         port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/v1", url)[1])  # type: ignore[index]
         with urllib.request.urlopen(f"{url}/models") as answer:
             assert b"miniature:judge" in answer.read()
@@ -89,7 +89,7 @@ def test_the_log_is_the_servers_and_has_no_key(spec, tmp_path: Path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", "leads-to-our-packages")
     log = tmp_path / "server.log"
     log.write_text("of an earlier launch\n" * 99)
-    with launched(spec(), log):
+    with launched_server(spec(), log):
         pass
     text = log.read_text()
     assert text.startswith("variables:")
@@ -100,7 +100,10 @@ def test_the_log_is_the_servers_and_has_no_key(spec, tmp_path: Path, monkeypatch
 
 def test_a_server_that_dies_is_quoted(spec, tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    with pytest.raises(AutoLoRAEvalError) as caught, launched(spec("dies", "the last words"), log):
+    with (
+        pytest.raises(AutoLoRAEvalError) as caught,
+        launched_server(spec("dies", "the last words"), log),
+    ):
         pytest.fail("there is no server")
     lines = str(caught.value).splitlines()
     assert lines[0] == "the judge's server ended with exit code 3 before it answered."
@@ -138,7 +141,7 @@ def test_known_causes_are_answered_with_what_to_do(
 ) -> None:
     with (
         pytest.raises(AutoLoRAEvalError) as caught,
-        launched(spec("dies", last_words), tmp_path / "server.log"),
+        launched_server(spec("dies", last_words), tmp_path / "server.log"),
     ):
         pytest.fail("there is no server")
     assert advice in str(caught.value).splitlines()[0]
@@ -146,7 +149,10 @@ def test_known_causes_are_answered_with_what_to_do(
 
 def test_a_server_that_cannot_be_started_is_named(spec, tmp_path: Path) -> None:
     judge = spec().model_copy(update={"launch_command": ["no-such-program", "{port}"]})
-    with pytest.raises(AutoLoRAEvalError) as caught, launched(judge, tmp_path / "server.log"):
+    with (
+        pytest.raises(AutoLoRAEvalError) as caught,
+        launched_server(judge, tmp_path / "server.log"),
+    ):
         pytest.fail("there is no server")
     assert "'no-such-program' cannot be started: No such file or directory" in str(caught.value)
 
@@ -154,8 +160,8 @@ def test_a_server_that_cannot_be_started_is_named(spec, tmp_path: Path) -> None:
 def test_one_that_never_answers_is_given_up(spec, tmp_path: Path) -> None:
     judge = spec("hangs", "worker", timeout=1.5)
     with (
-        pytest.raises(AutoLoRAEvalError, match=r"did not answer within 1\.5 s, and was stopped"),
-        launched(judge, tmp_path / "server.log"),
+        pytest.raises(AutoLoRAEvalError, match=r"did not answer within 1\.5 s and was stopped"),
+        launched_server(judge, tmp_path / "server.log"),
     ):
         pytest.fail("there is no server")
     assert_gone(tmp_path, "server", "worker")
@@ -165,12 +171,15 @@ def test_one_that_never_answers_is_given_up(spec, tmp_path: Path) -> None:
     ("behaviour", "message"),
     [
         ("renamed", "serves another, not 'miniature:judge'"),
-        ("locked", r"wants a key \(it answers 401\)"),
+        ("locked", r"requires an API key \(status 401\)"),
     ],
 )
 def test_a_server_of_no_use_is_stopped(behaviour: str, message: str, spec, tmp_path) -> None:
     log = tmp_path / "server.log"
-    with pytest.raises(AutoLoRAEvalError, match=message) as caught, launched(spec(behaviour), log):
+    with (
+        pytest.raises(AutoLoRAEvalError, match=message) as caught,
+        launched_server(spec(behaviour), log),
+    ):
         pytest.fail("there is no server")
     assert SENTINEL not in str(caught.value)
     assert_gone(tmp_path, "server")
@@ -178,7 +187,7 @@ def test_a_server_of_no_use_is_stopped(behaviour: str, message: str, spec, tmp_p
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3)])
 def test_it_is_stopped_whatever_ends_the_block(error: BaseException, spec, tmp_path: Path) -> None:
-    with pytest.raises(type(error)), launched(spec(), tmp_path / "server.log"):
+    with pytest.raises(type(error)), launched_server(spec(), tmp_path / "server.log"):
         raise error
     assert_gone(tmp_path, "server")
 
@@ -187,22 +196,22 @@ def test_a_failure_that_the_server_caused_says_so(spec, tmp_path: Path) -> None:
     log = tmp_path / "server.log"
 
     def judge_while_the_server_is_killed() -> None:
-        with launched(spec(), log):
+        with launched_server(spec(), log):
             os.kill(int((tmp_path / "server").read_text()), signal.SIGKILL)
             time.sleep(1.5)
-            raise AutoLoRAEvalError("the judge cannot be reached any more.")
+            raise AutoLoRAEvalError("the judge does not answer.")
 
     with pytest.raises(AutoLoRAEvalError) as caught:
         judge_while_the_server_is_killed()
     first, second, *_ = str(caught.value).splitlines()
-    assert first == "the judge cannot be reached any more."
-    assert second.startswith("The judge's server ended with exit code 137 while it was needed: ")
-    assert "for want of memory" in second
+    assert first == "the judge does not answer."
+    assert second.startswith("The judge's server ended with exit code 137 during the judging: ")
+    assert "out of memory" in second
 
 
 def test_the_whole_group_is_gone_though_a_worker_will_not(spec, tmp_path: Path) -> None:
     started = time.monotonic()
-    with launched(spec("worker"), tmp_path / "server.log"):
+    with launched_server(spec("worker"), tmp_path / "server.log"):
         assert runs(tmp_path, "worker")
         started = time.monotonic()
     assert not runs(tmp_path, "server")
@@ -212,7 +221,7 @@ def test_the_whole_group_is_gone_though_a_worker_will_not(spec, tmp_path: Path) 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives orphans to the guard")
 def test_a_worker_in_a_session_of_its_own_is_gone_too(spec, tmp_path: Path) -> None:
-    with launched(spec("apart"), tmp_path / "server.log"):
+    with launched_server(spec("apart"), tmp_path / "server.log"):
         assert runs(tmp_path, "worker")
     assert not runs(tmp_path, "server")
     assert_gone(tmp_path, "worker")
@@ -223,14 +232,15 @@ import signal, sys, time
 from pathlib import Path
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges import supervisor as guard
-from autolora_eval.scoring.judges.vllm_server import launched
+from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.scoring.judges.vllm_server import launched_server
 
 guard.GRACE_SECONDS = 1.0
 # A suite that runs in the background of a shell hands down that Ctrl-C is to be ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 spec = JudgeConfig.model_validate_json(sys.argv[1])
 folder = Path(sys.argv[2])
-with launched(spec, folder / "server.log"):
+with launched_server(spec, folder / "server.log"):
     (folder / "ready").touch()
     time.sleep(600)
 """

@@ -31,7 +31,7 @@ from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Request
-from autolora_eval.scoring.judges.vllm_server import launched
+from autolora_eval.scoring.judges.vllm_server import launched_server
 from autolora_eval.scoring.judging import judge_images, open_judge
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import read_rubric
@@ -128,7 +128,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Both:
     pictures = [path for path, _ in creatures(place, each=2, seed=4_103)]
     character = plan_with(CHARACTER, place / "character.yaml")
     said["in process"] = said_of_creatures(character, pictures, None)
-    with launched(spec, log, print) as url:
+    with launched_server(spec, log, print) as url:
         told["vLLM"], rows["vLLM"] = judged(plans["vLLM"], folders["vLLM"], [url])
         character = plan_with(SERVER | CHARACTER, place / "character_served.yaml")
         said["vLLM"] = said_of_creatures(character, pictures, [url])

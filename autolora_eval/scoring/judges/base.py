@@ -1,4 +1,4 @@
-"""What a judge is to the rest of the product: questions about images in, replies out."""
+"""The interface of a judge: questions about images in, replies out."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Protocol
 from autolora_eval._files import Json
 from autolora_eval.scoring.rubric import Question
 
-# Failures of the way to the judge, not of its reply: a later run asks again.
+# Reasons for failed calls, as opposed to unusable replies: a later run asks again.
 TRANSIENT_REASONS = ("http_", "timeout", "connection", "bad_response")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One image and what is asked about it.
+    """One question about one image.
 
     Attributes:
-        image: the file.
+        image: the image file.
         question: the rubric's text with the prompt filled in.
-        repeat: which asking of the same question this is, from 0; it is added to the seed.
-        tag: whatever the asker wants back with the reply.
+        repeat: index of the repetition of this question, from 0; it is added to the seed.
+        tag: any object that the caller wants back with the reply.
     """
 
     image: Path
@@ -33,11 +33,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a reply, with the likeliest tokens at its place.
+    """One token of a reply, with the most likely tokens at its position.
 
     Attributes:
-        text: of the token.
-        alternatives: natural log-probability by text of each, the token itself among them.
+        text: the token's text.
+        alternatives: natural log-probability by text, including the token itself.
     """
 
     text: str
@@ -46,20 +46,19 @@ class Token:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back.
+    """A judge's reply to one request.
 
     Attributes:
-        text: the judge's words; None if the call failed.
+        text: the reply; None if the call failed.
         reason: why the call failed: `timeout`, `connection`, `http_500`, `bad_response`,
-            `refused`, `corrupt_image` …; None if it did not.
-        truncated: the reply ran into the token limit.
-        model: the model as the judge names it.
+            `refused`, `corrupt_image` …; None if it succeeded.
+        truncated: True if the reply reached the token limit.
+        model: the model's name as the judge reports it.
         latency: seconds from question to reply.
-        attempts: calls that were made for it.
-        sent: format, width, height and bytes of the image as the judge was given it; None if it
-            was not.
-        tokens: the reply's tokens with their alternatives, if log-probabilities were asked for
-            and given.
+        attempts: number of calls made.
+        sent: format, width, height and bytes of the image as sent to the judge; None if no image
+            was sent.
+        tokens: the reply's tokens with their alternatives; empty without log-probabilities.
     """
 
     text: str | None
@@ -76,33 +75,33 @@ class Judge(Protocol):
     """A vision-language model that answers questions about images."""
 
     def identity(self) -> Json:
-        """Return what decides its replies: model, revision or hash, constraint, sampling.
+        """Return everything that determines the replies: model, revision, constraint, sampling.
 
         Raises:
-            AutoLoRAEvalError: a server that must say what it serves is not there.
+            AutoLoRAEvalError: if the judge's server does not answer.
         """
         ...
 
     def facts(self) -> Json:
-        """Return what else is to be recorded of it, which decides no reply."""
+        """Return further facts for the manifest that do not influence replies."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds: memory, connections. It is not asked again."""
+        """Release memory and connections. The judge cannot be used afterwards."""
         ...
 
     def replies(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, Reply]]]:
-        """Yield each request with its reply as it comes, in any order, in groups.
+        """Yield each request with its reply, in any order, in groups.
 
-        Requests are taken from the iterable as they can be worked on, so that memory does not
-        grow with their number. A failed call is a reply with a reason.
+        Requests are taken from the iterable only as they can be processed, so memory does not
+        grow with their number. A failed call yields a reply with a reason.
 
         Raises:
-            AutoLoRAEvalError: the judge is gone. What was yielded stands.
+            AutoLoRAEvalError: if the judge is unavailable. Replies yielded before remain valid.
         """
         ...
 
 
 def is_transient(reason: str | None) -> bool:
-    """Tell whether a later run should ask again."""
+    """Return True if a later run should ask again."""
     return reason is not None and reason.startswith(TRANSIENT_REASONS)

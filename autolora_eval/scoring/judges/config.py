@@ -195,7 +195,7 @@ def address_problem(url: str) -> str | None:
     return None if is_one else f"expected an address such as {_AN_ADDRESS} (got '{url}')."
 
 
-def is_of_this_machine(url: str) -> bool:
+def is_loopback(url: str) -> bool:
     """Tell whether an address is this machine's: to it no proxy leads, whatever HTTP_PROXY says."""
     return urlsplit(url).hostname in _LOOPBACK
 

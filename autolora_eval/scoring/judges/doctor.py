@@ -1,17 +1,24 @@
-"""Which judges can run here, and what each of the others lacks. Nothing is loaded or started."""
+"""Which judge backends can run on this machine, and what the others lack.
+
+Nothing is loaded or started. Every probe has a timeout.
+"""
 
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
+import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
@@ -19,47 +26,41 @@ from rich.table import Table
 from rich.text import Text
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._sources import Source
-from autolora_eval.config.load import LoadedBenchmark, load_benchmark
-from autolora_eval.scoring.judges.config import JudgeConfig, address_problem, is_of_this_machine
-from autolora_eval.scoring.judges.launched_identity import model_source
-from autolora_eval.scoring.judges.machine import (
-    PROBE_SECONDS,
-    RUNNERS,
-    Machine,
-    installed,
-    look_around,
-)
+from autolora_eval._sources import Source, in_cache
+from autolora_eval.scoring.judges.config import JudgeConfig, address_problem, is_loopback
 from autolora_eval.scoring.judges.vllm_command import (
     LAST_WITH_MLLAMA,
     MLLAMA_PACKAGES,
     check_launch,
-    is_mllama,
+    model_source,
     numbers,
     vllm_build,
 )
 
-PAPERS_JUDGE = Source(
+PAPER_JUDGE = Source(
     "meta-llama/Llama-3.2-11B-Vision-Instruct", "hub", "meta-llama/Llama-3.2-11B-Vision-Instruct"
 )
 SERVER_VARIABLE = "AUTOLORA_EVAL_JUDGE_URL"
 DEFAULT_SERVER = "http://localhost:8000/v1"
 KEY_VARIABLE = "AUTOLORA_EVAL_JUDGE_API_KEY"
-# As README calls it.
-USUAL_PYTHONS = ("judge/bin/python",)
-# Weights alone do not make an answer: activations, and with vLLM the cache of keys and values.
+VLLM_PYTHON = "judge/bin/python"  # the path that the documentation uses
+LAUNCHERS = ("uvx", "docker", "podman")
+PROBE_SECONDS = 5.0
+# Memory beyond the weights: activations, and with vLLM the cache of keys and values.
 HEADROOM = 1.15
 _PARAMETERS = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)B\b", re.IGNORECASE)
+_NVIDIA_SMI = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free"]
+_NO_GPU = "no NVIDIA GPU here"
 
 
 @dataclass(frozen=True)
-class Need:
-    """One thing that a judge needs.
+class Requirement:
+    """One requirement of a judge.
 
     Attributes:
-        met: whether it is here.
+        met: whether it is fulfilled here.
         fact: what was found.
-        step: what to do if it is not.
+        step: what to do if it is not fulfilled.
     """
 
     met: bool
@@ -68,184 +69,236 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A judge, or a way to one, and all that it needs.
-
-    Attributes:
-        judge: what it is.
-        needs: of it, those that could be looked at.
-    """
+class BackendStatus:
+    """A judge, or a way to run one, with its requirements."""
 
     judge: str
-    needs: tuple[Need, ...]
+    requirements: tuple[Requirement, ...]
 
     @property
     def runs(self) -> bool:
-        """Whether nothing is known against it."""
-        return all(need.met for need in self.needs)
+        """Whether all requirements are met."""
+        return all(requirement.met for requirement in self.requirements)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU; memory in GiB."""
+
+    name: str
+    memory: float
+    free: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine.
+
+    Attributes:
+        cores: number of CPU cores.
+        memory: system memory in GiB.
+        gpus: the NVIDIA GPUs that this process may use.
+        accelerator: what the installed torch can use: `cuda`, `mps` or `cpu`.
+        launchers: programs of `LAUNCHERS` that are installed.
+    """
+
+    cores: int
+    memory: float
+    gpus: tuple[Gpu, ...]
+    accelerator: str
+    launchers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        gpus = [f"{gpu.name}, {gpu.memory:.0f} GiB ({gpu.free:.0f} free)" for gpu in self.gpus]
+        listed = " + ".join(gpus) or "no NVIDIA GPU"
+        return f"{self.cores} CPU cores, {self.memory:.0f} GiB memory, {listed}"
+
+    def room(self, accelerator: str) -> float:
+        """Return the GiB available to one judge: of the largest GPU, or of the system."""
+        return max(gpu.memory for gpu in self.gpus) if accelerator == "cuda" else self.memory
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
-
-    Attributes:
-        machine: that was looked at.
-        findings: the benchmark's own judge first, if one was named.
-    """
+    """The result of `examine`: the machine, and the benchmark's own judge first."""
 
     machine: Machine
-    findings: tuple[Finding, ...]
+    backends: tuple[BackendStatus, ...]
 
 
-def examine(benchmark: str | Path | None = None) -> Diagnosis:
+def examine(
+    name: str = "", judge: JudgeConfig | None = None, source: Source | None = None
+) -> Diagnosis:
     """Find out which judges can run on this machine.
 
     Args:
-        benchmark: a file or the name of a shipped one, whose judge is looked at first.
-
-    Raises:
-        UsageError: the benchmark cannot be used as it stands.
+        name: the name of a benchmark whose judge is examined first; empty for none.
+        judge: the benchmark's `judge` section, if it has one.
+        source: the judge's model, if it runs in this process.
     """
-    loaded = None if benchmark is None else load_benchmark(benchmark)
-    spec = None if loaded is None else loaded.spec.judge
-    machine = look_around()
-    looks: list[Callable[[], list[Finding]]] = [
-        lambda: [] if loaded is None else [_of_benchmark(loaded, machine)],
-        lambda: [_miniature()],
-        lambda: [_in_process(machine)],
-        lambda: _servers(spec),
-        lambda: _environments(spec, machine),
-        lambda: [_runners(machine)],
-        lambda: [_papers_judge(machine)],
+    machine = this_machine()
+    checks: list[Callable[[], BackendStatus | None]] = [
+        lambda: _benchmark_judge(name, judge, source, machine) if name else None,
+        lambda: BackendStatus(
+            "The shipped miniature (model: miniature:judge), in this process",
+            (_packages("models", "torch", "transformers", "llguidance"),),
+        ),
+        lambda: _any_in_process(machine),
+        lambda: None if judge and judge.backend == "openai" else _any_server(),
+        lambda: _vllm_environment(judge, machine),
+        lambda: _launch_command(machine),
+        lambda: _paper_judge(machine),
     ]
-    # At the same time, since each may wait for an answer that never comes.
-    with ThreadPoolExecutor(len(looks)) as pool:
-        found = pool.map(lambda look: look(), looks)
-        return Diagnosis(machine, tuple(finding for part in found for finding in part))
+    with ThreadPoolExecutor(len(checks)) as pool:  # in parallel, since each may time out
+        found = pool.map(lambda check: check(), checks)
+        return Diagnosis(machine, tuple(status for status in found if status is not None))
 
 
-def _of_benchmark(loaded: LoadedBenchmark, machine: Machine) -> Finding:
-    spec = loaded.spec.judge
-    name = loaded.spec.name
-    if spec is None:
-        return Finding(f"'{name}' names no judge", (Need(True, "only diversity is measured"),))
-    if spec.backend == "transformers":
-        assert loaded.judge is not None
-        needs = [*_packages("models", "torch", "transformers", "llguidance")]
-        halved = machine.accelerator != "cpu" if spec.dtype == "auto" else spec.dtype != "float32"
-        needs += _memory(loaded.judge, machine, machine.accelerator, 2 if halved else 4)
-        return Finding(f"'{name}': {spec.model} in this process", tuple(needs))
-    needs = list(_packages("openai", "openai", "tenacity"))
-    if spec.launch:
-        needs += _launch(spec, machine)
-        return Finding(f"'{name}': {spec.model} on a server that the run launches", tuple(needs))
+def _benchmark_judge(
+    name: str, judge: JudgeConfig | None, source: Source | None, machine: Machine
+) -> BackendStatus:
+    if judge is None:
+        only = Requirement(True, "only diversity is measured")
+        return BackendStatus(f"'{name}' names no judge", (only,))
+    if judge.backend == "transformers":
+        assert source is not None
+        half = machine.accelerator != "cpu" if judge.dtype == "auto" else judge.dtype != "float32"
+        memory = _memory(source, machine, machine.accelerator, bytes_each=2 if half else 4)
+        packages = _packages("models", "torch", "transformers", "llguidance")
+        return BackendStatus(f"'{name}': {judge.model} in this process", (packages, *memory))
+    packages = _packages("openai", "openai", "tenacity")
+    if judge.launch:
+        title = f"'{name}': {judge.model} on a server that the run launches"
+        return BackendStatus(title, (packages, *_launch(judge, machine)))
     with ThreadPoolExecutor() as pool:
-        needs.append(_any_of(list(pool.map(lambda url: _served(url, spec), spec.base_urls))))
-    return Finding(f"'{name}': {spec.model} on a server", tuple(needs))
+        servers = list(pool.map(lambda url: _served(url, judge), judge.base_urls))
+    facts = "; ".join(server.fact for server in servers)
+    one = Requirement(any(server.met for server in servers), facts, servers[0].step)
+    return BackendStatus(f"'{name}': {judge.model} on a server", (packages, one))
 
 
-def _any_of(servers: Sequence[Need]) -> Need:
-    """Return the need of one server at least: a run does with those that are there."""
-    facts = "; ".join(need.fact for need in servers)
-    return Need(any(need.met for need in servers), facts, servers[0].step)
-
-
-def _launch(spec: JudgeConfig, machine: Machine) -> Iterator[Need]:
+def _launch(judge: JudgeConfig, machine: Machine) -> Iterator[Requirement]:
     try:
-        check_launch(spec, PROBE_SECONDS)
+        check_launch(judge, PROBE_SECONDS)
     except AutoLoRAEvalError as error:
-        yield Need(False, *_halves(str(error)))
+        fact, _, step = str(error).partition(". ")
+        yield Requirement(False, fact, step)
         return
-    yield Need(True, f"{spec.vllm_python or spec.launch_command[0]} can be started")
-    build = vllm_build(spec.vllm_python, PROBE_SECONDS) if spec.vllm_python else None
+    yield Requirement(True, f"{judge.vllm_python or judge.launch_command[0]} can be started")
+    build = vllm_build(judge.vllm_python, PROBE_SECONDS) if judge.vllm_python else None
     accelerator = "cpu" if build and "cpu" in " ".join(build) else "cuda"
-    yield from _memory(model_source(spec), machine, accelerator, together=True)
+    yield from _memory(model_source(judge), machine, accelerator, shared=True)
 
 
-def _halves(message: str) -> tuple[str, str]:
-    """Return a message's fact and its advice, which is the last sentence, if there are two."""
-    fact, dot, step = message.partition(". ")
-    return (fact + dot.strip(), step) if dot else (message, "")
-
-
-def _miniature() -> Finding:
-    needs = tuple(_packages("models", "torch", "transformers", "llguidance"))
-    return Finding("The shipped miniature (model: miniature:judge), in this process", needs)
-
-
-def _in_process(machine: Machine) -> Finding:
-    """A model of the user's own in this process: what it must fit into."""
-    needs = list(_packages("models", "torch", "transformers", "llguidance"))
-    size = _room(machine, machine.accelerator)
+def _any_in_process(machine: Machine) -> BackendStatus:
     where = {"cuda": "on the GPU", "mps": "on Apple's GPU", "cpu": "on the CPU, slowly"}
-    weight = 4 if machine.accelerator == "cpu" else 2
-    needs.append(
-        Need(
-            True,
-            f"{where[machine.accelerator]}: {size:.0f} GiB, room for about "
-            f"{_rounded(size / HEADROOM / weight * 2**30 / 1e9)} billion parameters",
-        )
+    size, accelerator = machine.room(machine.accelerator), machine.accelerator
+    billions = size / HEADROOM / (4 if accelerator == "cpu" else 2) * 2**30 / 1e9
+    fact = (
+        f"{where[accelerator]}: {size:.0f} GiB, enough for about {billions:.2g} billion parameters"
     )
-    return Finding("Any image-text-to-text model of transformers, in this process", tuple(needs))
+    return BackendStatus(
+        "Any image-text-to-text model of transformers, in this process",
+        (_packages("models", "torch", "transformers", "llguidance"), Requirement(True, fact)),
+    )
 
 
-def _rounded(value: float) -> str:
-    return f"{value:.0f}" if value >= 1 else f"{value:.1f}"
+def _any_server() -> BackendStatus:
+    url = os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER
+    where = "" if address_problem(url) else f" at {url}"
+    requirements = (_packages("openai", "openai", "tenacity"), _served(url))
+    return BackendStatus(f"Any model on a server{where}", requirements)
 
 
-def _packages(extra: str, *names: str) -> Iterator[Need]:
-    versions = {name: installed(name) for name in names}
-    absent = [name for name, version in versions.items() if version is None]
-    if absent:
-        step = f"pip install 'autolora-eval[{extra}]'"
-        yield Need(False, f"{', '.join(absent)} not installed", step)
+def _vllm_environment(judge: JudgeConfig | None, machine: Machine) -> BackendStatus:
+    """Check the environment from which a run could launch vLLM."""
+    python = (judge.vllm_python if judge else None) or VLLM_PYTHON
+    title = f"A server that the run launches from vLLM's own environment, {python}"
+    build = vllm_build(python, PROBE_SECONDS)
+    if build is None:
+        step = f"python3 -m venv judge && judge/bin/pip install vllm; then vllm_python: {python}"
+        return BackendStatus(title, (Requirement(False, "no vLLM there", step),))
+    old = numbers(build[1]) <= LAST_WITH_MLLAMA
+    models = "Llama-3.2-Vision, but no newer models" if old else "any model but Llama-3.2-Vision"
+    requirements = [Requirement(True, f"{' '.join(build)} serves {models}")]
+    if "cpu" not in " ".join(build) and not machine.gpus:
+        step = "use a machine with one"
+        requirements.append(Requirement(False, f"{_NO_GPU}, which this build needs", step))
+    return BackendStatus(title, tuple(requirements))
+
+
+def _launch_command(machine: Machine) -> BackendStatus:
+    found = ", ".join(machine.launchers)
+    program = Requirement(bool(found), f"{found} found", "install uv or docker")
+    if not found:
+        program = Requirement(False, f"none of {', '.join(LAUNCHERS)} found", program.step)
+    requirements = [program]
+    if not machine.gpus:
+        step = "use a machine with one"
+        requirements.append(Requirement(False, f"{_NO_GPU}, which vLLM's builds need", step))
+    title = "A server that the run launches with judge.launch_command"
+    return BackendStatus(title, tuple(requirements))
+
+
+def _paper_judge(machine: Machine) -> BackendStatus:
+    """Check the judge of the paper's tables: an old vLLM, a GPU, and a licence."""
+    build = vllm_build(VLLM_PYTHON, PROBE_SECONDS)
+    if build and numbers(build[1]) <= LAST_WITH_MLLAMA:
+        vllm = Requirement(True, f"vLLM {build[1]} in {VLLM_PYTHON}")
+    elif machine.launchers:
+        vllm = Requirement(True, f"vLLM 0.10.2 through {machine.launchers[0]}")
     else:
-        yield Need(True, ", ".join(f"{name} {version}" for name, version in versions.items()))
+        step = f"python3 -m venv judge && judge/bin/pip install {MLLAMA_PACKAGES}"
+        vllm = Requirement(False, "no vLLM 0.10.2, the last version that serves it", step)
+    requirements = (vllm, *_memory(PAPER_JUDGE, machine, "cuda", shared=True), _access(PAPER_JUDGE))
+    return BackendStatus(f"The paper's judge, {PAPER_JUDGE.name}", requirements)
+
+
+def _packages(extra: str, *names: str) -> Requirement:
+    missing = [name for name in names if _version(name) is None]
+    if missing:
+        step = f"pip install 'autolora-eval[{extra}]'"
+        return Requirement(False, f"{', '.join(missing)} not installed", step)
+    return Requirement(True, ", ".join(f"{name} {_version(name)}" for name in names))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _memory(
-    source: Source, machine: Machine, accelerator: str, width: int = 2, *, together: bool = False
-) -> Iterator[Need]:
-    """Yield whether a judge's weights fit, if their size is known or told by its name.
+    source: Source, machine: Machine, accelerator: str, *, bytes_each: int = 2, shared: bool = False
+) -> Iterator[Requirement]:
+    """Yield whether a judge's weights fit into memory, if their size is known.
 
     Args:
         source: the judge's model.
-        machine: where it is to run.
-        accelerator: what it is to run on.
-        width: bytes of one parameter.
-        together: several GPUs can share it, as vLLM's can.
+        machine: the machine.
+        accelerator: the device it would run on.
+        bytes_each: bytes per parameter.
+        shared: True if several GPUs can share the model, as with vLLM.
     """
     if accelerator == "cuda" and not machine.gpus:
-        yield Need(False, "no NVIDIA GPU here", "use a machine with one, or a server elsewhere")
+        yield Requirement(False, _NO_GPU, "use a machine with one, or a server elsewhere")
         return
     parameters = _parameters(source)
     if parameters is None:
         return
-    wanted = HEADROOM * parameters * width / 2**30
-    room = _room(machine, accelerator)
-    what = "GPU memory" if accelerator == "cuda" else "memory"
-    fact = f"takes {_gib(wanted)} of {what}; {_gib(room)} here"
-    in_all = sum(gpu.memory for gpu in machine.gpus)
-    if together and accelerator == "cuda" and room < wanted <= in_all:
-        yield Need(True, f"{fact}: add --tensor-parallel-size {len(machine.gpus)}")
-        return
-    yield Need(wanted <= room, fact, "take a smaller judge, or a server elsewhere")
-
-
-def _gib(size: float) -> str:
-    return f"about {size:.0f} GiB" if size >= 1 else "less than 1 GiB"
-
-
-def _room(machine: Machine, accelerator: str) -> float:
-    """Return the GiB that one judge can have: of the largest GPU, or of the system."""
-    if accelerator == "cuda":
-        return max(gpu.memory for gpu in machine.gpus)
-    return machine.memory
+    needed, room = HEADROOM * parameters * bytes_each / 2**30, machine.room(accelerator)
+    kind = "GPU memory" if accelerator == "cuda" else "memory"
+    fact = f"needs about {max(needed, 1.0):.0f} GiB of {kind}; {room:.0f} GiB here"
+    total = sum(gpu.memory for gpu in machine.gpus)
+    if shared and accelerator == "cuda" and room < needed <= total:
+        yield Requirement(True, f"{fact}: add --tensor-parallel-size {len(machine.gpus)}")
+    else:
+        yield Requirement(needed <= room, fact, "use a smaller judge, or a server elsewhere")
 
 
 def _parameters(source: Source) -> float | None:
-    """Return about how many parameters a model has, from its weights here or from its name."""
+    """Return the approximate number of parameters, from the weights or the model's name."""
     if source.kind == "folder":
         size = sum(path.stat().st_size for path in source.path.glob("*.safetensors"))
         return size / 2 or None
@@ -253,148 +306,110 @@ def _parameters(source: Source) -> float | None:
     return float(named[1]) * 1e9 if named else None
 
 
-def _servers(spec: JudgeConfig | None) -> list[Finding]:
-    """Look at the usual server; a benchmark's own are in its own finding."""
-    if spec is not None and spec.backend == "openai" and not spec.launch:
-        return []
-    url = os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER
-    needs = (*_packages("openai", "openai", "tenacity"), _served(url))
-    where = "" if address_problem(url) else f" at {url}"
-    return [Finding(f"Whatever a server{where} serves", needs)]
-
-
-def _served(url: str, spec: JudgeConfig | None = None) -> Need:
-    """Look at what a server serves."""
+def _served(url: str, judge: JudgeConfig | None = None) -> Requirement:
+    """Return whether a server answers, and serves the judge's model if one is given."""
     if problem := address_problem(url):
-        return Need(False, f"{SERVER_VARIABLE}: {problem}")
-    start = f"start one (README, 'The judge'), or set {SERVER_VARIABLE} or judge.base_url"
+        return Requirement(False, f"{SERVER_VARIABLE}: {problem}")
+    start = f"start one (see the documentation), or set {SERVER_VARIABLE} or judge.base_url"
     request = urllib.request.Request(f"{url}/models")
-    proxies = urllib.request.ProxyHandler({} if is_of_this_machine(url) else None)
-    opener = urllib.request.build_opener(proxies)
-    variable = KEY_VARIABLE if spec is None else spec.api_key_env
+    proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
+    variable = KEY_VARIABLE if judge is None else judge.api_key_env
     if key := os.environ.get(variable):
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
+        opener = urllib.request.build_opener(proxies)
         with opener.open(request, timeout=PROBE_SECONDS) as answer:
             served = [str(model["id"]) for model in json.loads(answer.read(1_000_000))["data"]]
     except urllib.error.HTTPError as error:
-        step = f"put its key into {variable}" if error.code in (401, 403) else "check the address"
-        return Need(False, f"{url} answers {error.code}", step)
+        step = f"set {variable}" if error.code in (401, 403) else "check the address"
+        return Requirement(False, f"{url} answers {error.code}", step)
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
         reason = getattr(error, "reason", error)
-        return Need(False, f"{url} does not answer ({str(reason)[:100]})", start)
+        return Requirement(False, f"{url} does not answer ({str(reason)[:100]})", start)
     listed = ", ".join(served) or "nothing"
-    if spec is not None and spec.model not in served:
-        return Need(False, f"{url} serves {listed}, not '{spec.model}'", "set judge.model")
-    return Need(bool(served), f"{url} serves {listed}", start)
+    if judge is not None and judge.model not in served:
+        return Requirement(False, f"{url} serves {listed}, not '{judge.model}'", "set judge.model")
+    return Requirement(bool(served), f"{url} serves {listed}", start)
 
 
-def _environments(spec: JudgeConfig | None, machine: Machine) -> list[Finding]:
-    """Look at the environments that a run could launch vLLM from."""
-    stated = [spec.vllm_python] if spec is not None and spec.vllm_python else []
-    command = shutil.which("vllm")
-    beside = [str(Path(command).with_name("python"))] if command else []
-    pythons = dict.fromkeys([*stated, *(path for path in USUAL_PYTHONS if Path(path).exists())])
-    title = "A server that the run launches from vLLM's own environment"
-    builds = {python: vllm_build(python, PROBE_SECONDS) for python in [*pythons, *beside]}
-    found = {python: build for python, build in builds.items() if build is not None}
-    if not found:
-        looked = ", ".join(builds) or ", ".join(USUAL_PYTHONS)
-        step = "python3 -m venv judge && judge/bin/pip install vllm; then vllm_python: "
-        return [Finding(title, (Need(False, f"no vLLM in {looked}", f"{step}{USUAL_PYTHONS[0]}"),))]
-    return [
-        Finding(f"{title}, {python}", tuple(_build_needs(build, machine)))
-        for python, build in found.items()
-    ]
+def _access(source: Source) -> Requirement:
+    """Return whether a gated model can be downloaded or is in the cache."""
+    from huggingface_hub import get_token
+
+    if in_cache(source, "config.json"):
+        return Requirement(True, "its files are in the hub's cache")
+    if get_token():
+        fact = "gated on the hub: logged in; the account must have accepted the licence"
+        return Requirement(True, fact)
+    step = "accept the licence on its page, then run: hf auth login"
+    return Requirement(False, "gated on the hub, and no login here", step)
 
 
-def _build_needs(build: tuple[str, str], machine: Machine) -> Iterator[Need]:
-    old = numbers(build[1]) <= LAST_WITH_MLLAMA
-    which = "the paper's judge and others of its time" if old else "any but Llama-3.2-Vision"
-    yield Need(True, f"{' '.join(build)} serves {which}")
-    if "cpu" not in " ".join(build) and not machine.gpus:
-        yield Need(False, "no NVIDIA GPU here, which this build needs", "use a machine with one")
+def this_machine() -> Machine:
+    """Return what this machine has."""
+    import psutil
 
-
-def _runners(machine: Machine) -> Finding:
-    title = "A server that the run launches with judge.launch_command"
-    usable = [name for name, works in machine.runners.items() if works]
-    broken = [name for name, works in machine.runners.items() if not works]
-    needs = [Need(True, f"{', '.join(usable)} found")]
-    if not usable:
-        fact = f"{', '.join(broken)} found, but without its service" if broken else "none found"
-        step = "start its service, or install uv" if broken else "install uv or docker"
-        needs = [Need(False, f"of {', '.join(RUNNERS)}: {fact}", step)]
-    if not machine.gpus:
-        needs.append(
-            Need(False, "no NVIDIA GPU here, which vLLM's builds need", "use a machine with one")
-        )
-    return Finding(title, tuple(needs))
-
-
-def _papers_judge(machine: Machine) -> Finding:
-    """The judge of the paper's tables: an old vLLM, a GPU, and a licence."""
-    return Finding(
-        f"The paper's judge, {PAPERS_JUDGE.name}",
-        (
-            _old_vllm(machine),
-            *_memory(PAPERS_JUDGE, machine, "cuda", together=True),
-            _access(PAPERS_JUDGE),
-        ),
+    gpus = _gpus()
+    return Machine(
+        cores=os.cpu_count() or 1,
+        memory=psutil.virtual_memory().total / 2**30,
+        gpus=gpus,
+        accelerator=_accelerator(gpus),
+        launchers=tuple(name for name in LAUNCHERS if shutil.which(name)),
     )
 
 
-def _old_vllm(machine: Machine) -> Need:
-    assert is_mllama(PAPERS_JUDGE)
-    for python in (path for path in USUAL_PYTHONS if Path(path).exists()):
-        build = vllm_build(python, PROBE_SECONDS)
-        if build and numbers(build[1]) <= LAST_WITH_MLLAMA:
-            return Need(True, f"vLLM {build[1]} in {python}")
-    usable = next((name for name, works in machine.runners.items() if works), None)
-    if usable is not None:
-        return Need(True, f"vLLM 0.10.2 through {usable} (README, 'The judge')")
-    step = f"python3 -m venv judge && judge/bin/pip install {MLLAMA_PACKAGES}"
-    return Need(False, "no vLLM 0.10.2, the last that serves it", step)
+def _gpus() -> tuple[Gpu, ...]:
+    """Ask the driver for the visible GPUs, which needs no torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1"):
+        return ()
+    command = [*_NVIDIA_SMI, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True
+        )
+        rows = [line.rsplit(",", 2) for line in done.stdout.splitlines() if line.strip()]
+        gpus = [Gpu(name.strip(), float(m) / 1024, float(f) / 1024) for name, m, f in rows]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
+    if visible is not None and re.fullmatch(r"\d+(,\d+)*", visible):
+        return tuple(gpus[n] for n in map(int, visible.split(",")) if n < len(gpus))
+    return tuple(gpus)
 
 
-def _access(source: Source) -> Need:
-    """Tell whether a gated model may be had: it is here, or there is a login."""
-    from huggingface_hub import get_token
-
-    from autolora_eval._sources import in_cache
-
-    if in_cache(source, "config.json"):
-        return Need(True, "its files are in the hub's cache")
-    if get_token():
-        return Need(True, "gated: a login for the hub is here; it must have accepted the licence")
-    step = "accept the licence on its page, then: hf auth login"
-    return Need(False, "gated on the hub, and no login here", step)
-
-
-# --------------------
-# The doctor's findings as text: a verdict each, what speaks for it, and what to do otherwise.
+def _accelerator(gpus: tuple[Gpu, ...]) -> str:
+    """Return what torch can use, read from its version file: importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "cpu"
+    version = Path(spec.origin).with_name("version.py")
+    text = version.read_text(encoding="utf-8") if version.exists() else ""
+    if gpus and re.search(r"^cuda\b[^=\n]*=\s*['\"]", text, re.MULTILINE):
+        return "cuda"
+    return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
-    """Print which judges can run here and what the others lack."""
+    """Print which judges can run here, and what the others lack."""
     console.print(Text.assemble(("Judges on this machine", "bold"), f": {diagnosis.machine}"))
     console.print()
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for finding in diagnosis.findings:
-        verdict = Text("can run", "green") if finding.runs else Text("cannot", "red")
-        table.add_row(verdict, _told(finding))
+    for status in diagnosis.backends:
+        verdict = Text("can run", "green") if status.runs else Text("cannot", "red")
+        table.add_row(verdict, _description(status))
     console.print(table)
 
 
-def _told(finding: Finding) -> Text:
-    text = Text(finding.judge, "bold")
-    for need in finding.needs:
-        mark = "yes: " if need.met else "no: "
+def _description(status: BackendStatus) -> Text:
+    text = Text(status.judge, "bold")
+    for requirement in status.requirements:
         text.append("\n")
-        text.append(mark, "green not bold" if need.met else "red not bold")
-        text.append(need.fact, "not bold")
-        if not need.met and need.step:
-            text.append(f"\n→ {need.step}", "not bold")
+        style = "green not bold" if requirement.met else "red not bold"
+        text.append("yes: " if requirement.met else "no: ", style)
+        text.append(requirement.fact, "not bold")
+        if not requirement.met and requirement.step:
+            text.append(f"\n→ {requirement.step}", "not bold")
     return text

@@ -1,4 +1,4 @@
-"""One exchange with a server of the OpenAI protocol: what is sent, and what each answer means."""
+"""One call of the OpenAI protocol: the request body, and the meaning of each response."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval.runs.images import Picture
 from autolora_eval.scoring.judges.base import Reply, Token
-from autolora_eval.scoring.judges.config import JudgeConfig, is_of_this_machine
+from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback
 from autolora_eval.scoring.judges.server_pool import Server
 from autolora_eval.scoring.rubric import Question
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     import openai
 
 MAX_ANSWER_BYTES = 4_000_000
-FORBIDDEN_LOGPROB = -9000.0  # vLLM gives -9999 to the tokens that a grammar forbids
+FORBIDDEN_LOGPROB = -9000.0  # vLLM reports -9999 for tokens that the grammar forbids
 
 
 @dataclass(frozen=True)
 class StructuredOutput:
-    """A way of asking.
+    """How a server is asked to constrain its replies.
 
     Attributes:
-        name: as in the benchmark file.
-        arguments: of a chat completion.
-        top_logprobs: how many alternatives of each token are asked for; 0 asks for none.
+        name: the value of `judge.constraint`.
+        arguments: extra arguments of the chat completion.
+        top_logprobs: alternatives requested for each token; 0 requests no log-probabilities.
     """
 
     name: str
@@ -46,11 +46,11 @@ class StructuredOutput:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one call gave.
+    """The result of one call.
 
     Attributes:
-        reply: the reply, or the reason why there is none.
-        retry_after: seconds that the server asks to wait; None if it does not say.
+        reply: the reply, or the reason why the call failed.
+        retry_after: the server's Retry-After header in seconds; None if absent.
     """
 
     reply: Reply
@@ -58,26 +58,26 @@ class Answer:
 
 
 class _BadAnswerError(Exception):
-    """An answer that is not of this protocol."""
+    """The response does not follow the protocol."""
 
 
 def client(url: str, key: str) -> openai.AsyncOpenAI:
-    """Return what speaks to a server. Retries are not its business.
+    """Return a client for a server. It does not retry.
 
     Raises:
-        AutoLoRAEvalError: the environment names a proxy that cannot be used.
+        AutoLoRAEvalError: if the environment names a proxy that cannot be used.
     """
     import openai
 
-    direct = is_of_this_machine(url)
+    direct = is_loopback(url)
     http = openai.DefaultAsyncHttpxClient(trust_env=False) if direct else None
     try:
         return openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
     except (ImportError, ValueError) as error:
         raise AutoLoRAEvalError(
-            f"there is no way to the judge's server at {url} ({type(error).__name__}). Check "
-            "HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or name the server in NO_PROXY; a SOCKS proxy "
-            "takes the package 'socksio'."
+            f"cannot connect to the judge's server at {url} ({type(error).__name__}). Check "
+            "HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or list the server in NO_PROXY; a SOCKS proxy "
+            "requires the package 'socksio'."
         ) from error
 
 
@@ -101,7 +101,7 @@ def chat(
 
 
 def content(question: Question, image_url: str) -> list[Json]:
-    """Return a question as the protocol's content parts: text, image, text."""
+    """Return a question as content parts of the protocol: text, image, text."""
     parts: list[Json] = [{"type": "image_url", "image_url": {"url": image_url}}]
     if question.before:
         parts.insert(0, {"type": "text", "text": question.before})
@@ -111,12 +111,12 @@ def content(question: Question, image_url: str) -> list[Json]:
 
 
 async def call(client: Any, body: Json, timeout: float) -> Answer:  # noqa: ANN401
-    """Make one call. Every failure is an answer with a reason.
+    """Make one call. A failed call is an answer with a reason.
 
     Args:
         client: an `openai.AsyncOpenAI`.
-        body: from `chat`.
-        timeout: seconds from the first byte sent to the last received.
+        body: the request body, from `chat`.
+        timeout: seconds from the first byte sent to the last byte received.
     """
     import openai
 
@@ -139,11 +139,11 @@ async def call(client: Any, body: Json, timeout: float) -> Answer:  # noqa: ANN4
 
 
 async def _exchange(client: Any, body: Json, timeout: float) -> object:  # noqa: ANN401
-    """Return what a call's answer holds.
+    """Return the decoded JSON of a call's response.
 
     Raises:
-        openai.OpenAIError: the call failed.
-        _BadAnswerError: the answer is no JSON, or too long.
+        openai.OpenAIError: if the call failed.
+        _BadAnswerError: if the response is not JSON or too long.
     """
     import openai
 
@@ -155,7 +155,7 @@ async def _exchange(client: Any, body: Json, timeout: float) -> object:  # noqa:
                 data += chunk
                 if len(data) > MAX_ANSWER_BYTES:
                     break
-        except Exception as error:  # whatever the HTTP library makes of a torn body
+        except Exception as error:  # HTTP libraries raise various errors for a truncated body
             if "Timeout" in type(error).__name__:
                 raise TimeoutError from error
             raise openai.APIConnectionError(request=response.http_request) from error
@@ -164,14 +164,14 @@ async def _exchange(client: Any, body: Json, timeout: float) -> object:  # noqa:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _BadAnswerError("no JSON") from error
+        raise _BadAnswerError("not JSON") from error
 
 
 def _read(answer: object, model: str, latency: float) -> Reply:
-    """Return the reply that an answer holds.
+    """Return the reply in a response.
 
     Raises:
-        _BadAnswerError: it is not of this protocol.
+        _BadAnswerError: if the response does not follow the protocol.
     """
     try:
         choice: Any = answer["choices"][0]  # type: ignore[index]
@@ -180,7 +180,7 @@ def _read(answer: object, model: str, latency: float) -> Reply:
     except (LookupError, TypeError, AttributeError) as error:
         raise _BadAnswerError("no choice") from error
     if not (text is None or isinstance(text, str)):
-        raise _BadAnswerError("content is no text")
+        raise _BadAnswerError("content is not text")
     truncated = finish == "length"
     reason = None
     if text is None:
@@ -190,10 +190,10 @@ def _read(answer: object, model: str, latency: float) -> Reply:
 
 
 def _tokens(logprobs: object, text: str) -> tuple[Token, ...]:
-    """Return the tokens of a reply with their alternatives; none if they are not given so.
+    """Return the tokens of a reply with their alternatives; empty if the response has none.
 
-    The end token, which some servers list though it is no part of the text, is left out, and so
-    are alternatives that a constraint has ruled out.
+    The end token, which some servers list, is omitted, and so are alternatives that a constraint
+    forbids.
     """
     tokens: list[Token] = []
     length = 0
@@ -209,9 +209,9 @@ def _tokens(logprobs: object, text: str) -> tuple[Token, ...]:
 
 
 def _alternatives(item: Any) -> dict[str, float]:  # noqa: ANN401
-    """Return log-probability by text; that of tokens with one text is of either."""
+    """Return log-probability by text, summing the probabilities of tokens with equal text."""
     listed, found = item["top_logprobs"], dict[str, float]()
-    # The token itself is among those listed, or less likely than any of them.
+    # A chosen token that is less likely than the top alternatives is not listed among them.
     is_listed = any(other["token"] == item["token"] for other in listed)
     for other in listed if is_listed else [*listed, item]:
         text, value = str(other["token"]), float(other["logprob"])
@@ -221,7 +221,7 @@ def _alternatives(item: Any) -> dict[str, float]:  # noqa: ANN401
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header; a date, which nobody sends here, is not read."""
+    """Return the seconds of a Retry-After header; dates are ignored."""
     with contextlib.suppress(ValueError):
         seconds = float(headers.get("retry-after", ""))
         if 0.0 <= seconds < math.inf:
@@ -230,13 +230,13 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 async def served_model(server: Server, spec: JudgeConfig, timeout: float) -> Json:
-    """Return what a server says of the model that it serves under the judge's name.
+    """Return what a server reports about the model that it serves under the judge's name.
 
     Returns:
-        `root` (what it was loaded from), `owned_by` and `version`, each None if it does not say.
+        `root` (the path or hub id it was loaded from), `owned_by` and `version`; each may be None.
 
     Raises:
-        AutoLoRAEvalError: it does not answer, or does not serve the model.
+        AutoLoRAEvalError: if the server does not answer or does not serve the model.
     """
     import openai
 
@@ -247,23 +247,23 @@ async def served_model(server: Server, spec: JudgeConfig, timeout: float) -> Jso
         served = {str(model["id"]): model for model in listed["data"]}
     except openai.APIStatusError as error:
         raise AutoLoRAEvalError(
-            f"the judge's server at {url} answers {error.status_code} when asked for its models. "
-            f"If it needs a key, put it into {spec.api_key_env}; check that judge.base_url ends "
-            "in /v1."
+            f"the judge's server at {url} answers {error.status_code} to a request for its "
+            f"models. If it needs an API key, set {spec.api_key_env}; check that judge.base_url "
+            "ends in /v1."
         ) from error
     except (openai.APIConnectionError, TimeoutError) as error:
         raise AutoLoRAEvalError(
             f"the judge's server at {url} does not answer ({type(error).__name__}). Start one, "
-            f"such as: vllm serve {spec.model}; or set judge.base_url or judge.launch."
+            f"for example: vllm serve {spec.model}; or set judge.base_url or judge.launch."
         ) from error
     except (openai.OpenAIError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise AutoLoRAEvalError(
-            f"what answers at {url} does not speak the OpenAI protocol. Check judge.base_url."
+            f"the server at {url} does not speak the OpenAI protocol. Check judge.base_url."
         ) from error
     if spec.model not in served:
         raise AutoLoRAEvalError(
             f"the judge's server at {url} serves {', '.join(served) or 'nothing'}, not "
-            f"'{spec.model}'. Set judge.model to what it serves, or start a server of this one."
+            f"'{spec.model}'. Set judge.model to a served model, or start a server for this one."
         )
     model = served[spec.model]
     version = await _version(client, url, timeout)
@@ -271,12 +271,12 @@ async def served_model(server: Server, spec: JudgeConfig, timeout: float) -> Jso
 
 
 async def _version(client: Any, url: str, timeout: float) -> str | None:  # noqa: ANN401
-    """Return the server's version where it tells one, as vLLM does at /version."""
+    """Return the server's version if it reports one, as vLLM does at /version."""
     address = url.rstrip("/").removesuffix("/v1") + "/version"
     try:
         async with asyncio.timeout(timeout):
             answer = await client.get(address, cast_to=object)
         version = answer.get("version")
         return str(version)[:80] if version else None
-    except Exception:  # it need not have one: nothing hangs on it
+    except Exception:  # optional information: any failure is fine
         return None

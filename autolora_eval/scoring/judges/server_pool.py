@@ -1,4 +1,4 @@
-"""The servers of one judge: used evenly, left out while they are gone, given up when all are."""
+"""The servers of one judge: load balancing, and a circuit breaker for each server and for all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from autolora_eval._errors import AutoLoRAEvalError
 
-FAILURE_THRESHOLD = 3  # failures in a row after which a server is asked whether it is there
-ASK_AGAIN = 10.0  # seconds until a server that was gone is asked again while others answer
-ASK_AGAIN_ALONE = 1.0  # the same while none answers
+FAILURE_THRESHOLD = 3  # consecutive failures after which a server is probed
+PROBE_INTERVAL = 10.0  # seconds between probes of a server that is down while others answer
+PROBE_INTERVAL_ALONE = 1.0  # the same while no server answers
 
 
 class OtherModelError(AutoLoRAEvalError):
@@ -20,7 +20,7 @@ class OtherModelError(AutoLoRAEvalError):
 
 
 class JudgeUnavailableError(AutoLoRAEvalError):
-    """No server of the judge answers any more. What it judged so far is kept."""
+    """No server of the judge answers any more. Earlier judgements are kept."""
 
 
 @dataclass
@@ -28,112 +28,114 @@ class Server:
     """One address at which the judge is served.
 
     Attributes:
-        url: the address.
-        client: speaks to it.
-        busy: calls under way.
-        asked: calls made so far.
-        failures: calls that failed since the last that did not.
-        gone: why it is left out; None while it is used.
-        asked_at: when it was last asked whether it is there, by a clock that only counts on.
+        url: the address, ending in `/v1`.
+        client: the `openai.AsyncOpenAI` client for it.
+        active_calls: calls in progress.
+        total_calls: calls made so far.
+        failures: consecutive failed calls.
+        down_reason: why the server is not used; None while it is used.
+        last_probe: monotonic time of the last probe.
     """
 
     url: str
     client: Any
-    busy: int = 0
-    asked: int = 0
+    active_calls: int = 0
+    total_calls: int = 0
     failures: int = 0
-    gone: str | None = None
+    down_reason: str | None = None
     last_probe: float = 0.0
 
 
 class ServerPool:
-    """Chooses the server of each call; a circuit breaker for each and for all.
+    """Chooses the server of each call.
 
-    A server whose calls fail several times in a row is asked whether it is there. While it is
-    not, the others are used, and it is asked again now and then. Once none has answered for
-    `give_up_after` seconds, the run is stopped.
+    A server is probed after several consecutive failures. While it is down the others are used,
+    and it is probed now and then. The run stops once all have been down for `give_up_after`
+    seconds.
 
     Args:
-        servers: all of them.
-        is_there: raises AutoLoRAEvalError if a server does not serve the judge now.
+        servers: all servers of the judge.
+        probe: raises AutoLoRAEvalError if a server does not serve the judge now.
         give_up_after: seconds.
     """
 
     def __init__(
         self,
         servers: Sequence[Server],
-        is_there: Callable[[Server], Awaitable[None]],
+        probe: Callable[[Server], Awaitable[None]],
         give_up_after: float,
     ) -> None:
         self.servers = list(servers)
-        self._probe, self._give_up_after = is_there, give_up_after
-        self._asking = asyncio.Lock()
+        self._probe, self._give_up_after = probe, give_up_after
+        self._probing = asyncio.Lock()
+        # References that keep background probes from being garbage collected.
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def acquire(self) -> Server:
-        """Return the server with the least to do, of those that are there.
+        """Return the server that is up and has the fewest calls in progress.
 
         Raises:
-            JudgeGoneError: none has been there for `give_up_after` seconds.
+            JudgeUnavailableError: if no server has been up for `give_up_after` seconds.
         """
-        there = [server for server in self.servers if server.gone is None]
-        if not there:
-            there = await self._wait_for_one()
-        elif len(there) < len(self.servers):
-            self._ask_the_gone_again()
-        return min(there, key=lambda server: (server.busy, server.asked))
+        up = self._up()
+        if not up:
+            up = await self._wait_for_one()
+        elif len(up) < len(self.servers):
+            self._probe_in_background()
+        return min(up, key=lambda server: (server.active_calls, server.total_calls))
 
-    async def failed(self, server: Server, *, unreached: bool) -> None:
-        """Note a failed call; ask a server in doubt whether it is there.
+    async def record_failure(self, server: Server, *, unreachable: bool) -> None:
+        """Count a failed call, and probe its server if that may be down.
 
         Args:
-            server: that was called.
-            unreached: whether there was no answer at all, which alone is reason for doubt.
+            server: the server that was called.
+            unreachable: True if there was no answer at all, which is reason enough for a probe.
         """
         server.failures += 1
-        async with self._asking:
-            in_doubt = server.failures >= FAILURE_THRESHOLD or (
-                unreached and time.monotonic() - server.last_probe >= ASK_AGAIN_ALONE
+        async with self._probing:
+            may_be_down = server.failures >= FAILURE_THRESHOLD or (
+                unreachable and time.monotonic() - server.last_probe >= PROBE_INTERVAL_ALONE
             )
-            if in_doubt and server.gone is None:
-                await self._ask(server)
+            if may_be_down and server.down_reason is None:
+                await self._update(server)
                 server.failures = 0
 
-    def answered(self, server: Server) -> None:
-        """Note a call that was answered."""
+    def record_success(self, server: Server) -> None:
+        """Reset the count of consecutive failures."""
         server.failures = 0
 
-    def _ask_the_gone_again(self) -> None:
-        """Ask, beside the calls that others answer, those that have not been asked for a while."""
+    def _up(self) -> list[Server]:
+        return [server for server in self.servers if server.down_reason is None]
+
+    def _probe_in_background(self) -> None:
         now = time.monotonic()
         for server in self.servers:
-            if server.gone is not None and now - server.last_probe >= ASK_AGAIN:
+            if server.down_reason is not None and now - server.last_probe >= PROBE_INTERVAL:
                 server.last_probe = now
-                task = asyncio.create_task(self._ask(server))
+                task = asyncio.create_task(self._update(server))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
     async def _wait_for_one(self) -> list[Server]:
-        """Ask all until one is there, and return those that are."""
+        """Probe all servers until one is up, and return those that are."""
         start = time.monotonic()
-        async with self._asking:
-            while True:
-                there = [server for server in self.servers if server.gone is None]
-                if there:
-                    return there
+        async with self._probing:
+            while not (up := self._up()):
                 if time.monotonic() - start >= self._give_up_after:
                     raise JudgeUnavailableError(
-                        f"{self.servers[0].gone} It was there before and cannot be reached any "
-                        "more. What it judged so far is kept: start it again, and run the same "
-                        "command again."
+                        f"{self.servers[0].down_reason} It answered earlier in this run. The "
+                        "judgements so far are kept: restart the server, and re-run the same "
+                        "command to continue."
                     )
-                await asyncio.sleep(min(ASK_AGAIN_ALONE, self._give_up_after / 4))
-                await asyncio.gather(*(self._ask(server) for server in self.servers))
+                await asyncio.sleep(min(PROBE_INTERVAL_ALONE, self._give_up_after / 4))
+                await asyncio.gather(*(self._update(server) for server in self.servers))
+            return up
 
-    async def _ask(self, server: Server) -> None:
+    async def _update(self, server: Server) -> None:
+        """Probe a server and record whether it is up."""
         try:
             await self._probe(server)
-            server.gone = None
+            server.down_reason = None
         except AutoLoRAEvalError as error:
-            server.gone = str(error)
+            server.down_reason = str(error)
         server.last_probe = time.monotonic()

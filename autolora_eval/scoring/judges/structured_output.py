@@ -1,4 +1,4 @@
-"""How a server is made to keep to the rubric's schema, and whether it really does."""
+"""Find out which API for structured output a server really honours."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from autolora_eval.scoring.rubric import Rubric, Score
 
 Call = Callable[[Json], Awaitable[Reply]]
 ForcedScores = Mapping[str, float] | None
-TOP_LOGPROBS = (20, 5)  # what vLLM gives at most, and what some others do
-# What a server says that does not know an argument.
-_UNKNOWN = ("http_400", "http_404", "http_422", "http_501")
-# vLLM takes what a request leaves open from the model's own settings, and a penalty on repeated
-# tokens, which many models have there, would bend the second of two equal scores.
+TOP_LOGPROBS = (20, 5)  # the maximum of vLLM, and that of some other servers
+# Statuses of servers that do not know an argument.
+_UNKNOWN_ARGUMENT = ("http_400", "http_404", "http_422", "http_501")
+# vLLM takes unset sampling parameters from the model's generation_config.json. Many models set a
+# repetition penalty there, which would bias the second of two equal scores.
 NO_REPETITION_PENALTY = {"repetition_penalty": 1.0}
 
 
 def _structured_outputs(rubric: Rubric, pinned: ForcedScores) -> Json:
-    """VLLM from 0.11 on. A regex and not a schema, whose grammar permits endless white space."""
+    """VLLM from 0.11 on. A regex, since the grammar of a schema permits endless white space."""
     held = {"structured_outputs": {"regex": reply_pattern(rubric, pinned)}}
     return {"extra_body": {**held, **NO_REPETITION_PENALTY}}
 
 
 def _guided_regex(rubric: Rubric, pinned: ForcedScores) -> Json:
-    """Older vLLM, such as the 0.10.2 that serves the paper's judge."""
+    """Older vLLM, such as 0.10.2, the last version that serves the paper's judge."""
     return {"extra_body": {"guided_regex": reply_pattern(rubric, pinned), **NO_REPETITION_PENALTY}}
 
 
 def _response_format(rubric: Rubric, pinned: ForcedScores) -> Json:
-    """What most other servers know."""
+    """Most other servers."""
     schema = {"name": "verdict", "strict": True, "schema": reply_schema(rubric, pinned)}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
@@ -55,15 +55,15 @@ MODES: dict[str, Callable[[Rubric, ForcedScores], Json]] = {
 async def detect_structured_output(
     spec: JudgeConfig, rubric: Rubric | None, call: Call
 ) -> StructuredOutput:
-    """Return the way of asking: as stated, or the first that the server obeys.
+    """Return the constraint that `spec` names, or for `auto` the first that the server honours.
 
     Args:
-        spec: the benchmark's `judge`.
-        rubric: what replies are to be held to.
-        call: returns the reply to a call, tried again as often as any.
+        spec: the benchmark's `judge` section.
+        rubric: the rubric whose schema replies must follow; None for no constraint.
+        call: makes one call, with retries.
 
     Raises:
-        AutoLoRAEvalError: a trial fails in a way that says nothing of what the server obeys.
+        AutoLoRAEvalError: if a trial call fails for a reason other than an unknown argument.
     """
     name = spec.constraint
     if rubric is None:
@@ -71,7 +71,7 @@ async def detect_structured_output(
     if name == "plain":
         mode = StructuredOutput("plain")
     elif name == "auto":
-        mode = await _first_obeyed(spec, rubric, call)
+        mode = await _first_honoured(spec, rubric, call)
     else:
         mode = StructuredOutput(name, MODES[name](rubric, None))
     if spec.logprobs:
@@ -79,19 +79,19 @@ async def detect_structured_output(
     return mode
 
 
-async def _first_obeyed(spec: JudgeConfig, rubric: Rubric, call: Call) -> StructuredOutput:
-    """Try each way of holding the judge to one verdict, and then to another.
+async def _first_honoured(spec: JudgeConfig, rubric: Rubric, call: Call) -> StructuredOutput:
+    """Try to force the lowest, then the highest scores with each API.
 
-    A server that does not know an argument mostly ignores it, so that an answer alone proves
-    nothing: only one that gives both verdicts, to the same question, obeys.
+    Most servers ignore an argument that they do not know, so a valid reply proves nothing. Only a
+    server that gives both forced replies to the same question honours the constraint.
     """
     ends = {column: _ends(score) for column, score in rubric.scores.items()}
     lowest, highest = ({column: both[n] for column, both in ends.items()} for n in (0, 1))
     for name, arguments in MODES.items():
-        for wanted in (lowest, highest):
-            mode = StructuredOutput(name, arguments(rubric, wanted))
+        for forced in (lowest, highest):
+            mode = StructuredOutput(name, arguments(rubric, forced))
             reply = await _try(spec, rubric, mode, call)
-            if reply.text is None or parse_reply(reply.text, rubric).scores != wanted:
+            if reply.text is None or parse_reply(reply.text, rubric).scores != forced:
                 break
         else:
             return StructuredOutput(name, arguments(rubric, None))
@@ -99,7 +99,7 @@ async def _first_obeyed(spec: JudgeConfig, rubric: Rubric, call: Call) -> Struct
 
 
 def _ends(score: Score) -> tuple[float, float]:
-    """Return the lowest and the highest value that a reply can have."""
+    """Return the lowest and highest allowed value."""
     if score.type == "integer":
         return math.ceil(score.min), math.floor(score.max)
     return score.min, score.max
@@ -108,7 +108,7 @@ def _ends(score: Score) -> tuple[float, float]:
 async def _with_logprobs(
     spec: JudgeConfig, rubric: Rubric, mode: StructuredOutput, call: Call
 ) -> StructuredOutput:
-    """Return the mode with as many log-probabilities as the server gives."""
+    """Request as many log-probabilities as the server returns."""
     for count in TOP_LOGPROBS:
         asking = StructuredOutput(mode.name, mode.arguments, count)
         if (await _try(spec, rubric, asking, call)).tokens:
@@ -117,24 +117,27 @@ async def _with_logprobs(
 
 
 async def _try(spec: JudgeConfig, rubric: Rubric, mode: StructuredOutput, call: Call) -> Reply:
-    """Return the reply to a trial; it has no text if the server refuses it.
+    """Return the reply to a trial call. It has no text if the server refuses the argument.
 
     Raises:
-        AutoLoRAEvalError: the call fails for other reasons.
+        AutoLoRAEvalError: if the call fails for another reason.
     """
     reply = await call(_trial(spec, rubric, mode))
-    if not is_transient(reply.reason) or reply.reason in _UNKNOWN:
+    if not is_transient(reply.reason) or reply.reason in _UNKNOWN_ARGUMENT:
         return reply
-    step = "Look into its log; or set judge.constraint, and leave out judge.logprobs, for no trial."
+    step = (
+        "Check its log. Without trial calls: set judge.constraint to a value other than 'auto', "
+        "and remove judge.logprobs."
+    )
     if reply.reason in ("http_401", "http_403"):
-        step = f"If it needs a key, put it into {spec.api_key_env}."
+        step = f"If it needs an API key, set {spec.api_key_env}."
     raise AutoLoRAEvalError(
         f"the judge's server lists '{spec.model}', but a trial call fails: {reply.reason}. {step}"
     )
 
 
 def _trial(spec: JudgeConfig, rubric: Rubric, mode: StructuredOutput) -> Json:
-    """Return a call that differs from a real one in its picture only, which is grey."""
+    """Return the body of a normal call about a grey image."""
     stream = io.BytesIO()
     Image.new("RGB", (64, 64), (128, 128, 128)).save(stream, "PNG")
     picture = Picture(stream.getvalue(), "PNG", 64, 64)

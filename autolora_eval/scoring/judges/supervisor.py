@@ -1,10 +1,10 @@
-"""Runs a server and takes it down, with all that it started, when whoever started it is gone.
+"""Supervisor process: runs a server, and stops it with all its children when its parent ends.
 
-Called as `python guard.py PARENT GRACE COMMAND …`, with a pipe from the process PARENT as standard
-input; GRACE are the seconds that the server has to end by itself. A killed parent can stop nothing
-any more, but its end of the pipe closes: that, another parent than PARENT, and SIGTERM each mean
-the end. Only the standard library is imported, so that this starts at once, whatever environment it
-is called in.
+Run as `python supervisor.py PARENT GRACE COMMAND …`, with a pipe from the process PARENT as
+standard input. GRACE is the number of seconds that the server gets to end by itself. A parent that
+is killed cannot stop its server, but its end of the pipe closes. The server is stopped when that
+happens, when the parent process changes, or on SIGTERM. This file imports only the standard
+library, so it starts fast in any environment.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ import time
 from pathlib import Path
 
 POLL_SECONDS = 0.2
-# vLLM gives back the GPU's memory by itself when it is asked to stop.
+# Time for vLLM to release the GPU's memory.
 GRACE_SECONDS = 15.0
 KILL_SECONDS = 5.0
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
 _NOT_STARTED = 127
 
 
-class _Asked:
-    """Whether a signal has asked for the end."""
+class _StopSignals:
+    """Notes signals that ask for termination."""
 
     def __init__(self) -> None:
-        self.by_signal = False
+        self.received = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: object) -> None:
-        self.by_signal = True
+        self.received = True
 
 
 def main(arguments: list[str]) -> int:
-    """Run a command until it ends or its parent does; return its exit code as a shell's."""
+    """Run a command until it or its parent ends; return its exit code as a shell would."""
     parent, grace, command = int(arguments[0]), float(arguments[1]), arguments[2:]
-    asked = _Asked()
+    signals = _StopSignals()
     _adopt_orphans()
     try:
-        # A group of its own, which its workers stay in, so that all of them can be signalled.
+        # A process group of its own, so that all workers can be signalled.
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     except OSError as error:
         print(f"'{command[0]}' cannot be started: {error.strerror}", file=sys.stderr)
         return _NOT_STARTED
-    while server.poll() is None and not asked.by_signal and not _left_alone(parent):
+    while server.poll() is None and not signals.received and not _is_orphaned(parent):
         pass
     _stop(server, grace)
     _end_adopted()
@@ -58,10 +58,10 @@ def main(arguments: list[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _left_alone(parent: int) -> bool:
-    """Wait a moment, and tell whether the parent is gone.
+def _is_orphaned(parent: int) -> bool:
+    """Wait for `POLL_SECONDS`, and return True if the parent has ended.
 
-    Its death closes the pipe at once, unless a fork of it still holds the other end.
+    Its end closes the pipe at once, unless a fork of it still holds the other end.
     """
     readable, _, _ = select.select([sys.stdin], [], [], POLL_SECONDS)
     if readable and not os.read(sys.stdin.fileno(), 1024):
@@ -70,7 +70,7 @@ def _left_alone(parent: int) -> bool:
 
 
 def _stop(server: subprocess.Popen[bytes], grace: float) -> None:
-    """End the server's whole group: politely, and then for certain."""
+    """Stop the server's process group: with SIGTERM, then with SIGKILL."""
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_SECONDS)):
         if _is_empty(server):
             return
@@ -82,22 +82,22 @@ def _stop(server: subprocess.Popen[bytes], grace: float) -> None:
 
 
 def _is_empty(server: subprocess.Popen[bytes]) -> bool:
-    """Tell whether nothing of the server's group is left, dead ones that nobody buried apart."""
+    """Return True if the process group is empty, ignoring zombies."""
     if server.poll() is not None:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-server.pid, os.WNOHANG)[0]:
                 pass
     try:
         os.killpg(server.pid, 0)
-    except (ProcessLookupError, PermissionError):  # the latter is macOS's word for dead ones
+    except (ProcessLookupError, PermissionError):  # macOS raises the latter for zombies
         return True
     return False
 
 
 def _adopt_orphans() -> None:
-    """Become the parent of workers that outlive the server, where the system allows it.
+    """Become the parent of workers that outlive the server (Linux only).
 
-    In a container often nobody else would bury them, and the group would never look empty.
+    In a container there may be no init process that reaps them, and the group would never be empty.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -105,7 +105,7 @@ def _adopt_orphans() -> None:
 
 
 def _end_adopted() -> None:
-    """Kill what the server started in a session of its own, which its end has left to us."""
+    """Kill processes that the server started in other sessions, and that we inherited."""
     end = time.monotonic() + KILL_SECONDS
     while time.monotonic() < end and (adopted := _children()):
         for child in adopted:
@@ -115,7 +115,7 @@ def _end_adopted() -> None:
 
 
 def _children() -> list[int]:
-    """Return the processes whose parent is this one, where the system tells."""
+    """Return the child processes of this process (Linux only)."""
     try:
         listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
         return [int(child) for child in listed.split()]

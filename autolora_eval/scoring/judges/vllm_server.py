@@ -1,4 +1,4 @@
-"""Why a judge's server did not come up, read from its log."""
+"""A judge's server that runs during the judging: started, waited for, and always stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.scoring.judges import supervisor as guard_file
+from autolora_eval.scoring.judges import supervisor
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.vllm_command import (
     HOST,
@@ -27,10 +27,16 @@ from autolora_eval.scoring.judges.vllm_command import (
     vllm_python,
 )
 
+Say = Callable[[str], None]
+POLL_SECONDS = 0.5
+PROBE_SECONDS = 5.0
+SAY_EVERY_SECONDS = 60.0
+# Proxies are not used for a server of this machine.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 TAIL_LINES = 20
 _READ_BYTES = 1_000_000
 _LONGEST_LINE = 300
-# What stands in the log → what to do. The first that is found is told.
+# Pattern in the log → advice. The first match counts.
 _ADVICE = (
     (
         r"No module named '?vllm",
@@ -79,30 +85,176 @@ _ADVICE = (
         "another program took the port in that moment. Run the same command again.",
     ),
 )
-_KILLED = "it was killed: on most machines for want of memory (see the system's log)."
+_KILLED = "it was killed, most likely because the machine ran out of memory (see the system log)."
 _ERROR = re.compile(r"\b\w*(Error|Exception)\b: \S")
 
 
-def explain(what: str, code: int | None, log: Path, spec: JudgeConfig) -> str:
-    """Return the message for a server that did not come up, or not stay.
+@contextmanager
+def launched_server(spec: JudgeConfig, log: Path, say: Say = lambda text: None) -> Iterator[str]:
+    """Serve the benchmark's judge on this machine while the block runs.
+
+    A supervisor process stops the server with all its workers when the block ends, and also when
+    this process is interrupted or killed.
 
     Args:
-        what: happened, as a sentence without a full stop.
-        code: its exit code; None if it still ran.
-        log: what it wrote.
-        spec: the benchmark's `judge`.
+        spec: the benchmark's `judge` section.
+        log: the file for the server's output; overwritten.
+        say: receives progress messages.
+
+    Yields:
+        The address of the server, ending in `/v1`.
+
+    Raises:
+        UsageError: if the benchmark does not say what to start.
+        AutoLoRAEvalError: if the server ended or did not answer in time, with the end of its log.
+            Also if the block fails after the server ended.
+    """
+    port = _free_port()
+    command = server_command(spec, port)
+    url = f"http://{HOST}:{port}/v1"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    say(f"starting the judge's server for '{spec.model}' (log: {log})")
+    started = time.monotonic()
+    with _supervised(command, _environment(spec), log) as process:
+        _await_health(process, spec, url, log, say)
+        say(f"the judge's server answers after {time.monotonic() - started:.0f} s")
+        try:
+            yield url
+        except AutoLoRAEvalError as error:
+            code = process.poll()
+            if code is None:
+                raise
+            what = f"{error}\nThe judge's server ended with exit code {code} during the judging"
+            raise AutoLoRAEvalError(startup_error(what, code, log, spec)) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind((HOST, 0))
+        return int(chosen.getsockname()[1])
+
+
+def _environment(spec: JudgeConfig) -> dict[str, str]:
+    """Return the server's environment variables: without the judge's key, its programs first.
+
+    vLLM compiles kernels with the `ninja` of its environment, which must be on the PATH.
+    """
+    variables = own_environment()
+    variables.pop(spec.api_key_env, None)
+    variables["PYTHONUNBUFFERED"] = "1"
+    if not spec.launch_command:
+        folders = [str(vllm_python(spec).parent), variables.get("PATH", os.defpath)]
+        variables["PATH"] = os.pathsep.join(folders)
+    return variables
+
+
+@contextmanager
+def _supervised(
+    command: list[str], variables: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command under a supervisor process, and stop it when the block ends."""
+    grace = supervisor.GRACE_SECONDS
+    line = [sys.executable, "-I", supervisor.__file__, str(os.getpid()), str(grace), *command]
+    with log.open("wb") as stream:
+        # A session of its own, so that Ctrl-C reaches only us, and we stop the server properly.
+        process = subprocess.Popen(
+            line,
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(grace + supervisor.KILL_SECONDS + 5.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await_health(
+    process: subprocess.Popen[bytes], spec: JudgeConfig, url: str, log: Path, say: Say
+) -> None:
+    """Wait until the server lists the judge's model.
+
+    Raises:
+        AutoLoRAEvalError: if the server ended, serves another model, or took too long.
+    """
+    start = time.monotonic()
+    last_message = start
+    while (code := process.poll()) is None:
+        served = _served(url, spec)
+        if served is not None:
+            _check_name(served, spec)
+            return
+        now = time.monotonic()
+        if now - start > spec.launch_timeout:
+            what = (
+                f"the judge's server did not answer within {spec.launch_timeout:g} s and was "
+                "stopped. The first start may download the model: increase judge.launch_timeout"
+            )
+            raise AutoLoRAEvalError(startup_error(what, None, log, spec))
+        if now - last_message >= SAY_EVERY_SECONDS:
+            last_message = now
+            say(f"waiting for the judge's server ({now - start:.0f} s)")
+        time.sleep(POLL_SECONDS)
+    what = f"the judge's server ended with exit code {code} before it answered"
+    raise AutoLoRAEvalError(startup_error(what, code, log, spec))
+
+
+def _served(url: str, spec: JudgeConfig) -> list[str] | None:
+    """Return the models that a server lists; None while it does not answer."""
+    request = urllib.request.Request(f"{url}/models")
+    key = os.environ.get(spec.api_key_env)
+    if key:
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    try:
+        with _direct.open(request, timeout=PROBE_SECONDS) as answer:
+            return [str(model["id"]) for model in json.load(answer)["data"]]
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise AutoLoRAEvalError(
+                f"the judge's server requires an API key (status {error.code}). Set "
+                f"{spec.api_key_env} to the key that it was started with, or start it without one."
+            ) from error
+        return None
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        return None  # not started yet
+
+
+def _check_name(served: list[str], spec: JudgeConfig) -> None:
+    if spec.model not in served:
+        raise AutoLoRAEvalError(
+            f"the launched server serves {', '.join(served) or 'nothing'}, not '{spec.model}'. "
+            "Add to judge.launch_command, for example: --served-model-name, '{name}'."
+        )
+
+
+def startup_error(what: str, code: int | None, log: Path, spec: JudgeConfig) -> str:
+    """Return the message for a server that did not start or did not keep running.
+
+    Args:
+        what: a sentence about what happened, without a full stop.
+        code: the exit code; None if the server still ran.
+        log: the server's log file.
+        spec: the benchmark's `judge` section.
     """
     text = _read_end(log)
     lines = [line[:_LONGEST_LINE] for line in text.splitlines() if line.strip()]
     tail = lines[-TAIL_LINES:]
     advice = _advice(text, code, spec)
-    told = [f"{what}{'' if advice is None else ': ' + advice.rstrip('.')}."]
-    # vLLM's last words mostly are "see root cause above".
+    parts = [f"{what}{'' if advice is None else ': ' + advice.rstrip('.')}."]
+    # vLLM's last line is often "see root cause above".
     first = next((line for line in lines if _ERROR.search(line)), None)
     if first is not None and first not in tail:
-        told.append(f"The first error in its log:\n    {first}")
-    told.append(f"The end of its log, {log}:" if tail else f"Its log, {log}, is empty.")
-    return "\n".join([*told, *(f"    {line}" for line in tail)])
+        parts.append(f"The first error in its log:\n    {first}")
+    parts.append(f"The end of its log, {log}:" if tail else f"Its log, {log}, is empty.")
+    return "\n".join([*parts, *(f"    {line}" for line in tail)])
 
 
 def _advice(text: str, code: int | None, spec: JudgeConfig) -> str | None:
@@ -120,161 +272,3 @@ def _read_end(log: Path) -> str:
             return stream.read().decode("utf-8", "replace")
     except OSError:
         return ""
-
-
-# --------------------
-# A judge's server that lives as long as the judging: started, waited for, and always stopped.
-
-
-Say = Callable[[str], None]
-POLL_SECONDS = 0.5
-PROBE_SECONDS = 5.0
-SAY_EVERY_SECONDS = 60.0
-# To a server of this machine no proxy leads.
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-@contextmanager
-def launched(spec: JudgeConfig, log: Path, say: Say = lambda text: None) -> Iterator[str]:
-    """Serve the benchmark's judge on this machine for as long as the block runs.
-
-    The server is stopped with all its workers when the block is left, and also when this process
-    is interrupted or killed: a guard process sees to that.
-
-    Args:
-        spec: the benchmark's `judge`.
-        log: the file for what the server writes; begun anew.
-        say: is told what is waited for.
-
-    Yields:
-        The address of the server, ending in `/v1`.
-
-    Raises:
-        UsageError: the benchmark does not say what to start.
-        AutoLoRAEvalError: the server ended, or did not answer in time; the message has the end of
-            its log. Also for a failure of the block's own while the server is gone.
-    """
-    port = _free_port()
-    command = server_command(spec, port)
-    url = f"http://{HOST}:{port}/v1"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    say(f"starting the judge's server for '{spec.model}'; its log is {log}")
-    started = time.monotonic()
-    with _guarded(command, _environment(spec), log) as guard:
-        _await_health(guard, spec, url, log, say)
-        say(f"the judge's server answers after {time.monotonic() - started:.0f} s")
-        try:
-            yield url
-        except AutoLoRAEvalError as error:
-            code = guard.poll()
-            if code is None:
-                raise
-            what = f"{error}\nThe judge's server ended with exit code {code} while it was needed"
-            raise AutoLoRAEvalError(explain(what, code, log, spec)) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as chosen:
-        chosen.bind((HOST, 0))
-        return int(chosen.getsockname()[1])
-
-
-def _environment(spec: JudgeConfig) -> dict[str, str]:
-    """Return the server's variables: ours without the judge's key, and its own programs first.
-
-    vLLM compiles kernels with the `ninja` of its environment, which must then be on the PATH.
-    """
-    variables = own_environment()
-    variables.pop(spec.api_key_env, None)
-    variables["PYTHONUNBUFFERED"] = "1"
-    if not spec.launch_command:
-        folders = [str(vllm_python(spec).parent), variables.get("PATH", os.defpath)]
-        variables["PATH"] = os.pathsep.join(folders)
-    return variables
-
-
-@contextmanager
-def _guarded(
-    command: list[str], variables: dict[str, str], log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command under a guard process, and stop it when the block is left."""
-    grace = guard_file.GRACE_SECONDS
-    line = [sys.executable, "-I", guard_file.__file__, str(os.getpid()), str(grace), *command]
-    with log.open("wb") as stream:
-        # In a session of its own, since Ctrl-C is for us: we then stop it in good order.
-        guard = subprocess.Popen(
-            line,
-            stdin=subprocess.PIPE,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=variables,
-            start_new_session=True,
-        )
-    try:
-        yield guard
-    finally:
-        assert guard.stdin is not None
-        guard.stdin.close()
-        try:
-            guard.wait(grace + guard_file.KILL_SECONDS + 5.0)
-        except subprocess.TimeoutExpired:
-            guard.kill()
-            guard.wait()
-
-
-def _await_health(
-    guard: subprocess.Popen[bytes], spec: JudgeConfig, url: str, log: Path, say: Say
-) -> None:
-    """Wait until the server lists the judge.
-
-    Raises:
-        AutoLoRAEvalError: it ended before, serves something else, or took too long.
-    """
-    start = time.monotonic()
-    told = start
-    while (code := guard.poll()) is None:
-        served = _served(url, spec)
-        if served is not None:
-            _check_name(served, spec)
-            return
-        now = time.monotonic()
-        if now - start > spec.launch_timeout:
-            what = (
-                f"the judge's server did not answer within {spec.launch_timeout:g} s, and was "
-                "stopped; a first start may have to fetch the model: raise judge.launch_timeout"
-            )
-            raise AutoLoRAEvalError(explain(what, None, log, spec))
-        if now - told >= SAY_EVERY_SECONDS:
-            told = now
-            say(f"waiting for the judge's server ({now - start:.0f} s)")
-        time.sleep(POLL_SECONDS)
-    what = f"the judge's server ended with exit code {code} before it answered"
-    raise AutoLoRAEvalError(explain(what, code, log, spec))
-
-
-def _served(url: str, spec: JudgeConfig) -> list[str] | None:
-    """Return the models that a server lists; None while it does not answer properly."""
-    request = urllib.request.Request(f"{url}/models")
-    key = os.environ.get(spec.api_key_env)
-    if key:
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
-    try:
-        with _direct.open(request, timeout=PROBE_SECONDS) as answer:
-            return [str(model["id"]) for model in json.load(answer)["data"]]
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise AutoLoRAEvalError(
-                f"the judge's server wants a key (it answers {error.code}). Put the one that it "
-                f"was started with into {spec.api_key_env}, or start it without."
-            ) from error
-        return None
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-        return None  # nobody there yet, or not that which speaks the protocol
-
-
-def _check_name(served: list[str], spec: JudgeConfig) -> None:
-    if spec.model not in served:
-        raise AutoLoRAEvalError(
-            f"the launched server serves {', '.join(served) or 'nothing'}, not '{spec.model}'. "
-            "Have judge.launch_command say so, such as: --served-model-name, '{name}'."
-        )

@@ -16,9 +16,9 @@ from scored_run import write_images
 from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.scoring.judgement_store import judgements_by_image
 from autolora_eval.scoring.judging import (
     judge_images,
-    judgements_by_image,
     open_judge,
     request_key,
 )
@@ -170,5 +170,5 @@ def test_a_cache_that_cannot_be_used_is_told_and_done_without(
     with closing(open_judge(plan)) as asked:
         done = judge_images(plan, folder, asked, Progress(Console(file=said, width=500)))
     assert (done["done"], done["cached"]) == (N, 0)
-    assert "the cache of earlier runs' replies was left out: " in said.getvalue()
+    assert "the cache of earlier replies is not used: " in said.getvalue()
     assert done["cache_problem"] in said.getvalue()

@@ -105,7 +105,7 @@ def test_a_server_that_goes_leaves_what_it_judged(make, folder, server) -> None:
         return by_content(call, n)
 
     server.answer = answer
-    with pytest.raises(AutoLoRAEvalError, match="What it judged so far is kept"):
+    with pytest.raises(AutoLoRAEvalError, match="The judgements so far are kept"):
         judge(plan, folder)
     kept = rows(plan, folder)
     assert len(kept) == 6

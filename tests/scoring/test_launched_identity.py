@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from autolora_eval.scoring.judges.config import JudgeConfig
-from autolora_eval.scoring.judges.launched_identity import launched_identity
+from autolora_eval.scoring.judges.vllm_command import launched_identity
 
 UVX = ["uvx", "--python", "3.12", "vllm", "serve", "{model}", "--port", "{port}"]
 
