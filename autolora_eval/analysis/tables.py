@@ -29,7 +29,8 @@ from autolora_eval.analysis.scores import (
     with_image_errors,
 )
 from autolora_eval.analysis.sentences import with_sentences
-from autolora_eval.analysis.table_layout import Results, fitting, latex, markdown
+from autolora_eval.analysis.table_layout import Results, choose_layout
+from autolora_eval.analysis.table_text import latex, markdown
 from autolora_eval.analysis.timings import write_timings
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.sweep import fields_of
@@ -244,7 +245,7 @@ def _write_readable(
         for cell in plan.cells
     }
     rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-    layout = fitting(Results(rows, shown, sweep, points, reasons))
+    layout = choose_layout(Results(rows, shown, sweep, points, reasons))
     write_text(folder.table("md"), markdown(layout))
     write_text(folder.table("tex"), latex(layout))
 

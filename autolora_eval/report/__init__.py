@@ -23,12 +23,12 @@ def write_report(folder: RunFolder) -> None:
     """
     from autolora_eval.report.document import write_html, write_pdf
     from autolora_eval.report.gallery import build_gallery
-    from autolora_eval.report.run_view import read_evidence
+    from autolora_eval.report.run_view import read_run_view
 
-    evidence = read_evidence(folder)
-    content = _content(evidence)
+    view = read_run_view(folder)
+    content = _content(view)
     write_pdf(content, folder.report_pdf)
-    write_html(content, build_gallery(evidence), folder.report_html)
+    write_html(content, build_gallery(view), folder.report_html)
 
 
 def read_report(folder: RunFolder) -> Content:
@@ -40,17 +40,17 @@ def read_report(folder: RunFolder) -> Content:
     Raises:
         UsageError: it is no run folder, or has no table yet.
     """
-    from autolora_eval.report.run_view import read_evidence
+    from autolora_eval.report.run_view import read_run_view
 
-    return _content(read_evidence(folder))
+    return _content(read_run_view(folder))
 
 
-def _content(evidence: RunView) -> Content:
+def _content(view: RunView) -> Content:
     from autolora_eval.report.content import build_content
     from autolora_eval.report.figures._render import draw_figures
     from autolora_eval.report.grid_files import write_grids
 
-    figures = draw_figures(evidence.figure_data, evidence.run.folder.figures)
-    content = build_content(evidence, figures)
-    write_grids(content.grids, evidence.run.folder.figures)
+    figures = draw_figures(view.figure_data, view.run.folder.figures)
+    content = build_content(view, figures)
+    write_grids(content.grids, view.run.folder.figures)
     return content

@@ -2,181 +2,175 @@
 
 from __future__ import annotations
 
-from autolora_eval._text import as_finite_float, join_names, pluralize, truncate
+from autolora_eval._sentences import Sentences
+from autolora_eval._text import as_finite_float, format_alpha, sanitize, truncate
+from autolora_eval.analysis.reliability import TENTATIVE_ALPHA
+from autolora_eval.report.judge_reliability import of_all_cells, source
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, in_words, tally
 
 REASONS_SHOWN = 5
 CELLS_NAMED = 4
 DIFFERENCES_SHOWN = 6
 MESSAGE_LENGTH = 300
-# What is told of images that were made elsewhere, as the manifest has it and in words.
-_FINDINGS = {
+UNSCORED_SHARE = 0.01
+# Counts of the import of images that were made elsewhere, and what they are called.
+_ISSUES = {
     "missing": "missing",
     "unusable": "unusable",
-    "extra": "not asked for and left out",
-    "duplicate": "the same as another",
+    "extra": "not in the benchmark and left out",
+    "duplicate": "identical to another",
     "wrong_size": "of another size than the model's",
-    "constant": "of one colour",
+    "constant": "of a single colour",
     "converted": "converted",
 }
+say = Sentences("caveats")
 
 
-def caveats(evidence: RunView) -> list[str]:
-    """Return what a reader must know before the numbers, the gravest first."""
+def caveats(view: RunView) -> list[str]:
+    """Return what a reader must know before the numbers, the most serious first."""
     return [
-        *_miniatures(evidence),
-        *_limits(evidence),
-        *_differences(evidence),
-        *_made_elsewhere(evidence),
-        *_images_missing(evidence),
-        *_unscored(evidence),
-        *_undefined(evidence),
-        *_judge(evidence),
+        *_miniatures(view),
+        *_limits(view),
+        *_differences(view),
+        *_imported(view),
+        *_images_missing(view),
+        *_unscored(view),
+        *_undefined(view),
+        *_judge(view),
+        *_often_unscored(view),
+        *_low_alpha(view),
     ]
 
 
-def _miniatures(evidence: RunView) -> list[str]:
-    references = {
-        truncate(name, NAME_LENGTH): _reference(model)
-        for name, model in evidence.section("models").items()
+def _miniatures(view: RunView) -> list[str]:
+    sources = {
+        truncate(name, NAME_LENGTH): str(_pipeline(model).get("name", ""))
+        for name, model in view.section("models").items()
     }
-    references["the extractor"] = str(evidence.recorded("features", "model"))
-    references["the judge"] = str(evidence.recorded("judge", "model"))
-    names = [name for name, found in references.items() if found.startswith("miniature:")]
-    if not names:
-        return []
-    subject = join_names(names)
-    what = "is a miniature model" if len(names) == 1 else "are miniature models"
-    return [
-        f"{subject[0].upper()}{subject[1:]} {what}: "
-        "small, trained on rendered pictures of simple scenes, so that the whole evaluation runs "
-        "on a laptop. These numbers show that the pipeline works. They say nothing about SDXL or "
-        "SD3, and nothing about how the methods compare on them."
-    ]
+    sources["the extractor"] = str(view.manifest_value("features", "model"))
+    sources["the judge"] = str(view.manifest_value("judge", "model"))
+    names = [name for name, source in sources.items() if source.startswith("miniature:")]
+    return [say.miniatures(names)] if names else []
 
 
-def _reference(model: object) -> str:
+def _pipeline(model: object) -> Row:
     pipeline = model.get("pipeline") if isinstance(model, dict) else None
-    return str(pipeline.get("name", "")) if isinstance(pipeline, dict) else ""
+    return pipeline if isinstance(pipeline, dict) else {}
 
 
-def _limits(evidence: RunView) -> list[str]:
-    if not evidence.recorded("limited"):
+def _limits(view: RunView) -> list[str]:
+    if not view.manifest_value("limited"):
         return []
-    prompts, seeds = evidence.recorded("prompts"), evidence.recorded("seeds")
-    used = ""
-    if isinstance(prompts, list) and isinstance(seeds, list):
-        used = f" to {pluralize(len(prompts), 'prompt')} and {pluralize(len(seeds), 'seed')}"
-    return [
-        f"This run was limited{used} and does not cover the benchmark: "
-        "its numbers are not the benchmark's."
-    ]
+    prompts, seeds = view.manifest_value("prompts"), view.manifest_value("seeds")
+    known = isinstance(prompts, list) and isinstance(seeds, list)
+    return [say.limited(len(prompts), len(seeds)) if known else say.limited(0, 0)]
 
 
-def _differences(evidence: RunView) -> list[str]:
-    """Tell in what the runs of a comparison differ."""
-    stated = evidence.recorded("differences")
-    rows = [row for row in stated if isinstance(row, dict)] if isinstance(stated, list) else []
-    told = [
-        f"Of the runs compared: {truncate(row.get('message'), MESSAGE_LENGTH)}"
-        for row in rows[:DIFFERENCES_SHOWN]
-    ]
-    if len(rows) > DIFFERENCES_SHOWN:
-        more = pluralize(len(rows) - DIFFERENCES_SHOWN, "more difference")
-        told.append(f"Of the runs compared: {more}, in manifest.json.")
-    return told
+def _differences(view: RunView) -> list[str]:
+    """Return how the runs of a comparison differ."""
+    found = view.manifest_value("differences")
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    messages = [truncate(row.get("message"), MESSAGE_LENGTH) for row in rows[:DIFFERENCES_SHOWN]]
+    left = len(rows) - len(messages)
+    return [*map(say.difference, messages), *([say.more_differences(left)] if left else [])]
 
 
-def _made_elsewhere(evidence: RunView) -> list[str]:
-    """Tell which cells' images this package did not make, and what was wrong with them."""
-    ids = {str(row["cell"]) for row in evidence.rows}
+def _imported(view: RunView) -> list[str]:
+    """Return which cells' images were made elsewhere, and what was wrong with them."""
+    ids = {str(row["cell"]) for row in view.rows}
     sets = {
         cell: found
-        for cell, found in evidence.section("image_sets").items()
+        for cell, found in view.section("image_sets").items()
         if cell in ids and isinstance(found, dict)
     }
-    told = [
-        f"{_cell(evidence, cell)}: {_account(found)}"
-        for cell, found in [*sets.items()][:CELLS_NAMED]
-    ]
-    if len(sets) > CELLS_NAMED:
-        more = pluralize(len(sets) - CELLS_NAMED, "more cell was", "more cells were")
-        told.append(f"The images of {more} made elsewhere: image_sets/ has their accounts.")
-    return told
+    shown = [_import_report(view, cell, sets[cell]) for cell in [*sets][:CELLS_NAMED]]
+    left = len(sets) - len(shown)
+    return [*shown, say.more_imported(left)] if left else shown
 
 
-def _account(found: Row) -> str:
-    counts = {name: int(as_finite_float(found.get(name)) or 0) for name in ("matched", *_FINDINGS)}
-    wrong = [f"{counts[name]} {words}" for name, words in _FINDINGS.items() if counts[name]]
-    told = (
-        f"{pluralize(counts['matched'], 'image')} of the benchmark made elsewhere, whose "
-        "prompts, seeds "
-        f"and passes are what their maker says{': ' if wrong else ''}{', '.join(wrong)}."
+def _import_report(view: RunView, cell: str, found: Row) -> str:
+    counts = {name: _count(found, name) for name in _ISSUES}
+    issues = [(counts[name], words) for name, words in _ISSUES.items() if counts[name]]
+    return say.imported(
+        _cell_name(view, cell),
+        _count(found, "matched"),
+        issues,
+        _count(found, "beyond_limits"),
+        bool(found.get("seeds_by_order")),
     )
-    if beyond := int(as_finite_float(found.get("beyond_limits")) or 0):
-        told += f" {pluralize(beyond, 'more image')} of the set lie beyond this limited run."
-    if found.get("seeds_by_order"):
-        told += " No seeds are stated: pairs with other methods share no noise."
-    return told
 
 
-def _images_missing(evidence: RunView) -> list[str]:
-    missing = {r["cell"]: int(as_finite_float(r.get("n_missing")) or 0) for r in evidence.rows}
-    total = sum(missing.values())
-    if not total:
+def _count(row: Row, key: str) -> int:
+    return int(as_finite_float(row.get(key)) or 0)
+
+
+def _images_missing(view: RunView) -> list[str]:
+    missing = {r["cell"]: n for r in view.rows if (n := _count(r, "n_missing"))}
+    if not missing:
         return []
-    lacking = {cell: n for cell, n in missing.items() if n}
-    named = [f"{n} of {_cell(evidence, cell)}" for cell, n in [*lacking.items()][:CELLS_NAMED]]
-    more = len(lacking) - len(named)
-    where = ", ".join([*named, *([f"and of {pluralize(more, 'more cell')}"] if more else [])])
-    return [f"{pluralize(total, 'image is', 'images are')} missing or cannot be read ({where})."]
+    cells = [(missing[cell], _cell_name(view, cell)) for cell in [*missing][:CELLS_NAMED]]
+    return [say.images_missing(sum(missing.values()), cells, len(missing) - len(cells))]
 
 
-def _unscored(evidence: RunView) -> list[str]:
-    n_unscored = sum(int(as_finite_float(row.get("n_unscored")) or 0) for row in evidence.rows)
-    is_judged = any(measure.kind == "score" for measure in evidence.measured)
-    if not n_unscored or not is_judged:
+def _unscored(view: RunView) -> list[str]:
+    n = sum(_count(row, "n_unscored") for row in view.rows)
+    if not n or not view.judged:
         return []
-    reasons = tally(in_words(row.get("unscored_reason")) for row in evidence.images)
-    shown = [f"{n} × {reason}" for reason, n in reasons[:REASONS_SHOWN]]
-    if len(reasons) > REASONS_SHOWN:
-        left = sum(n for _, n in reasons[REASONS_SHOWN:])
-        shown.append(f"{left} for {pluralize(len(reasons) - REASONS_SHOWN, 'other reason')}")
-    because = f": {'; '.join(shown)}" if shown else ", for reasons that were not recorded"
-    verb = "has no score and is" if n_unscored == 1 else "have no score and are"
+    reasons = tally(in_words(row.get("unscored_reason")) for row in view.images)
+    rest = reasons[REASONS_SHOWN:]
+    n_rest = sum(count for _, count in rest)
+    return [say.unscored(n, len(view.images), reasons[:REASONS_SHOWN], n_rest, len(rest))]
+
+
+def _undefined(view: RunView) -> list[str]:
+    rows = [row for row in view.rows if _count(row, "n_undefined_prompts")]
+    if len(rows) > CELLS_NAMED:
+        n = sum(_count(row, "n_undefined_prompts") for row in rows)
+        reasons = tally(view.why_undefined(row["cell"]) for row in rows)
+        return [say.often_undefined(n, len(rows), len(view.rows), reasons[0][0])]
     return [
-        f"{pluralize(n_unscored, 'image')} of {len(evidence.images):,} {verb} left out of the mean "
-        f"scores, not counted as 0{because}."
+        say.undefined(
+            _cell_name(view, row["cell"]),
+            _count(row, "n_undefined_prompts"),
+            view.why_undefined(row["cell"]),
+        )
+        for row in rows
     ]
 
 
-def _undefined(evidence: RunView) -> list[str]:
-    undefined = [r for r in evidence.rows if as_finite_float(r.get("n_undefined_prompts"))]
-    if len(undefined) > CELLS_NAMED:
-        n = sum(int(row["n_undefined_prompts"]) for row in undefined)
-        reasons = tally(evidence.why_undefined(row["cell"]) for row in undefined)
-        return [
-            f"Diversity is undefined {n:,} times for a prompt of a cell, in {len(undefined)} of "
-            f"{pluralize(len(evidence.rows), 'cell')}, and left out of the mean: {reasons[0][0]}."
-        ]
-    return [
-        f"{_cell(evidence, row['cell'])}: diversity is undefined for "
-        f"{pluralize(int(row['n_undefined_prompts']), 'prompt')}, left out of the mean: "
-        f"{evidence.why_undefined(row['cell'])}."
-        for row in undefined
-    ]
+def _judge(view: RunView) -> list[str]:
+    if not view.judged:
+        return [say.no_judge()]
+    return [] if view.rubric_is_recorded else [say.no_rubric()]
 
 
-def _judge(evidence: RunView) -> list[str]:
-    if not any(measure.kind == "score" for measure in evidence.measured):
-        return ["No judge was asked: only diversity was measured, which alone says nothing of "
-                "whether the images show what was asked for."]  # fmt: skip
-    if not evidence.rubric_is_recorded:
-        return ["The rubric was not recorded: the names of the scores are those of the table's "
-                "columns, and higher is taken to be better."]  # fmt: skip
-    return []
+def _often_unscored(view: RunView) -> list[str]:
+    if not view.judged:
+        return []
+    shares = {
+        row["cell"]: _count(row, "n_unscored") / n
+        for row in view.rows
+        if (n := _count(row, "n_images"))
+    }
+    worst = max(shares, key=lambda cell: shares[cell], default="")
+    share, least = shares.get(worst, 0.0), min(shares.values(), default=0.0)
+    if share <= UNSCORED_SHARE:
+        return []
+    return [say.often_unscored(share, _cell_name(view, worst), least if least < share else None)]
 
 
-def _cell(evidence: RunView, cell: str) -> str:
-    row = next(r for r in evidence.rows if r["cell"] == cell)
-    return f"{truncate(row['model'], NAME_LENGTH)} × {evidence.labels[cell]}"
+def _low_alpha(view: RunView) -> list[str]:
+    found = []
+    for score in view.judged:
+        row = of_all_cells(view, score)
+        alpha = as_finite_float(row.get("alpha"))
+        if alpha is not None and alpha < TENTATIVE_ALPHA:
+            text = format_alpha(alpha, row.get("alpha_low"), row.get("alpha_high"))
+            name = sanitize(score.display_name)
+            found.append(say.low_alpha(name, text, TENTATIVE_ALPHA, source()))
+    return found
+
+
+def _cell_name(view: RunView, cell: str) -> str:
+    row = next(r for r in view.rows if r["cell"] == cell)
+    return f"{truncate(row['model'], NAME_LENGTH)} × {view.labels[cell]}"

@@ -1,76 +1,79 @@
-"""What an image cost: denoiser passes, seconds, and calls of the judge, beside the baseline's."""
+"""What an image costs: function evaluations, seconds and judge calls, relative to the baseline."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, format_fixed, format_int, point_label, truncate
-from autolora_eval.analysis.reliability import ALL
+from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, TableRow
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, row_where
-from autolora_eval.report.tables import Entry, Group, Line, ResultTable
 
-METHODS_TOLD = 8
-POINTS_TOLD = 4
+METHODS_NAMED = 8
+POINTS_NAMED = 4
+say = Sentences("tables")
 
 
-def baseline_row(evidence: RunView, row: Row) -> Row | None:
-    """Return the cell that a cell is compared with; else the baseline's only one of its model."""
-    compared = next((r for r in evidence.compared if r["cell"] == row["cell"]), {})
-    base = compared.get("baseline_cell")
-    alike = [r for r in evidence.rows if r["model"] == row["model"]]
+@dataclass(frozen=True)
+class CostRange:
+    """How many times the baseline's cost a method has over its cells, and of what."""
+
+    noun: str
+    least: float
+    most: float
+
+
+def baseline_row(view: RunView, row: Row) -> Row | None:
+    """Return the baseline's cell that a cell is compared with, or the only one of its model."""
+    base = view.baseline_cells.get(row["cell"])
+    alike = [r for r in view.rows if r["model"] == row["model"]]
     named = [r for r in alike if r["cell"] == base]
-    own = [r for r in alike if r["method"] == evidence.baseline]
+    own = [r for r in alike if r["method"] == view.baseline]
     return named[0] if named else own[0] if len(own) == 1 else None
 
 
 def ratio(row: Row, base: Row | None, column: str) -> float | None:
-    """Return how many times the baseline's; None for the baseline, and where either is unknown."""
+    """Return a cost relative to the baseline's; None for the baseline and for unknown costs."""
     ours, theirs = (as_finite_float((r or {}).get(column)) for r in (row, base))
     if ours is None or not theirs or base is None or base["cell"] == row["cell"]:
         return None
     return ours / theirs
 
 
-def times(row: Row, base: Row | None, column: str) -> str:
-    """Return `ratio` as "2 ×"; empty where there is none."""
+def _cost_cell(text: str, row: Row, base: Row | None, column: str) -> TableCell:
     found = ratio(row, base, column)
-    return "" if found is None else f"{found:.3g} ×"
+    return TableCell(text, details=() if found is None else (f"{found:.3g} ×",))
 
 
-def times_note(evidence: RunView) -> str:
-    """Return what "×" means: of a sweep, the baseline's cell may not be the one that is shown."""
-    there = " with the same swept parameters" if any(evidence.points.values()) else ""
-    return f"×: times the baseline's{there}."
+def cost_cells(view: RunView, row: Row) -> list[TableCell]:
+    """Return the NFE of a row of the result table, and its seconds if they were measured."""
+    base = baseline_row(view, row)
+    cells = [_cost_cell(nfe_text(row.get("nfe")), row, base, "nfe")]
+    if has_seconds(view):
+        text = seconds_text(row.get(SECONDS_PER_IMAGE))
+        cells.append(_cost_cell(text, row, base, SECONDS_PER_IMAGE))
+    return cells
 
 
-def cost_entries(evidence: RunView, row: Row) -> list[Entry]:
-    """Return passes, and seconds where they were taken, for a cell of the result table."""
-    base = baseline_row(evidence, row)
-    entries = [Entry(passes(row.get("nfe")), times(row, base, "nfe"))]
-    if has_seconds(evidence):
-        entries.append(
-            Entry(seconds(row.get(SECONDS_PER_IMAGE)), times(row, base, SECONDS_PER_IMAGE))
-        )
-    return entries
+def cost_heads(view: RunView) -> list[str]:
+    """Return the heads of `cost_cells`."""
+    return ["NFE", "s/image"] if has_seconds(view) else ["NFE"]
 
 
-def cost_heads(evidence: RunView) -> list[str]:
-    """Return the heads of `cost_entries`."""
-    return ["NFE", "s/image"] if has_seconds(evidence) else ["NFE"]
+def has_seconds(view: RunView) -> bool:
+    """Return True if seconds per image are known for at least one cell."""
+    return any(as_finite_float(row.get(SECONDS_PER_IMAGE)) is not None for row in view.rows)
 
 
-def has_seconds(evidence: RunView) -> bool:
-    """Tell whether any cell knows what its images took."""
-    return any(as_finite_float(row.get(SECONDS_PER_IMAGE)) is not None for row in evidence.rows)
-
-
-def passes(value: object) -> str:
-    """Return denoiser passes; those of a sampler that counts them itself may be a mean."""
+def nfe_text(value: object) -> str:
+    """Return an NFE as text; the NFE that a sampler counts itself may be a mean."""
     found = as_finite_float(value)
     return format_int(value) if found is None or found.is_integer() else format_fixed(found, 1)
 
 
-def seconds(value: object) -> str:
-    """Return seconds with three digits that count; a dash for none."""
+def seconds_text(value: object) -> str:
+    """Return seconds with three significant digits; a dash for None."""
     found = as_finite_float(value)
     return (
         format_fixed(found, 0 if found >= 100 else 1 if found >= 10 else 2)
@@ -79,91 +82,77 @@ def seconds(value: object) -> str:
     )
 
 
-def cost_sentence(evidence: RunView) -> str:
-    """Return what the methods cost beside the baseline, in one sentence; empty without one.
+def cost_sentence(view: RunView) -> str:
+    """Return what the methods cost relative to the baseline; empty if nothing is known.
 
-    A sweep may change what an image costs: then a method has a range of each.
+    A sweep may change what an image costs: a method then has a range.
     """
-    told: dict[str, dict[str, list[float]]] = {}
-    for row in evidence.rows:
-        base = baseline_row(evidence, row)
-        if base is None or base["cell"] == row["cell"]:
-            continue
-        for column, noun in (("nfe", "the passes"), (SECONDS_PER_IMAGE, "the seconds")):
-            found = ratio(row, base, column)
-            if found is not None:
-                own = told.setdefault(truncate(row["method"], NAME_LENGTH), {})
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for row in view.rows:
+        base = baseline_row(view, row)
+        for column, noun in (("nfe", "NFE"), (SECONDS_PER_IMAGE, "seconds")):
+            if (found := ratio(row, base, column)) is not None:
+                own = ratios.setdefault(truncate(row["method"], NAME_LENGTH), {})
                 own.setdefault(noun, []).append(found)
-    costs = [
-        f"{name} {', '.join(f'{_range(found)} {noun}' for noun, found in own.items())}"
-        for name, own in list(told.items())[:METHODS_TOLD]
+    methods = [
+        (name, [CostRange(noun, min(found), max(found)) for noun, found in own.items()])
+        for name, own in list(ratios.items())[:METHODS_NAMED]
     ]
-    if not costs:
-        return ""
-    return (
-        f"Beside {truncate(evidence.baseline, NAME_LENGTH)}, one image costs: {'; '.join(costs)}."
-    )
+    return say.cost_sentence(truncate(view.baseline, NAME_LENGTH), methods) if methods else ""
 
 
-def _range(found: list[float]) -> str:
-    """Return the least and the greatest of several ratios, as one where they are printed alike."""
-    least, most = f"{min(found):.3g}×", f"{max(found):.3g}×"
-    return least if least == most else f"{least} to {most}"
-
-
-def cost_table(evidence: RunView) -> ResultTable:
-    """Return passes, seconds and judge calls, a line for all cells that are made alike."""
-    columns = {"NFE for one image": "nfe"}
-    if has_seconds(evidence):
-        columns["Seconds for one image"] = SECONDS_PER_IMAGE
+def cost_table(view: RunView) -> Table:
+    """Return NFE, seconds and judge calls, with one row for all cells of a method of equal NFE."""
+    columns = {"NFE per image": "nfe"}
+    if has_seconds(view):
+        columns["Seconds per image"] = SECONDS_PER_IMAGE
     groups = []
-    for model, rows in evidence.models.items():
+    for model, rows in view.models.items():
         alike: dict[tuple[str, object], list[Row]] = {}
         for row in rows:
             alike.setdefault((str(row["method"]), row.get("nfe")), []).append(row)
-        lines = [_line(evidence, found, columns) for found in alike.values()]
-        groups.append(Group(truncate(model, NAME_LENGTH), lines))
-    heads = [*columns, "NFE in all", *(["Judge calls"] if evidence.judged else [])]
-    caption = (
-        f"NFE: denoiser passes really made. {times_note(evidence)}"
-        + (
-            " Seconds: the median over a cell's images, on the machine of the run."
-            if has_seconds(evidence)
-            else ""
-        )
-        + (" Judge calls: verdicts asked for, repeats included." if evidence.judged else "")
-    )
-    return ResultTable(caption, heads, groups, [])
+        lines = tuple(_cost_row(view, found, list(columns.values())) for found in alike.values())
+        groups.append(TableGroup(truncate(model, NAME_LENGTH), lines))
+    heads = (*columns, "Total NFE", *(["Judge calls"] if view.judged else []))
+    swept = any(view.points.values())
+    caption = say.cost(swept, has_seconds(view), bool(view.judged))
+    return Table(heads, tuple(groups), caption=caption)
 
 
-def _line(evidence: RunView, rows: list[Row], columns: dict[str, str]) -> Line:
-    """Return the costs of cells of one method whose images take as many passes."""
-    first, base = rows[0], baseline_row(evidence, rows[0])
-    name = evidence.labels[first["cell"]]
-    if len(rows) > 1:
-        points = [point_label(evidence.points.get(row["cell"], {})) for row in rows]
-        which = "; ".join(points) if len(rows) <= POINTS_TOLD and all(points) else None
-        name = f"{truncate(first['method'], NAME_LENGTH)} ({which or f'{len(rows)} cells'})"
-    entries = []
-    for column in columns.values():
+def _cost_row(view: RunView, rows: list[Row], columns: list[str]) -> TableRow:
+    """Return the costs of cells of one method with equal NFE."""
+    first, base = rows[0], baseline_row(view, rows[0])
+    cells = []
+    for column in columns:
         known = [value for row in rows if (value := as_finite_float(row.get(column))) is not None]
         mean = sum(known) / len(known) if known else None
-        text = passes(mean) if column == "nfe" else seconds(mean)
-        entries.append(Entry(text, times(first, base, column)))
-    made = [(as_finite_float(row.get("nfe")), as_finite_float(row.get("n_images"))) for row in rows]
-    known = [nfe * images for nfe, images in made if nfe is not None and images is not None]
-    entries.append(Entry(format_int(sum(known) if len(known) == len(made) else None)))
-    if evidence.judged:
-        calls = [asked for row in rows if (asked := _calls(evidence, row["cell"])) is not None]
-        entries.append(Entry(format_int(sum(calls) if len(calls) == len(rows) else None)))
-    return Line(name, entries)
+        text = nfe_text(mean) if column == "nfe" else seconds_text(mean)
+        cells.append(_cost_cell(text, first, base, column))
+    totals = []
+    for row in rows:
+        nfe, images = as_finite_float(row.get("nfe")), as_finite_float(row.get("n_images"))
+        totals.append(None if nfe is None or images is None else nfe * images)
+    cells.append(TableCell(format_int(_sum(totals))))
+    if view.judged:
+        cells.append(TableCell(format_int(_sum([_calls(view, row["cell"]) for row in rows]))))
+    return TableRow((_cost_label(view, rows),), tuple(cells))
 
 
-def _calls(evidence: RunView, cell: str) -> float | None:
-    """Return how many verdicts were asked for; older runs do not know."""
-    rows = [
-        row_where(evidence.reliability, score=measure.column, cell=cell)
-        for measure in evidence.judged[:1]
-        if cell != ALL
-    ]
-    return as_finite_float(rows[0].get("n_asked")) if rows else None
+def _cost_label(view: RunView, rows: list[Row]) -> str:
+    if len(rows) == 1:
+        return view.labels[rows[0]["cell"]]
+    points = [point_label(view.points.get(row["cell"], {})) for row in rows]
+    which = "; ".join(points) if len(rows) <= POINTS_NAMED and all(points) else None
+    return f"{truncate(rows[0]['method'], NAME_LENGTH)} ({which or f'{len(rows)} cells'})"
+
+
+def _sum(values: list[float | None]) -> float | None:
+    """Return the sum of values; None if one of them is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _calls(view: RunView, cell: str) -> float | None:
+    """Return how many replies the judge was asked for."""
+    score = view.judged[0].column
+    return as_finite_float(row_where(view.reliability, score=score, cell=cell).get("n_asked"))

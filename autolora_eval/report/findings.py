@@ -1,59 +1,54 @@
-"""Who is ahead in a run: the measure that decides, and the cells that stand for their methods."""
+"""What a run found: which method ranks first, how each differs from the baseline, how sure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
+from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
     as_finite_float,
     format_fixed,
     format_interval,
-    format_p_value,
     parameter_label,
-    pluralize,
     point_label,
     sanitize,
     truncate,
 )
 from autolora_eval.analysis.metric_columns import Measure
-from autolora_eval.analysis.sentences import (
-    MOST_UNITS,
-    Verdict,
-    about,
-    clause,
-    is_doubted,
-    is_told,
-    needed,
-    unit_of,
-    units_ahead,
-    verdict,
-)
+from autolora_eval.analysis.sentences import Comparison
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
 
-# More cells of a model than these are not all shown side by side.
+# If a model has more cells than these, not all of them are shown side by side.
 CELLS_SIDE_BY_SIDE = 9
+MODELS_NAMED = 3
+METHODS_NAMED = 4
+PRODUCTS_NAMED = 2
+# More sentences than these do not fit the first page: comparisons are then summarized.
+SENTENCES_IN_FULL = 6
+MAX_UNITS = 10_000
+say, say_comparison = Sentences("findings"), Sentences("comparisons")
 
 
-def deciding_measure(evidence: RunView) -> Measure:
-    """Return the measure that methods are ranked by where there must be one.
+# ---- Ranking
 
-    As in the paper it is the product of diversity and score, of which the first score's is taken;
-    without a judge it is diversity.
+
+def deciding_metric(view: RunView) -> Measure:
+    """Return the metric that methods are ranked by if there must be a single one.
+
+    As in the paper it is the product of diversity and score, for the first score; without a judge
+    it is diversity.
     """
-    products = [measure for measure in evidence.measured if measure.kind == "product"]
-    return products[0] if products else evidence.measured[0]
+    products = [metric for metric in view.metrics if metric.kind == "product"]
+    return products[0] if products else view.metrics[0]
 
 
-def best_of(rows: Sequence[Row], measure: Measure) -> Row | None:
-    """Return the row with the best value; the first of equals, None where none has a value."""
-    known = [row for row in rows if as_finite_float(row.get(measure.column)) is not None]
-    if not known:
-        return None
-    sign = 1.0 if measure.higher_is_better else -1.0
-    return max(known, key=lambda row: sign * float(row[measure.column]))
+def best_row(rows: Sequence[Row], metric: Measure) -> Row | None:
+    """Return the row with the best value, the first of equals; None if no row has a value."""
+    known = [row for row in rows if as_finite_float(row.get(metric.column)) is not None]
+    sign = 1.0 if metric.higher_is_better else -1.0
+    return max(known, key=lambda row: sign * float(row[metric.column]), default=None)
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -64,75 +59,59 @@ def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def best_settings(rows: Sequence[Row], measure: Measure) -> list[Row]:
-    """Return for each method of one model its best cell; its first where none has a value."""
-    return [best_of(alike, measure) or alike[0] for alike in by_method(rows).values()]
+def best_of_each_method(rows: Sequence[Row], metric: Measure) -> list[Row]:
+    """Return the best cell of each method of one model, or its first if none has a value."""
+    return [best_row(alike, metric) or alike[0] for alike in by_method(rows).values()]
 
 
-def at_point(evidence: RunView, rows: Sequence[Row], point: Mapping[str, str]) -> list[Row]:
-    """Return for each method of one model its cell at a sweep point.
+def rows_at_point(view: RunView, rows: Sequence[Row], point: Mapping[str, str]) -> list[Row]:
+    """Return the cell of each method of one model at a sweep point.
 
     Args:
-        evidence: the run.
-        rows: of one model.
-        point: swept parameters; one that a method does not take does not matter for it. Of several
-            cells, which differ in a parameter that is not in the point, the first is taken.
+        view: The run.
+        rows: Rows of one model.
+        point: Swept parameters. A parameter that a method does not take is ignored for it. If
+            several cells of a method fit, the first is taken.
     """
     found = []
     for alike in by_method(rows).values():
         for row in alike:
-            own = evidence.points.get(row["cell"], {})
+            own = view.points.get(row["cell"], {})
             if all(point.get(name, value) == value for name, value in own.items()):
                 found.append(row)
                 break
     return found
 
 
-def side_by_side(evidence: RunView, rows: Sequence[Row]) -> tuple[list[Row], str]:
-    """Return the cells of a model that are shown side by side, and which those are.
-
-    Args:
-        evidence: the run.
-        rows: of one model.
+def side_by_side(view: RunView, rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """Return the cells of one model that are shown side by side, and which those are.
 
     Returns:
-        All cells if they are few; else those at the sweep point where the deciding measure is
-        best, and a sentence that says so.
+        All cells if they are few, with an empty text; else the cells at the sweep point with the
+        best value of the deciding metric, and a sentence that says so.
     """
     if len(rows) <= CELLS_SIDE_BY_SIDE:
         return list(rows), ""
-    measure = deciding_measure(evidence)
-    best = best_of(rows, measure) or rows[0]
-    point = evidence.points.get(best["cell"], {})
+    metric = deciding_metric(view)
+    best = best_row(rows, metric) or rows[0]
+    point = view.points.get(best["cell"], {})
     if not point:
-        return list(rows[:CELLS_SIDE_BY_SIDE]), f"The first {CELLS_SIDE_BY_SIDE} methods."
-    told = (
-        f"Each at {point_label(point)}, where {best['method']} has the best {measure.label} of the "
-        "run, as far as a method takes it."
-    )
-    return at_point(evidence, rows, point)[:CELLS_SIDE_BY_SIDE], told
+        return list(rows[:CELLS_SIDE_BY_SIDE]), say.first_methods(CELLS_SIDE_BY_SIDE)
+    chosen = rows_at_point(view, rows, point)[:CELLS_SIDE_BY_SIDE]
+    return chosen, say.best_point(point, best["method"], metric.label)
 
 
-# --------------------
-# What the run found, in words: who is first, by how much, how sure.
-
-
-MODELS_TOLD = 3
-METHODS_TOLD = 4
-PRODUCTS_TOLD = 2
-# More sentences than these do not fit the first page: then each method has one.
-SENTENCES_IN_FULL = 6
-Style = Literal["all in words", "told in words", "brief"]
+# ---- Which method ranks first
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What was found of one cell, or of one method along a sweep.
+class ComparisonSummary:
+    """What was found about one cell, or about one method along a sweep.
 
     Attributes:
-        lead: who is compared with whom.
-        clauses: one statement a measure, or a group of measures.
-        listed: whether they are sentences of their own.
+        lead: Who is compared with whom.
+        clauses: One statement per metric or group of metrics.
+        listed: Whether the clauses are sentences of their own.
     """
 
     lead: str
@@ -140,274 +119,266 @@ class Finding:
     listed: bool = False
 
 
-# ---- Who is first
+@dataclass(frozen=True)
+class Winner:
+    """The best cell of a model by one metric, and what comes next.
+
+    Attributes:
+        model: Name of the model; empty if there is only one.
+        metric: Name of the metric.
+        first: Name of the best cell.
+        value: Its value with interval.
+        is_baseline: Whether it is the baseline.
+        nothing_else: Whether no other cell has a value.
+        first_comparison: How it compares with the baseline; None for the baseline itself.
+        at_same_point: Whether the baseline was swept, too.
+        second: Name of the best cell of another method; empty if that is the baseline's cell that
+            the first was compared with.
+        second_value: Its value with interval.
+        second_comparison: How it compares with the baseline, if the baseline is first.
+    """
+
+    model: str
+    metric: str
+    first: str
+    value: str
+    is_baseline: bool
+    nothing_else: bool
+    first_comparison: Comparison | None
+    at_same_point: bool
+    second: str
+    second_value: str
+    second_comparison: Comparison | None
 
 
-def verdicts(evidence: RunView) -> list[Finding]:
-    """Return who is first by diversity × score, of each model, and whether that can be told.
+def winner_sentences(view: RunView) -> list[ComparisonSummary]:
+    """Return which method ranks first by diversity × score, for each model.
 
     Without a judge it is by diversity.
     """
-    products = [m for m in evidence.measured if m.kind == "product"][:PRODUCTS_TOLD]
-    several = len(evidence.models) > 1
+    products = [m for m in view.metrics if m.kind == "product"][:PRODUCTS_NAMED]
     found = []
-    for model, rows in list(evidence.models.items())[:MODELS_TOLD]:
-        for measure in products or [deciding_measure(evidence)]:
-            first = best_of(rows, measure)
-            if first is None:
-                continue
-            what = (
-                measure.display_name
-                if measure.label == measure.display_name
-                else (f"{sanitize(measure.display_name)} ({measure.label})")
-            )
-            base = ", the baseline," if first["method"] == evidence.baseline else ""
-            lead = f"{_where(model, several)}{what}: {_called(evidence, first)}{base} is first"
-            found.append(Finding(lead, [_verdict(evidence, rows, first, measure)]))
-    left = len(evidence.models) - MODELS_TOLD
-    if left > 0:
-        found.append(Finding(f"{pluralize(left, 'more model')}: see the results.", []))
-    return found
+    for model in list(view.models)[:MODELS_NAMED]:
+        for metric in products or [deciding_metric(view)]:
+            winner = _winner(view, model, metric)
+            if winner is not None:
+                found.append(ComparisonSummary(say.winner_lead(winner), [say.winner(winner)]))
+    left = len(view.models) - MODELS_NAMED
+    return found if left <= 0 else [*found, ComparisonSummary(say.more_models(left), [])]
 
 
-def _where(model: str, several: bool) -> str:
-    return f"{truncate(model, NAME_LENGTH)}, " if several else ""
+def _winner(view: RunView, model: str, metric: Measure) -> Winner | None:
+    rows = view.models[model]
+    first = best_row(rows, metric)
+    if first is None:
+        return None
+    second = best_row([row for row in rows if row["method"] != first["method"]], metric)
+    is_baseline = first["method"] == view.baseline
+    base = view.baseline_cells.get(first["cell"])
+    compared_with_second = second is not None and (
+        second["cell"] == base if base else second["method"] == view.baseline
+    )
+    shown = None if compared_with_second else second
+    compared = second if is_baseline else first
+    return Winner(
+        model=_model_name(view, model),
+        metric=_metric_name(metric),
+        first=_cell_name(view, first),
+        value=_value(first, metric),
+        is_baseline=is_baseline,
+        nothing_else=is_baseline and second is None,
+        first_comparison=None if is_baseline else _comparison(view, first, metric),
+        at_same_point=compared is not None and _at_same_point(view, compared),
+        second="" if shown is None else _cell_name(view, shown),
+        second_value="" if shown is None else _value(shown, metric),
+        second_comparison=_comparison(view, shown, metric) if shown and is_baseline else None,
+    )
 
 
-def _called(evidence: RunView, row: Row) -> str:
-    """Return a cell's name in a sentence: its method, and where on a sweep it is."""
-    point = evidence.points.get(row["cell"], {})
+def _model_name(view: RunView, model: str) -> str:
+    return truncate(model, NAME_LENGTH) if len(view.models) > 1 else ""
+
+
+def _metric_name(metric: Measure) -> str:
+    name = sanitize(metric.display_name)
+    return name if metric.label == metric.display_name else f"{name} ({metric.label})"
+
+
+def _cell_name(view: RunView, row: Row) -> str:
+    """Return a cell's name in a sentence: its method and its sweep point."""
+    point = view.points.get(row["cell"], {})
     name = truncate(row["method"], NAME_LENGTH)
     return f"{name} at {point_label(point)}" if point else name
 
 
-def _verdict(evidence: RunView, rows: Sequence[Row], first: Row, measure: Measure) -> str:
-    """Say with what the first is first, how it stands to the baseline, and what comes next."""
-    own = _value(first, measure)
-    is_baseline = first["method"] == evidence.baseline
-    second = best_of([row for row in rows if row["method"] != first["method"]], measure)
-    if second is None and is_baseline:
-        return f"with {own}; nothing else has a value."
-    stands = "" if is_baseline else _stands(evidence, first, measure)
-    # The baseline's cell that the first was compared with has been told of.
-    if second is None or second["cell"] == _compared(evidence, first["cell"], measure).get(
-        "baseline_cell", second["cell"] if second["method"] == evidence.baseline else None
-    ):
-        return f"with {own}{stands}."
-    value = _value(second, measure)
-    after = _stands(evidence, second, measure) if is_baseline else ""
-    return f"with {own}{stands}. Next is {_called(evidence, second)} with {value}{after}."
+def _value(row: Row, metric: Measure) -> str:
+    within = format_interval(row.get(f"{metric.column}_low"), row.get(f"{metric.column}_high"))
+    return f"{format_fixed(row.get(metric.column))} {within}".rstrip()
 
 
-def _value(row: Row, measure: Measure) -> str:
-    within = format_interval(row.get(f"{measure.column}_low"), row.get(f"{measure.column}_high"))
-    return f"{format_fixed(row.get(measure.column))} {within}".rstrip()
+def _comparison(view: RunView, row: Row, metric: Measure) -> Comparison | None:
+    return view.comparisons.get((row["cell"], metric.column))
 
 
-def _stands(evidence: RunView, row: Row, measure: Measure) -> str:
-    """Say how a cell differs from the baseline's cell that it is compared with."""
-    found = _compared(evidence, row["cell"], measure)
-    if not found or verdict(found) == "not compared":
-        return ""
-    baseline = _baseline_called(evidence, row, found)
-    how = verdict(found)
-    if how == "no interval":
-        return f"; its difference from {baseline} has no interval"
-    low, high = (float(found[end]) for end in ("low", "high"))
-    if how == "not told":
-        signed = (
-            f"{format_fixed(found['difference'], signed=True)} "
-            f"{format_interval(low, high, signed=True)}"
-        )
-        return f"; it cannot be told from {baseline} ({signed})"
-    size = (
-        f"{format_fixed(abs(float(found['difference'])))} "
-        f"{format_interval(*sorted((abs(low), abs(high))))}"
-    )
-    p = as_finite_float(found.get("p_holm"))
-    sure = "" if p is None else f" ({format_p_value(p)})"
-    chance = f"{sure}, which may be chance" if is_doubted(found) else sure
-    return f"; {how} than {baseline} by {size}{chance}"
+def _at_same_point(view: RunView, row: Row) -> bool:
+    """Return True if both a cell and the baseline's cell have swept parameters."""
+    base = view.baseline_cells.get(row["cell"], "")
+    return bool(view.points.get(row["cell"]) and view.points.get(base))
 
 
-def _baseline_called(evidence: RunView, row: Row, found: Row) -> str:
-    baseline = truncate(found["baseline"], NAME_LENGTH)
-    base = next((r for r in evidence.rows if r["cell"] == found.get("baseline_cell")), None)
-    value = evidence.points.get(row["cell"], {}) and base and evidence.points.get(base["cell"])
-    return f"{baseline} there" if value else baseline
+# ---- Differences from the baseline
 
 
-def _compared(evidence: RunView, cell: str, measure: Measure) -> Row:
-    return next(
-        (r for r in evidence.compared if r["cell"] == cell and r["measure"] == measure.column), {}
-    )
+@dataclass(frozen=True)
+class SweepSummary:
+    """How a method compares with the baseline along a sweep, by one metric.
+
+    Attributes:
+        metric: Label of the metric.
+        direction: "higher" or "lower", by most points.
+        n_points: Number of points compared.
+        n_ahead: At how many points the method differs in that direction.
+        n_significant: At how many of these significantly.
+        n_opposite: At how many points it differs significantly in the other direction.
+        median: Median difference.
+        largest: The comparison with the largest difference in that direction.
+        largest_at: Its sweep point.
+    """
+
+    metric: str
+    direction: str
+    n_points: int
+    n_ahead: int
+    n_significant: int
+    n_opposite: int
+    median: float
+    largest: Comparison
+    largest_at: str
 
 
-# ---- What differs from the baseline
+# The comparisons of one method on one model, by cell.
+ByCell = dict[str, list[Comparison]]
 
 
-def findings(evidence: RunView) -> list[Finding]:
-    """Return one finding for each method that was compared with the baseline, along its sweep."""
-    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
-    for row in evidence.compared:
+def findings(view: RunView) -> list[ComparisonSummary]:
+    """Return one summary for each method that was compared with the baseline."""
+    groups: dict[tuple[str, str], ByCell] = {}
+    for row in view.compared:
         if row["method"] != row["baseline"]:
             cells = groups.setdefault((str(row["model"]), str(row["method"])), {})
-            cells.setdefault(str(row["cell"]), []).append(row)
-    single = all(len(cells) == 1 for cells in groups.values())
-    n_told = sum(map(is_told, evidence.compared))
-    style: Style = "brief" if n_told > SENTENCES_IN_FULL else "told in words"
-    if single and len(groups) * len(evidence.measured) <= SENTENCES_IN_FULL:
-        style = "all in words"
-    several = len(evidence.models) > 1
-    shown = _leading(evidence, groups)
-    told = [
-        _finding(evidence, _where(model, several), method, groups[model, method], style)
+            found = view.comparisons[row["cell"], row["measure"]]
+            cells.setdefault(str(row["cell"]), []).append(found)
+    n_sentences = len(groups) * len(view.metrics)
+    in_full = n_sentences <= SENTENCES_IN_FULL and all(len(c) == 1 for c in groups.values())
+    n_significant = sum(found.is_significant for found in view.comparisons.values())
+    shown = _leading(view, groups)
+    summaries = [
+        _summary(view, model, groups[model, method], in_full, n_significant <= SENTENCES_IN_FULL)
         for model, method in shown
     ]
     left = len(groups) - len(shown)
-    return (
-        told if not left else [*told, Finding(f"{pluralize(left, 'more method')}: see inside.", [])]
-    )
+    return summaries if not left else [*summaries, ComparisonSummary(say.more_methods(left), [])]
 
 
-def _leading(evidence: RunView, groups: Mapping[tuple[str, str], object]) -> list[tuple[str, str]]:
-    """Return the methods for which there is room, those first by the deciding measure."""
-    measure = deciding_measure(evidence)
-    sign = -1.0 if measure.higher_is_better else 1.0
+def _leading(view: RunView, groups: Mapping[tuple[str, str], object]) -> list[tuple[str, str]]:
+    """Return the methods that there is room for, those with the best values."""
+    metric = deciding_metric(view)
+    sign = -1.0 if metric.higher_is_better else 1.0
 
     def rank(key: tuple[str, str]) -> float:
-        rows = [row for row in evidence.models[key[0]] if row["method"] == key[1]]
-        best = best_of(rows, measure)
-        return float("inf") if best is None else sign * float(best[measure.column])
+        rows = [row for row in view.models[key[0]] if row["method"] == key[1]]
+        best = best_row(rows, metric)
+        return float("inf") if best is None else sign * float(best[metric.column])
 
-    kept = sorted(groups, key=rank)[:METHODS_TOLD]
+    kept = sorted(groups, key=rank)[:METHODS_NAMED]
     return [key for key in groups if key in kept]
 
 
-def _finding(
-    evidence: RunView, where: str, method: str, cells: dict[str, list[Row]], style: Style
-) -> Finding:
-    rows = [row for found in cells.values() for row in found]
-    baseline, name = truncate(rows[0]["baseline"], NAME_LENGTH), truncate(method, NAME_LENGTH)
-    lead = f"{where}{name} against {baseline}"
-    known = [
-        (measure, found)
-        for measure in evidence.measured
-        if (found := [row for row in rows if row["measure"] == measure.column])
-    ]
+def _summary(
+    view: RunView, model: str, cells: ByCell, in_full: bool, significant_in_full: bool
+) -> ComparisonSummary:
+    found = [comparison for own in cells.values() for comparison in own]
+    order = {metric.column: n for n, metric in enumerate(view.metrics)}
+    found.sort(key=lambda comparison: order[comparison.metric.column])
+    parameters = sorted({name for cell in cells for name in view.points.get(cell, {})})
+    names = [sanitize(parameter_label(name)) for name in parameters]
+    name = _model_name(view, model)
+    lead = say.against(name, found[0].method, found[0].baseline, len(cells), names)
     if len(cells) > 1:
-        swept = {name for cell in cells for name in evidence.points.get(cell, {})}
-        at = f" at {pluralize(len(cells), 'point')} of {', '.join(sorted(map(_plain, swept)))}"
-        return Finding(f"{lead}{at}:", [_along(evidence, m, found) for m, found in known])
-    pairs = [(m, found[0]) for m, found in known]
-    if style == "all in words":
-        clauses = [f"{clause(row, m, name, baseline)}." for m, row in pairs]
-        return Finding(f"{lead}:", clauses, listed=True)
-    in_words = [pair for pair in pairs if style == "told in words" and is_told(pair[1])]
-    sentences = [clause(row, m, name, baseline) for m, row in in_words]
-    rest = [pair for pair in pairs if pair not in in_words]
-    return Finding(f"{lead}:", [*sentences, *_in_brief(rest)])
+        metrics = dict.fromkeys(comparison.metric for comparison in found)
+        return ComparisonSummary(lead, [_along(view, cells, metric) for metric in metrics])
+    if in_full:
+        return ComparisonSummary(lead, [f"{say_comparison.clause(c)}." for c in found], listed=True)
+    sentences = [c for c in found if significant_in_full and c.is_significant]
+    rest = [c for c in found if c not in sentences]
+    clauses = [say_comparison.clause(c) for c in sentences]
+    return ComparisonSummary(lead, [*clauses, *_in_brief(rest)])
 
 
-def _plain(name: str) -> str:
-    return sanitize(parameter_label(name))
-
-
-def _in_brief(known: Sequence[tuple[Measure, Row]]) -> list[str]:
-    """Return what is significant, what may be chance, and what cannot be told, in few words."""
-    groups: dict[str, list[str]] = {}
-    for measure, row in known:
-        how = verdict(row)
-        if how in ("not compared", "no interval"):
-            groups.setdefault("not compared", []).append(measure.label)
-        elif how == "not told":
-            told = f"{_size(measure, row)}{_needs(row)}"
-            groups.setdefault("no difference can be told", []).append(told)
-        elif is_doubted(row):
-            groups.setdefault("may be chance", []).append(_claim(measure, row, how))
+def _in_brief(found: Sequence[Comparison]) -> list[str]:
+    """Return what is significant, what may be chance, and what is unclear, in few words."""
+    groups: dict[str, list[str]] = {
+        name: []
+        for name in ("significant", "may be due to chance", "not significant", "not compared")
+    }
+    for comparison in found:
+        brief = say_comparison.brief(comparison)
+        if comparison.outcome in ("not compared", "no interval"):
+            groups["not compared"].append(comparison.metric.label)
+        elif comparison.outcome == "unclear":
+            groups["not significant"].append(brief)
+        elif comparison.may_be_chance:
+            groups["may be due to chance"].append(brief)
         else:
-            groups.setdefault("significant", []).append(_claim(measure, row, how))
-    order = ("significant", "may be chance", "no difference can be told", "not compared")
-    return [f"{name}: {', '.join(groups[name])}" for name in order if name in groups]
+            groups["significant"].append(brief)
+    return [say.group(name, briefs) for name, briefs in groups.items() if briefs]
 
 
-def _size(measure: Measure, row: Row) -> str:
-    within = format_interval(row.get("low"), row.get("high"), signed=True)
-    return f"{measure.label} {format_fixed(row.get('difference'), signed=True)} {within}"
-
-
-def _needs(row: Row) -> str:
-    n = as_finite_float(row.get("units_for_power_80"))
-    return f" (needs {needed(n, unit_of(row)).removeprefix('about ')})" if n else ""
-
-
-def _claim(measure: Measure, row: Row, how: Verdict) -> str:
-    p, ahead = as_finite_float(row.get("p_holm")), units_ahead(row, measure, how)
-    share = f" {ahead}" if ahead else ""
-    return f"{_size(measure, row)}{share}{'' if p is None else f' ({format_p_value(p)})'}"
-
-
-def _along(evidence: RunView, measure: Measure, rows: Sequence[Row]) -> str:
-    """Return how a method stands to the baseline along a sweep, in a few words."""
-    known = [row for row in rows if as_finite_float(row.get("difference")) is not None]
+def _along(view: RunView, cells: ByCell, metric: Measure) -> str:
+    known = [
+        (cell, found, found.difference)
+        for cell, own in cells.items()
+        for found in own
+        if found.metric == metric and found.difference is not None
+    ]
     if not known:
-        return f"{measure.label} not compared"
-    middle = median(float(row["difference"]) for row in known)
-    up, down = (sum(s * float(row["difference"]) > 0 for row in known) for s in (1.0, -1.0))
-    # Where most points are ties the median says nothing of the others.
-    sign = -1.0 if (down, -middle) > (up, middle) else 1.0
-    way: Verdict = "higher" if sign > 0 else "lower"
-    ahead = up if sign > 0 else down
-    told = sum(is_told(row) and verdict(row) == way for row in known)
-    against = sum(is_told(row) and verdict(row) != way for row in known)
-    other = f", {against} significantly the other way" if against else ""
-    most = max(known, key=lambda row: sign * float(row["difference"]))
-    within = format_interval(most.get("low"), most.get("high"), signed=True)
-    at = point_label(evidence.points.get(str(most["cell"]), {}))
-    return (
-        f"{measure.label} {way} at {ahead} of {len(known)}, {told} significantly{other}: "
-        f"median {format_fixed(middle, signed=True)}, at most "
-        f"{format_fixed(most['difference'], signed=True)} "
-        f"{within} at {at}"
+        return say.not_compared(metric.label)
+    middle = median(difference for _, _, difference in known)
+    up, down = (sum(sign * difference > 0 for _, _, difference in known) for sign in (1, -1))
+    # If most points are ties, the median is zero and says nothing about the others.
+    sign = -1 if (down, -middle) > (up, middle) else 1
+    direction = "higher" if sign > 0 else "lower"
+    significant = [found.outcome == direction for _, found, _ in known if found.is_significant]
+    cell, largest, _ = max(known, key=lambda item: sign * item[2])
+    return say.along_sweep(
+        SweepSummary(
+            metric=metric.label,
+            direction=direction,
+            n_points=len(known),
+            n_ahead=up if sign > 0 else down,
+            n_significant=sum(significant),
+            n_opposite=len(significant) - sum(significant),
+            median=middle,
+            largest=largest,
+            largest_at=point_label(view.points.get(cell, {})),
+        )
     )
 
 
 # ---- How sure
 
 
-def certainty(evidence: RunView) -> list[str]:
-    """Return how far the differences can be believed: correction, number of units, power."""
-    rows = [row for row in evidence.compared if as_finite_float(row.get("p_holm")) is not None]
-    if not rows:
-        return []
-    n_told = sum(is_told(row) for row in rows)
-    none = "none" if n_told == 0 else str(n_told)
-    unit, n = unit_of(rows[0]), max(int(as_finite_float(row.get("n_units")) or 0) for row in rows)
-    told = [
-        f"{none[0].upper()}{none[1:]} of {pluralize(len(rows), 'comparison')} "
-        f"{'is' if n_told == 1 else 'are'} significant: p below 0.05 after Holm's correction for "
-        f"their number. Intervals are 95 %, paired over {pluralize(n, unit)}."
-    ]
-    powers = [text for m in evidence.measured if (text := _power(m, rows))]
-    if powers:
-        told.append(
-            f"To find differences of these sizes 80 times in 100 takes about, in {unit}s: "
-            f"{'; '.join(powers)}."
-        )
-    return told
-
-
-def _power(measure: Measure, rows: Sequence[Row]) -> str:
-    found = [
-        about(int(n))
-        for row in rows
-        if row["measure"] == measure.column
-        and (n := as_finite_float(row.get("units_for_power_80"))) is not None
-    ]
+def certainty_sentences(view: RunView) -> list[str]:
+    """Return how many differences are significant, and the sample sizes that they need."""
+    found = [comparison for comparison in view.comparisons.values() if comparison.p is not None]
     if not found:
-        return ""
-    least, most = min(found), max(found)
-    ends = f"{least:,}" if least <= MOST_UNITS else f"more than {MOST_UNITS:,}"
-    if least <= MOST_UNITS and most != least:
-        ends += f" to {most:,}" if most <= MOST_UNITS else f" to more than {MOST_UNITS:,}"
-    return f"{measure.label} {ends}"
+        return []
+    n_significant = sum(comparison.is_significant for comparison in found)
+    unit, n_units = found[0].unit, max(comparison.n_units for comparison in found)
+    sentences = [say.significant(n_significant, len(found), unit, n_units)]
+    sizes = []
+    for metric in view.metrics:
+        needed = [c.units_needed for c in found if c.metric == metric and c.units_needed]
+        if needed:
+            sizes.append((metric.label, min(needed), max(needed)))
+    return [*sentences, say.power(unit, sizes, MAX_UNITS)] if sizes else sentences

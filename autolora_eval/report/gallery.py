@@ -128,75 +128,75 @@ def cell_link(facet: Mapping[str, str], filters: Sequence[Filter]) -> str:
     return "&".join(["#gallery", *(f"{name}={quote(v, safe='/')}" for name, v in named.items())])
 
 
-def build_gallery(evidence: RunView) -> Gallery:
+def build_gallery(view: RunView) -> Gallery:
     """Return the gallery of a run.
 
     What users and judges wrote stays text all the way: the template escapes it, the data block
     is JSON without angle brackets, and the script sets it as text.
     """
-    shown = shown_images(evidence)
-    replies = Replies(evidence)
-    facets = _facets(evidence)
+    shown = shown_images(view)
+    replies = Replies(view)
+    facets = _facets(view)
     prompts = {int(s.row["prompt_index"]): truncate(s.row["prompt"], PROMPT_LENGTH) for s in shown}
-    listed = [_listed(evidence, image, len(prompts) > 1) for image in shown]
+    listed = [_listed(view, image, len(prompts) > 1) for image in shown]
     images = [
         {
             "file": str(image.row.get("file")),
             "cell": image.cell,
             "prompt_index": int(image.row["prompt_index"]),
             "seed": int(image.row["seed"]),
-            "scores": [as_finite_float(image.row.get(m.column)) for m in evidence.judged],
-            "reason": _reason(evidence, image.row),
+            "scores": [as_finite_float(image.row.get(m.column)) for m in view.judged],
+            "reason": _reason(view, image.row),
             **asdict(tile),
             # The list has those pictures already: they need not stand in the file twice.
             "picture": tile.picture if n >= LISTED_WITHOUT_SCRIPT else "",
-            "facts": _facts(evidence, image.row),
+            "facts": _facts(view, image.row),
             "replies": [asdict(reply) for reply in replies.of_image(image.row)],
         }
         for n, (image, tile) in enumerate(zip(shown, listed, strict=True))
     ]
-    filters = _filters(evidence, shown, facets, prompts)
+    filters = _filters(view, shown, facets, prompts)
     return Gallery(
-        shown=_what_is_shown(evidence, shown),
+        shown=_what_is_shown(view, shown),
         filters=filters,
-        scores=evidence.judged,
-        orders=_orders(evidence),
+        scores=view.judged,
+        orders=_orders(view),
         listed=listed[:LISTED_WITHOUT_SCRIPT],
         data={
             "images": images,
             "cells": [list(facet.values()) for facet in facets],
             "facets": [f"cell.{name}" for name in (facets[0] if facets else {})],
-            "scores": [measure.column for measure in evidence.judged],
-            "total": len(evidence.images),
+            "scores": [metric.column for metric in view.judged],
+            "total": len(view.images),
             "batch": BATCH,
         },
         script=_script(),
         cell_links={
-            str(evidence.rows[cell]["cell"]): cell_link(facets[cell], filters)
+            str(view.rows[cell]["cell"]): cell_link(facets[cell], filters)
             for cell in dict.fromkeys(image.cell for image in shown)
         },
     )
 
 
-def _facets(evidence: RunView) -> list[dict[str, str]]:
+def _facets(view: RunView) -> list[dict[str, str]]:
     """Return what tells each cell from the others, in the order of the result table."""
-    swept = dict.fromkeys(name for point in evidence.points.values() for name in point)
+    swept = dict.fromkeys(name for point in view.points.values() for name in point)
     facets = [
         {
             "model": truncate(row["model"], NAME_LENGTH),
             "method": truncate(row["method"], NAME_LENGTH),
-            **{name: evidence.points[row["cell"]].get(name, "") for name in swept},
+            **{name: view.points[row["cell"]].get(name, "") for name in swept},
         }
-        for row in evidence.rows
+        for row in view.rows
     ]
     if len({tuple(facet.values()) for facet in facets}) < len(facets):
-        labels = [evidence.labels[row["cell"]] for row in evidence.rows]
+        labels = [view.labels[row["cell"]] for row in view.rows]
         facets = [{**f, "cell": label} for f, label in zip(facets, labels, strict=True)]
     return facets
 
 
 def _filters(
-    evidence: RunView,
+    view: RunView,
     shown: Sequence[Shown],
     facets: Sequence[dict[str, str]],
     prompts: dict[int, str],
@@ -213,7 +213,7 @@ def _filters(
         *by_cell,
         Filter("seed", "Seed", [Option(str(seed), str(seed)) for seed in seeds]),
     ]
-    return [f for f in found if len(f.options) > 1] + _verdicts(evidence, shown)
+    return [f for f in found if len(f.options) > 1] + _verdicts(view, shown)
 
 
 def _title(name: str) -> str:
@@ -230,11 +230,11 @@ def _short(text: str) -> str:
     return text if len(text) <= OPTION_LENGTH else f"{text[: OPTION_LENGTH - 1].rstrip()}…"
 
 
-def _verdicts(evidence: RunView, shown: Sequence[Shown]) -> list[Filter]:
+def _verdicts(view: RunView, shown: Sequence[Shown]) -> list[Filter]:
     """Return the filter by whether an image was scored, and if not, why."""
-    if not evidence.judged:
+    if not view.judged:
         return []
-    reasons = Counter(filter(None, (_reason(evidence, image.row) for image in shown)))
+    reasons = Counter(filter(None, (_reason(view, image.row) for image in shown)))
     n = sum(reasons.values())
     each = [
         Option(f"unscored: {r}", _short(f"unscored: {r}") + f" ({k})") for r, k in reasons.items()
@@ -246,30 +246,30 @@ def _verdicts(evidence: RunView, shown: Sequence[Shown]) -> list[Filter]:
     return [Filter("verdict", "Verdict", [*options, *each])]
 
 
-def _orders(evidence: RunView) -> list[Option]:
+def _orders(view: RunView) -> list[Option]:
     places = [
         Option("prompt", "prompt, seed, method"),
         Option("seed", "seed, prompt, method"),
         Option("cell", "method, prompt, seed"),
     ]
     return places + [
-        Option(f"{way}:{measure.column}", f"{measure.label}, {way} first")
-        for measure in evidence.judged
+        Option(f"{way}:{metric.column}", f"{metric.label}, {way} first")
+        for metric in view.judged
         for way in ("highest", "lowest")
     ]
 
 
-def _listed(evidence: RunView, image: Shown, several_prompts: bool) -> ListedImage:
+def _listed(view: RunView, image: Shown, several_prompts: bool) -> ListedImage:
     row = image.row
-    model = f"{truncate(row['model'], NAME_LENGTH)} × " if len(evidence.models) > 1 else ""
-    values = [(m.label, as_finite_float(row.get(m.column))) for m in evidence.judged]
-    reason = _reason(evidence, row)
+    model = f"{truncate(row['model'], NAME_LENGTH)} × " if len(view.models) > 1 else ""
+    values = [(m.label, as_finite_float(row.get(m.column))) for m in view.judged]
+    reason = _reason(view, row)
     judged = f"unscored: {reason}" if reason else _joined(values)
     return ListedImage(
         picture=image.picture,
         crisp=image.crisp,
         absent=image.absent,
-        title=f"{model}{evidence.labels[row['cell']]}",
+        title=f"{model}{view.labels[row['cell']]}",
         text=" · ".join(filter(None, (f"seed {int(row['seed'])}", judged))),
         prompt=truncate(row["prompt"], PROMPT_LENGTH) if several_prompts else "",
     )
@@ -279,16 +279,16 @@ def _joined(values: Sequence[tuple[str, float | None]]) -> str:
     return ", ".join(f"{label} {value:.3g}" for label, value in values if value is not None)
 
 
-def _reason(evidence: RunView, row: Row) -> str | None:
+def _reason(view: RunView, row: Row) -> str | None:
     """Return why an image has no score; None if it has, or no judge was asked."""
-    reason = in_words(row.get("unscored_reason")) if evidence.judged else None
+    reason = in_words(row.get("unscored_reason")) if view.judged else None
     return truncate(reason, REASON_LENGTH) if reason else None
 
 
-def _facts(evidence: RunView, row: Row) -> list[tuple[str, str]]:
+def _facts(view: RunView, row: Row) -> list[tuple[str, str]]:
     """Return all that is known of an image: what it is, its scores, and where to find it."""
-    point = evidence.points[row["cell"]]
-    reason = _reason(evidence, row)
+    point = view.points[row["cell"]]
+    reason = _reason(view, row)
     passes = as_finite_float(row.get("nfe"))
     return [
         ("Prompt", truncate(row["prompt"], PROMPT_LENGTH)),
@@ -296,7 +296,7 @@ def _facts(evidence: RunView, row: Row) -> list[tuple[str, str]]:
         ("Model", truncate(row["model"], NAME_LENGTH)),
         ("Method", truncate(row["method"], NAME_LENGTH)),
         *((_title(name), value) for name, value in point.items()),
-        *((f"{m.display_name} ({m.label})", _score(row, m)) for m in evidence.judged),
+        *((f"{m.display_name} ({m.label})", _score(row, m)) for m in view.judged),
         *([("Unscored", reason)] if reason else []),
         ("Denoiser passes", NOT_RECORDED if passes is None else f"{passes:.0f}"),
         ("File", truncate(row.get("file"), 2 * PROMPT_LENGTH)),
@@ -304,30 +304,28 @@ def _facts(evidence: RunView, row: Row) -> list[tuple[str, str]]:
     ]
 
 
-def _score(row: Row, measure: Measure) -> str:
+def _score(row: Row, metric: Measure) -> str:
     """Return a score, and what the judge expected beside its verdict where that was asked."""
     value, expected = (
-        as_finite_float(row.get(measure.column)),
-        as_finite_float(row.get(f"{measure.column}_expected")),
+        as_finite_float(row.get(metric.column)),
+        as_finite_float(row.get(f"{metric.column}_expected")),
     )
     if value is None:
         return "–"
     beside = "" if expected is None else f"; expected score {expected:.3f}"
-    return f"{value:.4g} (range {measure.low:g} to {measure.high:g}){beside}"
+    return f"{value:.4g} (range {metric.low:g} to {metric.high:g}){beside}"
 
 
-def _what_is_shown(evidence: RunView, shown: Sequence[Shown]) -> str:
+def _what_is_shown(view: RunView, shown: Sequence[Shown]) -> str:
     """Say which part of the images is shown, and why not all."""
-    total, unscored = len(evidence.images), _unscored(evidence, [i.row for i in shown])
+    total, unscored = len(view.images), _unscored(view, [i.row for i in shown])
     if len(shown) == total:
         return f"All {pluralize(total, 'image')} of the run."
-    prompts = _first("prompt", shown, evidence.images)
-    seeds = _first("seed", shown, evidence.images)
+    prompts = _first("prompt", shown, view.images)
+    seeds = _first("seed", shown, view.images)
     cells = len({image.cell for image in shown})
-    of_cells = (
-        pluralize(cells, "cell") if cells == len(evidence.rows) else f"the first {cells:,} cells"
-    )
-    all_unscored = _unscored(evidence, evidence.images)
+    of_cells = pluralize(cells, "cell") if cells == len(view.rows) else f"the first {cells:,} cells"
+    all_unscored = _unscored(view, view.images)
     left = f" {unscored:,} of the {pluralize(all_unscored, 'unscored image')} are among them."
     return (
         f"{len(shown):,} of the run's {pluralize(total, 'image')}, to keep this file small: "
@@ -346,8 +344,8 @@ def _first(noun: str, shown: Sequence[Shown], images: Sequence[Row]) -> str:
     return f"the first{'' if n == 1 else f' {n:,}'} of {pluralize(total, noun)}"
 
 
-def _unscored(evidence: RunView, rows: Sequence[Row]) -> int:
-    return sum(_reason(evidence, row) is not None for row in rows)
+def _unscored(view: RunView, rows: Sequence[Row]) -> int:
+    return sum(_reason(view, row) is not None for row in rows)
 
 
 def _script() -> str:

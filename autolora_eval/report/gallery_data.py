@@ -66,27 +66,26 @@ class Shown:
         return self.picture.startswith("data:image/png")
 
 
-def shown_images(evidence: RunView) -> list[Shown]:
+def shown_images(view: RunView) -> list[Shown]:
     """Return the images that the gallery shows, by prompt, seed and cell.
 
     Three limits keep file and waiting short: on images, on the pixels that are read for them, and
     on the bytes of the copies. Whatever they leave out, they leave out of every cell alike.
     """
-    cells = [row["cell"] for row in evidence.rows][:IMAGES_SHOWN]
+    cells = [row["cell"] for row in view.rows][:IMAGES_SHOWN]
     by_place = {
-        (row["cell"], Place(int(row["prompt_index"]), int(row["seed"]))): row
-        for row in evidence.images
+        (row["cell"], Place(int(row["prompt_index"]), int(row["seed"]))): row for row in view.images
     }
     if not cells or not by_place:
         return []
-    places = chosen_places(sorted({place for _, place in by_place}), _affordable(evidence, cells))
+    places = choose_image_keys(sorted({place for _, place in by_place}), _affordable(view, cells))
     found = [
         (place, n, by_place[cell, place])
         for place in places
         for n, cell in enumerate(cells)
         if (cell, place) in by_place
     ]
-    folder = evidence.run.folder.path
+    folder = view.run.folder.path
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         copies = list(pool.map(lambda item: _copy(folder, item[2]), found))
     sizes = dict.fromkeys(places, 0)
@@ -100,7 +99,7 @@ def shown_images(evidence: RunView) -> list[Shown]:
     ]
 
 
-def chosen_places(places: Sequence[Place], limit: int) -> list[Place]:
+def choose_image_keys(places: Sequence[Place], limit: int) -> list[Place]:
     """Return at most `limit` places: the first seeds of the first prompts.
 
     Several seeds of few prompts rather than one seed of many: how far the images of one prompt
@@ -119,12 +118,12 @@ def chosen_places(places: Sequence[Place], limit: int) -> list[Place]:
     return [place for place in places if place in wanted]
 
 
-def _affordable(evidence: RunView, cells: Sequence[str]) -> int:
+def _affordable(view: RunView, cells: Sequence[str]) -> int:
     """Return how many images of each cell can be shown, judged by the first of each cell."""
     first: dict[str, Row] = {}
-    for row in evidence.images:
+    for row in view.images:
         first.setdefault(row["cell"], row)
-    folder = evidence.run.folder.path
+    folder = view.run.folder.path
     pixels = sum(_pixels(folder, first[cell]) for cell in cells if cell in first)
     return max(1, min(IMAGES_SHOWN // len(cells), PIXELS_READ // max(pixels, 1)))
 
@@ -219,9 +218,9 @@ class Replies:
         evidence: the run.
     """
 
-    def __init__(self, evidence: RunView) -> None:
-        self._evidence = evidence
-        self._key = evidence.recorded("judge", "key")
+    def __init__(self, view: RunView) -> None:
+        self._view = view
+        self._key = view.manifest_value("judge", "key")
         self._cells: dict[str, ByImage | str] = {}
 
     def of_image(self, row: Row) -> list[ShownReply]:
@@ -230,7 +229,7 @@ class Replies:
         Args:
             row: of scores.parquet.
         """
-        if not self._evidence.judged:
+        if not self._view.judged:
             return []
         cell = str(row["cell"])
         if cell not in self._cells:
@@ -242,7 +241,7 @@ class Replies:
         if not found:
             return [ShownReply(f"{_file(cell)} has no reply to this image.", None, "")]
         shown = [
-            _shown(reply, n, len(found), cell, self._evidence.judged)
+            _shown(reply, n, len(found), cell, self._view.judged)
             for n, reply in enumerate(found[:REPEATS_SHOWN])
         ]
         left = len(found) - len(shown)
@@ -253,7 +252,7 @@ class Replies:
 
     def _read(self, cell: str) -> ByImage | str:
         """Return a cell's judgements by image, or why there are none."""
-        folder = self._evidence.run.folder
+        folder = self._view.run.folder
         try:
             path = inside(folder.path, str(folder.judgements(cell).relative_to(folder.path)))
             return _by_image(JudgementFile(path).rows(self._key))
@@ -298,8 +297,8 @@ def _seconds(row: Row) -> str:
 def _verdict(row: Row, judged: Sequence[Measure]) -> str:
     scores = row.get("scores")
     if not isinstance(scores, dict):
-        return f"unscored: {in_words(row.get('reason')) or 'reason not recorded'}"
-    values = {measure.label: as_finite_float(scores.get(measure.column)) for measure in judged}
+        return f"unscored: {in_words(row.get('reason')) or 'reason not manifest_value'}"
+    values = {metric.label: as_finite_float(scores.get(metric.column)) for metric in judged}
     return ", ".join(f"{label} {value:g}" for label, value in values.items() if value is not None)
 
 

@@ -12,7 +12,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from autolora_eval._files import atomic_write
-from autolora_eval.report.grids import Grid, Grids, Picture
+from autolora_eval.report.grids import Grid, GridImage, Grids
 from autolora_eval.report.thumbnails import THUMBNAIL, Copy
 
 FONT_SIZE = 22
@@ -76,7 +76,7 @@ def drawn(grid: Grid, copies: dict[str, Copy]) -> Image.Image:
 def _paste(
     page: Image.Image,
     pen: ImageDraw.ImageDraw,
-    picture: Picture,
+    picture: GridImage,
     copies: dict[str, Copy],
     at: tuple[int, int],
     font: ImageFont.FreeTypeFont,

@@ -19,10 +19,10 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.report.findings import (
-    at_point,
-    best_of,
-    best_settings,
-    deciding_measure,
+    best_of_each_method,
+    best_row,
+    deciding_metric,
+    rows_at_point,
     side_by_side,
 )
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
@@ -52,7 +52,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Choice:
+class GridSpec:
     """A grid before its images are opened.
 
     Attributes:
@@ -75,10 +75,10 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ImageIndex:
     """The images of a run by their place."""
 
-    evidence: RunView
+    view: RunView
     rows: dict[tuple[str, int, int], Row]
     prompts: list[int]
     seeds: list[int]
@@ -98,9 +98,7 @@ class Shelf:
         Args:
             held: what holds for images that were made here.
         """
-        sets = [
-            one for one in self.evidence.section("image_sets").values() if isinstance(one, dict)
-        ]
+        sets = [one for one in self.view.section("image_sets").values() if isinstance(one, dict)]
         if not sets:
             return held
         if any(one.get("seeds_by_order") for one in sets):
@@ -109,37 +107,37 @@ class Shelf:
 
     def label(self, row: Row) -> str:
         """Return a cell's name within its model."""
-        return self.evidence.labels[row["cell"]]
+        return self.view.labels[row["cell"]]
 
 
-def chosen_grids(evidence: RunView) -> list[Choice]:
+def choose_grids(view: RunView) -> list[GridSpec]:
     """Return the grids of a run, those first that say most of it."""
-    shelf = Shelf(
-        evidence,
-        {(row["cell"], int(row["prompt_index"]), int(row["seed"])): row for row in evidence.images},
-        sorted({int(row["prompt_index"]) for row in evidence.images}),
-        sorted({int(row["seed"]) for row in evidence.images}),
+    shelf = ImageIndex(
+        view,
+        {(row["cell"], int(row["prompt_index"]), int(row["seed"])): row for row in view.images},
+        sorted({int(row["prompt_index"]) for row in view.images}),
+        sorted({int(row["seed"]) for row in view.images}),
     )
     kinds = (_by_seed, _by_sweep, _by_prompt, _extremes)
     return [
         grid
         for kind in kinds
-        for n, (model, rows) in enumerate(evidence.models.items())
-        for grid in kind(shelf, truncate(model, NAME_LENGTH), rows, _suffix(evidence, n))
+        for n, (model, rows) in enumerate(view.models.items())
+        for grid in kind(shelf, truncate(model, NAME_LENGTH), rows, _suffix(view, n))
     ]
 
 
-def _suffix(evidence: RunView, n: int) -> str:
+def _suffix(view: RunView, n: int) -> str:
     """Return what tells the files of several models apart."""
-    return f"_model{n + 1}" if len(evidence.models) > 1 else ""
+    return f"_model{n + 1}" if len(view.models) > 1 else ""
 
 
-def _by_seed(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iterator[Choice]:
+def _by_seed(shelf: ImageIndex, model: str, rows: Sequence[Row], suffix: str) -> Iterator[GridSpec]:
     """Yield methods down and seeds across, for each of the first prompts."""
-    cells, which = side_by_side(shelf.evidence, rows)
+    cells, which = side_by_side(shelf.view, rows)
     seeds = shelf.seeds[:SEEDS_SHOWN]
     for prompt in shelf.prompts[:PROMPTS_SHOWN]:
-        yield Choice(
+        yield GridSpec(
             name=f"grid_seeds_prompt{prompt}{suffix}",
             title=f"{model}: methods by seed",
             prompt=shelf.prompt(prompt),
@@ -169,13 +167,15 @@ def _left_out(shown: Sequence[object], of_all: Sequence[object], noun: str) -> s
     return f"The first {len(shown)} of {pluralize(len(of_all), noun)}."
 
 
-def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iterator[Choice]:
+def _by_sweep(
+    shelf: ImageIndex, model: str, rows: Sequence[Row], suffix: str
+) -> Iterator[GridSpec]:
     """Yield a swept parameter down and methods across, for each parameter and the first seeds.
 
     One that a single method takes goes across instead, and seeds down.
     """
-    points = [shelf.evidence.points.get(row["cell"], {}) for row in rows]
-    best = best_of(rows, deciding_measure(shelf.evidence)) or rows[0]
+    points = [shelf.view.points.get(row["cell"], {}) for row in rows]
+    best = best_row(rows, deciding_metric(shelf.view)) or rows[0]
     for name in dict.fromkeys(name for point in points for name in point):
         values = list(dict.fromkeys(point[name] for point in points if name in point))
         shown = some_of(values)
@@ -183,14 +183,14 @@ def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
         # What is not varied here stays where the run was best, as far as that has it.
         others = {
             other: value
-            for other, value in shelf.evidence.points.get(best["cell"], {}).items()
+            for other, value in shelf.view.points.get(best["cell"], {}).items()
             if other != name
         }
         methods = list(dict.fromkeys(truncate(row["method"], NAME_LENGTH) for row in taking))
         if len(methods) == 1:
             yield _along(shelf, f"{model}: {methods[0]}", name, values, taking, others, suffix)
             continue
-        lines = {v: at_point(shelf.evidence, taking, others | {name: v}) for v in shown}
+        lines = {v: rows_at_point(shelf.view, taking, others | {name: v}) for v in shown}
         across = methods[:METHODS_ACROSS]
         told = [
             shelf.noise("The same noise everywhere."),
@@ -199,7 +199,7 @@ def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
             _left_out(across, methods, "method"),
         ]
         for seed in shelf.seeds[:SEEDS_OF_A_SWEEP]:
-            yield Choice(
+            yield GridSpec(
                 name=f"grid_{_slug(name)}_seed{seed}{suffix}",
                 title=f"{model}: {parameter_label(name)} by method, seed {seed}",
                 prompt=shelf.prompt(shelf.prompts[0]),
@@ -214,18 +214,18 @@ def _by_sweep(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
 
 
 def _along(
-    shelf: Shelf,
+    shelf: ImageIndex,
     title: str,
     name: str,
     values: Sequence[str],
     taking: Sequence[Row],
     others: Mapping[str, str],
     suffix: str,
-) -> Choice:
+) -> GridSpec:
     """Return a swept parameter of one method across, and seeds down."""
     shown = some_of(values, SEEDS_SHOWN)
     seeds = shelf.seeds[:SEEDS_DOWN]
-    cells = [at_point(shelf.evidence, taking, {**others, name: value}) for value in shown]
+    cells = [rows_at_point(shelf.view, taking, {**others, name: value}) for value in shown]
     told = [
         shelf.noise("One noise a row."),
         f"At {point_label(others)}." if others else "",
@@ -233,7 +233,7 @@ def _along(
         _left_out(seeds, shelf.seeds, "seed"),
     ]
     prompt = shelf.prompts[0]
-    return Choice(
+    return GridSpec(
         name=f"grid_{_slug(name)}{suffix}",
         title=f"{title} by {parameter_label(name)}",
         prompt=shelf.prompt(prompt),
@@ -255,7 +255,7 @@ def _along(
     )
 
 
-def _of_method(shelf: Shelf, found: Sequence[Row], method: str, seed: int) -> Place:
+def _of_method(shelf: ImageIndex, found: Sequence[Row], method: str, seed: int) -> Place:
     cells = [row["cell"] for row in found if truncate(row["method"], NAME_LENGTH) == method]
     if not cells:
         return Place(None, f"seed {seed}")
@@ -277,18 +277,20 @@ def _slug(name: str) -> str:
     return "".join(c if c.isalnum() and c.isascii() else "_" for c in name)[:40]
 
 
-def _by_prompt(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iterator[Choice]:
+def _by_prompt(
+    shelf: ImageIndex, model: str, rows: Sequence[Row], suffix: str
+) -> Iterator[GridSpec]:
     """Yield prompts down and methods across with one seed, where there are several prompts."""
-    if len(shelf.prompts) < 2 or len(shelf.evidence.rows) < 2:
+    if len(shelf.prompts) < 2 or len(shelf.view.rows) < 2:
         return
-    cells, which = side_by_side(shelf.evidence, rows)
+    cells, which = side_by_side(shelf.view, rows)
     prompts, seed = shelf.prompts[:PROMPTS_DOWN], shelf.seeds[0]
     told = (
         shelf.noise("The same noise everywhere."),
         which,
         _left_out(prompts, shelf.prompts, "prompt"),
     )
-    yield Choice(
+    yield GridSpec(
         name=f"grid_prompts_seed{seed}{suffix}",
         title=f"{model}: prompts by method, seed {seed}",
         prompt="",
@@ -302,18 +304,20 @@ def _by_prompt(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> It
     )
 
 
-def _extremes(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Iterator[Choice]:
+def _extremes(
+    shelf: ImageIndex, model: str, rows: Sequence[Row], suffix: str
+) -> Iterator[GridSpec]:
     """Yield the most and the least diverse prompt of the baseline and of the best method."""
-    measure = deciding_measure(shelf.evidence)
-    settings = best_settings(rows, measure)
-    base = [row for row in settings if row["method"] == shelf.evidence.baseline]
-    best = best_of([row for row in settings if row not in base], measure)
+    metric = deciding_metric(shelf.view)
+    settings = best_of_each_method(rows, metric)
+    base = [row for row in settings if row["method"] == shelf.view.baseline]
+    best = best_row([row for row in settings if row not in base], metric)
     cells = [*base, *([best] if best else [])]
     lines = [line for row in cells for line in _extremes_of(shelf, row)]
     if not lines:
         return
     names = join_names([shelf.label(row) for row in cells])
-    yield Choice(
+    yield GridSpec(
         name=f"grid_extremes{suffix}",
         title=f"{model}: the most and the least diverse prompts",
         prompt="",
@@ -327,9 +331,9 @@ def _extremes(shelf: Shelf, model: str, rows: Sequence[Row], suffix: str) -> Ite
     )
 
 
-def _extremes_of(shelf: Shelf, row: Row) -> Iterator[tuple[str, list[Place]]]:
+def _extremes_of(shelf: ImageIndex, row: Row) -> Iterator[tuple[str, list[Place]]]:
     """Yield the two rows of a cell; none unless two of its prompts have a diversity."""
-    found = [r for r in shelf.evidence.diversities if r["cell"] == row["cell"]]
+    found = [r for r in shelf.view.diversities if r["cell"] == row["cell"]]
     known = [r for r in found if as_finite_float(r.get("diversity")) is not None]
     if len(known) < 2:
         return

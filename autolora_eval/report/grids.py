@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autolora_eval._text import as_finite_float, format_fixed, truncate
-from autolora_eval.report.grid_layout import PROMPT_LENGTH, Choice, Place, chosen_grids
+from autolora_eval.report.grid_layout import PROMPT_LENGTH, GridSpec, Place, choose_grids
 from autolora_eval.report.run_view import Row, RunView, in_words, text_of
 from autolora_eval.report.thumbnails import Copy, copies
 
@@ -14,7 +14,7 @@ IMAGES_READ = 256
 
 
 @dataclass(frozen=True)
-class Picture:
+class GridImage:
     """One image of a grid.
 
     Attributes:
@@ -29,16 +29,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class PictureRow:
+class GridRow:
     """A row of images."""
 
     label: str
-    pictures: list[Picture]
+    pictures: list[GridImage]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Images side by side; see `grid_choice.Choice`."""
+    """Images side by side; see `grid_choice.GridSpec`."""
 
     name: str
     title: str
@@ -46,7 +46,7 @@ class Grid:
     caption: str
     corner: str
     columns: list[str]
-    rows: list[PictureRow]
+    rows: list[GridRow]
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ class Grids:
         return {name: copy.data for name, copy in self.copies.items()}
 
 
-def image_grids(evidence: RunView) -> Grids:
+def image_grids(view: RunView) -> Grids:
     """Return the grids of a run, as many as its images can be read for."""
-    choices = _affordable(chosen_grids(evidence))
+    choices = _affordable(choose_grids(view))
     files = [file for choice in choices for file in _files(choice)]
-    found = copies(evidence.run.folder.path, files)
-    grids = [_grid(evidence, choice, found) for choice in choices]
+    found = copies(view.run.folder.path, files)
+    grids = [_grid(view, choice, found) for choice in choices]
     return Grids(grids, {copy.name: copy for copy in found.values() if copy.name})
 
 
-def _affordable(choices: list[Choice]) -> list[Choice]:
+def _affordable(choices: list[GridSpec]) -> list[GridSpec]:
     """Return the first grids whose images are no more than may be read, and the very first."""
-    kept: list[Choice] = []
+    kept: list[GridSpec] = []
     read: set[str] = set()
     for choice in choices:
         more = read | set(_files(choice))
@@ -83,14 +83,14 @@ def _affordable(choices: list[Choice]) -> list[Choice]:
     return kept
 
 
-def _files(choice: Choice) -> list[str]:
+def _files(choice: GridSpec) -> list[str]:
     places = [place.row for _, row in choice.rows for place in row]
     return [file for row in places if row and (file := text_of(row.get("file")))]
 
 
-def _grid(evidence: RunView, choice: Choice, found: dict[str, Copy]) -> Grid:
+def _grid(view: RunView, choice: GridSpec, found: dict[str, Copy]) -> Grid:
     rows = [
-        PictureRow(label, [_picture(evidence, place, found) for place in places])
+        GridRow(label, [_picture(view, place, found) for place in places])
         for label, places in choice.rows
     ]
     return Grid(
@@ -99,20 +99,20 @@ def _grid(evidence: RunView, choice: Choice, found: dict[str, Copy]) -> Grid:
     )
 
 
-def _picture(evidence: RunView, place: Place, found: dict[str, Copy]) -> Picture:
+def _picture(view: RunView, place: Place, found: dict[str, Copy]) -> GridImage:
     if place.row is None:
-        return Picture("", f"{place.what}: not in this run")
+        return GridImage("", f"{place.what}: not in this run")
     copy = found.get(text_of(place.row.get("file")) or "")
     if copy is None or not copy.name:
         error = f"cannot be read: {copy.problem}" if copy else "no file"
         reason = in_words(place.row.get("image_error")) or error
-        return Picture("", truncate(f"{place.what}: {reason}", PROMPT_LENGTH))
-    text = f"{place.what}: {_scores(evidence, place.row)}"
-    return Picture(copy.name, text, str(place.row["file"]))
+        return GridImage("", truncate(f"{place.what}: {reason}", PROMPT_LENGTH))
+    text = f"{place.what}: {_scores(view, place.row)}"
+    return GridImage(copy.name, text, str(place.row["file"]))
 
 
-def _scores(evidence: RunView, row: Row) -> str:
-    scores = [measure for measure in evidence.measured if measure.kind == "score"]
+def _scores(view: RunView, row: Row) -> str:
+    scores = [metric for metric in view.metrics if metric.kind == "score"]
     found = [
         f"{m.label} {format_fixed(row[m.column], 1)}"
         for m in scores

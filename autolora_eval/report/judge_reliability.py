@@ -1,9 +1,11 @@
-"""How far the judge can be trusted: what it left unscored, and whether it repeats itself."""
+"""How reliable the judge is: unscored images, repeated replies, and agreement with people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
     DASH,
     as_finite_float,
@@ -12,12 +14,18 @@ from autolora_eval._text import (
     format_int,
     format_interval,
     pluralize,
-    sanitize,
     truncate,
+)
+from autolora_eval.analysis.human_agreement import (
+    EXPECTED,
+    NEARER,
+    RATERS_ALPHA,
+    STATISTICS,
+    VERDICT,
 )
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.analysis.reliability import ALL, TENTATIVE_ALPHA
-from autolora_eval.report.human_agreement_section import people
+from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, TableRow
 from autolora_eval.report.run_view import (
     NAME_LENGTH,
     REASON_LENGTH,
@@ -29,262 +37,253 @@ from autolora_eval.report.run_view import (
     text_of,
 )
 from autolora_eval.report.tables import (
-    Block,
-    Entry,
-    Group,
-    Line,
-    Notes,
-    ResultTable,
-    by_model,
-    over_units,
-    without_repetition,
+    Footnotes,
+    group_rows,
+    in_parts,
+    merge_equal_rows,
+    unit_name,
 )
 
 REASONS_SHOWN = 4
 SCORES_PER_TABLE = 2
-UNSCORED_SHARE = 0.01
 HEAD_LENGTH = 40
-KRIPPENDORFF = "Krippendorff (Content Analysis, 2nd ed. 2004, p. 241)"
+say = Sentences("reliability")
 
 
-def reliability(evidence: RunView) -> list[Block]:
-    """Return what is known of the judge; empty where none was asked."""
-    if not evidence.judged:
-        return []
-    return [_replies(evidence), _repeats(evidence), people(evidence)]
+@dataclass(frozen=True)
+class Answer:
+    """One question about the judge, and what the run answers.
+
+    Attributes:
+        title: The question.
+        sentences: The answer in words.
+        tables: The answer in numbers.
+    """
+
+    title: str
+    sentences: list[str]
+    tables: list[Table]
 
 
-def reliability_caveats(evidence: RunView) -> list[str]:
-    """Return what of it a reader must know before the numbers."""
-    if not evidence.judged:
-        return []
-    return [*_often_unscored(evidence), *_low_alpha(evidence)]
+def source() -> str:
+    """Return the publication that the limits of alpha are taken from."""
+    return say.source()
 
 
-def _cell_name(evidence: RunView, row: Row) -> str:
-    return f"{truncate(row['model'], NAME_LENGTH)} × {evidence.labels[row['cell']]}"
+def reliability(view: RunView) -> list[Answer]:
+    """Return what is known about the judge; empty without a judge."""
+    return [_unscored(view), _repeats(view), _human_agreement(view)] if view.judged else []
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}%"
 
 
-# ---- What was left unscored
+# ---- Unscored images
 
 
-def _often_unscored(evidence: RunView) -> list[str]:
-    shares = {
-        row["cell"]: (as_finite_float(row.get("n_unscored")) or 0) / n
-        for row in evidence.rows
-        if (n := as_finite_float(row.get("n_images")))
-    }
-    worst = max(evidence.rows, key=lambda row: shares.get(row["cell"], 0.0))
-    share = shares.get(worst["cell"], 0.0)
-    if share <= UNSCORED_SHARE:
-        return []
-    spread = "" if len(shares) == 1 or min(shares.values()) == share else (
-        f", and {_percent(min(shares.values()))} of the cell with the fewest"
-    )  # fmt: skip
-    return [
-        f"{_percent(share)} of {_cell_name(evidence, worst)} is unscored{spread}: mean scores are "
-        "of the images that the judge could answer for, which may be the easier ones."
-    ]
-
-
-def _replies(evidence: RunView) -> Block:
-    """Say how the judge was asked, and which images it left unscored for which reason."""
-    n, unscored = len(evidence.images), _unscored(evidence)
-    if not unscored:
-        told = f"All {format_int(n)} images were scored." if n != 1 else "The one image was scored."
-        return Block("What it left unscored", [told, *_asked(evidence)], [])
-    told = (
-        f"Unscored: {format_int(len(unscored))} of {pluralize(n, 'image')} "
-        f"({_percent(len(unscored) / n)})."
-    )
-    return Block("What it left unscored", [told, *_asked(evidence)], [_reasons(evidence, unscored)])
-
-
-def _unscored(evidence: RunView) -> list[Row]:
-    return [row for row in evidence.images if in_words(row.get("unscored_reason"))]
+def _unscored(view: RunView) -> Answer:
+    """Return how the judge was asked, and which images it left unscored for which reason."""
+    unscored = [row for row in view.images if in_words(row.get("unscored_reason"))]
+    sentences = [say.scored(len(view.images), len(unscored)), _asked(view)]
+    tables = [_reasons(view, unscored)] if unscored else []
+    return Answer("Unscored images", [text for text in sentences if text], tables)
 
 
 def _reason(row: Row) -> str:
     return truncate(in_words(row.get("unscored_reason")) or "", REASON_LENGTH)
 
 
-def _reasons(evidence: RunView, unscored: list[Row]) -> ResultTable:
+def _reasons(view: RunView, unscored: list[Row]) -> Table:
     """Return how many images of each cell are unscored for each reason."""
     reasons = [reason for reason, _ in tally(map(_reason, unscored))]
     shown = reasons if len(reasons) <= REASONS_SHOWN + 1 else reasons[:REASONS_SHOWN]
     others = len(reasons) - len(shown)
 
-    def entries(row: Row) -> list[Entry]:
+    def cells(row: Row) -> list[TableCell]:
         found = [_reason(image) for image in unscored if image["cell"] == row["cell"]]
         n = as_finite_float(row.get("n_images"))
         counts = [found.count(reason) for reason in shown]
         counts += [len(found) - sum(counts)] if others else []
-        share = _percent(len(found) / n) if n and found else ""
-        return [
-            Entry(format_int(n)),
-            Entry(format_int(len(found)), share),
-            *(Entry(format_int(c)) for c in counts),
-        ]
+        share = (_percent(len(found) / n),) if n and found else ()
+        numbers = [format_int(n), format_int(len(found)), *map(format_int, counts)]
+        return [TableCell(text, details=share if i == 1 else ()) for i, text in enumerate(numbers)]
 
     columns = ["Images", "Unscored", *(truncate(reason, HEAD_LENGTH) for reason in shown)]
     columns += [pluralize(others, "other reason")] if others else []
-    caption = "Images without a score, by cell and reason. They count in no mean, and never as 0."
-    groups = by_model(evidence, entries)
-    groups = [Group(group.name, without_repetition(group.lines)) for group in groups]
-    return ResultTable(caption, columns, groups, [])
+    groups = merge_equal_rows(group_rows(view, cells))
+    return Table(tuple(columns), groups, caption=say.reasons_caption())
 
 
-def _asked(evidence: RunView) -> list[str]:
-    """Say who answered, how its replies were constrained, and which were not asked for anew."""
-    judge = evidence.section("judge")
-    served, version = judge.get("served_by"), judge.get("server_version")
-    named = (served or ("a server of version" if version else None), version)
-    by = " ".join(truncate(part, NAME_LENGTH) for part in named if part)
-    told = [f"The judge was served by {by}."] if by else []
-    constraint = truncate(judge.get("constraint") or "", NAME_LENGTH)
-    if constraint == "plain":
-        told.append(
-            "The judge's replies were free: nothing held them to the rubric's form (plain)."
-        )
-    elif constraint:
-        told.append(f"The judge's replies were held to the rubric's form ({constraint}).")
-    cached = as_finite_float(judge.get("cached"))
-    if cached:
-        verb = "reply was" if cached == 1 else "replies were"
-        told.append(f"{format_int(cached)} {verb} taken from the cache of earlier runs.")
-    if judge.get("cache_problem"):
-        problem = truncate(judge["cache_problem"], REASON_LENGTH)
-        told.append(f"The cache of earlier runs could not be used: {problem}.")
-    return [" ".join(told)] if told else []
-
-
-# ---- The judge and itself
-
-
-def _low_alpha(evidence: RunView) -> list[str]:
-    told = []
-    for measure in evidence.judged:
-        row = _of_all(evidence, measure)
-        alpha = as_finite_float(row.get("alpha"))
-        if alpha is not None and alpha < TENTATIVE_ALPHA:
-            found = format_alpha(alpha, row.get("alpha_low"), row.get("alpha_high"))
-            told.append(
-                f"{sanitize(measure.display_name)}: the judge repeats itself badly, {found} "
-                "over its "
-                f"own verdicts on the same images. Below {TENTATIVE_ALPHA} is less than "
-                f"{KRIPPENDORFF} accepts even for tentative conclusions."
-            )
-    return told
-
-
-def _of_all(evidence: RunView, measure: Measure) -> Row:
-    return row_where(evidence.reliability, score=measure.column, cell=ALL)
-
-
-def _repeats(evidence: RunView) -> Block:
-    scores = evidence.judged
-    repeated = any(as_finite_float(row.get("n_repeated")) for row in evidence.reliability)
-    expected = any(
-        as_finite_float(row.get("expected_mean")) is not None for row in evidence.reliability
+def _asked(view: RunView) -> str:
+    """Return who served the judge, and how its replies were constrained and cached."""
+    judge = view.section("judge")
+    server, version = judge.get("served_by"), judge.get("server_version")
+    named = (server or ("a server of version" if version else None), version)
+    return say.asked(
+        " ".join(truncate(part, NAME_LENGTH) for part in named if part),
+        truncate(judge.get("constraint") or "", NAME_LENGTH),
+        int(as_finite_float(judge.get("cached")) or 0),
+        truncate(judge.get("cache_problem") or "", REASON_LENGTH),
     )
+
+
+# ---- Repeated replies
+
+
+def of_all_cells(view: RunView, score: Measure) -> Row:
+    """Return the row of reliability.csv on all cells together."""
+    return row_where(view.reliability, score=score.column, cell=ALL)
+
+
+def _repeats(view: RunView) -> Answer:
+    repeated = any(as_finite_float(row.get("n_repeated")) for row in view.reliability)
+    expected = any(as_finite_float(r.get("expected_mean")) is not None for r in view.reliability)
+    scores = view.judged
     parts = [scores[n : n + SCORES_PER_TABLE] for n in range(0, len(scores), SCORES_PER_TABLE)]
     tables = [
-        _repeat_table(evidence, part, repeated, expected) for part in parts if repeated or expected
+        _repeat_table(view, part, repeated, expected) for part in parts if repeated or expected
     ]
-    told = _told_of_repeats(evidence) if repeated else [
-        "Each image has one verdict at most: nothing tells how far the judge repeats itself. To "
-        "measure it, write judge.repeats: 3 in the benchmark and run it again; what was judged is "
-        "kept."
-    ]  # fmt: skip
-    return Block("Whether it repeats itself", told, tables)
+    sentences = _repeat_sentences(view) if repeated else [say.not_repeated()]
+    return Answer("Consistency of repeated replies", sentences, tables)
 
 
-def _told_of_repeats(evidence: RunView) -> list[str]:
-    asked, given = (
-        sum(int(as_finite_float(_of_all(evidence, m).get(key)) or 0) for m in evidence.judged[:1])
-        for key in ("n_asked", "n_verdicts")
-    )
-    repeats = as_finite_float(evidence.recorded("judge", "repeats"))
-    told = f"Each image was judged {format_int(repeats)} times. " if repeats else ""
-    told += (
-        "α is Krippendorff's for ordinal data: 1 where verdicts always agree, 0 where they agree "
-        f"as by chance; {KRIPPENDORFF} asks for 0.800, and for {TENTATIVE_ALPHA} at the least."
-    )
-    lost = (
-        f"{format_int(asked - given)} of {format_int(asked)} replies hold no verdict."
-        if given < asked
-        else ""
-    )
-    greedy = ""
-    if as_finite_float(_temperature(evidence)) == 0.0:
-        greedy = (
-            "At temperature 0 a judge repeats itself by design: this tells how deterministic its "
-            "server is, and not how sure it is."
-        )
-    return [told, *(sentence for sentence in (lost, greedy) if sentence)]
+def _repeat_sentences(view: RunView) -> list[str]:
+    row = of_all_cells(view, view.judged[0])
+    asked, given = (int(as_finite_float(row.get(key)) or 0) for key in ("n_asked", "n_verdicts"))
+    repeats = as_finite_float(view.manifest_value("judge", "repeats"))
+    sentences = [say.repeated(repeats, TENTATIVE_ALPHA)]
+    if given < asked:
+        sentences.append(say.lost(asked - given, asked))
+    if as_finite_float(_temperature(view)) == 0.0:
+        sentences.append(say.greedy())
+    return sentences
 
 
-def _temperature(evidence: RunView) -> object:
-    stated = evidence.recorded("judge", "temperature")
-    return evidence.recorded("benchmark", "judge", "temperature") if stated is None else stated
+def _temperature(view: RunView) -> object:
+    used = view.manifest_value("judge", "temperature")
+    return view.manifest_value("benchmark", "judge", "temperature") if used is None else used
 
 
-def _repeat_table(
-    evidence: RunView, part: Sequence[Measure], repeated: bool, expected: bool
-) -> ResultTable:
-    notes = Notes()
+def _repeat_table(view: RunView, part: Sequence[Measure], repeated: bool, expected: bool) -> Table:
+    footnotes = Footnotes()
 
-    def entries(cell: str) -> list[Entry]:
+    def cells(cell: str) -> list[TableCell]:
         found = []
-        for measure in part:
-            row = row_where(evidence.reliability, score=measure.column, cell=cell)
-            found += _repeat_entries(row, notes) if repeated else []
-            found += [
-                Entry(format_fixed(row.get(key))) for key in ("mean", "expected_mean") if expected
-            ]
+        for score in part:
+            row = row_where(view.reliability, score=score.column, cell=cell)
+            found += _repeat_cells(row, footnotes) if repeated else []
+            means = ("mean", "expected_mean") if expected else ()
+            found += [TableCell(format_fixed(row.get(key))) for key in means]
         return found
 
-    groups = by_model(evidence, lambda row: entries(row["cell"]))
-    if len(evidence.rows) > 1:
-        groups.append(Group("All cells", [Line("All", entries(ALL))]))
+    groups = group_rows(view, lambda row: cells(row["cell"]))
+    if len(view.rows) > 1:
+        groups += (TableGroup("All cells", (TableRow(("All",), tuple(cells(ALL))),)),)
     columns = []
-    for measure in part:
-        columns += [f"{measure.label} α", f"{measure.label} equal"] if repeated else []
-        columns += [f"{measure.label} mean", f"{measure.label} expected"] if expected else []
-    return ResultTable(
-        _repeat_caption(evidence, repeated, expected), columns, groups, notes.listed()
-    )
+    for score in part:
+        columns += [f"{score.label} α", f"{score.label} equal"] if repeated else []
+        columns += [f"{score.label} mean", f"{score.label} expected"] if expected else []
+    caption = say.repeats_caption(repeated, expected, unit_name(view.reliability))
+    return Table(tuple(columns), groups, caption=caption, footnotes=footnotes.listed())
 
 
-def _repeat_entries(row: Row, notes: Notes) -> list[Entry]:
-    reason = text_of(row.get("reason"))
-    mark = notes.mark(truncate(reason, REASON_LENGTH)) if reason else ""
+def _repeat_cells(row: Row, footnotes: Footnotes) -> list[TableCell]:
+    letter = footnotes.letter(truncate(text_of(row.get("reason")) or "", REASON_LENGTH))
     within = format_interval(row.get("alpha_low"), row.get("alpha_high"))
-    alpha = as_finite_float(row.get("alpha"))
     share, n = as_finite_float(row.get("exact_agreement")), as_finite_float(row.get("n_repeated"))
-    equal = (
-        Entry(DASH)
-        if share is None
-        else Entry(_percent(share), f"of {pluralize(int(n or 0), 'image')}")
-    )
-    return [Entry(format_fixed(alpha), within, mark=mark), equal]
+    equal = TableCell(DASH)
+    if share is not None:
+        equal = TableCell(_percent(share), details=(f"of {pluralize(int(n or 0), 'image')}",))
+    return [TableCell(format_fixed(row.get("alpha")), within, footnote=letter), equal]
 
 
-def _repeat_caption(evidence: RunView, repeated: bool, expected: bool) -> str:
-    told = []
-    if repeated:
-        over = over_units(evidence.reliability)
-        told.append(
-            f"In brackets: 95 % intervals, BCa bootstrap{over}. Equal: images whose verdicts are "
-            "all the same, of those with two or more."
-        )
-    if expected:
-        told.append(
-            "Mean: of the verdicts. Expected: mean of the expected scores, over the probabilities "
-            "that the judge gave to every score."
-        )
-    return " ".join(told)
+# ---- Agreement with people
+
+
+def _human_agreement(view: RunView) -> Answer:
+    """Return how far the judge agrees with people, or how to find out."""
+    title = "Agreement with people"
+    if not view.agreement:
+        return Answer(title, [say.no_ratings()], [])
+    if not view.agreement_is_of_these_scores:
+        return Answer(title, [say.outdated_ratings()], [])
+    tables = [_agreement_table(view)]
+    if any(row.get("cell") != ALL for row in view.agreement):
+        tables += [_bias_table(view, part) for part in in_parts(_rated(view))]
+    counts = [
+        int(as_finite_float(view.manifest_value("agreement", key)) or 0)
+        for key in ("ratings", "images", "raters")
+    ]
+    return Answer(title, [say.ratings(*counts), *_people_sentences(view)], tables)
+
+
+def _rated(view: RunView) -> list[Measure]:
+    columns = {row.get("score") for row in view.agreement}
+    return [score for score in view.judged if score.column in columns]
+
+
+def _people_sentences(view: RunView) -> list[str]:
+    """Return how far people agree with each other, and whether the expected score is closer."""
+    alphas, nearer = [], []
+    for score in _rated(view):
+        row = row_where(view.agreement, score=score.column, statistic=RATERS_ALPHA)
+        if row:
+            alpha = format_alpha(row.get("value"), row.get("low"), row.get("high"))
+            alphas.append(f"{alpha} on {score.label}")
+        row = row_where(view.agreement, score=score.column, statistic=NEARER)
+        ends = [as_finite_float(row.get(key)) for key in ("value", "low", "high")]
+        if None not in ends:
+            nearer.append(say.expected_nearer(score.label, *ends))
+    return [say.raters_agree(alphas), *nearer] if alphas else nearer
+
+
+def _agreement_table(view: RunView) -> Table:
+    footnotes = Footnotes()
+    rows = [
+        row
+        for score in _rated(view)
+        for compared, name in ((VERDICT, score.label), (EXPECTED, f"{score.label} expected"))
+        if (row := _agreement_row(view, score, compared, name, footnotes))
+    ]
+    columns = (*(statistic.head for statistic in STATISTICS.values()), "Images")
+    caption = say.agreement_caption(unit_name(view.agreement))
+    groups = (TableGroup("", tuple(rows)),)
+    return Table(columns, groups, caption=caption, footnotes=footnotes.listed())
+
+
+def _agreement_row(
+    view: RunView, score: Measure, compared: str, name: str, footnotes: Footnotes
+) -> TableRow | None:
+    """Return the statistics of the judge's or the expected score; None if there are none."""
+    where = {"score": score.column, "compared": compared, "cell": ALL}
+    rows = {
+        statistic: row_where(view.agreement, statistic=statistic, **where)
+        for statistic in STATISTICS
+    }
+    if not any(rows.values()):
+        return None
+    cells = [_agreement_cell(row, statistic, footnotes) for statistic, row in rows.items()]
+    cells.append(TableCell(format_int(rows["spearman"].get("n_images"))))
+    return TableRow((name,), tuple(cells))
+
+
+def _agreement_cell(row: Row, statistic: str, footnotes: Footnotes) -> TableCell:
+    signed = STATISTICS[statistic].signed
+    letter = footnotes.letter(truncate(text_of(row.get("reason")) or "", REASON_LENGTH))
+    within = format_interval(row.get("low"), row.get("high"), signed=signed)
+    return TableCell(format_fixed(row.get("value"), signed=signed), within, footnote=letter)
+
+
+def _bias_table(view: RunView, part: Sequence[Measure]) -> Table:
+    footnotes = Footnotes()
+    where = {"compared": VERDICT, "statistic": "bias"}
+
+    def cell(row: Row, score: Measure) -> TableCell:
+        found = row_where(view.agreement, score=score.column, cell=row["cell"], **where)
+        n = pluralize(int(as_finite_float(found.get("n_images")) or 0), "image")
+        return replace(_agreement_cell(found, "bias", footnotes), details=(n,))
+
+    groups = group_rows(view, lambda row: [cell(row, score) for score in part])
+    columns = tuple(f"{score.label}: judge − people" for score in part)
+    return Table(columns, groups, caption=say.bias_caption(), footnotes=footnotes.listed())

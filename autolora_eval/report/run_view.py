@@ -22,6 +22,7 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.analysis.metric_columns import Measure, measures
+from autolora_eval.analysis.sentences import Comparison, read_comparison
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.report.figures._base import FigureData
 from autolora_eval.runs.columns import is_computed
@@ -50,10 +51,10 @@ class RunView:
     """
 
     run: Run
-    measured: list[Measure]
+    metrics: list[Measure]
     rubric_is_recorded: bool
 
-    def recorded(self, *keys: str) -> Any:  # noqa: ANN401
+    def manifest_value(self, *keys: str) -> Any:  # noqa: ANN401
         """Return a value of the manifest; None where it, or a part on the way, is missing."""
         value: Any = self.run.manifest
         for key in keys:
@@ -62,7 +63,7 @@ class RunView:
 
     def section(self, *keys: str) -> Row:
         """Return a mapping of the manifest; empty where it is missing."""
-        value = self.recorded(*keys)
+        value = self.manifest_value(*keys)
         return value if isinstance(value, dict) else {}
 
     @cached_property
@@ -95,17 +96,33 @@ class RunView:
 
     @cached_property
     def compared(self) -> list[Row]:
-        """The comparisons, each with its cell, which older runs name by model and method alone."""
-        cells = {(str(row["model"]), str(row["method"])): row["cell"] for row in self.rows}
-        return [
-            {**row, "cell": text_of(row.get("cell")) or cells.get((row["model"], row["method"]))}
-            for row in records(self.run.comparisons)
-        ]
+        """The rows of comparisons.csv."""
+        return records(self.run.comparisons)
+
+    @cached_property
+    def comparisons(self) -> dict[tuple[str, str], Comparison]:
+        """The comparisons with the baseline, by cell and metric column."""
+        by_column = {metric.column: metric for metric in self.metrics}
+        return {
+            (row["cell"], row["measure"]): read_comparison(
+                row,
+                by_column[row["measure"]],
+                truncate(row["method"], NAME_LENGTH),
+                truncate(row["baseline"], NAME_LENGTH),
+            )
+            for row in self.compared
+            if row["measure"] in by_column
+        }
+
+    @cached_property
+    def baseline_cells(self) -> dict[str, str]:
+        """The baseline's cell that each cell is compared with."""
+        return {row["cell"]: row["baseline_cell"] for row in self.compared}
 
     @property
     def judged(self) -> list[Measure]:
         """The judge's scores; empty without a judge."""
-        return [measure for measure in self.measured if measure.kind == "score"]
+        return [metric for metric in self.metrics if metric.kind == "score"]
 
     @cached_property
     def reliability(self) -> list[Row]:
@@ -120,7 +137,7 @@ class RunView:
     @cached_property
     def agreement_is_of_these_scores(self) -> bool:
         """Whether people were compared with the scores as they are now."""
-        stated = self.recorded("agreement", "scores_sha256")
+        stated = self.manifest_value("agreement", "scores_sha256")
         return bool(stated == sha256_file(self.run.folder.scores))
 
     @cached_property
@@ -134,7 +151,7 @@ class RunView:
     @cached_property
     def baseline(self) -> str | None:
         """The method that the others are compared with."""
-        named = self.recorded("benchmark", "baseline")
+        named = self.manifest_value("benchmark", "baseline")
         return named or (str(self.compared[0]["baseline"]) if self.compared else None)
 
     @cached_property
@@ -180,7 +197,7 @@ class RunView:
     @cached_property
     def _recorded_points(self) -> dict[str, dict[str, str]]:
         """The swept parameters of each cell, as the manifest has them; older runs have none."""
-        listed = self.recorded("cells")
+        listed = self.manifest_value("cells")
         return {
             str(cell.get("id")): {
                 truncate(name, NAME_LENGTH): truncate(format_swept_value(value), NAME_LENGTH)
@@ -203,7 +220,7 @@ class RunView:
         run = self.run
         return FigureData(
             table=self.table,
-            measured=self.measured,
+            metrics=self.metrics,
             points=self.points,
             labels=self.labels,
             scores=run.scores,
@@ -216,19 +233,19 @@ class RunView:
         reasons = (in_words(r.get("unscored_reason")) for r in self.images if r["cell"] == cell)
         return most_frequent(reasons) or "reason not recorded"
 
-    def why_undefined(self, cell: str, measure: str = "") -> str:
+    def why_undefined(self, cell: str, metric: str = "") -> str:
         """Return why a cell has no diversity: the most frequent reason of its prompts.
 
         Args:
             cell: which.
-            measure: column of another measure than equation (8).
+            metric: column of another metric than equation (8).
         """
-        column = f"{measure}_reason" if measure else "reason"
+        column = f"{metric}_reason" if metric else "reason"
         found = (r.get(column) for r in self.diversities if r["cell"] == cell)
         return most_frequent(found) or "reason not recorded"
 
 
-def read_evidence(folder: RunFolder) -> RunView:
+def read_run_view(folder: RunFolder) -> RunView:
     """Read a run folder, and nothing else.
 
     Raises:

@@ -1,11 +1,12 @@
-"""The tables of a report: what was measured, what was published, what differs, what is missing."""
+"""The tables of a report: results, published values, differences, and what each row rests on."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
     DASH,
     as_finite_float,
@@ -13,205 +14,256 @@ from autolora_eval._text import (
     format_int,
     format_interval,
     format_p_value,
+    sanitize,
     truncate,
 )
+from autolora_eval.analysis import table_layout
 from autolora_eval.analysis.metric_columns import Measure
-from autolora_eval.report.run_view import Row, RunView, text_of
+from autolora_eval.analysis.table_layout import (
+    Footnote,
+    Table,
+    TableCell,
+    TableGroup,
+    TableRow,
+    best_text,
+    metric_cell,
+    metric_head,
+)
+from autolora_eval.report.cost import cost_cells, cost_heads, has_seconds
+from autolora_eval.report.findings import best_of_each_method, deciding_metric
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, text_of
 
-# A4 holds no more columns with an interval each.
-MEASURES_PER_TABLE = 6
-# Of more, those that are alike are told in one line.
-LINES_IN_FULL = 16
+# An A4 page holds no more columns with an interval each.
+METRICS_PER_TABLE = 6
+# More rows than these do not fit the first page beside figure and findings.
+ROWS_ON_FIRST_PAGE = 9
+# In a longer table, rows with the same values become one.
+ROWS_IN_FULL = 16
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+say = Sentences("tables")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One place of a table.
-
-    Attributes:
-        text: the number.
-        sub: what stands small below it.
-        bold: whether it is the best of its model.
-        mark: letter of the note that says why there is no number.
-        cell: the cell that it is of; empty if it is of none.
-    """
-
-    text: str
-    sub: str = ""
-    bold: bool = False
-    mark: str = ""
-    cell: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row: its label and one entry a column."""
-
-    label: str
-    entries: list[Entry]
-
-
-@dataclass(frozen=True)
-class Group:
-    """The rows of one model."""
-
-    name: str
-    lines: list[Line]
-
-
-@dataclass(frozen=True)
-class Note:
-    """A note below a table."""
-
-    mark: str
-    text: str
-
-
-@dataclass(frozen=True)
-class ResultTable:
-    """A table with the cells grouped by model.
-
-    Attributes:
-        caption: how to read it.
-        columns: heads.
-        groups: the rows of each model.
-        notes: why something is missing.
-        title: what all columns show; empty where each shows something else.
-    """
-
-    caption: str
-    columns: list[str]
-    groups: list[Group]
-    notes: list[Note]
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class Block:
-    """One question about a run, and what the run answers.
-
-    Attributes:
-        title: the question.
-        sentences: in words.
-        tables: in numbers.
-    """
-
-    title: str
-    sentences: list[str]
-    tables: list[ResultTable]
-
-
-class Notes:
-    """Gives every distinct reason a letter, in order of appearance."""
+class Footnotes:
+    """Gives every distinct text a letter, in order of appearance."""
 
     def __init__(self) -> None:
-        self._marks: dict[str, str] = {}
+        self._letters: dict[str, str] = {}
 
-    def mark(self, reason: str) -> str:
-        """Return the letter of a reason."""
-        n = len(self._marks)
+    def letter(self, text: str) -> str:
+        """Return the letter of a footnote; empty for an empty text."""
+        n = len(self._letters)
         letter = _LETTERS[n % 26] * (n // 26 + 1)
-        return self._marks.setdefault(reason, letter)
+        return self._letters.setdefault(text, letter) if text else ""
 
-    def listed(self) -> list[Note]:
-        """Return the notes that stand below the table."""
-        return [Note(mark, reason) for reason, mark in self._marks.items()]
+    def listed(self) -> tuple[Footnote, ...]:
+        """Return the footnotes in order."""
+        return tuple(Footnote(letter, text) for text, letter in self._letters.items())
 
 
-def parts(measured: Sequence[Measure]) -> list[Sequence[Measure]]:
-    """Return measures as they fit into the width of a page."""
+# ---- Results
+
+
+def first_table(view: RunView) -> Table:
+    """Return the table of the first page: all cells if they are few, else the best per method.
+
+    It has as many metrics as fit the width of a page.
+    """
+    part = in_parts(view.metrics)[0]
+    if len(view.rows) <= ROWS_ON_FIRST_PAGE:
+        return _by_cell(view, view.models, part)
+    metric = deciding_metric(view)
+    chosen = _best_of_models(view, metric)
+    n = sum(map(len, chosen.values()))
+    return _by_cell(view, chosen, part, say.chosen(n, len(view.rows), metric.label))
+
+
+def _best_of_models(view: RunView, metric: Measure) -> dict[str, list[Row]]:
+    """Return the best cell of each method, as many as there is room for, the baseline's first."""
+    sign = -1.0 if metric.higher_is_better else 1.0
+
+    def rank(row: Row) -> tuple[bool, float]:
+        return row["method"] != view.baseline, sign * (
+            as_finite_float(row.get(metric.column)) or 0.0
+        )
+
+    room = ROWS_ON_FIRST_PAGE
+    chosen: dict[str, list[Row]] = {}
+    for model, rows in view.models.items():
+        best = best_of_each_method(rows, metric)
+        kept = sorted(best, key=rank)[:room]
+        if kept:
+            chosen[model] = [row for row in best if row in kept]
+        room -= len(kept)
+    return chosen
+
+
+def result_tables(view: RunView) -> list[Table]:
+    """Return the results that the first page has no room for.
+
+    A sweep is laid out as the paper's Table 1, with one table per metric. Other runs have one row
+    per cell.
+    """
+    if is_by_point(view):
+        return _by_point(view)
+    parts = in_parts(view.metrics)
+    if len(parts) == 1 and len(view.rows) <= ROWS_ON_FIRST_PAGE:
+        return []
+    return [_by_cell(view, view.models, part) for part in parts]
+
+
+def is_by_point(view: RunView) -> bool:
+    """Return True if the results are laid out by sweep point."""
+    return len(view.rows) > ROWS_ON_FIRST_PAGE and any(view.points.values())
+
+
+def _by_cell(
+    view: RunView, models: Mapping[str, Sequence[Row]], part: Sequence[Measure], chosen: str = ""
+) -> Table:
+    footnotes = Footnotes()
+    groups = []
+    for model, rows in models.items():
+        best = {metric.column: best_text([row.get(metric.column) for row in rows], metric)
+                for metric in part}  # fmt: skip
+        lines = []
+        for row in rows:
+            values = [_value(view, row, m, best[m.column], footnotes) for m in part]
+            lines.append(_table_row(view.labels[row["cell"]], [*values, *cost_cells(view, row)]))
+        groups.append(TableGroup(truncate(model, NAME_LENGTH), tuple(lines)))
+    caption = say.by_cell(
+        part, unit_name(view.compared), len(models) > 1, has_seconds(view), is_swept(view), chosen
+    )
+    heads = (*map(metric_head, part), *cost_heads(view))
+    return Table(heads, tuple(groups), caption=sanitize(caption), footnotes=footnotes.listed())
+
+
+def _value(
+    view: RunView, row: Row, metric: Measure, best: str | None, footnotes: Footnotes
+) -> TableCell:
+    cell = metric_cell(row, metric, best)
+    if cell.text == DASH:
+        letter = footnotes.letter(_why_missing(view, row, metric))
+        return TableCell(DASH, footnote=letter)
+    return cell if cell.interval else replace(cell, details=("no interval",))
+
+
+def _why_missing(view: RunView, row: Row, metric: Measure) -> str:
+    """Return why a cell lacks a metric; a product lacks what its factors lack."""
+    cell = row["cell"]
+    if metric.kind == "extra":
+        reason = view.why_undefined(cell, metric.column)
+        return say.no_metric(sanitize(metric.display_name), reason)
+    reasons = []
+    no_diversity = metric.kind == "product" and as_finite_float(row.get("diversity")) is None
+    if metric.kind == "diversity" or no_diversity:
+        reasons.append(say.no_diversity(view.why_undefined(cell)))
+    score = metric.column.removeprefix("div_")
+    if metric.kind != "diversity" and as_finite_float(row.get(score)) is None:
+        reasons.append(say.no_score(view.why_unscored(cell)))
+    return "; ".join(reasons) or "reason not recorded"
+
+
+def _by_point(view: RunView) -> list[Table]:
+    names = dict.fromkeys(name for point in view.points.values() for name in point)
+    sweep = {
+        name: list(dict.fromkeys(p[name] for p in view.points.values() if name in p))
+        for name in names
+    }
+    reasons = {
+        (row["cell"], metric.column): _why_missing(view, row, metric)
+        for row in view.rows
+        for metric in view.metrics
+        if as_finite_float(row.get(metric.column)) is None
+    }
+    results = table_layout.Results(view.rows, view.metrics, sweep, view.points, reasons)
+    layout = table_layout.by_point(results)
+    notes = [sanitize(note) for note in layout.notes]
+    # Counts of images and function evaluations stand in other tables of the report.
     return [
-        measured[n : n + MEASURES_PER_TABLE] for n in range(0, len(measured), MEASURES_PER_TABLE)
+        _point_table(view, table, metric, notes)
+        for table, metric in zip(layout.tables, view.metrics, strict=False)
     ]
 
 
-def units(evidence: RunView) -> str:
-    """Say what the intervals are, and over what they are taken where the comparisons tell."""
-    return f"In brackets: 95 % intervals{over_units(evidence.compared)}."
+def _point_table(view: RunView, table: Table, metric: Measure, notes: Sequence[str]) -> Table:
+    """Return a table of the layout with the model in the group's name instead of a column."""
+    groups = [
+        TableGroup(
+            truncate(group.name, NAME_LENGTH),
+            tuple(
+                _table_row(" · ".join(truncate(text, NAME_LENGTH) for text in row.labels[1:]),
+                           map(_without_empty_published, row.cells))
+                for row in group.rows
+            ),
+        )
+        for group in table.groups
+    ]  # fmt: skip
+    published = any(row.has_published for group in table.groups for row in group.rows)
+    name = sanitize(metric.display_name)
+    unit = unit_name(view.compared)
+    return replace(
+        table,
+        columns=tuple(truncate(column, NAME_LENGTH) for column in table.columns),
+        groups=tuple(groups),
+        labels=("",),
+        caption=say.by_point(name, table.labels[1:], unit, published, notes),
+    )
 
 
-def over_units(rows: Sequence[Row]) -> str:
-    """Return " over prompts", or whatever the rows' intervals are taken over, if that is one."""
-    units = {unit for row in rows if (unit := text_of(row.get("unit")))}
-    return f" over {truncate(units.pop(), 20)}s" if len(units) == 1 else ""
+def _without_empty_published(cell: TableCell) -> TableCell:
+    return cell if cell.published != DASH else replace(cell, published="", difference="")
 
 
-def head(measure: Measure) -> str:
-    """Return a measure's head of a column, with the direction that is better."""
-    return f"{measure.label} {measure.arrow}"
+# ---- Other tables
 
 
-def published_table(evidence: RunView) -> ResultTable | None:
-    """Return the published values and how far the run is from each; None without any."""
-    columns = set(evidence.run.table.columns)
-    part = [m for m in evidence.measured if f"{m.column}_published" in columns]
+def published_table(view: RunView) -> Table | None:
+    """Return the published values, and ours beside them; None if there are no published values."""
     part = [
-        m
-        for m in part
-        if any(as_finite_float(r.get(f"{m.column}_published")) is not None for r in evidence.rows)
+        metric
+        for metric in view.metrics
+        if any(as_finite_float(r.get(f"{metric.column}_published")) is not None for r in view.rows)
     ]
-    if not part:
-        return None
 
-    def entry(row: Row, measure: Measure) -> Entry:
+    def cell(row: Row, metric: Measure) -> TableCell:
+        column = metric.column
         ours, published = (
-            as_finite_float(row.get(measure.column)),
-            as_finite_float(row.get(f"{measure.column}_published")),
+            as_finite_float(row.get(column)),
+            as_finite_float(row.get(f"{column}_published")),
         )
         if published is None:
-            return Entry(DASH)
-        if ours is None:
-            return Entry(format_fixed(published), f"{DASH} here")
-        return Entry(
-            format_fixed(published),
-            f"{format_fixed(ours)} here\n({format_fixed(ours - published, signed=True)})",
-        )
+            return TableCell(DASH)
+        difference = None if ours is None else ours - published
+        details = [f"{format_fixed(ours)} here"]
+        details += [f"({format_fixed(difference, signed=True)})"] if difference is not None else []
+        return TableCell(format_fixed(published), details=tuple(details))
 
-    caption = (
-        "Published values. Below each, in small type: the value of this run, and in brackets how "
-        "far it is above the published one."
-    )
-    return _grouped(evidence, caption, part, entry, evidence.rows)
+    return _metric_table(view, say.published(), part, cell) if part else None
 
 
-def differences(evidence: RunView) -> list[ResultTable]:
-    """Return the paired differences from the baseline; empty where nothing was compared."""
-    compared = {(str(row["cell"]), str(row["measure"])): row for row in evidence.compared}
-    if not compared:
+def difference_tables(view: RunView) -> list[Table]:
+    """Return the paired differences from the baseline; empty if nothing was compared."""
+    if not view.comparisons:
         return []
 
-    def entry(row: Row, measure: Measure) -> Entry:
-        if row["method"] == evidence.baseline:
-            return Entry("baseline")
-        found = compared.get((row["cell"], measure.column), {})
-        within = format_interval(found.get("low"), found.get("high"), signed=True)
-        p = as_finite_float(found.get("p_holm"))
-        below = [within] if within else []
-        below += [format_p_value(p)] if p is not None else []
-        return Entry(format_fixed(found.get("difference"), signed=True), "\n".join(below))
+    def cell(row: Row, metric: Measure) -> TableCell:
+        if row["method"] == view.baseline:
+            return TableCell("baseline")
+        found = view.comparisons.get((row["cell"], metric.column))
+        if found is None:
+            return TableCell(DASH)
+        within = format_interval(*found.interval, signed=True)
+        details = (format_p_value(found.p),) if found.p is not None else ()
+        return TableCell(format_fixed(found.difference, signed=True), within, details=details)
 
-    caption = (
-        f"Paired differences from {truncate(evidence.baseline, 80)}{_at_the_same_point(evidence)}, "
-        "with 95 % intervals; p by the Wilcoxon signed-rank test where a measure is a mean over "
-        "the units, else by the t-test of the interval; Holm-corrected over the comparisons of the "
-        "run."
-    )
-    rows = evidence.rows
-    if len(rows) > LINES_IN_FULL:
-        rows = [row for row in rows if row["method"] != evidence.baseline]
-    return [_grouped(evidence, caption, part, entry, rows) for part in parts(evidence.measured)]
+    caption = say.differences(truncate(view.baseline, NAME_LENGTH), is_swept(view))
+    rows = view.rows
+    if len(rows) > ROWS_IN_FULL:
+        rows = [row for row in rows if row["method"] != view.baseline]
+    return [_metric_table(view, caption, part, cell, rows) for part in in_parts(view.metrics)]
 
 
-def _at_the_same_point(evidence: RunView) -> str:
-    """Say of a sweep which cell of the baseline each is compared with."""
-    if not any(evidence.points.values()):
-        return ""
-    return " with the same swept parameters, as far as it takes them (a dash: no one such cell)"
-
-
-def accounting(evidence: RunView) -> ResultTable:
-    """Return how many images and prompts each row rests on, and the products by prompt."""
+def accounting_table(view: RunView) -> Table:
+    """Return how many images and prompts each row is based on, and the products by prompt."""
     counted = {
         "n_images": "Images",
         "n_missing": "Missing",
@@ -220,68 +272,88 @@ def accounting(evidence: RunView) -> ResultTable:
     }
     by_prompt = {
         f"{m.column}_prompt_mean": f"{m.label} by prompt"
-        for m in evidence.measured
+        for m in view.metrics
         if m.kind == "product"
         and any(
-            as_finite_float(row.get(f"{m.column}_prompt_mean")) is not None for row in evidence.rows
+            as_finite_float(row.get(f"{m.column}_prompt_mean")) is not None for row in view.rows
         )
     }
-    groups = by_model(
-        evidence,
-        lambda row: (
-            [Entry(format_int(row.get(column))) for column in counted]
-            + [Entry(format_fixed(row.get(column))) for column in by_prompt]
-        ),
-    )
+
+    def cells(row: Row) -> list[TableCell]:
+        counts = [TableCell(format_int(row.get(column))) for column in counted]
+        return counts + [TableCell(format_fixed(row.get(column))) for column in by_prompt]
+
+    groups = group_rows(view, cells)
     if not by_prompt:
-        groups = [Group(group.name, without_repetition(group.lines)) for group in groups]
-    caption = "What each row rests on." + (
-        " By prompt: the mean of each prompt's own product, beside the product of the means above."
-        if by_prompt
-        else ""
-    )
-    return ResultTable(caption, [*counted.values(), *by_prompt.values()], groups, [])
+        groups = merge_equal_rows(groups)
+    heads = (*counted.values(), *by_prompt.values())
+    return Table(heads, groups, caption=say.accounting(bool(by_prompt)))
 
 
-def without_repetition(lines: Sequence[Line]) -> list[Line]:
-    """Return lines, of many the most frequent entries as one line for all that have them."""
-    if len(lines) <= LINES_IN_FULL:
-        return list(lines)
-    texts = [tuple((entry.text, entry.sub) for entry in line.entries) for line in lines]
-    most, n = Counter(texts).most_common(1)[0]
-    kept = [line for line, text in zip(lines, texts, strict=True) if text != most]
-    alike = next(line for line, text in zip(lines, texts, strict=True) if text == most)
-    return [*kept, Line(f"each of {n} {'others' if kept else 'cells'}", alike.entries)]
+# ---- Shared by all tables of a report
 
 
-def _grouped(
-    evidence: RunView,
+def in_parts(metrics: Sequence[Measure]) -> list[Sequence[Measure]]:
+    """Return metrics in parts that fit the width of a page."""
+    return [metrics[n : n + METRICS_PER_TABLE] for n in range(0, len(metrics), METRICS_PER_TABLE)]
+
+
+def unit_name(rows: Sequence[Row]) -> str:
+    """Return what the intervals of some rows are taken over; empty if not all have one unit."""
+    units = {unit for row in rows if (unit := text_of(row.get("unit")))}
+    return truncate(units.pop(), 20) if len(units) == 1 else ""
+
+
+def is_swept(view: RunView) -> bool:
+    """Return True if cells of one method differ in a swept parameter."""
+    return any(view.points.values())
+
+
+def merge_equal_rows(groups: Sequence[TableGroup]) -> tuple[TableGroup, ...]:
+    """Return groups in which the most frequent cells of a long group are one row."""
+    return tuple(replace(group, rows=_merge_rows(group.rows)) for group in groups)
+
+
+def _merge_rows(rows: tuple[TableRow, ...]) -> tuple[TableRow, ...]:
+    if len(rows) <= ROWS_IN_FULL:
+        return rows
+    cells, n = Counter(row.cells for row in rows).most_common(1)[0]
+    kept = [row for row in rows if row.cells != cells]
+    return (*kept, TableRow((say.same_rows(n, bool(kept)),), cells))
+
+
+def _metric_table(
+    view: RunView,
     caption: str,
     part: Sequence[Measure],
-    entry: Callable[[Row, Measure], Entry],
-    rows: Sequence[Row],
-) -> ResultTable:
-    shown = {row["cell"] for row in rows}
-    groups = by_model(evidence, lambda row: [entry(row, m) for m in part], shown)
-    return ResultTable(caption, [head(m) for m in part], groups, [])
+    cell: Callable[[Row, Measure], TableCell],
+    rows: Sequence[Row] | None = None,
+) -> Table:
+    shown = None if rows is None else {row["cell"] for row in rows}
+    groups = group_rows(view, lambda row: [cell(row, metric) for metric in part], shown)
+    return Table(tuple(map(metric_head, part)), groups, caption=caption)
 
 
-def by_model(
-    evidence: RunView,
-    entries: Callable[[Row], list[Entry]],
+def group_rows(
+    view: RunView,
+    cells: Callable[[Row], Iterable[TableCell]],
     shown: Collection[str] | None = None,
-) -> list[Group]:
-    """Return one line a cell, with the entries that its row is given.
+) -> tuple[TableGroup, ...]:
+    """Return one row per configuration, grouped by model.
 
     Args:
-        evidence: the run.
-        entries: of a row of the result table.
-        shown: cells; all of them where not given.
+        view: The run.
+        cells: Returns the cells of a row of the result table.
+        shown: Ids of the configurations; all of them if None.
     """
     groups = []
-    for model, rows in evidence.models.items():
+    for model, rows in view.models.items():
         kept = [row for row in rows if shown is None or row["cell"] in shown]
-        lines = [Line(evidence.labels[row["cell"]], entries(row)) for row in kept]
+        lines = tuple(_table_row(view.labels[row["cell"]], cells(row)) for row in kept)
         if lines:
-            groups.append(Group(truncate(model, 80), lines))
-    return groups
+            groups.append(TableGroup(truncate(model, NAME_LENGTH), lines))
+    return tuple(groups)
+
+
+def _table_row(label: str, cells: Iterable[TableCell]) -> TableRow:
+    return TableRow((label,), tuple(cells))

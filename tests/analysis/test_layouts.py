@@ -17,10 +17,9 @@ from autolora_eval.analysis.table_layout import (
     Results,
     by_method,
     by_point,
-    fitting,
-    latex,
-    markdown,
+    choose_layout,
 )
+from autolora_eval.analysis.table_text import latex, markdown
 from autolora_eval.scoring.rubric import Score
 
 PC, ERRORS = measures(
@@ -46,9 +45,9 @@ def row(method: str, model: str = "A", point: str = "", **values: float) -> dict
     }
 
 
-def one_model(*rows: dict[str, Any], measured: tuple[Measure, ...] = (DIVERSITY, PC)) -> Results:
+def one_model(*rows: dict[str, Any], metrics: tuple[Measure, ...] = (DIVERSITY, PC)) -> Results:
     reasons = {("A--c", "pc"): "no_json", ("A--c", "diversity"): "has 1 image"}
-    return Results(rows, measured, {}, {row["cell"]: {} for row in rows}, reasons)
+    return Results(rows, metrics, {}, {row["cell"]: {} for row in rows}, reasons)
 
 
 def swept(
@@ -73,7 +72,7 @@ def test_the_best_of_each_model_is_bold_ties_and_direction_told() -> None:
         row("b", diversity=0.1, er=0.5, pc=3.0001),  # the same as it is printed
         row("c", diversity=float("nan"), er=2.0, pc=float("nan")),
         row("d", "B", diversity=0.9, er=0.1, pc=1.0),  # nothing to be better than
-        measured=(DIVERSITY, ERRORS, PC),
+        metrics=(DIVERSITY, ERRORS, PC),
     )
     found = table(markdown(by_method(first)))
     assert found[0][:5] == ["Model", "Method", "Div ↑", "ER ↓", "PC ↑"]
@@ -100,7 +99,7 @@ def test_a_dash_has_its_reason_below() -> None:
 
 def test_intervals_are_shown_if_wanted() -> None:
     within = {"diversity_low": 0.1, "diversity_high": 0.3}
-    results = one_model(row("a", diversity=0.2, **within), measured=(DIVERSITY,))
+    results = one_model(row("a", diversity=0.2, **within), metrics=(DIVERSITY,))
     layout = by_method(results)
     assert "| 0.200 [0.100, 0.300] |" in markdown(layout)
     assert "| 0.200 |" in markdown(layout, intervals=False)
@@ -139,7 +138,7 @@ def test_by_point_has_points_down_and_methods_across() -> None:
         },
         {},
     )
-    assert fitting(results) == by_point(results)
+    assert choose_layout(results) == by_point(results)
     text = markdown(by_point(results))
     assert text.startswith("### Div ↑\n\n| Model | LoRA scale | base | x |\n| --- |")
     assert table(text)[2:6] == [
@@ -163,8 +162,8 @@ def test_published_passes_stand_below_ours(make: Callable[[Results], Layout]) ->
 
 def test_one_point_is_shown_by_method() -> None:
     results = Results([row("a", diversity=1.0)], (DIVERSITY,), {"s": ["1"]}, {"A--a": {}}, {})
-    assert fitting(results) == by_method(results)
-    assert table(markdown(fitting(results)))[2][:4] == ["A", "a", "–", "1.000"]
+    assert choose_layout(results) == by_method(results)
+    assert table(markdown(choose_layout(results)))[2][:4] == ["A", "a", "–", "1.000"]
 
 
 def named(names: list[str]) -> list[Layout]:

@@ -22,7 +22,7 @@ from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.report import write_report
 from autolora_eval.report.figures._sweep_lines import sweep_lines
 from autolora_eval.report.provenance import methods
-from autolora_eval.report.run_view import read_evidence
+from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder, open_run
 
 METHODS = {
@@ -320,7 +320,7 @@ def test_the_report_tells_a_sweeps_settings_in_one_line(
 ) -> None:
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     folder = scored(plan, RunFolder(tmp_path / "run"))
-    told = {method.name: method.settings for method in methods(read_evidence(folder))}
+    told = {method.name: method.settings for method in methods(read_run_view(folder))}
     assert told["LoRA"] == ["lora_scale = 0.4 / 1.0, num_inference_steps = 10; 10 passes per image"]
     assert told["AutoLoRA"] == [
         "lora_scale = 0.4 / 1.0, num_inference_steps = 10, autolora_scale = 1.5, "

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from autolora_eval.report.gallery import Gallery, build_gallery
-from autolora_eval.report.run_view import read_evidence
+from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
 
 Json = dict[str, Any]
@@ -40,4 +40,4 @@ def write_judgements(folder: RunFolder, rows: list[tuple[str, Json]]) -> None:
 
 
 def gallery_of(folder: RunFolder) -> Gallery:
-    return build_gallery(read_evidence(folder))
+    return build_gallery(read_run_view(folder))

@@ -1,5 +1,6 @@
-"""Independent readers of what a report wrote."""
+"""Independent readers of what a report wrote, and of its content before anything is drawn."""
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,6 +9,8 @@ from pypdf import PdfReader
 from report.synthetic_run import Tables
 
 from autolora_eval.report import write_report
+from autolora_eval.report.content import Content, build_content
+from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
 
 
@@ -84,3 +87,25 @@ def reported(tables: Tables, path: Path) -> RunFolder:
 def svg_texts(folder: RunFolder) -> list[str]:
     root = ElementTree.parse(folder.figures / "diversity_vs_scores.svg").getroot()
     return [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def content_of(folder: RunFolder) -> Content:
+    """Return all that a report says, without drawing it."""
+    return build_content(read_run_view(folder))
+
+
+def first_page_text(folder: RunFolder) -> str:
+    """Return the first page's text without drawing it."""
+    content = content_of(folder)
+    return text_of([content.title, content.description, content.compared, content.first])
+
+
+def text_of(value: object) -> str:
+    """Return all texts in a dataclass, list or mapping as one line."""
+    if dataclasses.is_dataclass(value):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return " ".join(filter(None, map(text_of, value)))
+    return value if isinstance(value, str) else ""

@@ -173,6 +173,8 @@ def _comparisons(
     columns = ["diversity", *scores, *(f"div_{score}" for score in scores)]
     return [
         {
+            "cell": f"{model}--{method}",
+            "baseline_cell": f"{model}--{baseline}",
             "model": model,
             "method": method,
             "baseline": baseline,

@@ -18,8 +18,8 @@ from report.synthetic_run import Tables
 from autolora_eval._text import image_link
 from autolora_eval.report import gallery_data as gallery_images
 from autolora_eval.report import write_report
-from autolora_eval.report.gallery_data import Place, chosen_places, small_copy
-from autolora_eval.report.run_view import read_evidence
+from autolora_eval.report.gallery_data import Place, choose_image_keys, small_copy
+from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
 
 Maker = Callable[..., Tables]
@@ -58,7 +58,7 @@ def test_the_first_seeds_of_the_first_prompts_are_chosen(
     prompts: int, seeds: int, limit: int, expected: tuple[int, int]
 ) -> None:
     places = [Place(prompt, seed) for prompt in range(prompts) for seed in range(100, 100 + seeds)]
-    chosen = chosen_places(places, limit)
+    chosen = choose_image_keys(places, limit)
     n_prompts, n_seeds = expected
     assert chosen == [Place(p, 100 + s) for p in range(n_prompts) for s in range(n_seeds)]
 
@@ -97,10 +97,10 @@ def test_the_bytes_of_the_copies_are_limited_by_whole_places(
     tmp_path: Path, make_run: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_run(n_seeds=4).write(tmp_path / "run")
-    sizes = [len(image.picture) for image in gallery_images.shown_images(read_evidence(folder))]
+    sizes = [len(image.picture) for image in gallery_images.shown_images(read_run_view(folder))]
     # Four cells: three places and one byte too little for the fourth.
     monkeypatch.setattr(gallery_images, "BYTES_EMBEDDED", sum(sizes[:16]) - 1)
-    assert len(gallery_images.shown_images(read_evidence(folder))) == 12
+    assert len(gallery_images.shown_images(read_run_view(folder))) == 12
 
 
 def test_it_says_which_part_is_shown(

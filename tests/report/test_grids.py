@@ -13,9 +13,9 @@ from report.table1_run import write_table1_run
 
 from autolora_eval.report.content import build_content
 from autolora_eval.report.grid_files import write_grids
-from autolora_eval.report.grid_layout import Choice, chosen_grids, some_of
+from autolora_eval.report.grid_layout import GridSpec, choose_grids, some_of
 from autolora_eval.report.grids import IMAGES_READ, image_grids
-from autolora_eval.report.run_view import read_evidence
+from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
 
 Maker = Callable[..., Tables]
@@ -27,8 +27,8 @@ def table1(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return write_table1_run(tmp_path_factory.mktemp("table1") / "run", n_seeds=9)
 
 
-def chosen(folder: RunFolder) -> dict[str, Choice]:
-    return {grid.name: grid for grid in chosen_grids(read_evidence(folder))}
+def chosen(folder: RunFolder) -> dict[str, GridSpec]:
+    return {grid.name: grid for grid in choose_grids(read_run_view(folder))}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(table1: Ru
     grids = chosen(table1)
     assert list(grids) == ["grid_seeds_prompt0", "grid_lora_scale_seed0", "grid_lora_scale_seed1"]
     grid = grids["grid_seeds_prompt0"]
-    table = read_evidence(table1).run.table
+    table = read_run_view(table1).run.table
     best = table.loc[table["div_cps"].idxmax()]
     scale = f"{best['lora_scale']:g}"
     assert [label for label, _ in grid.rows] == [
@@ -124,7 +124,7 @@ def test_no_noise_is_claimed_for_images_made_elsewhere(
     tables.manifest["image_sets"] = {cell: {"images": 4, "seeds_by_order": by_order}}
     folder = tables.write(tmp_path / "run")
     assert chosen(folder)["grid_prompts_seed0"].caption.startswith(told)
-    content = build_content(read_evidence(folder))
+    content = build_content(read_run_view(folder))
     assert "Every method that ran here was given the same prompts and seeds." in content.compared
 
 
@@ -180,8 +180,8 @@ def test_models_have_grids_of_their_own(tmp_path: Path, make_run: Maker) -> None
 def test_only_so_many_images_are_opened(tmp_path: Path, make_run: Maker) -> None:
     models = tuple(f"model {n}" for n in range(8))
     folder = make_run(models=models, n_seeds=8).write(tmp_path / "run")
-    planned = chosen_grids(read_evidence(folder))
-    found = image_grids(read_evidence(folder))
+    planned = choose_grids(read_run_view(folder))
+    found = image_grids(read_run_view(folder))
     assert len(found.copies) <= IMAGES_READ
     # Methods by seed of two prompts are 64 images of each model; room is left for four models.
     assert len(found.grids) < len(planned)
@@ -191,7 +191,7 @@ def test_only_so_many_images_are_opened(tmp_path: Path, make_run: Maker) -> None
 
 def test_a_file_shows_each_image_in_its_place(tmp_path: Path, make_run: Maker) -> None:
     folder = make_run(methods=("LoRA", "AutoLoRA"), prompts=("a", "b")).write(tmp_path / "run")
-    grids = image_grids(read_evidence(folder))
+    grids = image_grids(read_run_view(folder))
     folder.figures.mkdir()
     (folder.figures / "grid_of_an_earlier_report.png").write_bytes(b"")
     files = write_grids(grids, folder.figures)

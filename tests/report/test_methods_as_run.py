@@ -1,4 +1,4 @@
-"""The methods as run: whose code made the images, and what was counted if nothing is declared."""
+"""The methods as run: which code made the images, and the NFE counted if none is declared."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from report.synthetic_run import Tables
 
 from autolora_eval.report import write_report
 from autolora_eval.report.provenance import MethodAsRun, methods
-from autolora_eval.report.run_view import read_evidence
+from autolora_eval.report.run_view import read_run_view
 
 OURS, THEIRS = "LoRA+CFG", "AutoLoRA+CFG"
 
 
 @pytest.fixture
-def with_theirs(make_run: Callable[..., Tables], tmp_path: Path) -> Callable[..., Any]:
-    """A function that writes a run in which the second of two methods is somebody else's."""
+def with_third_party(make_run: Callable[..., Tables], tmp_path: Path) -> Callable[..., Any]:
+    """A function that writes a run in which the second of two methods is third-party code."""
 
     def write(counted: float | None, **changes: Any) -> Any:
         tables = make_run(methods=(OURS, THEIRS))
@@ -31,15 +31,15 @@ def with_theirs(make_run: Callable[..., Tables], tmp_path: Path) -> Callable[...
     return write
 
 
-def theirs(folder: Any) -> MethodAsRun:
-    ours, found = methods(read_evidence(folder))
+def third_party(folder: Any) -> MethodAsRun:
+    ours, found = methods(read_run_view(folder))
     assert (ours.name, found.name) == (OURS, THEIRS)
     assert ours.code == "", "what is built in is this package's version"
     return found
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "expected"),
     [
         (
             {"class": "a.B", "distribution": "a-package 1.2", "sha256": "0123456789abcdef" * 4},
@@ -50,25 +50,29 @@ def theirs(folder: Any) -> MethodAsRun:
         ("not a mapping", ""),
     ],
 )
-def test_whose_code_it_was_is_said_with_its_version_and_hash(with_theirs, code, told) -> None:
-    found = theirs(with_theirs(40.0, code=code))
-    assert found.code == ("diffusers.X, diffusers 0.42.1" if told is None else told)
+def test_third_party_code_is_shown_with_its_version_and_hash(
+    with_third_party, code, expected
+) -> None:
+    found = third_party(with_third_party(40.0, code=code))
+    assert found.code == ("diffusers.X, diffusers 0.42.1" if expected is None else expected)
 
 
-def test_what_is_not_declared_is_what_was_counted(with_theirs) -> None:
-    (setting,) = theirs(with_theirs(57.0)).settings
-    assert setting.endswith("; 57 passes per image")
+def test_nfe_is_the_count_if_none_is_declared(with_third_party) -> None:
+    (setting,) = third_party(with_third_party(57.0)).settings
+    assert setting.endswith("; NFE per image: 57")
 
 
-def test_a_sampler_s_passes_that_nobody_counted_are_no_number(with_theirs) -> None:
-    (setting,) = theirs(with_theirs(None, parameters={"sampler": "a.draw", "w": 2})).settings
-    assert setting == "w = 2; passes not counted"
+def test_the_nfe_of_a_sampler_may_be_unknown(with_third_party) -> None:
+    (setting,) = third_party(
+        with_third_party(None, parameters={"sampler": "a.draw", "w": 2})
+    ).settings
+    assert setting == "w = 2; NFE not counted"
 
 
-def test_a_rule_that_its_author_does_not_state_leaves_no_gap_in_the_report(with_theirs) -> None:
+def test_a_method_without_an_equation_leaves_no_gap_in_the_report(with_third_party) -> None:
     code = {"class": "odd.<b>Name</b>", "sha256": "f" * 64}
-    folder = with_theirs(None, equation="", summary="", code=code)
-    assert theirs(folder).equation == []
+    folder = with_third_party(None, equation="", summary="", code=code)
+    assert third_party(folder).equation == []
     write_report(folder)
     page = folder.report_html.read_text(encoding="utf-8")
     assert "Code: odd.&lt;b&gt;Name&lt;/b&gt;, sources SHA-256 ffffffffffff" in page

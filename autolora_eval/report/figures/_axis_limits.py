@@ -55,8 +55,8 @@ def cut_axis(axis: Axes, cells: pd.DataFrame, column: str) -> None:
         axis.set_ylim(*found)
 
 
-def cut(cells: pd.DataFrame, measured: Sequence[Measure]) -> Iterator[str]:
+def cut(cells: pd.DataFrame, metrics: Sequence[Measure]) -> Iterator[str]:
     """Yield a sentence on the intervals that are cut, if there are any."""
-    labels = [measure.label for measure in measured if window(cells, measure.column)]
+    labels = [metric.label for metric in metrics if window(cells, metric.column)]
     if labels:
         yield f"Cut at the edge, for they reach far beyond: intervals of {', '.join(labels)}."

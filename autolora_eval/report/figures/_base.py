@@ -31,7 +31,7 @@ class FigureData:
     """
 
     table: pd.DataFrame
-    measured: Sequence[Measure]
+    metrics: Sequence[Measure]
     points: Points
     labels: Mapping[str, str]
     scores: pd.DataFrame

@@ -193,22 +193,22 @@ def ink(colour: str) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def axis_title(measure: Measure) -> str:
+def axis_title(metric: Measure) -> str:
     """Return the name of a measure with its direction."""
-    return f"{short(measure.display_name, 60)} {measure.arrow}"
+    return f"{short(metric.display_name, 60)} {metric.arrow}"
 
 
-def label_title(measure: Measure) -> str:
+def label_title(metric: Measure) -> str:
     """Return the short name of a measure with its direction."""
-    return f"{short(measure.label)} {measure.arrow}"
+    return f"{short(metric.label)} {metric.arrow}"
 
 
-def panel_titles(measured: Sequence[Measure], columns: int) -> list[str]:
+def panel_titles(metrics: Sequence[Measure], columns: int) -> list[str]:
     """Return what to write above panels of measures: short names where the long do not fit."""
     room = 72 * (WIDTH / columns - 0.2)
-    titles = [axis_title(measure) for measure in measured]
+    titles = [axis_title(metric) for metric in metrics]
     fit = all(text_size(title, 7.5)[0] < room for title in titles)
-    return titles if fit else [label_title(measure) for measure in measured]
+    return titles if fit else [label_title(metric) for metric in metrics]
 
 
 def text_size(text: str, points: float = SMALL) -> tuple[float, float]:

@@ -63,39 +63,39 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
     if not costs:
         return
     room = ROWS if len(costs) > 1 else ROWS * COLUMNS
-    for start in range(0, len(data.measured), room):
-        measured = data.measured[start : start + room]
+    for start in range(0, len(data.metrics), room):
+        metrics = data.metrics[start : start + room]
         yield Drawing(
             name=FIGURE.name,
-            title=f"{join_names([measure.label for measure in measured])} against cost",
-            caption=_caption(data, costs, measured),
-            text=_text(data, costs, measured),
-            draw=lambda measured=measured: _draw(data, costs, measured),  # type: ignore[misc]
+            title=f"{join_names([metric.label for metric in metrics])} against cost",
+            caption=_caption(data, costs, metrics),
+            text=_text(data, costs, metrics),
+            draw=lambda metrics=metrics: _draw(data, costs, metrics),  # type: ignore[misc]
         )
 
 
-def _draw(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) -> Figure:
+def _draw(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -> Figure:
     both = len(costs) > 1
-    n_columns = len(costs) if both else min(len(measured), COLUMNS)
-    n_rows = len(measured) if both else -(-len(measured) // n_columns)
+    n_columns = len(costs) if both else min(len(metrics), COLUMNS)
+    n_rows = len(metrics) if both else -(-len(metrics) // n_columns)
     key = method_key(data.table)
     height = (1.4 if n_rows > 1 else 2.2) * n_rows + 0.35 + key.height
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     share_x: Literal["col", "all"] = "col" if both else "all"
     share_y: Literal["row", "none"] = "row" if both else "none"
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=share_x, sharey=share_y)
-    pairs = list(itertools.product(measured, costs))
-    titles = panel_titles(measured, n_columns)
-    for place, (axis, (measure, cost)) in enumerate(zip(grid.flat, pairs, strict=False)):
-        draw_cells(axis, data, data.table, cost.column, measure.column)
+    pairs = list(itertools.product(metrics, costs))
+    titles = panel_titles(metrics, n_columns)
+    for place, (axis, (metric, cost)) in enumerate(zip(grid.flat, pairs, strict=False)):
+        draw_cells(axis, data, data.table, cost.column, metric.column)
         axis.margins(0.1)
-        cut_axis(axis, data.table, measure.column)
+        cut_axis(axis, data.table, metric.column)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         if not both:
             literal(axis.set_title(titles[place], fontsize=7.5))
         elif place % n_columns == 0:
-            literal(axis.set_ylabel(label_title(measure)))
+            literal(axis.set_ylabel(label_title(metric)))
         if place + n_columns >= len(pairs):  # nothing stands below
             axis.set_xlabel(cost.display_name if n_columns < COLUMNS else cost.column.upper())
             axis.xaxis.set_tick_params(labelbottom=True)
@@ -107,24 +107,24 @@ def _draw(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) 
             xlim=(0.0, 1.12 * np.nanmax(values(data.table, cost.column))), ylim=axis.get_ylim()
         )
     settle(figure)
-    for axis, (measure, cost) in zip(grid.flat, pairs, strict=False):
-        label_cells(axis, data, data.table, cost.column, measure.column)
+    for axis, (metric, cost) in zip(grid.flat, pairs, strict=False):
+        label_cells(axis, data, data.table, cost.column, metric.column)
     return figure
 
 
-def _caption(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) -> str:
+def _caption(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -> str:
     parts = [f"Measures against {join_names([cost.display_name for cost in costs])}."]
     parts.append("Further left is cheaper. Bars: 95 % intervals.")
-    parts += cut(data.table, measured)
+    parts += cut(data.table, metrics)
     parts += beside(data, "a mark")
     for cost in COSTS:
         if not np.isfinite(values(data.table, cost.column)).any():
             parts.append(f"Not recorded in this run: {cost.display_name}.")
-    columns = [*(cost.column for cost in costs), *(measure.column for measure in measured)]
+    columns = [*(cost.column for cost in costs), *(metric.column for metric in metrics)]
     return " ".join([*parts, *lacking(data, columns)])
 
 
-def _text(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) -> str:
+def _text(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -> str:
     told = []
     for cost in costs:
         x = values(data.table, cost.column)
@@ -134,7 +134,7 @@ def _text(data: FigureData, costs: Sequence[Cost], measured: Sequence[Measure]) 
             f"{which} {format_fixed(x[n], cost.digits)} ({cells[n]})" for which, n in ends.items()
         ]
         told.append(f"{cost.display_name}: {' and '.join(named)}")
-    names = join_names([measure.display_name for measure in measured])
+    names = join_names([metric.display_name for metric in metrics])
     return f"{names} against cost. {'; '.join(told)}. The numbers are in the result table."
 
 

@@ -88,20 +88,20 @@ def unit_values(
             _note(found, column, cell, score)
             _note(found, f"div_{column}", cell, product_estimate(of_cell, score))
     others = {
-        measure: diversity.pivot(index="prompt_index", columns="cell", values=measure)
-        for measure in extra
-        if measure in diversity
+        metric: diversity.pivot(index="prompt_index", columns="cell", values=metric)
+        for metric in extra
+        if metric in diversity
     }
     return others | {
-        measure: pd.DataFrame(cells).reindex(units).astype("float64")
-        for measure, cells in found.items()
+        metric: pd.DataFrame(cells).reindex(units).astype("float64")
+        for metric, cells in found.items()
     }
 
 
 def _note(
-    found: dict[str, dict[str, dict[Hashable, float]]], measure: str, cell: str, estimate: Estimate
+    found: dict[str, dict[str, dict[Hashable, float]]], metric: str, cell: str, estimate: Estimate
 ) -> None:
-    found.setdefault(measure, {})[cell] = estimate.pseudo_values()
+    found.setdefault(metric, {})[cell] = estimate.pseudo_values()
 
 
 def sorted_differences(values: pd.DataFrame, cell: str, baseline: str) -> Floats:
@@ -194,21 +194,21 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
     rows = [] if data.comparisons.empty else _rows(data)
     if not rows:
         return
-    judged = [measure.column for measure in data.measured if measure.kind == "score"]
-    extra = [measure.column for measure in data.measured if measure.kind == "extra"]
+    judged = [metric.column for metric in data.metrics if metric.kind == "score"]
+    extra = [metric.column for metric in data.metrics if metric.kind == "extra"]
     units = unit_values(data.scores, data.diversity, judged, extra)
-    for first in range(0, len(data.measured), COLUMNS):
-        measured = data.measured[first : first + COLUMNS]
+    for first in range(0, len(data.metrics), COLUMNS):
+        metrics = data.metrics[first : first + COLUMNS]
         for start in range(0, len(rows), ROWS):
             shown = rows[start : start + ROWS]
             yield Drawing(
                 name=FIGURE.name,
                 title=f"Differences from {_baseline(data)} in "
-                f"{join_names([measure.label for measure in measured])}",
-                caption=_caption(data, shown, measured, units),
-                text=_text(data, shown, measured),
-                draw=lambda shown=shown, measured=measured: _draw(  # type: ignore[misc]
-                    data, shown, measured, units
+                f"{join_names([metric.label for metric in metrics])}",
+                caption=_caption(data, shown, metrics, units),
+                text=_text(data, shown, metrics),
+                draw=lambda shown=shown, metrics=metrics: _draw(  # type: ignore[misc]
+                    data, shown, metrics, units
                 ),
             )
 
@@ -224,20 +224,20 @@ def _unit(data: FigureData) -> str:
 def _draw(
     data: FigureData,
     rows: Sequence[_Row],
-    measured: Sequence[Measure],
+    metrics: Sequence[Measure],
     units: Mapping[str, pd.DataFrame],
 ) -> Figure:
     key = _key(data, rows, units)
     each = 0.62 if len(rows) <= 5 else 0.36 if len(rows) <= FEW_ROWS else 0.178
     height = each * len(rows) + 0.75 + key.height
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(1, len(measured), squeeze=False, sharey=True)[0]
-    for axis, measure in zip(axes, measured, strict=True):
-        if measure.column in units:
-            _units(axis, rows, units[measure.column])
-        _means(axis, data, rows, measure)
+    axes = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    for axis, metric in zip(axes, metrics, strict=True):
+        if metric.column in units:
+            _units(axis, rows, units[metric.column])
+        _means(axis, data, rows, metric)
         axis.axvline(0.0, color=GREY, linewidth=0.8, zorder=1)
-        literal(axis.set_title(label_title(measure), fontsize=7.5))
+        literal(axis.set_title(label_title(metric), fontsize=7.5))
         axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
@@ -278,10 +278,10 @@ def _most_dots(rows: Sequence[_Row]) -> int:
     return DOTS if len(rows) <= FEW_ROWS else DOTS_IN_LOW_ROWS
 
 
-def _means(axis: Axes, data: FigureData, rows: Sequence[_Row], measure: Measure) -> None:
+def _means(axis: Axes, data: FigureData, rows: Sequence[_Row], metric: Measure) -> None:
     """Draw the differences of the comparisons with their intervals, as they are given."""
     compared = _compared(data)
-    compared = compared[compared["measure"] == measure.column]
+    compared = compared[compared["measure"] == metric.column]
     compared = compared.drop_duplicates("cell").set_index("cell")
     compared = compared.reindex([row.cell for row in rows])
     places = np.arange(len(rows), dtype=np.float64)
@@ -331,7 +331,7 @@ def _key(data: FigureData, rows: Sequence[_Row], units: Mapping[str, pd.DataFram
 def _caption(
     data: FigureData,
     rows: Sequence[_Row],
-    measured: Sequence[Measure],
+    metrics: Sequence[Measure],
     units: Mapping[str, pd.DataFrame],
 ) -> str:
     unit, baseline = _unit(data), _baseline(data)
@@ -342,38 +342,38 @@ def _caption(
         "Diamonds with bars: the difference of the cells with its 95 % interval; full where the "
         f"p-value, corrected by Holm's method, is below {LEVEL:g}.",
     ]
-    without = [measure.label for measure in measured if measure.column not in units]
+    without = [metric.label for metric in metrics if metric.column not in units]
     if without:
         parts.append(f"{join_names(without)} cannot be told {unit} by {unit}.")
-    elif any(measure.kind == "product" for measure in measured):
+    elif any(metric.kind == "product" for metric in metrics):
         parts.append(f"Of products, what each {unit} adds is its jackknife pseudo-value.")
-    return " ".join([*parts, *beside(data, "a method"), *_lacking(data, rows, measured)])
+    return " ".join([*parts, *beside(data, "a method"), *_lacking(data, rows, metrics)])
 
 
-def _lacking(data: FigureData, rows: Sequence[_Row], measured: Sequence[Measure]) -> Iterator[str]:
+def _lacking(data: FigureData, rows: Sequence[_Row], metrics: Sequence[Measure]) -> Iterator[str]:
     compared = _compared(data)
     known = np.isfinite(values(compared, "difference"))
     have = set(compared.loc[known, ["cell", "measure"]].itertuples(index=False, name=None))
-    names = [row.label for row in rows if any((row.cell, m.column) not in have for m in measured)]
+    names = [row.label for row in rows if any((row.cell, m.column) not in have for m in metrics)]
     if names:
         more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
         yield f"Without a difference in some measure: {'; '.join(names[:NAMES_LISTED])}{more}."
 
 
-def _text(data: FigureData, rows: Sequence[_Row], measured: Sequence[Measure]) -> str:
+def _text(data: FigureData, rows: Sequence[_Row], metrics: Sequence[Measure]) -> str:
     """Count how many cells are certainly above and below the baseline in each measure."""
     cells = [row.cell for row in rows]
     told = []
-    for measure in measured:
+    for metric in metrics:
         compared = _compared(data)
-        compared = compared[compared["measure"] == measure.column]
+        compared = compared[compared["measure"] == metric.column]
         compared = compared[compared["cell"].isin(cells)]
         above = int((values(compared, "low") > 0).sum())
         below = int((values(compared, "high") < 0).sum())
-        told.append(f"{measure.display_name}: {above} above, {below} below")
+        told.append(f"{metric.display_name}: {above} above, {below} below")
         if len(compared) == 1:
             told[-1] = (
-                f"{measure.display_name}: "
+                f"{metric.display_name}: "
                 f"{format_fixed(compared['difference'].iloc[0], signed=True)}"
             )
     return (

@@ -157,7 +157,7 @@ def _sheets(groups: Sequence[_Group], columns: int) -> Iterator[list[list[_Group
 
 
 def _drawings(data: FigureData) -> Iterator[Drawing]:
-    scores = [measure for measure in data.measured if measure.kind == "score"]
+    scores = [metric for metric in data.metrics if metric.kind == "score"]
     groups = _groups(data)
     for first in range(0, len(scores), COLUMNS):
         shown = scores[first : first + COLUMNS]

@@ -130,7 +130,7 @@ class _Sheet:
     sweep: Sweep
     facets: Sequence[Facet]
     left_out: int
-    measured: Sequence[Measure]
+    metrics: Sequence[Measure]
 
 
 def _sheets(data: FigureData) -> Iterator[_Sheet]:
@@ -159,15 +159,15 @@ def _in_parts(
     data: FigureData, name: str, sweep: Sweep, shown: Sequence[Facet], left_out: int
 ) -> Iterator[_Sheet]:
     room = ROWS if len(shown) > 1 else ROWS * COLUMNS
-    for start in range(0, len(data.measured), room):
-        yield _Sheet(name, sweep, shown, left_out, data.measured[start : start + room])
+    for start in range(0, len(data.metrics), room):
+        yield _Sheet(name, sweep, shown, left_out, data.metrics[start : start + room])
 
 
 def _drawings(data: FigureData) -> Iterator[Drawing]:
     for sheet in _sheets(data):
         yield Drawing(
             name=sheet.name,
-            title=f"{join_names([m.label for m in sheet.measured])} against "
+            title=f"{join_names([m.label for m in sheet.metrics])} against "
             f"{parameter_label(sheet.sweep.parameter)}",
             caption=_caption(data, sheet),
             text=_text(data, sheet),
@@ -178,8 +178,8 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
 def _draw(data: FigureData, sheet: _Sheet) -> Figure:
     key = _key(data, sheet)
     side_by_side = len(sheet.facets) > 1
-    n_columns = len(sheet.facets) if side_by_side else min(len(sheet.measured), COLUMNS)
-    n_rows = len(sheet.measured) if side_by_side else -(-len(sheet.measured) // n_columns)
+    n_columns = len(sheet.facets) if side_by_side else min(len(sheet.metrics), COLUMNS)
+    n_rows = len(sheet.metrics) if side_by_side else -(-len(sheet.metrics) // n_columns)
     each = 1.35 if n_rows > 1 else 2.0
     if not (side_by_side or sheet.sweep.is_number):
         each += 0.4  # its values are written slanted, and below the first row too
@@ -188,14 +188,14 @@ def _draw(data: FigureData, sheet: _Sheet) -> Figure:
     share: Literal["row", "none"] = "row" if side_by_side else "none"
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=share)
     panels = (
-        list(itertools.product(sheet.measured, sheet.facets))
+        list(itertools.product(sheet.metrics, sheet.facets))
         if side_by_side
-        else [(measure, sheet.facets[0]) for measure in sheet.measured]
+        else [(metric, sheet.facets[0]) for metric in sheet.metrics]
     )
     drawn = {method: mark for (_, method), mark in reversed(marks(data.table).items())}
-    for axis, (measure, facet) in zip(grid.flat, panels, strict=False):
-        _panel(axis, data, sheet.sweep, facet, measure, drawn)
-        cut_axis(axis, _shown(sheet), measure.column)
+    for axis, (metric, facet) in zip(grid.flat, panels, strict=False):
+        _panel(axis, data, sheet.sweep, facet, metric, drawn)
+        cut_axis(axis, _shown(sheet), metric.column)
     for axis in list(grid.flat)[len(panels) :]:
         axis.set_axis_off()
     _name_axes(grid, sheet, panels)
@@ -206,16 +206,16 @@ def _draw(data: FigureData, sheet: _Sheet) -> Figure:
 def _name_axes(grid: Any, sheet: _Sheet, panels: Sequence[tuple[Measure, Facet]]) -> None:  # noqa: ANN401
     n_columns = grid.shape[1]
     side_by_side = len(sheet.facets) > 1
-    titles = panel_titles(sheet.measured, n_columns)
+    titles = panel_titles(sheet.metrics, n_columns)
     room = 72 * (WIDTH / n_columns - 0.2)
-    for place, (measure, facet) in enumerate(panels):
+    for place, (metric, facet) in enumerate(panels):
         axis = grid.flat[place]
         if not side_by_side:
             literal(axis.set_title(titles[place], fontsize=7.5))
         elif place < n_columns:
             literal(axis.set_title(fitted(facet.title, room, 7.5), fontsize=7.5))
         if side_by_side and place % n_columns == 0:
-            literal(axis.set_ylabel(label_title(measure)))
+            literal(axis.set_ylabel(label_title(metric)))
         if place + n_columns >= len(panels):  # nothing stands below
             literal(axis.set_xlabel(short(parameter_label(sheet.sweep.parameter))))
             axis.xaxis.set_tick_params(labelbottom=True)
@@ -243,7 +243,7 @@ def _panel(
     data: FigureData,
     sweep: Sweep,
     facet: Facet,
-    measure: Measure,
+    metric: Measure,
     drawn: Mapping[str, Mark],
 ) -> None:
     taking = _taking(data, sweep, [facet])
@@ -251,19 +251,19 @@ def _panel(
         cells = facet.cells[facet.cells["method"] == method]
         own = [data.points.get(cell, {}).get(sweep.parameter) for cell in cells["cell"]]
         if method not in taking:
-            _constant(axis, sweep, cells, measure, drawn[method])
+            _constant(axis, sweep, cells, metric, drawn[method])
             continue
         x = np.asarray([sweep.places[sweep.texts.index(str(text))] for text in own])
         order = np.argsort(x, kind="stable")
         x, cells = x[order], cells.iloc[order]
         if sweep.is_number:
-            _line(axis, x, cells, measure, drawn[method])
+            _line(axis, x, cells, metric, drawn[method])
         else:
             # Beside each other: the marks of one value would cover each other.
             place = taking.index(method) - (len(taking) - 1) / 2
             aside = place * min(0.16, 0.6 / len(taking))
-            _points(axis, x + aside, cells, measure, drawn[method])
-        theirs = values(cells, f"{measure.column}_published")
+            _points(axis, x + aside, cells, metric, drawn[method])
+        theirs = values(cells, f"{metric.column}_published")
         if np.isfinite(theirs).any():
             style = drawn[method].hollow(MARK) | {"linestyle": ":", "linewidth": 0.6}
             axis.plot(x, theirs, label=PUBLISHED, zorder=4, **style)
@@ -273,10 +273,10 @@ def _panel(
     axis.margins(x=0.05, y=0.08)
 
 
-def _line(axis: Axes, x: Floats, cells: pd.DataFrame, measure: Measure, mark: Mark) -> None:
+def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: Mark) -> None:
     """Draw a line with its band; a cell without a value leaves a gap."""
-    y = values(cells, measure.column)
-    low, high = (values(cells, f"{measure.column}_{end}") for end in ("low", "high"))
+    y = values(cells, metric.column)
+    low, high = (values(cells, f"{metric.column}_{end}") for end in ("low", "high"))
     style = mark.style(MARK) | {"linestyle": mark.dash, "linewidth": 1.0}
     axis.plot(x, y, label=cells["method"].iloc[0], zorder=3, **style)
     axis.fill_between(x, low, high, color=mark.colour, alpha=0.16, linewidth=0, zorder=2)
@@ -286,19 +286,19 @@ def _line(axis: Axes, x: Floats, cells: pd.DataFrame, measure: Measure, mark: Ma
     axis.vlines(x[alone], low[alone], high[alone], color=mark.colour, linewidth=0.8)
 
 
-def _points(axis: Axes, x: Floats, cells: pd.DataFrame, measure: Measure, mark: Mark) -> None:
+def _points(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: Mark) -> None:
     """Draw marks with bars: between values that are no numbers there is nothing to join."""
-    low, high = (values(cells, f"{measure.column}_{end}") for end in ("low", "high"))
+    low, high = (values(cells, f"{metric.column}_{end}") for end in ("low", "high"))
     style = mark.style(MARK + 1) | {"linestyle": "none"}
-    axis.plot(x, values(cells, measure.column), label=cells["method"].iloc[0], zorder=3, **style)
+    axis.plot(x, values(cells, metric.column), label=cells["method"].iloc[0], zorder=3, **style)
     axis.vlines(x, low, high, color=mark.colour, linewidth=0.9, zorder=2)
 
 
-def _constant(axis: Axes, sweep: Sweep, cells: pd.DataFrame, measure: Measure, mark: Mark) -> None:
+def _constant(axis: Axes, sweep: Sweep, cells: pd.DataFrame, metric: Measure, mark: Mark) -> None:
     """Draw a method that does not take the parameter: a level through all its values."""
     aside = 0.0 if sweep.is_number else 0.5
     ends = [sweep.places[0] - aside, sweep.places[-1] + aside]
-    columns = (measure.column, f"{measure.column}_low", f"{measure.column}_high")
+    columns = (metric.column, f"{metric.column}_low", f"{metric.column}_high")
     y, low, high = (values(cells, column)[0] for column in columns)
     name = cells["method"].iloc[0]
     axis.plot(ends, [y, y], color=mark.colour, linestyle=mark.dash, linewidth=1.0, label=name)
@@ -331,7 +331,7 @@ def _taking(data: FigureData, sweep: Sweep, shown: Sequence[Facet]) -> list[str]
 
 
 def _has_published(sheet: _Sheet) -> bool:
-    columns = [f"{measure.column}_published" for measure in sheet.measured]
+    columns = [f"{metric.column}_published" for metric in sheet.metrics]
     return any(np.isfinite(values(f.cells, c)).any() for f in sheet.facets for c in columns)
 
 
@@ -346,11 +346,11 @@ def _caption(data: FigureData, sheet: _Sheet) -> str:
         parts.append("A level without marks: a method that does not take the parameter.")
     if _has_published(sheet):
         parts.append("Hollow: published values.")
-    parts += cut(_shown(sheet), sheet.measured)
+    parts += cut(_shown(sheet), sheet.metrics)
     if sheet.left_out:
         n = len(sheet.facets) + sheet.left_out
         parts.append(f"{len(sheet.facets)} of {n} panels are shown; the table has all values.")
-    return " ".join([*parts, *lacking(data, [m.column for m in sheet.measured], _cells(sheet))])
+    return " ".join([*parts, *lacking(data, [m.column for m in sheet.metrics], _cells(sheet))])
 
 
 def _shown(sheet: _Sheet) -> pd.DataFrame:
@@ -363,7 +363,7 @@ def _cells(sheet: _Sheet) -> list[str]:
 
 def _text(data: FigureData, sheet: _Sheet) -> str:
     """Say where each method's diversity begins and ends in the first panel."""
-    facet, sweep, first = sheet.facets[0], sheet.sweep, sheet.measured[0]
+    facet, sweep, first = sheet.facets[0], sheet.sweep, sheet.metrics[0]
     told = []
     for method, cells in facet.cells.groupby("method", sort=False):
         own = {data.points.get(c, {}).get(sweep.parameter): c for c in cells["cell"]}
@@ -374,7 +374,7 @@ def _text(data: FigureData, sheet: _Sheet) -> str:
             f"{method} "
             f"{' and '.join(at) or format_fixed(value[own.get(None, cells['cell'].iloc[0])])}"
         )
-    names = join_names([measure.display_name for measure in sheet.measured])
+    names = join_names([metric.display_name for metric in sheet.metrics])
     where = f" for {facet.title}" if facet.title else ""
     return (
         f"{names} against {parameter_label(sweep.parameter)}. {first.display_name}{where}: "

@@ -113,7 +113,7 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
 
 
 def _scores(data: FigureData) -> list[Measure]:
-    return [measure for measure in data.measured if measure.kind == "score"]
+    return [metric for metric in data.metrics if metric.kind == "score"]
 
 
 def _panels(data: FigureData) -> list[list[_Panel]]:
@@ -305,7 +305,7 @@ def _caption_alone(data: FigureData) -> str:
 
 
 def _text(data: FigureData) -> str:
-    scores = [measure.display_name for measure in _scores(data)]
+    scores = [metric.display_name for metric in _scores(data)]
     against = f" against {join_names(scores)}" if scores else ""
     told = [f"Diversity of {pluralize(len(data.table), 'cell')}{against}"]
     found = values(data.table, DIVERSITY.column)

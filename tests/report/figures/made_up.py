@@ -60,7 +60,7 @@ def made_up(
     table = pd.DataFrame(rows)
     images = _images(table, n_prompts, n_seeds, list(scores))
     diversity = _diversities(table, n_prompts, n_seeds)
-    measured = measures(scores)
+    metrics = measures(scores)
     means = images.groupby("cell", sort=False)[list(scores)].mean()
     table["n_images"] = n_prompts * n_seeds
     table["nfe"] = [20 * (1 + list(methods).index(m)) for m in table["method"]]
@@ -68,9 +68,9 @@ def made_up(
     for score in scores:
         table[score] = means[score].to_numpy()
         table[f"div_{score}"] = table["diversity"] * table[score]
-    for measure in measured:
-        table[f"{measure.column}_low"] = table[measure.column] * 0.96
-        table[f"{measure.column}_high"] = table[measure.column] * 1.05
+    for metric in metrics:
+        table[f"{metric.column}_low"] = table[metric.column] * 0.96
+        table[f"{metric.column}_high"] = table[metric.column] * 1.05
     names = [point_label(point) for point in points.values()]
     labels = {
         row.cell: f"{row.method} ({name})" if name else row.method
@@ -78,12 +78,12 @@ def made_up(
     }
     return FigureData(
         table=table,
-        measured=measured,
+        metrics=metrics,
         points=points,
         labels=labels,
         scores=images,
         diversity=diversity,
-        comparisons=_comparisons(table, points, baseline or methods[0], measured, n_prompts),
+        comparisons=_comparisons(table, points, baseline or methods[0], metrics, n_prompts),
     )
 
 
@@ -131,7 +131,7 @@ def _comparisons(
     table: pd.DataFrame,
     points: Mapping[str, Mapping[str, str]],
     baseline: str,
-    measured: Sequence,
+    metrics: Sequence,
     n_prompts: int,
 ) -> pd.DataFrame:
     rows = []
@@ -145,8 +145,8 @@ def _comparisons(
         ]
         if row.method == baseline or len(alike) != 1:
             continue
-        for measure in measured:
-            column = measure.column
+        for metric in metrics:
+            column = metric.column
             difference = cells.at[row.cell, column] - cells.at[alike[0], column]
             rows.append(
                 {

@@ -1,7 +1,7 @@
 """Measures against cost: what was recorded, and nothing for what was not."""
 
 import numpy as np
-from analysis.figures.made_up import curves, draw, drawings, made_up, panels, with_values
+from report.figures.made_up import curves, draw, drawings, made_up, panels, with_values
 
 KIND = "cost"
 
@@ -14,11 +14,11 @@ def test_without_a_difference_in_cost_there_is_no_figure() -> None:
 def test_every_cell_stands_at_its_passes() -> None:
     data = made_up()
     axes = panels(draw(KIND, data))
-    assert len(axes) == len(data.measured)
-    for axis, measure in zip(axes, data.measured, strict=True):
+    assert len(axes) == len(data.metrics)
+    for axis, metric in zip(axes, data.metrics, strict=True):
         assert axis.get_xlim()[0] == 0.0
         for row in data.table.to_dict("records"):
-            assert curves(axis, row["method"])[0].tolist() == [[row["nfe"], row[measure.column]]]
+            assert curves(axis, row["method"])[0].tolist() == [[row["nfe"], row[metric.column]]]
     assert "Not recorded in this run: seconds for one image." in drawings(KIND, data)[0].caption
 
 

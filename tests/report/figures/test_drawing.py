@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from analysis.figures.made_up import INTERVALS, LORA_SCALES, METHODS, SCORES, made_up
 from PIL import Image
+from report.figures.made_up import INTERVALS, LORA_SCALES, METHODS, SCORES, made_up
 
 from autolora_eval.report.figures._base import DrawnFigure, FigureData
 from autolora_eval.report.figures._render import draw_figures, kinds

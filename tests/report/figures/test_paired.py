@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from analysis.figures.made_up import made_up
+from report.figures.made_up import made_up
 
 from autolora_eval.analysis.comparisons import paired
 from autolora_eval.analysis.estimates import mean_estimate, product_estimate, ratio_estimate
@@ -27,10 +27,10 @@ def test_prompts_are_paired_by_their_diversity_and_mean_score() -> None:
     found = unit_values(data.scores, data.diversity, ["pc", "sa"])
     assert set(found) == {"diversity", "pc", "sa", "div_pc", "div_sa"}
     cells = ("SDXL--AutoLoRA", "SDXL--LoRA")
-    for measure, frame in (("diversity", data.diversity), ("pc", data.scores)):
-        means = frame.groupby(["cell", "prompt_index"])[measure].mean()
+    for metric, frame in (("diversity", data.diversity), ("pc", data.scores)):
+        means = frame.groupby(["cell", "prompt_index"])[metric].mean()
         expected = np.sort((means[cells[0]] - means[cells[1]]).to_numpy())
-        assert np.allclose(sorted_differences(found[measure], *cells), expected, atol=1e-12)
+        assert np.allclose(sorted_differences(found[metric], *cells), expected, atol=1e-12)
 
 
 def test_products_differ_by_what_the_comparison_is_made_of() -> None:

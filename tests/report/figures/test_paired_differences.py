@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pandas as pd
-from analysis.figures.made_up import curves, draw, drawings, made_up, panels
+from report.figures.made_up import curves, draw, drawings, made_up, panels
 
 KIND = "paired_differences"
 
@@ -23,8 +23,8 @@ def test_units_differences_and_intervals_stand_where_they_belong() -> None:
         # Sorted: the lowest difference at the lower end of the row.
         assert np.allclose(here[:, 0], expected)
         assert (np.diff(here[:, 1]) < 0).all()
-    for axis, measure in zip(axes, data.measured, strict=True):
-        told = data.comparisons[data.comparisons["measure"] == measure.column]
+    for axis, metric in zip(axes, data.metrics, strict=True):
+        told = data.comparisons[data.comparisons["measure"] == metric.column]
         full, hollow = curves(axis, "difference")
         assert np.allclose(full[:, 0], told["difference"])
         assert np.isnan(hollow[:, 0]).all()

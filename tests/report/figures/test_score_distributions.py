@@ -1,8 +1,8 @@
 """The bars of the scores: as long as the shares are, one a cell, none lost."""
 
 import numpy as np
-from analysis.figures.made_up import LORA_SCALES, SCORES, draw, drawings, made_up, panels
 from matplotlib.axes import Axes
+from report.figures.made_up import LORA_SCALES, SCORES, draw, drawings, made_up, panels
 
 KIND = "score_distributions"
 

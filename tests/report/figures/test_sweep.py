@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from analysis.figures.made_up import (
+from report.figures.made_up import (
     INTERVALS,
     LORA_SCALES,
     curves,
@@ -42,17 +42,17 @@ def test_lines_and_bands_are_those_of_the_table() -> None:
     data = made_up(sweep={"lora_scale": LORA_SCALES})
     axes = panels(draw(KIND, data))
     assert [axis.get_title() for axis in axes] == ["Div ↑", "PC ↑", "SA ↑", "Div-PC ↑", "Div-SA ↑"]
-    for axis, measure in zip(axes, data.measured, strict=True):
+    for axis, metric in zip(axes, data.metrics, strict=True):
         for place, method in enumerate(data.table["method"].unique()):
             rows = data.table[data.table["method"] == method]
             (line,) = curves(axis, method)
             assert line[:, 0].tolist() == [float(text) for text in LORA_SCALES]
-            assert line[:, 1].tolist() == rows[measure.column].tolist()
+            assert line[:, 1].tolist() == rows[metric.column].tolist()
             corners = axis.collections[2 * place].get_paths()[0].vertices
             for x, low, high in zip(
                 line[:, 0],
-                rows[f"{measure.column}_low"],
-                rows[f"{measure.column}_high"],
+                rows[f"{metric.column}_low"],
+                rows[f"{metric.column}_high"],
                 strict=True,
             ):
                 here = corners[np.isclose(corners[:, 0], x), 1]
@@ -111,12 +111,12 @@ def test_another_parameter_gives_panels_side_by_side() -> None:
     assert titles == [f"LoRA scale {scale}" for scale in scales]
     rows = data.table.set_index("cell")
     grid = np.asarray(panels(by_guidance)).reshape(5, 4)
-    for axis, (measure, scale) in zip(
-        grid.flat, itertools.product(data.measured, scales), strict=True
+    for axis, (metric, scale) in zip(
+        grid.flat, itertools.product(data.metrics, scales), strict=True
     ):
         (line,) = curves(axis, "AutoLoRA+CFG")
         cells = [f"SDXL--AutoLoRA+CFG--{scale}--{g}" for g in guidance]
-        assert line[:, 1].tolist() == rows.loc[cells, measure.column].tolist()
+        assert line[:, 1].tolist() == rows.loc[cells, metric.column].tolist()
     # Seven do not fit: the first, the last and two between.
     titles = [axis.get_title() for axis in panels(by_scale)][:4]
     assert titles == [f"guidance scale {g}" for g in ("3.5", "4.5", "5.5", "6.5")]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from analysis.figures.made_up import (
+from report.figures.made_up import (
     LORA_SCALES,
     SCORES,
     curves,

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from analysis.figures.made_up import draw, drawings, made_up, panels, with_values
+from report.figures.made_up import draw, drawings, made_up, panels, with_values
 
 from autolora_eval.report.figures._axis_limits import window
 
