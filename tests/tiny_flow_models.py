@@ -1,4 +1,4 @@
-"""Tiny random Qwen-Image and Z-Image pipelines: real classes, saved as folders, with LoRAs."""
+"""Tiny random SD3, Qwen-Image and Z-Image pipelines: real classes, saved as folders."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ from pathlib import Path
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from safetensors.torch import save_file
+from tiny_models import clip_text, small_vae
 from tokenizers import pre_tokenizers
 from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 CHAT = (
@@ -29,6 +35,43 @@ CHAT = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def make_sd3(folder: Path, seed: int = 0, t5: bool = True) -> Path:
+    """Save a random SD3 pipeline, with or without T5, and return its folder."""
+    torch.manual_seed(seed)
+    tokenizer, text = clip_text(folder.parent / f"{folder.name}-vocabulary")
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(chr(code), -3.0) for code in range(33, 127)]
+    t5_tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
+    t5_config = T5Config(
+        vocab_size=len(t5_tokenizer), d_model=80, d_kv=16, d_ff=64, num_layers=2, num_heads=2
+    )
+    pipeline = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=80,
+            caption_projection_dim=32,
+            pooled_projection_dim=64,
+            pos_embed_max_size=8,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=small_vae(shift_factor=0.1, scaling_factor=0.8),
+        text_encoder=CLIPTextModelWithProjection(CLIPTextConfig(**text)),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text, hidden_act="gelu")),
+        tokenizer_2=tokenizer,
+        text_encoder_3=T5EncoderModel(t5_config) if t5 else None,
+        tokenizer_3=t5_tokenizer if t5 else None,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
 
 
 def make_qwen_image(folder: Path, seed: int = 0) -> Path:
@@ -40,7 +83,6 @@ def make_qwen_image(folder: Path, seed: int = 0) -> Path:
     config = Qwen2_5_VLConfig(text_config=text, vision_config={**vision, "out_hidden_size": 32})
     pipeline = QwenImagePipeline(
         scheduler=_scheduler(),
-        # Two halvings, as many as `dim_mult` has steps.
         vae=AutoencoderKLQwenImage(
             base_dim=8,
             z_dim=4,
@@ -72,16 +114,7 @@ def make_z_image(folder: Path, seed: int = 0) -> Path:
     tokenizer = _tokenizer()
     pipeline = ZImagePipeline(
         scheduler=_scheduler(),
-        vae=AutoencoderKL(
-            latent_channels=4,
-            block_out_channels=(16, 32),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            norm_num_groups=8,
-            shift_factor=0.1,
-            scaling_factor=0.8,
-        ),
+        vae=small_vae(latent_channels=4, shift_factor=0.1, scaling_factor=0.8),
         text_encoder=Qwen3Model(Qwen3Config(**_text(tokenizer), head_dim=16)),
         tokenizer=tokenizer,
         transformer=ZImageTransformer2DModel(
@@ -100,26 +133,8 @@ def make_z_image(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_lora(
-    pipeline: type, folder: Path, file: Path, rank: int = 4, seed: int = 1
-) -> dict[str, torch.Tensor]:
-    """Save a random LoRA on the transformer's attention, and return W' − W by layer."""
-    transformer = pipeline.from_pretrained(folder).transformer
-    generator = torch.Generator().manual_seed(seed)
-    tensors, changes = {}, {}
-    for name, layer in transformer.named_modules():
-        if name.endswith(("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")):
-            a = torch.randn(rank, layer.in_features, generator=generator) * 0.3
-            b = torch.randn(layer.out_features, rank, generator=generator) * 0.3
-            changes[f"transformer.{name}"] = b @ a
-            tensors[f"transformer.{name}.lora_A.weight"] = a
-            tensors[f"transformer.{name}.lora_B.weight"] = b
-    save_file(tensors, file)
-    return changes
-
-
 def _tokenizer() -> Qwen2Tokenizer:
-    """A Qwen tokenizer of single bytes, with the marks of its chats."""
+    """A Qwen tokenizer of single bytes, with the special tokens of its chats."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*letters, *MARKS])}
     return Qwen2Tokenizer(

@@ -56,28 +56,9 @@ class TinyModel:
 def make_sdxl(folder: Path, seed: int = 0) -> Path:
     """Save a random SDXL pipeline of about 0.3 M parameters and return its folder."""
     torch.manual_seed(seed)
-    tokenizer = _tokenizer(folder.parent / f"{folder.name}-vocabulary")
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": TOKENS,
-        "projection_dim": 32,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    tokenizer, text = clip_text(folder.parent / f"{folder.name}-vocabulary")
     pipeline = StableDiffusionXLPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(16, 32),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            norm_num_groups=8,
-            force_upcast=False,
-        ),
+        vae=small_vae(force_upcast=False),
         text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
         text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text, hidden_act="gelu")),
         tokenizer=tokenizer,
@@ -110,8 +91,20 @@ def make_sdxl(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer of single characters."""
+def small_vae(**options: object) -> AutoencoderKL:
+    """A random VAE that halves each side."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=8,
+        **options,
+    )
+
+
+def clip_text(folder: Path) -> tuple[CLIPTokenizer, dict[str, int]]:
+    """A CLIP tokenizer of single characters, and the configuration of its text encoders."""
     letters = [chr(c) for c in range(33, 127)]
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
@@ -119,43 +112,75 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": TOKENS}))
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TOKENS,
+        "projection_dim": 32,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return tokenizer, config
+
+
+UNET = ("to_q", "to_k", "to_v", "to_out.0")
+ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj")
+# kohya's prefix of each component.
+_KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 
 
 def make_lora(
-    pipeline: Path, file: Path, *, kohya: bool, text_encoders: bool, rank: int = 4, seed: int = 1
+    pipeline: Path, file: Path, *, kohya: bool, text_encoders: bool, seed: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Save a random LoRA on the attention of a tiny SDXL, and return W' − W by layer.
+    """Save a random LoRA on the attention of a tiny SDXL; see `write_lora`."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(pipeline)
+    parts = {"unet": UNET}
+    if text_encoders:
+        parts |= {"text_encoder": ENCODER, "text_encoder_2": ENCODER}
+    return write_lora(pipe, file, parts, kohya=kohya, seed=seed)
+
+
+def write_lora(
+    pipe: object,
+    file: Path,
+    parts: dict[str, tuple[str, ...]],
+    *,
+    kohya: bool = False,
+    std: float = 0.15,
+    rank: int = 4,
+    seed: int = 1,
+) -> dict[str, torch.Tensor]:
+    """Save a random LoRA, and return W' − W by layer.
 
     Args:
-        pipeline: folder of `make_sdxl`.
-        file: the `.safetensors` to write.
-        kohya: kohya's key names with alpha ≠ rank, or diffusers' names.
-        text_encoders: also tune both text encoders.
+        pipe: the pipeline that the LoRA is for.
+        file: the `.safetensors` file to write.
+        parts: component → the ends of the names of its tuned linear layers.
+        kohya: use kohya's key names with alpha ≠ rank, instead of diffusers' names.
+        std: of the values of the matrices.
         rank: of the matrices.
-        seed: of the random matrices.
+        seed: of the matrices.
 
     Returns:
         `component.layer` → (alpha / rank)·B·A, the weight change at LoRA scale 1.
     """
-    pipe = StableDiffusionXLPipeline.from_pretrained(pipeline)
     generator = torch.Generator().manual_seed(seed)
-    parts = {"unet": ("lora_unet_", pipe.unet, ("to_q", "to_k", "to_v", "to_out.0"))}
-    if text_encoders:
-        projections = ("q_proj", "k_proj", "v_proj", "out_proj")
-        parts["text_encoder"] = ("lora_te1_", pipe.text_encoder, projections)
-        parts["text_encoder_2"] = ("lora_te2_", pipe.text_encoder_2, projections)
     tensors, changes = {}, {}
     alpha = rank / 2 if kohya else rank
-    for component, (prefix, module, names) in parts.items():
-        for name, layer in module.named_modules():
+    for component, names in parts.items():
+        for name, layer in getattr(pipe, component).named_modules():
             if not name.endswith(names) or not isinstance(layer, torch.nn.Linear):
                 continue
-            a = torch.randn(rank, layer.in_features, generator=generator) * 0.15
-            b = torch.randn(layer.out_features, rank, generator=generator) * 0.15
+            a = torch.randn(rank, layer.in_features, generator=generator) * std
+            b = torch.randn(layer.out_features, rank, generator=generator) * std
             changes[f"{component}.{name}"] = alpha / rank * (b @ a)
             if kohya:
-                stem = prefix + _kohya_name(component, name).replace(".", "_")
+                stem = _KOHYA[component] + _kohya_name(component, name).replace(".", "_")
                 tensors[f"{stem}.lora_down.weight"] = a
                 tensors[f"{stem}.lora_up.weight"] = b
                 tensors[f"{stem}.alpha"] = torch.tensor(float(alpha))
@@ -167,7 +192,7 @@ def make_lora(
 
 
 def _kohya_name(component: str, name: str) -> str:
-    """kohya writes text encoder layers below `text_model`, whether transformers does or not."""
+    """kohya puts the layers of text encoders under `text_model` in any version of transformers."""
     if component == "unet" or name.startswith("text_model."):
         return name
     return f"text_model.{name}"

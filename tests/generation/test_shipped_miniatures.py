@@ -1,0 +1,67 @@
+"""The shipped miniatures with their LoRAs, guided, equal the loop written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hand_written import SD3, SDXL, HandWritten, load, merge
+from safetensors.torch import load_file
+
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.guidance.autolora import AutoLoRAGuidance
+
+PROMPTS = ("a red heart on a blue background, pixel art style", "a green star on black")
+SEEDS = (3, 8)
+
+
+def weight_changes(file: Path) -> dict[str, torch.Tensor]:
+    """ΔW = B·A of every layer of a LoRA file, for linear and convolutional layers."""
+    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+    found = {}
+    for name, a in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            layer = name.removesuffix(".lora_A.weight")
+            b = tensors[f"{layer}.lora_B.weight"]
+            found[layer] = torch.einsum("or,r...->o...", b.flatten(1), a)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "pipeline", "lora", "steps"),
+    [(SDXL, "sdxl", "pixel_art_lora", 20), (SD3, "sd3", "sd3_pixel_art_lora", 12)],
+)
+def test_latents_equal_the_hand_written_loop(
+    kind: type[HandWritten], pipeline: str, lora: str, steps: int, tmp_path: Path
+) -> None:
+    content = {
+        "name": "miniature",
+        "prompts": list(PROMPTS),
+        "seeds": {"start": 0, "count": 1},
+        "models": {
+            "M": {"pipeline": f"miniature:{pipeline}", "lora": {"path": f"miniature:{lora}"}}
+        },
+        "methods": {"AutoLoRA": {"guider": "autolora"}},
+        "features": {"model": "miniature:dinov2"},
+    }
+    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(content))
+    (model,) = load_benchmark(tmp_path / "benchmark.yaml").models.values()
+    assert model.size == (64, 64)
+    base, tuned = (load(kind, Path(model.pipeline.path)) for _ in range(2))
+    merged = merge(tuned, weight_changes(Path(model.lora.path)), 1.0)
+    by_hand = kind(base, merged, steps, model.size, PROMPTS, SEEDS)
+    ours = LoraPipeline.load(model, torch.device("cpu"), torch.float32).sample(
+        PROMPTS,
+        SEEDS,
+        AutoLoRAGuidance(1.5, 4.0, 3.0, start=0.2, stop=0.8),
+        num_inference_steps=steps,
+        size=model.size,
+        output="latents",
+    )
+    theirs = by_hand.latents(1.5, 3.0, 4.0, 0.2, 0.8)
+    assert (ours - theirs).abs().max() <= 1e-4
+    # The LoRA changes far more than the tolerance.
+    assert (theirs - by_hand.latents(0.0, 3.0, 4.0)).abs().max() > 0.1
