@@ -1,54 +1,63 @@
-"""The tutorial is true: every block of it runs, in its order."""
+"""The documentation is true: the code of every page runs, and every YAML fragment is valid."""
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
-import subprocess
-import sys
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
+import jsonschema
 import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+from docs_page import blocks, run_page
 
-TUTORIAL = Path(__file__).resolve().parents[1] / "docs" / "how_to" / "method.md"
-_BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def command(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    words = shlex.split(line)
-    assert words[0] == "autolora-eval"
-    environment = os.environ | {"AUTOLORA_EVAL_CACHE": str(folder / "cache"), "COLUMNS": "100"}
-    return subprocess.run(
-        [sys.executable, "-m", "autolora_eval", *words[1:]],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+DOCS = ROOT / "docs"
+PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+SCHEMA = json.loads((ROOT / "benchmarks" / "benchmark.schema.json").read_text(encoding="utf-8"))
 
 
-def test_every_block_of_the_tutorial_runs(tmp_path: Path) -> None:
-    ran = []
-    for kind, options, text in _BLOCK.findall(TUTORIAL.read_text(encoding="utf-8")):
-        told = dict(option.split("=") for option in options.split())
-        if "file" in told:
-            (tmp_path / told["file"]).write_text(text, encoding="utf-8")
-        elif "add" in told:
-            file = tmp_path / told["add"]
-            under = f"\n{told['under']}:\n"
-            before = file.read_text(encoding="utf-8")
-            assert before.count(under) == 1
-            file.write_text(before.replace(under, under + text), encoding="utf-8")
-        elif kind == "console":
-            for line in text.splitlines():
-                done = command(line, tmp_path)
-                assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-                ran.append(line.split()[1])
-    assert ran == ["check", "init", "plan", "run", "explain", "explain", "score", "compare"]
-    mine = pd.read_parquet(tmp_path / "reports" / "mine" / "table.parquet")
-    assert mine["method"].tolist()[0] == "Norm-keeping CFG"
-    both = pd.read_csv(tmp_path / "reports" / "both" / "table.csv")
-    assert set(both["method"]) == {*mine["method"], "Private method"}
-    assert both["diversity"].notna().all()
+@pytest.fixture(scope="module")
+def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The reader's folder after the quick start: `mine.yaml` and the run `reports/mine`."""
+    folder = tmp_path_factory.mktemp("reader")
+    with chdir(folder):
+        assert run_page(DOCS / "quick_start.md") == ["plan", "run", "explain", "explain"]
+        yield folder
+
+
+@pytest.fixture
+def reader(quick_start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, which is the current one."""
+    folder = tmp_path / "reader"
+    shutil.copytree(quick_start, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "quick_start.md"])
+def test_the_code_of_a_page_runs(page: str, request: pytest.FixtureRequest) -> None:
+    if any(b.title or b.language in ("console", "python") for b in blocks(DOCS / page)):
+        request.getfixturevalue("reader")
+        run_page(DOCS / page)
+
+
+def test_the_method_of_the_how_to_is_in_the_table(reader: Path) -> None:
+    run_page(DOCS / "how_to" / "method.md")
+    table = pd.read_parquet(reader / "reports" / "mine" / "table.parquet")
+    assert "Norm-keeping CFG" in table["method"].tolist()
+    assert table["diversity"].notna().all()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_yaml_fragments_of_benchmarks_are_valid(page: str) -> None:
+    schema = SCHEMA | {"required": []}
+    for block in blocks(DOCS / page):
+        if block.language == "yaml":
+            data = yaml.safe_load(block.text)
+            if isinstance(data, dict) and set(data) <= set(SCHEMA["properties"]):
+                jsonschema.validate(data, schema)
