@@ -52,7 +52,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 docs: $(INSTALLED)
-	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 # vLLM gets an environment of its own in build/vllm. Without it 'make test' skips its tests.
 vllm: $(INSTALLED)

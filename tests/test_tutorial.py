@@ -17,6 +17,7 @@ from docs_page import blocks, run_page
 
 DOCS = ROOT / "docs"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+RUN_ELSEWHERE = ("quick_start.md", "how_to/method.md")
 SCHEMA = json.loads((ROOT / "benchmarks" / "benchmark.schema.json").read_text(encoding="utf-8"))
 
 
@@ -39,7 +40,7 @@ def reader(quick_start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "quick_start.md"])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_ELSEWHERE])
 def test_the_code_of_a_page_runs(page: str, request: pytest.FixtureRequest) -> None:
     if any(b.title or b.language in ("console", "python") for b in blocks(DOCS / page)):
         request.getfixturevalue("reader")

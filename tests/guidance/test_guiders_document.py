@@ -48,7 +48,7 @@ def test_what_it_calls_refused_is_refused(name) -> None:
 def test_every_law_stands_there_as_it_states_itself() -> None:
     from autolora_eval.guider_checks.runner import LAWS
 
-    stated = re.findall(r"^\| `(\w+)` \| (.*) \|$", CHECKS.partition("## The laws")[2], re.M)
+    stated = re.findall(r"^\| `(\w+)` \| (.*) \|$", CHECKS.partition("## The checks")[2], re.M)
     assert stated == [(law.name, law.statement) for law in LAWS]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._resources import miniature_folder
@@ -177,13 +178,13 @@ def test_an_environments_folder_is_answered_with_its_python(tmp_path: Path) -> N
 
 
 def recipes() -> list[str]:
-    """Return the command lines for `launch_command` in README."""
-    text = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text()
+    """Return the command lines for `launch_command` in the documentation of judges."""
+    text = (ROOT / "docs" / "how_to" / "judge.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [block for block in blocks if "launch_command:" in block]
 
 
-def test_the_recipes_of_the_readme_are_benchmarks() -> None:
+def test_the_documented_launch_commands_are_valid() -> None:
     uvx, docker = (
         judge(
             **yaml.safe_load(recipe.replace("${HOME}", "/home/me")),

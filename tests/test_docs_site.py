@@ -1,0 +1,81 @@
+"""The documentation site builds strictly, loads nothing from elsewhere, and is up to date."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+_OUTSIDE = re.compile(r"^(https?:)?//", re.IGNORECASE)
+_CSS_URL = re.compile(r"(?:url\(\s*|@import\s+)['\"]?((?:https?:)?//[^)'\"]+)")
+    r"url\(\s*['\"]?((?:https?:)?//[^)'\"]+)|@import\s+['\"]((?:https?:)?//[^'\"]+)"
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("mkdocs is not installed: pip install -e '.[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        check=True,
+    )
+    return folder
+
+
+class _Loads(HTMLParser):
+    """Collects the addresses that a browser loads by itself when it opens a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "link" and values.get("rel") != "canonical":
+            self.found.append(values.get("href") or "")
+        if tag != "a":
+            self.found += [
+                values[name] or "" for name in ("src", "data", "poster") if name in values
+            ]
+
+
+def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        parser = _Loads()
+        parser.feed(page.read_text(encoding="utf-8"))
+        assert [address for address in parser.found if _OUTSIDE.match(address)] == [], page
+
+
+def test_no_stylesheet_loads_anything_from_elsewhere(site: Path) -> None:
+    for sheet in site.rglob("*.css"):
+        assert _CSS_URL.findall(sheet.read_text(encoding="utf-8")) == [], sheet
+
+
+def test_search_works_without_a_server(site: Path) -> None:
+    assert (site / "search" / "search_index.js").is_file()
+    assert "iframe-worker-shim.js" in (site / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_command_line_page_is_current() -> None:
+    path = ROOT / "docs" / "write_command_line.py"
+    spec = importlib.util.spec_from_file_location("write_command_line", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = module.PAGE.read_text(encoding="utf-8")
+    assert written == module.page(), "run: python docs/write_command_line.py"
