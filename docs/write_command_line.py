@@ -19,8 +19,8 @@ HEAD = """# Command line
 <!-- Written by docs/write_command_line.py. Change the help texts in autolora_eval/cli.py. -->
 
 `BENCHMARK` is a benchmark file, the name of a shipped benchmark such as `quickstart`, or a run
-folder. `RUN` is a run folder. Every command exits with 0 if it succeeded, 1 if something failed, and
-2 if the input cannot be used. `autolora-eval --debug COMMAND …` shows the traceback of a failure.
+folder. `RUN` is a run folder. Every command exits with 0 if it succeeded, 1 if something failed,
+and 2 if the input cannot be used. `autolora-eval --debug COMMAND …` shows the traceback of a failure.
 
 | environment variable | effect |
 | --- | --- |

@@ -15,8 +15,6 @@ from conftest import ROOT
 
 _OUTSIDE = re.compile(r"^(https?:)?//", re.IGNORECASE)
 _CSS_URL = re.compile(r"(?:url\(\s*|@import\s+)['\"]?((?:https?:)?//[^)'\"]+)")
-    r"url\(\s*['\"]?((?:https?:)?//[^)'\"]+)|@import\s+['\"]((?:https?:)?//[^'\"]+)"
-)
 
 
 @pytest.fixture(scope="module")
