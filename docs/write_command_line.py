@@ -20,7 +20,8 @@ HEAD = """# Command line
 
 `BENCHMARK` is a benchmark file, the name of a shipped benchmark such as `quickstart`, or a run
 folder. `RUN` is a run folder. Every command exits with 0 if it succeeded, 1 if something failed,
-and 2 if the input cannot be used. `autolora-eval --debug COMMAND …` shows the traceback of a failure.
+and 2 if the input cannot be used. `autolora-eval --debug COMMAND …` shows the traceback of a
+failure.
 
 | environment variable | effect |
 | --- | --- |
