@@ -30,8 +30,8 @@ from autolora_eval.config.plan import (
 from autolora_eval.config.sweep import INTERVAL, fields_of
 from autolora_eval.guidance.catalogue import (
     BUILT_IN,
+    DIFFUSERS,
     INSTALLED,
-    UPSTREAM_GROUP,
     Listed,
     ListedParameter,
 )
@@ -312,7 +312,7 @@ def _number(value: Any, *, signed: bool = False) -> str:  # noqa: ANN401
 
 _HEADS = {
     BUILT_IN: "Built in",
-    UPSTREAM_GROUP: "Guiders of diffusers, by the dotted path diffusers.guiders.NAME",
+    DIFFUSERS: "Guiders of diffusers, by the dotted path diffusers.guiders.NAME",
     INSTALLED: "Of installed packages",
 }
 
@@ -330,7 +330,7 @@ def show_list(found: Iterable[Listed], console: Console) -> None:
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
         for one in members:
-            name = one.name.rpartition(".")[2] if group == UPSTREAM_GROUP else one.name
+            name = one.name.rpartition(".")[2] if group == DIFFUSERS else one.name
             grid.add_row(Text(name, "bold"), _briefly(one))
         console.print(Padding(grid, (0, 0, 1, 2)))
     console.print(
@@ -345,7 +345,7 @@ def _briefly(one: Listed) -> Text:
         return Text(one.problem, "red")
     title = one.display_name if one.kind == "guider" else f"{one.display_name}, a sampler"
     lines = [f"{title}: {_listed_passes(one)}"]
-    if one.group == UPSTREAM_GROUP:
+    if one.group == DIFFUSERS:
         lines[0] += f"; {one.supports.split(': ')[0]}"
         return Text(lines[0])
     lines += [one.summary] if one.summary else []
@@ -356,9 +356,9 @@ def _briefly(one: Listed) -> Text:
 
 
 def _listed_passes(one: Listed) -> str:
-    if one.passes is None:
+    if one.nfe_per_step is None:
         return "passes known once it has run"
-    least, most = one.passes
+    least, most = one.nfe_per_step
     return (
         f"{pluralize(least, 'pass', 'passes') if least == most else f'{least} to {most} passes'} "
         "a step"

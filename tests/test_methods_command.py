@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +11,11 @@ from pathlib import Path
 import diffusers.guiders
 import pytest
 from packages import install_example
+from typer.testing import CliRunner
 
 from autolora_eval._errors import UsageError
-from autolora_eval.guidance.catalogue import UPSTREAM_GROUP, catalogue, listed_as
+from autolora_eval.cli import app
+from autolora_eval.guidance.catalogue import DIFFUSERS, catalogue, listed_as
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,14 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def methods(example: Path, tmp_path: Path) -> Callable[..., str]:
+def methods(example: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """A function that runs `autolora-eval methods …` where the example package is installed."""
+    monkeypatch.syspath_prepend(example)
+    monkeypatch.setenv("COLUMNS", "80")
 
-    def run(*arguments: str, columns: int = 80) -> str:
-        env = os.environ | {"PYTHONPATH": str(example), "COLUMNS": str(columns)}
-        line = [sys.executable, "-m", "autolora_eval", "methods", *arguments]
-        done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["methods", *arguments])
+        assert done.exit_code == 0, done.output
         return done.stdout
 
     return run
@@ -48,24 +48,24 @@ def test_the_list_fits_the_terminal_and_names_what_is_broken(methods) -> None:
     assert "clipped_noise clipped_noise, a sampler: passes known once it has run" in text
     assert "the guider 'broken' of example-methods 0.3.1" in text
     assert "ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in text
-    assert "'cfg' is built in, and example_methods.fading.FadingGuidance" in text
+    assert "'cfg' is built in. Name example_methods.fading.FadingGuidance" in text
 
 
 def test_json_has_the_same_for_scripts(methods) -> None:
     found = {(one["name"], one["group"]): one for one in json.loads(methods("--json"))}
-    assert found["cfg", "built in"]["passes"] == [2, 2]
+    assert found["cfg", "built in"]["nfe_per_step"] == [2, 2]
     assert found["cfg", "installed"]["problem"].startswith("'cfg' is built in")
     assert found["fading", "installed"]["parameters"] == [
         {"name": "guidance_scale", "type": "float", "default": "the model's"},
         {"name": "last_scale", "type": "float", "default": "1.0"},
     ]
-    assert found["broken", "installed"]["passes"] is None
+    assert found["broken", "installed"]["nfe_per_step"] is None
     assert found["clipped_noise", "installed"]["kind"] == "sampler"
 
 
 def test_every_guider_of_diffusers_is_listed_with_its_constructor_s_parameters() -> None:
     """They are read from the source as text; here they are held against the classes."""
-    listed = {one.name: one for one in catalogue() if one.group == UPSTREAM_GROUP}
+    listed = {one.name: one for one in catalogue() if one.group == DIFFUSERS}
     classes = {
         f"diffusers.guiders.{name}": found
         for name, found in vars(diffusers.guiders).items()
@@ -94,9 +94,9 @@ def test_one_is_told_of_by_name_class_or_path(tmp_path: Path, monkeypatch) -> No
         [tmp_path],
     )
     assert short == long
-    assert short.passes == (2, 3)
+    assert short.nfe_per_step == (2, 3)
     assert short.supports.startswith("SDXL; not SD3: diffusers cannot perturb")
-    assert (sampler.kind, sampler.summary, sampler.passes) == ("sampler", "Draws.", None)
+    assert (sampler.kind, sampler.summary, sampler.nfe_per_step) == ("sampler", "Draws.", None)
     (lines,) = sampler.parameters
     assert (lines.name, lines.type, lines.default) == ("lines", "int", None)
 
@@ -107,7 +107,7 @@ def test_one_is_told_of_by_name_class_or_path(tmp_path: Path, monkeypatch) -> No
         ("autolroa", "no method 'autolroa'. Did you mean 'autolora'?"),
         ("TangentialClasifierFreeGuidance", "Did you mean 'TangentialClassifierFreeGuidance'?"),
         ("nowhere.Guider", "no module 'nowhere'."),
-        ("math.pi", "'math.pi' is a value of float, and no subclass of"),
+        ("math.pi", "'math.pi' is a value of type float, not a subclass of"),
     ],
 )
 def test_what_is_not_there_is_answered_with_the_nearest(name: str, told: str) -> None:

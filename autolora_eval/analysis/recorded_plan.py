@@ -39,7 +39,7 @@ class RecordedRule(Method):
     passes: int | None
 
     @property
-    def nfe_is_declared(self) -> bool:
+    def nfe_is_exact(self) -> bool:
         """Whether the passes are the same for every image."""
         return self.passes is not None
 
@@ -222,7 +222,7 @@ def _benchmark(
             "seeds": {"start": min(seeds), "count": len(set(seeds))},
             "models": {name: model.spec.model_dump() for name, model in models.items()},
             "methods": {
-                cell.method.name: {cell.method.kind: cell.method.rule.name} for cell in cells
+                cell.method.name: {cell.method.kind: cell.method.definition.name} for cell in cells
             },
             "baseline": baseline,
             "features": first["features"],

@@ -120,7 +120,7 @@ def _row(
 
 def _passes(cell: Cell, images: pd.DataFrame) -> float | None:
     """Return the passes of a cell's images: declared, or else the mean of those counted."""
-    if cell.method.rule.nfe_is_declared:
+    if cell.method.definition.nfe_is_exact:
         return cell.nfe
     counted = pd.to_numeric(images["nfe"]).dropna()
     if counted.empty:

@@ -47,7 +47,7 @@ def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str 
         own = own_point(method.parameters, point)
         stated = at_point(method.parameters, own) if own else method.parameters
         values = stated.with_model_defaults(model.spec.guidance_scale)
-        why = method.rule.refusal(values, pipeline)
+        why = method.definition.refusal(values, pipeline)
         if why is not None:
             at = ", ".join(f"{name} {format_swept_value(value)}" for name, value in own.items())
             place = f" ({pipeline})" if pipeline else ""

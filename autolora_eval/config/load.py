@@ -26,7 +26,8 @@ from autolora_eval.config.inputs import INDEX, check_pipeline, check_prompts, re
 from autolora_eval.config.schema import Benchmark, Model
 from autolora_eval.config.sweep import Sweep, SweepReader, first_swept, validated_but_for
 from autolora_eval.guidance.method import Method, image_set_method
-from autolora_eval.guidance.third_party_methods import GROUPS, Kind, find_rule
+from autolora_eval.guidance.method_registry import MethodKind as RunnableKind
+from autolora_eval.guidance.method_registry import resolve_method
 from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.scoring.diversity_metric import DiversityMetric, find_metrics
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, ResolvedExtractor
@@ -34,8 +35,8 @@ from autolora_eval.scoring.judges.config import JudgeConfig, judge_problems
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 T = TypeVar("T")
-MethodKind = Literal[Kind, "images"]
-KINDS: tuple[MethodKind, ...] = (*GROUPS, "images")
+MethodKind = Literal[RunnableKind, "images"]
+KINDS: tuple[MethodKind, ...] = ("guider", "sampler", "images")
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class ResolvedMethod:
 
     Attributes:
         name: as in tables.
-        rule: what makes its images.
+        definition: what makes its images.
         parameters: as the benchmark states them.
         kind: the key that the rule is named by.
     """
 
     name: str
-    rule: Method
+    definition: Method
     parameters: MethodParameters
     kind: MethodKind = "guider"
 
@@ -258,7 +259,7 @@ class _Resolver:
             raise UsageError(f"missing; name a rule, as 'guider: autolora'.{next(near, '')}")
         if kind == "images":
             return image_set_method(str(stated), self._images(str(stated)))
-        return find_rule(kind, str(stated), self.lookup.folders)
+        return resolve_method(kind, str(stated), self.lookup.folders)
 
     def _images(self, stated: str) -> Path:
         place = self.lookup.find(stated)

@@ -59,7 +59,7 @@ class Cell:
         parameters = self.parameters.model_dump()
         made_here = self.parameters.uses_the_model
         return {
-            self.method.kind: self.method.rule.name,
+            self.method.kind: self.method.definition.name,
             "lora_scale": self.model.spec.lora.scale if made_here else None,
             "num_inference_steps": self.model.spec.num_inference_steps if made_here else None,
             **{parameter_column(name): _in_a_column(value) for name, value in parameters.items()},
@@ -192,7 +192,7 @@ def _cell(model: ResolvedModel, method: ResolvedMethod, point: Point) -> Cell:
         model=model,
         method=method,
         parameters=parameters,
-        nfe=method.rule.nfe(parameters, model.spec.num_inference_steps),
+        nfe=method.definition.nfe(parameters, model.spec.num_inference_steps),
         point=point,
     )
 
@@ -204,7 +204,7 @@ def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> N
         model = cell.model.spec.model_dump(mode="json")
         found = (cell.model.pipeline.location, cell.model.lora.location)
         model["pipeline"], model["lora"]["path"] = found  # "lora" and "./lora" are one place
-        rule = cell.method.rule.identity
+        rule = cell.method.definition.identity
         same_work = content_hash({"model": model, "columns": cell.columns, "rule": rule})
         # File systems that ignore case would put two folders into one.
         for key in (f"folder {cell.id.lower()}", f"work {same_work}"):

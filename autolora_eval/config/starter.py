@@ -14,7 +14,8 @@ from autolora_eval._errors import UsageError
 from autolora_eval._files import Json, removed_on_failure, run_name, write_text
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import Benchmark
-from autolora_eval.guidance.method import ImageSetParameters, methods
+from autolora_eval.guidance.method import ImageSetParameters
+from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.scoring.diversity_metric import METRICS
 from autolora_eval.scoring.extractor import DEFAULT, EXTRACTORS
@@ -43,7 +44,7 @@ def json_schema() -> Json:
 
 def _named() -> Iterator[Json]:
     """Yield a schema for each rule of this package."""
-    for rule in methods().values():
+    for rule in GUIDERS.built_in().values():
         parameters: type[MethodParameters] = rule.parameters
         stated = parameters.model_json_schema()
         guider: Json = {"const": rule.name, "description": rule.summary}
@@ -102,7 +103,7 @@ def _features(found: Json) -> Json:
 
 def _any_other(kind: str) -> Json:
     """Return the schema of a method that is code of somebody else: a dotted path, or a plugin."""
-    known: list[Any] = list(methods())
+    known: list[Any] = list(GUIDERS.built_in())
     return {
         "title": f"a {kind} of your own",
         "type": "object",

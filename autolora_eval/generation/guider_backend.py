@@ -63,7 +63,7 @@ class GuidedModel:
         """
         canary: Canary | None = None
         for dataset, jobs in todo:
-            if dataset.cell.method.rule.code and canary is None:
+            if dataset.cell.method.definition.code and canary is None:
                 canary = Canary(self._latents(), self._latents())
             try:
                 self._fill(dataset, jobs, canary, advance)
@@ -88,12 +88,12 @@ class GuidedModel:
                 sample = sample_batch(self.pipeline, cell, batch, self.batch_size)
             # A short batch is filled up, so that it takes as long as a whole one.
             took = {SECONDS: round((time.perf_counter() - started) / self.batch_size, 4)}
-            if cell.method.rule.code and canary and not self._is_well(canary):
+            if cell.method.definition.code and canary and not self._is_well(canary):
                 raise GuiderFailedError(
-                    f"cell '{cell.id}': the guider '{cell.method.rule.name}' has changed the model "
-                    "(its weights in place, or code that it runs), so that later images would be "
-                    "of another one. Which change it is: autolora-eval check "
-                    f"{cell.method.rule.name}."
+                    f"cell '{cell.id}': the guider '{cell.method.definition.name}' has changed the "
+                    "model (its weights in place, or code that it runs). Later images would be "
+                    "of another model. To see the change: autolora-eval check "
+                    f"{cell.method.definition.name}."
                 )
             dataset.write(batch, sample.images, sample.nfe, metadata=[took] * len(batch))
             advance(len(batch))
@@ -136,7 +136,7 @@ def sample_batch(
         GuiderFailedError: somebody else's guider failed, or made what cannot be used.
         AutoLoRAEvalError: the guider made another number of passes than it declares.
     """
-    rule = cell.method.rule
+    rule = cell.method.definition
     assert isinstance(rule, GuiderMethod)
     pipeline.set_lora_scale(cell.model.spec.lora.scale)
     filled = [*jobs, *[jobs[-1]] * (batch_size - len(jobs))]
@@ -158,7 +158,7 @@ def sample_batch(
             f"cell '{cell.id}': the guider '{rule.name}' failed: {failure_reason(error)}. For the "
             "traceback: autolora-eval --debug …"
         ) from error
-    if rule.nfe_is_declared and sample.nfe != cell.nfe:
+    if rule.nfe_is_exact and sample.nfe != cell.nfe:
         kind = GuiderFailedError if rule.code else AutoLoRAEvalError
         raise kind(
             f"cell '{cell.id}': the denoiser was called {sample.nfe} times for an image, where "

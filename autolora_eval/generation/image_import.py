@@ -188,11 +188,11 @@ def check_image_sets(plan: Plan, run: RunFolder) -> None:
 
 
 def _match_set(cell: Cell, plan: Plan, run: RunFolder | None) -> tuple[ImageSet, Matching]:
-    method = cell.method.rule
+    method = cell.method.definition
     assert isinstance(method, ImageSetMethod)
     if run is not None:
-        refuse_overlap(method.place, run)
-    images = read_image_set(method.place)
+        refuse_overlap(method.path, run)
+    images = read_image_set(method.path)
     # Matched with the whole benchmark: an image beyond the limits of this run is not an extra one.
     matching = match(images, make_plan(plan.benchmark).jobs).limited_to(plan.jobs)
     if not matching.found:

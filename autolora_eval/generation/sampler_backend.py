@@ -21,7 +21,7 @@ from autolora_eval._progress import Advance
 from autolora_eval.config.plan import ImageJob
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
-from autolora_eval.guidance.third_party_methods import SamplerMethod
+from autolora_eval.guidance.method import SamplerMethod
 from autolora_eval.runs.images import SECONDS
 
 # If the first images of a cell all fail, the rest is not tried: each may take a minute to fail.
@@ -104,14 +104,14 @@ class SampledCell:
         cell = self.dataset.cell
         n_tried = sum(not reason.startswith(_NOT_TRIED) for reason in self.failures.values())
         error = AutoLoRAEvalError(
-            f"cell '{cell.id}': the sampler '{cell.method.rule.name}' failed on all {n_tried} "
-            f"images. First failure: {next(iter(self.failures.values()))}."
+            f"cell '{cell.id}': the sampler '{cell.method.definition.name}' failed on all "
+            f"{n_tried} images. First failure: {next(iter(self.failures.values()))}."
         )
         error.__cause__ = self.first_error
         return error
 
     def _prepare_sampler(self) -> Callable[..., Any]:
-        method = self.dataset.cell.method.rule
+        method = self.dataset.cell.method.definition
         assert isinstance(method, SamplerMethod)
         sampler: Callable[..., Any] = method.prepare(self.dataset.cell.parameters)
         return sampler

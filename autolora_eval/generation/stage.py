@@ -194,7 +194,7 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
             "batch_size": batch_size,
             "device": device,
             "dtype": dtype,
-            **({"code": dict(cell.method.rule.code)} if cell.method.rule.code else {}),
+            **({"code": dict(cell.method.definition.code)} if cell.method.definition.code else {}),
         }
     )
 

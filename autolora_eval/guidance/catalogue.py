@@ -1,7 +1,7 @@
-"""Every method that can be named here, for people and scripts: what it takes, costs and supports.
+"""Lists every method: its parameters, cost and supported models.
 
-What is built in and what diffusers ships is listed without loading either torch or diffusers;
-other packages are imported, since they say by their code alone what they offer.
+Built-in methods and diffusers' guiders are listed without importing torch or diffusers. Plugins of
+other packages must be imported.
 """
 
 from __future__ import annotations
@@ -19,33 +19,21 @@ from pydantic_core import PydanticUndefined
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
-from autolora_eval.guidance.diffusers_guiders import UPSTREAM, UpstreamGuider
-from autolora_eval.guidance.method import GuiderMethod, Method, methods
-from autolora_eval.guidance.third_party_methods import (
-    GROUPS,
-    GuiderClassMethod,
-    Kind,
-    clash_of,
-    find_rule,
-    plugins,
-)
-from autolora_eval.plugins.signatures import (
-    REQUIRED,
-    SCALE,
-    CallParameters,
-    MethodParameters,
-    told_by,
-)
+from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS, DiffusersGuider
+from autolora_eval.guidance.method import GuiderMethod, Method
+from autolora_eval.guidance.method_registry import GUIDERS, REGISTRIES, MethodKind, resolve_method
+from autolora_eval.plugins.signatures import REQUIRED, SCALE, CallParameters, MethodParameters
+from autolora_eval.plugins.third_party import error_message
 
 STEPS, W = 100, 5.0
-BUILT_IN, UPSTREAM_GROUP, INSTALLED = "built in", "diffusers", "installed"
+BUILT_IN, DIFFUSERS, INSTALLED = "built in", "diffusers", "installed"
 _MODELS = {SDXL: "SDXL", SD3: "SD3"}
 _OF_THE_MODEL = "the model's"
 
 
 @dataclass(frozen=True)
 class ListedParameter:
-    """A parameter: name, type as Python writes it, and default; None if it must be given."""
+    """A parameter: its name, Python type and default; None if it is required."""
 
     name: str
     type: str
@@ -54,61 +42,61 @@ class ListedParameter:
 
 @dataclass(frozen=True)
 class Listed:
-    """A method as it is listed.
+    """A method in the list.
 
     Attributes:
-        name: what a benchmark file calls it by.
-        kind: the key that it is named by.
-        group: `built in`, `diffusers`, or `installed` for other packages.
-        display_name: what it is commonly called.
-        summary: what it does, in a sentence.
-        equation: the rule; empty where it is not stated.
-        source: paper, and whose code it is.
+        name: the name in a benchmark file.
+        kind: the key in a benchmark file.
+        group: `built in`, `diffusers`, or `installed` (other packages).
+        display_name: the common name.
+        summary: one sentence.
+        equation: the rule; empty if its author does not give one.
+        source: the paper, and the package of the code.
         parameters: in order.
-        passes: the least and the most denoiser passes of a step, at defaults and w = 5; None
-            where that is known once it has run.
-        supports: the models that it works on, in words.
-        notes: what else is to be known.
+        nfe_per_step: the least and most function evaluations per step at default parameters and
+            w = 5; None if they are not known beforehand.
+        supports: the models that it works with, in words.
+        notes: further remarks.
         problem: why it cannot be used; empty if it can.
     """
 
     name: str
-    kind: Kind
+    kind: MethodKind
     group: str
     display_name: str = ""
     summary: str = ""
     equation: str = ""
     source: str = ""
     parameters: tuple[ListedParameter, ...] = ()
-    passes: tuple[int, int] | None = None
+    nfe_per_step: tuple[int, int] | None = None
     supports: str = ""
     notes: str = ""
     problem: str = ""
 
 
 def catalogue() -> Iterator[Listed]:
-    """Yield every method that can be named: built in, of diffusers, of installed packages."""
-    for rule in methods().values():
-        yield _of_rule("guider", rule, BUILT_IN)
+    """Yield every method: built in, of diffusers, of installed packages."""
+    for method in GUIDERS.built_in().values():
+        yield _listed("guider", method, BUILT_IN)
     yield from _of_diffusers()
-    for kind in GROUPS:
+    for kind in REGISTRIES:
         yield from _of_packages(kind)
 
 
 def listed_as(names: Sequence[str], folders: Sequence[Path] = ()) -> list[Listed]:
-    """Return the methods of these names or dotted paths.
+    """Return the methods with these names or dotted paths.
 
     Args:
-        names: what a benchmark could name; of a guider of diffusers the class is enough.
-        folders: where a module that is not installed is looked for.
+        names: as in a benchmark file; the class name is enough for a guider of diffusers.
+        folders: where to look for modules that are not installed.
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: if there is no such method.
     """
     known: dict[str, list[Listed]] = {}
     for one in catalogue():
         known.setdefault(one.name, []).append(one)
-        if one.group == UPSTREAM_GROUP:
+        if one.group == DIFFUSERS:
             known.setdefault(one.name.rpartition(".")[2], []).append(one)
     found: list[Listed] = []
     for name in names:
@@ -120,30 +108,30 @@ def listed_as(names: Sequence[str], folders: Sequence[Path] = ()) -> list[Listed
 
 
 def _by_path(path: str, folders: Sequence[Path]) -> Listed:
-    """Return the guider, or else the sampler, that a dotted path names."""
+    """Return the guider or the sampler at a dotted path."""
     try:
-        return _of_rule("guider", find_rule("guider", path, folders), "")
+        return _listed("guider", resolve_method("guider", path, folders), "")
     except UsageError:
         try:
-            return _of_rule("sampler", find_rule("sampler", path, folders), "")
+            return _listed("sampler", resolve_method("sampler", path, folders), "")
         except UsageError:
             pass
         raise
 
 
-def _of_rule(kind: Kind, rule: Method, group: str, problem: str = "") -> Listed:
-    parameters, refused = _at_defaults(rule)
+def _listed(kind: MethodKind, method: Method, group: str, problem: str = "") -> Listed:
+    parameters, refused = _defaults(method)
     return Listed(
-        name=rule.name,
+        name=method.name,
         kind=kind,
         group=group,
-        display_name=rule.display_name,
-        summary=rule.summary,
-        equation=rule.equation,
-        source=rule.source,
-        parameters=tuple(_parameters(rule.parameters)),
-        passes=None if parameters is None else _passes(rule, parameters),
-        supports=_supports(rule, group, bool(problem)),
+        display_name=method.display_name,
+        summary=method.summary,
+        equation=method.equation,
+        source=method.source,
+        parameters=tuple(_parameters(method.parameters)),
+        nfe_per_step=None if parameters is None else _nfe_range(method, parameters),
+        supports=_supports(method, group, bool(problem)),
         problem=problem or refused,
     )
 
@@ -151,9 +139,9 @@ def _of_rule(kind: Kind, rule: Method, group: str, problem: str = "") -> Listed:
 def _parameters(model: type[MethodParameters]) -> Iterator[ListedParameter]:
     for name, field in model.model_fields.items():
         if issubclass(model, CallParameters):
-            stated = model._signature.parameters.get(name)
+            parameter = model._signature.parameters.get(name)
             annotation = model._signature.annotations.get(name)
-            default = REQUIRED if stated is None else stated.default
+            default = REQUIRED if parameter is None else parameter.default
             required = default is REQUIRED
         else:
             annotation, default = field.annotation, field.default
@@ -165,40 +153,38 @@ def _parameters(model: type[MethodParameters]) -> Iterator[ListedParameter]:
         yield ListedParameter(name, kind.replace("autolora_eval.", ""), text)
 
 
-def _at_defaults(rule: Method) -> tuple[MethodParameters | None, str]:
-    """Return the parameters where nothing is stated, or why a constructor refuses its defaults.
+def _defaults(method: Method) -> tuple[MethodParameters | None, str]:
+    """Return the default parameters, or why the constructor refuses them.
 
-    Neither is returned of a method that needs something stated.
+    Both are empty for a method with a required parameter.
     """
     try:
-        return rule.parameters.model_validate({}).with_model_defaults(W), ""
+        return method.parameters.model_validate({}).with_model_defaults(W), ""
     except ValidationError as error:
         whole = [item["msg"] for item in error.errors() if not item["loc"]]
-        told = whole[0].removeprefix("Value error, ") if whole else ""
-        return None, f"with nothing stated, {told}" if told else ""
-    except (Exception, SystemExit) as error:  # of a stranger's own class of parameters
-        return None, f"with nothing stated, it fails: {type(error).__name__}: {told_by(error)}"
+        message = whole[0].removeprefix("Value error, ") if whole else ""
+        return None, f"at its default parameters, {message}" if message else ""
+    except (Exception, SystemExit) as error:  # a third-party class of parameters
+        message = error_message(error)
+        return None, f"at its default parameters, it fails: {type(error).__name__}: {message}"
 
 
-def _passes(rule: Method, parameters: MethodParameters) -> tuple[int, int] | None:
+def _nfe_range(method: Method, parameters: MethodParameters) -> tuple[int, int] | None:
+    if not isinstance(method, GuiderMethod):
+        return None
     try:
-        if isinstance(rule, GuiderClassMethod):
-            made = rule.announced(parameters, STEPS)
-        elif isinstance(rule, GuiderMethod) and rule.predictions is not None:
-            made = [rule.predictions(parameters, step, STEPS) for step in range(STEPS)]
-        else:
-            return None
-    except (Exception, SystemExit):  # of a stranger's that fails away from a pipeline
+        made = method.nfe_of_steps(parameters, STEPS)
+    except (Exception, SystemExit):  # a third-party guider may fail without a pipeline
         return None
     return min(made), max(made)
 
 
-def _supports(rule: Method, group: str, is_clash: bool) -> str:
+def _supports(method: Method, group: str, is_clash: bool) -> str:
     if group == BUILT_IN:
         return "every model that takes a guider"
-    if isinstance(rule, GuiderMethod):
-        path = rule.code.get("class", rule.name)
-        name = rule.name if group == INSTALLED and not is_clash else path
+    if isinstance(method, GuiderMethod):
+        path = method.code.get("class", method.name)
+        name = method.name if group == INSTALLED and not is_clash else path
         return f"not declared; autolora-eval check {name}"
     return "not declared"
 
@@ -206,43 +192,43 @@ def _supports(rule: Method, group: str, is_clash: bool) -> str:
 def _of_diffusers() -> Iterator[Listed]:
     sources = _guider_sources()
     version = _version("diffusers")
-    for guider in UPSTREAM.values():
+    for guider in DIFFUSERS_GUIDERS.values():
         source = sources.get(guider.name)
         yield Listed(
             name=guider.path,
             kind="guider",
-            group=UPSTREAM_GROUP,
+            group=DIFFUSERS,
             display_name=guider.display_name,
             equation=guider.formula,
             source=f"{guider.source}; diffusers {version}",
-            parameters=() if source is None else tuple(_stated_parameters(source)),
-            passes=_upstream_passes(guider),
-            supports=_upstream_support(guider),
+            parameters=() if source is None else tuple(_constructor_parameters(source)),
+            nfe_per_step=_diffusers_nfe(guider),
+            supports=_diffusers_support(guider),
             notes=guider.notes,
             problem="" if sources else "diffusers is not installed",
         )
 
 
-def _upstream_passes(guider: UpstreamGuider) -> tuple[int, int]:
-    stated = {SCALE: W} if SCALE in guider.defaults else {}
-    made = [guider.predictions(stated, step, STEPS) for step in range(STEPS)]
+def _diffusers_nfe(guider: DiffusersGuider) -> tuple[int, int]:
+    parameters = {SCALE: W} if SCALE in guider.defaults else {}
+    made = [guider.nfe_per_step(parameters, step, STEPS) for step in range(STEPS)]
     return min(made), max(made)
 
 
-def _upstream_support(guider: UpstreamGuider) -> str:
-    stated = {SCALE: W} if SCALE in guider.defaults else {}
-    refused = {name: guider.refusal(stated, pipeline) for pipeline, name in _MODELS.items()}
+def _diffusers_support(guider: DiffusersGuider) -> str:
+    parameters = {SCALE: W} if SCALE in guider.defaults else {}
+    refused = {name: guider.refusal(parameters, pipeline) for pipeline, name in _MODELS.items()}
     works = [name for name, why in refused.items() if why is None]
     reasons: dict[str, list[str]] = {}
     for name, why in refused.items():
         if why is not None:
             reasons.setdefault(why.removeprefix(f"{guider.path}: "), []).append(name)
-    told = [f"not {' or '.join(names)}: {why}" for why, names in reasons.items()]
-    return "; ".join([*([", ".join(works)] if works else []), *told])
+    defects = [f"not {' or '.join(names)}: {why}" for why, names in reasons.items()]
+    return "; ".join([*([", ".join(works)] if works else []), *defects])
 
 
 def _guider_sources() -> dict[str, ast.ClassDef]:
-    """Return the classes of diffusers' guiders, read as text: importing them takes seconds."""
+    """Return the syntax trees of diffusers' guiders. Importing the classes takes seconds."""
     spec = find_spec("diffusers")
     if spec is None or spec.origin is None:
         return {}
@@ -251,7 +237,7 @@ def _guider_sources() -> dict[str, ast.ClassDef]:
     return {node.name: node for t in trees for node in t.body if isinstance(node, ast.ClassDef)}
 
 
-def _stated_parameters(source: ast.ClassDef) -> Iterator[ListedParameter]:
+def _constructor_parameters(source: ast.ClassDef) -> Iterator[ListedParameter]:
     functions = (node for node in source.body if isinstance(node, ast.FunctionDef))
     made = next((node for node in functions if node.name == "__init__"), None)
     if made is None:
@@ -265,16 +251,16 @@ def _stated_parameters(source: ast.ClassDef) -> Iterator[ListedParameter]:
         yield ListedParameter(argument.arg, kind, text)
 
 
-def _of_packages(kind: Kind) -> Iterator[Listed]:
-    for named in plugins(kind).values():
-        clash = clash_of(kind, named) or ""
-        for plugin in named:
+def _of_packages(kind: MethodKind) -> Iterator[Listed]:
+    registry = REGISTRIES[kind]
+    for name, offers in registry.offers().items():
+        clash = registry.clash(name)
+        for offer in offers:
             try:
-                listed = _of_rule(kind, plugin.load(), INSTALLED, clash)
+                listed = _listed(kind, offer.load(), INSTALLED, clash)
             except UsageError as error:
-                listed = Listed(plugin.name, kind, INSTALLED, problem=str(error))
-            told = listed.source or plugin.distribution
-            yield replace(listed, source=told)
+                listed = Listed(name, kind, INSTALLED, problem=str(error))
+            yield replace(listed, source=listed.source or offer.origin.distribution)
 
 
 def _version(distribution: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 SDXL, SD3 = "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"
 Parameters = Mapping[str, Any]
-Cost = Callable[[Parameters, int, int], int]
+NfePerStep = Callable[[Parameters, int, int], int]
 Refusal = Callable[[Parameters, str | None], str | None]
 
 _EDGES, _SCALES = ("start", "stop"), "guidance_scales"
@@ -42,7 +42,7 @@ def cfg_passes(p: Parameters, step: int, n: int) -> int:
     return 2 if p["enabled"] and _inside(p, step, n) and not _off(p) else 1
 
 
-def skip_passes(prefix: str) -> Cost:
+def skip_passes(prefix: str) -> NfePerStep:
     """CFG's passes, and one more with layers perturbed after the first step of its own window.
 
     Args:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autolora_eval.guidance import diffusers_defects as rules
-from autolora_eval.guidance.diffusers_defects import Cost, Parameters, Refusal
+from autolora_eval.guidance.diffusers_defects import NfePerStep, Parameters, Refusal
 from autolora_eval.guidance.spec import ActiveInterval, GuiderSpec
 
 
 @dataclass(frozen=True)
-class UpstreamGuider:
+class DiffusersGuider:
     """One guider of `diffusers.guiders`.
 
     Attributes:
@@ -37,7 +37,7 @@ class UpstreamGuider:
     source: str
     formula: str
     defaults: Parameters
-    passes: Cost
+    nfe: NfePerStep
     refuse: Refusal = lambda p, pipeline: None
     spec: GuiderSpec = field(default_factory=GuiderSpec)
     notes: str = ""
@@ -47,9 +47,9 @@ class UpstreamGuider:
         """The dotted path that a benchmark names it by."""
         return f"diffusers.guiders.{self.name}"
 
-    def predictions(self, parameters: Parameters, step: int, num_steps: int) -> int:
-        """Return the denoiser passes made at a step; parameters not given are the defaults."""
-        return self.passes({**self.defaults, **parameters}, step, num_steps)
+    def nfe_per_step(self, parameters: Parameters, step: int, num_steps: int) -> int:
+        """Return the function evaluations at a step; parameters left out have their defaults."""
+        return self.nfe({**self.defaults, **parameters}, step, num_steps)
 
     def refusal(self, parameters: Parameters, pipeline: str | None) -> str | None:
         """Return why these parameters cannot work on a pipeline, and what to do; None if they can.
@@ -62,11 +62,11 @@ class UpstreamGuider:
         return None if why is None else f"{self.path}: {why}"
 
 
-def upstream_guider(path: str) -> UpstreamGuider | None:
+def diffusers_guider(path: str) -> DiffusersGuider | None:
     """Return the declaration of a guider by its class name or dotted path; None if it has none."""
     if "." in path and not path.startswith("diffusers."):
         return None
-    return UPSTREAM.get(path.rpartition(".")[2])
+    return DIFFUSERS_GUIDERS.get(path.rpartition(".")[2])
 
 
 def _cfg_like(**more: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -96,7 +96,7 @@ def _skipping(prefix: str) -> GuiderSpec:
 _LINEAR = GuiderSpec(linear_params=("guidance_scale",))
 _BILINEAR = GuiderSpec(linear_params=("guidance_scale",), linear_in_predictions=True)
 _DECLARED = (
-    UpstreamGuider(
+    DiffusersGuider(
         name="AdaptiveProjectedGuidance",
         display_name="APG",
         source="Sadat, Hilliges and Weber 2024, arXiv 2410.02416",
@@ -105,7 +105,7 @@ _DECLARED = (
             "with Δ∥ along ε(x, y) and Δ⊥ across: ε(x, y) + (w − 1) (Δ⊥ + η Δ∥)"
         ),
         defaults=_cfg_like(),
-        passes=rules.cfg_passes,
+        nfe=rules.cfg_passes,
         spec=_LINEAR,
         notes=(
             "diffusers computes ε(x, ∅) + w (Δ⊥ + η Δ∥), which is the paper's rule only at η = 1 "
@@ -113,22 +113,22 @@ _DECLARED = (
             "The paper applies it to the denoised image, diffusers to the raw prediction."
         ),
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="AdaptiveProjectedMixGuidance",
         display_name="APG-mix",
         source="HunyuanImage 2.1, Tencent 2025; APG: arXiv 2410.02416",
         formula="CFG at w up to a step, APG at its own scale after it",
         defaults=_cfg_like(guidance_scale=3.5),
-        passes=rules.cfg_passes,
+        nfe=rules.cfg_passes,
         spec=GuiderSpec(identity_params={"guidance_scale": 1.0}, linear_params=("guidance_scale",)),
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="AutoGuidance",
         display_name="AutoGuidance",
         source="Karras et al. 2024, arXiv 2406.02507",
         formula="ε_bad(x, y) + w (ε(x, y) − ε_bad(x, y))",
         defaults=_cfg_like(auto_guidance_layers=None, auto_guidance_config=None),
-        passes=rules.cfg_passes,
+        nfe=rules.cfg_passes,
         refuse=rules.layer_refusal("auto_guidance_layers", "auto_guidance_config"),
         spec=_BILINEAR,
         notes=(
@@ -136,17 +136,17 @@ _DECLARED = (
             "is the same model with layers skipped, given the null prompt."
         ),
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="ClassifierFreeGuidance",
         display_name="CFG",
         source="Ho and Salimans 2022, arXiv 2207.12598",
         formula="ε(x, ∅) + w (ε(x, y) − ε(x, ∅))",
         defaults=_cfg_like(),
-        passes=rules.cfg_passes,
+        nfe=rules.cfg_passes,
         spec=_BILINEAR,
         notes="use_original_formulation is the paper's own: ε(x, y) + w (ε(x, y) − ε(x, ∅)).",
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="ClassifierFreeZeroStarGuidance",
         display_name="CFG-Zero*",
         source="Fan et al. 2025, arXiv 2503.18886",
@@ -155,7 +155,7 @@ _DECLARED = (
             "0 in the first steps"
         ),
         defaults=_cfg_like(zero_init_steps=1),
-        passes=rules.cfg_passes,
+        nfe=rules.cfg_passes,
         refuse=rules.refuse_zero_star,
         spec=GuiderSpec(
             identity_params={"guidance_scale": 1.0, "zero_init_steps": 0},
@@ -166,7 +166,7 @@ _DECLARED = (
             "passes of the zeroed steps are made and thrown away."
         ),
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="FrequencyDecoupledGuidance",
         display_name="FDG",
         source="Sadat et al. 2025, arXiv 2506.19713",
@@ -175,7 +175,7 @@ _DECLARED = (
             "P_k(ε(x, ∅))); then the inverse of P"
         ),
         defaults=_cfg_like(guidance_scales=[10.0, 5.0]),
-        passes=rules.fdg_passes,
+        nfe=rules.fdg_passes,
         refuse=rules.refuse_fdg,
         spec=GuiderSpec(
             identity_params={"guidance_scales": [1.0, 1.0]},
@@ -184,13 +184,13 @@ _DECLARED = (
         ),
         notes="Needs kornia.",
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="LTX2Guidance",
         display_name="LTX-2",
         source="Lightricks, LTX-2; its STG term: Hyung et al. 2024, arXiv 2411.18664",
         formula=("ε + (w − 1) (ε − ε(x, ∅)) + s (ε − ε_skip) + (m − 1) (ε − ε_alone), ε = ε(x, y)"),
         defaults=_cfg_like(guidance_scale=1.0, stg_scale=0.0, modality_scale=1.0),
-        passes=rules.ltx2_passes,
+        nfe=rules.ltx2_passes,
         refuse=rules.refuse_ltx2,
         spec=GuiderSpec(
             identity_params={"guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0},
@@ -200,17 +200,17 @@ _DECLARED = (
         ),
         notes="For LTX-2's video and audio. On image models its first term works, and is CFG.",
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="MagnitudeAwareGuidance",
         display_name="MAMBO-G",
         source="Zhu et al. 2025, arXiv 2508.03442",
         formula=("r = ‖ε(x, y) − ε(x, ∅)‖ / ‖ε(x, ∅)‖; CFG at the scale 1 + (w − 1) exp(−α r)"),
         defaults=_cfg_like(guidance_scale=10.0),
-        passes=rules.cfg_passes,
+        nfe=rules.cfg_passes,
         refuse=rules.refuse_mambo,
         spec=_LINEAR,
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="PerturbedAttentionGuidance",
         display_name="PAG",
         source="Ahn et al. 2024, arXiv 2403.17377",
@@ -222,12 +222,12 @@ _DECLARED = (
             perturbed_guidance_layers=None,
             perturbed_guidance_config=None,
         ),
-        passes=rules.skip_passes("perturbed_guidance"),
+        nfe=rules.skip_passes("perturbed_guidance"),
         refuse=rules.refuse_pag,
         spec=_skipping("perturbed_guidance"),
         notes=_SKIPS,
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="SkipLayerGuidance",
         display_name="SLG",
         source="Stability AI, Stable Diffusion 3.5; STG: Hyung et al. 2024, arXiv 2411.18664",
@@ -239,23 +239,23 @@ _DECLARED = (
             skip_layer_guidance_layers=None,
             skip_layer_config=None,
         ),
-        passes=rules.skip_passes("skip_layer_guidance"),
+        nfe=rules.skip_passes("skip_layer_guidance"),
         refuse=rules.refuse_slg,
         spec=_skipping("skip_layer_guidance"),
         notes=_SKIPS,
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="SmoothedEnergyGuidance",
         display_name="SEG",
         source="Hong 2024, arXiv 2408.00760",
         formula="ε(x, y) + s (ε(x, y) − ε_blurred(x, y)), queries of self-attention blurred",
         defaults=_cfg_like(seg_guidance_scale=2.8, seg_guidance_start=0.0, seg_guidance_stop=1.0),
-        passes=rules.skip_passes("seg_guidance"),
+        nfe=rules.skip_passes("seg_guidance"),
         refuse=rules.refuse_seg,
         spec=_skipping("seg_guidance"),
         notes="Added to CFG where guidance_scale is not 1.",
     ),
-    UpstreamGuider(
+    DiffusersGuider(
         name="TangentialClassifierFreeGuidance",
         display_name="TCFG",
         source="Kwon et al. 2025, arXiv 2503.18137",
@@ -264,9 +264,9 @@ _DECLARED = (
             "(ε(x, y), ε(x, ∅))"
         ),
         defaults=_cfg_like(),
-        passes=rules.cfg_passes,
+        nfe=rules.cfg_passes,
         spec=_LINEAR,
         notes="Its is_conditional fails, which ControlNet pipelines ask for in guess mode.",
     ),
 )
-UPSTREAM: dict[str, UpstreamGuider] = {guider.name: guider for guider in _DECLARED}
+DIFFUSERS_GUIDERS: dict[str, DiffusersGuider] = {guider.name: guider for guider in _DECLARED}

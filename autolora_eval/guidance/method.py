@@ -1,18 +1,15 @@
-"""The methods by name: each is one file in `methods/` with one declaration."""
+"""What a method is: it makes a cell's images by a guider, by a sampler, or has them already."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval._devices import quiet_libraries
 from autolora_eval.plugins.signatures import MethodParameters
 
 if TYPE_CHECKING:
@@ -21,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What makes a method's images: how it is written, what it takes, where it is from.
+    """A way to make images.
 
     Attributes:
-        name: the word for it in a benchmark file, or its dotted path.
-        display_name: what it is commonly called, for lists; tables show the benchmark's names.
+        name: the name in a benchmark file, or the dotted path.
+        display_name: the common name, for lists; tables show the benchmark's names.
         summary: one line for `autolora-eval methods` and the report.
-        equation: the rule, as text; empty where its author does not state it.
-        source: paper or library.
-        parameters: its parameters, typed.
-        code: what of other people's code decides its images: class, distribution and version,
-            hash of the sources. Part of every image's key; empty for what is built in.
+        equation: the rule as text; empty if its author does not give one.
+        source: the paper or library.
+        parameters: the model of its parameters.
+        code: what identifies third-party code: class, distribution and version, hash of the
+            sources. It is part of every image's content hash; empty for built-in methods.
     """
 
     name: str
@@ -44,88 +41,108 @@ class Method:
 
     @property
     def identity(self) -> str:
-        """What tells it from all others, where its name does not."""
+        """What distinguishes it from other methods of the same name."""
         return self.name
 
-    def nfe(self, parameters: MethodParameters, num_steps: int) -> int | None:
-        """Return the denoiser passes for one image; None if that is known once it has run."""
+    def nfe(self, parameters: Any, num_steps: int) -> int | None:  # noqa: ANN401
+        """Return the function evaluations per image; None if they are not known beforehand."""
         return None
 
     @property
-    def nfe_is_declared(self) -> bool:
-        """Whether `nfe` is a promise: a run in which it is broken is stopped."""
+    def nfe_is_exact(self) -> bool:
+        """Whether a run stops if it makes another number of function evaluations than `nfe`."""
         return False
 
-    def refusal(self, parameters: MethodParameters, pipeline: str | None) -> str | None:
+    def refusal(self, parameters: Any, pipeline: str | None) -> str | None:  # noqa: ANN401
         """Return why these parameters cannot work on a model, and what to do; None if they can.
 
         Args:
-            parameters: with what the model fills in.
-            pipeline: class of the pipeline, as its model_index.json names it; None if unknown.
+            parameters: with the model's defaults filled in.
+            pipeline: the class in the pipeline's model_index.json; None if it is not known.
         """
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuiderMethod(Method):
-    """A guidance rule.
+    """A method that samples with a diffusers guider.
 
     Attributes:
-        predictions: (parameters, step, number of steps) → denoiser passes made at that step.
-            None: they are counted while it runs.
-        build: parameters → a fresh guider. Imports diffusers.
+        build: parameters → a fresh guider. It imports diffusers.
+        nfe_per_step: (parameters, step, number of steps) → function evaluations at that step, from
+            0. None: what the guider announces before each step is an estimate.
+        refuse: (parameters, class of the pipeline or None) → why they cannot work together.
+        guider: the guider class, if `build` only calls it.
     """
 
-    predictions: Callable[[Any, int, int], int] | None = None
     build: Callable[[Any], BaseGuidance]
+    nfe_per_step: Callable[[Any, int, int], int] | None = None
+    refuse: Callable[[Any, str | None], str | None] = lambda parameters, pipeline: None
+    guider: type[BaseGuidance] | None = None
 
-    def nfe(self, parameters: MethodParameters, num_steps: int) -> int | None:
-        """Return the denoiser passes for one image: the sum over steps of those really made."""
-        if self.predictions is None:
+    def nfe(self, parameters: Any, num_steps: int) -> int | None:  # noqa: ANN401
+        """Return the function evaluations per image, declared or announced; None if neither."""
+        try:
+            return sum(self.nfe_of_steps(parameters, num_steps))
+        except (Exception, SystemExit):  # a third-party guider may fail without a pipeline
             return None
-        return sum(self.predictions(parameters, step, num_steps) for step in range(num_steps))
+
+    def nfe_of_steps(self, parameters: Any, num_steps: int) -> list[int]:  # noqa: ANN401
+        """Return the function evaluations at each step.
+
+        Raises:
+            Exception: whatever a third-party guider raises; TypeError if it announces no number.
+        """
+        if self.nfe_per_step is not None:
+            return [self.nfe_per_step(parameters, step, num_steps) for step in range(num_steps)]
+        with quiet_libraries():
+            return announced_nfe(self.build(parameters), num_steps)
 
     @property
-    def nfe_is_declared(self) -> bool:
-        """Whether the method declares its passes."""
-        return self.predictions is not None
+    def nfe_is_exact(self) -> bool:
+        """Whether `nfe_per_step` is declared."""
+        return self.nfe_per_step is not None
+
+    def refusal(self, parameters: Any, pipeline: str | None) -> str | None:  # noqa: ANN401
+        """Return why the parameters cannot work on a pipeline; None if they can."""
+        return self.refuse(parameters, pipeline)
 
 
-@cache
-def methods() -> dict[str, GuiderMethod]:
-    """Return every method by name, in the order of their files' names.
+def announced_nfe(guider: BaseGuidance, num_steps: int) -> list[int]:
+    """Return `num_conditions` of a guider at each step.
+
+    Pipelines make one function evaluation for each. A guider that decides by what it sees may
+    differ; the run records what it really did.
+
+    Args:
+        guider: a fresh guider.
+        num_steps: the number of denoising steps.
 
     Raises:
-        ValueError: two files declare one name.
+        TypeError: if `num_conditions` is not a whole number.
     """
-    package = importlib.import_module("autolora_eval.guidance.methods")
-    found: dict[str, GuiderMethod] = {}
-    files: dict[str, str] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        declared: GuiderMethod = importlib.import_module(f"{package.__name__}.{module.name}").METHOD
-        if declared.name in found:
-            raise ValueError(
-                f"two methods are named '{declared.name}': {files[declared.name]}.py and "
-                f"{module.name}.py"
-            )
-        found[declared.name], files[declared.name] = declared, module.name
+    import torch
+
+    found = []
+    for step in range(num_steps):
+        guider.set_state(step=step, num_inference_steps=num_steps, timestep=torch.tensor(0))
+        announced = guider.num_conditions
+        if not isinstance(announced, int) or isinstance(announced, bool):
+            raise TypeError(f"num_conditions is {announced!r}")
+        found.append(announced)
     return found
 
 
-def method(name: str) -> GuiderMethod:
-    """Return the method of that name.
+@dataclass(frozen=True, kw_only=True)
+class SamplerMethod(Method):
+    """A method that calls a third-party function for each image.
 
-    Raises:
-        UsageError: there is none; the nearest name is suggested.
+    Attributes:
+        prepare: parameters → (prompt, seed, model) → image. A sampler class is instantiated once
+            per cell.
     """
-    known = methods()
-    if name not in known:
-        raise UsageError(f"unknown guider '{name}'.{did_you_mean(name, known)}")
-    return known[name]
 
-
-# --------------------
-# A method whose images are there already: `images:` in the methods of a benchmark file.
+    prepare: Callable[[Any], Callable[..., Any]]
 
 
 class ImageSetParameters(MethodParameters):
@@ -139,44 +156,44 @@ class ImageSetParameters(MethodParameters):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSetMethod(Method):
-    """Images of somebody else.
+    """A method whose images exist already.
 
     Attributes:
-        place: where they are.
-        stated: the place, as the benchmark names it.
+        path: where the images are.
+        configured_path: the path as the benchmark has it.
     """
 
-    place: Path
-    stated: str
+    path: Path
+    configured_path: str
 
     @property
     def identity(self) -> str:
-        """The place, which tells two sets of one name apart."""
-        return self.stated
+        """The path, which distinguishes two sets of the same name."""
+        return self.configured_path
 
-    def nfe(self, parameters: MethodParameters, num_steps: int) -> int | None:
-        """Return what their maker says of the passes; None if nothing."""
-        assert isinstance(parameters, ImageSetParameters)
+    def nfe(self, parameters: ImageSetParameters, num_steps: int) -> int | None:
+        """Return the function evaluations that the benchmark gives; None if it gives none."""
         return parameters.nfe
 
 
-def image_set_method(stated: str, place: Path) -> ImageSetMethod:
-    """Return the images at a place as a method.
+def image_set_method(configured_path: str, path: Path) -> ImageSetMethod:
+    """Return existing images as a method.
 
-    Tables show its path only within the benchmark's folder: the rest is somebody's machine.
+    Tables show the path only if it lies within the benchmark's folder. An absolute path would
+    show a directory of a private machine.
 
     Args:
-        stated: the place, as the benchmark names it.
-        place: where that is.
+        configured_path: the path as the benchmark has it.
+        path: where the images are.
     """
-    path = Path(stated)
-    is_within = not path.is_absolute() and not {"..", "~"} & set(path.parts)
+    parts = Path(configured_path)
+    is_within = not parts.is_absolute() and not {"..", "~"} & set(parts.parts)
     return ImageSetMethod(
-        name=stated if is_within else place.name,
-        stated=stated,
+        name=configured_path if is_within else path.name,
+        configured_path=configured_path,
         display_name="Images made elsewhere",
-        summary="Images that were not made here: only what they show is measured.",
+        summary="Existing images; this package only scores them.",
         source="made elsewhere",
         parameters=ImageSetParameters,
-        place=place,
+        path=path,
     )

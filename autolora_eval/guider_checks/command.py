@@ -13,12 +13,12 @@ from rich.console import Console
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval.guidance.method import GuiderMethod
+from autolora_eval.guidance.method_registry import GUIDERS, describe_type
 from autolora_eval.guidance.spec import ModelName
-from autolora_eval.guidance.third_party_methods import GuiderClassMethod, find_rule, what_is
 from autolora_eval.guider_checks.denoising_loop import silence
 from autolora_eval.guider_checks.guider_under_test import subject_of
 from autolora_eval.guider_checks.runner import LAWS, CheckResult, judge, show_laws
-from autolora_eval.plugins.signatures import UnfitError, signature_of
+from autolora_eval.plugins.signatures import CoercionError, signature_of
 from autolora_eval.plugins.third_party import load_dotted
 
 W = 5.0  # of a method that leaves its CFG scale to the model
@@ -57,13 +57,13 @@ def _guider(
 ) -> tuple[type[BaseGuidance] | BaseGuidance, Mapping[str, Any]]:
     """Return what is to be tested, and the parameters that are still to be given to it."""
     is_path = "." in stated.replace(":", ".")
-    found: object = load_dotted(stated, [Path.cwd()]) if is_path else find_rule("guider", stated)
-    if isinstance(found, GuiderClassMethod):
+    found: object = load_dotted(stated, [Path.cwd()]) if is_path else GUIDERS.find(stated)
+    if isinstance(found, GuiderMethod) and found.guider is not None:
         return found.guider, _fitted(found.guider, parameters)
     if isinstance(found, GuiderMethod):
         return _built(found, parameters), {}
     if not isinstance(found, type):
-        raise UsageError(f"'{stated}' is {what_is(found)}, and no guider class.")
+        raise UsageError(f"'{stated}' is {describe_type(found)}, and no guider class.")
     return found, _fitted(found, parameters)
 
 
@@ -74,7 +74,7 @@ def _fitted(guider: type, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     for name, value in parameters.items():
         try:
             fit |= signature.arguments({name: value})
-        except UnfitError as error:
+        except CoercionError as error:
             raise UsageError(
                 f"{guider.__name__}: {name}: {error}, and it is given {value!r:.80}."
             ) from error

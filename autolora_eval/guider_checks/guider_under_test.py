@@ -15,7 +15,7 @@ import torch
 from diffusers.guiders import BaseGuidance
 
 from autolora_eval._errors import UsageError, did_you_mean
-from autolora_eval.guidance.diffusers_guiders import upstream_guider
+from autolora_eval.guidance.diffusers_guiders import diffusers_guider
 from autolora_eval.guidance.equations import classifier_free_guidance
 from autolora_eval.guidance.spec import ActiveInterval, BaselinePrediction, GuiderSpec, ModelName
 from autolora_eval.guider_checks.denoising_loop import (
@@ -43,9 +43,9 @@ def claims_of(cls: type[BaseGuidance], given: GuiderSpec | None, call: Signature
     """
     stated: object = getattr(cls, "guider_spec", None) if given is None else given
     if stated is None:
-        known = upstream_guider(f"{cls.__module__}.{cls.__name__}")
+        known = diffusers_guider(f"{cls.__module__}.{cls.__name__}")
         return (
-            GuiderSpec() if known is None else replace(known.spec, nfe_per_step=known.predictions)
+            GuiderSpec() if known is None else replace(known.spec, nfe_per_step=known.nfe_per_step)
         )
     if not isinstance(stated, GuiderSpec):
         raise UsageError(

@@ -1,14 +1,14 @@
-"""What can be named in a benchmark file: built in, of an installed package, or of any module.
+"""One registry for every kind of plugin: methods, samplers, extractors, metrics and figures.
 
-What is built in is one file a declaration, in a package of its own. An installed package offers
-more by entry points; anything else is named by its dotted path.
+A plugin is built in (one file of a package), offered by an installed package (an entry point), or
+named by the dotted path of any importable object.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -19,109 +19,180 @@ from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval.plugins.third_party import failed_import, load_dotted
 
 
-class Named(Protocol):
-    """A declaration."""
+class HasName(Protocol):
+    """Anything with a name."""
 
     @property
     def name(self) -> str:
-        """The word for it in a benchmark file."""
+        """The name that a benchmark file uses."""
         ...
 
 
-T = TypeVar("T", bound=Named)
+T = TypeVar("T", bound=HasName)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Registry(Generic[T]):
-    """One kind of thing that is named.
+@dataclass(frozen=True)
+class Origin:
+    """Where a third-party plugin comes from.
 
     Attributes:
-        noun: what it is, for messages.
-        package: whose files declare what is built in.
-        attribute: the name that a declaration has in its file.
-        group: the entry points of installed packages.
-        example: a dotted path, for messages.
-        read: (name, what was found there, the package it is of) → declaration; raises
-            `UsageError` where it is none.
+        name: the name that a benchmark file uses: that of the entry point, or the dotted path.
+        path: the dotted path of the object.
+        distribution: the package that offers it, as "name version"; empty for a dotted path.
     """
 
-    noun: str
-    package: str
-    attribute: str
-    group: str
-    example: str
-    read: Callable[[str, object, str], T]
+    name: str
+    path: str
+    distribution: str = ""
 
-    def built_in(self) -> dict[str, T]:
-        """Return what is built in, by name, in the order of the files' names.
 
-        Raises:
-            ValueError: two files declare one name.
-        """
-        found: dict[str, T] = {}
-        for declared in _declarations(self.package, self.attribute):
-            if declared.name in found:
-                raise ValueError(f"two files of {self.package} declare '{declared.name}'")
-            found[declared.name] = declared
-        return found
+@dataclass(frozen=True)
+class Offer(Generic[T]):
+    """A plugin of an installed package that has not been imported yet."""
 
-    def find(self, stated: str, folders: Sequence[Path] = ()) -> T:
-        """Return what a benchmark file names.
+    registry: Registry[T]
+    entry: metadata.EntryPoint
 
-        Args:
-            stated: a name, or a dotted path.
-            folders: where a module that is not installed is looked for.
+    @property
+    def origin(self) -> Origin:
+        """Where the plugin comes from."""
+        path = self.entry.value.replace(":", ".").split("[")[0].strip()
+        dist = self.entry.dist
+        package = f"{dist.name} {dist.version}" if dist else "an unknown package"
+        return Origin(self.entry.name, path, package)
+
+    def load(self) -> T:
+        """Import the plugin.
 
         Raises:
-            UsageError: there is none, several packages offer one of that name, or it is broken.
+            UsageError: if the import fails or the object is not such a plugin; the message names
+                the package.
         """
-        built_in = self.built_in()
-        if stated in built_in:
-            return built_in[stated]
-        offered = [e for e in metadata.entry_points(group=self.group) if e.name == stated]
-        if len(offered) > 1:
-            named = ", ".join(sorted(f"{_path(e)} of {_distribution(e)}" for e in offered))
-            raise UsageError(
-                f"several packages offer a {self.noun} called '{stated}': {named}. Name the one "
-                "that is meant by its dotted path, or uninstall the others."
-            )
-        if offered:
-            return self._offered(offered[0])
-        if "." not in stated.replace(":", "."):
-            known = dict.fromkeys((*built_in, *metadata.entry_points(group=self.group).names))
-            near = did_you_mean(stated, known)
-            path = f" Or name one by its dotted path, such as '{self.example}'."
-            raise UsageError(f"unknown {self.noun} '{stated}'.{near}{path}")
-        return self.read(stated, load_dotted(stated, folders), "")
-
-    def _offered(self, entry: metadata.EntryPoint) -> T:
-        title = f"the {self.noun} '{entry.name}' of {_distribution(entry)} ({_path(entry)})"
+        origin = self.origin
+        title = f"the {self.registry.noun} '{origin.name}' of {origin.distribution} ({origin.path})"
         try:
-            found = entry.load()
+            found = self.entry.load()
         except (Exception, SystemExit) as error:
-            cause = failed_import(_path(entry), error)
+            cause = failed_import(origin.path, error)
             raise UsageError(f"{title} is broken: {cause}") from error
         try:
-            return self.read(entry.name, found, _distribution(entry))
+            return self.registry.read(found, origin)
         except UsageError as error:
             raise UsageError(f"{title} is broken: {error}") from error
 
 
-def _declarations(package: str, attribute: str) -> tuple[Any, ...]:
-    folder = importlib.import_module(package)
-    return _in_folders(package, attribute, tuple(folder.__path__))
+@dataclass(frozen=True, kw_only=True)
+class Registry(Generic[T]):
+    """All plugins of one kind.
+
+    Attributes:
+        noun: what a plugin is called in messages.
+        group: the entry point group of installed packages.
+        read: turns a third-party object into a plugin; raises `UsageError` for a wrong object.
+        package: the package with the built-in plugins, one in each module whose name does not
+            begin with "_"; empty if there are none.
+        attribute: the name of the plugin in such a module.
+        example: a dotted path for messages.
+        hint: name → a sentence for messages about an unknown name, or "".
+    """
+
+    noun: str
+    group: str
+    read: Callable[[object, Origin], T]
+    package: str = ""
+    attribute: str = ""
+    example: str = "my_package.my_module.NAME"
+    hint: Callable[[str], str] = lambda name: ""
+
+    def built_in(self) -> dict[str, T]:
+        """Return the built-in plugins by name, in the order of their file names.
+
+        Raises:
+            ValueError: if two files have the same name for their plugin.
+        """
+        found: dict[str, T] = {}
+        files: dict[str, str] = {}
+        for file, plugin in self._declared():
+            if plugin.name in found:
+                both = f"{files[plugin.name]}.py and {file}.py"
+                raise ValueError(f"two {self.noun}s are named '{plugin.name}': {both}")
+            found[plugin.name], files[plugin.name] = plugin, file
+        return found
+
+    def _declared(self) -> tuple[tuple[str, T], ...]:
+        if not self.package:
+            return ()
+        folders = tuple(importlib.import_module(self.package).__path__)
+        return _plugins_in(self.package, self.attribute, folders)
+
+    def offers(self) -> dict[str, list[Offer[T]]]:
+        """Return what installed packages offer, by name, without importing anything.
+
+        A name has several offers if packages clash.
+        """
+        found: dict[str, list[Offer[T]]] = {}
+        entries = [Offer(self, entry) for entry in metadata.entry_points(group=self.group)]
+        for offer in sorted(entries, key=lambda o: (o.origin.name, o.origin.distribution)):
+            found.setdefault(offer.origin.name, []).append(offer)
+        return found
+
+    def clash(self, name: str) -> str:
+        """Return why the offers of a name cannot be used under it; "" if they can."""
+        offers = self.offers().get(name, [])
+        origins = (offer.origin for offer in offers)
+        listed = ", ".join(f"{origin.path} of {origin.distribution}" for origin in origins)
+        if offers and name in self.built_in():
+            return f"'{name}' is built in. Name {listed} by its dotted path."
+        if len(offers) > 1:
+            return (
+                f"several packages offer a {self.noun} called '{name}': {listed}. Name the one "
+                "you mean by its dotted path, or uninstall the others."
+            )
+        return ""
+
+    def find(self, name: str, folders: Sequence[Path] = ()) -> T:
+        """Return the plugin that a benchmark file names.
+
+        Args:
+            name: a name or a dotted path.
+            folders: where to look for modules that are not installed.
+
+        Raises:
+            UsageError: if there is no such plugin, if it is broken, or if several packages offer
+                one of this name.
+        """
+        built_in = self.built_in()
+        if name in built_in:
+            return built_in[name]
+        offers = self.offers()
+        if name in offers:
+            if clash := self.clash(name):
+                raise UsageError(clash)
+            return offers[name][0].load()
+        if "." in name.replace(":", "."):
+            return self.read(load_dotted(name, folders), Origin(name, name))
+        hint = self.hint(name) or did_you_mean(name, [*built_in, *offers])
+        if not hint.startswith((" Did", " It")):
+            hint += f" A dotted path such as '{self.example}' works too."
+        raise UsageError(f"unknown {self.noun} '{name}'.{hint}")
+
+    def load_all(self) -> Iterator[T | UsageError]:
+        """Yield every plugin, built in and offered; an error in place of each unusable offer."""
+        yield from self.built_in().values()
+        for name, offers in self.offers().items():
+            try:
+                if clash := self.clash(name):
+                    raise UsageError(clash)
+                yield offers[0].load()
+            except UsageError as error:
+                yield error
 
 
 @lru_cache(maxsize=16)
-def _in_folders(package: str, attribute: str, folders: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the declarations of a package's files; the same folders are read once."""
-    names = [f"{package}.{module.name}" for module in pkgutil.iter_modules(folders)]
-    return tuple(getattr(importlib.import_module(name), attribute) for name in names)
-
-
-def _path(entry: metadata.EntryPoint) -> str:
-    return entry.value.replace(":", ".").split("[")[0].strip()
-
-
-def _distribution(entry: metadata.EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
+def _plugins_in(
+    package: str, attribute: str, folders: tuple[str, ...]
+) -> tuple[tuple[str, Any], ...]:
+    """Return (module name, plugin) of a package's public modules. The folders are the cache key."""
+    names = [m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_")]
+    modules = [(name, importlib.import_module(f"{package}.{name}")) for name in names]
+    return tuple((name, getattr(module, attribute)) for name, module in modules)

@@ -113,7 +113,7 @@ def stage_times(started: datetime, done: int, reused: int) -> Json:
 
 def stated_cell(cell: Cell, plan: Plan) -> Json:
     """Return what the manifest says of a cell; its plan_key stands for all that it asks for."""
-    rule = cell.method.rule
+    rule = cell.method.definition
     asked = {
         "model": cell.model.spec.model_dump(mode="json"),
         "columns": cell.columns,
@@ -139,4 +139,4 @@ def stated_cell(cell: Cell, plan: Plan) -> Json:
 
 def _code(cell: Cell) -> Json:
     """Return other people's code that decides a cell's images; nothing if there is none."""
-    return {"code": dict(cell.method.rule.code)} if cell.method.rule.code else {}
+    return {"code": dict(cell.method.definition.code)} if cell.method.definition.code else {}

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from autolora_eval._errors import UsageError
 from autolora_eval._files import Json
 from autolora_eval._text import pluralize
-from autolora_eval.plugins.registry import Registry
-from autolora_eval.plugins.third_party import code_of
+from autolora_eval.plugins.registry import Origin, Registry
+from autolora_eval.plugins.third_party import source_fingerprint
 from autolora_eval.runs.columns import is_no_measure
 from autolora_eval.scoring.diversity import Diversity, Floats, as_array, unit_vectors
 
@@ -135,7 +135,8 @@ def _matrix(features: npt.ArrayLike) -> Floats:
     return matrix
 
 
-def _read(name: str, found: object, distribution: str) -> DiversityMetric:
+def _read(found: object, origin: Origin) -> DiversityMetric:
+    name, distribution = origin.name, origin.distribution
     if not isinstance(found, DiversityMetric):
         raise UsageError(
             f"'{name}' is {type(found).__name__}, not a diversity metric; expected an instance "
@@ -144,7 +145,7 @@ def _read(name: str, found: object, distribution: str) -> DiversityMetric:
     _check_name(found.name)
     _check_values(found)
     own = {"distribution": distribution} if distribution else {}
-    return replace(found, code={**own, **code_of(found.function)})
+    return replace(found, code={**own, **source_fingerprint(found.function)})
 
 
 def _check_name(name: object) -> None:

@@ -15,14 +15,14 @@ import numpy as np
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import Json
-from autolora_eval.plugins.registry import Registry
+from autolora_eval.plugins.registry import Origin, Registry
 from autolora_eval.plugins.signatures import (
     CallParameters,
     MethodParameters,
     parameters_model,
     signature_of,
 )
-from autolora_eval.plugins.third_party import code_of, dotted
+from autolora_eval.plugins.third_party import qualified_name, source_fingerprint
 from autolora_eval.runs.feature_file import Matrix
 
 if TYPE_CHECKING:
@@ -157,10 +157,11 @@ class ThirdPartyExtractor:
             ) from error
 
 
-def _read(name: str, found: object, distribution: str) -> ExtractorKind:
+def _read(found: object, origin: Origin) -> ExtractorKind:
+    name, distribution = origin.name, origin.distribution
     own = {"distribution": distribution} if distribution else {}
     if isinstance(found, ExtractorKind):
-        code = {**own, **code_of(found.load)}
+        code = {**own, **source_fingerprint(found.load)}
         load = partial(_made, name, found.load)
         return replace(found, name=name, load=load, code=code)
     is_called = isinstance(found, type) and any("__call__" in vars(c) for c in found.__mro__)
@@ -174,11 +175,11 @@ def _read(name: str, found: object, distribution: str) -> ExtractorKind:
     return ExtractorKind(
         name=name,
         summary=(found.__doc__ or "").strip().split("\n")[0],
-        source=distribution or dotted(found),
+        source=distribution or qualified_name(found),
         needs_model=False,
         parameters=parameters_model(replace(signature, parameters=parameters)),
         load=partial(_made, name, partial(_of_class, found, DEVICE in signature.parameters)),
-        code={**own, **code_of(found), "class": dotted(found)},
+        code={**own, **source_fingerprint(found), "class": qualified_name(found)},
     )
 
 

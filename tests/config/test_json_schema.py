@@ -18,7 +18,7 @@ from autolora_eval._resources import shipped_benchmarks, shipped_root
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import Benchmark, Lora, Model, Seeds
 from autolora_eval.config.starter import NAME, json_schema, write_starter
-from autolora_eval.guidance.method import methods
+from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.scoring.extractor import EXTRACTORS
 from autolora_eval.scoring.judges.config import JudgeConfig
 
@@ -78,7 +78,7 @@ def test_a_method_of_ones_own_may_have_any_parameters(benchmark_data: dict[str, 
     assert VALIDATOR.is_valid(benchmark_data)
 
 
-PARAMETERS = [method.parameters for method in methods().values()]
+PARAMETERS = [method.parameters for method in GUIDERS.built_in().values()]
 PARAMETERS += [kind.parameters for kind in EXTRACTORS.built_in().values()]
 
 

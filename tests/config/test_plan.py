@@ -13,7 +13,7 @@ import pytest
 from autolora_eval._errors import UsageError
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, describe_parameters, make_plan
-from autolora_eval.guidance.method import method, methods
+from autolora_eval.guidance.method_registry import GUIDERS
 
 Write = Callable[[object], Path]
 N = 10
@@ -21,7 +21,7 @@ N = 10
 
 def nfe(guider: str, num_steps: int = N, model_scale: float = 5.0, **stated: float) -> int:
     """Passes for one image of a method with these parameters on a model of this CFG scale."""
-    rule = method(guider)
+    rule = GUIDERS.find(guider)
     parameters = rule.parameters.model_validate(stated).with_model_defaults(model_scale)
     return rule.nfe(parameters, num_steps)
 
@@ -217,7 +217,7 @@ def test_two_halves_of_the_interval_cost_what_the_whole_adds(edge: float) -> Non
         assert extra == nfe("autolora", num_steps) - lora_cfg
 
 
-@pytest.mark.parametrize("guider", methods())
+@pytest.mark.parametrize("guider", GUIDERS.built_in())
 def test_every_method_makes_at_least_one_pass_a_step(guider: str) -> None:
     for num_steps, scale in itertools.product((1, 3, 50), (0.0, 1.0, 5.0)):
         assert num_steps <= nfe(guider, num_steps, scale) <= 4 * num_steps

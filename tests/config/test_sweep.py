@@ -352,7 +352,7 @@ def test_a_parameter_without_a_default_can_be_swept(
     data = benchmark_data | {"methods": {**METHODS, **methods}}
     assert "methods.Needs.strength: missing" in problem(data)
     told = problem(data | {"sweep": {"strength": ["much"]}})
-    assert "sweep.strength.0: expected a number" in told
+    assert "sweep.strength.0: expected a valid number" in told
 
 
 def test_a_misspelt_guider_is_asked_about(

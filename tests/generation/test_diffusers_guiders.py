@@ -12,7 +12,7 @@ import yaml
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
-from autolora_eval.guidance.diffusers_guiders import UPSTREAM
+from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS
 
 STEPS = 10
 MODELS = {
@@ -66,11 +66,11 @@ def parameters(name: str, pipeline: str) -> dict[str, object]:
     return stated
 
 
-@pytest.mark.parametrize("name", UPSTREAM)
+@pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
 def test_it_runs_at_its_declared_cost_or_is_refused(miniature, name) -> None:
     pipeline, kind = miniature
     stated = parameters(name, kind)
-    declared = UPSTREAM[name]
+    declared = DIFFUSERS_GUIDERS[name]
     refusal = declared.refusal(stated, kind)
     assert (refusal is not None) == (name in REFUSED[kind]), refusal
     if refusal is not None:
@@ -87,4 +87,4 @@ def test_it_runs_at_its_declared_cost_or_is_refused(miniature, name) -> None:
     )
     handle.remove()
     assert latents.isfinite().all()
-    assert len(passes) == sum(declared.predictions(stated, step, STEPS) for step in range(STEPS))
+    assert len(passes) == sum(declared.nfe_per_step(stated, step, STEPS) for step in range(STEPS))

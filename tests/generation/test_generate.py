@@ -20,7 +20,7 @@ from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.stage import generate
 from autolora_eval.guidance.adapters import adapter_layers
-from autolora_eval.guidance.method import method
+from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.runs.folder import RunFolder
 
 METHODS = {
@@ -268,7 +268,7 @@ def test_a_hub_pipeline_of_another_size_than_planned_is_refused(tiny) -> None:
 @pytest.mark.parametrize(("gamma", "w1", "w2"), [(1.0, 3.0, 0.0), (0.0, 0.0, 3.0)])
 def test_a_lone_unconditional_prediction_gets_its_null_prompt(tiny, gamma, w1, w2) -> None:
     pipeline = LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
-    rule = method("autolora")
+    rule = GUIDERS.find("autolora")
     parameters = rule.parameters(autolora_scale=gamma, base_guidance_scale=w1, guidance_scale=w2)
     sample = pipeline.sample(
         ["x"], [1], rule.build(parameters), num_inference_steps=STEPS, size=SIZE
@@ -293,14 +293,14 @@ def test_a_guider_that_raises_leaves_no_trace(tiny) -> None:
     pipeline = LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
 
     def latents():
-        guider = method("cfg").build(method("cfg").parameters(guidance_scale=4.0))
+        guider = GUIDERS.find("cfg").build(GUIDERS.find("cfg").parameters(guidance_scale=4.0))
         return pipeline.sample(
             ["x"], [1], guider, num_inference_steps=STEPS, size=SIZE, output="latents"
         )
 
     before = latents()
-    broken = method("autolora").build(
-        method("autolora").parameters(guidance_scale=4.0, base_guidance_scale=4.0)
+    broken = GUIDERS.find("autolora").build(
+        GUIDERS.find("autolora").parameters(guidance_scale=4.0, base_guidance_scale=4.0)
     )
     broken.forward = None
     with pytest.raises(TypeError):
@@ -314,7 +314,7 @@ def test_autolora_without_a_lora_is_refused(tiny) -> None:
 
     pipe = ModularPipeline.from_pretrained(str(tiny.pipeline), workflow="text2image")
     pipe.load_components(dtype=torch.float32)
-    guider = method("autolora").build(method("autolora").parameters(guidance_scale=4.0))
+    guider = GUIDERS.find("autolora").build(GUIDERS.find("autolora").parameters(guidance_scale=4.0))
     pipe.update_components(guider=guider)
     with pytest.raises(ValueError, match="needs a LoRA on UNet2DConditionModel, which has none"):
         pipe(prompt="x", negative_prompt="", num_inference_steps=2, width=32, height=32)

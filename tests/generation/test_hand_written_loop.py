@@ -15,7 +15,7 @@ from tiny_models import ENCODER, SIZE, STEPS, UNET, TinyModel, make_sdxl, write_
 
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
-from autolora_eval.guidance.method import method, methods
+from autolora_eval.guidance.method_registry import GUIDERS
 
 SCALE = 0.8
 TOLERANCE = 1e-4
@@ -122,7 +122,7 @@ def stock_latents(tiny: TinyModel, w: float, **options) -> torch.Tensor:
 
 
 def test_latents_equal_the_loop_and_the_nfe_is_the_planned_one(kind, pipeline, by_hand) -> None:
-    autolora = method("autolora")
+    autolora = GUIDERS.find("autolora")
     calls: list[object] = []
     handle = pipeline.denoiser.register_forward_hook(lambda *_: calls.append(None))
     for gamma, w1, w2, (start, stop) in kind.cases:
@@ -173,7 +173,7 @@ def test_gamma_zero_is_bitwise_the_base_model_with_cfg(pipeline, tiny) -> None:
 
 
 def test_every_method_makes_images_with_the_planned_nfe(kind, pipeline) -> None:
-    for one, w in itertools.product(methods().values(), (0.0, 1.0, 4.0)):
+    for one, w in itertools.product(GUIDERS.built_in().values(), (0.0, 1.0, 4.0)):
         parameters = one.parameters().with_model_defaults(w)
         sample = latents(pipeline, one.build(parameters), output="images")
         assert sample.nfe == one.nfe(parameters, STEPS)
@@ -192,7 +192,7 @@ def test_initial_noise_is_bitwise_equal_for_every_method_and_batch(pipeline, by_
     pipeline.pipe.scheduler.step = noted
     noise = []
     try:
-        for one, seeds in itertools.product(methods().values(), ([7, 11], [11, 7, 3])):
+        for one, seeds in itertools.product(GUIDERS.built_in().values(), ([7, 11], [11, 7, 3])):
             seen.clear()
             guider = one.build(one.parameters().with_model_defaults(4.0))
             prompts = ["x"] * len(seeds)

@@ -131,5 +131,5 @@ def test_an_edited_guider_never_reuses_the_images_of_what_it_was(
     sys.modules.pop(module.stem)
     edited = plan_of("Once")
     assert generate(edited, run, Progress()).made == 4, "its own, and none of CFG's"
-    before, after = (one.cells[1].method.rule.code["sha256"] for one in (plan, edited))
+    before, after = (one.cells[1].method.definition.code["sha256"] for one in (plan, edited))
     assert before != after

@@ -29,7 +29,7 @@ from autolora_eval.generation.sampler_backend import (
     check_image,
 )
 from autolora_eval.generation.stage import GenerationResult, generate
-from autolora_eval.guidance.method import method
+from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.runs.folder import RunFolder
 
 CODE = """
@@ -349,7 +349,7 @@ def test_noise_and_settings_are_those_of_every_method(tiny: TinyModel) -> None:
     seen: list[torch.Tensor] = []
     pipeline = LoraPipeline.load(tiny.resolved(0.7), torch.device("cpu"), torch.float32)
     pipeline.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    guider = method("cfg").build(method("cfg").parameters(guidance_scale=4.0))
+    guider = GUIDERS.find("cfg").build(GUIDERS.find("cfg").parameters(guidance_scale=4.0))
     pipeline.sample(["x"], [9], guider, num_inference_steps=STEPS, size=SIZE)
     sigma = pipeline.pipe.scheduler.init_noise_sigma
     expected = model.noise(9) * sigma / (sigma**2 + 1) ** 0.5

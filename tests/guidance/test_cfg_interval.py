@@ -14,10 +14,10 @@ from diffusers.guiders import ClassifierFreeGuidance
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.guidance.equations import classifier_free_guidance
-from autolora_eval.guidance.method import method
+from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.guider_checks import check_guider
 
-RULE, CFG = method("cfg_interval"), method("cfg")
+RULE, CFG = GUIDERS.find("cfg_interval"), GUIDERS.find("cfg")
 INTERVALS = [(0.0, 1.0), (0.2, 0.8), (0.0, 0.5), (0.5, 1.0), (0.29, 0.57), (0.4, 0.4), (0.0, 0.0)]
 AT_THE_EDGE = [(1.0 - 2**-53, 1.0), (1.0 - 2**-53, 1.0 - 2**-53)]
 
@@ -54,7 +54,7 @@ def test_it_is_cfg_within_and_the_conditional_prediction_outside(
     parameters = RULE.parameters.model_validate(stated)
     for step, (passes, found) in enumerate(predictions(stated, num_steps)):
         within = first <= step < last
-        assert passes == RULE.predictions(parameters, step, num_steps) == (2 if within else 1)
+        assert passes == RULE.nfe_per_step(parameters, step, num_steps) == (2 if within else 1)
         guided = classifier_free_guidance(uncond(step), cond(step), 3.0)
         assert torch.allclose(found, guided if within else cond(step), rtol=1e-12)
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
-from autolora_eval.guidance.diffusers_guiders import UPSTREAM
+from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS
 
 TEXT = (ROOT / "docs" / "reference" / "guiders.md").read_text(encoding="utf-8")
 CHECKS = (ROOT / "docs" / "how_to" / "check_a_guider.md").read_text(encoding="utf-8")
@@ -19,16 +19,16 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", UPSTREAM)
+@pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
 def test_every_guider_stands_there_with_its_source_formula_and_notes(name) -> None:
-    declared = UPSTREAM[name]
+    declared = DIFFUSERS_GUIDERS[name]
     section = TEXT.partition(f"### {name}\n")[2].partition("\n### ")[0]
     flowing = " ".join(section.split())
     for said in (declared.source, declared.formula, declared.notes):
         assert " ".join(said.split()) in flowing
 
 
-@pytest.mark.parametrize("name", UPSTREAM)
+@pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
 def test_what_it_calls_refused_is_refused(name) -> None:
     config = {
         "AutoGuidance": "auto_guidance_config",
@@ -41,7 +41,7 @@ def test_what_it_calls_refused_is_refused(name) -> None:
     }
     for pipeline, cell in zip((SDXL, SD3), ROWS[name], strict=True):
         stated = {config: layers[pipeline]} if config else {}
-        refused = UPSTREAM[name].refusal(stated, pipeline) is not None
+        refused = DIFFUSERS_GUIDERS[name].refusal(stated, pipeline) is not None
         assert refused == (cell == "refused"), (pipeline, cell)
 
 
@@ -55,11 +55,11 @@ def test_every_law_stands_there_as_it_states_itself() -> None:
 def test_the_examples_name_layers_and_parameters_that_exist() -> None:
     import yaml
 
-    from autolora_eval.guidance.third_party_methods import find_rule
+    from autolora_eval.guidance.method_registry import resolve_method
 
     example = TEXT.partition("```yaml\n")[2].partition("```")[0]
     for stated in yaml.safe_load(example)["methods"].values():
-        rule = find_rule("guider", stated.pop("guider"))
+        rule = resolve_method("guider", stated.pop("guider"))
         rule.parameters.model_validate(stated)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from packages import install_example, write_package
 from pydantic import ValidationError
 from rich.console import Console
@@ -20,8 +21,7 @@ from autolora_eval._errors import UsageError
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.guidance.catalogue import INSTALLED, catalogue
-from autolora_eval.guidance.method import method, methods
-from autolora_eval.guidance.third_party_methods import find_rule
+from autolora_eval.guidance.method_registry import GUIDERS, resolve_method
 from autolora_eval.guider_checks.command import check
 from autolora_eval.guider_checks.runner import LAWS
 
@@ -63,12 +63,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def refusal(kind: Any, stated: str, folders: tuple[Path, ...] = ()) -> str:
     with pytest.raises(UsageError) as caught:
-        find_rule(kind, stated, folders)
+        resolve_method(kind, stated, folders)
     return str(caught.value)
 
 
 def test_a_guider_of_an_installed_package_goes_by_its_name(installed: Path) -> None:
-    rule = find_rule("guider", "fading")
+    rule = resolve_method("guider", "fading")
     assert rule.display_name == "FadingGuidance"
     assert rule.summary == "Classifier-free guidance whose scale falls linearly."
     assert rule.source == "arXiv 2404.13040; example-methods 0.3.1"
@@ -97,7 +97,7 @@ def test_the_laws_are_tried_on_a_guider_of_an_installed_package_by_its_name(
 
 
 def test_a_sampler_of_an_installed_package_goes_by_its_name(installed: Path) -> None:
-    rule = find_rule("sampler", "clipped_noise")
+    rule = resolve_method("sampler", "clipped_noise")
     assert rule.parameters.model_validate({}).model_dump() == {"limit": 2.0}
     assert rule.nfe(rule.parameters(), 7) is None
     assert "write 'sampler: clipped_noise'" in refusal("guider", "clipped_noise")
@@ -113,13 +113,15 @@ def test_a_broken_one_is_named_with_its_package_and_cause(installed: Path) -> No
 
 
 def test_what_is_built_in_keeps_its_name(installed: Path) -> None:
-    assert find_rule("guider", "cfg") is method("cfg")
+    assert resolve_method("guider", "cfg") is GUIDERS.find("cfg")
     listed = {(one.name, one.kind): one for one in catalogue() if one.group == INSTALLED}
     assert listed["cfg", "guider"].problem == (
-        "'cfg' is built in, and example_methods.fading.FadingGuidance of example-methods 0.3.1 "
-        "cannot take its place: it is named by its dotted path alone."
+        "'cfg' is built in. Name example_methods.fading.FadingGuidance of example-methods 0.3.1 by "
+        "its dotted path."
     )
-    assert find_rule("guider", "example_methods.fading.FadingGuidance").name.endswith("Guidance")
+    assert resolve_method("guider", "example_methods.fading.FadingGuidance").name.endswith(
+        "Guidance"
+    )
     assert listed["fading", "guider"].problem == ""
     assert listed["clipped_noise", "sampler"].problem == ""
     assert "is broken: " in listed["broken", "guider"].problem
@@ -135,18 +137,21 @@ def test_two_packages_of_one_name_are_both_named_and_neither_is_taken(site: Path
         )
     assert refusal("guider", "boost") == (
         "several packages offer a guider called 'boost': one_mod.Boost of one 1.0, two_mod.Boost "
-        "of two 1.0. Name the one that is meant by its dotted path, or uninstall the others."
+        "of two 1.0. Name the one you mean by its dotted path, or uninstall the others."
     )
-    assert find_rule("guider", "of_two").code["class"] == "two_mod.Boost"
-    assert find_rule("guider", "two_mod.Boost").display_name == "Boost"
+    assert resolve_method("guider", "of_two").code["class"] == "two_mod.Boost"
+    assert resolve_method("guider", "two_mod.Boost").display_name == "Boost"
 
 
 @pytest.mark.parametrize(
     ("module", "cause"),
     [
-        ("X = 5\n", "'thing' is a value of int, and no subclass of diffusers.guiders.BaseGuidance"),
-        ("def X(a): ...\n", "'thing' is a function, and no subclass of"),
-        ("class X: ...\n", "'thing' is a class, and no subclass of"),
+        (
+            "X = 5\n",
+            "'thing' is a value of type int, not a subclass of diffusers.guiders.BaseGuidance",
+        ),
+        ("def X(a): ...\n", "'thing' is a function, not a subclass of"),
+        ("class X: ...\n", "'thing' is a class, not a subclass of"),
         ("raise SystemExit(3)\n", "cannot be imported: SystemExit: 3 (odd_mod.py, line 1)"),
         ("1 / 0\n", "cannot be imported: ZeroDivisionError: division by zero (odd_mod.py, line 1)"),
         ("def (:\n", "cannot be imported: SyntaxError: invalid syntax (odd_mod.py, line 1)"),
@@ -159,7 +164,7 @@ def test_whatever_is_wrong_with_a_package_is_said_of_it_alone(
     write_package(site, "odd", "[autolora_eval.methods]\nthing = odd_mod:X\n", odd_mod=module)
     assert refusal("guider", "thing").startswith("the guider 'thing' of odd 1.0 (odd_mod.X) is")
     assert cause in refusal("guider", "thing")
-    assert find_rule("guider", "autolora") is method("autolora")
+    assert resolve_method("guider", "autolora") is GUIDERS.find("autolora")
 
 
 def test_a_package_can_declare_a_method_as_the_built_in_ones_are(site: Path) -> None:
@@ -170,8 +175,8 @@ def test_a_package_can_declare_a_method_as_the_built_in_ones_are(site: Path) -> 
         "METHOD = replace(CFG, name='mine', equation='2 ε', build=build)\n"
     )
     write_package(site, "own", "[autolora_eval.methods]\nours = own_mod:METHOD\n", own_mod=declared)
-    rule = find_rule("guider", "ours")
-    assert (rule.name, rule.equation, rule.nfe_is_declared) == ("ours", "2 ε", True)
+    rule = resolve_method("guider", "ours")
+    assert (rule.name, rule.equation, rule.nfe_is_exact) == ("ours", "2 ε", True)
     assert rule.code["distribution"] == "own 1.0"
     assert rule.code["class"] == "own_mod.METHOD"
     assert "sha256" in rule.code
@@ -180,7 +185,7 @@ def test_a_package_can_declare_a_method_as_the_built_in_ones_are(site: Path) -> 
 def test_a_module_beside_the_benchmark_needs_no_installation(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "beside_for_test.py").write_text(CLASS.format(name="Near", doc="Near by."))
-    rule = find_rule("guider", "beside_for_test.Near", (tmp_path,))
+    rule = resolve_method("guider", "beside_for_test.Near", (tmp_path,))
     assert (rule.summary, rule.source) == ("Near by.", "beside_for_test.py")
     assert "distribution" not in rule.code
 
@@ -190,7 +195,9 @@ def test_a_module_beside_the_benchmark_takes_no_library_s_place(
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "diffusers.py").write_text("raise RuntimeError('taken')\n")
-    rule = find_rule("guider", "diffusers.guiders.TangentialClassifierFreeGuidance", (tmp_path,))
+    rule = resolve_method(
+        "guider", "diffusers.guiders.TangentialClassifierFreeGuidance", (tmp_path,)
+    )
     assert rule.display_name == "TCFG"
 
 
@@ -206,11 +213,14 @@ def test_a_module_beside_the_benchmark_takes_no_library_s_place(
         ("diffusers.guidres.X", "Did you mean 'guiders'?"),
         ("TangentialClassifierFreeGuidance", "Did you mean 'diffusers.guiders.Tangential"),
         ("fadng", "Did you mean 'fading'?"),
-        ("zzz", f"Known: {', '.join(methods())}, broken, cfg, fading, or the dotted path of one"),
-        ("os.path.join", "What makes an image by itself, (prompt, seed, model) → image, is named"),
-        (".x", "is no dotted path such as"),
-        ("a..b", "is no dotted path such as"),
-        ("a b.c", "is no dotted path such as"),
+        (
+            "zzz",
+            f"Known: {', '.join(GUIDERS.built_in())}, broken, cfg, fading. A dotted path such as",
+        ),
+        ("os.path.join", "A function (prompt, seed, model) → image is named by 'sampler:'"),
+        (".x", "is not a dotted path such as"),
+        ("a..b", "is not a dotted path such as"),
+        ("a b.c", "is not a dotted path such as"),
     ],
 )
 def test_what_cannot_be_found_is_answered_with_the_next_step(
@@ -223,7 +233,7 @@ def test_code_is_told_apart_by_its_sources_though_its_version_stays(site: Path) 
     def sha256() -> str:
         for name in [name for name in sys.modules if name.startswith("pack_mod")]:
             del sys.modules[name]
-        return find_rule("guider", "pack_mod.guiders.A").code["sha256"]
+        return resolve_method("guider", "pack_mod.guiders.A").code["sha256"]
 
     package = site / "pack_mod"
     package.mkdir()
@@ -241,20 +251,20 @@ def test_code_that_was_changed_after_its_import_is_refused(site: Path) -> None:
     """Its images would be the old code's, under the key of the new."""
     text = CLASS.format(name="A", doc="x") + "    def twice(self):\n        return {}\n"
     (site / "edited_mod.py").write_text(text.format(2))
-    find_rule("guider", "edited_mod.A")
+    resolve_method("guider", "edited_mod.A")
     (site / "edited_mod.py").write_text(text.format(3))
-    told = "edited_mod.py has been changed since it was imported. Start Python anew"
+    told = "edited_mod.py changed after it was imported. Restart Python"
     assert told in refusal("guider", "edited_mod.A")
     (site / "edited_mod.py").write_text(text.format(2))
-    find_rule("guider", "edited_mod.A")
+    resolve_method("guider", "edited_mod.A")
 
 
 def test_a_base_class_in_another_package_is_part_of_the_code(site: Path) -> None:
     (site / "base_mod.py").write_text(CLASS.format(name="B", doc="x"))
     (site / "top_mod.py").write_text("from base_mod import B\nclass A(B):\n    'x'\n")
-    before = find_rule("guider", "top_mod.A").code["sha256"]
+    before = resolve_method("guider", "top_mod.A").code["sha256"]
     (site / "base_mod.py").write_text(CLASS.format(name="B", doc="x") + "\n\nFACTOR = 2\n")
-    assert find_rule("guider", "top_mod.A").code["sha256"] != before
+    assert resolve_method("guider", "top_mod.A").code["sha256"] != before
 
 
 USES_HELPER = "from {helper} import f\nfrom diffusers.guiders import ClassifierFreeGuidance\n\n"
@@ -271,7 +281,7 @@ def test_what_a_file_imports_from_beside_it_is_part_of_the_code(site: Path) -> N
     def sha256() -> str:
         for name in [name for name in sys.modules if name.startswith("help_")]:
             del sys.modules[name]
-        return find_rule("guider", "help_guider.A").code["sha256"]
+        return resolve_method("guider", "help_guider.A").code["sha256"]
 
     helped(site, "help_guider", "help_near")
     (site / "help_near.py").write_text(
@@ -291,9 +301,9 @@ def test_what_a_file_imports_from_beside_it_is_part_of_the_code(site: Path) -> N
 def test_a_helper_that_was_changed_after_its_import_is_refused(site: Path) -> None:
     helped(site, "stale_guider", "stale_helper")
     (site / "stale_helper.py").write_text("def f(x):\n    return x\n")
-    find_rule("guider", "stale_guider.A")
+    resolve_method("guider", "stale_guider.A")
     (site / "stale_helper.py").write_text("def f(x):\n    return 2 * x\n")
-    assert "stale_helper.py has been changed since" in refusal("guider", "stale_guider.A")
+    assert "stale_helper.py changed after it was imported" in refusal("guider", "stale_guider.A")
 
 
 def test_a_partial_is_told_by_what_it_calls_and_with_what(site: Path) -> None:
@@ -303,7 +313,7 @@ def test_a_partial_is_told_by_what_it_calls_and_with_what(site: Path) -> None:
         "once, twice = partial(make, 1), partial(partial(make, 2), power=2.0)\n"
     )
     (site / "partial_mod.py").write_text(text)
-    once, twice = (find_rule("sampler", f"partial_mod.{name}") for name in ("once", "twice"))
+    once, twice = (resolve_method("sampler", f"partial_mod.{name}") for name in ("once", "twice"))
     assert once.code["class"] == twice.code["class"] == "partial_mod.make"
     assert once.source == "partial_mod.py"
     assert once.display_name == "make"
@@ -319,11 +329,11 @@ def test_two_modules_of_one_name_in_one_process_are_not_taken_for_each_other(
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "twin_for_test.py").write_text(CLASS.format(name="A", doc=f"{name}."))
-    assert find_rule("guider", "twin_for_test.A", (tmp_path / "one",)).summary == "one."
+    assert resolve_method("guider", "twin_for_test.A", (tmp_path / "one",)).summary == "one."
     told = refusal("guider", "twin_for_test.A", (tmp_path / "other",))
     assert told.startswith("the module 'twin_for_test' was already imported from '")
-    assert "Start Python anew" in told
-    assert find_rule("guider", "twin_for_test.A", (tmp_path / "one",)).summary == "one."
+    assert "Restart Python" in told
+    assert resolve_method("guider", "twin_for_test.A", (tmp_path / "one",)).summary == "one."
 
 
 def test_a_file_that_an_installed_module_hides_is_named(tmp_path: Path) -> None:
@@ -342,7 +352,7 @@ def test_a_plan_without_other_people_s_methods_imports_none_of_them(
         "print(json.dumps([n for n in sys.modules if n.split('.')[0] in "
         "('example_methods', 'torch', 'diffusers')]))"
     )
-    env = os.environ | {"PYTHONPATH": str(example)}
+    env = os.environ | {"PYTHONPATH": f"{example}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
     )
@@ -375,7 +385,7 @@ def test_a_benchmark_names_other_people_s_methods_beside_ours(
     assert found["Fading"].columns["guider"] == "fading"
     assert found["Clipped"].columns["sampler"] == "clipped_noise"
     assert found["APG"].columns["adaptive_projected_guidance_norm_dim"] == "[-1, -2]"
-    built = found["APG"].method.rule.build(found["APG"].parameters)
+    built = found["APG"].method.definition.build(found["APG"].parameters)
     assert tuple(built.adaptive_projected_guidance_norm_dim) == (-1, -2)
 
 
@@ -388,7 +398,7 @@ def test_a_benchmark_names_other_people_s_methods_beside_ours(
         ),
         (
             {"guider": "fading", "last_scale": "two"},
-            "methods.New.last_scale: expected a number (got 'two').",
+            "methods.New.last_scale: expected a valid number (got 'two').",
         ),
         (
             {"sampler": "clipped_noise", "limt": 2},
@@ -438,11 +448,15 @@ def test_a_constructor_that_ends_python_is_told_and_harms_nobody_else(site: Path
     entry = "[autolora_eval.methods]\nexits = exits_mod:Exits\nfails = exits_mod:Fails\n"
     write_package(site, "exits", entry, exits_mod=EXITS)
     listed = {one.name: one for one in catalogue() if one.group == INSTALLED}
-    told = "with nothing stated, Exits refuses these values: it ends the program (SystemExit: 0)"
+    told = (
+        "at its default parameters, Exits refuses these values: it ends the program (SystemExit: 0)"
+    )
     assert listed["exits"].problem == told
     assert listed["exits"].supports == "not declared; autolora-eval check exits"
-    assert listed["fails"].problem == "with nothing stated, Fails refuses these values: no luck"
-    rule = find_rule("guider", "exits_mod.Exits")
+    assert (
+        listed["fails"].problem == "at its default parameters, Fails refuses these values: no luck"
+    )
+    rule = resolve_method("guider", "exits_mod.Exits")
     with pytest.raises(ValidationError, match="ends the program"):
         rule.parameters.model_validate({})
     assert rule.nfe(rule.parameters.model_construct(), 4) is None

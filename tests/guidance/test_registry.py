@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from autolora_eval.guidance import methods as package
-from autolora_eval.guidance.method import method, methods
+from autolora_eval.guidance.method_registry import GUIDERS
 
 SCALES = (0.0, 1.0, 5.0)
 CASES = [
@@ -29,31 +28,29 @@ CASES = [
 def test_the_stated_cost_is_what_the_guider_makes(
     guider: str, stated: dict[str, float], num_steps: int
 ) -> None:
-    rule = method(guider)
+    rule = GUIDERS.find(guider)
     parameters = rule.parameters.model_validate(stated).with_model_defaults(5.0)
     built = rule.build(parameters)
     prompt_embeds = (torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
     for step in range(num_steps):
         built.set_state(step=step, num_inference_steps=num_steps, timestep=torch.tensor(step))
         made = len(built.prepare_inputs({"prompt_embeds": prompt_embeds}))
-        assert rule.predictions(parameters, step, num_steps) == made
+        assert rule.nfe_per_step(parameters, step, num_steps) == made
 
 
 def test_every_shipped_method_says_what_it_is() -> None:
-    for name, rule in methods().items():
+    for name, rule in GUIDERS.built_in().items():
         assert name == rule.name
         assert "" not in (rule.display_name, rule.summary, rule.equation, rule.source)
-    shown = [rule.display_name for rule in methods().values()]
+    shown = [rule.display_name for rule in GUIDERS.built_in().values()]
     assert len(set(shown)) == len(shown)
 
 
 @pytest.fixture
-def another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder whose files are methods, as those of the package are."""
+def another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose files are methods like those of the package."""
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    methods.cache_clear()
-    yield tmp_path
-    methods.cache_clear()
+    return tmp_path
 
 
 COPY = """
@@ -66,7 +63,7 @@ METHOD = replace(LORA, name={name!r})
 
 def test_a_file_added_is_a_method_added(another_folder: Path) -> None:
     (another_folder / "extra_for_test.py").write_text(COPY.format(name="extra"))
-    assert method("extra").display_name == "LoRA"
+    assert GUIDERS.find("extra").display_name == "LoRA"
 
 
 def test_a_second_method_of_one_name_is_refused_rather_than_replacing_the_first(
@@ -74,6 +71,6 @@ def test_a_second_method_of_one_name_is_refused_rather_than_replacing_the_first(
 ) -> None:
     (another_folder / "second_for_test.py").write_text(COPY.format(name="cfg"))
     with pytest.raises(
-        ValueError, match=r"two methods are named 'cfg': cfg\.py and second_for_test"
+        ValueError, match=r"two guiders are named 'cfg': cfg\.py and second_for_test"
     ):
-        methods()
+        GUIDERS.built_in()

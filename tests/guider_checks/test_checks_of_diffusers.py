@@ -16,7 +16,7 @@ from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
-from autolora_eval.guidance.diffusers_guiders import UPSTREAM, upstream_guider
+from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS, diffusers_guider
 from autolora_eval.guider_checks import check_guider
 
 MID = {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"}
@@ -159,7 +159,7 @@ def test_no_guider_of_diffusers_is_missing_from_the_table_or_the_declarations() 
     assert {case.guider.__name__ for case in CASES.values()} - {"AutoLoRAGuidance"} == set(
         shipped()
     )
-    assert set(UPSTREAM) == set(shipped())
+    assert set(DIFFUSERS_GUIDERS) == set(shipped())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -178,10 +178,10 @@ def test_the_laws_find_what_is_known_and_nothing_else(name) -> None:
         assert all(reason in untold[law] for law, reason in case.untold.items()), untold
 
 
-@pytest.mark.parametrize("name", UPSTREAM)
+@pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
 def test_declared_defaults_are_those_of_the_constructor(name) -> None:
     parameters = inspect.signature(shipped()[name].__init__).parameters
-    declared = UPSTREAM[name].defaults
+    declared = DIFFUSERS_GUIDERS[name].defaults
     ours = {key: declared[key] for key in declared if key in parameters}
     assert ours == {key: parameters[key].default for key in ours}
     needed = set(declared) - set(parameters)
@@ -196,7 +196,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
         {"enabled": False},
         {"start": 0.0, "stop": 0.29},
     ]
-    for name in UPSTREAM
+    for name in DIFFUSERS_GUIDERS
 }
 for name, needed in {
     "AutoGuidance": {"auto_guidance_config": MID},
@@ -205,7 +205,7 @@ for name, needed in {
     "SmoothedEnergyGuidance": {"seg_guidance_config": MID},
 }.items():
     GRID[name] = [{**one, **needed} for one in GRID[name]]
-for name in set(UPSTREAM) - {"FrequencyDecoupledGuidance"}:
+for name in set(DIFFUSERS_GUIDERS) - {"FrequencyDecoupledGuidance"}:
     first = GRID[name][0]
     GRID[name] += [{**first, "guidance_scale": 1.0}]
     if name != "LTX2Guidance":
@@ -229,13 +229,13 @@ GRID["FrequencyDecoupledGuidance"] += [
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 10, 28])
-@pytest.mark.parametrize("name", UPSTREAM)
+@pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
 def test_the_declared_cost_is_what_the_guider_announces(name, num_steps) -> None:
     for parameters in GRID[name]:
         guider = shipped()[name](**parameters)
         for step in range(num_steps):
             guider.set_state(step, num_steps, torch.tensor(1.0))
-            declared = UPSTREAM[name].predictions(parameters, step, num_steps)
+            declared = DIFFUSERS_GUIDERS[name].nfe_per_step(parameters, step, num_steps)
             assert declared == guider.num_conditions, (parameters, step)
 
 
@@ -266,7 +266,7 @@ REFUSED = [
 def test_what_cannot_work_is_refused_with_the_defect_and_the_way_out(
     name, parameters, pipeline, why
 ) -> None:
-    told = upstream_guider(f"diffusers.guiders.{name}").refusal(parameters, pipeline)
+    told = diffusers_guider(f"diffusers.guiders.{name}").refusal(parameters, pipeline)
     assert told is not None
     assert told.startswith(f"diffusers.guiders.{name}: ")
     assert why in told
@@ -276,7 +276,7 @@ def test_fdg_without_kornia_says_what_to_install(monkeypatch) -> None:
     from autolora_eval.guidance import upstream_rules
 
     monkeypatch.setattr(upstream_rules, "find_spec", lambda name: None)
-    told = UPSTREAM["FrequencyDecoupledGuidance"].refusal({}, SDXL)
+    told = DIFFUSERS_GUIDERS["FrequencyDecoupledGuidance"].refusal({}, SDXL)
     assert told is not None
     assert told.endswith("pip install kornia")
 
@@ -291,11 +291,11 @@ WORKING = [
 @pytest.mark.parametrize(("name", "case"), WORKING, ids=[name for name, _ in WORKING])
 def test_what_works_is_not_refused(name, case) -> None:
     refused = {"SEG", "PAG without CFG", "AutoGuidance with dropout"}
-    declared = UPSTREAM[case.guider.__name__]
+    declared = DIFFUSERS_GUIDERS[case.guider.__name__]
     told = declared.refusal(case.parameters, {"sdxl": SDXL, "sd3": SD3}[case.model])
     assert (told is not None) == (name in refused), told
 
 
 def test_a_guider_that_is_not_of_diffusers_has_no_declaration() -> None:
-    assert upstream_guider("my_package.ClassifierFreeGuidance") is None
-    assert upstream_guider("diffusers.guiders.Unknown") is None
+    assert diffusers_guider("my_package.ClassifierFreeGuidance") is None
+    assert diffusers_guider("diffusers.guiders.Unknown") is None

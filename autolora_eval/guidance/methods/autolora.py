@@ -43,7 +43,7 @@ class AutoLoRAParameters(MethodParameters):
         return self.model_copy(update={"guidance_scale": w2, "base_guidance_scale": w1})
 
 
-def _passes(parameters: AutoLoRAParameters, step: int, num_steps: int) -> int:
+def _nfe_per_step(parameters: AutoLoRAParameters, step: int, num_steps: int) -> int:
     p = parameters
     assert p.base_guidance_scale is not None
     assert p.guidance_scale is not None
@@ -64,6 +64,6 @@ METHOD = GuiderMethod(
     equation="ε^{w1} + γ (ε_LoRA^{w2} − ε^{w1})",
     source="AutoLoRA paper, equations (6) and (7)",
     parameters=AutoLoRAParameters,
-    predictions=_passes,
+    nfe_per_step=_nfe_per_step,
     build=_build,
 )

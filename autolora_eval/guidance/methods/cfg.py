@@ -26,7 +26,7 @@ class CFGParameters(MethodParameters):
         return self.model_copy(update={"guidance_scale": w})
 
 
-def _passes(parameters: CFGParameters, step: int, num_steps: int) -> int:
+def _nfe_per_step(parameters: CFGParameters, step: int, num_steps: int) -> int:
     assert parameters.guidance_scale is not None
     # diffusers' guider leaves a pass out at w = 1 only; at w = 0 it still makes both.
     return 1 if same(parameters.guidance_scale, 1.0) else 2
@@ -45,6 +45,6 @@ METHOD = GuiderMethod(
     equation="ε_LoRA(x, ∅) + w (ε_LoRA(x, y) − ε_LoRA(x, ∅))",
     source="Ho and Salimans 2022, arXiv 2207.12598; AutoLoRA paper, equation (4)",
     parameters=CFGParameters,
-    predictions=_passes,
+    nfe_per_step=_nfe_per_step,
     build=_build,
 )

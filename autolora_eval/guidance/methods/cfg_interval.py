@@ -39,7 +39,7 @@ class CFGIntervalParameters(MethodParameters):
         return self.model_copy(update={"guidance_scale": w})
 
 
-def _passes(parameters: CFGIntervalParameters, step: int, num_steps: int) -> int:
+def _nfe_per_step(parameters: CFGIntervalParameters, step: int, num_steps: int) -> int:
     p = parameters
     assert p.guidance_scale is not None
     acts = in_interval(step, num_steps, p.start, p.stop) and not same(p.guidance_scale, 1.0)
@@ -63,6 +63,6 @@ METHOD = GuiderMethod(
     equation="ε_LoRA(x, ∅) + w (ε_LoRA(x, y) − ε_LoRA(x, ∅)) in [start, stop), else ε_LoRA(x, y)",
     source="Kynkäänniemi et al. 2024, arXiv 2404.07724, with steps in place of noise levels",
     parameters=CFGIntervalParameters,
-    predictions=_passes,
+    nfe_per_step=_nfe_per_step,
     build=_build,
 )

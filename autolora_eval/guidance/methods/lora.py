@@ -28,6 +28,6 @@ METHOD = GuiderMethod(
     equation="ε_LoRA(x, y)",
     source="Hu et al. 2021, arXiv 2106.09685",
     parameters=LoRAParameters,
-    predictions=lambda parameters, step, num_steps: 1,
+    nfe_per_step=lambda parameters, step, num_steps: 1,
     build=_build,
 )
