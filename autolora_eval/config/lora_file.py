@@ -1,0 +1,351 @@
+"""LoRA files: what a `.safetensors` file holds, read from its header. Loads no torch.
+
+A LoRA file is a list of tensors whose names say which layer they tune and what they are. Every
+trainer has names of its own. This module splits the names into layers and parts, and refuses by
+name what cannot be loaded exactly. `generation.lora` finds the layers in a pipeline.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from autolora_eval._errors import UsageError
+
+Part = Literal["A", "B", "mid", "alpha", "magnitude"]
+# The denoiser of the pipeline, or one of its text encoders.
+Component = Literal["denoiser", "text_encoder", "text_encoder_2", "text_encoder_3"]
+
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+_PREFIXES: tuple[tuple[str, Component], ...] = (
+    ("lora_unet_", "denoiser"),  # kohya's sd-scripts, LyCORIS, OneTrainer for SDXL
+    ("lora_transformer_", "denoiser"),  # OneTrainer for SD3
+    ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"),
+    ("lora_te3_", "text_encoder_3"),
+    ("lora_te_", "text_encoder"),
+    ("lycoris_", "denoiser"),
+    ("unet.", "denoiser"),  # diffusers
+    ("transformer.", "denoiser"),
+    ("text_encoder.", "text_encoder"),
+    ("text_encoder_2.", "text_encoder_2"),
+    ("text_encoder_3.", "text_encoder_3"),
+    ("diffusion_model.", "denoiser"),  # ComfyUI, ai-toolkit
+    ("base_model.model.", "denoiser"),  # peft's save_pretrained of the denoiser alone
+)
+_DOWN = r"(?:lora_A(?:\.default)?|lora_down|lora\.down|lora_linear_layer\.down)"
+_UP = r"(?:lora_B(?:\.default)?|lora_up|lora\.up|lora_linear_layer\.up)"
+# The first pattern that matches a tensor's name says which part of its layer it is.
+_PARTS: tuple[tuple[re.Pattern[str], Part], ...] = (
+    (re.compile(rf"\.{_DOWN}\.weight$"), "A"),
+    (re.compile(rf"\.{_UP}\.weight$"), "B"),
+    (re.compile(r"_lora\.down\.weight$"), "A"),  # attention processors of old diffusers
+    (re.compile(r"_lora\.up\.weight$"), "B"),
+    (re.compile(r"\.lora_mid\.weight$"), "mid"),
+    (re.compile(r"\.alpha$"), "alpha"),
+    (
+        re.compile(r"\.(?:dora_scale|lora_magnitude_vector(?:\.default)?(?:\.weight)?)$"),
+        "magnitude",
+    ),
+)
+_OTHER_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\.hada_\w+$"), "LoHa"),
+    (re.compile(r"\.lokr_\w+$"), "LoKr"),
+    (re.compile(r"\.(?:diff|diff_b)$"), "a full difference of weights"),
+    (re.compile(r"\.(?:w_norm|b_norm|set_weight)$"), "tuned norms or replaced weights"),
+    (re.compile(r"\.(?:oft_\w+|boft_\w+)(?:\.weight)?$"), "OFT"),
+    (re.compile(r"\.on_input$"), "(IA)³"),
+    (re.compile(r"\.(?:a[12]|b[12])\.weight$"), "GLoRA"),
+    (re.compile(r"\.bias$"), "a LoRA with biases"),
+    (re.compile(r"^bundle_emb\."), "a LoRA with embeddings of words bundled in"),
+)
+_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the header lists it.
+
+    Attributes:
+        dtype: in the words of the format, such as `F16`.
+        shape: its size along each axis.
+        start: first byte in the file.
+        stop: the byte after its last.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """What a file says of one layer.
+
+    Attributes:
+        component: the network that the layer is in.
+        name: the layer as the file names it, without the component's prefix.
+        keys: names of its tensors in the file: `A` [r, in, …] and `B` [out, r, …] of equation
+            (2), and where there are any `mid` (the core of a Tucker decomposition), `alpha` and
+            `magnitude` (of DoRA).
+        rank: r.
+        alpha: the layer's output is scaled by alpha / r.
+        kernel: (height, width) of a convolution's A; empty for a linear layer's.
+    """
+
+    component: Component
+    name: str
+    keys: Mapping[Part, str]
+    rank: int
+    alpha: float
+    kernel: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file whose layers are known.
+
+    Attributes:
+        path: the file.
+        layers: in the order of the file.
+        alpha_source: where layers without an alpha of their own have theirs from, in words.
+    """
+
+    path: Path
+    layers: tuple[LoraLayer, ...]
+    alpha_source: str = ""
+
+    @property
+    def kind(self) -> str:
+        """`LoRA`, or `LoCon` if it tunes convolutions of 3×3 too; `DoRA (…)` with magnitudes."""
+        tunes_convolutions = any(math.prod(layer.kernel) > 1 for layer in self.layers)
+        name = "LoCon" if tunes_convolutions else "LoRA"
+        return f"DoRA ({name})" if "magnitude" in self.layers[0].keys else name
+
+    def summary(self) -> str:
+        """Return one line for `plan`: kind, ranks, alphas and the number of layers in each part."""
+        ranks = _values({layer.rank for layer in self.layers})
+        alphas = _values({layer.alpha for layer in self.layers})
+        parts = Counter(layer.component for layer in self.layers)
+        tuned = ", ".join(f"{part} {count}" for part, count in parts.items())
+        source = f" ({self.alpha_source})" if self.alpha_source else ""
+        return f"{self.kind}, rank {ranks}, alpha {alphas}{source}; layers: {tuned}"
+
+
+@dataclass(frozen=True)
+class _Alphas:
+    """Alphas that stand beside the tensors: in the header's metadata or in adapter_config.json.
+
+    Attributes:
+        source: where they are from, in words.
+        by_component: the settings of each component, in peft's names; "" for all.
+    """
+
+    source: str = ""
+    by_component: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of(self, component: Component, name: str, rank: int) -> float | None:
+        """Return the alpha of a layer; None if nothing says it."""
+        denoisers = ("unet", "transformer") if component == "denoiser" else (component,)
+        found = [self.by_component[key] for key in (*denoisers, "") if key in self.by_component]
+        if not found:
+            return None
+        config = found[0]
+        alpha = config.get("lora_alpha")
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if name == pattern or name.endswith(f".{pattern}"):
+                alpha = value
+        if alpha is None:
+            return None
+        # rsLoRA scales by alpha / sqrt(r).
+        return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
+
+
+def read_lora_file(path: Path) -> LoraFile:
+    """Read which layers a LoRA file tunes, and how. The weights are not read.
+
+    Names of kohya's sd-scripts, LyCORIS (LoCon, DoRA), OneTrainer, ai-toolkit, ComfyUI, peft and
+    diffusers, old and new, are understood.
+
+    Args:
+        path: a `.safetensors` file.
+
+    Raises:
+        UsageError: if the file is damaged, is of another kind than LoRA, or lacks a half of a
+            layer. The message names the file, and the tensor where there is one.
+    """
+    tensors, metadata = read_header(path)
+    grouped: dict[tuple[Component, str], dict[Part, str]] = {}
+    for key in tensors:
+        component, name, part = _split(path, key)
+        parts = grouped.setdefault((component, name), {})
+        if part in parts:
+            raise UsageError(f"'{path}' tunes one layer twice: '{parts[part]}' and '{key}'.")
+        parts[part] = key
+    if not grouped:
+        raise UsageError(f"'{path}' holds no tensors, so it is not a LoRA.")
+    alphas = _file_alphas(path, metadata)
+    layers = tuple(
+        _layer(path, tensors, component, name, parts, alphas)
+        for (component, name), parts in grouped.items()
+    )
+    with_magnitude = sum("magnitude" in layer.keys for layer in layers)
+    if 0 < with_magnitude < len(layers):
+        raise UsageError(
+            f"'{path}' has DoRA magnitudes in {with_magnitude} of its {len(layers)} layers; "
+            "expected all of them or none."
+        )
+    own = all("alpha" in layer.keys for layer in layers)
+    return LoraFile(path, layers, "" if own else alphas.source or "alpha = rank: the file has none")
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Read the header of a `.safetensors` file: (tensors by name, metadata).
+
+    Raises:
+        UsageError: if the file is not a whole `.safetensors` file; the message names it.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+        if start == _LFS_POINTER:
+            raise UsageError(
+                f"'{path}' is a pointer of Git LFS, not the file itself. Fetch it with: "
+                "git lfs pull"
+            )
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise UsageError(f"'{path}' is not a .safetensors file, or its header is cut off.")
+        try:
+            header = json.loads(file.read(length))
+            metadata = header.pop("__metadata__", None) or {}
+            tensors = {key: _tensor_info(value, 8 + length) for key, value in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"'{path}' has a damaged header: {error}.") from error
+    end = max((info.stop for info in tensors.values()), default=8 + length)
+    if end > size:
+        raise UsageError(
+            f"'{path}' is cut off: its header lists {end:,} bytes, and it has {size:,}. Fetch it "
+            "again."
+        )
+    return tensors, metadata
+
+
+def _tensor_info(value: Mapping[str, Any], offset: int) -> TensorInfo:
+    start, stop = value["data_offsets"]
+    shape = tuple(int(length) for length in value["shape"])
+    return TensorInfo(str(value["dtype"]), shape, offset + int(start), offset + int(stop))
+
+
+def _split(path: Path, key: str) -> tuple[Component, str, Part]:
+    """Return the component, the layer and the part that a tensor's name stands for."""
+    for pattern, part in _PARTS:
+        match = pattern.search(key)
+        if match:
+            component, name = _component(key[: match.start()])
+            return component, name.replace(".processor.", "."), part
+    for pattern, kind in _OTHER_KINDS:
+        if pattern.search(key):
+            raise UsageError(
+                f"'{path}' is {kind} ('{key}'), which cannot be switched on and off exactly. "
+                "Expected LoRA, LoCon or DoRA."
+            )
+    raise UsageError(f"'{path}' holds '{key}', which is not a tensor of a LoRA.")
+
+
+def _component(name: str) -> tuple[Component, str]:
+    for prefix, component in _PREFIXES:
+        if name.startswith(prefix):
+            return component, name[len(prefix) :]
+    return "denoiser", name
+
+
+def _layer(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    component: Component,
+    name: str,
+    parts: Mapping[Part, str],
+    alphas: _Alphas,
+) -> LoraLayer:
+    for part, half in (("A", "down or A"), ("B", "up or B")):
+        if part not in parts:
+            there = next(iter(parts.values()))
+            raise UsageError(f"'{path}' lacks the {half} matrix of the layer of '{there}'.")
+    a, b = tensors[parts["A"]].shape, tensors[parts["B"]].shape
+    mid = tensors[parts["mid"]].shape if "mid" in parts else None
+    fits = len(a) >= 2 and len(b) >= 2 and a[0] > 0
+    fits = fits and (b[1] == a[0] if mid is None else (mid[0], mid[1]) == (b[1], a[0]))
+    if not fits:
+        raise UsageError(
+            f"'{path}': the matrices of one layer do not fit each other: '{parts['A']}' is {a}, "
+            f"'{parts['B']}' is {b}."
+        )
+    rank = a[0]
+    own = _number(path, tensors[parts["alpha"]]) if "alpha" in parts else None
+    alpha = own if own is not None else alphas.of(component, name, rank)
+    if alpha is not None and not math.isfinite(alpha):
+        raise UsageError(f"'{path}' states alpha {alpha} for '{parts['A']}'.")
+    kernel = (mid if mid is not None else a)[2:]
+    return LoraLayer(component, name, parts, rank, rank if alpha is None else alpha, tuple(kernel))
+
+
+def _number(path: Path, info: TensorInfo) -> float:
+    """Return the value of a tensor of one number."""
+    with path.open("rb") as file:
+        file.seek(info.start)
+        data = file.read(info.stop - info.start)
+    if info.dtype == "BF16" and len(data) == 2:  # the upper half of a float32
+        return float(struct.unpack("<f", b"\0\0" + data)[0])
+    kind = _NUMBERS.get(info.dtype)
+    if kind is None or len(data) != np.dtype(kind).itemsize:
+        raise UsageError(f"'{path}' states an alpha as {info.dtype} of shape {info.shape}.")
+    return float(np.frombuffer(data, kind)[0])
+
+
+def _file_alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:
+    """Return the alphas of the header's metadata, else those of adapter_config.json beside it."""
+    if "lora_adapter_metadata" in metadata:  # diffusers: "unet.lora_alpha" and so on
+        by_component: dict[str, dict[str, Any]] = {}
+        for key, value in _json(path, metadata["lora_adapter_metadata"]).items():
+            component, _, name = key.rpartition(".")
+            by_component.setdefault(component, {})[name] = value
+        return _Alphas("from the header's lora_adapter_metadata", by_component)
+    for name in ("alpha", "lora_alpha", "ss_network_alpha"):
+        try:
+            value = float(metadata[name])
+        except (KeyError, ValueError):
+            continue
+        return _Alphas(f"from '{name}' in the header", {"": {"lora_alpha": value}})
+    config = path.with_name("adapter_config.json")
+    if config.is_file():
+        settings = _json(config, config.read_text(encoding="utf-8"))
+        return _Alphas("from adapter_config.json beside the file", {"": settings})
+    return _Alphas()
+
+
+def _json(path: Path, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"'{path}' holds JSON that cannot be read: {error}.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _values(found: set[float] | set[int]) -> str:
+    ordered = sorted(found)
+    if len(ordered) > 3:
+        return f"{ordered[0]:g} to {ordered[-1]:g}"
+    return ", ".join(f"{value:g}" for value in ordered)
