@@ -138,6 +138,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield model.name, _found(model.pipeline, "model_index.json")
         yield "  Samples", f"{width} × {height} pixels in {model.spec.num_inference_steps} steps"
         yield "  LoRA", _found(model.lora, model.lora.weight_name or "README.md")
+        if model.lora_file is not None:
+            yield "", model.lora_file.summary()
         if model.lora.kind == "absent":
             yield "  To do", model.lora.how_to_get()
     kind, features = plan.benchmark.extractor.kind, plan.benchmark.features

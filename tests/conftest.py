@@ -38,6 +38,15 @@ def save_weights(path: Path) -> Path:
     return path
 
 
+def save_lora(path: Path) -> Path:
+    """Write a LoRA of rank 1 that tunes one layer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    layer = "unet.mid_block.attentions.0.proj_in"
+    ones = np.ones((1, 4), dtype=np.float32)
+    save_file({f"{layer}.lora_A.weight": ones, f"{layer}.lora_B.weight": ones.T.copy()}, path)
+    return path
+
+
 def save_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
@@ -65,7 +74,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_json(tmp_path / "sdxl" / "unet" / "config.json", {"sample_size": 8})
     save_weights(tmp_path / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
     save_json(tmp_path / "sdxl" / "vae" / "config.json", {"block_out_channels": [4, 4, 4]})
-    save_weights(tmp_path / "lora" / "style.safetensors")
+    save_lora(tmp_path / "lora" / "style.safetensors")
     save_json(tmp_path / "dino" / "config.json", {"model_type": "dinov2"})
     save_weights(tmp_path / "dino" / "model.safetensors")
     (tmp_path / "prompts.txt").write_text("a cat\na dog\na blue house\n", encoding="utf-8")

@@ -23,6 +23,7 @@ from autolora_eval.config.combinations import (
     refusals,
 )
 from autolora_eval.config.inputs import INDEX, check_pipeline, check_prompts, read_prompts
+from autolora_eval.config.lora_file import LoraFile, read_lora_file
 from autolora_eval.config.schema import Benchmark, Model
 from autolora_eval.config.sweep import Sweep, SweepReader, first_swept, validated_but_for
 from autolora_eval.guidance.method import Method, image_set_method
@@ -49,6 +50,7 @@ class ResolvedModel:
         pipeline: where the pipeline is.
         lora: where the LoRA is.
         size: (width, height) of its images in pixels; 1024² for a hub id that states none.
+        lora_file: the layers that the LoRA tunes; None if its file is not on this machine yet.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ResolvedModel:
     pipeline: Source
     lora: Source
     size: tuple[int, int]
+    lora_file: LoraFile | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,12 @@ class _Resolver:
         if pipeline is None or lora is None:
             return None
         size = self._try((*at, "pipeline"), lambda: image_size(spec, pipeline))
-        return None if size is None else ResolvedModel(name, spec, pipeline, lora, size)
+        file = None
+        if lora.kind == "file":
+            file = self._try((*at, "lora"), lambda: read_lora_file(lora.path))
+        if size is None or (lora.kind == "file" and file is None):
+            return None
+        return ResolvedModel(name, spec, pipeline, lora, size, file)
 
     def _method(self, name: str, stated: Mapping[str, Any]) -> ResolvedMethod | None:
         at = ("methods", name)

@@ -8,11 +8,10 @@ https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import typing
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -21,20 +20,19 @@ from diffusers import ModularPipeline
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from diffusers.modular_pipelines import PipelineState
 from PIL import Image
-from safetensors import safe_open
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source, cached, first_line, local_lora
 from autolora_eval.config.inputs import INDEX, WHAT_WORKS, no_guider, pipeline_class
 from autolora_eval.config.load import ResolvedModel
+from autolora_eval.config.lora_file import Component, read_lora_file
 from autolora_eval.config.schema import Model
 from autolora_eval.generation.guards import PredictionCheck
+from autolora_eval.generation.lora import load_lora, set_lora_scale
 from autolora_eval.guidance.adapters import adapter_layers, adapters_off
 from autolora_eval.guidance.denoiser_state import restored
 
 ADAPTER = "autolora_eval"
-# Names of the matrix A of equation (2) in LoRA files: peft, kohya, and diffusers' older forms.
-_MATRIX_A = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down)\b")
 # The denoiser's input name for each embedding that a text-encoder block makes.
 _EMBEDDINGS = {
     "prompt_embeds": "prompt_embeds",
@@ -98,15 +96,17 @@ class LoraPipeline:
         _check_size(pipe, model)
         # The stage draws one progress bar; diffusers would draw one per batch.
         pipe.set_progress_bar_config(disable=True)
-        lora_layers = _load_lora(pipe, local_lora(model.lora), model.lora.name)
-        pipe.set_adapters(ADAPTER, spec.lora.scale)
+        loaded = cls(pipe, 0, 1.0)
+        file = read_lora_file(local_lora(model.lora))
+        loaded.lora_layers = load_lora(loaded.networks, file, ADAPTER)
+        loaded.set_lora_scale(spec.lora.scale)
         pipe.to(device)
-        return cls(pipe, lora_layers, spec.lora.scale)
+        return loaded
 
     def set_lora_scale(self, scale: float) -> None:
         """Set the LoRA scale, with the same bits as if it had been loaded at that scale."""
         if scale != self.lora_scale:
-            self.pipe.set_adapters(ADAPTER, scale)
+            set_lora_scale(list(self.networks.values()), ADAPTER, scale)
             self.lora_scale = scale
 
     @property
@@ -114,6 +114,16 @@ class LoraPipeline:
         """The UNet or transformer that guiders act on."""
         network: torch.nn.Module = getattr(self.pipe, "unet", None) or self.pipe.transformer
         return network
+
+    @property
+    def networks(self) -> dict[Component, torch.nn.Module]:
+        """The networks that a LoRA may tune."""
+        encoders = {
+            name: module
+            for name in typing.get_args(Component)
+            if (module := getattr(self.pipe, name, None)) is not None
+        }
+        return {"denoiser": self.denoiser, **encoders}
 
     @property
     def text_encoders(self) -> list[torch.nn.Module]:
@@ -316,65 +326,6 @@ def _check_size(pipe: ModularPipeline, model: ResolvedModel) -> None:
             f"'{model.pipeline.name}' makes images of {own[0]}×{own[1]} pixels, but the plan "
             f"assumed {model.size[0]}×{model.size[1]}. Set width and height of the model."
         )
-
-
-def _load_lora(pipe: ModularPipeline, file: Path, reference: str) -> int:
-    """Load a LoRA file with names of diffusers, peft or kohya, and check that all of it is used.
-
-    diffusers only warns about keys without a layer, and then samples with a part of the LoRA
-    (loaders/lora_pipeline.py).
-
-    Returns:
-        The number of layers that the LoRA changes.
-    """
-    unet = getattr(pipe, "unet", None)
-    try:
-        with safe_open(file, framework="pt") as weights:
-            n_in_file = sum(bool(_MATRIX_A.search(key)) for key in weights.keys())  # noqa: SIM118
-        converted = pipe.lora_state_dict(str(file), unet_config=getattr(unet, "config", None))
-        if isinstance(converted, tuple):
-            converted = converted[0]
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=ADAPTER)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise AutoLoRAEvalError(
-            f"the LoRA '{reference}' does not fit this pipeline: {str(error)[:300]}"
-        ) from error
-    wanted = {key: tensor for key, tensor in converted.items() if _MATRIX_A.search(key)}
-    unused = _not_loaded(wanted, _loaded_matrices(pipe))
-    if not wanted or unused or len(wanted) < n_in_file:
-        n_unused = max(len(unused), n_in_file - len(wanted))
-        raise AutoLoRAEvalError(
-            f"{n_unused} of the {max(n_in_file, len(wanted))} layers of the LoRA '{reference}' do "
-            f"not fit this pipeline{f', such as {unused[0]}' if unused else ''}. Was it made for "
-            "another base model, or is it not a LoRA (but a LoHa or LoKr)?"
-        )
-    return len(wanted)
-
-
-def _loaded_matrices(pipe: ModularPipeline) -> list[torch.Tensor]:
-    """Return the matrix A of equation (2), [rank, in], of every layer with the adapter."""
-    components = [getattr(pipe, name) for name in pipe.component_names]
-    networks = [part for part in components if isinstance(part, torch.nn.Module)]
-    layers = [layer for network in networks for layer in adapter_layers(network)]
-    return [layer.lora_A[ADAPTER].weight for layer in layers if ADAPTER in layer.lora_A]
-
-
-def _not_loaded(wanted: Mapping[str, torch.Tensor], loaded: Sequence[torch.Tensor]) -> list[str]:
-    """Return the names of the matrices that no layer holds.
-
-    Values are compared, since the layers alone prove nothing: peft puts an adapter with random
-    values on every layer whose name ends like a tuned one.
-    """
-    by_shape: dict[torch.Size, list[torch.Tensor]] = {}
-    for tensor in loaded:
-        by_shape.setdefault(tensor.shape, []).append(tensor.detach().cpu())
-    return [
-        name
-        for name, tensor in wanted.items()
-        if not any(
-            torch.equal(held, tensor.to(held.dtype)) for held in by_shape.get(tensor.shape, [])
-        )
-    ]
 
 
 @contextmanager

@@ -125,10 +125,9 @@ def load_lora(networks: Mapping[Component, torch.nn.Module], file: LoraFile, ada
             for component, homes in found.items()
         }
     for component, layers in weights.items():
+        in_file = _digest(layers)  # before: the network takes the tensors over
         _inject(networks[component], layers, adapter)
-    for component, layers in weights.items():
-        loaded = dict(_loaded(networks[component], adapter))
-        if loaded.keys() != layers.keys() or _digest(loaded) != _digest(layers):
+        if _digest(dict(_loaded(networks[component], adapter))) != in_file:
             raise AutoLoRAEvalError(
                 f"the {component} does not hold what '{file.path}' says after loading it. "
                 "This is a defect of autolora-eval; please report it with the file."
@@ -272,7 +271,7 @@ def _read(
     for layer, found in homes:
         whole = _whole(file, tensors, layer)
         for home in found:
-            base = network.get_submodule(home.path)
+            base: Any = network.get_submodule(home.path)
             b = whole.b.chunk(home.chunk[1])[home.chunk[0]]
             magnitude = whole.magnitude
             if magnitude is not None:
@@ -316,13 +315,12 @@ def _fitted(file: LoraFile, layer: LoraLayer, weights: _Weights, base: torch.Ten
             f"'{file.path}': '{layer.keys['A']}' of shape {tuple(weights.a.shape)} does not fit "
             f"its layer of shape {tuple(base.shape)}. Was the LoRA trained on another base model?"
         )
-    cast = {"dtype": base.dtype, "device": base.device}
     magnitude = weights.magnitude
     return _Weights(
-        weights.a.reshape(rank, *base.shape[1:]).to(**cast),
-        weights.b.reshape(out, rank, *kernel).to(**cast),
+        weights.a.reshape(rank, *base.shape[1:]).to(base),
+        weights.b.reshape(out, rank, *kernel).to(base),
         weights.alpha,
-        None if magnitude is None else magnitude.to(**cast),
+        None if magnitude is None else magnitude.to(base),
     )
 
 
@@ -341,9 +339,9 @@ def _inject(network: torch.nn.Module, layers: Mapping[str, _Weights], adapter: s
         init_lora_weights=False,
     )
     inject_adapter_in_model(config, network, adapter, low_cpu_mem_usage=True)
-    network._hf_peft_config_loaded = True  # diffusers and transformers ask for it
+    network._hf_peft_config_loaded = True  # type: ignore[assignment]  # diffusers and transformers ask for it
     for path, weights in layers.items():
-        layer = network.get_submodule(path)
+        layer: Any = network.get_submodule(path)
         rank = weights.a.shape[0]
         layer.r[adapter], layer.lora_alpha[adapter] = rank, weights.alpha
         _set_weight(layer.lora_A[adapter], weights.a)
@@ -362,7 +360,8 @@ def _set_weight(module: torch.nn.Module, weight: torch.Tensor) -> None:
 
 def _loaded(network: torch.nn.Module, adapter: str) -> Iterator[tuple[str, _Weights]]:
     """Yield (path, weights) of every layer that carries the adapter."""
-    for path, layer in network.named_modules():
+    layers: Iterator[tuple[str, Any]] = network.named_modules()
+    for path, layer in layers:
         if isinstance(layer, PeftLayer) and adapter in layer.lora_A:
             rank = layer.lora_A[adapter].weight.shape[0]
             magnitude = None

@@ -20,6 +20,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import local_lora
 from autolora_eval.config.load import ResolvedModel
 from autolora_eval.generation.diffusion_pipeline import ADAPTER, LoraPipeline
+from autolora_eval.generation.lora import set_lora_scale
 from autolora_eval.guidance.denoiser_state import DenoiserState
 
 __all__ = ["SampledImage", "Sampler", "SamplerModel"]
@@ -281,7 +282,8 @@ class SamplerPipeline:
         self._denoiser.restore()
         try:
             loaded.pipe.enable_lora()
-            loaded.pipe.set_adapters(ADAPTER, loaded.lora_scale)
+            loaded.pipe.set_adapters(ADAPTER)
+            set_lora_scale(list(loaded.networks.values()), ADAPTER, loaded.lora_scale)
         except (ValueError, KeyError, AttributeError, RuntimeError):
             # The sampler unloaded the LoRA: load the whole pipeline again for the next image.
             self._loaded = self._standard = None

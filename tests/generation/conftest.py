@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from tiny_models import TinyModel, make_lora, make_sdxl
+from transformers import CLIPTextConfig, CLIPTextModel
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +23,46 @@ def tiny(request: pytest.FixtureRequest, sdxl: Path) -> TinyModel:
     kohya = request.param.startswith("kohya")
     file = sdxl.parent / f"{request.param.replace(' ', '_')}.safetensors"
     return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=kohya, text_encoders=kohya))
+
+
+@pytest.fixture(scope="session")
+def unet() -> UNet2DConditionModel:
+    """A UNet with SDXL's blocks, layers and names, a few channels wide."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=4,
+        cross_attention_dim=16,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=64,
+        use_linear_projection=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def transformer() -> SD3Transformer2DModel:
+    torch.manual_seed(0)
+    return SD3Transformer2DModel(
+        sample_size=8,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+    )
+
+
+@pytest.fixture(scope="session")
+def text_encoder() -> CLIPTextModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    return CLIPTextModel(CLIPTextConfig(vocab_size=99, num_hidden_layers=2, **sizes))

@@ -1,0 +1,278 @@
+"""LoRA files of every trainer do what they say, or are refused by name.
+
+One LoRA is written in the names and forms that trainers use. Whatever the form, each layer of the
+network must add the same alpha / rank · B·A. The forms are those of public files and of bug
+reports against loaders: alphas of single layers, DoRA in kohya's names, alphas in the header.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from lora_networks import RANK, Pairs, Tensors, effects, kohya, named, pairs_of
+from safetensors.torch import save_file
+from transformers import CLIPTextModel
+
+from autolora_eval.config.lora_file import read_lora_file
+from autolora_eval.generation import lora as lora_module
+from autolora_eval.generation.lora import load_lora
+
+pytestmark = pytest.mark.model
+
+
+def loaded(network: torch.nn.Module, file: Path, component: str = "denoiser") -> Tensors:
+    """Return the effects of a LoRA file on a copy of a network."""
+    fresh = copy.deepcopy(network)
+    load_lora({component: fresh}, read_lora_file(file), "x")
+    return effects(fresh)
+
+
+def assert_equal(found: Tensors, expected: Tensors, tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, effect in expected.items():
+        torch.testing.assert_close(found[name], effect, rtol=tolerance, atol=tolerance)
+
+
+def old_processors(pairs: Pairs) -> Tensors:
+    """The names of diffusers' attention processors before 0.22."""
+    tensors = {}
+    for name, (a, b) in pairs.items():
+        inner = re.fullmatch(r"(.*attn\d)\.(to_[qkv]|to_out)(?:\.0)?", name)
+        stem = f"unet.{inner[1]}.processor.{inner[2]}_lora" if inner else f"unet.{name}.lora"
+        tensors[f"{stem}.down.weight"], tensors[f"{stem}.up.weight"] = a, b
+    return tensors
+
+
+def sgm(pairs: Pairs, prefix: str, separator: str) -> Pairs:
+    """The same pairs under the names of SDXL's first release."""
+    attention = {"up_blocks.0", "up_blocks.1"}
+    names = {name: lora_module._sgm_name(name, 2, attention) or name for name in pairs}
+    return {prefix + names[name].replace(".", separator): pair for name, pair in pairs.items()}
+
+
+def alphas_of_single_layers(pairs: Pairs) -> Tensors:
+    tensors = kohya(pairs)
+    for number, name in enumerate(pairs):
+        stem, alpha = "lora_unet_" + name.replace(".", "_"), 1.0 + number % 5
+        tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+        tensors[f"{stem}.lora_up.weight"] = pairs[name][1] * (RANK / alpha)
+    return tensors
+
+
+def ranks_of_single_layers(pairs: Pairs) -> Tensors:
+    """Every second layer at twice the rank, the added half without effect."""
+    wide = {}
+    for number, (name, (a, b)) in enumerate(pairs.items()):
+        if number % 2:
+            a, b = torch.cat([a, a]), torch.cat([b, torch.zeros_like(b)], dim=1)
+        wide[name] = a, b
+    return named(wide, "unet.", ".lora_A.weight", ".lora_B.weight")
+
+
+def flat_kernels(pairs: Pairs) -> Tensors:
+    """1×1 convolutions as matrices, and matrices as 1×1 convolutions."""
+    changed = {}
+    for name, (a, b) in pairs.items():
+        if a.dim() == 2:
+            a, b = a[:, :, None, None], b[:, :, None, None]
+        elif a.shape[2:] == (1, 1):
+            a, b = a.flatten(1), b.flatten(1)
+        changed[name] = a, b
+    return kohya(changed)
+
+
+SAME: dict[str, Callable[[Pairs], Tensors]] = {
+    "kohya": kohya,
+    "kohya, alpha below the rank": lambda p: kohya(p, alpha=1.5),
+    "kohya, alphas of single layers": alphas_of_single_layers,
+    "kohya, alphas as integers": lambda p: {
+        k: v.to(torch.int64) if k.endswith("alpha") else v for k, v in kohya(p).items()
+    },
+    "kohya, alphas in bfloat16": lambda p: {
+        k: v.to(torch.bfloat16) if k.endswith("alpha") else v for k, v in kohya(p).items()
+    },
+    "kohya, names of SDXL's first release": lambda p: kohya(sgm(p, "", "_")),
+    "kohya, kernels flattened": flat_kernels,
+    "LyCORIS": lambda p: kohya(p, prefix="lycoris_"),
+    "float64": lambda p: {k: v.double() for k, v in kohya(p).items()},
+    "ComfyUI": lambda p: named(
+        sgm(p, "", "."), "diffusion_model.", ".lora_A.weight", ".lora_B.weight"
+    ),
+    "ComfyUI, kohya's parts": lambda p: named(
+        sgm(p, "", "."), "diffusion_model.", ".lora_down.weight", ".lora_up.weight"
+    ),
+    "diffusers": lambda p: named(p, "unet.", ".lora_A.weight", ".lora_B.weight"),
+    "diffusers, old": lambda p: named(p, "unet.", ".lora.down.weight", ".lora.up.weight"),
+    "diffusers, attention processors": old_processors,
+    "diffusers' names, kohya's parts": lambda p: named(
+        p, "unet.", ".lora_down.weight", ".lora_up.weight"
+    ),
+    "peft": lambda p: named(p, "base_model.model.", ".lora_A.weight", ".lora_B.weight"),
+    "peft, named adapter": lambda p: named(
+        p, "unet.", ".lora_A.default.weight", ".lora_B.default.weight"
+    ),
+    "no prefix": lambda p: named(p, "", ".lora_A.weight", ".lora_B.weight"),
+    "ranks of single layers": ranks_of_single_layers,
+}
+
+
+@pytest.fixture(scope="session")
+def pairs(unet: UNet2DConditionModel) -> Pairs:
+    """A LoRA on attention, feed-forward, projections, resnets, resampling and embeddings."""
+    return pairs_of(unet, r"to_|ff\.|proj|conv|time_emb|embedding")
+
+
+@pytest.fixture(scope="session")
+def expected(pairs: Pairs) -> Tensors:
+    return {name: b.flatten(1) @ a.flatten(1) for name, (a, b) in pairs.items()}
+
+
+@pytest.mark.parametrize("form", SAME)
+def test_one_lora_in_every_form_does_the_same(
+    form: str, unet: UNet2DConditionModel, pairs: Pairs, expected: Tensors, tmp_path: Path
+) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in SAME[form](pairs).items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    assert_equal(loaded(unet, tmp_path / "lora.safetensors"), expected)
+
+
+HEADERS = {
+    "alpha and rank": {"rank": "4", "alpha": "2"},
+    "kohya's": {"ss_network_dim": "4", "ss_network_alpha": "2.0"},
+    "diffusers'": {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 2})},
+    "diffusers', by pattern": {
+        "lora_adapter_metadata": json.dumps(
+            {"unet.r": 4, "unet.lora_alpha": 9, "unet.alpha_pattern": {"to_q": 2, "to_v": 2}}
+        )
+    },
+    "rsLoRA": {  # alpha / sqrt(r)
+        "lora_adapter_metadata": json.dumps({"unet.lora_alpha": 1, "unet.use_rslora": True})
+    },
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_an_alpha_in_the_header_counts_and_is_reported(
+    header: str, unet: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    pairs = pairs_of(unet, r"to_[qv]$")
+    file = tmp_path / "lora.safetensors"
+    save_file(named(pairs, "unet.", ".lora_A.weight", ".lora_B.weight"), file, HEADERS[header])
+    half = {name: 0.5 * b @ a for name, (a, b) in pairs.items()}
+    assert_equal(loaded(unet, file), half)
+    assert "header" in read_lora_file(file).summary()
+
+
+def test_an_alpha_in_adapter_config_counts_and_is_reported(
+    unet: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    pairs = pairs_of(unet, r"to_[qv]$")
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(named(pairs, "base_model.model.", ".lora_A.weight", ".lora_B.weight"), file)
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 2}')
+    half = {name: 0.5 * b @ a for name, (a, b) in pairs.items()}
+    assert_equal(loaded(unet, file), half)
+    assert "adapter_config.json" in read_lora_file(file).summary()
+
+
+def test_a_tucker_decomposition_is_multiplied_out(
+    unet: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    a = torch.randn(RANK, 8, 1, 1)
+    mid, b = torch.randn(RANK, RANK, 3, 3), torch.randn(8, RANK, 1, 1)
+    stem = "lora_unet_down_blocks_0_resnets_0_conv1"
+    parts = {"lora_down": a, "lora_mid": mid, "lora_up": b}
+    save_file({f"{stem}.{k}.weight": v for k, v in parts.items()}, tmp_path / "l.safetensors")
+    effect = torch.einsum("or,rshw,si->oihw", b[:, :, 0, 0], mid, a[:, :, 0, 0]).flatten(1)
+    found = loaded(unet, tmp_path / "l.safetensors")
+    assert_equal(found, {"down_blocks.0.resnets.0.conv1": effect})
+
+
+@pytest.mark.parametrize("form", ["kohya", "kohya, flat", "peft"])
+def test_dora_keeps_its_magnitudes(form: str, unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    pairs = pairs_of(unet, r"to_k$|resnets.*conv1")
+    magnitudes = {name: torch.rand(len(b)) + 0.5 for name, (_, b) in pairs.items()}
+    if form == "peft":
+        tensors = named(pairs, "unet.", ".lora_A.weight", ".lora_B.weight")
+        tensors |= {f"unet.{name}.lora_magnitude_vector": m for name, m in magnitudes.items()}
+    else:
+        tensors = kohya(pairs)
+        for name, magnitude in magnitudes.items():
+            shaped = magnitude.reshape(-1, *[1] * (pairs[name][0].dim() - 1))
+            key = f"lora_unet_{name.replace('.', '_')}.dora_scale"
+            tensors[key] = magnitude if form == "kohya, flat" else shaped
+    save_file(tensors, tmp_path / "lora.safetensors")
+    found = loaded(unet, tmp_path / "lora.safetensors")
+    expected = {name: b.flatten(1) @ a.flatten(1) for name, (a, b) in pairs.items()}
+    expected |= {f"{name} magnitude": magnitude for name, magnitude in magnitudes.items()}
+    assert_equal(found, expected)
+    assert read_lora_file(tmp_path / "lora.safetensors").kind == "DoRA (LoCon)"
+
+
+TEXT = {
+    "kohya": lambda p: kohya(p, "lora_te1_text_model_"),
+    "kohya without text_model": lambda p: kohya(p, "lora_te1_"),
+    "kohya for one encoder": lambda p: kohya(p, "lora_te_text_model_"),
+    "diffusers": lambda p: named(p, "text_encoder.", ".lora_A.weight", ".lora_B.weight"),
+    "diffusers with text_model": lambda p: named(
+        p, "text_encoder.text_model.", ".lora_A.weight", ".lora_B.weight"
+    ),
+    "diffusers, old": lambda p: named(
+        p, "text_encoder.text_model.", ".lora_linear_layer.down.weight",
+        ".lora_linear_layer.up.weight",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", TEXT)
+def test_a_text_encoder_is_tuned_in_attention_and_mlp(
+    form: str, text_encoder: CLIPTextModel, tmp_path: Path
+) -> None:
+    pairs = pairs_of(text_encoder, r"_proj|fc[12]")
+    save_file(TEXT[form](pairs), tmp_path / "lora.safetensors")
+    expected = {name: b @ a for name, (a, b) in pairs.items()}
+    assert_equal(loaded(text_encoder, tmp_path / "lora.safetensors", "text_encoder"), expected)
+
+
+def fused(pairs: Pairs) -> Tensors:
+    """SD3 in kohya's names: one A for query, key and value, and rows of B one after another."""
+    tensors = {}
+    for block in range(3):
+        for side, names in (
+            ("x", ("to_q", "to_k", "to_v")),
+            ("context", ("add_q_proj", "add_k_proj", "add_v_proj")),
+        ):
+            attention = f"transformer_blocks.{block}.attn."
+            stem = f"lora_unet_joint_blocks_{block}_{side}_block_attn_qkv"
+            tensors[f"{stem}.lora_down.weight"] = pairs[attention + names[0]][0]
+            rows = [pairs[attention + name][1] for name in names]
+            tensors[f"{stem}.lora_up.weight"] = torch.cat(rows)
+    return tensors
+
+
+def test_sd3_in_every_form_does_the_same(
+    transformer: SD3Transformer2DModel, tmp_path: Path
+) -> None:
+    pairs = pairs_of(transformer, r"attn\.(to_[qkv]|add_[qkv]_proj)$")
+    for block in range(3):  # one A for each attention, as the fused form has it
+        for names in (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")):
+            paths = [f"transformer_blocks.{block}.attn.{name}" for name in names]
+            pairs |= {path: (pairs[paths[0]][0], pairs[path][1]) for path in paths}
+    expected = {name: b @ a for name, (a, b) in pairs.items()}
+    forms = {
+        "diffusers": named(pairs, "transformer.", ".lora_A.weight", ".lora_B.weight"),
+        "OneTrainer": kohya(pairs, "lora_transformer_"),
+        "ai-toolkit": named(pairs, "diffusion_model.", ".lora_A.weight", ".lora_B.weight"),
+        "kohya": fused(pairs),
+    }
+    for form, tensors in forms.items():
+        file = tmp_path / f"{form}.safetensors"
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
+        assert_equal(loaded(transformer, file), expected)

@@ -1,0 +1,175 @@
+"""LoRA files that cannot be loaded exactly are refused, with the file, the kind and the tensor."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from lora_networks import effects, kohya, named, pairs_of
+from safetensors.torch import save_file
+
+from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval.config.lora_file import read_lora_file
+from autolora_eval.generation import lora as lora_module
+from autolora_eval.generation.lora import load_lora, set_lora_scale
+
+pytestmark = pytest.mark.model
+STEM = "lora_unet_mid_block_attentions_0_proj_in"
+DOWN, UP = f"{STEM}.lora_down.weight", f"{STEM}.lora_up.weight"
+LAYER = {DOWN: torch.ones(4, 16), UP: torch.ones(16, 4)}
+SECOND = {key.replace("proj_in", "proj_out"): value.clone() for key, value in LAYER.items()}
+
+REFUSED_BY_HEADER: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+    "LoHa": ({f"{STEM}.hada_w1_a": torch.ones(16, 4)}, f"is LoHa ('{STEM}.hada_w1_a')"),
+    "LoKr": ({f"{STEM}.lokr_w1": torch.ones(4, 4)}, f"is LoKr ('{STEM}.lokr_w1')"),
+    "difference": ({f"{STEM}.diff": torch.ones(16, 16)}, "is a full difference of weights"),
+    "norms": ({f"{STEM}.w_norm": torch.ones(16)}, "is tuned norms or replaced weights"),
+    "OFT": ({f"{STEM}.oft_blocks": torch.ones(4, 4)}, "is OFT"),
+    "biases": (
+        LAYER | {f"{STEM}.lora_up.bias": torch.ones(16)},
+        f"is a LoRA with biases ('{STEM}.lora_up.bias')",
+    ),
+    "embeddings": ({"bundle_emb.word.string_to_param.*": torch.ones(1, 4)}, "bundled in"),
+    "a model": ({"unet.conv_in.weight": torch.ones(4, 4)}, "not a tensor of a LoRA"),
+    "only A": ({DOWN: torch.ones(4, 16)}, "lacks the up or B matrix"),
+    "only B": ({UP: torch.ones(16, 4)}, "lacks the down or A matrix"),
+    "only alpha": (LAYER | {"lora_unet_x.alpha": torch.tensor(1.0)}, "'lora_unet_x.alpha'"),
+    "other ranks": ({DOWN: torch.ones(4, 16), UP: torch.ones(16, 3)}, "do not fit each other"),
+    "alpha NaN": (LAYER | {f"{STEM}.alpha": torch.tensor(float("nan"))}, "alpha nan"),
+    "alpha of many": (LAYER | {f"{STEM}.alpha": torch.ones(2)}, "an alpha as F32 of shape (2,)"),
+    "some DoRA": (
+        LAYER | SECOND | {f"{STEM}.dora_scale": torch.ones(16, 1)},
+        "DoRA magnitudes in 1 of its 2 layers",
+    ),
+    "twice": (LAYER | {f"{STEM}.lora_A.weight": torch.ones(4, 16)}, "tunes one layer twice"),
+    "nothing": ({}, "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_BY_HEADER)
+def test_what_the_header_shows_is_refused_before_anything_is_loaded(
+    case: str, tmp_path: Path
+) -> None:
+    tensors, message = REFUSED_BY_HEADER[case]
+    file = tmp_path / "mine.safetensors"
+    save_file(tensors, file)
+    with pytest.raises(UsageError) as caught:
+        read_lora_file(file)
+    assert str(file) in str(caught.value)
+    assert message in str(caught.value)
+
+
+DAMAGED = {
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n",
+    "not a .safetensors file": b"<html>Log in to download</html>",
+    "damaged header": (20).to_bytes(8, "little") + b"{" * 20,
+    "or its header is cut off": (20).to_bytes(8, "little") + b"{",
+}
+
+
+@pytest.mark.parametrize("message", DAMAGED)
+def test_a_damaged_file_is_refused_by_name(message: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes(DAMAGED[message])
+    with pytest.raises(UsageError, match=message) as caught:
+        read_lora_file(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_truncated_file_is_refused_with_its_sizes(tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    save_file(LAYER, file)
+    whole = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UsageError, match=f"lists {whole:,} bytes, and it has {whole - 100:,}"):
+        read_lora_file(file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_refused_with_its_tensor(
+    value: float, unet: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.safetensors"
+    save_file(LAYER | {DOWN: torch.full((4, 16), value)}, file)
+    fresh = copy.deepcopy(unet)
+    with pytest.raises(AutoLoRAEvalError, match=f"NaN or infinity in '{DOWN}'"):
+        load_lora({"denoiser": fresh}, read_lora_file(file), "x")
+    assert not effects(fresh)
+
+
+def test_a_lora_of_another_base_model_is_refused(
+    unet: UNet2DConditionModel, transformer: SD3Transformer2DModel, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.safetensors"
+    wide = {name: (torch.ones(4, 99), b) for name, (_, b) in pairs_of(unet, r"to_q$").items()}
+    for tensors, message in (
+        (
+            kohya(pairs_of(transformer, r"to_q$"), "lora_transformer_"),
+            r"3 of the 3 layers .* trained on another base model",
+        ),
+        (
+            named(wide, "unet.", ".lora_A.weight", ".lora_B.weight"),
+            r"of shape \(4, 99\) does not fit",
+        ),
+        (
+            {key.replace("unet", "te3"): value for key, value in LAYER.items()},
+            "tunes text_encoder_3",
+        ),
+    ):
+        save_file(tensors, file)
+        with pytest.raises(AutoLoRAEvalError, match=message):
+            load_lora({"denoiser": unet}, read_lora_file(file), "x")
+    assert not effects(unet)
+
+
+def test_a_scale_is_absolute_and_zero_is_zero(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    save_file(kohya(pairs_of(unet, r"to_q$"), alpha=2.0), file)
+    fresh = copy.deepcopy(unet)
+    load_lora({"denoiser": fresh}, read_lora_file(file), "x")
+    whole = effects(fresh)
+    for scale in (0.25, 0.0, 1.0):
+        set_lora_scale([fresh], "x", scale)
+        for name, effect in effects(fresh).items():
+            torch.testing.assert_close(effect, scale * whole[name])
+
+
+@pytest.mark.parametrize("part", ["scaling", "lora_B"])
+def test_what_was_loaded_is_compared_with_the_file(
+    part: str, unet: UNet2DConditionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.safetensors"
+    save_file(kohya(pairs_of(unet, r"to_q$")), file)
+    inject = lora_module._inject
+
+    def faulty(network: torch.nn.Module, layers: Any, adapter: str) -> None:
+        inject(network, layers, adapter)
+        layer: Any = network.get_submodule(next(iter(layers)))
+        if part == "scaling":
+            layer.scaling[adapter] *= 2
+        else:
+            layer.lora_B[adapter].weight.data[0, 0] += 1
+
+    monkeypatch.setattr(lora_module, "_inject", faulty)
+    with pytest.raises(AutoLoRAEvalError, match="does not hold what"):
+        load_lora({"denoiser": copy.deepcopy(unet)}, read_lora_file(file), "x")
+
+
+def test_the_names_of_sdxls_first_release_are_those_that_diffusers_converts(
+    unet: UNet2DConditionModel,
+) -> None:
+    weights = unet.state_dict()
+    first = {}
+    for name, tensor in weights.items():
+        layer, _, last = name.rpartition(".")
+        old = lora_module._sgm_name(layer, 2, {"up_blocks.0", "up_blocks.1"})
+        old = "out.0" if layer == "conv_norm_out" else old  # a norm, which no LoRA tunes
+        first[f"model.diffusion_model.{old}.{last}"] = tensor
+    converted = convert_ldm_unet_checkpoint(first, dict(unet.config))
+    assert converted.keys() == weights.keys()
+    assert all(torch.equal(converted[name], weights[name]) for name in weights)

@@ -1,0 +1,54 @@
+"""Networks with the layers of SDXL, SD3 and CLIP, a few channels wide, and LoRAs for them."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+RANK = 4
+Tensors = dict[str, torch.Tensor]
+Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def pairs_of(network: torch.nn.Module, pattern: str) -> Pairs:
+    """Return random (A, B) for the layers of a network whose names match, by name."""
+    generator = torch.Generator().manual_seed(7)
+    found = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and re.search(pattern, name):
+            out, *rest = layer.weight.shape
+            a = torch.randn(RANK, *rest, generator=generator)
+            b = torch.randn(out, RANK, *[1] * (len(rest) - 1), generator=generator)
+            found[name] = a, b
+    assert found
+    return found
+
+
+def effects(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return what the adapter adds to the weight of each layer: scaling · B·A, and magnitudes."""
+    found = {}
+    for name, layer in network.named_modules():
+        if hasattr(layer, "lora_A") and "x" in layer.lora_A:
+            a, b = layer.lora_A["x"].weight, layer.lora_B["x"].weight
+            found[name] = layer.scaling["x"] * (b.flatten(1) @ a.flatten(1))
+            if "x" in layer.lora_magnitude_vector:
+                found[f"{name} magnitude"] = layer.lora_magnitude_vector["x"].weight.flatten()
+    return found
+
+
+def kohya(pairs: Pairs, prefix: str = "lora_unet_", alpha: float = RANK) -> Tensors:
+    tensors = {}
+    for name, (a, b) in pairs.items():
+        stem = prefix + name.replace(".", "_")
+        tensors[f"{stem}.lora_down.weight"] = a
+        tensors[f"{stem}.lora_up.weight"] = b * (RANK / alpha)
+        tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+def named(pairs: Pairs, prefix: str, down: str, up: str) -> Tensors:
+    tensors = {}
+    for name, (a, b) in pairs.items():
+        tensors[f"{prefix}{name}{down}"], tensors[f"{prefix}{name}{up}"] = a, b
+    return tensors
