@@ -38,7 +38,7 @@ from autolora_eval.guidance.catalogue import (
 from autolora_eval.runs.folder import Run, RunFolder
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from autolora_eval.analysis.human_agreement import HumanAgreement
 
 
 # A terminal narrower than this and a column a measure leaves the extra measures out.
@@ -247,28 +247,24 @@ def _show_image_set(folder: RunFolder, cell: str, found: Json) -> None:
         show_done("  each by name", folder.image_set(cell))
 
 
-def show_agreement(folder: RunFolder, found: pd.DataFrame, counts: Json) -> None:
-    """Print how far the judge agrees with people, and why a number or its interval is missing."""
-    from autolora_eval._text import pluralize
-    from autolora_eval.analysis.human_agreement import described
+def show_agreement(folder: RunFolder, found: HumanAgreement) -> None:
+    """Print how well the judge agrees with people, and why a value or interval is missing."""
+    from autolora_eval.analysis.human_agreement import EXPECTED, statistic_label
     from autolora_eval.analysis.reliability import ALL
 
-    ratings, images = pluralize(counts["ratings"], "rating"), pluralize(counts["images"], "image")
-    raters = pluralize(counts["raters"], "person", "people")
-    console.print(
-        f"{ratings} of {images} by {raters}; in brackets 95 % intervals",
-        highlight=False,
-    )
+    ratings, images = pluralize(found.n_ratings, "rating"), pluralize(found.n_images, "image")
+    raters = pluralize(found.n_raters, "person", "people")
+    _print_line(f"{ratings} of {images} by {raters}; 95% intervals in brackets")
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("Score", overflow="fold")
     table.add_column("")
     for head in ("Value", "", "Images"):
         table.add_column(head, justify="right")
     reasons: dict[str, None] = {}
-    for row in found[found["cell"] == ALL].to_dict("records"):
-        label, signed = described(row)
+    for row in found.table[found.table["cell"] == ALL].to_dict("records"):
+        label, signed = statistic_label(row)
         value, low, high = (_number(row[key], signed=signed) for key in ("value", "low", "high"))
-        score = f"{row['score']}, expected" if row["compared"] == "expected" else row["score"]
+        score = f"{row['score']}, expected" if row["compared"] == EXPECTED else row["score"]
         within = "" if low == "–" else f"[{low}, {high}]"
         table.add_row(Text(score), Text(label), value, Text(within), f"{row['n_images']:,}")
         if isinstance(row["reason"], str):
@@ -277,12 +273,12 @@ def show_agreement(folder: RunFolder, found: pd.DataFrame, counts: Json) -> None
     for reason in reasons:
         console.print(Text(reason, "dim"))
     show_done("agreement", folder.agreement)
-    console.print(
-        f"The next report shows it, and by cell: autolora-eval report {folder.path}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    _print_line(f"To add it to the report, run: autolora-eval report {folder.path}")
+
+
+def _print_line(*parts: str | tuple[str, str]) -> None:
+    """Print plain or styled texts on one line, never reading them as markup."""
+    console.print(Text.assemble(*parts), soft_wrap=True)
 
 
 def show_caveat(text: str) -> None:

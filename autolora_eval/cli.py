@@ -179,8 +179,10 @@ def agreement(
     """Compare the judge with people's ratings of the same images, for the next report."""
     from autolora_eval import _display as display
     from autolora_eval.analysis.human_agreement import write_agreement
+    from autolora_eval.runs.folder import open_run
 
-    display.show_agreement(*write_agreement(run, ratings))
+    opened = open_run(run)
+    display.show_agreement(opened.folder, write_agreement(opened, ratings))
 
 
 @app.command()

@@ -7,7 +7,7 @@ images is 1 − A(κ)² exactly. Scores are whole numbers from 0 to 5 with mean 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from autolora_eval.analysis.estimates import (
 )
 from autolora_eval.scoring.diversity import diversity, leave_one_out, unit_vectors
 
+# 250 simulations take seconds; every tolerance below follows from their number.
+SIMULATIONS = 250
 Estimates = dict[str, Estimate]
 KAPPAS = np.array([0.5, 1.0, 2.0, 4.0])
 QUALITIES = 0.4 + 0.1 * np.arange(len(KAPPAS))
@@ -160,3 +162,25 @@ DESIGNS = {
         _less(_truth(true_diversity(0.9 * KAPPAS), 5 * (QUALITIES + 0.03)), _MANY),
     ),
 }
+
+
+def standard_errors(rate: float, n: int = SIMULATIONS) -> float:
+    """Four standard errors of a rate that is estimated from n simulations."""
+    return 4.0 * float(np.sqrt(rate * (1.0 - rate) / n))
+
+
+def assert_coverage(
+    intervals: Sequence[tuple[float, float]], truth: float, shortfall: float = 0.0
+) -> None:
+    """Assert that 95% intervals contain the truth as often as they should.
+
+    Args:
+        intervals: one per simulation.
+        truth: the true value.
+        shortfall: how much lower than 95% the coverage of this kind of interval is known to be.
+
+    The rate must be within four standard errors of 95%. It must also be below 1: 250 intervals of
+    the right width all contain the truth with a probability of 3e-6.
+    """
+    rate = float(np.mean([low <= truth <= high for low, high in intervals]))
+    assert 0.95 - shortfall - standard_errors(0.95, len(intervals)) <= rate < 1.0

@@ -1,4 +1,4 @@
-"""How far the judge can be trusted: what it left unscored, and whether it repeats itself."""
+"""Reliability of the judge: agreement of its repeats, and images it left unscored."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.diversity import Floats
 from autolora_eval.scoring.judgement_store import JudgementFile, JudgementKey
 
+# The value of the column `cell` in rows that cover all cells.
 ALL = "all"
-# α is commonly asked to reach .800; .667 is "the lowest conceivable limit" where tentative
-# conclusions are still acceptable (Krippendorff, Content Analysis, 2nd ed. 2004, p. 241).
+# Reliable data are commonly asked to reach α = .800. Krippendorff calls .667 "the lowest
+# conceivable limit" for tentative conclusions (Content Analysis, 2nd ed. 2004, p. 241).
 TENTATIVE_ALPHA = 0.667
-# The library's arrays are [N, V, V]: 400 MB each at this many places.
-MAX_PLACES = 50_000_000
+# The krippendorff package allocates float64 [N, V, V]: 400 MB at this many elements.
+MAX_ELEMENTS = 50_000_000
 
 COLUMNS = (
     *("cell", "score", "n_images", "n_asked", "n_verdicts", "n_repeated", "unit", "n_units"),
@@ -38,7 +39,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Alpha:
-    """Krippendorff's α, or why it is undefined.
+    """Krippendorff's α, or the reason why it is undefined.
 
     Attributes:
         value: at most 1; NaN if undefined.
@@ -55,25 +56,26 @@ def repeat_ratings(
     columns: Sequence[str],
     repeats: int,
 ) -> dict[str, Floats]:
-    """Return the verdicts on each image, one row a repeat.
+    """Return the judge's scores of each image, one row per repeat.
 
     Args:
-        rows: a cell's judgements by one judge and rubric; the last of an image and repeat counts.
+        rows: a cell's judgements by one judge and rubric. The last one of an image and repeat
+            counts.
         images: (image id, SHA-256) of the images, [N].
         columns: the scores.
-        repeats: k, how often each image was to be judged; further rows do not count.
+        repeats: number of repeats k. Judgements of further repeats are ignored.
 
     Returns:
-        By score, float64 [k, N], NaN where there is no verdict.
+        By score, float64 [k, N], NaN where an image has no score.
     """
-    place = {image: n for n, image in enumerate(images)}
+    index = {image: n for n, image in enumerate(images)}
     ratings = {column: np.full((repeats, len(images)), np.nan) for column in columns}
     for row in rows:
-        what = JudgementKey.of(row)
-        at = place.get((what.image_id, what.sha256))
-        if at is not None and what.repeat < repeats:
+        key = JudgementKey.of(row)
+        image = index.get((key.image_id, key.sha256))
+        if image is not None and key.repeat < repeats:
             for column in columns:
-                ratings[column][what.repeat, at] = (row["scores"] or {}).get(column, np.nan)
+                ratings[column][key.repeat, image] = (row["scores"] or {}).get(column, np.nan)
     return ratings
 
 
@@ -81,29 +83,28 @@ def krippendorff_alpha(ratings: Floats) -> Alpha:
     """Return Krippendorff's α for ordinal data, by the package `krippendorff`.
 
     α = 1 − D_o/D_e, observed over expected disagreement (Krippendorff, Content Analysis, 2nd ed.
-    2004, chapter 11). The levels are the values that occur: a level that nobody gave changes
-    nothing.
+    2004, chapter 11). The levels are the values that occur; unused levels do not change α.
 
     Args:
-        ratings: float [k, N], one row a rater or repeat, NaN where there is no rating.
+        ratings: float [k, N], one row per rater or repeat, NaN where there is no rating.
 
     Returns:
-        The value; NaN with a reason where no image has two ratings, and where all ratings of
-        such images are the same, so that no disagreement could be expected.
+        The value. It is NaN with a reason if no image has two ratings, or if all ratings are
+        equal, because then no disagreement is expected.
     """
     paired = _paired(ratings)
     values = np.unique(paired[~np.isnan(paired)])
     if not values.size:
-        return Alpha(float("nan"), "no image has two verdicts")
+        return Alpha(float("nan"), "no image has two ratings")
     if values.size == 1:
-        return Alpha(float("nan"), f"constant: all are {values[0]:g}")
-    if paired.shape[1] * values.size**2 > MAX_PLACES:
-        return Alpha(float("nan"), f"too many different values ({values.size:,}) to count")
+        return Alpha(float("nan"), f"all ratings are {values[0]:g}")
+    if paired.shape[1] * values.size**2 > MAX_ELEMENTS:
+        return Alpha(float("nan"), f"too many different values ({values.size:,})")
     return Alpha(float(krippendorff.alpha(paired, level_of_measurement="ordinal")))
 
 
 def _paired(ratings: Floats) -> Floats:
-    """Return the images with at least two ratings: the others say nothing of agreement."""
+    """Return the images with at least two ratings; agreement is defined only for them."""
     return ratings[:, (~np.isnan(ratings)).sum(axis=0) >= 2]
 
 
@@ -111,19 +112,19 @@ def coincidences(ratings: Floats, values: Floats) -> Floats:
     """Return the coincidence matrix o_ck = Σ_u (pairs c–k of ratings of u)/(m_u − 1).
 
     Args:
-        ratings: float [k, N]; images with fewer than m_u = 2 ratings do not count.
+        ratings: float [k, N]. Images with fewer than m_u = 2 ratings are ignored.
         values: the levels in order, [V].
 
     Returns:
         float64 [V, V].
     """
-    counts = (_paired(ratings)[:, :, None] == values).sum(axis=0).astype(np.float64)
+    counts = (_paired(ratings)[:, :, None] == values).sum(axis=0).astype(np.float64)  # [N, V]
     weighted = counts / (counts.sum(axis=1, keepdims=True) - 1.0)
     return np.asarray(weighted.T @ counts - np.diag(weighted.sum(axis=0)))
 
 
 def alpha_of_coincidences(observed: Floats) -> float:
-    """Return ordinal α from a coincidence matrix, as resampling needs it by the thousand.
+    """Return ordinal α of a coincidence matrix, fast enough for thousands of resamples.
 
     With n_c = Σ_k o_ck and the mid-ranks r_c = Σ_{g≤c} n_g − n_c/2, the ordinal distance of two
     levels is (r_c − r_k)², and α = 1 − (n−1) Σ o_ck (r_c − r_k)² / Σ n_c n_k (r_c − r_k)².
@@ -132,7 +133,7 @@ def alpha_of_coincidences(observed: Floats) -> float:
         observed: float [V, V], levels in order.
 
     Returns:
-        At most 1; NaN where fewer than two levels occur.
+        At most 1; NaN if fewer than two levels occur.
     """
     n = observed.sum(axis=1)
     ranks = np.cumsum(n) - n / 2
@@ -144,18 +145,19 @@ def alpha_of_coincidences(observed: Floats) -> float:
 
 
 def alpha_interval(ratings: Floats, units: Sequence[Hashable], unit: str) -> Interval:
-    """Return the 95 % interval of ordinal α, sampling units drawn again whole.
+    """Return the 95% bootstrap interval of ordinal α, resampling whole sampling units.
 
     Args:
         ratings: float [k, N].
         units: sampling unit of each image, [N].
-        unit: what they are, for the reason.
+        unit: name of a unit, for the reason if there is no interval.
     """
     values = np.unique(ratings[~np.isnan(ratings)])
     members = [rows for rows in unit_members(units) if _paired(ratings[:, rows]).size]
     by_unit = np.stack([coincidences(ratings[:, rows], values) for rows in members])
 
     def statistic(drawn: Indices) -> float:
+        # Coincidences add up, so a resample is a weighted sum: no ratings are copied.
         times = np.bincount(drawn, minlength=len(members)).astype(np.float64)
         return alpha_of_coincidences(np.tensordot(times, by_unit, axes=1))
 
@@ -163,10 +165,10 @@ def alpha_interval(ratings: Floats, units: Sequence[Hashable], unit: str) -> Int
 
 
 def exact_agreement(ratings: Floats) -> float:
-    """Return the share of images whose verdicts are all equal; NaN if none has two.
+    """Return the share of images whose ratings are all equal; NaN if no image has two.
 
     Args:
-        ratings: float [k, N]; images with fewer than two verdicts do not count.
+        ratings: float [k, N]. Images with fewer than two ratings are ignored.
     """
     paired = _paired(ratings)
     if not paired.shape[1]:
@@ -175,14 +177,14 @@ def exact_agreement(ratings: Floats) -> float:
 
 
 def unscored_by_reason(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return how many images of each cell are unscored, by reason.
+    """Return the number of unscored images of each cell, by reason.
 
     Args:
-        scores: one row an image, with cell and unscored_reason.
+        scores: one row per image, with the columns cell and unscored_reason.
 
     Returns:
-        Columns cell, reason, n_unscored, n_images (of the cell) and share; one row for each cell
-        and reason that occurs, cells in order, the most frequent reason first.
+        Columns cell, reason, n_unscored, n_images (of the cell) and share; one row per cell and
+        reason that occurs. Cells keep their order; the most frequent reason comes first.
     """
     rows: list[dict[str, Any]] = []
     for cell, images in scores.groupby("cell", sort=False):
@@ -221,63 +223,67 @@ def reliability(
     judge_key: str | None,
     repeats: int,
 ) -> pd.DataFrame:
-    """Return the judge's agreement with itself, one row a score and cell, and one over all cells.
+    """Return the agreement of the judge's repeats, by score and cell and over all cells.
 
     Args:
-        folder: where judgements are.
-        scores: one row an image.
+        folder: the run folder.
+        scores: one row per image, from `join_scores`.
         columns: the judge's scores.
-        judge_key: content key of judge and rubric.
-        repeats: how often each image was to be judged.
+        judge_key: content hash of judge and rubric; None if nothing was judged.
+        repeats: number of times each image was to be judged.
 
     Returns:
-        The columns of `COLUMNS`: images, verdicts asked and given, images with at least two, α
-        with its interval, the share of images whose verdicts are all equal, the mean score, the
-        mean expected score where there are any, and why α or its interval is missing.
+        The columns of `COLUMNS`: number of images, of scores asked for and given, and of images
+        with at least two; α with its interval; the share of images whose scores are all equal;
+        the mean score and mean expected score; and why α or its interval is missing.
     """
     frames = {str(cell): images for cell, images in scores.groupby("cell", sort=False)}
     ratings: list[dict[str, Floats]] = []
     for cell, images in frames.items():
         wanted = list(zip(images["image_id"], images["sha256"], strict=True))
-        rows = JudgementFile(folder.judgements(cell)).rows(judge_key) if judge_key else ()
-        ratings.append(repeat_ratings(rows, wanted, columns, repeats))
-    every, found = pd.concat(frames.values()), []
+        judgements = JudgementFile(folder.judgements(cell)).rows(judge_key) if judge_key else ()
+        ratings.append(repeat_ratings(judgements, wanted, columns, repeats))
+    every = pd.concat(frames.values())
+    rows = []
     for column in columns:
-        verdicts = [of_cell[column] for of_cell in ratings]
-        found += [
+        by_cell = [of_cell[column] for of_cell in ratings]
+        rows += [
             _row(cell, column, images, of_cell)
-            for (cell, images), of_cell in zip(frames.items(), verdicts, strict=True)
+            for (cell, images), of_cell in zip(frames.items(), by_cell, strict=True)
         ]
-        found.append(_row(ALL, column, every, np.concatenate(verdicts, axis=1)))
-    return pd.DataFrame(found, columns=list(COLUMNS))
+        rows.append(_row(ALL, column, every, np.concatenate(by_cell, axis=1)))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def sampling_units(images: pd.DataFrame) -> tuple[str, list[Hashable]]:
-    """Return what is drawn from a population, and that of each image: prompts if several."""
+    """Return the kind of the sampling unit, and the unit of each image.
+
+    The unit is the prompt if there are several prompts, else the image.
+    """
     if images["prompt_index"].nunique() > 1:
         return "prompt", images["prompt_index"].tolist()
     return "image", list(range(len(images)))
 
 
-def _row(cell: str, column: str, images: pd.DataFrame, verdicts: Floats) -> dict[str, Any]:
+def _row(cell: str, column: str, images: pd.DataFrame, ratings: Floats) -> dict[str, Any]:
     unit, units = sampling_units(images)
-    alpha = krippendorff_alpha(verdicts)
-    within = no_interval("") if alpha.reason else alpha_interval(verdicts, units, unit)
+    alpha = krippendorff_alpha(ratings)
+    interval = no_interval("") if alpha.reason else alpha_interval(ratings, units, unit)
     expected = f"{column}_expected"
     return {
         "cell": cell,
         "score": column,
         "n_images": len(images),
-        "n_asked": verdicts.size,
-        "n_verdicts": int((~np.isnan(verdicts)).sum()),
-        "n_repeated": _paired(verdicts).shape[1],
+        "n_asked": ratings.size,
+        "n_verdicts": int((~np.isnan(ratings)).sum()),
+        "n_repeated": _paired(ratings).shape[1],
         "unit": unit,
         "n_units": len(set(units)),
         "alpha": alpha.value,
-        "alpha_low": within.low,
-        "alpha_high": within.high,
-        "exact_agreement": exact_agreement(verdicts),
+        "alpha_low": interval.low,
+        "alpha_high": interval.high,
+        "exact_agreement": exact_agreement(ratings),
         "mean": images[column].mean(),
         "expected_mean": images[expected].mean() if expected in images else np.nan,
-        "reason": alpha.reason or within.reason,
+        "reason": alpha.reason or interval.reason,
     }

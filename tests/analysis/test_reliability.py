@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from scored_run import KEY, Place, write_features, write_images
 from scored_run import vector as feature_vector
+from simulated import assert_coverage
 
 from autolora_eval._files import write_jsonl
 from autolora_eval.analysis.reliability import (
@@ -52,14 +53,14 @@ def random_ratings(seed: int, k: int, n: int, levels: int = 6, gaps: float = 0.2
     return ratings
 
 
-def test_alpha_of_the_published_example() -> None:
+def test_alpha_equals_the_published_example() -> None:
     found = krippendorff_alpha(PUBLISHED)
     assert found.value == pytest.approx(0.815, abs=0.0005)
     assert found.reason is None
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_closed_form_for_resampling_is_the_librarys_alpha(seed: int) -> None:
+def test_the_closed_form_equals_the_librarys_alpha(seed: int) -> None:
     ratings = random_ratings(seed, 2 + seed % 3, 30) if seed else PUBLISHED
     values = np.unique(ratings[~np.isnan(ratings)])
     expected = krippendorff.alpha(ratings, level_of_measurement="ordinal")
@@ -72,13 +73,13 @@ def test_the_closed_form_for_resampling_is_the_librarys_alpha(seed: int) -> None
     assert parts == pytest.approx(observed, abs=1e-12)
 
 
-def test_equal_repeats_agree_wholly() -> None:
+def test_equal_repeats_agree_perfectly() -> None:
     ratings = np.tile(random_ratings(1, 1, 20, gaps=0.0), (3, 1))
     assert krippendorff_alpha(ratings).value == pytest.approx(1.0, abs=1e-12)
     assert exact_agreement(ratings) == 1.0
 
 
-def test_independent_repeats_agree_as_chance_would() -> None:
+def test_independent_repeats_agree_by_chance_only() -> None:
     n = 400
     found = krippendorff_alpha(random_ratings(2, 2, n, gaps=0.0)).value
     # Of two independent repeats, α is a rank correlation with a standard error of 1/√n.
@@ -93,7 +94,7 @@ def test_reversed_repeats_disagree_more_than_chance() -> None:
     assert krippendorff_alpha(np.stack([first, 5.0 - first])).value < -0.9
 
 
-def test_order_and_names_of_levels_do_not_matter() -> None:
+def test_alpha_ignores_order_and_increasing_transformations() -> None:
     rng = np.random.default_rng(5)
     ratings = random_ratings(3, 3, 25)
     expected = krippendorff_alpha(ratings).value
@@ -103,7 +104,7 @@ def test_order_and_names_of_levels_do_not_matter() -> None:
     assert krippendorff_alpha(np.exp(ratings) / 3).value == pytest.approx(expected, abs=1e-12)
 
 
-def test_images_with_one_verdict_do_not_count() -> None:
+def test_images_with_one_rating_are_ignored() -> None:
     ratings = random_ratings(4, 2, 20, gaps=0.0)
     more = np.concatenate([ratings, [[5.0, GAP, GAP], [GAP, 0.0, GAP]]], axis=1)
     assert krippendorff_alpha(more).value == pytest.approx(krippendorff_alpha(ratings).value)
@@ -113,46 +114,44 @@ def test_images_with_one_verdict_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("ratings", "reason"),
     [
-        ([[1.0, 2.0, 3.0]], "no image has two verdicts"),
-        ([[1.0, GAP], [GAP, 2.0]], "no image has two verdicts"),
-        ([[4.0, 4.0, 1.0], [4.0, 4.0, GAP]], "constant: all are 4"),
-        (np.zeros((2, 0)), "no image has two verdicts"),
+        ([[1.0, 2.0, 3.0]], "no image has two ratings"),
+        ([[1.0, GAP], [GAP, 2.0]], "no image has two ratings"),
+        ([[4.0, 4.0, 1.0], [4.0, 4.0, GAP]], "all ratings are 4"),
+        (np.zeros((2, 0)), "no image has two ratings"),
     ],
 )
-def test_where_alpha_is_undefined_it_is_null_with_a_reason(ratings: Any, reason: str) -> None:
+def test_an_undefined_alpha_is_nan_with_a_reason(ratings: Any, reason: str) -> None:
     found = krippendorff_alpha(np.asarray(ratings))
     assert np.isnan(found.value)
     assert found.reason == reason
 
 
-def test_exact_agreement_is_the_share_of_equal_verdicts() -> None:
+def test_exact_agreement_is_the_share_of_equal_ratings() -> None:
     ratings = np.array([[1, 2, 3, GAP, 5], [1, 2, 4, 4, GAP], [1, 1, GAP, 4, GAP]])
     assert exact_agreement(ratings) == 2 / 4
     assert np.isnan(exact_agreement(ratings[:1]))
 
 
 def test_the_interval_of_alpha_covers_the_truth() -> None:
-    """Of normal pairs with correlation r, ordinal α is Spearman's 6/π·asin(r/2)."""
-    r, n, trials = 0.7, 40, 150
-    truth, inside = 6 / np.pi * np.arcsin(r / 2), 0
-    rng = np.random.default_rng(6)
+    """The true ordinal α of normal pairs with correlation r is Spearman's, 6/π·asin(r/2)."""
+    r, n, trials = 0.7, 40, 100
+    truth, rng = 6 / np.pi * np.arcsin(r / 2), np.random.default_rng(6)
+    intervals = []
     for _ in range(trials):
         x = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], n).T.round(1)
         found = alpha_interval(x, list(range(n)), "image")
-        inside += found.low <= truth <= found.high
-    # 4 standard errors of 150 trials at 95 %, and 2 % for what BCa lacks at 40 units.
-    assert inside / trials > 0.95 - 0.02 - 4 * np.sqrt(0.95 * 0.05 / trials)
-    assert inside / trials < 1.0
+        intervals.append((found.low, found.high))
+    # The BCa interval of 40 units covers about 2% less than 95%.
+    assert_coverage(intervals, truth, shortfall=0.02)
 
 
-def test_rows_become_ratings_by_image_and_repeat() -> None:
-    def row(image: str, sha: str, repeat: int | None, pc: float | None) -> dict[str, Any]:
-        found: dict[str, Any] = {"image_id": image, "sha256": sha}
-        found["scores"] = None if pc is None else {"pc": pc, "sa": 5.0 - pc}
-        return found if repeat is None else found | {"repeat": repeat}
+def test_judgements_become_ratings_by_image_and_repeat() -> None:
+    def row(image: str, sha: str, repeat: int, pc: float | None) -> dict[str, Any]:
+        scores = None if pc is None else {"pc": pc, "sa": 5.0 - pc}
+        return {"image_id": image, "sha256": sha, "repeat": repeat, "scores": scores}
 
     rows = [
-        row("a", "1", None, 3.0),  # of a version that knew no repeats
+        row("a", "1", 0, 3.0),
         row("a", "1", 1, 1.0),
         row("a", "1", 1, 4.0),  # the last counts
         row("a", "0", 1, 0.0),  # of the file as it was before
@@ -194,7 +193,7 @@ def judged(plan: Plan, folder: RunFolder, verdict: Verdict) -> pd.DataFrame:
     return join_scores(plan, folder, KEY)
 
 
-def test_the_table_has_a_row_a_cell_and_one_over_all(plan: Plan, tmp_path: Path) -> None:
+def test_the_table_has_a_row_per_cell_and_one_for_all(plan: Plan, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
 
     def verdict(place: Place, repeat: int) -> float | str:
@@ -221,12 +220,12 @@ def test_the_table_has_a_row_a_cell_and_one_over_all(plan: Plan, tmp_path: Path)
     assert table["expected_mean"].isna().all()
 
 
-def test_a_judge_asked_once_has_no_alpha_and_is_told_so(plan: Plan, tmp_path: Path) -> None:
+def test_without_repeats_there_is_no_alpha(plan: Plan, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     scores = judged(plan, folder, lambda place, repeat: float(place[2]))
     scores["pc_expected"] = scores["pc"] + 0.25
     table = reliability(folder, scores, ["pc"], KEY, 1)
-    assert table["reason"].tolist() == ["no image has two verdicts"] * 3
+    assert table["reason"].tolist() == ["no image has two ratings"] * 3
     assert table[["alpha", "exact_agreement"]].isna().all(axis=None)
     assert table["n_repeated"].tolist() == [0, 0, 0]
     assert table["mean"].tolist() == [3.5] * 3
@@ -244,7 +243,7 @@ def test_unscored_images_are_counted_by_cell_and_reason() -> None:
     assert len(unscored_by_reason(scores[4:])) == 0
 
 
-def test_verdicts_of_another_judge_do_not_count(plan: Plan, tmp_path: Path) -> None:
+def test_judgements_of_another_judge_are_ignored(plan: Plan, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     scores = judged(plan, folder, lambda place, repeat: float(place[2]))
     assert reliability(folder, scores, ["pc"], KEY, 3)["n_verdicts"].tolist() == [18, 18, 36]
@@ -252,7 +251,7 @@ def test_verdicts_of_another_judge_do_not_count(plan: Plan, tmp_path: Path) -> N
         assert reliability(folder, scores, ["pc"], key, 3)["n_verdicts"].tolist() == [0, 0, 0]
 
 
-def test_without_a_judge_there_is_no_table(
+def test_without_a_judge_the_tables_are_deleted(
     write_benchmark: Callable[[object], Path],
     benchmark_data: dict[str, Any],
     plan: Plan,
