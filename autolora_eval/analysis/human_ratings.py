@@ -44,7 +44,9 @@ def read_ratings(path: Path, images: pd.DataFrame, scores: Mapping[str, Score]) 
         UsageError: with up to ten problems and their lines.
     """
     table = _read_csv(path)
-    rated = {column: scores[column] for column in _rated_columns(path, list(table), scores)}
+    rated = {
+        column: scores[column] for column in _rated_columns(path, table.columns.tolist(), scores)
+    }
     index = _ImageIndex(images)
     problems: list[str] = []
     first_lines: dict[tuple[int, str], int] = {}
