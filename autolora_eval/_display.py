@@ -1,14 +1,16 @@
-"""What the commands print: plans and results."""
+"""What the commands print: plans, results and methods."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rich import filesize
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -18,7 +20,7 @@ from rich.text import Text
 from autolora_eval._files import Json
 from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
-from autolora_eval._text import format_swept_value, pluralize
+from autolora_eval._text import DASH, format_swept_value, pluralize
 from autolora_eval.config.load import LoadedBenchmark
 from autolora_eval.config.plan import (
     Cell,
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
     from autolora_eval.analysis.human_agreement import HumanAgreement
 
 
-# A terminal narrower than this and a column a measure leaves the extra measures out.
+# Width of the names and of each metric's column. On a narrower terminal, the further diversity
+# metrics are left out.
 NAMES_WIDTH, COLUMN_WIDTH = 26, 9
 
 console = Console()
@@ -53,38 +56,39 @@ def progress() -> Progress:
 
 
 def announce(plan: Plan, folder: RunFolder) -> None:
-    """Say what is about to run, and where it goes: the models take seconds to load."""
-    console.print(
-        f"[bold]{escape(plan.benchmark.spec.name)}[/]: {_cells(plan)} = {plan.n_images:,} images, "
-        f"{_passes(plan)}, {plan.n_judge_calls:,} judge calls → "
-        f"{escape(str(folder.path))}",
-        highlight=False,
-        soft_wrap=True,
+    """Print what is about to run and where: loading the models takes seconds."""
+    _print_line(
+        (plan.benchmark.spec.name, "bold"),
+        f": {_cells(plan)} = {plan.n_images:,} images, {_nfe(plan)}, "
+        f"{plan.n_judge_calls:,} judge calls → {folder.path}",
     )
 
 
-def _passes(plan: Plan) -> str:
-    """Return the denoiser passes of a plan, and of how many cells they are not known yet."""
-    n = plan.n_cells_of_unknown_nfe
-    if not n:
-        return f"{plan.nfe:,} denoiser passes"
-    rest = f"those of {n} cell{'s' if n != 1 else ''}, unknown until run"
-    return (
-        f"{plan.nfe:,} denoiser passes and {rest}"
-        if n < len(plan.cells)
-        else ("denoiser passes unknown until run")
-    )
+def _print_line(*parts: str | tuple[str, str]) -> None:
+    """Print plain or styled texts on one line, without reading them as markup."""
+    console.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def _nfe(plan: Plan) -> str:
+    """Return the function evaluations of a plan; those of some methods are counted by the run."""
+    n_unknown = plan.n_cells_of_unknown_nfe
+    if n_unknown == len(plan.cells):
+        return "NFE unknown until run"
+    known = f"{plan.nfe:,} function evaluations"
+    if not n_unknown:
+        return known
+    return f"{known} and those of {pluralize(n_unknown, 'cell')}, unknown until run"
 
 
 def _cells(plan: Plan) -> str:
-    prompts = len({job.prompt for job in plan.jobs})
-    seeds = len({job.seed for job in plan.jobs})
-    counts = {"cell": len(plan.cells), "prompt": prompts, "seed": seeds}
-    return " × ".join(f"{n} {what}{'s' if n != 1 else ''}" for what, n in counts.items())
+    n_prompts = len({job.prompt for job in plan.jobs})
+    n_seeds = len({job.seed for job in plan.jobs})
+    counts = {"cell": len(plan.cells), "prompt": n_prompts, "seed": n_seeds}
+    return " × ".join(pluralize(n, noun) for noun, n in counts.items())
 
 
 def show_plan(plan: Plan) -> None:
-    """Print what a benchmark asks for: cells, cost, and every input with where it was found."""
+    """Print what a benchmark asks for: its cells, their cost, and where each input was found."""
     spec = plan.benchmark.spec
     console.print(Text.assemble((spec.name, "bold"), f"  {spec.description}"))
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -93,93 +97,90 @@ def show_plan(plan: Plan) -> None:
     for head in ("NFE/image", "Images", "NFE"):
         table.add_column(head, justify="right")
     for model, method, cells in cells_by_method(plan):
-        count = len(plan.jobs)
-        texts = (model, method, _settings(cells))
-        passes = [cell.nfe for cell in cells if cell.nfe is not None]
-        an_image, total = "unknown\nuntil run", "–"
-        if len(passes) == len(cells):
-            least, most = min(passes), max(passes)
-            an_image = f"{least:,}" if least == most else f"{least:,} – {most:,}"
-            total = f"{sum(passes) * count:,}"
-        if cells[0].method.kind == "images":  # no pass is made for them here
-            an_image, total = an_image if passes else "not stated", "–"
-        numbers = (an_image, f"{count * len(cells):,}", total)
-        table.add_row(*(Text(text) for text in texts), *numbers)
+        texts = (model, method, _parameters(cells))
+        n_images = len(plan.jobs) * len(cells)
+        table.add_row(*map(Text, texts), *_method_cost(cells, len(plan.jobs), n_images))
     console.print(table)
     facts = Table.grid(padding=(0, 2))
-    for name, value in _facts(plan):
+    for name, value in _plan_facts(plan):
         facts.add_row(Text(name, "bold"), Text(value))
     console.print(facts)
 
 
-def _settings(cells: Sequence[Cell]) -> str:
-    """Return what makes a method, without what is told below: the model's steps, swept values."""
+def _method_cost(cells: Sequence[Cell], n_jobs: int, n_images: int) -> tuple[str, str, str]:
+    """Return NFE per image, images, and NFE of a method's cells."""
+    images = f"{n_images:,}"
+    known = [cell.nfe for cell in cells if cell.nfe is not None]
+    least, most = min(known, default=0), max(known, default=0)
+    per_image = f"{least:,}" if least == most else f"{least:,} – {most:,}"
+    if cells[0].method.kind == "images":  # imported: this run evaluates nothing
+        return per_image if known else "not stated", images, "–"
+    if len(known) < len(cells):
+        return "unknown\nuntil run", images, "–"
+    return per_image, images, f"{sum(known) * n_jobs:,}"
+
+
+def _parameters(cells: Sequence[Cell]) -> str:
+    """Return the parameters of a method, without the steps and sweeps listed below the table."""
     columns = common_columns(cells)
     swept = list(cells[0].point)
     hidden = ["num_inference_steps", *swept]
     if (columns.get("start"), columns.get("stop")) == (0.0, 1.0):
-        hidden += fields_of(INTERVAL)  # at every step, as nearly always
-    stated = describe_parameters({k: v for k, v in columns.items() if k not in hidden})
-    return ", ".join([stated, *(f"{name} swept" for name in swept)])
+        hidden += fields_of(INTERVAL)  # guidance at every step is the default
+    described = describe_parameters({k: v for k, v in columns.items() if k not in hidden})
+    return ", ".join([described, *(f"{name} swept" for name in swept)])
 
 
-def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
-    spec = plan.benchmark.spec
+def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    benchmark, spec = plan.benchmark, plan.benchmark.spec
     yield "Images", f"{plan.n_images:,}  ({_cells(plan)})"
-    yield "NFE", _passes(plan)
+    yield "NFE", _nfe(plan)
     yield "Judge calls", f"{plan.n_judge_calls:,}"
-    yield "Disk", f"about {_size(plan.disk_bytes)}"
-    for name, values in plan.benchmark.sweep.values.items():
+    yield "Disk", f"about {filesize.decimal(int(plan.disk_bytes))}"
+    for name, values in benchmark.sweep.values.items():
         yield "Sweep", f"{name}: {', '.join(map(format_swept_value, values))}"
-    yield "Device", {"auto": "CUDA where there is one, else the CPU"}.get(spec.device, spec.device)
+    yield "Device", {"auto": "CUDA if available, else the CPU"}.get(spec.device, spec.device)
     yield "Prompts", spec.prompts if isinstance(spec.prompts, str) else "in the benchmark file"
-    for model in plan.benchmark.models.values():
+    for model in benchmark.models.values():
         width, height = model.size
-        yield model.name, _found(model.pipeline, "model_index.json")
+        yield model.name, _source(model.pipeline, "model_index.json")
         yield "  Samples", f"{width} × {height} pixels in {model.spec.num_inference_steps} steps"
-        yield "  LoRA", _found(model.lora, model.lora.weight_name or "README.md")
+        yield "  LoRA", _source(model.lora, model.lora.weight_name or "README.md")
         if model.lora_file is not None:
             yield "", model.lora_file.summary()
         if model.lora.kind == "absent":
             yield "  To do", model.lora.how_to_get()
-    kind, features = plan.benchmark.extractor.kind, plan.benchmark.features
-    yield "Features", kind.name if features is None else _found(features, "config.json")
-    if plan.benchmark.diversity:
-        beside = [measure.display_name for measure in plan.benchmark.diversity.values()]
-        yield "Diversity", f"equation (8); beside it {', '.join(beside)}"
-    yield from _judge_facts(plan.benchmark)
+    kind, features = benchmark.extractor.kind, benchmark.features
+    yield "Features", kind.name if features is None else _source(features, "config.json")
+    if benchmark.diversity:
+        names = [metric.display_name for metric in benchmark.diversity.values()]
+        yield "Diversity", f"equation (8), {', '.join(names)}"
+    yield from _judge_facts(benchmark)
 
 
 def _judge_facts(benchmark: LoadedBenchmark) -> Iterator[tuple[str, str]]:
     judge = benchmark.spec.judge
     if judge is None or benchmark.rubric is None:
         return
-    where = "a server that the run launches" if judge.launch else ", ".join(judge.base_urls)
-    place = f"{judge.model} at {where}"
+    server = "a server that the run launches" if judge.launch else ", ".join(judge.base_urls)
+    where = f"{judge.model} at {server}"
     if benchmark.judge is not None:
-        place = _found(benchmark.judge, "config.json")
-    yield "Judge", f"{place}, rubric {benchmark.rubric.name}"
+        where = _source(benchmark.judge, "config.json")
+    yield "Judge", f"{where}, rubric {benchmark.rubric.name}"
     if benchmark.judge is None and not judge.launch:
-        yield "  Server", "must answer when the run begins; 'autolora-eval doctor' tells how"
+        yield "  Server", "must be running when the run starts; see 'autolora-eval doctor'"
 
 
-def _found(source: Source, marker: str) -> str:
+def _source(source: Source, marker: str) -> str:
+    """Return the name of a model's files, and whether they are on this machine."""
     if source.kind == "absent":
-        return f"{source.name}  (not here)"
+        return f"{source.name}  (not found)"
     if source.kind != "hub":
-        return f"{source.name}  (found here)"
+        return f"{source.name}  (found)"
     from autolora_eval._sources import in_cache
 
-    state = "in the local cache" if in_cache(source, marker) else "to be fetched from the hub"
+    state = "in the local cache" if in_cache(source, marker) else "to be downloaded from the hub"
     return f"{source.name}  ({state})"
-
-
-def _size(count: float) -> str:
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while count >= 1000 and len(units) > 1:
-        count /= 1000
-        units.pop(0)
-    return f"{count:.0f} {units[0]}" if units[0] == "bytes" else f"{count:.1f} {units[0]}"
 
 
 def show_run(run: Run) -> None:
@@ -220,7 +221,7 @@ def show_run(run: Run) -> None:
             console.print(f"{reasons.sum()} of {len(run.scores)} images {what}: {listed}")
     for cell, found in (run.manifest.get("image_sets") or {}).items():
         _show_image_set(run.folder, cell, found)
-    show_done("report", run.folder.report_pdf)
+    show_path("report", run.folder.report_pdf)
 
 
 def _show_image_set(folder: RunFolder, cell: str, found: Json) -> None:
@@ -244,7 +245,7 @@ def _show_image_set(folder: RunFolder, cell: str, found: Json) -> None:
         told = "  no seeds stated: numbered in their order, so they share no noise with others"
         console.print(told, highlight=False, soft_wrap=True)
     if any(found.get(issue) for issue in ISSUES):
-        show_done("  each by name", folder.image_set(cell))
+        show_path("  each by name", folder.image_set(cell))
 
 
 def show_agreement(folder: RunFolder, found: HumanAgreement) -> None:
@@ -272,123 +273,113 @@ def show_agreement(folder: RunFolder, found: HumanAgreement) -> None:
     console.print(table)
     for reason in reasons:
         console.print(Text(reason, "dim"))
-    show_done("agreement", folder.agreement)
+    show_path("agreement", folder.agreement)
     _print_line(f"To add it to the report, run: autolora-eval report {folder.path}")
-
-
-def _print_line(*parts: str | tuple[str, str]) -> None:
-    """Print plain or styled texts on one line, never reading them as markup."""
-    console.print(Text.assemble(*parts), soft_wrap=True)
 
 
 def show_caveat(text: str) -> None:
     """Print what a reader must know before believing a number."""
-    console.print(Text.assemble(("caveat: ", "bold yellow"), text), soft_wrap=True)
+    _print_line(("caveat: ", "bold yellow"), text)
 
 
-def show_done(what: str, path: Path) -> None:
+def show_path(what: str, path: Path) -> None:
     """Print where something was written."""
-    console.print(f"[bold]{what}[/]: {escape(str(path))}", soft_wrap=True, highlight=False)
+    _print_line((what, "bold"), f": {path}")
 
 
-def _count(value: Any) -> str:  # noqa: ANN401
-    """Return a number of passes; the mean of an image's where they differ."""
-    if value is None or value != value:
-        return "–"
+def _count(value: float) -> str:
+    """Return an NFE; it is a fractional mean if images differ."""
+    if math.isnan(value):
+        return DASH
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
-def _number(value: Any, *, signed: bool = False) -> str:  # noqa: ANN401
-    if value is None or value != value:
-        return "–"
+def _number(value: float, *, signed: bool = False) -> str:
+    if math.isnan(value):
+        return DASH
     return f"{value:+.3f}" if signed else f"{value:.3f}"
 
 
-# --------------------
-# What `autolora-eval methods` prints: a list, or all that is known of each.
+# The command `methods`
 
 
 _HEADS = {
     BUILT_IN: "Built in",
-    DIFFUSERS: "Guiders of diffusers, by the dotted path diffusers.guiders.NAME",
-    INSTALLED: "Of installed packages",
+    DIFFUSERS: "Guiders of diffusers, named by the dotted path diffusers.guiders.NAME",
+    INSTALLED: "From installed packages",
 }
 
 
-def as_json(found: Iterable[Listed]) -> str:
+def methods_as_json(methods: Iterable[Listed]) -> str:
     """Return methods as indented JSON: a list of objects with the fields of `Listed`."""
-    return json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False)
+    return json.dumps([asdict(method) for method in methods], indent=2, ensure_ascii=False)
 
 
-def show_list(found: Iterable[Listed], console: Console) -> None:
-    """Print each method in a few lines: what it is called, does, costs and takes."""
-    for group, members in groupby(found, key=lambda one: one.group):
+def show_method_list(methods: Iterable[Listed]) -> None:
+    """Print each method in a few lines: name, summary, cost and parameters."""
+    for group, members in groupby(methods, key=lambda method: method.group):
         console.print(Text(_HEADS.get(group, ""), "bold"))
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(no_wrap=True)
-        grid.add_column(overflow="fold")
-        for one in members:
-            name = one.name.rpartition(".")[2] if group == DIFFUSERS else one.name
-            grid.add_row(Text(name, "bold"), _briefly(one))
+        grid = _grid()
+        for method in members:
+            name = method.name.rpartition(".")[2] if group == DIFFUSERS else method.name
+            grid.add_row(Text(name, "bold"), _summary(method))
         console.print(Padding(grid, (0, 0, 1, 2)))
-    console.print(
-        "autolora-eval methods NAME tells all of one; any other guider goes by its dotted path.",
-        markup=False,
-        highlight=False,
-    )
+    _print_line("For details, run: autolora-eval methods NAME (or a guider's dotted path)")
 
 
-def _briefly(one: Listed) -> Text:
-    if one.problem:
-        return Text(one.problem, "red")
-    title = one.display_name if one.kind == "guider" else f"{one.display_name}, a sampler"
-    lines = [f"{title}: {_listed_passes(one)}"]
-    if one.group == DIFFUSERS:
-        lines[0] += f"; {one.supports.split(': ')[0]}"
-        return Text(lines[0])
-    lines += [one.summary] if one.summary else []
-    taken = ", ".join(parameter.name for parameter in one.parameters)
-    lines += [f"takes {taken}"] if taken else []
-    lines += [f"from {one.source}"] if one.group == INSTALLED else []
-    return Text("\n").join([Text(lines[0]), *(Text(line, "dim") for line in lines[1:])])
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
 
 
-def _listed_passes(one: Listed) -> str:
-    if one.nfe_per_step is None:
-        return "passes known once it has run"
-    least, most = one.nfe_per_step
-    return (
-        f"{pluralize(least, 'pass', 'passes') if least == most else f'{least} to {most} passes'} "
-        "a step"
-    )
+def _summary(method: Listed) -> Text:
+    if method.problem:
+        return Text(method.problem, "red")
+    kind = "" if method.kind == "guider" else ", a sampler"
+    first = f"{method.display_name}{kind}: {_cost(method)}"
+    if method.group == DIFFUSERS:
+        return Text(f"{first}; {method.supports.split(': ')[0]}")
+    parameters = ", ".join(parameter.name for parameter in method.parameters)
+    lines = [
+        method.summary,
+        f"parameters: {parameters}" if parameters else "",
+        f"from {method.source}" if method.group == INSTALLED else "",
+    ]
+    return Text("\n").join([Text(first), *(Text(line, "dim") for line in lines if line)])
 
 
-def show_details(found: Iterable[Listed], console: Console) -> None:
-    """Print all that is known of methods."""
-    for one in found:
-        title = Text.assemble((one.name, "bold"), f"  {one.display_name}")
-        console.print(title)
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(no_wrap=True, style="dim")
-        grid.add_column(overflow="fold")
+def _cost(method: Listed) -> str:
+    if method.nfe_per_step is None:
+        return "NFE counted by the run"
+    least, most = method.nfe_per_step
+    return f"{least} NFE per step" if least == most else f"{least} to {most} NFE per step"
+
+
+def show_method_details(methods: Iterable[Listed]) -> None:
+    """Print all that is known about methods."""
+    for method in methods:
+        console.print(Text.assemble((method.name, "bold"), f"  {method.display_name}"))
+        grid = _grid()
         facts = {
-            "problem": one.problem,
-            "does": one.summary,
-            "rule": one.equation,
-            "costs": "" if one.problem and not one.display_name else _listed_passes(one),
-            "works on": one.supports,
-            "source": one.source,
-            "note": one.notes,
+            "problem": method.problem,
+            "summary": method.summary,
+            "formula": method.equation,
+            "cost": "" if method.problem and not method.display_name else _cost(method),
+            "works on": method.supports,
+            "source": method.source,
+            "notes": method.notes,
         }
         for name, text in facts.items():
             if text:
-                grid.add_row(name, Text(text, "red" if name == "problem" else ""))
-        for n, parameter in enumerate(one.parameters):
-            grid.add_row("" if n else "takes", _parameter(parameter))
+                grid.add_row(Text(name, "dim"), Text(text, "red" if name == "problem" else ""))
+        for n, parameter in enumerate(method.parameters):
+            grid.add_row(Text("" if n else "parameters", "dim"), _parameter(parameter))
         console.print(Padding(grid, (0, 0, 1, 2)))
 
 
 def _parameter(parameter: ListedParameter) -> Text:
     kind = f": {parameter.type}" if parameter.type else ""
-    default = "  must be given" if parameter.default is None else f" = {parameter.default}"
+    default = "  required" if parameter.default is None else f" = {parameter.default}"
     return Text.assemble(parameter.name, (f"{kind}{default}", "dim"))

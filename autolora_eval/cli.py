@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported until a command needs it."""
+"""The commands. Each imports what it needs when it runs, so that `--help` stays fast."""
 
 from __future__ import annotations
 
@@ -17,26 +17,33 @@ from autolora_eval._version import __version__
 app = typer.Typer(
     name="autolora-eval",
     help="Evaluate guidance methods on LoRA-tuned diffusion models: diversity, judged prompt "
-    "fidelity, and their join.",
+    "fidelity, and their product.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
-_DEBUG = "AUTOLORA_EVAL_DEBUG"
+DEBUG = "AUTOLORA_EVAL_DEBUG"
 INTERRUPTED = 130
+
+# The headings of `autolora-eval --help`.
+RUN, ANALYZE, METHODS = "Run a benchmark", "Analyze finished runs", "Methods and judges"
 
 BenchmarkOrRun = Annotated[
     str,
     typer.Argument(
-        help="A benchmark file, the name of a shipped one such as 'quickstart', or a run folder."
+        help="A benchmark file, the name of a shipped benchmark such as 'quickstart', or a run "
+        "folder."
     ),
 ]
 OutputOption = Annotated[
-    Path | None, typer.Option(help="The run folder. Default: reports/<benchmark name>.")
+    Path | None,
+    typer.Option(help="The run folder to write. Default: reports/<benchmark name>."),
 ]
-LimitPrompts = Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")]
-LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Only the first so many seeds.")]
+LimitPrompts = Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")]
+LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Use only the first N seeds.")]
+RunFolderArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -46,69 +53,97 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _common(
+def _common_options(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of a failure.")
+        bool, typer.Option("--debug", help="Show the traceback if a command fails.")
     ] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     if debug:
-        os.environ[_DEBUG] = "1"
+        os.environ[DEBUG] = "1"
 
 
-@app.command()
-def run(
-    benchmark: BenchmarkOrRun,
-    output: OutputOption = None,
-    limit_prompts: LimitPrompts = None,
-    limit_seeds: LimitSeeds = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
+@app.command(rich_help_panel=RUN)
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write, such as mine.yaml.")],
+    pipeline: Annotated[str, typer.Option(help="A pipeline folder or hub id.")],
+    lora: Annotated[str, typer.Option(help="A .safetensors file, a folder or a hub id.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="A prompt. Repeat the option for more prompts."),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="The name of a judge model on a server."),
+    ] = None,
 ) -> None:
-    """Run a benchmark: generate, score, tables, report. Run it again to resume."""
+    """Write a commented benchmark file for your model and LoRA, and its JSON Schema."""
     from autolora_eval import _display as display
-    from autolora_eval._pipeline import RunPipeline
+    from autolora_eval.config.starter import write_starter
 
-    if dry_run:
-        plan(benchmark, limit_prompts, limit_seeds)
-        return
-    stages = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
-    display.announce(stages.plan, stages.folder)
-    display.show_run(stages.run())
+    schema = write_starter(file, pipeline, lora, prompt or ["a castle at night"], judge)
+    display.show_path("schema", schema)
+    display.show_path("benchmark", file)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def plan(
     benchmark: BenchmarkOrRun,
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
 ) -> None:
-    """Print cells, images, denoiser passes, judge calls and disk; loads no model."""
+    """Show what a run would do and cost, without loading a model."""
     from autolora_eval import _display as display
     from autolora_eval._pipeline import RunPipeline
 
     display.show_plan(RunPipeline.start(benchmark, None, limit_prompts, limit_seeds).plan)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
+def run(
+    benchmark: BenchmarkOrRun,
+    output: OutputOption = None,
+    limit_prompts: LimitPrompts = None,
+    limit_seeds: LimitSeeds = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and exit, as the command plan.")
+    ] = False,
+) -> None:
+    """Run a benchmark: generate, score, report. Run it again to resume."""
+    from autolora_eval import _display as display
+    from autolora_eval._pipeline import RunPipeline
+
+    if dry_run:
+        plan(benchmark, limit_prompts, limit_seeds)
+        return
+    pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
+    display.announce(pipeline.plan, pipeline.folder)
+    display.show_run(pipeline.run())
+
+
+@app.command(rich_help_panel=RUN)
 def generate(
     benchmark: BenchmarkOrRun,
     output: OutputOption = None,
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
 ) -> None:
-    """Make the images of a benchmark, and nothing else."""
+    """Generate the images of a benchmark (the first stage of run)."""
     from autolora_eval import _display as display
     from autolora_eval._pipeline import RunPipeline
 
-    stages = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
-    stages.refuse_if_something_is_missing(judged=False)
-    stages.generate()
-    display.show_done("images", stages.folder.path / "images")
+    pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
+    pipeline.refuse_if_something_is_missing(judged=False)
+    pipeline.generate()
+    display.show_path("images", pipeline.folder.path / "images")
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def score(
     benchmark: BenchmarkOrRun,
     output: OutputOption = None,
@@ -117,42 +152,36 @@ def score(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Score these images, made elsewhere, by the benchmark's measure: a folder "
-            "<prompt>/<seed>.png, an imagefolder, a .csv, .jsonl or .parquet, or a saved dataset.",
-            show_default=False,
+            help="Score images that were made elsewhere: a folder <prompt>/<seed>.png, an "
+            "imagefolder, a .csv, .jsonl or .parquet listing, or a saved dataset."
         ),
     ] = None,
-    name: Annotated[str, typer.Option(help="What --images are called in the table.")] = "Images",
+    name: Annotated[str, typer.Option(help="The name of --images in the tables.")] = "Images",
     model: Annotated[
         str | None,
-        typer.Option(help="The benchmark's model that --images are of.", show_default=False),
+        typer.Option(help="The benchmark's model that --images belong to. Default: its first."),
     ] = None,
 ) -> None:
-    """Take features, judge the images that are there, and write the tables."""
+    """Extract features, judge the images and write the tables (the second stage of run)."""
     from autolora_eval import _display as display
     from autolora_eval._pipeline import RunPipeline, score_images
 
+    limits = {"limit_prompts": limit_prompts, "limit_seeds": limit_seeds}
+    progress = display.progress()
     if images is not None:
-        found = score_images(
-            images,
-            benchmark,
-            output,
-            name=name,
-            model=model,
-            limit_prompts=limit_prompts,
-            limit_seeds=limit_seeds,
-            progress=display.progress(),
+        scored = score_images(
+            images, benchmark, output, name=name, model=model, progress=progress, **limits
         )
-        display.show_run(found)
+        display.show_run(scored)
         return
-    stages = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
-    stages.score()
-    display.show_done("table", stages.folder.table("csv"))
+    pipeline = RunPipeline.start(benchmark, output, progress=progress, **limits)
+    pipeline.score()
+    display.show_path("table", pipeline.folder.table("csv"))
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
-    """Draw the figures and write report.pdf and report.html from a run's tables."""
+    """Draw the figures and write report.pdf and report.html (the last stage of run)."""
     from autolora_eval import _display as display
     from autolora_eval._pipeline import RunPipeline
     from autolora_eval.report import write_report
@@ -162,94 +191,56 @@ def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
     path = RunPipeline.start(benchmark, output).folder.path if is_benchmark else Path(benchmark)
     folder = open_run(path).folder
     write_report(folder)
-    display.show_done("report", folder.report_pdf)
+    display.show_path("report", folder.report_pdf)
 
 
-@app.command()
-def agreement(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
-    ratings: Annotated[
-        Path,
-        typer.Argument(
-            help="CSV, one row a rating: 'file' as in scores.parquet, or 'cell', 'prompt' and "
-            "'seed'; 'rater', if there are several; a column for each score, such as 'pc'."
-        ),
-    ],
-) -> None:
-    """Compare the judge with people's ratings of the same images, for the next report."""
-    from autolora_eval import _display as display
-    from autolora_eval.analysis.human_agreement import write_agreement
-    from autolora_eval.runs.folder import open_run
-
-    opened = open_run(run)
-    display.show_agreement(opened.folder, write_agreement(opened, ratings))
-
-
-@app.command()
-def init(
-    file: Annotated[Path, typer.Argument(help="The benchmark file to write, such as mine.yaml.")],
-    pipeline: Annotated[str, typer.Option(help="A pipeline folder or hub id.")],
-    lora: Annotated[str, typer.Option(help="A .safetensors file, a folder or a hub id.")],
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="A prompt; may be given again.", show_default=False)
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="The judge that a server serves.", show_default=False)
-    ] = None,
-) -> None:
-    """Write a commented benchmark for your model and LoRA, and the schema that editors check."""
-    from autolora_eval import _display as display
-    from autolora_eval.config.starter import write_starter
-
-    schema = write_starter(file, pipeline, lora, prompt or ["a castle at night"], judge)
-    display.show_done("schema", schema)
-    display.show_done("benchmark", file)
-
-
-@app.command()
+@app.command(rich_help_panel=ANALYZE)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more finished run folders.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="The folders of two or more finished runs."),
+    ],
     output: Annotated[
         Path | None,
-        typer.Option(help="The joint run folder. Default: reports/compare-<their names>."),
+        typer.Option(help="The joint run folder to write. Default: reports/compare-<run names>."),
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="The method that the others are compared with.", show_default=False),
+        typer.Option(help="The method to compare the others with. Default: the runs' baseline."),
     ] = None,
     allow_different_judges: Annotated[
         bool,
-        typer.Option("--allow-different-judges", help="Also where the judges are not the same."),
+        typer.Option(
+            "--allow-different-judges", help="Compare the scores even if the judges differ."
+        ),
     ] = False,
 ) -> None:
-    """Put cells of several runs into one table and report, paired over what they share."""
+    """Put the cells of several runs into one table and report, compared in pairs."""
     from autolora_eval import _display as display
     from autolora_eval._files import slug
     from autolora_eval.analysis.compare_runs import compare as joint_run
 
     folder = output or Path("reports") / slug(f"compare-{'-'.join(run.name for run in runs)}")
-    found, differences = joint_run(
+    joint, differences = joint_run(
         runs, folder, baseline=baseline, allow_different_judges=allow_different_judges
     )
     for difference in differences:
         display.show_caveat(difference.message)
-    display.show_run(found)
+    display.show_run(joint)
 
 
-@app.command()
+@app.command(rich_help_panel=ANALYZE)
 def explain(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    run: RunFolderArgument,
     cell: Annotated[
-        str, typer.Argument(help="A cell's id, its method, or a part of the id that only it has.")
+        str,
+        typer.Argument(help="A cell's id, or a method's name if the run has one cell of it."),
     ],
-    prompt: Annotated[
-        str | None,
-        typer.Argument(help="A prompt's number, its text or a part of it.", show_default=False),
-    ] = None,
-    seed: Annotated[int | None, typer.Argument(help="An image's.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    prompt: Annotated[str | None, typer.Argument(help="A prompt's index or its text.")] = None,
+    seed: Annotated[int | None, typer.Argument(help="The seed of one image.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Explain a number: the images, hashes, neighbours and judge replies behind it."""
+    """Show what a number comes from: images, hashes, neighbours and the judge's replies."""
     from autolora_eval import _display as display
     from autolora_eval.analysis._explanation import print_explanation
     from autolora_eval.analysis.explain import explain as explain_run
@@ -261,48 +252,72 @@ def explain(
         print_explanation(explanation, display.console)
 
 
-@app.command()
+@app.command(rich_help_panel=ANALYZE)
+def agreement(
+    run: RunFolderArgument,
+    ratings: Annotated[
+        Path,
+        typer.Argument(
+            help="A CSV file with one rating per row. Columns: 'file' as in scores.parquet (or "
+            "'cell', 'prompt' and 'seed'), 'rater' if there are several, and one column per score, "
+            "such as 'pc'."
+        ),
+    ],
+) -> None:
+    """Compare the judge with people's ratings of the same images, and add it to the report."""
+    from autolora_eval import _display as display
+    from autolora_eval.analysis.human_agreement import write_agreement
+    from autolora_eval.runs.folder import open_run
+
+    opened = open_run(run)
+    display.show_agreement(opened.folder, write_agreement(opened, ratings))
+
+
+@app.command(rich_help_panel=METHODS)
 def methods(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...",
-            help="Tell all of these: names, or dotted paths of guiders.",
-            show_default=False,
+            metavar="NAME",
+            help="Show all details of these methods: names, or dotted paths of guiders.",
         ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell all of each.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show all details of every method.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """List the methods: built in, of diffusers, of installed packages, the broken ones too."""
+    """List the methods: built in, from diffusers, and from installed packages."""
     from autolora_eval import _display as display
     from autolora_eval.guidance.catalogue import catalogue, listed_as
 
     found = listed_as(names, [Path.cwd()]) if names else list(catalogue())
     if as_json:
-        typer.echo(display.as_json(found))
+        typer.echo(display.methods_as_json(found))
     elif names or verbose:
-        display.show_details(found, display.console)
+        display.show_method_details(found)
     else:
-        display.show_list(found, display.console)
+        display.show_method_list(found)
 
 
-@app.command()
+@app.command(rich_help_panel=METHODS)
 def check(
     guider: Annotated[
-        str, typer.Argument(help="The dotted path of its class, or the name of a method.")
+        str,
+        typer.Argument(help="The dotted path of a guider class, or the name of a method."),
     ],
     parameter: Annotated[
         list[str] | None,
         typer.Option(
-            help="name=value, the value as in YAML; may be given again.", show_default=False
+            help="A parameter as name=value, with the value as in YAML. Repeat the option for "
+            "more parameters."
         ),
     ] = None,
     model: Annotated[
-        Literal["sdxl", "sd3"], typer.Option(help="The family that it is tried on.")
+        Literal["sdxl", "sd3"], typer.Option(help="The family of the tiny model to check it on.")
     ] = "sdxl",
 ) -> None:
-    """Test a guider against the laws, on a tiny random model; 1 if it breaks one."""
+    """Check a guider's behaviour on a tiny random model. Exit code 1 if a check fails."""
     from autolora_eval import _display as display
     from autolora_eval._devices import quiet_libraries
 
@@ -314,16 +329,14 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=METHODS)
 def doctor(
     benchmark: Annotated[
         str | None,
-        typer.Argument(
-            help="A benchmark, whose judge is then looked at first.", show_default=False
-        ),
+        typer.Argument(help="A benchmark, whose judge is examined first."),
     ] = None,
 ) -> None:
-    """Tell which judges can run on this machine, and what the others lack; loads no model."""
+    """List which judge backends can run on this machine, and what the others need."""
     from autolora_eval import _display as display
     from autolora_eval.config.load import load_benchmark
     from autolora_eval.scoring.judges import doctor
@@ -337,28 +350,32 @@ def doctor(
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 failed, 2 usage; no traceback unless asked for."""
+    """Run the command line.
+
+    Exit codes: 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C. Tracebacks are
+    shown only with `--debug`.
+    """
     try:
         app()
     except AutoLoRAEvalError as error:
-        _fail(error, str(error), error.exit_code)
+        _exit(error, str(error), error.exit_code)
     except SystemExit as error:
-        if error.code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
-            _tell("interrupted. What was made is kept: run the same command to go on.")
+        if error.code == INTERRUPTED:  # typer exits silently on Ctrl-C
+            _print_error("interrupted. Finished work is kept: run the same command to resume.")
         raise
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-        _fail(error, f"{message}\nFor the traceback: autolora-eval --debug …", 1)
+        _exit(error, f"{message}\nTo see the traceback, run: autolora-eval --debug …", 1)
 
 
-def _fail(error: Exception, message: str, code: int) -> None:
-    if os.environ.get(_DEBUG):
+def _exit(error: Exception, message: str, code: int) -> None:
+    if os.environ.get(DEBUG):
         traceback.print_exception(error)
     else:
-        _tell(message)
+        _print_error(message)
     sys.exit(code)
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
     typer.echo(message, err=True)

@@ -1,8 +1,7 @@
-"""The command line: what it loads, prints, returns and never shows."""
+"""The command line: what it imports, prints and returns, and that errors have no traceback."""
 
 from __future__ import annotations
 
-import json
 import os
 import pkgutil
 import subprocess
@@ -13,24 +12,29 @@ from typing import Any
 
 import pytest
 import yaml
+from command import Finished, run_command
 
 import autolora_eval
-from autolora_eval import cli, load_benchmark, make_plan
+from autolora_eval import load_benchmark, make_plan
 from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import state_plan
 
-HEAVY = ("torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy", "huggingface_hub")
-MODELS = ("torch", "diffusers", "transformers")
+HEAVY = {"torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy", "huggingface_hub"}
+MODELS = {"torch", "diffusers", "transformers"}
 
 
-@pytest.fixture
-def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A machine without GPU, hub and judge, and a folder of its own to be in."""
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    return os.environ | {
+    monkeypatch.setattr("autolora_eval._sources.in_cache", lambda *_: False)
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, on a machine without GPU, hub and judge."""
+    env = os.environ | {
         "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path.parent / "no-cache"),
+        "HF_HOME": str(Path.cwd().parent / "no-cache"),
         "CUDA_VISIBLE_DEVICES": "",
         "AUTOLORA_EVAL_JUDGE_URL": "http://127.0.0.1:9/v1",
         "NO_PROXY": "127.0.0.1",
@@ -38,73 +42,72 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         "COLUMNS": "200",
         "OMP_NUM_THREADS": "1",
     }
+    line = [sys.executable, *arguments]
+    return subprocess.run(line, env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture
-def command(env: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs `python -m autolora_eval …` in a process of its own."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "autolora_eval", *arguments]
-        return subprocess.run(line, env=env, capture_output=True, text=True, check=False)
-
-    return run
-
-
-def loaded_by(code: str, env: dict[str, str]) -> set[str]:
-    """Run code in a process of its own and return the top-level modules that it loaded."""
-    tail = "\nimport sys, json\nprint('\\n' + json.dumps(sorted(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code + tail], env=env, capture_output=True, text=True, check=True
-    )
-    return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+def commands_without(forbidden: set[str], *commands: list[str]) -> str:
+    """Return a program that runs commands, and fails once a forbidden module is imported."""
+    return f"""
+import sys
+import autolora_eval
+dir(autolora_eval)
+from autolora_eval.cli import main
+for command in {commands!r}:
+    sys.argv = ["autolora-eval", *command]
+    try:
+        main()
+    except SystemExit as error:
+        assert not error.code, (command, error.code)
+    assert not {forbidden!r} & set(sys.modules), (command, {forbidden!r} & set(sys.modules))
+"""
 
 
-def calling(*arguments: str) -> str:
-    return (
-        "import sys\nfrom autolora_eval.cli import main\n"
-        f"sys.argv = {['autolora-eval', *arguments]!r}\n"
-        "try:\n    main()\nexcept SystemExit as error:\n    assert not error.code, error.code"
-    )
+def test_help_imports_nothing_heavy() -> None:
+    program = commands_without(HEAVY, ["--version"], ["--help"], ["run", "--help"])
+    done = run_python("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"autolora-eval {autolora_eval.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("run", "--help")])
-def test_help_loads_nothing_heavy(arguments: tuple[str, ...], env: dict[str, str]) -> None:
-    loaded = loaded_by(calling(*arguments), env)
-    assert "typer" in loaded
-    assert loaded & set(HEAVY) == set()
+def test_plans_and_methods_import_no_model_library() -> None:
+    done = run_python("-c", commands_without(MODELS, ["plan", "pixel_art"], ["methods"]))
+    assert done.returncode == 0, done.stderr
 
 
-def test_importing_the_package_loads_nothing_heavy(env: dict[str, str]) -> None:
-    assert loaded_by("import autolora_eval\ndir(autolora_eval)", env) & set(HEAVY) == set()
+def test_a_run_that_cannot_finish_here_lists_what_is_missing_and_writes_nothing() -> None:
+    """A benchmark of the paper needs a GPU, the hub, a judge's server and a LoRA: none is here."""
+    done = run_python("-m", "autolora_eval", "run", "disney_princess")
+    assert done.returncode == 1
+    assert "'disney_princess' cannot run here; nothing was generated." in done.stderr
+    assert "sees 0 CUDA device(s)" in done.stderr
+    for model in ("stabilityai/stable-diffusion-xl-base-1.0", "facebook/dinov2-giant"):
+        assert f"hf download {model}" in done.stderr
+    assert "http://127.0.0.1:9/v1 does not answer" in done.stderr
+    assert "'loras/all_disney_princess_xl.safetensors'" in done.stderr
+    assert "Log in at https://civitai.com/models/" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(Path.cwd().iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["pixel_art", "methods"])
-def test_plans_and_methods_load_no_model_library(name: str, env: dict[str, str]) -> None:
-    arguments = ("methods",) if name == "methods" else ("plan", name)
-    assert loaded_by(calling(*arguments), env) & set(MODELS) == set()
-
-
-def test_the_public_names_are_there_and_stay_what_they_are() -> None:
+def test_the_public_names_exist_and_no_module_hides_them() -> None:
     assert dir(autolora_eval) == sorted(autolora_eval.__all__)
     for name in autolora_eval.__all__:
         first = getattr(autolora_eval, name)
         assert getattr(autolora_eval, name) is first
-        assert isinstance(first, str) or callable(first)
-        assert isinstance(first, str) or first.__doc__
-    # A module of that name would take its place as soon as it is imported.
+        assert isinstance(first, str) or (callable(first) and first.__doc__)
+    # An imported module of the same name would replace the function.
     modules = {module.name for module in pkgutil.iter_modules(autolora_eval.__path__)}
     assert modules & set(autolora_eval.__all__) == set()
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         autolora_eval.nonsense  # noqa: B018
 
 
-def test_version(command) -> None:
-    done = command("--version")
-    assert (done.returncode, done.stdout.strip()) == (
-        0,
-        f"autolora-eval {autolora_eval.__version__}",
-    )
+def test_every_command_is_in_a_group_of_the_help() -> None:
+    done = run_command("--help")
+    for heading in ("Run a benchmark", "Analyze finished runs", "Methods and judges"):
+        assert heading in done.stdout
+    assert " Commands " not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -114,49 +117,32 @@ def test_version(command) -> None:
         (["plan", "pixelart"], "Did you mean 'pixel_art'?"),
         (["run"], "Missing argument"),
         (["walk"], "No such command"),
-        (["run", "pixel_art", "--limit-seeds", "0"], "greater than or equal to 1"),
-        (["run", "pixel_art", "--limit-seeds", "many"], "valid integer"),
+        (["run", "pixel_art", "--limit-seeds", "0"], "Invalid value for '--limit-seeds'"),
+        (["run", "pixel_art", "--limit-seeds", "many"], "Invalid value for '--limit-seeds'"),
         (["run", "pixel_art", "--limt-seeds", "2"], "No such option"),
         (["run", "broken.yaml"], "broken.yaml:2: nme: unknown key. Did you mean 'name'?"),
         (["report", "nowhere"], "'nowhere' is neither a file nor a shipped name"),
         (["score", "pixel_art"], "has no images yet"),
+        (["agreement", ".", "h.csv"], "is not a run folder"),
     ],
 )
-def test_usage_errors_are_two_and_have_no_traceback(
-    arguments: list[str], message: str, command, tmp_path: Path
-) -> None:
-    (tmp_path / "broken.yaml").write_text("# a benchmark\nnme: x\n")
-    done = command(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_wrong_usage_exits_with_2_and_no_traceback(arguments: list[str], message: str) -> None:
+    Path("broken.yaml").write_text("# a benchmark\nnme: x\n")
+    done = run_command(*arguments)
+    assert done.code == 2
+    assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr + done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["broken.yaml"]
+    assert [path.name for path in Path.cwd().iterdir()] == ["broken.yaml"]
 
 
-def test_a_run_that_cannot_be_finished_here_writes_nothing(command, tmp_path: Path) -> None:
-    """The benchmark of Table 2 needs a GPU, the hub and a judge's server; here is none of them."""
-    done = command("run", "pixel_art")
-    assert done.returncode == 1
-    assert "'pixel_art' cannot run here; nothing was generated." in done.stderr
-    problems = [line for line in done.stderr.splitlines() if line.startswith("  - ")]
-    gpu, hub, judge = problems
-    assert "sees 0 CUDA device(s)" in gpu
-    for model in ("stabilityai/stable-diffusion-xl-base-1.0", "facebook/dinov2-giant"):
-        assert f"hf download {model}" in hub
-    assert "http://127.0.0.1:9/v1 does not answer" in judge
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_debug_shows_the_traceback_and_keeps_the_exit_code(command) -> None:
-    done = command("--debug", "run", "pixelart")
-    assert done.returncode == 2
-    assert "Traceback" in done.stderr
-    assert "no such benchmark: 'pixelart'" in done.stderr
+def test_all_shipped_benchmarks_are_suggested() -> None:
+    done = run_command("plan", "zzz")
+    assert done.code == 2
+    assert all(name in done.stderr for name in shipped_benchmarks())
 
 
 def printed_plan(text: str) -> tuple[list[list[str]], dict[str, str]]:
-    """Return the numbers at the end of each cell's line, and the facts below the table."""
+    """Return the numbers at the end of each method's line, and the facts below the table."""
     lines = text.splitlines()
     head = next(n for n, line in enumerate(lines) if line.startswith("Model"))
     end = next(n for n, line in enumerate(lines) if line.startswith("Images"))
@@ -168,11 +154,11 @@ def printed_plan(text: str) -> tuple[list[list[str]], dict[str, str]]:
 @pytest.mark.parametrize(
     ("name", "limits"), [("pixel_art", ()), ("quickstart", ()), ("pixel_art", (2, 3))]
 )
-def test_the_plan_prints_its_numbers(name: str, limits: tuple[int, ...], command) -> None:
+def test_plan_prints_the_numbers_of_the_plan(name: str, limits: tuple[int, ...]) -> None:
     plan = make_plan(load_benchmark(name), *limits)
     options = ["--limit-prompts", "2", "--limit-seeds", "3"] if limits else []
-    done = command("plan", name, *options)
-    assert done.returncode == 0, done.stderr
+    done = run_command("plan", name, *options)
+    assert done.code == 0, done.stderr
     cells, facts = printed_plan(done.stdout)
     count = len(plan.jobs)
     assert cells == [[f"{n:,}" for n in (c.nfe, count, c.nfe * count)] for c in plan.cells]
@@ -182,138 +168,109 @@ def test_the_plan_prints_its_numbers(name: str, limits: tuple[int, ...], command
     for cell in plan.cells:
         assert cell.method.name in done.stdout
     if name == "pixel_art":
-        # Table 2: 2 models × 2 methods × 30 prompts × 16 seeds; SDXL takes 50 steps, SD3 28, CFG
-        # two passes a step, AutoLoRA with CFG four.
-        images = count * 4
-        assert plan.n_images == images == (24 if limits else 1920)
+        # Table 2: 2 models × 2 methods × 30 prompts × 16 seeds. SDXL takes 50 steps and SD3 28;
+        # CFG evaluates the denoiser twice per step, AutoLoRA with CFG four times.
+        assert plan.n_images == count * 4 == (24 if limits else 1920)
         assert plan.nfe == count * (50 + 28) * (2 + 4)
 
 
-def test_the_plan_of_a_run_folder_is_that_of_its_benchmark_and_limits(
-    command, tmp_path: Path
-) -> None:
-    plan = make_plan(load_benchmark("pixel_art"), 2, 3)
-    limits = {"limit_prompts": 2, "limit_seeds": 3}
-    state_plan(plan, RunFolder(tmp_path / "a-run"), "pixel_art", limits)
-    done = command("plan", str(tmp_path / "a-run"))
-    limited = command("plan", "pixel_art", "--limit-prompts", "2", "--limit-seeds", "3")
-    assert (done.returncode, done.stdout) == (0, limited.stdout)
-    assert command("run", str(tmp_path / "a-run"), "--dry-run").stdout == limited.stdout
-
-
-@pytest.mark.parametrize("columns", ["80", "200"])
-def test_the_plan_of_a_sweep_prints_its_totals_and_what_to_get(
-    command, env: dict[str, str], tmp_path: Path, columns: str
-) -> None:
-    env["COLUMNS"] = columns
-    done = command("plan", "disney_princess")
-    assert done.returncode == 0, done.stderr
-    assert all(len(line) <= int(columns) for line in done.stdout.splitlines())
-    text = " ".join(done.stdout.split())
-    assert "Images 24,576 (48 cells × 1 prompt × 512 seeds)" in text
-    assert "NFE 2,764,800 denoiser passes" in text  # 12 × (1 + 2 + 2 + 4) × 50 × 512
-    assert "Judge calls 24,576" in text
-    assert "Disk about 41" in text
-    assert "stabilityai/stable-diffusion-xl-base-1.0 (to be fetched from the hub)" in text
-    assert "loras/all_disney_princess_xl.safetensors (not here)" in text
-    assert "To do Log in at https://civitai.com/models/" in text
-    assert "loras/all_disney_princess_xl.safetensors below" in text
-    assert "set AUTOLORA_EVAL_DISNEY_LORA to where it is." in text
-    assert "Sweep lora_scale: 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3" in text
-    assert "Samples 1024 × 1024 pixels in 50 steps" in text
-    assert "Device cuda" in text
-    assert "Server must answer when the run begins" in text
-
-
-def test_a_run_says_what_to_get_before_anything_is_generated(command, tmp_path: Path) -> None:
-    done = command("run", "disney_princess")
-    assert done.returncode == 1
-    assert "the LoRA 'loras/all_disney_princess_xl.safetensors' is not here. Log in" in done.stderr
-    assert not (tmp_path / "reports").exists()
-
-
-def test_a_dry_run_is_the_plan(command, tmp_path: Path) -> None:
-    dry = command("run", "pixel_art", "--dry-run", "--limit-seeds", "2")
-    assert (dry.returncode, dry.stdout) == (
-        0,
-        command("plan", "pixel_art", "--limit-seeds", "2").stdout,
-    )
+def test_a_dry_run_and_the_plan_of_a_run_folder_print_the_plan(tmp_path: Path) -> None:
+    limits = ["--limit-prompts", "2", "--limit-seeds", "3"]
+    limited = run_command("plan", "pixel_art", *limits)
+    assert run_command("run", "pixel_art", "--dry-run", *limits) == limited
     assert list(tmp_path.iterdir()) == []
+    plan = make_plan(load_benchmark("pixel_art"), 2, 3)
+    kept = {"limit_prompts": 2, "limit_seeds": 3}
+    state_plan(plan, RunFolder(tmp_path / "a-run"), "pixel_art", kept)
+    assert run_command("plan", "a-run") == limited
+    assert run_command("run", "a-run", "--dry-run") == limited
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_plan_of_a_sweep_prints_totals_and_what_is_missing(width: int) -> None:
+    done = run_command("plan", "disney_princess", width=width)
+    assert done.code == 0, done.stderr
+    assert all(len(line) <= width for line in done.stdout.splitlines())
+    for expected in (
+        "Images 24,576 (48 cells × 1 prompt × 512 seeds)",
+        "NFE 2,764,800 function evaluations",  # 12 × (1 + 2 + 2 + 4) × 50 × 512
+        "Judge calls 24,576",
+        "Disk about 41",
+        "stabilityai/stable-diffusion-xl-base-1.0 (to be downloaded from the hub)",
+        "loras/all_disney_princess_xl.safetensors (not found)",
+        "To do Log in at https://civitai.com/models/",
+        "loras/all_disney_princess_xl.safetensors below",
+        "set AUTOLORA_EVAL_DISNEY_LORA to where it is.",
+        "Sweep lora_scale: 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3",
+        "Samples 1024 × 1024 pixels in 50 steps",
+        "Device cuda",
+        "Server must be running when the run starts",
+    ):
+        assert expected in done.text
 
 
 @pytest.mark.parametrize(
-    ("stated", "where"),
+    ("settings", "where"),
     [
         ({"base_url": ["http://a/v1", "http://b/v1"]}, "m at http://a/v1, http://b/v1, rubric"),
         ({"launch": True, "vllm_python": "python"}, "m at a server that the run launches, rubric"),
     ],
 )
-def test_the_plan_says_where_the_judge_is(
-    stated: dict[str, Any],
-    where: str,
-    write_benchmark: Any,
-    benchmark_data: dict[str, Any],
-    command,
+def test_the_plan_names_the_judges_server(
+    settings: dict[str, Any], where: str, write_benchmark: Any, benchmark_data: dict[str, Any]
 ) -> None:
-    judge = benchmark_data["judge"] | {"backend": "openai", "model": "m"} | stated
-    benchmark_data["judge"] = judge
-    done = command("plan", str(write_benchmark(benchmark_data)))
-    assert where in " ".join(done.stdout.split()), done.stderr
+    judge = benchmark_data["judge"] | {"backend": "openai", "model": "m"} | settings
+    done = run_command("plan", write_benchmark(benchmark_data | {"judge": judge}))
+    assert where in done.text, done.stderr
 
 
 @pytest.mark.parametrize("name", ["[/red]", "[bold]x", "a[/b]", "\\", "[link=http://x]y"])
-def test_names_are_no_markup(
-    name: str, write_benchmark: Any, benchmark_data: dict[str, Any], capsys
+def test_names_are_not_read_as_markup(
+    name: str, write_benchmark: Any, benchmark_data: dict[str, Any]
 ) -> None:
     benchmark_data["models"] = {name: benchmark_data["models"]["A"]}
     benchmark_data["methods"] = {name: {"guider": "cfg"}, "other": {"guider": "lora"}}
     benchmark_data["baseline"] = name
-    path = write_benchmark(yaml.safe_dump(benchmark_data))
-    cli.plan(str(path))
-    lines = capsys.readouterr().out.splitlines()
+    lines = run_command("plan", write_benchmark(yaml.safe_dump(benchmark_data))).stdout.splitlines()
     assert len([line for line in lines if line.startswith(name)]) == 3  # two cells, one model
 
 
-def test_shipped_benchmarks_are_suggested(command) -> None:
-    done = command("plan", "zzz")
-    assert done.returncode == 2
-    assert all(name in done.stderr for name in shipped_benchmarks())
-
-
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """A function that calls `autolora-eval methods` in this process, failing in its midst."""
-    monkeypatch.delenv("AUTOLORA_EVAL_DEBUG", raising=False)
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finished]:
+    """A function that runs `autolora-eval methods`, which fails with the given error."""
+    monkeypatch.setenv("AUTOLORA_EVAL_DEBUG", "")  # undoes what --debug sets
 
-    def call(error: BaseException, *options: str) -> int:
+    def run(error: BaseException, *options: str) -> Finished:
         def fail(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr("autolora_eval._display.show_list", fail)
-        monkeypatch.setattr(sys, "argv", ["autolora-eval", *options, "methods"])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return int(caught.value.code or 0)
+        monkeypatch.setattr("autolora_eval._display.show_method_list", fail)
+        return run_command(*options, "methods")
 
-    return call
+    return run
 
 
-def test_an_unexpected_failure_is_one_line_and_one(failing, capsys) -> None:
-    assert failing(ZeroDivisionError("by nothing")) == 1
-    shown = capsys.readouterr()
-    assert shown.err.splitlines()[0] == "error: ZeroDivisionError: by nothing"
-    assert shown.err.splitlines()[1:] == ["For the traceback: autolora-eval --debug …"]
-    assert "Traceback" not in shown.out + shown.err
+def test_an_unexpected_error_exits_with_1_and_names_the_debug_option(failing) -> None:
+    done = failing(ZeroDivisionError("division by zero"))
+    assert done.code == 1
+    assert done.stderr.splitlines() == [
+        "error: ZeroDivisionError: division by zero",
+        "To see the traceback, run: autolora-eval --debug …",
+    ]
 
 
-def test_an_unexpected_failure_has_a_traceback_on_demand(failing, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("AUTOLORA_EVAL_DEBUG", "")  # so that what --debug sets is undone
-    assert failing(ZeroDivisionError("by nothing"), "--debug") == 1
-    assert "Traceback (most recent call last)" in capsys.readouterr().err
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(failing) -> None:
+    done = failing(ZeroDivisionError("division by zero"), "--debug")
+    assert done.code == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    usage = run_command("--debug", "run", "pixelart")
+    assert usage.code == 2
+    assert "Traceback" in usage.stderr
+    assert "no such benchmark: 'pixelart'" in usage.stderr
 
 
-def test_ctrl_c_is_130_and_says_how_to_go_on(failing, capsys) -> None:
-    assert failing(KeyboardInterrupt()) == 130
-    shown = capsys.readouterr()
-    assert "interrupted. What was made is kept: run the same command to go on." in shown.err
-    assert "Traceback" not in shown.err
+def test_ctrl_c_exits_with_130_and_says_how_to_resume(failing) -> None:
+    done = failing(KeyboardInterrupt())
+    assert done.code == 130
+    assert "interrupted. Finished work is kept: run the same command to resume." in done.stderr
+    assert "Traceback" not in done.stderr

@@ -41,11 +41,11 @@ def test_the_list_fits_the_terminal_and_names_what_is_broken(methods) -> None:
     shown = methods()
     assert max(map(len, shown.splitlines())) <= 80
     text = " ".join(shown.split())
-    assert "autolora AutoLoRA: 4 passes a step" in text
-    assert "TangentialClassifierFreeGuidance TCFG: 2 passes a step; SDXL, SD3" in text
-    assert "MagnitudeAwareGuidance MAMBO-G: 2 passes a step; not SDXL or SD3" in text
-    assert "fading FadingGuidance: 2 passes a step" in text
-    assert "clipped_noise clipped_noise, a sampler: passes known once it has run" in text
+    assert "autolora AutoLoRA: 4 NFE per step" in text
+    assert "TangentialClassifierFreeGuidance TCFG: 2 NFE per step; SDXL, SD3" in text
+    assert "MagnitudeAwareGuidance MAMBO-G: 2 NFE per step; not SDXL or SD3" in text
+    assert "fading FadingGuidance: 2 NFE per step" in text
+    assert "clipped_noise clipped_noise, a sampler: NFE counted by the run" in text
     assert "the guider 'broken' of example-methods 0.3.1" in text
     assert "ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in text
     assert "'cfg' is built in. Name example_methods.fading.FadingGuidance" in text

@@ -18,10 +18,10 @@ from autolora_eval._text import (
 )
 from autolora_eval.analysis.human_agreement import (
     EXPECTED,
+    JUDGE,
     NEARER,
     RATERS_ALPHA,
     STATISTICS,
-    VERDICT,
 )
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.analysis.reliability import ALL, TENTATIVE_ALPHA
@@ -243,7 +243,7 @@ def _agreement_table(view: RunView) -> Table:
     rows = [
         row
         for score in _rated(view)
-        for compared, name in ((VERDICT, score.label), (EXPECTED, f"{score.label} expected"))
+        for compared, name in ((JUDGE, score.label), (EXPECTED, f"{score.label} expected"))
         if (row := _agreement_row(view, score, compared, name, footnotes))
     ]
     columns = (*(statistic.head for statistic in STATISTICS.values()), "Images")
@@ -277,7 +277,7 @@ def _agreement_cell(row: Row, statistic: str, footnotes: Footnotes) -> TableCell
 
 def _bias_table(view: RunView, part: Sequence[Measure]) -> Table:
     footnotes = Footnotes()
-    where = {"compared": VERDICT, "statistic": "bias"}
+    where = {"compared": JUDGE, "statistic": "bias"}
 
     def cell(row: Row, score: Measure) -> TableCell:
         found = row_where(view.agreement, score=score.column, cell=row["cell"], **where)

@@ -18,7 +18,7 @@ from autolora_eval.analysis.table_layout import TableCell
 from autolora_eval.report import write_report
 from autolora_eval.report.judge_reliability import Answer, reliability
 from autolora_eval.report.run_view import read_run_view
-from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.folder import RunFolder, open_run
 
 Maker = Callable[..., Tables]
 CELLS = ("SDXL--LoRA", "SDXL--AutoLoRA")
@@ -221,7 +221,7 @@ def with_people(make_run: Maker, path: Path, expected: bool = False) -> RunFolde
     ]
     human = path.parent / "human.csv"
     pd.concat(frames).to_csv(human, index=False)
-    write_agreement(path, human)
+    write_agreement(open_run(path), human)
     return folder
 
 
@@ -268,7 +268,7 @@ def test_hostile_words_stay_words(tmp_path: Path, make_run: Maker) -> None:
     table.to_csv(folder.reliability, index=False)
     human = tmp_path / "<img src=x onerror=y>.csv"
     tables.scores[["file"]].assign(pc=1).to_csv(human, index=False)
-    write_agreement(folder.path, human)
+    write_agreement(open_run(folder.path), human)
     found = pd.read_csv(folder.agreement)
     found.assign(reason=hostile).to_csv(folder.agreement, index=False)
     write_report(folder)
