@@ -38,7 +38,7 @@ def write_images(plan: Plan, folder: RunFolder, missing: Iterable[Place] = ()) -
         dataset = ImageDataset.open(folder, cell, "settings")
         jobs = [job for job in plan.jobs if (cell.id, job.prompt_index, job.seed) not in absent]
         places = [(cell.id, job.prompt_index, job.seed) for job in jobs]
-        dataset.add(jobs, map(picture, places), cell.nfe)
+        dataset.write(jobs, map(picture, places), cell.nfe, [{}] * len(jobs))
 
 
 def write_features(plan: Plan, folder: RunFolder, vectors: Callable[[Place], Any]) -> None:

@@ -1,8 +1,8 @@
-"""What a rubric allows as a reply, as a regular expression and as a JSON schema.
+"""The replies that a rubric allows, as a regular expression and as a JSON schema.
 
-A grammar that permits unlimited white space or text lets a confused judge fill its token limit
-with it: nothing here repeats without an end. Only syntax that xgrammar, outlines-core, llguidance
-and Python's `re` share is used: no look-around, no anchors, no back references.
+If a grammar permits unlimited white space or text, a confused judge fills its token limit with it,
+so every repetition here is bounded. The expression uses only the syntax that xgrammar,
+outlines-core, llguidance and Python's `re` share: no look-around, anchors or back references.
 """
 
 from __future__ import annotations
@@ -19,52 +19,52 @@ from autolora_eval._files import Json
 from autolora_eval.scoring.rubric import Remark, Rubric, Score
 
 MAX_TEXT = 300
-MAX_KEYWORDS, MAX_KEYWORD = 6, 30  # so that the paper's reasons fit the default of 128 tokens
+MAX_KEYWORDS, MAX_KEYWORD = 6, 30  # the paper's reasons then fit the default of 128 tokens
 MAX_ENUM = 100
-_PIECE = 100  # xgrammar 0.2.8 fails on a schema's pattern with more than 128 of anything
-# ASCII without control characters, quotation mark, backslash, brackets and braces: it needs no
-# escapes, and a reply that is cut off within a remark holds no other object.
+_PIECE = 100  # xgrammar 0.2.8 fails if a schema's pattern repeats anything more than 128 times
+# ASCII without control characters, quotation marks, backslashes, brackets and braces: such text
+# needs no escapes, and a reply truncated within a remark contains no further object.
 _CHARACTER = "[ !#-Z_-z]"
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
-# A value as patterns of one character each.
+# A value as one pattern per character.
 Spelling = tuple[str, ...]
 
 
-def reply_pattern(rubric: Rubric, pinned: Mapping[str, float] | None = None) -> str:
-    """Return a regular expression of the replies that a rubric allows, and of no others.
+def reply_pattern(rubric: Rubric, forced: Mapping[str, float] | None = None) -> str:
+    """Return a regular expression that matches exactly the replies that a rubric allows.
 
-    A reply is one line, `{"key": 4, "other": 3}`, with one or no blank after each `:` and `,`;
-    its keys are in the rubric's order.
+    A reply is one line such as `{"key": 4, "other": 3}`, with at most one blank after each `:` and
+    `,`, and with the keys in the rubric's order.
 
     Args:
-        rubric: whose scores and remarks.
-        pinned: column → the only value it may have. Remarks are then left out: such a pattern
-            only shows whether a server obeys.
+        rubric: the rubric with the scores and remarks.
+        forced: the only allowed value by column. Remarks are then omitted, since such a pattern
+            only tests whether a server honours it.
 
     Raises:
-        ValueError: a pinned column or value is none of the rubric's.
+        ValueError: if a forced column or value is not one of the rubric's.
     """
     members = (
-        f"{_SPECIAL.sub(_escaped, _quoted(key))}: ?{_value_pattern(column, part, pinned)}"
-        for key, column, part in _members(rubric, pinned)
+        f"{_SPECIAL.sub(_escaped, _quoted(key))}: ?{_value_pattern(column, part, forced)}"
+        for key, column, part in _members(rubric, forced)
     )
     return rf"\{{{', ?'.join(members)}\}}"
 
 
-def reply_schema(rubric: Rubric, pinned: Mapping[str, float] | None = None) -> Json:
-    """Return the same as a JSON schema, as `response_format` takes it in strict mode.
+def reply_schema(rubric: Rubric, forced: Mapping[str, float] | None = None) -> Json:
+    """Return the allowed replies as a JSON schema for `response_format` in strict mode.
 
-    A schema says nothing about white space: a server may still let a judge flood its reply.
+    A schema does not restrict white space, so a server may still let a judge flood its reply.
 
     Args:
-        rubric: as of `reply_pattern`.
-        pinned: as of `reply_pattern`.
+        rubric: as for `reply_pattern`.
+        forced: as for `reply_pattern`.
 
     Raises:
-        ValueError: as of `reply_pattern`.
+        ValueError: as for `reply_pattern`.
     """
     properties = {
-        key: _value_schema(column, part, pinned) for key, column, part in _members(rubric, pinned)
+        key: _value_schema(column, part, forced) for key, column, part in _members(rubric, forced)
     }
     return {
         "type": "object",
@@ -75,23 +75,23 @@ def reply_schema(rubric: Rubric, pinned: Mapping[str, float] | None = None) -> J
 
 
 def _members(
-    rubric: Rubric, pinned: Mapping[str, float] | None
+    rubric: Rubric, forced: Mapping[str, float] | None
 ) -> Iterator[tuple[str, str, Score | Remark]]:
-    """Yield (key, column, what it is) in the order of the reply; a remark's column is ''."""
-    unknown = sorted((pinned or {}).keys() - rubric.scores.keys())
+    """Yield (key, column, score or remark) in the reply's order; a remark's column is ''."""
+    unknown = sorted((forced or {}).keys() - rubric.scores.keys())
     if unknown:
-        raise ValueError(f"'{unknown[0]}' is none of the columns {', '.join(rubric.scores)}")
-    remarks = rubric.remarks.items() if pinned is None else ()
+        raise ValueError(f"'{unknown[0]}' is not one of the columns {', '.join(rubric.scores)}")
+    remarks = rubric.remarks.items() if forced is None else ()
     yield from ((key, "", remark) for key, remark in remarks if remark.before_scores)
     yield from ((score.key, column, score) for column, score in rubric.scores.items())
     yield from ((key, "", remark) for key, remark in remarks if not remark.before_scores)
 
 
-def _value_pattern(column: str, part: Score | Remark, pinned: Mapping[str, float] | None) -> str:
+def _value_pattern(column: str, part: Score | Remark, forced: Mapping[str, float] | None) -> str:
     if isinstance(part, Remark):
         return _remark_pattern(part)
-    if pinned is not None and column in pinned:
-        return _SPECIAL.sub(_escaped, _pinned(column, part, pinned[column]))
+    if forced is not None and column in forced:
+        return _SPECIAL.sub(_escaped, _forced_text(column, part, forced[column]))
     spellings = ["".join(spelling) for spelling in _spellings(part)]
     return spellings[0] if len(spellings) == 1 else f"({'|'.join(spellings)})"
 
@@ -103,11 +103,11 @@ def _remark_pattern(remark: Remark) -> str:
     return rf"\[({keyword}(, ?{keyword}){{0,{MAX_KEYWORDS - 1}}})?\]"
 
 
-def _value_schema(column: str, part: Score | Remark, pinned: Mapping[str, float] | None) -> Json:
+def _value_schema(column: str, part: Score | Remark, forced: Mapping[str, float] | None) -> Json:
     if isinstance(part, Remark):
         return _remark_schema(part)
-    if pinned is not None and column in pinned:
-        only = json.loads(_pinned(column, part, pinned[column]))
+    if forced is not None and column in forced:
+        only = json.loads(_forced_text(column, part, forced[column]))
         return {"type": part.type, "enum": [only]}
     if part.type == "number":
         return {"type": "number", "minimum": part.min, "maximum": part.max}
@@ -125,16 +125,16 @@ def _remark_schema(remark: Remark) -> Json:
     return {"type": "array", "items": keyword, "maxItems": MAX_KEYWORDS}
 
 
-def _pinned(column: str, score: Score, value: float) -> str:
-    """Return a value as a reply spells it."""
+def _forced_text(column: str, score: Score, value: float) -> str:
+    """Return a value as a reply writes it."""
     text = f"{Decimal(str(value + 0.0)):f}".removesuffix(".0")  # −0.0 is 0
     if not any(re.fullmatch("".join(spelling), text) for spelling in _spellings(score)):
-        raise ValueError(f"{text} is no {score.type} that '{column}' may have")
+        raise ValueError(f"'{column}' does not allow the {score.type} {text}")
     return text
 
 
 def _spellings(score: Score) -> list[Spelling]:
-    """Return the ways to write a value of a score, from whole numbers to the most decimals."""
+    """Return patterns of a score's values, from whole numbers to the most decimals."""
     return list(
         itertools.chain.from_iterable(
             _with_decimals(score, decimals) for decimals in range(_most_decimals(score) + 1)
@@ -143,7 +143,7 @@ def _spellings(score: Score) -> list[Spelling]:
 
 
 def _most_decimals(score: Score) -> int:
-    """Return how many decimals reach both ends, in a hundred steps at least; 0 for integers."""
+    """Return the decimals that are needed for both bounds and for at least 100 steps."""
     if score.type == "integer":
         return 0
     steps = next(n for n in itertools.count(1) if (score.max - score.min) * 10**n >= 100)
@@ -152,7 +152,7 @@ def _most_decimals(score: Score) -> int:
 
 
 def _with_decimals(score: Score, decimals: int) -> Iterator[Spelling]:
-    """Yield the ways to write the range's numbers that have so many decimals."""
+    """Yield patterns of the range's numbers with exactly so many decimals."""
     low = math.ceil(Fraction(str(score.min)) * 10**decimals)
     high = math.floor(Fraction(str(score.max)) * 10**decimals)
     if low > high:
@@ -164,7 +164,7 @@ def _with_decimals(score: Score, decimals: int) -> Iterator[Spelling]:
 
 
 def _magnitudes(low: int, high: int, decimals: int) -> Iterator[Spelling]:
-    """Yield the ways to write low … high, 0 ≤ low ≤ high, in units of the last decimal."""
+    """Yield patterns of low … high, 0 ≤ low ≤ high, in units of the last decimal."""
     shortest = decimals + 1
     widths = range(max(shortest, len(str(low))), max(shortest, len(str(high))) + 1)
     for width in widths:
@@ -176,7 +176,7 @@ def _magnitudes(low: int, high: int, decimals: int) -> Iterator[Spelling]:
 
 
 def _between(low: str, high: str) -> list[Spelling]:
-    """Return patterns of the digit strings from low to high, which are equally long."""
+    """Return patterns of the digit strings from low to high, both of the same length."""
     first, last, rest = int(low[0]), int(high[0]), len(low) - 1
     if rest == 0:
         return [(_digit(first, last),)]

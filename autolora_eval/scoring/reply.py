@@ -1,4 +1,4 @@
-"""From a judge's reply to scores, or to the reason why it has none."""
+"""Parse a judge's reply into scores, and compute expected scores from token probabilities."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ from autolora_eval.scoring.judges.base import Token
 from autolora_eval.scoring.rubric import Rubric, Score
 
 MAX_REPLY = 20_000
-# What bounds the work: openings of an object that are tried, from the end; and, for an object that
-# is not JSON, its length and the closing braces that are tried.
+# Limits on the work: the number of opening braces that are tried, counted from the end, and for
+# objects that are not JSON their length and the number of closing braces that are tried.
 MAX_OPENINGS = 200
 MAX_PYTHON_OBJECT, MAX_CLOSINGS = 1_000, 8
 _TRAILING_COMMA = re.compile(r",(?=\s*[}\]])")
 _FRACTION = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*([0-9]+(?:\.[0-9]+)?))?")
-# As `"score": 4/5`, which is no JSON; read only where the object cannot be read otherwise.
+# Matches `"score": 4/5`, which is not JSON; tried only if the object is not valid otherwise.
 _BARE_FRACTION = re.compile(r"(:\s*)([0-9.]{1,20}\s*/\s*[0-9.]{1,20})(?=\s*[,}])")
 _MEMBER = re.compile(r"""\{\s*("[^"{}]{1,200}"|'[^'{}]{1,200}')\s*:""")
-# An int may have more digits than Python reads; judges break lines within a text.
+# Floats: Python refuses integers of very many digits. Not strict: judges put line breaks into text.
 _DECODER = json.JSONDecoder(parse_int=float, strict=False)
+# A token with one whole number: text before, the number, text behind.
+_WHOLE = re.compile(r"([^0-9]*?)(-?(?:0|[1-9][0-9]{0,9}))([^0-9]*)", re.DOTALL)
+MAX_NUMBER_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """The scores of one reply by column, or the reason why there are none.
+    """The scores of one reply, or the reason why there are none.
 
     Attributes:
-        scores: column → value; None if unscored.
-        reason: `no_json`, `missing_score`, `not_a_number`, `out_of_range` or `too_long`, with
-            the score concerned after a colon; None if scored.
+        scores: the values by column; None if the reply is unscored.
+        reason: `no_json`, `missing_score`, `not_a_number`, `out_of_range` or `too_long`, followed
+            by a colon and the column if one is concerned; None if the reply is scored.
     """
 
     scores: dict[str, float] | None
@@ -43,39 +46,38 @@ class ParsedReply:
 
 
 def parse_reply(text: str, rubric: Rubric) -> ParsedReply:
-    """Return the scores of a reply: those of the last JSON object that has any of the keys.
+    """Return the scores in a reply: those of the last JSON object with any of the rubric's keys.
 
-    Accepted around the JSON: code fences, text, and objects or lists that hold it; within it:
-    trailing commas (the paper's own example has one), single quotes, line breaks within a text,
-    and a number as text, as `4/5` or `4 out of 5` of the same range (`4/5` also without quotation
-    marks), or alone in a list.
+    Around the object, code fences, text, lists and enclosing objects are accepted. Within it,
+    trailing commas (the paper's own example has one), single quotes and line breaks in strings are
+    accepted, and numbers may be strings, fractions such as `4/5` or "4 out of 5" of the score's
+    range, or lists of one number.
 
-    The last verdict that can be read stands, and so does the last of a key that stands twice in
-    it: a judge that corrects itself does so at the end. Ranges are strict: nothing is clamped or
-    converted, and of an incomplete last verdict nothing is filled up from an earlier one. What
-    stands within an object that cannot be read is no verdict: it may be a quotation.
+    The last complete object counts, and the last of repeated keys, since a judge that corrects
+    itself does so at the end. Ranges are strict: no value is clamped or converted, and values
+    missing in the last object are not taken from an earlier one. Objects inside an unreadable
+    object are ignored, since they may be quotations.
 
-    The work is proportional to the reply's length, whatever the reply: of more than MAX_OPENINGS
-    opening braces the last are tried.
+    The time is linear in the length of the reply.
 
     Args:
         text: the reply.
-        rubric: whose scores are read.
+        rubric: the rubric with the scores' keys and ranges.
     """
-    text = text.strip()  # a judge that does not find its end fills up with white space
+    text = text.strip()  # a confused judge may fill its reply with white space
     if len(text) > MAX_REPLY:
         return ParsedReply(None, "too_long")
     keys = {score.key for score in rubric.scores.values()}
     objects = list(_json_objects(text))
-    verdicts = [verdict for found in objects for verdict in _with_keys(found, keys)]
-    if not verdicts:
+    candidates = [inner for found in objects for inner in _with_keys(found, keys)]
+    if not candidates:
         return ParsedReply(None, "missing_score" if objects else "no_json")
-    verdict = verdicts[-1]
+    last = candidates[-1]
     scores = {}
     for column, score in rubric.scores.items():
-        if score.key not in verdict:
+        if score.key not in last:
             return ParsedReply(None, f"missing_score:{column}")
-        value = _number(verdict[score.key], score)
+        value = _number(last[score.key], score)
         if value is None:
             return ParsedReply(None, f"not_a_number:{column}")
         if not score.min <= value <= score.max:
@@ -85,13 +87,13 @@ def parse_reply(text: str, rubric: Rubric) -> ParsedReply:
 
 
 def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects in a text, outermost only, in order.
+    """Yield the outermost objects in a text, in order.
 
-    An object within one that cannot be read, since it is cut off or its quotation marks are not
-    escaped, is not yielded: it may be what a prompt or a picture says, in quotation.
+    Objects inside an unreadable object (truncated, or with unescaped quotation marks) are not
+    yielded, since they may quote the prompt or the image.
     """
     text = _TRAILING_COMMA.sub("", text)
-    at, depth = _first_opening(text), 0  # of the unreadable objects that are open here
+    at, depth = _first_opening(text), 0  # depth of enclosing unreadable objects
     while at >= 0:
         try:
             found, end = _DECODER.raw_decode(text, at)
@@ -106,7 +108,7 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _first_opening(text: str) -> int:
-    """Return the place of the last opening brace but MAX_OPENINGS - 1; of the first if fewer."""
+    """Return the position of the first of the last `MAX_OPENINGS` opening braces; -1 if none."""
     at = len(text)
     for _ in range(MAX_OPENINGS):
         before = text.rfind("{", 0, at)
@@ -117,7 +119,7 @@ def _first_opening(text: str) -> int:
 
 
 def _with_keys(found: dict[str, Any], keys: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the outermost objects within `found`, itself included, that have any of the keys."""
+    """Yield the outermost objects in `found`, including itself, that have any of the keys."""
     waiting: list[object] = [found]
     while waiting:
         value = waiting.pop()
@@ -129,7 +131,7 @@ def _with_keys(found: dict[str, Any], keys: set[str]) -> Iterator[dict[str, Any]
 
 
 def _python_dict(text: str, at: int) -> tuple[object, int]:
-    """Read an object in single quotes, or with bare fractions, or step over its opening."""
+    """Read an object with single quotes or fractions; None and the next position otherwise."""
     end = at
     for _ in range(MAX_CLOSINGS):
         end = text.find("}", end, at + MAX_PYTHON_OBJECT) + 1
@@ -145,7 +147,7 @@ def _python_dict(text: str, at: int) -> tuple[object, int]:
 def _literal(text: str) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of a backslash that escapes nothing
+            warnings.simplefilter("ignore", SyntaxWarning)  # invalid escape sequences
             warnings.simplefilter("ignore", DeprecationWarning)
             return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -153,7 +155,7 @@ def _literal(text: str) -> object:
 
 
 def _number(value: object, score: Score) -> float | None:
-    """Return a finite number, or None."""
+    """Return a value as a finite number, or None."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):
@@ -170,33 +172,24 @@ def _number(value: object, score: Score) -> float | None:
     return number if math.isfinite(number) else None
 
 
-# --------------------
-# The expected score: the mean over what a judge could have said where it said a number.
-
-
-# A token that holds one whole number: what is before it, the number, what is behind it.
-_WHOLE = re.compile(r"([^0-9]*?)(-?(?:0|[1-9][0-9]{0,9}))([^0-9]*)", re.DOTALL)
-MAX_TRIED = 32
-
-
 def expected_scores(text: str, tokens: Sequence[Token], rubric: Rubric) -> dict[str, float] | None:
-    """Return the expected value of each score under the judge's own probabilities.
+    """Return the expected value of each score under the judge's token probabilities.
 
-    With p(k) the probability of the whole number k where the reply has a score's value, and K
-    those of the alternatives that lie in its range, it is Σ_{k∈K} k·p(k) / Σ_{k∈K} p(k). Only
-    alternatives with the same characters around the number, such as a leading blank, count.
+    Let p(k) be the probability of the whole number k at the position of a score's value, and K the
+    alternatives in the score's range. The expected score is Σ_{k∈K} k·p(k) / Σ_{k∈K} p(k). Only
+    alternatives with the same characters around the number, for example a leading blank, count.
 
-    Where one number of the range begins another, as 1 does 10, and the judge writes a digit a
-    token, the first digit's probability is taken for that of the number of one digit.
+    If the judge writes one digit per token and a number of the range begins another one, as 1
+    begins 10, the probability of the first digit is taken for that of the one-digit number.
 
     Args:
         text: the reply.
-        tokens: its tokens; others, such as one that ends the reply, may stand around them.
-        rubric: whose scores.
+        tokens: the reply's tokens; further tokens before and after are allowed.
+        rubric: the rubric with the scores.
 
     Returns:
-        column → expected score. A score whose value is not one token has none; None if no score
-        has one, the reply has no verdict, or its tokens do not spell it.
+        The expected scores by column, without those whose value is not a single token. None if
+        there are none, if the reply has no scores, or if the tokens do not spell the reply.
     """
     scores = parse_reply(text, rubric).scores
     if scores is None:
@@ -211,27 +204,28 @@ def expected_scores(text: str, tokens: Sequence[Token], rubric: Rubric) -> dict[
 
 
 def _numbers(text: str, tokens: Sequence[Token], values: set[float]) -> Iterator[tuple[int, Token]]:
-    """Yield the last tokens that hold one of `values`, each with its place in the text."""
+    """Yield the last tokens that contain one of `values`, each with its position in the text."""
     before = "".join(token.text for token in tokens).rfind(text)
     if before < 0:
         return
-    start, placed = -before, []
+    start, found = -before, []
     for token in tokens:
         match = _WHOLE.fullmatch(token.text)
         inside = match and start + match.start(2) >= 0 and start + match.end(2) <= len(text)
         if match and inside and float(match[2]) in values:
-            placed.append((start, token))
+            found.append((start, token))
         start += len(token.text)
-    yield from placed[-MAX_TRIED:]
+    yield from found[-MAX_NUMBER_TOKENS:]
 
 
 def _column_at(
     text: str, start: int, token: Token, scores: dict[str, float], rubric: Rubric
 ) -> str | None:
-    """Return the score whose value a token is: the one that changes with it, and alone.
+    """Return the column whose value the token is, or None.
 
-    So whatever the parser accepts around a number is accepted here, and a number in a remark, in
-    a taken-back verdict, or beside further digits is none.
+    It is found by experiment: with another number in the token's place, the parser must return
+    another value of this column and of no other. So every format that the parser accepts works
+    here, and numbers in remarks or in corrected objects do not count.
     """
     match = _WHOLE.fullmatch(token.text)
     assert match is not None
@@ -246,14 +240,14 @@ def _column_at(
 
 
 def _another(score: Score, value: float) -> int | None:
-    """Return a whole number of the range that is not `value`, if there is one."""
+    """Return a whole number of the range other than `value`, or None."""
     lowest = math.ceil(score.min)
     other = lowest + 1 if value == lowest else lowest
     return other if other <= score.max else None
 
 
 def _mean(token: Token, score: Score) -> float | None:
-    """Return the mean of the whole numbers of the range that could stand in a token's place."""
+    """Return the mean over the whole numbers of the range among a token's alternatives."""
     own = _WHOLE.fullmatch(token.text)
     logprobs: list[tuple[int, float]] = []
     for text, logprob in token.alternatives.items():

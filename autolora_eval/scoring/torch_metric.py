@@ -1,4 +1,4 @@
-"""The diversity as a `torchmetrics.Metric`, for other harnesses."""
+"""Equation (8) as a `torchmetrics.Metric`, for other evaluation frameworks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from torchmetrics import Metric
 
 
 class PairwiseCosineDiversity(Metric):
-    """Equation (8) of the AutoLoRA paper over all features seen: 1 − mean pairwise cosine.
+    """Equation (8) of the AutoLoRA paper: 1 − mean pairwise cosine over all features seen.
 
-    Its state is s = Σ u_i and N, whatever the number of images: O(D) memory, exact under any
-    batching and under distributed reduction.
+    The state is s = Σ u_i and N, so it needs O(D) memory, and the result is exact for any batches
+    and under distributed reduction.
+
+    Example:
+        >>> metric = PairwiseCosineDiversity(dim=2)
+        >>> metric.update(torch.eye(2))
+        >>> metric.compute()
+        tensor(1., dtype=torch.float64)
 
     Args:
         dim: D, the length of a feature vector.
@@ -28,32 +34,35 @@ class PairwiseCosineDiversity(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, features: torch.Tensor) -> None:
-        """Take in feature vectors, float [B, D]; one that is zero or not finite makes it NaN.
+        """Add feature vectors.
+
+        Args:
+            features: float [B, D]. A vector that is zero or not finite makes the result NaN.
 
         Raises:
-            TypeError: they are no tensor.
-            ValueError: they are of another shape.
+            TypeError: if `features` is not a tensor.
+            ValueError: if it has another shape.
         """
         if not isinstance(features, torch.Tensor):
             raise TypeError(
                 f"expected a torch.Tensor [B, {len(self.total)}], got {type(features).__name__}: "
-                "give torch.as_tensor(features)"
+                "use torch.as_tensor(features)"
             )
         if features.ndim != 2 or features.shape[1] != len(self.total):
             raise ValueError(
                 f"expected features of shape [B, {len(self.total)}], got {list(features.shape)}"
             )
         vectors = features.double()
-        # By the largest entry first: no length is then too great or too small to be squared.
+        # Divide by the largest entry first: squares of very large or small entries overflow.
         scaled = vectors / vectors.detach().abs().amax(dim=1, keepdim=True)
         units = scaled / scaled.norm(dim=1, keepdim=True)
         self.total = self.total + units.sum(dim=0)
         self.count += len(features)
 
     def compute(self) -> torch.Tensor:
-        """Return equation (8), float64 scalar; NaN where it is undefined, as below two images."""
+        """Return equation (8), float64 scalar; NaN if it is undefined, e.g. below two images."""
         n = self.count
         if n < 2:
             return torch.tensor(float("nan"), dtype=torch.float64)
-        # ‖s‖ ≤ N, so what lies below zero is rounding.
+        # Mathematically ‖s‖ ≤ N, so a negative value is a rounding error.
         return (1.0 - (self.total @ self.total - n) / (n * (n - 1))).clamp(min=0.0)

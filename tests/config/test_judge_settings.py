@@ -95,10 +95,10 @@ def test_what_fits(lines: Callable[..., list[str]], settings: dict[str, object])
     assert lines(**settings) == []
 
 
-TRANSFORMERS = "does nothing with backend 'transformers'. Remove it, or write 'backend: openai'."
-A_NAME = "since the manifest states it."
-OPENAI = "does nothing with backend 'openai'. Remove it, or write 'backend: transformers'."
-ALONE = "takes effect with 'launch: true' only. Add that, or remove this."
+TRANSFORMERS = "has no effect with backend 'transformers'. Remove it, or set 'backend: openai'."
+A_NAME = "written to the manifest."
+OPENAI = "has no effect with backend 'openai'. Remove it, or set 'backend: transformers'."
+ALONE = "has an effect only with 'launch: true'. Add that, or remove this key."
 AN_ADDRESS = "expected an address such as http://localhost:8000/v1 "
 BAD: dict[str, tuple[dict[str, object], str, str]] = {
     "no address": ({"base_url": "a:8000"}, "base_url", f"{AN_ADDRESS}(got 'a:8000')."),
@@ -116,52 +116,51 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
     "an address twice": (
         {"base_url": ["http://a/v1", "http://b/v1", "http://a/v1"]},
         "base_url.2",
-        "'http://a/v1' is entry 1 already; a server takes its share once. Remove one.",
+        "'http://a/v1' is the same as entry 1. Remove one.",
     ),
     "an address twice, spelt otherwise": (
         {"base_url": ["http://a/v1", "http://a/v1/"]},
         "base_url.1",
-        "'http://a/v1/' is entry 1 already; a server takes its share once. Remove one.",
+        "'http://a/v1/' is the same as entry 1. Remove one.",
     ),
     "an empty list": ({"base_url": []}, "base_url", "at least 1 item"),
     "launch of nothing": (
         {"launch": True},
         "launch",
-        "say what to start: vllm_python, the Python of the environment that vLLM is installed in, "
-        "or launch_command.",
+        "also set what to start: vllm_python, the Python of vLLM's environment, or launch_command.",
     ),
     "launch of both": (
         {"launch": True, "vllm_python": "python", "launch_command": COMMAND},
         "launch_command",
-        "either this or judge.vllm_python says what to start, not both. Remove one.",
+        "cannot be combined with judge.vllm_python. Remove one of them.",
     ),
     "launch beside several": (
         {"launch": True, "vllm_python": "python", "base_url": ["http://a/v1", "http://b/v1"]},
         "base_url",
-        "2 addresses are stated, and 'launch: true' starts one server at an address of its own. "
+        "there are 2 addresses, but 'launch: true' starts one server at an address of its own. "
         "Remove them, or remove launch.",
     ),
     "no port": (
         {"launch": True, "launch_command": ["serve", "{model}"]},
         "launch_command",
-        "no part of it holds '{port}', where the port that is chosen at the start goes, such as: "
+        "lacks '{port}', the placeholder for the port of the server. Add, for example: "
         "--port, '{port}'.",
     ),
     "misspelt field": (
         {"launch": True, "launch_command": ["serve", "{modle}", "-p={port}"]},
         "launch_command.1",
-        "nothing is filled in for '{modle}'. Did you mean '{model}'?",
+        "unknown placeholder '{modle}'. Did you mean '{model}'?",
     ),
     "unknown field": (
         {"launch": True, "launch_command": ["serve", "x{gpus}y", "{port}"]},
         "launch_command.1",
-        "nothing is filled in for '{gpus}'. Known: {model}, {port}, {name}.",
+        "unknown placeholder '{gpus}'. Known: {model}, {port}, {name}.",
     ),
     **{
         f"a key in {key}: {part}": (
             {"launch": True, "vllm_python": "p"} | {key: ["x", part, "{port}"]},
             f"{key}.1",
-            "the manifest states it. Put it into an environment variable.",
+            "written to the manifest. Use an environment variable.",
         )
         for key, part in {
             "launch_args": "--api-key=sentinel",
@@ -173,7 +172,7 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
     "a key in the command": (
         {"launch": True, "launch_command": [*COMMAND, "--env=VLLM_API_KEY=sentinel"]},
         f"launch_command.{len(COMMAND)}",
-        "the manifest states it. Put it into an environment variable.",
+        "written to the manifest. Use an environment variable.",
     ),
     "vllm_python alone": ({"vllm_python": "python"}, "vllm_python", ALONE),
     "launch_command alone": ({"launch_command": COMMAND}, "launch_command", ALONE),
@@ -294,8 +293,8 @@ def test_the_benchmark_names_the_style(
         ),
         (
             {"rubric_values": {"style": "oil"}},
-            "judge.rubric_values: the rubric 'r' has no placeholder 'style'. It has none of its "
-            "own: remove it.",
+            "judge.rubric_values: the rubric 'r' has no placeholder 'style'. It has none; "
+            "remove the value.",
         ),
         (
             {"rubric": STYLE, "rubric_values": {"style": 3}},
@@ -334,7 +333,7 @@ def test_a_key_in_an_address_is_refused_and_not_repeated(
     lines: Callable[..., list[str]], url: str
 ) -> None:
     (line,) = lines(base_url=url)
-    assert "judge.base_url: a user name or key does not belong into the address" in line
+    assert "judge.base_url: the address must not contain a user name or key" in line
     assert "sentinel" not in line
 
 

@@ -183,7 +183,7 @@ def test_logits_may_be_wider_or_narrower_than_the_tokenizer(mini, width) -> None
 
 
 def test_what_cannot_be_held_says_why(mini, monkeypatch) -> None:
-    with pytest.raises(UnsupportedConstraintError, match="does not take the pattern"):
+    with pytest.raises(UnsupportedConstraintError, match="does not support the pattern"):
         Grammar("(a", mini, [2])
     with pytest.raises(UnsupportedConstraintError, match="tokenizers"):
         Grammar("a", object(), [2])
@@ -194,7 +194,7 @@ def test_what_cannot_be_held_says_why(mini, monkeypatch) -> None:
         def get_vocab(self) -> dict[str, int]:
             return {"a": 0}
 
-    with pytest.raises(UnsupportedConstraintError, match="does not take its tokenizer"):
+    with pytest.raises(UnsupportedConstraintError, match="does not support its tokenizer"):
         Grammar("a", Odd(), [0])
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(UnsupportedConstraintError, match="not installed"):
@@ -278,7 +278,7 @@ def test_the_record_has_the_likeliest_and_the_one_taken() -> None:
     ids = torch.zeros(2, 4, dtype=torch.int64)
     for n, scores in enumerate(steps):
         assert torch.equal(recorder(torch.cat([ids, taken[:, :n]], 1), scores), scores)
-    places = recorder.places(torch.cat([ids, taken], 1))
+    places = recorder.logprobs(torch.cat([ids, taken], 1))
     for row in range(2):
         for n, scores in enumerate(steps):
             exact = torch.log_softmax(scores[row].double(), 0)

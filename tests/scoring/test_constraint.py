@@ -1,4 +1,4 @@
-"""Constraints: exactly the replies that a rubric allows, in Python's `re` and in llguidance."""
+"""Constraints allow exactly the rubric's replies, in Python's `re` and in llguidance."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def lowest(asked: Rubric) -> dict[str, str]:
 
 
 @each
-def test_exactly_the_numbers_of_the_range_match_and_are_read_back(name: str) -> None:
+def test_exactly_the_numbers_of_the_range_match_and_are_parsed(name: str) -> None:
     asked, right = ALL[name], lowest(ALL[name])
     pattern = re.compile(reply_pattern(asked))
     for column, score in asked.scores.items():
@@ -129,7 +129,7 @@ def test_exactly_the_numbers_of_the_range_match_and_are_read_back(name: str) -> 
 @pytest.mark.parametrize(
     "number", ["", "-", "04", "-0", "+4", "4.", ".4", "4e0", "٤", "nan", '"4"']
 )
-def test_no_other_spelling_of_a_number_matches(name: str, number: str) -> None:
+def test_other_spellings_of_numbers_do_not_match(name: str, number: str) -> None:
     asked = ALL[name]
     for column in asked.scores:
         said = reply(asked, lowest(asked) | {column: number})
@@ -137,7 +137,7 @@ def test_no_other_spelling_of_a_number_matches(name: str, number: str) -> None:
 
 
 @each
-def test_one_blank_or_none_and_no_other_white_space(name: str) -> None:
+def test_at_most_one_blank_is_allowed(name: str) -> None:
     asked = ALL[name]
     pattern, right = re.compile(reply_pattern(asked)), lowest(asked)
     good = reply(asked, right)
@@ -155,7 +155,7 @@ def test_one_blank_or_none_and_no_other_white_space(name: str) -> None:
 
 
 @each
-def test_no_key_is_missing_or_doubled_or_elsewhere(name: str) -> None:
+def test_keys_must_be_complete_unique_and_in_order(name: str) -> None:
     asked = ALL[name]
     pattern, good = re.compile(reply_pattern(asked)), json.loads(reply(asked, lowest(asked)))
     members = [f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(good[key])}" for key in good]
@@ -188,7 +188,7 @@ def test_no_key_is_missing_or_doubled_or_elsewhere(name: str) -> None:
         ('"dress"', False),
     ],
 )
-def test_the_papers_reasons(said: str, fits: bool) -> None:
+def test_keywords_of_the_papers_rubric(said: str, fits: bool) -> None:
     princess = SHIPPED["disney_princess"]
     text = f'{{"score": 4, "reason": {said}}}'
     assert (re.fullmatch(reply_pattern(princess), text) is not None) == fits
@@ -199,7 +199,7 @@ def test_the_papers_reasons(said: str, fits: bool) -> None:
         assert parse_reply(text, princess) == ParsedReply({"cps": 4.0})
 
 
-def test_a_text_is_bounded_and_holds_no_object() -> None:
+def test_text_remark_is_bounded_and_contains_no_object() -> None:
     asked = MADE_UP["remarks"]
     right = '{"before": "%s", "x": 3, "after": [], "last.": ""}'
     for said, fits in [("a" * 300, True), ("a" * 301, False), ("a {'x': 1}", False), ("", True)]:
@@ -208,8 +208,8 @@ def test_a_text_is_bounded_and_holds_no_object() -> None:
         assert accepted(schema, right % said) == fits
 
 
-def test_no_pattern_in_a_schema_counts_beyond_what_xgrammar_can() -> None:
-    """Version 0.2.8 fails on more than 128 there; in a regular expression it takes a thousand."""
+def test_schema_repetitions_stay_below_the_limit_of_xgrammar() -> None:
+    """Version 0.2.8 fails on more than 128 in a schema; a regular expression may have 1,000."""
     schema = json.dumps(reply_schema(MADE_UP["remarks"]))
     counts = [int(count) for count in re.findall(r"\{[0-9]+,([0-9]+)\}", schema)]
     assert counts
@@ -217,7 +217,7 @@ def test_no_pattern_in_a_schema_counts_beyond_what_xgrammar_can() -> None:
 
 
 @each
-def test_a_reply_cut_off_anywhere_has_no_verdict(name: str) -> None:
+def test_truncated_reply_has_no_scores(name: str) -> None:
     said = reply(ALL[name], lowest(ALL[name]))
     for end in range(len(said)):
         assert parse_reply(said[:end], ALL[name]).scores is None
@@ -241,7 +241,7 @@ def test_replies_to_shipped_rubrics_fit_the_default_number_of_tokens() -> None:
 
 
 @each
-def test_only_syntax_that_every_engine_has(name: str) -> None:
+def test_pattern_uses_only_portable_syntax(name: str) -> None:
     """Taken for escapes, classes and counts that all read alike, what is left is literal."""
     pattern = reply_pattern(ALL[name])
     left = re.sub(r"\\[\\.+*?()|\[\]{}^$]", "", pattern)
@@ -258,7 +258,7 @@ def accepted(grammar: str, text: str) -> bool:
 
 
 @each
-def test_llguidance_accepts_the_same(name: str) -> None:
+def test_llguidance_accepts_the_same_replies(name: str) -> None:
     asked = ALL[name]
     grammar, right = LLMatcher.grammar_from_regex(reply_pattern(asked)), lowest(asked)
     assert accepted(grammar, reply(asked, right))
@@ -275,7 +275,7 @@ def test_llguidance_accepts_the_same(name: str) -> None:
 
 
 @each
-def test_the_schema_says_the_same(name: str) -> None:
+def test_schema_allows_the_same_values(name: str) -> None:
     asked = ALL[name]
     schema, right = reply_schema(asked), lowest(asked)
     keys = list(json.loads(reply(asked, right)))
@@ -301,7 +301,7 @@ def test_values_in_the_schema() -> None:
     assert of(0, 100, "integer") == {"type": "integer", "minimum": 0, "maximum": 100}
 
 
-def test_pinned_scores_have_one_value_and_no_remarks() -> None:
+def test_forced_scores_have_one_value_and_no_remarks() -> None:
     princess, art = SHIPPED["disney_princess"], SHIPPED["pixel_art"]
     assert reply_pattern(princess, {"cps": 3}) == r'\{"score": ?3\}'
     assert reply_schema(princess, {"cps": 3.0})["properties"] == {
@@ -317,16 +317,16 @@ def test_pinned_scores_have_one_value_and_no_remarks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pinned", "says"),
+    ("forced", "message"),
     [
-        ({"cps": 3}, "'cps' is none of the columns pc, sa"),
-        ({"pc": 6}, "6 is no integer that 'pc' may have"),
-        ({"pc": -1}, "-1 is no integer that 'pc' may have"),
-        ({"pc": 2.5}, "2.5 is no integer that 'pc' may have"),
-        ({"pc": float("nan")}, "NaN is no integer"),
+        ({"cps": 3}, "'cps' is not one of the columns pc, sa"),
+        ({"pc": 6}, "'pc' does not allow the integer 6"),
+        ({"pc": -1}, "'pc' does not allow the integer -1"),
+        ({"pc": 2.5}, "'pc' does not allow the integer 2.5"),
+        ({"pc": float("nan")}, "does not allow the integer NaN"),
     ],
 )
-def test_what_cannot_be_pinned_is_refused(pinned: dict[str, float], says: str) -> None:
+def test_invalid_forced_value_is_rejected(forced: dict[str, float], message: str) -> None:
     for function in (reply_pattern, reply_schema):
-        with pytest.raises(ValueError, match=re.escape(says)):
-            function(SHIPPED["pixel_art"], pinned)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            function(SHIPPED["pixel_art"], forced)

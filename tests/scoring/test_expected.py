@@ -192,4 +192,4 @@ def test_the_work_is_bounded(rubric: Rubric, monkeypatch: pytest.MonkeyPatch) ->
     flood = [part for _ in range(4_000) for part in ("4", " ")]
     tokens = said(*flood, f'{{"{PC}": ', "4", f', "{SA}": ', "4", "}")
     assert expected(tokens, rubric) == {"pc": 4.0, "sa": 4.0}
-    assert calls <= 1 + module.MAX_TRIED * len(rubric.scores)
+    assert calls <= 1 + module.MAX_NUMBER_TOKENS * len(rubric.scores)

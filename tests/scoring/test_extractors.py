@@ -344,8 +344,8 @@ def test_the_schema_holds_kinds_of_this_package_to_their_keys(
 def test_extractor_of_the_documentation_works(make: Make, workplace: Path, tmp_path: Path) -> None:
     file = Path(__file__).parents[2] / "docs" / "how_to" / "extractor.md"
     page = file.read_text(encoding="utf-8")
-    blocks = [b for b in page.split("```python\n")[1:] if b.startswith("# mean_colour.py")]
-    (workplace / "mean_colour.py").write_text(blocks[0].split("```")[0])
+    block = page.split('```python title="mean_colour.py"\n')[1].split("```")[0]
+    (workplace / "mean_colour.py").write_text(block)
     plan, folder = make(extractor="mean_colour.MeanColour", power=2.0), RunFolder(tmp_path / "run")
     extract(plan, folder)
     cell = plan.cells[1].id

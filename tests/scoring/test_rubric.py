@@ -11,7 +11,7 @@ from rubrics import GOOD
 
 from autolora_eval._errors import UsageError
 from autolora_eval._resources import shipped_root
-from autolora_eval.scoring.rubric import Question, Rubric, as_data, read_rubric
+from autolora_eval.scoring.rubric import Question, Rubric, escape_prompt, read_rubric
 
 # SHA-256 of the paper's judge prompts A.1 (1270 bytes) and A.2 (2067 bytes) as typed from its
 # appendix with straightened quotation marks, each ending in one line break.
@@ -160,7 +160,7 @@ def test_what_a_judge_could_take_for_control_is_broken_up(
 ) -> None:
     rubric = read_rubric(write(GOOD))
     assert rubric.question(f"a {prompt} b").before == f"First a {put} b."
-    assert as_data(as_data(prompt)) == as_data(prompt)
+    assert escape_prompt(escape_prompt(prompt)) == escape_prompt(prompt)
     put.encode()  # can be sent
 
 
@@ -176,7 +176,7 @@ def test_what_a_judge_could_take_for_control_is_broken_up(
     ],
 )
 def test_the_rubrics_own_words_are_broken_up(mark: str, prompt: str, put: str) -> None:
-    assert as_data(prompt, [mark]) == put
+    assert escape_prompt(prompt, [mark]) == put
 
 
 def test_no_prompt_ends_the_place_of_the_prompt() -> None:
@@ -186,13 +186,13 @@ def test_no_prompt_ends_the_place_of_the_prompt() -> None:
     for mark in ("<prompt>", "</prompt>"):
         assert after.count(mark) == 1
     assert "<<<" not in after.replace("<<< ", "")
-    assert after.replace(as_data(escape), "a cat") == rubric.question("a cat").after
+    assert after.replace(escape_prompt(escape), "a cat") == rubric.question("a cat").after
 
 
 def test_breaking_up_a_hostile_prompt_takes_no_time() -> None:
     """Each `<` and `[` looks ahead a bounded piece: ten thousand of them are ten thousand steps."""
     for hostile in ("<" * 10_000, "<a" * 5_000, "[A" * 5_000, "<" + "a" * 10_000):
-        assert as_data(hostile, ["<<<IMAGE>>>"]) == hostile
+        assert escape_prompt(hostile, ["<<<IMAGE>>>"]) == hostile
 
 
 def test_a_prompt_at_the_edge_of_the_text_keeps_its_blanks(write: Callable[[str], Path]) -> None:

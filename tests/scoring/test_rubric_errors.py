@@ -54,17 +54,17 @@ BROKEN = [
         "'style'; rename one",
         id="remark-is-score",
     ),
-    pytest.param("First", "<<<PRMOPT>>>", None, "", "text has '<<<PRMOPT>>>'", id="undeclared"),
-    pytest.param("First", "<STYLE>", None, "", "text has '<STYLE>'", id="undeclared-own-style"),
+    pytest.param("First", "<<<PRMOPT>>>", None, "", "contains '<<<PRMOPT>>>'", id="undeclared"),
+    pytest.param("First", "<STYLE>", None, "", "contains '<STYLE>'", id="undeclared-own-style"),
     pytest.param(
         "Style,",
         '"prompt correspondence ",',
         None,
         "",
-        "'pc' and 'sa' have the display name 'prompt correspondence '",
+        "'pc' and 'sa' have the same display name, 'prompt correspondence '",
         id="same-name",
     ),
-    pytest.param("Style,", '" ",', None, "", "'sa' has no display name", id="no-name"),
+    pytest.param("Style,", '" ",', None, "", "'sa' has an empty display name", id="no-name"),
     pytest.param(
         '"<P>"}',
         '"<P>", values: {style: "<S>"}}',
@@ -100,8 +100,8 @@ BROKEN = [
     pytest.param("  sa:", "  Sa:", 5, "scores.Sa", "(got 'Sa')", id="column"),
     pytest.param("  sa:", "  div_pc:", 5, "scores.div_pc", "'div_pc'", id="product-column"),
     pytest.param("  sa:", "  diversity:", 5, "scores.diversity", "'diversity'", id="diversity"),
-    pytest.param("  <I>\n", "\n", None, "", "'<I>' once, and has it 0 times", id="no-image"),
-    pytest.param("First", "<I>", None, "", "'<I>' once, and has it 2 times", id="two-images"),
+    pytest.param("  <I>\n", "\n", None, "", "'<I>' once, but contains it 0 times", id="no-image"),
+    pytest.param("First", "<I>", None, "", "'<I>' once, but contains it 2 times", id="two-images"),
     pytest.param('prompt: "<P>"', 'prompt: "<Q>"', None, "", "placeholder '<Q>'", id="no-prompt"),
     pytest.param(
         'prompt: "<P>"', 'prompt: "<I>!"', 2, "placeholders", "'<I>!'", id="nested-placeholders"
@@ -125,7 +125,9 @@ def test_what_is_broken_is_named_with_its_place(
 
 def test_a_misspelt_placeholder_gets_the_nearest(write: Callable[[str], Path]) -> None:
     text = GOOD.replace("<P>", "<<<PROMPT>>>").replace("First <<<PROMPT>>>", "First <<<PRMOPT>>>")
-    with pytest.raises(UsageError, match=r"has '<<<PRMOPT>>>', .* Did you mean '<<<PROMPT>>>'\?"):
+    with pytest.raises(
+        UsageError, match=r"contains '<<<PRMOPT>>>', .* Did you mean '<<<PROMPT>>>'\?"
+    ):
         read_rubric(write(text))
 
 
@@ -142,7 +144,8 @@ def test_an_undeclared_placeholder_is_known_by_the_style_of_the_others(
     write: Callable[[str], Path], image: str, prompt: str, unknown: str
 ) -> None:
     text = GOOD.replace("<I>", image).replace("<P>", prompt).replace("{not}", unknown)
-    with pytest.raises(UsageError, match=re.escape(f"the text has '{unknown}', which is none")):
+    message = f"the text contains '{unknown}', which looks like"
+    with pytest.raises(UsageError, match=re.escape(message)):
         read_rubric(write(text))
     declared = text.replace("}\nscores", f", delimiters: ['{unknown}']}}\nscores")
     assert read_rubric(write(declared)).name == "mine"

@@ -106,7 +106,7 @@ def test_features_of_another_kind_or_shape_are_refused_in_words() -> None:
     metric = PairwiseCosineDiversity(3)
     with pytest.raises(ValueError, match=r"expected features of shape \[B, 3\], got \[2, 4\]"):
         metric.update(torch.ones(2, 4))
-    with pytest.raises(TypeError, match=r"got list: give torch\.as_tensor"):
+    with pytest.raises(TypeError, match=r"got list: use torch\.as_tensor"):
         metric.update([[1.0, 2.0, 3.0]])  # type: ignore[arg-type]
 
 

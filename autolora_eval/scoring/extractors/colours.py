@@ -1,4 +1,4 @@
-"""The colours of an image, wherever they are in it: needs no model."""
+"""The colour histogram of an image, which needs no model."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class ColourParameters(MethodParameters):
 
 @dataclass(frozen=True)
 class Colours:
-    """The square roots of the shares of an image's pixels in the boxes of the RGB cube.
+    """The square roots of the fractions of pixels in each box of the RGB cube.
 
-    The cosine of two such vectors is Σ √(p_i q_i), the Bhattacharyya coefficient of the images'
-    distributions of colours.
+    The cosine of two such vectors is Σ √(p_i q_i), the Bhattacharyya coefficient of the two colour
+    distributions.
     """
 
     bins: int
 
     def __call__(self, images: Sequence[Image.Image]) -> Matrix:
         """Return the vectors of RGB images, float32 [N, bins³], each of length 1."""
-        return np.stack([self._of(np.asarray(image)) for image in images]).astype(np.float32)
+        return np.stack([self._histogram(np.asarray(image)) for image in images]).astype(np.float32)
 
-    def _of(self, image: np.ndarray) -> np.ndarray:
+    def _histogram(self, image: np.ndarray) -> np.ndarray:
         red, green, blue = (image.reshape(-1, 3).astype(np.int64) * self.bins // 256).T
         boxes = (red * self.bins + green) * self.bins + blue
         return np.sqrt(np.bincount(boxes, minlength=self.bins**3) / len(boxes))
 
     def preprocessing(self) -> Json:
-        """Return that nothing is done to an image first: its own pixels are counted."""
+        """Return the preprocessing: none."""
         return {"size": "as it is"}
 
 

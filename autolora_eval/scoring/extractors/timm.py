@@ -1,4 +1,4 @@
-"""Any vision model of timm, with the preprocessing that its own configuration states."""
+"""Any vision model of timm, with the preprocessing of its own configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from autolora_eval._sources import Source
 
-_WEIGHTS = "model.safetensors"  # timm would take a pickle where this is not
+_WEIGHTS = "model.safetensors"  # without this file timm would load a pickle
 
 
 class TimmExtractor:
@@ -29,25 +29,25 @@ class TimmExtractor:
 
     Args:
         model: from `timm.create_model(…, num_classes=0)`.
-        transform: RGB image of PIL → tensor [3, H, W].
-        stated: what the transform does, as timm states it.
-        batch_size: images a forward pass.
+        transform: maps an RGB image of PIL to a tensor [3, H, W].
+        config: the configuration of the transform, for the manifest.
+        batch_size: images per forward pass.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
         transform: Callable[[Image.Image], torch.Tensor],
-        stated: Mapping[str, Any],
+        config: Mapping[str, Any],
         batch_size: int,
     ) -> None:
         self.model, self.transform = model, transform
-        self.stated, self.batch_size = stated, batch_size
+        self.config, self.batch_size = config, batch_size
 
     def __call__(self, images: Sequence[Image.Image]) -> Matrix:
         """Return the feature vectors of RGB images, float32 [N, D]: the pooled output.
 
-        The last batch is filled up, so that a vector does not depend on how many images there are.
+        Short batches are filled up, so that a vector does not depend on the number of images.
         """
         import torch
 
@@ -59,8 +59,8 @@ class TimmExtractor:
         return np.asarray(vectors.flatten(1).float().cpu().numpy(), dtype=np.float32)
 
     def preprocessing(self) -> Json:
-        """Return what is done to an image before the model sees it."""
-        plain: Json = json.loads(json.dumps(dict(self.stated), default=str))
+        """Return the preprocessing of an image."""
+        plain: Json = json.loads(json.dumps(dict(self.config), default=str))
         return {"processor": "timm", **plain}
 
 
@@ -73,19 +73,19 @@ def _load(loading: Loading) -> Extractor:
         if not (folder / _WEIGHTS).is_file():
             raise FileNotFoundError(f"it has no {_WEIGHTS}, and {PICKLE_ADVICE}")
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-        stated = timm.data.resolve_model_data_config(model)
-        transform = timm.data.create_transform(**stated, is_training=False)
+        config = timm.data.resolve_model_data_config(model)
+        transform = timm.data.create_transform(**config, is_training=False)
     except (OSError, ValueError, RuntimeError) as error:
-        told = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise AutoLoRAEvalError(
-            f"the extractor '{loading.source.name}' cannot be loaded by timm: {told:.600}"
+            f"the extractor '{loading.source.name}' cannot be loaded by timm: {message:.600}"
         ) from error
     model = model.to(loading.device, loading.dtype).eval()
-    return TimmExtractor(model, transform, stated, loading.batch_size)
+    return TimmExtractor(model, transform, config, loading.batch_size)
 
 
 def _folder(source: Source) -> Path:
-    """Return where the model lies on this machine; one of the hub is fetched."""
+    """Return the model's folder on this machine, downloading it from the hub if needed."""
     if source.kind != "hub":
         return Path(source.location)
     from huggingface_hub import snapshot_download

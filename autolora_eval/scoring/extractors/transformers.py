@@ -1,4 +1,4 @@
-"""Feature vectors by a vision model of `transformers`, with its own preprocessing."""
+"""Any vision model of transformers: DINOv2, DINOv3, CLIP, SigLIP, ViT and others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TransformersExtractor:
     Args:
         model: from `AutoModel`.
         processor: from `AutoImageProcessor`.
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
     """
 
     def __init__(self, model: Any, processor: Any, batch_size: int) -> None:  # noqa: ANN401
@@ -47,16 +47,16 @@ class TransformersExtractor:
                 source.location, dtype=dtype, use_safetensors=True, **options
             )
         except (OSError, ValueError, ImportError) as error:
-            told = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             raise AutoLoRAEvalError(
-                f"the extractor '{source.name}' cannot be loaded: {told:.400}"
+                f"the extractor '{source.name}' cannot be loaded: {message:.400}"
             ) from error
         return cls(model.to(device).eval(), processor, batch_size)
 
     def __call__(self, images: Sequence[Image.Image]) -> Matrix:
         """Return the feature vectors of RGB images, float32 [N, D].
 
-        The last batch is filled up, so that a vector does not depend on how many images there are.
+        Short batches are filled up, so that a vector does not depend on the number of images.
         """
         import torch
 
@@ -68,7 +68,7 @@ class TransformersExtractor:
         return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
 
     def _pooled(self, pixels: torch.Tensor) -> torch.Tensor:
-        """One vector an image: the pooled output (DINOv2: the CLS token after its norm)."""
+        """Return one vector per image: the pooled output (DINOv2: the CLS token after the norm)."""
         if hasattr(self.model, "get_image_features"):
             features = self.model.get_image_features(pixel_values=pixels)
             # Some models return the pooled tensor itself.
@@ -82,36 +82,30 @@ class TransformersExtractor:
         return vectors
 
     def preprocessing(self) -> Json:
-        """Return what is done to an image before the model sees it, and by which backend."""
+        """Return the preprocessing of an image."""
         names = ("size", "crop_size", "do_resize", "do_center_crop", "resample", "image_mean")
         config = self.processor.to_dict()
-        stated = {name: config[name] for name in (*names, "image_std") if name in config}
+        kept = {name: config[name] for name in (*names, "image_std") if name in config}
         return {
             "processor": type(self.processor).__name__,
-            **json.loads(json.dumps(stated, default=str)),
+            **json.loads(json.dumps(kept, default=str)),
         }
 
 
 def _require_timm(source: Source, options: Mapping[str, str]) -> None:
-    """Refuse a model of timm where timm is not installed, which transformers does not say."""
+    """Raise a clear error for a timm model if timm is not installed."""
     from transformers import PreTrainedConfig
 
     config, _ = PreTrainedConfig.get_config_dict(source.location, **options)
     is_of_timm = config.get("model_type") == "timm_wrapper" or "pretrained_cfg" in config
     if is_of_timm and importlib.util.find_spec("timm") is None:
         raise ImportError(
-            "it is a model of timm, which is not installed: pip install 'autolora-eval[timm]'. "
-            "'extractor: timm' beside it loads it without transformers."
+            "the model requires timm: pip install 'autolora-eval[timm]'. "
+            "'extractor: timm' loads it without transformers."
         )
 
 
-# --------------------
-# Any vision model of `transformers`: DINOv2, DINOv3, CLIP, SigLIP, ViT and others.
-
-
 def _load(loading: Loading) -> Extractor:
-    pass
-
     assert loading.source is not None
     return TransformersExtractor.load(
         loading.source, loading.device, loading.dtype, loading.batch_size

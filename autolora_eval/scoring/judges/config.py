@@ -1,4 +1,4 @@
-"""The settings of a judge, and which of them do not go together."""
+"""The settings of a judge, and the checks of their combination."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Constraint = Literal[
     "auto", "structured_outputs", "guided_regex", "response_format", "regex", "plain"
 ]
 
-_OF_A_LAUNCH = ("vllm_python", "launch_command", "launch_args", "launch_timeout")
-# The keys that only one backend has, by backend.
+_LAUNCH_KEYS = ("vllm_python", "launch_command", "launch_args", "launch_timeout")
+# Keys that apply to one backend only.
 _KEYS = {
     "openai": (
         *("base_url", "api_key_env", "concurrency", "timeout", "max_retries", "give_up_after"),
-        *("launch", *_OF_A_LAUNCH),
+        *("launch", *_LAUNCH_KEYS),
     ),
     "transformers": ("batch_size", "dtype"),
 }
@@ -40,14 +40,14 @@ _CONSTRAINTS = {
     "transformers": ("auto", "regex", "plain"),
 }
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_AN_ADDRESS = "http://localhost:8000/v1"
-_FILLED_IN = ("{model}", "{port}", "{name}")
-_HOLDS_A_KEY = re.compile(r"^--api[-_]key|(KEY|TOKEN|SECRET|PASSWORD)=.")
-# In capitals, as the names of such variables are and keys are not.
+_EXAMPLE_ADDRESS = "http://localhost:8000/v1"
+_COMMAND_FIELDS = ("{model}", "{port}", "{name}")
+_CONTAINS_KEY = re.compile(r"^--api[-_]key|(KEY|TOKEN|SECRET|PASSWORD)=.")
+# Upper case, which distinguishes names of variables from keys.
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _NO_VARIABLE = (
-    "expected the name of an environment variable, in capital letters, digits and '_', and not the "
-    "key itself, since the manifest states it."
+    "expected the name of an environment variable (capital letters, digits and '_'), not the key "
+    "itself, which would be written to the manifest."
 )
 _FIELD = re.compile(r"\{[A-Za-z_]+\}")
 
@@ -120,13 +120,13 @@ class JudgeConfig(StrictModel):
 
 
 def judge_problems(judge: JudgeConfig) -> Iterator[Problem]:
-    """Yield what is wrong with a judge's settings, beyond each by itself.
+    """Yield problems with combinations of a judge's settings.
 
     Args:
-        judge: as the benchmark file states it.
+        judge: the benchmark's `judge` section.
 
     Yields:
-        The key's place below `judge`, and what is wrong with what it says.
+        The path of a key below `judge`, and a message.
     """
     yield from _other_backends_keys(judge)
     constraints = _CONSTRAINTS[judge.backend]
@@ -138,14 +138,14 @@ def judge_problems(judge: JudgeConfig) -> Iterator[Problem]:
         )
     if judge.backend == "openai":
         if not _VARIABLE.fullmatch(judge.api_key_env):
-            # Not repeated: it may be the key itself.
+            # The message does not repeat the value, which may be the key.
             yield ("api_key_env",), _NO_VARIABLE
         yield from _wrong_addresses(judge)
         yield from launch_problems(judge) if judge.launch else _launch_keys_alone(judge)
 
 
-def _states(judge: JudgeConfig, key: str) -> bool:
-    """Tell whether a key is there and says more than no, nothing or an empty list."""
+def _is_set(judge: JudgeConfig, key: str) -> bool:
+    """Return True if the file sets a key to anything but null, false or an empty list."""
     value = getattr(judge, key)
     return key in judge.model_fields_set and not (value is None or value is False or value == [])
 
@@ -153,10 +153,10 @@ def _states(judge: JudgeConfig, key: str) -> bool:
 def _other_backends_keys(judge: JudgeConfig) -> Iterator[Problem]:
     for backend, keys in _KEYS.items():
         for key in keys:
-            if backend != judge.backend and _states(judge, key):
+            if backend != judge.backend and _is_set(judge, key):
                 yield (
                     (key,),
-                    f"does nothing with backend '{judge.backend}'. Remove it, or write "
+                    f"has no effect with backend '{judge.backend}'. Remove it, or set "
                     f"'backend: {backend}'.",
                 )
 
@@ -165,75 +165,75 @@ def _wrong_addresses(judge: JudgeConfig) -> Iterator[Problem]:
     is_list = isinstance(judge.base_url, list)
     servers = [url.rstrip("/") for url in judge.base_urls]
     for index, url in enumerate(judge.base_urls):
-        place = ("base_url", index) if is_list else ("base_url",)
+        path = ("base_url", index) if is_list else ("base_url",)
         problem, first = address_problem(url), servers.index(servers[index])
         if problem is not None:
-            yield place, problem
+            yield path, problem
         elif first < index:
             yield (
-                place,
-                f"'{url}' is entry {first + 1} already; a server takes its share once. Remove one.",
+                path,
+                f"'{url}' is the same as entry {first + 1}. Remove one.",
             )
 
 
 def address_problem(url: str) -> str | None:
-    """Return what is wrong with an address, None if nothing is.
+    """Return the problem with an address, or None.
 
-    One that carries a key, which would reach the manifest, is refused and not repeated.
+    The message does not repeat an address that contains a key.
     """
     try:
         parts = urlsplit(url)
-        is_one = parts.scheme in ("http", "https") and bool(parts.netloc)
-        keeps_a_key = "@" in parts.netloc or bool(parts.query or parts.fragment)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.netloc)
+        has_key = "@" in parts.netloc or bool(parts.query or parts.fragment)
     except ValueError:  # such as 'http://[::1'
-        is_one, keeps_a_key = False, False
-    if keeps_a_key or ("@" in url and not is_one):
+        is_valid, has_key = False, False
+    if has_key or ("@" in url and not is_valid):
         return (
-            "a user name or key does not belong into the address, since the manifest states it. "
-            "Put the key into the environment variable that judge.api_key_env names."
+            "the address must not contain a user name or key, which would be written to the "
+            "manifest. Set the environment variable that judge.api_key_env names."
         )
-    return None if is_one else f"expected an address such as {_AN_ADDRESS} (got '{url}')."
+    return None if is_valid else f"expected an address such as {_EXAMPLE_ADDRESS} (got '{url}')."
 
 
 def is_loopback(url: str) -> bool:
-    """Tell whether an address is this machine's: to it no proxy leads, whatever HTTP_PROXY says."""
+    """Return True if an address is on this machine, where no proxy is used."""
     return urlsplit(url).hostname in _LOOPBACK
 
 
 def _launch_keys_alone(judge: JudgeConfig) -> Iterator[Problem]:
-    for key in _OF_A_LAUNCH:
-        if _states(judge, key):
-            yield (key,), "takes effect with 'launch: true' only. Add that, or remove this."
+    for key in _LAUNCH_KEYS:
+        if _is_set(judge, key):
+            yield (key,), "has an effect only with 'launch: true'. Add that, or remove this key."
 
 
 def launch_problems(judge: JudgeConfig) -> Iterator[Problem]:
-    """Yield what is wrong with what a launch states, as `judge_problems` does."""
+    """Yield problems with the settings of a launch, as `judge_problems` does."""
     if judge.launch_command and judge.vllm_python:
         yield (
             ("launch_command",),
-            "either this or judge.vllm_python says what to start, not both. Remove one.",
+            "cannot be combined with judge.vllm_python. Remove one of them.",
         )
     elif not judge.launch_command and not judge.vllm_python:
         yield (
             ("launch",),
-            "say what to start: vllm_python, the Python of the environment that vLLM is "
-            "installed in, or launch_command.",
+            "also set what to start: vllm_python, the Python of vLLM's environment, or "
+            "launch_command.",
         )
     if len(judge.base_urls) > 1:
         yield (
             ("base_url",),
-            f"{len(judge.base_urls)} addresses are stated, and 'launch: true' starts one server at "
+            f"there are {len(judge.base_urls)} addresses, but 'launch: true' starts one server at "
             "an address of its own. Remove them, or remove launch.",
         )
     if judge.launch_command:
         yield from _wrong_command(judge.launch_command)
     for key in ("launch_command", "launch_args"):
         for index, part in enumerate(getattr(judge, key)):
-            if _HOLDS_A_KEY.search(part):
+            if _CONTAINS_KEY.search(part):
                 yield (
                     (key, index),
-                    "a key does not belong into a command line, since the manifest states it. Put "
-                    "it into an environment variable.",
+                    "must not contain a key, which would be written to the manifest. Use an "
+                    "environment variable.",
                 )
 
 
@@ -241,13 +241,13 @@ def _wrong_command(command: list[str]) -> Iterator[Problem]:
     if not any("{port}" in part for part in command):
         yield (
             ("launch_command",),
-            "no part of it holds '{port}', where the port that is chosen at the start goes, such "
-            "as: --port, '{port}'.",
+            "lacks '{port}', the placeholder for the port of the server. Add, for example: "
+            "--port, '{port}'.",
         )
     for index, part in enumerate(command):
         for field in _FIELD.findall(part):
-            if field not in _FILLED_IN:
+            if field not in _COMMAND_FIELDS:
                 yield (
                     ("launch_command", index),
-                    f"nothing is filled in for '{field}'.{did_you_mean(field, _FILLED_IN)}",
+                    f"unknown placeholder '{field}'.{did_you_mean(field, _COMMAND_FIELDS)}",
                 )

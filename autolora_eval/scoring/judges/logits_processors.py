@@ -1,7 +1,7 @@
-"""What is done to a judge's logits before its likeliest token is taken, row by row of a batch.
+"""Logits processors for the judge: constrain replies, sample, and record log-probabilities.
 
-They are recorded, held to a pattern, and made a sample. Each is a logits processor of
-`transformers`' `generate`; none knows of the others, nor does a row of its neighbours.
+Each is a logits processor of `generate` in transformers. They are independent of each other, and
+each row of a batch is independent of the other rows.
 """
 
 from __future__ import annotations
@@ -20,77 +20,79 @@ from autolora_eval._files import Json
 from autolora_eval.scoring.judges.base import Token
 from autolora_eval.scoring.rubric import Question
 
-# llguidance's trie of tokens takes no longer ones. Shorter tokens spell the same bytes.
+TOP_LOGPROBS = 20  # the maximum of vLLM
+# llguidance does not accept longer tokens. Shorter tokens can spell the same bytes.
 _LONGEST_TOKEN = 255
-_NO_TEXT = "\u0100\u0100"  # two null bytes to a byte-level tokenizer: no reply has them
+_UNUSED_TEXT = "\u0100\u0100"  # two null bytes in a byte-level tokenizer: never in a reply
 
 
 class UnsupportedConstraintError(Exception):
-    """Replies cannot be held to a pattern here, with the reason as its message."""
+    """Replies of this model cannot be constrained; the message is the reason."""
 
 
 class Grammar:
     """A regular expression, compiled for a tokenizer by llguidance.
 
     Args:
-        pattern: what a reply must match from its first character to its last.
-        tokenizer: a fast tokenizer of `transformers`.
-        ends: the tokens that end a reply.
+        pattern: the regular expression that a whole reply must match.
+        tokenizer: a fast tokenizer of transformers.
+        eos_token_ids: the tokens that end a reply.
 
     Raises:
-        UnheldError: llguidance is missing, or takes neither this tokenizer nor this pattern.
+        UnsupportedConstraintError: if llguidance is not installed, or does not support the
+            tokenizer or the pattern.
     """
 
-    def __init__(self, pattern: str, tokenizer: Any, ends: Sequence[int]) -> None:  # noqa: ANN401
+    def __init__(self, pattern: str, tokenizer: Any, eos_token_ids: Sequence[int]) -> None:  # noqa: ANN401
         try:
             from llguidance import LLMatcher, LLTokenizer
         except ImportError as error:
             raise UnsupportedConstraintError(
                 "the package 'llguidance' is not installed (pip install 'autolora-eval[models]')"
             ) from error
-        self.ends = tuple(ends)
-        described, self.overlong = _described(tokenizer)
-        size = 1 + max(*tokenizer.get_vocab().values(), *ends)
+        self.eos_token_ids = tuple(eos_token_ids)
+        serialized, self.overlong = _serialized(tokenizer)
+        size = 1 + max(*tokenizer.get_vocab().values(), *eos_token_ids)
         try:
-            known = LLTokenizer(json.dumps(described), n_vocab=size, eos_token=ends[0])
+            known = LLTokenizer(json.dumps(serialized), n_vocab=size, eos_token=eos_token_ids[0])
         except BaseException as error:
-            # A panic of Rust's is no Exception.
+            # A panic in Rust raises a BaseException.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise UnsupportedConstraintError(
-                f"llguidance does not take its tokenizer ({error})"
+                f"llguidance does not support its tokenizer ({error})"
             ) from error
         grammar = LLMatcher.grammar_from_regex(pattern)
         if problem := LLMatcher.validate_grammar(grammar, known):
             problem = " ".join(problem.split())[:200]
-            raise UnsupportedConstraintError(f"llguidance does not take the pattern ({problem})")
+            raise UnsupportedConstraintError(f"llguidance does not support the pattern ({problem})")
         self._start = LLMatcher(known, grammar, log_level=0)
 
     def matchers(self, n: int) -> list[Any]:
-        """Return matchers at the beginning of a reply, one a row."""
+        """Return one matcher for each row, at the beginning of a reply."""
         return [self._start.deep_copy() for _ in range(n)]
 
     def allowed(self, matchers: Sequence[Any], width: int) -> Tensor:
-        """Return which tokens may come next, (rows, width) booleans.
+        """Return which tokens may come next, bool [rows, width].
 
         Args:
-            matchers: of each row, at its place.
-            width: of the model's logits.
+            matchers: the matcher of each row.
+            width: vocabulary size of the model's logits.
         """
         allowed = _unpacked([matcher.compute_bitmask() for matcher in matchers], width)
-        for end in self.ends[1:]:  # older versions of llguidance know a single end
-            allowed[:, end] = allowed[:, self.ends[0]]
+        for end in self.eos_token_ids[1:]:  # old llguidance supports one end token
+            allowed[:, end] = allowed[:, self.eos_token_ids[0]]
         allowed[:, [token for token in self.overlong if token < width]] = False
         return allowed
 
 
 class RegexLogitsProcessor:
-    """Leaves each row only the tokens that its reply may go on with, or end with.
+    """Allows only the tokens that continue or end a valid reply.
 
-    A row whose reply is complete is left its end tokens only.
+    If a row's reply is complete, only end tokens are allowed.
 
     Args:
-        grammar: what replies are held to.
+        grammar: the constraint on replies.
     """
 
     def __init__(self, grammar: Grammar) -> None:
@@ -99,23 +101,23 @@ class RegexLogitsProcessor:
         self._ended: set[int] = set()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the scores with −∞ for each token that may not come next.
+        """Return the logits, with −∞ for each forbidden token.
 
         Args:
-            input_ids: (batch, length) int64, questions and replies so far.
-            scores: (batch, vocabulary) floats.
+            input_ids: int64 [batch, length], questions and replies so far.
+            scores: logits, float [batch, vocabulary].
         """
         if self._matchers is None:
             self._matchers = self.grammar.matchers(len(scores))
         else:
             for row, token in enumerate(input_ids[:, -1].tolist()):
-                self._take(row, self._matchers[row], token)
+                self._advance(row, self._matchers[row], token)
         allowed = self.grammar.allowed(self._matchers, scores.shape[1])
         return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
-    def _take(self, row: int, matcher: Any, token: int) -> None:  # noqa: ANN401
-        # What comes after a row's end fills up the batch and is no part of its reply.
-        if row in self._ended or token in self.grammar.ends:
+    def _advance(self, row: int, matcher: Any, token: int) -> None:  # noqa: ANN401
+        # Tokens after the end of a row are padding.
+        if row in self._ended or token in self.grammar.eos_token_ids:
             self._ended.add(row)
         elif not matcher.consume_token(token):
             raise AutoLoRAEvalError(
@@ -125,15 +127,15 @@ class RegexLogitsProcessor:
 
 
 class GumbelNoise:
-    """Makes the likeliest token of each row a sample, by a generator of the row's own.
+    """Turns greedy decoding into sampling, with a random generator for each row.
 
-    With gᵢ = −ln(−ln uᵢ), uᵢ uniform on (0, 1), the largest of zᵢ/T + gᵢ is token i with the
-    probability exp(zᵢ/T) / Σⱼ exp(zⱼ/T): greedy decoding of the noisy logits is sampling at
-    temperature T (the Gumbel-max identity). T·gᵢ is added to zᵢ, which has the same largest and
-    overflows at no T. The noise is made on the CPU, so that no device decides it.
+    Gumbel-max trick: with gᵢ = −ln(−ln uᵢ), uᵢ uniform on (0, 1), token i maximises zᵢ/T + gᵢ with
+    probability exp(zᵢ/T) / Σⱼ exp(zⱼ/T). So greedy decoding of the noisy logits samples at
+    temperature T. T·gᵢ is added to zᵢ, which has the same argmax and does not overflow for small T.
+    The noise is computed on the CPU, so it does not depend on the device.
 
     Args:
-        seeds: of each row, as of `row_seed`.
+        seeds: the seed of each row, from `row_seed`.
         temperature: T > 0.
     """
 
@@ -142,55 +144,55 @@ class GumbelNoise:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the scores with noise; −∞ stays.
+        """Return the logits with noise; −∞ stays −∞.
 
         Args:
-            input_ids: (batch, length) int64; not looked at.
-            scores: (batch, vocabulary) floats.
+            input_ids: int64 [batch, length]; unused.
+            scores: logits, float [batch, vocabulary].
         """
         rows = [
             torch.rand(scores.shape[1], generator=generator, dtype=torch.float64)
             for generator in self._generators
         ]
-        # 2⁻⁵⁴ is half the smallest step of torch.rand: a zero would forbid a token.
+        # torch.rand may return 0, which would forbid a token; its smallest step is 2⁻⁵³.
         uniform = torch.stack(rows).clamp_(min=2.0**-54)
         noise = -self.temperature * torch.log(-torch.log(uniform))
         return scores + noise.to(scores.dtype).to(scores.device)
 
 
 def row_seed(seed: int, image: bytes, question: Question) -> int:
-    """Return the seed of one question about one image, whatever is asked beside it.
+    """Return the seed of one question about one image, independent of its batch.
 
     Args:
-        seed: of the benchmark, plus the number of the repeat.
-        image: the file's bytes.
-        question: what is asked.
+        seed: the benchmark's seed plus the index of the repeat.
+        image: the bytes of the image file.
+        question: the question.
     """
-    said: Json = {"seed": seed, "image": hashlib.sha256(image).hexdigest()}
-    said |= {"before": question.before, "after": question.after}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()
+    parts: Json = {"seed": seed, "image": hashlib.sha256(image).hexdigest()}
+    parts |= {"before": question.before, "after": question.after}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
-def _described(tokenizer: Any) -> tuple[Json, list[int]]:  # noqa: ANN401
-    """Return a fast tokenizer as its JSON, without overlong tokens, and these tokens.
+def _serialized(tokenizer: Any) -> tuple[Json, list[int]]:  # noqa: ANN401
+    """Return a fast tokenizer as JSON, without overlong tokens, and the ids of these tokens.
 
-    Each leaves another name in its place: the numbers of the tokens after it must not change.
+    Overlong tokens are renamed, not removed, so that the ids of other tokens do not change.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UnsupportedConstraintError("its tokenizer is not one of the library 'tokenizers'")
-    described: Json = json.loads(backend.to_str())
-    described["padding"] = described["truncation"] = None
-    model = described["model"]
+        raise UnsupportedConstraintError("its tokenizer is not one of the 'tokenizers' library")
+    serialized: Json = json.loads(backend.to_str())
+    serialized["padding"] = serialized["truncation"] = None
+    model = serialized["model"]
     if model["type"] != "BPE":
-        return described, []
+        return serialized, []
     overlong = [n for text, n in model["vocab"].items() if not _fits(text)]
     model["vocab"] = {
-        text if _fits(text) else f"{_NO_TEXT}{n}": n for text, n in model["vocab"].items()
+        text if _fits(text) else f"{_UNUSED_TEXT}{n}": n for text, n in model["vocab"].items()
     }
     model["merges"] = [merge for merge in model["merges"] if _fits("".join(merge))]
-    return described, overlong
+    return serialized, overlong
 
 
 def _fits(text: str) -> bool:
@@ -198,9 +200,9 @@ def _fits(text: str) -> bool:
 
 
 def _unpacked(masks: Sequence[bytes], width: int) -> Tensor:
-    """Return llguidance's masks, a bit a token, as (rows, width) booleans.
+    """Convert llguidance's masks, one bit per token, to bool [rows, width].
 
-    A model's logits may be wider than its tokenizer, or narrower by a token for images.
+    A model's logits may be wider than its tokenizer, or narrower by an image token.
     """
     packed = torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.uint8)
     bits = (packed.view(len(masks), -1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
@@ -208,99 +210,94 @@ def _unpacked(masks: Sequence[bytes], width: int) -> Tensor:
     return torch.nn.functional.pad(bits, (0, width - bits.shape[1]))
 
 
-# --------------------
-# What is recorded of a reply's tokens: the log-probabilities of those that could have come.
-
-
-TOP = 20  # as many as vLLM gives
-
-
 class LogprobRecorder:
-    """Keeps the log-probabilities of each place's likeliest tokens and of the one taken.
+    """Records the log-probabilities of the most likely tokens, and of the chosen one.
 
-    They are the model's own if no other processor comes before.
+    As the first processor it records the model's own probabilities.
     """
 
-    def __init__(self, count: int = TOP) -> None:
+    def __init__(self, count: int = TOP_LOGPROBS) -> None:
         self.count = count
         self._top: list[tuple[Tensor, Tensor]] = []
-        self._taken: list[Tensor] = []
+        self._chosen: list[Tensor] = []
         self._last: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the scores as they are.
+        """Return the logits unchanged.
 
         Args:
-            input_ids: (batch, length) int64, questions and replies so far.
-            scores: (batch, vocabulary) floats.
+            input_ids: int64 [batch, length], questions and replies so far.
+            scores: logits, float [batch, vocabulary].
         """
-        self._settle(input_ids)
+        self._record_chosen(input_ids)
         self._last = scores.float().log_softmax(-1)
         values, tokens = self._last.topk(min(self.count, scores.shape[1]))
         self._top.append((values, tokens))
         return scores
 
-    def places(self, made: Tensor) -> list[list[dict[int, float]]]:
-        """Return natural log-probability by token for each place of each row.
+    def logprobs(self, generated: Tensor) -> list[list[dict[int, float]]]:
+        """Return natural log-probability by token id, for each position of each row.
 
         Args:
-            made: (batch, length) int64, as `generate` returns it.
+            generated: int64 [batch, length], the result of `generate`.
         """
-        self._settle(made)
-        replies = made[:, made.shape[1] - len(self._top) :].tolist()
+        self._record_chosen(generated)
+        replies = generated[:, generated.shape[1] - len(self._top) :].tolist()
         rows: list[list[dict[int, float]]] = [[] for _ in replies]
-        for n, ((values, tokens), taken) in enumerate(zip(self._top, self._taken, strict=True)):
-            kept = zip(rows, replies, values.tolist(), tokens.tolist(), taken.tolist(), strict=True)
-            for row, reply, row_values, row_tokens, one in kept:
-                row.append({reply[n]: one} | dict(zip(row_tokens, row_values, strict=True)))
+        for n, ((values, tokens), chosen) in enumerate(zip(self._top, self._chosen, strict=True)):
+            lists = (values.tolist(), tokens.tolist(), chosen.tolist())
+            for row, reply, top_values, top_tokens, own in zip(rows, replies, *lists, strict=True):
+                row.append({reply[n]: own} | dict(zip(top_tokens, top_values, strict=True)))
         return rows
 
-    def _settle(self, input_ids: Tensor) -> None:
-        """Note what was taken at the place before, which is known only now."""
+    def _record_chosen(self, input_ids: Tensor) -> None:
+        """Record the token chosen at the previous position, which is known only now."""
         if self._last is not None:
-            self._taken.append(self._last.gather(1, input_ids[:, -1:]).squeeze(1))
+            self._chosen.append(self._last.gather(1, input_ids[:, -1:]).squeeze(1))
             self._last = None
 
 
 class TokenTexts:
-    """The text of single tokens.
+    """Decodes single tokens.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
     """
 
     def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
         self._tokenizer = tokenizer
-        # Some tokenizers drop the blank that a text begins with: what is not a reply's first
-        # token is read behind another.
-        self._before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
-        self._skipped = len(self._decoded(self._before))
+        # Some tokenizers drop a leading blank, so tokens other than the first one of a reply are
+        # decoded after another token.
+        self._prefix = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        self._prefix_length = len(self._decoded(self._prefix))
         self._special = set(tokenizer.all_special_ids)
         self._known: dict[tuple[int, bool], str] = {}
 
     def tokens(
-        self, reply: Sequence[int], places: Sequence[Mapping[int, float]], text: str
+        self, reply: Sequence[int], logprobs: Sequence[Mapping[int, float]], text: str
     ) -> tuple[Token, ...]:
-        """Return a reply's tokens; none if their texts do not make up its text.
-
-        That is so where a letter is spread over several tokens.
+        """Return the tokens of a reply with their alternatives.
 
         Args:
-            reply: its tokens without the end.
-            places: log-probability by token at each place, and maybe at further ones.
+            reply: token ids without the end token.
+            logprobs: log-probability by token id for at least as many positions.
             text: the whole reply, decoded without special tokens.
+
+        Returns:
+            Empty if the tokens' texts do not add up to `text`, for example because a character is
+            split over several tokens.
         """
         tokens = tuple(
-            Token(self._text(token, n == 0), self._alternatives(place, n == 0))
-            for n, (token, place) in enumerate(zip(reply, places, strict=False))
+            Token(self._text(token, n == 0), self._alternatives(found, n == 0))
+            for n, (token, found) in enumerate(zip(reply, logprobs, strict=False))
             if token not in self._special
         )
         return tokens if "".join(token.text for token in tokens) == text else ()
 
-    def _alternatives(self, place: Mapping[int, float], first: bool) -> dict[str, float]:
-        """Return log-probability by text; that of tokens with one text is of either."""
+    def _alternatives(self, logprobs: Mapping[int, float], first: bool) -> dict[str, float]:
+        """Return log-probability by text, summing the probabilities of tokens with equal text."""
         found: dict[str, float] = {}
-        for token, value in place.items():
+        for token, value in logprobs.items():
             text = self._text(token, first)
             found[text] = float(np.logaddexp(found[text], value)) if text in found else value
         return found
@@ -308,8 +305,8 @@ class TokenTexts:
     def _text(self, token: int, first: bool) -> str:
         key = token, first
         if key not in self._known:
-            alone = [token] if first else [*self._before, token]
-            self._known[key] = self._decoded(alone)[0 if first else self._skipped :]
+            alone = [token] if first else [*self._prefix, token]
+            self._known[key] = self._decoded(alone)[0 if first else self._prefix_length :]
         return self._known[key]
 
     def _decoded(self, tokens: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""The judge in this process: any image-text-to-text model of `transformers`."""
+"""The judge in this process: any image-text-to-text model of transformers."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from autolora_eval.scoring.rubric import Question, Rubric
 
 @dataclass(frozen=True)
 class _Preprocessor:
-    """What stands before the model, and can be had without its weights.
+    """Everything of a model that is available without loading its weights.
 
     Attributes:
-        processor: makes tokens and pixels of a conversation.
-        ends: the tokens that end a reply.
-        grammar: what replies are held to, or the reason why they are not.
+        processor: converts conversations to tokens and pixels.
+        eos_token_ids: the tokens that end a reply.
+        grammar: the constraint on replies, or the reason why there is none.
     """
 
     processor: Any
-    ends: tuple[int, ...]
+    eos_token_ids: tuple[int, ...]
     grammar: Grammar | str
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A question about an image that could be opened."""
+class _Prompt:
+    """A question with its opened image."""
 
     question: Question
     image: Image.Image
@@ -60,7 +60,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Completion:
-    """The model's words."""
+    """A decoded reply."""
 
     text: str
     truncated: bool
@@ -68,13 +68,13 @@ class _Completion:
 
 
 class TransformersJudge:
-    """A vision-language model run by `transformers`, loaded at the first question.
+    """A vision-language model run by transformers, loaded at the first question.
 
     Args:
-        spec: the benchmark's `judge`.
-        source: where the model is.
-        device: where it runs.
-        rubric: what replies are held to; without one they are free.
+        spec: the benchmark's `judge` section.
+        source: the location of the model.
+        device: the device it runs on.
+        rubric: the rubric whose schema constrains the replies; None for free replies.
     """
 
     def __init__(
@@ -87,18 +87,18 @@ class TransformersJudge:
         self._model: Any = None
 
     def identity(self) -> Json:
-        """Return model, precision, constraint and sampling; the weights are not loaded.
+        """Return model, precision, constraint and sampling, without loading the weights.
 
         Raises:
-            AutoLoRAEvalError: the model cannot be had, or its replies cannot be held to the
-                rubric as the benchmark says.
+            AutoLoRAEvalError: if the model is not available, or does not support the constraint
+                that the benchmark asks for.
         """
         sampled = self.spec.temperature > 0
         return {
             "backend": "transformers",
             "identity": identity(self.source),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "constraint": "regex" if isinstance(self._front.grammar, Grammar) else "plain",
+            "constraint": "regex" if isinstance(self._preprocessor.grammar, Grammar) else "plain",
             "temperature": self.spec.temperature,
             "sampling": "gumbel-max" if sampled else "greedy",
             "max_tokens": self.spec.max_tokens,
@@ -108,28 +108,28 @@ class TransformersJudge:
         }
 
     def facts(self) -> Json:
-        """Return the processor's word on an image's size, and why replies are free if they are."""
-        size = getattr(getattr(self._front.processor, "image_processor", None), "size", None)
+        """Return the image size of the processor, and why replies are not constrained."""
+        size = getattr(getattr(self._preprocessor.processor, "image_processor", None), "size", None)
         known = dict(size or {})
         facts: Json = {"image_size": {key: known[key] for key in known if known[key] is not None}}
-        free = self._front.grammar
-        return facts | ({"plain_because": free} if isinstance(free, str) else {})
+        grammar = self._preprocessor.grammar
+        return facts | ({"plain_because": grammar} if isinstance(grammar, str) else {})
 
     def replies(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, Reply]]]:
-        """Yield requests with their replies, a batch at a time, in order.
+        """Yield requests with their replies, one batch at a time, in order.
 
-        An image that cannot be opened, or a question that the model cannot be asked, is a reply
-        with a reason; the others of its batch have theirs.
+        An image that cannot be opened, or a question that is too long for the model, yields a
+        reply with a reason and does not affect the rest of the batch.
 
         Raises:
-            AutoLoRAEvalError: the model cannot be loaded or run.
+            AutoLoRAEvalError: if the model cannot be loaded or run.
         """
         waiting = iter(requests)
         while batch := list(itertools.islice(waiting, self.spec.batch_size)):
             yield list(zip(batch, self._answers(batch), strict=True))
 
     def close(self) -> None:
-        """Give the memory of the model back."""
+        """Release the model's memory."""
         self._model = None
         gc.collect()
         if self.device.type == "cuda":
@@ -137,12 +137,12 @@ class TransformersJudge:
 
     def _answers(self, requests: Sequence[Request]) -> list[Reply]:
         opened = [_open(request) for request in requests]
-        asked = [one for one in opened if isinstance(one, _Asked)]
+        prompts = [one for one in opened if isinstance(one, _Prompt)]
         with quiet_libraries():
-            if asked:
+            if prompts:
                 self._load()
             start = time.monotonic()
-            said = iter(self._said(asked) if asked else [])
+            completions = iter(self._complete(prompts) if prompts else [])
         seconds = (time.monotonic() - start) / len(requests)
         name = self.source.name
         replies = []
@@ -150,70 +150,70 @@ class TransformersJudge:
             if isinstance(one, str):
                 replies.append(Reply(None, one, False, name, 0.0))
                 continue
-            words, sent = next(said), one.file.facts()
-            if words is None:
+            found, sent = next(completions), one.file.facts()
+            if found is None:
                 replies.append(Reply(None, "bad_request", False, name, seconds, sent=sent))
                 continue
-            text, tokens = words.text, words.tokens
+            text, tokens = found.text, found.tokens
             replies.append(
-                Reply(text, None, words.truncated, name, seconds, sent=sent, tokens=tokens)
+                Reply(text, None, found.truncated, name, seconds, sent=sent, tokens=tokens)
             )
         return replies
 
-    def _said(self, asked: Sequence[_Asked]) -> list[_Completion | None]:
-        """Return what the model says to each; None where it cannot be asked.
+    def _complete(self, prompts: Sequence[_Prompt]) -> list[_Completion | None]:
+        """Return the model's reply to each prompt; None if the model cannot process it.
 
-        One such question fails its whole batch, which is halved until it stands alone.
+        Such a prompt fails its whole batch, which is halved until the prompt is alone.
         """
         try:
-            return list(self._generate(asked))
+            return list(self._generate(prompts))
         except torch.OutOfMemoryError as error:
             raise AutoLoRAEvalError(
-                f"the judge '{self.source.name}' ran out of the memory of {self.device} with "
-                f"{self.spec.batch_size} images a pass. Lower judge.batch_size. What it judged so "
-                "far is kept."
+                f"the judge '{self.source.name}' ran out of memory on {self.device} with "
+                f"judge.batch_size {self.spec.batch_size}. Lower it, and re-run the same command "
+                "to continue: the judgements so far are kept."
             ) from error
         except (ValueError, IndexError):
-            if len(asked) == 1:
+            if len(prompts) == 1:
                 return [None]
-        half = len(asked) // 2
-        return self._said(asked[:half]) + self._said(asked[half:])
+        half = len(prompts) // 2
+        return self._complete(prompts[:half]) + self._complete(prompts[half:])
 
-    def _generate(self, asked: Sequence[_Asked]) -> list[_Completion]:
-        """Ask a batch at once.
+    def _generate(self, prompts: Sequence[_Prompt]) -> list[_Completion]:
+        """Process one batch.
 
-        A short batch is filled up, so that a reply's last bits do not depend on what is missing
-        beside it.
+        Short batches are filled up to `batch_size`, since the last bits of the logits may depend
+        on the size of the batch.
 
         Raises:
-            ValueError: one of them cannot be asked.
+            ValueError: if the model cannot process one of the prompts.
         """
         from transformers import LogitsProcessorList
 
-        rows = [*asked, *[asked[-1]] * (self.spec.batch_size - len(asked))]
+        rows = [*prompts, *[prompts[-1]] * (self.spec.batch_size - len(prompts))]
         inputs = self._inputs([conversation(row.question, row.image) for row in rows])
         recorder = LogprobRecorder() if self.spec.logprobs else None
         processors = [] if recorder is None else [recorder]
-        made = self._run(inputs, LogitsProcessorList([*processors, *self._processors(rows)]))
-        places = [[] for _ in rows] if recorder is None else recorder.places(made)
-        replies = made[: len(asked), inputs["input_ids"].shape[1] :].tolist()
-        return [self._words(*reply) for reply in zip(replies, places, strict=False)]
+        generated = self._run(inputs, LogitsProcessorList([*processors, *self._processors(rows)]))
+        logprobs = [[] for _ in rows] if recorder is None else recorder.logprobs(generated)
+        replies = generated[: len(prompts), inputs["input_ids"].shape[1] :].tolist()
+        return [self._decode(*reply) for reply in zip(replies, logprobs, strict=False)]
 
-    def _processors(self, rows: Sequence[_Asked]) -> Iterator[Any]:
-        """Yield what chooses a batch's tokens beside the model."""
-        if isinstance(self._front.grammar, Grammar):
-            yield RegexLogitsProcessor(self._front.grammar)
+    def _processors(self, rows: Sequence[_Prompt]) -> Iterator[Any]:
+        """Yield the logits processors that constrain and sample a batch."""
+        if isinstance(self._preprocessor.grammar, Grammar):
+            yield RegexLogitsProcessor(self._preprocessor.grammar)
         if self.spec.temperature > 0:
             seeds = [row_seed(self.spec.seed + r.repeat, r.file.data, r.question) for r in rows]
             yield GumbelNoise(seeds, self.spec.temperature)
 
     def _inputs(self, conversations: list[list[Json]]) -> Any:  # noqa: ANN401
-        """Return tokens and pixels of a batch.
+        """Return the tokens and pixels of a batch.
 
         Raises:
-            ValueError: a question is not what the processor takes, or is too long for the model.
+            ValueError: if the processor rejects a question, or it is too long for the model.
         """
-        inputs = self._front.processor.apply_chat_template(
+        inputs = self._preprocessor.processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
             tokenize=True,
@@ -224,54 +224,55 @@ class TransformersJudge:
         longest = int(inputs["attention_mask"].sum(1).max()) + self.spec.max_tokens
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and longest > limit:
-            raise ValueError(f"{longest} tokens with the reply; the model takes {limit}")
+            raise ValueError(f"{longest} tokens with the reply; the limit is {limit}")
         return inputs.to(self.device, self.dtype)
 
     @torch.no_grad()
     def _run(self, inputs: Any, processors: Any, max_tokens: int | None = None) -> torch.Tensor:  # noqa: ANN401
-        """Return questions and replies as tokens, (batch, length) int64."""
-        made: torch.Tensor = self._model.generate(
+        """Return questions and replies as tokens, int64 [batch, length]."""
+        generated: torch.Tensor = self._model.generate(
             **inputs,
             max_new_tokens=max_tokens or self.spec.max_tokens,
             logits_processor=processors,
         )
-        return made
+        return generated
 
-    def _words(self, reply: list[int], places: list[dict[int, float]]) -> _Completion:
-        """Return what a row of tokens says.
+    def _decode(self, reply: list[int], logprobs: list[dict[int, float]]) -> _Completion:
+        """Decode the tokens of one reply.
 
         Args:
-            reply: the row, filled up behind its end.
-            places: log-probability by token for each of the row's tokens; none if not asked for.
+            reply: token ids, with padding after the end token.
+            logprobs: log-probability by token id for each position; empty if not requested.
         """
-        tokenizer, ends = self._front.processor.tokenizer, set(self._front.ends)
+        tokenizer = self._preprocessor.processor.tokenizer
+        ends = set(self._preprocessor.eos_token_ids)
         length = next((n for n, token in enumerate(reply) if token in ends), len(reply))
-        # Some tokenizers would tidy the blanks before commas away: the reply is kept as it is.
+        # Without clean-up: some tokenizers would remove blanks before commas.
         text = tokenizer.decode(
             reply[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        tokens = self._pieces.tokens(reply[:length], places, text) if places else ()
+        tokens = self._token_texts.tokens(reply[:length], logprobs, text) if logprobs else ()
         return _Completion(text, length >= self.spec.max_tokens, tokens)
 
     @cached_property
-    def _pieces(self) -> TokenTexts:
-        return TokenTexts(self._front.processor.tokenizer)
+    def _token_texts(self) -> TokenTexts:
+        return TokenTexts(self._preprocessor.processor.tokenizer)
 
     @cached_property
-    def _front(self) -> _Preprocessor:
+    def _preprocessor(self) -> _Preprocessor:
         from transformers import AutoProcessor
 
         with quiet_libraries():
             try:
                 processor = AutoProcessor.from_pretrained(self.source.location, **self._revision)
-                ends = self._ends(processor.tokenizer)
+                ends = self._eos_token_ids(processor.tokenizer)
             except (OSError, ValueError, AttributeError, ImportError) as error:
                 raise self._unloadable(error) from error
         processor.tokenizer.padding_side = "left"
         return _Preprocessor(processor, ends, self._grammar(processor.tokenizer, ends))
 
-    def _ends(self, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
-        """Return the tokens that end a reply, as the model's own settings or its tokenizer say."""
+    def _eos_token_ids(self, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
+        """Return the tokens that end a reply, from the generation config or the tokenizer."""
         from transformers import AutoConfig, GenerationConfig
 
         location = self.source.location
@@ -283,50 +284,45 @@ class TransformersJudge:
         ends = settings.eos_token_id
         ends = tokenizer.eos_token_id if ends is None else ends
         if ends is None:
-            raise ValueError("neither its settings nor its tokenizer name an end token")
+            raise ValueError("neither its generation config nor its tokenizer has an end token")
         return tuple(ends if isinstance(ends, list) else [ends])
 
     def _grammar(self, tokenizer: Any, ends: tuple[int, ...]) -> Grammar | str:  # noqa: ANN401
-        """Return what replies are held to, or why they are not, as `judge.constraint` says.
+        """Return the constraint on replies, or the reason why there is none.
 
         Raises:
-            AutoLoRAEvalError: it says what cannot be had here.
+            AutoLoRAEvalError: if `judge.constraint` is 'regex' and the model does not support it.
         """
-        stated = self.spec.constraint
-        if stated not in ("auto", "regex", "plain"):
-            raise AutoLoRAEvalError(
-                f"judge.constraint '{stated}' is for servers. With judge.backend 'transformers' "
-                "write 'regex', 'plain' or 'auto'."
-            )
-        if stated == "plain" or self.rubric is None:
+        constraint = self.spec.constraint
+        if constraint == "plain" or self.rubric is None:
             return "the benchmark says so" if self.rubric else "there is no rubric"
         try:
             return Grammar(reply_pattern(self.rubric), tokenizer, ends)
         except UnsupportedConstraintError as error:
-            if stated == "auto":
+            if constraint == "auto":
                 return str(error)
             raise AutoLoRAEvalError(
-                f"the replies of the judge '{self.source.name}' cannot be held to a regular "
-                f"expression: {error}. Mend that, or set judge.constraint to 'plain'."
+                f"the replies of the judge '{self.source.name}' cannot be constrained by a regular "
+                f"expression: {error}. Fix that, or set judge.constraint to 'plain'."
             ) from error
 
     def _load(self) -> None:
-        """Load the model once, and ask it something that every such model can be asked."""
+        """Load the model once, and check that it can answer a question about an image."""
         if self._model is not None:
             return
         from transformers import AutoModelForImageTextToText, GenerationConfig
 
-        front = self._front
         try:
             model = AutoModelForImageTextToText.from_pretrained(
                 self.source.location, dtype=self.dtype, use_safetensors=True, **self._revision
             )
         except (OSError, ValueError, ImportError) as error:
             raise self._unloadable(error) from error
-        # A model's own settings, such as a penalty on repeated digits, would bend the verdicts.
-        pad = front.processor.tokenizer.pad_token_id
+        # Not the model's own generation config: a repetition penalty, for example, biases scores.
+        ends = self._preprocessor.eos_token_ids
+        pad = self._preprocessor.processor.tokenizer.pad_token_id
         model.generation_config = GenerationConfig(
-            eos_token_id=list(front.ends), pad_token_id=front.ends[0] if pad is None else pad
+            eos_token_id=list(ends), pad_token_id=ends[0] if pad is None else pad
         )
         try:
             self._model = model.to(self.device).eval()
@@ -336,10 +332,10 @@ class TransformersJudge:
         except Exception as error:
             self.close()
             raise AutoLoRAEvalError(
-                f"the judge '{self.source.name}' cannot be asked about an image on "
+                f"the judge '{self.source.name}' cannot answer a question about an image on "
                 f"{self.device} ({type(error).__name__}: {first_line(error)}). It needs a chat "
-                "template that takes images, room for the rubric and judge.max_tokens, and memory "
-                "for its weights."
+                "template with images, a context long enough for the rubric and judge.max_tokens, "
+                "and enough memory."
             ) from error
 
     @property
@@ -353,7 +349,7 @@ class TransformersJudge:
 
 
 def conversation(question: Question, image: Image.Image) -> list[Json]:
-    """Return a question as a chat: text, image, text; empty texts are left out."""
+    """Return a question as a chat: text, image, text; empty texts are omitted."""
     parts: list[Json] = [{"type": "image", "image": image}]
     if question.before:
         parts.insert(0, {"type": "text", "text": question.before})
@@ -362,7 +358,7 @@ def conversation(question: Question, image: Image.Image) -> list[Json]:
     return [{"role": "user", "content": parts}]
 
 
-def _open(request: Request) -> _Asked | str:
+def _open(request: Request) -> _Prompt | str:
     """Return a question with its image, or the reason why the image cannot be opened."""
     try:
         image = open_image(request.image)
@@ -371,4 +367,4 @@ def _open(request: Request) -> _Asked | str:
     with Image.open(request.image) as header:
         kind = header.format or "PNG"
     file = Picture(request.image.read_bytes(), kind, image.width, image.height)
-    return _Asked(request.question, image, file, request.repeat)
+    return _Prompt(request.question, image, file, request.repeat)

@@ -1,4 +1,4 @@
-"""Coverage: how much of a reference set the images reach."""
+"""Coverage: the fraction of reference images that have a generated image nearby."""
 
 from __future__ import annotations
 
@@ -7,37 +7,39 @@ import numpy as np
 from autolora_eval.scoring.diversity import Floats, unit_vectors
 from autolora_eval.scoring.diversity_metric import DiversityMetric
 
-K = 5  # the paper's
-_ROUNDING = 1e-12  # of cosines of the same two vectors
+K = 5  # as in the paper
+_TOLERANCE = 1e-12  # rounding of the cosine of two equal vectors
 
 
 def coverage(features: Floats, reference: Floats, k: int = K) -> float:
     """Return 1/M Σ_i 1[min_j ‖u(x_j) − u(r_i)‖ ≤ ρ_k(r_i)], u(x) = f(x)/‖f(x)‖.
 
-    The share of the reference's images that have an image x_j at least as near as the k-th nearest
-    of the other reference images, whose distance is ρ_k. Of N and M images of one distribution it
-    is 1 − (M−1)⋯(M−k)/((M+N−1)⋯(M+N−k)) on average, whatever the distribution, as the paper shows:
-    it is to be compared between cells of the same numbers. The paper takes the distance of the
-    features themselves, and a neighbourhood without its edge; here it is that of their directions,
-    as everywhere in this package, and the edge is in, so that a set covers itself also where it
-    holds one image several times.
-    O((N + M)·M·D) time.
+    A reference image r_i is covered if an image x_j is at most as far away as the k-th nearest
+    other reference image, whose distance is ρ_k(r_i). If both sets have the same distribution, the
+    expected coverage is 1 − (M−1)⋯(M−k)/((M+N−1)⋯(M+N−k)), whatever the distribution (shown in the
+    paper). It depends on N and M, so only cells with equal numbers of images are comparable.
+
+    There are two differences from the paper: distances are between normalised features, as
+    everywhere in this package, and a neighbourhood includes its boundary, so that a set covers
+    itself even if it contains an image several times.
+
+    Takes O((N + M)·M·D) time.
 
     Args:
         features: float64 [N, D], N ≥ 1.
         reference: float64 [M, D], M > k.
-        k: neighbours.
+        k: number of neighbours.
 
     Returns:
-        In [0, 1]; 1 of a set against itself.
+        A value in [0, 1]; 1 for a set compared with itself.
     """
     images, others = unit_vectors(features), unit_vectors(reference)
     among = others @ others.T
-    np.fill_diagonal(among, np.inf)  # an image is none of its own neighbours
-    # By ‖u − v‖² = 2 − 2 cos(u, v) the nearest have the greatest cosine.
+    np.fill_diagonal(among, np.inf)  # an image is not its own neighbour
+    # ‖u − v‖² = 2 − 2 cos(u, v): the nearest image has the largest cosine.
     radius = -np.partition(-among, k, axis=1)[:, k]
     nearest = (others @ images.T).max(axis=1)
-    return float(np.mean(nearest >= radius - _ROUNDING))
+    return float(np.mean(nearest >= radius - _TOLERANCE))
 
 
 METRIC = DiversityMetric(

@@ -1,4 +1,4 @@
-"""The mean distance of two images' features, each of length 1."""
+"""The mean distance between the normalised features of two images."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from autolora_eval.scoring.diversity_metric import DiversityMetric
 def mean_distance(features: Floats) -> float:
     """Return 2/(N(N−1)) Σ_{i<j} ‖u_i − u_j‖, u_i = f(x_i)/‖f(x_i)‖.
 
-    Half the mean of the squared distances is equation (8), which therefore is at least half the
-    square of this. By ‖u − v‖² = 2 − 2 cos(u, v) it takes O(N²·D); what rounding leaves of two
-    equal vectors is below 1e-7.
+    Equation (8) is half the mean of the squared distances, so it is at least half the square of
+    this metric. Distances are computed from ‖u − v‖² = 2 − 2 cos(u, v) in O(N²·D) time; for equal
+    vectors the rounding error is below 1e-7.
 
     Args:
-        features: float64 [N, D]; their scale does not matter.
+        features: float64 [N, D]; the length of a vector does not matter.
 
     Returns:
-        In [0, 2].
+        A value in [0, 2].
     """
-    units = unit_vectors(features)
+    units = unit_vectors(features)  # [N, D]
     above = np.triu_indices(len(units), k=1)
     squares = np.clip(2.0 - 2.0 * (units @ units.T)[above], 0.0, 4.0)
     return float(np.sqrt(squares).mean())

@@ -1,4 +1,4 @@
-"""The Vendi score: how many different images there are, in effect."""
+"""The Vendi score: the effective number of different images."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from autolora_eval.scoring.diversity_metric import DiversityMetric
 def vendi_score(features: Floats) -> float:
     """Return exp(−Σ λ_i log λ_i) of the eigenvalues λ of K/N, K_ij = cos(f(x_i), f(x_j)).
 
-    The eigenvalues that are not zero are those of UᵀU/N too, U the unit vectors: the smaller of
-    the two matrices is taken, O(N·D·min(N, D)).
+    K = UUᵀ has the same non-zero eigenvalues as UᵀU, where U are the unit vectors. The smaller of
+    the two matrices is used, so this takes O(N·D·min(N, D)) time.
 
     Args:
-        features: float64 [N, D]; their scale does not matter.
+        features: float64 [N, D]; the length of a vector does not matter.
 
     Returns:
-        In [1, N]: 1 where all are alike, N where all are orthogonal.
+        A value in [1, N]: 1 if all images are equal, N if all are orthogonal.
     """
-    units = unit_vectors(features)
+    units = unit_vectors(features)  # [N, D]
     n, dim = units.shape
     gram = units @ units.T if n <= dim else units.T @ units
-    # What lies below zero is rounding.
+    # Rounding can make eigenvalues slightly negative.
     eigenvalues = np.clip(np.linalg.eigvalsh(gram) / n, 0.0, None)
     return float(np.exp(entr(eigenvalues).sum()))
 

@@ -124,7 +124,7 @@ def test_recorded_probabilities_are_the_models_own(model, rubric, requests, cons
     """Against one pass over question and reply, unmasked; in a batch with longer questions."""
     asked = judge(model, rubric, logprobs=True, constraint=constraint, max_tokens=32)
     replies = ask(asked, requests)
-    tokenizer = asked._front.processor.tokenizer
+    tokenizer = asked._preprocessor.processor.tokenizer
     for request, reply in zip(requests, replies, strict=True):
         assert "".join(token.text for token in reply.tokens) == reply.text
         image = Image.open(request.image).convert("RGB")
