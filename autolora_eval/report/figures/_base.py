@@ -1,4 +1,4 @@
-"""What a kind of figure declares, what it draws from, and what a drawn figure is."""
+"""What a kind of figure declares, what it is drawn from, and how captions name its cells."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from autolora_eval._text import join_names, parameter_label, point_label
 from autolora_eval.analysis.metric_columns import Measure
-from autolora_eval.report.figures._sweep_lines import Points
+from autolora_eval.report.figures._style import short, values
+from autolora_eval.report.figures._sweeps import Points
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+
+NAMES_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -95,3 +102,73 @@ class DrawnFigure:
     text: str
     svg: Path
     png: Path
+
+
+# ---- Cells as captions name them
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """The least or the greatest value of a column, and the cell that has it."""
+
+    value: float
+    cells: str
+    digits: int = 3
+
+
+def swept_names(data: FigureData) -> list[str]:
+    """Return the swept parameters of a run as words."""
+    names = dict.fromkeys(name for point in data.points.values() for name in point)
+    return [parameter_label(name) for name in names]
+
+
+def cell_names(data: FigureData, cells: Sequence[str]) -> str:
+    """Return the names of cells, with the sweep points of one method together.
+
+    Args:
+        data: The data of the figure.
+        cells: Ids of the cells. If they are many, they are counted by method.
+    """
+    rows = data.table[data.table["cell"].isin(cells)]
+    several = data.table["model"].nunique() > 1
+    groups: dict[str, list[str]] = {}
+    for cell, model, method in rows[["cell", "model", "method"]].itertuples(index=False):
+        name = f"{model} × {method}" if several else str(method)
+        groups.setdefault(name, []).append(point_label(data.points.get(cell, {})))
+    if len(rows) > NAMES_LISTED:
+        return join_names([f"{len(points)} of {name}" for name, points in groups.items()])
+    names = [f"{name} at {_join_points(points)}" if any(points) else name
+             for name, points in groups.items()]  # fmt: skip
+    return "; ".join(names) if len(names) < len(rows) else join_names(names)
+
+
+def _join_points(points: Sequence[str]) -> str:
+    """Return "LoRA scale 0.2, 0.3 and 0.4" for three points of one parameter."""
+    heads = {point.rpartition(" ")[0] for point in points}
+    if len(heads) > 1 or len(points) == 1:
+        return join_names(list(points))
+    return f"{heads.pop()} {join_names([point.rpartition(' ')[2] for point in points])}"
+
+
+def method_with_point(data: FigureData, cell: str) -> str:
+    """Return the method of a cell with its sweep values, without the parameters' names."""
+    method = short(str(data.table["method"][data.table["cell"] == cell].iloc[0]), 24)
+    return " ".join([method, ", ".join(data.points.get(cell, {}).values())]).strip()
+
+
+def cells_not_drawn(
+    data: FigureData, columns: Sequence[str], cells: Sequence[str] | None = None
+) -> tuple[list[str], int]:
+    """Return the names of the cells that lack a value, and how many more there are.
+
+    Args:
+        data: The data of the figure.
+        columns: The columns that are drawn.
+        cells: Ids of the cells; all cells if None.
+    """
+    asked = data.table["cell"].isin(data.table["cell"] if cells is None else cells)
+    known = np.isfinite([values(data.table, column) for column in columns]).all(axis=0)
+    rows = data.table.loc[np.asarray(asked) & ~known]
+    pairs = zip(rows["model"], rows["cell"], strict=True)
+    names = [f"{model} × {data.labels[cell]}" for model, cell in pairs]
+    return names[:NAMES_LISTED], max(0, len(names) - NAMES_LISTED)

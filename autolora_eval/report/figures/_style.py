@@ -257,3 +257,51 @@ def bars(table: pd.DataFrame, column: str) -> Floats:
     above = values(table, f"{column}_high") - value
     # An interval need not hold the value; a negative length is refused by matplotlib.
     return np.maximum(np.stack([below, above]), 0.0)
+
+
+# ---- Limits of an axis: one very long interval must not flatten all others
+
+# The room beyond the values, in halves of the median interval.
+_ROOM = 3.0
+_MARGIN = 0.05
+
+
+def clipped_limits(cells: pd.DataFrame, column: str) -> tuple[float, float] | None:
+    """Return the limits of an axis that clips intervals much longer than the others.
+
+    All values, including published ones, lie within the limits. Beyond them there is as much room
+    as their range, or three times half of the median interval if that is more.
+
+    Args:
+        cells: The cells of the panels that share the axis.
+        column: The column that they show.
+
+    Returns:
+        Both ends, or None if nothing needs to be clipped.
+    """
+    shown = np.concatenate([values(cells, column), values(cells, f"{column}_published")])
+    low, high = (values(cells, f"{column}_{end}") for end in ("low", "high"))
+    shown, is_known = shown[np.isfinite(shown)], np.isfinite(low) & np.isfinite(high)
+    if not (len(shown) and is_known.any()):
+        return None
+    low, high = low[is_known], high[is_known]
+    room = max(float(np.ptp(shown)), _ROOM * float(np.median(high - low)) / 2.0)
+    bottom, top = shown.min() - room, shown.max() + room
+    if low.min() >= bottom and high.max() <= top:
+        return None
+    bottom = max(bottom, min(low.min(), shown.min()))
+    top = min(top, max(high.max(), shown.max()))
+    margin = _MARGIN * (top - bottom)
+    return float(bottom - margin), float(top + margin)
+
+
+def clip_axis(axis: Axes, cells: pd.DataFrame, column: str) -> None:
+    """Set the limits of a panel if intervals are clipped, else leave them to what is drawn."""
+    found = clipped_limits(cells, column)
+    if found:
+        axis.set_ylim(*found)
+
+
+def clipped_labels(cells: pd.DataFrame, metrics: Sequence[Measure]) -> list[str]:
+    """Return the labels of the metrics with clipped intervals."""
+    return [metric.label for metric in metrics if clipped_limits(cells, metric.column)]

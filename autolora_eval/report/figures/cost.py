@@ -11,15 +11,24 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from autolora_eval._text import format_fixed, join_names
+from autolora_eval._sentences import Sentences
+from autolora_eval._text import join_names
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
-from autolora_eval.report.figures._axis_limits import cut, cut_axis
-from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
-from autolora_eval.report.figures._captions import beside, lacking, named_cells
-from autolora_eval.report.figures._scatter import draw_cells, label_cells
+from autolora_eval.report.figures._base import (
+    Drawing,
+    Extreme,
+    FigureData,
+    FigureKind,
+    cell_names,
+    cells_not_drawn,
+    swept_names,
+)
+from autolora_eval.report.figures._marks import draw_cells, label_cells
 from autolora_eval.report.figures._style import (
     WIDTH,
+    clip_axis,
+    clipped_labels,
     label_title,
     literal,
     method_key,
@@ -29,6 +38,7 @@ from autolora_eval.report.figures._style import (
 )
 
 COLUMNS, ROWS = 3, 6
+say = Sentences("captions")
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,8 @@ class Cost:
 
 
 COSTS = (
-    Cost("nfe", "denoiser passes for one image (NFE)", 0),
-    Cost(SECONDS_PER_IMAGE, "seconds for one image", 2),
+    Cost("nfe", "function evaluations per image (NFE)", 0),
+    Cost(SECONDS_PER_IMAGE, "seconds per image", 2),
 )
 
 
@@ -89,7 +99,7 @@ def _draw(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -
     for place, (axis, (metric, cost)) in enumerate(zip(grid.flat, pairs, strict=False)):
         draw_cells(axis, data, data.table, cost.column, metric.column)
         axis.margins(0.1)
-        cut_axis(axis, data.table, metric.column)
+        clip_axis(axis, data.table, metric.column)
         axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         if not both:
@@ -113,29 +123,27 @@ def _draw(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -
 
 
 def _caption(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -> str:
-    parts = [f"Measures against {join_names([cost.display_name for cost in costs])}."]
-    parts.append("Further left is cheaper. Bars: 95 % intervals.")
-    parts += cut(data.table, metrics)
-    parts += beside(data, "a mark")
-    for cost in COSTS:
-        if not np.isfinite(values(data.table, cost.column)).any():
-            parts.append(f"Not recorded in this run: {cost.display_name}.")
+    unknown = [c.display_name for c in COSTS if not np.isfinite(values(data.table, c.column)).any()]
     columns = [*(cost.column for cost in costs), *(metric.column for metric in metrics)]
-    return " ".join([*parts, *lacking(data, columns)])
+    return say.cost(
+        [cost.display_name for cost in costs],
+        unknown,
+        clipped_labels(data.table, metrics),
+        swept_names(data),
+        cells_not_drawn(data, columns),
+    )
 
 
 def _text(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -> str:
-    told = []
+    found = []
     for cost in costs:
         x = values(data.table, cost.column)
-        ends = {"least": int(np.nanargmin(x)), "most": int(np.nanargmax(x))}
-        cells = {n: named_cells(data, [data.table["cell"].iloc[n]]) for n in ends.values()}
-        named = [
-            f"{which} {format_fixed(x[n], cost.digits)} ({cells[n]})" for which, n in ends.items()
+        ends = [
+            Extreme(x[n], cell_names(data, [data.table["cell"].iloc[n]]), cost.digits)
+            for n in (int(np.nanargmin(x)), int(np.nanargmax(x)))
         ]
-        told.append(f"{cost.display_name}: {' and '.join(named)}")
-    names = join_names([metric.display_name for metric in metrics])
-    return f"{names} against cost. {'; '.join(told)}. The numbers are in the result table."
+        found.append((cost.display_name, *ends))
+    return say.cost_text([metric.display_name for metric in metrics], found)
 
 
 FIGURE = FigureKind("cost", place=30, drawings=_drawings)

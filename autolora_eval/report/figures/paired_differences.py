@@ -1,8 +1,8 @@
-"""The differences of two cells unit by unit: of prompts, or of one prompt's seeds. Pure."""
+"""Every comparison with the baseline, unit by unit, with the mean difference and its interval."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from autolora_eval._text import format_fixed, join_names, pluralize
-from autolora_eval.analysis.estimates import (
-    Estimate,
-    mean_estimate,
-    product_estimate,
-    ratio_estimate,
-)
+from autolora_eval._sentences import Sentences
+from autolora_eval._text import join_names
 from autolora_eval.analysis.metric_columns import Measure
-from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
-from autolora_eval.report.figures._captions import beside, beside_method
+from autolora_eval.analysis.unit_values import sorted_differences, unit_values
+from autolora_eval.report.figures._base import (
+    Drawing,
+    FigureData,
+    FigureKind,
+    method_with_point,
+    swept_names,
+)
 from autolora_eval.report.figures._style import (
     COLOURS,
     DARK,
@@ -42,107 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def unit_values(
-    scores: pd.DataFrame,
-    diversity: pd.DataFrame,
-    columns: Sequence[str],
-    extra: Sequence[str] = (),
-) -> dict[str, pd.DataFrame]:
-    """Return what each sampling unit contributes to a cell's measures, as comparisons count it.
-
-    Of prompts these are diversity, mean scores and, for products, the jackknife's pseudo-values;
-    of one prompt's seeds the scores alone, since one image has no diversity.
-
-    Args:
-        scores: one row an image.
-        diversity: one row a cell and prompt.
-        columns: the judge's scores.
-        extra: the other measures of diversity.
-
-    Returns:
-        For each measure a table of units by cells; NaN where a unit has no value.
-    """
-    if diversity["prompt_index"].nunique() < 2:
-        frame = scores.set_index(["seed", "cell"])
-        return {column: frame[column].unstack("cell") for column in columns}
-    spread = diversity.pivot(index="prompt_index", columns="cell", values="diversity")
-    units: list[Hashable] = list(spread.index)
-    groups = scores.groupby(["prompt_index", "cell"])
-    # Of each score by cell: what its images sum up to, and how many have it.
-    sums, counts = (
-        {
-            column: getattr(groups[column], how)()
-            .unstack("cell")
-            .reindex(index=units, columns=spread.columns)
-            .fillna(0)
-            for column in columns
-        }
-        for how in ("sum", "count")
-    )
-    found: dict[str, dict[str, dict[Hashable, float]]] = {}
-    for cell in spread.columns:
-        of_cell = mean_estimate(spread[cell].to_numpy(), units)
-        _note(found, "diversity", cell, of_cell)
-        for column in columns:
-            score = ratio_estimate(sums[column][cell], counts[column][cell], units)
-            _note(found, column, cell, score)
-            _note(found, f"div_{column}", cell, product_estimate(of_cell, score))
-    others = {
-        metric: diversity.pivot(index="prompt_index", columns="cell", values=metric)
-        for metric in extra
-        if metric in diversity
-    }
-    return others | {
-        metric: pd.DataFrame(cells).reindex(units).astype("float64")
-        for metric, cells in found.items()
-    }
-
-
-def _note(
-    found: dict[str, dict[str, dict[Hashable, float]]], metric: str, cell: str, estimate: Estimate
-) -> None:
-    found.setdefault(metric, {})[cell] = estimate.pseudo_values()
-
-
-def sorted_differences(values: pd.DataFrame, cell: str, baseline: str) -> Floats:
-    """Return the differences of the units that both cells have, lowest first, float64 [n].
-
-    Args:
-        values: of one measure, units by cells.
-        cell: what is compared.
-        baseline: what it is compared with.
-    """
-    if cell not in values or baseline not in values:
-        return np.zeros(0)
-    differences = (values[cell] - values[baseline]).to_numpy(dtype=np.float64)
-    return np.sort(differences[np.isfinite(differences)])
-
-
-def thinned(differences: Floats, at_most: int) -> tuple[Floats, Floats]:
-    """Return a curve through sorted differences of few enough points, and their ranks.
-
-    Of equal differences the first and the last are kept; of what is left, evenly spread ones.
-
-    Args:
-        differences: sorted, float64 [n].
-        at_most: points to keep.
-
-    Returns:
-        The differences kept, and their places in 0 … 1.
-    """
-    n = len(differences)
-    ranks = np.arange(n) / max(n - 1, 1)
-    changes = np.flatnonzero(np.diff(differences))
-    kept = np.unique(np.concatenate([[0], changes, changes + 1, [n - 1]])) if n else np.arange(0)
-    if len(kept) > at_most:
-        kept = kept[np.linspace(0, len(kept) - 1, at_most).round().astype(int)]
-    return differences[kept], ranks[kept]
-
-
-# --------------------
-# Every comparison with the baseline, unit by unit, with the mean difference and its interval.
-
-
+say = Sentences("captions")
 COLUMNS, ROWS = 5, 40
 # Of more units than these the sorted differences are drawn as a curve; also of fewer in low rows.
 DOTS, DOTS_IN_LOW_ROWS = 64, 16
@@ -164,27 +65,15 @@ class _Row:
     label: str
 
 
-def _compared(data: FigureData) -> pd.DataFrame:
-    """Return the comparisons, each with its two cells, which older runs do not name."""
-    groups = data.table.groupby(["model", "method"])["cell"]
-    alone = groups.first()[groups.size() == 1]
-    found = data.comparisons.copy()
-    for column, method in (("cell", "method"), ("baseline_cell", "baseline")):
-        pairs = pd.MultiIndex.from_frame(found[["model", method]])
-        by_name = pd.Series(alone.reindex(pairs).to_numpy(), index=found.index)
-        found[column] = found[column].fillna(by_name) if column in found else by_name
-    return found
-
-
 def _rows(data: FigureData) -> list[_Row]:
-    """Return the comparisons that name a cell of the table, in its order."""
-    compared = _compared(data)
+    """Return the comparisons in the order of the result table."""
+    compared = data.comparisons
     pairs = dict(zip(compared["cell"], compared["baseline_cell"], strict=True))
     several = data.table["model"].nunique() > 1
     found = []
     for cell, model in zip(data.table["cell"], data.table["model"], strict=True):
         if cell in pairs:
-            label = beside_method(data, cell)
+            label = method_with_point(data, cell)
             named = f"{model} · {label}" if several else label
             found.append(_Row(cell, str(pairs[cell]), named))
     return found
@@ -274,16 +163,34 @@ def _units(axis: Axes, rows: Sequence[_Row], values_of_units: pd.DataFrame) -> N
         axis.plot(x, y, zorder=2, label=DOT_LABEL, **_dot(size))
 
 
+def thinned(differences: Floats, at_most: int) -> tuple[Floats, Floats]:
+    """Return a curve through sorted differences of few enough points, and their ranks.
+
+    Of equal differences the first and the last are kept; of what is left, evenly spread ones.
+
+    Args:
+        differences: sorted, float64 [n].
+        at_most: points to keep.
+
+    Returns:
+        The differences kept, and their places in 0 … 1.
+    """
+    n = len(differences)
+    ranks = np.arange(n) / max(n - 1, 1)
+    changes = np.flatnonzero(np.diff(differences))
+    kept = np.unique(np.concatenate([[0], changes, changes + 1, [n - 1]])) if n else np.arange(0)
+    if len(kept) > at_most:
+        kept = kept[np.linspace(0, len(kept) - 1, at_most).round().astype(int)]
+    return differences[kept], ranks[kept]
+
+
 def _most_dots(rows: Sequence[_Row]) -> int:
     return DOTS if len(rows) <= FEW_ROWS else DOTS_IN_LOW_ROWS
 
 
 def _means(axis: Axes, data: FigureData, rows: Sequence[_Row], metric: Measure) -> None:
     """Draw the differences of the comparisons with their intervals, as they are given."""
-    compared = _compared(data)
-    compared = compared[compared["measure"] == metric.column]
-    compared = compared.drop_duplicates("cell").set_index("cell")
-    compared = compared.reindex([row.cell for row in rows])
+    compared = _of_metric(data, [row.cell for row in rows], metric)
     places = np.arange(len(rows), dtype=np.float64)
     low, high = values(compared, "low"), values(compared, "high")
     axis.hlines(places, low, high, color=DARK, linewidth=1.1, zorder=3)
@@ -291,6 +198,12 @@ def _means(axis: Axes, data: FigureData, rows: Sequence[_Row], metric: Measure) 
     for chosen, filled in ((certain, True), (~certain, False)):
         x = np.where(chosen, values(compared, "difference"), np.nan)
         axis.plot(x, places, label=DIFFERENCE_LABEL, zorder=4, **_diamond(filled))
+
+
+def _of_metric(data: FigureData, cells: Sequence[str], metric: Measure) -> pd.DataFrame:
+    """Return the comparisons of cells by one metric, a row of NaN where there is none."""
+    compared = data.comparisons[data.comparisons["measure"] == metric.column]
+    return compared.drop_duplicates("cell").set_index("cell").reindex(list(cells))
 
 
 def _dot(size: float) -> dict[str, Any]:
@@ -334,53 +247,38 @@ def _caption(
     metrics: Sequence[Measure],
     units: Mapping[str, pd.DataFrame],
 ) -> str:
-    unit, baseline = _unit(data), _baseline(data)
-    at = " at the same place on the sweep" if any(data.points.values()) else ""
-    parts = [
-        f"Difference from {baseline}{at}, {unit} by {unit}: in each row all {unit}s, the "
-        "lowest below, the highest above.",
-        "Diamonds with bars: the difference of the cells with its 95 % interval; full where the "
-        f"p-value, corrected by Holm's method, is below {LEVEL:g}.",
-    ]
-    without = [metric.label for metric in metrics if metric.column not in units]
-    if without:
-        parts.append(f"{join_names(without)} cannot be told {unit} by {unit}.")
-    elif any(metric.kind == "product" for metric in metrics):
-        parts.append(f"Of products, what each {unit} adds is its jackknife pseudo-value.")
-    return " ".join([*parts, *beside(data, "a method"), *_lacking(data, rows, metrics)])
+    return say.paired(
+        _baseline(data),
+        _unit(data),
+        any(data.points.values()),
+        [metric.label for metric in metrics if metric.column not in units],
+        any(metric.kind == "product" for metric in metrics),
+        swept_names(data),
+        _missing(data, rows, metrics),
+    )
 
 
-def _lacking(data: FigureData, rows: Sequence[_Row], metrics: Sequence[Measure]) -> Iterator[str]:
-    compared = _compared(data)
-    known = np.isfinite(values(compared, "difference"))
-    have = set(compared.loc[known, ["cell", "measure"]].itertuples(index=False, name=None))
+def _missing(
+    data: FigureData, rows: Sequence[_Row], metrics: Sequence[Measure]
+) -> tuple[list[str], int]:
+    """Return the names of rows that lack a difference, and how many more there are."""
+    known = data.comparisons[np.isfinite(values(data.comparisons, "difference"))]
+    have = set(known[["cell", "measure"]].itertuples(index=False, name=None))
     names = [row.label for row in rows if any((row.cell, m.column) not in have for m in metrics)]
-    if names:
-        more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
-        yield f"Without a difference in some measure: {'; '.join(names[:NAMES_LISTED])}{more}."
+    return names[:NAMES_LISTED], max(0, len(names) - NAMES_LISTED)
 
 
 def _text(data: FigureData, rows: Sequence[_Row], metrics: Sequence[Measure]) -> str:
-    """Count how many cells are certainly above and below the baseline in each measure."""
+    """Count how many cells are certainly above and below the baseline in each metric."""
     cells = [row.cell for row in rows]
-    told = []
+    counts = []
     for metric in metrics:
-        compared = _compared(data)
-        compared = compared[compared["measure"] == metric.column]
-        compared = compared[compared["cell"].isin(cells)]
+        compared = _of_metric(data, cells, metric).dropna(subset=["difference"], how="all")
         above = int((values(compared, "low") > 0).sum())
         below = int((values(compared, "high") < 0).sum())
-        told.append(f"{metric.display_name}: {above} above, {below} below")
-        if len(compared) == 1:
-            told[-1] = (
-                f"{metric.display_name}: "
-                f"{format_fixed(compared['difference'].iloc[0], signed=True)}"
-            )
-    return (
-        f"Differences of {pluralize(len(rows), 'cell')} from {_baseline(data)}, {_unit(data)} by "
-        f"{_unit(data)}; counted are intervals that leave out zero. {'; '.join(told)}. "
-        "The numbers are in the table of differences."
-    )
+        only = compared["difference"].iloc[0] if len(cells) == 1 and len(compared) else None
+        counts.append((metric.display_name, above, below, only))
+    return say.paired_text(len(rows), _baseline(data), _unit(data), counts)
 
 
 FIGURE = FigureKind("paired_differences", place=40, drawings=_drawings)

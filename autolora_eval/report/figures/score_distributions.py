@@ -1,4 +1,4 @@
-"""How a cell's images share out over the values of a score, those without one included. Pure."""
+"""How the images of each cell are distributed over the values of each score."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from autolora_eval._text import join_names, pluralize
+from autolora_eval._sentences import Sentences
+from autolora_eval._text import join_names
 from autolora_eval.analysis.metric_columns import Measure
-from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
-from autolora_eval.report.figures._captions import beside
+from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind, swept_names
 from autolora_eval.report.figures._style import (
     GREY,
     SMALL,
@@ -96,10 +96,6 @@ def shares(scores: Floats, cells: npt.NDArray[np.intp], n_cells: int, of: Levels
         return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
 
-# --------------------
-# How the images of each cell share out over the values of each score, the unscored included.
-
-
 COLUMNS = 3
 BAR, BROAD_BAR = 0.145, 0.21  # inches a bar, where there are many and where there are few
 FEW = 8  # bars in a group
@@ -108,6 +104,7 @@ ROOM = 7.4  # inches of bars and heads in one figure
 BARS = 40  # bars in one group
 NAMES = 150.0  # points: the widest name of a bar
 UNSCORED = "unscored"
+say = Sentences("captions")
 
 
 @dataclass(frozen=True)
@@ -239,7 +236,7 @@ def _bars(axis: Axes, group: _Group, cells: Floats, n_levels: int, room: float) 
     axis.set_yticks(places, [fitted(name, room) for name in group.names], fontsize=SMALL)
     axis.set_ylim(len(cells) - 0.5, -0.5)
     axis.set_xlim(0.0, 1.0)
-    axis.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"])
+    axis.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0], ["0", "25%", "50%", "75%", "100%"])
     axis.tick_params(axis="y", length=0)
     literal_ticks(axis)
 
@@ -264,29 +261,21 @@ def _key(on: Levels) -> Key:
 
 
 def _caption(data: FigureData, scores: Sequence[Measure]) -> str:
-    parts = [
-        f"Images of each cell by {join_names([score.display_name for score in scores])}, from the "
-        "lowest score, light, to the highest, dark; hatched: images without a score."
-    ]
     images = data.scores[data.scores["cell"].isin(data.table["cell"])]
-    for score in scores:
-        lost = int(np.isnan(values(images, score.column)).sum())
-        if lost:
-            parts.append(f"{score.label}: {lost:,} of {pluralize(len(images), 'image')} unscored.")
-    return " ".join([*parts, *beside(data, "a bar")])
+    unscored = [(s.label, int(np.isnan(values(images, s.column)).sum())) for s in scores]
+    names = [score.display_name for score in scores]
+    lost = [(label, n) for label, n in unscored if n]
+    return say.distribution(names, lost, len(images), swept_names(data))
 
 
 def _text(data: FigureData, scores: Sequence[Measure]) -> str:
-    told = []
+    found = []
     for score in scores:
-        on, cells = _of_cells(data, score)
+        levels_of, cells = _of_cells(data, score)
         mean = np.nanmean(cells, axis=0) if np.isfinite(cells).any() else np.zeros(cells.shape[1])
-        named = [
-            f"{100 * share:.0f} % {name}"
-            for name, share in zip([*on.names, UNSCORED], mean, strict=True)
-        ]
-        told.append(f"{score.display_name}, mean over cells: {', '.join(named)}")
-    return f"Distribution of scores in {pluralize(len(data.table), 'cell')}. {'. '.join(told)}."
+        shares_of = zip([*levels_of.names, UNSCORED], mean, strict=True)
+        found.append((score.display_name, list(shares_of)))
+    return say.distribution_text(len(data.table), found)
 
 
 FIGURE = FigureKind("score_distributions", place=50, drawings=_drawings)

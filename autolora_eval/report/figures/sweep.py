@@ -14,17 +14,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from autolora_eval._files import slug
-from autolora_eval._text import format_fixed, join_names, parameter_label, point_label
+from autolora_eval._sentences import Sentences
+from autolora_eval._text import format_fixed, join_names, parameter_label
 from autolora_eval.analysis.metric_columns import Measure
-from autolora_eval.report.figures._axis_limits import cut, cut_axis
-from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
-from autolora_eval.report.figures._captions import lacking
+from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind, cells_not_drawn
 from autolora_eval.report.figures._style import (
     GREY,
     WIDTH,
     Floats,
     Key,
     Mark,
+    clip_axis,
+    clipped_labels,
     fitted,
     label_title,
     literal,
@@ -35,6 +36,7 @@ from autolora_eval.report.figures._style import (
     text_size,
     values,
 )
+from autolora_eval.report.figures._sweeps import Facet, Sweep, facets, spread_out, sweeps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,82 +46,7 @@ COLUMNS = 3  # panels beside each other where they are of different measures
 ROWS = 6
 MARK = 4.0
 PUBLISHED = "published"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A swept parameter as an axis.
-
-    Attributes:
-        parameter: its name.
-        texts: its values, in order.
-        places: where they stand, float64 [n]: the values themselves, or 0, 1, … where they are
-            not numbers, such as intervals.
-        is_number: whether they are numbers.
-    """
-
-    parameter: str
-    texts: tuple[str, ...]
-    places: Floats
-    is_number: bool
-
-    @classmethod
-    def of(cls, parameter: str, texts: Sequence[str]) -> Sweep:
-        """Return the axis of these values: numbers in their order, other values as they come."""
-        try:
-            places = np.asarray([float(text) for text in texts])
-        except ValueError:
-            return cls(parameter, tuple(texts), np.arange(len(texts), dtype=np.float64), False)
-        order = np.argsort(places, kind="stable")
-        return cls(parameter, tuple(texts[n] for n in order), places[order], True)
-
-
-@dataclass(frozen=True)
-class Facet:
-    """Cells that differ in one swept parameter and in method alone.
-
-    Attributes:
-        title: what they share.
-        cells: rows of the result table.
-    """
-
-    title: str
-    cells: pd.DataFrame
-
-
-def sweeps(data: FigureData) -> list[Sweep]:
-    """Return the swept parameters that have several values."""
-    found: dict[str, dict[str, None]] = {}
-    for cell in data.table["cell"]:
-        for name, value in data.points.get(cell, {}).items():
-            found.setdefault(name, {})[value] = None
-    return [Sweep.of(name, list(texts)) for name, texts in found.items() if len(texts) > 1]
-
-
-def facets(data: FigureData, model: str, sweep: Sweep, others: Sequence[Sweep]) -> list[Facet]:
-    """Return a model's cells, apart by the values of the other swept parameters.
-
-    A method that does not take one of those stands beside each of its values.
-    """
-    rows = data.table[data.table["model"] == model]
-    found = []
-    for texts in itertools.product(*(other.texts for other in others)):
-        point = {other.parameter: text for other, text in zip(others, texts, strict=True)}
-        fits = [_agrees(data.points.get(cell, {}), point) for cell in rows["cell"]]
-        cells = rows[fits]
-        if any(sweep.parameter in data.points.get(cell, {}) for cell in cells["cell"]):
-            title = point_label(point)
-            found.append(Facet(title, cells))
-    return found
-
-
-def _agrees(own: Mapping[str, str], point: Mapping[str, str]) -> bool:
-    return all(own.get(name, text) == text for name, text in point.items())
-
-
-def spread_out(n: int, at_most: int) -> list[int]:
-    """Return at most so many of 0 … n − 1, the first and the last among them, evenly spread."""
-    return sorted(set(np.linspace(0, n - 1, min(n, at_most)).round().astype(int).tolist()))
+say = Sentences("captions")
 
 
 @dataclass(frozen=True)
@@ -195,7 +122,7 @@ def _draw(data: FigureData, sheet: _Sheet) -> Figure:
     drawn = {method: mark for (_, method), mark in reversed(marks(data.table).items())}
     for axis, (metric, facet) in zip(grid.flat, panels, strict=False):
         _panel(axis, data, sheet.sweep, facet, metric, drawn)
-        cut_axis(axis, _shown(sheet), metric.column)
+        clip_axis(axis, _shown(sheet), metric.column)
     for axis in list(grid.flat)[len(panels) :]:
         axis.set_axis_off()
     _name_axes(grid, sheet, panels)
@@ -336,50 +263,39 @@ def _has_published(sheet: _Sheet) -> bool:
 
 
 def _caption(data: FigureData, sheet: _Sheet) -> str:
-    what = parameter_label(sheet.sweep.parameter)
-    if sheet.sweep.is_number:
-        parts = [f"Against {what}, one line a method. Bands: 95 % intervals."]
-    else:
-        parts = [f"At each {what}, one mark a method. Bars: 95 % intervals."]
-    shown = {str(m) for facet in sheet.facets for m in facet.cells["method"]}
-    if shown - set(_taking(data, sheet.sweep, sheet.facets)):
-        parts.append("A level without marks: a method that does not take the parameter.")
-    if _has_published(sheet):
-        parts.append("Hollow: published values.")
-    parts += cut(_shown(sheet), sheet.metrics)
-    if sheet.left_out:
-        n = len(sheet.facets) + sheet.left_out
-        parts.append(f"{len(sheet.facets)} of {n} panels are shown; the table has all values.")
-    return " ".join([*parts, *lacking(data, [m.column for m in sheet.metrics], _cells(sheet))])
+    shown = {str(method) for facet in sheet.facets for method in facet.cells["method"]}
+    columns = [metric.column for metric in sheet.metrics]
+    cells = _shown(sheet)["cell"].unique().tolist()
+    return say.sweep(
+        parameter_label(sheet.sweep.parameter),
+        sheet.sweep.is_number,
+        bool(shown - set(_taking(data, sheet.sweep, sheet.facets))),
+        _has_published(sheet),
+        clipped_labels(_shown(sheet), sheet.metrics),
+        len(sheet.facets),
+        len(sheet.facets) + sheet.left_out,
+        cells_not_drawn(data, columns, cells),
+    )
 
 
 def _shown(sheet: _Sheet) -> pd.DataFrame:
     return pd.concat([facet.cells for facet in sheet.facets])
 
 
-def _cells(sheet: _Sheet) -> list[str]:
-    return list(dict.fromkeys(cell for facet in sheet.facets for cell in facet.cells["cell"]))
-
-
 def _text(data: FigureData, sheet: _Sheet) -> str:
-    """Say where each method's diversity begins and ends in the first panel."""
+    """Return where each method's first metric begins and ends in the first panel."""
     facet, sweep, first = sheet.facets[0], sheet.sweep, sheet.metrics[0]
-    told = []
+    methods = []
     for method, cells in facet.cells.groupby("method", sort=False):
         own = {data.points.get(c, {}).get(sweep.parameter): c for c in cells["cell"]}
         value = dict(zip(cells["cell"], values(cells, first.column), strict=True))
         ends = [text for text in (sweep.texts[0], sweep.texts[-1]) if text in own]
-        at = [f"{format_fixed(value[own[text]])} at {text}" for text in ends]
-        told.append(
-            f"{method} "
-            f"{' and '.join(at) or format_fixed(value[own.get(None, cells['cell'].iloc[0])])}"
-        )
-    names = join_names([metric.display_name for metric in sheet.metrics])
-    where = f" for {facet.title}" if facet.title else ""
-    return (
-        f"{names} against {parameter_label(sweep.parameter)}. {first.display_name}{where}: "
-        f"{'; '.join(told)}. The numbers are in the result table."
-    )
+        at = [say.at(value[own[text]], text) for text in ends]
+        constant = format_fixed(value[own.get(None, cells["cell"].iloc[0])])
+        methods.append((method, at or [constant]))
+    names = [metric.display_name for metric in sheet.metrics]
+    parameter = parameter_label(sweep.parameter)
+    return say.sweep_text(names, parameter, first.display_name, facet.title, methods)
 
 
 FIGURE = FigureKind("sweep", place=20, drawings=_drawings)

@@ -11,11 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from autolora_eval._text import format_fixed, join_names, pluralize
+from autolora_eval._sentences import Sentences
+from autolora_eval._text import join_names
 from autolora_eval.analysis.metric_columns import DIVERSITY, Measure
-from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
-from autolora_eval.report.figures._captions import beside, lacking, named_cells
-from autolora_eval.report.figures._scatter import (
+from autolora_eval.report.figures._base import (
+    Drawing,
+    Extreme,
+    FigureData,
+    FigureKind,
+    cell_names,
+    cells_not_drawn,
+    swept_names,
+)
+from autolora_eval.report.figures._marks import (
     draw_cells,
     label_cells,
     mark_size,
@@ -52,6 +60,7 @@ PUBLISHED_DRAWN = 16
 # More cells than these in one panel: a row of panels for each model.
 CELLS_TOGETHER = 30
 COLUMNS = 3
+say = Sentences("captions")
 PUBLISHED, FRONT = "published", "Pareto front"
 _FRONT_STYLE: dict[str, Any] = {"color": DARK, "linewidth": 0.8, "linestyle": (0, (4, 2))}
 
@@ -106,7 +115,7 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
         title=f"Diversity against {join_names([m.label for m in judged])}"
         if judged
         else "Diversity",
-        caption=_caption(data) if judged else _caption_alone(data),
+        caption=_caption(data),
         text=_text(data),
         draw=lambda: _trade_off(data) if judged else _diversity_alone(data),
     )
@@ -268,56 +277,34 @@ def _diversity_alone(data: FigureData) -> Figure:
     return figure
 
 
-def _caption(data: FigureData) -> str:
-    parts = ["Diversity against each score, one mark a cell."]
-    parts += beside(data, "a mark")
-    if any(score.higher_is_better for score in _scores(data)):
-        parts.append("Grey curves join places of equal Diversity × score; up and right is better.")
-    if _published_is_drawn(data):
-        parts.append("Hollow: published values, tied to ours.")
-    return " ".join(
-        [*parts, "Bars: 95 % intervals.", *_fronts(data), *lacking(data, _columns(data))]
-    )
-
-
-def _fronts(data: FigureData) -> Iterator[str]:
-    """Yield a sentence on the cells on the fronts of each score, if there is one."""
+def _fronts(data: FigureData) -> list[tuple[str, str]]:
+    """Return for each score the names of the cells on the Pareto fronts."""
     panels = [panel for row in _panels(data) for panel in row]
-    told = []
+    found = []
     for score in _scores(data):
         cells = [cell for panel in panels if panel.score == score for cell in panel.front_cells]
-        told += [f"with {score.label}: {named_cells(data, cells)}"] if cells else []
-    if told:
-        yield (
-            "Dashed: each model's Pareto front, the cells that no other surpasses in one without "
-            f"falling behind in the other; {'; '.join(told)}."
-        )
+        found += [(score.label, cell_names(data, cells))] if cells else []
+    return found
 
 
-def _columns(data: FigureData) -> list[str]:
-    return [DIVERSITY.column, *(score.column for score in _scores(data))]
-
-
-def _caption_alone(data: FigureData) -> str:
-    return " ".join(
-        ["Diversity of each cell. Bars: 95 % intervals.", *lacking(data, _columns(data))]
-    )
+def _caption(data: FigureData) -> str:
+    scores = _scores(data)
+    missing = cells_not_drawn(data, [DIVERSITY.column, *(score.column for score in scores)])
+    if not scores:
+        return say.diversity_alone(missing)
+    has_curves = any(score.higher_is_better for score in scores)
+    published = _published_is_drawn(data)
+    return say.trade_off(swept_names(data), has_curves, published, _fronts(data), missing)
 
 
 def _text(data: FigureData) -> str:
-    scores = [metric.display_name for metric in _scores(data)]
-    against = f" against {join_names(scores)}" if scores else ""
-    told = [f"Diversity of {pluralize(len(data.table), 'cell')}{against}"]
     found = values(data.table, DIVERSITY.column)
+    ends = []
     if np.isfinite(found).any():
-        ends = {
-            f"from {format_fixed(np.nanmin(found))}": np.nanargmin(found),
-            f"to {format_fixed(np.nanmax(found))}": np.nanargmax(found),
-        }
-        told += [
-            f"{end} ({named_cells(data, [data.table['cell'].iloc[n]])})" for end, n in ends.items()
-        ]
-    return " ".join([f"{' '.join(told)}.", *_fronts(data), "The numbers are in the result table."])
+        for n in (int(np.nanargmin(found)), int(np.nanargmax(found))):
+            ends.append(Extreme(found[n], cell_names(data, [data.table["cell"].iloc[n]])))
+    names = [score.display_name for score in _scores(data)]
+    return say.trade_off_text(len(data.table), names, ends, _fronts(data))
 
 
 FIGURE = FigureKind("diversity_vs_scores", place=10, drawings=_drawings)

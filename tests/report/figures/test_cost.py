@@ -1,4 +1,4 @@
-"""Measures against cost: what was recorded, and nothing for what was not."""
+"""Metrics against cost: what was recorded, and nothing for what was not."""
 
 import numpy as np
 from report.figures.made_up import curves, draw, drawings, made_up, panels, with_values
@@ -11,7 +11,7 @@ def test_without_a_difference_in_cost_there_is_no_figure() -> None:
     assert drawings(KIND, with_values(data, nfe=dict.fromkeys(data.table["cell"], 40.0))) == []
 
 
-def test_every_cell_stands_at_its_passes() -> None:
+def test_every_cell_stands_at_its_nfe() -> None:
     data = made_up()
     axes = panels(draw(KIND, data))
     assert len(axes) == len(data.metrics)
@@ -19,24 +19,24 @@ def test_every_cell_stands_at_its_passes() -> None:
         assert axis.get_xlim()[0] == 0.0
         for row in data.table.to_dict("records"):
             assert curves(axis, row["method"])[0].tolist() == [[row["nfe"], row[metric.column]]]
-    assert "Not recorded in this run: seconds for one image." in drawings(KIND, data)[0].caption
+    assert "Not recorded in this run: seconds per image." in drawings(KIND, data)[0].caption
 
 
-def test_seconds_stand_beside_passes_and_a_missing_one_is_no_zero() -> None:
+def test_seconds_stand_beside_nfe_and_a_missing_one_is_not_zero() -> None:
     seconds = {"SDXL--LoRA": 1.5, "SDXL--AutoLoRA": 2.5, "SDXL--LoRA+CFG": 2.75}
     data = with_values(made_up(), seconds_per_image=seconds)
     axes = np.asarray(panels(draw(KIND, data))).reshape(5, 2)
     assert [axis.get_xlabel() for axis in axes[-1]] == [
-        *("denoiser passes for one image (NFE)", "seconds for one image")
+        *("function evaluations per image (NFE)", "seconds per image")
     ]
     for cell, method in zip(data.table["cell"], data.table["method"], strict=True):
         x = curves(axes[0, 1], method)[0][0, 0]
         assert x == seconds[cell] if cell in seconds else np.isnan(x)
     caption = drawings(KIND, data)[0].caption
-    assert "Without a mark, for want of a value: SDXL × AutoLoRA+CFG." in caption
+    assert "Not drawn because a value is missing: SDXL × AutoLoRA+CFG." in caption
     assert "Not recorded" not in caption
 
 
-def test_the_text_names_the_cheapest_and_the_dearest() -> None:
+def test_the_text_names_the_cheapest_and_the_most_expensive() -> None:
     text = drawings(KIND, made_up())[0].text
     assert "(NFE): least 20 (LoRA) and most 80 (AutoLoRA+CFG)" in text

@@ -77,7 +77,7 @@ def test_no_file_is_large(drawn: list[DrawnFigure]) -> None:
 
 
 def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
-    data = made_up(sweep={"lora_scale": ["0.4", "1"]})
+    data = made_up(sweep={"lora_scale": ["0.4", "1"]}, scores={"pc": SCORES["pc"]})
     first, second = (draw_figures(data, tmp_path / name) for name in ("a", "b"))
     assert len(first) == 5
     for a, b in zip(first, second, strict=True):
@@ -89,36 +89,42 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
 HOSTILE = [r"$x^2$ \alpha", "_mine", "<script>&", "狐狸 🦊", "M" * 80, "a\x00b\x1b[31m", "%s {} `"]
 
 
-# Of a character without a glyph, and of a layout that names leave no room for.
+def squeezed(text: str) -> str:
+    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text))
+
+
+# The warnings are of a character without a glyph, and of a layout that names leave no room for.
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("hostile", HOSTILE)
-def test_names_are_drawn_as_they_are_written(tmp_path: Path, hostile: str) -> None:
-    score = SCORES["pc"].model_copy(update={"display_name": hostile})
+def test_names_are_drawn_as_they_are_written(tmp_path: Path) -> None:
     data = made_up(
-        models=("SDXL", hostile),
-        methods=("LoRA", hostile),
-        sweep={"interval": INTERVALS[:2], hostile: ["1", hostile]},
-        taken_by={"interval": [hostile]},
-        scores={"pc": score},
+        models=("SDXL", HOSTILE[0]),
+        methods=("LoRA", *HOSTILE),
+        sweep={"interval": INTERVALS[:2], HOSTILE[2]: ["1", HOSTILE[4]]},
+        taken_by={"interval": [HOSTILE[0]], HOSTILE[2]: [HOSTILE[1]]},
+        scores={"pc": SCORES["pc"].model_copy(update={"display_name": HOSTILE[6]})},
         n_prompts=2,
         n_seeds=2,
     )
-    printable = "".join(c if c.isprintable() else " " for c in hostile)
-    for figure in draw_figures(data, tmp_path):
-        written = texts(figure)  # which is also a check that the file is XML
-        beginning = re.sub(r"\s+", " ", printable[:16])
-        assert any(beginning in re.sub(r"\s+", " ", text) for text in written), figure.name
+    figures = draw_figures(data, tmp_path)
+    written = {f.name: squeezed(" ".join(texts(f))) for f in figures}  # each file is valid XML
+    for name in HOSTILE:
+        assert squeezed(name[:16]) in written["diversity_vs_scores"], name
+        assert squeezed(name[:16]) in written["paired_differences"], name
+    for figure, text in written.items():
+        assert any(squeezed(name[:16]) in text for name in HOSTILE), figure
 
 
 def test_two_models_of_one_name_in_files_do_not_overwrite_each_other(tmp_path: Path) -> None:
     data = made_up(
-        models=("a b", "a/b"), sweep={"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5"]}
+        models=("a b", "a/b"),
+        methods=("LoRA",),
+        sweep={"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5"]},
+        scores={},
     )
-    names = [figure.name for figure in draw_figures(data, tmp_path) if figure.kind == "sweep"]
+    figures = draw_figures(data, tmp_path)
+    names = [figure.name for figure in figures if figure.kind == "sweep"]
     assert names[:2] == ["sweep_lora_scale_a-b", "sweep_lora_scale_a-b_2"]
-    assert len({path.name for path in tmp_path.iterdir()}) == 2 * len(
-        draw_figures(data, tmp_path / "again")
-    )
+    assert len({path.name for path in tmp_path.iterdir()}) == 2 * len(figures)
 
 
 @pytest.mark.parametrize(
@@ -142,5 +148,5 @@ def test_runs_with_nothing_known_are_drawn_and_name_what_is_missing(
         float("nan")
     )
     figures = draw_figures(data, tmp_path)
-    assert "Without a mark, for want of a value:" in figures[0].caption
+    assert "Not drawn because a value is missing:" in figures[0].caption
     assert "Pareto" not in figures[0].caption

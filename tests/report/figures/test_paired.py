@@ -6,7 +6,8 @@ from report.figures.made_up import made_up
 
 from autolora_eval.analysis.comparisons import paired
 from autolora_eval.analysis.estimates import mean_estimate, product_estimate, ratio_estimate
-from autolora_eval.report.figures.paired_differences import sorted_differences, thinned, unit_values
+from autolora_eval.analysis.unit_values import sorted_differences, unit_values
+from autolora_eval.report.figures.paired_differences import thinned
 
 
 def test_scores_of_one_prompt_are_paired_seed_by_seed() -> None:

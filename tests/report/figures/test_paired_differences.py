@@ -59,12 +59,12 @@ def test_many_units_are_a_curve_through_all_of_them() -> None:
         assert abs(ranks[curve[:, 0] <= value].max() - share) <= 1 / len(differences)
 
 
-def test_diversity_cannot_be_told_seed_by_seed() -> None:
+def test_a_single_seed_has_no_diversity() -> None:
     data = made_up(n_seeds=6)
     axes = panels(draw(KIND, data))
     assert curves(axes[0], "units") == []
     assert len(curves(axes[1], "units")) == 1
-    assert "Div, Div-PC and Div-SA cannot be told seed by seed." in drawings(KIND, data)[0].caption
+    assert "Div, Div-PC and Div-SA: a single seed has no value." in drawings(KIND, data)[0].caption
 
 
 def test_a_missing_difference_has_no_mark_and_is_named() -> None:
@@ -74,17 +74,7 @@ def test_a_missing_difference_has_no_mark_and_is_named() -> None:
     full, hollow = curves(panels(draw(KIND, data))[1], "difference")
     assert np.isnan(full[1, 0])
     assert np.isnan(hollow[1, 0])
-    assert "Without a difference in some measure: LoRA+CFG." in drawings(KIND, data)[0].caption
-
-
-def test_comparisons_that_name_no_cells_are_found_by_model_and_method() -> None:
-    data = made_up(n_prompts=4)
-    older = data.comparisons.drop(columns=["cell", "baseline_cell"])
-    old = dataclasses.replace(data, comparisons=older)
-    assert np.array_equal(
-        curves(panels(draw(KIND, old))[0], "units")[0],
-        curves(panels(draw(KIND, data))[0], "units")[0],
-    )
+    assert "Without a difference in some metric: LoRA+CFG." in drawings(KIND, data)[0].caption
 
 
 def test_without_comparisons_there_is_no_figure() -> None:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from autolora_eval.report.figures._scatter import pareto_front
+from autolora_eval.report.figures._marks import pareto_front
 
 
 def dominates(a: np.ndarray, b: np.ndarray, higher_is_better: tuple[bool, ...]) -> bool:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from matplotlib.figure import Figure
 
-from autolora_eval.report.figures._labels import Label, place_labels
+from autolora_eval.report.figures._marks import Label, place_labels
 from autolora_eval.report.figures._style import settle
 
 

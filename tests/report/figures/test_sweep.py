@@ -1,4 +1,4 @@
-"""Measures against swept parameters: lines, bands, levels, gaps, and what stands beside what."""
+"""Metrics against swept parameters: lines, bands, levels, gaps, and what stands beside what."""
 
 import itertools
 
@@ -15,7 +15,7 @@ from report.figures.made_up import (
     with_values,
 )
 
-from autolora_eval.report.figures.sweep import Sweep, spread_out, sweeps
+from autolora_eval.report.figures._sweeps import Sweep, spread_out, sweeps
 
 KIND = "sweep"
 
@@ -75,7 +75,7 @@ def test_a_cell_without_a_value_leaves_a_gap_and_is_named() -> None:
     alone = axis.collections[1].get_segments()
     low, high = data.table.loc[0, ["diversity_low", "diversity_high"]]
     assert [segment.tolist() for segment in alone] == [[[0.2, low], [0.2, high]]]
-    assert "Without a mark, for want of a value: SDXL × LoRA (LoRA scale 0.4)." in (
+    assert "Not drawn because a value is missing: SDXL × LoRA (LoRA scale 0.4)." in (
         drawings(KIND, data)[0].caption
     )
 
@@ -96,8 +96,8 @@ def test_a_method_that_does_not_take_the_parameter_is_a_level() -> None:
         label.get_text() for label in panels(draw(KIND, data))[-1].get_xticklabels()
     ] == INTERVALS
     caption = drawings(KIND, data)[0].caption
-    assert "At each interval, one mark a method." in caption
-    assert "A level without marks: a method that does not take the parameter." in caption
+    assert "At each interval, one mark per method." in caption
+    assert "A horizontal line without marks: a method that does not take the parameter." in caption
 
 
 def test_another_parameter_gives_panels_side_by_side() -> None:

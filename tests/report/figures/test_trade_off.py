@@ -39,8 +39,8 @@ def test_a_cell_without_a_value_has_no_mark_and_is_named() -> None:
     assert np.isnan(curves(first, "AutoLoRA")[0]).any()
     assert np.isfinite(curves(second, "AutoLoRA")[0]).all()
     caption = drawings(KIND, data)[0].caption
-    assert "Without a mark, for want of a value: SDXL × AutoLoRA." in caption
-    assert "Without a mark" not in drawings(KIND, made_up())[0].caption
+    assert "Not drawn because a value is missing: SDXL × AutoLoRA." in caption
+    assert "Not drawn" not in drawings(KIND, made_up())[0].caption
 
 
 def test_a_panel_without_cells_says_so_and_has_no_curves() -> None:
@@ -114,7 +114,7 @@ def test_published_values_are_hollow_and_tied_to_ours() -> None:
     assert [line.get_xydata().tolist() for line in lines] == [[[0.25, 0.25]], [[0.3, 0.3]]]
     assert {line.get_fillstyle() for line in lines} == {"none"}
     caption = drawings(KIND, data)[0].caption
-    assert "Hollow: published values, tied to ours." in caption
+    assert "Hollow: published values, connected to ours." in caption
 
 
 def test_curves_of_equal_product_are_of_equal_product() -> None:
@@ -147,7 +147,7 @@ def test_labels_on_a_sweep_are_its_values_and_the_front_is_among_them() -> None:
     axis = panels(draw(KIND, data))[0]
     written = [text.get_text() for text in axis.texts if text.get_fontsize() > 6]
     assert sorted(written) == sorted(["0.4", "0.7", "1"] * 2)
-    assert "Beside a mark: its LoRA scale." in drawings(KIND, data)[0].caption
+    assert "Next to a mark: its LoRA scale." in drawings(KIND, data)[0].caption
 
 
 def test_without_a_judge_diversity_stands_by_cell() -> None:

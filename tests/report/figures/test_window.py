@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from report.figures.made_up import draw, drawings, made_up, panels, with_values
 
-from autolora_eval.report.figures._axis_limits import window
+from autolora_eval.report.figures._style import clipped_limits
 
 SWEEP = {"lora_scale": ["0.4", "0.7", "1"]}
 
@@ -14,7 +14,7 @@ def cells(*rows: tuple[float, float, float]) -> pd.DataFrame:
 
 
 def test_an_interval_far_longer_than_the_others_is_cut_at_as_much_room_as_the_values_take() -> None:
-    found = window(cells((1.0, 0.9, 1.1), (2.0, 1.9, 2.1), (1.5, 0.0, 50.0)), "pc")
+    found = clipped_limits(cells((1.0, 0.9, 1.1), (2.0, 1.9, 2.1), (1.5, 0.0, 50.0)), "pc")
     # Values from 1 to 2, so that 0 and 3 are the ends; a twentieth of that is margin.
     assert found == pytest.approx((-0.15, 3.15))
 
@@ -29,20 +29,22 @@ def test_an_interval_far_longer_than_the_others_is_cut_at_as_much_room_as_the_va
     ],
 )
 def test_usual_intervals_are_not_cut(rows: tuple[tuple[float, float, float], ...]) -> None:
-    assert window(cells(*rows), "pc") is None
+    assert clipped_limits(cells(*rows), "pc") is None
 
 
 def test_published_values_are_never_cut() -> None:
-    found = window(cells((1.0, 0.9, 1.1), (2.0, 1.9, 99.0)).assign(pc_published=[7.0, 1.0]), "pc")
+    found = clipped_limits(
+        cells((1.0, 0.9, 1.1), (2.0, 1.9, 99.0)).assign(pc_published=[7.0, 1.0]), "pc"
+    )
     assert found is not None
     assert found[1] > 7.0
 
 
 @pytest.mark.parametrize("kind", ["sweep", "cost"])
-def test_the_figures_cut_and_say_so(kind: str) -> None:
+def test_the_figures_clip_long_intervals_and_say_so(kind: str) -> None:
     data = made_up(sweep=SWEEP)
-    assert all("Cut at the edge" not in drawing.caption for drawing in drawings(kind, data))
+    assert all("Clipped at the edge" not in drawing.caption for drawing in drawings(kind, data))
     wild = with_values(data, div_pc_high={data.table["cell"].iloc[0]: 500.0})
     captions = [drawing.caption for drawing in drawings(kind, wild)]
-    assert any("far beyond: intervals of Div-PC." in caption for caption in captions)
+    assert any("longer than the others: intervals of Div-PC." in caption for caption in captions)
     assert all(axis.get_ylim()[1] < 50.0 for axis in panels(draw(kind, wild)))
