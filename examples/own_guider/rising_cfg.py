@@ -1,0 +1,32 @@
+"""Classifier-free guidance whose scale rises during the denoising steps."""
+
+import torch
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.guiders.guider_utils import GuiderOutput
+
+
+class RisingCFG(ClassifierFreeGuidance):
+    """CFG whose scale rises linearly from `first_scale` to `guidance_scale`.
+
+    A low scale in the first steps leaves the composition of the image open.
+
+    Args:
+        first_scale: Scale at the first step. 1 is no guidance.
+        **kwargs: Parameters of `ClassifierFreeGuidance`, such as `guidance_scale`.
+    """
+
+    def __init__(self, first_scale: float = 1.0, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.register_to_config(first_scale=first_scale)
+        self.first_scale = first_scale
+
+    def forward(
+        self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor | None = None
+    ) -> GuiderOutput:
+        """Combine the predictions; both are [B, C, H, W]."""
+        if pred_uncond is None:
+            return super().forward(pred_cond, pred_uncond)
+        progress = self._step / max(self._num_inference_steps - 1, 1)
+        scale = self.first_scale + progress * (self.guidance_scale - self.first_scale)
+        guided = pred_uncond + scale * (pred_cond - pred_uncond)
+        return GuiderOutput(pred=guided, pred_cond=pred_cond, pred_uncond=pred_uncond)

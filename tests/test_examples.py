@@ -1,0 +1,57 @@
+"""The four examples run, each in seconds on the miniatures."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+from conftest import ROOT
+from docs_page import run_command
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the examples, in the current folder."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+
+
+def table(run: str) -> pd.DataFrame:
+    return pd.read_parquet(Path("reports") / run / "table.parquet")
+
+
+def test_own_guider() -> None:
+    run_command("autolora-eval generate examples/own_guider/benchmark.yaml")
+    run_command("autolora-eval score examples/own_guider/benchmark.yaml")
+    assert table("own_guider")["method"].tolist() == ["CFG", "Rising CFG"]
+    assert table("own_guider")["diversity"].nunique() == 2
+
+
+def test_own_score() -> None:
+    run_command("autolora-eval generate examples/own_score/benchmark.yaml")
+    run_command("autolora-eval score examples/own_score/benchmark.yaml")
+    assert table("own_score")[["farthest_pair", "cm", "div_cm"]].notna().all(axis=None)
+
+
+def test_image_folder() -> None:
+    runpy.run_path("examples/image_folder/score_folder.py", run_name="__main__")
+    assert table("image_folder")["method"].tolist() == ["Drawn"]
+    assert table("image_folder")["div_pc"].notna().all()
+
+
+def test_the_notebook_runs() -> None:
+    notebook = json.loads(Path("examples/first_run.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, object] = {}
+    with mpl.rc_context({"backend": "agg"}):
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == [], "clear the outputs before you commit the notebook"
+                exec("".join(cell["source"]), names)
+    assert Path("reports/notebook/report.html").is_file()
