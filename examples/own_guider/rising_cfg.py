@@ -1,8 +1,11 @@
 """Classifier-free guidance whose scale rises during the denoising steps."""
 
 import torch
+from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
+
+from autolora_eval.guider_checks import GuiderSpec
 
 
 class RisingCFG(ClassifierFreeGuidance):
@@ -11,13 +14,16 @@ class RisingCFG(ClassifierFreeGuidance):
     A low scale in the first steps leaves the composition of the image open.
 
     Args:
+        guidance_scale: Scale at the last step.
         first_scale: Scale at the first step. 1 is no guidance.
-        **kwargs: Parameters of `ClassifierFreeGuidance`, such as `guidance_scale`.
     """
 
-    def __init__(self, first_scale: float = 1.0, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.register_to_config(first_scale=first_scale)
+    # With both scales at 1, the prediction is the conditional one: what the checks need to know.
+    guider_spec = GuiderSpec(identity_params={"guidance_scale": 1.0, "first_scale": 1.0})
+
+    @register_to_config
+    def __init__(self, guidance_scale: float = 5.0, first_scale: float = 1.0) -> None:
+        super().__init__(guidance_scale=guidance_scale)
         self.first_scale = first_scale
 
     def forward(
