@@ -235,7 +235,7 @@ def test_agreement_with_people_is_told(tmp_path: Path, make_run: Maker) -> None:
     for _, row in found[found["statistic"].isin(["spearman", "kappa"])].iterrows():
         assert f"{row['value']:.3f}" in text
         assert f"[{row['low']:.3f}, {row['high']:.3f}]" in text
-    assert "whole numbers only" in text
+    assert "integers only" in text
     assert "human.csv" in text  # among the facts, with its SHA-256
     by_cell = content_of(folder).reliability[2].tables[1].groups[0].rows
     assert [row.labels for row in by_cell] == [("LoRA",), ("AutoLoRA",)]
