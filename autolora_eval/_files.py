@@ -1,4 +1,4 @@
-"""Files that are whole or absent, hashes, and names that are safe on every file system."""
+"""Atomic writes, hashes, and file names that are safe on every file system."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ Json = dict[str, Any]
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it into place only if the block succeeds.
+    """Yield a temporary path, and rename it to `path` if the block succeeds.
+
+    A reader never sees half a file, also if the process is killed.
 
     Args:
-        path: the file to be written; its folder is created. The temporary name keeps the
-            suffix, for writers that choose a format by it.
+        path: the file to write. Its folder is created. The temporary file has the same suffix,
+            because some writers choose the format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
@@ -50,31 +52,31 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write indented JSON, whole or not at all."""
+    """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write one JSON object a line, whole or not at all."""
+    """Write one JSON object per line, atomically."""
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     write_text(path, "".join(lines))
 
 
 def read_jsonl(path: Path) -> list[Json]:
-    """Read one JSON object a line; a missing file is empty."""
+    """Return the JSON objects of a file, one per line; empty if there is no file."""
     return list(iterate_jsonl(path))
 
 
 def iterate_jsonl(path: Path) -> Iterator[Json]:
-    """Yield one JSON object a line, read one by one; a missing file is empty.
+    """Yield the JSON objects of a file, one per line; none if there is no file.
 
-    A last line without its line break is what a killed writer leaves: it is not a row.
+    A last line without a line break was left by a killed writer and is skipped.
     """
     if not path.exists():
         return
@@ -85,22 +87,22 @@ def iterate_jsonl(path: Path) -> Iterator[Json]:
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Return the SHA-256 of `data` as 64 hexadecimal digits."""
+    """Return the SHA-256 of bytes as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_folder(folder: Path, suffixes: tuple[str, ...]) -> str:
-    """Return one SHA-256 over the names and contents of a folder's files with these suffixes."""
+    """Return one SHA-256 of the names and contents of a folder's files with these suffixes."""
     digest = hashlib.sha256()
     inside = (
-        Path(place) / name
-        for place, _, names in os.walk(folder, followlinks=True)
+        Path(parent) / name
+        for parent, _, names in os.walk(folder, followlinks=True)
         for name in names
     )
     for path in sorted(p for p in inside if p.is_file() and p.suffix in suffixes):
@@ -134,13 +136,13 @@ def path_inside(folder: Path, name: str) -> Path:
 
 
 def slug(name: str) -> str:
-    """Return `name` with all but letters, digits and + . _ - made '-', safe as a folder's name."""
+    """Return a safe folder name: all but letters, digits and + . _ - becomes '-'."""
     safe = re.sub(r"[^A-Za-z0-9+._-]+", "-", name).strip("-.")
     return safe or "unnamed"
 
 
 def run_name(text: str) -> str:
-    """Return `text` as the name of a benchmark: 80 letters, digits and . _ - at most.
+    """Return a valid benchmark name: at most 80 letters, digits and . _ - of the text.
 
     >>> run_name("LoRA+CFG, twice"), run_name("_"), run_name("\u732b")
     ('LoRA-CFG-twice', 'unnamed', 'unnamed')
@@ -150,8 +152,8 @@ def run_name(text: str) -> str:
 
 
 def prompt_folder(prompt: str) -> str:
-    """Return the folder name of a prompt's images: readable, and unique by a hash of the text.
+    """Return the folder name of a prompt's images: readable, and unique by a hash of the prompt.
 
-    It does not hold the prompt's number, so that images stay found when prompts are reordered.
+    The name does not depend on the prompt's index, so reordering the prompts keeps the images.
     """
     return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(prompt.encode())[:12]}"

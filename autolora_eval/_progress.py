@@ -1,4 +1,4 @@
-"""Progress on long work: bars with rate and ETA on a terminal, plain lines in a log."""
+"""Progress of long stages: bars with rate and ETA on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LOG_EVERY_SECONDS = 20.0
 
 
 class Advance(Protocol):
-    """Is told how much more was done, and in a few words what is to be known of it."""
+    """Callback: advance by n, with an optional status note."""
 
     def __call__(self, n: int, note: str = "") -> None:
-        """Note that `n` more are done."""
+        """Advance by n and show the note."""
 
 
 class _Rate(ProgressColumn):
-    """How much is done in a second."""
+    """Column with the items per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -42,7 +42,7 @@ class Progress:
     """Draws the progress of a run's stages.
 
     Args:
-        console: where to; None draws nothing.
+        console: the console to draw on. The default draws nothing.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -55,11 +55,11 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
-        """Draw one stage; yields a function that is told how much was done.
+        """Draw one stage and yield the callback that advances it.
 
         Args:
-            name: of the stage.
-            total: how much there is to do.
+            name: name of the stage.
+            total: number of items of the stage.
         """
         if self.console is None:
             yield lambda n, note="": None
@@ -93,17 +93,17 @@ class Progress:
     def _lines(self, name: str, total: int) -> Iterator[Advance]:
         assert self.console is not None
         console, start = self.console, time.monotonic()
-        done, told, noted = 0, start, ""
+        done, last_line, shown = 0, start, ""
 
         def advance(n: int, note: str = "") -> None:
-            nonlocal done, told, noted
+            nonlocal done, last_line, shown
             done += n
-            noted = f", {note}" if note else ""
+            shown = f", {note}" if note else ""
             now = time.monotonic()
-            if now - told >= LOG_EVERY_SECONDS and done:
+            if now - last_line >= LOG_EVERY_SECONDS and done:
                 left = (now - start) / done * (total - done)
-                console.print(f"{name}: {done}/{total}, about {left:.0f} s left{noted}")
-                told = now
+                console.print(f"{name}: {done}/{total}, about {left:.0f} s left{shown}")
+                last_line = now
 
         yield advance
-        console.print(f"{name}: {done}/{total} in {time.monotonic() - start:.0f} s{noted}")
+        console.print(f"{name}: {done}/{total} in {time.monotonic() - start:.0f} s{shown}")

@@ -1,4 +1,4 @@
-"""How numbers and other people's text are written, in tables, reports and on the terminal. Pure."""
+"""Formatting of numbers and foreign text for tables, reports and the terminal."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from urllib.parse import quote
 NOT_RECORDED = "not recorded"
 DASH = "–"
 MINUS = "−"
-# They reorder the text around them, so that a prompt could make a report say something else.
+# They reorder the text around them: with them, a prompt could change what a report says.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _REPLACEMENT = "\ufffd"
 
-# As the paper writes them.
-_SPELT = {"lora": "LoRA", "autolora": "AutoLoRA", "cfg": "CFG", "nfe": "NFE"}
+# Spelling of the paper.
+_SPELLING = {"lora": "LoRA", "autolora": "AutoLoRA", "cfg": "CFG", "nfe": "NFE"}
 
 
 def sanitize(value: object) -> str:
-    """Return `value` as one line of text that any output format can hold.
+    """Return a value as one line of text that is safe in every output format.
 
-    Control characters, lone surrogates and characters that reorder text become U+FFFD; white
-    space of any kind becomes one blank.
+    Control characters, lone surrogates and characters that reorder text become U+FFFD. Each run
+    of white space becomes one space.
     """
     text = "".join(_REPLACEMENT if _is_hostile(c) else c for c in str(value))
     return re.sub(r"\s+", " ", text).strip()
 
 
 def truncate(value: object, limit: int) -> str:
-    """Return clean text of at most `limit` characters, and say so where some were left out."""
+    """Return sanitized text of at most `limit` characters, with a note if it was longer."""
     text = sanitize(value)
     if len(text) <= limit:
         return text
@@ -38,14 +38,14 @@ def truncate(value: object, limit: int) -> str:
 
 
 def as_finite_float(value: object) -> float | None:
-    """Return `value` if it is a finite number, else None."""
+    """Return a value as a float if it is a finite number, else None."""
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     return None
 
 
 def format_fixed(value: object, digits: int = 3, *, signed: bool = False) -> str:
-    """Return a number with a fixed count of decimals and a true minus sign; a dash for none."""
+    """Return a number with fixed decimals and a true minus sign; a dash if it is undefined."""
     found = as_finite_float(value)
     if found is None:
         return DASH
@@ -56,35 +56,35 @@ def format_fixed(value: object, digits: int = 3, *, signed: bool = False) -> str
 
 
 def format_interval(low: object, high: object, *, signed: bool = False) -> str:
-    """Return `[low, high]`; empty if either end is missing."""
+    """Return "[low, high]"; empty if either end is undefined."""
     if as_finite_float(low) is None or as_finite_float(high) is None:
         return ""
     return f"[{format_fixed(low, signed=signed)}, {format_fixed(high, signed=signed)}]"
 
 
 def format_alpha(value: object, low: object, high: object) -> str:
-    """Return "α = 0.812 [0.700, 0.901]", without brackets where there is no interval."""
+    """Return "α = 0.812 [0.700, 0.901]", without brackets if there is no interval."""
     return f"α = {format_fixed(value)} {format_interval(low, high)}".rstrip()
 
 
 def format_int(value: object) -> str:
-    """Return a whole number with thousands separated; a dash for none."""
+    """Return an integer with thousands separators; a dash if it is undefined."""
     found = as_finite_float(value)
     return DASH if found is None else f"{found:,.0f}"
 
 
 def pluralize(n: int, singular: str, plural: str | None = None) -> str:
-    """Return `n` with its noun: "1 image", "2 images"."""
+    """Return a count with its noun, such as "1 image" or "2 images"."""
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
 def parameter_label(name: str) -> str:
-    """Return a parameter's or column's name as words: "lora_scale" as "LoRA scale"."""
-    return " ".join(_SPELT.get(word, word) for word in name.split("_"))
+    """Return the name of a parameter or column as words: "LoRA scale" for "lora_scale"."""
+    return " ".join(_SPELLING.get(word, word) for word in name.split("_"))
 
 
 def point_label(point: Mapping[str, object]) -> str:
-    """Return a place on a sweep as words: "LoRA scale 0.4, guidance scale 5"."""
+    """Return a point of a sweep as words: "LoRA scale 0.4, guidance scale 5"."""
     return ", ".join(f"{parameter_label(name)} {value}" for name, value in point.items())
 
 
@@ -96,7 +96,7 @@ def format_swept_value(value: object, separator: str = "–") -> str:
 
 
 def join_names(names: list[str]) -> str:
-    """Return names as a sentence lists them: "A", "A and B", "A, B and C"."""
+    """Return names as an English list: "A", "A and B", "A, B and C"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
