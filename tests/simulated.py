@@ -164,7 +164,7 @@ DESIGNS = {
 }
 
 
-def standard_errors(rate: float, n: int = SIMULATIONS) -> float:
+def four_standard_errors(rate: float, n: int = SIMULATIONS) -> float:
     """Four standard errors of a rate that is estimated from n simulations."""
     return 4.0 * float(np.sqrt(rate * (1.0 - rate) / n))
 
@@ -183,4 +183,4 @@ def assert_coverage(
     the right width all contain the truth with a probability of 3e-6.
     """
     rate = float(np.mean([low <= truth <= high for low, high in intervals]))
-    assert 0.95 - shortfall - standard_errors(0.95, len(intervals)) <= rate < 1.0
+    assert 0.95 - shortfall - four_standard_errors(0.95, len(intervals)) <= rate < 1.0
