@@ -1,4 +1,4 @@
-"""Other people's methods beside ours, from the YAML alone: one table, one report."""
+"""Third-party guiders beside ours, from one YAML file: one table and one report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.analysis.explain import explain
 
 STEPS = 4
-HOME_MADE = '''
+GUIDER_FILE = '''
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
 
@@ -30,12 +30,12 @@ class EarlyGuidance(ClassifierFreeGuidance):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> autolora_eval.runs.folder.Run:
-    """The shipped benchmark in few steps, and a guider that lies beside it named by its path."""
+    """The shipped benchmark in few steps, with a guider from a file beside it."""
     folder = tmp_path_factory.mktemp("guiders")
-    (folder / "home_made_for_test.py").write_text(HOME_MADE)
+    (folder / "own_guider_for_test.py").write_text(GUIDER_FILE)
     content = yaml.safe_load(shipped_benchmarks()["guiders_miniature"].read_text())
     content["models"]["SDXL miniature"]["num_inference_steps"] = STEPS
-    content["methods"]["Mine"] = {"guider": "home_made_for_test.EarlyGuidance", "last": 0.25}
+    content["methods"]["Mine"] = {"guider": "own_guider_for_test.EarlyGuidance", "last": 0.25}
     path = folder / "guiders.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
@@ -43,8 +43,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> autolora_eval.runs.folder.R
         return autolora_eval.run(path, folder / "run", limit_prompts=2)
 
 
-def test_all_stand_in_one_table_with_what_they_cost(run) -> None:
-    # Guided steps × 2 passes and the others × 1; AutoLoRA with CFG makes four.
+def test_all_methods_are_in_one_table_with_their_nfe(run) -> None:
+    # CFG evaluates the denoiser twice per guided step and once otherwise, AutoLoRA+CFG four times.
     expected = {
         "LoRA+CFG": 2 * STEPS,
         "AutoLoRA+CFG": 4 * STEPS,
@@ -63,7 +63,7 @@ def test_all_stand_in_one_table_with_what_they_cost(run) -> None:
     assert set(compared) == expected.keys() - {"LoRA+CFG"}
 
 
-def test_each_of_them_makes_images_of_its_own_from_the_same_noise(run) -> None:
+def test_each_method_makes_different_images(run) -> None:
     images = [
         {row["sha256"] for row in read_jsonl(run.folder.metadata(cell))}
         for cell in run.table["cell"]
@@ -71,7 +71,7 @@ def test_each_of_them_makes_images_of_its_own_from_the_same_noise(run) -> None:
     assert len(set.union(*images)) == sum(map(len, images)) == 6 * 4
 
 
-def test_the_report_names_them_with_their_code_and_papers(run) -> None:
+def test_the_report_names_the_methods_with_code_and_papers(run) -> None:
     page = run.folder.report_html.read_text(encoding="utf-8")
     text = " ".join(
         "".join(p.extract_text() for p in PdfReader(run.folder.report_pdf).pages).split()
@@ -79,11 +79,15 @@ def test_the_report_names_them_with_their_code_and_papers(run) -> None:
     for name in run.table["method"]:
         assert name in page
         assert name in text
-    for told in ("home_made_for_test.EarlyGuidance", "arXiv 2410.02416", "arXiv 2503.18886"):
-        assert told in page
+    for text_of_code in (
+        "own_guider_for_test.EarlyGuidance",
+        "arXiv 2410.02416",
+        "arXiv 2503.18886",
+    ):
+        assert text_of_code in page
     cells = {cell["method"]: cell for cell in run.manifest["cells"]}
     mine, apg = cells["Mine"]["code"], cells["APG"]["code"]
-    assert mine["class"] == "home_made_for_test.EarlyGuidance"
+    assert mine["class"] == "own_guider_for_test.EarlyGuidance"
     assert mine["sha256"][:12] in page, "which of its versions it was"
     assert apg["distribution"] == f"diffusers {run.manifest['packages']['diffusers']}"
     assert "code" not in cells["LoRA+CFG"]

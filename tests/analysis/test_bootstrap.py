@@ -1,4 +1,4 @@
-"""Intervals by resampling: seeded, over whole units, and none where they would say nothing."""
+"""Bootstrap intervals: seeded, over whole sampling units, and none if they would be useless."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy import stats
 from autolora_eval.analysis.estimates import bootstrap_interval, unit_members
 
 
-def test_the_interval_of_a_mean_is_near_students() -> None:
+def test_the_interval_of_a_mean_is_close_to_the_t_interval() -> None:
     x = np.random.default_rng(1).normal(size=60)
     found = bootstrap_interval(lambda drawn: float(x[drawn].mean()), 60)
     low, high = stats.t.interval(0.95, 59, loc=x.mean(), scale=stats.sem(x))
@@ -19,14 +19,14 @@ def test_the_interval_of_a_mean_is_near_students() -> None:
     assert found.reason is None
 
 
-def test_the_same_units_give_the_same_interval() -> None:
+def test_the_interval_is_reproducible() -> None:
     x = np.random.default_rng(2).normal(size=20)
     first, second = (bootstrap_interval(lambda d: float(x[d].mean()), 20) for _ in range(2))
     assert first == second
 
 
-def test_images_of_one_prompt_count_as_one() -> None:
-    """Ten equal images a prompt say no more than one: the interval must not be narrower."""
+def test_images_of_one_prompt_count_as_one_unit() -> None:
+    """Ten equal images per prompt must not make the interval narrower than one."""
     x = np.random.default_rng(3).normal(size=12)
     tenfold, members = np.repeat(x, 10), unit_members(np.repeat(np.arange(12), 10).tolist())
     assert [len(rows) for rows in members] == [10] * 12
@@ -47,9 +47,7 @@ def test_images_of_one_prompt_count_as_one() -> None:
         ([1.0, np.nan, 1.0, 2.0, 3.0], "no interval: undefined in some resamples of 5 prompts"),
     ],
 )
-def test_where_resampling_says_nothing_there_is_no_interval(
-    values: list[float], reason: str
-) -> None:
+def test_there_is_no_interval_with_a_reason(values: list[float], reason: str) -> None:
     x = np.asarray(values)
     found = bootstrap_interval(lambda drawn: float(x[drawn].mean()), len(x), "prompt")
     assert np.isnan([found.low, found.high]).all()
@@ -57,5 +55,5 @@ def test_where_resampling_says_nothing_there_is_no_interval(
     assert found.reason.startswith(reason)
 
 
-def test_units_keep_their_order_and_rows() -> None:
+def test_unit_members_keep_the_order_of_units_and_rows() -> None:
     assert [rows.tolist() for rows in unit_members(["b", "a", "b", 1])] == [[0, 2], [1], [3]]

@@ -1,4 +1,4 @@
-"""Estimates: the jackknife's closed forms, and recomputation without each unit."""
+"""Estimates against closed forms of the jackknife and recomputation without each unit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from autolora_eval.analysis.estimates import (
     mean_estimate,
     product_estimate,
     ratio_estimate,
-    t_interval,
 )
 from autolora_eval.runs.feature_file import CellFeatures
 from autolora_eval.scoring.diversity import diversity, jackknife_standard_error
@@ -30,7 +29,7 @@ def sample(seed: int, n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("n", [2, 3, 30])
-def test_the_interval_of_a_mean_is_students(n: int) -> None:
+def test_the_interval_of_a_mean_is_the_t_interval(n: int) -> None:
     x = sample(n, n)
     estimate = mean_estimate(x, range(n))
     expected = stats.t.interval(0.95, n - 1, loc=x.mean(), scale=stats.sem(x))
@@ -40,7 +39,7 @@ def test_the_interval_of_a_mean_is_students(n: int) -> None:
     assert error == pytest.approx(x.std(ddof=1) / np.sqrt(n), rel=1e-12)
 
 
-def test_the_pseudo_values_of_a_mean_are_the_values() -> None:
+def test_the_pseudo_values_of_a_mean_are_its_values() -> None:
     x = sample(1, 9)
     names = [f"prompt {i}" for i in range(9)]
     pseudo = mean_estimate(x, names).pseudo_values()
@@ -48,32 +47,25 @@ def test_the_pseudo_values_of_a_mean_are_the_values() -> None:
     assert list(pseudo.values()) == pytest.approx(x, abs=1e-12)
 
 
-def test_a_unit_without_value_is_left_out() -> None:
+def test_a_unit_without_a_value_is_left_out() -> None:
     with_gap = mean_estimate([1.0, np.nan, 4.0, 7.0], "abcd")
     assert with_gap.units == ("a", "c", "d")
     assert with_gap.value == 4.0
     assert with_gap.interval() == mean_estimate([1.0, 4.0, 7.0], "acd").interval()
 
 
-def test_no_unit_at_all_is_nan() -> None:
-    for estimate in (mean_estimate([np.nan, np.nan], "ab"), mean_estimate([], "")):
-        assert np.isnan(estimate.value)
-        assert estimate.units == ()
-        assert np.isnan(estimate.interval()).all()
-
-
-def test_one_unit_has_a_value_and_no_interval() -> None:
-    estimate = mean_estimate([3.0], "a")
-    assert estimate.value == 3.0
-    assert np.isnan(estimate.interval()).all()
-    assert np.isnan(t_interval(3.0, np.array([1.0]))).all()
-
-
-def test_a_leave_one_out_value_that_is_not_finite_leaves_no_interval() -> None:
+def test_too_few_units_have_no_interval() -> None:
+    for empty in (mean_estimate([np.nan, np.nan], "ab"), mean_estimate([], "")):
+        assert np.isnan(empty.value)
+        assert empty.units == ()
+        assert np.isnan(empty.interval()).all()
+    one = mean_estimate([3.0], "a")
+    assert one.value == 3.0
+    assert np.isnan(one.interval()).all()
     assert np.isnan(Estimate(1.0, np.array([1.0, np.nan, 1.0]), (1, 2, 3)).interval()).all()
 
 
-def test_the_ratio_is_the_mean_over_images_of_unequal_units() -> None:
+def test_a_ratio_is_the_mean_over_images_of_unequal_units() -> None:
     units = [np.array([5.0]), np.array([1.0, 2.0, 3.0]), np.array([]), np.array([4.0, 0.0])]
     sums, counts = [u.sum() for u in units], [len(u) for u in units]
     estimate = ratio_estimate(sums, counts, "abcd")
@@ -85,7 +77,7 @@ def test_the_ratio_is_the_mean_over_images_of_unequal_units() -> None:
     assert estimate.leave_one_out == pytest.approx([w.mean() for w in without], abs=1e-12)
 
 
-def test_a_product_with_units_of_one_factor_only() -> None:
+def test_a_product_has_the_units_of_both_factors() -> None:
     a, b = mean_estimate([1.0, 3.0], "pq"), mean_estimate([4.0, 6.0, 8.0], "qrs")
     product = product_estimate(a, b)
     assert product.units == ("p", "q", "r", "s")
@@ -163,7 +155,7 @@ def test_every_estimate_equals_recomputation_without_each_unit(
         assert estimate.leave_one_out == pytest.approx(without, abs=1e-10), measure
 
 
-def test_units_are_those_that_contribute() -> None:
+def test_only_contributing_units_are_listed() -> None:
     found = estimates(*cell(SIZES))
     assert found["diversity"].units == ("castle", "fox", "boat")
     assert found["pc"].units == ("castle", "fox", "hill")
@@ -173,14 +165,14 @@ def test_units_are_those_that_contribute() -> None:
     assert one["pc"].units == (0, 1, 2, 3, 4)
 
 
-def test_the_product_is_that_of_the_cell_means() -> None:
+def test_the_product_is_the_product_of_the_cell_means() -> None:
     found = estimates(*cell(SIZES))
     expected = found["diversity"].value * found["pc"].value
     assert found["div_pc"].value == pytest.approx(expected, abs=1e-15)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_one_prompt_of_too_few_images_has_no_interval(count: int) -> None:
+def test_one_prompt_with_too_few_images_has_no_interval(count: int) -> None:
     found = estimates(*cell({"fox": count}))
     assert np.isnan(found["diversity"].interval()).all()
     assert np.isnan(found["div_pc"].interval()).all()
@@ -188,7 +180,7 @@ def test_one_prompt_of_too_few_images_has_no_interval(count: int) -> None:
     assert np.isnan(found["diversity"].value) == (count == 1)
 
 
-def test_the_prompt_mean_of_products_is_another_number() -> None:
+def test_the_prompt_mean_of_products_is_the_mean_over_prompts() -> None:
     images, features = cell(SIZES)
     prompts = prompt_diversities(images, {"M--X": features})
     vectors = dict(zip(features.ids, features.matrix, strict=True))
@@ -201,15 +193,15 @@ def test_the_prompt_mean_of_products_is_another_number() -> None:
     assert found == {"div_pc_prompt_mean": pytest.approx(np.mean(products), abs=1e-12)}
 
 
-def test_one_prompt_has_no_prompt_mean_of_products() -> None:
+def test_one_prompt_has_no_prompt_mean() -> None:
     images, features = cell({"fox": 4})
     prompts = prompt_diversities(images, {"M--X": features})
     assert np.isnan(prompt_mean_products(images, prompts, ["pc"])["div_pc_prompt_mean"])
 
 
 @pytest.mark.parametrize("scale", ["logit", "log"])
-def test_an_interval_on_another_scale_is_that_scales_own(scale: str) -> None:
-    """Of values that the scale does not have, it is the plain one."""
+def test_an_interval_is_computed_on_its_scale(scale: str) -> None:
+    """If a value is outside the domain of the scale, the plain interval is used."""
     there = {"logit": special.logit, "log": np.log}[scale]
     back = {"logit": special.expit, "log": np.exp}[scale]
     x = np.random.default_rng(2).uniform(0.2, 0.6, size=12)
@@ -225,7 +217,7 @@ def test_an_interval_on_another_scale_is_that_scales_own(scale: str) -> None:
     assert replace(outside, scale=scale).interval() == outside.interval()
 
 
-def test_what_is_a_mean_over_units_says_so() -> None:
+def test_means_over_units_are_marked() -> None:
     assert mean_estimate([1.0, 2.0, np.nan], "abc").is_mean
     assert ratio_estimate([2.0, 4.0], [2, 2], "ab").is_mean
     assert not ratio_estimate([2.0, 4.0], [2, 3], "ab").is_mean

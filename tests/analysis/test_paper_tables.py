@@ -1,4 +1,4 @@
-"""The shipped copies of the paper's tables, held against Div-X = Diversity × X."""
+"""The shipped copies of the paper's tables satisfy Div-X = Diversity × X."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def products() -> list[tuple[str, float, float, float]]:
     return found
 
 
-def test_there_are_56_of_them() -> None:
+def test_there_are_56_products() -> None:
     assert len(rows("1")) == 12 * 4  # LoRA scales 0.2 … 1.3, four methods
     assert len(rows("2")) == 2 * 2  # two models, two methods
     assert len(products()) == 48 + 8
@@ -38,7 +38,7 @@ def test_there_are_56_of_them() -> None:
     ("diversity", "score", "product"),
     [pytest.param(d, s, p, id=name) for name, d, s, p in products()],
 )
-def test_the_product_is_that_of_the_cell_means(
+def test_each_product_is_diversity_times_score(
     diversity: float, score: float, product: float
 ) -> None:
     """(D + δ)(S + σ) − DS = Dσ + Sδ + δσ, with |δ|, |σ| ≤ ½·10⁻³; the product is rounded too."""
@@ -46,7 +46,7 @@ def test_the_product_is_that_of_the_cell_means(
     assert abs(diversity * score - product) <= tolerance
 
 
-def test_each_table_has_a_cell_once() -> None:
+def test_each_cell_appears_once() -> None:
     for table, keys in (("1", ("lora_scale", "method")), ("2", ("model", "method"))):
         cells = [tuple(row[key] for key in keys) for row in rows(table)]
         assert len(set(cells)) == len(cells)
