@@ -324,7 +324,7 @@ def test_a_lora_that_fits_only_in_part_is_refused(tiny, sdxl, tmp_path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(tiny.lora)
-    layer = next(key for key in tensors if "attn1" in key).rpartition("to_q")[0] + "to_q"
+    layer = next(key for key in tensors if "attn1" in key).partition("attn1")[0] + "attn1"
     renamed = {
         key.replace("attn1", "attn9") if key.startswith(layer) else key: value
         for key, value in tensors.items()
