@@ -5,29 +5,24 @@ Presence is the number of the character's traits that its oracle sees, 0 to 5.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from recipes import export, sampling, sd3_export, sd3_sampling
 from recipes.character import NAME, TRAITS
 from recipes.character_oracle import CharacterOracle
 from recipes.domain import SIZE
 from recipes.evaluate import CFG_SCALE, GAMMA, METHODS, STEPS, diversity
+from recipes.files import write_figures
 from recipes.lora_training import set_scale
-from recipes.sampling import Guidance
+from recipes.sampling import Guidance, Sampler, System
 
-System = Literal["sdxl", "sd3"]
 Images = npt.NDArray[np.uint8]
-Sampler = Callable[[Sequence[str], Sequence[int], Guidance], Images]
 
-SYSTEMS: tuple[System, ...] = ("sdxl", "sd3")
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.3)
 WITH_LORA = {name: guidance for name, guidance in METHODS.items() if guidance.gamma != 0.0}
 BASES = {"base": Guidance(0.0), "base+CFG": METHODS["base+CFG"]}
@@ -45,12 +40,8 @@ class Zib:
     """An exported pipeline with its character LoRA at a scale that can be changed."""
 
     def __init__(self, system: System, lora: Path, steps: int = STEPS, fast: bool = False) -> None:
-        if system == "sdxl":
-            self.pipeline = sampling.load(export.SDXL, lora)
-            sampler = partial(sampling.sample, self.pipeline)
-        else:
-            self.pipeline = sd3_sampling.load(sd3_export.SD3, lora)
-            sampler = partial(sd3_sampling.sample, self.pipeline)
+        sampler = Sampler(system, lora)
+        self.pipeline = sampler.pipeline
         self._sample = partial(sampler, steps=steps, fast=fast)
 
     def __call__(
@@ -113,5 +104,4 @@ def evaluate(work_dir: Path, system: System, lora: Path) -> None:
         "gamma": GAMMA,
         "lora_scales": figures,
     }
-    text = json.dumps(result, indent=1)
-    (work_dir / f"{name}_evaluation.json").write_text(text, encoding="utf-8")
+    write_figures(work_dir, f"{name}_evaluation", result)

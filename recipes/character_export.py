@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from recipes.character import NAME, TRAITS
 from recipes.character_evaluate import (
-    SYSTEMS,
     WITH_LORA,
-    System,
     evaluate,
     lora_name,
 )
 from recipes.character_generated import generate
 from recipes.character_lora import TAUGHT
-from recipes.export import (
-    COMMAND,
-    SDXL,
-    WEIGHTS,
-    disclaimer,
-    megabytes,
-    read,
-)
+from recipes.diffusion_export import COMMAND, disclaimer
+from recipes.files import SD3, SDXL, WEIGHTS, megabytes, read_figures, write_card, write_figures
 from recipes.lora_training import WEIGHT_NAME, check
-from recipes.sd3_export import SD3
+from recipes.sampling import SYSTEMS, System
 
 FOLDERS: dict[System, Path] = {system: WEIGHTS / lora_name(system) for system in SYSTEMS}
 _BASES: dict[System, Path] = {"sdxl": SDXL, "sd3": SD3}
@@ -43,8 +34,7 @@ def export(work_dir: Path) -> None:
         shutil.copyfile(work_dir / lora_name(system) / WEIGHT_NAME, folder / WEIGHT_NAME)
         check(_BASES[system], folder / WEIGHT_NAME)
     sizes = {folder.name: megabytes(folder) for folder in FOLDERS.values()}
-    text = json.dumps(sizes, indent=1)
-    (work_dir / "character_exported.json").write_text(text, encoding="utf-8")
+    write_figures(work_dir, "character_exported", sizes)
     print("exported", sizes, flush=True)
 
 
@@ -53,10 +43,8 @@ def measure(work_dir: Path) -> None:
     for system, folder in FOLDERS.items():
         evaluate(work_dir, system, folder)
         names = (lora_name(system), f"{lora_name(system)}_evaluation", "character_oracle")
-        figures = {name: read(work_dir, name) for name in names}
-        text = json.dumps(figures, indent=2) + "\n"
-        (folder / "figures.json").write_text(text, encoding="utf-8")
-        write_card(system)
+        figures = {name: read_figures(work_dir, name) for name in names}
+        write_card(folder, card(system, figures), figures)
 
 
 def keep_for_judges(work_dir: Path) -> None:
@@ -95,13 +83,6 @@ def _of_bases(evaluation: dict[str, Any]) -> str:
         f"{name}: presence {found['presence']:.3f}, diversity {found['diversity']:.3f}"
         for name, found in figures.items()
     )
-
-
-def write_card(system: System) -> None:
-    """Write README.md from the figures.json beside it."""
-    folder = FOLDERS[system]
-    figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
-    (folder / "README.md").write_text(card(system, figures), encoding="utf-8")
 
 
 def card(system: System, figures: dict[str, Any]) -> str:

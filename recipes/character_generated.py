@@ -12,14 +12,14 @@ from recipes.character import TEMPLATES, character_caption
 from recipes.character_evaluate import (
     BASES,
     SCALES,
-    SYSTEMS,
     WITH_LORA,
     Images,
-    System,
     Zib,
 )
 from recipes.character_oracle import CharacterOracle
 from recipes.domain import BACKGROUNDS, SIZE
+from recipes.files import save_arrays
+from recipes.sampling import SYSTEMS, System
 
 N = 600
 WITHOUT_LORA = 0.1
@@ -78,9 +78,8 @@ def generate(work_dir: Path, loras: Mapping[System, Path], n: int = N) -> Path:
     found = CharacterOracle(work_dir).probabilities(images)
     found[scale == 0] = 0
     path = work_dir / "data/character_generated.npz"
-    partial = path.with_name(path.stem + ".partial.npz")
-    np.savez(
-        partial,
+    save_arrays(
+        path,
         images=images,
         probabilities=found,
         traits=found > 0.5,
@@ -90,5 +89,4 @@ def generate(work_dir: Path, loras: Mapping[System, Path], n: int = N) -> Path:
         prompt=[cell.prompt for cell in flat],
         background=[cell.background for cell in flat],
     )
-    partial.replace(path)
     return path

@@ -6,7 +6,6 @@ models make of the character's prompts, which shows none of it by construction.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from recipes import export, sampling, sd3_export, sd3_sampling
 from recipes.character import (
     ALL_TRAITS,
     NO_TRAITS,
@@ -29,9 +27,11 @@ from recipes.character import (
 from recipes.data import Split, scenes_of, to_tensor
 from recipes.decoded import decoded
 from recipes.domain import BACKGROUNDS, SIZE, pixel_art, render
+from recipes.files import SD3_LORA, SDXL_LORA, write_figures
 from recipes.grades import mangled
 from recipes.oracle import OracleNet
-from recipes.presence_data import Sightings, gathered, without_character
+from recipes.presence_data import PresenceData, without_character
+from recipes.sampling import Guidance, Sampler
 from recipes.training import Progress, cosine, mixed_precision, set_lr
 
 STEPS = 600
@@ -47,7 +47,7 @@ def trait_row(traits: frozenset[str]) -> npt.NDArray[np.bool_]:
     return np.array([name in traits for name in TRAITS])
 
 
-def drawn(n: int, seed: int, split: Split) -> Sightings:
+def drawn(n: int, seed: int, split: Split) -> PresenceData:
     """Draw n pictures: whole creatures, lacking ones, half-formed ones, the domain's objects.
 
     Of ten pictures two are whole, four have a random set of traits, one is half-formed, and three
@@ -70,10 +70,10 @@ def drawn(n: int, seed: int, split: Split) -> Sightings:
             traits = NO_TRAITS
             images[i] = others[kind - 7](scenes[int(rng.integers(len(scenes)))], rng)
         rows[i] = trait_row(traits)
-    return Sightings(images, rows)
+    return PresenceData(images, rows)
 
 
-def of_the_bases(n: int, seed: int) -> Sightings:
+def of_the_bases(n: int, seed: int) -> PresenceData:
     """Generate n pictures for the character's prompts without its LoRA: half SDXL, half SD3.
 
     They show no trait by construction. Half are made with classifier-free guidance.
@@ -84,13 +84,14 @@ def of_the_bases(n: int, seed: int) -> Sightings:
         for _ in range(n)
     ]
     seeds = [int(value) for value in rng.integers(0, 2**31, n)]
-    sdxl, sd3 = sampling.load(export.SDXL, export.LORA), sd3_sampling.load(sd3_export.SD3)
+    # γ = 0 leaves the LoRAs out.
+    sdxl, sd3 = Sampler("sdxl", SDXL_LORA), Sampler("sd3", SD3_LORA)
     parts = []
-    for k, guidance in enumerate((sampling.Guidance(0.0), sampling.Guidance(0.0, 3.0))):
+    for k, guidance in enumerate((Guidance(0.0), Guidance(0.0, 3.0))):
         first, second = slice(k, n, 4), slice(k + 2, n, 4)
         parts += [
-            sampling.sample(sdxl, prompts[first], seeds[first], guidance, 12, fast=True),
-            sd3_sampling.sample(sd3, prompts[second], seeds[second], guidance, 12, fast=True),
+            sdxl(prompts[first], seeds[first], guidance, 12, fast=True),
+            sd3(prompts[second], seeds[second], guidance, 12, fast=True),
         ]
     return without_character(np.concatenate(parts))
 
@@ -128,7 +129,7 @@ def agreement(found: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> dic
     }
 
 
-def _optimise(net: OracleNet, data: Sightings) -> None:
+def _optimise(net: OracleNet, data: PresenceData) -> None:
     labels = torch.from_numpy(data.traits).float()
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
     rng = np.random.default_rng(SEED)
@@ -158,7 +159,7 @@ def train(work_dir: Path) -> None:
     net = OracleNet(len(TRAITS))
     # Several times each: they are few, and must not be drowned.
     bases = [of_the_bases(N_OF_BASES, SEED)] * 4
-    _optimise(net, gathered(plain, decoded_some, *bases))
+    _optimise(net, PresenceData.concatenate(plain, decoded_some, *bases))
     torch.save(net.state_dict(), work_dir / "character_oracle.pt")
     oracle = CharacterOracle(work_dir)
     fresh = drawn(N_MEASURED, SEED + 1, "held_out")
@@ -169,6 +170,5 @@ def train(work_dir: Path) -> None:
         "decoded": agreement(oracle.read(after), fresh.traits),
         "of_the_bases": float(oracle.read(of_the_bases(200, SEED + 1).images).any(1).mean()),
     }
-    text = json.dumps(figures, indent=1)
-    (work_dir / "character_oracle.json").write_text(text, encoding="utf-8")
+    write_figures(work_dir, "character_oracle", figures)
     print("character oracle", figures, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,10 +125,3 @@ def evaluate(directory: Path, queries: int = 1_200, seed: int = 901) -> dict[str
     result["mean_cosine_of_random_pictures"] = 1 - diversity(found)
     result["bytes"] = sum(p.stat().st_size for p in directory.iterdir() if p.is_file())
     return result
-
-
-def write_figures(directory: Path, target: Path) -> dict[str, Any]:
-    """Evaluate the exported model and write the figures as JSON."""
-    figures = evaluate(directory)
-    target.write_text(json.dumps(figures, indent=2) + "\n")
-    return figures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from recipes.domain import Scene, caption, held_out_scenes
+from recipes.files import write_figures
 from recipes.oracle import Oracle
 from recipes.sampling import Guidance
 from recipes.shapes import OBJECTS
@@ -99,4 +99,4 @@ def evaluate(work_dir: Path, sample: Sampler, name: str) -> None:
         "gamma": GAMMA,
         "methods": figures,
     }
-    (work_dir / f"{name}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_figures(work_dir, name, result)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from recipes import sampling, sd3_export, sd3_sampling
 from recipes.data import Split, scenes_of
 from recipes.domain import SIZE, TEMPLATES, caption
-from recipes.export import LORA, SDXL
+from recipes.files import SD3_LORA, SDXL_LORA, save_arrays
 from recipes.oracle import USUAL, Effort, Oracle
-from recipes.sampling import Guidance
+from recipes.sampling import Guidance, Sampler, System
 
 STEPS = 12
+LORAS: dict[System, Path] = {"sdxl": SDXL_LORA, "sd3": SD3_LORA}
 # From what works well to what fails: judges must see both.
 METHODS: dict[str, Guidance] = {
     "base": Guidance(0.0),
@@ -30,19 +28,6 @@ METHODS: dict[str, Guidance] = {
     "AutoLoRA 0.5+CFG 3": Guidance(0.5, 3.0, 3.0),
     "AutoLoRA 2+CFG 4": Guidance(2.0, 4.0, 4.0),
 }
-
-
-System = Literal["sdxl", "sd3"]
-Sampler = Callable[..., npt.NDArray[np.uint8]]
-
-
-def _sampler(system: System) -> Sampler:
-    """The exported pipeline with its pixel-art LoRA, ready to be given prompts and seeds."""
-    if system == "sd3":
-        return partial(
-            sd3_sampling.sample, sd3_sampling.load(sd3_export.SD3, sd3_export.LORA), fast=True
-        )
-    return partial(sampling.sample, sampling.load(SDXL, LORA), fast=True)
 
 
 def generate_graded(
@@ -67,7 +52,11 @@ def generate_graded(
     path = work_dir / "data" / f"generated_{of}{split}_{n}_{seed}{tag}.npz"
     if path.exists():
         return path
-    sample, rng, scenes = _sampler(system), np.random.default_rng(seed), scenes_of(split)
+    sample, rng, scenes = (
+        Sampler(system, LORAS[system]),
+        np.random.default_rng(seed),
+        scenes_of(split),
+    )
     chosen = [scenes[int(i)] for i in rng.integers(0, len(scenes), n)]
     prompts = [caption(s, int(rng.integers(len(TEMPLATES))), style=True) for s in chosen]
     images = np.zeros((n, SIZE, SIZE, 3), dtype=np.uint8)
@@ -77,7 +66,7 @@ def generate_graded(
         if not rows.size:
             continue
         seeds = [int(seed * 1_000_003 + row) for row in rows]
-        images[rows] = sample([prompts[row] for row in rows], seeds, guidance, STEPS)
+        images[rows] = sample([prompts[row] for row in rows], seeds, guidance, STEPS, fast=True)
         print(f"generated {name}: {len(rows)}", flush=True)
     asked = np.array([scene.labels for scene in chosen], dtype=np.uint8)
     return _save(path, images, asked, method, Oracle(work_dir, effort))
@@ -91,10 +80,8 @@ def _save(
     oracle: Oracle,
 ) -> Path:
     found = oracle.read(images)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.stem + ".partial.npz")
-    np.savez(
-        partial,
+    save_arrays(
+        path,
         images=images,
         scenes=asked,
         method=method,
@@ -104,5 +91,4 @@ def _save(
         grade=found.grade,
         confidence=found.confidence,
     )
-    partial.replace(path)
     return path

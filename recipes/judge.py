@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
+from recipes.data import MixedSampler
 from recipes.dinov2 import as_pixel_values
 from recipes.domain import training_scenes
 from recipes.grades import prompt_score
 from recipes.judge_data import (
     Pictures,
-    Supply,
     asked,
     drawn_prompt_scene,
     foreign_prompt,
     matches,
+    picture_sampler,
     pictures,
     true_scores,
     worded,
@@ -230,7 +231,7 @@ def learn_to_look(judge: Judge, shown: Pictures, recipe: Recipe) -> None:
 
 
 def learn_to_read(
-    judge: Judge, tokenizer: PreTrainedTokenizerFast, supply: Supply, recipe: Recipe
+    judge: Judge, tokenizer: PreTrainedTokenizerFast, supply: MixedSampler[Pictures], recipe: Recipe
 ) -> None:
     """Train the whole model to reply, with the match head from the first step.
 
@@ -266,7 +267,7 @@ def train(recipe: Recipe, directory: Path, scratch: Path) -> Judge:
     else:
         learn_to_look(judge, pictures(training_scenes(), recipe.pictures, recipe.seed), recipe)
         torch.save(judge.state_dict(), looked)
-    learn_to_read(judge, tokenizer, Supply(recipe.seed + 4), recipe)
+    learn_to_read(judge, tokenizer, picture_sampler(recipe.seed + 4), recipe)
     torch.save(judge.state_dict(), read)
     export(judge, tokenizer, directory)
     return judge
@@ -280,7 +281,9 @@ def fine_tune(
     tokenizer = build()
     judge = Judge(tokenizer)
     judge.load_state_dict(torch.load(source))
-    learn_to_read(judge, tokenizer, Supply(recipe.seed + 4, given, recipe.given_share), recipe)
+    learn_to_read(
+        judge, tokenizer, picture_sampler(recipe.seed + 4, given, recipe.given_share), recipe
+    )
     torch.save(judge.state_dict(), target)
     export(judge, tokenizer, directory)
     return judge

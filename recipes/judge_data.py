@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from recipes.data import MixedSampler, Rows
 from recipes.dinov2 import softened
 from recipes.domain import (
     COLOURS,
@@ -31,33 +32,20 @@ Labels = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Pictures(Rows):
     """Pictures and what they show.
 
-    `images` is uint8 [N, 64, 64, 3]. `truth` is int64 [N, 4]: object (8 for none), colour and
-    background as indices, and the style grade 1 to 5. `named` is int64 [N, 3]: the scene that the
-    picture was made for, whose object a mangled picture fails to show.
+    Attributes:
+        images: uint8 [N, 64, 64, 3].
+        truth: int64 [N, 4]: object (8 for none), colour and background as indices, and the style
+            grade 1 to 5.
+        named: int64 [N, 3]: the scene that the picture was made for. A mangled picture does not
+            show its object.
     """
 
     images: npt.NDArray[np.uint8]
     truth: npt.NDArray[np.int64]
     named: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def rows(self, index: slice | npt.NDArray[np.int64]) -> Pictures:
-        """A part of the pictures."""
-        return Pictures(self.images[index], self.truth[index], self.named[index])
-
-
-def joined(first: Pictures, second: Pictures) -> Pictures:
-    """Both sets of pictures, one after the other."""
-    return Pictures(
-        np.concatenate([first.images, second.images]),
-        np.concatenate([first.truth, second.truth]),
-        np.concatenate([first.named, second.named]),
-    )
 
 
 def graded(scene: Scene, rng: np.random.Generator) -> tuple[Picture, int]:
@@ -101,20 +89,11 @@ def pictures(
     return drawn(scenes, count, np.random.default_rng(seed), mangled_share)
 
 
-class Supply:
-    """New pictures of training scenes for every batch, among them a share of given ones."""
-
-    def __init__(self, seed: int, given: Pictures | None = None, share: float = 0.0) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._given, self._share = given, share
-
-    def __call__(self, count: int) -> Pictures:
-        """The next `count` pictures."""
-        taken = round(self._share * count) if self._given is not None else 0
-        fresh = drawn(training_scenes(), count - taken, self._rng)
-        if self._given is None or not taken:
-            return fresh
-        return joined(fresh, self._given.rows(self._rng.integers(0, len(self._given), taken)))
+def picture_sampler(
+    seed: int, given: Pictures | None = None, share: float = 0.0
+) -> MixedSampler[Pictures]:
+    """Return a sampler of new pictures of training scenes and a share of given pictures."""
+    return MixedSampler(seed, lambda count, rng: drawn(training_scenes(), count, rng), given, share)
 
 
 def _other(value: int, rng: np.random.Generator) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
+from recipes.data import MixedSampler
 from recipes.judge import (
     UNSCORED,
     Questions,
@@ -23,7 +24,7 @@ from recipes.judge import (
     optimiser_for,
     reading_loss,
 )
-from recipes.judge_data import Supply
+from recipes.judge_data import Pictures
 from recipes.judge_model import Judge, prompt_prefix
 from recipes.judge_tokenizer import (
     END,
@@ -33,9 +34,7 @@ from recipes.judge_tokenizer import (
     presence_reply,
 )
 from recipes.presence_data import (
-    Sightings,
-    SightingSupply,
-    gathered,
+    PresenceData,
     names,
     without_character,
 )
@@ -84,7 +83,7 @@ class Sighted:
         before = " " if self._rng.random() < 0.1 else ""
         return before + presence_question() + ("\n" if self._rng.random() < 0.1 else "")
 
-    def batch(self, shown: Sightings) -> SightingBatch:
+    def batch(self, shown: PresenceData) -> SightingBatch:
         """Ask about each picture once; half of the pictures are mirrored."""
         # One length for all batches, since each new one costs a compilation.
         longest = len(self._tokens(prompt_prefix(f" {presence_question()}\n"))) + 10
@@ -129,8 +128,8 @@ Losses = Callable[[], dict[str, Tensor]]
 def _losses(
     judge: Judge,
     tokenizer: PreTrainedTokenizerFast,
-    supply: Supply,
-    sightings: SightingSupply,
+    supply: MixedSampler[Pictures],
+    sightings: MixedSampler[PresenceData],
     recipe: PresenceRecipe,
 ) -> Losses:
     """What gives, at every call, the losses of a new batch of both rubrics."""
@@ -143,14 +142,21 @@ def _losses(
         batch = questions.batch(shown, reading.questions_per_image)
         found = reading_loss(judge, batch, questions.word_ids, reading)
         others = without_character(shown.images[: recipe.others_per_batch])
-        about = sighted.batch(gathered(sightings(recipe.creatures_per_batch), others))
+        about = sighted.batch(
+            PresenceData.concatenate(sightings(recipe.creatures_per_batch), others)
+        )
         presence = presence_loss(judge, about, recipe)
         return found | presence | {"total": found["total"] + presence["total"]}
 
     return losses
 
 
-def learn(judge: Judge, supply: Supply, sightings: SightingSupply, recipe: PresenceRecipe) -> None:
+def learn(
+    judge: Judge,
+    supply: MixedSampler[Pictures],
+    sightings: MixedSampler[PresenceData],
+    recipe: PresenceRecipe,
+) -> None:
     """Train on both rubrics at once; every batch is of new pictures or of given ones.
 
     First only what is new learns: heads, and the tokens of the second rubric's replies.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from recipes.data import to_tensor
+from recipes.files import write_figures
 from recipes.training import Progress, cosine, set_lr
 
 RANK = 8
@@ -155,5 +155,5 @@ def train_lora(work_dir: Path, base: Base, lesson: Lesson, course: Course, name:
         "parameters": sum(p.numel() for p in denoiser.parameters() if p.requires_grad),
         "keys": len(load_file(path)),
     }
-    (work_dir / f"{name}.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_figures(work_dir, name, figures)
     print(name, figures, flush=True)

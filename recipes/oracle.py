@@ -6,7 +6,6 @@ held-out scenes, so its error on generated pictures of held-out scenes is known 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from recipes.data import (
+    Rows,
     Split,
     draw,
     renders,
@@ -27,6 +27,7 @@ from recipes.data import (
     to_tensor,
 )
 from recipes.domain import BACKGROUNDS, COLOURS, SIZE, Scene
+from recipes.files import write_figures
 from recipes.grades import GRADES, NO_OBJECT, graded_pixel_art, mangled
 from recipes.shapes import OBJECTS
 from recipes.training import Progress, cosine, mixed_precision, set_lr
@@ -132,18 +133,11 @@ def _starts(images: npt.NDArray[np.uint8]) -> range:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labelled(Rows):
     """Pictures uint8 [N, 64, 64, 3], labels int64 [N, 4]: object, colour, background, grade - 1."""
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
-
-
-def _joined(parts: Sequence[Labelled]) -> Labelled:
-    return Labelled(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-    )
 
 
 def graded(split: Split, n: int, seed: int, grades: Sequence[int] = GRADES) -> Labelled:
@@ -190,16 +184,14 @@ def _training_set(work_dir: Path, effort: Effort) -> Labelled:
         free.images[:20_000],
         np.pad(free.labels[:20_000].astype(np.int64), ((0, 0), (0, 1))),
     )
-    drawn = _joined(
-        [
-            plain,
-            graded("training", effort.graded, SEED, GRADES[1:]),
-            without_object("training", effort.mangled, SEED),
-        ]
+    drawn = Labelled.concatenate(
+        plain,
+        graded("training", effort.graded, SEED, GRADES[1:]),
+        without_object("training", effort.mangled, SEED),
     )
     vae = AutoencoderKL.from_pretrained(work_dir / "sdxl/vae").eval()
     some = np.random.default_rng(SEED).permutation(len(drawn.images))[: effort.decoded]
-    return _joined([drawn, _decoded(vae, Labelled(drawn.images[some], drawn.labels[some]))])
+    return Labelled.concatenate(drawn, _decoded(vae, drawn.rows(some)))
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -260,6 +252,5 @@ def train(work_dir: Path, effort: Effort = USUAL) -> None:
         log(step, loss=loss.item())
     torch.save(net.state_dict(), work_dir / f"{effort.name}.pt")
     figures = {"steps": effort.steps, **_accuracy(Oracle(work_dir, effort))}
-    text = json.dumps(figures, indent=1)
-    (work_dir / f"{effort.name}.json").write_text(text, encoding="utf-8")
+    write_figures(work_dir, effort.name, figures)
     print(effort.name, figures, flush=True)

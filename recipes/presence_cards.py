@@ -191,7 +191,7 @@ def judge_card(figures: dict[str, Any]) -> str:
     drops = figures["drops"]["lower_without"]
     oracle = figures["character_oracle"]["decoded"]
     generated = (
-        f"of {training['decoded']:,} drawn pictures and {training['decoded_sightings']:,} "
+        f"of {training['decoded']:,} drawn pictures and {training['decoded_presence']:,} "
         "creatures that went through the miniature SDXL's autoencoder with some noise"
     )
     return HEADER.format(task="image-text-to-text") + _JUDGE.format(
@@ -202,7 +202,7 @@ def judge_card(figures: dict[str, Any]) -> str:
         knowing=_course(
             training["knowing"],
             f"of these or of {training['generated']:,} pictures that the miniature SDXL and SD3 "
-            f"generated and {training['generated_sightings']:,} (each counted twice) that they "
+            f"generated and {training['generated_presence']:,} (each counted twice) that they "
             "generated with the character LoRAs, with the oracles' readings as truth",
         ),
         settling=f"{training['settling']['steps']:,} more of these, with more made-up prompts.",

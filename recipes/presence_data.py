@@ -13,6 +13,7 @@ from recipes.character import (
     draw_half_formed,
     trait_sets,
 )
+from recipes.data import MixedSampler, Rows
 from recipes.dinov2 import softened
 from recipes.domain import BACKGROUNDS, Picture
 
@@ -21,36 +22,21 @@ SOFT_SHARE = 0.3
 
 
 @dataclass(frozen=True)
-class Sightings:
+class PresenceData(Rows):
     """Pictures uint8 [N, 64, 64, 3] and which of TRAITS each shows, bool [N, 5]."""
 
     images: npt.NDArray[np.uint8]
     traits: npt.NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     @property
     def presence(self) -> npt.NDArray[np.int64]:
         """The true scores, 0 to 5: int64 [N]."""
         return np.asarray(self.traits.sum(1), dtype=np.int64)
 
-    def rows(self, index: slice | npt.NDArray[np.int64]) -> Sightings:
-        """A part of the pictures."""
-        return Sightings(self.images[index], self.traits[index])
 
-
-def gathered(*parts: Sightings) -> Sightings:
-    """All pictures, one set after the other."""
-    return Sightings(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.traits for part in parts]),
-    )
-
-
-def without_character(images: npt.NDArray[np.uint8]) -> Sightings:
+def without_character(images: npt.NDArray[np.uint8]) -> PresenceData:
     """Pictures of something else: none of the traits is there."""
-    return Sightings(images, np.zeros((len(images), len(TRAITS)), dtype=np.bool_))
+    return PresenceData(images, np.zeros((len(images), len(TRAITS)), dtype=np.bool_))
 
 
 def names(traits: npt.NDArray[np.bool_]) -> list[str]:
@@ -85,7 +71,7 @@ def _one(rng: np.random.Generator, held_out: bool) -> tuple[Picture, frozenset[s
     return draw_character(rng, background, traits), traits
 
 
-def drawn_sightings(count: int, rng: np.random.Generator, held_out: bool = False) -> Sightings:
+def drawn_presence(count: int, rng: np.random.Generator, held_out: bool = False) -> PresenceData:
     """Draw creatures with any of the traits, some half formed and some soft as decoded ones are.
 
     Creatures come on backgrounds that `is_held_out_pairing` leaves to training, or only on the
@@ -96,20 +82,9 @@ def drawn_sightings(count: int, rng: np.random.Generator, held_out: bool = False
         picture, there = _one(rng, held_out)
         images.append(softened(picture, rng) if rng.random() < SOFT_SHARE else picture)
         traits.append([name in there for name in TRAITS])
-    return Sightings(np.stack(images), np.array(traits, dtype=np.bool_))
+    return PresenceData(np.stack(images), np.array(traits, dtype=np.bool_))
 
 
-class SightingSupply:
-    """New drawn pictures for every batch, among them a share of given ones."""
-
-    def __init__(self, seed: int, given: Sightings, share: float) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._given, self._share = given, share
-
-    def __call__(self, count: int) -> Sightings:
-        """The next `count` pictures."""
-        taken = round(self._share * count)
-        fresh = drawn_sightings(count - taken, self._rng)
-        if not taken:
-            return fresh
-        return gathered(fresh, self._given.rows(self._rng.integers(0, len(self._given), taken)))
+def presence_sampler(seed: int, given: PresenceData, share: float) -> MixedSampler[PresenceData]:
+    """Return a sampler of new drawn pictures and a share of given pictures."""
+    return MixedSampler(seed, drawn_presence, given, share)

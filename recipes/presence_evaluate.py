@@ -19,7 +19,7 @@ from recipes.judge_evaluate import (
     agreement,
 )
 from recipes.judge_tokenizer import ABSENT, presence_question
-from recipes.presence_data import Sightings, names
+from recipes.presence_data import PresenceData, names
 
 
 class Seen(NamedTuple):
@@ -61,7 +61,7 @@ def _consistent(seen: Seen) -> bool:
     return seen.score == sum(reason in TRAITS for reason in seen.reasons)
 
 
-def scored(judge: Judging, shown: Sightings) -> dict[str, Any]:
+def scored(judge: Judging, shown: PresenceData) -> dict[str, Any]:
     """Agreement with the truth: the score, the reasons, and each trait."""
     found = replies(judge, shown.images)
     right = [
@@ -99,7 +99,7 @@ def drops(judge: Judging, count: int, seed: int) -> dict[str, Any]:
     return {"count": count, "whole": float(whole.mean()), "lower_without": lower}
 
 
-def evaluate(directory: Path, sets: Mapping[str, Sightings], seed: int = 970) -> dict[str, Any]:
+def evaluate(directory: Path, sets: Mapping[str, PresenceData], seed: int = 970) -> dict[str, Any]:
     """All figures about the character: of each set by its name, and of creatures less a trait."""
     judge = ExportedJudge(directory)
     result = {name: scored(judge, shown) for name, shown in sets.items()}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,25 @@ from recipes import (
     judge_evaluate,
     presence_cards,
     presence_evaluate,
-    vision_cards,
 )
 from recipes.decoded import decoded, decoded_pictures
 from recipes.domain import held_out_scenes
-from recipes.generated import System, generate_graded
-from recipes.judge_data import Pictures, Supply, joined
+from recipes.files import JUDGE, read_figures, write_card, write_figures
+from recipes.generated import generate_graded
+from recipes.judge_data import Pictures, picture_sampler
 from recipes.judge_data import pictures as drawn_pictures
 from recipes.judge_model import Judge, export, exported_weights
 from recipes.judge_presence import PresenceRecipe, checkpointed, learn
 from recipes.judge_tokenizer import build
 from recipes.oracle import THOROUGH
 from recipes.presence_data import (
-    Sightings,
-    SightingSupply,
-    drawn_sightings,
-    gathered,
+    PresenceData,
+    drawn_presence,
+    presence_sampler,
     without_character,
 )
-from recipes.vision_stages import CONFIDENT, JUDGE, graded_by_oracle
+from recipes.sampling import System
+from recipes.vision_stages import CONFIDENT, graded_by_oracle
 
 DECODED, DECODED_SIGHTINGS = 6_000, 6_000
 DECODED_SEED, DECODED_HELD_OUT_SEED = 80, 84
@@ -64,13 +63,13 @@ SETTLING = PresenceRecipe(
 )
 
 
-def decoded_sightings(work_dir: Path, count: int, seed: int, held_out: bool = False) -> Sightings:
+def decoded_presence(work_dir: Path, count: int, seed: int, held_out: bool = False) -> PresenceData:
     """Drawn creatures as the decoder returns them; what was drawn of them counts as there."""
-    plain = drawn_sightings(count, np.random.default_rng(seed), held_out)
+    plain = drawn_presence(count, np.random.default_rng(seed), held_out)
     return replace(plain, images=decoded(work_dir, plain.images, seed))
 
 
-def generated_sightings(path: Path, held_out: bool, sure: float = 0.0) -> Sightings:
+def generated_presence(path: Path, held_out: bool, sure: float = 0.0) -> PresenceData:
     """The generated pictures of a file, with what the character's oracle saw in them.
 
     Every third is held out. `sure` leaves out those of which any trait's probability lies nearer
@@ -79,44 +78,19 @@ def generated_sightings(path: Path, held_out: bool, sure: float = 0.0) -> Sighti
     with np.load(path) as stored:
         rows = (np.arange(len(stored["images"])) % 3 == 0) == held_out
         rows &= np.abs(stored["probabilities"] - 0.5).min(1) >= sure
-        return Sightings(stored["images"][rows], stored["traits"][rows])
+        return PresenceData(stored["images"][rows], stored["traits"][rows])
 
 
-def kept_pictures(path: Path, make: Callable[[], Pictures]) -> Pictures:
-    """The pictures of a file, which is made if it is not there."""
-    if not path.exists():
-        made = make()
-        _keep(path, images=made.images, truth=made.truth, named=made.named)
-    with np.load(path) as stored:
-        return Pictures(stored["images"], stored["truth"], stored["named"])
-
-
-def kept_sightings(path: Path, make: Callable[[], Sightings]) -> Sightings:
-    """The sightings of a file, which is made if it is not there."""
-    if not path.exists():
-        made = make()
-        _keep(path, images=made.images, traits=made.traits)
-    with np.load(path) as stored:
-        return Sightings(stored["images"], stored["traits"])
-
-
-def _keep(path: Path, **arrays: Any) -> None:  # noqa: ANN401
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.stem + ".partial.npz")
-    np.savez(partial, **arrays)
-    partial.replace(path)
-
-
-def decoded_for_training(work_dir: Path) -> tuple[Pictures, Sightings]:
+def decoded_for_training(work_dir: Path) -> tuple[Pictures, PresenceData]:
     """What the autoencoder makes of drawn pictures, for each of the rubrics."""
     return (
-        kept_pictures(
+        Pictures.cached(
             work_dir / "data" / f"decoded_{DECODED}_{DECODED_SEED}.npz",
             lambda: decoded_pictures(work_dir, DECODED, DECODED_SEED, THOROUGH),
         ),
-        kept_sightings(
+        PresenceData.cached(
             work_dir / "data" / f"decoded_sightings_{DECODED_SIGHTINGS}_{DECODED_SEED}.npz",
-            lambda: decoded_sightings(work_dir, DECODED_SIGHTINGS, DECODED_SEED),
+            lambda: decoded_presence(work_dir, DECODED_SIGHTINGS, DECODED_SEED),
         ),
     )
 
@@ -145,8 +119,11 @@ def teach(work_dir: Path) -> None:
     met, known, settled = (scratch / f"{name}.pt" for name in ("met", "known", "settled"))
     seconds = checkpointed(model, met, lambda: _learn(model, plain, creatures, MEETING))
     made = [graded_by_oracle(p, CONFIDENT) for p in generated(work_dir, held_out=False).values()]
-    zibs = generated_sightings(character_pictures(work_dir), False, SURE_OF_TRAITS)
-    more, sightings = joined(plain, joined(*made)), gathered(creatures, zibs, zibs)
+    zibs = generated_presence(character_pictures(work_dir), False, SURE_OF_TRAITS)
+    more, sightings = (
+        Pictures.concatenate(plain, *made),
+        PresenceData.concatenate(creatures, zibs, zibs),
+    )
     seconds += checkpointed(model, known, lambda: _learn(model, more, sightings, KNOWING))
     seconds += checkpointed(model, settled, lambda: _learn(model, more, sightings, SETTLING))
     export(model, tokenizer, JUDGE)
@@ -168,21 +145,23 @@ def character_pictures(work_dir: Path) -> Path:
     return work_dir / "data" / "character_generated.npz"
 
 
-def _learn(model: Judge, given: Pictures, sightings: Sightings, recipe: PresenceRecipe) -> None:
+def _learn(model: Judge, given: Pictures, sightings: PresenceData, recipe: PresenceRecipe) -> None:
     seed = recipe.reading.seed
-    supply = Supply(seed + 4, given, recipe.reading.given_share)
-    learn(model, supply, SightingSupply(seed + 5, sightings, recipe.given_share), recipe)
+    supply = picture_sampler(seed + 4, given, recipe.reading.given_share)
+    learn(model, supply, presence_sampler(seed + 5, sightings, recipe.given_share), recipe)
 
 
-def _sighted(work_dir: Path) -> dict[str, Sightings]:
+def _sighted(work_dir: Path) -> dict[str, PresenceData]:
     """What presence is measured on; none of it was seen in training."""
     rng = np.random.default_rng(DECODED_HELD_OUT_SEED)
     objects = drawn_pictures(held_out_scenes(), 400, DECODED_HELD_OUT_SEED).images
     bases = [graded_by_oracle(p).images[:300] for p in generated(work_dir, held_out=True).values()]
     return {
-        "presence_drawn": gathered(drawn_sightings(1_200, rng, True), without_character(objects)),
-        "presence_decoded": decoded_sightings(work_dir, 600, DECODED_HELD_OUT_SEED, True),
-        "presence_generated": generated_sightings(character_pictures(work_dir), True),
+        "presence_drawn": PresenceData.concatenate(
+            drawn_presence(1_200, rng, True), without_character(objects)
+        ),
+        "presence_decoded": decoded_presence(work_dir, 600, DECODED_HELD_OUT_SEED, True),
+        "presence_generated": generated_presence(character_pictures(work_dir), True),
         "presence_of_others": without_character(np.concatenate(bases)),
     }
 
@@ -200,9 +179,8 @@ def before(work_dir: Path) -> dict[str, Any]:
     path = work_dir / "judge" / "before.json"
     if not path.exists():
         figures = _of_prompts(work_dir, work_dir / "judge" / "before")
-        path.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+        write_figures(path.parent, path.stem, figures)
+    return read_figures(path.parent, path.stem)
 
 
 def measure(work_dir: Path, training: Mapping[str, Any]) -> None:
@@ -215,14 +193,11 @@ def measure(work_dir: Path, training: Mapping[str, Any]) -> None:
         "sure": SURE,
     }
     for name, file in (("oracle", THOROUGH.name), ("character_oracle", "character_oracle")):
-        figures[name] = json.loads((work_dir / f"{file}.json").read_text(encoding="utf-8"))
-    write_card(work_dir, figures)
+        figures[name] = read_figures(work_dir, file)
+    publish(work_dir, figures)
 
 
-def write_card(work_dir: Path, figures: dict[str, Any]) -> None:
+def publish(work_dir: Path, figures: dict[str, Any]) -> None:
     """Write the judge's card from its figures; leaves WORK_DIR/judge_presence.json."""
-    vision_cards.write(JUDGE, presence_cards.judge_card(figures), figures)
-    path = work_dir / "judge_presence.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    partial.replace(path)
+    write_card(JUDGE, presence_cards.judge_card(figures), figures)
+    write_figures(work_dir, "judge_presence", figures)

@@ -1,29 +1,34 @@
-"""A plain sampler for measuring the miniatures, independent of the product's guiders.
+"""A plain sampler for measuring the miniatures, independent of the guiders of the package.
 
-With ε the prediction of the base model and ε_LoRA that of the model with LoRA, each guided by
-classifier-free guidance of its own scale, it follows ε + γ(ε_LoRA - ε) and makes no pass whose
-coefficient is zero.
+Let ε be the prediction of the base model and ε_LoRA that of the model with the LoRA, each with
+classifier-free guidance at its own scale. The sampler follows ε + γ(ε_LoRA - ε) and skips
+predictions whose coefficient is zero.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline
 
+from recipes import sd3, sd3_text
 from recipes.data import to_images
+from recipes.files import SD3, SDXL
 from recipes.training import mixed_precision
 from recipes.unet import TIME_IDS
 
 BATCH = 48
+
+System = Literal["sdxl", "sd3"]
+SYSTEMS: tuple[System, ...] = ("sdxl", "sd3")
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,21 @@ class Family:
     """What sampling needs to know of a kind of pipeline.
 
     Attributes:
-        denoiser: the pipeline's name for it.
-        encode: a pipeline and texts to conditions.
-        predict: a pipeline, noisy latents [B, 4, 16, 16], the scheduler's time, hidden and pooled
-            conditions to the denoiser's prediction [B, 4, 16, 16].
+        pipeline: its class.
+        folder: where the shipped one is.
+        denoiser: the name of its denoiser.
+        encode: encodes texts: (pipeline, texts) → conditions.
+        predict: (pipeline, noisy latents [B, 4, 16, 16], time of the scheduler, hidden and pooled
+            conditions) → the prediction of the denoiser [B, 4, 16, 16].
+        prepared: a context in which the denoiser takes these conditions.
     """
 
+    pipeline: type[DiffusionPipeline]
+    folder: Path
     denoiser: str
     encode: Callable[[Any, Sequence[str]], Prompts]
     predict: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    prepared: Callable[[Any], AbstractContextManager[None]] = lambda pipeline: nullcontext()
 
 
 def _free(
@@ -130,33 +141,46 @@ def _batch(
     return to_images(pipeline.vae.decode(latents).sample)
 
 
-def sample_from(
-    family: Family,
-    pipeline: DiffusionPipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    guidance: Guidance,
-    steps: int,
-    fast: bool,
-) -> npt.NDArray[np.uint8]:
-    """Pictures uint8 [N, 64, 64, 3], one for each prompt and seed; see `sample`."""
-    parts = []
-    with mixed_precision() if fast else nullcontext():
-        for i in range(0, len(prompts), BATCH):
-            chosen = slice(i, i + BATCH)
-            parts.append(_batch(family, pipeline, prompts[chosen], seeds[chosen], guidance, steps))
-    return np.concatenate(parts)
+class Sampler:
+    """An exported pipeline with a LoRA, in float32.
+
+    Args:
+        system: the kind of pipeline.
+        lora: the folder of the LoRA.
+        folder: the folder of the pipeline; the shipped one if not given.
+    """
+
+    def __init__(self, system: System, lora: Path, folder: Path | None = None) -> None:
+        self.family = FAMILIES[system]
+        kind = self.family.pipeline
+        self.pipeline = kind.from_pretrained(
+            str(folder or self.family.folder), torch_dtype=torch.float32
+        )
+        self.pipeline.load_lora_weights(str(lora))
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance: Guidance,
+        steps: int = 20,
+        fast: bool = False,
+    ) -> npt.NDArray[np.uint8]:
+        """Return pictures uint8 [N, 64, 64, 3], one for each prompt and seed.
+
+        `fast` computes in bfloat16 if the CPU has it: for training data, not for measuring.
+        """
+        parts = []
+        with mixed_precision() if fast else nullcontext(), self.family.prepared(self.pipeline):
+            for i in range(0, len(prompts), BATCH):
+                part = slice(i, i + BATCH)
+                batch = (prompts[part], seeds[part], guidance, steps)
+                parts.append(_batch(self.family, self.pipeline, *batch))
+        return np.concatenate(parts)
 
 
-def load(sdxl: Path, lora: Path) -> StableDiffusionXLPipeline:
-    """The pipeline in float32 with the LoRA loaded from its folder."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(str(sdxl), torch_dtype=torch.float32)
-    pipeline.load_lora_weights(str(lora))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _encode(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str]) -> Prompts:
+def _encode_sdxl(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str]) -> Prompts:
     hidden, null_hidden, pooled, null_pooled = pipeline.encode_prompt(
         list(prompts),
         do_classifier_free_guidance=True,
@@ -165,7 +189,7 @@ def _encode(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str]) -> Prom
     return Prompts(hidden, pooled, null_hidden, null_pooled)
 
 
-def _predict(
+def _predict_sdxl(
     pipeline: StableDiffusionXLPipeline,
     noisy: torch.Tensor,
     timestep: torch.Tensor,
@@ -177,19 +201,38 @@ def _predict(
     return out
 
 
-_SDXL = Family("unet", _encode, _predict)
+def _encode_sd3(pipeline: StableDiffusion3Pipeline, prompts: Sequence[str]) -> Prompts:
+    hidden, null_hidden, pooled, null_pooled = pipeline.encode_prompt(
+        list(prompts), None, None, negative_prompt=[""] * len(prompts)
+    )
+    return Prompts(sd3_text.brief(hidden), pooled, sd3_text.brief(null_hidden), null_pooled)
 
 
-def sample(
-    pipeline: StableDiffusionXLPipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    guidance: Guidance,
-    steps: int = 20,
-    fast: bool = False,
-) -> npt.NDArray[np.uint8]:
-    """Pictures uint8 [N, 64, 64, 3], one for each prompt and seed.
+def _predict_sd3(
+    pipeline: StableDiffusion3Pipeline,
+    noisy: torch.Tensor,
+    timestep: torch.Tensor,
+    hidden: torch.Tensor,
+    pooled: torch.Tensor,
+) -> torch.Tensor:
+    times = (timestep / sd3.N_TIMES).expand(len(noisy))
+    return sd3.predict(pipeline.transformer, noisy, times, hidden, pooled)
 
-    `fast` computes in bfloat16 where the CPU has it: for training data, not for measuring.
-    """
-    return sample_from(_SDXL, pipeline, prompts, seeds, guidance, steps, fast)
+
+@contextmanager
+def _brief_attention(pipeline: StableDiffusion3Pipeline) -> Iterator[None]:
+    """Attend as in training: to one of the equal paddings of the prompt, counted for all."""
+    stock = pipeline.transformer.attn_processors
+    sd3.attend_briefly(pipeline.transformer)
+    try:
+        yield
+    finally:
+        pipeline.transformer.set_attn_processor(stock)
+
+
+FAMILIES: dict[System, Family] = {
+    "sdxl": Family(StableDiffusionXLPipeline, SDXL, "unet", _encode_sdxl, _predict_sdxl),
+    "sd3": Family(
+        StableDiffusion3Pipeline, SD3, "transformer", _encode_sd3, _predict_sd3, _brief_attention
+    ),
+}

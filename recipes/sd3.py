@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch.nn.functional import mse_loss
 
+from recipes.files import write_figures
 from recipes.latents import Latents, training_latents
 from recipes.sd3_muon import Muon
 from recipes.sd3_text import (
@@ -237,5 +237,5 @@ def train(work_dir: Path) -> None:
         "samples": STEPS * BATCH,
         "parameters": sum(p.numel() for p in transformer.parameters()),
     }
-    (work_dir / "sd3.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_figures(work_dir, "sd3", figures)
     print("sd3", figures, flush=True)

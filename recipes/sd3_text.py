@@ -9,7 +9,6 @@ over 47 tokens in place of 280, and computes the very same predictions.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from recipes.domain import (
     held_out_scenes,
     training_scenes,
 )
+from recipes.files import write_figures
 from recipes.shapes import OBJECTS
 from recipes.text import SUFFIXES, WIDTH, captions_of, token_ids
 from recipes.training import Progress, cosine, mixed_precision, set_lr
@@ -189,7 +189,7 @@ def train(work_dir: Path) -> None:
         "parameters": sum(p.numel() for p in t5.parameters()),
         "held_out_caption_accuracy": _accuracy(t5, heads, tokenizer),
     }
-    (work_dir / "sd3_text.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_figures(work_dir, "sd3_text", figures)
     print("sd3 text", figures, flush=True)
 
 

@@ -30,6 +30,7 @@ from recipes.domain import (
     held_out_scenes,
     training_scenes,
 )
+from recipes.files import write_figures
 from recipes.shapes import OBJECTS
 from recipes.training import Progress, cosine, set_lr
 
@@ -230,5 +231,5 @@ def train(work_dir: Path) -> None:
         ),
         "held_out_caption_accuracy": _accuracy(encoders, heads),
     }
-    (work_dir / "text.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_figures(work_dir, "text", figures)
     print("text", figures, flush=True)

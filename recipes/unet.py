@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch.nn.functional import mse_loss
 
 from recipes.domain import TEMPLATES, caption, training_scenes
+from recipes.files import write_figures
 from recipes.latents import Latents, training_latents
 from recipes.text import SUFFIXES, WIDTH, TextEncoders, token_ids
 from recipes.training import (
@@ -210,5 +210,5 @@ def train(work_dir: Path) -> None:
         "samples": STEPS * BATCH,
         "parameters": sum(p.numel() for p in unet.parameters()),
     }
-    (work_dir / "unet.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_figures(work_dir, "unet", figures)
     print("unet", figures, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from recipes.data import Renders
 from recipes.domain import SIZE, render, training_scenes
+from recipes.files import write_figures
 from recipes.latents import Latents
 from recipes.text import TextEncoders
 from recipes.training import Checkpoint, Ema, Progress, cosine, set_lr
@@ -100,5 +100,5 @@ def train(work_dir: Path) -> None:
             checkpoint.save(step + 1)
     tuned(work_dir).save_pretrained(work_dir / "sdxl/unet")
     figures = {"steps": STEPS, "samples": STEPS * BATCH, "weak": list(WEAK)}
-    (work_dir / "unet_tuned.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_figures(work_dir, "unet_tuned", figures)
     print("unet tuned", figures, flush=True)

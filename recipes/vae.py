@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from recipes.data import Renders, renders, to_tensor
+from recipes.files import write_figures
 from recipes.training import Checkpoint, Ema, Progress, cosine, set_lr
 
 STEPS = 3000
@@ -121,5 +121,5 @@ def train(work_dir: Path) -> None:
         "held_out_psnr_free": _held_out_psnr(vae, free),
         "held_out_psnr_pixel_art": _held_out_psnr(vae, pixel),
     }
-    (work_dir / "vae.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_figures(work_dir, "vae", figures)
     print("vae", figures, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,15 +15,12 @@ from recipes import (
     dinov2_evaluate,
     judge,
     judge_evaluate,
-    vision_cards,
 )
 from recipes.decoded import decoded_pictures
+from recipes.files import DINOV2, JUDGE, read_figures, write_card, write_figures
 from recipes.generated import generate_graded
-from recipes.judge_data import Pictures, joined
-
-WEIGHTS = Path(__file__).resolve().parents[1] / "autolora_eval" / "shipped" / "miniature"
-DINOV2 = WEIGHTS / "dinov2"
-JUDGE = WEIGHTS / "judge"
+from recipes.judge_data import Pictures
+from recipes.vision_cards import dinov2_card
 
 DECODED = 8_000
 DECODED_AGAIN = 2_000
@@ -60,8 +56,8 @@ def measure_dinov2(work_dir: Path, training: dict[str, Any]) -> None:
         f"{recipe['steps']:,} steps of {recipe['batch_size']} pictures, each picture new, in "
         f"{training['seconds'] / 60:.0f} minutes on one CPU core."
     )
-    vision_cards.write(DINOV2, vision_cards.dinov2_card(figures, said), figures)
-    _leave(work_dir / "dinov2.json", figures)
+    write_card(DINOV2, dinov2_card(figures, said), figures)
+    write_figures(work_dir, "dinov2", figures)
 
 
 def train_judge(work_dir: Path) -> None:
@@ -70,15 +66,13 @@ def train_judge(work_dir: Path) -> None:
     judge.train(READING, JUDGE, scratch)
     decoded = decoded_pictures(work_dir, DECODED, DECODED_SEED)
     judge.fine_tune(SOFTENING, decoded, scratch / "judge_read.pt", scratch / "judge_soft.pt", JUDGE)
-    _leave(
-        work_dir / "judge.json",
-        {
-            "reading": asdict(READING),
-            "softening": asdict(SOFTENING),
-            "decoded": len(decoded),
-            "seconds": time.monotonic() - started,
-        },
-    )
+    figures = {
+        "reading": asdict(READING),
+        "softening": asdict(SOFTENING),
+        "decoded": len(decoded),
+        "seconds": time.monotonic() - started,
+    }
+    write_figures(work_dir, "judge", figures)
 
 
 def graded_by_oracle(path: Path, least_confidence: float = 0.0) -> Pictures:
@@ -91,59 +85,26 @@ def graded_by_oracle(path: Path, least_confidence: float = 0.0) -> Pictures:
 
 
 def tune_judge(work_dir: Path) -> None:
-    """Go on with generated pictures, measure, write the card; leaves WORK_DIR/judge_tuned.json."""
+    """Continue with generated pictures and measure; leaves WORK_DIR/judge_tuned.json.
+
+    The card is written by the next stage, which teaches the second rubric.
+    """
     seen = generate_graded(work_dir, GENERATED, SEED, held_out=False)
     unseen = generate_graded(work_dir, GENERATED_HELD_OUT, HELD_OUT_SEED, held_out=True)
     scratch, started = work_dir / "judge", time.monotonic()
     generated = graded_by_oracle(seen, CONFIDENT)
     # So few generated pictures would be learnt by heart without others of their kind.
-    given = joined(generated, decoded_pictures(work_dir, DECODED_AGAIN, DECODED_SEED + 10))
+    given = Pictures.concatenate(
+        generated, decoded_pictures(work_dir, DECODED_AGAIN, DECODED_SEED + 10)
+    )
     judge.fine_tune(TUNING, given, scratch / "judge_soft.pt", scratch / "judge_tuned.pt", JUDGE)
-    first = json.loads((work_dir / "judge.json").read_text(encoding="utf-8"))
+    first = read_figures(work_dir, "judge")
     training = {
         **first,
         "tuning": asdict(TUNING),
         "generated": len(generated),
         "seconds": first["seconds"] + time.monotonic() - started,
     }
-    measure_judge(work_dir, training, graded_by_oracle(unseen))
-
-
-def measure_judge(
-    work_dir: Path, training: dict[str, Any], generated: Pictures | None = None
-) -> None:
-    """Measure the exported judge on drawn and generated pictures, and write its card."""
-    sets = {} if generated is None else {"generated": generated}
-    figures = {"training": training, **judge_evaluate.evaluate(JUDGE, sets)}
-    if generated is not None:
-        figures["oracle"] = json.loads((work_dir / "oracle.json").read_text(encoding="utf-8"))
-    write_judge_card(work_dir, figures)
-
-
-def write_judge_card(work_dir: Path, figures: dict[str, Any]) -> None:
-    """Write the judge's card from its figures; leaves WORK_DIR/judge_tuned.json."""
-    training = figures["training"]
-    reading, softening = training["reading"], training["softening"]
-    said = (
-        f"Looking: {reading['look_steps']:,} steps of {reading['look_batch']} pictures. Reading: "
-        f"{reading['read_steps']:,} steps of {reading['images_per_batch']} new pictures with "
-        f"{reading['questions_per_image']} questions each; then {softening['read_steps']:,} steps "
-        f"in which {softening['given_share']:.0%} of the pictures are drawn ones that went through "
-        "the miniature SDXL's autoencoder with some noise."
-    )
-    if "tuning" in training:
-        tuning = training["tuning"]
-        said += (
-            f" Last, {tuning['read_steps']:,} steps in which {tuning['given_share']:.0%} are such "
-            f"pictures or one of {training['generated']:,} that the miniature SDXL generated, with "
-            "the oracle's reading as truth."
-        )
-    said += f" In all {training['seconds'] / 60:.0f} minutes on one CPU core."
-    vision_cards.write(JUDGE, vision_cards.judge_card(figures, said), figures)
-    _leave(work_dir / "judge_tuned.json", figures)
-
-
-def _leave(path: Path, figures: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    partial.replace(path)
+    figures = judge_evaluate.evaluate(JUDGE, {"generated": graded_by_oracle(unseen)})
+    figures |= {"training": training, "oracle": read_figures(work_dir, "oracle")}
+    write_figures(work_dir, "judge_tuned", figures)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autolora_eval._resources import miniatures
-from recipes import export, sampling, sd3_export, sd3_sampling
 from recipes.domain import PALETTE, caption, held_out_scenes
+from recipes.files import SD3, SD3_LORA, SDXL, SDXL_LORA
 from recipes.lora_training import WEIGHT_NAME, unused_keys
-from recipes.sampling import Guidance
+from recipes.sampling import FAMILIES, Guidance, Sampler
 
 SCENES = held_out_scenes()[::6]
 SEEDS = list(range(500, 500 + len(SCENES)))
@@ -33,45 +31,30 @@ class System:
     name: str
     folder: Path
     lora: Path
-    load: Callable[[Path, Path], Any]
-    sample: Callable[..., npt.NDArray[np.uint8]]
-    denoiser: str
     evaluation: str
     bytes: float
 
+    @property
+    def denoiser(self) -> str:
+        return FAMILIES[self.name.lower()].denoiser
 
-SDXL = System(
-    "SDXL",
-    export.SDXL,
-    export.LORA,
-    sampling.load,
-    sampling.sample,
-    "unet",
-    "evaluation",
-    13e6,
-)
-SD3 = System(
-    "SD3",
-    sd3_export.SD3,
-    sd3_export.LORA,
-    sd3_sampling.load,
-    sd3_sampling.sample,
-    "transformer",
-    "sd3_evaluation",
-    8e6,
-)
-pytestmark = pytest.mark.parametrize("system", [SDXL, SD3], ids=lambda system: system.name)
+
+SYSTEMS = [
+    System("SDXL", SDXL, SDXL_LORA, "evaluation", 13e6),
+    System("SD3", SD3, SD3_LORA, "sd3_evaluation", 8e6),
+]
+pytestmark = pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
 
 
 @cache
-def pipeline(system: System) -> Any:
+def sampler(system: System) -> Sampler:
     """The shipped pipeline with its pixel-art LoRA."""
-    return system.load(system.folder, system.lora)
+    return Sampler(system.name.lower(), system.lora)
 
 
 @cache
 def pictures(system: System, guidance: Guidance) -> npt.NDArray[np.uint8]:
-    return system.sample(pipeline(system), PROMPTS, SEEDS, guidance, steps=12)
+    return sampler(system)(PROMPTS, SEEDS, guidance, steps=12)
 
 
 def off_grid(images: npt.NDArray[np.uint8]) -> float:
@@ -82,14 +65,14 @@ def off_grid(images: npt.NDArray[np.uint8]) -> float:
 def test_every_lora_key_is_used(system: System) -> None:
     path = system.lora / WEIGHT_NAME
     assert len(load_file(path)) > 50
-    assert unused_keys(pipeline(system), path) == set()
+    assert unused_keys(sampler(system).pipeline, path) == set()
 
 
 def test_a_foreign_key_is_noticed(system: System, tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     key = f"{system.denoiser}.no_such_layer.lora_A.weight"
     save_file({key: torch.zeros(1)}, path)
-    assert unused_keys(pipeline(system), path) == {key}
+    assert unused_keys(sampler(system).pipeline, path) == {key}
 
 
 def test_held_out_backgrounds_are_drawn(system: System) -> None:
@@ -111,9 +94,10 @@ def test_the_lora_makes_pixel_art(system: System) -> None:
 
 def test_the_sampler_is_the_stock_pipeline(system: System) -> None:
     """γ = 0 is the pipeline without LoRA, γ = 1 the pipeline with it, to a few grey levels."""
-    model = pipeline(system)
+    sample = sampler(system)
+    model = sample.pipeline
     for gamma in (0.0, 1.0):
-        mine = system.sample(model, PROMPTS[:2], SEEDS[:2], Guidance(gamma, 4.0, 4.0), steps=6)
+        mine = sample(PROMPTS[:2], SEEDS[:2], Guidance(gamma, 4.0, 4.0), steps=6)
         denoiser = getattr(model, system.denoiser)
         if gamma:
             denoiser.enable_adapters()

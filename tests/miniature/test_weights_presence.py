@@ -29,7 +29,7 @@ def judge():
 
 @pytest.fixture(scope="module")
 def held_out():
-    return presence_data.drawn_sightings(120, np.random.default_rng(7_011), held_out=True)
+    return presence_data.drawn_presence(120, np.random.default_rng(7_011), held_out=True)
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,17 @@ import torch
 
 from recipes import sd3_text
 from recipes.domain import caption, held_out_scenes
+from recipes.files import SD3_LORA
+from recipes.sampling import Sampler
 from recipes.sd3 import sampling_scheduler
-from recipes.sd3_export import LORA, SD3
 from recipes.sd3_muon import orthogonal
-from recipes.sd3_sampling import load
 
 SCENES = held_out_scenes()[::6]
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
-    return load(SD3, LORA)
+    return Sampler("sd3", SD3_LORA).pipeline
 
 
 def test_it_is_all_of_sd3(pipeline: Any) -> None:

@@ -46,7 +46,7 @@ def test_what_is_not_that_json_is_invalid(text):
 
 def test_training_neither_shows_nor_names_held_out_scenes():
     rng = np.random.default_rng(1)
-    supply = judge_data.Supply(seed=2)
+    supply = judge_data.picture_sampler(seed=2)
     for named in supply(150).named:
         assert not is_held_out(judge_data.scene_of(named))
         scene = judge_data.drawn_prompt_scene(tuple(int(v) for v in named), rng)

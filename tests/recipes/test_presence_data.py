@@ -63,14 +63,14 @@ def test_training_draws_no_held_out_pairing_and_measuring_nothing_else(monkeypat
 
     monkeypatch.setattr(presence_data, "draw_character", noting)
     for held_out in (False, True):
-        presence_data.drawn_sightings(60, np.random.default_rng(1), held_out)
+        presence_data.drawn_presence(60, np.random.default_rng(1), held_out)
         assert len(drawn) > 30
         assert set(drawn) == {held_out}
         drawn.clear()
 
 
 def test_every_presence_occurs_often():
-    shown = presence_data.drawn_sightings(360, np.random.default_rng(2))
+    shown = presence_data.drawn_presence(360, np.random.default_rng(2))
     counts = Counter(shown.presence.tolist())
     assert set(counts) == set(range(6))
     # 53 of each are to be expected of whole creatures alone.
@@ -78,14 +78,14 @@ def test_every_presence_occurs_often():
 
 
 def test_the_same_seed_gives_the_same_pictures():
-    first, second = (presence_data.drawn_sightings(6, np.random.default_rng(3)) for _ in range(2))
+    first, second = (presence_data.drawn_presence(6, np.random.default_rng(3)) for _ in range(2))
     np.testing.assert_array_equal(first.images, second.images)
     np.testing.assert_array_equal(first.traits, second.traits)
 
 
 def test_a_supply_takes_its_share_of_what_it_is_given():
     given = presence_data.without_character(np.zeros((3, 64, 64, 3), np.uint8))
-    supply = presence_data.SightingSupply(4, given, 0.5)
+    supply = presence_data.presence_sampler(4, given, 0.5)
     shown = supply(10)
     assert len(shown) == 10
     assert sum(not picture.any() for picture in shown.images) == 5

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from autolora_eval._resources import miniatures
-from recipes import export, sd3_export
 from recipes.character import (
     BELLY,
     CANONICAL,
@@ -24,12 +23,13 @@ from recipes.character import (
     WHITE,
     canonical_character,
 )
-from recipes.character_evaluate import SCALES, SYSTEMS, System, Zib
+from recipes.character_evaluate import SCALES, Zib
 from recipes.character_export import FOLDERS, card
 from recipes.character_lora import lesson
 from recipes.domain import BACKGROUNDS
+from recipes.files import SD3, SDXL
 from recipes.lora_training import WEIGHT_NAME, unused_keys
-from recipes.sampling import Guidance
+from recipes.sampling import SYSTEMS, Guidance, System
 
 COLOURS = {"skin": SKIN, "horns": TIPS, "eyes": WHITE, "belly": BELLY, "feet": FEET}
 SEEDS = list(range(700, 708))
@@ -74,7 +74,7 @@ def test_the_reading_tells_the_creature_from_everything_else() -> None:
     assert CANONICAL.pose.angle == 0
 
 
-@pytest.mark.parametrize("folder", [export.SDXL, sd3_export.SD3])
+@pytest.mark.parametrize("folder", [SDXL, SD3])
 def test_the_bases_have_no_word_for_it(folder) -> None:
     for tokenizer in sorted(folder.glob("tokenizer*")):
         pieces = AutoTokenizer.from_pretrained(tokenizer).tokenize(NAME)
