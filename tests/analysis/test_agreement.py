@@ -1,8 +1,9 @@
-"""Agreement with people: against independent implementations, closed forms, and by simulation."""
+"""Agreement with people against scikit-learn, definitions and simulations."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +105,20 @@ def test_the_interval_of_rho_covers_the_truth() -> None:
     assert_coverage([interval() for _ in range(100)], truth, shortfall=0.02)
 
 
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """199 resamples instead of 1,999: no test below checks the width of an interval."""
+    few = partial(bootstrap_interval, n_resamples=199)
+    monkeypatch.setattr("autolora_eval.analysis.human_agreement.bootstrap_interval", few)
+    monkeypatch.setattr("autolora_eval.analysis.reliability.bootstrap_interval", few)
+
+
 def agreement_table(run: Run, ratings: Path) -> pd.DataFrame:
     return agreement(run, ratings).table
 
 
 def make() -> Tables:
-    """A run of two cells, six prompts and three seeds, whose scores are known whole numbers."""
+    """A run of two cells, six prompts and three seeds with random integer scores."""
     tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=PROMPTS)
     rng = np.random.default_rng(7)
     tables.scores["pc"] = rng.integers(0, 6, len(tables.scores)).astype(float)
@@ -202,7 +211,7 @@ def test_raters_without_a_common_image_have_no_alpha(tmp_path: Path) -> None:
 
 
 def test_any_score_name_that_a_rubric_allows_works(tmp_path: Path) -> None:
-    """Even those of this comparison's own."""
+    """Also names that this module uses itself."""
     tables = make()
     names = {"pc": "people", "sa": "image"}
     tables.scores = tables.scores.rename(columns=names)
