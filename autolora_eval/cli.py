@@ -32,8 +32,9 @@ RUN, ANALYZE, METHODS = "Run a benchmark", "Analyze finished runs", "Methods and
 BenchmarkOrRun = Annotated[
     str,
     typer.Argument(
+        metavar="BENCHMARK",
         help="A benchmark file, the name of a shipped benchmark such as 'quickstart', or a run "
-        "folder."
+        "folder.",
     ),
 ]
 OutputOption = Annotated[
@@ -42,7 +43,9 @@ OutputOption = Annotated[
 ]
 LimitPrompts = Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")]
 LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Use only the first N seeds.")]
-RunFolderArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
+RunFolderArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
@@ -70,7 +73,9 @@ def _common_options(
 
 @app.command(rich_help_panel=RUN)
 def init(
-    file: Annotated[Path, typer.Argument(help="The file to write, such as mine.yaml.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The file to write, such as mine.yaml.")
+    ],
     pipeline: Annotated[str, typer.Option(help="A pipeline folder or hub id.")],
     lora: Annotated[str, typer.Option(help="A .safetensors file, a folder or a hub id.")],
     prompt: Annotated[
@@ -198,7 +203,7 @@ def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="The folders of two or more finished runs."),
+        typer.Argument(metavar="RUN", help="The folders of two or more finished runs."),
     ],
     output: Annotated[
         Path | None,
@@ -234,10 +239,16 @@ def explain(
     run: RunFolderArgument,
     cell: Annotated[
         str,
-        typer.Argument(help="A cell's id, or a method's name if the run has one cell of it."),
+        typer.Argument(
+            metavar="CELL", help="A cell's id, or a method's name if the run has one cell of it."
+        ),
     ],
-    prompt: Annotated[str | None, typer.Argument(help="A prompt's index or its text.")] = None,
-    seed: Annotated[int | None, typer.Argument(help="The seed of one image.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="A prompt's index or its text.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Argument(metavar="SEED", help="The seed of one image.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a number comes from: images, hashes, neighbours and the judge's replies."""
@@ -258,9 +269,10 @@ def agreement(
     ratings: Annotated[
         Path,
         typer.Argument(
+            metavar="RATINGS",
             help="A CSV file with one rating per row. Columns: 'file' as in scores.parquet (or "
             "'cell', 'prompt' and 'seed'), 'rater' if there are several, and one column per score, "
-            "such as 'pc'."
+            "such as 'pc'.",
         ),
     ],
 ) -> None:
@@ -304,7 +316,9 @@ def methods(
 def check(
     guider: Annotated[
         str,
-        typer.Argument(help="The dotted path of a guider class, or the name of a method."),
+        typer.Argument(
+            metavar="GUIDER", help="The dotted path of a guider class, or the name of a method."
+        ),
     ],
     parameter: Annotated[
         list[str] | None,
@@ -333,7 +347,7 @@ def check(
 def doctor(
     benchmark: Annotated[
         str | None,
-        typer.Argument(help="A benchmark, whose judge is examined first."),
+        typer.Argument(metavar="BENCHMARK", help="A benchmark, whose judge is examined first."),
     ] = None,
 ) -> None:
     """List which judge backends can run on this machine, and what the others need."""
