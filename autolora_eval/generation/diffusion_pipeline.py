@@ -182,7 +182,7 @@ class LoraPipeline:
                 height=size[1],
                 output=output,
             )
-        check.refuse_what_is_not_finite()
+        check.require_finite()
         return Sample(made, calls[0]) if output == "images" else made
 
     def unguided_latents(self, size: tuple[int, int], lora_scale: float) -> torch.Tensor:

@@ -1,29 +1,31 @@
-"""What is asked of a guider while it runs: predictions that can be used, a model left as it was.
+"""Guards of a run against a broken guider: unusable predictions and a changed model.
 
-The laws (`autolora-eval check`) try the same and more on a tiny model. A run asks it of every
-batch, since an image of a broken guider, or of a model that one has changed, looks like any other.
+`autolora-eval check` tests the same and more on a tiny model. A run tests every batch, because
+the image of a broken guider, or of a model that a guider has changed, looks like any other image.
 """
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.guiders import BaseGuidance
 
-# How much more than from one pass to the next of an unchanged model; that is 0 on a CPU.
+# A drift is a difference this many times that between two runs of the unchanged model.
 _MARGIN = 8.0
 
 
 class UnusablePredictionError(Exception):
-    """What a guider returned is no prediction that a scheduler could go on with."""
+    """The guider returned an unusable prediction."""
 
 
 class PredictionCheck:
-    """Stands in place of a guider's `forward`, and looks at what that returns.
+    """Replaces a guider's `forward` and checks what it returns.
 
     Args:
-        guider: a fresh guider, which is not used again.
+        guider: A fresh guider, which is not used again.
     """
 
     def __init__(self, guider: BaseGuidance) -> None:
@@ -32,14 +34,14 @@ class PredictionCheck:
         guider.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Return what the guider makes of the denoiser's predictions.
+        """Combine the denoiser's predictions by the guider.
 
         Raises:
-            UnusablePredictionError: the pipelines would take it for something that it is not.
+            UnusablePredictionError: if `forward` returned no tensor, or one of another shape.
         """
         output = self._forward(*args, **kwargs)
         prediction = getattr(output, "pred", None)
-        # The pipelines take output[0]: of a tensor that is its first image.
+        # Pipelines read output[0]. If a guider returns a bare tensor, that is its first image.
         if not isinstance(prediction, torch.Tensor) or output[0] is not prediction:
             raise UnusablePredictionError(
                 f"forward returned a {type(output).__name__}: expected GuiderOutput(pred=…)"
@@ -48,16 +50,19 @@ class PredictionCheck:
         if parts and prediction.shape != parts[0].shape:
             got, wanted = list(prediction.shape), list(parts[0].shape)
             raise UnusablePredictionError(
-                f"it made a prediction of shape {got} out of those of shape {wanted}"
+                f"it returned a prediction of shape {got} for predictions of shape {wanted}"
             )
         self._finite.append(prediction.isfinite().all())
         return output
 
-    def refuse_what_is_not_finite(self) -> None:
-        """Look at all steps at once: on a GPU each look would wait for all that is under way.
+    def require_finite(self) -> None:
+        """Check the predictions of all steps.
+
+        They are checked together at the end, because each check on a GPU waits for all kernels
+        in flight.
 
         Raises:
-            UnusablePredictionError: a prediction was NaN or infinite.
+            UnusablePredictionError: if a prediction is NaN or infinite.
         """
         steps = [number for number, finite in enumerate(self._finite) if not finite]
         if steps:
@@ -66,22 +71,44 @@ class PredictionCheck:
             )
 
 
-class Canary:
-    """What a model makes of one noise, before and after somebody else's guider.
+class ModelDriftCheck:
+    """Tells whether third-party code has changed a model, by what the model makes of one noise.
+
+    This is what protects the images of one method from another: after each batch of a
+    third-party guider the model must still make the same latents. If it does not, the method
+    fails and the pipeline is loaded again.
 
     Args:
-        first: latents that the model made.
-        second: the same made again, as far as it makes the same.
+        sample: Makes latents of a fixed noise with the model, without a third-party guider.
     """
 
-    def __init__(self, first: torch.Tensor, second: torch.Tensor) -> None:
-        self._latents = first
-        self._tolerance = _MARGIN * _gap(first, second)
+    def __init__(self, sample: Callable[[], torch.Tensor]) -> None:
+        self._expected = sample()
+        # Some devices do not repeat a pass to the bit. On a CPU this tolerance is 0.
+        self._tolerance = _MARGIN * _max_difference(sample(), self._expected)
 
-    def is_well(self, latents: torch.Tensor) -> bool:
-        """Return whether these latents are of the same model still."""
-        return _gap(latents, self._latents) <= self._tolerance
+    def has_drifted(self, sample: Callable[[], torch.Tensor]) -> bool:
+        """Return `True` if the model makes other latents than before, or fails to make any."""
+        try:
+            latents = sample()
+        except Exception:
+            return True
+        # Written so that NaN counts as a drift.
+        return not _max_difference(latents, self._expected) <= self._tolerance
 
 
-def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
+def _max_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).abs().max())
+
+
+def release_frames(error: BaseException | None) -> None:
+    """Clear the local variables in the traceback of an error and of its causes.
+
+    The frames of a kept exception otherwise keep alive the pipeline that raised it, and loading
+    it again would need twice the memory. The lines of the traceback remain.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

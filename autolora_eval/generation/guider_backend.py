@@ -1,4 +1,4 @@
-"""The images of guiders, batch by batch. One that fails stops neither the others nor the run."""
+"""Makes the images of guiders, batch by batch. If one guider fails, the others still run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from autolora_eval.config.load import ResolvedModel
 from autolora_eval.config.plan import Cell, ImageJob
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
-from autolora_eval.generation.guards import Canary, UnusablePredictionError
+from autolora_eval.generation.guards import (
+    ModelDriftCheck,
+    UnusablePredictionError,
+    release_frames,
+)
 from autolora_eval.generation.sampler_backend import failure_reason
 from autolora_eval.guidance.method import GuiderMethod
 from autolora_eval.runs.images import SECONDS
@@ -24,20 +28,20 @@ Todo = tuple[ImageDataset, Sequence[ImageJob]]
 
 
 class GuiderFailedError(AutoLoRAEvalError):
-    """A guider of somebody else made a batch that cannot be used; nothing of it was written."""
+    """A third-party guider made an unusable batch. No image of that batch was written."""
 
 
 @dataclass
 class GuidedModel:
-    """One model, and the cells that guiders make with it.
+    """One loaded model, and the cells that guiders make with it.
 
     Attributes:
-        model: the model.
-        device: where it runs.
-        dtype: of the pipeline.
-        batch_size: images a denoiser pass.
-        failed: why cells could not be finished.
-        pipeline: it, loaded with its LoRA.
+        model: The model of the benchmark.
+        device: Where the pipeline runs.
+        dtype: Data type of the pipeline.
+        batch_size: Number of images that are sampled together.
+        failed: One error for each cell that could not be finished.
+        pipeline: The pipeline with its LoRA.
     """
 
     model: ResolvedModel
@@ -51,33 +55,34 @@ class GuidedModel:
         self._load()
 
     def make(self, todo: Sequence[Todo], advance: Advance) -> None:
-        """Make the missing images of all cells, each batch written before the next is begun.
+        """Make the missing images of all cells; each batch is written before the next one starts.
 
         Args:
-            todo: the cells, and what each lacks.
-            advance: is told of each image.
+            todo: The cells, each with its missing images.
+            advance: Called with the number of images that are done.
 
         Raises:
-            AutoLoRAEvalError: a built-in method failed, or a guider has changed more than the
-                model that was loaded for it. What was made is kept.
+            AutoLoRAEvalError: if a built-in method fails, or a guider changed library code, which
+                loading the model again cannot undo. Finished images are kept.
         """
-        canary: Canary | None = None
+        drift_check: ModelDriftCheck | None = None
         for dataset, jobs in todo:
-            if dataset.cell.method.definition.code and canary is None:
-                canary = Canary(self._latents(), self._latents())
+            if dataset.cell.method.definition.code and drift_check is None:
+                drift_check = ModelDriftCheck(self._sample_fixed_noise)
             try:
-                self._fill(dataset, jobs, canary, advance)
+                self._fill(dataset, jobs, drift_check, advance)
             except GuiderFailedError as error:
+                release_frames(error)
                 self.failed.append(error)
                 advance(len(dataset.missing(jobs)))
-                if canary is not None and not self._is_well(canary):
-                    self._load_anew(canary, error)
+                if drift_check is not None and drift_check.has_drifted(self._sample_fixed_noise):
+                    self._reload(drift_check, error)
 
     def _fill(
         self,
         dataset: ImageDataset,
         jobs: Sequence[ImageJob],
-        canary: Canary | None,
+        drift_check: ModelDriftCheck | None,
         advance: Advance,
     ) -> None:
         cell = dataset.cell
@@ -86,41 +91,39 @@ class GuidedModel:
             started = time.perf_counter()
             with quiet_libraries():
                 sample = sample_batch(self.pipeline, cell, batch, self.batch_size)
-            # A short batch is filled up, so that it takes as long as a whole one.
-            took = {SECONDS: round((time.perf_counter() - started) / self.batch_size, 4)}
-            if cell.method.definition.code and canary and not self._is_well(canary):
-                raise GuiderFailedError(
-                    f"cell '{cell.id}': the guider '{cell.method.definition.name}' has changed the "
-                    "model (its weights in place, or code that it runs). Later images would be "
-                    "of another model. To see the change: autolora-eval check "
-                    f"{cell.method.definition.name}."
-                )
-            dataset.write(batch, sample.images, sample.nfe, metadata=[took] * len(batch))
+            # A short batch is filled up, so it takes as long as a full one.
+            seconds = {SECONDS: round((time.perf_counter() - started) / self.batch_size, 4)}
+            if cell.method.definition.code and drift_check is not None:
+                self._require_same_model(cell, drift_check)
+            dataset.write(batch, sample.images, sample.nfe, metadata=[seconds] * len(batch))
             advance(len(batch))
+
+    def _require_same_model(self, cell: Cell, drift_check: ModelDriftCheck) -> None:
+        if drift_check.has_drifted(self._sample_fixed_noise):
+            name = cell.method.definition.name
+            raise GuiderFailedError(
+                f"cell '{cell.id}': the guider '{name}' changed the model: its weights, or code "
+                "that it runs. Later images would come from a different model. To see what "
+                f"changed, run: autolora-eval check {name}."
+            )
 
     def _load(self) -> None:
         with quiet_libraries():
             self.pipeline = LoraPipeline.load(self.model, self.device, self.dtype)
 
-    def _latents(self) -> torch.Tensor:
+    def _sample_fixed_noise(self) -> torch.Tensor:
         with quiet_libraries():
             return self.pipeline.unguided_latents(self.model.size, self.model.spec.lora.scale)
 
-    def _is_well(self, canary: Canary) -> bool:
-        try:
-            return canary.is_well(self._latents())
-        except (RuntimeError, TypeError, ValueError, AttributeError, UnusablePredictionError):
-            return False  # it does not even run
-
-    def _load_anew(self, canary: Canary, error: GuiderFailedError) -> None:
-        del self.pipeline
+    def _reload(self, drift_check: ModelDriftCheck, error: GuiderFailedError) -> None:
+        del self.pipeline  # Free its memory before the model is loaded again.
         free_memory()
         self._load()
-        if not self._is_well(canary):
+        if drift_check.has_drifted(self._sample_fixed_noise):
             raise AutoLoRAEvalError(
-                f"{error} It has changed libraries too, so that nothing more can be made in this "
-                "process. What was made is kept: take the method out, or mend it, and run the same "
-                "command again."
+                f"{error} It also changed library code, so this process cannot continue. "
+                "Finished images are kept: fix or remove the method and run the same command "
+                "again."
             ) from error
 
 
@@ -129,12 +132,13 @@ def sample_batch(
 ) -> Sample:
     """Make the images of at most `batch_size` jobs.
 
-    A short batch is filled up with its last job, whose copies are dropped: at one batch size an
-    image does not depend on how many others were missing beside it.
+    A short batch is filled up with copies of its last job, which are dropped afterwards. Results
+    differ slightly between batch sizes, so an image would otherwise depend on how many images
+    were missing beside it.
 
     Raises:
-        GuiderFailedError: somebody else's guider failed, or made what cannot be used.
-        AutoLoRAEvalError: the guider made another number of passes than it declares.
+        GuiderFailedError: if a third-party guider fails or returns an unusable prediction.
+        AutoLoRAEvalError: if a built-in guider does, or its NFE is not the declared one.
     """
     rule = cell.method.definition
     assert isinstance(rule, GuiderMethod)
@@ -158,13 +162,13 @@ def sample_batch(
             f"cell '{cell.id}': the guider '{rule.name}' failed: {failure_reason(error)}. For the "
             "traceback: autolora-eval --debug …"
         ) from error
-    if rule.nfe_is_exact and sample.nfe != cell.nfe:
+    if rule.nfe_is_declared and sample.nfe != cell.nfe:
         kind = GuiderFailedError if rule.code else AutoLoRAEvalError
         raise kind(
-            f"cell '{cell.id}': the denoiser was called {sample.nfe} times for an image, where "
-            f"the plan says {cell.nfe}. The cost in the table would be wrong. A scheduler of "
-            "second order calls it twice a step: choose a first-order or multistep one."
-            + ("" if not rule.code else f" Or '{rule.name}' declares its passes wrongly.")
+            f"cell '{cell.id}': an image took {sample.nfe} function evaluations, but the plan says "
+            f"{cell.nfe}. The cost in the table would be wrong. A second-order scheduler calls "
+            "the denoiser twice per step: choose a first-order or multistep scheduler."
+            + ("" if not rule.code else f" Or '{rule.name}' declares a wrong NFE.")
         )
     return Sample(sample.images[: len(jobs)], sample.nfe)
 
@@ -172,10 +176,10 @@ def sample_batch(
 def _unusable(cell: Cell, rule: GuiderMethod, error: UnusablePredictionError) -> AutoLoRAEvalError:
     if rule.code:
         return GuiderFailedError(
-            f"cell '{cell.id}': the guider '{rule.name}' failed: {error}. What to mend: "
-            f"autolora-eval check {rule.name}."
+            f"cell '{cell.id}': the guider '{rule.name}' failed: {error}. To find the fault, "
+            f"run: autolora-eval check {rule.name}."
         )
     return AutoLoRAEvalError(
-        f"cell '{cell.id}': {error}. Where the model runs in float16, 'dtype: bfloat16' or "
-        "'dtype: float32' has the range that it needs."
+        f"cell '{cell.id}': {error}. If the model runs in float16, use 'dtype: bfloat16' or "
+        "'dtype: float32', which have a larger range."
     )

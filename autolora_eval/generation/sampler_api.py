@@ -21,6 +21,7 @@ from autolora_eval._sources import local_lora
 from autolora_eval.config.load import ResolvedModel
 from autolora_eval.generation.diffusion_pipeline import ADAPTER, LoraPipeline
 from autolora_eval.generation.lora import set_lora_scale
+from autolora_eval.guidance.adapters import adapter_layers
 from autolora_eval.guidance.denoiser_state import DenoiserState
 
 __all__ = ["SampledImage", "Sampler", "SamplerModel"]
@@ -274,6 +275,10 @@ class SamplerPipeline:
         self._components = {name: getattr(loaded.pipe, name, None) for name in names}
 
     def _restore(self, loaded: LoraPipeline) -> None:
+        if any(layer.merged for layer in adapter_layers(loaded.denoiser)):
+            # Subtracting a merged LoRA leaves rounding errors. Load the pipeline again instead.
+            self._unload()
+            return
         for name, component in self._components.items():
             for pipe in (loaded.pipe, self._standard):
                 if hasattr(pipe, name) and getattr(pipe, name) is not component:
@@ -286,7 +291,11 @@ class SamplerPipeline:
             set_lora_scale(list(loaded.networks.values()), ADAPTER, loaded.lora_scale)
         except (ValueError, KeyError, AttributeError, RuntimeError):
             # The sampler unloaded the LoRA: load the whole pipeline again for the next image.
-            self._loaded = self._standard = None
+            self._unload()
+
+    def _unload(self) -> None:
+        self._loaded = self._standard = self._denoiser = None
+        self._components = {}
 
     def _count(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: object

@@ -1,4 +1,7 @@
-"""No trace of one guider reaches the next: not after it ran, not after it failed."""
+"""A guider leaves no trace for the next one, whether it ran or failed.
+
+Changes of weights are the subject of test_bad_guiders.py.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class _Doubling(ModelHook):
 
 
 class Leaving(ClassifierFreeGuidance):
-    """Does one thing to the denoiser and never undoes it; its clean-up fails."""
+    """Changes the denoiser once and never undoes it; its clean-up fails."""
 
     def __init__(self, damage: Callable[[torch.nn.Module], object]) -> None:
         super().__init__(4.0)
@@ -88,9 +91,7 @@ DAMAGES = {
         for layer in net.modules()
         if hasattr(layer, "lora_A")
     ],
-    "LoRA merged": lambda net: net.fuse_lora(lora_scale=0.5),
     "FreeU": lambda net: net.enable_freeu(s1=0.5, s2=0.2, b1=1.5, b2=1.6),
-    "rounded weights": lambda net: net.to(torch.bfloat16).to(torch.float32),
     "training mode": lambda net: net.train(),
 }
 
@@ -109,7 +110,7 @@ def latents(pipeline: LoraPipeline, guider, steps: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_a_failing_guider_leaves_is_put_back(pipeline, damage) -> None:
+def test_changes_by_a_failing_guider_are_undone(pipeline, damage) -> None:
     before = latents(pipeline, ClassifierFreeGuidance(4.0))
     with pytest.raises(_FailedError):
         latents(pipeline, Leaving(DAMAGES[damage]))
@@ -117,8 +118,8 @@ def test_what_a_failing_guider_leaves_is_put_back(pipeline, damage) -> None:
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "training mode"])
-def test_the_damage_would_have_changed_the_next_image(pipeline, damage) -> None:
-    """Else the test above could pass with nothing put back. (Training changes nothing here.)"""
+def test_the_same_change_alters_the_next_image_if_not_undone(pipeline, damage) -> None:
+    """Otherwise the test above would prove nothing. Training mode has no effect on this model."""
     before = latents(pipeline, ClassifierFreeGuidance(4.0))
     with restored(pipeline.denoiser):
         DAMAGES[damage](pipeline.denoiser)
@@ -141,8 +142,8 @@ def test_the_damage_would_have_changed_the_next_image(pipeline, damage) -> None:
     ],
     ids=["AutoLoRA", "AutoGuidance", "SkipLayer", "PerturbedAttention"],
 )
-def test_a_pass_that_fails_leaves_no_hook_of_its_guider(pipeline, make) -> None:
-    """diffusers' pipelines do not clean up when a pass fails: its hooks would stay on."""
+def test_a_failing_denoiser_call_leaves_no_hook_of_the_guider(pipeline, make) -> None:
+    """diffusers' pipelines do not clean up when a denoiser call fails: the hooks would stay."""
     before = latents(pipeline, ClassifierFreeGuidance(4.0))
     calls = []
 
@@ -164,8 +165,8 @@ def test_a_pass_that_fails_leaves_no_hook_of_its_guider(pipeline, make) -> None:
     assert torch.equal(latents(pipeline, ClassifierFreeGuidance(4.0)), before)
 
 
-def test_one_guider_after_another_makes_what_it_makes_alone(pipeline) -> None:
-    """In any order: momentum, hooks and LoRA of one do not show in another's image."""
+def test_images_do_not_depend_on_the_order_of_guiders(pipeline) -> None:
+    """Momentum, hooks and LoRA switches of one guider do not affect the next one."""
     makers = [
         lambda: AutoLoRAGuidance(1.5, 4.0),
         lambda: ClassifierFreeGuidance(4.0),
