@@ -332,14 +332,17 @@ def check(
     ] = "sdxl",
 ) -> None:
     """Check a guider's behaviour on a tiny random model. Exit code 1 if a check fails."""
+    from rich.console import Console
+
     from autolora_eval import _display as display
     from autolora_eval._devices import quiet_libraries
 
     with quiet_libraries():
-        from autolora_eval.guider_checks.command import check as try_laws
+        from autolora_eval.guider_checks.runner import check_command
 
-        kept = try_laws(guider, parameter or [], model, display.console)
-    if not kept:
+        progress = Console(stderr=True)
+        passed = check_command(guider, parameter or [], model, display.console, progress)
+    if not passed:
         raise typer.Exit(1)
 
 

@@ -162,7 +162,7 @@ def sample_batch(
             f"cell '{cell.id}': the guider '{rule.name}' failed: {failure_reason(error)}. For the "
             "traceback: autolora-eval --debug …"
         ) from error
-    if rule.nfe_is_declared and sample.nfe != cell.nfe:
+    if rule.nfe_is_exact and sample.nfe != cell.nfe:
         kind = GuiderFailedError if rule.code else AutoLoRAEvalError
         raise kind(
             f"cell '{cell.id}': an image took {sample.nfe} function evaluations, but the plan says "

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, Self
 
 import torch
@@ -14,7 +15,7 @@ import torch
 ABSENT = object()
 """Stands for the value of an attribute that does not exist."""
 
-# torch replaces the tensors in this table when it moves a module, as CPU offload does.
+# torch puts new tensors into this table when it moves a module, as CPU offload does.
 _IGNORED = frozenset({"_buffers"})
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _CONTAINERS = (dict, OrderedDict, list, set)
@@ -76,23 +77,36 @@ class _ObjectState:
 
     @classmethod
     def of(cls, layer: str, item: object) -> Self:
-        attributes = {name: value for name, value in vars(item).items() if name not in _IGNORED}
-        contents = {n: copy.copy(v) for n, v in attributes.items() if type(v) in _CONTAINERS}
+        attributes = dict(vars(item))
+        kept = {name: value for name, value in attributes.items() if name not in _IGNORED}
+        contents = {n: copy.copy(v) for n, v in kept.items() if type(v) in _CONTAINERS}
         return cls(layer, item, attributes, contents)
 
     def changes(self) -> dict[str, Any]:
         now = vars(self.item)
-        before = self.attributes | self.contents
-        names = [*now, *(name for name in before if name not in now)]
-        pairs = {n: (before.get(n, ABSENT), now.get(n, ABSENT)) for n in names if n not in _IGNORED}
-        # A layer may cache a tensor, such as position embeddings, as an attribute.
-        return {
-            name: value
-            for name, (old, value) in pairs.items()
-            if not _same(old, value) and not isinstance(value, torch.Tensor)
-        }
+        if self._is_unchanged(now):
+            return {}
+        found: dict[str, Any] = dict.fromkeys(self.attributes.keys() - now.keys(), ABSENT)
+        for name, value in now.items():
+            before = self.contents.get(name, self.attributes.get(name, ABSENT))
+            # A layer may cache a tensor, such as position embeddings, as an attribute.
+            if value is before or name in _IGNORED or isinstance(value, torch.Tensor):
+                continue
+            if not (_same(before, value) or _is_trace_of_removed_hook(self.item, name, value)):
+                found[name] = value
+        return found
+
+    def _is_unchanged(self, now: dict[str, Any]) -> bool:
+        # The common case, much faster than attribute by attribute.
+        try:
+            return now == self.attributes and all(now[n] == c for n, c in self.contents.items())
+        except RuntimeError:  # Two different tensors were compared.
+            return False
 
     def restore(self) -> None:
+        own = vars(self.item)
+        if self._is_unchanged(own):
+            return
         # The containers themselves go back, since others hold references to them: the handle of
         # a torch hook refers to the dictionary that it was registered in.
         for name, kept in self.contents.items():
@@ -100,10 +114,15 @@ class _ObjectState:
             if not _same(kept, container):
                 container.clear()
                 (container.extend if isinstance(container, list) else container.update)(kept)
-        own = vars(self.item)
-        ignored = {name: own[name] for name in _IGNORED & own.keys()}
         own.clear()
-        own.update(self.attributes | ignored)
+        own.update(self.attributes)
+
+
+def _is_trace_of_removed_hook(item: object, name: str, value: Any) -> bool:  # noqa: ANN401
+    """Return `True` for what diffusers leaves of a hook that was removed, which has no effect."""
+    if name == "_diffusers_hook":
+        return not value.hooks
+    return name == "forward" and value == getattr(type(item), name).__get__(item)
 
 
 def _stateful(denoiser: torch.nn.Module) -> Iterator[tuple[str, object]]:
@@ -119,8 +138,10 @@ def _same(a: Any, b: Any) -> bool:  # noqa: ANN401
         return True
     if type(a) is not type(b):
         return False
+    if isinstance(a, dict | list | set) and not a and not b:
+        return True
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict):
         return list(a) == list(b) and all(_same(value, b[key]) for key, value in a.items())
-    return isinstance(a, (*_SCALARS, set)) and bool(a == b)
+    return isinstance(a, (*_SCALARS, set, MethodType)) and bool(a == b)

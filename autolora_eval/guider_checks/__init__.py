@@ -1,50 +1,42 @@
-"""Test a guidance method against the laws that every one should keep.
+"""Checks of a guidance method, like scikit-learn's estimator checks.
 
     from autolora_eval.guider_checks import check_guider
 
     check_guider(MyGuider, strength=2.0)
 
-The laws run on tiny random models on the CPU, in seconds, with no model hub.
+The checks run in seconds on the CPU, on tiny random models that are made in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.guidance.spec import ActiveInterval, GuiderSpec, ModelName
+from autolora_eval.guider_checks.runner import (
+    CheckFailedError,
+    CheckResult,
+    CheckSkippedError,
+    all_checks,
+    run_checks,
+    run_with_required,
+)
 
 if TYPE_CHECKING:
     import pytest
     from diffusers.guiders import BaseGuidance
 
-    from autolora_eval.guider_checks.guider_under_test import GuiderUnderTest
-    from autolora_eval.guider_checks.runner import Check, CheckResult
-
 __all__ = [
     "ActiveInterval",
     "CheckFailedError",
+    "CheckResult",
+    "CheckSkippedError",
     "GuiderSpec",
     "check_guider",
     "guider_checks_generator",
     "parametrize_with_checks",
 ]
-
-
-class CheckFailedError(AutoLoRAEvalError):
-    """A guider breaks laws; the message names each and says what to do.
-
-    Attributes:
-        results: what every law said.
-    """
-
-    def __init__(self, name: str, results: Sequence[CheckResult]) -> None:
-        self.results = list(results)
-        broken = [result for result in results if result.status == "failed"]
-        lines = [f"{name} breaks {len(broken)} of {len(results)} laws:"]
-        lines += [f"  {result.name}: {result.message}" for result in broken]
-        super().__init__("\n".join(lines))
 
 
 def check_guider(
@@ -55,31 +47,39 @@ def check_guider(
     on_fail: Literal["raise"] | None = "raise",
     **parameters: Any,  # noqa: ANN401
 ) -> list[CheckResult]:
-    """Test a guider against all laws.
+    """Run all checks on a guider.
 
     Args:
-        guider: a class, or an instance, of which fresh ones are made from its config.
-        model: the family of the tiny model that it is tried on.
-        spec: what the guider claims; by default its attribute `guider_spec`, or what its
-            constructor tells.
-        on_fail: None returns the results of broken laws too, in place of raising.
-        parameters: of the constructor. They should be such that the guider acts: at its neutral
-            parameters many laws can tell nothing.
+        guider: A guider class, or an instance. Fresh instances are made from an instance's config.
+        model: Family of the tiny model that the guider runs on, `"sdxl"` or `"sd3"`.
+        spec: What the guider promises. Defaults to its attribute `guider_spec`; without one, to
+            what its constructor shows, or to what is known about diffusers' own guiders.
+        on_fail: `None` returns the results even if checks failed, instead of raising an error.
+        **parameters: Arguments of the constructor. Choose values at which the guider acts: many
+            checks are skipped at its identity parameters.
 
     Returns:
-        One result a law: "passed", "failed" or "not applicable", the last two with the reason.
+        One result per check, in the order in which they ran.
 
     Raises:
-        CheckFailedError: it breaks at least one law.
-        UsageError: it is no guider, or cannot be made from these parameters.
-    """
-    from autolora_eval.guider_checks.guider_under_test import subject_of
-    from autolora_eval.guider_checks.runner import judge
+        CheckFailedError: if a check fails. The message lists all failed checks.
+        UsageError: if `guider` is not a guider, or cannot be made from the parameters.
 
-    subject = subject_of(guider, model=model, spec=spec, parameters=parameters)
-    results = list(judge(subject))
-    if on_fail == "raise" and any(result.status == "failed" for result in results):
-        raise CheckFailedError(subject.cls.__name__, results)
+    Example:
+        ```python
+        check_guider(MyGuider, strength=2.0)
+        results = check_guider(MyGuider, model="sd3", on_fail=None, strength=2.0)
+        ```
+    """
+    from autolora_eval.guider_checks.harness import guider_under_test
+
+    tested = guider_under_test(guider, model=model, spec=spec, parameters=parameters)
+    results = list(run_checks(tested))
+    failed = [result for result in results if result.status == "failed"]
+    if failed and on_fail == "raise":
+        lines = [f"{tested.cls.__name__} fails {len(failed)} of {len(results)} checks:"]
+        lines += [f"  {result.name}: {result.message}" for result in failed]
+        raise CheckFailedError("\n".join(lines), results)
     return results
 
 
@@ -89,17 +89,18 @@ def guider_checks_generator(
     model: ModelName = "sdxl",
     spec: GuiderSpec | None = None,
     **parameters: Any,  # noqa: ANN401
-) -> list[tuple[str, Callable[[], CheckResult]]]:
-    """Return each law's name, and a function that tries it on the guider.
+) -> Iterator[tuple[str, Callable[[], CheckResult]]]:
+    """Yield the name of each check, and a function that runs it on the guider.
 
-    Arguments are those of `check_guider`.
+    The function first runs the checks that it requires, unless they already ran. Arguments are
+    those of `check_guider`.
     """
-    from autolora_eval.guider_checks.guider_under_test import subject_of
-    from autolora_eval.guider_checks.runner import LAWS
+    from autolora_eval.guider_checks.harness import guider_under_test
 
-    subject = subject_of(guider, model=model, spec=spec, parameters=parameters)
+    tested = guider_under_test(guider, model=model, spec=spec, parameters=parameters)
     known: dict[str, CheckResult] = {}
-    return [(law.name, _trial(law, subject, known)) for law in LAWS]
+    for name in all_checks():
+        yield name, partial(run_with_required, name, tested, known)
 
 
 def parametrize_with_checks(
@@ -109,47 +110,31 @@ def parametrize_with_checks(
     spec: GuiderSpec | None = None,
     **parameters: Any,  # noqa: ANN401
 ) -> pytest.MarkDecorator:
-    """Decorate a test so that pytest runs it once for each law.
+    """Decorate a test so that pytest runs it once for each check.
 
+    A failed check fails its test with the check's message, and a skipped check skips it. Arguments
+    are those of `check_guider`.
+
+    Example:
+        ```python
         @parametrize_with_checks(MyGuider, strength=2.0)
-        def test_my_guider(law):
-            law()
-
-    A broken law fails its test with the law's message; one that cannot tell anything is skipped
-    with its reason. Arguments are those of `check_guider`.
+        def test_my_guider(check):
+            check()
+        ```
     """
     import pytest
 
-    def tested(trial: Callable[[], CheckResult]) -> Callable[[], None]:
+    def as_test(run: Callable[[], CheckResult]) -> Callable[[], None]:
         def test() -> None:
-            result = trial()
-            if result.status == "not applicable":
+            result = run()
+            if result.status == "skipped":
                 pytest.skip(result.message)
             if result.status == "failed":
                 pytest.fail(result.message, pytrace=False)
 
         return test
 
-    trials = guider_checks_generator(guider, model=model, spec=spec, **parameters)
+    checks = guider_checks_generator(guider, model=model, spec=spec, **parameters)
     return pytest.mark.parametrize(
-        "law", [pytest.param(tested(trial), id=name) for name, trial in trials]
+        "check", [pytest.param(as_test(run), id=name) for name, run in checks]
     )
-
-
-def _trial(
-    law: Check, subject: GuiderUnderTest, known: dict[str, CheckResult]
-) -> Callable[[], CheckResult]:
-    """Return a function that tries one law after those that it needs, each of them once."""
-    from autolora_eval.guider_checks.runner import LAWS
-
-    needed = {test.__name__ for test in law.needs}
-    wanted = [*(other for other in LAWS if other.name in needed), law]
-
-    def run() -> CheckResult:
-        for one in wanted:
-            if one.name not in known:
-                failed = [name for name, result in known.items() if result.status == "failed"]
-                known[one.name] = one.of(subject, failed)
-        return known[law.name]
-
-    return run

@@ -1,46 +1,45 @@
-"""The laws in the order in which they are tried, and how they are tried."""
+"""Registers the checks, runs them on a guider, and shows the results of `autolora-eval check`.
+
+This module imports no torch, so that the public names can be imported quickly.
+"""
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import diffusers
-import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
+from autolora_eval.guidance.spec import ModelName
 
-import autolora_eval
-from autolora_eval.guider_checks import (
-    denoising_checks,
-    object_checks,
-    prediction_checks,
-    tensor_checks,
-)
-from autolora_eval.guider_checks.denoising_loop import ProtocolError, silence
-from autolora_eval.guider_checks.guider_under_test import (
-    CheckFailedError,
-    CheckSkippedError,
-    GuiderUnderTest,
-)
+if TYPE_CHECKING:
+    from diffusers.guiders import BaseGuidance
+    from rich.console import Console
 
-_LIBRARIES = [Path(str(library.__file__)).parent for library in (autolora_eval, diffusers, torch)]
-Status = Literal["passed", "failed", "not applicable"]
+    from autolora_eval.guidance.method import GuiderMethod
+    from autolora_eval.guider_checks.harness import GuiderUnderTest
+
+Status = Literal["passed", "failed", "skipped"]
+_STYLES: dict[Status, str] = {"passed": "green", "failed": "bold red", "skipped": "dim"}
+# The CFG scale of the model, for methods that take theirs from it.
+_MODEL_GUIDANCE_SCALE = 5.0
+_PYDANTIC_PREFIX = "Value error, "
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one law says of a guider.
+    """The result of one check.
 
     Attributes:
-        name: of the law.
-        status: "passed", "failed" or "not applicable".
-        message: what is wrong and what to do, or why the law cannot tell; empty if it passed.
+        name: Name of the check, such as `"check_output_shape"`.
+        status: `"passed"`, `"failed"` or `"skipped"`.
+        message: What is wrong and how to fix it, or why the check was skipped. Empty if it passed.
     """
 
     name: str
@@ -48,145 +47,263 @@ class CheckResult:
     message: str = ""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One law.
+class CheckFailedError(AutoLoRAEvalError):
+    """A guider failed one or more checks.
 
     Attributes:
-        test: raises `CheckFailedError` or `CheckSkippedError`; its docstring states the law.
-        needs: laws without which this one can tell nothing: if one fails, this is not applicable.
+        results: The results of all checks, if the error is raised by `check_guider`.
     """
 
-    test: Callable[[GuiderUnderTest], None]
-    needs: tuple[Callable[[GuiderUnderTest], None], ...] = ()
+    def __init__(self, message: str, results: Sequence[CheckResult] = ()) -> None:
+        super().__init__(message)
+        self.results = list(results)
+
+
+class CheckSkippedError(Exception):
+    """A check does not apply to a guider. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A registered check.
+
+    Attributes:
+        function: Raises `CheckFailedError` or `CheckSkippedError`, or returns if the guider passes.
+        requires: Names of the checks without which this one proves nothing.
+    """
+
+    function: Callable[[GuiderUnderTest], None]
+    requires: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """The law's name, that of its function."""
-        return self.test.__name__
+        """The name of the function."""
+        return self.function.__name__
 
     @property
-    def statement(self) -> str:
-        """The law in a sentence."""
-        return (self.test.__doc__ or "").splitlines()[0]
+    def summary(self) -> str:
+        """What the check tests, in one sentence."""
+        return (self.function.__doc__ or "").splitlines()[0]
 
-    def of(self, subject: GuiderUnderTest, failed: Sequence[str] = ()) -> CheckResult:
-        """Try it on a guider.
 
-        Args:
-            subject: the guider.
-            failed: names of the laws that it has broken.
-        """
-        lacking = [law.__name__ for law in self.needs if law.__name__ in failed]
-        if lacking:
-            return CheckResult(
-                self.name, "not applicable", f"cannot be told while {lacking[0]} fails"
+_REGISTERED: dict[str, Check] = {}
+
+
+def check(
+    *, requires: tuple[str, ...] = ()
+) -> Callable[[Callable[[GuiderUnderTest], None]], Callable[[GuiderUnderTest], None]]:
+    """Register a function as a check.
+
+    Args:
+        requires: Names of checks. If one of them fails, or one that it requires itself, the new
+            check is skipped, so that one fault is reported under one name.
+    """
+
+    def register(function: Callable[[GuiderUnderTest], None]) -> Callable[[GuiderUnderTest], None]:
+        _REGISTERED[function.__name__] = Check(function, requires)
+        return function
+
+    return register
+
+
+@cache
+def all_checks() -> Mapping[str, Check]:
+    """Return all checks by name, each after those that it requires. Imports torch."""
+    for module in ("interface_checks", "prediction_checks"):
+        importlib.import_module(f"autolora_eval.guider_checks.{module}")
+    ordered: dict[str, Check] = {}
+    for name in _REGISTERED:
+        ordered |= {one: _REGISTERED[one] for one in (*_required(name), name)}
+    return ordered
+
+
+@cache
+def _required(name: str) -> tuple[str, ...]:
+    """Return what a check requires, directly or not, in the order in which it runs."""
+    found: dict[str, None] = {}
+    for direct in _REGISTERED[name].requires:
+        found |= dict.fromkeys((*_required(direct), direct))
+    return tuple(found)
+
+
+def run_checks(guider: GuiderUnderTest) -> Iterator[CheckResult]:
+    """Run all checks on a guider and yield each result as soon as it is known."""
+    known: dict[str, CheckResult] = {}
+    for name in all_checks():
+        yield run_with_required(name, guider, known)
+
+
+def run_with_required(
+    name: str, guider: GuiderUnderTest, known: dict[str, CheckResult]
+) -> CheckResult:
+    """Run one check after those that it requires.
+
+    Args:
+        name: Name of the check.
+        guider: The guider.
+        known: Results so far. New results are added.
+    """
+    all_checks()
+    required = _required(name)
+    for one in (*required, name):
+        if one not in known:
+            failed = [n for n in _required(one) if known[n].status == "failed"]
+            known[one] = (
+                CheckResult(one, "skipped", f"requires {failed[0]}, which failed")
+                if failed
+                else _run(_REGISTERED[one], guider)
             )
-        try:
-            with silence():
-                self.test(subject)
-        except (CheckFailedError, ProtocolError) as error:
-            return CheckResult(self.name, "failed", f"{error}{_place(error.__cause__)}")
-        except CheckSkippedError as error:
-            return CheckResult(self.name, "not applicable", str(error))
-        except (Exception, SystemExit) as error:
-            told = " ".join(str(error).split())
-            message = f"it raised {type(error).__name__}: {told:.300}{_place(error)}"
-            return CheckResult(self.name, "failed", message)
-        return CheckResult(self.name, "passed")
+    return known[name]
 
 
-def _place(error: BaseException | None) -> str:
-    """Return as " (file:line)" the last line of a stranger's code that an error came through."""
+def _run(check: Check, guider: GuiderUnderTest) -> CheckResult:
+    from autolora_eval.guider_checks.denoising_loop import quiet_diffusers
+
+    try:
+        with quiet_diffusers():
+            check.function(guider)
+    except CheckFailedError as error:
+        return CheckResult(check.name, "failed", f"{error}{_location(error.__cause__)}")
+    except CheckSkippedError as error:
+        return CheckResult(check.name, "skipped", str(error))
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        message = f"it raised {type(error).__name__}: {text:.300}{_location(error)}"
+        return CheckResult(check.name, "failed", message)
+    return CheckResult(check.name, "passed")
+
+
+def _location(error: BaseException | None) -> str:
+    """Return the last line of third-party code in a traceback, as " (file:line)"."""
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []
-    own = [f for f in frames if _is_a_stranger_s(Path(f.filename))]
+    own = [frame for frame in frames if _is_third_party(Path(frame.filename))]
     return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
 
 
-def _is_a_stranger_s(file: Path) -> bool:
-    of_python = file.is_relative_to(Path(traceback.__file__).parent)
-    if of_python and "site-packages" not in file.parts:
+def _is_third_party(file: Path) -> bool:
+    in_python = file.is_relative_to(Path(traceback.__file__).parent)
+    if in_python and "site-packages" not in file.parts:
         return False
-    return not any(map(file.is_relative_to, _LIBRARIES))
-
-
-def _laws() -> Iterator[Check]:
-    p, t, d, o = prediction_checks, tensor_checks, denoising_checks, object_checks
-    yield Check(d.check_completes_image)
-    runs = (d.check_completes_image,)
-    yield Check(d.check_runs_in_pipeline, runs)
-    yield Check(t.check_output_shape, runs)
-    sound = (*runs, t.check_output_shape)
-    yield Check(t.check_output_dtype, sound)
-    yield Check(t.check_output_device, sound)
-    yield Check(d.check_denoiser_restored, sound)
-    clean = (*sound, d.check_denoiser_restored)
-    yield Check(d.check_denoiser_restored_after_error, clean)
-    yield Check(t.check_inputs_not_modified, sound)
-    untouched = (*clean, t.check_inputs_not_modified)
-    yield Check(t.check_deterministic, untouched)
-    tellable = (*untouched, t.check_deterministic)
-    yield Check(t.check_batch_independence, tellable)
-    yield Check(o.check_no_state_between_images, (*tellable, d.check_runs_in_pipeline))
-    yield Check(d.check_nfe, (*runs, d.check_runs_in_pipeline))
-    yield Check(d.check_num_conditions_before_first_step, sound)
-    yield Check(d.check_is_conditional, sound)
-    yield Check(d.check_block_state_inputs, sound)
-    yield Check(p.check_guidance_has_effect, tellable)
-    acting = (*tellable, p.check_guidance_has_effect)
-    yield Check(p.check_scales_have_effect, acting)
-    yield Check(p.check_identity_params, acting)
-    yield Check(p.check_active_intervals, acting)
-    yield Check(p.check_disabled, acting)
-    yield Check(p.check_linear_params, (*acting, p.check_scales_have_effect))
-    yield Check(p.check_linear_in_predictions, acting)
-    copied = (*tellable, d.check_runs_in_pipeline)
-    yield Check(o.check_new_roundtrip, copied)
-    yield Check(o.check_save_load_roundtrip, (*copied, o.check_new_roundtrip))
-
-
-LAWS: tuple[Check, ...] = tuple(_laws())
-
-
-def judge(subject: GuiderUnderTest, laws: Sequence[Check] = LAWS) -> Iterator[CheckResult]:
-    """Try laws on a guider, one after the other.
-
-    Args:
-        subject: the guider.
-        laws: which, in an order in which what they need comes first.
-    """
-    failed: list[str] = []
-    for law in laws:
-        result = law.of(subject, failed)
-        if result.status == "failed":
-            failed.append(law.name)
-        yield result
+    specs = [find_spec(library) for library in ("autolora_eval", "diffusers", "torch")]
+    folders = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin]
+    return not any(map(file.is_relative_to, folders))
 
 
 # --------------------
-# What the laws say of a guider, on a terminal.
+# The command `autolora-eval check`.
 
 
-_MARKS = {
-    "passed": ("passed", "green"),
-    "failed": ("FAILED", "bold red"),
-    "not applicable": ("–", "dim"),
-}
+def check_command(
+    name: str, arguments: Sequence[str], model: ModelName, console: Console, progress: Console
+) -> bool:
+    """Run all checks on a guider and print a table of the results.
+
+    Args:
+        name: A dotted path such as `package.module.MyGuider`, which may be a module in the working
+            folder; or the name of a method, built in or of an installed package.
+        arguments: Parameters as `name=value`, each value written as in YAML.
+        model: Family of the tiny model.
+        console: Where the table goes.
+        progress: Where the progress line goes. It is drawn on a terminal only, and removed.
+
+    Returns:
+        `True` if no check failed.
+
+    Raises:
+        UsageError: if there is no such guider, or a parameter is wrong.
+    """
+    with progress.status("Loading diffusers …") as status:
+        from autolora_eval.guider_checks.harness import guider_under_test
+
+        guider, parameters = _find_guider(name, dict(_parameter(word) for word in arguments))
+        tested = guider_under_test(guider, model=model, spec=None, parameters=parameters)
+        results: list[CheckResult] = []
+        for check_name in all_checks():
+            status.update(f"Check {len(results) + 1} of {len(all_checks())}: {check_name}")
+            known = {result.name: result for result in results}
+            results.append(run_with_required(check_name, tested, known))
+    _print_results(f"{name} on a tiny {model.upper()}", results, console)
+    return all(result.status != "failed" for result in results)
 
 
-def show_laws(name: str, results: Iterable[CheckResult], console: Console) -> None:
-    """Print a row a law: its name, whether it is kept, and what is wrong or why it cannot tell."""
+def _find_guider(
+    name: str, parameters: Mapping[str, Any]
+) -> tuple[type[BaseGuidance] | BaseGuidance, Mapping[str, Any]]:
+    """Return the guider that a name stands for, and the parameters to construct it with."""
+    from autolora_eval.guidance.method import GuiderMethod
+    from autolora_eval.guidance.method_registry import GUIDERS, describe_type
+    from autolora_eval.plugins.third_party import load_dotted
+
+    is_path = "." in name.replace(":", ".")
+    found: object = load_dotted(name, [Path.cwd()]) if is_path else GUIDERS.find(name)
+    if isinstance(found, GuiderMethod) and found.guider is not None:
+        return found.guider, _coerced(found.guider, parameters)
+    if isinstance(found, GuiderMethod):
+        return _built(found, parameters), {}
+    if not isinstance(found, type):
+        raise UsageError(f"'{name}' is {describe_type(found)}; expected a guider class.")
+    return found, _coerced(found, parameters)
+
+
+def _coerced(guider: type, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Convert values to the constructor's annotations, as in a benchmark file."""
+    from autolora_eval.plugins.signatures import CoercionError, signature_of
+
+    signature = signature_of(guider)
+    arguments: dict[str, Any] = {}
+    for name, value in parameters.items():
+        try:
+            arguments |= signature.arguments({name: value})
+        except CoercionError as error:
+            raise UsageError(f"{guider.__name__}: {name}: {error} (got {value!r:.80}).") from error
+    return arguments
+
+
+def _built(method: GuiderMethod, parameters: Mapping[str, Any]) -> BaseGuidance:
+    from pydantic import ValidationError
+
+    from autolora_eval.guider_checks.denoising_loop import quiet_diffusers
+
+    try:
+        validated = method.parameters.model_validate(parameters, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            near = did_you_mean(name, method.parameters.model_fields)
+            raise UsageError(f"'{method.name}' has no parameter '{name}'.{near}") from error
+        message = first["msg"].removeprefix(_PYDANTIC_PREFIX)
+        raise UsageError(f"'{method.name}': {name or 'parameters'}: {message}.") from error
+    with quiet_diffusers():
+        return method.build(validated.with_model_defaults(_MODEL_GUIDANCE_SCALE))
+
+
+def _parameter(word: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = word.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"'{word}' is not a parameter: write --parameter name=value.")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"the value of '{name}' is not valid YAML: {value}") from error
+
+
+def _print_results(title: str, results: Sequence[CheckResult], console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("Law", overflow="fold", max_width=34)
+    table.add_column("Check", overflow="fold", max_width=38)
     table.add_column("", no_wrap=True)
     table.add_column("", overflow="fold")
-    counts: Counter[str] = Counter()
     for result in results:
-        counts[result.status] += 1
-        mark, style = _MARKS[result.status]
-        shade = "dim" if result.status == "not applicable" else ""
-        law = result.name.replace("_", " ")
-        table.add_row(Text(law, shade), Text(mark, style), Text(result.message, shade))
+        shade = "dim" if result.status == "skipped" else ""
+        mark = "FAILED" if result.status == "failed" else result.status
+        cells = ((result.name, shade), (mark, _STYLES[result.status]), (result.message, shade))
+        table.add_row(*(Text(*cell) for cell in cells))
     console.print(table)
-    parts = [f"{counts[status]} {status}" for status in _MARKS if counts[status]]
-    console.print(Text.assemble((name, "bold"), f": {', '.join(parts)}"), soft_wrap=True)
+    counts = Counter(result.status for result in results)
+    parts = [f"{counts[status]} {status}" for status in _STYLES if counts[status]]
+    console.print(Text.assemble((title, "bold"), f": {', '.join(parts)}"), soft_wrap=True)

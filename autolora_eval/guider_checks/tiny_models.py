@@ -1,15 +1,15 @@
-"""Tiny random models with a LoRA, made in memory in a second: what the laws are tried on.
+"""Tiny random models with a LoRA, on which the checks run. They are made in memory in a second.
 
-They are real classes of diffusers in real modular pipelines, from which only the text encoders
-are left out: embeddings are random too. Of the large models' layers there are the first of
-`mid_block.attentions.0.transformer_blocks` (SDXL) and three of `transformer_blocks` (SD3).
+They are diffusers' own classes in its own modular pipelines, without text encoders: the embeddings
+are random too. Of the layers that guiders address, SDXL has the first of
+`mid_block.attentions.0.transformer_blocks` and SD3 has three of `transformer_blocks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -32,21 +32,22 @@ from autolora_eval.guidance.denoiser_state import DenoiserState
 from autolora_eval.guidance.spec import ModelName
 
 TOKENS, WIDTH, POOLED, SIDE = 4, 16, 8, 8
-LORA_WEIGHT = 0.7  # not 1, to which a guider might put it back
+LORA_SCALE = 0.7  # Not 1, the scale to which a faulty guider might reset it.
 _VAE_FACTOR = 2
+_SCALARS = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """What a denoiser is given at every step of one batch of images.
+    """The inputs of a denoiser for one batch of images.
 
     Attributes:
-        latents: x_t by step, each float32 [B, 4, H, W].
-        timesteps: by step, scalars.
-        prompt: embeddings of the prompts (conditional, null), each [B, 4, 16].
-        pooled: pooled embeddings (conditional, null), each [B, 8].
-        known: predictions made of these inputs, by step, prompt (True) or null prompt (False),
-            and what the guider had set on the denoiser.
+        latents: x_t of each step, float32 [B, 4, H, W].
+        timesteps: Of each step, scalars.
+        prompt: Embeddings of the prompts and of the null prompt, each [B, 4, 16].
+        pooled: Pooled embeddings of both, each [B, 8].
+        known: Predictions computed so far, by step, branch (`True`: prompts, `False`: null prompt)
+            and settings of the denoiser.
     """
 
     latents: tuple[torch.Tensor, ...]
@@ -54,10 +55,14 @@ class ModelInputs:
     prompt: tuple[torch.Tensor, torch.Tensor]
     pooled: tuple[torch.Tensor, torch.Tensor]
     known: dict[tuple[int, bool, frozenset[str]], torch.Tensor] = field(default_factory=dict)
+    _copies: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._copies.extend(tensor.clone() for tensor in self._tensors())
 
     @classmethod
     def random(cls, seed: int, *, rows: int = 2, steps: int = 10, width: int = SIDE) -> ModelInputs:
-        """Draw them."""
+        """Draw random inputs."""
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape: int) -> torch.Tensor:
@@ -71,7 +76,7 @@ class ModelInputs:
         )
 
     def rows(self, order: list[int]) -> ModelInputs:
-        """Return the rows of these numbers, in this order."""
+        """Return the images with these indices, in this order."""
         return ModelInputs(
             tuple(x[order] for x in self.latents),
             self.timesteps,
@@ -79,36 +84,96 @@ class ModelInputs:
             (self.pooled[0][order], self.pooled[1][order]),
         )
 
-    def tensors(self) -> list[torch.Tensor]:
-        """Return all of them in one list."""
+    def is_modified(self) -> bool:
+        """Return `True` if a guider has changed them in place."""
+        return not all(map(torch.equal, self._tensors(), self._copies))
+
+    def restore(self) -> bool:
+        """Undo changes in place. Return `True` if there were any."""
+        modified = self.is_modified()
+        if modified:
+            for tensor, kept in zip(self._tensors(), self._copies, strict=True):
+                tensor.copy_(kept)
+        return modified
+
+    def _tensors(self) -> list[torch.Tensor]:
         return [*self.latents, *self.timesteps, *self.prompt, *self.pooled]
 
 
 Fields = Callable[[ModelInputs, int], dict[str, Any]]
-Call = Callable[[torch.nn.Module, Any, ModelInputs, int], torch.Tensor]
+Forward = Callable[[torch.nn.Module, Any, ModelInputs, int], torch.Tensor]
 
 
-@dataclass(frozen=True)
 class TinyModel:
-    """A denoiser with a LoRA, the loop of its family around it, and what a guider is given there.
+    """A denoiser with a LoRA, and the modular pipeline of its family around it.
+
+    Args:
+        denoiser: A UNet or transformer with a LoRA, float32.
+        pipe: The modular pipeline, without text encoders.
+        fields: (inputs, step) → what the pipeline's denoising loop gives to `prepare_inputs`.
+        forward: (denoiser, prepared batch, inputs, step) → the prediction.
 
     Attributes:
-        name: of the family.
-        denoiser: a UNet or transformer, float32, in evaluation mode.
-        pipe: the modular pipeline, its text encoders left out.
-        fields: (inputs, step) → what the pipeline's denoising loop hands to `prepare_inputs`.
-        call: (denoiser, one prepared batch, inputs, step) → its prediction.
-        calls: one number, the denoiser's forward passes so far.
-        pristine: the denoiser as it was made.
+        nfe: Function evaluations so far.
     """
 
-    name: ModelName
-    denoiser: torch.nn.Module
-    pipe: Any
-    fields: Fields
-    call: Call
-    calls: list[int]
-    pristine: DenoiserState
+    def __init__(
+        self,
+        denoiser: torch.nn.Module,
+        pipe: Any,  # noqa: ANN401
+        fields: Fields,
+        forward: Forward,
+    ) -> None:
+        self.denoiser, self.pipe, self.fields, self._forward = denoiser, pipe, fields, forward
+        self.nfe = 0
+        self._count_calls()
+        self._inputs: dict[int, ModelInputs] = {}
+        self._state = DenoiserState(denoiser)
+        self._buffers = [(layer._buffers, dict(layer._buffers)) for layer in denoiser.modules()]
+        tensors = {**dict(denoiser.named_parameters()), **dict(denoiser.named_buffers())}
+        self._weights = {name: (live, live.detach().clone()) for name, live in tensors.items()}
+
+    def _count_calls(self) -> None:
+        # A guider may call `forward` directly and so bypass the hooks of `__call__`.
+        forward = self.denoiser.forward
+
+        @wraps(forward)
+        def counted(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+            self.nfe += 1
+            return forward(*args, **options)
+
+        self.denoiser.forward = counted
+
+    def inputs(self, seed: int) -> ModelInputs:
+        """Return the inputs of two images. Their known predictions are shared in the process."""
+        return self._inputs.setdefault(seed, ModelInputs.random(seed))
+
+    def predict(
+        self,
+        inputs: ModelInputs,
+        step: int,
+        batch: Any,  # noqa: ANN401
+        branch: bool | None = None,
+        settings: frozenset[str] = frozenset(),
+    ) -> torch.Tensor:
+        """Return the denoiser's prediction, [B, 4, H, W].
+
+        Args:
+            inputs: The inputs.
+            step: Index of the denoising step.
+            batch: The prepared batch.
+            branch: `True` or `False` if the batch is exactly that of the prompts or of the null
+                prompt, so that a known prediction may be used. It counts as an evaluation.
+            settings: What the guider has set on the denoiser.
+        """
+        if branch is None or inputs.is_modified():
+            return self._forward(self.denoiser, batch, inputs, step)
+        key = (step, branch, settings)
+        if key in inputs.known:
+            self.nfe += 1
+        else:
+            inputs.known[key] = self._forward(self.denoiser, batch, inputs, step)
+        return inputs.known[key].clone()
 
     def sample(self, guider: Any, inputs: ModelInputs) -> torch.Tensor:  # noqa: ANN401
         """Run the pipeline's own denoising loop and return latents, float32 [B, 4, 8, 8]."""
@@ -127,13 +192,41 @@ class TinyModel:
         )
         return latents
 
+    def changes(self) -> dict[tuple[str, str], Any]:
+        """Return what differs from the model as it was made: (layer, attribute) → value."""
+        return self._state.changes() | {(name, "weights"): None for name in self._changed_weights()}
 
+    def settings(self) -> frozenset[str] | None:
+        """Return the changed switches as a key. `None` if anything but plain values changed."""
+        changes = self._state.changes()
+        plain = all(isinstance(value, _SCALARS) for value in changes.values())
+        if not plain or self._changed_weights():
+            return None
+        return frozenset(f"{layer}.{name}={value!r}" for (layer, name), value in changes.items())
+
+    def restore(self) -> None:
+        """Put the model back as it was made."""
+        self._state.restore()
+        for table, kept in self._buffers:
+            table.update(kept)
+        for name in self._changed_weights():
+            live, copied = self._weights[name]
+            live.data = copied.clone()
+
+    def _changed_weights(self) -> list[str]:
+        for table, kept in self._buffers:
+            if any(table[name] is not buffer for name, buffer in kept.items()):
+                return list(self._weights)  # The model was cast or moved.
+        return [name for name, (live, kept) in self._weights.items() if not _equal(live, kept)]
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b))
+
+
+@cache
 def tiny_model(name: ModelName) -> TinyModel:
-    """Make a tiny model; a like one every time, and no draw from the global random generator.
-
-    Args:
-        name: of its family.
-    """
+    """Make a tiny model, once per process. Draws nothing from the global random generators."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return {"sdxl": _sdxl, "sd3": _sd3}[name]()
@@ -141,22 +234,9 @@ def tiny_model(name: ModelName) -> TinyModel:
 
 def _with_lora(denoiser: Any) -> torch.nn.Module:  # noqa: ANN401
     denoiser.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    denoiser.set_adapters("default", LORA_WEIGHT)
+    denoiser.set_adapters("default", LORA_SCALE)
     network: torch.nn.Module = denoiser.eval().requires_grad_(False)
     return network
-
-
-def _counted(denoiser: torch.nn.Module) -> list[int]:
-    """Count in `forward` itself, which a guider may call past the hooks of `__call__`."""
-    calls, forward = [0], denoiser.forward
-
-    @wraps(forward)
-    def counted(*args: Any, **options: Any) -> Any:  # noqa: ANN401
-        calls[0] += 1
-        return forward(*args, **options)
-
-    denoiser.forward = counted
-    return calls
 
 
 def _vae() -> AutoencoderKL:
@@ -180,19 +260,6 @@ def _pipeline(blocks: Any, **components: Any) -> Any:  # noqa: ANN401
     return pipe
 
 
-def _made(
-    name: ModelName,
-    denoiser: torch.nn.Module,
-    pipe: Any,  # noqa: ANN401
-    fields: Fields,
-    call: Call,
-) -> TinyModel:
-    calls = _counted(denoiser)
-    return TinyModel(
-        name, denoiser, pipe, fields, call, calls, DenoiserState(denoiser, weights=True)
-    )
-
-
 def _sdxl() -> TinyModel:
     unet = UNet2DConditionModel(
         sample_size=SIDE,
@@ -213,7 +280,7 @@ def _sdxl() -> TinyModel:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     )
     pipe = _pipeline(StableDiffusionXLAutoBlocks(), unet=_with_lora(unet), scheduler=scheduler)
-    return _made("sdxl", unet, pipe, _sdxl_fields, _sdxl_call)
+    return TinyModel(unet, pipe, _sdxl_fields, _sdxl_forward)
 
 
 def _sdxl_fields(inputs: ModelInputs, step: int) -> dict[str, Any]:
@@ -226,7 +293,7 @@ def _sdxl_fields(inputs: ModelInputs, step: int) -> dict[str, Any]:
     }
 
 
-def _sdxl_call(unet: Any, batch: Any, inputs: ModelInputs, step: int) -> torch.Tensor:  # noqa: ANN401
+def _sdxl_forward(unet: Any, batch: Any, inputs: ModelInputs, step: int) -> torch.Tensor:  # noqa: ANN401
     conditions = {"time_ids": batch.time_ids, "text_embeds": batch.text_embeds}
     prediction: torch.Tensor = unet(
         inputs.latents[step],
@@ -255,7 +322,7 @@ def _sd3() -> TinyModel:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     blocks = StableDiffusion3AutoBlocks()
     pipe = _pipeline(blocks, transformer=_with_lora(transformer), scheduler=scheduler)
-    return _made("sd3", transformer, pipe, _sd3_fields, _sd3_call)
+    return TinyModel(transformer, pipe, _sd3_fields, _sd3_forward)
 
 
 def _sd3_fields(inputs: ModelInputs, step: int) -> dict[str, Any]:
@@ -267,7 +334,7 @@ def _sd3_fields(inputs: ModelInputs, step: int) -> dict[str, Any]:
     }
 
 
-def _sd3_call(transformer: Any, batch: Any, inputs: ModelInputs, step: int) -> torch.Tensor:  # noqa: ANN401
+def _sd3_forward(transformer: Any, batch: Any, inputs: ModelInputs, step: int) -> torch.Tensor:  # noqa: ANN401
     prediction: torch.Tensor = transformer(
         hidden_states=batch.hidden_states,
         timestep=inputs.timesteps[step].expand(len(batch.hidden_states)),
@@ -278,8 +345,8 @@ def _sd3_call(transformer: Any, batch: Any, inputs: ModelInputs, step: int) -> t
     return prediction
 
 
-def embeddings_of(batch: Any) -> torch.Tensor:  # noqa: ANN401
-    """Return the prompt embeddings that a prepared batch has, by either family's name."""
+def prompt_embeddings(batch: Any) -> torch.Tensor:  # noqa: ANN401
+    """Return the prompt embeddings of a prepared batch of either family."""
     found: Mapping[str, Any] = batch.as_dict() if hasattr(batch, "as_dict") else vars(batch)
     for name in ("prompt_embeds", "encoder_hidden_states"):
         if isinstance(found.get(name), torch.Tensor):

@@ -174,7 +174,7 @@ def test_a_bad_guider_is_named_makes_no_image_and_changes_no_other_image(
     assert message.startswith(f"cell 'T--{bad}': the guider '{module.stem}.{bad}' ")
     assert told in message
     assert message.endswith(
-        "All else was made and is kept: run the same command again once that is mended."
+        "Everything else finished. Fix the problem and re-run the same command."
     )
     assert hashes(run, bad) == {}
     assert hashes(run, "CFG") == hashes(clean, "CFG")

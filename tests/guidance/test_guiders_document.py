@@ -45,11 +45,11 @@ def test_what_it_calls_refused_is_refused(name) -> None:
         assert refused == (cell == "refused"), (pipeline, cell)
 
 
-def test_every_law_stands_there_as_it_states_itself() -> None:
-    from autolora_eval.guider_checks.runner import LAWS
+def test_the_table_of_checks_has_every_check_with_its_summary() -> None:
+    from autolora_eval.guider_checks.runner import all_checks
 
-    stated = re.findall(r"^\| `(\w+)` \| (.*) \|$", CHECKS.partition("## The checks")[2], re.M)
-    assert stated == [(law.name, law.statement) for law in LAWS]
+    table = re.findall(r"^\| `(\w+)` \| (.*) \|$", CHECKS.partition("## The checks")[2], re.M)
+    assert table == [(check.name, check.summary) for check in all_checks().values()]
 
 
 def test_the_examples_name_layers_and_parameters_that_exist() -> None:
@@ -63,7 +63,7 @@ def test_the_examples_name_layers_and_parameters_that_exist() -> None:
         rule.parameters.model_validate(stated)
 
 
-def test_naming_the_laws_loads_no_torch() -> None:
+def test_the_public_names_of_the_checks_import_no_torch() -> None:
     code = (
         "import sys, autolora_eval.guider_checks, autolora_eval.guidance.diffusers_guiders; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers')))"

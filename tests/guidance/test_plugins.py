@@ -22,8 +22,7 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.guidance.catalogue import INSTALLED, catalogue
 from autolora_eval.guidance.method_registry import GUIDERS, resolve_method
-from autolora_eval.guider_checks.command import check
-from autolora_eval.guider_checks.runner import LAWS
+from autolora_eval.guider_checks.runner import all_checks, check_command
 
 CLASS = """
 from diffusers.guiders import ClassifierFreeGuidance
@@ -85,15 +84,15 @@ def test_the_laws_are_tried_on_a_guider_of_an_installed_package_by_its_name(
     installed: Path,
 ) -> None:
     console = Console(file=io.StringIO(), width=100)
-    kept = check("fading", ["guidance_scale=3.0"], "sd3", console)
+    kept = check_command("fading", ["guidance_scale=3.0"], "sd3", console, Console(quiet=True))
     shown = console.file.getvalue()
     assert kept, shown
     # It has no window, and is for no pipeline that prepares inputs in another way.
-    assert f"fading on a tiny SD3: {len(LAWS) - 2} passed, 2 not applicable" in shown
+    assert f"fading on a tiny SD3: {len(all_checks()) - 2} passed, 2 skipped" in shown
     with pytest.raises(UsageError, match=r"'broken' of example-methods 0\.3\.1 .* is broken"):
-        check("broken", [], "sd3", console)
+        check_command("broken", [], "sd3", console, Console(quiet=True))
     with pytest.raises(UsageError, match="It is a sampler"):
-        check("clipped_noise", [], "sd3", console)
+        check_command("clipped_noise", [], "sd3", console, Console(quiet=True))
 
 
 def test_a_sampler_of_an_installed_package_goes_by_its_name(installed: Path) -> None:

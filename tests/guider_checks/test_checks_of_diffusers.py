@@ -1,6 +1,6 @@
-"""Every guider that diffusers ships against every law, and what is declared of it against it.
+"""All checks on every guider of diffusers, and what is declared about these guiders.
 
-One table: what is not in it is passed. What fails does so for a defect of diffusers that is named.
+`CASES` lists the checks that do not pass. Each failure is a defect of diffusers.
 """
 
 from __future__ import annotations
@@ -14,136 +14,134 @@ import pytest
 import torch
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 
+from autolora_eval.guidance import diffusers_defects
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
 from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS, diffusers_guider
 from autolora_eval.guider_checks import check_guider
 
+pytestmark = pytest.mark.model
+
 MID = {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"}
 SD3_LAYER = {"indices": [0], "fqn": "transformer_blocks", "skip_attention": False}
-NO_CLAIM = {"linear_in_predictions": "it does not claim to be"}
+NO_CLAIM = {"check_linear_in_predictions": "not declared"}
 # diffusers: `start < step` for the perturbed pass, where `start <= step` is meant
-LATE = {"check_active_intervals": "_scale=0.0, it acts at [3, 4, 5], where it should"}
+LATE = {"check_active_intervals": "_scale=0.0, it acts at [3, 4, 5]; expected"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A guider at its parameters, and the laws that it does not pass, each with the reason."""
+    """A guider with parameters, and its failed and skipped checks with part of the message."""
 
     guider: type[BaseGuidance]
     parameters: dict[str, Any] = field(default_factory=dict)
     fails: dict[str, str] = field(default_factory=dict)
-    untold: dict[str, str] = field(default_factory=dict)
-    model: str = "sdxl"
+    skipped: dict[str, str] = field(default_factory=dict)
+    model: str = "sd3"
 
 
 g = diffusers.guiders
-EVERYTHING_ELSE = "cannot be told while check_completes_image fails"
+ALL_OTHERS = "requires check_completes_image, which failed"
 CASES = {
-    "AutoLoRA": Case(AutoLoRAGuidance, {"guidance_scale": 4.0}),
+    "AutoLoRA": Case(AutoLoRAGuidance, {"guidance_scale": 4.0}, model="sdxl"),
     "AutoLoRA without CFG": Case(
-        AutoLoRAGuidance, untold={"check_num_conditions_before_first_step": "none of its passes"}
+        AutoLoRAGuidance,
+        skipped={"check_num_conditions_before_first_step": "no prediction at these parameters"},
     ),
     "AutoLoRA of three scales": Case(
         AutoLoRAGuidance, {"autolora_scale": 0.5, "guidance_scale": 4.0, "base_guidance_scale": 2.0}
     ),
-    "AutoLoRA on SD3": Case(AutoLoRAGuidance, {"guidance_scale": 4.0}, model="sd3"),
     "LoRA": Case(
         ClassifierFreeGuidance,
         {"guidance_scale": 1.0},
-        untold={
-            "check_num_conditions_before_first_step": "none of its passes",
-            "check_guidance_has_effect": "the given parameters are the neutral ones",
-            "check_identity_params": "the given parameters are the neutral ones",
-            "check_active_intervals": "the given parameters are the neutral ones",
-            "check_disabled": "the given parameters are the neutral ones",
+        skipped={
+            "check_num_conditions_before_first_step": "no prediction at these parameters",
+            "check_guidance_has_effect": "the parameters are its identity",
+            "check_identity_params": "the parameters are its identity",
+            "check_active_intervals": "the parameters are its identity",
+            "check_disabled": "the parameters are its identity",
         },
     ),
     "CFG": Case(ClassifierFreeGuidance),
-    "CFG, original": Case(ClassifierFreeGuidance, {"use_original_formulation": True}, model="sd3"),
-    "APG": Case(g.AdaptiveProjectedGuidance, untold=NO_CLAIM),
+    "CFG, original": Case(ClassifierFreeGuidance, {"use_original_formulation": True}),
+    "APG": Case(g.AdaptiveProjectedGuidance, skipped=NO_CLAIM),
     "APG with momentum": Case(
         g.AdaptiveProjectedGuidance,
         {"adaptive_projected_guidance_momentum": -0.5, "eta": 0.0},
-        untold=NO_CLAIM,
-        model="sd3",
+        skipped=NO_CLAIM,
     ),
-    "APG-mix": Case(g.AdaptiveProjectedMixGuidance, untold=NO_CLAIM),
-    "AutoGuidance": Case(g.AutoGuidance, {"auto_guidance_config": MID}),
-    "AutoGuidance on SD3": Case(g.AutoGuidance, {"auto_guidance_config": SD3_LAYER}, model="sd3"),
+    "APG-mix": Case(g.AdaptiveProjectedMixGuidance, skipped=NO_CLAIM),
+    "AutoGuidance": Case(g.AutoGuidance, {"auto_guidance_config": SD3_LAYER}),
     "CFG-Zero*": Case(
         g.ClassifierFreeZeroStarGuidance,
         # zero_init_steps does not look at start and stop
         fails={"check_active_intervals": "it acts at [0, 2, 3, 4, 5]"},
-        untold=NO_CLAIM,
+        skipped=NO_CLAIM,
     ),
     "FDG": Case(
         g.FrequencyDecoupledGuidance,
-        untold={
+        skipped={
             "check_scales_have_effect": "no numeric parameter",
-            "check_linear_params": "it claims none",
+            "check_linear_params": "none is declared",
         },
     ),
     "LTX-2": Case(
         g.LTX2Guidance,
         {"guidance_scale": 4.0},
-        fails={"check_is_conditional": "is_conditional is True, and the pass"},
+        fails={"check_is_conditional": "is_conditional is True, but the batch"},
     ),
     "MAMBO-G": Case(
         g.MagnitudeAwareGuidance,
         fails={"check_completes_image": "dim must be a 2-tuple"},
-        untold={"": EVERYTHING_ELSE},
-        model="sd3",
+        skipped={"": ALL_OTHERS},
     ),
-    "PAG": Case(g.PerturbedAttentionGuidance, {"perturbed_guidance_config": MID}, fails=LATE),
+    "PAG": Case(
+        g.PerturbedAttentionGuidance, {"perturbed_guidance_config": MID}, fails=LATE, model="sdxl"
+    ),
     "PAG on SD3": Case(
         g.PerturbedAttentionGuidance,
         {"perturbed_guidance_config": SD3_LAYER},
         fails={"check_completes_image": "JointAttnProcessor2_0"},
-        untold={"": EVERYTHING_ELSE},
-        model="sd3",
+        skipped={"": ALL_OTHERS},
     ),
     "PAG without CFG": Case(
         g.PerturbedAttentionGuidance,
         {"perturbed_guidance_config": MID, "guidance_scale": 1.0},
+        model="sdxl",
         # the perturbed pass has the null prompt, and no layer is perturbed
         fails={
             "check_active_intervals": "it acts at none of 10 steps",
-            "check_linear_params": "linear in guidance_scale",
+            "check_linear_params": "declared linear in guidance_scale",
         },
     ),
-    "SLG": Case(g.SkipLayerGuidance, {"skip_layer_config": MID}, fails=LATE),
-    "SLG on SD3": Case(
-        g.SkipLayerGuidance, {"skip_layer_config": SD3_LAYER}, fails=LATE, model="sd3"
-    ),
-    "SLG of a whole layer on SD3": Case(
+    "SLG": Case(g.SkipLayerGuidance, {"skip_layer_config": SD3_LAYER}, fails=LATE, model="sd3"),
+    "SLG of a whole layer": Case(
         g.SkipLayerGuidance,
         {"skip_layer_config": {**SD3_LAYER, "skip_attention": True}},
         fails={"check_completes_image": "is invalid for input of size"},
-        untold={"": EVERYTHING_ELSE},
-        model="sd3",
+        skipped={"": ALL_OTHERS},
     ),
     "SEG": Case(
         g.SmoothedEnergyGuidance,
         {"seg_guidance_config": MID},
+        model="sdxl",
         fails={
             "check_is_conditional": "Call super().prepare_models(denoiser)",
             "check_scales_have_effect": "seg_guidance_scale changes nothing",
             "check_active_intervals": "seg_guidance_scale=0.0, it acts at none",
         },
-        untold={"check_linear_params": "while check_scales_have_effect fails"},
+        skipped={"check_linear_params": "requires check_scales_have_effect"},
     ),
     "TCFG": Case(
         g.TangentialClassifierFreeGuidance,
         fails={"check_is_conditional": "has no attribute 'is_conditional'"},
-        untold=NO_CLAIM,
+        skipped=NO_CLAIM,
     ),
     "AutoGuidance with dropout": Case(
         g.AutoGuidance,
         {"auto_guidance_config": {**SD3_LAYER, "dropout": 0.5}},
         fails={"check_deterministic": "two runs on the same inputs differ"},
-        untold={"": "cannot be told while check_deterministic fails"},
-        model="sd3",
+        skipped={"": "requires check_deterministic, which failed"},
     ),
 }
 
@@ -163,19 +161,19 @@ def test_no_guider_of_diffusers_is_missing_from_the_table_or_the_declarations() 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_laws_find_what_is_known_and_nothing_else(name) -> None:
+def test_the_checks_find_the_known_defects_and_no_others(name) -> None:
     case = CASES[name]
     results = check_guider(case.guider, model=case.model, on_fail=None, **case.parameters)
     found = {r.name: r.message for r in results if r.status == "failed"}
     assert set(found) == set(case.fails), found
-    assert all(reason in found[law] for law, reason in case.fails.items()), found
-    untold = {r.name: r.message for r in results if r.status == "not applicable"}
-    if "" in case.untold:
-        assert untold
-        assert all(case.untold[""] in m or law in NO_CLAIM for law, m in untold.items()), untold
+    assert all(reason in found[check] for check, reason in case.fails.items()), found
+    skipped = {r.name: r.message for r in results if r.status == "skipped"}
+    if "" in case.skipped:
+        assert skipped
+        assert all(case.skipped[""] in m or n in NO_CLAIM for n, m in skipped.items()), skipped
     else:
-        assert set(untold) == set(case.untold), untold
-        assert all(reason in untold[law] for law, reason in case.untold.items()), untold
+        assert set(skipped) == set(case.skipped), skipped
+        assert all(reason in skipped[check] for check, reason in case.skipped.items()), skipped
 
 
 @pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
@@ -273,9 +271,7 @@ def test_what_cannot_work_is_refused_with_the_defect_and_the_way_out(
 
 
 def test_fdg_without_kornia_says_what_to_install(monkeypatch) -> None:
-    from autolora_eval.guidance import upstream_rules
-
-    monkeypatch.setattr(upstream_rules, "find_spec", lambda name: None)
+    monkeypatch.setattr(diffusers_defects, "find_spec", lambda name: None)
     told = DIFFUSERS_GUIDERS["FrequencyDecoupledGuidance"].refusal({}, SDXL)
     assert told is not None
     assert told.endswith("pip install kornia")

@@ -8,9 +8,9 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
-from faulty_guiders import Good
 
 from autolora_eval.guider_checks import ActiveInterval, GuiderSpec
+from guiders.base import Good
 
 GOOD: dict[str, type[BaseGuidance]] = {}
 
