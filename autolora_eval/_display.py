@@ -287,9 +287,9 @@ def show_path(what: str, path: Path) -> None:
     _print_line((what, "bold"), f": {path}")
 
 
-def _count(value: float) -> str:
-    """Return an NFE; it is a fractional mean if images differ."""
-    if math.isnan(value):
+def _count(value: float | None) -> str:
+    """Return an NFE; it is a fractional mean if images differ, and None if no cell has one."""
+    if value is None or math.isnan(value):
         return DASH
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
