@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from typer.testing import CliRunner
-
-from autolora_eval.cli import app
+from command import run_command
 
 _BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
@@ -51,20 +49,19 @@ def run_page(page: Path) -> list[str]:
             _write(block)
         elif block.language == "console":
             for line in block.text.splitlines():
-                run_command(line)
+                run_line(line)
                 commands.append(line.split()[1])
         elif block.language == "python":
             exec(compile(block.text, str(page), "exec"), {"__name__": page.stem})
     return commands
 
 
-def run_command(line: str) -> str:
-    """Run one command line in this process; return what it printed."""
+def run_line(line: str) -> None:
+    """Run one command line in this process, and require that it succeeds."""
     program, *words = shlex.split(line)
     assert program == "autolora-eval", line
-    result = CliRunner().invoke(app, words, catch_exceptions=True)
-    assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
-    return result.output
+    finished = run_command(*words)
+    assert finished.code == 0, f"{line}\n{finished.stdout}\n{finished.stderr}"
 
 
 def _write(block: Block) -> None:

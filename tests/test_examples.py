@@ -11,9 +11,10 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 from conftest import ROOT
-from docs_page import run_command
+from docs_page import run_line
 
 EXAMPLES = ROOT / "examples"
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(autouse=True)
@@ -28,15 +29,15 @@ def table(run: str) -> pd.DataFrame:
 
 
 def test_own_guider() -> None:
-    run_command("autolora-eval generate examples/own_guider/benchmark.yaml")
-    run_command("autolora-eval score examples/own_guider/benchmark.yaml")
+    run_line("autolora-eval generate examples/own_guider/benchmark.yaml")
+    run_line("autolora-eval score examples/own_guider/benchmark.yaml")
     assert table("own_guider")["method"].tolist() == ["CFG", "Rising CFG"]
     assert table("own_guider")["diversity"].nunique() == 2
 
 
 def test_own_score() -> None:
-    run_command("autolora-eval generate examples/own_score/benchmark.yaml")
-    run_command("autolora-eval score examples/own_score/benchmark.yaml")
+    run_line("autolora-eval generate examples/own_score/benchmark.yaml")
+    run_line("autolora-eval score examples/own_score/benchmark.yaml")
     assert table("own_score")[["farthest_pair", "cm", "div_cm"]].notna().all(axis=None)
 
 
