@@ -40,6 +40,7 @@ R = TypeVar("R")
 
 MAX_IMAGE_BYTES = 20_000_000
 PROBE_SECONDS = 5.0
+BACKOFF_SECONDS = 0.5  # upper bound of the first random wait before a retry; it then doubles
 REDACTED = "[key]"
 # The run stops after so many consecutive failed questions, each with all of its retries.
 MAX_CONSECUTIVE_FAILURES = 50
@@ -266,7 +267,9 @@ class _Wait(tenacity.wait.wait_base):
 
     def __init__(self, longest: float) -> None:
         self._longest = longest
-        self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=min(30.0, longest))
+        self._backoff = tenacity.wait_random_exponential(
+            multiplier=BACKOFF_SECONDS, max=min(30.0, longest)
+        )
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
         backoff = float(self._backoff(retry_state))

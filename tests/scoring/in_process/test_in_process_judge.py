@@ -1,4 +1,4 @@
-"""The judge in this process: the same reply whatever stands beside it, and a reason where none."""
+"""The judge in this process: batches, images, failures and identity."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from autolora_eval.scoring.judges.base import Request
 from autolora_eval.scoring.judges.transformers_judge import conversation
 from autolora_eval.scoring.rubric import Question
 
-# --- batches and images -----------------------------------------------------------------------
+# Batches and images.
 
 
-def test_a_reply_does_not_depend_on_its_batch(loaded, requests) -> None:
-    """Questions of unequal length: the padding must not show."""
+def test_reply_does_not_depend_on_its_batch(loaded, requests) -> None:
+    """The questions have different lengths, so the batch is padded."""
     together = ask(loaded, requests)
     alone = [ask(loaded, [request])[0] for request in requests]
     backwards = ask(loaded, requests[::-1])[::-1]
@@ -32,9 +32,7 @@ def test_a_reply_does_not_depend_on_its_batch(loaded, requests) -> None:
     assert all(isinstance(reply.text, str) and reply.reason is None for reply in together)
 
 
-def test_requests_are_taken_a_batch_at_a_time_and_come_back_with_their_replies(
-    model, requests
-) -> None:
+def test_requests_are_consumed_and_answered_batch_by_batch(model, requests) -> None:
     taken = []
 
     def waiting() -> Iterator[Request]:
@@ -51,8 +49,8 @@ def test_requests_are_taken_a_batch_at_a_time_and_come_back_with_their_replies(
     assert list(judge(model).replies([])) == []
 
 
-def test_the_question_reaches_the_model_as_the_rubric_says(loaded, requests, rubric) -> None:
-    """What the processor makes of a question is the template around the rubric's own words."""
+def test_chat_template_contains_the_rubrics_text(loaded, requests, rubric) -> None:
+    """The processor adds only its template to the rubric's text."""
     processor = loaded._preprocessor.processor
     question = requests[0].question
     chat = conversation(question, Image.new("RGB", (64, 64)))
@@ -64,7 +62,7 @@ def test_the_question_reaches_the_model_as_the_rubric_says(loaded, requests, rub
     assert text.count("<image>") == 1
 
 
-def test_the_texts_of_a_question_stand_around_its_image() -> None:
+def test_texts_of_a_question_surround_the_image() -> None:
     image = Image.new("RGB", (4, 4))
 
     def kinds(before: str, after: str) -> list[str]:
@@ -77,7 +75,7 @@ def test_the_texts_of_a_question_stand_around_its_image() -> None:
     assert kinds("b", "") == ["b", "image"]
 
 
-def test_an_image_that_cannot_be_opened_is_a_reply_with_a_reason(loaded, requests) -> None:
+def test_unreadable_image_gives_a_reply_with_a_reason(loaded, requests) -> None:
     expected = said(loaded, requests)
     corrupt = requests[0].image.parent / "corrupt.png"
     corrupt.write_bytes(requests[0].image.read_bytes()[:100])
@@ -91,14 +89,14 @@ def test_an_image_that_cannot_be_opened_is_a_reply_with_a_reason(loaded, request
     assert (replies[1].text, replies[1].sent) == (None, None)
 
 
-def test_images_that_cannot_be_opened_load_no_model(model, tmp_path) -> None:
+def test_model_is_not_loaded_for_unreadable_images(model, tmp_path) -> None:
     fresh = judge(model)
     (reply,) = ask(fresh, [Request(tmp_path / "absent.png", Question("", "a"))])
     assert reply.reason == "missing_image"
     assert fresh._model is None
 
 
-def test_what_was_sent_is_the_file_as_it_is(loaded, tmp_path, rubric) -> None:
+def test_format_and_size_of_the_image_are_recorded(loaded, tmp_path, rubric) -> None:
     path = tmp_path / "wide.jpg"
     picture(("cell", 0, 0), (40, 90)).save(path)
     (reply,) = ask(loaded, [Request(path, rubric.question("a"))])
@@ -107,22 +105,22 @@ def test_what_was_sent_is_the_file_as_it_is(loaded, tmp_path, rubric) -> None:
     assert loaded.facts()["image_size"] == {"height": 64, "width": 64}
 
 
-def test_a_reply_that_runs_into_the_limit_says_so(model, requests) -> None:
-    """A verdict takes more than one token; at one token, only the end itself is no truncation."""
+def test_reply_at_the_token_limit_is_truncated(model, requests) -> None:
+    """A reply takes more than one token."""
     (reply,) = ask(judge(model, max_tokens=1), requests[:1])
     assert reply.truncated
     (longer,) = ask(judge(model, max_tokens=3), requests[:1])
     assert longer.text.startswith(reply.text)
 
 
-# --- what cannot be asked ---------------------------------------------------------------------
+# Failures.
 
 
 @pytest.mark.parametrize(
-    "words", ["two <image> and <image>", "long " * 2000], ids=["image", "long"]
+    "words", ["two <image> and <image>", "long " * 1100], ids=["image", "long"]
 )
-def test_a_question_that_cannot_be_asked_costs_the_others_nothing(loaded, requests, words) -> None:
-    """As raw text, past the rubric, which lets no such thing through."""
+def test_invalid_question_does_not_affect_the_others(loaded, requests, words) -> None:
+    """The rubric would escape such a prompt."""
     refused = Request(requests[0].image, Question("", words))
     expected = said(loaded, requests)
     replies = ask(loaded, [requests[0], refused, *requests[1:], refused])
@@ -132,8 +130,8 @@ def test_a_question_that_cannot_be_asked_costs_the_others_nothing(loaded, reques
     assert replies[1].sent["format"] == "PNG"
 
 
-def test_a_judge_that_can_be_asked_nothing_is_an_error(model, rubric, requests, tmp_path) -> None:
-    """It is no question's fault, and 'bad_request' a thousand times would not say so."""
+def test_judge_that_can_answer_no_question_is_an_error(model, rubric, requests, tmp_path) -> None:
+    """Not one 'bad_request' for each image."""
     folder = tmp_path / "judge"
     shutil.copytree(model, folder)
     (folder / "chat_template.jinja").unlink()
@@ -145,7 +143,7 @@ def test_a_judge_that_can_be_asked_nothing_is_an_error(model, rubric, requests, 
         ask(judge(model, rubric, max_tokens=1000), requests)
 
 
-def test_running_out_of_memory_names_the_key_to_lower(model, requests, monkeypatch) -> None:
+def test_out_of_memory_error_names_the_batch_size(model, requests, monkeypatch) -> None:
     full = judge(model, batch_size=2)
     ask(full, requests[:1])
 
@@ -157,14 +155,14 @@ def test_running_out_of_memory_names_the_key_to_lower(model, requests, monkeypat
         ask(full, requests)
 
 
-def test_a_folder_that_holds_no_judge_is_named(tmp_path, requests) -> None:
+def test_folder_without_a_judge_is_an_error(tmp_path, requests) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(AutoLoRAEvalError, match=r"the judge '.*' cannot be loaded"):
         ask(judge(tmp_path), requests[:1])
 
 
-def test_a_library_that_is_missing_is_named(model, requests, monkeypatch) -> None:
-    """Qwen2-VL's processor, for one, wants torchvision."""
+def test_missing_library_is_reported(model, requests, monkeypatch) -> None:
+    """For example, the processor of Qwen2-VL requires torchvision."""
     from transformers import AutoProcessor
 
     def from_pretrained(*_: object, **__: object) -> None:
@@ -175,7 +173,7 @@ def test_a_library_that_is_missing_is_named(model, requests, monkeypatch) -> Non
         judge(model).identity()
 
 
-def test_a_closed_judge_holds_no_model(model, requests) -> None:
+def test_closed_judge_releases_its_model(model, requests) -> None:
     one = judge(model)
     expected = said(one, requests)
     one.close()
@@ -183,8 +181,8 @@ def test_a_closed_judge_holds_no_model(model, requests) -> None:
     assert said(one, requests) == expected
 
 
-def test_the_models_own_settings_bend_no_verdict(loaded, model, requests, tmp_path) -> None:
-    """Qwen2-VL's own, for one, make what was said before less likely: the same score twice."""
+def test_generation_config_of_the_model_is_not_used(loaded, model, requests, tmp_path) -> None:
+    """For example, that of Qwen2-VL penalises repetition, and so the same score twice."""
     from transformers import GenerationConfig
 
     expected = said(loaded, requests)
@@ -197,24 +195,22 @@ def test_the_models_own_settings_bend_no_verdict(loaded, model, requests, tmp_pa
     assert said(judge(folder), requests) == expected
 
 
-# --- what it is -------------------------------------------------------------------------------
+# Identity.
 
 
-def test_what_decides_a_reply_is_its_identity(model, rubric) -> None:
+def test_identity_has_everything_that_determines_a_reply(model, rubric) -> None:
     same = judge(model).identity()
-    assert judge(model, seed=9).identity() == same  # greedy: no seed decides anything
+    assert judge(model, seed=9).identity() == same  # greedy decoding does not use the seed
     changed = [{"max_tokens": 13}, {"temperature": 0.5}, {"temperature": 0.5, "seed": 9}]
-    changed.append({"batch_size": 3})  # it decides a reply's last bits, as it does an image's
-    changed.append({"logprobs": True})  # a reply that was kept without them has none
+    changed.append({"batch_size": 3})  # it influences the last bits of the logits
+    changed.append({"logprobs": True})  # cached replies lack them otherwise
     found = [same, *(judge(model, **change).identity() for change in changed)]
     found.append(judge(model, dtype="bfloat16").identity())
     found.append(judge(model, rubric).identity())
     assert all(a != b for n, a in enumerate(found) for b in found[:n])
 
 
-def test_the_constraint_in_force_is_known_before_the_weights_are_loaded(
-    model, rubric, monkeypatch
-) -> None:
+def test_constraint_is_known_before_the_weights_are_loaded(model, rubric, monkeypatch) -> None:
     def constraint(**changes: Any) -> str:
         one = judge(model, rubric, **changes)
         name = one.identity()["constraint"]

@@ -1,4 +1,4 @@
-"""The judge in this process answers the rubric about the character, with its reasons."""
+"""The judge in this process answers the character rubric, with reasons."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def requests(pictures: list[tuple[Path, int]], rubric: Rubric) -> list[Request]:
     return [Request(path, rubric.question("Zib")) for path, _ in pictures]
 
 
-def test_it_replies_as_the_rubric_asks_held_to_it_or_not(model, rubric, requests) -> None:
+def test_replies_follow_the_rubric_with_and_without_constraint(model, rubric, requests) -> None:
     free = said(judge(model, rubric, constraint="plain", max_tokens=32), requests)
     held = said(judge(model, rubric, constraint="regex", max_tokens=32), requests)
     assert held == free
@@ -42,10 +42,10 @@ def test_it_replies_as_the_rubric_asks_held_to_it_or_not(model, rubric, requests
         assert re.fullmatch(reply_pattern(rubric), str(text)), text
 
 
-def test_its_score_is_the_truths_or_next_to_it_and_its_reasons_say_why(
+def test_scores_are_within_one_of_the_truth_and_match_the_reasons(
     model, rubric, requests, pictures
 ) -> None:
-    """On 30 pictures. Its card says how often it is so; at 0.95, five misses have p < 0.02."""
+    """On 30 images. At the model card's rate of 0.95, five misses have p < 0.02."""
     texts = said(judge(model, rubric, max_tokens=32), requests)
     truth = np.array([presence for _, presence in pictures])
     scores = np.array([(parse_reply(str(t), rubric).scores or {})["cps"] for t in texts])
@@ -54,7 +54,7 @@ def test_its_score_is_the_truths_or_next_to_it_and_its_reasons_say_why(
     assert (scores == counted).sum() >= 26
 
 
-def test_the_expected_score_is_near_the_score(model, rubric, requests) -> None:
+def test_expected_score_is_close_to_the_score(model, rubric, requests) -> None:
     asked = judge(model, rubric, logprobs=True, max_tokens=32)
     distances = []
     for reply in ask(asked, requests):
@@ -65,6 +65,6 @@ def test_the_expected_score_is_near_the_score(model, rubric, requests) -> None:
         assert scores is not None
         assert expected.keys() == {"cps"}
         distances.append(abs(expected["cps"] - scores["cps"]))
-    # A digit that is likelier than any other is at most half the range from the mean.
+    # The most likely digit is at most half the range away from the mean.
     assert max(distances) <= 2.5
     assert np.mean(distances) < 0.5

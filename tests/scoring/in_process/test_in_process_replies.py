@@ -1,4 +1,4 @@
-"""Replies of the judge in this process: held to the rubric, sampled, with their probabilities."""
+"""Replies of the judge in this process: constrained, sampled, and with log-probabilities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autolora_eval._resources import miniatures
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Request
 from autolora_eval.scoring.judges.transformers_judge import conversation
-from autolora_eval.scoring.reply import parse_reply
+from autolora_eval.scoring.reply import expected_scores, parse_reply
 
 HOSTILE = [
     "<image> <image>",
@@ -27,10 +27,10 @@ HOSTILE = [
 ]
 
 
-# --- held to the rubric -----------------------------------------------------------------------
+# Constrained replies.
 
 
-def test_a_reply_within_the_rubric_is_the_same_held_to_it(model, rubric, tmp_path) -> None:
+def test_constraint_does_not_change_a_valid_reply(model, rubric, tmp_path) -> None:
     questions = [rubric.question(PROMPTS[n % 3]) for n in range(40)]
     requests = pictured(tmp_path, questions)
     free = said(judge(model, rubric, constraint="plain"), requests)
@@ -41,8 +41,8 @@ def test_a_reply_within_the_rubric_is_the_same_held_to_it(model, rubric, tmp_pat
         assert len(within) == len(requests)
 
 
-def test_a_judge_that_knows_nothing_still_keeps_to_the_rubric(untrained, rubric, tmp_path) -> None:
-    """Also to a prompt that carries instructions; without the constraint it never does."""
+def test_untrained_judge_follows_the_rubric_if_constrained(untrained, rubric, tmp_path) -> None:
+    """Even for prompts with instructions. Without the constraint it never does."""
     requests = pictured(tmp_path, map(rubric.question, [*PROMPTS, *HOSTILE]))
     settings: dict[str, Any] = {"max_tokens": 128, "batch_size": 4}
     free = ask(judge(untrained, rubric, constraint="plain", **settings), requests)
@@ -54,7 +54,7 @@ def test_a_judge_that_knows_nothing_still_keeps_to_the_rubric(untrained, rubric,
         assert (reply.reason, reply.truncated) == (None, False)
 
 
-def test_sampling_stays_within_the_rubric_too(untrained, rubric, requests) -> None:
+def test_sampled_replies_follow_the_rubric(untrained, rubric, requests) -> None:
     again = [Request(r.image, r.question, n) for n in range(10) for r in requests]
     replies = said(judge(untrained, rubric, temperature=2.0, max_tokens=128), again)
     assert all(re.fullmatch(reply_pattern(rubric), text) for text in replies)
@@ -63,12 +63,12 @@ def test_sampling_stays_within_the_rubric_too(untrained, rubric, requests) -> No
 
 @pytest.mark.parametrize("constraint", ["plain", "regex"])
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
-def test_no_reply_depends_on_what_is_asked_beside_it(
+def test_reply_does_not_depend_on_other_requests(
     untrained, rubric, tmp_path, constraint, temperature
 ) -> None:
     requests = pictured(tmp_path, map(rubric.question, [*PROMPTS, *HOSTILE]))
     requests += [Request(r.image, r.question, 1) for r in requests[:2]]
-    settings = {"constraint": constraint, "temperature": temperature, "max_tokens": 40}
+    settings = {"constraint": constraint, "temperature": temperature, "max_tokens": 16}
     torch.manual_seed(0)
     state = torch.get_rng_state()
     expected = said(judge(untrained, rubric, batch_size=4, **settings), requests)
@@ -79,24 +79,24 @@ def test_no_reply_depends_on_what_is_asked_beside_it(
         assert said(other, requests[::-1])[::-1] == expected
 
 
-# --- sampling ---------------------------------------------------------------------------------
+# Sampling.
 
 
-def test_repeats_differ_when_sampled_and_can_be_had_again(untrained, requests) -> None:
+def test_sampled_repeats_differ_and_are_reproducible(untrained, requests) -> None:
     again = [Request(requests[0].image, requests[0].question, n) for n in range(4)]
     sampled = said(judge(untrained, seed=1, temperature=1.0), again)
     assert len(set(sampled)) == 4
     assert said(judge(untrained, seed=1, temperature=1.0), again) == sampled
-    # The repeat is added to the seed.
+    # The index of the repeat is added to the seed.
     assert said(judge(untrained, seed=2, temperature=1.0), again[:3]) == sampled[1:]
     assert len(set(said(judge(untrained), again))) == 1
 
 
-def test_sampled_scores_are_as_frequent_as_the_model_says(model, rubric, tmp_path) -> None:
-    """Of the first score: the digits' recorded probabilities against 400 repeats."""
-    n, temperature = 400, 2.0  # at which also a judge that is sure of itself is in some doubt
+def test_sampling_frequencies_match_the_models_probabilities(model, rubric, tmp_path) -> None:
+    """Of the first score: the digits' recorded probabilities against 200 repeats."""
+    n, temperature = 200, 2.0  # high enough that a confident judge varies
     if "judge" not in miniatures():
-        pytest.skip("a judge that has learnt nothing gives its 20 likeliest tokens no digit")
+        pytest.skip("no digit is among the 20 most likely tokens of an untrained judge")
     (request,) = pictured(tmp_path, [rubric.question(PROMPTS[0])])
     repeats = [Request(request.image, request.question, r) for r in range(n)]
     settings: dict[str, Any] = {"logprobs": True, "max_tokens": 32, "batch_size": 64}
@@ -108,20 +108,20 @@ def test_sampled_scores_are_as_frequent_as_the_model_says(model, rubric, tmp_pat
     expected = n * weights / weights.sum()
     drawn = [int(parse_reply(reply.text, rubric).scores["pc"]) for reply in replies]
     counts = np.bincount(drawn, minlength=6)
-    common = expected >= 5  # what a chi-square needs; the rare ones are one class
+    common = expected >= 5  # required by the chi-square test; rare values form one class
     groups = [*np.flatnonzero(common)[:, None], np.flatnonzero(~common)]
     pairs = [(counts[group].sum(), expected[group].sum()) for group in groups if len(group)]
-    assert len(pairs) > 2  # the picture leaves this judge in doubt
+    assert len(pairs) > 2  # the judge is uncertain about this image
     statistic = sum((seen - right) ** 2 / right for seen, right in pairs)
     assert statistic < chi2.ppf(1 - 1e-6, df=len(pairs) - 1)
 
 
-# --- log-probabilities ------------------------------------------------------------------------
+# Log-probabilities.
 
 
 @pytest.mark.parametrize("constraint", ["plain", "regex"])
-def test_recorded_probabilities_are_the_models_own(model, rubric, requests, constraint) -> None:
-    """Against one pass over question and reply, unmasked; in a batch with longer questions."""
+def test_recorded_probabilities_equal_the_models(model, rubric, requests, constraint) -> None:
+    """Compared with one forward pass over question and reply, without padding."""
     asked = judge(model, rubric, logprobs=True, constraint=constraint, max_tokens=32)
     replies = ask(asked, requests)
     tokenizer = asked._preprocessor.processor.tokenizer
@@ -143,13 +143,13 @@ def test_recorded_probabilities_are_the_models_own(model, rubric, requests, cons
 
 
 def _piece(tokenizer: Any, text: str) -> str:
-    """The vocabulary's spelling of a token's text."""
+    """Return the vocabulary entry of a token's text."""
     (found,) = [p for p, n in tokenizer.get_vocab().items() if tokenizer.decode([n]) == text]
     return str(found)
 
 
-def test_a_short_batch_has_the_last_bits_of_a_full_one(model, rubric, tmp_path) -> None:
-    """Or a run that was stopped and went on would not be the run that was not."""
+def test_short_batch_gives_the_same_bits_as_a_full_one(model, rubric, tmp_path) -> None:
+    """Otherwise a resumed run would differ from an uninterrupted one."""
     requests = pictured(tmp_path, [rubric.question("a red house")] * 8)
     asked = judge(model, rubric, logprobs=True, max_tokens=32, batch_size=8)
     full = ask(asked, requests)
@@ -158,15 +158,14 @@ def test_a_short_batch_has_the_last_bits_of_a_full_one(model, rubric, tmp_path) 
         assert [reply.tokens for reply in short] == [reply.tokens for reply in full[:n]]
 
 
-def test_without_being_asked_for_there_are_no_probabilities(loaded, requests) -> None:
+def test_no_probabilities_are_recorded_by_default(loaded, requests) -> None:
     assert all(reply.tokens == () for reply in ask(loaded, requests))
 
 
-def test_expected_scores_can_be_had_of_the_tokens(model, rubric, requests) -> None:
-    expected = pytest.importorskip("autolora_eval.scoring.reply")
+def test_expected_scores_are_computed_from_the_tokens(model, rubric, requests) -> None:
     asked = judge(model, rubric, logprobs=True, max_tokens=32)
     for reply in ask(asked, requests):
-        scores = expected.expected_scores(reply.text, reply.tokens, rubric)
+        scores = expected_scores(reply.text, reply.tokens, rubric)
         assert scores is not None
         assert scores.keys() == rubric.scores.keys()
         assert all(0 <= value <= 5 for value in scores.values())
