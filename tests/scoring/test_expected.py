@@ -1,4 +1,4 @@
-"""The expected score: closed forms, and when there is none."""
+"""The expected score: known values, and cases without one."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def expected(tokens: list[Token], rubric: Rubric) -> dict[str, float] | None:
     return expected_scores("".join(token.text for token in tokens), tokens, rubric)
 
 
-def test_the_mean_over_the_digits(rubric: Rubric) -> None:
+def test_expected_score_is_the_mean_over_digits(rubric: Rubric) -> None:
     pc = {"4": 0.5, "5": 0.25, "2": 0.25}
     sa = {"3": 0.9, "0": 0.1}
     tokens = said('{"', PC, '": ', pc, ', "', SA, '": ', sa, "}")
     assert expected(tokens, rubric) == pytest.approx({"pc": 3.75, "sa": 2.7}, abs=1e-12)
 
 
-def test_a_certain_judge_expects_what_it_says(rubric: Rubric) -> None:
+def test_certain_judge_expects_its_score(rubric: Rubric) -> None:
     tokens = said('{"', PC, '": ', "4", ', "', SA, '": ', "0", "}")
     assert expected(tokens, rubric) == {"pc": 4.0, "sa": 0.0}
 
 
-def test_equal_chances_give_the_middle(rubric: Rubric) -> None:
+def test_equal_probabilities_give_the_middle(rubric: Rubric) -> None:
     even = {str(n): 1 / 6 for n in range(6)}
     tokens = said(f'{{"{PC}": ', even, f', "{SA}": ', "1", "}")
     assert expected(tokens, rubric) == pytest.approx({"pc": 2.5, "sa": 1.0}, abs=1e-12)
 
 
-def test_what_is_no_number_of_the_range_is_left_out_and_the_rest_renormalised(
+def test_alternatives_outside_the_range_are_excluded(
     rubric: Rubric,
 ) -> None:
     pc = {"4": 0.3, "2": 0.1, "9": 0.3, "-1": 0.05, '"': 0.1, "four": 0.1, "04": 0.03, "": 0.02}
@@ -60,7 +60,7 @@ def test_what_is_no_number_of_the_range_is_left_out_and_the_rest_renormalised(
     assert expected(tokens, rubric) == pytest.approx({"pc": 3.5, "sa": 1.0}, abs=1e-12)
 
 
-def test_chances_below_the_smallest_number_keep_their_ratio(rubric: Rubric) -> None:
+def test_tiny_probabilities_keep_their_ratio(rubric: Rubric) -> None:
     pc = Token("4", {"4": -2000.0, "0": -2000.0 + math.log(3)})
     tokens = [*said(f'{{"{PC}": '), pc, *said(f', "{SA}": ', "1", "}")]
     assert expected(tokens, rubric) == pytest.approx({"pc": 1.0, "sa": 1.0}, abs=1e-12)
@@ -79,7 +79,7 @@ def test_chances_below_the_smallest_number_keep_their_ratio(rubric: Rubric) -> N
         (': "', "{}", ' out of 5", '),
     ],
 )
-def test_characters_around_the_number_are_the_alternatives_too(
+def test_alternatives_need_the_same_surrounding_characters(
     before: str, around: str, behind: str, rubric: Rubric
 ) -> None:
     """Alternatives with other characters around it begin another reply, and do not count."""
@@ -88,7 +88,7 @@ def test_characters_around_the_number_are_the_alternatives_too(
     assert expected(tokens, rubric) == pytest.approx({"pc": 3.0, "sa": 3.0}, abs=1e-12)
 
 
-def test_the_last_verdict_counts_and_no_number_elsewhere(rubric: Rubric) -> None:
+def test_only_numbers_of_the_last_object_count(rubric: Rubric) -> None:
     spread = {"4": 0.5, "0": 0.5}
     verdict = [f'{{"{PC}": ', spread, f', "{SA}": ', spread]
     tokens = said(
@@ -102,7 +102,7 @@ def test_the_last_verdict_counts_and_no_number_elsewhere(rubric: Rubric) -> None
 @pytest.mark.parametrize(
     ("ahead", "end"), [((), ("<|eot_id|>",)), (("I think {", "4", "}\n"), ("\n", ""))]
 )
-def test_tokens_around_the_reply_do_not_disturb(
+def test_tokens_around_the_reply_are_ignored(
     ahead: tuple[str, ...], end: tuple[str, ...], rubric: Rubric
 ) -> None:
     tokens = said(f'{{"{PC}": ', {"4": 0.5, "2": 0.5}, f', "{SA}": ', "4", "}")
@@ -111,14 +111,14 @@ def test_tokens_around_the_reply_do_not_disturb(
     assert found == pytest.approx({"pc": 3.0, "sa": 4.0}, abs=1e-12)
 
 
-def test_a_score_that_is_not_a_token_of_its_own_has_none(rubric: Rubric) -> None:
+def test_score_within_a_longer_token_has_no_expected_value(rubric: Rubric) -> None:
     half = said(f'{{"{PC}": ', "3", ".", "5", f', "{SA}": ', {"4": 0.5, "2": 0.5}, "}")
     assert expected(half, rubric) == pytest.approx({"sa": 3.0}, abs=1e-12)
     whole = said(f'{{"{PC}": 3, "{SA}": 4', "}")
     assert expected(whole, rubric) is None
 
 
-def test_numbers_of_two_digits_and_below_zero() -> None:
+def test_two_digit_and_negative_numbers() -> None:
     wide = Rubric.model_validate(
         {
             "name": "r",
@@ -136,7 +136,7 @@ def test_numbers_of_two_digits_and_below_zero() -> None:
     assert expected(said('{"x": ', "-", "7", "}"), wide) is None
 
 
-def test_a_range_without_two_whole_numbers_has_none() -> None:
+def test_range_without_two_whole_numbers_has_no_expected_value() -> None:
     narrow = Rubric.model_validate(
         {
             "name": "r",
@@ -164,13 +164,13 @@ def test_a_range_without_two_whole_numbers_has_none() -> None:
         ("no verdict: 4", said("no verdict: ", "4")),
     ],
 )
-def test_none_without_a_verdict_or_its_tokens(
+def test_no_expected_scores_without_scores_or_matching_tokens(
     text: str, tokens: list[Token], rubric: Rubric
 ) -> None:
     assert expected_scores(text, tokens, rubric) is None
 
 
-def test_none_where_the_alternatives_say_nothing(rubric: Rubric) -> None:
+def test_no_expected_scores_without_usable_alternatives(rubric: Rubric) -> None:
     for alternatives in ({}, {"4": -math.inf}, {"4": math.nan}, {"9": -0.1}):
         four = Token("4", alternatives)
         tokens = [*said(f'{{"{PC}": '), four, *said(f', "{SA}": '), four, *said("}")]

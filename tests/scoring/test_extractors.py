@@ -1,4 +1,4 @@
-"""The kinds of extractors: the families of models, somebody else's class, keys, refusals."""
+"""Kinds of extractors: model families, third-party classes, keys and errors."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_siglip_gives_its_image_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed here")
-def test_a_timm_model_without_timm_says_what_to_install(tmp_path: Path) -> None:
+def test_missing_timm_error_says_what_to_install(tmp_path: Path) -> None:
     config = {"model_type": "timm_wrapper", "architecture": "resnet18", "num_classes": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(AutoLoRAEvalError, match=r"cannot be loaded.*autolora-eval\[timm\]"):
@@ -101,14 +101,14 @@ def test_a_timm_model_without_timm_says_what_to_install(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", EXTRACTORS.built_in().values(), ids=lambda kind: kind.name)
-def test_every_shipped_kind_says_what_it_and_its_parameters_are(kind: ExtractorKind) -> None:
+def test_every_shipped_kind_is_documented(kind: ExtractorKind) -> None:
     assert "" not in (kind.summary, kind.source)
 
 
 # Somebody else's class.
 
 OWN = '''
-"""An extractor of somebody else."""
+"""A third-party extractor."""
 
 import numpy as np
 
@@ -158,7 +158,7 @@ def extract(plan: Plan, folder: RunFolder) -> dict[str, Any]:
     return extract_features(plan, folder, Progress())
 
 
-def test_a_class_beside_the_benchmark_takes_the_features(
+def test_class_beside_the_benchmark_extracts_features(
     make: Make, workplace: Path, tmp_path: Path
 ) -> None:
     path = write(workplace, "colours_a")
@@ -190,7 +190,7 @@ def test_parameters_and_code_are_part_of_the_key(
     assert len(set(keys)) == 4
 
 
-def test_the_key_of_the_default_is_that_of_model_precision_and_batch(make: Make) -> None:
+def test_key_of_the_default_kind_has_model_precision_and_batch_size(make: Make) -> None:
     """So features of runs that were made before there were kinds stay good."""
     from autolora_eval._sources import identity
     from autolora_eval.scoring.features import extractor_key
@@ -208,7 +208,7 @@ def test_the_key_of_the_default_is_that_of_model_precision_and_batch(make: Make)
 GROWING = "np.ones(1 + len(vars(self).setdefault('seen', []).append(1) or self.seen))"
 
 
-def test_vectors_of_several_lengths_are_told_at_once(
+def test_vectors_of_different_lengths_are_an_error(
     make: Make, workplace: Path, tmp_path: Path
 ) -> None:
     path = write(workplace, "colours_lengths", GROWING)
@@ -218,7 +218,7 @@ def test_vectors_of_several_lengths_are_told_at_once(
         extract(plan, RunFolder(tmp_path / "run"))
 
 
-def test_a_tensor_in_bfloat16_is_taken(make: Make, workplace: Path, tmp_path: Path) -> None:
+def test_bfloat16_tensor_is_accepted(make: Make, workplace: Path, tmp_path: Path) -> None:
     path = write(workplace, "colours_bf16")
     file = workplace / "colours_bf16.py"
     text = file.read_text().replace("return np.stack", "return bf16")
@@ -236,7 +236,7 @@ def test_a_tensor_in_bfloat16_is_taken(make: Make, workplace: Path, tmp_path: Pa
         ("1 / 0", "fails: ZeroDivisionError"),
     ],
 )
-def test_preprocessing_is_looked_at_before_features_are_taken(
+def test_preprocessing_is_checked_before_extraction(
     make: Make, workplace: Path, tmp_path: Path, returned: str, told: str
 ) -> None:
     path = write(workplace, f"colours_pre{len(returned)}", "exit(1)")
@@ -246,7 +246,7 @@ def test_preprocessing_is_looked_at_before_features_are_taken(
         extract(make(extractor=path), RunFolder(tmp_path / "run"))
 
 
-def test_a_package_offers_one_by_an_entry_point(
+def test_package_registers_an_extractor_by_entry_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -267,7 +267,7 @@ def test_a_package_offers_one_by_an_entry_point(
         ("exit(0)", "fails: SystemExit: 0"),
     ],
 )
-def test_wrong_answers_are_told(
+def test_wrong_results_are_errors(
     make: Make, workplace: Path, tmp_path: Path, vector: str, told: str
 ) -> None:
     path = write(workplace, f"colours_e{len(vector)}", vector)
@@ -282,7 +282,7 @@ def test_wrong_answers_are_told(
         ("return lambda images: exit(0)", "fails: SystemExit: 0"),
     ],
 )
-def test_a_kind_of_somebody_else_that_ends_python_is_told(
+def test_system_exit_in_a_third_party_kind_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: str, told: str
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -312,7 +312,7 @@ Problem = Callable[[object], str]
         ({"extractor": "PATH", "power": "much"}, "features.power: expected a number"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_runs(
+def test_invalid_features_section_is_rejected_at_load(
     problem: Problem,
     benchmark_data: dict[str, Any],
     workplace: Path,
@@ -326,7 +326,7 @@ def test_what_is_wrong_is_told_before_anything_runs(
     assert told in problem(benchmark_data | {"features": stated})
 
 
-def test_the_schema_holds_kinds_of_this_package_to_their_keys(
+def test_json_schema_restricts_the_keys_of_built_in_kinds(
     benchmark_data: dict[str, Any],
 ) -> None:
     validator = jsonschema.Draft202012Validator(json_schema())

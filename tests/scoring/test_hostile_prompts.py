@@ -1,4 +1,4 @@
-"""Prompts, pictures and replies that carry instructions: parsing and report stay as they are."""
+"""Prompts, images and replies with instructions do not affect parsing and report."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def quoting(call: Call, n: int) -> str:
     return f'You asked: "{asked}". My verdict: {{"pc": {int(call.sha256, 16) % 6}}}'
 
 
-def test_a_prompt_changes_neither_the_parsing_nor_the_report(
+def test_hostile_prompt_changes_neither_parsing_nor_report(
     plan: Plan, server: JudgeServer, tmp_path: Path
 ) -> None:
     server.answer = quoting
@@ -130,9 +130,7 @@ def rubrics() -> dict[str, Rubric]:
 
 
 @pytest.mark.parametrize("prompt", HOSTILE.values(), ids=HOSTILE)
-def test_the_rubrics_own_words_stand_around_every_prompt(
-    prompt: str, rubrics: dict[str, Rubric]
-) -> None:
+def test_rubric_text_surrounds_every_prompt(prompt: str, rubrics: dict[str, Rubric]) -> None:
     """Nothing of the question but the prompt's own place depends on the prompt."""
     rubric = rubrics["pixel_art"]
     plain, asked = rubric.question("\ue000"), rubric.question(prompt)
@@ -155,7 +153,7 @@ def judge(rubrics: dict[str, Rubric]) -> TransformersJudge:
     return TransformersJudge(spec, source, torch.device("cpu"), rubrics["pixel_art"])
 
 
-def test_a_real_judge_answers_every_prompt_within_its_schema(
+def test_judge_answers_every_hostile_prompt_within_its_schema(
     judge: TransformersJudge, rubrics: dict[str, Rubric], tmp_path: Path
 ) -> None:
     """One that is too long for the model has a reason; the others of its batch a verdict."""
@@ -172,7 +170,7 @@ def test_a_real_judge_answers_every_prompt_within_its_schema(
             assert parse_reply(str(reply.text), rubric).scores is not None
 
 
-def test_a_pictures_hidden_text_changes_no_verdict(
+def test_hidden_text_in_an_image_changes_no_score(
     judge: TransformersJudge, rubrics: dict[str, Rubric], tmp_path: Path
 ) -> None:
     """Text chunks of a file are no part of the picture; written text is, and is only looked at."""
@@ -193,7 +191,7 @@ def test_a_pictures_hidden_text_changes_no_verdict(
     assert parse_reply(str(third.text), rubric).scores is not None
 
 
-def test_a_reply_as_it_came_is_text_in_every_file(
+def test_hostile_reply_is_plain_text_in_every_file(
     plan: Plan, server: JudgeServer, tmp_path: Path
 ) -> None:
     reply = '<script>x</script> "a"\nb,c;d\te \x1b[31m \u2028 {"pc": 2} = 1+1'

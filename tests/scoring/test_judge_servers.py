@@ -1,4 +1,4 @@
-"""The servers of a judge: found, used evenly, left out, waited for and given up."""
+"""The servers of a judge: checks, load balancing, failures and recovery."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from autolora_eval.scoring.judges.openai_judge import MAX_CONSECUTIVE_FAILURES, 
 pytestmark = pytest.mark.usefixtures("dead_proxy")
 
 
-def test_a_server_that_is_not_there(judge: Make) -> None:
+def test_unreachable_server_is_an_error(judge: Make) -> None:
     with judge_server(JudgeServer()) as gone:
         pass
     with pytest.raises(AutoLoRAEvalError) as caught:
@@ -52,7 +52,7 @@ def test_a_server_that_is_not_there(judge: Make) -> None:
         (Drop(), "does not answer"),
     ],
 )
-def test_a_server_that_is_not_the_judges(
+def test_server_without_the_judges_model_is_an_error(
     models: Any, message: str, server: JudgeServer, judge: Make
 ) -> None:
     server.models = models
@@ -60,7 +60,7 @@ def test_a_server_that_is_not_the_judges(
         judge().check()
 
 
-def test_a_server_that_has_gone_is_told_after_what_it_answered(
+def test_replies_before_a_server_failure_are_kept(
     server: JudgeServer, tmp_path: Path, judge: Make
 ) -> None:
     def answer(call: Any, n: int) -> object:
@@ -76,7 +76,7 @@ def test_a_server_that_has_gone_is_told_after_what_it_answered(
     assert [reply.text for reply in came] == [VERDICT] * 3
 
 
-def test_a_server_that_comes_back_in_time_has_cost_nothing(
+def test_calls_wait_for_a_server_that_comes_back(
     server: JudgeServer, tmp_path: Path, judge: Make
 ) -> None:
     """While it is away calls wait: none is given up, and none counts as an attempt."""
@@ -95,7 +95,7 @@ def test_a_server_that_comes_back_in_time_has_cost_nothing(
     assert sum(reply.attempts for reply in replies) == len(server.calls) == 10
 
 
-def test_a_server_that_answers_no_call_stops_the_run(
+def test_run_stops_if_the_server_answers_no_call(
     server: JudgeServer, tmp_path: Path, judge: Make
 ) -> None:
     """It is there, and lists the model: the run would end with nothing but failures."""
@@ -108,7 +108,7 @@ def test_a_server_that_answers_no_call_stops_the_run(
     assert MAX_CONSECUTIVE_FAILURES - 4 <= len(came) < len(requests)
 
 
-def test_questions_that_are_refused_do_not_stop_it(
+def test_rejected_questions_do_not_stop_the_run(
     server: JudgeServer, tmp_path: Path, judge: Make
 ) -> None:
     """A status 400 says that this prompt is too long, not that the server is gone."""
@@ -120,7 +120,7 @@ def test_questions_that_are_refused_do_not_stop_it(
     assert {reply.reason for reply in replies} == {"http_400"}
 
 
-def test_servers_are_used_evenly(tmp_path: Path, judge: Make) -> None:
+def test_load_is_distributed_evenly(tmp_path: Path, judge: Make) -> None:
     requests = [Request(path, QUESTION) for path in pictures(tmp_path, 30)]
     with ExitStack() as stack:
         servers = [stack.enter_context(judge_server(JudgeServer())) for _ in range(3)]
@@ -130,7 +130,7 @@ def test_servers_are_used_evenly(tmp_path: Path, judge: Make) -> None:
     assert [len(server.calls) for server in servers] == [10, 10, 10]
 
 
-def test_a_server_that_dies_is_left_out(tmp_path: Path, judge: Make) -> None:
+def test_server_that_goes_down_is_not_used(tmp_path: Path, judge: Make) -> None:
     requests = [Request(path, QUESTION) for path in pictures(tmp_path, 40)]
     with judge_server(JudgeServer()) as good, judge_server(JudgeServer()) as bad:
 
@@ -148,7 +148,7 @@ def test_a_server_that_dies_is_left_out(tmp_path: Path, judge: Make) -> None:
     assert 5 < len(bad.calls) <= 5 + 2
 
 
-def test_a_server_that_is_away_at_the_start_is_left_out(
+def test_server_that_is_down_at_the_start_is_not_used(
     server: JudgeServer, image: Path, judge: Make
 ) -> None:
     with judge_server(JudgeServer()) as gone:
@@ -158,7 +158,7 @@ def test_a_server_that_is_away_at_the_start_is_left_out(
     assert [reply.text for reply in replies] == [VERDICT] * 4
 
 
-def test_servers_of_different_models_under_one_name_are_refused(judge: Make) -> None:
+def test_servers_with_different_models_under_one_name_are_rejected(judge: Make) -> None:
     def serving(root: str) -> JudgeServer:
         return JudgeServer(models={"data": [{"id": MODEL, "root": root}]})
 
@@ -168,7 +168,7 @@ def test_servers_of_different_models_under_one_name_are_refused(judge: Make) -> 
             asked.identity()
 
 
-def test_a_judge_is_not_asked_before_its_server_is(
+def test_server_is_checked_before_the_first_question(
     server: JudgeServer, image: Path, judge: Make
 ) -> None:
     server.models = {"data": [{"id": "another"}]}
@@ -177,7 +177,7 @@ def test_a_judge_is_not_asked_before_its_server_is(
     assert server.calls == []
 
 
-def test_a_question_that_brings_every_server_down_is_left_for_a_later_run(
+def test_question_that_crashes_servers_is_left_for_a_later_run(
     server: JudgeServer, image: Path, judge: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time the server is gone, and then back."""

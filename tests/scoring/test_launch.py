@@ -1,4 +1,4 @@
-"""The launched server: waited for, explained when it fails, and gone with all its workers."""
+"""The launched server: start, error messages, and a stop with all its workers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def assert_gone(folder: Path, *names: str) -> None:
         time.sleep(0.05)
 
 
-def test_it_answers_inside_the_block_and_is_gone_after_it(spec, tmp_path: Path) -> None:
+def test_server_runs_only_inside_the_block(spec, tmp_path: Path) -> None:
     said: list[str] = []
     log = tmp_path / "new" / "server.log"
     with launched_server(spec(), log, said.append) as url:
@@ -84,7 +84,7 @@ def test_it_answers_inside_the_block_and_is_gone_after_it(spec, tmp_path: Path) 
     assert said[1].startswith("the judge's server answers after ")
 
 
-def test_the_log_is_the_servers_and_has_no_key(spec, tmp_path: Path, monkeypatch) -> None:
+def test_log_has_the_servers_output_but_no_key(spec, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "the-hub-needs-it")
     monkeypatch.setenv("PYTHONPATH", "leads-to-our-packages")
     log = tmp_path / "server.log"
@@ -98,7 +98,7 @@ def test_the_log_is_the_servers_and_has_no_key(spec, tmp_path: Path, monkeypatch
     assert SENTINEL not in text
 
 
-def test_a_server_that_dies_is_quoted(spec, tmp_path: Path) -> None:
+def test_error_quotes_the_log_of_a_failed_server(spec, tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     with (
         pytest.raises(AutoLoRAEvalError) as caught,
@@ -136,9 +136,7 @@ def test_a_server_that_dies_is_quoted(spec, tmp_path: Path) -> None:
         ("huggingface_hub.errors.LocalEntryNotFoundError: x", "hf download miniature:judge"),
     ],
 )
-def test_known_causes_are_answered_with_what_to_do(
-    last_words: str, advice: str, spec, tmp_path: Path
-) -> None:
+def test_known_causes_get_advice(last_words: str, advice: str, spec, tmp_path: Path) -> None:
     with (
         pytest.raises(AutoLoRAEvalError) as caught,
         launched_server(spec("dies", last_words), tmp_path / "server.log"),
@@ -147,7 +145,7 @@ def test_known_causes_are_answered_with_what_to_do(
     assert advice in str(caught.value).splitlines()[0]
 
 
-def test_a_server_that_cannot_be_started_is_named(spec, tmp_path: Path) -> None:
+def test_program_that_cannot_start_is_reported(spec, tmp_path: Path) -> None:
     judge = spec().model_copy(update={"launch_command": ["no-such-program", "{port}"]})
     with (
         pytest.raises(AutoLoRAEvalError) as caught,
@@ -157,7 +155,7 @@ def test_a_server_that_cannot_be_started_is_named(spec, tmp_path: Path) -> None:
     assert "'no-such-program' cannot be started: No such file or directory" in str(caught.value)
 
 
-def test_one_that_never_answers_is_given_up(spec, tmp_path: Path) -> None:
+def test_server_that_never_answers_times_out(spec, tmp_path: Path) -> None:
     judge = spec("hangs", "worker", timeout=1.5)
     with (
         pytest.raises(AutoLoRAEvalError, match=r"did not answer within 1\.5 s and was stopped"),
@@ -174,7 +172,7 @@ def test_one_that_never_answers_is_given_up(spec, tmp_path: Path) -> None:
         ("locked", r"requires an API key \(status 401\)"),
     ],
 )
-def test_a_server_of_no_use_is_stopped(behaviour: str, message: str, spec, tmp_path) -> None:
+def test_unusable_server_is_stopped(behaviour: str, message: str, spec, tmp_path) -> None:
     log = tmp_path / "server.log"
     with (
         pytest.raises(AutoLoRAEvalError, match=message) as caught,
@@ -186,13 +184,13 @@ def test_a_server_of_no_use_is_stopped(behaviour: str, message: str, spec, tmp_p
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3)])
-def test_it_is_stopped_whatever_ends_the_block(error: BaseException, spec, tmp_path: Path) -> None:
+def test_server_is_stopped_after_any_exception(error: BaseException, spec, tmp_path: Path) -> None:
     with pytest.raises(type(error)), launched_server(spec(), tmp_path / "server.log"):
         raise error
     assert_gone(tmp_path, "server")
 
 
-def test_a_failure_that_the_server_caused_says_so(spec, tmp_path: Path) -> None:
+def test_failure_caused_by_the_server_quotes_its_log(spec, tmp_path: Path) -> None:
     log = tmp_path / "server.log"
 
     def judge_while_the_server_is_killed() -> None:
@@ -209,7 +207,7 @@ def test_a_failure_that_the_server_caused_says_so(spec, tmp_path: Path) -> None:
     assert "out of memory" in second
 
 
-def test_the_whole_group_is_gone_though_a_worker_will_not(spec, tmp_path: Path) -> None:
+def test_worker_that_ignores_sigterm_is_killed(spec, tmp_path: Path) -> None:
     started = time.monotonic()
     with launched_server(spec("worker"), tmp_path / "server.log"):
         assert runs(tmp_path, "worker")
@@ -220,7 +218,7 @@ def test_the_whole_group_is_gone_though_a_worker_will_not(spec, tmp_path: Path) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives orphans to the guard")
-def test_a_worker_in_a_session_of_its_own_is_gone_too(spec, tmp_path: Path) -> None:
+def test_worker_in_another_session_is_killed(spec, tmp_path: Path) -> None:
     with launched_server(spec("apart"), tmp_path / "server.log"):
         assert runs(tmp_path, "worker")
     assert not runs(tmp_path, "server")
@@ -247,7 +245,7 @@ with launched_server(spec, folder / "server.log"):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_nothing_is_left_of_it_when_its_parent_is_killed(number: int, spec, tmp_path) -> None:
+def test_server_is_stopped_if_its_parent_is_killed(number: int, spec, tmp_path) -> None:
     root = str(Path(autolora_eval.__file__).parent.parent)
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(PARENT), spec("worker").model_dump_json(), tmp_path],

@@ -1,4 +1,4 @@
-"""What of a launched server decides its replies."""
+"""The part of a launched server's settings that determines its replies."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def of(**stated: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_the_servers_arguments_that_may_decide_a_reply(stated: Any, found: Any) -> None:
+def test_relevant_arguments_of_a_launched_server(stated: Any, found: Any) -> None:
     assert of(**stated) == found
 
 
-def test_a_folders_weights(tmp_path: Path) -> None:
+def test_weights_of_a_folder_are_hashed(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     seen = []
     for weights in (b"one", b"two"):

@@ -1,4 +1,4 @@
-"""The judge behind a server: what it is sent, and what becomes of every answer it can give."""
+"""The judge on a server: its requests, and its handling of every kind of response."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import base64
 import hashlib
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +37,7 @@ from autolora_eval.scoring.rubric import read_rubric
 pytestmark = pytest.mark.usefixtures("dead_proxy")
 
 
-def test_the_request_is_the_question_and_the_files_bytes(
+def test_request_has_the_question_and_the_bytes_of_the_file(
     server: JudgeServer, image: Path, judge: Make
 ) -> None:
     settings = {"temperature": 0.25, "max_tokens": 77, "seed": 5}
@@ -54,7 +56,7 @@ def test_the_request_is_the_question_and_the_files_bytes(
 
 
 @pytest.mark.parametrize("name", ["pixel_art", "disney_princess"])
-def test_the_papers_rubrics_are_sent_as_they_are(
+def test_papers_rubrics_are_sent_verbatim(
     name: str, server: JudgeServer, image: Path, judge: Make
 ) -> None:
     """The texts around the image, with the prompt in place, are all of the rubric's text."""
@@ -73,7 +75,7 @@ def test_the_papers_rubrics_are_sent_as_they_are(
 
 
 @pytest.mark.parametrize(("key", "sent"), [("secret-123", "secret-123"), (None, "EMPTY")])
-def test_the_key_comes_from_the_environment(
+def test_key_is_read_from_the_environment(
     key: str | None,
     sent: str,
     server: JudgeServer,
@@ -115,7 +117,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("answer", "reason"), FAULTS.values(), ids=FAULTS)
-def test_a_failed_call_is_a_reply_with_a_reason(
+def test_failed_call_gives_a_reply_with_a_reason(
     answer: Any, reason: str, server: JudgeServer, image: Path, judge: Make
 ) -> None:
     server.answer = lambda call, n: answer
@@ -126,7 +128,7 @@ def test_a_failed_call_is_a_reply_with_a_reason(
 
 
 @pytest.mark.parametrize(("text", "finish"), [("", "stop"), ('{"pc"', "length"), (VERDICT, "stop")])
-def test_what_was_said_comes_back_as_it_is(
+def test_reply_text_is_returned_verbatim(
     text: str, finish: str, server: JudgeServer, image: Path, judge: Make
 ) -> None:
     server.answer = lambda call, n: completion(text, finish)
@@ -135,25 +137,19 @@ def test_what_was_said_comes_back_as_it_is(
 
 
 @pytest.mark.parametrize("fault", [Http(500), Http(429), Drop()], ids=["500", "429", "drop"])
-def test_a_failed_call_is_tried_again(
-    fault: Any, server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_failed_call_is_retried(fault: Any, server: JudgeServer, image: Path, judge: Make) -> None:
     server.answer = lambda call, n: VERDICT if n == 1 else fault
     (reply,) = ask(judge(max_retries=1), [Request(image, QUESTION)])
     assert (reply.text, len(server.calls)) == (VERDICT, 2)
 
 
-def test_no_call_is_tried_more_often_than_asked_for(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_number_of_retries_is_limited(server: JudgeServer, image: Path, judge: Make) -> None:
     server.answer = lambda call, n: Http(500)
     (reply,) = ask(judge(max_retries=1), [Request(image, QUESTION)])
     assert (reply.reason, len(server.calls)) == ("http_500", 2)
 
 
-def test_images_that_cannot_be_sent_cost_no_call(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
+def test_unreadable_images_cause_no_call(server: JudgeServer, tmp_path: Path, judge: Make) -> None:
     corrupt, absent = tmp_path / "corrupt.png", tmp_path / "absent.png"
     corrupt.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     requests = [Request(path, QUESTION) for path in (corrupt, absent)]
@@ -162,7 +158,7 @@ def test_images_that_cannot_be_sent_cost_no_call(
     assert server.calls == []
 
 
-def test_each_reply_comes_to_its_own_request_and_as_soon_as_it_is_there(
+def test_replies_are_yielded_with_their_request_as_they_complete(
     server: JudgeServer, tmp_path: Path, judge: Make
 ) -> None:
     """The first is answered last, and the others do not wait for it."""
@@ -186,7 +182,7 @@ def test_each_reply_comes_to_its_own_request_and_as_soon_as_it_is_there(
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
-def test_what_another_try_does_not_change_is_not_tried_again(
+def test_permanent_failures_are_not_retried(
     status: int, server: JudgeServer, image: Path, judge: Make
 ) -> None:
     server.answer = lambda call, n: Http(status)
@@ -194,9 +190,7 @@ def test_what_another_try_does_not_change_is_not_tried_again(
     assert (reply.reason, reply.attempts, len(server.calls)) == (f"http_{status}", 1, 1)
 
 
-def test_a_server_that_asks_to_wait_is_given_the_time(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_retry_after_header_is_respected(server: JudgeServer, image: Path, judge: Make) -> None:
     at: list[float] = []
 
     def answer(call: Any, n: int) -> object:
@@ -210,7 +204,7 @@ def test_a_server_that_asks_to_wait_is_given_the_time(
 
 
 @pytest.mark.parametrize("told", ["soon", "-1", "nan", "inf", "Wed, 21 Oct 2015 07:28:00 GMT", ""])
-def test_a_wait_that_is_no_number_of_seconds_is_not_waited_for(
+def test_invalid_retry_after_header_is_ignored(
     told: str, server: JudgeServer, image: Path, judge: Make
 ) -> None:
     server.answer = lambda call, n: VERDICT if n else Http(429, headers={"Retry-After": told})
@@ -218,17 +212,13 @@ def test_a_wait_that_is_no_number_of_seconds_is_not_waited_for(
     assert reply.text == VERDICT
 
 
-def test_no_wait_is_longer_than_a_call_may_take(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_wait_is_limited_by_the_timeout(server: JudgeServer, image: Path, judge: Make) -> None:
     server.answer = lambda call, n: VERDICT if n else Http(429, headers={"Retry-After": "86400"})
     (reply,) = ask(judge(max_retries=1, timeout=0.5), [Request(image, QUESTION)])
     assert reply.text == VERDICT
 
 
-def test_no_more_calls_are_under_way_than_stated(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
+def test_concurrency_is_limited(server: JudgeServer, tmp_path: Path, judge: Make) -> None:
     lock, under_way, most = threading.Lock(), 0, 0
 
     def answer(call: Any, n: int) -> str:
@@ -246,7 +236,7 @@ def test_no_more_calls_are_under_way_than_stated(
     assert most == 5
 
 
-def test_images_are_read_only_a_little_ahead(
+def test_images_are_read_only_slightly_ahead(
     server: JudgeServer, tmp_path: Path, judge: Make
 ) -> None:
     """Requests are taken as they can be worked on, so that memory does not grow with them."""
@@ -271,21 +261,19 @@ def test_images_are_read_only_a_little_ahead(
     list(came)
 
 
-def test_connections_are_used_again(server: JudgeServer, tmp_path: Path, judge: Make) -> None:
+def test_connections_are_reused(server: JudgeServer, tmp_path: Path, judge: Make) -> None:
     ask(judge(concurrency=4), [Request(path, QUESTION) for path in pictures(tmp_path, 40)])
     assert len(server.calls) == 40
     assert len(server.connections) <= 4 + 1  # and one that asked which models there are
 
 
-def test_repeats_are_asked_with_seeds_of_their_own(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_repeats_use_different_seeds(server: JudgeServer, image: Path, judge: Make) -> None:
     ask(judge(seed=7), [Request(image, QUESTION, repeat) for repeat in range(3)])
     assert sorted(call.body["seed"] for call in server.calls) == [7, 8, 9]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_an_image_is_sent_as_it_is_and_said_to_be_so(
+def test_image_bytes_are_sent_unchanged_with_their_type(
     kind: str, server: JudgeServer, tmp_path: Path, judge: Make
 ) -> None:
     path = tmp_path / "image"
@@ -299,15 +287,13 @@ def test_an_image_is_sent_as_it_is_and_said_to_be_so(
     assert reply.sent == {"format": kind, "width": 24, "height": 16, "bytes": size}
 
 
-def test_an_endless_answer_is_cut_off(server: JudgeServer, image: Path, judge: Make) -> None:
+def test_endless_response_is_cut_off(server: JudgeServer, image: Path, judge: Make) -> None:
     server.answer = lambda call, n: Http(body=b" " * (MAX_ANSWER_BYTES + 1))
     (reply,) = ask(judge(), [Request(image, QUESTION)])
     assert reply.reason == "bad_response"
 
 
-def test_an_answer_that_drips_is_timed_as_a_whole(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_timeout_covers_the_whole_response(server: JudgeServer, image: Path, judge: Make) -> None:
     """Each byte comes in time; all of them would take ten times as long as a call may."""
     server.answer = lambda call, n: Drip(b" " * 50, 0.1)
     (reply,) = ask(judge(timeout=0.5), [Request(image, QUESTION)])
@@ -315,7 +301,7 @@ def test_an_answer_that_drips_is_timed_as_a_whole(
     assert reply.latency < 2.0
 
 
-def test_it_works_within_a_running_event_loop(
+def test_judge_works_within_a_running_event_loop(
     server: JudgeServer, image: Path, judge: Make
 ) -> None:
     """As in Jupyter."""
@@ -326,7 +312,17 @@ def test_it_works_within_a_running_event_loop(
     assert [reply.text for reply in asyncio.run(cell())] == [VERDICT]
 
 
-def test_the_identity_holds_what_the_server_tells(server: JudgeServer, judge: Make) -> None:
+def test_judge_that_is_not_closed_does_not_block_the_exit(server: JudgeServer) -> None:
+    code = (
+        "from autolora_eval.scoring.judges.config import JudgeConfig\n"
+        "from autolora_eval.scoring.judges.openai_judge import OpenAIJudge\n"
+        f"judge = OpenAIJudge(JudgeConfig(rubric='r', model={MODEL!r}, base_url={server.url!r}))\n"
+        "judge.check()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_identity_has_what_the_server_reports(server: JudgeServer, judge: Make) -> None:
     server.models = {"data": [{"id": MODEL, "root": "org/model", "owned_by": "vllm"}]}
     server.version = "0.32.0"
     asked = judge()
@@ -338,7 +334,7 @@ def test_the_identity_holds_what_the_server_tells(server: JudgeServer, judge: Ma
     }
 
 
-def test_a_word_in_the_keys_place_is_cut_out_of_no_reply(
+def test_placeholder_key_is_not_redacted(
     server: JudgeServer, image: Path, judge: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", "c")
@@ -347,7 +343,7 @@ def test_a_word_in_the_keys_place_is_cut_out_of_no_reply(
 
 
 @pytest.mark.parametrize("key", ["schlüssel-sentinel", "sentinel-key\nof two lines"])
-def test_a_key_that_no_header_takes_is_named_and_not_repeated(
+def test_invalid_key_is_reported_but_not_printed(
     key: str, judge: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", key)
@@ -356,7 +352,7 @@ def test_a_key_that_no_header_takes_is_named_and_not_repeated(
     assert "sentinel" not in str(caught.value)
 
 
-def test_a_proxy_that_cannot_be_used_is_named(judge: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_proxy_is_reported(judge: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "sox://me:sentinel@127.0.0.1:9")
     monkeypatch.setenv("all_proxy", "sox://me:sentinel@127.0.0.1:9")
     threads = threading.active_count()
@@ -366,7 +362,7 @@ def test_a_proxy_that_cannot_be_used_is_named(judge: Make, monkeypatch: pytest.M
     assert threading.active_count() == threads
 
 
-def test_alternatives_of_one_text_are_added_up() -> None:
+def test_probabilities_of_equal_texts_are_summed() -> None:
     """A vocabulary may have a digit twice, and a server lists the token itself beside them."""
     likely = [("4", -1.0), ("4", -2.0), ("5", -1.5), ("6", -9999.0)]
     listed = [{"token": text, "logprob": value} for text, value in likely]

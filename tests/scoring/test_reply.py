@@ -1,4 +1,4 @@
-"""Replies: what is read as a verdict, and the reason of each that is not."""
+"""Replies that are parsed, and the reasons of those that are not."""
 
 from __future__ import annotations
 
@@ -168,17 +168,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("text", "reason"), REFUSED.values(), ids=REFUSED)
-def test_refused_with_its_reason(text: str, reason: str, rubric: Rubric) -> None:
+def test_unscored_with_its_reason(text: str, reason: str, rubric: Rubric) -> None:
     assert parse_reply(text, rubric) == ParsedReply(None, reason)
 
 
 @pytest.mark.parametrize("value", ["0", "5", "0.0", "5.0", '"0"', '"5/5"'])
-def test_the_ends_of_the_range_are_within(value: str, rubric: Rubric) -> None:
+def test_bounds_of_the_range_are_allowed(value: str, rubric: Rubric) -> None:
     scores = parse_reply(with_value(value), rubric).scores
     assert scores == {"pc": float(value.strip('"').split("/")[0]), "sa": 3.5}
 
 
-def test_ranges_are_the_rubrics() -> None:
+def test_range_is_that_of_the_rubric() -> None:
     one = Rubric.model_validate(
         {
             "name": "r",
@@ -209,7 +209,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_replies_take_no_time(text: str, rubric: Rubric) -> None:
+def test_hostile_replies_are_parsed_fast(text: str, rubric: Rubric) -> None:
     """At most 10⁴ openings, each of which reads a bounded piece: seconds are a hang."""
     start = time.process_time()
     verdict = parse_reply(text, rubric)
@@ -234,7 +234,7 @@ def test_the_work_is_bounded(text: str, rubric: Rubric, monkeypatch: pytest.Monk
     assert all(length <= 1_000 for length in read)
 
 
-def test_a_number_as_text_is_read_in_one_pass(rubric: Rubric) -> None:
+def test_number_in_a_string_is_parsed_in_linear_time(rubric: Rubric) -> None:
     """Blanks between a number and what is no fraction were once tried in pairs: 10⁸ of them."""
     start = time.process_time()
     for text in ("4" + " " * 19_000 + "x", "4" * 19_000 + "x", "4/" + " " * 19_000 + "x"):

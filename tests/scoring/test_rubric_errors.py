@@ -1,4 +1,4 @@
-"""What is wrong with a rubric file is named with its place, before anything is asked."""
+"""Errors in a rubric file are reported with their line."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("old", "new", "line", "key", "says"), BROKEN)
-def test_what_is_broken_is_named_with_its_place(
+def test_invalid_rubric_is_reported_with_its_line(
     write: Callable[[str], Path], old: str, new: str, line: int | None, key: str, says: str
 ) -> None:
     path = write(GOOD.replace(old, new))
@@ -123,7 +123,7 @@ def test_what_is_broken_is_named_with_its_place(
     assert any(found.startswith(place) and says in found for found in lines), lines
 
 
-def test_a_misspelt_placeholder_gets_the_nearest(write: Callable[[str], Path]) -> None:
+def test_misspelt_placeholder_gets_a_suggestion(write: Callable[[str], Path]) -> None:
     text = GOOD.replace("<P>", "<<<PROMPT>>>").replace("First <<<PROMPT>>>", "First <<<PRMOPT>>>")
     with pytest.raises(
         UsageError, match=r"contains '<<<PRMOPT>>>', .* Did you mean '<<<PROMPT>>>'\?"
@@ -140,7 +140,7 @@ def test_a_misspelt_placeholder_gets_the_nearest(write: Callable[[str], Path]) -
         ("$IMAGE$", "%prompt%", "%style%"),
     ],
 )
-def test_an_undeclared_placeholder_is_known_by_the_style_of_the_others(
+def test_undeclared_placeholder_is_recognised_by_its_style(
     write: Callable[[str], Path], image: str, prompt: str, unknown: str
 ) -> None:
     text = GOOD.replace("<I>", image).replace("<P>", prompt).replace("{not}", unknown)
@@ -161,16 +161,16 @@ def test_an_undeclared_placeholder_is_known_by_the_style_of_the_others(
         ("the image", "the picture"),
     ],
 )
-def test_other_text_is_no_placeholder(write: Callable[[str], Path], mark: str, other: str) -> None:
+def test_ordinary_text_is_not_a_placeholder(
+    write: Callable[[str], Path], mark: str, other: str
+) -> None:
     text = GOOD.replace('"<I>"', f"'{mark}'").replace("  <I>", f"  {mark}")
     text = text.replace("{not}", "not") + f"  {other if '§' not in mark else 'x'}\n"
     assert other in read_rubric(write(text)).text or "§" in mark
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "name: [unclosed"])
-def test_what_is_no_rubric_at_all_is_refused_in_one_line(
-    write: Callable[[str], Path], text: str
-) -> None:
+def test_other_file_is_rejected_in_one_line(write: Callable[[str], Path], text: str) -> None:
     path = write(text)
     with pytest.raises(UsageError) as caught:
         read_rubric(path)

@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
-def test_vectors_are_timms_own_pooled_features(made, name: str) -> None:
+def test_vectors_equal_timms_pooled_features(made, name: str) -> None:
     """Without the classifier, and with timm's own transform of pictures of several sizes."""
     found = made[name]
     ours, theirs = np.asarray(found["ours"]), np.asarray(found["timm"])
@@ -52,12 +52,12 @@ def test_vectors_are_timms_own_pooled_features(made, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
-def test_a_vector_does_not_depend_on_how_many_images_there_are(made, name: str) -> None:
+def test_vector_does_not_depend_on_the_number_of_images(made, name: str) -> None:
     found = made[name]
     assert found["alone"] == found["ours"][:1]
 
 
-def test_weights_are_safetensors_and_preprocessing_is_told(made) -> None:
+def test_weights_are_safetensors_and_preprocessing_is_recorded(made) -> None:
     found = made["vit_tiny_patch16_224"]
     assert found["files"] == ["config.json", "model.safetensors"]
     assert found["preprocessing"]["input_size"] == [3, 48, 48]
@@ -69,7 +69,7 @@ def test_weights_are_safetensors_and_preprocessing_is_told(made) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed here")
-def test_without_timm_a_run_says_what_to_install_before_anything_is_made(
+def test_missing_timm_is_reported_before_the_run(
     write_benchmark, benchmark_data, tmp_path: Path
 ) -> None:
     features = {"extractor": "timm", "model": "dino"}

@@ -1,4 +1,4 @@
-"""The metric: equation (8) whatever the batches are."""
+"""The torchmetrics metric gives equation (8) for any batches."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ def measured(metric: PairwiseCosineDiversity, *batches: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("sizes", [[12], [1] * 12, [5, 7], [11, 1], [0, 12, 0]])
-def test_any_batching_gives_equation_8(sizes: list[int]) -> None:
+def test_any_batches_give_equation_8(sizes: list[int]) -> None:
     x = features()
     found = measured(PairwiseCosineDiversity(9), *x.split(sizes))
     assert found == pytest.approx(diversity(x.numpy()).value, abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_low_precision_features_are_added_up_in_float64(dtype: torch.dtype) -> None:
+def test_low_precision_features_are_summed_in_float64(dtype: torch.dtype) -> None:
     x = (features(64) * 300).to(dtype)
     exact = diversity(x.double().numpy()).value
     assert measured(PairwiseCosineDiversity(9), *x.split(10)) == pytest.approx(exact, abs=1e-12)
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_below_two_images_it_is_nan(n: int) -> None:
+def test_fewer_than_two_images_give_nan(n: int) -> None:
     metric = PairwiseCosineDiversity(9)
     metric.update(features(n))
     assert torch.isnan(metric.compute())
 
 
-def test_a_batch_has_its_own_value_and_the_whole_has_its() -> None:
+def test_forward_returns_the_batch_value_and_compute_the_total() -> None:
     x = features()
     metric = PairwiseCosineDiversity(9)
     for batch in x.split(4):
@@ -50,7 +50,7 @@ def test_a_batch_has_its_own_value_and_the_whole_has_its() -> None:
     assert float(metric.compute()) == pytest.approx(diversity(x.numpy()).value, abs=1e-12)
 
 
-def test_reset_forgets() -> None:
+def test_reset_clears_the_state() -> None:
     metric = PairwiseCosineDiversity(9)
     metric.update(features(5) * -1)
     metric.reset()
@@ -59,7 +59,7 @@ def test_reset_forgets() -> None:
     assert measured(metric, x) == pytest.approx(diversity(x.numpy()).value, abs=1e-12)
 
 
-def test_two_processes_add_up() -> None:
+def test_states_of_two_processes_are_summed() -> None:
     """What a distributed reduction does: states are summed."""
     x = features()
     parts = [PairwiseCosineDiversity(9) for _ in range(2)]
@@ -79,20 +79,20 @@ def test_identical_images_have_none(n: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e300])
-def test_lengths_whose_square_is_no_float_do_not_matter(scale: float) -> None:
+def test_very_large_and_small_vectors_do_not_overflow(scale: float) -> None:
     found = measured(PairwiseCosineDiversity(9), features() * scale)
     assert found == pytest.approx(diversity(features().numpy()).value, abs=1e-12)
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
-def test_a_vector_without_direction_gives_nan(bad: float) -> None:
+def test_zero_or_non_finite_vector_gives_nan(bad: float) -> None:
     x = features()
     x[3] = bad
     assert diversity(x.numpy()).value is None
     assert np.isnan(measured(PairwiseCosineDiversity(9), *x.split(5)))
 
 
-def test_it_can_be_differentiated() -> None:
+def test_metric_is_differentiable() -> None:
     x = features().requires_grad_()
     PairwiseCosineDiversity(9)(x).backward()
     step = 1e-6
@@ -102,7 +102,7 @@ def test_it_can_be_differentiated() -> None:
     assert float(x.grad[2, 4]) == pytest.approx(slope, abs=1e-5)
 
 
-def test_features_of_another_kind_or_shape_are_refused_in_words() -> None:
+def test_wrong_type_or_shape_is_reported() -> None:
     metric = PairwiseCosineDiversity(3)
     with pytest.raises(ValueError, match=r"expected features of shape \[B, 3\], got \[2, 4\]"):
         metric.update(torch.ones(2, 4))
@@ -111,6 +111,6 @@ def test_features_of_another_kind_or_shape_are_refused_in_words() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_function_takes_tensors_too(dtype: torch.dtype) -> None:
+def test_function_accepts_tensors(dtype: torch.dtype) -> None:
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=dtype, requires_grad=True)
     assert diversity(features).value == 1.0  # type: ignore[arg-type]

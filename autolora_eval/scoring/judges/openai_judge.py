@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -89,8 +90,10 @@ class OpenAIJudge:
         self._identity: Json | None = None
         self._consecutive_failures = 0
         # An event loop in a thread of its own also works inside another loop, as in Jupyter.
-        self._open = ExitStack()
-        self._portal: BlockingPortal = self._open.enter_context(start_blocking_portal())
+        stack = ExitStack()
+        self._portal: BlockingPortal = stack.enter_context(start_blocking_portal())
+        # A thread that is still running would block the exit of Python.
+        self._stop_loop = weakref.finalize(self, stack.close)
 
     def identity(self) -> Json:
         """Return the model as the server reports it, the constraint on replies, and the sampling.
@@ -177,9 +180,13 @@ class OpenAIJudge:
 
     def close(self) -> None:
         """Close the connections and end the thread of the event loop."""
-        with self._open:
+        if not self._stop_loop.alive:
+            return
+        try:
             for server in self._pool.servers:
                 self._portal.call(server.client.close)
+        finally:
+            self._stop_loop()
 
     async def _reply(self, request: Request) -> Reply:
         """Return the reply to one request, after as many calls as it takes."""

@@ -1,4 +1,4 @@
-"""The miniature judge, one that has learnt nothing, and what they are asked."""
+"""Fixtures: the miniature judge, an untrained judge, and requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature judge, or one of the same architecture that has learnt nothing."""
+    """The miniature judge, or an untrained one of the same architecture."""
     if "judge" in miniatures():
         return miniatures()["judge"]
     from recipes import judge_model, judge_tokenizer
@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def untrained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A judge that has learnt nothing, and whose logits are wider than its tokenizer."""
+    """An untrained judge whose logits are wider than its tokenizer."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     folder = tmp_path_factory.mktemp("untrained") / "judge"

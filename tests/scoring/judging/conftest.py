@@ -1,4 +1,4 @@
-"""A judge's server, the plan of a benchmark that names it, and a run's images."""
+"""Fixtures: a judge's server, the plan of a benchmark that uses it, and a run's images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which judgements of a run are asked anew, and which come from it or from the cache of replies."""
+"""Which judgements are new, and which come from the run or from the cache of replies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_another_way_of_asking_is_another_judgement(change, make, folder, server) -> None:
+def test_changed_setting_causes_new_judgements(change, make, folder, server) -> None:
     first = judge(make(), folder)
     second = judge(make(**change), folder)
     assert (second["done"], second["reused"]) == (N, 0)
@@ -47,7 +47,7 @@ def benchmark_default(name: str) -> object:
     return JudgeConfig.model_fields[name].default
 
 
-def test_a_launched_servers_arguments_are_a_part_of_the_question(make) -> None:
+def test_launch_arguments_are_part_of_the_key(make) -> None:
     """They are the run's own, and no server tells them."""
     launch = {"launch": True, "vllm_python": "python", "model": "org/vlm", "base_url": "http://x"}
     plain = request_key(make(**launch))
@@ -55,7 +55,7 @@ def test_a_launched_servers_arguments_are_a_part_of_the_question(make) -> None:
     assert request_key(make(**launch, launch_args=["--quantization", "fp8"])) != plain
 
 
-def test_a_model_loaded_from_elsewhere_is_asked_anew(make, folder, server) -> None:
+def test_other_root_of_the_model_causes_new_judgements(make, folder, server) -> None:
     """Of two checkpoints under one name the server tells where each is from."""
     server.models = {"data": [{"id": "some-vlm", "root": "org/some-vlm"}]}
     judge(make(), folder)
@@ -63,7 +63,7 @@ def test_a_model_loaded_from_elsewhere_is_asked_anew(make, folder, server) -> No
     assert judge(make(), folder)["done"] == N
 
 
-def test_a_better_server_of_the_same_model_is_not(make, folder, server) -> None:
+def test_other_server_version_causes_no_new_judgements(make, folder, server) -> None:
     """Address, version, time-outs and concurrency decide no reply."""
     judge(make(), folder)
     server.version = "0.99"
@@ -71,14 +71,14 @@ def test_a_better_server_of_the_same_model_is_not(make, folder, server) -> None:
     assert judge(make(**settings), folder)["done"] == 0
 
 
-def test_another_model_is_asked_anew(make, folder, server) -> None:
+def test_other_model_causes_new_judgements(make, folder, server) -> None:
     server.models = {"data": [{"id": "some-vlm"}, {"id": "other-vlm"}]}
     judge(make(), folder)
     assert judge(make(model="other-vlm"), folder)["done"] == N
     assert server.calls[-1].body["model"] == "other-vlm"
 
 
-def test_another_rubric_is_asked_anew(make, folder, server, workplace) -> None:
+def test_other_rubric_causes_new_judgements(make, folder, server, workplace) -> None:
     judge(make(), folder)
     rubric = workplace / "rubric.yaml"
     rubric.write_text(rubric.read_text().replace("Does it", "Does this"))
@@ -87,7 +87,7 @@ def test_another_rubric_is_asked_anew(make, folder, server, workplace) -> None:
     assert server.calls[-1].parts[-1]["text"].startswith("Does this show")
 
 
-def test_a_changed_image_alone_is_asked_anew(make, folder, server) -> None:
+def test_only_a_changed_image_is_judged_again(make, folder, server) -> None:
     plan = make()
     server.answer = by_content
     judge(plan, folder)
@@ -101,7 +101,7 @@ def test_a_changed_image_alone_is_asked_anew(make, folder, server) -> None:
     assert row["raw"] == by_content(server.calls[-1], 0)
 
 
-def test_another_run_takes_replies_from_the_cache(make, folder, server, tmp_path) -> None:
+def test_other_run_takes_replies_from_the_cache(make, folder, server, tmp_path) -> None:
     server.answer = by_content
     first = judge(make(cache=True), folder)
     assert (first["done"], first["cached"]) == (N, 0)
@@ -119,7 +119,7 @@ def test_another_run_takes_replies_from_the_cache(make, folder, server, tmp_path
 
 
 @pytest.mark.parametrize("change", [*CHANGES.values(), {"cache": False}])
-def test_the_cache_answers_only_the_same_question(change, make, folder, server, tmp_path) -> None:
+def test_cache_is_used_only_for_the_same_question(change, make, folder, server, tmp_path) -> None:
     judge(make(cache=True), folder)
     other = RunFolder(tmp_path / "other")
     write_images(make(), other)
@@ -127,7 +127,7 @@ def test_the_cache_answers_only_the_same_question(change, make, folder, server, 
     assert (done["done"], done["cached"]) == (N, 0)
 
 
-def test_a_failed_call_is_not_cached(make, folder, server, tmp_path) -> None:
+def test_failed_call_is_not_cached(make, folder, server, tmp_path) -> None:
     server.answer = lambda call, n: Http(500) if n < 3 else VERDICT
     judge(make(cache=True, concurrency=1), folder)
     other = RunFolder(tmp_path / "other")
@@ -137,9 +137,7 @@ def test_a_failed_call_is_not_cached(make, folder, server, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("part", ["raw", "model"])
-def test_what_is_no_reply_in_the_cache_is_asked_again(
-    part: str, make, folder, server, tmp_path
-) -> None:
+def test_damaged_cache_entry_causes_a_new_call(part: str, make, folder, server, tmp_path) -> None:
     judge(make(cache=True), folder)
     with sqlite3.connect(tmp_path / "cache" / "judgements.sqlite") as connection:
         connection.execute(f"UPDATE replies SET reply = json_set(reply, '$.{part}', NULL)")
@@ -150,7 +148,7 @@ def test_what_is_no_reply_in_the_cache_is_asked_again(
     assert (done["done"], done["cached"], done["unscored"]) == (N, 0, 0)
 
 
-def test_the_cache_keeps_no_part_of_a_reply(make, folder, server, tmp_path) -> None:
+def test_shortened_reply_is_not_cached(make, folder, server, tmp_path) -> None:
     """The first letters of a reply that is too long may hold a verdict; the whole has none."""
     server.answer = lambda call, n: VERDICT + "." * MAX_REPLY
     assert judge(make(cache=True), folder)["unscored"] == N
@@ -160,7 +158,7 @@ def test_the_cache_keeps_no_part_of_a_reply(make, folder, server, tmp_path) -> N
     assert (done["cached"], done["unscored"]) == (0, N)
 
 
-def test_a_cache_that_cannot_be_used_is_told_and_done_without(
+def test_unusable_cache_is_reported_and_ignored(
     make, folder, server, tmp_path, monkeypatch
 ) -> None:
     (tmp_path / "a_file").touch()

@@ -1,4 +1,4 @@
-"""The judging stage against a real server: what is asked, what is kept, and what is counted."""
+"""The judging stage with a server: requests, stored judgements and counts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from autolora_eval.runs.manifest import state_plan, update_manifest
 from autolora_eval.scoring.judging import completed_judging, judge_images, open_judge
 
 
-def test_each_image_is_judged_once_with_its_own_prompt(make, folder, server) -> None:
+def test_each_image_is_judged_once_with_its_prompt(make, folder, server) -> None:
     plan = make()
     done = judge(plan, folder)
     assert (done["done"], done["reused"], done["unscored"]) == (N, 0, 0)
@@ -41,7 +41,7 @@ def test_each_image_is_judged_once_with_its_own_prompt(make, folder, server) -> 
             assert (row["model"], row["judge_key"]) == ("served-as", done["key"])
 
 
-def test_an_unchanged_run_asks_nothing_even_without_its_server(make, folder, server) -> None:
+def test_complete_run_needs_no_server(make, folder, server) -> None:
     plan = make()
     done = judge(plan, folder)
     files = {cell.id: folder.judgements(cell.id).read_bytes() for cell in plan.cells}
@@ -71,7 +71,7 @@ def test_order_and_concurrency_do_not_matter(make, folder, server, benchmark_dat
     assert reasons >= {None, "out_of_range:pc"}
 
 
-def test_failed_calls_are_asked_again_and_refused_replies_are_not(make, folder, server) -> None:
+def test_failed_calls_are_repeated_but_unscored_replies_are_not(make, folder, server) -> None:
     answers = [Http(500), Http(429), Drop(), Http(200, b"[]"), "no verdict", '{"pc": 9}']
     answers += [completion(None), completion('{"pc"', "length")]
     server.answer = lambda call, n: answers[n] if n < len(answers) else VERDICT
@@ -88,14 +88,14 @@ def test_failed_calls_are_asked_again_and_refused_replies_are_not(make, folder, 
     assert [row["reason"] for row in rows(plan, folder)] == [None] * 4 + final + [None] * 4
 
 
-def test_a_truncated_reply_with_a_whole_verdict_is_scored(make, folder, server) -> None:
+def test_truncated_reply_with_complete_scores_is_scored(make, folder, server) -> None:
     server.answer = lambda call, n: completion(VERDICT + " The image", "length")
     plan = make()
     assert judge(plan, folder)["unscored"] == 0
     assert list(outcome(plan, folder).values()) == [({"pc": 4.0}, None)] * N
 
 
-def test_a_server_that_goes_leaves_what_it_judged(make, folder, server) -> None:
+def test_judgements_before_a_server_failure_are_kept(make, folder, server) -> None:
     plan = make(concurrency=1)
 
     def answer(call: Call, n: int) -> object:
@@ -119,7 +119,7 @@ def test_a_server_that_goes_leaves_what_it_judged(make, folder, server) -> None:
     assert len(outcome(plan, folder)) == N
 
 
-def test_each_reply_is_in_its_file_before_the_next_are_asked_for(make, folder, server) -> None:
+def test_replies_are_written_before_the_next_requests(make, folder, server) -> None:
     """What is in the file when the process dies is what had been answered."""
     plan = make()
     asked = open_judge(plan)
@@ -145,7 +145,7 @@ def test_each_reply_is_in_its_file_before_the_next_are_asked_for(make, folder, s
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="keeps nobody out there")
-def test_two_processes_do_not_judge_into_one_folder(make, folder, server) -> None:
+def test_two_processes_cannot_judge_into_one_folder(make, folder, server) -> None:
     stages = RunPipeline(make(), folder, Progress(), "bench.yaml", {})
     state_plan(stages.plan, folder, "bench.yaml", {})
     code = """
@@ -168,7 +168,7 @@ with judging_lock(Path(sys.argv[1])):
     assert len(server.calls) == N
 
 
-def test_a_torn_last_line_is_judged_anew(make, folder, server) -> None:
+def test_image_of_an_incomplete_line_is_judged_again(make, folder, server) -> None:
     plan = make()
     judge(plan, folder)
     path = folder.judgements(plan.cells[0].id)
@@ -181,7 +181,7 @@ def test_a_torn_last_line_is_judged_anew(make, folder, server) -> None:
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
-def test_unscored_are_counted_among_the_images_that_are_there(make, folder, server) -> None:
+def test_unscored_count_ignores_judgements_of_replaced_images(make, folder, server) -> None:
     """The judgement of an image that has been replaced since does not count."""
     plan = make()
     server.answer = lambda call, n: "no verdict" if n == 0 else VERDICT
@@ -194,7 +194,7 @@ def test_unscored_are_counted_among_the_images_that_are_there(make, folder, serv
     assert judge(plan, folder)["unscored"] == 0
 
 
-def test_missing_and_corrupt_images_have_reasons_and_cost_no_call(make, folder, server) -> None:
+def test_missing_and_corrupt_images_cause_no_call(make, folder, server) -> None:
     plan = make()
     absent, corrupt = (folder.images(cell.id) / plan.jobs[1].file for cell in plan.cells)
     absent.unlink()
@@ -209,7 +209,7 @@ def test_missing_and_corrupt_images_have_reasons_and_cost_no_call(make, folder, 
     ]
 
 
-def test_repeats_are_asked_each_and_kept_each(make, folder, server) -> None:
+def test_every_repeat_is_asked_and_kept(make, folder, server) -> None:
     seeds: list[int] = []
 
     def answer(call: Call, n: int) -> str:
@@ -234,7 +234,7 @@ def test_repeats_are_asked_each_and_kept_each(make, folder, server) -> None:
     assert judge(make(repeats=4), folder)["done"] == N
 
 
-def test_an_image_is_unscored_only_if_no_repeat_has_a_score(make, folder, server) -> None:
+def test_image_is_unscored_only_if_no_repeat_has_a_score(make, folder, server) -> None:
     def answer(call: Call, n: int) -> str:
         first = call.body["seed"] == 0
         return "I cannot tell." if first or call.sha256[0] < "8" else VERDICT
@@ -251,7 +251,7 @@ def test_an_image_is_unscored_only_if_no_repeat_has_a_score(make, folder, server
     assert set(scores["unscored_reason"].dropna()) <= {"no_json"}
 
 
-def test_text_that_is_no_unicode_is_kept_as_near_as_can_be(make, folder, server) -> None:
+def test_lone_surrogates_are_replaced(make, folder, server) -> None:
     said = completion('{"pc": 2} \ud83d \U0001f600 \x00 é') | {"model": "m\ud83d" + "x" * 1000}
     body = json.dumps(said).encode()
     server.answer = lambda call, n: Http(200, body)
@@ -262,7 +262,7 @@ def test_text_that_is_no_unicode_is_kept_as_near_as_can_be(make, folder, server)
     assert judge(plan, folder)["done"] == 0
 
 
-def test_the_key_is_sent_and_never_written(make, folder, server, capfd, caplog) -> None:
+def test_key_is_sent_but_never_written(make, folder, server, capfd, caplog) -> None:
     caplog.set_level("DEBUG")
     echo = f"Bearer {SECRET}"
 
