@@ -66,7 +66,7 @@ def own_judge(**settings: Any) -> BackendStatus:
 def test_laptop_runs_the_miniature_but_not_the_papers_judge(machine) -> None:
     machine()
     found = examine()
-    assert status(found, "The shipped miniature").runs
+    assert status(found, "Any image-text-to-text model").runs
     paper = status(found, "The paper's judge")
     assert facts(paper, met=False) == [
         "no vLLM 0.10.2, the last version that serves it",
@@ -244,7 +244,7 @@ def test_output_fits_a_narrow_terminal(machine, capsys) -> None:
     )
     assert lines[2].startswith("cannot   'pixel_art': meta-llama/Llama-3.2-11B-Vision-Instruct on")
     assert "         no: http://127.0.0.1:9/v1 does not answer" in "\n".join(lines)
-    assert any(line.startswith("can run  The shipped miniature") for line in lines)
+    assert any(line.startswith("can run  Any image-text-to-text model") for line in lines)
 
 
 def test_command_imports_no_model_library() -> None:

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,9 +38,8 @@ from autolora_eval.scoring.judges.vllm_command import (
     vllm_build,
 )
 
-PAPER_JUDGE = Source(
-    "meta-llama/Llama-3.2-11B-Vision-Instruct", "hub", "meta-llama/Llama-3.2-11B-Vision-Instruct"
-)
+_LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
+PAPER_JUDGE = Source(_LLAMA, "hub", _LLAMA)
 SERVER_VARIABLE = "AUTOLORA_EVAL_JUDGE_URL"
 DEFAULT_SERVER = "http://localhost:8000/v1"
 KEY_VARIABLE = "AUTOLORA_EVAL_JUDGE_API_KEY"
@@ -139,11 +139,7 @@ def examine(
     machine = this_machine()
     checks: list[Callable[[], BackendStatus | None]] = [
         lambda: _benchmark_judge(name, judge, source, machine) if name else None,
-        lambda: BackendStatus(
-            "The shipped miniature (model: miniature:judge), in this process",
-            (_packages("models", "torch", "transformers", "llguidance"),),
-        ),
-        lambda: _any_in_process(machine),
+        lambda: _in_process(machine),
         lambda: None if judge and judge.backend == "openai" else _any_server(),
         lambda: _vllm_environment(judge, machine),
         lambda: _launch_command(machine),
@@ -190,7 +186,7 @@ def _launch(judge: JudgeConfig, machine: Machine) -> Iterator[Requirement]:
     yield from _memory(model_source(judge), machine, accelerator, shared=True)
 
 
-def _any_in_process(machine: Machine) -> BackendStatus:
+def _in_process(machine: Machine) -> BackendStatus:
     where = {"cuda": "on the GPU", "mps": "on Apple's GPU", "cpu": "on the CPU, slowly"}
     size, accelerator = machine.room(machine.accelerator), machine.accelerator
     billions = size / HEADROOM / (4 if accelerator == "cpu" else 2) * 2**30 / 1e9
@@ -198,7 +194,7 @@ def _any_in_process(machine: Machine) -> BackendStatus:
         f"{where[accelerator]}: {size:.0f} GiB, enough for about {billions:.2g} billion parameters"
     )
     return BackendStatus(
-        "Any image-text-to-text model of transformers, in this process",
+        "Any image-text-to-text model of transformers in this process, such as miniature:judge",
         (_packages("models", "torch", "transformers", "llguidance"), Requirement(True, fact)),
     )
 
@@ -220,24 +216,22 @@ def _vllm_environment(judge: JudgeConfig | None, machine: Machine) -> BackendSta
         return BackendStatus(title, (Requirement(False, "no vLLM there", step),))
     old = numbers(build[1]) <= LAST_WITH_MLLAMA
     models = "Llama-3.2-Vision, but no newer models" if old else "any model but Llama-3.2-Vision"
-    requirements = [Requirement(True, f"{' '.join(build)} serves {models}")]
-    if "cpu" not in " ".join(build) and not machine.gpus:
-        step = "use a machine with one"
-        requirements.append(Requirement(False, f"{_NO_GPU}, which this build needs", step))
-    return BackendStatus(title, tuple(requirements))
+    served = Requirement(True, f"{' '.join(build)} serves {models}")
+    gpu = () if "cpu" in " ".join(build) else _gpu_for("this build needs", machine)
+    return BackendStatus(title, (served, *gpu))
 
 
 def _launch_command(machine: Machine) -> BackendStatus:
-    found = ", ".join(machine.launchers)
-    program = Requirement(bool(found), f"{found} found", "install uv or docker")
-    if not found:
-        program = Requirement(False, f"none of {', '.join(LAUNCHERS)} found", program.step)
-    requirements = [program]
-    if not machine.gpus:
-        step = "use a machine with one"
-        requirements.append(Requirement(False, f"{_NO_GPU}, which vLLM's builds need", step))
+    found = ", ".join(machine.launchers) or f"none of {', '.join(LAUNCHERS)}"
+    program = Requirement(bool(machine.launchers), f"{found} found", "install uv or docker")
     title = "A server that the run launches with judge.launch_command"
-    return BackendStatus(title, tuple(requirements))
+    return BackendStatus(title, (program, *_gpu_for("vLLM's builds need", machine)))
+
+
+def _gpu_for(need: str, machine: Machine) -> tuple[Requirement, ...]:
+    """Return an unmet requirement if there is no GPU."""
+    missing = Requirement(False, f"{_NO_GPU}, which {need}", "use a machine with one")
+    return () if machine.gpus else (missing,)
 
 
 def _paper_judge(machine: Machine) -> BackendStatus:
@@ -255,18 +249,14 @@ def _paper_judge(machine: Machine) -> BackendStatus:
 
 
 def _packages(extra: str, *names: str) -> Requirement:
-    missing = [name for name in names if _version(name) is None]
-    if missing:
-        step = f"pip install 'autolora-eval[{extra}]'"
-        return Requirement(False, f"{', '.join(missing)} not installed", step)
-    return Requirement(True, ", ".join(f"{name} {_version(name)}" for name in names))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    found: dict[str, str] = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    if missing := [name for name in names if name not in found]:
+        fact = f"{', '.join(missing)} not installed"
+        return Requirement(False, fact, f"pip install 'autolora-eval[{extra}]'")
+    return Requirement(True, ", ".join(f"{name} {found[name]}" for name in names))
 
 
 def _memory(
@@ -339,8 +329,7 @@ def _access(source: Source) -> Requirement:
     if in_cache(source, "config.json"):
         return Requirement(True, "its files are in the hub's cache")
     if get_token():
-        fact = "gated on the hub: logged in; the account must have accepted the licence"
-        return Requirement(True, fact)
+        return Requirement(True, "gated on the hub: the account must have accepted the licence")
     step = "accept the licence on its page, then run: hf auth login"
     return Requirement(False, "gated on the hub, and no login here", step)
 
@@ -383,8 +372,7 @@ def _accelerator(gpus: tuple[Gpu, ...]) -> str:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return "cpu"
-    version = Path(spec.origin).with_name("version.py")
-    text = version.read_text(encoding="utf-8") if version.exists() else ""
+    text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
     if gpus and re.search(r"^cuda\b[^=\n]*=\s*['\"]", text, re.MULTILINE):
         return "cuda"
     return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
