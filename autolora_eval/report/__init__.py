@@ -48,7 +48,7 @@ def read_report(folder: RunFolder) -> Content:
 def _content(view: RunView) -> Content:
     from autolora_eval.report.content import build_content
     from autolora_eval.report.figures._render import draw_figures
-    from autolora_eval.report.grid_files import write_grids
+    from autolora_eval.report.grids import write_grids
 
     figures = draw_figures(view.figure_data, view.run.folder.figures)
     content = build_content(view, figures)

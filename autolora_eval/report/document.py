@@ -1,8 +1,7 @@
-"""The report as one HTML file that asks nothing of any other."""
+"""Writes the report as one self-contained HTML file and as PDF."""
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
@@ -24,19 +23,19 @@ if TYPE_CHECKING:
     from autolora_eval.report.gallery import Gallery
 
 
-# Where an SVG names a part or refers to one: inside a tag, where the next angle bracket closes.
+# An id in an SVG or a reference to one: inside a tag, where the next angle bracket closes it.
 _PART = re.compile(r'(\bid="|href="#|url\(#)(?=[^<>]*>)')
-# What matplotlib leaves of a line that lies outside the axes: no path, and no valid SVG.
+# matplotlib writes a path without data, which is invalid, for a line outside the axes.
 _NOTHING = re.compile(r'<path (?![^<>]*\bd=")[^<>]*/>')
 
 
 def write_html(content: Content, gallery: Gallery, path: Path) -> None:
-    """Write the report as HTML, with pictures and figures inside.
+    """Write the report as HTML, with images and figures inside.
 
     Args:
-        content: what it says.
-        gallery: its images.
-        path: where to write.
+        content: What it says.
+        gallery: Its images.
+        path: The file to write.
     """
     environment = Environment(
         loader=PackageLoader("autolora_eval.report"),
@@ -45,7 +44,7 @@ def write_html(content: Content, gallery: Gallery, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures = {name: data_uri(name, data) for name, data in content.grids.thumbnails.items()}
+    pictures = {name: thumbnail.uri for name, thumbnail in content.grids.thumbnails.items()}
     template = environment.get_template("report.html.j2")
     drawn = {
         # matplotlib escapes its texts
@@ -64,27 +63,20 @@ def write_html(content: Content, gallery: Gallery, path: Path) -> None:
     write_text(path, page)
 
 
-def data_uri(name: str, data: bytes) -> str:
-    """Return an image as the address of itself."""
-    kind = "jpeg" if name.endswith(".jpg") else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
 def inline_svg(document: str, name: str) -> str:
-    """Return the `<svg>` element of a file, without the XML prolog that HTML does not know.
+    """Return the `<svg>` element of a file, without the XML prolog that HTML does not allow.
 
-    Its parts are named after the figure: two figures of one page may not share a part's name.
+    The ids of its parts get the figure's name as a prefix, since ids must be unique in a page.
 
     Args:
-        document: the file's text.
-        name: of the figure.
+        document: The file's text.
+        name: Name of the figure.
     """
     drawn = _NOTHING.sub("", document[document.index("<svg") :])
     return _PART.sub(rf"\g<1>{name}-", drawn)
 
 
-# --------------------
-# The report as PDF, set by typst.
+# ---- PDF, set by typst
 
 
 def write_pdf(content: Content, path: Path) -> None:
@@ -93,8 +85,8 @@ def write_pdf(content: Content, path: Path) -> None:
     Everything a user wrote reaches typst as JSON, never as typst source.
 
     Args:
-        content: what it says.
-        path: where to write.
+        content: What it says.
+        path: The file to write.
     """
     with atomic_write(path) as temporary:
         _compile(content, temporary, format="pdf")
@@ -104,8 +96,8 @@ def write_page_images(content: Content, folder: Path) -> None:
     """Write the report's pages as `report-1.png`, `report-2.png`, ….
 
     Args:
-        content: what it says.
-        folder: where to write.
+        content: What it says.
+        folder: The folder to write to.
     """
     _compile(content, folder / "report-{p}.png", format="png", ppi=110.0)
 
@@ -125,28 +117,28 @@ def _compile(content: Content, output: Path, **options: Any) -> None:  # noqa: A
 
 
 def _lay_out(content: Content, folder: Path) -> Path:
-    """Put the template, the data and the pictures where typst may read them."""
+    """Write the template, the data and the images to the folder that typst may read."""
     template = resources.files("autolora_eval.report") / "templates" / "report.typ"
     document = folder / "report.typ"
     document.write_bytes(template.read_bytes())
     (folder / "data.json").write_text(json.dumps(content.as_data()), encoding="utf-8")
     for figure in content.figures:
         shutil.copyfile(figure.svg, folder / f"{figure.name}.svg")
-    for name, data in content.grids.thumbnails.items():
-        (folder / name).write_bytes(data)
+    for name, thumbnail in content.grids.thumbnails.items():
+        (folder / name).write_bytes(thumbnail.data)
     return document
 
 
 def _fonts() -> Path:
-    """Return the folder of the fonts that matplotlib brings: those of the figure's text."""
+    """Return the folder of matplotlib's fonts, which the text of the figures uses."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 def own_fonts_suffice(text: str) -> bool:
-    """Tell whether the fonts that come with the packages have every character of a text.
+    """Return True if the fonts of the packages have every character of a text.
 
-    Where they do, the PDF is the same on every machine; where they do not, as for prompts in
-    Chinese, the machine's own fonts are better than empty boxes.
+    If so, the PDF is the same on every machine. If not, as for prompts in Chinese, the machine's
+    own fonts are better than empty boxes.
     """
     known = FT2Font(str(_fonts() / "DejaVuSans.ttf")).get_charmap()
     return all(ord(character) in known or character.isspace() for character in set(text))

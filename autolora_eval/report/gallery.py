@@ -11,12 +11,13 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
+from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
+    DASH,
     NOT_RECORDED,
     as_finite_float,
     image_link,
     parameter_label,
-    pluralize,
     truncate,
 )
 from autolora_eval.analysis.metric_columns import Measure
@@ -30,6 +31,7 @@ from autolora_eval.report.run_view import (
     text_of,
 )
 
+say = Sentences("gallery")
 BATCH = 96
 LISTED_WITHOUT_SCRIPT = 48
 PROMPT_LENGTH = 600
@@ -266,9 +268,9 @@ def _listed(view: RunView, image: Shown, several_prompts: bool) -> ListedImage:
     reason = _reason(view, row)
     judged = f"unscored: {reason}" if reason else _joined(values)
     return ListedImage(
-        picture=image.picture,
+        picture=image.thumbnail.uri,
         crisp=image.crisp,
-        absent=image.absent,
+        absent=image.missing_reason,
         title=f"{model}{view.labels[row['cell']]}",
         text=" · ".join(filter(None, (f"seed {int(row['seed'])}", judged))),
         prompt=truncate(row["prompt"], PROMPT_LENGTH) if several_prompts else "",
@@ -289,7 +291,7 @@ def _facts(view: RunView, row: Row) -> list[tuple[str, str]]:
     """Return all that is known of an image: what it is, its scores, and where to find it."""
     point = view.points[row["cell"]]
     reason = _reason(view, row)
-    passes = as_finite_float(row.get("nfe"))
+    nfe = as_finite_float(row.get("nfe"))
     return [
         ("Prompt", truncate(row["prompt"], PROMPT_LENGTH)),
         ("Seed", str(int(row["seed"]))),
@@ -298,50 +300,38 @@ def _facts(view: RunView, row: Row) -> list[tuple[str, str]]:
         *((_title(name), value) for name, value in point.items()),
         *((f"{m.display_name} ({m.label})", _score(row, m)) for m in view.judged),
         *([("Unscored", reason)] if reason else []),
-        ("Denoiser passes", NOT_RECORDED if passes is None else f"{passes:.0f}"),
+        ("NFE", NOT_RECORDED if nfe is None else f"{nfe:.0f}"),
         ("File", truncate(row.get("file"), 2 * PROMPT_LENGTH)),
         ("SHA-256", truncate(text_of(row.get("sha256")) or "there is no file", NAME_LENGTH)),
     ]
 
 
-def _score(row: Row, metric: Measure) -> str:
-    """Return a score, and what the judge expected beside its verdict where that was asked."""
-    value, expected = (
-        as_finite_float(row.get(metric.column)),
-        as_finite_float(row.get(f"{metric.column}_expected")),
-    )
-    if value is None:
-        return "–"
-    beside = "" if expected is None else f"; expected score {expected:.3f}"
-    return f"{value:.4g} (range {metric.low:g} to {metric.high:g}){beside}"
+def _score(row: Row, score: Measure) -> str:
+    """Return a score, and the expected score if the judge gave probabilities."""
+    value = as_finite_float(row.get(score.column))
+    expected = as_finite_float(row.get(f"{score.column}_expected"))
+    return DASH if value is None else say.score(value, score.low, score.high, expected)
 
 
 def _what_is_shown(view: RunView, shown: Sequence[Shown]) -> str:
-    """Say which part of the images is shown, and why not all."""
-    total, unscored = len(view.images), _unscored(view, [i.row for i in shown])
+    """Return which part of the images is shown, and why not all."""
+    total, rows = len(view.images), [image.row for image in shown]
     if len(shown) == total:
-        return f"All {pluralize(total, 'image')} of the run."
-    prompts = _first("prompt", shown, view.images)
-    seeds = _first("seed", shown, view.images)
-    cells = len({image.cell for image in shown})
-    of_cells = pluralize(cells, "cell") if cells == len(view.rows) else f"the first {cells:,} cells"
-    all_unscored = _unscored(view, view.images)
-    left = f" {unscored:,} of the {pluralize(all_unscored, 'unscored image')} are among them."
-    return (
-        f"{len(shown):,} of the run's {pluralize(total, 'image')}, to keep this file small: "
-        f"{prompts} and "
-        f"{seeds}, the same of each of {of_cells}. All are listed in scores.parquet."
-        f"{left if all_unscored else ''}"
+        return say.all_shown(total)
+    prompts, seeds = (
+        [len({row[column] for row in found}) for found in (rows, view.images)]
+        for column in ("prompt_index", "seed")
     )
-
-
-def _first(noun: str, shown: Sequence[Shown], images: Sequence[Row]) -> str:
-    """Say how many of the run's prompts or seeds are shown."""
-    column = "prompt_index" if noun == "prompt" else noun
-    n, total = len({i.row[column] for i in shown}), len({row[column] for row in images})
-    if n == total:
-        return f"the {noun}" if n == 1 else f"all {pluralize(total, noun)}"
-    return f"the first{'' if n == 1 else f' {n:,}'} of {pluralize(total, noun)}"
+    return say.some_shown(
+        len(shown),
+        total,
+        prompts,
+        seeds,
+        len({image.cell for image in shown}),
+        len(view.rows),
+        _unscored(view, rows),
+        _unscored(view, view.images),
+    )
 
 
 def _unscored(view: RunView, rows: Sequence[Row]) -> int:

@@ -1,23 +1,13 @@
-"""Which images stand in which grid, as the paper's Figures 1 and 3 to 8 do. Pure.
-
-Every grid holds the noise fixed along a row or a column: what differs there is the method, the
-swept parameter or the prompt alone.
-"""
+"""Which images are in which grid. All but one grid hold the noise fixed along a row or column."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from autolora_eval._text import (
-    as_finite_float,
-    format_fixed,
-    join_names,
-    parameter_label,
-    pluralize,
-    point_label,
-    truncate,
-)
+from autolora_eval._sentences import Sentences
+from autolora_eval._text import as_finite_float, format_fixed, parameter_label, truncate
 from autolora_eval.report.findings import (
     best_of_each_method,
     best_row,
@@ -36,19 +26,20 @@ POINTS_SHOWN = 5
 METHODS_ACROSS = 6
 PROMPT_LENGTH = 300
 LABEL_LENGTH = 120
+say = Sentences("grids")
 
 
 @dataclass(frozen=True)
-class Place:
-    """One place of a grid.
+class GridSlot:
+    """One slot of a grid.
 
     Attributes:
-        row: of scores.parquet; None if the run has no such image.
-        what: its seed, for those who cannot see it.
+        row: The image's row of scores.parquet; None if the run has no such image.
+        seed: The image's seed.
     """
 
     row: Row | None
-    what: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -56,218 +47,210 @@ class GridSpec:
     """A grid before its images are opened.
 
     Attributes:
-        name: of its file, `grid_…`.
-        title: what it shows; a prompt is in `prompt`.
-        prompt: the one prompt of all images; empty where there are several.
-        caption: what is held fixed, and what is left out.
-        corner: what the heads of the columns are.
-        columns: heads.
-        rows: label and places.
+        name: Name of its file, `grid_…`.
+        title: What it shows.
+        caption: What is held fixed, and what is left out.
+        corner: What the heads of the columns are.
+        columns: The heads of the columns.
+        rows: Label and slots of each row.
+        prompt: The prompt of all images; empty if there are several.
     """
 
     name: str
     title: str
-    prompt: str
     caption: str
     corner: str
     columns: list[str]
-    rows: list[tuple[str, list[Place]]]
+    rows: list[tuple[str, list[GridSlot]]]
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """The images of a run by their place."""
+    """The images of a run by cell, prompt and seed."""
 
     view: RunView
-    rows: dict[tuple[str, int, int], Row]
-    prompts: list[int]
-    seeds: list[int]
 
-    def place(self, cell: str, prompt: int, seed: int) -> Place:
-        """Return an image, or that the run has none there."""
-        return Place(self.rows.get((cell, prompt, seed)), f"seed {seed}")
+    @cached_property
+    def rows(self) -> dict[tuple[str, int, int], Row]:
+        """The rows of scores.parquet by cell, prompt and seed."""
+        return {(r["cell"], int(r["prompt_index"]), int(r["seed"])): r for r in self.view.images}
+
+    @cached_property
+    def prompts(self) -> list[int]:
+        """The indices of the prompts."""
+        return sorted({prompt for _, prompt, _ in self.rows})
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The seeds."""
+        return sorted({seed for _, _, seed in self.rows})
+
+    def slots(self, cell: str | None, prompt: int, seeds: Sequence[int]) -> list[GridSlot]:
+        """Return the images of a cell and prompt."""
+        return [GridSlot(self.rows.get((cell or "", prompt, seed)), seed) for seed in seeds]
 
     def prompt(self, index: int, limit: int = PROMPT_LENGTH) -> str:
         """Return a prompt's text."""
         texts = (row["prompt"] for key, row in self.rows.items() if key[1] == index)
         return truncate(next(texts, ""), limit)
 
-    def noise(self, held: str) -> str:
-        """Return what is said of the noise of a grid, and that images made elsewhere have theirs.
+    @cached_property
+    def imported(self) -> str:
+        """Whether images were made elsewhere: empty, "seeds", or "no seeds" if one set has none."""
+        sets = [s for s in self.view.section("image_sets").values() if isinstance(s, dict)]
+        by_order = any(one.get("seeds_by_order") for one in sets)
+        return "no seeds" if by_order else "seeds" if sets else ""
+
+    def caption(
+        self,
+        held: str,
+        *shown: tuple[int, int, str, bool],
+        which: str = "",
+        others: Mapping[str, str] | None = None,
+    ) -> str:
+        """Return a grid's caption.
 
         Args:
-            held: what holds for images that were made here.
+            held: Where the noise is the same: "column", "row", "all", or empty.
+            *shown: How many of how many are shown, of what, and whether these are the first.
+            which: A sentence on the cells that are shown.
+            others: The swept parameters that are held fixed.
         """
-        sets = [one for one in self.view.section("image_sets").values() if isinstance(one, dict)]
-        if not sets:
-            return held
-        if any(one.get("seeds_by_order") for one in sets):
-            return f"{held} But images made elsewhere without seeds share none."
-        return f"{held} Of images made elsewhere it is their maker's seed."
-
-    def label(self, row: Row) -> str:
-        """Return a cell's name within its model."""
-        return self.view.labels[row["cell"]]
+        return say.caption(held, self.imported, others or {}, which, shown)
 
 
 def choose_grids(view: RunView) -> list[GridSpec]:
-    """Return the grids of a run, those first that say most of it."""
-    shelf = ImageIndex(
-        view,
-        {(row["cell"], int(row["prompt_index"]), int(row["seed"])): row for row in view.images},
-        sorted({int(row["prompt_index"]) for row in view.images}),
-        sorted({int(row["seed"]) for row in view.images}),
-    )
-    kinds = (_by_seed, _by_sweep, _by_prompt, _extremes)
+    """Return the grids of a run, the most informative first."""
+    index = ImageIndex(view)
     return [
         grid
-        for kind in kinds
+        for kind in (_by_seed, _by_sweep, _by_prompt, _extremes)
         for n, (model, rows) in enumerate(view.models.items())
-        for grid in kind(shelf, truncate(model, NAME_LENGTH), rows, _suffix(view, n))
+        for grid in kind(
+            index,
+            truncate(model, NAME_LENGTH),
+            rows,
+            f"_model{n + 1}" if len(view.models) > 1 else "",
+        )
     ]
 
 
-def _suffix(view: RunView, n: int) -> str:
-    """Return what tells the files of several models apart."""
-    return f"_model{n + 1}" if len(view.models) > 1 else ""
-
-
-def _by_seed(shelf: ImageIndex, model: str, rows: Sequence[Row], suffix: str) -> Iterator[GridSpec]:
+def _by_seed(index: ImageIndex, model: str, rows: Sequence[Row], suffix: str) -> Iterator[GridSpec]:
     """Yield methods down and seeds across, for each of the first prompts."""
-    cells, which = side_by_side(shelf.view, rows)
-    seeds = shelf.seeds[:SEEDS_SHOWN]
-    for prompt in shelf.prompts[:PROMPTS_SHOWN]:
+    cells, which = side_by_side(index.view, rows)
+    seeds, prompts = index.seeds[:SEEDS_SHOWN], index.prompts[:PROMPTS_SHOWN]
+    counts = (
+        (len(seeds), len(index.seeds), "seed", True),
+        (len(prompts), len(index.prompts), "prompt", True),
+    )
+    for prompt in prompts:
         yield GridSpec(
             name=f"grid_seeds_prompt{prompt}{suffix}",
-            title=f"{model}: methods by seed",
-            prompt=shelf.prompt(prompt),
-            caption=" ".join(
-                filter(
-                    None,
-                    (
-                        shelf.noise("One noise a column."),
-                        which,
-                        _left_out(seeds, shelf.seeds, "seed"),
-                        _left_out(shelf.prompts[:PROMPTS_SHOWN], shelf.prompts, "prompt"),
-                    ),
-                )
-            ),
+            title=say.by_seed(model),
+            prompt=index.prompt(prompt),
+            caption=index.caption("column", *counts, which=which),
             corner="seed",
             columns=[str(seed) for seed in seeds],
             rows=[
-                (shelf.label(row), [shelf.place(row["cell"], prompt, seed) for seed in seeds])
+                (index.view.labels[row["cell"]], index.slots(row["cell"], prompt, seeds))
                 for row in cells
             ],
         )
 
 
-def _left_out(shown: Sequence[object], of_all: Sequence[object], noun: str) -> str:
-    if len(shown) == len(of_all):
-        return ""
-    return f"The first {len(shown)} of {pluralize(len(of_all), noun)}."
-
-
 def _by_sweep(
-    shelf: ImageIndex, model: str, rows: Sequence[Row], suffix: str
+    index: ImageIndex, model: str, rows: Sequence[Row], suffix: str
 ) -> Iterator[GridSpec]:
     """Yield a swept parameter down and methods across, for each parameter and the first seeds.
 
-    One that a single method takes goes across instead, and seeds down.
+    If only one method takes the parameter, its values go across, and seeds down.
     """
-    points = [shelf.view.points.get(row["cell"], {}) for row in rows]
-    best = best_row(rows, deciding_metric(shelf.view)) or rows[0]
+    points = [index.view.points.get(row["cell"], {}) for row in rows]
+    best = best_row(rows, deciding_metric(index.view)) or rows[0]
+    best_point = index.view.points.get(best["cell"], {})
     for name in dict.fromkeys(name for point in points for name in point):
         values = list(dict.fromkeys(point[name] for point in points if name in point))
-        shown = some_of(values)
         taking = [row for row, point in zip(rows, points, strict=True) if name in point]
-        # What is not varied here stays where the run was best, as far as that has it.
-        others = {
-            other: value
-            for other, value in shelf.view.points.get(best["cell"], {}).items()
-            if other != name
-        }
+        # The other swept parameters stay at the best cell's values.
+        others = {other: value for other, value in best_point.items() if other != name}
+        sweep = _Sweep(name, values, taking, others)
         methods = list(dict.fromkeys(truncate(row["method"], NAME_LENGTH) for row in taking))
         if len(methods) == 1:
-            yield _along(shelf, f"{model}: {methods[0]}", name, values, taking, others, suffix)
-            continue
-        lines = {v: rows_at_point(shelf.view, taking, others | {name: v}) for v in shown}
-        across = methods[:METHODS_ACROSS]
-        told = [
-            shelf.noise("The same noise everywhere."),
-            f"At {point_label(others)}." if others else "",
-            f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
-            _left_out(across, methods, "method"),
-        ]
-        for seed in shelf.seeds[:SEEDS_OF_A_SWEEP]:
-            yield GridSpec(
-                name=f"grid_{_slug(name)}_seed{seed}{suffix}",
-                title=f"{model}: {parameter_label(name)} by method, seed {seed}",
-                prompt=shelf.prompt(shelf.prompts[0]),
-                caption=" ".join(filter(None, told)),
-                corner=parameter_label(name),
-                columns=across,
-                rows=[
-                    (value, [_of_method(shelf, found, method, seed) for method in across])
-                    for value, found in lines.items()
-                ],
-            )
+            yield _of_one_method(index, model, methods[0], sweep, suffix)
+        else:
+            yield from _of_methods(index, model, methods, sweep, suffix)
 
 
-def _along(
-    shelf: ImageIndex,
-    title: str,
-    name: str,
-    values: Sequence[str],
-    taking: Sequence[Row],
-    others: Mapping[str, str],
-    suffix: str,
+@dataclass(frozen=True)
+class _Sweep:
+    """A swept parameter, the cells that take it, and the values of the other parameters."""
+
+    name: str
+    values: list[str]
+    taking: list[Row]
+    others: dict[str, str]
+
+    def cells_at(self, view: RunView, value: str) -> dict[str, str]:
+        """Return the cell of each method at a value of the parameter."""
+        rows = rows_at_point(view, self.taking, self.others | {self.name: value})
+        return {truncate(row["method"], NAME_LENGTH): row["cell"] for row in rows}
+
+
+def _of_methods(
+    index: ImageIndex, model: str, methods: Sequence[str], sweep: _Sweep, suffix: str
+) -> Iterator[GridSpec]:
+    shown, across = some_of(sweep.values), methods[:METHODS_ACROSS]
+    lines = {value: sweep.cells_at(index.view, value) for value in shown}
+    prompt = index.prompts[0]
+    counts = (
+        (len(shown), len(sweep.values), "value", False),
+        (len(across), len(methods), "method", True),
+    )
+    for seed in index.seeds[:SEEDS_OF_A_SWEEP]:
+        yield GridSpec(
+            name=f"grid_{_slug(sweep.name)}_seed{seed}{suffix}",
+            title=say.by_method(model, parameter_label(sweep.name), seed),
+            prompt=index.prompt(prompt),
+            caption=index.caption("all", *counts, others=sweep.others),
+            corner=parameter_label(sweep.name),
+            columns=list(across),
+            rows=[
+                (value, [index.slots(cells.get(m), prompt, [seed])[0] for m in across])
+                for value, cells in lines.items()
+            ],
+        )
+
+
+def _of_one_method(
+    index: ImageIndex, model: str, method: str, sweep: _Sweep, suffix: str
 ) -> GridSpec:
-    """Return a swept parameter of one method across, and seeds down."""
-    shown = some_of(values, SEEDS_SHOWN)
-    seeds = shelf.seeds[:SEEDS_DOWN]
-    cells = [rows_at_point(shelf.view, taking, {**others, name: value}) for value in shown]
-    told = [
-        shelf.noise("One noise a row."),
-        f"At {point_label(others)}." if others else "",
-        f"{len(shown)} of {len(values)} values." if len(shown) < len(values) else "",
-        _left_out(seeds, shelf.seeds, "seed"),
-    ]
-    prompt = shelf.prompts[0]
+    shown, seeds = some_of(sweep.values, SEEDS_SHOWN), index.seeds[:SEEDS_DOWN]
+    cells = [sweep.cells_at(index.view, value).get(method) for value in shown]
+    prompt = index.prompts[0]
+    counts = (
+        (len(shown), len(sweep.values), "value", False),
+        (len(seeds), len(index.seeds), "seed", True),
+    )
     return GridSpec(
-        name=f"grid_{_slug(name)}{suffix}",
-        title=f"{title} by {parameter_label(name)}",
-        prompt=shelf.prompt(prompt),
-        caption=" ".join(filter(None, told)),
+        name=f"grid_{_slug(sweep.name)}{suffix}",
+        title=say.of_method(model, method, parameter_label(sweep.name)),
+        prompt=index.prompt(prompt),
+        caption=index.caption("row", *counts, others=sweep.others),
         corner="seed",
         columns=shown,
         rows=[
-            (
-                str(seed),
-                [
-                    shelf.place(found[0]["cell"], prompt, seed)
-                    if found
-                    else Place(None, f"seed {seed}")
-                    for found in cells
-                ],
-            )
-            for seed in seeds
+            (str(seed), [index.slots(cell, prompt, [seed])[0] for cell in cells]) for seed in seeds
         ],
     )
 
 
-def _of_method(shelf: ImageIndex, found: Sequence[Row], method: str, seed: int) -> Place:
-    cells = [row["cell"] for row in found if truncate(row["method"], NAME_LENGTH) == method]
-    if not cells:
-        return Place(None, f"seed {seed}")
-    return shelf.place(cells[0], shelf.prompts[0], seed)
-
-
 def some_of(values: Sequence[str], limit: int = POINTS_SHOWN) -> list[str]:
-    """Return every n-th value, the last among them: of 0.2, 0.3 … 1.3 it is 0.4, 0.7, 1.0, 1.3.
+    """Return every n-th value, including the last: of 0.2, 0.3 … 1.3 it is 0.4, 0.7, 1.0, 1.3.
 
     Args:
-        values: of a sweep, in order.
-        limit: how many at most.
+        values: The values of a sweep, in order.
+        limit: How many at most.
     """
     step = -(-len(values) // limit)
     return list(values[::-1][::step][::-1])
@@ -278,73 +261,66 @@ def _slug(name: str) -> str:
 
 
 def _by_prompt(
-    shelf: ImageIndex, model: str, rows: Sequence[Row], suffix: str
+    index: ImageIndex, model: str, rows: Sequence[Row], suffix: str
 ) -> Iterator[GridSpec]:
-    """Yield prompts down and methods across with one seed, where there are several prompts."""
-    if len(shelf.prompts) < 2 or len(shelf.view.rows) < 2:
+    """Yield prompts down and methods across with one seed, if there are several prompts."""
+    if len(index.prompts) < 2 or len(index.view.rows) < 2:
         return
-    cells, which = side_by_side(shelf.view, rows)
-    prompts, seed = shelf.prompts[:PROMPTS_DOWN], shelf.seeds[0]
-    told = (
-        shelf.noise("The same noise everywhere."),
-        which,
-        _left_out(prompts, shelf.prompts, "prompt"),
-    )
+    cells, which = side_by_side(index.view, rows)
+    prompts, seed = index.prompts[:PROMPTS_DOWN], index.seeds[0]
+    count = (len(prompts), len(index.prompts), "prompt", True)
     yield GridSpec(
         name=f"grid_prompts_seed{seed}{suffix}",
-        title=f"{model}: prompts by method, seed {seed}",
-        prompt="",
-        caption=" ".join(filter(None, told)),
+        title=say.by_prompt(model, seed),
+        caption=index.caption("all", count, which=which),
         corner="prompt",
-        columns=[shelf.label(row) for row in cells],
+        columns=[index.view.labels[row["cell"]] for row in cells],
         rows=[
-            (shelf.prompt(p, LABEL_LENGTH), [shelf.place(row["cell"], p, seed) for row in cells])
-            for p in prompts
+            (
+                index.prompt(prompt, LABEL_LENGTH),
+                [index.slots(row["cell"], prompt, [seed])[0] for row in cells],
+            )
+            for prompt in prompts
         ],
     )
 
 
 def _extremes(
-    shelf: ImageIndex, model: str, rows: Sequence[Row], suffix: str
+    index: ImageIndex, model: str, rows: Sequence[Row], suffix: str
 ) -> Iterator[GridSpec]:
-    """Yield the most and the least diverse prompt of the baseline and of the best method."""
-    metric = deciding_metric(shelf.view)
-    settings = best_of_each_method(rows, metric)
-    base = [row for row in settings if row["method"] == shelf.view.baseline]
-    best = best_row([row for row in settings if row not in base], metric)
+    """Yield the most and the least diverse prompt of the baseline and of the best other method."""
+    metric = deciding_metric(index.view)
+    best_cells = best_of_each_method(rows, metric)
+    base = [row for row in best_cells if row["method"] == index.view.baseline]
+    best = best_row([row for row in best_cells if row not in base], metric)
     cells = [*base, *([best] if best else [])]
-    lines = [line for row in cells for line in _extremes_of(shelf, row)]
+    lines = [line for row in cells for line in _extremes_of(index, row)]
     if not lines:
         return
-    names = join_names([shelf.label(row) for row in cells])
+    names = [index.view.labels[row["cell"]] for row in cells]
+    seeds = index.seeds[:SEEDS_SHOWN]
+    count = (len(seeds), len(index.seeds), "seed", True)
     yield GridSpec(
         name=f"grid_extremes{suffix}",
-        title=f"{model}: the most and the least diverse prompts",
-        prompt="",
-        caption=(
-            f"Of {names}. Diversity is of all the images of the prompt; ± is its standard error by "
-            f"the jackknife. {_left_out(shelf.seeds[:SEEDS_SHOWN], shelf.seeds, 'seed')}"
-        ).rstrip(),
+        title=say.most_and_least(model),
+        caption=index.caption("", count, which=say.extremes(names)),
         corner="seed",
-        columns=[str(seed) for seed in shelf.seeds[:SEEDS_SHOWN]],
+        columns=[str(seed) for seed in seeds],
         rows=lines,
     )
 
 
-def _extremes_of(shelf: ImageIndex, row: Row) -> Iterator[tuple[str, list[Place]]]:
-    """Yield the two rows of a cell; none unless two of its prompts have a diversity."""
-    found = [r for r in shelf.view.diversities if r["cell"] == row["cell"]]
+def _extremes_of(index: ImageIndex, row: Row) -> Iterator[tuple[str, list[GridSlot]]]:
+    """Yield the two rows of a cell, if at least two of its prompts have a diversity."""
+    found = [r for r in index.view.diversities if r["cell"] == row["cell"]]
     known = [r for r in found if as_finite_float(r.get("diversity")) is not None]
     if len(known) < 2:
         return
     ranked = sorted(known, key=lambda prompt: float(prompt["diversity"]))
-    ends = {"most": ranked[-1], "least": ranked[0]}
-    for end, prompt in ends.items():
-        index = int(prompt["prompt_index"])
+    for end, prompt in (("most", ranked[-1]), ("least", ranked[0])):
+        n = int(prompt["prompt_index"])
         error = as_finite_float(prompt.get("standard_error"))
-        size = format_fixed(prompt["diversity"]) + (
-            f" ± {format_fixed(error)}" if error is not None else ""
-        )
-        label = f"{shelf.label(row)}, {end}: {size} – {shelf.prompt(index, LABEL_LENGTH)}"
-        seeds = shelf.seeds[:SEEDS_SHOWN]
-        yield label, [shelf.place(row["cell"], index, seed) for seed in seeds]
+        size = format_fixed(prompt["diversity"])
+        size += "" if error is None else f" ± {format_fixed(error)}"
+        label = f"{index.view.labels[row['cell']]}, {end}: {size} – {index.prompt(n, LABEL_LENGTH)}"
+        yield label, index.slots(row["cell"], n, index.seeds[:SEEDS_SHOWN])

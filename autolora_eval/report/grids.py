@@ -1,13 +1,22 @@
-"""Image grids: what the report shows of the images, and the same as files under `figures/`."""
+"""Image grids of the report, and the same as PNG files with labels for papers and slides."""
 
 from __future__ import annotations
 
+import os
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from autolora_eval._files import atomic_write
 from autolora_eval._text import as_finite_float, format_fixed, truncate
-from autolora_eval.report.grid_layout import PROMPT_LENGTH, GridSpec, Place, choose_grids
+from autolora_eval.report.grid_layout import PROMPT_LENGTH, GridSlot, GridSpec, choose_grids
 from autolora_eval.report.run_view import Row, RunView, in_words, text_of
-from autolora_eval.report.thumbnails import Copy, copies
+from autolora_eval.report.thumbnails import SIDE, Thumbnail, load_thumbnails
 
 # Large images take 30 ms each to be read.
 IMAGES_READ = 256
@@ -18,9 +27,9 @@ class GridImage:
     """One image of a grid.
 
     Attributes:
-        name: of its thumbnail; empty if there is no image.
-        text: its seed and scores, or why there is no image.
-        file: its path below the run folder; empty if there is no image.
+        name: Name of its thumbnail; empty if there is no image.
+        text: Its seed and scores, or why there is no image.
+        file: Its path below the run folder; empty if there is no image.
     """
 
     name: str
@@ -33,12 +42,12 @@ class GridRow:
     """A row of images."""
 
     label: str
-    pictures: list[GridImage]
+    images: list[GridImage]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Images side by side; see `grid_choice.GridSpec`."""
+    """Images side by side; see `grid_layout.GridSpec`."""
 
     name: str
     title: str
@@ -51,74 +60,158 @@ class Grid:
 
 @dataclass(frozen=True)
 class Grids:
-    """All grids, and the small copies that they show, by name of file."""
+    """All grids, and the thumbnails that they show, by file name."""
 
     grids: list[Grid]
-    copies: dict[str, Copy]
-
-    @property
-    def thumbnails(self) -> dict[str, bytes]:
-        """The small copies as files."""
-        return {name: copy.data for name, copy in self.copies.items()}
+    thumbnails: dict[str, Thumbnail]
 
 
 def image_grids(view: RunView) -> Grids:
     """Return the grids of a run, as many as its images can be read for."""
-    choices = _affordable(choose_grids(view))
-    files = [file for choice in choices for file in _files(choice)]
-    found = copies(view.run.folder.path, files)
-    grids = [_grid(view, choice, found) for choice in choices]
-    return Grids(grids, {copy.name: copy for copy in found.values() if copy.name})
+    specs = _affordable(choose_grids(view))
+    files = [file for spec in specs for file in _files(spec)]
+    found = load_thumbnails(view.run.folder.path, files, enlarge=True)
+    names = {
+        file: f"image-{n:04d}{thumbnail.suffix}"
+        for n, (file, thumbnail) in enumerate(found.items())
+        if thumbnail.image is not None
+    }
+    grids = [_grid(view, spec, found, names) for spec in specs]
+    return Grids(grids, {name: found[file] for file, name in names.items()})
 
 
-def _affordable(choices: list[GridSpec]) -> list[GridSpec]:
-    """Return the first grids whose images are no more than may be read, and the very first."""
+def _affordable(specs: list[GridSpec]) -> list[GridSpec]:
+    """Return the first grid, and those after it while the number of images stays limited."""
     kept: list[GridSpec] = []
     read: set[str] = set()
-    for choice in choices:
-        more = read | set(_files(choice))
+    for spec in specs:
+        more = read | set(_files(spec))
         if not kept or len(more) <= IMAGES_READ:
-            kept.append(choice)
+            kept.append(spec)
             read = more
     return kept
 
 
-def _files(choice: GridSpec) -> list[str]:
-    places = [place.row for _, row in choice.rows for place in row]
-    return [file for row in places if row and (file := text_of(row.get("file")))]
+def _files(spec: GridSpec) -> list[str]:
+    rows = [slot.row for _, slots in spec.rows for slot in slots]
+    return [file for row in rows if row and (file := text_of(row.get("file")))]
 
 
-def _grid(view: RunView, choice: GridSpec, found: dict[str, Copy]) -> Grid:
+def _grid(
+    view: RunView, spec: GridSpec, found: dict[str, Thumbnail], names: dict[str, str]
+) -> Grid:
     rows = [
-        GridRow(label, [_picture(view, place, found) for place in places])
-        for label, places in choice.rows
+        GridRow(label, [_image(view, slot, found, names) for slot in slots])
+        for label, slots in spec.rows
     ]
-    return Grid(
-        *(choice.name, choice.title, choice.prompt, choice.caption, choice.corner, choice.columns),
-        rows,
-    )
+    return Grid(spec.name, spec.title, spec.prompt, spec.caption, spec.corner, spec.columns, rows)
 
 
-def _picture(view: RunView, place: Place, found: dict[str, Copy]) -> GridImage:
-    if place.row is None:
-        return GridImage("", f"{place.what}: not in this run")
-    copy = found.get(text_of(place.row.get("file")) or "")
-    if copy is None or not copy.name:
-        error = f"cannot be read: {copy.problem}" if copy else "no file"
-        reason = in_words(place.row.get("image_error")) or error
-        return GridImage("", truncate(f"{place.what}: {reason}", PROMPT_LENGTH))
-    text = f"{place.what}: {_scores(view, place.row)}"
-    return GridImage(copy.name, text, str(place.row["file"]))
+def _image(
+    view: RunView, slot: GridSlot, found: dict[str, Thumbnail], names: dict[str, str]
+) -> GridImage:
+    if slot.row is None:
+        return GridImage("", f"seed {slot.seed}: not in this run")
+    file = text_of(slot.row.get("file")) or ""
+    if file not in names:
+        problem = found[file].problem if file else "no file"
+        reason = in_words(slot.row.get("image_error")) or in_words(problem)
+        return GridImage("", truncate(f"seed {slot.seed}: {reason}", PROMPT_LENGTH))
+    return GridImage(names[file], f"seed {slot.seed}: {_scores(view, slot.row)}", file)
 
 
 def _scores(view: RunView, row: Row) -> str:
-    scores = [metric for metric in view.metrics if metric.kind == "score"]
-    found = [
-        f"{m.label} {format_fixed(row[m.column], 1)}"
-        for m in scores
-        if as_finite_float(row.get(m.column)) is not None
-    ]
     reason = in_words(row.get("unscored_reason"))
-    if scores and reason:
+    if view.judged and reason:
         return truncate(f"unscored: {reason}", PROMPT_LENGTH)
+    found = [
+        f"{score.label} {format_fixed(row[score.column], 1)}"
+        for score in view.judged
+        if as_finite_float(row.get(score.column)) is not None
+    ]
     return ", ".join(found) or "no scores"
+
+
+# ---- Grids as files
+
+FONT_SIZE = 22
+LETTERS_DOWN = 24
+LETTERS_ACROSS = 20
+LINES = 8
+GAP = 6
+MARGIN = 12
+WHITE, INK, FAINT = "#ffffff", "#1b1d1f", "#f0f0f0"
+
+
+def write_grids(grids: Grids, folder: Path) -> list[Path]:
+    """Write every grid as `<name>.png`, and delete those of an earlier report.
+
+    Args:
+        grids: The grids of the report.
+        folder: The folder to write to.
+
+    Returns:
+        The files written.
+    """
+    for old in folder.glob("grid_*.png"):
+        old.unlink()
+    files = [folder / f"{grid.name}.png" for grid in grids.grids]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        list(pool.map(partial(_write, thumbnails=grids.thumbnails), grids.grids, files))
+    return files
+
+
+def _write(grid: Grid, file: Path, thumbnails: dict[str, Thumbnail]) -> None:
+    with atomic_write(file) as temporary:
+        draw_grid(grid, thumbnails).save(temporary, "PNG")
+
+
+def draw_grid(grid: Grid, thumbnails: dict[str, Thumbnail]) -> Image.Image:
+    """Return a grid with the heads of its columns and the labels of its rows, on white."""
+    font = ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), FONT_SIZE
+    )
+    heads = [_wrapped(text, LETTERS_ACROSS) for text in grid.columns]
+    labels = [_wrapped(row.label, LETTERS_DOWN) for row in grid.rows]
+    corner = _wrapped(grid.corner, LETTERS_DOWN)
+    line = FONT_SIZE + 6
+    left = MARGIN + GAP + max(_width(text, font) for text in [corner, *labels])
+    top = MARGIN + GAP + line * max(text.count("\n") + 1 for text in [corner, *heads])
+    step = SIDE + GAP
+    size = (left + step * len(heads) + MARGIN, top + step * len(labels) + MARGIN)
+    page = Image.new("RGB", size, WHITE)
+    pen = ImageDraw.Draw(page)
+    pen.text((MARGIN, top - GAP), corner, fill=INK, font=font, anchor="ld")
+    for n, head in enumerate(heads):
+        middle = left + n * step + SIDE // 2
+        pen.text((middle, top - GAP), head, fill=INK, font=font, anchor="md", align="center")
+    for m, (label, row) in enumerate(zip(labels, grid.rows, strict=True)):
+        y = top + m * step
+        pen.text((MARGIN, y + SIDE // 2), label, fill=INK, font=font, anchor="lm")
+        for n, image in enumerate(row.images):
+            thumbnail = thumbnails.get(image.name)
+            at = (left + n * step, y)
+            if thumbnail is not None and thumbnail.image is not None:
+                room = [(SIDE - side) // 2 for side in thumbnail.image.size]
+                page.paste(thumbnail.image, (at[0] + room[0], at[1] + room[1]))
+            else:
+                _draw_missing(pen, image.text, at, font)
+    return page
+
+
+def _draw_missing(
+    pen: ImageDraw.ImageDraw, text: str, at: tuple[int, int], font: ImageFont.FreeTypeFont
+) -> None:
+    pen.rectangle((*at, at[0] + SIDE - 1, at[1] + SIDE - 1), fill=FAINT)
+    middle = (at[0] + SIDE // 2, at[1] + SIDE // 2)
+    wrapped = _wrapped(text, LETTERS_ACROSS - 2)
+    pen.text(middle, wrapped, fill=INK, font=font, anchor="mm", align="center")
+
+
+def _wrapped(text: str, letters: int) -> str:
+    """Return text in a few lines of at most this many letters."""
+    return textwrap.fill(text, letters, max_lines=LINES, placeholder=" …")
+
+
+def _width(text: str, font: ImageFont.FreeTypeFont) -> int:
+    return round(max((font.getlength(line) for line in text.split("\n")), default=0.0))

@@ -1,7 +1,8 @@
-"""Small copies of a run's images for its report: each is opened once, a bounded number at all."""
+"""Small copies of a run's images: the only module of the report that opens images."""
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from collections.abc import Iterable
@@ -11,85 +12,107 @@ from pathlib import Path
 
 from PIL import Image
 
-THUMBNAIL = 256
+from autolora_eval._files import path_inside
+from autolora_eval.runs.images import ImageError, open_image
+
+SIDE = 256
+JPEG_QUALITY = 85
 THREADS = 4
 
 
 @dataclass(frozen=True)
-class Copy:
-    """A small copy of an image, or why there is none.
+class Thumbnail:
+    """A small copy of an image, or the reason why there is none.
 
     Attributes:
-        name: of its file; empty if there is none.
-        data: PNG or JPEG.
-        image: the same, to be drawn; None if there is none.
-        problem: name of the error; empty if there is a copy.
+        data: A PNG file with all pixels, or a JPEG file of a large image; empty without an image.
+        image: The same as an image; None without an image.
+        problem: Why there is no image; empty if there is one.
     """
 
-    name: str
     data: bytes
     image: Image.Image | None
     problem: str = ""
 
+    @property
+    def suffix(self) -> str:
+        """The suffix of its file."""
+        return ".png" if self.data.startswith(b"\x89PNG") else ".jpg"
 
-def copies(folder: Path, files: Iterable[str]) -> dict[str, Copy]:
-    """Return a copy of each distinct file, in order of first appearance.
+    @property
+    def uri(self) -> str:
+        """The thumbnail as a data URI; empty without an image."""
+        kind = "png" if self.suffix == ".png" else "jpeg"
+        encoded = base64.b64encode(self.data).decode("ascii")
+        return f"data:image/{kind};base64,{encoded}" if self.data else ""
+
+
+def load_thumbnails(
+    folder: Path, files: Iterable[str], *, enlarge: bool = False
+) -> dict[str, Thumbnail]:
+    """Return a thumbnail of each distinct file, in order of first appearance.
 
     Args:
-        folder: the run folder.
-        files: paths below it.
+        folder: The run folder.
+        files: Paths below it.
+        enlarge: Whether small images are enlarged; see `make_thumbnail`.
     """
     distinct = list(dict.fromkeys(files))
-    # Decoding leaves Python's lock: threads are enough.
+    # Decoding releases Python's lock, so threads are enough.
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda item: _copy(folder, *item), enumerate(distinct)))
+        found = list(pool.map(lambda file: _load(folder, file, enlarge), distinct))
     return dict(zip(distinct, found, strict=True))
 
 
-def _copy(folder: Path, place: int, file: str) -> Copy:
+def _load(folder: Path, file: str, enlarge: bool) -> Thumbnail:
     try:
-        image = opened(folder, file)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return Copy("", b"", None, type(error).__name__)
-    copy, stream = small(image), io.BytesIO()
-    if max(image.size) > THUMBNAIL:
-        copy.save(stream, "JPEG", quality=88, subsampling=0)
-        return Copy(f"image-{place:04d}.jpg", stream.getvalue(), copy)
-    # Enlarged pixels come in long runs: a lossless copy is small.
-    copy.save(stream, "PNG")
-    return Copy(f"image-{place:04d}.png", stream.getvalue(), copy)
+        return make_thumbnail(open_run_image(folder, file), enlarge=enlarge)
+    except (ImageError, ValueError) as error:
+        return Thumbnail(b"", None, str(error))
 
 
-def opened(folder: Path, file: str) -> Image.Image:
-    """Return an image of a run folder.
+def open_run_image(folder: Path, file: str) -> Image.Image:
+    """Return an image of a run folder, whose tables may name any path.
 
     Args:
-        folder: the run folder.
-        file: path below it.
+        folder: The run folder.
+        file: Path below it.
 
     Raises:
-        OSError: no such image, or it is broken.
-        ValueError: the path leads out of the run folder.
+        ImageError: The image is missing, corrupt or too large.
+        ValueError: The path leads out of the run folder.
     """
-    path = (folder / file).resolve()
-    # A run folder may come from somebody else: its tables must not pull in other files.
-    if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"'{file}' leads out of the run folder")
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    return open_image(path_inside(folder, file))
 
 
-def small(image: Image.Image) -> Image.Image:
+def make_thumbnail(image: Image.Image, *, enlarge: bool = False) -> Thumbnail:
     """Return a copy of at most 256 pixels a side.
 
-    Small images are enlarged by whole factors without smoothing, so that pixels stay crisp in
-    viewers that smooth. Of large ones the mean over a box is taken: it adds no halo, which would
-    blur the edges of pixel art.
+    A small image keeps its pixels, without loss. A large one is divided by an integer, so that
+    equal blocks of pixels become one pixel each and pixel art is not blurred.
+
+    Args:
+        image: The image.
+        enlarge: Whether a small image is enlarged by an integer without smoothing, so that its
+            pixels stay crisp in viewers that smooth.
     """
     longest = max(image.size)
-    if longest > THUMBNAIL:
-        copy = image.copy()
-        copy.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX, reducing_gap=None)
-        return copy
-    factor = THUMBNAIL // longest
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    stream = io.BytesIO()
+    if longest > SIDE:
+        copy = image.convert("RGB").reduce(-(-longest // SIDE))
+        copy.save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        return Thumbnail(stream.getvalue(), copy)
+    factor = SIDE // longest if enlarge else 1
+    size = (image.width * factor, image.height * factor)
+    copy = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    copy.save(stream, "PNG")
+    return Thumbnail(stream.getvalue(), copy)
+
+
+def count_pixels(folder: Path, file: str) -> int:
+    """Return the number of pixels of an image without decoding it; 0 if it cannot be opened."""
+    try:
+        with Image.open(path_inside(folder, file)) as image:
+            return image.width * image.height
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0

@@ -18,7 +18,7 @@ from report.synthetic_run import Tables
 from autolora_eval._text import image_link
 from autolora_eval.report import gallery_data as gallery_images
 from autolora_eval.report import write_report
-from autolora_eval.report.gallery_data import Place, choose_image_keys, small_copy
+from autolora_eval.report.gallery_data import ImageKey, choose_image_keys
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
 
@@ -57,10 +57,12 @@ def data_block(folder: RunFolder) -> str:
 def test_the_first_seeds_of_the_first_prompts_are_chosen(
     prompts: int, seeds: int, limit: int, expected: tuple[int, int]
 ) -> None:
-    places = [Place(prompt, seed) for prompt in range(prompts) for seed in range(100, 100 + seeds)]
+    places = [
+        ImageKey(prompt, seed) for prompt in range(prompts) for seed in range(100, 100 + seeds)
+    ]
     chosen = choose_image_keys(places, limit)
     n_prompts, n_seeds = expected
-    assert chosen == [Place(p, 100 + s) for p in range(n_prompts) for s in range(n_seeds)]
+    assert chosen == [ImageKey(p, 100 + s) for p in range(n_prompts) for s in range(n_seeds)]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,9 @@ def test_the_bytes_of_the_copies_are_limited_by_whole_places(
     tmp_path: Path, make_run: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_run(n_seeds=4).write(tmp_path / "run")
-    sizes = [len(image.picture) for image in gallery_images.shown_images(read_run_view(folder))]
+    sizes = [
+        len(image.thumbnail.uri) for image in gallery_images.shown_images(read_run_view(folder))
+    ]
     # Four cells: three places and one byte too little for the fourth.
     monkeypatch.setattr(gallery_images, "BYTES_EMBEDDED", sum(sizes[:16]) - 1)
     assert len(gallery_images.shown_images(read_run_view(folder))) == 12
@@ -114,8 +118,8 @@ def test_it_says_which_part_is_shown(
     found = gallery_of(folder)
     assert found.shown == (
         "16 of the run's 48 images, to keep this file small: the first of 2 prompts and the first "
-        "4 of 6 seeds, the same of each of 4 cells. All are listed in scores.parquet. 1 of the 3 "
-        "unscored images are among them."
+        "4 of 6 seeds, the same for each of 4 cells. All images are listed in scores.parquet. 1 of "
+        "the 3 unscored images are shown."
     )
     assert found.data["total"] == 48
 
@@ -127,7 +131,7 @@ def test_more_cells_than_images_can_be_shown(
     found = gallery_of(make_run(n_seeds=2).write(tmp_path / "run"))
     assert [image["cell"] for image in found.data["images"]] == [0, 1, 2]
     assert (
-        "the first of 2 prompts and the first of 2 seeds, the same of each of the first 3 cells"
+        "the first of 2 prompts and the first of 2 seeds, the same for each of the first 3 cells"
         in (found.shown)
     )
 
@@ -203,7 +207,7 @@ def test_missing_broken_and_outside_images_say_why(tmp_path: Path, make_run: Mak
     reasons = {
         files[0]: "missing image",
         files[1]: "corrupt image",
-        "../secret.png": "its path leads out of the run folder",
+        "../secret.png": "'../secret.png' leads out of its folder",
     }
     for file, reason in reasons.items():
         assert images[file]["absent"] == reason
@@ -224,7 +228,7 @@ def test_everything_to_find_an_image_is_told(tmp_path: Path, make_run: Maker) ->
         "Method": "LoRA",
         "Prompt correspondence (PC)": "3.5 (range 0 to 5); expected score 3.250",
         "Style adherence (SA)": "4.5 (range 0 to 5)",
-        "Denoiser passes": "40",
+        "NFE": "40",
         "File": "images/SDXL--LoRA/p0/0.png",
         "SHA-256": "0" * 64,
     }
@@ -280,34 +284,3 @@ def test_images_of_the_grids_link_to_the_gallery_where_it_has_them(
     first = tables.scores[tables.scores["seed"] == 0]
     of_images = {link for link in links if not link.startswith("#gallery&")}
     assert of_images == {image_link(file) for file in first["file"]}
-
-
-@pytest.mark.parametrize(
-    ("size", "expected", "kind"),
-    [
-        ((64, 64), (64, 64), ".png"),
-        ((256, 100), (256, 100), ".png"),
-        ((257, 257), (129, 129), ".jpg"),
-        ((1024, 512), (256, 128), ".jpg"),
-        ((1, 3000), (1, 250), ".jpg"),
-    ],
-)
-def test_copies_are_at_most_256_pixels(
-    tmp_path: Path, size: tuple[int, int], expected: tuple[int, int], kind: str
-) -> None:
-    data, suffix = small_copy(Image.new("RGB", size, (200, 30, 40)))
-    (tmp_path / "copy").write_bytes(data)
-    with Image.open(tmp_path / "copy") as image:
-        assert (image.size, suffix) == (expected, kind)
-
-
-def test_pixel_art_keeps_its_pixels(tmp_path: Path) -> None:
-    art = np.random.default_rng(0).integers(0, 2, (32, 32, 1), dtype=np.uint8) * 255
-    blocks = art.repeat(3, 2).repeat(32, 0).repeat(32, 1)
-    data, _ = small_copy(Image.fromarray(blocks))
-    (tmp_path / "copy.jpg").write_bytes(data)
-    with Image.open(tmp_path / "copy.jpg") as image:
-        # 1024 pixels become 256: a block of 32 becomes one of 8. JPEG adds at most a few levels.
-        found = np.asarray(image).astype(int)
-    expected = art.repeat(3, 2).repeat(8, 0).repeat(8, 1).astype(int)
-    assert np.abs(found - expected).max() <= 8

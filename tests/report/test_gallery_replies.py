@@ -50,7 +50,7 @@ def test_each_repeat_is_shown_up_to_five(tmp_path: Path, make_run: Maker) -> Non
     rows = [{"repeat": n, "raw": f"reply {n}"} for n in (1, 0, 2, 3, 4, 5, 6)]
     found = one_image(make_run, tmp_path / "run", *rows)
     assert [reply["raw"] for reply in found] == [*(f"reply {n}" for n in range(5)), None]
-    assert found[0]["about"].startswith("a-judge, asked for time 1 of 7, attempt 1")
+    assert found[0]["about"].startswith("a-judge, reply 1 of 7, attempt 1")
     assert found[5]["about"] == "2 more replies: judgements/SDXL--LoRA.jsonl"
 
 
@@ -102,5 +102,5 @@ def test_judgements_outside_the_run_folder_are_not_read(tmp_path: Path, make_run
     secret = judgement(tables.scores.iloc[0], raw="secret")
     (tmp_path / "secret.jsonl").write_text(json.dumps(secret) + "\n")
     reply = gallery_of(folder).data["images"][0]["replies"][0]
-    assert "leads out of the run folder" in reply["about"]
+    assert "leads out of its folder" in reply["about"]
     assert reply["raw"] is None

@@ -12,19 +12,12 @@ from report.synthetic_run import Tables
 from report.table1_run import write_table1_run
 
 from autolora_eval.report.content import build_content
-from autolora_eval.report.grid_files import write_grids
 from autolora_eval.report.grid_layout import GridSpec, choose_grids, some_of
-from autolora_eval.report.grids import IMAGES_READ, image_grids
+from autolora_eval.report.grids import IMAGES_READ, image_grids, write_grids
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
 
 Maker = Callable[..., Tables]
-
-
-@pytest.fixture(scope="module")
-def table1(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The paper's Table 1 with 9 seeds."""
-    return write_table1_run(tmp_path_factory.mktemp("table1") / "run", n_seeds=9)
 
 
 def chosen(folder: RunFolder) -> dict[str, GridSpec]:
@@ -46,11 +39,11 @@ def test_of_many_points_of_a_sweep_some_are_shown(values: str, shown: str) -> No
     assert some_of(values.split()) == shown.split()
 
 
-def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(table1: RunFolder) -> None:
-    grid = chosen(table1)["grid_lora_scale_seed1"]
+def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(sweep: RunFolder) -> None:
+    grid = chosen(sweep)["grid_lora_scale_seed1"]
     assert grid.columns == ["LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
     assert [label for label, _ in grid.rows] == ["0.4", "0.7", "1", "1.3"]
-    assert grid.caption == "The same noise everywhere. 4 of 12 values."
+    assert grid.caption == "All images have the same noise. 4 of 12 values."
     assert grid.prompt == "Anna"
     for scale, places in grid.rows:
         for method, place in zip(grid.columns, places, strict=True):
@@ -60,11 +53,11 @@ def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(table1: R
             assert place.row["seed"] == 1
 
 
-def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(table1: RunFolder) -> None:
-    grids = chosen(table1)
+def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(sweep: RunFolder) -> None:
+    grids = chosen(sweep)
     assert list(grids) == ["grid_seeds_prompt0", "grid_lora_scale_seed0", "grid_lora_scale_seed1"]
     grid = grids["grid_seeds_prompt0"]
-    table = read_run_view(table1).run.table
+    table = read_run_view(sweep).run.table
     best = table.loc[table["div_cps"].idxmax()]
     scale = f"{best['lora_scale']:g}"
     assert [label for label, _ in grid.rows] == [
@@ -102,7 +95,7 @@ def test_a_parameter_of_one_method_goes_across_and_seeds_down(
         cell |= {"method": "AutoLoRA", "point": {"interval": [n / 10, 1.0]}}
     grid = chosen(tables.write(tmp_path / "run"))["grid_interval"]
     assert grid.columns == ["0.1–1", "0.3–1", "0.5–1", "0.7–1", "0.9–1"]
-    assert grid.caption == "One noise a row. 5 of 10 values. The first 4 of 5 seeds."
+    assert grid.caption == "Each row has the same noise. 5 of 10 values. The first 4 of 5 seeds."
     for label, places in grid.rows:
         cells = [place.row and place.row["cell"] for place in places]
         assert cells == [f"SDXL--M{n}" for n in (1, 3, 5, 7, 9)]
@@ -110,20 +103,22 @@ def test_a_parameter_of_one_method_goes_across_and_seeds_down(
 
 
 @pytest.mark.parametrize(
-    ("by_order", "told"),
+    ("by_order", "sentence"),
     [
-        (False, "The same noise everywhere. Of images made elsewhere it is their maker's seed."),
-        (True, "The same noise everywhere. But images made elsewhere without seeds share none."),
+        (False, "Images made elsewhere have the seeds stated by whoever made them."),
+        (True, "Images made elsewhere without seeds share no noise with the others."),
     ],
 )
 def test_no_noise_is_claimed_for_images_made_elsewhere(
-    tmp_path: Path, make_run: Maker, by_order: bool, told: str
+    tmp_path: Path, make_run: Maker, by_order: bool, sentence: str
 ) -> None:
     tables = make_run(n_seeds=2)
     cell = tables.table["cell"][0]
     tables.manifest["image_sets"] = {cell: {"images": 4, "seeds_by_order": by_order}}
     folder = tables.write(tmp_path / "run")
-    assert chosen(folder)["grid_prompts_seed0"].caption.startswith(told)
+    assert chosen(folder)["grid_prompts_seed0"].caption.startswith(
+        f"All images have the same noise. {sentence}"
+    )
     content = build_content(read_run_view(folder))
     assert "Every method that ran here was given the same prompts and seeds." in content.compared
 
@@ -133,7 +128,7 @@ def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path: Path, make_r
     folder = make_run(prompts=prompts, n_seeds=2).write(tmp_path / "run")
     grid = chosen(folder)["grid_prompts_seed0"]
     assert [label for label, _ in grid.rows] == list(prompts[:6])
-    assert grid.caption == "The same noise everywhere. The first 6 of 9 prompts."
+    assert grid.caption == "All images have the same noise. The first 6 of 9 prompts."
     for index, (_, places) in enumerate(grid.rows):
         rows = [place.row or {} for place in places]
         assert [row["method"] for row in rows] == grid.columns
@@ -182,7 +177,7 @@ def test_only_so_many_images_are_opened(tmp_path: Path, make_run: Maker) -> None
     folder = make_run(models=models, n_seeds=8).write(tmp_path / "run")
     planned = choose_grids(read_run_view(folder))
     found = image_grids(read_run_view(folder))
-    assert len(found.copies) <= IMAGES_READ
+    assert len(found.thumbnails) <= IMAGES_READ
     # Methods by seed of two prompts are 64 images of each model; room is left for four models.
     assert len(found.grids) < len(planned)
     shown = [grid.name for grid in found.grids]
@@ -201,10 +196,10 @@ def test_a_file_shows_each_image_in_its_place(tmp_path: Path, make_run: Maker) -
         pixels = np.asarray(image)
     # From the lower right corner: a margin of 12, images of 256 and gaps of 6 between them.
     for down, row in enumerate(reversed(grid.rows)):
-        for left, picture in enumerate(reversed(row.pictures)):
+        for left, shown in enumerate(reversed(row.images)):
             bottom = pixels.shape[0] - 12 - 6 - down * 262
             right = pixels.shape[1] - 12 - 6 - left * 262
-            copy = grids.copies[picture.name].image
+            copy = grids.thumbnails[shown.name].image
             assert copy is not None
             assert np.array_equal(
                 pixels[bottom - 256 : bottom, right - 256 : right], np.asarray(copy)
