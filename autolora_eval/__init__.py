@@ -1,7 +1,6 @@
 """Evaluate guidance methods on LoRA-tuned diffusion models.
 
-The names below are imported when they are first used, so that `import autolora_eval` loads no
-torch.
+Each name below is imported on first use, so `import autolora_eval` loads no torch.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autolora_eval._version import __version__
 
 if TYPE_CHECKING:
+    from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError, UsageError
     from autolora_eval._pipeline import run, score_images
     from autolora_eval.analysis.compare_runs import compare
     from autolora_eval.analysis.explain import explain
@@ -19,38 +19,63 @@ if TYPE_CHECKING:
     from autolora_eval.config.plan import make_plan
     from autolora_eval.generation.sampler_api import SampledImage, Sampler, SamplerModel
     from autolora_eval.guidance.autolora import AutoLoRAGuidance
-    from autolora_eval.guidance.method import GuiderMethod
+    from autolora_eval.guidance.method import GuiderMethod, Method
     from autolora_eval.plugins.signatures import MethodParameters
-    from autolora_eval.runs.folder import open_run
+    from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
+    from autolora_eval.runs.folder import Run, open_run
     from autolora_eval.scoring.diversity import diversity
+    from autolora_eval.scoring.diversity_metric import DiversityMetric
+    from autolora_eval.scoring.extractor import Extractor, ExtractorKind
     from autolora_eval.scoring.torch_metric import PairwiseCosineDiversity
 
-_HOMES = {
-    "AutoLoRAGuidance": "autolora_eval.guidance.autolora",
-    "GuiderMethod": "autolora_eval.guidance.method",
-    "MethodParameters": "autolora_eval.plugins.signatures",
-    "PairwiseCosineDiversity": "autolora_eval.scoring.torch_metric",
-    "SampledImage": "autolora_eval.generation.sampler_api",
-    "Sampler": "autolora_eval.generation.sampler_api",
-    "SamplerModel": "autolora_eval.generation.sampler_api",
-    "compare": "autolora_eval.analysis.compare_runs",
-    "diversity": "autolora_eval.scoring.diversity",
-    "explain": "autolora_eval.analysis.explain",
-    "load_benchmark": "autolora_eval.config.load",
-    "make_plan": "autolora_eval.config.plan",
-    "open_run": "autolora_eval.runs.folder",
-    "run": "autolora_eval._pipeline",
-    "score_images": "autolora_eval._pipeline",
+_MODULES = {
+    "AutoLoRAEvalError": "_errors",
+    "AutoLoRAGuidance": "guidance.autolora",
+    "DiversityMetric": "scoring.diversity_metric",
+    "Drawing": "report.figures._base",
+    "Extractor": "scoring.extractor",
+    "ExtractorKind": "scoring.extractor",
+    "FigureData": "report.figures._base",
+    "FigureKind": "report.figures._base",
+    "GuiderMethod": "guidance.method",
+    "Method": "guidance.method",
+    "MethodParameters": "plugins.signatures",
+    "MissingDependencyError": "_errors",
+    "PairwiseCosineDiversity": "scoring.torch_metric",
+    "Run": "runs.folder",
+    "SampledImage": "generation.sampler_api",
+    "Sampler": "generation.sampler_api",
+    "SamplerModel": "generation.sampler_api",
+    "UsageError": "_errors",
+    "compare": "analysis.compare_runs",
+    "diversity": "scoring.diversity",
+    "explain": "analysis.explain",
+    "load_benchmark": "config.load",
+    "make_plan": "config.plan",
+    "open_run": "runs.folder",
+    "run": "_pipeline",
+    "score_images": "_pipeline",
 }
 
 __all__ = [
+    "AutoLoRAEvalError",
     "AutoLoRAGuidance",
+    "DiversityMetric",
+    "Drawing",
+    "Extractor",
+    "ExtractorKind",
+    "FigureData",
+    "FigureKind",
     "GuiderMethod",
+    "Method",
     "MethodParameters",
+    "MissingDependencyError",
     "PairwiseCosineDiversity",
+    "Run",
     "SampledImage",
     "Sampler",
     "SamplerModel",
+    "UsageError",
     "__version__",
     "compare",
     "diversity",
@@ -64,9 +89,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'autolora_eval' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"autolora_eval.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -29,7 +29,7 @@ from autolora_eval.config.plan import (
     common_columns,
     describe_parameters,
 )
-from autolora_eval.config.sweep import INTERVAL, fields_of
+from autolora_eval.config.sweep_grid import INTERVAL, fields_of
 from autolora_eval.guidance.catalogue import (
     BUILT_IN,
     DIFFUSERS,

@@ -16,7 +16,7 @@ from autolora_eval._files import atomic_write, removed_on_failure
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
-from autolora_eval.config.preflight import missing
+from autolora_eval.generation.preflight import missing
 from autolora_eval.runs.folder import Run, RunFolder, open_run
 from autolora_eval.runs.manifest import (
     other_settings,

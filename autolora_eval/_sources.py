@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
-from autolora_eval._files import Json, sha256_file, sha256_folder
+from autolora_eval._files import Json, path_inside, sha256_file, sha256_folder
 from autolora_eval._resources import shipped_root
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -90,7 +91,7 @@ class Lookup:
         Raises:
             UsageError: there is none, with the places that were searched.
         """
-        found = self.find(name)
+        found = self.find(name) or _file_of_package(name)
         if found is None or not found.is_file():
             places = ", ".join(str(folder) for folder in self.folders)
             near = did_you_mean(Path(name).name, self._neighbours(name), or_list=False)
@@ -104,6 +105,20 @@ class Lookup:
             return sorted({path.name for path in files})
         except OSError:
             return []
+
+
+def _file_of_package(name: str) -> Path | None:
+    """Return the file that `package:path/within` names; None if there is no such file."""
+    package, _, relative = name.partition(":")
+    if not relative or not all(part.isidentifier() for part in package.split(".")):
+        return None
+    try:
+        spec = importlib.util.find_spec(package)
+        folders = (spec and spec.submodule_search_locations) or ()
+        found = [path_inside(Path(folder), relative) for folder in folders]
+    except (ImportError, ValueError):
+        return None
+    return next((path for path in found if path.is_file()), None)
 
 
 def find_model(name: str, revision: str | None, lookup: Lookup, marker: str) -> Source:

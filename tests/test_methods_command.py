@@ -46,9 +46,9 @@ def test_the_list_fits_the_terminal_and_names_what_is_broken(methods) -> None:
     assert "MagnitudeAwareGuidance MAMBO-G: 2 NFE per step; not SDXL or SD3" in text
     assert "fading FadingGuidance: 2 NFE per step" in text
     assert "clipped_noise clipped_noise, a sampler: NFE counted by the run" in text
-    assert "the guider 'broken' of example-methods 0.3.1" in text
+    assert "the guider 'broken' of example-plugins 0.3.1" in text
     assert "ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in text
-    assert "'cfg' is built in. Name example_methods.fading.FadingGuidance" in text
+    assert "'cfg' is built in. Name example_plugins.fading.FadingGuidance" in text
 
 
 def test_json_has_the_same_for_scripts(methods) -> None:

@@ -15,7 +15,7 @@ from autolora_eval.analysis.compatibility import Difference, SourceRun
 from autolora_eval.config.load import LoadedBenchmark, ResolvedMethod, ResolvedModel
 from autolora_eval.config.plan import Cell, ImageJob, Plan
 from autolora_eval.config.schema import Benchmark, Model
-from autolora_eval.config.sweep import Sweep
+from autolora_eval.config.sweep_grid import Sweep
 from autolora_eval.guidance.method import Method
 from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.scoring.diversity_metric import (

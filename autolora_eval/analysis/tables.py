@@ -33,7 +33,7 @@ from autolora_eval.analysis.table_layout import Results, choose_layout
 from autolora_eval.analysis.table_text import latex, markdown
 from autolora_eval.analysis.timings import write_timings
 from autolora_eval.config.plan import Cell, Plan
-from autolora_eval.config.sweep import fields_of
+from autolora_eval.config.sweep_grid import fields_of
 from autolora_eval.runs.folder import RunFolder
 
 

@@ -11,7 +11,7 @@ from autolora_eval._errors import UsageError
 from autolora_eval._sources import cached
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.inputs import INDEX, pipeline_class
-from autolora_eval.config.sweep import Sweep, at_point, own_point
+from autolora_eval.config.sweep_grid import Sweep, at_point, own_point
 from autolora_eval.runs.columns import parameter_column
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from autolora_eval.config.combinations import (
 from autolora_eval.config.inputs import INDEX, check_pipeline, check_prompts, read_prompts
 from autolora_eval.config.lora_file import LoraFile, read_lora_file
 from autolora_eval.config.schema import Benchmark, Model
-from autolora_eval.config.sweep import Sweep, SweepReader, first_swept, validated_but_for
+from autolora_eval.config.sweep_grid import Sweep, SweepReader, first_swept, validated_but_for
 from autolora_eval.guidance.method import Method, image_set_method
 from autolora_eval.guidance.method_registry import MethodKind as RunnableKind
 from autolora_eval.guidance.method_registry import resolve_method

@@ -11,7 +11,7 @@ from autolora_eval._errors import UsageError
 from autolora_eval._files import content_hash, prompt_folder, slug
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.load import LoadedBenchmark, ResolvedMethod, ResolvedModel
-from autolora_eval.config.sweep import (
+from autolora_eval.config.sweep_grid import (
     LORA_SCALE,
     Point,
     at_point,

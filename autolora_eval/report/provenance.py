@@ -19,7 +19,7 @@ from autolora_eval._text import (
     sanitize,
     truncate,
 )
-from autolora_eval.config.sweep import INTERVAL, fields_of
+from autolora_eval.config.sweep_grid import INTERVAL, fields_of
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
 from autolora_eval.scoring.diversity_metric import metrics_from_manifest
 

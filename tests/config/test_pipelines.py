@@ -13,10 +13,10 @@ from conftest import save_json
 
 from autolora_eval._devices import quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.config import preflight
 from autolora_eval.config.inputs import INDEX, TESTED, WITHOUT_GUIDER
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
+from autolora_eval.generation import preflight
 
 Problem = Callable[[object], str]
 Write = Callable[[object], Path]

@@ -13,7 +13,7 @@ import pytest
 from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.config.load import LoadedBenchmark, load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval.config.preflight import hub_sources
+from autolora_eval.generation.preflight import hub_sources
 from autolora_eval.runs.manifest import stated_cell
 
 Write = Callable[[object], Path]

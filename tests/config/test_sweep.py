@@ -15,7 +15,7 @@ from autolora_eval._errors import UsageError
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Cell, Plan, make_plan
-from autolora_eval.config.sweep import MAX_CELLS
+from autolora_eval.config.sweep_grid import MAX_CELLS
 from autolora_eval.generation.stage import settings_key
 from autolora_eval.runs.manifest import stated_cell
 

@@ -15,7 +15,7 @@ from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval.config.preflight import missing
+from autolora_eval.generation.preflight import missing
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
 

@@ -43,7 +43,7 @@ def installed(example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The example package, installed for this test."""
     monkeypatch.syspath_prepend(example)
     yield example
-    for name in [name for name in sys.modules if name.startswith("example_methods")]:
+    for name in [name for name in sys.modules if name.startswith("example_plugins")]:
         del sys.modules[name]
 
 
@@ -70,10 +70,10 @@ def test_a_guider_of_an_installed_package_goes_by_its_name(installed: Path) -> N
     rule = resolve_method("guider", "fading")
     assert rule.display_name == "FadingGuidance"
     assert rule.summary == "Classifier-free guidance whose scale falls linearly."
-    assert rule.source == "arXiv 2404.13040; example-methods 0.3.1"
+    assert rule.source == "arXiv 2404.13040; example-plugins 0.3.1"
     assert list(rule.parameters.model_fields) == ["guidance_scale", "last_scale"]
-    assert rule.code["class"] == "example_methods.fading.FadingGuidance"
-    assert rule.code["distribution"] == "example-methods 0.3.1"
+    assert rule.code["class"] == "example_plugins.fading.FadingGuidance"
+    assert rule.code["distribution"] == "example-plugins 0.3.1"
     assert len(rule.code["sha256"]) == 64
     parameters = rule.parameters.model_validate({"last_scale": 2}).with_model_defaults(3.0)
     assert parameters.model_dump() == {"guidance_scale": 3.0, "last_scale": 2.0}
@@ -89,7 +89,7 @@ def test_the_laws_are_tried_on_a_guider_of_an_installed_package_by_its_name(
     assert kept, shown
     # It has no window, and is for no pipeline that prepares inputs in another way.
     assert f"fading on a tiny SD3: {len(all_checks()) - 2} passed, 2 skipped" in shown
-    with pytest.raises(UsageError, match=r"'broken' of example-methods 0\.3\.1 .* is broken"):
+    with pytest.raises(UsageError, match=r"'broken' of example-plugins 0\.3\.1 .* is broken"):
         check_command("broken", [], "sd3", console, Console(quiet=True))
     with pytest.raises(UsageError, match="It is a sampler"):
         check_command("clipped_noise", [], "sd3", console, Console(quiet=True))
@@ -105,8 +105,8 @@ def test_a_sampler_of_an_installed_package_goes_by_its_name(installed: Path) -> 
 
 def test_a_broken_one_is_named_with_its_package_and_cause(installed: Path) -> None:
     assert refusal("guider", "broken") == (
-        "the guider 'broken' of example-methods 0.3.1 (example_methods.broken.BrokenGuidance) is "
-        "broken: 'example_methods.broken.BrokenGuidance' cannot be imported: "
+        "the guider 'broken' of example-plugins 0.3.1 (example_plugins.broken.BrokenGuidance) is "
+        "broken: 'example_plugins.broken.BrokenGuidance' cannot be imported: "
         "ModuleNotFoundError: No module named 'a_package_that_nobody_has' (broken.py, line 3)."
     )
 
@@ -115,16 +115,16 @@ def test_what_is_built_in_keeps_its_name(installed: Path) -> None:
     assert resolve_method("guider", "cfg") is GUIDERS.find("cfg")
     listed = {(one.name, one.kind): one for one in catalogue() if one.group == INSTALLED}
     assert listed["cfg", "guider"].problem == (
-        "'cfg' is built in. Name example_methods.fading.FadingGuidance of example-methods 0.3.1 by "
+        "'cfg' is built in. Name example_plugins.fading.FadingGuidance of example-plugins 0.3.1 by "
         "its dotted path."
     )
-    assert resolve_method("guider", "example_methods.fading.FadingGuidance").name.endswith(
+    assert resolve_method("guider", "example_plugins.fading.FadingGuidance").name.endswith(
         "Guidance"
     )
     assert listed["fading", "guider"].problem == ""
     assert listed["clipped_noise", "sampler"].problem == ""
     assert "is broken: " in listed["broken", "guider"].problem
-    assert listed["broken", "guider"].source == "example-methods 0.3.1"
+    assert listed["broken", "guider"].source == "example-plugins 0.3.1"
 
 
 def test_two_packages_of_one_name_are_both_named_and_neither_is_taken(site: Path) -> None:
@@ -349,7 +349,7 @@ def test_a_plan_without_other_people_s_methods_imports_none_of_them(
         "import sys, json\nfrom autolora_eval import load_benchmark, make_plan\n"
         "make_plan(load_benchmark('quickstart'))\n"
         "print(json.dumps([n for n in sys.modules if n.split('.')[0] in "
-        "('example_methods', 'torch', 'diffusers')]))"
+        "('example_plugins', 'torch', 'diffusers')]))"
     )
     env = os.environ | {"PYTHONPATH": f"{example}{os.pathsep}{ROOT}"}
     done = subprocess.run(
@@ -365,7 +365,7 @@ def test_a_benchmark_names_other_people_s_methods_beside_ours(
 ) -> None:
     benchmark_data["methods"] |= {
         "Fading": {"guider": "fading", "last_scale": 2},
-        "By path": {"guider": "example_methods.fading.FadingGuidance"},
+        "By path": {"guider": "example_plugins.fading.FadingGuidance"},
         "Clipped": {"sampler": "clipped_noise", "limit": 1.5},
         "APG": {
             "guider": "diffusers.guiders.AdaptiveProjectedGuidance",
@@ -414,7 +414,7 @@ def test_a_benchmark_names_other_people_s_methods_beside_ours(
             "MagnitudeAwareGuidance: it fails on image latents",
         ),
         ({"guider": "fading", "sampler": "clipped_noise"}, "methods.New.sampler: stands beside"),
-        ({"guider": "broken"}, "methods.New.guider: the guider 'broken' of example-methods 0.3.1"),
+        ({"guider": "broken"}, "methods.New.guider: the guider 'broken' of example-plugins 0.3.1"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_model_loads(

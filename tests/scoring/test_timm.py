@@ -19,7 +19,7 @@ import pytest
 from autolora_eval._sources import PICKLE_ADVICE
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval.config.preflight import missing
+from autolora_eval.generation.preflight import missing
 
 
 @pytest.fixture(scope="module")

@@ -74,11 +74,13 @@ class FigureKind:
         place: where it stands among the others, lowest first.
         drawings: the figures of this kind that a run has: none where it does not apply, several
             where one would hold too much.
+        origin: the package that offers it, as "name version"; empty for a built-in kind.
     """
 
     name: str
     place: int
     drawings: Callable[[FigureData], Iterable[Drawing]]
+    origin: str = ""
 
 
 @dataclass(frozen=True)

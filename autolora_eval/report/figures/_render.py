@@ -1,18 +1,19 @@
-"""Finds the kinds of figures, draws what a run has of each, and writes the files."""
+"""Finds the kinds of figures, draws those of a run, and writes the files."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
-import pkgutil
+import logging
 import warnings
-from functools import cache
 from pathlib import Path
 
 import matplotlib.style
 
+from autolora_eval._errors import UsageError
 from autolora_eval._files import atomic_write
+from autolora_eval.plugins.registry import Origin, Registry
+from autolora_eval.plugins.third_party import error_message
 from autolora_eval.report.figures._base import (
     Drawing,
     DrawnFigure,
@@ -21,47 +22,67 @@ from autolora_eval.report.figures._base import (
 )
 from autolora_eval.report.figures._style import PNG_DPI, STYLE, settle
 
+_log = logging.getLogger(__name__)
 
-@cache
-def kinds() -> tuple[FigureKind, ...]:
-    """Return every kind of figure, by its stated place.
 
-    Raises:
-        ValueError: two files declare one name.
+def _read_figure(found: object, origin: Origin) -> FigureKind:
+    if not isinstance(found, FigureKind):
+        kind = type(found).__name__
+        raise UsageError(f"'{origin.name}' is a {kind}; expected an autolora_eval.FigureKind.")
+    return dataclasses.replace(found, name=origin.name, origin=origin.distribution)
+
+
+FIGURES = Registry(
+    noun="figure",
+    package="autolora_eval.report.figures",
+    attribute="FIGURE",
+    group="autolora_eval.figures",
+    read=_read_figure,
+)
+
+
+def figure_kinds() -> list[FigureKind]:
+    """Return every kind of figure in the order of the report, built in and of other packages.
+
+    An unusable figure of another package is logged and left out.
     """
-    package = importlib.import_module("autolora_eval.report.figures")
-    found: dict[str, FigureKind] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name.startswith("_"):
-            continue
-        declared: FigureKind = importlib.import_module(f"{package.__name__}.{module.name}").FIGURE
-        if declared.name in found:
-            raise ValueError(f"two kinds of figures are named '{declared.name}'")
-        found[declared.name] = declared
-    return tuple(sorted(found.values(), key=lambda kind: (kind.place, kind.name)))
+    kinds: list[FigureKind] = []
+    for found in FIGURES.load_all():
+        if isinstance(found, UsageError):
+            _log.warning("%s", found)
+        else:
+            kinds.append(found)
+    return sorted(kinds, key=lambda kind: (bool(kind.origin), kind.place, kind.name))
 
 
 def draw_figures(data: FigureData, folder: Path) -> list[DrawnFigure]:
-    """Draw every figure that a run has, and write each as SVG and PNG.
+    """Draw every figure of a run, and write each as SVG and PNG.
 
-    The same tables give the same bytes: neither file holds a date or a version.
+    The same tables give the same bytes: neither file contains a date or a version. A figure of
+    another package that fails is logged and left out.
 
     Args:
-        data: what to draw.
-        folder: where to write.
+        data: the tables to draw from.
+        folder: the folder of the files.
 
     Returns:
         The figures in order.
     """
     drawn: dict[str, DrawnFigure] = {}
-    for kind in kinds():
-        for drawing in kind.drawings(data):
-            # Such as of two models whose names are the same in a file's name.
-            alike = (f"_{n}" for n in itertools.count(2))
-            name = drawing.name
-            while name in drawn:
-                name = drawing.name + next(alike)
-            drawn[name] = _write(kind.name, dataclasses.replace(drawing, name=name), folder)
+    for kind in figure_kinds():
+        try:
+            for drawing in kind.drawings(data):
+                # Two models may have the same name in file names.
+                numbered = (f"{drawing.name}_{n}" for n in itertools.count(2))
+                name = drawing.name
+                while name in drawn:
+                    name = next(numbered)
+                drawn[name] = _write(kind.name, dataclasses.replace(drawing, name=name), folder)
+        except (Exception, SystemExit) as error:
+            if not kind.origin:
+                raise
+            reason = f"{type(error).__name__}: {error_message(error)}"
+            _log.warning("The figure '%s' of %s failed: %s", kind.name, kind.origin, reason)
     return list(drawn.values())
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from autolora_eval._text import point_label
 from autolora_eval.analysis.metric_columns import measures
 from autolora_eval.report.figures._base import Drawing, FigureData
-from autolora_eval.report.figures._render import kinds
+from autolora_eval.report.figures._render import figure_kinds
 from autolora_eval.report.figures._style import STYLE
 from autolora_eval.scoring.rubric import Score
 
@@ -186,7 +186,7 @@ def with_values(data: FigureData, **columns: Mapping[str, float | None]) -> Figu
 
 def drawings(kind: str, data: FigureData) -> list[Drawing]:
     """Return the figures of a kind that a run has."""
-    return list(next(k for k in kinds() if k.name == kind).drawings(data))
+    return list(next(k for k in figure_kinds() if k.name == kind).drawings(data))
 
 
 def draw(kind: str, data: FigureData, number: int = 0) -> Figure:

@@ -10,7 +10,7 @@ from PIL import Image
 from report.figures.made_up import INTERVALS, LORA_SCALES, METHODS, SCORES, made_up
 
 from autolora_eval.report.figures._base import DrawnFigure, FigureData
-from autolora_eval.report.figures._render import draw_figures, kinds
+from autolora_eval.report.figures._render import draw_figures, figure_kinds
 from autolora_eval.report.figures._style import MAX_HEIGHT, WIDTH
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -27,7 +27,7 @@ def texts(figure: DrawnFigure) -> list[str]:
 
 
 def test_kinds_are_in_their_stated_order() -> None:
-    names = [kind.name for kind in kinds()]
+    names = [kind.name for kind in figure_kinds()]
     assert names == [
         *("diversity_vs_scores", "sweep", "cost", "paired_differences", "score_distributions")
     ]
@@ -40,7 +40,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[DrawnFigure]:
 
 
 def test_a_run_of_48_cells_has_every_figure(drawn: list[DrawnFigure]) -> None:
-    assert [figure.kind for figure in drawn] == [kind.name for kind in kinds()]
+    assert [figure.kind for figure in drawn] == [kind.name for kind in figure_kinds()]
     for figure in drawn:
         assert figure.svg.name == f"{figure.name}.svg"
         assert figure.title

@@ -1,0 +1,62 @@
+"""The public names: pinned here, importable, documented, and imported lazily."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import autolora_eval
+
+PUBLIC = {
+    "autolora_eval": {
+        *("AutoLoRAEvalError", "MissingDependencyError", "UsageError"),
+        *("AutoLoRAGuidance", "GuiderMethod", "Method", "MethodParameters"),
+        *("SampledImage", "Sampler", "SamplerModel"),
+        *("DiversityMetric", "Extractor", "ExtractorKind"),
+        *("Drawing", "FigureData", "FigureKind"),
+        *("PairwiseCosineDiversity", "Run", "__version__", "compare", "diversity", "explain"),
+        *("load_benchmark", "make_plan", "open_run", "run", "score_images"),
+    },
+    "autolora_eval.guider_checks": {
+        *("ActiveInterval", "CheckFailedError", "GuiderSpec"),
+        *("check_guider", "guider_checks_generator", "parametrize_with_checks"),
+    },
+    "autolora_eval.generation.sampler_api": {"SampledImage", "Sampler", "SamplerModel"},
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_public_names_are_these(module: str) -> None:
+    assert set(importlib.import_module(module).__all__) == PUBLIC[module]
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC["autolora_eval"] - {"__version__"}))
+def test_every_public_name_is_importable_and_documented(name: str) -> None:
+    assert (getattr(autolora_eval, name).__doc__ or "").strip()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import autolora_eval",
+        "import autolora_eval; autolora_eval.UsageError; autolora_eval.Method",
+        "from autolora_eval.cli import app; from typer.testing import CliRunner; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0",
+    ],
+)
+def test_no_heavy_library_is_imported_before_it_is_needed(code: str) -> None:
+    heavy = "{'torch', 'diffusers', 'transformers', 'peft', 'pandas', 'matplotlib'}"
+    code += f"; import sys; print(sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'rnu'"):
+        _ = autolora_eval.rnu
