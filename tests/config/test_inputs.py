@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 
 from autolora_eval._files import sha256_file
 from autolora_eval._resources import shipped_root
@@ -251,7 +250,6 @@ def test_a_lora_folder_with_several_files_wants_a_weight_name(
     named = with_lora(benchmark_data, "lora", weight_name="other.safetensors")
     found = load_benchmark(write_benchmark(named)).models["A"].lora.path
     assert found == lora / "other.safetensors"
-    assert list(load_file(found)) == ["weight"]
 
     misspelt = with_lora(benchmark_data, "lora", weight_name="ohter.safetensors")
     assert "Did you mean 'other.safetensors'?" in problem(misspelt)
@@ -311,7 +309,7 @@ def test_a_key_in_the_judges_address_is_refused_and_not_repeated(
     judge = {**benchmark_data["judge"], "backend": "openai"}
     judge["base_url"] = "https://me:sentinel-key@example.org/v1"
     line = problem({**benchmark_data, "judge": judge})
-    assert "judge.base_url: a user name or key does not belong into the address" in line
+    assert "judge.base_url: the address must not contain a user name or key" in line
     assert "sentinel-key" not in line
 
 

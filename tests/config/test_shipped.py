@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import save_lora
 
 from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.config.load import LoadedBenchmark, load_benchmark
@@ -171,12 +172,6 @@ def test_disney_princess_autolora_scale_is_the_papers_figure_4() -> None:
 # A LoRA that wants a login
 
 
-def put_file(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"found, but not opened")
-    return path
-
-
 @pytest.mark.parametrize("name", [name for name in TWINS if name.startswith("disney")])
 def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -191,10 +186,10 @@ def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(
         f"loras/all_disney_princess_xl.safetensors below {tmp_path}, or set "
         "AUTOLORA_EVAL_DISNEY_LORA to where it is."
     )
-    file = put_file(tmp_path / lora.name)
+    file = save_lora(tmp_path / lora.name)
     (lora,) = (model.lora for model in load_benchmark(name).models.values())
     assert (lora.kind, lora.path) == ("file", file)
-    elsewhere = put_file(tmp_path / "elsewhere.safetensors")
+    elsewhere = save_lora(tmp_path / "elsewhere.safetensors")
     monkeypatch.setenv("AUTOLORA_EVAL_DISNEY_LORA", str(elsewhere))
     (lora,) = (model.lora for model in load_benchmark(name).models.values())
     assert lora.path == elsewhere
@@ -212,7 +207,7 @@ def test_only_a_lora_that_says_how_to_get_it_may_be_absent(
     data["models"]["A"]["lora"]["path"] = "mine.ckpt"
     assert "is a pickle" in problem(data)
     # How to get it decides no number: a finished run stays finished.
-    put_file(benchmark.file.parent / "mine.safetensors")
+    save_lora(benchmark.file.parent / "mine.safetensors")
     data["models"]["A"]["lora"]["path"] = "mine.safetensors"
     keys = []
     for advice in ("Ask Ann.", "Ask Bob.", None):

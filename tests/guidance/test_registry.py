@@ -55,7 +55,7 @@ def another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 COPY = """
 from dataclasses import replace
-from autolora_eval.guidance.methods.lora import METHOD as LORA
+from autolora_eval.guidance.methods.lora_only import METHOD as LORA
 
 METHOD = replace(LORA, name={name!r})
 """
