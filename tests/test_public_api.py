@@ -22,7 +22,7 @@ PUBLIC = {
         *("load_benchmark", "make_plan", "open_run", "run", "score_images"),
     },
     "autolora_eval.guider_checks": {
-        *("ActiveInterval", "CheckFailedError", "GuiderSpec"),
+        *("ActiveInterval", "CheckFailedError", "CheckResult", "CheckSkippedError", "GuiderSpec"),
         *("check_guider", "guider_checks_generator", "parametrize_with_checks"),
     },
     "autolora_eval.generation.sampler_api": {"SampledImage", "Sampler", "SamplerModel"},
