@@ -82,16 +82,20 @@ def score_images(
         UsageError: benchmark or images cannot be used as they stand.
         AutoLoRAEvalError: a stage failed. What was made so far is kept.
     """
-    from autolora_eval.config.image_set_benchmark import refuse_overlap, set_benchmark, set_name
+    from autolora_eval.config.image_set_benchmark import (
+        check_no_overlap,
+        image_set_benchmark,
+        image_set_run_name,
+    )
     from autolora_eval.generation.image_import import check_image_sets
     from autolora_eval.generation.image_readers import read_image_set
 
     loaded = load_benchmark(benchmark)
     read_image_set(Path(images))
-    folder = _run_folder(output or Path("reports") / set_name(loaded, name))
-    refuse_overlap(Path(images), folder)
+    folder = _run_folder(output or Path("reports") / image_set_run_name(loaded, name))
+    check_no_overlap(Path(images), folder)
     file = folder.path / "benchmark.yaml"
-    text = set_benchmark(loaded, Path(images), name, model, file)
+    text = image_set_benchmark(loaded, Path(images), name, model, file)
     # Nothing takes the place of what is there before it is known to fit.
     with removed_on_failure(folder.path), atomic_write(file) as unproven:
         unproven.write_text(text, encoding="utf-8", newline="\n")

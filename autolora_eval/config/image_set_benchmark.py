@@ -1,4 +1,4 @@
-"""The benchmark of one image set: somebody's prompts, seeds, extractor and judge, and no method."""
+"""The benchmark file that `score --images` writes: one image set in place of the methods."""
 
 from __future__ import annotations
 
@@ -14,145 +14,136 @@ from autolora_eval._sources import MINIATURE, Lookup, Source
 from autolora_eval.config.load import LoadedBenchmark, ResolvedModel
 from autolora_eval.runs.folder import RunFolder
 
-_WRITTEN = "# Written by `autolora-eval score --images`"
-# What decides a score beside the images themselves.
-_MEASURE = ("name", "prompts", "features", "judge")
-_JUDGE = ("model", "revision", "rubric", "rubric_values")
-_HEAD = f"""\
-{_WRITTEN}: {{benchmark}} with the images of
-# {{place}} in place of its methods.
-"""
+_FIRST_LINE = "# Written by `autolora-eval score --images`"
+# The sections that decide the scores of given images, and of the judge the keys that do.
+_SCORING_SECTIONS = ("name", "prompts", "features", "judge")
+_JUDGE_KEYS = ("model", "revision", "rubric", "rubric_values")
 
 
-def set_benchmark(
-    loaded: LoadedBenchmark, place: Path, name: str, model: str | None, file: Path
+def image_set_benchmark(
+    loaded: LoadedBenchmark, images: Path, name: str, model: str | None, file: Path
 ) -> str:
-    """Return a benchmark that scores one image set by another benchmark's measure, as YAML.
+    """Return a benchmark, as YAML, that scores one image set like another benchmark.
 
-    It names its files as seen from the run folder, where it lies; the published values stay with
-    the benchmark that they belong to.
+    It takes prompts, seeds, extractor and judge from the other benchmark, but not its published
+    values. Its paths are relative to the run folder.
 
     Args:
-        loaded: the benchmark whose prompts, seeds, extractor and judge are taken.
-        place: the images.
-        name: what they are called in tables.
-        model: the model that they are shown under; the benchmark's first where not given.
-        file: where it is going to lie.
+        loaded: the benchmark that the set is scored with.
+        images: the folder or listing of the set.
+        name: the name of the set in tables.
+        model: the model that the set belongs to; the first of the benchmark if None.
+        file: where the YAML will be written.
 
     Raises:
-        UsageError: the benchmark has no such model, or the folder holds something else.
+        UsageError: if the benchmark has no such model, or the run folder holds something else.
     """
     chosen = model or next(iter(loaded.models))
     if chosen not in loaded.models:
         near = did_you_mean(chosen, loaded.models)
         raise UsageError(f"the benchmark has no model '{chosen}'.{near}")
-    here = file.parent
+    folder = file.parent
     data: dict[str, Any] = loaded.spec.model_dump(mode="json", exclude_unset=True)
     lookup = Lookup.beside(loaded.file)
     if isinstance(loaded.spec.prompts, str):
-        data["prompts"] = _seen_from(here, lookup.file(loaded.spec.prompts, "prompt file"))
-    data["models"] = {chosen: _model(data["models"][chosen], loaded.models[chosen], here)}
-    data["methods"] = {name: {"images": _seen_from(here, place)}}
+        data["prompts"] = _relative(lookup.file(loaded.spec.prompts, "prompt file"), folder)
+    data["models"] = {chosen: _model(data["models"][chosen], loaded.models[chosen], folder)}
+    data["methods"] = {name: {"images": _relative(images, folder)}}
     if loaded.features is not None:
-        data["features"] = {**data.get("features", {}), "model": _place(loaded.features, here)}
+        data["features"] = {**data.get("features", {}), "model": _source(loaded.features, folder)}
     if loaded.spec.judge is not None:
         rubric = lookup.file(loaded.spec.judge.rubric, "rubric")
-        data["judge"]["rubric"] = _seen_from(here, rubric)
+        data["judge"]["rubric"] = _relative(rubric, folder)
     if loaded.judge is not None:
-        data["judge"]["model"] = _place(loaded.judge, here)
-    data["name"] = set_name(loaded, name)
-    data["description"] = f"Images made elsewhere, scored by the measure of {loaded.spec.name}."
+        data["judge"]["model"] = _source(loaded.judge, folder)
+    data["name"] = image_set_run_name(loaded, name)
+    data["description"] = f"Images made elsewhere, scored with the benchmark {loaded.spec.name}."
     for key in ("baseline", "sweep", "published"):
         data.pop(key, None)
-    refuse_others(file, data)
-    head = _HEAD.format(benchmark=loaded.spec.name, place=" ".join(place.name.split()))
-    return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    _check_run_folder(file, data)
+    set_name = " ".join(images.name.split())
+    return (
+        f"{_FIRST_LINE}: {loaded.spec.name} with the images of\n"
+        f"# {set_name} in place of its methods.\n"
+        f"{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}"
+    )
 
 
-def refuse_others(file: Path, data: dict[str, Any]) -> None:
-    """Stop before the benchmark or the scores of something else are written over.
-
-    Args:
-        file: the benchmark that is to be written, in its run folder.
-        data: what it is to state.
-
-    Raises:
-        UsageError: the file is somebody's own, or the folder holds other scores.
-    """
-    if not file.exists():
-        if (file.parent / "manifest.json").exists():
-            raise UsageError(f"'{file.parent}' holds another run. Name another --output.")
-        return
-    text = file.read_text(encoding="utf-8", errors="replace")
-    if not text.startswith(_WRITTEN):
-        raise UsageError(
-            f"'{file}' is there, and no `score --images` wrote it. Name another --output."
-        )
-    if not _holds_scores(RunFolder(file.parent)):
-        return  # of an attempt that failed before it had any
-    before = yaml.safe_load(text) or {}
-    if before.get("methods") != data["methods"]:
-        raise UsageError(
-            f"'{file.parent}' holds the scores of other images. Name these by --name or --output."
-        )
-    other = [name for name in _MEASURE if _measure(before, name) != _measure(data, name)]
-    if other:
-        raise UsageError(
-            f"'{file.parent}' holds the scores of '{before.get('name')}', and '{data['name']}' is "
-            f"measured otherwise ({', '.join(other)}). Name another --output."
-        )
-
-
-def _holds_scores(run: RunFolder) -> bool:
-    return run.table("csv").exists() or any(run.images("").glob("*/*/*.png"))
-
-
-def _measure(data: dict[str, Any], name: str) -> object:
-    """Return what is measured by: of a judge not how it is reached, of neither how fast."""
-    stated = data.get(name)
-    if not isinstance(stated, dict):
-        return stated
-    if name == "judge":
-        return {key: stated.get(key) for key in _JUDGE}
-    return {key: value for key, value in stated.items() if key != "batch_size"}
-
-
-def refuse_overlap(place: Path, run: RunFolder) -> None:
-    """Stop if a set would hold its own copies, or its copies would take its place.
-
-    Raises:
-        UsageError: the set is the run's, or the run folder lies in the set.
-    """
-    if not place.is_dir():
-        return  # a listing names its images
-    images, folder = place.resolve(), run.path.resolve()
-    kept = run.images("").resolve()
-    if folder == images or images in folder.parents or kept == images or kept in images.parents:
-        raise UsageError(
-            f"the images '{place}' and the run folder '{run.path}' lie in one another: copies and "
-            "figures would be taken for images of the set. Name another --output."
-        )
-
-
-def set_name(loaded: LoadedBenchmark, name: str) -> str:
-    """Return what the benchmark of an image set is called."""
+def image_set_run_name(loaded: LoadedBenchmark, name: str) -> str:
+    """Return the name of the benchmark of an image set: <benchmark>-<set>."""
     return run_name(f"{loaded.spec.name}-{name}")
 
 
-def _model(stated: dict[str, Any], found: ResolvedModel, here: Path) -> dict[str, Any]:
-    """Return a model as any file can name it; it is not loaded, and its LoRA need not be here."""
-    lora = {**stated["lora"], "path": _place(found.lora, here)}
-    if found.lora.obtain:
-        lora["obtain"] = found.lora.obtain
-    size = dict(zip(("width", "height"), found.size, strict=True))
-    return {**stated, "pipeline": _place(found.pipeline, here), "lora": lora, **size}
+def check_no_overlap(images: Path, run: RunFolder) -> None:
+    """Check that neither the image set nor the run folder contains the other.
+
+    Otherwise the next run would read its own copies and figures as images of the set.
+
+    Raises:
+        UsageError: if one contains the other.
+    """
+    if not images.is_dir():
+        return  # a listing names its images
+    source, folder, copies = (path.resolve() for path in (images, run.path, run.images("")))
+    if folder == source or source in folder.parents or copies in (source, *source.parents):
+        raise UsageError(
+            f"the images '{images}' and the run folder '{run.path}' contain each other: copies "
+            "and figures would be read as images of the set. Choose another --output."
+        )
 
 
-def _place(source: Source, here: Path) -> str:
-    """Return a source as a file in `here` names it: a miniature or hub id as it is, or its path."""
+def _check_run_folder(file: Path, data: dict[str, Any]) -> None:
+    """Check that a run folder holds nothing, or scores of the same images by the same benchmark."""
+    folder = file.parent
+    if not file.exists():
+        if (folder / "manifest.json").exists():
+            raise UsageError(f"'{folder}' holds another run. Choose another --output.")
+        return
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith(_FIRST_LINE):
+        raise UsageError(
+            f"'{file}' exists, but `score --images` did not write it. Choose another --output."
+        )
+    run = RunFolder(folder)
+    if not run.table("csv").exists() and not any(run.images("").glob("*/*/*.png")):
+        return  # an earlier attempt failed before it scored anything
+    before = yaml.safe_load(text) or {}
+    if before.get("methods") != data["methods"]:
+        raise UsageError(
+            f"'{folder}' holds the scores of other images. Choose another --name or --output."
+        )
+    changed = [name for name in _SCORING_SECTIONS if _section(before, name) != _section(data, name)]
+    if changed:
+        raise UsageError(
+            f"'{folder}' holds the scores of '{before.get('name')}', but '{data['name']}' scores "
+            f"differently ({', '.join(changed)}). Choose another --output."
+        )
+
+
+def _section(data: dict[str, Any], name: str) -> object:
+    """Return what a section says about scores, without speed or the way to reach the judge."""
+    section = data.get(name)
+    if not isinstance(section, dict):
+        return section
+    if name == "judge":
+        return {key: section.get(key) for key in _JUDGE_KEYS}
+    return {key: value for key, value in section.items() if key != "batch_size"}
+
+
+def _model(section: dict[str, Any], model: ResolvedModel, folder: Path) -> dict[str, Any]:
+    """Return a model's section for a file in another folder; the model need not be available."""
+    lora = {**section["lora"], "path": _source(model.lora, folder)}
+    if model.lora.obtain:
+        lora["obtain"] = model.lora.obtain
+    size = dict(zip(("width", "height"), model.size, strict=True))
+    return {**section, "pipeline": _source(model.pipeline, folder), "lora": lora, **size}
+
+
+def _source(source: Source, folder: Path) -> str:
+    """Return a source as a file in the folder names it: relative path, miniature or hub id."""
     is_path = source.kind in ("folder", "file") and not source.name.startswith(MINIATURE)
-    return _seen_from(here, Path(source.location)) if is_path else source.name
+    return _relative(Path(source.location), folder) if is_path else source.name
 
 
-def _seen_from(here: Path, file: Path) -> str:
-    return Path(os.path.relpath(file.resolve(), here.resolve())).as_posix()
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -9,7 +9,7 @@ from pathlib import Path
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import Json, content_hash, sha256_bytes
 from autolora_eval._progress import Advance
-from autolora_eval.config.image_set_benchmark import refuse_overlap
+from autolora_eval.config.image_set_benchmark import check_no_overlap
 from autolora_eval.config.plan import Cell, ImageJob, Plan, make_plan
 from autolora_eval.generation.dataset import SOURCE_HASH, ImageDataset
 from autolora_eval.generation.image_matching import Matching, match
@@ -191,7 +191,7 @@ def _match_set(cell: Cell, plan: Plan, run: RunFolder | None) -> tuple[ImageSet,
     method = cell.method.definition
     assert isinstance(method, ImageSetMethod)
     if run is not None:
-        refuse_overlap(method.path, run)
+        check_no_overlap(method.path, run)
     images = read_image_set(method.path)
     # Matched with the whole benchmark: an image beyond the limits of this run is not an extra one.
     matching = match(images, make_plan(plan.benchmark).jobs).limited_to(plan.jobs)

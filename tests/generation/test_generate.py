@@ -1,4 +1,4 @@
-"""The image datasets: same bits on rerun, in any order, after an interruption; same noise."""
+"""Images are bitwise reproducible: on a re-run, in any order, and after an interruption."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_datasets_reads_a_cell_as_an_imagefolder(plan, first_run, tmp_path) -> N
     assert dataset[0]["image"].size == SIZE
 
 
-def test_rerun_elsewhere_gives_the_same_bits(plan, first_run, tmp_path) -> None:
+def test_a_rerun_gives_the_same_bits(plan, first_run, tmp_path) -> None:
     assert made(tmp_path, "again", plan) == hashes(first_run)
 
 
@@ -125,14 +125,14 @@ def test_order_of_cells_prompts_and_seeds_does_not_matter(plan, first_run, tiny,
     assert shared == hashes(first_run)
 
 
-def test_limited_run_makes_the_bits_of_the_whole(plan, first_run, tmp_path) -> None:
+def test_a_limited_run_gives_the_bits_of_the_whole_run(plan, first_run, tmp_path) -> None:
     whole = hashes(first_run)
     limited = made(tmp_path, "limited", make_plan(plan.benchmark, 1, 1))
     assert len(limited) == len(plan.cells)
     assert limited.items() <= whole.items()
 
 
-def test_lora_scales_in_one_run_give_the_bits_of_a_run_each(tiny, tmp_path, monkeypatch) -> None:
+def test_a_sweep_of_lora_scales_gives_the_bits_of_single_runs(tiny, tmp_path, monkeypatch) -> None:
     load, loaded = LoraPipeline.load, []
     monkeypatch.setattr(LoraPipeline, "load", lambda *a: loaded.append(a[0].name) or load(*a))
     scales = (1.2, 0.4)
@@ -151,14 +151,14 @@ def test_lora_scales_in_one_run_give_the_bits_of_a_run_each(tiny, tmp_path, monk
     assert len(set(alone.values())) == len(alone), "the scale makes a difference"
 
 
-def test_nothing_is_made_twice(plan, first_run, tmp_path) -> None:
+def test_finished_images_are_reused(plan, first_run, tmp_path) -> None:
     folder = RunFolder(tmp_path / "copy")
     shutil.copytree(first_run.path, folder.path)
     done = generate(plan, folder, Progress())
     assert (done.made, done.reused) == (0, plan.n_images)
 
 
-def test_a_lost_a_changed_and_a_rowless_image_are_made_anew(plan, first_run, tmp_path) -> None:
+def test_lost_changed_and_unlisted_images_are_made_again(plan, first_run, tmp_path) -> None:
     folder = RunFolder(tmp_path / "damaged")
     shutil.copytree(first_run.path, folder.path)
     lost, changed, rowless = (folder.images(plan.cells[1].id) / job.file for job in plan.jobs[:3])
@@ -173,9 +173,7 @@ def test_a_lost_a_changed_and_a_rowless_image_are_made_anew(plan, first_run, tmp
     assert hashes(folder) == hashes(first_run)
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
-    plan, first_run, tmp_path, monkeypatch
-) -> None:
+def test_a_resumed_run_equals_an_undisturbed_one(plan, first_run, tmp_path, monkeypatch) -> None:
     folder = RunFolder(tmp_path / "interrupted")
     sample, calls = LoraPipeline.sample, []
 
@@ -194,9 +192,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert hashes(folder) == hashes(first_run)
 
 
-def test_a_changed_parameter_makes_new_images_and_drops_the_stale(
-    plan, first_run, tiny, tmp_path
-) -> None:
+def test_a_changed_parameter_makes_new_images(plan, first_run, tiny, tmp_path) -> None:
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(first_run.path, folder.path)
     scaled = METHODS | {"LoRA+CFG": {"guider": "cfg", "guidance_scale": 2.0}}
@@ -212,9 +208,7 @@ def test_a_changed_parameter_makes_new_images_and_drops_the_stale(
     }
 
 
-def test_images_of_other_settings_are_set_aside_and_come_back(
-    plan, first_run, tiny, tmp_path
-) -> None:
+def test_stale_images_return_with_their_settings(plan, first_run, tiny, tmp_path) -> None:
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(first_run.path, folder.path)
     scaled = METHODS | {"LoRA+CFG": {"guider": "cfg", "guidance_scale": 2.0}}
@@ -227,7 +221,7 @@ def test_images_of_other_settings_are_set_aside_and_come_back(
     assert again.made == 0
 
 
-def test_a_pipeline_that_lost_a_part_is_refused(tiny, tmp_path) -> None:
+def test_a_pipeline_with_a_damaged_component_is_refused(tiny, tmp_path) -> None:
     broken = tmp_path / "sdxl"
     shutil.copytree(tiny.pipeline, broken)
     (broken / "text_encoder_2" / "model.safetensors").write_bytes(b"damaged")
@@ -239,7 +233,7 @@ def test_a_pipeline_that_lost_a_part_is_refused(tiny, tmp_path) -> None:
         )
 
 
-def test_the_revision_holds_for_every_part_of_a_pipeline(tiny, monkeypatch) -> None:
+def test_the_revision_applies_to_every_component(tiny, monkeypatch) -> None:
     from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
 
     asked = []
@@ -276,7 +270,7 @@ def test_a_lone_unconditional_prediction_gets_its_null_prompt(tiny, gamma, w1, w
     assert sample.nfe == rule.nfe(parameters, STEPS) == STEPS
 
 
-def test_another_lora_of_the_same_name_is_another_model(tiny, sdxl, tmp_path) -> None:
+def test_another_lora_with_the_same_name_makes_other_images(tiny, sdxl, tmp_path) -> None:
     lora = tmp_path / "lora.safetensors"
     mine = TinyModel(sdxl, lora, make_lora(sdxl, lora, kohya=False, text_encoders=False, seed=5))
     plan = make_plan(
@@ -289,7 +283,7 @@ def test_another_lora_of_the_same_name_is_another_model(tiny, sdxl, tmp_path) ->
     assert not set(before.values()) & set(after.values())
 
 
-def test_a_guider_that_raises_leaves_no_trace(tiny) -> None:
+def test_a_guider_that_raises_leaves_the_denoiser_unchanged(tiny) -> None:
     pipeline = LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
 
     def latents():

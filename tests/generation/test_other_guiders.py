@@ -1,4 +1,4 @@
-"""Guiders of other people in a run: counted, told apart by their code, named when they fail."""
+"""Third-party guiders in a run: their NFE, their source code as part of the key, their failures."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def plan_of(tmp_path: Path, tiny: TinyModel, module: Path) -> Callable[..., Plan
     return plan
 
 
-def test_what_a_guider_did_is_recorded_and_not_what_it_announced(plan_of, tmp_path) -> None:
+@pytest.mark.usefixtures("no_report")
+def test_the_measured_nfe_is_recorded_instead_of_the_announced_one(plan_of, tmp_path) -> None:
     plan = plan_of("Late")
     assert plan.cells[1].nfe == STEPS, "away from a pipeline the timestep is 0"
     run = stages.run(plan.benchmark.file, tmp_path / "run")
@@ -102,11 +103,11 @@ def test_what_a_guider_did_is_recorded_and_not_what_it_announced(plan_of, tmp_pa
     assert run.table.set_index("method")["nfe"].to_dict() == {"CFG": 2 * STEPS, "Late": passes}
 
 
-def test_every_batch_has_a_fresh_guider(plan_of, tmp_path) -> None:
+def test_every_batch_gets_a_new_guider(plan_of, tmp_path) -> None:
     generate(plan_of("Once"), RunFolder(tmp_path / "run"), Progress())
 
 
-def test_a_guider_that_fails_is_named_with_the_place_and_the_rest_is_kept(
+def test_a_failing_guider_is_reported_with_its_line_and_other_images_are_kept(
     plan_of, tmp_path, module: Path
 ) -> None:
     run = RunFolder(tmp_path / "run")
@@ -120,7 +121,7 @@ def test_a_guider_that_fails_is_named_with_the_place_and_the_rest_is_kept(
     assert len(read_jsonl(run.metadata("T--CFG"))) == 4
 
 
-def test_an_edited_guider_never_reuses_the_images_of_what_it_was(
+def test_an_edited_guider_does_not_reuse_its_earlier_images(
     plan_of, tmp_path, module: Path
 ) -> None:
     run = RunFolder(tmp_path / "run")

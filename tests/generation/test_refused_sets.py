@@ -1,4 +1,4 @@
-"""A command that is refused leaves a finished run as it was, and claims no folder."""
+"""A refused `score --images` leaves a finished run unchanged and creates no folder."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from image_files import save
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._pipeline import run, score_images
 from autolora_eval.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("no_report")
 MODEL = {
     "pipeline": "somebody/something-that-is-not-here",
     "lora": {"path": "absent.safetensors", "obtain": "Ask them."},
@@ -37,14 +37,8 @@ def write(path: Path, **changes: object) -> Path:
     return path
 
 
-def save(path: Path, number: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     for number, (prompt, seed) in enumerate((p, s) for p in ("a cat", "a dog") for s in (0, 1)):
         save(tmp_path / "set" / prompt / f"{seed}.png", number)
     return tmp_path / "set"
@@ -60,28 +54,26 @@ def state(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_a_refused_command_leaves_a_finished_run_as_it_was(
-    place: Path, mine: Path, tmp_path: Path
+def test_a_refused_command_leaves_a_finished_run_unchanged(
+    images: Path, mine: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    score_images(place, mine, out)
+    score_images(images, mine, out)
     before = state(out)
     other = write(tmp_path / "other.yaml", name="other", prompts=["a cow"])
     with pytest.raises(UsageError):
-        score_images(place, other, out)
+        score_images(images, other, out)
     assert state(out) == before
-    (place / "a cat" / "0.png").unlink()
-    (place / "a cat" / "1.png").unlink()
+    (images / "a cat" / "0.png").unlink()
+    (images / "a cat" / "1.png").unlink()
     with pytest.raises(UsageError, match="Raise the limits"):
-        score_images(place, mine, out, limit_prompts=1)
+        score_images(images, mine, out, limit_prompts=1)
     assert state(out) == before
 
 
-def test_a_set_that_does_not_fit_leaves_the_manifest_of_a_run_as_it_was(
-    place: Path, tmp_path: Path
-) -> None:
-    """Also where a benchmark of one's own names the set."""
-    methods = {"Theirs": {"images": str(place)}}
+def test_a_set_that_does_not_match_leaves_a_run_unchanged(images: Path, tmp_path: Path) -> None:
+    """Also if the set is in the methods of a benchmark file."""
+    methods = {"Theirs": {"images": str(images)}}
     run(write(tmp_path / "own.yaml", methods=methods), tmp_path / "out")
     before = state(tmp_path / "out")
     write(tmp_path / "own.yaml", methods=methods, prompts=["a cow"])
@@ -98,21 +90,21 @@ def test_a_set_that_does_not_fit_leaves_the_manifest_of_a_run_as_it_was(
         ({"features": {"model": "miniature:dinov2", "dtype": "bfloat16"}}, "features"),
     ],
 )
-def test_scores_of_another_measure_are_not_written_over(
-    place: Path, mine: Path, tmp_path: Path, changes: dict[str, Any], what: str
+def test_scores_of_another_benchmark_are_not_overwritten(
+    images: Path, mine: Path, tmp_path: Path, changes: dict[str, Any], what: str
 ) -> None:
     out = tmp_path / "out"
-    score_images(place, mine, out)
+    score_images(images, mine, out)
     before = state(out)
     other = write(tmp_path / "other.yaml", **changes)
-    message = rf"holds the scores of 'mine-Images'.*\({what}\).*Name another --output"
+    message = rf"holds the scores of 'mine-Images'.*\({what}\).*Choose another --output"
     with pytest.raises(UsageError, match=message):
-        score_images(place, other, out)
+        score_images(images, other, out)
     assert state(out) == before
 
 
-def test_an_attempt_that_failed_does_not_claim_the_folder(
-    place: Path, mine: Path, tmp_path: Path
+def test_a_failed_attempt_does_not_claim_the_folder(
+    images: Path, mine: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
     for prompt in ("a cat", "a dog"):
@@ -120,31 +112,31 @@ def test_an_attempt_that_failed_does_not_claim_the_folder(
         (broken / prompt / "0.png").write_bytes(b"no image")
     with pytest.raises(AutoLoRAEvalError, match="none can be opened"):
         score_images(broken, mine, tmp_path / "out")
-    assert len(score_images(place, mine, tmp_path / "out").table) == 1
+    assert len(score_images(images, mine, tmp_path / "out").table) == 1
 
 
-def test_images_that_all_fail_are_named_and_accounted_for(mine: Path, tmp_path: Path) -> None:
-    for seed in (0, 1):
-        for prompt in ("a cat", "a dog"):
-            (tmp_path / "set" / prompt).mkdir(parents=True, exist_ok=True)
+def test_a_set_of_corrupt_images_is_refused_and_reported(mine: Path, tmp_path: Path) -> None:
+    for prompt in ("a cat", "a dog"):
+        (tmp_path / "set" / prompt).mkdir(parents=True)
+        for seed in (0, 1):
             (tmp_path / "set" / prompt / f"{seed}.png").write_bytes(b"no image")
     with pytest.raises(AutoLoRAEvalError) as raised:
         score_images(tmp_path / "set", mine, tmp_path / "out")
     assert "opened: a cat/0.png (corrupt_image), a cat/1.png (corrupt_image)" in str(raised.value)
     assert "and 1 more" in str(raised.value)
-    account = RunFolder(tmp_path / "out").image_set("M--Images").read_text(encoding="utf-8")
-    assert account.count("unusable") == 4
+    report = RunFolder(tmp_path / "out").image_set("M--Images").read_text(encoding="utf-8")
+    assert report.count("unusable") == 4
 
 
-def test_an_output_that_is_a_file_is_refused(place: Path, mine: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_a_file_is_refused(images: Path, mine: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     for output in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(UsageError, match=r"file' is a file, not a run folder"):
-            score_images(place, mine, output)
+            score_images(images, mine, output)
 
 
-def test_a_refused_output_makes_no_folders(place: Path, tmp_path: Path) -> None:
+def test_a_refused_command_creates_no_folders(images: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other.yaml", prompts=["a cow"])
     with pytest.raises(UsageError):
-        score_images(place, other, tmp_path / "a" / "b" / "c")
+        score_images(images, other, tmp_path / "a" / "b" / "c")
     assert not (tmp_path / "a").exists()

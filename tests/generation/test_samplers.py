@@ -1,4 +1,4 @@
-"""Samplers: what they are given is what the guiders have, and what they break is theirs alone."""
+"""Samplers get the model, noise and settings of guiders, and affect no other method."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_standard_pipeline_as_a_sampler_is_the_guider_cfg(plan_of, tmp_path)
     assert [row["nfe"] for row in stock] == [row["nfe"] for row in cfg] == [2 * STEPS] * 2
 
 
-def test_what_a_sampler_does_to_its_pipeline_reaches_no_other_method(plan_of, tmp_path) -> None:
+def test_changes_of_a_sampler_to_its_pipeline_reach_no_other_method(plan_of, tmp_path) -> None:
     alone = plan_of({"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}})
     _, clean = made(alone, tmp_path / "alone")
     both = plan_of(
@@ -174,9 +174,7 @@ def test_what_a_sampler_does_to_its_pipeline_reaches_no_other_method(plan_of, tm
         assert np.array_equal(pixels(run, both, name), pixels(clean, alone, name))
 
 
-def test_an_image_does_not_depend_on_what_its_sampler_did_for_those_before_it(
-    plan_of, tmp_path
-) -> None:
+def test_an_image_does_not_depend_on_earlier_images_of_its_sampler(plan_of, tmp_path) -> None:
     """LoRA, scheduler and hooks: images of seeds one by one are those of one go."""
     plan = plan_of({"Vandal": {"sampler": "vandal_after"}}, count=3)
     _, run = made(plan, tmp_path / "at-once")
@@ -202,9 +200,7 @@ def test_a_sampler_without_diffusers_loads_no_model(plan_of, tmp_path, monkeypat
     assert other.made == 2, "another parameter makes other images"
 
 
-def test_seeds_decide_images_also_of_those_that_draw_from_global_generators(
-    plan_of, tmp_path
-) -> None:
+def test_global_generators_are_seeded_and_restored(plan_of, tmp_path) -> None:
     torch.manual_seed(1)
     state = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     plan = plan_of({"Noisy": {"sampler": "noisy"}})
@@ -220,7 +216,7 @@ def test_seeds_decide_images_also_of_those_that_draw_from_global_generators(
     assert np.array_equal(pixels(run, plan, "Noisy"), [first, second])
 
 
-def test_an_image_that_fails_is_missing_with_its_reason_and_the_run_goes_on(
+def test_a_failed_image_is_recorded_with_its_reason_and_the_run_continues(
     plan_of, tmp_path
 ) -> None:
     plan = plan_of({"Odd": {"sampler": "odd_only"}, "Flat": {"sampler": "flat"}}, count=4)
@@ -247,7 +243,7 @@ def test_an_image_that_fails_is_missing_with_its_reason_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize(("count", "tried"), [(2, 2), (GIVE_UP_AFTER + 4, GIVE_UP_AFTER)])
-def test_a_sampler_that_makes_no_image_at_all_fails_the_run_once_the_others_are_made(
+def test_a_sampler_without_a_single_image_fails_the_run_after_other_methods(
     plan_of, tmp_path, count: int, tried: int
 ) -> None:
     methods = {"Bad": {"sampler": "flat", "grey": -1}, "Flat": {"sampler": "flat"}}
@@ -265,16 +261,14 @@ def test_a_sampler_that_makes_no_image_at_all_fails_the_run_once_the_others_are_
     assert sum(reason.startswith("not tried after") for reason in reasons) == count - tried
 
 
-def test_a_sampler_that_leaves_the_program_fails_and_does_not_end_the_run_as_done(
-    plan_of, tmp_path
-) -> None:
+def test_a_sampler_that_exits_python_is_a_failure(plan_of, tmp_path) -> None:
     plan = plan_of({"Leaver": {"sampler": "leaver"}, "Flat": {"sampler": "flat"}}, count=2)
     with pytest.raises(AutoLoRAEvalError, match=r"all 2 images\. First failure: SystemExit"):
         made(plan, tmp_path / "run")
     assert len(read_jsonl(RunFolder(tmp_path / "run").metadata("T--Flat"))) == 2
 
 
-def test_a_class_is_made_once_for_a_cell(plan_of, tmp_path) -> None:
+def test_a_sampler_class_is_instantiated_once_per_cell(plan_of, tmp_path) -> None:
     plan = plan_of({"A": {"sampler": "Counting", "grey": 10}}, count=3)
     _, run = made(plan, tmp_path / "run")
     assert pixels(run, plan, "A")[:, 0, 0, 0].tolist() == [11, 12, 13]
@@ -291,7 +285,7 @@ def test_a_class_is_made_once_for_a_cell(plan_of, tmp_path) -> None:
         ({"sampler": "CODE"}, "has no 'CODE'."),
     ],
 )
-def test_a_sampler_s_parameters_are_checked_before_anything_runs(plan_of, stated, told) -> None:
+def test_parameters_of_a_sampler_are_checked_before_anything_runs(plan_of, stated, told) -> None:
     with pytest.raises(AutoLoRAEvalError) as caught:
         plan_of({"A": stated})
     assert told in str(caught.value)
@@ -312,7 +306,7 @@ ARRAY = np.full((SIZE[1], SIZE[0], 3), 9, np.uint8)
         (SampledImage(PICTURE), None),
     ],
 )
-def test_what_a_sampler_may_return(result: object, nfe: int | None) -> None:
+def test_valid_images_of_a_sampler_are_accepted(result: object, nfe: int | None) -> None:
     image, declared = check_image(result, SIZE)
     assert (image.mode, image.size, declared) == ("RGB", SIZE, nfe)
 
@@ -334,13 +328,13 @@ def test_what_a_sampler_may_return(result: object, nfe: int | None) -> None:
         (SampledImage(None), "returned NoneType"),
     ],
 )
-def test_what_a_sampler_may_not_return(result: object, told: str) -> None:
+def test_unusable_images_of_a_sampler_are_refused(result: object, told: str) -> None:
     with pytest.raises(UnusableImageError) as caught:
         check_image(result, SIZE)
     assert told in str(caught.value)
 
 
-def test_noise_and_settings_are_those_of_every_method(tiny: TinyModel) -> None:
+def test_a_sampler_gets_the_noise_and_settings_of_every_method(tiny: TinyModel) -> None:
     model = SamplerModel(tiny.resolved(0.7), torch.device("cpu"), torch.float32, SamplerPipeline())
     # What needs no pipeline loads none.
     assert (model.lora_scale, model.num_inference_steps, model.size) == (0.7, STEPS, SIZE)

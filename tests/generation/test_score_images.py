@@ -1,4 +1,4 @@
-"""Images of somebody else go the same way as our own, and every one is accounted for."""
+"""Images made elsewhere are scored like our own, and every one of them is reported."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write(path: Path, **changes: object) -> Path:
 
 @pytest.fixture(scope="module")
 def plain_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of diffusers' own pipeline, with nothing of this package."""
+    """Images of diffusers' own pipeline, without this package."""
     from diffusers import StableDiffusionXLPipeline
 
     folder = tmp_path_factory.mktemp("plain")
@@ -80,8 +80,11 @@ def plain_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_plain_pipelines_folder_scores_as_our_own_run(plain_images: Path, tmp_path: Path) -> None:
-    """One batch of one image is what the plain pipeline made, so pixels agree to rounding."""
+@pytest.mark.usefixtures("no_report")
+def test_the_folder_of_a_plain_pipeline_scores_like_our_own_run(
+    plain_images: Path, tmp_path: Path
+) -> None:
+    """Both make one image per batch, so pixels agree to rounding."""
     ours = run(write(tmp_path / "mine.yaml", batch_size=1), tmp_path / "ours")
     theirs = score_images(plain_images, tmp_path / "mine.yaml", tmp_path / "theirs", name="CFG")
     for a, b in zip(ours.scores["file"], theirs.scores["file"], strict=True):
@@ -95,7 +98,7 @@ def test_a_plain_pipelines_folder_scores_as_our_own_run(plain_images: Path, tmp_
 
 @pytest.fixture
 def odd_set(plain_images: Path, tmp_path: Path) -> Path:
-    """One of everything that can be wrong."""
+    """A set with one image of each issue."""
     folder = tmp_path / "set"
     shutil.copytree(plain_images, folder)
     first, second = (folder / prompt for prompt in PROMPTS)
@@ -108,11 +111,12 @@ def odd_set(plain_images: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_image_is_accounted_for(odd_set: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_report")
+def test_every_image_is_measured_or_reported(odd_set: Path, tmp_path: Path) -> None:
     benchmark = write(tmp_path / "mine.yaml", methods={"Theirs": {"images": "set", "nfe": 12}})
     found = run(benchmark, tmp_path / "out")
-    told = pd.read_csv(found.folder.image_set("M--Theirs"))
-    assert told[["issue", "prompt", "seed"]].values.tolist() == [
+    issues = pd.read_csv(found.folder.image_set("M--Theirs"))
+    assert issues[["issue", "prompt", "seed"]].values.tolist() == [
         ["missing", PROMPTS[0], 0],
         ["unusable", PROMPTS[0], 1],
         ["extra", PROMPTS[1], 77],
@@ -140,7 +144,8 @@ def test_every_image_is_accounted_for(odd_set: Path, tmp_path: Path) -> None:
     }
 
 
-def test_a_second_run_copies_nothing_and_a_changed_set_is_read_anew(
+@pytest.mark.usefixtures("no_report")
+def test_a_second_run_copies_nothing_and_a_changed_set_is_read_again(
     odd_set: Path, tmp_path: Path
 ) -> None:
     benchmark = write(tmp_path / "mine.yaml", methods={"Theirs": {"images": "set"}})
@@ -154,7 +159,8 @@ def test_a_second_run_copies_nothing_and_a_changed_set_is_read_anew(
     assert second.manifest["image_sets"]["M--Theirs"]["missing"] == 0
 
 
-def test_a_set_whose_images_all_fail_stops_before_a_model_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_report")
+def test_a_set_of_corrupt_images_fails_before_a_model_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "set" / PROMPTS[0]).mkdir(parents=True)
     (tmp_path / "set" / PROMPTS[0] / "0.png").write_bytes(b"no image")
     methods = {"CFG": {"guider": "cfg"}, "Theirs": {"images": "set"}}
@@ -163,7 +169,8 @@ def test_a_set_whose_images_all_fail_stops_before_a_model_is_loaded(tmp_path: Pa
     assert list((tmp_path / "out").rglob("*.png")) == []
 
 
-def test_the_pipeline_and_lora_of_the_benchmark_need_not_be_here(
+@pytest.mark.usefixtures("no_report")
+def test_pipeline_and_lora_of_the_benchmark_are_not_needed(
     plain_images: Path, tmp_path: Path
 ) -> None:
     model = {
@@ -178,7 +185,8 @@ def test_the_pipeline_and_lora_of_the_benchmark_need_not_be_here(
     assert found.table["diversity"].notna().all()
 
 
-def test_the_benchmark_of_a_set_keeps_what_decides_the_scores(
+@pytest.mark.usefixtures("no_report")
+def test_the_written_benchmark_keeps_all_that_decides_the_scores(
     plain_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = score_images(plain_images, write(tmp_path / "mine.yaml"), tmp_path / "out")
@@ -191,7 +199,8 @@ def test_the_benchmark_of_a_set_keeps_what_decides_the_scores(
     assert [cell.method.kind for cell in again.cells] == ["images"]
 
 
-def test_a_method_is_one_thing(
+@pytest.mark.usefixtures("no_report")
+def test_a_method_is_either_a_guider_or_an_image_set(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
 ) -> None:
     benchmark_data["methods"]["CFG"] = {"guider": "cfg", "images": "lora"}
@@ -199,7 +208,8 @@ def test_a_method_is_one_thing(
         load_benchmark(write_benchmark(benchmark_data))
 
 
-def test_images_that_are_not_there_are_refused_by_the_place_in_the_file(
+@pytest.mark.usefixtures("no_report")
+def test_a_missing_set_is_refused_with_its_key_in_the_benchmark_file(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
 ) -> None:
     benchmark_data["methods"]["Theirs"] = {"images": "nowhere"}
@@ -207,7 +217,8 @@ def test_images_that_are_not_there_are_refused_by_the_place_in_the_file(
         load_benchmark(write_benchmark(benchmark_data))
 
 
-def test_an_image_set_takes_no_part_in_a_sweep_of_the_lora_scale(
+@pytest.mark.usefixtures("no_report")
+def test_an_image_set_is_one_cell_of_a_sweep(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], workplace: Path
 ) -> None:
     Image.new("RGB", (2, 2)).save(workplace / "lora" / "3.png")
@@ -218,7 +229,7 @@ def test_an_image_set_takes_no_part_in_a_sweep_of_the_lora_scale(
     assert [(cell.point, cell.columns["lora_scale"]) for cell in theirs] == [({}, None)]
 
 
-def test_the_command_says_what_became_of_the_images(
+def test_the_command_scores_a_set(
     odd_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -229,10 +240,10 @@ def test_the_command_says_what_became_of_the_images(
     assert (tmp_path / "reports" / "mine-A-private-one" / "report.pdf").is_file()
 
 
-def test_no_path_of_this_machine_stands_in_the_tables_or_the_report(
+def test_tables_and_report_contain_no_path_of_this_machine(
     plain_images: Path, tmp_path: Path
 ) -> None:
-    """Somebody's home is no part of a published result; the manifest keeps where they were."""
+    """Only the manifest keeps the path."""
     home = tmp_path / "home" / "alice" / "pictures"
     shutil.copytree(plain_images, home)
     found = score_images(home, write(tmp_path / "mine.yaml", judge=None), tmp_path / "out")
@@ -242,7 +253,8 @@ def test_no_path_of_this_machine_stands_in_the_tables_or_the_report(
     assert "alice" in str(found.manifest["benchmark"]["methods"])
 
 
-def test_two_sets_of_one_folder_name_are_two_methods(
+@pytest.mark.usefixtures("no_report")
+def test_two_sets_with_one_folder_name_are_two_methods(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], workplace: Path
 ) -> None:
     for place in ("one", "two"):
@@ -255,12 +267,11 @@ def test_two_sets_of_one_folder_name_are_two_methods(
     assert len(keys) == 2
 
 
-def test_scoring_a_set_writes_over_nothing_of_somebody_else(
-    plain_images: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("no_report")
+def test_scoring_a_set_overwrites_no_other_file(plain_images: Path, tmp_path: Path) -> None:
     benchmark = write(tmp_path / "here" / "benchmark.yaml", judge=None)
     before = benchmark.read_bytes()
-    with pytest.raises(UsageError, match=r"benchmark\.yaml' .*Name another --output"):
+    with pytest.raises(UsageError, match=r"benchmark\.yaml' .*Choose another --output"):
         score_images(plain_images, benchmark, tmp_path / "here")
     assert benchmark.read_bytes() == before
     score_images(plain_images, benchmark, tmp_path / "out")
@@ -275,29 +286,32 @@ def test_scoring_a_set_writes_over_nothing_of_somebody_else(
         score_images(plain_images, benchmark, run_folder)
 
 
-def test_a_set_and_its_run_folder_do_not_hold_each_other(
+@pytest.mark.usefixtures("no_report")
+def test_a_set_and_its_run_folder_must_not_contain_each_other(
     plain_images: Path, tmp_path: Path
 ) -> None:
-    """On the second run the set would hold the first one's copies and figures."""
+    """The second run would read the copies and figures of the first."""
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     for output in (plain_images / "out", plain_images):
-        with pytest.raises(UsageError, match="lie in one another"):
+        with pytest.raises(UsageError, match="contain each other"):
             score_images(plain_images, benchmark, output)
     assert not (plain_images / "out").exists()
     out = tmp_path / "out"
     shutil.copytree(plain_images, out / "images")
-    with pytest.raises(UsageError, match="lie in one another"):
+    with pytest.raises(UsageError, match="contain each other"):
         score_images(out / "images", benchmark, out)
 
 
-def test_a_name_that_is_refused_leaves_nothing_behind(plain_images: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_report")
+def test_a_refused_name_leaves_nothing_behind(plain_images: Path, tmp_path: Path) -> None:
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     with pytest.raises(UsageError):
         score_images(plain_images, benchmark, tmp_path / "out", name="x" * 500)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_set_may_bear_a_methods_name(plain_images: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_report")
+def test_a_set_may_have_the_name_of_a_method(plain_images: Path, tmp_path: Path) -> None:
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     found = score_images(plain_images, benchmark, tmp_path / "out", name="LoRA+CFG")
     assert found.table["method"].tolist() == ["LoRA+CFG"]
