@@ -1,4 +1,4 @@
-"""AutoLoRA as a `diffusers` guider: it works in any modular pipeline that takes one."""
+"""AutoLoRA as a `diffusers` guider. It works in every modular pipeline that takes a guider."""
 
 from __future__ import annotations
 
@@ -20,36 +20,64 @@ from autolora_eval.guidance.equations import (
 )
 from autolora_eval.guidance.spec import GuiderSpec
 
+__all__ = ["AutoLoRAGuidance"]
+
 _COND, _UNCOND = 0, 1
 
 
 class AutoLoRAGuidance(BaseGuidance):
-    """Implements AutoLoRA guidance for LoRA-tuned diffusion models, with or without CFG.
+    """AutoLoRA guidance for LoRA-tuned diffusion models, with or without classifier-free guidance.
 
-    With ε the base model's prediction, ε_LoRA the same model's with its LoRA on, and ε^w
-    classifier-free guidance at scale w (equation 4), the prediction is equation (7):
+    Let ε be the prediction of the base model, ε_LoRA that of the same model with its LoRA on, and
+    ε^w classifier-free guidance at scale w:
 
-        ε^{w1} + γ (ε_LoRA^{w2} − ε^{w1})
+        ε^w = ε(x, ∅) + w (ε(x, y) − ε(x, ∅))                                          (4)
 
-    With w1 = w2 = 1 this is equation (6). At γ = 1 it is LoRA+CFG(w2) and makes no base pass; at
-    γ = 0 it is base+CFG(w1) and makes no LoRA pass: a prediction whose coefficient is zero is not
-    made. Outside of the interval [start, stop) the rule is that of γ = 1.
+    The guided prediction is
 
-    If the LoRA also tunes the text encoders, the base branch must see the embeddings of the text
-    encoders with LoRA off: give them with `set_base_inputs`.
+        ε^{w1}(x, y) + γ (ε_LoRA^{w2}(x, y) − ε^{w1}(x, y))                            (7)
+
+    With w1 = w2 = 1 this is AutoLoRA without CFG, equation (6). The base model guides the LoRA
+    model as a weaker model does in AutoGuidance, equation (5): γ > 1 extrapolates from the base
+    model through the LoRA model.
+
+    Predictions with a coefficient of zero are not computed. At γ = 1 the guider is CFG of the LoRA
+    model at w2 and never evaluates the base model; at γ = 0 it is CFG of the base model at w1 and
+    never evaluates the LoRA model. Otherwise a step takes two function evaluations without CFG and
+    four with it.
+
+    Outside of the interval [`start`, `stop`) the guider acts as with γ = 1.
 
     Args:
-        autolora_scale (`float`, defaults to `1.5`): γ. Typical range: 1.0 to 2.0.
-        guidance_scale (`float`, defaults to `1.0`): w2, the CFG scale of the LoRA branch.
-        base_guidance_scale (`float`, *optional*): w1, the CFG scale of the base branch; w2 where
-            not given.
-        start (`float`, defaults to `0.0`): fraction of denoising steps after which AutoLoRA starts.
-        stop (`float`, defaults to `1.0`): fraction of denoising steps after which AutoLoRA stops.
-        enabled (`bool`, defaults to `True`): `False` gives LoRA+CFG(w2) throughout.
+        autolora_scale (`float`, defaults to `1.5`):
+            The AutoLoRA scale γ. Values from 1.0 to 2.0 are typical. Larger values strengthen the
+            LoRA's effect relative to the base model.
+        guidance_scale (`float`, defaults to `1.0`):
+            The CFG scale w2 of the LoRA branch. 1.0 turns CFG off in this branch. The paper uses
+            5.0 for SDXL and 7.0 for SD3.
+        base_guidance_scale (`float`, *optional*):
+            The CFG scale w1 of the base branch. Defaults to `guidance_scale`.
+        start (`float`, defaults to `0.0`):
+            The fraction of the denoising steps after which AutoLoRA starts, in [0, 1].
+        stop (`float`, defaults to `1.0`):
+            The fraction of the denoising steps after which AutoLoRA stops, in [0, 1].
+        enabled (`bool`, defaults to `True`):
+            Whether AutoLoRA is on. `False` acts as γ = 1 at all steps.
 
     Raises:
-        ValueError: at the first prediction, if the denoiser has no LoRA: without one, base and
-            LoRA branch are the same and the result would silently be plain CFG.
+        ValueError: at the first prediction, if the denoiser has no LoRA. Without a LoRA both
+            branches are the same, and the result would silently be CFG.
+
+    Example:
+        ```python
+        pipe = ModularPipeline.from_pretrained(folder, workflow="text2image")
+        pipe.load_components()
+        pipe.load_lora_weights(lora)
+        pipe.update_components(guider=AutoLoRAGuidance(autolora_scale=1.5, guidance_scale=5.0))
+        ```
+
+    If the LoRA also tunes the text encoders, pass the embeddings of the text encoders with LoRA off
+    to `set_base_inputs`; otherwise the base branch sees tuned embeddings.
     """
 
     _input_predictions = ["base_cond", "base_uncond", "lora_cond", "lora_uncond"]  # noqa: RUF012
@@ -80,18 +108,18 @@ class AutoLoRAGuidance(BaseGuidance):
     def set_base_inputs(
         self, inputs: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]]
     ) -> None:
-        """Give the conditioning of the base branch where it differs from the LoRA branch's.
+        """Set the conditioning of the base branch where it differs from that of the LoRA branch.
 
         Args:
-            inputs: (conditional, unconditional) embeddings from text encoders with LoRA off, by
-                the denoiser's input names (SDXL: `prompt_embeds` [B, L, D] and `text_embeds`
-                [B, P]). Names left out are shared by both branches.
+            inputs: Pairs of conditional and unconditional embeddings from the text encoders with
+                LoRA off, by the denoiser's input names. For SDXL these are `prompt_embeds`
+                [B, L, D] and `text_embeds` [B, P]. Both branches share the names that are left out.
         """
         self._base_inputs = dict(inputs)
 
     @property
     def active_gamma(self) -> float:
-        """γ at the current step: 1 outside the interval. Before the first step, the γ inside."""
+        """γ at the current step, 1 outside of the interval. Before the first step, γ inside it."""
         if not self._enabled:
             return 1.0
         if self._step is None or self._num_inference_steps is None:
@@ -101,29 +129,35 @@ class AutoLoRAGuidance(BaseGuidance):
 
     @property
     def predictions(self) -> tuple[Prediction, ...]:
-        """The predictions made at the current step, in order."""
+        """The predictions that the current step needs, in the order in which they are made."""
         return autolora_predictions(self.active_gamma, self.w1, self.w2)
 
     @property
     def num_conditions(self) -> int:
-        """The number of predictions; before the first step the most that any step will need.
+        """The number of predictions of the current step.
 
-        Pipelines ask before the first step, to know whether to encode the null prompt.
+        Before the first step it is the largest number that any step needs: pipelines read it then
+        to decide whether to encode the null prompt.
         """
         if self._step is not None:
             return len(self.predictions)
         steps = (self.predictions, autolora_predictions(1.0, self.w1, self.w2))
-        # A lone prediction without the prompt (w = 0) needs the null prompt all the same.
+        # Pipelines encode the null prompt for 2 or more. A single unconditional prediction (w = 0)
+        # needs it too.
         needs_null = any(name.endswith("_uncond") for names in steps for name in names)
         return max(2 if needs_null else 1, *(len(names) for names in steps))
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the prediction being prepared is conditional (read by pipelines with hooks)."""
+        """Whether the prediction that is being prepared is conditional. Pipelines read it."""
         return bool(self.predictions[self._count_prepared - 1].endswith("_cond"))
 
     def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
-        """Return one batch of denoiser inputs for each prediction of this step."""
+        """Return one batch of denoiser inputs for each prediction of this step.
+
+        Args:
+            data: (conditional, unconditional) tensors by the denoiser's input names.
+        """
         batches = []
         for name in self.predictions:
             inputs = {**data, **self._base_inputs} if name.startswith("base_") else data
@@ -132,7 +166,7 @@ class AutoLoRAGuidance(BaseGuidance):
         return batches
 
     def prepare_inputs_from_block_state(self, data: Any, input_fields: dict[str, Any]) -> list[Any]:  # noqa: ANN401
-        """Do as `prepare_inputs`, for the pipelines (Wan, Z-Image, LTX) that call this instead."""
+        """Do the same as `prepare_inputs`, for pipelines such as Wan, Z-Image and LTX."""
         values = {
             name: tuple(getattr(data, f, None) for f in fields)
             if isinstance(fields, tuple)
@@ -142,11 +176,12 @@ class AutoLoRAGuidance(BaseGuidance):
         return self.prepare_inputs(values)
 
     def prepare_models(self, denoiser: torch.nn.Module) -> None:
-        """Put the denoiser's LoRA on or off for the prediction that comes next.
+        """Switch the denoiser's LoRA on or off for the next prediction.
 
-        The state is set for every prediction rather than toggled, so that an exception in one
-        cannot leave the next one wrong.
+        Raises:
+            ValueError: if the denoiser has no LoRA.
         """
+        # Set for every prediction, not toggled: after an exception the next one is still right.
         name = self.predictions[self._count_prepared]
         if self._switch is None or self._switch.module is not denoiser:
             self._switch = AdapterSwitch(denoiser)
@@ -154,7 +189,7 @@ class AutoLoRAGuidance(BaseGuidance):
         super().prepare_models(denoiser)
 
     def cleanup_models(self, denoiser: torch.nn.Module) -> None:
-        """Leave the LoRA on, as it was found."""
+        """Switch the LoRA on again."""
         if self._switch is not None:
             self._switch.set(enabled=True)
 
@@ -168,29 +203,30 @@ class AutoLoRAGuidance(BaseGuidance):
         """Combine the predictions by equation (7).
 
         Args:
-            base_cond: ε(x, y), [B, C, H, W] or any shape; None where it was not needed.
+            base_cond: ε(x, y), [B, C, H, W] or any other shape. `None` if it was not needed.
             base_uncond: ε(x, ∅), same shape.
             lora_cond: ε_LoRA(x, y), same shape.
             lora_uncond: ε_LoRA(x, ∅), same shape.
 
         Returns:
-            `pred` of the same shape and dtype, and the LoRA branch's two predictions (the base
-            branch's where no LoRA pass was made). Where no conditional one was made, `pred` stands
-            in for it, since Qwen-Image's pipeline gives `pred` the length of `pred_cond`.
+            `pred`, of the same shape and dtype; and `pred_cond` and `pred_uncond` of the LoRA
+            branch, or of the base branch if the LoRA model was not evaluated.
         """
-        base = _branch(base_uncond, base_cond, self.w1)
-        lora = _branch(lora_uncond, lora_cond, self.w2)
+        base = _guided_branch(base_uncond, base_cond, self.w1)
+        lora = _guided_branch(lora_uncond, lora_cond, self.w2)
         pred = base if lora is None else lora
         if base is not None and lora is not None:
             pred = autolora_guidance(base, lora, self.active_gamma)
         cond, uncond = (base_cond, base_uncond) if lora is None else (lora_cond, lora_uncond)
+        # Qwen-Image's pipeline rescales `pred` to the norm of `pred_cond`, so it must be a tensor.
         return GuiderOutput(pred=pred, pred_cond=pred if cond is None else cond, pred_uncond=uncond)
 
 
-def _branch(
+def _guided_branch(
     uncond: torch.Tensor | None, cond: torch.Tensor | None, w: float
 ) -> torch.Tensor | None:
-    """Equation (4) from those of its terms that were made."""
+    """Apply equation (4) to the predictions that were made. `None` if none was."""
     if uncond is None or cond is None:
+        # The coefficient of the missing prediction is 0, so that of the other one is 1.
         return cond if uncond is None else uncond
     return classifier_free_guidance(uncond, cond, w)

@@ -1,8 +1,12 @@
-"""The paper's guidance equations, on numbers or arrays alike, and which predictions each needs.
+"""The guidance equations of the AutoLoRA paper, and which predictions each of them needs.
 
-Symbols: ε a prediction of the base model, ε_LoRA of the same model with its LoRA on, w a CFG
-scale, γ the AutoLoRA scale. For v- and flow-prediction models the same linear combinations apply
-to the raw prediction, since at fixed x_t the parametrisations are affine images of each other.
+Notation: x is the noisy latent, y the prompt and ∅ the null prompt. ε is the prediction of the
+base model, ε_LoRA that of the same model with its LoRA on, at LoRA scale α (equation 2). w is a
+CFG scale and γ the AutoLoRA scale.
+
+The equations are linear in the predictions. For v-prediction and flow models they apply to the raw
+prediction unchanged: at a fixed x the parametrisations are affine functions of each other, and the
+coefficients of each equation sum to 1.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import math
 from typing import Literal, Protocol, Self, TypeVar
 
 Prediction = Literal["base_cond", "base_uncond", "lora_cond", "lora_uncond"]
+"""ε(x, y), ε(x, ∅), ε_LoRA(x, y) and ε_LoRA(x, ∅)."""
 
 
 class _Vector(Protocol):
@@ -19,70 +24,73 @@ class _Vector(Protocol):
     def __rmul__(self, other: float, /) -> Self: ...
 
 
+# A number, a NumPy array or a tensor.
 Array = TypeVar("Array", bound=_Vector)
 
 
 def classifier_free_guidance(uncond: Array, cond: Array, w: float) -> Array:
-    """Equation (4): ε^w = ε(x, ∅) + w (ε(x, y) − ε(x, ∅)).
+    """Return classifier-free guidance, equation (4): ε^w = ε(x, ∅) + w (ε(x, y) − ε(x, ∅)).
 
     Args:
         uncond: ε(x, ∅), any shape.
         cond: ε(x, y), same shape.
-        w: the CFG scale; 1 gives ε(x, y).
+        w: CFG scale. 0 gives ε(x, ∅), 1 gives ε(x, y), and larger values follow the prompt more.
     """
     return uncond + w * (cond - uncond)
 
 
 def autolora_guidance(base: Array, lora: Array, gamma: float) -> Array:
-    """Equations (6) and (7): ε + γ (ε_LoRA − ε).
+    """Return AutoLoRA guidance, equations (6) and (7): ε + γ (ε_LoRA − ε).
 
-    With plain conditional predictions this is (6); with each term by equation (4), it is (7).
+    With conditional predictions this is equation (6), with predictions guided by equation (4) it
+    is equation (7).
 
     Args:
         base: ε, any shape.
         lora: ε_LoRA, same shape.
-        gamma: the AutoLoRA scale; 0 gives the base model, 1 the LoRA, more goes beyond it.
+        gamma: AutoLoRA scale γ. 0 gives the base model, 1 the LoRA model, and larger values
+            extrapolate beyond it.
     """
     return base + gamma * (lora - base)
 
 
-def same(a: float, b: float) -> bool:
-    """Tell whether two scales are the same number but for rounding."""
-    return math.isclose(a, b, abs_tol=1e-9)
+def cfg_terms(w: float) -> tuple[Literal["cond", "uncond"], ...]:
+    """Return the predictions with a non-zero coefficient in equation (4): w and 1 − w."""
+    if scales_equal(w, 1.0):
+        return ("cond",)
+    return ("uncond",) if scales_equal(w, 0.0) else ("cond", "uncond")
+
+
+def autolora_predictions(gamma: float, w1: float, w2: float) -> tuple[Prediction, ...]:
+    """Return the predictions with a non-zero coefficient in equation (7).
+
+    Args:
+        gamma: AutoLoRA scale γ. At 1 no base prediction is needed, at 0 no LoRA prediction.
+        w1: CFG scale of the base branch.
+        w2: CFG scale of the LoRA branch.
+    """
+    needed: list[Prediction] = []
+    if not scales_equal(gamma, 1.0):
+        needed += ["base_cond" if term == "cond" else "base_uncond" for term in cfg_terms(w1)]
+    if not scales_equal(gamma, 0.0):
+        needed += ["lora_cond" if term == "cond" else "lora_uncond" for term in cfg_terms(w2)]
+    return tuple(needed)
 
 
 def in_interval(step: int, num_steps: int, start: float, stop: float) -> bool:
-    """Tell whether guidance acts on a step: those in [start, stop) as fractions of all steps.
+    """Return `True` if guidance acts at a step: ⌊start · num_steps⌋ ≤ step < ⌊stop · num_steps⌋.
 
     Args:
-        step: 0 … num_steps − 1.
-        num_steps: number of denoising steps.
-        start: fraction in [0, 1]; the first guided step is ⌊start · num_steps⌋.
-        stop: fraction in [0, 1]; the first step no longer guided is ⌊stop · num_steps⌋.
+        step: Index of the step, 0 to `num_steps` − 1.
+        num_steps: Number of denoising steps.
+        start: Beginning of the interval as a fraction of the steps, in [0, 1].
+        stop: End of the interval as a fraction of the steps, in [0, 1]; not included.
     """
+    # In floating point 0.29 · 100 is 28.999…; the first step is 29 all the same.
     first, last = (math.floor(edge * num_steps + 1e-9) for edge in (start, stop))
     return first <= step < last
 
 
-def cfg_terms(w: float) -> tuple[Literal["cond", "uncond"], ...]:
-    """Return the predictions that equation (4) needs: those whose coefficient is not zero."""
-    if same(w, 1.0):
-        return ("cond",)
-    return ("uncond",) if same(w, 0.0) else ("cond", "uncond")
-
-
-def autolora_predictions(gamma: float, w1: float, w2: float) -> tuple[Prediction, ...]:
-    """Return the predictions that equation (7) needs: those whose coefficient is not zero.
-
-    Args:
-        gamma: the AutoLoRA scale γ.
-        w1: CFG scale of the base branch.
-        w2: CFG scale of the LoRA branch.
-    """
-    base: list[Prediction] = [
-        "base_cond" if term == "cond" else "base_uncond" for term in cfg_terms(w1)
-    ]
-    lora: list[Prediction] = [
-        "lora_cond" if term == "cond" else "lora_uncond" for term in cfg_terms(w2)
-    ]
-    return (*([] if same(gamma, 1.0) else base), *([] if same(gamma, 0.0) else lora))
+def scales_equal(a: float, b: float) -> bool:
+    """Return `True` if two scales are equal up to rounding, as in a sweep by steps of 0.1."""
+    return math.isclose(a, b, abs_tol=1e-9)

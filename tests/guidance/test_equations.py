@@ -1,4 +1,4 @@
-"""The paper's equations as closed forms and laws, and the steps and passes that follow."""
+"""The paper's equations, their algebraic properties, and the predictions they need."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_equation_7_by_hand_on_numbers() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_scale_one_and_zero_give_one_branch_alone(seed: int) -> None:
     first, second = draw(seed, 2)
-    for rule in (classifier_free_guidance, autolora_guidance):
-        np.testing.assert_allclose(rule(first, second, 1.0), second, atol=1e-14)
-        np.testing.assert_array_equal(rule(first, second, 0.0), first)
+    for equation in (classifier_free_guidance, autolora_guidance):
+        np.testing.assert_allclose(equation(first, second, 1.0), second, atol=1e-14)
+        np.testing.assert_array_equal(equation(first, second, 0.0), first)
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,14 @@ def test_equation_7_is_linear_in_the_predictions(gamma: float, w1: float, w2: fl
 
 
 @pytest.mark.parametrize(("gamma", "w1", "w2"), TRIPLES)
-def test_equation_7_leaves_alone_what_all_predictions_agree_on(
-    gamma: float, w1: float, w2: float
-) -> None:
-    """Its coefficients sum to 1: guidance between equal predictions changes nothing."""
+def test_equation_7_of_equal_predictions_returns_them(gamma: float, w1: float, w2: float) -> None:
+    """Its coefficients sum to 1."""
     (prediction,) = draw(3, 1)
     np.testing.assert_array_equal(equation_7(*[prediction] * 4, gamma, w1, w2), prediction)
 
 
 @pytest.mark.parametrize(("gamma", "w1", "w2"), TRIPLES)
-def test_exactly_the_predictions_with_a_nonzero_coefficient_are_made(
+def test_only_predictions_with_a_nonzero_coefficient_are_needed(
     gamma: float, w1: float, w2: float
 ) -> None:
     """The coefficient of each prediction is equation (7) of its unit vector, in exact fractions."""
@@ -87,7 +85,7 @@ def test_exactly_the_predictions_with_a_nonzero_coefficient_are_made(
     assert autolora_predictions(gamma, w1, w2) == needed
 
 
-def test_scales_that_differ_from_one_by_rounding_save_the_pass_too() -> None:
+def test_scales_are_compared_up_to_rounding() -> None:
     assert sum([0.1] * 10) != 1.0
     assert autolora_predictions(sum([0.1] * 10), 5.0, 5.0) == ("lora_cond", "lora_uncond")
     assert cfg_terms(sum([0.1] * 10)) == ("cond",)
@@ -95,7 +93,7 @@ def test_scales_that_differ_from_one_by_rounding_save_the_pass_too() -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 10, 28, 50, 100, 999])
-def test_a_split_of_the_interval_covers_each_step_once(num_steps: int) -> None:
+def test_two_adjacent_intervals_cover_each_step_once(num_steps: int) -> None:
     for percent in range(101):
         edge = percent / 100
         for step in range(num_steps):
@@ -104,7 +102,7 @@ def test_a_split_of_the_interval_covers_each_step_once(num_steps: int) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [7, 10, 50, 100])
-def test_the_edges_are_those_of_exact_arithmetic(num_steps: int) -> None:
+def test_interval_edges_equal_those_of_exact_arithmetic(num_steps: int) -> None:
     """In floating point 0.29 · 100 is 28.999…96; the first guided step is 29 all the same."""
     for percent in range(101):
         first = Fraction(percent, 100) * num_steps // 1
@@ -112,7 +110,7 @@ def test_the_edges_are_those_of_exact_arithmetic(num_steps: int) -> None:
         assert guided == list(range(first, num_steps)), percent
 
 
-def test_the_interval_takes_its_start_and_leaves_out_its_stop() -> None:
+def test_the_interval_includes_start_and_excludes_stop() -> None:
     assert [s for s in range(10) if in_interval(s, 10, 0.2, 0.6)] == [2, 3, 4, 5]
     assert [s for s in range(7) if in_interval(s, 7, 0.2, 0.6)] == [1, 2, 3]  # ⌊1.4⌋ … ⌊4.2⌋ − 1
     assert not any(in_interval(s, 10, 0.3, 0.3) for s in range(10))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from autolora_eval.guidance.equations import same
+from autolora_eval.guidance.equations import scales_equal
 from autolora_eval.guidance.method import GuiderMethod
 from autolora_eval.plugins.signatures import MethodParameters
 
@@ -29,7 +29,7 @@ class CFGParameters(MethodParameters):
 def _nfe_per_step(parameters: CFGParameters, step: int, num_steps: int) -> int:
     assert parameters.guidance_scale is not None
     # diffusers' guider leaves a pass out at w = 1 only; at w = 0 it still makes both.
-    return 1 if same(parameters.guidance_scale, 1.0) else 2
+    return 1 if scales_equal(parameters.guidance_scale, 1.0) else 2
 
 
 def _build(parameters: CFGParameters) -> BaseGuidance:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from autolora_eval.guidance.equations import in_interval, same
+from autolora_eval.guidance.equations import in_interval, scales_equal
 from autolora_eval.guidance.method import GuiderMethod
 from autolora_eval.plugins.signatures import MethodParameters
 
@@ -42,7 +42,7 @@ class CFGIntervalParameters(MethodParameters):
 def _nfe_per_step(parameters: CFGIntervalParameters, step: int, num_steps: int) -> int:
     p = parameters
     assert p.guidance_scale is not None
-    acts = in_interval(step, num_steps, p.start, p.stop) and not same(p.guidance_scale, 1.0)
+    acts = in_interval(step, num_steps, p.start, p.stop) and not scales_equal(p.guidance_scale, 1.0)
     return 2 if acts else 1
 
 
