@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from autolora_eval.scoring.diversity_metric import DiversityMetric
+from autolora_eval import DiversityMetric
 
 
 def farthest_pair(features: np.ndarray) -> float:
