@@ -1,0 +1,59 @@
+"""An mkdocs hook: tables of the benchmark file's keys, from its JSON Schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+SCHEMA = Path(__file__).parents[1] / "benchmarks" / "benchmark.schema.json"
+_MARKER = re.compile(r"<!-- keys: (\w+) -->")
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Replace each `<!-- keys: NAME -->` by the table of that part of the schema."""
+    return _MARKER.sub(lambda match: table(match[1]), markdown)
+
+
+def table(name: str) -> str:
+    """Return the Markdown table of the keys of a part, such as `Model`, or of `Benchmark`."""
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    part = schema if name == "Benchmark" else schema["$defs"][name]
+    if "properties" not in part:  # one alternative for each extractor
+        part = next(option for option in part["anyOf"] if option["title"] == "transformers")
+    rows = ["| key | values | default | meaning |", "| --- | --- | --- | --- |"]
+    for key, value in part["properties"].items():
+        default = "required" if key in part.get("required", []) else _default(value)
+        meaning = " ".join(value.get("description", "").split()).replace("|", "\\|")
+        rows.append(f"| `{key}` | {_values(value)} | {default} | {meaning} |")
+    return "\n".join(rows)
+
+
+def _default(value: dict[str, Any]) -> str:
+    default = value.get("default")
+    if isinstance(default, dict) and default:
+        return "see below"
+    return "" if default in (None, "", [], {}) else f"`{json.dumps(default, ensure_ascii=False)}`"
+
+
+def _values(value: dict[str, Any]) -> str:
+    if "enum" in value:
+        return ", ".join(f"`{choice}`" for choice in value["enum"])
+    if "const" in value:
+        return f"`{value['const']}`"
+    if "$ref" in value:
+        return "see below"
+    options = value.get("oneOf") or value.get("anyOf")
+    if options:
+        return " or ".join(dict.fromkeys(_values(o) for o in options if o.get("type") != "null"))
+    words = {"integer": "integer", "number": "number", "boolean": "true or false"}
+    words |= {"string": "text", "array": "list", "object": "mapping"}
+    low, high = (value.get(bound) for bound in ("minimum", "maximum"))
+    if "exclusiveMinimum" in value:
+        low = f"above {value['exclusiveMinimum']:g}"
+    limits = [f"{bound:g}" if isinstance(bound, float) else f"{bound}" for bound in (low, high)]
+    suffix = f", {limits[0]} to {limits[1]}" if low is not None and high is not None else ""
+    if low is not None and high is None:
+        suffix = f", from {limits[0]}"
+    return words.get(value.get("type", ""), "any") + suffix
