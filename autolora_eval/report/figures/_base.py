@@ -24,17 +24,16 @@ NAMES_LISTED = 12
 
 @dataclass(frozen=True)
 class FigureData:
-    """What figures are drawn from: the tables of a run, and what their cells are called.
+    """The tables of a run, which figures are drawn from, and the names of their cells.
 
     Attributes:
-        table: the result table, one row a cell.
-        measured: the measures of the run, in order.
-        points: what tells cells of one model and method apart: by cell, each swept parameter with
-            its value.
-        labels: the name of each cell within its model.
-        scores: one row an image.
-        diversity: one row a cell and prompt.
-        comparisons: one row a cell and measure, against the baseline.
+        table: the result table, one row per cell.
+        metrics: the metrics of the run in order, each with its column of `table`.
+        points: by cell, the values of the swept parameters.
+        labels: by cell, its name within its model.
+        scores: one row per image.
+        diversity: one row per cell and prompt.
+        comparisons: one row per cell and metric, against the baseline.
     """
 
     table: pd.DataFrame
@@ -51,11 +50,11 @@ class Drawing:
     """A figure that can be drawn.
 
     Attributes:
-        name: of its files.
+        name: the name of its files. A second figure of the same name gets a number.
         title: a few words for lists and headings.
-        caption: how to read it, and what is missing from it.
-        text: what it shows, for those who cannot see it.
-        draw: returns the figure; called with the style in force.
+        caption: how to read the figure, and what is missing from it.
+        text: what the figure shows, for people who cannot see it.
+        draw: returns the figure. It is called with the report's style in force.
     """
 
     name: str
@@ -70,10 +69,11 @@ class FigureKind:
     """A kind of figure.
 
     Attributes:
-        name: unique; the names of its files begin with it.
-        place: where it stands among the others, lowest first.
-        drawings: the figures of this kind that a run has: none where it does not apply, several
-            where one would hold too much.
+        name: a unique name. The names of its files begin with it.
+        place: its position among the figures of a report; the lowest comes first. The built-in
+            kinds use 10 to 50.
+        drawings: yields the figures of this kind for a run: none if the kind does not apply,
+            several if one would hold too much.
         origin: the package that offers it, as "name version"; empty for a built-in kind.
     """
 
@@ -88,13 +88,13 @@ class DrawnFigure:
     """A figure that was drawn, with its files.
 
     Attributes:
-        name: of its files.
-        kind: name of its kind.
+        name: the name of its files, without suffix.
+        kind: the name of its kind.
         title: a few words for lists and headings.
-        caption: how to read it, and what is missing from it.
-        text: what it shows, for those who cannot see it.
-        svg: its file.
-        png: its file.
+        caption: how to read the figure, and what is missing from it.
+        text: what the figure shows, for people who cannot see it.
+        svg: the path of the SVG file.
+        png: the path of the PNG file.
     """
 
     name: str
