@@ -25,6 +25,7 @@ from autolora_eval.runs.folder import RunFolder, open_run
 from autolora_eval.runs.manifest import state_plan, update_manifest
 from autolora_eval.scoring.diversity_metric import METRICS
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how_to" / "diversity_metric.md"
 EXTRA = ["vendi", "mean_distance"]
 VENDI = METRICS.find("vendi")
 
@@ -240,9 +241,9 @@ def test_the_measure_of_the_documentation_works(
     make, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    page = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
-    blocks = [b for b in page.split("```python\n")[1:] if b.startswith("# widest.py")]
-    (workplace / "widest.py").write_text(blocks[0].split("```")[0])
+    page = DOCUMENT.read_text(encoding="utf-8")
+    code = page.split('```python title="widest.py"\n')[1].split("```")[0]
+    (workplace / "widest.py").write_text(code)
     run = open_run(scored(*make("run", diversity=["vendi", "widest.METRIC"])).path)
     for row in run.diversity.to_dict("records"):
         a, b = (vector((row["cell"], row["prompt_index"], seed)) for seed in (3, 4))
@@ -250,7 +251,7 @@ def test_the_measure_of_the_documentation_works(
 
 
 def test_the_documentation_lists_what_is_shipped() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
+    page = DOCUMENT.read_text(encoding="utf-8")
     for name in EXTRA:
-        measure = METRICS.find(name)
-        assert f"| `{name}` | {measure.equation}" in page
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert METRICS.find(name).source.split("arXiv ")[1] in row

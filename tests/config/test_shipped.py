@@ -184,7 +184,7 @@ def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(
         'Log in at https://civitai.com/models/212532 ("All Disney Princess XL LoRA Model from '
         'Ralph Breaks the Internet") and download its .safetensors. Put the file at '
         f"loras/all_disney_princess_xl.safetensors below {tmp_path}, or set "
-        "AUTOLORA_EVAL_DISNEY_LORA to where it is."
+        "AUTOLORA_EVAL_DISNEY_LORA to its path."
     )
     file = save_lora(tmp_path / lora.name)
     (lora,) = (model.lora for model in load_benchmark(name).models.values())
