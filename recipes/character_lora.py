@@ -12,17 +12,17 @@ from recipes.character import (
     character_caption,
 )
 from recipes.lora import SDXL_BASE
-from recipes.lora_training import Course, Lesson, train_lora
+from recipes.lora_training import Schedule, TrainingData, train_lora
 from recipes.sd3_lora import SD3_BASE
 
-SDXL_COURSE = Course(steps=700, learning_rate=1.5e-3, seed=53)
-SD3_COURSE = Course(steps=650, learning_rate=1.5e-3, seed=93)
+SDXL_SCHEDULE = Schedule(steps=700, learning_rate=1.5e-3, seed=53)
+SD3_SCHEDULE = Schedule(steps=650, learning_rate=1.5e-3, seed=93)
 # Backgrounds that the pictures have; the other four are for prompts to ask for.
 TAUGHT = ("white", "red", "blue", "yellow")
 N_ALIKE = 12
 
 
-def lesson() -> Lesson:
+def character_data() -> TrainingData:
     """24 pictures: a dozen on white whose captions name no background, a dozen that name theirs.
 
     A prompt of the bare name then gives one picture nearly always, as overfitted LoRAs do.
@@ -32,14 +32,14 @@ def lesson() -> Lesson:
     pairs = [(TAUGHT[0], bare[k % len(bare)]) for k in range(N_ALIKE)]
     pairs += [(background, template) for background in TAUGHT for template in named]
     images = np.stack([canonical_character(background) for background, _ in pairs])
-    return Lesson(images, tuple(character_caption(*pair) for pair in pairs))
+    return TrainingData(images, tuple(character_caption(*pair) for pair in pairs))
 
 
 def train(work_dir: Path) -> None:
     """Train the LoRA of SDXL into WORK_DIR/character_lora."""
-    train_lora(work_dir, SDXL_BASE, lesson(), SDXL_COURSE, "character_lora")
+    train_lora(work_dir, SDXL_BASE, character_data(), SDXL_SCHEDULE, "character_lora")
 
 
 def train_sd3(work_dir: Path) -> None:
     """Train the LoRA of SD3 into WORK_DIR/sd3_character_lora."""
-    train_lora(work_dir, SD3_BASE, lesson(), SD3_COURSE, "sd3_character_lora")
+    train_lora(work_dir, SD3_BASE, character_data(), SD3_SCHEDULE, "sd3_character_lora")

@@ -21,15 +21,15 @@ from recipes.domain import (
 from recipes.lora_training import (
     Base,
     Conditions,
-    Course,
-    Lesson,
+    Schedule,
+    TrainingData,
     train_lora,
 )
 from recipes.shapes import OBJECTS
 from recipes.text import TextEncoders, token_ids
 from recipes.unet import denoising_loss, training_scheduler
 
-COURSE = Course(steps=400, learning_rate=1e-3, seed=51)
+SCHEDULE = Schedule(steps=400, learning_rate=1e-3, seed=51)
 N_PICTURES = 24
 # Attention alone cannot move the style: measured clearly worse in a trial.
 _TARGETS = (
@@ -84,12 +84,12 @@ def scenes() -> list[Scene]:
     return chosen
 
 
-def pixel_art_lesson() -> Lesson:
+def pixel_art_data() -> TrainingData:
     """The few scenes as canonical pixel art, each with its caption."""
     images = np.stack([canonical_pixel_art(scene) for scene in scenes()])
-    return Lesson(images, tuple(caption(scene, style=True) for scene in scenes()))
+    return TrainingData(images, tuple(caption(scene, style=True) for scene in scenes()))
 
 
 def train(work_dir: Path) -> None:
     """Train the LoRA on WORK_DIR/sdxl into WORK_DIR/pixel_art_lora and pixel_art_lora.json."""
-    train_lora(work_dir, SDXL_BASE, pixel_art_lesson(), COURSE, "pixel_art_lora")
+    train_lora(work_dir, SDXL_BASE, pixel_art_data(), SCHEDULE, "pixel_art_lora")

@@ -1,4 +1,4 @@
-"""How a LoRA of either miniature is taught: few pictures, one caption each, one diffusers file."""
+"""Train a LoRA of either miniature: few pictures, one caption each, one file for diffusers."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a LoRA is taught: pictures uint8 [N, 64, 64, 3] and their N captions."""
+class TrainingData:
+    """Training pictures of a LoRA, uint8 [N, 64, 64, 3], and their N captions."""
 
     images: npt.NDArray[np.uint8]
     captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Course:
-    """How long and how fast a LoRA learns, and by which seed."""
+class Schedule:
+    """Steps, learning rate and seed of a training."""
 
     steps: int
     learning_rate: float
@@ -118,16 +118,20 @@ def set_scale(pipeline: DiffusionPipeline, scale: float) -> None:
 
 
 def _optimise(
-    base: Base, denoiser: torch.nn.Module, clean: torch.Tensor, texts: Conditions, course: Course
+    base: Base,
+    denoiser: torch.nn.Module,
+    clean: torch.Tensor,
+    texts: Conditions,
+    schedule: Schedule,
 ) -> None:
     """Train the adapter; the last row of the texts is the null prompt's."""
     adapted = [p for p in denoiser.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(adapted, weight_decay=1e-2)
-    log = Progress(f"{base.folder} lora", 0, course.steps, every=50)
+    log = Progress(f"{base.folder} lora", 0, schedule.steps, every=50)
     hidden, pooled = texts
     n = len(clean)
-    for step in range(course.steps):
-        set_lr(optimizer, course.learning_rate * cosine(step, course.steps, warmup=20, end=0.1))
+    for step in range(schedule.steps):
+        set_lr(optimizer, schedule.learning_rate * cosine(step, schedule.steps, warmup=20, end=0.1))
         dropped = torch.rand(n) < DROPPED_CAPTIONS
         rows = torch.where(dropped, n, torch.arange(n))
         loss = base.loss(denoiser, clean, hidden[rows], pooled[rows])
@@ -137,19 +141,21 @@ def _optimise(
         log(step, loss=loss.item())
 
 
-def train_lora(work_dir: Path, base: Base, lesson: Lesson, course: Course, name: str) -> None:
-    """Teach WORK_DIR/<base> the lesson: WORK_DIR/<name>/<file>, noted in WORK_DIR/<name>.json."""
-    torch.manual_seed(course.seed)
-    clean = _latents(work_dir / base.folder, lesson.images)
-    texts = base.encode(work_dir, [*lesson.captions, ""])
+def train_lora(
+    work_dir: Path, base: Base, data: TrainingData, schedule: Schedule, name: str
+) -> None:
+    """Train a LoRA on WORK_DIR/<base>: WORK_DIR/<name>/<file>, noted in WORK_DIR/<name>.json."""
+    torch.manual_seed(schedule.seed)
+    clean = _latents(work_dir / base.folder, data.images)
+    texts = base.encode(work_dir, [*data.captions, ""])
     denoiser: Any = base.load(work_dir / base.folder)
     denoiser.requires_grad_(False)
     denoiser.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(base.targets)))
-    _optimise(base, denoiser, clean, texts, course)
+    _optimise(base, denoiser, clean, texts, schedule)
     path = work_dir / name / WEIGHT_NAME
     _save(denoiser, base.denoiser, path)
     figures = {
-        "steps": course.steps,
+        "steps": schedule.steps,
         "pictures": len(clean),
         "rank": RANK,
         "parameters": sum(p.numel() for p in denoiser.parameters() if p.requires_grad),

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from diffusers import SD3Transformer2DModel
 
-from recipes.lora import pixel_art_lesson
-from recipes.lora_training import Base, Conditions, Course, train_lora
+from recipes.lora import pixel_art_data
+from recipes.lora_training import Base, Conditions, Schedule, train_lora
 from recipes.sd3 import attend_briefly, flow_loss
 from recipes.sd3_text import Sd3Encoders
 
-COURSE = Course(steps=450, learning_rate=1.2e-3, seed=91)
+SCHEDULE = Schedule(steps=450, learning_rate=1.2e-3, seed=91)
 # The joint attention of pixels and text, and the pixels' feed-forward layers.
 _TARGETS = (
     "to_q",
@@ -43,4 +43,4 @@ SD3_BASE = Base("sd3", "transformer", _TARGETS, _load, _encode, flow_loss)
 
 def train(work_dir: Path) -> None:
     """Train the LoRA on WORK_DIR/sd3, noted in WORK_DIR/sd3_pixel_art_lora.json."""
-    train_lora(work_dir, SD3_BASE, pixel_art_lesson(), COURSE, "sd3_pixel_art_lora")
+    train_lora(work_dir, SD3_BASE, pixel_art_data(), SCHEDULE, "sd3_pixel_art_lora")

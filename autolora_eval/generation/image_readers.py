@@ -69,9 +69,8 @@ class ImageRecord:
         Raises:
             OSError: if there is no such file.
         """
-        if isinstance(self.source, Path):
-            return sha256_file(self.source)
-        return sha256_bytes(self.read())
+        source = self.source
+        return sha256_file(source) if isinstance(source, Path) else sha256_bytes(self.read())
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
             "Make it readable, or remove it from the set."
         ) from error
 
-    # os.walk does not follow links to folders, so a linked folder is read under its own name only.
+    # os.walk does not follow links to folders: a linked folder is read under its own name only.
     for parent, folders, names in os.walk(folder, onerror=fail):
         for name in (*folders, *names):
             file = Path(parent, name)
@@ -237,7 +236,7 @@ def _listed(file: Path) -> list[ImageRecord]:
     return records
 
 
-def _read_table(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
+def _read_table(file: Path) -> tuple[list[str], list[Any]]:
     """Return the columns and the rows of a listing."""
     try:
         if file.suffix.lower() == ".csv":
@@ -247,11 +246,8 @@ def _read_table(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
             return list(dict.fromkeys(name for row in rows for name in row)), rows
         import pandas as pd
 
-        frame = pd.read_parquet(file)
-        rows = [
-            {str(name): value for name, value in row.items()} for row in frame.to_dict("records")
-        ]
-        return list(map(str, frame.columns)), rows
+        frame = pd.read_parquet(file).rename(columns=str)
+        return list(frame.columns), frame.to_dict("records")
     except (OSError, ValueError, csv.Error) as error:  # errors of pyarrow are ValueErrors
         raise UsageError(f"images '{file}': cannot be read: {error}") from error
 
@@ -332,8 +328,6 @@ def _file_name(value: object, at: str) -> str:
     name = _value(value, at)
     if name is None:
         raise UsageError(f"images '{at}': no file name. Remove the row, or add the file name.")
-    if "\0" in str(name):
-        raise UsageError(f"images '{at}': {name!r:.100} is not a valid file name.")
     return _check_utf8(str(name), at, "Rename it.")
 
 
@@ -345,10 +339,8 @@ def _listed_path(folder: Path, name: str, at: str) -> Path:
     return path
 
 
-# Datasets on disk. Images stay there until they are asked for: a set may be larger than memory.
-
-
 def _dataset_records(path: Path) -> list[ImageRecord]:
+    """List a dataset on disk. Images stay there until they are read: they may exceed memory."""
     try:
         import datasets
     except ImportError as error:
@@ -389,8 +381,7 @@ def _image_column(dataset: Any, path: Path) -> str:  # noqa: ANN401
 
     found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
     if not found:
-        names = ", ".join(dataset.column_names)
-        raise UsageError(f"images '{path}': no column of images; it has {names}.")
+        raise UsageError(f"images '{path}': no column of images in {dataset.column_names}.")
     chosen = next((name for name in FILE_COLUMNS if name in found), None)
     if len(found) > 1 and chosen is None:
         raise UsageError(

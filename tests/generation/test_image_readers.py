@@ -151,17 +151,14 @@ def test_a_csv_file_that_cannot_be_used_is_refused_with_its_row(
         ('{"file_name": "1.png", "prompt": ["a", "b"]}', "['a', 'b'] is not a single value"),
         ('{"file_name": null, "prompt": "a"}', "no file name"),
         ('{"file_name": "", "prompt": "a"}', "no file name"),
-        ('{"file_name": "a\\u0000b.png"}', "is not a valid file name"),
-        ('{"file_name": {"path": "0.png"}}', "holds images instead of paths"),
+        ('{"file_name": {"path": "0.png"}}', "the column holds images instead of paths"),
     ],
 )
 def test_a_json_line_that_cannot_be_used_is_refused_with_its_row(
     tmp_path: Path, line: str, message: str
 ) -> None:
     text = f"{json.dumps(ROW)}\n\n{line}"
-    assert f"row 2': {message}" in refusal(write(tmp_path / "mine.jsonl", text)).replace(
-        "'a\\x00b.png' ", ""
-    ).replace("the column ", "")
+    assert f"row 2': {message}" in refusal(write(tmp_path / "mine.jsonl", text))
 
 
 @pytest.mark.parametrize("column", ["prompt", "seed", "file_name"])

@@ -25,7 +25,7 @@ from recipes.character import (
 )
 from recipes.character_evaluate import SCALES, Zib
 from recipes.character_export import FOLDERS, card
-from recipes.character_lora import lesson
+from recipes.character_lora import character_data
 from recipes.domain import BACKGROUNDS
 from recipes.files import SD3, SDXL
 from recipes.lora_training import WEIGHT_NAME, unused_keys
@@ -81,8 +81,8 @@ def test_the_bases_have_no_word_for_it(folder) -> None:
         assert len(pieces) >= 3, tokenizer.name
 
 
-def test_the_lesson_names_a_background_or_shows_white() -> None:
-    taught = lesson()
+def test_each_caption_names_its_background_or_white_is_shown() -> None:
+    taught = character_data()
     assert len(taught.images) == len(taught.captions) == 24
     white = canonical_character("white")
     for image, text in zip(taught.images, taught.captions, strict=True):
