@@ -1,4 +1,4 @@
-"""The report of a run, as PDF and as one HTML file, from nothing but the files of its folder."""
+"""The report of a run as PDF and as one HTML file, made from the files of the run folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 def write_report(folder: RunFolder) -> None:
     """Write `figures/`, `report.pdf` and `report.html` of a finished run.
 
-    The same files give the same bytes: nothing in a report says when it was written.
+    The same files give the same bytes: a report has no date.
 
     Args:
-        folder: the run folder; it must have got as far as its tables.
+        folder: The run folder; its tables must have been written.
 
     Raises:
-        UsageError: it is no run folder, or has no table yet.
+        UsageError: It is not a run folder, or it has no table yet.
     """
     from autolora_eval.report.document import write_html, write_pdf
     from autolora_eval.report.gallery import build_gallery
@@ -32,13 +32,13 @@ def write_report(folder: RunFolder) -> None:
 
 
 def read_report(folder: RunFolder) -> Content:
-    """Draw the figures of a finished run, and return all that its report says.
+    """Draw the figures of a finished run, and return the content of its report.
 
     Args:
-        folder: the run folder; it must have got as far as its tables.
+        folder: The run folder; its tables must have been written.
 
     Raises:
-        UsageError: it is no run folder, or has no table yet.
+        UsageError: It is not a run folder, or it has no table yet.
     """
     from autolora_eval.report.run_view import read_run_view
 

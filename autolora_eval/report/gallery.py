@@ -122,7 +122,7 @@ def cell_link(facet: Mapping[str, str], filters: Sequence[Filter]) -> str:
     """Return the link that shows the images of a cell, within the report.
 
     Args:
-        facet: what tells it from the others; an empty value for what it does not take.
+        facet: Model, method and swept parameters of the cell; empty for what it does not take.
         filters: those that there are.
     """
     known = {found.name for found in filters}
@@ -181,7 +181,7 @@ def build_gallery(view: RunView) -> Gallery:
 
 
 def _facets(view: RunView) -> list[dict[str, str]]:
-    """Return what tells each cell from the others, in the order of the result table."""
+    """Return model, method and swept parameters of each cell, in the order of the result table."""
     swept = dict.fromkeys(name for point in view.points.values() for name in point)
     facets = [
         {

@@ -134,11 +134,11 @@ def _setting(cells: list[Row], counted: Mapping[str, object]) -> str:
 def _with_point(cell: Row) -> Row:
     """Return a cell's parameters, with an interval instead of its two ends."""
     parameters, point = cell.get("parameters"), cell.get("point")
-    stated = parameters if isinstance(parameters, dict) else {}
+    own = parameters if isinstance(parameters, dict) else {}
     interval = point.get(INTERVAL) if isinstance(point, dict) else None
     if interval is None:
-        return stated
-    kept = {key: value for key, value in stated.items() if key not in fields_of(INTERVAL)}
+        return own
+    kept = {key: value for key, value in own.items() if key not in fields_of(INTERVAL)}
     return kept | {INTERVAL: format_swept_value(interval)}
 
 
@@ -210,8 +210,8 @@ def _judge(view: RunView) -> list[KeyValue]:
 
 def _human_ratings(view: RunView) -> list[KeyValues]:
     section = view.section("agreement")
-    stated = {key: value for key, value in section.items() if key != "scores_sha256"}
-    return [KeyValues("Human ratings", _flat(stated))] if stated else []
+    facts = {key: value for key, value in section.items() if key != "scores_sha256"}
+    return [KeyValues("Human ratings", _flat(facts))] if facts else []
 
 
 def _without_counts(section: Row) -> Row:

@@ -1,4 +1,4 @@
-"""What a report is made from: the tables of a run, and a manifest of which any part may lack."""
+"""A run as the report reads it: its tables, and a manifest with possibly missing parts."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class RunView:
     """A run as the report reads it.
 
     Attributes:
-        run: the tables.
-        measured: the measures of the run, in order.
-        rubric_is_recorded: whether the manifest says what the scores mean.
+        run: The run folder's tables and manifest.
+        metrics: The metrics of the run, in order.
+        rubric_is_recorded: Whether the manifest describes the scores.
     """
 
     run: Run
@@ -55,25 +55,25 @@ class RunView:
     rubric_is_recorded: bool
 
     def manifest_value(self, *keys: str) -> Any:  # noqa: ANN401
-        """Return a value of the manifest; None where it, or a part on the way, is missing."""
+        """Return a value of the manifest; None if it is missing."""
         value: Any = self.run.manifest
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
     def section(self, *keys: str) -> Row:
-        """Return a mapping of the manifest; empty where it is missing."""
+        """Return a mapping of the manifest; empty if it is missing."""
         value = self.manifest_value(*keys)
         return value if isinstance(value, dict) else {}
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The result table, one row a cell, with what its images took."""
+        """The rows of `table`, one per cell."""
         return records(self.table)
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The result table, with the seconds of an image where they were taken."""
+        """The result table, with seconds per image if they were measured."""
         table = self.run.table
         taken = {str(row.get("cell")): row.get(SECONDS_PER_IMAGE) for row in self._timings}
         if SECONDS_PER_IMAGE in table or not taken:
@@ -86,12 +86,12 @@ class RunView:
 
     @cached_property
     def images(self) -> list[Row]:
-        """One row an image."""
+        """The rows of scores.parquet, one per image."""
         return records(self.run.scores)
 
     @cached_property
     def diversities(self) -> list[Row]:
-        """Equation (8), one row a cell and prompt."""
+        """The rows of diversity.csv, one per cell and prompt."""
         return records(self.run.diversity)
 
     @cached_property
@@ -126,19 +126,19 @@ class RunView:
 
     @cached_property
     def reliability(self) -> list[Row]:
-        """How far the judge agrees with itself; empty in a run folder that does not say."""
+        """The rows of reliability.csv; empty without that file."""
         return _records_if_there(self.run.folder.reliability)
 
     @cached_property
     def agreement(self) -> list[Row]:
-        """How far the judge agrees with people; empty if nobody was asked."""
+        """The rows on the agreement with people; empty without ratings."""
         return _records_if_there(self.run.folder.agreement)
 
     @cached_property
     def agreement_is_of_these_scores(self) -> bool:
-        """Whether people were compared with the scores as they are now."""
-        stated = self.manifest_value("agreement", "scores_sha256")
-        return bool(stated == sha256_file(self.run.folder.scores))
+        """Whether the human ratings were compared with the scores as they are now."""
+        compared = self.manifest_value("agreement", "scores_sha256")
+        return bool(compared == sha256_file(self.run.folder.scores))
 
     @cached_property
     def models(self) -> dict[str, list[Row]]:
@@ -156,7 +156,7 @@ class RunView:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """The name of each cell within its model: the method, and what tells it from its like."""
+        """The name of each cell within its model: the method and, in a sweep, its point."""
         return {row["cell"]: self._label(row) for row in self.rows}
 
     def _label(self, row: Row) -> str:
@@ -177,7 +177,7 @@ class RunView:
 
     @cached_property
     def points(self) -> dict[str, dict[str, str]]:
-        """What tells each cell from those of its model and method: swept parameters, by cell."""
+        """The swept parameters in which a cell differs from others of its model and method."""
         alike: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             alike.setdefault((row["model"], row["method"]), []).append(row)
@@ -196,7 +196,7 @@ class RunView:
 
     @cached_property
     def _recorded_points(self) -> dict[str, dict[str, str]]:
-        """The swept parameters of each cell, as the manifest has them; older runs have none."""
+        """The swept parameters of each cell, as the manifest has them."""
         listed = self.manifest_value("cells")
         return {
             str(cell.get("id")): {
@@ -209,7 +209,7 @@ class RunView:
 
     @cached_property
     def _parameter_columns(self) -> list[str]:
-        """What stands in the table between what a cell is called and what was found."""
+        """The parameter columns of the result table."""
         columns = [str(column) for column in self.run.table.columns]
         end = columns.index("n_images") if "n_images" in columns else 0
         return [c for c in columns[:end] if c not in ("cell", "model", "method", "guider")]
@@ -249,7 +249,7 @@ def read_run_view(folder: RunFolder) -> RunView:
     """Read a run folder, and nothing else.
 
     Raises:
-        UsageError: it is no run folder, or has no table yet.
+        UsageError: It is not a run folder, or it has no table yet.
     """
     run = open_run(folder.path)
     scores = _recorded_scores(run)
@@ -261,11 +261,11 @@ def read_run_view(folder: RunFolder) -> RunView:
 def _recorded_scores(run: Run) -> dict[str, Score] | None:
     """Return the rubric's scores that the table has; None if the rubric was not recorded."""
     rubric = run.manifest.get("rubric")
-    stated = rubric.get("scores") if isinstance(rubric, dict) else None
-    if not isinstance(stated, dict):
+    raw = rubric.get("scores") if isinstance(rubric, dict) else None
+    if not isinstance(raw, dict):
         return None if _scores_by_columns(run.table) else {}
     try:
-        scores = {column: Score.model_validate(score) for column, score in stated.items()}
+        scores = {column: Score.model_validate(score) for column, score in raw.items()}
     except ValidationError:
         return None
     return {column: score for column, score in scores.items() if column in run.table.columns}

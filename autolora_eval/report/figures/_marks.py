@@ -14,13 +14,13 @@ from autolora_eval.report.figures._base import FigureData
 from autolora_eval.report.figures._style import (
     SMALL,
     Floats,
-    Mark,
+    MarkerStyle,
     bars,
-    fitted,
     ink,
     literal,
-    marks,
+    marker_styles,
     text_size,
+    truncate_to_width,
     values,
 )
 from autolora_eval.report.figures._sweeps import sweep_lines
@@ -46,13 +46,13 @@ def places(cells: pd.DataFrame, x_column: str, y_column: str) -> Floats:
 
 def draw_cells(
     axis: Axes, data: FigureData, cells: pd.DataFrame, x_column: str, y_column: str
-) -> dict[tuple[str, str], Mark]:
+) -> dict[tuple[str, str], MarkerStyle]:
     """Draw a mark with bars for each cell that has both values, and join them along the sweep.
 
     Returns:
         How each (model, method) is drawn.
     """
-    drawn = marks(data.table)
+    drawn = marker_styles(data.table)
     for (model, method), rows in cells.groupby(["model", "method"], sort=False):
         mark = drawn[str(model), str(method)]
         found = axis.errorbar(
@@ -95,7 +95,7 @@ def label_cells(
         y_column: what stands along y.
         important: cells to label first.
     """
-    drawn = marks(data.table)
+    drawn = marker_styles(data.table)
     lines = sweep_lines(cells, data.points)
     rows = [row for line in lines for row in line]
     if len(rows) > CELLS_LABELLED:
@@ -106,7 +106,7 @@ def label_cells(
         Label(
             row[x_column],
             row[y_column],
-            fitted(", ".join(data.points[row["cell"]].values()), LABEL_ROOM),
+            truncate_to_width(", ".join(data.points[row["cell"]].values()), LABEL_ROOM),
             ink(drawn[row["model"], row["method"]].colour),
         )
         for row in rows
@@ -147,7 +147,7 @@ def place_labels(axis: Axes, labels: Sequence[Label], obstacles: Floats) -> list
         Those written.
     """
     per_point = axis.figure.dpi / 72
-    marks = axis.transData.transform(obstacles) / per_point
+    marker_styles = axis.transData.transform(obstacles) / per_point
     frame = axis.get_window_extent()
     edges = tuple(v / per_point for v in (frame.x0, frame.y0, frame.x1, frame.y1))
     taken: list[tuple[float, float, float, float]] = []
@@ -157,7 +157,7 @@ def place_labels(axis: Axes, labels: Sequence[Label], obstacles: Floats) -> list
         width, height = text_size(label.text)
         for dx, dy in _offsets(width, height):
             box = (x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)
-            if _is_free(box, taken, marks, edges):
+            if _is_free(box, taken, marker_styles, edges):
                 taken.append(box)
                 written.append(label)
                 text = axis.annotate(
@@ -186,7 +186,7 @@ def _offsets(width: float, height: float) -> Iterable[tuple[float, float]]:
 def _is_free(
     box: tuple[float, float, float, float],
     taken: Sequence[tuple[float, float, float, float]],
-    marks: Floats,
+    marker_styles: Floats,
     edges: tuple[float, ...],
 ) -> bool:
     left, bottom, right, top = box
@@ -196,10 +196,10 @@ def _is_free(
         return False
     near = 2.2  # points: half of a small mark
     inside = (
-        (marks[:, 0] > left - near)
-        & (marks[:, 0] < right + near)
-        & (marks[:, 1] > bottom - near)
-        & (marks[:, 1] < top + near)
+        (marker_styles[:, 0] > left - near)
+        & (marker_styles[:, 0] < right + near)
+        & (marker_styles[:, 1] > bottom - near)
+        & (marker_styles[:, 1] < top + near)
     )
     return not bool(np.any(inside))
 

@@ -69,7 +69,7 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Mark:
+class MarkerStyle:
     """How a cell is drawn: colour, shape and dashes say the method, the fill says the model."""
 
     colour: str
@@ -98,11 +98,11 @@ class Mark:
         return self.style(size) | {"fillstyle": "none", "markeredgewidth": 0.13 * size}
 
 
-def marks(table: pd.DataFrame) -> dict[tuple[str, str], Mark]:
+def marker_styles(table: pd.DataFrame) -> dict[tuple[str, str], MarkerStyle]:
     """Return how each (model, method) is drawn, by their order in the table."""
     models, methods = list(table["model"].unique()), list(table["method"].unique())
     return {
-        (model, method): Mark(
+        (model, method): MarkerStyle(
             COLOURS[m % len(COLOURS)],
             SHAPES[m % len(SHAPES)],
             FILLS[n % len(FILLS)],
@@ -114,7 +114,7 @@ def marks(table: pd.DataFrame) -> dict[tuple[str, str], Mark]:
 
 
 @dataclass(frozen=True)
-class Key:
+class Legend:
     """What a legend explains: handles and their names, in order."""
 
     handles: Sequence[Any]
@@ -150,22 +150,22 @@ class Key:
             literal(text)
 
 
-def method_key(table: pd.DataFrame, more: Mapping[str, Any] | None = None) -> Key:
+def method_legend(table: pd.DataFrame, more: Mapping[str, Any] | None = None) -> Legend:
     """Return the legend of a table's methods, and of its models where there are several.
 
     Args:
         table: the result table.
         more: what else a legend has, by name.
     """
-    drawn = marks(table)
+    drawn = marker_styles(table)
     models, methods = list(table["model"].unique()), list(table["method"].unique())
     handles: list[Any] = [drawn[models[0], method].handle() for method in methods]
     names = list(methods)
     if len(models) > 1:
         fills = [drawn[model, methods[0]].fill for model in models]
-        handles += [Mark(GREY, "o", fill).handle() for fill in fills]
+        handles += [MarkerStyle(GREY, "o", fill).handle() for fill in fills]
         names += models
-    return Key([*handles, *(more or {}).values()], [*names, *(more or {})])
+    return Legend([*handles, *(more or {}).values()], [*names, *(more or {})])
 
 
 def settle(figure: Figure) -> None:
@@ -224,7 +224,7 @@ def _width(character: str) -> float:
     return _CAPITAL if character.isupper() else _NARROW
 
 
-def fitted(name: str, room: float, points: float = SMALL) -> str:
+def truncate_to_width(name: str, room: float, points: float = SMALL) -> str:
     """Return a name cut so that it is at most about `room` points wide."""
     text = short(name, 200)
     length = len(text)

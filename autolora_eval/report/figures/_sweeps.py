@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from autolora_eval.report.figures._base import FigureData
     from autolora_eval.report.figures._style import Floats
 
-# What tells cells of one model and method apart: by cell, each swept parameter with its value.
+# The swept parameters in which cells of one model and method differ, with their values, by cell.
 Points = Mapping[str, Mapping[str, str]]
 
 
 def sweep_lines(table: pd.DataFrame, points: Points) -> list[list[dict[Any, Any]]]:
     """Return the rows of cells that differ in their last swept parameter alone, line by line.
 
-    Of one that is no number, such as an interval, each cell is a line of its own: it has no order.
+    Values that are not numbers, such as intervals, have no order: each cell is its own line.
     """
     lines: dict[tuple[object, ...], list[dict[Any, Any]]] = {}
     for row in table.to_dict("records"):

@@ -31,7 +31,7 @@ from autolora_eval.report.figures._style import (
     clipped_labels,
     label_title,
     literal,
-    method_key,
+    method_legend,
     panel_titles,
     settle,
     values,
@@ -88,7 +88,7 @@ def _draw(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -
     both = len(costs) > 1
     n_columns = len(costs) if both else min(len(metrics), COLUMNS)
     n_rows = len(metrics) if both else -(-len(metrics) // n_columns)
-    key = method_key(data.table)
+    key = method_legend(data.table)
     height = (1.05 if both else 1.4 if n_rows > 1 else 2.2) * n_rows + 0.35 + key.height
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     share_x: Literal["col", "all"] = "col" if both else "all"

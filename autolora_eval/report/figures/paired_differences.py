@@ -30,12 +30,12 @@ from autolora_eval.report.figures._style import (
     SMALL,
     WIDTH,
     Floats,
-    Key,
-    fitted,
+    Legend,
     label_title,
     literal,
     literal_ticks,
     short,
+    truncate_to_width,
     values,
 )
 
@@ -133,7 +133,9 @@ def _draw(
         axis.margins(x=0.06)
         for place in range(1, len(rows)):
             axis.axhline(place - 0.5, color="#ececec", linewidth=0.5, zorder=0)
-    axes[0].set_yticks(range(len(rows)), [fitted(row.label, NAMES) for row in rows], fontsize=SMALL)
+    axes[0].set_yticks(
+        range(len(rows)), [truncate_to_width(row.label, NAMES) for row in rows], fontsize=SMALL
+    )
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     literal_ticks(axes[0])
     title = f"difference from {short(_baseline(data), 60)}"
@@ -227,7 +229,7 @@ def _diamond(filled: bool) -> dict[str, Any]:
     }
 
 
-def _key(data: FigureData, rows: Sequence[_Row], units: Mapping[str, pd.DataFrame]) -> Key:
+def _key(data: FigureData, rows: Sequence[_Row], units: Mapping[str, pd.DataFrame]) -> Legend:
     unit = _unit(data)
     n = max((len(found) for found in units.values()), default=0)
     handles = [Line2D([], [], **_diamond(filled)) for filled in (True, False)]
@@ -238,7 +240,7 @@ def _key(data: FigureData, rows: Sequence[_Row], units: Mapping[str, pd.DataFram
     elif n:
         handles.insert(0, Line2D([], [], **_dot(3.0)))
         names.insert(0, f"one {unit}")
-    return Key(handles, names)
+    return Legend(handles, names)
 
 
 def _caption(

@@ -24,12 +24,12 @@ from autolora_eval.report.figures._style import (
     SMALL,
     WIDTH,
     Floats,
-    Key,
-    fitted,
+    Legend,
     label_title,
     literal,
     literal_ticks,
     short,
+    truncate_to_width,
     values,
 )
 
@@ -44,7 +44,7 @@ PARTS = 5
 
 @dataclass(frozen=True)
 class Levels:
-    """The values of a score, told apart as a figure tells them.
+    """The values of a score, in the levels that the figure shows.
 
     Attributes:
         edges: float64 [k + 1], ascending; a value on an edge belongs above it, the last below.
@@ -211,7 +211,7 @@ def _draw(data: FigureData, sheet: Sequence[Sequence[_Group]], scores: Sequence[
             title = (
                 group.title if one else " · ".join(filter(None, [group.title, label_title(score)]))
             )
-            cut = fitted(title, 72 * (WIDTH / n_columns - 0.9), 7.5)
+            cut = truncate_to_width(title, 72 * (WIDTH / n_columns - 0.9), 7.5)
             literal(axis.set_title(cut, fontsize=7.5, loc="left"))
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
@@ -233,7 +233,7 @@ def _bars(axis: Axes, group: _Group, cells: Floats, n_levels: int, room: float) 
         left = left + cells[:, n]
     for place in np.flatnonzero(~np.isfinite(left)):
         axis.text(0.01, float(place), "no image", va="center", fontsize=SMALL, color=GREY)
-    axis.set_yticks(places, [fitted(name, room) for name in group.names], fontsize=SMALL)
+    axis.set_yticks(places, [truncate_to_width(name, room) for name in group.names], fontsize=SMALL)
     axis.set_ylim(len(cells) - 0.5, -0.5)
     axis.set_xlim(0.0, 1.0)
     axis.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0], ["0", "25%", "50%", "75%", "100%"])
@@ -255,9 +255,9 @@ _UNSCORED: dict[str, Any] = {
 }
 
 
-def _key(on: Levels) -> Key:
+def _key(on: Levels) -> Legend:
     handles = [Patch(facecolor=colour, edgecolor="white") for colour in colours(len(on.names))]
-    return Key([*handles, Patch(**_UNSCORED)], [*on.names, UNSCORED])
+    return Legend([*handles, Patch(**_UNSCORED)], [*on.names, UNSCORED])
 
 
 def _caption(data: FigureData, scores: Sequence[Measure]) -> str:

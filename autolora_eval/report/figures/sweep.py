@@ -22,18 +22,18 @@ from autolora_eval.report.figures._style import (
     GREY,
     WIDTH,
     Floats,
-    Key,
-    Mark,
+    Legend,
+    MarkerStyle,
     clip_axis,
     clipped_labels,
-    fitted,
     label_title,
     literal,
     literal_ticks,
-    marks,
+    marker_styles,
     panel_titles,
     short,
     text_size,
+    truncate_to_width,
     values,
 )
 from autolora_eval.report.figures._sweeps import Facet, Sweep, facets, spread_out, sweeps
@@ -119,7 +119,7 @@ def _draw(data: FigureData, sheet: _Sheet) -> Figure:
         if side_by_side
         else [(metric, sheet.facets[0]) for metric in sheet.metrics]
     )
-    drawn = {method: mark for (_, method), mark in reversed(marks(data.table).items())}
+    drawn = {method: mark for (_, method), mark in reversed(marker_styles(data.table).items())}
     for axis, (metric, facet) in zip(grid.flat, panels, strict=False):
         _panel(axis, data, sheet.sweep, facet, metric, drawn)
         clip_axis(axis, _shown(sheet), metric.column)
@@ -140,7 +140,7 @@ def _name_axes(grid: Any, sheet: _Sheet, panels: Sequence[tuple[Measure, Facet]]
         if not side_by_side:
             literal(axis.set_title(titles[place], fontsize=7.5))
         elif place < n_columns:
-            literal(axis.set_title(fitted(facet.title, room, 7.5), fontsize=7.5))
+            literal(axis.set_title(truncate_to_width(facet.title, room, 7.5), fontsize=7.5))
         if side_by_side and place % n_columns == 0:
             literal(axis.set_ylabel(label_title(metric)))
         if place + n_columns >= len(panels):  # nothing stands below
@@ -171,7 +171,7 @@ def _panel(
     sweep: Sweep,
     facet: Facet,
     metric: Measure,
-    drawn: Mapping[str, Mark],
+    drawn: Mapping[str, MarkerStyle],
 ) -> None:
     taking = _taking(data, sweep, [facet])
     for method in facet.cells["method"].unique():
@@ -200,7 +200,7 @@ def _panel(
     axis.margins(x=0.05, y=0.08)
 
 
-def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: Mark) -> None:
+def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: MarkerStyle) -> None:
     """Draw a line with its band; a cell without a value leaves a gap."""
     y = values(cells, metric.column)
     low, high = (values(cells, f"{metric.column}_{end}") for end in ("low", "high"))
@@ -213,7 +213,7 @@ def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: Mar
     axis.vlines(x[alone], low[alone], high[alone], color=mark.colour, linewidth=0.8)
 
 
-def _points(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: Mark) -> None:
+def _points(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: MarkerStyle) -> None:
     """Draw marks with bars: between values that are no numbers there is nothing to join."""
     low, high = (values(cells, f"{metric.column}_{end}") for end in ("low", "high"))
     style = mark.style(MARK + 1) | {"linestyle": "none"}
@@ -221,7 +221,9 @@ def _points(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: M
     axis.vlines(x, low, high, color=mark.colour, linewidth=0.9, zorder=2)
 
 
-def _constant(axis: Axes, sweep: Sweep, cells: pd.DataFrame, metric: Measure, mark: Mark) -> None:
+def _constant(
+    axis: Axes, sweep: Sweep, cells: pd.DataFrame, metric: Measure, mark: MarkerStyle
+) -> None:
     """Draw a method that does not take the parameter: a level through all its values."""
     aside = 0.0 if sweep.is_number else 0.5
     ends = [sweep.places[0] - aside, sweep.places[-1] + aside]
@@ -232,8 +234,8 @@ def _constant(axis: Axes, sweep: Sweep, cells: pd.DataFrame, metric: Measure, ma
     axis.fill_between(ends, low, high, color=mark.colour, alpha=0.1, linewidth=0, zorder=1)
 
 
-def _key(data: FigureData, sheet: _Sheet) -> Key:
-    drawn = {method: mark for (_, method), mark in reversed(marks(data.table).items())}
+def _key(data: FigureData, sheet: _Sheet) -> Legend:
+    drawn = {method: mark for (_, method), mark in reversed(marker_styles(data.table).items())}
     shown = {str(m) for facet in sheet.facets for m in facet.cells["method"]}
     methods = [m for m in map(str, data.table["method"].unique()) if m in shown]
     taking = set(_taking(data, sheet.sweep, sheet.facets))
@@ -245,9 +247,11 @@ def _key(data: FigureData, sheet: _Sheet) -> Key:
         dash = mark.dash if joined else "none"
         handles.append(Line2D([], [], **style | {"linestyle": dash, "linewidth": 1.0}))
     if _has_published(sheet):
-        handles.append(Line2D([], [], **Mark(GREY, "o", "none").hollow(5) | {"linestyle": ":"}))
+        handles.append(
+            Line2D([], [], **MarkerStyle(GREY, "o", "none").hollow(5) | {"linestyle": ":"})
+        )
         methods.append(PUBLISHED)
-    return Key(handles, methods)
+    return Legend(handles, methods)
 
 
 def _taking(data: FigureData, sweep: Sweep, shown: Sequence[Facet]) -> list[str]:

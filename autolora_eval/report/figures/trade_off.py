@@ -38,14 +38,14 @@ from autolora_eval.report.figures._style import (
     WIDTH,
     Floats,
     Indices,
-    Key,
-    Mark,
+    Legend,
+    MarkerStyle,
     axis_title,
     bars,
     literal,
     literal_ticks,
-    marks,
-    method_key,
+    marker_styles,
+    method_legend,
     settle,
     short,
     values,
@@ -169,13 +169,15 @@ def _trade_off(data: FigureData) -> Figure:
     return figure
 
 
-def _key(data: FigureData, rows: Sequence[Sequence[_Panel]]) -> Key:
+def _key(data: FigureData, rows: Sequence[Sequence[_Panel]]) -> Legend:
     more: dict[str, Any] = {}
     if any(len(front) > 1 for panels in rows for panel in panels for front in panel.fronts):
         more[FRONT] = Line2D([], [], **_FRONT_STYLE)
     if _published_is_drawn(data):
-        more[PUBLISHED] = Line2D([], [], linestyle="none", **Mark(GREY, "o", "none").hollow())
-    return method_key(data.table, more)
+        more[PUBLISHED] = Line2D(
+            [], [], linestyle="none", **MarkerStyle(GREY, "o", "none").hollow()
+        )
+    return method_legend(data.table, more)
 
 
 def _published_is_drawn(data: FigureData) -> bool:
@@ -190,11 +192,11 @@ def _draw_panel(axis: Axes, data: FigureData, panel: _Panel) -> None:
     axis.margins(0.13)
     axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     if panel.is_empty:
-        told = "no cell with both diversity and score"
-        axis.text(0.5, 0.5, told, ha="center", transform=axis.transAxes, color=GREY)
+        text = "no cell with both diversity and score"
+        axis.text(0.5, 0.5, text, ha="center", transform=axis.transAxes, color=GREY)
 
 
-def _draw_published(axis: Axes, panel: _Panel, drawn: dict[tuple[str, str], Mark]) -> None:
+def _draw_published(axis: Axes, panel: _Panel, drawn: dict[tuple[str, str], MarkerStyle]) -> None:
     """Draw published values hollow, each tied to ours."""
     size = mark_size(panel.cells)
     rows = panel.cells[["model", "method"]].itertuples(index=False)
@@ -250,7 +252,7 @@ def _diversity_alone(data: FigureData) -> Figure:
     """Return diversity by cell with its interval, for a run without a judge."""
     table = data.table
     figure = Figure(figsize=(WIDTH, min(0.22 * len(table) + 0.8, 8.8)), layout="constrained")
-    axis, drawn = figure.subplots(), marks(table)
+    axis, drawn = figure.subplots(), marker_styles(table)
     for (model, method), cells in table.groupby(["model", "method"], sort=False):
         mark = drawn[str(model), str(method)]
         axis.errorbar(

@@ -23,11 +23,11 @@ def test_written_labels_cover_neither_marks_nor_each_other() -> None:
     assert 20 < len(written) < 200  # not for all is there room
     boxes = [text.get_window_extent() for text in axis.texts]
     assert len(boxes) == len(written)
-    marks = axis.transData.transform(points)
+    marker_styles = axis.transData.transform(points)
     for a, b in itertools.combinations(boxes, 2):
         assert not a.overlaps(b)
     for box in boxes:
-        assert not any(box.contains(x, y) for x, y in marks)
+        assert not any(box.contains(x, y) for x, y in marker_styles)
         assert box.x0 >= axis.get_window_extent().x0
 
 

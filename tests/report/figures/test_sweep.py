@@ -90,8 +90,8 @@ def test_a_method_that_does_not_take_the_parameter_is_a_level() -> None:
     (level,) = curves(axis, "LoRA+CFG")
     assert set(level[:, 1]) == {data.table["diversity"][0]}
     assert level[:, 0].tolist() == [-0.5, 3.5]
-    (marks,) = curves(axis, "AutoLoRA+CFG")
-    assert marks.tolist() == [[n, y] for n, y in enumerate(data.table["diversity"][1:])]
+    (marker_styles,) = curves(axis, "AutoLoRA+CFG")
+    assert marker_styles.tolist() == [[n, y] for n, y in enumerate(data.table["diversity"][1:])]
     assert [
         label.get_text() for label in panels(draw(KIND, data))[-1].get_xticklabels()
     ] == INTERVALS
