@@ -6,15 +6,21 @@ is experimental.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import pickle
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cache
 from itertools import islice
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from diffusers.guiders import BaseGuidance
 from diffusers.utils import logging as diffusers_logging
@@ -267,6 +273,12 @@ def block_state_batches(guider: BaseGuidance, fields: Mapping[str, Any]) -> list
     return list(guider.prepare_inputs_from_block_state(BlockState(**values), names))
 
 
+def reshaped(prediction: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Fill another shape with a prediction's numbers, repeated as needed."""
+    size = torch.Size(shape).numel()
+    return prediction.flatten().repeat(-(-size // prediction.numel()))[:size].reshape(shape).clone()
+
+
 @contextmanager
 def quiet_diffusers() -> Iterator[None]:
     """Silence diffusers' log, which warns about every guider and repeats every error."""
@@ -276,3 +288,78 @@ def quiet_diffusers() -> Iterator[None]:
         yield
     finally:
         diffusers_logging.set_verbosity(level)
+
+
+@contextmanager
+def generator_states() -> Iterator[Callable[[], dict[str, object]]]:
+    """Restore the global random generators afterwards. Yields a function that reads them."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+
+    def states() -> dict[str, object]:
+        return {
+            "torch": torch.get_rng_state().numpy().tobytes(),
+            "numpy": pickle.dumps(np.random.get_state()),
+            "random": random.getstate(),
+        }
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield states
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)
+
+
+# --------------------
+# Comparisons of parameters and of runs.
+
+
+EQUAL = 1e-4
+"""Relative difference up to which predictions are equal: float32 rounding, multiplied by a
+guidance scale of about ten."""
+DIFFERENT = 1e-3
+"""Relative difference from which predictions differ."""
+
+
+def format_params(parameters: Mapping[str, Any]) -> str:
+    """Return parameters as text, such as `start=0.27, stop=0.68`."""
+    return ", ".join(f"{name}={value}" for name, value in parameters.items())
+
+
+def is_number(value: object) -> bool:
+    """Return `True` for integers and floats, but not for flags."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return max |a − b| relative to max |b|, infinite if the two cannot be compared."""
+    if a.shape != b.shape:
+        return math.inf
+    a, b = a.detach().double(), b.detach().double()
+    gap = float((a - b).abs().max() / b.abs().max().clamp(min=1e-12))
+    return gap if math.isfinite(gap) else math.inf
+
+
+def first_difference(
+    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], tolerance: float = EQUAL
+) -> int | None:
+    """Return the first step at which two runs differ. `None` if there is none."""
+    pairs = enumerate(zip(a, b, strict=True))
+    return next((n for n, (x, y) in pairs if distance(x, y) > tolerance), None)
+
+
+def same_json(a: Any, b: Any) -> bool:  # noqa: ANN401
+    """Compare two parameters as JSON: tuples equal lists, and NaN equals NaN."""
+    return (
+        len({json.dumps(x, default=_to_json, sort_keys=True, skipkeys=True) for x in (a, b)}) == 1
+    )
+
+
+def _to_json(value: Any) -> Any:  # noqa: ANN401
+    for method in ("to_dict", "tolist"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    if isinstance(value, Enum):
+        return value.value
+    attributes = getattr(value, "__dict__", None)
+    return [type(value).__qualname__, attributes] if attributes else str(value)

@@ -19,10 +19,14 @@ from autolora_eval.guidance.diffusers_guiders import diffusers_guider
 from autolora_eval.guidance.equations import classifier_free_guidance
 from autolora_eval.guidance.spec import ActiveInterval, BaselinePrediction, GuiderSpec, ModelName
 from autolora_eval.guider_checks.denoising_loop import (
+    DIFFERENT,
     Hooks,
     Predict,
     Step,
+    distance,
+    format_params,
     ignores_denoiser,
+    is_number,
     quiet_diffusers,
     run_steps,
 )
@@ -30,11 +34,6 @@ from autolora_eval.guider_checks.runner import CheckSkippedError
 from autolora_eval.guider_checks.tiny_models import ModelInputs, TinyModel, tiny_model
 from autolora_eval.plugins.signatures import Signature, signature_of
 
-EQUAL = 1e-4
-"""Relative difference up to which predictions are equal: float32 rounding, multiplied by a
-guidance scale of about ten."""
-DIFFERENT = 1e-3
-"""Relative difference from which predictions differ."""
 # Multiples of neither 1/N nor 1/(N − 1) for N = 10 steps, and ⌊x⌋, ⌈x⌉ and the nearest integer all
 # differ: every wrong way to compute the first and the last step shows.
 INTERVAL = (0.27, 0.68)
@@ -74,8 +73,6 @@ class GuiderUnderTest:
     parameters: Mapping[str, Any]
     spec: GuiderSpec
     model: TinyModel
-
-    # Constructing it
 
     def build(self, **changes: Any) -> BaseGuidance:  # noqa: ANN401
         """Return a fresh guider, some parameters changed."""
@@ -119,8 +116,6 @@ class GuiderUnderTest:
         default = getattr(self.signature.get(name), "default", None)
         others = [one for one in candidates if one not in (value, default)]
         return next((one for one in others if self.builds(**{name: one})), None)
-
-    # What it promises
 
     @cached_property
     def identity_params(self) -> Mapping[str, Any] | None:
@@ -181,8 +176,6 @@ class GuiderUnderTest:
         """Raise `CheckSkippedError` if it cannot act at the given parameters."""
         if self.inactive_reason:
             raise CheckSkippedError(self.inactive_reason)
-
-    # Running it
 
     @property
     def inputs(self) -> ModelInputs:
@@ -301,33 +294,6 @@ class _Batch:
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self.__dict__.update(fields)
-
-
-def format_params(parameters: Mapping[str, Any]) -> str:
-    """Return parameters as text, such as `start=0.27, stop=0.68`."""
-    return ", ".join(f"{name}={value}" for name, value in parameters.items())
-
-
-def is_number(value: object) -> bool:
-    """Return `True` for integers and floats, but not for flags."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return max |a − b| relative to max |b|, infinite if the two cannot be compared."""
-    if a.shape != b.shape:
-        return math.inf
-    a, b = a.detach().double(), b.detach().double()
-    gap = float((a - b).abs().max() / b.abs().max().clamp(min=1e-12))
-    return gap if math.isfinite(gap) else math.inf
-
-
-def first_difference(
-    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], tolerance: float = EQUAL
-) -> int | None:
-    """Return the first step at which two runs differ. `None` if there is none."""
-    pairs = enumerate(zip(a, b, strict=True))
-    return next((n for n, (x, y) in pairs if distance(x, y) > tolerance), None)
 
 
 # --------------------

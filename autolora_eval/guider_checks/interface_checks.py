@@ -3,59 +3,37 @@
 from __future__ import annotations
 
 import inspect
-import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from enum import Enum
 from typing import Any
 
 import torch
 from diffusers.guiders import BaseGuidance
 
-from autolora_eval.guidance.denoiser_state import ABSENT
 from autolora_eval.guider_checks.denoising_loop import (
+    EQUAL,
     Hooks,
     ProtocolError,
     block_state_batches,
+    distance,
+    first_difference,
     ignores_denoiser,
     iter_steps,
     prediction_name,
     random_predictions,
     replay,
     run_steps,
+    same_json,
     tensors_equal,
 )
-from autolora_eval.guider_checks.harness import (
-    EQUAL,
-    GuiderUnderTest,
-    distance,
-    first_difference,
-)
+from autolora_eval.guider_checks.harness import GuiderUnderTest
 from autolora_eval.guider_checks.runner import CheckFailedError, CheckSkippedError, check
 from autolora_eval.guider_checks.tiny_models import SIDE, ModelInputs
 
 _HOW_TO_RESET = (
     "Reset its state in prepare_inputs when `self._step == 0`, also if it is not active there."
 )
-_NAME_ALL = "Name every parameter in its __init__: diffusers' new() drops those of `**kwargs`. "
-# Words for changes of the denoiser, by attribute of a layer.
-_CHANGES = {
-    "_forward_hooks": "forward hook",
-    "_forward_pre_hooks": "forward pre-hook",
-    "_modules": "replaced layer",
-    "_parameters": "replaced weight",
-    "weights": "changed weights",
-    "forward": "replaced forward method",
-    "hooks": "hook of diffusers",
-    "_diffusers_hook": "hook of diffusers",
-    "processor": "attention processor",
-    "_disable_adapters": "LoRA switched on or off",
-    "_active_adapter": "active LoRA",
-    "scaling": "LoRA scale",
-    "merged_adapters": "LoRA merged into the weights",
-    "training": "training mode",
-}
 
 
 class _InjectedError(Exception):
@@ -97,8 +75,7 @@ def check_runs_in_pipeline(guider: GuiderUnderTest) -> None:
     """The pipeline's own denoising loop completes with it, and the latents are finite."""
     if getattr(guider.build(), "_internal_dict", None) is None:
         raise CheckFailedError(
-            "it has no config, but pipelines read one. Decorate its __init__ with "
-            "@register_to_config."
+            "it has no config for pipelines: decorate its __init__ with @register_to_config."
         )
     if not guider.sampled.latents.isfinite().all():
         raise CheckFailedError(
@@ -117,13 +94,13 @@ def check_denoiser_restored(guider: GuiderUnderTest) -> None:
 
         def look(index: int, name: str, batch: object, left: list[str] = left) -> None:
             if not left:
-                changed = _describe_changes(guider)
-                left.extend(f"{what} after '{name}' of step {index}" for what in changed)
+                words = guider.model.describe_changes()
+                left.extend(f"{what} after '{name}' of step {index}" for what in words)
 
         guider.run(guider.build(**changes), hooks=Hooks(after_cleanup=look))
         if left:
             raise CheckFailedError(
-                f"it leaves {_first_two(left)}{where}. Undo in cleanup_models, under the same "
+                f"it leaves {'; '.join(left[:2])}{where}. Undo in cleanup_models, under the same "
                 "condition, what prepare_models does. What is left affects all later images."
             )
 
@@ -139,7 +116,7 @@ def check_denoiser_restored_after_error(guider: GuiderUnderTest) -> None:
             if left:
                 raise CheckFailedError(
                     f"if the denoiser call for '{name}' of step {index} fails, cleanup_models "
-                    f"leaves {_first_two(left)}. It must undo what is there, whether or not the "
+                    f"leaves {'; '.join(left[:2])}. It must undo what is there, whether or not the "
                     "call completed."
                 )
 
@@ -157,24 +134,7 @@ def _left_after_error(guider: GuiderUnderTest, failing_step: int, failing_name: 
         with suppress(_InjectedError):
             run_steps(fresh, guider.model, guider.inputs, predict=predict)
         fresh.cleanup_models(guider.model.denoiser)
-        return _describe_changes(guider)
-
-
-def _describe_changes(guider: GuiderUnderTest) -> list[str]:
-    """Return what differs on the denoiser from how it was made, in words."""
-    words: dict[str, None] = {}
-    for (layer, name), value in guider.model.changes().items():
-        if name in ("_hook_order", "_fn_refs"):
-            continue  # They go with "hooks" of diffusers' registry.
-        what = _CHANGES.get(name, f"attribute {name!r}")
-        at = f"'{layer}'" if layer else "the denoiser"
-        words[f"{'removed ' if value is ABSENT else ''}{what} on {at}"] = None
-    return list(words)
-
-
-def _first_two(left: list[str]) -> str:
-    more = f" (and {len(left) - 2} more)" if len(left) > 2 else ""
-    return "; ".join(left[:2]) + more
+        return guider.model.describe_changes()
 
 
 @check(requires=("check_deterministic", "check_runs_in_pipeline"))
@@ -267,8 +227,7 @@ def _check_nfe_of_steps(guider: GuiderUnderTest, changes: Mapping[str, Any], whe
 @check(requires=("check_output_shape",))
 def check_num_conditions_before_first_step(guider: GuiderUnderTest) -> None:
     """Before the first step `num_conditions` is at least 2 if any step needs the null prompt."""
-    steps = enumerate(guider.guided)
-    needing = [index for index, step in steps if False in step.is_conditional.values()]
+    needing = [n for n, step in enumerate(guider.guided) if False in step.is_conditional.values()]
     if not needing:
         raise CheckSkippedError("no prediction at these parameters uses the null prompt")
     try:
@@ -328,8 +287,7 @@ def check_block_state_inputs(guider: GuiderUnderTest) -> None:
         raise CheckSkippedError(
             "it has no prepare_inputs_from_block_state, so it cannot guide Wan, Z-Image or LTX"
         ) from error
-    names = [[prediction_name(batch) for batch in made] for made in (batches, others)]
-    if names[0] != names[1] or not all(
+    if list(map(prediction_name, batches)) != list(map(prediction_name, others)) or not all(
         tensors_equal(getattr(a, field), getattr(b, field))
         for a, b in zip(batches, others, strict=True)
         for field in fields
@@ -356,16 +314,10 @@ def check_new_roundtrip(guider: GuiderUnderTest) -> None:
                     "__init__ with @register_to_config, do not change its arguments, and pass each "
                     f"on by name, super().__init__({name}={name})."
                 )
-    _require_constant_config(guider)
-
-
-def _require_constant_config(guider: GuiderUnderTest) -> None:
     used = guider.build()
     before = dict(used.config)
     guider.run(used)
-    changed = [name for name in before if not _same_json(before[name], used.config.get(name))]
-    if changed:
-        name = changed[0]
+    for name in (n for n in before if not same_json(before[n], used.config.get(n))):
         raise CheckFailedError(
             f"making an image changes its config: {name}={before[name]} became "
             f"{used.config.get(name)}. Keep what changes in attributes of its own."
@@ -386,7 +338,7 @@ def check_save_load_roundtrip(guider: GuiderUnderTest) -> None:
                 "numbers, strings, lists and maps as parameters, or objects with a to_dict."
             ) from error
     configs = saved.config, loaded.config
-    lost = [n for n in guider.signature if not _same_json(*(config.get(n) for config in configs))]
+    lost = [n for n in guider.signature if not same_json(*(config.get(n) for config in configs))]
     if lost:
         before, after = (config.get(lost[0]) for config in configs)
         raise CheckFailedError(
@@ -421,7 +373,7 @@ def _require_config(
             "with @register_to_config."
         )
     known = [name for name in guider.signature if name in expected]
-    wrong = [name for name in known if not _same_json(config[name], expected[name])]
+    wrong = [name for name in known if not same_json(config[name], expected[name])]
     if wrong:
         name = wrong[0]
         raise CheckFailedError(
@@ -443,21 +395,6 @@ def _require_same_output(guider: GuiderUnderTest, copied: BaseGuidance, how: str
 
 def _name_all(guider: GuiderUnderTest) -> str:
     kinds = [p.kind for p in inspect.signature(guider.cls.__init__).parameters.values()]
-    return _NAME_ALL if inspect.Parameter.VAR_KEYWORD in kinds else ""
-
-
-def _same_json(a: Any, b: Any) -> bool:  # noqa: ANN401
-    """Compare two parameters as JSON: tuples equal lists, and NaN equals NaN."""
-    return (
-        len({json.dumps(x, default=_to_json, sort_keys=True, skipkeys=True) for x in (a, b)}) == 1
-    )
-
-
-def _to_json(value: Any) -> Any:  # noqa: ANN401
-    for method in ("to_dict", "tolist"):
-        if hasattr(value, method):
-            return getattr(value, method)()
-    if isinstance(value, Enum):
-        return value.value
-    attributes = getattr(value, "__dict__", None)
-    return [type(value).__qualname__, attributes] if attributes else str(value)
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        return ""
+    return "Name every parameter in its __init__: diffusers' new() drops those of `**kwargs`. "

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import pickle
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from operator import le
 from typing import Any
 
-import numpy as np
 import torch
 
 from autolora_eval.guidance.spec import ActiveInterval
 from autolora_eval.guider_checks.denoising_loop import (
+    DIFFERENT,
+    EQUAL,
     Predict,
     Step,
     denoiser_predictions,
-    ignores_denoiser,
-    random_predictions,
-    replay,
-    run_steps,
-)
-from autolora_eval.guider_checks.harness import (
-    DIFFERENT,
-    EQUAL,
-    INTERVAL,
-    GuiderUnderTest,
     distance,
     first_difference,
     format_params,
+    generator_states,
+    ignores_denoiser,
     is_number,
+    random_predictions,
+    replay,
+    reshaped,
+    run_steps,
 )
+from autolora_eval.guider_checks.harness import INTERVAL, GuiderUnderTest
 from autolora_eval.guider_checks.runner import CheckFailedError, CheckSkippedError, check
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -49,7 +44,7 @@ _HOW_TO_LIMIT_A_PART = (
 def check_output_shape(guider: GuiderUnderTest) -> None:
     """The output has the predictions' shape, for square and other images and any batch size."""
     for shape in ((2, 4, 8, 8), (1, 4, 8, 12), (3, 4, 12, 8)):
-        for index, step, where in _replayed(guider, partial(_reshaped, shape=shape)):
+        for index, step, where in _replayed(guider, partial(reshaped, shape=shape)):
             if step.output.shape != shape:
                 raise CheckFailedError(
                     f"predictions of shape {list(shape)} became an output of shape "
@@ -95,11 +90,8 @@ def _compare_with_float32(guider: GuiderUnderTest, dtype: torch.dtype) -> None:
 
 @check(requires=("check_output_shape",))
 def check_output_device(guider: GuiderUnderTest) -> None:
-    """The output is on the device of the predictions.
-
-    Without an accelerator torch's `meta` device is used. It computes nothing and, like an
-    accelerator, refuses to mix with the CPU.
-    """
+    """The output is on the device of the predictions."""
+    # torch's `meta` device, used without an accelerator, refuses to mix with the CPU as well.
     device = _second_device()
     try:
         steps = list(_replayed(guider, lambda prediction: prediction.to(device)))
@@ -152,7 +144,7 @@ def check_deterministic(guider: GuiderUnderTest) -> None:
     predict = denoiser_predictions(
         again, guider.model, guider.inputs, cached=ignores_denoiser(guider.cls)
     )
-    with _generator_states() as states:
+    with generator_states() as states:
         torch.manual_seed(torch.initial_seed() % 2**31 + 1)
         before = states()
         outputs = guider.outputs_of(again, predict=predict)
@@ -171,39 +163,16 @@ def check_deterministic(guider: GuiderUnderTest) -> None:
         )
 
 
-@contextmanager
-def _generator_states() -> Iterator[Callable[[], dict[str, object]]]:
-    """Restore the global random generators afterwards. Yields a function that reads them."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-
-    def states() -> dict[str, object]:
-        return {
-            "torch": torch.get_rng_state().numpy().tobytes(),
-            "numpy": pickle.dumps(np.random.get_state()),
-            "random": random.getstate(),
-        }
-
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield states
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
-
-
 @check(requires=("check_deterministic",))
 def check_batch_independence(guider: GuiderUnderTest) -> None:
     """An image does not depend on the other images of its batch, nor on its position."""
     noise = random_predictions(_REAL_SHAPE)
-    known: list[tuple[Sequence[torch.Tensor], Predict | None]] = [
-        (guider.outputs_of(guider.build(), predict=noise), noise),
-        (guider.outputs(), replay(guider.guided, torch.Tensor.clone)),
-    ]
-    if not ignores_denoiser(guider.cls):
-        known[1] = (guider.outputs(), None)  # What it sets on the denoiser must not mix images.
+    # What a guider sets on the denoiser must not mix images either, so that one is called.
+    replayed = replay(guider.guided, torch.Tensor.clone) if ignores_denoiser(guider.cls) else None
+    large = guider.outputs_of(guider.build(), predict=noise)
     for order, how in (([1], "alone"), ([1, 0], "at another position")):
         inputs = guider.inputs.rows(order)
-        for batch, predict in known:
+        for batch, predict in ((large, noise), (guider.outputs(), replayed)):
             rows = None if predict is None else _rows_of(predict, order)
             outputs = guider.outputs_of(guider.build(), inputs=inputs, predict=rows)
             _require_rows(batch, order, how, outputs)
@@ -409,21 +378,11 @@ def check_linear_in_predictions(guider: GuiderUnderTest) -> None:
 def _replayed(
     guider: GuiderUnderTest, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[tuple[int, Step, str]]:
-    """Run fresh guiders on changed copies of known predictions, with no function evaluation.
-
-    Yields:
-        The index of the step, the step, and the parameters in words.
-    """
+    """Run fresh guiders on changed copies of known predictions: index, step, words for it."""
     for changes, where in guider.param_variants:
         predict = replay(guider.steps(**changes), change)
         for index, step in enumerate(guider.run(guider.build(**changes), predict=predict)):
             yield index, step, where
-
-
-def _reshaped(prediction: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Fill another shape with a prediction's numbers, repeated as needed."""
-    size = torch.Size(shape).numel()
-    return prediction.flatten().repeat(-(-size // prediction.numel()))[:size].reshape(shape).clone()
 
 
 def _baseline(guider: GuiderUnderTest) -> str:

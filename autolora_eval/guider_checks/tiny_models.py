@@ -28,13 +28,30 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 )
 from peft import LoraConfig
 
-from autolora_eval.guidance.denoiser_state import DenoiserState
+from autolora_eval.guidance.denoiser_state import ABSENT, DenoiserState
 from autolora_eval.guidance.spec import ModelName
 
 TOKENS, WIDTH, POOLED, SIDE = 4, 16, 8, 8
 LORA_SCALE = 0.7  # Not 1, the scale to which a faulty guider might reset it.
 _VAE_FACTOR = 2
 _SCALARS = (bool, int, float, str, type(None))
+# Words for changes of the denoiser, by attribute of a layer.
+_CHANGES = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_modules": "replaced layer",
+    "_parameters": "replaced weight",
+    "weights": "changed weights",
+    "forward": "replaced forward method",
+    "hooks": "hook of diffusers",
+    "_diffusers_hook": "hook of diffusers",
+    "processor": "attention processor",
+    "_disable_adapters": "LoRA switched on or off",
+    "_active_adapter": "active LoRA",
+    "scaling": "LoRA scale",
+    "merged_adapters": "LoRA merged into the weights",
+    "training": "training mode",
+}
 
 
 @dataclass(frozen=True)
@@ -192,9 +209,17 @@ class TinyModel:
         )
         return latents
 
-    def changes(self) -> dict[tuple[str, str], Any]:
-        """Return what differs from the model as it was made: (layer, attribute) → value."""
-        return self._state.changes() | {(name, "weights"): None for name in self._changed_weights()}
+    def describe_changes(self) -> list[str]:
+        """Return in words what differs from the model as it was made."""
+        changes = self._state.changes() | {(n, "weights"): None for n in self._changed_weights()}
+        words: dict[str, None] = {}
+        for (layer, name), value in changes.items():
+            if name in ("_hook_order", "_fn_refs"):
+                continue  # They go with "hooks" of diffusers' registry.
+            what = _CHANGES.get(name, f"attribute {name!r}")
+            at = f"'{layer}'" if layer else "the denoiser"
+            words[f"{'removed ' if value is ABSENT else ''}{what} on {at}"] = None
+        return list(words)
 
     def settings(self) -> frozenset[str] | None:
         """Return the changed switches as a key. `None` if anything but plain values changed."""

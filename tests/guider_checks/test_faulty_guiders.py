@@ -123,7 +123,7 @@ def test_the_message_of_an_exception_names_its_line() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without an accelerator")
 def test_the_device_check_is_skipped_if_the_meta_device_cannot_run_the_guider() -> None:
-    result = check_of(GOOD["TakesNumbersOut"], "check_output_device")()
+    result = check_of(GOOD["CallsItem"], "check_output_device")()
     assert result.status == "skipped"
     assert result.message.startswith("there is no accelerator here, and it does not run on torch's")
 

@@ -56,7 +56,7 @@ class LeavesLoraMerged(Good):
 
 @breaks("check_denoiser_restored")
 class LeavesAttributes(Good):
-    """As FreeU does, which a UNet alone has."""
+    """As FreeU does, which only a UNet has."""
 
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
@@ -102,7 +102,7 @@ class HookOutside(Good):
 
 @breaks("check_denoiser_restored_after_error")
 class HookThatRemovesItself(Good):
-    """It never comes to that if the pass fails."""
+    """It does not, if the denoiser call fails."""
 
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
@@ -111,7 +111,7 @@ class HookThatRemovesItself(Good):
 
 @breaks("check_denoiser_restored_after_error")
 class LateHook(Good):
-    """It removes itself, which a pass that fails does not come to; and at late steps only."""
+    """Its hook removes itself, unless the denoiser call fails; and it is set at late steps only."""
 
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
@@ -142,7 +142,7 @@ class LostInNew(ClassifierFreeGuidance):
 
 @breaks("check_new_roundtrip")
 class HandsOnByPosition(Good):
-    """diffusers takes what is handed on by position for a default, and new() leaves it out."""
+    """diffusers takes a positional argument for a default, which new() leaves out."""
 
     @register_to_config
     def __init__(self, guidance_scale: float = 4.0) -> None:
@@ -151,7 +151,7 @@ class HandsOnByPosition(Good):
 
 @breaks("check_new_roundtrip")
 class HandsOnNothing(ClassifierFreeGuidance):
-    """Its parent then takes start, stop and enabled for defaults, which new() leaves out."""
+    """Its parent takes start, stop and enabled for defaults, which new() leaves out."""
 
     guider_spec = GuiderSpec(linear_params=("guidance_scale",))
 
@@ -176,7 +176,7 @@ class WritesIntoItsConfig(Good):
 
 @breaks("check_new_roundtrip")
 class PassesOn(ClassifierFreeGuidance):
-    """Its window comes through `**kwargs`, which new() drops."""
+    """Its interval comes through `**kwargs`, which new() drops."""
 
     @register_to_config
     def __init__(self, guidance_scale: float = 4.0, **kwargs) -> None:
@@ -234,7 +234,7 @@ class RemembersTheLastImage(Good):
 
 @breaks("check_no_state_between_images")
 class KeepsPooledEmbeddings(Good):
-    """Its null prompt is the first image's in one of two fields."""
+    """In one of two fields it keeps the null prompt of the first image."""
 
     kept = None
 
@@ -246,7 +246,7 @@ class KeepsPooledEmbeddings(Good):
 
 @breaks("check_no_state_between_images")
 class ResetsWhereItActs(Good):
-    """Step 0 is not reached where the window starts later."""
+    """It never sees step 0 if the interval starts later."""
 
     guider_spec = GuiderSpec(linear_params=("guidance_scale",))
     momentum = None
@@ -261,7 +261,7 @@ class ResetsWhereItActs(Good):
 
 @breaks("check_no_state_between_images")
 class KeepsItsSchedule(Good):
-    """Of the first image's number of steps."""
+    """It keeps the schedule for the number of steps of its first image."""
 
     scales = None
 
@@ -274,7 +274,7 @@ class KeepsItsSchedule(Good):
 
 @breaks("check_no_state_between_images")
 class KeepsItsNoise(Good):
-    """Of the first image's size."""
+    """It keeps noise of the size of its first image."""
 
     guider_spec = GuiderSpec()
     noise = None

@@ -67,7 +67,7 @@ class Exits(Good):
 
 @breaks("check_completes_image")
 class SeedsWhereItActs(Good):
-    """It has no generator where the window starts later."""
+    """It has no generator if the interval starts later."""
 
     guider_spec = GuiderSpec()
 
@@ -119,7 +119,7 @@ class DoubleOutside(Good):
 
 @breaks("check_output_dtype")
 class SquaresInHalfPrecision(Good):
-    """The sum is infinite in float16, and the guidance gone."""
+    """The sum is infinite in float16, so guidance has no effect."""
 
     guider_spec = GuiderSpec()
 
@@ -144,7 +144,7 @@ class ChangesInPlace(Good):
 
 @breaks("check_inputs_not_modified")
 class ClampsInPlace(Good):
-    """A second time it changes nothing."""
+    """The second time it changes nothing."""
 
     guider_spec = GuiderSpec()
 
@@ -162,7 +162,7 @@ class Draws(Good):
 
 @breaks("check_deterministic")
 class Reseeds(Good):
-    """The same numbers each time, and the next image's noise too."""
+    """It changes the noise of the next image."""
 
     guider_spec = GuiderSpec()
 
@@ -189,7 +189,7 @@ class MixesTheBatch(Good):
 
 @breaks("check_batch_independence")
 class ClipsTheBatchesNorm(Good):
-    """Which in a tiny model's predictions is never reached."""
+    """The predictions of a tiny model never reach the limit."""
 
     guider_spec = GuiderSpec()
 

@@ -1,4 +1,4 @@
-"""Good guiders of unusual ways, which break no law."""
+"""Unusual good guiders, which pass all checks that apply."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from guiders.base import Good
 GOOD: dict[str, type[BaseGuidance]] = {}
 
 
-def keeps_all(cls):
-    """Enter a guider that breaks no law."""
+def good(cls):
+    """Enter a good guider."""
     GOOD[cls.__name__] = cls
     return cls
 
 
-@keeps_all
+@good
 class PooledGuidance(Good):
-    """A third pass has the prompt's embeddings and the null prompt's pooled ones."""
+    """Its third prediction has the prompt's embeddings and the null prompt's pooled ones."""
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_without"]  # noqa: RUF012
     guider_spec = GuiderSpec(
@@ -70,9 +70,9 @@ class PooledGuidance(Good):
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
 
-@keeps_all
+@good
 class NoiseInterval(Good):
-    """It acts by timesteps, which are the scheduler's."""
+    """It acts in an interval of timesteps, not of steps."""
 
     @register_to_config
     def __init__(
@@ -85,9 +85,9 @@ class NoiseInterval(Good):
         return self._timestep is None or self.low <= float(self._timestep) <= self.high
 
 
-@keeps_all
+@good
 class RampInWindow(Good):
-    """Its scale rises from neutral at its window's first step."""
+    """Its scale rises from 1 at the first step of its interval."""
 
     guider_spec = GuiderSpec(
         linear_params=("guidance_scale",),
@@ -100,9 +100,9 @@ class RampInWindow(Good):
         return uncond + (1 + (self.guidance_scale - 1) * done) * (cond - uncond)
 
 
-@keeps_all
+@good
 class Momentum(Good):
-    """Reset at step 0 whether or not it acts there."""
+    """Its momentum is reset at step 0, also if it is not active there."""
 
     guider_spec = GuiderSpec(linear_params=("guidance_scale",))
     momentum = None
@@ -118,7 +118,7 @@ class Momentum(Good):
         return uncond + self.guidance_scale * self.momentum
 
 
-@keeps_all
+@good
 class Interpolation(Good):
     """Its scale lies between 0 and 1."""
 
@@ -138,9 +138,9 @@ class Interpolation(Good):
         self.guidance_scale = lambda_scale
 
 
-@keeps_all
-class TakesNumbersOut(Good):
-    """Which an accelerator allows, and torch's meta device does not."""
+@good
+class CallsItem(Good):
+    """It calls `.item()`, which works on an accelerator but not on torch's meta device."""
 
     guider_spec = GuiderSpec()
 
@@ -153,7 +153,7 @@ class TakesNumbersOut(Good):
 
 
 class Curve:
-    """A parameter that is a copy for each guider, and no number."""
+    """A parameter that is an object, of which each guider has its own copy."""
 
     def __init__(self, value: float = 1.0) -> None:
         self.value = value
@@ -162,8 +162,8 @@ class Curve:
         return {"value": self.value}
 
 
-@keeps_all
-class OfOddParameters(Good):
+@good
+class HasUnusualParameters(Good):
     @register_to_config
     def __init__(
         self, guidance_scale: float = 4.0, curve: object = Curve(), limit: float = math.nan
