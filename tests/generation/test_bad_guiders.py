@@ -25,6 +25,8 @@ from autolora_eval.generation.guards import ModelDriftCheck
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
 
+pytestmark = pytest.mark.model
+
 CODE = """
 import os
 import torch
@@ -149,7 +151,7 @@ def failure(plan: Plan, run: RunFolder) -> str:
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "expected"),
     [
         ("Nan", f"the prediction is NaN or infinite at step 1 of {STEPS}"),
         ("ReturnsATensor", "forward returned a Tensor: expected GuiderOutput(pred=…)"),
@@ -165,14 +167,14 @@ def failure(plan: Plan, run: RunFolder) -> str:
     ],
 )
 def test_a_bad_guider_is_named_makes_no_image_and_changes_no_other_image(
-    bad: str, told: str, plan_of, tmp_path: Path, module: Path
+    bad: str, expected: str, plan_of, tmp_path: Path, module: Path
 ) -> None:
     clean = RunFolder(tmp_path / "clean")
     generate(plan_of(), clean, Progress())
     run = RunFolder(tmp_path / "run")
     message = failure(plan_of(bad), run)
     assert message.startswith(f"cell 'T--{bad}': the guider '{module.stem}.{bad}' ")
-    assert told in message
+    assert expected in message
     assert message.endswith(
         "Everything else finished. Fix the problem and re-run the same command."
     )

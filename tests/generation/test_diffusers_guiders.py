@@ -1,4 +1,4 @@
-"""Every guider of diffusers on the shipped miniatures: it runs at its cost, or is refused."""
+"""Every guider of diffusers runs on the miniatures with its declared NFE, or is refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
 from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS
+
+pytestmark = pytest.mark.model
 
 STEPS = 10
 MODELS = {
@@ -37,7 +39,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def miniature(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """A miniature's pipeline with its LoRA, loaded once for all guiders, and its class."""
+    """The pipeline of a miniature with its LoRA, and the class of the pipeline."""
     lora, pipeline = MODELS[request.param]
     content = {
         "name": "guiders",
@@ -60,31 +62,31 @@ def miniature(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def parameters(name: str, pipeline: str) -> dict[str, object]:
-    stated: dict[str, object] = {CONFIGS[name]: LAYERS[pipeline]} if name in CONFIGS else {}
+    values: dict[str, object] = {CONFIGS[name]: LAYERS[pipeline]} if name in CONFIGS else {}
     if name == "LTX2Guidance":
-        stated["guidance_scale"] = 4.0
-    return stated
+        values["guidance_scale"] = 4.0
+    return values
 
 
 @pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
-def test_it_runs_at_its_declared_cost_or_is_refused(miniature, name) -> None:
+def test_a_guider_runs_with_its_declared_nfe_or_is_refused(miniature, name) -> None:
     pipeline, kind = miniature
-    stated = parameters(name, kind)
+    values = parameters(name, kind)
     declared = DIFFUSERS_GUIDERS[name]
-    refusal = declared.refusal(stated, kind)
+    refusal = declared.refusal(values, kind)
     assert (refusal is not None) == (name in REFUSED[kind]), refusal
     if refusal is not None:
         return
-    passes = []
-    handle = pipeline.denoiser.register_forward_hook(lambda *_: passes.append(1))
+    calls = []
+    handle = pipeline.denoiser.register_forward_hook(lambda *_: calls.append(1))
     latents = pipeline.sample(
         ["a red heart on a blue background"],
         [0],
-        getattr(diffusers.guiders, name)(**stated),
+        getattr(diffusers.guiders, name)(**values),
         num_inference_steps=STEPS,
         size=(64, 64),
         output="latents",
     )
     handle.remove()
     assert latents.isfinite().all()
-    assert len(passes) == sum(declared.nfe_per_step(stated, step, STEPS) for step in range(STEPS))
+    assert len(calls) == sum(declared.nfe_per_step(values, step, STEPS) for step in range(STEPS))

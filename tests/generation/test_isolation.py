@@ -25,6 +25,8 @@ from autolora_eval.guidance.adapters import AdapterSwitch
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 from autolora_eval.guidance.denoiser_state import restored
 
+pytestmark = pytest.mark.model
+
 LAYERS = {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"}
 STEPS = 10  # the skip of PAG and SLG acts at the second of ten steps, and at none of five
 

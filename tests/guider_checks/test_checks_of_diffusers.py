@@ -25,7 +25,7 @@ pytestmark = pytest.mark.model
 MID = {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"}
 SD3_LAYER = {"indices": [0], "fqn": "transformer_blocks", "skip_attention": False}
 NO_CLAIM = {"check_linear_in_predictions": "not declared"}
-# diffusers: `start < step` for the perturbed pass, where `start <= step` is meant
+# diffusers tests `start < step` for the perturbed prediction instead of `start <= step`.
 LATE = {"check_active_intervals": "_scale=0.0, it acts at [3, 4, 5]; expected"}
 
 
@@ -74,7 +74,7 @@ CASES = {
     "AutoGuidance": Case(g.AutoGuidance, {"auto_guidance_config": SD3_LAYER}),
     "CFG-Zero*": Case(
         g.ClassifierFreeZeroStarGuidance,
-        # zero_init_steps does not look at start and stop
+        # zero_init_steps ignores start and stop.
         fails={"check_active_intervals": "it acts at [0, 2, 3, 4, 5]"},
         skipped=NO_CLAIM,
     ),
@@ -108,7 +108,7 @@ CASES = {
         g.PerturbedAttentionGuidance,
         {"perturbed_guidance_config": MID, "guidance_scale": 1.0},
         model="sdxl",
-        # the perturbed pass has the null prompt, and no layer is perturbed
+        # The perturbed prediction has the null prompt, and no layer is perturbed.
         fails={
             "check_active_intervals": "it acts at none of 10 steps",
             "check_linear_params": "declared linear in guidance_scale",
@@ -153,7 +153,7 @@ def shipped() -> dict[str, type[BaseGuidance]]:
     }
 
 
-def test_no_guider_of_diffusers_is_missing_from_the_table_or_the_declarations() -> None:
+def test_every_guider_of_diffusers_has_a_case_and_a_declaration() -> None:
     assert {case.guider.__name__ for case in CASES.values()} - {"AutoLoRAGuidance"} == set(
         shipped()
     )
@@ -183,7 +183,7 @@ def test_declared_defaults_are_those_of_the_constructor(name) -> None:
     ours = {key: declared[key] for key in declared if key in parameters}
     assert ours == {key: parameters[key].default for key in ours}
     needed = set(declared) - set(parameters)
-    # What FDG and LTX-2 do not have is shared with the others and read by neither.
+    # FDG and LTX-2 share these defaults with the other guiders but do not read them.
     assert needed <= {"guidance_scale", "use_original_formulation"}
 
 
@@ -228,7 +228,7 @@ GRID["FrequencyDecoupledGuidance"] += [
 
 @pytest.mark.parametrize("num_steps", [1, 7, 10, 28])
 @pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
-def test_the_declared_cost_is_what_the_guider_announces(name, num_steps) -> None:
+def test_the_declared_nfe_equals_num_conditions(name, num_steps) -> None:
     for parameters in GRID[name]:
         guider = shipped()[name](**parameters)
         for step in range(num_steps):
@@ -261,20 +261,20 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "parameters", "pipeline", "why"), REFUSED)
-def test_what_cannot_work_is_refused_with_the_defect_and_the_way_out(
+def test_parameters_that_cannot_work_are_refused_with_a_way_out(
     name, parameters, pipeline, why
 ) -> None:
-    told = diffusers_guider(f"diffusers.guiders.{name}").refusal(parameters, pipeline)
-    assert told is not None
-    assert told.startswith(f"diffusers.guiders.{name}: ")
-    assert why in told
+    message = diffusers_guider(f"diffusers.guiders.{name}").refusal(parameters, pipeline)
+    assert message is not None
+    assert message.startswith(f"diffusers.guiders.{name}: ")
+    assert why in message
 
 
 def test_fdg_without_kornia_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(diffusers_defects, "find_spec", lambda name: None)
-    told = DIFFUSERS_GUIDERS["FrequencyDecoupledGuidance"].refusal({}, SDXL)
-    assert told is not None
-    assert told.endswith("pip install kornia")
+    message = DIFFUSERS_GUIDERS["FrequencyDecoupledGuidance"].refusal({}, SDXL)
+    assert message is not None
+    assert message.endswith("pip install kornia")
 
 
 WORKING = [
@@ -285,13 +285,13 @@ WORKING = [
 
 
 @pytest.mark.parametrize(("name", "case"), WORKING, ids=[name for name, _ in WORKING])
-def test_what_works_is_not_refused(name, case) -> None:
+def test_parameters_that_work_are_not_refused(name, case) -> None:
     refused = {"SEG", "PAG without CFG", "AutoGuidance with dropout"}
     declared = DIFFUSERS_GUIDERS[case.guider.__name__]
-    told = declared.refusal(case.parameters, {"sdxl": SDXL, "sd3": SD3}[case.model])
-    assert (told is not None) == (name in refused), told
+    message = declared.refusal(case.parameters, {"sdxl": SDXL, "sd3": SD3}[case.model])
+    assert (message is not None) == (name in refused), message
 
 
-def test_a_guider_that_is_not_of_diffusers_has_no_declaration() -> None:
+def test_a_third_party_guider_has_no_declaration() -> None:
     assert diffusers_guider("my_package.ClassifierFreeGuidance") is None
     assert diffusers_guider("diffusers.guiders.Unknown") is None
