@@ -1,4 +1,4 @@
-"""How tests ask a judge on a server, and gather what comes."""
+"""Helpers that ask a judge on a server and collect its replies."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ QUESTION = Question("Before the image.", "After it, and <b>ünïcode</b> {braces
 
 
 def ask(asked: OpenAIJudge, requests: Sequence[Request]) -> list[Reply]:
-    """The replies in the order of the requests."""
+    """Return the replies in the order of the requests."""
     found = {id(request): reply for group in asked.replies(requests) for request, reply in group}
     assert len(found) == len(requests)
     return [found[id(request)] for request in requests]
 
 
 def until_it_stops(asked: OpenAIJudge, requests: Sequence[Request]) -> tuple[list[Reply], str]:
-    """The replies that came until the judge gave up, and what it said then."""
+    """Return the replies before the judge stopped, and its error message."""
     came: list[Reply] = []
     try:
         for group in asked.replies(requests):
@@ -35,7 +35,7 @@ def until_it_stops(asked: OpenAIJudge, requests: Sequence[Request]) -> tuple[lis
 
 
 def pictures(folder: Path, count: int) -> list[Path]:
-    """Files of pictures that all differ."""
+    """Write images that are all different."""
     paths = [folder / f"{n}.png" for n in range(count)]
     for n, path in enumerate(paths):
         Image.new("RGB", (8, 8), (n % 256, n // 256, 0)).save(path)

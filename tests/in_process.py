@@ -1,4 +1,4 @@
-"""How tests ask the judge in this process."""
+"""Helpers that ask the judge in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A judge's server for fault tests: speaks the OpenAI protocol, and fails where it is told to."""
+"""A server of the OpenAI protocol that fails on demand."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class JudgeServer:
     answer: Callable[[Call, int], Answer] = lambda call, n: VERDICT
     models: Answer = field(default_factory=lambda: {"object": "list", "data": [{"id": MODEL}]})
     calls: list[Call] = field(default_factory=list)
-    keep: bool = True  # whether calls are kept
+    keep: bool = True  # whether to store calls
     total: int = 0
     model_calls: int = 0
     version: str | None = None
@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(answer.seconds_a_byte)
 
     def _write(self, data: bytes) -> bool:
-        """Write, unless the other end has had enough."""
+        """Write, and return False if the client closed the connection."""
         try:
             self.wfile.write(data)
         except OSError:
@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -172,7 +172,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def judge_server(state: JudgeServer) -> Iterator[JudgeServer]:
-    """Serve on a port of its own until the block ends."""
+    """Serve on a free port until the block ends."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     server.block_on_close = False

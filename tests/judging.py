@@ -1,4 +1,4 @@
-"""How tests judge a run's images by a server, and read what was kept."""
+"""Helpers that judge the images of a run with a server, and read the judgements."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows(plan: Plan, folder: RunFolder) -> list[Json]:
 
 
 def outcome(plan: Plan, folder: RunFolder) -> dict[tuple[str, str], tuple[object, object]]:
-    """What each image was given, without what differs from call to call."""
+    """Return the scores and reason of each image."""
     return {
         (cell.id, row["image_id"]): (row["scores"], row["reason"])
         for cell in plan.cells
@@ -35,6 +35,6 @@ def outcome(plan: Plan, folder: RunFolder) -> dict[tuple[str, str], tuple[object
 
 
 def by_content(call: Call, n: int) -> str:
-    """A verdict, or no verdict, that depends on the image only."""
+    """Return a reply that depends only on the image; some replies have no scores."""
     digit = int(call.sha256[0], 16)
     return f'{{"pc": {digit % 7}}}' if digit < 14 else "I cannot tell."

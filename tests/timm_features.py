@@ -1,4 +1,4 @@
-"""Write small timm models, and print what extractor and timm itself make of the same pictures.
+"""Write small timm models, and print the features of the extractor and of timm itself.
 
 For an environment with timm and the torchvision that it needs: `python timm_features.py FOLDER`.
 """
@@ -38,7 +38,7 @@ def written(name: str, folder: Path) -> Path:
 
 
 def by_timm(folder: Path) -> torch.Tensor:
-    """The pooled features of the same files, with nothing of this package."""
+    """Return timm's own pooled features of the same files."""
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     stated = timm.data.resolve_data_config({}, model=model)
     transform = timm.data.create_transform(**stated)

@@ -1,10 +1,9 @@
-"""How near judging comes to what the server allows, and whether memory grows with the images.
+"""Measure the throughput of judging, and the growth of memory with the number of images.
 
     python tests/benches/judge_throughput.py [--images 100000]
 
-Prints two ratios and the growth of memory; it judges nothing right or wrong, since a timing fails
-no test. Wanted: time at most 1.10 of (calls × latency / concurrency), and less than 100 MB more at
-100,000 images than at 1,000.
+Prints figures and fails no test. Targets: at most 1.10 × (calls × latency / concurrency) seconds,
+and less than 100 MB more for 100,000 images than for 1,000.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DISTINCT = 200
 
 @contextmanager
 def server(latency: float) -> Iterator[str]:
-    """Serve in a process of its own; yields the address."""
+    """Run the server in a separate process, and yield its address."""
     process = subprocess.Popen(
         [sys.executable, str(HERE / "latency_server.py"), str(latency)], stdout=subprocess.PIPE
     )
@@ -45,7 +44,7 @@ def server(latency: float) -> Iterator[str]:
 
 
 def make_run(folder: Path, images: int, url: str, concurrency: int) -> Path:
-    """Write a benchmark of one cell, and its images: few pictures under many names."""
+    """Write a benchmark of one cell, and its images: hard links to a few files."""
     judge = {"backend": "openai", "model": "some-vlm", "base_url": url, "constraint": "plain"}
     judge |= {"rubric": "prompts/rubrics/pixel_art.yaml", "concurrency": concurrency}
     benchmark = {
@@ -94,7 +93,7 @@ def folder_of(path: Path) -> Path:
 
 
 def judge(benchmark: Path, output: Path) -> dict[str, float]:
-    """Judge a run in this process; returns seconds and peak resident memory in MB."""
+    """Judge a run in this process; return seconds and peak resident memory in MB."""
     from autolora_eval._progress import Progress
     from autolora_eval.config.load import load_benchmark
     from autolora_eval.config.plan import make_plan
@@ -114,13 +113,13 @@ def judge(benchmark: Path, output: Path) -> dict[str, float]:
 
 
 def measured(images: int, latency: float, concurrency: int) -> dict[str, float]:
-    """Judge so many images in a process of its own."""
+    """Judge so many images in a separate process."""
     with tempfile.TemporaryDirectory() as place, server(latency) as url:
         benchmark = make_run(Path(place), images, url, concurrency)
         command = [sys.executable, __file__, "--judge", str(benchmark), str(Path(place) / "run")]
         environment = os.environ | {"NO_PROXY": "127.0.0.1"}
-        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
-    return dict(json.loads(told.stdout))
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    return dict(json.loads(done.stdout))
 
 
 def main() -> None:
@@ -129,23 +128,26 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--latency", type=float, default=0.5, help="seconds")
     parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--images", type=int, default=100_000, help="for memory; 0 leaves it out")
-    stated = parser.parse_args()
-    if stated.judge:
-        print(json.dumps(judge(*map(Path, stated.judge))))
+    parser.add_argument(
+        "--images", type=int, default=100_000, help="for memory; 0 skips it"
+    )
+    options = parser.parse_args()
+    if options.judge:
+        print(json.dumps(judge(*map(Path, options.judge))))
         return
-    least = stated.calls * stated.latency / stated.concurrency
-    took = measured(stated.calls, stated.latency, stated.concurrency)["seconds"]
+    least = options.calls * options.latency / options.concurrency
+    took = measured(options.calls, options.latency, options.concurrency)["seconds"]
     print(
-        f"throughput: {stated.calls} calls of {stated.latency} s, {stated.concurrency} at a time: "
+        f"throughput: {options.calls} calls of {options.latency} s, "
+        f"{options.concurrency} at a time: "
         f"{took:.1f} s, {took / least:.3f} of {least:.1f} s"
     )
-    if stated.images:
-        few, many = (measured(n, 0.0, stated.concurrency) for n in (1000, stated.images))
+    if options.images:
+        few, many = (measured(n, 0.0, options.concurrency) for n in (1000, options.images))
         print(
             f"memory: {few['peak_mb']:.0f} MB at 1,000 images, {many['peak_mb']:.0f} MB at "
-            f"{stated.images:,}: {many['peak_mb'] - few['peak_mb']:+.0f} MB "
-            f"({many['peak_mb'] / few['peak_mb']:.3f}); {stated.images / many['seconds']:.0f} "
+            f"{options.images:,}: {many['peak_mb'] - few['peak_mb']:+.0f} MB "
+            f"({many['peak_mb'] / few['peak_mb']:.3f}); {options.images / many['seconds']:.0f} "
             "calls a second without latency"
         )
 

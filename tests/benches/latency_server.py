@@ -1,4 +1,4 @@
-"""A judge's server that answers every question after a fixed time; light, so that it is not timed.
+"""A fast server for benchmarks that answers every question after a fixed time.
 
 Run as a process: it prints its port and serves until it is killed.
 """
