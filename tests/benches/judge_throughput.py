@@ -128,9 +128,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--latency", type=float, default=0.5, help="seconds")
     parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument(
-        "--images", type=int, default=100_000, help="for memory; 0 skips it"
-    )
+    parser.add_argument("--images", type=int, default=100_000, help="for memory; 0 skips it")
     options = parser.parse_args()
     if options.judge:
         print(json.dumps(judge(*map(Path, options.judge))))

@@ -145,7 +145,8 @@ def test_model_in_this_process_must_fit_into_memory(machine) -> None:
 def test_benchmark_without_a_judge(machine) -> None:
     machine()
     own = examine("mine").backends[0]
-    assert (own.judge, own.runs) == ("'mine' names no judge", True)
+    assert own.judge == "'mine' names no judge: only diversity is measured"
+    assert own.runs
 
 
 class Server(BaseHTTPRequestHandler):

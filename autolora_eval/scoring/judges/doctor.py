@@ -49,7 +49,8 @@ PROBE_SECONDS = 5.0
 # Memory beyond the weights: activations, and with vLLM the cache of keys and values.
 HEADROOM = 1.15
 _PARAMETERS = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)B\b", re.IGNORECASE)
-_NVIDIA_SMI = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free"]
+_QUERY = "--query-gpu=name,memory.total,memory.free"
+_NVIDIA_SMI = ["nvidia-smi", _QUERY, "--format=csv,noheader,nounits"]
 _NO_GPU = "no NVIDIA GPU here"
 
 
@@ -120,7 +121,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The result of `examine`: the machine, and the benchmark's own judge first."""
+    """The machine, and the status of each judge, that of the benchmark first."""
 
     machine: Machine
     backends: tuple[BackendStatus, ...]
@@ -154,8 +155,7 @@ def _benchmark_judge(
     name: str, judge: JudgeConfig | None, source: Source | None, machine: Machine
 ) -> BackendStatus:
     if judge is None:
-        only = Requirement(True, "only diversity is measured")
-        return BackendStatus(f"'{name}' names no judge", (only,))
+        return BackendStatus(f"'{name}' names no judge: only diversity is measured", ())
     if judge.backend == "transformers":
         assert source is not None
         half = machine.accelerator != "cpu" if judge.dtype == "auto" else judge.dtype != "float32"
@@ -169,8 +169,8 @@ def _benchmark_judge(
     with ThreadPoolExecutor() as pool:
         servers = list(pool.map(lambda url: _served(url, judge), judge.base_urls))
     facts = "; ".join(server.fact for server in servers)
-    one = Requirement(any(server.met for server in servers), facts, servers[0].step)
-    return BackendStatus(f"'{name}': {judge.model} on a server", (packages, one))
+    any_server = Requirement(any(server.met for server in servers), facts, servers[0].step)
+    return BackendStatus(f"'{name}': {judge.model} on a server", (packages, any_server))
 
 
 def _launch(judge: JudgeConfig, machine: Machine) -> Iterator[Requirement]:
@@ -224,14 +224,14 @@ def _vllm_environment(judge: JudgeConfig | None, machine: Machine) -> BackendSta
 def _launch_command(machine: Machine) -> BackendStatus:
     found = ", ".join(machine.launchers) or f"none of {', '.join(LAUNCHERS)}"
     program = Requirement(bool(machine.launchers), f"{found} found", "install uv or docker")
-    title = "A server that the run launches with judge.launch_command"
-    return BackendStatus(title, (program, *_gpu_for("vLLM's builds need", machine)))
+    requirements = (program, *_gpu_for("vLLM's builds need", machine))
+    return BackendStatus("A server that the run launches with judge.launch_command", requirements)
 
 
 def _gpu_for(need: str, machine: Machine) -> tuple[Requirement, ...]:
     """Return an unmet requirement if there is no GPU."""
-    missing = Requirement(False, f"{_NO_GPU}, which {need}", "use a machine with one")
-    return () if machine.gpus else (missing,)
+    fact = f"{_NO_GPU}, which {need}"
+    return () if machine.gpus else (Requirement(False, fact, "use a machine with one"),)
 
 
 def _paper_judge(machine: Machine) -> BackendStatus:
@@ -266,8 +266,8 @@ def _memory(
 
     Args:
         source: the judge's model.
-        machine: the machine.
-        accelerator: the device it would run on.
+        machine: where it would run, on `accelerator`.
+        accelerator: `cuda`, `mps` or `cpu`.
         bytes_each: bytes per parameter.
         shared: True if several GPUs can share the model, as with vLLM.
     """
@@ -353,17 +353,16 @@ def _gpus() -> tuple[Gpu, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", "-1"):
         return ()
-    command = [*_NVIDIA_SMI, "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True
+            _NVIDIA_SMI, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True
         )
         rows = [line.rsplit(",", 2) for line in done.stdout.splitlines() if line.strip()]
         gpus = [Gpu(name.strip(), float(m) / 1024, float(f) / 1024) for name, m, f in rows]
     except (OSError, subprocess.SubprocessError, ValueError):
         return ()
     if visible is not None and re.fullmatch(r"\d+(,\d+)*", visible):
-        return tuple(gpus[n] for n in map(int, visible.split(",")) if n < len(gpus))
+        gpus = [gpus[n] for n in map(int, visible.split(",")) if n < len(gpus)]
     return tuple(gpus)
 
 
@@ -380,8 +379,7 @@ def _accelerator(gpus: tuple[Gpu, ...]) -> str:
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
     """Print which judges can run here, and what the others lack."""
-    console.print(Text.assemble(("Judges on this machine", "bold"), f": {diagnosis.machine}"))
-    console.print()
+    console.print(Text.assemble(("Judges on this machine", "bold"), f": {diagnosis.machine}\n"))
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -394,9 +392,8 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
 def _description(status: BackendStatus) -> Text:
     text = Text(status.judge, "bold")
     for requirement in status.requirements:
-        text.append("\n")
         style = "green not bold" if requirement.met else "red not bold"
-        text.append("yes: " if requirement.met else "no: ", style)
+        text.append("\nyes: " if requirement.met else "\nno: ", style)
         text.append(requirement.fact, "not bold")
         if not requirement.met and requirement.step:
             text.append(f"\n→ {requirement.step}", "not bold")

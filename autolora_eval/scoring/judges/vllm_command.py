@@ -95,12 +95,12 @@ def check_launch(spec: JudgeConfig, seconds: float = 30.0) -> None:
         UsageError: if the settings of the launch are missing or wrong.
         AutoLoRAEvalError: if the program is not installed here or cannot serve the judge.
     """
-    _check_statement(spec)
+    _check_settings(spec)
     source = model_source(spec)
     if spec.launch_command:
         _check_program(spec.launch_command[0])
-        stated = _VERSION_IN_COMMAND.search(" ".join(spec.launch_command))
-        if stated and (refusal := version_refusal(source, stated[1])):
+        named = _VERSION_IN_COMMAND.search(" ".join(spec.launch_command))
+        if named and (refusal := version_refusal(source, named[1])):
             raise AutoLoRAEvalError(f"judge.launch_command: {refusal}")
         return
     python = vllm_python(spec)
@@ -115,9 +115,9 @@ def check_launch(spec: JudgeConfig, seconds: float = 30.0) -> None:
         raise AutoLoRAEvalError(f"judge.vllm_python: {refusal}")
 
 
-def _check_statement(spec: JudgeConfig) -> None:
+def _check_settings(spec: JudgeConfig) -> None:
     problems = [
-        f"judge.{'.'.join(map(str, place))}: {problem}" for place, problem in launch_problems(spec)
+        f"judge.{'.'.join(map(str, path))}: {problem}" for path, problem in launch_problems(spec)
     ]
     if problems:
         raise UsageError("\n".join(problems))
