@@ -66,6 +66,11 @@ def vandal_after(prompt, seed, model):
     os.chdir("/")
     return image
 
+def merging(prompt, seed, model):
+    "Leaves the LoRA merged into the weights."
+    model.denoiser.fuse_lora()
+    return stock(prompt, seed, model)
+
 def flat(prompt, seed, model, *, grey: int = 128):
     return np.full((model.size[1], model.size[0], 3), grey, np.uint8)
 
@@ -185,6 +190,12 @@ def test_an_image_does_not_depend_on_earlier_images_of_its_sampler(plan_of, tmp_
     stock = plan_of({"Stock": {"sampler": "stock"}}, count=3)
     _, clean = made(stock, tmp_path / "clean")
     assert np.array_equal(pixels(run, plan, "Vandal"), pixels(clean, stock, "Stock"))
+
+
+def test_a_merged_lora_is_not_applied_again_to_the_next_image(plan_of, tmp_path) -> None:
+    plan = plan_of({"Merging": {"sampler": "merging"}, "Stock": {"sampler": "stock"}})
+    _, run = made(plan, tmp_path / "run")
+    assert np.abs(pixels(run, plan, "Merging") - pixels(run, plan, "Stock")).max() <= 2
 
 
 def test_a_sampler_without_diffusers_loads_no_model(plan_of, tmp_path, monkeypatch) -> None:
