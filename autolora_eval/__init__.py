@@ -12,8 +12,7 @@ from autolora_eval._version import __version__
 
 if TYPE_CHECKING:
     from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError, UsageError
-    from autolora_eval._pipeline import run, score_images
-    from autolora_eval.analysis.compare_runs import compare
+    from autolora_eval._pipeline import compare, run, score_images
     from autolora_eval.analysis.explain import explain
     from autolora_eval.config.load import load_benchmark
     from autolora_eval.config.plan import make_plan
@@ -47,7 +46,7 @@ _MODULES = {
     "Sampler": "generation.sampler_api",
     "SamplerModel": "generation.sampler_api",
     "UsageError": "_errors",
-    "compare": "analysis.compare_runs",
+    "compare": "_pipeline",
     "diversity": "scoring.diversity",
     "explain": "analysis.explain",
     "load_benchmark": "config.load",

@@ -17,7 +17,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autolora_eval._files import Json
 from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
 from autolora_eval._text import DASH, format_swept_value, pluralize
@@ -38,6 +37,7 @@ from autolora_eval.guidance.catalogue import (
     ListedParameter,
 )
 from autolora_eval.runs.folder import Run, RunFolder
+from autolora_eval.runs.manifest import ImageSetRecord
 
 if TYPE_CHECKING:
     from autolora_eval.analysis.human_agreement import HumanAgreement
@@ -186,13 +186,9 @@ def _source(source: Source, marker: str) -> str:
 def show_run(run: Run) -> None:
     """Print a run's result table, what is missing from it, and where the report is."""
     from autolora_eval.analysis.metric_columns import measures
-    from autolora_eval.scoring.diversity_metric import metrics_from_manifest
-    from autolora_eval.scoring.rubric import Score
 
-    rubric = run.manifest.get("rubric") or {"scores": {}}
-    scores = {name: Score.model_validate(score) for name, score in rubric["scores"].items()}
-    shown, left_out = measures(scores, metrics_from_manifest(run.manifest, run.table)), []
-    points = {cell["id"]: cell.get("point", {}) for cell in run.manifest.get("cells", [])}
+    shown, left_out = measures(run.manifest), []
+    points = {cell.id: cell.point for cell in run.manifest.cells}
     swept = list(dict.fromkeys(name for point in points.values() for name in point))
     if console.width < NAMES_WIDTH + COLUMN_WIDTH * (len(shown) + len(swept) + 1):
         left_out = [measure.label for measure in shown if measure.kind == "extra"]
@@ -219,32 +215,32 @@ def show_run(run: Run) -> None:
         if len(reasons):
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
             console.print(f"{reasons.sum()} of {len(run.scores)} images {what}: {listed}")
-    for cell, found in (run.manifest.get("image_sets") or {}).items():
+    for cell, found in run.manifest.image_sets.items():
         _show_image_set(run.folder, cell, found)
     show_path("report", run.folder.report_pdf)
 
 
-def _show_image_set(folder: RunFolder, cell: str, found: Json) -> None:
+def _show_image_set(folder: RunFolder, cell: str, found: ImageSetRecord) -> None:
     """Print what became of the images of a set that was made elsewhere."""
     from autolora_eval.generation.image_validation import ISSUES
 
     console.print(
-        f"{escape(cell)}: {found['images']} images made elsewhere ({found['read_as']}), "
-        f"{found['matched']} of them the benchmark's",
+        f"{escape(cell)}: {found.images} images made elsewhere ({found.read_as}), "
+        f"{found.matched} of them the benchmark's",
         highlight=False,
         soft_wrap=True,
     )
     for issue, meaning in ISSUES.items():
-        if found.get(issue):
-            told = f"  {found[issue]} {issue.replace('_', ' ')}: {meaning}"
+        if count := getattr(found, issue):
+            told = f"  {count} {issue.replace('_', ' ')}: {meaning}"
             console.print(told, highlight=False, soft_wrap=True)
-    if found.get("beyond_limits"):
-        told = f"  {found['beyond_limits']} beyond the limits of this run: left for a whole one"
+    if found.beyond_limits:
+        told = f"  {found.beyond_limits} beyond the limits of this run: left for a whole one"
         console.print(told, highlight=False, soft_wrap=True)
-    if found.get("seeds_by_order"):
+    if found.seeds_by_order:
         told = "  no seeds stated: numbered in their order, so they share no noise with others"
         console.print(told, highlight=False, soft_wrap=True)
-    if any(found.get(issue) for issue in ISSUES):
+    if any(getattr(found, issue) for issue in ISSUES):
         show_path("  each by name", folder.image_set(cell))
 
 

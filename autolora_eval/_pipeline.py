@@ -5,26 +5,36 @@ Each stage reads and writes files of the run folder, runs alone, and does nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autolora_eval._devices import choose_device, free_memory
+from autolora_eval._devices import choose_device, free_memory, hardware, package_versions
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import atomic_write, removed_on_failure
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.stage_inputs import (
+    cells_not_generated,
+    feature_settings,
+    judge_settings,
+    planned_manifest,
+)
 from autolora_eval.generation.preflight import missing
 from autolora_eval.runs.folder import Run, RunFolder, open_run
 from autolora_eval.runs.manifest import (
-    other_settings,
-    stage_times,
-    state_models,
-    state_plan,
-    update_manifest,
+    DifferenceRecord,
+    HardwareRecord,
+    ModelRecord,
+    RunManifest,
+    StageRecord,
 )
+
+if TYPE_CHECKING:
+    from autolora_eval.generation.stage import GenerationResult
 
 
 def run(
@@ -107,6 +117,45 @@ def score_images(
     return RunPipeline.start(file, folder.path, limit_prompts, limit_seeds, progress).run()
 
 
+def compare(
+    runs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    baseline: str | None = None,
+    allow_different_judges: bool = False,
+) -> tuple[Run, list[DifferenceRecord]]:
+    """Put the cells of several runs into one table, paired over the prompts and seeds they share.
+
+    Nothing is generated, extracted or judged: images, features and replies are taken from the
+    runs. If several runs have a method of one name, the run's name is appended, unless all its
+    images are the same.
+
+    Args:
+        runs: two or more finished run folders.
+        output: where the joint run folder is written.
+        baseline: the method that the others are compared with; the first run's where not given.
+        allow_different_judges: compare scores although different judges gave them.
+
+    Returns:
+        The joint run, and in what the runs differ.
+
+    Raises:
+        UsageError: if the runs cannot be compared (another extractor, rubric or judge, no prompt
+            or seed in common), or `output` is not an earlier comparison.
+    """
+    from autolora_eval.analysis.compare_runs import join_runs
+    from autolora_eval.report import write_report
+
+    found = join_runs(
+        runs,
+        Path(output),
+        write_report,
+        baseline=baseline,
+        allow_different_judges=allow_different_judges,
+    )
+    return open_run(output), found
+
+
 def _run_folder(path: str | Path) -> RunFolder:
     """Return the run folder at a path.
 
@@ -126,7 +175,7 @@ class RunPipeline:
         plan: what to run.
         folder: where to.
         progress: where progress is drawn.
-        stated: the benchmark as the user named it, for the manifest.
+        benchmark: the benchmark as the user named it, for the manifest.
         limits: `limit_prompts` and `limit_seeds`, None where not limited.
     """
 
@@ -135,11 +184,11 @@ class RunPipeline:
         plan: Plan,
         folder: RunFolder,
         progress: Progress,
-        stated: str,
-        limits: dict[str, int | None],
+        benchmark: str,
+        limits: tuple[int | None, int | None],
     ) -> None:
         self.plan, self.folder, self.progress = plan, folder, progress
-        self.stated, self.limits = stated, limits
+        self.benchmark, self.limits = benchmark, limits
 
     @classmethod
     def start(
@@ -153,7 +202,7 @@ class RunPipeline:
         """Read a benchmark, or the benchmark of a run folder, and open the run folder.
 
         Raises:
-            UsageError: the benchmark cannot be used as it stands.
+            UsageError: if the benchmark cannot be used as it stands.
         """
         if (Path(benchmark) / "manifest.json").is_file():
             if output is not None:
@@ -162,40 +211,39 @@ class RunPipeline:
                     f"'{output}', or name the benchmark instead of the run."
                 )
             output = Path(benchmark)
-            manifest = RunFolder(output).read_manifest()
             benchmark = RunFolder(output).benchmark_file()
-            limit_prompts = limit_prompts or manifest.get("limit_prompts")
-            limit_seeds = limit_seeds or manifest.get("limit_seeds")
+            manifest = RunFolder(output).read_manifest()
+            limit_prompts = limit_prompts or manifest.limit_prompts
+            limit_seeds = limit_seeds or manifest.limit_seeds
         loaded = load_benchmark(benchmark)
         plan = make_plan(loaded, limit_prompts, limit_seeds)
         folder = _run_folder(output or Path("reports") / loaded.spec.name)
-        limits = {"limit_prompts": limit_prompts, "limit_seeds": limit_seeds}
-        return cls(plan, folder, progress or Progress(), str(benchmark), limits)
+        return cls(
+            plan, folder, progress or Progress(), str(benchmark), (limit_prompts, limit_seeds)
+        )
 
     def require_manifest(self) -> None:
-        """Check that the images' stage has been run in this folder, with these very settings.
+        """Check that the images of this folder were generated with the settings of the plan.
 
         Raises:
-            UsageError: it has not.
+            UsageError: if they were not.
         """
-        if not self.folder.manifest.is_file():
-            raise UsageError(
-                f"'{self.folder.path}' has no images yet. Make them with: "
-                f"autolora-eval generate {self.stated} --output {self.folder.path}"
-            )
-        changed = other_settings(self.plan, self.folder)
+        command = f"autolora-eval generate {self.benchmark} --output {self.folder.path}"
+        manifest = self.folder.find_manifest()
+        if manifest is None:
+            raise UsageError(f"'{self.folder.path}' has no images yet. Make them with: {command}")
+        changed = cells_not_generated(self.plan, manifest)
         if changed:
             raise UsageError(
                 f"the images of {', '.join(changed)} in '{self.folder.path}' were made with other "
-                "settings than the benchmark states now, or not at all. Make them with: "
-                f"autolora-eval generate {self.stated} --output {self.folder.path}"
+                f"settings than the benchmark states now, or not at all. Make them with: {command}"
             )
 
     def run(self) -> Run:
         """Run every stage in order.
 
         Raises:
-            AutoLoRAEvalError: something is missing here, or a stage failed.
+            AutoLoRAEvalError: if something is missing here, or a stage failed.
         """
         self.refuse_if_something_is_missing()
         self.generate()
@@ -204,19 +252,20 @@ class RunPipeline:
         return open_run(self.folder.path)
 
     def refuse_if_something_is_missing(self, *, judged: bool = True) -> None:
-        """Stop before anything is generated if the run could not be finished here.
+        """Check, before anything is generated, that the run can be finished here.
 
         Args:
             judged: whether the images are to be judged too.
 
         Raises:
-            UsageError: the published values do not fit the benchmark.
-            AutoLoRAEvalError: all that is missing, and how to get it.
+            UsageError: if the published values do not fit the benchmark.
+            AutoLoRAEvalError: if something is missing; the message lists all, and how to get it.
         """
-        if self.plan.benchmark.published is not None:
-            from autolora_eval.analysis.tables import check_published
+        published = self.plan.benchmark.published
+        if published is not None:
+            from autolora_eval.analysis.tables import read_published
 
-            check_published(self.plan)
+            read_published(published, self._planned())
         problems = missing(self.plan, self.folder.path, judged=judged)
         if problems:
             listed = "\n".join(f"  - {problem}" for problem in problems)
@@ -225,44 +274,72 @@ class RunPipeline:
                 f"{listed}"
             )
 
+    def _planned(self) -> RunManifest:
+        return planned_manifest(self.plan, self.folder, self.benchmark, *self.limits)
+
     def generate(self) -> None:
         """Make the images."""
         from autolora_eval.generation.image_import import check_image_sets
-        from autolora_eval.generation.stage import GenerationResult, generate
+        from autolora_eval.generation.stage import generate
 
         check_image_sets(self.plan, self.folder)
-        state_plan(self.plan, self.folder, self.stated, self.limits)
+        self.folder.write_manifest(self._planned())
         started = datetime.now(UTC)
         device = choose_device(self.plan.benchmark.spec.device)
 
         def begin(found: GenerationResult) -> None:
-            state_models(self.folder, found.models, found.settings_keys, device)
-            update_manifest(self.folder, image_sets=found.image_sets)
+            self._record_generated(found)
+            self.folder.update_manifest(
+                packages=package_versions(), hardware=HardwareRecord(**hardware(device))
+            )
 
         done = generate(self.plan, self.folder, self.progress, begin)
-        update_manifest(self.folder, models=done.models)
+        self._record_generated(done)
         self._note_times("generate", started, done.made, done.reused)
 
+    def _record_generated(self, found: GenerationResult) -> None:
+        """Record what is known of models, settings and imported images."""
+        manifest = self.folder.read_manifest()
+        models = {name: ModelRecord(**model) for name, model in found.models.items()}
+        cells = [
+            cell.model_copy(update={"settings_key": found.settings_keys[cell.id]})
+            for cell in manifest.cells
+        ]
+        self.folder.update_manifest(
+            models=manifest.models
+            | {
+                name: manifest.models[name].merged_with(model) if name in manifest.models else model
+                for name, model in models.items()
+            },
+            image_sets=manifest.image_sets | found.image_sets,
+            cells=cells,
+        )
+
     def _note_times(self, stage: str, started: datetime, done: int, reused: int) -> None:
-        """Note what a stage took, unless it had nothing to do and an earlier one is noted."""
-        if done or stage not in self.folder.read_manifest().get("stages", {}):
-            update_manifest(self.folder, stages={stage: stage_times(started, done, reused)})
+        """Record what a stage took, unless it had nothing to do and an earlier run is recorded."""
+        stages = self.folder.read_manifest().stages
+        if done or stage not in stages:
+            seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
+            record = StageRecord(
+                started=started.isoformat(timespec="seconds"),
+                seconds=seconds,
+                done=done,
+                reused=reused,
+            )
+            self.folder.update_manifest(stages=stages | {stage: record})
 
     def score(self) -> None:
-        """Take features, judge, and join both into tables."""
+        """Extract features, judge, and join both into tables."""
         from autolora_eval.scoring.features import extract_features
 
         self.require_manifest()
-        state_plan(self.plan, self.folder, self.stated, self.limits)
+        manifest = self._planned()
+        self.folder.write_manifest(manifest)
         started = datetime.now(UTC)
-        features = extract_features(self.plan, self.folder, self.progress)
-        # A resumed run that had nothing to extract did not load the extractor: what an earlier
-        # one learnt of the same extractor still holds.
-        before = self.folder.read_manifest().get("features") or {}
-        if before.get("key") == features["key"]:
-            features = before | features
-        update_manifest(self.folder, features=features)
-        self._note_times("features", started, features["done"], features["reused"])
+        settings = feature_settings(self.plan)
+        features = extract_features(settings, manifest, self.folder, self.progress)
+        self.folder.update_manifest(features=features)
+        self._note_times("features", started, features.done, features.reused)
         self._judge()
         self.tables()
 
@@ -270,9 +347,11 @@ class RunPipeline:
         """Join what is there into scores, table and comparisons."""
         from autolora_eval.analysis.tables import write_tables
 
-        judge = self.folder.read_manifest().get("judge") or {}
-        counts = write_tables(self.plan, self.folder, judge.get("key"))
-        update_manifest(self.folder, counts=counts)
+        benchmark = self.plan.benchmark
+        metrics = list(benchmark.diversity.values())
+        manifest = self.folder.read_manifest()
+        counts = write_tables(manifest, self.folder, metrics, benchmark.published)
+        self.folder.update_manifest(counts=counts)
 
     def report(self) -> None:
         """Draw the figures and write the report."""
@@ -282,19 +361,20 @@ class RunPipeline:
 
     def _judge(self) -> None:
         if self.plan.benchmark.rubric is None:
-            update_manifest(self.folder, judge=None)
+            self.folder.update_manifest(judge=None)
             return
         from autolora_eval.scoring.judgement_store import judging_lock
         from autolora_eval.scoring.judging import completed_judging, judge_images, open_judge
 
         started = datetime.now(UTC)
+        settings, manifest = judge_settings(self.plan), self.folder.read_manifest()
         with judging_lock(self.folder.path):
-            judged = completed_judging(self.plan, self.folder)
+            judged = completed_judging(settings, manifest, self.folder)
             if judged is None:
-                with self._served() as urls, closing(open_judge(self.plan, urls)) as judge:
-                    judged = judge_images(self.plan, self.folder, judge, self.progress)
-        update_manifest(self.folder, judge=judged)
-        self._note_times("judge", started, judged["done"], judged["reused"])
+                with self._served() as urls, closing(open_judge(settings, urls)) as judge:
+                    judged = judge_images(settings, manifest, self.folder, judge, self.progress)
+        self.folder.update_manifest(judge=judged)
+        self._note_times("judge", started, judged.done, judged.reused)
 
     @contextmanager
     def _served(self) -> Iterator[list[str] | None]:

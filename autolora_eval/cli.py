@@ -223,7 +223,7 @@ def compare(
     """Put the cells of several runs into one table and report, compared in pairs."""
     from autolora_eval import _display as display
     from autolora_eval._files import slug
-    from autolora_eval.analysis.compare_runs import compare as joint_run
+    from autolora_eval._pipeline import compare as joint_run
 
     folder = output or Path("reports") / slug(f"compare-{'-'.join(run.name for run in runs)}")
     joint, differences = joint_run(

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from autolora_eval.config.plan import ImageJob
 from autolora_eval.generation.image_readers import ImageRecord, ImageSet
+from autolora_eval.runs.manifest import ImageJob
 
 
 def noise(*shape: int, seed: int = 0, kind: type = np.uint8) -> np.ndarray:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from contextlib import closing
 
 from judge_server import Call
+from scored_run import judge_plan
 
 from autolora_eval._files import Json, read_jsonl
-from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
+from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.scoring.judging import judge_images, open_judge
+from autolora_eval.runs.manifest import JudgeRecord
+from autolora_eval.scoring.judging import open_judge
 
 N = 12  # 2 cells × 3 prompts × 2 seeds
 SECRET = "sentinel-key-0451"
 
 
-def judge(plan: Plan, folder: RunFolder) -> Json:
-    with closing(open_judge(plan)) as asked:
-        return judge_images(plan, folder, asked, Progress())
+def judge(plan: Plan, folder: RunFolder) -> JudgeRecord:
+    with closing(open_judge(judge_settings(plan))) as asked:
+        return judge_plan(plan, folder, asked)
 
 
 def rows(plan: Plan, folder: RunFolder) -> list[Json]:

@@ -9,18 +9,31 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from autolora_eval._pipeline import state_plan
+from autolora_eval._progress import Progress
 from autolora_eval.analysis.tables import write_tables
 from autolora_eval.config.plan import Plan
+from autolora_eval.config.stage_inputs import feature_settings, judge_settings, planned_manifest
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import cell_images
+from autolora_eval.runs.manifest import (
+    CountsRecord,
+    FeaturesRecord,
+    JudgeRecord,
+    ModelRecord,
+    RunManifest,
+    SourceRecord,
+)
 from autolora_eval.scoring import features as feature_stage
 from autolora_eval.scoring.judgement_store import JudgementFile
-from autolora_eval.scoring.judges.base import Reply
-from autolora_eval.scoring.judging import judgement
+from autolora_eval.scoring.judges.base import Judge, Reply
+from autolora_eval.scoring.judging import judge_images, judgement
 
 KEY = "judge-and-rubric"
+SETTINGS = "settings"
+EXTRACTOR = FeaturesRecord(
+    model="dino", key="extractor", identity=SourceRecord(name="dino", kind="hub"), dtype="float32"
+)
 Place = tuple[str, int, int]  # cell, place of the prompt, seed
 
 
@@ -31,11 +44,75 @@ def picture(place: Place, size: tuple[int, int] = (16, 16)) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
+MODEL = ModelRecord(
+    pipeline=SourceRecord(name="pipeline", kind="folder", sha256="1" * 64),
+    lora=SourceRecord(name="lora", kind="file", sha256="2" * 64),
+    scale=1.0,
+    size=(16, 16),
+    device="cpu",
+    dtype="float32",
+)
+
+
+def manifest_of(
+    plan: Plan, folder: RunFolder, judge: str | None = KEY, **sections: Any
+) -> RunManifest:
+    """Return the manifest of a run whose images `write_images` wrote, judged under a key.
+
+    What the run folder's manifest says of judge and features is kept.
+    """
+    manifest = planned_manifest(plan, folder)
+    cells = [cell.model_copy(update={"settings_key": SETTINGS}) for cell in manifest.cells]
+    rubric, config = plan.benchmark.rubric, plan.benchmark.spec.judge
+    record = None
+    if rubric is not None and config is not None and judge is not None:
+        record = manifest.judge or JudgeRecord(
+            model="someone", key=judge, rubric_name=rubric.name, rubric_sha256=rubric.sha256
+        )
+        record = record.model_copy(update={"key": judge, "repeats": config.repeats})
+    features = manifest.features or EXTRACTOR
+    models = dict.fromkeys(plan.benchmark.models, MODEL) | manifest.models
+    known = {"cells": cells, "judge": record, "features": features, "models": models}
+    return manifest.model_copy(update=known | sections)
+
+
+def write_manifest(
+    plan: Plan, folder: RunFolder, judge: str | None = KEY, **sections: Any
+) -> RunManifest:
+    """Write the manifest of a run whose images `write_images` wrote, judged under a key."""
+    folder.write_manifest(manifest_of(plan, folder, judge, **sections))
+    return folder.read_manifest()
+
+
+def tables(plan: Plan, folder: RunFolder, judge: str | None = KEY) -> CountsRecord:
+    """Write manifest and tables of a run whose images were judged under a key."""
+    manifest = write_manifest(plan, folder, judge)
+    metrics = list(plan.benchmark.diversity.values())
+    counts = write_tables(manifest, folder, metrics, plan.benchmark.published)
+    folder.update_manifest(counts=counts)
+    return counts
+
+
+def judge_plan(
+    plan: Plan, folder: RunFolder, judge: Judge, progress: Progress | None = None
+) -> JudgeRecord:
+    """Judge the images of a plan that `write_images` wrote."""
+    manifest = manifest_of(plan, folder)
+    return judge_images(judge_settings(plan), manifest, folder, judge, progress or Progress())
+
+
+def extract(plan: Plan, folder: RunFolder) -> FeaturesRecord:
+    """Extract the features of a plan's images that `write_images` wrote."""
+    manifest = manifest_of(plan, folder)
+    settings = feature_settings(plan)
+    return feature_stage.extract_features(settings, manifest, folder, Progress())
+
+
 def write_images(plan: Plan, folder: RunFolder, missing: Iterable[Place] = ()) -> None:
     """Write all images of a plan but the missing."""
     absent = set(missing)
     for cell in plan.cells:
-        dataset = ImageDataset.open(folder, cell, "settings")
+        dataset = ImageDataset.open(folder, cell, SETTINGS)
         jobs = [job for job in plan.jobs if (cell.id, job.prompt_index, job.seed) not in absent]
         places = [(cell.id, job.prompt_index, job.seed) for job in jobs]
         dataset.write(jobs, map(picture, places), cell.nfe, [{}] * len(jobs))
@@ -43,8 +120,9 @@ def write_images(plan: Plan, folder: RunFolder, missing: Iterable[Place] = ()) -
 
 def write_features(plan: Plan, folder: RunFolder, vectors: Callable[[Place], Any]) -> None:
     """Write features; a place whose vector is None has none."""
-    for cell in plan.cells:
-        images = cell_images(plan, cell, folder)
+    manifest = manifest_of(plan, folder)
+    for cell in manifest.cells:
+        images = cell_images(manifest, cell, folder)
         known, failed = {}, {}
         for image in images:
             vector = vectors((cell.id, image.prompt_index, image.seed))
@@ -61,9 +139,10 @@ def write_judgements(
     """Write judgements: scores by key of the reply, a reason, or None for not judged."""
     rubric = plan.benchmark.rubric
     assert rubric is not None
-    for cell in plan.cells:
+    manifest = manifest_of(plan, folder)
+    for cell in manifest.cells:
         rows = []
-        for image in cell_images(plan, cell, folder):
+        for image in cell_images(manifest, cell, folder):
             given = scores((cell.id, image.prompt_index, image.seed))
             if image.sha256 is None:
                 given = "missing_image"
@@ -86,11 +165,10 @@ def scored(plan: Plan, folder: RunFolder) -> RunFolder:
     """Write images, features, judgements and tables of a plan."""
     assert plan.benchmark.rubric is not None
     keys = [score.key for score in plan.benchmark.rubric.scores.values()]
-    state_plan(plan, folder, "a sweep", {})
     write_images(plan, folder)
     write_features(plan, folder, vector)
     write_judgements(
         plan, folder, lambda p: {key: float((len(p[0]) + p[1] + p[2]) % 6) for key in keys}
     )
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
     return folder

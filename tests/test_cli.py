@@ -17,8 +17,8 @@ from command import Finished, run_command
 import autolora_eval
 from autolora_eval import load_benchmark, make_plan
 from autolora_eval._resources import shipped_benchmarks
+from autolora_eval.config.stage_inputs import planned_manifest
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import state_plan
 
 HEAVY = {"torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy", "huggingface_hub"}
 MODELS = {"torch", "diffusers", "transformers"}
@@ -180,8 +180,8 @@ def test_a_dry_run_and_the_plan_of_a_run_folder_print_the_plan(tmp_path: Path) -
     assert run_command("run", "pixel_art", "--dry-run", *limits) == limited
     assert list(tmp_path.iterdir()) == []
     plan = make_plan(load_benchmark("pixel_art"), 2, 3)
-    kept = {"limit_prompts": 2, "limit_seeds": 3}
-    state_plan(plan, RunFolder(tmp_path / "a-run"), "pixel_art", kept)
+    folder = RunFolder(tmp_path / "a-run")
+    folder.write_manifest(planned_manifest(plan, folder, "pixel_art", 2, 3))
     assert run_command("plan", "a-run") == limited
     assert run_command("run", "a-run", "--dry-run") == limited
 

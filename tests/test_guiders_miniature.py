@@ -85,17 +85,17 @@ def test_the_report_names_the_methods_with_code_and_papers(run) -> None:
         "arXiv 2503.18886",
     ):
         assert text_of_code in page
-    cells = {cell["method"]: cell for cell in run.manifest["cells"]}
-    mine, apg = cells["Mine"]["code"], cells["APG"]["code"]
+    methods = run.manifest.methods
+    mine, apg = methods["Mine"].code, methods["APG"].code
     assert mine["class"] == "own_guider_for_test.EarlyGuidance"
     assert mine["sha256"][:12] in page, "which of its versions it was"
-    assert apg["distribution"] == f"diffusers {run.manifest['packages']['diffusers']}"
-    assert "code" not in cells["LoRA+CFG"]
+    assert apg["distribution"] == f"diffusers {run.manifest.packages['diffusers']}"
+    assert run.manifest.methods["LoRA+CFG"].code == {}
 
 
 def test_explain_shows_the_code_behind_a_cell(run) -> None:
     summary = explain(run.folder.path, "SDXL-miniature--Mine").sections[0].values
-    code = next(cell for cell in run.manifest["cells"] if cell["method"] == "Mine")["code"]
+    code = run.manifest.methods["Mine"].code
     assert summary["code"] == f"{code['class']}, sources SHA-256 {code['sha256']}"
     assert summary["formula"] == "not given"
     assert summary["NFE per image"] == str(STEPS + 1)

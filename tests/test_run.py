@@ -166,11 +166,9 @@ def test_run_again_does_nothing(benchmark: Path, copy: RunFolder, monkeypatch) -
     monkeypatch.setattr(LoraPipeline, "load", refused)
     monkeypatch.setattr(Extractor, "load", refused)
     again = autolora_eval.run(benchmark, copy.path)
-    stages = again.manifest["stages"]
+    stages = again.manifest.stages
     # What the stages took when they did something is kept: it is the cost of these images.
-    assert [(stages[s]["done"], stages[s]["reused"]) for s in ("generate", "features")] == [
-        (12, 0)
-    ] * 2
+    assert [(stages[s].done, stages[s].reused) for s in ("generate", "features")] == [(12, 0)] * 2
     # The copy lies elsewhere, so that its manifest states another way to the benchmark.
     moved = ("manifest.json", "report.html", "report.pdf")
     after = contents(copy)
@@ -197,10 +195,10 @@ def test_interrupted_and_run_again_gives_the_same_table(
     again = autolora_eval.run(benchmark, tmp_path / "run")
     assert again.folder.table("csv").read_bytes() == first.folder.table("csv").read_bytes()
     assert again.folder.comparisons.read_bytes() == first.folder.comparisons.read_bytes()
-    stage = again.manifest["stages"]["generate"]
+    stage = again.manifest.stages["generate"]
     # Two images a batch; in the second case all images had been made before.
     expected = (4, 8) if owner is LoraPipeline else (12, 0)
-    assert (stage["done"], stage["reused"]) == expected
+    assert (stage.done, stage.reused) == expected
 
 
 def test_stage_by_stage_gives_the_same_table(benchmark: Path, first: Run, tmp_path: Path) -> None:
@@ -279,19 +277,19 @@ def test_a_limited_run_says_so_and_is_part_of_the_whole(
 def test_a_limited_run_grows_into_the_whole(benchmark: Path, first: Run, tmp_path: Path) -> None:
     autolora_eval.run(benchmark, tmp_path / "run", limit_seeds=2)
     grown = autolora_eval.run(benchmark, tmp_path / "run")
-    assert grown.manifest["stages"]["generate"]["reused"] == len(CELLS) * len(PROMPTS) * 2
-    assert grown.manifest["limited"] is False
+    assert grown.manifest.stages["generate"].reused == len(CELLS) * len(PROMPTS) * 2
+    assert not grown.manifest.is_limited
     assert grown.folder.table("csv").read_bytes() == first.folder.table("csv").read_bytes()
 
 
 def test_the_manifest_says_what_the_run_is_made_of(benchmark: Path, first: Run) -> None:
     said = json.loads(first.folder.manifest.read_text())
-    assert not Path(said["benchmark_file"]).is_absolute()
-    assert (first.folder.path / said["benchmark_file"]).resolve() == benchmark.resolve()
-    assert said["benchmark_sha256"] == sha256_file(benchmark)
-    assert (said["prompts"], said["seeds"], said["limited"]) == (PROMPTS, SEEDS, False)
+    assert not Path(said["benchmark"]["file"]).is_absolute()
+    assert (first.folder.path / said["benchmark"]["file"]).resolve() == benchmark.resolve()
+    assert said["benchmark"]["sha256"] == sha256_file(benchmark)
+    assert (said["prompts"], said["seeds"]) == (PROMPTS, SEEDS)
     assert said["prompts_sha256"] == sha256_bytes("\n".join(PROMPTS).encode())
-    assert said["benchmark"]["models"]["T"]["num_inference_steps"] == STEPS
+    assert said["benchmark"]["content"]["models"]["T"]["num_inference_steps"] == STEPS
     model = said["models"]["T"]
     assert model["lora"]["sha256"] == sha256_file(benchmark.parent / "style.safetensors")
     assert model["lora"]["name"] == "style.safetensors"
@@ -331,7 +329,13 @@ def test_what_is_no_run_folder_is_refused(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{torn", "[]", "{}", '{"name": "of something else"}'])
 def test_a_manifest_of_something_else_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(UsageError, match="not a run folder"):
+    for read in (autolora_eval.open_run, RunPipeline.start):
+        with pytest.raises(UsageError, match=r"damaged manifest|has format_version None"):
+            read(tmp_path)
+
+
+def test_a_manifest_of_another_format_version_is_refused(first: Run, tmp_path: Path) -> None:
+    manifest = json.loads(first.folder.manifest.read_text()) | {"format_version": 2}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match=r"has format_version 2 .* reads 1: run its benchmark"):
         autolora_eval.open_run(tmp_path)
-    with pytest.raises(UsageError, match="not a run folder"):
-        RunPipeline.start(tmp_path)

@@ -16,7 +16,7 @@ from autolora_eval._files import Json, iterate_jsonl, path_inside, sha256_file
 from autolora_eval._text import join_names
 from autolora_eval.analysis.cell_estimates import BoundMeasure, References, diversity_of
 from autolora_eval.analysis.metric_columns import Measure, measures
-from autolora_eval.analysis.scores import planned_features
+from autolora_eval.analysis.scores import cell_judgements, scored_features
 from autolora_eval.runs.feature_file import CellFeatures
 from autolora_eval.runs.folder import Run
 from autolora_eval.runs.images import ImageError, open_image
@@ -24,10 +24,7 @@ from autolora_eval.scoring.diversity import Floats, diversity, unit_vectors
 from autolora_eval.scoring.diversity_metric import (
     DiversityMetric,
     installed_metric,
-    metrics_from_manifest,
 )
-from autolora_eval.scoring.judgement_store import judgements_by_image
-from autolora_eval.scoring.rubric import Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,13 +53,7 @@ class RunReader:
     @cached_property
     def metrics(self) -> list[Measure]:
         """The metrics of the result table, in its order."""
-        rubric = self.section("rubric")
-        scores = {
-            column: Score.model_validate(score)
-            for column, score in (rubric.get("scores") or {}).items()
-            if column in self.run.table.columns
-        }
-        return measures(scores, metrics_from_manifest(self.run.manifest, self.run.table))
+        return measures(self.run.manifest)
 
     @property
     def scores(self) -> list[Measure]:
@@ -75,7 +66,7 @@ class RunReader:
 
         A module in the run folder or beside it is not imported: it may be someone else's.
         """
-        found = [installed_metric(name) for name in self.section("diversity_metrics")]
+        found = [installed_metric(name) for name in self.run.manifest.diversity_metrics]
         return {metric.name: metric for metric in found if metric is not None}
 
     @cached_property
@@ -88,21 +79,9 @@ class RunReader:
         cells = dict(zip(compared["cell"], compared["reference_cell"], strict=True))
         return References(cells, self.run.scores, self.features)
 
-    def section(self, *keys: str) -> Json:
-        """Return a mapping of the manifest; empty if the run has none."""
-        value: Any = self.run.manifest
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value if isinstance(value, dict) else {}
-
     def cell(self, cell: str) -> Row:
         """Return a cell's row of the result table."""
         return next(row for row in self.cells if row["cell"] == cell)
-
-    def cell_entry(self, cell: str) -> Json:
-        """Return a cell's entry in the manifest."""
-        entries = self.run.manifest.get("cells") or []
-        return next((dict(entry) for entry in entries if entry.get("id") == cell), {})
 
     def images(self, cell: str, prompt_index: int | None = None) -> pd.DataFrame:
         """Return a cell's rows of scores.parquet, those of one prompt if it is given."""
@@ -133,7 +112,7 @@ class RunReader:
         if not file.is_file():
             return None
         try:
-            return planned_features(self.run.folder, self.images(cell))[cell]
+            return scored_features(self.run.folder, self.images(cell))[cell]
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise AutoLoRAEvalError(
                 f"Cannot read features from '{file}': {error}. Delete the file and run: "
@@ -152,14 +131,7 @@ class RunReader:
 
     def replies(self, cell: str) -> dict[tuple[str, str | None], list[Json]]:
         """Return the judge's replies by (image id, SHA-256), in order of their repeats."""
-        judge = self.section("judge")
-        if judge.get("key") is None:
-            return {}
-        found = judgements_by_image(self.run.folder.judgements(cell), str(judge["key"]))
-        repeats = int(judge.get("repeats") or 1)
-        return {
-            image: [row for row in rows if row["repeat"] < repeats] for image, rows in found.items()
-        }
+        return cell_judgements(self.run.manifest, self.run.folder, cell)
 
     def file_state(self, file: str, sha256: object) -> str:
         """Return whether an image file is still the one that was scored."""

@@ -1,21 +1,22 @@
-"""The joint run folder: images linked, features and replies copied, tables and report made anew."""
+"""Compare cells of several runs: their files in one run folder, with tables and report."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from autolora_eval._errors import UsageError
+from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import (
-    Json,
     atomic_write,
     content_hash,
     read_jsonl,
+    run_name,
     sha256_bytes,
     sha256_file,
-    write_json,
+    slug,
     write_jsonl,
 )
 from autolora_eval._version import __version__
@@ -23,16 +24,25 @@ from autolora_eval.analysis.compatibility import (
     Difference,
     SourceRun,
     differences,
-    only_named,
     open_sources,
     refuse,
+    shared_metrics,
     without_baseline,
 )
-from autolora_eval.analysis.recorded_plan import RecordedCell, recorded_plan
-from autolora_eval.config.plan import Plan
-from autolora_eval.report import write_report
-from autolora_eval.runs.folder import COMPARED, Run, RunFolder, open_run
-from autolora_eval.runs.manifest import update_manifest
+from autolora_eval.analysis.tables import write_tables
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import (
+    BenchmarkRecord,
+    CellRecord,
+    ComparedRun,
+    ImageJob,
+    JudgeRecord,
+    ModelRecord,
+    RunManifest,
+    SweptParameter,
+    SweptValue,
+)
+from autolora_eval.scoring.diversity_metric import DiversityMetric, installed_metric
 from autolora_eval.scoring.judgement_store import JudgementFile
 
 # What runs and comparisons write, in a folder that may lack some of it.
@@ -40,72 +50,316 @@ _WRITTEN = frozenset(
     (
         *("agreement.csv", "comparisons.csv", "diversity.csv", "manifest.json", "reliability.csv"),
         *("scores.parquet", "timings.csv", "unscored.csv", "report.pdf", "report.html"),
-        *("table.csv", "table.md", "table.tex", "table.parquet"),
-        *("failed_images", "features", "figures", "image_sets", "images", "judgements"),
-        "stale_images",
+        *("table.csv", "table.md", "table.tex", "table.parquet", "failed_images", "features"),
+        *("figures", "image_sets", "images", "judgements", "stale_images"),
     )
 )
+# By run and method: its name in the comparison.
+Names = dict[tuple[str, str], str]
 
 
-def merge(
-    plan: Plan, sources: Sequence[SourceRun], folder: RunFolder, found: Sequence[Difference]
-) -> None:
-    """Write the joint run folder of several runs, whole or not at all.
+def join_runs(
+    runs: Sequence[str | Path],
+    output: Path,
+    write_report: Callable[[RunFolder], None],
+    *,
+    baseline: str | None = None,
+    allow_different_judges: bool = False,
+) -> list[Difference]:
+    """Write the joint run folder of several runs: see `autolora_eval.compare`.
 
     Args:
-        plan: from `recorded_plan`.
-        sources: the runs.
-        folder: where to; an earlier comparison there is replaced once the new one is whole.
-        found: in what the runs differ.
+        runs: two or more finished run folders.
+        output: where the joint run folder is written.
+        write_report: writes the report of a run folder.
+        baseline: the method that the others are compared with; the first run's where not given.
+        allow_different_judges: compare scores although different judges gave them.
+
+    Returns:
+        In what the runs differ.
 
     Raises:
-        UsageError: there is something else than a comparison, or a run that is compared.
+        UsageError: if the runs cannot be compared, or `output` is not an earlier comparison.
     """
-    _refuse_place(folder, sources)
-    partial = folder.path.with_name(f".partial-{folder.path.name}")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed one left
-    try:
-        _write(plan, sources, RunFolder(partial), found)
-        if folder.path.exists():
-            _take_over(folder, RunFolder(partial))
-            shutil.rmtree(folder.path)
-        partial.rename(folder.path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    sources = open_sources(runs)
+    found = differences(sources)
+    refuse(found, allow_different_judges=allow_different_judges)
+    folder = RunFolder(output)
+    _check_output(folder, sources)
+    metrics = {name: installed_metric(name) for name in shared_metrics(sources)}
+    installed = {name: metric for name, metric in metrics.items() if metric is not None}
+    manifest, once = _joint_manifest(sources, baseline, installed)
+    found = [*found, *once, *without_baseline(manifest)]
+    manifest = manifest.model_copy(update={"differences": found})
+
+    def finish(partial: RunFolder) -> None:
+        counts = write_tables(partial.read_manifest(), partial, list(installed.values()))
+        partial.update_manifest(counts=counts)
+        write_report(partial)
+
+    _write_whole(manifest, sources, folder, finish, write_report)
+    return found
 
 
-def _write(
-    plan: Plan, sources: Sequence[SourceRun], folder: RunFolder, found: Sequence[Difference]
-) -> None:
-    judge_key = _judge_key(sources) if plan.benchmark.rubric is not None else None
+def _joint_manifest(
+    sources: Sequence[SourceRun], baseline: str | None, metrics: dict[str, DiversityMetric]
+) -> tuple[RunManifest, list[Difference]]:
+    """Return the manifest of a comparison, and which methods are taken once of several runs."""
+    first = sources[0].manifest
+    prompts = [p for p in first.prompts if all(p in s.manifest.prompts for s in sources)]
+    seeds = [n for n in first.seeds if all(n in s.manifest.seeds for s in sources)]
+    jobs = [ImageJob(n, prompt, seed) for n, prompt in enumerate(prompts) for seed in seeds]
+    names, once = _method_names(sources, jobs)
+    cells = list(_cells(sources, names))
+    methods = {
+        names[source.label, name]: method
+        for source in sources
+        for name, method in source.manifest.methods.items()
+        if (source.label, name) in names
+    }
+    chosen = baseline or names[sources[0].label, first.benchmark.baseline]
+    if chosen not in methods:
+        raise UsageError(f"no method '{chosen}' in these runs.{did_you_mean(chosen, methods)}")
+    labels = [source.label for source in sources]
+    benchmark = BenchmarkRecord(
+        file=f"a comparison of {', '.join(labels)}",
+        name=run_name("-and-".join(labels)),
+        description=f"Cells of {len(labels)} runs: {', '.join(labels)}.",
+        baseline=chosen,
+    )
+    judge = _joint_judge(sources)
+    manifest = RunManifest(
+        autolora_eval_version=__version__,
+        benchmark=benchmark,
+        limit_prompts=max(s.manifest.limit_prompts or 0 for s in sources) or None,
+        limit_seeds=max(s.manifest.limit_seeds or 0 for s in sources) or None,
+        prompts=prompts,
+        prompts_sha256=sha256_bytes("\n".join(prompts).encode()),
+        seeds=seeds,
+        methods=methods,
+        sweep=_joint_sweep(sources, cells),
+        cells=cells,
+        rubric=first.rubric if judge else None,
+        diversity_metrics={name: metric.record() for name, metric in metrics.items()},
+        models=_joint_models(sources),
+        image_sets={
+            cell.id: s.manifest.image_sets[str(cell.cell_in_run)]
+            for cell, s in _with_sources(cells, sources)
+            if cell.cell_in_run in s.manifest.image_sets
+        },
+        features=first.features,
+        judge=judge,
+        packages=first.packages,
+        hardware=first.hardware,
+        compared={source.label: _compared(source) for source in sources},
+    )
+    return manifest, once
+
+
+def _method_names(
+    sources: Sequence[SourceRun], jobs: Sequence[ImageJob]
+) -> tuple[Names, list[Difference]]:
+    """Return the methods' names in the comparison; those with the same images are taken once.
+
+    A name that several runs have is followed by the run's, unless all images are the same and the
+    judge was the same.
+    """
+    having: dict[str, list[SourceRun]] = {}
+    for source in sources:
+        for method in source.manifest.methods:
+            having.setdefault(method, []).append(source)
+    names: Names = {}
+    once: list[Difference] = []
+    for method, runs in having.items():
+        distinct: dict[str, SourceRun] = {}
+        for source in runs:
+            key = _images_key(source, method, jobs, with_judge=_is_judged(sources))
+            if key in distinct:
+                once.append(_taken_once(method, distinct[key], source))
+            else:
+                distinct[key] = source
+        for source in distinct.values():
+            name = method if len(distinct) == 1 else f"{method} ({source.label})"
+            numbered = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
+            taken = set(names.values())
+            names[source.label, method] = next(free for free in numbered if free not in taken)
+    return names, once
+
+
+def _images_key(
+    source: SourceRun, method: str, jobs: Sequence[ImageJob], *, with_judge: bool
+) -> str:
+    """Return a hash of a method's images over the shared prompts and seeds, and of its judge."""
+    cells = [cell.id for cell in source.manifest.cells if cell.method == method]
+    images = {id_: [source.hashes.get((id_, j.prompt, j.seed)) for j in jobs] for id_ in cells}
+    return content_hash([images, source.manifest.judge_key if with_judge else None])
+
+
+def _taken_once(method: str, first: SourceRun, other: SourceRun) -> Difference:
+    message = (
+        f"method '{method}': the very same images in {first.label} and {other.label}; taken once, "
+        f"from {first.label}."
+    )
+    return Difference(what="same images", severity="note", message=message)
+
+
+def _cells(sources: Sequence[SourceRun], names: Names) -> Iterator[CellRecord]:
+    """Yield the cells of all runs under their names in the comparison."""
+    taken: set[str] = set()
+    for source in sources:
+        for cell in source.manifest.cells:
+            name = names.get((source.label, cell.method))
+            if name is None:
+                continue
+            # Some file systems ignore case.
+            id_ = next(id_ for id_ in _ids(cell, name) if id_.lower() not in taken)
+            taken.add(id_.lower())
+            origin = {"run": source.label, "cell_in_run": cell.id}
+            yield cell.model_copy(update={"id": id_, "method": name, **origin})
+
+
+def _ids(cell: CellRecord, method: str) -> Iterator[str]:
+    """Yield the id of a cell with its method renamed, then the same id numbered."""
+    head = f"{slug(cell.model)}--"
+    old = f"{head}{slug(cell.method)}"
+    rest = cell.id.removeprefix(old) if cell.id.startswith(old) else f"--{cell.id}"
+    new = slug(method.replace("/", "-"))
+    for n in itertools.count(1):
+        yield f"{head}{new}{'' if n == 1 else f'-{n}'}{rest}"
+
+
+def _is_judged(sources: Sequence[SourceRun]) -> bool:
+    return all(source.manifest.judge is not None for source in sources)
+
+
+def _joint_judge(sources: Sequence[SourceRun]) -> JudgeRecord | None:
+    """Return the judge of a comparison; None unless all runs have one."""
+    judges = [source.manifest.judge for source in sources if source.manifest.judge is not None]
+    if len(judges) < len(sources):
+        return None
+    keys = list(dict.fromkeys(judge.key for judge in judges))
+    key = keys[0] if len(keys) == 1 else content_hash(keys)
+    repeats = min(judge.repeats for judge in judges)
+    return judges[0].model_copy(update={"key": key, "repeats": repeats})
+
+
+def _joint_sweep(
+    sources: Sequence[SourceRun], cells: Sequence[CellRecord]
+) -> dict[str, SweptParameter]:
+    values: dict[str, dict[SweptValue, None]] = {}
+    for cell in cells:
+        for name, value in cell.point.items():
+            values.setdefault(name, {})[value] = None
+    known = {name: swept for s in sources for name, swept in s.manifest.sweep.items()}
+    return {
+        name: SweptParameter(values=tuple(found), columns=known[name].columns)
+        for name, found in values.items()
+    }
+
+
+def _joint_models(sources: Sequence[SourceRun]) -> dict[str, ModelRecord]:
+    """Return each model as the first run that made images with it has it."""
+    models: dict[str, ModelRecord] = {}
+    for source in sources:
+        for name, model in source.manifest.models.items():
+            if name not in models or (model.pipeline.used and not models[name].pipeline.used):
+                models[name] = model
+    return models
+
+
+def _compared(source: SourceRun) -> ComparedRun:
+    manifest = source.manifest
+    return ComparedRun(
+        manifest_sha256=sha256_file(source.run.folder.manifest),
+        autolora_eval_version=manifest.autolora_eval_version,
+        benchmark_sha256=manifest.benchmark.sha256,
+        packages=manifest.packages,
+        hardware=manifest.hardware,
+        stages=manifest.stages,
+    )
+
+
+def _with_sources(
+    cells: Sequence[CellRecord], sources: Sequence[SourceRun]
+) -> Iterator[tuple[CellRecord, SourceRun]]:
     by_label = {source.label: source for source in sources}
-    for cell in plan.cells:
-        assert isinstance(cell, RecordedCell)
-        _copy_cell(plan, cell, by_label[cell.source].run.folder, folder, judge_key)
-    write_json(folder.manifest, _manifest(plan, sources, found, judge_key))
-
-    from autolora_eval.analysis.tables import write_tables
-
-    update_manifest(folder, counts=write_tables(plan, folder, judge_key))
-    write_report(folder)
+    for cell in cells:
+        yield cell, by_label[str(cell.run)]
 
 
-def _take_over(earlier: RunFolder, folder: RunFolder) -> None:
-    """Keep what people have put into an earlier comparison, their ratings among it.
+# ---- The joint run folder: images linked, features and replies copied, tables written
 
-    Ratings are of images and verdicts: of others than those that were rated they say nothing.
+
+def _check_output(folder: RunFolder, sources: Sequence[SourceRun]) -> None:
+    """Check that the output is a new or empty folder, or an earlier comparison.
+
+    Raises:
+        UsageError: if it is something else, or a run that is compared.
     """
-    made = {file.name for file in folder.path.iterdir()} | _WRITTEN
+    path = folder.path.resolve()
+    for source in sources:
+        own = source.run.folder.path.resolve()
+        if path == own or path in own.parents or own in path.parents:
+            raise UsageError(
+                f"'{folder.path}' would write into '{source.label}', which is compared and must "
+                "stay as it is. Name another --output."
+            )
+    if not folder.path.exists() or (folder.path.is_dir() and not any(folder.path.iterdir())):
+        return
+    manifest = folder.find_manifest() if folder.path.is_dir() else None
+    if manifest is None or manifest.compared is None:
+        raise UsageError(
+            f"'{folder.path}' is not empty and not an earlier comparison. Name another --output."
+        )
+
+
+def _write_whole(
+    manifest: RunManifest,
+    sources: Sequence[SourceRun],
+    folder: RunFolder,
+    finish: Callable[[RunFolder], None],
+    write_report: Callable[[RunFolder], None],
+) -> None:
+    """Write the joint run folder, whole or not at all; an earlier comparison is replaced."""
+    partial = RunFolder(folder.path.with_name(f".partial-{folder.path.name}"))
+    shutil.rmtree(partial.path, ignore_errors=True)  # what a killed process left
+    try:
+        for cell, source in _with_sources(manifest.cells, sources):
+            _copy_cell(manifest, cell, source, partial)
+        partial.write_manifest(manifest)
+        finish(partial)
+        if folder.path.exists():
+            if _keep_added_files(folder, partial):
+                write_report(partial)
+            shutil.rmtree(folder.path)
+        partial.path.rename(folder.path)
+    finally:
+        shutil.rmtree(partial.path, ignore_errors=True)
+
+
+def _keep_added_files(earlier: RunFolder, folder: RunFolder) -> bool:
+    """Keep what people have put into an earlier comparison, and their ratings if they still apply.
+
+    Ratings apply to the images and scores that were rated, and to no others.
+
+    Returns:
+        Whether ratings were kept.
+    """
+    written = {file.name for file in folder.path.iterdir()} | _WRITTEN
     for file in earlier.path.iterdir():
-        if file.name not in made:
+        if file.name not in written:
             file.rename(folder.path / file.name)
-    if earlier.agreement.is_file() and _judged(earlier) == _judged(folder):
-        earlier.agreement.rename(folder.agreement)
-        write_report(folder)
+    agreement = earlier.read_manifest().agreement
+    if agreement is None or _judged_images(earlier) != _judged_images(folder):
+        return False
+    earlier.agreement.rename(folder.agreement)
+    scores = sha256_file(folder.scores)
+    folder.update_manifest(agreement=agreement.model_copy(update={"scores_sha256": scores}))
+    return True
 
 
-def _judged(folder: RunFolder) -> list[str]:
-    """Return every image with what was made of it."""
+def _judged_images(folder: RunFolder) -> list[str]:
+    """Return every image with its scores, in any order of columns and rows."""
     import pandas as pd
 
     scores = pd.read_parquet(folder.scores) if folder.scores.is_file() else pd.DataFrame()
@@ -113,62 +367,32 @@ def _judged(folder: RunFolder) -> list[str]:
     return sorted(map(repr, text.itertuples(index=False, name=None)))
 
 
-def _refuse_place(folder: RunFolder, sources: Sequence[SourceRun]) -> None:
-    """Leave alone all that is not an earlier comparison, and every run that is compared."""
-    place = folder.path.resolve()
-    for source in sources:
-        own = source.run.folder.path.resolve()
-        if place == own or place in own.parents or own in place.parents:
-            raise UsageError(
-                f"'{folder.path}' would write into '{source.label}', which is compared and must "
-                "stay as it is. Name another --output."
-            )
-    if not folder.path.exists():
-        return
-    if not folder.path.is_dir() or (
-        any(folder.path.iterdir()) and COMPARED not in folder.read_manifest()
-    ):
-        raise UsageError(f"'{folder.path}' is not empty and no earlier comparison: name another.")
-
-
-def _judge_key(sources: Sequence[SourceRun]) -> str:
-    keys = list(dict.fromkeys(str(source.section("judge").get("key")) for source in sources))
-    return keys[0] if len(keys) == 1 else content_hash(keys)
-
-
 def _copy_cell(
-    plan: Plan, cell: RecordedCell, source: RunFolder, folder: RunFolder, judge_key: str | None
+    manifest: RunManifest, cell: CellRecord, source: SourceRun, folder: RunFolder
 ) -> None:
     """Take over a cell's images, features and, with a judge, its replies."""
-    wanted = {job.file for job in plan.jobs}
-    rows = [row for row in read_jsonl(source.metadata(cell.cell)) if row["file_name"] in wanted]
+    before, own = source.run.folder, str(cell.cell_in_run)
+    wanted = {job.file for job in manifest.jobs()}
+    rows = [row for row in read_jsonl(before.metadata(own)) if row["file_name"] in wanted]
     for row in rows:
-        _link(
-            source.images(cell.cell) / row["file_name"], folder.images(cell.id) / row["file_name"]
-        )
-    renamed = {"cell": cell.id, "method": cell.method.name}
+        name = row["file_name"]
+        _link(before.images(own) / name, folder.images(cell.id) / name)
+    renamed = {"cell": cell.id, "method": cell.method}
     write_jsonl(folder.metadata(cell.id), [{**row, **renamed} for row in rows])
-    _copy(source.features(cell.cell), folder.features(cell.id))
-    for told in ("failed_images", "image_set"):
-        file = getattr(source, told)(cell.cell)
-        if file.is_file():
-            _copy(file, getattr(folder, told)(cell.id))
-    if judge_key is not None:
-        _copy_replies(source, cell, folder, judge_key)
-
-
-def _copy_replies(source: RunFolder, cell: RecordedCell, folder: RunFolder, judge_key: str) -> None:
-    """Copy the replies that count in the run; of different judges each says whose it was."""
-    own = (source.read_manifest().get("judge") or {}).get("key")
-    replies = JudgementFile(source.judgements(cell.cell)).rows(own)
-    same = own == judge_key
-    JudgementFile(folder.judgements(cell.id)).append(
-        row if same else {**row, "judge_key": judge_key, "judge_key_in_run": own} for row in replies
-    )
+    _copy(before.features(own), folder.features(cell.id))
+    _copy(before.failed_images(own), folder.failed_images(cell.id))
+    _copy(before.image_set(own), folder.image_set(cell.id))
+    key, own_key = manifest.judge_key, source.manifest.judge_key
+    if key is None:
+        return
+    # Replies of different judges name their own.
+    changed = {} if key == own_key else {"judge_key": key, "judge_key_in_run": own_key}
+    replies = JudgementFile(before.judgements(own)).rows(own_key)
+    JudgementFile(folder.judgements(cell.id)).append({**row, **changed} for row in replies)
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where that cannot be; one that is lost stays so."""
+    """Give a file a second name, or copy it where that is not possible; it may be missing."""
     if not source.is_file():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,120 +403,6 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with atomic_write(target) as temporary:
-        shutil.copyfile(source, temporary)
-
-
-def _manifest(
-    plan: Plan, sources: Sequence[SourceRun], found: Sequence[Difference], judge_key: str | None
-) -> Json:
-    first = sources[0]
-    judge = None
-    if judge_key is not None:
-        repeats = min(source.repeats for source in sources)
-        judge = {**first.section("judge"), "key": judge_key, "repeats": repeats}
-    cells = [
-        {
-            **cell.stated,
-            "id": cell.id,
-            "method": cell.method.name,
-            "run": cell.source,
-            "cell_in_run": cell.cell,
-        }
-        for cell in plan.cells
-        if isinstance(cell, RecordedCell)
-    ]
-    return {
-        "autolora_eval_version": __version__,
-        "benchmark_file": f"a comparison of {', '.join(source.label for source in sources)}",
-        COMPARED: {source.label: _made_by(source) for source in sources},
-        "differences": [difference._asdict() for difference in found],
-        "benchmark": plan.benchmark.spec.model_dump(mode="json"),
-        "prompts": list(plan.benchmark.prompts),
-        "prompts_sha256": sha256_bytes("\n".join(plan.benchmark.prompts).encode()),
-        "seeds": list(dict.fromkeys(job.seed for job in plan.jobs)),
-        "limited": any(bool(source.manifest.get("limited")) for source in sources),
-        "cells": cells,
-        "models": _models(sources),
-        "image_sets": _image_sets(plan, sources),
-        "rubric": None if plan.benchmark.rubric is None else plan.benchmark.rubric.model_dump(),
-        "diversity_metrics": {
-            name: measure.to_json() for name, measure in plan.benchmark.diversity.items()
-        },
-        "features": first.section("features"),
-        "judge": judge,
-        "packages": first.section("packages"),
-        "hardware": first.section("hardware"),
-    }
-
-
-def _made_by(source: SourceRun) -> Json:
-    """Return what is known of a run beside its cells: not all runs are of one machine."""
-    kept = ("autolora_eval_version", "benchmark_sha256", "packages", "hardware", "stages", COMPARED)
-    return {
-        "manifest_sha256": sha256_file(source.run.folder.manifest),
-        **{name: source.manifest[name] for name in kept if name in source.manifest},
-    }
-
-
-def _models(sources: Sequence[SourceRun]) -> Json:
-    """Return each model as the first run that made images with it has it."""
-    models: Json = {}
-    for source in sources:
-        for name, model in source.section("models").items():
-            if name not in models or (only_named(models[name]) and not only_named(model)):
-                models[name] = model
-    return models
-
-
-def _image_sets(plan: Plan, sources: Sequence[SourceRun]) -> Json:
-    """Return the accounts of images that were made elsewhere, by cell of the comparison."""
-    accounts = {source.label: source.section("image_sets") for source in sources}
-    return {
-        cell.id: accounts[cell.source][cell.cell]
-        for cell in plan.cells
-        if isinstance(cell, RecordedCell) and cell.cell in accounts[cell.source]
-    }
-
-
-# --------------------
-# Cells of several runs in one paired table and report.
-
-
-def compare(
-    runs: Sequence[str | Path],
-    output: str | Path,
-    *,
-    baseline: str | None = None,
-    allow_different_judges: bool = False,
-) -> tuple[Run, list[Difference]]:
-    """Put the cells of several runs into one table, paired over the prompts and seeds they share.
-
-    Nothing is generated, extracted or judged: images, features and replies are taken from the
-    runs. A method that several runs have is told apart by the run's name, unless all its images
-    are the same.
-
-    Args:
-        runs: two or more finished run folders.
-        output: where the joint run folder is written.
-        baseline: the method that the others are compared with; the first run's where not given.
-        allow_different_judges: compare scores although different judges gave them.
-
-    Returns:
-        The joint run, and in what the runs differ.
-
-    Raises:
-        UsageError: the runs cannot be compared: another extractor, rubric or judge, no prompt or
-            seed in common; or `output` is something else than an earlier comparison.
-    """
-    sources = open_sources(runs)
-    found = differences(sources)
-    refuse(found, allow_different_judges=allow_different_judges)
-    plan, once = recorded_plan(sources, baseline)
-    told = [*found, *once, *without_baseline(plan)]
-    folder = RunFolder(Path(output))
-    merge(plan, sources, folder, told)
-    return open_run(folder.path), told
-
-
-__all__ = ["Difference", "compare"]
+    if source.is_file():
+        with atomic_write(target) as temporary:
+            shutil.copyfile(source, temporary)

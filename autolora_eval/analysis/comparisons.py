@@ -12,7 +12,7 @@ from scipy import stats
 
 from autolora_eval.analysis.cell_estimates import Estimates
 from autolora_eval.analysis.estimates import CONFIDENCE, Estimate
-from autolora_eval.config.plan import Cell
+from autolora_eval.runs.manifest import CellRecord
 from autolora_eval.scoring.diversity import Floats
 
 # Below six pairs no signed ranks are below 0.05: of five, all of one sign have p = 2/2⁵ = 0.0625.
@@ -112,7 +112,7 @@ _NO_DIFFERENCE = 1e-8
 
 
 def compare_with_baseline(
-    cells: Sequence[Cell], estimates: Mapping[str, Estimates], baseline: str, unit: str
+    cells: Sequence[CellRecord], estimates: Mapping[str, Estimates], baseline: str, unit: str
 ) -> pd.DataFrame:
     """Return the paired difference of every cell from the baseline's cell at its sweep point.
 
@@ -136,8 +136,8 @@ def compare_with_baseline(
             rows.append(
                 {
                     "cell": cell.id,
-                    "model": cell.model.name,
-                    "method": cell.method.name,
+                    "model": cell.model,
+                    "method": cell.method,
                     "baseline": baseline,
                     "baseline_cell": base[cell.id],
                     "measure": measure,
@@ -152,30 +152,28 @@ def compare_with_baseline(
     return frame[list(COLUMNS)]
 
 
-def baseline_cells(cells: Sequence[Cell], baseline: str) -> dict[str, str]:
+def baseline_cells(cells: Sequence[CellRecord], baseline: str) -> dict[str, str]:
     """Return the baseline's cell that each other cell is compared with, by cell.
 
     It is the one of the same model whose swept parameters are the cell's own, as far as both take
     them. A cell without a parameter that the baseline was swept over has none: nothing says which
     of the baseline's points it belongs to.
     """
-    by_model: dict[str, list[Cell]] = {}
+    by_model: dict[str, list[CellRecord]] = {}
     for cell in cells:
-        if cell.method.name == baseline:
-            by_model.setdefault(cell.model.name, []).append(cell)
+        if cell.method == baseline:
+            by_model.setdefault(cell.model, []).append(cell)
     found: dict[str, str] = {}
     for cell in cells:
-        if cell.method.name == baseline:
+        if cell.method == baseline:
             continue
-        alike = [
-            other.id for other in by_model.get(cell.model.name, []) if _same_point(cell, other)
-        ]
+        alike = [other.id for other in by_model.get(cell.model, []) if _same_point(cell, other)]
         if len(alike) == 1:
             found[cell.id] = alike[0]
     return found
 
 
-def _same_point(cell: Cell, other: Cell) -> bool:
+def _same_point(cell: CellRecord, other: CellRecord) -> bool:
     return all(other.point.get(name, value) == value for name, value in cell.point.items())
 
 

@@ -24,6 +24,7 @@ from autolora_eval._text import (
 from autolora_eval.analysis._explain_reader import Row, RunReader, is_close, recompute, select
 from autolora_eval.analysis._explanation import Explanation, Section
 from autolora_eval.runs.folder import open_run
+from autolora_eval.runs.manifest import SourceRecord
 from autolora_eval.scoring.diversity import leave_one_out
 from autolora_eval.scoring.rubric import Rubric
 
@@ -92,19 +93,21 @@ def _command(reader: RunReader, *selectors: object) -> str:
 
 
 def _cell_summary(reader: RunReader, row: Row) -> Section:
-    entry = reader.cell_entry(row["cell"])
-    parameters = {k: v for k, v in entry["parameters"].items() if v is not None}
-    swept = {name: format_swept_value(value) for name, value in entry["point"].items()}
-    code = entry.get("code") or {}
+    manifest = reader.run.manifest
+    entry = manifest.cell(row["cell"])
+    method = manifest.methods[entry.method]
+    parameters = {k: v for k, v in entry.parameters.items() if v is not None}
+    swept = {name: format_swept_value(value) for name, value in entry.point.items()}
+    code = method.code
     code_hash = {"sources SHA-256": code.get("sha256")}
     values = {
-        "formula": entry["equation"] or "not given",
-        "source": entry["source"],
+        "formula": method.equation or "not given",
+        "source": method.source,
         "code": _join(code.get("class"), code.get("distribution"), **code_hash) or None,
         "parameters": ", ".join(f"{name} = {value}" for name, value in parameters.items()),
         "swept": ", ".join(f"{name} = {value}" for name, value in swept.items()) or "nothing",
         "NFE per image": "" if math.isnan(row["nfe"]) else f"{row['nfe']:,.10g}",
-        "baseline": reader.section("benchmark").get("baseline", ""),
+        "baseline": manifest.benchmark.baseline,
     }
     return Section("Summary", _texts(values))
 
@@ -165,48 +168,48 @@ def _prompt_rows(reader: RunReader, cell: str) -> list[dict[str, str]]:
 
 def _inputs(reader: RunReader, cell: str) -> Section:
     """Return the inputs that decide a cell's numbers, each with its hash or revision."""
-    manifest, entry = reader.run.manifest, reader.cell_entry(cell)
-    model = reader.section("models", str(reader.cell(cell)["model"]))
-    features, judge = reader.section("features"), reader.section("judge")
+    manifest = reader.run.manifest
+    entry = manifest.cell(cell)
+    model, features, judge = manifest.models[entry.model], manifest.features, manifest.judge
     # In a comparison, a cell was made by one of the compared runs.
-    run = entry.get("run")
-    made_by = manifest if run is None else reader.section("compared", str(run))
-    benchmark = manifest.get("benchmark_file") if run is None else f"benchmark of the run '{run}'"
-    versions = made_by.get("packages") or {}
-    hardware = made_by.get("hardware") or {}
+    made_by = manifest.compared[entry.run] if manifest.compared and entry.run else None
+    if made_by is None:
+        benchmark, benchmark_sha256 = manifest.benchmark.file, manifest.benchmark.sha256
+    else:
+        benchmark, benchmark_sha256 = (
+            f"benchmark of the run '{entry.run}'",
+            made_by.benchmark_sha256,
+        )
+    whose = made_by or manifest
     values = {
-        "pipeline": _source(model.get("pipeline")),
-        "LoRA": _source(model.get("lora")),
-        "run as": _join(model.get("device"), model.get("dtype"), model.get("class")),
-        "settings key": _join(entry.get("settings_key")),
-        "extractor": _join(_source(features.get("identity")), key=features.get("key")),
-        "judge": _join(_source(judge.get("identity")), key=judge.get("key")) if judge else None,
-        "rubric": _join(judge.get("rubric_name"), **{"SHA-256": judge.get("rubric_sha256")})
-        or None,
-        "benchmark": _join(benchmark, **{"SHA-256": made_by.get("benchmark_sha256")}),
-        "prompts": _join(**{"SHA-256": manifest.get("prompts_sha256")}),
+        "pipeline": _source(model.pipeline),
+        "LoRA": _source(model.lora),
+        "run as": _join(model.device, model.dtype, model.pipeline_class),
+        "settings key": _join(entry.settings_key),
+        "extractor": features and _join(_source(features.identity), key=features.key),
+        "judge": judge and _join(_source(judge.identity), key=judge.key),
+        "rubric": judge and _join(judge.rubric_name, **{"SHA-256": judge.rubric_sha256}),
+        "benchmark": _join(benchmark, **{"SHA-256": benchmark_sha256}),
+        "prompts": _join(**{"SHA-256": manifest.prompts_sha256}),
         "software": _join(
-            **{"autolora-eval": made_by.get("autolora_eval_version")},
-            **{name: versions.get(name) for name in PACKAGES},
+            **{"autolora-eval": whose.autolora_eval_version},
+            **{name: whose.packages.get(name) for name in PACKAGES},
         ),
-        "hardware": _join(hardware.get("device"), hardware.get("platform")),
+        "hardware": _join(whose.hardware.device, whose.hardware.platform),
     }
     return Section("Inputs", _texts(values))
 
 
-def _source(identity: Json | None) -> str:
-    """Return where a model's files come from, with their hash or revision."""
-    if not identity:
+def _source(source: SourceRecord | None) -> str:
+    """Return where a model's files come from, with their hash or commit."""
+    if source is None:
         return NOT_RECORDED
-    name = identity.get("name", "")
-    if identity.get("used") is False:
-        return _join(name, "not used: the images were imported")
-    known = _join(**{"SHA-256": identity.get("sha256"), "revision": identity.get("revision")})
-    shown = ("name", "kind", "sha256", "revision")
-    rest = {key: value for key, value in identity.items() if key not in shown}
-    if not known and rest:
-        known = json.dumps(rest, ensure_ascii=False, sort_keys=True)
-    return _join(name, known)
+    if not source.used:
+        return _join(source.name, "not used: the images were imported")
+    known = _join(**{"SHA-256": source.sha256, "commit": source.commit})
+    if not known and source.model_extra:
+        known = json.dumps(source.model_extra, ensure_ascii=False, sort_keys=True)
+    return _join(source.name, known)
 
 
 def _explain_prompt(reader: RunReader, cell: str, prompt_index: int) -> Explanation:
@@ -365,8 +368,9 @@ def _judge_sections(reader: RunReader, prompt: str, replies: list[Json]) -> Iter
         yield Section(f"Judge reply{number}", _texts(values))
         if reply["raw"] is not None:
             yield Section(f"Text of the reply{number}", text=reply["raw"])
-    if replies:
-        question = Rubric.model_validate(reader.section("rubric")).question(prompt)
+    rubric = reader.run.manifest.rubric
+    if replies and rubric is not None:
+        question = Rubric.model_validate(rubric.model_dump()).question(prompt)
         text = f"{question.before}[image]{question.after}"
         yield Section("Question to the judge", text=text)
 

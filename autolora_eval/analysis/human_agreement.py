@@ -28,9 +28,8 @@ from autolora_eval.analysis.reliability import (
     sampling_units,
 )
 from autolora_eval.runs.folder import Run
-from autolora_eval.runs.manifest import update_manifest
+from autolora_eval.runs.manifest import AgreementRecord
 from autolora_eval.scoring.diversity import Floats
-from autolora_eval.scoring.rubric import Score
 
 # The values of the column `compared`: what is compared with people's ratings.
 JUDGE, EXPECTED, RATERS = "judge", "expected", "raters"
@@ -169,15 +168,10 @@ def agreement(run: Run, ratings: str | Path) -> HumanAgreement:
     Raises:
         UsageError: if the run has no judge, or the ratings do not fit the run.
     """
-    rubric = run.manifest.get("rubric") or {}
-    scores = {
-        column: Score.model_validate(score)
-        for column, score in (rubric.get("scores") or {}).items()
-        if column in run.scores
-    }
-    if not scores:
+    rubric = run.manifest.rubric
+    if rubric is None:
         raise UsageError(f"'{run.folder.path}' has no judge's scores to compare with ratings.")
-    rated = read_ratings(Path(ratings), run.scores, scores)
+    rated = read_ratings(Path(ratings), run.scores, rubric.scores)
     rows = [
         row for column in rated.columns.drop([IMAGE, RATER]) for row in _rows(run, rated, column)
     ]
@@ -202,17 +196,15 @@ def write_agreement(run: Run, ratings: Path) -> HumanAgreement:
     found = agreement(run, ratings)
     text = found.table.to_csv(index=False, float_format="%.12g", lineterminator="\n")
     write_text(run.folder.agreement, text)
-    update_manifest(
-        run.folder,
-        agreement={
-            "ratings_file": ratings.name,
-            "ratings_sha256": sha256_file(ratings),
-            "ratings": found.n_ratings,
-            "images": found.n_images,
-            "raters": found.n_raters,
-            "scores_sha256": sha256_file(run.folder.scores),
-        },
+    record = AgreementRecord(
+        ratings_file=ratings.name,
+        ratings_sha256=sha256_file(ratings),
+        ratings=found.n_ratings,
+        images=found.n_images,
+        raters=found.n_raters,
+        scores_sha256=sha256_file(run.folder.scores),
     )
+    run.folder.update_manifest(agreement=record)
     return found
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._text import sanitize
-from autolora_eval.scoring.rubric import Score
+from autolora_eval.runs.manifest import ScoreRecord
 
 MAX_PROBLEMS = 10
 # Columns of this module only. A rubric's score name starts with a letter, so it cannot clash.
@@ -24,7 +24,9 @@ _EXPECTED = (
 )
 
 
-def read_ratings(path: Path, images: pd.DataFrame, scores: Mapping[str, Score]) -> pd.DataFrame:
+def read_ratings(
+    path: Path, images: pd.DataFrame, scores: Mapping[str, ScoreRecord]
+) -> pd.DataFrame:
     """Read a file of ratings. Each row is one person's rating of one image.
 
     A row names its image by `file`, as in scores.parquet, or by `cell`, `seed` and `prompt` or
@@ -97,7 +99,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return table.fillna("").set_axis(range(2, len(table) + 2))
 
 
-def _rated_columns(path: Path, names: list[str], scores: Mapping[str, Score]) -> list[str]:
+def _rated_columns(path: Path, names: list[str], scores: Mapping[str, ScoreRecord]) -> list[str]:
     """Return the columns that are scores.
 
     Raises:
@@ -173,7 +175,7 @@ class _ImageIndex:
 
 
 def _read_row(
-    row: Mapping[str, str], index: _ImageIndex, scores: Mapping[str, Score]
+    row: Mapping[str, str], index: _ImageIndex, scores: Mapping[str, ScoreRecord]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the rating of a row, and what is wrong with the row."""
     image = index.find({name: row[name] for name in IDENTITY if row.get(name)})
@@ -189,7 +191,7 @@ def _read_row(
     return rating, problems
 
 
-def _rating_value(text: str, score: Score) -> float:
+def _rating_value(text: str, score: ScoreRecord) -> float:
     """Return a rating; NaN for an empty field.
 
     Raises:

@@ -1,13 +1,12 @@
-"""What is measured: one declaration a measure feeds tables, figures, comparisons and report."""
+"""The metrics of a run: what tables, figures, comparisons and report know of each column."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from autolora_eval.scoring.rubric import Score
+from autolora_eval.runs.manifest import DiversityMetricRecord, RunManifest, ScoreRecord
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,15 @@ DIVERSITY = Measure(
 )
 
 
-def measures(scores: Mapping[str, Score], extra: Iterable[Mapping[str, Any]] = ()) -> list[Measure]:
-    """Return the measures of a run: diversity, each judged score, each product, and the extra ones.
-
-    Args:
-        scores: the rubric's scores by column; empty without a judge.
-        extra: the measures of diversity that the benchmark asks for, as `DiversityMetric.stated`
-            has them, and as the manifest records them.
-    """
+def measures(manifest: RunManifest) -> list[Measure]:
+    """Return the metrics of a run: diversity, each score, each product, the other diversities."""
+    scores = {} if manifest.rubric is None else manifest.rubric.scores
     judged = [_score(column, score) for column, score in scores.items()]
-    return [DIVERSITY, *judged, *(_product(score) for score in judged), *map(_extra, extra)]
+    extra = map(_extra, manifest.diversity_metrics.values())
+    return [DIVERSITY, *judged, *(_product(score) for score in judged), *extra]
 
 
-def _score(column: str, score: Score) -> Measure:
+def _score(column: str, score: ScoreRecord) -> Measure:
     return Measure(
         column=column,
         display_name=score.display_name,
@@ -91,15 +86,14 @@ def _product(score: Measure) -> Measure:
     )
 
 
-def _extra(stated: Mapping[str, Any]) -> Measure:
-    low, high = stated.get("low"), stated.get("high")
+def _extra(metric: DiversityMetricRecord) -> Measure:
     return Measure(
-        column=str(stated["name"]),
-        display_name=str(stated["display_name"]),
-        label=str(stated["label"]),
+        column=metric.name,
+        display_name=metric.display_name,
+        label=metric.label,
         kind="extra",
-        higher_is_better=bool(stated["higher_is_better"]),
-        low=-math.inf if low is None else low,
-        high=math.inf if high is None else high,
-        source=str(stated["source"]),
+        higher_is_better=metric.higher_is_better,
+        low=-math.inf if metric.low is None else metric.low,
+        high=math.inf if metric.high is None else metric.high,
+        source=metric.source,
     )

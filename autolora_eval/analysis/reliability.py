@@ -18,8 +18,8 @@ from autolora_eval.analysis.estimates import (
     no_interval,
     unit_members,
 )
-from autolora_eval.config.plan import Plan
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.scoring.diversity import Floats
 from autolora_eval.scoring.judgement_store import JudgementFile, JudgementKey
 
@@ -195,23 +195,20 @@ def unscored_by_reason(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["cell", "reason", "n_unscored", "n_images", "share"])
 
 
-def write_reliability(
-    plan: Plan, folder: RunFolder, scores: pd.DataFrame, judge_key: str | None
-) -> None:
-    """Write reliability.csv and unscored.csv; without a judge, see that there are none.
+def write_reliability(manifest: RunManifest, folder: RunFolder, scores: pd.DataFrame) -> None:
+    """Write reliability.csv and unscored.csv; without a judge, remove them.
 
     Args:
-        plan: what was run.
+        manifest: of the run.
         folder: where judgements are, and tables go.
-        scores: one row an image, from `join_scores`.
-        judge_key: content key of judge and rubric; None without a judge.
+        scores: one row per image, from `join_scores`.
     """
-    rubric, spec = plan.benchmark.rubric, plan.benchmark.spec.judge
-    if rubric is None or spec is None:
+    if manifest.judge is None:
         for path in (folder.reliability, folder.unscored):
             path.unlink(missing_ok=True)
         return
-    table = reliability(folder, scores, list(rubric.scores), judge_key, spec.repeats)
+    judge = manifest.judge
+    table = reliability(folder, scores, manifest.score_columns, judge.key, judge.repeats)
     for path, frame in ((folder.reliability, table), (folder.unscored, unscored_by_reason(scores))):
         write_text(path, frame.to_csv(index=False, float_format="%.12g", lineterminator="\n"))
 

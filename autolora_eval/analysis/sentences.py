@@ -11,7 +11,7 @@ import pandas as pd
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, format_swept_value, point_label, sanitize
 from autolora_eval.analysis.metric_columns import Measure
-from autolora_eval.config.plan import Cell
+from autolora_eval.runs.manifest import CellRecord
 
 SIGNIFICANCE = 0.05
 Row = Mapping[str, Any]
@@ -140,7 +140,7 @@ def round_up(n: int) -> int:
 
 
 def with_sentences(
-    comparisons: pd.DataFrame, cells: Sequence[Cell], metrics: Sequence[Measure]
+    comparisons: pd.DataFrame, cells: Sequence[CellRecord], metrics: Sequence[Measure]
 ) -> pd.DataFrame:
     """Return the comparisons with a column `sentence`.
 
@@ -151,12 +151,12 @@ def with_sentences(
     """
     by_id = {cell.id: cell for cell in cells}
     by_column = {metric.column: metric for metric in metrics}
-    several_models = len({cell.model.name for cell in cells}) > 1
+    several_models = len({cell.model for cell in cells}) > 1
     sentences = []
     for row in comparisons.to_dict("records"):
         cell, base = by_id[row["cell"]], by_id[row["baseline_cell"]]
         shared = {name: value for name, value in cell.point.items() if name in base.point}
-        models = [cell.model.name] if several_models else []
+        models = [cell.model] if several_models else []
         where = sanitize(", ".join([*models, *([_at(shared)] if shared else [])]))
         named = {str(key): value for key, value in row.items()}
         metric = by_column[row["measure"]]
@@ -165,10 +165,10 @@ def with_sentences(
     return comparisons.assign(sentence=pd.array(sentences, dtype="string"))
 
 
-def _name(cell: Cell, other: Cell) -> str:
+def _name(cell: CellRecord, other: CellRecord) -> str:
     """Return a method's name, with the swept parameters that only it takes."""
     own = {name: value for name, value in cell.point.items() if name not in other.point}
-    return f"{cell.method.name} ({_at(own)})" if own else cell.method.name
+    return f"{cell.method} ({_at(own)})" if own else cell.method
 
 
 def _at(point: Mapping[str, Any]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from autolora_eval._errors import UsageError, did_you_mean
-from autolora_eval._files import Json, atomic_write, write_text
+from autolora_eval._files import atomic_write, write_text
 from autolora_eval._text import format_swept_value
 from autolora_eval.analysis.cell_estimates import (
     Estimates,
@@ -22,75 +23,78 @@ from autolora_eval.analysis.comparisons import baseline_cells, compare_with_base
 from autolora_eval.analysis.metric_columns import Measure, measures
 from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import (
-    failed_image_reasons,
     join_scores,
     one_type_a_column,
-    planned_features,
+    scored_features,
     with_image_errors,
+    write_timings,
 )
 from autolora_eval.analysis.sentences import with_sentences
 from autolora_eval.analysis.table_layout import Results, choose_layout
 from autolora_eval.analysis.table_text import latex, markdown
-from autolora_eval.analysis.timings import write_timings
-from autolora_eval.config.plan import Cell, Plan
-from autolora_eval.config.sweep_grid import fields_of
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import CellRecord, CountsRecord, RunManifest
+from autolora_eval.scoring.diversity_metric import DiversityMetric
 
 
-def write_tables(plan: Plan, folder: RunFolder, judge_key: str | None) -> Json:
+def write_tables(
+    manifest: RunManifest,
+    folder: RunFolder,
+    metrics: Sequence[DiversityMetric] = (),
+    published: Path | None = None,
+) -> CountsRecord:
     """Join what the stages wrote into scores, diversities, table and comparisons.
 
     Args:
-        plan: what was run.
+        manifest: what was run.
         folder: where everything is.
-        judge_key: content key of judge and rubric; None without a judge.
+        metrics: the diversity metrics of the manifest, in its order.
+        published: CSV file of published values.
 
     Returns:
         Counts for the manifest.
     """
-    scores = join_scores(plan, folder, judge_key)
-    features = planned_features(folder, scores)
-    scores = with_image_errors(scores, features, failed_image_reasons(plan, folder))
-    extra = list(plan.benchmark.diversity.values())
-    references = References(reference_cells(plan), scores, features.get)
-    prompts = prompt_diversities(scores, features, extra, references)
-    rubric = plan.benchmark.rubric
-    columns = [] if rubric is None else list(rubric.scores)
+    scores = join_scores(manifest, folder)
+    features = scored_features(folder, scores)
+    scores = with_image_errors(scores, features, manifest, folder)
+    references = References(reference_cells(manifest), scores, features.get)
+    prompts = prompt_diversities(scores, features, metrics, references)
+    cells = manifest.cells
     estimates = {
         cell.id: cell_estimates(
             scores[scores["cell"] == cell.id],
             prompts[prompts["cell"] == cell.id],
             features[cell.id],
-            columns,
-            extra,
+            manifest.score_columns,
+            metrics,
             references,
         )
-        for cell in plan.cells
+        for cell in cells
     }
-    shown = _measures(plan)
-    rows = [_row(cell, scores, prompts, estimates[cell.id], shown) for cell in plan.cells]
-    # Methods differ in their parameters: those of all stand before what was measured.
-    parameters = dict.fromkeys(name for cell in plan.cells for name in cell.columns)
-    columns_in_order = dict.fromkeys(("cell", "model", "method", *parameters, *rows[0]))
-    table = _with_published(pd.DataFrame(rows, columns=list(columns_in_order)), plan)
+    shown = measures(manifest)
+    rows = [_row(cell, scores, prompts, estimates[cell.id], shown) for cell in cells]
+    # Methods differ in their parameters: those of all come before what was measured.
+    parameters = dict.fromkeys(name for cell in cells for name in cell.parameters)
+    columns = dict.fromkeys(("cell", "model", "method", *parameters, *rows[0]))
+    table = pd.DataFrame(rows, columns=list(columns))
+    if published is not None:
+        table = _with_published(table, published, manifest)
     unit = "prompt" if scores["prompt_index"].nunique() > 1 else "seed"
-    comparisons = compare_with_baseline(
-        plan.cells, estimates, plan.benchmark.spec.baseline_method, unit
-    )
-    comparisons = with_sentences(comparisons, plan.cells, shown)
+    comparisons = compare_with_baseline(cells, estimates, manifest.benchmark.baseline, unit)
+    comparisons = with_sentences(comparisons, cells, shown)
     _write_frames(folder, scores, prompts, table, comparisons)
-    _write_readable(plan, folder, table, shown, _reasons(scores, prompts, table, shown))
-    write_reliability(plan, folder, scores, judge_key)
-    write_timings(plan, folder)
-    return {
-        "images": len(scores),
-        "missing": int(scores["image_error"].notna().sum()),
-        "unscored": int(scores["unscored_reason"].notna().sum()),
-    }
+    _write_readable(manifest, folder, table, shown, _reasons(scores, prompts, table, shown))
+    write_reliability(manifest, folder, scores)
+    write_timings(manifest, folder)
+    return CountsRecord(
+        images=len(scores),
+        missing=int(scores["image_error"].notna().sum()),
+        unscored=int(scores["unscored_reason"].notna().sum()),
+    )
 
 
 def _row(
-    cell: Cell,
+    cell: CellRecord,
     scores: pd.DataFrame,
     prompts: pd.DataFrame,
     estimates: Estimates,
@@ -100,28 +104,26 @@ def _row(
     spread = prompts[prompts["cell"] == cell.id]
     row: dict[str, Any] = {
         "cell": cell.id,
-        "model": cell.model.name,
-        "method": cell.method.name,
-        **cell.columns,
+        "model": cell.model,
+        "method": cell.method,
+        **cell.parameters,
         "n_images": len(images),
         "n_missing": int(images["image_error"].notna().sum()),
         "n_unscored": int(images["unscored_reason"].notna().sum()),
         "n_undefined_prompts": int(spread["diversity"].isna().sum()),
-        "nfe": _passes(cell, images),
+        "nfe": cell.nfe if cell.nfe is not None else _counted_nfe(images),
     }
     for measure in shown:
         estimate, column = estimates[measure.column], measure.column
-        # Few units make wide t-intervals: what no measurement can give is cut off.
+        # Few units make wide t-intervals: values outside the metric's range are cut off.
         low, high = np.clip(estimate.interval(), measure.low, measure.high)
         row |= {column: estimate.value, f"{column}_low": low, f"{column}_high": high}
     scores_shown = [measure.column for measure in shown if measure.kind == "score"]
     return row | prompt_mean_products(images, spread, scores_shown)
 
 
-def _passes(cell: Cell, images: pd.DataFrame) -> float | None:
-    """Return the passes of a cell's images: declared, or else the mean of those counted."""
-    if cell.method.definition.nfe_is_exact:
-        return cell.nfe
+def _counted_nfe(images: pd.DataFrame) -> float | None:
+    """Return the mean of the counted function evaluations of a cell's images."""
     counted = pd.to_numeric(images["nfe"]).dropna()
     if counted.empty:
         return None
@@ -129,82 +131,64 @@ def _passes(cell: Cell, images: pd.DataFrame) -> float | None:
     return int(mean) if mean.is_integer() else mean
 
 
-def reference_cells(plan: Plan) -> dict[str, str]:
-    """Return the cell that each other's diversity is compared with, where a measure does that."""
-    reference = plan.benchmark.spec.diversity_reference
-    return {} if reference is None else baseline_cells(plan.cells, reference)
+def reference_cells(manifest: RunManifest) -> dict[str, str]:
+    """Return for each cell the one whose images are its reference set, if metrics need any."""
+    reference = manifest.benchmark.diversity_reference
+    return {} if reference is None else baseline_cells(manifest.cells, reference)
 
 
-def _measures(plan: Plan) -> list[Measure]:
-    rubric = plan.benchmark.rubric
-    stated = [measure.to_json() for measure in plan.benchmark.diversity.values()]
-    return measures({} if rubric is None else rubric.scores, stated)
+def read_published(file: Path, manifest: RunManifest) -> tuple[pd.DataFrame, list[str]]:
+    """Return published values, column `x` renamed to `x_published`, and the columns of their key.
 
-
-def check_published(plan: Plan) -> None:
-    """Check that the published values can stand beside ours, before anything is generated.
+    Args:
+        file: CSV file of published values.
+        manifest: of the run that they are shown beside.
 
     Raises:
-        UsageError: they cannot.
+        UsageError: if the file cannot be read, has no column `method` or no column for a swept
+            parameter, has a column that the table does not have, or two rows for one cell.
     """
-    if plan.benchmark.published is not None:
-        _read_published(plan)
-
-
-def _read_published(plan: Plan) -> tuple[pd.DataFrame, list[str]]:
-    """Return the published values, `x` renamed to `x_published`, and what names a row.
-
-    Raises:
-        UsageError: the file cannot be read, lacks a column `method` or one that would tell
-            the points of a sweep apart, has one that is not measured, or two rows for one cell.
-    """
-    file = plan.benchmark.published
-    assert file is not None
     try:
         published = pd.read_csv(file, dtype={"model": str, "method": str})
-    except ValueError as error:  # also pandas' own for a file that is empty or no CSV
+    except ValueError as error:  # also pandas' own for a file that is empty or not a CSV file
         raise UsageError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
-    measured = [measure.column for measure in _measures(plan)]
-    numbered = [key for cell in plan.cells for key in cell.columns if key != "guider"]
-    keys = [key for key in dict.fromkeys(("model", "method", *numbered)) if key in published]
+    measured = [measure.column for measure in measures(manifest)]
+    parameters = [key for cell in manifest.cells for key in cell.parameters if key != "guider"]
+    keys = [key for key in dict.fromkeys(("model", "method", *parameters)) if key in published]
     values = [column for column in published if column not in keys]
     strange = [str(column) for column in values if column not in (*measured, "nfe")]
-    if "method" not in keys or strange:
-        problem = (
-            f"column '{strange[0]}' is none of the table's" if strange else "no column 'method'"
-        )
-        near = did_you_mean(strange[0], measured) if strange else ""
-        raise UsageError(f"{file}: {problem}.{near}")
+    if "method" not in keys:
+        raise UsageError(f"{file}: no column 'method'.")
+    if strange:
+        near = did_you_mean(strange[0], measured)
+        raise UsageError(f"{file}: column '{strange[0]}' is not a column of the table.{near}")
     numbers = [column for column in published if column not in ("model", "method")]
     words = [column for column in numbers if not pd.api.types.is_numeric_dtype(published[column])]
     if words:
-        raise UsageError(f"{file}: column '{words[0]}' holds something else than numbers.")
-    _refuse_one_for_many(plan, keys)
+        raise UsageError(f"{file}: column '{words[0]}' holds values that are not numbers.")
+    _check_swept_columns(file, manifest, keys)
     twice = published[published.duplicated(keys)]
     if len(twice):
         raise UsageError(f"{file}: two rows for {', '.join(map(str, twice.iloc[0][keys]))}.")
     return published.rename(columns={column: f"{column}_published" for column in values}), keys
 
 
-def _refuse_one_for_many(plan: Plan, keys: Sequence[str]) -> None:
-    """Refuse published values that would stand beside every value of a sweep."""
-    for cell in plan.cells:
-        for name in cell.point:
-            lacking = [key for key in fields_of(name) if key not in keys]
-            if lacking and len(plan.benchmark.sweep.values[name]) > 1:
-                raise UsageError(
-                    f"{plan.benchmark.published}: no column '{lacking[0]}', so that one row would "
-                    f"stand beside every value of sweep.{name}. Add the column, empty where a "
-                    "method has no such parameter."
-                )
+def _check_swept_columns(file: Path, manifest: RunManifest, keys: Sequence[str]) -> None:
+    """Refuse published values that would be shown beside every value of a sweep."""
+    for name, swept in manifest.sweep.items():
+        lacking = [column for column in swept.columns if column not in keys]
+        is_taken = any(name in cell.point for cell in manifest.cells)
+        if lacking and is_taken and len(swept.values) > 1:
+            raise UsageError(
+                f"{file}: no column '{lacking[0]}', so that one row would stand beside every value "
+                f"of sweep.{name}. Add the column, empty where a method has no such parameter."
+            )
 
 
-def _with_published(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
-    """Put published values beside ours: `x` of the file becomes the column `x_published`."""
-    if plan.benchmark.published is None:
-        return table
-    published, keys = _read_published(plan)
-    # A parameter that no cell has is a column of None, which is no number to be merged on.
+def _with_published(table: pd.DataFrame, file: Path, manifest: RunManifest) -> pd.DataFrame:
+    """Return the table with published values beside ours."""
+    published, keys = read_published(file, manifest)
+    # A parameter that no cell has is a column of None, which cannot be merged on as a number.
     numbers = {key: pd.to_numeric(table[key]) for key in keys if key not in ("model", "method")}
     return table.assign(**numbers).merge(published, on=keys, how="left", validate="many_to_one")
 
@@ -230,19 +214,19 @@ def _write_frames(
 
 
 def _write_readable(
-    plan: Plan,
+    manifest: RunManifest,
     folder: RunFolder,
     table: pd.DataFrame,
     shown: Sequence[Measure],
     reasons: Mapping[tuple[str, str], str],
 ) -> None:
     sweep = {
-        name: [format_swept_value(value) for value in values]
-        for name, values in plan.benchmark.sweep.values.items()
+        name: [format_swept_value(value) for value in swept.values]
+        for name, swept in manifest.sweep.items()
     }
     points = {
         cell.id: {name: format_swept_value(value) for name, value in cell.point.items()}
-        for cell in plan.cells
+        for cell in manifest.cells
     }
     rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     layout = choose_layout(Results(rows, shown, sweep, points, reasons))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autolora_eval._errors import UsageError
-from autolora_eval._files import content_hash, prompt_folder, slug
+from autolora_eval._files import content_hash, slug
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.load import LoadedBenchmark, ResolvedMethod, ResolvedModel
 from autolora_eval.config.sweep_grid import (
@@ -20,6 +20,7 @@ from autolora_eval.config.sweep_grid import (
 )
 from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.runs.columns import parameter_column
+from autolora_eval.runs.manifest import ImageJob
 
 # A PNG of a generated picture takes about this many bytes a pixel (measured on SDXL's: 1.3 to 1.7).
 PNG_BYTES_PER_PIXEL = 1.6
@@ -69,27 +70,6 @@ class Cell:
 def _in_a_column(value: object) -> object:
     """Return a parameter as it stands in a column: a list or a map as JSON text."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
-
-
-@dataclass(frozen=True, slots=True)
-class ImageJob:
-    """One image to be made: a prompt and a seed.
-
-    Attributes:
-        prompt_index: place of the prompt in the benchmark, from 0.
-        prompt: its text.
-        seed: seeds the image's own generator.
-        file: path below the cell's image folder.
-    """
-
-    prompt_index: int
-    prompt: str
-    seed: int
-
-    @property
-    def file(self) -> str:
-        """Path of the image below the cell's image folder."""
-        return f"{prompt_folder(self.prompt)}/{self.seed}.png"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from autolora_eval._files import Json, atomic_write, read_jsonl, sha256_file, write_jsonl
-from autolora_eval.config.plan import Cell, ImageJob
+from autolora_eval.config.plan import Cell
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import ImageJob
 
 # Key of a metadata row: the hash of the file that an imported image was copied from.
 SOURCE_HASH = "source_sha256"

@@ -12,7 +12,7 @@ from autolora_eval._devices import free_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance
 from autolora_eval.config.load import ResolvedModel
-from autolora_eval.config.plan import Cell, ImageJob
+from autolora_eval.config.plan import Cell
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
 from autolora_eval.generation.guards import (
@@ -23,6 +23,7 @@ from autolora_eval.generation.guards import (
 from autolora_eval.generation.sampler_backend import failure_reason
 from autolora_eval.guidance.method import GuiderMethod
 from autolora_eval.runs.images import SECONDS
+from autolora_eval.runs.manifest import ImageJob
 
 Todo = tuple[ImageDataset, Sequence[ImageJob]]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._files import Json, content_hash, sha256_bytes
+from autolora_eval._files import content_hash, sha256_bytes
 from autolora_eval._progress import Advance
 from autolora_eval.config.image_set_benchmark import check_no_overlap
-from autolora_eval.config.plan import Cell, ImageJob, Plan, make_plan
+from autolora_eval.config.plan import Cell, Plan, make_plan
 from autolora_eval.generation.dataset import SOURCE_HASH, ImageDataset
 from autolora_eval.generation.image_matching import Matching, match
 from autolora_eval.generation.image_readers import MAX_BYTES, ImageSet, read_image_set
@@ -24,6 +24,7 @@ from autolora_eval.generation.image_validation import (
 )
 from autolora_eval.guidance.method import ImageSetMethod
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import ImageJob, ImageSetRecord
 
 MISSING_FILE = "missing_file"
 UNREADABLE = "unreadable_file"
@@ -73,11 +74,14 @@ class ImageImport:
 
     def is_reported(self, run: RunFolder) -> bool:
         """Return True if the run folder has the import report of exactly this set."""
-        sections = run.read_manifest().get("image_sets") or {}
-        reported = (sections.get(self.cell.id) or {}).get("import_key")
-        return bool(reported == self.import_key and run.image_set(self.cell.id).is_file())
+        manifest = run.find_manifest()
+        reported = None if manifest is None else manifest.image_sets.get(self.cell.id)
+        is_same = reported is not None and reported.import_key == self.import_key
+        return is_same and run.image_set(self.cell.id).is_file()
 
-    def run(self, dataset: ImageDataset, jobs: Iterable[ImageJob], advance: Advance) -> Json:
+    def run(
+        self, dataset: ImageDataset, jobs: Iterable[ImageJob], advance: Advance
+    ) -> ImageSetRecord:
         """Copy the images that the run folder lacks, and report on every image of the set.
 
         Args:
@@ -145,7 +149,7 @@ class ImageImport:
     def _origin(self, job: ImageJob) -> dict[str, str]:
         return {"source": self.matching.found[job].name, SOURCE_HASH: self.hashes[job]}
 
-    def _report(self, dataset: ImageDataset, infos: Mapping[ImageJob, ImageInfo]) -> Json:
+    def _report(self, dataset: ImageDataset, infos: Mapping[ImageJob, ImageInfo]) -> ImageSetRecord:
         issues = find_issues(self.matching, infos, self.cell.model.size)
         write_issues(dataset.run.image_set(self.cell.id), issues)
         if dataset.is_empty:
@@ -153,16 +157,15 @@ class ImageImport:
         reasons = dict.fromkeys((job.file for job in self.matching.missing), "not_in_the_set")
         reasons |= {job.file: info.problem for job, info in infos.items() if info.problem}
         dataset.record_failures(reasons)
-        return {
-            "read_as": self.images.form,
-            "images": len(self.images.records) + len(self.images.unlisted),
-            "matched": len(self.matching.found),
-            "beyond_limits": self.matching.n_beyond,
-            "seeds_by_order": self.matching.seeds_by_order,
-            "settings_key": self.settings_key,
-            "import_key": self.import_key,
-            **count_issues(issues),
-        }
+        return ImageSetRecord(
+            read_as=self.images.form,
+            images=len(self.images.records) + len(self.images.unlisted),
+            matched=len(self.matching.found),
+            beyond_limits=self.matching.n_beyond,
+            seeds_by_order=self.matching.seeds_by_order,
+            settings_key=self.settings_key,
+            import_key=self.import_key,
+        ).model_copy(update=count_issues(issues))
 
     def _no_usable_image(
         self, infos: Mapping[ImageJob, ImageInfo], report: Path

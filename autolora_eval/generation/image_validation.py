@@ -16,10 +16,10 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from autolora_eval._files import Json, sha256_bytes, write_text
-from autolora_eval.config.plan import ImageJob
 from autolora_eval.generation.image_matching import Matching
 from autolora_eval.generation.image_readers import MAX_BYTES, ImageRecord
 from autolora_eval.runs.images import MAX_PIXELS, unwarned
+from autolora_eval.runs.manifest import ImageJob
 
 _CONVERTED_MODES = ("CMYK", "YCbCr", "LAB", "HSV")
 # 32-bit integers and floats: the file does not say which values are black and white.

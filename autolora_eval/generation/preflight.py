@@ -119,9 +119,12 @@ def _judge_server(plan: Plan, output: Path) -> None:
     judge = plan.benchmark.spec.judge
     if judge is None or judge.backend != "openai":
         return
+    from autolora_eval.config.stage_inputs import judge_settings
     from autolora_eval.scoring.judging import completed_judging
 
-    if completed_judging(plan, RunFolder(output)) is not None:
+    folder = RunFolder(output)
+    manifest = folder.find_manifest()
+    if manifest and completed_judging(judge_settings(plan), manifest, folder) is not None:
         return  # all is judged: no server is needed
     if judge.launch:
         from autolora_eval.scoring.judges.vllm_command import check_launch

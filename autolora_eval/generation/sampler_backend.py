@@ -18,11 +18,11 @@ from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance
-from autolora_eval.config.plan import ImageJob
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
 from autolora_eval.guidance.method import SamplerMethod
 from autolora_eval.runs.images import SECONDS
+from autolora_eval.runs.manifest import ImageJob
 
 # If the first images of a cell all fail, the rest is not tried: each may take a minute to fail.
 GIVE_UP_AFTER = 8

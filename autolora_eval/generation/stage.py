@@ -16,13 +16,14 @@ from autolora_eval._files import Json, content_hash
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import identity, lora_identity
 from autolora_eval.config.load import ResolvedModel
-from autolora_eval.config.plan import Cell, ImageJob, Plan
+from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.guider_backend import GuidedModel
 from autolora_eval.generation.image_import import ImageImport
 from autolora_eval.generation.sampler_backend import SampledCell, run_sampler
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import ImageJob, ImageSetRecord
 
 
 @dataclass
@@ -38,7 +39,7 @@ class GenerationResult:
     """
 
     models: dict[str, Json] = field(default_factory=dict)
-    image_sets: dict[str, Json] = field(default_factory=dict)
+    image_sets: dict[str, ImageSetRecord] = field(default_factory=dict)
     settings_keys: dict[str, str] = field(default_factory=dict)
     made: int = 0
     reused: int = 0
@@ -238,7 +239,7 @@ def _describe(pipeline: LoraPipeline) -> Json:
     scheduler = pipeline.pipe.scheduler
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     return {
-        "class": type(pipeline.pipe).__name__,
+        "pipeline_class": type(pipeline.pipe).__name__,
         "scheduler": {"class": type(scheduler).__name__, **config},
         "lora_layers": pipeline.lora_layers,
     }

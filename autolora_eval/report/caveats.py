@@ -7,6 +7,7 @@ from autolora_eval._text import as_finite_float, format_alpha, sanitize, truncat
 from autolora_eval.analysis.reliability import TENTATIVE_ALPHA
 from autolora_eval.report.judge_reliability import of_all_cells, source
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, in_words, tally
+from autolora_eval.runs.manifest import ImageSetRecord
 
 REASONS_SHOWN = 5
 CELLS_NAMED = 4
@@ -43,61 +44,43 @@ def caveats(view: RunView) -> list[str]:
 
 
 def _miniatures(view: RunView) -> list[str]:
+    manifest = view.manifest
     sources = {
-        truncate(name, NAME_LENGTH): str(_pipeline(model).get("name", ""))
-        for name, model in view.section("models").items()
+        truncate(name, NAME_LENGTH): model.pipeline.name for name, model in manifest.models.items()
     }
-    sources["the extractor"] = str(view.manifest_value("features", "model"))
-    sources["the judge"] = str(view.manifest_value("judge", "model"))
+    sources["the extractor"] = manifest.features.model if manifest.features else ""
+    sources["the judge"] = manifest.judge.model if manifest.judge else ""
     names = [name for name, source in sources.items() if source.startswith("miniature:")]
     return [say.miniatures(names)] if names else []
 
 
-def _pipeline(model: object) -> Row:
-    pipeline = model.get("pipeline") if isinstance(model, dict) else None
-    return pipeline if isinstance(pipeline, dict) else {}
-
-
 def _limits(view: RunView) -> list[str]:
-    if not view.manifest_value("limited"):
+    manifest = view.manifest
+    if not manifest.is_limited:
         return []
-    prompts, seeds = view.manifest_value("prompts"), view.manifest_value("seeds")
-    known = isinstance(prompts, list) and isinstance(seeds, list)
-    return [say.limited(len(prompts), len(seeds)) if known else say.limited(0, 0)]
+    return [say.limited(len(manifest.prompts), len(manifest.seeds))]
 
 
 def _differences(view: RunView) -> list[str]:
     """Return how the runs of a comparison differ."""
-    found = view.manifest_value("differences")
-    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
-    messages = [truncate(row.get("message"), MESSAGE_LENGTH) for row in rows[:DIFFERENCES_SHOWN]]
+    rows = view.manifest.differences
+    messages = [truncate(row.message, MESSAGE_LENGTH) for row in rows[:DIFFERENCES_SHOWN]]
     left = len(rows) - len(messages)
     return [*map(say.difference, messages), *([say.more_differences(left)] if left else [])]
 
 
 def _imported(view: RunView) -> list[str]:
     """Return which cells' images were made elsewhere, and what was wrong with them."""
-    ids = {str(row["cell"]) for row in view.rows}
-    sets = {
-        cell: found
-        for cell, found in view.section("image_sets").items()
-        if cell in ids and isinstance(found, dict)
-    }
+    sets = view.manifest.image_sets
     shown = [_import_report(view, cell, sets[cell]) for cell in [*sets][:CELLS_NAMED]]
     left = len(sets) - len(shown)
     return [*shown, say.more_imported(left)] if left else shown
 
 
-def _import_report(view: RunView, cell: str, found: Row) -> str:
-    counts = {name: _count(found, name) for name in _ISSUES}
-    issues = [(counts[name], words) for name, words in _ISSUES.items() if counts[name]]
-    return say.imported(
-        _cell_name(view, cell),
-        _count(found, "matched"),
-        issues,
-        _count(found, "beyond_limits"),
-        bool(found.get("seeds_by_order")),
-    )
+def _import_report(view: RunView, cell: str, found: ImageSetRecord) -> str:
+    issues = [(n, words) for name, words in _ISSUES.items() if (n := getattr(found, name))]
+    name, beyond = _cell_name(view, cell), found.beyond_limits
+    return say.imported(name, found.matched, issues, beyond, found.seeds_by_order)
 
 
 def _count(row: Row, key: str) -> int:
@@ -139,9 +122,7 @@ def _undefined(view: RunView) -> list[str]:
 
 
 def _judge(view: RunView) -> list[str]:
-    if not view.judged:
-        return [say.no_judge()]
-    return [] if view.rubric_is_recorded else [say.no_rubric()]
+    return [] if view.judged else [say.no_judge()]
 
 
 def _often_unscored(view: RunView) -> list[str]:

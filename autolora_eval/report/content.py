@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from autolora_eval._sentences import Sentences
-from autolora_eval._text import NOT_RECORDED, truncate
+from autolora_eval._text import truncate
 from autolora_eval.analysis.table_layout import Table
 from autolora_eval.report.caveats import caveats
 from autolora_eval.report.cost import cost_sentence, cost_table
@@ -145,13 +145,12 @@ def build_content(view: RunView, figures: Sequence[DrawnFigure] = ()) -> Content
         Section("methods", "Methods as run", [Part("method", m) for m in methods(view)]),
         Section("manifest", "Provenance", _manifest(view)),
     ]
-    name = view.manifest_value("benchmark", "name") or "Unnamed benchmark"
-    version = view.manifest_value("autolora_eval_version") or NOT_RECORDED
+    manifest = view.manifest
     return Content(
-        title=truncate(name, NAME_LENGTH),
-        description=truncate(view.manifest_value("benchmark", "description") or "", TEXT_LENGTH),
+        title=truncate(manifest.benchmark.name, NAME_LENGTH),
+        description=truncate(manifest.benchmark.description, TEXT_LENGTH),
         compared=_compared(view),
-        version=truncate(version, NAME_LENGTH),
+        version=manifest.autolora_eval_version,
         first=first,
         sections=[section for section in sections if section.parts],
         figures=list(figures),
@@ -205,5 +204,5 @@ def _compared(view: RunView) -> str:
         len({row["prompt_index"] for row in view.images}),
         len({row["seed"] for row in view.images}),
         len(view.images),
-        bool(view.section("image_sets")),
+        bool(view.manifest.image_sets),
     )

@@ -173,7 +173,7 @@ class Replies:
 
     def __init__(self, view: RunView) -> None:
         self._view = view
-        self._key = view.manifest_value("judge", "key")
+        self._key = view.manifest.judge_key
         self._cells: dict[str, ByImage | str] = {}
 
     def of_image(self, row: Row) -> list[ShownReply]:

@@ -98,8 +98,8 @@ class ImageIndex:
     @cached_property
     def imported(self) -> str:
         """Whether images were made elsewhere: empty, "seeds", or "no seeds" if one set has none."""
-        sets = [s for s in self.view.section("image_sets").values() if isinstance(s, dict)]
-        by_order = any(one.get("seeds_by_order") for one in sets)
+        sets = self.view.manifest.image_sets.values()
+        by_order = any(one.seeds_by_order for one in sets)
         return "no seeds" if by_order else "seeds" if sets else ""
 
     def caption(

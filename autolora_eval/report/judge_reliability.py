@@ -117,14 +117,16 @@ def _reasons(view: RunView, unscored: list[Row]) -> Table:
 
 def _asked(view: RunView) -> str:
     """Return who served the judge, and how its replies were constrained and cached."""
-    judge = view.section("judge")
-    server, version = judge.get("served_by"), judge.get("server_version")
-    named = (server or ("a server of version" if version else None), version)
+    judge = view.manifest.judge
+    if judge is None:
+        return ""
+    version = judge.server_version
+    named = (judge.served_by or ("a server of version" if version else None), version)
     return say.asked(
         " ".join(truncate(part, NAME_LENGTH) for part in named if part),
-        truncate(judge.get("constraint") or "", NAME_LENGTH),
-        int(as_finite_float(judge.get("cached")) or 0),
-        truncate(judge.get("cache_problem") or "", REASON_LENGTH),
+        truncate(judge.constraint or "", NAME_LENGTH),
+        judge.cached,
+        truncate(judge.cache_problem or "", REASON_LENGTH),
     )
 
 
@@ -151,18 +153,13 @@ def _repeats(view: RunView) -> Answer:
 def _repeat_sentences(view: RunView) -> list[str]:
     row = of_all_cells(view, view.judged[0])
     asked, given = (int(as_finite_float(row.get(key)) or 0) for key in ("n_asked", "n_verdicts"))
-    repeats = as_finite_float(view.manifest_value("judge", "repeats"))
-    sentences = [say.repeated(repeats, TENTATIVE_ALPHA)]
+    judge = view.manifest.judge
+    sentences = [say.repeated(judge.repeats if judge else None, TENTATIVE_ALPHA)]
     if given < asked:
         sentences.append(say.lost(asked - given, asked))
-    if as_finite_float(_temperature(view)) == 0.0:
+    if judge and judge.temperature == 0.0:
         sentences.append(say.greedy())
     return sentences
-
-
-def _temperature(view: RunView) -> object:
-    used = view.manifest_value("judge", "temperature")
-    return view.manifest_value("benchmark", "judge", "temperature") if used is None else used
 
 
 def _repeat_table(view: RunView, part: Sequence[Measure], repeated: bool, expected: bool) -> Table:
@@ -211,10 +208,8 @@ def _human_agreement(view: RunView) -> Answer:
     tables = [_agreement_table(view)]
     if any(row.get("cell") != ALL for row in view.agreement):
         tables += [_bias_table(view, part) for part in in_parts(_rated(view))]
-    counts = [
-        int(as_finite_float(view.manifest_value("agreement", key)) or 0)
-        for key in ("ratings", "images", "raters")
-    ]
+    found = view.manifest.agreement
+    counts = (found.ratings, found.images, found.raters) if found else (0, 0, 0)
     return Answer(title, [say.ratings(*counts), *_people_sentences(view)], tables)
 
 

@@ -19,9 +19,15 @@ from autolora_eval._text import (
     sanitize,
     truncate,
 )
-from autolora_eval.config.sweep_grid import INTERVAL, fields_of
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
-from autolora_eval.scoring.diversity_metric import metrics_from_manifest
+from autolora_eval.runs.manifest import (
+    CellRecord,
+    MethodRecord,
+    ModelRecord,
+    Record,
+    RunManifest,
+    StageRecord,
+)
 
 say = Sentences("content")
 VALUE_LENGTH = 300
@@ -71,119 +77,115 @@ class KeyValues:
 
 def methods(view: RunView) -> list[MethodAsRun]:
     """Return the methods in order of the table, each once, with its settings on each model."""
-    listed = view.manifest_value("cells")
-    groups: dict[str, list[Row]] = {}
-    for cell in listed if isinstance(listed, list) else []:
-        if isinstance(cell, dict):
-            groups.setdefault(str(cell.get("method", NOT_RECORDED)), []).append(cell)
     counted = {row["cell"]: row.get("nfe") for row in view.rows}
-    return [_method(name, cells, counted) for name, cells in groups.items()]
+    manifest = view.manifest
+    return [_method(name, method, manifest, counted) for name, method in manifest.methods.items()]
 
 
-def _method(name: str, cells: list[Row], counted: Mapping[str, object]) -> MethodAsRun:
-    first = cells[0]
-    by_model: dict[str, list[Row]] = {}
-    for cell in cells:
-        by_model.setdefault(truncate(cell.get("model"), NAME_LENGTH), []).append(cell)
+def _method(
+    name: str, method: MethodRecord, manifest: RunManifest, counted: Mapping[str, object]
+) -> MethodAsRun:
+    by_model: dict[str, list[CellRecord]] = {}
+    for cell in manifest.cells:
+        if cell.method == name:
+            by_model.setdefault(truncate(cell.model, NAME_LENGTH), []).append(cell)
     by_setting: dict[str, list[str]] = {}
     for model, alike in by_model.items():
-        by_setting.setdefault(_setting(alike, counted), []).append(model)
+        by_setting.setdefault(_setting(alike, method, manifest, counted), []).append(model)
     if len(by_setting) == 1:
         settings = list(by_setting)
     else:
         settings = [f"{', '.join(models)}: {setting}" for setting, models in by_setting.items()]
     return MethodAsRun(
         name=truncate(name, NAME_LENGTH),
-        guider=_text(first.get("guider")),
-        equation=[] if first.get("equation") == "" else atoms(_text(first.get("equation"))),
-        summary="" if first.get("summary") == "" else _text(first.get("summary")),
-        source=_text(first.get("source")),
+        guider=_text(method.name),
+        equation=atoms(_text(method.equation)) if method.equation else [],
+        summary=_text(method.summary) if method.summary else "",
+        source=_text(method.source),
         settings=settings,
-        code=_code(first.get("code")),
+        code=_code(method.code),
     )
 
 
-def _code(code: object) -> str:
+def _code(code: Mapping[str, str]) -> str:
     """Return class, distribution and the beginning of the hash of third-party code."""
-    if not isinstance(code, dict):
-        return ""
-    named = [code.get("class"), code.get("distribution")]
-    sha256 = f"sources SHA-256 {str(code['sha256'])[:12]}" if code.get("sha256") else None
-    return truncate(", ".join(str(part) for part in (*named, sha256) if part), VALUE_LENGTH)
+    sha256 = f"sources SHA-256 {code['sha256'][:12]}" if "sha256" in code else None
+    known = (code.get("class"), code.get("distribution"), sha256)
+    return truncate(", ".join(part for part in known if part), VALUE_LENGTH)
 
 
-def _setting(cells: list[Row], counted: Mapping[str, object]) -> str:
+def _setting(
+    cells: list[CellRecord],
+    method: MethodRecord,
+    manifest: RunManifest,
+    counted: Mapping[str, object],
+) -> str:
     """Return the parameters and NFE of a method's cells on one model; swept ones have several."""
     values: dict[str, dict[str, None]] = {}
     for cell in cells:
-        for key, value in _with_point(cell).items():
+        for key, value in _with_point(cell, manifest).items():
             if value is not None and key not in ("guider", "sampler"):
                 values.setdefault(key, {})[str(value)] = None
     parameters = [f"{key} = {' / '.join(found)}" for key, found in values.items()]
     # The plan has the NFE of methods that declare it; for the others the table has a count.
-    found = (
-        as_finite_float(cell.get("nfe")) or as_finite_float(counted.get(str(cell.get("id"))))
-        for cell in cells
-    )
-    nfe = list(dict.fromkeys(found))
+    known = (as_finite_float(cell.nfe) or as_finite_float(counted.get(cell.id)) for cell in cells)
+    nfe = list(dict.fromkeys(known))
     texts = ["not recorded" if n is None else format_int(n) for n in nfe] if nfe != [None] else []
-    is_sampler = any("sampler" in _with_point(cell) for cell in cells)
-    return truncate(say.setting(parameters, texts, is_sampler), VALUE_LENGTH)
+    return truncate(say.setting(parameters, texts, method.kind == "sampler"), VALUE_LENGTH)
 
 
-def _with_point(cell: Row) -> Row:
+def _with_point(cell: CellRecord, manifest: RunManifest) -> Row:
     """Return a cell's parameters, with an interval instead of its two ends."""
-    parameters, point = cell.get("parameters"), cell.get("point")
-    own = parameters if isinstance(parameters, dict) else {}
-    interval = point.get(INTERVAL) if isinstance(point, dict) else None
-    if interval is None:
-        return own
-    kept = {key: value for key, value in own.items() if key not in fields_of(INTERVAL)}
-    return kept | {INTERVAL: format_swept_value(interval)}
+    parameters = dict(cell.parameters)
+    for name, value in cell.point.items():
+        columns = manifest.sweep[name].columns if name in manifest.sweep else ()
+        if len(columns) > 1:
+            parameters = {key: own for key, own in parameters.items() if key not in columns}
+            parameters[name] = format_swept_value(value)
+    return parameters
 
 
 def manifest_facts(view: RunView) -> list[KeyValues]:
-    """Return the essentials of the manifest; missing values are shown as not recorded."""
+    """Return the essentials of the manifest."""
+    manifest = view.manifest
     return [
-        _benchmark(view),
-        *(_model(name, model) for name, model in view.section("models").items()),
-        KeyValues("Features", _flat(_without_counts(view.section("features")))),
-        *_other_diversity_metrics(view),
-        KeyValues("Judge", _judge(view)),
-        *_human_ratings(view),
-        KeyValues("Software", _software(view)),
-        KeyValues("Hardware", _flat(view.section("hardware"))),
-        KeyValues("Stages", _stages(view)),
+        _benchmark(manifest),
+        *(_model(name, model) for name, model in manifest.models.items()),
+        KeyValues("Features", _record(manifest.features)),
+        *_other_diversity_metrics(manifest),
+        KeyValues("Judge", _judge(manifest)),
+        *_human_ratings(manifest),
+        KeyValues("Software", _software(manifest)),
+        KeyValues("Hardware", _record(manifest.hardware)),
+        KeyValues("Stages", _stages(manifest)),
     ]
 
 
-def _other_diversity_metrics(view: RunView) -> list[KeyValues]:
+def _other_diversity_metrics(manifest: RunManifest) -> list[KeyValues]:
     """Return the diversity metrics besides equation (8)."""
     facts = []
-    for metric in metrics_from_manifest(view.run.manifest, view.run.table):
-        described = [metric.get("equation"), metric["source"], _code(metric.get("code"))]
-        name = truncate(metric["display_name"], NAME_LENGTH)
-        facts.append(KeyValue(name, _text("; ".join(str(part) for part in described if part))))
+    for metric in manifest.diversity_metrics.values():
+        described = [metric.equation, metric.source, _code(metric.code)]
+        name = truncate(metric.display_name, NAME_LENGTH)
+        facts.append(KeyValue(name, _text("; ".join(part for part in described if part))))
     return [KeyValues("Diversity metrics besides equation (8)", facts)] if facts else []
 
 
-def _benchmark(view: RunView) -> KeyValues:
-    file = view.manifest_value("benchmark_file")
-    prompts, seeds = view.manifest_value("prompts"), view.manifest_value("seeds")
-    settings = view.section("benchmark")
+def _benchmark(manifest: RunManifest) -> KeyValues:
+    benchmark = manifest.benchmark
     facts = {
         # The folder describes the machine and not the run.
-        "file": None if file is None else PurePath(str(file)).name,
-        "SHA-256": view.manifest_value("benchmark_sha256"),
-        "prompts": len(prompts) if isinstance(prompts, list) else None,
-        "prompts SHA-256": view.manifest_value("prompts_sha256"),
-        "prompt file": settings.get("prompts") if isinstance(settings.get("prompts"), str) else "",
-        "seeds": _seeds(seeds) if isinstance(seeds, list) else None,
-        "baseline": view.baseline,
-        "diversity reference": settings.get("diversity_published") or "",
-        "device": settings.get("device"),
-        "dtype": settings.get("dtype"),
-        "batch size": settings.get("batch_size"),
+        "file": PurePath(benchmark.file).name,
+        "SHA-256": benchmark.sha256,
+        "prompts": len(manifest.prompts),
+        "prompts SHA-256": manifest.prompts_sha256,
+        "prompt file": benchmark.prompt_file,
+        "seeds": _seeds(manifest.seeds),
+        "baseline": benchmark.baseline,
+        "diversity reference": benchmark.diversity_reference or "",
+        "device": benchmark.device,
+        "dtype": benchmark.dtype,
+        "batch size": benchmark.batch_size,
     }
     return KeyValues("Benchmark", [KeyValue(key, _text(v)) for key, v in facts.items() if v != ""])
 
@@ -194,56 +196,47 @@ def _seeds(seeds: list[Any]) -> str:
     return f"{pluralize(len(seeds), 'seed')}: {', '.join(map(str, seeds))}"
 
 
-def _model(name: str, model: object) -> KeyValues:
-    return KeyValues(
-        f"Model {truncate(name, NAME_LENGTH)}", _flat(model if isinstance(model, dict) else {})
-    )
+def _model(name: str, model: ModelRecord) -> KeyValues:
+    return KeyValues(f"Model {truncate(name, NAME_LENGTH)}", _record(model))
 
 
-def _judge(view: RunView) -> list[KeyValue]:
-    if "judge" in view.run.manifest and view.manifest_value("judge") is None:
+def _judge(manifest: RunManifest) -> list[KeyValue]:
+    judge, rubric = manifest.judge, manifest.rubric
+    if judge is None:
         return [KeyValue("judge", say.no_judge())]
-    rubric = view.section("rubric")
-    named = {"rubric source": rubric["source"]} if rubric.get("source") else {}
-    return _flat({**_without_counts(view.section("judge")), **named})
+    source = {"rubric source": rubric.source} if rubric and rubric.source else {}
+    settings = judge.model_dump(mode="json", exclude={"settings", *STAGE_COUNTS})
+    return _flat({**settings, **judge.settings, **source})
 
 
-def _human_ratings(view: RunView) -> list[KeyValues]:
-    section = view.section("agreement")
-    facts = {key: value for key, value in section.items() if key != "scores_sha256"}
-    return [KeyValues("Human ratings", _flat(facts))] if facts else []
+def _human_ratings(manifest: RunManifest) -> list[KeyValues]:
+    if manifest.agreement is None:
+        return []
+    return [KeyValues("Human ratings", _record(manifest.agreement, "scores_sha256"))]
 
 
-def _without_counts(section: Row) -> Row:
-    """Leave out the counts of a stage, which are shown with the stages."""
-    return {key: value for key, value in section.items() if key not in STAGE_COUNTS}
+def _record(record: Record | None, *left_out: str) -> list[KeyValue]:
+    """Return a record as lines, without the counts of a stage, which the stages show."""
+    if record is None:
+        return _flat({})
+    values = record.model_dump(mode="json", exclude={*STAGE_COUNTS, *left_out}, exclude_none=True)
+    return _flat(values)
 
 
-def _software(view: RunView) -> list[KeyValue]:
-    own = [KeyValue("autolora-eval", _text(view.manifest_value("autolora_eval_version")))]
-    packages = view.section("packages")
-    if not packages:
-        return [*own, KeyValue("packages", NOT_RECORDED)]
+def _software(manifest: RunManifest) -> list[KeyValue]:
+    own = [KeyValue("autolora-eval", _text(manifest.autolora_eval_version))]
+    packages = manifest.packages
     return own + [KeyValue(sanitize(name), _text(packages[name])) for name in sorted(packages)]
 
 
-def _stages(view: RunView) -> list[KeyValue]:
-    stages = view.section("stages")
-    facts = [KeyValue(sanitize(name), _stage(stage)) for name, stage in stages.items()]
+def _stages(manifest: RunManifest) -> list[KeyValue]:
+    facts = [KeyValue(name, _stage(stage)) for name, stage in manifest.stages.items()]
     return facts or [KeyValue("times", NOT_RECORDED)]
 
 
-def _stage(stage: object) -> str:
-    if not isinstance(stage, dict):
-        return NOT_RECORDED
-    seconds = as_finite_float(stage.get("seconds"))
-    time = "time not recorded" if seconds is None else f"{seconds:,.1f} s"
-    counts = [
-        f"{format_int(stage[key])} {key}"
-        for key in ("done", "reused")
-        if as_finite_float(stage.get(key)) is not None
-    ]
-    return ", ".join([time, *counts])
+def _stage(stage: StageRecord) -> str:
+    done, reused = format_int(stage.done), format_int(stage.reused)
+    return f"{stage.seconds:,.1f} s, {done} done, {reused} reused"
 
 
 def _flat(mapping: Row, prefix: str = "") -> list[KeyValue]:

@@ -1,4 +1,4 @@
-"""A run as the report reads it: its tables, and a manifest with possibly missing parts."""
+"""What a report is made from: the tables and the manifest of a run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
 
 from autolora_eval._files import sha256_file
 from autolora_eval._text import (
@@ -22,13 +19,11 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.analysis.metric_columns import Measure, measures
+from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
 from autolora_eval.analysis.sentences import Comparison, read_comparison
-from autolora_eval.analysis.timings import SECONDS_PER_IMAGE
 from autolora_eval.report.figures._base import FigureData
-from autolora_eval.runs.columns import is_computed
 from autolora_eval.runs.folder import Run, open_run
-from autolora_eval.scoring.diversity_metric import metrics_from_manifest
-from autolora_eval.scoring.rubric import Score
+from autolora_eval.runs.manifest import RunManifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,26 +40,17 @@ class RunView:
     """A run as the report reads it.
 
     Attributes:
-        run: The run folder's tables and manifest.
-        metrics: The metrics of the run, in order.
-        rubric_is_recorded: Whether the manifest describes the scores.
+        run: the tables.
+        metrics: the metrics of the run, in order.
     """
 
     run: Run
     metrics: list[Measure]
-    rubric_is_recorded: bool
 
-    def manifest_value(self, *keys: str) -> Any:  # noqa: ANN401
-        """Return a value of the manifest; None if it is missing."""
-        value: Any = self.run.manifest
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    def section(self, *keys: str) -> Row:
-        """Return a mapping of the manifest; empty if it is missing."""
-        value = self.manifest_value(*keys)
-        return value if isinstance(value, dict) else {}
+    @property
+    def manifest(self) -> RunManifest:
+        """What was run."""
+        return self.run.manifest
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -73,16 +59,10 @@ class RunView:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The result table, with seconds per image if they were measured."""
-        table = self.run.table
-        taken = {str(row.get("cell")): row.get(SECONDS_PER_IMAGE) for row in self._timings}
-        if SECONDS_PER_IMAGE in table or not taken:
-            return table
-        return table.assign(**{SECONDS_PER_IMAGE: table["cell"].map(taken).astype("float64")})
-
-    @cached_property
-    def _timings(self) -> list[Row]:
-        return _records_if_there(self.run.folder.timings)
+        """The result table, with the seconds of an image where they were taken."""
+        table, timings = self.run.table, self.run.timings
+        seconds = dict(zip(timings["cell"], timings[SECONDS_PER_IMAGE], strict=True))
+        return table.assign(**{SECONDS_PER_IMAGE: table["cell"].map(seconds).astype("float64")})
 
     @cached_property
     def images(self) -> list[Row]:
@@ -126,19 +106,21 @@ class RunView:
 
     @cached_property
     def reliability(self) -> list[Row]:
-        """The rows of reliability.csv; empty without that file."""
-        return _records_if_there(self.run.folder.reliability)
+        """How far the judge agrees with itself; empty without a judge."""
+        return [] if self.run.reliability is None else records(self.run.reliability)
 
     @cached_property
     def agreement(self) -> list[Row]:
-        """The rows on the agreement with people; empty without ratings."""
-        return _records_if_there(self.run.folder.agreement)
+        """How far the judge agrees with people; empty without human ratings."""
+        return [] if self.run.agreement is None else records(self.run.agreement)
 
     @cached_property
     def agreement_is_of_these_scores(self) -> bool:
-        """Whether the human ratings were compared with the scores as they are now."""
-        compared = self.manifest_value("agreement", "scores_sha256")
-        return bool(compared == sha256_file(self.run.folder.scores))
+        """Whether human ratings were compared with the scores as they are now."""
+        agreement = self.manifest.agreement
+        return agreement is not None and (
+            agreement.scores_sha256 == sha256_file(self.run.folder.scores)
+        )
 
     @cached_property
     def models(self) -> dict[str, list[Row]]:
@@ -148,11 +130,10 @@ class RunView:
             groups.setdefault(row["model"], []).append(row)
         return groups
 
-    @cached_property
-    def baseline(self) -> str | None:
+    @property
+    def baseline(self) -> str:
         """The method that the others are compared with."""
-        named = self.manifest_value("benchmark", "baseline")
-        return named or (str(self.compared[0]["baseline"]) if self.compared else None)
+        return self.manifest.benchmark.baseline
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -187,24 +168,22 @@ class RunView:
 
     def _differing_point(self, row: Row, alike: list[Row]) -> dict[str, str]:
         """Return the swept parameters of a cell in which those like it differ, as text."""
-        points = [self._recorded_points.get(r["cell"], {}) for r in alike]
+        points = [self._swept_points.get(r["cell"], {}) for r in alike]
         return {
             name: value
-            for name, value in self._recorded_points.get(row["cell"], {}).items()
+            for name, value in self._swept_points.get(row["cell"], {}).items()
             if len({point.get(name) for point in points}) > 1
         }
 
     @cached_property
-    def _recorded_points(self) -> dict[str, dict[str, str]]:
-        """The swept parameters of each cell, as the manifest has them."""
-        listed = self.manifest_value("cells")
+    def _swept_points(self) -> dict[str, dict[str, str]]:
+        """The swept parameters of each cell, as text."""
         return {
-            str(cell.get("id")): {
+            cell.id: {
                 truncate(name, NAME_LENGTH): truncate(format_swept_value(value), NAME_LENGTH)
-                for name, value in cell["point"].items()
+                for name, value in cell.point.items()
             }
-            for cell in (listed if isinstance(listed, list) else [])
-            if isinstance(cell, dict) and isinstance(cell.get("point"), dict)
+            for cell in self.manifest.cells
         }
 
     @cached_property
@@ -252,52 +231,12 @@ def read_run_view(folder: RunFolder) -> RunView:
         UsageError: It is not a run folder, or it has no table yet.
     """
     run = open_run(folder.path)
-    scores = _recorded_scores(run)
-    found = scores if scores is not None else _scores_by_columns(run.table)
-    extra = metrics_from_manifest(run.manifest, run.table)
-    return RunView(run, measures(found, extra), rubric_is_recorded=scores is not None)
-
-
-def _recorded_scores(run: Run) -> dict[str, Score] | None:
-    """Return the rubric's scores that the table has; None if the rubric was not recorded."""
-    rubric = run.manifest.get("rubric")
-    raw = rubric.get("scores") if isinstance(rubric, dict) else None
-    if not isinstance(raw, dict):
-        return None if _scores_by_columns(run.table) else {}
-    try:
-        scores = {column: Score.model_validate(score) for column, score in raw.items()}
-    except ValidationError:
-        return None
-    return {column: score for column, score in scores.items() if column in run.table.columns}
-
-
-def _scores_by_columns(table: pd.DataFrame) -> dict[str, Score]:
-    """Return a score for each `x` that has a product `div_x`, as a run without a rubric has."""
-    columns = [str(column) for column in table.columns]
-    return {
-        column: Score(key=column, display_name=column.upper())
-        for column in columns
-        if f"div_{column}" in columns and not is_computed(column)  # no end of an interval
-    }
+    return RunView(run, measures(run.manifest))
 
 
 def records(table: pd.DataFrame) -> list[Row]:
     """Return a table as one mapping a row."""
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-
-
-def _records_if_there(path: Path) -> list[Row]:
-    """Return a table that older run folders lack, one mapping a row; a damaged one is lacking."""
-    import pandas as pd
-
-    names = ("cell", "score", "compared", "statistic", "unit", "reason")
-    try:
-        table = pd.read_csv(
-            path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(names, str)
-        )
-    except (OSError, ValueError):
-        return []
-    return records(table)
 
 
 def row_where(rows: Iterable[Row], **where: str) -> Row:

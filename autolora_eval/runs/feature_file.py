@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ class CellFeatures:
         sha256: of each image when its features were taken.
         matrix: float32 [N, D].
         failed: image id → reason, for images without features.
-        key: content key of the extractor.
+        key: hash of the extractor.
     """
 
     ids: list[str]
@@ -37,21 +37,29 @@ class CellFeatures:
         return dict(zip(zip(self.ids, self.sha256, strict=True), self.matrix, strict=True))
 
     def of(self, ids: Iterable[str]) -> Matrix:
-        """Return the features of some of the images, [N, D]; those without any are left out."""
+        """Return the features of some of the images, float32 [N, D], in the order of the file."""
         wanted = set(ids)
-        rows = [index for index, id_ in enumerate(self.ids) if id_ in wanted]
-        return self.matrix[np.asarray(rows, dtype=np.intp)]
+        return self.take([n for n, id_ in enumerate(self.ids) if id_ in wanted]).matrix
+
+    def take(self, rows: Sequence[int]) -> CellFeatures:
+        """Return some of the rows."""
+        return replace(
+            self,
+            ids=[self.ids[row] for row in rows],
+            sha256=[self.sha256[row] for row in rows],
+            matrix=self.matrix[np.asarray(rows, dtype=np.intp)],
+        )
 
 
 def read_features(path: Path) -> CellFeatures:
-    """Read a cell's features: tensor `features`, and in the metadata's `rows` what they are of."""
+    """Read a cell's features: tensor `features`, and their images in the metadata's `rows`."""
     with safe_open(path, framework="np") as file:
-        told = json.loads(file.metadata()["rows"])
+        rows = json.loads(file.metadata()["rows"])
         matrix = file.get_tensor("features")
     return CellFeatures(
-        ids=told["image_ids"],
-        sha256=told["sha256"],
+        ids=rows["image_ids"],
+        sha256=rows["sha256"],
         matrix=matrix,
-        failed=told["failed"],
-        key=told["extractor_key"],
+        failed=rows["failed"],
+        key=rows["extractor_key"],
     )

@@ -1,21 +1,29 @@
-"""The run folder: where every file of the contract stands, and how a finished run is read."""
+"""The run folder: the paths of its files, and the one reader of a run."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from autolora_eval._errors import UsageError
-from autolora_eval._files import Json
+from autolora_eval._files import Json, iterate_jsonl, write_json
+from autolora_eval.runs.manifest import FORMAT_VERSION, CellRecord, RunManifest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# The section of a manifest that a comparison of runs has, and no run.
-COMPARED = "compared"
+# A method may be called 'NA' or 'None': in text columns only an empty field is null.
+_TEXT_COLUMNS = (
+    *("cell", "model", "method", "baseline", "baseline_cell", "measure", "unit", "prompt"),
+    *("reason", "sentence", "score", "compared", "statistic"),
+)
 
 
 @dataclass(frozen=True)
@@ -120,46 +128,76 @@ class RunFolder:
         """The report, in one self-contained file."""
         return self.path / "report.html"
 
-    def read_manifest(self) -> Json:
-        """Return the manifest; empty if there is none yet.
+    def read_manifest(self) -> RunManifest:
+        """Return the manifest.
 
         Raises:
-            UsageError: the file of that name holds something else.
+            UsageError: if there is none, it is damaged, or it has another format version.
         """
-        if not self.manifest.is_file():
-            return {}
         try:
-            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except ValueError:
-            manifest = None
-        if not isinstance(manifest, dict):
-            raise self.refused()
+            raw = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(
+                f"'{self.path}' is not a run folder: it has no manifest.json."
+            ) from error
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if version != FORMAT_VERSION:
+            raise UsageError(
+                f"'{self.path}' has format_version {version} in its manifest.json, and this "
+                f"version of autolora-eval reads {FORMAT_VERSION}: run its benchmark again with "
+                "another --output, or read it with the version that wrote it."
+            )
+        try:
+            return RunManifest.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join(map(str, first["loc"]))
+            raise self._damaged(f"{path}: {first['msg']}") from error
+
+    def _damaged(self, why: str) -> UsageError:
+        return UsageError(f"'{self.path}' has a damaged manifest.json: {why:.300}")
+
+    def find_manifest(self) -> RunManifest | None:
+        """Return the manifest, or None if there is none yet.
+
+        Raises:
+            UsageError: if it is damaged or has another format version.
+        """
+        return self.read_manifest() if self.manifest.is_file() else None
+
+    def write_manifest(self, manifest: RunManifest) -> None:
+        """Write the manifest; its folder is created."""
+        write_json(self.manifest, manifest.model_dump(mode="json"))
+
+    def update_manifest(self, **sections: Any) -> RunManifest:  # noqa: ANN401
+        """Replace sections of the manifest and return it."""
+        manifest = RunManifest.model_validate({**dict(self.read_manifest()), **sections})
+        self.write_manifest(manifest)
         return manifest
 
     def benchmark_file(self) -> str:
-        """Return the benchmark that was run: its file's place now, or a shipped one's name.
+        """Return the benchmark of the run: the path of its file, or a shipped benchmark's name.
 
         Raises:
-            UsageError: the manifest does not say, or it is a comparison, which has none.
+            UsageError: if this is a comparison, which has none.
         """
         manifest = self.read_manifest()
-        if COMPARED in manifest:
+        if manifest.compared is not None:
             raise UsageError(
-                f"'{self.path}' is a comparison of runs: there is nothing to generate or score in "
-                "it. Score the runs that it is of, and compare them again; its report is drawn "
-                f"anew by: autolora-eval report {self.path}"
+                f"'{self.path}' is a comparison of runs: nothing can be generated or scored in it. "
+                "Score the compared runs and compare them again. To redraw its report: "
+                f"autolora-eval report {self.path}"
             )
-        if "benchmark_file" not in manifest:
-            raise self.refused()
-        stated = str(manifest["benchmark_file"])
-        file = self.path / stated
-        return str(file.resolve()) if file.is_file() else stated
+        file = self.path / manifest.benchmark.file
+        return str(file.resolve()) if file.is_file() else manifest.benchmark.file
 
     def relative(self, benchmark: str, file: Path) -> str:
-        """Return what the manifest states of a benchmark: its file as seen from the run folder.
+        """Return how the manifest names a benchmark: by its file's path relative to the run folder.
 
-        So stated, a run is found from any working directory, and together with its benchmark
-        wherever both are moved; a shipped benchmark is stated by its name.
+        A run is then found from any working directory, and still after it was moved together with
+        its benchmark. A shipped benchmark keeps its name.
 
         Args:
             benchmark: as the user named it.
@@ -169,75 +207,89 @@ class RunFolder:
             return benchmark
         return Path(os.path.relpath(file.resolve(), self.path.resolve())).as_posix()
 
-    def settings_key(self, cell: str) -> str | None:
-        """Return the content key of the settings that a cell's images must have, if it is known."""
-        for stated in self.read_manifest().get("cells") or []:
-            if stated.get("id") == cell:
-                key: str | None = stated.get("settings_key")
-                return key
-        return None
+    def image_rows(self, cell: CellRecord) -> Iterator[Json]:
+        """Yield the metadata of a cell's images; images of other settings are left out.
 
-    def refused(self) -> UsageError:
-        """Return what is to be said of a manifest that is not a run's."""
-        return UsageError(f"'{self.path}' is not a run folder: its manifest.json is not a run's.")
+        An interrupted run may not have replaced those yet.
+        """
+        for row in iterate_jsonl(self.metadata(cell.id)):
+            if row.get("settings_key") == cell.settings_key:
+                yield row
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, as tables.
+    """A finished run: its manifest and its tables, each read from disk at first use.
 
     Attributes:
         folder: where its files are.
         manifest: what was run.
-        scores: one row an image.
-        diversity: one row a cell and prompt.
-        table: one row a cell.
-        comparisons: one row a cell and measure, against the baseline.
     """
 
     folder: RunFolder
-    manifest: Json
-    scores: pd.DataFrame
-    diversity: pd.DataFrame
-    table: pd.DataFrame
-    comparisons: pd.DataFrame
+    manifest: RunManifest
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per image."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder.scores)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per cell."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder.table("parquet"))
+
+    @cached_property
+    def diversity(self) -> pd.DataFrame:
+        """One row per cell and prompt."""
+        return _read_csv(self.folder.diversity)
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """One row per cell and metric, against the baseline."""
+        return _read_csv(self.folder.comparisons)
+
+    @cached_property
+    def timings(self) -> pd.DataFrame:
+        """One row per cell."""
+        return _read_csv(self.folder.timings)
+
+    @cached_property
+    def reliability(self) -> pd.DataFrame | None:
+        """One row per cell and score; None without a judge."""
+        return _read_csv(self.folder.reliability) if self.folder.reliability.is_file() else None
+
+    @cached_property
+    def agreement(self) -> pd.DataFrame | None:
+        """One row per score and statistic; None unless human ratings were compared."""
+        return _read_csv(self.folder.agreement) if self.folder.agreement.is_file() else None
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    types = dict.fromkeys(_TEXT_COLUMNS, str)
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=types)
 
 
 def open_run(path: str | Path) -> Run:
-    """Read a finished run.
+    """Open a finished run.
 
     Args:
         path: the run folder.
 
     Raises:
-        UsageError: it is no run folder, or the run has not got as far as its table.
+        UsageError: if it is not a run folder, or the run has no table yet.
     """
-    import pandas as pd
-
     folder = RunFolder(Path(path))
     manifest = folder.read_manifest()
-    if not manifest:
-        raise UsageError(f"'{path}' is not a run folder: it has no manifest.json.")
     if not folder.table("parquet").is_file():
         raise UsageError(
             f"'{path}' has no table yet: the run was interrupted. "
             f"Finish it with: autolora-eval run {folder.benchmark_file()} --output {path}"
         )
-    # A method may be called 'NA' or 'None': only an empty field is null.
-    names = [
-        *("cell", "model", "method", "baseline", "baseline_cell"),
-        *("measure", "unit", "prompt", "reason", "sentence"),
-    ]
-    as_written: dict[str, Any] = {
-        "keep_default_na": False,
-        "na_values": [""],
-        "dtype": dict.fromkeys(names, str),
-    }
-    return Run(
-        folder=folder,
-        manifest=manifest,
-        scores=pd.read_parquet(folder.scores),
-        diversity=pd.read_csv(folder.diversity, **as_written),
-        table=pd.read_parquet(folder.table("parquet")),
-        comparisons=pd.read_csv(folder.comparisons, **as_written),
-    )
+    return Run(folder, manifest)

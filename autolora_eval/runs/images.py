@@ -1,4 +1,4 @@
-"""The images that a plan asks for, as the stages after generation find them on disk."""
+"""The images of a cell, as the stages after generation find them on disk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from autolora_eval._files import Json, iterate_jsonl, sha256_file
-from autolora_eval.config.plan import Cell, Plan
+from autolora_eval._files import Json, sha256_file
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import CellRecord, RunManifest
 
 MAX_PIXELS = 100_000_000
 # Where an image's metadata says what making it took.
@@ -26,11 +26,11 @@ class CellImage:
     Attributes:
         folder: the cell's image folder.
         id: its path below that folder; names its features and judgement.
-        prompt_index: place of its prompt in the benchmark.
+        prompt_index: index of its prompt in the benchmark.
         prompt: its prompt.
         seed: its seed.
         sha256: of the file as it is now; None if there is no file.
-        nfe: denoiser passes it took; None if not recorded.
+        nfe: function evaluations it took; None if not recorded.
     """
 
     folder: Path
@@ -51,23 +51,17 @@ class ImageError(Exception):
     """An image that cannot be used, with the reason as its message."""
 
 
-def cell_images(plan: Plan, cell: Cell, folder: RunFolder) -> list[CellImage]:
-    """Return the images of a cell in the order of the plan, those without a file included."""
-    key = folder.settings_key(cell.id)
-    # An image of other settings, which an interrupted run has not yet replaced, is none of ours.
-    passes = {
-        row["file_name"]: row.get("nfe")
-        for row in iterate_jsonl(folder.metadata(cell.id))
-        if key in (None, row.get("settings_key"))
-    }
-    place = folder.images(cell.id)
+def cell_images(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> list[CellImage]:
+    """Return the images of a cell in the order of prompts, then seeds; a file may be missing."""
+    nfe = {row["file_name"]: row.get("nfe") for row in folder.image_rows(cell)}
+    images = folder.images(cell.id)
     found = []
-    for job in plan.jobs:
+    for job in manifest.jobs():
         name = job.file
-        ours = key is None or name in passes
-        sha256 = sha256_file(place / name) if ours and (place / name).is_file() else None
-        nfe = passes.get(name)
-        found.append(CellImage(place, name, job.prompt_index, job.prompt, job.seed, sha256, nfe))
+        exists = name in nfe and (images / name).is_file()
+        sha256 = sha256_file(images / name) if exists else None
+        key = (job.prompt_index, job.prompt, job.seed)
+        found.append(CellImage(images, name, *key, sha256, nfe.get(name)))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from autolora_eval._errors import UsageError
-from autolora_eval._files import Json
 from autolora_eval._text import pluralize
 from autolora_eval.plugins.registry import Origin, Registry
 from autolora_eval.plugins.third_party import source_fingerprint
 from autolora_eval.runs.columns import is_no_measure
+from autolora_eval.runs.manifest import DiversityMetricRecord
 from autolora_eval.scoring.diversity import Diversity, Floats, as_array, unit_vectors
 
-_KEYS = {"name", "display_name", "label", "higher_is_better", "source"}
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _NEEDS_REFERENCE = (
     "compares with a reference image set. Name the method that makes it: add "
@@ -111,21 +110,21 @@ class DiversityMetric:
             return "a feature vector is zero or not finite"
         return None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the declaration as plain data for the manifest; an infinite bound is null."""
-        ends = {"low": self.low, "high": self.high}
-        return {
-            "name": self.name,
-            "display_name": self.display_name,
-            "label": self.label,
-            "higher_is_better": self.higher_is_better,
-            **{name: end if math.isfinite(end) else None for name, end in ends.items()},
-            "equation": self.equation,
-            "source": self.source,
-            "least_images": self.least_images,
-            "against_reference": self.against_reference,
-            "code": dict(self.code),
-        }
+    def record(self) -> DiversityMetricRecord:
+        """Return the declaration for the manifest; an infinite bound is None."""
+        return DiversityMetricRecord(
+            name=self.name,
+            display_name=self.display_name,
+            label=self.label,
+            higher_is_better=self.higher_is_better,
+            low=self.low if math.isfinite(self.low) else None,
+            high=self.high if math.isfinite(self.high) else None,
+            equation=self.equation,
+            source=self.source,
+            least_images=self.least_images,
+            against_reference=self.against_reference,
+            code=dict(self.code),
+        )
 
 
 def _matrix(features: npt.ArrayLike) -> Floats:
@@ -235,21 +234,3 @@ def installed_metric(name: str) -> DiversityMetric | None:
         return METRICS.find(name)
     except UsageError:
         return None
-
-
-def needs_reference(declaration: object) -> bool:
-    """Return True if a manifest's declaration of a metric compares with reference images."""
-    return isinstance(declaration, dict) and bool(declaration.get("against_reference"))
-
-
-def metrics_from_manifest(manifest: Mapping[str, Any], columns: Container[str]) -> list[Json]:
-    """Return the manifest's declarations of the metrics that the table has.
-
-    Args:
-        manifest: of a run; any part of it may be missing.
-        columns: the columns of the run's table.
-    """
-    section = manifest.get("diversity_metrics")
-    declarations = section.values() if isinstance(section, dict) else ()
-    known = [one for one in declarations if isinstance(one, dict) and one.keys() >= _KEYS]
-    return [one for one in known if one["name"] in columns]

@@ -1,9 +1,10 @@
-"""From images to feature vectors, each taken once: the stage."""
+"""The feature stage: from images to feature vectors, each extracted once."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,40 +19,88 @@ from autolora_eval._devices import choose_device, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, atomic_write, content_hash
 from autolora_eval._progress import Advance, Progress
-from autolora_eval._sources import identity
-from autolora_eval.config.load import LoadedBenchmark
-from autolora_eval.config.plan import Plan
+from autolora_eval._sources import Source, identity
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image
-from autolora_eval.scoring.extractor import Extractor, Loading
+from autolora_eval.runs.manifest import FeaturesRecord, RunManifest
+from autolora_eval.scoring.extractor import Extractor, Loading, ResolvedExtractor
+
+Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
 
 
-def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:
-    """Take the features of every image of the plan that has none yet.
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How features are extracted.
+
+    Attributes:
+        extractor: its kind and parameters.
+        model: the model as the benchmark names it.
+        source: where the model is; None for an extractor without one.
+        device: `auto` or a torch device.
+        dtype: precision of the extractor; `auto` is float32 on every device.
+        batch_size: images per forward pass, which decides the last bits of a vector.
+    """
+
+    extractor: ResolvedExtractor
+    model: str
+    source: Source | None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 32
+
+    @property
+    def dtype_name(self) -> str:
+        """Name of the precision that is used."""
+        return "float32" if self.dtype == "auto" else self.dtype
+
+    def identity(self) -> Json:
+        """Return all that decides a feature vector but the image and the batch size."""
+        kind = self.extractor.kind
+        code = {"name": kind.name, "kind": "code", **kind.code}
+        return {
+            "identity": code if self.source is None else identity(self.source),
+            "dtype": self.dtype_name,
+            **self.extractor.to_json(),
+        }
+
+    def load(self) -> Extractor:
+        """Load the extractor."""
+        loading = Loading(
+            source=self.source,
+            parameters=self.extractor.parameters,
+            device=choose_device(self.device),
+            dtype=getattr(torch, self.dtype_name),
+            batch_size=self.batch_size,
+        )
+        with quiet_libraries():
+            return self.extractor.kind.load(loading)
+
+
+def extract_features(
+    settings: FeatureSettings, manifest: RunManifest, folder: RunFolder, progress: Progress
+) -> FeaturesRecord:
+    """Extract the features of every image of a run that has none yet.
 
     Args:
-        plan: whose images.
-        folder: where images are, and features go.
-        progress: is told of each image.
+        settings: how.
+        manifest: whose images.
+        folder: where images are and features go.
+        progress: is advanced by each image.
 
     Returns:
-        What the extractor is and how much was done, for the manifest.
+        The extractor and how many images it took. What an earlier run learnt of the same
+        extractor is kept: one that has nothing to do is not loaded.
     """
-    spec = plan.benchmark.spec.features
-    kind = plan.benchmark.extractor.kind
-    what = {
-        "identity": _identity(plan.benchmark),
-        "dtype": _dtype_name(plan),
-        **plan.benchmark.extractor.to_json(),
-    }
-    key = extractor_key(what, spec.batch_size)
-    model = spec.model if kind.needs_model else kind.name
-    manifest: Json = {"model": model, **what, "key": key, "done": 0, "reused": 0, "failed": 0}
-    extractor = cache(lambda: _load(plan))  # loaded for the first image that can be opened
-    with progress.task("Features", plan.n_images) as advance:
-        for cell in plan.cells:
-            images = cell_images(plan, cell, folder)
+    kind, identity = settings.extractor.kind, settings.identity()
+    key = extractor_key(identity, settings.batch_size)
+    extractor = cache(settings.load)  # loaded for the first image that can be opened
+    preprocessing, dim = None, None
+    done = reused = n_failed = 0
+    n_images = len(manifest.cells) * len(manifest.prompts) * len(manifest.seeds)
+    with progress.task("Features", n_images) as advance:
+        for cell in manifest.cells:
+            images = cell_images(manifest, cell, folder)
             known = _known(folder.features(cell.id), key)
             todo = [image for image in images if (image.id, image.sha256) not in known]
             advance(len(images) - len(todo))
@@ -59,66 +108,48 @@ def extract_features(plan: Plan, folder: RunFolder, progress: Progress) -> Json:
             if todo:
                 known_dims = {len(row) for row in known.values()}
                 fresh, failed = _extract(
-                    extractor, todo, spec.batch_size, advance, (kind.name, known_dims)
+                    extractor, todo, settings.batch_size, advance, (kind.name, known_dims)
                 )
                 known |= fresh
                 if fresh:
-                    manifest |= {"preprocessing": extractor().preprocessing()}
+                    preprocessing = extractor().preprocessing()
             if todo or not folder.features(cell.id).is_file():
                 _write(folder.features(cell.id), images, known, failed, key)
-            manifest["done"] += len(todo) - len(failed)
-            manifest["reused"] += len(images) - len(todo)
-            manifest["failed"] += len(failed)
-            manifest["dim"] = next((len(row) for row in known.values()), None)
-    return manifest
+            done += len(todo) - len(failed)
+            reused += len(images) - len(todo)
+            n_failed += len(failed)
+            dim = next((len(row) for row in known.values()), None)
+    record = FeaturesRecord(
+        model=settings.model if kind.needs_model else kind.name,
+        key=key,
+        **identity,
+        preprocessing=preprocessing,
+        dim=dim,
+        done=done,
+        reused=reused,
+        failed=n_failed,
+    )
+    before = manifest.features
+    if preprocessing is None and before is not None and before.key == key:
+        record = record.model_copy(update={"preprocessing": before.preprocessing})
+    return record
 
 
-def extractor_key(what: Json, batch_size: int) -> str:
-    """Return the content key of all that decides a feature vector but the image.
+def extractor_key(identity: Json, batch_size: int) -> str:
+    """Return the hash of all that decides a feature vector but the image.
 
     Args:
-        what: identity and precision of the extractor, and of a kind that is not the default what
-            it and its parameters are. Where its folder is decides nothing.
-        batch_size: images a forward pass, which decides the last bits.
+        identity: as `FeatureSettings.identity` has it. The path of the model decides nothing.
+        batch_size: images per forward pass.
     """
-    identity = dict(what["identity"])
-    if identity["kind"] != "hub":
-        identity.pop("name")
-    return content_hash({**what, "identity": identity, "batch_size": batch_size})
-
-
-Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
-
-
-def _identity(benchmark: LoadedBenchmark) -> Json:
-    """Return what the model is; of an extractor without one, what its code is."""
-    if benchmark.features is not None:
-        return identity(benchmark.features)
-    kind = benchmark.extractor.kind
-    return {"name": kind.name, "kind": "code", **kind.code}
-
-
-def _load(plan: Plan) -> Extractor:
-    benchmark = plan.benchmark
-    loading = Loading(
-        source=benchmark.features,
-        parameters=benchmark.extractor.parameters,
-        device=choose_device(benchmark.spec.device),
-        dtype=getattr(torch, _dtype_name(plan)),
-        batch_size=benchmark.spec.features.batch_size,
-    )
-    with quiet_libraries():
-        return benchmark.extractor.kind.load(loading)
-
-
-def _dtype_name(plan: Plan) -> str:
-    """Return the extractor's precision; `auto` is float32 on every device."""
-    stated = plan.benchmark.spec.features.dtype
-    return "float32" if stated == "auto" else stated
+    model = dict(identity["identity"])
+    if model["kind"] != "hub":
+        model.pop("name")
+    return content_hash({**identity, "identity": model, "batch_size": batch_size})
 
 
 def _known(path: Path, key: str) -> Rows:
-    """Return the rows on disk that this extractor made; none of a file that is torn or not ours."""
+    """Return the rows on disk that this extractor made; none if the file is damaged."""
     try:
         features = read_features(path)
     except (FileNotFoundError, SafetensorError, KeyError, TypeError):
@@ -146,15 +177,15 @@ def _extract(
         if opened:
             with quiet_libraries():
                 vectors = extractor()([picture for _, picture in opened])
-            _refuse_other_length(vectors.shape[1], *known)
+            _check_length(vectors.shape[1], *known)
             for (image, _), vector in zip(opened, vectors, strict=True):
                 rows[image.id, str(image.sha256)] = vector
         advance(len(batch))
     return rows, failed
 
 
-def _refuse_other_length(dim: int, name: str, known: set[int]) -> None:
-    """Refuse vectors of another length than those of the cell before; note the first's."""
+def _check_length(dim: int, name: str, known: set[int]) -> None:
+    """Refuse a vector of another length than the earlier ones."""
     known.add(dim)
     if len(known) > 1:
         before = next(iter(known - {dim}))
@@ -170,7 +201,7 @@ def _write(
     present = [image for image in images if (image.id, image.sha256) in known]
     vectors = [known[image.id, str(image.sha256)] for image in present]
     matrix = np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
-    told = {
+    rows = {
         "image_ids": [image.id for image in present],
         "sha256": [image.sha256 for image in present],
         "failed": failed,
@@ -179,4 +210,4 @@ def _write(
     # One entry: safetensors writes several in random order, and the same run should give the
     # same bytes.
     with atomic_write(path) as temporary:
-        save_file({"features": matrix}, temporary, metadata={"rows": json.dumps(told)})
+        save_file({"features": matrix}, temporary, metadata={"rows": json.dumps(rows)})

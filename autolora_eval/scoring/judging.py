@@ -11,9 +11,10 @@ from typing import NamedTuple
 from autolora_eval._devices import choose_device
 from autolora_eval._files import Json, content_hash
 from autolora_eval._progress import Advance, Progress
-from autolora_eval.config.plan import Cell, Plan
+from autolora_eval._sources import Source
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, cell_images
+from autolora_eval.runs.manifest import JudgeRecord, RunManifest
 from autolora_eval.scoring.judgement_store import (
     JudgementCache,
     JudgementFile,
@@ -44,36 +45,66 @@ NOT_JUDGED = JudgementStatus(final=False, scored=False, attempts=0)
 class PendingJudgement(NamedTuple):
     """A judgement that is still missing."""
 
-    cell: Cell
+    cell: str
     image: CellImage
     repeat: int
     attempts: int
 
 
-def open_judge(plan: Plan, base_urls: list[str] | None = None) -> Judge:
-    """Return the benchmark's judge. Models are loaded and servers called at the first question.
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How images are judged.
+
+    Attributes:
+        config: the benchmark's `judge`.
+        rubric: the rubric.
+        source: the model of an in-process judge; None for a server's.
+        device: device of an in-process judge: `auto` or a torch device.
+    """
+
+    config: JudgeConfig
+    rubric: Rubric
+    source: Source | None = None
+    device: str = "auto"
+
+    @property
+    def request_key(self) -> str:
+        """The content hash of what the benchmark asks for, whichever server answers."""
+        config = self.config.model_dump(mode="json", exclude=set(_CONNECTION_SETTINGS))
+        launched = launched_identity(self.config)
+        return content_hash({**config, **launched, "rubric": self.rubric.sha256})
+
+
+def open_judge(settings: JudgeSettings, base_urls: list[str] | None = None) -> Judge:
+    """Return the judge. Models are loaded and servers called at the first question.
 
     Args:
-        plan: the plan with the judge's settings and rubric.
+        settings: the judge and its rubric.
         base_urls: server addresses, by default those of the benchmark.
     """
-    spec, rubric = _spec(plan), _rubric(plan)
-    if spec.backend == "openai":
+    if settings.config.backend == "openai":
         from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
-        return OpenAIJudge(spec, rubric, base_urls)
+        return OpenAIJudge(settings.config, settings.rubric, base_urls)
     from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 
-    source = plan.benchmark.judge
-    assert source is not None
-    return TransformersJudge(spec, source, choose_device(plan.benchmark.spec.device), rubric)
+    assert settings.source is not None
+    device = choose_device(settings.device)
+    return TransformersJudge(settings.config, settings.source, device, settings.rubric)
 
 
-def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress) -> Json:
-    """Judge every image of the plan that has no judgement by this judge and rubric yet.
+def judge_images(
+    settings: JudgeSettings,
+    manifest: RunManifest,
+    folder: RunFolder,
+    judge: Judge,
+    progress: Progress,
+) -> JudgeRecord:
+    """Judge every image of a run that has no judgement by this judge and rubric yet.
 
     Args:
-        plan: the plan with the images.
+        settings: how images are judged.
+        manifest: the run's cells, prompts and seeds.
         folder: the run folder, which has the images and receives the judgements.
         judge: the judge.
         progress: advances with each judgement.
@@ -84,11 +115,11 @@ def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress
     Raises:
         AutoLoRAEvalError: if the judge becomes unavailable. Finished judgements are kept.
     """
-    identity, rubric, spec = judge.identity(), _rubric(plan), _spec(plan)
+    identity, config, rubric = judge.identity(), settings.config, settings.rubric
     key = judge_key(identity, rubric)
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
-    pending = deque(_pending(plan, folder, key, counts))
-    with contextlib.closing(JudgementCache(cache_folder() if spec.cache else None)) as cache:
+    pending = deque(_pending(config.repeats, manifest, folder, key, counts))
+    with contextlib.closing(JudgementCache(cache_folder() if config.cache else None)) as cache:
         writer = _JudgementWriter(folder, rubric, key, cache, counts)
         with progress.task("Judging", len(pending)) as advance:
             try:
@@ -97,47 +128,44 @@ def judge_images(plan: Plan, folder: RunFolder, judge: Judge, progress: Progress
                     advance(len(group), f"{counts['unscored']} unscored")
             finally:
                 writer.flush()
-                for cell in plan.cells:
-                    ids = (job.file for job in plan.jobs)
+                for cell in manifest.cells:
+                    ids = (job.file for job in manifest.jobs())
                     JudgementFile(folder.judgements(cell.id)).compact(ids)
     if cache.problem:
         progress.say(f"the cache of earlier replies is not used: {cache.problem}")
-    return {
-        "model": spec.model,
-        **identity,
-        **judge.facts(),
-        "rubric_name": rubric.name,
-        "rubric_sha256": rubric.sha256,
-        "repeats": spec.repeats,
-        "key": key,
-        "request_key": request_key(plan),
-        **({"cache_problem": cache.problem} if cache.problem else {}),
-        **counts,
-    }
+    known = {"model": config.model, **identity, **judge.facts()}
+    return JudgeRecord(
+        **{name: known.pop(name) for name in _RECORDED if name in known},
+        settings=known,
+        rubric_name=rubric.name,
+        rubric_sha256=rubric.sha256,
+        repeats=config.repeats,
+        key=key,
+        request_key=settings.request_key,
+        cache_problem=cache.problem,
+    ).model_copy(update=dict(counts))
 
 
-def completed_judging(plan: Plan, folder: RunFolder) -> Json | None:
+_RECORDED = ("model", "identity", "temperature", "constraint", "served_by", "server_version")
+
+
+def completed_judging(
+    settings: JudgeSettings, manifest: RunManifest, folder: RunFolder
+) -> JudgeRecord | None:
     """Return the manifest's section `judge` if every image was judged by a server, else None.
 
-    A finished run then needs no server. A judge in this process is always loaded, since its files
+    A finished run then needs no server. A judge in this process is always opened, since its files
     may have changed.
     """
-    if plan.benchmark.rubric is None or _spec(plan).backend != "openai":
+    recorded, repeats = manifest.judge, settings.config.repeats
+    if settings.config.backend != "openai" or recorded is None:
         return None
-    recorded: Json = folder.read_manifest().get("judge") or {}
-    if recorded.get("request_key") != request_key(plan):
+    if recorded.request_key != settings.request_key:
         return None
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
-    if any(True for _ in _pending(plan, folder, recorded["key"], counts)):
+    if any(True for _ in _pending(repeats, manifest, folder, recorded.key, counts)):
         return None
-    return {**recorded, **counts}
-
-
-def request_key(plan: Plan) -> str:
-    """Return the content hash of what the benchmark asks for, whichever server answers."""
-    settings = _spec(plan).model_dump(mode="json", exclude=set(_CONNECTION_SETTINGS))
-    launched = launched_identity(_spec(plan))
-    return content_hash({**settings, **launched, "rubric": _rubric(plan).sha256})
+    return recorded.model_copy(update={"repeats": repeats, **counts})
 
 
 def judge_key(identity: Json, rubric: Rubric) -> str:
@@ -192,20 +220,19 @@ def _encodable(text: str) -> str:
 
 
 def _pending(
-    plan: Plan, folder: RunFolder, key: str, counts: Counter[str]
+    repeats: int, manifest: RunManifest, folder: RunFolder, key: str, counts: Counter[str]
 ) -> Iterator[PendingJudgement]:
     """Yield the missing judgements, and count the existing ones."""
-    repeats = _spec(plan).repeats
-    for cell in plan.cells:
+    for cell in manifest.cells:
         status = JudgementFile(folder.judgements(cell.id)).status(key)
-        for image in cell_images(plan, cell, folder):
+        for image in cell_images(manifest, cell, folder):
             for repeat in range(repeats):
                 found = status.get(JudgementKey(image.id, image.sha256, repeat), NOT_JUDGED)
                 if found.final:
                     counts["reused"] += 1
                     counts["unscored"] += not found.scored
                 else:
-                    yield PendingJudgement(cell, image, repeat, found.attempts)
+                    yield PendingJudgement(cell.id, image, repeat, found.attempts)
 
 
 @dataclass
@@ -259,7 +286,7 @@ class _JudgementWriter:
     def _append(self, rows: Sequence[tuple[PendingJudgement, Json]]) -> None:
         by_cell: dict[str, list[Json]] = {}
         for item, row in rows:
-            by_cell.setdefault(item.cell.id, []).append(row)
+            by_cell.setdefault(item.cell, []).append(row)
             self.counts["unscored"] += row["scores"] is None
         for cell, found in by_cell.items():
             JudgementFile(self.folder.judgements(cell)).append(found)
@@ -286,15 +313,3 @@ class _JudgementWriter:
 
 
 _CACHED = frozenset(("raw", "reason", "expected", "model", "latency_seconds", "image"))
-
-
-def _spec(plan: Plan) -> JudgeConfig:
-    spec = plan.benchmark.spec.judge
-    assert spec is not None
-    return spec
-
-
-def _rubric(plan: Plan) -> Rubric:
-    rubric = plan.benchmark.rubric
-    assert rubric is not None
-    return rubric

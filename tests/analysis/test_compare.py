@@ -10,22 +10,43 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scored_run import KEY, Place, vector, write_features, write_images, write_judgements
+import scored_run
+from scored_run import (
+    KEY,
+    Place,
+    tables,
+    vector,
+    write_features,
+    write_images,
+    write_judgements,
+)
 from typer.testing import CliRunner
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import write_json
-from autolora_eval.analysis.compare_runs import compare
+from autolora_eval._pipeline import compare
 from autolora_eval.analysis.explain import explain
-from autolora_eval.analysis.tables import write_tables
 from autolora_eval.cli import app
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder, open_run
-from autolora_eval.runs.manifest import state_plan, update_manifest
+from autolora_eval.runs.manifest import ImageSetRecord
 
 MEASURED = ("diversity", "diversity_low", "diversity_high", "pc", "pc_low", "pc_high", "div_pc")
 Write = Callable[[object], Path]
+
+
+MODEL = scored_run.MODEL.model_dump(mode="json")
+IMAGE_SET = ImageSetRecord(
+    read_as="folder",
+    images=1,
+    matched=1,
+    beyond_limits=0,
+    seeds_by_order=False,
+    settings_key="settings",
+    import_key="import",
+    missing=1,
+)
 
 
 def score(place: Place) -> dict[str, float]:
@@ -40,15 +61,10 @@ def scored(write: Write, data: dict[str, Any], path: Path, judge: str = KEY) -> 
     write_images(plan, folder)
     write_features(plan, folder, vector)
     write_judgements(plan, folder, score)
-    state_plan(plan, folder, "small.yaml", {"limit_prompts": None, "limit_seeds": None})
-    cells = [{**cell, "settings_key": "settings"} for cell in folder.read_manifest()["cells"]]
-    rubric = plan.benchmark.rubric
-    assert rubric is not None
-    about = {"key": judge, "repeats": 1, "rubric_sha256": rubric.sha256, "model": "someone"}
-    update_manifest(
-        folder, cells=cells, judge=about, features={"key": "extractor", "model": "dino"}
-    )
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
+    record = folder.read_manifest().judge
+    assert record is not None
+    folder.update_manifest(judge=record.model_copy(update={"key": judge}))
     return folder
 
 
@@ -115,7 +131,7 @@ def test_a_name_that_two_runs_have_is_told_apart(
     plan = make_plan(load_benchmark(write_benchmark(data)))
     write_judgements(plan, other, score)
     write_features(plan, other, vector)
-    write_tables(plan, other, KEY)
+    tables(plan, other)
     joint, _ = compare([whole.path, other.path], tmp_path / "joint", baseline="CFG (whole)")
     names = ["CFG (whole)", "AutoLoRA (whole)", "CFG (other)", "AutoLoRA (other)"]
     assert joint.table["method"].tolist() == names
@@ -136,12 +152,12 @@ def test_only_what_all_have_is_compared_and_that_is_told(
     data["seeds"] = {"start": 4, "count": 2}
     other = scored(write_benchmark, data, tmp_path / "other")
     joint, differences = compare([whole.path, other.path], tmp_path / "joint")
-    assert [(d.what, d.grave) for d in differences] == [("prompts", "told"), ("seeds", "told")]
+    assert [(d.what, d.severity) for d in differences] == [("prompts", "note"), ("seeds", "note")]
     assert differences[0].message.endswith("only the 2 that all have are compared.")
     images = joint.scores[["prompt", "seed"]].drop_duplicates().values.tolist()
     assert images == [["a cat", 4], ["a dog", 4]]
     assert joint.table["n_images"].tolist() == [2, 2, 2]
-    assert joint.manifest["differences"] == [d._asdict() for d in differences]
+    assert joint.manifest.differences == differences
     # The mean of two scores of each prompt's single seed: by hand.
     by_cell = joint.table.set_index("method")["pc"]
     expected = np.mean([score(("A--Third", index, 4))["pc"] for index in (1, 0)])
@@ -149,7 +165,7 @@ def test_only_what_all_have_is_compared_and_that_is_told(
 
 
 def change(folder: RunFolder, section: str, **values: object) -> None:
-    manifest = folder.read_manifest()
+    manifest = json.loads(folder.manifest.read_text())
     manifest[section] = manifest[section] | values
     write_json(folder.manifest, manifest)
 
@@ -158,7 +174,7 @@ def change(folder: RunFolder, section: str, **values: object) -> None:
     ("section", "values", "message"),
     [
         ("features", {"key": "another", "model": "clip"}, "extractor: 'dino' in half-CFG, 'clip'"),
-        ("judge", {"rubric_sha256": "0", "rubric_name": "other"}, "other questions have other"),
+        ("judge", {"rubric_sha256": "0", "rubric_name": "other"}, "answers to different questions"),
     ],
 )
 def test_what_is_not_on_one_scale_is_refused(
@@ -181,7 +197,7 @@ def test_different_judges_are_refused_unless_asked_for(halves: list[Path], tmp_p
     with pytest.raises(UsageError, match="--allow-different-judges"):
         compare(halves, tmp_path / "joint")
     joint, differences = compare(halves, tmp_path / "joint", allow_different_judges=True)
-    assert [(d.what, d.grave) for d in differences] == [("judge", "judges")]
+    assert [(d.what, d.severity) for d in differences] == [("judge", "judge")]
     assert joint.table["pc"].notna().all()
     rows = (joint.folder.judgements("A--AutoLoRA")).read_text(encoding="utf-8").splitlines()
     assert {json.loads(row)["judge_key_in_run"] for row in rows} == {"another judge"}
@@ -189,7 +205,7 @@ def test_different_judges_are_refused_unless_asked_for(halves: list[Path], tmp_p
 
 def test_a_model_that_is_not_the_same_is_told(halves: list[Path], tmp_path: Path) -> None:
     for half, steps in zip(halves, ("float32", "float16"), strict=True):
-        change(RunFolder(half), "models", A={"size": [8, 8], "dtype": steps})
+        change(RunFolder(half), "models", A=MODEL | {"dtype": steps})
     _, differences = compare(halves, tmp_path / "joint")
     assert [d.message for d in differences] == [
         "model 'A' differs in dtype between half-CFG, half-AutoLoRA."
@@ -200,7 +216,7 @@ def test_something_else_is_not_written_over(halves: list[Path], tmp_path: Path) 
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it", encoding="utf-8")
-    with pytest.raises(UsageError, match="no earlier comparison"):
+    with pytest.raises(UsageError, match="not an earlier comparison"):
         compare(halves, mine)
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
     with pytest.raises(UsageError, match="would write into"):
@@ -228,8 +244,8 @@ def test_a_baseline_that_no_run_has_is_answered(halves: list[Path], tmp_path: Pa
 
 
 def test_the_command_names_what_differs(halves: list[Path], tmp_path: Path) -> None:
-    change(RunFolder(halves[1]), "models", A={"dtype": "float16"})
-    change(RunFolder(halves[0]), "models", A={"dtype": "float32"})
+    change(RunFolder(halves[1]), "models", A=MODEL | {"dtype": "float16"})
+    change(RunFolder(halves[0]), "models", A=MODEL)
     asked = ["compare", *map(str, halves), "--output", str(tmp_path / "joint")]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
@@ -282,16 +298,15 @@ def test_a_models_name_is_not_taken_for_the_methods(
     plan = make_plan(load_benchmark(write_benchmark(data)))
     write_judgements(plan, one, score)
     write_features(plan, one, vector)
-    write_tables(plan, one, KEY)
+    tables(plan, one)
     other = scored(write_benchmark, data, tmp_path / "other")
     joint, _ = compare([one.path, other.path], tmp_path / "joint", baseline="CFG (one)")
     assert "A--CFG--CFG-one" in joint.table["cell"].tolist()
 
 
 def test_a_limited_run_makes_the_comparison_limited(halves: list[Path], tmp_path: Path) -> None:
-    manifest = RunFolder(halves[1]).read_manifest()
-    write_json(RunFolder(halves[1]).manifest, manifest | {"limited": True})
-    assert compare(halves, tmp_path / "joint")[0].manifest["limited"] is True
+    RunFolder(halves[1]).update_manifest(limit_seeds=3)
+    assert compare(halves, tmp_path / "joint")[0].manifest.is_limited
 
 
 def test_different_numbers_of_replies_are_told_and_the_fewest_taken(
@@ -299,9 +314,9 @@ def test_different_numbers_of_replies_are_told_and_the_fewest_taken(
 ) -> None:
     change(RunFolder(halves[0]), "judge", repeats=3)
     joint, differences = compare(halves, tmp_path / "joint")
-    assert [(d.what, d.grave) for d in differences] == [("judge repeats", "told")]
+    assert [(d.what, d.severity) for d in differences] == [("judge repeats", "note")]
     assert "3 in half-CFG, 1 in half-AutoLoRA; the first 1 of each" in differences[0].message
-    assert joint.manifest["judge"]["repeats"] == 1
+    assert joint.manifest.judge.repeats == 1
 
 
 def test_the_same_images_that_two_judges_saw_are_two_cells(
@@ -328,17 +343,17 @@ def test_images_that_are_taken_once_are_told(
 
 def test_what_made_each_runs_numbers_stays_recorded(halves: list[Path], tmp_path: Path) -> None:
     for half, version in zip(halves, ("2.13.0", "2.14.0"), strict=True):
-        update_manifest(
-            RunFolder(half),
+        RunFolder(half).update_manifest(
             packages={"torch": version},
             hardware={"device": f"GPU of {version}"},
-            image_sets={"A--AutoLoRA": {"missing": 1}} if version == "2.14.0" else {},
+            image_sets={"A--AutoLoRA": IMAGE_SET} if version == "2.14.0" else {},
         )
     joint, _ = compare(halves, tmp_path / "joint")
-    compared = joint.manifest["compared"]
-    assert [run["packages"]["torch"] for run in compared.values()] == ["2.13.0", "2.14.0"]
-    assert compared["half-AutoLoRA"]["hardware"] == {"device": "GPU of 2.14.0"}
-    assert joint.manifest["image_sets"] == {"A--AutoLoRA": {"missing": 1}}
+    compared = joint.manifest.compared
+    assert compared is not None
+    assert [run.packages["torch"] for run in compared.values()] == ["2.13.0", "2.14.0"]
+    assert compared["half-AutoLoRA"].hardware.device == "GPU of 2.14.0"
+    assert joint.manifest.image_sets == {"A--AutoLoRA": IMAGE_SET}
     sections = explain(joint.folder.path, "AutoLoRA").sections
     inputs = next(section.values for section in sections if section.title == "Inputs")
     assert "torch 2.14.0" in inputs["software"]
@@ -348,31 +363,31 @@ def test_what_made_each_runs_numbers_stays_recorded(halves: list[Path], tmp_path
 def test_a_model_that_only_lent_its_name_does_not_hide_the_one_that_was_used(
     halves: list[Path], tmp_path: Path
 ) -> None:
-    change(RunFolder(halves[0]), "models", A={"pipeline": {"name": "x", "used": False}})
-    change(RunFolder(halves[1]), "models", A={"pipeline": {"name": "x", "sha256": "1" * 64}})
+    unused = {"name": "x", "kind": "folder", "used": False}
+    change(RunFolder(halves[0]), "models", A=MODEL | {"pipeline": unused})
     joint, _ = compare(halves, tmp_path / "joint")
-    assert joint.manifest["models"]["A"]["pipeline"]["sha256"] == "1" * 64
+    assert joint.manifest.models["A"].pipeline.sha256 == "1" * 64
 
 
 @pytest.mark.parametrize("id_", ["../outside", "a/b", "..", ".hidden"])
 def test_a_manifest_cannot_lead_out_of_the_folder(
     halves: list[Path], tmp_path: Path, id_: str
 ) -> None:
-    manifest = RunFolder(halves[1]).read_manifest()
+    manifest = json.loads(RunFolder(halves[1]).manifest.read_text())
     manifest["cells"][0]["id"] = id_
     write_json(RunFolder(halves[1]).manifest, manifest)
-    with pytest.raises(UsageError, match=r"half-AutoLoRA.*is no name of a cell"):
+    with pytest.raises(UsageError, match=r"half-AutoLoRA.*damaged manifest.json: cells\.0\.id"):
         compare(halves, tmp_path / "joint")
 
 
 @pytest.mark.parametrize("section", ["cells", "benchmark", "prompts", "seeds"])
-def test_a_run_that_did_not_record_what_is_needed_says_so(
+def test_a_manifest_without_a_section_is_refused(
     halves: list[Path], tmp_path: Path, section: str
 ) -> None:
-    manifest = RunFolder(halves[0]).read_manifest()
+    manifest = json.loads(RunFolder(halves[0]).manifest.read_text())
     del manifest[section]
     write_json(RunFolder(halves[0]).manifest, manifest)
-    with pytest.raises(UsageError, match=rf"half-CFG.*does not record its {section}.*run it again"):
+    with pytest.raises(UsageError, match=rf"half-CFG.*damaged manifest.json: {section}: Field req"):
         compare(halves, tmp_path / "joint")
 
 
@@ -392,5 +407,5 @@ def test_runs_of_any_folder_name_are_compared(halves: list[Path], tmp_path: Path
     names = ("_LoRA+CFG", "a run; $(x) of 猫 and of " + "many letters " * 10)
     runs = [half.rename(half.with_name(name)) for half, name in zip(halves, names, strict=True)]
     joint, _ = compare(runs, tmp_path / "joint")
-    assert joint.manifest["benchmark"]["name"].startswith("LoRA-CFG-and-a-run-x-of-and-of-many")
-    assert len(joint.manifest["compared"]) == 2
+    assert joint.manifest.benchmark.name.startswith("LoRA-CFG-and-a-run-x-of-and-of-many")
+    assert len(joint.manifest.compared or {}) == 2

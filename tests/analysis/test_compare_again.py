@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from scored_run import scored
 
-from autolora_eval.analysis.compare_runs import compare
+from autolora_eval._pipeline import compare
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import update_manifest
 
 Runs = Callable[..., list[Path]]
 
@@ -34,17 +33,23 @@ def runs(
             }
             plan = make_plan(load_benchmark(write_benchmark(benchmark_data | changes)))
             folder = scored(plan, RunFolder(tmp_path / f"of-{method}"))
-            update_manifest(folder, features={"key": "extractor", "model": "dino"})
             folders.append(folder.path)
         return folders
 
     return make
 
 
+def rate(folder: RunFolder) -> None:
+    folder.agreement.write_text("measure,statistic\n")
+    counts = {"ratings": 1, "images": 1, "raters": 1}
+    files = {"ratings_file": "a.csv", "ratings_sha256": "", "scores_sha256": ""}
+    folder.update_manifest(agreement=counts | files)
+
+
 def test_ratings_and_notes_stay_where_the_images_do(runs: Runs, tmp_path: Path) -> None:
     both, joint = runs(), tmp_path / "joint"
     compare(both, joint)
-    (joint / "agreement.csv").write_text("measure,statistic\n")
+    rate(RunFolder(joint))
     (joint / "notes.txt").write_text("mine")
     compare(both, joint)
     assert (joint / "agreement.csv").read_text() == "measure,statistic\n"
@@ -56,7 +61,7 @@ def test_ratings_of_other_images_go_and_notes_stay(
 ) -> None:
     both, joint = runs(), tmp_path / "joint"
     compare(both, joint)
-    (joint / "agreement.csv").write_text("measure,statistic\n")
+    rate(RunFolder(joint))
     (joint / "notes.txt").write_text("mine")
     benchmark_data["seeds"] = {"start": 3, "count": 3}
     compare(runs(), joint)
@@ -80,18 +85,17 @@ def test_other_software_and_hardware_is_told_and_the_same_is_not(
     first, second = runs()
     here = {"packages": {"torch": "2.13.0", "numpy": "2.4"}, "hardware": {"device": "cpu"}}
     for folder in (first, second):
-        update_manifest(RunFolder(folder), **here)
+        RunFolder(folder).update_manifest(**here)
     told = compare([first, second], tmp_path / "joint")[1]
     assert [one for one in told if one.what == "software"] == []
-    update_manifest(
-        RunFolder(second),
+    RunFolder(second).update_manifest(
         packages={"torch": "2.12.1", "numpy": "2.4"},
         hardware={"device": "cuda"},
     )
     (said,) = (
         one for one in compare([first, second], tmp_path / "joint")[1] if one.what == "software"
     )
-    assert said.grave == "told"
+    assert said.severity == "note"
     assert said.message == (
         "versions and devices: torch 2.13.0 in of-CFG, 2.12.1 in of-AutoLoRA; "
         "device cpu in of-CFG, cuda in of-AutoLoRA."

@@ -9,11 +9,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from scored_run import KEY, vector, write_features, write_images, write_judgements
+from scored_run import (
+    tables,
+    vector,
+    write_features,
+    write_images,
+    write_judgements,
+    write_manifest,
+)
 
-from autolora_eval._pipeline import state_plan
 from autolora_eval.analysis.metric_columns import measures
-from autolora_eval.analysis.tables import write_tables
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.runs.folder import RunFolder
@@ -35,7 +40,7 @@ def run(
     plan, folder = make_plan(load_benchmark(write_benchmark(data))), RunFolder(tmp_path / "run")
     assert plan.benchmark.rubric is not None
     keys = [score.key for score in plan.benchmark.rubric.scores.values()]
-    state_plan(plan, folder, "columns", {})
+    write_manifest(plan, folder)
     lost = (plan.cells[0].id, 0, plan.jobs[0].seed)
     write_images(plan, folder, missing=[lost])
     write_features(plan, folder, vector)
@@ -44,7 +49,7 @@ def run(
         folder,
         lambda p: "no_json" if p[2] == plan.jobs[-1].seed else dict.fromkeys(keys, 3.0),
     )
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
     return plan, folder
 
 

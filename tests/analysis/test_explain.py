@@ -13,19 +13,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from scored_run import KEY, Place, vector, write_features, write_images, write_judgements
+from scored_run import (
+    Place,
+    tables,
+    vector,
+    write_features,
+    write_images,
+    write_judgements,
+)
 from typer.testing import CliRunner
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import read_jsonl, sha256_file, write_jsonl
 from autolora_eval.analysis._explanation import print_explanation
 from autolora_eval.analysis.explain import Explanation, explain
-from autolora_eval.analysis.tables import write_tables
 from autolora_eval.cli import app
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder, open_run
-from autolora_eval.runs.manifest import state_plan, update_manifest
 
 CELL = "A--AutoLoRA"
 UNSCORED = (CELL, 1, 3)
@@ -49,9 +54,7 @@ def folder(
     write_images(plan, folder, [MISSING])
     write_features(plan, folder, vector)
     write_judgements(plan, folder, score)
-    state_plan(plan, folder, "small.yaml", {"limit_prompts": None, "limit_seeds": None})
-    update_manifest(folder, judge={"key": KEY, "repeats": 1, "rubric_name": "r"})
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
     return folder
 
 
@@ -175,7 +178,7 @@ def test_the_command_prints_the_same_as_data(folder: RunFolder) -> None:
 def test_foreign_texts_cannot_control_the_terminal(folder: RunFolder) -> None:
     hostile = "\x1b[31m[bold]red[/]\x07\u202e"
     rubric = json.loads(folder.manifest.read_text(encoding="utf-8"))["rubric"]
-    update_manifest(folder, rubric=rubric | {"text": f"{hostile} <I> <P>"})
+    folder.update_manifest(rubric=rubric | {"text": f"{hostile} <I> <P>"})
     explanation = explain(folder.path, CELL, "1", 4)
     scores = pd.read_parquet(folder.scores)
     scores.assign(prompt=hostile).to_parquet(folder.scores)

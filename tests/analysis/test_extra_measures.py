@@ -11,18 +11,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scored_run import KEY, Place, scored, vector, write_features, write_images, write_judgements
+from scored_run import (
+    Place,
+    scored,
+    tables,
+    vector,
+    write_features,
+    write_images,
+    write_judgements,
+    write_manifest,
+)
 
+from autolora_eval._pipeline import compare
 from autolora_eval.analysis.cell_estimates import MAX_GROUPS
-from autolora_eval.analysis.compare_runs import compare
 from autolora_eval.analysis.estimates import t_interval
 from autolora_eval.analysis.explain import explain
-from autolora_eval.analysis.tables import write_tables
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder, open_run
-from autolora_eval.runs.manifest import state_plan, update_manifest
 from autolora_eval.scoring.diversity_metric import METRICS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "how_to" / "diversity_metric.md"
@@ -77,10 +84,10 @@ def test_they_stand_in_comparisons_tables_and_manifest_and_in_no_product(make) -
     assert told["difference"] == pytest.approx(by_method["AutoLoRA"] - by_method["CFG"])
     assert "Vendi score" in told["sentence"]
     assert "Vendi ↑" in folder.table("md").read_text(encoding="utf-8")
-    stated = run.manifest["diversity_metrics"]
+    stated = run.manifest.diversity_metrics
     assert list(stated) == EXTRA
-    assert stated["vendi"]["source"] == VENDI.source
-    assert stated["vendi"]["high"] is None
+    assert stated["vendi"].source == VENDI.source
+    assert stated["vendi"].high is None
 
 
 def test_without_them_nothing_else_is_changed(make) -> None:
@@ -105,7 +112,7 @@ def of_one_prompt(make, count: int, lost: tuple[int, ...]) -> tuple[Plan, RunFol
     plan, folder = make(
         "one", prompts=["a cat"], seeds={"start": 3, "count": count}, diversity=EXTRA
     )
-    state_plan(plan, folder, "one prompt", {})
+    write_manifest(plan, folder)
     write_images(plan, folder)
 
     def features(place: Place) -> Any:
@@ -113,7 +120,7 @@ def of_one_prompt(make, count: int, lost: tuple[int, ...]) -> tuple[Plan, RunFol
 
     write_features(plan, folder, features)
     write_judgements(plan, folder, lambda place: None)
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
     return plan, folder
 
 
@@ -207,11 +214,11 @@ def test_code_that_lies_in_a_folder_is_not_run_to_explain(
 def test_the_report_has_them(make, missing: str | None) -> None:
     """In PDF and HTML with all figures; what is undefined says why."""
     plan, folder = make("run", diversity=EXTRA)
-    state_plan(plan, folder, "extra", {})
+    write_manifest(plan, folder)
     write_images(plan, folder)
     write_features(plan, folder, lambda p: None if p[0] == missing and p[2] == 4 else vector(p))
     write_judgements(plan, folder, lambda place: {"pc": float(place[2] % 6)})
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
     write_report(folder)
     page = folder.report_html.read_text(encoding="utf-8")
     assert "Vendi ↑" in page
@@ -226,7 +233,6 @@ def test_runs_are_compared_by_those_that_all_have(make, tmp_path: Path, benchmar
         methods = {name: benchmark_data["methods"][name]}
         plan, folder = make(f"of-{name}", methods=methods, baseline=name, diversity=measures)
         scored(plan, folder)
-        update_manifest(folder, features={"key": "extractor", "model": "dino"})
         folders.append(folder.path)
     whole = open_run(scored(*make("whole", diversity=["vendi"])).path)
     joint, differences = compare(folders, tmp_path / "joint")
@@ -234,7 +240,7 @@ def test_runs_are_compared_by_those_that_all_have(make, tmp_path: Path, benchmar
     assert told == "measures of diversity that not all runs have are left out: mean_distance."
     assert joint.table["vendi"].tolist() == whole.table["vendi"].tolist()
     assert "mean_distance" not in joint.table
-    assert list(joint.manifest["diversity_metrics"]) == ["vendi"]
+    assert list(joint.manifest.diversity_metrics) == ["vendi"]
 
 
 def test_the_measure_of_the_documentation_works(

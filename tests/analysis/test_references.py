@@ -9,17 +9,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scored_run import KEY, Place, scored, vector, write_features, write_images, write_judgements
+from scored_run import (
+    Place,
+    manifest_of,
+    scored,
+    tables,
+    vector,
+    write_features,
+    write_images,
+    write_judgements,
+    write_manifest,
+)
 
-from autolora_eval.analysis.compare_runs import compare
+from autolora_eval._pipeline import compare
 from autolora_eval.analysis.estimates import t_interval
 from autolora_eval.analysis.explain import explain
-from autolora_eval.analysis.tables import reference_cells, write_tables
+from autolora_eval.analysis.tables import reference_cells
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder, open_run
-from autolora_eval.runs.manifest import state_plan, update_manifest
 
 REACH = """
 import numpy as np
@@ -71,7 +80,7 @@ def test_each_prompt_is_compared_with_the_references_images_of_it(make) -> None:
     assert own["reach"].tolist() == pytest.approx(expected)
     assert own["reference_cell"].unique().tolist() == ["A--CFG"]
     assert run.table.set_index("method")["reach"]["AutoLoRA"] == pytest.approx(np.mean(expected))
-    assert run.manifest["diversity_metrics"]["a_reach.METRIC"]["against_reference"] is True
+    assert run.manifest.diversity_metrics["a_reach.METRIC"].against_reference
 
 
 def test_the_reference_itself_has_no_value_and_the_report_says_why(make) -> None:
@@ -106,7 +115,7 @@ def test_of_one_prompt_seeds_are_left_out_and_the_reference_stays(make) -> None:
 
 def test_a_reference_that_lacks_images_leaves_the_prompt_without_a_value(make) -> None:
     plan, folder = make("run")
-    state_plan(plan, folder, "lost", {})
+    write_manifest(plan, folder)
     write_images(plan, folder)
 
     def features(place: Place) -> Any:
@@ -114,7 +123,7 @@ def test_a_reference_that_lacks_images_leaves_the_prompt_without_a_value(make) -
 
     write_features(plan, folder, features)
     write_judgements(plan, folder, lambda place: None)
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
     run = open_run(folder.path)
     own = run.diversity[run.diversity["cell"] == "A--AutoLoRA"].set_index("prompt_index")
     assert own["reach"].isna().tolist() == [False, True, False]
@@ -125,7 +134,7 @@ def test_a_reference_that_lacks_images_leaves_the_prompt_without_a_value(make) -
 
 def test_in_a_sweep_the_reference_is_the_cell_of_the_same_parameters(make) -> None:
     plan, folder = make("run", sweep={"lora_scale": [0.5, 1.0], "autolora_scale": [1.5, 2.0]})
-    found = reference_cells(plan)
+    found = reference_cells(manifest_of(plan, folder))
     assert found == {
         cell.id: f"A--CFG--lora_scale={cell.point['lora_scale']:g}"
         for cell in plan.cells
@@ -135,7 +144,7 @@ def test_in_a_sweep_the_reference_is_the_cell_of_the_same_parameters(make) -> No
     plan, folder = make(
         "other", sweep={"autolora_scale": [1.5, 2.0]}, diversity_reference="AutoLoRA"
     )
-    assert reference_cells(plan) == {}
+    assert reference_cells(manifest_of(plan, folder)) == {}
     run = open_run(scored(plan, folder).path)
     own = run.diversity[run.diversity["method"] == "CFG"]
     assert set(own["reach_reason"]) == {"no reference has its swept parameters"}
@@ -144,7 +153,7 @@ def test_in_a_sweep_the_reference_is_the_cell_of_the_same_parameters(make) -> No
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"diversity_reference": None}, "name the method whose images are it, 'diversity_ref"),
+        ({"diversity_reference": None}, "Name the method that makes it: add 'diversity_ref"),
         ({"diversity_reference": "CGF"}, "'CGF' is none of the methods. Did you mean 'CFG'?"),
     ],
 )
@@ -159,11 +168,10 @@ def test_runs_are_compared_without_it(make, benchmark_data, tmp_path: Path) -> N
     folders = []
     for name in ("one", "two"):
         folder = scored(*make(name))
-        update_manifest(folder, features={"key": "extractor", "model": "dino"})
         folders.append(folder.path)
     joint, differences = compare(folders, tmp_path / "joint")
     assert [d.message for d in differences if d.what == "diversity"] == [
-        "measures of diversity against a reference set, which no two runs share, are left out: "
+        "diversity metrics against a reference set, which two runs do not share, are left out: "
         "a_reach.METRIC."
     ]
     assert "reach" not in joint.table

@@ -10,7 +10,7 @@ import krippendorff
 import numpy as np
 import pandas as pd
 import pytest
-from scored_run import KEY, Place, write_features, write_images
+from scored_run import KEY, Place, manifest_of, tables, write_features, write_images
 from scored_run import vector as feature_vector
 from simulated import assert_coverage
 
@@ -27,7 +27,6 @@ from autolora_eval.analysis.reliability import (
     write_reliability,
 )
 from autolora_eval.analysis.scores import join_scores
-from autolora_eval.analysis.tables import write_tables
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.runs.folder import RunFolder
@@ -180,9 +179,10 @@ def judged(plan: Plan, folder: RunFolder, verdict: Verdict) -> pd.DataFrame:
     """Write images and judgements of every repeat, and return the scores as the join would."""
     write_images(plan, folder)
     write_features(plan, folder, feature_vector)
-    for cell in plan.cells:
+    manifest = manifest_of(plan, folder)
+    for cell in manifest.cells:
         rows = []
-        for image in cell_images(plan, cell, folder):
+        for image in cell_images(manifest, cell, folder):
             for repeat in range(3):
                 given = verdict((cell.id, image.prompt_index, image.seed), repeat)
                 scored = not isinstance(given, str)
@@ -190,7 +190,7 @@ def judged(plan: Plan, folder: RunFolder, verdict: Verdict) -> pd.DataFrame:
                 row |= {"scores": {"pc": given} if scored else None, "judge_key": KEY}
                 rows.append(row | {"reason": None if scored else given})
         write_jsonl(folder.judgements(cell.id), rows)
-    return join_scores(plan, folder, KEY)
+    return join_scores(manifest, folder)
 
 
 def test_the_table_has_a_row_per_cell_and_one_for_all(plan: Plan, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_the_table_has_a_row_per_cell_and_one_for_all(plan: Plan, tmp_path: Path
         return float((place[1] + place[2] + (repeat == 1 and place[0] == "A--AutoLoRA")) % 6)
 
     judged(plan, folder, verdict)
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
     assert len(pd.read_csv(folder.unscored)) == 0
     table = pd.read_csv(folder.reliability).set_index("cell")
     assert table.index.tolist() == ["A--CFG", "A--AutoLoRA", "all"]

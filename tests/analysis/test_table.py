@@ -13,14 +13,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from scored_run import KEY, Place, vector, write_features, write_images, write_judgements
+from scored_run import Place, tables, vector, write_features, write_images, write_judgements
 
 from autolora_eval._errors import UsageError
 from autolora_eval._pipeline import RunPipeline
-from autolora_eval.analysis.tables import write_tables
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import CountsRecord
 from autolora_eval.scoring.diversity import diversity
 
 BASE, AUTO = "A--CFG", "A--AutoLoRA"
@@ -63,7 +63,7 @@ def gaps(plan: Plan, tmp_path: Path) -> tuple[RunFolder, dict[str, int]]:
     write_images(plan, folder, [MISSING])
     write_features(plan, folder, lambda place: None if place == CORRUPT else vector(place))
     write_judgements(plan, folder, score)
-    return folder, write_tables(plan, folder, KEY)
+    return folder, tables(plan, folder)
 
 
 def rows(folder: RunFolder) -> dict[str, dict[str, str]]:
@@ -72,7 +72,7 @@ def rows(folder: RunFolder) -> dict[str, dict[str, str]]:
 
 
 def test_the_table_has_the_columns_of_the_contract(plan: Plan, whole: RunFolder) -> None:
-    write_tables(plan, whole, KEY)
+    tables(plan, whole)
     table = pd.read_parquet(whole.table("parquet"))
     stated = ["cell", "model", "method", "guider", "lora_scale", "num_inference_steps"]
     parameters = ["guidance_scale", "autolora_scale", "base_guidance_scale", "start", "stop"]
@@ -93,7 +93,7 @@ def test_what_is_missing_is_counted(gaps: tuple[RunFolder, dict[str, int]]) -> N
     folder, counts = gaps
     # Unscored are the missing image, the refused and the one that was not judged.
     # Missing from the diversity are the missing and the corrupt one.
-    assert counts == {"images": 12, "missing": 2, "unscored": 3}
+    assert counts == CountsRecord(images=12, missing=2, unscored=3)
     found = {
         cell: [row[f"n_{n}"] for n in ("images", "missing", "unscored", "undefined_prompts")]
         for cell, row in rows(folder).items()
@@ -158,7 +158,7 @@ def test_a_cell_without_any_image_is_null_everywhere(plan: Plan, tmp_path: Path)
     write_images(plan, folder, [(AUTO, index, seed) for index in range(3) for seed in SEEDS])
     write_features(plan, folder, vector)
     write_judgements(plan, folder, score)
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
     row = rows(folder)[AUTO]
     assert [row["n_images"], row["n_missing"], row["n_unscored"]] == ["6", "6", "6"]
     for measure in ("diversity", "pc", "div_pc"):
@@ -179,7 +179,7 @@ def test_a_dash_in_the_readable_tables_has_its_reason(plan: Plan, tmp_path: Path
     write_images(plan, folder, [(AUTO, index, 3) for index in range(3)])
     write_features(plan, folder, vector)
     write_judgements(plan, folder, lambda place: "no_json" if place[0] == BASE else {"pc": 2.0})
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
     lines = folder.table("md").read_text(encoding="utf-8").splitlines()
     assert lines[3].startswith("| A | AutoLoRA | – | 2.000 [2.000, 2.000] | – | ")
     assert lines[3].endswith("| 6, 3 missing, 3 unscored |")
@@ -190,7 +190,7 @@ def test_a_dash_in_the_readable_tables_has_its_reason(plan: Plan, tmp_path: Path
 
 
 def test_the_run_without_gaps_agrees_with_its_definition(plan: Plan, whole: RunFolder) -> None:
-    assert write_tables(plan, whole, KEY) == {"images": 12, "missing": 0, "unscored": 0}
+    assert tables(plan, whole) == CountsRecord(images=12, missing=0, unscored=0)
     for cell, row in rows(whole).items():
         spreads, means = [], []
         for index in range(3):
@@ -206,17 +206,17 @@ def test_the_run_without_gaps_agrees_with_its_definition(plan: Plan, whole: RunF
 def test_writing_again_gives_the_same_bytes(plan: Plan, whole: RunFolder) -> None:
     files = [whole.table(s) for s in ("csv", "md", "tex", "parquet")]
     files += [whole.scores, whole.diversity, whole.comparisons]
-    write_tables(plan, whole, KEY)
+    tables(plan, whole)
     before = [file.read_bytes() for file in files]
-    write_tables(plan, whole, KEY)
+    tables(plan, whole)
     assert [file.read_bytes() for file in files] == before
 
 
 def test_a_judgement_of_another_judge_or_image_does_not_count(plan: Plan, whole: RunFolder) -> None:
-    assert write_tables(plan, whole, "another judge")["unscored"] == 12
+    assert tables(plan, whole, "another judge").unscored == 12
     file = next(whole.images(BASE).rglob("*.png"))
     file.write_bytes(next(whole.images(AUTO).rglob("*.png")).read_bytes())
-    assert write_tables(plan, whole, KEY)["unscored"] == 1
+    assert tables(plan, whole).unscored == 1
 
 
 def test_parquet_types(plan: Plan, gaps: tuple[RunFolder, dict[str, int]]) -> None:
@@ -249,16 +249,16 @@ def test_one_method_has_nothing_to_compare(
     folder = RunFolder(tmp_path / "run")
     write_images(plan, folder)
     write_features(plan, folder, vector)
-    assert write_tables(plan, folder, None)["unscored"] == 0
+    assert tables(plan, folder, None).unscored == 0
     assert len(pd.read_csv(folder.comparisons)) == 0
     assert "pc" not in rows(folder)[BASE]
 
 
 def test_one_prompt_compares_seeds(plan: Plan, whole: RunFolder) -> None:
     one = make_plan(plan.benchmark, limit_prompts=1)
-    write_tables(one, whole, KEY)
+    tables(one, whole)
     assert set(pd.read_csv(whole.comparisons)["unit"]) == {"seed"}
-    write_tables(plan, whole, KEY)
+    tables(plan, whole)
     compared = pd.read_csv(whole.comparisons)
     assert set(compared["unit"]) == {"prompt"}
     assert compared["measure"].tolist() == ["diversity", "pc", "div_pc"]
@@ -280,7 +280,7 @@ def test_published_values_stand_beside_ours(
 ) -> None:
     content = "model,method,diversity,pc\nA,AutoLoRA,0.25,3.5\nB,CFG,0.5,1\n"
     plan = with_published(content, workplace, write_benchmark, benchmark_data)
-    write_tables(plan, whole, KEY)
+    tables(plan, whole)
     table = pd.read_parquet(whole.table("parquet")).set_index("cell")
     assert table.loc[AUTO, ["diversity_published", "pc_published"]].tolist() == [0.25, 3.5]
     assert table.loc[BASE, ["diversity_published", "pc_published"]].isna().all()
@@ -298,18 +298,21 @@ def test_models_and_methods_of_published_values_may_be_numbers(
     write_images(plan, folder)
     write_features(plan, folder, vector)
     write_judgements(plan, folder, score)
-    write_tables(plan, folder, KEY)
+    tables(plan, folder)
     assert rows(folder)["3--CFG"]["diversity_published"] == "0.25"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("model,method,diversty\nA,CFG,1\n", "column 'diversty' is none of the table's. Did you "),
+        (
+            "model,method,diversty\nA,CFG,1\n",
+            "column 'diversty' is not a column of the table. Did",
+        ),
         ("model,diversity\nA,1\n", "no column 'method'"),
         ("model,method,pc\nA,CFG,1\nA,CFG,2\n", "two rows for A, CFG"),
-        ("model,method,pc_low\nA,CFG,1\n", "column 'pc_low' is none of the table's."),
-        ('model,method,pc\nA,CFG,"3,5"\n', "column 'pc' holds something else than numbers"),
+        ("model,method,pc_low\nA,CFG,1\n", "column 'pc_low' is not a column of the table."),
+        ('model,method,pc\nA,CFG,"3,5"\n', "column 'pc' holds values that are not numbers"),
         ("", "cannot be read"),
         ('model,method,pc\nA,CFG,1,2,3\n"', "cannot be read"),
     ],
@@ -324,7 +327,7 @@ def test_published_values_that_do_not_fit_are_refused(
 ) -> None:
     plan = with_published(content, workplace, write_benchmark, benchmark_data)
     with pytest.raises(UsageError) as caught:
-        write_tables(plan, whole, KEY)
+        tables(plan, whole)
     with pytest.raises(UsageError, match=re.escape(str(caught.value))):
         RunPipeline.start(plan.benchmark.file).refuse_if_something_is_missing()
     assert str(caught.value).startswith(f"{workplace / 'published.csv'}: ")

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+from scored_run import SETTINGS, write_manifest
 
 from autolora_eval._files import write_jsonl
-from autolora_eval._pipeline import state_models, state_plan
-from autolora_eval.analysis.timings import write_timings
+from autolora_eval.analysis.scores import write_timings
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder
@@ -24,16 +23,15 @@ def test_a_cell_has_the_median_of_its_present_images(
     methods = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
     plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"methods": methods})))
     folder = RunFolder(tmp_path / "run")
-    state_plan(plan, folder, "timings", {})
+    write_manifest(plan, folder)
     first, second = plan.cells
-    state_models(folder, {}, {cell.id: "now" for cell in plan.cells}, torch.device("cpu"))
-    taken = [(1.0, "now"), (9.0, "now"), (2.0, "now"), (50.0, "before"), (None, "now")]
+    taken = [(1.0, SETTINGS), (9.0, SETTINGS), (2.0, SETTINGS), (50.0, "old"), (None, SETTINGS)]
     rows = [
         {"file_name": f"{n}", "seconds": s, "settings_key": k} for n, (s, k) in enumerate(taken)
     ]
     write_jsonl(folder.metadata(first.id), rows)
-    write_jsonl(folder.metadata(second.id), [{"file_name": "0", "settings_key": "now"}])
-    write_timings(plan, folder)
+    write_jsonl(folder.metadata(second.id), [{"file_name": "0", "settings_key": SETTINGS}])
+    write_timings(folder.read_manifest(), folder)
     found = pd.read_csv(folder.timings)
     assert list(found["cell"]) == [first.id, second.id]
     assert list(found["n_timed"]) == [3, 0]

@@ -84,6 +84,7 @@ def write_images(benchmark: Path, output: Path) -> None:
             path = folder_of(folder.images(cell.id) / job.file)
             os.link(originals[n % DISTINCT], path)
             row = {"file_name": job.file, "prompt": job.prompt, "seed": job.seed, "nfe": 1}
+            row["settings_key"] = "settings"
             metadata.write(json.dumps(row) + "\n")
 
 
@@ -97,17 +98,21 @@ def judge(benchmark: Path, output: Path) -> dict[str, float]:
     from autolora_eval._progress import Progress
     from autolora_eval.config.load import load_benchmark
     from autolora_eval.config.plan import make_plan
+    from autolora_eval.config.stage_inputs import judge_settings, planned_manifest
     from autolora_eval.runs.folder import RunFolder
     from autolora_eval.scoring.judging import judge_images, open_judge
 
-    plan = make_plan(load_benchmark(benchmark))
-    with closing(open_judge(plan)) as asked:
+    plan, folder = make_plan(load_benchmark(benchmark)), RunFolder(output)
+    manifest, settings = planned_manifest(plan, folder), judge_settings(plan)
+    cells = [cell.model_copy(update={"settings_key": "settings"}) for cell in manifest.cells]
+    manifest = manifest.model_copy(update={"cells": cells})
+    with closing(open_judge(settings)) as asked:
         asked.identity()
         start = time.monotonic()
-        done = judge_images(plan, RunFolder(output), asked, Progress())
+        done = judge_images(settings, manifest, folder, asked, Progress())
         seconds = time.monotonic() - start
-    assert done["done"] == plan.n_images
-    assert done["unscored"] == 0
+    assert done.done == plan.n_images
+    assert done.unscored == 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"seconds": seconds, "peak_mb": peak / (1e6 if sys.platform == "darwin" else 1e3)}
 

@@ -9,9 +9,9 @@ import pytest
 from image_files import jobs, listing, names, record, tree
 
 from autolora_eval._errors import UsageError
-from autolora_eval.config.plan import ImageJob
 from autolora_eval.generation.image_matching import Matching, match
 from autolora_eval.generation.image_readers import ImageSet
+from autolora_eval.runs.manifest import ImageJob
 
 PROMPTS = ("a cat", "a dog, pixel art")
 JOBS = tuple(ImageJob(index, p, seed) for index, p in enumerate(PROMPTS) for seed in (3, 4))

@@ -16,10 +16,10 @@ from PIL import Image
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import prompt_folder
-from autolora_eval.config.plan import ImageJob
 from autolora_eval.generation.image_matching import match
 from autolora_eval.generation.image_readers import read_image_set, seed_in_name
 from autolora_eval.generation.image_validation import decode_rgb, validate_image
+from autolora_eval.runs.manifest import ImageJob
 
 PROMPTS = ("a cat", "a dog, pixel art")
 JOBS = tuple(ImageJob(index, p, seed) for index, p in enumerate(PROMPTS) for seed in (3, 4))

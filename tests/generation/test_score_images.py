@@ -124,14 +124,14 @@ def test_every_image_is_measured_or_reported(odd_set: Path, tmp_path: Path) -> N
         ["wrong_size", PROMPTS[1], 1],
         ["constant", PROMPTS[1], 0],
     ]
-    assert found.manifest["image_sets"]["M--Theirs"] == {
+    assert found.manifest.image_sets["M--Theirs"].model_dump() == {
         "read_as": "tree of images",
         "images": 6,
         "matched": 5,
         "beyond_limits": 0,
         "seeds_by_order": False,
-        "settings_key": found.manifest["cells"][0]["settings_key"],
-        "import_key": found.manifest["image_sets"]["M--Theirs"]["import_key"],
+        "settings_key": found.manifest.cells[0].settings_key,
+        "import_key": found.manifest.image_sets["M--Theirs"].import_key,
         **{"missing": 1, "unusable": 1, "extra": 1},
         **{"duplicate": 1, "wrong_size": 1, "constant": 1, "converted": 0},
     }
@@ -156,7 +156,7 @@ def test_a_second_run_copies_nothing_and_a_changed_set_is_read_again(
     shutil.copy(odd_set / PROMPTS[1] / "1.png", odd_set / PROMPTS[0] / "0.png")
     second = run(benchmark, tmp_path / "out")
     assert (first.table["n_missing"][0], second.table["n_missing"][0]) == (2, 1)
-    assert second.manifest["image_sets"]["M--Theirs"]["missing"] == 0
+    assert second.manifest.image_sets["M--Theirs"].missing == 0
 
 
 @pytest.mark.usefixtures("no_report")
@@ -250,7 +250,7 @@ def test_tables_and_report_contain_no_path_of_this_machine(
     assert found.table["images"].tolist() == ["pictures"]
     for name in ("table.csv", "table.md", "table.tex", "report.html"):
         assert "alice" not in (tmp_path / "out" / name).read_text(encoding="utf-8")
-    assert "alice" in str(found.manifest["benchmark"]["methods"])
+    assert "alice" in str(found.manifest.benchmark.content["methods"])
 
 
 @pytest.mark.usefixtures("no_report")
@@ -315,4 +315,4 @@ def test_a_set_may_have_the_name_of_a_method(plain_images: Path, tmp_path: Path)
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     found = score_images(plain_images, benchmark, tmp_path / "out", name="LoRA+CFG")
     assert found.table["method"].tolist() == ["LoRA+CFG"]
-    assert found.manifest["benchmark"]["name"] == "mine-LoRA-CFG"
+    assert found.manifest.benchmark.name == "mine-LoRA-CFG"

@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import FORMAT_VERSION
 
 PROMPTS = ["a castle at night, pixel art", "a red fox in the snow, pixel art"]
 METHODS = {
@@ -55,6 +56,8 @@ class Tables:
         self.scores.to_parquet(folder.scores)
         self.diversity.to_csv(folder.diversity, index=False)
         self.comparisons.to_csv(folder.comparisons, index=False)
+        timings = self.table[["cell", "model", "method"]].assign(seconds_per_image=np.nan)
+        timings.to_csv(folder.timings, index=False)
         for n, file in enumerate(self.scores["file"]):
             _draw(path / file, n, self.image_size)
         return folder
@@ -197,61 +200,42 @@ def _manifest(
     cells: list[tuple[str, str]], prompts: tuple[str, ...], n_seeds: int, scores: dict[str, Any]
 ) -> dict[str, Any]:
     return {
+        "format_version": FORMAT_VERSION,
         "autolora_eval_version": "0.1.0",
-        "benchmark_file": "/home/someone/benchmarks/synthetic.yaml",
-        "benchmark_sha256": "b" * 64,
         "benchmark": {
+            "file": "/home/someone/benchmarks/synthetic.yaml",
+            "sha256": "b" * 64,
             "name": "synthetic",
             "description": "A synthetic run, to try the report.",
-            "prompts": "prompts/synthetic.txt",
-            "seeds": {"start": 0, "count": n_seeds},
+            "prompt_file": "prompts/synthetic.txt",
             "baseline": cells[0][1],
-            "device": "auto",
-            "dtype": "auto",
             "batch_size": 8,
         },
         "prompts": list(prompts),
         "prompts_sha256": "e" * 64,
         "seeds": list(range(n_seeds)),
-        "limited": False,
+        "methods": {method: _method(method) for _, method in cells},
         "cells": [_cell(model, method) for model, method in cells],
-        "models": {
-            model: {
-                "pipeline": {
-                    "name": f"hub/{model}",
-                    "kind": "hub",
-                    "revision": "c0ffee",
-                    "sha256": None,
-                },
-                "lora": {
-                    "name": f"hub/{model}-lora",
-                    "sha256": "d" * 64,
-                    "file": "lora.safetensors",
-                    "scale": 1.0,
-                    "tensors": 560,
-                },
-                "scheduler": {
-                    "class": "EulerDiscreteScheduler",
-                    "a": 1,
-                    "b": 2,
-                    "c": 3,
-                    "d": 4,
-                    "e": 5,
-                },
-                "size": [64, 64],
-            }
-            for model, _ in cells
-        },
+        "models": {model: _model(model) for model, _ in cells},
         "features": {
             "model": "facebook/dinov2-giant",
-            "revision": "abcdef",
+            "key": "1352f44acd9b8efc",
+            "identity": {"name": "facebook/dinov2-giant", "kind": "hub", "commit": "abcdef"},
+            "dtype": "float32",
             "dim": 1536,
             "preprocessing": {"resize": 256, "crop": 224, "interpolation": "bicubic"},
-            "backend": "pil",
             "done": 24,
-            "reused": 0,
         },
-        "judge": {"model": "a-judge", "backend": "openai", "temperature": 0.0} if scores else None,
+        "judge": {
+            "model": "a-judge",
+            "key": "50114b2721e440db",
+            "rubric_name": "pixel_art",
+            "rubric_sha256": "a" * 64,
+            "temperature": 0.0,
+            "settings": {"backend": "openai"},
+        }
+        if scores
+        else None,
         "rubric": {"name": "pixel_art", "source": "appendix A.2", "scores": scores}
         if scores
         else None,
@@ -261,16 +245,36 @@ def _manifest(
     }
 
 
+def _model(model: str) -> dict[str, Any]:
+    config = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
+    return {
+        "pipeline": {"name": f"hub/{model}", "kind": "hub", "commit": "c0ffee"},
+        "lora": {"name": f"hub/{model}-lora", "kind": "hub", "sha256": "d" * 64},
+        "scale": 1.0,
+        "scheduler": {"class": "EulerDiscreteScheduler", **config},
+        "size": [64, 64],
+        "device": "cpu",
+        "dtype": "float32",
+    }
+
+
+def _method(method: str) -> dict[str, Any]:
+    guider, equation, _, _ = METHODS.get(method, ("cfg", "", {}, 2))
+    return {
+        "kind": "guider",
+        "name": guider,
+        "equation": equation,
+        "summary": f"What {guider} does.",
+        "source": "AutoLoRA paper, equation (7)",
+    }
+
+
 def _cell(model: str, method: str) -> dict[str, Any]:
-    guider, equation, parameters, passes = METHODS.get(method, ("cfg", "", {}, 2))
+    guider, _, parameters, passes = METHODS.get(method, ("cfg", "", {}, 2))
     return {
         "id": f"{model}--{method}",
         "model": model,
         "method": method,
-        "guider": guider,
-        "equation": equation,
-        "summary": f"What {guider} does.",
-        "source": "AutoLoRA paper, equation (7)",
         "parameters": {
             "guider": guider,
             "lora_scale": 1.0,

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scored_run import KEY, write_features, write_judgements
+from scored_run import SETTINGS, tables, write_features, write_judgements, write_manifest
 
 from autolora_eval._files import sha256_file, write_jsonl
-from autolora_eval._pipeline import state_plan
-from autolora_eval.analysis.tables import write_tables
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Cell, Plan, make_plan
 from autolora_eval.runs import images
@@ -35,7 +33,7 @@ def write_table1_run(
         benchmark: name of a shipped benchmark with published values, or with cells near them.
     """
     plan, folder = make_plan(load_benchmark(benchmark), None, n_seeds), RunFolder(path)
-    state_plan(plan, folder, benchmark, {"limit_prompts": None, "limit_seeds": None})
+    write_manifest(plan, folder)
     files = [_picture(path / "distinct" / f"{n}.png", size, n) for n in range(DISTINCT_IMAGES)]
     hashes = {file.stat().st_ino: sha256_file(file) for file in files}
     truth = {cell.id: _published(cell) for cell in plan.cells}
@@ -63,7 +61,7 @@ def write_table1_run(
     try:
         write_features(plan, folder, vector)
         write_judgements(plan, folder, verdict)
-        write_tables(plan, folder, KEY)
+        tables(plan, folder)
     finally:
         images.sha256_file = original
     return folder
@@ -92,7 +90,7 @@ def _link(plan: Plan, folder: RunFolder, cell: Cell, files: list[Path]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(files[job.seed % len(files)], target)
         row = {"file_name": job.file, "prompt": job.prompt, "seed": job.seed, "nfe": cell.nfe}
-        rows.append(row | {"settings_key": folder.settings_key(cell.id)})
+        rows.append(row | {"settings_key": SETTINGS})
     write_jsonl(folder.metadata(cell.id), rows)
 
 

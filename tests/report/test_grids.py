@@ -114,7 +114,17 @@ def test_no_noise_is_claimed_for_images_made_elsewhere(
 ) -> None:
     tables = make_run(n_seeds=2)
     cell = tables.table["cell"][0]
-    tables.manifest["image_sets"] = {cell: {"images": 4, "seeds_by_order": by_order}}
+    tables.manifest["image_sets"] = {
+        cell: {
+            "read_as": "tree",
+            "images": 4,
+            "matched": 4,
+            "beyond_limits": 0,
+            "seeds_by_order": by_order,
+            "settings_key": "",
+            "import_key": "",
+        }
+    }
     folder = tables.write(tmp_path / "run")
     assert chosen(folder)["grid_prompts_seed0"].caption.startswith(
         f"All images have the same noise. {sentence}"

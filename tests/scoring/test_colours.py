@@ -10,17 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scored_run import write_images
+from scored_run import extract, write_images
 
 from autolora_eval._files import write_json
-from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.diversity import diversity
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading
-from autolora_eval.scoring.features import extract_features
 
 KIND = EXTRACTORS.find("colours")
 
@@ -75,9 +73,9 @@ def test_benchmark_sets_the_number_of_bins(
     folder.path.mkdir()
     write_json(folder.manifest, {})
     write_images(plan, folder)
-    told = extract_features(plan, folder, Progress())
-    assert (told["model"], told["dim"], told["failed"]) == ("colours", 64, 0)
-    assert told["parameters"] == {"bins": 4}
+    told = extract(plan, folder)
+    assert (told.model, told.dim, told.failed) == ("colours", 64, 0)
+    assert told.parameters == {"bins": 4}
     features = read_features(folder.features(plan.cells[0].id))
     files = [folder.images(plan.cells[0].id) / id_ for id_ in features.ids]
     again = vectors([np.asarray(Image.open(file)) for file in files], bins=4)

@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import scored_run
 import torch
 from packages import write_package
 from PIL import Image
@@ -27,16 +28,14 @@ from transformers import SiglipConfig as Siglip
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import content_hash
-from autolora_eval._pipeline import state_plan
-from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.starter import json_schema
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import FeaturesRecord
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, Loading
-from autolora_eval.scoring.features import extract_features
 
 SIZE = 28
 SMALL = {
@@ -152,10 +151,9 @@ def write(workplace: Path, module: str, vector: str = VECTOR) -> str:
     return f"{module}.MeanColour"
 
 
-def extract(plan: Plan, folder: RunFolder) -> dict[str, Any]:
-    state_plan(plan, folder, "extractors", {})
+def extract(plan: Plan, folder: RunFolder) -> FeaturesRecord:
     write_images(plan, folder)
-    return extract_features(plan, folder, Progress())
+    return scored_run.extract(plan, folder)
 
 
 def test_class_beside_the_benchmark_extracts_features(
@@ -164,17 +162,17 @@ def test_class_beside_the_benchmark_extracts_features(
     path = write(workplace, "colours_a")
     plan, folder = make(extractor=path, power=2.0, batch_size=4), RunFolder(tmp_path / "run")
     told = extract(plan, folder)
-    assert (told["model"], told["dim"], told["failed"]) == (path, 3, 0)
-    assert told["preprocessing"] == {"power": 2.0}
+    assert (told.model, told.dim, told.failed) == (path, 3, 0)
+    assert told.preprocessing == {"power": 2.0}
     cell = plan.cells[0]
     found = read_features(folder.features(cell.id))
     first = picture((cell.id, 0, 3))
     assert found.matrix[0] == pytest.approx((np.asarray(first).mean((0, 1)) + 1) ** 2, rel=1e-5)
-    assert extract_features(plan, folder, Progress())["done"] == 0
+    assert extract(plan, folder).done == 0
 
 
 def key(plan: Plan, folder: RunFolder) -> str:
-    return str(extract(plan, folder)["key"])
+    return str(extract(plan, folder).key)
 
 
 def test_parameters_and_code_are_part_of_the_key(

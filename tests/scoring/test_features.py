@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scored_run
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -30,14 +31,12 @@ from transformers import (
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import sha256_file
-from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.extractors.transformers import TransformersExtractor as Extractor
-from autolora_eval.scoring.features import extract_features
 
 SIZE = 28
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -200,8 +199,8 @@ def folder(make: Callable[..., Plan], tmp_path: Path) -> RunFolder:
 
 
 def extract(plan: Plan, folder: RunFolder) -> tuple[int, int, int]:
-    done = extract_features(plan, folder, Progress())
-    return done["done"], done["reused"], done["failed"]
+    done = scored_run.extract(plan, folder)
+    return done.done, done.reused, done.failed
 
 
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,11 +237,11 @@ def test_features_taken_again_are_the_same_bytes(make, folder) -> None:
 
 
 def test_the_manifest_is_told_what_was_done_to_an_image(make, folder) -> None:
-    done = extract_features(make(), folder, Progress())
-    assert done["dim"] == SMALL["hidden_size"]
-    assert done["preprocessing"]["processor"].startswith("BitImageProcessor")
-    assert dict(done["preprocessing"]["crop_size"]) == {"height": SIZE, "width": SIZE}
-    assert len(done["identity"]["sha256"]) == 64
+    done = scored_run.extract(make(), folder)
+    assert done.dim == SMALL["hidden_size"]
+    assert done.preprocessing["processor"].startswith("BitImageProcessor")
+    assert dict(done.preprocessing["crop_size"]) == {"height": SIZE, "width": SIZE}
+    assert len(done.identity["sha256"]) == 64
 
 
 def test_a_second_run_does_nothing(make, folder, monkeypatch) -> None:

@@ -15,21 +15,28 @@ import pytest
 import torch
 from judge_server import Call, JudgeServer, judge_server
 from PIL import Image, ImageDraw, PngImagePlugin
-from scored_run import vector, write_features, write_images
+from scored_run import (
+    judge_plan,
+    manifest_of,
+    tables,
+    vector,
+    write_features,
+    write_images,
+    write_manifest,
+)
 
-from autolora_eval._progress import Progress
 from autolora_eval._resources import miniatures, shipped_root
 from autolora_eval._sources import Source
 from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import state_plan, update_manifest
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Request
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
-from autolora_eval.scoring.judging import judge_images, open_judge
+from autolora_eval.scoring.judging import open_judge
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 
@@ -88,33 +95,32 @@ def test_hostile_prompt_changes_neither_parsing_nor_report(
     server.answer = quoting
     folder = RunFolder(tmp_path / "run")
     write_images(plan, folder)
-    state_plan(plan, folder, "bench.yaml", {})
+    write_manifest(plan, folder)
     write_features(plan, folder, vector)
-    with closing(open_judge(plan)) as judge:
-        done = judge_images(plan, folder, judge, Progress())
-    scores = join_scores(plan, folder, done["key"])
+    with closing(open_judge(judge_settings(plan))) as judge:
+        done = judge_plan(plan, folder, judge)
+    scores = join_scores(manifest_of(plan, folder, done.key), folder)
     own = [int(sha256, 16) % 6 for sha256 in scores["sha256"]]
     unbalanced = scores["prompt"].isin([HOSTILE[name] for name in UNBALANCED])
     assert scores["pc"].where(~unbalanced).tolist() == pytest.approx(
         [nan if skip else value for skip, value in zip(unbalanced, own, strict=True)], nan_ok=True
     )
     assert set(scores.loc[unbalanced, "unscored_reason"]) == {"no_json"}
-    assert done["unscored"] == unbalanced.sum() == len(UNBALANCED) * plan.n_images / len(HOSTILE)
+    assert done.unscored == unbalanced.sum() == len(UNBALANCED) * plan.n_images / len(HOSTILE)
     # Each was asked about its own prompt, in one message, whose end is the rubric's.
     assert len(server.calls) == plan.n_images
     assert all(len(call.body["messages"]) == 1 for call in server.calls)
     assert all(call.parts[-1]["text"].endswith("?") for call in server.calls)
-    update_manifest(folder, judge=done)
-    report_holds(plan, folder, done["key"])
+    folder.update_manifest(judge=done)
+    report_holds(plan, folder, done.key)
 
 
 def report_holds(plan: Plan, folder: RunFolder, key: str) -> None:
     from report.readers import page
 
-    from autolora_eval.analysis.tables import write_tables
     from autolora_eval.report import write_report
 
-    write_tables(plan, folder, key)
+    tables(plan, folder, key)
     write_report(folder)
     found = page(folder)
     assert found.open == []
@@ -198,8 +204,8 @@ def test_hostile_reply_is_plain_text_in_every_file(
     server.answer = lambda call, n: reply
     folder = RunFolder(tmp_path / "run")
     write_images(plan, folder)
-    with closing(open_judge(plan)) as judge:
-        judge_images(plan, folder, judge, Progress())
+    with closing(open_judge(judge_settings(plan))) as judge:
+        judge_plan(plan, folder, judge)
     for cell in plan.cells:
         lines = folder.judgements(cell.id).read_bytes().split(b"\n")[:-1]
         assert len(lines) == len(plan.jobs)

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 from judge_server import Call, Drop, Hang, Http, JudgeServer, completion, judge_server
-from scored_run import write_images
+from scored_run import judge_plan, manifest_of, write_images
 
 from autolora_eval._files import Json, read_jsonl
-from autolora_eval._progress import Progress
 from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judges import openai_judge
 from autolora_eval.scoring.judges.base import is_transient
-from autolora_eval.scoring.judging import judge_images, open_judge
+from autolora_eval.scoring.judging import open_judge
 
 N = 400  # 2 cells × 10 prompts × 20 seeds
 CONCURRENCY = 8
@@ -123,8 +123,8 @@ def folder(plan: Plan, tmp_path: Path) -> RunFolder:
 
 
 def judge(plan: Plan, folder: RunFolder) -> Json:
-    with closing(open_judge(plan)) as asked:
-        return judge_images(plan, folder, asked, Progress())
+    with closing(open_judge(judge_settings(plan))) as asked:
+        return judge_plan(plan, folder, asked)
 
 
 def rows(plan: Plan, folder: RunFolder) -> list[Json]:
@@ -148,14 +148,14 @@ def check_accounts(plan: Plan, folder: RunFolder, done: Json) -> None:
     """Every image has one row, in order, and all counts agree."""
     found = rows(plan, folder)
     planned = [(cell.id, job.file) for cell in plan.cells for job in plan.jobs]
-    scores = join_scores(plan, folder, done["key"])
+    scores = join_scores(manifest_of(plan, folder, done.key), folder)
     assert len(planned) == N == len(found) == len(scores)
     for cell in plan.cells:
         ids = [row["image_id"] for row in read_jsonl(folder.judgements(cell.id))]
         assert ids == [job.file for job in plan.jobs]
     unscored = sum(row["scores"] is None for row in found)
-    assert done["done"] + done["reused"] + done["cached"] == N
-    assert done["unscored"] == unscored == scores["unscored_reason"].notna().sum()
+    assert done.done + done.reused + done.cached == N
+    assert done.unscored == unscored == scores["unscored_reason"].notna().sum()
     assert scores["pc"].isna().sum() == unscored
     told = scores.set_index("sha256")
     for row in found:
@@ -202,7 +202,7 @@ from autolora_eval.scoring.judges import openai_judge
 from autolora_eval.scoring.judging import judge_images, open_judge
 openai_judge.BACKOFF_SECONDS = 0.01
 plan = make_plan(load_benchmark(sys.argv[1]))
-with closing(open_judge(plan)) as judge:
+with closing(open_judge(judge_settings(plan))) as judge:
     judge_images(plan, RunFolder(Path(sys.argv[2])), judge, Progress())
 """
 

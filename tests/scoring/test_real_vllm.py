@@ -21,6 +21,7 @@ import psutil
 import pytest
 import yaml
 from creatures import creatures
+from scored_run import judge_plan
 
 from autolora_eval._files import Json, read_jsonl
 from autolora_eval._pipeline import RunPipeline
@@ -28,11 +29,12 @@ from autolora_eval._progress import Progress
 from autolora_eval._resources import shipped_root
 from autolora_eval.config.load import find_benchmark, load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Request
 from autolora_eval.scoring.judges.vllm_server import launched_server
-from autolora_eval.scoring.judging import judge_images, open_judge
+from autolora_eval.scoring.judging import open_judge
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import read_rubric
 
@@ -76,8 +78,8 @@ def plan_with(judge: Json, file: Path) -> Plan:
 
 def judged(plan: Plan, folder: RunFolder, base_urls: list[str] | None) -> tuple[Json, list[Json]]:
     """Judge all images; return the manifest's section on the judge, and the rows."""
-    with closing(open_judge(plan, base_urls)) as judge:
-        section = judge_images(plan, folder, judge, Progress())
+    with closing(open_judge(judge_settings(plan), base_urls)) as judge:
+        section = judge_plan(plan, folder, judge).model_dump()
     rows = [row for cell in plan.cells for row in read_jsonl(folder.judgements(cell.id))]
     return section, rows
 
@@ -92,7 +94,7 @@ def replies_about_creatures(
     rubric = plan.benchmark.rubric
     assert rubric is not None
     requests = [Request(path, rubric.question("Zib")) for path in pictures]
-    with closing(open_judge(plan, base_urls)) as asked:
+    with closing(open_judge(judge_settings(plan), base_urls)) as asked:
         asked.identity()  # detects the constraint
         replies = {
             request.image: reply for group in asked.replies(requests) for request, reply in group
@@ -233,9 +235,9 @@ def test_run_launches_vllm_and_leaves_no_process(tmp_path: Path) -> None:
 
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    judge = folder.read_manifest()["judge"]
-    assert judge["served_by"] == "vllm"
-    assert judge["constraint"] == "structured_outputs"
-    assert (judge["done"], judge["unscored"]) == (2, 0)
+    judge = folder.read_manifest().judge
+    assert judge is not None
+    assert (judge.served_by, judge.constraint) == ("vllm", "structured_outputs")
+    assert (judge.done, judge.unscored) == (2, 0)
     assert folder.report_pdf.is_file()
     assert "Shutting down" in folder.judge_log.read_text()

@@ -11,16 +11,15 @@ import pytest
 from judge_server import VERDICT, Http
 from judging import N, by_content, judge, rows
 from rich.console import Console
-from scored_run import write_images
+from scored_run import judge_plan, write_images
 
 from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
+from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judgement_store import judgements_by_image
 from autolora_eval.scoring.judging import (
-    judge_images,
     open_judge,
-    request_key,
 )
 from autolora_eval.scoring.reply import MAX_REPLY
 
@@ -35,10 +34,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_changed_setting_causes_new_judgements(change, make, folder, server) -> None:
     first = judge(make(), folder)
     second = judge(make(**change), folder)
-    assert (second["done"], second["reused"]) == (N, 0)
-    assert second["key"] != first["key"]
+    assert (second.done, second.reused) == (N, 0)
+    assert second.key != first.key
     back = judge(make(**{name: benchmark_default(name) for name in change}), folder)
-    assert (back["done"], back["key"]) == (0, first["key"])
+    assert (back.done, back.key) == (0, first.key)
 
 
 def benchmark_default(name: str) -> object:
@@ -50,9 +49,11 @@ def benchmark_default(name: str) -> object:
 def test_launch_arguments_are_part_of_the_key(make) -> None:
     """They are the run's own, and no server tells them."""
     launch = {"launch": True, "vllm_python": "python", "model": "org/vlm", "base_url": "http://x"}
-    plain = request_key(make(**launch))
-    assert request_key(make(**launch, launch_args=["--max-num-seqs", "4"])) == plain
-    assert request_key(make(**launch, launch_args=["--quantization", "fp8"])) != plain
+    plain = judge_settings(make(**launch)).request_key
+    assert judge_settings(make(**launch, launch_args=["--max-num-seqs", "4"])).request_key == plain
+    assert (
+        judge_settings(make(**launch, launch_args=["--quantization", "fp8"])).request_key != plain
+    )
 
 
 def test_other_root_of_the_model_causes_new_judgements(make, folder, server) -> None:
@@ -60,7 +61,7 @@ def test_other_root_of_the_model_causes_new_judgements(make, folder, server) -> 
     server.models = {"data": [{"id": "some-vlm", "root": "org/some-vlm"}]}
     judge(make(), folder)
     server.models = {"data": [{"id": "some-vlm", "root": "org/another"}]}
-    assert judge(make(), folder)["done"] == N
+    assert judge(make(), folder).done == N
 
 
 def test_other_server_version_causes_no_new_judgements(make, folder, server) -> None:
@@ -68,13 +69,13 @@ def test_other_server_version_causes_no_new_judgements(make, folder, server) -> 
     judge(make(), folder)
     server.version = "0.99"
     settings = {"timeout": 9.0, "max_retries": 1, "concurrency": 2}
-    assert judge(make(**settings), folder)["done"] == 0
+    assert judge(make(**settings), folder).done == 0
 
 
 def test_other_model_causes_new_judgements(make, folder, server) -> None:
     server.models = {"data": [{"id": "some-vlm"}, {"id": "other-vlm"}]}
     judge(make(), folder)
-    assert judge(make(model="other-vlm"), folder)["done"] == N
+    assert judge(make(model="other-vlm"), folder).done == N
     assert server.calls[-1].body["model"] == "other-vlm"
 
 
@@ -83,7 +84,7 @@ def test_other_rubric_causes_new_judgements(make, folder, server, workplace) -> 
     rubric = workplace / "rubric.yaml"
     rubric.write_text(rubric.read_text().replace("Does it", "Does this"))
     done = judge(make(), folder)
-    assert done["done"] == N
+    assert done.done == N
     assert server.calls[-1].parts[-1]["text"].startswith("Does this show")
 
 
@@ -94,24 +95,24 @@ def test_only_a_changed_image_is_judged_again(make, folder, server) -> None:
     first, second = (folder.images(cell.id) / plan.jobs[0].file for cell in plan.cells)
     first.write_bytes(second.read_bytes())
     done = judge(plan, folder)
-    assert (done["done"], len(server.calls)) == (1, N + 1)
+    assert (done.done, len(server.calls)) == (1, N + 1)
     cell = plan.cells[0].id
     key = plan.jobs[0].file, sha256_file(first)
-    (row,) = judgements_by_image(folder.judgements(cell), done["key"])[key]
+    (row,) = judgements_by_image(folder.judgements(cell), done.key)[key]
     assert row["raw"] == by_content(server.calls[-1], 0)
 
 
 def test_other_run_takes_replies_from_the_cache(make, folder, server, tmp_path) -> None:
     server.answer = by_content
     first = judge(make(cache=True), folder)
-    assert (first["done"], first["cached"]) == (N, 0)
+    assert (first.done, first.cached) == (N, 0)
     before, calls = rows(make(), folder), len(server.calls)
     other = RunFolder(tmp_path / "other")
     write_images(make(), other)
     second = judge(make(cache=True), other)
-    assert (second["done"], second["cached"]) == (0, N)
+    assert (second.done, second.cached) == (0, N)
     assert len(server.calls) == calls
-    assert second["unscored"] == first["unscored"]
+    assert second.unscored == first.unscored
     told = rows(make(), other)
     assert {row["cached"] for row in told} == {True}
     differing = {"cached": False, "attempt": 1}
@@ -124,7 +125,7 @@ def test_cache_is_used_only_for_the_same_question(change, make, folder, server, 
     other = RunFolder(tmp_path / "other")
     write_images(make(), other)
     done = judge(make(**{"cache": True} | change), other)
-    assert (done["done"], done["cached"]) == (N, 0)
+    assert (done.done, done.cached) == (N, 0)
 
 
 def test_failed_call_is_not_cached(make, folder, server, tmp_path) -> None:
@@ -133,7 +134,7 @@ def test_failed_call_is_not_cached(make, folder, server, tmp_path) -> None:
     other = RunFolder(tmp_path / "other")
     write_images(make(), other)
     done = judge(make(cache=True), other)
-    assert (done["done"], done["cached"], done["unscored"]) == (3, N - 3, 0)
+    assert (done.done, done.cached, done.unscored) == (3, N - 3, 0)
 
 
 @pytest.mark.parametrize("part", ["raw", "model"])
@@ -145,17 +146,17 @@ def test_damaged_cache_entry_causes_a_new_call(part: str, make, folder, server, 
     other = RunFolder(tmp_path / "other")
     write_images(make(), other)
     done = judge(make(cache=True), other)
-    assert (done["done"], done["cached"], done["unscored"]) == (N, 0, 0)
+    assert (done.done, done.cached, done.unscored) == (N, 0, 0)
 
 
 def test_shortened_reply_is_not_cached(make, folder, server, tmp_path) -> None:
     """The first letters of a reply that is too long may hold a verdict; the whole has none."""
     server.answer = lambda call, n: VERDICT + "." * MAX_REPLY
-    assert judge(make(cache=True), folder)["unscored"] == N
+    assert judge(make(cache=True), folder).unscored == N
     other = RunFolder(tmp_path / "other")
     write_images(make(), other)
     done = judge(make(cache=True), other)
-    assert (done["cached"], done["unscored"]) == (0, N)
+    assert (done.cached, done.unscored) == (0, N)
 
 
 def test_unusable_cache_is_reported_and_ignored(
@@ -165,8 +166,8 @@ def test_unusable_cache_is_reported_and_ignored(
     monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(tmp_path / "a_file"))
     said = StringIO()
     plan = make(cache=True)
-    with closing(open_judge(plan)) as asked:
-        done = judge_images(plan, folder, asked, Progress(Console(file=said, width=500)))
-    assert (done["done"], done["cached"]) == (N, 0)
+    with closing(open_judge(judge_settings(plan))) as asked:
+        done = judge_plan(plan, folder, asked, Progress(Console(file=said, width=500)))
+    assert (done.done, done.cached) == (N, 0)
     assert "the cache of earlier replies is not used: " in said.getvalue()
-    assert done["cache_problem"] in said.getvalue()
+    assert done.cache_problem in said.getvalue()

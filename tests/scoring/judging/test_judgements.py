@@ -12,20 +12,21 @@ from typing import Any
 import pytest
 from judge_server import VERDICT, Call, Drop, Http, JudgeServer, completion
 from judging import SECRET, N, by_content, judge, outcome, rows
+from scored_run import manifest_of, write_manifest
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl, sha256_file
 from autolora_eval._pipeline import RunPipeline
 from autolora_eval._progress import Progress
 from autolora_eval.analysis.scores import join_scores
-from autolora_eval.runs.manifest import state_plan, update_manifest
+from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.scoring.judging import completed_judging, judge_images, open_judge
 
 
 def test_each_image_is_judged_once_with_its_prompt(make, folder, server) -> None:
     plan = make()
     done = judge(plan, folder)
-    assert (done["done"], done["reused"], done["unscored"]) == (N, 0, 0)
+    assert (done.done, done.reused, done.unscored) == (N, 0, 0)
     assert len(server.calls) == N
     found = rows(plan, folder)
     assert [(row["prompt"], row["seed"]) for row in found] == 2 * [
@@ -38,19 +39,18 @@ def test_each_image_is_judged_once_with_its_prompt(make, folder, server) -> None
             assert row["sha256"] == sha256_file(file)
             assert asked[row["sha256"]] == f"Does it show {row['prompt']}?"
             assert (row["scores"], row["reason"], row["raw"]) == ({"pc": 4.0}, None, VERDICT)
-            assert (row["model"], row["judge_key"]) == ("served-as", done["key"])
+            assert (row["model"], row["judge_key"]) == ("served-as", done.key)
 
 
 def test_complete_run_needs_no_server(make, folder, server) -> None:
     plan = make()
     done = judge(plan, folder)
     files = {cell.id: folder.judgements(cell.id).read_bytes() for cell in plan.cells}
-    state_plan(plan, folder, "bench.yaml", {})
-    update_manifest(folder, judge=done)
+    write_manifest(plan, folder)
+    folder.update_manifest(judge=done)
     server.models = Drop()
-    again = completed_judging(plan, folder)
-    assert again is not None
-    assert again == done | {"done": 0, "reused": N}
+    again = completed_judging(judge_settings(plan), folder.read_manifest(), folder)
+    assert again == done.model_copy(update={"done": 0, "reused": N})
     assert len(server.calls) == N
     assert {cell.id: folder.judgements(cell.id).read_bytes() for cell in plan.cells} == files
 
@@ -58,14 +58,14 @@ def test_complete_run_needs_no_server(make, folder, server) -> None:
 def test_order_and_concurrency_do_not_matter(make, folder, server, benchmark_data) -> None:
     server.answer = by_content
     plan = make()
-    key = judge(plan, folder)["key"]
+    key = judge(plan, folder).key
     first = outcome(plan, folder)
     for cell in plan.cells:
         folder.judgements(cell.id).unlink()
     benchmark_data["prompts"] = ["a blue house", "a cat", "a dog"]
     benchmark_data["methods"] = dict(reversed(benchmark_data["methods"].items()))
     other = make(concurrency=3)
-    assert judge(other, folder)["key"] == key
+    assert judge(other, folder).key == key
     assert outcome(other, folder) == first
     reasons = {reason for _, reason in first.values()}
     assert reasons >= {None, "out_of_range:pc"}
@@ -77,13 +77,13 @@ def test_failed_calls_are_repeated_but_unscored_replies_are_not(make, folder, se
     server.answer = lambda call, n: answers[n] if n < len(answers) else VERDICT
     plan = make(concurrency=1)
     done = judge(plan, folder)
-    assert done["unscored"] == len(answers)
+    assert done.unscored == len(answers)
     reasons = [row["reason"] for row in rows(plan, folder)]
     final = ["no_json", "out_of_range:pc", "refused", "truncated"]
     transient = ["http_500", "http_429", "connection", "bad_response"]
     assert reasons == transient + final + [None] * 4
     again = judge(plan, folder)
-    assert (again["done"], again["reused"], again["unscored"]) == (4, N - 4, 4)
+    assert (again.done, again.reused, again.unscored) == (4, N - 4, 4)
     assert len(server.calls) == N + 4
     assert [row["reason"] for row in rows(plan, folder)] == [None] * 4 + final + [None] * 4
 
@@ -91,7 +91,7 @@ def test_failed_calls_are_repeated_but_unscored_replies_are_not(make, folder, se
 def test_truncated_reply_with_complete_scores_is_scored(make, folder, server) -> None:
     server.answer = lambda call, n: completion(VERDICT + " The image", "length")
     plan = make()
-    assert judge(plan, folder)["unscored"] == 0
+    assert judge(plan, folder).unscored == 0
     assert list(outcome(plan, folder).values()) == [({"pc": 4.0}, None)] * N
 
 
@@ -113,7 +113,7 @@ def test_judgements_before_a_server_failure_are_kept(make, folder, server) -> No
     asked = len(server.calls)
     server.models, server.answer = JudgeServer().models, by_content
     done = judge(plan, folder)
-    assert (done["done"], done["reused"]) == (N - 6, 6)
+    assert (done.done, done.reused) == (N - 6, 6)
     assert len(server.calls) - asked == N - 6
     assert not {call.sha256 for call in server.calls[asked:]} & before
     assert len(outcome(plan, folder)) == N
@@ -122,7 +122,7 @@ def test_judgements_before_a_server_failure_are_kept(make, folder, server) -> No
 def test_replies_are_written_before_the_next_requests(make, folder, server) -> None:
     """What is in the file when the process dies is what had been answered."""
     plan = make()
-    asked = open_judge(plan)
+    asked = open_judge(judge_settings(plan))
     seen: list[int] = []
 
     class Interrupted:
@@ -141,13 +141,13 @@ def test_replies_are_written_before_the_next_requests(make, folder, server) -> N
     assert 6 <= seen[-1] == len(rows(plan, folder)) < N
     calls = len(server.calls)
     done = judge(plan, folder)
-    assert done["done"] == N - seen[-1] == len(server.calls) - calls
+    assert done.done == N - seen[-1] == len(server.calls) - calls
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="keeps nobody out there")
 def test_two_processes_cannot_judge_into_one_folder(make, folder, server) -> None:
-    stages = RunPipeline(make(), folder, Progress(), "bench.yaml", {})
-    state_plan(stages.plan, folder, "bench.yaml", {})
+    stages = RunPipeline(make(), folder, Progress(), "bench.yaml", (None, None))
+    write_manifest(stages.plan, folder)
     code = """
 import sys, time
 from pathlib import Path
@@ -176,7 +176,7 @@ def test_image_of_an_incomplete_line_is_judged_again(make, folder, server) -> No
     data = path.read_bytes()
     path.write_bytes(data[: data.rindex(b"prompt")])
     done = judge(plan, folder)
-    assert done["done"] == 1
+    assert done.done == 1
     assert outcome(plan, folder) == whole
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
@@ -185,13 +185,13 @@ def test_unscored_count_ignores_judgements_of_replaced_images(make, folder, serv
     """The judgement of an image that has been replaced since does not count."""
     plan = make()
     server.answer = lambda call, n: "no verdict" if n == 0 else VERDICT
-    assert judge(plan, folder)["unscored"] == 1
+    assert judge(plan, folder).unscored == 1
     replaced = next(row for row in rows(plan, folder) if row["scores"] is None)
     first = [folder.images(cell.id) / replaced["image_id"] for cell in plan.cells]
     mine = next(path for path in first if sha256_file(path) == replaced["sha256"])
     other = next(path for path in first if path != mine)
     mine.write_bytes(other.read_bytes())
-    assert judge(plan, folder)["unscored"] == 0
+    assert judge(plan, folder).unscored == 0
 
 
 def test_missing_and_corrupt_images_cause_no_call(make, folder, server) -> None:
@@ -200,7 +200,7 @@ def test_missing_and_corrupt_images_cause_no_call(make, folder, server) -> None:
     absent.unlink()
     corrupt.write_bytes(b"no picture")
     done = judge(plan, folder)
-    assert (len(server.calls), done["unscored"]) == (N - 2, 2)
+    assert (len(server.calls), done.unscored) == (N - 2, 2)
     found = outcome(plan, folder)
     file = plan.jobs[1].file
     assert [found[cell.id, file] for cell in plan.cells] == [
@@ -219,19 +219,19 @@ def test_every_repeat_is_asked_and_kept(make, folder, server) -> None:
     server.answer = answer
     plan = make(repeats=3, temperature=0.5)
     done = judge(plan, folder)
-    assert (done["done"], sorted(seeds)) == (3 * N, sorted([0, 1, 2] * N))
+    assert (done.done, sorted(seeds)) == (3 * N, sorted([0, 1, 2] * N))
     found = rows(plan, folder)
     assert [(row["image_id"], row["repeat"]) for row in found] == [
         (job.file, repeat) for _ in plan.cells for job in plan.jobs for repeat in range(3)
     ]
     assert all(row["scores"] == {"pc": row["repeat"]} for row in found)
-    scores = join_scores(plan, folder, done["key"])
+    scores = join_scores(manifest_of(plan, folder, done.key), folder)
     assert scores["pc"].tolist() == [1.0] * N  # the mean of 0, 1 and 2
     # Fewer repeats ask nothing and count the first only; more ask for what is missing.
     fewer = make(repeats=2)
-    assert judge(fewer, folder)["done"] == 0
-    assert join_scores(fewer, folder, done["key"])["pc"].tolist() == [0.5] * N
-    assert judge(make(repeats=4), folder)["done"] == N
+    assert judge(fewer, folder).done == 0
+    assert join_scores(manifest_of(fewer, folder, done.key), folder)["pc"].tolist() == [0.5] * N
+    assert judge(make(repeats=4), folder).done == N
 
 
 def test_image_is_unscored_only_if_no_repeat_has_a_score(make, folder, server) -> None:
@@ -242,7 +242,7 @@ def test_image_is_unscored_only_if_no_repeat_has_a_score(make, folder, server) -
     server.answer = answer
     plan = make(repeats=2)
     done = judge(plan, folder)
-    scores = join_scores(plan, folder, done["key"])
+    scores = join_scores(manifest_of(plan, folder, done.key), folder)
     told = scores["sha256"] >= "8"
     assert scores["pc"].tolist() == [
         4.0 if each else pytest.approx(nan, nan_ok=True) for each in told
@@ -256,10 +256,10 @@ def test_lone_surrogates_are_replaced(make, folder, server) -> None:
     body = json.dumps(said).encode()
     server.answer = lambda call, n: Http(200, body)
     plan = make()
-    assert judge(plan, folder)["unscored"] == 0
+    assert judge(plan, folder).unscored == 0
     assert {row["raw"] for row in rows(plan, folder)} == {'{"pc": 2} ? \U0001f600 \x00 é'}
     assert {row["model"] for row in rows(plan, folder)} == {"m?" + "x" * 198}
-    assert judge(plan, folder)["done"] == 0
+    assert judge(plan, folder).done == 0
 
 
 def test_key_is_sent_but_never_written(make, folder, server, capfd, caplog) -> None:
@@ -277,8 +277,8 @@ def test_key_is_sent_but_never_written(make, folder, server, capfd, caplog) -> N
     server.models = {"data": [{"id": "some-vlm", "root": echo, "owned_by": echo}]}
     server.version = echo
     plan = make(constraint="auto", max_retries=1)
-    state_plan(plan, folder, "bench.yaml", {})
-    update_manifest(folder, judge=judge(plan, folder))
+    write_manifest(plan, folder)
+    folder.update_manifest(judge=judge(plan, folder))
     assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {SECRET}"}
     written = [path for path in folder.path.rglob("*") if path.is_file()]
     assert folder.manifest in written
