@@ -115,7 +115,7 @@ def plan_of(tmp_path: Path, tiny: TinyModel, monkeypatch) -> Callable[..., Plan]
     (tmp_path / f"{module}.py").write_text(CODE)
 
     def plan(methods: dict[str, dict[str, Any]], count: int = 2, **changes: Any) -> Plan:
-        stated = {
+        named = {
             name: one | ({"sampler": f"{module}.{one['sampler']}"} if "sampler" in one else {})
             for name, one in methods.items()
         }
@@ -131,7 +131,7 @@ def plan_of(tmp_path: Path, tiny: TinyModel, monkeypatch) -> Callable[..., Plan]
                     "guidance_scale": 4.0,
                 }
             },
-            "methods": stated,
+            "methods": named,
             "features": {"model": "miniature:dinov2"},
             "batch_size": 2,
         } | changes
@@ -286,20 +286,20 @@ def test_a_sampler_class_is_instantiated_once_per_cell(plan_of, tmp_path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("stated", "told"),
+    ("method", "message"),
     [
         ({"sampler": "Counting"}, "methods.A.grey: missing; this key is needed."),
         ({"sampler": "settings"}, "takes (model); its first three arguments must be (prompt, s"),
         ({"sampler": "flat", "gray": 1}, "methods.A.gray: unknown key. Did you mean 'grey'?"),
-        ({"sampler": "flat", "grey": 1.5}, "expected a whole number (got 1.5)"),
+        ({"sampler": "flat", "grey": 1.5}, "expected a valid integer (got 1.5)"),
         ({"sampler": "flt"}, "Did you mean 'flat'?"),
         ({"sampler": "CODE"}, "has no 'CODE'."),
     ],
 )
-def test_parameters_of_a_sampler_are_checked_before_anything_runs(plan_of, stated, told) -> None:
+def test_parameters_of_a_sampler_are_checked_before_anything_runs(plan_of, method, message) -> None:
     with pytest.raises(AutoLoRAEvalError) as caught:
-        plan_of({"A": stated})
-    assert told in str(caught.value)
+        plan_of({"A": method})
+    assert message in str(caught.value)
 
 
 PICTURE = Image.new("RGB", SIZE, (1, 2, 3))
@@ -323,7 +323,7 @@ def test_valid_images_of_a_sampler_are_accepted(result: object, nfe: int | None)
 
 
 @pytest.mark.parametrize(
-    ("result", "told"),
+    ("result", "message"),
     [
         (None, "returned NoneType: expected a PIL image or uint8 [H, W, 3]"),
         ([PICTURE], "returned list: expected"),
@@ -339,10 +339,10 @@ def test_valid_images_of_a_sampler_are_accepted(result: object, nfe: int | None)
         (SampledImage(None), "returned NoneType"),
     ],
 )
-def test_unusable_images_of_a_sampler_are_refused(result: object, told: str) -> None:
+def test_unusable_images_of_a_sampler_are_refused(result: object, message: str) -> None:
     with pytest.raises(UnusableImageError) as caught:
         check_image(result, SIZE)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_sampler_gets_the_noise_and_settings_of_every_method(tiny: TinyModel) -> None:
