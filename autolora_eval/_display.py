@@ -20,7 +20,6 @@ from rich.text import Text
 from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
 from autolora_eval._text import DASH, format_swept_value, pluralize
-from autolora_eval.config.load import LoadedBenchmark
 from autolora_eval.config.plan import (
     Cell,
     Plan,
@@ -28,6 +27,7 @@ from autolora_eval.config.plan import (
     common_columns,
     describe_parameters,
 )
+from autolora_eval.config.resolved import LoadedBenchmark
 from autolora_eval.config.sweep_grid import INTERVAL, fields_of
 from autolora_eval.guidance.catalogue import (
     BUILT_IN,

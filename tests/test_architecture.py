@@ -121,7 +121,6 @@ def _module_of(name: str, modules: dict[str, Path]) -> str:
 
 KNOWN_TWICE = {"tables.py", "sweep.py", "cost.py"}
 KNOWN_LONG = {
-    "load.py",
     "harness.py",
     "interface_checks.py",
     "prediction_checks.py",

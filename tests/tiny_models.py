@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from autolora_eval._sources import Source
-from autolora_eval.config.load import ResolvedModel
+from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.schema import Lora, Model
 
 TOKENS = 16

@@ -1,4 +1,4 @@
-"""Whether the parts of a benchmark go together: what none of them tells alone."""
+"""Checks whether the parts of a benchmark go together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autolora_eval.config.sweep_grid import Sweep, at_point, own_point
 from autolora_eval.runs.columns import parameter_column
 
 if TYPE_CHECKING:
-    from autolora_eval.config.load import ResolvedMethod, ResolvedModel
+    from autolora_eval.config.resolved import ResolvedMethod, ResolvedModel
     from autolora_eval.config.schema import Features
     from autolora_eval.plugins.signatures import MethodParameters
     from autolora_eval.scoring.diversity_metric import DiversityMetric
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 def refusals(
     models: Mapping[str, ResolvedModel], methods: Mapping[str, ResolvedMethod], sweep: Sweep
 ) -> Iterator[tuple[str, str]]:
-    """Yield the methods that cannot work on one of the models, each with the reason.
+    """Yield (method, reason) for each method that cannot work on one of the models.
 
     Args:
         models: by name.
         methods: by name.
-        sweep: whose values the methods take.
+        sweep: the values that the methods take.
     """
     for method in methods.values():
-        told: set[str] = set()
+        reasons: set[str] = set()
         for model in models.values():
             why = _refusal(method, model, sweep)
-            if why is not None and why not in told:
-                told.add(why)
+            if why is not None and why not in reasons:
+                reasons.add(why)
                 yield method.name, why
 
 
@@ -45,33 +45,33 @@ def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str 
     pipeline = _pipeline_class(model)
     for point in sweep.points():
         own = own_point(method.parameters, point)
-        stated = at_point(method.parameters, own) if own else method.parameters
-        values = stated.with_model_defaults(model.spec.guidance_scale)
+        parameters = at_point(method.parameters, own) if own else method.parameters
+        values = parameters.with_model_defaults(model.spec.guidance_scale)
         why = method.definition.refusal(values, pipeline)
         if why is not None:
             at = ", ".join(f"{name} {format_swept_value(value)}" for name, value in own.items())
-            place = f" ({pipeline})" if pipeline else ""
-            return f"on '{model.name}'{place}{f' at {at}' if at else ''}: {why}"
+            of_class = f" ({pipeline})" if pipeline else ""
+            return f"on '{model.name}'{of_class}{f' at {at}' if at else ''}: {why}"
     return None
 
 
 def _pipeline_class(model: ResolvedModel) -> str | None:
-    """Return the class of a model's pipeline; None for one on the hub that is not here yet."""
+    """Return the class of a model's pipeline; None if it has not been downloaded yet."""
     index = cached(model.pipeline, INDEX)
     try:
         return None if index is None else pipeline_class(index, model.pipeline.name)
-    except UsageError:  # which is told of where pipelines are looked at
+    except UsageError:  # reported where pipelines are checked
         return None
 
 
 def clashing_columns(
     methods: Mapping[str, ResolvedMethod], scores: Iterable[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the methods with a parameter that is called as one of the rubric's scores is.
+    """Yield (method, reason) for each parameter with the name of one of the rubric's scores.
 
     Args:
         methods: by name.
-        scores: the rubric's.
+        scores: the names of the rubric's scores.
     """
     taken = set(scores)
     for method in methods.values():
@@ -79,59 +79,56 @@ def clashing_columns(
             if parameter_column(name) in taken:
                 yield (
                     method.name,
-                    f"its parameter '{name}' and the rubric's score of that name would be one "
+                    f"its parameter '{name}' and the rubric's score of that name would share a "
                     "column. Rename the score in the rubric.",
                 )
 
 
 def _parameter_names(method: ResolvedMethod) -> Iterable[str]:
-    """Return the parameters of a method, those too that it takes by any name."""
+    """Return the names of a method's parameters, including those that `**kwargs` accepts."""
     return (*type(method.parameters).model_fields, *(method.parameters.model_extra or ()))
 
 
-def clashing_measures(
+def clashing_metrics(
     diversity: Mapping[str, DiversityMetric],
     methods: Mapping[str, ResolvedMethod],
     scores: Iterable[str],
 ) -> Iterator[tuple[int, str]]:
-    """Yield the measures of diversity that are called as a score or a parameter is, by place.
+    """Yield (index, reason) for each diversity metric with the name of a score or parameter.
 
     Args:
-        diversity: by what the benchmark file calls them.
+        diversity: by their names in the benchmark file.
         methods: by name.
-        scores: the rubric's.
+        scores: the names of the rubric's scores.
     """
     taken = dict.fromkeys(scores, "the rubric's score")
     for method in methods.values():
         for name in _parameter_names(method):
             taken.setdefault(parameter_column(name), f"the parameter of '{method.name}'")
-    for place, (stated, measure) in enumerate(diversity.items()):
-        if measure.name in taken:
-            other = f"{taken[measure.name]} '{measure.name}'"
-            yield place, f"'{stated}' and {other} would be one column: leave it out."
+    for index, (name, metric) in enumerate(diversity.items()):
+        if metric.name in taken:
+            other = f"{taken[metric.name]} '{metric.name}'"
+            yield index, f"'{name}' and {other} would share a column. Remove it."
 
 
 def parameters_of(
-    stated: Features, kind: ExtractorKind
+    section: Features, kind: ExtractorKind
 ) -> tuple[dict[str, Any], type[MethodParameters]]:
-    """Return the parameters that a benchmark states for a kind of extractor, and what may be.
+    """Return the extractor's own parameters in a benchmark, and a model of all allowed keys.
 
-    What a model is loaded by is no parameter of a kind that needs one; of another it is as any.
+    `model`, `revision` and `dtype` load the model of an extractor that needs one. Another
+    extractor may use these names for its own parameters.
 
     Args:
-        stated: the section of the benchmark file.
-        kind: what it names.
-
-    Returns:
-        The values that the kind's own parameters are to be validated with, and a model of all
-        keys that may stand there.
+        section: the section of the benchmark file.
+        kind: the extractor that it names.
     """
-    own = dict(stated.model_extra or {})
+    own = dict(section.model_extra or {})
     shared = {"extractor", "batch_size"}
     if kind.needs_model:
         shared |= {"model", "revision", "dtype"}
     else:
-        names = stated.model_fields_set - set(own) - shared
-        own |= {name: getattr(stated, name) for name in names}
+        names = section.model_fields_set - set(own) - shared
+        own |= {name: getattr(section, name) for name in names}
     keys: dict[str, Any] = dict.fromkeys(shared, (Any, None))
     return own, create_model("Features", __base__=kind.parameters, **keys)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from autolora_eval._errors import UsageError
 from autolora_eval._sources import Source
+from autolora_eval.config.schema import Model
 
 MAX_PROMPT_LENGTH = 10_000
 
@@ -139,3 +141,37 @@ def no_guider(reference: str, name: str) -> str:
         f"'{reference}' is a {name}, and the modular pipeline that diffusers has for it takes no "
         f"guider, so that no guidance method can act on it. {WHAT_WORKS}"
     )
+
+
+def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:
+    """Return (width, height) in pixels of a model's images, read from its configuration files.
+
+    Raises:
+        UsageError: a configuration file says something else than what diffusers writes.
+    """
+    if spec.width and spec.height:
+        return spec.width, spec.height
+    side = 1024
+    if pipeline.kind == "folder":
+        config = _config(pipeline.path, "unet") or _config(pipeline.path, "transformer")
+        blocks = _config(pipeline.path, "vae").get("block_out_channels", [0] * 4)
+        sample_size = config.get("sample_size") or 128
+        if not isinstance(sample_size, int) or not isinstance(blocks, list):
+            raise UsageError(
+                f"the size of its images cannot be read from '{pipeline.name}': expected a "
+                "whole number as the denoiser's sample_size and a list as the VAE's "
+                "block_out_channels. State width and height."
+            )
+        side = sample_size * 2 ** (len(blocks) - 1)
+    return spec.width or side, spec.height or side
+
+
+def _config(folder: Path, component: str) -> dict[str, Any]:
+    path = folder / component / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid JSON: {error}.") from error
+    return config if isinstance(config, dict) else {}

@@ -1,14 +1,12 @@
-"""From a benchmark file, or the name of a shipped one, to everything resolved and checked."""
+"""Loads a benchmark file: finds every input it names, and reports all problems at once."""
 
 from __future__ import annotations
 
-import json
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -18,16 +16,28 @@ from autolora_eval._sources import Lookup, Source, cached, find_lora, find_model
 from autolora_eval._yaml import KeyPath, YamlFile, explained, explained_at, read_yaml
 from autolora_eval.config.combinations import (
     clashing_columns,
-    clashing_measures,
+    clashing_metrics,
     parameters_of,
     refusals,
 )
-from autolora_eval.config.inputs import INDEX, check_pipeline, check_prompts, read_prompts
-from autolora_eval.config.lora_file import LoraFile, read_lora_file
+from autolora_eval.config.inputs import (
+    INDEX,
+    check_pipeline,
+    check_prompts,
+    image_size,
+    read_prompts,
+)
+from autolora_eval.config.lora_file import read_lora_file
+from autolora_eval.config.resolved import (
+    METHOD_KINDS,
+    LoadedBenchmark,
+    MethodKind,
+    ResolvedMethod,
+    ResolvedModel,
+)
 from autolora_eval.config.schema import Benchmark, Model
 from autolora_eval.config.sweep_grid import Sweep, SweepReader, first_swept, validated_but_for
 from autolora_eval.guidance.method import Method, image_set_method
-from autolora_eval.guidance.method_registry import MethodKind as RunnableKind
 from autolora_eval.guidance.method_registry import resolve_method
 from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.scoring.diversity_metric import DiversityMetric, find_metrics
@@ -36,89 +46,17 @@ from autolora_eval.scoring.judges.config import JudgeConfig, judge_problems
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 T = TypeVar("T")
-MethodKind = Literal[RunnableKind, "images"]
-KINDS: tuple[MethodKind, ...] = ("guider", "sampler", "images")
-
-
-@dataclass(frozen=True)
-class ResolvedModel:
-    """A model whose pipeline and LoRA have been found, but not loaded.
-
-    Attributes:
-        name: as in tables.
-        spec: as in the benchmark file.
-        pipeline: where the pipeline is.
-        lora: where the LoRA is.
-        size: (width, height) of its images in pixels; 1024² for a hub id that states none.
-        lora_file: the layers that the LoRA tunes; None if its file is not on this machine yet.
-    """
-
-    name: str
-    spec: Model
-    pipeline: Source
-    lora: Source
-    size: tuple[int, int]
-    lora_file: LoraFile | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class ResolvedMethod:
-    """A method and its parameters as stated, without what it takes from each model.
-
-    Attributes:
-        name: as in tables.
-        definition: what makes its images.
-        parameters: as the benchmark states them.
-        kind: the key that the rule is named by.
-    """
-
-    name: str
-    definition: Method
-    parameters: MethodParameters
-    kind: MethodKind = "guider"
-
-
-@dataclass(frozen=True)
-class LoadedBenchmark:
-    """A benchmark file with all its inputs found and checked.
-
-    Attributes:
-        file: the benchmark file.
-        spec: its content.
-        prompts: the prompts, in order.
-        models: by name, in order.
-        methods: by name, in order.
-        features: where the extractor's model is; None for an extractor without one.
-        rubric: the judge's rubric, if there is a judge.
-        judge: where an in-process judge is; None for a server's.
-        published: CSV file of published values.
-        sweep: the parameters with several values.
-        extractor: its kind and parameters.
-        diversity: the measures beside equation (8), by what the file calls them.
-    """
-
-    file: Path
-    spec: Benchmark
-    prompts: tuple[str, ...]
-    models: dict[str, ResolvedModel]
-    methods: dict[str, ResolvedMethod]
-    features: Source | None
-    rubric: Rubric | None
-    judge: Source | None
-    published: Path | None
-    sweep: Sweep = field(default_factory=Sweep)
-    extractor: ResolvedExtractor = field(default_factory=ResolvedExtractor.default)
-    diversity: Mapping[str, DiversityMetric] = field(default_factory=dict)
 
 
 def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
     """Read and check a benchmark file. No model is loaded, and the network is not asked.
 
     Args:
-        benchmark: path of a YAML file, or the name of a shipped benchmark.
+        benchmark: the path of a YAML file, or the name of a shipped benchmark.
 
     Raises:
-        UsageError: one line for each thing wrong: file, line, key, value, what was expected.
+        UsageError: if anything is wrong; one line per problem: file, line, key, value, and what was
+            expected.
     """
     document = read_yaml(find_benchmark(benchmark), fill_in=True)
     spec = _validated(document)
@@ -126,17 +64,17 @@ def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
 
 
 def find_benchmark(benchmark: str | Path) -> Path:
-    """Return the file of a benchmark given by path or by the name of a shipped one.
+    """Return the file of a benchmark, given its path or the name of a shipped one.
 
     Raises:
-        UsageError: neither; shipped names are suggested.
+        UsageError: if it is neither; shipped names are suggested.
     """
     path = Path(benchmark)
     shipped = shipped_benchmarks()
     try:
         if path.is_file():
             return path
-    except OSError:  # no name of a file, such as one that is too long
+    except OSError:  # not a file name, such as one that is too long
         pass
     if str(benchmark) in shipped:
         return shipped[str(benchmark)]
@@ -156,7 +94,7 @@ def _validated(document: YamlFile) -> Benchmark:
 
 
 class _Resolver:
-    """Finds every input that a benchmark names, and gathers what is wrong with each."""
+    """Finds every input that a benchmark names, and collects the problems."""
 
     def __init__(self, document: YamlFile, spec: Benchmark) -> None:
         self.document, self.spec = document, spec
@@ -167,7 +105,7 @@ class _Resolver:
         spec = self.spec
         prompts = self._try(("prompts",), self._prompts)
         models = {name: self._model(name, model) for name, model in spec.models.items()}
-        methods = {name: self._method(name, stated) for name, stated in spec.methods.items()}
+        methods = {name: self._method(name, section) for name, section in spec.methods.items()}
         sweep = self._sweep(methods)
         extractor, features = self._features()
         diversity = self._diversity()
@@ -194,7 +132,7 @@ class _Resolver:
         )
 
     def _try(self, keys: KeyPath, action: Callable[[], T]) -> T | None:
-        """Run `action`; what is wrong is noted with its place, and the next is tried."""
+        """Run an action; on an error note the problem and return None."""
         try:
             return action()
         except UsageError as error:
@@ -235,51 +173,57 @@ class _Resolver:
             return None
         return ResolvedModel(name, spec, pipeline, lora, size, file)
 
-    def _method(self, name: str, stated: Mapping[str, Any]) -> ResolvedMethod | None:
+    def _method(self, name: str, section: Mapping[str, Any]) -> ResolvedMethod | None:
         at = ("methods", name)
-        kinds = [kind for kind in KINDS if kind in stated]
+        kinds = [kind for kind in METHOD_KINDS if kind in section]
         if len(kinds) > 1:
             self.problems.append(
-                f"{self.document.where((*at, kinds[1]))}: stands beside '{kinds[0]}'. A method is "
-                "one or the other: remove one."
+                f"{self.document.where((*at, kinds[1]))}: a method cannot have both "
+                f"'{kinds[0]}' and '{kinds[1]}'. Remove one."
             )
             return None
         kind = kinds[0] if kinds else "guider"
-        rule = self._try((*at, kind), lambda: self._rule(kind, stated.get(kind), stated))
-        if rule is None:
+        definition = self._try(
+            (*at, kind), lambda: self._definition(kind, section.get(kind), section)
+        )
+        if definition is None:
             return None
-        parameters = {key: value for key, value in stated.items() if key != kind}
-        swept = first_swept(rule.parameters, parameters, self.spec.sweep)
+        parameters = {key: value for key, value in section.items() if key != kind}
+        swept = first_swept(definition.parameters, parameters, self.spec.sweep)
         try:
-            values = validated_but_for(rule.parameters, parameters, swept)
-            return ResolvedMethod(name, rule, values, kind)
+            values = validated_but_for(definition.parameters, parameters, swept)
+            return ResolvedMethod(name, definition, values, kind)
         except ValidationError as error:
             wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
             for one, (key, _) in swept.items():
                 self.problems += explained_at(error, self.document, ("sweep", key, 0), (one,))
             if not swept.keys() & wrong:
-                self.problems += explained(error, self.document, rule.parameters, at)
+                self.problems += explained(error, self.document, definition.parameters, at)
             return None
 
-    def _rule(self, kind: MethodKind, stated: object, keys: Iterable[str]) -> Method:
-        if stated is None:
-            near = (f" Is '{k}' meant to be it?" for k in keys if get_close_matches(k, KINDS))
-            raise UsageError(f"missing; name a rule, as 'guider: autolora'.{next(near, '')}")
+    def _definition(self, kind: MethodKind, name: object, keys: Iterable[str]) -> Method:
+        if name is None:
+            near = (
+                f" Is '{k}' a misspelling of it?"
+                for k in keys
+                if get_close_matches(k, METHOD_KINDS)
+            )
+            raise UsageError(f"missing; name a guider, such as 'guider: autolora'.{next(near, '')}")
         if kind == "images":
-            return image_set_method(str(stated), self._images(str(stated)))
-        return resolve_method(kind, str(stated), self.lookup.folders)
+            return image_set_method(str(name), self._images(str(name)))
+        return resolve_method(kind, str(name), self.lookup.folders)
 
-    def _images(self, stated: str) -> Path:
-        place = self.lookup.find(stated)
-        if place is None:
-            places = ", ".join(str(folder) for folder in self.lookup.folders)
-            raise UsageError(f"no images at '{stated:.300}' (looked in {places}).")
-        return place
+    def _images(self, name: str) -> Path:
+        path = self.lookup.find(name)
+        if path is None:
+            folders = ", ".join(str(folder) for folder in self.lookup.folders)
+            raise UsageError(f"no images at '{name:.300}' (looked in {folders}).")
+        return path
 
     def _sweep(self, methods: Mapping[str, ResolvedMethod | None]) -> Sweep:
         known = {name: method.parameters for name, method in methods.items() if method is not None}
         if len(known) < len(methods):
-            return Sweep()  # who takes what is known once the methods are right
+            return Sweep()  # which methods take part is not known yet
         reader = SweepReader(self.document, self.spec.sweep, known, len(self.spec.models))
         sweep = reader.read()
         self.problems += reader.problems
@@ -298,14 +242,14 @@ class _Resolver:
         columns = () if rubric is None else rubric.scores
         for name, why in (*refusals(here, found, sweep), *clashing_columns(found, columns)):
             self.problems.append(f"{self.document.where(('methods', name))}: {why}")
-        for place, why in clashing_measures(diversity, found, columns):
-            self.problems.append(f"{self.document.where(('diversity', str(place)))}: {why}")
+        for index, why in clashing_metrics(diversity, found, columns):
+            self.problems.append(f"{self.document.where(('diversity', str(index)))}: {why}")
 
     def _features(self) -> tuple[ResolvedExtractor | None, Source | None]:
-        stated = self.spec.features
+        features = self.spec.features
         kind = self._try(
             ("features", "extractor"),
-            lambda: EXTRACTORS.find(stated.extractor, self.lookup.folders),
+            lambda: EXTRACTORS.find(features.extractor, self.lookup.folders),
         )
         if kind is None:
             return None, None
@@ -314,7 +258,7 @@ class _Resolver:
         if kind.needs_model:
             source = self._try(
                 ("features", "model"),
-                lambda: find_model(stated.model, stated.revision, self.lookup, "config.json"),
+                lambda: find_model(features.model, features.revision, self.lookup, "config.json"),
             )
         return (None if parameters is None else ResolvedExtractor(kind, parameters)), source
 
@@ -329,8 +273,8 @@ class _Resolver:
     def _diversity(self) -> dict[str, DiversityMetric]:
         has_reference = self.spec.diversity_reference is not None
         found, problems = find_metrics(self.spec.diversity, self.lookup.folders, has_reference)
-        for place, problem in problems:
-            self.problems.append(f"{self.document.where(('diversity', str(place)))}: {problem}")
+        for index, problem in problems:
+            self.problems.append(f"{self.document.where(('diversity', str(index)))}: {problem}")
         return found
 
     def _judge(self) -> tuple[Rubric | None, Source | None]:
@@ -368,38 +312,4 @@ class _Resolver:
             if name is not None and name not in self.spec.methods:
                 near = did_you_mean(name, self.spec.methods)
                 where = self.document.where((key,))
-                self.problems.append(f"{where}: '{name}' is none of the methods.{near}")
-
-
-def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:
-    """Return (width, height) in pixels of a model's images, read from its configuration files.
-
-    Raises:
-        UsageError: a configuration file says something else than what diffusers writes.
-    """
-    if spec.width and spec.height:
-        return spec.width, spec.height
-    side = 1024
-    if pipeline.kind == "folder":
-        config = _config(pipeline.path, "unet") or _config(pipeline.path, "transformer")
-        blocks = _config(pipeline.path, "vae").get("block_out_channels", [0] * 4)
-        sample_size = config.get("sample_size") or 128
-        if not isinstance(sample_size, int) or not isinstance(blocks, list):
-            raise UsageError(
-                f"the size of its images cannot be read from '{pipeline.name}': expected a "
-                "whole number as the denoiser's sample_size and a list as the VAE's "
-                "block_out_channels. State width and height."
-            )
-        side = sample_size * 2 ** (len(blocks) - 1)
-    return spec.width or side, spec.height or side
-
-
-def _config(folder: Path, component: str) -> dict[str, Any]:
-    path = folder / component / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UsageError(f"{path}: not valid JSON: {error}.") from error
-    return config if isinstance(config, dict) else {}
+                self.problems.append(f"{where}: there is no method '{name}'.{near}")

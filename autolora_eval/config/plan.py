@@ -1,4 +1,4 @@
-"""From a benchmark to cells and image jobs, and what they cost. Pure: nothing is read or loaded."""
+"""Plans a run: the cells and images of a benchmark, and their cost. Nothing is read or loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from autolora_eval._errors import UsageError
 from autolora_eval._files import content_hash, slug
 from autolora_eval._text import format_swept_value
-from autolora_eval.config.load import LoadedBenchmark, ResolvedMethod, ResolvedModel
+from autolora_eval.config.resolved import LoadedBenchmark, ResolvedMethod, ResolvedModel
 from autolora_eval.config.sweep_grid import (
     LORA_SCALE,
     Point,
@@ -22,7 +22,7 @@ from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.runs.columns import parameter_column
 from autolora_eval.runs.manifest import ImageJob
 
-# A PNG of a generated picture takes about this many bytes a pixel (measured on SDXL's: 1.3 to 1.7).
+# A generated image takes about this many bytes per pixel as PNG (measured for SDXL: 1.3 to 1.7).
 PNG_BYTES_PER_PIXEL = 1.6
 JUDGEMENT_BYTES = 1_000
 FEATURE_BYTES = 4 * 1536
@@ -33,12 +33,12 @@ class Cell:
     """One model × method × sweep point: a row of the result table, and one image dataset.
 
     Attributes:
-        id: names its folder and files.
-        model: the model, its LoRA at the cell's scale.
+        id: the name of its folder and files.
+        model: the model, with the LoRA scale of the cell.
         method: the method.
-        parameters: the method's parameters with what it takes from the sweep and the model.
-        nfe: denoiser passes for one image; None if that is known once it has run.
-        point: the swept parameters that the cell takes.
+        parameters: the method's parameters, with those of the sweep and the model's defaults.
+        nfe: function evaluations per image; None if they are only known after the run.
+        point: the values of the swept parameters that the method takes.
     """
 
     id: str
@@ -50,13 +50,13 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """The cell in words, for messages."""
+        """The name of the cell in messages."""
         at = ", ".join(f"{name} {format_swept_value(value)}" for name, value in self.point.items())
         return f"{self.model.name} × {self.method.name}{f' at {at}' if at else ''}"
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The cell's parameters as columns of the tables: numbers and text."""
+        """The cell's parameters as columns of the tables."""
         parameters = self.parameters.model_dump()
         made_here = self.parameters.uses_the_model
         return {
@@ -68,18 +68,18 @@ class Cell:
 
 
 def _in_a_column(value: object) -> object:
-    """Return a parameter as it stands in a column: a list or a map as JSON text."""
+    """Return a parameter as a table has it: a list or map as JSON text."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a benchmark asks for.
+    """The cells and images of a benchmark.
 
     Attributes:
-        benchmark: what it was made from.
-        cells: in order of model, then sweep point, then method.
-        jobs: the images of every cell, in order of prompt, then seed: the same for all cells.
+        benchmark: the benchmark.
+        cells: ordered by model, sweep point and method.
+        jobs: the images of every cell, ordered by prompt and seed.
     """
 
     benchmark: LoadedBenchmark
@@ -88,17 +88,17 @@ class Plan:
 
     @property
     def n_images(self) -> int:
-        """Images in all cells."""
+        """The number of images in all cells."""
         return len(self.cells) * len(self.jobs)
 
     @property
     def nfe(self) -> int:
-        """Denoiser passes for all images of those cells whose passes are known beforehand."""
+        """Function evaluations of all cells whose NFE is known beforehand."""
         return sum(cell.nfe or 0 for cell in self._made_here) * len(self.jobs)
 
     @property
     def n_cells_of_unknown_nfe(self) -> int:
-        """The number of cells whose passes are known only once they have run."""
+        """The number of cells whose NFE is only known after the run."""
         return sum(cell.nfe is None for cell in self._made_here)
 
     @property
@@ -107,13 +107,13 @@ class Plan:
 
     @property
     def n_judge_calls(self) -> int:
-        """Replies asked of the judge: one an image, or as many as `judge.repeats` says."""
+        """The number of judge requests: `judge.repeats` per image."""
         judge = self.benchmark.spec.judge
         return 0 if judge is None else self.n_images * judge.repeats
 
     @property
     def disk_bytes(self) -> int:
-        """Estimate of what the run folder takes, in bytes."""
+        """The estimated size of the run folder in bytes."""
         pixels = sum(cell.model.size[0] * cell.model.size[1] for cell in self.cells)
         images = pixels * PNG_BYTES_PER_PIXEL * len(self.jobs)
         return int(images + self.n_images * FEATURE_BYTES + self.n_judge_calls * JUDGEMENT_BYTES)
@@ -125,12 +125,12 @@ def make_plan(
     """Return the plan of a benchmark.
 
     Args:
-        benchmark: what to run.
-        limit_prompts: take only the first so many prompts.
-        limit_seeds: take only the first so many seeds.
+        benchmark: the loaded benchmark.
+        limit_prompts: use only this many prompts, the first ones. Default: all.
+        limit_seeds: use only this many seeds, the first ones. Default: all.
 
     Raises:
-        UsageError: two cells would be the same, or would share a folder, or a limit is below 1.
+        UsageError: if two cells are the same or would share a folder, or a limit is below 1.
     """
     for what, limit in (("prompts", limit_prompts), ("seeds", limit_seeds)):
         if limit is not None and limit < 1:
@@ -151,7 +151,7 @@ def _cells(benchmark: LoadedBenchmark) -> Iterator[Cell]:
         for point in benchmark.sweep.points():
             for method in benchmark.methods.values():
                 own = own_point(method.parameters, point)
-                # Points that differ in what a method does not take are one cell of it.
+                # Points that differ only in what a method does not take are one cell.
                 if (method.name, *own.values()) not in made:
                     made.add((method.name, *own.values()))
                     yield _cell(model, method, own)
@@ -162,10 +162,10 @@ def _cell(model: ResolvedModel, method: ResolvedMethod, point: Point) -> Cell:
     if isinstance(scale, int | float):
         lora = model.spec.lora.model_copy(update={"scale": float(scale)})
         model = replace(model, spec=model.spec.model_copy(update={"lora": lora}))
-    stated = at_point(method.parameters, point) if point else method.parameters
-    parameters = stated.with_model_defaults(model.spec.guidance_scale)
-    # Also a parameter with a single value is named, so that the cells keep their names when
-    # another value is added.
+    configured = at_point(method.parameters, point) if point else method.parameters
+    parameters = configured.with_model_defaults(model.spec.guidance_scale)
+    # A swept parameter with a single value is named too: cells keep their names when another value
+    # is added.
     swept = [f"{name}={format_swept_value(value, '-')}" for name, value in point.items()]
     return Cell(
         id="--".join([slug(model.name), slug(method.name), *swept]),
@@ -183,7 +183,7 @@ def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> N
     for cell in cells:
         model = cell.model.spec.model_dump(mode="json")
         found = (cell.model.pipeline.location, cell.model.lora.location)
-        model["pipeline"], model["lora"]["path"] = found  # "lora" and "./lora" are one place
+        model["pipeline"], model["lora"]["path"] = found  # "lora" and "./lora" are the same path
         rule = cell.method.definition.identity
         same_work = content_hash({"model": model, "columns": cell.columns, "rule": rule})
         # File systems that ignore case would put two folders into one.
@@ -199,7 +199,7 @@ def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> N
 
 
 def cells_by_method(plan: Plan) -> list[tuple[str, str, list[Cell]]]:
-    """Return the cells of each model and method: several where the sweep is taken."""
+    """Return the cells of each model and method, in order."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in plan.cells:
         groups.setdefault((cell.model.name, cell.method.name), []).append(cell)
@@ -207,7 +207,7 @@ def cells_by_method(plan: Plan) -> list[tuple[str, str, list[Cell]]]:
 
 
 def common_columns(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return the columns that cells of one method share, and of the others all values as text."""
+    """Return the shared columns of a method's cells, and all values of the swept ones as text."""
     points = {name: [cell.point[name] for cell in cells] for name in cells[0].point}
     swept = {
         name: " ".join(map(format_swept_value, dict.fromkeys(found)))
@@ -223,5 +223,5 @@ def common_columns(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def describe_parameters(columns: Mapping[str, Any]) -> str:
-    """Return a cell's parameters in one line, those without a value left out."""
+    """Return a cell's parameters on one line, without those that have no value."""
     return ", ".join(f"{key}={value}" for key, value in columns.items() if value is not None)

@@ -24,8 +24,8 @@ from PIL import Image
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source, cached, first_line, local_lora
 from autolora_eval.config.inputs import INDEX, WHAT_WORKS, no_guider, pipeline_class
-from autolora_eval.config.load import ResolvedModel
 from autolora_eval.config.lora_file import Component, read_lora_file
+from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.schema import Model
 from autolora_eval.generation.guards import PredictionCheck
 from autolora_eval.generation.lora import load_lora, set_lora_scale

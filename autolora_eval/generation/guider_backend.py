@@ -11,8 +11,8 @@ import torch
 from autolora_eval._devices import free_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance
-from autolora_eval.config.load import ResolvedModel
 from autolora_eval.config.plan import Cell
+from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
 from autolora_eval.generation.guards import (

@@ -12,8 +12,8 @@ from autolora_eval._devices import choose_device, require
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source, absent, fetched, hub_refusal, in_cache, unreachable
 from autolora_eval.config.inputs import INDEX, TESTED, check_pipeline, pipeline_class
-from autolora_eval.config.load import ResolvedModel
 from autolora_eval.config.plan import Plan
+from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.runs.folder import RunFolder
 
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")

@@ -18,7 +18,7 @@ from PIL import Image
 from autolora_eval._devices import quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import local_lora
-from autolora_eval.config.load import ResolvedModel
+from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.diffusion_pipeline import ADAPTER, LoraPipeline
 from autolora_eval.generation.lora import set_lora_scale
 from autolora_eval.guidance.adapters import adapter_layers

@@ -15,8 +15,8 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, content_hash
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import identity, lora_identity
-from autolora_eval.config.load import ResolvedModel
 from autolora_eval.config.plan import Cell, Plan
+from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.guider_backend import GuidedModel

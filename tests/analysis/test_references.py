@@ -154,7 +154,7 @@ def test_in_a_sweep_the_reference_is_the_cell_of_the_same_parameters(make) -> No
     ("changes", "told"),
     [
         ({"diversity_reference": None}, "Name the method that makes it: add 'diversity_ref"),
-        ({"diversity_reference": "CGF"}, "'CGF' is none of the methods. Did you mean 'CFG'?"),
+        ({"diversity_reference": "CGF"}, "there is no method 'CGF'. Did you mean 'CFG'?"),
     ],
 )
 def test_a_reference_that_is_not_there_is_told_before_anything_is_made(

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from autolora_eval._errors import UsageError
-from autolora_eval.config.load import LoadedBenchmark, load_benchmark
+from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
+from autolora_eval.config.resolved import LoadedBenchmark
 
 Write = Callable[[object], Path]
 
@@ -293,7 +294,7 @@ def test_a_baseline_that_is_no_method_gets_the_nearest(
 ) -> None:
     path = write_benchmark(changed(benchmark_data, "baseline", "AutoLora"))
     assert problems(path) == [
-        f"{path}:{line_of(path, 'baseline')}: baseline: 'AutoLora' is none of the methods. "
+        f"{path}:{line_of(path, 'baseline')}: baseline: there is no method 'AutoLora'. "
         "Did you mean 'AutoLoRA'?"
     ]
 

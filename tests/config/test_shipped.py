@@ -12,8 +12,9 @@ import pytest
 from conftest import save_lora
 
 from autolora_eval._resources import shipped_benchmarks
-from autolora_eval.config.load import LoadedBenchmark, load_benchmark
+from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
+from autolora_eval.config.resolved import LoadedBenchmark
 from autolora_eval.generation.preflight import hub_sources
 from autolora_eval.runs.manifest import stated_cell
 

@@ -360,4 +360,4 @@ def test_a_misspelt_guider_is_asked_about(
 ) -> None:
     told = problem(benchmark_data | {"methods": {**METHODS, "A": {"guidr": "cfg"}}})
     assert "methods.A.guider: missing" in told
-    assert "Is 'guidr' meant to be it?" in told
+    assert "Is 'guidr' a misspelling of it?" in told

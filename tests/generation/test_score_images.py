@@ -204,7 +204,7 @@ def test_a_method_is_either_a_guider_or_an_image_set(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
 ) -> None:
     benchmark_data["methods"]["CFG"] = {"guider": "cfg", "images": "lora"}
-    with pytest.raises(UsageError, match="stands beside 'guider'"):
+    with pytest.raises(UsageError, match="a method cannot have both"):
         load_benchmark(write_benchmark(benchmark_data))
 
 

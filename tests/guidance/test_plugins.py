@@ -413,7 +413,7 @@ def test_a_benchmark_names_other_people_s_methods_beside_ours(
             "methods.New: on 'A' (StableDiffusionXLPipeline): diffusers.guiders."
             "MagnitudeAwareGuidance: it fails on image latents",
         ),
-        ({"guider": "fading", "sampler": "clipped_noise"}, "methods.New.sampler: stands beside"),
+        ({"guider": "fading", "sampler": "clipped_noise"}, "methods.New.sampler: a method cannot"),
         ({"guider": "broken"}, "methods.New.guider: the guider 'broken' of example-plugins 0.3.1"),
     ],
 )

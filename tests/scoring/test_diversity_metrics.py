@@ -288,7 +288,7 @@ def test_metric_with_the_name_of_a_score_is_rejected(
     monkeypatch.setattr(sys, "path", list(sys.path))
     path = write(workplace, "metric_beside", name="pc")
     told = problem(benchmark_data | {"diversity": [path]})
-    assert f"'{path}' and the rubric's score 'pc' would be one column" in told
+    assert f"'{path}' and the rubric's score 'pc' would share a column" in told
 
 
 def test_module_beside_the_benchmark_is_found(
