@@ -1,4 +1,4 @@
-"""Prompt sets: one prompt a line."""
+"""The inputs of a benchmark that need no model: prompt files, and the files of a pipeline."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ MAX_PROMPT_LENGTH = 10_000
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Read a prompt file: UTF-8, one prompt a line, blank lines left out.
+    """Read a prompt file: UTF-8, one prompt per line; blank lines are skipped.
 
     Raises:
-        UsageError: not a readable UTF-8 file, empty, too long a line, or a prompt twice.
+        UsageError: if the file is not readable UTF-8, is empty, or has a line that is too long or
+            occurs twice.
     """
     try:
-        # Not `splitlines`: it also breaks at characters that can stand in a prompt (U+2028).
+        # `splitlines` also breaks at characters that may occur in a prompt, such as U+2028.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UsageError(
@@ -32,52 +33,50 @@ def read_prompts(path: Path) -> list[str]:
     return check_prompts(((f"{path}:{n}", s.strip()) for n, s in enumerate(lines, 1)), str(path))
 
 
-def check_prompts(placed: Iterable[tuple[str, str]], where: str) -> list[str]:
+def check_prompts(located: Iterable[tuple[str, str]], where: str) -> list[str]:
     """Return the prompts, each once.
 
     Args:
-        placed: pairs of place, for messages, and prompt; empty prompts are left out.
-        where: the place of them all.
+        located: (location for messages, prompt) pairs; empty prompts are skipped.
+        where: the location of all prompts, for messages.
 
     Raises:
-        UsageError: none is left, one is too long, or one stands twice.
+        UsageError: if there is no prompt, or one is too long or occurs twice.
     """
     first: dict[str, str] = {}
-    for place, prompt in placed:
+    for location, prompt in located:
         if not prompt:
             continue
         if len(prompt) > MAX_PROMPT_LENGTH:
             raise UsageError(
-                f"{place}: a prompt of {len(prompt)} characters; "
-                f"at most {MAX_PROMPT_LENGTH} are accepted. Is it one prompt a line?"
+                f"{location}: a prompt of {len(prompt)} characters; "
+                f"at most {MAX_PROMPT_LENGTH} are allowed. Expected one prompt per line."
             )
         if prompt in first:
             raise UsageError(
-                f"{place}: the prompt {prompt[:80]!r} stands there for the second time, after "
-                f"{first[prompt]}. Prompts are paired across methods by their text: remove one."
+                f"{location}: the prompt {prompt[:80]!r} already occurs at {first[prompt]}. Prompts are "
+                "paired across methods by their text. Remove one."
             )
-        first[prompt] = place
+        first[prompt] = location
     if not first:
-        raise UsageError(f"{where}: no prompt in it. Write one prompt a line.")
+        raise UsageError(f"{where}: contains no prompt. Write one prompt per line.")
     return list(first)
 
 
 # --------------------
-# Which pipelines a guidance method can act on, told by the class that `model_index.json` names.
-#
-# Nothing is loaded and diffusers is not asked: it is where a class stands in neither list, before
-# the first model is loaded (`generation.pipeline.open_pipeline`).
+# Which pipelines a guider can act on, by the class in `model_index.json`. Classes in neither list
+# are checked by `generation.diffusion_pipeline.open_pipeline` before the first model is loaded.
 
 
 INDEX = "model_index.json"
-# Those that the tests sample, each against a loop written by hand.
+# The tests compare these with a sampling loop written by hand.
 TESTED = (
     "StableDiffusionXLPipeline",
     "StableDiffusion3Pipeline",
     "QwenImagePipeline",
     "ZImagePipeline",
 )
-# Those whose modular pipeline in diffusers 0.42 has no guider; a test holds it against diffusers.
+# Their modular pipelines in diffusers 0.42 have no guider. A test compares this with diffusers.
 WITHOUT_GUIDER = (
     "Cosmos3OmniPipeline",
     "Flux2Pipeline",

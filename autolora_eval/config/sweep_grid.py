@@ -1,7 +1,7 @@
 """The sweep: parameters with several values, crossed with models and the methods that take them.
 
-A parameter is taken by the methods that have it and do not state it themselves. `lora_scale` is
-the model's and taken by every method; `interval` sets `start` and `stop` together.
+A method takes a swept parameter if it has it and does not set it itself. `lora_scale` belongs to
+the model, so every method takes it. `interval` sets `start` and `stop` together.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ class Sweep:
     values: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
 
     def points(self) -> Iterator[Point]:
-        """Yield every combination of values, the last parameter's fastest; one without a sweep."""
+        """Yield every combination of values; the last parameter varies fastest."""
         for combination in itertools.product(*self.values.values()):
             yield dict(zip(self.values, combination, strict=True))
 
 
 def fields_of(name: str) -> tuple[str, ...]:
-    """Return the fields of a method that a swept parameter sets."""
+    """Return the parameters of a method that a swept parameter sets."""
     return ("start", "stop") if name == INTERVAL else (name,)
 
 
 def takes(parameters: MethodParameters, name: str) -> bool:
-    """Tell whether a method takes a swept parameter: it has it, and does not state it itself."""
+    """Return whether a method takes a swept parameter."""
     if name == LORA_SCALE:
         return parameters.uses_the_model
-    stated = parameters.model_fields_set
-    return _has(parameters, name) and not stated.intersection(fields_of(name))
+    configured = parameters.model_fields_set
+    return _has(parameters, name) and not configured.intersection(fields_of(name))
 
 
 def _has(parameters: MethodParameters, name: str) -> bool:
@@ -63,10 +63,10 @@ def own_point(parameters: MethodParameters, point: Point) -> Point:
 
 
 def at_point(parameters: P, point: Point) -> P:
-    """Return a method's parameters at a point of the sweep that it takes.
+    """Return a method's parameters at a point of the sweep.
 
     Raises:
-        ValidationError: the method refuses these values.
+        ValidationError: if the method refuses these values.
     """
     changes = {
         key: value
@@ -76,19 +76,19 @@ def at_point(parameters: P, point: Point) -> P:
             fields_of(name), swept if isinstance(swept, tuple) else (swept,), strict=True
         )
     }
-    stated = parameters.model_dump(exclude_unset=True)
-    return type(parameters).model_validate(stated | changes, strict=True)
+    configured = parameters.model_dump(exclude_unset=True)
+    return type(parameters).model_validate(configured | changes, strict=True)
 
 
 def first_swept(
-    model: type[MethodParameters], stated: Mapping[str, Any], sweep: Mapping[str, list[Any]]
+    model: type[MethodParameters], configured: Mapping[str, Any], sweep: Mapping[str, list[Any]]
 ) -> dict[str, tuple[str, Any]]:
-    """Return the fields that a method needs and a sweep alone gives: its key, and a first value.
+    """Return the required parameters that only the sweep sets: name → (sweep key, first value).
 
     Args:
-        model: the method's parameters.
-        stated: those that the benchmark file states at the method.
-        sweep: as the file has it.
+        model: the model of the method's parameters.
+        configured: the parameters in the method's section of the benchmark.
+        sweep: the sweep of the benchmark.
     """
     found: dict[str, tuple[str, Any]] = {}
     for key, listed in sweep.items():
@@ -96,51 +96,51 @@ def first_swept(
         values = first if key == INTERVAL and isinstance(first, list) else [first]
         for name, value in zip(fields_of(key), values, strict=False):
             needed = name in model.model_fields and model.model_fields[name].is_required()
-            if listed and needed and name not in stated:
+            if listed and needed and name not in configured:
                 found[name] = (key, value)
     return found
 
 
 def validated_but_for(
-    model: type[P], stated: Mapping[str, Any], swept: Mapping[str, tuple[str, Any]]
+    model: type[P], configured: Mapping[str, Any], swept: Mapping[str, tuple[str, Any]]
 ) -> P:
-    """Return parameters of which those that are swept count as not stated.
+    """Return a method's parameters, with those that are swept marked as not set.
 
     Raises:
-        ValidationError: the method refuses these values.
+        ValidationError: if the method refuses these values.
     """
     values = {name: value for name, (_, value) in swept.items()}
-    found = model.model_validate({**stated, **values}, strict=True)
+    found = model.model_validate({**configured, **values}, strict=True)
     found.model_fields_set.difference_update(values)
     return found
 
 
 class SweepReader:
-    """Reads the sweep of a benchmark file, and gathers what is wrong with it.
+    """Reads the sweep of a benchmark file, and collects the problems.
 
     Args:
         document: the file.
-        stated: its sweep.
+        configured: its sweep.
         methods: the parameters of every method, by name.
-        n_models: number of models.
+        n_models: the number of models.
     """
 
     def __init__(
         self,
         document: YamlFile,
-        stated: Mapping[str, list[Any]],
+        configured: Mapping[str, list[Any]],
         methods: Mapping[str, MethodParameters],
         n_models: int,
     ) -> None:
-        self.document, self.stated, self.methods = document, stated, methods
+        self.document, self.configured, self.methods = document, configured, methods
         self.n_models = n_models
         self.problems: list[str] = []
 
     def read(self) -> Sweep:
-        """Return the sweep; it is good only if there are no `problems`."""
+        """Return the sweep. It is valid only if there are no `problems`."""
         values = {
             name: tuple(self._values(name, listed))
-            for name, listed in self.stated.items()
+            for name, listed in self.configured.items()
             if self._is_taken(name)
         }
         self._refuse_two_of_one()
@@ -158,12 +158,12 @@ class SweepReader:
         stating = [method for method, p in self.methods.items() if _has(p, name)]
         if stating:
             self._refuse(
-                f"does nothing: every method that has it states it ({', '.join(stating)}). Remove "
-                "it there, or here.",
+                f"has no effect: every method with this parameter sets it ({', '.join(stating)}). "
+                "Remove it there or here.",
                 name,
             )
         else:
-            self._refuse(f"no method here has such a parameter.{self._nearest(name)}", name)
+            self._refuse(f"no method has this parameter.{self._nearest(name)}", name)
         return False
 
     def _nearest(self, name: str) -> str:
@@ -173,18 +173,20 @@ class SweepReader:
         return did_you_mean(name, known)
 
     def _values(self, name: str, listed: Sequence[Any]) -> Iterator[Value]:
-        """Yield the values that can be used."""
+        """Yield the valid values."""
         if not listed:
-            self._refuse(f"lists no value. Write some, such as '{name}: {_example(name)}'.", name)
+            self._refuse(
+                f"lists no value. Expected values such as '{name}: {_example(name)}'.", name
+            )
         first: dict[Value, int] = {}
-        for index, stated in enumerate(listed):
-            value = _number(stated) if name != INTERVAL else _interval(stated)
+        for index, raw in enumerate(listed):
+            value = _number(raw) if name != INTERVAL else _interval(raw)
             if value is None:
                 what = "a number" if name != INTERVAL else "two numbers such as [0.25, 0.75]"
-                self._refuse(f"expected {what} (got {stated!r:.80}).", name, index)
+                self._refuse(f"expected {what} (got {raw!r:.80}).", name, index)
             elif value in first:
                 self._refuse(
-                    f"{format_swept_value(value)} is value {first[value] + 1} already. Remove one.",
+                    f"{format_swept_value(value)} is already value {first[value] + 1}. Remove one.",
                     name,
                     index,
                 )
@@ -193,7 +195,7 @@ class SweepReader:
                 yield value
 
     def _in_range(self, name: str, value: Value, at: KeyPath) -> bool:
-        """Check a value by itself, by the rules of every method that takes it."""
+        """Check a single value against every method that takes it."""
         problems: dict[str, None] = {}
         if name == LORA_SCALE:
             try:
@@ -207,7 +209,7 @@ class SweepReader:
                 try:
                     at_point(parameters, {name: value})
                 except ValidationError as error:
-                    # An empty place is that of the fields together.
+                    # None stands for a check of both ends together.
                     fields = fields_of(name) if name != INTERVAL else (*fields_of(name), None)
                     problems |= dict.fromkeys(explained_at(error, self.document, at, fields))
         self.problems += problems
@@ -215,8 +217,8 @@ class SweepReader:
 
     def _refuse_two_of_one(self) -> None:
         for end in fields_of(INTERVAL):
-            if INTERVAL in self.stated and end in self.stated:
-                self._refuse(f"'{INTERVAL}' sets it already. Remove one of the two.", end)
+            if INTERVAL in self.configured and end in self.configured:
+                self._refuse(f"'{INTERVAL}' already sets it. Remove one of the two.", end)
 
     def _too_many(self, sweep: Sweep) -> bool:
         n_points = math.prod(len(values) for values in sweep.values.values())
@@ -224,38 +226,40 @@ class SweepReader:
         if n_cells > MAX_CELLS:
             self._refuse(
                 f"{n_points:,} combinations with {self.n_models} × {len(self.methods)} models and "
-                f"methods; at most {MAX_CELLS:,} cells are accepted. Sweep fewer values at once."
+                f"methods; at most {MAX_CELLS:,} cells are allowed. Sweep fewer values at once."
             )
         return n_cells > MAX_CELLS
 
     def _check_combinations(self, sweep: Sweep) -> None:
-        """Check values together, such as a start that is swept beside a stop."""
+        """Check combinations of values, such as a swept start and stop."""
         problems: dict[str, None] = {}
         for point, (name, parameters) in itertools.product(sweep.points(), self.methods.items()):
             own = own_point(parameters, point)
             try:
                 at_point(parameters, own)
             except ValidationError as error:
-                told = ", ".join(f"{key} {format_swept_value(value)}" for key, value in own.items())
+                values = ", ".join(
+                    f"{key} {format_swept_value(value)}" for key, value in own.items()
+                )
                 for line in explained_at(error, self.document, ("sweep",)):
-                    problems[f"{line} Method '{name}' at {told}."] = None
+                    problems[f"{line} Method '{name}' at {values}."] = None
         self.problems += list(problems)[:5]
 
 
-def _number(stated: object) -> float | None:
-    """Return a finite number, whole ones as they are, or None."""
-    if isinstance(stated, bool) or not isinstance(stated, int | float):
+def _number(raw: object) -> float | None:
+    """Return a finite number, or None for anything else."""
+    if isinstance(raw, bool) or not isinstance(raw, int | float):
         return None
     try:
-        return stated if math.isfinite(stated) else None
-    except OverflowError:  # a whole number that no float can be
+        return raw if math.isfinite(raw) else None
+    except OverflowError:  # a whole number too large for a float
         return None
 
 
-def _interval(stated: object) -> tuple[float, float] | None:
-    if not isinstance(stated, list) or len(stated) != 2:
+def _interval(raw: object) -> tuple[float, float] | None:
+    if not isinstance(raw, list) or len(raw) != 2:
         return None
-    start, stop = (_number(end) for end in stated)
+    start, stop = (_number(end) for end in raw)
     return None if start is None or stop is None else (start, stop)
 
 

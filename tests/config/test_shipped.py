@@ -15,8 +15,8 @@ from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.resolved import LoadedBenchmark
+from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.generation.preflight import hub_sources
-from autolora_eval.runs.manifest import stated_cell
 
 Write = Callable[[object], Path]
 # Shipped names: the paper's experiment, and its twin.
@@ -214,7 +214,7 @@ def test_only_a_lora_that_says_how_to_get_it_may_be_absent(
     for advice in ("Ask Ann.", "Ask Bob.", None):
         data["models"]["A"]["lora"]["obtain"] = advice
         plan = make_plan(load_benchmark(write_benchmark(data)))
-        keys.append([stated_cell(cell, plan)["plan_key"] for cell in plan.cells])
+        keys.append([cell_record(cell, plan).plan_key for cell in plan.cells])
     assert keys[0] == keys[1] == keys[2]
 
 

@@ -15,9 +15,9 @@ from autolora_eval._errors import UsageError
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Cell, Plan, make_plan
+from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.sweep_grid import MAX_CELLS
 from autolora_eval.generation.stage import settings_key
-from autolora_eval.runs.manifest import stated_cell
 
 Write = Callable[[object], Path]
 METHODS = {
@@ -120,8 +120,8 @@ def test_parameters_are_crossed_in_the_order_of_the_file(planned: Callable[..., 
 def test_another_value_leaves_the_cells_that_were_there(planned: Callable[..., Plan]) -> None:
     few = planned({"lora_scale": [0.4], "guidance_scale": [3.5]})
     more = planned({"lora_scale": [1.3, 0.40], "guidance_scale": [7, 3.5, 5]})
-    before = {cell.id: stated_cell(cell, few) for cell in few.cells}
-    after = {cell.id: stated_cell(cell, more) for cell in more.cells}
+    before = {cell.id: cell_record(cell, few) for cell in few.cells}
+    after = {cell.id: cell_record(cell, more) for cell in more.cells}
     assert len(after) == len(more.cells) == 2 * (1 + 1 + 3 + 3)
     assert before.items() <= after.items()
     assert "A--CFG--lora_scale=0.4--guidance_scale=3.5" in before
@@ -131,7 +131,7 @@ def test_a_value_is_one_number_however_it_is_written(planned: Callable[..., Plan
     whole, point = (planned({"autolora_scale": [n], "lora_scale": [n]}) for n in (2, 2.0))
     assert [c.id for c in whole.cells] == [c.id for c in point.cells]
     for a, b in zip(whole.cells, point.cells, strict=True):
-        assert stated_cell(a, whole)["plan_key"] == stated_cell(b, point)["plan_key"]
+        assert cell_record(a, whole).plan_key == cell_record(b, point).plan_key
     assert [format_swept_value(v) for v in (1, 1.0, 0.1, 1e-7, (0.25, 1))] == [
         "1", "1", "0.1", "1e-07", "0.25–1",
     ]  # fmt: skip
@@ -183,7 +183,7 @@ def test_without_a_sweep_nothing_is_made_anew(
         plan = make_plan(load_benchmark(name))
         for cell in plan.cells:
             key = settings_key(cell, what, 8, "cpu", "torch.float32")
-            found[name, cell.id] = (stated_cell(cell, plan)["plan_key"], key)
+            found[name, cell.id] = (cell_record(cell, plan).plan_key, key)
     assert found == BEFORE
     data = benchmark_data if sweep is None else benchmark_data | {"sweep": sweep}
     plan = make_plan(load_benchmark(write_benchmark(data)))
@@ -210,30 +210,29 @@ def refused(problem: Callable[[object], str], benchmark_data: dict[str, Any]) ->
     [
         (
             {"lora_scales": [1.0]},
-            "sweep.lora_scales: no method here has such a parameter. Did you mean 'lora_scale'?",
+            "sweep.lora_scales: no method has this parameter. Did you mean 'lora_scale'?",
         ),
         (
             {"autolora_scal": [1.0]},
-            "sweep.autolora_scal: no method here has such a parameter. "
-            "Did you mean 'autolora_scale'?",
+            "sweep.autolora_scal: no method has this parameter. Did you mean 'autolora_scale'?",
         ),
         (
             {"w": [1.0]},
-            "sweep.w: no method here has such a parameter. Known: lora_scale, autolora_scale, "
+            "sweep.w: no method has this parameter. Known: lora_scale, autolora_scale, "
             "guidance_scale, base_guidance_scale, start, stop, interval.",
         ),
         (
             {"guidance_scale": []},
-            "sweep.guidance_scale: lists no value. Write some, such as "
+            "sweep.guidance_scale: lists no value. Expected values such as "
             "'guidance_scale: [0.5, 1.0]'.",
         ),
         (
             {"lora_scale": [0.5, 1, 0.50]},
-            "sweep.lora_scale.2: 0.5 is value 1 already. Remove one.",
+            "sweep.lora_scale.2: 0.5 is already value 1. Remove one.",
         ),
         (
             {"interval": [[0, 1], [0.0, 1.0]]},
-            "sweep.interval.1: 0–1 is value 1 already. Remove one.",
+            "sweep.interval.1: 0–1 is already value 1. Remove one.",
         ),
         ({"lora_scale": [0.5, "1"]}, "sweep.lora_scale.1: expected a number (got '1')."),
         ({"lora_scale": [10**400]}, f"sweep.lora_scale.0: expected a number (got 1{'0' * 79})."),
@@ -264,7 +263,7 @@ def refused(problem: Callable[[object], str], benchmark_data: dict[str, Any]) ->
         ),
         (
             {"interval": [[0.0, 1.0]], "stop": [0.5]},
-            "sweep.stop: 'interval' sets it already. Remove one of the two.",
+            "sweep.stop: 'interval' already sets it. Remove one of the two.",
         ),
         ({"lora_scale": 0.5}, "sweep.lora_scale: Input should be a valid list (got 0.5)."),
         (None, "sweep: expected 'key: value' entries (got nothing)."),
@@ -287,15 +286,15 @@ def test_values_are_checked_together(refused: Callable[..., str]) -> None:
 def test_what_every_method_states_cannot_be_swept(refused: Callable[..., str]) -> None:
     methods = {"LoRA": METHODS["LoRA"], "AutoLoRA": METHODS["AutoLoRA"]}
     assert refused({"guidance_scale": [3.0]}, methods) == (
-        "sweep.guidance_scale: does nothing: every method that has it states it (AutoLoRA). "
-        "Remove it there, or here."
+        "sweep.guidance_scale: has no effect: every method with this parameter sets it (AutoLoRA). "
+        "Remove it there or here."
     )
 
 
 def test_too_many_cells_are_refused_before_they_are_made(refused: Callable[..., str]) -> None:
     values = [n / 1000 for n in range(1, 1001)]
     line = refused({"lora_scale": values, "autolora_scale": values, "guidance_scale": values})
-    assert f"at most {MAX_CELLS:,} cells are accepted" in line
+    assert f"at most {MAX_CELLS:,} cells are allowed" in line
     assert line.startswith("sweep: 1,000,000,000 combinations with 1 × 4 models and methods")
 
 

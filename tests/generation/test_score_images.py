@@ -20,7 +20,7 @@ from autolora_eval._pipeline import run, score_images
 from autolora_eval.cli import app
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval.runs.manifest import stated_cell
+from autolora_eval.config.stage_inputs import cell_record
 
 PROMPTS = ["a red heart on a blue background", "a blue house on a black background"]
 SEEDS = range(3)
@@ -263,7 +263,7 @@ def test_two_sets_with_one_folder_name_are_two_methods(
     plan = make_plan(load_benchmark(write_benchmark(benchmark_data)))
     theirs = [cell for cell in plan.cells if cell.method.kind == "images"]
     assert [cell.columns["images"] for cell in theirs] == ["pictures", "pictures"]
-    keys = {stated_cell(cell, plan)["plan_key"] for cell in theirs}
+    keys = {cell_record(cell, plan).plan_key for cell in theirs}
     assert len(keys) == 2
 
 
