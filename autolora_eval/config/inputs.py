@@ -54,8 +54,8 @@ def check_prompts(located: Iterable[tuple[str, str]], where: str) -> list[str]:
             )
         if prompt in first:
             raise UsageError(
-                f"{location}: the prompt {prompt[:80]!r} already occurs at {first[prompt]}. Prompts are "
-                "paired across methods by their text. Remove one."
+                f"{location}: the prompt {prompt[:80]!r} already occurs at {first[prompt]}. "
+                "Prompts are paired across methods by their text. Remove one."
             )
         first[prompt] = location
     if not first:
