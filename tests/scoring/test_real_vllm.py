@@ -152,7 +152,7 @@ def test_server_is_vllm_and_honours_structured_outputs(results: Results) -> None
     assert served["served_by"] == "vllm"
     assert re.match(r"\d+\.\d+", served["server_version"])
     assert served["constraint"] == "structured_outputs"
-    assert served["logprobs"]
+    assert served["settings"]["logprobs"]
     assert results.log.count("POST /v1/chat/completions") >= results.plan.n_images
 
 
