@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from judge_server import VERDICT, Call, Drop, Http, JudgeServer, completion
 from judging import SECRET, N, by_content, judge, outcome, rows
-from scored_run import manifest_of, write_manifest
+from scored_run import judge_plan, manifest_of, write_manifest
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl, sha256_file
@@ -20,7 +20,7 @@ from autolora_eval._pipeline import RunPipeline
 from autolora_eval._progress import Progress
 from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.stage_inputs import judge_settings
-from autolora_eval.scoring.judging import completed_judging, judge_images, open_judge
+from autolora_eval.scoring.judging import completed_judging, open_judge
 
 
 def test_each_image_is_judged_once_with_its_prompt(make, folder, server) -> None:
@@ -137,7 +137,7 @@ def test_replies_are_written_before_the_next_requests(make, folder, server) -> N
                     raise KeyboardInterrupt
 
     with closing(asked), pytest.raises(KeyboardInterrupt):
-        judge_images(plan, folder, Interrupted(), Progress())
+        judge_plan(plan, folder, Interrupted())
     assert 6 <= seen[-1] == len(rows(plan, folder)) < N
     calls = len(server.calls)
     done = judge(plan, folder)
