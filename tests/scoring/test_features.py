@@ -236,12 +236,12 @@ def test_features_taken_again_are_the_same_bytes(make, folder) -> None:
     assert [path.read_bytes() for path in files] == first
 
 
-def test_the_manifest_is_told_what_was_done_to_an_image(make, folder) -> None:
+def test_preprocessing_is_recorded_in_the_manifest(make, folder) -> None:
     done = scored_run.extract(make(), folder)
     assert done.dim == SMALL["hidden_size"]
     assert done.preprocessing["processor"].startswith("BitImageProcessor")
     assert dict(done.preprocessing["crop_size"]) == {"height": SIZE, "width": SIZE}
-    assert len(done.identity["sha256"]) == 64
+    assert len(done.identity.sha256) == 64
 
 
 def test_a_second_run_does_nothing(make, folder, monkeypatch) -> None:

@@ -190,20 +190,22 @@ def test_every_image_ends_scored_or_with_the_right_reason(faulty, plan, folder) 
     assert reasons == {way[2] for way in SAID.values()}
 
 
-DRIVER = """
+DRIVER = f"""
 import sys
 from contextlib import closing
 from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from scored_run import judge_plan
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval._progress import Progress
+from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judges import openai_judge
-from autolora_eval.scoring.judging import judge_images, open_judge
+from autolora_eval.scoring.judging import open_judge
 openai_judge.BACKOFF_SECONDS = 0.01
 plan = make_plan(load_benchmark(sys.argv[1]))
 with closing(open_judge(judge_settings(plan))) as judge:
-    judge_images(plan, RunFolder(Path(sys.argv[2])), judge, Progress())
+    judge_plan(plan, RunFolder(Path(sys.argv[2])), judge)
 """
 
 
