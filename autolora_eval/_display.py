@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 from rich import filesize
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
-from autolora_eval._text import DASH, format_swept_value, pluralize
+from autolora_eval._text import DASH, format_swept_value, join_names, pluralize
 from autolora_eval.config.plan import (
     Cell,
     Plan,
@@ -184,64 +183,62 @@ def _source(source: Source, marker: str) -> str:
 
 
 def show_run(run: Run) -> None:
-    """Print a run's result table, what is missing from it, and where the report is."""
+    """Print a run's result table, what is missing from it, and the path of the report."""
     from autolora_eval.analysis.metric_columns import measures
 
-    shown, left_out = measures(run.manifest), []
+    metrics = measures(run.manifest)
     points = {cell.id: cell.point for cell in run.manifest.cells}
     swept = list(dict.fromkeys(name for point in points.values() for name in point))
-    if console.width < NAMES_WIDTH + COLUMN_WIDTH * (len(shown) + len(swept) + 1):
-        left_out = [measure.label for measure in shown if measure.kind == "extra"]
-        shown = [measure for measure in shown if measure.kind != "extra"]
+    shown = metrics
+    if console.width < NAMES_WIDTH + COLUMN_WIDTH * (len(metrics) + len(swept) + 1):
+        shown = [metric for metric in metrics if metric.kind != "extra"]
     table = Table(box=None, header_style="bold", pad_edge=False)
-    longest = max(len(row["method"]) for row in run.table.to_dict("records"))
+    longest = int(run.table["method"].str.len().max())
     table.add_column("Model", overflow="fold")
     table.add_column("Method", overflow="fold", no_wrap=longest <= 16)
-    for head in swept:
-        table.add_column(Text(head.replace("_", "\n")), justify="right", no_wrap=True)
-    for head in [f"{measure.label} {measure.arrow}" for measure in shown] + ["NFE"]:
+    for name in swept:
+        table.add_column(Text(name.replace("_", "\n")), justify="right", no_wrap=True)
+    for head in [f"{metric.label} {metric.arrow}" for metric in shown] + ["NFE"]:
         table.add_column(head, justify="right", no_wrap=True)
     for row in run.table.to_dict("records"):
-        texts = [_number(row[measure.column]) for measure in shown]
-        point = points.get(row["cell"], {})
+        point = points[row["cell"]]
         names = [row["model"], row["method"]]
-        names += [format_swept_value(point[name]) if name in point else "–" for name in swept]
-        table.add_row(*map(Text, names), *texts, _count(row["nfe"]))
+        names += [format_swept_value(point[name]) if name in point else DASH for name in swept]
+        values = [_number(row[metric.column]) for metric in shown]
+        table.add_row(*map(Text, names), *values, _count(row["nfe"]))
     console.print(table)
-    if left_out:
-        console.print(f"For {', '.join(left_out)}, see {escape(run.folder.table('md').name)}")
-    for column, what in (("image_error", "unusable"), ("unscored_reason", "unscored")):
-        reasons = run.scores[column].value_counts()
-        if len(reasons):
-            listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-            console.print(f"{reasons.sum()} of {len(run.scores)} images {what}: {listed}")
-    for cell, found in run.manifest.image_sets.items():
-        _show_image_set(run.folder, cell, found)
+    hidden = [metric.label for metric in metrics if metric not in shown]
+    if hidden:
+        _print_line(f"For {join_names(hidden)}, see {run.folder.table('md').name}")
+    _show_missing(run)
     show_path("report", run.folder.report_pdf)
 
 
-def _show_image_set(folder: RunFolder, cell: str, found: ImageSetRecord) -> None:
-    """Print what became of the images of a set that was made elsewhere."""
+def _show_missing(run: Run) -> None:
+    for column, what in (("image_error", "unusable"), ("unscored_reason", "unscored")):
+        reasons = run.scores[column].value_counts()
+        if len(reasons):
+            counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+            _print_line(f"{reasons.sum()} of {len(run.scores)} images {what}: {counts}")
+    for cell, images in run.manifest.image_sets.items():
+        _show_image_set(run.folder, cell, images)
+
+
+def _show_image_set(folder: RunFolder, cell: str, record: ImageSetRecord) -> None:
+    """Print what was found in a folder or listing of imported images."""
     from autolora_eval.generation.image_validation import ISSUES
 
-    console.print(
-        f"{escape(cell)}: {found.images} images made elsewhere ({found.read_as}), "
-        f"{found.matched} of them the benchmark's",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for issue, meaning in ISSUES.items():
-        if count := getattr(found, issue):
-            told = f"  {count} {issue.replace('_', ' ')}: {meaning}"
-            console.print(told, highlight=False, soft_wrap=True)
-    if found.beyond_limits:
-        told = f"  {found.beyond_limits} beyond the limits of this run: left for a whole one"
-        console.print(told, highlight=False, soft_wrap=True)
-    if found.seeds_by_order:
-        told = "  no seeds stated: numbered in their order, so they share no noise with others"
-        console.print(told, highlight=False, soft_wrap=True)
-    if any(getattr(found, issue) for issue in ISSUES):
-        show_path("  each by name", folder.image_set(cell))
+    n_images = pluralize(record.images, "imported image")
+    _print_line(f"{cell}: {n_images} ({record.read_as}), {record.matched} match the benchmark")
+    issues = {name: count for name in ISSUES if (count := getattr(record, name))}
+    for name, count in issues.items():
+        _print_line(f"  {count} {name.replace('_', ' ')}: {ISSUES[name]}")
+    if record.beyond_limits:
+        _print_line(f"  {record.beyond_limits} beyond the limits of this run, used without them")
+    if record.seeds_by_order:
+        _print_line("  no seeds given: numbered in order, so they share no noise with other cells")
+    if issues:
+        show_path("  all by name", folder.image_set(cell))
 
 
 def show_agreement(folder: RunFolder, found: HumanAgreement) -> None:

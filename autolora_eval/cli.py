@@ -253,8 +253,8 @@ def explain(
 ) -> None:
     """Show what a number comes from: images, hashes, neighbours and the judge's replies."""
     from autolora_eval import _display as display
-    from autolora_eval.analysis._explanation import print_explanation
     from autolora_eval.analysis.explain import explain as explain_run
+    from autolora_eval.analysis.explain import print_explanation
 
     explanation = explain_run(run, cell, prompt, seed)
     if as_json:

@@ -22,13 +22,13 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.analysis._explain_reader import Row, RunReader, is_close, recompute, select
-from autolora_eval.analysis._explanation import Explanation, Section
+from autolora_eval.analysis._explanation import Explanation, Section, print_explanation
 from autolora_eval.runs.folder import open_run
 from autolora_eval.runs.manifest import SourceRecord
 from autolora_eval.scoring.diversity import leave_one_out
 from autolora_eval.scoring.rubric import Rubric
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "explain", "print_explanation"]
 
 MAX_TEXT = 300
 MAX_NEIGHBOURS = 5
@@ -220,7 +220,7 @@ def _explain_prompt(reader: RunReader, cell: str, prompt_index: int) -> Explanat
     values = {
         "prompt": prompt["prompt"],
         "diversity": value,
-        "standard error": f"{format_fixed(prompt['standard_error'], 4)} (jackknife)",
+        "jackknife standard error": format_fixed(prompt["standard_error"], 4),
         "images with features": prompt["n"],
         "reference image set": _str_or_none(prompt.get("reference_cell")),
         **{

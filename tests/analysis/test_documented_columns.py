@@ -18,7 +18,6 @@ from scored_run import (
     write_manifest,
 )
 
-from autolora_eval.analysis.metric_columns import measures
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.runs.folder import RunFolder
@@ -34,7 +33,7 @@ ONLY_SOMETIMES = ("<score>_expected", "<measure>_published")
 def run(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
 ) -> tuple[Plan, RunFolder]:
-    """A run of two methods and a sweep, in which an image is missing and another unscored."""
+    """A run of two methods and a sweep, with one image missing and one unscored."""
     data = benchmark_data | {"methods": METHODS, "sweep": {"lora_scale": [0.5, 1.0]}}
     data |= {"diversity": EXTRA, "diversity_reference": "CFG", "seeds": {"start": 3, "count": 7}}
     plan, folder = make_plan(load_benchmark(write_benchmark(data))), RunFolder(tmp_path / "run")
@@ -67,7 +66,7 @@ def expanded(columns: dict[str, str], plan: Plan) -> dict[str, str]:
     scores = list(plan.benchmark.rubric.scores)
     names = {
         "<score>": scores,
-        "<measure>": [measure.column for measure in measures(plan.benchmark.rubric.scores)] + EXTRA,
+        "<measure>": ["diversity", *scores, *(f"div_{score}" for score in scores), *EXTRA],
         "<extra>": EXTRA,
         "<parameter>": list(dict.fromkeys(n for cell in plan.cells for n in cell.columns)),
     }
@@ -87,7 +86,7 @@ def type_of(values: pd.Series[Any]) -> str:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_documented_columns_are_those_that_pandas_reads(
+def test_the_documented_columns_and_types_are_those_of_the_files(
     run: tuple[Plan, RunFolder], file: str
 ) -> None:
     plan, folder = run
@@ -108,7 +107,7 @@ def test_the_documented_columns_are_those_that_pandas_reads(
     }
 
 
-def test_csv_and_parquet_hold_the_same(run: tuple[Plan, RunFolder]) -> None:
+def test_csv_and_parquet_have_the_same_values(run: tuple[Plan, RunFolder]) -> None:
     _, folder = run
     parquet, csv = pd.read_parquet(folder.table("parquet")), pd.read_csv(folder.table("csv"))
     assert list(parquet) == list(csv)

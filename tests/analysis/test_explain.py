@@ -25,8 +25,7 @@ from typer.testing import CliRunner
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import read_jsonl, sha256_file, write_jsonl
-from autolora_eval.analysis._explanation import print_explanation
-from autolora_eval.analysis.explain import Explanation, explain
+from autolora_eval.analysis.explain import Explanation, explain, print_explanation
 from autolora_eval.cli import app
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan

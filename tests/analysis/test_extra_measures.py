@@ -1,4 +1,4 @@
-"""Other measures of diversity in the tables: beside equation (8), which stays what it is."""
+"""Further diversity metrics in the tables, beside equation (8), which does not change."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def values(cell: str, prompt: int, seeds: list[int], lost: tuple[int, ...] = ())
     return found.value
 
 
-def test_a_cells_value_is_the_mean_over_prompts_with_its_jackknife(make) -> None:
+def test_a_cells_value_is_the_mean_over_prompts_with_a_jackknife_interval(make) -> None:
     plan, folder = make("run", diversity=EXTRA)
     run = open_run(scored(plan, folder).path)
     seeds = list(plan.benchmark.spec.seeds.values())
@@ -71,7 +71,7 @@ def test_a_cells_value_is_the_mean_over_prompts_with_its_jackknife(make) -> None
         assert own["vendi_reason"].isna().all()
 
 
-def test_they_stand_in_comparisons_tables_and_manifest_and_in_no_product(make) -> None:
+def test_they_are_in_comparisons_tables_and_manifest_and_in_no_product(make) -> None:
     plan, folder = make("run", diversity=EXTRA)
     run = open_run(scored(plan, folder).path)
     measured = ["diversity", "pc", "div_pc", *EXTRA]
@@ -79,10 +79,10 @@ def test_they_stand_in_comparisons_tables_and_manifest_and_in_no_product(make) -
     assert not [c for c in run.table if c.startswith("div_vendi")]
     product = run.table["diversity"] * run.table["pc"]
     assert run.table["div_pc"].tolist() == pytest.approx(product.tolist())
-    told = run.comparisons.set_index("measure").loc["vendi"]
+    compared = run.comparisons.set_index("measure").loc["vendi"]
     by_method = run.table.set_index("method")["vendi"]
-    assert told["difference"] == pytest.approx(by_method["AutoLoRA"] - by_method["CFG"])
-    assert "Vendi score" in told["sentence"]
+    assert compared["difference"] == pytest.approx(by_method["AutoLoRA"] - by_method["CFG"])
+    assert "Vendi score" in compared["sentence"]
     assert "Vendi ↑" in folder.table("md").read_text(encoding="utf-8")
     stated = run.manifest.diversity_metrics
     assert list(stated) == EXTRA
@@ -90,8 +90,8 @@ def test_they_stand_in_comparisons_tables_and_manifest_and_in_no_product(make) -
     assert stated["vendi"].high is None
 
 
-def test_without_them_nothing_else_is_changed(make) -> None:
-    """All columns of the one are columns of the other, in the same order, with the same text."""
+def test_they_change_no_other_column(make) -> None:
+    """The other columns have the same order and the same text."""
     with_them = scored(*make("with", diversity=EXTRA))
     without = scored(*make("without"))
     for name in ("table.csv", "diversity.csv"):
@@ -124,7 +124,7 @@ def of_one_prompt(make, count: int, lost: tuple[int, ...]) -> tuple[Plan, RunFol
     return plan, folder
 
 
-def test_of_one_prompt_each_seed_is_left_out(make) -> None:
+def test_with_one_prompt_the_jackknife_leaves_out_each_seed(make) -> None:
     _, folder = of_one_prompt(make, 6, lost=(4,))
     seeds = [3, 5, 6, 7, 8]
     run = open_run(folder.path)
@@ -134,11 +134,11 @@ def test_of_one_prompt_each_seed_is_left_out(make) -> None:
         ends = t_interval(whole, np.asarray(without))
         assert row["vendi"] == pytest.approx(whole)
         assert (row["vendi_low"], row["vendi_high"]) == pytest.approx((max(1.0, ends[0]), ends[1]))
-    told = run.comparisons.set_index("measure").loc["vendi"]
-    assert (told["unit"], told["n_units"]) == ("seed", 5)
+    compared = run.comparisons.set_index("measure").loc["vendi"]
+    assert (compared["unit"], compared["n_units"]) == ("seed", 5)
 
 
-def test_of_many_seeds_groups_are_left_out_and_their_number_is_bounded(make) -> None:
+def test_with_many_seeds_the_jackknife_leaves_out_groups(make) -> None:
     count = 2 * MAX_GROUPS + 3
     lost = (3, 3 + MAX_GROUPS, 3 + 2 * MAX_GROUPS, 10)  # all of one group, and a part of another
     plan, folder = of_one_prompt(make, count, lost)
@@ -157,7 +157,7 @@ def test_of_many_seeds_groups_are_left_out_and_their_number_is_bounded(make) -> 
     assert math.isfinite(vendi["p_value"])
 
 
-def test_what_is_undefined_is_missing_with_its_reason(make) -> None:
+def test_an_undefined_value_has_a_reason(make) -> None:
     _, folder = of_one_prompt(make, 2, lost=(4,))
     run = open_run(folder.path)
     assert run.table[[*EXTRA, "vendi_low", "vendi_high"]].isna().all(axis=None)
@@ -165,7 +165,7 @@ def test_what_is_undefined_is_missing_with_its_reason(make) -> None:
     assert "needs at least 2 images, has 1" in folder.table("md").read_text(encoding="utf-8")
 
 
-def test_a_published_value_stands_beside_ours(make, workplace: Path) -> None:
+def test_a_published_value_has_its_own_column(make, workplace: Path) -> None:
     (workplace / "published.csv").write_text("method,vendi\nCFG,1.75\n")
     run = open_run(scored(*make("run", diversity=["vendi"], published="published.csv")).path)
     assert run.table.set_index("method")["vendi_published"].to_dict()["CFG"] == 1.75
@@ -192,7 +192,7 @@ def test_explain_recomputes_them_and_names_their_source(make) -> None:
     assert summary["vendi"] == f"{values('A--AutoLoRA', 0, [3, 4]):.4f}"
 
 
-def test_code_that_lies_in_a_folder_is_not_run_to_explain(
+def test_explain_does_not_import_code_beside_the_run(
     make, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -210,24 +210,25 @@ def test_code_that_lies_in_a_folder_is_not_run_to_explain(
     assert "lying_about" not in sys.modules
 
 
-@pytest.mark.parametrize("missing", [None, "A--CFG"])
-def test_the_report_has_them(make, missing: str | None) -> None:
-    """In PDF and HTML with all figures; what is undefined says why."""
+def test_the_report_shows_them_and_why_one_is_undefined(make) -> None:
+    """In the HTML report with all figures."""
     plan, folder = make("run", diversity=EXTRA)
     write_manifest(plan, folder)
     write_images(plan, folder)
-    write_features(plan, folder, lambda p: None if p[0] == missing and p[2] == 4 else vector(p))
+    write_features(plan, folder, lambda p: None if p[0] == "A--CFG" and p[2] == 4 else vector(p))
     write_judgements(plan, folder, lambda place: {"pc": float(place[2] % 6)})
     tables(plan, folder)
     write_report(folder)
     page = folder.report_html.read_text(encoding="utf-8")
     assert "Vendi ↑" in page
     assert VENDI.source in page
-    assert ("Vendi score is undefined: needs at least 2 images, has 1" in page) == bool(missing)
+    assert "Vendi score is undefined: needs at least 2 images, has 1" in page
     assert len(list(folder.figures.glob("*.svg"))) >= 3
 
 
-def test_runs_are_compared_by_those_that_all_have(make, tmp_path: Path, benchmark_data) -> None:
+def test_a_comparison_of_runs_keeps_the_metrics_of_all_runs(
+    make, tmp_path: Path, benchmark_data
+) -> None:
     folders = []
     for name, measures in (("CFG", EXTRA), ("AutoLoRA", ["vendi"])):
         methods = {name: benchmark_data["methods"][name]}
@@ -236,18 +237,20 @@ def test_runs_are_compared_by_those_that_all_have(make, tmp_path: Path, benchmar
         folders.append(folder.path)
     whole = open_run(scored(*make("whole", diversity=["vendi"])).path)
     joint, differences = compare(folders, tmp_path / "joint")
-    told = next(d.message for d in differences if d.what == "diversity")
-    assert told == "measures of diversity that not all runs have are left out: mean_distance."
+    message = next(d.message for d in differences if d.what == "diversity")
+    assert message == "diversity metrics that not all runs have are left out: mean_distance."
     assert joint.table["vendi"].tolist() == whole.table["vendi"].tolist()
     assert "mean_distance" not in joint.table
     assert list(joint.manifest.diversity_metrics) == ["vendi"]
 
 
-def test_the_measure_of_the_documentation_works(
+def test_the_metric_of_the_documentation_works(
     make, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    page = DOCUMENT.read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how_to" / "diversity_metric.md").read_text(
+        encoding="utf-8"
+    )
     code = page.split('```python title="widest.py"\n')[1].split("```")[0]
     (workplace / "widest.py").write_text(code)
     run = open_run(scored(*make("run", diversity=["vendi", "widest.METRIC"])).path)
@@ -256,7 +259,7 @@ def test_the_measure_of_the_documentation_works(
         assert row["widest"] == pytest.approx(float(np.linalg.norm(a - b)), rel=1e-6)
 
 
-def test_the_documentation_lists_what_is_shipped() -> None:
+def test_the_documentation_lists_the_shipped_metrics() -> None:
     page = DOCUMENT.read_text(encoding="utf-8")
     for name in EXTRA:
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))

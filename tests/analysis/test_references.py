@@ -1,4 +1,4 @@
-"""Measures of diversity that compare with a reference set: another method's images."""
+"""Diversity metrics against a reference set: the images of another method."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def make(
 
 
 def reach(cell: str, reference: str, prompt: int, seeds: list[int], of: list[int]) -> float:
-    """The measure written out."""
+    """The metric, written without numpy."""
     here = [vector((cell, prompt, seed)).astype(float) for seed in seeds]
     there = [vector((reference, prompt, seed)).astype(float) for seed in of]
     return max(min(float(np.abs(a - b).sum()) for b in there) for a in here)
 
 
-def test_each_prompt_is_compared_with_the_references_images_of_it(make) -> None:
+def test_each_prompt_is_compared_with_the_references_images_of_that_prompt(make) -> None:
     run = open_run(scored(*make("run")).path)
     expected = [reach("A--AutoLoRA", "A--CFG", n, [3, 4], [3, 4]) for n in range(3)]
     own = run.diversity[run.diversity["cell"] == "A--AutoLoRA"]
@@ -83,7 +83,7 @@ def test_each_prompt_is_compared_with_the_references_images_of_it(make) -> None:
     assert run.manifest.diversity_metrics["a_reach.METRIC"].against_reference
 
 
-def test_the_reference_itself_has_no_value_and_the_report_says_why(make) -> None:
+def test_the_reference_itself_has_no_value_with_a_reason(make) -> None:
     _, folder = make("run")
     scored(_, folder)
     run = open_run(folder.path)
@@ -99,7 +99,7 @@ def test_the_reference_itself_has_no_value_and_the_report_says_why(make) -> None
     assert "diversity reference" in page
 
 
-def test_of_one_prompt_seeds_are_left_out_and_the_reference_stays(make) -> None:
+def test_with_one_prompt_the_jackknife_leaves_out_seeds_of_the_cell_only(make) -> None:
     plan, folder = make("one", prompts=["a cat"], seeds={"start": 3, "count": 5})
     run = open_run(scored(plan, folder).path)
     seeds = list(range(3, 8))
@@ -113,7 +113,7 @@ def test_of_one_prompt_seeds_are_left_out_and_the_reference_stays(make) -> None:
     assert (row["reach_low"], row["reach_high"]) == pytest.approx((max(0.0, low), high))
 
 
-def test_a_reference_that_lacks_images_leaves_the_prompt_without_a_value(make) -> None:
+def test_a_prompt_with_too_few_reference_images_has_no_value(make) -> None:
     plan, folder = make("run")
     write_manifest(plan, folder)
     write_images(plan, folder)
@@ -132,7 +132,7 @@ def test_a_reference_that_lacks_images_leaves_the_prompt_without_a_value(make) -
     assert run.table.set_index("method")["reach"]["AutoLoRA"] == pytest.approx(np.mean(expected))
 
 
-def test_in_a_sweep_the_reference_is_the_cell_of_the_same_parameters(make) -> None:
+def test_in_a_sweep_the_reference_has_the_same_parameters(make) -> None:
     plan, folder = make("run", sweep={"lora_scale": [0.5, 1.0], "autolora_scale": [1.5, 2.0]})
     found = reference_cells(manifest_of(plan, folder))
     assert found == {
@@ -151,20 +151,20 @@ def test_in_a_sweep_the_reference_is_the_cell_of_the_same_parameters(make) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"diversity_reference": None}, "Name the method that makes it: add 'diversity_ref"),
         ({"diversity_reference": "CGF"}, "there is no method 'CGF'. Did you mean 'CFG'?"),
     ],
 )
-def test_a_reference_that_is_not_there_is_told_before_anything_is_made(
-    make, problem, benchmark_data, changes, told
+def test_an_unknown_reference_is_a_usage_error(
+    make, problem, benchmark_data, changes, message
 ) -> None:
     stated = {key: value for key, value in (METRICS | changes).items() if value is not None}
-    assert told in problem(benchmark_data | stated)
+    assert message in problem(benchmark_data | stated)
 
 
-def test_runs_are_compared_without_it(make, benchmark_data, tmp_path: Path) -> None:
+def test_a_comparison_of_runs_leaves_the_metric_out(make, benchmark_data, tmp_path: Path) -> None:
     folders = []
     for name in ("one", "two"):
         folder = scored(*make(name))
@@ -177,7 +177,7 @@ def test_runs_are_compared_without_it(make, benchmark_data, tmp_path: Path) -> N
     assert "reach" not in joint.table
 
 
-def test_explain_makes_it_again_from_the_files(make) -> None:
+def test_explain_recomputes_it_from_the_files(make) -> None:
     _, folder = make("run", diversity=["coverage"], seeds={"start": 0, "count": 7})
     scored(_, folder)
     for method, recomputed in (("AutoLoRA", ", same"), ("CFG", "–, same")):

@@ -1,4 +1,4 @@
-"""The judge's reliability: published and closed-form values of α, and what a run writes."""
+"""Reliability of the judge: published and closed-form values of α, and the tables of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import krippendorff
 import numpy as np
 import pandas as pd
 import pytest
-from scored_run import KEY, Place, manifest_of, tables, write_features, write_images
+from scored_run import (
+    KEY,
+    Place,
+    manifest_of,
+    tables,
+    write_features,
+    write_images,
+    write_manifest,
+)
 from scored_run import vector as feature_vector
 from simulated import assert_coverage
 
@@ -172,10 +180,10 @@ def plan(write_benchmark: Callable[[object], Path], benchmark_data: dict[str, An
     return make_plan(load_benchmark(write_benchmark(benchmark_data)))
 
 
-Verdict = Callable[[Place, int], float | str]
+Rating = Callable[[Place, int], float | str]
 
 
-def judged(plan: Plan, folder: RunFolder, verdict: Verdict) -> pd.DataFrame:
+def judged(plan: Plan, folder: RunFolder, rating: Rating) -> pd.DataFrame:
     """Write images and judgements of every repeat, and return the scores as the join would."""
     write_images(plan, folder)
     write_features(plan, folder, feature_vector)
@@ -184,7 +192,7 @@ def judged(plan: Plan, folder: RunFolder, verdict: Verdict) -> pd.DataFrame:
         rows = []
         for image in cell_images(manifest, cell, folder):
             for repeat in range(3):
-                given = verdict((cell.id, image.prompt_index, image.seed), repeat)
+                given = rating((cell.id, image.prompt_index, image.seed), repeat)
                 scored = not isinstance(given, str)
                 row = {"image_id": image.id, "sha256": image.sha256, "repeat": repeat}
                 row |= {"scores": {"pc": given} if scored else None, "judge_key": KEY}
@@ -196,12 +204,12 @@ def judged(plan: Plan, folder: RunFolder, verdict: Verdict) -> pd.DataFrame:
 def test_the_table_has_a_row_per_cell_and_one_for_all(plan: Plan, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
 
-    def verdict(place: Place, repeat: int) -> float | str:
+    def rating(place: Place, repeat: int) -> float | str:
         if place == ("A--CFG", 0, 3):
             return "no_json" if repeat == 2 else 1.0
         return float((place[1] + place[2] + (repeat == 1 and place[0] == "A--AutoLoRA")) % 6)
 
-    judged(plan, folder, verdict)
+    judged(plan, folder, rating)
     tables(plan, folder)
     assert len(pd.read_csv(folder.unscored)) == 0
     table = pd.read_csv(folder.reliability).set_index("cell")
@@ -251,18 +259,12 @@ def test_judgements_of_another_judge_are_ignored(plan: Plan, tmp_path: Path) -> 
         assert reliability(folder, scores, ["pc"], key, 3)["n_verdicts"].tolist() == [0, 0, 0]
 
 
-def test_without_a_judge_the_tables_are_deleted(
-    write_benchmark: Callable[[object], Path],
-    benchmark_data: dict[str, Any],
-    plan: Plan,
-    tmp_path: Path,
-) -> None:
+def test_without_a_judge_the_tables_are_deleted(plan: Plan, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     scores = judged(plan, folder, lambda place, repeat: 1.0)
-    write_reliability(plan, folder, scores, KEY)
+    manifest = write_manifest(plan, folder)
+    write_reliability(manifest, folder, scores)
     assert folder.reliability.is_file()
-    del benchmark_data["judge"]
-    unjudged = make_plan(load_benchmark(write_benchmark(benchmark_data)))
-    write_reliability(unjudged, folder, scores, None)
+    write_reliability(manifest.model_copy(update={"judge": None}), folder, scores)
     assert not folder.reliability.exists()
     assert not folder.unscored.exists()

@@ -1,4 +1,4 @@
-"""What images took: the median of a cell, of its present settings, and null without any."""
+"""Seconds per image: the median over the images of a cell's current settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder
 
 
-def test_a_cell_has_the_median_of_its_present_images(
+def test_a_cell_has_the_median_of_its_current_images(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
 ) -> None:
     methods = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
