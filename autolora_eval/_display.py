@@ -184,9 +184,9 @@ def _source(source: Source, marker: str) -> str:
 
 def show_run(run: Run) -> None:
     """Print a run's result table, what is missing from it, and the path of the report."""
-    from autolora_eval.analysis.metric_columns import measures
+    from autolora_eval.analysis.metric_columns import run_metrics
 
-    metrics = measures(run.manifest)
+    metrics = run_metrics(run.manifest)
     points = {cell.id: cell.point for cell in run.manifest.cells}
     swept = list(dict.fromkeys(name for point in points.values() for name in point))
     shown = metrics

@@ -15,7 +15,7 @@ from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
 from autolora_eval._files import Json, iterate_jsonl, path_inside, sha256_file
 from autolora_eval._text import join_names
 from autolora_eval.analysis.cell_estimates import BoundMeasure, References, diversity_of
-from autolora_eval.analysis.metric_columns import Measure, measures
+from autolora_eval.analysis.metric_columns import Measure, run_metrics
 from autolora_eval.analysis.scores import cell_judgements, scored_features
 from autolora_eval.runs.feature_file import CellFeatures
 from autolora_eval.runs.folder import Run
@@ -53,7 +53,7 @@ class RunReader:
     @cached_property
     def metrics(self) -> list[Measure]:
         """The metrics of the result table, in its order."""
-        return measures(self.run.manifest)
+        return run_metrics(self.run.manifest)
 
     @property
     def scores(self) -> list[Measure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,12 +53,23 @@ DIVERSITY = Measure(
 )
 
 
-def measures(manifest: RunManifest) -> list[Measure]:
-    """Return the metrics of a run: diversity, each score, each product, the other diversities."""
-    scores = {} if manifest.rubric is None else manifest.rubric.scores
+def measures(
+    scores: Mapping[str, ScoreRecord], extra: Iterable[DiversityMetricRecord] = ()
+) -> list[Measure]:
+    """Return the metrics of a run: diversity, each score, each product, the other diversities.
+
+    Args:
+        scores: the rubric's scores by column; empty without a judge.
+        extra: the diversity metrics beside equation (8).
+    """
     judged = [_score(column, score) for column, score in scores.items()]
-    extra = map(_extra, manifest.diversity_metrics.values())
-    return [DIVERSITY, *judged, *(_product(score) for score in judged), *extra]
+    return [DIVERSITY, *judged, *map(_product, judged), *map(_extra, extra)]
+
+
+def run_metrics(manifest: RunManifest) -> list[Measure]:
+    """Return the metrics of a run, in the order of its tables."""
+    scores = {} if manifest.rubric is None else manifest.rubric.scores
+    return measures(scores, manifest.diversity_metrics.values())
 
 
 def _score(column: str, score: ScoreRecord) -> Measure:

@@ -20,7 +20,7 @@ from autolora_eval.analysis.cell_estimates import (
     prompt_mean_products,
 )
 from autolora_eval.analysis.comparisons import baseline_cells, compare_with_baseline
-from autolora_eval.analysis.metric_columns import Measure, measures
+from autolora_eval.analysis.metric_columns import Measure, run_metrics
 from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import (
     join_scores,
@@ -71,7 +71,7 @@ def write_tables(
         )
         for cell in cells
     }
-    shown = measures(manifest)
+    shown = run_metrics(manifest)
     rows = [_row(cell, scores, prompts, estimates[cell.id], shown) for cell in cells]
     # Methods differ in their parameters: those of all come before what was measured.
     parameters = dict.fromkeys(name for cell in cells for name in cell.parameters)
@@ -152,7 +152,7 @@ def read_published(file: Path, manifest: RunManifest) -> tuple[pd.DataFrame, lis
         published = pd.read_csv(file, dtype={"model": str, "method": str})
     except ValueError as error:  # also pandas' own for a file that is empty or not a CSV file
         raise UsageError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
-    measured = [measure.column for measure in measures(manifest)]
+    measured = [measure.column for measure in run_metrics(manifest)]
     parameters = [key for cell in manifest.cells for key in cell.parameters if key != "guider"]
     keys = [key for key in dict.fromkeys(("model", "method", *parameters)) if key in published]
     values = [column for column in published if column not in keys]

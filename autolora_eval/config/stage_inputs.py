@@ -124,7 +124,7 @@ def cell_record(cell: Cell, plan: Plan) -> CellRecord:
         method=cell.method.name,
         point=dict(cell.point),
         parameters=cell.columns,
-        nfe=cell.nfe,
+        nfe=cell.nfe if rule.nfe_is_exact else None,
         plan_key=content_hash(asked),
     )
 

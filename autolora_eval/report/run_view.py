@@ -18,7 +18,7 @@ from autolora_eval._text import (
     sanitize,
     truncate,
 )
-from autolora_eval.analysis.metric_columns import Measure, measures
+from autolora_eval.analysis.metric_columns import Measure, run_metrics
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
 from autolora_eval.analysis.sentences import Comparison, read_comparison
 from autolora_eval.report.figures._base import FigureData
@@ -231,7 +231,7 @@ def read_run_view(folder: RunFolder) -> RunView:
         UsageError: It is not a run folder, or it has no table yet.
     """
     run = open_run(folder.path)
-    return RunView(run, measures(run.manifest))
+    return RunView(run, run_metrics(run.manifest))
 
 
 def records(table: pd.DataFrame) -> list[Row]:

@@ -292,4 +292,7 @@ def open_run(path: str | Path) -> Run:
             f"'{path}' has no table yet: the run was interrupted. "
             f"Finish it with: autolora-eval run {folder.benchmark_file()} --output {path}"
         )
-    return Run(folder, manifest)
+    run = Run(folder, manifest)
+    # Read now: a later command may write other tables into the folder.
+    _ = run.scores, run.diversity, run.table, run.comparisons
+    return run

@@ -47,7 +47,7 @@ def file(write_benchmark: Write, benchmark_data: dict[str, Any], folder: Path) -
 
 def generate(file: Path, out: Path, limit_seeds: int | None = None) -> dict[str, Any]:
     RunPipeline.start(file, out, None, limit_seeds).generate()
-    report: dict[str, Any] = RunFolder(out).read_manifest()["image_sets"][CELL]
+    report: dict[str, Any] = RunFolder(out).read_manifest().image_sets[CELL].model_dump()
     return report
 
 
@@ -82,7 +82,7 @@ def test_the_import_report_is_in_the_manifest_before_other_images_are_made(
     monkeypatch.setattr("autolora_eval.generation.stage._run_samplers", fail)
     with pytest.raises(AutoLoRAEvalError, match="no memory"):
         generate(file, tmp_path / "out")
-    assert RunFolder(tmp_path / "out").read_manifest()["image_sets"][CELL]["images"] == 3
+    assert RunFolder(tmp_path / "out").read_manifest().image_sets[CELL].images == 3
 
 
 def test_a_removed_method_leaves_no_import_report(
@@ -94,7 +94,7 @@ def test_a_removed_method_leaves_no_import_report(
         benchmark_data | {"methods": methods, "baseline": "Others", "prompts": ["a dog"]}
     )
     RunPipeline.start(other, tmp_path / "out").generate()
-    assert list(RunFolder(tmp_path / "out").read_manifest()["image_sets"]) == ["A--Others"]
+    assert list(RunFolder(tmp_path / "out").read_manifest().image_sets) == ["A--Others"]
 
 
 def test_images_beyond_a_limit_are_not_extra_images(file: Path, tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_an_added_and_a_replaced_image_leave_the_other_copies_untouched(
     assert len(unchanged) == 2
     # Only the replaced image is stale.
     assert [path.name for path in (run.path / "stale_images").rglob("*.png")] == ["4.png"]
-    plan = make_plan(load_benchmark(file))
-    cells = cell_images(plan, plan.cells[0], run)
+    manifest = run.read_manifest()
+    cells = cell_images(manifest, manifest.cells[0], run)
     assert all(image.sha256 is not None for image in cells)
     assert len(cells) == 4
 

@@ -10,6 +10,7 @@ from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
 
 Json = dict[str, Any]
+JUDGE_KEY = "50114b2721e440db"  # of the synthetic run
 
 
 def judgement(row: Any, **changed: object) -> Json:
@@ -25,7 +26,7 @@ def judgement(row: Any, **changed: object) -> Json:
         "model": "a-judge",
         "latency_seconds": 0.25,
         "cached": False,
-        "judge_key": "k",
+        "judge_key": JUDGE_KEY,
         "attempt": 1,
     } | changed
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from autolora_eval._files import slug
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import FORMAT_VERSION
 
@@ -96,7 +97,7 @@ def make_tables(
         diversity=pd.DataFrame(
             [
                 {
-                    "cell": f"{model}--{method}",
+                    "cell": slug(f"{model}--{method}"),
                     "model": model,
                     "method": method,
                     "prompt_index": index,
@@ -124,7 +125,7 @@ def make_tables(
 def _row(n: int, model: str, method: str, n_images: int, scores: dict[str, Any]) -> dict[str, Any]:
     guider, _, parameters, passes = METHODS.get(method, ("cfg", "", {}, 2))
     row: dict[str, Any] = {
-        "cell": f"{model}--{method}",
+        "cell": slug(f"{model}--{method}"),
         "model": model,
         "method": method,
         "guider": guider,
@@ -152,7 +153,7 @@ def _row(n: int, model: str, method: str, n_images: int, scores: dict[str, Any])
 def _image(
     model: str, method: str, index: int, prompt: str, seed: int, scores: dict[str, Any]
 ) -> dict[str, Any]:
-    cell = f"{model}--{method}"
+    cell = slug(f"{model}--{method}")
     return {
         "cell": cell,
         "model": model,
@@ -176,8 +177,8 @@ def _comparisons(
     columns = ["diversity", *scores, *(f"div_{score}" for score in scores)]
     return [
         {
-            "cell": f"{model}--{method}",
-            "baseline_cell": f"{model}--{baseline}",
+            "cell": slug(f"{model}--{method}"),
+            "baseline_cell": slug(f"{model}--{baseline}"),
             "model": model,
             "method": method,
             "baseline": baseline,
@@ -272,7 +273,7 @@ def _method(method: str) -> dict[str, Any]:
 def _cell(model: str, method: str) -> dict[str, Any]:
     guider, _, parameters, passes = METHODS.get(method, ("cfg", "", {}, 2))
     return {
-        "id": f"{model}--{method}",
+        "id": slug(f"{model}--{method}"),
         "model": model,
         "method": method,
         "parameters": {

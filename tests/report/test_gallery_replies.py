@@ -19,7 +19,6 @@ Json = dict[str, Any]
 def one_image(make_run: Maker, path: Path, *rows: Json) -> list[Json]:
     """Return the replies that the gallery shows for the one image of a run with these rows."""
     tables = make_run(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1)
-    tables.manifest["judge"]["key"] = "k"
     folder = tables.write(path)
     image = tables.scores.iloc[0]
     write_judgements(folder, [("SDXL--LoRA", judgement(image, **row)) for row in rows])

@@ -251,14 +251,6 @@ def test_agreement_with_other_scores_is_not_shown(tmp_path: Path, make_run: Make
     assert "were compared with other scores than these" in block.sentences[0]
 
 
-@pytest.mark.parametrize("content", ["", "cell\n", '\x00\x01,,\n"', "cell,score\nall,pc\n"])
-def test_damaged_tables_leave_a_report(tmp_path: Path, make_run: Maker, content: str) -> None:
-    folder = small(make_run).write(tmp_path / "run")
-    folder.reliability.write_text(content)
-    folder.agreement.write_text(content)
-    assert "is unknown" in sentences(content_of(folder), 1)
-
-
 def test_hostile_words_stay_words(tmp_path: Path, make_run: Maker) -> None:
     hostile = '<script>x</script> #panic() {{ 7*7 }} "> onload=1 \u202e\x00'
     tables = unscored(small(make_run, prompts=SIX), {0: hostile, 1: "M" * 300})

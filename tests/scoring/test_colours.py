@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from scored_run import extract, write_images
 
-from autolora_eval._files import write_json
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.feature_file import read_features
@@ -70,8 +69,6 @@ def test_benchmark_sets_the_number_of_bins(
     stated = {"extractor": "colours", "bins": 4}
     plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"features": stated})))
     folder = RunFolder(tmp_path / "run")
-    folder.path.mkdir()
-    write_json(folder.manifest, {})
     write_images(plan, folder)
     told = extract(plan, folder)
     assert (told.model, told.dim, told.failed) == ("colours", 64, 0)

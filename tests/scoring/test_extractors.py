@@ -222,7 +222,7 @@ def test_bfloat16_tensor_is_accepted(make: Make, workplace: Path, tmp_path: Path
     text = file.read_text().replace("return np.stack", "return bf16")
     convert = "\n\nimport torch\nbf16 = lambda rows: torch.tensor(np.stack(rows)).bfloat16()\n"
     file.write_text(text + convert)
-    assert extract(make(extractor=path), RunFolder(tmp_path / "run"))["dim"] == 3
+    assert extract(make(extractor=path), RunFolder(tmp_path / "run")).dim == 3
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ Problem = Callable[[object], str]
         ({"extractor": "math.sqrt"}, "'math.sqrt' is not an extractor; expected a class whose"),
         ({"extractor": "PATH", "powr": 2.0}, "features.powr: unknown key. Did you mean 'power'?"),
         ({"extractor": "PATH", "model": "dino"}, "features.model: unknown key."),
-        ({"extractor": "PATH", "power": "much"}, "features.power: expected a number"),
+        ({"extractor": "PATH", "power": "much"}, "features.power: expected a valid number"),
     ],
 )
 def test_invalid_features_section_is_rejected_at_load(
