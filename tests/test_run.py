@@ -266,8 +266,8 @@ def test_a_limited_run_says_so_and_is_part_of_the_whole(
 ) -> None:
     limited = autolora_eval.run(benchmark, tmp_path / "run", limit_prompts=1, limit_seeds=2)
     said = limited.manifest
-    assert (said["limited"], said["limit_prompts"], said["limit_seeds"]) == (True, 1, 2)
-    assert (said["prompts"], said["seeds"]) == (PROMPTS[:1], SEEDS[:2])
+    assert (said.is_limited, said.limit_prompts, said.limit_seeds) == (True, 1, 2)
+    assert (said.prompts, said.seeds) == (PROMPTS[:1], SEEDS[:2])
     keys = ["cell", "image_id"]
     whole = first.scores.set_index(keys)["sha256"].to_dict()
     assert limited.scores.set_index(keys)["sha256"].to_dict().items() <= whole.items()

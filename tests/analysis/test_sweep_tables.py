@@ -16,9 +16,10 @@ from autolora_eval import _display as display
 from autolora_eval._errors import UsageError
 from autolora_eval._resources import shipped_root
 from autolora_eval.analysis.comparisons import baseline_cells
-from autolora_eval.analysis.tables import check_published
+from autolora_eval.analysis.tables import read_published
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.stage_inputs import planned_manifest
 from autolora_eval.report import write_report
 from autolora_eval.report.figures._sweeps import sweep_lines
 from autolora_eval.report.provenance import methods
@@ -210,6 +211,11 @@ def test_published_values_stand_beside_their_own_point(
         "A--AutoLoRA--lora_scale=1--interval=0.25-0.75": 4,
     }
     assert len(found) == len(plan.cells)
+
+
+def check_published(plan: Plan) -> None:
+    assert plan.benchmark.published is not None
+    read_published(plan.benchmark.published, planned_manifest(plan, RunFolder(Path("run"))))
 
 
 def test_one_published_value_is_not_that_of_a_whole_sweep(beside: Callable[..., Plan]) -> None:

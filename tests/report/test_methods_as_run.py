@@ -21,8 +21,10 @@ OURS, THEIRS = "LoRA+CFG", "AutoLoRA+CFG"
 def with_third_party(make_run: Callable[..., Tables], tmp_path: Path) -> Callable[..., Any]:
     """A function that writes a run in which the second of two methods is third-party code."""
 
-    def write(counted: float | None, **changes: Any) -> Any:
+    def write(counted: float | None, parameters: object = None, **changes: Any) -> Any:
         tables = make_run(methods=(OURS, THEIRS))
+        if parameters is not None:
+            tables.manifest["cells"][1]["parameters"] = parameters
         tables.manifest["cells"][1]["nfe"] = None
         tables.manifest["methods"][THEIRS] |= changes
         tables.table["nfe"] = tables.table["nfe"].astype("float64")
@@ -48,7 +50,6 @@ def third_party(folder: Any) -> MethodAsRun:
         ),
         ({"class": "a.B", "sha256": "f" * 64}, "a.B, sources SHA-256 ffffffffffff"),
         ({"class": "diffusers.X", "distribution": "diffusers 0.42.1"}, None),
-        ("not a mapping", ""),
     ],
 )
 def test_third_party_code_is_shown_with_its_version_and_hash(
@@ -64,9 +65,7 @@ def test_nfe_is_the_count_if_none_is_declared(with_third_party) -> None:
 
 
 def test_the_nfe_of_a_sampler_may_be_unknown(with_third_party) -> None:
-    (setting,) = third_party(
-        with_third_party(None, parameters={"sampler": "a.draw", "w": 2})
-    ).settings
+    (setting,) = third_party(with_third_party(None, {"sampler": "a.draw", "w": 2})).settings
     assert setting == "w = 2; NFE not counted"
 
 

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from pypdf import PdfReader
-from report.readers import content_of, page, pdf_pages, pdf_text, reported, svg_texts, text_of
+from report.readers import content_of, page, pdf_pages, pdf_text, reported, svg_texts
 from report.synthetic_run import make_tables
 
 from autolora_eval._errors import UsageError
 from autolora_eval.report import read_report, write_report
-from autolora_eval.report.content import build_content
 from autolora_eval.report.document import write_page_images
-from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder, open_run
 
 
@@ -96,33 +94,6 @@ def test_methods_and_manifest_tell_where_the_numbers_come_from(judged: RunFolder
         assert "synthetic.yaml" in compact
         assert "someone" not in compact
     assert "published" not in page(judged).text
-
-
-@pytest.mark.parametrize(
-    "section",
-    [
-        *("benchmark", "benchmark_file", "prompts", "seeds", "limited", "cells", "models"),
-        *("features", "judge", "rubric", "packages", "hardware", "stages"),
-        "autolora_eval_version",
-    ],
-)
-def test_a_manifest_that_lacks_a_section_is_still_reported(tmp_path: Path, section: str) -> None:
-    tables = make_tables(methods=("LoRA", "AutoLoRA"), n_seeds=2)
-    del tables.manifest[section]
-    content = build_content(read_run_view(tables.write(tmp_path / "run")))
-    assert content.first.table.groups[0].rows[0].cells[0].text == "0.111"
-    if section in ("features", "packages", "hardware", "stages"):
-        assert "not recorded" in text_of(content.sections)
-
-
-def test_a_manifest_with_nothing_in_it_is_reported(tmp_path: Path) -> None:
-    tables = make_tables(methods=("LoRA", "AutoLoRA"))
-    tables.manifest = {"benchmark_file": "b.yaml"}
-    text = text_of(content_of(tables.write(tmp_path / "run")))
-    assert "The rubric was not recorded" in text
-    assert "PC_LOW" not in text
-    assert "3.111" in text
-    assert "Unnamed benchmark" in text
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:

@@ -127,8 +127,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     place = tmp_path_factory.mktemp("judged")
     here, there = plan_with({}, place / "here.yaml"), plan_with(SERVER, place / "there.yaml")
     folders = {name: RunFolder(place / name) for name in ("in process", "vLLM")}
-    limits = dict(zip(("limit_prompts", "limit_seeds"), LIMITS, strict=True))
-    RunPipeline(here, folders["in process"], Progress(), "quickstart", limits).generate()
+    RunPipeline(here, folders["in process"], Progress(), "quickstart", LIMITS).generate()
     shutil.copytree(folders["in process"].path, folders["vLLM"].path)
     pictures = [path for path, _ in creatures(place, each=2, seed=4_103)]
     found, log = Results(there), place / "vllm.log"
