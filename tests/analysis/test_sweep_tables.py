@@ -25,6 +25,7 @@ from autolora_eval.report.figures._sweeps import sweep_lines
 from autolora_eval.report.provenance import methods
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder, open_run
+from autolora_eval.runs.manifest import CellRecord
 
 METHODS = {
     "LoRA": {"guider": "lora"},
@@ -49,8 +50,12 @@ def planned(
 # Comparisons
 
 
+def records(plan: Plan) -> list[CellRecord]:
+    return planned_manifest(plan, RunFolder(Path("run"))).cells
+
+
 def compared(plan: Plan, baseline: str = "CFG") -> dict[str, str]:
-    found = baseline_cells(plan.cells, baseline)
+    found = baseline_cells(records(plan), baseline)
     return {a.removeprefix("A--"): b.removeprefix("A--") for a, b in found.items()}
 
 
@@ -112,7 +117,7 @@ def test_models_are_not_compared_with_each_other(
 ) -> None:
     model = benchmark_data["models"]["A"]
     plan = planned({"lora_scale": [0.4]}, models={"A": model, "B": {**model, "guidance_scale": 2}})
-    found = baseline_cells(plan.cells, "CFG")
+    found = baseline_cells(records(plan), "CFG")
     assert len(found) == 2 * 2
     assert all(a.split("--")[0] == b.split("--")[0] for a, b in found.items())
 
@@ -169,7 +174,7 @@ def test_every_cell_has_a_name_of_its_own_in_the_report(
         for interval in ("0–1", "0.25–0.75"):
             assert f"AutoLoRA (LoRA scale {scale}, interval {interval})" in html
             assert f">{scale}, {interval}<" in svg
-    assert "Beside a mark: its LoRA scale and interval." in html
+    assert "Next to a mark: its LoRA scale and interval." in html
 
 
 def test_one_swept_value_tells_nothing_apart(planned: Callable[..., Plan], tmp_path: Path) -> None:
@@ -177,7 +182,7 @@ def test_one_swept_value_tells_nothing_apart(planned: Callable[..., Plan], tmp_p
     write_report(folder)
     html = folder.report_html.read_text(encoding="utf-8")
     assert "AutoLoRA against CFG:" in html
-    assert "Beside a mark" not in html
+    assert "Next to a mark" not in html
 
 
 # Published values
@@ -327,9 +332,9 @@ def test_the_report_tells_a_sweeps_settings_in_one_line(
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     folder = scored(plan, RunFolder(tmp_path / "run"))
     told = {method.name: method.settings for method in methods(read_run_view(folder))}
-    assert told["LoRA"] == ["lora_scale = 0.4 / 1.0, num_inference_steps = 10; 10 passes per image"]
+    assert told["LoRA"] == ["lora_scale = 0.4 / 1.0, num_inference_steps = 10; NFE per image: 10"]
     assert told["AutoLoRA"] == [
         "lora_scale = 0.4 / 1.0, num_inference_steps = 10, autolora_scale = 1.5, "
         "guidance_scale = 5.0, base_guidance_scale = 5.0, interval = 0–1 / 0.25–0.75; "
-        "40 / 30 passes per image"
+        "NFE per image: 40 / 30"
     ]

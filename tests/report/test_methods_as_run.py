@@ -66,7 +66,7 @@ def test_nfe_is_the_count_if_none_is_declared(with_third_party) -> None:
 
 def test_the_nfe_of_a_sampler_may_be_unknown(with_third_party) -> None:
     (setting,) = third_party(with_third_party(None, {"sampler": "a.draw", "w": 2})).settings
-    assert setting == "w = 2; NFE not counted"
+    assert setting == "w = 2; NFE not recorded"
 
 
 def test_a_method_without_an_equation_leaves_no_gap_in_the_report(with_third_party) -> None:
