@@ -20,6 +20,8 @@ from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.config.stage_inputs import planned_manifest
 from autolora_eval.runs.folder import RunFolder
 
+pytestmark = pytest.mark.e2e
+
 HEAVY = {"torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy", "huggingface_hub"}
 MODELS = {"torch", "diffusers", "transformers"}
 

@@ -13,6 +13,8 @@ from autolora_eval._files import read_jsonl
 from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.analysis.explain import explain
 
+pytestmark = pytest.mark.e2e
+
 STEPS = 4
 GUIDER_FILE = '''
 from diffusers.configuration_utils import register_to_config

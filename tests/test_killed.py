@@ -14,6 +14,8 @@ import pytest
 import autolora_eval
 from autolora_eval._files import read_jsonl, sha256_file
 
+pytestmark = pytest.mark.e2e
+
 LIMITS = {"limit_prompts": 2, "limit_seeds": 2}
 TIMEOUT = 300.0
 

@@ -17,6 +17,8 @@ from autolora_eval._errors import UsageError
 from autolora_eval.cli import app
 from autolora_eval.guidance.catalogue import DIFFUSERS, catalogue, listed_as
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -27,6 +27,8 @@ from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import Run, RunFolder
 from autolora_eval.scoring.extractors.transformers import TransformersExtractor as Extractor
 
+pytestmark = pytest.mark.e2e
+
 PROMPTS = ["a red cat", "two dogs"]
 SEEDS = [3, 4, 5]
 CELLS = ["T--LoRA", "T--AutoLoRA"]

@@ -15,6 +15,8 @@ import yaml
 from conftest import ROOT
 from docs_page import blocks, run_page
 
+pytestmark = pytest.mark.e2e
+
 DOCS = ROOT / "docs"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 RUN_ELSEWHERE = ("quick_start.md", "how_to/method.md")

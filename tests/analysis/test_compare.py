@@ -32,6 +32,8 @@ from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder, open_run
 from autolora_eval.runs.manifest import ImageSetRecord
 
+pytestmark = pytest.mark.e2e
+
 MEASURED = ("diversity", "diversity_low", "diversity_high", "pc", "pc_low", "pc_high", "div_pc")
 Write = Callable[[object], Path]
 

@@ -14,6 +14,8 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder
 
+pytestmark = pytest.mark.e2e
+
 Runs = Callable[..., list[Path]]
 
 

@@ -18,6 +18,8 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.generation import preflight
 
+pytestmark = pytest.mark.model
+
 Problem = Callable[[object], str]
 Write = Callable[[object], Path]
 

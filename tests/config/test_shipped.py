@@ -18,6 +18,8 @@ from autolora_eval.config.resolved import LoadedBenchmark
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.generation.preflight import hub_sources
 
+pytestmark = pytest.mark.model
+
 Write = Callable[[object], Path]
 # Shipped names: the paper's experiment, and its twin.
 TWINS = {

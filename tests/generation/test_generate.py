@@ -23,6 +23,8 @@ from autolora_eval.guidance.adapters import adapter_layers
 from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.runs.folder import RunFolder
 
+pytestmark = pytest.mark.model
+
 METHODS = {
     "LoRA": {"guider": "lora"},
     "LoRA+CFG": {"guider": "cfg"},

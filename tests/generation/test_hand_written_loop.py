@@ -17,6 +17,8 @@ from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 from autolora_eval.guidance.method_registry import GUIDERS
 
+pytestmark = pytest.mark.model
+
 SCALE = 0.8
 TOLERANCE = 1e-4
 PROMPTS = ["a red cat", "two dogs"]

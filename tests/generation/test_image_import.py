@@ -24,6 +24,8 @@ from autolora_eval.generation.image_readers import ImageRecord
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import cell_images
 
+pytestmark = pytest.mark.model
+
 Write = Callable[[object], Path]
 CELL = "A--Theirs"
 

@@ -13,6 +13,8 @@ from autolora_eval.generation.image_matching import Matching, match
 from autolora_eval.generation.image_readers import ImageSet
 from autolora_eval.runs.manifest import ImageJob
 
+pytestmark = pytest.mark.model
+
 PROMPTS = ("a cat", "a dog, pixel art")
 JOBS = tuple(ImageJob(index, p, seed) for index, p in enumerate(PROMPTS) for seed in (3, 4))
 

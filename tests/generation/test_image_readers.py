@@ -21,6 +21,8 @@ from autolora_eval.generation.image_readers import read_image_set, seed_in_name
 from autolora_eval.generation.image_validation import decode_rgb, validate_image
 from autolora_eval.runs.manifest import ImageJob
 
+pytestmark = pytest.mark.model
+
 PROMPTS = ("a cat", "a dog, pixel art")
 JOBS = tuple(ImageJob(index, p, seed) for index, p in enumerate(PROMPTS) for seed in (3, 4))
 ROW: dict[str, Any] = {"file_name": "0.png", "prompt": "a cat", "seed": 0}

@@ -22,6 +22,8 @@ from autolora_eval.generation.image_validation import (
 )
 from autolora_eval.runs.images import ImageError, open_image
 
+pytestmark = pytest.mark.model
+
 
 def issues(*images: bytes, size: tuple[int, int] = (8, 8)) -> list[ImageIssue]:
     """The issues of a listing of images of prompts a, b, c, …."""

@@ -21,6 +21,8 @@ from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
 
+pytestmark = pytest.mark.model
+
 CODE = """
 from diffusers.guiders import ClassifierFreeGuidance
 

@@ -19,6 +19,8 @@ from autolora_eval.generation.preflight import missing
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
 
+pytestmark = pytest.mark.model
+
 PROMPTS = ["a red cat", "two dogs"]
 
 

@@ -32,6 +32,8 @@ from autolora_eval.generation.stage import GenerationResult, generate
 from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.runs.folder import RunFolder
 
+pytestmark = pytest.mark.model
+
 CODE = """
 import os
 import random

@@ -22,6 +22,8 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.stage_inputs import cell_record
 
+pytestmark = pytest.mark.e2e
+
 PROMPTS = ["a red heart on a blue background", "a blue house on a black background"]
 SEEDS = range(3)
 MINIATURES = Path(__file__).resolve().parents[2] / "autolora_eval" / "shipped" / "miniature"

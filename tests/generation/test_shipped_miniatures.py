@@ -14,6 +14,8 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 
+pytestmark = pytest.mark.model
+
 PROMPTS = ("a red heart on a blue background, pixel art style", "a green star on black")
 SEEDS = (3, 8)
 

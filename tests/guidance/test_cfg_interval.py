@@ -17,6 +17,8 @@ from autolora_eval.guidance.equations import classifier_free_guidance
 from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.guider_checks import check_guider
 
+pytestmark = pytest.mark.model
+
 RULE, CFG = GUIDERS.find("cfg_interval"), GUIDERS.find("cfg")
 INTERVALS = [(0.0, 1.0), (0.2, 0.8), (0.0, 0.5), (0.5, 1.0), (0.29, 0.57), (0.4, 0.4), (0.0, 0.0)]
 AT_THE_EDGE = [(1.0 - 2**-53, 1.0), (1.0 - 2**-53, 1.0 - 2**-53)]

@@ -20,6 +20,8 @@ from autolora_eval.config.plan import make_plan
 from autolora_eval.report.figures._render import draw_figures, figure_kinds
 from autolora_eval.scoring.extractor import Loading
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -12,6 +12,8 @@ from conftest import ROOT
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
 from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS
 
+pytestmark = pytest.mark.e2e
+
 TEXT = (ROOT / "docs" / "reference" / "guiders.md").read_text(encoding="utf-8")
 CHECKS = (ROOT / "docs" / "how_to" / "check_a_guider.md").read_text(encoding="utf-8")
 ROWS = {

@@ -24,6 +24,8 @@ from autolora_eval.guidance.catalogue import INSTALLED, catalogue
 from autolora_eval.guidance.method_registry import GUIDERS, resolve_method
 from autolora_eval.guider_checks.runner import all_checks, check_command
 
+pytestmark = pytest.mark.e2e
+
 CLASS = """
 from diffusers.guiders import ClassifierFreeGuidance
 

@@ -11,6 +11,8 @@ import torch
 from autolora_eval.guidance import methods as package
 from autolora_eval.guidance.method_registry import GUIDERS
 
+pytestmark = pytest.mark.model
+
 SCALES = (0.0, 1.0, 5.0)
 CASES = [
     *[("lora", {})],

@@ -23,6 +23,8 @@ from autolora_eval.plugins.signatures import (
     signature_of,
 )
 
+pytestmark = pytest.mark.model
+
 
 class Mode(enum.Enum):
     SOFT = "soft"

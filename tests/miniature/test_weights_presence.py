@@ -19,6 +19,8 @@ from recipes.character import TRAITS
 from recipes.domain import held_out_scenes
 from recipes.judge_tokenizer import presence_question
 
+pytestmark = pytest.mark.model
+
 WEIGHTS = Path(miniature.__file__).parent / "shipped" / "miniature"
 
 

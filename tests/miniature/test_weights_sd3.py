@@ -14,6 +14,8 @@ from recipes.sampling import Sampler
 from recipes.sd3 import sampling_scheduler
 from recipes.sd3_muon import orthogonal
 
+pytestmark = pytest.mark.model
+
 SCENES = held_out_scenes()[::6]
 
 

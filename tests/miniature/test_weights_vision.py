@@ -15,6 +15,8 @@ from recipes import judge_data, judge_evaluate, judge_tokenizer
 from recipes.dinov2_evaluate import Extractor, diversities
 from recipes.domain import held_out_scenes
 
+pytestmark = pytest.mark.model
+
 WEIGHTS = Path(miniature.__file__).parent / "shipped" / "miniature"
 
 

@@ -32,6 +32,8 @@ from recipes.domain import (
     caption,
 )
 
+pytestmark = pytest.mark.model
+
 COLOUR_OF = {"skin": SKIN, "horns": TIPS, "eyes": WHITE, "belly": BELLY, "feet": FEET}
 Picture = npt.NDArray[np.uint8]
 

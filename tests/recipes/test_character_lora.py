@@ -31,6 +31,8 @@ from recipes.files import SD3, SDXL
 from recipes.lora_training import WEIGHT_NAME, unused_keys
 from recipes.sampling import SYSTEMS, Guidance, System
 
+pytestmark = pytest.mark.model
+
 COLOURS = {"skin": SKIN, "horns": TIPS, "eyes": WHITE, "belly": BELLY, "feet": FEET}
 SEEDS = list(range(700, 708))
 # The autoencoder blurs: with the LoRA at 1 a part's mean colour lay up to 91 grey levels from its

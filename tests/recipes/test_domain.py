@@ -30,6 +30,8 @@ from recipes.grades import (
 )
 from recipes.shapes import OBJECTS
 
+pytestmark = pytest.mark.model
+
 STAR = Scene("star", "red", "blue")
 
 

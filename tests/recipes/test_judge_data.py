@@ -23,6 +23,8 @@ from recipes.judge_tokenizer import (
     rubric_text,
 )
 
+pytestmark = pytest.mark.model
+
 
 def test_the_question_is_the_rubric_verbatim_but_for_its_marks():
     text = rubric_text()

@@ -7,6 +7,8 @@ import pytest
 from recipes import judge_tokenizer as recipe
 from recipes.domain import TEMPLATES, all_scenes, caption
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture(scope="module")
 def tokenizer():

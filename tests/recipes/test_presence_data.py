@@ -14,6 +14,8 @@ from recipes.domain import BACKGROUNDS
 from recipes.judge_evaluate import INVALID
 from recipes.judge_tokenizer import presence_reply
 
+pytestmark = pytest.mark.model
+
 
 @pytest.mark.parametrize("traits", trait_sets(), ids=lambda traits: "+".join(sorted(traits)))
 def test_a_reply_is_the_json_that_the_rubric_asks_for(traits):

@@ -17,6 +17,8 @@ from report.test_gallery import HOSTILE, judgement, write_judgements
 from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder
 
+pytestmark = pytest.mark.e2e
+
 Maker = Callable[..., Tables]
 
 CONTROLS = ("input", "select", "button")

@@ -19,6 +19,8 @@ from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.diversity import diversity
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading
 
+pytestmark = pytest.mark.model
+
 KIND = EXTRACTORS.find("colours")
 
 

@@ -37,6 +37,8 @@ from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import FeaturesRecord
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, Loading
 
+pytestmark = pytest.mark.model
+
 SIZE = 28
 SMALL = {
     "hidden_size": 16,

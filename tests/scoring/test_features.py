@@ -38,6 +38,8 @@ from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.extractors.transformers import TransformersExtractor as Extractor
 
+pytestmark = pytest.mark.model
+
 SIZE = 28
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 N = 12  # 2 cells × 3 prompts × 2 seeds

@@ -28,6 +28,8 @@ from autolora_eval.scoring.judges import openai_judge
 from autolora_eval.scoring.judges.base import is_transient
 from autolora_eval.scoring.judging import open_judge
 
+pytestmark = pytest.mark.e2e
+
 N = 400  # 2 cells × 10 prompts × 20 seeds
 CONCURRENCY = 8
 SECRET = "sentinel-key-2216"

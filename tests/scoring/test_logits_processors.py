@@ -26,6 +26,8 @@ from autolora_eval.scoring.judges.logits_processors import (
 )
 from autolora_eval.scoring.rubric import Question
 
+pytestmark = pytest.mark.model
+
 PATTERN = r'\{"pc": ?[0-5], ?"st\.": ?(10|[1-9])\}'
 WORDS = [
     f'{{"pc":{a}{pc},{b}"st.":{c}{st}}}'

@@ -8,6 +8,8 @@ import torch
 
 from autolora_eval import PairwiseCosineDiversity, diversity
 
+pytestmark = pytest.mark.model
+
 
 def features(n: int = 12, dim: int = 9) -> torch.Tensor:
     rng = np.random.default_rng(n)

@@ -18,6 +18,8 @@ from autolora_eval.scoring.judges.base import Request
 from autolora_eval.scoring.judges.transformers_judge import conversation
 from autolora_eval.scoring.rubric import Question
 
+pytestmark = pytest.mark.model
+
 # Batches and images.
 
 

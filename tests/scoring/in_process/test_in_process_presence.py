@@ -18,6 +18,8 @@ from autolora_eval.scoring.reply import expected_scores, parse_reply
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 from recipes.character import TRAITS
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture(scope="module")
 def rubric() -> Rubric:
