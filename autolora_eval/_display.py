@@ -36,7 +36,7 @@ from autolora_eval.guidance.catalogue import (
     ListedParameter,
 )
 from autolora_eval.runs.folder import Run, RunFolder
-from autolora_eval.runs.manifest import ImageSetRecord
+from autolora_eval.runs.records import ImageSetRecord
 
 if TYPE_CHECKING:
     from autolora_eval.analysis.human_agreement import HumanAgreement

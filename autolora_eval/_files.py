@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -157,3 +158,14 @@ def prompt_folder(prompt: str) -> str:
     The name does not depend on the prompt's index, so reordering the prompts keeps the images.
     """
     return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(prompt.encode())[:12]}"
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where that is not possible; it may be missing."""
+    if not source.is_file():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

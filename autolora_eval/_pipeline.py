@@ -25,13 +25,8 @@ from autolora_eval.config.stage_inputs import (
 )
 from autolora_eval.generation.preflight import missing
 from autolora_eval.runs.folder import Run, RunFolder, open_run
-from autolora_eval.runs.manifest import (
-    DifferenceRecord,
-    HardwareRecord,
-    ModelRecord,
-    RunManifest,
-    StageRecord,
-)
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
 
 if TYPE_CHECKING:
     from autolora_eval.generation.stage import GenerationResult

@@ -11,7 +11,7 @@ from autolora_eval._files import Json, read_jsonl
 from autolora_eval.config.plan import Plan
 from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import JudgeRecord
+from autolora_eval.runs.records import JudgeRecord
 from autolora_eval.scoring.judging import open_judge
 
 N = 12  # 2 cells × 3 prompts × 2 seeds

@@ -16,12 +16,12 @@ from autolora_eval.config.stage_inputs import feature_settings, judge_settings, 
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import cell_images
-from autolora_eval.runs.manifest import (
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import (
     CountsRecord,
     FeaturesRecord,
     JudgeRecord,
     ModelRecord,
-    RunManifest,
     SourceRecord,
 )
 from autolora_eval.scoring import features as feature_stage

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import (
     atomic_write,
     content_hash,
+    link_or_copy,
     read_jsonl,
     run_name,
     sha256_bytes,
@@ -31,14 +31,13 @@ from autolora_eval.analysis.compatibility import (
 )
 from autolora_eval.analysis.tables import write_tables
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import (
+from autolora_eval.runs.manifest import ImageJob, RunManifest
+from autolora_eval.runs.records import (
     BenchmarkRecord,
     CellRecord,
     ComparedRun,
-    ImageJob,
     JudgeRecord,
     ModelRecord,
-    RunManifest,
     SweptParameter,
     SweptValue,
 )
@@ -376,7 +375,7 @@ def _copy_cell(
     rows = [row for row in read_jsonl(before.metadata(own)) if row["file_name"] in wanted]
     for row in rows:
         name = row["file_name"]
-        _link(before.images(own) / name, folder.images(cell.id) / name)
+        link_or_copy(before.images(own) / name, folder.images(cell.id) / name)
     renamed = {"cell": cell.id, "method": cell.method}
     write_jsonl(folder.metadata(cell.id), [{**row, **renamed} for row in rows])
     _copy(before.features(own), folder.features(cell.id))
@@ -389,17 +388,6 @@ def _copy_cell(
     changed = {} if key == own_key else {"judge_key": key, "judge_key_in_run": own_key}
     replies = JudgementFile(before.judgements(own)).rows(own_key)
     JudgementFile(folder.judgements(cell.id)).append({**row, **changed} for row in replies)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where that is not possible; it may be missing."""
-    if not source.is_file():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _copy(source: Path, target: Path) -> None:

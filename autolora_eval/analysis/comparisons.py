@@ -12,7 +12,7 @@ from scipy import stats
 
 from autolora_eval.analysis.cell_estimates import Estimates
 from autolora_eval.analysis.estimates import CONFIDENCE, Estimate
-from autolora_eval.runs.manifest import CellRecord
+from autolora_eval.runs.records import CellRecord
 from autolora_eval.scoring.diversity import Floats
 
 # Below six pairs no signed ranks are below 0.05: of five, all of one sign have p = 2/2⁵ = 0.0625.

@@ -12,13 +12,8 @@ from autolora_eval._errors import UsageError
 from autolora_eval._files import Json
 from autolora_eval._text import NOT_RECORDED
 from autolora_eval.runs.folder import Run, open_run
-from autolora_eval.runs.manifest import (
-    DifferenceRecord,
-    FeaturesRecord,
-    JudgeRecord,
-    ModelRecord,
-    RunManifest,
-)
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import DifferenceRecord, FeaturesRecord, JudgeRecord, ModelRecord
 from autolora_eval.scoring.diversity_metric import installed_metric
 
 MAX_VERSIONS = 6

@@ -24,7 +24,7 @@ from autolora_eval._text import (
 from autolora_eval.analysis._explain_reader import Row, RunReader, is_close, recompute, select
 from autolora_eval.analysis._explanation import Explanation, Section, print_explanation
 from autolora_eval.runs.folder import open_run
-from autolora_eval.runs.manifest import SourceRecord
+from autolora_eval.runs.records import SourceRecord
 from autolora_eval.scoring.diversity import leave_one_out
 from autolora_eval.scoring.rubric import Rubric
 

@@ -28,7 +28,7 @@ from autolora_eval.analysis.reliability import (
     sampling_units,
 )
 from autolora_eval.runs.folder import Run
-from autolora_eval.runs.manifest import AgreementRecord
+from autolora_eval.runs.records import AgreementRecord
 from autolora_eval.scoring.diversity import Floats
 
 # The values of the column `compared`: what is compared with people's ratings.

@@ -12,7 +12,7 @@ import pandas as pd
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._text import sanitize
-from autolora_eval.runs.manifest import ScoreRecord
+from autolora_eval.runs.records import ScoreRecord
 
 MAX_PROBLEMS = 10
 # Columns of this module only. A rubric's score name starts with a letter, so it cannot clash.

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from autolora_eval.runs.manifest import DiversityMetricRecord, RunManifest, ScoreRecord
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import DiversityMetricRecord, ScoreRecord
 
 
 @dataclass(frozen=True)

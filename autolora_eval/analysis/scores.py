@@ -11,7 +11,8 @@ from autolora_eval._files import Json, iterate_jsonl, write_text
 from autolora_eval.runs.feature_file import CellFeatures, read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import SECONDS, CellImage, cell_images
-from autolora_eval.runs.manifest import CellRecord, RunManifest
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import CellRecord
 from autolora_eval.scoring.judgement_store import judgements_by_image
 
 NOT_JUDGED = "not_judged"

@@ -11,7 +11,7 @@ import pandas as pd
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, format_swept_value, point_label, sanitize
 from autolora_eval.analysis.metric_columns import Measure
-from autolora_eval.runs.manifest import CellRecord
+from autolora_eval.runs.records import CellRecord
 
 SIGNIFICANCE = 0.05
 Row = Mapping[str, Any]

@@ -33,7 +33,8 @@ from autolora_eval.analysis.sentences import with_sentences
 from autolora_eval.analysis.table_layout import Results, choose_layout
 from autolora_eval.analysis.table_text import latex, markdown
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import CellRecord, CountsRecord, RunManifest
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import CellRecord, CountsRecord
 from autolora_eval.scoring.diversity_metric import DiversityMetric
 
 

@@ -9,12 +9,12 @@ from autolora_eval._version import __version__
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.sweep_grid import fields_of
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import (
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import (
     BenchmarkRecord,
     CellRecord,
     MethodRecord,
     RubricRecord,
-    RunManifest,
     SweptParameter,
 )
 

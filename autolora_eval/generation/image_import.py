@@ -24,7 +24,8 @@ from autolora_eval.generation.image_validation import (
 )
 from autolora_eval.guidance.method import ImageSetMethod
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import ImageJob, ImageSetRecord
+from autolora_eval.runs.manifest import ImageJob
+from autolora_eval.runs.records import ImageSetRecord
 
 MISSING_FILE = "missing_file"
 UNREADABLE = "unreadable_file"

@@ -23,7 +23,8 @@ from autolora_eval.generation.guider_backend import GuidedModel
 from autolora_eval.generation.image_import import ImageImport
 from autolora_eval.generation.sampler_backend import SampledCell, run_sampler
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import ImageJob, ImageSetRecord
+from autolora_eval.runs.manifest import ImageJob
+from autolora_eval.runs.records import ImageSetRecord
 
 
 @dataclass

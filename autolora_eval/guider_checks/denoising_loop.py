@@ -25,7 +25,7 @@ import torch
 from diffusers.guiders import BaseGuidance
 from diffusers.utils import logging as diffusers_logging
 
-from autolora_eval.guider_checks.runner import CheckFailedError
+from autolora_eval.guider_checks.results import CheckFailedError
 from autolora_eval.guider_checks.tiny_models import ModelInputs, TinyModel, prompt_embeddings
 
 Predict = Callable[[int, str, Any], torch.Tensor]

@@ -30,7 +30,7 @@ from autolora_eval.guider_checks.denoising_loop import (
     quiet_diffusers,
     run_steps,
 )
-from autolora_eval.guider_checks.runner import CheckSkippedError
+from autolora_eval.guider_checks.results import CheckSkippedError
 from autolora_eval.guider_checks.tiny_models import ModelInputs, TinyModel, tiny_model
 from autolora_eval.plugins.signatures import Signature, signature_of
 

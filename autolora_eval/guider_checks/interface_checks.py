@@ -28,12 +28,11 @@ from autolora_eval.guider_checks.denoising_loop import (
     tensors_equal,
 )
 from autolora_eval.guider_checks.harness import GuiderUnderTest
-from autolora_eval.guider_checks.runner import CheckFailedError, CheckSkippedError, check
+from autolora_eval.guider_checks.results import CheckFailedError, CheckSkippedError
+from autolora_eval.guider_checks.runner import check
 from autolora_eval.guider_checks.tiny_models import SIDE, ModelInputs
 
-_HOW_TO_RESET = (
-    "Reset its state in prepare_inputs when `self._step == 0`, also if it is not active there."
-)
+_HOW_TO_RESET = "Reset its state in prepare_inputs when `self._step == 0`, active or not."
 
 
 class _InjectedError(Exception):

@@ -28,7 +28,8 @@ from autolora_eval.guider_checks.denoising_loop import (
     run_steps,
 )
 from autolora_eval.guider_checks.harness import INTERVAL, GuiderUnderTest
-from autolora_eval.guider_checks.runner import CheckFailedError, CheckSkippedError, check
+from autolora_eval.guider_checks.results import CheckFailedError, CheckSkippedError
+from autolora_eval.guider_checks.runner import check
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _REAL_SHAPE = (2, 4, 128, 128)  # Latents of two images of 1024 × 1024.
@@ -309,8 +310,7 @@ def check_disabled(guider: GuiderUnderTest) -> None:
         if step is not None:
             raise CheckFailedError(
                 f"{how} the output of step {step} is not the {_baseline(guider)}. Test "
-                "`self._enabled` where you test the interval, and pass `enabled` to "
-                "super().__init__."
+                "`self._enabled` with the interval, and pass `enabled` to super().__init__."
                 + (_HOW_TO_LIMIT_A_PART if guider.spec.baseline_prediction == "cfg" else "")
             )
 

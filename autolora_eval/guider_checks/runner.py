@@ -13,10 +13,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
+from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval.guidance.spec import ModelName
+from autolora_eval.guider_checks.results import (
+    CheckFailedError,
+    CheckResult,
+    CheckSkippedError,
+    Status,
+)
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
@@ -25,42 +31,10 @@ if TYPE_CHECKING:
     from autolora_eval.guidance.method import GuiderMethod
     from autolora_eval.guider_checks.harness import GuiderUnderTest
 
-Status = Literal["passed", "failed", "skipped"]
 _STYLES: dict[Status, str] = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 # The CFG scale of the model, for methods that take theirs from it.
 _MODEL_GUIDANCE_SCALE = 5.0
 _PYDANTIC_PREFIX = "Value error, "
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """The result of one check.
-
-    Attributes:
-        name: Name of the check, such as `"check_output_shape"`.
-        status: `"passed"`, `"failed"` or `"skipped"`.
-        message: What is wrong and how to fix it, or why the check was skipped. Empty if it passed.
-    """
-
-    name: str
-    status: Status
-    message: str = ""
-
-
-class CheckFailedError(AutoLoRAEvalError):
-    """A guider failed one or more checks.
-
-    Attributes:
-        results: The results of all checks, if the error is raised by `check_guider`.
-    """
-
-    def __init__(self, message: str, results: Sequence[CheckResult] = ()) -> None:
-        super().__init__(message)
-        self.results = list(results)
-
-
-class CheckSkippedError(Exception):
-    """A check does not apply to a guider. The message is the reason."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from autolora_eval._text import as_finite_float, format_alpha, sanitize, truncat
 from autolora_eval.analysis.reliability import TENTATIVE_ALPHA
 from autolora_eval.report.judge_reliability import of_all_cells, source
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, in_words, tally
-from autolora_eval.runs.manifest import ImageSetRecord
+from autolora_eval.runs.records import ImageSetRecord
 
 REASONS_SHOWN = 5
 CELLS_NAMED = 4

@@ -10,7 +10,7 @@ from autolora_eval._sentences import Sentences
 from autolora_eval._text import truncate
 from autolora_eval.analysis.table_layout import Table
 from autolora_eval.report.caveats import caveats
-from autolora_eval.report.cost import cost_sentence, cost_table
+from autolora_eval.report.cost_summary import cost_sentence, cost_table
 from autolora_eval.report.figures._base import DrawnFigure
 from autolora_eval.report.findings import (
     ComparisonSummary,
@@ -21,8 +21,7 @@ from autolora_eval.report.findings import (
 from autolora_eval.report.grids import Grids, image_grids
 from autolora_eval.report.judge_reliability import reliability
 from autolora_eval.report.provenance import manifest_facts, methods
-from autolora_eval.report.run_view import NAME_LENGTH, RunView
-from autolora_eval.report.tables import (
+from autolora_eval.report.report_tables import (
     accounting_table,
     difference_tables,
     first_table,
@@ -30,6 +29,7 @@ from autolora_eval.report.tables import (
     published_table,
     result_tables,
 )
+from autolora_eval.report.run_view import NAME_LENGTH, RunView
 
 NAMES_LISTED = 8
 TEXT_LENGTH = 2000

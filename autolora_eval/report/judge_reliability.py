@@ -26,6 +26,13 @@ from autolora_eval.analysis.human_agreement import (
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.analysis.reliability import ALL, TENTATIVE_ALPHA
 from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, TableRow
+from autolora_eval.report.report_tables import (
+    Footnotes,
+    group_rows,
+    in_parts,
+    merge_equal_rows,
+    unit_name,
+)
 from autolora_eval.report.run_view import (
     NAME_LENGTH,
     REASON_LENGTH,
@@ -35,13 +42,6 @@ from autolora_eval.report.run_view import (
     row_where,
     tally,
     text_of,
-)
-from autolora_eval.report.tables import (
-    Footnotes,
-    group_rows,
-    in_parts,
-    merge_equal_rows,
-    unit_name,
 )
 
 REASONS_SHOWN = 4

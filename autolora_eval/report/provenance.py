@@ -20,14 +20,8 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
-from autolora_eval.runs.manifest import (
-    CellRecord,
-    MethodRecord,
-    ModelRecord,
-    Record,
-    RunManifest,
-    StageRecord,
-)
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import CellRecord, MethodRecord, ModelRecord, Record, StageRecord
 
 say = Sentences("content")
 VALUE_LENGTH = 300

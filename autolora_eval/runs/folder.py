@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import Json, iterate_jsonl, write_json
-from autolora_eval.runs.manifest import FORMAT_VERSION, CellRecord, RunManifest
+from autolora_eval.runs.manifest import FORMAT_VERSION, RunManifest
+from autolora_eval.runs.records import CellRecord
 
 if TYPE_CHECKING:
     import pandas as pd

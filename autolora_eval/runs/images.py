@@ -12,7 +12,8 @@ from PIL import Image
 
 from autolora_eval._files import Json, sha256_file
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import CellRecord, RunManifest
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import CellRecord
 
 MAX_PIXELS = 100_000_000
 # Where an image's metadata says what making it took.

@@ -17,7 +17,7 @@ from autolora_eval._text import pluralize
 from autolora_eval.plugins.registry import Origin, Registry
 from autolora_eval.plugins.third_party import source_fingerprint
 from autolora_eval.runs.columns import is_no_measure
-from autolora_eval.runs.manifest import DiversityMetricRecord
+from autolora_eval.runs.records import DiversityMetricRecord
 from autolora_eval.scoring.diversity import Diversity, Floats, as_array, unit_vectors
 
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")

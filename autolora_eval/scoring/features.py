@@ -23,7 +23,8 @@ from autolora_eval._sources import Source, identity
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image
-from autolora_eval.runs.manifest import FeaturesRecord, RunManifest
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import FeaturesRecord
 from autolora_eval.scoring.extractor import Extractor, Loading, ResolvedExtractor
 
 Rows = dict[tuple[str, str], npt.NDArray[np.float32]]

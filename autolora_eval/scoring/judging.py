@@ -14,7 +14,8 @@ from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import Source
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, cell_images
-from autolora_eval.runs.manifest import JudgeRecord, RunManifest
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import JudgeRecord
 from autolora_eval.scoring.judgement_store import (
     JudgementCache,
     JudgementFile,

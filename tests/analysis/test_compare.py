@@ -30,7 +30,7 @@ from autolora_eval.cli import app
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder, open_run
-from autolora_eval.runs.manifest import ImageSetRecord
+from autolora_eval.runs.records import ImageSetRecord
 
 pytestmark = pytest.mark.e2e
 

@@ -25,7 +25,7 @@ from autolora_eval.report.figures._sweeps import sweep_lines
 from autolora_eval.report.provenance import methods
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder, open_run
-from autolora_eval.runs.manifest import CellRecord
+from autolora_eval.runs.records import CellRecord
 
 METHODS = {
     "LoRA": {"guider": "lora"},

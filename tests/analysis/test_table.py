@@ -20,7 +20,7 @@ from autolora_eval._pipeline import RunPipeline
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import CountsRecord
+from autolora_eval.runs.records import CountsRecord
 from autolora_eval.scoring.diversity import diversity
 
 BASE, AUTO = "A--CFG", "A--AutoLoRA"

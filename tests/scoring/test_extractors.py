@@ -34,7 +34,7 @@ from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.starter import json_schema
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import FeaturesRecord
+from autolora_eval.runs.records import FeaturesRecord
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, Loading
 
 pytestmark = pytest.mark.model

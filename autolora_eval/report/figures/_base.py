@@ -12,7 +12,6 @@ import numpy as np
 from autolora_eval._text import join_names, parameter_label, point_label
 from autolora_eval.analysis.metric_columns import Measure
 from autolora_eval.report.figures._style import short, values
-from autolora_eval.report.figures._sweeps import Points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +19,10 @@ if TYPE_CHECKING:
 
 
 NAMES_LISTED = 12
+
+
+# The swept parameters in which cells of one model and method differ, with their values, by cell.
+Points = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)

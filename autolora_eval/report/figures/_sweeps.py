@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autolora_eval._text import point_label
+from autolora_eval.report.figures._base import FigureData, Points
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from autolora_eval.report.figures._base import FigureData
     from autolora_eval.report.figures._style import Floats
-
-# The swept parameters in which cells of one model and method differ, with their values, by cell.
-Points = Mapping[str, Mapping[str, str]]
 
 
 def sweep_lines(table: pd.DataFrame, points: Points) -> list[list[dict[Any, Any]]]:

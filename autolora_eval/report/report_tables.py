@@ -29,7 +29,7 @@ from autolora_eval.analysis.table_layout import (
     metric_cell,
     metric_head,
 )
-from autolora_eval.report.cost import cost_cells, cost_heads, has_seconds
+from autolora_eval.report.cost_summary import cost_cells, cost_heads, has_seconds
 from autolora_eval.report.findings import best_of_each_method, deciding_metric
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, text_of
 
