@@ -21,7 +21,6 @@ import psutil
 import pytest
 import yaml
 from creatures import creatures
-from scored_run import judge_plan
 
 from autolora_eval._files import Json, read_jsonl
 from autolora_eval._pipeline import RunPipeline
@@ -34,7 +33,7 @@ from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Request
 from autolora_eval.scoring.judges.vllm_server import launched_server
-from autolora_eval.scoring.judging import open_judge
+from autolora_eval.scoring.judging import judge_images, open_judge
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import read_rubric
 
@@ -79,9 +78,10 @@ def plan_with(judge: Json, file: Path) -> Plan:
 def judged(plan: Plan, folder: RunFolder, base_urls: list[str] | None) -> tuple[Json, list[Json]]:
     """Judge all images; return the manifest's section on the judge, and the rows."""
     with closing(open_judge(judge_settings(plan), base_urls)) as judge:
-        section = judge_plan(plan, folder, judge).model_dump()
+        manifest = folder.read_manifest()
+        section = judge_images(judge_settings(plan), manifest, folder, judge, Progress())
     rows = [row for cell in plan.cells for row in read_jsonl(folder.judgements(cell.id))]
-    return section, rows
+    return section.model_dump(), rows
 
 
 CHARACTER = {"rubric": "prompts/rubrics/character_miniature.yaml"}
