@@ -65,7 +65,7 @@ def check_prompts(located: Iterable[tuple[str, str]], where: str) -> list[str]:
 
 # --------------------
 # Which pipelines a guider can act on, by the class in `model_index.json`. Classes in neither list
-# are checked by `generation.diffusion_pipeline.open_pipeline` before the first model is loaded.
+# are checked by `generation.pipeline_loading.open_pipeline` before the first model is loaded.
 
 
 INDEX = "model_index.json"

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._resources import shipped_benchmarks
-from autolora_eval._sources import Lookup, Source, cached, find_lora, find_model
+from autolora_eval._sources import Lookup, Source, find_model
 from autolora_eval._yaml import KeyPath, YamlFile, explained, explained_at, read_yaml
 from autolora_eval.config.combinations import (
     clashing_columns,
@@ -20,14 +20,8 @@ from autolora_eval.config.combinations import (
     parameters_of,
     refusals,
 )
-from autolora_eval.config.inputs import (
-    INDEX,
-    check_pipeline,
-    check_prompts,
-    image_size,
-    read_prompts,
-)
-from autolora_eval.config.lora_file import read_lora_file
+from autolora_eval.config.inputs import check_prompts, read_prompts
+from autolora_eval.config.model_section import read_model
 from autolora_eval.config.resolved import (
     METHOD_KINDS,
     LoadedBenchmark,
@@ -35,7 +29,7 @@ from autolora_eval.config.resolved import (
     ResolvedMethod,
     ResolvedModel,
 )
-from autolora_eval.config.schema import Benchmark, Model
+from autolora_eval.config.schema import Benchmark
 from autolora_eval.config.sweep_grid import Sweep, SweepReader, first_swept, validated_but_for
 from autolora_eval.guidance.method import Method, image_set_method
 from autolora_eval.guidance.method_registry import resolve_method
@@ -104,7 +98,10 @@ class _Resolver:
     def resolve(self) -> LoadedBenchmark:
         spec = self.spec
         prompts = self._try(("prompts",), self._prompts)
-        models = {name: self._model(name, model) for name, model in spec.models.items()}
+        models = {
+            name: read_model(name, model, self.lookup, self._try)
+            for name, model in spec.models.items()
+        }
         methods = {name: self._method(name, section) for name, section in spec.methods.items()}
         sweep = self._sweep(methods)
         extractor, features = self._features()
@@ -144,34 +141,6 @@ class _Resolver:
             entries = enumerate(self.spec.prompts, 1)
             return check_prompts(((f"entry {n}", text.strip()) for n, text in entries), "the list")
         return read_prompts(self.lookup.file(self.spec.prompts, "prompt file"))
-
-    def _model(self, name: str, spec: Model) -> ResolvedModel | None:
-        at = ("models", name)
-        pipeline = self._try(
-            (*at, "pipeline"),
-            lambda: find_model(spec.pipeline, spec.revision, self.lookup, INDEX),
-        )
-        lora = self._try(
-            (*at, "lora"),
-            lambda: find_lora(
-                spec.lora.path,
-                spec.lora.weight_name,
-                spec.lora.revision,
-                self.lookup,
-                spec.lora.obtain,
-            ),
-        )
-        if pipeline is not None:
-            self._try((*at, "pipeline"), lambda: check_pipeline(pipeline, cached(pipeline, INDEX)))
-        if pipeline is None or lora is None:
-            return None
-        size = self._try((*at, "pipeline"), lambda: image_size(spec, pipeline))
-        file = None
-        if lora.kind == "file":
-            file = self._try((*at, "lora"), lambda: read_lora_file(lora.path))
-        if size is None or (lora.kind == "file" and file is None):
-            return None
-        return ResolvedModel(name, spec, pipeline, lora, size, file)
 
     def _method(self, name: str, section: Mapping[str, Any]) -> ResolvedMethod | None:
         at = ("methods", name)

@@ -1,8 +1,8 @@
 """A text-to-image pipeline with one LoRA, sampled with any guider.
 
-This is the only module that calls Modular Diffusers, whose guider interface is experimental. Its
-known defects are worked around here and named in comments, with the file of diffusers 0.42 in
-https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
+Only this module and `pipeline_loading` call Modular Diffusers, whose guider interface is
+experimental. Its known defects are worked around there and named in comments, with the file of
+diffusers 0.42 in https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import ModularPipeline
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from diffusers.modular_pipelines import PipelineState
 from PIL import Image
 
-from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._sources import Source, cached, first_line, local_lora
-from autolora_eval.config.inputs import INDEX, WHAT_WORKS, no_guider, pipeline_class
+from autolora_eval._sources import local_lora
 from autolora_eval.config.lora_file import Component, read_lora_file
 from autolora_eval.config.resolved import ResolvedModel
-from autolora_eval.config.schema import Model
 from autolora_eval.generation.guards import PredictionCheck
 from autolora_eval.generation.lora import load_lora, set_lora_scale
+from autolora_eval.generation.pipeline_loading import load_pipeline
 from autolora_eval.guidance.adapters import adapter_layers, adapters_off
 from autolora_eval.guidance.denoiser_state import restored
 
@@ -76,30 +73,11 @@ class LoraPipeline:
             AutoLoRAEvalError: if no guider can act on the pipeline, the pipeline is damaged, or a
                 part of the LoRA does not fit it.
         """
-        spec = model.spec
-        pipe = open_pipeline(model.pipeline, spec)
-        networks = [
-            name
-            for name, component in pipe._component_specs.items()
-            if isinstance(component.type_hint, type)
-            and issubclass(component.type_hint, torch.nn.Module)
-        ]
-        options: dict[str, Any] = {"use_safetensors": dict.fromkeys(networks, True)}
-        if spec.variant is not None:
-            options["variant"] = dict.fromkeys(networks, spec.variant)
-        # from_pretrained uses its revision for model_index.json only, not for the components
-        # (modular_pipelines/modular_pipeline.py).
-        if spec.revision is not None:
-            options["revision"] = spec.revision
-        pipe.load_components(dtype=dtype, **options)
-        _check_components(pipe, model.pipeline.name)
-        _check_size(pipe, model)
-        # The stage draws one progress bar; diffusers would draw one per batch.
-        pipe.set_progress_bar_config(disable=True)
+        pipe = load_pipeline(model, dtype)
         loaded = cls(pipe, 0, 1.0)
         file = read_lora_file(local_lora(model.lora))
         loaded.lora_layers = load_lora(loaded.networks, file, ADAPTER)
-        loaded.set_lora_scale(spec.lora.scale)
+        loaded.set_lora_scale(model.spec.lora.scale)
         pipe.to(device)
         return loaded
 
@@ -251,81 +229,6 @@ class LoraPipeline:
             for name, made in _EMBEDDINGS.items()
             if state.get(made) is not None
         }
-
-
-def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
-    """Read the configuration of a pipeline. No weights are loaded.
-
-    Raises:
-        AutoLoRAEvalError: if it makes no images from text, takes no guider, or takes no null
-            prompt but the benchmark sets one.
-        OSError: if it is on the hub, and the hub cannot be reached.
-    """
-    try:
-        pipe = ModularPipeline.from_pretrained(
-            pipeline.location,
-            workflow="text2image",
-            revision=spec.revision,
-            trust_remote_code=False,
-        )
-    except (ValueError, AttributeError, NotImplementedError) as error:
-        raise AutoLoRAEvalError(_unsupported(pipeline, error)) from error
-    if "guider" not in pipe.component_names:
-        raise AutoLoRAEvalError(no_guider(pipeline.name, type(pipe).__name__))
-    if spec.null_prompt and "negative_prompt" not in pipe.blocks.input_names:
-        raise AutoLoRAEvalError(
-            f"'{pipeline.name}' is a {type(pipe).__name__}, which uses its own null prompt "
-            f"(got '{spec.null_prompt}'). Remove null_prompt."
-        )
-    return pipe
-
-
-def _unsupported(pipeline: Source, error: Exception) -> str:
-    """Return the message for a pipeline that diffusers cannot open."""
-    index = cached(pipeline, INDEX)
-    name = pipeline_class(index, pipeline.name) if index else "pipeline without an index"
-    version = f"diffusers {diffusers.__version__}"
-    if isinstance(error, AttributeError):
-        problem = f"is a '{name}', which {version} does not know."
-    elif isinstance(error, NotImplementedError) or "orkflow" in str(error):
-        problem = f"is a {name}, for which {version} has no text-to-image workflow."
-    elif "blocks" in str(error):
-        problem = f"is a {name}, for which {version} has no modular pipeline that takes a guider."
-    else:
-        problem = f"is a {name} that cannot be opened: {first_line(error).rstrip('.')}."
-    return f"'{pipeline.name}' {problem} {WHAT_WORKS}"
-
-
-def _check_components(pipe: ModularPipeline, reference: str) -> None:
-    """Check that every component was loaded.
-
-    diffusers only logs a component that fails to load, and SD3 then samples without that encoder
-    (modular_pipelines/modular_pipeline.py, load_components).
-    """
-    lost = [
-        name
-        for name, part in pipe._component_specs.items()
-        if part.default_creation_method == "from_pretrained"
-        and part.pretrained_model_name_or_path
-        and part.type_hint is not None
-        and getattr(pipe, name, None) is None
-    ]
-    if lost:
-        raise AutoLoRAEvalError(
-            f"'{reference}': {', '.join(lost)} could not be loaded: files are missing, damaged, "
-            "or not .safetensors. Download the model again, or write it with save_pretrained."
-        )
-
-
-def _check_size(pipe: ModularPipeline, model: ResolvedModel) -> None:
-    """Check that a pipeline of the hub has the size that the plan assumed for it."""
-    own = (getattr(pipe, "default_width", None), getattr(pipe, "default_height", None))
-    is_set = model.spec.width is not None and model.spec.height is not None
-    if model.pipeline.kind == "hub" and not is_set and None not in own and own != model.size:
-        raise AutoLoRAEvalError(
-            f"'{model.pipeline.name}' makes images of {own[0]}×{own[1]} pixels, but the plan "
-            f"assumed {model.size[0]}×{model.size[1]}. Set width and height of the model."
-        )
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def _guided(plan: Plan) -> None:
         check_pipeline(source, index)
         if index is not None and pipeline_class(index, source.name) not in TESTED:
             from autolora_eval._devices import quiet_libraries
-            from autolora_eval.generation.diffusion_pipeline import open_pipeline
+            from autolora_eval.generation.pipeline_loading import open_pipeline
 
             with quiet_libraries():
                 open_pipeline(source, model.spec)

@@ -159,7 +159,7 @@ def test_the_lists_are_those_of_diffusers(tmp_path: Path) -> None:
 
     from autolora_eval._sources import Source
     from autolora_eval.config.schema import Lora, Model
-    from autolora_eval.generation.diffusion_pipeline import open_pipeline
+    from autolora_eval.generation.pipeline_loading import open_pipeline
 
     names = {found.__name__ for mapping in SUPPORTED_TASKS_MAPPINGS for found in mapping.values()}
     assert {"FluxPipeline", "StableDiffusionPipeline", *TESTED} <= names
@@ -184,7 +184,7 @@ def test_a_null_prompt_that_would_be_dropped_is_refused(tmp_path: Path) -> None:
     """FLUX.2 klein takes a guider, and no null prompt but its own."""
     from autolora_eval._sources import Source
     from autolora_eval.config.schema import Lora, Model
-    from autolora_eval.generation.diffusion_pipeline import open_pipeline
+    from autolora_eval.generation.pipeline_loading import open_pipeline
 
     folder = str(named(tmp_path / "klein", "Flux2KleinPipeline"))
     source = Source(folder, "folder", folder)
@@ -198,7 +198,7 @@ def test_a_null_prompt_that_would_be_dropped_is_refused(tmp_path: Path) -> None:
 def test_code_in_a_pipelines_folder_is_not_run(tmp_path: Path) -> None:
     from autolora_eval._sources import Source
     from autolora_eval.config.schema import Lora, Model
-    from autolora_eval.generation.diffusion_pipeline import open_pipeline
+    from autolora_eval.generation.pipeline_loading import open_pipeline
 
     folder = named(tmp_path / "theirs", "StableDiffusionXLPipeline")
     code = {"ModularPipelineBlocks": "block.Block"}

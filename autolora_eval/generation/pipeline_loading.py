@@ -1,0 +1,119 @@
+"""Opens the pipeline of a model, and loads its components. Nothing here knows of LoRAs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import ModularPipeline
+
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._sources import Source, cached, first_line
+from autolora_eval.config.inputs import INDEX, WHAT_WORKS, no_guider, pipeline_class
+from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.schema import Model
+
+
+def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
+    """Load all components of a pipeline on the CPU.
+
+    Raises:
+        AutoLoRAEvalError: if no guider can act on the pipeline, or it is damaged.
+    """
+    spec = model.spec
+    pipe = open_pipeline(model.pipeline, spec)
+    networks = [
+        name
+        for name, component in pipe._component_specs.items()
+        if isinstance(component.type_hint, type)
+        and issubclass(component.type_hint, torch.nn.Module)
+    ]
+    options: dict[str, Any] = {"use_safetensors": dict.fromkeys(networks, True)}
+    if spec.variant is not None:
+        options["variant"] = dict.fromkeys(networks, spec.variant)
+    # from_pretrained uses its revision for model_index.json only, not for the components
+    # (modular_pipelines/modular_pipeline.py).
+    if spec.revision is not None:
+        options["revision"] = spec.revision
+    pipe.load_components(dtype=dtype, **options)
+    _check_components(pipe, model.pipeline.name)
+    _check_size(pipe, model)
+    # The stage draws one progress bar; diffusers would draw one per batch.
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
+    """Read the configuration of a pipeline. No weights are loaded.
+
+    Raises:
+        AutoLoRAEvalError: if it makes no images from text, takes no guider, or takes no null
+            prompt but the benchmark sets one.
+        OSError: if it is on the hub, and the hub cannot be reached.
+    """
+    try:
+        pipe = ModularPipeline.from_pretrained(
+            pipeline.location,
+            workflow="text2image",
+            revision=spec.revision,
+            trust_remote_code=False,
+        )
+    except (ValueError, AttributeError, NotImplementedError) as error:
+        raise AutoLoRAEvalError(_unsupported(pipeline, error)) from error
+    if "guider" not in pipe.component_names:
+        raise AutoLoRAEvalError(no_guider(pipeline.name, type(pipe).__name__))
+    if spec.null_prompt and "negative_prompt" not in pipe.blocks.input_names:
+        raise AutoLoRAEvalError(
+            f"'{pipeline.name}' is a {type(pipe).__name__}, which uses its own null prompt "
+            f"(got '{spec.null_prompt}'). Remove null_prompt."
+        )
+    return pipe
+
+
+def _unsupported(pipeline: Source, error: Exception) -> str:
+    """Return the message for a pipeline that diffusers cannot open."""
+    index = cached(pipeline, INDEX)
+    name = pipeline_class(index, pipeline.name) if index else "pipeline without an index"
+    version = f"diffusers {diffusers.__version__}"
+    if isinstance(error, AttributeError):
+        problem = f"is a '{name}', which {version} does not know."
+    elif isinstance(error, NotImplementedError) or "orkflow" in str(error):
+        problem = f"is a {name}, for which {version} has no text-to-image workflow."
+    elif "blocks" in str(error):
+        problem = f"is a {name}, for which {version} has no modular pipeline that takes a guider."
+    else:
+        problem = f"is a {name} that cannot be opened: {first_line(error).rstrip('.')}."
+    return f"'{pipeline.name}' {problem} {WHAT_WORKS}"
+
+
+def _check_components(pipe: ModularPipeline, reference: str) -> None:
+    """Check that every component was loaded.
+
+    diffusers only logs a component that fails to load, and SD3 then samples without that encoder
+    (modular_pipelines/modular_pipeline.py, load_components).
+    """
+    lost = [
+        name
+        for name, part in pipe._component_specs.items()
+        if part.default_creation_method == "from_pretrained"
+        and part.pretrained_model_name_or_path
+        and part.type_hint is not None
+        and getattr(pipe, name, None) is None
+    ]
+    if lost:
+        raise AutoLoRAEvalError(
+            f"'{reference}': {', '.join(lost)} could not be loaded: files are missing, damaged, "
+            "or not .safetensors. Download the model again, or write it with save_pretrained."
+        )
+
+
+def _check_size(pipe: ModularPipeline, model: ResolvedModel) -> None:
+    """Check that a pipeline of the hub has the size that the plan assumed for it."""
+    own = (getattr(pipe, "default_width", None), getattr(pipe, "default_height", None))
+    is_set = model.spec.width is not None and model.spec.height is not None
+    if model.pipeline.kind == "hub" and not is_set and None not in own and own != model.size:
+        raise AutoLoRAEvalError(
+            f"'{model.pipeline.name}' makes images of {own[0]}×{own[1]} pixels, but the plan "
+            f"assumed {model.size[0]}×{model.size[1]}. Set width and height of the model."
+        )
