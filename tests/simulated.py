@@ -126,9 +126,9 @@ class Design:
 
     Attributes:
         cell: generator and number of units → a cell.
-        truth: of such a cell, by measure.
+        truth: of such a cell, by metric.
         pair: generator and number of units → a cell and its baseline.
-        difference: what the pair differs by, by measure.
+        difference: what the pair differs by, by metric.
     """
 
     cell: Callable[..., Estimates]

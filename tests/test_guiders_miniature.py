@@ -59,8 +59,8 @@ def test_all_methods_are_in_one_table_with_their_nfe(run) -> None:
     assert table["nfe"].to_dict() == expected
     assert table["n_missing"].tolist() == table["n_unscored"].tolist() == [0] * 6
     assert table["guidance_scale"].dropna().tolist() == [3.0] * 6, "one CFG scale for all"
-    for measure in ("diversity", "pc", "sa", "div_pc", "div_sa"):
-        assert table[measure].notna().all()
+    for metric in ("diversity", "pc", "sa", "div_pc", "div_sa"):
+        assert table[metric].notna().all()
     compared = run.comparisons.query("baseline == 'LoRA+CFG'")["method"]
     assert set(compared) == expected.keys() - {"LoRA+CFG"}
 

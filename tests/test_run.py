@@ -116,7 +116,7 @@ def test_every_file_of_the_contract_is_there_and_opens(first: Run) -> None:
     assert folder.table("tex").read_text().count(r"\\") == 2 * len(CELLS) + 1
     assert len(pd.read_parquet(folder.scores)) == len(CELLS) * len(PROMPTS) * len(SEEDS)
     assert len(pd.read_csv(folder.diversity)) == len(CELLS) * len(PROMPTS)
-    assert pd.read_csv(folder.comparisons)["measure"].tolist() == ["diversity"]
+    assert pd.read_csv(folder.comparisons)["metric"].tolist() == ["diversity"]
     figures = sorted(folder.figures.glob("*.svg"))
     assert figures
     for figure in figures:

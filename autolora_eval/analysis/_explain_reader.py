@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
 from autolora_eval._files import Json, iterate_jsonl, path_inside, sha256_file
 from autolora_eval._text import join_names
-from autolora_eval.analysis.cell_estimates import BoundMeasure, References, diversity_of
-from autolora_eval.analysis.metric_columns import Measure, run_metrics
+from autolora_eval.analysis.cell_estimates import BoundMetric, References, diversity_of
+from autolora_eval.analysis.metric_columns import Metric, run_metrics
 from autolora_eval.analysis.scores import cell_judgements, scored_features
 from autolora_eval.runs.feature_file import CellFeatures
 from autolora_eval.runs.folder import Run
@@ -51,12 +51,12 @@ class RunReader:
         return [{str(k): v for k, v in row.items()} for row in self.run.table.to_dict("records")]
 
     @cached_property
-    def metrics(self) -> list[Measure]:
+    def metrics(self) -> list[Metric]:
         """The metrics of the result table, in its order."""
         return run_metrics(self.run.manifest)
 
     @property
-    def scores(self) -> list[Measure]:
+    def scores(self) -> list[Metric]:
         """The judge's scores."""
         return [metric for metric in self.metrics if metric.kind == "score"]
 
@@ -234,7 +234,7 @@ def recompute(reader: RunReader, cell: str) -> dict[str, float]:
 
 
 def _mean_diversity(
-    reader: RunReader, cell: str, metric_for: Callable[[pd.DataFrame], BoundMeasure]
+    reader: RunReader, cell: str, metric_for: Callable[[pd.DataFrame], BoundMetric]
 ) -> float:
     features = reader.features(cell)
     if features is None:

@@ -1,4 +1,4 @@
-"""The reference set that a measure of diversity compares a cell's images with: another cell's."""
+"""The reference set that a diversity metric compares a cell's images with: another cell's."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from autolora_eval.runs.feature_file import CellFeatures, Matrix
 from autolora_eval.scoring.diversity import Diversity, diversity, leave_one_out, unit_vectors
 from autolora_eval.scoring.diversity_metric import DiversityMetric
 
-BoundMeasure = Callable[[npt.ArrayLike], Diversity]
+BoundMetric = Callable[[npt.ArrayLike], Diversity]
 
 
 @dataclass(frozen=True)
 class References:
-    """Which images each cell's are compared with, by measures that need a reference set.
+    """Which images each cell's are compared with, by metrics that need a reference set.
 
     Attributes:
         cells: the reference's cell of each cell that has one.
@@ -37,18 +37,18 @@ class References:
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     features: Callable[[str], CellFeatures | None] = lambda cell: None
 
-    def bound(self, measure: DiversityMetric, images: pd.DataFrame) -> BoundMeasure:
-        """Return a measure of features alone; one that needs a reference set has got it.
+    def bound(self, metric: DiversityMetric, images: pd.DataFrame) -> BoundMetric:
+        """Return a metric of features alone; one that needs a reference set has got it.
 
         Args:
-            measure: any measure.
+            metric: any metric.
             images: rows of the scores, of one cell and prompt: what it is to be taken of.
         """
-        if not measure.against_reference:
-            return measure
+        if not metric.against_reference:
+            return metric
         cell, prompt_index = str(images["cell"].iloc[0]), int(images["prompt_index"].iloc[0])
         if cell in self.cells:
-            return partial(measure, reference=self._matrix(self.cells[cell], prompt_index))
+            return partial(metric, reference=self._matrix(self.cells[cell], prompt_index))
         is_one = cell in self.cells.values()
         why = "it is the reference itself" if is_one else "no reference has its swept parameters"
         return lambda features: Diversity(None, None, len(np.asarray(features)), why)
@@ -67,7 +67,7 @@ class References:
 
 
 Estimates = dict[str, Estimate]
-# A measure without a closed form is made anew for each unit left out: over more seeds than these
+# A metric without a closed form is made anew for each unit left out: over more seeds than these
 # they are left out in as many groups.
 MAX_GROUPS = 64
 SEED_GROUP = "seed group"
@@ -79,21 +79,21 @@ def prompt_diversities(
     extra: Iterable[DiversityMetric] = (),
     references: References | None = None,
 ) -> pd.DataFrame:
-    """Return equation (8) of every cell and prompt, and the other measures of diversity.
+    """Return equation (8) of every cell and prompt, and the other diversity metrics.
 
     Args:
         scores: one row an image.
         features: of each cell.
-        extra: the other measures.
+        extra: the other metrics.
         references: what those of them that need one are taken against.
 
     Returns:
         Columns cell, model, method, prompt_index, prompt, n, diversity, standard_error, reason;
-        of each other measure `<name>`, and `<name>_reason` where it is undefined; and
+        of each other metric `<name>`, and `<name>_reason` where it is undefined; and
         reference_cell, where any of them is taken against one.
     """
     others, known = list(extra), references or References()
-    against = any(measure.against_reference for measure in others)
+    against = any(metric.against_reference for metric in others)
     rows = []
     for (cell, prompt_index), images in scores.groupby(["cell", "prompt_index"], sort=False):
         found = diversity_of(images, features[str(cell)])
@@ -115,8 +115,8 @@ def prompt_diversities(
         )
     frame = pd.DataFrame(rows)
     types = {"diversity": "float64", "standard_error": "float64", "reason": "string"}
-    for measure in others:
-        types |= {measure.name: "float64", f"{measure.name}_reason": "string"}
+    for metric in others:
+        types |= {metric.name: "float64", f"{metric.name}_reason": "string"}
     return frame.astype(types)
 
 
@@ -127,8 +127,8 @@ def _measured(
     references: References,
 ) -> dict[str, float | str | None]:
     found = {
-        measure.name: diversity_of(images, features, references.bound(measure, images))
-        for measure in extra
+        metric.name: diversity_of(images, features, references.bound(metric, images))
+        for metric in extra
     }
     values: dict[str, float | str | None] = {}
     for name, one in found.items():
@@ -139,16 +139,16 @@ def _measured(
 def diversity_of(
     images: pd.DataFrame,
     features: CellFeatures,
-    measure: Callable[[npt.NDArray[np.float32]], Diversity] = diversity,
+    metric: Callable[[npt.NDArray[np.float32]], Diversity] = diversity,
 ) -> Diversity:
-    """Return a measure of some of a cell's images, those without features left out.
+    """Return a metric of some of a cell's images, those without features left out.
 
     Args:
         images: rows of the scores.
         features: the cell's features.
-        measure: features [N, D] → the measure; equation (8) where not given.
+        metric: features [N, D] → the metric; equation (8) where not given.
     """
-    return measure(features.of(images["image_id"]))
+    return metric(features.of(images["image_id"]))
 
 
 def cell_estimates(
@@ -159,14 +159,14 @@ def cell_estimates(
     extra: Sequence[DiversityMetric] = (),
     references: References | None = None,
 ) -> Estimates:
-    """Return a cell's diversity, mean scores, products and other measures of diversity, by column.
+    """Return a cell's diversity, mean scores, products and other diversity metrics, by column.
 
     Args:
         images: the cell's rows of the scores.
         prompts: the cell's rows of the prompts' diversities.
         features: the cell's features.
         score_columns: the judge's scores.
-        extra: the other measures of diversity, which the prompts' rows have too.
+        extra: the other diversity metrics, which the prompts' rows have too.
         references: what those of them that need one are taken against.
     """
     known = references or References()
@@ -184,11 +184,11 @@ def cell_estimates(
         score = ratio_estimate(sums[column].to_numpy(), counts[column].to_numpy(), units)
         estimates[column] = score
         estimates[f"div_{column}"] = product_estimate(spread, score)
-    for measure in extra:
-        estimates[measure.name] = (
-            mean_estimate(prompts[measure.name].to_numpy(), units)
+    for metric in extra:
+        estimates[metric.name] = (
+            mean_estimate(prompts[metric.name].to_numpy(), units)
             if len(prompts) > 1
-            else _measure_over_seeds(images, features, known.bound(measure, images))
+            else _metric_over_seeds(images, features, known.bound(metric, images))
         )
     return estimates
 
@@ -220,10 +220,10 @@ def _diversity_over_seeds(images: pd.DataFrame, features: CellFeatures) -> Estim
     return Estimate(found.value, without, names, scale="logit")
 
 
-def _measure_over_seeds(
-    images: pd.DataFrame, features: CellFeatures, measure: BoundMeasure
+def _metric_over_seeds(
+    images: pd.DataFrame, features: CellFeatures, metric: BoundMetric
 ) -> Estimate:
-    """Return a measure of one prompt's images and what it is without each seed, or group of seeds.
+    """Return a metric of one prompt's images and what it is without each seed, or group of seeds.
 
     Above `MAX_GROUPS` seeds the jackknife leaves out one of as many groups, each named by its
     first seed. The group of a seed follows from its place among the planned seeds, so that cells
@@ -237,9 +237,9 @@ def _measure_over_seeds(
     matrix = features.matrix[np.asarray(rows, dtype=np.intp)]
     groups = [group_of[seeds[features.ids[index]]] for index in rows]
     units = tuple(dict.fromkeys(groups))
-    value = measure(matrix).value
+    value = metric(matrix).value
     without = [
-        measure(matrix[[group != unit for group in groups]]).value if value is not None else None
+        metric(matrix[[group != unit for group in groups]]).value if value is not None else None
         for unit in units
     ]
     return Estimate(

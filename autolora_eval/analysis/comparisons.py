@@ -94,7 +94,7 @@ COLUMNS = (
     "method",
     "baseline",
     "baseline_cell",
-    "measure",
+    "metric",
     "n_units",
     "unit",
     "difference",
@@ -118,12 +118,12 @@ def compare_with_baseline(
 
     Args:
         cells: all cells.
-        estimates: of each cell, by measure.
+        estimates: of each cell, by metric.
         baseline: name of the baseline method.
         unit: `prompt` or `seed`: what the differences are paired over.
 
     Returns:
-        One row a cell and measure, with the columns of `COLUMNS`. `p_holm` is corrected over all
+        One row a cell and metric, with the columns of `COLUMNS`. `p_holm` is corrected over all
         rows of the table.
     """
     rows = []
@@ -132,7 +132,7 @@ def compare_with_baseline(
         if cell.id not in base:
             continue
         reference = estimates[base[cell.id]]
-        for measure, estimate in estimates[cell.id].items():
+        for metric, estimate in estimates[cell.id].items():
             rows.append(
                 {
                     "cell": cell.id,
@@ -140,9 +140,9 @@ def compare_with_baseline(
                     "method": cell.method,
                     "baseline": baseline,
                     "baseline_cell": base[cell.id],
-                    "measure": measure,
+                    "metric": metric,
                     "unit": estimate.unit or unit,
-                    **paired(estimate, reference[measure]),
+                    **paired(estimate, reference[metric]),
                 }
             )
     frame = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "p_holm"])
@@ -185,7 +185,7 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
         b: of the baseline.
 
     Returns:
-        n_units, the difference, its 95 % t-interval from the pseudo-values' differences, the
+        n_units, the difference, its 95% t-interval from the pseudo-values' differences, the
         p-value, the test it is of, the share of units where a is greater (ties count half), how
         many units are ties, and how many units a difference of this size and spread needs for that
         test to find it 80 times in 100.

@@ -12,14 +12,14 @@ from autolora_eval.runs.records import DiversityMetricRecord, ScoreRecord
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """A column of the result table.
 
     Attributes:
         column: its name.
         display_name: in figures and reports.
         label: short form for table heads.
-        kind: equation (8), a judged score, the product of the two, or another measure of diversity,
+        kind: equation (8), a judged score, the product of the two, or another diversity metric,
             which stands beside equation (8) and is in no product.
         higher_is_better: direction.
         low: least possible value.
@@ -42,7 +42,7 @@ class Measure:
         return "↑" if self.higher_is_better else "↓"
 
 
-DIVERSITY = Measure(
+DIVERSITY = Metric(
     column="diversity",
     display_name="Diversity",
     label="Div",
@@ -54,9 +54,9 @@ DIVERSITY = Measure(
 )
 
 
-def measures(
+def metrics_of(
     scores: Mapping[str, ScoreRecord], extra: Iterable[DiversityMetricRecord] = ()
-) -> list[Measure]:
+) -> list[Metric]:
     """Return the metrics of a run: diversity, each score, each product, the other diversities.
 
     Args:
@@ -67,14 +67,14 @@ def measures(
     return [DIVERSITY, *judged, *map(_product, judged), *map(_extra, extra)]
 
 
-def run_metrics(manifest: RunManifest) -> list[Measure]:
+def run_metrics(manifest: RunManifest) -> list[Metric]:
     """Return the metrics of a run, in the order of its tables."""
     scores = {} if manifest.rubric is None else manifest.rubric.scores
-    return measures(scores, manifest.diversity_metrics.values())
+    return metrics_of(scores, manifest.diversity_metrics.values())
 
 
-def _score(column: str, score: ScoreRecord) -> Measure:
-    return Measure(
+def _score(column: str, score: ScoreRecord) -> Metric:
+    return Metric(
         column=column,
         display_name=score.display_name,
         label=column.upper(),
@@ -86,8 +86,8 @@ def _score(column: str, score: ScoreRecord) -> Measure:
     )
 
 
-def _product(score: Measure) -> Measure:
-    return Measure(
+def _product(score: Metric) -> Metric:
+    return Metric(
         column=f"div_{score.column}",
         display_name=f"Diversity × {score.display_name}",
         label=f"Div-{score.label}",
@@ -99,8 +99,8 @@ def _product(score: Measure) -> Measure:
     )
 
 
-def _extra(metric: DiversityMetricRecord) -> Measure:
-    return Measure(
+def _extra(metric: DiversityMetricRecord) -> Metric:
+    return Metric(
         column=metric.name,
         display_name=metric.display_name,
         label=metric.label,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, format_swept_value, point_label, sanitize
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.runs.records import CellRecord
 
 SIGNIFICANCE = 0.05
@@ -39,7 +39,7 @@ class Comparison:
         units_needed: Number of units for 80% power at this effect size, rounded up.
     """
 
-    metric: Measure
+    metric: Metric
     method: str
     baseline: str
     difference: float | None
@@ -83,7 +83,7 @@ class Comparison:
         return low, high
 
 
-def read_comparison(row: Row, metric: Measure, method: str, baseline: str) -> Comparison:
+def read_comparison(row: Row, metric: Metric, method: str, baseline: str) -> Comparison:
     """Return a row of comparisons.csv as typed values.
 
     Args:
@@ -119,7 +119,7 @@ def _outcome(difference: float | None, low: float | None, high: float | None) ->
     return "higher" if low > 0.0 else "lower"
 
 
-def _units_ahead(row: Row, metric: Measure, outcome: Outcome) -> int | None:
+def _units_ahead(row: Row, metric: Metric, outcome: Outcome) -> int | None:
     """Return on how many units the method is ahead.
 
     A unit has no value of its own for a product of cell means, and for diversity over seeds, since
@@ -140,7 +140,7 @@ def round_up(n: int) -> int:
 
 
 def with_sentences(
-    comparisons: pd.DataFrame, cells: Sequence[CellRecord], metrics: Sequence[Measure]
+    comparisons: pd.DataFrame, cells: Sequence[CellRecord], metrics: Sequence[Metric]
 ) -> pd.DataFrame:
     """Return the comparisons with a column `sentence`.
 
@@ -159,7 +159,7 @@ def with_sentences(
         models = [cell.model] if several_models else []
         where = sanitize(", ".join([*models, *([_at(shared)] if shared else [])]))
         named = {str(key): value for key, value in row.items()}
-        metric = by_column[row["measure"]]
+        metric = by_column[row["metric"]]
         found = read_comparison(named, metric, _name(cell, base), _name(base, cell))
         sentences.append(say.sentence(found, where))
     return comparisons.assign(sentence=pd.array(sentences, dtype="string"))

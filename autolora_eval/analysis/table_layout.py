@@ -16,7 +16,7 @@ from autolora_eval._text import (
     parameter_label,
     point_label,
 )
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 
 Row = Mapping[str, Any]
 _COUNTS = {"NFE": "nfe", "Images": "n_images"}
@@ -118,7 +118,7 @@ class Results:
     """
 
     rows: Sequence[Row]
-    metrics: Sequence[Measure]
+    metrics: Sequence[Metric]
     sweep: Mapping[str, Sequence[str]]
     points: Mapping[str, Mapping[str, str]]
     reasons: Mapping[tuple[str, str], str]
@@ -166,7 +166,7 @@ def by_point(results: Results) -> Layout:
     by_model = {model: _point_rows(results, rows, methods)
                 for model, rows in group_by_model(results.rows).items()}  # fmt: skip
     labels = ("Model", *map(parameter_label, results.sweep))
-    columns: list[Measure | str] = [*results.metrics, *_COUNTS]
+    columns: list[Metric | str] = [*results.metrics, *_COUNTS]
     tables = []
     for column in columns:
         groups = tuple(
@@ -199,7 +199,7 @@ def _point_rows(
 
 
 def _point_row(
-    labels: tuple[str, ...], rows: Sequence[Row | None], column: Measure | str
+    labels: tuple[str, ...], rows: Sequence[Row | None], column: Metric | str
 ) -> TableRow:
     known = [row or {} for row in rows]
     if isinstance(column, str):
@@ -239,12 +239,12 @@ def _with_published(
     return TableRow(labels, tuple(found))
 
 
-def metric_head(metric: Measure) -> str:
+def metric_head(metric: Metric) -> str:
     """Return the head of a metric's column, with an arrow in the better direction."""
     return f"{metric.label} {metric.arrow}"
 
 
-def metric_cell(row: Row, metric: Measure, best: str | None) -> TableCell:
+def metric_cell(row: Row, metric: Metric, best: str | None) -> TableCell:
     """Return a metric's value with its interval.
 
     Args:
@@ -259,7 +259,7 @@ def metric_cell(row: Row, metric: Measure, best: str | None) -> TableCell:
     return TableCell(text, within, bold=text == best, cell=str(row["cell"]))
 
 
-def best_text(values: Sequence[object], metric: Measure) -> str | None:
+def best_text(values: Sequence[object], metric: Metric) -> str | None:
     """Return the best value as it is printed; None if fewer than two values are known."""
     known = [value for value in map(as_finite_float, values) if value is not None]
     if len(known) < 2:

@@ -20,7 +20,7 @@ from autolora_eval.analysis.cell_estimates import (
     prompt_mean_products,
 )
 from autolora_eval.analysis.comparisons import baseline_cells, compare_with_baseline
-from autolora_eval.analysis.metric_columns import Measure, run_metrics
+from autolora_eval.analysis.metric_columns import Metric, run_metrics
 from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import (
     join_scores,
@@ -99,7 +99,7 @@ def _row(
     scores: pd.DataFrame,
     prompts: pd.DataFrame,
     estimates: Estimates,
-    shown: Sequence[Measure],
+    shown: Sequence[Metric],
 ) -> dict[str, Any]:
     images = scores[scores["cell"] == cell.id]
     spread = prompts[prompts["cell"] == cell.id]
@@ -114,12 +114,12 @@ def _row(
         "n_undefined_prompts": int(spread["diversity"].isna().sum()),
         "nfe": cell.nfe if cell.nfe is not None else _counted_nfe(images),
     }
-    for measure in shown:
-        estimate, column = estimates[measure.column], measure.column
+    for metric in shown:
+        estimate, column = estimates[metric.column], metric.column
         # Few units make wide t-intervals: values outside the metric's range are cut off.
-        low, high = np.clip(estimate.interval(), measure.low, measure.high)
+        low, high = np.clip(estimate.interval(), metric.low, metric.high)
         row |= {column: estimate.value, f"{column}_low": low, f"{column}_high": high}
-    scores_shown = [measure.column for measure in shown if measure.kind == "score"]
+    scores_shown = [metric.column for metric in shown if metric.kind == "score"]
     return row | prompt_mean_products(images, spread, scores_shown)
 
 
@@ -153,7 +153,7 @@ def read_published(file: Path, manifest: RunManifest) -> tuple[pd.DataFrame, lis
         published = pd.read_csv(file, dtype={"model": str, "method": str})
     except ValueError as error:  # also pandas' own for a file that is empty or not a CSV file
         raise UsageError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
-    measured = [measure.column for measure in run_metrics(manifest)]
+    measured = [metric.column for metric in run_metrics(manifest)]
     parameters = [key for cell in manifest.cells for key in cell.parameters if key != "guider"]
     keys = [key for key in dict.fromkeys(("model", "method", *parameters)) if key in published]
     values = [column for column in published if column not in keys]
@@ -218,7 +218,7 @@ def _write_readable(
     manifest: RunManifest,
     folder: RunFolder,
     table: pd.DataFrame,
-    shown: Sequence[Measure],
+    shown: Sequence[Metric],
     reasons: Mapping[tuple[str, str], str],
 ) -> None:
     sweep = {
@@ -236,24 +236,24 @@ def _write_readable(
 
 
 def _reasons(
-    scores: pd.DataFrame, prompts: pd.DataFrame, table: pd.DataFrame, shown: Sequence[Measure]
+    scores: pd.DataFrame, prompts: pd.DataFrame, table: pd.DataFrame, shown: Sequence[Metric]
 ) -> dict[tuple[str, str], str]:
-    """Return why a cell has no value of a measure: the most frequent reason of its images."""
+    """Return why a cell has no value of a metric: the most frequent reason of its images."""
     frames = {"diversity": (prompts, "reason"), "score": (scores, "unscored_reason")}
-    extra = [f"{measure.column}_reason" for measure in shown if measure.kind == "extra"]
+    extra = [f"{metric.column}_reason" for metric in shown if metric.kind == "extra"]
     frames |= {column: (prompts, column) for column in extra}
     most = {kind: _reasons_of(frame, column) for kind, (frame, column) in frames.items()}
     found: dict[tuple[str, str], str] = {}
     for row in table.to_dict("records"):
-        for measure in shown:
+        for metric in shown:
             # A product lacks what its diversity lacks, or else what its score does.
-            of_score = measure.kind == "score" or (
-                measure.kind == "product" and bool(np.isfinite(row["diversity"]))
+            of_score = metric.kind == "score" or (
+                metric.kind == "product" and bool(np.isfinite(row["diversity"]))
             )
             lacking = "score" if of_score else "diversity"
-            why = most[f"{measure.column}_reason" if measure.kind == "extra" else lacking]
+            why = most[f"{metric.column}_reason" if metric.kind == "extra" else lacking]
             if row["cell"] in why:
-                found[row["cell"], measure.column] = why[row["cell"]]
+                found[row["cell"], metric.column] = why[row["cell"]]
     return found
 
 

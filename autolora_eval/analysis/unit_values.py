@@ -22,7 +22,7 @@ def unit_values(
     columns: Sequence[str],
     extra: Sequence[str] = (),
 ) -> dict[str, pd.DataFrame]:
-    """Return what each sampling unit contributes to a cell's measures, as comparisons count it.
+    """Return what each sampling unit contributes to a cell's metrics, as comparisons count it.
 
     Of prompts these are diversity, mean scores and, for products, the jackknife's pseudo-values;
     of one prompt's seeds the scores alone, since one image has no diversity.
@@ -31,10 +31,10 @@ def unit_values(
         scores: one row an image.
         diversity: one row a cell and prompt.
         columns: the judge's scores.
-        extra: the other measures of diversity.
+        extra: the other diversity metrics.
 
     Returns:
-        For each measure a table of units by cells; NaN where a unit has no value.
+        For each metric a table of units by cells; NaN where a unit has no value.
     """
     if diversity["prompt_index"].nunique() < 2:
         frame = scores.set_index(["seed", "cell"])
@@ -82,7 +82,7 @@ def sorted_differences(values: pd.DataFrame, cell: str, baseline: str) -> npt.ND
     """Return the differences of the units that both cells have, lowest first, float64 [n].
 
     Args:
-        values: of one measure, units by cells.
+        values: of one metric, units by cells.
         cell: what is compared.
         baseline: what it is compared with.
     """

@@ -16,7 +16,7 @@ from autolora_eval._text import (
     sanitize,
     truncate,
 )
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.analysis.sentences import Comparison
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
 
@@ -34,7 +34,7 @@ say, say_comparison = Sentences("findings"), Sentences("comparisons")
 # ---- Ranking
 
 
-def deciding_metric(view: RunView) -> Measure:
+def deciding_metric(view: RunView) -> Metric:
     """Return the metric that methods are ranked by if there must be a single one.
 
     As in the paper it is the product of diversity and score, for the first score; without a judge
@@ -44,7 +44,7 @@ def deciding_metric(view: RunView) -> Measure:
     return products[0] if products else view.metrics[0]
 
 
-def best_row(rows: Sequence[Row], metric: Measure) -> Row | None:
+def best_row(rows: Sequence[Row], metric: Metric) -> Row | None:
     """Return the row with the best value, the first of equals; None if no row has a value."""
     known = [row for row in rows if as_finite_float(row.get(metric.column)) is not None]
     sign = 1.0 if metric.higher_is_better else -1.0
@@ -59,7 +59,7 @@ def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def best_of_each_method(rows: Sequence[Row], metric: Measure) -> list[Row]:
+def best_of_each_method(rows: Sequence[Row], metric: Metric) -> list[Row]:
     """Return the best cell of each method of one model, or its first if none has a value."""
     return [best_row(alike, metric) or alike[0] for alike in by_method(rows).values()]
 
@@ -167,7 +167,7 @@ def winner_sentences(view: RunView) -> list[ComparisonSummary]:
     return found if left <= 0 else [*found, ComparisonSummary(say.more_models(left), [])]
 
 
-def _winner(view: RunView, model: str, metric: Measure) -> Winner | None:
+def _winner(view: RunView, model: str, metric: Metric) -> Winner | None:
     rows = view.models[model]
     first = best_row(rows, metric)
     if first is None:
@@ -199,7 +199,7 @@ def _model_name(view: RunView, model: str) -> str:
     return truncate(model, NAME_LENGTH) if len(view.models) > 1 else ""
 
 
-def _metric_name(metric: Measure) -> str:
+def _metric_name(metric: Metric) -> str:
     name = sanitize(metric.display_name)
     return name if metric.label == metric.display_name else f"{name} ({metric.label})"
 
@@ -211,12 +211,12 @@ def _cell_name(view: RunView, row: Row) -> str:
     return f"{name} at {point_label(point)}" if point else name
 
 
-def _value(row: Row, metric: Measure) -> str:
+def _value(row: Row, metric: Metric) -> str:
     within = format_interval(row.get(f"{metric.column}_low"), row.get(f"{metric.column}_high"))
     return f"{format_fixed(row.get(metric.column))} {within}".rstrip()
 
 
-def _comparison(view: RunView, row: Row, metric: Measure) -> Comparison | None:
+def _comparison(view: RunView, row: Row, metric: Metric) -> Comparison | None:
     return view.comparisons.get((row["cell"], metric.column))
 
 
@@ -266,7 +266,7 @@ def findings(view: RunView) -> list[ComparisonSummary]:
     for row in view.compared:
         if row["method"] != row["baseline"]:
             cells = groups.setdefault((str(row["model"]), str(row["method"])), {})
-            found = view.comparisons[row["cell"], row["measure"]]
+            found = view.comparisons[row["cell"], row["metric"]]
             cells.setdefault(str(row["cell"]), []).append(found)
     n_sentences = len(groups) * len(view.metrics)
     in_full = n_sentences <= SENTENCES_IN_FULL and all(len(c) == 1 for c in groups.values())
@@ -334,7 +334,7 @@ def _in_brief(found: Sequence[Comparison]) -> list[str]:
     return [say.group(name, briefs) for name, briefs in groups.items() if briefs]
 
 
-def _along(view: RunView, cells: ByCell, metric: Measure) -> str:
+def _along(view: RunView, cells: ByCell, metric: Metric) -> str:
     known = [
         (cell, found, found.difference)
         for cell, own in cells.items()

@@ -20,7 +20,7 @@ from autolora_eval._text import (
     parameter_label,
     truncate,
 )
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.report.gallery_data import Replies, Shown, shown_images
 from autolora_eval.report.run_view import (
     NAME_LENGTH,
@@ -99,7 +99,7 @@ class Gallery:
 
     shown: str
     filters: list[Filter]
-    scores: list[Measure]
+    scores: list[Metric]
     orders: list[Option]
     listed: list[ListedImage]
     data: dict[str, Any]
@@ -306,7 +306,7 @@ def _facts(view: RunView, row: Row) -> list[tuple[str, str]]:
     ]
 
 
-def _score(row: Row, score: Measure) -> str:
+def _score(row: Row, score: Metric) -> str:
     """Return a score, and the expected score if the judge gave probabilities."""
     value = as_finite_float(row.get(score.column))
     expected = as_finite_float(row.get(f"{score.column}_expected"))

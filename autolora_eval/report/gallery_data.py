@@ -10,7 +10,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import path_inside
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, truncate
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.report.run_view import (
     NAME_LENGTH,
     REASON_LENGTH,
@@ -221,7 +221,7 @@ def _by_image(rows: Iterable[Row]) -> ByImage:
     return {image: [repeats[n] for n in sorted(repeats)] for image, repeats in found.items()}
 
 
-def _shown(row: Row, n: int, total: int, cell: str, judged: Sequence[Measure]) -> ShownReply:
+def _shown(row: Row, n: int, total: int, cell: str, judged: Sequence[Metric]) -> ShownReply:
     raw = row.get("raw")
     raw = raw if isinstance(raw, str) else None
     about = say.reply(
@@ -241,7 +241,7 @@ def _shown(row: Row, n: int, total: int, cell: str, judged: Sequence[Measure]) -
     return ShownReply(truncate(about, 3 * REASON_LENGTH), raw, note)
 
 
-def _scores(row: Row, judged: Sequence[Measure]) -> str:
+def _scores(row: Row, judged: Sequence[Metric]) -> str:
     scores = row.get("scores")
     if not isinstance(scores, dict):
         return f"unscored: {in_words(row.get('reason')) or 'reason not recorded'}"

@@ -23,7 +23,7 @@ from autolora_eval.analysis.human_agreement import (
     RATERS_ALPHA,
     STATISTICS,
 )
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.analysis.reliability import ALL, TENTATIVE_ALPHA
 from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, TableRow
 from autolora_eval.report.report_tables import (
@@ -133,7 +133,7 @@ def _asked(view: RunView) -> str:
 # ---- Repeated replies
 
 
-def of_all_cells(view: RunView, score: Measure) -> Row:
+def of_all_cells(view: RunView, score: Metric) -> Row:
     """Return the row of reliability.csv on all cells together."""
     return row_where(view.reliability, score=score.column, cell=ALL)
 
@@ -162,7 +162,7 @@ def _repeat_sentences(view: RunView) -> list[str]:
     return sentences
 
 
-def _repeat_table(view: RunView, part: Sequence[Measure], repeated: bool, expected: bool) -> Table:
+def _repeat_table(view: RunView, part: Sequence[Metric], repeated: bool, expected: bool) -> Table:
     footnotes = Footnotes()
 
     def cells(cell: str) -> list[TableCell]:
@@ -213,7 +213,7 @@ def _human_agreement(view: RunView) -> Answer:
     return Answer(title, [say.ratings(*counts), *_people_sentences(view)], tables)
 
 
-def _rated(view: RunView) -> list[Measure]:
+def _rated(view: RunView) -> list[Metric]:
     columns = {row.get("score") for row in view.agreement}
     return [score for score in view.judged if score.column in columns]
 
@@ -248,7 +248,7 @@ def _agreement_table(view: RunView) -> Table:
 
 
 def _agreement_row(
-    view: RunView, score: Measure, compared: str, name: str, footnotes: Footnotes
+    view: RunView, score: Metric, compared: str, name: str, footnotes: Footnotes
 ) -> TableRow | None:
     """Return the statistics of the judge's or the expected score; None if there are none."""
     where = {"score": score.column, "compared": compared, "cell": ALL}
@@ -270,11 +270,11 @@ def _agreement_cell(row: Row, statistic: str, footnotes: Footnotes) -> TableCell
     return TableCell(format_fixed(row.get("value"), signed=signed), within, footnote=letter)
 
 
-def _bias_table(view: RunView, part: Sequence[Measure]) -> Table:
+def _bias_table(view: RunView, part: Sequence[Metric]) -> Table:
     footnotes = Footnotes()
     where = {"compared": JUDGE, "statistic": "bias"}
 
-    def cell(row: Row, score: Measure) -> TableCell:
+    def cell(row: Row, score: Metric) -> TableCell:
         found = row_where(view.agreement, score=score.column, cell=row["cell"], **where)
         n = pluralize(int(as_finite_float(found.get("n_images")) or 0), "image")
         return replace(_agreement_cell(found, "bias", footnotes), details=(n,))

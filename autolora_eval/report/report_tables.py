@@ -18,7 +18,7 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.analysis import table_layout
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.analysis.table_layout import (
     Footnote,
     Table,
@@ -77,7 +77,7 @@ def first_table(view: RunView) -> Table:
     return _by_cell(view, chosen, part, say.chosen(n, len(view.rows), metric.label))
 
 
-def _best_of_models(view: RunView, metric: Measure) -> dict[str, list[Row]]:
+def _best_of_models(view: RunView, metric: Metric) -> dict[str, list[Row]]:
     """Return the best cell of each method, as many as there is room for, the baseline's first."""
     sign = -1.0 if metric.higher_is_better else 1.0
 
@@ -117,7 +117,7 @@ def is_by_point(view: RunView) -> bool:
 
 
 def _by_cell(
-    view: RunView, models: Mapping[str, Sequence[Row]], part: Sequence[Measure], chosen: str = ""
+    view: RunView, models: Mapping[str, Sequence[Row]], part: Sequence[Metric], chosen: str = ""
 ) -> Table:
     footnotes = Footnotes()
     groups = []
@@ -137,7 +137,7 @@ def _by_cell(
 
 
 def _value(
-    view: RunView, row: Row, metric: Measure, best: str | None, footnotes: Footnotes
+    view: RunView, row: Row, metric: Metric, best: str | None, footnotes: Footnotes
 ) -> TableCell:
     cell = metric_cell(row, metric, best)
     if cell.text == DASH:
@@ -146,7 +146,7 @@ def _value(
     return cell if cell.interval else replace(cell, details=("no interval",))
 
 
-def _why_missing(view: RunView, row: Row, metric: Measure) -> str:
+def _why_missing(view: RunView, row: Row, metric: Metric) -> str:
     """Return why a cell lacks a metric; a product lacks what its factors lack."""
     cell = row["cell"]
     if metric.kind == "extra":
@@ -184,7 +184,7 @@ def _by_point(view: RunView) -> list[Table]:
     ]
 
 
-def _point_table(view: RunView, table: Table, metric: Measure, notes: Sequence[str]) -> Table:
+def _point_table(view: RunView, table: Table, metric: Metric, notes: Sequence[str]) -> Table:
     """Return a table of the layout with the model in the group's name instead of a column."""
     groups = [
         TableGroup(
@@ -224,7 +224,7 @@ def published_table(view: RunView) -> Table | None:
         if any(as_finite_float(r.get(f"{metric.column}_published")) is not None for r in view.rows)
     ]
 
-    def cell(row: Row, metric: Measure) -> TableCell:
+    def cell(row: Row, metric: Metric) -> TableCell:
         column = metric.column
         ours, published = (
             as_finite_float(row.get(column)),
@@ -245,7 +245,7 @@ def difference_tables(view: RunView) -> list[Table]:
     if not view.comparisons:
         return []
 
-    def cell(row: Row, metric: Measure) -> TableCell:
+    def cell(row: Row, metric: Metric) -> TableCell:
         if row["method"] == view.baseline:
             return TableCell("baseline")
         found = view.comparisons.get((row["cell"], metric.column))
@@ -293,7 +293,7 @@ def accounting_table(view: RunView) -> Table:
 # ---- Shared by all tables of a report
 
 
-def in_parts(metrics: Sequence[Measure]) -> list[Sequence[Measure]]:
+def in_parts(metrics: Sequence[Metric]) -> list[Sequence[Metric]]:
     """Return metrics in parts that fit the width of a page."""
     return [metrics[n : n + METRICS_PER_TABLE] for n in range(0, len(metrics), METRICS_PER_TABLE)]
 
@@ -325,8 +325,8 @@ def _merge_rows(rows: tuple[TableRow, ...]) -> tuple[TableRow, ...]:
 def _metric_table(
     view: RunView,
     caption: str,
-    part: Sequence[Measure],
-    cell: Callable[[Row, Measure], TableCell],
+    part: Sequence[Metric],
+    cell: Callable[[Row, Metric], TableCell],
     rows: Sequence[Row] | None = None,
 ) -> Table:
     shown = None if rows is None else {row["cell"] for row in rows}

@@ -18,7 +18,7 @@ from autolora_eval._text import (
     sanitize,
     truncate,
 )
-from autolora_eval.analysis.metric_columns import Measure, run_metrics
+from autolora_eval.analysis.metric_columns import Metric, run_metrics
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
 from autolora_eval.analysis.sentences import Comparison, read_comparison
 from autolora_eval.report.figures._base import FigureData
@@ -45,7 +45,7 @@ class RunView:
     """
 
     run: Run
-    metrics: list[Measure]
+    metrics: list[Metric]
 
     @property
     def manifest(self) -> RunManifest:
@@ -84,14 +84,14 @@ class RunView:
         """The comparisons with the baseline, by cell and metric column."""
         by_column = {metric.column: metric for metric in self.metrics}
         return {
-            (row["cell"], row["measure"]): read_comparison(
+            (row["cell"], row["metric"]): read_comparison(
                 row,
-                by_column[row["measure"]],
+                by_column[row["metric"]],
                 truncate(row["method"], NAME_LENGTH),
                 truncate(row["baseline"], NAME_LENGTH),
             )
             for row in self.compared
-            if row["measure"] in by_column
+            if row["metric"] in by_column
         }
 
     @cached_property
@@ -100,7 +100,7 @@ class RunView:
         return {row["cell"]: row["baseline_cell"] for row in self.compared}
 
     @property
-    def judged(self) -> list[Measure]:
+    def judged(self) -> list[Metric]:
         """The judge's scores; empty without a judge."""
         return [metric for metric in self.metrics if metric.kind == "score"]
 

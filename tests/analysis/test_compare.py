@@ -106,7 +106,7 @@ def test_two_halves_compared_are_the_whole(
     assert list(left.index) == list(right.index)
     for column in MEASURED:
         assert left[column].tolist() == right[column].tolist()
-    keys = ["cell", "baseline_cell", "measure", "difference", "low", "high", "p_value", "win_rate"]
+    keys = ["cell", "baseline_cell", "metric", "difference", "low", "high", "p_value", "win_rate"]
     assert ours.comparisons[keys].to_dict("list") == theirs.comparisons[keys].to_dict("list")
 
 

@@ -42,7 +42,7 @@ def runs(
 
 
 def rate(folder: RunFolder) -> None:
-    folder.agreement.write_text("measure,statistic\n")
+    folder.agreement.write_text("metric,statistic\n")
     counts = {"ratings": 1, "images": 1, "raters": 1}
     files = {"ratings_file": "a.csv", "ratings_sha256": "", "scores_sha256": ""}
     folder.update_manifest(agreement=counts | files)
@@ -54,7 +54,7 @@ def test_ratings_and_notes_stay_where_the_images_do(runs: Runs, tmp_path: Path) 
     rate(RunFolder(joint))
     (joint / "notes.txt").write_text("mine")
     compare(both, joint)
-    assert (joint / "agreement.csv").read_text() == "measure,statistic\n"
+    assert (joint / "agreement.csv").read_text() == "metric,statistic\n"
     assert (joint / "notes.txt").read_text() == "mine"
 
 

@@ -26,7 +26,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "run_folder.md"
 METHODS = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
 FILES = ("table.parquet", "scores.parquet", "comparisons.csv", "diversity.csv", "timings.csv")
 EXTRA = ["vendi", "coverage"]
-ONLY_SOMETIMES = ("<score>_expected", "<measure>_published")
+ONLY_SOMETIMES = ("<score>_expected", "<metric>_published")
 
 
 @pytest.fixture
@@ -61,12 +61,12 @@ def documented(file: str) -> dict[str, str]:
 
 
 def expanded(columns: dict[str, str], plan: Plan) -> dict[str, str]:
-    """Return the columns with the run's scores, measures and parameters in place of <…>."""
+    """Return the columns with the run's scores, metrics and parameters in place of <…>."""
     assert plan.benchmark.rubric is not None
     scores = list(plan.benchmark.rubric.scores)
     names = {
         "<score>": scores,
-        "<measure>": ["diversity", *scores, *(f"div_{score}" for score in scores), *EXTRA],
+        "<metric>": ["diversity", *scores, *(f"div_{score}" for score in scores), *EXTRA],
         "<extra>": EXTRA,
         "<parameter>": list(dict.fromkeys(n for cell in plan.cells for n in cell.columns)),
     }

@@ -148,11 +148,11 @@ def test_every_estimate_equals_recomputation_without_each_unit(
 ) -> None:
     images, features = cell(sizes)
     whole = measured(images, features)
-    for measure, estimate in estimates(images, features).items():
-        assert estimate.value == pytest.approx(whole[measure], abs=1e-10), measure
+    for metric, estimate in estimates(images, features).items():
+        assert estimate.value == pytest.approx(whole[metric], abs=1e-10), metric
         assert set(estimate.units) <= set(images[column])
-        without = [measured(images[images[column] != u], features)[measure] for u in estimate.units]
-        assert estimate.leave_one_out == pytest.approx(without, abs=1e-10), measure
+        without = [measured(images[images[column] != u], features)[metric] for u in estimate.units]
+        assert estimate.leave_one_out == pytest.approx(without, abs=1e-10), metric
 
 
 def test_only_contributing_units_are_listed() -> None:

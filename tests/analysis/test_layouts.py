@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from autolora_eval.analysis.metric_columns import DIVERSITY, Measure, measures
+from autolora_eval.analysis.metric_columns import DIVERSITY, Metric, metrics_of
 from autolora_eval.analysis.table_layout import (
     Layout,
     Results,
@@ -22,7 +22,7 @@ from autolora_eval.analysis.table_layout import (
 from autolora_eval.analysis.table_text import latex, markdown
 from autolora_eval.scoring.rubric import Score
 
-PC, ERRORS = measures(
+PC, ERRORS = metrics_of(
     {
         "pc": Score(key="PC", display_name="Prompt correspondence"),
         "er": Score(key="ER", display_name="Errors", higher_is_better=False),
@@ -45,7 +45,7 @@ def row(method: str, model: str = "A", point: str = "", **values: float) -> dict
     }
 
 
-def one_model(*rows: dict[str, Any], metrics: tuple[Measure, ...] = (DIVERSITY, PC)) -> Results:
+def one_model(*rows: dict[str, Any], metrics: tuple[Metric, ...] = (DIVERSITY, PC)) -> Results:
     reasons = {("A--c", "pc"): "no_json", ("A--c", "diversity"): "has 1 image"}
     return Results(rows, metrics, {}, {row["cell"]: {} for row in rows}, reasons)
 

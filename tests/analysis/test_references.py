@@ -54,7 +54,7 @@ def make(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., tuple[Plan, RunFolder]]:
-    """A function that returns plan and run folder of a benchmark with a measure of its own."""
+    """A function that returns plan and run folder of a benchmark with a metric of its own."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "a_reach", raising=False)
     (workplace / "a_reach.py").write_text(REACH, encoding="utf-8")
@@ -91,7 +91,7 @@ def test_the_reference_itself_has_no_value_with_a_reason(make) -> None:
     assert own["reach"].isna().all()
     assert set(own["reach_reason"]) == {"it is the reference itself"}
     assert run.table.set_index("method")["reach"].isna().tolist() == [True, False]
-    compared = run.comparisons.set_index("measure").loc["reach"]
+    compared = run.comparisons.set_index("metric").loc["reach"]
     assert np.isnan(compared["difference"])
     write_report(folder)
     page = folder.report_html.read_text(encoding="utf-8")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autolora_eval.analysis.metric_columns import DIVERSITY, Measure, measures
+from autolora_eval.analysis.metric_columns import DIVERSITY, Metric, metrics_of
 from autolora_eval.analysis.sentences import read_comparison, round_up, say
 from autolora_eval.scoring.rubric import Score
 
-_, PC, DIV_PC = measures({"pc": Score(key="prompt", display_name="Prompt correspondence")})
-_, BAD, _ = measures({"bad": Score(key="bad", display_name="Badness", higher_is_better=False)})
+_, PC, DIV_PC = metrics_of({"pc": Score(key="prompt", display_name="Prompt correspondence")})
+_, BAD, _ = metrics_of({"bad": Score(key="bad", display_name="Badness", higher_is_better=False)})
 
 
 def row(difference: float, low: float, high: float, **more: object) -> dict[str, object]:
@@ -79,7 +79,7 @@ CASES = {
 
 @pytest.mark.parametrize(("metric", "found", "expected"), CASES.values(), ids=CASES)
 def test_the_sentence_of_a_comparison(
-    metric: Measure, found: dict[str, object], expected: str
+    metric: Metric, found: dict[str, object], expected: str
 ) -> None:
     comparison = read_comparison(found, metric, "AutoLoRA", "CFG")
     assert say.sentence(comparison, "") == expected

@@ -76,7 +76,7 @@ def test_the_sentence_of_a_comparison_says_where_on_the_sweep_it_is(
     assert (found["sentence"].str.len() > 0).all()
     row = found[
         (found["cell"] == "A--AutoLoRA--lora_scale=0.4--interval=0-0.5")
-        & (found["measure"] == "diversity")
+        & (found["metric"] == "diversity")
     ]
     told = row["sentence"].iloc[0]
     assert told.startswith("LoRA scale 0.4: ")
@@ -133,7 +133,7 @@ def test_the_difference_is_that_of_the_two_rows(
         a, b = (table.loc[row[key]] for key in ("cell", "baseline_cell"))
         assert a["lora_scale"] == b["lora_scale"]
         assert (b["method"], b["model"]) == ("CFG", a["model"])
-        difference = a[row["measure"]] - b[row["measure"]]
+        difference = a[row["metric"]] - b[row["metric"]]
         assert row["difference"] == pytest.approx(difference, abs=1e-9)
 
 
@@ -261,8 +261,8 @@ def test_the_papers_values_stand_beside_the_shipped_benchmarks(
             for line in published
             if all(line.get(key) in (None, str(row[key])) for key in same)
         ]
-        for measure in set(line) & {"diversity", "cps", "pc", "sa", "div_cps", "div_pc", "div_sa"}:
-            assert row[f"{measure}_published"] == float(line[measure])
+        for metric in set(line) & {"diversity", "cps", "pc", "sa", "div_cps", "div_pc", "div_sa"}:
+            assert row[f"{metric}_published"] == float(line[metric])
         assert row["guidance_scale"] in (5.0, 7.0) or row["method"] in ("LoRA", "AutoLoRA")
         assert row.get("autolora_scale", 1.5) == 1.5 or row["method"] in ("LoRA", "LoRA+CFG", "CFG")
 

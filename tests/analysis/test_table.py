@@ -78,8 +78,8 @@ def test_the_table_has_the_columns_of_the_contract(plan: Plan, whole: RunFolder)
     parameters = ["guidance_scale", "autolora_scale", "base_guidance_scale", "start", "stop"]
     counts = ["n_images", "n_missing", "n_unscored", "n_undefined_prompts", "nfe"]
     measured = [
-        f"{measure}{suffix}"
-        for measure in ("diversity", "pc", "div_pc")
+        f"{metric}{suffix}"
+        for metric in ("diversity", "pc", "div_pc")
         for suffix in ("", "_low", "_high")
     ]
     columns = {*stated, *parameters, *counts, *measured, "div_pc_prompt_mean"}
@@ -161,8 +161,8 @@ def test_a_cell_without_any_image_is_null_everywhere(plan: Plan, tmp_path: Path)
     tables(plan, folder)
     row = rows(folder)[AUTO]
     assert [row["n_images"], row["n_missing"], row["n_unscored"]] == ["6", "6", "6"]
-    for measure in ("diversity", "pc", "div_pc"):
-        assert [row[f"{measure}{suffix}"] for suffix in ("", "_low", "_high")] == [""] * 3
+    for metric in ("diversity", "pc", "div_pc"):
+        assert [row[f"{metric}{suffix}"] for suffix in ("", "_low", "_high")] == [""] * 3
     table = pd.read_parquet(folder.table("parquet")).set_index("cell")
     assert table.loc[AUTO, ["diversity", "pc", "div_pc"]].isna().all()
     auto = folder.table("md").read_text().splitlines()[3].split(" | ")
@@ -261,10 +261,10 @@ def test_one_prompt_compares_seeds(plan: Plan, whole: RunFolder) -> None:
     tables(plan, whole)
     compared = pd.read_csv(whole.comparisons)
     assert set(compared["unit"]) == {"prompt"}
-    assert compared["measure"].tolist() == ["diversity", "pc", "div_pc"]
+    assert compared["metric"].tolist() == ["diversity", "pc", "div_pc"]
     table = pd.read_parquet(whole.table("parquet")).set_index("cell")
     for row in compared.to_dict("records"):
-        difference = table.loc[AUTO, row["measure"]] - table.loc[BASE, row["measure"]]
+        difference = table.loc[AUTO, row["metric"]] - table.loc[BASE, row["metric"]]
         assert row["difference"] == pytest.approx(difference, rel=1e-9)
 
 

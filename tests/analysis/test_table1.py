@@ -38,12 +38,12 @@ def test_table_1_has_its_48_cells_where_the_paper_has_them(tmp_path: Path, name:
     assert len(table) == 48
     found = blocks(folder.table("md").read_text(encoding="utf-8"))
     assert list(found) == [*METRICS, "NFE", "Images"]
-    for heading, measure in METRICS.items():
+    for heading, metric in METRICS.items():
         head, *rows = found[heading]
         assert head == ["Model", "LoRA scale", *METHODS]
         ours = [row for row in rows if row[1] in SCALES]
         assert [row[1] for row in ours] == SCALES
-        values = table.set_index(["lora_scale", "method"])[measure]
+        values = table.set_index(["lora_scale", "method"])[metric]
         for _, scale, *texts in ours:
             without = [text.split(" [")[0] for text in texts]
             assert without == [f"{values[float(scale), method]:.3f}" for method in METHODS]
@@ -58,7 +58,7 @@ def test_the_papers_48_values_stand_below_ours(tmp_path: Path) -> None:
     with plan.benchmark.published.open(encoding="utf-8", newline="") as stream:
         published = list(csv.DictReader(stream))
     assert len(published) == 48
-    for heading, measure in METRICS.items():
+    for heading, metric in METRICS.items():
         rows = [row[-4:] for row in found[heading] if "published" in row]
-        assert [text for row in rows for text in row] == [line[measure] for line in published]
+        assert [text for row in rows for text in row] == [line[metric] for line in published]
         assert len([row for row in found[heading] if "difference" in row]) == len(SCALES)

@@ -182,7 +182,7 @@ def _comparisons(
             "model": model,
             "method": method,
             "baseline": baseline,
-            "measure": column,
+            "metric": column,
             "n_units": n_prompts,
             "unit": "prompt",
             "difference": signs[column] * (0.061 + 0.01 * n),

@@ -297,7 +297,7 @@ def test_of_48_cells_the_best_of_each_method_is_shown(sweep: RunFolder) -> None:
 
 def test_along_a_sweep_it_counts_where_a_method_is_ahead(sweep: RunFolder) -> None:
     rows = open_run(sweep.path).comparisons
-    rows = rows[(rows["method"] == "LoRA") & (rows["measure"] == "diversity")]
+    rows = rows[(rows["method"] == "LoRA") & (rows["metric"] == "diversity")]
     significant = (rows["p_holm"] < 0.05) & ((rows["low"] > 0) | (rows["high"] < 0))
     most = rows.loc[rows["difference"].idxmax()]
     assert rows["difference"].median() > 0
@@ -315,7 +315,7 @@ def test_ties_along_a_sweep_do_not_change_its_direction(tmp_path: Path, sweep: R
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(sweep.path, folder.path, ignore=shutil.ignore_patterns("images", "distinct"))
     rows = pd.read_csv(folder.comparisons)
-    own = rows.index[(rows["method"] == "LoRA") & (rows["measure"] == "diversity")]
+    own = rows.index[(rows["method"] == "LoRA") & (rows["metric"] == "diversity")]
     rows.loc[own, "difference"] = [0.1, *[-0.2] * 4, *[0.0] * 7]
     rows.loc[own, "low"], rows.loc[own, "high"] = (rows["difference"] + d for d in (-0.1, 0.1))
     rows.loc[own, "p_holm"] = 0.01
@@ -348,7 +348,7 @@ def test_cells_of_equal_nfe_are_one_row_of_the_cost_table(sweep: RunFolder) -> N
 def test_the_sentence_of_a_comparison_stands_in_its_table(sweep: RunFolder) -> None:
     rows = pd.read_csv(sweep.comparisons)
     assert rows["sentence"].notna().all()
-    row = rows[(rows["method"] == "LoRA") & (rows["measure"] == "diversity")].iloc[0]
+    row = rows[(rows["method"] == "LoRA") & (rows["metric"] == "diversity")].iloc[0]
     size = f"by {abs(row['difference']):.3f} ["
     assert (size in row["sentence"]) == (row["low"] > 0 or row["high"] < 0)
     assert row["sentence"].startswith("LoRA scale 0.2: ")

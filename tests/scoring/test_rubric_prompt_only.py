@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autolora_eval._resources import shipped_root
-from autolora_eval.analysis.metric_columns import measures
+from autolora_eval.analysis.metric_columns import metrics_of
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.reply import parse_reply
@@ -55,5 +55,5 @@ def test_benchmark_uses_it_by_name(
     judge = {"rubric": NAME, "model": "some-vlm"}
     loaded = load_benchmark(write_benchmark(benchmark_data | {"judge": judge}))
     assert loaded.rubric is not None
-    found = [measure.column for measure in measures(loaded.rubric.scores)]
+    found = [metric.column for metric in metrics_of(loaded.rubric.scores)]
     assert found == ["diversity", "pc", "div_pc"]

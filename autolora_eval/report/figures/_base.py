@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autolora_eval._text import join_names, parameter_label, point_label
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.report.figures._style import short, values
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class FigureData:
     """
 
     table: pd.DataFrame
-    metrics: Sequence[Measure]
+    metrics: Sequence[Metric]
     points: Points
     labels: Mapping[str, str]
     scores: pd.DataFrame

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,18 +193,18 @@ def ink(colour: str) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def axis_title(metric: Measure) -> str:
-    """Return the name of a measure with its direction."""
+def axis_title(metric: Metric) -> str:
+    """Return the name of a metric with its direction."""
     return f"{short(metric.display_name, 60)} {metric.arrow}"
 
 
-def label_title(metric: Measure) -> str:
-    """Return the short name of a measure with its direction."""
+def label_title(metric: Metric) -> str:
+    """Return the short name of a metric with its direction."""
     return f"{short(metric.label)} {metric.arrow}"
 
 
-def panel_titles(metrics: Sequence[Measure], columns: int) -> list[str]:
-    """Return what to write above panels of measures: short names where the long do not fit."""
+def panel_titles(metrics: Sequence[Metric], columns: int) -> list[str]:
+    """Return what to write above panels of metrics: short names where the long do not fit."""
     room = 72 * (WIDTH / columns - 0.2)
     titles = [axis_title(metric) for metric in metrics]
     fit = all(text_size(title, 7.5)[0] < room for title in titles)
@@ -302,6 +302,6 @@ def clip_axis(axis: Axes, cells: pd.DataFrame, column: str) -> None:
         axis.set_ylim(*found)
 
 
-def clipped_labels(cells: pd.DataFrame, metrics: Sequence[Measure]) -> list[str]:
+def clipped_labels(cells: pd.DataFrame, metrics: Sequence[Metric]) -> list[str]:
     """Return the labels of the metrics with clipped intervals."""
     return [metric.label for metric in metrics if clipped_limits(cells, metric.column)]

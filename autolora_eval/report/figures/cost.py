@@ -1,4 +1,4 @@
-"""Every measure against what an image costs: denoiser passes, and seconds where they were taken."""
+"""Every metric against what an image costs: denoiser passes, and seconds where they were taken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import join_names
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
 from autolora_eval.report.figures._base import (
     Drawing,
@@ -84,7 +84,7 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
         )
 
 
-def _draw(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -> Figure:
+def _draw(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Metric]) -> Figure:
     both = len(costs) > 1
     n_columns = len(costs) if both else min(len(metrics), COLUMNS)
     n_rows = len(metrics) if both else -(-len(metrics) // n_columns)
@@ -122,7 +122,7 @@ def _draw(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -
     return figure
 
 
-def _caption(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -> str:
+def _caption(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Metric]) -> str:
     unknown = [c.display_name for c in COSTS if not np.isfinite(values(data.table, c.column)).any()]
     columns = [*(cost.column for cost in costs), *(metric.column for metric in metrics)]
     return say.cost(
@@ -134,7 +134,7 @@ def _caption(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]
     )
 
 
-def _text(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Measure]) -> str:
+def _text(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Metric]) -> str:
     found = []
     for cost in costs:
         x = values(data.table, cost.column)

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import join_names
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.analysis.unit_values import sorted_differences, unit_values
 from autolora_eval.report.figures._base import (
     Drawing,
@@ -113,7 +113,7 @@ def _unit(data: FigureData) -> str:
 def _draw(
     data: FigureData,
     rows: Sequence[_Row],
-    metrics: Sequence[Measure],
+    metrics: Sequence[Metric],
     units: Mapping[str, pd.DataFrame],
 ) -> Figure:
     key = _key(data, rows, units)
@@ -190,7 +190,7 @@ def _most_dots(rows: Sequence[_Row]) -> int:
     return DOTS if len(rows) <= FEW_ROWS else DOTS_IN_LOW_ROWS
 
 
-def _means(axis: Axes, data: FigureData, rows: Sequence[_Row], metric: Measure) -> None:
+def _means(axis: Axes, data: FigureData, rows: Sequence[_Row], metric: Metric) -> None:
     """Draw the differences of the comparisons with their intervals, as they are given."""
     compared = _of_metric(data, [row.cell for row in rows], metric)
     places = np.arange(len(rows), dtype=np.float64)
@@ -202,9 +202,9 @@ def _means(axis: Axes, data: FigureData, rows: Sequence[_Row], metric: Measure) 
         axis.plot(x, places, label=DIFFERENCE_LABEL, zorder=4, **_diamond(filled))
 
 
-def _of_metric(data: FigureData, cells: Sequence[str], metric: Measure) -> pd.DataFrame:
+def _of_metric(data: FigureData, cells: Sequence[str], metric: Metric) -> pd.DataFrame:
     """Return the comparisons of cells by one metric, a row of NaN where there is none."""
-    compared = data.comparisons[data.comparisons["measure"] == metric.column]
+    compared = data.comparisons[data.comparisons["metric"] == metric.column]
     return compared.drop_duplicates("cell").set_index("cell").reindex(list(cells))
 
 
@@ -246,7 +246,7 @@ def _key(data: FigureData, rows: Sequence[_Row], units: Mapping[str, pd.DataFram
 def _caption(
     data: FigureData,
     rows: Sequence[_Row],
-    metrics: Sequence[Measure],
+    metrics: Sequence[Metric],
     units: Mapping[str, pd.DataFrame],
 ) -> str:
     return say.paired(
@@ -261,16 +261,16 @@ def _caption(
 
 
 def _missing(
-    data: FigureData, rows: Sequence[_Row], metrics: Sequence[Measure]
+    data: FigureData, rows: Sequence[_Row], metrics: Sequence[Metric]
 ) -> tuple[list[str], int]:
     """Return the names of rows that lack a difference, and how many more there are."""
     known = data.comparisons[np.isfinite(values(data.comparisons, "difference"))]
-    have = set(known[["cell", "measure"]].itertuples(index=False, name=None))
+    have = set(known[["cell", "metric"]].itertuples(index=False, name=None))
     names = [row.label for row in rows if any((row.cell, m.column) not in have for m in metrics)]
     return names[:NAMES_LISTED], max(0, len(names) - NAMES_LISTED)
 
 
-def _text(data: FigureData, rows: Sequence[_Row], metrics: Sequence[Measure]) -> str:
+def _text(data: FigureData, rows: Sequence[_Row], metrics: Sequence[Metric]) -> str:
     """Count how many cells are certainly above and below the baseline in each metric."""
     cells = [row.cell for row in rows]
     counts = []

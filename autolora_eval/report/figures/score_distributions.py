@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import join_names
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind, swept_names
 from autolora_eval.report.figures._style import (
     GREY,
@@ -170,7 +170,7 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
             )
 
 
-def _of_cells(data: FigureData, score: Measure) -> tuple[Levels, Floats]:
+def _of_cells(data: FigureData, score: Metric) -> tuple[Levels, Floats]:
     """Return the levels of a score, and the shares of every cell of the table on them."""
     found = values(data.scores, score.column)
     on = levels(found, float(score.low), float(score.high))
@@ -179,7 +179,7 @@ def _of_cells(data: FigureData, score: Measure) -> tuple[Levels, Floats]:
     return on, shares(found[known], cells[known], len(data.table), on)
 
 
-def _draw(data: FigureData, sheet: Sequence[Sequence[_Group]], scores: Sequence[Measure]) -> Figure:
+def _draw(data: FigureData, sheet: Sequence[Sequence[_Group]], scores: Sequence[Metric]) -> Figure:
     found = {score: _of_cells(data, score) for score in scores}
     one = len(scores) == 1
     n_columns = max(map(len, sheet)) if one else len(scores)
@@ -260,7 +260,7 @@ def _key(on: Levels) -> Legend:
     return Legend([*handles, Patch(**_UNSCORED)], [*on.names, UNSCORED])
 
 
-def _caption(data: FigureData, scores: Sequence[Measure]) -> str:
+def _caption(data: FigureData, scores: Sequence[Metric]) -> str:
     images = data.scores[data.scores["cell"].isin(data.table["cell"])]
     unscored = [(s.label, int(np.isnan(values(images, s.column)).sum())) for s in scores]
     names = [score.display_name for score in scores]
@@ -268,7 +268,7 @@ def _caption(data: FigureData, scores: Sequence[Measure]) -> str:
     return say.distribution(names, lost, len(images), swept_names(data))
 
 
-def _text(data: FigureData, scores: Sequence[Measure]) -> str:
+def _text(data: FigureData, scores: Sequence[Metric]) -> str:
     found = []
     for score in scores:
         levels_of, cells = _of_cells(data, score)

@@ -1,4 +1,4 @@
-"""Every measure against every swept parameter: one line a method, with its 95 % band."""
+"""Every metric against every swept parameter: one line a method, with its 95% band."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from autolora_eval._files import slug
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import format_fixed, join_names, parameter_label
-from autolora_eval.analysis.metric_columns import Measure
+from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind, cells_not_drawn
 from autolora_eval.report.figures._style import (
     GREY,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FACETS = 4  # panels beside each other
-COLUMNS = 3  # panels beside each other where they are of different measures
+COLUMNS = 3  # panels beside each other where they are of different metrics
 ROWS = 6
 MARK = 4.0
 PUBLISHED = "published"
@@ -51,13 +51,13 @@ say = Sentences("captions")
 
 @dataclass(frozen=True)
 class _Sheet:
-    """One figure: panels of some measures and facets."""
+    """One figure: panels of some metrics and facets."""
 
     name: str
     sweep: Sweep
     facets: Sequence[Facet]
     left_out: int
-    metrics: Sequence[Measure]
+    metrics: Sequence[Metric]
 
 
 def _sheets(data: FigureData) -> Iterator[_Sheet]:
@@ -130,7 +130,7 @@ def _draw(data: FigureData, sheet: _Sheet) -> Figure:
     return figure
 
 
-def _name_axes(grid: Any, sheet: _Sheet, panels: Sequence[tuple[Measure, Facet]]) -> None:  # noqa: ANN401
+def _name_axes(grid: Any, sheet: _Sheet, panels: Sequence[tuple[Metric, Facet]]) -> None:  # noqa: ANN401
     n_columns = grid.shape[1]
     side_by_side = len(sheet.facets) > 1
     titles = panel_titles(sheet.metrics, n_columns)
@@ -170,7 +170,7 @@ def _panel(
     data: FigureData,
     sweep: Sweep,
     facet: Facet,
-    metric: Measure,
+    metric: Metric,
     drawn: Mapping[str, MarkerStyle],
 ) -> None:
     taking = _taking(data, sweep, [facet])
@@ -200,7 +200,7 @@ def _panel(
     axis.margins(x=0.05, y=0.08)
 
 
-def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: MarkerStyle) -> None:
+def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Metric, mark: MarkerStyle) -> None:
     """Draw a line with its band; a cell without a value leaves a gap."""
     y = values(cells, metric.column)
     low, high = (values(cells, f"{metric.column}_{end}") for end in ("low", "high"))
@@ -213,7 +213,7 @@ def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: Mar
     axis.vlines(x[alone], low[alone], high[alone], color=mark.colour, linewidth=0.8)
 
 
-def _points(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: MarkerStyle) -> None:
+def _points(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Metric, mark: MarkerStyle) -> None:
     """Draw marks with bars: between values that are no numbers there is nothing to join."""
     low, high = (values(cells, f"{metric.column}_{end}") for end in ("low", "high"))
     style = mark.style(MARK + 1) | {"linestyle": "none"}
@@ -222,7 +222,7 @@ def _points(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Measure, mark: M
 
 
 def _constant(
-    axis: Axes, sweep: Sweep, cells: pd.DataFrame, metric: Measure, mark: MarkerStyle
+    axis: Axes, sweep: Sweep, cells: pd.DataFrame, metric: Metric, mark: MarkerStyle
 ) -> None:
     """Draw a method that does not take the parameter: a level through all its values."""
     aside = 0.0 if sweep.is_number else 0.5

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import join_names
-from autolora_eval.analysis.metric_columns import DIVERSITY, Measure
+from autolora_eval.analysis.metric_columns import DIVERSITY, Metric
 from autolora_eval.report.figures._base import (
     Drawing,
     Extreme,
@@ -70,7 +70,7 @@ class _Panel:
     """One panel: some cells, by diversity and a score."""
 
     cells: pd.DataFrame
-    score: Measure
+    score: Metric
     title: str
 
     @property
@@ -121,7 +121,7 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
     )
 
 
-def _scores(data: FigureData) -> list[Measure]:
+def _scores(data: FigureData) -> list[Metric]:
     return [metric for metric in data.metrics if metric.kind == "score"]
 
 
@@ -218,7 +218,7 @@ def _draw_fronts(axis: Axes, panel: _Panel) -> None:
             axis.plot(x, y, drawstyle="steps-pre", label=FRONT, zorder=2.5, **_FRONT_STYLE)
 
 
-def _equal_products(axis: Axes, score: Measure) -> None:
+def _equal_products(axis: Axes, score: Metric) -> None:
     """Draw faint curves of equal Diversity × score: a cell further out has the greater Div-X."""
     if not score.higher_is_better or not axis.has_data():
         return

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from autolora_eval._text import point_label
-from autolora_eval.analysis.metric_columns import measures
+from autolora_eval.analysis.metric_columns import metrics_of
 from autolora_eval.report.figures._base import Drawing, FigureData
 from autolora_eval.report.figures._render import figure_kinds
 from autolora_eval.report.figures._style import STYLE
@@ -60,7 +60,7 @@ def made_up(
     table = pd.DataFrame(rows)
     images = _images(table, n_prompts, n_seeds, list(scores))
     diversity = _diversities(table, n_prompts, n_seeds)
-    metrics = measures(scores)
+    metrics = metrics_of(scores)
     means = images.groupby("cell", sort=False)[list(scores)].mean()
     table["n_images"] = n_prompts * n_seeds
     table["nfe"] = [20 * (1 + list(methods).index(m)) for m in table["method"]]
@@ -155,7 +155,7 @@ def _comparisons(
                     "method": row.method,
                     "baseline": baseline,
                     "baseline_cell": alike[0],
-                    "measure": column,
+                    "metric": column,
                     "unit": "prompt" if n_prompts > 1 else "seed",
                     "n_units": 6,
                     "difference": difference,

@@ -24,7 +24,7 @@ def test_units_differences_and_intervals_stand_where_they_belong() -> None:
         assert np.allclose(here[:, 0], expected)
         assert (np.diff(here[:, 1]) < 0).all()
     for axis, metric in zip(axes, data.metrics, strict=True):
-        told = data.comparisons[data.comparisons["measure"] == metric.column]
+        told = data.comparisons[data.comparisons["metric"] == metric.column]
         full, hollow = curves(axis, "difference")
         assert np.allclose(full[:, 0], told["difference"])
         assert np.isnan(hollow[:, 0]).all()
@@ -69,7 +69,7 @@ def test_a_single_seed_has_no_diversity() -> None:
 
 def test_a_missing_difference_has_no_mark_and_is_named() -> None:
     data = made_up(n_prompts=4)
-    lost = (data.comparisons["method"] == "LoRA+CFG") & (data.comparisons["measure"] == "pc")
+    lost = (data.comparisons["method"] == "LoRA+CFG") & (data.comparisons["metric"] == "pc")
     data.comparisons.loc[lost, ["difference", "low", "high"]] = np.nan
     full, hollow = curves(panels(draw(KIND, data))[1], "difference")
     assert np.isnan(full[1, 0])

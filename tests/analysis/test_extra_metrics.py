@@ -75,11 +75,11 @@ def test_they_are_in_comparisons_tables_and_manifest_and_in_no_product(make) -> 
     plan, folder = make("run", diversity=EXTRA)
     run = open_run(scored(plan, folder).path)
     measured = ["diversity", "pc", "div_pc", *EXTRA]
-    assert run.comparisons["measure"].tolist() == measured
+    assert run.comparisons["metric"].tolist() == measured
     assert not [c for c in run.table if c.startswith("div_vendi")]
     product = run.table["diversity"] * run.table["pc"]
     assert run.table["div_pc"].tolist() == pytest.approx(product.tolist())
-    compared = run.comparisons.set_index("measure").loc["vendi"]
+    compared = run.comparisons.set_index("metric").loc["vendi"]
     by_method = run.table.set_index("method")["vendi"]
     assert compared["difference"] == pytest.approx(by_method["AutoLoRA"] - by_method["CFG"])
     assert "Vendi score" in compared["sentence"]
@@ -99,13 +99,13 @@ def test_they_change_no_other_column(make) -> None:
         added = [column for column in more if column not in less]
         assert {column.removesuffix("_low").removesuffix("_high") for column in added} <= {
             *EXTRA,
-            *(f"{measure}_reason" for measure in EXTRA),
+            *(f"{metric}_reason" for metric in EXTRA),
         }
         pd.testing.assert_frame_equal(more.drop(columns=added), less)
     assert not any(name in (without.path / "table.csv").read_text() for name in EXTRA)
     same = (pd.read_csv(f.comparisons) for f in (with_them, without))
     more, less = (frame.drop(columns=["p_holm", "sentence"]) for frame in same)
-    pd.testing.assert_frame_equal(more[~more["measure"].isin(EXTRA)], less)
+    pd.testing.assert_frame_equal(more[~more["metric"].isin(EXTRA)], less)
 
 
 def of_one_prompt(make, count: int, lost: tuple[int, ...]) -> tuple[Plan, RunFolder]:
@@ -134,7 +134,7 @@ def test_with_one_prompt_the_jackknife_leaves_out_each_seed(make) -> None:
         ends = t_interval(whole, np.asarray(without))
         assert row["vendi"] == pytest.approx(whole)
         assert (row["vendi_low"], row["vendi_high"]) == pytest.approx((max(1.0, ends[0]), ends[1]))
-    compared = run.comparisons.set_index("measure").loc["vendi"]
+    compared = run.comparisons.set_index("metric").loc["vendi"]
     assert (compared["unit"], compared["n_units"]) == ("seed", 5)
 
 
@@ -150,7 +150,7 @@ def test_with_many_seeds_the_jackknife_leaves_out_groups(make) -> None:
     assert len(without) == MAX_GROUPS - 1
     ends = t_interval(values(row["cell"], 0, seeds), np.asarray(without))
     assert (row["vendi_low"], row["vendi_high"]) == pytest.approx((max(1.0, ends[0]), ends[1]))
-    compared = run.comparisons.set_index("measure")
+    compared = run.comparisons.set_index("metric")
     vendi, own = compared.loc["vendi"], compared.loc["diversity"]
     assert (vendi["unit"], vendi["n_units"]) == ("seed group", MAX_GROUPS - 1)
     assert (own["unit"], own["n_units"]) == ("seed", len(seeds))
@@ -230,9 +230,9 @@ def test_a_comparison_of_runs_keeps_the_metrics_of_all_runs(
     make, tmp_path: Path, benchmark_data
 ) -> None:
     folders = []
-    for name, measures in (("CFG", EXTRA), ("AutoLoRA", ["vendi"])):
+    for name, metrics in (("CFG", EXTRA), ("AutoLoRA", ["vendi"])):
         methods = {name: benchmark_data["methods"][name]}
-        plan, folder = make(f"of-{name}", methods=methods, baseline=name, diversity=measures)
+        plan, folder = make(f"of-{name}", methods=methods, baseline=name, diversity=metrics)
         scored(plan, folder)
         folders.append(folder.path)
     whole = open_run(scored(*make("whole", diversity=["vendi"])).path)
