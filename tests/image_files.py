@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from autolora_eval.generation.image_readers import ImageRecord, ImageSet
+from autolora_eval.generation.image_listing import ImageRecord
+from autolora_eval.generation.image_readers import ImageSet
 from autolora_eval.runs.manifest import ImageJob
 
 

@@ -12,8 +12,9 @@ from autolora_eval._progress import Advance
 from autolora_eval.config.image_set_benchmark import check_no_overlap
 from autolora_eval.config.plan import Cell, Plan, make_plan
 from autolora_eval.generation.dataset import SOURCE_HASH, ImageDataset
+from autolora_eval.generation.image_listing import MAX_BYTES
 from autolora_eval.generation.image_matching import Matching, match
-from autolora_eval.generation.image_readers import MAX_BYTES, ImageSet, read_image_set
+from autolora_eval.generation.image_readers import ImageSet, read_image_set
 from autolora_eval.generation.image_validation import (
     ImageInfo,
     count_issues,

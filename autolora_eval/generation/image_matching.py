@@ -12,7 +12,8 @@ from typing import NamedTuple
 from autolora_eval._errors import UsageError
 from autolora_eval._files import prompt_folder, slug
 from autolora_eval._text import pluralize
-from autolora_eval.generation.image_readers import ImageRecord, ImageSet
+from autolora_eval.generation.image_listing import ImageRecord
+from autolora_eval.generation.image_readers import ImageSet
 from autolora_eval.runs.manifest import ImageJob
 
 _LISTED = 5  # claims that a message names

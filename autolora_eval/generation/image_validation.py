@@ -16,15 +16,17 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from autolora_eval._files import Json, sha256_bytes, write_text
+from autolora_eval.generation.image_listing import MAX_BYTES, ImageRecord
 from autolora_eval.generation.image_matching import Matching
-from autolora_eval.generation.image_readers import MAX_BYTES, ImageRecord
-from autolora_eval.runs.images import MAX_PIXELS, unwarned
+from autolora_eval.runs.images import MAX_PIXELS, ImageError, unwarned
 from autolora_eval.runs.manifest import ImageJob
 
 _CONVERTED_MODES = ("CMYK", "YCbCr", "LAB", "HSV")
 # 32-bit integers and floats: the file does not say which values are black and white.
 _UNSCALED_MODES = ("I", "F")
-_UPRIGHT = 1  # of EXIF orientations
+_TURNED = range(2, 9)  # of EXIF orientations
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 
 IssueKind = Literal[
     "missing", "unusable", "extra", "duplicate", "wrong_size", "constant", "converted"
@@ -73,27 +75,58 @@ def validate_image(data: bytes) -> ImageInfo:
     if len(data) > MAX_BYTES:
         return ImageInfo(None, problem=f"too_large ({len(data)} bytes)")
     try:
-        with unwarned(), Image.open(io.BytesIO(data)) as encoded:
-            if encoded.width * encoded.height > MAX_PIXELS:
-                return ImageInfo(None, problem=f"too_large ({encoded.width}×{encoded.height})")
-            if encoded.mode in _UNSCALED_MODES:
-                return ImageInfo(None, problem=f"unknown_range (mode {encoded.mode})")
-            converted = ", ".join(_conversions(encoded))
-            image = _as_rgb(encoded)
-    except Image.DecompressionBombError:
-        return ImageInfo(None, problem="too_large")
-    except MemoryError:
-        raise
-    except Exception:  # decoders of Pillow raise many types for a damaged file
-        return ImageInfo(None, problem="corrupt_image")
+        image, converted = _decode(data)
+    except ImageError as error:
+        return ImageInfo(None, problem=str(error))
     pixels_hash = sha256_bytes(f"{image.width}x{image.height}:".encode() + image.tobytes())
     return ImageInfo(image.size, pixels_hash, _single_colour(image), converted)
 
 
 def decode_rgb(data: bytes) -> Image.Image:
     """Return the upright 8-bit RGB image of bytes that `validate_image` found no problem with."""
-    with unwarned(), Image.open(io.BytesIO(data)) as image:
-        return _as_rgb(image)
+    return _decode(data)[0]
+
+
+def _decode(data: bytes) -> tuple[Image.Image, str]:
+    """Return an upright 8-bit RGB image, and what the conversion changed, in words.
+
+    Pillow refuses long texts in a PNG, and takes some for properties of the image, such as one
+    that is named "transparency". If it fails, the image is read without its texts.
+
+    Raises:
+        ImageError: if the image cannot be used.
+    """
+    try:
+        with unwarned(), Image.open(io.BytesIO(data)) as encoded:
+            if encoded.width * encoded.height > MAX_PIXELS:
+                raise ImageError(f"too_large ({encoded.width}×{encoded.height})")
+            if encoded.mode in _UNSCALED_MODES:
+                raise ImageError(f"unknown_range (mode {encoded.mode})")
+            converted = ", ".join(_conversions(encoded))
+            return _as_rgb(encoded), converted
+    except (ImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large") from error
+    except Exception as error:  # decoders of Pillow raise many types for a damaged file
+        without_text = _without_text(data)
+        if without_text == data:
+            raise ImageError("corrupt_image") from error
+    return _decode(without_text)
+
+
+def _without_text(data: bytes) -> bytes:
+    """Return a PNG without its text chunks; anything else as it is."""
+    if not data.startswith(_PNG):
+        return data
+    kept, start = [_PNG], len(_PNG)
+    while start < len(data):
+        length = int.from_bytes(data[start : start + 4])
+        end = start + 12 + length  # with the length, the name and the checksum
+        if data[start + 4 : start + 8] not in _TEXT_CHUNKS:
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -101,7 +134,15 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return (ImageOps.exif_transpose(image) if _is_turned(image) else image).convert("RGB")
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Return True if an image has an EXIF orientation. Damaged EXIF is like none."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    except Exception:  # Pillow raises many types for damaged EXIF
+        return False
 
 
 def _conversions(image: Image.Image) -> Iterator[str]:
@@ -114,7 +155,7 @@ def _conversions(image: Image.Image) -> Iterator[str]:
         yield "16 bits per channel, cut to 8"
     if image.mode in _CONVERTED_MODES:
         yield f"{image.mode} converted to RGB"
-    if image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) != _UPRIGHT:
+    if _is_turned(image):
         yield "rotated by its EXIF orientation"
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
         yield "transparency dropped"

@@ -20,7 +20,7 @@ from autolora_eval.config.plan import make_plan
 from autolora_eval.generation import image_import
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.image_import import ImageImport
-from autolora_eval.generation.image_readers import ImageRecord
+from autolora_eval.generation.image_listing import ImageRecord
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import cell_images
 

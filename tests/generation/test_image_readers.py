@@ -58,6 +58,25 @@ def parquet_listing(folder: Path) -> Path:
     return folder / "mine.parquet"
 
 
+def split(folder: Path) -> Path:
+    imagefolder(folder / "train")
+    return folder
+
+
+def semicolons(folder: Path) -> Path:
+    pd.DataFrame(rows_of_files(folder)).to_csv(folder / "metadata.csv", sep=";", index=False)
+    return folder
+
+
+def tabs(folder: Path) -> Path:
+    pd.DataFrame(rows_of_files(folder)).to_csv(folder / "mine.tsv", sep="\t", index=False)
+    return folder / "mine.tsv"
+
+
+def tree_in_a_split(folder: Path) -> Path:
+    return tree(folder / "train").parent
+
+
 def tree(folder: Path) -> Path:
     for number, job in enumerate(JOBS):
         save(folder / job.prompt / f"{job.seed}.png", number)
@@ -92,6 +111,7 @@ def dataset(folder: Path) -> Path:
 
 FORMS = [
     *(imagefolder, csv_listing, jsonl_listing, parquet_listing),
+    *(split, semicolons, tabs, tree_in_a_split),
     *(tree, tree_of_this_package, numbered_tree, dataset),
 ]
 
@@ -133,6 +153,7 @@ def refusal(path: Path) -> str:
         ("file,prompt,prompt\na.png,a,b\n", "two columns are named 'prompt'"),
         ("file,prompt\na.png,a\nb.png,a dog, pixel art\n", "row 2': has 3 fields, but the header"),
         ("file,prompt,seed\na.png,a\n", "row 1': has 2 fields, but the header has 3"),
+        ("file;prompt\na.png;a; b\n", "header has 2. Put a prompt with a semicolon in double"),
         ("", "it has no columns"),
     ],
 )
@@ -234,6 +255,16 @@ def test_two_listings_in_one_folder_are_refused(tmp_path: Path) -> None:
     assert "metadata.csv and metadata.jsonl may both list the images" in refusal(tmp_path)
 
 
+def test_of_several_splits_one_must_be_chosen(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        imagefolder(tmp_path / "listed" / name)
+        tree(tmp_path / "tree" / name)
+    listed = refusal(tmp_path / "listed")
+    assert "train/metadata.jsonl and test/metadata.jsonl may both list the images" in listed
+    folders = ", ".join(f"'{tmp_path / 'tree' / name}'" for name in ("test", "train"))
+    assert f"has several splits; choose one of {folders}." in refusal(tmp_path / "tree")
+
+
 def test_a_folder_without_images_is_refused_with_the_expected_forms(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         assert "expected a folder with metadata.jsonl" in refusal(path)
@@ -250,7 +281,16 @@ def test_every_image_format_of_pillow_is_listed_and_nothing_else(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("stem", "seed"),
-    [("0", 0), ("00017", 17), ("seed_4", 4), ("img2_seed-31", 31), ("a1_b2", None), ("cat", None)],
+    [
+        *(("0", 0), ("00017", 17), ("seed_4", 4), ("img2_seed-31", 31)),
+        *(("a1_b2", None), ("cat", None)),
+        *(
+            ("ComfyUI_00001_", None),
+            ("cat_seed7_00012_", 7),
+            ("00001-31", 31),
+            ("00001-31-cat", 31),
+        ),
+    ],
 )
 def test_the_seed_is_read_from_the_file_name(stem: str, seed: int | None) -> None:
     assert seed_in_name(stem) == seed

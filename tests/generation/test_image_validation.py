@@ -36,6 +36,11 @@ def issues(*images: bytes, size: tuple[int, int] = (8, 8)) -> list[ImageIssue]:
     return find_issues(matching, infos, size)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return pack(">I", len(data)) + kind + data + pack(">I", zlib.crc32(kind + data))
+
+
 def test_an_intact_image_has_no_issue() -> None:
     assert issues(encoded(picture(1)), encoded(picture(2), "BMP")) == []
 
@@ -80,14 +85,38 @@ def test_sixteen_bit_grey_is_scaled_instead_of_clipped() -> None:
 
 def test_sixteen_bit_rgb_is_reported() -> None:
     """Pillow opens it as 8-bit RGB."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return pack(">I", len(data)) + kind + data + pack(">I", zlib.crc32(kind + data))
-
     rows = b"".join(b"\0" + bytes(range(12)) for _ in range(2))
     head = chunk(b"IHDR", pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
     deep = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     assert validate_image(deep).converted == "16 bits per channel, cut to 8"
+
+
+def with_chunk(kind: bytes, data: bytes) -> bytes:
+    """A PNG of `picture(1)` with one more chunk behind its header."""
+    png, end = encoded(picture(1)), 33
+    return png[:end] + chunk(kind, data) + png[end:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (b"tEXt", b"exif\0" + rb"b'Exif\x00\x00MM'"),
+        (b"eXIf", b"damaged"),
+        (b"tEXt", b"transparency\0of the soul"),
+        (b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(bytes(1_200_000))),
+        (b"zTXt", b"bomb\0\0" + zlib.compress(bytes(100_000_000), 9)),
+    ],
+    ids=["exif as text", "damaged exif", "name of a property", "1.2 MB of text", "bomb"],
+)
+def test_no_text_makes_a_healthy_picture_corrupt(kind: bytes, data: bytes) -> None:
+    image = with_chunk(kind, data)
+    assert issues(image) == []
+    assert np.array_equal(np.asarray(decode_rgb(image)), np.asarray(picture(1)))
+
+
+def test_a_torn_picture_with_a_long_text_is_corrupt() -> None:
+    data = with_chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(bytes(1_200_000)))
+    assert validate_image(data[:-40]).problem == "corrupt_image"
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])

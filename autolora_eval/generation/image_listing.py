@@ -1,0 +1,223 @@
+"""Listings of images that were made elsewhere: a table whose rows name a file, prompt and seed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autolora_eval._errors import UsageError
+from autolora_eval._files import path_inside, sha256_bytes, sha256_file
+
+# Larger files are not images that a text-to-image model made.
+MAX_BYTES = 256 * 1024**2
+FILE_COLUMNS = ("file_name", "file", "path", "image", "filename")
+PROMPT_COLUMNS = ("prompt", "text", "caption")
+SEED_COLUMN = "seed"
+LISTINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+# Spreadsheets of some countries write semicolons into their .csv files.
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a set, not opened.
+
+    Attributes:
+        name: the name of the image in the set: its path, or its row in a dataset.
+        prompt: its prompt, or the folder that stands for the prompt; None if the set has none.
+        seed: its seed; None if the set has none.
+        source: its file, or a function that returns its encoded bytes.
+    """
+
+    name: str
+    prompt: str | None
+    seed: int | None
+    source: Path | Callable[[], bytes] = field(compare=False, repr=False)
+
+    def read(self) -> bytes:
+        """Return the encoded image. Of a file larger than `MAX_BYTES`, return its beginning.
+
+        Raises:
+            OSError: if there is no such file.
+        """
+        if not isinstance(self.source, Path):
+            return self.source()
+        with self.source.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the encoded image.
+
+        Raises:
+            OSError: if there is no such file.
+        """
+        source = self.source
+        return sha256_file(source) if isinstance(source, Path) else sha256_bytes(self.read())
+
+
+# CSV and JSON lines are read by the standard library: pandas turns a column of large seeds with
+# one empty field into floats, fills rows that are too short, and reports no row of JSON.
+
+
+def listed_images(file: Path) -> list[ImageRecord]:
+    """Return the images of a listing.
+
+    Raises:
+        UsageError: if it cannot be read, or one of its rows cannot be used.
+    """
+    columns, rows = _read_table(file)
+    name_column = first_column(columns, FILE_COLUMNS, file)
+    prompt_column = first_column(columns, PROMPT_COLUMNS, file)
+    records = []
+    for number, row in enumerate(rows, 1):
+        at = f"{file}, row {number}"
+        name = _file_name(row.get(name_column), at)
+        prompt, seed = text_of(row.get(prompt_column), at), seed_of(row.get(SEED_COLUMN), at)
+        records.append(ImageRecord(name, prompt, seed, _listed_path(file.parent, name, at)))
+    return records
+
+
+def _read_table(file: Path) -> tuple[list[str], list[Any]]:
+    """Return the columns and the rows of a listing."""
+    try:
+        if file.suffix.lower() in (".csv", ".tsv"):
+            return _csv(file)
+        if file.suffix.lower() == ".jsonl":
+            rows = list(_json_lines(file))
+            return list(dict.fromkeys(name for row in rows for name in row)), rows
+        import pandas as pd
+
+        frame = pd.read_parquet(file).rename(columns=str)
+        return list(frame.columns), frame.to_dict("records")
+    except (OSError, ValueError, csv.Error) as error:  # errors of pyarrow are ValueErrors
+        raise UsageError(f"images '{file}': cannot be read: {error}") from error
+
+
+def _csv(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        separator = _separator(stream.readline())
+        stream.seek(0)
+        lines = [line for line in csv.reader(stream, delimiter=separator, strict=True) if line]
+    columns, rows = (lines[0], lines[1:]) if lines else ([], [])
+    duplicate = next((name for name in columns if columns.count(name) > 1), None)
+    if duplicate is not None:
+        raise UsageError(f"images '{file}': two columns are named '{duplicate}'. Rename one.")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(columns):
+            raise UsageError(
+                f"images '{file}, row {number}': has {len(row)} fields, but the header has "
+                f"{len(columns)}. Put a prompt with a {_SEPARATORS[separator]} in double quotes."
+            )
+    return columns, [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _separator(header: str) -> str:
+    """Return the separator that finds a column of files in a header; a comma if none does."""
+    for separator in _SEPARATORS:
+        if not set(FILE_COLUMNS).isdisjoint(next(csv.reader([header], delimiter=separator), [])):
+            return separator
+    return ","
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    # Not splitlines: it also splits at characters such as U+2028, which may stand in a prompt.
+    lines = [text for text in file.read_text(encoding="utf-8-sig").split("\n") if text.strip()]
+    for number, line in enumerate(lines, 1):
+        at = f"{file}, row {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"images '{at}': not valid JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise UsageError(
+                f"images '{at}': {line.strip():.60} is not an object. Expected "
+                '{"file_name": …, "prompt": …, "seed": …} on each line.'
+            )
+        yield row
+
+
+def first_column(columns: list[str], names: Iterable[str], path: Path) -> str:
+    """Return the first of some names that is a column.
+
+    Raises:
+        UsageError: if none is.
+    """
+    for name in names:
+        if name in columns:
+            return name
+    wanted = ", ".join(f"'{name}'" for name in names)
+    raise UsageError(
+        f"images '{path}': no column named {wanted}; it has {', '.join(columns) or 'no columns'}."
+    )
+
+
+def _value(value: Any, at: str) -> Any:  # noqa: ANN401
+    """Return the value of a field; None if it is empty."""
+    import pandas as pd
+
+    if not pd.api.types.is_scalar(value):
+        raise UsageError(f"images '{at}': {value!r:.60} is not a single value. Expected text.")
+    return None if pd.isna(value) or value == "" else value
+
+
+def text_of(value: object, at: str) -> str | None:
+    """Return the text of a field; None if it is empty."""
+    value = _value(value, at)
+    return None if value is None else check_utf8(str(value), at, "Correct it.")
+
+
+def seed_of(value: object, at: str) -> int | None:
+    """Return the seed of a field; None if it is empty."""
+    value = _value(value, at)
+    if value is None:
+        return None
+    whole = re.fullmatch(r"(\d+)(\.0+)?", str(value).strip())
+    if whole is None:
+        raise UsageError(f"images '{at}': seed '{value}' is not a whole number of at least 0.")
+    return int(whole[1])
+
+
+def _file_name(value: object, at: str) -> str:
+    if isinstance(value, dict):
+        raise UsageError(
+            f"images '{at}': the column holds images instead of paths. Load the file with the "
+            "library `datasets`, write it with save_to_disk, and score that folder."
+        )
+    name = _value(value, at)
+    if name is None:
+        raise UsageError(f"images '{at}': no file name. Remove the row, or add the file name.")
+    return check_utf8(str(name), at, "Rename it.")
+
+
+def _listed_path(folder: Path, name: str, at: str) -> Path:
+    """Return the path of a listed file. Without such a file, a backslash separates folders."""
+    path = inside(folder, name, at)
+    if "\\" in name and not os.path.exists(path):  # noqa: PTH110 - no error for names too long
+        return inside(folder, name.replace("\\", "/"), at)
+    return path
+
+
+def inside(folder: Path, name: str, at: str) -> Path:
+    """Return the path of a file of a set, which may not lie outside of its folder."""
+    try:
+        return path_inside(folder, name)
+    except ValueError as error:
+        raise UsageError(
+            f"images '{at}': '{name}' lies outside '{folder}'. Put all images into one folder, "
+            "with the listing beside them and paths relative to it; links may not lead out."
+        ) from error
+
+
+def check_utf8(text: str, at: str, advice: str) -> str:
+    """Return a text that can be written as UTF-8; a name or JSON may hold half a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"images '{at}': {text!a:.200} is not valid UTF-8. {advice}") from error
+    return text
