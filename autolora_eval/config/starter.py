@@ -39,7 +39,7 @@ def json_schema() -> Json:
     found["properties"]["diversity"]["items"]["examples"] = list(METRICS.built_in())
     definitions["Features"] = _features(definitions["Features"])
     found["properties"]["methods"]["additionalProperties"] = {"$ref": "#/$defs/Method"}
-    return {"$schema": DIALECT, "title": TITLE, **found}
+    return {"$schema": DIALECT, **found, "title": TITLE}
 
 
 def _named() -> Iterator[Json]:

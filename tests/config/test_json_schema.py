@@ -128,6 +128,13 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert file.read_text(encoding="utf-8") == "mine"
 
 
+def test_two_benchmarks_in_one_folder_share_a_schema(tmp_path: Path) -> None:
+    schemas = {
+        write_starter(tmp_path / name, *MINIATURE, ["a cat"], None) for name in ("a.yaml", "b.yaml")
+    }
+    assert schemas == {tmp_path / NAME}
+
+
 def test_what_cannot_load_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'sdxl'"):
         write_starter(tmp_path / "a.yaml", "miniature:sdxxl", MINIATURE[1], ["a cat"], None)
