@@ -246,6 +246,7 @@ class SamplerPipeline:
                     model.pipeline.location,
                     revision=model.spec.revision,
                     use_safetensors=True,
+                    trust_remote_code=False,
                     **{name: part for name, part in components.items() if name in config},
                 )
             self._standard.set_progress_bar_config(disable=True)

@@ -14,6 +14,7 @@ from autolora_eval._files import Json
 from autolora_eval._sources import PICKLE_ADVICE
 from autolora_eval.runs.feature_file import Matrix
 from autolora_eval.scoring.extractor import Extractor, ExtractorKind, Loading
+from autolora_eval.scoring.pretrained import LOADING_ERRORS
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ def _load(loading: Loading) -> Extractor:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
         config = timm.data.resolve_model_data_config(model)
         transform = timm.data.create_transform(**config, is_training=False)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (*LOADING_ERRORS, RuntimeError) as error:
         message = " ".join(str(error).split())
         raise AutoLoRAEvalError(
             f"the extractor '{loading.source.name}' cannot be loaded by timm: {message:.600}"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval._sources import Source
 from autolora_eval.runs.feature_file import Matrix
 from autolora_eval.scoring.extractor import DEFAULT, Extractor, ExtractorKind, Loading
+from autolora_eval.scoring.pretrained import LOADING_ERRORS, loading_options, unloadable
 
 if TYPE_CHECKING:
     import torch
@@ -39,18 +39,15 @@ class TransformersExtractor:
         """Load a vision model from a folder or hub id, from safetensors only."""
         from transformers import AutoImageProcessor, AutoModel
 
-        options = {"revision": source.revision} if source.revision else {}
+        options = loading_options(source)
         try:
             _require_timm(source, options)
             processor = AutoImageProcessor.from_pretrained(source.location, **options)
             model = AutoModel.from_pretrained(
                 source.location, dtype=dtype, use_safetensors=True, **options
             )
-        except (OSError, ValueError, ImportError) as error:
-            message = " ".join(str(error).split())
-            raise AutoLoRAEvalError(
-                f"the extractor '{source.name}' cannot be loaded: {message:.400}"
-            ) from error
+        except LOADING_ERRORS as error:
+            raise unloadable("extractor", source, error) from error
         return cls(model.to(device).eval(), processor, batch_size)
 
     def __call__(self, images: Sequence[Image.Image]) -> Matrix:
@@ -92,7 +89,7 @@ class TransformersExtractor:
         }
 
 
-def _require_timm(source: Source, options: Mapping[str, str]) -> None:
+def _require_timm(source: Source, options: Mapping[str, Any]) -> None:
     """Raise a clear error for a timm model if timm is not installed."""
     from transformers import PreTrainedConfig
 

@@ -30,6 +30,7 @@ from autolora_eval.scoring.judges.logits_processors import (
     UnsupportedConstraintError,
     row_seed,
 )
+from autolora_eval.scoring.pretrained import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.rubric import Question, Rubric
 
 
@@ -264,10 +265,12 @@ class TransformersJudge:
 
         with quiet_libraries():
             try:
-                processor = AutoProcessor.from_pretrained(self.source.location, **self._revision)
+                processor = AutoProcessor.from_pretrained(
+                    self.source.location, **loading_options(self.source)
+                )
                 ends = self._eos_token_ids(processor.tokenizer)
-            except (OSError, ValueError, AttributeError, ImportError) as error:
-                raise self._unloadable(error) from error
+            except LOADING_ERRORS as error:
+                raise unloadable("judge", self.source, error) from error
         processor.tokenizer.padding_side = "left"
         return _Preprocessor(processor, ends, self._grammar(processor.tokenizer, ends))
 
@@ -277,9 +280,9 @@ class TransformersJudge:
 
         location = self.source.location
         try:
-            settings = GenerationConfig.from_pretrained(location, **self._revision)
+            settings = GenerationConfig.from_pretrained(location, **loading_options(self.source))
         except OSError:
-            config = AutoConfig.from_pretrained(location, **self._revision)
+            config = AutoConfig.from_pretrained(location, **loading_options(self.source))
             settings = GenerationConfig.from_model_config(config)
         ends = settings.eos_token_id
         ends = tokenizer.eos_token_id if ends is None else ends
@@ -314,10 +317,13 @@ class TransformersJudge:
 
         try:
             model = AutoModelForImageTextToText.from_pretrained(
-                self.source.location, dtype=self.dtype, use_safetensors=True, **self._revision
+                self.source.location,
+                dtype=self.dtype,
+                use_safetensors=True,
+                **loading_options(self.source),
             )
-        except (OSError, ValueError, ImportError) as error:
-            raise self._unloadable(error) from error
+        except LOADING_ERRORS as error:
+            raise unloadable("judge", self.source, error) from error
         # Not the model's own generation config: a repetition penalty, for example, biases scores.
         ends = self._preprocessor.eos_token_ids
         pad = self._preprocessor.processor.tokenizer.pad_token_id
@@ -337,15 +343,6 @@ class TransformersJudge:
                 "template with images, a context long enough for the rubric and judge.max_tokens, "
                 "and enough memory."
             ) from error
-
-    @property
-    def _revision(self) -> dict[str, str]:
-        return {"revision": self.source.revision} if self.source.revision else {}
-
-    def _unloadable(self, error: Exception) -> AutoLoRAEvalError:
-        return AutoLoRAEvalError(
-            f"the judge '{self.source.name}' cannot be loaded: {str(error)[:400]}"
-        )
 
 
 def conversation(question: Question, image: Image.Image) -> list[Json]:
