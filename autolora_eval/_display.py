@@ -19,6 +19,7 @@ from rich.text import Text
 from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
 from autolora_eval._text import DASH, format_swept_value, join_names, pluralize
+from autolora_eval.config.gpu_memory import model_memory
 from autolora_eval.config.plan import (
     Cell,
     Plan,
@@ -149,6 +150,9 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
             yield "", model.lora_file.summary()
         if model.lora.kind == "absent":
             yield "  To do", model.lora.how_to_get()
+        memory = model_memory(model, spec.dtype)
+        lines = memory.describe(spec.batch_size) if memory else []
+        yield from zip(["  GPU memory", "", ""], lines, strict=False)
     kind, features = benchmark.extractor.kind, benchmark.features
     yield "Features", kind.name if features is None else _source(features, "config.json")
     if benchmark.diversity:

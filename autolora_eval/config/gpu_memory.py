@@ -1,0 +1,226 @@
+"""How much GPU memory a model takes: an estimate from headers and configurations, without torch.
+
+What is counted:
+
+- The weights in the precision of the run, from the shapes in the `.safetensors` headers.
+- One denoiser pass: the tensors that are alive at its widest place, linear in pixels and batch.
+  In a UNet this is the GEGLU of a transformer block or the first layer of an upper block, beside
+  the skip connections that wait for it. In a transformer it is the feed-forward layer.
+- The VAE's decoder, one image at a time: three tensors of the width of its second level at full
+  resolution, in float32 where SDXL's pipeline turns float16 into it.
+
+The CUDA context, workspaces of libraries and fragmentation are not counted: `RESERVE`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autolora_eval._sources import cached
+from autolora_eval.config.inputs import INDEX
+from autolora_eval.config.lora_file import LoraFile, read_header
+from autolora_eval.config.resolved import ResolvedModel
+
+Offload = Literal["none", "auto", "model"]
+
+GIB = 2**30
+RESERVE = GIB
+CARDS_GIB = (8, 12, 16, 24, 48, 80)
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Tensors of a layer's width that are alive beside a GEGLU's own 16, or 24 with a LoRA on it.
+_BESIDE_GEGLU = 5
+# Tensors of the hidden size that are alive in a transformer's feed-forward layer.
+_IN_FEED_FORWARD = 15
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """The GPU memory of one model, in bytes.
+
+    Attributes:
+        dtype: the precision of the run.
+        encoders: the weights of each text encoder.
+        denoiser: the weights of the denoiser and the LoRA.
+        vae: the weights of the VAE as it decodes.
+        pass_per_image: one denoiser pass, for each image of the batch.
+        decoding: decoding one image.
+        output_per_image: the decoded images that wait for the rest of the batch.
+    """
+
+    dtype: str
+    encoders: tuple[int, ...]
+    denoiser: int
+    vae: int
+    pass_per_image: int
+    decoding: int
+    output_per_image: int
+
+    def peak(self, batch_size: int, offload: Offload = "none") -> int:
+        """Return the largest sum of tensors at any time of a run.
+
+        Args:
+            batch_size: images that are sampled together.
+            offload: `none` keeps denoiser and VAE on the card; otherwise each network is alone.
+        """
+        return max(self.stages(batch_size, offload).values())
+
+    def stages(self, batch_size: int, offload: Offload = "none") -> dict[str, int]:
+        """Return the bytes of encoding the prompts, denoising, and decoding."""
+        alone = offload != "none"
+        encoders = max(self.encoders, default=0) if alone else sum(self.encoders)
+        return {
+            "encoding": encoders + (0 if alone else self.denoiser + self.vae),
+            "denoising": self.denoiser
+            + batch_size * self.pass_per_image
+            + (0 if alone else self.vae),
+            "decoding": self.vae
+            + self.decoding
+            + batch_size * self.output_per_image
+            + (0 if alone else self.denoiser),
+        }
+
+    def largest_batch(self, card: int, offload: Offload = "none") -> int:
+        """Return the largest batch that fits a card of so many bytes; 0 if no image does."""
+        room = card - RESERVE
+        if self.peak(1, offload) > room:
+            return 0
+        fixed, one = self.stages(0, offload), self.stages(1, offload)
+        grows = {name: one[name] - fixed[name] for name in fixed if one[name] > fixed[name]}
+        return min((room - fixed[name]) // more for name, more in grows.items())
+
+    def describe(self, batch_size: int, offload: Offload = "none") -> list[str]:
+        """Return lines for the plan: what the run takes, and what fits common cards."""
+        if self.peak(batch_size, offload) < GIB:
+            return [f"less than 1 GiB at batch_size {batch_size} in {self.dtype}"]
+        stages = self.stages(batch_size, offload)
+        parts = ", ".join(f"{name} {_gib(size)}" for name, size in stages.items())
+        peak, need = _gib(self.peak(batch_size, offload)), self.peak(batch_size, offload) + RESERVE
+        lines = [
+            f"about {peak} GiB at batch_size {batch_size} in {self.dtype} ({parts}); "
+            f"choose a card with {_gib(need)} GiB or more"
+        ]
+        words: dict[Offload, str] = {"none": "largest batch_size", "model": "with offload"}
+        for kind, said in words.items():
+            batches = ((card, self.largest_batch(card * GIB, kind)) for card in CARDS_GIB)
+            fits = ", ".join(f"{n if n else 'none'} on {card} GB" for card, n in batches)
+            lines.append(f"{said}: {fits}")
+        return lines
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f}"
+
+
+def model_memory(model: ResolvedModel, dtype: str) -> ModelMemory | None:
+    """Estimate the GPU memory of a model; None if its files are not here or not of a known kind.
+
+    Args:
+        model: a resolved model.
+        dtype: the precision of the run; `auto` stands for float16, which it is on CUDA.
+    """
+    index = cached(model.pipeline, INDEX)
+    if index is None:
+        return None
+    dtype = "float16" if dtype == "auto" else dtype
+    size = _BYTES[dtype]
+    kind = str(_read(index).get("_class_name", ""))
+    numbers = {
+        part.name: n
+        for part in index.parent.iterdir()
+        if (n := _parameters(part, model.spec.variant))
+    }
+    denoiser = "unet" if "unet" in numbers else "transformer"
+    unet_or_transformer = _read(index.parent / denoiser / "config.json")
+    vae = _read(index.parent / "vae" / "config.json")
+    per_pixel = _pass_channels(unet_or_transformer, model.lora_file)
+    if denoiser not in numbers or "vae" not in numbers or per_pixel is None:
+        return None
+    upcast = kind.startswith("StableDiffusionXL") and vae.get("force_upcast", True)
+    vae_size = 4 if upcast and dtype == "float16" else size
+    pixels = model.size[0] * model.size[1]
+    return ModelMemory(
+        dtype=dtype,
+        encoders=tuple(n * size for name, n in numbers.items() if name.startswith("text_encoder")),
+        denoiser=(numbers[denoiser] + _lora_parameters(model.lora_file)) * size,
+        vae=numbers["vae"] * vae_size,
+        pass_per_image=int(per_pixel * pixels / _factor(vae) ** 2 * size),
+        decoding=3 * _widest(vae) * pixels * vae_size,
+        output_per_image=2 * 3 * pixels * vae_size,
+    )
+
+
+def _pass_channels(config: Mapping[str, Any], lora: LoraFile | None) -> float | None:
+    """Return the values alive for each element of a latent's plane in one denoiser pass."""
+    on_feed_forward = lora is not None and any(
+        name in layer.name.replace(".", "_")
+        for layer in lora.layers
+        for name in ("ff_net_0_proj", "mlp_fc1")
+    )
+    if "block_out_channels" in config:
+        return _unet_channels(config, 24 if on_feed_forward else 16)
+    heads, width = config.get("num_attention_heads"), config.get("attention_head_dim")
+    hidden = config.get("dim") or (heads and width and heads * width)
+    patch = config.get("patch_size") or next(iter(config.get("all_patch_size") or [2]))
+    if not hidden:
+        return None
+    return (_IN_FEED_FORWARD + (4 if on_feed_forward else 0)) * hidden / patch**2
+
+
+def _unet_channels(config: Mapping[str, Any], geglu: int) -> float:
+    """Return the channels alive at the widest place of a UNet, per element of the latent's plane.
+
+    At the level of index i there are 4⁻ⁱ places for each element, with c_i channels.
+    """
+    channels: list[int] = config["block_out_channels"]
+    layers = config.get("layers_per_block", 2)
+    per_level = layers if isinstance(layers, list) else [layers] * len(channels)
+    skips, widest = 0.0, 0.0
+    for level, (c, n) in enumerate(zip(channels, per_level, strict=True)):
+        area = 4.0**-level
+        before = channels[max(level - 1, 0)]
+        below = channels[min(level + 1, len(channels) - 1)]
+        skips += (before + n * c) * area
+        resnet = 3 * (below + c)
+        attention = (
+            (geglu + _BESIDE_GEGLU) * c if "Attn" in config["down_block_types"][level] else 0
+        )
+        widest = max(widest, skips + (below + max(resnet, attention)) * area)
+    return widest
+
+
+def _factor(vae: Mapping[str, Any]) -> int:
+    """Return how many pixels along a side one element of a latent stands for."""
+    levels = vae.get("block_out_channels") or vae.get("dim_mult") or [0] * 4
+    return int(2 ** (len(levels) - 1))
+
+
+def _widest(vae: Mapping[str, Any]) -> int:
+    """Return the channels of a decoder's tensors at full resolution, as they come from below."""
+    multiples = vae.get("dim_mult") or [1]
+    channels = vae.get("block_out_channels") or [vae.get("base_dim", 128) * m for m in multiples]
+    return int(channels[min(1, len(channels) - 1)])
+
+
+def _parameters(folder: Path, variant: str | None) -> int:
+    """Return the number of parameters of a component; 0 without weights."""
+    files = [file for file in folder.glob("*.safetensors") if file.is_file()]
+    of_variant = [file for file in files if variant and f".{variant}" in file.name]
+    plain = [file for file in files if "." not in file.name.removesuffix(".safetensors")]
+    tensors = (tensor for file in of_variant or plain for tensor in read_header(file)[0].values())
+    return sum(math.prod(tensor.shape) for tensor in tensors)
+
+
+def _lora_parameters(lora: LoraFile | None) -> int:
+    if lora is None:
+        return 0
+    return sum(math.prod(tensor.shape) for tensor in read_header(lora.path)[0].values())
+
+
+def _read(config: Path) -> dict[str, Any]:
+    content = json.loads(config.read_bytes()) if config.is_file() else {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,119 @@
+"""The estimate of GPU memory: SDXL's numbers, from headers and configurations alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import save_json
+
+from autolora_eval._sources import Source
+from autolora_eval.config.gpu_memory import GIB, RESERVE, ModelMemory, model_memory
+from autolora_eval.config.lora_file import LoraFile, LoraLayer
+from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.schema import Lora, Model
+
+PARAMETERS = {
+    "unet": 2_567_463_684,
+    "text_encoder": 123_060_480,
+    "text_encoder_2": 694_659_840,
+    "vae": 83_653_863,
+}
+UNET = {
+    "block_out_channels": [320, 640, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+}
+VAE = {"block_out_channels": [128, 256, 512, 512], "force_upcast": True}
+
+
+def save_header(file: Path, parameters: int) -> None:
+    """Write a `.safetensors` file of one float16 tensor, whose values take no place on the disk."""
+    end = 2 * parameters
+    header = {"weight": {"dtype": "F16", "shape": [parameters], "data_offsets": [0, end]}}
+    text = json.dumps(header).encode()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(file, 8 + len(text) + end)
+
+
+@pytest.fixture
+def sdxl(tmp_path: Path) -> ResolvedModel:
+    """SDXL's configurations, and headers with as many parameters."""
+    folder = tmp_path / "sdxl"
+    save_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
+    save_json(folder / "unet" / "config.json", UNET)
+    save_json(folder / "vae" / "config.json", VAE)
+    for name, parameters in PARAMETERS.items():
+        save_header(folder / name / "model.safetensors", parameters)
+    spec = Model(pipeline="sdxl", lora=Lora(path="lora"))
+    source = Source("sdxl", "folder", str(folder))
+    lora = Source("lora", "file", str(folder / "lora.safetensors"))
+    return ResolvedModel("SDXL", spec, source, lora, (1024, 1024))
+
+
+def estimate(model: ResolvedModel, dtype: str = "auto") -> ModelMemory:
+    memory = model_memory(model, dtype)
+    assert memory is not None
+    return memory
+
+
+def test_sdxl_takes_what_was_counted_on_its_real_architecture(sdxl) -> None:
+    memory = estimate(sdxl)
+    assert memory.dtype == "float16"
+    assert memory.denoiser == 2 * PARAMETERS["unet"]
+    assert sum(memory.encoders) == 2 * (123_060_480 + 694_659_840)
+    # Counted tensor by tensor: 5049.88 values for each of 128 × 128 places, 3.0 GiB in float32.
+    assert memory.pass_per_image == pytest.approx(5049.88 * 128 * 128 * 2, rel=0.01)
+    assert memory.decoding == 3 * GIB
+    assert memory.vae == 4 * PARAMETERS["vae"]
+    assert estimate(sdxl, "bfloat16").decoding == 1.5 * GIB
+
+
+def test_memory_grows_with_pixels_and_batch_and_one_image_is_decoded_at_a_time(sdxl) -> None:
+    large, small = estimate(sdxl), estimate(replace(sdxl, size=(512, 512)))
+    assert large.pass_per_image == pytest.approx(4 * small.pass_per_image, rel=1e-6)
+    assert large.decoding == 4 * small.decoding
+    one, eight = large.stages(1), large.stages(8)
+    assert eight["denoising"] - one["denoising"] == 7 * large.pass_per_image
+    assert eight["decoding"] - one["decoding"] < 0.2 * GIB
+
+
+def test_the_largest_batch_fits_its_card_and_the_next_one_does_not(sdxl) -> None:
+    memory = estimate(sdxl)
+    for offload in ("none", "model"):
+        for card in (12 * GIB, 24 * GIB):
+            batch = memory.largest_batch(card, offload)
+            assert memory.peak(batch, offload) <= card - RESERVE < memory.peak(batch + 1, offload)
+    assert memory.largest_batch(8 * GIB) == 0
+    assert memory.largest_batch(8 * GIB, "model") > 8
+
+
+def test_a_lora_on_the_feed_forward_layers_widens_the_pass(sdxl) -> None:
+    layer = LoraLayer("denoiser", "mid_block.attentions.0.ff.net.0.proj", {}, 4, 4.0)
+    save_header(sdxl.lora.path, 1000)
+    tuned = estimate(replace(sdxl, lora_file=LoraFile(sdxl.lora.path, (layer,), "")))
+    assert tuned.denoiser == 2 * (PARAMETERS["unet"] + 1000)
+    assert tuned.pass_per_image > 1.2 * estimate(sdxl).pass_per_image
+
+
+def test_the_weights_of_the_variant_count_where_a_folder_has_both(sdxl) -> None:
+    save_header(sdxl.pipeline.path / "unet" / "model.fp16.safetensors", 1000)
+    assert estimate(sdxl).denoiser == 2 * PARAMETERS["unet"]
+    variant = replace(sdxl, spec=sdxl.spec.model_copy(update={"variant": "fp16"}))
+    assert estimate(variant).denoiser == 2000
+
+
+def test_the_plan_says_what_fits(sdxl) -> None:
+    lines = estimate(sdxl).describe(8)
+    assert lines[0].startswith("about 8.3 GiB at batch_size 8 in float16 (encoding ")
+    assert lines[1].startswith("largest batch_size: none on 8 GB, ")
+    assert lines[2].startswith("with offload: ")
+
+
+def test_nothing_is_estimated_of_weights_that_are_not_here(sdxl) -> None:
+    (sdxl.pipeline.path / "unet" / "model.safetensors").unlink()
+    assert model_memory(sdxl, "auto") is None
