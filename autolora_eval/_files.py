@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
+CACHE_VARIABLE = "AUTOLORA_EVAL_CACHE"
 
 
 @contextmanager
@@ -109,6 +110,15 @@ def sha256_folder(folder: Path, suffixes: tuple[str, ...]) -> str:
     for path in sorted(p for p in inside if p.is_file() and p.suffix in suffixes):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: `AUTOLORA_EVAL_CACHE`, or one in the user's cache folder."""
+    configured = os.environ.get(CACHE_VARIABLE)
+    if configured:
+        return Path(configured).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "autolora-eval"
 
 
 def content_hash(value: object) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
-from autolora_eval._files import Json, path_inside, sha256_file, sha256_folder
+from autolora_eval._files import path_inside
 from autolora_eval._resources import shipped_root
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -234,31 +234,6 @@ def _miniature(name: str) -> Path:
     return miniature_folder(name.removeprefix(MINIATURE))
 
 
-# --------------------
-# What a model is: the hash of its files, or its commit on the hub. Fetches what is not here.
-
-
-_MODEL_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja")
-
-
-def identity(source: Source) -> Json:
-    """Return what decides a model's numbers, for content keys and the manifest.
-
-    Args:
-        source: a folder or file is hashed; a hub id is resolved to its commit.
-    """
-    if source.kind == "hub":
-        return {"name": source.name, "kind": "hub", "commit": _commit(source)}
-    digest = sha256_folder(source.path, _MODEL_FILES)
-    return {"name": source.name, "kind": source.kind, "sha256": digest}
-
-
-def lora_identity(source: Source) -> Json:
-    """Return what a LoRA is: the hash of its file, which is fetched if need be."""
-    file = local_lora(source)
-    return {"name": source.name, "kind": source.kind, "sha256": sha256_file(file)}
-
-
 def local_lora(source: Source) -> Path:
     """Return the LoRA's file on this machine, fetching it from the hub if need be.
 
@@ -352,19 +327,3 @@ def absent(source: Source) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, cut to what fits a message of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _commit(source: Source) -> str:
-    """Return the commit that a hub id and revision stand for, as the cache's folder names it."""
-    from huggingface_hub import hf_hub_download
-
-    for name in ("model_index.json", "config.json"):
-        try:
-            path = Path(hf_hub_download(source.location, name, revision=source.revision))
-        except (OSError, ValueError) as error:
-            problem = error
-            continue
-        parts = path.parts
-        # The last of that name: the cache may itself lie below a folder called snapshots.
-        return parts[len(parts) - parts[::-1].index("snapshots")]
-    raise AutoLoRAEvalError(unreachable([source], first_line(problem))) from problem

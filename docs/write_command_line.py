@@ -25,7 +25,7 @@ failure.
 
 | environment variable | effect |
 | --- | --- |
-| `AUTOLORA_EVAL_CACHE` | the folder of the cache of judge replies |
+| `AUTOLORA_EVAL_CACHE` | the folder of the caches of judge replies and of hashes of weights |
 | `AUTOLORA_EVAL_JUDGE_URL` | the judge server's address, in the shipped benchmarks |
 | `AUTOLORA_EVAL_JUDGE_API_KEY` | the judge server's API key; it is never written to a file |
 | `AUTOLORA_EVAL_DEBUG` | `1` shows the traceback of a failure |

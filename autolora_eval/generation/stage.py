@@ -13,8 +13,8 @@ import torch
 from autolora_eval._devices import choose_device, choose_dtype, free_memory
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, content_hash
+from autolora_eval._identity import identity, lora_identity
 from autolora_eval._progress import Advance, Progress
-from autolora_eval._sources import identity, lora_identity
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.dataset import ImageDataset
@@ -161,7 +161,8 @@ def _missing_work(
 def _model_identities(model: ResolvedModel, cells: Sequence[Cell]) -> dict[str, Json]:
     """Return the file hashes of pipeline and LoRA; their names only if all images are imported."""
     if any(cell.method.kind != "images" for cell in cells):
-        return {"pipeline": identity(model.pipeline), "lora": lora_identity(model.lora)}
+        pipeline = identity(model.pipeline, model.spec.variant)
+        return {"pipeline": pipeline, "lora": lora_identity(model.lora)}
     return {
         part: {"name": source.name, "kind": source.kind, "used": False}
         for part, source in (("pipeline", model.pipeline), ("lora", model.lora))

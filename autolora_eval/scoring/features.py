@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 from autolora_eval._devices import choose_device, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, atomic_write, content_hash
+from autolora_eval._identity import identity
 from autolora_eval._progress import Advance, Progress
-from autolora_eval._sources import Source, identity
+from autolora_eval._sources import Source
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image

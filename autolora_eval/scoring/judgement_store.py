@@ -17,7 +17,6 @@ from autolora_eval._files import Json, atomic_write, sha256_bytes
 from autolora_eval.scoring.judges.base import is_transient
 from autolora_eval.scoring.rubric import Question
 
-CACHE_VARIABLE = "AUTOLORA_EVAL_CACHE"
 CACHE_TIMEOUT = 30.0  # seconds to wait for another process that writes to the cache
 
 
@@ -206,15 +205,6 @@ def _truncate_torn_line(stream: BinaryIO) -> None:
         stream.seek(0)
         stream.truncate(stream.read().rfind(b"\n") + 1)
     stream.seek(0, os.SEEK_END)
-
-
-def cache_folder() -> Path:
-    """Return the cache folder: `AUTOLORA_EVAL_CACHE`, or one in the user's cache folder."""
-    configured = os.environ.get(CACHE_VARIABLE)
-    if configured:
-        return Path(configured).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "autolora-eval"
 
 
 def reply_key(judge_key: str, image_sha256: str, question: Question, repeat: int) -> str:

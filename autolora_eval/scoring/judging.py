@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from autolora_eval._devices import choose_device
-from autolora_eval._files import Json, content_hash
+from autolora_eval._files import Json, cache_folder, content_hash
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import Source
 from autolora_eval.runs.folder import RunFolder
@@ -21,7 +21,6 @@ from autolora_eval.scoring.judgement_store import (
     JudgementFile,
     JudgementKey,
     JudgementStatus,
-    cache_folder,
     reply_key,
 )
 from autolora_eval.scoring.judges.base import Judge, Reply, Request

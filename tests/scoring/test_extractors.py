@@ -192,7 +192,7 @@ def test_parameters_and_code_are_part_of_the_key(
 
 def test_key_of_the_default_kind_has_model_precision_and_batch_size(make: Make) -> None:
     """So features of runs that were made before there were kinds stay good."""
-    from autolora_eval._sources import identity
+    from autolora_eval._identity import identity
     from autolora_eval.scoring.features import extractor_key
 
     plan = make(model="miniature:dinov2", batch_size=4)

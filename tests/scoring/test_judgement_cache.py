@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autolora_eval.scoring.judgement_store import JudgementCache, cache_folder, reply_key
+from autolora_eval._files import cache_folder
+from autolora_eval.scoring.judgement_store import JudgementCache, reply_key
 from autolora_eval.scoring.rubric import Question
 
 QUESTION = Question("before", "after")

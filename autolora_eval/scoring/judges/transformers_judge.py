@@ -16,7 +16,8 @@ from PIL import Image
 from autolora_eval._devices import choose_dtype, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
-from autolora_eval._sources import Source, first_line, identity
+from autolora_eval._identity import identity
+from autolora_eval._sources import Source, first_line
 from autolora_eval.runs.images import ImageError, Picture, open_image
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Reply, Request, Token

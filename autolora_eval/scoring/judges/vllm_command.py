@@ -12,8 +12,9 @@ from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
 from autolora_eval._files import Json
+from autolora_eval._identity import identity
 from autolora_eval._resources import shipped_root
-from autolora_eval._sources import Lookup, Source, find_model, identity
+from autolora_eval._sources import Lookup, Source, find_model
 from autolora_eval.scoring.judges.config import JudgeConfig, launch_problems
 
 HOST = "127.0.0.1"
