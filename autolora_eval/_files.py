@@ -162,12 +162,17 @@ def run_name(text: str) -> str:
     return safe or "unnamed"
 
 
-def prompt_folder(prompt: str) -> str:
-    """Return the folder name of a prompt's images: readable, and unique by a hash of the prompt.
+def prompt_folder(prompt: str, negative_prompt: str | None = None) -> str:
+    """Return the folder name of a prompt's images: readable, and unique by a hash.
 
     The name does not depend on the prompt's index, so reordering the prompts keeps the images.
+
+    Args:
+        prompt: the prompt.
+        negative_prompt: the prompt's own: another one makes other images.
     """
-    return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(prompt.encode())[:12]}"
+    told = prompt if negative_prompt is None else f"{prompt}\0{negative_prompt}"
+    return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(told.encode())[:12]}"
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import types
 import typing
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -153,7 +154,8 @@ def _one_line(error: yaml.YAMLError) -> str:
 
 # Pydantic puts the tags of alternatives into error locations, where they must not pass for keys.
 FILE_TAG, ADDRESS_TAG, LIST_TAG = "(a file)", "(an address)", "(a list)"
-_NO_KEYS = (FILE_TAG, ADDRESS_TAG, LIST_TAG)
+TEXT_TAG, MAP_TAG = "(a text)", "(a map)"
+_NO_KEYS = (FILE_TAG, ADDRESS_TAG, LIST_TAG, TEXT_TAG, MAP_TAG)
 
 
 def matching(pattern: str, expected: str) -> AfterValidator:
@@ -177,10 +179,6 @@ Label = Annotated[
 ]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
-Prompts = Annotated[
-    Annotated[Ref, Tag(FILE_TAG)] | Annotated[list[Prompt], Tag(LIST_TAG)],
-    Discriminator(lambda value: LIST_TAG if isinstance(value, list) else FILE_TAG),
-]
 Addresses = Annotated[
     Annotated[Ref, Tag(ADDRESS_TAG)]
     | Annotated[list[Ref], Tag(LIST_TAG), Field(min_length=1, max_length=64)],
@@ -270,13 +268,28 @@ def _shown(value: object) -> str:
 
 def _known_keys(model: type[BaseModel], keys: KeyPath) -> list[str]:
     """Return the keys that `model` accepts below `keys`."""
-    here: Any = model
+    found: list[Any] = [model]
     for key in keys:
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            here = here.model_fields[str(key)].annotation
-        else:
-            here = typing.get_args(here)[-1]
-        options = [a for a in typing.get_args(here) if a is not type(None)]
-        if options and typing.get_origin(here) is not dict:
-            here = options[0]
-    return list(here.model_fields) if hasattr(here, "model_fields") else []
+        found = [below for one in found for below in _below(one, str(key))]
+    return [name for one in found if _is_model(one) for name in one.model_fields]
+
+
+def _below(annotation: Any, key: str) -> list[Any]:  # noqa: ANN401
+    """Return the types that a key, or any entry of a list or map, may have."""
+    if _is_model(annotation):
+        field = annotation.model_fields.get(key)
+        return _alternatives(None if field is None else field.annotation)
+    return _alternatives((typing.get_args(annotation) or (None,))[-1])
+
+
+def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Annotated:
+        return _alternatives(arguments[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [one for argument in arguments for one in _alternatives(argument)]
+    return [annotation]
+
+
+def _is_model(annotation: Any) -> bool:  # noqa: ANN401
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

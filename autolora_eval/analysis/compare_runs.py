@@ -14,7 +14,6 @@ from autolora_eval._files import (
     link_or_copy,
     read_jsonl,
     run_name,
-    sha256_bytes,
     sha256_file,
     slug,
     write_jsonl,
@@ -31,7 +30,7 @@ from autolora_eval.analysis.compatibility import (
 )
 from autolora_eval.analysis.tables import write_tables
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import ImageJob, RunManifest
+from autolora_eval.runs.manifest import ImageJob, RunManifest, hash_prompts
 from autolora_eval.runs.records import (
     BenchmarkRecord,
     CellRecord,
@@ -105,7 +104,9 @@ def _joint_manifest(
 ) -> tuple[RunManifest, list[Difference]]:
     """Return the manifest of a comparison, and which methods are taken once of several runs."""
     first = sources[0].manifest
-    prompts = [p for p in first.prompts if all(p in s.manifest.prompts for s in sources)]
+    pairs = [p for p in first.prompt_pairs if all(p in s.manifest.prompt_pairs for s in sources)]
+    prompts = [prompt for prompt, _ in pairs]
+    negative_prompts = {prompt: own for prompt, own in pairs if own is not None}
     seeds = [n for n in first.seeds if all(n in s.manifest.seeds for s in sources)]
     jobs = [ImageJob(n, prompt, seed) for n, prompt in enumerate(prompts) for seed in seeds]
     names, once = _method_names(sources, jobs)
@@ -133,7 +134,8 @@ def _joint_manifest(
         limit_prompts=max(s.manifest.limit_prompts or 0 for s in sources) or None,
         limit_seeds=max(s.manifest.limit_seeds or 0 for s in sources) or None,
         prompts=prompts,
-        prompts_sha256=sha256_bytes("\n".join(prompts).encode()),
+        negative_prompts=negative_prompts,
+        prompts_sha256=hash_prompts(prompts, negative_prompts),
         seeds=seeds,
         methods=methods,
         sweep=_joint_sweep(sources, cells),

@@ -77,7 +77,7 @@ def open_sources(paths: Sequence[str | Path]) -> list[SourceRun]:
 def differences(sources: Sequence[SourceRun]) -> list[Difference]:
     """Return all in which the runs differ, errors first."""
     found = [
-        *_shared("prompts", sources, lambda manifest: manifest.prompts),
+        *_shared("prompts", sources, lambda manifest: manifest.prompt_pairs),
         *_shared("seeds", sources, lambda manifest: manifest.seeds),
         *_extractor(sources),
         *_diversity_metrics(sources),

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from autolora_eval._errors import UsageError
 from autolora_eval._sources import Source
-from autolora_eval.config.schema import Model
+from autolora_eval._yaml import StrictModel, YamlFile, explained, read_yaml
+from autolora_eval.config.schema import Model, PromptEntry, PromptList
 
 MAX_PROMPT_LENGTH = 10_000
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Read a prompt file: UTF-8, one prompt per line; blank lines are skipped.
+class _PromptFile(StrictModel):
+    prompts: PromptList
+
+
+def read_prompts(path: Path) -> dict[str, str | None]:
+    """Read a prompt file: a YAML list as in a benchmark, or UTF-8 text with one prompt per line.
+
+    Returns:
+        Prompt → its own negative prompt, or None.
 
     Raises:
-        UsageError: if the file is not readable UTF-8, is empty, or has a line that is too long or
+        UsageError: if the file is not readable UTF-8, is empty, or has a prompt that is too long or
             occurs twice.
     """
+    if path.suffix in (".yaml", ".yml"):
+        document = read_yaml(path)
+        lines = {("prompts", *keys): line for keys, line in document.lines.items()}
+        document = YamlFile(path, {"prompts": document.data}, lines)
+        try:
+            entries = _PromptFile.model_validate(document.data).prompts
+        except ValidationError as error:
+            raise UsageError("\n".join(explained(error, document, _PromptFile))) from error
+        return listed_prompts(entries, str(path))
     try:
         # `splitlines` also breaks at characters that may occur in a prompt, such as U+2028.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -30,10 +49,27 @@ def read_prompts(path: Path) -> list[str]:
         ) from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}.") from error
-    return check_prompts(((f"{path}:{n}", s.strip()) for n, s in enumerate(lines, 1)), str(path))
+    located = ((f"{path}:{n}", line.strip()) for n, line in enumerate(lines, 1))
+    return dict.fromkeys(_checked(located, str(path)))
 
 
-def check_prompts(located: Iterable[tuple[str, str]], where: str) -> list[str]:
+def listed_prompts(entries: Sequence[str | PromptEntry], where: str) -> dict[str, str | None]:
+    """Return the prompts of a list, each with its own negative prompt or None.
+
+    Args:
+        entries: the list.
+        where: the location of the list, for messages.
+
+    Raises:
+        UsageError: if there is no prompt, or one occurs twice.
+    """
+    own = [(e, None) if isinstance(e, str) else (e.prompt, e.negative_prompt) for e in entries]
+    found = [(prompt.strip(), negative) for prompt, negative in own]
+    _checked(((f"{where}, entry {n}", prompt) for n, (prompt, _) in enumerate(found, 1)), where)
+    return {prompt: negative for prompt, negative in found if prompt}
+
+
+def _checked(located: Iterable[tuple[str, str]], where: str) -> list[str]:
     """Return the prompts, each once.
 
     Args:

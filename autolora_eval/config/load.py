@@ -20,7 +20,7 @@ from autolora_eval.config.combinations import (
     parameters_of,
     refusals,
 )
-from autolora_eval.config.inputs import check_prompts, read_prompts
+from autolora_eval.config.inputs import listed_prompts, read_prompts
 from autolora_eval.config.model_section import read_model
 from autolora_eval.config.resolved import (
     METHOD_KINDS,
@@ -97,7 +97,7 @@ class _Resolver:
 
     def resolve(self) -> LoadedBenchmark:
         spec = self.spec
-        prompts = self._try(("prompts",), self._prompts)
+        prompts = self._try(("prompts",), self._prompts) or {}
         models = {
             name: read_model(name, model, self.lookup, self._try)
             for name, model in spec.models.items()
@@ -116,7 +116,8 @@ class _Resolver:
         return LoadedBenchmark(
             file=self.document.path.resolve(),
             spec=spec,
-            prompts=tuple(typing.cast("list[str]", prompts)),
+            prompts=tuple(prompts),
+            negative_prompts={key: own for key, own in prompts.items() if own is not None},
             models=typing.cast("dict[str, ResolvedModel]", models),
             methods=typing.cast("dict[str, ResolvedMethod]", methods),
             features=features,
@@ -136,10 +137,9 @@ class _Resolver:
             self.problems.append(f"{self.document.where(keys)}: {error}")
             return None
 
-    def _prompts(self) -> list[str]:
+    def _prompts(self) -> dict[str, str | None]:
         if isinstance(self.spec.prompts, list):
-            entries = enumerate(self.spec.prompts, 1)
-            return check_prompts(((f"entry {n}", text.strip()) for n, text in entries), "the list")
+            return listed_prompts(self.spec.prompts, "the list")
         return read_prompts(self.lookup.file(self.spec.prompts, "prompt file"))
 
     def _method(self, name: str, section: Mapping[str, Any]) -> ResolvedMethod | None:

@@ -48,6 +48,11 @@ class Cell:
     nfe: int | None
     point: Point = field(default_factory=dict, hash=False)
 
+    def negative_prompt(self, job: ImageJob) -> str:
+        """Return the negative prompt of an image: that of its prompt, or else of the model."""
+        own = job.negative_prompt
+        return self.model.spec.negative_prompt if own is None else own
+
     @property
     def title(self) -> str:
         """The name of the cell in messages."""
@@ -138,7 +143,7 @@ def make_plan(
     cells = tuple(_cells(benchmark))
     _refuse_duplicates(cells, benchmark)
     jobs = tuple(
-        ImageJob(index, prompt, seed)
+        ImageJob(index, prompt, seed, benchmark.negative_prompts.get(prompt))
         for index, prompt in enumerate(benchmark.prompts[:limit_prompts])
         for seed in benchmark.spec.seeds.values()[:limit_seeds]
     )

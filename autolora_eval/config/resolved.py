@@ -67,6 +67,7 @@ class LoadedBenchmark:
         file: the benchmark file.
         spec: its content.
         prompts: the prompts, in order.
+        negative_prompts: by prompt, where a prompt has its own.
         models: by name, in order.
         methods: by name, in order.
         features: where the extractor's model is; None for an extractor without a model.
@@ -90,3 +91,4 @@ class LoadedBenchmark:
     sweep: Sweep = field(default_factory=Sweep)
     extractor: ResolvedExtractor = field(default_factory=ResolvedExtractor.default)
     diversity: Mapping[str, DiversityMetric] = field(default_factory=dict)
+    negative_prompts: Mapping[str, str] = field(default_factory=dict)

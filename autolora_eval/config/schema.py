@@ -4,19 +4,42 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from autolora_eval._yaml import (
+    FILE_TAG,
+    LIST_TAG,
+    MAP_TAG,
+    TEXT_TAG,
     DType,
     FiniteFloat,
     Label,
     Name,
-    Prompts,
+    Prompt,
     Ref,
     StrictModel,
     matching,
 )
 from autolora_eval.scoring.judges.config import JudgeConfig
+
+NegativePrompt = Annotated[str, Field(max_length=10_000)]
+
+
+class PromptEntry(StrictModel):
+    """A prompt with its own negative prompt."""
+
+    prompt: Prompt
+    """The prompt."""
+    negative_prompt: NegativePrompt | None = None
+    """Replaces the negative prompt of every model for this prompt."""
+
+
+PromptList = list[
+    Annotated[
+        Annotated[Prompt, Tag(TEXT_TAG)] | Annotated[PromptEntry, Tag(MAP_TAG)],
+        Discriminator(lambda one: MAP_TAG if isinstance(one, dict | PromptEntry) else TEXT_TAG),
+    ]
+]
 
 
 class Seeds(StrictModel):
@@ -70,8 +93,8 @@ class Model(StrictModel):
     """
     height: int | None = Field(default=None, ge=8, le=16_384, multiple_of=8)
     """The height in pixels, with the same default as the width."""
-    null_prompt: str = Field(default="", max_length=10_000)
-    """The null prompt, ∅ of equation (4). It is always passed to the pipeline explicitly."""
+    negative_prompt: NegativePrompt = ""
+    """The prompt from which CFG leads away, ∅ of equation (4), for prompts without their own."""
 
 
 class Features(StrictModel):
@@ -106,8 +129,13 @@ class Benchmark(StrictModel):
     """The name of the benchmark and of its run folder."""
     description: str = Field(default="", max_length=2000)
     """A sentence for the report."""
-    prompts: Prompts
-    """A text file with one prompt per line, or a list of prompts."""
+    prompts: Annotated[
+        Annotated[Ref, Tag(FILE_TAG)] | Annotated[PromptList, Tag(LIST_TAG)],
+        Discriminator(lambda value: LIST_TAG if isinstance(value, list) else FILE_TAG),
+    ]
+    """A list of prompts, a YAML file with such a list, or a text file with one prompt per line. An
+    entry is a text, or `{prompt: …, negative_prompt: …}`.
+    """
     seeds: Seeds
     """The seeds, the same for every prompt and method."""
     models: dict[Label, Model] = Field(min_length=1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from autolora_eval._files import content_hash, sha256_bytes, sha256_file
+from autolora_eval._files import content_hash, sha256_file
 from autolora_eval._version import __version__
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.sweep_grid import fields_of
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.manifest import RunManifest, hash_prompts
 from autolora_eval.runs.records import (
     BenchmarkRecord,
     CellRecord,
@@ -46,7 +46,10 @@ def planned_manifest(
         "limit_prompts": limit_prompts,
         "limit_seeds": limit_seeds,
         "prompts": list(dict.fromkeys(job.prompt for job in plan.jobs)),
-        "prompts_sha256": sha256_bytes("\n".join(loaded.prompts).encode()),
+        "negative_prompts": {
+            job.prompt: job.negative_prompt for job in plan.jobs if job.negative_prompt is not None
+        },
+        "prompts_sha256": hash_prompts(loaded.prompts, loaded.negative_prompts),
         "seeds": list(dict.fromkeys(job.seed for job in plan.jobs)),
         "methods": {cell.method.name: _method(cell) for cell in plan.cells},
         "sweep": {
@@ -112,7 +115,7 @@ def cell_record(cell: Cell, plan: Plan) -> CellRecord:
     """Return what the manifest says of a cell before it has run."""
     rule = cell.method.definition
     asked = {
-        "model": cell.model.spec.model_dump(mode="json"),
+        "model": cell.model.spec.model_dump(mode="json", exclude_defaults=True),
         "columns": cell.columns,
         "batch_size": plan.benchmark.spec.batch_size,
         **({} if rule.identity == rule.name else {"rule": rule.identity}),

@@ -84,6 +84,7 @@ class ImageDataset:
             metadata: further keys for the row of each image, such as the seconds it took.
         """
         self._move_stale_images()
+        made_here = self.cell.parameters.uses_the_model
         for job, image, more in zip(jobs, images, metadata, strict=True):
             file = self.folder / job.file
             with atomic_write(file) as temporary:
@@ -91,6 +92,7 @@ class ImageDataset:
             self.rows[job.file] = {
                 "file_name": job.file,
                 "prompt": job.prompt,
+                **({"negative_prompt": self.cell.negative_prompt(job)} if made_here else {}),
                 "seed": job.seed,
                 "model": self.cell.model.name,
                 "method": self.cell.method.name,

@@ -117,7 +117,7 @@ class LoraPipeline:
         *,
         num_inference_steps: int,
         size: tuple[int, int],
-        null_prompt: str = "",
+        negative_prompts: Sequence[str] | None = None,
         output: str = "images",
     ) -> Any:  # noqa: ANN401
         """Run the denoising loop for one batch.
@@ -131,7 +131,7 @@ class LoraPipeline:
             guider: a new guider. It is changed and must not be used again.
             num_inference_steps: the number of denoising steps.
             size: (width, height) in pixels.
-            null_prompt: ∅ of equation (4).
+            negative_prompts: ∅ of equation (4), one per image. Default: the empty prompt.
             output: `images`, or the name of another output of the pipeline. `latents` are a
                 tensor [B, C, h, w] in the dtype of the pipeline.
 
@@ -144,7 +144,7 @@ class LoraPipeline:
         """
         # SD3's blocks skip CFG silently if the negative prompt is None, and SDXL's blocks use zero
         # embeddings for it (modular_pipelines/stable_diffusion_3/encoders.py, …_xl/encoders.py).
-        null = [null_prompt] * len(prompts)
+        null = list(negative_prompts or [""] * len(prompts))
         check = PredictionCheck(guider)
         with (
             contextlib.chdir("."),  # restores the folder if third-party code changes it
@@ -209,7 +209,7 @@ class LoraPipeline:
 
         Args:
             prompts: one per image.
-            null: the null prompt, once per image.
+            null: the negative prompts, one per image.
 
         Returns:
             Input name of the denoiser → (conditional, unconditional), each [B, …]. Empty if the

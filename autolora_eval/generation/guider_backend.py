@@ -152,7 +152,7 @@ def sample_batch(
             rule.build(cell.parameters),
             num_inference_steps=cell.model.spec.num_inference_steps,
             size=cell.model.size,
-            null_prompt=cell.model.spec.null_prompt,
+            negative_prompts=[cell.negative_prompt(job) for job in filled],
         )
     except UnusablePredictionError as error:
         raise _unusable(cell, rule, error) from error

@@ -48,7 +48,7 @@ def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
     """Read the configuration of a pipeline. No weights are loaded.
 
     Raises:
-        AutoLoRAEvalError: if it makes no images from text, takes no guider, or takes no null
+        AutoLoRAEvalError: if it makes no images from text, takes no guider, or takes no negative
             prompt but the benchmark sets one.
         OSError: if it is on the hub, and the hub cannot be reached.
     """
@@ -63,10 +63,10 @@ def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
         raise AutoLoRAEvalError(_unsupported(pipeline, error)) from error
     if "guider" not in pipe.component_names:
         raise AutoLoRAEvalError(no_guider(pipeline.name, type(pipe).__name__))
-    if spec.null_prompt and "negative_prompt" not in pipe.blocks.input_names:
+    if spec.negative_prompt and "negative_prompt" not in pipe.blocks.input_names:
         raise AutoLoRAEvalError(
-            f"'{pipeline.name}' is a {type(pipe).__name__}, which uses its own null prompt "
-            f"(got '{spec.null_prompt}'). Remove null_prompt."
+            f"'{pipeline.name}' is a {type(pipe).__name__}, which takes no negative prompt (got "
+            f"'{spec.negative_prompt:.80}'). Remove negative_prompt."
         )
     return pipe
 

@@ -103,8 +103,10 @@ def _guided(plan: Plan) -> None:
             from autolora_eval._devices import quiet_libraries
             from autolora_eval.generation.pipeline_loading import open_pipeline
 
+            own = next(filter(None, plan.benchmark.negative_prompts.values()), "")
+            asked = model.spec.negative_prompt or own
             with quiet_libraries():
-                open_pipeline(source, model.spec)
+                open_pipeline(source, model.spec.model_copy(update={"negative_prompt": asked}))
 
 
 def _own_files(plan: Plan) -> None:

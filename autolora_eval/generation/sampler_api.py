@@ -85,6 +85,11 @@ class SamplerModel:
         device: the device of the pipeline.
         dtype: the precision of the pipeline.
         shared: holds the pipeline of all cells of one sampler.
+
+    Attributes:
+        device: the device of the pipeline.
+        dtype: the precision of the pipeline.
+        negative_prompt: the negative prompt of the image that is being made.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class SamplerModel:
     ) -> None:
         self._model, self._shared = model, shared
         self.device, self.dtype = device, dtype
+        self.negative_prompt = model.spec.negative_prompt
 
     @property
     def name(self) -> str:
@@ -136,11 +142,6 @@ class SamplerModel:
     def guidance_scale(self) -> float:
         """The CFG scale for methods without a scale of their own."""
         return self._model.spec.guidance_scale
-
-    @property
-    def null_prompt(self) -> str:
-        """The null prompt, ∅ of equation (4)."""
-        return self._model.spec.null_prompt
 
     @property
     def size(self) -> tuple[int, int]:

@@ -124,6 +124,7 @@ class SampledCell:
         shared: SamplerPipeline,
     ) -> None:
         shared.n_rows = 0
+        model.negative_prompt = self.dataset.cell.negative_prompt(job)
         started = time.perf_counter()
         with global_seed(job.seed), shared.restored(model.lora_scale):
             result = sampler(job.prompt, job.seed, model)

@@ -192,8 +192,9 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
             "model": files,
             "columns": cell.columns,
             "size": cell.model.size,
-            "null_prompt": cell.model.spec.null_prompt,
-            "variant": cell.model.spec.variant,
+            **cell.model.spec.model_dump(
+                mode="json", include={"negative_prompt", "variant"}, exclude_defaults=True
+            ),
             "batch_size": batch_size,
             "device": device,
             "dtype": dtype,

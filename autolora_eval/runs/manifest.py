@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
-from autolora_eval._files import prompt_folder
+from autolora_eval._files import prompt_folder, sha256_bytes
 from autolora_eval.runs.records import (
     AgreementRecord,
     BenchmarkRecord,
@@ -32,6 +32,12 @@ from autolora_eval.runs.records import (
 FORMAT_VERSION: Literal[1] = 1
 
 
+def hash_prompts(prompts: Sequence[str], negative_prompts: Mapping[str, str]) -> str:
+    """Return the SHA-256 of prompts, one per line; a prompt's own negative one follows a NUL."""
+    lines = (p if p not in negative_prompts else f"{p}\0{negative_prompts[p]}" for p in prompts)
+    return sha256_bytes("\n".join(lines).encode())
+
+
 @dataclass(frozen=True, slots=True)
 class ImageJob:
     """One image of a cell: a prompt and a seed.
@@ -40,16 +46,18 @@ class ImageJob:
         prompt_index: index of the prompt in the benchmark, from 0.
         prompt: its text.
         seed: seeds the image's own generator.
+        negative_prompt: the prompt's own; None for that of the model.
     """
 
     prompt_index: int
     prompt: str
     seed: int
+    negative_prompt: str | None = None
 
     @property
     def file(self) -> str:
         """Path of the image below the cell's image folder."""
-        return f"{prompt_folder(self.prompt)}/{self.seed}.png"
+        return f"{prompt_folder(self.prompt, self.negative_prompt)}/{self.seed}.png"
 
 
 class RunManifest(Record):
@@ -62,6 +70,7 @@ class RunManifest(Record):
         limit_prompts: only the first so many prompts were taken; None for all.
         limit_seeds: only the first so many seeds were taken; None for all.
         prompts: in order.
+        negative_prompts: by prompt, where a prompt has its own.
         prompts_sha256: hash of all prompts of the benchmark.
         seeds: in order.
         methods: by name, in order of the tables.
@@ -88,6 +97,7 @@ class RunManifest(Record):
     limit_prompts: int | None = None
     limit_seeds: int | None = None
     prompts: list[str]
+    negative_prompts: dict[str, str] = Field(default_factory=dict)
     prompts_sha256: str
     seeds: list[int]
     methods: dict[str, MethodRecord]
@@ -108,6 +118,11 @@ class RunManifest(Record):
     differences: list[DifferenceRecord] = Field(default_factory=list)
 
     @property
+    def prompt_pairs(self) -> list[tuple[str, str | None]]:
+        """Each prompt and its own negative prompt, or None."""
+        return [(prompt, self.negative_prompts.get(prompt)) for prompt in self.prompts]
+
+    @property
     def is_limited(self) -> bool:
         """Whether only some of the prompts or seeds were taken."""
         return self.limit_prompts is not None or self.limit_seeds is not None
@@ -124,9 +139,9 @@ class RunManifest(Record):
 
     def jobs(self) -> Iterator[ImageJob]:
         """Yield the images of every cell, in order of prompt, then seed: the same for all cells."""
-        for index, prompt in enumerate(self.prompts):
+        for index, (prompt, negative_prompt) in enumerate(self.prompt_pairs):
             for seed in self.seeds:
-                yield ImageJob(index, prompt, seed)
+                yield ImageJob(index, prompt, seed, negative_prompt)
 
     def cell(self, id_: str) -> CellRecord:
         """Return a cell.

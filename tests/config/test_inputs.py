@@ -5,15 +5,21 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from autolora_eval._files import sha256_file
+from autolora_eval._errors import UsageError
+from autolora_eval._files import sha256_bytes, sha256_file
 from autolora_eval._resources import shipped_root
 from autolora_eval.config.inputs import read_prompts
 from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.config.stage_inputs import planned_manifest
+from autolora_eval.runs.folder import RunFolder
 
 Write = Callable[[object], Path]
 
@@ -82,12 +88,62 @@ def test_prompts_may_be_a_list(write_benchmark: Write, benchmark_data: dict[str,
     assert load_benchmark(path).prompts == ("a cat", "a dog")
 
 
+OWN = [" a cat ", {"prompt": "a dog ", "negative_prompt": "blurry"}]
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_a_prompt_may_have_its_own_negative_prompt(
+    write_benchmark: Write, benchmark_data: dict[str, Any], workplace: Path, in_a_file: bool
+) -> None:
+    """In the list of a benchmark, and in a YAML file. Another one is another image's file."""
+    (workplace / "prompts.yaml").write_text(yaml.safe_dump(OWN), encoding="utf-8")
+    benchmark_data["models"]["A"]["negative_prompt"] = "ugly"
+    path = write_benchmark({**benchmark_data, "prompts": "prompts.yaml" if in_a_file else OWN})
+    plan = make_plan(load_benchmark(path))
+    cat, dog = plan.jobs[0], plan.jobs[2]
+    assert (cat.prompt, plan.cells[0].negative_prompt(cat)) == ("a cat", "ugly")
+    assert (dog.prompt, plan.cells[0].negative_prompt(dog)) == ("a dog", "blurry")
+    manifest = planned_manifest(plan, RunFolder(workplace / "run"))
+    assert tuple(manifest.jobs()) == plan.jobs
+    assert manifest.prompts_sha256 == sha256_bytes(b"a cat\na dog\0blurry")
+    assert (
+        dog.file
+        != replace(dog, negative_prompt="ugly").file
+        != replace(dog, negative_prompt=None).file
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "- a cat\n- {prompt: a dog, negativ_prompt: x}\n",
+            "prompts.yaml:2: prompts.1.negativ_prompt: unknown key. Did you mean 'negative_prompt'",
+        ),
+        ("- a cat\n- a dog\n- a cat\n", "prompts.yaml, entry 3: the prompt 'a cat' already occurs"),
+        ("prompts: [a cat]\n", "prompts.yaml: prompts: Input should be a valid list"),
+        ("- [a cat\n", "prompts.yaml: not valid YAML: "),
+    ],
+)
+def test_a_yaml_file_of_prompts_that_cannot_be_used(
+    write_benchmark: Write, benchmark_data: dict[str, Any], workplace: Path, text: str, says: str
+) -> None:
+    (workplace / "prompts.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        load_benchmark(write_benchmark({**benchmark_data, "prompts": "prompts.yaml"}))
+    assert f"{workplace}/{says}" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("prompts", "says"),
     [
         (["a cat", "a dog", "a cat"], "entry 3: the prompt 'a cat' already occurs"),
         (["a cat", "a cat "], "entry 2: the prompt 'a cat' already occurs"),
         ([" "], "contains no prompt."),
+        (
+            ["a cat", {"prompt": "a dog", "negativ_prompt": "x"}],
+            ": prompts.1.negativ_prompt: unknown key. Did you mean 'negative_prompt'?",
+        ),
         (["a cat", 7], ": prompts.1: expected text; put it in quotation marks (got 7)."),
         (["a cat", None], ": prompts.1: Input should be a valid string (got nothing)."),
         (["a cat", ""], ": prompts.1: String should have at least 1 character (got '')."),
@@ -325,4 +381,4 @@ def test_anyones_benchmark_may_name_what_is_shipped(
 ) -> None:
     data = {**benchmark_data, "prompts": "prompts/pixel_art.txt"}
     loaded = load_benchmark(write_benchmark(data))
-    assert list(loaded.prompts) == read_prompts(shipped_root() / "prompts" / "pixel_art.txt")
+    assert list(loaded.prompts) == list(read_prompts(shipped_root() / "prompts" / "pixel_art.txt"))

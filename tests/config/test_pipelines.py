@@ -180,8 +180,8 @@ def test_the_lists_are_those_of_diffusers(tmp_path: Path) -> None:
     assert without == set(WITHOUT_GUIDER)
 
 
-def test_a_null_prompt_that_would_be_dropped_is_refused(tmp_path: Path) -> None:
-    """FLUX.2 klein takes a guider, and no null prompt but its own."""
+def test_a_negative_prompt_that_would_be_dropped_is_refused(tmp_path: Path) -> None:
+    """FLUX.2 klein takes a guider, and no negative prompt."""
     from autolora_eval._sources import Source
     from autolora_eval.config.schema import Lora, Model
     from autolora_eval.generation.pipeline_loading import open_pipeline
@@ -191,8 +191,8 @@ def test_a_null_prompt_that_would_be_dropped_is_refused(tmp_path: Path) -> None:
     stated = {"pipeline": folder, "lora": Lora(path="any")}
     with quiet_libraries():
         open_pipeline(source, Model(**stated))
-        with pytest.raises(AutoLoRAEvalError, match=r"uses its own null prompt \(got 'a dog'\)"):
-            open_pipeline(source, Model(**stated, null_prompt="a dog"))
+        with pytest.raises(AutoLoRAEvalError, match=r"takes no negative prompt \(got 'a dog'\)"):
+            open_pipeline(source, Model(**stated, negative_prompt="a dog"))
 
 
 def test_code_in_a_pipelines_folder_is_not_run(tmp_path: Path) -> None:

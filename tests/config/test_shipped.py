@@ -123,7 +123,7 @@ def test_what_the_paper_states_is_in_its_benchmarks(name: str) -> None:
     for model in benchmark.models.values():
         assert model.spec.guidance_scale == {"SDXL": 5.0, "SD3": 7.0}[model.name]
         assert model.spec.num_inference_steps == {"SDXL": 50, "SD3": 28}[model.name]
-        assert model.spec.null_prompt == ""
+        assert model.spec.negative_prompt == ""
         assert model.spec.lora.scale == 1.0
 
 

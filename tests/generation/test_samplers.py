@@ -45,7 +45,7 @@ from PIL import Image
 def settings(model):
     width, height = model.size
     return dict(width=width, height=height, num_inference_steps=model.num_inference_steps,
-                guidance_scale=model.guidance_scale, negative_prompt=model.null_prompt)
+                guidance_scale=model.guidance_scale, negative_prompt=model.negative_prompt)
 
 def stock(prompt, seed, model):
     "The standard pipeline."

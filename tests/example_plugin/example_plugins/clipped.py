@@ -10,7 +10,7 @@ def clipped_noise(prompt: str, seed: int, model, *, limit: float = 2.0) -> Image
     width, height = model.size
     return model.pipeline(
         prompt,
-        negative_prompt=model.null_prompt,
+        negative_prompt=model.negative_prompt,
         latents=model.noise(seed).clamp(-limit, limit),
         guidance_scale=model.guidance_scale,
         num_inference_steps=model.num_inference_steps,
