@@ -202,9 +202,13 @@ class Browser:
         return [address for address in sent if not address.startswith("data:")]
 
     def complaints(self) -> list[str]:
-        """Return errors, warnings and messages of the console since `open`."""
+        """Return errors, warnings and messages of the console since `open`.
+
+        Chromium's own entries of level info are left out, such as that it set no autofocus.
+        """
         kinds = ("exceptionThrown", "consoleAPICalled", "entryAdded")
-        return [json.dumps(e["params"]) for e in self.events if any(_is(e, kind) for kind in kinds)]
+        found = [e["params"] for e in self.events if any(_is(e, kind) for kind in kinds)]
+        return [json.dumps(e) for e in found if e.get("entry", {}).get("level") != "info"]
 
 
 def _is(event: Json, kind: str) -> bool:
