@@ -23,7 +23,7 @@ from PIL import Image
 from autolora_eval._sources import local_lora
 from autolora_eval.config.lora_file import Component, read_lora_file
 from autolora_eval.config.resolved import ResolvedModel
-from autolora_eval.generation.guards import PredictionCheck
+from autolora_eval.generation.guards import PredictionCheck, checked_images
 from autolora_eval.generation.lora import load_lora, set_lora_scale
 from autolora_eval.generation.pipeline_loading import load_pipeline
 from autolora_eval.guidance.adapters import adapter_layers, adapters_off
@@ -141,6 +141,7 @@ class LoraPipeline:
         Raises:
             UnusablePredictionError: if the guider returns a prediction of another type or shape,
                 or with NaN or infinite values.
+            UnusableImageError: if a decoded image has NaN or a single colour.
         """
         # SD3's blocks skip CFG silently if the negative prompt is None, and SDXL's blocks use zero
         # embeddings for it (modular_pipelines/stable_diffusion_3/encoders.py, …_xl/encoders.py).
@@ -159,9 +160,10 @@ class LoraPipeline:
                 width=size[0],
                 height=size[1],
                 output=output,
+                output_type="np",
             )
         check.require_finite()
-        return Sample(made, calls[0]) if output == "images" else made
+        return Sample(checked_images(made), calls[0]) if output == "images" else made
 
     def unguided_latents(self, size: tuple[int, int], lora_scale: float) -> torch.Tensor:
         """Return the latents [1, C, h, w] of one fixed noise after one step without guidance.

@@ -1,4 +1,4 @@
-"""Guards of a run against a broken guider: unusable predictions and a changed model.
+"""Guards of a run: unusable predictions, a changed model, and images that show nothing.
 
 `autolora-eval check` tests the same and more on a tiny model. A run tests every batch, because
 the image of a broken guider, or of a model that a guider has changed, looks like any other image.
@@ -10,8 +10,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers.guiders import BaseGuidance
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+
+from autolora_eval.runs.images import single_colour
 
 # A drift is a difference this many times that between two runs of the unchanged model.
 _MARGIN = 8.0
@@ -19,6 +25,39 @@ _MARGIN = 8.0
 
 class UnusablePredictionError(Exception):
     """The guider returned an unusable prediction."""
+
+
+class UnusableImageError(Exception):
+    """An image cannot be measured: it is of another kind or size, or it shows nothing.
+
+    Args:
+        problem: what is wrong with it.
+        index: the place of the image in its batch.
+    """
+
+    def __init__(self, problem: str, index: int = 0) -> None:
+        super().__init__(problem)
+        self.index = index
+
+
+def checked_images(decoded: npt.NDArray[np.floating[Any]]) -> list[Image.Image]:
+    """Return decoded images as RGB.
+
+    Args:
+        decoded: [B, H, W, 3] from 0 to 1, as a pipeline returns them.
+
+    Raises:
+        UnusableImageError: if an image has NaN, which a conversion to 8 bits would make black, or
+            a single colour.
+    """
+    for index, finite in enumerate(np.isfinite(decoded).all(axis=(1, 2, 3))):
+        if not finite:
+            raise UnusableImageError("has NaN after decoding", index)
+    images: list[Image.Image] = VaeImageProcessor.numpy_to_pil(decoded)
+    for index, image in enumerate(images):
+        if colour := single_colour(image):
+            raise UnusableImageError("has a single colour, RGB {} {} {}".format(*colour), index)
+    return images
 
 
 class PredictionCheck:

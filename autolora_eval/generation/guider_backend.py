@@ -17,6 +17,7 @@ from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
 from autolora_eval.generation.guards import (
     ModelDriftCheck,
+    UnusableImageError,
     UnusablePredictionError,
     release_frames,
 )
@@ -29,7 +30,7 @@ Todo = tuple[ImageDataset, Sequence[ImageJob]]
 
 
 class GuiderFailedError(AutoLoRAEvalError):
-    """A third-party guider made an unusable batch. No image of that batch was written."""
+    """A guider made an unusable batch. No image of that batch was written."""
 
 
 @dataclass
@@ -138,7 +139,8 @@ def sample_batch(
     were missing beside it.
 
     Raises:
-        GuiderFailedError: if a third-party guider fails or returns an unusable prediction.
+        GuiderFailedError: if a third-party guider fails or returns an unusable prediction, or an
+            image shows nothing.
         AutoLoRAEvalError: if a built-in guider does, or its NFE is not the declared one.
     """
     rule = cell.method.definition
@@ -156,6 +158,8 @@ def sample_batch(
         )
     except UnusablePredictionError as error:
         raise _unusable(cell, rule, error) from error
+    except UnusableImageError as error:
+        raise _shows_nothing(cell, filled[error.index], pipeline.denoiser, error) from error
     except (Exception, SystemExit) as error:
         if not rule.code or isinstance(error, AutoLoRAEvalError):
             raise
@@ -183,4 +187,19 @@ def _unusable(cell: Cell, rule: GuiderMethod, error: UnusablePredictionError) ->
     return AutoLoRAEvalError(
         f"cell '{cell.id}': {error}. If the model runs in float16, use 'dtype: bfloat16' or "
         "'dtype: float32', which have a larger range."
+    )
+
+
+def _shows_nothing(
+    cell: Cell, job: ImageJob, denoiser: torch.nn.Module, error: UnusableImageError
+) -> GuiderFailedError:
+    advice = "Check its scales, the LoRA and the VAE."
+    if denoiser.dtype == torch.float16:
+        advice = (
+            "The VAE may overflow in float16: take another, such as "
+            "madebyollin/sdxl-vae-fp16-fix for SDXL, or 'dtype: bfloat16' or 'dtype: float32'."
+        )
+    return GuiderFailedError(
+        f"cell '{cell.id}': the image of '{job.prompt:.60}', seed {job.seed}, {error}. The cell "
+        f"was stopped; images that were made before are kept. {advice}"
     )

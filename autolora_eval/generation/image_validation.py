@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 from autolora_eval._files import Json, sha256_bytes, write_text
 from autolora_eval.generation.image_listing import MAX_BYTES, ImageRecord
 from autolora_eval.generation.image_matching import Matching
-from autolora_eval.runs.images import MAX_PIXELS, ImageError, unwarned
+from autolora_eval.runs.images import MAX_PIXELS, ImageError, single_colour, unwarned
 from autolora_eval.runs.manifest import ImageJob
 
 _CONVERTED_MODES = ("CMYK", "YCbCr", "LAB", "HSV")
@@ -57,7 +57,7 @@ class ImageInfo:
 
     size: tuple[int, int] | None
     pixels_hash: str = ""
-    colour: tuple[int, int, int] | None = None
+    colour: tuple[int, ...] | None = None
     converted: str = ""
     problem: str | None = None
 
@@ -79,7 +79,7 @@ def validate_image(data: bytes) -> ImageInfo:
     except ImageError as error:
         return ImageInfo(None, problem=str(error))
     pixels_hash = sha256_bytes(f"{image.width}x{image.height}:".encode() + image.tobytes())
-    return ImageInfo(image.size, pixels_hash, _single_colour(image), converted)
+    return ImageInfo(image.size, pixels_hash, single_colour(image), converted)
 
 
 def decode_rgb(data: bytes) -> Image.Image:
@@ -163,14 +163,6 @@ def _conversions(image: Image.Image) -> Iterator[str]:
     if n_frames > 1:
         yield f"the first of {n_frames} frames"
         image.seek(0)
-
-
-def _single_colour(image: Image.Image) -> tuple[int, int, int] | None:
-    pixels = np.asarray(image).reshape(-1, 3)
-    if (pixels != pixels[0]).any():
-        return None
-    red, green, blue = pixels[0].tolist()
-    return red, green, blue
 
 
 class ImageIssue(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +20,10 @@ from PIL import Image
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance
 from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.generation.guards import UnusableImageError
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
 from autolora_eval.guidance.method import SamplerMethod
-from autolora_eval.runs.images import SECONDS
+from autolora_eval.runs.images import SECONDS, single_colour
 from autolora_eval.runs.manifest import ImageJob
 
 # If the first images of a cell all fail, the rest is not tried: each may take a minute to fail.
@@ -30,10 +32,6 @@ REASON_LENGTH = 200
 _NOT_TRIED = "not tried"
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = frozenset(("diffusers", "numpy", "peft", "PIL", "torch", "transformers"))
-
-
-class UnusableImageError(Exception):
-    """A sampler returned something other than an image of the model's size."""
 
 
 def run_sampler(
@@ -126,7 +124,7 @@ class SampledCell:
         shared.n_rows = 0
         model.negative_prompt = self.dataset.cell.negative_prompt(job)
         started = time.perf_counter()
-        with global_seed(job.seed), shared.restored(model.lora_scale):
+        with global_seed(job.seed), shared.restored(model.lora_scale), _refused_nan():
             result = sampler(job.prompt, job.seed, model)
         image, nfe = check_image(result, model.size)
         if nfe is None and (shared.n_rows or shared.is_loaded):
@@ -148,7 +146,7 @@ def check_image(result: object, size: tuple[int, int]) -> tuple[Image.Image, int
         size: (width, height) that the image must have, in pixels.
 
     Raises:
-        UnusableImageError: if it is anything else.
+        UnusableImageError: if it is anything else, or the image has a single colour.
     """
     image: object = result
     nfe: Any = None
@@ -165,7 +163,13 @@ def check_image(result: object, size: tuple[int, int]) -> tuple[Image.Image, int
     if image.size != size:
         got, expected = (f"{width}×{height}" for width, height in (image.size, size))
         raise UnusableImageError(f"returned an image of {got} pixels: expected {expected}")
-    return image.convert("RGB"), nfe
+    image = image.convert("RGB")
+    if colour := single_colour(image):
+        raise UnusableImageError(
+            "returned a single colour, RGB {} {} {}: a safety checker, or a VAE that overflows "
+            "in float16?".format(*colour)
+        )
+    return image, nfe
 
 
 def _image_of_array(array: npt.NDArray[Any]) -> Image.Image:
@@ -207,6 +211,14 @@ def failure_reason(error: BaseException) -> str:
     message = " ".join(str(error).split())
     location = f" ({Path(frame.filename).name}, line {frame.lineno})"
     return f"{type(error).__name__}: {message}"[: REASON_LENGTH - len(location)] + location
+
+
+@contextmanager
+def _refused_nan() -> Iterator[None]:
+    """Raise if a pipeline turns NaN into black pixels, of which NumPy only warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
+        yield
 
 
 def _is_third_party(file: Path) -> bool:

@@ -124,6 +124,13 @@ def open_image(path: Path) -> Image.Image:
         raise ImageError("corrupt_image") from error
 
 
+def single_colour(image: Image.Image) -> tuple[int, ...] | None:
+    """Return the only colour of an RGB image, such as (0, 0, 0); None if it has several."""
+    extremes = image.convert("RGB").getextrema()
+    colour = tuple(int(low) for low, _ in extremes)
+    return colour if colour == tuple(int(high) for _, high in extremes) else None
+
+
 @contextmanager
 def unwarned() -> Iterator[None]:
     """Open images without Pillow's warning of large ones: `MAX_PIXELS` bounds them."""

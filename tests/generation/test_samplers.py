@@ -74,7 +74,18 @@ def merging(prompt, seed, model):
     return stock(prompt, seed, model)
 
 def flat(prompt, seed, model, *, grey: int = 128):
-    return np.full((model.size[1], model.size[0], 3), grey, np.uint8)
+    image = np.full((model.size[1], model.size[0], 3), grey, np.uint8)
+    image[-1, -1] = 0
+    return image
+
+def safe(prompt, seed, model):
+    "Has a safety checker for odd seeds."
+    return flat(prompt, seed, model) * np.uint8(seed % 2 == 0)
+
+def overflowing(prompt, seed, model):
+    with torch.no_grad():
+        model.pipeline.vae.decoder.conv_out.bias[0] = torch.nan
+    return stock(prompt, seed, model)
 
 def noisy(prompt, seed, model):
     drawn = np.random.randint(0, 85, (model.size[1], model.size[0], 3))
@@ -205,7 +216,7 @@ def test_a_sampler_without_diffusers_loads_no_model(plan_of, tmp_path, monkeypat
     plan = plan_of({"Flat": {"sampler": "flat", "grey": 7}})
     done, run = made(plan, tmp_path / "run")
     assert (done.made, done.reused) == (2, 0)
-    assert (pixels(run, plan, "Flat") == 7).all()
+    assert (pixels(run, plan, "Flat")[:, 0] == 7).all()
     assert [row["nfe"] for row in read_jsonl(run.metadata("T--Flat"))] == [None, None]
     again, _ = made(plan, tmp_path / "run")
     assert (again.made, again.reused) == (0, 2)
@@ -274,6 +285,23 @@ def test_a_sampler_without_a_single_image_fails_the_run_after_other_methods(
     assert sum(reason.startswith("not tried after") for reason in reasons) == count - tried
 
 
+def test_black_images_and_nan_of_a_sampler_are_failures(plan_of, tmp_path) -> None:
+    plan = plan_of({"Safe": {"sampler": "safe"}, "NaN": {"sampler": "overflowing"}})
+    with pytest.raises(AutoLoRAEvalError, match=r"cell 'T--NaN': .* failed on all 2 images"):
+        made(plan, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    assert [row["seed"] for row in read_jsonl(run.metadata("T--Safe"))] == [0]
+    reasons = {
+        cell: [row["reason"] for row in read_jsonl(run.failed_images(cell))]
+        for cell in ("T--Safe", "T--NaN")
+    }
+    assert reasons["T--Safe"] == [
+        "the sampler returned a single colour, RGB 0 0 0: a safety checker, or a VAE that "
+        "overflows in float16?"
+    ]
+    assert all("invalid value encountered in cast" in reason for reason in reasons["T--NaN"])
+
+
 def test_a_sampler_that_exits_python_is_a_failure(plan_of, tmp_path) -> None:
     plan = plan_of({"Leaver": {"sampler": "leaver"}, "Flat": {"sampler": "flat"}}, count=2)
     with pytest.raises(AutoLoRAEvalError, match=r"all 2 images\. First failure: SystemExit"):
@@ -304,8 +332,8 @@ def test_parameters_of_a_sampler_are_checked_before_anything_runs(plan_of, metho
     assert message in str(caught.value)
 
 
-PICTURE = Image.new("RGB", SIZE, (1, 2, 3))
-ARRAY = np.full((SIZE[1], SIZE[0], 3), 9, np.uint8)
+PICTURE = Image.linear_gradient("L").resize(SIZE).convert("RGB")
+ARRAY = np.asarray(PICTURE)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +367,7 @@ def test_valid_images_of_a_sampler_are_accepted(result: object, nfe: int | None)
         (SampledImage(ARRAY, -1), "reported nfe=-1"),
         (SampledImage(ARRAY, True), "reported nfe=True"),
         (SampledImage(None), "returned NoneType"),
+        (ARRAY * 0, "returned a single colour, RGB 0 0 0: a safety checker, or a VAE that over"),
     ],
 )
 def test_unusable_images_of_a_sampler_are_refused(result: object, message: str) -> None:

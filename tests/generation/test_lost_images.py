@@ -1,0 +1,73 @@
+"""An image that shows nothing stops its cell: it is neither kept nor scored."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._progress import Progress
+from autolora_eval._resources import miniature_folder
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.generation.stage import generate
+from autolora_eval.runs.folder import RunFolder
+
+pytestmark = pytest.mark.model
+
+FLOAT32 = "Check its scales, the LoRA and the VAE."
+FLOAT16 = (
+    "The VAE may overflow in float16: take another, such as madebyollin/sdxl-vae-fp16-fix for "
+    "SDXL, or 'dtype: bfloat16' or 'dtype: float32'."
+)
+
+
+@pytest.mark.parametrize(
+    ("bias", "dtype", "problem", "advice"),
+    [
+        (-3.0, "float32", "has a single colour, RGB 0 0 0", FLOAT32),
+        (torch.nan, "float16", "has NaN after decoding", FLOAT16),
+    ],
+)
+def test_black_images_and_nan_stop_each_cell_with_advice(
+    tmp_path: Path, bias: float, dtype: str, problem: str, advice: str
+) -> None:
+    model = shutil.copytree(miniature_folder("sdxl"), tmp_path / "sdxl")
+    vae = model / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(vae)
+    weights["decoder.conv_out.weight"] *= 0
+    weights["decoder.conv_out.bias"][:] = bias
+    save_file(weights, vae)
+    benchmark = {
+        "name": "black",
+        "prompts": ["a red heart"],
+        "seeds": {"start": 3, "count": 2},
+        "models": {
+            "M": {
+                "pipeline": str(model),
+                "lora": {"path": "miniature:pixel_art_lora"},
+                "num_inference_steps": 1,
+            }
+        },
+        "methods": {"LoRA": {"guider": "lora"}, "CFG": {"guider": "cfg"}},
+        "features": {"model": "miniature:dinov2"},
+        "dtype": dtype,
+        "device": "cpu",
+    }
+    (tmp_path / "black.yaml").write_text(yaml.safe_dump(benchmark))
+    plan, run = make_plan(load_benchmark(tmp_path / "black.yaml")), RunFolder(tmp_path / "run")
+    with pytest.raises(AutoLoRAEvalError) as raised:
+        generate(plan, run, Progress())
+    *told, last = str(raised.value).split("\n")
+    assert told == [
+        f"cell 'M--{name}': the image of 'a red heart', seed 3, {problem}. The cell was stopped; "
+        f"images that were made before are kept. {advice}"
+        for name in ("CFG", "LoRA")
+    ]
+    assert last.startswith("Everything else finished.")
+    assert not list((tmp_path / "run").rglob("*.png"))
