@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -27,6 +27,7 @@ from autolora_eval.config.plan import (
     common_columns,
     describe_parameters,
 )
+from autolora_eval.config.prompt_cuts import describe_cuts, plan_prompt_cuts
 from autolora_eval.config.resolved import LoadedBenchmark
 from autolora_eval.config.sweep_grid import INTERVAL, fields_of
 from autolora_eval.guidance.catalogue import (
@@ -36,6 +37,7 @@ from autolora_eval.guidance.catalogue import (
     Listed,
     ListedParameter,
 )
+from autolora_eval.runs.cut_prompts import PromptCuts
 from autolora_eval.runs.folder import Run, RunFolder
 from autolora_eval.runs.records import ImageSetRecord
 
@@ -62,6 +64,13 @@ def announce(plan: Plan, folder: RunFolder) -> None:
         f": {_cells(plan)} = {plan.n_images:,} images, {_nfe(plan)}, "
         f"{plan.n_judge_calls:,} judge calls → {folder.path}",
     )
+    _show_prompt_cuts(plan_prompt_cuts(plan))
+
+
+def _show_prompt_cuts(found: Mapping[str, PromptCuts]) -> None:
+    for model, cuts in found.items():
+        for line in describe_cuts(cuts):
+            _print_line(f"{model}: {line}")
 
 
 def _print_line(*parts: str | tuple[str, str]) -> None:
@@ -141,10 +150,14 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "Sweep", f"{name}: {', '.join(map(format_swept_value, values))}"
     yield "Device", {"auto": "CUDA if available, else the CPU"}.get(spec.device, spec.device)
     yield "Prompts", spec.prompts if isinstance(spec.prompts, str) else "in the benchmark file"
+    cuts = plan_prompt_cuts(plan)
     for model in benchmark.models.values():
         width, height = model.size
         yield model.name, _source(model.pipeline, "model_index.json")
         yield "  Samples", f"{width} × {height} pixels in {model.spec.num_inference_steps} steps"
+        if model.name in cuts:
+            lines = describe_cuts(cuts[model.name])
+            yield from zip(["  Prompts", *[""] * len(lines)], lines, strict=False)
         yield "  LoRA", _source(model.lora, model.lora.weight_name or "README.md")
         if model.lora_file is not None:
             yield "", model.lora_file.summary()
@@ -224,6 +237,7 @@ def _show_missing(run: Run) -> None:
         if len(reasons):
             counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
             _print_line(f"{reasons.sum()} of {len(run.scores)} images {what}: {counts}")
+    _show_prompt_cuts(run.manifest.prompt_cuts)
     for cell, images in run.manifest.image_sets.items():
         _show_image_set(run.folder, cell, images)
 

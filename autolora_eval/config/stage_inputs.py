@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from autolora_eval._files import content_hash, sha256_file
 from autolora_eval._version import __version__
 from autolora_eval.config.plan import Cell, Plan
+from autolora_eval.config.prompt_cuts import plan_prompt_cuts
 from autolora_eval.config.sweep_grid import fields_of
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest, hash_prompts
@@ -60,6 +61,7 @@ def planned_manifest(
         "rubric": None
         if loaded.rubric is None
         else RubricRecord.model_validate(loaded.rubric.model_dump()),
+        "prompt_cuts": plan_prompt_cuts(plan),
         "diversity_metrics": {name: one.record() for name, one in loaded.diversity.items()},
     }
     before = folder.find_manifest()

@@ -11,6 +11,8 @@ from autolora_eval.runs.records import ImageSetRecord
 
 REASONS_SHOWN = 5
 CELLS_NAMED = 4
+PROMPTS_NAMED = 4
+END_LENGTH = 40
 DIFFERENCES_SHOWN = 6
 MESSAGE_LENGTH = 300
 UNSCORED_SHARE = 0.01
@@ -33,6 +35,7 @@ def caveats(view: RunView) -> list[str]:
         *_miniatures(view),
         *_limits(view),
         *_differences(view),
+        *_prompt_cuts(view),
         *_imported(view),
         *_images_missing(view),
         *_unscored(view),
@@ -67,6 +70,24 @@ def _differences(view: RunView) -> list[str]:
     messages = [truncate(row.message, MESSAGE_LENGTH) for row in rows[:DIFFERENCES_SHOWN]]
     left = len(rows) - len(messages)
     return [*map(say.difference, messages), *([say.more_differences(left)] if left else [])]
+
+
+def _prompt_cuts(view: RunView) -> list[str]:
+    """Return which prompts a text encoder did not read to their end, or as another one."""
+    found = []
+    for name, cuts in view.manifest.prompt_cuts.items():
+        model, shown = truncate(name, NAME_LENGTH), cuts.cut[:PROMPTS_NAMED]
+        if shown:
+            places = [
+                (cut.name, cut.encoders, cut.limit, cut.tokens, sanitize(cut.read)[-END_LENGTH:])
+                for cut in shown
+            ]
+            n_cut = len({cut.name for cut in cuts.cut})
+            found.append(say.prompts_cut(model, n_cut, places, len(cuts.cut) - len(shown)))
+        if cuts.same:
+            groups = cuts.same[:PROMPTS_NAMED]
+            found.append(say.prompts_same(model, groups, len(cuts.same) - len(groups)))
+    return found
 
 
 def _imported(view: RunView) -> list[str]:

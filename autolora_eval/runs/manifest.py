@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from autolora_eval._files import prompt_folder, sha256_bytes
+from autolora_eval.runs.cut_prompts import PromptCuts
 from autolora_eval.runs.records import (
     AgreementRecord,
     BenchmarkRecord,
@@ -72,6 +73,7 @@ class RunManifest(Record):
         prompts: in order.
         negative_prompts: by prompt, where a prompt has its own.
         prompts_sha256: hash of all prompts of the benchmark.
+        prompt_cuts: by model, the prompts that its text encoders do not read to their end.
         seeds: in order.
         methods: by name, in order of the tables.
         sweep: the swept parameters, by name.
@@ -99,6 +101,7 @@ class RunManifest(Record):
     prompts: list[str]
     negative_prompts: dict[str, str] = Field(default_factory=dict)
     prompts_sha256: str
+    prompt_cuts: dict[str, PromptCuts] = Field(default_factory=dict)
     seeds: list[int]
     methods: dict[str, MethodRecord]
     sweep: dict[str, SweptParameter] = Field(default_factory=dict)

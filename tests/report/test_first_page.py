@@ -237,6 +237,27 @@ def test_images_made_elsewhere_are_a_caveat(tmp_path: Path, make_run: Maker) -> 
     assert "identical to another" not in text
 
 
+def test_prompts_that_are_not_read_to_their_end_are_a_caveat(
+    tmp_path: Path, make_run: Maker
+) -> None:
+    tables = two_methods(make_run)
+    encoders = ["text_encoder", "text_encoder_2"]
+    cut = {"encoders": encoders, "tokens": 82, "limit": 77, "read": "a red <b>heart</b>"}
+    tables.manifest["prompt_cuts"] = {
+        "SDXL": {"cut": [cut | {"name": f"prompt {n}"} for n in range(1, 6)], "same": [[1, 2]]}
+    }
+    caveats = content_of(tables.write(tmp_path / "run")).first.caveats
+    assert caveats[0].startswith(
+        "SDXL: 5 prompts are longer than a text encoder reads. Of prompt 1,"
+    )
+    assert "Of prompt 4, text_encoder and text_encoder_2 read 77 of 82 tokens, up to" in caveats[0]
+    assert caveats[0].endswith("“…a red <b>heart</b>”. 1 more place is listed in manifest.json.")
+    assert caveats[1] == (
+        "SDXL: prompts 1 and 2 are the same to every text encoder: their images are identical, "
+        "but they count as different prompts."
+    )
+
+
 def test_differences_between_compared_runs_are_caveats(tmp_path: Path, make_run: Maker) -> None:
     tables = two_methods(make_run)
     messages = ["seeds: 3 in a, 4 in b; only the 3 that all have are compared.", "<b>&#x41; *x* $y"]

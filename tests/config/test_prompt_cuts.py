@@ -1,0 +1,139 @@
+"""Prompts that a text encoder cuts are found as transformers cuts them, without loading it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autolora_eval._resources import miniature_folder
+from autolora_eval._sources import Source
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.config.prompt_cuts import _cut, _readers, describe_cuts, prompt_cuts
+from autolora_eval.config.stage_inputs import planned_manifest
+from autolora_eval.runs.cut_prompts import PromptCuts
+from autolora_eval.runs.folder import RunFolder
+
+TAIL = " and a very long tail of words" * 4
+LONG = f"a red heart{TAIL}"
+TEXTS = (
+    *("", "a cat", "A  CAT\n", "it's a dog's 42nd café, naïve 猫 🐱!?", LONG, f"{LONG} in blue"),
+    *("<|endoftext|> a <|startoftext|> b", "e\u0301te\u0301 \u2028 ... 'll", "x" * 300),
+)
+
+
+def source(folder: Path) -> Source:
+    return Source("mine", "folder", str(folder))
+
+
+def cuts(*prompts: str, model: str = "sdxl", own: dict[str, str] | None = None) -> PromptCuts:
+    pairs = [(prompt, (own or {}).get(prompt)) for prompt in prompts]
+    found = prompt_cuts(source(miniature_folder(model)), pairs)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """SDXL as it is on the hub: its tokenizers are vocab.json and merges.txt."""
+    folder = shutil.copytree(miniature_folder("sdxl"), tmp_path / "sdxl")
+    for name in ("tokenizer", "tokenizer_2"):
+        model = json.loads((folder / name / "tokenizer.json").read_text())["model"]
+        added = json.loads((folder / name / "tokenizer.json").read_text())["added_tokens"]
+        vocabulary = model["vocab"] | {token["content"]: token["id"] for token in added}
+        (folder / name / "vocab.json").write_text(json.dumps(vocabulary))
+        merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
+        (folder / name / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+        (folder / name / "tokenizer.json").unlink()
+    return folder
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("model", ["sdxl", "sd3", "published"])
+def test_what_is_read_is_what_transformers_passes_to_the_encoder(
+    model: str, request: pytest.FixtureRequest
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = request.getfixturevalue(model) if model == "published" else miniature_folder(model)
+    readers = _readers(source(folder))
+    assert readers is not None
+    limits = [24, 24] if model != "sd3" else [24, 24, 256]
+    assert [limit for _, limit in readers.values()] == limits
+    for encoder, (tokenizer, limit) in readers.items():
+        theirs = AutoTokenizer.from_pretrained(
+            folder / encoder.replace("text_encoder", "tokenizer")
+        )
+        n_start = len(theirs("").input_ids) - 1
+        for text in (*TEXTS, LONG * 4):
+            ids, cut = _cut(tokenizer, limit, "prompt 1", text)
+            whole = theirs(text).input_ids
+            read = theirs(text, truncation=True, max_length=limit).input_ids
+            assert read[n_start:-1] == ids
+            assert (cut is not None) is (len(whole) > limit)
+            assert cut is None or (cut.tokens, len(read)) == (len(whole), limit)
+
+
+def test_long_prompts_are_named_with_the_place_of_the_cut() -> None:
+    lines = describe_cuts(cuts(LONG, f"{LONG} but in blue"))
+    assert lines == [
+        *(
+            f"prompt {n} is cut: text_encoder and text_encoder_2 read 24 of {tokens} tokens, up to "
+            "'… a very long tail of words and'"
+            for n, tokens in ((1, 77), (2, 82))
+        ),
+        "prompts 1 and 2 are the same to every text encoder: identical images, counted as 2 "
+        "prompts",
+    ]
+
+
+def test_each_encoder_of_sd3_has_its_own_limit() -> None:
+    found = cuts(LONG, f"{LONG} in blue", LONG * 4, f"{LONG * 4} in blue", model="sd3")
+    by_name = {(cut.name, *cut.encoders): cut.limit for cut in found.cut}
+    clip = ("text_encoder", "text_encoder_2")
+    assert by_name == {
+        **{(f"prompt {n}", *clip): 24 for n in (1, 2, 3, 4)},
+        **{(f"prompt {n}", "text_encoder_3"): 256 for n in (3, 4)},
+    }
+    assert found.same == [[3, 4]]  # T5 reads all of the first two
+
+
+def test_other_negative_prompts_make_other_images_and_may_be_cut() -> None:
+    assert cuts("a cat", "A cat").same == [[1, 2]]
+    found = cuts("a cat", "A cat", own={"A cat": LONG})
+    assert found.same == []
+    assert [cut.name for cut in found.cut] == ["negative prompt 2"]
+
+
+def test_tokenizers_that_are_not_here_are_not_guessed(published: Path) -> None:
+    assert prompt_cuts(source(published), [(LONG, None)]) is not None
+    (published / "tokenizer_2" / "merges.txt").unlink()
+    assert prompt_cuts(source(published), [(LONG, None)]) is None
+
+
+def test_the_manifest_of_a_plan_has_the_prompts_that_are_cut(tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text(
+        json.dumps(
+            {
+                "name": "long",
+                "prompts": [LONG, "a cat"],
+                "seeds": {"start": 0, "count": 1},
+                "models": {
+                    "M": {
+                        "pipeline": "miniature:sdxl",
+                        "lora": {"path": "miniature:pixel_art_lora"},
+                    }
+                },
+                "methods": {"CFG": {"guider": "cfg"}},
+                "features": {"model": "miniature:dinov2"},
+            }
+        )
+    )
+    plan = make_plan(load_benchmark(tmp_path / "long.yaml"))
+    found = planned_manifest(plan, RunFolder(tmp_path / "run")).prompt_cuts
+    assert [cut.name for cut in found["M"].cut] == ["prompt 1"]
+    assert found["M"].cut[0].read.endswith(" a very long tail of words and")
+    assert planned_manifest(make_plan(plan.benchmark, 1), RunFolder(tmp_path / "run")).prompt_cuts
