@@ -11,13 +11,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
-
-if TYPE_CHECKING:
-    import torch
-
 
 PACKAGES = (
     "torch",
@@ -49,43 +45,47 @@ def require(package: str, extra: str) -> None:
         raise MissingDependencyError(package, extra)
 
 
-def choose_device(stated: str) -> torch.device:
+def choose_device(stated: str) -> str:
     """Return the device that the benchmark asks for; `auto` takes CUDA where there is one.
+
+    torch is imported only where it could see another device than the CPU.
+
+    Returns:
+        `cpu`, `mps`, `cuda`, or `cuda:1`.
 
     Raises:
         AutoLoRAEvalError: it asks for a device that is not here.
     """
     require("torch", "models")
+    if stated == "cpu" or (stated == "auto" and metadata.version("torch").endswith("+cpu")):
+        return "cpu"
     import torch
 
     if stated == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(stated)
-    if device.type == "cuda":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = stated.partition(":")
+    if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+        if int(index or 0) >= count:
             raise AutoLoRAEvalError(
                 f"the benchmark wants device '{stated}', but torch {torch.__version__} sees "
                 f"{count} CUDA device(s) here. Run it on a machine with a GPU and a CUDA build of "
                 "torch, or set 'device: cpu' in the benchmark (slow for large models)."
             )
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if kind == "mps" and not torch.backends.mps.is_available():
         raise AutoLoRAEvalError("the benchmark wants device 'mps', which torch does not see here.")
-    return device
+    return stated
 
 
-def choose_dtype(stated: str, device: torch.device) -> torch.dtype:
-    """Return the precision that the benchmark asks for.
+def choose_dtype(stated: str, device: str) -> str:
+    """Return the precision that the benchmark asks for, such as `float32`.
 
     `auto` is float16 on CUDA, where diffusion pipelines are published for it, and float32
     elsewhere, where half precision is slower or missing.
     """
-    import torch
-
-    if stated == "auto":
-        stated = "float16" if device.type == "cuda" else "float32"
-    dtype: torch.dtype = getattr(torch, stated)
-    return dtype
+    if stated != "auto":
+        return stated
+    return "float16" if device.startswith("cuda") else "float32"
 
 
 def free_memory() -> None:
@@ -109,7 +109,7 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def hardware(device: torch.device | None = None) -> dict[str, Any]:
+def hardware(device: str | None = None) -> dict[str, Any]:
     """Return what this machine is, for the manifest."""
     import psutil
 
@@ -121,8 +121,8 @@ def hardware(device: torch.device | None = None) -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
     if device is not None:
-        facts["device"] = str(device)
-        if device.type == "cuda":
+        facts["device"] = device
+        if device.startswith("cuda"):
             import torch
 
             facts["gpu"] = torch.cuda.get_device_name(device)

@@ -24,6 +24,7 @@ from autolora_eval.config.stage_inputs import (
     planned_manifest,
 )
 from autolora_eval.generation.preflight import missing
+from autolora_eval.report import is_report_current
 from autolora_eval.runs.folder import Run, RunFolder, open_run
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
@@ -235,7 +236,7 @@ class RunPipeline:
             )
 
     def run(self) -> Run:
-        """Run every stage in order.
+        """Run every stage in order. A report of the same tables is not drawn again.
 
         Raises:
             AutoLoRAEvalError: if something is missing here, or a stage failed.
@@ -243,7 +244,8 @@ class RunPipeline:
         self.refuse_if_something_is_missing()
         self.generate()
         self.score()
-        self.report()
+        if not is_report_current(self.folder):
+            self.report()
         return open_run(self.folder.path)
 
     def refuse_if_something_is_missing(self, *, judged: bool = True) -> None:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from autolora_eval._devices import choose_device, choose_dtype, free_memory
 from autolora_eval._errors import AutoLoRAEvalError
@@ -18,13 +17,14 @@ from autolora_eval._progress import Advance, Progress
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.dataset import ImageDataset
-from autolora_eval.generation.diffusion_pipeline import LoraPipeline
-from autolora_eval.generation.guider_backend import GuidedModel
 from autolora_eval.generation.image_import import ImageImport
-from autolora_eval.generation.sampler_backend import SampledCell, run_sampler
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import ImageJob
 from autolora_eval.runs.records import ImageSetRecord
+
+# A run with nothing to generate imports neither torch nor diffusers: these take seconds.
+if TYPE_CHECKING:
+    from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 
 
 @dataclass
@@ -84,9 +84,15 @@ def generate(
             cells = [cell for cell in work if cell.jobs and cell.model == model.name]
             sampled = [cell for cell in cells if cell.kind == "sampler"]
             guided = [cell for cell in cells if cell.kind == "guider"]
-            failures += _run_samplers(sampled, device, dtype, result, advance)
+            if sampled:
+                failures += _run_samplers(sampled, device, dtype, result, advance)
             if guided:
-                backend = GuidedModel(model, device, dtype, spec.batch_size)
+                import torch
+
+                from autolora_eval.generation.guider_backend import GuidedModel
+
+                where, precision = torch.device(device), getattr(torch, dtype)
+                backend = GuidedModel(model, where, precision, spec.batch_size)
                 result.models[model.name] |= _describe(backend.pipeline)
                 backend.make([(cell.dataset, cell.jobs) for cell in guided], advance)
                 failures += backend.failed
@@ -126,8 +132,8 @@ class _CellWork:
 def _missing_work(
     plan: Plan,
     folder: RunFolder,
-    device: torch.device,
-    dtype: torch.dtype,
+    device: str,
+    dtype: str,
     result: GenerationResult,
 ) -> Iterator[_CellWork]:
     """Yield what each cell lacks; note models, settings and counts in the result."""
@@ -139,8 +145,8 @@ def _missing_work(
             **identities,
             "scale": scales[0] if len(scales) == 1 else scales,
             "size": model.size,
-            "device": str(device),
-            "dtype": str(dtype).removeprefix("torch."),
+            "device": device,
+            "dtype": dtype,
         }
         for cell in cells:
             image_import = None
@@ -149,7 +155,8 @@ def _missing_work(
                 key = image_import.settings_key
             else:
                 batch_size = plan.benchmark.spec.batch_size
-                key = settings_key(cell, identities, batch_size, device.type, str(dtype))
+                kind = device.partition(":")[0]
+                key = settings_key(cell, identities, batch_size, kind, dtype)
             dataset = ImageDataset.open(folder, cell, key)
             jobs = dataset.missing(plan.jobs)
             result.settings_keys[cell.id] = key
@@ -181,7 +188,7 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
         model: the identities of `pipeline` and `lora`.
         batch_size: the number of images per batch.
         device: the device type, such as `cuda`.
-        dtype: the precision, such as `torch.float16`.
+        dtype: the precision, such as `float16`.
     """
     files = {
         part: {k: v for k, v in known.items() if k != "name" or known["kind"] == "hub"}
@@ -217,18 +224,22 @@ def _import_images(work: Sequence[_CellWork], result: GenerationResult, advance:
 
 def _run_samplers(
     work: Sequence[_CellWork],
-    device: torch.device,
-    dtype: torch.dtype,
+    device: str,
+    dtype: str,
     result: GenerationResult,
     advance: Advance,
 ) -> list[AutoLoRAEvalError]:
     """Make the missing images of one model's samplers; return the failures of whole cells."""
+    import torch
+
+    from autolora_eval.generation.sampler_backend import SampledCell, run_sampler
+
     by_method: dict[str, list[SampledCell]] = {}
     for cell in work:
         sampled = SampledCell(cell.dataset, cell.jobs)
         by_method.setdefault(cell.dataset.cell.method.name, []).append(sampled)
     for cells in by_method.values():
-        pipeline = run_sampler(cells, device, dtype, advance)
+        pipeline = run_sampler(cells, torch.device(device), getattr(torch, dtype), advance)
         if pipeline.is_loaded:
             result.models[cells[0].dataset.cell.model.name] |= _describe(pipeline.loaded)
         del pipeline

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from autolora_eval._files import content_hash, sha256_file
+from autolora_eval._version import __version__
+
 if TYPE_CHECKING:
     from autolora_eval.report.content import Content
     from autolora_eval.report.run_view import RunView
@@ -29,6 +32,32 @@ def write_report(folder: RunFolder) -> None:
     content = _content(view)
     write_pdf(content, folder.report_pdf)
     write_html(content, build_gallery(view), folder.report_html)
+    folder.update_manifest(report_key=_report_key(folder))
+
+
+def is_report_current(folder: RunFolder) -> bool:
+    """Return True if the report was drawn from the files that are in the run folder now."""
+    manifest = folder.find_manifest()
+    drawn = folder.report_pdf.is_file() and folder.report_html.is_file()
+    return drawn and manifest is not None and manifest.report_key == _report_key(folder)
+
+
+# What the latest command reused or did anew: no report shows it.
+_COUNTS = {"done", "reused", "cached"}
+
+
+def _report_key(folder: RunFolder) -> str:
+    """Return the content hash of all files that a report is drawn from.
+
+    An image is covered by the hash in its row of `metadata.jsonl`.
+    """
+    manifest = folder.read_manifest().model_dump(
+        mode="json", exclude={"report_key": True, "features": _COUNTS, "judge": _COUNTS}
+    )
+    below = ("images/*/metadata.jsonl", "judgements/*", "image_sets/*", "failed_images/*", "*.csv")
+    files = [folder.scores, *(file for pattern in below for file in folder.path.glob(pattern))]
+    hashes = {file.relative_to(folder.path).as_posix(): sha256_file(file) for file in files}
+    return content_hash([__version__, manifest, hashes])
 
 
 def read_report(folder: RunFolder) -> Content:

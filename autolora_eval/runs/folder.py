@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # A method may be called 'NA' or 'None': in text columns only an empty field is null.
 _TEXT_COLUMNS = (
-    *("cell", "model", "method", "baseline", "baseline_cell", "measure", "unit", "prompt"),
+    *("cell", "model", "method", "baseline", "baseline_cell", "metric", "unit", "prompt"),
     *("reason", "sentence", "score", "compared", "statistic"),
 )
 

@@ -91,6 +91,7 @@ class RunManifest(Record):
         agreement: None unless human ratings were compared.
         compared: by label, the runs of a comparison.
         differences: what the runs of a comparison differ in.
+        report_key: hash of what the report was drawn from; empty before it is drawn.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -119,6 +120,7 @@ class RunManifest(Record):
     agreement: AgreementRecord | None = None
     compared: dict[str, ComparedRun] | None = None
     differences: list[DifferenceRecord] = Field(default_factory=list)
+    report_key: str = ""
 
     @property
     def prompt_pairs(self) -> list[tuple[str, str | None]]:

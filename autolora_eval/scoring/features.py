@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
@@ -68,10 +67,12 @@ class FeatureSettings:
 
     def load(self) -> Extractor:
         """Load the extractor."""
+        import torch  # takes seconds: not for a run whose features are all there
+
         loading = Loading(
             source=self.source,
             parameters=self.extractor.parameters,
-            device=choose_device(self.device),
+            device=torch.device(choose_device(self.device)),
             dtype=getattr(torch, self.dtype_name),
             batch_size=self.batch_size,
         )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from autolora_eval._devices import choose_device
 from autolora_eval._files import Json, cache_folder, content_hash
+from autolora_eval._identity import identity
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import Source
 from autolora_eval.runs.folder import RunFolder
@@ -72,7 +73,10 @@ class JudgeSettings:
         """The content hash of what the benchmark asks for, whichever server answers."""
         config = self.config.model_dump(mode="json", exclude=set(_CONNECTION_SETTINGS))
         launched = launched_identity(self.config)
-        return content_hash({**config, **launched, "rubric": self.rubric.sha256})
+        here: Json = {}
+        if self.config.backend == "transformers" and self.source is not None:
+            here = {"identity": identity(self.source), "device": choose_device(self.device)}
+        return content_hash({**config, **launched, **here, "rubric": self.rubric.sha256})
 
 
 def open_judge(settings: JudgeSettings, base_urls: list[str] | None = None) -> Judge:
@@ -115,8 +119,8 @@ def judge_images(
     Raises:
         AutoLoRAEvalError: if the judge becomes unavailable. Finished judgements are kept.
     """
-    identity, config, rubric = judge.identity(), settings.config, settings.rubric
-    key = judge_key(identity, rubric)
+    asked, config, rubric = judge.identity(), settings.config, settings.rubric
+    key = judge_key(asked, rubric)
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
     pending = deque(_pending(config.repeats, manifest, folder, key, counts))
     with contextlib.closing(JudgementCache(cache_folder() if config.cache else None)) as cache:
@@ -133,7 +137,7 @@ def judge_images(
                     JudgementFile(folder.judgements(cell.id)).compact(ids)
     if cache.problem:
         progress.say(f"the cache of earlier replies is not used: {cache.problem}")
-    known = {"model": config.model, **identity, **judge.facts()}
+    known = {"model": config.model, **asked, **judge.facts()}
     return JudgeRecord(
         **{name: known.pop(name) for name in _RECORDED if name in known},
         settings=known,
@@ -152,15 +156,12 @@ _RECORDED = ("model", "identity", "temperature", "constraint", "served_by", "ser
 def completed_judging(
     settings: JudgeSettings, manifest: RunManifest, folder: RunFolder
 ) -> JudgeRecord | None:
-    """Return the manifest's section `judge` if every image was judged by a server, else None.
+    """Return the manifest's section `judge` if every image was judged, else None.
 
-    A finished run then needs no server. A judge in this process is always opened, since its files
-    may have changed.
+    A finished run needs no server, and opens no model.
     """
     recorded, repeats = manifest.judge, settings.config.repeats
-    if settings.config.backend != "openai" or recorded is None:
-        return None
-    if recorded.request_key != settings.request_key:
+    if recorded is None or recorded.request_key != settings.request_key:
         return None
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
     if any(True for _ in _pending(repeats, manifest, folder, recorded.key, counts)):

@@ -80,12 +80,18 @@ class TransformersJudge:
     """
 
     def __init__(
-        self, spec: JudgeConfig, source: Source, device: torch.device, rubric: Rubric | None = None
+        self,
+        spec: JudgeConfig,
+        source: Source,
+        device: torch.device | str,
+        rubric: Rubric | None = None,
     ) -> None:
-        self.spec, self.source, self.device, self.rubric = spec, source, device, rubric
+        self.spec, self.source, self.rubric = spec, source, rubric
+        self.device = torch.device(device)
         # Vision-language models are published in bfloat16; float16 can overflow in them.
-        on_cuda = spec.dtype == "auto" and device.type == "cuda"
-        self.dtype = choose_dtype("bfloat16" if on_cuda else spec.dtype, device)
+        on_cuda = spec.dtype == "auto" and self.device.type == "cuda"
+        name = choose_dtype("bfloat16" if on_cuda else spec.dtype, self.device.type)
+        self.dtype: torch.dtype = getattr(torch, name)
         self._model: Any = None
 
     def identity(self) -> Json:
