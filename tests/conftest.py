@@ -79,6 +79,12 @@ def _no_modules_of_other_tests(tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no figures and write no report: that takes longer than the rest of a small run."""
+    monkeypatch.setattr("autolora_eval.report.write_report", lambda folder: None)
+
+
+@pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all that the benchmark of `benchmark_data` names, and nothing else in sight."""
     save_json(tmp_path / "sdxl" / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})

@@ -16,13 +16,13 @@ from autolora_eval._files import read_jsonl, sha256_file
 
 pytestmark = pytest.mark.e2e
 
-LIMITS = {"limit_prompts": 2, "limit_seeds": 2}
+LIMITS = {"limit_prompts": 1, "limit_seeds": 2}
 TIMEOUT = 300.0
 
 
 def start(output: Path) -> subprocess.Popen[bytes]:
     """Start the quick start in a process of its own."""
-    limits = ["--limit-prompts", "2", "--limit-seeds", "2"]
+    limits = ["--limit-prompts", "1", "--limit-seeds", "2"]
     command = [sys.executable, "-m", "autolora_eval", "run", "quickstart"]
     return subprocess.Popen(
         [*command, *limits, "--output", str(output)],
@@ -59,7 +59,7 @@ def test_killed_while_generating_and_while_judging(uninterrupted, tmp_path) -> N
     for name in ("table.csv", "comparisons.csv", "diversity.csv"):
         assert (folder / name).read_bytes() == (whole.path / name).read_bytes(), name
     images = [path.relative_to(whole.path) for path in whole.path.glob("images/*/*/*.png")]
-    assert len(images) == 4 * 2 * 2
+    assert len(images) == 4 * 1 * 2
     for image in images:
         assert sha256_file(folder / image) == sha256_file(whole.path / image), image
     # No finished call was made again: its row, latency included, is the one written first.

@@ -110,6 +110,7 @@ def test_two_halves_compared_are_the_whole(
     assert ours.comparisons[keys].to_dict("list") == theirs.comparisons[keys].to_dict("list")
 
 
+@pytest.mark.report
 def test_the_joint_run_can_be_explained_and_has_a_report(
     halves: list[Path], tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_ratings_of_other_images_go_and_notes_stay(
     assert (joint / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.report
 def test_models_that_are_called_otherwise_are_paired_with_nothing_and_that_is_said(
     runs: Runs, tmp_path: Path
 ) -> None:

@@ -66,9 +66,3 @@ def text_encoder() -> CLIPTextModel:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     return CLIPTextModel(CLIPTextConfig(vocab_size=99, num_hidden_layers=2, **sizes))
-
-
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no figures and write no report: that takes longer than the rest of a small run."""
-    monkeypatch.setattr("autolora_eval.report.write_report", lambda folder: None)
