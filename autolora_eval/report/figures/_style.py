@@ -172,7 +172,8 @@ def settle(figure: Figure) -> None:
     """Lay a figure out once and for all: what is placed afterwards finds the axes in place."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        # Not "none": that is an engine, for which `savefig` draws the figure once more.
+        figure.set_layout_engine(None)
 
 
 def literal(text: Text) -> Text:
