@@ -41,19 +41,26 @@ def run(
     limit_seeds: int | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Run a benchmark from its file to its report, or finish what was interrupted.
+    """Run a benchmark from its file to its report. Call it again to resume an interrupted run.
 
     Args:
-        benchmark: path of a YAML file, or the name of a shipped benchmark.
-        output: run folder; `reports/<name>` where not given.
-        limit_prompts: take only the first so many prompts.
-        limit_seeds: take only the first so many seeds.
-        progress: where progress is drawn; nowhere by default.
+        benchmark: Path of a YAML file, or name of a shipped benchmark.
+        output: Run folder. Default: `reports/<name of the benchmark>`.
+        limit_prompts: Use only the first `limit_prompts` prompts, at least 1. Default: all.
+        limit_seeds: Use only the first `limit_seeds` seeds, at least 1. Default: all.
+        progress: Shows the progress. Default: nothing is shown.
+
+    Returns:
+        The finished run, with its tables as pandas data frames.
 
     Raises:
-        UsageError: the benchmark cannot be used as it stands.
-        AutoLoRAEvalError: something that it needs is missing here, or a stage failed. What was
-            made so far is kept; the same call goes on from there.
+        UsageError: The benchmark is not valid. The message names each problem and its line.
+        AutoLoRAEvalError: Something is missing on this machine, or a stage failed. Finished images,
+            features and judgements are kept, and the next call continues from there.
+
+    Example:
+        >>> run = autolora_eval.run("quickstart", "reports/mine", limit_seeds=2)
+        >>> run.table[["method", "diversity", "div_pc"]]
     """
     return RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, progress).run()
 
@@ -69,24 +76,27 @@ def score_images(
     limit_seeds: int | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Score images that were made elsewhere by a benchmark's prompts, seeds, extractor and judge.
+    """Score images made elsewhere with the prompts, seeds, extractor and judge of a benchmark.
 
-    The benchmark's pipeline and LoRA are not needed. Every image is accounted for: missing, extra,
-    duplicate, corrupt, of another size or of one colour (`image_sets/` in the run folder).
+    The pipeline and the LoRA of the benchmark are not needed. `image_sets/` in the run folder lists
+    every image that is missing, extra, duplicate, corrupt, of another size or of a single colour.
 
     Args:
-        images: a folder or listing; see `autolora_eval.generation.image_readers`.
-        benchmark: path of a YAML file, or the name of a shipped benchmark.
-        output: run folder; `reports/<benchmark>-<name>` where not given.
-        name: what the images are called in tables.
-        model: the benchmark's model that they are of; its first where not given.
-        limit_prompts: take only the first so many prompts.
-        limit_seeds: take only the first so many seeds.
-        progress: where progress is drawn; nowhere by default.
+        images: A folder or a listing of images; see `autolora_eval.generation.image_readers`.
+        benchmark: Path of a YAML file, or name of a shipped benchmark.
+        output: Run folder. Default: `reports/<name of the benchmark>-<name>`.
+        name: Name of the method in the tables.
+        model: Model of the benchmark that made the images. Default: the first one.
+        limit_prompts: Use only the first `limit_prompts` prompts, at least 1. Default: all.
+        limit_seeds: Use only the first `limit_seeds` seeds, at least 1. Default: all.
+        progress: Shows the progress. Default: nothing is shown.
+
+    Returns:
+        The finished run.
 
     Raises:
-        UsageError: benchmark or images cannot be used as they stand.
-        AutoLoRAEvalError: a stage failed. What was made so far is kept.
+        UsageError: The benchmark or the image set is not valid.
+        AutoLoRAEvalError: A stage failed. Finished features and judgements are kept.
     """
     from autolora_eval.config.image_set_benchmark import (
         check_no_overlap,
@@ -120,24 +130,23 @@ def compare(
     baseline: str | None = None,
     allow_different_judges: bool = False,
 ) -> tuple[Run, list[DifferenceRecord]]:
-    """Put the cells of several runs into one table, paired over the prompts and seeds they share.
+    """Join the cells of several runs into one table, paired over their common prompts and seeds.
 
-    Nothing is generated, extracted or judged: images, features and replies are taken from the
-    runs. If several runs have a method of one name, the run's name is appended, unless all its
-    images are the same.
+    Nothing is generated, extracted or judged. If several runs have a method of the same name, the
+    name of the run is appended, unless all images are identical.
 
     Args:
-        runs: two or more finished run folders.
-        output: where the joint run folder is written.
-        baseline: the method that the others are compared with; the first run's where not given.
-        allow_different_judges: compare scores although different judges gave them.
+        runs: Two or more folders of finished runs.
+        output: Folder of the joint run.
+        baseline: Method that the others are compared with. Default: the baseline of the first run.
+        allow_different_judges: Compare scores even if different judges gave them.
 
     Returns:
-        The joint run, and in what the runs differ.
+        The joint run, and the differences between the settings of the runs.
 
     Raises:
-        UsageError: if the runs cannot be compared (another extractor, rubric or judge, no prompt
-            or seed in common), or `output` is not an earlier comparison.
+        UsageError: The runs cannot be compared: they differ in extractor, rubric or judge, or have
+            no prompt or seed in common. Or `output` exists and is not a comparison.
     """
     from autolora_eval.analysis.compare_runs import join_runs
     from autolora_eval.report import write_report
