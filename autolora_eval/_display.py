@@ -164,7 +164,7 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
         if model.lora.kind == "absent":
             yield "  To do", model.lora.how_to_get()
         memory = model_memory(model, spec.dtype)
-        lines = memory.describe(spec.batch_size) if memory else []
+        lines = memory.describe(spec.batch_size, model.spec.offload) if memory else []
         yield from zip(["  GPU memory", "", ""], lines, strict=False)
     kind, features = benchmark.extractor.kind, benchmark.features
     yield "Features", kind.name if features is None else _source(features, "config.json")

@@ -19,14 +19,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from autolora_eval._sources import cached
 from autolora_eval.config.inputs import INDEX
 from autolora_eval.config.lora_file import LoraFile, read_header
 from autolora_eval.config.resolved import ResolvedModel
-
-Offload = Literal["none", "auto", "model"]
+from autolora_eval.config.schema import Offload
 
 GIB = 2**30
 RESERVE = GIB

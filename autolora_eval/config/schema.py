@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
@@ -40,6 +40,8 @@ PromptList = list[
         Discriminator(lambda one: MAP_TAG if isinstance(one, dict | PromptEntry) else TEXT_TAG),
     ]
 ]
+
+Offload = Literal["none", "auto", "model"]
 
 
 class Seeds(StrictModel):
@@ -95,6 +97,14 @@ class Model(StrictModel):
     """The height in pixels, with the same default as the width."""
     negative_prompt: NegativePrompt = ""
     """The prompt from which CFG leads away, ∅ of equation (4), for prompts without their own."""
+    offload: Offload = "none"
+    """Which networks leave the GPU between their passes. `none`: only the text encoders, once all
+    prompts are encoded. `auto`: those whose memory another one needs. `model`: all but one. It
+    changes no image, and does nothing on a CPU.
+    """
+    vae_tiling: bool = False
+    """Decode images in overlapping tiles, for sizes whose decoding does not fit. It changes images.
+    """
 
 
 class Features(StrictModel):

@@ -117,7 +117,9 @@ def cell_record(cell: Cell, plan: Plan) -> CellRecord:
     """Return what the manifest says of a cell before it has run."""
     rule = cell.method.definition
     asked = {
-        "model": cell.model.spec.model_dump(mode="json", exclude_defaults=True),
+        "model": cell.model.spec.model_dump(
+            mode="json", exclude={"offload"}, exclude_defaults=True
+        ),
         "columns": cell.columns,
         "batch_size": plan.benchmark.spec.batch_size,
         **({} if rule.identity == rule.name else {"rule": rule.identity}),

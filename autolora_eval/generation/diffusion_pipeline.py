@@ -17,19 +17,23 @@ from typing import Any
 import torch
 from diffusers import ModularPipeline
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
-from diffusers.modular_pipelines import PipelineState
 from PIL import Image
 
+from autolora_eval._devices import free_memory
 from autolora_eval._sources import local_lora
 from autolora_eval.config.lora_file import Component, read_lora_file
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.guards import PredictionCheck, checked_images
 from autolora_eval.generation.lora import load_lora, set_lora_scale
 from autolora_eval.generation.pipeline_loading import load_pipeline
+from autolora_eval.generation.placement import leave_device, place
+from autolora_eval.generation.prompt_embeddings import Embeddings, PromptEmbeddings
 from autolora_eval.guidance.adapters import adapter_layers, adapters_off
 from autolora_eval.guidance.denoiser_state import restored
 
 ADAPTER = "autolora_eval"
+# The prompt of the latents that tell whether a model has changed.
+CANARY = "a canary"
 # The denoiser's input name for each embedding that a text-encoder block makes.
 _EMBEDDINGS = {
     "prompt_embeds": "prompt_embeds",
@@ -64,6 +68,7 @@ class LoraPipeline:
         self.pipe = pipe
         self.lora_layers = lora_layers
         self.lora_scale = lora_scale
+        self.embeddings = PromptEmbeddings(pipe)
 
     @classmethod
     def load(cls, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoraPipeline:
@@ -78,7 +83,12 @@ class LoraPipeline:
         file = read_lora_file(local_lora(model.lora))
         loaded.lora_layers = load_lora(loaded.networks, file, ADAPTER)
         loaded.set_lora_scale(model.spec.lora.scale)
-        pipe.to(device)
+        # One image at a time: decoding takes more memory than anything else.
+        if hasattr(pipe.vae, "enable_slicing"):
+            pipe.vae.enable_slicing()
+        if model.spec.vae_tiling:
+            pipe.vae.enable_tiling()
+        place(pipe, device, model.spec.offload)
         return loaded
 
     def set_lora_scale(self, scale: float) -> None:
@@ -108,6 +118,10 @@ class LoraPipeline:
         """All text encoders."""
         names = [name for name in self.pipe.component_names if name.startswith("text_encoder")]
         return [module for name in names if (module := getattr(self.pipe, name)) is not None]
+
+    @property
+    def _tunes_text_encoders(self) -> bool:
+        return any(adapter_layers(encoder) for encoder in self.text_encoders)
 
     def sample(
         self,
@@ -147,9 +161,11 @@ class LoraPipeline:
         # embeddings for it (modular_pipelines/stable_diffusion_3/encoders.py, …_xl/encoders.py).
         null = list(negative_prompts or [""] * len(prompts))
         check = PredictionCheck(guider)
+        embeddings = self.encode(prompts, null)
         with (
             contextlib.chdir("."),  # restores the folder if third-party code changes it
-            self._guided_by(guider, list(prompts), null),
+            self.embeddings.known(embeddings),
+            self._guided_by(guider, prompts, null),
             _count_calls(self.denoiser) as calls,
         ):
             made = self.pipe(
@@ -165,6 +181,22 @@ class LoraPipeline:
         check.require_finite()
         return Sample(checked_images(made), calls[0]) if output == "images" else made
 
+    def encode(self, prompts: Sequence[str], null: Sequence[str]) -> Embeddings:
+        """Return the embeddings of a batch: text encoders with the LoRA at its scale.
+
+        Args:
+            prompts: one per image.
+            null: the negative prompts, one per image.
+        """
+        scale = self.lora_scale if self._tunes_text_encoders else None
+        return self.embeddings.batch(prompts, null, scale)
+
+    def release_text_encoders(self) -> None:
+        """Move the text encoders off the GPU; the next prompt that is new brings them back."""
+        for encoder in self.text_encoders:
+            leave_device(encoder)
+        free_memory()
+
     def unguided_latents(self, size: tuple[int, int], lora_scale: float) -> torch.Tensor:
         """Return the latents [1, C, h, w] of one fixed noise after one step without guidance.
 
@@ -176,7 +208,7 @@ class LoraPipeline:
         """
         self.set_lora_scale(lora_scale)
         latents: torch.Tensor = self.sample(
-            ["a canary"],
+            [CANARY],
             [0],
             ClassifierFreeGuidance(guidance_scale=1.0),
             num_inference_steps=1,
@@ -187,22 +219,22 @@ class LoraPipeline:
 
     @contextmanager
     def _guided_by(
-        self, guider: BaseGuidance, prompts: list[str], null: list[str]
+        self, guider: BaseGuidance, prompts: Sequence[str], null: Sequence[str]
     ) -> Iterator[None]:
         """Install a guider for the block, and restore the denoiser afterwards.
 
         A guider that raises leaves its hooks on the denoiser, so the guider's own clean-up is not
-        enough. SDXL's text-encoder block reads `guider.num_conditions`, which depends on the last
-        step of the last call: hence a new guider for each call.
+        enough. `guider.num_conditions` depends on the last step of the last call: hence a new
+        guider for each call.
         """
         with restored(self.denoiser):
-            self.pipe.update_components(guider=guider)
             if hasattr(guider, "set_base_inputs"):
                 guider.set_base_inputs(self.base_inputs(prompts, null))
+            self.pipe.update_components(guider=guider)
             yield
 
     def base_inputs(
-        self, prompts: list[str], null: list[str]
+        self, prompts: Sequence[str], null: Sequence[str]
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
         """Return the embeddings for the base branch: text encoders with the LoRA off.
 
@@ -217,19 +249,14 @@ class LoraPipeline:
             Input name of the denoiser → (conditional, unconditional), each [B, …]. Empty if the
             LoRA does not change a text encoder, so that both branches share the embeddings.
         """
-        if not any(adapter_layers(encoder) for encoder in self.text_encoders):
+        if not self._tunes_text_encoders:
             return {}
-        state = PipelineState()
-        # Copies: Z-Image's block writes its chat template into these lists
-        # (modular_pipelines/z_image/encoders.py).
-        state.set("prompt", list(prompts))
-        state.set("negative_prompt", list(null))
-        with adapters_off(*self.text_encoders), torch.no_grad():
-            self.pipe.blocks.sub_blocks["text_encoder"](self.pipe, state)
+        with adapters_off(*self.text_encoders):
+            made = self.embeddings.batch(prompts, null, "LoRA off")
         return {
-            name: (state.get(made), state.get(f"negative_{made}"))
-            for name, made in _EMBEDDINGS.items()
-            if state.get(made) is not None
+            name: (made[output], made.get(f"negative_{output}"))
+            for name, output in _EMBEDDINGS.items()
+            if made.get(output) is not None
         }
 
 

@@ -68,6 +68,7 @@ class GuidedModel:
                 loading the model again cannot undo. Finished images are kept.
         """
         drift_check: ModelDriftCheck | None = None
+        self._encode_prompts(todo)
         for dataset, jobs in todo:
             if dataset.cell.method.definition.code and drift_check is None:
                 drift_check = ModelDriftCheck(self._sample_fixed_noise)
@@ -79,6 +80,21 @@ class GuidedModel:
                 advance(len(dataset.missing(jobs)))
                 if drift_check is not None and drift_check.has_drifted(self._sample_fixed_noise):
                     self._reload(drift_check, error)
+                    self._encode_prompts(todo)
+
+    def _encode_prompts(self, todo: Sequence[Todo]) -> None:
+        """Encode every prompt, after which no text encoder is needed on the device."""
+        with quiet_libraries():
+            for dataset, jobs in todo:
+                cell = dataset.cell
+                self.pipeline.set_lora_scale(cell.model.spec.lora.scale)
+                for prompt, null in dict.fromkeys(
+                    (j.prompt, cell.negative_prompt(j)) for j in jobs
+                ):
+                    copies = [prompt] * self.batch_size, [null] * self.batch_size
+                    self.pipeline.encode(*copies)
+                    self.pipeline.base_inputs(*copies)
+        self.pipeline.release_text_encoders()
 
     def _fill(
         self,

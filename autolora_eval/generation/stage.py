@@ -200,7 +200,9 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
             "columns": cell.columns,
             "size": cell.model.size,
             **cell.model.spec.model_dump(
-                mode="json", include={"negative_prompt", "variant"}, exclude_defaults=True
+                mode="json",
+                include={"negative_prompt", "vae_tiling", "variant"},
+                exclude_defaults=True,
             ),
             "batch_size": batch_size,
             "device": device,

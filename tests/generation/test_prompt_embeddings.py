@@ -1,0 +1,101 @@
+"""Prompts are encoded once for all images of a model, and images are decoded one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines import PipelineState
+from tiny_models import SIZE, TinyModel
+
+from autolora_eval._progress import Progress
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.generation.stage import generate
+from autolora_eval.guidance.adapters import adapters_off
+from autolora_eval.runs.folder import RunFolder
+
+pytestmark = pytest.mark.model
+
+PROMPTS = ["a red cat", "two dogs"]
+NULL = ["", "blurry"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pipeline(tiny: TinyModel) -> LoraPipeline:
+    return LoraPipeline.load(tiny.resolved(0.8), CPU, torch.float32)
+
+
+@pytest.mark.parametrize("lora", ["on", "off"])
+def test_an_embedding_has_the_bits_of_the_pipelines_own_block(pipeline, lora) -> None:
+    state = PipelineState()
+    state.set("prompt", list(PROMPTS))
+    state.set("negative_prompt", list(NULL))
+    pipeline.pipe.update_components(guider=ClassifierFreeGuidance())
+    switched = adapters_off(*pipeline.text_encoders) if lora == "off" else contextlib.nullcontext()
+    with switched, torch.no_grad():
+        pipeline.pipe.blocks.sub_blocks["text_encoder"](pipeline.pipe, state)
+        made = pipeline.embeddings.batch(PROMPTS, NULL, lora)
+    assert set(made) == {
+        f"{sign}{pooled}prompt_embeds" for sign in ("", "negative_") for pooled in ("", "pooled_")
+    }
+    for name, value in made.items():
+        assert torch.equal(value, state.get(name)), name
+
+
+def test_a_change_of_embeddings_by_a_guider_does_not_reach_the_next_batch(pipeline) -> None:
+    before = pipeline.encode(PROMPTS, NULL)
+    kept = {name: value.clone() for name, value in before.items()}
+    for value in before.values():
+        value.zero_()
+    after = pipeline.encode(PROMPTS, NULL)
+    assert all(torch.equal(after[name], value) for name, value in kept.items())
+
+
+def test_a_run_encodes_each_prompt_once_for_all_methods(tiny, tmp_path, monkeypatch) -> None:
+    calls: list[str] = []
+    load = LoraPipeline.load
+
+    def counted(*args) -> LoraPipeline:
+        loaded = load(*args)
+        loaded.pipe.text_encoder.register_forward_hook(lambda *_: calls.append("call"))
+        return loaded
+
+    monkeypatch.setattr(LoraPipeline, "load", counted)
+    content = {
+        "name": "tiny",
+        "prompts": PROMPTS,
+        "seeds": {"count": 3},
+        "models": {
+            "T": {
+                "pipeline": str(tiny.pipeline),
+                "lora": {"path": str(tiny.lora)},
+                "num_inference_steps": 1,
+            }
+        },
+        "methods": {name: {"guider": name} for name in ("lora", "cfg", "autolora")},
+        "features": {"model": "miniature:dinov2"},
+        "batch_size": 2,
+    }
+    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(content))
+    plan = make_plan(load_benchmark(tmp_path / "benchmark.yaml"))
+    generate(plan, RunFolder(tmp_path / "run"), Progress())
+    branches = 2 if "text" in tiny.lora.name else 1  # the base branch has embeddings of its own
+    assert len(calls) == 2 * len(plan.benchmark.prompts) * branches  # the prompt and ∅
+
+
+def test_decoding_one_image_at_a_time_changes_no_image_by_more_than_a_grey_level(pipeline) -> None:
+    def images() -> np.ndarray:
+        guider = ClassifierFreeGuidance(guidance_scale=5.0)
+        made = pipeline.sample(PROMPTS, [7, 11], guider, num_inference_steps=2, size=SIZE)
+        return np.stack([np.asarray(image, dtype=np.int16) for image in made.images])
+
+    sliced = images()
+    pipeline.pipe.vae.disable_slicing()
+    assert np.abs(sliced - images()).max() <= 1
