@@ -89,8 +89,8 @@ class JudgeServer:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def completion(text: object, finish_reason: str = "stop") -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
+def completion(text: object, finish_reason: str = "stop", **message: object) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text, **message}
     choice = {"index": 0, "finish_reason": finish_reason, "message": message}
     return {"id": "1", "object": "chat.completion", "model": "served-as", "choices": [choice]}
 

@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from autolora_eval._devices import choose_device
 from autolora_eval._files import Json, cache_folder, content_hash
@@ -29,6 +29,9 @@ from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.vllm_command import launched_identity
 from autolora_eval.scoring.reply import MAX_REPLY, expected_scores, parse_reply
 from autolora_eval.scoring.rubric import Rubric
+
+if TYPE_CHECKING:
+    from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 
 # Settings that decide neither question nor reply, only how the judge is reached. The arguments of a
 # launched server are covered by `launched_identity`.
@@ -90,6 +93,11 @@ def open_judge(settings: JudgeSettings, base_urls: list[str] | None = None) -> J
         from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
         return OpenAIJudge(settings.config, settings.rubric, base_urls)
+    return transformers_judge(settings)
+
+
+def transformers_judge(settings: JudgeSettings) -> TransformersJudge:
+    """Return the judge in this process. Its model is loaded at the first question."""
     from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 
     assert settings.source is not None
@@ -124,7 +132,7 @@ def judge_images(
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
     pending = deque(_pending(config.repeats, manifest, folder, key, counts))
     with contextlib.closing(JudgementCache(cache_folder() if config.cache else None)) as cache:
-        writer = _JudgementWriter(folder, rubric, key, cache, counts)
+        writer = _JudgementWriter(folder, rubric, key, cache, counts, progress)
         with progress.task("Judging", len(pending)) as advance:
             try:
                 for group in judge.replies(writer.requests(pending, advance)):
@@ -190,10 +198,8 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: 
     scores, reason, raw, expected = None, reply.reason, None, None
     if reply.text is not None:
         raw = _encodable(reply.text)
-        parsed = parse_reply(raw, rubric)
+        parsed = parse_reply(raw, rubric, truncated=reply.truncated)
         scores, reason = parsed.scores, parsed.reason
-        if scores is None and reply.truncated:
-            reason = "truncated"
         if scores is not None and reply.tokens:
             expected = expected_scores(raw, reply.tokens, rubric)
     return {
@@ -205,6 +211,7 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: 
         "scores": scores,
         "expected": expected,
         "reason": reason,
+        "detail": None if reply.detail is None else _encodable(reply.detail),
         "raw": None if raw is None else raw[:MAX_REPLY],
         "model": _encodable(reply.model)[:MAX_MODEL_NAME],
         "latency_seconds": round(reply.latency, 4),
@@ -245,8 +252,10 @@ class _JudgementWriter:
     key: str
     cache: JudgementCache
     counts: Counter[str]
+    progress: Progress
 
     def __post_init__(self) -> None:
+        self._told: set[str | None] = set()
         self._from_cache: list[tuple[PendingJudgement, Json]] = []
 
     def requests(self, pending: deque[PendingJudgement], advance: Advance) -> Iterator[Request]:
@@ -271,12 +280,21 @@ class _JudgementWriter:
             assert isinstance(item, PendingJudgement)
             row = judgement(item.image, reply, self.rubric, self.key, item.repeat)
             rows.append((item, row | {"attempt": item.attempts + reply.attempts}))
+            self._tell(row)
             complete = reply.text is not None and len(reply.text) <= MAX_REPLY
             if complete and item.image.sha256 is not None:
                 cacheable.append((self._cache_key(item), row))
         self._append(rows)
         self.counts["done"] += len(rows)
         self.cache.put((key, {name: row[name] for name in _CACHED}) for key, row in cacheable)
+
+    def _tell(self, row: Json) -> None:
+        """Show a server's own words on a failed call, once for each reason."""
+        if row["detail"] is not None and row["reason"] not in self._told:
+            self._told.add(row["reason"])
+            self.progress.say(
+                f"the judge's server refuses a call ({row['reason']}): {row['detail']}"
+            )
 
     def flush(self) -> None:
         """Write the judgements that were taken from the cache."""

@@ -10,7 +10,11 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source
 
 # What `from_pretrained` raises for a folder that is incomplete, damaged or not of transformers.
-LOADING_ERRORS = (OSError, ValueError, AttributeError, ImportError, KeyError, SafetensorError)
+# RuntimeError: a package that is there but broken, such as a torchvision beside another torch.
+LOADING_ERRORS = (
+    *(OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError),
+    SafetensorError,
+)
 
 
 def loading_options(source: Source) -> dict[str, Any]:
@@ -40,6 +44,9 @@ def unloadable(what: str, source: Source, error: Exception) -> AutoLoRAEvalError
         )
     elif isinstance(error, SafetensorError):
         cause = f"its .safetensors is damaged or incomplete ({cause}). Get its files again"
+    elif what == "judge" and isinstance(error, ImportError | RuntimeError):
+        advice = "What processors of judges need: pip install 'autolora-eval[judges]'"
+        cause = f"{cause.rstrip('.')}. {advice}"
     elif isinstance(error, KeyError):
         cause = f"its configuration has no {cause}"
     return AutoLoRAEvalError(f"the {what} '{source.name}' cannot be loaded: {cause.rstrip('.')}.")

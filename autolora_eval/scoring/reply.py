@@ -26,6 +26,10 @@ _BARE_FRACTION = re.compile(r"(:\s*)([0-9.]{1,20}\s*/\s*[0-9.]{1,20})(?=\s*[,}])
 _MEMBER = re.compile(r"""\{\s*("[^"{}]{1,200}"|'[^'{}]{1,200}')\s*:""")
 # Floats: Python refuses integers of very many digits. Not strict: judges put line breaks into text.
 _DECODER = json.JSONDecoder(parse_int=float, strict=False)
+# The marks around a model's thoughts. Where a chat template opens them, a reply has only the end.
+_THOUGHT = re.compile(r"\s*[<\[◁](?:seed:)?think(?:ing)?[>\]▷]", re.IGNORECASE)
+_THOUGHT_END = re.compile(r"[<\[◁]/(?:seed:)?think(?:ing)?[>\]▷]", re.IGNORECASE)
+_VERDICT_FIRST = re.compile(r"\s*(?:```\w*\s*)?(?:\[\s*)?\{")
 # A token with one whole number: text before, the number, text behind.
 _WHOLE = re.compile(r"([^0-9]*?)(-?(?:0|[1-9][0-9]{0,9}))([^0-9]*)", re.DOTALL)
 MAX_NUMBER_TOKENS = 32
@@ -37,15 +41,16 @@ class ParsedReply:
 
     Attributes:
         scores: the values by column; None if the reply is unscored.
-        reason: `no_json`, `missing_score`, `not_a_number`, `out_of_range` or `too_long`, followed
-            by a colon and the column if one is concerned; None if the reply is scored.
+        reason: `no_json`, `missing_score`, `not_a_number`, `out_of_range`, `too_long` or
+            `truncated`, followed by a colon and the column if one is concerned; None if the reply
+            is scored.
     """
 
     scores: dict[str, float] | None
     reason: str | None = None
 
 
-def parse_reply(text: str, rubric: Rubric) -> ParsedReply:
+def parse_reply(text: str, rubric: Rubric, *, truncated: bool = False) -> ParsedReply:
     """Return the scores in a reply: those of the last JSON object with any of the rubric's keys.
 
     Around the object, code fences, text, lists and enclosing objects are accepted. Within it,
@@ -58,13 +63,35 @@ def parse_reply(text: str, rubric: Rubric) -> ParsedReply:
     missing in the last object are not taken from an earlier one. Objects inside an unreadable
     object are ignored, since they may be quotations.
 
+    Objects within the judge's thoughts (`<think>`) are drafts and do not count. A truncated reply
+    counts only if it begins with its object: otherwise the object may be a draft too.
+
     The time is linear in the length of the reply.
 
     Args:
         text: the reply.
         rubric: the rubric with the scores' keys and ranges.
+        truncated: True if the reply reached the token limit.
     """
-    text = text.strip()  # a confused judge may fill its reply with white space
+    text = _without_thoughts(text).strip()  # a confused judge may fill its reply with white space
+    if truncated:
+        is_begun = _VERDICT_FIRST.match(text) is not None
+        found = _parse(text, rubric) if is_begun else ParsedReply(None)
+        return found if found.scores is not None else ParsedReply(None, "truncated")
+    return _parse(text, rubric)
+
+
+def _without_thoughts(text: str) -> str:
+    """Return a reply without the judge's thoughts, which may have no end if it is truncated."""
+    if _VERDICT_FIRST.match(text):
+        return text  # marks in a verdict are quoted
+    end = _THOUGHT_END.search(text)
+    if end is not None:
+        return text[end.end() :]
+    return "" if _THOUGHT.match(text) else text
+
+
+def _parse(text: str, rubric: Rubric) -> ParsedReply:
     if len(text) > MAX_REPLY:
         return ParsedReply(None, "too_long")
     keys = {score.key for score in rubric.scores.values()}

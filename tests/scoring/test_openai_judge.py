@@ -110,7 +110,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "empty object": ({}, "bad_response"),
     "no message": ({"choices": [{"finish_reason": "stop"}]}, "bad_response"),
     "content in parts": (completion([{"type": "text", "text": VERDICT}]), "bad_response"),
-    "refusal": (completion(None), "refused"),
+    "refusal": (completion(None, refusal="I cannot."), "refused"),
+    "null content": (completion(None), "bad_response"),
     "filtered": (completion(None, "content_filter"), "refused"),
     "thought up to the limit": (completion(None, "length"), "truncated"),
 }

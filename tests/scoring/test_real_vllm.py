@@ -182,7 +182,7 @@ def test_expected_scores_are_close(results: Results) -> None:
         assert row["expected"].keys() == row["scores"].keys()
         for column, value in row["expected"].items():
             assert 0.0 <= value <= 5.0
-            assert value == pytest.approx(here[row["sha256"]][column], abs=0.25)
+            assert value == pytest.approx(here[row["sha256"]][column], abs=0.1)
 
 
 def test_scores_of_the_character_agree(results: Results) -> None:

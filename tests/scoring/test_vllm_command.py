@@ -49,7 +49,8 @@ def test_vllm_serves_the_model_under_the_benchmarks_name() -> None:
     assert server_command(stated, 4321) == [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", LLAMA, "--revision", "abc", "--served-model-name", LLAMA),
-        *("--host", "127.0.0.1", "--port", "4321", "--max-model-len", "8192"),
+        *("--host", "127.0.0.1", "--port", "4321", "--generation-config", "vllm"),
+        *("--max-model-len", "8192"),
     ]
 
 

@@ -59,6 +59,7 @@ class Reply:
         sent: format, width, height and bytes of the image as sent to the judge; None if no image
             was sent.
         tokens: the reply's tokens with their alternatives; empty without log-probabilities.
+        detail: the server's own words on a call that failed; None if there are none.
     """
 
     text: str | None
@@ -69,6 +70,7 @@ class Reply:
     attempts: int = 1
     sent: Json | None = None
     tokens: tuple[Token, ...] = ()
+    detail: str | None = None
 
 
 class Judge(Protocol):

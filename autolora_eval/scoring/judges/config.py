@@ -73,8 +73,10 @@ class JudgeConfig(StrictModel):
     """The environment variable that holds the server's API key. The key is never written."""
     temperature: FiniteFloat = Field(default=0.0, ge=0.0, le=2.0)
     """The sampling temperature. 0 is greedy decoding."""
-    max_tokens: int = Field(default=128, ge=1, le=4096)
-    """The maximum length of a reply in tokens."""
+    max_tokens: int = Field(default=4096, ge=1, le=65_536)
+    """The maximum length of a reply in tokens, with the thoughts of a model that thinks first.
+    In this process it takes at most half of the model's context.
+    """
     seed: int = Field(default=0, ge=0)
     """The sampling seed. Repeat number r uses seed + r."""
     repeats: int = Field(default=1, ge=1, le=100)

@@ -213,7 +213,8 @@ def _unpacked(masks: Sequence[bytes], width: int) -> Tensor:
 class LogprobRecorder:
     """Records the log-probabilities of the most likely tokens, and of the chosen one.
 
-    As the first processor it records the model's own probabilities.
+    It records the probabilities after the processors before it, so that a token that a constraint
+    forbids has none.
     """
 
     def __init__(self, count: int = TOP_LOGPROBS) -> None:
@@ -247,7 +248,8 @@ class LogprobRecorder:
         for n, ((values, tokens), chosen) in enumerate(zip(self._top, self._chosen, strict=True)):
             lists = (values.tolist(), tokens.tolist(), chosen.tolist())
             for row, reply, top_values, top_tokens, own in zip(rows, replies, *lists, strict=True):
-                row.append({reply[n]: own} | dict(zip(top_tokens, top_values, strict=True)))
+                listed = zip(top_tokens, top_values, strict=True)
+                row.append({reply[n]: own} | {t: value for t, value in listed if value > -np.inf})
         return rows
 
     def _record_chosen(self, input_ids: Tensor) -> None:

@@ -87,6 +87,7 @@ class OpenAIJudge:
         self._pool = ServerPool(servers, self._probe, spec.give_up_after)
         self._served: Json | None = None
         self._mode = protocol.StructuredOutput("plain")
+        self._dialect = protocol.Dialect()
         self._identity: Json | None = None
         self._consecutive_failures = 0
         # An event loop in a thread of its own also works inside another loop, as in Jupyter.
@@ -117,13 +118,16 @@ class OpenAIJudge:
                 "temperature": self.spec.temperature,
                 "max_tokens": self.spec.max_tokens,
                 "seed": self.spec.seed,
+                "sampling_defaults": "neutral",
                 **launched_identity(self.spec),
             }
         return self._identity
 
     def facts(self) -> Json:
-        """Return addresses and versions of the servers, for the manifest."""
+        """Return addresses and versions of the servers, and what their API does not take."""
+        refused = sorted(self._dialect.refused)
         return {
+            **({"refused_arguments": refused} if refused else {}),
             "base_urls": [server.url for server in self._pool.servers],
             "served_by": (self._served or {}).get("owned_by"),
             "server_version": (self._served or {}).get("version"),
@@ -198,14 +202,15 @@ class OpenAIJudge:
         async with self._slots:
             reply = await self._call_with_retries(body)
         self._stop_after_repeated_failures(reply)
-        return self._redact_key(replace(reply, sent=picture.facts()))
+        return replace(reply, sent=picture.facts())
 
     def _redact_key(self, reply: Reply) -> Reply:
         """Redact the API key if the server echoes it, since replies are written to disk."""
-        if not self._contains_key(f"{reply.text} {reply.model}"):
+        if not self._contains_key(f"{reply.text} {reply.model} {reply.detail}"):
             return reply
-        text = None if reply.text is None else reply.text.replace(self._key, REDACTED)
-        return replace(reply, text=text, model=reply.model.replace(self._key, REDACTED))
+        said = {"text": reply.text, "model": reply.model, "detail": reply.detail}
+        hidden = {name: text and text.replace(self._key, REDACTED) for name, text in said.items()}
+        return replace(reply, **hidden)  # type: ignore[arg-type]
 
     def _contains_key(self, text: str) -> bool:
         return len(self._key) >= MIN_SECRET_LENGTH and self._key in text
@@ -222,12 +227,16 @@ class OpenAIJudge:
 
         async def one_call() -> protocol.Answer:
             nonlocal calls
-            answer = await self._one_call(body)
-            calls += answer.reply.attempts
-            return answer
+            while True:
+                sent = self._dialect.spoken(body)
+                answer = await self._one_call(sent)
+                calls += answer.reply.attempts
+                self._dialect.learn(answer.reply)
+                if answer.reply.text is not None or self._dialect.spoken(body) == sent:
+                    return answer
 
         answer: protocol.Answer = await retrying(one_call)
-        return replace(answer.reply, attempts=calls)
+        return self._redact_key(replace(answer.reply, attempts=calls))
 
     async def _one_call(self, body: Json) -> protocol.Answer:
         """Make one call; if its server goes down meanwhile, repeat it on another server."""
@@ -260,12 +269,13 @@ class OpenAIJudge:
             self._consecutive_failures = 0
             return
         self._consecutive_failures += 1
+        said = f" ({reply.detail})" if reply.detail else ""
         if self._consecutive_failures >= max(MAX_CONSECUTIVE_FAILURES, 2 * self.spec.concurrency):
             raise JudgeUnavailableError(
                 f"the judge's server at {', '.join(self.facts()['base_urls'])} is up, but the last "
                 f"{self._consecutive_failures} questions failed, the last one after "
-                f"{reply.attempts} call(s): {reply.reason}. Check the server's log. The judgements "
-                "so far are kept: re-run the same command to continue."
+                f"{reply.attempts} call(s): {reply.reason}{said}. Check the server's log. The "
+                "judgements so far are kept: re-run the same command to continue."
             )
 
 

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES = 4_000_000
 FORBIDDEN_LOGPROB = -9000.0  # vLLM reports -9999 for tokens that the grammar forbids
+MAX_DETAIL = 500  # characters kept of a server's own words
+# vLLM takes unset sampling parameters from the model's generation_config.json. Many models set a
+# repetition penalty there, which biases the second of two equal scores.
+NEUTRAL = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+# The same for parameters that are vLLM's and SGLang's own; most other servers ignore them.
+NEUTRAL_EXTRA = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+_REFUSED_ARGUMENT = ("http_400", "http_422")
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,35 @@ class Answer:
 
     reply: Reply
     retry_after: float | None = None
+
+
+class Dialect:
+    """What a server's API does not take, learnt from the words with which it refuses a call.
+
+    Attributes:
+        refused: sampling parameters that are left out.
+        limit: the name of the parameter that limits a reply's length.
+    """
+
+    def __init__(self) -> None:
+        self.refused: set[str] = set()
+        self.limit = "max_tokens"
+
+    def spoken(self, body: Json) -> Json:
+        """Return a request body as this server takes it."""
+        said = {key: value for key, value in body.items() if key not in self.refused}
+        extra = said.get("extra_body", {})
+        said["extra_body"] = {key: extra[key] for key in extra if key not in self.refused}
+        said[self.limit] = said.pop("max_tokens")
+        return said
+
+    def learn(self, reply: Reply) -> None:
+        """Note the arguments that a server refuses by name."""
+        if reply.reason not in _REFUSED_ARGUMENT or reply.detail is None:
+            return
+        if "max_completion_tokens" in reply.detail:
+            self.limit = "max_completion_tokens"
+        self.refused |= {key for key in NEUTRAL | NEUTRAL_EXTRA if key in reply.detail}
 
 
 class _BadAnswerError(Exception):
@@ -93,7 +129,9 @@ def chat(
         "temperature": spec.temperature,
         "max_tokens": spec.max_tokens,
         "seed": spec.seed + repeat,
+        **NEUTRAL,
         **mode.arguments,
+        "extra_body": NEUTRAL_EXTRA | mode.arguments.get("extra_body", {}),
     }
     if mode.top_logprobs:
         body |= {"logprobs": True, "top_logprobs": mode.top_logprobs}
@@ -121,7 +159,7 @@ async def call(client: Any, body: Json, timeout: float) -> Answer:  # noqa: ANN4
     import openai
 
     start, model = time.monotonic(), str(body["model"])
-    retry_after = None
+    retry_after = detail = None
     try:
         async with asyncio.timeout(timeout):
             answer = await _exchange(client, body, timeout)
@@ -131,11 +169,13 @@ async def call(client: Any, body: Json, timeout: float) -> Answer:  # noqa: ANN4
         reason = "timeout"
     except openai.APIStatusError as error:
         reason, retry_after = f"http_{error.status_code}", _retry_after(error.response.headers)
+        detail = _words(error.body)
     except openai.APIConnectionError:
         reason = "connection"
-    except (openai.OpenAIError, _BadAnswerError):
-        reason = "bad_response"
-    return Answer(Reply(None, reason, False, model, time.monotonic() - start), retry_after)
+    except (openai.OpenAIError, _BadAnswerError) as error:
+        reason, detail = "bad_response", str(error) or None
+    seconds = time.monotonic() - start
+    return Answer(Reply(None, reason, False, model, seconds, detail=detail), retry_after)
 
 
 async def _exchange(client: Any, body: Json, timeout: float) -> object:  # noqa: ANN401
@@ -167,24 +207,43 @@ async def _exchange(client: Any, body: Json, timeout: float) -> object:  # noqa:
         raise _BadAnswerError("not JSON") from error
 
 
+def _words(error: object) -> str | None:
+    """Return what a server says about a refused call, in one line; None if it says nothing."""
+    said = error.get("message") if isinstance(error, dict) else error
+    text = said if isinstance(said, str) else json.dumps(error)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return None if text in ("", "{}", "null") else text[:MAX_DETAIL]
+
+
 def _read(answer: object, model: str, latency: float) -> Reply:
     """Return the reply in a response.
+
+    A server that separates a model's thoughts puts the whole reply there if the model did not
+    think, as with structured output. A truncated one is all thoughts.
 
     Raises:
         _BadAnswerError: if the response does not follow the protocol.
     """
     try:
         choice: Any = answer["choices"][0]  # type: ignore[index]
-        text, finish = choice["message"].get("content"), choice.get("finish_reason")
+        message, finish = choice["message"], choice.get("finish_reason")
+        text, thought = message.get("content"), message.get("reasoning_content")
+        thought = message.get("reasoning") if thought is None else thought  # vLLM from 0.12 on
         model = str(answer.get("model") or model)  # type: ignore[attr-defined]
     except (LookupError, TypeError, AttributeError) as error:
-        raise _BadAnswerError("no choice") from error
+        said = answer.get("error") if isinstance(answer, dict) else None
+        raise _BadAnswerError(_words(said) or "no choice") from error
     if not (text is None or isinstance(text, str)):
         raise _BadAnswerError("content is not text")
-    truncated = finish == "length"
-    reason = None
-    if text is None:
-        reason = "truncated" if truncated else "refused"
+    truncated, reason = finish == "length", None
+    if not text and isinstance(thought, str) and not truncated:
+        text = thought
+    if text is None and truncated:
+        reason = "truncated"
+    elif text is None:
+        if not (message.get("refusal") or finish == "content_filter"):
+            raise _BadAnswerError("content is null, without a refusal")
+        reason = "refused"
     tokens = _tokens(choice.get("logprobs"), text or "")
     return Reply(text, reason, truncated, model, latency, tokens=tokens)
 

@@ -23,20 +23,16 @@ ForcedScores = Mapping[str, float] | None
 TOP_LOGPROBS = (20, 5)  # the maximum of vLLM, and that of some other servers
 # Statuses of servers that do not know an argument.
 _UNKNOWN_ARGUMENT = ("http_400", "http_404", "http_422", "http_501")
-# vLLM takes unset sampling parameters from the model's generation_config.json. Many models set a
-# repetition penalty there, which would bias the second of two equal scores.
-NO_REPETITION_PENALTY = {"repetition_penalty": 1.0}
 
 
 def _structured_outputs(rubric: Rubric, pinned: ForcedScores) -> Json:
     """VLLM from 0.11 on. A regex, since the grammar of a schema permits endless white space."""
-    held = {"structured_outputs": {"regex": reply_pattern(rubric, pinned)}}
-    return {"extra_body": {**held, **NO_REPETITION_PENALTY}}
+    return {"extra_body": {"structured_outputs": {"regex": reply_pattern(rubric, pinned)}}}
 
 
 def _guided_regex(rubric: Rubric, pinned: ForcedScores) -> Json:
     """Older vLLM, such as 0.10.2, the last version that serves the paper's judge."""
-    return {"extra_body": {"guided_regex": reply_pattern(rubric, pinned), **NO_REPETITION_PENALTY}}
+    return {"extra_body": {"guided_regex": reply_pattern(rubric, pinned)}}
 
 
 def _response_format(rubric: Rubric, pinned: ForcedScores) -> Json:
@@ -95,7 +91,12 @@ async def _first_honoured(spec: JudgeConfig, rubric: Rubric, call: Call) -> Stru
                 break
         else:
             return StructuredOutput(name, arguments(rubric, None))
-    return StructuredOutput("plain")
+    plain = StructuredOutput("plain")
+    if reply.text is None:  # it may refuse every question, not the constraint
+        reply = await _try(spec, rubric, plain, call)
+        if is_transient(reply.reason):
+            raise _failed_trial(spec, reply, "")
+    return plain
 
 
 def _ends(score: Score) -> tuple[float, float]:
@@ -126,13 +127,19 @@ async def _try(spec: JudgeConfig, rubric: Rubric, mode: StructuredOutput, call: 
     if not is_transient(reply.reason) or reply.reason in _UNKNOWN_ARGUMENT:
         return reply
     step = (
-        "Check its log. Without trial calls: set judge.constraint to a value other than 'auto', "
+        " Check its log. Without trial calls: set judge.constraint to a value other than 'auto', "
         "and remove judge.logprobs."
     )
     if reply.reason in ("http_401", "http_403"):
-        step = f"If it needs an API key, set {spec.api_key_env}."
-    raise AutoLoRAEvalError(
-        f"the judge's server lists '{spec.model}', but a trial call fails: {reply.reason}. {step}"
+        step = f" If it needs an API key, set {spec.api_key_env}."
+    raise _failed_trial(spec, reply, step)
+
+
+def _failed_trial(spec: JudgeConfig, reply: Reply, step: str) -> AutoLoRAEvalError:
+    said = f" ({reply.detail})" if reply.detail else ""
+    return AutoLoRAEvalError(
+        f"the judge's server lists '{spec.model}', but a trial call fails: {reply.reason}{said}."
+        f"{step}"
     )
 
 

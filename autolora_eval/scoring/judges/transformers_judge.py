@@ -19,7 +19,6 @@ from autolora_eval._files import Json
 from autolora_eval._identity import identity
 from autolora_eval._sources import Source, first_line
 from autolora_eval.runs.images import ImageError, Picture, open_image
-from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Reply, Request, Token
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.logits_processors import (
@@ -28,26 +27,11 @@ from autolora_eval.scoring.judges.logits_processors import (
     LogprobRecorder,
     RegexLogitsProcessor,
     TokenTexts,
-    UnsupportedConstraintError,
     row_seed,
 )
+from autolora_eval.scoring.judges.preprocessor import Preprocessor, load_preprocessor
 from autolora_eval.scoring.pretrained import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.rubric import Question, Rubric
-
-
-@dataclass(frozen=True)
-class _Preprocessor:
-    """Everything of a model that is available without loading its weights.
-
-    Attributes:
-        processor: converts conversations to tokens and pixels.
-        eos_token_ids: the tokens that end a reply.
-        grammar: the constraint on replies, or the reason why there is none.
-    """
-
-    processor: Any
-    eos_token_ids: tuple[int, ...]
-    grammar: Grammar | str
 
 
 @dataclass(frozen=True)
@@ -111,14 +95,16 @@ class TransformersJudge:
             "sampling": "gumbel-max" if sampled else "greedy",
             "max_tokens": self.spec.max_tokens,
             "batch_size": self.spec.batch_size,
+            # With torchvision, many families have another one, whose pixels differ a little.
+            "image_processor": type(self._image_processor).__name__,
             "seed": self.spec.seed if sampled else None,
-            "logprobs": self.spec.logprobs,
+            # Of the allowed tokens, as on vLLM.
+            "logprobs": "constrained" if self.spec.logprobs else None,
         }
 
     def facts(self) -> Json:
         """Return the image size of the processor, and why replies are not constrained."""
-        size = getattr(getattr(self._preprocessor.processor, "image_processor", None), "size", None)
-        known = dict(size or {})
+        known = dict(getattr(self._image_processor, "size", None) or {})
         facts: Json = {"image_size": {key: known[key] for key in known if known[key] is not None}}
         grammar = self._preprocessor.grammar
         return facts | ({"plain_because": grammar} if isinstance(grammar, str) else {})
@@ -201,16 +187,19 @@ class TransformersJudge:
         rows = [*prompts, *[prompts[-1]] * (self.spec.batch_size - len(prompts))]
         inputs = self._inputs([conversation(row.question, row.image) for row in rows])
         recorder = LogprobRecorder() if self.spec.logprobs else None
-        processors = [] if recorder is None else [recorder]
-        generated = self._run(inputs, LogitsProcessorList([*processors, *self._processors(rows)]))
+        generated = self._run(inputs, LogitsProcessorList(self._processors(rows, recorder)))
         logprobs = [[] for _ in rows] if recorder is None else recorder.logprobs(generated)
         replies = generated[: len(prompts), inputs["input_ids"].shape[1] :].tolist()
         return [self._decode(*reply) for reply in zip(replies, logprobs, strict=False)]
 
-    def _processors(self, rows: Sequence[_Prompt]) -> Iterator[Any]:
-        """Yield the logits processors that constrain and sample a batch."""
+    def _processors(
+        self, rows: Sequence[_Prompt], recorder: LogprobRecorder | None
+    ) -> Iterator[Any]:
+        """Yield the logits processors that constrain, record and sample a batch, as vLLM does."""
         if isinstance(self._preprocessor.grammar, Grammar):
             yield RegexLogitsProcessor(self._preprocessor.grammar)
+        if recorder is not None:
+            yield recorder
         if self.spec.temperature > 0:
             seeds = [row_seed(self.spec.seed + r.repeat, r.file.data, r.question) for r in rows]
             yield GumbelNoise(seeds, self.spec.temperature)
@@ -229,18 +218,30 @@ class TransformersJudge:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
-        longest = int(inputs["attention_mask"].sum(1).max()) + self.spec.max_tokens
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and longest > limit:
-            raise ValueError(f"{longest} tokens with the reply; the limit is {limit}")
+        longest = int(inputs["attention_mask"].sum(1).max()) + self._max_tokens
+        if self._context is not None and longest > self._context:
+            raise ValueError(f"{longest} tokens with the reply; the limit is {self._context}")
         return inputs.to(self.device, self.dtype)
+
+    @property
+    def _context(self) -> int | None:
+        """The number of tokens that the model can take, with the reply."""
+        config = self._model.config.get_text_config()
+        limit: int | None = getattr(config, "max_position_embeddings", None)
+        return limit
+
+    @property
+    def _max_tokens(self) -> int:
+        """The limit of a reply: at most half of the context, whatever the question."""
+        limit = self.spec.max_tokens
+        return limit if self._context is None else min(limit, self._context // 2)
 
     @torch.no_grad()
     def _run(self, inputs: Any, processors: Any, max_tokens: int | None = None) -> torch.Tensor:  # noqa: ANN401
         """Return questions and replies as tokens, int64 [batch, length]."""
         generated: torch.Tensor = self._model.generate(
             **inputs,
-            max_new_tokens=max_tokens or self.spec.max_tokens,
+            max_new_tokens=max_tokens or self._max_tokens,
             logits_processor=processors,
         )
         return generated
@@ -260,64 +261,34 @@ class TransformersJudge:
             reply[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         tokens = self._token_texts.tokens(reply[:length], logprobs, text) if logprobs else ()
-        return _Completion(text, length >= self.spec.max_tokens, tokens)
+        return _Completion(text, length == len(reply), tokens)
 
     @cached_property
     def _token_texts(self) -> TokenTexts:
         return TokenTexts(self._preprocessor.processor.tokenizer)
 
+    @property
+    def _image_processor(self) -> Any:  # noqa: ANN401
+        return getattr(self._preprocessor.processor, "image_processor", None)
+
     @cached_property
-    def _preprocessor(self) -> _Preprocessor:
-        from transformers import AutoProcessor
+    def _preprocessor(self) -> Preprocessor:
+        return load_preprocessor(self.spec, self.source, self.rubric)
 
-        with quiet_libraries():
-            try:
-                processor = AutoProcessor.from_pretrained(
-                    self.source.location, **loading_options(self.source)
-                )
-                ends = self._eos_token_ids(processor.tokenizer)
-            except LOADING_ERRORS as error:
-                raise unloadable("judge", self.source, error) from error
-        processor.tokenizer.padding_side = "left"
-        return _Preprocessor(processor, ends, self._grammar(processor.tokenizer, ends))
+    def check(self, size: tuple[int, int]) -> None:
+        """Load the model, and ask about a whole batch of grey images; it begins its replies.
 
-    def _eos_token_ids(self, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
-        """Return the tokens that end a reply, from the generation config or the tokenizer."""
-        from transformers import AutoConfig, GenerationConfig
-
-        location = self.source.location
-        try:
-            settings = GenerationConfig.from_pretrained(location, **loading_options(self.source))
-        except OSError:
-            config = AutoConfig.from_pretrained(location, **loading_options(self.source))
-            settings = GenerationConfig.from_model_config(config)
-        ends = settings.eos_token_id
-        ends = tokenizer.eos_token_id if ends is None else ends
-        if ends is None:
-            raise ValueError("neither its generation config nor its tokenizer has an end token")
-        return tuple(ends if isinstance(ends, list) else [ends])
-
-    def _grammar(self, tokenizer: Any, ends: tuple[int, ...]) -> Grammar | str:  # noqa: ANN401
-        """Return the constraint on replies, or the reason why there is none.
+        Args:
+            size: width and height of the images.
 
         Raises:
-            AutoLoRAEvalError: if `judge.constraint` is 'regex' and the model does not support it.
+            AutoLoRAEvalError: if the judge cannot be loaded or run.
         """
-        constraint = self.spec.constraint
-        if constraint == "plain" or self.rubric is None:
-            return "the benchmark says so" if self.rubric else "there is no rubric"
-        try:
-            return Grammar(reply_pattern(self.rubric), tokenizer, ends)
-        except UnsupportedConstraintError as error:
-            if constraint == "auto":
-                return str(error)
-            raise AutoLoRAEvalError(
-                f"the replies of the judge '{self.source.name}' cannot be constrained by a regular "
-                f"expression: {error}. Fix that, or set judge.constraint to 'plain'."
-            ) from error
+        with quiet_libraries():
+            self._load(size, self.spec.batch_size)
 
-    def _load(self) -> None:
-        """Load the model once, and check that it can answer a question about an image."""
+    def _load(self, size: tuple[int, int] = (64, 64), rows: int = 1) -> None:
+        """Load the model once, and check that it can answer questions about images."""
         if self._model is not None:
             return
         from transformers import AutoModelForImageTextToText, GenerationConfig
@@ -340,15 +311,15 @@ class TransformersJudge:
         try:
             self._model = model.to(self.device).eval()
             question = self.rubric.question("a") if self.rubric else Question("", "a")
-            grey = conversation(question, Image.new("RGB", (64, 64), (128, 128, 128)))
-            self._run(self._inputs([grey]), None, max_tokens=1)
+            grey = conversation(question, Image.new("RGB", size, (128, 128, 128)))
+            self._run(self._inputs([grey] * rows), None, max_tokens=1)
         except Exception as error:
             self.close()
             raise AutoLoRAEvalError(
                 f"the judge '{self.source.name}' cannot answer a question about an image on "
                 f"{self.device} ({type(error).__name__}: {first_line(error)}). It needs a chat "
                 "template with images, a context long enough for the rubric and judge.max_tokens, "
-                "and enough memory."
+                f"and enough memory for judge.batch_size {self.spec.batch_size}."
             ) from error
 
 

@@ -19,6 +19,8 @@ from autolora_eval.scoring.judges.config import JudgeConfig, launch_problems
 
 HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
+# Sampling as asked for, not as the model's generation_config.json would have it.
+NEUTRAL_SAMPLING = ["--generation-config", "vllm"]
 LAUNCHERS = ("uvx", "docker", "podman", "apptainer", "conda", "vllm")
 # The last vLLM that serves Llama-3.2-Vision. It accepts transformers 5, but fails with it.
 LAST_WITH_MLLAMA = (0, 10, 2)
@@ -75,7 +77,7 @@ def server_command(spec: JudgeConfig, port: int) -> list[str]:
     revision = ["--revision", source.revision] if source.revision else []
     server = [str(vllm_python(spec)), "-m", SERVER_MODULE, "--model", source.location]
     address = ["--served-model-name", spec.model, "--host", HOST, "--port", str(port)]
-    return [*server, *revision, *address, *spec.launch_args]
+    return [*server, *revision, *address, *NEUTRAL_SAMPLING, *spec.launch_args]
 
 
 def _fill_in(part: str, filled: dict[str, str]) -> str:

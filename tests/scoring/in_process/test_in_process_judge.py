@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -141,8 +142,19 @@ def test_judge_that_can_answer_no_question_is_an_error(model, rubric, requests, 
         AutoLoRAEvalError, match=r"cannot answer a question about an image .*chat template"
     ):
         ask(judge(folder), requests)
-    with pytest.raises(AutoLoRAEvalError, match=r"the limit is 1024\)"):
-        ask(judge(model, rubric, max_tokens=1000), requests)
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AutoLoRAEvalError, match=r"the limit is 64\)"):
+        ask(judge(folder, rubric, max_tokens=1000), requests)
+
+
+def test_reply_takes_at_most_half_of_the_context(model, requests) -> None:
+    """Whatever the question, so that it does not depend on the others of its batch."""
+    asked = judge(model, max_tokens=4096)
+    (reply,) = ask(asked, requests[:1])
+    assert (reply.reason, asked._max_tokens) == (None, 512)
 
 
 def test_out_of_memory_error_names_the_batch_size(model, requests, monkeypatch) -> None:

@@ -15,6 +15,7 @@ from scipy.stats import chi2
 from autolora_eval._resources import miniatures
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.base import Request
+from autolora_eval.scoring.judges.logits_processors import Grammar
 from autolora_eval.scoring.judges.transformers_judge import conversation
 from autolora_eval.scoring.reply import expected_scores, parse_reply
 
@@ -123,7 +124,7 @@ def test_sampling_frequencies_match_the_models_probabilities(model, rubric, tmp_
 
 @pytest.mark.parametrize("constraint", ["plain", "regex"])
 def test_recorded_probabilities_equal_the_models(model, rubric, requests, constraint) -> None:
-    """Compared with one forward pass over question and reply, without padding."""
+    """Of the tokens that the constraint allows, as on vLLM: those of one forward pass, unpadded."""
     asked = judge(model, rubric, logprobs=True, constraint=constraint, max_tokens=32)
     replies = ask(asked, requests)
     tokenizer = asked._preprocessor.processor.tokenizer
@@ -135,13 +136,42 @@ def test_recorded_probabilities_equal_the_models(model, rubric, requests, constr
         whole = torch.cat([inputs["input_ids"], torch.tensor([ids])], 1)
         with torch.no_grad():
             logits = asked._model(input_ids=whole, pixel_values=inputs["pixel_values"]).logits[0]
-        exact = logits[-len(ids) - 1 : -1].log_softmax(-1)
+        logits = logits[-len(ids) - 1 : -1]
+        if constraint == "regex":
+            logits = logits.masked_fill(
+                ~_allowed(asked._preprocessor.grammar, ids, logits), -np.inf
+            )
+        exact = logits.log_softmax(-1)
         for token, chosen, row in zip(reply.tokens, ids, exact, strict=True):
             assert token.alternatives[token.text] == pytest.approx(float(row[chosen]), abs=1e-3)
             assert 1 <= len(token.alternatives) <= 21
             assert sum(np.exp(list(token.alternatives.values()))) <= 1 + 1e-5
             likeliest = max(token.alternatives.values())
             assert likeliest == pytest.approx(float(row.max()), abs=1e-3)
+
+
+def _allowed(grammar: Grammar, ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+    """Return which tokens are allowed at each position of a reply, bool [length, vocabulary]."""
+    (matcher,), rows = grammar.matchers(1), []
+    for token in ids:
+        rows.append(grammar.allowed([matcher], logits.shape[1])[0])
+        assert matcher.consume_token(token)
+    return torch.stack(rows)
+
+
+def test_forbidden_tokens_have_no_probability(untrained, rubric, requests) -> None:
+    """An untrained judge would say anything but a digit; at a score the six digits share it all."""
+    (reply, *_) = ask(judge(untrained, rubric, logprobs=True, max_tokens=64), requests)
+    assert expected_scores(reply.text, reply.tokens, rubric) is not None
+    at = [n for n, token in enumerate(reply.tokens) if token.text in set("012345")]
+    digits = [token.alternatives for n, token in enumerate(reply.tokens) if n in at]
+    assert any(set(found) == set("012345") for found in digits)
+    for token in reply.tokens:
+        assert sum(np.exp(list(token.alternatives.values()))) <= 1 + 1e-5
+        assert min(token.alternatives.values()) > -np.inf
+    for found in digits:
+        if set(found) == set("012345"):
+            assert sum(np.exp(list(found.values()))) == pytest.approx(1.0, abs=1e-4)
 
 
 def _piece(tokenizer: Any, text: str) -> str:

@@ -73,7 +73,7 @@ def test_order_and_concurrency_do_not_matter(make, folder, server, benchmark_dat
 
 def test_failed_calls_are_repeated_but_unscored_replies_are_not(make, folder, server) -> None:
     answers = [Http(500), Http(429), Drop(), Http(200, b"[]"), "no verdict", '{"pc": 9}']
-    answers += [completion(None), completion('{"pc"', "length")]
+    answers += [completion(None, refusal="No."), completion('{"pc"', "length")]
     server.answer = lambda call, n: answers[n] if n < len(answers) else VERDICT
     plan = make(concurrency=1)
     done = judge(plan, folder)
