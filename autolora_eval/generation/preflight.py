@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from autolora_eval._devices import choose_device, require
+from autolora_eval._devices import choose_device, free_memory, require
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source, absent, fetched, hub_refusal, in_cache, unreachable
 from autolora_eval.config.inputs import INDEX, TESTED, check_pipeline, pipeline_class
 from autolora_eval.config.plan import Plan
 from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.stage_inputs import cells_not_generated, feature_settings, judge_settings
 from autolora_eval.runs.folder import RunFolder
 
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
@@ -58,7 +59,12 @@ def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
     ]
     if judged:
         checks.append(lambda: _judge_server(plan, output))
-    return [text for check in checks if (text := _try(check))]
+    problems = [text for check in checks if (text := _try(check))]
+    if problems or not _generates(plan, output):
+        return problems
+    # The models that score the images, tried one after the other: images are made for hours before.
+    trials = [lambda: _try_extractor(plan), lambda: _try_judge(plan) if judged else None]
+    return [text for trial in trials if (text := _try(trial))]
 
 
 def _try(check: Callable[[], object]) -> str | None:
@@ -121,7 +127,6 @@ def _judge_server(plan: Plan, output: Path) -> None:
     judge = plan.benchmark.spec.judge
     if judge is None or judge.backend != "openai":
         return
-    from autolora_eval.config.stage_inputs import judge_settings
     from autolora_eval.scoring.judging import completed_judging
 
     folder = RunFolder(output)
@@ -138,6 +143,32 @@ def _judge_server(plan: Plan, output: Path) -> None:
 
     with closing(OpenAIJudge(judge)) as server:
         server.check()
+
+
+def _generates(plan: Plan, output: Path) -> bool:
+    """Tell whether images are to be generated that no earlier run has begun with."""
+    manifest = RunFolder(output).find_manifest()
+    return bool(loaded_models(plan)) and not (manifest and not cells_not_generated(plan, manifest))
+
+
+def _try_extractor(plan: Plan) -> None:
+    feature_settings(plan).check(_size(plan))
+    free_memory()
+
+
+def _try_judge(plan: Plan) -> None:
+    judge = plan.benchmark.spec.judge
+    if judge is None or judge.backend != "transformers":
+        return
+    from autolora_eval.scoring.judging import transformers_judge
+
+    with closing(transformers_judge(judge_settings(plan))) as tried:
+        tried.check(_size(plan))
+
+
+def _size(plan: Plan) -> tuple[int, int]:
+    """Return the size of the plan's largest images."""
+    return max((model.size for model in loaded_models(plan)), key=lambda size: size[0] * size[1])
 
 
 def _disk(plan: Plan, output: Path) -> None:

@@ -19,7 +19,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, atomic_write, content_hash
 from autolora_eval._identity import identity
 from autolora_eval._progress import Advance, Progress
-from autolora_eval._sources import Source
+from autolora_eval._sources import Source, first_line
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image
@@ -78,6 +78,28 @@ class FeatureSettings:
         )
         with quiet_libraries():
             return self.extractor.kind.load(loading)
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Load the extractor, and extract the features of a whole batch of grey images.
+
+        Args:
+            size: width and height of the images.
+
+        Raises:
+            AutoLoRAEvalError: if it cannot be loaded or fails.
+        """
+        extractor = self.load()
+        try:
+            with quiet_libraries():
+                extractor([Image.new("RGB", size, (128, 128, 128))] * self.batch_size)
+        except AutoLoRAEvalError:
+            raise
+        except Exception as error:
+            raise AutoLoRAEvalError(
+                f"the extractor '{self.model}' fails on a trial batch of {self.batch_size} images "
+                f"({type(error).__name__}: {first_line(error)}). Try another one, or a lower "
+                "features.batch_size if its memory is too small."
+            ) from error
 
 
 def extract_features(

@@ -1,0 +1,73 @@
+"""The models that score the images are tried before the first image is made."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autolora_eval._resources import miniatures
+from autolora_eval.config.load import find_benchmark, load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.stage_inputs import planned_manifest
+from autolora_eval.generation.preflight import missing
+from autolora_eval.runs.folder import RunFolder
+
+pytestmark = pytest.mark.model
+
+JUDGE = {"backend": "transformers", "rubric": "prompts/rubrics/pixel_art.yaml", "max_tokens": 32}
+FAILING = """
+class Squares:
+    def __call__(self, images):
+        raise MemoryError(f"{len(images)} images of {images[0].size}")
+"""
+
+
+def planned(folder: Path, **sections: Any) -> Plan:
+    """Return the plan of one image of the quick start, with other sections."""
+    file = folder / "benchmark.yaml"
+    file.write_text(
+        yaml.safe_dump(yaml.safe_load(find_benchmark("quickstart").read_text()) | sections)
+    )
+    return make_plan(load_benchmark(file), 1, 1)
+
+
+@pytest.fixture
+def mute(tmp_path: Path) -> str:
+    """A judge without a chat template."""
+    folder = tmp_path / "mute"
+    shutil.copytree(miniatures()["judge"], folder)
+    (folder / "chat_template.jinja").unlink()
+    return str(folder)
+
+
+def test_a_judge_that_cannot_answer_is_refused_before_the_first_image(
+    mute: str, tmp_path: Path
+) -> None:
+    plan, out = planned(tmp_path, judge=JUDGE | {"model": mute}), tmp_path / "run"
+    (line,) = missing(plan, out)
+    assert line.startswith("the judge '")
+    assert "cannot answer a question about an image" in line
+    assert missing(plan, out, judged=False) == []
+    # An earlier run began with these images: it tried both, and nothing is generated anew.
+    folder = RunFolder(out)
+    manifest = planned_manifest(plan, folder)
+    cells = [cell.model_copy(update={"settings_key": "made"}) for cell in manifest.cells]
+    folder.write_manifest(manifest.model_copy(update={"cells": cells}))
+    assert missing(plan, out) == []
+
+
+def test_an_extractor_that_fails_on_a_batch_is_refused_before_the_first_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried with a batch of the benchmark's size, of images of the model's size."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = planned(tmp_path, features={"extractor": "failing.Squares", "batch_size": 3})
+    size = plan.cells[0].model.size
+    assert missing(plan, tmp_path / "run", judged=False) == [
+        f"the extractor 'failing.Squares' fails: MemoryError: 3 images of {size}"
+    ]
