@@ -6,13 +6,10 @@ Nothing is loaded or started. Every probe has a timeout.
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
+import math
 import os
-import platform
 import re
-import shutil
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +24,9 @@ from rich.text import Text
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source, in_cache
+from autolora_eval.scoring.judges import families
 from autolora_eval.scoring.judges.config import JudgeConfig, address_problem, is_loopback
+from autolora_eval.scoring.judges.machine import LAUNCHERS, PROBE_SECONDS, Machine, this_machine
 from autolora_eval.scoring.judges.vllm_command import (
     LAST_WITH_MLLAMA,
     MLLAMA_PACKAGES,
@@ -44,13 +42,13 @@ SERVER_VARIABLE = "AUTOLORA_EVAL_JUDGE_URL"
 DEFAULT_SERVER = "http://localhost:8000/v1"
 KEY_VARIABLE = "AUTOLORA_EVAL_JUDGE_API_KEY"
 VLLM_PYTHON = "judge/bin/python"  # the path that the documentation uses
-LAUNCHERS = ("uvx", "docker", "podman")
-PROBE_SECONDS = 5.0
-# Memory beyond the weights: activations, and with vLLM the cache of keys and values.
-HEADROOM = 1.15
+HEADROOM = 1.15  # memory for weights and activations, in parts of the weights
+# vLLM also needs a cache of keys and values, here for 16 questions of 2048 tokens, and takes 90% of
+# a GPU. A layer has 4 KiB a token (8 heads of 128, two of bfloat16), and a model of B billion
+# parameters about 12·√B layers: Llama 3.2 11B has 40.
+CACHED_TOKENS = 16 * 2048
+VLLM_SHARE = 0.9
 _PARAMETERS = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)B\b", re.IGNORECASE)
-_QUERY = "--query-gpu=name,memory.total,memory.free"
-_NVIDIA_SMI = ["nvidia-smi", _QUERY, "--format=csv,noheader,nounits"]
 _NO_GPU = "no NVIDIA GPU here"
 
 
@@ -83,43 +81,6 @@ class BackendStatus:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU; memory in GiB."""
-
-    name: str
-    memory: float
-    free: float
-
-
-@dataclass(frozen=True)
-class Machine:
-    """This machine.
-
-    Attributes:
-        cores: number of CPU cores.
-        memory: system memory in GiB.
-        gpus: the NVIDIA GPUs that this process may use.
-        accelerator: what the installed torch can use: `cuda`, `mps` or `cpu`.
-        launchers: programs of `LAUNCHERS` that are installed.
-    """
-
-    cores: int
-    memory: float
-    gpus: tuple[Gpu, ...]
-    accelerator: str
-    launchers: tuple[str, ...]
-
-    def __str__(self) -> str:
-        gpus = [f"{gpu.name}, {gpu.memory:.0f} GiB ({gpu.free:.0f} free)" for gpu in self.gpus]
-        listed = " + ".join(gpus) or "no NVIDIA GPU"
-        return f"{self.cores} CPU cores, {self.memory:.0f} GiB memory, {listed}"
-
-    def room(self, accelerator: str) -> float:
-        """Return the GiB available to one judge: of the largest GPU, or of the system."""
-        return max(gpu.memory for gpu in self.gpus) if accelerator == "cuda" else self.memory
-
-
-@dataclass(frozen=True)
 class Diagnosis:
     """The machine, and the status of each judge, that of the benchmark first."""
 
@@ -141,6 +102,7 @@ def examine(
     checks: list[Callable[[], BackendStatus | None]] = [
         lambda: _benchmark_judge(name, judge, source, machine) if name else None,
         lambda: _in_process(machine),
+        _current_families,
         lambda: None if judge and judge.backend == "openai" else _any_server(),
         lambda: _vllm_environment(judge, machine),
         lambda: _launch_command(machine),
@@ -160,8 +122,10 @@ def _benchmark_judge(
         assert source is not None
         half = machine.accelerator != "cpu" if judge.dtype == "auto" else judge.dtype != "float32"
         memory = _memory(source, machine, machine.accelerator, bytes_each=2 if half else 4)
-        packages = _packages("models", "torch", "transformers", "llguidance")
-        return BackendStatus(f"'{name}': {judge.model} in this process", (packages, *memory))
+        packages = [_packages("models", "torch", "transformers", "llguidance")]
+        if needed := families.needed_packages(source):
+            packages.append(_packages(families.EXTRA, *needed))
+        return BackendStatus(f"'{name}': {judge.model} in this process", (*packages, *memory))
     packages = _packages("openai", "openai", "tenacity")
     if judge.launch:
         title = f"'{name}': {judge.model} on a server that the run launches"
@@ -196,6 +160,14 @@ def _in_process(machine: Machine) -> BackendStatus:
     return BackendStatus(
         "Any image-text-to-text model of transformers in this process, such as miniature:judge",
         (_packages("models", "torch", "transformers", "llguidance"), Requirement(True, fact)),
+    )
+
+
+def _current_families() -> BackendStatus:
+    return BackendStatus(
+        "Qwen2-VL to Qwen3-VL, LLaVA-OneVision, SmolVLM, InternVL, Pixtral and Mistral3 in this "
+        "process",
+        (_packages(families.EXTRA, *families.PACKAGES),),
     )
 
 
@@ -269,7 +241,7 @@ def _memory(
         machine: where it would run, on `accelerator`.
         accelerator: `cuda`, `mps` or `cpu`.
         bytes_each: bytes per parameter.
-        shared: True if several GPUs can share the model, as with vLLM.
+        shared: True with vLLM, which has a cache, and can share a model between several GPUs.
     """
     if accelerator == "cuda" and not machine.gpus:
         yield Requirement(False, _NO_GPU, "use a machine with one, or a server elsewhere")
@@ -278,13 +250,18 @@ def _memory(
     if parameters is None:
         return
     needed, room = HEADROOM * parameters * bytes_each / 2**30, machine.room(accelerator)
-    kind = "GPU memory" if accelerator == "cuda" else "memory"
+    kind, share = "GPU memory" if accelerator == "cuda" else "memory", 1.0
+    if shared:
+        layers = 12 * math.sqrt(parameters / 1e9)
+        needed, share = needed + layers * 4 * CACHED_TOKENS / 2**20, VLLM_SHARE
+        kind += " for weights and cache"
     fact = f"needs about {max(needed, 1.0):.0f} GiB of {kind}; {room:.0f} GiB here"
     total = sum(gpu.memory for gpu in machine.gpus)
-    if shared and accelerator == "cuda" and room < needed <= total:
+    if shared and accelerator == "cuda" and room * share < needed <= total * share:
         yield Requirement(True, f"{fact}: add --tensor-parallel-size {len(machine.gpus)}")
     else:
-        yield Requirement(needed <= room, fact, "use a smaller judge, or a server elsewhere")
+        step = "use a smaller or a quantised judge, or a server elsewhere"
+        yield Requirement(needed <= room * share, fact, step)
 
 
 def _parameters(source: Source) -> float | None:
@@ -332,49 +309,6 @@ def _access(source: Source) -> Requirement:
         return Requirement(True, "gated on the hub: the account must have accepted the licence")
     step = "accept the licence on its page, then run: hf auth login"
     return Requirement(False, "gated on the hub, and no login here", step)
-
-
-def this_machine() -> Machine:
-    """Return what this machine has."""
-    import psutil
-
-    gpus = _gpus()
-    return Machine(
-        cores=os.cpu_count() or 1,
-        memory=psutil.virtual_memory().total / 2**30,
-        gpus=gpus,
-        accelerator=_accelerator(gpus),
-        launchers=tuple(name for name in LAUNCHERS if shutil.which(name)),
-    )
-
-
-def _gpus() -> tuple[Gpu, ...]:
-    """Ask the driver for the visible GPUs, which needs no torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible in ("", "-1"):
-        return ()
-    try:
-        done = subprocess.run(
-            _NVIDIA_SMI, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True
-        )
-        rows = [line.rsplit(",", 2) for line in done.stdout.splitlines() if line.strip()]
-        gpus = [Gpu(name.strip(), float(m) / 1024, float(f) / 1024) for name, m, f in rows]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return ()
-    if visible is not None and re.fullmatch(r"\d+(,\d+)*", visible):
-        gpus = [gpus[n] for n in map(int, visible.split(",")) if n < len(gpus)]
-    return tuple(gpus)
-
-
-def _accelerator(gpus: tuple[Gpu, ...]) -> str:
-    """Return what torch can use, read from its version file: importing torch takes seconds."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return "cpu"
-    text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
-    if gpus and re.search(r"^cuda\b[^=\n]*=\s*['\"]", text, re.MULTILINE):
-        return "cuda"
-    return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:

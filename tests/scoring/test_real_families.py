@@ -1,0 +1,79 @@
+"""Tiny models of eight current families, with their real processors and chat templates.
+
+They run where torchvision and num2words are: in the environment that `make vllm` makes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from typing import Any
+
+import numpy as np
+import other_environment
+import pytest
+
+from autolora_eval._resources import shipped_root
+from autolora_eval.scoring.constraint import reply_pattern
+from autolora_eval.scoring.rubric import read_rubric
+
+pytestmark = pytest.mark.vllm
+
+FAMILIES = ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL", "LLaVA-OneVision")
+FAMILIES += ("SmolVLM", "InternVL", "Pixtral", "Mistral3")
+
+
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the judge in this process makes of each family, in another process."""
+    other_environment.require()
+    root = other_environment.ROOT
+    script = root / "tests" / "judge_families.py"
+    env = {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [other_environment.PYTHON, script, tmp_path_factory.mktemp("families"), *FAMILIES],
+        env=env | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_reply_follows_the_rubric(family: str, examined: dict[str, Any]) -> None:
+    rubric = read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
+    assert len(examined[family]["together"]) == 4
+    for text in examined[family]["together"]:
+        assert re.fullmatch(reply_pattern(rubric), text), text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replies_of_a_batch_equal_those_of_single_questions(
+    family: str, examined: dict[str, Any]
+) -> None:
+    """In float32, and so do the probabilities: prompts and pictures have several sizes."""
+    found = examined[family]
+    assert found["together"] == found["alone"]
+    together, alone = found["probabilities"]
+    for batched, single in zip(together, alone, strict=True):
+        for these, those in zip(batched, single, strict=True):
+            assert np.abs(np.subtract(these, those)).max() < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_picture_changes_the_probabilities(family: str, examined: dict[str, Any]) -> None:
+    """Those of the first token, which follows the same question of the same length."""
+    ((one, *_),), ((other, *_),) = examined[family]["other picture"]
+    assert np.abs(np.subtract(one, other)).max() > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_special_tokens_in_a_prompt_do_nothing(family: str, examined: dict[str, Any]) -> None:
+    plain, hostile = examined[family]["special tokens"]
+    assert plain == hostile
+    assert len(plain) > 4  # those of the template and the image are there
