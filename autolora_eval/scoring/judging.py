@@ -42,6 +42,8 @@ _CONNECTION_SETTINGS = frozenset(
         *("launch_timeout", "cache"),
     )
 )
+# Raised when the questions or the reading of replies change: finished judging is then done anew.
+VERSION = 2
 MAX_MODEL_NAME = 200  # characters kept of a model's name
 NOT_JUDGED = JudgementStatus(final=False, scored=False, attempts=0)
 
@@ -79,7 +81,8 @@ class JudgeSettings:
         here: Json = {}
         if self.config.backend == "transformers" and self.source is not None:
             here = {"identity": identity(self.source), "device": choose_device(self.device)}
-        return content_hash({**config, **launched, **here, "rubric": self.rubric.sha256})
+        asked = {**config, **launched, **here, "rubric": self.rubric.sha256}
+        return content_hash({**asked, "version": VERSION})
 
 
 def open_judge(settings: JudgeSettings, base_urls: list[str] | None = None) -> Judge:

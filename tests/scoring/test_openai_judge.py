@@ -363,13 +363,29 @@ def test_unusable_proxy_is_reported(judge: Make, monkeypatch: pytest.MonkeyPatch
     assert threading.active_count() == threads
 
 
+def test_tokens_of_a_reply_follow_those_of_its_thought(
+    server: JudgeServer, image: Path, judge: Make
+) -> None:
+    """A server with a reasoning parser lists both; the expected score needs the reply's."""
+    words = ["Hm, ", "5?", "</think>", '{"pc": ', "4", "}"]
+    listed = [
+        {"token": word, "logprob": -0.1, "top_logprobs": [{"token": word, "logprob": -0.1}]}
+        for word in words
+    ]
+    said = completion(VERDICT, reasoning="Hm, 5?")
+    said["choices"][0]["logprobs"] = {"content": listed}
+    server.answer = lambda call, n: said
+    (reply,) = ask(judge(), [Request(image, QUESTION)])
+    assert (reply.text, [token.text for token in reply.tokens]) == (VERDICT, words)
+
+
 def test_probabilities_of_equal_texts_are_summed() -> None:
     """A vocabulary may have a digit twice, and a server lists the token itself beside them."""
     likely = [("4", -1.0), ("4", -2.0), ("5", -1.5), ("6", -9999.0)]
     listed = [{"token": text, "logprob": value} for text, value in likely]
     for own in (likely[1], ("7", -8.0)):
         item = {"token": own[0], "logprob": own[1], "top_logprobs": listed}
-        (token,) = _tokens({"content": [item]}, own[0])
+        (token,) = _tokens({"content": [item]}, len(own[0]))
         both = {"4": math.log(math.exp(-1.0) + math.exp(-2.0)), "5": -1.5}
         assert dict(token.alternatives) == pytest.approx(
             {"7": -8.0} | both if own[0] == "7" else both

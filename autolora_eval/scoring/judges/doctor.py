@@ -122,10 +122,10 @@ def _benchmark_judge(
         assert source is not None
         half = machine.accelerator != "cpu" if judge.dtype == "auto" else judge.dtype != "float32"
         memory = _memory(source, machine, machine.accelerator, bytes_each=2 if half else 4)
-        packages = [_packages("models", "torch", "transformers", "llguidance")]
+        needs = [_packages("models", "torch", "transformers", "llguidance")]
         if needed := families.needed_packages(source):
-            packages.append(_packages(families.EXTRA, *needed))
-        return BackendStatus(f"'{name}': {judge.model} in this process", (*packages, *memory))
+            needs.append(_packages(families.EXTRA, *needed))
+        return BackendStatus(f"'{name}': {judge.model} in this process", (*needs, *memory))
     packages = _packages("openai", "openai", "tenacity")
     if judge.launch:
         title = f"'{name}': {judge.model} on a server that the run launches"

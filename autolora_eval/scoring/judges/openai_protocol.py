@@ -244,21 +244,26 @@ def _read(answer: object, model: str, latency: float) -> Reply:
         if not (message.get("refusal") or finish == "content_filter"):
             raise _BadAnswerError("content is null, without a refusal")
         reason = "refused"
-    tokens = _tokens(choice.get("logprobs"), text or "")
+    # Beside a thought, the tokens are those of both.
+    tokens = _tokens(choice.get("logprobs"), math.inf if thought else len(text or ""))
     return Reply(text, reason, truncated, model, latency, tokens=tokens)
 
 
-def _tokens(logprobs: object, text: str) -> tuple[Token, ...]:
+def _tokens(logprobs: object, longest: float) -> tuple[Token, ...]:
     """Return the tokens of a reply with their alternatives; empty if the response has none.
 
     The end token, which some servers list, is omitted, and so are alternatives that a constraint
     forbids.
+
+    Args:
+        logprobs: the `logprobs` of the response.
+        longest: the number of characters after which further tokens are omitted.
     """
     tokens: list[Token] = []
     length = 0
     try:
         for item in logprobs["content"]:  # type: ignore[index]
-            if length >= len(text):
+            if length >= longest:
                 break
             tokens.append(Token(str(item["token"]), _alternatives(item)))
             length += len(tokens[-1].text)
