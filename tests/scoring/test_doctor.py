@@ -136,6 +136,14 @@ def test_judge_that_the_benchmark_launches(machine) -> None:
     assert facts(own, met=True)[-1] == f"{fact}: add --tensor-parallel-size 2"
 
 
+def test_quantised_copy_needs_less_memory(machine) -> None:
+    machine(RTX_4090)
+    settings = {"backend": "openai", "launch": True, "launch_command": [sys.executable, "{port}"]}
+    name = "neuralmagic/Llama-3.2-11B-Vision-Instruct-FP8-dynamic"
+    fact = "needs about 17 GiB of GPU memory for weights and cache; 24 GiB here"
+    assert facts(own_judge(**settings, model=name), met=True)[-1] == fact
+
+
 def test_model_in_this_process_must_fit_into_memory(machine) -> None:
     machine()
     settings = {"backend": "transformers", "model": "llava-hf/llava-next-32b-hf"}

@@ -29,6 +29,7 @@ from autolora_eval.scoring.judges.config import JudgeConfig, address_problem, is
 from autolora_eval.scoring.judges.machine import LAUNCHERS, PROBE_SECONDS, Machine, this_machine
 from autolora_eval.scoring.judges.vllm_command import (
     LAST_WITH_MLLAMA,
+    LIMITS,
     MLLAMA_PACKAGES,
     check_launch,
     model_source,
@@ -49,6 +50,7 @@ HEADROOM = 1.15  # memory for weights and activations, in parts of the weights
 CACHED_TOKENS = 16 * 2048
 VLLM_SHARE = 0.9
 _PARAMETERS = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)B\b", re.IGNORECASE)
+_QUANTISED = {r"fp8|int8|w8a": 0.5, r"awq|gptq|int4|4bit|w4a": 0.25}
 _NO_GPU = "no NVIDIA GPU here"
 
 
@@ -212,7 +214,8 @@ def _paper_judge(machine: Machine) -> BackendStatus:
     if build and numbers(build[1]) <= LAST_WITH_MLLAMA:
         vllm = Requirement(True, f"vLLM {build[1]} in {VLLM_PYTHON}")
     elif machine.launchers:
-        vllm = Requirement(True, f"vLLM 0.10.2 through {machine.launchers[0]}")
+        with_limits = f"with {LIMITS} --enforce-eager"
+        vllm = Requirement(True, f"vLLM 0.10.2 through {machine.launchers[0]}, {with_limits}")
     else:
         step = f"python3 -m venv judge && judge/bin/pip install {MLLAMA_PACKAGES}"
         vllm = Requirement(False, "no vLLM 0.10.2, the last version that serves it", step)
@@ -249,7 +252,8 @@ def _memory(
     parameters = _parameters(source)
     if parameters is None:
         return
-    needed, room = HEADROOM * parameters * bytes_each / 2**30, machine.room(accelerator)
+    weights = parameters * bytes_each * _share_of_bits(source.name)
+    needed, room = HEADROOM * weights / 2**30, machine.room(accelerator)
     kind, share = "GPU memory" if accelerator == "cuda" else "memory", 1.0
     if shared:
         layers = 12 * math.sqrt(parameters / 1e9)
@@ -271,6 +275,11 @@ def _parameters(source: Source) -> float | None:
         return size / 2 or None
     named = _PARAMETERS.search(source.name)
     return float(named[1]) * 1e9 if named else None
+
+
+def _share_of_bits(name: str) -> float:
+    """Return the size of a quantised copy in parts of the model's, from its name."""
+    return next((share for bits, share in _QUANTISED.items() if re.search(bits, name, re.I)), 1.0)
 
 
 def _served(url: str, judge: JudgeConfig | None = None) -> Requirement:

@@ -20,6 +20,7 @@ from autolora_eval.runs.images import Picture
 from autolora_eval.scoring.judges.base import Reply, Token
 from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback
 from autolora_eval.scoring.judges.server_pool import Server
+from autolora_eval.scoring.judges.vllm_command import LIMITS
 from autolora_eval.scoring.rubric import Question
 
 if TYPE_CHECKING:
@@ -318,7 +319,7 @@ async def served_model(server: Server, spec: JudgeConfig, timeout: float) -> Jso
     except (openai.APIConnectionError, TimeoutError) as error:
         raise AutoLoRAEvalError(
             f"the judge's server at {url} does not answer ({type(error).__name__}). Start one, "
-            f"for example: vllm serve {spec.model}; or set judge.base_url or judge.launch."
+            f"for example: vllm serve {spec.model} {LIMITS}; or set judge.base_url or judge.launch."
         ) from error
     except (openai.OpenAIError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise AutoLoRAEvalError(

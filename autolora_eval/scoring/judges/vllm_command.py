@@ -19,6 +19,8 @@ from autolora_eval.scoring.judges.config import JudgeConfig, launch_problems
 
 HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"
+# Ample for one image and a rubric. vLLM's own limits take the memory of a larger card.
+LIMITS = "--max-model-len 8192 --max-num-seqs 16"
 # Sampling as asked for, not as the model's generation_config.json would have it.
 NEUTRAL_SAMPLING = ["--generation-config", "vllm"]
 LAUNCHERS = ("uvx", "docker", "podman", "apptainer", "conda", "vllm")
