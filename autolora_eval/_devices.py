@@ -7,10 +7,15 @@ import importlib.util
 import logging
 import os
 import platform
+import re
 import sys
-from collections.abc import Iterator
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
@@ -134,23 +139,70 @@ def hardware(device: str | None = None) -> dict[str, Any]:
 
 
 # --------------------
-# The model libraries, kept quiet: their notices would tear up the progress display.
+# The model libraries, kept quiet: their notices would tear up the progress display, and most say
+# nothing about the images. Those that do are shown once.
 
 
 _NAMES = ("diffusers", "transformers", "peft", "huggingface_hub")
 # It prints the traceback of every exception that it then raises.
 _TELLS_TWICE = "diffusers.modular_pipelines.modular_pipeline"
+_MATTERS = re.compile(
+    r"truncat|missing|unexpected|mismatch|ignor|mixture|fall(s|ing)? back|float16|half precision"
+    r"|not (been )?(used|initiali[sz]ed|expected|supported|implemented)|\bnan\b|overflow"
+    r"|incorrect|wrong",
+    re.IGNORECASE,
+)
+# What is meant to be so, changes nothing, or is told by an error of this package.
+_EXPECTED = re.compile("generation flags|requires torchvision|Failed to create component")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_WARNING_LENGTH, _BEGINNING = 400, 60
+_told: set[str] = set()
+
+
+def forget_warnings() -> None:
+    """Show warnings of libraries again that were shown before: another run begins."""
+    _told.clear()
+
+
+def _tell(library: str, text: str) -> None:
+    """Show a library's warning if it may matter to the images; of those that begin alike, one."""
+    if _MATTERS.search(text) and not _EXPECTED.search(text) and text[:_BEGINNING] not in _told:
+        _told.add(text[:_BEGINNING])
+        short = textwrap.shorten(_COLOUR.sub("", text), _WARNING_LENGTH, placeholder=" …")
+        sys.stderr.write(f"warning of {library}: {short}\n")
+
+
+class _Notices(logging.Handler):
+    """Stands in for the handlers of a library: passes errors on, and tells of what matters."""
+
+    def __init__(self, handlers: list[logging.Handler]) -> None:
+        super().__init__()
+        self.handlers = handlers or [handler for handler in [logging.lastResort] if handler]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            for handler in self.handlers if record.name != _TELLS_TWICE else ():
+                handler.handle(record)
+        elif record.levelno >= logging.WARNING:
+            library = record.name.partition(".")[0]
+            _tell(library, record.getMessage())
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep notices and bars of diffusers and transformers off the screen; errors still show."""
+    """Keep notices and bars of the model libraries off the screen.
+
+    Errors still show, and each warning that may matter to the images shows once in a run.
+    """
     from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in (*_NAMES, _TELLS_TWICE)]
-    levels = [logger.level for logger in loggers]
+    loggers = [logging.getLogger(name) for name in _NAMES]
+    before = [(logger, logger.level, logger.handlers) for logger in loggers]
+    show = warnings.showwarning
     for logger in loggers:
-        logger.setLevel(logging.ERROR if logger.name != _TELLS_TWICE else logging.CRITICAL)
+        logger.setLevel(logging.WARNING)
+        logger.handlers = [_Notices(logger.handlers)]
+    warnings.showwarning = partial(_show_warning, show)
     # diffusers is heavy, and not every stage has imported it.
     bars = [transformers_logging, *filter(None, [sys.modules.get("diffusers.utils.logging")])]
     for library in bars:
@@ -160,5 +212,23 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         for library in bars:
             library.enable_progress_bar()
-        for logger, level in zip(loggers, levels, strict=True):
+        warnings.showwarning = show
+        for logger, level, handlers in before:
             logger.setLevel(level)
+            logger.handlers = handlers
+
+
+def _show_warning(
+    show: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    *more: Any,  # noqa: ANN401
+) -> None:
+    """Do as `warnings.showwarning`, but tell only what matters of the model libraries' warnings."""
+    library = next((name for name in (*_NAMES, "torch") if name in Path(filename).parts), None)
+    if library is None:
+        show(message, category, filename, lineno, *more)
+    elif not issubclass(category, DeprecationWarning | FutureWarning):
+        _tell(library, str(message))

@@ -11,7 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autolora_eval._devices import choose_device, free_memory, hardware, package_versions
+from autolora_eval._devices import (
+    choose_device,
+    forget_warnings,
+    free_memory,
+    hardware,
+    package_versions,
+)
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import atomic_write, removed_on_failure
 from autolora_eval._progress import Progress
@@ -220,6 +226,7 @@ class RunPipeline:
             manifest = RunFolder(output).read_manifest()
             limit_prompts = limit_prompts or manifest.limit_prompts
             limit_seeds = limit_seeds or manifest.limit_seeds
+        forget_warnings()
         loaded = load_benchmark(benchmark)
         plan = make_plan(loaded, limit_prompts, limit_seeds)
         folder = _run_folder(output or Path("reports") / loaded.spec.name)

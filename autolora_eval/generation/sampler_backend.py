@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from autolora_eval._devices import quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance
 from autolora_eval.generation.dataset import ImageDataset
@@ -124,7 +125,12 @@ class SampledCell:
         shared.n_rows = 0
         model.negative_prompt = self.dataset.cell.negative_prompt(job)
         started = time.perf_counter()
-        with global_seed(job.seed), shared.restored(model.lora_scale), _refused_nan():
+        with (
+            global_seed(job.seed),
+            shared.restored(model.lora_scale),
+            quiet_libraries(),
+            _refused_nan(),
+        ):
             result = sampler(job.prompt, job.seed, model)
         image, nfe = check_image(result, model.size)
         if nfe is None and (shared.n_rows or shared.is_loaded):

@@ -1,0 +1,65 @@
+"""What diffusers, transformers and peft warn of reaches the user once, if it may matter."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import TinyModel, make_lora
+
+from autolora_eval._devices import forget_warnings, quiet_libraries
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(autouse=True)
+def _another_run() -> None:
+    forget_warnings()
+
+
+def test_weights_that_are_missing_are_told_once(
+    sdxl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(sdxl, tmp_path / "sdxl")
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    lost = next(name for name in weights if name.endswith("final_layer_norm.weight"))
+    del weights[lost]
+    save_file(weights, file, {"format": "pt"})
+    lora = tmp_path / "lora.safetensors"
+    tiny = TinyModel(folder, lora, make_lora(sdxl, lora, kohya=False, text_encoders=False))
+    for _ in range(2):
+        with quiet_libraries():
+            LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float16)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning of")]
+    assert len(told) == 2
+    assert told[0].startswith("warning of transformers: CLIPTextModel LOAD REPORT from:")
+    assert f"{lost} | MISSING" in told[0]
+    assert "dtype=torch.float16` cannot run with `cpu` device" in told[1]
+
+
+def test_only_what_matters_is_told_and_errors_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("peft.tuners.lora")
+    with quiet_libraries():
+        for text in ("the input was truncated: 'in blue'", "a new version is available"):
+            for _ in range(2):
+                library.warning(text)
+        warnings.warn_explicit("keys missing", UserWarning, "/lib/peft/utils/x.py", 1)
+        warnings.warn_explicit("keys missing", FutureWarning, "/lib/peft/utils/x.py", 2)
+        library.error("out of order")
+    assert capsys.readouterr().err.splitlines() == [
+        "warning of peft: the input was truncated: 'in blue'",
+        "warning of peft: keys missing",
+        "out of order",
+    ]
+
+
+def test_warnings_of_other_code_are_shown_as_ever() -> None:
+    with pytest.warns(UserWarning, match="of mine"), quiet_libraries():
+        warnings.warn("something of mine is missing", UserWarning, stacklevel=1)
