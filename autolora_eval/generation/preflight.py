@@ -141,8 +141,8 @@ def _judge_server(plan: Plan, output: Path) -> None:
         return
     from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
-    with closing(OpenAIJudge(judge)) as server:
-        server.check()
+    with closing(OpenAIJudge(judge, plan.benchmark.rubric)) as server:
+        server.identity()  # asks trial questions, unless the benchmark states the constraint
 
 
 def _generates(plan: Plan, output: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from judge_server import MODEL, Http, JudgeServer, judge_server
 
 from autolora_eval._resources import miniatures
 from autolora_eval.config.load import find_benchmark, load_benchmark
@@ -58,6 +59,20 @@ def test_a_judge_that_cannot_answer_is_refused_before_the_first_image(
     cells = [cell.model_copy(update={"settings_key": "made"}) for cell in manifest.cells]
     folder.write_manifest(manifest.model_copy(update={"cells": cells}))
     assert missing(plan, out) == []
+
+
+def test_a_server_that_refuses_images_is_refused_before_the_first_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    said = Http(400, b'{"error": {"message": "some-vlm is not a multimodal model"}}')
+    with judge_server(JudgeServer(answer=lambda call, n: said)) as server:
+        judge = {"model": MODEL, "base_url": server.url, "rubric": JUDGE["rubric"]}
+        (line,) = missing(planned(tmp_path, judge=judge), tmp_path / "run")
+    assert line == (
+        "the judge's server lists 'some-vlm', but a trial call fails: http_400 "
+        "(some-vlm is not a multimodal model)."
+    )
 
 
 def test_an_extractor_that_fails_on_a_batch_is_refused_before_the_first_image(
