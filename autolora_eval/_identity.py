@@ -80,10 +80,13 @@ def _state(file: Path) -> list[int]:
 
 
 def _loaded_files(folder: Path, variant: str | None) -> Iterator[Path]:
-    """Yield the files of a model folder that may be loaded.
+    """Yield the files of a model folder that may be loaded; a model may also be a single file.
 
     Of a pipeline these are its index and the files of its components.
     """
+    if folder.is_file():
+        yield folder
+        return
     index = folder / _INDEX
     if not index.is_file():
         yield from _of_variant(folder.rglob("*"), variant)

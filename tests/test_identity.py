@@ -73,6 +73,14 @@ def test_a_transformers_folder_is_its_configuration_weights_and_vocabulary(tmp_p
         assert identity(source(changed)) != before
 
 
+def test_a_single_file_is_its_content(tmp_path: Path) -> None:
+    found = []
+    for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / f"{name}.safetensors").write_text(text)
+        found.append(identity(Source("mine", "file", str(tmp_path / f"{name}.safetensors"))))
+    assert found[0] == found[1] != found[2]
+
+
 def large_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is remembered, and that was written long ago."""
     monkeypatch.setattr(_identity, "_REMEMBERED_BYTES", 4)
