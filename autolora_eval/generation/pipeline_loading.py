@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -13,6 +17,10 @@ from autolora_eval._sources import Source, cached, first_line
 from autolora_eval.config.inputs import INDEX, WHAT_WORKS, no_guider, pipeline_class
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.schema import Model
+
+# A row of the report that transformers logs.
+_MISSING = re.compile(r"^(\S+)\s*\|\s*(?:\x1b\[[0-9;]*m)*MISSING", re.MULTILINE)
+_LISTED = 5  # weights that a message names
 
 
 def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
@@ -36,7 +44,8 @@ def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
     # (modular_pipelines/modular_pipeline.py).
     if spec.revision is not None:
         options["revision"] = spec.revision
-    pipe.load_components(dtype=dtype, **options)
+    with _random_weights_refused(model.pipeline.name):
+        pipe.load_components(dtype=dtype, **options)
     _check_components(pipe, model.pipeline.name)
     _check_size(pipe, model)
     # The stage draws one progress bar; diffusers would draw one per batch.
@@ -85,6 +94,39 @@ def _unsupported(pipeline: Source, error: Exception) -> str:
     else:
         problem = f"is a {name} that cannot be opened: {first_line(error).rstrip('.')}."
     return f"'{pipeline.name}' {problem} {WHAT_WORKS}"
+
+
+@contextmanager
+def _random_weights_refused(reference: str) -> Iterator[None]:
+    """Refuse networks whose files lack weights.
+
+    diffusers and transformers only log which ones they lack, and draw them at random.
+    """
+    lacking: list[str] = []
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            lacking.extend(_MISSING.findall(text))
+            if "newly initialized" in text:
+                lacking.extend(re.findall("'([^']+)'", text))
+
+    handler = Notes()
+    libraries = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    for library in libraries:
+        library.addHandler(handler)
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.removeHandler(handler)
+    if lacking:
+        more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+        raise AutoLoRAEvalError(
+            f"'{reference}': its files lack weights, which would be drawn at random: "
+            f"{', '.join(lacking[:_LISTED])}{more}. Download the model again, or write it with "
+            "save_pretrained."
+        )
 
 
 def _check_components(pipe: ModularPipeline, reference: str) -> None:

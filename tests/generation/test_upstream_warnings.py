@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel, make_lora
 
 from autolora_eval._devices import forget_warnings, quiet_libraries
+from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 
 pytestmark = pytest.mark.model
@@ -23,25 +24,44 @@ def _another_run() -> None:
     forget_warnings()
 
 
-def test_weights_that_are_missing_are_told_once(
+def changed(sdxl: Path, tmp_path: Path, part: str, lost: str = "", more: str = "") -> TinyModel:
+    """The tiny SDXL with another set of weights in a component."""
+    folder = shutil.copytree(sdxl, tmp_path / "sdxl")
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    lacking = {name: value for name, value in weights.items() if not (lost and lost in name)}
+    save_file(lacking | ({more: torch.zeros(1)} if more else {}), file, {"format": "pt"})
+    lora = tmp_path / "lora.safetensors"
+    return TinyModel(folder, lora, make_lora(sdxl, lora, kohya=False, text_encoders=False))
+
+
+def test_what_the_libraries_warn_of_is_told_once(
     sdxl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = shutil.copytree(sdxl, tmp_path / "sdxl")
-    file = folder / "text_encoder" / "model.safetensors"
-    weights = load_file(file)
-    lost = next(name for name in weights if name.endswith("final_layer_norm.weight"))
-    del weights[lost]
-    save_file(weights, file, {"format": "pt"})
-    lora = tmp_path / "lora.safetensors"
-    tiny = TinyModel(folder, lora, make_lora(sdxl, lora, kohya=False, text_encoders=False))
+    tiny = changed(sdxl, tmp_path, "text_encoder", more="adapter.weight")
     for _ in range(2):
         with quiet_libraries():
             LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float16)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning of")]
     assert len(told) == 2
     assert told[0].startswith("warning of transformers: CLIPTextModel LOAD REPORT from:")
-    assert f"{lost} | MISSING" in told[0]
+    assert "adapter.weight | UNEXPECTED" in told[0]
     assert "dtype=torch.float16` cannot run with `cpu` device" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("part", "weight"),
+    [("text_encoder_2", "final_layer_norm.weight"), ("unet", "conv_out.bias")],
+)
+def test_weights_that_are_missing_are_not_drawn_at_random(
+    sdxl: Path, tmp_path: Path, part: str, weight: str
+) -> None:
+    tiny = changed(sdxl, tmp_path, part, lost=weight)
+    with pytest.raises(AutoLoRAEvalError) as raised, quiet_libraries():
+        LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
+    message = str(raised.value)
+    assert message.startswith(f"'{tiny.pipeline}': its files lack weights, which would be drawn at")
+    assert message.partition("random: ")[2].partition(". Download")[0].endswith(weight)
 
 
 def test_only_what_matters_is_told_and_errors_stay(capsys: pytest.CaptureFixture[str]) -> None:
