@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from autolora_eval._errors import AutoLoRAEvalError
 
 Json = dict[str, Any]
 CACHE_VARIABLE = "AUTOLORA_EVAL_CACHE"
@@ -28,12 +30,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
             because some writers choose the format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    # Not by tempfile, whose files are private: this one has the mode of the user's umask.
+    temporary = path.parent / f".partial-{secrets.token_hex(4)}{path.suffix}"
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
-        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -79,13 +80,29 @@ def iterate_jsonl(path: Path) -> Iterator[Json]:
     """Yield the JSON objects of a file, one per line; none if there is no file.
 
     A last line without a line break was left by a killed writer and is skipped.
+
+    Raises:
+        AutoLoRAEvalError: if another line is not a JSON object.
     """
     if not path.exists():
         return
     with path.open("rb") as stream:
-        for line in stream:
+        for number, line in enumerate(stream, 1):
             if line.endswith(b"\n") and line.strip():
-                yield json.loads(line)
+                yield _json_object(line, f"{path}:{number}")
+
+
+def _json_object(line: bytes, where: str) -> Json:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise AutoLoRAEvalError(
+            f"{where}: not valid JSON ({error!s:.200}); the file was damaged or edited. Remove "
+            "that line: what it was about is done again."
+        ) from error
+    if not isinstance(found, dict):
+        raise AutoLoRAEvalError(f"{where}: expected a JSON object (got {found!r:.60}).")
+    return found
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -140,8 +157,8 @@ def path_inside(folder: Path, name: str) -> Path:
     Raises:
         ValueError: if the path, or a link on it, leads out of the folder.
     """
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    path = Path(os.path.realpath(folder / name))  # resolve() fails at a loop of links
+    if not path.is_relative_to(os.path.realpath(folder)):
         raise ValueError(f"'{name}' leads out of its folder")
     return path
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from autolora_eval._environment import expanded
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
 from autolora_eval._files import path_inside
 from autolora_eval._resources import shipped_root
@@ -48,7 +49,7 @@ class Source:
 
         The place stands where the benchmark writes `{place}`, or at the end.
         """
-        place = Path(self.name).expanduser()
+        place = Path(expanded(self.name)).expanduser()
         where = str(place) if place.is_absolute() else f"{place} below {Path.cwd()}"
         told = str(self.obtain)
         told = told if "{place}" in told else f"{told} Put the file at {{place}}."
@@ -77,7 +78,8 @@ class Lookup:
         return cls(tuple(dict.fromkeys((here, here.parent, Path.cwd(), shipped_root()))))
 
     def find(self, name: str) -> Path | None:
-        """Return the first place where `name` exists."""
+        """Return the first place where `name` exists, with its variables replaced."""
+        name = expanded(name)
         try:
             path = Path(name).expanduser()
             places = [path] if path.is_absolute() else [folder / path for folder in self.folders]
@@ -91,7 +93,7 @@ class Lookup:
         Raises:
             UsageError: there is none, with the places that were searched.
         """
-        found = self.find(name) or _file_of_package(name)
+        found = self.find(name) or _file_of_package(expanded(name))
         if found is None or not found.is_file():
             places = ", ".join(str(folder) for folder in self.folders)
             near = did_you_mean(Path(name).name, self._neighbours(name), or_list=False)
@@ -133,12 +135,13 @@ def find_model(name: str, revision: str | None, lookup: Lookup, marker: str) -> 
     Raises:
         UsageError: neither a folder with `marker` and safe weights nor a hub id.
     """
-    if name.startswith(MINIATURE):
+    wanted = expanded(name)
+    if wanted.startswith(MINIATURE):
         _refuse_revision(name, revision)
-        return Source(name, "folder", str(_miniature(name)))
-    found = lookup.find(name)
-    if found is None and _HUB_ID.match(name):
-        return Source(name, "hub", name, revision)
+        return Source(name, "folder", str(_miniature(wanted)))
+    found = lookup.find(wanted)
+    if found is None and _HUB_ID.match(wanted):
+        return Source(name, "hub", wanted, revision)
     if found is None:
         raise UsageError(
             f"no such folder: '{name}'. Expected a folder with a {marker}, a hub id such as "
@@ -170,15 +173,16 @@ def find_lora(
     """
     if weight_name is not None and Path(weight_name).suffix in _PICKLES:
         raise UsageError(f"weight_name '{weight_name}' is a pickle: {PICKLE_ADVICE}")
-    if name.startswith(MINIATURE):
+    wanted = expanded(name)
+    if wanted.startswith(MINIATURE):
         _refuse_revision(name, revision)
-        return _lora_in(_miniature(name), weight_name, name)
-    found = lookup.find(name)
-    if Path(name).suffix in _PICKLES:
+        return _lora_in(_miniature(wanted), weight_name, name)
+    found = lookup.find(wanted)
+    if Path(wanted).suffix in _PICKLES:
         raise UsageError(f"'{name}' is a pickle: {PICKLE_ADVICE}")
-    if found is None and _HUB_ID.match(name) and not name.endswith(".safetensors"):
-        return Source(name, "hub", name, revision, weight_name)
-    if found is None and obtain is not None and name.endswith(".safetensors"):
+    if found is None and _HUB_ID.match(wanted) and not wanted.endswith(".safetensors"):
+        return Source(name, "hub", wanted, revision, weight_name)
+    if found is None and obtain is not None and wanted.endswith(".safetensors"):
         return Source(name, "absent", name, obtain=obtain.strip())
     if found is None:
         raise UsageError(

@@ -1,17 +1,15 @@
 """YAML files of the user: reading, the types of their values, and messages about what is wrong.
 
-Every key keeps its line number, a key that occurs twice is refused, and `${VAR:-default}` is
-replaced by the environment's value.
+Every key keeps its line number, and a key that occurs twice is refused.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import types
 import typing
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +30,6 @@ from autolora_eval._errors import UsageError, did_you_mean
 KeyPath = tuple[str | int, ...]
 MAX_BYTES = 4_000_000
 MAX_NODES = 1_000_000
-_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
 @dataclass(frozen=True)
@@ -58,17 +55,11 @@ class YamlFile:
         return f"{self.path}{line}: {dotted}" if dotted else f"{self.path}{line}"
 
 
-def read_yaml(path: Path, *, fill_in: bool = False) -> YamlFile:
+def read_yaml(path: Path) -> YamlFile:
     """Read a YAML file.
 
-    Args:
-        path: the file.
-        fill_in: replace `${VAR}` and `${VAR:-default}` in strings by the environment's value; as
-            in a shell, the default also stands in for an empty value.
-
     Raises:
-        UsageError: it is missing, too large, not UTF-8, not YAML, has a key twice, or names an
-            environment variable that is not set and has no default.
+        UsageError: it is missing, too large, not UTF-8, not YAML, or has a key twice.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -91,8 +82,7 @@ def read_yaml(path: Path, *, fill_in: bool = False) -> YamlFile:
         raise UsageError(
             f"{path}: not valid YAML: {error}. Is a quotation mark missing?"
         ) from error
-    document = YamlFile(path, data, lines)
-    return replace(document, data=_fill_in(data, document, ())) if fill_in else document
+    return YamlFile(path, data, lines)
 
 
 def _check_keys(
@@ -116,30 +106,6 @@ def _check_keys(
         for index, item in enumerate(node.value):
             lines[*at, str(index)] = item.start_mark.line + 1
             _check_keys(path, item, (*at, str(index)), lines)
-
-
-def _fill_in(value: Any, document: YamlFile, at: KeyPath) -> Any:  # noqa: ANN401
-    """Replace `${VAR}` and `${VAR:-default}` in every string by the environment's value."""
-    if isinstance(value, dict):
-        return {key: _fill_in(item, document, (*at, key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_fill_in(item, document, (*at, index)) for index, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def lookup(match: re.Match[str]) -> str:
-        name, default = match["name"], match["default"]
-        found = os.environ.get(name)
-        if default is not None:
-            found = found or default
-        if found is None:
-            raise UsageError(
-                f"{document.where(at)}: the environment variable {name} is not set. "
-                f"Set it, or give a default: ${{{name}:-value}}."
-            )
-        return found
-
-    return _VARIABLE.sub(lookup, value)
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -28,6 +28,7 @@ failure.
 | `AUTOLORA_EVAL_CACHE` | the folder of the caches of judge replies and of hashes of weights |
 | `AUTOLORA_EVAL_JUDGE_URL` | the judge server's address, in the shipped benchmarks |
 | `AUTOLORA_EVAL_JUDGE_API_KEY` | the judge server's API key; it is never written to a file |
+| `AUTOLORA_EVAL_ALLOW` | names of further variables that a benchmark may read, with commas |
 | `AUTOLORA_EVAL_DEBUG` | `1` shows the traceback of a failure |
 | `HF_HUB_OFFLINE` | `1` makes huggingface_hub use downloaded files only |
 """

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from autolora_eval._files import read_jsonl, sha256_bytes, write_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.analysis.tables import write_tables
 from autolora_eval.config.plan import Plan
@@ -30,7 +31,7 @@ from autolora_eval.scoring.judges.base import Judge, Reply
 from autolora_eval.scoring.judging import judge_images, judgement
 
 KEY = "judge-and-rubric"
-SETTINGS = "settings"
+SETTINGS = "5e771295"
 EXTRACTOR = FeaturesRecord(
     model="dino", key="extractor", identity=SourceRecord(name="dino", kind="hub"), dtype="float32"
 )
@@ -118,6 +119,16 @@ def write_images(plan: Plan, folder: RunFolder, missing: Iterable[Place] = ()) -
         dataset.write(jobs, map(picture, places), cell.nfe, [{}] * len(jobs))
 
 
+def replace_image(folder: RunFolder, cell: str, file: str, data: bytes) -> None:
+    """Replace an image file, and its hash in the metadata."""
+    (folder.images(cell) / file).write_bytes(data)
+    rows = read_jsonl(folder.metadata(cell))
+    for row in rows:
+        if row["file_name"] == file:
+            row["sha256"] = sha256_bytes(data)
+    write_jsonl(folder.metadata(cell), rows)
+
+
 def write_features(plan: Plan, folder: RunFolder, vectors: Callable[[Place], Any]) -> None:
     """Write features; a place whose vector is None has none."""
     manifest = manifest_of(plan, folder)
@@ -126,8 +137,8 @@ def write_features(plan: Plan, folder: RunFolder, vectors: Callable[[Place], Any
         known, failed = {}, {}
         for image in images:
             vector = vectors((cell.id, image.prompt_index, image.seed))
-            if image.sha256 is None or vector is None:
-                failed[image.id] = "missing_image" if image.sha256 is None else "corrupt_image"
+            if image.problem or image.sha256 is None or vector is None:
+                failed[image.id] = image.problem or "corrupt_image"
             else:
                 known[image.id, image.sha256] = np.asarray(vector, dtype=np.float32)
         feature_stage._write(folder.features(cell.id), images, known, failed, "extractor")
@@ -144,9 +155,7 @@ def write_judgements(
         rows = []
         for image in cell_images(manifest, cell, folder):
             given = scores((cell.id, image.prompt_index, image.seed))
-            if image.sha256 is None:
-                given = "missing_image"
-            if given is None:
+            if image.problem or given is None:
                 continue
             text, reason = (None, given) if isinstance(given, str) else (json.dumps(given), None)
             reply = Reply(text, reason, False, "someone", 0.1)

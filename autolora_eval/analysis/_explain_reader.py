@@ -12,13 +12,13 @@ import numpy as np
 from safetensors import SafetensorError
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
-from autolora_eval._files import Json, iterate_jsonl, path_inside, sha256_file
+from autolora_eval._files import Json, path_inside, sha256_file
 from autolora_eval._text import join_names
 from autolora_eval.analysis.cell_estimates import BoundMetric, References, diversity_of
 from autolora_eval.analysis.metric_columns import Metric, run_metrics
 from autolora_eval.analysis.scores import cell_judgements, scored_features
 from autolora_eval.runs.feature_file import CellFeatures
-from autolora_eval.runs.folder import Run
+from autolora_eval.runs.folder import Run, rows_of_images
 from autolora_eval.runs.images import ImageError, open_image
 from autolora_eval.scoring.diversity import Floats, diversity, unit_vectors
 from autolora_eval.scoring.diversity_metric import (
@@ -94,8 +94,8 @@ class RunReader:
 
     def image_metadata(self, cell: str, image_id: str) -> Json:
         """Return what was recorded when an image was made; empty if nothing was."""
-        rows = iterate_jsonl(self.run.folder.metadata(cell))
-        return next((row for row in rows if row.get("file_name") == image_id), {})
+        rows = rows_of_images(self.run.folder.metadata(cell))
+        return next((row for row in rows if row["file_name"] == image_id), {})
 
     def features(self, cell: str) -> CellFeatures | None:
         """Return the features of a cell's images; None if there is no file.

@@ -12,7 +12,6 @@ from autolora_eval._files import (
     atomic_write,
     content_hash,
     link_or_copy,
-    read_jsonl,
     run_name,
     sha256_file,
     slug,
@@ -29,7 +28,7 @@ from autolora_eval.analysis.compatibility import (
     without_baseline,
 )
 from autolora_eval.analysis.tables import write_tables
-from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.folder import RunFolder, rows_of_images
 from autolora_eval.runs.manifest import ImageJob, RunManifest, hash_prompts
 from autolora_eval.runs.records import (
     BenchmarkRecord,
@@ -374,10 +373,10 @@ def _copy_cell(
     """Take over a cell's images, features and, with a judge, its replies."""
     before, own = source.run.folder, str(cell.cell_in_run)
     wanted = {job.file for job in manifest.jobs()}
-    rows = [row for row in read_jsonl(before.metadata(own)) if row["file_name"] in wanted]
+    rows = [row for row in rows_of_images(before.metadata(own)) if row["file_name"] in wanted]
     for row in rows:
         name = row["file_name"]
-        link_or_copy(before.images(own) / name, folder.images(cell.id) / name)
+        link_or_copy(before.within(before.images(own) / name), folder.images(cell.id) / name)
     renamed = {"cell": cell.id, "method": cell.method}
     write_jsonl(folder.metadata(cell.id), [{**row, **renamed} for row in rows])
     _copy(before.features(own), folder.features(cell.id))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from autolora_eval._files import Json, iterate_jsonl, write_text
+from autolora_eval._files import Json, write_text
 from autolora_eval.runs.feature_file import CellFeatures, read_features
-from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.folder import RunFolder, rows_of_images
 from autolora_eval.runs.images import SECONDS, CellImage, cell_images
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import CellRecord
@@ -37,7 +37,8 @@ def join_scores(manifest: RunManifest, folder: RunFolder) -> pd.DataFrame:
     for cell in manifest.cells:
         judged = cell_judgements(manifest, folder, cell.id)
         for image in cell_images(manifest, cell, folder):
-            rows.append(_row(cell, image, judged.get((image.id, image.sha256), []), columns))
+            known = [] if image.problem else judged.get((image.id, image.sha256), [])
+            rows.append(_row(cell, image, known, columns))
     frame = pd.DataFrame(rows)
     # Only a judge that was asked for log-probabilities has expected scores.
     expected = [f"{column}{EXPECTED}" for column in columns]
@@ -70,7 +71,7 @@ def _row(
     scored = [judgement for judgement in judgements if judgement["scores"] is not None]
     reason = None
     if columns and not scored:
-        reason = judgements[0]["reason"] if judgements else NOT_JUDGED
+        reason = image.problem or (judgements[0]["reason"] if judgements else NOT_JUDGED)
     expected = [judgement["expected"] for judgement in scored if judgement.get("expected")]
     return {
         "cell": cell.id,
@@ -129,7 +130,7 @@ def with_image_errors(
     failed = {
         (cell.id, str(row["file_name"])): str(row["reason"])
         for cell in manifest.cells
-        for row in iterate_jsonl(folder.failed_images(cell.id))
+        for row in rows_of_images(folder.failed_images(cell.id))
         if row["settings_key"] == cell.settings_key
     }
     have = {cell: set(found.ids) for cell, found in features.items()}

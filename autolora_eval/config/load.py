@@ -52,7 +52,7 @@ def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
         UsageError: if anything is wrong; one line per problem: file, line, key, value, and what was
             expected.
     """
-    document = read_yaml(find_benchmark(benchmark), fill_in=True)
+    document = read_yaml(find_benchmark(benchmark))
     spec = _validated(document)
     return _Resolver(document, spec).resolve()
 

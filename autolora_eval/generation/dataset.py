@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from autolora_eval._files import Json, atomic_write, read_jsonl, sha256_file, write_jsonl
+from autolora_eval._files import Json, atomic_write, sha256_file, write_jsonl
 from autolora_eval.config.plan import Cell
-from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.folder import RunFolder, rows_of_images
 from autolora_eval.runs.manifest import ImageJob
 
 # Key of a metadata row: the hash of the file that an imported image was copied from.
@@ -48,7 +48,7 @@ class ImageDataset:
         if returning:
             dataset._move_stale_images()
             for name in returning.keys() - dataset.rows.keys():
-                _move(stale / name, dataset.folder / name)
+                dataset._move(stale / name, dataset.folder / name)
                 dataset.rows[name] = returning[name]
             dataset._write_rows()
             shutil.rmtree(stale)
@@ -86,7 +86,7 @@ class ImageDataset:
         self._move_stale_images()
         made_here = self.cell.parameters.uses_the_model
         for job, image, more in zip(jobs, images, metadata, strict=True):
-            file = self.folder / job.file
+            file = self.run.within(self.folder / job.file)
             with atomic_write(file) as temporary:
                 image.save(temporary, format="PNG")
             self.rows[job.file] = {
@@ -138,7 +138,7 @@ class ImageDataset:
 
     def failures(self) -> dict[str, str]:
         """Return why images of these settings could not be made, by `file_name`."""
-        rows = read_jsonl(self.run.failed_images(self.cell.id))
+        rows = rows_of_images(self.run.failed_images(self.cell.id))
         return {row["file_name"]: row["reason"] for row in rows if self._is_current(row)}
 
     def record_failures(self, reasons: Mapping[str, str]) -> None:
@@ -163,8 +163,8 @@ class ImageDataset:
         return bool(row["settings_key"] == self.settings_key)
 
     def _is_intact(self, row: Json) -> bool:
-        file = self.folder / row["file_name"]
-        return file.is_file() and sha256_file(file) == str(row["sha256"])
+        file = self.run.within(self.folder / row["file_name"])
+        return file.is_file() and sha256_file(file) == row.get("sha256")
 
     def _has(self, job: ImageJob) -> bool:
         row = self.rows.get(job.file)
@@ -177,12 +177,18 @@ class ImageDataset:
             rows = _read_rows(target)
             for row in (row for row in stale if row["settings_key"] == key):
                 name = row["file_name"]
-                _move(self.folder / name, target / name)
+                self._move(self.folder / name, target / name)
                 rows[name] = row
                 del self.rows[name]
             write_jsonl(target / "metadata.jsonl", rows.values())
         if stale:
             self._write_rows()
+
+    def _move(self, source: Path, target: Path) -> None:
+        """Move a file if it exists. If it was lost, `missing` reports its job."""
+        if self.run.within(source).is_file():
+            self.run.within(target).parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
 
     def _write_rows(self) -> None:
         rows = sorted(self.rows.values(), key=lambda row: (row["prompt"], row["seed"]))
@@ -190,11 +196,4 @@ class ImageDataset:
 
 
 def _read_rows(folder: Path) -> dict[str, Json]:
-    return {row["file_name"]: row for row in read_jsonl(folder / "metadata.jsonl")}
-
-
-def _move(source: Path, target: Path) -> None:
-    """Move a file if it exists. If it was lost, `missing` reports its job."""
-    if source.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(target)
+    return {row["file_name"]: row for row in rows_of_images(folder / "metadata.jsonl")}

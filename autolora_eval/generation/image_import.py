@@ -12,7 +12,6 @@ from autolora_eval._progress import Advance
 from autolora_eval.config.image_set_benchmark import check_no_overlap
 from autolora_eval.config.plan import Cell, Plan, make_plan
 from autolora_eval.generation.dataset import SOURCE_HASH, ImageDataset
-from autolora_eval.generation.image_listing import MAX_BYTES
 from autolora_eval.generation.image_matching import Matching, match
 from autolora_eval.generation.image_readers import ImageSet, read_image_set
 from autolora_eval.generation.image_validation import (
@@ -25,6 +24,7 @@ from autolora_eval.generation.image_validation import (
 )
 from autolora_eval.guidance.method import ImageSetMethod
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.images import MAX_BYTES
 from autolora_eval.runs.manifest import ImageJob
 from autolora_eval.runs.records import ImageSetRecord
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -12,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from autolora_eval._errors import UsageError
-from autolora_eval._files import path_inside, sha256_bytes, sha256_file
+from autolora_eval._files import path_inside, sha256_bytes
+from autolora_eval.runs.images import MAX_BYTES
 
-# Larger files are not images that a text-to-image model made.
-MAX_BYTES = 256 * 1024**2
 FILE_COLUMNS = ("file_name", "file", "path", "image", "filename")
 PROMPT_COLUMNS = ("prompt", "text", "caption")
 SEED_COLUMN = "seed"
@@ -48,17 +48,18 @@ class ImageRecord:
         """
         if not isinstance(self.source, Path):
             return self.source()
+        if not self.source.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.source)
         with self.source.open("rb") as stream:
             return stream.read(MAX_BYTES + 1)
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the encoded image.
+        """Return the SHA-256 of what `read` returns.
 
         Raises:
             OSError: if there is no such file.
         """
-        source = self.source
-        return sha256_file(source) if isinstance(source, Path) else sha256_bytes(self.read())
+        return sha256_bytes(self.read())
 
 
 # CSV and JSON lines are read by the standard library: pandas turns a column of large seeds with

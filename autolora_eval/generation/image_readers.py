@@ -31,6 +31,7 @@ from autolora_eval.generation.image_listing import (
     seed_of,
     text_of,
 )
+from autolora_eval.runs.images import image_formats
 
 _METADATA = tuple(f"metadata{suffix}" for suffix in LISTINGS)
 # Folders that the library `datasets` takes for the splits of a dataset.
@@ -161,7 +162,7 @@ def seed_in_name(stem: str) -> int | None:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return every file below a folder whose suffix Pillow can read, except hidden files.
+    """Return every file below a folder whose suffix is that of an image, except hidden files.
 
     Files are sorted as people count: 2 before 10.
 
@@ -176,8 +177,10 @@ def image_files(folder: Path) -> list[Path]:
 
 @cache
 def _image_suffixes() -> frozenset[str]:
-    registered = Image.registered_extensions()  # also fills Image.OPEN
-    return frozenset(suffix for suffix, form in registered.items() if form in Image.OPEN)
+    known = image_formats()
+    return frozenset(
+        suffix for suffix, form in Image.registered_extensions().items() if form in known
+    )
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

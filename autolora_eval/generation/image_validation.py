@@ -5,6 +5,7 @@ A scored set is complete in the report: each image is measured, or listed with t
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,10 +16,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from autolora_eval._files import Json, sha256_bytes, write_text
-from autolora_eval.generation.image_listing import MAX_BYTES, ImageRecord
+from autolora_eval._files import Json, write_text
+from autolora_eval.generation.image_listing import ImageRecord
 from autolora_eval.generation.image_matching import Matching
-from autolora_eval.runs.images import MAX_PIXELS, ImageError, single_colour, unwarned
+from autolora_eval.runs.images import MAX_BYTES, ImageError, as_rgb, opened, single_colour
 from autolora_eval.runs.manifest import ImageJob
 
 _CONVERTED_MODES = ("CMYK", "YCbCr", "LAB", "HSV")
@@ -78,8 +79,16 @@ def validate_image(data: bytes) -> ImageInfo:
         image, converted = _decode(data)
     except ImageError as error:
         return ImageInfo(None, problem=str(error))
-    pixels_hash = sha256_bytes(f"{image.width}x{image.height}:".encode() + image.tobytes())
-    return ImageInfo(image.size, pixels_hash, single_colour(image), converted)
+    return ImageInfo(image.size, _pixels_hash(image), single_colour(image), converted)
+
+
+def _pixels_hash(image: Image.Image) -> str:
+    """Return the hash of size and pixels, a strip at a time: a large image is held only once."""
+    width, height = image.size
+    digest = hashlib.sha256(f"{width}x{height}:".encode())
+    for top in range(0, height, 256):
+        digest.update(image.crop((0, top, width, min(top + 256, height))).tobytes())
+    return digest.hexdigest()
 
 
 def decode_rgb(data: bytes) -> Image.Image:
@@ -97,17 +106,13 @@ def _decode(data: bytes) -> tuple[Image.Image, str]:
         ImageError: if the image cannot be used.
     """
     try:
-        with unwarned(), Image.open(io.BytesIO(data)) as encoded:
-            if encoded.width * encoded.height > MAX_PIXELS:
-                raise ImageError(f"too_large ({encoded.width}×{encoded.height})")
+        with opened(io.BytesIO(data)) as encoded:
             if encoded.mode in _UNSCALED_MODES:
                 raise ImageError(f"unknown_range (mode {encoded.mode})")
             converted = ", ".join(_conversions(encoded))
             return _as_rgb(encoded), converted
     except (ImageError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_large") from error
     except Exception as error:  # decoders of Pillow raise many types for a damaged file
         without_text = _without_text(data)
         if without_text == data:
@@ -134,7 +139,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    return (ImageOps.exif_transpose(image) if _is_turned(image) else image).convert("RGB")
+    return as_rgb(ImageOps.exif_transpose(image) if _is_turned(image) else image)
 
 
 def _is_turned(image: Image.Image) -> bool:

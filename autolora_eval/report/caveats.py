@@ -53,7 +53,7 @@ def _miniatures(view: RunView) -> list[str]:
     }
     sources["the extractor"] = manifest.features.model if manifest.features else ""
     sources["the judge"] = manifest.judge.model if manifest.judge else ""
-    names = [name for name, source in sources.items() if source.startswith("miniature:")]
+    names = [name for name, source in sources.items() if "miniature:" in source]
     return [say.miniatures(names)] if names else []
 
 

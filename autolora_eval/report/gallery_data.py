@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import path_inside
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, truncate
 from autolora_eval.analysis.metric_columns import Metric
@@ -205,8 +204,7 @@ class Replies:
         """Return a cell's judgements by image, or why they cannot be read."""
         folder = self._view.run.folder
         try:
-            path = path_inside(folder.path, str(folder.judgements(cell).relative_to(folder.path)))
-            return _by_image(JudgementFile(path).rows(self._key))
+            return _by_image(JudgementFile(folder.judgements(cell)).rows(self._key))
         except (AutoLoRAEvalError, OSError, ValueError, LookupError, TypeError) as error:
             message = (str(error).splitlines() or [type(error).__name__])[0]
             return say.unreadable(_file(cell), truncate(message, REASON_LENGTH))

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from autolora_eval._files import path_inside
-from autolora_eval.runs.images import ImageError, open_image
+from autolora_eval.runs.images import ImageError, open_image, opened
 
 SIDE = 256
 JPEG_QUALITY = 85
@@ -112,7 +112,7 @@ def make_thumbnail(image: Image.Image, *, enlarge: bool = False) -> Thumbnail:
 def count_pixels(folder: Path, file: str) -> int:
     """Return the number of pixels of an image without decoding it; 0 if it cannot be opened."""
     try:
-        with Image.open(path_inside(folder, file)) as image:
+        with opened(path_inside(folder, file)) as image:
             return image.width * image.height
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (ImageError, OSError, ValueError, SyntaxError):
         return 0

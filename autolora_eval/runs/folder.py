@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from autolora_eval._errors import UsageError
-from autolora_eval._files import Json, iterate_jsonl, write_json
+from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._files import Json, iterate_jsonl, path_inside, write_json
 from autolora_eval.runs.manifest import FORMAT_VERSION, RunManifest
 from autolora_eval.runs.records import CellRecord
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 _TEXT_COLUMNS = (
     *("cell", "model", "method", "baseline", "baseline_cell", "metric", "unit", "prompt"),
     *("reason", "sentence", "score", "compared", "statistic"),
+)
+# The names in these rows become paths.
+_OF_A_ROW = (
+    ("file_name", r"[A-Za-z0-9+_][A-Za-z0-9+._-]{0,79}/[0-9]{1,20}\.png", "FOLDER/SEED.png"),
+    ("settings_key", "[0-9a-f]{8,64}", "hexadecimal digits"),
 )
 
 
@@ -37,97 +43,117 @@ class RunFolder:
 
     path: Path
 
+    def within(self, path: Path) -> Path:
+        """Return a path of a file in the folder.
+
+        A run folder may come from someone else: nothing outside it is read, moved or written.
+
+        Raises:
+            UsageError: if a name or a link on the path leads out.
+        """
+        try:
+            path_inside(self.path, os.path.relpath(path, self.path))
+        except ValueError as error:
+            raise UsageError(
+                f"'{path}' leads out of its run folder. Links in a run folder may not lead out of "
+                "it; to keep a run elsewhere, link to its whole folder."
+            ) from error
+        return path
+
+    def _at(self, *names: str) -> Path:
+        return self.within(self.path.joinpath(*names))
+
     @property
     def manifest(self) -> Path:
         """What was run: inputs, hashes, versions, hardware, times."""
-        return self.path / "manifest.json"
+        return self._at("manifest.json")
 
     def images(self, cell: str) -> Path:
         """Return the image dataset of a cell, a Hugging Face imagefolder."""
-        return self.path / "images" / cell
+        return self._at("images", cell)
 
     def metadata(self, cell: str) -> Path:
         """Return the list of a cell's images: one JSON object a line."""
-        return self.images(cell) / "metadata.jsonl"
+        return self._at("images", cell, "metadata.jsonl")
 
     def stale_images(self, cell: str, settings_key: str) -> Path:
         """Return where a cell's images of other settings are kept, to return with them."""
-        return self.path / "stale_images" / cell / settings_key
+        return self._at("stale_images", cell, settings_key)
 
     def failed_images(self, cell: str) -> Path:
         """Return why images could not be made or imported: one JSON object a line."""
-        return self.path / "failed_images" / f"{cell}.jsonl"
+        return self._at("failed_images", f"{cell}.jsonl")
 
     def image_set(self, cell: str) -> Path:
         """Return the account of a cell's images that were made elsewhere, one row a finding."""
-        return self.path / "image_sets" / f"{cell}.csv"
+        return self._at("image_sets", f"{cell}.csv")
 
     def features(self, cell: str) -> Path:
         """Return the feature matrix of a cell, float32 [N, D]."""
-        return self.path / "features" / f"{cell}.safetensors"
+        return self._at("features", f"{cell}.safetensors")
 
     def judgements(self, cell: str) -> Path:
         """Return the judge's replies to a cell's images: one JSON object a line."""
-        return self.path / "judgements" / f"{cell}.jsonl"
+        return self._at("judgements", f"{cell}.jsonl")
 
     @property
     def judge_log(self) -> Path:
         """What the judge's server printed, where the run itself started it."""
-        return self.path / "judge_server.log"
+        return self._at("judge_server.log")
 
     @property
     def scores(self) -> Path:
         """One row an image."""
-        return self.path / "scores.parquet"
+        return self._at("scores.parquet")
 
     @property
     def diversity(self) -> Path:
         """Equation (8) of every cell and prompt, or the reason why it is undefined."""
-        return self.path / "diversity.csv"
+        return self._at("diversity.csv")
 
     def table(self, suffix: str) -> Path:
         """Return the result table, one row a cell, as `csv`, `md`, `tex` or `parquet`."""
-        return self.path / f"table.{suffix}"
+        return self._at(f"table.{suffix}")
 
     @property
     def comparisons(self) -> Path:
         """Paired differences against the baseline."""
-        return self.path / "comparisons.csv"
+        return self._at("comparisons.csv")
 
     @property
     def timings(self) -> Path:
         """Seconds of an image, one row a cell: of the machine, and so in no other table."""
-        return self.path / "timings.csv"
+        return self._at("timings.csv")
 
     @property
     def reliability(self) -> Path:
         """How far the judge agrees with itself, one row a cell and score."""
-        return self.path / "reliability.csv"
+        return self._at("reliability.csv")
 
     @property
     def unscored(self) -> Path:
         """Unscored images, one row a cell and reason."""
-        return self.path / "unscored.csv"
+        return self._at("unscored.csv")
 
     @property
     def agreement(self) -> Path:
         """How far the judge agrees with people, one row a score and statistic."""
-        return self.path / "agreement.csv"
+        return self._at("agreement.csv")
 
     @property
     def figures(self) -> Path:
         """The folder of figures."""
-        return self.path / "figures"
+        return self._at("figures")
 
     @property
     def report_pdf(self) -> Path:
         """The report, for reading and print."""
-        return self.path / "report.pdf"
+        return self._at("report.pdf")
 
     @property
     def report_html(self) -> Path:
         """The report, in one self-contained file."""
-        return self.path / "report.html"
+        return self._at("report.html")
 
     def read_manifest(self) -> RunManifest:
         """Return the manifest.
@@ -213,9 +239,25 @@ class RunFolder:
 
         An interrupted run may not have replaced those yet.
         """
-        for row in iterate_jsonl(self.metadata(cell.id)):
-            if row.get("settings_key") == cell.settings_key:
+        for row in rows_of_images(self.metadata(cell.id)):
+            if row["settings_key"] == cell.settings_key:
                 yield row
+
+
+def rows_of_images(path: Path) -> Iterator[Json]:
+    """Yield the rows of a list of images: a `metadata.jsonl`, or a file of `failed_images/`.
+
+    Raises:
+        AutoLoRAEvalError: if a row names a file as no plan does, or its settings key is no hash.
+    """
+    for row in iterate_jsonl(path):
+        for name, pattern, expected in _OF_A_ROW:
+            if re.fullmatch(pattern, str(row.get(name))) is None:
+                raise AutoLoRAEvalError(
+                    f"{path}: {name} {str(row.get(name))!r:.100} is not of a run: expected "
+                    f"{expected}. Remove that line: its image is made again."
+                )
+        yield row
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -16,6 +19,12 @@ from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import CellRecord
 
 MAX_PIXELS = 100_000_000
+# Larger files are not images that a text-to-image model made.
+MAX_BYTES = 256 * 1024**2
+# A batch holds many pictures: each is reduced to about this size first.
+BATCHED_PIXELS = 2048 * 2048
+# Not every format of Pillow: EPS starts an external program.
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "MPO")
 # Where an image's metadata says what making it took.
 SECONDS = "seconds"
 
@@ -32,6 +41,8 @@ class CellImage:
         seed: its seed.
         sha256: of the file as it is now; None if there is no file.
         nfe: function evaluations it took; None if not recorded.
+        problem: why it is not scored: `missing_image`, `too_large …`, or `changed_image` if its
+            bytes are not those that its record names; None if it is.
     """
 
     folder: Path
@@ -41,6 +52,7 @@ class CellImage:
     seed: int
     sha256: str | None
     nfe: int | None
+    problem: str | None = None
 
     @property
     def path(self) -> Path:
@@ -54,16 +66,27 @@ class ImageError(Exception):
 
 def cell_images(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> list[CellImage]:
     """Return the images of a cell in the order of prompts, then seeds; a file may be missing."""
-    nfe = {row["file_name"]: row.get("nfe") for row in folder.image_rows(cell)}
+    recorded = {row["file_name"]: row for row in folder.image_rows(cell)}
     images = folder.images(cell.id)
     found = []
     for job in manifest.jobs():
-        name = job.file
-        exists = name in nfe and (images / name).is_file()
-        sha256 = sha256_file(images / name) if exists else None
+        row = recorded.get(job.file, {})
+        path = folder.within(images / job.file)
+        sha256, problem = _state(path, row.get("sha256")) if row else (None, "missing_image")
         key = (job.prompt_index, job.prompt, job.seed)
-        found.append(CellImage(images, name, *key, sha256, nfe.get(name)))
+        found.append(CellImage(images, job.file, *key, sha256, row.get("nfe"), problem))
     return found
+
+
+def _state(path: Path, recorded: object) -> tuple[str | None, str | None]:
+    """Return the hash of an image file, and why it is not scored."""
+    if not path.is_file():
+        return None, "missing_image"
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        return None, f"too_large ({size} bytes)"
+    sha256 = sha256_file(path)
+    return sha256, None if sha256 == recorded else "changed_image"
 
 
 @dataclass(frozen=True)
@@ -95,8 +118,8 @@ def read_picture(path: Path, max_bytes: int) -> Picture:
         ImageError: it is missing or corrupt, or larger than 100 megapixels or `max_bytes`.
     """
     image = open_image(path)
-    with unwarned(), Image.open(path) as opened:
-        kind = opened.format or "PNG"
+    with opened(path) as header:
+        kind = header.format or "PNG"
     data = path.read_bytes()
     if len(data) > max_bytes:
         raise ImageError(f"too_large ({len(data)} bytes)")
@@ -107,33 +130,63 @@ def open_image(path: Path) -> Image.Image:
     """Return an image as RGB.
 
     Raises:
-        ImageError: it is missing, corrupt, or larger than 100 megapixels.
+        ImageError: it is missing, corrupt, or larger than 100 megapixels or 256 MiB.
     """
     try:
-        with unwarned(), Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"too_large ({image.width}×{image.height})")
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise ImageError("missing_image") from error
+        with opened(path) as image:
+            return as_rgb(image)
     except (ImageError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_large") from error
     except Exception as error:  # whatever one of Pillow's many decoders raises at a torn file
         raise ImageError("corrupt_image") from error
 
 
 def single_colour(image: Image.Image) -> tuple[int, ...] | None:
     """Return the only colour of an RGB image, such as (0, 0, 0); None if it has several."""
-    extremes = image.convert("RGB").getextrema()
+    extremes = as_rgb(image).getextrema()
     colour = tuple(int(low) for low, _ in extremes)
     return colour if colour == tuple(int(high) for _, high in extremes) else None
 
 
+def reduced(image: Image.Image) -> Image.Image:
+    """Return an image for a batch: a very large one is reduced by a whole factor."""
+    factor = math.ceil(math.sqrt(image.width * image.height / BATCHED_PIXELS))
+    return image.reduce(factor) if factor > 1 else image
+
+
 @contextmanager
-def unwarned() -> Iterator[None]:
-    """Open images without Pillow's warning of large ones: `MAX_PIXELS` bounds them."""
+def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image file whose pixels are not decoded yet.
+
+    Raises:
+        ImageError: it is no regular file, or larger than 100 megapixels or 256 MiB.
+    """
+    if isinstance(source, Path):
+        if not source.is_file():
+            raise ImageError("missing_image")
+        if source.stat().st_size > MAX_BYTES:
+            raise ImageError(f"too_large ({source.stat().st_size} bytes)")
     with warnings.catch_warnings():
+        # `MAX_PIXELS` bounds what Pillow only warns of.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
+        try:
+            image = Image.open(source, formats=image_formats())
+        except Image.DecompressionBombError as error:
+            raise ImageError("too_large") from error
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"too_large ({image.width}×{image.height})")
+            yield image
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an opened image as RGB, without a second copy if it is RGB."""
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Return the formats that are read, as this Pillow names them."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)

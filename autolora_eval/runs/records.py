@@ -111,7 +111,7 @@ class CellRecord(Record):
         cell_in_run: in a comparison, its id there.
     """
 
-    id: Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]
+    id: Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]*$")]
     model: str
     method: str
     point: dict[str, SweptValue] = {}

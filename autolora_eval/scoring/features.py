@@ -22,7 +22,7 @@ from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import Source, first_line
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image
+from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image, reduced
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import FeaturesRecord
 from autolora_eval.scoring.extractor import Extractor, Loading, ResolvedExtractor
@@ -127,7 +127,7 @@ def extract_features(
         for cell in manifest.cells:
             images = cell_images(manifest, cell, folder)
             known = _known(folder.features(cell.id), key)
-            todo = [image for image in images if (image.id, image.sha256) not in known]
+            todo = [i for i in images if i.problem or (i.id, i.sha256) not in known]
             advance(len(images) - len(todo))
             failed: dict[str, str] = {}
             if todo:
@@ -196,7 +196,9 @@ def _extract(
         opened: list[tuple[CellImage, Image.Image]] = []
         for image in batch:
             try:
-                opened.append((image, open_image(image.path)))
+                if image.problem:
+                    raise ImageError(image.problem)
+                opened.append((image, reduced(open_image(image.path))))
             except ImageError as error:
                 failed[image.id] = str(error)
         if opened:
@@ -223,7 +225,7 @@ def _check_length(dim: int, name: str, known: set[int]) -> None:
 def _write(
     path: Path, images: Sequence[CellImage], known: Rows, failed: dict[str, str], key: str
 ) -> None:
-    present = [image for image in images if (image.id, image.sha256) in known]
+    present = [i for i in images if not i.problem and (i.id, i.sha256) in known]
     vectors = [known[image.id, str(image.sha256)] for image in present]
     matrix = np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
     rows = {

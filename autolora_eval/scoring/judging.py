@@ -237,6 +237,9 @@ def _pending(
     for cell in manifest.cells:
         status = JudgementFile(folder.judgements(cell.id)).status(key)
         for image in cell_images(manifest, cell, folder):
+            if image.problem:  # nothing to ask about: the tables say why
+                counts["unscored"] += repeats
+                continue
             for repeat in range(repeats):
                 found = status.get(JudgementKey(image.id, image.sha256, repeat), NOT_JUDGED)
                 if found.final:

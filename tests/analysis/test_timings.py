@@ -25,12 +25,19 @@ def test_a_cell_has_the_median_of_its_current_images(
     folder = RunFolder(tmp_path / "run")
     write_manifest(plan, folder)
     first, second = plan.cells
-    taken = [(1.0, SETTINGS), (9.0, SETTINGS), (2.0, SETTINGS), (50.0, "old"), (None, SETTINGS)]
+    taken = [
+        (1.0, SETTINGS),
+        (9.0, SETTINGS),
+        (2.0, SETTINGS),
+        (50.0, "01d01d01d"),
+        (None, SETTINGS),
+    ]
     rows = [
-        {"file_name": f"{n}", "seconds": s, "settings_key": k} for n, (s, k) in enumerate(taken)
+        {"file_name": f"a/{n}.png", "seconds": s, "settings_key": k}
+        for n, (s, k) in enumerate(taken)
     ]
     write_jsonl(folder.metadata(first.id), rows)
-    write_jsonl(folder.metadata(second.id), [{"file_name": "0", "settings_key": SETTINGS}])
+    write_jsonl(folder.metadata(second.id), [{"file_name": "a/0.png", "settings_key": SETTINGS}])
     write_timings(folder.read_manifest(), folder)
     found = pd.read_csv(folder.timings)
     assert list(found["cell"]) == [first.id, second.id]

@@ -18,12 +18,12 @@ Problem = Callable[[object], str]
 @pytest.mark.parametrize(
     ("value", "environment", "expected"),
     [
-        ("${AE_URL:-http://here/v1}", None, "http://here/v1"),
-        ("${AE_URL:-http://here/v1}", "", "http://here/v1"),
-        ("${AE_URL:-http://here/v1}", "http://there/v1", "http://there/v1"),
-        ("${AE_URL}/v1", "http://there", "http://there/v1"),
-        ("http://${AE_URL:-a}:${AE_URL:-b}/v1", None, "http://a:b/v1"),
-        ("http://$AE_URL", "there", "http://$AE_URL"),
+        ("${AUTOLORA_EVAL_URL:-http://here/v1}", None, "http://here/v1"),
+        ("${AUTOLORA_EVAL_URL:-http://here/v1}", "", "http://here/v1"),
+        ("${AUTOLORA_EVAL_URL:-http://here/v1}", "http://there/v1", "http://there/v1"),
+        ("${AUTOLORA_EVAL_URL}/v1", "http://there", "http://there/v1"),
+        ("http://${AUTOLORA_EVAL_URL:-a}:${AUTOLORA_EVAL_URL:-b}/v1", None, "http://a:b/v1"),
+        ("http://$AUTOLORA_EVAL_URL", "there", "http://$AUTOLORA_EVAL_URL"),
     ],
 )
 def test_variables_are_filled_in(
@@ -34,23 +34,24 @@ def test_variables_are_filled_in(
     environment: str | None,
     expected: str,
 ) -> None:
-    monkeypatch.delenv("AE_URL", raising=False)
+    monkeypatch.delenv("AUTOLORA_EVAL_URL", raising=False)
     if environment is not None:
-        monkeypatch.setenv("AE_URL", environment)
+        monkeypatch.setenv("AUTOLORA_EVAL_URL", environment)
     benchmark_data["judge"]["base_url"] = value
     judge = load_benchmark(write_benchmark(benchmark_data)).spec.judge
     assert judge is not None
-    assert judge.base_url == expected
+    assert judge.base_urls == [expected]
+    assert judge.base_url == value, "the manifest has what the file states"
 
 
 def test_a_variable_that_is_not_set_is_named_with_its_place(
     problem: Problem, benchmark_data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("AE_URL", raising=False)
-    benchmark_data["judge"]["base_url"] = "${AE_URL}"
+    monkeypatch.delenv("AUTOLORA_EVAL_URL", raising=False)
+    benchmark_data["judge"]["base_url"] = "${AUTOLORA_EVAL_URL}"
     line = problem(benchmark_data)
-    assert ": judge.base_url: the environment variable AE_URL is not set." in line
-    assert line.endswith("${AE_URL:-value}.")
+    assert ": judge.base_url: the environment variable AUTOLORA_EVAL_URL is not set." in line
+    assert line.endswith("${AUTOLORA_EVAL_URL:-value}.")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from struct import pack
 import numpy as np
 import pytest
 from image_files import encoded, jobs, noise, picture, record, save
-from PIL import Image
+from PIL import Image, ImageFile
 
 from autolora_eval.generation.image_matching import match
 from autolora_eval.generation.image_readers import ImageSet
@@ -164,7 +164,7 @@ def test_any_error_of_a_decoder_means_a_corrupt_image(
     def fail(*_: object, **__: object) -> None:
         raise raised("torn")
 
-    monkeypatch.setattr(Image.Image, "convert", fail)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     assert validate_image((tmp_path / "0.png").read_bytes()).problem == "corrupt_image"
     with pytest.raises(ImageError, match="corrupt_image"):
         open_image(tmp_path / "0.png")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import scored_run
 import torch
+from image_files import encoded
 from PIL import Image
 from safetensors import safe_open
-from scored_run import picture, write_images
+from scored_run import picture, replace_image, write_images
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -260,7 +261,7 @@ def test_a_replaced_image_alone_is_taken_anew(make, folder) -> None:
     extract(plan, folder)
     cell, job = plan.cells[0].id, plan.jobs[2]
     before = read_features(folder.features(cell))
-    picture(("another", 0, 0)).save(folder.images(cell) / job.file)
+    replace_image(folder, cell, job.file, encoded(picture(("another", 0, 0))))
     assert extract(plan, folder) == (1, N - 1, 0)
     after = read_features(folder.features(cell))
     assert after.sha256[2] == sha256_file(folder.images(cell) / job.file)
@@ -296,7 +297,7 @@ def test_a_corrupt_and_a_missing_image_are_listed_and_the_others_kept(
     plan = make()
     cell = plan.cells[1].id
     files = [job.file for job in plan.jobs]
-    (folder.images(cell) / files[1]).write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    replace_image(folder, cell, files[1], b"\x89PNG\r\n\x1a\n no more")
     (folder.images(cell) / files[4]).unlink()
     assert extract(plan, folder) == (N - 2, 0, 2)
     found = read_features(folder.features(cell))

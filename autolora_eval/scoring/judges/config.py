@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from autolora_eval._errors import did_you_mean
+from autolora_eval._environment import expanded, key_problem
+from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._yaml import (
     Addresses,
     DType,
@@ -117,7 +118,12 @@ class JudgeConfig(StrictModel):
 
     @property
     def base_urls(self) -> list[str]:
-        """The addresses of the servers."""
+        """The addresses of the servers, with their variables replaced."""
+        return [expanded(url) for url in self.stated_urls]
+
+    @property
+    def stated_urls(self) -> list[str]:
+        """The addresses of the servers as the benchmark states them."""
         return [self.base_url] if isinstance(self.base_url, str) else self.base_url
 
 
@@ -142,8 +148,26 @@ def judge_problems(judge: JudgeConfig) -> Iterator[Problem]:
         if not _VARIABLE.fullmatch(judge.api_key_env):
             # The message does not repeat the value, which may be the key.
             yield ("api_key_env",), _NO_VARIABLE
+        elif problem := key_problem(judge.api_key_env):
+            yield ("api_key_env",), problem
+        if "${" in judge.model:
+            yield ("model",), "variables are replaced in paths and addresses only. Write the name."
+        if unset := list(_wrong_variables(judge)):
+            yield from unset
+            return
         yield from _wrong_addresses(judge)
         yield from launch_problems(judge) if judge.launch else _launch_keys_alone(judge)
+
+
+def _wrong_variables(judge: JudgeConfig) -> Iterator[Problem]:
+    """Yield the variables in paths and addresses that may not be read, or are not set."""
+    for key in ("base_url", "vllm_python", "launch_command", "launch_args"):
+        stated = getattr(judge, key)
+        for index, text in enumerate(stated if isinstance(stated, list) else [stated or ""]):
+            try:
+                expanded(text)
+            except UsageError as error:
+                yield ((key, index) if isinstance(stated, list) else (key,)), str(error)
 
 
 def _is_set(judge: JudgeConfig, key: str) -> bool:
@@ -247,7 +271,7 @@ def _wrong_command(command: list[str]) -> Iterator[Problem]:
             "--port, '{port}'.",
         )
     for index, part in enumerate(command):
-        for field in _FIELD.findall(part):
+        for field in _FIELD.findall(expanded(part)):
             if field not in _COMMAND_FIELDS:
                 yield (
                     ("launch_command", index),

@@ -84,6 +84,7 @@ class OpenAIJudge:
             )
         key = self._key or "EMPTY"
         servers = [Server(url, protocol.client(url, key)) for url in base_urls or spec.base_urls]
+        self._stated_urls = base_urls or spec.stated_urls
         self._pool = ServerPool(servers, self._probe, spec.give_up_after)
         self._served: Json | None = None
         self._mode = protocol.StructuredOutput("plain")
@@ -128,7 +129,7 @@ class OpenAIJudge:
         refused = sorted(self._dialect.refused)
         return {
             **({"refused_arguments": refused} if refused else {}),
-            "base_urls": [server.url for server in self._pool.servers],
+            "base_urls": self._stated_urls,
             "served_by": (self._served or {}).get("owned_by"),
             "server_version": (self._served or {}).get("version"),
         }

@@ -18,7 +18,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval._identity import identity
 from autolora_eval._sources import Source, first_line
-from autolora_eval.runs.images import ImageError, Picture, open_image
+from autolora_eval.runs.images import ImageError, Picture, open_image, opened, reduced
 from autolora_eval.scoring.judges.base import Reply, Request, Token
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.logits_processors import (
@@ -339,7 +339,7 @@ def _open(request: Request) -> _Prompt | str:
         image = open_image(request.image)
     except ImageError as error:
         return str(error)
-    with Image.open(request.image) as header:
+    with opened(request.image) as header:
         kind = header.format or "PNG"
     file = Picture(request.image.read_bytes(), kind, image.width, image.height)
-    return _Prompt(request.question, image, file, request.repeat)
+    return _Prompt(request.question, reduced(image), file, request.repeat)

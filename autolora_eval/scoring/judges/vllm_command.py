@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from autolora_eval._environment import expanded
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
 from autolora_eval._files import Json
 from autolora_eval._identity import identity
@@ -75,11 +76,12 @@ def server_command(spec: JudgeConfig, port: int) -> list[str]:
     source = model_source(spec)
     if spec.launch_command:
         filled = {"{model}": source.location, "{port}": str(port), "{name}": spec.model}
-        return [*(_fill_in(part, filled) for part in spec.launch_command), *spec.launch_args]
+        command = [_fill_in(expanded(part), filled) for part in spec.launch_command]
+        return [*command, *map(expanded, spec.launch_args)]
     revision = ["--revision", source.revision] if source.revision else []
     server = [str(vllm_python(spec)), "-m", SERVER_MODULE, "--model", source.location]
     address = ["--served-model-name", spec.model, "--host", HOST, "--port", str(port)]
-    return [*server, *revision, *address, *NEUTRAL_SAMPLING, *spec.launch_args]
+    return [*server, *revision, *address, *NEUTRAL_SAMPLING, *map(expanded, spec.launch_args)]
 
 
 def _fill_in(part: str, filled: dict[str, str]) -> str:
@@ -103,7 +105,7 @@ def check_launch(spec: JudgeConfig, seconds: float = 30.0) -> None:
     _check_settings(spec)
     source = model_source(spec)
     if spec.launch_command:
-        _check_program(spec.launch_command[0])
+        _check_program(expanded(spec.launch_command[0]))
         named = _VERSION_IN_COMMAND.search(" ".join(spec.launch_command))
         if named and (refusal := version_refusal(source, named[1])):
             raise AutoLoRAEvalError(f"judge.launch_command: {refusal}")
@@ -143,7 +145,7 @@ def vllm_python(spec: JudgeConfig) -> Path:
     Raises:
         AutoLoRAEvalError: if there is no such program.
     """
-    python = Path(str(spec.vllm_python)).expanduser()
+    python = Path(expanded(str(spec.vllm_python))).expanduser()
     found = shutil.which(python)
     if found is not None:
         return Path(found).absolute()

@@ -11,7 +11,7 @@ import pytest
 from judge_server import VERDICT, Http
 from judging import N, by_content, judge, rows
 from rich.console import Console
-from scored_run import judge_plan, write_images
+from scored_run import judge_plan, replace_image, write_images
 
 from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
@@ -93,7 +93,7 @@ def test_only_a_changed_image_is_judged_again(make, folder, server) -> None:
     server.answer = by_content
     judge(plan, folder)
     first, second = (folder.images(cell.id) / plan.jobs[0].file for cell in plan.cells)
-    first.write_bytes(second.read_bytes())
+    replace_image(folder, plan.cells[0].id, plan.jobs[0].file, second.read_bytes())
     done = judge(plan, folder)
     assert (done.done, len(server.calls)) == (1, N + 1)
     cell = plan.cells[0].id

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from judge_server import VERDICT, Call, Drop, Http, JudgeServer, completion
 from judging import SECRET, N, by_content, judge, outcome, rows
-from scored_run import judge_plan, manifest_of, write_manifest
+from scored_run import judge_plan, manifest_of, replace_image, write_manifest
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl, sha256_file
@@ -190,23 +190,21 @@ def test_unscored_count_ignores_judgements_of_replaced_images(make, folder, serv
     first = [folder.images(cell.id) / replaced["image_id"] for cell in plan.cells]
     mine = next(path for path in first if sha256_file(path) == replaced["sha256"])
     other = next(path for path in first if path != mine)
-    mine.write_bytes(other.read_bytes())
+    replace_image(folder, mine.parent.parent.name, replaced["image_id"], other.read_bytes())
     assert judge(plan, folder).unscored == 0
 
 
 def test_missing_and_corrupt_images_cause_no_call(make, folder, server) -> None:
     plan = make()
-    absent, corrupt = (folder.images(cell.id) / plan.jobs[1].file for cell in plan.cells)
-    absent.unlink()
-    corrupt.write_bytes(b"no picture")
+    absent, corrupt = (cell.id for cell in plan.cells)
+    file = plan.jobs[1].file
+    (folder.images(absent) / file).unlink()
+    replace_image(folder, corrupt, file, b"no picture")
     done = judge(plan, folder)
     assert (len(server.calls), done.unscored) == (N - 2, 2)
     found = outcome(plan, folder)
-    file = plan.jobs[1].file
-    assert [found[cell.id, file] for cell in plan.cells] == [
-        (None, "missing_image"),
-        (None, "corrupt_image"),
-    ]
+    assert (absent, file) not in found
+    assert found[corrupt, file] == (None, "corrupt_image")
 
 
 def test_every_repeat_is_asked_and_kept(make, folder, server) -> None:
