@@ -26,6 +26,7 @@ from autolora_eval.config.plan import (
     cells_by_method,
     common_columns,
     describe_parameters,
+    describe_sampling,
 )
 from autolora_eval.config.prompt_cuts import describe_cuts, plan_prompt_cuts
 from autolora_eval.config.resolved import LoadedBenchmark
@@ -152,9 +153,8 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Prompts", spec.prompts if isinstance(spec.prompts, str) else "in the benchmark file"
     cuts = plan_prompt_cuts(plan)
     for model in benchmark.models.values():
-        width, height = model.size
         yield model.name, _source(model.pipeline, "model_index.json")
-        yield "  Samples", f"{width} × {height} pixels in {model.spec.num_inference_steps} steps"
+        yield "  Samples", describe_sampling(model)
         if model.name in cuts:
             lines = describe_cuts(cuts[model.name])
             yield from zip(["  Prompts", *[""] * len(lines)], lines, strict=False)

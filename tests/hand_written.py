@@ -6,10 +6,11 @@ use no scheduler either.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,9 +23,14 @@ from diffusers import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class HandWritten:
-    """Two pipelines: the base model, and one with W + αBA in place of W."""
+    """Two pipelines: the base model, and one with W + αBA in place of W.
+
+    Attributes:
+        timesteps_per_step: 2 for a scheduler of second order.
+        generators: those of the images, from the first noise on.
+    """
 
     base: Any
     tuned: Any
@@ -33,6 +39,8 @@ class HandWritten:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     vae_factor: ClassVar[int] = 2
+    timesteps_per_step: ClassVar[int] = 1
+    generators: list[torch.Generator] = field(default_factory=list, init=False)
 
     @torch.no_grad()
     def latents(
@@ -44,7 +52,8 @@ class HandWritten:
         tuned = [self.embed(self.tuned, prompts) for prompts in (self.prompts, null)]
         first, last = int(start * self.steps), int(stop * self.steps)
         x = self.noise()
-        for step, t in enumerate(self.times()):
+        for index, t in enumerate(self.times()):
+            step = index // self.timesteps_per_step
             g = gamma if first <= step < last else 1.0
             e_cond, e_null = (self.predict(self.base, x, t, inputs) for inputs in base)
             l_cond, l_null = (self.predict(self.tuned, x, t, inputs) for inputs in tuned)
@@ -57,8 +66,9 @@ class HandWritten:
     def noise(self) -> torch.Tensor:
         """The first sample: standard normal noise, drawn with each seed by itself, [B, 4, h, w]."""
         width, height = (side // self.vae_factor for side in self.size)
-        generators = (torch.Generator().manual_seed(seed) for seed in self.seeds)
-        return torch.cat([torch.randn((1, 4, height, width), generator=g) for g in generators])
+        self.generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        shape = (1, 4, height, width)
+        return torch.cat([torch.randn(shape, generator=one) for one in self.generators])
 
     def times(self) -> Iterator[Any]:
         """The time of each step, and for flows the time after it."""
@@ -81,9 +91,13 @@ class HandWritten:
 
 
 class SDXL(HandWritten):
-    """SDXL: Euler's scheduler of diffusers, conditions for the size."""
+    """SDXL: a scheduler of diffusers, conditions for the size."""
 
     pipeline = StableDiffusionXLPipeline
+
+    @property
+    def timesteps_per_step(self) -> int:
+        return self.base.scheduler.order
 
     @property
     def vae_factor(self) -> int:
@@ -110,7 +124,10 @@ class SDXL(HandWritten):
         return pipe.unet(x, t, hidden, added_cond_kwargs=conditions).sample
 
     def step(self, velocity: torch.Tensor, t: Any, x: torch.Tensor) -> torch.Tensor:
-        return self.base.scheduler.step(velocity, t, x).prev_sample
+        scheduler = self.base.scheduler
+        draws = "generator" in inspect.signature(scheduler.step).parameters
+        options = {"generator": self.generators} if draws else {}
+        return scheduler.step(velocity, t, x, **options).prev_sample
 
 
 class SD3(HandWritten):

@@ -38,14 +38,15 @@ class TinyModel:
     lora: Path
     changes: dict[str, torch.Tensor]
 
-    def resolved(self, scale: float) -> ResolvedModel:
-        """As the benchmark's loader would give it."""
+    def resolved(self, scale: float, **keys: object) -> ResolvedModel:
+        """As the benchmark's loader would give it, with further keys of the model."""
         return ResolvedModel(
             name="tiny",
             spec=Model(
                 pipeline=str(self.pipeline),
                 lora=Lora(path=str(self.lora), scale=scale),
                 num_inference_steps=STEPS,
+                **keys,
             ),
             pipeline=Source(str(self.pipeline), "folder", str(self.pipeline)),
             lora=Source(str(self.lora), "file", str(self.lora)),

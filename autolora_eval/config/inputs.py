@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from autolora_eval._errors import UsageError
-from autolora_eval._sources import Source
+from autolora_eval._sources import Source, cached
 from autolora_eval._yaml import StrictModel, YamlFile, explained, read_yaml
 from autolora_eval.config.schema import Model, PromptEntry, PromptList
 
@@ -33,8 +33,8 @@ def read_prompts(path: Path) -> dict[str, str | None]:
     """
     if path.suffix in (".yaml", ".yml"):
         document = read_yaml(path)
-        lines = {("prompts", *keys): line for keys, line in document.lines.items()}
-        document = YamlFile(path, {"prompts": document.data}, lines)
+        places = {("prompts", *keys): line for keys, line in document.lines.items()}
+        document = YamlFile(path, {"prompts": document.data}, places)
         try:
             entries = _PromptFile.model_validate(document.data).prompts
         except ValidationError as error:
@@ -176,6 +176,36 @@ def no_guider(reference: str, name: str) -> str:
         f"'{reference}' is a {name}, and the modular pipeline that diffusers has for it takes no "
         f"guider, so that no guidance method can act on it. {WHAT_WORKS}"
     )
+
+
+WITH_CLIP_SKIP = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+
+
+def check_clip_skip(spec: Model, pipeline: Source) -> None:
+    """Refuse to skip layers of text encoders that have too few, or that are not CLIP's.
+
+    Raises:
+        UsageError: if so. Pipelines that are not `TESTED` are asked in preflight.
+    """
+    index = cached(pipeline, INDEX)
+    if spec.clip_skip is None or index is None:
+        return
+    name = pipeline_class(index, pipeline.name)
+    if name in TESTED and name not in WITH_CLIP_SKIP:
+        raise UsageError(no_clip_skip(pipeline.name, name))
+    for part in ("text_encoder", "text_encoder_2"):
+        config = cached(pipeline, f"{part}/config.json")
+        layers = json.loads(config.read_bytes()).get("num_hidden_layers") if config else None
+        if isinstance(layers, int) and spec.clip_skip >= layers:
+            raise UsageError(
+                f"the {part} of '{pipeline.name}' has {layers} layers: expected at most "
+                f"{layers - 1} (got {spec.clip_skip})."
+            )
+
+
+def no_clip_skip(reference: str, name: str) -> str:
+    """Return the message for a pipeline that skips no layers of its text encoders."""
+    return f"'{reference}' is a {name}, which takes no clip_skip. Remove clip_skip."
 
 
 def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import NoReturn, Protocol, TypeVar
 
+from autolora_eval._errors import UsageError
 from autolora_eval._sources import Lookup, cached, find_lora, find_model
 from autolora_eval._yaml import KeyPath
-from autolora_eval.config.inputs import INDEX, check_pipeline, image_size
+from autolora_eval.config.inputs import INDEX, check_clip_skip, check_pipeline, image_size
 from autolora_eval.config.lora_file import read_lora_file
 from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.scheduler_section import count_timesteps, scheduler_problems
 from autolora_eval.config.schema import Model
 
 T = TypeVar("T")
@@ -49,10 +52,19 @@ def read_model(name: str, spec: Model, lookup: Lookup, attempt: Attempt) -> Reso
         attempt((*at, "pipeline"), lambda: check_pipeline(pipeline, cached(pipeline, INDEX)))
     if pipeline is None or lora is None:
         return None
+    if spec.scheduler is not None:
+        for key, problem in scheduler_problems(spec.scheduler):
+            attempt((*at, "scheduler", key), partial(_refuse, problem))
+    attempt((*at, "clip_skip"), lambda: check_clip_skip(spec, pipeline))
     size = attempt((*at, "pipeline"), lambda: image_size(spec, pipeline))
     file = None
     if lora.kind == "file":
         file = attempt((*at, "lora"), lambda: read_lora_file(lora.path))
     if size is None or (lora.kind == "file" and file is None):
         return None
-    return ResolvedModel(name, spec, pipeline, lora, size, file)
+    timesteps = count_timesteps(spec, pipeline)
+    return ResolvedModel(name, spec, pipeline, lora, size, file, timesteps)
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise UsageError(problem)

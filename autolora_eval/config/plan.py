@@ -177,7 +177,7 @@ def _cell(model: ResolvedModel, method: ResolvedMethod, point: Point) -> Cell:
         model=model,
         method=method,
         parameters=parameters,
-        nfe=method.definition.nfe(parameters, model.spec.num_inference_steps),
+        nfe=method.definition.nfe(parameters, model.spec.num_inference_steps, model.timesteps),
         point=point,
     )
 
@@ -230,3 +230,17 @@ def common_columns(cells: Sequence[Cell]) -> dict[str, Any]:
 def describe_parameters(columns: Mapping[str, Any]) -> str:
     """Return a cell's parameters on one line, without those that have no value."""
     return ", ".join(f"{key}={value}" for key, value in columns.items() if value is not None)
+
+
+def describe_sampling(model: ResolvedModel) -> str:
+    """Return what decides a model's images beside its files and the methods, on one line."""
+    spec, (width, height) = model.spec, model.size
+    parts = [f"{width} × {height} pixels in {spec.num_inference_steps} steps"]
+    if spec.scheduler is not None:
+        options = describe_parameters(spec.scheduler.options)
+        parts.append(spec.scheduler.class_name + (f" ({options})" if options else ""))
+    if spec.clip_skip is not None:
+        parts.append(f"clip_skip {spec.clip_skip}")
+    if spec.negative_prompt:
+        parts.append(f"negative prompt {spec.negative_prompt!r:.80}")
+    return ", ".join(parts)

@@ -32,6 +32,7 @@ class ResolvedModel:
         lora: where the LoRA is.
         size: (width, height) of the images in pixels; 1024² for a hub id without a size.
         lora_file: the layers that the LoRA tunes; None if its file is not on this machine yet.
+        timesteps: how often the scheduler asks for a prediction; None for once a step.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ResolvedModel:
     lora: Source
     size: tuple[int, int]
     lora_file: LoraFile | None = field(default=None, compare=False)
+    timesteps: int | None = None
 
 
 @dataclass(frozen=True)

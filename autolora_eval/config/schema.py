@@ -74,6 +74,25 @@ class Lora(StrictModel):
     """
 
 
+class Scheduler(StrictModel):
+    """A scheduler of diffusers: its `class`, and options that its constructor takes."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={"properties": {"class": {"type": "string"}}, "required": ["class"]},
+    )
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class."""
+        return str((self.model_extra or {}).get("class", ""))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that differ from those of the pipeline's own scheduler."""
+        return {key: value for key, value in (self.model_extra or {}).items() if key != "class"}
+
+
 class Model(StrictModel):
     """A base pipeline plus a LoRA, and its sampling settings."""
 
@@ -87,6 +106,12 @@ class Model(StrictModel):
     """The LoRA."""
     num_inference_steps: int = Field(default=50, ge=1, le=10_000)
     """The number of denoising steps."""
+    scheduler: Scheduler | None = None
+    """`class: NAME` of a scheduler of diffusers, and its options. Default: the pipeline's own."""
+    clip_skip: int | None = Field(default=None, ge=1, le=100)
+    """Layers of the CLIP text encoders to skip, counted as diffusers does: 1 takes the hidden
+    states one layer before those that SDXL and SD3 take.
+    """
     guidance_scale: FiniteFloat = Field(default=5.0, ge=0.0, le=100.0)
     """The CFG scale of methods that do not set their own. 1 turns CFG off."""
     width: int | None = Field(default=None, ge=8, le=16_384, multiple_of=8)

@@ -28,6 +28,7 @@ from autolora_eval.generation.lora import load_lora, set_lora_scale
 from autolora_eval.generation.pipeline_loading import load_pipeline
 from autolora_eval.generation.placement import leave_device, place
 from autolora_eval.generation.prompt_embeddings import Embeddings, PromptEmbeddings
+from autolora_eval.generation.scheduling import own_noise, tell_steps
 from autolora_eval.guidance.adapters import adapter_layers, adapters_off
 from autolora_eval.guidance.denoiser_state import restored
 
@@ -62,13 +63,20 @@ class LoraPipeline:
         pipe: the pipeline with all components on their device and the LoRA loaded.
         lora_layers: the number of layers that the LoRA changes, for the manifest.
         lora_scale: the current scale of the LoRA.
+        clip_skip: layers of the CLIP encoders to skip; None for the pipeline's own choice.
     """
 
-    def __init__(self, pipe: ModularPipeline, lora_layers: int, lora_scale: float) -> None:
+    def __init__(
+        self,
+        pipe: ModularPipeline,
+        lora_layers: int,
+        lora_scale: float,
+        clip_skip: int | None = None,
+    ) -> None:
         self.pipe = pipe
         self.lora_layers = lora_layers
         self.lora_scale = lora_scale
-        self.embeddings = PromptEmbeddings(pipe)
+        self.embeddings = PromptEmbeddings(pipe, clip_skip)
 
     @classmethod
     def load(cls, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoraPipeline:
@@ -79,7 +87,7 @@ class LoraPipeline:
                 part of the LoRA does not fit it.
         """
         pipe = load_pipeline(model, dtype)
-        loaded = cls(pipe, 0, 1.0)
+        loaded = cls(pipe, 0, 1.0, model.spec.clip_skip)
         file = read_lora_file(local_lora(model.lora))
         loaded.lora_layers = load_lora(loaded.networks, file, ADAPTER)
         loaded.set_lora_scale(model.spec.lora.scale)
@@ -162,16 +170,19 @@ class LoraPipeline:
         null = list(negative_prompts or [""] * len(prompts))
         check = PredictionCheck(guider)
         embeddings = self.encode(prompts, null)
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        tell_steps(guider, self.pipe.scheduler)
         with (
             contextlib.chdir("."),  # restores the folder if third-party code changes it
             self.embeddings.known(embeddings),
             self._guided_by(guider, prompts, null),
+            own_noise(self.pipe.scheduler, generators),
             _count_calls(self.denoiser) as calls,
         ):
             made = self.pipe(
                 prompt=list(prompts),
                 negative_prompt=null,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                generator=generators,
                 num_inference_steps=num_inference_steps,
                 width=size[0],
                 height=size[1],

@@ -187,8 +187,8 @@ def sample_batch(
         kind = GuiderFailedError if rule.code else AutoLoRAEvalError
         raise kind(
             f"cell '{cell.id}': an image took {sample.nfe} function evaluations, but the plan says "
-            f"{cell.nfe}. The cost in the table would be wrong. A second-order scheduler calls "
-            "the denoiser twice per step: choose a first-order or multistep scheduler."
+            f"{cell.nfe}. The cost in the table would be wrong. If the model was downloaded only "
+            "now, run the same command again: its scheduler is known by now."
             + ("" if not rule.code else f" Or '{rule.name}' declares a wrong NFE.")
         )
     return Sample(sample.images[: len(jobs)], sample.nfe)

@@ -14,9 +14,10 @@ from diffusers import ModularPipeline
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source, cached, first_line
-from autolora_eval.config.inputs import INDEX, WHAT_WORKS, no_guider, pipeline_class
+from autolora_eval.config.inputs import INDEX, WHAT_WORKS, no_clip_skip, no_guider, pipeline_class
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.schema import Model
+from autolora_eval.generation.scheduling import make_scheduler
 
 # A row of the report that transformers logs.
 _MISSING = re.compile(r"^(\S+)\s*\|\s*(?:\x1b\[[0-9;]*m)*MISSING", re.MULTILINE)
@@ -48,6 +49,10 @@ def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
         pipe.load_components(dtype=dtype, **options)
     _check_components(pipe, model.pipeline.name)
     _check_size(pipe, model)
+    if spec.scheduler is not None:
+        own = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+        steps = spec.num_inference_steps
+        pipe.update_components(scheduler=make_scheduler(spec.scheduler, own, steps))
     # The stage draws one progress bar; diffusers would draw one per batch.
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -58,7 +63,7 @@ def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
 
     Raises:
         AutoLoRAEvalError: if it makes no images from text, takes no guider, or takes no negative
-            prompt but the benchmark sets one.
+            prompt or no clip_skip but the benchmark sets one.
         OSError: if it is on the hub, and the hub cannot be reached.
     """
     try:
@@ -77,6 +82,8 @@ def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
             f"'{pipeline.name}' is a {type(pipe).__name__}, which takes no negative prompt (got "
             f"'{spec.negative_prompt:.80}'). Remove negative_prompt."
         )
+    if spec.clip_skip is not None and "clip_skip" not in pipe.blocks.input_names:
+        raise AutoLoRAEvalError(no_clip_skip(pipeline.name, type(pipe).__name__))
     return pipe
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from autolora_eval._devices import choose_device, free_memory, require
+from autolora_eval._devices import choose_device, free_memory, quiet_libraries, require
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source, absent, fetched, hub_refusal, in_cache, unreachable
 from autolora_eval.config.inputs import INDEX, TESTED, check_pipeline, pipeline_class
 from autolora_eval.config.plan import Plan
 from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.scheduler_section import SCHEDULER_CONFIG
 from autolora_eval.config.stage_inputs import cells_not_generated, feature_settings, judge_settings
 from autolora_eval.runs.folder import RunFolder
 
@@ -57,6 +59,8 @@ def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
         lambda: _own_files(plan),
         lambda: _disk(plan, output),
     ]
+    if _generates(plan, output):
+        checks.append(lambda: _schedulers(plan))
     if judged:
         checks.append(lambda: _judge_server(plan, output))
     problems = [text for check in checks if (text := _try(check))]
@@ -101,18 +105,37 @@ def _guided(plan: Plan) -> None:
     """Refuse pipelines that no guider can act on; diffusers is asked of those not tested here."""
     for model in loaded_models(plan):
         source = model.pipeline
-        if source.kind == "hub" and not in_cache(source, INDEX) and hub_refusal(source):
-            continue  # told of beside this, and asking for the file would try five times
+        if not _reachable(source, INDEX):
+            continue
         index = fetched(source, INDEX)
         check_pipeline(source, index)
         if index is not None and pipeline_class(index, source.name) not in TESTED:
-            from autolora_eval._devices import quiet_libraries
             from autolora_eval.generation.pipeline_loading import open_pipeline
 
             own = next(filter(None, plan.benchmark.negative_prompts.values()), "")
             asked = model.spec.negative_prompt or own
             with quiet_libraries():
                 open_pipeline(source, model.spec.model_copy(update={"negative_prompt": asked}))
+
+
+def _schedulers(plan: Plan) -> None:
+    """Refuse schedulers that fail with their options or do not fit the model."""
+    for model in loaded_models(plan):
+        spec, source = model.spec, model.pipeline
+        if spec.scheduler is None or not _reachable(source, SCHEDULER_CONFIG):
+            continue
+        own = fetched(source, SCHEDULER_CONFIG)
+        if own is not None:
+            from autolora_eval.generation.scheduling import make_scheduler
+
+            config = json.loads(own.read_bytes())
+            with quiet_libraries():
+                make_scheduler(spec.scheduler, config, spec.num_inference_steps)
+
+
+def _reachable(source: Source, name: str) -> bool:
+    """Return whether a file can be asked for; asking a hub in vain would take half a minute."""
+    return source.kind != "hub" or in_cache(source, name) or hub_refusal(source) is None
 
 
 def _own_files(plan: Plan) -> None:

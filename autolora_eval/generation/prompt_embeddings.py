@@ -25,10 +25,11 @@ class PromptEmbeddings:
 
     Args:
         pipe: the pipeline.
+        clip_skip: layers of the CLIP encoders to skip; None for the pipeline's own choice.
     """
 
-    def __init__(self, pipe: ModularPipeline) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: ModularPipeline, clip_skip: int | None = None) -> None:
+        self._pipe, self._clip_skip = pipe, clip_skip
         self._block = pipe._blocks.sub_blocks[_BLOCK]
         self._rows: dict[object, Embeddings] = {}
 
@@ -58,6 +59,7 @@ class PromptEmbeddings:
         # (modular_pipelines/z_image/encoders.py).
         state.set("prompt", [prompt] * size)
         state.set("negative_prompt", [null] * size)
+        state.set("clip_skip", self._clip_skip)
         with torch.no_grad():
             self._block(self._pipe, state)
         return {

@@ -144,6 +144,11 @@ class SamplerModel:
         return self._model.spec.guidance_scale
 
     @property
+    def clip_skip(self) -> int | None:
+        """The layers of the CLIP text encoders to skip, as standard pipelines count them."""
+        return self._model.spec.clip_skip
+
+    @property
     def size(self) -> tuple[int, int]:
         """(width, height) that the image must have, in pixels."""
         return self._model.size

@@ -25,6 +25,8 @@ from autolora_eval.runs.records import ImageSetRecord
 # A run with nothing to generate imports neither torch nor diffusers: these take seconds.
 if TYPE_CHECKING:
     from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+# Keys of a model that decide its images, beside its files, its size and what tables show.
+SAMPLING_KEYS = {"negative_prompt", "variant", "scheduler", "clip_skip", "vae_tiling"}
 
 
 @dataclass
@@ -145,6 +147,7 @@ def _missing_work(
             **identities,
             "scale": scales[0] if len(scales) == 1 else scales,
             "size": model.size,
+            **model.spec.model_dump(include={"negative_prompt", "clip_skip"}),
             "device": device,
             "dtype": dtype,
         }
@@ -199,11 +202,7 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
             "model": files,
             "columns": cell.columns,
             "size": cell.model.size,
-            **cell.model.spec.model_dump(
-                mode="json",
-                include={"negative_prompt", "vae_tiling", "variant"},
-                exclude_defaults=True,
-            ),
+            **cell.model.spec.model_dump(mode="json", include=SAMPLING_KEYS, exclude_defaults=True),
             "batch_size": batch_size,
             "device": device,
             "dtype": dtype,
@@ -252,10 +251,10 @@ def _run_samplers(
 
 def _describe(pipeline: LoraPipeline) -> Json:
     """Return what the manifest records of a loaded pipeline."""
-    scheduler = pipeline.pipe.scheduler
-    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    from autolora_eval.generation.scheduling import describe_scheduler
+
     return {
         "pipeline_class": type(pipeline.pipe).__name__,
-        "scheduler": {"class": type(scheduler).__name__, **config},
+        "scheduler": describe_scheduler(pipeline.pipe.scheduler),
         "lora_layers": pipeline.lora_layers,
     }

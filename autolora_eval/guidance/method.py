@@ -44,8 +44,19 @@ class Method:
         """What distinguishes it from other methods of the same name."""
         return self.name
 
-    def nfe(self, parameters: Any, num_steps: int) -> int | None:  # noqa: ANN401
-        """Return the function evaluations per image; None if they are not known beforehand."""
+    def nfe(
+        self,
+        parameters: Any,  # noqa: ANN401
+        num_steps: int,
+        timesteps: int | None = None,
+    ) -> int | None:
+        """Return the function evaluations per image; None if they are not known beforehand.
+
+        Args:
+            parameters: with the model's defaults filled in.
+            num_steps: the number of denoising steps.
+            timesteps: those of the scheduler; Heun's takes two for a step. Default: one for each.
+        """
         return None
 
     @property
@@ -80,10 +91,17 @@ class GuiderMethod(Method):
     refuse: Callable[[Any, str | None], str | None] = lambda parameters, pipeline: None
     guider: type[BaseGuidance] | None = None
 
-    def nfe(self, parameters: Any, num_steps: int) -> int | None:  # noqa: ANN401
+    def nfe(
+        self,
+        parameters: Any,  # noqa: ANN401
+        num_steps: int,
+        timesteps: int | None = None,
+    ) -> int | None:
         """Return the function evaluations per image, declared or announced; None if neither."""
+        n = timesteps or num_steps
         try:
-            return sum(self.nfe_of_steps(parameters, num_steps))
+            of_steps = self.nfe_of_steps(parameters, num_steps)
+            return sum(of_steps[index * num_steps // n] for index in range(n))
         except (Exception, SystemExit):  # a third-party guider may fail without a pipeline
             return None
 
@@ -171,7 +189,9 @@ class ImageSetMethod(Method):
         """The path, which distinguishes two sets of the same name."""
         return self.configured_path
 
-    def nfe(self, parameters: ImageSetParameters, num_steps: int) -> int | None:
+    def nfe(
+        self, parameters: ImageSetParameters, num_steps: int, timesteps: int | None = None
+    ) -> int | None:
         """Return the function evaluations that the benchmark gives; None if it gives none."""
         return parameters.nfe
 

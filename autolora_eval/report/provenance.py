@@ -191,7 +191,8 @@ def _seeds(seeds: list[Any]) -> str:
 
 
 def _model(name: str, model: ModelRecord) -> KeyValues:
-    return KeyValues(f"Model {truncate(name, NAME_LENGTH)}", _record(model))
+    unset = [key for key in ("clip_skip", "negative_prompt") if not getattr(model, key)]
+    return KeyValues(f"Model {truncate(name, NAME_LENGTH)}", _record(model, *unset))
 
 
 def _judge(manifest: RunManifest) -> list[KeyValue]:

@@ -148,6 +148,8 @@ class ModelRecord(Record):
         pipeline_class: class of the loaded pipeline; None if nothing had to be loaded.
         scheduler: configuration of its scheduler.
         lora_layers: tensors of the LoRA that were loaded.
+        clip_skip: skipped layers of its CLIP encoders; None for the pipeline's own choice.
+        negative_prompt: of prompts that have none of their own.
     """
 
     pipeline: SourceRecord
@@ -159,6 +161,8 @@ class ModelRecord(Record):
     pipeline_class: str | None = None
     scheduler: Json | None = None
     lora_layers: int | None = None
+    clip_skip: int | None = None
+    negative_prompt: str = ""
 
 
 class ImageSetRecord(Record):

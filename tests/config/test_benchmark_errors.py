@@ -246,6 +246,7 @@ def test_all_problems_are_told_at_once_in_one_line_each(
 
 
 def test_no_torch_is_loaded(write_benchmark: Write, benchmark_data: dict[str, Any]) -> None:
+    benchmark_data["models"]["A"]["scheduler"] = {"class": "UniPCMultistepScheduler"}
     path = write_benchmark(benchmark_data)
     code = (
         "import sys\n"

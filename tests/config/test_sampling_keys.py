@@ -1,0 +1,138 @@
+"""A model's scheduler, clip_skip and negative prompt in a benchmark file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, save_json
+
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import make_plan
+from autolora_eval.config.scheduler_section import scheduler_problems
+from autolora_eval.config.schema import Scheduler
+from autolora_eval.config.stage_inputs import cell_record
+from autolora_eval.config.starter import write_starter
+from autolora_eval.generation.stage import settings_key
+
+Write = Callable[[object], Path]
+Problem = Callable[[object], str]
+KARRAS = {"class": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}
+
+
+def with_keys(data: dict[str, Any], **keys: object) -> dict[str, Any]:
+    return {**data, "models": {"A": {**data["models"]["A"], **keys}}}
+
+
+def test_every_scheduler_of_the_documentation_is_one_of_diffusers() -> None:
+    page = (ROOT / "docs" / "how_to" / "benchmark.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .* \| `(\{class: .*\})` \|$", page, re.MULTILINE)
+    assert len(rows) == 13
+    for row in rows:
+        assert not list(scheduler_problems(Scheduler.model_validate(yaml.safe_load(row))))
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (
+            {"class": "DPMSolverMultistep"},
+            "scheduler.class: diffusers has no scheduler 'DPMSolverMultistep'. Did you mean "
+            "'DPMSolverMultistepScheduler'?",
+        ),
+        (
+            {"class": "DPM++ 2M Karras"},
+            "scheduler.class: diffusers has no scheduler 'DPM++ 2M Karras'. Name a class, such as "
+            "DPMSolverMultistepScheduler for DPM++ 2M.",
+        ),
+        (
+            {"use_karras_sigmas": True},
+            "scheduler.class: diffusers has no scheduler ''. Name a class, such as "
+            "DPMSolverMultistepScheduler for DPM++ 2M.",
+        ),
+        (
+            {**KARRAS, "use_karras_sigma": True},
+            "scheduler.use_karras_sigma: DPMSolverMultistepScheduler has no such option. Did you "
+            "mean 'use_karras_sigmas'?",
+        ),
+        (
+            {**KARRAS, "solver_order": "two"},
+            "scheduler.solver_order: expected a valid integer (got 'two').",
+        ),
+    ],
+)
+def test_what_diffusers_does_not_have_is_refused(
+    problem: Problem, benchmark_data: dict[str, Any], keys: dict[str, Any], says: str
+) -> None:
+    assert problem(with_keys(benchmark_data, scheduler=keys)).endswith(f": models.A.{says}")
+
+
+def test_a_clip_skip_without_effect_or_beyond_the_layers_is_refused(
+    problem: Problem, benchmark_data: dict[str, Any], workplace: Path
+) -> None:
+    data = with_keys(benchmark_data, clip_skip=2)
+    save_json(workplace / "sdxl" / "text_encoder" / "config.json", {"num_hidden_layers": 2})
+    line = problem(data)
+    expected = "the text_encoder of 'sdxl' has 2 layers: expected at most 1 (got 2)."
+    assert line.endswith(f": models.A.clip_skip: {expected}")
+    save_json(workplace / "sdxl" / "model_index.json", {"_class_name": "QwenImagePipeline"})
+    expected = "'sdxl' is a QwenImagePipeline, which takes no clip_skip. Remove clip_skip."
+    assert problem(data).endswith(f": models.A.clip_skip: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("stated", "own", "nfe"),
+    [
+        (None, "EulerDiscreteScheduler", 20),
+        (None, "HeunDiscreteScheduler", 38),
+        ({"class": "HeunDiscreteScheduler"}, "EulerDiscreteScheduler", 38),
+        (KARRAS, "HeunDiscreteScheduler", 20),
+        ({"class": "PNDMScheduler", "skip_prk_steps": True}, "EulerDiscreteScheduler", 22),
+    ],
+)
+def test_the_planned_nfe_counts_the_predictions_of_the_scheduler(
+    write_benchmark: Write,
+    benchmark_data: dict[str, Any],
+    workplace: Path,
+    stated: object,
+    own: str,
+    nfe: int,
+) -> None:
+    """10 steps of CFG, with the scheduler of the benchmark or else of the pipeline's folder."""
+    save_json(workplace / "sdxl" / "scheduler" / "scheduler_config.json", {"_class_name": own})
+    plan = make_plan(load_benchmark(write_benchmark(with_keys(benchmark_data, scheduler=stated))))
+    assert plan.cells[0].nfe == nfe
+
+
+def test_each_sampling_key_makes_other_images(
+    write_benchmark: Write, benchmark_data: dict[str, Any]
+) -> None:
+    keys = set()
+    changes: list[dict[str, object]] = [
+        {},
+        {"scheduler": {"class": "UniPCMultistepScheduler"}},
+        {"scheduler": KARRAS},
+        {"clip_skip": 1},
+        {"negative_prompt": "blurry"},
+    ]
+    for change in changes:
+        plan = make_plan(load_benchmark(write_benchmark(with_keys(benchmark_data, **change))))
+        cell = plan.cells[0]
+        keys.add((cell_record(cell, plan).plan_key, settings_key(cell, {}, 8, "cpu", "float32")))
+    assert len({plan_key for plan_key, _ in keys}) == len({key for _, key in keys}) == len(changes)
+
+
+@pytest.mark.parametrize("pipeline", ["miniature:sdxl", "miniature:sd3"])
+def test_the_keys_that_a_first_benchmark_proposes_are_valid(tmp_path: Path, pipeline: str) -> None:
+    file = tmp_path / "mine.yaml"
+    write_starter(file, pipeline, "miniature:pixel_art_lora", ["a cat"], None)
+    text = re.sub(r"# (scheduler:|clip_skip:)", r"\1", file.read_text(encoding="utf-8"))
+    file.write_text(text, encoding="utf-8")
+    model = load_benchmark(file).spec.models["Mine"]
+    assert model.scheduler is not None
+    assert model.scheduler.options
+    assert model.clip_skip == 1

@@ -1,0 +1,197 @@
+"""A benchmark's scheduler and clip_skip: equal to loops by hand and to the standard pipelines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from diffusers.guiders import ClassifierFreeGuidance
+from hand_written import SD3, SDXL, load, merge
+from tiny_flow_models import make_sd3
+from tiny_models import ENCODER, SIZE, STEPS, UNET, TinyModel, write_lora
+
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval.config.scheduler_section import count_timesteps
+from autolora_eval.config.schema import Scheduler
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.generation.scheduling import describe_scheduler, make_scheduler
+from autolora_eval.guidance.autolora import AutoLoRAGuidance
+from autolora_eval.guidance.method_registry import GUIDERS
+
+pytestmark = pytest.mark.model
+
+SCALE, TOLERANCE = 0.8, 1e-4
+PROMPTS, SEEDS = ("a red cat", "two dogs"), (7, 11)
+KARRAS = {"use_karras_sigmas": True}
+SCHEDULERS = {
+    "DPM++ 2M Karras": {"class": "DPMSolverMultistepScheduler", **KARRAS},
+    "UniPC": {"class": "UniPCMultistepScheduler"},
+    "Euler a": {"class": "EulerAncestralDiscreteScheduler"},
+    "DDIM": {"class": "DDIMScheduler"},
+    "LCM": {"class": "LCMScheduler"},
+    "Heun": {"class": "HeunDiscreteScheduler"},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, sdxl: Path) -> TinyModel:
+    file = tmp_path_factory.mktemp("lora") / "lora.safetensors"
+    parts = {"unet": UNET, "text_encoder": ENCODER, "text_encoder_2": ENCODER}
+    return TinyModel(sdxl, file, write_lora(load(SDXL, sdxl), file, parts))
+
+
+@pytest.fixture(scope="module")
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    folder = make_sd3(tmp_path_factory.mktemp("sd3") / "pipeline")
+    file = folder.parent / "lora.safetensors"
+    return TinyModel(folder, file, write_lora(load(SD3, folder), file, {"transformer": UNET}))
+
+
+def loaded(tiny: TinyModel, **keys: object) -> LoraPipeline:
+    model = tiny.resolved(SCALE, **keys)
+    return LoraPipeline.load(model, torch.device("cpu"), torch.float32)
+
+
+def sample(pipeline: LoraPipeline, guider, prompts=PROMPTS, seeds=SEEDS, output="latents"):
+    steps = {"num_inference_steps": STEPS, "size": SIZE}
+    return pipeline.sample(list(prompts), list(seeds), guider, output=output, **steps)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_each_scheduler_equals_the_loop_by_hand_and_its_nfe_is_planned(name, tiny) -> None:
+    """With an interval, which ends after the same step by hand, and alone as in a batch."""
+    section = Scheduler.model_validate(SCHEDULERS[name])
+    pipeline = loaded(tiny, scheduler=section)
+    autolora = GUIDERS.find("autolora")
+    parameters = autolora.parameters(
+        autolora_scale=1.5, base_guidance_scale=3.0, guidance_scale=6.0, start=0.2, stop=0.8
+    )
+    base, tuned = (load(SDXL, tiny.pipeline) for _ in range(2))
+    kind = getattr(diffusers, section.class_name)
+    base.scheduler = kind.from_config(base.scheduler.config, **section.options)
+    by_hand = SDXL(base, merge(tuned, tiny.changes, SCALE), STEPS, SIZE, PROMPTS, SEEDS)
+    theirs = by_hand.latents(1.5, 3.0, 6.0, 0.2, 0.8)
+    ours = sample(pipeline, autolora.build(parameters))
+    assert (ours - theirs).abs().max() <= TOLERANCE
+    alone = sample(pipeline, autolora.build(parameters), PROMPTS[1:], SEEDS[1:])
+    assert (ours[1:] - alone).abs().max() <= TOLERANCE
+
+    model = tiny.resolved(SCALE, scheduler=section)
+    timesteps = count_timesteps(model.spec, model.pipeline)
+    image = sample(pipeline, autolora.build(parameters), PROMPTS[:1], SEEDS[:1], output="images")
+    assert image.nfe == autolora.nfe(parameters, STEPS, timesteps)
+    json.dumps(describe_scheduler(pipeline.pipe.scheduler), allow_nan=False)
+
+
+def test_a_flow_model_draws_an_images_noise_from_its_own_generator(tiny_sd3) -> None:
+    """Without `own_noise` FlowMatchLCM would draw from the global generator."""
+    pipeline = loaded(
+        tiny_sd3, scheduler=Scheduler.model_validate({"class": "FlowMatchLCMScheduler"})
+    )
+    both = sample(pipeline, ClassifierFreeGuidance(3.0))
+    swapped = sample(pipeline, ClassifierFreeGuidance(3.0), PROMPTS[::-1], SEEDS[::-1])
+    assert (both - swapped.flip(0)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("model", ["SDXL", "SD3"])
+def test_clip_skip_equals_the_standard_pipelines(model, tiny, tiny_sd3) -> None:
+    """With the LoRA, and, where it tunes the encoders too, of the base model alone."""
+    one, kind = (tiny, SDXL) if model == "SDXL" else (tiny_sd3, SD3)
+    ours = loaded(one, clip_skip=1)
+    guiders = {"base": AutoLoRAGuidance(0.0, 3.0, 5.0), "LoRA": AutoLoRAGuidance(1.0, 5.0)}
+    for name, guider in guiders.items():
+        pipe = load(kind, one.pipeline)
+        if name == "LoRA":
+            merge(pipe, one.changes, SCALE)
+        pipe.set_progress_bar_config(disable=True)
+        theirs = {
+            skip: pipe(
+                list(PROMPTS),
+                negative_prompt=["", ""],
+                guidance_scale=5.0,
+                clip_skip=skip,
+                num_inference_steps=STEPS,
+                generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+                width=SIZE[0],
+                height=SIZE[1],
+                output_type="latent",
+            ).images
+            for skip in (None, 1)
+        }
+        found = sample(ours, guider)
+        assert (found - theirs[1]).abs().max() <= TOLERANCE
+        assert (found - theirs[None]).abs().max() > 1e-3
+
+
+def test_the_timesteps_of_every_scheduler_are_counted_from_its_source(sdxl) -> None:
+    """Every class of diffusers that samples SDXL; Heun's kind and PNDM take more than steps."""
+    spec = TinyModel(sdxl, Path("lora"), {}).resolved(1.0)
+    own = json.loads((sdxl / "scheduler" / "scheduler_config.json").read_text())
+    found = {}
+    for kind in diffusers.EulerDiscreteScheduler(beta_schedule="linear").compatibles:
+        section = Scheduler.model_validate({"class": kind.__name__})
+        model = spec.spec.model_copy(update={"scheduler": section, "num_inference_steps": 6})
+        try:
+            scheduler = make_scheduler(section, own, 6)
+        except AutoLoRAEvalError:
+            continue
+        planned = count_timesteps(model, spec.pipeline)
+        found[kind.__name__] = planned == len(scheduler.timesteps)
+    assert len(found) >= 12
+    assert all(found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (
+            {"class": "DPMSolverMultistepScheduler", "algorithm_type": "sde"},
+            "the scheduler DPMSolverMultistepScheduler cannot be used here: NotImplementedError: "
+            "sde is not implemented for <class 'diffusers.schedulers."
+            "scheduling_dpmsolver_multistep.DPMSolverMultistepScheduler'>. "
+            "Change its options, or choose another class.",
+        ),
+        (
+            {"class": "FlowMatchEulerDiscreteScheduler"},
+            "the scheduler FlowMatchEulerDiscreteScheduler is not for a model that predicts noise. "
+            "Choose another class.",
+        ),
+        (
+            {"class": "DPMSolverMultistepInverseScheduler"},
+            "the scheduler DPMSolverMultistepInverseScheduler goes from images to noise. "
+            "Choose another class.",
+        ),
+    ],
+)
+def test_a_scheduler_that_cannot_sample_is_refused(section, says, sdxl) -> None:
+    own = json.loads((sdxl / "scheduler" / "scheduler_config.json").read_text())
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        make_scheduler(Scheduler.model_validate(section), own, 6)
+    assert str(caught.value) == says
+
+
+def test_a_scheduler_whose_noise_depends_on_the_batch_is_refused(sdxl, monkeypatch) -> None:
+    """As DPMSolverSDEScheduler would be, which needs a package that is not always here."""
+    own = json.loads((sdxl / "scheduler" / "scheduler_config.json").read_text())
+    step = diffusers.EulerDiscreteScheduler.step
+
+    def noisy(self, model_output, timestep, sample, return_dict=True):
+        made = step(self, model_output, timestep, sample, return_dict=False)
+        return (made[0] + torch.randn(made[0].shape),)
+
+    monkeypatch.setattr(diffusers.EulerDiscreteScheduler, "step", noisy)
+    with pytest.raises(AutoLoRAEvalError, match="draws noise that is not the image's own"):
+        make_scheduler(Scheduler.model_validate({"class": "EulerDiscreteScheduler"}), own, 6)
+
+
+def test_a_diffusion_scheduler_for_a_flow_model_is_refused(tiny_sd3) -> None:
+    file = tiny_sd3.pipeline / "scheduler" / "scheduler_config.json"
+    own = json.loads(file.read_text())
+    section = {"class": "DPMSolverMultistepScheduler"}
+    with pytest.raises(AutoLoRAEvalError, match="is not for a model that predicts a flow"):
+        make_scheduler(Scheduler.model_validate(section), own, 6)
+    section |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    make_scheduler(Scheduler.model_validate(section), own, 6)
