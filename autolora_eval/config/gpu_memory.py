@@ -23,9 +23,10 @@ from typing import Any
 
 from autolora_eval._sources import cached
 from autolora_eval.config.inputs import INDEX
-from autolora_eval.config.lora_file import LoraFile, read_header
+from autolora_eval.config.lora_file import LoraFile
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.schema import Offload
+from autolora_eval.config.tensor_file import read_header
 
 GIB = 2**30
 RESERVE = GIB

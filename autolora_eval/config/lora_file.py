@@ -10,23 +10,24 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from autolora_eval._errors import UsageError
+from autolora_eval.config.tensor_file import (
+    TensorInfo,
+    read_header,
+    read_number,
+    require_finite,
+)
 
 Part = Literal["A", "B", "mid", "alpha", "magnitude"]
 # The denoiser of the pipeline, or one of its text encoders.
 Component = Literal["denoiser", "text_encoder", "text_encoder_2", "text_encoder_3"]
 
-_LFS_POINTER = b"version https://git-lfs"
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 _PREFIXES: tuple[tuple[str, Component], ...] = (
     ("lora_unet_", "denoiser"),  # kohya's sd-scripts, LyCORIS, OneTrainer for SDXL
     ("lora_transformer_", "denoiser"),  # OneTrainer for SD3
@@ -41,10 +42,16 @@ _PREFIXES: tuple[tuple[str, Component], ...] = (
     ("text_encoder_2.", "text_encoder_2"),
     ("text_encoder_3.", "text_encoder_3"),
     ("diffusion_model.", "denoiser"),  # ComfyUI, ai-toolkit
-    ("base_model.model.", "denoiser"),  # peft's save_pretrained of the denoiser alone
+    ("text_encoders.clip_l.transformer.", "text_encoder"),
+    ("text_encoders.clip_g.transformer.", "text_encoder_2"),
+    ("text_encoders.t5xxl.transformer.", "text_encoder_3"),
+    ("clip_l.", "text_encoder"),  # OneTrainer's newer files
+    ("clip_g.", "text_encoder_2"),
+    ("t5.", "text_encoder_3"),
 )
-_DOWN = r"(?:lora_A(?:\.default)?|lora_down|lora\.down|lora_linear_layer\.down)"
-_UP = r"(?:lora_B(?:\.default)?|lora_up|lora\.up|lora_linear_layer\.up)"
+# peft may put an adapter's name behind A and B.
+_DOWN = r"(?:lora_A(?:\.\w+)?|lora_down|lora\.down|lora_linear_layer\.down)"
+_UP = r"(?:lora_B(?:\.\w+)?|lora_up|lora\.up|lora_linear_layer\.up)"
 # The first pattern that matches a tensor's name says which part of its layer it is.
 _PARTS: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(rf"\.{_DOWN}\.weight$"), "A"),
@@ -54,7 +61,7 @@ _PARTS: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(r"\.lora_mid\.weight$"), "mid"),
     (re.compile(r"\.alpha$"), "alpha"),
     (
-        re.compile(r"\.(?:dora_scale|lora_magnitude_vector(?:\.default)?(?:\.weight)?)$"),
+        re.compile(r"\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)*)$"),
         "magnitude",
     ),
 )
@@ -64,29 +71,11 @@ _OTHER_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\.(?:diff|diff_b)$"), "a full difference of weights"),
     (re.compile(r"\.(?:w_norm|b_norm|set_weight)$"), "tuned norms or replaced weights"),
     (re.compile(r"\.(?:oft_\w+|boft_\w+)(?:\.weight)?$"), "OFT"),
-    (re.compile(r"\.on_input$"), "(IA)³"),
+    (re.compile(r"\.(?:on_input|ia3_l(?:\.\w+)*)$"), "(IA)³"),
     (re.compile(r"\.(?:a[12]|b[12])\.weight$"), "GLoRA"),
     (re.compile(r"\.bias$"), "a LoRA with biases"),
     (re.compile(r"^bundle_emb\."), "a LoRA with embeddings of words bundled in"),
 )
-_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor as the header lists it.
-
-    Attributes:
-        dtype: in the words of the format, such as `F16`.
-        shape: its size along each axis.
-        start: first byte in the file.
-        stop: the byte after its last.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -164,8 +153,9 @@ class _Alphas:
         config = found[0]
         alpha = config.get("lora_alpha")
         for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if name == pattern or name.endswith(f".{pattern}"):
+            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name):  # as peft does
                 alpha = value
+                break
         if alpha is None:
             return None
         # rsLoRA scales by alpha / sqrt(r).
@@ -173,7 +163,7 @@ class _Alphas:
 
 
 def read_lora_file(path: Path) -> LoraFile:
-    """Read which layers a LoRA file tunes, and how. The weights are not read.
+    """Read which layers a LoRA file tunes, and how. Of the weights, it only asks for NaN.
 
     Names of kohya's sd-scripts, LyCORIS (LoCon, DoRA), OneTrainer, ai-toolkit, ComfyUI, peft and
     diffusers, old and new, are understood.
@@ -182,13 +172,15 @@ def read_lora_file(path: Path) -> LoraFile:
         path: a `.safetensors` file.
 
     Raises:
-        UsageError: if the file is damaged, is of another kind than LoRA, or lacks a half of a
-            layer. The message names the file, and the tensor where there is one.
+        UsageError: if the file is damaged, is of another kind than LoRA, lacks a half of a
+            layer, or holds NaN. The message names the file, and the tensor where there is one.
     """
     tensors, metadata = read_header(path)
     grouped: dict[tuple[Component, str], dict[Part, str]] = {}
+    names: dict[tuple[Component, str], str] = {}
     for key in tensors:
         component, name, part = _split(path, key)
+        name = names.setdefault((component, name.replace(".", "_")), name)
         parts = grouped.setdefault((component, name), {})
         if part in parts:
             raise UsageError(f"'{path}' tunes one layer twice: '{parts[part]}' and '{key}'.")
@@ -206,47 +198,9 @@ def read_lora_file(path: Path) -> LoraFile:
             f"'{path}' has DoRA magnitudes in {with_magnitude} of its {len(layers)} layers; "
             "expected all of them or none."
         )
+    require_finite(path, tensors)
     own = all("alpha" in layer.keys for layer in layers)
     return LoraFile(path, layers, "" if own else alphas.source or "alpha = rank: the file has none")
-
-
-def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Read the header of a `.safetensors` file: (tensors by name, metadata).
-
-    Raises:
-        UsageError: if the file is not a whole `.safetensors` file; the message names it.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(len(_LFS_POINTER))
-        if start == _LFS_POINTER:
-            raise UsageError(
-                f"'{path}' is a pointer of Git LFS, not the file itself. Fetch it with: "
-                "git lfs pull"
-            )
-        file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise UsageError(f"'{path}' is not a .safetensors file, or its header is cut off.")
-        try:
-            header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", None) or {}
-            tensors = {key: _tensor_info(value, 8 + length) for key, value in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"'{path}' has a damaged header: {error}.") from error
-    end = max((info.stop for info in tensors.values()), default=8 + length)
-    if end > size:
-        raise UsageError(
-            f"'{path}' is cut off: its header lists {end:,} bytes, and it has {size:,}. Fetch it "
-            "again."
-        )
-    return tensors, metadata
-
-
-def _tensor_info(value: Mapping[str, Any], offset: int) -> TensorInfo:
-    start, stop = value["data_offsets"]
-    shape = tuple(int(length) for length in value["shape"])
-    return TensorInfo(str(value["dtype"]), shape, offset + int(start), offset + int(stop))
 
 
 def _split(path: Path, key: str) -> tuple[Component, str, Part]:
@@ -266,6 +220,7 @@ def _split(path: Path, key: str) -> tuple[Component, str, Part]:
 
 
 def _component(name: str) -> tuple[Component, str]:
+    name = name.removeprefix("base_model.model.").removeprefix("model.")  # peft; old ComfyUI
     for prefix, component in _PREFIXES:
         if name.startswith(prefix):
             return component, name[len(prefix) :]
@@ -284,35 +239,37 @@ def _layer(
         if part not in parts:
             there = next(iter(parts.values()))
             raise UsageError(f"'{path}' lacks the {half} matrix of the layer of '{there}'.")
-    a, b = tensors[parts["A"]].shape, tensors[parts["B"]].shape
-    mid = tensors[parts["mid"]].shape if "mid" in parts else None
-    fits = len(a) >= 2 and len(b) >= 2 and a[0] > 0
-    fits = fits and (b[1] == a[0] if mid is None else (mid[0], mid[1]) == (b[1], a[0]))
-    if not fits:
-        raise UsageError(
-            f"'{path}': the matrices of one layer do not fit each other: '{parts['A']}' is {a}, "
-            f"'{parts['B']}' is {b}."
-        )
+    a, mid = _shapes(path, {part: (key, tensors[key].shape) for part, key in parts.items()})
     rank = a[0]
-    own = _number(path, tensors[parts["alpha"]]) if "alpha" in parts else None
+    own = read_number(path, tensors[parts["alpha"]]) if "alpha" in parts else None
     alpha = own if own is not None else alphas.of(component, name, rank)
     if alpha is not None and not math.isfinite(alpha):
         raise UsageError(f"'{path}' states alpha {alpha} for '{parts['A']}'.")
-    kernel = (mid if mid is not None else a)[2:]
-    return LoraLayer(component, name, parts, rank, rank if alpha is None else alpha, tuple(kernel))
+    kernel = (mid or a)[2:]
+    return LoraLayer(component, name, parts, rank, rank if alpha is None else alpha, kernel)
 
 
-def _number(path: Path, info: TensorInfo) -> float:
-    """Return the value of a tensor of one number."""
-    with path.open("rb") as file:
-        file.seek(info.start)
-        data = file.read(info.stop - info.start)
-    if info.dtype == "BF16" and len(data) == 2:  # the upper half of a float32
-        return float(struct.unpack("<f", b"\0\0" + data)[0])
-    kind = _NUMBERS.get(info.dtype)
-    if kind is None or len(data) != np.dtype(kind).itemsize:
-        raise UsageError(f"'{path}' states an alpha as {info.dtype} of shape {info.shape}.")
-    return float(np.frombuffer(data, kind)[0])
+def _shapes(
+    path: Path, parts: Mapping[Part, tuple[str, tuple[int, ...]]]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of A and mid, () without one, after checking that all parts fit."""
+    (key_a, a), (key_b, b) = parts["A"], parts["B"]
+    mid = parts["mid"][1] if "mid" in parts else ()
+    fits = len(a) >= 2 and len(b) >= 2 and a[0] > 0
+    if not fits or (mid[:2] != (b[1], a[0]) if "mid" in parts else b[1] != a[0]):
+        raise UsageError(
+            f"'{path}': the matrices of one layer do not fit each other: '{key_a}' is {a}, "
+            f"'{key_b}' is {b}."
+        )
+    key, magnitude = parts.get("magnitude", ("", (b[0],)))
+    # Where DoRA was trained along the inputs, dora_scale is [1, in]; peft has [1, out, 1, 1].
+    of_inputs = key.endswith(".dora_scale") and magnitude[:1] != b[:1]
+    if of_inputs or math.prod(magnitude) != b[0]:
+        raise UsageError(
+            f"'{path}' has DoRA magnitudes of shape {magnitude} in '{key}'. Expected one for each "
+            f"of the layer's {b[0]} outputs, which is the only kind that can be loaded exactly."
+        )
+    return a, mid
 
 
 def _file_alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:

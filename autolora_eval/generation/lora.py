@@ -115,8 +115,8 @@ def load_lora(networks: Mapping[Component, torch.nn.Module], file: LoraFile, ada
         The number of layers that the LoRA tunes.
 
     Raises:
-        AutoLoRAEvalError: if a layer of the file has no layer in the pipeline, has another shape
-            or holds NaN or infinity. The message names file and tensor; no network is changed.
+        AutoLoRAEvalError: if a layer of the file has no layer in the pipeline, shares it with
+            another or has another shape. The message names file and tensor; no network is changed.
     """
     found = {component: _homes(file, component, networks) for component in _components(file)}
     with safe_open(file.path, framework="pt") as tensors:
@@ -168,6 +168,15 @@ def _homes(
             f"{component} are not in this pipeline, such as '{homeless[0].keys['A']}'. Was the "
             "LoRA trained on another base model?"
         )
+    owners: dict[str, LoraLayer] = {}
+    for layer, found in homes:
+        for home in found:
+            first = owners.setdefault(home.path, layer)
+            if first is not layer:
+                raise AutoLoRAEvalError(
+                    f"'{file.path}' tunes one layer twice: '{first.keys['A']}' and "
+                    f"'{layer.keys['A']}'."
+                )
     return homes
 
 
@@ -288,12 +297,7 @@ def _whole(file: LoraFile, tensors: Any, layer: LoraLayer) -> _Weights:  # noqa:
     read = {}
     for part in ("A", "B", "mid", "magnitude"):
         if part in layer.keys:
-            tensor = tensors.get_tensor(layer.keys[part]).float()
-            if not torch.isfinite(tensor).all():
-                raise AutoLoRAEvalError(
-                    f"'{file.path}' holds NaN or infinity in '{layer.keys[part]}'."
-                )
-            read[part] = tensor
+            read[part] = tensors.get_tensor(layer.keys[part]).float()
     a = read["A"]
     if "mid" in read:  # Tucker: B [out, r, 1, 1] · mid [r, s, h, w] · A [s, in, 1, 1]
         a = torch.einsum("rshw,si->rihw", read["mid"], a.flatten(1))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from lora_networks import RANK, Pairs, Tensors, effects, kohya, named, pairs_of
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
@@ -239,40 +239,3 @@ def test_a_text_encoder_is_tuned_in_attention_and_mlp(
     save_file(TEXT[form](pairs), tmp_path / "lora.safetensors")
     expected = {name: b @ a for name, (a, b) in pairs.items()}
     assert_equal(loaded(text_encoder, tmp_path / "lora.safetensors", "text_encoder"), expected)
-
-
-def fused(pairs: Pairs) -> Tensors:
-    """SD3 in kohya's names: one A for query, key and value, and rows of B one after another."""
-    tensors = {}
-    for block in range(3):
-        for side, names in (
-            ("x", ("to_q", "to_k", "to_v")),
-            ("context", ("add_q_proj", "add_k_proj", "add_v_proj")),
-        ):
-            attention = f"transformer_blocks.{block}.attn."
-            stem = f"lora_unet_joint_blocks_{block}_{side}_block_attn_qkv"
-            tensors[f"{stem}.lora_down.weight"] = pairs[attention + names[0]][0]
-            rows = [pairs[attention + name][1] for name in names]
-            tensors[f"{stem}.lora_up.weight"] = torch.cat(rows)
-    return tensors
-
-
-def test_sd3_in_every_form_does_the_same(
-    transformer: SD3Transformer2DModel, tmp_path: Path
-) -> None:
-    pairs = pairs_of(transformer, r"attn\.(to_[qkv]|add_[qkv]_proj)$")
-    for block in range(3):  # one A for each attention, as the fused form has it
-        for names in (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")):
-            paths = [f"transformer_blocks.{block}.attn.{name}" for name in names]
-            pairs |= {path: (pairs[paths[0]][0], pairs[path][1]) for path in paths}
-    expected = {name: b @ a for name, (a, b) in pairs.items()}
-    forms = {
-        "diffusers": named(pairs, "transformer.", ".lora_A.weight", ".lora_B.weight"),
-        "OneTrainer": kohya(pairs, "lora_transformer_"),
-        "ai-toolkit": named(pairs, "diffusion_model.", ".lora_A.weight", ".lora_B.weight"),
-        "kohya": fused(pairs),
-    }
-    for form, tensors in forms.items():
-        file = tmp_path / f"{form}.safetensors"
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
-        assert_equal(loaded(transformer, file), expected)

@@ -1,0 +1,109 @@
+"""`.safetensors` files without torch: the header, and what must be known of the values."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autolora_eval._errors import UsageError
+
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+# Numbers as integers, and the bits of their exponent: all are set in NaN and infinity alone.
+_FLOATS = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
+_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the header lists it.
+
+    Attributes:
+        dtype: in the words of the format, such as `F16`.
+        shape: its size along each axis.
+        start: first byte in the file.
+        stop: the byte after its last.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Read the header of a `.safetensors` file: (tensors by name, metadata).
+
+    Raises:
+        UsageError: if the file is not a whole `.safetensors` file; the message names it.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+        if start == _LFS_POINTER:
+            raise UsageError(
+                f"'{path}' is a pointer of Git LFS, not the file itself. Fetch it with: "
+                "git lfs pull"
+            )
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise UsageError(f"'{path}' is not a .safetensors file, or its header is cut off.")
+        try:
+            header = json.loads(file.read(length))
+            metadata = header.pop("__metadata__", None) or {}
+            tensors = {key: _tensor_info(value, 8 + length) for key, value in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"'{path}' has a damaged header: {error}.") from error
+    end = max((info.stop for info in tensors.values()), default=8 + length)
+    if end > size:
+        raise UsageError(
+            f"'{path}' is cut off: its header lists {end:,} bytes, and it has {size:,}. Fetch it "
+            "again."
+        )
+    return tensors, metadata
+
+
+def _tensor_info(value: Mapping[str, Any], offset: int) -> TensorInfo:
+    start, stop = value["data_offsets"]
+    shape = tuple(int(length) for length in value["shape"])
+    kind = _FLOATS.get(value["dtype"])
+    if kind and stop - start != math.prod(shape) * np.dtype(kind[0]).itemsize:
+        raise ValueError(f"{stop - start} bytes for {value['dtype']} of shape {shape}")
+    return TensorInfo(str(value["dtype"]), shape, offset + int(start), offset + int(stop))
+
+
+def require_finite(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Check all values: a LoRA of 200 MB takes 0.2 s, and NaN would cost a run."""
+    for key, info in tensors.items():
+        if info.dtype not in _FLOATS or not math.prod(info.shape):
+            continue
+        kind, exponent = _FLOATS[info.dtype]
+        bits = np.memmap(path, kind, "r", info.start, (math.prod(info.shape),))
+        if ((bits & exponent) == exponent).any():
+            raise UsageError(f"'{path}' holds NaN or infinity in '{key}'.")
+
+
+def read_number(path: Path, info: TensorInfo) -> float:
+    """Return the value of a tensor of one number."""
+    with path.open("rb") as file:
+        file.seek(info.start)
+        data = file.read(info.stop - info.start)
+    if info.dtype == "BF16" and len(data) == 2:  # the upper half of a float32
+        return float(struct.unpack("<f", b"\0\0" + data)[0])
+    kind = _NUMBERS.get(info.dtype)
+    if kind is None or len(data) != np.dtype(kind).itemsize:
+        raise UsageError(f"'{path}' states an alpha as {info.dtype} of shape {info.shape}.")
+    return float(np.frombuffer(data, kind)[0])
