@@ -74,16 +74,22 @@ def test_a_run_killed_before_its_import_report_writes_it_when_resumed(
 
 
 def test_the_import_report_is_in_the_manifest_before_other_images_are_made(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_benchmark: Write,
+    benchmark_data: dict[str, Any],
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They may take hours, and fail."""
+    methods = {"Theirs": {"images": str(folder)}, "LoRA": {"guider": "lora"}}
+    both = write_benchmark(benchmark_data | {"methods": methods, "baseline": "LoRA"})
 
     def fail(*_: object) -> None:
         raise AutoLoRAEvalError("no memory")
 
-    monkeypatch.setattr("autolora_eval.generation.stage._run_samplers", fail)
+    monkeypatch.setattr("autolora_eval.generation.guider_backend.GuidedModel", fail)
     with pytest.raises(AutoLoRAEvalError, match="no memory"):
-        generate(file, tmp_path / "out")
+        generate(both, tmp_path / "out")
     assert RunFolder(tmp_path / "out").read_manifest().image_sets[CELL].images == 3
 
 
