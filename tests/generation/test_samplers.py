@@ -45,10 +45,10 @@ from PIL import Image
 def settings(model):
     width, height = model.size
     return dict(width=width, height=height, num_inference_steps=model.num_inference_steps,
-                guidance_scale=model.guidance_scale, negative_prompt=model.negative_prompt)
+                guidance_scale=model.guidance_scale, clip_skip=model.clip_skip,
+                negative_prompt=model.negative_prompt)
 
 def stock(prompt, seed, model):
-    "The standard pipeline."
     return model.pipeline(prompt, latents=model.noise(seed), **settings(model)).images[0]
 
 def vandal(prompt, seed, model):
@@ -142,6 +142,7 @@ def plan_of(tmp_path: Path, tiny: TinyModel, monkeypatch) -> Callable[..., Plan]
                     "lora": {"path": str(tiny.lora), "scale": 0.7},
                     "num_inference_steps": STEPS,
                     "guidance_scale": 4.0,
+                    **changes.pop("keys", {}),
                 }
             },
             "methods": named,
@@ -167,13 +168,18 @@ def pixels(run: RunFolder, plan: Plan, method_: str) -> np.ndarray[Any, Any]:
 
 
 def test_the_standard_pipeline_as_a_sampler_is_the_guider_cfg(plan_of, tmp_path) -> None:
-    """Base pipeline, LoRA, scale, steps, noise: all that it is given is what the guiders have."""
-    plan = plan_of({"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}})
+    """Base pipeline, LoRA, scheduler, noise: all that it is given is what the guiders have."""
+    plan = plan_of(
+        {"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}},
+        keys={"scheduler": {"class": "UniPCMultistepScheduler"}, "clip_skip": 1},
+        prompts=["a red cat", {"prompt": "two dogs", "negative_prompt": "cats"}],
+    )
     _, run = made(plan, tmp_path / "run")
     assert np.abs(pixels(run, plan, "Stock") - pixels(run, plan, "CFG")).max() <= 2
     stock, cfg = (read_jsonl(run.metadata(cell.id)) for cell in plan.cells)
     # The standard pipeline makes both passes of a step in one call of two rows.
-    assert [row["nfe"] for row in stock] == [row["nfe"] for row in cfg] == [2 * STEPS] * 2
+    assert [row["nfe"] for row in stock] == [row["nfe"] for row in cfg] == [2 * STEPS] * 4
+    assert [row["negative_prompt"] for row in (*stock, *cfg)] == ["", "", "cats", "cats"] * 2
 
 
 def test_changes_of_a_sampler_to_its_pipeline_reach_no_other_method(plan_of, tmp_path) -> None:
