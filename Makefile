@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python $(PIP_ARGS)
 
-.PHONY: help quickstart test checks tests test-unit lint types docs vllm bench sample wheel check-wheel clean
+.PHONY: help quickstart test checks tests test-unit lint types docs vllm bench rehearsal gpu-check sample wheel check-wheel clean
 
 help:
 	@echo "make quickstart   install, run the quick-start benchmark, print the path of the report"
@@ -21,6 +21,8 @@ help:
 	@echo "make docs         build the documentation site into build/site"
 	@echo "make vllm         install vLLM for the tests that serve the miniature judge (Linux)"
 	@echo "make bench        time judging and the report, and measure memory (minutes)"
+	@echo "make rehearsal    run all but the judge on SDXL, SD3 and DINOv2-giant, random weights"
+	@echo "make gpu-check    compare a GPU with the CPU: precision, noise, memory, seconds an image"
 	@echo "make sample       remake reports/sample from a fresh quick-start run"
 	@echo "make wheel        build dist/*.whl"
 
@@ -61,6 +63,13 @@ vllm: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python tests/benches/judge_throughput.py
 	$(BIN)/python tests/benches/report_time.py
+
+# The exact architectures with random weights: 16 GB of memory, 15 GB of disk, under 20 minutes.
+rehearsal: $(INSTALLED)
+	$(BIN)/python tests/rehearsal/rehearse.py
+
+gpu-check: $(INSTALLED)
+	PYTHONPATH=tests:tests/rehearsal:examples/own_guider $(BIN)/python tests/rehearsal/gpu_check.py
 
 sample: $(INSTALLED)
 	rm -rf build/sample build/sample-cache

@@ -41,11 +41,9 @@ def make_sd3(folder: Path, seed: int = 0, t5: bool = True) -> Path:
     """Save a random SD3 pipeline, with or without T5, and return its folder."""
     torch.manual_seed(seed)
     tokenizer, text = clip_text(folder.parent / f"{folder.name}-vocabulary")
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(chr(code), -3.0) for code in range(33, 127)]
-    t5_tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
+    characters = t5_tokenizer()
     t5_config = T5Config(
-        vocab_size=len(t5_tokenizer), d_model=80, d_kv=16, d_ff=64, num_layers=2, num_heads=2
+        vocab_size=len(characters), d_model=80, d_kv=16, d_ff=64, num_layers=2, num_heads=2
     )
     pipeline = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
@@ -68,10 +66,17 @@ def make_sd3(folder: Path, seed: int = 0, t5: bool = True) -> Path:
         text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text, hidden_act="gelu")),
         tokenizer_2=tokenizer,
         text_encoder_3=T5EncoderModel(t5_config) if t5 else None,
-        tokenizer_3=t5_tokenizer if t5 else None,
+        tokenizer_3=characters if t5 else None,
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A T5 tokenizer of single characters."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(chr(code), -3.0) for code in range(33, 127)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
 
 
 def make_qwen_image(folder: Path, seed: int = 0) -> Path:

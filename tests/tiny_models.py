@@ -104,23 +104,23 @@ def small_vae(**options: object) -> AutoencoderKL:
     )
 
 
-def clip_text(folder: Path) -> tuple[CLIPTokenizer, dict[str, int]]:
+def clip_text(folder: Path, tokens: int = TOKENS) -> tuple[CLIPTokenizer, dict[str, int]]:
     """A CLIP tokenizer of single characters, and the configuration of its text encoders."""
     letters = [chr(c) for c in range(33, 127)]
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": TOKENS}))
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": tokens}))
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=tokens)
     config = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
-        "max_position_embeddings": TOKENS,
+        "max_position_embeddings": tokens,
         "projection_dim": 32,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -1,0 +1,75 @@
+"""`make rehearsal`: everything but the judge, on the real architectures with random weights.
+
+Each stage is a process of its own. Its seconds and its peak of resident memory are printed; the
+pages of files that it maps are part of that. The first failure ends the rehearsal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+MODELS = ROOT / "build" / "rehearsal"
+BENCHMARK, RUN = str(HERE / "benchmark.yaml"), str(MODELS / "run")
+AUTOLORA_EVAL = ["-m", "autolora_eval"]
+FINISHED = "run, already finished"
+STAGES: dict[str, list[str]] = {
+    "write the models": [str(HERE / "architectures.py"), str(MODELS)],
+    "plan": [*AUTOLORA_EVAL, "plan", BENCHMARK],
+    "count tensors, beside the plan's estimate": [str(HERE / "tensor_memory.py")],
+    "generate": [*AUTOLORA_EVAL, "generate", BENCHMARK, "--output", RUN],
+    "features and report": [*AUTOLORA_EVAL, "run", BENCHMARK, "--output", RUN],
+    FINISHED: [*AUTOLORA_EVAL, "run", BENCHMARK, "--output", RUN],
+    "AutoLoRA against a loop by hand, float32": [str(HERE / "loop.py"), str(MODELS)],
+}
+FINISHED_SECONDS = 5.0
+
+
+def measured(arguments: list[str]) -> tuple[int, float, float, str]:
+    """Run Python; return its exit code, seconds, peak memory in GiB, and what it printed."""
+    paths = (ROOT, HERE, ROOT / "tests", ROOT / "examples" / "own_guider")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    environment["AUTOLORA_EVAL_CACHE"] = str(MODELS / "cache")
+    log = MODELS / "stage.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], env=environment, stdout=output, stderr=output, cwd=HERE
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    kib = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    text = log.read_text(encoding="utf-8")
+    return code, time.perf_counter() - start, usage.ru_maxrss * kib / 2**30, text
+
+
+def main() -> None:
+    """Run all stages, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=STAGES, default=list(STAGES))
+    stated = parser.parse_args()
+    if "generate" in stated.only:
+        shutil.rmtree(RUN, ignore_errors=True)
+    start = time.perf_counter()
+    for name in stated.only:
+        code, seconds, memory, text = measured(STAGES[name])
+        print(f"{name:44} {seconds:7.1f} s {memory:6.1f} GiB", flush=True)
+        if code:
+            sys.exit(f"{text[-4000:]}\n'{name}' failed with exit code {code}.")
+        if name == FINISHED and seconds > FINISHED_SECONDS:
+            sys.exit(f"'{name}' took more than {FINISHED_SECONDS:g} s.")
+        if STAGES[name][0] != "-m":
+            print(text, end="")
+    print(f"{'all':44} {time.perf_counter() - start:7.1f} s")
+
+
+if __name__ == "__main__":
+    main()
