@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import filesize
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from autolora_eval._progress import Progress
 from autolora_eval._sources import Source
+from autolora_eval._terminal import SafeConsole
 from autolora_eval._text import DASH, format_swept_value, join_names, pluralize
 from autolora_eval.config.gpu_memory import model_memory
 from autolora_eval.config.plan import (
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 # metrics are left out.
 NAMES_WIDTH, COLUMN_WIDTH = 26, 9
 
-console = Console()
+console = SafeConsole()
 
 
 def progress() -> Progress:
@@ -190,7 +190,7 @@ def _judge_facts(benchmark: LoadedBenchmark) -> Iterator[tuple[str, str]]:
 def _source(source: Source, marker: str) -> str:
     """Return the name of a model's files, and whether they are on this machine."""
     if source.kind == "absent":
-        return f"{source.name}  (not found)"
+        return f"{source.location}  (not found)"
     if source.kind != "hub":
         return f"{source.name}  (found)"
     from autolora_eval._sources import in_cache
@@ -293,9 +293,9 @@ def show_caveat(text: str) -> None:
     _print_line(("caveat: ", "bold yellow"), text)
 
 
-def show_path(what: str, path: Path) -> None:
-    """Print where something was written."""
-    _print_line((what, "bold"), f": {path}")
+def show_path(what: str, path: Path | str, detail: str = "") -> None:
+    """Print where something is or was written."""
+    _print_line((what, "bold"), f": {path}", f" ({detail})" if detail else "")
 
 
 def _count(value: float | None) -> str:

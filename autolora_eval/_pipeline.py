@@ -31,7 +31,8 @@ from autolora_eval.config.stage_inputs import (
 )
 from autolora_eval.generation.preflight import missing
 from autolora_eval.report import is_report_current
-from autolora_eval.runs.folder import Run, RunFolder, open_run
+from autolora_eval.runs.checksums import checksums
+from autolora_eval.runs.folder import Run, RunFolder, open_run, output_folder
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
 
@@ -114,7 +115,7 @@ def score_images(
 
     loaded = load_benchmark(benchmark)
     read_image_set(Path(images))
-    folder = _run_folder(output or Path("reports") / image_set_run_name(loaded, name))
+    folder = output_folder(output or Path("reports") / image_set_run_name(loaded, name))
     check_no_overlap(Path(images), folder)
     file = folder.path / "benchmark.yaml"
     text = image_set_benchmark(loaded, Path(images), name, model, file)
@@ -167,18 +168,6 @@ def compare(
     return open_run(output), found
 
 
-def _run_folder(path: str | Path) -> RunFolder:
-    """Return the run folder at a path.
-
-    Raises:
-        UsageError: a file is there, or on the way to it.
-    """
-    for place in (Path(path), *Path(path).parents):
-        if place.exists() and not place.is_dir():
-            raise UsageError(f"'{place}' is a file, not a run folder. Name another --output.")
-    return RunFolder(Path(path))
-
-
 class RunPipeline:
     """The stages of one run, each of which can be run alone.
 
@@ -229,7 +218,7 @@ class RunPipeline:
         forget_warnings()
         loaded = load_benchmark(benchmark)
         plan = make_plan(loaded, limit_prompts, limit_seeds)
-        folder = _run_folder(output or Path("reports") / loaded.spec.name)
+        folder = output_folder(output or Path("reports") / loaded.spec.name)
         return cls(
             plan, folder, progress or Progress(), str(benchmark), (limit_prompts, limit_seeds)
         )
@@ -364,7 +353,8 @@ class RunPipeline:
         metrics = list(benchmark.diversity.values())
         manifest = self.folder.read_manifest()
         counts = write_tables(manifest, self.folder, metrics, benchmark.published)
-        self.folder.update_manifest(counts=counts)
+        found = checksums(self.folder, manifest)
+        self.folder.update_manifest(counts=counts, checksums=found)
 
     def report(self) -> None:
         """Draw the figures and write the report."""

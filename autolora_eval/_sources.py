@@ -49,7 +49,7 @@ class Source:
 
         The place stands where the benchmark writes `{place}`, or at the end.
         """
-        place = Path(expanded(self.name)).expanduser()
+        place = Path(self.location).expanduser()
         where = str(place) if place.is_absolute() else f"{place} below {Path.cwd()}"
         told = str(self.obtain)
         told = told if "{place}" in told else f"{told} Put the file at {{place}}."
@@ -123,6 +123,11 @@ def _file_of_package(name: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
+def is_hub_id(name: str) -> bool:
+    """Tell whether a name has the form of a hub id."""
+    return _HUB_ID.match(name) is not None
+
+
 def find_model(name: str, revision: str | None, lookup: Lookup, marker: str) -> Source:
     """Return the source of a model folder or hub id.
 
@@ -183,7 +188,7 @@ def find_lora(
     if found is None and _HUB_ID.match(wanted) and not wanted.endswith(".safetensors"):
         return Source(name, "hub", wanted, revision, weight_name)
     if found is None and obtain is not None and wanted.endswith(".safetensors"):
-        return Source(name, "absent", name, obtain=obtain.strip())
+        return Source(name, "absent", wanted, obtain=obtain.strip())
     if found is None:
         raise UsageError(
             f"no such LoRA: '{name}'. Expected a .safetensors file, a folder with one, or a "
@@ -325,7 +330,7 @@ def unreachable(sources: list[Source], reason: str) -> str:
 
 def absent(source: Source) -> str:
     """Return the message for a file that its user must get first."""
-    return f"the LoRA '{source.name}' is not here. {source.how_to_get()}"
+    return f"the LoRA '{source.location}' is not here. {source.how_to_get()}"
 
 
 def first_line(error: Exception) -> str:

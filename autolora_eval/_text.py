@@ -25,8 +25,14 @@ def sanitize(value: object) -> str:
     Control characters, lone surrogates and characters that reorder text become U+FFFD. Each run
     of white space becomes one space.
     """
-    text = "".join(_REPLACEMENT if _is_hostile(c) else c for c in str(value))
-    return re.sub(r"\s+", " ", text).strip()
+    return re.sub(r"\s+", " ", printable(str(value))).strip()
+
+
+def printable(text: str) -> str:
+    """Return a text without control characters and characters that reorder it; lines are kept."""
+    if text.isprintable():
+        return text
+    return "".join(_REPLACEMENT if _is_hostile(c) else c for c in text)
 
 
 def truncate(value: object, limit: int) -> str:

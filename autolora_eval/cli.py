@@ -11,7 +11,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._options import (
+    BenchmarkOrRun,
+    JsonOption,
+    LimitPrompts,
+    LimitSeeds,
+    NoCode,
+    OutputOption,
+    RunFolderArgument,
+    named_path,
+)
+from autolora_eval._terminal import failure_message, print_error
+from autolora_eval._text import printable
 from autolora_eval._version import __version__
 
 app = typer.Typer(
@@ -24,29 +35,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 DEBUG = "AUTOLORA_EVAL_DEBUG"
-INTERRUPTED = 130
 
 # The headings of `autolora-eval --help`.
 RUN, ANALYZE, METHODS = "Run a benchmark", "Analyze finished runs", "Methods and judges"
-
-BenchmarkOrRun = Annotated[
-    str,
-    typer.Argument(
-        metavar="BENCHMARK",
-        help="A benchmark file, the name of a shipped benchmark such as 'quickstart', or a run "
-        "folder.",
-    ),
-]
-OutputOption = Annotated[
-    Path | None,
-    typer.Option(help="The run folder to write. Default: reports/<benchmark name>."),
-]
-LimitPrompts = Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")]
-LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Use only the first N seeds.")]
-RunFolderArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -101,11 +92,17 @@ def plan(
     benchmark: BenchmarkOrRun,
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
+    no_code: NoCode = False,
 ) -> None:
     """Show what a run would do and cost, without loading a model."""
     from autolora_eval import _display as display
     from autolora_eval._pipeline import RunPipeline
+    from autolora_eval.config.no_code import would_do
 
+    if no_code:
+        for what, where in would_do(benchmark):
+            display.show_path(what, where)
+        return
     display.show_plan(RunPipeline.start(benchmark, None, limit_prompts, limit_seeds).plan)
 
 
@@ -207,7 +204,11 @@ def compare(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="The joint run folder to write. Default: reports/compare-<run names>."),
+        typer.Option(
+            parser=named_path,
+            metavar="<path>",
+            help="The joint run folder to write. Default: reports/compare-<run names>.",
+        ),
     ] = None,
     baseline: Annotated[
         str | None,
@@ -258,9 +259,23 @@ def explain(
 
     explanation = explain_run(run, cell, prompt, seed)
     if as_json:
-        typer.echo(json.dumps(explanation.as_data(), ensure_ascii=False, indent=1))
+        typer.echo(printable(json.dumps(explanation.as_data(), ensure_ascii=False, indent=1)))
     else:
         print_explanation(explanation, display.console)
+
+
+@app.command(rich_help_panel=ANALYZE)
+def verify(run: RunFolderArgument) -> None:
+    """Check a run's files against its records. Exit code 1 if one is missing, changed or extra."""
+    from autolora_eval import _display as display
+    from autolora_eval.analysis.verification import verify as verify_run
+
+    found = verify_run(run)
+    for finding in found:
+        display.show_path(*finding)
+    if found:
+        raise typer.Exit(1)
+    display.show_path("verified", run)
 
 
 @app.command(rich_help_panel=ANALYZE)
@@ -305,7 +320,7 @@ def methods(
 
     found = listed_as(names, [Path.cwd()]) if names else list(catalogue())
     if as_json:
-        typer.echo(display.methods_as_json(found))
+        typer.echo(printable(display.methods_as_json(found)))
     elif names or verbose:
         display.show_method_details(found)
     else:
@@ -332,15 +347,14 @@ def check(
     ] = "sdxl",
 ) -> None:
     """Check a guider's behaviour on a tiny random model. Exit code 1 if a check fails."""
-    from rich.console import Console
-
     from autolora_eval import _display as display
     from autolora_eval._devices import quiet_libraries
+    from autolora_eval._terminal import SafeConsole
 
     with quiet_libraries():
         from autolora_eval.guider_checks.runner import check_command
 
-        progress = Console(stderr=True)
+        progress = SafeConsole(stderr=True)
         passed = check_command(guider, parameter or [], model, display.console, progress)
     if not passed:
         raise typer.Exit(1)
@@ -374,25 +388,13 @@ def main() -> None:
     """
     try:
         app()
-    except AutoLoRAEvalError as error:
-        _exit(error, str(error), error.exit_code)
     except SystemExit as error:
-        if error.code == INTERRUPTED:  # typer exits silently on Ctrl-C
-            _print_error("interrupted. Finished work is kept: run the same command to resume.")
+        if error.code == 130:  # Ctrl-C, at which typer exits silently
+            print_error("interrupted. Finished work is kept: run the same command to resume.")
         raise
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        _exit(error, f"{message}\nTo see the traceback, run: autolora-eval --debug …", 1)
-
-
-def _exit(error: Exception, message: str, code: int) -> None:
-    if os.environ.get(DEBUG):
-        traceback.print_exception(error)
-    else:
-        _print_error(message)
-    sys.exit(code)
-
-
-def _print_error(message: str) -> None:
-    typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+        if os.environ.get(DEBUG):
+            traceback.print_exception(error)
+        else:
+            print_error(failure_message(error))
+        sys.exit(getattr(error, "exit_code", 1))

@@ -15,6 +15,7 @@ from autolora_eval.analysis.tables import write_tables
 from autolora_eval.config.plan import Plan
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings, planned_manifest
 from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.runs.checksums import checksums
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import cell_images
 from autolora_eval.runs.manifest import RunManifest
@@ -90,7 +91,7 @@ def tables(plan: Plan, folder: RunFolder, judge: str | None = KEY) -> CountsReco
     manifest = write_manifest(plan, folder, judge)
     metrics = list(plan.benchmark.diversity.values())
     counts = write_tables(manifest, folder, metrics, plan.benchmark.published)
-    folder.update_manifest(counts=counts)
+    folder.update_manifest(counts=counts, checksums=checksums(folder, manifest))
     return counts
 
 

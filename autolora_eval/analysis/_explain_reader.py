@@ -9,9 +9,8 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
 
-from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
+from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import Json, path_inside, sha256_file
 from autolora_eval._text import join_names
 from autolora_eval.analysis.cell_estimates import BoundMetric, References, diversity_of
@@ -111,13 +110,7 @@ class RunReader:
         file = self.run.folder.features(cell)
         if not file.is_file():
             return None
-        try:
-            return scored_features(self.run.folder, self.images(cell))[cell]
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise AutoLoRAEvalError(
-                f"Cannot read features from '{file}': {error}. Delete the file and run: "
-                f"autolora-eval score {self.run.folder.path}"
-            ) from error
+        return scored_features(self.run.folder, self.images(cell))[cell]
 
     def unit_vectors(self, cell: str, image_ids: Iterable[str]) -> dict[str, Floats]:
         """Return the normalized features, float64 [D], of those images that have any."""

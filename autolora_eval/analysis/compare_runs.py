@@ -28,6 +28,7 @@ from autolora_eval.analysis.compatibility import (
     without_baseline,
 )
 from autolora_eval.analysis.tables import write_tables
+from autolora_eval.runs.checksums import checksums
 from autolora_eval.runs.folder import RunFolder, rows_of_images
 from autolora_eval.runs.manifest import ImageJob, RunManifest, hash_prompts
 from autolora_eval.runs.records import (
@@ -91,7 +92,7 @@ def join_runs(
 
     def finish(partial: RunFolder) -> None:
         counts = write_tables(partial.read_manifest(), partial, list(installed.values()))
-        partial.update_manifest(counts=counts)
+        partial.update_manifest(counts=counts, checksums=checksums(partial, manifest))
         write_report(partial)
 
     _write_whole(manifest, sources, folder, finish, write_report)

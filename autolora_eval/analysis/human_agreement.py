@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from autolora_eval._errors import UsageError
-from autolora_eval._files import sha256_file, write_text
+from autolora_eval._files import sha256_file
 from autolora_eval.analysis.estimates import (
     Indices,
     Interval,
@@ -27,6 +27,7 @@ from autolora_eval.analysis.reliability import (
     krippendorff_alpha,
     sampling_units,
 )
+from autolora_eval.runs.csv_file import write_csv
 from autolora_eval.runs.folder import Run
 from autolora_eval.runs.records import AgreementRecord
 from autolora_eval.scoring.diversity import Floats
@@ -194,8 +195,7 @@ def write_agreement(run: Run, ratings: Path) -> HumanAgreement:
         UsageError: if the run has no judge, or the ratings do not fit the run. Nothing is written.
     """
     found = agreement(run, ratings)
-    text = found.table.to_csv(index=False, float_format="%.12g", lineterminator="\n")
-    write_text(run.folder.agreement, text)
+    write_csv(run.folder.agreement, found.table, "%.12g")
     record = AgreementRecord(
         ratings_file=ratings.name,
         ratings_sha256=sha256_file(ratings),

@@ -10,7 +10,7 @@ import krippendorff
 import numpy as np
 import pandas as pd
 
-from autolora_eval._files import Json, write_text
+from autolora_eval._files import Json
 from autolora_eval.analysis.estimates import (
     Indices,
     Interval,
@@ -18,6 +18,7 @@ from autolora_eval.analysis.estimates import (
     no_interval,
     unit_members,
 )
+from autolora_eval.runs.csv_file import write_csv
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.scoring.diversity import Floats
@@ -210,7 +211,7 @@ def write_reliability(manifest: RunManifest, folder: RunFolder, scores: pd.DataF
     judge = manifest.judge
     table = reliability(folder, scores, manifest.score_columns, judge.key, judge.repeats)
     for path, frame in ((folder.reliability, table), (folder.unscored, unscored_by_reason(scores))):
-        write_text(path, frame.to_csv(index=False, float_format="%.12g", lineterminator="\n"))
+        write_csv(path, frame, "%.12g")
 
 
 def reliability(

@@ -7,13 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from autolora_eval._files import Json, write_text
+from autolora_eval._files import Json
+from autolora_eval.runs.csv_file import write_csv
 from autolora_eval.runs.feature_file import CellFeatures, read_features
 from autolora_eval.runs.folder import RunFolder, rows_of_images
 from autolora_eval.runs.images import SECONDS, CellImage, cell_images
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import CellRecord
 from autolora_eval.scoring.judgement_store import judgements_by_image
+from autolora_eval.scoring.reply import parse_reply
+from autolora_eval.scoring.rubric import Rubric
 
 NOT_JUDGED = "not_judged"
 MISSING = "missing_image"
@@ -54,11 +57,28 @@ def cell_judgements(
     judge = manifest.judge
     if judge is None:
         return {}
-    found = judgements_by_image(folder.judgements(cell), judge.key)
+    found, rubric = judgements_by_image(folder.judgements(cell), judge.key), rubric_of(manifest)
     return {
-        image: [row for row in rows if row["repeat"] < judge.repeats]
+        image: [as_said(row, rubric) for row in rows if row["repeat"] < judge.repeats]
         for image, rows in found.items()
     }
+
+
+def rubric_of(manifest: RunManifest) -> Rubric | None:
+    """Return the rubric of a run; None without a judge, or if its text is not recorded."""
+    found = manifest.rubric
+    return None if found is None or not found.text else Rubric.model_validate(found.model_dump())
+
+
+def as_said(row: Json, rubric: Rubric | None) -> Json:
+    """Return a judgement whose scores are those of the judge's words, not of the copy beside them.
+
+    A judgement without scores has none, whatever was said.
+    """
+    if rubric is None or row["scores"] is None:
+        return row
+    said = parse_reply(str(row["raw"] or ""), rubric)
+    return row | {"scores": said.scores, "reason": said.reason}
 
 
 def _row(
@@ -161,7 +181,7 @@ def write_timings(manifest: RunManifest, folder: RunFolder) -> None:
             }
         )
     frame = pd.DataFrame(rows)
-    write_text(folder.timings, frame.to_csv(index=False, float_format="%.4g", lineterminator="\n"))
+    write_csv(folder.timings, frame, "%.4g")
 
 
 def one_type_a_column(frame: pd.DataFrame) -> pd.DataFrame:

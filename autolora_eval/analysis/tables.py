@@ -32,6 +32,7 @@ from autolora_eval.analysis.scores import (
 from autolora_eval.analysis.sentences import with_sentences
 from autolora_eval.analysis.table_layout import Results, choose_layout
 from autolora_eval.analysis.table_text import latex, markdown
+from autolora_eval.runs.csv_file import write_csv
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import CellRecord, CountsRecord
@@ -211,7 +212,7 @@ def _write_frames(
     }
     for target, frame in frames.items():
         # 12 digits: more than any measurement here has, and stable under a last bit's change.
-        write_text(target, frame.to_csv(index=False, float_format="%.12g", lineterminator="\n"))
+        write_csv(target, frame, "%.12g")
 
 
 def _write_readable(

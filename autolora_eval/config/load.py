@@ -52,9 +52,17 @@ def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
         UsageError: if anything is wrong; one line per problem: file, line, key, value, and what was
             expected.
     """
-    document = read_yaml(find_benchmark(benchmark))
-    spec = _validated(document)
-    return _Resolver(document, spec).resolve()
+    return _Resolver(*read_spec(find_benchmark(benchmark))).resolve()
+
+
+def read_spec(file: Path) -> tuple[YamlFile, Benchmark]:
+    """Read a benchmark file without looking up what it names.
+
+    Raises:
+        UsageError: if it cannot be read, or does not fit the schema.
+    """
+    document = read_yaml(file)
+    return document, _validated(document)
 
 
 def find_benchmark(benchmark: str | Path) -> Path:

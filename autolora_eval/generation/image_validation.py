@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from autolora_eval._files import Json, write_text
+from autolora_eval._files import Json
 from autolora_eval.generation.image_listing import ImageRecord
 from autolora_eval.generation.image_matching import Matching
+from autolora_eval.runs.csv_file import write_csv
 from autolora_eval.runs.images import MAX_BYTES, ImageError, as_rgb, opened, single_colour
 from autolora_eval.runs.manifest import ImageJob
 
@@ -248,4 +249,4 @@ def write_issues(path: Path, issues: list[ImageIssue]) -> None:
 
     frame = pd.DataFrame(issues, columns=list(ImageIssue._fields))
     frame["seed"] = frame["seed"].astype("Int64")
-    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+    write_csv(path, frame)

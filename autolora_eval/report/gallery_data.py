@@ -10,6 +10,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, truncate
 from autolora_eval.analysis.metric_columns import Metric
+from autolora_eval.analysis.scores import as_said, rubric_of
 from autolora_eval.report.run_view import (
     NAME_LENGTH,
     REASON_LENGTH,
@@ -173,6 +174,7 @@ class Replies:
     def __init__(self, view: RunView) -> None:
         self._view = view
         self._key = view.manifest.judge_key
+        self._rubric = rubric_of(view.manifest)
         self._cells: dict[str, ByImage | str] = {}
 
     def of_image(self, row: Row) -> list[ShownReply]:
@@ -204,7 +206,8 @@ class Replies:
         """Return a cell's judgements by image, or why they cannot be read."""
         folder = self._view.run.folder
         try:
-            return _by_image(JudgementFile(folder.judgements(cell)).rows(self._key))
+            rows = JudgementFile(folder.judgements(cell)).rows(self._key)
+            return _by_image(as_said(row, self._rubric) for row in rows)
         except (AutoLoRAEvalError, OSError, ValueError, LookupError, TypeError) as error:
             message = (str(error).splitlines() or [type(error).__name__])[0]
             return say.unreadable(_file(cell), truncate(message, REASON_LENGTH))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import content_hash, sha256_bytes
 
 Matrix = npt.NDArray[np.float32]
 
@@ -51,11 +54,29 @@ class CellFeatures:
         )
 
 
+def checksum(rows: Mapping[str, object], matrix: Matrix) -> str:
+    """Return the checksum of features and of what the file says of them."""
+    return content_hash({**rows, "checksum": sha256_bytes(matrix.tobytes())})
+
+
 def read_features(path: Path) -> CellFeatures:
-    """Read a cell's features: tensor `features`, and their images in the metadata's `rows`."""
-    with safe_open(path, framework="np") as file:
-        rows = json.loads(file.metadata()["rows"])
-        matrix = file.get_tensor("features")
+    """Read a cell's features: tensor `features`, and their images in the metadata's `rows`.
+
+    Raises:
+        AutoLoRAEvalError: if the file is damaged, or was changed after it was written.
+        FileNotFoundError: if there is none.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            rows = json.loads(file.metadata()["rows"])
+            matrix = file.get_tensor("features")
+        if rows["checksum"] != checksum(rows, matrix):
+            raise ValueError("they are not those of its checksum")
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise AutoLoRAEvalError(
+            f"Cannot read features from '{path}': {error}. Delete the file and run: "
+            f"autolora-eval score {path.parent.parent}"
+        ) from error
     return CellFeatures(
         ids=rows["image_ids"],
         sha256=rows["sha256"],

@@ -14,18 +14,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._files import Json, iterate_jsonl, path_inside, write_json
+from autolora_eval._files import Json, iterate_jsonl, path_inside, sha256_file, write_json
+from autolora_eval.runs.csv_file import read_csv
 from autolora_eval.runs.manifest import FORMAT_VERSION, RunManifest
 from autolora_eval.runs.records import CellRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# A method may be called 'NA' or 'None': in text columns only an empty field is null.
-_TEXT_COLUMNS = (
-    *("cell", "model", "method", "baseline", "baseline_cell", "metric", "unit", "prompt"),
-    *("reason", "sentence", "score", "compared", "statistic"),
-)
 # The names in these rows become paths.
 _OF_A_ROW = (
     ("file_name", r"[A-Za-z0-9+_][A-Za-z0-9+._-]{0,79}/[0-9]{1,20}\.png", "FOLDER/SEED.png"),
@@ -139,6 +135,14 @@ class RunFolder:
     def agreement(self) -> Path:
         """How far the judge agrees with people, one row a score and statistic."""
         return self._at("agreement.csv")
+
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        """Tables that commands read or people share; some runs lack some."""
+        return (
+            *(self.scores, self.table("parquet"), self.table("csv"), self.diversity),
+            *(self.comparisons, self.timings, self.reliability, self.unscored),
+        )
 
     @property
     def figures(self) -> Path:
@@ -289,34 +293,40 @@ class Run:
     @cached_property
     def diversity(self) -> pd.DataFrame:
         """One row per cell and prompt."""
-        return _read_csv(self.folder.diversity)
+        return read_csv(self.folder.diversity)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         """One row per cell and metric, against the baseline."""
-        return _read_csv(self.folder.comparisons)
+        return read_csv(self.folder.comparisons)
 
     @cached_property
     def timings(self) -> pd.DataFrame:
         """One row per cell."""
-        return _read_csv(self.folder.timings)
+        return read_csv(self.folder.timings)
 
     @cached_property
     def reliability(self) -> pd.DataFrame | None:
         """One row per cell and score; None without a judge."""
-        return _read_csv(self.folder.reliability) if self.folder.reliability.is_file() else None
+        return read_csv(self.folder.reliability) if self.folder.reliability.is_file() else None
 
     @cached_property
     def agreement(self) -> pd.DataFrame | None:
         """One row per score and statistic; None unless human ratings were compared."""
-        return _read_csv(self.folder.agreement) if self.folder.agreement.is_file() else None
+        return read_csv(self.folder.agreement) if self.folder.agreement.is_file() else None
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    import pandas as pd
+def output_folder(path: str | Path) -> RunFolder:
+    """Return the run folder at a path.
 
-    types = dict.fromkeys(_TEXT_COLUMNS, str)
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=types)
+    Raises:
+        UsageError: a file is there, or on the way to it.
+    """
+    for place in (Path(path), *Path(path).parents):
+        if (place.exists() or place.is_symlink()) and not place.is_dir():
+            what = "a file" if place.exists() else "a link to nothing"
+            raise UsageError(f"'{place}' is {what}, not a run folder. Name another --output.")
+    return RunFolder(Path(path))
 
 
 def open_run(path: str | Path) -> Run:
@@ -326,7 +336,7 @@ def open_run(path: str | Path) -> Run:
         path: the run folder.
 
     Raises:
-        UsageError: if it is not a run folder, or the run has no table yet.
+        UsageError: if it is not a run folder, the run has no table yet, or a table was edited.
     """
     folder = RunFolder(Path(path))
     manifest = folder.read_manifest()
@@ -335,7 +345,26 @@ def open_run(path: str | Path) -> Run:
             f"'{path}' has no table yet: the run was interrupted. "
             f"Finish it with: autolora-eval run {folder.benchmark_file()} --output {path}"
         )
+    _refuse_edited(folder, manifest)
     run = Run(folder, manifest)
     # Read now: a later command may write other tables into the folder.
     _ = run.scores, run.diversity, run.table, run.comparisons
     return run
+
+
+def _refuse_edited(folder: RunFolder, manifest: RunManifest) -> None:
+    """Refuse tables that are not those that were written."""
+    edited = [
+        file.name
+        for file in folder.tables
+        if (sha256 := manifest.checksums.get(file.name)) is not None
+        and (not file.is_file() or sha256_file(file) != sha256)
+    ]
+    if edited:
+        command = f"autolora-eval score {folder.path}"
+        if manifest.compared is not None:
+            command = "autolora-eval compare, with the compared runs"
+        raise UsageError(
+            f"'{folder.path}': {', '.join(edited)} was changed after scoring. Write the tables "
+            f"again with: {command}"
+        )

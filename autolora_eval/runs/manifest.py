@@ -88,6 +88,8 @@ class RunManifest(Record):
         features: None before features are extracted.
         judge: None without a judge, or before it has judged.
         counts: None before the tables are written.
+        checksums: by file, the SHA-256 of tables and of what they come from, when they were
+            written.
         agreement: None unless human ratings were compared.
         compared: by label, the runs of a comparison.
         differences: what the runs of a comparison differ in.
@@ -117,6 +119,7 @@ class RunManifest(Record):
     features: FeaturesRecord | None = None
     judge: JudgeRecord | None = None
     counts: CountsRecord | None = None
+    checksums: dict[str, str] = Field(default_factory=dict)
     agreement: AgreementRecord | None = None
     compared: dict[str, ComparedRun] | None = None
     differences: list[DifferenceRecord] = Field(default_factory=list)

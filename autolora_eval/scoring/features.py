@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from autolora_eval._devices import choose_device, quiet_libraries
@@ -20,7 +19,7 @@ from autolora_eval._files import Json, atomic_write, content_hash
 from autolora_eval._identity import identity
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import Source, first_line
-from autolora_eval.runs.feature_file import read_features
+from autolora_eval.runs.feature_file import checksum, read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image, reduced
 from autolora_eval.runs.manifest import RunManifest
@@ -177,7 +176,7 @@ def _known(path: Path, key: str) -> Rows:
     """Return the rows on disk that this extractor made; none if the file is damaged."""
     try:
         features = read_features(path)
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError):
+    except (FileNotFoundError, AutoLoRAEvalError):
         return {}
     return features.rows() if features.key == key else {}
 
@@ -228,12 +227,13 @@ def _write(
     present = [i for i in images if not i.problem and (i.id, i.sha256) in known]
     vectors = [known[image.id, str(image.sha256)] for image in present]
     matrix = np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
-    rows = {
+    rows: Json = {
         "image_ids": [image.id for image in present],
         "sha256": [image.sha256 for image in present],
         "failed": failed,
         "extractor_key": key,
     }
+    rows["checksum"] = checksum(rows, matrix)
     # One entry: safetensors writes several in random order, and the same run should give the
     # same bytes.
     with atomic_write(path) as temporary:

@@ -215,7 +215,8 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: 
         "expected": expected,
         "reason": reason,
         "detail": None if reply.detail is None else _encodable(reply.detail),
-        "raw": None if raw is None else raw[:MAX_REPLY],
+        # Whole if it is scored: tables are made from the judge's words.
+        "raw": raw if raw is None or scores is not None else raw[:MAX_REPLY],
         "model": _encodable(reply.model)[:MAX_MODEL_NAME],
         "latency_seconds": round(reply.latency, 4),
         "image": reply.sent,

@@ -1,0 +1,48 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def named_path(text: str) -> Path:
+    """Return a path; an empty one, of a variable that is not set, would be this folder."""
+    if not text.strip():
+        raise typer.BadParameter("expected the name of a folder (got an empty text).")
+    return Path(text)
+
+
+BenchmarkOrRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="BENCHMARK",
+        help="A benchmark file, the name of a shipped benchmark such as 'quickstart', or a run "
+        "folder.",
+    ),
+]
+
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        parser=named_path,
+        metavar="<path>",
+        help="The run folder to write. Default: reports/<benchmark name>.",
+    ),
+]
+LimitPrompts = Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")]
+LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Use only the first N seeds.")]
+RunFolderArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+NoCode = Annotated[
+    bool,
+    typer.Option(
+        "--no-code",
+        help="For a file of someone else: import and start nothing, and list what a run would "
+        "import, start, read, fetch, send and write.",
+    ),
+]
