@@ -103,6 +103,18 @@ def free_memory() -> None:
             torch.cuda.empty_cache()
 
 
+# torch raises a RuntimeError with one of these where it has no OutOfMemoryError: on mps and a CPU.
+_PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a device had no memory left."""
+    text = str(error).lower()
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and any(phrase in text for phrase in _PHRASES)
+    )
+
+
 def package_versions() -> dict[str, str]:
     """Return the installed versions of the packages that decide numbers."""
     versions = {}

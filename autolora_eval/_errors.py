@@ -1,9 +1,11 @@
-"""The two ways a command can fail, and how a misspelt word is answered."""
+"""The two ways a command can fail, how a misspelt word is answered, and what an error holds."""
 
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from types import FrameType
 
 
 class AutoLoRAEvalError(Exception):
@@ -45,3 +47,24 @@ def did_you_mean(word: str, known: Iterable[str], *, or_list: bool = True) -> st
     if near:
         return f" Did you mean '{lowered[near[0]]}'?"
     return f" Known: {', '.join(choices)}." if choices and or_list else ""
+
+
+def release_frames(error: BaseException | None) -> None:
+    """Clear the local variables that an error and its causes keep alive.
+
+    They are those of the functions in its traceback, and of their callers where these have ended.
+    A kept error otherwise keeps the pipeline that raised it, and the next one would need twice the
+    memory. The lines of the traceback remain.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        for outermost, _ in traceback.walk_tb(error.__traceback__):
+            frame: FrameType | None = outermost
+            while frame is not None:
+                try:
+                    frame.clear()
+                except RuntimeError:  # it is running, and so are its callers
+                    break
+                frame = frame.f_back
+        error = error.__cause__ or error.__context__

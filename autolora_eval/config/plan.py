@@ -186,7 +186,7 @@ def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> N
     """Two names for one computation, or one folder for two, would make a table that misleads."""
     seen: dict[str, Cell] = {}
     for cell in cells:
-        model = cell.model.spec.model_dump(mode="json")
+        model = cell.model.spec.model_dump(mode="json", exclude={"offload"})
         found = (cell.model.pipeline.location, cell.model.lora.location)
         model["pipeline"], model["lora"]["path"] = found  # "lora" and "./lora" are the same path
         rule = cell.method.definition.identity

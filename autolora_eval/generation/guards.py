@@ -6,7 +6,6 @@ the image of a broken guider, or of a model that a guider has changed, looks lik
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -138,16 +137,3 @@ class ModelDriftCheck:
 
 def _max_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).abs().max())
-
-
-def release_frames(error: BaseException | None) -> None:
-    """Clear the local variables in the traceback of an error and of its causes.
-
-    The frames of a kept exception otherwise keep alive the pipeline that raised it, and loading
-    it again would need twice the memory. The lines of the traceback remain.
-    """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from autolora_eval._devices import free_memory, quiet_libraries
-from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._devices import free_memory, is_out_of_memory, quiet_libraries
+from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._progress import Advance
 from autolora_eval.config.plan import Cell
 from autolora_eval.config.resolved import ResolvedModel
@@ -19,7 +19,6 @@ from autolora_eval.generation.guards import (
     ModelDriftCheck,
     UnusableImageError,
     UnusablePredictionError,
-    release_frames,
 )
 from autolora_eval.generation.sampler_backend import failure_reason
 from autolora_eval.guidance.method import GuiderMethod
@@ -67,11 +66,10 @@ class GuidedModel:
             AutoLoRAEvalError: if a built-in method fails, or a guider changed library code, which
                 loading the model again cannot undo. Finished images are kept.
         """
-        drift_check: ModelDriftCheck | None = None
+        third_party = any(dataset.cell.method.definition.code for dataset, _ in todo)
+        drift_check = ModelDriftCheck(self._sample_fixed_noise) if third_party else None
         self._encode_prompts(todo)
         for dataset, jobs in todo:
-            if dataset.cell.method.definition.code and drift_check is None:
-                drift_check = ModelDriftCheck(self._sample_fixed_noise)
             try:
                 self._fill(dataset, jobs, drift_check, advance)
             except GuiderFailedError as error:
@@ -177,7 +175,7 @@ def sample_batch(
     except UnusableImageError as error:
         raise _shows_nothing(cell, filled[error.index], pipeline.denoiser, error) from error
     except (Exception, SystemExit) as error:
-        if not rule.code or isinstance(error, AutoLoRAEvalError):
+        if not rule.code or isinstance(error, AutoLoRAEvalError) or is_out_of_memory(error):
             raise
         raise GuiderFailedError(
             f"cell '{cell.id}': the guider '{rule.name}' failed: {failure_reason(error)}. For the "

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from autolora_eval._devices import quiet_libraries
+from autolora_eval._devices import is_out_of_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance
 from autolora_eval.generation.dataset import ImageDataset
@@ -91,6 +91,8 @@ class SampledCell:
             except AutoLoRAEvalError:
                 raise  # the model cannot be loaded: no sampler can run
             except (Exception, SystemExit) as error:  # exit(0) would end the run as a success
+                if is_out_of_memory(error):
+                    raise
                 self.first_error = self.first_error or error
                 self.failures[job.file] = failure_reason(error)
             advance(1)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from autolora_eval._devices import choose_device, choose_dtype, free_memory
-from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._devices import choose_device, choose_dtype, free_memory, is_out_of_memory
+from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._files import Json, content_hash
 from autolora_eval._identity import identity, lora_identity
 from autolora_eval._progress import Advance, Progress
@@ -18,6 +18,7 @@ from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.image_import import ImageImport
+from autolora_eval.generation.out_of_memory import out_of_memory
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import ImageJob
 from autolora_eval.runs.records import ImageSetRecord
@@ -86,20 +87,20 @@ def generate(
             cells = [cell for cell in work if cell.jobs and cell.model == model.name]
             sampled = [cell for cell in cells if cell.kind == "sampler"]
             guided = [cell for cell in cells if cell.kind == "guider"]
-            if sampled:
-                failures += _run_samplers(sampled, device, dtype, result, advance)
-            if guided:
-                import torch
-
-                from autolora_eval.generation.guider_backend import GuidedModel
-
-                where, precision = torch.device(device), getattr(torch, dtype)
-                backend = GuidedModel(model, where, precision, spec.batch_size)
-                result.models[model.name] |= _describe(backend.pipeline)
-                backend.make([(cell.dataset, cell.jobs) for cell in guided], advance)
-                failures += backend.failed
-                del backend
-                free_memory()
+            for own, run, batch_size in (
+                (sampled, _run_samplers, 1),
+                (guided, _run_guiders, spec.batch_size),
+            ):
+                try:
+                    if own:
+                        failures += run(model, own, device, dtype, batch_size, result, advance)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    failures.append(out_of_memory(model, device, dtype, batch_size))
+                for failure in failures:
+                    release_frames(failure)
+                free_memory()  # outside of the clause, whose exception holds the model
     if failures:
         messages = "\n".join(map(str, failures))
         raise AutoLoRAEvalError(
@@ -224,9 +225,11 @@ def _import_images(work: Sequence[_CellWork], result: GenerationResult, advance:
 
 
 def _run_samplers(
+    model: ResolvedModel,
     work: Sequence[_CellWork],
     device: str,
     dtype: str,
+    batch_size: int,  # one image is made at a time
     result: GenerationResult,
     advance: Advance,
 ) -> list[AutoLoRAEvalError]:
@@ -242,11 +245,33 @@ def _run_samplers(
     for cells in by_method.values():
         pipeline = run_sampler(cells, torch.device(device), getattr(torch, dtype), advance)
         if pipeline.is_loaded:
-            result.models[cells[0].dataset.cell.model.name] |= _describe(pipeline.loaded)
+            result.models[model.name] |= _describe(pipeline.loaded)
         del pipeline
+        for cell in cells:
+            release_frames(cell.first_error)
         free_memory()
     failures = (cell.failure() for cells in by_method.values() for cell in cells)
     return [failure for failure in failures if failure is not None]
+
+
+def _run_guiders(
+    model: ResolvedModel,
+    work: Sequence[_CellWork],
+    device: str,
+    dtype: str,
+    batch_size: int,
+    result: GenerationResult,
+    advance: Advance,
+) -> list[AutoLoRAEvalError]:
+    """Make the missing images of one model's guiders; return the failures of cells."""
+    import torch
+
+    from autolora_eval.generation.guider_backend import GuidedModel
+
+    backend = GuidedModel(model, torch.device(device), getattr(torch, dtype), batch_size)
+    result.models[model.name] |= _describe(backend.pipeline)
+    backend.make([(cell.dataset, cell.jobs) for cell in work], advance)
+    return list(backend.failed)
 
 
 def _describe(pipeline: LoraPipeline) -> Json:

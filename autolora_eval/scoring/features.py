@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from safetensors.numpy import save_file
 
-from autolora_eval._devices import choose_device, quiet_libraries
+from autolora_eval._devices import choose_device, is_out_of_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, atomic_write, content_hash
 from autolora_eval._identity import identity
@@ -201,8 +201,16 @@ def _extract(
             except ImageError as error:
                 failed[image.id] = str(error)
         if opened:
-            with quiet_libraries():
-                vectors = extractor()([picture for _, picture in opened])
+            try:
+                with quiet_libraries():
+                    vectors = extractor()([picture for _, picture in opened])
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise AutoLoRAEvalError(
+                    f"the extractor '{known[0]}' ran out of memory with features.batch_size "
+                    f"{batch_size}. Lower it, and run the same command again."
+                ) from None
             _check_length(vectors.shape[1], *known)
             for (image, _), vector in zip(opened, vectors, strict=True):
                 rows[image.id, str(image.sha256)] = vector

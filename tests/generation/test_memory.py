@@ -1,0 +1,139 @@
+"""One model at a time is in memory, whatever failed; and the message if it does not fit."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_models import TinyModel, make_lora
+
+from autolora_eval._devices import is_out_of_memory
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._progress import Progress
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.generation.stage import generate
+from autolora_eval.runs.folder import RunFolder
+
+pytestmark = pytest.mark.model
+
+FAULTY = '''
+from diffusers.guiders import ClassifierFreeGuidance
+
+
+class Raises(ClassifierFreeGuidance):
+    """Fails in the middle of a pass."""
+
+    def prepare_models(self, denoiser):
+        raise ValueError("this guider fails")
+
+
+def sampler(prompt, seed, model):
+    pipeline = model.pipeline
+    raise ValueError(f"this sampler fails with {type(pipeline).__name__}")
+'''
+
+
+@pytest.fixture
+def tiny(sdxl: Path, tmp_path: Path) -> TinyModel:
+    file = tmp_path / "lora.safetensors"
+    return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
+
+
+def plan_of(tiny: TinyModel, folder: Path, methods: dict, **changes: object) -> Plan:
+    models = {
+        name: {
+            "pipeline": str(tiny.pipeline),
+            "lora": {"path": str(tiny.lora), "scale": scale},
+            "num_inference_steps": 1,
+        }
+        for name, scale in {"first": 1.0, "second": 0.5}.items()
+    }
+    content = {
+        "name": "tiny",
+        "prompts": ["a red cat"],
+        "seeds": {"count": 2},
+        "models": models,
+        "methods": methods,
+        "features": {"model": "miniature:dinov2"},
+        "batch_size": 2,
+    } | changes
+    file = folder / "benchmark.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return make_plan(load_benchmark(file))
+
+
+def test_a_model_is_freed_before_the_next_is_loaded_though_errors_of_it_are_kept(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "faulty_memory.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    methods = {
+        "CFG": {"guider": "cfg"},
+        "Raises": {"guider": "faulty_memory.Raises"},
+        "Sampler": {"sampler": "faulty_memory.sampler"},
+    }
+    load, loaded, alive = LoraPipeline.load, [], []
+
+    def watched(*args) -> LoraPipeline:
+        alive.append(sum(one() is not None for one in loaded))
+        pipeline = load(*args)
+        loaded.extend(
+            weakref.ref(part) for part in (pipeline, pipeline.denoiser, pipeline.pipe.vae)
+        )
+        return pipeline
+
+    monkeypatch.setattr(LoraPipeline, "load", watched)
+    with pytest.raises(AutoLoRAEvalError, match="this guider fails") as caught:
+        generate(plan_of(tiny, tmp_path, methods), RunFolder(tmp_path / "run"), Progress())
+    assert alive == [0, 0, 0, 0]  # a sampler and the guiders, of two models
+    assert "this sampler fails" in str(caught.value)
+    gc.collect()
+    assert not any(one() is not None for one in loaded)
+
+
+@pytest.mark.parametrize("third_party", [False, True])
+def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
+    tiny, tmp_path, monkeypatch, third_party
+) -> None:
+    (tmp_path / "own_memory.py").write_text(
+        "from diffusers.guiders import ClassifierFreeGuidance\n\n\n"
+        'class Own(ClassifierFreeGuidance):\n    """CFG."""\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    methods = {"CFG": {"guider": "own_memory.Own" if third_party else "cfg"}}
+    sample, made = LoraPipeline.sample, []
+
+    def too_large(self, prompts, *args, **kwargs):
+        made.append(len(prompts))
+        if len(prompts) == 2 and made.count(2) == 2:  # the second batch of the first model
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+        return sample(self, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(LoraPipeline, "sample", too_large)
+    plan = plan_of(tiny, tmp_path, methods, prompts=["a red cat", "two dogs"])
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        generate(plan, folder, Progress())
+    assert str(caught.value) == (
+        "the model 'first' ran out of memory on 'cpu': 32 × 32 pixels, batch_size 2, float32, "
+        "offload none (this takes an estimated 0.0 GiB). Try 'offload: auto' for the model. "
+        "offload changes no image; another batch_size makes all images anew. Finished images are "
+        "kept.\n"
+        "Everything else finished. Fix the problem and re-run the same command."
+    )
+    counts = [len(list(folder.images(cell.id).rglob("*.png"))) for cell in plan.cells]
+    assert counts == [2, 4]
+    assert generate(plan, folder, Progress()).made == 2
+
+
+def test_what_other_devices_say_is_out_of_memory_too() -> None:
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
