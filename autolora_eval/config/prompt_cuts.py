@@ -155,9 +155,9 @@ def _clip_tokenizer(vocabulary: str, merges: str) -> Tokenizer:
         ]
     )
     tokenizer.add_special_tokens([_START, _END])
-    start, end = (tokenizer.token_to_id(token) for token in (_START, _END))
+    ids = tokenizer.get_vocab()
     tokenizer.post_processor = processors.RobertaProcessing(
-        (_END, end), (_START, start), trim_offsets=False, add_prefix_space=False
+        (_END, ids[_END]), (_START, ids[_START]), trim_offsets=False, add_prefix_space=False
     )
     return tokenizer
 

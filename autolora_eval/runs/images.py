@@ -143,9 +143,9 @@ def open_image(path: Path) -> Image.Image:
 
 def single_colour(image: Image.Image) -> tuple[int, ...] | None:
     """Return the only colour of an RGB image, such as (0, 0, 0); None if it has several."""
-    extremes = as_rgb(image).getextrema()
-    colour = tuple(int(low) for low, _ in extremes)
-    return colour if colour == tuple(int(high) for _, high in extremes) else None
+    colours = as_rgb(image).getcolors(1)  # None if there are more
+    colour = colours[0][1] if colours else None
+    return colour if isinstance(colour, tuple) else None
 
 
 def reduced(image: Image.Image) -> Image.Image:
