@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import FrameType
 
 
@@ -21,12 +21,20 @@ class UsageError(AutoLoRAEvalError):
 
 
 class MissingDependencyError(AutoLoRAEvalError):
-    """An optional part of the product is not installed."""
+    """An optional part of the product is not installed.
 
-    def __init__(self, package: str, extra: str) -> None:
+    Args:
+        packages: the package, or several of one extra.
+        extra: the extra that installs them.
+    """
+
+    def __init__(self, packages: str | Sequence[str], extra: str) -> None:
+        names = [packages] if isinstance(packages, str) else packages
+        listed = ", ".join(f"'{name}'" for name in names)
+        subject, them = ("The package", "it") if len(names) == 1 else ("The packages", "them")
         super().__init__(
-            f"The package '{package}' is not installed, and this step needs it. "
-            f"Install it with: pip install 'autolora-eval[{extra}]'"
+            f"{subject} {listed} {'is' if len(names) == 1 else 'are'} not installed, and this step "
+            f"needs {them}. Install {them} with: pip install 'autolora-eval[{extra}]'"
         )
 
 

@@ -195,7 +195,7 @@ def _select_cell(reader: RunReader, wanted: str) -> str:
 
 
 def _select_prompt(prompts: dict[int, str], wanted: str) -> int:
-    if wanted.isdecimal():
+    if wanted.isdecimal() and len(wanted) < 20:  # no number has thousands of digits
         if int(wanted) in prompts:
             return int(wanted)
         raise UsageError(
@@ -205,7 +205,7 @@ def _select_prompt(prompts: dict[int, str], wanted: str) -> int:
         if text == wanted:
             return index
     near = did_you_mean(wanted, prompts.values())
-    raise UsageError(f"The run has no prompt '{wanted}'.{near}")
+    raise UsageError(f"The run has no prompt '{wanted:.200}'.{near}")
 
 
 def recompute(reader: RunReader, cell: str) -> dict[str, float]:

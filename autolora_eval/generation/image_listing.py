@@ -178,9 +178,11 @@ def seed_of(value: object, at: str) -> int | None:
     value = _value(value, at)
     if value is None:
         return None
-    whole = re.fullmatch(r"(\d+)(\.0+)?", str(value).strip())
+    whole = re.fullmatch(r"(\d{1,30})(\.0+)?", str(value).strip())
     if whole is None:
-        raise UsageError(f"images '{at}': seed '{value}' is not a whole number of at least 0.")
+        raise UsageError(
+            f"images '{at}': seed '{value!s:.60}' is not a whole number of at least 0."
+        )
     return int(whole[1])
 
 

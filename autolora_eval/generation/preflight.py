@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from autolora_eval._devices import choose_device, free_memory, quiet_libraries, require
-from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 from autolora_eval._sources import Source, absent, fetched, hub_refusal, in_cache, unreachable
 from autolora_eval.config.inputs import INDEX, TESTED, check_pipeline, pipeline_class
 from autolora_eval.config.plan import Plan
@@ -48,9 +49,9 @@ def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
         output: the run folder.
         judged: whether the images are to be judged too.
     """
-    problems = [text for package in PACKAGES if (text := _try(_package(package)))]
-    if problems:
-        return problems
+    lacking = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+    if lacking:
+        return [str(MissingDependencyError(lacking, "models"))]
     checks = [
         lambda: choose_device(plan.benchmark.spec.device),
         lambda: _extractor(plan),
@@ -77,10 +78,6 @@ def _try(check: Callable[[], object]) -> str | None:
     except AutoLoRAEvalError as error:
         return str(error)
     return None
-
-
-def _package(name: str) -> Callable[[], None]:
-    return lambda: require(name, "models")
 
 
 def _extractor(plan: Plan) -> None:

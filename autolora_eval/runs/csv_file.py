@@ -42,7 +42,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     types = dict.fromkeys(_TEXT_COLUMNS, str)
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=types)
     texts = table.select_dtypes(exclude="number")
-    back = {name: texts[name].map(_unescaped, na_action="ignore") for name in texts}
+    back = {str(name): texts[name].map(_unescaped, na_action="ignore") for name in texts}
     return table.assign(**back).rename(columns=_unescaped)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from command import run_command
+from conftest import ROOT
 
 from autolora_eval import cli
 from autolora_eval._terminal import SafeConsole
@@ -129,3 +132,101 @@ def test_an_output_that_is_no_folder_is_refused(plan: Plan, workplace: Path) -> 
     failed = run_command("generate", plan.benchmark.file, "--output", "")
     assert failed.code == 2
     assert "expected the name of a folder (got an empty" in failed.stderr
+
+
+LONG = "9" * 5000
+
+
+def damaged_manifest(plan: Plan, folder: RunFolder) -> list[object]:
+    folder.manifest.write_text(f'{{"format_version": {LONG}}}')
+    return ["report", folder.path]
+
+
+def long_prompt_index(plan: Plan, folder: RunFolder) -> list[object]:
+    return ["explain", folder.path, plan.cells[0].id, LONG]
+
+
+def damaged_metadata(plan: Plan, folder: RunFolder) -> list[object]:
+    folder.metadata(plan.cells[0].id).write_text(f'{{"seed": {LONG}}}\n')
+    return ["verify", folder.path]
+
+
+def damaged_reply(plan: Plan, folder: RunFolder) -> list[object]:
+    folder.judgements(plan.cells[0].id).write_text(f'{{"repeat": {LONG}}}\n')
+    return ["explain", folder.path, plan.cells[0].id]
+
+
+def cut_features(plan: Plan, folder: RunFolder) -> list[object]:
+    file = folder.features(plan.cells[0].id)
+    file.write_bytes(file.read_bytes()[:-10])
+    return ["explain", folder.path, plan.cells[0].id]
+
+
+def a_folder_for_a_table(plan: Plan, folder: RunFolder) -> list[object]:
+    folder.manifest.unlink()
+    folder.manifest.mkdir()
+    return ["verify", folder.path]
+
+
+def long_seed(plan: Plan, folder: RunFolder) -> list[object]:
+    listing = folder.path.parent / "mine" / "list.csv"
+    listing.parent.mkdir()
+    listing.write_text(f"file_name,prompt,seed\na.png,a cat,{LONG}\n")
+    return ["score", plan.benchmark.file, "--images", listing, "--output", "other"]
+
+
+def long_number_in_yaml(plan: Plan, folder: RunFolder) -> list[object]:
+    file = plan.benchmark.file
+    file.write_text(file.read_text() + f"batch_size: {LONG}\n")
+    return ["plan", file]
+
+
+def cut_lora(plan: Plan, folder: RunFolder) -> list[object]:
+    file = folder.path.parent / "lora" / "style.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    return ["plan", plan.benchmark.file]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (damaged_manifest, "damaged manifest.json"),
+        (long_prompt_index, "The run has no prompt '99999"),
+        (damaged_metadata, "metadata.jsonl:1: not valid JSON"),
+        (damaged_reply, ".jsonl:1: not a judgement"),
+        (cut_features, "Cannot read features from '"),
+        (a_folder_for_a_table, "manifest.json' cannot be used: Is a directory"),
+        (long_seed, "list.csv, row 1': seed '99999"),
+        (long_number_in_yaml, "bench.yaml: not valid YAML"),
+        (cut_lora, "style.safetensors' is cut off"),
+    ],
+)
+def test_bad_input_is_told_with_file_and_cause(
+    plan: Plan, folder: RunFolder, make: Callable[[Plan, RunFolder], list[object]], says: str
+) -> None:
+    failed = run_command(*make(plan, folder))
+    assert failed.code in (1, 2)
+    assert says in failed.stderr
+    assert "does not expect" not in failed.stderr
+    assert len(failed.stderr) < 2000
+
+
+def test_without_the_extra_models_it_is_named_once(plan: Plan) -> None:
+    code = """
+import sys
+missing = ("torch", "diffusers", "peft", "transformers", "accelerate")
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Finder())
+from autolora_eval import cli
+cli.main()
+"""
+    for words in (["check", "cfg"], ["run", str(plan.benchmark.file)]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.count("pip install 'autolora-eval[models]'") == 1, done.stderr
+        assert "ModuleNotFoundError" not in done.stderr
