@@ -12,6 +12,7 @@ import pandas as pd
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._text import sanitize
+from autolora_eval.runs.csv_file import unescaped
 from autolora_eval.runs.records import ScoreRecord
 
 MAX_PROBLEMS = 10
@@ -54,7 +55,7 @@ def read_ratings(
     first_lines: dict[tuple[int, str], int] = {}
     ratings: list[dict[str, Any]] = []
     for line, fields in zip(table.index, table.to_dict("records"), strict=True):
-        row = {str(column): str(field).strip() for column, field in fields.items()}
+        row = {str(column): unescaped(str(field).strip()) for column, field in fields.items()}
         if not any(row.values()):
             continue
         rating, found = _read_row(row, index, rated)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autolora_eval._files import write_text
 
@@ -42,14 +42,15 @@ def read_csv(path: Path) -> pd.DataFrame:
     types = dict.fromkeys(_TEXT_COLUMNS, str)
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=types)
     texts = table.select_dtypes(exclude="number")
-    back = {str(name): texts[name].map(_unescaped, na_action="ignore") for name in texts}
-    return table.assign(**back).rename(columns=_unescaped)
+    back = {str(name): texts[name].map(unescaped, na_action="ignore") for name in texts}
+    return table.assign(**back).rename(columns=unescaped)
 
 
 def _escaped(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
-def _unescaped(value: object) -> object:
+def unescaped(value: Any) -> Any:  # noqa: ANN401
+    """Return a text of a CSV file as it was before it was written; anything else as it is."""
     is_escaped = isinstance(value, str) and value.startswith("'") and _FORMULA.match(value)
-    return str(value)[1:] if is_escaped else value
+    return value[1:] if is_escaped else value
