@@ -16,17 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from autolora_eval._progress import Progress
-from autolora_eval._sources import Source
 from autolora_eval._terminal import SafeConsole
 from autolora_eval._text import DASH, format_swept_value, join_names, pluralize
-from autolora_eval.config.gpu_memory import model_memory
+from autolora_eval.config.model_facts import model_facts, place
 from autolora_eval.config.plan import (
     Cell,
     Plan,
     cells_by_method,
     common_columns,
     describe_parameters,
-    describe_sampling,
 )
 from autolora_eval.config.prompt_cuts import describe_cuts, plan_prompt_cuts
 from autolora_eval.config.resolved import LoadedBenchmark
@@ -153,21 +151,9 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Prompts", spec.prompts if isinstance(spec.prompts, str) else "in the benchmark file"
     cuts = plan_prompt_cuts(plan)
     for model in benchmark.models.values():
-        yield model.name, _source(model.pipeline, "model_index.json")
-        yield "  Samples", describe_sampling(model)
-        if model.name in cuts:
-            lines = describe_cuts(cuts[model.name])
-            yield from zip(["  Prompts", *[""] * len(lines)], lines, strict=False)
-        yield "  LoRA", _source(model.lora, model.lora.weight_name or "README.md")
-        if model.lora_file is not None:
-            yield "", model.lora_file.summary()
-        if model.lora.kind == "absent":
-            yield "  To do", model.lora.how_to_get()
-        memory = model_memory(model, spec.dtype)
-        lines = memory.describe(spec.batch_size, model.spec.offload) if memory else []
-        yield from zip(["  GPU memory", "", ""], lines, strict=False)
+        yield from model_facts(model, cuts.get(model.name), spec.dtype, spec.batch_size)
     kind, features = benchmark.extractor.kind, benchmark.features
-    yield "Features", kind.name if features is None else _source(features, "config.json")
+    yield "Features", kind.name if features is None else place(features, "config.json")
     if benchmark.diversity:
         names = [metric.display_name for metric in benchmark.diversity.values()]
         yield "Diversity", f"equation (8), {', '.join(names)}"
@@ -181,22 +167,10 @@ def _judge_facts(benchmark: LoadedBenchmark) -> Iterator[tuple[str, str]]:
     server = "a server that the run launches" if judge.launch else ", ".join(judge.base_urls)
     where = f"{judge.model} at {server}"
     if benchmark.judge is not None:
-        where = _source(benchmark.judge, "config.json")
+        where = place(benchmark.judge, "config.json")
     yield "Judge", f"{where}, rubric {benchmark.rubric.name}"
     if benchmark.judge is None and not judge.launch:
         yield "  Server", "must be running when the run starts; see 'autolora-eval doctor'"
-
-
-def _source(source: Source, marker: str) -> str:
-    """Return the name of a model's files, and whether they are on this machine."""
-    if source.kind == "absent":
-        return f"{source.location}  (not found)"
-    if source.kind != "hub":
-        return f"{source.name}  (found)"
-    from autolora_eval._sources import in_cache
-
-    state = "in the local cache" if in_cache(source, marker) else "to be downloaded from the hub"
-    return f"{source.name}  ({state})"
 
 
 def show_run(run: Run) -> None:

@@ -37,6 +37,8 @@ def identity(source: Source, variant: str | None = None) -> Json:
     """
     if source.kind == "hub":
         return {"name": source.name, "kind": "hub", "commit": _commit(source)}
+    if source.kind == "file":
+        return lora_identity(source)
     digest = hashlib.sha256()
     for name, file in sorted(
         (file.relative_to(source.path).as_posix(), file)
@@ -97,11 +99,17 @@ def _loaded_files(folder: Path, variant: str | None) -> Iterator[Path]:
             yield from _of_variant((folder / component).rglob("*"), variant)
 
 
+def weight_variant(name: str) -> str | None:
+    """Return the variant of a weight file, such as `fp16`; None if it has none."""
+    match = _VARIANT.fullmatch(name)
+    return match and match[1]
+
+
 def _of_variant(files: Iterable[Path], variant: str | None) -> Iterator[Path]:
     """Yield the files that may be loaded; of weights, those of the variant if there are any."""
     found = [file for file in files if file.suffix in _SUFFIXES or file.name in _VOCABULARIES]
-    weights = {file: _VARIANT.fullmatch(file.name) for file in found if file.suffix == _SUFFIXES[0]}
-    chosen = {file for file, match in weights.items() if (match and match[1]) == variant}
+    weights = {file: weight_variant(file.name) for file in found if file.suffix == _SUFFIXES[0]}
+    chosen = {file for file, own in weights.items() if own == variant}
     for file in found:
         if file.is_file() and (file in chosen or not chosen or file not in weights):
             yield file

@@ -128,7 +128,9 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.match(name) is not None
 
 
-def find_model(name: str, revision: str | None, lookup: Lookup, marker: str) -> Source:
+def find_model(
+    name: str, revision: str | None, lookup: Lookup, marker: str, *, needs_weights: bool = True
+) -> Source:
     """Return the source of a model folder or hub id.
 
     Args:
@@ -136,6 +138,7 @@ def find_model(name: str, revision: str | None, lookup: Lookup, marker: str) -> 
         revision: for a hub id.
         lookup: where relative folders are looked up.
         marker: the file that a folder must have: `model_index.json` or `config.json`.
+        needs_weights: False if only its other files are read.
 
     Raises:
         UsageError: neither a folder with `marker` and safe weights nor a hub id.
@@ -158,7 +161,8 @@ def find_model(name: str, revision: str | None, lookup: Lookup, marker: str) -> 
             "layout. Write one with save_pretrained."
         )
     _refuse_revision(name, revision)
-    _refuse_pickles(found, name)
+    if needs_weights:
+        _refuse_pickles(found, name)
     return Source(name, "folder", str(found))
 
 
@@ -311,6 +315,17 @@ def hub_refusal(source: Source) -> str | None:
     except Exception as error:  # the hub's client raises errors of its HTTP library too
         return first_line(error)
     return None
+
+
+def hub_files(source: Source) -> list[str] | None:
+    """Return the names of a hub repository's files; None if the hub cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().repo_info(source.location, revision=source.revision, timeout=5.0)
+    except Exception:  # the hub's client raises errors of its HTTP library too
+        return None
+    return [file.rfilename for file in found.siblings or []]
 
 
 def unreachable(sources: list[Source], reason: str) -> str:

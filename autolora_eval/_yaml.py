@@ -119,9 +119,9 @@ def _one_line(error: yaml.YAMLError) -> str:
 # Types of values.
 
 # Pydantic puts the tags of alternatives into error locations, where they must not pass for keys.
-FILE_TAG, ADDRESS_TAG, LIST_TAG = "(a file)", "(an address)", "(a list)"
+FILE_TAG, ADDRESS_TAG, ENTRY_TAG, LIST_TAG = "(a file)", "(an address)", "(one)", "(a list)"
 TEXT_TAG, MAP_TAG = "(a text)", "(a map)"
-_NO_KEYS = (FILE_TAG, ADDRESS_TAG, LIST_TAG, TEXT_TAG, MAP_TAG)
+_NO_KEYS = (FILE_TAG, ADDRESS_TAG, ENTRY_TAG, LIST_TAG, TEXT_TAG, MAP_TAG)
 
 
 def matching(pattern: str, expected: str) -> AfterValidator:

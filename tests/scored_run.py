@@ -23,6 +23,7 @@ from autolora_eval.runs.records import (
     CountsRecord,
     FeaturesRecord,
     JudgeRecord,
+    LoraRecord,
     ModelRecord,
     SourceRecord,
 )
@@ -48,8 +49,7 @@ def picture(place: Place, size: tuple[int, int] = (16, 16)) -> Image.Image:
 
 MODEL = ModelRecord(
     pipeline=SourceRecord(name="pipeline", kind="folder", sha256="1" * 64),
-    lora=SourceRecord(name="lora", kind="file", sha256="2" * 64),
-    scale=1.0,
+    loras=[LoraRecord(name="lora", kind="file", sha256="2" * 64)],
     size=(16, 16),
     device="cpu",
     dtype="float32",

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from autolora_eval._sources import Source
-from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.resolved import ResolvedLora, ResolvedModel
 from autolora_eval.config.schema import Lora, Model
 
 TOKENS = 16
@@ -49,19 +49,27 @@ class TinyModel:
                 **keys,
             ),
             pipeline=Source(str(self.pipeline), "folder", str(self.pipeline)),
-            lora=Source(str(self.lora), "file", str(self.lora)),
+            loras=(ResolvedLora(Source(str(self.lora), "file", str(self.lora))),),
             size=SIZE,
         )
 
 
-def make_sdxl(folder: Path, seed: int = 0) -> Path:
-    """Save a random SDXL pipeline of about 0.3 M parameters and return its folder."""
+def make_sdxl(folder: Path, seed: int = 0, widths: tuple[int, int] = (32, 32)) -> Path:
+    """Save a random SDXL pipeline of about 0.3 M parameters and return its folder.
+
+    Args:
+        folder: where to.
+        seed: of the weights.
+        widths: of the text encoders, 64 together.
+    """
     torch.manual_seed(seed)
     tokenizer, text = clip_text(folder.parent / f"{folder.name}-vocabulary")
     pipeline = StableDiffusionXLPipeline(
         vae=small_vae(force_upcast=False),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
-        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text, hidden_act="gelu")),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text | {"hidden_size": widths[0]})),
+        text_encoder_2=CLIPTextModelWithProjection(
+            CLIPTextConfig(**text | {"hidden_size": widths[1], "hidden_act": "gelu"})
+        ),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=UNet2DConditionModel(

@@ -228,8 +228,8 @@ def _models(sources: Sequence[SourceRun]) -> list[Difference]:
 def _without_paths(model: ModelRecord) -> Json:
     """Return a model without the paths of its files, which decide nothing."""
     record = model.model_dump()
-    for part in (record["pipeline"], record["lora"]):
-        if part["kind"] != "hub":
+    for part in (record["pipeline"], record["config"], record["vae"], *record["loras"]):
+        if part and part["kind"] != "hub":
             del part["name"]
     return record
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping
@@ -22,9 +21,9 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.analysis._explain_reader import Row, RunReader, is_close, recompute, select
+from autolora_eval.analysis._explained_inputs import join, model_inputs, source_text
 from autolora_eval.analysis._explanation import Explanation, Section, print_explanation
 from autolora_eval.runs.folder import open_run
-from autolora_eval.runs.records import SourceRecord
 from autolora_eval.scoring.diversity import leave_one_out
 from autolora_eval.scoring.rubric import Rubric
 
@@ -103,7 +102,7 @@ def _cell_summary(reader: RunReader, row: Row) -> Section:
     values = {
         "formula": method.equation or "not given",
         "source": method.source,
-        "code": _join(code.get("class"), code.get("distribution"), **code_hash) or None,
+        "code": join(code.get("class"), code.get("distribution"), **code_hash) or None,
         "parameters": ", ".join(f"{name} = {value}" for name, value in parameters.items()),
         "swept": ", ".join(f"{name} = {value}" for name, value in swept.items()) or "nothing",
         "NFE per image": "" if math.isnan(row["nfe"]) else f"{row['nfe']:,.10g}",
@@ -182,34 +181,21 @@ def _inputs(reader: RunReader, cell: str) -> Section:
         )
     whose = made_by or manifest
     values = {
-        "pipeline": _source(model.pipeline),
-        "LoRA": _source(model.lora),
-        "run as": _join(model.device, model.dtype, model.pipeline_class),
-        "settings key": _join(entry.settings_key),
-        "extractor": features and _join(_source(features.identity), key=features.key),
-        "judge": judge and _join(_source(judge.identity), key=judge.key),
-        "rubric": judge and _join(judge.rubric_name, **{"SHA-256": judge.rubric_sha256}),
-        "benchmark": _join(benchmark, **{"SHA-256": benchmark_sha256}),
-        "prompts": _join(**{"SHA-256": manifest.prompts_sha256}),
-        "software": _join(
+        **model_inputs(model),
+        "run as": join(model.device, model.dtype, model.pipeline_class),
+        "settings key": join(entry.settings_key),
+        "extractor": features and join(source_text(features.identity), key=features.key),
+        "judge": judge and join(source_text(judge.identity), key=judge.key),
+        "rubric": judge and join(judge.rubric_name, **{"SHA-256": judge.rubric_sha256}),
+        "benchmark": join(benchmark, **{"SHA-256": benchmark_sha256}),
+        "prompts": join(**{"SHA-256": manifest.prompts_sha256}),
+        "software": join(
             **{"autolora-eval": whose.autolora_eval_version},
             **{name: whose.packages.get(name) for name in PACKAGES},
         ),
-        "hardware": _join(whose.hardware.device, whose.hardware.platform),
+        "hardware": join(whose.hardware.device, whose.hardware.platform),
     }
     return Section("Inputs", _texts(values))
-
-
-def _source(source: SourceRecord | None) -> str:
-    """Return where a model's files come from, with their hash or commit."""
-    if source is None:
-        return NOT_RECORDED
-    if not source.used:
-        return _join(source.name, "not used: the images were imported")
-    known = _join(**{"SHA-256": source.sha256, "commit": source.commit})
-    if not known and source.model_extra:
-        known = json.dumps(source.model_extra, ensure_ascii=False, sort_keys=True)
-    return _join(source.name, known)
 
 
 def _explain_prompt(reader: RunReader, cell: str, prompt_index: int) -> Explanation:
@@ -266,7 +252,7 @@ def _image_rows(reader: RunReader, cell: str, prompt_index: int) -> list[dict[st
             "nearest (cosine)": nearest[image["image_id"]],
             "diversity without it": format_fixed(without.get(image["image_id"]), 4),
             "file": str(image["file"]),
-            "missing": _join(
+            "missing": join(
                 _str_or_none(image["image_error"]), _str_or_none(image["unscored_reason"])
             ),
         }
@@ -301,9 +287,9 @@ def _image_summary(reader: RunReader, row: Row) -> Section:
         "now": reader.file_state(file, row["sha256"]),
         "in the report": _report_link(reader, file),
         "seed": row["seed"],
-        "NFE": _join(made.get("nfe")),
-        "settings key": _join(made.get("settings_key")),
-        "imported from": _join(made.get("source"), **source_hash) or None,
+        "NFE": join(made.get("nfe")),
+        "settings key": join(made.get("settings_key")),
+        "imported from": join(made.get("source"), **source_hash) or None,
         "scores": ", ".join(scores) or None,
         "unusable": _str_or_none(row["image_error"]),
         "unscored": _str_or_none(row["unscored_reason"]),
@@ -391,9 +377,3 @@ def _value_or_reason(value: float, reason: object) -> str:
 def _str_or_none(value: object) -> str | None:
     """Return a text of a data frame, in which a missing one may be None, NaN or NA."""
     return value if isinstance(value, str) else None
-
-
-def _join(*values: object, **named: object) -> str:
-    """Join the values that are known, the named ones with their names; empty if none is."""
-    texts = [str(value) for value in values if value]
-    return ", ".join([*texts, *(f"{name} {value}" for name, value in named.items() if value)])

@@ -42,6 +42,12 @@ def refusals(
 
 
 def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str | None:
+    if method.definition.needs_lora and not model.spec.lora_scales:
+        also = " beside those that are part of the base model" if model.spec.loras else ""
+        return (
+            f"on '{model.name}': '{method.definition.name}' compares the model with and without "
+            f"its LoRA, and this model has none{also}. State one as 'lora', or remove the method."
+        )
     pipeline = _pipeline_class(model)
     for point in sweep.points():
         own = own_point(method.parameters, point)
@@ -57,9 +63,9 @@ def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str 
 
 def _pipeline_class(model: ResolvedModel) -> str | None:
     """Return the class of a model's pipeline; None if it has not been downloaded yet."""
-    index = cached(model.pipeline, INDEX)
+    index = cached(model.layout, INDEX)
     try:
-        return None if index is None else pipeline_class(index, model.pipeline.name)
+        return None if index is None else pipeline_class(index, model.layout.name)
     except UsageError:  # reported where pipelines are checked
         return None
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,12 +132,13 @@ def model_memory(model: ResolvedModel, dtype: str) -> ModelMemory | None:
     numbers = {
         part.name: n
         for part in index.parent.iterdir()
-        if (n := _parameters(part, model.spec.variant))
+        if part.name not in model.spec.left_out and (n := _parameters(part, model.spec.variant))
     }
     denoiser = "unet" if "unet" in numbers else "transformer"
     unet_or_transformer = _read(index.parent / denoiser / "config.json")
     vae = _read(index.parent / "vae" / "config.json")
-    per_pixel = _pass_channels(unet_or_transformer, model.lora_file)
+    loras = model.switched_loras
+    per_pixel = _pass_channels(unet_or_transformer, loras)
     if denoiser not in numbers or "vae" not in numbers or per_pixel is None:
         return None
     upcast = kind.startswith("StableDiffusionXL") and vae.get("force_upcast", True)
@@ -146,7 +147,7 @@ def model_memory(model: ResolvedModel, dtype: str) -> ModelMemory | None:
     return ModelMemory(
         dtype=dtype,
         encoders=tuple(n * size for name, n in numbers.items() if name.startswith("text_encoder")),
-        denoiser=(numbers[denoiser] + _lora_parameters(model.lora_file)) * size,
+        denoiser=(numbers[denoiser] + sum(map(_lora_parameters, loras))) * size,
         vae=numbers["vae"] * vae_size,
         pass_per_image=int(per_pixel * pixels / _factor(vae) ** 2 * size),
         decoding=3 * _widest(vae) * pixels * vae_size,
@@ -154,10 +155,11 @@ def model_memory(model: ResolvedModel, dtype: str) -> ModelMemory | None:
     )
 
 
-def _pass_channels(config: Mapping[str, Any], lora: LoraFile | None) -> float | None:
+def _pass_channels(config: Mapping[str, Any], loras: Sequence[LoraFile]) -> float | None:
     """Return the values alive for each element of a latent's plane in one denoiser pass."""
-    on_feed_forward = lora is not None and any(
+    on_feed_forward = any(
         name in layer.name.replace(".", "_")
+        for lora in loras
         for layer in lora.layers
         for name in ("ff_net_0_proj", "mlp_fc1")
     )
@@ -215,9 +217,7 @@ def _parameters(folder: Path, variant: str | None) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
-def _lora_parameters(lora: LoraFile | None) -> int:
-    if lora is None:
-        return 0
+def _lora_parameters(lora: LoraFile) -> int:
     return sum(math.prod(tensor.shape) for tensor in read_header(lora.path)[0].values())
 
 

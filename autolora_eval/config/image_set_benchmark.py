@@ -132,11 +132,17 @@ def _section(data: dict[str, Any], name: str) -> object:
 
 def _model(section: dict[str, Any], model: ResolvedModel, folder: Path) -> dict[str, Any]:
     """Return a model's section for a file in another folder; the model need not be available."""
-    lora = {**section["lora"], "path": _source(model.lora, folder)}
-    if model.lora.obtain:
-        lora["obtain"] = model.lora.obtain
+    loras = [
+        spec.model_dump(mode="json", exclude_unset=True)
+        | {"path": _source(lora.source, folder)}
+        | ({"obtain": spec.obtain} if spec.obtain else {})
+        for spec, lora in zip(model.spec.loras, model.loras, strict=True)
+    ]
+    lora = loras if isinstance(model.spec.lora, list) else next(iter(loras), None)
     size = dict(zip(("width", "height"), model.size, strict=True))
-    return {**section, "pipeline": _source(model.pipeline, folder), "lora": lora, **size}
+    parts = {"pipeline": model.pipeline, "pipeline_config": model.config, "vae": model.vae}
+    named = {key: _source(source, folder) for key, source in parts.items() if source is not None}
+    return {**section, **named, "lora": lora, **size}
 
 
 def _source(source: Source, folder: Path) -> str:

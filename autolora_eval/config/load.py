@@ -201,7 +201,7 @@ class _Resolver:
         known = {name: method.parameters for name, method in methods.items() if method is not None}
         if len(known) < len(methods):
             return Sweep()  # which methods take part is not known yet
-        reader = SweepReader(self.document, self.spec.sweep, known, len(self.spec.models))
+        reader = SweepReader(self.document, self.spec.sweep, known, self.spec.models)
         sweep = reader.read()
         self.problems += reader.problems
         return sweep

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -201,6 +201,24 @@ def read_lora_file(path: Path) -> LoraFile:
     require_finite(path, tensors)
     own = all("alpha" in layer.keys for layer in layers)
     return LoraFile(path, layers, "" if own else alphas.source or "alpha = rank: the file has none")
+
+
+def check_sum(files: Sequence[LoraFile]) -> Sequence[LoraFile]:
+    """Return LoRAs that are added up; refuse those whose sum is not defined: a DoRA among several.
+
+    DoRA scales a layer's whole output, so what it does would depend on the order of the LoRAs.
+
+    Raises:
+        UsageError: with the name of the file.
+    """
+    doras = [file for file in files if "magnitude" in file.layers[0].keys]
+    if doras and len(files) > 1:
+        raise UsageError(
+            f"'{doras[0].path}' is a {doras[0].kind}, which cannot be added to another LoRA: its "
+            "magnitudes scale the whole layer. Use it alone, or set 'part_of_base: true' on one "
+            "of the two."
+        )
+    return files
 
 
 def _split(path: Path, key: str) -> tuple[Component, str, Part]:

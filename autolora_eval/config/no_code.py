@@ -54,7 +54,9 @@ def _reads(spec: Benchmark) -> Iterator[tuple[str, str]]:
     files = [spec.prompts if isinstance(spec.prompts, str) else None, spec.published]
     files += [str(section["images"]) for section in spec.methods.values() if "images" in section]
     files += [spec.judge.rubric] if spec.judge else []
-    models = [part for m in spec.models.values() for part in (m.pipeline, m.lora.path)]
+    parts = [(m.pipeline, m.pipeline_config, m.vae) for m in spec.models.values()]
+    models = [name for names in parts for name in names if name]
+    models += [lora.path for m in spec.models.values() for lora in m.loras]
     models += [spec.features.model] if spec.features.extractor in ("transformers", "timm") else []
     if spec.judge is not None and spec.judge.backend == "transformers":
         models.append(spec.judge.model)

@@ -9,6 +9,7 @@ from typing import Any
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import content_hash, slug
+from autolora_eval._sources import Source
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.resolved import LoadedBenchmark, ResolvedMethod, ResolvedModel
 from autolora_eval.config.sweep_grid import (
@@ -34,7 +35,7 @@ class Cell:
 
     Attributes:
         id: the name of its folder and files.
-        model: the model, with the LoRA scale of the cell.
+        model: the model, with the LoRA scales of the cell.
         method: the method.
         parameters: the method's parameters, with those of the sweep and the model's defaults.
         nfe: function evaluations per image; None if they are only known after the run.
@@ -66,10 +67,18 @@ class Cell:
         made_here = self.parameters.uses_the_model
         return {
             self.method.kind: self.method.definition.name,
-            "lora_scale": self.model.spec.lora.scale if made_here else None,
+            "lora_scale": self._lora_scale if made_here else None,
             "num_inference_steps": self.model.spec.num_inference_steps if made_here else None,
             **{parameter_column(name): _in_a_column(value) for name, value in parameters.items()},
         }
+
+    @property
+    def _lora_scale(self) -> object:
+        """The scale of the model's only LoRA, or the factor of several; None without a LoRA."""
+        scales = self.model.spec.lora_scales
+        if len(scales) == 1:
+            return scales[0]
+        return self.point.get(LORA_SCALE, 1.0) if scales else None
 
 
 def _in_a_column(value: object) -> object:
@@ -156,6 +165,8 @@ def _cells(benchmark: LoadedBenchmark) -> Iterator[Cell]:
         for point in benchmark.sweep.points():
             for method in benchmark.methods.values():
                 own = own_point(method.parameters, point)
+                if not model.spec.lora_scales:
+                    own.pop(LORA_SCALE, None)
                 # Points that differ only in what a method does not take are one cell.
                 if (method.name, *own.values()) not in made:
                     made.add((method.name, *own.values()))
@@ -165,8 +176,7 @@ def _cells(benchmark: LoadedBenchmark) -> Iterator[Cell]:
 def _cell(model: ResolvedModel, method: ResolvedMethod, point: Point) -> Cell:
     scale = point.get(LORA_SCALE)
     if isinstance(scale, int | float):
-        lora = model.spec.lora.model_copy(update={"scale": float(scale)})
-        model = replace(model, spec=model.spec.model_copy(update={"lora": lora}))
+        model = replace(model, spec=model.spec.at_lora_scale(float(scale)))
     configured = at_point(method.parameters, point) if point else method.parameters
     parameters = configured.with_model_defaults(model.spec.guidance_scale)
     # A swept parameter with a single value is named too: cells keep their names when another value
@@ -186,9 +196,14 @@ def _refuse_duplicates(cells: tuple[Cell, ...], benchmark: LoadedBenchmark) -> N
     """Two names for one computation, or one folder for two, would make a table that misleads."""
     seen: dict[str, Cell] = {}
     for cell in cells:
-        model = cell.model.spec.model_dump(mode="json", exclude={"offload"})
-        found = (cell.model.pipeline.location, cell.model.lora.location)
-        model["pipeline"], model["lora"]["path"] = found  # "lora" and "./lora" are the same path
+        model = cell.model.spec.model_dump(mode="json", exclude={"lora", "offload"})
+        for part in ("pipeline", "config", "vae"):  # "sdxl" and "./sdxl" are the same path
+            source: Source | None = getattr(cell.model, part)
+            model[part] = source and source.location
+        model["loras"] = [
+            spec.model_dump(mode="json") | {"path": lora.source.location}
+            for spec, lora in zip(cell.model.spec.loras, cell.model.loras, strict=True)
+        ]
         rule = cell.method.definition.identity
         same_work = content_hash({"model": model, "columns": cell.columns, "rule": rule})
         # File systems that ignore case would put two folders into one.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autolora_eval._sources import Source, cached
@@ -39,7 +39,7 @@ def plan_prompt_cuts(plan: Plan) -> dict[str, PromptCuts]:
     pairs = list(dict.fromkeys((job.prompt, job.negative_prompt) for job in plan.jobs))
     names = {cell.model.name for cell in plan.cells if cell.method.kind != "images"}
     found = {
-        name: prompt_cuts(model.pipeline, pairs, model.spec.negative_prompt)
+        name: prompt_cuts(model.layout, pairs, model.spec.negative_prompt, model.spec.left_out)
         for name, model in plan.benchmark.models.items()
         if name in names
     }
@@ -47,7 +47,10 @@ def plan_prompt_cuts(plan: Plan) -> dict[str, PromptCuts]:
 
 
 def prompt_cuts(
-    pipeline: Source, pairs: Sequence[tuple[str, str | None]], negative_prompt: str = ""
+    pipeline: Source,
+    pairs: Sequence[tuple[str, str | None]],
+    negative_prompt: str = "",
+    left_out: Collection[str] = (),
 ) -> PromptCuts | None:
     """Return the prompts that are cut, and those that all text encoders read as the same.
 
@@ -55,12 +58,13 @@ def prompt_cuts(
         pipeline: a pipeline, whose tokenizers need not be on this machine.
         pairs: each prompt, and its own negative prompt or None.
         negative_prompt: the negative prompt of all others.
+        left_out: the text encoders that are not loaded.
 
     Returns:
         None if the tokenizers are not known: they are not on this machine, or the pipeline is of
         another family.
     """
-    readers = _readers(pipeline)
+    readers = _readers(pipeline, left_out)
     if readers is None:
         return None
     texts = {_NEGATIVE: negative_prompt}
@@ -97,7 +101,9 @@ def _cut(
     return ids, PromptCut(name=name, encoders=[], tokens=tokens, limit=limit, read=read)
 
 
-def _readers(pipeline: Source) -> dict[str, tuple[Tokenizer, int]] | None:
+def _readers(
+    pipeline: Source, left_out: Collection[str] = ()
+) -> dict[str, tuple[Tokenizer, int]] | None:
     """Return the tokenizer of each text encoder and the tokens that it reads."""
     index = cached(pipeline, INDEX)
     if index is None or importlib.util.find_spec("tokenizers") is None:
@@ -106,7 +112,11 @@ def _readers(pipeline: Source) -> dict[str, tuple[Tokenizer, int]] | None:
         return None
     parts = json.loads(index.read_text(encoding="utf-8"))
     suffixes = [x for x in ("", "_2", "_3") if (parts.get(f"text_encoder{x}") or [None])[0]]
-    found = {f"text_encoder{x}": _reader(pipeline, f"tokenizer{x}") for x in suffixes}
+    found = {
+        f"text_encoder{x}": _reader(pipeline, f"tokenizer{x}")
+        for x in suffixes
+        if f"text_encoder{x}" not in left_out
+    }
     known = {name: reader for name, reader in found.items() if reader is not None}
     return known if len(known) == len(found) else None
 

@@ -22,26 +22,52 @@ METHOD_KINDS: tuple[MethodKind, ...] = ("guider", "sampler", "images")
 
 
 @dataclass(frozen=True)
+class ResolvedLora:
+    """A LoRA that has been found, but not loaded.
+
+    Attributes:
+        source: where it is.
+        file: the layers that it tunes; None if its file is not on this machine yet.
+    """
+
+    source: Source
+    file: LoraFile | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
 class ResolvedModel:
-    """A model whose pipeline and LoRA have been found, but not loaded.
+    """A model whose pipeline and LoRAs have been found, but not loaded.
 
     Attributes:
         name: the name in tables.
         spec: the section of the benchmark file.
         pipeline: where the pipeline is.
-        lora: where the LoRA is.
+        loras: its LoRAs, in the order of `spec.loras`.
+        vae: where another VAE than the pipeline's is.
+        config: where the configurations of a single-file pipeline are.
         size: (width, height) of the images in pixels; 1024² for a hub id without a size.
-        lora_file: the layers that the LoRA tunes; None if its file is not on this machine yet.
         timesteps: how often the scheduler asks for a prediction; None for once a step.
     """
 
     name: str
     spec: Model
     pipeline: Source
-    lora: Source
+    loras: tuple[ResolvedLora, ...]
     size: tuple[int, int]
-    lora_file: LoraFile | None = field(default=None, compare=False)
+    vae: Source | None = None
+    config: Source | None = None
     timesteps: int | None = None
+
+    @property
+    def layout(self) -> Source:
+        """Where the configurations of the pipeline are, in diffusers' layout."""
+        return self.config or self.pipeline
+
+    @property
+    def switched_loras(self) -> list[LoraFile]:
+        """The files on this machine of the LoRAs that are not part of the base model."""
+        pairs = zip(self.spec.loras, self.loras, strict=True)
+        return [lora.file for spec, lora in pairs if lora.file and not spec.part_of_base]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from autolora_eval._yaml import (
+    ENTRY_TAG,
     FILE_TAG,
     LIST_TAG,
     MAP_TAG,
@@ -68,10 +69,21 @@ class Lora(StrictModel):
     """Commit, tag or branch on the hub."""
     scale: FiniteFloat = Field(default=1.0, gt=0.0, le=10.0)
     """The LoRA scale, α of equation (2)."""
+    part_of_base: bool = False
+    """Whether the LoRA is merged into the base model, so that the base branch of AutoLoRA has it
+    too. Use it for a LoRA that makes sampling faster, beside the one that is studied.
+    """
     obtain: str | None = Field(default=None, min_length=1, max_length=1000, exclude=True)
     """How the user gets a file that cannot be downloaded automatically. With this key, `plan`
     reports a missing file and `run` refuses to start. `{place}` is replaced by the file's path.
     """
+
+
+Loras = Annotated[
+    Annotated[Lora, Tag(ENTRY_TAG)]
+    | Annotated[list[Lora], Tag(LIST_TAG), Field(min_length=1, max_length=16)],
+    Discriminator(lambda value: LIST_TAG if isinstance(value, list) else ENTRY_TAG),
+]
 
 
 class Scheduler(StrictModel):
@@ -94,16 +106,26 @@ class Scheduler(StrictModel):
 
 
 class Model(StrictModel):
-    """A base pipeline plus a LoRA, and its sampling settings."""
+    """A base pipeline, its LoRAs, and its sampling settings."""
 
     pipeline: Ref
-    """A pipeline folder, a hub id, or `miniature:NAME`."""
+    """A pipeline folder, a hub id, `miniature:NAME`, or a single `.safetensors` file of SDXL or SD3
+    as other programs use it.
+    """
+    pipeline_config: Ref | None = None
+    """For a single file: a pipeline folder or hub id with its configurations and tokenizers."""
     revision: Name | None = None
     """Commit, tag or branch on the hub."""
     variant: Name | None = None
-    """The weight variant on the hub, such as `fp16`."""
-    lora: Lora
-    """The LoRA."""
+    """The weight variant, such as `fp16`: a part of the names of the weight files."""
+    vae: Ref | None = None
+    """Another VAE: a folder with its `config.json`, or a hub id. Default: the pipeline's own."""
+    text_encoder_3: Literal["own"] | None = "own"
+    """`null` leaves out the third text encoder of SD3, T5, which takes most memory."""
+    lora: Loras | None = None
+    """The LoRA, or a list of LoRAs that are added up. Without one, methods guide the plain model,
+    and those that need a LoRA are refused.
+    """
     num_inference_steps: int = Field(default=50, ge=1, le=10_000)
     """The number of denoising steps."""
     scheduler: Scheduler | None = None
@@ -130,6 +152,38 @@ class Model(StrictModel):
     vae_tiling: bool = False
     """Decode images in overlapping tiles, for sizes whose decoding does not fit. It changes images.
     """
+
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """The LoRAs, in the order of the file."""
+        if self.lora is None:
+            return ()
+        return tuple(self.lora) if isinstance(self.lora, list) else (self.lora,)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The components that are not loaded."""
+        return ("text_encoder_3",) if self.text_encoder_3 is None else ()
+
+    @property
+    def lora_scales(self) -> tuple[float, ...]:
+        """The scales of the LoRAs that are not part of the base model."""
+        return tuple(lora.scale for lora in self.loras if not lora.part_of_base)
+
+    def at_lora_scale(self, scale: float) -> Model:
+        """Return the model at a scale of the sweep: of its only LoRA, or a factor for several.
+
+        LoRAs that are part of the base model keep their scale.
+        """
+        several = len(self.lora_scales) > 1
+        loras = [
+            lora
+            if lora.part_of_base
+            else lora.model_copy(update={"scale": lora.scale * scale if several else scale})
+            for lora in self.loras
+        ]
+        found = loras if isinstance(self.lora, list) else next(iter(loras), None)
+        return self.model_copy(update={"lora": found})
 
 
 class Features(StrictModel):

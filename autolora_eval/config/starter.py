@@ -118,6 +118,10 @@ def _any_other(kind: str) -> Json:
 
 # The paper's CFG scales, and the pipelines' own steps.
 _DEFAULTS = {"sdxl": (50, 5.0), "sd3": (28, 7.0)}
+_CONFIGURATIONS = {
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+}
 
 
 def write_starter(
@@ -157,6 +161,7 @@ def write_starter(
         file=shlex.quote(" ".join(file.name.split())),
         schema=NAME,
         pipeline=pipeline,
+        config=_CONFIGURATIONS["sd3" if _is_sd3(pipeline) else "sdxl"],
         lora=lora,
         prompts=prompts,
         judge=judge,

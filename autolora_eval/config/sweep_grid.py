@@ -1,7 +1,8 @@
 """The sweep: parameters with several values, crossed with models and the methods that take them.
 
 A method takes a swept parameter if it has it and does not set it itself. `lora_scale` belongs to
-the model, so every method takes it. `interval` sets `start` and `stop` together.
+the model, so every method takes it, on every model with a LoRA. `interval` sets `start` and `stop`
+together.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from autolora_eval._errors import did_you_mean
 from autolora_eval._text import format_swept_value
 from autolora_eval._yaml import KeyPath, YamlFile, explained_at
-from autolora_eval.config.schema import Lora
+from autolora_eval.config.schema import Lora, Model
 from autolora_eval.plugins.signatures import MethodParameters
 
 Value = float | tuple[float, float]
@@ -122,7 +123,7 @@ class SweepReader:
         document: the file.
         configured: its sweep.
         methods: the parameters of every method, by name.
-        n_models: the number of models.
+        models: the models, by name.
     """
 
     def __init__(
@@ -130,10 +131,10 @@ class SweepReader:
         document: YamlFile,
         configured: Mapping[str, list[Any]],
         methods: Mapping[str, MethodParameters],
-        n_models: int,
+        models: Mapping[str, Model],
     ) -> None:
         self.document, self.configured, self.methods = document, configured, methods
-        self.n_models = n_models
+        self.models = models
         self.problems: list[str] = []
 
     def read(self) -> Sweep:
@@ -153,6 +154,9 @@ class SweepReader:
         self.problems.append(f"{self.document.where(('sweep', *at))}: {problem}")
 
     def _is_taken(self, name: str) -> bool:
+        if name == LORA_SCALE and not any(model.lora_scales for model in self.models.values()):
+            self._refuse("has no effect: no model has a LoRA whose scale can change.", name)
+            return False
         if any(takes(parameters, name) for parameters in self.methods.values()):
             return True
         stating = [method for method, p in self.methods.items() if _has(p, name)]
@@ -222,11 +226,11 @@ class SweepReader:
 
     def _too_many(self, sweep: Sweep) -> bool:
         n_points = math.prod(len(values) for values in sweep.values.values())
-        n_cells = n_points * self.n_models * len(self.methods)
+        n_cells = n_points * len(self.models) * len(self.methods)
         if n_cells > MAX_CELLS:
             self._refuse(
-                f"{n_points:,} combinations with {self.n_models} × {len(self.methods)} models and "
-                f"methods; at most {MAX_CELLS:,} cells are allowed. Sweep fewer values at once."
+                f"{n_points:,} combinations with {len(self.models)} × {len(self.methods)} models "
+                f"and methods; at most {MAX_CELLS:,} cells are allowed. Sweep fewer values at once."
             )
         return n_cells > MAX_CELLS
 

@@ -1,4 +1,4 @@
-"""A text-to-image pipeline with one LoRA, sampled with any guider.
+"""A text-to-image pipeline with its LoRAs, sampled with any guider.
 
 Only this module and `pipeline_loading` call Modular Diffusers, whose guider interface is
 experimental. Its known defects are worked around there and named in comments, with the file of
@@ -21,15 +21,20 @@ from PIL import Image
 
 from autolora_eval._devices import free_memory
 from autolora_eval._sources import local_lora
-from autolora_eval.config.lora_file import Component, read_lora_file
+from autolora_eval.config.lora_file import Component, check_sum, read_lora_file
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.guards import PredictionCheck, checked_images
-from autolora_eval.generation.lora import load_lora, set_lora_scale
+from autolora_eval.generation.lora import load_lora
 from autolora_eval.generation.pipeline_loading import load_pipeline
 from autolora_eval.generation.placement import leave_device, place
 from autolora_eval.generation.prompt_embeddings import Embeddings, PromptEmbeddings
 from autolora_eval.generation.scheduling import own_noise, tell_steps
-from autolora_eval.guidance.adapters import adapter_layers, adapters_off
+from autolora_eval.guidance.adapters import (
+    adapter_layers,
+    adapters_off,
+    merge_lora,
+    set_lora_scale,
+)
 from autolora_eval.guidance.denoiser_state import restored
 
 ADAPTER = "autolora_eval"
@@ -57,40 +62,34 @@ class Sample:
 
 
 class LoraPipeline:
-    """A modular text-to-image pipeline with one LoRA.
+    """A modular text-to-image pipeline with any number of LoRAs.
 
     Args:
-        pipe: the pipeline with all components on their device and the LoRA loaded.
-        lora_layers: the number of layers that the LoRA changes, for the manifest.
-        lora_scale: the current scale of the LoRA.
+        pipe: the pipeline with all components loaded.
         clip_skip: layers of the CLIP encoders to skip; None for the pipeline's own choice.
+
+    Attributes:
+        lora_layers: the number of layers that each LoRA changes, for the manifest.
+        lora_scales: the current scales of the LoRAs, without those merged into the base model.
     """
 
-    def __init__(
-        self,
-        pipe: ModularPipeline,
-        lora_layers: int,
-        lora_scale: float,
-        clip_skip: int | None = None,
-    ) -> None:
+    def __init__(self, pipe: ModularPipeline, clip_skip: int | None = None) -> None:
         self.pipe = pipe
-        self.lora_layers = lora_layers
-        self.lora_scale = lora_scale
+        self.lora_layers: list[int] = []
+        self.lora_scales: tuple[float, ...] = ()
         self.embeddings = PromptEmbeddings(pipe, clip_skip)
 
     @classmethod
     def load(cls, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoraPipeline:
-        """Load a pipeline from a folder or the hub, and its LoRA at its scale.
+        """Load a pipeline from a folder or the hub, and its LoRAs at their scales.
 
         Raises:
             AutoLoRAEvalError: if no guider can act on the pipeline, the pipeline is damaged, or a
-                part of the LoRA does not fit it.
+                part of a LoRA does not fit it.
         """
         pipe = load_pipeline(model, dtype)
-        loaded = cls(pipe, 0, 1.0, model.spec.clip_skip)
-        file = read_lora_file(local_lora(model.lora))
-        loaded.lora_layers = load_lora(loaded.networks, file, ADAPTER)
-        loaded.set_lora_scale(model.spec.lora.scale)
+        loaded = cls(pipe, model.spec.clip_skip)
+        loaded._load_loras(model)
         # One image at a time: decoding takes more memory than anything else.
         if hasattr(pipe.vae, "enable_slicing"):
             pipe.vae.enable_slicing()
@@ -99,11 +98,40 @@ class LoraPipeline:
         place(pipe, device, model.spec.offload)
         return loaded
 
-    def set_lora_scale(self, scale: float) -> None:
-        """Set the LoRA scale, with the same bits as if it had been loaded at that scale."""
-        if scale != self.lora_scale:
-            set_lora_scale(list(self.networks.values()), ADAPTER, scale)
-            self.lora_scale = scale
+    def _load_loras(self, model: ResolvedModel) -> None:
+        """Merge the LoRAs of the base model into its weights, then load the others."""
+        networks = self.networks
+        loras = [
+            (spec, read_lora_file(local_lora(lora.source)))
+            for spec, lora in zip(model.spec.loras, model.loras, strict=True)
+        ]
+        check_sum([file for spec, file in loras if not spec.part_of_base])
+        for spec, file in loras:
+            if spec.part_of_base:
+                load_lora(networks, file, ADAPTER)
+                merge_lora(list(networks.values()), ADAPTER, spec.scale)
+        for spec, file in loras:
+            if not spec.part_of_base:
+                self.lora_scales += (1.0,)
+                load_lora(networks, file, self.adapters[-1])
+        self.lora_layers = [len(file.layers) for _, file in loras]
+        self.set_lora_scales(model.spec.lora_scales)
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the LoRAs in peft."""
+        return [f"{ADAPTER}_{n}" if n else ADAPTER for n in range(len(self.lora_scales))]
+
+    def set_lora_scales(self, scales: tuple[float, ...]) -> None:
+        """Set the LoRA scales, with the same bits as if the LoRAs had been loaded at them."""
+        if scales != self.lora_scales:
+            self.lora_scales = scales
+            self.apply_lora_scales()
+
+    def apply_lora_scales(self) -> None:
+        """Set the current scales once more, in case other code has changed them."""
+        for adapter, scale in zip(self.adapters, self.lora_scales, strict=True):
+            set_lora_scale(list(self.networks.values()), adapter, scale)
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -193,14 +221,14 @@ class LoraPipeline:
         return Sample(checked_images(made), calls[0]) if output == "images" else made
 
     def encode(self, prompts: Sequence[str], null: Sequence[str]) -> Embeddings:
-        """Return the embeddings of a batch: text encoders with the LoRA at its scale.
+        """Return the embeddings of a batch: text encoders with the LoRAs at their scales.
 
         Args:
             prompts: one per image.
             null: the negative prompts, one per image.
         """
-        scale = self.lora_scale if self._tunes_text_encoders else None
-        return self.embeddings.batch(prompts, null, scale)
+        scales = self.lora_scales if self._tunes_text_encoders else None
+        return self.embeddings.batch(prompts, null, scales)
 
     def release_text_encoders(self) -> None:
         """Move the text encoders off the GPU; the next prompt that is new brings them back."""
@@ -208,16 +236,18 @@ class LoraPipeline:
             leave_device(encoder)
         free_memory()
 
-    def unguided_latents(self, size: tuple[int, int], lora_scale: float) -> torch.Tensor:
+    def unguided_latents(
+        self, size: tuple[int, int], lora_scales: tuple[float, ...]
+    ) -> torch.Tensor:
         """Return the latents [1, C, h, w] of one fixed noise after one step without guidance.
 
         They change if the model changes.
 
         Args:
             size: (width, height) in pixels.
-            lora_scale: α of equation (2).
+            lora_scales: α of equation (2), for each LoRA.
         """
-        self.set_lora_scale(lora_scale)
+        self.set_lora_scales(lora_scales)
         latents: torch.Tensor = self.sample(
             [CANARY],
             [0],

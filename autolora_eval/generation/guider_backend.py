@@ -42,7 +42,7 @@ class GuidedModel:
         dtype: Data type of the pipeline.
         batch_size: Number of images that are sampled together.
         failed: One error for each cell that could not be finished.
-        pipeline: The pipeline with its LoRA.
+        pipeline: The pipeline with its LoRAs.
     """
 
     model: ResolvedModel
@@ -85,7 +85,7 @@ class GuidedModel:
         with quiet_libraries():
             for dataset, jobs in todo:
                 cell = dataset.cell
-                self.pipeline.set_lora_scale(cell.model.spec.lora.scale)
+                self.pipeline.set_lora_scales(cell.model.spec.lora_scales)
                 for prompt, null in dict.fromkeys(
                     (j.prompt, cell.negative_prompt(j)) for j in jobs
                 ):
@@ -129,7 +129,7 @@ class GuidedModel:
 
     def _sample_fixed_noise(self) -> torch.Tensor:
         with quiet_libraries():
-            return self.pipeline.unguided_latents(self.model.size, self.model.spec.lora.scale)
+            return self.pipeline.unguided_latents(self.model.size, self.model.spec.lora_scales)
 
     def _reload(self, drift_check: ModelDriftCheck, error: GuiderFailedError) -> None:
         del self.pipeline  # Free its memory before the model is loaded again.
@@ -159,7 +159,7 @@ def sample_batch(
     """
     rule = cell.method.definition
     assert isinstance(rule, GuiderMethod)
-    pipeline.set_lora_scale(cell.model.spec.lora.scale)
+    pipeline.set_lora_scales(cell.model.spec.lora_scales)
     filled = [*jobs, *[jobs[-1]] * (batch_size - len(jobs))]
     try:
         sample: Sample = pipeline.sample(

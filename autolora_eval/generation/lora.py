@@ -106,6 +106,8 @@ class _Weights:
 def load_lora(networks: Mapping[Component, torch.nn.Module], file: LoraFile, adapter: str) -> int:
     """Put a LoRA into the networks of a pipeline, exactly as its file says, at scale 1.
 
+    It is added to those that are there already, which stay on.
+
     Args:
         networks: the pipeline's denoiser and text encoders.
         file: the LoRA file.
@@ -126,7 +128,10 @@ def load_lora(networks: Mapping[Component, torch.nn.Module], file: LoraFile, ada
         }
     for component, layers in weights.items():
         in_file = _digest(layers)  # before: the network takes the tensors over
+        before = _active(networks[component])
         _inject(networks[component], layers, adapter)
+        for layer in adapter_layers(networks[component]):
+            layer.set_adapter([*before, adapter], inference_mode=True)
         if _digest(dict(_loaded(networks[component], adapter))) != in_file:
             raise AutoLoRAEvalError(
                 f"the {component} does not hold what '{file.path}' says after loading it. "
@@ -135,14 +140,9 @@ def load_lora(networks: Mapping[Component, torch.nn.Module], file: LoraFile, ada
     return len(file.layers)
 
 
-def set_lora_scale(networks: Sequence[torch.nn.Module], adapter: str, scale: float) -> None:
-    """Put an adapter at a scale: α of equation (2), which multiplies alpha / r of each layer.
-
-    diffusers' `set_adapters` takes a scale of 0 for 1.
-    """
-    for network in networks:
-        for layer in adapter_layers(network):
-            layer.set_scale(adapter, scale)
+def _active(network: torch.nn.Module) -> list[str]:
+    layers = adapter_layers(network)
+    return list(layers[0].active_adapters) if layers else []
 
 
 def _components(file: LoraFile) -> list[Component]:
@@ -194,12 +194,11 @@ def _flat(name: str, component: Component) -> str:
 def _names(network: torch.nn.Module, component: Component) -> dict[str, list[_Home]]:
     """Return the layers of a network by every name that a file may have for them."""
     known: dict[str, list[_Home]] = {}
-    layers = [
-        (name, layer)
+    paths = {
+        name.removesuffix(".base_layer")
         for name, layer in network.named_modules()
-        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
-    ]
-    paths = {name for name, _ in layers}
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and ".lora_" not in name
+    }
     for path in paths:
         known[_flat(path, component)] = [_Home(path)]
     if component == "denoiser":

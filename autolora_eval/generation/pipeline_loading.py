@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import ModularPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source, cached, first_line
@@ -31,7 +32,13 @@ def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
         AutoLoRAEvalError: if no guider can act on the pipeline, or it is damaged.
     """
     spec = model.spec
-    pipe = open_pipeline(model.pipeline, spec)
+    pipe = open_pipeline(model.layout, spec)
+    parts = pipe._component_specs
+    for name in spec.left_out:
+        parts[name].pretrained_model_name_or_path = None
+    if model.vae is not None:
+        vae = parts["vae"]
+        vae.pretrained_model_name_or_path, vae.subfolder = model.vae.location, ""
     networks = [
         name
         for name, component in pipe._component_specs.items()
@@ -39,14 +46,20 @@ def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
         and issubclass(component.type_hint, torch.nn.Module)
     ]
     options: dict[str, Any] = {"use_safetensors": dict.fromkeys(networks, True)}
+    not_replaced = [name for name in parts if name != "vae" or model.vae is None]
     if spec.variant is not None:
-        options["variant"] = dict.fromkeys(networks, spec.variant)
+        options["variant"] = dict.fromkeys(set(networks).intersection(not_replaced), spec.variant)
     # from_pretrained uses its revision for model_index.json only, not for the components
     # (modular_pipelines/modular_pipeline.py).
     if spec.revision is not None:
-        options["revision"] = spec.revision
+        options["revision"] = dict.fromkeys(not_replaced, spec.revision)
     with _random_weights_refused(model.pipeline.name):
-        pipe.load_components(dtype=dtype, **options)
+        if model.pipeline.kind == "file":
+            chosen = [] if model.vae is None else ["vae"]
+            pipe.load_components(names=chosen, dtype=dtype, **options)
+            pipe.update_components(**_from_single_file(pipe, model, dtype))
+        else:
+            pipe.load_components(dtype=dtype, **options)
     _check_components(pipe, model.pipeline.name)
     _check_size(pipe, model)
     if spec.scheduler is not None:
@@ -56,6 +69,42 @@ def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
     # The stage draws one progress bar; diffusers would draw one per batch.
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _from_single_file(
+    pipe: ModularPipeline, model: ResolvedModel, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the components of a pipeline in a single file, as diffusers loads it.
+
+    Raises:
+        AutoLoRAEvalError: if diffusers cannot load it.
+    """
+    index = cached(model.layout, INDEX)
+    assert index is not None
+    name = pipeline_class(index, model.layout.name)
+    chosen = dict.fromkeys(model.spec.left_out) | ({"vae": pipe.vae} if model.vae else {})
+    try:
+        loaded = getattr(diffusers, name).from_single_file(
+            model.pipeline.location,
+            config=model.layout.location,
+            revision=model.spec.revision,
+            dtype=dtype,
+            **chosen,
+        )
+    except (
+        SingleFileComponentError,
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        AttributeError,
+    ) as error:
+        raise AutoLoRAEvalError(
+            f"'{model.pipeline.name}' cannot be loaded as a {name} with the configurations of "
+            f"'{model.layout.name}': {first_line(error)}"
+        ) from error
+    known = loaded.components.items()
+    return {key: part for key, part in known if key in pipe._component_specs and part is not None}
 
 
 def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:

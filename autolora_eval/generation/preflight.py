@@ -12,8 +12,17 @@ from pathlib import Path
 
 from autolora_eval._devices import choose_device, free_memory, quiet_libraries, require
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
-from autolora_eval._sources import Source, absent, fetched, hub_refusal, in_cache, unreachable
+from autolora_eval._sources import (
+    Source,
+    absent,
+    fetched,
+    hub_files,
+    hub_refusal,
+    in_cache,
+    unreachable,
+)
 from autolora_eval.config.inputs import INDEX, TESTED, check_pipeline, pipeline_class
+from autolora_eval.config.pipeline_parts import check_variant
 from autolora_eval.config.plan import Plan
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.scheduler_section import SCHEDULER_CONFIG
@@ -27,8 +36,11 @@ def hub_sources(plan: Plan) -> Iterator[tuple[Source, str]]:
     """Yield every model on the hub with the file that shows whether it is in the local cache."""
     benchmark = plan.benchmark
     for model in loaded_models(plan):
-        yield model.pipeline, INDEX
-        yield model.lora, model.lora.weight_name or "README.md"
+        yield model.layout, INDEX
+        if model.vae is not None:
+            yield model.vae, "config.json"
+        for lora in model.loras:
+            yield lora.source, lora.source.weight_name or "README.md"
     if benchmark.features is not None:
         yield benchmark.features, "config.json"
     if benchmark.judge is not None:
@@ -101,11 +113,13 @@ def _hub(plan: Plan) -> None:
 def _guided(plan: Plan) -> None:
     """Refuse pipelines that no guider can act on; diffusers is asked of those not tested here."""
     for model in loaded_models(plan):
-        source = model.pipeline
+        source = model.layout
         if not _reachable(source, INDEX):
             continue
         index = fetched(source, INDEX)
         check_pipeline(source, index)
+        if source.kind == "hub":
+            check_variant(model, hub_files(source))
         if index is not None and pipeline_class(index, source.name) not in TESTED:
             from autolora_eval.generation.pipeline_loading import open_pipeline
 
@@ -118,7 +132,7 @@ def _guided(plan: Plan) -> None:
 def _schedulers(plan: Plan) -> None:
     """Refuse schedulers that fail with their options or do not fit the model."""
     for model in loaded_models(plan):
-        spec, source = model.spec, model.pipeline
+        spec, source = model.spec, model.layout
         if spec.scheduler is None or not _reachable(source, SCHEDULER_CONFIG):
             continue
         own = fetched(source, SCHEDULER_CONFIG)
@@ -137,8 +151,8 @@ def _reachable(source: Source, name: str) -> bool:
 
 def _own_files(plan: Plan) -> None:
     """Refuse LoRAs that their user must get first."""
-    loras = {model.lora.name: model.lora for model in loaded_models(plan)}
-    texts = [absent(lora) for lora in loras.values() if lora.kind == "absent"]
+    sources = [lora.source for model in loaded_models(plan) for lora in model.loras]
+    texts = dict.fromkeys(absent(source) for source in sources if source.kind == "absent")
     if texts:
         raise AutoLoRAEvalError("\n  - ".join(texts))
 

@@ -19,8 +19,7 @@ from autolora_eval._devices import quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import local_lora
 from autolora_eval.config.resolved import ResolvedModel
-from autolora_eval.generation.diffusion_pipeline import ADAPTER, LoraPipeline
-from autolora_eval.generation.lora import set_lora_scale
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.adapters import adapter_layers
 from autolora_eval.guidance.denoiser_state import DenoiserState
 
@@ -64,7 +63,7 @@ class Sampler(Protocol):
             prompt: the prompt.
             seed: the same for all methods. The global generators of torch, NumPy and Python are
                 seeded with it while the sampler runs, and restored afterwards.
-            model: the base pipeline, the LoRA and the settings.
+            model: the base pipeline, the LoRAs and the settings.
 
         Returns:
             An RGB image of `model.size`: PIL, uint8 of shape [H, W, 3], or a `SampledImage` to
@@ -81,7 +80,7 @@ class SamplerModel:
     methods, and are undone after each image, except for weights that were changed in place.
 
     Args:
-        model: the model, with its LoRA at the scale of the cell.
+        model: the model, with its LoRAs at the scales of the cell.
         device: the device of the pipeline.
         dtype: the precision of the pipeline.
         shared: holds the pipeline of all cells of one sampler.
@@ -110,7 +109,7 @@ class SamplerModel:
 
     @property
     def base(self) -> str:
-        """The base pipeline: the absolute path of a folder, or a hub id."""
+        """The base pipeline: the absolute path of a folder or file, or a hub id."""
         return self._model.pipeline.location
 
     @property
@@ -124,14 +123,14 @@ class SamplerModel:
         return self._model.spec.variant
 
     @cached_property
-    def lora(self) -> Path:
-        """The local `.safetensors` file of the LoRA."""
-        return local_lora(self._model.lora)
+    def loras(self) -> tuple[Path, ...]:
+        """The local `.safetensors` files of the LoRAs, in the order of the benchmark."""
+        return tuple(local_lora(lora.source) for lora in self._model.loras)
 
     @property
-    def lora_scale(self) -> float:
-        """The LoRA scale, α of equation (2)."""
-        return self._model.spec.lora.scale
+    def lora_scales(self) -> tuple[float, ...]:
+        """The scale of each of the `loras`, α of equation (2)."""
+        return tuple(lora.scale for lora in self._model.spec.loras)
 
     @property
     def num_inference_steps(self) -> int:
@@ -155,22 +154,22 @@ class SamplerModel:
 
     @property
     def modular(self) -> diffusers.ModularPipeline:
-        """The base pipeline with the LoRA at its scale: the pipeline that guiders use."""
+        """The base pipeline with the LoRAs at their scales: the pipeline that guiders use."""
         loaded = self._shared.load(self._model, self.device, self.dtype)
-        loaded.set_lora_scale(self.lora_scale)
+        loaded.set_lora_scales(self._model.spec.lora_scales)
         return loaded.pipe
 
     @property
     def pipeline(self) -> diffusers.DiffusionPipeline:
         """The same components in the standard pipeline class, such as `StableDiffusionXLPipeline`.
 
-        The class is the one that `model_index.json` names. The LoRA is on, at its scale.
+        The class is the one that `model_index.json` names. The LoRAs are on, at their scales.
         """
         return self._shared.standard(self.modular, self._model)
 
     @property
     def denoiser(self) -> torch.nn.Module:
-        """The UNet or transformer, with the LoRA on."""
+        """The UNet or transformer, with the LoRAs on."""
         _ = self.modular
         return self._shared.loaded.denoiser
 
@@ -246,10 +245,10 @@ class SamplerPipeline:
             components = {name: getattr(modular, name, None) for name in modular.component_names}
             with quiet_libraries():
                 config = diffusers.DiffusionPipeline.load_config(
-                    model.pipeline.location, revision=model.spec.revision
+                    model.layout.location, revision=model.spec.revision
                 )
                 self._standard = diffusers.DiffusionPipeline.from_pretrained(
-                    model.pipeline.location,
+                    model.layout.location,
                     revision=model.spec.revision,
                     use_safetensors=True,
                     trust_remote_code=False,
@@ -259,16 +258,16 @@ class SamplerPipeline:
         return self._standard
 
     @contextmanager
-    def restored(self, lora_scale: float) -> Iterator[None]:
+    def restored(self, lora_scales: tuple[float, ...]) -> Iterator[None]:
         """Restore the pipeline after the block: layers, LoRA, hooks and components.
 
         Otherwise an image would depend on the images that were made before it.
 
         Args:
-            lora_scale: the LoRA scale at which the block starts.
+            lora_scales: the scales of the LoRAs at which the block starts.
         """
         if self._loaded is not None:
-            self._loaded.set_lora_scale(lora_scale)
+            self._loaded.set_lora_scales(lora_scales)
             self._save_state(self._loaded)
         try:
             yield
@@ -292,10 +291,14 @@ class SamplerPipeline:
                     setattr(pipe, name, component)
         assert self._denoiser is not None
         self._denoiser.restore()
+        if not loaded.adapters:
+            if any(adapter_layers(network) for network in loaded.networks.values()):
+                self._unload()  # the sampler loaded a LoRA into the plain model
+            return
         try:
             loaded.pipe.enable_lora()
-            loaded.pipe.set_adapters(ADAPTER)
-            set_lora_scale(list(loaded.networks.values()), ADAPTER, loaded.lora_scale)
+            loaded.pipe.set_adapters(loaded.adapters)
+            loaded.apply_lora_scales()
         except (ValueError, KeyError, AttributeError, RuntimeError):
             # The sampler unloaded the LoRA: load the whole pipeline again for the next image.
             self._unload()

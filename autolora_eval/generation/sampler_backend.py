@@ -127,9 +127,10 @@ class SampledCell:
         shared.n_rows = 0
         model.negative_prompt = self.dataset.cell.negative_prompt(job)
         started = time.perf_counter()
+        scales = self.dataset.cell.model.spec.lora_scales
         with (
             global_seed(job.seed),
-            shared.restored(model.lora_scale),
+            shared.restored(scales),
             quiet_libraries(),
             _refused_nan(),
         ):

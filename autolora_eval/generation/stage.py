@@ -14,6 +14,7 @@ from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._files import Json, content_hash
 from autolora_eval._identity import identity, lora_identity
 from autolora_eval._progress import Advance, Progress
+from autolora_eval._sources import Source
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.dataset import ImageDataset
@@ -27,7 +28,14 @@ from autolora_eval.runs.records import ImageSetRecord
 if TYPE_CHECKING:
     from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 # Keys of a model that decide its images, beside its files, its size and what tables show.
-SAMPLING_KEYS = {"negative_prompt", "variant", "scheduler", "clip_skip", "vae_tiling"}
+SAMPLING_KEYS = {
+    "negative_prompt",
+    "variant",
+    "text_encoder_3",
+    "scheduler",
+    "clip_skip",
+    "vae_tiling",
+}
 
 
 @dataclass
@@ -143,10 +151,8 @@ def _missing_work(
     for model in plan.benchmark.models.values():
         cells = [cell for cell in plan.cells if cell.model.name == model.name]
         identities = _model_identities(model, cells)
-        scales = list(dict.fromkeys(cell.model.spec.lora.scale for cell in cells))
         result.models[model.name] = {
             **identities,
-            "scale": scales[0] if len(scales) == 1 else scales,
             "size": model.size,
             **model.spec.model_dump(include={"negative_prompt", "clip_skip"}),
             "device": device,
@@ -169,15 +175,30 @@ def _missing_work(
             yield _CellWork(dataset, jobs, image_import)
 
 
-def _model_identities(model: ResolvedModel, cells: Sequence[Cell]) -> dict[str, Json]:
-    """Return the file hashes of pipeline and LoRA; their names only if all images are imported."""
-    if any(cell.method.kind != "images" for cell in cells):
-        pipeline = identity(model.pipeline, model.spec.variant)
-        return {"pipeline": pipeline, "lora": lora_identity(model.lora)}
-    return {
-        part: {"name": source.name, "kind": source.kind, "used": False}
-        for part, source in (("pipeline", model.pipeline), ("lora", model.lora))
+def _model_identities(model: ResolvedModel, cells: Sequence[Cell]) -> Json:
+    """Return the hashes of pipeline and LoRAs; their names only if all images are imported."""
+    used = any(cell.method.kind != "images" for cell in cells)
+    loras = [
+        {
+            **(lora_identity(lora.source) if used else _unused(lora.source)),
+            "scale": spec.scale,
+            "part_of_base": spec.part_of_base,
+        }
+        for spec, lora in zip(model.spec.loras, model.loras, strict=True)
+    ]
+    parts = {"pipeline": model.pipeline, "config": model.config, "vae": model.vae}
+    found = {
+        part: identity(source, model.spec.variant if source is model.pipeline else None)
+        if used
+        else _unused(source)
+        for part, source in parts.items()
+        if source is not None
     }
+    return {**found, "loras": loras}
+
+
+def _unused(source: Source) -> Json:
+    return {"name": source.name, "kind": source.kind, "used": False}
 
 
 def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: str) -> str:
@@ -189,18 +210,19 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
 
     Args:
         cell: the cell.
-        model: the identities of `pipeline` and `lora`.
+        model: the identities of its parts, such as `pipeline` and `loras`.
         batch_size: the number of images per batch.
         device: the device type, such as `cuda`.
         dtype: the precision, such as `float16`.
     """
-    files = {
-        part: {k: v for k, v in known.items() if k != "name" or known["kind"] == "hub"}
-        for part, known in model.items()
-    }
+    files = {part: _without_path(known) for part, known in model.items() if part != "loras"}
+    loras = [
+        _without_path(known) | {"scale": lora.scale}
+        for known, lora in zip(model["loras"], cell.model.spec.loras, strict=True)
+    ]
     return content_hash(
         {
-            "model": files,
+            "model": files | {"loras": loras},
             "columns": cell.columns,
             "size": cell.model.size,
             **cell.model.spec.model_dump(mode="json", include=SAMPLING_KEYS, exclude_defaults=True),
@@ -210,6 +232,10 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
             **({"code": dict(cell.method.definition.code)} if cell.method.definition.code else {}),
         }
     )
+
+
+def _without_path(known: Json) -> Json:
+    return {key: value for key, value in known.items() if key != "name" or known["kind"] == "hub"}
 
 
 def _import_images(work: Sequence[_CellWork], result: GenerationResult, advance: Advance) -> None:

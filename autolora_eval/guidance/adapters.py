@@ -1,17 +1,39 @@
-"""Switches LoRA on and off, layer by layer. Uses peft's layers directly."""
+"""Switches LoRAs on and off, scales and merges them. Uses peft's layers directly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 def adapter_layers(module: torch.nn.Module) -> list[BaseTunerLayer]:
     """Return the layers of a network that have an adapter."""
     return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def merge_lora(networks: Sequence[torch.nn.Module], adapter: str, scale: float) -> None:
+    """Merge the only adapter of some networks into their weights, at a scale, and remove it."""
+    set_lora_scale(networks, adapter, scale)
+    for network in networks:
+        for layer in adapter_layers(network):
+            layer.merge(adapter_names=[adapter])
+        recurse_remove_peft_layers(network)
+        network.__dict__.pop("peft_config", None)
+        network._hf_peft_config_loaded = False  # type: ignore[assignment]
+
+
+def set_lora_scale(networks: Sequence[torch.nn.Module], adapter: str, scale: float) -> None:
+    """Put an adapter at a scale: α of equation (2), which multiplies alpha / r of each layer.
+
+    diffusers' `set_adapters` takes a scale of 0 for 1.
+    """
+    for network in networks:
+        for layer in adapter_layers(network):
+            layer.set_scale(adapter, scale)
 
 
 class AdapterSwitch:

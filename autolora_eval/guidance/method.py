@@ -29,6 +29,7 @@ class Method:
         parameters: the model of its parameters.
         code: what identifies third-party code: class, distribution and version, hash of the
             sources. It is part of every image's content hash; empty for built-in methods.
+        needs_lora: whether it compares the model with and without its LoRA, as AutoLoRA does.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Method:
     source: str
     parameters: type[MethodParameters]
     code: Mapping[str, str] = field(default_factory=dict)
+    needs_lora: bool = False
 
     @property
     def identity(self) -> str:

@@ -66,6 +66,7 @@ def _read_guider(found: object, origin: Origin) -> GuiderMethod:
         parameters=parameters_model(signature_of(found), partial(_try_constructor, found)),
         build=partial(_construct, found),
         guider=found,
+        needs_lora=hasattr(found, "set_base_inputs"),
     )
 
 

@@ -191,8 +191,15 @@ def _seeds(seeds: list[Any]) -> str:
 
 
 def _model(name: str, model: ModelRecord) -> KeyValues:
-    unset = [key for key in ("clip_skip", "negative_prompt") if not getattr(model, key)]
-    return KeyValues(f"Model {truncate(name, NAME_LENGTH)}", _record(model, *unset))
+    unset = {key for key in ("clip_skip", "negative_prompt") if not getattr(model, key)}
+    left_out = {"loras", "lora_layers", *unset}
+    values = model.model_dump(mode="json", exclude=left_out, exclude_none=True)
+    layers = model.lora_layers or [None] * len(model.loras)
+    for number, (lora, n) in enumerate(zip(model.loras, layers, strict=True), 1):
+        key = "lora" if len(model.loras) == 1 else f"lora {number}"
+        values[key] = lora.model_dump(mode="json", exclude_none=True) | {"layers": n}
+    values |= {} if model.loras else {"lora": "none"}
+    return KeyValues(f"Model {truncate(name, NAME_LENGTH)}", _flat(values))
 
 
 def _judge(manifest: RunManifest) -> list[KeyValue]:

@@ -43,6 +43,13 @@ class SourceRecord(Record):
     used: bool = True
 
 
+class LoraRecord(SourceRecord):
+    """The identity of a LoRA's file, and how it is used."""
+
+    scale: float = 1.0
+    part_of_base: bool = False
+
+
 class BenchmarkRecord(Record):
     """The benchmark of a run.
 
@@ -140,27 +147,30 @@ class ModelRecord(Record):
 
     Attributes:
         pipeline: the pipeline's files.
-        lora: the LoRA's files.
-        scale: the LoRA scale, or those of a sweep.
+        config: the configurations of a pipeline in a single file.
+        vae: the files of another VAE than the pipeline's.
+        loras: the files of its LoRAs, their scales before a sweep, and whether they are part of
+            the base model.
         size: width and height of its images.
         device: where it ran.
         dtype: its precision.
         pipeline_class: class of the loaded pipeline; None if nothing had to be loaded.
         scheduler: configuration of its scheduler.
-        lora_layers: tensors of the LoRA that were loaded.
+        lora_layers: the number of layers that each LoRA tunes.
         clip_skip: skipped layers of its CLIP encoders; None for the pipeline's own choice.
         negative_prompt: of prompts that have none of their own.
     """
 
     pipeline: SourceRecord
-    lora: SourceRecord
-    scale: float | list[float]
+    loras: list[LoraRecord]
+    config: SourceRecord | None = None
+    vae: SourceRecord | None = None
     size: tuple[int, int]
     device: str
     dtype: str
     pipeline_class: str | None = None
     scheduler: Json | None = None
-    lora_layers: int | None = None
+    lora_layers: list[int] | None = None
     clip_skip: int | None = None
     negative_prompt: str = ""
 

@@ -127,7 +127,6 @@ def test_an_unknown_key_near_to_none_gets_the_list(
         ("models.A.guidance_scale", "5,0", "'5,0'"),
         ("models.A.width", 1023, "1023"),
         ("models.A.lora", "lora", "'lora'"),
-        ("models.A.lora", None, "nothing"),
         ("models.A.lora.scale", 0, "0"),
         ("models.A.lora.scale", -0.5, "-0.5"),
         ("models.A.lora.scale", math.nan, "nan"),
@@ -175,7 +174,7 @@ def test_what_has_no_entry_is_refused(
 
 
 @pytest.mark.parametrize(
-    "key", ["name", "prompts", "seeds", "models", "methods", "models.A.pipeline", "models.A.lora"]
+    "key", ["name", "prompts", "seeds", "models", "methods", "models.A.pipeline"]
 )
 def test_a_missing_key_is_named(
     write_benchmark: Write, benchmark_data: dict[str, Any], key: str

@@ -13,7 +13,7 @@ from conftest import save_json
 from autolora_eval._sources import Source
 from autolora_eval.config.gpu_memory import GIB, RESERVE, ModelMemory, model_memory
 from autolora_eval.config.lora_file import LoraFile, LoraLayer
-from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.resolved import ResolvedLora, ResolvedModel
 from autolora_eval.config.schema import Lora, Model
 
 PARAMETERS = {
@@ -52,7 +52,7 @@ def sdxl(tmp_path: Path) -> ResolvedModel:
     spec = Model(pipeline="sdxl", lora=Lora(path="lora"))
     source = Source("sdxl", "folder", str(folder))
     lora = Source("lora", "file", str(folder / "lora.safetensors"))
-    return ResolvedModel("SDXL", spec, source, lora, (1024, 1024))
+    return ResolvedModel("SDXL", spec, source, (ResolvedLora(lora),), (1024, 1024))
 
 
 def estimate(model: ResolvedModel, dtype: str = "auto") -> ModelMemory:
@@ -94,8 +94,10 @@ def test_the_largest_batch_fits_its_card_and_the_next_one_does_not(sdxl) -> None
 
 def test_a_lora_on_the_feed_forward_layers_widens_the_pass(sdxl) -> None:
     layer = LoraLayer("denoiser", "mid_block.attentions.0.ff.net.0.proj", {}, 4, 4.0)
-    save_header(sdxl.lora.path, 1000)
-    tuned = estimate(replace(sdxl, lora_file=LoraFile(sdxl.lora.path, (layer,), "")))
+    source = sdxl.loras[0].source
+    save_header(source.path, 1000)
+    lora = ResolvedLora(source, LoraFile(source.path, (layer,), ""))
+    tuned = estimate(replace(sdxl, loras=(lora,)))
     assert tuned.denoiser == 2 * (PARAMETERS["unet"] + 1000)
     assert tuned.pass_per_image > 1.2 * estimate(sdxl).pass_per_image
 

@@ -193,7 +193,8 @@ def test_a_hub_id_is_left_to_the_hub(
     model = load_benchmark(write_benchmark(data)).models["A"]
     assert (model.pipeline.kind, model.pipeline.location) == ("hub", "owner/name")
     assert model.pipeline.revision == "abc"
-    assert (model.lora.kind, model.lora.weight_name) == ("hub", "a.safetensors")
+    (lora,) = model.loras
+    assert (lora.source.kind, lora.source.weight_name) == ("hub", "a.safetensors")
     assert model.size == (1024, 1024)
 
 
@@ -206,7 +207,7 @@ def test_a_folder_without_a_model_index(
 
 
 def test_a_file_is_no_model(problem: Problem, benchmark_data: dict[str, Any]) -> None:
-    line = problem(with_pipeline(benchmark_data, "lora/style.safetensors"))
+    line = problem(with_pipeline(benchmark_data, "prompts.txt"))
     assert "has no model_index.json" in line
 
 
@@ -249,7 +250,7 @@ def test_a_pickle_beside_safe_weights_is_passed_over(
         (workplace / folder / f"{name}.bin").write_bytes(b"pickle")
     (workplace / "lora" / "style.pt").write_bytes(b"pickle")
     loaded = load_benchmark(write_benchmark(benchmark_data))
-    assert loaded.models["A"].lora.path.suffix == ".safetensors"
+    assert loaded.models["A"].loras[0].source.path.suffix == ".safetensors"
 
 
 @pytest.mark.parametrize("key", ["pipeline", "lora"])
@@ -304,7 +305,7 @@ def test_a_lora_folder_with_several_files_wants_a_weight_name(
     assert "but has other.safetensors, style.safetensors. Name one with weight_name." in line
 
     named = with_lora(benchmark_data, "lora", weight_name="other.safetensors")
-    found = load_benchmark(write_benchmark(named)).models["A"].lora.path
+    found = load_benchmark(write_benchmark(named)).models["A"].loras[0].source.path
     assert found == lora / "other.safetensors"
 
     misspelt = with_lora(benchmark_data, "lora", weight_name="ohter.safetensors")

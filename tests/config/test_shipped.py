@@ -12,6 +12,7 @@ import pytest
 from conftest import save_lora
 
 from autolora_eval._resources import shipped_benchmarks
+from autolora_eval._sources import Source
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.resolved import LoadedBenchmark
@@ -175,13 +176,18 @@ def test_disney_princess_autolora_scale_is_the_papers_figure_4() -> None:
 # A LoRA that wants a login
 
 
+def _only_lora(name: str) -> Source:
+    (model,) = load_benchmark(name).models.values()
+    return model.loras[0].source
+
+
 @pytest.mark.parametrize("name", [name for name in TWINS if name.startswith("disney")])
 def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AUTOLORA_EVAL_DISNEY_LORA", raising=False)
-    (lora,) = (model.lora for model in load_benchmark(name).models.values())
+    lora = _only_lora(name)
     assert lora.kind == "absent"
     assert lora.how_to_get() == (
         'Log in at https://civitai.com/models/212532 ("All Disney Princess XL LoRA Model from '
@@ -189,12 +195,12 @@ def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(
         f"loras/all_disney_princess_xl.safetensors below {tmp_path}, or set "
         "AUTOLORA_EVAL_DISNEY_LORA to its path."
     )
-    file = save_lora(tmp_path / lora.name)
-    (lora,) = (model.lora for model in load_benchmark(name).models.values())
+    file = save_lora(tmp_path / lora.location)
+    lora = _only_lora(name)
     assert (lora.kind, lora.path) == ("file", file)
     elsewhere = save_lora(tmp_path / "elsewhere.safetensors")
     monkeypatch.setenv("AUTOLORA_EVAL_DISNEY_LORA", str(elsewhere))
-    (lora,) = (model.lora for model in load_benchmark(name).models.values())
+    lora = _only_lora(name)
     assert lora.path == elsewhere
 
 
@@ -206,7 +212,12 @@ def test_only_a_lora_that_says_how_to_get_it_may_be_absent(
     assert "models.A.lora: no such LoRA: 'mine.safetensors'." in problem(data)
     data["models"]["A"]["lora"]["obtain"] = "Ask Ann."
     benchmark = load_benchmark(write_benchmark(data))
-    assert benchmark.models["A"].lora.how_to_get().startswith("Ask Ann. Put the file at mine")
+    assert (
+        benchmark.models["A"]
+        .loras[0]
+        .source.how_to_get()
+        .startswith("Ask Ann. Put the file at mine")
+    )
     data["models"]["A"]["lora"]["path"] = "mine.ckpt"
     assert "is a pickle" in problem(data)
     # How to get it decides no number: a finished run stays finished.
@@ -258,7 +269,8 @@ def test_the_miniature_benchmarks_need_nothing_from_the_network(name: str) -> No
     benchmark = load_benchmark(name)
     assert not benchmark.spec.device.startswith("cuda")
     sources = [benchmark.features, benchmark.judge]
-    sources += [s for model in benchmark.models.values() for s in (model.pipeline, model.lora)]
+    sources += [model.pipeline for model in benchmark.models.values()]
+    sources += [lora.source for model in benchmark.models.values() for lora in model.loras]
     for source in sources:
         assert source is not None
         assert source.path.exists()

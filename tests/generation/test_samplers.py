@@ -385,8 +385,8 @@ def test_unusable_images_of_a_sampler_are_refused(result: object, message: str) 
 def test_a_sampler_gets_the_noise_and_settings_of_every_method(tiny: TinyModel) -> None:
     model = SamplerModel(tiny.resolved(0.7), torch.device("cpu"), torch.float32, SamplerPipeline())
     # What needs no pipeline loads none.
-    assert (model.lora_scale, model.num_inference_steps, model.size) == (0.7, STEPS, SIZE)
-    assert (model.lora, model.base) == (tiny.lora, str(tiny.pipeline))
+    assert (model.lora_scales, model.num_inference_steps, model.size) == ((0.7,), STEPS, SIZE)
+    assert (model.loras, model.base) == ((tiny.lora,), str(tiny.pipeline))
     assert not model._shared.is_loaded
     seen: list[torch.Tensor] = []
     pipeline = LoraPipeline.load(tiny.resolved(0.7), torch.device("cpu"), torch.float32)

@@ -53,7 +53,7 @@ def test_latents_equal_the_hand_written_loop(
     (model,) = load_benchmark(tmp_path / "benchmark.yaml").models.values()
     assert model.size == (64, 64)
     base, tuned = (load(kind, Path(model.pipeline.path)) for _ in range(2))
-    merged = merge(tuned, weight_changes(Path(model.lora.path)), 1.0)
+    merged = merge(tuned, weight_changes(model.loras[0].source.path), 1.0)
     by_hand = kind(base, merged, steps, model.size, PROMPTS, SEEDS)
     ours = LoraPipeline.load(model, torch.device("cpu"), torch.float32).sample(
         PROMPTS,

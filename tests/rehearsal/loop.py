@@ -56,7 +56,7 @@ def ours(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     model = load_benchmark(Path(__file__).with_name("benchmark.yaml")).models["SDXL"]
     loaded = LoraPipeline.load(model, torch.device("cpu"), torch.float32)
     expected = sum(json.loads((folder / "sdxl.json").read_text()).values())
-    assert loaded.lora_layers == expected == 722 + 264, loaded.lora_layers
+    assert loaded.lora_layers[0] == expected == 722 + 264, loaded.lora_layers
     autolora, cfg = (
         loaded.sample(
             PROMPTS, SEEDS, guider, num_inference_steps=STEPS, size=SIZE, output="latents"

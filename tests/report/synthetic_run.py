@@ -250,8 +250,7 @@ def _model(model: str) -> dict[str, Any]:
     config = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
     return {
         "pipeline": {"name": f"hub/{model}", "kind": "hub", "commit": "c0ffee"},
-        "lora": {"name": f"hub/{model}-lora", "kind": "hub", "sha256": "d" * 64},
-        "scale": 1.0,
+        "loras": [{"name": f"hub/{model}-lora", "kind": "hub", "sha256": "d" * 64}],
         "scheduler": {"class": "EulerDiscreteScheduler", **config},
         "size": [64, 64],
         "device": "cpu",

@@ -66,4 +66,5 @@ METHOD = GuiderMethod(
     parameters=AutoLoRAParameters,
     nfe_per_step=_nfe_per_step,
     build=_build,
+    needs_lora=True,
 )

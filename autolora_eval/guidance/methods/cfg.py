@@ -41,7 +41,7 @@ def _build(parameters: CFGParameters) -> BaseGuidance:
 METHOD = GuiderMethod(
     name="cfg",
     display_name="LoRA+CFG",
-    summary="Classifier-free guidance of the LoRA-tuned model.",
+    summary="Classifier-free guidance of the model with its LoRAs, if it has any.",
     equation="ε_LoRA(x, ∅) + w (ε_LoRA(x, y) − ε_LoRA(x, ∅))",
     source="Ho and Salimans 2022, arXiv 2207.12598; AutoLoRA paper, equation (4)",
     parameters=CFGParameters,

@@ -24,7 +24,7 @@ def _build(parameters: LoRAParameters) -> BaseGuidance:
 METHOD = GuiderMethod(
     name="lora",
     display_name="LoRA",
-    summary="The LoRA's conditional prediction alone, without guidance.",
+    summary="The conditional prediction of the model with its LoRAs, without guidance.",
     equation="ε_LoRA(x, y)",
     source="Hu et al. 2021, arXiv 2106.09685",
     parameters=LoRAParameters,
