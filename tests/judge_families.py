@@ -275,14 +275,14 @@ def special_tokens(processor: Any, question: Question) -> list[int]:
     inputs = processor.apply_chat_template(
         [chat], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    special = set(processor.tokenizer.all_special_ids)
+    special = processor.tokenizer.added_tokens_decoder
     return [token for token in inputs["input_ids"][0].tolist() if token in special]
 
 
 def examined(name: str, place: Path) -> dict[str, Any]:
     folder, processor = written(name, place / name)
     rubric = read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
-    special = " ".join(processor.tokenizer.all_special_tokens)
+    special = " ".join(processor.tokenizer.added_tokens_encoder)
     prompts = ["a red house", "a", special, "a green tree, pixel art " * 3]
     paths = pictures(place)
     requests = [

@@ -67,8 +67,11 @@ def test_replies_of_a_batch_equal_those_of_single_questions(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_picture_changes_the_probabilities(family: str, examined: dict[str, Any]) -> None:
-    """Those of the first token, which follows the same question of the same length."""
-    ((one, *_),), ((other, *_),) = examined[family]["other picture"]
+    """Those of the first token that is free, after the same question and the same reply so far."""
+    one, other = (
+        next(values for values in reply if len(values) > 1)
+        for (reply,) in examined[family]["other picture"]
+    )
     assert np.abs(np.subtract(one, other)).max() > 1e-3
 
 
@@ -76,4 +79,4 @@ def test_another_picture_changes_the_probabilities(family: str, examined: dict[s
 def test_special_tokens_in_a_prompt_do_nothing(family: str, examined: dict[str, Any]) -> None:
     plain, hostile = examined[family]["special tokens"]
     assert plain == hostile
-    assert len(plain) > 4  # those of the template and the image are there
+    assert len(set(plain)) > 1  # those of the template and the image are there
