@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from autolora_eval._errors import UsageError
-from autolora_eval._files import prompt_folder, slug
+from autolora_eval._files import slug
 from autolora_eval._text import pluralize
 from autolora_eval.generation.image_listing import ImageRecord
 from autolora_eval.generation.image_readers import ImageSet
@@ -77,7 +77,7 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
         UsageError: if no image matches, folders are numbered from 1, or two images claim one
             prompt and seed.
     """
-    prompts = _Prompts(list(dict.fromkeys(job.prompt for job in jobs)))
+    prompts = _Prompts({job.prompt: job.file.partition("/")[0] for job in jobs})
     _check_numbered_from_zero(images, prompts)
     job_of = {(job.prompt, job.seed): job for job in jobs}
     seeds = list(dict.fromkeys(job.seed for job in jobs))
@@ -110,12 +110,16 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
 
 
 class _Prompts:
-    """The prompts of a benchmark, found by the names that a set may use for them."""
+    """The prompts of a benchmark, found by the names that a set may use for them.
 
-    def __init__(self, prompts: Sequence[str]) -> None:
-        self.prompts = prompts
+    Args:
+        folders: prompt → the folder of its images in a run of this package.
+    """
+
+    def __init__(self, folders: Mapping[str, str]) -> None:
+        self.prompts = prompts = list(folders)
         self._by_text = _index(prompts, lambda prompt: {_one_line(prompt)})
-        self._by_folder = _index(prompts, lambda prompt: {prompt_folder(prompt)})
+        self._by_folder = _index(prompts, lambda prompt: {folders[prompt]})
         # Scripts often drop all but ASCII from a file name, as `slug` does.
         self._by_letters = _index(
             prompts, lambda prompt: {_letters(prompt), _letters(slug(prompt))}
