@@ -18,7 +18,7 @@ from autolora_eval.scoring.judgement_store import JudgementFile
 _WRITTEN = (
     *("manifest.json", "benchmark.yaml", "report.pdf", "report.html", "agreement.csv"),
     *("judge_server.log", "figures/*.svg", "figures/*.png", "image_sets/*.csv"),
-    *("failed_images/*.jsonl", "stale_images/*", "report_parts/*"),
+    *("failed_images/*.jsonl", "stale_images/*"),
 )
 
 
