@@ -95,6 +95,11 @@ def tables(plan: Plan, folder: RunFolder, judge: str | None = KEY) -> CountsReco
     return counts
 
 
+def accept_tables(folder: RunFolder) -> None:
+    """Record the tables of a run as they are now."""
+    folder.update_manifest(checksums=checksums(folder, folder.read_manifest()))
+
+
 def judge_plan(
     plan: Plan, folder: RunFolder, judge: Judge, progress: Progress | None = None
 ) -> JudgeRecord:

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 from scored_run import (
     Place,
+    accept_tables,
     tables,
     vector,
     write_features,
@@ -87,6 +88,7 @@ def test_a_table_value_that_the_files_do_not_give_is_reported(
     table = pd.read_parquet(path)
     table.loc[table["cell"] == CELL, changed] += 0.01
     table.to_parquet(path)
+    accept_tables(folder)
     metrics = rows(explain(folder.path, CELL), "Metrics")
     different = [
         row["metric"] for row in metrics if row["recomputed from the files"].endswith("DIFFERENT")
@@ -164,6 +166,7 @@ def test_a_selector_without_a_match_is_a_usage_error(
 def test_a_method_with_several_cells_is_a_usage_error(folder: RunFolder) -> None:
     path = folder.table("parquet")
     pd.read_parquet(path).assign(method="CFG").to_parquet(path)
+    accept_tables(folder)
     with pytest.raises(UsageError, match=r"'CFG' matches 2 cells\. .*'A--CFG' and 'A--AutoLoRA'"):
         explain(folder.path, "CFG")
 
@@ -181,6 +184,7 @@ def test_foreign_texts_cannot_control_the_terminal(folder: RunFolder) -> None:
     explanation = explain(folder.path, CELL, "1", 4)
     scores = pd.read_parquet(folder.scores)
     scores.assign(prompt=hostile).to_parquet(folder.scores)
+    accept_tables(folder)
     for found in (explanation, explain(folder.path, CELL, "1", 4)):
         stream = io.StringIO()
         print_explanation(found, Console(file=stream, width=200, force_terminal=False))

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from scored_run import (
     Place,
+    accept_tables,
     scored,
     tables,
     vector,
@@ -185,6 +186,7 @@ def test_explain_recomputes_them_and_names_their_source(make) -> None:
     assert VENDI.source in found["vendi"]["computed from"]
     table = pd.read_parquet(folder.table("parquet"))
     table.assign(vendi=table["vendi"] + 0.1).to_parquet(folder.table("parquet"))
+    accept_tables(folder)
     changed = recomputed(folder, "A--AutoLoRA")
     differing = [n for n in EXTRA if "DIFFERENT" in changed[n]["recomputed from the files"]]
     assert differing == ["vendi"]

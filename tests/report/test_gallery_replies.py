@@ -101,5 +101,5 @@ def test_judgements_outside_the_run_folder_are_not_read(tmp_path: Path, make_run
     secret = judgement(tables.scores.iloc[0], raw="secret")
     (tmp_path / "secret.jsonl").write_text(json.dumps(secret) + "\n")
     reply = gallery_of(folder).data["images"][0]["replies"][0]
-    assert "leads out of its folder" in reply["about"]
+    assert "leads out of its run folder" in reply["about"]
     assert reply["raw"] is None
