@@ -84,6 +84,11 @@ class ModelMemory:
             + (0 if alone else self.denoiser),
         }
 
+    def working(self, batch_size: int) -> int:
+        """Return the bytes that must be free beside the weights of a network that runs."""
+        decoding = self.decoding + batch_size * self.output_per_image
+        return max(batch_size * self.pass_per_image, decoding) + RESERVE
+
     def largest_batch(self, card: int, offload: Offload = "none") -> int:
         """Return the largest batch that fits a card of so many bytes; 0 if no image does."""
         room = card - RESERVE
@@ -122,10 +127,18 @@ def model_memory(model: ResolvedModel, dtype: str) -> ModelMemory | None:
     Args:
         model: a resolved model.
         dtype: the precision of the run; `auto` stands for float16, which it is on CUDA.
+
+    Raises:
+        UsageError: if a file of weights is damaged.
     """
     index = cached(model.pipeline, INDEX)
-    if index is None:
+    try:
+        return None if index is None else _estimate(model, index, dtype)
+    except (ValueError, KeyError, TypeError, IndexError):  # not a configuration of diffusers
         return None
+
+
+def _estimate(model: ResolvedModel, index: Path, dtype: str) -> ModelMemory | None:
     dtype = "float16" if dtype == "auto" else dtype
     size = _BYTES[dtype]
     kind = str(_read(index).get("_class_name", ""))

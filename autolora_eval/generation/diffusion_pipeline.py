@@ -21,6 +21,7 @@ from PIL import Image
 
 from autolora_eval._devices import free_memory
 from autolora_eval._sources import local_lora
+from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.lora_file import Component, check_sum, read_lora_file
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.guards import PredictionCheck, checked_images
@@ -80,8 +81,16 @@ class LoraPipeline:
         self.embeddings = PromptEmbeddings(pipe, clip_skip)
 
     @classmethod
-    def load(cls, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoraPipeline:
+    def load(
+        cls, model: ResolvedModel, device: torch.device, dtype: torch.dtype, batch_size: int = 1
+    ) -> LoraPipeline:
         """Load a pipeline from a folder or the hub, and its LoRAs at their scales.
+
+        Args:
+            model: the model.
+            device: where it runs.
+            dtype: its precision.
+            batch_size: the number of images in a batch, for which memory is left free.
 
         Raises:
             AutoLoRAEvalError: if no guider can act on the pipeline, the pipeline is damaged, or a
@@ -95,7 +104,9 @@ class LoraPipeline:
             pipe.vae.enable_slicing()
         if model.spec.vae_tiling:
             pipe.vae.enable_tiling()
-        place(pipe, device, model.spec.offload)
+        memory = model_memory(model, str(dtype).removeprefix("torch."))
+        working = memory.working(batch_size) if memory else 4 * GIB
+        place(pipe, device, model.spec.offload, working)
         return loaded
 
     def _load_loras(self, model: ResolvedModel) -> None:

@@ -125,7 +125,7 @@ class GuidedModel:
 
     def _load(self) -> None:
         with quiet_libraries():
-            self.pipeline = LoraPipeline.load(self.model, self.device, self.dtype)
+            self.pipeline = LoraPipeline.load(self.model, self.device, self.dtype, self.batch_size)
 
     def _sample_fixed_noise(self) -> torch.Tensor:
         with quiet_libraries():

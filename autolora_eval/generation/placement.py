@@ -9,12 +9,10 @@ from diffusers import ComponentsManager, ModularPipeline
 
 from autolora_eval.config.schema import Offload
 
-# What diffusers' strategy leaves free for the tensors of a pass: SDXL's VAE in float32 takes 3 GiB
-# for an image of 1024 × 1024 pixels.
-_MARGIN = "4GB"
 
-
-def place(pipe: ModularPipeline, device: torch.device, offload: Offload) -> None:
+def place(
+    pipe: ModularPipeline, device: torch.device, offload: Offload, working_bytes: int
+) -> None:
     """Put a pipeline on its device.
 
     On a GPU, networks that may leave it are on the CPU until their first pass, by the hooks of
@@ -26,6 +24,7 @@ def place(pipe: ModularPipeline, device: torch.device, offload: Offload) -> None
         device: where it runs.
         offload: `none`: all networks stay, except for text encoders after `leave_device`. `auto`:
             networks leave when another one needs their memory. `model`: one at a time.
+        working_bytes: what `auto` leaves free for the tensors of a pass.
     """
     if device.type != "cuda":  # no other memory to move to, or no count of what is free
         pipe.to(device)
@@ -41,7 +40,7 @@ def place(pipe: ModularPipeline, device: torch.device, offload: Offload) -> None
             manager.add(name, network)
     strategies: dict[Offload, Any] = {"none": _nothing_leaves, "auto": None, "model": _all_leave}
     manager.enable_auto_cpu_offload(
-        device, memory_reserve_margin=_MARGIN, offload_strategy=strategies[offload]
+        device, memory_reserve_margin=working_bytes, offload_strategy=strategies[offload]
     )
 
 

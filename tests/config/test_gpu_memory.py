@@ -119,3 +119,10 @@ def test_the_plan_says_what_fits(sdxl) -> None:
 def test_nothing_is_estimated_of_weights_that_are_not_here(sdxl) -> None:
     (sdxl.pipeline.path / "unet" / "model.safetensors").unlink()
     assert model_memory(sdxl, "auto") is None
+
+
+def test_nothing_is_estimated_of_configurations_that_say_something_else(sdxl) -> None:
+    (sdxl.pipeline.path / "unet" / "config.json").write_text("{")
+    assert model_memory(sdxl, "auto") is None
+    save_json(sdxl.pipeline.path / "unet" / "config.json", {"block_out_channels": 4})
+    assert model_memory(sdxl, "auto") is None
