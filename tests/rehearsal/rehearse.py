@@ -20,6 +20,7 @@ MODELS = ROOT / "build" / "rehearsal"
 BENCHMARK, RUN = str(HERE / "benchmark.yaml"), str(MODELS / "run")
 AUTOLORA_EVAL = ["-m", "autolora_eval"]
 FINISHED = "run, already finished"
+GUIDER = "run with a third-party guider"
 STAGES: dict[str, list[str]] = {
     "write the models": [str(HERE / "architectures.py"), str(MODELS)],
     "plan": [*AUTOLORA_EVAL, "plan", BENCHMARK],
@@ -27,28 +28,31 @@ STAGES: dict[str, list[str]] = {
     "generate": [*AUTOLORA_EVAL, "generate", BENCHMARK, "--output", RUN],
     "features and report": [*AUTOLORA_EVAL, "run", BENCHMARK, "--output", RUN],
     FINISHED: [*AUTOLORA_EVAL, "run", BENCHMARK, "--output", RUN],
+    GUIDER: [*AUTOLORA_EVAL, "run", str(HERE / "guider.yaml"), "--output", f"{RUN}_guider"],
     "AutoLoRA against a loop by hand, float32": [str(HERE / "loop.py"), str(MODELS)],
 }
 FINISHED_SECONDS = 5.0
 
 
-def measured(arguments: list[str]) -> tuple[int, float, float, str]:
-    """Run Python; return its exit code, seconds, peak memory in GiB, and what it printed."""
+def measured(arguments: list[str]) -> tuple[int, float, float, str, str]:
+    """Run Python; return its exit code, seconds, peak memory in GiB, output and errors."""
     paths = (ROOT, HERE, ROOT / "tests", ROOT / "examples" / "own_guider")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     environment["AUTOLORA_EVAL_CACHE"] = str(MODELS / "cache")
-    log = MODELS / "stage.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    MODELS.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with log.open("w", encoding="utf-8") as output:
+    with (MODELS / "stage.out").open("w+") as output, (MODELS / "stage.err").open("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, *arguments], env=environment, stdout=output, stderr=output, cwd=HERE
+            [sys.executable, *arguments], env=environment, stdout=output, stderr=errors, cwd=HERE
         )
         _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        output.seek(0)
+        errors.seek(0)
+        printed = output.read(), errors.read()
     code = process.returncode = os.waitstatus_to_exitcode(status)
     kib = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    text = log.read_text(encoding="utf-8")
-    return code, time.perf_counter() - start, usage.ru_maxrss * kib / 2**30, text
+    return code, seconds, usage.ru_maxrss * kib / 2**30, *printed
 
 
 def main() -> None:
@@ -58,12 +62,14 @@ def main() -> None:
     stated = parser.parse_args()
     if "generate" in stated.only:
         shutil.rmtree(RUN, ignore_errors=True)
+    if GUIDER in stated.only:
+        shutil.rmtree(f"{RUN}_guider", ignore_errors=True)
     start = time.perf_counter()
     for name in stated.only:
-        code, seconds, memory, text = measured(STAGES[name])
+        code, seconds, memory, text, errors = measured(STAGES[name])
         print(f"{name:44} {seconds:7.1f} s {memory:6.1f} GiB", flush=True)
         if code:
-            sys.exit(f"{text[-4000:]}\n'{name}' failed with exit code {code}.")
+            sys.exit(f"{text}{errors[-4000:]}\n'{name}' failed with exit code {code}.")
         if name == FINISHED and seconds > FINISHED_SECONDS:
             sys.exit(f"'{name}' took more than {FINISHED_SECONDS:g} s.")
         if STAGES[name][0] != "-m":
