@@ -15,7 +15,6 @@ from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 GPU = torch.device("cuda:0")
 TOTAL = 8 * 2**30
@@ -86,6 +85,16 @@ class _Pretended(TorchDispatchMode):
         return run(func, args, kwargs or {})
 
 
+def _each(function: Any, value: Any) -> Any:
+    """Apply a function to everything in lists, tuples and dictionaries."""
+    if isinstance(value, list | tuple):
+        made = [_each(function, one) for one in value]
+        return made if isinstance(value, list) else tuple(made)
+    if isinstance(value, dict):
+        return {key: _each(function, one) for key, one in value.items()}
+    return function(value)
+
+
 def _inner(value: Any) -> Any:
     return value.inner if isinstance(value, OnGPU) else value
 
@@ -98,7 +107,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """
     if func is _aten._fused_sdp_choice.default:
         return _MATH_ATTENTION
-    tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
+    tensors: list[torch.Tensor] = []
+    _each(lambda t: tensors.append(t) if isinstance(t, torch.Tensor) else None, (args, kwargs))
     on_gpu = any(isinstance(t, OnGPU) for t in tensors)
     if func in _MAY_MIX:
         must_agree = []
@@ -124,7 +134,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     known = {id(t.inner): t for t in tensors if isinstance(t, OnGPU)}
     if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    args, kwargs = tree_map(_inner, (args, kwargs))
+    args, kwargs = _each(_inner, (args, kwargs))
     made = func(*args, **kwargs)
     if func is _aten._to_copy.default and made is args[0]:
         made = made.clone()
@@ -134,7 +144,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return one
         return known[id(one)] if id(one) in known else OnGPU(one)
 
-    return tree_map(placed, made)
+    return _each(placed, made)
 
 
 @contextmanager
