@@ -183,7 +183,7 @@ def _pass_channels(config: Mapping[str, Any], loras: Sequence[LoraFile]) -> floa
     patch = config.get("patch_size") or next(iter(config.get("all_patch_size") or [2]))
     if not hidden:
         return None
-    return (_IN_FEED_FORWARD + (4 if on_feed_forward else 0)) * hidden / patch**2
+    return float((_IN_FEED_FORWARD + (4 if on_feed_forward else 0)) * hidden / patch**2)
 
 
 def _unet_channels(config: Mapping[str, Any], geglu: int) -> float:

@@ -273,8 +273,8 @@ def _run_samplers(
         if pipeline.is_loaded:
             result.models[model.name] |= _describe(pipeline.loaded)
         del pipeline
-        for cell in cells:
-            release_frames(cell.first_error)
+        for sampled in cells:
+            release_frames(sampled.first_error)
         free_memory()
     failures = (cell.failure() for cells in by_method.values() for cell in cells)
     return [failure for failure in failures if failure is not None]
