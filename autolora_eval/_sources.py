@@ -311,7 +311,7 @@ def hub_refusal(source: Source) -> str | None:
     from huggingface_hub import HfApi
 
     try:
-        HfApi().repo_info(source.location, revision=source.revision, timeout=5.0)
+        HfApi().model_info(source.location, revision=source.revision, timeout=5.0)
     except Exception as error:  # the hub's client raises errors of its HTTP library too
         return first_line(error)
     return None
@@ -322,7 +322,7 @@ def hub_files(source: Source) -> list[str] | None:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().repo_info(source.location, revision=source.revision, timeout=5.0)
+        found = HfApi().model_info(source.location, revision=source.revision, timeout=5.0)
     except Exception:  # the hub's client raises errors of its HTTP library too
         return None
     return [file.rfilename for file in found.siblings or []]

@@ -179,8 +179,8 @@ def _pass_channels(config: Mapping[str, Any], loras: Sequence[LoraFile]) -> floa
     if "block_out_channels" in config:
         return _unet_channels(config, 24 if on_feed_forward else 16)
     heads, width = config.get("num_attention_heads"), config.get("attention_head_dim")
-    hidden = config.get("dim") or (heads and width and heads * width)
-    patch = config.get("patch_size") or next(iter(config.get("all_patch_size") or [2]))
+    hidden: int | None = config.get("dim") or (heads and width and heads * width)
+    patch: int = config.get("patch_size") or next(iter(config.get("all_patch_size") or [2]))
     if not hidden:
         return None
     return float((_IN_FEED_FORWARD + (4 if on_feed_forward else 0)) * hidden / patch**2)

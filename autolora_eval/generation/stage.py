@@ -266,8 +266,9 @@ def _run_samplers(
 
     by_method: dict[str, list[SampledCell]] = {}
     for cell in work:
-        sampled = SampledCell(cell.dataset, cell.jobs)
-        by_method.setdefault(cell.dataset.cell.method.name, []).append(sampled)
+        by_method.setdefault(cell.dataset.cell.method.name, []).append(
+            SampledCell(cell.dataset, cell.jobs)
+        )
     for cells in by_method.values():
         pipeline = run_sampler(cells, torch.device(device), getattr(torch, dtype), advance)
         if pipeline.is_loaded:
@@ -276,7 +277,7 @@ def _run_samplers(
         for sampled in cells:
             release_frames(sampled.first_error)
         free_memory()
-    failures = (cell.failure() for cells in by_method.values() for cell in cells)
+    failures = (sampled.failure() for cells in by_method.values() for sampled in cells)
     return [failure for failure in failures if failure is not None]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
@@ -194,7 +194,7 @@ def _model(name: str, model: ModelRecord) -> KeyValues:
     unset = {key for key in ("clip_skip", "negative_prompt") if not getattr(model, key)}
     left_out = {"loras", "lora_layers", *unset}
     values = model.model_dump(mode="json", exclude=left_out, exclude_none=True)
-    layers = model.lora_layers or [None] * len(model.loras)
+    layers: Sequence[int | None] = model.lora_layers or [None] * len(model.loras)
     for number, (lora, n) in enumerate(zip(model.loras, layers, strict=True), 1):
         key = "lora" if len(model.loras) == 1 else f"lora {number}"
         values[key] = lora.model_dump(mode="json", exclude_none=True) | {"layers": n}
