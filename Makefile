@@ -64,7 +64,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benches/judge_throughput.py
 	$(BIN)/python tests/benches/report_time.py
 
-# The exact architectures with random weights: 16 GB of memory, 15 GB of disk, under 20 minutes.
+# The exact architectures with random weights: 18 GB of memory, 15 GB of disk.
 rehearsal: $(INSTALLED)
 	$(BIN)/python tests/rehearsal/rehearse.py
 
