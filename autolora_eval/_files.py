@@ -62,7 +62,19 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if not _is_unicode(text):
+        text = json.dumps(value, indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _is_unicode(text: str) -> bool:
+    """Return False for half a surrogate pair, which a manifest of someone else may have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -141,7 +153,7 @@ def cache_folder() -> Path:
 def content_hash(value: object) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of the value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return sha256_bytes(text.encode())[:16]
+    return sha256_bytes(text.encode(errors="surrogatepass"))[:16]
 
 
 def path_inside(folder: Path, name: str) -> Path:

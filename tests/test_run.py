@@ -295,8 +295,9 @@ def test_the_manifest_says_what_the_run_is_made_of(benchmark: Path, first: Run) 
     assert said["prompts_sha256"] == sha256_bytes("\n".join(PROMPTS).encode())
     assert said["benchmark"]["content"]["models"]["T"]["num_inference_steps"] == STEPS
     model = said["models"]["T"]
-    assert model["lora"]["sha256"] == sha256_file(benchmark.parent / "style.safetensors")
-    assert model["lora"]["name"] == "style.safetensors"
+    (lora,) = model["loras"]
+    assert lora["sha256"] == sha256_file(benchmark.parent / "style.safetensors")
+    assert lora["name"] == "style.safetensors"
     assert model["pipeline"]["name"] == "sdxl"
     assert model["scheduler"]["class"] == "EulerDiscreteScheduler"
     assert said["features"]["identity"]["name"] == "miniature:dinov2"

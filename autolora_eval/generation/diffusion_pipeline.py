@@ -19,7 +19,6 @@ from diffusers import ModularPipeline
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from PIL import Image
 
-from autolora_eval._devices import free_memory
 from autolora_eval._sources import local_lora
 from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.lora_file import Component, check_sum, read_lora_file
@@ -245,7 +244,6 @@ class LoraPipeline:
         """Move the text encoders off the GPU; the next prompt that is new brings them back."""
         for encoder in self.text_encoders:
             leave_device(encoder)
-        free_memory()
 
     def unguided_latents(
         self, size: tuple[int, int], lora_scales: tuple[float, ...]

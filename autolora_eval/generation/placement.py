@@ -48,6 +48,7 @@ def leave_device(network: torch.nn.Module) -> None:
     """Move a network to the CPU, if its next pass brings it back."""
     if hasattr(network, "_hf_hook"):
         network.to("cpu")
+        torch.cuda.empty_cache()  # `auto` counts what is free outside of torch's cache
 
 
 def _nothing_leaves(**_: object) -> list[Any]:

@@ -99,9 +99,10 @@ def generate(
                 (sampled, _run_samplers, 1),
                 (guided, _run_guiders, spec.batch_size),
             ):
+                if not own:
+                    continue
                 try:
-                    if own:
-                        failures += run(model, own, device, dtype, batch_size, result, advance)
+                    failures += run(model, own, device, dtype, batch_size, result, advance)
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise

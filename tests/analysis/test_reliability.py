@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,7 @@ def judged(plan: Plan, folder: RunFolder, rating: Rating) -> pd.DataFrame:
                 scored = not isinstance(given, str)
                 row = {"image_id": image.id, "sha256": image.sha256, "repeat": repeat}
                 row |= {"scores": {"pc": given} if scored else None, "judge_key": KEY}
+                row["raw"] = json.dumps({"pc": given})
                 rows.append(row | {"reason": None if scored else given})
         write_jsonl(folder.judgements(cell.id), rows)
     return join_scores(manifest, folder)

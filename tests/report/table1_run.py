@@ -38,7 +38,7 @@ def write_table1_run(
     hashes = {file.stat().st_ino: sha256_file(file) for file in files}
     truth = {cell.id: _published(cell) for cell in plan.cells}
     for cell in plan.cells:
-        _link(plan, folder, cell, files)
+        _link(plan, folder, cell, files, hashes)
     rng = np.random.default_rng(0)
     middle = rng.normal(size=DIM)
     middle /= np.linalg.norm(middle)
@@ -82,7 +82,9 @@ def _table1() -> pd.DataFrame:
     return pd.read_csv(shipped_root() / "benchmarks" / "published" / "paper_table1.csv")
 
 
-def _link(plan: Plan, folder: RunFolder, cell: Cell, files: list[Path]) -> None:
+def _link(
+    plan: Plan, folder: RunFolder, cell: Cell, files: list[Path], hashes: dict[int, str]
+) -> None:
     place = folder.images(cell.id)
     rows = []
     for job in plan.jobs:
@@ -90,7 +92,7 @@ def _link(plan: Plan, folder: RunFolder, cell: Cell, files: list[Path]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(files[job.seed % len(files)], target)
         row = {"file_name": job.file, "prompt": job.prompt, "seed": job.seed, "nfe": cell.nfe}
-        rows.append(row | {"settings_key": SETTINGS})
+        rows.append(row | {"settings_key": SETTINGS, "sha256": hashes[target.stat().st_ino]})
     write_jsonl(folder.metadata(cell.id), rows)
 
 

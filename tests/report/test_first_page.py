@@ -14,6 +14,7 @@ import pytest
 from pypdf import PdfReader
 from report.readers import content_of, first_page_text, page, pdf_pages, reported, text_of
 from report.synthetic_run import Tables
+from scored_run import accept_tables
 
 from autolora_eval.report.findings import findings
 from autolora_eval.report.run_view import read_run_view
@@ -297,6 +298,7 @@ def test_a_sweep_has_a_range_of_costs(sweep: RunFolder, tmp_path: Path) -> None:
     ]
     columns = ["cell", "n_timed", "seconds_per_image"]
     pd.DataFrame(took, columns=columns).to_csv(folder.timings, index=False)
+    accept_tables(folder)
     text = first_page_text(folder)
     assert "LoRA 0.5× the NFE, 0.5× to 6× the seconds; AutoLoRA 1× the NFE, 1× the" in text
     assert "×: relative to the baseline with the same swept parameters." in text
@@ -341,6 +343,7 @@ def test_ties_along_a_sweep_do_not_change_its_direction(tmp_path: Path, sweep: R
     rows.loc[own, "low"], rows.loc[own, "high"] = (rows["difference"] + d for d in (-0.1, 0.1))
     rows.loc[own, "p_holm"] = 0.01
     rows.to_csv(folder.comparisons, index=False)
+    accept_tables(folder)
     expected = "Div lower at 4 of 12, 4 significantly: median 0.000, largest −0.200 ["
     assert expected in first_page_text(folder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from contextlib import closing
 from math import nan
 from typing import Any
@@ -78,14 +79,15 @@ def test_failed_calls_are_repeated_but_unscored_replies_are_not(make, folder, se
     plan = make(concurrency=1)
     done = judge(plan, folder)
     assert done.unscored == len(answers)
-    reasons = [row["reason"] for row in rows(plan, folder)]
+    # Counted, not listed: images are read ahead in threads, so any of the first may be asked first.
+    reasons = Counter(row["reason"] for row in rows(plan, folder))
     final = ["no_json", "out_of_range:pc", "refused", "truncated"]
     transient = ["http_500", "http_429", "connection", "bad_response"]
-    assert reasons == transient + final + [None] * 4
+    assert reasons == Counter(transient + final + [None] * 4)
     again = judge(plan, folder)
     assert (again.done, again.reused, again.unscored) == (4, N - 4, 4)
     assert len(server.calls) == N + 4
-    assert [row["reason"] for row in rows(plan, folder)] == [None] * 4 + final + [None] * 4
+    assert Counter(row["reason"] for row in rows(plan, folder)) == Counter(final + [None] * 8)
 
 
 def test_truncated_reply_with_complete_scores_is_scored(make, folder, server) -> None:
