@@ -1,4 +1,4 @@
-"""Where and at which precision models run, and how that is told to people."""
+"""The device and the precision of models, the machine, and what the model libraries print."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def require(package: str, extra: str) -> None:
         raise MissingDependencyError(package, extra)
 
 
-def choose_device(stated: str) -> str:
+def choose_device(requested: str) -> str:
     """Return the device that the benchmark asks for; `auto` takes CUDA where there is one.
 
     torch is imported only where it could see another device than the CPU.
@@ -62,34 +62,34 @@ def choose_device(stated: str) -> str:
         AutoLoRAEvalError: it asks for a device that is not here.
     """
     require("torch", "models")
-    if stated == "cpu" or (stated == "auto" and metadata.version("torch").endswith("+cpu")):
+    if requested == "cpu" or (requested == "auto" and metadata.version("torch").endswith("+cpu")):
         return "cpu"
     import torch
 
-    if stated == "auto":
+    if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = stated.partition(":")
+    kind, _, index = requested.partition(":")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
             raise AutoLoRAEvalError(
-                f"the benchmark wants device '{stated}', but torch {torch.__version__} sees "
+                f"the benchmark wants device '{requested}', but torch {torch.__version__} sees "
                 f"{count} CUDA device(s) here. Run it on a machine with a GPU and a CUDA build of "
                 "torch, or set 'device: cpu' in the benchmark (slow for large models)."
             )
     if kind == "mps" and not torch.backends.mps.is_available():
         raise AutoLoRAEvalError("the benchmark wants device 'mps', which torch does not see here.")
-    return stated
+    return requested
 
 
-def choose_dtype(stated: str, device: str) -> str:
+def choose_dtype(requested: str, device: str) -> str:
     """Return the precision that the benchmark asks for, such as `float32`.
 
     `auto` is float16 on CUDA, where diffusion pipelines are published for it, and float32
     elsewhere, where half precision is slower or missing.
     """
-    if stated != "auto":
-        return stated
+    if requested != "auto":
+        return requested
     return "float16" if device.startswith("cuda") else "float32"
 
 

@@ -200,8 +200,8 @@ def prompt_folder(prompt: str, negative_prompt: str | None = None) -> str:
         prompt: the prompt.
         negative_prompt: the prompt's own: another one makes other images.
     """
-    told = prompt if negative_prompt is None else f"{prompt}\0{negative_prompt}"
-    return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(told.encode())[:12]}"
+    text = prompt if negative_prompt is None else f"{prompt}\0{negative_prompt}"
+    return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(text.encode())[:12]}"
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -51,9 +51,9 @@ class Source:
         """
         place = Path(self.location).expanduser()
         where = str(place) if place.is_absolute() else f"{place} below {Path.cwd()}"
-        told = str(self.obtain)
-        told = told if "{place}" in told else f"{told} Put the file at {{place}}."
-        return told.replace("{place}", where)
+        text = str(self.obtain)
+        text = text if "{place}" in text else f"{text} Put the file at {{place}}."
+        return text.replace("{place}", where)
 
     @property
     def path(self) -> Path:

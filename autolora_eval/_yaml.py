@@ -219,8 +219,8 @@ def _message(item: Any, model: type[BaseModel], keys: KeyPath) -> str:  # noqa: 
     if kind == "string_type" and value is not None and not isinstance(value, dict | list):
         return f"expected text; put it in quotation marks (got {_shown(value)})."
     if isinstance(value, dict | list) and not kind.endswith("_type"):
-        told = item["msg"].removeprefix("Value error, ")
-        return told if told.endswith("?") else f"{told}."
+        message = item["msg"].removeprefix("Value error, ")
+        return message if message.endswith("?") else f"{message}."
     return f"{item['msg'].removeprefix('Value error, ')} (got {_shown(value)})."
 
 

@@ -1,4 +1,4 @@
-"""The reference set that a diversity metric compares a cell's images with: another cell's."""
+"""Estimates of a cell's metrics, and the reference sets that some diversity metrics need."""
 
 from __future__ import annotations
 

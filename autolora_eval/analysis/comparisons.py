@@ -1,4 +1,4 @@
-"""How many units a paired difference needs to be told from none. Pure."""
+"""Paired differences of cells from the baseline, and the sample size that would detect them."""
 
 from __future__ import annotations
 

@@ -46,20 +46,20 @@ def _named() -> Iterator[Json]:
     """Yield a schema for each rule of this package."""
     for rule in GUIDERS.built_in().values():
         parameters: type[MethodParameters] = rule.parameters
-        stated = parameters.model_json_schema()
+        schema = parameters.model_json_schema()
         guider: Json = {"const": rule.name, "description": rule.summary}
         yield {
             "title": rule.name,
             "type": "object",
-            "properties": {"guider": guider, **stated.get("properties", {})},
-            "required": ["guider", *stated.get("required", [])],
+            "properties": {"guider": guider, **schema.get("properties", {})},
+            "required": ["guider", *schema.get("required", [])],
             "additionalProperties": False,
         }
 
 
 def _images() -> Json:
     """Return the schema of a method whose images were made elsewhere."""
-    stated = ImageSetParameters.model_json_schema()
+    schema = ImageSetParameters.model_json_schema()
     place: Json = {
         "type": "string",
         "minLength": 1,
@@ -68,7 +68,7 @@ def _images() -> Json:
     return {
         "title": "images made elsewhere",
         "type": "object",
-        "properties": {"images": place, **stated.get("properties", {})},
+        "properties": {"images": place, **schema.get("properties", {})},
         "required": ["images"],
         "additionalProperties": False,
     }
@@ -78,7 +78,7 @@ def _features(found: Json) -> Json:
     """Return the schema of the extractor: of a kind of this package with that kind's parameters."""
     kinds = EXTRACTORS.built_in()
     shared = {key: value for key, value in found["properties"].items() if key != "extractor"}
-    stated = found["properties"]["extractor"]
+    schema = found["properties"]["extractor"]
     options: list[Json] = []
     for kind in kinds.values():
         parameters = kind.parameters.model_json_schema()
@@ -87,7 +87,7 @@ def _features(found: Json) -> Json:
                 "title": kind.name,
                 "type": "object",
                 "properties": {
-                    "extractor": {**stated, "const": kind.name},
+                    "extractor": {**schema, "const": kind.name},
                     **shared,
                     **parameters.get("properties", {}),
                 },
@@ -95,7 +95,7 @@ def _features(found: Json) -> Json:
                 "additionalProperties": False,
             }
         )
-    own = {"extractor": {**stated, "not": {"enum": list(kinds)}}, **shared}
+    own = {"extractor": {**schema, "not": {"enum": list(kinds)}}, **shared}
     title = "an extractor of your own"
     options.append({"title": title, "type": "object", "properties": own, "required": ["extractor"]})
     return {"description": found["description"], "anyOf": options}
@@ -103,11 +103,11 @@ def _features(found: Json) -> Json:
 
 def _any_other(kind: str) -> Json:
     """Return the schema of a method that is code of somebody else: a dotted path, or a plugin."""
-    known: list[Any] = list(GUIDERS.built_in())
+    names: list[Any] = list(GUIDERS.built_in())
     return {
         "title": f"a {kind} of your own",
         "type": "object",
-        "properties": {kind: {"type": "string", "not": {"enum": known}}},
+        "properties": {kind: {"type": "string", "not": {"enum": names}}},
         "required": [kind],
     }
 

@@ -127,11 +127,11 @@ def tell_steps(guider: BaseGuidance, scheduler: Any) -> None:  # noqa: ANN401
     """
     set_state = guider.set_state
 
-    def told(step: int, num_inference_steps: int, timestep: torch.Tensor) -> None:
+    def set_steps(step: int, num_inference_steps: int, timestep: torch.Tensor) -> None:
         now = step * num_inference_steps // len(scheduler.timesteps)
         set_state(step=now, num_inference_steps=num_inference_steps, timestep=timestep)
 
-    guider.set_state = told
+    guider.set_state = set_steps
 
 
 def describe_scheduler(scheduler: Any) -> Json:  # noqa: ANN401

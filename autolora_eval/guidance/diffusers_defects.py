@@ -156,15 +156,15 @@ def _refuse_layers(layers: str, config: str, pipeline: str | None) -> str | None
     return f"{layers} fails in diffusers, which takes each number for a list. {use}"
 
 
-def _refuse_config(stated: Mapping[str, Any], pipeline: str | None) -> str | None:
-    if pipeline == SDXL and stated.get("fqn", "auto") == "auto":
+def _refuse_config(config: Mapping[str, Any], pipeline: str | None) -> str | None:
+    if pipeline == SDXL and config.get("fqn", "auto") == "auto":
         return f"layers of a UNet are not found by themselves. State fqn: {_UNET_PATH}."
-    if 0.0 < stated.get("dropout", 1.0) < 1.0:
+    if 0.0 < config.get("dropout", 1.0) < 1.0:
         return (
-            f"a dropout of {stated['dropout']} draws from the global random generator, so that "
+            f"a dropout of {config['dropout']} draws from the global random generator, so that "
             "seeds do not decide images. Use 1.0."
         )
-    if pipeline == SD3 and stated.get("skip_attention", True):
+    if pipeline == SD3 and config.get("skip_attention", True):
         return (
             "on SD3 diffusers can skip the feed-forward part of a layer only. "
             "State skip_attention: false."
@@ -172,9 +172,9 @@ def _refuse_config(stated: Mapping[str, Any], pipeline: str | None) -> str | Non
     return None
 
 
-def _configs(stated: Any) -> list[Mapping[str, Any]]:  # noqa: ANN401
+def _configs(value: Any) -> list[Mapping[str, Any]]:  # noqa: ANN401
     """Return the layer configurations as mappings, however they were given."""
-    many = stated if isinstance(stated, list | tuple) else [] if stated is None else [stated]
+    many = value if isinstance(value, list | tuple) else [] if value is None else [value]
     return [one if isinstance(one, Mapping) else one.to_dict() for one in many]
 
 

@@ -35,9 +35,9 @@ def unloadable(what: str, source: Source, error: Exception) -> AutoLoRAEvalError
         source: the model.
         error: what `from_pretrained` raised.
     """
-    told = " ".join(str(error).split())
-    cause = told[:400]
-    if "trust_remote_code" in told:
+    text = " ".join(str(error).split())
+    cause = text[:400]
+    if "trust_remote_code" in text:
         cause = (
             "it needs Python code from its own folder, which is never run. Use a model whose class "
             "is part of transformers"

@@ -162,12 +162,12 @@ def judge_problems(judge: JudgeConfig) -> Iterator[Problem]:
 def _wrong_variables(judge: JudgeConfig) -> Iterator[Problem]:
     """Yield the variables in paths and addresses that may not be read, or are not set."""
     for key in ("base_url", "vllm_python", "launch_command", "launch_args"):
-        stated = getattr(judge, key)
-        for index, text in enumerate(stated if isinstance(stated, list) else [stated or ""]):
+        value = getattr(judge, key)
+        for index, text in enumerate(value if isinstance(value, list) else [value or ""]):
             try:
                 expanded(text)
             except UsageError as error:
-                yield ((key, index) if isinstance(stated, list) else (key,)), str(error)
+                yield ((key, index) if isinstance(value, list) else (key,)), str(error)
 
 
 def _is_set(judge: JudgeConfig, key: str) -> bool:
