@@ -79,7 +79,9 @@ class FeatureSettings:
             return self.extractor.kind.load(loading)
 
     def check(self, size: tuple[int, int]) -> None:
-        """Load the extractor, and extract the features of a whole batch of grey images.
+        """Load the extractor, and extract the features of grey images: a whole batch on a GPU.
+
+        A CPU takes at most two: its memory is larger, and a batch of a large model takes minutes.
 
         Args:
             size: width and height of the images.
@@ -88,14 +90,17 @@ class FeatureSettings:
             AutoLoRAEvalError: if it cannot be loaded or fails.
         """
         extractor = self.load()
+        n = self.batch_size
+        if choose_device(self.device) == "cpu":
+            n = min(n, 2)
         try:
             with quiet_libraries():
-                extractor([Image.new("RGB", size, (128, 128, 128))] * self.batch_size)
+                extractor([Image.new("RGB", size, (128, 128, 128))] * n)
         except AutoLoRAEvalError:
             raise
         except Exception as error:
             raise AutoLoRAEvalError(
-                f"the extractor '{self.model}' fails on a trial batch of {self.batch_size} images "
+                f"the extractor '{self.model}' fails on a trial batch of {n} images "
                 f"({type(error).__name__}: {first_line(error)}). Try another one, or a lower "
                 "features.batch_size if its memory is too small."
             ) from error

@@ -78,11 +78,11 @@ def test_a_server_that_refuses_images_is_refused_before_the_first_image(
 def test_an_extractor_that_fails_on_a_batch_is_refused_before_the_first_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is tried with a batch of the benchmark's size, of images of the model's size."""
+    """It is tried with images of the model's size, two on a CPU."""
     (tmp_path / "failing.py").write_text(FAILING)
     monkeypatch.syspath_prepend(tmp_path)
     plan = planned(tmp_path, features={"extractor": "failing.Squares", "batch_size": 3})
     size = plan.cells[0].model.size
     assert missing(plan, tmp_path / "run", judged=False) == [
-        f"the extractor 'failing.Squares' fails: MemoryError: 3 images of {size}"
+        f"the extractor 'failing.Squares' fails: MemoryError: 2 images of {size}"
     ]

@@ -276,7 +276,7 @@ class TransformersJudge:
         return load_preprocessor(self.spec, self.source, self.rubric)
 
     def check(self, size: tuple[int, int]) -> None:
-        """Load the model, and ask about a whole batch of grey images; it begins its replies.
+        """Load the model, and ask about grey images: a whole batch on a GPU, up to two on a CPU.
 
         Args:
             size: width and height of the images.
@@ -285,7 +285,8 @@ class TransformersJudge:
             AutoLoRAEvalError: if the judge cannot be loaded or run.
         """
         with quiet_libraries():
-            self._load(size, self.spec.batch_size)
+            rows = self.spec.batch_size
+            self._load(size, min(rows, 2) if self.device.type == "cpu" else rows)
 
     def _load(self, size: tuple[int, int] = (64, 64), rows: int = 1) -> None:
         """Load the model once, and check that it can answer questions about images."""
