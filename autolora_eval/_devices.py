@@ -164,7 +164,7 @@ _MATTERS = re.compile(
     r"|incorrect|wrong",
     re.IGNORECASE,
 )
-# What is meant to be so, changes nothing, or is told by an error of this package.
+# Notices that are intended, change nothing, or are covered by an error of this package.
 _EXPECTED = re.compile("generation flags|requires torchvision|Failed to create component")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WARNING_LENGTH, _BEGINNING = 400, 60
@@ -185,7 +185,7 @@ def _tell(library: str, text: str) -> None:
 
 
 class _Notices(logging.Handler):
-    """Stands in for the handlers of a library: passes errors on, and tells of what matters."""
+    """Replaces the handlers of a library: passes errors on, and shows warnings that matter."""
 
     def __init__(self, handlers: list[logging.Handler]) -> None:
         super().__init__()

@@ -144,7 +144,7 @@ def _only_split(folder: Path, files: list[Path]) -> Path:
 def seed_in_name(stem: str) -> int | None:
     """Return the seed in a file name: its only number, or the number after "seed".
 
-    The counter at the end of ComfyUI's names is no seed. Nor is the one at the beginning of
+    The counter at the end of ComfyUI's names is not a seed. Neither is the one at the beginning of
     AUTOMATIC1111's, which the seed follows.
 
     >>> seed_in_name("00017"), seed_in_name("img2_seed-31"), seed_in_name("cat")

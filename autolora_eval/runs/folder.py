@@ -252,7 +252,7 @@ def rows_of_images(path: Path) -> Iterator[Json]:
     """Yield the rows of a list of images: a `metadata.jsonl`, or a file of `failed_images/`.
 
     Raises:
-        AutoLoRAEvalError: if a row names a file as no plan does, or its settings key is no hash.
+        AutoLoRAEvalError: if a row names a file as no plan does, or its settings key is not a hash.
     """
     for row in iterate_jsonl(path):
         for name, pattern, expected in _OF_A_ROW:

@@ -159,7 +159,7 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
     """Open an image file whose pixels are not decoded yet.
 
     Raises:
-        ImageError: it is no regular file, or larger than 100 megapixels or 256 MiB.
+        ImageError: it is not a regular file, or larger than 100 megapixels or 256 MiB.
     """
     if isinstance(source, Path):
         if not source.is_file():
