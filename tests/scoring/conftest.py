@@ -42,7 +42,7 @@ def judge(server: JudgeServer) -> Iterator[Callable[..., OpenAIJudge]]:
     made = []
 
     def make(**changes: Any) -> OpenAIJudge:
-        settings = {"timeout": 5.0, "max_retries": 0, "base_url": server.url} | changes
+        settings = {"timeout": 60.0, "max_retries": 0, "base_url": server.url} | changes
         settings = {"constraint": "plain", "give_up_after": 0.2} | settings
         rubric = settings.pop("rubric", None)
         spec = JudgeConfig(rubric="r", model=MODEL, **settings)

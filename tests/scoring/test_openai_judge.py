@@ -122,7 +122,9 @@ def test_failed_call_gives_a_reply_with_a_reason(
     answer: Any, reason: str, server: JudgeServer, image: Path, judge: Make
 ) -> None:
     server.answer = lambda call, n: answer
-    (reply,) = ask(judge(timeout=0.4), [Request(image, QUESTION)])
+    # On a busy machine any call may take a second: only the one that hangs gets a short timeout.
+    asked = judge(timeout=0.4) if isinstance(answer, Hang) else judge()
+    (reply,) = ask(asked, [Request(image, QUESTION)])
     assert (reply.text, reply.reason) == (None, reason)
     assert is_transient(reply.reason) == (reason not in ("refused", "truncated"))
     assert reply.model in (MODEL, "served-as")
@@ -215,7 +217,7 @@ def test_invalid_retry_after_header_is_ignored(
 
 def test_wait_is_limited_by_the_timeout(server: JudgeServer, image: Path, judge: Make) -> None:
     server.answer = lambda call, n: VERDICT if n else Http(429, headers={"Retry-After": "86400"})
-    (reply,) = ask(judge(max_retries=1, timeout=0.5), [Request(image, QUESTION)])
+    (reply,) = ask(judge(max_retries=1, timeout=3.0), [Request(image, QUESTION)])
     assert reply.text == VERDICT
 
 
@@ -295,11 +297,11 @@ def test_endless_response_is_cut_off(server: JudgeServer, image: Path, judge: Ma
 
 
 def test_timeout_covers_the_whole_response(server: JudgeServer, image: Path, judge: Make) -> None:
-    """Each byte comes in time; all of them would take ten times as long as a call may."""
-    server.answer = lambda call, n: Drip(b" " * 50, 0.1)
+    """Each byte comes in time; all of them would take a minute."""
+    server.answer = lambda call, n: Drip(b" " * 600, 0.1)
     (reply,) = ask(judge(timeout=0.5), [Request(image, QUESTION)])
     assert reply.reason == "timeout"
-    assert reply.latency < 2.0
+    assert reply.latency < 30.0
 
 
 def test_judge_works_within_a_running_event_loop(

@@ -156,9 +156,9 @@ def test_program_that_cannot_start_is_reported(spec, tmp_path: Path) -> None:
 
 
 def test_server_that_never_answers_times_out(spec, tmp_path: Path) -> None:
-    judge = spec("hangs", "worker", timeout=1.5)
+    judge = spec("hangs", "worker", timeout=5.0)
     with (
-        pytest.raises(AutoLoRAEvalError, match=r"did not answer within 1\.5 s and was stopped"),
+        pytest.raises(AutoLoRAEvalError, match=r"did not answer within 5 s and was stopped"),
         launched_server(judge, tmp_path / "server.log"),
     ):
         pytest.fail("there is no server")
