@@ -15,8 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autolora_eval._progress import Progress
-from autolora_eval._terminal import SafeConsole
+from autolora_eval._progress import Progress, SafeConsole
 from autolora_eval._text import DASH, format_swept_value, join_names, pluralize
 from autolora_eval.config.model_facts import model_facts, place
 from autolora_eval.config.plan import (

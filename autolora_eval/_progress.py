@@ -1,13 +1,13 @@
-"""Progress of long stages: bars with rate and ETA on a terminal, plain lines in a log."""
+"""The console, and progress of long stages: bars with ETA on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,9 +18,23 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.segment import Segment
 from rich.text import Text
 
+from autolora_eval._text import printable
+
 LOG_EVERY_SECONDS = 20.0
+
+
+class SafeConsole(Console):
+    """A console that prints control characters of prompts, names and replies as U+FFFD."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield the segments of a renderable; colours are not part of their text."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
 
 
 class Advance(Protocol):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 from autolora_eval._text import printable
@@ -24,17 +21,6 @@ _EXTRAS = {
     "timm": "timm",
     "torchmetrics": "metrics",
 }
-
-
-class SafeConsole(Console):
-    """A console that prints control characters of prompts, names and replies as U+FFFD."""
-
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterable[Segment]:
-        """Yield the segments of a renderable; colours are not part of their text."""
-        for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else printable(text), style, control)
 
 
 def print_error(message: str) -> None:

@@ -15,7 +15,7 @@ from command import run_command
 from conftest import ROOT
 
 from autolora_eval import cli
-from autolora_eval._terminal import SafeConsole
+from autolora_eval._progress import SafeConsole
 from autolora_eval.config.plan import Plan
 from autolora_eval.runs.csv_file import read_csv, write_csv
 from autolora_eval.runs.folder import RunFolder
