@@ -12,14 +12,13 @@ from autolora_eval._yaml import KeyPath
 from autolora_eval.config.inputs import INDEX, check_clip_skip, check_pipeline, image_size
 from autolora_eval.config.lora_file import check_sum, read_lora_file
 from autolora_eval.config.pipeline_parts import (
-    CHECKPOINTS,
     VAE,
     check_checkpoint,
     check_left_out,
     check_vae,
     check_variant,
-    find_checkpoint,
     find_layout,
+    find_pipeline,
 )
 from autolora_eval.config.resolved import ResolvedLora, ResolvedModel
 from autolora_eval.config.scheduler_section import count_timesteps, scheduler_problems
@@ -49,17 +48,10 @@ def read_model(name: str, spec: Model, lookup: Lookup, attempt: Attempt) -> Reso
         The model; None if a problem was noted.
     """
     at = ("models", name)
-    is_file = spec.pipeline.endswith(CHECKPOINTS)
-    pipeline = attempt(
-        (*at, "pipeline"),
-        lambda: (
-            find_checkpoint(spec.pipeline, lookup)
-            if is_file
-            else find_model(spec.pipeline, spec.revision, lookup, INDEX)
-        ),
-    )
-    layout = attempt((*at, "pipeline_config"), lambda: find_layout(spec, lookup))
-    layout = layout if is_file else pipeline
+    pipeline = attempt((*at, "pipeline"), lambda: find_pipeline(spec, lookup))
+    layout = None
+    if pipeline is not None:
+        layout = attempt((*at, "pipeline_config"), lambda: find_layout(spec, pipeline, lookup))
     loras = _read_loras(spec, lookup, attempt, (*at, "lora"))
     vae = spec.vae
     other_vae = attempt((*at, "vae"), lambda: find_model(vae, None, lookup, VAE)) if vae else None
@@ -81,7 +73,7 @@ def read_model(name: str, spec: Model, lookup: Lookup, attempt: Attempt) -> Reso
         loras,
         size,
         vae=other_vae,
-        config=layout if is_file else None,
+        config=layout if pipeline.kind == "file" else None,
         timesteps=count_timesteps(spec, layout),
     )
     attempt((*at, "lora"), lambda: check_sum(model.switched_loras))

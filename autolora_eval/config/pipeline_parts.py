@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from autolora_eval._environment import expanded
 from autolora_eval._errors import UsageError
 from autolora_eval._identity import weight_variant
 from autolora_eval._sources import PICKLE_ADVICE, Lookup, Source, cached, find_model
@@ -37,24 +38,27 @@ _IN_CHECKPOINT = {
 }
 
 
-def find_checkpoint(name: str, lookup: Lookup) -> Source:
-    """Return the source of a pipeline in a single file.
+def find_pipeline(spec: Model, lookup: Lookup) -> Source:
+    """Return the source of a pipeline: a folder, a hub id or a single file.
 
     Raises:
-        UsageError: if it is a pickle or not there.
+        UsageError: if it is not there, or a pickle.
     """
+    name = expanded(spec.pipeline)
+    if not name.endswith(CHECKPOINTS):
+        return find_model(spec.pipeline, spec.revision, lookup, INDEX)
     if not name.endswith(".safetensors"):
-        raise UsageError(f"'{name}' is a pickle: {PICKLE_ADVICE}")
-    return Source(name, "file", str(lookup.file(name, "checkpoint")))
+        raise UsageError(f"'{spec.pipeline}' is a pickle: {PICKLE_ADVICE}")
+    return Source(spec.pipeline, "file", str(lookup.file(spec.pipeline, "checkpoint")))
 
 
-def find_layout(spec: Model, lookup: Lookup) -> Source | None:
-    """Return where the configurations and tokenizers of a single-file pipeline are.
+def find_layout(spec: Model, pipeline: Source, lookup: Lookup) -> Source:
+    """Return where the configurations and tokenizers of a pipeline are.
 
     Raises:
-        UsageError: if the benchmark does not say so, or says so of a folder.
+        UsageError: if the benchmark does not say so of a single file, or says so of a folder.
     """
-    is_file = spec.pipeline.endswith(CHECKPOINTS)
+    is_file = pipeline.kind == "file"
     if spec.pipeline_config is None and is_file:
         raise UsageError(
             f"missing; '{spec.pipeline}' is a single file without tokenizers and configurations. "
@@ -62,7 +66,7 @@ def find_layout(spec: Model, lookup: Lookup) -> Source | None:
             "'stabilityai/stable-diffusion-xl-base-1.0'."
         )
     if spec.pipeline_config is None:
-        return None
+        return pipeline
     if not is_file:
         raise UsageError(
             f"it belongs to a single file, but '{spec.pipeline}' is a folder or hub id: remove it."

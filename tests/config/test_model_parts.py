@@ -167,6 +167,7 @@ def test_what_a_single_file_needs(
     write_benchmark: Write,
     changed: Change,
     workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     save_lora(workplace / "sdxl.safetensors")
     assert problem(changed(pipeline="sdxl.safetensors")).endswith(
@@ -194,6 +195,9 @@ def test_what_a_single_file_needs(
         workplace / "sdxl",
         (32, 32),
     )
+    monkeypatch.setenv("AUTOLORA_EVAL_MODEL", str(workplace / "sdxl.safetensors"))
+    named = changed(pipeline="${AUTOLORA_EVAL_MODEL}", pipeline_config="sdxl")
+    assert load_benchmark(write_benchmark(named)).models["A"].pipeline.kind == "file"
     save_json(workplace / "sdxl" / "model_index.json", {"_class_name": "ZImagePipeline"})
     assert problem(single).endswith(
         "'sdxl.safetensors' cannot be loaded as a ZImagePipeline: of single files only "
