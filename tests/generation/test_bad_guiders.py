@@ -275,3 +275,11 @@ def test_a_model_that_no_longer_runs_has_drifted() -> None:
         raise RuntimeError
 
     assert ModelDriftCheck(lambda: torch.zeros(1)).has_drifted(broken)
+
+
+def test_a_device_without_memory_says_nothing_of_the_model() -> None:
+    def full() -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        ModelDriftCheck(lambda: torch.zeros(1)).has_drifted(full)
