@@ -44,14 +44,20 @@ class HandWritten:
 
     @torch.no_grad()
     def latents(
-        self, gamma: float, w1: float, w2: float, start: float = 0.0, stop: float = 1.0
+        self,
+        gamma: float,
+        w1: float,
+        w2: float,
+        start: float = 0.0,
+        stop: float = 1.0,
+        every: int = 1,
     ) -> torch.Tensor:
-        """Denoise with equation (7), float32 [B, 4, h, w]."""
+        """Denoise with equation (7), float32 [B, 4, h, w], ε_LoRA − ε from every k-th step."""
         null = ("",) * len(self.prompts)
         base = [self.embed(self.base, prompts) for prompts in (self.prompts, null)]
         tuned = [self.embed(self.tuned, prompts) for prompts in (self.prompts, null)]
         first, last = int(start * self.steps), int(stop * self.steps)
-        x = self.noise()
+        x, kept = self.noise(), torch.zeros(())
         for index, t in enumerate(self.times()):
             step = index // self.timesteps_per_step
             g = gamma if first <= step < last else 1.0
@@ -59,7 +65,8 @@ class HandWritten:
             l_cond, l_null = (self.predict(self.tuned, x, t, inputs) for inputs in tuned)
             e = e_null + w1 * (e_cond - e_null)
             lora = l_null + w2 * (l_cond - l_null)
-            prediction = self.rescaled(e + g * (lora - e), e_cond if g == 0.0 else l_cond)
+            kept = kept if (step - first) % every else lora - e
+            prediction = self.rescaled(lora + (g - 1.0) * kept, e_cond if g == 0.0 else l_cond)
             x = self.step(prediction, t, x)
         return x
 

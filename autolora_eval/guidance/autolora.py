@@ -17,6 +17,9 @@ from autolora_eval.guidance.equations import (
     autolora_predictions,
     classifier_free_guidance,
     in_interval,
+    last_base_step,
+    reused_autolora_guidance,
+    scales_equal,
 )
 from autolora_eval.guidance.spec import GuiderSpec
 
@@ -48,6 +51,9 @@ class AutoLoRAGuidance(BaseGuidance):
 
     Outside of the interval [`start`, `stop`) the guider acts as with γ = 1.
 
+    With `base_every` = k > 1 the base model is evaluated at every k-th step of the interval only.
+    In between, the last difference D = ε_LoRA^{w2} − ε^{w1} is reused: ε_LoRA^{w2} + (γ − 1) D.
+
     Args:
         autolora_scale (`float`, defaults to `1.5`):
             The AutoLoRA scale γ. Values from 1.0 to 2.0 are typical. Larger values strengthen the
@@ -63,8 +69,13 @@ class AutoLoRAGuidance(BaseGuidance):
             The fraction of the denoising steps after which AutoLoRA stops, in [0, 1].
         enabled (`bool`, defaults to `True`):
             Whether AutoLoRA is on. `False` acts as γ = 1 at all steps.
+        base_every (`int`, defaults to `1`):
+            The base model is evaluated at every `base_every`-th step of the interval. A scheduler
+            with two timesteps a step, such as Heun's, evaluates it at both.
 
     Raises:
+        ValueError: if `base_every` is less than 1, or more than 1 at γ = 0, where the base model
+            alone is the prediction.
         ValueError: at the first prediction, if the denoiser has no LoRA. Without a LoRA both
             branches are the same, and the result would silently be CFG.
 
@@ -97,11 +108,21 @@ class AutoLoRAGuidance(BaseGuidance):
         start: float = 0.0,
         stop: float = 1.0,
         enabled: bool = True,
+        base_every: int = 1,
     ) -> None:
         super().__init__(start, stop, enabled)
+        if base_every < 1:
+            raise ValueError(f"base_every is {base_every}; it must be at least 1.")
+        if base_every > 1 and scales_equal(autolora_scale, 0.0):
+            raise ValueError(
+                "autolora_scale 0 is the base model alone: there is no difference to reuse. Set "
+                "base_every to 1."
+            )
         self.gamma = autolora_scale
         self.w2 = guidance_scale
         self.w1 = guidance_scale if base_guidance_scale is None else base_guidance_scale
+        self.base_every = base_every
+        self._kept: tuple[int, torch.Tensor] | None = None  # the step of D, and D
         self._base_inputs: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._switch: AdapterSwitch | None = None
 
@@ -130,7 +151,13 @@ class AutoLoRAGuidance(BaseGuidance):
     @property
     def predictions(self) -> tuple[Prediction, ...]:
         """The predictions that the current step needs, in the order in which they are made."""
-        return autolora_predictions(self.active_gamma, self.w1, self.w2)
+        due = self._step is None or self._step == self._base_step
+        return autolora_predictions(self.active_gamma, self.w1, self.w2, base_is_due=due)
+
+    @property
+    def _base_step(self) -> int:
+        """The step of the interval whose base prediction the current step takes."""
+        return last_base_step(self._step, self._num_inference_steps, self._start, self.base_every)
 
     @property
     def num_conditions(self) -> int:
@@ -158,6 +185,8 @@ class AutoLoRAGuidance(BaseGuidance):
         Args:
             data: (conditional, unconditional) tensors by the denoiser's input names.
         """
+        if self._step == 0:  # a new batch of images
+            self._kept = None
         batches = []
         for name in self.predictions:
             inputs = {**data, **self._base_inputs} if name.startswith("base_") else data
@@ -214,12 +243,29 @@ class AutoLoRAGuidance(BaseGuidance):
         """
         base = _guided_branch(base_uncond, base_cond, self.w1)
         lora = _guided_branch(lora_uncond, lora_cond, self.w2)
-        pred = base if lora is None else lora
-        if base is not None and lora is not None:
-            pred = autolora_guidance(base, lora, self.active_gamma)
         cond, uncond = (base_cond, base_uncond) if lora is None else (lora_cond, lora_uncond)
+        pred = self._combined(base, lora)
         # Qwen-Image's pipeline rescales `pred` to the norm of `pred_cond`, so it must be a tensor.
         return GuiderOutput(pred=pred, pred_cond=pred if cond is None else cond, pred_uncond=uncond)
+
+    def _combined(self, base: torch.Tensor | None, lora: torch.Tensor | None) -> Any:  # noqa: ANN401
+        gamma = self.active_gamma
+        if base is None and not scales_equal(gamma, 1.0):
+            return reused_autolora_guidance(lora, self._difference(), gamma)
+        if base is None or lora is None:
+            return base if lora is None else lora
+        if self.base_every > 1:
+            self._kept = (self._step, lora - base)
+        return autolora_guidance(base, lora, gamma)
+
+    def _difference(self) -> torch.Tensor:
+        """Return D of the last step with a base prediction, never that of another image."""
+        if self._kept is None or self._kept[0] != self._base_step:
+            raise ValueError(
+                f"step {self._step} reuses the base prediction of step {self._base_step}, which "
+                "was not made. Run all steps in order from 0, or set base_every to 1."
+            )
+        return self._kept[1]
 
 
 def _guided_branch(

@@ -54,6 +54,20 @@ def autolora_guidance(base: Array, lora: Array, gamma: float) -> Array:
     return base + gamma * (lora - base)
 
 
+def reused_autolora_guidance(lora: Array, difference: Array, gamma: float) -> Array:
+    """Return AutoLoRA guidance with the difference of an earlier step: ε_LoRA + (γ − 1) D.
+
+    With D = ε_LoRA − ε of the same step it is equations (6) and (7). With D of an earlier step no
+    prediction of the base model is needed.
+
+    Args:
+        lora: ε_LoRA of this step, any shape.
+        difference: D, same shape.
+        gamma: AutoLoRA scale γ.
+    """
+    return lora + (gamma - 1.0) * difference
+
+
 def cfg_terms(w: float) -> tuple[Literal["cond", "uncond"], ...]:
     """Return the predictions with a non-zero coefficient in equation (4): w and 1 − w."""
     if scales_equal(w, 1.0):
@@ -61,16 +75,19 @@ def cfg_terms(w: float) -> tuple[Literal["cond", "uncond"], ...]:
     return ("uncond",) if scales_equal(w, 0.0) else ("cond", "uncond")
 
 
-def autolora_predictions(gamma: float, w1: float, w2: float) -> tuple[Prediction, ...]:
+def autolora_predictions(
+    gamma: float, w1: float, w2: float, *, base_is_due: bool = True
+) -> tuple[Prediction, ...]:
     """Return the predictions with a non-zero coefficient in equation (7).
 
     Args:
         gamma: AutoLoRA scale γ. At 1 no base prediction is needed, at 0 no LoRA prediction.
         w1: CFG scale of the base branch.
         w2: CFG scale of the LoRA branch.
+        base_is_due: `False` if the difference of an earlier step is reused: no base prediction.
     """
     needed: list[Prediction] = []
-    if not scales_equal(gamma, 1.0):
+    if base_is_due and not scales_equal(gamma, 1.0):
         needed += ["base_cond" if term == "cond" else "base_uncond" for term in cfg_terms(w1)]
     if not scales_equal(gamma, 0.0):
         needed += ["lora_cond" if term == "cond" else "lora_uncond" for term in cfg_terms(w2)]
@@ -86,9 +103,26 @@ def in_interval(step: int, num_steps: int, start: float, stop: float) -> bool:
         start: Beginning of the interval as a fraction of the steps, in [0, 1].
         stop: End of the interval as a fraction of the steps, in [0, 1]; not included.
     """
+    return _first_step(start, num_steps) <= step < _first_step(stop, num_steps)
+
+
+def last_base_step(step: int, num_steps: int, start: float, every: int) -> int:
+    """Return the last step, up to this one, at which the base model is due.
+
+    It is due at every `every`-th step of the interval that begins at ⌊start · num_steps⌋.
+
+    Args:
+        step: Index of the step, not before the interval.
+        num_steps: Number of denoising steps.
+        start: Beginning of the interval as a fraction of the steps, in [0, 1].
+        every: k; 1 for every step.
+    """
+    return step - (step - _first_step(start, num_steps)) % every
+
+
+def _first_step(edge: float, num_steps: int) -> int:
     # In floating point 0.29 · 100 is 28.999…; the first step is 29 all the same.
-    first, last = (math.floor(edge * num_steps + 1e-9) for edge in (start, stop))
-    return first <= step < last
+    return math.floor(edge * num_steps + 1e-9)
 
 
 def scales_equal(a: float, b: float) -> bool:

@@ -86,6 +86,41 @@ def test_each_scheduler_equals_the_loop_by_hand_and_its_nfe_is_planned(name, tin
     json.dumps(describe_scheduler(pipeline.pipe.scheduler), allow_nan=False)
 
 
+@pytest.mark.parametrize("name", ["Heun", "DPM++ 2M Karras"])
+def test_a_reused_base_equals_the_loop_by_hand_with_second_order(name, tiny) -> None:
+    """Heun's two timesteps of a step both evaluate the base model, or both reuse."""
+    section = Scheduler.model_validate(SCHEDULERS[name])
+    model = tiny.resolved(SCALE, scheduler=section)
+    pipeline, rule = loaded(tiny, scheduler=section), GUIDERS.find("autolora_reuse")
+    scales = {"autolora_scale": 1.5, "base_guidance_scale": 3.0, "guidance_scale": 6.0}
+    parameters = rule.parameters(**scales, start=0.2, stop=0.8, base_every=2)
+    base, tuned = (load(SDXL, tiny.pipeline) for _ in range(2))
+    kind = getattr(diffusers, section.class_name)
+    base.scheduler = kind.from_config(base.scheduler.config, **section.options)
+    by_hand = SDXL(base, merge(tuned, tiny.changes, SCALE), STEPS, SIZE, PROMPTS, SEEDS)
+    theirs, every_step = (by_hand.latents(1.5, 3.0, 6.0, 0.2, 0.8, k) for k in (2, 1))
+    ours = sample(pipeline, rule.build(parameters))
+    assert (ours - theirs).abs().max() <= TOLERANCE
+    assert (ours - every_step).abs().max() > 10 * TOLERANCE
+    image = sample(pipeline, rule.build(parameters), PROMPTS[:1], SEEDS[:1], output="images")
+    assert image.nfe == rule.nfe(parameters, STEPS, count_timesteps(model.spec, model.pipeline))
+
+
+def test_cheaper_autolora_at_its_limits_is_autolora_or_cfg_to_the_bit(tiny) -> None:
+    pipeline = loaded(tiny)
+
+    def made(name: str, **stated: float) -> torch.Tensor:
+        rule = GUIDERS.find(name)
+        return sample(pipeline, rule.build(rule.parameters(**stated).with_model_defaults(3.0)))
+
+    autolora, cfg = made("autolora"), made("cfg")
+    assert torch.equal(made("autolora_reuse", base_every=1), autolora)
+    assert torch.equal(made("autolora_interval", start=0.0, stop=1.0), autolora)
+    for name in ("autolora_interval", "autolora_reuse"):
+        assert torch.equal(made(name, start=0.4, stop=0.4), cfg)
+    assert not torch.equal(made("autolora_reuse", base_every=2), autolora)
+
+
 def test_a_flow_model_draws_an_images_noise_from_its_own_generator(tiny_sd3) -> None:
     """Without `own_noise` FlowMatchLCM would draw from the global generator."""
     pipeline = loaded(

@@ -51,6 +51,7 @@ CASES = {
     "AutoLoRA of three scales": Case(
         AutoLoRAGuidance, {"autolora_scale": 0.5, "guidance_scale": 4.0, "base_guidance_scale": 2.0}
     ),
+    "AutoLoRA with a reused base": Case(AutoLoRAGuidance, {"guidance_scale": 4.0, "base_every": 3}),
     "LoRA": Case(
         ClassifierFreeGuidance,
         {"guidance_scale": 1.0},

@@ -1,0 +1,43 @@
+"""AutoLoRA guidance with the base model at every k-th step, its difference reused in between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pydantic import Field
+
+from autolora_eval.guidance.equations import autolora_predictions, in_interval, last_base_step
+from autolora_eval.guidance.methods.autolora_cfg import METHOD as AUTOLORA
+from autolora_eval.guidance.methods.autolora_cfg import AutoLoRAParameters
+
+
+class AutoLoRAReuseParameters(AutoLoRAParameters):
+    """Parameters of AutoLoRA guidance with a reused difference."""
+
+    # At γ = 0 the prediction is the base model's alone: there is no difference to reuse.
+    autolora_scale: float = Field(default=1.5, gt=0.0, le=100.0, allow_inf_nan=False)
+    """The AutoLoRA scale γ, above 0."""
+    base_every: int = Field(default=2, ge=1)
+    """k: the base model is evaluated at every k-th step of the interval, first at its first."""
+
+
+def _nfe_per_step(parameters: AutoLoRAReuseParameters, step: int, num_steps: int) -> int:
+    p = parameters
+    assert p.base_guidance_scale is not None
+    assert p.guidance_scale is not None
+    gamma = p.autolora_scale if in_interval(step, num_steps, p.start, p.stop) else 1.0
+    due = step == last_base_step(step, num_steps, p.start, p.base_every)
+    w1, w2 = p.base_guidance_scale, p.guidance_scale
+    return len(autolora_predictions(gamma, w1, w2, base_is_due=due))
+
+
+METHOD = replace(
+    AUTOLORA,
+    name="autolora_reuse",
+    display_name="AutoLoRA with a reused base",
+    summary="AutoLoRA with the base model at every k-th step, the difference reused in between.",
+    equation="ε_LoRA^{w2} + (γ − 1) D, D = ε_LoRA^{w2} − ε^{w1} of the last k-th step",
+    source="AutoLoRA paper, equations (6) and (7), with D of an earlier step",
+    parameters=AutoLoRAReuseParameters,
+    nfe_per_step=_nfe_per_step,
+)

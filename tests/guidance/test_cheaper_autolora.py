@@ -1,0 +1,113 @@
+"""AutoLoRA in an interval and with a reused base: their passes, their laws, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.guiders import BaseGuidance
+
+from autolora_eval.guidance.autolora import AutoLoRAGuidance
+from autolora_eval.guidance.equations import autolora_guidance, reused_autolora_guidance
+from autolora_eval.guidance.method import announced_nfe
+from autolora_eval.guidance.method_registry import GUIDERS
+
+pytestmark = pytest.mark.model
+
+REUSE, INTERVAL = GUIDERS.find("autolora_reuse"), GUIDERS.find("autolora_interval")
+SPANS = [(0.0, 1.0), (0.0, 0.25), (0.2, 0.8), (0.29, 0.57), (0.4, 0.4)]
+N = 10
+
+
+def test_with_its_own_difference_it_is_equation_7() -> None:
+    base, lora = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64).unbind()
+    found = reused_autolora_guidance(lora, lora - base, 1.5)
+    torch.testing.assert_close(found, autolora_guidance(base, lora, 1.5), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("start", "stop"), SPANS)
+@pytest.mark.parametrize(("steps", "every"), list(itertools.product((1, 7, 20, 28), (1, 2, 5, 40))))
+def test_it_takes_cfgs_passes_and_two_at_every_kth_step(steps, every, start, stop) -> None:
+    # Hundredths of the steps in whole numbers, which have no rounding.
+    first, last = (round(100 * edge) * steps // 100 for edge in (start, stop))
+    span = {"start": start, "stop": stop}
+    reuse = REUSE.parameters(**span, base_every=every).with_model_defaults(3.0)
+    assert REUSE.nfe(reuse, steps) == 2 * steps + 2 * -(-(last - first) // every)
+    assert announced_nfe(REUSE.build(reuse), steps) == REUSE.nfe_of_steps(reuse, steps)
+    interval = INTERVAL.parameters(**span).with_model_defaults(3.0)
+    assert INTERVAL.nfe(interval, steps) == 2 * steps + 2 * (last - first)
+
+
+def test_a_base_branch_without_cfg_takes_one_pass_and_no_pass_at_gamma_one() -> None:
+    def nfe(**stated: float) -> int | None:
+        return REUSE.nfe(REUSE.parameters(**stated).with_model_defaults(3.0), N)
+
+    assert nfe(base_guidance_scale=1.0, base_every=2) == 2 * N + N // 2
+    assert nfe(guidance_scale=1.0, base_every=2) == N + N // 2
+    assert nfe(autolora_scale=1.0, base_every=2) == 2 * N
+
+
+def ask(guider: BaseGuidance, step: int) -> torch.Tensor:
+    """The prediction at a step, of made-up passes: ε = (step + 1)², ε_LoRA = 100 (step + 1)."""
+    guider.set_state(step=step, num_inference_steps=N, timestep=torch.tensor(step))
+    made = [name for name in guider.predictions if name.endswith("_cond")]
+    guider.prepare_inputs({"prompt_embeds": (torch.ones(1, 2, 3), torch.zeros(1, 2, 3))})
+    values = {"base_cond": (step + 1.0) ** 2, "lora_cond": 100.0 * (step + 1)}
+    return guider.forward(**{name: torch.full((1, 4, 2, 2), values[name]) for name in made}).pred
+
+
+@pytest.mark.parametrize(("start", "stop", "every"), [(0.0, 1.0, 3), (0.3, 0.8, 2), (0.2, 0.9, 9)])
+def test_between_it_takes_the_difference_of_the_last_kth_step(start, stop, every) -> None:
+    guider = AutoLoRAGuidance(2.5, start=start, stop=stop, base_every=every)
+    first, last = round(start * N), round(stop * N)
+    for step in range(N):
+        found = ask(guider, step).flatten()[0].item()
+        kept = first + (step - first) // every * every
+        difference = 100.0 * (kept + 1) - (kept + 1.0) ** 2
+        within = first <= step < last
+        assert found == 100.0 * (step + 1) + (1.5 * difference if within else 0.0)
+
+
+def test_a_difference_of_another_image_is_never_taken() -> None:
+    guider = AutoLoRAGuidance(1.5, start=0.4, base_every=3)
+    for step in range(5):
+        ask(guider, step)
+    ask(guider, 0)
+    says = "step 5 reuses the base prediction of step 4, which was not made. Run all steps in order"
+    with pytest.raises(ValueError, match=says):
+        ask(guider, 5)
+
+
+def test_at_gamma_zero_there_is_nothing_to_reuse() -> None:
+    with pytest.raises(ValueError, match="autolora_scale 0 is the base model alone"):
+        AutoLoRAGuidance(0.0, base_every=2)
+    with pytest.raises(ValueError, match="base_every is 0; it must be at least 1"):
+        AutoLoRAGuidance(1.5, base_every=0)
+
+
+def test_a_benchmark_refuses_gamma_zero_before_a_model_is_loaded(
+    problem: Callable[[object], str], benchmark_data: dict[str, Any]
+) -> None:
+    for stated in ({"autolora_scale": 0.0}, {"base_every": 0}):
+        method = {"guider": "autolora_reuse"} | stated
+        told = problem(benchmark_data | {"methods": {"CFG": method}})
+        assert next(iter(stated)) in told
+        assert "greater than" in told
+
+
+def test_in_a_benchmark_they_have_rows_of_their_own(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
+) -> None:
+    from autolora_eval.config.load import load_benchmark
+    from autolora_eval.config.plan import make_plan
+
+    methods = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
+    methods |= {"Interval": {"guider": "autolora_interval", "stop": 0.3}}
+    methods |= {"Reuse": {"guider": "autolora_reuse", "stop": 0.5}}
+    data = benchmark_data | {"methods": methods, "sweep": {"base_every": [1, 5]}}
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    assert [cell.nfe for cell in plan.cells] == [20, 40, 26, 30, 22]
