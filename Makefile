@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python $(PIP_ARGS)
 
-.PHONY: help quickstart test checks tests test-unit lint types docs vllm bench rehearsal gpu-check sample wheel check-wheel clean
+.PHONY: help quickstart test checks tests test-unit lint types docs vllm performance rehearsal gpu-check sample wheel check-wheel clean
 
 help:
 	@echo "make quickstart   install, run the quick-start benchmark, print the path of the report"
@@ -20,7 +20,7 @@ help:
 	@echo "make test-unit    the tests that load no model, under two minutes"
 	@echo "make docs         build the documentation site into build/site"
 	@echo "make vllm         install vLLM for the tests that serve the miniature judge (Linux)"
-	@echo "make bench        time judging and the report, and measure memory (minutes)"
+	@echo "make performance  measure speed and memory against other ways to do the same (30 minutes)"
 	@echo "make rehearsal    run all but the judge on SDXL, SD3 and DINOv2-giant, random weights"
 	@echo "make gpu-check    compare a GPU with the CPU: precision, noise, memory, seconds an image"
 	@echo "make sample       remake reports/sample from a fresh quick-start run"
@@ -60,9 +60,8 @@ docs: $(INSTALLED)
 vllm: $(INSTALLED)
 	UV='$(BIN)/uv' PYTHON='$(PYTHON)' PIP_ARGS='$(PIP_ARGS)' tests/vllm_environment/make
 
-bench: $(INSTALLED)
-	$(BIN)/python tests/benches/judge_throughput.py
-	$(BIN)/python tests/benches/report_time.py
+performance: $(INSTALLED)
+	$(BIN)/python -m benchmarks.performance
 
 # The exact architectures with random weights: 18 GB of memory, 15 GB of disk.
 rehearsal: $(INSTALLED)

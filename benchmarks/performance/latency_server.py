@@ -14,6 +14,7 @@ VERDICT = '{"prompt_correspondence": 4, "style_adherence": 3}'
 
 
 def answer(value: object) -> bytes:
+    """Return a response of status 200."""
     body = json.dumps(value).encode()
     head = (
         f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -47,6 +48,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, late
 
 
 async def main(latency: float) -> None:
+    """Print the port and serve."""
     server = await asyncio.start_server(
         lambda reader, writer: serve(reader, writer, latency), "127.0.0.1", 0, backlog=1024
     )

@@ -1,10 +1,4 @@
-"""Measure the throughput of judging, and the growth of memory with the number of images.
-
-    python tests/benches/judge_throughput.py [--images 100000]
-
-Prints figures and fails no test. Targets: at most 1.10 × (calls × latency / concurrency) seconds,
-and less than 100 MB more for 100,000 images than for 1,000.
-"""
+"""The judge's client against a server of fixed latency: rate, and memory by number of images."""
 
 from __future__ import annotations
 
@@ -24,9 +18,12 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from benchmarks.performance.measure import show, spread
+
 HERE = Path(__file__).resolve().parent
 PROMPTS = 10
 DISTINCT = 200
+SETTINGS_KEY = "0" * 16
 
 
 @contextmanager
@@ -68,6 +65,8 @@ def make_run(folder: Path, images: int, url: str, concurrency: int) -> Path:
 
 
 def write_images(benchmark: Path, output: Path) -> None:
+    """Write the images of a benchmark's only cell: hard links to a few files."""
+    from autolora_eval._files import sha256_file
     from autolora_eval.config.load import load_benchmark
     from autolora_eval.config.plan import make_plan
     from autolora_eval.runs.folder import RunFolder
@@ -79,16 +78,19 @@ def write_images(benchmark: Path, output: Path) -> None:
     originals[0].parent.mkdir(parents=True)
     for path in originals:
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    hashes = [sha256_file(path) for path in originals]
     with folder_of(folder.metadata(cell.id)).open("w") as metadata:
         for n, job in enumerate(plan.jobs):
             path = folder_of(folder.images(cell.id) / job.file)
             os.link(originals[n % DISTINCT], path)
             row = {"file_name": job.file, "prompt": job.prompt, "seed": job.seed, "nfe": 1}
-            row["settings_key"] = "settings"
+            row["settings_key"] = SETTINGS_KEY
+            row["sha256"] = hashes[n % DISTINCT]
             metadata.write(json.dumps(row) + "\n")
 
 
 def folder_of(path: Path) -> Path:
+    """Make the folder of a file, and return the file's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -104,7 +106,7 @@ def judge(benchmark: Path, output: Path) -> dict[str, float]:
 
     plan, folder = make_plan(load_benchmark(benchmark)), RunFolder(output)
     manifest, settings = planned_manifest(plan, folder), judge_settings(plan)
-    cells = [cell.model_copy(update={"settings_key": "settings"}) for cell in manifest.cells]
+    cells = [cell.model_copy(update={"settings_key": SETTINGS_KEY}) for cell in manifest.cells]
     manifest = manifest.model_copy(update={"cells": cells})
     with closing(open_judge(settings)) as asked:
         asked.identity()
@@ -121,38 +123,45 @@ def measured(images: int, latency: float, concurrency: int) -> dict[str, float]:
     """Judge so many images in a separate process."""
     with tempfile.TemporaryDirectory() as place, server(latency) as url:
         benchmark = make_run(Path(place), images, url, concurrency)
-        command = [sys.executable, __file__, "--judge", str(benchmark), str(Path(place) / "run")]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.performance.judging",
+            "--judge",
+            str(benchmark),
+            str(Path(place) / "run"),
+        ]
         environment = os.environ | {"NO_PROXY": "127.0.0.1"}
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
     return dict(json.loads(done.stdout))
 
 
 def main() -> None:
+    """Measure the client beside the least that the server's latency allows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--judge", nargs=2, metavar=("BENCHMARK", "RUN"), help=argparse.SUPPRESS)
-    parser.add_argument("--calls", type=int, default=2000)
-    parser.add_argument("--latency", type=float, default=0.5, help="seconds")
-    parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--images", type=int, default=100_000, help="for memory; 0 skips it")
+    parser.add_argument("--calls", type=int, default=8192)
+    parser.add_argument("--latency", type=float, default=2.0, help="seconds")
+    parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--images", type=int, default=20_000, help="for memory; 0 skips it")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.judge:
         print(json.dumps(judge(*map(Path, options.judge))))
         return
     least = options.calls * options.latency / options.concurrency
-    took = measured(options.calls, options.latency, options.concurrency)["seconds"]
-    print(
-        f"throughput: {options.calls} calls of {options.latency} s, "
-        f"{options.concurrency} at a time: "
-        f"{took:.1f} s, {took / least:.3f} of {least:.1f} s"
-    )
+    took = [
+        measured(options.calls, options.latency, options.concurrency)["seconds"] for _ in range(2)
+    ]
+    case = f"rate at a latency of {options.latency:g} s, {options.concurrency} calls at a time, "
+    rows = [spread(f"{case}of the most possible", [least / s for s in took], "", "≥ 0.95")]
     if options.images:
         few, many = (measured(n, 0.0, options.concurrency) for n in (1000, options.images))
-        print(
-            f"memory: {few['peak_mb']:.0f} MB at 1,000 images, {many['peak_mb']:.0f} MB at "
-            f"{options.images:,}: {many['peak_mb'] - few['peak_mb']:+.0f} MB "
-            f"({many['peak_mb'] / few['peak_mb']:.3f}); {options.images / many['seconds']:.0f} "
-            "calls a second without latency"
-        )
+        rates = [options.images / many["seconds"]]
+        rows.append(spread("rate of a server without latency", rates, "calls/s"))
+        more = [many["peak_mb"] - few["peak_mb"]]
+        rows.append(spread(f"memory of {options.images:,} images beyond 1,000", more, "MB"))
+    show(rows)
 
 
 if __name__ == "__main__":
