@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from PIL import Image
 
 from autolora_eval._files import Json, atomic_write, sha256_file, write_jsonl
+from autolora_eval._progress import Advance
 from autolora_eval.config.plan import Cell
 from autolora_eval.runs.folder import RunFolder, rows_of_images
 from autolora_eval.runs.manifest import ImageJob
 
 # Key of a metadata row: the hash of the file that an imported image was copied from.
 SOURCE_HASH = "source_sha256"
+# Batches that wait for the disk: their pictures are in memory.
+MAX_QUEUED = 2
 
 
 @dataclass
@@ -193,6 +200,63 @@ class ImageDataset:
     def _write_rows(self) -> None:
         rows = sorted(self.rows.values(), key=lambda row: (row["prompt"], row["seed"]))
         write_jsonl(self.folder / "metadata.jsonl", rows)
+
+
+class BackgroundWriter:
+    """Encodes, hashes and writes images in one thread, while the next ones are made.
+
+    The end of the block waits for what is queued, also after an error or Ctrl-C. An error of
+    writing is raised by the next call, or by the end of the block.
+
+    Args:
+        dataset: where the images go.
+        advance: called with the number of images that are on disk.
+    """
+
+    def __init__(self, dataset: ImageDataset, advance: Advance) -> None:
+        self._dataset, self._advance = dataset, advance
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="images")
+        self._queued: deque[Future[None]] = deque()
+
+    def write(
+        self,
+        jobs: Sequence[ImageJob],
+        images: Sequence[Image.Image],
+        nfe: int | None,
+        metadata: Sequence[Mapping[str, object]],
+    ) -> None:
+        """Queue images for `ImageDataset.write`; wait first if the disk is far behind."""
+        while len(self._queued) == MAX_QUEUED or (self._queued and self._queued[0].done()):
+            self._queued.popleft().result()
+        self._queued.append(self._thread.submit(self._write, jobs, images, nfe, metadata))
+
+    def wait(self) -> None:
+        """Wait until everything is on disk."""
+        while self._queued:
+            self._queued.popleft().result()
+
+    def _write(
+        self,
+        jobs: Sequence[ImageJob],
+        images: Sequence[Image.Image],
+        nfe: int | None,
+        metadata: Sequence[Mapping[str, object]],
+    ) -> None:
+        self._dataset.write(jobs, images, nfe, metadata)
+        self._advance(len(jobs))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown()
+        if error is None or isinstance(error, Exception):  # not in place of Ctrl-C
+            self.wait()
 
 
 def _read_rows(folder: Path) -> dict[str, Json]:

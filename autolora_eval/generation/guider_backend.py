@@ -13,7 +13,7 @@ from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._progress import Advance
 from autolora_eval.config.plan import Cell
 from autolora_eval.config.resolved import ResolvedModel
-from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.generation.dataset import BackgroundWriter, ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
 from autolora_eval.generation.guards import (
     ModelDriftCheck,
@@ -56,7 +56,7 @@ class GuidedModel:
         self._load()
 
     def make(self, todo: Sequence[Todo], advance: Advance) -> None:
-        """Make the missing images of all cells; each batch is written before the next one starts.
+        """Make the missing images of all cells; each batch is written beside the next.
 
         Args:
             todo: The cells, each with its missing images.
@@ -102,17 +102,17 @@ class GuidedModel:
         advance: Advance,
     ) -> None:
         cell = dataset.cell
-        for start in range(0, len(jobs), self.batch_size):
-            batch = jobs[start : start + self.batch_size]
-            started = time.perf_counter()
-            with quiet_libraries():
-                sample = sample_batch(self.pipeline, cell, batch, self.batch_size)
-            # A short batch is filled up, so it takes as long as a full one.
-            seconds = {SECONDS: round((time.perf_counter() - started) / self.batch_size, 4)}
-            if cell.method.definition.code and drift_check is not None:
-                self._require_same_model(cell, drift_check)
-            dataset.write(batch, sample.images, sample.nfe, metadata=[seconds] * len(batch))
-            advance(len(batch))
+        with BackgroundWriter(dataset, advance) as writer:
+            for start in range(0, len(jobs), self.batch_size):
+                batch = jobs[start : start + self.batch_size]
+                started = time.perf_counter()
+                with quiet_libraries():
+                    sample = sample_batch(self.pipeline, cell, batch, self.batch_size)
+                # A short batch is filled up, so it takes as long as a full one.
+                seconds = {SECONDS: round((time.perf_counter() - started) / self.batch_size, 4)}
+                if cell.method.definition.code and drift_check is not None:
+                    self._require_same_model(cell, drift_check)
+                writer.write(batch, sample.images, sample.nfe, [seconds] * len(batch))
 
     def _require_same_model(self, cell: Cell, drift_check: ModelDriftCheck) -> None:
         if drift_check.has_drifted(self._sample_fixed_noise):

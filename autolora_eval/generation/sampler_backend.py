@@ -20,7 +20,7 @@ from PIL import Image
 from autolora_eval._devices import is_out_of_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance
-from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.generation.dataset import BackgroundWriter, ImageDataset
 from autolora_eval.generation.guards import UnusableImageError
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
 from autolora_eval.guidance.method import SamplerMethod
@@ -72,7 +72,7 @@ class SampledCell:
     first_error: BaseException | None = None
 
     def fill(self, model: SamplerModel, shared: SamplerPipeline, advance: Advance) -> None:
-        """Make the missing images. Each is written before the next begins.
+        """Make the missing images. Each is written beside the next.
 
         Args:
             model: the argument `model` of the sampler.
@@ -80,22 +80,25 @@ class SampledCell:
             advance: called after each image.
         """
         sampler: Callable[..., Any] | None = None
-        for n_tried, job in enumerate(self.jobs):
-            if n_tried == GIVE_UP_AFTER and self.dataset.is_empty:
-                self._give_up(self.jobs[n_tried:])
-                advance(len(self.jobs) - n_tried)
-                break
-            try:
-                sampler = sampler or self._prepare_sampler()
-                self._sample(sampler, job, model, shared)
-            except AutoLoRAEvalError:
-                raise  # the model cannot be loaded: no sampler can run
-            except (Exception, SystemExit) as error:  # exit(0) would end the run as a success
-                if is_out_of_memory(error):
-                    raise
-                self.first_error = self.first_error or error
-                self.failures[job.file] = failure_reason(error)
-            advance(1)
+        with BackgroundWriter(self.dataset, advance) as writer:
+            for n_tried, job in enumerate(self.jobs):
+                if n_tried == GIVE_UP_AFTER == len(self.failures) and self.dataset.is_empty:
+                    self._give_up(self.jobs[n_tried:])
+                    advance(len(self.jobs) - n_tried)
+                    break
+                try:
+                    sampler = sampler or self._prepare_sampler()
+                    image, nfe, seconds = self._sample(sampler, job, model, shared)
+                except AutoLoRAEvalError:
+                    raise  # the model cannot be loaded: no sampler can run
+                except (Exception, SystemExit) as error:  # exit(0) would end the run as a success
+                    if is_out_of_memory(error):
+                        raise
+                    self.first_error = self.first_error or error
+                    self.failures[job.file] = failure_reason(error)
+                    advance(1)
+                else:
+                    writer.write([job], [image], nfe, [{SECONDS: seconds}])
         self.dataset.record_failures(self.failures)
 
     def failure(self) -> AutoLoRAEvalError | None:
@@ -123,7 +126,8 @@ class SampledCell:
         job: ImageJob,
         model: SamplerModel,
         shared: SamplerPipeline,
-    ) -> None:
+    ) -> tuple[Image.Image, int | None, float]:
+        """Return an image, its NFE and the seconds it took."""
         shared.n_rows = 0
         model.negative_prompt = self.dataset.cell.negative_prompt(job)
         started = time.perf_counter()
@@ -138,8 +142,7 @@ class SampledCell:
         image, nfe = check_image(result, model.size)
         if nfe is None and (shared.n_rows or shared.is_loaded):
             nfe = shared.n_rows
-        seconds = round(time.perf_counter() - started, 4)
-        self.dataset.write([job], [image], nfe, metadata=[{SECONDS: seconds}])
+        return image, nfe, round(time.perf_counter() - started, 4)
 
     def _give_up(self, jobs: Sequence[ImageJob]) -> None:
         first = next(iter(self.failures.values()))

@@ -79,6 +79,8 @@ def generate(
         AutoLoRAEvalError: if a model cannot be loaded; or, after everything else is made, if a
             guider failed or a sampler made no image of a cell. Finished images are kept.
     """
+    # The working folder may change: images are written while third-party code runs.
+    folder = RunFolder(folder.path.absolute())
     spec = plan.benchmark.spec
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.dtype, device)
