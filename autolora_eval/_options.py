@@ -37,6 +37,13 @@ LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Use only the first 
 RunFolderArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")
 ]
+RunOrArchive = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a finished run, or an archive of one.")
+]
+ArchiveOption = Annotated[
+    Path | None,
+    typer.Option(parser=named_path, metavar="FILE", help="The archive to write. Default: RUN.zip."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 NoCode = Annotated[
     bool,

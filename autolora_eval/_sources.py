@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from yaml import YAMLError
+
 from autolora_eval._environment import expanded
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
 from autolora_eval._files import path_inside
@@ -245,6 +247,24 @@ def _miniature(name: str) -> Path:
     from autolora_eval._resources import miniature_folder
 
     return miniature_folder(name.removeprefix(MINIATURE))
+
+
+def stated_license(source: Source) -> str | None:
+    """Return the licence that the model card in a model's folder states; None if it is unknown.
+
+    A folder with several LoRAs has no card of one of them.
+    """
+    from huggingface_hub import metadata_load
+
+    folder = source.path if source.kind == "folder" else source.path.parent
+    one = source.kind == "folder" or len(list(folder.glob("*.safetensors"))) == 1
+    if source.kind not in ("folder", "file") or not one:
+        return None
+    try:
+        found = (metadata_load(folder / "README.md") or {}).get("license")
+    except (OSError, ValueError, YAMLError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def local_lora(source: Source) -> Path:

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from autolora_eval._options import (
+    ArchiveOption,
     BenchmarkOrRun,
     JsonOption,
     LimitPrompts,
@@ -20,6 +21,7 @@ from autolora_eval._options import (
     NoCode,
     OutputOption,
     RunFolderArgument,
+    RunOrArchive,
     named_path,
 )
 from autolora_eval._terminal import failure_message, print_error
@@ -284,17 +286,27 @@ def explain(
 
 
 @app.command(rich_help_panel=ANALYZE)
-def verify(run: RunFolderArgument) -> None:
+def verify(run: RunOrArchive) -> None:
     """Check a run's files against its records. Exit code 1 if one is missing, changed or extra."""
     from autolora_eval import _display as display
+    from autolora_eval.analysis.archive import verify_archive
     from autolora_eval.analysis.verification import verify as verify_run
 
-    found = verify_run(run)
+    found = verify_archive(run) if run.is_file() else verify_run(run)
     for finding in found:
         display.show_path(*finding)
     if found:
         raise typer.Exit(1)
     display.show_path("verified", run)
+
+
+@app.command(rich_help_panel=ANALYZE)
+def pack(run: RunFolderArgument, output: ArchiveOption = None) -> None:
+    """Write a run into one archive, with the hash of every file and a dataset card."""
+    from autolora_eval import _display as display
+    from autolora_eval.analysis.archive import pack as pack_run
+
+    display.show_path("archive", pack_run(run, output))
 
 
 @app.command(rich_help_panel=ANALYZE)

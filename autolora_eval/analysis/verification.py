@@ -14,11 +14,13 @@ from autolora_eval.runs.images import cell_images
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.scoring.judgement_store import JudgementFile
 
+# Of an archive that was unpacked.
+CARD, HASHES = "README.md", "SHA256SUMS"
 # What a run writes besides the files with a checksum and the images.
 _WRITTEN = (
     *("manifest.json", "benchmark.yaml", "report.pdf", "report.html", "agreement.csv"),
     *("judge_server.log", "figures/*.svg", "figures/*.png", "image_sets/*.csv"),
-    *("failed_images/*.jsonl", "stale_images/*"),
+    *("failed_images/*.jsonl", "stale_images/*", CARD, HASHES),
 )
 
 
@@ -59,15 +61,24 @@ def _files(folder: RunFolder, manifest: RunManifest) -> Iterator[Finding]:
             yield Finding("missing", name)
         elif sha256_file(file) != sha256:
             yield Finding("changed", name, "after the tables were written")
+    for name in run_files(folder, manifest)[1]:
+        yield Finding("extra", name)
+
+
+def run_files(folder: RunFolder, manifest: RunManifest) -> tuple[list[str], list[str]]:
+    """Return the files that a run wrote, and the others in its folder."""
     known = set(manifest.checksums)
     for cell in manifest.cells:
         images = folder.images(cell.id).relative_to(folder.path)
         known |= {(images / row["file_name"]).as_posix() for row in folder.image_rows(cell)}
+    own: list[str] = []
+    others: list[str] = []
     for file in sorted(folder.path.rglob("*")):
         name = file.relative_to(folder.path).as_posix()
-        is_file = file.is_symlink() or not file.is_dir()
-        if is_file and name not in known and not any(fnmatch(name, p) for p in _WRITTEN):
-            yield Finding("extra", name)
+        if file.is_symlink() or not file.is_dir():
+            is_own = name in known or any(fnmatch(name, pattern) for pattern in _WRITTEN)
+            (own if is_own else others).append(name)
+    return own, others
 
 
 def _images(folder: RunFolder, manifest: RunManifest) -> Iterator[Finding]:

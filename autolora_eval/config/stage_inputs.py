@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from autolora_eval._files import content_hash, sha256_file
+from autolora_eval._sources import stated_license
 from autolora_eval._version import __version__
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.prompt_cuts import plan_prompt_cuts
+from autolora_eval.config.resolved import LoadedBenchmark
 from autolora_eval.config.sweep_grid import fields_of
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest, hash_prompts
@@ -63,6 +65,7 @@ def planned_manifest(
         else RubricRecord.model_validate(loaded.rubric.model_dump()),
         "prompt_cuts": plan_prompt_cuts(plan),
         "diversity_metrics": {name: one.record() for name, one in loaded.diversity.items()},
+        "licenses": _licenses(loaded),
     }
     before = folder.find_manifest()
     if before is None:
@@ -82,6 +85,15 @@ def _kept(before: RunManifest, plan: Plan, cells: list[CellRecord]) -> dict[str,
         "models": {name: model for name, model in models if name in plan.benchmark.models},
         "image_sets": {cell: one for cell, one in before.image_sets.items() if cell in ids},
     }
+
+
+def _licenses(loaded: LoadedBenchmark) -> dict[str, str]:
+    """Return the licences of models and LoRAs on this machine, as their model cards state them."""
+    sources = [loaded.features, loaded.judge]
+    for model in loaded.models.values():
+        sources += [model.pipeline, model.vae, *(lora.source for lora in model.loras)]
+    stated = {source.name: stated_license(source) for source in sources if source is not None}
+    return {name: license_ for name, license_ in stated.items() if license_ is not None}
 
 
 def _benchmark(plan: Plan, folder: RunFolder, named: str) -> BenchmarkRecord:

@@ -82,6 +82,7 @@ class RunManifest(Record):
         diversity_metrics: by what the benchmark calls them.
         models: by name; empty before images are generated.
         image_sets: by cell, for images that were made elsewhere.
+        licenses: by name of a model or LoRA, the licence that its model card states.
         packages: versions.
         hardware: the machine.
         stages: by name: `generate`, `features`, `judge`.
@@ -113,6 +114,7 @@ class RunManifest(Record):
     diversity_metrics: dict[str, DiversityMetricRecord] = Field(default_factory=dict)
     models: dict[str, ModelRecord] = Field(default_factory=dict)
     image_sets: dict[str, ImageSetRecord] = Field(default_factory=dict)
+    licenses: dict[str, str] = Field(default_factory=dict)
     packages: dict[str, str] = Field(default_factory=dict)
     hardware: HardwareRecord = HardwareRecord()
     stages: dict[str, StageRecord] = Field(default_factory=dict)

@@ -33,6 +33,11 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "`report`, `explain` and `compare` refuse": (
         "test_report_explain_and_compare_refuse_an_edited_table",
     ),
+    "`autolora-eval verify ARCHIVE`": (
+        "test_an_archive_that_leads_out_is_refused_and_nothing_is_unpacked",
+        "test_an_archive_cannot_grow",
+        "test_a_changed_byte_is_found_by_the_name_of_its_file",
+    ),
     "`autolora-eval verify RUN`": ("test_verify_says_what_is_missing_changed_or_extra",),
     "Code in a model folder": ("test_code_in_a_model_folder_is_never_run_and_nobody_is_asked",),
     "Weights are read": ("test_weights_that_are_only_there_as_a_pickle_are_refused_with_advice",),

@@ -1,0 +1,218 @@
+"""An archive of a run folder, with hashes and a dataset card: how it is written and checked.
+
+Its entries are not compressed, so that the same folder gives the same bytes, and no archive can
+grow when it is unpacked.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+import yaml
+
+from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._files import atomic_write, sha256_file
+from autolora_eval._text import pluralize, printable
+from autolora_eval.analysis.verification import CARD, HASHES, Finding, run_files, verify
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import RunManifest
+
+# What a run keeps for itself: images of other settings, and a log that names the machine.
+_NOT_PACKED = ("stale_images/", "judge_server.log", CARD, HASHES)
+_PART = r"(?!\.{1,2}(?:/|$))[^/\\:\x00-\x1f\x7f]{1,200}"
+_NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,9}}")
+_SUM = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
+_MODE = (stat.S_IFREG | 0o644) << 16
+
+
+def pack(run: Path, output: Path | None = None) -> Path:
+    """Write an archive of a scored run: its files, their SHA-256 and a dataset card.
+
+    Args:
+        run: the run folder.
+        output: the archive. Default: `<run folder>.zip` beside it.
+
+    Raises:
+        UsageError: if files are missing or changed.
+    """
+    wrong = [finding for finding in verify(run) if finding.kind != "extra"]
+    if wrong:
+        raise UsageError(
+            f"'{run}' cannot be packed: {wrong[0].kind}: {wrong[0].file}. All that is wrong is "
+            f"listed by: autolora-eval verify {run}"
+        )
+    folder = RunFolder(run)
+    manifest = folder.read_manifest()
+    own, _ = run_files(folder, manifest)
+    names = [name for name in own if not name.startswith(_NOT_PACKED)]
+    output = output or run.resolve().with_suffix(".zip")
+    with atomic_write(output) as temporary, ZipFile(temporary, "w", ZIP_STORED) as archive:
+        sums = {CARD: _add(archive, CARD, card(manifest).encode())}
+        sums |= {name: _add(archive, name, folder.within(run / name)) for name in names}
+        _add(archive, HASHES, "".join(f"{s}  {name}\n" for name, s in sums.items()).encode())
+    return output
+
+
+def _add(archive: ZipFile, name: str, content: Path | bytes) -> str:
+    """Add an entry whose time and mode are always the same, and return its SHA-256."""
+    entry = ZipInfo(name)  # of 1980
+    entry.create_system, entry.external_attr = 3, _MODE
+    if isinstance(content, bytes):
+        archive.writestr(entry, content)
+        return hashlib.sha256(content).hexdigest()
+    entry.file_size = content.stat().st_size
+    with content.open("rb") as source, archive.open(entry, "w") as target:
+        shutil.copyfileobj(source, target, 1024**2)
+    return sha256_file(content)
+
+
+def verify_archive(path: Path) -> list[Finding]:
+    """Return what is missing, changed or extra in an archive that `pack` wrote.
+
+    It is unpacked into a temporary folder, of no more bytes than the archive has.
+
+    Raises:
+        UsageError: if it is no such archive, or an entry leads out of it or is a link.
+    """
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        try:
+            damaged = list(_unpack(path, folder))
+            return damaged or list(_unlike_sums(folder)) or verify(folder)
+        except AutoLoRAEvalError as error:
+            raise type(error)(str(error).replace(place, str(path))) from error
+
+
+def _unpack(path: Path, folder: Path) -> Iterator[Finding]:
+    """Write the entries of an archive into a folder, and yield those that are damaged."""
+    try:
+        with ZipFile(path) as archive:
+            entries = archive.infolist()
+            _refuse_unsafe(path, entries)
+            for entry in entries:
+                target = folder / entry.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    with archive.open(entry) as source, target.open("wb") as stream:
+                        shutil.copyfileobj(source, stream, 1024**2)
+                except (BadZipFile, EOFError) as error:
+                    yield Finding("changed", entry.filename, str(error))
+    except (BadZipFile, EOFError, NotImplementedError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before its start
+            raise
+        raise UsageError(
+            f"'{path}' is neither a run folder nor an archive of one, or it is damaged: {error}."
+        ) from error
+
+
+def _refuse_unsafe(path: Path, entries: list[ZipInfo]) -> None:
+    """Refuse an archive that `pack` did not write, before anything of it is unpacked."""
+    names = Counter(entry.filename for entry in entries)
+    folders = {str(place) for name in names for place in PurePosixPath(name).parents}
+    for entry in entries:
+        name = entry.filename
+        problem = None
+        if _NAME.fullmatch(name) is None:
+            problem = "its name leads out of the archive, or is no file's"
+        elif stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+            problem = "it is a link or no file"
+        elif entry.compress_type != ZIP_STORED or entry.flag_bits & 1:
+            problem = "it is compressed or encrypted"
+        elif names[name] > 1 or name in folders:
+            problem = "another entry has its name"
+        if problem:
+            raise UsageError(
+                f"'{path}' is refused: {name!r:.200}: {problem}. Nothing was unpacked."
+            )
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise UsageError(f"'{path}' is refused: its entries overlap. Nothing was written.")
+
+
+def _unlike_sums(folder: Path) -> Iterator[Finding]:
+    """Yield the files of an unpacked archive that are not as its list of hashes says."""
+    file = folder / HASHES
+    text = file.read_bytes().decode(errors="replace") if file.is_file() else ""
+    sums = {name: sha256 for sha256, name in _SUM.findall(text)}
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {HASHES}
+    if not sums or _SUM.sub("", text):
+        yield Finding("changed" if text else "missing", HASHES)
+    for name in sorted(sums.keys() - there):
+        yield Finding("missing", name)
+    for name in sorted(there):
+        if name not in sums:
+            yield Finding("extra", name)
+        elif sha256_file(folder / name) != sums[name]:
+            yield Finding("changed", name, "not as in SHA256SUMS")
+
+
+def card(manifest: RunManifest) -> str:
+    """Return the dataset card of a run, with which the library `datasets` reads its images."""
+    sources = _sources(manifest)
+    known = {licence for _, _, licence, _ in sources}
+    head = {
+        "license": known.pop() if len(known) == 1 else "unknown",
+        "tags": ["autolora-eval"],
+        # Not by the names of folders: a prompt's may have the word 'test' in it.
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "images/**"}],
+            }
+        ],
+    }
+    name, about = manifest.benchmark.name, manifest.benchmark.description
+    counts = [
+        pluralize(len(manifest.cells), "cell"),
+        pluralize(len(manifest.prompts), "prompt"),
+        pluralize(len(manifest.seeds), "seed"),
+    ]
+    rows = [" | ".join(map(_field, row)) for row in sources]
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+            f"# {_field(name)}",
+            *([f"\n{_field(about)}"] if about else []),
+            f"\nA run of autolora-eval {_field(manifest.autolora_eval_version)}: "
+            f"{' × '.join(counts)}. `report.html` shows it, `table.csv` has its numbers, and "
+            "`manifest.json` says how they were made.",
+            "\n| what | name | licence | SHA-256 or commit |\n| --- | --- | --- | --- |",
+            *(f"| {row} |" for row in rows),
+            '\nRead the images with `datasets.load_dataset("FOLDER")`, where FOLDER is this one, '
+            f"unpacked. Check all files with `sha256sum -c {HASHES}`, or the archive with "
+            "`autolora-eval verify ARCHIVE`.\n",
+        ]
+    )
+
+
+def _sources(manifest: RunManifest) -> list[tuple[str, str, str, str]]:
+    """Return what the images and scores come from: what it is, name, licence, hash."""
+    found = []
+    for model in manifest.models.values():
+        parts = {"pipeline": model.pipeline, "VAE": model.vae}
+        found += [(what, source) for what, source in parts.items() if source is not None]
+        found += [("LoRA", lora) for lora in model.loras]
+    found += [("extractor", manifest.features.identity)] if manifest.features else []
+    judge = manifest.judge
+    found += [("judge", judge.identity)] if judge and judge.identity else []
+    licences = manifest.licenses
+    rows = [
+        (what, one.name, licences.get(one.name, "unknown"), one.sha256 or one.commit or "unknown")
+        for what, one in found
+    ]
+    rows += [("judge", judge.model, "unknown", "unknown")] if judge and not judge.identity else []
+    prompts = ("prompts", manifest.benchmark.prompt_file or "in the benchmark", "unknown")
+    return list(dict.fromkeys([*rows, (*prompts, manifest.prompts_sha256)]))
+
+
+def _field(text: str) -> str:
+    """Return a text of others on one line of Markdown."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(printable(text).split()))
