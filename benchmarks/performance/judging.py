@@ -140,7 +140,7 @@ def main() -> None:
     """Measure the client beside the least that the server's latency allows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--judge", nargs=2, metavar=("BENCHMARK", "RUN"), help=argparse.SUPPRESS)
-    parser.add_argument("--calls", type=int, default=8192)
+    parser.add_argument("--calls", type=int, default=4096)
     parser.add_argument("--latency", type=float, default=2.0, help="seconds")
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--images", type=int, default=20_000, help="for memory; 0 skips it")
