@@ -6,7 +6,7 @@ the image of a broken guider, or of a model that a guider has changed, looks lik
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,12 @@ class UnusableImageError(Exception):
 
     Args:
         problem: what is wrong with it.
-        index: the place of the image in its batch.
+        problems: of a batch, what is wrong with each such image, by its place.
     """
 
-    def __init__(self, problem: str, index: int = 0) -> None:
+    def __init__(self, problem: str, problems: Mapping[int, str] | None = None) -> None:
         super().__init__(problem)
-        self.index = index
+        self.problems = problems or {0: problem}
 
 
 def checked_images(decoded: npt.NDArray[np.floating[Any]]) -> list[Image.Image]:
@@ -50,13 +50,17 @@ def checked_images(decoded: npt.NDArray[np.floating[Any]]) -> list[Image.Image]:
         UnusableImageError: if an image has NaN, which a conversion to 8 bits would make black, or
             a single colour.
     """
-    for index, finite in enumerate(np.isfinite(decoded).all(axis=(1, 2, 3))):
-        if not finite:
-            raise UnusableImageError("has NaN after decoding", index)
-    images: list[Image.Image] = VaeImageProcessor.numpy_to_pil(decoded)
-    for index, image in enumerate(images):
-        if colour := single_colour(image):
-            raise UnusableImageError("has a single colour, RGB {} {} {}".format(*colour), index)
+    images: list[Image.Image] = []
+    problems: dict[int, str] = {}
+    for index, values in enumerate(decoded):
+        if not np.isfinite(values).all():
+            problems[index] = "has NaN after decoding"
+            continue
+        images += VaeImageProcessor.numpy_to_pil(values)
+        if colour := single_colour(images[-1]):
+            problems[index] = "has a single colour, RGB {} {} {}".format(*colour)
+    if problems:
+        raise UnusableImageError(next(iter(problems.values())), problems)
     return images
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,7 +29,16 @@ Todo = tuple[ImageDataset, Sequence[ImageJob]]
 
 
 class GuiderFailedError(AutoLoRAEvalError):
-    """A guider made an unusable batch. No image of that batch was written."""
+    """A guider made an unusable batch. No image of that batch was written.
+
+    Args:
+        message: for the user.
+        reasons: what is wrong with images of the batch, by `file_name`.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons or {})
 
 
 @dataclass
@@ -72,7 +81,9 @@ class GuidedModel:
         for dataset, jobs in todo:
             try:
                 self._fill(dataset, jobs, drift_check, advance)
+                dataset.record_failures({})
             except GuiderFailedError as error:
+                dataset.record_failures(error.reasons)
                 release_frames(error)
                 self.failed.append(error)
                 advance(len(dataset.missing(jobs)))
@@ -173,7 +184,7 @@ def sample_batch(
     except UnusablePredictionError as error:
         raise _unusable(cell, rule, error) from error
     except UnusableImageError as error:
-        raise _shows_nothing(cell, filled[error.index], pipeline.denoiser, error) from error
+        raise _shows_nothing(cell, filled, pipeline.denoiser, error) from error
     except (Exception, SystemExit) as error:
         if not rule.code or isinstance(error, AutoLoRAEvalError) or is_out_of_memory(error):
             raise
@@ -205,7 +216,7 @@ def _unusable(cell: Cell, rule: GuiderMethod, error: UnusablePredictionError) ->
 
 
 def _shows_nothing(
-    cell: Cell, job: ImageJob, denoiser: torch.nn.Module, error: UnusableImageError
+    cell: Cell, jobs: Sequence[ImageJob], denoiser: torch.nn.Module, error: UnusableImageError
 ) -> GuiderFailedError:
     advice = "Check its scales, the LoRA and the VAE."
     if denoiser.dtype == torch.float16:
@@ -213,7 +224,12 @@ def _shows_nothing(
             "The VAE may overflow in float16: take another, such as "
             "madebyollin/sdxl-vae-fp16-fix for SDXL, or 'dtype: bfloat16' or 'dtype: float32'."
         )
+    found = {jobs[index]: problem for index, problem in error.problems.items()}
+    first = next(iter(found))
+    more = "" if len(found) == 1 else f", and {len(found) - 1} more of its batch like it"
     return GuiderFailedError(
-        f"cell '{cell.id}': the image of '{job.prompt:.60}', seed {job.seed}, {error}. The cell "
-        f"was stopped; images that were made before are kept. {advice}"
+        f"cell '{cell.id}': the image of '{first.prompt:.60}', seed {first.seed}, {error}{more}. "
+        f"failed_images/ lists each. The cell was stopped; images that were made before are kept. "
+        f"{advice}",
+        {job.file: f"the image {problem}" for job, problem in found.items()},
     )

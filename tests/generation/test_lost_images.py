@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval._resources import miniature_folder
 from autolora_eval.config.load import load_benchmark
@@ -65,9 +66,15 @@ def test_black_images_and_nan_stop_each_cell_with_advice(
         generate(plan, run, Progress())
     *told, last = str(raised.value).split("\n")
     assert told == [
-        f"cell 'M--{name}': the image of 'a red heart', seed 3, {problem}. The cell was stopped; "
-        f"images that were made before are kept. {advice}"
+        f"cell 'M--{name}': the image of 'a red heart', seed 3, {problem}, and 1 more of its "
+        "batch like it. failed_images/ lists each. The cell was stopped; images that were made "
+        f"before are kept. {advice}"
         for name in ("CFG", "LoRA")
     ]
     assert last.startswith("Everything else finished.")
     assert not list((tmp_path / "run").rglob("*.png"))
+    for cell in plan.cells:
+        listed = [
+            (row["file_name"], row["reason"]) for row in read_jsonl(run.failed_images(cell.id))
+        ]
+        assert listed == [(job.file, f"the image {problem}") for job in plan.jobs]
