@@ -13,7 +13,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 
 PACKAGES = (
+    # these four decide images
     "torch",
     "diffusers",
     "peft",
@@ -124,6 +125,14 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+@cache
+def image_libraries() -> str:
+    """Return the versions of the libraries that decide images, as the row of an image has them."""
+    found = package_versions()
+    names = (name for name in PACKAGES[:4] if name in found)
+    return ", ".join(f"{name} {found[name]}" for name in names)
 
 
 def hardware(device: str | None = None) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from autolora_eval.runs.records import ImageSetRecord
 
 if TYPE_CHECKING:
     from autolora_eval.analysis.human_agreement import HumanAgreement
+    from autolora_eval.generation.outlook import StageOutlook
 
 
 # Width of the names and of each metric's column. On a narrower terminal, the further diversity
@@ -157,6 +158,21 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
         names = [metric.display_name for metric in benchmark.diversity.values()]
         yield "Diversity", f"equation (8), {', '.join(names)}"
     yield from _judge_facts(benchmark)
+
+
+def show_outlook(folder: RunFolder, found: tuple[list[StageOutlook], str | None] | None) -> None:
+    """Print what a run would keep of its folder and do, and what it would be refused for."""
+    if found is None:
+        return
+    stages, refused = found
+    show_path("\nIn the run folder", folder.path)
+    facts = _grid()
+    for stage in stages:
+        lines = [f"{stage.kept:,} kept, {stage.to_do:,} to do", *stage.why]
+        facts.add_row(Text(stage.name, "bold"), Text("\n".join(lines)))
+    console.print(facts)
+    if refused is not None:
+        _print_line(("The run is refused", "bold red"), f": {refused}")
 
 
 def _judge_facts(benchmark: LoadedBenchmark) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,8 @@ from typing import Any
 from autolora_eval._errors import AutoLoRAEvalError
 
 Json = dict[str, Any]
+# What a stage leaves free: its last files, and a listing that is written anew, must still fit.
+SPARE_BYTES = 50_000_000
 CACHE_VARIABLE = "AUTOLORA_EVAL_CACHE"
 
 
@@ -38,6 +40,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_space(folder: Path, needed: float = 0) -> None:
+    """Check that a disk has room for what is still to be written.
+
+    Args:
+        folder: a folder on it.
+        needed: estimated bytes.
+
+    Raises:
+        AutoLoRAEvalError: if it has not, before a file is torn.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise AutoLoRAEvalError(
+            f"the disk of '{folder}' has {free / 1e9:,.2f} GB free, and what is left of the run "
+            f"takes about {(needed + SPARE_BYTES) / 1e9:,.2f} GB. Finished work is kept: free some "
+            "space, and run the same command again."
+        )
 
 
 @contextmanager

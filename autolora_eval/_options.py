@@ -32,6 +32,14 @@ OutputOption = Annotated[
         help="The run folder to write. Default: reports/<benchmark name>.",
     ),
 ]
+AcceptVersions = Annotated[
+    bool,
+    typer.Option(
+        "--accept-versions",
+        help="Resume although the images that are there were made with other versions of torch, "
+        "diffusers, peft or transformers. The report names both.",
+    ),
+]
 LimitPrompts = Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")]
 LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Use only the first N seeds.")]
 RunFolderArgument = Annotated[

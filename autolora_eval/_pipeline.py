@@ -19,7 +19,7 @@ from autolora_eval._devices import (
     package_versions,
 )
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._files import atomic_write, removed_on_failure
+from autolora_eval._files import atomic_write
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
@@ -33,6 +33,7 @@ from autolora_eval.generation.preflight import missing
 from autolora_eval.report import is_report_current
 from autolora_eval.runs.checksums import checksums
 from autolora_eval.runs.folder import Run, RunFolder, open_run, output_folder
+from autolora_eval.runs.lock import writing
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
 
@@ -46,6 +47,7 @@ def run(
     *,
     limit_prompts: int | None = None,
     limit_seeds: int | None = None,
+    accept_versions: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Run a benchmark from its file to its report. Call it again to resume an interrupted run.
@@ -55,6 +57,8 @@ def run(
         output: Run folder. Default: `reports/<name of the benchmark>`.
         limit_prompts: Use only the first `limit_prompts` prompts, at least 1. Default: all.
         limit_seeds: Use only the first `limit_seeds` seeds, at least 1. Default: all.
+        accept_versions: Resume although the images that are there were made with other versions of
+            torch, diffusers, peft or transformers. The report names both.
         progress: Shows the progress. Default: nothing is shown.
 
     Returns:
@@ -69,7 +73,9 @@ def run(
         >>> run = autolora_eval.run("quickstart", "reports/mine", limit_seeds=2)
         >>> run.table[["method", "diversity", "div_pc"]]
     """
-    return RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, progress).run()
+    pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, progress)
+    pipeline.accept_versions = accept_versions
+    return pipeline.run()
 
 
 def score_images(
@@ -120,14 +126,15 @@ def score_images(
     file = folder.path / "benchmark.yaml"
     text = image_set_benchmark(loaded, Path(images), name, model, file)
     # Nothing takes the place of what is there before it is known to fit.
-    with removed_on_failure(folder.path), atomic_write(file) as unproven:
-        unproven.write_text(text, encoding="utf-8", newline="\n")
-        try:
-            tried = RunPipeline.start(unproven, folder.path, limit_prompts, limit_seeds)
-            check_image_sets(tried.plan, folder)
-        except UsageError as error:
-            raise UsageError(str(error).replace(unproven.name, file.name)) from error
-    return RunPipeline.start(file, folder.path, limit_prompts, limit_seeds, progress).run()
+    with writing(folder.path):
+        with atomic_write(file) as unproven:
+            unproven.write_text(text, encoding="utf-8", newline="\n")
+            try:
+                tried = RunPipeline.start(unproven, folder.path, limit_prompts, limit_seeds)
+                check_image_sets(tried.plan, folder)
+            except UsageError as error:
+                raise UsageError(str(error).replace(unproven.name, file.name)) from error
+        return RunPipeline.start(file, folder.path, limit_prompts, limit_seeds, progress).run()
 
 
 def compare(
@@ -178,6 +185,8 @@ class RunPipeline:
         benchmark: the benchmark as the user named it, for the manifest.
         limits: `limit_prompts` and `limit_seeds`, None where not limited.
     """
+
+    accept_versions = False  # as in `run`
 
     def __init__(
         self,
@@ -246,12 +255,13 @@ class RunPipeline:
         Raises:
             AutoLoRAEvalError: if something is missing here, or a stage failed.
         """
-        self.refuse_if_something_is_missing()
-        self.generate()
-        self.score()
-        if not is_report_current(self.folder):
-            self.report()
-        return open_run(self.folder.path)
+        with writing(self.folder.path):
+            self.refuse_if_something_is_missing()
+            self.generate()
+            self.score()
+            if not is_report_current(self.folder):
+                self.report()
+            return open_run(self.folder.path)
 
     def refuse_if_something_is_missing(self, *, judged: bool = True) -> None:
         """Check, before anything is generated, that the run can be finished here.
@@ -263,12 +273,11 @@ class RunPipeline:
             UsageError: if the published values do not fit the benchmark.
             AutoLoRAEvalError: if something is missing; the message lists all, and how to get it.
         """
-        published = self.plan.benchmark.published
-        if published is not None:
+        if self.plan.benchmark.published is not None:
             from autolora_eval.analysis.tables import read_published
 
-            read_published(published, self._planned())
-        problems = missing(self.plan, self.folder.path, judged=judged)
+            read_published(self.plan.benchmark.published, self._planned())
+        problems = missing(self.plan, self.folder.path, judged, self.accept_versions)
         if problems:
             listed = "\n".join(f"  - {problem}" for problem in problems)
             raise AutoLoRAEvalError(
@@ -314,6 +323,8 @@ class RunPipeline:
                 for name, model in models.items()
             },
             image_sets=manifest.image_sets | found.image_sets,
+            settings=manifest.settings | found.settings,
+            libraries=sorted(found.libraries),
             cells=cells,
         )
 
@@ -321,10 +332,9 @@ class RunPipeline:
         """Record what a stage took, unless it had nothing to do and an earlier run is recorded."""
         stages = self.folder.read_manifest().stages
         if done or stage not in stages:
-            seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
             record = StageRecord(
                 started=started.isoformat(timespec="seconds"),
-                seconds=seconds,
+                seconds=round((datetime.now(UTC) - started).total_seconds(), 1),
                 done=done,
                 reused=reused,
             )
@@ -353,8 +363,7 @@ class RunPipeline:
         metrics = list(benchmark.diversity.values())
         manifest = self.folder.read_manifest()
         counts = write_tables(manifest, self.folder, metrics, benchmark.published)
-        found = checksums(self.folder, manifest)
-        self.folder.update_manifest(counts=counts, checksums=found)
+        self.folder.update_manifest(counts=counts, checksums=checksums(self.folder, manifest))
 
     def report(self) -> None:
         """Draw the figures and write the report."""
@@ -366,16 +375,14 @@ class RunPipeline:
         if self.plan.benchmark.rubric is None:
             self.folder.update_manifest(judge=None)
             return
-        from autolora_eval.scoring.judgement_store import judging_lock
         from autolora_eval.scoring.judging import completed_judging, judge_images, open_judge
 
         started = datetime.now(UTC)
         settings, manifest = judge_settings(self.plan), self.folder.read_manifest()
-        with judging_lock(self.folder.path):
-            judged = completed_judging(settings, manifest, self.folder)
-            if judged is None:
-                with self._served() as urls, closing(open_judge(settings, urls)) as judge:
-                    judged = judge_images(settings, manifest, self.folder, judge, self.progress)
+        judged = completed_judging(settings, manifest, self.folder)
+        if judged is None:
+            with self._served() as urls, closing(open_judge(settings, urls)) as judge:
+                judged = judge_images(settings, manifest, self.folder, judge, self.progress)
         self.folder.update_manifest(judge=judged)
         self._note_times("judge", started, judged.done, judged.reused)
 

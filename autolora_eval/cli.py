@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from autolora_eval._options import (
+    AcceptVersions,
     ArchiveOption,
     BenchmarkOrRun,
     JsonOption,
@@ -27,6 +28,7 @@ from autolora_eval._options import (
 from autolora_eval._terminal import failure_message, print_error
 from autolora_eval._text import printable
 from autolora_eval._version import __version__
+from autolora_eval.runs.lock import writing
 
 DEBUG = "AUTOLORA_EVAL_DEBUG"
 
@@ -111,20 +113,24 @@ def init(
 @app.command(rich_help_panel=RUN)
 def plan(
     benchmark: BenchmarkOrRun,
+    output: OutputOption = None,
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
     no_code: NoCode = False,
 ) -> None:
-    """Show what a run would do and cost, without loading a model."""
+    """Show what a run would do and cost, and what it would keep, without loading a model."""
     from autolora_eval import _display as display
     from autolora_eval._pipeline import RunPipeline
     from autolora_eval.config.no_code import would_do
+    from autolora_eval.generation.outlook import run_outlook
 
     if no_code:
         for what, where in would_do(benchmark):
             display.show_path(what, where)
         return
-    display.show_plan(RunPipeline.start(benchmark, None, limit_prompts, limit_seeds).plan)
+    pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds)
+    display.show_plan(pipeline.plan)
+    display.show_outlook(pipeline.folder, run_outlook(pipeline.plan, pipeline.folder))
 
 
 @app.command(rich_help_panel=RUN)
@@ -133,6 +139,7 @@ def run(
     output: OutputOption = None,
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
+    accept_versions: AcceptVersions = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and exit, as the command plan.")
     ] = False,
@@ -142,10 +149,11 @@ def run(
     from autolora_eval._pipeline import RunPipeline
 
     if dry_run:
-        plan(benchmark, limit_prompts, limit_seeds)
+        plan(benchmark, output, limit_prompts, limit_seeds)
         return
     pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
     display.announce(pipeline.plan, pipeline.folder)
+    pipeline.accept_versions = accept_versions
     display.show_run(pipeline.run())
 
 
@@ -155,14 +163,17 @@ def generate(
     output: OutputOption = None,
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
+    accept_versions: AcceptVersions = False,
 ) -> None:
     """Generate the images of a benchmark (the first stage of run)."""
     from autolora_eval import _display as display
     from autolora_eval._pipeline import RunPipeline
 
     pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
-    pipeline.refuse_if_something_is_missing(judged=False)
-    pipeline.generate()
+    pipeline.accept_versions = accept_versions
+    with writing(pipeline.folder.path):
+        pipeline.refuse_if_something_is_missing(judged=False)
+        pipeline.generate()
     display.show_path("images", pipeline.folder.path / "images")
 
 
@@ -198,7 +209,8 @@ def score(
         display.show_run(scored)
         return
     pipeline = RunPipeline.start(benchmark, output, progress=progress, **limits)
-    pipeline.score()
+    with writing(pipeline.folder.path):
+        pipeline.score()
     display.show_path("table", pipeline.folder.table("csv"))
 
 
@@ -213,7 +225,8 @@ def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
     is_benchmark = Path(benchmark).suffix in (".yaml", ".yml") or not Path(benchmark).exists()
     path = RunPipeline.start(benchmark, output).folder.path if is_benchmark else Path(benchmark)
     folder = open_run(path).folder
-    write_report(folder)
+    with writing(path):
+        write_report(folder)
     display.show_path("report", folder.report_pdf)
 
 
@@ -328,7 +341,8 @@ def agreement(
     from autolora_eval.runs.folder import open_run
 
     opened = open_run(run)
-    display.show_agreement(opened.folder, write_agreement(opened, ratings))
+    with writing(run):
+        display.show_agreement(opened.folder, write_agreement(opened, ratings))
 
 
 @app.command(rich_help_panel=METHODS)

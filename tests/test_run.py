@@ -19,8 +19,8 @@ from tiny_models import make_lora, make_sdxl
 
 import autolora_eval
 from autolora_eval import _display as display
-from autolora_eval._errors import UsageError
-from autolora_eval._files import read_jsonl, sha256_bytes, sha256_file
+from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._files import read_jsonl, sha256_bytes, sha256_file, write_jsonl
 from autolora_eval._pipeline import RunPipeline
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.runs.feature_file import read_features
@@ -129,6 +129,12 @@ def test_every_file_of_the_contract_is_there_and_opens(first: Run) -> None:
     assert not [name for name in contents(folder) if ".partial-" in name]
 
 
+def test_the_run_takes_the_disk_that_the_plan_says(benchmark: Path, first: Run) -> None:
+    plan = autolora_eval.make_plan(autolora_eval.load_benchmark(benchmark))
+    taken = sum(path.stat().st_size for path in first.folder.path.rglob("*") if path.is_file())
+    assert plan.disk_bytes / 4 < taken < plan.disk_bytes
+
+
 def test_the_run_comes_back_as_tables(first: Run) -> None:
     again = autolora_eval.open_run(first.folder.path)
     for name in ("table", "scores", "diversity", "comparisons"):
@@ -203,6 +209,23 @@ def test_interrupted_and_run_again_gives_the_same_table(
     # Two images a batch; in the second case all images had been made before.
     expected = (4, 8) if owner is LoraPipeline else (12, 0)
     assert (stage.done, stage.reused) == expected
+
+
+def test_other_libraries_are_accepted_and_recorded_by_image(
+    benchmark: Path, copy: RunFolder, first: Run
+) -> None:
+    rows = read_jsonl(copy.metadata(CELLS[0]))
+    now = rows[0]["libraries"]
+    before = now.replace(f"torch {metadata.version('torch')}", "torch 2.0.1")
+    write_jsonl(copy.metadata(CELLS[0]), [row | {"libraries": before} for row in rows])
+    write_jsonl(copy.metadata(CELLS[1]), [])
+    # Images of the second cell are all to be made; those of the first are of another torch.
+    with pytest.raises(AutoLoRAEvalError, match=r"torch 2\.0\.1, now .*--accept-versions"):
+        autolora_eval.run(benchmark, copy.path)
+    again = autolora_eval.run(benchmark, copy.path, accept_versions=True)
+    assert again.manifest.libraries == sorted([before, now])
+    assert [row["libraries"] for row in read_jsonl(copy.metadata(CELLS[1]))] == [now] * 6
+    assert copy.table("csv").read_bytes() == first.folder.table("csv").read_bytes()
 
 
 def test_stage_by_stage_gives_the_same_table(benchmark: Path, first: Run, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from autolora_eval.analysis.compatibility import (
 from autolora_eval.analysis.tables import write_tables
 from autolora_eval.runs.checksums import checksums
 from autolora_eval.runs.folder import RunFolder, rows_of_images
+from autolora_eval.runs.lock import writing
 from autolora_eval.runs.manifest import ImageJob, RunManifest, hash_prompts
 from autolora_eval.runs.records import (
     BenchmarkRecord,
@@ -323,19 +324,20 @@ def _write_whole(
 ) -> None:
     """Write the joint run folder, whole or not at all; an earlier comparison is replaced."""
     partial = RunFolder(folder.path.with_name(f".partial-{folder.path.name}"))
-    shutil.rmtree(partial.path, ignore_errors=True)  # what a killed process left
-    try:
-        for cell, source in _with_sources(manifest.cells, sources):
-            _copy_cell(manifest, cell, source, partial)
-        partial.write_manifest(manifest)
-        finish(partial)
-        if folder.path.exists():
-            if _keep_added_files(folder, partial):
-                write_report(partial)
-            shutil.rmtree(folder.path)
-        partial.path.rename(folder.path)
-    finally:
-        shutil.rmtree(partial.path, ignore_errors=True)
+    with writing(folder.path, folder.path.with_name(f".lock-{folder.path.name}")):
+        shutil.rmtree(partial.path, ignore_errors=True)  # what a killed process left
+        try:
+            for cell, source in _with_sources(manifest.cells, sources):
+                _copy_cell(manifest, cell, source, partial)
+            partial.write_manifest(manifest)
+            finish(partial)
+            if folder.path.exists():
+                if _keep_added_files(folder, partial):
+                    write_report(partial)
+                shutil.rmtree(folder.path)
+            partial.path.rename(folder.path)
+        finally:
+            shutil.rmtree(partial.path, ignore_errors=True)
 
 
 def _keep_added_files(earlier: RunFolder, folder: RunFolder) -> bool:

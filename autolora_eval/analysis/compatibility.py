@@ -12,7 +12,7 @@ from autolora_eval._errors import UsageError
 from autolora_eval._files import Json
 from autolora_eval._text import NOT_RECORDED
 from autolora_eval.runs.folder import Run, open_run
-from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.manifest import RunManifest, library_versions
 from autolora_eval.runs.records import DifferenceRecord, FeaturesRecord, JudgeRecord, ModelRecord
 from autolora_eval.scoring.diversity_metric import installed_metric
 
@@ -253,7 +253,8 @@ def _software(sources: Sequence[SourceRun]) -> list[Difference]:
 
 def _versions(manifest: RunManifest) -> dict[str, str | None]:
     own = {"autolora-eval": manifest.autolora_eval_version}
-    return {**own, **manifest.packages, "device": manifest.hardware.device}
+    images = library_versions(manifest.libraries)
+    return {**own, **manifest.packages, **images, "device": manifest.hardware.device}
 
 
 def _differing_record(

@@ -289,6 +289,7 @@ def _image_summary(reader: RunReader, row: Row) -> Section:
         "seed": row["seed"],
         "NFE": join(made.get("nfe")),
         "settings key": join(made.get("settings_key")),
+        "made with": join(made.get("libraries")),
         "imported from": join(made.get("source"), **source_hash) or None,
         "scores": ", ".join(scores) or None,
         "unusable": _str_or_none(row["image_error"]),

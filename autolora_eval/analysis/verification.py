@@ -11,6 +11,7 @@ from autolora_eval._files import sha256_file
 from autolora_eval.analysis.scores import as_said, rubric_of
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import cell_images
+from autolora_eval.runs.lock import LOCK
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.scoring.judgement_store import JudgementFile
 
@@ -20,7 +21,7 @@ CARD, HASHES = "README.md", "SHA256SUMS"
 _WRITTEN = (
     *("manifest.json", "benchmark.yaml", "report.pdf", "report.html", "agreement.csv"),
     *("judge_server.log", "figures/*.svg", "figures/*.png", "image_sets/*.csv"),
-    *("failed_images/*.jsonl", "stale_images/*", CARD, HASHES),
+    *("failed_images/*.jsonl", "stale_images/*", CARD, HASHES, LOCK),
 )
 
 

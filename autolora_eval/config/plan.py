@@ -25,8 +25,12 @@ from autolora_eval.runs.manifest import ImageJob
 
 # A generated image takes about this many bytes per pixel as PNG (measured for SDXL: 1.3 to 1.7).
 PNG_BYTES_PER_PIXEL = 1.6
+# An image's row in metadata.jsonl and in the tables.
+ROW_BYTES = 1_000
 JUDGEMENT_BYTES = 1_000
 FEATURE_BYTES = 4 * 1536
+# Figures and report: at least, for they embed pictures up to a limit.
+REPORT_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -128,9 +132,15 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """The estimated size of the run folder in bytes."""
-        pixels = sum(cell.model.size[0] * cell.model.size[1] for cell in self.cells)
-        images = pixels * PNG_BYTES_PER_PIXEL * len(self.jobs)
-        return int(images + self.n_images * FEATURE_BYTES + self.n_judge_calls * JUDGEMENT_BYTES)
+        images = sum(map(image_bytes, self.cells)) * len(self.jobs)
+        scored = self.n_images * FEATURE_BYTES + self.n_judge_calls * JUDGEMENT_BYTES
+        return images + scored + REPORT_BYTES
+
+
+def image_bytes(cell: Cell) -> int:
+    """Return the estimated size of an image of a cell on disk, with its rows."""
+    width, height = cell.model.size
+    return int(width * height * PNG_BYTES_PER_PIXEL) + ROW_BYTES
 
 
 def make_plan(

@@ -13,6 +13,7 @@ from typing import Self
 
 from PIL import Image
 
+from autolora_eval._devices import image_libraries
 from autolora_eval._files import Json, atomic_write, sha256_file, write_jsonl
 from autolora_eval._progress import Advance
 from autolora_eval.config.plan import Cell
@@ -21,6 +22,8 @@ from autolora_eval.runs.manifest import ImageJob
 
 # Key of a metadata row: the hash of the file that an imported image was copied from.
 SOURCE_HASH = "source_sha256"
+# Key of a metadata row: the versions of the libraries that made the image.
+LIBRARIES = "libraries"
 # Batches that wait for the disk: their pictures are in memory.
 MAX_QUEUED = 2
 
@@ -71,6 +74,12 @@ class ImageDataset:
         """True if there is no image of these settings."""
         return not any(map(self._is_current, self.rows.values()))
 
+    @property
+    def libraries(self) -> set[str]:
+        """The versions of the libraries that made the images of these settings."""
+        current = filter(self._is_current, self.rows.values())
+        return {str(row[LIBRARIES]) for row in current if LIBRARIES in row}
+
     def missing(self, jobs: Iterable[ImageJob]) -> list[ImageJob]:
         """Return the jobs whose image is not there, is stale, or was changed."""
         return [job for job in jobs if not self._has(job)]
@@ -92,6 +101,7 @@ class ImageDataset:
         """
         self._move_stale_images()
         made_here = self.cell.parameters.uses_the_model
+        libraries = {} if self.cell.method.kind == "images" else {LIBRARIES: image_libraries()}
         for job, image, more in zip(jobs, images, metadata, strict=True):
             file = self.run.within(self.folder / job.file)
             with atomic_write(file) as temporary:
@@ -109,6 +119,7 @@ class ImageDataset:
                 "nfe": nfe,
                 "sha256": sha256_file(file),
                 "settings_key": self.settings_key,
+                **libraries,
                 **more,
             }
         self._write_rows()

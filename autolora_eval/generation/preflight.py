@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 from autolora_eval._devices import choose_device, free_memory, quiet_libraries, require
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
+from autolora_eval._files import require_space
 from autolora_eval._sources import (
     Source,
     absent,
@@ -23,10 +22,11 @@ from autolora_eval._sources import (
 )
 from autolora_eval.config.inputs import INDEX, TESTED, check_pipeline, pipeline_class
 from autolora_eval.config.pipeline_parts import check_variant
-from autolora_eval.config.plan import Plan
+from autolora_eval.config.plan import Plan, image_bytes
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.scheduler_section import SCHEDULER_CONFIG
 from autolora_eval.config.stage_inputs import cells_not_generated, feature_settings, judge_settings
+from autolora_eval.generation.outlook import cell_outlooks, other_libraries
 from autolora_eval.runs.folder import RunFolder
 
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
@@ -53,13 +53,16 @@ def loaded_models(plan: Plan) -> list[ResolvedModel]:
     return [model for name, model in plan.benchmark.models.items() if name in names]
 
 
-def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
+def missing(
+    plan: Plan, output: Path, judged: bool = True, accept_versions: bool = False
+) -> list[str]:
     """Return one message for each thing that the run needs and cannot have here.
 
     Args:
         plan: what is to be run.
         output: the run folder.
         judged: whether the images are to be judged too.
+        accept_versions: whether images of other versions of the libraries may stand beside the new.
     """
     lacking = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if lacking:
@@ -70,13 +73,14 @@ def missing(plan: Plan, output: Path, *, judged: bool = True) -> list[str]:
         lambda: _hub(plan),
         lambda: _guided(plan),
         lambda: _own_files(plan),
-        lambda: _disk(plan, output),
     ]
     if _generates(plan, output):
         checks.append(lambda: _schedulers(plan))
     if judged:
         checks.append(lambda: _judge_server(plan, output))
     problems = [text for check in checks if (text := _try(check))]
+    if not problems and (text := _try(lambda: _folder(plan, output, accept_versions))):
+        problems = [text]
     if problems or not _generates(plan, output):
         return problems
     # The models that score the images, tried one after the other: images are made for hours before.
@@ -205,16 +209,17 @@ def _size(plan: Plan) -> tuple[int, int]:
     return max((model.size for model in loaded_models(plan)), key=lambda size: size[0] * size[1])
 
 
-def _disk(plan: Plan, output: Path) -> None:
-    place = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise AutoLoRAEvalError(
-            f"the run folder '{output}' cannot be written: '{place}' is "
-            f"{'read-only' if place.is_dir() else 'a file'}. Choose another with --output."
-        )
-    free = shutil.disk_usage(place).free
-    if free < plan.disk_bytes:
-        raise AutoLoRAEvalError(
-            f"the run takes about {plan.disk_bytes / 1e9:.1f} GB, and {place} has "
-            f"{free / 1e9:.1f} GB free. Choose another folder with --output."
-        )
+def _folder(plan: Plan, output: Path, accept_versions: bool) -> None:
+    """Refuse a disk without room for what is to be made, and a mixture of versions."""
+    folder, needed = RunFolder(output), plan.disk_bytes
+    manifest = folder.find_manifest()
+    if manifest is not None:
+        cells = cell_outlooks(plan, folder, manifest, choose_device(plan.benchmark.spec.device))
+        if not any(one.to_make for one in cells):
+            return
+        mixture = other_libraries(cells, output)
+        if mixture is not None and not accept_versions:
+            raise AutoLoRAEvalError(mixture)
+        needed -= sum(len(one.kept) * image_bytes(one.cell) for one in cells)
+    place = next(path for path in (output, *output.resolve().parents) if path.exists())
+    require_space(place, needed)

@@ -9,13 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from autolora_eval._devices import choose_device, choose_dtype, free_memory, is_out_of_memory
+from autolora_eval._devices import (
+    choose_device,
+    choose_dtype,
+    free_memory,
+    image_libraries,
+    is_out_of_memory,
+)
 from autolora_eval._errors import AutoLoRAEvalError, release_frames
-from autolora_eval._files import Json, content_hash
+from autolora_eval._files import Json, content_hash, require_space
 from autolora_eval._identity import identity, lora_identity
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import Source
-from autolora_eval.config.plan import Cell, Plan
+from autolora_eval.config.plan import Cell, Plan, image_bytes
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.image_import import ImageImport
@@ -46,6 +52,8 @@ class GenerationResult:
         models: the identity and the settings of each model, by name.
         image_sets: the import report of each imported image set, by cell.
         settings_keys: the hash of each cell's settings, by cell.
+        settings: all that decides the images of a cell made here, by its hash.
+        libraries: versions of the libraries that made or make the images.
         made: the number of images made now.
         reused: the number of images that were there already.
     """
@@ -53,6 +61,8 @@ class GenerationResult:
     models: dict[str, Json] = field(default_factory=dict)
     image_sets: dict[str, ImageSetRecord] = field(default_factory=dict)
     settings_keys: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Json] = field(default_factory=dict)
+    libraries: set[str] = field(default_factory=set)
     made: int = 0
     reused: int = 0
 
@@ -88,8 +98,10 @@ def generate(
     work = list(_missing_work(plan, folder, device, dtype, result))
     before_first_image(result)
     failures: list[AutoLoRAEvalError] = []
-    with progress.task("Generating", plan.n_images) as advance:
-        advance(result.reused)
+    left = sum(len(cell.jobs) * image_bytes(cell.dataset.cell) for cell in work)
+    with progress.task("Generating", plan.n_images) as shown:
+        shown(result.reused)
+        advance = _watching_the_disk(folder, shown, result.made, left)
         _import_images(work, result, advance)
         if result.image_sets:
             before_first_image(result)
@@ -118,6 +130,28 @@ def generate(
             f"{messages}\nEverything else finished. Fix the problem and re-run the same command."
         ) from failures[0]
     return result
+
+
+def _watching_the_disk(folder: RunFolder, shown: Advance, n: int, needed: int) -> Advance:
+    """Return an `advance` that stops the run before a batch if the disk has no room for the rest.
+
+    Args:
+        folder: the run folder.
+        shown: the `advance` of the progress bar.
+        n: the number of images to make.
+        needed: their estimated bytes.
+    """
+    left = n
+
+    def advance(done: int, note: str = "") -> None:
+        nonlocal left
+        shown(done, note)
+        left -= done
+        if left > 0:
+            require_space(folder.path, needed * left / n)
+
+    advance(0)
+    return advance
 
 
 @dataclass(frozen=True)
@@ -153,7 +187,7 @@ def _missing_work(
     """Yield what each cell lacks; note models, settings and counts in the result."""
     for model in plan.benchmark.models.values():
         cells = [cell for cell in plan.cells if cell.model.name == model.name]
-        identities = _model_identities(model, cells)
+        identities = model_identities(model, cells)
         result.models[model.name] = {
             **identities,
             "size": model.size,
@@ -168,17 +202,21 @@ def _missing_work(
                 key = image_import.settings_key
             else:
                 batch_size = plan.benchmark.spec.batch_size
-                kind = device.partition(":")[0]
-                key = settings_key(cell, identities, batch_size, kind, dtype)
+                settings = image_settings(cell, identities, batch_size, device, dtype)
+                key = content_hash(settings)
+                result.settings[key] = settings
             dataset = ImageDataset.open(folder, cell, key)
             jobs = dataset.missing(plan.jobs)
             result.settings_keys[cell.id] = key
             result.reused += len(plan.jobs) - len(jobs)
             result.made += len(jobs)
+            result.libraries |= dataset.libraries
+            if jobs and image_import is None:
+                result.libraries.add(image_libraries())
             yield _CellWork(dataset, jobs, image_import)
 
 
-def _model_identities(model: ResolvedModel, cells: Sequence[Cell]) -> Json:
+def model_identities(model: ResolvedModel, cells: Sequence[Cell]) -> Json:
     """Return the hashes of pipeline and LoRAs; their names only if all images are imported."""
     used = any(cell.method.kind != "images" for cell in cells)
     loras = [
@@ -204,18 +242,19 @@ def _unused(source: Source) -> Json:
     return {"name": source.name, "kind": source.kind, "used": False}
 
 
-def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: str) -> str:
-    """Return the hash of all that decides a cell's images, except for prompt and seed.
+def image_settings(cell: Cell, model: Json, batch_size: int, device: str, dtype: str) -> Json:
+    """Return all that decides a cell's images, except for prompt and seed: its hash is their key.
 
     The batch size is included: at one batch size, images are bitwise independent of order and
     neighbours, but between batch sizes they differ in the last bits. Paths are not included: the
-    same files in another folder are the same model.
+    same files in another folder are the same model. Versions of libraries are not included, but
+    written to each image's row: a run is not begun anew for them unless its user wants it.
 
     Args:
         cell: the cell.
         model: the identities of its parts, such as `pipeline` and `loras`.
         batch_size: the number of images per batch.
-        device: the device type, such as `cuda`.
+        device: such as `cuda:1`, whose number is left out.
         dtype: the precision, such as `float16`.
     """
     files = {part: _without_path(known) for part, known in model.items() if part != "loras"}
@@ -223,18 +262,16 @@ def settings_key(cell: Cell, model: Json, batch_size: int, device: str, dtype: s
         _without_path(known) | {"scale": lora.scale}
         for known, lora in zip(model["loras"], cell.model.spec.loras, strict=True)
     ]
-    return content_hash(
-        {
-            "model": files | {"loras": loras},
-            "columns": cell.columns,
-            "size": cell.model.size,
-            **cell.model.spec.model_dump(mode="json", include=SAMPLING_KEYS, exclude_defaults=True),
-            "batch_size": batch_size,
-            "device": device,
-            "dtype": dtype,
-            **({"code": dict(cell.method.definition.code)} if cell.method.definition.code else {}),
-        }
-    )
+    return {
+        "model": files | {"loras": loras},
+        "columns": cell.columns,
+        "size": list(cell.model.size),
+        **cell.model.spec.model_dump(mode="json", include=SAMPLING_KEYS, exclude_defaults=True),
+        "batch_size": batch_size,
+        "device": device.partition(":")[0],
+        "dtype": dtype,
+        **({"code": dict(cell.method.definition.code)} if cell.method.definition.code else {}),
+    }
 
 
 def _without_path(known: Json) -> Json:

@@ -7,6 +7,7 @@ from autolora_eval._text import as_finite_float, format_alpha, sanitize, truncat
 from autolora_eval.analysis.reliability import TENTATIVE_ALPHA
 from autolora_eval.report.judge_reliability import of_all_cells, source
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, in_words, tally
+from autolora_eval.runs.manifest import library_versions
 from autolora_eval.runs.records import ImageSetRecord
 
 REASONS_SHOWN = 5
@@ -35,6 +36,7 @@ def caveats(view: RunView) -> list[str]:
         *_miniatures(view),
         *_limits(view),
         *_differences(view),
+        *_libraries(view),
         *_prompt_cuts(view),
         *_imported(view),
         *_images_missing(view),
@@ -70,6 +72,13 @@ def _differences(view: RunView) -> list[str]:
     messages = [truncate(row.message, MESSAGE_LENGTH) for row in rows[:DIFFERENCES_SHOWN]]
     left = len(rows) - len(messages)
     return [*map(say.difference, messages), *([say.more_differences(left)] if left else [])]
+
+
+def _libraries(view: RunView) -> list[str]:
+    """Return which versions made the images, if their user accepted new ones in the middle."""
+    versions = library_versions(view.manifest.libraries)
+    differing = [f"{name} {each}" for name, each in versions.items() if " and " in each]
+    return [say.libraries([sanitize(text) for text in differing])] if differing else []
 
 
 def _prompt_cuts(view: RunView) -> list[str]:

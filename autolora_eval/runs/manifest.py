@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
-from autolora_eval._files import prompt_folder, sha256_bytes
+from autolora_eval._files import Json, prompt_folder, sha256_bytes
 from autolora_eval.runs.cut_prompts import PromptCuts
 from autolora_eval.runs.records import (
     AgreementRecord,
@@ -37,6 +37,19 @@ def hash_prompts(prompts: Sequence[str], negative_prompts: Mapping[str, str]) ->
     """Return the SHA-256 of prompts, one per line; a prompt's own negative one follows a NUL."""
     lines = (p if p not in negative_prompts else f"{p}\0{negative_prompts[p]}" for p in prompts)
     return sha256_bytes("\n".join(lines).encode())
+
+
+def library_versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Return the versions of each library, given those that images were made with.
+
+    >>> library_versions(["torch 2.8.0, peft 0.18.0", "torch 2.9.0, peft 0.18.0"])
+    {'torch': '2.8.0 and 2.9.0', 'peft': '0.18.0'}
+    """
+    found: dict[str, dict[str, None]] = {}
+    for part in (part for each in libraries for part in each.split(", ")):
+        name, _, version = part.partition(" ")
+        found.setdefault(name, {})[version] = None
+    return {name: " and ".join(versions) for name, versions in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,9 @@ class RunManifest(Record):
         models: by name; empty before images are generated.
         image_sets: by cell, for images that were made elsewhere.
         licenses: by name of a model or LoRA, the licence that its model card states.
+        settings: by settings key, all that decides the images; also those of earlier settings.
+        libraries: the versions of the libraries that made the images; several if their user
+            accepted new ones in the middle.
         packages: versions.
         hardware: the machine.
         stages: by name: `generate`, `features`, `judge`.
@@ -115,6 +131,8 @@ class RunManifest(Record):
     models: dict[str, ModelRecord] = Field(default_factory=dict)
     image_sets: dict[str, ImageSetRecord] = Field(default_factory=dict)
     licenses: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Json] = Field(default_factory=dict)
+    libraries: list[str] = Field(default_factory=list)
     packages: dict[str, str] = Field(default_factory=dict)
     hardware: HardwareRecord = HardwareRecord()
     stages: dict[str, StageRecord] = Field(default_factory=dict)

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from autolora_eval._devices import choose_device, is_out_of_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import Json, atomic_write, content_hash
+from autolora_eval._files import Json, atomic_write, content_hash, require_space
 from autolora_eval._identity import identity
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import Source, first_line
@@ -130,11 +130,12 @@ def extract_features(
     with progress.task("Features", n_images) as advance:
         for cell in manifest.cells:
             images = cell_images(manifest, cell, folder)
-            known = _known(folder.features(cell.id), key)
+            known = known_features(folder.features(cell.id), key)
             todo = [i for i in images if i.problem or (i.id, i.sha256) not in known]
             advance(len(images) - len(todo))
             failed: dict[str, str] = {}
             if todo:
+                require_space(folder.path)
                 known_dims = {len(row) for row in known.values()}
                 fresh, failed = _extract(
                     extractor, todo, settings.batch_size, advance, (kind.name, known_dims)
@@ -177,7 +178,7 @@ def extractor_key(identity: Json, batch_size: int) -> str:
     return content_hash({**identity, "identity": model, "batch_size": batch_size})
 
 
-def _known(path: Path, key: str) -> Rows:
+def known_features(path: Path, key: str) -> Rows:
     """Return the rows on disk that this extractor made; none if the file is damaged."""
     try:
         features = read_features(path)

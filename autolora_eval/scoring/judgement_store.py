@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -163,37 +161,6 @@ def judgements_by_image(path: Path, key: str) -> dict[tuple[str, str | None], li
         image_id, sha256, repeat = JudgementKey.of(row)
         found.setdefault((image_id, sha256), {})[repeat] = row
     return {image: [rows[n] for n in sorted(rows)] for image, rows in found.items()}
-
-
-@contextmanager
-def judging_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes from judging into a run folder, until the block or the process ends.
-
-    Rows that one process appends while another compacts a file would be lost. There is no
-    protection on Windows and on file systems without locks.
-
-    Raises:
-        AutoLoRAEvalError: if another process is judging into the folder.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise AutoLoRAEvalError(
-                    f"another process is judging the images of '{folder}'. Wait until it ends, "
-                    "then re-run the same command."
-                ) from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def _truncate_torn_line(stream: BinaryIO) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from autolora_eval._devices import choose_device
-from autolora_eval._files import Json, cache_folder, content_hash
+from autolora_eval._files import Json, cache_folder, content_hash, require_space
 from autolora_eval._identity import identity
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import Source
@@ -80,7 +80,8 @@ class JudgeSettings:
         launched = launched_identity(self.config)
         here: Json = {}
         if self.config.backend == "transformers" and self.source is not None:
-            here = {"identity": identity(self.source), "device": choose_device(self.device)}
+            device = choose_device("auto") if self.device == "auto" else self.device
+            here = {"identity": identity(self.source), "device": device}
         asked = {**config, **launched, **here, "rubric": self.rubric.sha256}
         return content_hash({**asked, "version": VERSION})
 
@@ -316,6 +317,7 @@ class _JudgementWriter:
             self.counts["unscored"] += row["scores"] is None
         for cell, found in by_cell.items():
             JudgementFile(self.folder.judgements(cell)).append(found)
+        require_space(self.folder.path)
 
     def _cached(self, item: PendingJudgement) -> Json | None:
         """Return the row for a reply of an earlier run to the same question, or None."""

@@ -11,13 +11,14 @@ import pytest
 import yaml
 from conftest import ROOT, save_json
 
+from autolora_eval._files import content_hash
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.scheduler_section import scheduler_problems
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.starter import write_starter
-from autolora_eval.generation.stage import settings_key
+from autolora_eval.generation.stage import image_settings
 
 Write = Callable[[object], Path]
 Problem = Callable[[object], str]
@@ -122,7 +123,7 @@ def test_each_sampling_key_makes_other_images(
     for change in changes:
         plan = make_plan(load_benchmark(write_benchmark(with_keys(benchmark_data, **change))))
         cell = plan.cells[0]
-        key = settings_key(cell, {"loras": [{}]}, 8, "cpu", "float32")
+        key = content_hash(image_settings(cell, {"loras": [{}]}, 8, "cpu", "float32"))
         keys.add((cell_record(cell, plan).plan_key, key))
     assert len({plan_key for plan_key, _ in keys}) == len({key for _, key in keys}) == len(changes)
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from autolora_eval._errors import UsageError
+from autolora_eval._files import content_hash
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Cell, Plan, make_plan
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.sweep_grid import MAX_CELLS
-from autolora_eval.generation.stage import settings_key
+from autolora_eval.generation.stage import image_settings
 
 Write = Callable[[object], Path]
 METHODS = {
@@ -182,7 +183,7 @@ def test_without_a_sweep_nothing_is_made_anew(
     for name in ("quickstart", "pixel_art"):
         plan = make_plan(load_benchmark(name))
         for cell in plan.cells:
-            key = settings_key(cell, what, 8, "cpu", "torch.float32")
+            key = content_hash(image_settings(cell, what, 8, "cpu", "torch.float32"))
             found[name, cell.id] = (cell_record(cell, plan).plan_key, key)
     assert found == BEFORE
     data = benchmark_data if sweep is None else benchmark_data | {"sweep": sweep}

@@ -259,17 +259,20 @@ def test_prompts_that_are_not_read_to_their_end_are_a_caveat(
     )
 
 
-def test_differences_between_compared_runs_are_caveats(tmp_path: Path, make_run: Maker) -> None:
+def test_differences_between_and_within_runs_are_caveats(tmp_path: Path, make_run: Maker) -> None:
     tables = two_methods(make_run)
     messages = ["seeds: 3 in a, 4 in b; only the 3 that all have are compared.", "<b>&#x41; *x* $y"]
     messages += [f"model '{n}' differs" for n in range(6)]
     tables.manifest["differences"] = [
         {"what": "seeds", "severity": "note", "message": message} for message in messages
     ]
+    tables.manifest["libraries"] = ["torch 2.8.0, peft 0.18.0", "torch 2.9.0, peft 0.18.0"]
     caveats = content_of(tables.write(tmp_path / "run")).first.caveats
     assert caveats == [
         *(f"The runs compared differ: {message}" for message in messages[:6]),
         "The runs compared differ: 2 more differences, listed in manifest.json.",
+        "The images were made with different versions of libraries: torch 2.8.0 and 2.9.0. They "
+        "can differ for that reason alone; metadata.jsonl has the versions of each.",
     ]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from contextlib import closing
 from math import nan
@@ -17,8 +15,6 @@ from scored_run import judge_plan, manifest_of, replace_image, write_manifest
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl, sha256_file
-from autolora_eval._pipeline import RunPipeline
-from autolora_eval._progress import Progress
 from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.scoring.judging import completed_judging, open_judge
@@ -144,30 +140,6 @@ def test_replies_are_written_before_the_next_requests(make, folder, server) -> N
     calls = len(server.calls)
     done = judge(plan, folder)
     assert done.done == N - seen[-1] == len(server.calls) - calls
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="keeps nobody out there")
-def test_two_processes_cannot_judge_into_one_folder(make, folder, server) -> None:
-    stages = RunPipeline(make(), folder, Progress(), "bench.yaml", (None, None))
-    write_manifest(stages.plan, folder)
-    code = """
-import sys, time
-from pathlib import Path
-from autolora_eval.scoring.judgement_store import judging_lock
-with judging_lock(Path(sys.argv[1])):
-    print("in", flush=True)
-    time.sleep(30)
-"""
-    command = [sys.executable, "-c", code, str(folder.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "in\n"
-        with pytest.raises(AutoLoRAEvalError, match=r"another process is judging .*Wait"):
-            stages._judge()
-        assert not server.calls
-        other.kill()
-    stages._judge()
-    assert len(server.calls) == N
 
 
 def test_image_of_an_incomplete_line_is_judged_again(make, folder, server) -> None:

@@ -1,0 +1,258 @@
+"""What a run would keep of its folder, and what it would make. Reads files, and loads no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autolora_eval._devices import choose_dtype, image_libraries
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import Json, content_hash
+from autolora_eval._text import pluralize
+from autolora_eval.config.plan import Cell, Plan
+from autolora_eval.config.stage_inputs import feature_settings, judge_settings
+from autolora_eval.generation.dataset import LIBRARIES
+from autolora_eval.generation.stage import image_settings, model_identities
+from autolora_eval.runs.folder import RunFolder, rows_of_images
+from autolora_eval.runs.manifest import RunManifest, library_versions
+from autolora_eval.scoring.features import extractor_key, known_features
+from autolora_eval.scoring.judgement_store import JudgementFile, JudgementKey
+
+CHANGES_NAMED = 4
+NOT_MADE = "not made yet"
+
+
+@dataclass(frozen=True)
+class CellOutlook:
+    """What becomes of a cell's images.
+
+    Attributes:
+        cell: the cell.
+        kept: the SHA-256 of each image that is kept, by `file_name`.
+        to_make: the number of images to make or import.
+        why: why they are made.
+        libraries: versions of the libraries that made the kept images.
+    """
+
+    cell: Cell
+    kept: dict[str, str]
+    to_make: int
+    why: str
+    libraries: frozenset[str]
+
+
+@dataclass(frozen=True)
+class StageOutlook:
+    """What a stage keeps and does.
+
+    Attributes:
+        name: `Images`, `Features` or `Judgements`.
+        kept: how many.
+        to_do: how many.
+        why: a line for each reason.
+    """
+
+    name: str
+    kept: int
+    to_do: int
+    why: tuple[str, ...] = ()
+
+
+def cell_outlooks(
+    plan: Plan, folder: RunFolder, manifest: RunManifest, device: str
+) -> list[CellOutlook]:
+    """Return what becomes of the images of each cell. Nothing is moved, and no image is opened.
+
+    Args:
+        plan: what is to be run.
+        folder: the run folder.
+        manifest: its manifest.
+        device: where the run would be.
+    """
+    found = []
+    spec = plan.benchmark.spec
+    dtype = choose_dtype(spec.dtype, device)
+    recorded = {cell.id: cell.settings_key for cell in manifest.cells}
+    for model in plan.benchmark.models.values():
+        cells = [cell for cell in plan.cells if cell.model.name == model.name]
+        identities = model_identities(model, cells)
+        for cell in cells:
+            settings = None
+            key = recorded.get(cell.id)  # of an image set, which is not read here
+            if cell.method.kind != "images":
+                settings = image_settings(cell, identities, spec.batch_size, device, dtype)
+                key = content_hash(settings)
+            found.append(_cell_outlook(plan, folder, manifest, cell, key, settings))
+    return found
+
+
+def _cell_outlook(
+    plan: Plan,
+    folder: RunFolder,
+    manifest: RunManifest,
+    cell: Cell,
+    key: str | None,
+    settings: Json | None,
+) -> CellOutlook:
+    places = [folder.images(cell.id)]
+    places += [folder.stale_images(cell.id, key)] if key else []  # they return
+    rows: dict[str, Json] = {}
+    earlier: Counter[str] = Counter()
+    for place in places:
+        for row in rows_of_images(place / "metadata.jsonl"):
+            if row["settings_key"] != key:
+                earlier[row["settings_key"]] += 1
+            elif folder.within(place / row["file_name"]).is_file():
+                rows.setdefault(row["file_name"], row)
+    kept = {job.file: rows[job.file] for job in plan.jobs if job.file in rows}
+    why = NOT_MADE
+    if earlier and settings is not None:
+        before = manifest.settings.get(earlier.most_common(1)[0][0])
+        why = "changed: " + (_changes(before, settings) if before else "settings")
+    return CellOutlook(
+        cell=cell,
+        kept={name: str(row.get("sha256")) for name, row in kept.items()},
+        to_make=len(plan.jobs) - len(kept),
+        why=why,
+        libraries=frozenset(str(row[LIBRARIES]) for row in kept.values() if LIBRARIES in row),
+    )
+
+
+def _changes(before: Json, now: Json) -> str:
+    """Return in what two settings differ, on one line."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    names = [name for name in (*old, *(new.keys() - old.keys())) if old.get(name) != new.get(name)]
+    parts = []
+    for name in sorted(names)[:CHANGES_NAMED]:
+        what = name.removeprefix("columns.").removeprefix("model.")
+        if name.endswith((".sha256", ".commit")):
+            parts.append(f"files of {what.rpartition('.')[0]}")
+        else:
+            parts.append(f"{what} {old.get(name)} → {new.get(name)}")
+    more = len(names) - len(parts)
+    return ", ".join([*parts, *([f"and {more} more"] if more > 0 else [])])
+
+
+def _flat(value: Json, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, one in value.items():
+        if key == "loras":
+            one = {f"lora {n}": lora for n, lora in enumerate(one, 1)}
+        if isinstance(one, dict):
+            yield from _flat(one, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", one
+
+
+def other_libraries(cells: list[CellOutlook], folder: Path) -> str | None:
+    """Return why images to make could differ from those that are there, or None.
+
+    It is for their user to decide. Once accepted, images of both versions are there.
+    """
+    now = image_libraries()
+    there = {libraries for one in cells for libraries in one.libraries}
+    to_make = sum(one.to_make for one in cells if one.cell.method.kind != "images")
+    if not to_make or not there or now in there:
+        return None
+    here = library_versions([now])
+    shown = []
+    for libraries in sorted(there):
+        made = library_versions([libraries])
+        changed = [name for name in here if made.get(name) != here[name]]
+        shown.append(", ".join(f"{name} {made.get(name)}, now {here[name]}" for name in changed))
+    n_kept = sum(len(one.kept) for one in cells if one.libraries)
+    return (
+        f"{pluralize(n_kept, 'image')} of '{folder}' {'was' if n_kept == 1 else 'were'} made with "
+        f"other libraries: {'; '.join(shown)}. The {pluralize(to_make, 'image')} still to make "
+        "could differ from them for that reason alone. Install those versions again, or accept "
+        "both with --accept-versions, which the report says, or make all anew with another "
+        "--output."
+    )
+
+
+def run_outlook(plan: Plan, folder: RunFolder) -> tuple[list[StageOutlook], str | None] | None:
+    """Return what each stage would keep and do, and why the run is refused; None if it is new.
+
+    A device that the benchmark does not state is taken to be that of the run so far.
+    """
+    manifest, device = folder.find_manifest(), plan.benchmark.spec.device
+    if manifest is None or manifest.compared is not None:
+        return None
+    if device == "auto":
+        device = next((model.device for model in manifest.models.values()), "cpu")
+    try:
+        cells = cell_outlooks(plan, folder, manifest, device)
+        stages = _stages(plan, folder, manifest, cells, device)
+    except AutoLoRAEvalError as error:  # something that it is made with is not here
+        return [], str(error)
+    return stages, other_libraries(cells, folder.path)
+
+
+def _stages(
+    plan: Plan, folder: RunFolder, manifest: RunManifest, cells: list[CellOutlook], device: str
+) -> list[StageOutlook]:
+    reasons: dict[str, list[CellOutlook]] = {}
+    for one in cells:
+        if one.to_make:
+            reasons.setdefault(one.why, []).append(one)
+    why = tuple(f"{_titles(found)}: {why}" for why, found in reasons.items())
+    kept = sum(len(one.kept) for one in cells)
+    images = StageOutlook("Images", kept, plan.n_images - kept, why)
+    stages = [images, _features(plan, folder, manifest, cells)]
+    if plan.benchmark.rubric is not None:
+        stages.append(_judgements(plan, folder, manifest, cells, device))
+    return stages
+
+
+def _titles(found: list[CellOutlook]) -> str:
+    names = [one.cell.title for one in found[:CHANGES_NAMED]]
+    more = len(found) - len(names)
+    n = sum(one.to_make for one in found)
+    named = ", ".join([*names, *([f"and {more} more"] if more > 0 else [])])
+    return f"{n:,} of {named}"
+
+
+def _features(
+    plan: Plan, folder: RunFolder, manifest: RunManifest, cells: list[CellOutlook]
+) -> StageOutlook:
+    settings = feature_settings(plan)
+    identity = settings.identity()
+    key = extractor_key(identity, settings.batch_size)
+    kept = sum(
+        item in known
+        for one in cells
+        if (known := known_features(folder.features(one.cell.id), key))
+        for item in one.kept.items()
+    )
+    why: tuple[str, ...] = ()
+    if manifest.features is not None and manifest.features.key != key:
+        why = ("changed: the extractor, its precision, parameters or features.batch_size",)
+    return StageOutlook("Features", kept, plan.n_images - kept, why)
+
+
+def _judgements(
+    plan: Plan,
+    folder: RunFolder,
+    manifest: RunManifest,
+    cells: list[CellOutlook],
+    device: str,
+) -> StageOutlook:
+    settings, recorded = replace(judge_settings(plan), device=device), manifest.judge
+    if recorded is None:
+        return StageOutlook("Judgements", 0, plan.n_judge_calls)
+    if recorded.request_key != settings.request_key:
+        what = "the judge or its settings"
+        if recorded.rubric_sha256 != settings.rubric.sha256:
+            what = "the rubric"
+        return StageOutlook("Judgements", 0, plan.n_judge_calls, (f"changed: {what}",))
+    kept = 0
+    for one in cells:
+        status = JudgementFile(folder.judgements(one.cell.id)).status(recorded.key)
+        asked = (
+            JudgementKey(name, sha256, repeat)
+            for name, sha256 in one.kept.items()
+            for repeat in range(settings.config.repeats)
+        )
+        kept += sum(key in status and status[key].final for key in asked)
+    return StageOutlook("Judgements", kept, plan.n_judge_calls - kept)
