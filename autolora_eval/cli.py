@@ -7,23 +7,28 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from autolora_eval._options import (
+    ANALYZE,
+    METHODS,
+    RUN,
     AcceptVersions,
     ArchiveOption,
     BenchmarkOrRun,
+    Commands,
+    ImagesOption,
+    JointOutputOption,
     JsonOption,
     LimitPrompts,
     LimitSeeds,
     NoCode,
     OutputOption,
+    RatingsArgument,
     RunFolderArgument,
     RunOrArchive,
-    named_path,
 )
 from autolora_eval._terminal import failure_message, print_error
 from autolora_eval._text import printable
@@ -32,28 +37,9 @@ from autolora_eval.runs.lock import writing
 
 DEBUG = "AUTOLORA_EVAL_DEBUG"
 
-# The headings of `autolora-eval --help`.
-RUN, ANALYZE, METHODS = "Run a benchmark", "Analyze finished runs", "Methods and judges"
-
-
-class _Commands(TyperGroup):
-    """Commands under their headings. Typer's own headings import rich, which takes 0.3 s."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
-        """Write the headings and the commands."""
-        for heading in (RUN, ANALYZE, METHODS):
-            rows = [
-                (name, command.get_short_help_str(limit=200))
-                for name, command in self.commands.items()
-                if getattr(command, "rich_help_panel", None) == heading
-            ]
-            with formatter.section(heading):
-                formatter.write_dl(rows)
-
-
 app = typer.Typer(
     name="autolora-eval",
-    cls=_Commands,
+    cls=Commands,
     help="Evaluate guidance methods on LoRA-tuned diffusion models: diversity, judged prompt "
     "fidelity, and their product.",
     no_args_is_help=True,
@@ -183,13 +169,7 @@ def score(
     output: OutputOption = None,
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="Score images that were made elsewhere: a folder <prompt>/<seed>.png, an "
-            "imagefolder, a .csv, .jsonl or .parquet listing, or a saved dataset."
-        ),
-    ] = None,
+    images: ImagesOption = None,
     name: Annotated[str, typer.Option(help="The name of --images in the tables.")] = "Images",
     model: Annotated[
         str | None,
@@ -236,14 +216,7 @@ def compare(
         list[Path],
         typer.Argument(metavar="RUN", help="The folders of two or more finished runs."),
     ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            parser=named_path,
-            metavar="<path>",
-            help="The joint run folder to write. Default: reports/compare-<run names>.",
-        ),
-    ] = None,
+    output: JointOutputOption = None,
     baseline: Annotated[
         str | None,
         typer.Option(help="The method to compare the others with. Default: the runs' baseline."),
@@ -325,15 +298,7 @@ def pack(run: RunFolderArgument, output: ArchiveOption = None) -> None:
 @app.command(rich_help_panel=ANALYZE)
 def agreement(
     run: RunFolderArgument,
-    ratings: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RATINGS",
-            help="A CSV file with one rating per row. Columns: 'file' as in scores.parquet (or "
-            "'cell', 'prompt' and 'seed'), 'rater' if there are several, and one column per score, "
-            "such as 'pc'.",
-        ),
-    ],
+    ratings: RatingsArgument,
 ) -> None:
     """Compare the judge with people's ratings of the same images, and add it to the report."""
     from autolora_eval import _display as display
