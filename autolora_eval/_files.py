@@ -46,13 +46,14 @@ def require_space(folder: Path, needed: float = 0) -> None:
     """Check that a disk has room for what is still to be written.
 
     Args:
-        folder: a folder on it.
+        folder: a folder on it; it need not exist yet.
         needed: estimated bytes.
 
     Raises:
         AutoLoRAEvalError: if it has not, before a file is torn.
     """
-    free = shutil.disk_usage(folder).free
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(there).free
     if free < needed + SPARE_BYTES:
         raise AutoLoRAEvalError(
             f"the disk of '{folder}' has {free / 1e9:,.2f} GB free, and what is left of the run "

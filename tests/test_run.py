@@ -22,6 +22,7 @@ from autolora_eval import _display as display
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import read_jsonl, sha256_bytes, sha256_file, write_jsonl
 from autolora_eval._pipeline import RunPipeline
+from autolora_eval.config.plan import REPORT_BYTES
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import Run, RunFolder
@@ -132,7 +133,8 @@ def test_every_file_of_the_contract_is_there_and_opens(first: Run) -> None:
 def test_the_run_takes_the_disk_that_the_plan_says(benchmark: Path, first: Run) -> None:
     plan = autolora_eval.make_plan(autolora_eval.load_benchmark(benchmark))
     taken = sum(path.stat().st_size for path in first.folder.path.rglob("*") if path.is_file())
-    assert plan.disk_bytes / 4 < taken < plan.disk_bytes
+    # The report of so few images, and of no judge, is smaller than what is reckoned for it.
+    assert plan.disk_bytes - REPORT_BYTES < taken < plan.disk_bytes
 
 
 def test_the_run_comes_back_as_tables(first: Run) -> None:

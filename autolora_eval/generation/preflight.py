@@ -221,5 +221,4 @@ def _folder(plan: Plan, output: Path, accept_versions: bool) -> None:
         if mixture is not None and not accept_versions:
             raise AutoLoRAEvalError(mixture)
         needed -= sum(len(one.kept) * image_bytes(one.cell) for one in cells)
-    place = next(path for path in (output, *output.resolve().parents) if path.exists())
-    require_space(place, needed)
+    require_space(output, needed)
