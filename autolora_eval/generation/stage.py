@@ -132,23 +132,23 @@ def generate(
     return result
 
 
-def _watching_the_disk(folder: RunFolder, shown: Advance, n: int, needed: int) -> Advance:
+def _watching_the_disk(folder: RunFolder, shown: Advance, total: int, needed: int) -> Advance:
     """Return an `advance` that stops the run before a batch if the disk has no room for the rest.
 
     Args:
         folder: the run folder.
         shown: the `advance` of the progress bar.
-        n: the number of images to make.
+        total: the number of images to make.
         needed: their estimated bytes.
     """
-    left = n
+    left = total
 
-    def advance(done: int, note: str = "") -> None:
+    def advance(n: int, note: str = "") -> None:
         nonlocal left
-        shown(done, note)
-        left -= done
+        shown(n, note)
+        left -= n
         if left > 0:
-            require_space(folder.path, needed * left / n)
+            require_space(folder.path, needed * left / total)
 
     advance(0)
     return advance
