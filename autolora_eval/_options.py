@@ -104,3 +104,17 @@ RatingsArgument = Annotated[
         "such as 'pc'.",
     ),
 ]
+MethodNames = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="NAME",
+        help="Show all details of these methods: names, or dotted paths of guiders.",
+    ),
+]
+ParameterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A parameter as name=value, with the value as in YAML. Repeat the option for "
+        "more parameters."
+    ),
+]

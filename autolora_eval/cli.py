@@ -24,8 +24,10 @@ from autolora_eval._options import (
     JsonOption,
     LimitPrompts,
     LimitSeeds,
+    MethodNames,
     NoCode,
     OutputOption,
+    ParameterOption,
     RatingsArgument,
     RunFolderArgument,
     RunOrArchive,
@@ -296,10 +298,7 @@ def pack(run: RunFolderArgument, output: ArchiveOption = None) -> None:
 
 
 @app.command(rich_help_panel=ANALYZE)
-def agreement(
-    run: RunFolderArgument,
-    ratings: RatingsArgument,
-) -> None:
+def agreement(run: RunFolderArgument, ratings: RatingsArgument) -> None:
     """Compare the judge with people's ratings of the same images, and add it to the report."""
     from autolora_eval import _display as display
     from autolora_eval.analysis.human_agreement import write_agreement
@@ -312,13 +311,7 @@ def agreement(
 
 @app.command(rich_help_panel=METHODS)
 def methods(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAME",
-            help="Show all details of these methods: names, or dotted paths of guiders.",
-        ),
-    ] = None,
+    names: MethodNames = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show all details of every method.")
     ] = False,
@@ -345,13 +338,7 @@ def check(
             metavar="GUIDER", help="The dotted path of a guider class, or the name of a method."
         ),
     ],
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A parameter as name=value, with the value as in YAML. Repeat the option for "
-            "more parameters."
-        ),
-    ] = None,
+    parameter: ParameterOption = None,
     model: Annotated[
         Literal["sdxl", "sd3"], typer.Option(help="The family of the tiny model to check it on.")
     ] = "sdxl",
