@@ -21,6 +21,8 @@ help:
 	@echo "make docs         build the documentation site into build/site"
 	@echo "make vllm         install vLLM for the tests that serve the miniature judge (Linux)"
 	@echo "make performance  measure speed and memory against other ways to do the same (30 minutes)"
+	@echo "make fuzz         give every reader CASES=100000 hostile inputs (a quarter of an hour)"
+	@echo "make torture      kill KILLS=40 runs, fill the disk, set the clock back; ARGS='--engine ray'"
 	@echo "make rehearsal    run all but the judge on SDXL, SD3 and DINOv2-giant, random weights"
 	@echo "make gpu-check    compare a GPU with the CPU: precision, noise, memory, seconds an image"
 	@echo "make sample       remake reports/sample from a fresh quick-start run"
@@ -62,6 +64,14 @@ vllm: $(INSTALLED)
 
 performance: $(INSTALLED)
 	$(BIN)/python -m benchmarks.performance
+
+CASES ?= 100000
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz.py --cases $(CASES)
+
+KILLS ?= 40
+torture: $(INSTALLED)
+	$(BIN)/python tests/torture.py --folder build/torture --kills $(KILLS) $(ARGS)
 
 # The exact architectures with random weights: 18 GB of memory, 15 GB of disk.
 rehearsal: $(INSTALLED)

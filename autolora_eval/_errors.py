@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 
@@ -36,6 +38,29 @@ class MissingDependencyError(AutoLoRAEvalError):
             f"{subject} {listed} {'is' if len(names) == 1 else 'are'} not installed, and this step "
             f"needs {them}. Install {them} with: pip install 'autolora-eval[{extra}]'"
         )
+
+
+# What reading a file of another content than expected raises.
+_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+_DAMAGED += (NotImplementedError, RecursionError, StopIteration, OSError)
+
+
+@contextmanager
+def as_damaged(path: Path) -> Iterator[None]:
+    """Say that a file or run folder is not as this package writes it, where reading it fails so.
+
+    Raises:
+        UsageError: with what was met; `--debug` shows where.
+    """
+    try:
+        yield
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of pyarrow
+            raise
+        raise UsageError(
+            f"'{path}' is damaged, or was not written by autolora-eval: {type(error).__name__}: "
+            f"{error!s:.200}. Nothing was changed. Get it again, or score the run again."
+        ) from error
 
 
 def did_you_mean(word: str, known: Iterable[str], *, or_list: bool = True) -> str:

@@ -18,6 +18,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 Json = dict[str, Any]
 # What a stage leaves free: its last files, and a listing that is written anew, must still fit.
 SPARE_BYTES = 50_000_000
+_PARTIAL = ".partial-"
 CACHE_VARIABLE = "AUTOLORA_EVAL_CACHE"
 
 
@@ -33,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not by tempfile, whose files are private: this one has the mode of the user's umask.
-    temporary = path.parent / f".partial-{secrets.token_hex(4)}{path.suffix}"
+    temporary = path.parent / f"{_PARTIAL}{secrets.token_hex(4)}{path.suffix}"
     temporary.touch(exist_ok=False)
     try:
         yield temporary
@@ -60,6 +61,13 @@ def require_space(folder: Path, needed: float = 0) -> None:
             f"takes about {(needed + SPARE_BYTES) / 1e9:,.2f} GB. Finished work is kept: free some "
             "space, and run the same command again."
         )
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove the temporary files that killed processes left below a folder; no other may write."""
+    for path in folder.rglob(f"{_PARTIAL}*"):
+        if path.is_file() and not path.is_symlink():
+            path.unlink()
 
 
 @contextmanager

@@ -5,9 +5,10 @@ Each stage reads and writes files of the run folder, runs alone, and does nothin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -295,7 +296,7 @@ class RunPipeline:
 
         check_image_sets(self.plan, self.folder)
         self.folder.write_manifest(self._planned())
-        started = datetime.now(UTC)
+        started = time.monotonic()
         device = choose_device(self.plan.benchmark.spec.device)
 
         def begin(found: GenerationResult) -> None:
@@ -328,13 +329,14 @@ class RunPipeline:
             cells=cells,
         )
 
-    def _note_times(self, stage: str, started: datetime, done: int, reused: int) -> None:
+    def _note_times(self, stage: str, started: float, done: int, reused: int) -> None:
         """Record what a stage took, unless it had nothing to do and an earlier run is recorded."""
         stages = self.folder.read_manifest().stages
+        took = timedelta(seconds=time.monotonic() - started)  # a clock may be set meanwhile
         if done or stage not in stages:
             record = StageRecord(
-                started=started.isoformat(timespec="seconds"),
-                seconds=round((datetime.now(UTC) - started).total_seconds(), 1),
+                started=(datetime.now(UTC) - took).isoformat(timespec="seconds"),
+                seconds=round(took.total_seconds(), 1),
                 done=done,
                 reused=reused,
             )
@@ -347,7 +349,7 @@ class RunPipeline:
         self.require_manifest()
         manifest = self._planned()
         self.folder.write_manifest(manifest)
-        started = datetime.now(UTC)
+        started = time.monotonic()
         settings = feature_settings(self.plan)
         features = extract_features(settings, manifest, self.folder, self.progress)
         self.folder.update_manifest(features=features)
@@ -377,7 +379,7 @@ class RunPipeline:
             return
         from autolora_eval.scoring.judging import completed_judging, judge_images, open_judge
 
-        started = datetime.now(UTC)
+        started = time.monotonic()
         settings, manifest = judge_settings(self.plan), self.folder.read_manifest()
         judged = completed_judging(settings, manifest, self.folder)
         if judged is None:

@@ -30,6 +30,7 @@ from autolora_eval._errors import UsageError, did_you_mean
 KeyPath = tuple[str | int, ...]
 MAX_BYTES = 4_000_000
 MAX_NODES = 1_000_000
+MAX_DIGITS = 300
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def read_yaml(path: Path) -> YamlFile:
         raise UsageError(f"{path}: not valid YAML: {_one_line(error)}") from error
     except RecursionError as error:
         raise UsageError(f"{path}: nested too deeply, or an alias that holds itself.") from error
-    except ValueError as error:  # such as the date 2024-13-45
+    # Such as the date 2024-13-45, and whatever PyYAML raises at '!!int' or '!!timestamp x'.
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise UsageError(
             f"{path}: not valid YAML: {error}. Is a quotation mark missing?"
         ) from error
@@ -91,8 +93,11 @@ def _check_keys(
     """Note the line of every key below `node`, and refuse a key that stands twice."""
     if len(lines) > MAX_NODES:
         raise UsageError(f"{path}: more than {MAX_NODES} entries, aliases written out.")
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.ScalarNode):
+        _check_number(path, node)
+    elif isinstance(node, yaml.MappingNode):
         for key_node, value in node.value:
+            _check_number(path, key_node)
             key = (*at, str(key_node.value))
             line = key_node.start_mark.line + 1
             if key in lines:
@@ -106,6 +111,16 @@ def _check_keys(
         for index, item in enumerate(node.value):
             lines[*at, str(index)] = item.start_mark.line + 1
             _check_keys(path, item, (*at, str(index)), lines)
+
+
+def _check_number(path: Path, node: yaml.Node) -> None:
+    """Refuse a number so long that reading `1:59:59…` takes hours, and that cannot be printed."""
+    is_number = node.tag.endswith((":int", ":float"))
+    if is_number and len(node.value) > MAX_DIGITS:
+        raise UsageError(
+            f"{path}:{node.start_mark.line + 1}: a number of {len(node.value):,} characters. Put "
+            "a text into quotation marks."
+        )
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -84,30 +84,26 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autolora_eval.report.write_report", lambda folder: None)
 
 
-@pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with all that the benchmark of `benchmark_data` names, and nothing else in sight."""
-    save_json(tmp_path / "sdxl" / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
-    save_json(tmp_path / "sdxl" / "unet" / "config.json", {"sample_size": 8})
-    save_weights(tmp_path / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
-    save_json(tmp_path / "sdxl" / "vae" / "config.json", {"block_out_channels": [4, 4, 4]})
-    save_lora(tmp_path / "lora" / "style.safetensors")
-    save_json(tmp_path / "dino" / "config.json", {"model_type": "dinov2"})
-    save_weights(tmp_path / "dino" / "model.safetensors")
-    (tmp_path / "prompts.txt").write_text("a cat\na dog\na blue house\n", encoding="utf-8")
-    (tmp_path / "rubric.yaml").write_text(
+def furnish(folder: Path) -> None:
+    """Write all that the benchmark of `benchmark_content` names."""
+    save_json(folder / "sdxl" / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
+    save_json(folder / "sdxl" / "unet" / "config.json", {"sample_size": 8})
+    save_weights(folder / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
+    save_json(folder / "sdxl" / "vae" / "config.json", {"block_out_channels": [4, 4, 4]})
+    save_lora(folder / "lora" / "style.safetensors")
+    save_json(folder / "dino" / "config.json", {"model_type": "dinov2"})
+    save_weights(folder / "dino" / "model.safetensors")
+    (folder / "prompts.txt").write_text("a cat\na dog\na blue house\n", encoding="utf-8")
+    (folder / "rubric.yaml").write_text(
         'name: r\nplaceholders: {image: "<I>", prompt: "<P>"}\n'
         "scores:\n  pc: {key: pc, display_name: Prompt correspondence}\n"
         'text: "Look: <I> Does it show <P>?"\n',
         encoding="utf-8",
     )
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
-@pytest.fixture
-def benchmark_data() -> dict[str, Any]:
-    """A benchmark that is right; tests change one thing in it."""
+def benchmark_content() -> dict[str, Any]:
+    """Return a benchmark that is right; tests change one thing in it."""
     return {
         "name": "small",
         "prompts": "prompts.txt",
@@ -125,6 +121,20 @@ def benchmark_data() -> dict[str, Any]:
         "features": {"model": "dino"},
         "judge": {"rubric": "rubric.yaml", "model": "some-vlm"},
     }
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all that the benchmark of `benchmark_data` names, and nothing else in sight."""
+    furnish(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def benchmark_data() -> dict[str, Any]:
+    """A benchmark that is right; tests change one thing in it."""
+    return benchmark_content()
 
 
 @pytest.fixture

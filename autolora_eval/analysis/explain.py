@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autolora_eval._errors import as_damaged
 from autolora_eval._files import Json
 from autolora_eval._text import (
     DASH,
@@ -53,7 +54,13 @@ def explain(
         UsageError: if there is no such run, cell, prompt or image. The message suggests the
             nearest name.
     """
-    reader = RunReader(open_run(run))
+    with as_damaged(Path(run)):
+        return _explain(RunReader(open_run(run)), cell, prompt, seed)
+
+
+def _explain(
+    reader: RunReader, cell: str, prompt: str | int | None, seed: int | None
+) -> Explanation:
     cell_id, index = select(reader, cell, None if prompt is None else str(prompt), seed)
     if index is None:
         return _explain_cell(reader, cell_id)

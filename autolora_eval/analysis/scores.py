@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from autolora_eval._errors import as_damaged
 from autolora_eval._files import Json
 from autolora_eval.runs.csv_file import write_csv
 from autolora_eval.runs.feature_file import CellFeatures, read_features
@@ -65,9 +67,14 @@ def cell_judgements(
 
 
 def rubric_of(manifest: RunManifest) -> Rubric | None:
-    """Return the rubric of a run; None without a judge, or if its text is not recorded."""
+    """Return the rubric of a run; None without a judge, or if its text is not recorded.
+
+    Raises:
+        UsageError: if it is not one.
+    """
     found = manifest.rubric
-    return None if found is None or not found.text else Rubric.model_validate(found.model_dump())
+    with as_damaged(Path("manifest.json")):
+        return Rubric.model_validate(found.model_dump()) if found and found.text else None
 
 
 def as_said(row: Json, rubric: Rubric | None) -> Json:
@@ -77,7 +84,7 @@ def as_said(row: Json, rubric: Rubric | None) -> Json:
     """
     if rubric is None or row["scores"] is None:
         return row
-    said = parse_reply(str(row["raw"] or ""), rubric)
+    said = parse_reply(row.get("raw") or "", rubric)
     return row | {"scores": said.scores, "reason": said.reason}
 
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from autolora_eval._errors import as_damaged
 from autolora_eval._files import sha256_file
 from autolora_eval.analysis.scores import as_said, rubric_of
 from autolora_eval.runs.folder import RunFolder
@@ -52,7 +53,8 @@ def verify(path: Path) -> list[Finding]:
     manifest = folder.read_manifest()
     if not manifest.checksums:
         return [Finding("missing", "table.csv", "the run was not scored to its end")]
-    return [*_files(folder, manifest), *_images(folder, manifest), *_replies(folder, manifest)]
+    with as_damaged(path):
+        return [*_files(folder, manifest), *_images(folder, manifest), *_replies(folder, manifest)]
 
 
 def _files(folder: RunFolder, manifest: RunManifest) -> Iterator[Finding]:

@@ -78,6 +78,10 @@ _OTHER_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
+# A pattern such as (a+)+ may take for ever.
+_ENDLESS = re.compile(r"\)[*+{]")
+
+
 @dataclass(frozen=True)
 class LoraLayer:
     """What a file says of one layer.
@@ -153,6 +157,8 @@ class _Alphas:
         config = found[0]
         alpha = config.get("lora_alpha")
         for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if _ENDLESS.search(pattern):
+                raise ValueError(f"the pattern '{pattern:.80}' repeats a group")
             if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name):  # as peft does
                 alpha = value
                 break
@@ -260,7 +266,10 @@ def _layer(
     a, mid = _shapes(path, {part: (key, tensors[key].shape) for part, key in parts.items()})
     rank = a[0]
     own = read_number(path, tensors[parts["alpha"]]) if "alpha" in parts else None
-    alpha = own if own is not None else alphas.of(component, name, rank)
+    try:
+        alpha = own if own is not None else alphas.of(component, name, rank)
+    except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
+        raise UsageError(f"'{path}': alpha {alphas.source} cannot be used: {error}.") from error
     if alpha is not None and not math.isfinite(alpha):
         raise UsageError(f"'{path}' states alpha {alpha} for '{parts['A']}'.")
     kernel = (mid or a)[2:]
@@ -306,7 +315,7 @@ def _file_alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:
         return _Alphas(f"from '{name}' in the header", {"": {"lora_alpha": value}})
     config = path.with_name("adapter_config.json")
     if config.is_file():
-        settings = _json(config, config.read_text(encoding="utf-8"))
+        settings = _json(config, config.read_text(encoding="utf-8", errors="replace"))
         return _Alphas("from adapter_config.json beside the file", {"": settings})
     return _Alphas()
 
@@ -314,7 +323,7 @@ def _file_alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:
 def _json(path: Path, text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"'{path}' holds JSON that cannot be read: {error}.") from error
     return found if isinstance(found, dict) else {}
 

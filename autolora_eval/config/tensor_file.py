@@ -23,6 +23,7 @@ _FLOATS = {
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
 }
+_TOO_LARGE = (OverflowError, RecursionError)  # numbers, and JSON that is nested too deeply
 _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
 
 
@@ -63,9 +64,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             raise UsageError(f"'{path}' is not a .safetensors file, or its header is cut off.")
         try:
             header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", None) or {}
+            metadata = dict(header.pop("__metadata__", None) or {})
             tensors = {key: _tensor_info(value, 8 + length) for key, value in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, *_TOO_LARGE) as error:
             raise UsageError(f"'{path}' has a damaged header: {error}.") from error
     end = max((info.stop for info in tensors.values()), default=8 + length)
     if end > size:
@@ -73,13 +74,15 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             f"'{path}' is cut off: its header lists {end:,} bytes, and it has {size:,}. Fetch it "
             "again."
         )
-    return tensors, metadata
+    return tensors, {key: value for key, value in metadata.items() if isinstance(value, str)}
 
 
 def _tensor_info(value: Mapping[str, Any], offset: int) -> TensorInfo:
     start, stop = value["data_offsets"]
     shape = tuple(int(length) for length in value["shape"])
     kind = _FLOATS.get(value["dtype"])
+    if not 0 <= start <= stop:
+        raise ValueError(f"data_offsets {start} to {stop}")
     if kind and stop - start != math.prod(shape) * np.dtype(kind[0]).itemsize:
         raise ValueError(f"{stop - start} bytes for {value['dtype']} of shape {shape}")
     return TensorInfo(str(value["dtype"]), shape, offset + int(start), offset + int(stop))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._errors import AutoLoRAEvalError, UsageError, as_damaged
 from autolora_eval._files import Json, iterate_jsonl, path_inside, sha256_file, write_json
 from autolora_eval.runs.csv_file import read_csv
 from autolora_eval.runs.manifest import FORMAT_VERSION, RunManifest
@@ -27,6 +27,7 @@ _OF_A_ROW = (
     ("file_name", r"[A-Za-z0-9+_][A-Za-z0-9+._-]{0,79}/[0-9]{1,20}\.png", "FOLDER/SEED.png"),
     ("settings_key", "[0-9a-f]{8,64}", "hexadecimal digits"),
 )
+_NUMBERS_OF_A_ROW = ("nfe", "seconds")
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class RunFolder:
             raise UsageError(
                 f"'{self.path}' is not a run folder: it has no manifest.json."
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._damaged(str(error)) from error
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if version != FORMAT_VERSION:
@@ -261,7 +262,25 @@ def rows_of_images(path: Path) -> Iterator[Json]:
                     f"{path}: {name} {str(row.get(name))!r:.100} is not of a run: expected "
                     f"{expected}. Remove that line: its image is made again."
                 )
+        for name in _NUMBERS_OF_A_ROW:
+            if not isinstance(row.get(name), int | float | None):
+                raise AutoLoRAEvalError(
+                    f"{path}: {name} {row[name]!r:.100} is not a number. Remove that line: its "
+                    "image is made again."
+                )
         yield row
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """Return a table of a run, which may be someone else's.
+
+    Raises:
+        UsageError: if it is damaged.
+    """
+    import pandas as pd
+
+    with as_damaged(path):
+        return read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
 
 
 @dataclass(frozen=True)
@@ -279,41 +298,37 @@ class Run:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """One row per image."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder.scores)
+        return _table(self.folder.scores)
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per cell."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder.table("parquet"))
+        return _table(self.folder.table("parquet"))
 
     @cached_property
     def diversity(self) -> pd.DataFrame:
         """One row per cell and prompt."""
-        return read_csv(self.folder.diversity)
+        return _table(self.folder.diversity)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         """One row per cell and metric, against the baseline."""
-        return read_csv(self.folder.comparisons)
+        return _table(self.folder.comparisons)
 
     @cached_property
     def timings(self) -> pd.DataFrame:
         """One row per cell."""
-        return read_csv(self.folder.timings)
+        return _table(self.folder.timings)
 
     @cached_property
     def reliability(self) -> pd.DataFrame | None:
         """One row per cell and score; None without a judge."""
-        return read_csv(self.folder.reliability) if self.folder.reliability.is_file() else None
+        return _table(self.folder.reliability) if self.folder.reliability.is_file() else None
 
     @cached_property
     def agreement(self) -> pd.DataFrame | None:
         """One row per score and statistic; None unless human ratings were compared."""
-        return read_csv(self.folder.agreement) if self.folder.agreement.is_file() else None
+        return _table(self.folder.agreement) if self.folder.agreement.is_file() else None
 
 
 def output_folder(path: str | Path) -> RunFolder:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import removed_on_failure
+from autolora_eval._files import remove_partial, removed_on_failure
 
 LOCK = ".lock"
 _held: set[tuple[str, int]] = set()
@@ -21,7 +21,8 @@ _held: set[tuple[str, int]] = set()
 def writing(folder: Path, lock: Path | None = None) -> Iterator[None]:
     """Write into a run folder alone, until the block ends. Blocks of one thread may be nested.
 
-    The system gives the lock back when a process dies: a file that a killed one left is harmless.
+    The system gives the lock back when a process dies: a lock that a killed one left is harmless,
+    and its temporary files are removed.
     There is no protection on Windows and on file systems without locks.
 
     Args:
@@ -40,6 +41,7 @@ def writing(folder: Path, lock: Path | None = None) -> Iterator[None]:
         try:
             stack.enter_context(removed_on_failure(lock.parent))
             handle = _locked(folder, lock)
+            remove_partial(folder)
         except OSError as error:
             raise AutoLoRAEvalError(
                 f"'{folder}' cannot be written: {error.strerror}. Mend that, or name another "

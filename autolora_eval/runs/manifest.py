@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -118,14 +118,14 @@ class RunManifest(Record):
     benchmark: BenchmarkRecord
     limit_prompts: int | None = None
     limit_seeds: int | None = None
-    prompts: list[str]
+    prompts: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     negative_prompts: dict[str, str] = Field(default_factory=dict)
     prompts_sha256: str
     prompt_cuts: dict[str, PromptCuts] = Field(default_factory=dict)
-    seeds: list[int]
+    seeds: Annotated[list[Annotated[int, Field(lt=2**63)]], Field(min_length=1)]
     methods: dict[str, MethodRecord]
     sweep: dict[str, SweptParameter] = Field(default_factory=dict)
-    cells: list[CellRecord]
+    cells: Annotated[list[CellRecord], Field(min_length=1)]
     rubric: RubricRecord | None = None
     diversity_metrics: dict[str, DiversityMetricRecord] = Field(default_factory=dict)
     models: dict[str, ModelRecord] = Field(default_factory=dict)

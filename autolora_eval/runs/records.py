@@ -123,7 +123,7 @@ class CellRecord(Record):
     method: str
     point: dict[str, SweptValue] = {}
     parameters: dict[str, Any] = {}
-    nfe: int | None = None
+    nfe: Annotated[int, Field(lt=2**63)] | None = None
     plan_key: str = ""
     settings_key: str | None = None
     run: str | None = None

@@ -15,6 +15,8 @@ from autolora_eval._files import Json, atomic_write, sha256_bytes
 from autolora_eval.scoring.judges.base import is_transient
 from autolora_eval.scoring.rubric import Question
 
+_OF_A_ROW = {"image_id": str, **dict.fromkeys(("sha256", "reason", "raw"), str | None)}
+_OF_A_ROW |= dict.fromkeys(("scores", "expected"), dict | None)
 CACHE_TIMEOUT = 30.0  # seconds to wait for another process that writes to the cache
 
 
@@ -139,7 +141,9 @@ class JudgementFile:
         try:
             row = json.loads(line)
             JudgementKey.of(row), row["judge_key"], row["reason"], row["scores"]
-        except (ValueError, LookupError, TypeError) as error:
+            if not all(isinstance(row.get(name), kind) for name, kind in _OF_A_ROW.items()):
+                raise TypeError
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise AutoLoRAEvalError(
                 f"{self.path}:{number}: not a judgement; the file was damaged or edited. Remove "
                 "that line, and its image is judged again."

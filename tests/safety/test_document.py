@@ -57,6 +57,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "test_commands_print_no_control_characters",
     ),
     "A text that a spreadsheet": ("test_no_cell_of_a_csv_file_is_a_formula_and_all_are_read_back",),
+    "A damaged benchmark": ("test_hostile_input_is_refused_with_a_documented_error_or_read",),
     "Files are created": ("test_files_have_the_mode_of_the_users_umask",),
 }
 

@@ -1,0 +1,351 @@
+"""Runs that are killed, filled up, locked out and set back in time end as an undisturbed one does.
+
+    python tests/torture.py --folder build/torture --kills 40 --seed 0 [--engine ray] [--only kills]
+
+Each child is forked from a server that has imported the libraries: a start takes no time.
+`tests/test_killed.py` does the same at a small size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from autolora_eval._files import sha256_file
+from autolora_eval._resources import shipped_benchmarks
+from autolora_eval.analysis.verification import verify
+
+LIMIT = 300.0  # seconds for one child
+# Files that are the same in every run: all but those with times in them.
+SAME = (
+    *("table.*", "comparisons.csv", "diversity.csv", "reliability.csv", "unscored.csv"),
+    *("scores.parquet", "features/*", "images/*/*/*.png"),
+)
+# How far a run has come, by the last of these files.
+STAGES = (
+    ("loading", "manifest.json"),
+    ("images", "images/*/*/*.png"),
+    ("features", "features/*.safetensors"),
+    ("judging", "judgements/*.jsonl"),
+    ("tables", "scores.parquet"),
+    ("report", "figures/*"),
+    ("end", "report.html"),
+)
+ORDER = ("start", *(name for name, _ in STAGES))
+# The quick start with fewer steps: most of its time is spent on images.
+STEPS = 4
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        *("autolora_eval.cli", "autolora_eval.report", "autolora_eval.generation.guider_backend"),
+        "autolora_eval.scoring.judges.transformers_judge",
+        "autolora_eval.scoring.extractors.transformers",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What happens to a child.
+
+    Attributes:
+        max_bytes: no file may grow beyond so many bytes; 0 for no limit.
+        clock_back: seconds by which the clock jumps back at each reading.
+    """
+
+    max_bytes: int = 0
+    clock_back: float = 0.0
+
+    def begin(self) -> None:
+        """Disturb this process."""
+        if self.max_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_bytes, self.max_bytes))
+        if self.clock_back:
+            self._set_clock_back()
+
+    def _set_clock_back(self) -> None:
+        from autolora_eval import _pipeline
+
+        real, jumps = time.time, iter(range(1_000_000_000))
+
+        def now() -> float:
+            return real() - self.clock_back * next(jumps)
+
+        class Jumping(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return datetime.fromtimestamp(now(), tz)
+
+        time.time, time.time_ns = now, lambda: int(now() * 1e9)
+        _pipeline.datetime = Jumping
+
+
+UNDISTURBED = Disturbance()
+
+
+def _child(arguments: list[str], cache: Path, log: Path, disturbance: Disturbance) -> None:
+    from autolora_eval import cli
+
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    os.environ["AUTOLORA_EVAL_CACHE"] = str(cache)
+    disturbance.begin()
+    sys.argv = ["autolora-eval", *arguments]
+    cli.main()
+
+
+@dataclass(frozen=True)
+class Torture:
+    """Small runs in processes of their own.
+
+    Attributes:
+        base: the folder of logs, caches and runs.
+        engine: `--engine` of every run; None for the default.
+    """
+
+    base: Path
+    engine: str | None = None
+
+    @property
+    def whole(self) -> Path:
+        """The undisturbed run."""
+        return self.base / "whole"
+
+    def benchmark(self) -> Path:
+        """Return the file of a small benchmark."""
+        file = self.base / "small.yaml"
+        if not file.exists():
+            self.base.mkdir(parents=True, exist_ok=True)
+            text = shipped_benchmarks()["quickstart"].read_text(encoding="utf-8")
+            steps = "num_inference_steps: "
+            file.write_text(text.replace(f"{steps}20", f"{steps}{STEPS}"))
+        return file
+
+    def log(self, folder: Path) -> str:
+        """Return what the last child of a run printed."""
+        return (self.base / f"{folder.name}.log").read_text(errors="replace")
+
+    def start(self, folder: Path, disturbance: Disturbance = UNDISTURBED) -> BaseProcess:
+        """Start a small run; its cache of replies is its own."""
+        engine = ["--engine", self.engine] if self.engine else []
+        limits = ["--limit-prompts", "1", "--limit-seeds", "2"]
+        arguments = ["run", str(self.benchmark()), *limits, "--output", str(folder), *engine]
+        places = (self.base / f"{folder.name}.cache", self.base / f"{folder.name}.log")
+        child = SERVER.Process(target=_child, args=(arguments, *places, disturbance))
+        child.start()
+        return child
+
+    def run(self, folder: Path, disturbance: Disturbance = UNDISTURBED) -> int | None:
+        """Run to the end and return the exit code."""
+        child = self.start(folder, disturbance)
+        child.join(LIMIT)
+        return child.exitcode
+
+    def finish(self, folder: Path) -> float:
+        """Run to the end, which must be a good one, and return the seconds it took."""
+        started = time.monotonic()
+        code = self.run(folder)
+        assert code == 0, (code, self.log(folder))
+        return time.monotonic() - started
+
+    def signal(
+        self, folder: Path, seconds: float, number: int = signal.SIGKILL, until: str = "start"
+    ) -> str | None:
+        """Signal a run some seconds after it has reached a stage.
+
+        Returns:
+            The stage that it was in; None if it had ended.
+        """
+        child = self.start(folder)
+        while child.is_alive() and ORDER.index(stage(folder)) < ORDER.index(until):
+            time.sleep(0.005)
+        child.join(seconds)
+        found = stage(folder)
+        if child.exitcode is None:
+            os.kill(child.pid, number)
+            child.join(LIMIT)
+        if child.exitcode == -number:
+            return found
+        assert child.exitcode == 0, (child.exitcode, self.log(folder))
+        return None
+
+    def check(self, folder: Path) -> None:
+        """Check that a finished run is as the undisturbed one, and remove it."""
+        found = differences(folder, self.whole)
+        assert not found, (folder, found)
+        shutil.rmtree(folder)
+        shutil.rmtree(self.base / f"{folder.name}.cache", ignore_errors=True)
+
+    def finish_and_check(self, folder: Path, what: str) -> None:
+        """Finish a disturbed run, and check it."""
+        self.finish(folder)
+        self.check(folder)
+        print(f"{what}: at last as undisturbed", flush=True)
+
+
+def stage(folder: Path) -> str:
+    """Return how far a run has come."""
+    return next((n for n, pattern in STAGES[::-1] if any(folder.glob(pattern))), "start")
+
+
+def differences(folder: Path, whole: Path) -> list[str]:
+    """Return in what a run differs from an undisturbed one: tables, images, files left behind."""
+    here, there = (
+        {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+        for run in (folder, whole)
+    )
+    same = [path for pattern in SAME for path in whole.glob(pattern)]
+    found = [f"only one has {name}" for name in sorted(here ^ there)]
+    for path in same:
+        other = folder / path.relative_to(whole)
+        if other.is_file() and sha256_file(path) != sha256_file(other):
+            found.append(f"{other} differs")
+    return found + [" ".join(finding) for finding in verify(folder)]
+
+
+@contextmanager
+def mounted(place: Path, options: str) -> Iterator[Path]:
+    """Mount an empty file system at a folder while the block runs.
+
+    Raises:
+        PermissionError: if this user may not.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
+    done = subprocess.run(mount, capture_output=True, check=False)
+    if done.returncode:
+        raise PermissionError(errno.EPERM, done.stderr.decode().strip())
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def kill(torture: Torture, seconds: float, n: int, seed: int) -> Counter[str]:
+    """Kill runs at random moments of random stages and resume them, until so many kills have hit.
+
+    Returns:
+        Kills by the stage that they hit.
+    """
+    chance, hit, runs = random.Random(seed), Counter[str](), 0
+    while hit.total() < n:
+        folder = torture.base / f"killed-{seed}-{runs}"
+        while hit.total() < n:
+            later = ORDER[ORDER.index(stage(folder)) :]
+            until = chance.choice(later)
+            wait = chance.uniform(0.0, seconds / 2 if until == later[0] else 0.5)
+            at = torture.signal(folder, wait, until=until)
+            if at is None:
+                break
+            hit[at] += 1
+        torture.finish(folder)
+        torture.check(folder)
+        runs += 1
+    print(f"{hit.total()} kills in {runs} runs, all at last as undisturbed: {dict(hit)}")
+    return hit
+
+
+def signals(torture: Torture, seconds: float) -> None:
+    """End runs with the signals of a scheduler and of a closed terminal."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        folder = torture.base / number.name
+        at = torture.signal(folder, seconds / 2, number)
+        torture.finish_and_check(folder, f"{number.name} while {at}")
+
+
+def full_disk(torture: Torture, shares: Sequence[float] = (0.02, 0.2, 0.6, 0.95)) -> None:
+    """Run on file systems of several sizes, and then elsewhere with what was written."""
+    needed = sum(path.stat().st_size for path in torture.whole.rglob("*") if path.is_file())
+    for share in shares:
+        name, size = f"full-{share}", int(share * needed) // 1024
+        with mounted(torture.base / "disk", f"size={size}k") as disk:
+            code, found = torture.run(disk / name), stage(disk / name)
+            assert code == 1, (code, torture.log(disk / name))
+            assert "does not expect" not in torture.log(disk / name), torture.log(disk / name)
+            shutil.copytree(disk / name, torture.base / name)
+        torture.finish_and_check(torture.base / name, f"disk full at {size} KiB while {found}")
+
+
+def file_limit(torture: Torture) -> None:
+    """Run where no file may be larger than a limit, as under a quota."""
+    folder = torture.base / "quota"
+    code = torture.run(folder, Disturbance(max_bytes=20_000))
+    assert code == 1, (code, torture.log(folder))
+    assert "does not expect" not in torture.log(folder), torture.log(folder)
+    torture.finish_and_check(folder, f"files of at most 20 kB while {stage(folder)}")
+
+
+def read_only(torture: Torture) -> None:
+    """Run in a folder that cannot be written, and then with leave to write."""
+    with mounted(torture.base / "disk", "ro") as disk:
+        code, text = torture.run(disk / "read-only"), torture.log(disk / "read-only")
+    assert code in (1, 2), (code, text)
+    assert "does not expect" not in text, text
+    torture.finish_and_check(torture.base / "read-only", "read-only folder")
+
+
+def clock(torture: Torture) -> None:
+    """Run while the clock jumps back by an hour at each reading."""
+    folder = torture.base / "clock"
+    code = torture.run(folder, Disturbance(clock_back=3600.0))
+    assert code == 0, (code, torture.log(folder))
+    torture.finish_and_check(folder, "clock set back")
+
+
+def two_processes(torture: Torture) -> None:
+    """Start a run twice at once: one ends well, and the other too or with a message."""
+    folder = torture.base / "two"
+    children = [torture.start(folder) for _ in range(2)]
+    for child in children:
+        child.join(LIMIT)
+    codes = sorted(str(child.exitcode) for child in children)
+    assert "0" in codes, (codes, torture.log(folder))
+    torture.finish_and_check(folder, f"two processes, exit codes {codes}")
+
+
+def main() -> None:
+    """Read the command line and torture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("build/torture"))
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine")
+    parser.add_argument("--only", choices=["kills", "others"])
+    given = parser.parse_args()
+    torture = Torture(given.folder.resolve(), given.engine)
+    shutil.rmtree(torture.base, ignore_errors=True)
+    torture.finish(torture.whole)  # the server has started then
+    shutil.rmtree(torture.whole)
+    seconds = torture.finish(torture.whole)
+    print(f"undisturbed: {seconds:.1f} s", flush=True)
+    if given.only != "others":
+        kill(torture, seconds, given.kills, given.seed)
+    if given.only == "kills":
+        return
+    signals(torture, seconds)
+    for disturb in (full_disk, file_limit, read_only, clock, two_processes):
+        try:
+            disturb(torture)
+        except PermissionError as error:
+            print(f"{disturb.__name__}: skipped, mounting is not allowed: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
