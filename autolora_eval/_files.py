@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def _json_object(line: bytes, where: str) -> Json:
     return found
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     """Return the SHA-256 of bytes as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
@@ -221,6 +222,7 @@ def run_name(text: str) -> str:
     return safe or "unnamed"
 
 
+@lru_cache
 def prompt_folder(prompt: str, negative_prompt: str | None = None) -> str:
     """Return the folder name of a prompt's images: readable, and unique by a hash.
 

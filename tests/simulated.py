@@ -19,7 +19,7 @@ from autolora_eval.analysis.estimates import (
     product_estimate,
     ratio_estimate,
 )
-from autolora_eval.scoring.diversity import diversity, leave_one_out, unit_vectors
+from autolora_eval.scoring.diversity import diversity, leave_one_out
 
 # 250 simulations take seconds; every tolerance below follows from their number.
 SIMULATIONS = 250
@@ -48,7 +48,7 @@ def over_seeds(angles: np.ndarray, found: np.ndarray) -> Estimates:
     features = vectors(angles)
     spread = diversity(features).value
     assert spread is not None
-    without = leave_one_out(unit_vectors(features))
+    without = leave_one_out(features)
     div = Estimate(spread, without, tuple(range(len(angles))), scale="logit")
     pc = mean_estimate(found, range(len(angles)))
     return {"diversity": div, "pc": pc, "div_pc": product_estimate(div, pc)}

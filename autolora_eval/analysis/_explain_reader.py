@@ -110,7 +110,7 @@ class RunReader:
         file = self.run.folder.features(cell)
         if not file.is_file():
             return None
-        return scored_features(self.run.folder, self.images(cell))[cell]
+        return scored_features(self.run.folder, cell, self.images(cell))
 
     def unit_vectors(self, cell: str, image_ids: Iterable[str]) -> dict[str, Floats]:
         """Return the normalized features, float64 [D], of those images that have any."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from autolora_eval.analysis.estimates import (
     ratio_estimate,
 )
 from autolora_eval.runs.feature_file import CellFeatures, Matrix
-from autolora_eval.scoring.diversity import Diversity, diversity, leave_one_out, unit_vectors
+from autolora_eval.scoring.diversity import Diversity, diversity, leave_one_out
 from autolora_eval.scoring.diversity_metric import DiversityMetric
 
 BoundMetric = Callable[[npt.ArrayLike], Diversity]
@@ -58,8 +58,14 @@ class References:
         features = self.features(cell)
         if features is None:
             return np.zeros((0, 0), dtype=np.float32)
-        of_prompt = (self.scores["cell"] == cell) & (self.scores["prompt_index"] == prompt_index)
-        return features.of(self.scores.loc[of_prompt, "image_id"])
+        return features.of(self._image_ids.get((cell, prompt_index), []))
+
+    @cached_property
+    def _image_ids(self) -> dict[tuple[str, int], list[str]]:
+        """The images of each prompt by the references."""
+        rows = self.scores[self.scores["cell"].isin(set(self.cells.values()))]
+        groups = rows.groupby(["cell", "prompt_index"])["image_id"]
+        return {key: ids.tolist() for key, ids in groups}
 
 
 # --------------------
@@ -216,7 +222,7 @@ def _diversity_over_seeds(images: pd.DataFrame, features: CellFeatures) -> Estim
         return Estimate(float("nan"), np.full(len(rows), np.nan), names)
     if len(rows) < 3:
         return Estimate(found.value, np.full(len(rows), np.nan), names)
-    without = leave_one_out(unit_vectors(features.matrix[rows]))
+    without = leave_one_out(features.matrix[rows])
     return Estimate(found.value, without, names, scale="logit")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import krippendorff
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from autolora_eval._files import Json
@@ -16,7 +17,6 @@ from autolora_eval.analysis.estimates import (
     Interval,
     bootstrap_interval,
     no_interval,
-    unit_members,
 )
 from autolora_eval.runs.csv_file import write_csv
 from autolora_eval.runs.folder import RunFolder
@@ -29,8 +29,9 @@ ALL = "all"
 # Reliable data are commonly asked to reach α = .800. Krippendorff calls .667 "the lowest
 # conceivable limit" for tentative conclusions (Content Analysis, 2nd ed. 2004, p. 241).
 TENTATIVE_ALPHA = 0.667
-# The krippendorff package allocates float64 [N, V, V]: 400 MB at this many elements.
-MAX_ELEMENTS = 50_000_000
+# The krippendorff package allocates several float64 [N, V, V], of 40 MB at this many elements.
+PACKAGE_ELEMENTS = 5_000_000
+MAX_ELEMENTS = 50_000_000  # of [N, V] and [V, V]
 
 COLUMNS = (
     *("cell", "score", "n_images", "n_asked", "n_verdicts", "n_repeated", "unit", "n_units"),
@@ -81,7 +82,7 @@ def repeat_ratings(
 
 
 def krippendorff_alpha(ratings: Floats) -> Alpha:
-    """Return Krippendorff's α for ordinal data, by the package `krippendorff`.
+    """Return Krippendorff's α for ordinal data, by the package `krippendorff` unless N is large.
 
     α = 1 − D_o/D_e, observed over expected disagreement (Krippendorff, Content Analysis, 2nd ed.
     2004, chapter 11). The levels are the values that occur; unused levels do not change α.
@@ -99,8 +100,11 @@ def krippendorff_alpha(ratings: Floats) -> Alpha:
         return Alpha(float("nan"), "no image has two ratings")
     if values.size == 1:
         return Alpha(float("nan"), f"all ratings are {values[0]:g}")
-    if paired.shape[1] * values.size**2 > MAX_ELEMENTS:
-        return Alpha(float("nan"), f"too many different values ({values.size:,})")
+    n, v = paired.shape[1], values.size
+    if max(n, v) * v > MAX_ELEMENTS:
+        return Alpha(float("nan"), f"too many different values ({v:,})")
+    if n * v**2 > PACKAGE_ELEMENTS:
+        return Alpha(alpha_of_coincidences(coincidences(paired, values)))
     return Alpha(float(krippendorff.alpha(paired, level_of_measurement="ordinal")))
 
 
@@ -154,15 +158,37 @@ def alpha_interval(ratings: Floats, units: Sequence[Hashable], unit: str) -> Int
         unit: name of a unit, for the reason if there is no interval.
     """
     values = np.unique(ratings[~np.isnan(ratings)])
-    members = [rows for rows in unit_members(units) if _paired(ratings[:, rows]).size]
-    by_unit = np.stack([coincidences(ratings[:, rows], values) for rows in members])
+    repeated = (~np.isnan(ratings)).sum(axis=0) >= 2
+    kinds, by_kind = _kinds_of_units(ratings[:, repeated], values, np.asarray(units)[repeated])
+    # Coincidences add up, so a resample is a weighted sum: no ratings are copied.
+    total = np.tensordot(np.bincount(kinds, minlength=len(by_kind)), by_kind, axes=1)
+    without = np.asarray([alpha_of_coincidences(total - one) for one in by_kind])
 
     def statistic(drawn: Indices) -> float:
-        # Coincidences add up, so a resample is a weighted sum: no ratings are copied.
-        times = np.bincount(drawn, minlength=len(members)).astype(np.float64)
-        return alpha_of_coincidences(np.tensordot(times, by_unit, axes=1))
+        times = np.bincount(kinds[drawn], minlength=len(by_kind))
+        return alpha_of_coincidences(np.tensordot(times, by_kind, axes=1))
 
-    return bootstrap_interval(statistic, len(members), unit)
+    return bootstrap_interval(statistic, len(kinds), unit, without=without[kinds])
+
+
+def _kinds_of_units(
+    ratings: Floats, values: Floats, units: npt.NDArray[Any]
+) -> tuple[Indices, Floats]:
+    """Return the kind of each sampling unit, [n], and the coincidences of each kind, [K, V, V].
+
+    Single images have few kinds, since they have few different sets of ratings. Prompts are each
+    a kind of its own.
+    """
+    places = np.sort(np.searchsorted(values, ratings), axis=0)  # NaN comes after all values
+    sets, set_of = np.unique(places, axis=1, return_inverse=True)
+    levels = np.append(values, np.nan)
+    of_set = np.stack([coincidences(levels[one][:, None], values) for one in sets.T])
+    unit_of, names = pd.factorize(units)
+    if len(names) == len(units):
+        return set_of, of_set
+    weights = of_set.reshape(len(of_set), -1).T[:, set_of]  # [V·V, N]
+    sums = [np.bincount(unit_of, weights=row, minlength=len(names)) for row in weights]
+    return np.arange(len(names)), np.stack(sums, axis=1).reshape(len(names), *of_set.shape[1:])
 
 
 def exact_agreement(ratings: Floats) -> float:
@@ -235,13 +261,14 @@ def reliability(
         with at least two; α with its interval; the share of images whose scores are all equal;
         the mean score and mean expected score; and why α or its interval is missing.
     """
-    frames = {str(cell): images for cell, images in scores.groupby("cell", sort=False)}
+    numbers = ["prompt_index", *(c for c in scores if str(c).removesuffix("_expected") in columns)]
+    frames: dict[str, pd.DataFrame] = {}
     ratings: list[dict[str, Floats]] = []
-    for cell, images in frames.items():
-        wanted = list(zip(images["image_id"], images["sha256"], strict=True))
+    for name, images in scores.groupby("cell", sort=False):
+        cell, wanted = str(name), list(zip(images["image_id"], images["sha256"], strict=True))
         judgements = JudgementFile(folder.judgements(cell)).rows(judge_key) if judge_key else ()
         ratings.append(repeat_ratings(judgements, wanted, columns, repeats))
-    every = pd.concat(frames.values())
+        frames[cell] = images[numbers]
     rows = []
     for column in columns:
         by_cell = [of_cell[column] for of_cell in ratings]
@@ -249,7 +276,7 @@ def reliability(
             _row(cell, column, images, of_cell)
             for (cell, images), of_cell in zip(frames.items(), by_cell, strict=True)
         ]
-        rows.append(_row(ALL, column, every, np.concatenate(by_cell, axis=1)))
+        rows.append(_row(ALL, column, scores, np.concatenate(by_cell, axis=1)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

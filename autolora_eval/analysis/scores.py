@@ -38,18 +38,31 @@ def join_scores(manifest: RunManifest, folder: RunFolder) -> pd.DataFrame:
         sha256, nfe, one column per score (the mean over repeats; null if unscored), one
         `<score>_expected` each if there are any, and unscored_reason (null if scored).
     """
-    columns, rows = manifest.score_columns, []
-    for cell in manifest.cells:
-        judged = cell_judgements(manifest, folder, cell.id)
-        for image in cell_images(manifest, cell, folder):
-            known = [] if image.problem else judged.get((image.id, image.sha256), [])
-            rows.append(_row(cell, image, known, columns))
-    frame = pd.DataFrame(rows)
+    columns = manifest.score_columns
+    # A table of each cell: a million rows as objects of Python would take gigabytes.
+    frame = stacked([_cell_scores(manifest, cell, folder) for cell in manifest.cells])
     # Only a judge that was asked for log-probabilities has expected scores.
     expected = [f"{column}{EXPECTED}" for column in columns]
     frame = frame.drop(columns=[column for column in expected if frame[column].isna().all()])
     numbers = [column for column in [*columns, *expected] if column in frame]
     return frame.astype(dict.fromkeys(numbers, "float64") | {"unscored_reason": "string"})
+
+
+def _cell_scores(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> pd.DataFrame:
+    """Return one row per image of a cell."""
+    judged = cell_judgements(manifest, folder, cell.id)
+    rows = []
+    for image in cell_images(manifest, cell, folder):
+        known = [] if image.problem else judged.get((image.id, image.sha256), [])
+        rows.append(_row(cell, image, known, manifest.score_columns))
+    return pd.DataFrame(rows)
+
+
+def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return tables below each other; a column empty in one has the type that it has in others."""
+    columns = dict.fromkeys(column for table in tables for column in table)
+    found = pd.concat([table.dropna(axis=1, how="all") for table in tables], ignore_index=True)
+    return found.assign(**{c: None for c in columns if c not in found})[list(columns)]
 
 
 def cell_judgements(
@@ -124,49 +137,43 @@ def _mean_of(judgements: Sequence[Mapping[str, Any]], column: str) -> float | No
     return sum(values) / len(values) if values else None
 
 
-def scored_features(folder: RunFolder, scores: pd.DataFrame) -> dict[str, CellFeatures]:
-    """Return the features of each cell of the scores, without those of replaced images.
+def scored_features(folder: RunFolder, cell: str, images: pd.DataFrame) -> CellFeatures:
+    """Return the features of a cell, without those of replaced images.
 
     Args:
         folder: where features are.
-        scores: from `join_scores`.
+        cell: the cell.
+        images: its rows of `join_scores`.
     """
-    found = {}
-    for cell, rows in scores.groupby("cell", sort=False):
-        features = read_features(folder.features(str(cell)))
-        wanted = set(zip(rows["image_id"], rows["sha256"], strict=True))
-        have = zip(features.ids, features.sha256, strict=True)
-        found[str(cell)] = features.take([n for n, pair in enumerate(have) if pair in wanted])
-    return found
+    features = read_features(folder.features(cell))
+    wanted = set(zip(images["image_id"], images["sha256"], strict=True))
+    have = zip(features.ids, features.sha256, strict=True)
+    return features.take([n for n, pair in enumerate(have) if pair in wanted])
 
 
 def with_image_errors(
-    scores: pd.DataFrame,
-    features: Mapping[str, CellFeatures],
-    manifest: RunManifest,
-    folder: RunFolder,
+    images: pd.DataFrame, features: CellFeatures, cell: CellRecord, folder: RunFolder
 ) -> pd.DataFrame:
-    """Return the scores with a column image_error: why an image has no features, null if it has.
+    """Return a cell's scores with a column image_error: why an image has no features, else null.
 
     Args:
-        scores: from `join_scores`.
+        images: the cell's rows of `join_scores`.
         features: from `scored_features`.
-        manifest: of the run.
+        cell: the cell.
         folder: where the reasons of images that could not be made are.
     """
     failed = {
-        (cell.id, str(row["file_name"])): str(row["reason"])
-        for cell in manifest.cells
+        str(row["file_name"]): str(row["reason"])
         for row in rows_of_images(folder.failed_images(cell.id))
         if row["settings_key"] == cell.settings_key
     }
-    have = {cell: set(found.ids) for cell, found in features.items()}
+    have = set(features.ids)
     errors = []
-    for cell, id_ in zip(scores["cell"], scores["image_id"], strict=True):
-        why = features[cell].failed.get(id_, MISSING)
-        why = failed.get((cell, id_), why) if why == MISSING else why
-        errors.append(None if id_ in have[cell] else why)
-    return scores.assign(image_error=pd.array(errors, dtype="string"))
+    for id_ in images["image_id"]:
+        why = features.failed.get(id_, MISSING)
+        why = failed.get(id_, why) if why == MISSING else why
+        errors.append(None if id_ in have else why)
+    return images.assign(image_error=pd.array(errors, dtype="string"))
 
 
 def write_timings(manifest: RunManifest, folder: RunFolder) -> None:

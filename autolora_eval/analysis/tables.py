@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from autolora_eval.analysis.sentences import with_sentences
 from autolora_eval.analysis.table_layout import Results, choose_layout
 from autolora_eval.analysis.table_text import latex, markdown
 from autolora_eval.runs.csv_file import write_csv
+from autolora_eval.runs.feature_file import CellFeatures
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import CellRecord, CountsRecord
@@ -56,25 +58,29 @@ def write_tables(
     Returns:
         Counts for the manifest.
     """
-    scores = join_scores(manifest, folder)
-    features = scored_features(folder, scores)
-    scores = with_image_errors(scores, features, manifest, folder)
-    references = References(reference_cells(manifest), scores, features.get)
-    prompts = prompt_diversities(scores, features, metrics, references)
-    cells = manifest.cells
-    estimates = {
-        cell.id: cell_estimates(
-            scores[scores["cell"] == cell.id],
-            prompts[prompts["cell"] == cell.id],
-            features[cell.id],
-            manifest.score_columns,
-            metrics,
-            references,
+    cells, shown = manifest.cells, run_metrics(manifest)
+    joined = join_scores(manifest, folder)
+    images_of = joined.groupby("cell", sort=False).get_group
+
+    @lru_cache(maxsize=2)  # the cell's and its reference's: those of all would not fit in memory
+    def features(cell: str) -> CellFeatures:
+        return scored_features(folder, cell, images_of(cell))
+
+    references = References(reference_cells(manifest), joined, features)
+    rows, all_images, all_prompts = [], [], []
+    estimates: dict[str, Estimates] = {}
+    for cell in cells:
+        own = features(cell.id)
+        images = with_image_errors(images_of(cell.id), own, cell, folder)
+        spread = prompt_diversities(images, {cell.id: own}, metrics, references)
+        estimates[cell.id] = cell_estimates(
+            images, spread, own, manifest.score_columns, metrics, references
         )
-        for cell in cells
-    }
-    shown = run_metrics(manifest)
-    rows = [_row(cell, scores, prompts, estimates[cell.id], shown) for cell in cells]
+        rows.append(_row(cell, images, spread, estimates[cell.id], shown))
+        all_images.append(images["image_error"])
+        all_prompts.append(spread)
+    scores = joined.assign(image_error=pd.concat(all_images))
+    prompts = pd.concat(all_prompts, ignore_index=True)
     # Methods differ in their parameters: those of all come before what was measured.
     parameters = dict.fromkeys(name for cell in cells for name in cell.parameters)
     columns = dict.fromkeys(("cell", "model", "method", *parameters, *rows[0]))
@@ -97,13 +103,11 @@ def write_tables(
 
 def _row(
     cell: CellRecord,
-    scores: pd.DataFrame,
-    prompts: pd.DataFrame,
+    images: pd.DataFrame,
+    spread: pd.DataFrame,
     estimates: Estimates,
     shown: Sequence[Metric],
 ) -> dict[str, Any]:
-    images = scores[scores["cell"] == cell.id]
-    spread = prompts[prompts["cell"] == cell.id]
     row: dict[str, Any] = {
         "cell": cell.id,
         "model": cell.model,

@@ -6,7 +6,7 @@ from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, format_alpha, sanitize, truncate
 from autolora_eval.analysis.reliability import TENTATIVE_ALPHA
 from autolora_eval.report.judge_reliability import of_all_cells, source
-from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, in_words, tally
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, tally
 from autolora_eval.runs.manifest import library_versions
 from autolora_eval.runs.records import ImageSetRecord
 
@@ -129,7 +129,7 @@ def _unscored(view: RunView) -> list[str]:
     n = sum(_count(row, "n_unscored") for row in view.rows)
     if not n or not view.judged:
         return []
-    reasons = tally(in_words(row.get("unscored_reason")) for row in view.images)
+    reasons = view.unscored_reasons
     rest = reasons[REASONS_SHOWN:]
     n_rest = sum(count for _, count in rest)
     return [say.unscored(n, len(view.images), reasons[:REASONS_SHOWN], n_rest, len(rest))]

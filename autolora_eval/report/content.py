@@ -201,8 +201,8 @@ def _compared(view: RunView) -> str:
         len(names),
         models if len(models) <= NAMES_LISTED else [],
         len(models),
-        len({row["prompt_index"] for row in view.images}),
-        len({row["seed"] for row in view.images}),
+        view.images["prompt_index"].nunique(),
+        view.images["seed"].nunique(),
         len(view.images),
         bool(view.manifest.image_sets),
     )

@@ -11,6 +11,8 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
+import pandas as pd
+
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
     DASH,
@@ -137,7 +139,7 @@ def build_gallery(view: RunView) -> Gallery:
     is JSON without angle brackets, and the script sets it as text.
     """
     shown = shown_images(view)
-    replies = Replies(view)
+    replies = Replies(view, shown)
     facets = _facets(view)
     prompts = {int(s.row["prompt_index"]): truncate(s.row["prompt"], PROMPT_LENGTH) for s in shown}
     listed = [_listed(view, image, len(prompts) > 1) for image in shown]
@@ -315,13 +317,14 @@ def _score(row: Row, score: Metric) -> str:
 
 def _what_is_shown(view: RunView, shown: Sequence[Shown]) -> str:
     """Return which part of the images is shown, and why not all."""
-    total, rows = len(view.images), [image.row for image in shown]
+    total, rows = len(view.images), pd.DataFrame([image.row for image in shown])
     if len(shown) == total:
         return say.all_shown(total)
     prompts, seeds = (
-        [len({row[column] for row in found}) for found in (rows, view.images)]
+        [found[column].nunique() for found in (rows, view.images)]
         for column in ("prompt_index", "seed")
     )
+    unscored = sum(_reason(view, image.row) is not None for image in shown)
     return say.some_shown(
         len(shown),
         total,
@@ -329,13 +332,9 @@ def _what_is_shown(view: RunView, shown: Sequence[Shown]) -> str:
         seeds,
         len({image.cell for image in shown}),
         len(view.rows),
-        _unscored(view, rows),
-        _unscored(view, view.images),
+        unscored,
+        sum(n for _, n in view.unscored_reasons) if view.judged else 0,
     )
-
-
-def _unscored(view: RunView, rows: Sequence[Row]) -> int:
-    return sum(_reason(view, row) is not None for row in rows)
 
 
 def _script() -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sentences import Sentences
@@ -17,10 +17,14 @@ from autolora_eval.report.run_view import (
     Row,
     RunView,
     in_words,
+    records,
     text_of,
 )
 from autolora_eval.report.thumbnails import Thumbnail, count_pixels, load_thumbnails
 from autolora_eval.scoring.judgement_store import JudgementFile
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IMAGES_SHOWN = 480
 PIXELS_READ = 256 * 1024 * 1024
@@ -72,14 +76,19 @@ def shown_images(view: RunView) -> list[Shown]:
     that are read, and on the bytes of the thumbnails. What they leave out is left out for every
     cell alike.
     """
-    cells = [row["cell"] for row in view.rows][:IMAGES_SHOWN]
+    cells, images = [row["cell"] for row in view.rows][:IMAGES_SHOWN], view.images
+    if not cells or images.empty:
+        return []
+    # No more prompts or seeds than these can be chosen.
+    first = [sorted(images[name].unique())[:IMAGES_SHOWN] for name in ImageKey._fields]
+    images = _of_places(images, *first)
+    places = images[[*ImageKey._fields]].drop_duplicates().sort_values([*ImageKey._fields])
+    known = [ImageKey(*map(int, place)) for place in places.itertuples(index=False)]
+    keys = choose_image_keys(known, _affordable(view, cells))
     rows = {
         (row["cell"], ImageKey(int(row["prompt_index"]), int(row["seed"]))): row
-        for row in view.images
+        for row in records(_of_places(images, *map(set, zip(*keys, strict=True))))
     }
-    if not cells or not rows:
-        return []
-    keys = choose_image_keys(sorted({key for _, key in rows}), _affordable(view, cells))
     found = [
         (key, n, rows[cell, key])
         for key in keys
@@ -97,6 +106,13 @@ def shown_images(view: RunView) -> list[Shown]:
         for (key, cell, row), file in zip(found, files, strict=True)
         if key in kept
     ]
+
+
+def _of_places(
+    images: pd.DataFrame, prompts: Collection[int], seeds: Collection[int]
+) -> pd.DataFrame:
+    """Return the images of some prompts and seeds."""
+    return images[images["prompt_index"].isin(prompts) & images["seed"].isin(seeds)]
 
 
 def choose_image_keys(keys: Sequence[ImageKey], limit: int) -> list[ImageKey]:
@@ -120,10 +136,8 @@ def choose_image_keys(keys: Sequence[ImageKey], limit: int) -> list[ImageKey]:
 
 def _affordable(view: RunView, cells: Sequence[str]) -> int:
     """Return how many images of each cell can be shown, estimated from the first of each cell."""
-    first: dict[str, Row] = {}
-    for row in view.images:
-        first.setdefault(row["cell"], row)
-    files = [text_of(first[cell].get("file")) or "" for cell in cells if cell in first]
+    first = view.images.drop_duplicates("cell")
+    files = [text_of(file) or "" for file in first.loc[first["cell"].isin(cells), "file"]]
     pixels = sum(count_pixels(view.run.folder.path, file) for file in files)
     return max(1, min(IMAGES_SHOWN // len(cells), PIXELS_READ // max(pixels, 1)))
 
@@ -169,10 +183,12 @@ class Replies:
 
     Args:
         view: The run.
+        shown: The images whose replies are kept.
     """
 
-    def __init__(self, view: RunView) -> None:
+    def __init__(self, view: RunView, shown: Sequence[Shown]) -> None:
         self._view = view
+        self._ids = {(str(image.row["cell"]), image.row.get("image_id")) for image in shown}
         self._key = view.manifest.judge_key
         self._rubric = rubric_of(view.manifest)
         self._cells: dict[str, ByImage | str] = {}
@@ -207,7 +223,8 @@ class Replies:
         folder = self._view.run.folder
         try:
             rows = JudgementFile(folder.judgements(cell)).rows(self._key)
-            return _by_image(as_said(row, self._rubric) for row in rows)
+            wanted = (row for row in rows if (cell, row["image_id"]) in self._ids)
+            return _by_image(as_said(row, self._rubric) for row in wanted)
         except (AutoLoRAEvalError, OSError, ValueError, LookupError, TypeError) as error:
             message = (str(error).splitlines() or [type(error).__name__])[0]
             return say.unreadable(_file(cell), truncate(message, REASON_LENGTH))

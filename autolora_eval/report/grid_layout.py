@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, format_fixed, parameter_label, truncate
 from autolora_eval.report.findings import (
@@ -15,7 +18,7 @@ from autolora_eval.report.findings import (
     rows_at_point,
     side_by_side,
 )
-from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, records
 
 PROMPTS_SHOWN = 2
 PROMPTS_DOWN = 6
@@ -72,28 +75,34 @@ class ImageIndex:
     view: RunView
 
     @cached_property
-    def rows(self) -> dict[tuple[str, int, int], Row]:
-        """The rows of scores.parquet by cell, prompt and seed."""
-        return {(r["cell"], int(r["prompt_index"]), int(r["seed"])): r for r in self.view.images}
+    def places(self) -> dict[str, npt.NDArray[np.intp]]:
+        """Where the rows of each cell are in scores.parquet."""
+        groups = self.view.images.groupby("cell", sort=False)
+        return {str(cell): rows for cell, rows in groups.indices.items()}
 
     @cached_property
     def prompts(self) -> list[int]:
         """The indices of the prompts."""
-        return sorted({prompt for _, prompt, _ in self.rows})
+        return sorted(map(int, self.view.images["prompt_index"].unique()))
 
     @cached_property
     def seeds(self) -> list[int]:
         """The seeds."""
-        return sorted({seed for _, _, seed in self.rows})
+        return sorted(map(int, self.view.images["seed"].unique()))
 
     def slots(self, cell: str | None, prompt: int, seeds: Sequence[int]) -> list[GridSlot]:
         """Return the images of a cell and prompt."""
-        return [GridSlot(self.rows.get((cell or "", prompt, seed)), seed) for seed in seeds]
+        images, rows = self.view.images, self.places.get(cell or "", np.zeros(0, dtype=np.intp))
+        wanted = images["prompt_index"].to_numpy()[rows] == prompt
+        wanted &= np.isin(images["seed"].to_numpy()[rows], seeds)
+        found = {int(row["seed"]): row for row in records(images.iloc[rows[wanted]])}
+        return [GridSlot(found.get(seed), seed) for seed in seeds]
 
     def prompt(self, index: int, limit: int = PROMPT_LENGTH) -> str:
         """Return a prompt's text."""
-        texts = (row["prompt"] for key, row in self.rows.items() if key[1] == index)
-        return truncate(next(texts, ""), limit)
+        images = self.view.images
+        texts = images.loc[images["prompt_index"] == index, "prompt"]
+        return truncate(next(iter(texts), ""), limit)
 
     @cached_property
     def imported(self) -> str:
@@ -312,7 +321,8 @@ def _extremes(
 
 def _extremes_of(index: ImageIndex, row: Row) -> Iterator[tuple[str, list[GridSlot]]]:
     """Yield the two rows of a cell, if at least two of its prompts have a diversity."""
-    found = [r for r in index.view.diversities if r["cell"] == row["cell"]]
+    prompts = index.view.run.diversity
+    found = records(prompts[prompts["cell"] == row["cell"]])
     known = [r for r in found if as_finite_float(r.get("diversity")) is not None]
     if len(known) < 2:
         return

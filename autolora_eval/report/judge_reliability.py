@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -38,9 +39,7 @@ from autolora_eval.report.run_view import (
     REASON_LENGTH,
     Row,
     RunView,
-    in_words,
     row_where,
-    tally,
     text_of,
 )
 
@@ -84,29 +83,24 @@ def _percent(share: float) -> str:
 
 def _unscored(view: RunView) -> Answer:
     """Return how the judge was asked, and which images it left unscored for which reason."""
-    unscored = [row for row in view.images if in_words(row.get("unscored_reason"))]
-    sentences = [say.scored(len(view.images), len(unscored)), _asked(view)]
-    tables = [_reasons(view, unscored)] if unscored else []
+    reasons = view.unscored_reasons
+    sentences = [say.scored(len(view.images), sum(n for _, n in reasons)), _asked(view)]
+    tables = [_reasons(view, [reason for reason, _ in reasons])] if reasons else []
     return Answer("Unscored images", [text for text in sentences if text], tables)
 
 
-def _reason(row: Row) -> str:
-    return truncate(in_words(row.get("unscored_reason")) or "", REASON_LENGTH)
-
-
-def _reasons(view: RunView, unscored: list[Row]) -> Table:
+def _reasons(view: RunView, reasons: list[str]) -> Table:
     """Return how many images of each cell are unscored for each reason."""
-    reasons = [reason for reason, _ in tally(map(_reason, unscored))]
     shown = reasons if len(reasons) <= REASONS_SHOWN + 1 else reasons[:REASONS_SHOWN]
     others = len(reasons) - len(shown)
 
     def cells(row: Row) -> list[TableCell]:
-        found = [_reason(image) for image in unscored if image["cell"] == row["cell"]]
-        n = as_finite_float(row.get("n_images"))
-        counts = [found.count(reason) for reason in shown]
-        counts += [len(found) - sum(counts)] if others else []
-        share = (_percent(len(found) / n),) if n and found else ()
-        numbers = [format_int(n), format_int(len(found)), *map(format_int, counts)]
+        found = view.unscored.get(row["cell"], Counter())
+        n, unscored = as_finite_float(row.get("n_images")), found.total()
+        counts = [found[reason] for reason in shown]
+        counts += [unscored - sum(counts)] if others else []
+        share = (_percent(unscored / n),) if n and unscored else ()
+        numbers = [format_int(n), format_int(unscored), *map(format_int, counts)]
         return [TableCell(text, details=share if i == 1 else ()) for i, text in enumerate(numbers)]
 
     columns = ["Images", "Unscored", *(truncate(reason, HEAD_LENGTH) for reason in shown)]

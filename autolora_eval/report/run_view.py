@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 NAME_LENGTH = 80
 REASON_LENGTH = 160
+NO_REASON = "reason not recorded"
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,25 @@ class RunView:
         seconds = dict(zip(timings["cell"], timings[SECONDS_PER_IMAGE], strict=True))
         return table.assign(**{SECONDS_PER_IMAGE: table["cell"].map(seconds).astype("float64")})
 
-    @cached_property
-    def images(self) -> list[Row]:
-        """The rows of scores.parquet, one per image."""
-        return records(self.run.scores)
+    @property
+    def images(self) -> pd.DataFrame:
+        """The rows of scores.parquet, one per image: too many to be objects of Python."""
+        return self.run.scores
 
     @cached_property
-    def diversities(self) -> list[Row]:
-        """The rows of diversity.csv, one per cell and prompt."""
-        return records(self.run.diversity)
+    def unscored(self) -> dict[str, Counter[str]]:
+        """How many images of each cell have no score, by reason in words."""
+        found: dict[str, Counter[str]] = {}
+        counts = self.images.groupby(["cell", "unscored_reason"], sort=False).size()
+        for (cell, reason), n in counts.items():
+            if words := truncate(in_words(reason) or "", REASON_LENGTH):
+                found.setdefault(str(cell), Counter())[words] += int(n)
+        return found
+
+    @cached_property
+    def unscored_reasons(self) -> list[tuple[str, int]]:
+        """Why images have no score, and how many, the most frequent first."""
+        return ranked(sum(self.unscored.values(), Counter()))
 
     @cached_property
     def compared(self) -> list[Row]:
@@ -209,8 +220,7 @@ class RunView:
 
     def why_unscored(self, cell: str) -> str:
         """Return why a cell has no score: the most frequent reason of its images."""
-        reasons = (in_words(r.get("unscored_reason")) for r in self.images if r["cell"] == cell)
-        return most_frequent(reasons) or "reason not recorded"
+        return next((why for why, _ in ranked(self.unscored.get(cell, {}))), NO_REASON)
 
     def why_undefined(self, cell: str, metric: str = "") -> str:
         """Return why a cell has no diversity: the most frequent reason of its prompts.
@@ -219,9 +229,9 @@ class RunView:
             cell: which.
             metric: column of another metric than equation (8).
         """
-        column = f"{metric}_reason" if metric else "reason"
-        found = (r.get(column) for r in self.diversities if r["cell"] == cell)
-        return most_frequent(found) or "reason not recorded"
+        table, column = self.run.diversity, f"{metric}_reason" if metric else "reason"
+        reasons = table.loc[table["cell"] == cell, column] if column in table else ()
+        return next((reason for reason, _ in tally(reasons)), NO_REASON)
 
 
 def read_run_view(folder: RunFolder) -> RunView:
@@ -260,10 +270,9 @@ def in_words(reason: object) -> str | None:
 
 def tally(reasons: Iterable[object]) -> list[tuple[str, int]]:
     """Return the distinct texts and how often each stands there, the most frequent first."""
-    found = Counter(truncate(reason, REASON_LENGTH) for reason in reasons if text_of(reason))
-    return sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return ranked(Counter(truncate(reason, REASON_LENGTH) for reason in reasons if text_of(reason)))
 
 
-def most_frequent(reasons: Iterable[object]) -> str | None:
-    """Return the text that stands there most often."""
-    return next((reason for reason, _ in tally(reasons)), None)
+def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return texts with how often each stands there, the most frequent first."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,17 @@ class CellFeatures:
 
     def of(self, ids: Iterable[str]) -> Matrix:
         """Return the features of some of the images, float32 [N, D], in the order of the file."""
-        wanted = set(ids)
-        return self.take([n for n, id_ in enumerate(self.ids) if id_ in wanted]).matrix
+        known = self._places
+        return self.take(sorted({known[id_] for id_ in ids if id_ in known})).matrix
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {id_: place for place, id_ in enumerate(self.ids)}
 
     def take(self, rows: Sequence[int]) -> CellFeatures:
-        """Return some of the rows."""
+        """Return some of the rows; without a copy if these are all."""
+        if list(rows) == list(range(len(self.ids))):
+            return self
         return replace(
             self,
             ids=[self.ids[row] for row in rows],
@@ -56,7 +63,8 @@ class CellFeatures:
 
 def checksum(rows: Mapping[str, object], matrix: Matrix) -> str:
     """Return the checksum of features and of what the file says of them."""
-    return content_hash({**rows, "checksum": sha256_bytes(matrix.tobytes())})
+    data = np.ascontiguousarray(matrix).reshape(-1).view(np.uint8).data
+    return content_hash({**rows, "checksum": sha256_bytes(data)})
 
 
 def read_features(path: Path) -> CellFeatures:

@@ -68,10 +68,13 @@ def cell_images(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> l
     """Return the images of a cell in the order of prompts, then seeds; a file may be missing."""
     recorded = {row["file_name"]: row for row in folder.image_rows(cell)}
     images = folder.images(cell.id)
+    inside: set[Path] = set()
     found = []
     for job in manifest.jobs():
         row = recorded.get(job.file, {})
-        path = folder.within(images / job.file)
+        path = images / job.file
+        if path.parent not in inside or path.is_symlink():
+            inside.add(folder.within(path).parent)
         sha256, problem = _state(path, row.get("sha256")) if row else (None, "missing_image")
         key = (job.prompt_index, job.prompt, job.seed)
         found.append(CellImage(images, job.file, *key, sha256, row.get("nfe"), problem))

@@ -9,12 +9,16 @@ s = Σ_i u_i,
 
 so the N(N−1)/2 cosines are not needed one by one: equation (8) is 1 − (‖s‖² − N)/(N(N−1)). This
 takes O(N·D) time. Leaving out image i replaces s by s − u_i, so the N leave-one-out values of the
-jackknife take O(N·D) time as well.
+jackknife take O(N·D) time as well. No unit vector is kept: s = Σ_i f(x_i)/‖f(x_i)‖ and
+s·u_i = s·f(x_i)/‖f(x_i)‖ are made of a block of features at a time, in float64. Beside the features
+this takes O(N + D) memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +26,7 @@ import numpy.typing as npt
 __all__ = ["Diversity", "diversity"]
 
 Floats = npt.NDArray[np.float64]
+BLOCK = 65_536  # entries of a block in float64: 512 KB stay in the cache of a core
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,37 @@ def diversity(features: npt.ArrayLike) -> Diversity:
     n = len(matrix)
     if n < 2:
         return Diversity(None, None, n, f"needs at least two images, has {n}")
-    units = unit_vectors(matrix)  # [N, D]
-    if not (units.shape[1] and np.isfinite(units).all()):
+    total = sum_of_units(matrix)
+    if not (len(total) and np.isfinite(total).all()):
         return Diversity(None, None, n, "a feature vector is zero or not finite")
     # Mathematically ‖s‖ ≤ N, so a negative value is a rounding error of equal vectors.
-    value = max(0.0, one_minus_mean_cosine(units.sum(axis=0), n))
+    value = max(0.0, one_minus_mean_cosine(total, n))
     if n < 3:
         return Diversity(value, None, n)
-    return Diversity(value, jackknife_standard_error(leave_one_out(units)), n)
+    return Diversity(value, jackknife_standard_error(leave_one_out(matrix, total)), n)
+
+
+def sum_of_units(features: npt.NDArray[Any]) -> Floats:
+    """Return s = Σ u_i, float64 [D], of features [N, D].
+
+    It is NaN if a vector is zero or not finite.
+    """
+    total = np.zeros(features.shape[1])
+    for block, scales in scaled_blocks(features):
+        total += scales @ block
+    return total
+
+
+def scaled_blocks(features: npt.NDArray[Any]) -> Iterator[tuple[Floats, Floats]]:
+    """Yield features in blocks of consecutive rows f_i, [B, D], with 1/‖f_i‖, [B]."""
+    rows = max(1, BLOCK // max(1, features.shape[1]))
+    for start in range(0, len(features), rows):
+        block = np.asarray(features[start : start + rows], dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.einsum("nd,nd->n", block, block)
+        if not ((squares > 1e-200) & (squares < 1e200)).all():  # rare: too long, too short, or NaN
+            block, squares = unit_vectors(block), np.ones(len(block))
+        yield block, 1.0 / np.sqrt(squares)
 
 
 def unit_vectors(features: npt.ArrayLike) -> Floats:
@@ -90,17 +118,18 @@ def one_minus_mean_cosine(total: Floats, n: int) -> float:
     return float(1.0 - (total @ total - n) / (n * (n - 1)))
 
 
-def leave_one_out(units: Floats) -> Floats:
+def leave_one_out(features: npt.NDArray[Any], total: Floats | None = None) -> Floats:
     """Return equation (8) without image i, for each i, float64 [N].
 
     Args:
-        units: unit vectors, float64 [N, D], N ≥ 3.
+        features: float [N, D], N ≥ 3, no vector zero or not finite.
+        total: s, where it is known.
     """
-    n = len(units) - 1
-    total = units.sum(axis=0)  # s, [D]
-    # ‖s − u_i‖² = ‖s‖² − 2 s·u_i + ‖u_i‖², [N]
-    squares = total @ total - 2.0 * (units @ total) + np.einsum("nd,nd->n", units, units)
-    return np.asarray(1.0 - (squares - n) / (n * (n - 1)))
+    n = len(features) - 1
+    s = sum_of_units(features) if total is None else total  # [D]
+    # ‖s − u_i‖² = ‖s‖² − 2 s·u_i + ‖u_i‖², where ‖u_i‖ = 1, and s·u_i is `along`, [N].
+    along = np.concatenate([scales * (block @ s) for block, scales in scaled_blocks(features)])
+    return np.asarray(1.0 - (s @ s - 2.0 * along + 1.0 - n) / (n * (n - 1)))
 
 
 def jackknife_standard_error(leave_one_out_values: npt.ArrayLike) -> float:
@@ -120,5 +149,6 @@ def as_array(features: npt.ArrayLike) -> npt.ArrayLike:
     NumPy cannot read tensors that require a gradient, lie on a GPU, or are bfloat16.
     """
     if hasattr(features, "detach"):
-        return np.asarray(features.detach().cpu().double().numpy())
+        tensor = features.detach().cpu()
+        return np.asarray((tensor if tensor.element_size() > 2 else tensor.float()).numpy())
     return features

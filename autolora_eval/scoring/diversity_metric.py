@@ -18,7 +18,7 @@ from autolora_eval.plugins.registry import Origin, Registry
 from autolora_eval.plugins.third_party import source_fingerprint
 from autolora_eval.runs.columns import is_no_measure
 from autolora_eval.runs.records import DiversityMetricRecord
-from autolora_eval.scoring.diversity import Diversity, Floats, as_array, unit_vectors
+from autolora_eval.scoring.diversity import Diversity, Floats, as_array, sum_of_units
 
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _NEEDS_REFERENCE = (
@@ -106,7 +106,7 @@ class DiversityMetric:
             least = pluralize(self.least_reference, "image")
             return f"needs at least {least} of the reference, which has {len(reference)}"
         matrices = [matrix] if reference is None else [matrix, reference]
-        if not all(one.shape[1] and np.isfinite(unit_vectors(one)).all() for one in matrices):
+        if not all(one.shape[1] and np.isfinite(sum_of_units(one)).all() for one in matrices):
             return "a feature vector is zero or not finite"
         return None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autolora_eval.analysis.estimates import bootstrap_interval, unit_members
+from autolora_eval.analysis.estimates import SEED, bootstrap_interval, unit_members
 
 
 def test_the_interval_of_a_mean_is_close_to_the_t_interval() -> None:
@@ -17,6 +17,17 @@ def test_the_interval_of_a_mean_is_close_to_the_t_interval() -> None:
     assert found.low == pytest.approx(low, abs=0.25 * stats.sem(x))
     assert found.high == pytest.approx(high, abs=0.25 * stats.sem(x))
     assert found.reason is None
+
+
+def test_the_interval_is_scipys_of_the_same_resamples() -> None:
+    x = np.random.default_rng(4).exponential(size=30)
+    without = (x.sum() - x) / 29
+    expected = stats.bootstrap(
+        (x,), np.mean, n_resamples=1999, method="BCa", rng=np.random.default_rng(SEED)
+    ).confidence_interval
+    for known in (None, without):
+        found = bootstrap_interval(lambda drawn: float(x[drawn].mean()), 30, without=known)
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
 
 
 def test_the_interval_is_reproducible() -> None:

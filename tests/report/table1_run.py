@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from autolora_eval.runs.folder import RunFolder
 
 DIM = 64
 DISTINCT_IMAGES = 8
+NAMES_OF_A_FILE = 50_000  # a file of ext4 has 65,000 at most
 
 
 def write_table1_run(
@@ -26,15 +28,31 @@ def write_table1_run(
 ) -> RunFolder:
     """Write the run folder of a benchmark of the Disney Princess LoRA up to its tables.
 
+    Takes the arguments of `write_table1_inputs`.
+    """
+    plan, folder = write_table1_inputs(path, n_seeds, size, benchmark)
+    tables(plan, folder)
+    return folder
+
+
+def write_table1_inputs(
+    path: Path, n_seeds: int, size: int = 16, benchmark: str = "disney_princess"
+) -> tuple[Plan, RunFolder]:
+    """Write all that its tables are made of.
+
     Args:
         path: the run folder.
         n_seeds: images of a cell; the paper has 512.
         size: pixels a side. There are only a few distinct images, each linked many times.
         benchmark: name of a shipped benchmark with published values, or with cells near them.
     """
-    plan, folder = make_plan(load_benchmark(benchmark), None, n_seeds), RunFolder(path)
+    loaded = load_benchmark(benchmark)
+    seeds = loaded.spec.seeds.model_copy(update={"count": n_seeds})
+    loaded = replace(loaded, spec=loaded.spec.model_copy(update={"seeds": seeds}))
+    plan, folder = make_plan(loaded, None, n_seeds), RunFolder(path)
     write_manifest(plan, folder)
-    files = [_picture(path / "distinct" / f"{n}.png", size, n) for n in range(DISTINCT_IMAGES)]
+    distinct = max(DISTINCT_IMAGES, len(plan.cells) * n_seeds // NAMES_OF_A_FILE)
+    files = [_picture(path / "distinct" / f"{n}.png", size, n) for n in range(distinct)]
     hashes = {file.stat().st_ino: sha256_file(file) for file in files}
     truth = {cell.id: _published(cell) for cell in plan.cells}
     for cell in plan.cells:
@@ -61,10 +79,10 @@ def write_table1_run(
     try:
         write_features(plan, folder, vector)
         write_judgements(plan, folder, verdict)
-        tables(plan, folder)
+        write_manifest(plan, folder)
     finally:
         images.sha256_file = original
-    return folder
+    return plan, folder
 
 
 def _published(cell: Cell) -> tuple[float, float]:

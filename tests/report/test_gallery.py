@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from report.judged_gallery import gallery_of, judgement, write_judgements
@@ -18,6 +19,8 @@ from report.synthetic_run import Tables
 from autolora_eval._text import image_link
 from autolora_eval.report import gallery_data as gallery_images
 from autolora_eval.report import write_report
+from autolora_eval.report.content import build_content
+from autolora_eval.report.gallery import build_gallery
 from autolora_eval.report.gallery_data import ImageKey, choose_image_keys
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
@@ -93,6 +96,30 @@ def test_whatever_is_left_out_is_left_out_of_every_cell(
     assert len(by_cell[0]) == places
     assert all(found == by_cell[0] for found in by_cell.values())
     assert {i["file"] for i in images} <= set(tables.scores["file"])
+
+
+def test_more_images_make_no_more_objects(
+    tmp_path: Path, make_run: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the report looks at one by one is limited: all else stays in columns."""
+    monkeypatch.setattr(gallery_images, "IMAGES_SHOWN", 20)
+    counts, original = [], pd.DataFrame.to_dict
+    for n_seeds in (10, 60):
+        tables = make_run(n_seeds=n_seeds)
+        tables.image_size = 8
+        view = read_run_view(tables.write(tmp_path / f"{n_seeds}"))
+        made: list[int] = []
+
+        def to_dict(table: pd.DataFrame, orient: str, made: list[int] = made) -> Any:
+            made.append(len(table))
+            return original(table, orient)
+
+        with monkeypatch.context() as counted:
+            counted.setattr(pd.DataFrame, "to_dict", to_dict)
+            build_content(view)
+            build_gallery(view)
+        counts.append(sum(made))
+    assert counts[0] == counts[1] < 480
 
 
 def test_the_bytes_of_the_copies_are_limited_by_whole_places(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -142,3 +143,32 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     assert jackknife_standard_error(without) == pytest.approx(
         x.std(ddof=1) / np.sqrt(30), rel=1e-12
     )
+
+
+@pytest.mark.parametrize("block", [1, 7 * 48, 10**9])
+def test_the_size_of_a_block_changes_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one row, of seven rows and a rest, and of all."""
+    matrix = features(3, 16, 48)
+    expected = diversity(matrix)
+    monkeypatch.setattr("autolora_eval.scoring.diversity.BLOCK", block)
+    found = diversity(matrix)
+    assert (found.value, found.standard_error) == pytest.approx(
+        (expected.value, expected.standard_error), rel=1e-10
+    )
+
+
+def test_memory_beside_the_features_does_not_grow_with_their_dimension() -> None:
+    """Blocks, and a few numbers an image: less than the features themselves."""
+
+    def peak(n: int, d: int) -> int:
+        matrix = np.ones((n, d), dtype=np.float32)
+        tracemalloc.start()
+        try:
+            diversity(matrix)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    small, large = peak(4000, 64), peak(4000, 1024)
+    assert large < 4000 * 1024 * 4 / 4
+    assert large < small + 200_000
