@@ -32,7 +32,7 @@ from autolora_eval.config.stage_inputs import (
 )
 from autolora_eval.generation.preflight import missing
 from autolora_eval.report import is_report_current
-from autolora_eval.runs.checksums import checksums
+from autolora_eval.runs.checksums import are_tables_current, checksums, tables_key
 from autolora_eval.runs.folder import Run, RunFolder, open_run, output_folder
 from autolora_eval.runs.lock import writing
 from autolora_eval.runs.manifest import RunManifest
@@ -229,9 +229,8 @@ class RunPipeline:
         loaded = load_benchmark(benchmark)
         plan = make_plan(loaded, limit_prompts, limit_seeds)
         folder = output_folder(output or Path("reports") / loaded.spec.name)
-        return cls(
-            plan, folder, progress or Progress(), str(benchmark), (limit_prompts, limit_seeds)
-        )
+        limits = (limit_prompts, limit_seeds)
+        return cls(plan, folder, progress or Progress(), str(benchmark), limits)
 
     def require_manifest(self) -> None:
         """Check that the images of this folder were generated with the settings of the plan.
@@ -251,7 +250,7 @@ class RunPipeline:
             )
 
     def run(self) -> Run:
-        """Run every stage in order. A report of the same tables is not drawn again.
+        """Run every stage in order. Tables and report of the same files are not made again.
 
         Raises:
             AutoLoRAEvalError: if something is missing here, or a stage failed.
@@ -259,7 +258,9 @@ class RunPipeline:
         with writing(self.folder.path):
             self.refuse_if_something_is_missing()
             self.generate()
-            self.score()
+            self.measure()
+            if not are_tables_current(self.folder, self.plan.benchmark.published):
+                self.tables()
             if not is_report_current(self.folder):
                 self.report()
             return open_run(self.folder.path)
@@ -281,10 +282,8 @@ class RunPipeline:
         problems = missing(self.plan, self.folder.path, judged, self.accept_versions)
         if problems:
             listed = "\n".join(f"  - {problem}" for problem in problems)
-            raise AutoLoRAEvalError(
-                f"'{self.plan.benchmark.spec.name}' cannot run here; nothing was generated.\n"
-                f"{listed}"
-            )
+            name = self.plan.benchmark.spec.name
+            raise AutoLoRAEvalError(f"'{name}' cannot run here; nothing was generated.\n{listed}")
 
     def _planned(self) -> RunManifest:
         return planned_manifest(self.plan, self.folder, self.benchmark, *self.limits)
@@ -297,13 +296,11 @@ class RunPipeline:
         check_image_sets(self.plan, self.folder)
         self.folder.write_manifest(self._planned())
         started = time.monotonic()
-        device = choose_device(self.plan.benchmark.spec.device)
+        machine = HardwareRecord(**hardware(choose_device(self.plan.benchmark.spec.device)))
 
         def begin(found: GenerationResult) -> None:
             self._record_generated(found)
-            self.folder.update_manifest(
-                packages=package_versions(), hardware=HardwareRecord(**hardware(device))
-            )
+            self.folder.update_manifest(packages=package_versions(), hardware=machine)
 
         done = generate(self.plan, self.folder, self.progress, begin)
         self._record_generated(done)
@@ -334,16 +331,18 @@ class RunPipeline:
         stages = self.folder.read_manifest().stages
         took = timedelta(seconds=time.monotonic() - started)  # a clock may be set meanwhile
         if done or stage not in stages:
-            record = StageRecord(
-                started=(datetime.now(UTC) - took).isoformat(timespec="seconds"),
-                seconds=round(took.total_seconds(), 1),
-                done=done,
-                reused=reused,
-            )
+            start = (datetime.now(UTC) - took).isoformat(timespec="seconds")
+            seconds = round(took.total_seconds(), 1)
+            record = StageRecord(started=start, seconds=seconds, done=done, reused=reused)
             self.folder.update_manifest(stages=stages | {stage: record})
 
     def score(self) -> None:
         """Extract features, judge, and join both into tables."""
+        self.measure()
+        self.tables()
+
+    def measure(self) -> None:
+        """Extract features and judge."""
         from autolora_eval.scoring.features import extract_features
 
         self.require_manifest()
@@ -355,17 +354,16 @@ class RunPipeline:
         self.folder.update_manifest(features=features)
         self._note_times("features", started, features.done, features.reused)
         self._judge()
-        self.tables()
 
     def tables(self) -> None:
         """Join what is there into scores, table and comparisons."""
         from autolora_eval.analysis.tables import write_tables
 
-        benchmark = self.plan.benchmark
-        metrics = list(benchmark.diversity.values())
-        manifest = self.folder.read_manifest()
-        counts = write_tables(manifest, self.folder, metrics, benchmark.published)
-        self.folder.update_manifest(counts=counts, checksums=checksums(self.folder, manifest))
+        benchmark, folder = self.plan.benchmark, self.folder
+        manifest, metrics = folder.read_manifest(), list(benchmark.diversity.values())
+        counts = write_tables(manifest, folder, metrics, benchmark.published)
+        folder.update_manifest(counts=counts, checksums=checksums(folder, manifest))
+        folder.update_manifest(tables_key=tables_key(folder, benchmark.published))
 
     def report(self) -> None:
         """Draw the figures and write the report."""

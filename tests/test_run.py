@@ -171,12 +171,13 @@ def test_run_again_does_nothing(benchmark: Path, copy: RunFolder, monkeypatch) -
     before = contents(copy)
 
     def refused(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a model was loaded, or the report was drawn again")
+        raise AssertionError("a model was loaded, or tables or report were written again")
 
     monkeypatch.setattr(LoraPipeline, "load", refused)
     monkeypatch.setattr(Extractor, "load", refused)
     autolora_eval.run(benchmark, copy.path)
     monkeypatch.setattr("autolora_eval.report.write_report", refused)
+    monkeypatch.setattr("autolora_eval.analysis.tables.write_tables", refused)
     again = autolora_eval.run(benchmark, copy.path)
     stages = again.manifest.stages
     # What the stages took when they did something is kept: it is the cost of these images.
@@ -186,6 +187,16 @@ def test_run_again_does_nothing(benchmark: Path, copy: RunFolder, monkeypatch) -
     after = contents(copy)
     assert after.keys() == before.keys()
     assert [name for name in before if after[name] != before[name] and name not in moved] == []
+
+
+def test_a_removed_or_edited_table_is_written_again(
+    benchmark: Path, first: Run, copy: RunFolder
+) -> None:
+    copy.table("tex").unlink()
+    copy.timings.write_text("cell,seconds\n")
+    autolora_eval.run(benchmark, copy.path)
+    for table in (copy.table("tex"), copy.timings):
+        assert table.read_bytes() == (first.folder.path / table.name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from autolora_eval._files import content_hash, sha256_file
 from autolora_eval._version import __version__
+from autolora_eval.runs.checksums import manifest_key
 
 if TYPE_CHECKING:
     from autolora_eval.report.content import Content
@@ -42,22 +43,15 @@ def is_report_current(folder: RunFolder) -> bool:
     return drawn and manifest is not None and manifest.report_key == _report_key(folder)
 
 
-# What the latest command reused or did anew: no report shows it.
-_COUNTS = {"done", "reused", "cached"}
-
-
 def _report_key(folder: RunFolder) -> str:
     """Return the content hash of all files that a report is drawn from.
 
     An image is covered by the hash in its row of `metadata.jsonl`.
     """
-    manifest = folder.read_manifest().model_dump(
-        mode="json", exclude={"report_key": True, "features": _COUNTS, "judge": _COUNTS}
-    )
     below = ("images/*/metadata.jsonl", "judgements/*", "image_sets/*", "failed_images/*", "*.csv")
     files = [folder.scores, *(file for pattern in below for file in folder.path.glob(pattern))]
     hashes = {file.relative_to(folder.path).as_posix(): sha256_file(file) for file in files}
-    return content_hash([__version__, manifest, hashes])
+    return content_hash([__version__, manifest_key(folder.read_manifest()), hashes])
 
 
 def read_report(folder: RunFolder) -> Content:

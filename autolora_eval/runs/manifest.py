@@ -110,6 +110,7 @@ class RunManifest(Record):
         agreement: None unless human ratings were compared.
         compared: by label, the runs of a comparison.
         differences: what the runs of a comparison differ in.
+        tables_key: hash of what the tables were made from, and of them.
         report_key: hash of what the report was drawn from; empty before it is drawn.
     """
 
@@ -143,6 +144,7 @@ class RunManifest(Record):
     agreement: AgreementRecord | None = None
     compared: dict[str, ComparedRun] | None = None
     differences: list[DifferenceRecord] = Field(default_factory=list)
+    tables_key: str = ""
     report_key: str = ""
 
     @property
