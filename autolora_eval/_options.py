@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -117,4 +117,28 @@ ParameterOption = Annotated[
         help="A parameter as name=value, with the value as in YAML. Repeat the option for "
         "more parameters."
     ),
+]
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="What runs the models: this process, or the processes of a Ray cluster."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="An existing Ray cluster, such as 'auto'. It implies --engine ray."),
+]
+BaselineOption = Annotated[
+    str | None,
+    typer.Option(help="The method to compare the others with. Default: the runs' baseline."),
+]
+AnyJudges = Annotated[
+    bool,
+    typer.Option("--allow-different-judges", help="Compare the scores even if the judges differ."),
+]
+PromptOption = Annotated[
+    list[str] | None, typer.Option(help="A prompt. Repeat the option for more prompts.")
+]
+JudgeName = Annotated[str | None, typer.Option(help="The name of a judge model on a server.")]
+ImagesModel = Annotated[
+    str | None,
+    typer.Option(help="The benchmark's model that --images belong to. Default: its first."),
 ]

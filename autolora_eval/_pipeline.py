@@ -6,19 +6,13 @@ Each stage reads and writes files of the run folder, runs alone, and does nothin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autolora_eval._devices import (
-    choose_device,
-    forget_warnings,
-    free_memory,
-    hardware,
-    package_versions,
-)
+from autolora_eval._devices import choose_device, forget_warnings, hardware, package_versions
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import atomic_write
 from autolora_eval._progress import Progress
@@ -39,6 +33,7 @@ from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
 
 if TYPE_CHECKING:
+    from autolora_eval._ray_engine import EngineName, RayEngine
     from autolora_eval.generation.stage import GenerationResult
 
 
@@ -49,6 +44,8 @@ def run(
     limit_prompts: int | None = None,
     limit_seeds: int | None = None,
     accept_versions: bool = False,
+    engine: EngineName = "local",
+    ray_address: str | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Run a benchmark from its file to its report. Call it again to resume an interrupted run.
@@ -60,6 +57,8 @@ def run(
         limit_seeds: Use only the first `limit_seeds` seeds, at least 1. Default: all.
         accept_versions: Resume although the images that are there were made with other versions of
             torch, diffusers, peft or transformers. The report names both.
+        engine: `ray` spreads the work over a Ray cluster. The results are the same.
+        ray_address: Address of an existing Ray cluster. Default: a new one, on this machine.
         progress: Shows the progress. Default: nothing is shown.
 
     Returns:
@@ -76,6 +75,7 @@ def run(
     """
     pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, progress)
     pipeline.accept_versions = accept_versions
+    pipeline.use(engine, ray_address)
     return pipeline.run()
 
 
@@ -188,6 +188,7 @@ class RunPipeline:
     """
 
     accept_versions = False  # as in `run`
+    ray: RayEngine | None = None
 
     def __init__(
         self,
@@ -231,6 +232,13 @@ class RunPipeline:
         folder = output_folder(output or Path("reports") / loaded.spec.name)
         limits = (limit_prompts, limit_seeds)
         return cls(plan, folder, progress or Progress(), str(benchmark), limits)
+
+    def use(self, engine: EngineName, ray_address: str | None = None) -> None:
+        """Choose the engine; `ray` if there is an address."""
+        if engine == "ray" or ray_address:
+            from autolora_eval._ray_engine import RayEngine
+
+            self.ray = RayEngine(self.plan, self.folder, self.limits, ray_address)
 
     def require_manifest(self) -> None:
         """Check that the images of this folder were generated with the settings of the plan.
@@ -302,7 +310,8 @@ class RunPipeline:
             self._record_generated(found)
             self.folder.update_manifest(packages=package_versions(), hardware=machine)
 
-        done = generate(self.plan, self.folder, self.progress, begin)
+        elsewhere = self.ray.make_images if self.ray else None
+        done = generate(self.plan, self.folder, self.progress, begin, elsewhere)
         self._record_generated(done)
         self._note_times("generate", started, done.made, done.reused)
 
@@ -348,9 +357,9 @@ class RunPipeline:
         self.require_manifest()
         manifest = self._planned()
         self.folder.write_manifest(manifest)
-        started = time.monotonic()
-        settings = feature_settings(self.plan)
-        features = extract_features(settings, manifest, self.folder, self.progress)
+        started, settings = time.monotonic(), feature_settings(self.plan)
+        elsewhere = self.ray.extract if self.ray else None
+        features = extract_features(settings, manifest, self.folder, self.progress, elsewhere)
         self.folder.update_manifest(features=features)
         self._note_times("features", started, features.done, features.reused)
         self._judge()
@@ -375,26 +384,17 @@ class RunPipeline:
         if self.plan.benchmark.rubric is None:
             self.folder.update_manifest(judge=None)
             return
-        from autolora_eval.scoring.judging import completed_judging, judge_images, open_judge
+        from autolora_eval.scoring import judging
 
-        started = time.monotonic()
-        settings, manifest = judge_settings(self.plan), self.folder.read_manifest()
-        judged = completed_judging(settings, manifest, self.folder)
+        started, settings = time.monotonic(), judge_settings(self.plan)
+        opened = self.ray.judge if self.ray else judging.open_judge
+        folder, manifest, progress = self.folder, self.folder.read_manifest(), self.progress
+        judged = judging.completed_judging(settings, manifest, folder)
         if judged is None:
-            with self._served() as urls, closing(open_judge(settings, urls)) as judge:
-                judged = judge_images(settings, manifest, self.folder, judge, self.progress)
+            with (
+                judging.served(settings.config, folder.judge_log, progress.say) as urls,
+                closing(opened(settings, urls)) as judge,
+            ):
+                judged = judging.judge_images(settings, manifest, folder, judge, progress)
         self.folder.update_manifest(judge=judged)
         self._note_times("judge", started, judged.done, judged.reused)
-
-    @contextmanager
-    def _served(self) -> Iterator[list[str] | None]:
-        """Serve the judge while the block runs, if the benchmark asks for it."""
-        spec = self.plan.benchmark.spec.judge
-        if spec is None or not spec.launch:
-            yield None
-            return
-        from autolora_eval.scoring.judges.vllm_server import launched_server
-
-        free_memory()  # what generation and features held, so that the server can have it
-        with launched_server(spec, self.folder.judge_log, self.progress.say) as base_url:
-            yield [base_url]

@@ -11,24 +11,32 @@ from typing import Annotated, Literal
 
 import typer
 
+from autolora_eval._errors import UsageError
 from autolora_eval._options import (
     ANALYZE,
     METHODS,
     RUN,
     AcceptVersions,
+    AnyJudges,
     ArchiveOption,
+    BaselineOption,
     BenchmarkOrRun,
     Commands,
+    EngineOption,
+    ImagesModel,
     ImagesOption,
     JointOutputOption,
     JsonOption,
+    JudgeName,
     LimitPrompts,
     LimitSeeds,
     MethodNames,
     NoCode,
     OutputOption,
     ParameterOption,
+    PromptOption,
     RatingsArgument,
+    RayAddress,
     RunFolderArgument,
     RunOrArchive,
 )
@@ -80,14 +88,8 @@ def init(
     ],
     pipeline: Annotated[str, typer.Option(help="A pipeline folder or hub id.")],
     lora: Annotated[str, typer.Option(help="A .safetensors file, a folder or a hub id.")],
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="A prompt. Repeat the option for more prompts."),
-    ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="The name of a judge model on a server."),
-    ] = None,
+    prompt: PromptOption = None,
+    judge: JudgeName = None,
 ) -> None:
     """Write a commented benchmark file for your model and LoRA, and its JSON Schema."""
     from autolora_eval import _display as display
@@ -131,6 +133,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and exit, as the command plan.")
     ] = False,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
 ) -> None:
     """Run a benchmark: generate, score, report. Run it again to resume."""
     from autolora_eval import _display as display
@@ -142,6 +146,7 @@ def run(
     pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
     display.announce(pipeline.plan, pipeline.folder)
     pipeline.accept_versions = accept_versions
+    pipeline.use(engine, ray_address)
     display.show_run(pipeline.run())
 
 
@@ -152,6 +157,8 @@ def generate(
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
     accept_versions: AcceptVersions = False,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
 ) -> None:
     """Generate the images of a benchmark (the first stage of run)."""
     from autolora_eval import _display as display
@@ -159,6 +166,7 @@ def generate(
 
     pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
     pipeline.accept_versions = accept_versions
+    pipeline.use(engine, ray_address)
     with writing(pipeline.folder.path):
         pipeline.refuse_if_something_is_missing(judged=False)
         pipeline.generate()
@@ -173,10 +181,9 @@ def score(
     limit_seeds: LimitSeeds = None,
     images: ImagesOption = None,
     name: Annotated[str, typer.Option(help="The name of --images in the tables.")] = "Images",
-    model: Annotated[
-        str | None,
-        typer.Option(help="The benchmark's model that --images belong to. Default: its first."),
-    ] = None,
+    model: ImagesModel = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
 ) -> None:
     """Extract features, judge the images and write the tables (the second stage of run)."""
     from autolora_eval import _display as display
@@ -185,12 +192,15 @@ def score(
     limits = {"limit_prompts": limit_prompts, "limit_seeds": limit_seeds}
     progress = display.progress()
     if images is not None:
+        if engine == "ray" or ray_address:
+            raise UsageError("--images is scored by the local engine only: leave out --engine.")
         scored = score_images(
             images, benchmark, output, name=name, model=model, progress=progress, **limits
         )
         display.show_run(scored)
         return
     pipeline = RunPipeline.start(benchmark, output, progress=progress, **limits)
+    pipeline.use(engine, ray_address)
     with writing(pipeline.folder.path):
         pipeline.score()
     display.show_path("table", pipeline.folder.table("csv"))
@@ -219,16 +229,8 @@ def compare(
         typer.Argument(metavar="RUN", help="The folders of two or more finished runs."),
     ],
     output: JointOutputOption = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="The method to compare the others with. Default: the runs' baseline."),
-    ] = None,
-    allow_different_judges: Annotated[
-        bool,
-        typer.Option(
-            "--allow-different-judges", help="Compare the scores even if the judges differ."
-        ),
-    ] = False,
+    baseline: BaselineOption = None,
+    allow_different_judges: AnyJudges = False,
 ) -> None:
     """Put the cells of several runs into one table and report, compared in pairs."""
     from autolora_eval import _display as display

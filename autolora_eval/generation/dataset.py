@@ -124,6 +124,16 @@ class ImageDataset:
             }
         self._write_rows()
 
+    def record(self, rows: Iterable[Json]) -> None:
+        """Take over rows of images of these settings that another process wrote.
+
+        Args:
+            rows: as `write` makes them. With none, the folder is made ready for the others.
+        """
+        self._move_stale_images()
+        self.rows |= {row["file_name"]: row for row in rows}
+        self._write_rows()
+
     def adopt_existing(self, origins: Mapping[ImageJob, Mapping[str, object]]) -> set[ImageJob]:
         """Keep intact images of other settings that are copies of the same source file.
 

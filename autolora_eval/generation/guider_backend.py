@@ -60,6 +60,7 @@ class GuidedModel:
     batch_size: int
     failed: list[GuiderFailedError] = field(default_factory=list)
     pipeline: LoraPipeline = field(init=False)
+    _drift_check: ModelDriftCheck | None = None
 
     def __post_init__(self) -> None:
         self._load()
@@ -76,19 +77,20 @@ class GuidedModel:
                 loading the model again cannot undo. Finished images are kept.
         """
         third_party = any(dataset.cell.method.definition.code for dataset, _ in todo)
-        drift_check = ModelDriftCheck(self._sample_fixed_noise) if third_party else None
+        if third_party and self._drift_check is None:
+            self._drift_check = ModelDriftCheck(self._sample_fixed_noise)
         self._encode_prompts(todo)
         for dataset, jobs in todo:
             try:
-                self._fill(dataset, jobs, drift_check, advance)
+                self._fill(dataset, jobs, advance)
                 dataset.record_failures({})
             except GuiderFailedError as error:
                 dataset.record_failures(error.reasons)
                 release_frames(error)
                 self.failed.append(error)
                 advance(len(dataset.missing(jobs)))
-                if drift_check is not None and drift_check.has_drifted(self._sample_fixed_noise):
-                    self._reload(drift_check, error)
+                if self._has_drifted():
+                    self._reload(error)
                     self._encode_prompts(todo)
 
     def _encode_prompts(self, todo: Sequence[Todo]) -> None:
@@ -105,13 +107,7 @@ class GuidedModel:
                     self.pipeline.base_inputs(*copies)
         self.pipeline.release_text_encoders()
 
-    def _fill(
-        self,
-        dataset: ImageDataset,
-        jobs: Sequence[ImageJob],
-        drift_check: ModelDriftCheck | None,
-        advance: Advance,
-    ) -> None:
+    def _fill(self, dataset: ImageDataset, jobs: Sequence[ImageJob], advance: Advance) -> None:
         cell = dataset.cell
         with BackgroundWriter(dataset, advance) as writer:
             for start in range(0, len(jobs), self.batch_size):
@@ -121,12 +117,16 @@ class GuidedModel:
                     sample = sample_batch(self.pipeline, cell, batch, self.batch_size)
                 # A short batch is filled up, so it takes as long as a full one.
                 seconds = {SECONDS: round((time.perf_counter() - started) / self.batch_size, 4)}
-                if cell.method.definition.code and drift_check is not None:
-                    self._require_same_model(cell, drift_check)
+                if cell.method.definition.code:
+                    self._require_same_model(cell)
                 writer.write(batch, sample.images, sample.nfe, [seconds] * len(batch))
 
-    def _require_same_model(self, cell: Cell, drift_check: ModelDriftCheck) -> None:
-        if drift_check.has_drifted(self._sample_fixed_noise):
+    def _has_drifted(self) -> bool:
+        check = self._drift_check
+        return check is not None and check.has_drifted(self._sample_fixed_noise)
+
+    def _require_same_model(self, cell: Cell) -> None:
+        if self._has_drifted():
             name = cell.method.definition.name
             raise GuiderFailedError(
                 f"cell '{cell.id}': the guider '{name}' changed the model: its weights, or code "
@@ -142,11 +142,11 @@ class GuidedModel:
         with quiet_libraries():
             return self.pipeline.unguided_latents(self.model.size, self.model.spec.lora_scales)
 
-    def _reload(self, drift_check: ModelDriftCheck, error: GuiderFailedError) -> None:
+    def _reload(self, error: GuiderFailedError) -> None:
         del self.pipeline  # Free its memory before the model is loaded again.
         free_memory()
         self._load()
-        if drift_check.has_drifted(self._sample_fixed_noise):
+        if self._has_drifted():
             raise AutoLoRAEvalError(
                 f"{error} It also changed library code, so this process cannot continue. "
                 "Finished images are kept: fix or remove the method and run the same command "

@@ -70,6 +70,7 @@ class SampledCell:
     jobs: Sequence[ImageJob]
     failures: dict[str, str] = field(default_factory=dict)
     first_error: BaseException | None = None
+    _sampler: Callable[..., Any] | None = None
 
     def fill(self, model: SamplerModel, shared: SamplerPipeline, advance: Advance) -> None:
         """Make the missing images. Each is written beside the next.
@@ -79,7 +80,6 @@ class SampledCell:
             shared: the pipeline of the sampler.
             advance: called after each image.
         """
-        sampler: Callable[..., Any] | None = None
         with BackgroundWriter(self.dataset, advance) as writer:
             for n_tried, job in enumerate(self.jobs):
                 if n_tried == GIVE_UP_AFTER == len(self.failures) and self.dataset.is_empty:
@@ -87,8 +87,8 @@ class SampledCell:
                     advance(len(self.jobs) - n_tried)
                     break
                 try:
-                    sampler = sampler or self._prepare_sampler()
-                    image, nfe, seconds = self._sample(sampler, job, model, shared)
+                    self._sampler = self._sampler or self._prepare_sampler()
+                    image, nfe, seconds = self._sample(self._sampler, job, model, shared)
                 except AutoLoRAEvalError:
                     raise  # the model cannot be loaded: no sampler can run
                 except (Exception, SystemExit) as error:  # exit(0) would end the run as a success

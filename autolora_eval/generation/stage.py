@@ -72,6 +72,7 @@ def generate(
     folder: RunFolder,
     progress: Progress,
     before_first_image: Callable[[GenerationResult], None] = lambda result: None,
+    elsewhere: Runner | None = None,
 ) -> GenerationResult:
     """Make every image of the plan that is missing.
 
@@ -84,6 +85,7 @@ def generate(
         progress: advances by one for each image.
         before_first_image: called with the models and settings before the first image is made,
             and once more after image sets were imported.
+        elsewhere: makes the images of a model in other processes. Default: they are made here.
 
     Raises:
         AutoLoRAEvalError: if a model cannot be loaded; or, after everything else is made, if a
@@ -109,12 +111,13 @@ def generate(
             cells = [cell for cell in work if cell.jobs and cell.model == model.name]
             sampled = [cell for cell in cells if cell.kind == "sampler"]
             guided = [cell for cell in cells if cell.kind == "guider"]
-            for own, run, batch_size in (
+            for own, here, batch_size in (
                 (sampled, _run_samplers, 1),
                 (guided, _run_guiders, spec.batch_size),
             ):
                 if not own:
                     continue
+                run = elsewhere or here
                 try:
                     failures += run(model, own, device, dtype, batch_size, result, advance)
                 except Exception as error:
@@ -155,7 +158,7 @@ def _watching_the_disk(folder: RunFolder, shown: Advance, total: int, needed: in
 
 
 @dataclass(frozen=True)
-class _CellWork:
+class CellWork:
     """What is to be done for one cell.
 
     Attributes:
@@ -170,11 +173,20 @@ class _CellWork:
 
     @property
     def kind(self) -> str:
+        """The kind of the cell's method."""
         return self.dataset.cell.method.kind
 
     @property
     def model(self) -> str:
+        """The name of the cell's model."""
         return self.dataset.cell.model.name
+
+
+# Makes the missing images of one model's cells; returns the failures of cells.
+Runner = Callable[
+    [ResolvedModel, Sequence[CellWork], str, str, int, GenerationResult, Advance],
+    list[AutoLoRAEvalError],
+]
 
 
 def _missing_work(
@@ -183,7 +195,7 @@ def _missing_work(
     device: str,
     dtype: str,
     result: GenerationResult,
-) -> Iterator[_CellWork]:
+) -> Iterator[CellWork]:
     """Yield what each cell lacks; note models, settings and counts in the result."""
     for model in plan.benchmark.models.values():
         cells = [cell for cell in plan.cells if cell.model.name == model.name]
@@ -213,7 +225,7 @@ def _missing_work(
             result.libraries |= dataset.libraries
             if jobs and image_import is None:
                 result.libraries.add(image_libraries())
-            yield _CellWork(dataset, jobs, image_import)
+            yield CellWork(dataset, jobs, image_import)
 
 
 def model_identities(model: ResolvedModel, cells: Sequence[Cell]) -> Json:
@@ -278,7 +290,7 @@ def _without_path(known: Json) -> Json:
     return {key: value for key, value in known.items() if key != "name" or known["kind"] == "hub"}
 
 
-def _import_images(work: Sequence[_CellWork], result: GenerationResult, advance: Advance) -> None:
+def _import_images(work: Sequence[CellWork], result: GenerationResult, advance: Advance) -> None:
     """Import the sets that are not in the run folder, or whose import report is out of date."""
     for cell in work:
         if cell.image_import is not None:
@@ -292,7 +304,7 @@ def _import_images(work: Sequence[_CellWork], result: GenerationResult, advance:
 
 def _run_samplers(
     model: ResolvedModel,
-    work: Sequence[_CellWork],
+    work: Sequence[CellWork],
     device: str,
     dtype: str,
     batch_size: int,  # one image is made at a time
@@ -312,7 +324,7 @@ def _run_samplers(
     for cells in by_method.values():
         pipeline = run_sampler(cells, torch.device(device), getattr(torch, dtype), advance)
         if pipeline.is_loaded:
-            result.models[model.name] |= _describe(pipeline.loaded)
+            result.models[model.name] |= describe_pipeline(pipeline.loaded)
         del pipeline
         for sampled in cells:
             release_frames(sampled.first_error)
@@ -323,7 +335,7 @@ def _run_samplers(
 
 def _run_guiders(
     model: ResolvedModel,
-    work: Sequence[_CellWork],
+    work: Sequence[CellWork],
     device: str,
     dtype: str,
     batch_size: int,
@@ -336,12 +348,12 @@ def _run_guiders(
     from autolora_eval.generation.guider_backend import GuidedModel
 
     backend = GuidedModel(model, torch.device(device), getattr(torch, dtype), batch_size)
-    result.models[model.name] |= _describe(backend.pipeline)
+    result.models[model.name] |= describe_pipeline(backend.pipeline)
     backend.make([(cell.dataset, cell.jobs) for cell in work], advance)
     return list(backend.failed)
 
 
-def _describe(pipeline: LoraPipeline) -> Json:
+def describe_pipeline(pipeline: LoraPipeline) -> Json:
     """Return what the manifest records of a loaded pipeline."""
     from autolora_eval.generation.scheduling import describe_scheduler
 

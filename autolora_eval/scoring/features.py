@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +19,17 @@ from autolora_eval._devices import choose_device, is_out_of_memory, quiet_librar
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, atomic_write, content_hash, require_space
 from autolora_eval._identity import identity
-from autolora_eval._progress import Advance, Progress
+from autolora_eval._progress import Progress
 from autolora_eval._sources import Source, first_line
 from autolora_eval.runs.feature_file import checksum, read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image, reduced
 from autolora_eval.runs.manifest import RunManifest
-from autolora_eval.runs.records import FeaturesRecord
+from autolora_eval.runs.records import CellRecord, FeaturesRecord
 from autolora_eval.scoring.extractor import Extractor, Loading, ResolvedExtractor
 
 Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
+Batch = Sequence[CellImage]
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,11 @@ class FeatureSettings:
 
 
 def extract_features(
-    settings: FeatureSettings, manifest: RunManifest, folder: RunFolder, progress: Progress
+    settings: FeatureSettings,
+    manifest: RunManifest,
+    folder: RunFolder,
+    progress: Progress,
+    elsewhere: Callable[[str, Sequence[Batch]], Iterator[Extracted]] | None = None,
 ) -> FeaturesRecord:
     """Extract the features of every image of a run that has none yet.
 
@@ -116,6 +123,8 @@ def extract_features(
         manifest: whose images.
         folder: where images are and features go.
         progress: is advanced by each image.
+        elsewhere: takes the extractor's key and all batches, and yields what a `FeatureMaker` of
+            another process makes of each, in order. Default: they are extracted here.
 
     Returns:
         The extractor and how many images it took. What an earlier run learnt of the same
@@ -123,26 +132,34 @@ def extract_features(
     """
     kind, identity = settings.extractor.kind, settings.identity()
     key = extractor_key(identity, settings.batch_size)
-    extractor = cache(settings.load)  # loaded for the first image that can be opened
+    extract = FeatureMaker(settings)
     preprocessing, dim = None, None
     done = reused = n_failed = 0
     n_images = len(manifest.cells) * len(manifest.prompts) * len(manifest.seeds)
     with progress.task("Features", n_images) as advance:
-        for cell in manifest.cells:
-            images = cell_images(manifest, cell, folder)
+        work: Iterable[_CellWork] = _work(manifest, folder, key)
+        shared: Iterator[Extracted] = iter(())
+        if elsewhere is not None:
+            work = list(work)
+            size = settings.batch_size
+            shared = elsewhere(key, [b for one in work for b in _batches(one.todo, size)])
+        for cell, images, todo in work:
             known = known_features(folder.features(cell.id), key)
-            todo = [i for i in images if i.problem or (i.id, i.sha256) not in known]
             advance(len(images) - len(todo))
+            dims = {len(row) for row in known.values()}
             failed: dict[str, str] = {}
             if todo:
                 require_space(folder.path)
-                known_dims = {len(row) for row in known.values()}
-                fresh, failed = _extract(
-                    extractor, todo, settings.batch_size, advance, (kind.name, known_dims)
-                )
-                known |= fresh
-                if fresh:
-                    preprocessing = extractor().preprocessing()
+            batches = _batches(todo, settings.batch_size)
+            found = islice(shared, len(batches)) if elsewhere else map(extract, batches)
+            for batch, extracted in zip(batches, found, strict=True):
+                for row in extracted.rows.values():
+                    _check_length(len(row), kind.name, dims)
+                known |= extracted.rows
+                failed |= extracted.failed
+                if extracted.preprocessing is not None:
+                    preprocessing = extracted.preprocessing
+                advance(len(batch))
             if todo or not folder.features(cell.id).is_file():
                 _write(folder.features(cell.id), images, known, failed, key)
             done += len(todo) - len(failed)
@@ -163,6 +180,26 @@ def extract_features(
     if preprocessing is None and before is not None and before.key == key:
         record = record.model_copy(update={"preprocessing": before.preprocessing})
     return record
+
+
+class _CellWork(NamedTuple):
+    """The images of a cell, and those of them that have no features yet."""
+
+    cell: CellRecord
+    images: list[CellImage]
+    todo: list[CellImage]
+
+
+def _work(manifest: RunManifest, folder: RunFolder, key: str) -> Iterator[_CellWork]:
+    for cell in manifest.cells:
+        images = cell_images(manifest, cell, folder)
+        known = known_features(folder.features(cell.id), key)
+        todo = [i for i in images if i.problem or (i.id, i.sha256) not in known]
+        yield _CellWork(cell, images, todo)
+
+
+def _batches(images: Sequence[CellImage], size: int) -> list[Batch]:
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def extractor_key(identity: Json, batch_size: int) -> str:
@@ -187,17 +224,38 @@ def known_features(path: Path, key: str) -> Rows:
     return features.rows() if features.key == key else {}
 
 
-def _extract(
-    extractor: Callable[[], Extractor],
-    images: Sequence[CellImage],
-    batch_size: int,
-    advance: Advance,
-    known: tuple[str, set[int]],
-) -> tuple[Rows, dict[str, str]]:
-    rows: Rows = {}
-    failed: dict[str, str] = {}
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
+class Extracted(NamedTuple):
+    """What became of a batch.
+
+    Attributes:
+        rows: the vectors, by image and its hash.
+        failed: why an image could not be opened, by image.
+        preprocessing: what the extractor does with an image; None if none could be opened.
+    """
+
+    rows: Rows
+    failed: dict[str, str]
+    preprocessing: Json | None
+
+
+class FeatureMaker:
+    """Extracts batches. The extractor is loaded for the first image that can be opened.
+
+    Args:
+        settings: how.
+    """
+
+    def __init__(self, settings: FeatureSettings) -> None:
+        self._settings = settings
+        self._extractor = cache(settings.load)
+
+    def __call__(self, batch: Batch) -> Extracted:
+        """Extract the features of at most `batch_size` images.
+
+        Raises:
+            AutoLoRAEvalError: if the memory is too small.
+        """
+        failed: dict[str, str] = {}
         opened: list[tuple[CellImage, Image.Image]] = []
         for image in batch:
             try:
@@ -206,22 +264,23 @@ def _extract(
                 opened.append((image, reduced(open_image(image.path))))
             except ImageError as error:
                 failed[image.id] = str(error)
-        if opened:
-            try:
-                with quiet_libraries():
-                    vectors = extractor()([picture for _, picture in opened])
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise AutoLoRAEvalError(
-                    f"the extractor '{known[0]}' ran out of memory with features.batch_size "
-                    f"{batch_size}. Lower it, and run the same command again."
-                ) from None
-            _check_length(vectors.shape[1], *known)
-            for (image, _), vector in zip(opened, vectors, strict=True):
-                rows[image.id, str(image.sha256)] = vector
-        advance(len(batch))
-    return rows, failed
+        if not opened:
+            return Extracted({}, failed, None)
+        extractor = self._extractor()
+        try:
+            with quiet_libraries():
+                vectors = extractor([picture for _, picture in opened])
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise AutoLoRAEvalError(
+                f"the extractor '{self._settings.extractor.kind.name}' ran out of memory with "
+                f"features.batch_size {self._settings.batch_size}. Lower it, and run the same "
+                "command again."
+            ) from None
+        pairs = zip(opened, vectors, strict=True)
+        rows = {(image.id, str(image.sha256)): vector for (image, _), vector in pairs}
+        return Extracted(rows, failed, extractor.preprocessing())
 
 
 def _check_length(dim: int, name: str, known: set[int]) -> None:

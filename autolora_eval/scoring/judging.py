@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from autolora_eval._devices import choose_device
+from autolora_eval._devices import choose_device, free_memory
 from autolora_eval._files import Json, cache_folder, content_hash, require_space
 from autolora_eval._identity import identity
 from autolora_eval._progress import Advance, Progress
@@ -84,6 +85,30 @@ class JudgeSettings:
             here = {"identity": identity(self.source), "device": device}
         asked = {**config, **launched, **here, "rubric": self.rubric.sha256}
         return content_hash({**asked, "version": VERSION})
+
+
+@contextlib.contextmanager
+def served(
+    config: JudgeConfig, log: Path, say: Callable[[str], None]
+) -> Iterator[list[str] | None]:
+    """Serve the judge while the block runs, if the benchmark asks for it.
+
+    Args:
+        config: the benchmark's `judge`.
+        log: receives what the server prints.
+        say: shows a line.
+
+    Yields:
+        The server's address in a list; None without a server of our own.
+    """
+    if not config.launch:
+        yield None
+        return
+    from autolora_eval.scoring.judges.vllm_server import launched_server
+
+    free_memory()  # what generation and features held, so that the server can have it
+    with launched_server(config, log, say) as base_url:
+        yield [base_url]
 
 
 def open_judge(settings: JudgeSettings, base_urls: list[str] | None = None) -> Judge:

@@ -1,0 +1,115 @@
+"""Images made in shares, by makers that load the model anew, are those of the local engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_models import make_lora
+
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import read_jsonl
+from autolora_eval._progress import Progress
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.generation.share import Made, Share, make_elsewhere
+from autolora_eval.generation.stage import generate
+from autolora_eval.runs.folder import RunFolder
+
+pytestmark = pytest.mark.model
+
+CODE = """
+import random
+from PIL import Image
+from diffusers.guiders import ClassifierFreeGuidance
+
+class Fails(ClassifierFreeGuidance):
+    def forward(self, pred_cond, pred_uncond=None):
+        raise ValueError("no")
+
+class Counts:
+    def __init__(self):
+        self.n = 0
+    def __call__(self, prompt, seed, model):
+        if seed == 1:
+            raise ValueError("odd")
+        self.n += 1
+        image = Image.new("RGB", model.size, (random.randrange(256), 0, 0))
+        image.putpixel((0, 0), (seed, 0, 0))
+        return image
+"""
+METHODS = {
+    "Counts": {"sampler": "shared_methods.Counts"},
+    "AutoLoRA": {"guider": "autolora", "autolora_scale": 1.5},
+    "Fails": {"guider": "shared_methods.Fails"},
+    "CFG": {"guider": "cfg"},
+}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory, sdxl: Path) -> Plan:
+    tmp_path = tmp_path_factory.mktemp("benchmark")
+    (tmp_path / "shared_methods.py").write_text(CODE)
+    lora = tmp_path / "style.safetensors"
+    make_lora(sdxl, lora, kohya=True, text_encoders=True)
+    content = {
+        "name": "shared",
+        "prompts": ["a red cat", "two dogs"],
+        "seeds": {"start": 0, "count": 3},
+        "models": {
+            "T": {"pipeline": str(sdxl), "lora": {"path": str(lora)}, "num_inference_steps": 2}
+        },
+        "methods": METHODS,
+        "features": {"model": "miniature:dinov2"},
+        "batch_size": 2,
+    }
+    path = tmp_path / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return make_plan(load_benchmark(path))
+
+
+def rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
+    return [
+        {key: row[key] for key in row if key != "seconds"}
+        for path in sorted(run.path.glob(f"{name}/**/*.jsonl"))
+        for row in read_jsonl(path)
+    ]
+
+
+def spread(
+    plan: Plan, run: RunFolder, maker: Any, arguments: tuple[Any, ...], shares: list[Share]
+) -> Iterator[Made]:
+    """Two makers take turns, the last share comes first, and one is made twice."""
+    makers = maker(plan, run, *arguments), maker(plan, run, *arguments)
+    for n, share in enumerate([*reversed(shares), shares[0]]):
+        yield makers[n % 2](share)
+
+
+def test_shares_of_two_makers_are_the_images_of_the_local_engine(plan, tmp_path) -> None:
+    here, there = RunFolder(tmp_path / "here"), RunFolder(tmp_path / "there")
+    messages = []
+    for run, elsewhere in (
+        (here, None),
+        (there, partial(make_elsewhere, partial(spread, plan, there))),
+    ):
+        with pytest.raises(AutoLoRAEvalError) as caught:
+            generate(plan, run, Progress(), elsewhere=elsewhere)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert "shared_methods.Fails' failed: ValueError: no" in messages[0]
+    assert rows(there, "images") == rows(here, "images")
+    assert rows(there, "failed_images") == rows(here, "failed_images")
+    assert len(rows(here, "images")) == 2 * 6 + 4
+    assert len(rows(here, "failed_images")) == 2
+
+
+def test_a_machine_with_other_files_is_refused(plan, tmp_path, monkeypatch) -> None:
+    run = RunFolder(tmp_path / "run")
+    other = partial(make_elsewhere, partial(spread, plan, run))
+    monkeypatch.setattr("autolora_eval.generation.share.image_settings", lambda *_: {})
+    with pytest.raises(AutoLoRAEvalError, match="has other files of the model 'T'"):
+        generate(plan, run, Progress(), elsewhere=other)

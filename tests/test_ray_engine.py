@@ -1,0 +1,101 @@
+"""A run on a Ray cluster of two processes ends as one of the local engine, and as if none died."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from command import run_command
+from conftest import ROOT
+from lost_node import contents
+
+from autolora_eval._pipeline import RunPipeline
+from autolora_eval._ray_engine import EngineName
+
+pytestmark = pytest.mark.e2e
+
+GUIDER = """
+import os
+import signal
+from pathlib import Path
+
+from diffusers.guiders import ClassifierFreeGuidance
+
+
+class Dies(ClassifierFreeGuidance):
+    "Kills its process, once."
+
+    def prepare_inputs(self, data):
+        mark = Path(os.environ["AUTOLORA_EVAL_MARK"])
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().prepare_inputs(data)
+"""
+STEPS, SEEDS = 2, 4
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The quick start with two methods, one of which kills its process; the mark is not there."""
+    (tmp_path / "deadly.py").write_text(GUIDER)
+    monkeypatch.setenv("AUTOLORA_EVAL_MARK", str(tmp_path / "mark"))
+    content = yaml.safe_load((ROOT / "benchmarks" / "quickstart.yaml").read_text("utf-8"))
+    content["prompts"] = ["a red heart on a blue background, pixel art style"]
+    content["seeds"]["count"] = SEEDS
+    content["batch_size"] = 2
+    content["judge"]["rubric"] = str(ROOT / "prompts" / "rubrics" / "pixel_art.yaml")
+    content["models"]["SDXL miniature"]["num_inference_steps"] = STEPS
+    content["methods"] = {"LoRA+CFG": {"guider": "cfg"}, "Dies": {"guider": "deadly.Dies"}}
+    path = tmp_path / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def judged(folder: Path) -> list[tuple[object, ...]]:
+    rows = (row for path in folder.glob("judgements/*.jsonl") for row in path.open())
+    return [
+        tuple(yaml.safe_load(row)[key] for key in ("image_id", "raw", "scores")) for row in rows
+    ]
+
+
+def finished(benchmark: Path, output: Path, engine: EngineName) -> Path:
+    pipeline = RunPipeline.start(benchmark, output)
+    pipeline.use(engine)
+    pipeline.generate()
+    pipeline.score()
+    return output
+
+
+def test_a_killed_process_changes_nothing(cluster, benchmark, tmp_path) -> None:
+    spread = finished(benchmark, tmp_path / "ray", "ray")  # one is killed: the mark is made
+    here = finished(benchmark, tmp_path / "local", "local")
+    assert (tmp_path / "mark").exists()
+    assert len(contents(here)) == 3 + 2 + 2 * SEEDS
+    assert contents(spread) == contents(here)
+    assert judged(spread) == judged(here)
+    assert not list(spread.rglob(".partial-*"))
+
+
+def test_without_ray_the_command_says_how_to_get_it(tmp_path, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "ray" else find(name)
+    )
+    finished = run_command("run", "quickstart", "--output", tmp_path / "run", "--engine", "ray")
+    assert finished.code == 1
+    assert "pip install 'autolora-eval[ray]'" in finished.stderr
+    assert not (tmp_path / "run").exists()
