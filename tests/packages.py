@@ -6,8 +6,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autolora_eval._errors import UsageError
+from autolora_eval.guidance.method_registry import resolve_method
 
 EXAMPLE = Path(__file__).parent / "example_plugin"
+
+CLASS = """
+from diffusers.guiders import ClassifierFreeGuidance
+
+class {name}(ClassifierFreeGuidance):
+    '''{doc}'''
+"""
 
 
 def install_example(folder: Path) -> Path:
@@ -32,3 +45,10 @@ def write_package(folder: Path, name: str, entry_points: str, **modules: str) ->
     (info / "RECORD").write_text("".join(f"{module}.py,,\n" for module in modules))
     for module, text in modules.items():
         (folder / f"{module}.py").write_text(text)
+
+
+def refusal(kind: Any, stated: str, folders: tuple[Path, ...] = ()) -> str:
+    """Return why a method is refused."""
+    with pytest.raises(UsageError) as caught:
+        resolve_method(kind, stated, folders)
+    return str(caught.value)

@@ -31,7 +31,7 @@ from autolora_eval.analysis.tables import write_tables
 from autolora_eval.runs.checksums import checksums
 from autolora_eval.runs.folder import RunFolder, rows_of_images
 from autolora_eval.runs.lock import writing
-from autolora_eval.runs.manifest import ImageJob, RunManifest, hash_prompts
+from autolora_eval.runs.manifest import ImageJob, RunManifest, hash_prompts, joint_prompt_cuts
 from autolora_eval.runs.records import (
     BenchmarkRecord,
     CellRecord,
@@ -122,21 +122,21 @@ def _joint_manifest(
     if chosen not in methods:
         raise UsageError(f"no method '{chosen}' in these runs.{did_you_mean(chosen, methods)}")
     labels = [source.label for source in sources]
-    benchmark = BenchmarkRecord(
-        file=f"a comparison of {', '.join(labels)}",
-        name=run_name("-and-".join(labels)),
-        description=f"Cells of {len(labels)} runs: {', '.join(labels)}.",
-        baseline=chosen,
-    )
     judge = _joint_judge(sources)
     manifest = RunManifest(
         autolora_eval_version=__version__,
-        benchmark=benchmark,
+        benchmark=BenchmarkRecord(
+            file=f"a comparison of {', '.join(labels)}",
+            name=run_name("-and-".join(labels)),
+            description=f"Cells of {len(labels)} runs: {', '.join(labels)}.",
+            baseline=chosen,
+        ),
         limit_prompts=max(s.manifest.limit_prompts or 0 for s in sources) or None,
         limit_seeds=max(s.manifest.limit_seeds or 0 for s in sources) or None,
         prompts=prompts,
         negative_prompts=negative_prompts,
         prompts_sha256=hash_prompts(prompts, negative_prompts),
+        prompt_cuts=joint_prompt_cuts((s.manifest for s in sources), pairs),
         seeds=seeds,
         methods=methods,
         sweep=_joint_sweep(sources, cells),

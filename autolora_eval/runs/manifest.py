@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from autolora_eval._files import Json, prompt_folder, sha256_bytes
-from autolora_eval.runs.cut_prompts import PromptCuts
+from autolora_eval.runs.cut_prompts import PromptCut, PromptCuts
 from autolora_eval.runs.records import (
     AgreementRecord,
     BenchmarkRecord,
@@ -180,3 +180,34 @@ class RunManifest(Record):
             KeyError: if there is none of that id.
         """
         return {cell.id: cell for cell in self.cells}[id_]
+
+
+def joint_prompt_cuts(
+    runs: Iterable[RunManifest], pairs: Sequence[tuple[str, str | None]]
+) -> dict[str, PromptCuts]:
+    """Return the cut prompts of several runs, under the numbers that the prompts have in `pairs`.
+
+    Args:
+        runs: the runs.
+        pairs: the prompts that all have, with their negative prompts.
+    """
+    found: dict[str, PromptCuts] = {}
+    for run in runs:
+        numbered = enumerate(run.prompt_pairs, 1)
+        places = {n: pairs.index(pair) + 1 for n, pair in numbered if pair in pairs}
+        for model, cuts in run.prompt_cuts.items():
+            joint = found.setdefault(model, PromptCuts(cut=[], same=[]))
+            cut = [kept for one in cuts.cut if (kept := _renumbered(one, places))]
+            same = [[places[n] for n in group if n in places] for group in cuts.same]
+            joint.cut.extend(one for one in cut if one not in joint.cut)
+            joint.same.extend(g for g in same if len(g) > 1 and g not in joint.same)
+    return {model: cuts for model, cuts in found.items() if cuts.cut or cuts.same}
+
+
+def _renumbered(cut: PromptCut, places: Mapping[int, int]) -> PromptCut | None:
+    """Return a cut under the new number of its prompt; None if the prompt is not kept."""
+    name, _, number = cut.name.rpartition(" ")
+    if not number.isdigit():  # the negative prompt of all
+        return cut
+    place = places.get(int(number))
+    return None if place is None else cut.model_copy(update={"name": f"{name} {place}"})

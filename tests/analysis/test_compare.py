@@ -143,8 +143,11 @@ def test_a_name_that_two_runs_have_is_told_apart(
 
 
 def test_the_same_images_are_one_cell(whole: RunFolder, halves: list[Path], tmp_path: Path) -> None:
-    joint, _ = compare([whole.path, halves[0]], tmp_path / "joint")
+    joint, differences = compare([whole.path, halves[0]], tmp_path / "joint")
     assert joint.table["method"].tolist() == ["CFG", "AutoLoRA"]
+    assert [d.message for d in differences] == [
+        "method 'CFG': the very same images in whole and half-CFG; taken once, from whole."
+    ]
 
 
 def test_only_what_all_have_is_compared_and_that_is_told(
@@ -173,6 +176,13 @@ def change(folder: RunFolder, section: str, **values: object) -> None:
     write_json(folder.manifest, manifest)
 
 
+def judged_by_another(folder: RunFolder, cell: str) -> None:
+    change(folder, "judge", key="another judge", model="somebody")
+    replies = folder.judgements(cell)
+    text = replies.read_text(encoding="utf-8")
+    replies.write_text(text.replace(f'"{KEY}"', '"another judge"'), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
@@ -192,11 +202,7 @@ def test_what_is_not_on_one_scale_is_refused(
 
 
 def test_different_judges_are_refused_unless_asked_for(halves: list[Path], tmp_path: Path) -> None:
-    change(RunFolder(halves[1]), "judge", key="another judge", model="somebody")
-    replies = halves[1] / "judgements" / "A--AutoLoRA.jsonl"
-    replies.write_text(
-        replies.read_text(encoding="utf-8").replace(f'"{KEY}"', '"another judge"'), encoding="utf-8"
-    )
+    judged_by_another(RunFolder(halves[1]), "A--AutoLoRA")
     with pytest.raises(UsageError, match="--allow-different-judges"):
         compare(halves, tmp_path / "joint")
     joint, differences = compare(halves, tmp_path / "joint", allow_different_judges=True)
@@ -209,8 +215,10 @@ def test_different_judges_are_refused_unless_asked_for(halves: list[Path], tmp_p
 def test_a_model_that_is_not_the_same_is_told(halves: list[Path], tmp_path: Path) -> None:
     for half, steps in zip(halves, ("float32", "float16"), strict=True):
         change(RunFolder(half), "models", A=MODEL | {"dtype": steps})
-    _, differences = compare(halves, tmp_path / "joint")
-    assert [d.message for d in differences] == [
+    asked = ["compare", *map(str, halves), "--output", str(tmp_path / "joint")]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert [d.message for d in open_run(tmp_path / "joint").manifest.differences] == [
         "model 'A' differs in dtype between half-CFG, half-AutoLoRA."
     ]
 
@@ -231,27 +239,18 @@ def test_something_else_is_not_written_over(halves: list[Path], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("named", "message"),
-    [((0,), "two or more runs"), ((0, 0), "is named twice")],
+    ("named", "baseline", "message"),
+    [
+        ((0,), None, "two or more runs"),
+        ((0, 0), None, "is named twice"),
+        ((0, 1), "AutoLora", r"no method .AutoLora. in these runs\. Did you mean"),
+    ],
 )
-def test_too_few_runs_are_refused(
-    halves: list[Path], tmp_path: Path, named: tuple[int, ...], message: str
+def test_too_few_runs_and_unknown_baselines_are_refused(
+    halves: list[Path], tmp_path: Path, named: tuple[int, ...], baseline: str | None, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        compare([halves[n] for n in named], tmp_path / "joint")
-
-
-def test_a_baseline_that_no_run_has_is_answered(halves: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no method .AutoLora. in these runs\. Did you mean"):
-        compare(halves, tmp_path / "joint", baseline="AutoLora")
-
-
-def test_the_command_names_what_differs(halves: list[Path], tmp_path: Path) -> None:
-    change(RunFolder(halves[1]), "models", A=MODEL | {"dtype": "float16"})
-    change(RunFolder(halves[0]), "models", A=MODEL)
-    asked = ["compare", *map(str, halves), "--output", str(tmp_path / "joint")]
-    done = CliRunner().invoke(app, asked)
-    assert done.exit_code == 0, done.output
+        compare([halves[n] for n in named], tmp_path / "joint", baseline=baseline)
 
 
 def test_a_run_that_is_compared_is_never_written_over(halves: list[Path], tmp_path: Path) -> None:
@@ -326,22 +325,9 @@ def test_the_same_images_that_two_judges_saw_are_two_cells(
     whole: RunFolder, halves: list[Path], tmp_path: Path
 ) -> None:
     """To compare judges is why one would ask for it."""
-    change(RunFolder(halves[0]), "judge", key="another judge", model="somebody")
-    replies = halves[0] / "judgements" / "A--CFG.jsonl"
-    replies.write_text(
-        replies.read_text(encoding="utf-8").replace(f'"{KEY}"', '"another judge"'), encoding="utf-8"
-    )
+    judged_by_another(RunFolder(halves[0]), "A--CFG")
     joint, _ = compare([whole.path, halves[0]], tmp_path / "joint", allow_different_judges=True)
     assert joint.table["method"].tolist() == ["CFG (whole)", "AutoLoRA", "CFG (half-CFG)"]
-
-
-def test_images_that_are_taken_once_are_told(
-    whole: RunFolder, halves: list[Path], tmp_path: Path
-) -> None:
-    _, differences = compare([whole.path, halves[0]], tmp_path / "joint")
-    assert [d.message for d in differences] == [
-        "method 'CFG': the very same images in whole and half-CFG; taken once, from whole."
-    ]
 
 
 def test_what_made_each_runs_numbers_stays_recorded(halves: list[Path], tmp_path: Path) -> None:

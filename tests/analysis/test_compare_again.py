@@ -12,7 +12,9 @@ from scored_run import scored
 from autolora_eval._pipeline import compare
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
+from autolora_eval.runs.cut_prompts import PromptCut, PromptCuts
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import joint_prompt_cuts
 
 pytestmark = pytest.mark.e2e
 
@@ -103,3 +105,29 @@ def test_other_software_and_hardware_is_told_and_the_same_is_not(
         "versions and devices: torch 2.13.0 in of-CFG, 2.12.1 in of-AutoLoRA; "
         "device cpu in of-CFG, cuda in of-AutoLoRA."
     )
+
+
+def test_cut_prompts_are_told_under_the_numbers_that_prompts_have_together(
+    runs: Runs, tmp_path: Path
+) -> None:
+    first, second = (RunFolder(folder) for folder in runs())
+    prompts = first.read_manifest().prompts
+    cut = PromptCut(name="prompt 2", encoders=["text_encoder"], tokens=90, limit=77, read="a")
+    lost = cut.model_copy(update={"name": "negative prompt 1"})
+    of_all = cut.model_copy(update={"name": "negative prompt"})
+    first.update_manifest(prompt_cuts={"A": PromptCuts(cut=[cut, of_all], same=[])})
+    found = second.read_manifest().model_copy(
+        update={
+            "prompts": ["of this run alone", *prompts],
+            "prompt_cuts": {"A": PromptCuts(cut=[cut, lost, of_all], same=[[1, 2], [2, 3]])},
+        }
+    )
+    pairs = first.read_manifest().prompt_pairs
+    joint = joint_prompt_cuts([first.read_manifest(), found], pairs)["A"]
+    assert [one.name for one in joint.cut] == ["prompt 2", "negative prompt", "prompt 1"]
+    assert joint.same == [[1, 2]]
+    compared, _ = compare([first.path, second.path], tmp_path / "joint")
+    assert [one.name for one in compared.manifest.prompt_cuts["A"].cut] == [
+        "prompt 2",
+        "negative prompt",
+    ]

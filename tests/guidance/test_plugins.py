@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from packages import install_example, write_package
+from packages import CLASS, install_example, refusal, write_package
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -25,13 +25,6 @@ from autolora_eval.guidance.method_registry import GUIDERS, resolve_method
 from autolora_eval.guider_checks.runner import all_checks, check_command
 
 pytestmark = pytest.mark.e2e
-
-CLASS = """
-from diffusers.guiders import ClassifierFreeGuidance
-
-class {name}(ClassifierFreeGuidance):
-    '''{doc}'''
-"""
 
 
 @pytest.fixture(scope="session")
@@ -47,25 +40,6 @@ def installed(example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield example
     for name in [name for name in sys.modules if name.startswith("example_plugins")]:
         del sys.modules[name]
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder that packages can be put into."""
-    before = set(sys.modules)
-    path = tmp_path / "site"
-    path.mkdir()
-    monkeypatch.syspath_prepend(path)
-    yield path
-    for name in set(sys.modules) - before:
-        if str(path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
-def refusal(kind: Any, stated: str, folders: tuple[Path, ...] = ()) -> str:
-    with pytest.raises(UsageError) as caught:
-        resolve_method(kind, stated, folders)
-    return str(caught.value)
 
 
 def test_a_guider_of_an_installed_package_goes_by_its_name(installed: Path) -> None:
@@ -228,99 +202,6 @@ def test_what_cannot_be_found_is_answered_with_the_next_step(
     installed: Path, stated: str, told: str
 ) -> None:
     assert told in refusal("guider", stated)
-
-
-def test_code_is_told_apart_by_its_sources_though_its_version_stays(site: Path) -> None:
-    def sha256() -> str:
-        for name in [name for name in sys.modules if name.startswith("pack_mod")]:
-            del sys.modules[name]
-        return resolve_method("guider", "pack_mod.guiders.A").code["sha256"]
-
-    package = site / "pack_mod"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "guiders.py").write_text(CLASS.format(name="A", doc="x"))
-    first = sha256()
-    assert sha256() == first
-    (package / "helpers.py").write_text("FACTOR = 2\n")  # what its guider may import
-    second = sha256()
-    (package / "guiders.py").write_text(CLASS.format(name="A", doc="y"))
-    assert len({first, second, sha256()}) == 3
-
-
-def test_code_that_was_changed_after_its_import_is_refused(site: Path) -> None:
-    """Its images would be the old code's, under the key of the new."""
-    text = CLASS.format(name="A", doc="x") + "    def twice(self):\n        return {}\n"
-    (site / "edited_mod.py").write_text(text.format(2))
-    resolve_method("guider", "edited_mod.A")
-    (site / "edited_mod.py").write_text(text.format(3))
-    told = "edited_mod.py changed after it was imported. Restart Python"
-    assert told in refusal("guider", "edited_mod.A")
-    (site / "edited_mod.py").write_text(text.format(2))
-    resolve_method("guider", "edited_mod.A")
-
-
-def test_a_base_class_in_another_package_is_part_of_the_code(site: Path) -> None:
-    (site / "base_mod.py").write_text(CLASS.format(name="B", doc="x"))
-    (site / "top_mod.py").write_text("from base_mod import B\nclass A(B):\n    'x'\n")
-    before = resolve_method("guider", "top_mod.A").code["sha256"]
-    (site / "base_mod.py").write_text(CLASS.format(name="B", doc="x") + "\n\nFACTOR = 2\n")
-    assert resolve_method("guider", "top_mod.A").code["sha256"] != before
-
-
-USES_HELPER = "from {helper} import f\nfrom diffusers.guiders import ClassifierFreeGuidance\n\n"
-
-
-def helped(site: Path, name: str, helper: str) -> None:
-    text = CLASS.format(name="A", doc="x")
-    (site / f"{name}.py").write_text(USES_HELPER.format(helper=helper) + text)
-
-
-def test_what_a_file_imports_from_beside_it_is_part_of_the_code(site: Path) -> None:
-    """Images that an edited helper would change are made anew, however far it is."""
-
-    def sha256() -> str:
-        for name in [name for name in sys.modules if name.startswith("help_")]:
-            del sys.modules[name]
-        return resolve_method("guider", "help_guider.A").code["sha256"]
-
-    helped(site, "help_guider", "help_near")
-    (site / "help_near.py").write_text(
-        "def f(x):\n    from help_far.deep import g\n    return g(x)"
-    )
-    (site / "help_far").mkdir()
-    (site / "help_far" / "deep.py").write_text("def g(x):\n    return x")
-    found = [sha256()]
-    assert sha256() == found[0]
-    (site / "help_near.py").write_text("import help_far.deep\ndef f(x):\n    return 2 * x")
-    found.append(sha256())
-    (site / "help_far" / "deep.py").write_text("def g(x):\n    return 3 * x")
-    found.append(sha256())
-    assert len(set(found)) == 3
-
-
-def test_a_helper_that_was_changed_after_its_import_is_refused(site: Path) -> None:
-    helped(site, "stale_guider", "stale_helper")
-    (site / "stale_helper.py").write_text("def f(x):\n    return x\n")
-    resolve_method("guider", "stale_guider.A")
-    (site / "stale_helper.py").write_text("def f(x):\n    return 2 * x\n")
-    assert "stale_helper.py changed after it was imported" in refusal("guider", "stale_guider.A")
-
-
-def test_a_partial_is_told_by_what_it_calls_and_with_what(site: Path) -> None:
-    text = (
-        "from functools import partial\n"
-        "def make(factor, prompt, seed, model, *, power=1.0): ...\n"
-        "once, twice = partial(make, 1), partial(partial(make, 2), power=2.0)\n"
-    )
-    (site / "partial_mod.py").write_text(text)
-    once, twice = (resolve_method("sampler", f"partial_mod.{name}") for name in ("once", "twice"))
-    assert once.code["class"] == twice.code["class"] == "partial_mod.make"
-    assert once.source == "partial_mod.py"
-    assert once.display_name == "make"
-    assert once.code["sha256"] == twice.code["sha256"]
-    assert once.code["arguments"] == "[[1]]"
-    assert twice.code["arguments"] == '[[2, "power", 2.0]]'
 
 
 def test_two_modules_of_one_name_in_one_process_are_not_taken_for_each_other(
