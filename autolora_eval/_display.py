@@ -25,7 +25,7 @@ from autolora_eval.config.plan import (
     common_columns,
     describe_parameters,
 )
-from autolora_eval.config.prompt_cuts import describe_cuts, plan_prompt_cuts
+from autolora_eval.config.prompt_cuts import all_prompt_cuts, describe_cuts, plan_prompt_cuts
 from autolora_eval.config.resolved import LoadedBenchmark
 from autolora_eval.config.sweep_grid import INTERVAL, fields_of
 from autolora_eval.guidance.catalogue import (
@@ -149,9 +149,9 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "Sweep", f"{name}: {', '.join(map(format_swept_value, values))}"
     yield "Device", {"auto": "CUDA if available, else the CPU"}.get(spec.device, spec.device)
     yield "Prompts", spec.prompts if isinstance(spec.prompts, str) else "in the benchmark file"
-    cuts = plan_prompt_cuts(plan)
+    cuts = all_prompt_cuts(plan)
     for model in benchmark.models.values():
-        yield from model_facts(model, cuts.get(model.name), spec.dtype, spec.batch_size)
+        yield from model_facts(model, cuts.get(model.name, ""), spec.dtype, spec.batch_size)
     kind, features = benchmark.extractor.kind, benchmark.features
     yield "Features", kind.name if features is None else place(features, "config.json")
     if benchmark.diversity:

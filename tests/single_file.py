@@ -1,4 +1,4 @@
-"""A tiny SDXL in the names of its first release, as single-file checkpoints hold it."""
+"""A tiny SDXL or SD3 in the names of its first release, as single-file checkpoints hold it."""
 
 from __future__ import annotations
 
@@ -69,22 +69,88 @@ _OPEN_CLIP = {
 }
 
 
+# SD3's transformer: what is outside of its blocks, and within one.
+_MMDIT = {
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "context_embedder": "context_embedder",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+_MMDIT_BLOCK = {
+    "attn.to_q": "x_block.attn.qkv",
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn.add_q_proj": "context_block.attn.qkv",
+    "attn.to_add_out": "context_block.attn.proj",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+}
+_SD3_TEXT = {
+    "text_encoder": "text_encoders.clip_l.transformer.",
+    "text_encoder_2": "text_encoders.clip_g.transformer.",
+    "text_encoder_3": "text_encoders.t5xxl.transformer.",
+}
+
+
 def write_single_file(pipe: Any, file: Path) -> Path:
-    """Write the weights of a tiny SDXL pipeline as one file, and return it."""
-    tensors = {f"model.diffusion_model.{_unet(k)}": v for k, v in pipe.unet.state_dict().items()}
+    """Write the weights of a tiny SDXL or SD3 pipeline as one file, and return it."""
+    tensors = _sdxl(pipe) if hasattr(pipe, "unet") else _sd3(pipe)
     for key, value in pipe.vae.state_dict().items():
         name = key
         for pattern, text in _VAE:
             name = re.sub(pattern, text, name)
         is_attention = "attn_1" in name and value.dim() == 2
         tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if is_attention else value
+    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, file)
+    return file
+
+
+def _sdxl(pipe: Any) -> dict[str, torch.Tensor]:
+    tensors = {f"model.diffusion_model.{_unet(k)}": v for k, v in pipe.unet.state_dict().items()}
     for key, value in pipe.text_encoder.state_dict().items():
         name = f"text_model.{key.removeprefix('text_model.')}"
         tensors[f"conditioner.embedders.0.transformer.{name}"] = value
     for key, value in _open_clip(pipe.text_encoder_2.state_dict()).items():
         tensors[f"conditioner.embedders.1.model.{key}"] = value
-    save_file({key: value.contiguous() for key, value in tensors.items()}, file)
-    return file
+    return tensors
+
+
+def _sd3(pipe: Any) -> dict[str, torch.Tensor]:
+    tensors = {f"model.diffusion_model.{k}": v for k, v in _mmdit(pipe.transformer).items()}
+    for component, prefix in _SD3_TEXT.items():
+        encoder = getattr(pipe, component)
+        weights = {} if encoder is None else encoder.state_dict()
+        tensors |= {f"{prefix}{key}": value for key, value in weights.items()}
+    return tensors
+
+
+def _mmdit(transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    state = transformer.state_dict()
+    last = f"transformer_blocks.{len(transformer.transformer_blocks) - 1}.norm1_context.linear"
+    found = {"pos_embed": state.pop("pos_embed.pos_embed")}
+    for key, value in state.items():
+        name, _, kind = key.rpartition(".")
+        block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name)
+        if block is None:
+            first = _MMDIT[name]
+        elif block[2] not in _MMDIT_BLOCK:  # k and v, which go with q
+            continue
+        else:
+            first = f"joint_blocks.{block[1]}.{_MMDIT_BLOCK[block[2]]}"
+        if first.endswith("qkv"):
+            head, _, tail = key.rpartition("_q")
+            value = torch.cat([state[f"{head}_{one}{tail}"] for one in "qkv"])
+        if name in ("norm_out.linear", last):  # (scale, shift) here, (shift, scale) there
+            value = torch.cat(value.chunk(2)[::-1])
+        found[f"{first}.{kind}"] = value
+    return found
 
 
 def _unet(key: str) -> str:

@@ -37,10 +37,20 @@ CHAT = (
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def make_sd3(folder: Path, seed: int = 0, t5: bool = True) -> Path:
-    """Save a random SD3 pipeline, with or without T5, and return its folder."""
+def make_sd3(
+    folder: Path, seed: int = 0, t5: bool = True, widths: tuple[int, int] = (32, 32)
+) -> Path:
+    """Save a random SD3 pipeline and return its folder.
+
+    Args:
+        folder: where to.
+        seed: of the weights.
+        t5: whether it has the third text encoder.
+        widths: of the CLIP encoders, 64 together.
+    """
     torch.manual_seed(seed)
     tokenizer, text = clip_text(folder.parent / f"{folder.name}-vocabulary")
+    small, large = (text | {"hidden_size": n, "projection_dim": n} for n in widths)
     characters = t5_tokenizer()
     t5_config = T5Config(
         vocab_size=len(characters), d_model=80, d_kv=16, d_ff=64, num_layers=2, num_heads=2
@@ -61,9 +71,9 @@ def make_sd3(folder: Path, seed: int = 0, t5: bool = True) -> Path:
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=small_vae(shift_factor=0.1, scaling_factor=0.8),
-        text_encoder=CLIPTextModelWithProjection(CLIPTextConfig(**text)),
+        text_encoder=CLIPTextModelWithProjection(CLIPTextConfig(**small)),
         tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text, hidden_act="gelu")),
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**large, hidden_act="gelu")),
         tokenizer_2=tokenizer,
         text_encoder_3=T5EncoderModel(t5_config) if t5 else None,
         tokenizer_3=characters if t5 else None,

@@ -24,6 +24,7 @@ from typing import Any
 from autolora_eval._sources import cached
 from autolora_eval.config.inputs import INDEX
 from autolora_eval.config.lora_file import LoraFile
+from autolora_eval.config.pipeline_parts import VAE, checkpoint_parameters
 from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.schema import Offload
 from autolora_eval.config.tensor_file import read_header
@@ -131,7 +132,7 @@ def model_memory(model: ResolvedModel, dtype: str) -> ModelMemory | None:
     Raises:
         UsageError: if a file of weights is damaged.
     """
-    index = cached(model.pipeline, INDEX)
+    index = cached(model.layout, INDEX)
     try:
         return None if index is None else _estimate(model, index, dtype)
     except (ValueError, KeyError, TypeError, IndexError):  # not a configuration of diffusers
@@ -142,30 +143,51 @@ def _estimate(model: ResolvedModel, index: Path, dtype: str) -> ModelMemory | No
     dtype = "float16" if dtype == "auto" else dtype
     size = _BYTES[dtype]
     kind = str(_read(index).get("_class_name", ""))
-    numbers = {
-        part.name: n
-        for part in index.parent.iterdir()
-        if part.name not in model.spec.left_out and (n := _parameters(part, model.spec.variant))
-    }
+    numbers = _numbers(model, index.parent, kind)
     denoiser = "unet" if "unet" in numbers else "transformer"
     unet_or_transformer = _read(index.parent / denoiser / "config.json")
-    vae = _read(index.parent / "vae" / "config.json")
+    vae = _read(_vae_config(model) or index)
     loras = model.switched_loras
     per_pixel = _pass_channels(unet_or_transformer, loras)
     if denoiser not in numbers or "vae" not in numbers or per_pixel is None:
         return None
+    encoders = sorted(name for name in numbers if name.startswith("text_encoder"))
     upcast = kind.startswith("StableDiffusionXL") and vae.get("force_upcast", True)
     vae_size = 4 if upcast and dtype == "float16" else size
     pixels = model.size[0] * model.size[1]
     return ModelMemory(
         dtype=dtype,
-        encoders=tuple(n * size for name, n in numbers.items() if name.startswith("text_encoder")),
+        encoders=tuple(numbers[name] * size for name in encoders),
         denoiser=(numbers[denoiser] + sum(map(_lora_parameters, loras))) * size,
         vae=numbers["vae"] * vae_size,
         pass_per_image=int(per_pixel * pixels / _factor(vae) ** 2 * size),
         decoding=3 * _widest(vae) * pixels * vae_size,
         output_per_image=2 * 3 * pixels * vae_size,
     )
+
+
+def _vae_config(model: ResolvedModel) -> Path | None:
+    return cached(model.vae, VAE) if model.vae else cached(model.layout, f"vae/{VAE}")
+
+
+def _numbers(model: ResolvedModel, folder: Path, kind: str) -> dict[str, int]:
+    """Return the number of parameters of each component that is loaded.
+
+    Args:
+        model: the model.
+        folder: of its configurations.
+        kind: the class of the pipeline.
+    """
+    if model.pipeline.kind == "file":
+        numbers = checkpoint_parameters(model.pipeline.path, kind)
+    else:
+        numbers = {part.name: _parameters(part, model.spec.variant) for part in folder.iterdir()}
+    config = _vae_config(model)
+    if config is None:
+        numbers.pop("vae", None)
+    elif model.vae is not None:
+        numbers["vae"] = _parameters(config.parent, None)
+    return {name: n for name, n in numbers.items() if n and name not in model.spec.left_out}
 
 
 def _pass_channels(config: Mapping[str, Any], loras: Sequence[LoraFile]) -> float | None:

@@ -14,13 +14,13 @@ from autolora_eval.runs.cut_prompts import PromptCuts
 
 
 def model_facts(
-    model: ResolvedModel, cuts: PromptCuts | None, dtype: str, batch_size: int
+    model: ResolvedModel, cuts: PromptCuts | str, dtype: str, batch_size: int
 ) -> Iterator[tuple[str, str]]:
     """Yield (title, text) pairs.
 
     Args:
         model: the model.
-        cuts: the prompts that its text encoders cut.
+        cuts: the prompts that its text encoders cut, or why they are not known.
         dtype: the precision of the run.
         batch_size: images per denoiser pass.
     """
@@ -32,8 +32,10 @@ def model_facts(
     if model.spec.left_out:
         yield "  Left out", ", ".join(model.spec.left_out)
     yield "  Samples", describe_sampling(model)
-    if cuts is not None:
-        yield from _titled("  Prompts", describe_cuts(cuts))
+    if model.timesteps is None:
+        unknown = "the scheduler is unknown until the model is downloaded"
+        yield "  NFE", f"counted with one timestep a step: {unknown}"
+    yield from _titled("  Prompts", describe_cuts(cuts))
     yield from _lora_facts(model)
     memory = model_memory(model, dtype)
     if memory is not None:

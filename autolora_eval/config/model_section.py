@@ -15,6 +15,7 @@ from autolora_eval.config.pipeline_parts import (
     VAE,
     check_checkpoint,
     check_left_out,
+    check_tuned_parts,
     check_vae,
     check_variant,
     find_layout,
@@ -77,6 +78,7 @@ def read_model(name: str, spec: Model, lookup: Lookup, attempt: Attempt) -> Reso
         timesteps=count_timesteps(spec, layout),
     )
     attempt((*at, "lora"), lambda: check_sum(model.switched_loras))
+    attempt((*at, "lora"), lambda: check_tuned_parts(model))
     attempt((*at, "pipeline"), lambda: check_checkpoint(model))
     attempt((*at, "vae"), lambda: check_vae(model))
     attempt((*at, "text_encoder_3"), lambda: check_left_out(model))

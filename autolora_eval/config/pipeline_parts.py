@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,15 +22,16 @@ VAE = "config.json"
 CHECKPOINTS = (".safetensors", ".ckpt")
 # What diffusers' from_single_file needs of a checkpoint, by the class of the pipeline: the start of
 # the names of each component's tensors. Components that are not there would be random or refused.
+_DENOISER = "model.diffusion_model."
 _IN_CHECKPOINT = {
     "StableDiffusionXLPipeline": {
-        "unet": "model.diffusion_model.input_blocks.",
+        "unet": f"{_DENOISER}input_blocks.",
         "vae": "first_stage_model.",
         "text_encoder": "conditioner.embedders.0.",
         "text_encoder_2": "conditioner.embedders.1.",
     },
     "StableDiffusion3Pipeline": {
-        "transformer": "model.diffusion_model.joint_blocks.",
+        "transformer": f"{_DENOISER}joint_blocks.",
         "vae": "first_stage_model.",
         "text_encoder": "text_encoders.clip_l.",
         "text_encoder_2": "text_encoders.clip_g.",
@@ -103,6 +105,24 @@ def check_checkpoint(model: ResolvedModel) -> None:
         )
 
 
+def checkpoint_parameters(file: Path, kind: str) -> dict[str, int]:
+    """Return the number of parameters of each component in a single file, from its header.
+
+    Args:
+        file: the checkpoint.
+        kind: the class of the pipeline.
+    """
+    tensors = read_header(file)[0].items()
+    return {
+        component: sum(
+            math.prod(tensor.shape)
+            for name, tensor in tensors
+            if name.startswith(_DENOISER if start.startswith(_DENOISER) else start)
+        )
+        for component, start in _IN_CHECKPOINT.get(kind, {}).items()
+    }
+
+
 def check_left_out(model: ResolvedModel) -> None:
     """Refuse a left-out text encoder that the pipeline does not have.
 
@@ -113,6 +133,27 @@ def check_left_out(model: ResolvedModel) -> None:
     if model.spec.left_out and index and LEFT_OUT not in _read(index):
         kind = pipeline_class(index, model.layout.name)
         raise UsageError(f"'{model.layout.name}' is a {kind}, which has none. Remove this key.")
+
+
+def check_tuned_parts(model: ResolvedModel) -> None:
+    """Refuse a LoRA that tunes a text encoder that is left out, or that the pipeline lacks.
+
+    Raises:
+        UsageError: with the file and one of its tensors.
+    """
+    index = cached(model.layout, INDEX)
+    parts = _read(index) if index else {}
+    is_listed = "unet" in parts or "transformer" in parts
+    for file in [lora.file for lora in model.loras if lora.file is not None]:
+        for layer in file.layers:
+            name = layer.component
+            if name in model.spec.left_out:
+                why = f"which '{name}: null' leaves out. Remove that key, or choose another LoRA."
+            elif is_listed and name != "denoiser" and (parts.get(name) or [None])[0] is None:
+                why = f"which '{model.layout.name}' does not have. Was it trained on another model?"
+            else:
+                continue
+            raise UsageError(f"'{file.path}' tunes {name} ('{layer.keys['A']}'), {why}")
 
 
 def check_vae(model: ResolvedModel) -> None:

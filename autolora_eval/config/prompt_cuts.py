@@ -36,14 +36,30 @@ _SHOWN = 30  # characters on each side of a cut
 
 def plan_prompt_cuts(plan: Plan) -> dict[str, PromptCuts]:
     """Return what is known to be cut of a plan's prompts, by each model that makes images."""
+    return {
+        name: cuts
+        for name, cuts in all_prompt_cuts(plan).items()
+        if isinstance(cuts, PromptCuts) and (cuts.cut or cuts.same)
+    }
+
+
+def all_prompt_cuts(plan: Plan) -> dict[str, PromptCuts | str]:
+    """Return the same for all models that make images, or why it is not known of one."""
     pairs = list(dict.fromkeys((job.prompt, job.negative_prompt) for job in plan.jobs))
     names = {cell.model.name for cell in plan.cells if cell.method.kind != "images"}
-    found = {
+    return {
         name: prompt_cuts(model.layout, pairs, model.spec.negative_prompt, model.spec.left_out)
+        or _why_unknown(model.layout)
         for name, model in plan.benchmark.models.items()
         if name in names
     }
-    return {name: cuts for name, cuts in found.items() if cuts and (cuts.cut or cuts.same)}
+
+
+def _why_unknown(pipeline: Source) -> str:
+    index = cached(pipeline, INDEX)
+    if index is not None and not pipeline_class(index, pipeline.name).startswith(_PIPELINES):
+        return f"whether any is cut is not known of a {pipeline_class(index, pipeline.name)}"
+    return "whether any is cut is unknown until the model is downloaded"
 
 
 def prompt_cuts(
@@ -172,8 +188,10 @@ def _clip_tokenizer(vocabulary: str, merges: str) -> Tokenizer:
     return tokenizer
 
 
-def describe_cuts(found: PromptCuts) -> list[str]:
+def describe_cuts(found: PromptCuts | str) -> list[str]:
     """Return lines that say which prompts are cut and where, and which are the same."""
+    if isinstance(found, str):
+        return [found] if found else []
     lines = [
         f"{cut.name} is cut: {join_names(cut.encoders)} read {cut.limit} of {cut.tokens} tokens, "
         f"up to '…{cut.read[-_SHOWN:]}'"

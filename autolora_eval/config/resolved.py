@@ -46,7 +46,8 @@ class ResolvedModel:
         vae: where another VAE than the pipeline's is.
         config: where the configurations of a single-file pipeline are.
         size: (width, height) of the images in pixels; 1024² for a hub id without a size.
-        timesteps: how often the scheduler asks for a prediction; None for once a step.
+        timesteps: how often the scheduler asks for a prediction; None if it is not known, which
+            counts as once a step.
     """
 
     name: str

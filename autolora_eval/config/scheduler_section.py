@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from autolora_eval._errors import did_you_mean
-from autolora_eval._sources import Source, cached
+from autolora_eval._sources import Source, cached, in_cache
 from autolora_eval.config.schema import Model, Scheduler
 from autolora_eval.plugins.signatures import CoercionError, coerce
 
@@ -46,14 +46,20 @@ def scheduler_problems(scheduler: Scheduler) -> Iterator[tuple[str, str]]:
             yield option, f"{error} (got {value!r:.80})."
 
 
-def count_timesteps(spec: Model, pipeline: Source) -> int:
+def count_timesteps(spec: Model, pipeline: Source) -> int | None:
     """Return how often a scheduler asks for a prediction: mostly, but not always, once a step.
 
     Args:
         spec: the model.
         pipeline: where it is; its own scheduler counts if the model states none.
+
+    Returns:
+        None if that scheduler is not known: the pipeline is not on this machine.
     """
     steps = spec.num_inference_steps
+    is_here = pipeline.kind != "hub" or in_cache(pipeline, SCHEDULER_CONFIG)
+    if spec.scheduler is None and not is_here:
+        return None
     config = _own_config(pipeline)
     if spec.scheduler is not None:
         config |= {**spec.scheduler.options, "_class_name": spec.scheduler.class_name}

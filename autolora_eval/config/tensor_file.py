@@ -16,12 +16,15 @@ from autolora_eval._errors import UsageError
 
 _LFS_POINTER = b"version https://git-lfs"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
-# Numbers as integers, and the bits of their exponent: all are set in NaN and infinity alone.
+# Numbers as integers, and bits that are all set in NaN and infinity alone: those of the exponent.
+# E4M3 has no infinity, and NaN has all bits but the sign.
 _FLOATS = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7F80_0000),
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
+    "F8_E4M3": ("|u1", 0x7F),
+    "F8_E5M2": ("|u1", 0x7C),
 }
 _TOO_LARGE = (OverflowError, RecursionError)  # numbers, and JSON that is nested too deeply
 _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
@@ -93,9 +96,9 @@ def require_finite(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     for key, info in tensors.items():
         if info.dtype not in _FLOATS or not math.prod(info.shape):
             continue
-        kind, exponent = _FLOATS[info.dtype]
+        kind, mask = _FLOATS[info.dtype]
         bits = np.memmap(path, kind, "r", info.start, (math.prod(info.shape),))
-        if ((bits & exponent) == exponent).any():
+        if ((bits & mask) == mask).any():
             raise UsageError(f"'{path}' holds NaN or infinity in '{key}'.")
 
 

@@ -104,7 +104,13 @@ def _from_single_file(
             f"'{model.layout.name}': {first_line(error)}"
         ) from error
     known = loaded.components.items()
-    return {key: part for key, part in known if key in pipe._component_specs and part is not None}
+    parts = {key: part for key, part in known if key in pipe._component_specs and part is not None}
+    # diffusers leaves the T5 of a single file in training mode, with dropout
+    # (loaders/single_file_utils.py, create_diffusers_t5_model_from_checkpoint).
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return parts
 
 
 def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:

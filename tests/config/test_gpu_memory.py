@@ -30,10 +30,12 @@ UNET = {
 VAE = {"block_out_channels": [128, 256, 512, 512], "force_upcast": True}
 
 
-def save_header(file: Path, parameters: int) -> None:
-    """Write a `.safetensors` file of one float16 tensor, whose values take no place on the disk."""
-    end = 2 * parameters
-    header = {"weight": {"dtype": "F16", "shape": [parameters], "data_offsets": [0, end]}}
+def save_header(file: Path, **parameters: int) -> None:
+    """Write a `.safetensors` file of float16 tensors, whose values take no place on the disk."""
+    header, end = {}, 0
+    for name, n in parameters.items():
+        offsets = [end, end := end + 2 * n]
+        header[name] = {"dtype": "F16", "shape": [n], "data_offsets": offsets}
     text = json.dumps(header).encode()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(len(text).to_bytes(8, "little") + text)
@@ -48,7 +50,7 @@ def sdxl(tmp_path: Path) -> ResolvedModel:
     save_json(folder / "unet" / "config.json", UNET)
     save_json(folder / "vae" / "config.json", VAE)
     for name, parameters in PARAMETERS.items():
-        save_header(folder / name / "model.safetensors", parameters)
+        save_header(folder / name / "model.safetensors", weight=parameters)
     spec = Model(pipeline="sdxl", lora=Lora(path="lora"))
     source = Source("sdxl", "folder", str(folder))
     lora = Source("lora", "file", str(folder / "lora.safetensors"))
@@ -95,7 +97,7 @@ def test_the_largest_batch_fits_its_card_and_the_next_one_does_not(sdxl) -> None
 def test_a_lora_on_the_feed_forward_layers_widens_the_pass(sdxl) -> None:
     layer = LoraLayer("denoiser", "mid_block.attentions.0.ff.net.0.proj", {}, 4, 4.0)
     source = sdxl.loras[0].source
-    save_header(source.path, 1000)
+    save_header(source.path, weight=1000)
     lora = ResolvedLora(source, LoraFile(source.path, (layer,), ""))
     tuned = estimate(replace(sdxl, loras=(lora,)))
     assert tuned.denoiser == 2 * (PARAMETERS["unet"] + 1000)
@@ -103,10 +105,39 @@ def test_a_lora_on_the_feed_forward_layers_widens_the_pass(sdxl) -> None:
 
 
 def test_the_weights_of_the_variant_count_where_a_folder_has_both(sdxl) -> None:
-    save_header(sdxl.pipeline.path / "unet" / "model.fp16.safetensors", 1000)
+    save_header(sdxl.pipeline.path / "unet" / "model.fp16.safetensors", weight=1000)
     assert estimate(sdxl).denoiser == 2 * PARAMETERS["unet"]
     variant = replace(sdxl, spec=sdxl.spec.model_copy(update={"variant": "fp16"}))
     assert estimate(variant).denoiser == 2000
+
+
+def test_a_single_file_takes_what_its_folder_does(sdxl, tmp_path) -> None:
+    starts = {
+        "unet": "model.diffusion_model.out.",
+        "text_encoder": "conditioner.embedders.0.",
+        "text_encoder_2": "conditioner.embedders.1.",
+        "vae": "first_stage_model.",
+    }
+    file = tmp_path / "sdxl.safetensors"
+    save_header(file, **{f"{starts[name]}weight": n for name, n in PARAMETERS.items()})
+    pipeline = Source("sdxl.safetensors", "file", str(file))
+    assert estimate(replace(sdxl, pipeline=pipeline, config=sdxl.pipeline)) == estimate(sdxl)
+
+
+def test_another_vae_counts_in_place_of_the_pipelines_own(sdxl, tmp_path) -> None:
+    save_json(tmp_path / "vae" / "config.json", {"block_out_channels": [32, 64, 64, 64]})
+    save_header(tmp_path / "vae" / "model.safetensors", weight=1000)
+    vae = Source("vae", "folder", str(tmp_path / "vae"))
+    other, own = estimate(replace(sdxl, vae=vae)), estimate(sdxl)
+    assert other.vae == 4000
+    assert other.decoding == own.decoding * 64 / 256
+    assert replace(other, vae=own.vae, decoding=own.decoding) == own
+
+
+def test_a_text_encoder_left_out_takes_nothing(sdxl) -> None:
+    save_header(sdxl.pipeline.path / "text_encoder_3" / "model.safetensors", weight=1000)
+    without = replace(sdxl, spec=sdxl.spec.model_copy(update={"text_encoder_3": None}))
+    assert sum(estimate(sdxl).encoders) - sum(estimate(without).encoders) == 2000
 
 
 def test_the_plan_says_what_fits(sdxl) -> None:

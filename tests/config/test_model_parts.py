@@ -204,3 +204,29 @@ def test_what_a_single_file_needs(
         "StableDiffusionXLPipeline and StableDiffusion3Pipeline work. Use a folder in diffusers' "
         "layout."
     )
+
+
+@pytest.mark.parametrize(
+    ("index", "changes", "told"),
+    [
+        (
+            {"text_encoder_3": ["transformers", "T5EncoderModel"]},
+            {"text_encoder_3": None},
+            "which 'text_encoder_3: null' leaves out. Remove that key, or choose another LoRA.",
+        ),
+        ({}, {}, "which 'sdxl' does not have. Was it trained on another model?"),
+    ],
+)
+def test_a_lora_that_tunes_a_text_encoder_that_is_not_there_is_refused(
+    problem: Problem, changed: Change, workplace: Path, index, changes, told
+) -> None:
+    whole = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "x"]}
+    save_json(workplace / "sdxl" / "model_index.json", whole | index)
+    layer, matrix = "text_encoder_3.block.0.q", np.ones((4, 4), np.float32)
+    halves = {f"{layer}.lora_{half}.weight": matrix for half in "AB"}
+    save_file(halves, workplace / "lora.safetensors")
+    lora = {"path": "lora.safetensors"}
+    assert problem(changed(lora=lora, **changes)).endswith(
+        f"models.A.lora: '{workplace / 'lora.safetensors'}' tunes text_encoder_3 "
+        f"('text_encoder_3.block.0.q.lora_A.weight'), {told}"
+    )

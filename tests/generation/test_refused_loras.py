@@ -84,6 +84,13 @@ REFUSED_BY_FILE: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         LAYER | {UP: torch.full((16, 4), -INFINITY).double()},
         f"NaN or infinity in '{UP}'",
     ),
+    **{
+        f"NaN in {dtype}": (
+            {DOWN: LAYER[DOWN].to(dtype), UP: torch.full((16, 4), NAN).to(dtype)},
+            f"NaN or infinity in '{UP}'",
+        )
+        for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+    },
     "DoRA with NaN": (
         LAYER | {f"{STEM}.dora_scale": torch.full((16, 1), NAN)},
         f"NaN or infinity in '{STEM}.dora_scale'",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from diffusers.guiders import ClassifierFreeGuidance
 from hand_written import SDXL, load, merge
+from standard_pipeline import PROMPTS, SEEDS, ours, same, theirs
 from tiny_models import SIZE, STEPS, make_lora
 
 from autolora_eval._errors import UsageError
@@ -22,7 +21,6 @@ from autolora_eval.guidance.autolora import AutoLoRAGuidance
 
 pytestmark = pytest.mark.model
 
-PROMPTS, SEEDS = ["a red cat", "two dogs"], [7, 11]
 SCALES = {"style": 0.8, "character": 0.5}
 
 
@@ -68,8 +66,8 @@ def test_two_loras_equal_merged_weights(sdxl, loras, in_base) -> None:
         if name in in_base:
             merge(base, loras[name][1], scale)
     by_hand = SDXL(base, tuned, STEPS, SIZE, tuple(PROMPTS), tuple(SEEDS))
-    ours = latents(pipeline, AutoLoRAGuidance(1.5, 6.0, 3.0))
-    assert (ours - by_hand.latents(1.5, 3.0, 6.0)).abs().max() <= 1e-4
+    found = latents(pipeline, AutoLoRAGuidance(1.5, 6.0, 3.0))
+    assert (found - by_hand.latents(1.5, 3.0, 6.0)).abs().max() <= 1e-4
     # A sweep multiplies the scales of several LoRAs, and sets that of a single one.
     pipeline.set_lora_scales(model_of(sdxl, *listed).spec.at_lora_scale(0.3).lora_scales)
     for name, scale in SCALES.items():
@@ -77,7 +75,7 @@ def test_two_loras_equal_merged_weights(sdxl, loras, in_base) -> None:
             merge(tuned, loras[name][1], (0.3 if in_base else 0.3 * scale) - scale)
     swept = latents(pipeline, AutoLoRAGuidance(1.5, 6.0, 3.0))
     assert (swept - by_hand.latents(1.5, 3.0, 6.0)).abs().max() <= 1e-4
-    assert (swept - ours).abs().max() > 1e-2
+    assert (swept - found).abs().max() > 1e-2
 
 
 def test_a_dora_is_not_added_to_another_lora(sdxl, loras, tmp_path) -> None:
@@ -97,24 +95,4 @@ def test_a_dora_is_not_added_to_another_lora(sdxl, loras, tmp_path) -> None:
 
 
 def test_without_a_lora_images_are_those_of_the_plain_pipeline(sdxl) -> None:
-    pipeline = LoraPipeline.load(model_of(sdxl), torch.device("cpu"), torch.float32)
-    ours = pipeline.sample(
-        PROMPTS,
-        SEEDS,
-        ClassifierFreeGuidance(guidance_scale=5.0),
-        num_inference_steps=STEPS,
-        size=SIZE,
-    )
-    plain = StableDiffusionXLPipeline.from_pretrained(sdxl)
-    plain.set_progress_bar_config(disable=True)
-    theirs = plain(
-        PROMPTS,
-        negative_prompt=["", ""],
-        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
-        num_inference_steps=STEPS,
-        guidance_scale=5.0,
-        width=SIZE[0],
-        height=SIZE[1],
-    ).images
-    difference = np.stack(ours.images).astype(int) - np.stack(theirs)
-    assert np.abs(difference).max() <= 1  # grey levels
+    assert same(ours(model_of(sdxl)), theirs(StableDiffusionXLPipeline.from_pretrained(sdxl)))
