@@ -18,11 +18,13 @@ from autolora_eval.scoring.rubric import Question, Rubric
 PROMPTS = ["a red house in front of a blue background", "a", "a green tree, pixel art " * 3]
 
 
-def judge(model: Path, rubric: Rubric | None = None, **changes: Any) -> TransformersJudge:
+def judge(
+    model: Path, rubric: Rubric | None = None, device: str = "cpu", **changes: Any
+) -> TransformersJudge:
     settings = {"backend": "transformers", "max_tokens": 12} | changes
     spec = JudgeConfig(rubric="r", model=str(model), **settings)
     source = Source(str(model), "folder", str(model))
-    return TransformersJudge(spec, source, torch.device("cpu"), rubric)
+    return TransformersJudge(spec, source, torch.device(device), rubric)
 
 
 def ask(judge: TransformersJudge, requests: Iterable[Request]) -> list[Reply]:

@@ -6,7 +6,7 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,45 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from in_process import pictured
+from guider_parameters import LAYERS, acting, acting_throughout
+from in_process import judge, pictured, said
 from pretended_gpu import GPU, OnGPU, pretended_gpu
 from scored_run import picture
 from tiny_flow_models import make_qwen_image, make_sd3, make_z_image
-from tiny_models import ENCODER, UNET, TinyModel, make_lora, make_sdxl, write_lora
+from tiny_models import ENCODER, SIZE, UNET, TinyModel, make_lora, make_sdxl, write_lora
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
-from autolora_eval._resources import miniature_folder
+from autolora_eval._resources import miniature_folder, shipped_root
 from autolora_eval._sources import Source
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
+from autolora_eval.config.schema import Scheduler
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.generation.scheduling import make_scheduler
 from autolora_eval.generation.stage import generate
+from autolora_eval.guidance.autolora import AutoLoRAGuidance
+from autolora_eval.guidance.diffusers_defects import SD3, SDXL
+from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS
+from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading
-from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
-from autolora_eval.scoring.rubric import Question
+from autolora_eval.scoring.rubric import Question, read_rubric
 
 pytestmark = pytest.mark.model
 
+CPU = torch.device("cpu")
+TEXT = {"text_encoder": ENCODER}
+SCHEDULERS = (
+    "DPMSolverMultistep",
+    "UniPCMultistep",
+    "EulerAncestralDiscrete",
+    "DDIM",
+    "LCM",
+    "HeunDiscrete",
+)
 OWN = '''
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
@@ -58,10 +74,18 @@ def standard(prompt, seed, model):
     return model.pipeline(prompt, latents=model.noise(seed), **steps).images[0]
 '''
 METHODS = {
-    **{name: {"guider": name} for name in ("lora", "cfg", "autolora", "cfg_interval")},
+    "autolora": {"guider": "autolora"},
     "APG": {"guider": "diffusers.guiders.AdaptiveProjectedGuidance"},
-    "TCFG": {"guider": "diffusers.guiders.TangentialClassifierFreeGuidance"},
 }
+GUIDED = [
+    *((kind, name) for kind in LAYERS for name in GUIDERS.built_in()),
+    *(
+        (kind, name)
+        for kind in LAYERS
+        for name, declared in DIFFUSERS_GUIDERS.items()
+        if declared.refusal(acting(name, kind), kind) is None
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +96,74 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return TinyModel(folder, file, make_lora(folder, file, kohya=True, text_encoders=True))
 
 
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A tiny SD3 whose LoRA tunes a text encoder too."""
+    folder = make_sd3(tmp_path_factory.mktemp("model") / "sd3")
+    file = folder.parent / "lora.safetensors"
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    return TinyModel(folder, file, write_lora(pipe, file, {"transformer": UNET} | TEXT))
+
+
+@pytest.fixture(scope="module")
+def both(sdxl: TinyModel, sd3: TinyModel) -> dict[str, tuple[LoraPipeline, LoraPipeline]]:
+    """Each model on the pretended GPU and on the CPU."""
+    found = {}
+    for kind, model in {SDXL: sdxl, SD3: sd3}.items():
+        with pretended_gpu():
+            there = LoraPipeline.load(model.resolved(0.8), GPU, torch.float32)
+        found[kind] = there, LoraPipeline.load(model.resolved(0.8), CPU, torch.float32)
+    return found
+
+
+def latents(pipeline: LoraPipeline, guider: Any) -> torch.Tensor:
+    return pipeline.sample(
+        ["a red cat"], [7], guider, num_inference_steps=2, size=SIZE, output="latents"
+    )
+
+
+def on_gpu_and_cpu(
+    pipelines: tuple[LoraPipeline, LoraPipeline], make: Callable[[], Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the latents of a new guider on each device."""
+    there, here = pipelines
+    with pretended_gpu():
+        found = latents(there, make())
+        assert isinstance(found, OnGPU)
+        found = found.cpu()
+    return found, latents(here, make())
+
+
+@pytest.mark.parametrize(("kind", "name"), GUIDED)
+def test_every_guider_takes_every_tensor_to_the_gpu(both, kind, name) -> None:
+    def guider() -> Any:
+        if name in DIFFUSERS_GUIDERS:
+            return getattr(diffusers.guiders, name)(**acting_throughout(name, kind))
+        method = GUIDERS.find(name)
+        return method.build(method.parameters().with_model_defaults(4.0))
+
+    found, expected = on_gpu_and_cpu(both[kind], guider)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_takes_every_tensor_to_the_gpu(both, name) -> None:
+    section = Scheduler.model_validate({"class": f"{name}Scheduler"})
+    own = both[SDXL][0].pipe.scheduler
+    config = {**own.config, "_class_name": type(own).__name__}
+    for pipeline in both[SDXL]:
+        pipeline.pipe.update_components(scheduler=make_scheduler(section, config, 2))
+    found, expected = on_gpu_and_cpu(both[SDXL], lambda: AutoLoRAGuidance(1.5, 6.0, 3.0))
+    for pipeline in both[SDXL]:
+        pipeline.pipe.update_components(scheduler=own)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The module of the third-party code."""
     (tmp_path / "own_on_gpu.py").write_text(OWN)
+    monkeypatch.syspath_prepend(Path(__file__).parent / "example_plugin")
     monkeypatch.syspath_prepend(tmp_path)
     return "own_on_gpu"
 
@@ -129,7 +217,8 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
 def test_offloaded_runs_of_guiders_and_samplers_have_the_bits_of_resident_ones(
     sdxl, tmp_path, own, moves
 ) -> None:
-    methods = METHODS | {"standard": {"sampler": f"{own}.standard"}}
+    samplers = {"standard": f"{own}.standard", "clipped": "example_plugins.clipped.clipped_noise"}
+    methods = METHODS | {name: {"sampler": path} for name, path in samplers.items()}
     resident = images(sdxl, tmp_path / "none", methods)
     assert len(resident) == 2 * len(methods)
     assert ("UNet2DConditionModel", "cpu") not in moves
@@ -178,39 +267,60 @@ def test_text_encoders_leave_the_gpu_when_the_prompts_are_encoded(sdxl) -> None:
         assert {encoder.device.type for encoder in pipeline.text_encoders} == {"cpu"}
 
 
-def test_the_extractor_takes_every_tensor_to_the_gpu() -> None:
+class Misplacing(torch.nn.Module):
+    """A layer whose output is multiplied by a mask that is forgotten on the CPU."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any) -> torch.Tensor:
+        made: torch.Tensor = self.layer(*args)
+        return made * torch.ones(made.shape)
+
+
+@pytest.mark.parametrize("name", ["transformers", "colours"])  # timm: tests/scoring/test_timm.py
+def test_every_extractor_takes_every_tensor_to_the_gpu(name) -> None:
     folder = str(miniature_folder("dinov2"))
-    kind = EXTRACTORS.find("transformers")
+    kind = EXTRACTORS.find(name)
+    source = Source(folder, "folder", folder)
     pictures = [picture(("cell", n, 0), (40, 56)) for n in range(3)]
 
-    def features(device: torch.device) -> np.ndarray:
-        source = Source(folder, "folder", folder)
-        return kind.load(Loading(source, kind.parameters(), device, torch.float32, 2))(pictures)
+    def loaded(device: torch.device) -> Any:
+        return kind.load(Loading(source, kind.parameters(), device, torch.float32, 2))
 
     with pretended_gpu():
-        found = features(GPU)
-    np.testing.assert_allclose(found, features(torch.device("cpu")), atol=1e-5)
+        extractor = loaded(GPU)
+        found = extractor(pictures)
+        if kind.needs_model:
+            extractor.model.layernorm = Misplacing(extractor.model.layernorm)
+            with pytest.raises(RuntimeError, match="all tensors to be on the same device"):
+                extractor(pictures)
+    np.testing.assert_allclose(found, loaded(CPU)(pictures), atol=1e-5)
 
 
-def test_the_judge_in_process_takes_every_tensor_to_the_gpu(tmp_path) -> None:
-    folder = str(miniature_folder("judge"))
-    spec = JudgeConfig(
-        rubric="r",
-        backend="transformers",
-        model=folder,
-        max_tokens=4,
-        dtype="float32",
-        batch_size=2,
-    )
+@pytest.mark.parametrize(
+    "keys", [{}, {"logprobs": True, "temperature": 0.7, "constraint": "regex"}], ids=str
+)
+def test_the_judge_in_process_takes_every_tensor_to_the_gpu(tmp_path, keys) -> None:
+    rubric = read_rubric(shipped_root() / "prompts/rubrics/character_miniature.yaml")
     requests = pictured(tmp_path, [Question("a", "b"), Question("", "c")])
 
-    def said(device: torch.device) -> list[str | None]:
-        judge = TransformersJudge(spec, Source(folder, "folder", folder), device)
-        replies = [reply.text for group in judge.replies(requests) for _, reply in group]
-        judge.close()
-        return replies
+    def loaded(device: str) -> TransformersJudge:
+        return judge(
+            miniature_folder("judge"),
+            rubric if keys else None,
+            device,
+            dtype="float32",
+            batch_size=2,
+            **keys,
+        )
 
     with pretended_gpu():
-        found = said(GPU)
-    assert found == said(torch.device("cpu"))
+        there = loaded("cuda:0")
+        found = said(there, requests)
+        there._model.lm_head = Misplacing(there._model.lm_head)
+        with pytest.raises(RuntimeError, match="all tensors to be on the same device"):
+            said(there, requests)
+    assert found == said(loaded("cpu"), requests)
     assert all(found)

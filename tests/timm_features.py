@@ -5,12 +5,14 @@ For an environment with timm and the torchvision that it needs: `python timm_fea
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
+from pretended_gpu import GPU, pretended_gpu
 from timm.models import save_for_hf
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -55,7 +57,11 @@ def main(folder: Path) -> None:
         device = torch.device("cpu")
         loading = Loading(source, NoParameters(), device, torch.float32, BATCH)
         extractor = EXTRACTORS.find("timm").load(loading)
+        with pretended_gpu():
+            there = EXTRACTORS.find("timm").load(replace(loading, device=GPU))
+            on_gpu = there(pictures())
         found[name] = {
+            "on_gpu": on_gpu.tolist(),
             "files": sorted(file.name for file in place.iterdir()),
             "ours": extractor(pictures()).tolist(),
             "alone": extractor(pictures()[:1]).tolist(),

@@ -8,6 +8,7 @@ import diffusers.guiders
 import pytest
 import torch
 import yaml
+from guider_parameters import acting
 
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
@@ -20,16 +21,6 @@ STEPS = 10
 MODELS = {
     "miniature:sdxl": ("miniature:pixel_art_lora", SDXL),
     "miniature:sd3": ("miniature:sd3_pixel_art_lora", SD3),
-}
-LAYERS = {
-    SDXL: {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"},
-    SD3: {"indices": [0], "fqn": "transformer_blocks", "skip_attention": False},
-}
-CONFIGS = {
-    "AutoGuidance": "auto_guidance_config",
-    "PerturbedAttentionGuidance": "perturbed_guidance_config",
-    "SkipLayerGuidance": "skip_layer_config",
-    "SmoothedEnergyGuidance": "seg_guidance_config",
 }
 REFUSED = {
     SDXL: {"MagnitudeAwareGuidance", "SmoothedEnergyGuidance"},
@@ -61,17 +52,10 @@ def miniature(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return LoraPipeline.load(model, torch.device("cpu"), torch.float32), pipeline
 
 
-def parameters(name: str, pipeline: str) -> dict[str, object]:
-    values: dict[str, object] = {CONFIGS[name]: LAYERS[pipeline]} if name in CONFIGS else {}
-    if name == "LTX2Guidance":
-        values["guidance_scale"] = 4.0
-    return values
-
-
 @pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
 def test_a_guider_runs_with_its_declared_nfe_or_is_refused(miniature, name) -> None:
     pipeline, kind = miniature
-    values = parameters(name, kind)
+    values = acting(name, kind)
     declared = DIFFUSERS_GUIDERS[name]
     refusal = declared.refusal(values, kind)
     assert (refusal is not None) == (name in REFUSED[kind]), refusal

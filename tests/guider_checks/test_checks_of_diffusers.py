@@ -13,6 +13,7 @@ import diffusers.guiders
 import pytest
 import torch
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
+from guider_parameters import CONFIGS, LAYERS
 
 from autolora_eval.guidance import diffusers_defects
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
@@ -22,8 +23,7 @@ from autolora_eval.guider_checks import check_guider
 
 pytestmark = pytest.mark.model
 
-MID = {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"}
-SD3_LAYER = {"indices": [0], "fqn": "transformer_blocks", "skip_attention": False}
+MID, SD3_LAYER = LAYERS[SDXL], LAYERS[SD3]
 NO_CLAIM = {"check_linear_in_predictions": "not declared"}
 # diffusers tests `start < step` for the perturbed prediction instead of `start <= step`.
 LATE = {"check_active_intervals": "_scale=0.0, it acts at [3, 4, 5]; expected"}
@@ -197,13 +197,8 @@ GRID: dict[str, list[dict[str, Any]]] = {
     ]
     for name in DIFFUSERS_GUIDERS
 }
-for name, needed in {
-    "AutoGuidance": {"auto_guidance_config": MID},
-    "PerturbedAttentionGuidance": {"perturbed_guidance_config": MID},
-    "SkipLayerGuidance": {"skip_layer_config": MID},
-    "SmoothedEnergyGuidance": {"seg_guidance_config": MID},
-}.items():
-    GRID[name] = [{**one, **needed} for one in GRID[name]]
+for name, config in CONFIGS.items():
+    GRID[name] = [{**one, config: MID} for one in GRID[name]]
 for name in set(DIFFUSERS_GUIDERS) - {"FrequencyDecoupledGuidance"}:
     first = GRID[name][0]
     GRID[name] += [{**first, "guidance_scale": 1.0}]

@@ -16,6 +16,7 @@ import scored_run
 import torch
 from packages import write_package
 from PIL import Image
+from pretended_gpu import pretended_gpu
 from scored_run import picture, write_images
 from transformers import (
     BitImageProcessor,
@@ -52,11 +53,11 @@ def pictures(count: int) -> list[Image.Image]:
     return [picture(("cell", n, 0), (40, 56)) for n in range(count)]
 
 
-def by_kind(folder: Path, images: list[Image.Image]) -> np.ndarray:
+def by_kind(folder: Path, images: list[Image.Image], device: str = "cpu") -> np.ndarray:
     """Load a model folder by the shipped kind and take the images' features."""
     source = Source(str(folder), "folder", str(folder))
     kind = EXTRACTORS.find("transformers")
-    loading = Loading(source, kind.parameters(), torch.device("cpu"), torch.float32, 4)
+    loading = Loading(source, kind.parameters(), torch.device(device), torch.float32, 4)
     return kind.load(loading)(images)
 
 
@@ -90,6 +91,8 @@ def test_siglip_gives_its_image_embedding(tmp_path: Path) -> None:
         expected = model.vision_model(pixel_values=pixels).pooler_output.numpy()
     found = by_kind(tmp_path, pictures(2))
     assert np.abs(found - expected).max() < 1e-5
+    with pretended_gpu():
+        assert np.abs(by_kind(tmp_path, pictures(2), "cuda:0") - expected).max() < 1e-5
     assert np.abs(found[0] - found[1]).max() > 1e-4, "the model must tell the pictures apart"
 
 

@@ -54,6 +54,12 @@ def test_vectors_equal_timms_pooled_features(made, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
+def test_every_tensor_goes_to_a_pretended_gpu(made, name: str) -> None:
+    found = made[name]
+    np.testing.assert_allclose(found["on_gpu"], found["ours"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
 def test_vector_does_not_depend_on_the_number_of_images(made, name: str) -> None:
     found = made[name]
     assert found["alone"] == found["ours"][:1]
