@@ -37,6 +37,8 @@ from transformers import (
 )
 
 DTYPE = torch.bfloat16
+# A file's pages are in memory until it is read: small files keep the peak of loading low.
+SHARD = "1GB"
 RANK = 8
 Sizes = Mapping[str, Any]
 CLIP: Sizes = {"vocab_size": 49_408, "max_position_embeddings": 77}
@@ -137,7 +139,7 @@ def make_sdxl(folder: Path) -> StableDiffusionXLPipeline:
         add_watermarker=False,
     )
     _require_sizes(pipeline, SDXL_SIZES)
-    pipeline.save_pretrained(folder)
+    pipeline.save_pretrained(folder, max_shard_size=SHARD)
     return pipeline
 
 
@@ -157,7 +159,7 @@ def make_sd3(folder: Path) -> StableDiffusion3Pipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
     _require_sizes(pipeline, SD3_SIZES)
-    pipeline.save_pretrained(folder)
+    pipeline.save_pretrained(folder, max_shard_size=SHARD)
     return pipeline
 
 

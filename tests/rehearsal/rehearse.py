@@ -1,7 +1,8 @@
 """`make rehearsal`: everything but the judge, on the real architectures with random weights.
 
 Each stage is a process of its own. Its seconds and its peak of resident memory are printed; the
-pages of files that it maps are part of that. The first failure ends the rehearsal.
+pages of files that it maps are part of that. The first failure ends the rehearsal. A limit that is
+exceeded fails it at the end.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ STAGES: dict[str, list[str]] = {
     "AutoLoRA against a loop by hand, float32": [str(HERE / "loop.py"), str(MODELS)],
 }
 FINISHED_SECONDS = 5.0
+ALL_SECONDS, MEMORY_GB, DISK_GB = 1200.0, 16.0, 30.0
+GIB = 2**30
 
 
 def measured(arguments: list[str]) -> tuple[int, float, float, str, str]:
@@ -52,7 +55,7 @@ def measured(arguments: list[str]) -> tuple[int, float, float, str, str]:
         printed = output.read(), errors.read()
     code = process.returncode = os.waitstatus_to_exitcode(status)
     kib = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    return code, seconds, usage.ru_maxrss * kib / 2**30, *printed
+    return code, seconds, usage.ru_maxrss * kib / GIB, *printed
 
 
 def main() -> None:
@@ -64,17 +67,29 @@ def main() -> None:
         shutil.rmtree(RUN, ignore_errors=True)
     if GUIDER in stated.only:
         shutil.rmtree(f"{RUN}_guider", ignore_errors=True)
-    start = time.perf_counter()
+    start, peak, exceeded = time.perf_counter(), 0.0, []
     for name in stated.only:
         code, seconds, memory, text, errors = measured(STAGES[name])
         print(f"{name:44} {seconds:7.1f} s {memory:6.1f} GiB", flush=True)
         if code:
             sys.exit(f"{text}{errors[-4000:]}\n'{name}' failed with exit code {code}.")
         if name == FINISHED and seconds > FINISHED_SECONDS:
-            sys.exit(f"'{name}' took more than {FINISHED_SECONDS:g} s.")
+            exceeded.append(f"'{name}' took more than {FINISHED_SECONDS:g} s.")
         if STAGES[name][0] != "-m":
             print(text, end="")
-    print(f"{'all':44} {time.perf_counter() - start:7.1f} s")
+        peak = max(peak, memory)
+    seconds, memory = time.perf_counter() - start, peak * GIB / 1e9
+    disk = sum(file.stat().st_size for file in MODELS.rglob("*") if file.is_file()) / 1e9
+    print(f"{'all':44} {seconds:7.1f} s {peak:6.1f} GiB ({memory:.1f} GB), {disk:.1f} GB of disk")
+    for what, found, limit, unit in (
+        ("time", seconds, ALL_SECONDS, "s"),
+        ("memory", memory, MEMORY_GB, "GB"),
+        ("disk", disk, DISK_GB, "GB"),
+    ):
+        if found > limit:
+            exceeded.append(f"The {what} is more than {limit:g} {unit}.")
+    if exceeded:
+        sys.exit("\n".join(exceeded))
 
 
 if __name__ == "__main__":
