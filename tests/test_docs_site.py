@@ -9,7 +9,9 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -73,12 +75,30 @@ def test_search_works_without_a_server(site: Path) -> None:
     assert "iframe-worker-shim.js" in (site / "index.html").read_text(encoding="utf-8")
 
 
-def test_the_command_line_page_is_current() -> None:
-    path = ROOT / "docs" / "write_command_line.py"
-    spec = importlib.util.spec_from_file_location("write_command_line", path)
+def docs_module(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclasses look for their types
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_command_line_page_is_current() -> None:
+    module = docs_module("write_command_line")
     written = module.PAGE.read_text(encoding="utf-8")
     assert written == module.page(), "run: python docs/write_command_line.py"
+
+
+def test_the_share_of_a_gain_is_a_ratio_of_sums_with_its_interval() -> None:
+    module, draw = docs_module("trading_cost_table"), np.random.default_rng(0)
+    noise, gain = draw.normal(0.0, 1.0, 2_000), draw.normal(2.0, 1.0, 2_000)
+    assert module.share(noise, noise, noise + gain) == (0.0, 0.0, 0.0)
+    assert module.share(noise + gain, noise, noise + gain) == pytest.approx((1.0, 1.0, 1.0))
+    off = draw.normal(0.0, 0.5, 2_000)
+    value, low, high = module.share(noise + 0.9 * gain + off, noise, noise + gain)
+    assert low < 0.9 < high
+    # By the delta method the error is that of the mean of kept - share * gain, over the gain.
+    wanted = 1.96 * (off + (0.9 - value) * gain).std() / gain.mean() / 2_000**0.5
+    assert (high - low) / 2 == pytest.approx(wanted, rel=0.01)
