@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -294,6 +296,19 @@ def local_lora(source: Source) -> Path:
         return Path(hf_hub_download(source.location, name, revision=source.revision))
     except (OSError, ValueError) as error:
         raise AutoLoRAEvalError(unreachable([source], first_line(error))) from error
+
+
+@contextmanager
+def hub_cache_only() -> Iterator[None]:
+    """Let the hub's client answer from its cache while the block runs, and fail otherwise."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def in_cache(source: Source, marker: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from autolora_eval._devices import choose_dtype, image_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, content_hash
+from autolora_eval._sources import hub_cache_only
 from autolora_eval._text import pluralize
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings
@@ -174,16 +175,19 @@ def other_libraries(cells: list[CellOutlook], folder: Path) -> str | None:
 def run_outlook(plan: Plan, folder: RunFolder) -> tuple[list[StageOutlook], str | None] | None:
     """Return what each stage would keep and do, and why the run is refused; None if it is new.
 
-    A device that the benchmark does not state is taken to be that of the run so far.
+    The network is not asked. A device that the benchmark does not state is taken to be that of the
+    run so far.
     """
     manifest, device = folder.find_manifest(), plan.benchmark.spec.device
-    if manifest is None or manifest.compared is not None:
+    begun = (folder.path / "images").is_dir()
+    if manifest is None or manifest.compared is not None or not begun:
         return None
     if device == "auto":
         device = next((model.device for model in manifest.models.values()), "cpu")
     try:
-        cells = cell_outlooks(plan, folder, manifest, device)
-        stages = _stages(plan, folder, manifest, cells, device)
+        with hub_cache_only():
+            cells = cell_outlooks(plan, folder, manifest, device)
+            stages = _stages(plan, folder, manifest, cells, device)
     except AutoLoRAEvalError as error:  # something that it is made with is not here
         return [], str(error)
     return stages, other_libraries(cells, folder.path)

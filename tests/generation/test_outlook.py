@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from scored_run import picture
 
 from autolora_eval import _devices
@@ -134,6 +135,20 @@ def test_a_changed_model_is_named(
     data["batch_size"] = 2
     (why,) = stages(plan_of(data), folder)[0].why
     assert why == ("12 of A × CFG, A × AutoLoRA: changed: batch_size 1 → 2, files of pipeline")
+
+
+def test_the_network_is_not_asked(
+    data: Data, plan_of: PlanOf, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder.path / "hub"))
+    data["models"]["A"]["lora"] = {"path": "nobody/no-lora", "weight_name": "a.safetensors"}
+    found = run_outlook(plan_of(data), folder)
+    assert found is not None
+    assert (found[0], str(found[1]).partition(" (")[0]) == (
+        [],
+        "not in the local cache, and not to be had from the hub",
+    )
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_the_command_tells_it_without_torch(data: Data, plan_of: PlanOf, folder: RunFolder) -> None:
