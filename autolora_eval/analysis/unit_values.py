@@ -37,7 +37,7 @@ def unit_values(
         For each metric a table of units by cells; NaN where a unit has no value.
     """
     if diversity["prompt_index"].nunique() < 2:
-        frame = scores.set_index(["seed", "cell"])
+        frame = scores[["seed", "cell", *columns]].set_index(["seed", "cell"])
         return {column: frame[column].unstack("cell") for column in columns}
     spread = diversity.pivot(index="prompt_index", columns="cell", values="diversity")
     units: list[Hashable] = list(spread.index)

@@ -71,6 +71,7 @@ def in_a_process(stage: str, path: Path, rows: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.performance.rows", "--rows", str(rows)]
     command += ["--stage", stage, str(path.resolve())]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT)
+    print(f"{stage}, {rows:,} rows: {done.stdout.decode().strip()}", file=sys.stderr)
     return dict(json.loads(done.stdout))
 
 

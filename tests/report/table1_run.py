@@ -47,7 +47,8 @@ def write_table1_inputs(
         benchmark: name of a shipped benchmark with published values, or with cells near them.
     """
     loaded = load_benchmark(benchmark)
-    seeds = loaded.spec.seeds.model_copy(update={"count": n_seeds})
+    seeds = loaded.spec.seeds
+    seeds = seeds.model_copy(update={"count": max(n_seeds, seeds.count)})
     loaded = replace(loaded, spec=loaded.spec.model_copy(update={"seeds": seeds}))
     plan, folder = make_plan(loaded, None, n_seeds), RunFolder(path)
     write_manifest(plan, folder)

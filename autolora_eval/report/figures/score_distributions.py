@@ -261,11 +261,12 @@ def _key(on: Levels) -> Legend:
 
 
 def _caption(data: FigureData, scores: Sequence[Metric]) -> str:
-    images = data.scores[data.scores["cell"].isin(data.table["cell"])]
-    unscored = [(s.label, int(np.isnan(values(images, s.column)).sum())) for s in scores]
+    known = data.scores["cell"].isin(data.table["cell"]).to_numpy()
+    lacking = {s.label: np.isnan(values(data.scores, s.column)) & known for s in scores}
+    unscored = [(label, int(images.sum())) for label, images in lacking.items()]
     names = [score.display_name for score in scores]
     lost = [(label, n) for label, n in unscored if n]
-    return say.distribution(names, lost, len(images), swept_names(data))
+    return say.distribution(names, lost, int(known.sum()), swept_names(data))
 
 
 def _text(data: FigureData, scores: Sequence[Metric]) -> str:
