@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +30,8 @@ from autolora_eval.runs.folder import Run, RunFolder, open_run, output_folder
 from autolora_eval.runs.lock import writing
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
+from autolora_eval.scoring.background_judging import BackgroundJudging
+from autolora_eval.scoring.judging import judge_missing, open_judge
 
 if TYPE_CHECKING:
     from autolora_eval._ray_engine import EngineName, RayEngine
@@ -200,6 +201,7 @@ class RunPipeline:
     ) -> None:
         self.plan, self.folder, self.progress = plan, folder, progress
         self.benchmark, self.limits = benchmark, limits
+        self._beside = BackgroundJudging(folder)
 
     @classmethod
     def start(
@@ -263,9 +265,13 @@ class RunPipeline:
         Raises:
             AutoLoRAEvalError: if something is missing here, or a stage failed.
         """
+        judge = self.plan.benchmark.spec.judge
         with writing(self.folder.path):
             self.refuse_if_something_is_missing()
-            self.generate()
+            if judge is not None and judge.has_running_server and self.ray is None:
+                self._beside.settings = judge_settings(self.plan)
+            with self._beside:
+                self.generate()
             self.measure()
             if not are_tables_current(self.folder, self.plan.benchmark.published):
                 self.tables()
@@ -308,6 +314,7 @@ class RunPipeline:
 
         def begin(found: GenerationResult) -> None:
             self._record_generated(found)
+            self._beside.start()
             self.folder.update_manifest(packages=package_versions(), hardware=machine)
 
         elsewhere = self.ray.make_images if self.ray else None
@@ -384,17 +391,10 @@ class RunPipeline:
         if self.plan.benchmark.rubric is None:
             self.folder.update_manifest(judge=None)
             return
-        from autolora_eval.scoring import judging
-
         started, settings = time.monotonic(), judge_settings(self.plan)
-        opened = self.ray.judge if self.ray else judging.open_judge
-        folder, manifest, progress = self.folder, self.folder.read_manifest(), self.progress
-        judged = judging.completed_judging(settings, manifest, folder)
-        if judged is None:
-            with (
-                judging.served(settings.config, folder.judge_log, progress.say) as urls,
-                closing(opened(settings, urls)) as judge,
-            ):
-                judged = judging.judge_images(settings, manifest, folder, judge, progress)
+        manifest = self._beside.noted_in(self.folder.read_manifest())
+        opened = self.ray.judge if self.ray else open_judge
+        judged = judge_missing(settings, manifest, self.folder, self.progress, opened)
+        started, judged = self._beside.added_to(started, judged)
         self.folder.update_manifest(judge=judged)
         self._note_times("judge", started, judged.done, judged.reused)

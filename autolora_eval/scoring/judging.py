@@ -134,12 +134,39 @@ def transformers_judge(settings: JudgeSettings) -> TransformersJudge:
     return TransformersJudge(settings.config, settings.source, device, settings.rubric)
 
 
+def judge_missing(
+    settings: JudgeSettings,
+    manifest: RunManifest,
+    folder: RunFolder,
+    progress: Progress,
+    opened: Callable[[JudgeSettings, list[str] | None], Judge] = open_judge,
+) -> JudgeRecord:
+    """Return the manifest's section `judge`; serve and open a judge only if an image needs it.
+
+    Args:
+        settings: how images are judged.
+        manifest: the run's cells, prompts and seeds.
+        folder: the run folder.
+        progress: advances with each judgement.
+        opened: opens the judge, given the addresses of a server that the run started.
+    """
+    judged = completed_judging(settings, manifest, folder)
+    if judged is not None:
+        return judged
+    with (
+        served(settings.config, folder.judge_log, progress.say) as urls,
+        contextlib.closing(opened(settings, urls)) as judge,
+    ):
+        return judge_images(settings, manifest, folder, judge, progress)
+
+
 def judge_images(
     settings: JudgeSettings,
     manifest: RunManifest,
     folder: RunFolder,
     judge: Judge,
     progress: Progress,
+    wanted: Callable[[PendingJudgement], bool] = lambda item: True,
 ) -> JudgeRecord:
     """Judge every image of a run that has no judgement by this judge and rubric yet.
 
@@ -149,6 +176,7 @@ def judge_images(
         folder: the run folder, which has the images and receives the judgements.
         judge: the judge.
         progress: advances with each judgement.
+        wanted: called before each question; whether to ask it now.
 
     Returns:
         The manifest's section `judge`: identity of judge and rubric, and counts.
@@ -161,7 +189,7 @@ def judge_images(
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
     pending = deque(_pending(config.repeats, manifest, folder, key, counts))
     with contextlib.closing(JudgementCache(cache_folder() if config.cache else None)) as cache:
-        writer = _JudgementWriter(folder, rubric, key, cache, counts, progress)
+        writer = _JudgementWriter(folder, rubric, key, cache, counts, progress, wanted)
         with progress.task("Judging", len(pending)) as advance:
             try:
                 for group in judge.replies(writer.requests(pending, advance)):
@@ -286,6 +314,7 @@ class _JudgementWriter:
     cache: JudgementCache
     counts: Counter[str]
     progress: Progress
+    wanted: Callable[[PendingJudgement], bool]
 
     def __post_init__(self) -> None:
         self._told: set[str | None] = set()
@@ -295,6 +324,8 @@ class _JudgementWriter:
         """Yield a request for each judgement that is not in the cache; consumes `pending`."""
         while pending:
             item = pending.popleft()
+            if not self.wanted(item):
+                continue
             question = self.rubric.question(item.image.prompt)
             row = self._cached(item)
             if row is None:

@@ -117,6 +117,11 @@ class JudgeConfig(StrictModel):
     """The precision of the judge (`transformers` only)."""
 
     @property
+    def has_running_server(self) -> bool:
+        """Whether the judge is a server that the run does not start."""
+        return self.backend == "openai" and not self.launch
+
+    @property
     def base_urls(self) -> list[str]:
         """The addresses of the servers, with their variables replaced."""
         return [expanded(url) for url in self.stated_urls]

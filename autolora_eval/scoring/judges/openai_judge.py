@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -91,6 +92,7 @@ class OpenAIJudge:
         self._dialect = protocol.Dialect()
         self._identity: Json | None = None
         self._consecutive_failures = 0
+        self._in_flight: set[Future[Reply]] = set()
         # An event loop in a thread of its own also works inside another loop, as in Jupyter.
         stack = ExitStack()
         self._portal: BlockingPortal = stack.enter_context(start_blocking_portal())
@@ -179,9 +181,13 @@ class OpenAIJudge:
         """
         self.identity()
         self._slots = asyncio.Semaphore(self.spec.concurrency)
-        yield from _as_completed(
-            self._portal, self._reply, requests, max_pending=2 * self.spec.concurrency
-        )
+        limit = 2 * self.spec.concurrency
+        yield from _as_completed(self._portal, self._reply, requests, limit, self._in_flight)
+
+    def cancel(self) -> None:
+        """Cancel the calls in flight from another thread, in which `replies` then raises."""
+        for future in tuple(self._in_flight):
+            future.cancel()
 
     def close(self) -> None:
         """Close the connections and end the thread of the event loop."""
@@ -285,12 +291,12 @@ class _Wait(tenacity.wait.wait_base):
 
     def __init__(self, longest: float) -> None:
         self._longest = longest
-        self._backoff = tenacity.wait_random_exponential(
-            multiplier=BACKOFF_SECONDS, max=min(30.0, longest)
-        )
+        # Not the global generator, which samplers seed and draw from meanwhile.
+        self._random = random.Random()
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        backoff = float(self._backoff(retry_state))
+        highest = BACKOFF_SECONDS * 2.0 ** min(retry_state.attempt_number - 1, 10)
+        backoff = self._random.uniform(0.0, min(highest, 30.0, self._longest))
         asked: Any = retry_state.outcome and retry_state.outcome.result().retry_after
         return backoff if asked is None else min(asked, self._longest) + min(backoff, 1.0)
 
@@ -306,6 +312,7 @@ def _as_completed(
     work: Callable[[T], Awaitable[R]],
     items: Iterable[T],
     max_pending: int,
+    pending: set[Future[R]],
 ) -> Iterator[list[tuple[T, R]]]:
     """Yield items with their results in order of completion, in groups that finished together.
 
@@ -314,12 +321,12 @@ def _as_completed(
         work: the coroutine function that is applied to each item.
         items: taken one by one, so that at most `max_pending` of them are unfinished.
         max_pending: the limit of unfinished items.
+        pending: receives the unfinished items, which another thread may cancel.
 
     Raises:
         Exception: the first error of `work`, after the results that came before it.
     """
     finished: SimpleQueue[tuple[T, Future[R]]] = SimpleQueue()
-    pending: set[Future[R]] = set()
 
     def start(item: T) -> None:
         future: Future[R] = portal.start_task_soon(work, item)
@@ -347,3 +354,4 @@ def _as_completed(
     finally:
         for future in pending:
             future.cancel()
+        pending.clear()

@@ -1,0 +1,139 @@
+"""Images are judged by a server while others are made; results are those of the stages in turn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from judge_server import MODEL, Answer, Call, Http, JudgeServer, judge_server
+from judging import by_content
+
+import autolora_eval
+from autolora_eval._files import read_jsonl
+from autolora_eval.config.load import find_benchmark
+from autolora_eval.runs.folder import Run
+from autolora_eval.scoring import background_judging
+
+pytestmark = pytest.mark.model
+
+N = 2 * 2 * 3  # methods × prompts × seeds
+CODE = """
+import time
+from pathlib import Path
+import numpy as np
+
+FOLDER = Path(__file__).parent
+
+def draw(prompt, seed, model, *, brightness: int):
+    "The first image says that it has begun, and the last one waits for the judge."
+    (FOLDER / "begun").touch()
+    if brightness == 200 and seed == 2 and prompt.startswith("a green"):
+        deadline = time.monotonic() + 20
+        while not (FOLDER / "asked").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (FOLDER / "ended").touch()
+    rng = np.random.default_rng([seed, brightness, len(prompt)])
+    return rng.integers(0, brightness, (model.size[1], model.size[0], 3)).astype(np.uint8)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a sampler, in which a run has no cache of replies."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(background_judging, "PAUSE_SECONDS", 0.01)
+    (tmp_path / "pictures_beside.py").write_text(CODE)
+    yield tmp_path
+    sys.modules.pop("pictures_beside", None)
+
+
+def run(place: Path, server: JudgeServer, name: str, *, waits: bool = True) -> Run:
+    for mark in ("begun", "asked", "ended"):
+        (place / mark).unlink(missing_ok=True)
+    if not waits:
+        (place / "asked").touch()
+    draw = "pictures_beside.draw"
+    content: dict[str, Any] = yaml.safe_load(find_benchmark("quickstart").read_text()) | {
+        "prompts": ["a red heart", "a green star"],
+        "seeds": {"start": 0, "count": 3},
+        "methods": {str(n): {"sampler": draw, "brightness": n} for n in (80, 200)},
+        "baseline": "80",
+        "judge": {
+            "model": MODEL,
+            "base_url": server.url,
+            "rubric": str(place / "rubric.yaml"),
+            "constraint": "plain",
+            "cache": False,
+            "max_retries": 0,
+        },
+    }
+    (place / "rubric.yaml").write_text(
+        'name: r\nplaceholders: {image: "<I>", prompt: "<P>"}\n'
+        "scores:\n  pc: {key: pc, display_name: Prompt correspondence}\n"
+        'text: "Look: <I> Does it show <P>?"\n'
+    )
+    (place / "bench.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return autolora_eval.run(place / "bench.yaml", place / name)
+
+
+def judgements(made: Run) -> dict[str, list[dict[str, Any]]]:
+    folder = made.folder.path / "judgements"
+    return {
+        path.name: [row | {"latency_seconds": 0} for row in read_jsonl(path)]
+        for path in folder.glob("*.jsonl")
+    }
+
+
+def assert_same(one: Run, other: Run) -> None:
+    for name in ("table.csv", "diversity.csv", "comparisons.csv", "unscored.csv"):
+        assert (one.folder.path / name).read_bytes() == (other.folder.path / name).read_bytes()
+    for path in (one.folder.path / "features").iterdir():
+        assert path.read_bytes() == (other.folder.path / "features" / path.name).read_bytes()
+
+
+def test_results_are_those_of_the_stages_in_turn_and_each_image_is_asked_about_once(
+    place: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[str, list[bool]] = {"beside": [], "in turn": []}
+    name = "beside"
+
+    def answer(call: Call, number: int) -> Answer:
+        if (place / "begun").exists():
+            calls[name].append((place / "ended").exists())
+            (place / "asked").touch()
+        return by_content(call, number)
+
+    with judge_server(JudgeServer(answer=answer)) as server:
+        beside = run(place, server, name)
+        name = "in turn"
+        monkeypatch.setattr(background_judging, "PAUSE_SECONDS", 600.0)
+        in_turn = run(place, server, name, waits=False)
+    assert len(calls["beside"]) == len(calls["in turn"]) == N
+    assert not calls["beside"][0], "the first image was judged before the last was made"
+    assert all(calls["in turn"])
+    assert judgements(beside) == judgements(in_turn)
+    assert_same(beside, in_turn)
+    one, other = beside.manifest, in_turn.manifest
+    assert one.judge == other.judge
+    assert (one.stages["judge"].done, one.stages["judge"].reused) == (N, 0)
+
+
+def test_a_failing_server_does_not_stop_the_images_and_is_asked_again(
+    place: Path, no_report: None
+) -> None:
+    def answer(call: Call, number: int) -> Answer:
+        if (place / "begun").exists() and not (place / "ended").exists():
+            (place / "asked").touch()
+            return Http(500)
+        return by_content(call, number)
+
+    with judge_server(JudgeServer(answer=answer)) as server:
+        failed_first = run(place, server, "failed_first")
+        server.answer = by_content
+        fine = run(place, server, "fine", waits=False)
+    assert_same(failed_first, fine)
