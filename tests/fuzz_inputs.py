@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from conftest import benchmark_content, furnish
 from fuzz_runs import RUNS
 from hypothesis import strategies as st
@@ -104,6 +106,14 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 
 
 CSV = pd.DataFrame(ROWS).to_csv(index=False).encode()
+
+
+def no_parquet() -> bytes:
+    """Return a file whose metadata of pandas is empty: once a KeyError."""
+    stream = io.BytesIO()
+    table = pa.table({"file_name": ["img/3.png"], "prompt": ["a cat"]})
+    pq.write_table(table.replace_schema_metadata({"pandas": "{}"}), stream)
+    return stream.getvalue()
 
 
 LISTINGS = st.one_of(
@@ -272,7 +282,7 @@ INPUTS = {
         ),
         Input("rubrics", mutated(RUBRIC).map(as_yaml), use_rubric, 24),
         Input("replies", REPLIES, use_reply, 40, errors=()),
-        Input("listings", LISTINGS, use_listing, 100),
+        Input("listings", LISTINGS, use_listing, 100, examples=[("a.parquet", no_parquet())]),
         Input("pictures", PICTURES, use_picture, 100, errors=(ImageError,)),
         Input("loras", LORAS, use_lora, 100, examples=NOT_LORAS),
         *RUNS,

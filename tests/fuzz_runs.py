@@ -160,7 +160,11 @@ def archives(draw: DrawFn) -> bytes:
     stream = io.BytesIO()
     with ZipFile(stream, "w") as archive:
         for name, data in files.items():
-            if "\ud800" not in name and (draw(st.booleans()) or name in RUN_FILES):
+            if (
+                name.strip("\0")
+                and "\ud800" not in name
+                and (draw(st.booleans()) or name in RUN_FILES)
+            ):
                 archive.writestr(name, data)
     return stream.getvalue()
 

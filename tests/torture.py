@@ -3,7 +3,7 @@
     python tests/torture.py --folder build/torture --kills 40 --seed 0 [--engine ray] [--only kills]
 
 Each child is forked from a server that has imported the libraries: a start takes no time.
-`tests/test_killed.py` does the same at a small size.
+`tests/test_killed.py` has a small one in the suite.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from multiprocessing.process import BaseProcess
@@ -165,6 +165,13 @@ class Torture:
         assert code == 0, (code, self.log(folder))
         return time.monotonic() - started
 
+    def reach(self, folder: Path, until: str) -> BaseProcess:
+        """Start a run, and return when it has reached a stage or ended."""
+        child = self.start(folder)
+        while child.is_alive() and ORDER.index(stage(folder)) < ORDER.index(until):
+            time.sleep(0.005)
+        return child
+
     def signal(
         self, folder: Path, seconds: float, number: int = signal.SIGKILL, until: str = "start"
     ) -> str | None:
@@ -173,9 +180,7 @@ class Torture:
         Returns:
             The stage that it was in; None if it had ended.
         """
-        child = self.start(folder)
-        while child.is_alive() and ORDER.index(stage(folder)) < ORDER.index(until):
-            time.sleep(0.005)
+        child = self.reach(folder, until)
         child.join(seconds)
         found = stage(folder)
         if child.exitcode is None:
@@ -270,17 +275,33 @@ def signals(torture: Torture, seconds: float) -> None:
         torture.finish_and_check(folder, f"{number.name} while {at}")
 
 
-def full_disk(torture: Torture, shares: Sequence[float] = (0.02, 0.2, 0.6, 0.95)) -> None:
-    """Run on file systems of several sizes, and then elsewhere with what was written."""
-    needed = sum(path.stat().st_size for path in torture.whole.rglob("*") if path.is_file())
-    for share in shares:
-        name, size = f"full-{share}", int(share * needed) // 1024
-        with mounted(torture.base / "disk", f"size={size}k") as disk:
-            code, found = torture.run(disk / name), stage(disk / name)
-            assert code == 1, (code, torture.log(disk / name))
-            assert "does not expect" not in torture.log(disk / name), torture.log(disk / name)
+def fill(disk: Path) -> None:
+    """Leave no room on a file system, on which others may write meanwhile."""
+    with (disk / "ballast").open("wb") as ballast:
+        for _ in range(1000):
+            state, size = os.statvfs(disk), os.fstat(ballast.fileno()).st_size
+            if not state.f_bavail:
+                return
+            with suppress(OSError):
+                os.posix_fallocate(ballast.fileno(), size, state.f_bavail * state.f_frsize)
+
+
+def full_disk(
+    torture: Torture, stages: Sequence[str] = ("loading", "images", "features", "judging")
+) -> None:
+    """Fill the disk of a run while it is in a stage, and go on elsewhere with what was written."""
+    for until in stages:
+        name = f"full-{until}"
+        with mounted(torture.base / "disk", "size=200m") as disk:
+            child = torture.reach(disk / name, until)
+            fill(disk)
+            child.join(LIMIT)
+            text = torture.log(disk / name)
+            assert child.exitcode in (0, 1), (child.exitcode, text)
+            assert "does not expect" not in text, text
             shutil.copytree(disk / name, torture.base / name)
-        torture.finish_and_check(torture.base / name, f"disk full at {size} KiB while {found}")
+        what = f"disk full while {until}, exit code {child.exitcode}"
+        torture.finish_and_check(torture.base / name, what)
 
 
 def file_limit(torture: Torture) -> None:

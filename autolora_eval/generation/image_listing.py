@@ -96,7 +96,8 @@ def _read_table(file: Path) -> tuple[list[str], list[Any]]:
 
         frame = pd.read_parquet(file).rename(columns=str)
         return list(frame.columns), frame.to_dict("records")
-    except (OSError, ValueError, csv.Error) as error:  # errors of pyarrow are ValueErrors
+    # Of pyarrow: most are ValueErrors, and a KeyError where the metadata of pandas is damaged.
+    except (OSError, ValueError, LookupError, TypeError, NotImplementedError, csv.Error) as error:
         raise UsageError(f"images '{file}': cannot be read: {error}") from error
 
 
