@@ -61,7 +61,7 @@ class References:
         return features.of(self._image_ids.get((cell, prompt_index), []))
 
     @cached_property
-    def _image_ids(self) -> dict[tuple[str, int], list[str]]:
+    def _image_ids(self) -> dict[Hashable, list[str]]:
         """The images of each prompt by the references."""
         rows = self.scores[self.scores["cell"].isin(set(self.cells.values()))]
         groups = rows.groupby(["cell", "prompt_index"])["image_id"]

@@ -261,7 +261,10 @@ def reliability(
         with at least two; α with its interval; the share of images whose scores are all equal;
         the mean score and mean expected score; and why α or its interval is missing.
     """
-    numbers = ["prompt_index", *(c for c in scores if str(c).removesuffix("_expected") in columns)]
+    numbers = [
+        "prompt_index",
+        *(c for c in map(str, scores) if c.removesuffix("_expected") in columns),
+    ]
     frames: dict[str, pd.DataFrame] = {}
     ratings: list[dict[str, Floats]] = []
     for name, images in scores.groupby("cell", sort=False):

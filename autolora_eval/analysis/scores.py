@@ -60,7 +60,7 @@ def _cell_scores(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> 
 
 def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return tables below each other; a column empty in one has the type that it has in others."""
-    columns = dict.fromkeys(column for table in tables for column in table)
+    columns = dict.fromkeys(column for table in tables for column in map(str, table))
     found = pd.concat([table.dropna(axis=1, how="all") for table in tables], ignore_index=True)
     return found.assign(**{c: None for c in columns if c not in found})[list(columns)]
 

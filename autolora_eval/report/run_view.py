@@ -75,7 +75,7 @@ class RunView:
         """How many images of each cell have no score, by reason in words."""
         found: dict[str, Counter[str]] = {}
         counts = self.images.groupby(["cell", "unscored_reason"], sort=False).size()
-        for (cell, reason), n in counts.items():
+        for cell, reason, n in counts.reset_index().itertuples(index=False, name=None):
             if words := truncate(in_words(reason) or "", REASON_LENGTH):
                 found.setdefault(str(cell), Counter())[words] += int(n)
         return found
@@ -83,7 +83,10 @@ class RunView:
     @cached_property
     def unscored_reasons(self) -> list[tuple[str, int]]:
         """Why images have no score, and how many, the most frequent first."""
-        return ranked(sum(self.unscored.values(), Counter()))
+        total: Counter[str] = Counter()
+        for reasons in self.unscored.values():
+            total.update(reasons)
+        return ranked(total)
 
     @cached_property
     def compared(self) -> list[Row]:
