@@ -250,7 +250,7 @@ class AutoLoRAGuidance(BaseGuidance):
 
     def _combined(self, base: torch.Tensor | None, lora: torch.Tensor | None) -> Any:  # noqa: ANN401
         gamma = self.active_gamma
-        if base is None and not scales_equal(gamma, 1.0):
+        if lora is not None and base is None and not scales_equal(gamma, 1.0):
             return reused_autolora_guidance(lora, self._difference(), gamma)
         if base is None or lora is None:
             return base if lora is None else lora
