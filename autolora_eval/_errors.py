@@ -41,8 +41,10 @@ class MissingDependencyError(AutoLoRAEvalError):
 
 
 # What reading a file of another content than expected raises.
-_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
-_DAMAGED += (NotImplementedError, RecursionError, StopIteration, OSError)
+_DAMAGED: tuple[type[Exception], ...] = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
+    *(NotImplementedError, RecursionError, StopIteration, OSError),
+)
 
 
 @contextmanager

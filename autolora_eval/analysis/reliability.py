@@ -188,7 +188,8 @@ def _kinds_of_units(
         return set_of, of_set
     weights = of_set.reshape(len(of_set), -1).T[:, set_of]  # [V·V, N]
     sums = [np.bincount(unit_of, weights=row, minlength=len(names)) for row in weights]
-    return np.arange(len(names)), np.stack(sums, axis=1).reshape(len(names), *of_set.shape[1:])
+    by_unit = np.stack(sums, axis=1).astype(np.float64)
+    return np.arange(len(names)), by_unit.reshape(len(names), *of_set.shape[1:])
 
 
 def exact_agreement(ratings: Floats) -> float:

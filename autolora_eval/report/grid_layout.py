@@ -78,7 +78,7 @@ class ImageIndex:
     def places(self) -> dict[str, npt.NDArray[np.intp]]:
         """Where the rows of each cell are in scores.parquet."""
         groups = self.view.images.groupby("cell", sort=False)
-        return {str(cell): rows for cell, rows in groups.indices.items()}
+        return {str(cell): np.asarray(rows, np.intp) for cell, rows in groups.indices.items()}
 
     @cached_property
     def prompts(self) -> list[int]:

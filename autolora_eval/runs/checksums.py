@@ -10,7 +10,8 @@ from autolora_eval.runs.manifest import RunManifest
 
 # What the latest command reused or did anew decides neither tables nor report.
 _COUNTS = {"done", "reused", "cached"}
-_VOLATILE = {"tables_key": True, "report_key": True, "features": _COUNTS, "judge": _COUNTS}
+_VOLATILE: dict[str, bool | set[str]] = {"tables_key": True, "report_key": True}
+_VOLATILE |= {"features": _COUNTS, "judge": _COUNTS}
 
 
 def manifest_key(manifest: RunManifest) -> str:

@@ -15,7 +15,10 @@ from autolora_eval._files import Json, atomic_write, sha256_bytes
 from autolora_eval.scoring.judges.base import is_transient
 from autolora_eval.scoring.rubric import Question
 
-_OF_A_ROW = {"image_id": str, **dict.fromkeys(("sha256", "reason", "raw"), str | None)}
+_OF_A_ROW: dict[str, Any] = {
+    "image_id": str,
+    **dict.fromkeys(("sha256", "reason", "raw"), str | None),
+}
 _OF_A_ROW |= dict.fromkeys(("scores", "expected"), dict | None)
 CACHE_TIMEOUT = 30.0  # seconds to wait for another process that writes to the cache
 
