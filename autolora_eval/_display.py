@@ -151,7 +151,8 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Prompts", spec.prompts if isinstance(spec.prompts, str) else "in the benchmark file"
     cuts = all_prompt_cuts(plan)
     for model in benchmark.models.values():
-        yield from model_facts(model, cuts.get(model.name, ""), spec.dtype, spec.batch_size)
+        how = spec.dtype, spec.batch_size, spec.guidance_batching
+        yield from model_facts(model, cuts.get(model.name, ""), *how)
     kind, features = benchmark.extractor.kind, benchmark.features
     yield "Features", kind.name if features is None else place(features, "config.json")
     if benchmark.diversity:

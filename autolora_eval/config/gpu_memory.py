@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from autolora_eval.config.inputs import INDEX
 from autolora_eval.config.lora_file import LoraFile
 from autolora_eval.config.pipeline_parts import VAE, checkpoint_parameters
 from autolora_eval.config.resolved import ResolvedModel
-from autolora_eval.config.schema import Offload
+from autolora_eval.config.schema import GuidanceBatching, Offload
 from autolora_eval.config.tensor_file import read_header
 
 GIB = 2**30
@@ -37,6 +37,8 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _BESIDE_GEGLU = 5
 # Tensors of the hidden size that are alive in a transformer's feed-forward layer.
 _IN_FEED_FORWARD = 15
+# The largest number of predictions for one image in one denoiser pass.
+_PREDICTIONS: dict[GuidanceBatching, int] = {"conditions": 2, "all": 4}
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class ModelMemory:
             + batch_size * self.output_per_image
             + (0 if alone else self.denoiser),
         }
+
+    def batched(self, guidance_batching: GuidanceBatching) -> ModelMemory:
+        """Return the memory with several predictions for an image in one pass; `auto`: with one."""
+        rows = _PREDICTIONS.get(guidance_batching, 1)
+        return replace(self, pass_per_image=rows * self.pass_per_image)
 
     def working(self, batch_size: int) -> int:
         """Return the bytes that must be free beside the weights of a network that runs."""
@@ -137,6 +144,30 @@ def model_memory(model: ResolvedModel, dtype: str) -> ModelMemory | None:
         return None if index is None else _estimate(model, index, dtype)
     except (ValueError, KeyError, TypeError, IndexError):  # not a configuration of diffusers
         return None
+
+
+def choose_guidance_batching(
+    asked: GuidanceBatching, model: ResolvedModel, dtype: str, batch_size: int, card: int
+) -> GuidanceBatching:
+    """Return which predictions share a denoiser pass; never `auto`.
+
+    `auto` shares where the standard pipelines do, if that fits. Base and LoRA rows in one pass are
+    only by choice: on a CPU they took longer.
+
+    Args:
+        asked: as in the benchmark.
+        model: the model.
+        dtype: the precision of the run.
+        batch_size: images that are sampled together.
+        card: the bytes of the GPU; 0 for another device.
+    """
+    if asked != "auto":
+        return asked
+    if not card:
+        return "conditions"
+    memory = model_memory(model, dtype)
+    fits = memory and memory.batched("conditions").largest_batch(card, model.spec.offload)
+    return "conditions" if (fits or 0) >= batch_size else "separate"
 
 
 def _estimate(model: ResolvedModel, index: Path, dtype: str) -> ModelMemory | None:

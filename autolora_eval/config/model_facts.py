@@ -10,11 +10,16 @@ from autolora_eval.config.inputs import INDEX
 from autolora_eval.config.plan import describe_sampling
 from autolora_eval.config.prompt_cuts import describe_cuts
 from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.runs.cut_prompts import PromptCuts
 
 
 def model_facts(
-    model: ResolvedModel, cuts: PromptCuts | str, dtype: str, batch_size: int
+    model: ResolvedModel,
+    cuts: PromptCuts | str,
+    dtype: str,
+    batch_size: int,
+    guidance_batching: GuidanceBatching,
 ) -> Iterator[tuple[str, str]]:
     """Yield (title, text) pairs.
 
@@ -22,7 +27,8 @@ def model_facts(
         model: the model.
         cuts: the prompts that its text encoders cut, or why they are not known.
         dtype: the precision of the run.
-        batch_size: images per denoiser pass.
+        batch_size: images that are sampled together.
+        guidance_batching: which predictions for an image share a denoiser pass.
     """
     yield model.name, place(model.pipeline, INDEX)
     if model.config is not None:
@@ -39,6 +45,7 @@ def model_facts(
     yield from _lora_facts(model)
     memory = model_memory(model, dtype)
     if memory is not None:
+        memory = memory.batched(guidance_batching)
         yield from _titled("  GPU memory", memory.describe(batch_size, model.spec.offload))
 
 

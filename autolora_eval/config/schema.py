@@ -43,6 +43,7 @@ PromptList = list[
 ]
 
 Offload = Literal["none", "auto", "model"]
+GuidanceBatching = Literal["auto", "separate", "conditions", "all"]
 
 
 class Seeds(StrictModel):
@@ -152,6 +153,14 @@ class Model(StrictModel):
     vae_tiling: bool = False
     """Decode images in overlapping tiles, for sizes whose decoding does not fit. It changes images.
     """
+    compile: bool = False
+    """Run the denoiser through `torch.compile`. The first batches take minutes more, the others
+    less time. It affects the last bits of an image.
+    """
+    channels_last: bool = False
+    """Keep the denoiser and the VAE in torch's channels-last layout, which suits the convolutions
+    of a UNet on a GPU in half precision. It affects the last bits of an image.
+    """
 
     @property
     def loras(self) -> tuple[Lora, ...]:
@@ -260,7 +269,13 @@ class Benchmark(StrictModel):
     dtype: DType = "auto"
     """The precision of the pipelines. `auto` is float16 on CUDA and float32 elsewhere."""
     batch_size: int = Field(default=8, ge=1, le=1024)
-    """Images per denoiser pass. It affects the last bits of an image."""
+    """Images that are sampled together. It affects the last bits of an image."""
+    guidance_batching: GuidanceBatching = "auto"
+    """Which predictions of a step share a denoiser pass: each has its own (`separate`); those for
+    the prompt and the null prompt share one, as in the standard pipelines (`conditions`); those of
+    the base model and the LoRA too (`all`). `auto`: `conditions`, but `separate` on a GPU on which
+    that is not estimated to fit. It affects the last bits of an image.
+    """
 
     @property
     def baseline_method(self) -> str:

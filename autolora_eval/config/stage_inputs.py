@@ -127,13 +127,15 @@ def _method(cell: Cell) -> MethodRecord:
 
 def cell_record(cell: Cell, plan: Plan) -> CellRecord:
     """Return what the manifest says of a cell before it has run."""
-    rule = cell.method.definition
+    rule, batching = cell.method.definition, plan.benchmark.spec.guidance_batching
+    stacks = cell.method.kind == "guider" and batching != "separate"
     asked = {
         "model": cell.model.spec.model_dump(
             mode="json", exclude={"offload"}, exclude_defaults=True
         ),
         "columns": cell.columns,
         "batch_size": plan.benchmark.spec.batch_size,
+        **({"guidance_batching": batching} if stacks else {}),
         **({} if rule.identity == rule.name else {"rule": rule.identity}),
         **({"code": dict(rule.code)} if rule.code else {}),
     }

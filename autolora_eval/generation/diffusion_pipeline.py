@@ -23,6 +23,7 @@ from autolora_eval._sources import local_lora
 from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.lora_file import Component, check_sum, read_lora_file
 from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.guards import PredictionCheck, checked_images
 from autolora_eval.generation.lora import load_lora
 from autolora_eval.generation.pipeline_loading import load_pipeline
@@ -35,6 +36,7 @@ from autolora_eval.guidance.adapters import (
     merge_lora,
     set_lora_scale,
 )
+from autolora_eval.guidance.batched_passes import batched, predicts_independently
 from autolora_eval.guidance.denoiser_state import restored
 
 ADAPTER = "autolora_eval"
@@ -67,21 +69,33 @@ class LoraPipeline:
     Args:
         pipe: the pipeline with all components loaded.
         clip_skip: layers of the CLIP encoders to skip; None for the pipeline's own choice.
+        guidance_batching: which predictions for an image share a denoiser pass.
 
     Attributes:
         lora_layers: the number of layers that each LoRA changes, for the manifest.
         lora_scales: the current scales of the LoRAs, without those merged into the base model.
     """
 
-    def __init__(self, pipe: ModularPipeline, clip_skip: int | None = None) -> None:
+    def __init__(
+        self,
+        pipe: ModularPipeline,
+        clip_skip: int | None = None,
+        guidance_batching: GuidanceBatching = "conditions",
+    ) -> None:
         self.pipe = pipe
+        self.guidance_batching = guidance_batching
         self.lora_layers: list[int] = []
         self.lora_scales: tuple[float, ...] = ()
         self.embeddings = PromptEmbeddings(pipe, clip_skip)
 
     @classmethod
     def load(
-        cls, model: ResolvedModel, device: torch.device, dtype: torch.dtype, batch_size: int = 1
+        cls,
+        model: ResolvedModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int = 1,
+        guidance_batching: GuidanceBatching = "conditions",
     ) -> LoraPipeline:
         """Load a pipeline from a folder or the hub, and its LoRAs at their scales.
 
@@ -90,21 +104,27 @@ class LoraPipeline:
             device: where it runs.
             dtype: its precision.
             batch_size: the number of images in a batch, for which memory is left free.
+            guidance_batching: which predictions for an image share a denoiser pass.
 
         Raises:
             AutoLoRAEvalError: if no guider can act on the pipeline, the pipeline is damaged, or a
                 part of a LoRA does not fit it.
         """
         pipe = load_pipeline(model, dtype)
-        loaded = cls(pipe, model.spec.clip_skip)
+        loaded = cls(pipe, model.spec.clip_skip, guidance_batching)
         loaded._load_loras(model)
         # One image at a time: decoding takes more memory than anything else.
         if hasattr(pipe.vae, "enable_slicing"):
             pipe.vae.enable_slicing()
         if model.spec.vae_tiling:
             pipe.vae.enable_tiling()
+        if model.spec.channels_last:
+            for network in (loaded.denoiser, pipe.vae):
+                network.to(memory_format=torch.channels_last)
+        if model.spec.compile:
+            loaded.denoiser.forward = torch.compile(loaded.denoiser.forward)
         memory = model_memory(model, str(dtype).removeprefix("torch."))
-        working = memory.working(batch_size) if memory else 4 * GIB
+        working = memory.batched(guidance_batching).working(batch_size) if memory else 4 * GIB
         place(pipe, device, model.spec.offload, working)
         return loaded
 
@@ -277,11 +297,15 @@ class LoraPipeline:
         enough. `guider.num_conditions` depends on the last step of the last call: hence a new
         guider for each call.
         """
-        with restored(self.denoiser):
-            if hasattr(guider, "set_base_inputs"):
-                guider.set_base_inputs(self.base_inputs(prompts, null))
-            self.pipe.update_components(guider=guider)
-            yield
+        if hasattr(guider, "set_base_inputs"):
+            guider.set_base_inputs(self.base_inputs(prompts, null))
+        self.pipe.update_components(guider=guider)
+        if self.guidance_batching != "separate" and predicts_independently(guider):
+            with batched(guider, self.denoiser, self.guidance_batching == "all"):
+                yield
+        else:
+            with restored(self.denoiser):
+                yield
 
     def base_inputs(
         self, prompts: Sequence[str], null: Sequence[str]

@@ -13,6 +13,7 @@ from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._progress import Advance
 from autolora_eval.config.plan import Cell
 from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.dataset import BackgroundWriter, ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
 from autolora_eval.generation.guards import (
@@ -50,6 +51,7 @@ class GuidedModel:
         device: Where the pipeline runs.
         dtype: Data type of the pipeline.
         batch_size: Number of images that are sampled together.
+        guidance_batching: Which predictions for an image share a denoiser pass.
         failed: One error for each cell that could not be finished.
         pipeline: The pipeline with its LoRAs.
     """
@@ -58,6 +60,7 @@ class GuidedModel:
     device: torch.device
     dtype: torch.dtype
     batch_size: int
+    guidance_batching: GuidanceBatching = "conditions"
     failed: list[GuiderFailedError] = field(default_factory=list)
     pipeline: LoraPipeline = field(init=False)
     _drift_check: ModelDriftCheck | None = None
@@ -136,7 +139,9 @@ class GuidedModel:
 
     def _load(self) -> None:
         with quiet_libraries():
-            self.pipeline = LoraPipeline.load(self.model, self.device, self.dtype, self.batch_size)
+            self.pipeline = LoraPipeline.load(
+                self.model, self.device, self.dtype, self.batch_size, self.guidance_batching
+            )
 
     def _sample_fixed_noise(self) -> torch.Tensor:
         with quiet_libraries():

@@ -5,10 +5,15 @@ from __future__ import annotations
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.config.gpu_memory import GIB, ModelMemory, model_memory
 from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.schema import GuidanceBatching
 
 
 def out_of_memory(
-    model: ResolvedModel, device: str, dtype: str, batch_size: int
+    model: ResolvedModel,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    guidance_batching: GuidanceBatching = "separate",
 ) -> AutoLoRAEvalError:
     """Return the error for a model that ran out of memory: what was asked, and what would fit.
 
@@ -17,15 +22,19 @@ def out_of_memory(
         device: the torch device, such as `cuda:0`.
         dtype: the precision, such as `float16`.
         batch_size: the number of images that were sampled together.
+        guidance_batching: which predictions for an image shared a denoiser pass.
     """
     width, height = model.size
     offload = model.spec.offload
     memory = model_memory(model, dtype)
+    memory = memory and memory.batched(guidance_batching)
     estimate = f"an estimated {memory.peak(batch_size, offload) / GIB:.1f} GiB" if memory else ""
-    total = _card(device)
+    total = card_bytes(device)
     card = f"'{device}' has {total / GIB:.1f} GiB" if total else ""
     facts = "; ".join(filter(None, (estimate and f"this takes {estimate}", card)))
     advice = _advice(memory, total, batch_size) if total else []
+    if total and guidance_batching != "separate":
+        advice.insert(0, "'guidance_batching: separate'")
     if not advice and offload == "none":
         advice = ["'offload: auto' for the model"]
     if not advice and batch_size > 1:
@@ -34,7 +43,8 @@ def out_of_memory(
     return AutoLoRAEvalError(
         f"the model '{model.name}' ran out of memory on '{device}': {width} × {height} pixels, "
         f"batch_size {batch_size}, {dtype}, offload {offload}{f' ({facts})' if facts else ''}."
-        f"{what_fits} offload changes no image; another batch_size makes all images anew. "
+        f"{what_fits} offload changes no image; another batch_size "
+        "or guidance_batching makes all images anew. "
         "Finished images are kept."
     )
 
@@ -51,7 +61,7 @@ def _advice(memory: ModelMemory | None, card: int, batch_size: int) -> list[str]
     ]
 
 
-def _card(device: str) -> int:
+def card_bytes(device: str) -> int:
     """Return the bytes of a CUDA device; 0 of any other."""
     if not device.startswith("cuda"):
         return 0

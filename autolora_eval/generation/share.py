@@ -24,6 +24,7 @@ from autolora_eval.generation.stage import (
     CellWork,
     GenerationResult,
     describe_pipeline,
+    guidance_batching_of,
     image_settings,
     model_identities,
 )
@@ -163,6 +164,7 @@ class ShareMaker:
         self.identities = model_identities(self.model, list(self.cells.values()))
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         self._dtype_name = dtype
+        self._batching = guidance_batching_of(plan, self.model, device, dtype)
         self._guided: GuidedModel | None = None
         self._sampled: SampledCell | None = None
         self._pipeline: SamplerPipeline | None = None
@@ -183,11 +185,15 @@ class ShareMaker:
             if not is_out_of_memory(error):
                 raise
             n = self.plan.benchmark.spec.batch_size
-            raise out_of_memory(self.model, str(self.device), self._dtype_name, n) from None
+            batching = "separate" if cell.method.kind == "sampler" else self._batching
+            raise out_of_memory(
+                self.model, str(self.device), self._dtype_name, n, batching
+            ) from None
 
     def _require_same_settings(self, cell: Cell, share: Share) -> None:
         batch_size = self.plan.benchmark.spec.batch_size
-        here = image_settings(cell, self.identities, batch_size, str(self.device), self._dtype_name)
+        where = str(self.device), self._dtype_name, self._batching
+        here = image_settings(cell, self.identities, batch_size, *where)
         if content_hash(here) != share.settings_key:
             raise AutoLoRAEvalError(
                 f"cell '{cell.id}': the machine '{platform.node()}' has other files of the model "
@@ -200,7 +206,7 @@ class ShareMaker:
 
         if self._guided is None:
             size = self.plan.benchmark.spec.batch_size
-            self._guided = GuidedModel(self.model, self.device, self.dtype, size)
+            self._guided = GuidedModel(self.model, self.device, self.dtype, size, self._batching)
         guided = self._guided
         guided.failed.clear()
         guided.make([(dataset, jobs)], _nobody_watches)

@@ -21,11 +21,13 @@ from autolora_eval._files import Json, content_hash, require_space
 from autolora_eval._identity import identity, lora_identity
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import Source
+from autolora_eval.config.gpu_memory import choose_guidance_batching
 from autolora_eval.config.plan import Cell, Plan, image_bytes
 from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.image_import import ImageImport
-from autolora_eval.generation.out_of_memory import out_of_memory
+from autolora_eval.generation.out_of_memory import card_bytes, out_of_memory
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import ImageJob
 from autolora_eval.runs.records import ImageSetRecord
@@ -41,6 +43,8 @@ SAMPLING_KEYS = {
     "scheduler",
     "clip_skip",
     "vae_tiling",
+    "compile",
+    "channels_last",
 }
 
 
@@ -123,7 +127,8 @@ def generate(
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
-                    failures.append(out_of_memory(model, device, dtype, batch_size))
+                    batching = result.models[model.name]["guidance_batching"]
+                    failures.append(out_of_memory(model, device, dtype, batch_size, batching))
                 for failure in failures:
                     release_frames(failure)
                 free_memory()  # outside of the clause, whose exception holds the model
@@ -200,10 +205,15 @@ def _missing_work(
     for model in plan.benchmark.models.values():
         cells = [cell for cell in plan.cells if cell.model.name == model.name]
         identities = model_identities(model, cells)
+        spec = plan.benchmark.spec
+        batching = guidance_batching_of(plan, model, device, dtype)
         result.models[model.name] = {
             **identities,
             "size": model.size,
-            **model.spec.model_dump(include={"negative_prompt", "clip_skip"}),
+            **model.spec.model_dump(
+                include={"negative_prompt", "clip_skip", "compile", "channels_last"}
+            ),
+            "guidance_batching": batching,
             "device": device,
             "dtype": dtype,
         }
@@ -213,8 +223,9 @@ def _missing_work(
                 image_import = ImageImport.prepare(cell, plan, folder)
                 key = image_import.settings_key
             else:
-                batch_size = plan.benchmark.spec.batch_size
-                settings = image_settings(cell, identities, batch_size, device, dtype)
+                settings = image_settings(
+                    cell, identities, spec.batch_size, device, dtype, batching
+                )
                 key = content_hash(settings)
                 result.settings[key] = settings
             dataset = ImageDataset.open(folder, cell, key)
@@ -254,7 +265,23 @@ def _unused(source: Source) -> Json:
     return {"name": source.name, "kind": source.kind, "used": False}
 
 
-def image_settings(cell: Cell, model: Json, batch_size: int, device: str, dtype: str) -> Json:
+def guidance_batching_of(
+    plan: Plan, model: ResolvedModel, device: str, dtype: str
+) -> GuidanceBatching:
+    """Return which predictions share a denoiser pass on a device; never `auto`."""
+    spec = plan.benchmark.spec
+    card = card_bytes(device)
+    return choose_guidance_batching(spec.guidance_batching, model, dtype, spec.batch_size, card)
+
+
+def image_settings(
+    cell: Cell,
+    model: Json,
+    batch_size: int,
+    device: str,
+    dtype: str,
+    guidance_batching: GuidanceBatching = "separate",
+) -> Json:
     """Return all that decides a cell's images, except for prompt and seed: its hash is their key.
 
     The batch size is included: at one batch size, images are bitwise independent of order and
@@ -268,7 +295,10 @@ def image_settings(cell: Cell, model: Json, batch_size: int, device: str, dtype:
         batch_size: the number of images per batch.
         device: such as `cuda:1`, whose number is left out.
         dtype: the precision, such as `float16`.
+        guidance_batching: which predictions share a denoiser pass, for cells of guiders. Images of
+            versions without this key are those of `separate`.
     """
+    stacks = cell.method.kind == "guider" and guidance_batching != "separate"
     files = {part: _without_path(known) for part, known in model.items() if part != "loras"}
     loras = [
         _without_path(known) | {"scale": lora.scale}
@@ -282,6 +312,7 @@ def image_settings(cell: Cell, model: Json, batch_size: int, device: str, dtype:
         "batch_size": batch_size,
         "device": device.partition(":")[0],
         "dtype": dtype,
+        **({"guidance_batching": guidance_batching} if stacks else {}),
         **({"code": dict(cell.method.definition.code)} if cell.method.definition.code else {}),
     }
 
@@ -347,7 +378,8 @@ def _run_guiders(
 
     from autolora_eval.generation.guider_backend import GuidedModel
 
-    backend = GuidedModel(model, torch.device(device), getattr(torch, dtype), batch_size)
+    batching = result.models[model.name]["guidance_batching"]
+    backend = GuidedModel(model, torch.device(device), getattr(torch, dtype), batch_size, batching)
     result.models[model.name] |= describe_pipeline(backend.pipeline)
     backend.make([(cell.dataset, cell.jobs) for cell in work], advance)
     return list(backend.failed)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from peft.tuners.lora.layer import Conv2d, Linear, LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 
@@ -52,8 +53,9 @@ class AdapterSwitch:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
-        self._layers = adapter_layers(module)
-        if not self._layers:
+        # torch's own setattr would look through parameters, buffers and submodules each time.
+        self._attributes = [vars(layer) for layer in adapter_layers(module)]
+        if not self._attributes:
             raise ValueError(
                 f"AutoLoRA needs a LoRA on {type(module).__name__}, which has none: base and LoRA "
                 "branch would be the same model. Load one with `load_lora_weights` first."
@@ -61,8 +63,64 @@ class AdapterSwitch:
 
     def set(self, *, enabled: bool) -> None:
         """Switch every adapter on or off."""
-        for layer in self._layers:
-            layer._disable_adapters = not enabled
+        for attributes in self._attributes:
+            attributes["_disable_adapters"] = not enabled
+
+
+class MixedAdapters:
+    """A network's only LoRA, for some rows of a batch.
+
+    Args:
+        layers: the layers with the LoRA.
+        adapter: its name.
+    """
+
+    def __init__(self, layers: Sequence[LoraLayer], adapter: str) -> None:
+        self._layers, self._adapter = layers, adapter
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> MixedAdapters | None:
+        """Return those of a network; None if peft cannot mix its rows.
+
+        peft takes one adapter for a row, and none that changes weights in another way than
+        adding B·A, such as DoRA.
+        """
+        layers = adapter_layers(module)
+        plain = [
+            layer
+            for layer in layers
+            if isinstance(layer, Linear | Conv2d) and not layer.lora_variant and not layer.merged
+        ]
+        names = {name for layer in layers for name in layer.active_adapters}
+        if len(names) != 1 or len(plain) != len(layers):
+            return None
+        return cls(plain, names.pop())
+
+    @contextmanager
+    def used_by(self, predictions: Sequence[bool], size: int) -> Iterator[None]:
+        """Give the LoRA to the rows of some predictions, within the block, and to all after it.
+
+        Args:
+            predictions: whether each prediction uses the LoRA.
+            size: the rows of each prediction.
+        """
+        rows = [self._adapter if used else "__base__" for used in predictions for _ in range(size)]
+
+        def name_rows(
+            layer: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+        ) -> tuple[tuple[object, ...], dict[str, object]]:
+            return args, {**kwargs, "adapter_names": rows}
+
+        hooks = [
+            layer.register_forward_pre_hook(name_rows, with_kwargs=True) for layer in self._layers
+        ]
+        try:
+            for layer in self._layers:
+                vars(layer)["_disable_adapters"] = False
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 @contextmanager

@@ -191,7 +191,8 @@ def _seeds(seeds: list[Any]) -> str:
 
 
 def _model(name: str, model: ModelRecord) -> KeyValues:
-    unset = {key for key in ("clip_skip", "negative_prompt") if not getattr(model, key)}
+    optional = ("clip_skip", "negative_prompt", "compile", "channels_last")
+    unset = {key for key in optional if not getattr(model, key)}
     left_out = {"loras", "lora_layers", *unset}
     values = model.model_dump(mode="json", exclude=left_out, exclude_none=True)
     layers: Sequence[int | None] = model.lora_layers or [None] * len(model.loras)

@@ -159,6 +159,9 @@ class ModelRecord(Record):
         lora_layers: the number of layers that each LoRA tunes.
         clip_skip: skipped layers of its CLIP encoders; None for the pipeline's own choice.
         negative_prompt: of prompts that have none of their own.
+        guidance_batching: which predictions for an image shared a denoiser pass.
+        compile: whether its denoiser was compiled.
+        channels_last: whether its denoiser and VAE had the channels-last layout.
     """
 
     pipeline: SourceRecord
@@ -173,6 +176,9 @@ class ModelRecord(Record):
     lora_layers: list[int] | None = None
     clip_skip: int | None = None
     negative_prompt: str = ""
+    guidance_batching: str = "separate"
+    compile: bool = False
+    channels_last: bool = False
 
 
 class ImageSetRecord(Record):

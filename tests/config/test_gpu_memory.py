@@ -11,10 +11,16 @@ import pytest
 from conftest import save_json
 
 from autolora_eval._sources import Source
-from autolora_eval.config.gpu_memory import GIB, RESERVE, ModelMemory, model_memory
+from autolora_eval.config.gpu_memory import (
+    GIB,
+    RESERVE,
+    ModelMemory,
+    choose_guidance_batching,
+    model_memory,
+)
 from autolora_eval.config.lora_file import LoraFile, LoraLayer
 from autolora_eval.config.resolved import ResolvedLora, ResolvedModel
-from autolora_eval.config.schema import Lora, Model
+from autolora_eval.config.schema import GuidanceBatching, Lora, Model
 
 PARAMETERS = {
     "unet": 2_567_463_684,
@@ -92,6 +98,20 @@ def test_the_largest_batch_fits_its_card_and_the_next_one_does_not(sdxl) -> None
             assert memory.peak(batch, offload) <= card - RESERVE < memory.peak(batch + 1, offload)
     assert memory.largest_batch(8 * GIB) == 0
     assert memory.largest_batch(8 * GIB, "model") > 8
+
+
+def test_predictions_share_a_pass_where_that_fits_the_card(sdxl) -> None:
+    memory = estimate(sdxl)
+    grown = memory.batched("all").stages(8)["denoising"] - memory.stages(8)["denoising"]
+    assert grown == 3 * 8 * memory.pass_per_image
+    assert memory.batched("separate") == memory == memory.batched("auto")
+    fits = memory.batched("conditions").peak(8) + RESERVE
+
+    def chosen(card: int, asked: GuidanceBatching = "auto") -> str:
+        return choose_guidance_batching(asked, sdxl, "auto", 8, card)
+
+    assert [chosen(card) for card in (0, fits, fits - 1)] == ["conditions"] * 2 + ["separate"]
+    assert chosen(fits - 1, "all") == "all"
 
 
 def test_a_lora_on_the_feed_forward_layers_widens_the_pass(sdxl) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,8 @@ def test_each_sampling_key_makes_other_images(
         {"scheduler": KARRAS},
         {"clip_skip": 1},
         {"negative_prompt": "blurry"},
+        {"compile": True},
+        {"channels_last": True},
     ]
     for change in changes:
         plan = make_plan(load_benchmark(write_benchmark(with_keys(benchmark_data, **change))))
@@ -126,6 +129,18 @@ def test_each_sampling_key_makes_other_images(
         key = content_hash(image_settings(cell, {"loras": [{}]}, 8, "cpu", "float32"))
         keys.add((cell_record(cell, plan).plan_key, key))
     assert len({plan_key for plan_key, _ in keys}) == len({key for _, key in keys}) == len(changes)
+
+
+def test_guidance_batching_decides_the_images_of_guiders(benchmark_data, write_benchmark) -> None:
+    plan_keys, keys = set(), set()
+    for batching in ("separate", "conditions", "all"):
+        data = benchmark_data | {"guidance_batching": batching}
+        plan = make_plan(load_benchmark(write_benchmark(data)))
+        plan_keys.add(cell_record(plan.cells[0], plan).plan_key)
+        asked = partial(image_settings, plan.cells[0], {"loras": [{}]}, 8, "cpu", "float32")
+        keys.add(content_hash(asked(batching)))
+    assert len(plan_keys) == len(keys) == 3
+    assert content_hash(asked()) in keys
 
 
 @pytest.mark.parametrize("pipeline", ["miniature:sdxl", "miniature:sd3"])

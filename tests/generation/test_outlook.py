@@ -52,7 +52,8 @@ def folder(data: Data, plan_of: PlanOf, tmp_path: Path) -> RunFolder:
     folder, plan = RunFolder(tmp_path / "run"), plan_of(data)
     keys, settings = {}, {}
     for cell in plan.cells:
-        found = image_settings(cell, model_identities(cell.model, [cell]), 1, "cpu", "float32")
+        identities = model_identities(cell.model, [cell])
+        found = image_settings(cell, identities, 1, "cpu", "float32", "conditions")
         keys[cell.id] = content_hash(found)
         settings[keys[cell.id]] = found
         dataset = ImageDataset.open(folder, cell, keys[cell.id])

@@ -127,7 +127,7 @@ def check_real_size(device: torch.device, batch_size: int) -> list[str]:
             seconds = (time.perf_counter() - start) / STEPS / batch_size
         pipeline.pipe.vae.float().decode(latents.float() / pipeline.pipe.vae.config.scaling_factor)
     peak = torch.cuda.max_memory_allocated(device)
-    planned = memory.peak(batch_size)
+    planned = memory.batched(pipeline.guidance_batching).peak(batch_size)
     print(f"SDXL, 1024 × 1024, batch {batch_size}: peak {peak / GIB:.2f} GiB", end=", ")
     print(f"plan {planned / GIB:.2f} GiB ({planned / peak - 1:+.0%})")
     print(f"SDXL, AutoLoRA+CFG: {seconds:.2f} s a step; {50 * seconds:.0f} s an image of 50 steps")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from autolora_eval.guidance.equations import scales_equal
+from autolora_eval.guidance.equations import cfg_terms
 from autolora_eval.guidance.method import GuiderMethod
 from autolora_eval.plugins.signatures import MethodParameters
 
@@ -28,14 +28,13 @@ class CFGParameters(MethodParameters):
 
 def _nfe_per_step(parameters: CFGParameters, step: int, num_steps: int) -> int:
     assert parameters.guidance_scale is not None
-    # diffusers' guider leaves a pass out at w = 1 only; at w = 0 it still makes both.
-    return 1 if scales_equal(parameters.guidance_scale, 1.0) else 2
+    return len(cfg_terms(parameters.guidance_scale))
 
 
 def _build(parameters: CFGParameters) -> BaseGuidance:
-    from diffusers.guiders import ClassifierFreeGuidance
+    from autolora_eval.guidance.lean_cfg import LeanClassifierFreeGuidance
 
-    return ClassifierFreeGuidance(guidance_scale=parameters.guidance_scale)
+    return LeanClassifierFreeGuidance(guidance_scale=parameters.guidance_scale)
 
 
 METHOD = GuiderMethod(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from autolora_eval.guidance.equations import in_interval, scales_equal
+from autolora_eval.guidance.equations import cfg_terms, in_interval
 from autolora_eval.guidance.method import GuiderMethod
 from autolora_eval.plugins.signatures import MethodParameters
 
@@ -42,18 +42,18 @@ class CFGIntervalParameters(MethodParameters):
 def _nfe_per_step(parameters: CFGIntervalParameters, step: int, num_steps: int) -> int:
     p = parameters
     assert p.guidance_scale is not None
-    acts = in_interval(step, num_steps, p.start, p.stop) and not scales_equal(p.guidance_scale, 1.0)
-    return 2 if acts else 1
+    acts = in_interval(step, num_steps, p.start, p.stop)
+    return len(cfg_terms(p.guidance_scale)) if acts else 1
 
 
 def _build(parameters: CFGIntervalParameters) -> BaseGuidance:
-    from diffusers.guiders import ClassifierFreeGuidance
+    from autolora_eval.guidance.lean_cfg import LeanClassifierFreeGuidance
 
     p = parameters
     start, stop = (min(edge + _ROUNDING, 1.0) if edge else 0.0 for edge in (p.start, p.stop))
     if start == 1.0:  # which diffusers refuses
-        return ClassifierFreeGuidance(guidance_scale=p.guidance_scale, enabled=False)
-    return ClassifierFreeGuidance(guidance_scale=p.guidance_scale, start=start, stop=stop)
+        return LeanClassifierFreeGuidance(guidance_scale=p.guidance_scale, enabled=False)
+    return LeanClassifierFreeGuidance(guidance_scale=p.guidance_scale, start=start, stop=stop)
 
 
 METHOD = GuiderMethod(

@@ -1,0 +1,169 @@
+"""Predictions in one denoiser pass are those of separate passes, but for rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from diffusers.guiders import (
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    TangentialClassifierFreeGuidance,
+)
+
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.guidance.adapters import MixedAdapters, adapter_layers
+from autolora_eval.guidance.autolora import AutoLoRAGuidance
+from autolora_eval.guidance.lean_cfg import LeanClassifierFreeGuidance as LeanCFG
+from autolora_eval.guidance.method_registry import GUIDERS
+
+pytestmark = pytest.mark.model
+
+STEPS, PROMPTS, SEEDS = 2, ["a red apple", "a blue cup on a table"], [7, 11]
+# Of the largest latent. float32 has 6e-8; sums over channels and two steps add up.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", params=["SDXL", "SD3"])
+def model(request: pytest.FixtureRequest) -> ResolvedModel:
+    file = ROOT / "benchmarks" / "pixel_art_miniature.yaml"
+    return load_benchmark(file).models[f"{request.param} miniature"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(model: ResolvedModel) -> LoraPipeline:
+    return LoraPipeline.load(model, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def passes(pipeline: LoraPipeline) -> Iterator[list[int]]:
+    """The rows of each pass through the first layer of the denoiser."""
+    seen: list[int] = []
+    first = getattr(pipeline.denoiser, "conv_in", None) or pipeline.denoiser.pos_embed
+    handle = first.register_forward_hook(lambda layer, given, made: seen.append(len(made)))
+    yield seen
+    handle.remove()
+
+
+def latents(pipeline: LoraPipeline, guider: Any, batching: str = "conditions") -> torch.Tensor:
+    pipeline.guidance_batching = batching
+    options = {"num_inference_steps": STEPS, "size": (64, 64), "output": "latents"}
+    return pipeline.sample(PROMPTS, SEEDS, guider, **options)
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def built_in(name: str) -> Callable[[], Any]:
+    method = GUIDERS.built_in()[name]
+    return lambda: method.build(method.parameters().with_model_defaults(3.0))
+
+
+MAKERS = {
+    **{name: built_in(name) for name in GUIDERS.built_in()},
+    "AutoLoRA, two scales": lambda: AutoLoRAGuidance(1.5, 3.0, 6.0),
+    "AutoLoRA without CFG": lambda: AutoLoRAGuidance(1.5, 1.0),
+    "APG": lambda: AdaptiveProjectedGuidance(3.0, adaptive_projected_guidance_momentum=-0.5),
+    "TCFG": lambda: TangentialClassifierFreeGuidance(3.0),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_latents_are_those_of_separate_passes(pipeline, name) -> None:
+    expected = latents(pipeline, MAKERS[name](), "separate")
+    for batching in ("conditions", "all"):
+        assert off(latents(pipeline, MAKERS[name](), batching), expected) <= TOLERANCE
+    assert all(not layer.disable_adapters for layer in adapter_layers(pipeline.denoiser))
+
+
+def test_a_step_makes_as_many_passes_as_the_key_says(pipeline, passes) -> None:
+    wanted = {"separate": [2, 2, 2, 2], "conditions": [4, 4], "all": [8]}
+    for batching, rows in wanted.items():
+        passes.clear()
+        latents(pipeline, AutoLoRAGuidance(1.5, 3.0), batching)
+        assert passes == rows * STEPS
+    passes.clear()
+    pipeline.guidance_batching = "all"
+    sample = pipeline.sample(
+        PROMPTS, SEEDS, AutoLoRAGuidance(1.5, 3.0), num_inference_steps=STEPS, size=(64, 64)
+    )
+    assert (passes, sample.nfe) == ([8] * STEPS, 4 * STEPS)
+
+
+def test_a_prediction_without_effect_takes_no_rows(pipeline, passes) -> None:
+    for guider, rows in {
+        AutoLoRAGuidance(1.0, 3.0): [4, 4],
+        AutoLoRAGuidance(0.0, 1.0): [2, 2],
+        AutoLoRAGuidance(1.5, 1.0, 0.0): [4, 4],
+        AutoLoRAGuidance(1.5, 3.0, stop=0.5): [8, 4],
+        ClassifierFreeGuidance(1.0): [2, 2],
+        LeanCFG(0.0): [2, 2],
+        ClassifierFreeGuidance(3.0, stop=0.5): [4, 2],
+    }.items():
+        passes.clear()
+        latents(pipeline, guider, "all")
+        assert passes == rows
+    null = [latents(pipeline, kind(0.0), "separate") for kind in (LeanCFG, ClassifierFreeGuidance)]
+    assert torch.equal(*null)
+
+
+def test_a_guider_that_prepares_the_denoiser_keeps_its_own_passes(pipeline, passes) -> None:
+    class Own(ClassifierFreeGuidance):
+        def prepare_models(self, denoiser: torch.nn.Module) -> None:
+            super().prepare_models(denoiser)
+
+    latents(pipeline, Own(3.0))
+    assert passes == [2, 2] * STEPS
+
+
+def test_rows_of_several_or_changed_adapters_are_not_mixed(pipeline, monkeypatch) -> None:
+    layers = adapter_layers(pipeline.denoiser)
+    assert MixedAdapters.of(pipeline.denoiser) is not None
+    monkeypatch.setitem(layers[0].lora_variant, layers[0].active_adapters[0], object())  # as DoRA
+    assert MixedAdapters.of(pipeline.denoiser) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(layers[0], "_active_adapter", ["first", "second"])
+    assert MixedAdapters.of(pipeline.denoiser) is None
+
+
+def test_a_failed_pass_leaves_the_lora_on_and_the_denoiser_as_it_was(pipeline) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no pass")
+
+    before = latents(pipeline, AutoLoRAGuidance(1.5, 3.0))
+    for batching in ("conditions", "all"):
+        handle = pipeline.denoiser.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="no pass"):
+            latents(pipeline, AutoLoRAGuidance(1.5, 3.0), batching)
+        handle.remove()
+        assert torch.equal(latents(pipeline, AutoLoRAGuidance(1.5, 3.0)), before)
+
+
+def test_a_compiled_and_a_channels_last_denoiser_make_the_same_latents(
+    model, pipeline, monkeypatch
+) -> None:
+    compiled: list[object] = []
+
+    def eager(function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled.append(function)
+        return partial(torch._dynamo.optimize, nopython=False)("eager")(function)
+
+    monkeypatch.setattr(torch, "compile", eager)
+    # Tracing the UNet takes three times as long.
+    keys = {"compile": "SD3" in model.name, "channels_last": True}
+    spec = model.spec.model_copy(update=keys)
+    faster = LoraPipeline.load(
+        type(model)(**{**vars(model), "spec": spec}), torch.device("cpu"), torch.float32
+    )
+    assert len(compiled) == keys["compile"]
+    convolution = next(m for m in faster.pipe.vae.modules() if isinstance(m, torch.nn.Conv2d))
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    expected = latents(pipeline, AutoLoRAGuidance(1.5, 3.0))
+    assert off(latents(faster, AutoLoRAGuidance(1.5, 3.0)), expected) <= TOLERANCE
