@@ -120,7 +120,7 @@ class LoraPipeline:
             pipe.vae.enable_tiling()
         if model.spec.channels_last:
             for network in (loaded.denoiser, pipe.vae):
-                network.to(memory_format=torch.channels_last)
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if model.spec.compile:
             loaded.denoiser.forward = torch.compile(loaded.denoiser.forward)
         memory = model_memory(model, str(dtype).removeprefix("torch."))
