@@ -57,6 +57,7 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     content["prompts"] = ["a red heart on a blue background, pixel art style"]
     content["seeds"]["count"] = SEEDS
     content["batch_size"] = 2
+    content["judge"]["cache"] = False  # or the local engine would find the replies of the other
     content["judge"]["rubric"] = str(ROOT / "prompts" / "rubrics" / "pixel_art.yaml")
     content["models"]["SDXL miniature"]["num_inference_steps"] = STEPS
     content["methods"] = {"LoRA+CFG": {"guider": "cfg"}, "Dies": {"guider": "deadly.Dies"}}
