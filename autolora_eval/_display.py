@@ -17,7 +17,8 @@ from rich.text import Text
 
 from autolora_eval._progress import Progress, SafeConsole
 from autolora_eval._text import DASH, format_swept_value, join_names, pluralize
-from autolora_eval.config.model_facts import model_facts, place
+from autolora_eval.config.gpu_memory import model_facts, place
+from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.plan import (
     Cell,
     Plan,
@@ -26,7 +27,6 @@ from autolora_eval.config.plan import (
     describe_parameters,
 )
 from autolora_eval.config.prompt_cuts import all_prompt_cuts, describe_cuts, plan_prompt_cuts
-from autolora_eval.config.resolved import LoadedBenchmark
 from autolora_eval.config.sweep_grid import INTERVAL, fields_of
 from autolora_eval.guidance.catalogue import (
     BUILT_IN,
@@ -35,8 +35,8 @@ from autolora_eval.guidance.catalogue import (
     Listed,
     ListedParameter,
 )
-from autolora_eval.runs.cut_prompts import PromptCuts
 from autolora_eval.runs.folder import Run, RunFolder
+from autolora_eval.runs.manifest import PromptCuts
 from autolora_eval.runs.records import ImageSetRecord
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _judge_facts(benchmark: LoadedBenchmark) -> Iterator[tuple[str, str]]:
 
 def show_run(run: Run) -> None:
     """Print a run's result table, what is missing from it, and the path of the report."""
-    from autolora_eval.analysis.metric_columns import run_metrics
+    from autolora_eval.analysis.sentences import run_metrics
 
     metrics = run_metrics(run.manifest)
     points = {cell.id: cell.point for cell in run.manifest.cells}

@@ -34,9 +34,9 @@ from autolora_eval.scoring.judging import (
 
 if TYPE_CHECKING:
     from autolora_eval._progress import Advance
-    from autolora_eval.config.resolved import ResolvedModel
+    from autolora_eval.config.inputs import ResolvedModel
     from autolora_eval.generation.stage import CellWork, GenerationResult
-    from autolora_eval.scoring.judges.base import Judge, Reply, Request
+    from autolora_eval.scoring.judges.config import Judge, Reply, Request
 
 U = TypeVar("U")
 R = TypeVar("R")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from autolora_eval.report import read_report
-from autolora_eval.report.document import write_page_images
+from autolora_eval.report.content import write_page_images
 from autolora_eval.runs.folder import RunFolder
 
 FILES = ("report.pdf", "table.md", "table.csv", "comparisons.csv", "manifest.json")

@@ -10,8 +10,7 @@ import torch
 from scored_run import picture
 
 from autolora_eval._sources import Source
-from autolora_eval.scoring.judges.base import Reply, Request
-from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 from autolora_eval.scoring.rubric import Question, Rubric
 

@@ -20,8 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from autolora_eval._resources import shipped_root
 from autolora_eval._sources import Source
-from autolora_eval.scoring.judges.base import Reply, Request
-from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge, conversation
 from autolora_eval.scoring.rubric import Question, Rubric, read_rubric
 

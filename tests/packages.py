@@ -47,8 +47,8 @@ def write_package(folder: Path, name: str, entry_points: str, **modules: str) ->
         (folder / f"{module}.py").write_text(text)
 
 
-def refusal(kind: Any, stated: str, folders: tuple[Path, ...] = ()) -> str:
+def refusal(kind: Any, given: str, folders: tuple[Path, ...] = ()) -> str:
     """Return why a method is refused."""
     with pytest.raises(UsageError) as caught:
-        resolve_method(kind, stated, folders)
+        resolve_method(kind, given, folders)
     return str(caught.value)

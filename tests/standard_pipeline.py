@@ -10,7 +10,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 from PIL import Image
 from tiny_models import SIZE, STEPS
 
-from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 
 PROMPTS, SEEDS, W = ["a red cat", "two dogs"], [7, 11], 5.0

@@ -104,7 +104,7 @@ def test_one_is_told_of_by_name_class_or_path(tmp_path: Path, monkeypatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("autolroa", "no method 'autolroa'. Did you mean 'autolora'?"),
         ("TangentialClasifierFreeGuidance", "Did you mean 'TangentialClassifierFreeGuidance'?"),
@@ -112,7 +112,7 @@ def test_one_is_told_of_by_name_class_or_path(tmp_path: Path, monkeypatch) -> No
         ("math.pi", "'math.pi' is a value of type float, not a subclass of"),
     ],
 )
-def test_what_is_not_there_is_answered_with_the_nearest(name: str, told: str) -> None:
+def test_what_is_not_there_is_answered_with_the_nearest(name: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         listed_as([name])
-    assert told in str(caught.value)
+    assert message in str(caught.value)

@@ -42,8 +42,8 @@ def written(name: str, folder: Path) -> Path:
 def by_timm(folder: Path) -> torch.Tensor:
     """Return timm's own pooled features of the same files."""
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    stated = timm.data.resolve_data_config({}, model=model)
-    transform = timm.data.create_transform(**stated)
+    given = timm.data.resolve_data_config({}, model=model)
+    transform = timm.data.create_transform(**given)
     with torch.no_grad():
         pixels = torch.stack([transform(picture) for picture in pictures()])
         return model.forward_head(model.forward_features(pixels), pre_logits=True)

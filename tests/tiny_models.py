@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from autolora_eval._sources import Source
-from autolora_eval.config.resolved import ResolvedLora, ResolvedModel
+from autolora_eval.config.inputs import ResolvedLora, ResolvedModel
 from autolora_eval.config.schema import Lora, Model
 
 TOKENS = 16

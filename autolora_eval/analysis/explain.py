@@ -21,9 +21,19 @@ from autolora_eval._text import (
     pluralize,
     truncate,
 )
-from autolora_eval.analysis._explain_reader import Row, RunReader, is_close, recompute, select
-from autolora_eval.analysis._explained_inputs import join, model_inputs, source_text
-from autolora_eval.analysis._explanation import Explanation, Section, print_explanation
+from autolora_eval.analysis.explanation import (
+    Explanation,
+    Row,
+    RunReader,
+    Section,
+    is_close,
+    join,
+    model_inputs,
+    print_explanation,
+    recompute,
+    select,
+    source_text,
+)
 from autolora_eval.runs.folder import open_run
 from autolora_eval.scoring.diversity import leave_one_out
 from autolora_eval.scoring.rubric import Rubric

@@ -27,7 +27,7 @@ from autolora_eval.analysis.reliability import (
     krippendorff_alpha,
     sampling_units,
 )
-from autolora_eval.runs.csv_file import write_csv
+from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.folder import Run
 from autolora_eval.runs.records import AgreementRecord
 from autolora_eval.scoring.diversity import Floats

@@ -12,7 +12,7 @@ import pandas as pd
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._text import sanitize
-from autolora_eval.runs.csv_file import unescaped
+from autolora_eval.runs.columns import unescaped
 from autolora_eval.runs.records import ScoreRecord
 
 MAX_PROBLEMS = 10

@@ -18,7 +18,7 @@ from autolora_eval.analysis.estimates import (
     bootstrap_interval,
     no_interval,
 )
-from autolora_eval.runs.csv_file import write_csv
+from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.scoring.diversity import Floats

@@ -10,7 +10,7 @@ import pandas as pd
 
 from autolora_eval._errors import as_damaged
 from autolora_eval._files import Json
-from autolora_eval.runs.csv_file import write_csv
+from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.feature_file import CellFeatures, read_features
 from autolora_eval.runs.folder import RunFolder, rows_of_images
 from autolora_eval.runs.images import SECONDS, CellImage, cell_images

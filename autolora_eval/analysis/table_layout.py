@@ -16,7 +16,7 @@ from autolora_eval._text import (
     parameter_label,
     point_label,
 )
-from autolora_eval.analysis.metric_columns import Metric
+from autolora_eval.analysis.sentences import Metric
 
 Row = Mapping[str, Any]
 _COUNTS = {"NFE": "nfe", "Images": "n_images"}

@@ -15,7 +15,7 @@ from autolora_eval.config.sweep_grid import Sweep, at_point, own_point
 from autolora_eval.runs.columns import parameter_column
 
 if TYPE_CHECKING:
-    from autolora_eval.config.resolved import ResolvedMethod, ResolvedModel
+    from autolora_eval.config.inputs import ResolvedMethod, ResolvedModel
     from autolora_eval.config.schema import Features
     from autolora_eval.plugins.signatures import MethodParameters
     from autolora_eval.scoring.diversity_metric import DiversityMetric

@@ -11,7 +11,7 @@ import yaml
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import run_name
 from autolora_eval._sources import MINIATURE, Lookup, Source
-from autolora_eval.config.resolved import LoadedBenchmark, ResolvedModel
+from autolora_eval.config.inputs import LoadedBenchmark, ResolvedModel
 from autolora_eval.runs.folder import RunFolder
 
 _FIRST_LINE = "# Written by `autolora-eval score --images`"

@@ -20,15 +20,16 @@ from autolora_eval.config.combinations import (
     parameters_of,
     refusals,
 )
-from autolora_eval.config.inputs import listed_prompts, read_prompts
-from autolora_eval.config.model_section import read_model
-from autolora_eval.config.resolved import (
+from autolora_eval.config.inputs import (
     METHOD_KINDS,
     LoadedBenchmark,
     MethodKind,
     ResolvedMethod,
     ResolvedModel,
+    listed_prompts,
+    read_prompts,
 )
+from autolora_eval.config.model_section import read_model
 from autolora_eval.config.schema import Benchmark
 from autolora_eval.config.sweep_grid import Sweep, SweepReader, first_swept, validated_but_for
 from autolora_eval.guidance.method import Method, image_set_method

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autolora_eval._sources import MINIATURE, is_hub_id
+from autolora_eval.config.inputs import METHOD_KINDS
 from autolora_eval.config.load import find_benchmark, read_spec
-from autolora_eval.config.resolved import METHOD_KINDS
 from autolora_eval.config.schema import Benchmark
 from autolora_eval.scoring.judges.config import JudgeConfig
 

@@ -12,8 +12,7 @@ from autolora_eval._environment import expanded
 from autolora_eval._errors import UsageError
 from autolora_eval._identity import weight_variant
 from autolora_eval._sources import PICKLE_ADVICE, Lookup, Source, cached, find_model
-from autolora_eval.config.inputs import INDEX, pipeline_class
-from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.inputs import INDEX, ResolvedModel, pipeline_class
 from autolora_eval.config.schema import Model
 from autolora_eval.config.tensor_file import read_header
 

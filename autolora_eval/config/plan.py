@@ -11,7 +11,7 @@ from autolora_eval._errors import UsageError
 from autolora_eval._files import content_hash, slug
 from autolora_eval._sources import Source
 from autolora_eval._text import format_swept_value
-from autolora_eval.config.resolved import LoadedBenchmark, ResolvedMethod, ResolvedModel
+from autolora_eval.config.inputs import LoadedBenchmark, ResolvedMethod, ResolvedModel
 from autolora_eval.config.sweep_grid import (
     LORA_SCALE,
     Point,

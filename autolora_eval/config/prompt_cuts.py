@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from autolora_eval._sources import Source, cached
 from autolora_eval._text import join_names
 from autolora_eval.config.inputs import INDEX, pipeline_class
-from autolora_eval.runs.cut_prompts import PromptCut, PromptCuts
+from autolora_eval.runs.manifest import PromptCut, PromptCuts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from autolora_eval._files import content_hash, sha256_file
 from autolora_eval._sources import stated_license
 from autolora_eval._version import __version__
+from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.prompt_cuts import plan_prompt_cuts
-from autolora_eval.config.resolved import LoadedBenchmark
 from autolora_eval.config.sweep_grid import fields_of
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest, hash_prompts

@@ -21,23 +21,22 @@ from PIL import Image
 
 from autolora_eval._sources import local_lora
 from autolora_eval.config.gpu_memory import GIB, model_memory
+from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.lora_file import Component, check_sum, read_lora_file
-from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.guards import PredictionCheck, checked_images
 from autolora_eval.generation.lora import load_lora
-from autolora_eval.generation.pipeline_loading import load_pipeline
-from autolora_eval.generation.placement import leave_device, place
+from autolora_eval.generation.pipeline_loading import leave_device, load_pipeline, place
 from autolora_eval.generation.prompt_embeddings import Embeddings, PromptEmbeddings
 from autolora_eval.generation.scheduling import own_noise, tell_steps
-from autolora_eval.guidance.adapters import (
+from autolora_eval.guidance.batched_passes import batched, predicts_independently
+from autolora_eval.guidance.denoiser_state import (
     adapter_layers,
     adapters_off,
     merge_lora,
+    restored,
     set_lora_scale,
 )
-from autolora_eval.guidance.batched_passes import batched, predicts_independently
-from autolora_eval.guidance.denoiser_state import restored
 
 ADAPTER = "autolora_eval"
 # The prompt of the latents that tell whether a model has changed.

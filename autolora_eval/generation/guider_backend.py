@@ -11,8 +11,8 @@ import torch
 from autolora_eval._devices import free_memory, is_out_of_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._progress import Advance
+from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.plan import Cell
-from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.dataset import BackgroundWriter, ImageDataset
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample

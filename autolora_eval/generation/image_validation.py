@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 from autolora_eval._files import Json
 from autolora_eval.generation.image_listing import ImageRecord
 from autolora_eval.generation.image_matching import Matching
-from autolora_eval.runs.csv_file import write_csv
+from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.images import MAX_BYTES, ImageError, as_rgb, opened, single_colour
 from autolora_eval.runs.manifest import ImageJob
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.config.lora_file import Component, LoraFile, LoraLayer
-from autolora_eval.guidance.adapters import adapter_layers
+from autolora_eval.guidance.denoiser_state import adapter_layers
 
 # SDXL's layers in the names of its first release, which kohya's sd-scripts keep. Within blocks:
 _SGM_INNER = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.config.gpu_memory import GIB, ModelMemory, model_memory
-from autolora_eval.config.resolved import ResolvedModel
+from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.schema import GuidanceBatching
 
 

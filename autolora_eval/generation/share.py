@@ -16,8 +16,8 @@ from autolora_eval._devices import free_memory, image_libraries, is_out_of_memor
 from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._files import Json, content_hash
 from autolora_eval._progress import Advance
+from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.plan import Cell, Plan
-from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.out_of_memory import out_of_memory
 from autolora_eval.generation.stage import (

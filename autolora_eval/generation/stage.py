@@ -22,8 +22,8 @@ from autolora_eval._identity import identity, lora_identity
 from autolora_eval._progress import Advance, Progress
 from autolora_eval._sources import Source
 from autolora_eval.config.gpu_memory import choose_guidance_batching
+from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.plan import Cell, Plan, image_bytes
-from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.image_import import ImageImport

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 
-from autolora_eval.guidance.adapters import AdapterSwitch
+from autolora_eval.guidance.denoiser_state import AdapterSwitch
 from autolora_eval.guidance.equations import (
     Prediction,
     autolora_guidance,
@@ -21,7 +21,7 @@ from autolora_eval.guidance.equations import (
     reused_autolora_guidance,
     scales_equal,
 )
-from autolora_eval.guidance.spec import GuiderSpec
+from autolora_eval.guidance.method import GuiderSpec
 
 __all__ = ["AutoLoRAGuidance"]
 

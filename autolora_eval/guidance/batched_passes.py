@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from diffusers.guiders import BaseGuidance
 
-from autolora_eval.guidance.adapters import MixedAdapters
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
+from autolora_eval.guidance.denoiser_state import MixedAdapters
 
 _METHODS = ("prepare_models", "cleanup_models")
 _KINDS = (BaseGuidance, AutoLoRAGuidance)

@@ -12,7 +12,7 @@ from typing import Any
 
 from autolora_eval.guidance import diffusers_defects as rules
 from autolora_eval.guidance.diffusers_defects import NfePerStep, Parameters, Refusal
-from autolora_eval.guidance.spec import ActiveInterval, GuiderSpec
+from autolora_eval.guidance.method import ActiveInterval, GuiderSpec
 
 
 @dataclass(frozen=True)

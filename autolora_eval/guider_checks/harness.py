@@ -17,7 +17,7 @@ from diffusers.guiders import BaseGuidance
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval.guidance.diffusers_guiders import diffusers_guider
 from autolora_eval.guidance.equations import classifier_free_guidance
-from autolora_eval.guidance.spec import ActiveInterval, BaselinePrediction, GuiderSpec, ModelName
+from autolora_eval.guidance.method import ActiveInterval, BaselinePrediction, GuiderSpec, ModelName
 from autolora_eval.guider_checks.denoising_loop import (
     DIFFERENT,
     Hooks,

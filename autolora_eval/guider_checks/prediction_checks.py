@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from autolora_eval.guidance.spec import ActiveInterval
+from autolora_eval.guidance.method import ActiveInterval
 from autolora_eval.guider_checks.denoising_loop import (
     DIFFERENT,
     EQUAL,

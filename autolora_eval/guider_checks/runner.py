@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolora_eval._errors import UsageError, did_you_mean
-from autolora_eval.guidance.spec import ModelName
+from autolora_eval.guidance.method import ModelName
 from autolora_eval.guider_checks.results import (
     CheckFailedError,
     CheckResult,

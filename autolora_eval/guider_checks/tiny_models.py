@@ -29,7 +29,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 from peft import LoraConfig
 
 from autolora_eval.guidance.denoiser_state import ABSENT, DenoiserState
-from autolora_eval.guidance.spec import ModelName
+from autolora_eval.guidance.method import ModelName
 
 TOKENS, WIDTH, POOLED, SIDE = 4, 16, 8, 8
 LORA_SCALE = 0.7  # Not 1, the scale to which a faulty guider might reset it.

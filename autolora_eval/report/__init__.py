@@ -25,7 +25,7 @@ def write_report(folder: RunFolder) -> None:
     Raises:
         UsageError: It is not a run folder, or it has no table yet.
     """
-    from autolora_eval.report.document import write_html, write_pdf
+    from autolora_eval.report.content import write_html, write_pdf
     from autolora_eval.report.gallery import build_gallery
     from autolora_eval.report.run_view import read_run_view
 
@@ -70,7 +70,7 @@ def read_report(folder: RunFolder) -> Content:
 
 def _content(view: RunView) -> Content:
     from autolora_eval.report.content import build_content
-    from autolora_eval.report.figures._render import draw_figures
+    from autolora_eval.report.figures._base import draw_figures
     from autolora_eval.report.grids import write_grids
 
     figures = draw_figures(view.figure_data, view.run.folder.figures)

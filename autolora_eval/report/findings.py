@@ -16,8 +16,7 @@ from autolora_eval._text import (
     sanitize,
     truncate,
 )
-from autolora_eval.analysis.metric_columns import Metric
-from autolora_eval.analysis.sentences import Comparison
+from autolora_eval.analysis.sentences import Comparison, Metric
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
 
 # If a model has more cells than these, not all of them are shown side by side.

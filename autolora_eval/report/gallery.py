@@ -22,7 +22,7 @@ from autolora_eval._text import (
     parameter_label,
     truncate,
 )
-from autolora_eval.analysis.metric_columns import Metric
+from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.gallery_data import Replies, Shown, shown_images
 from autolora_eval.report.run_view import (
     NAME_LENGTH,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, truncate
-from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.analysis.scores import as_said, rubric_of
+from autolora_eval.analysis.sentences import Metric
+from autolora_eval.report.grids import Thumbnail, count_pixels, load_thumbnails
 from autolora_eval.report.run_view import (
     NAME_LENGTH,
     REASON_LENGTH,
@@ -20,7 +21,6 @@ from autolora_eval.report.run_view import (
     records,
     text_of,
 )
-from autolora_eval.report.thumbnails import Thumbnail, count_pixels, load_thumbnails
 from autolora_eval.scoring.judgement_store import JudgementFile
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.analysis import table_layout
-from autolora_eval.analysis.metric_columns import Metric
+from autolora_eval.analysis.sentences import Metric
 from autolora_eval.analysis.table_layout import (
     Footnote,
     Table,

@@ -18,9 +18,8 @@ from autolora_eval._text import (
     sanitize,
     truncate,
 )
-from autolora_eval.analysis.metric_columns import Metric, run_metrics
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
-from autolora_eval.analysis.sentences import Comparison, read_comparison
+from autolora_eval.analysis.sentences import Comparison, Metric, read_comparison, run_metrics
 from autolora_eval.report.figures._base import FigureData
 from autolora_eval.runs.folder import Run, open_run
 from autolora_eval.runs.manifest import RunManifest

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, as_damaged
 from autolora_eval._files import Json, iterate_jsonl, path_inside, sha256_file, write_json
-from autolora_eval.runs.csv_file import read_csv
+from autolora_eval.runs.columns import read_csv
 from autolora_eval.runs.manifest import FORMAT_VERSION, RunManifest
 from autolora_eval.runs.records import CellRecord
 

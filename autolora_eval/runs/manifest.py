@@ -1,4 +1,4 @@
-"""The manifest of a run: what was run, typed. Stages write their sections as they learn them."""
+"""The manifest of a run: what was run, typed, with the prompts that text encoders cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from autolora_eval._files import Json, prompt_folder, sha256_bytes
-from autolora_eval.runs.cut_prompts import PromptCut, PromptCuts
 from autolora_eval.runs.records import (
     AgreementRecord,
     BenchmarkRecord,
@@ -29,6 +28,37 @@ from autolora_eval.runs.records import (
     StageRecord,
     SweptParameter,
 )
+
+
+class PromptCut(Record):
+    """A prompt that text encoders do not read to its end.
+
+    Attributes:
+        name: "prompt N", counted from 1, "negative prompt N" or "negative prompt".
+        encoders: the text encoders that cut it at this place.
+        tokens: its tokens.
+        limit: the tokens that are read; both with start and end.
+        read: the text that is read.
+    """
+
+    name: str
+    encoders: list[str]
+    tokens: int
+    limit: int
+    read: str
+
+
+class PromptCuts(Record):
+    """What a model's text encoders do not read of the prompts.
+
+    Attributes:
+        cut: prompts that are not read to their end.
+        same: groups of prompts that every text encoder reads as the same, counted from 1.
+    """
+
+    cut: list[PromptCut]
+    same: list[list[int]]
+
 
 FORMAT_VERSION: Literal[1] = 1
 

@@ -25,8 +25,7 @@ from autolora_eval.scoring.judgement_store import (
     JudgementStatus,
     reply_key,
 )
-from autolora_eval.scoring.judges.base import Judge, Reply, Request
-from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.scoring.judges.config import Judge, JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.vllm_command import launched_identity
 from autolora_eval.scoring.reply import MAX_REPLY, expected_scores, parse_reply
 from autolora_eval.scoring.rubric import Rubric

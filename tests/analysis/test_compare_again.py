@@ -12,9 +12,8 @@ from scored_run import scored
 from autolora_eval._pipeline import compare
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval.runs.cut_prompts import PromptCut, PromptCuts
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.manifest import joint_prompt_cuts
+from autolora_eval.runs.manifest import PromptCut, PromptCuts, joint_prompt_cuts
 
 pytestmark = pytest.mark.e2e
 
@@ -77,9 +76,9 @@ def test_ratings_of_other_images_go_and_notes_stay(
 def test_models_that_are_called_otherwise_are_paired_with_nothing_and_that_is_said(
     runs: Runs, tmp_path: Path
 ) -> None:
-    joint, told = compare(runs(("A", "B")), tmp_path / "joint")
+    joint, shown = compare(runs(("A", "B")), tmp_path / "joint")
     assert joint.comparisons.empty
-    (said,) = (one.message for one in told if one.message.startswith("no cell of"))
+    (said,) = (one.message for one in shown if one.message.startswith("no cell of"))
     assert said.startswith("no cell of B is the baseline 'CFG': nothing is compared there.")
     assert "no cell of B" in joint.folder.report_html.read_text(encoding="utf-8")
 
@@ -91,8 +90,8 @@ def test_other_software_and_hardware_is_told_and_the_same_is_not(
     here = {"packages": {"torch": "2.13.0", "numpy": "2.4"}, "hardware": {"device": "cpu"}}
     for folder in (first, second):
         RunFolder(folder).update_manifest(**here)
-    told = compare([first, second], tmp_path / "joint")[1]
-    assert [one for one in told if one.what == "software"] == []
+    shown = compare([first, second], tmp_path / "joint")[1]
+    assert [one for one in shown if one.what == "software"] == []
     RunFolder(second).update_manifest(
         packages={"torch": "2.12.1", "numpy": "2.4"},
         hardware={"device": "cuda"},

@@ -92,14 +92,14 @@ def test_the_documented_columns_and_types_are_those_of_the_files(
     plan, folder = run
     path = folder.path / file
     frame = pd.read_parquet(path) if file.endswith("parquet") else pd.read_csv(path)
-    stated = expanded(documented(file), plan)
-    assert [column for column in frame if column not in stated] == []
+    given = expanded(documented(file), plan)
+    assert [column for column in frame if column not in given] == []
     sometimes = expanded(dict.fromkeys(ONLY_SOMETIMES, ""), plan)
-    assert [c for c in stated if c not in frame and c not in sometimes] == []
+    assert [c for c in given if c not in frame and c not in sometimes] == []
     found = {column: type_of(frame[column]) for column in frame if frame[column].notna().any()}
-    expected = {c: stated[c] for c in found if stated[c] != "any"}
+    expected = {c: given[c] for c in found if given[c] != "any"}
     if file.endswith("csv"):  # which has no types: 1.0 is written as 1
-        found |= {c: "number" for c in expected if (found[c], stated[c]) == ("integer", "number")}
+        found |= {c: "number" for c in expected if (found[c], given[c]) == ("integer", "number")}
     # What a whole number lacks in some rows makes it a number for pandas.
     lacking = {c for c, kind in expected.items() if kind == "integer" and frame[c].isna().any()}
     assert {c: found[c] for c in expected if c not in lacking} == {

@@ -85,10 +85,10 @@ def test_they_are_in_comparisons_tables_and_manifest_and_in_no_product(make) -> 
     assert compared["difference"] == pytest.approx(by_method["AutoLoRA"] - by_method["CFG"])
     assert "Vendi score" in compared["sentence"]
     assert "Vendi ↑" in folder.table("md").read_text(encoding="utf-8")
-    stated = run.manifest.diversity_metrics
-    assert list(stated) == EXTRA
-    assert stated["vendi"].source == VENDI.source
-    assert stated["vendi"].high is None
+    given = run.manifest.diversity_metrics
+    assert list(given) == EXTRA
+    assert given["vendi"].source == VENDI.source
+    assert given["vendi"].high is None
 
 
 def test_they_change_no_other_column(make) -> None:

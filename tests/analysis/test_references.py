@@ -160,8 +160,8 @@ def test_in_a_sweep_the_reference_has_the_same_parameters(make) -> None:
 def test_an_unknown_reference_is_a_usage_error(
     make, problem, benchmark_data, changes, message
 ) -> None:
-    stated = {key: value for key, value in (METRICS | changes).items() if value is not None}
-    assert message in problem(benchmark_data | stated)
+    given = {key: value for key, value in (METRICS | changes).items() if value is not None}
+    assert message in problem(benchmark_data | given)
 
 
 def test_a_comparison_of_runs_leaves_the_metric_out(make, benchmark_data, tmp_path: Path) -> None:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autolora_eval.analysis.metric_columns import DIVERSITY, Metric, metrics_of
-from autolora_eval.analysis.sentences import read_comparison, round_up, say
+from autolora_eval.analysis.sentences import (
+    DIVERSITY,
+    Metric,
+    metrics_of,
+    read_comparison,
+    round_up,
+    say,
+)
 from autolora_eval.scoring.rubric import Score
 
 _, PC, DIV_PC = metrics_of({"pc": Score(key="prompt", display_name="Prompt correspondence")})

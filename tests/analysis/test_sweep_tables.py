@@ -78,11 +78,11 @@ def test_the_sentence_of_a_comparison_says_where_on_the_sweep_it_is(
         (found["cell"] == "A--AutoLoRA--lora_scale=0.4--interval=0-0.5")
         & (found["metric"] == "diversity")
     ]
-    told = row["sentence"].iloc[0]
-    assert told.startswith("LoRA scale 0.4: ")
-    assert "AutoLoRA (interval 0–0.5)" in told
-    assert "CFG" in told
-    assert "CFG (" not in told
+    message = row["sentence"].iloc[0]
+    assert message.startswith("LoRA scale 0.4: ")
+    assert "AutoLoRA (interval 0–0.5)" in message
+    assert "CFG" in message
+    assert "CFG (" not in message
 
 
 def test_a_baseline_without_the_parameter_is_the_same_for_all(
@@ -271,11 +271,11 @@ def test_the_published_tables_state_what_the_paper_varies() -> None:
     """Of Table 1, a CFG scale is stated where there is CFG, an AutoLoRA scale for AutoLoRA."""
     path = shipped_root() / "benchmarks" / "published" / "paper_table1.csv"
     with path.open(encoding="utf-8", newline="") as stream:
-        stated = {
+        given = {
             row["method"]: (row["guidance_scale"], row["autolora_scale"])
             for row in csv.DictReader(stream)
         }
-    assert stated == {
+    assert given == {
         "LoRA": ("", ""),
         "AutoLoRA": ("1.0", "1.5"),
         "LoRA+CFG": ("5.0", ""),
@@ -305,10 +305,10 @@ def test_lines_join_what_differs_in_the_last_number_alone() -> None:
 def test_the_printed_table_fits_80_columns_whole(
     planned: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stated = {"LoRA+CFG": {"guider": "cfg"}, "AutoLoRA+CFG": {"guider": "autolora"}}
+    given = {"LoRA+CFG": {"guider": "cfg"}, "AutoLoRA+CFG": {"guider": "autolora"}}
     plan = planned(
         {"interval": [[0, 1], [0.25, 0.75]]},
-        methods=stated,
+        methods=given,
         baseline="LoRA+CFG",
         judge={"rubric": "prompts/rubrics/pixel_art.yaml", "model": "some-vlm"},
     )
@@ -331,9 +331,11 @@ def test_the_report_tells_a_sweeps_settings_in_one_line(
 ) -> None:
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     folder = scored(plan, RunFolder(tmp_path / "run"))
-    told = {method.name: method.settings for method in methods(read_run_view(folder))}
-    assert told["LoRA"] == ["lora_scale = 0.4 / 1.0, num_inference_steps = 10; NFE per image: 10"]
-    assert told["AutoLoRA"] == [
+    message = {method.name: method.settings for method in methods(read_run_view(folder))}
+    assert message["LoRA"] == [
+        "lora_scale = 0.4 / 1.0, num_inference_steps = 10; NFE per image: 10"
+    ]
+    assert message["AutoLoRA"] == [
         "lora_scale = 0.4 / 1.0, num_inference_steps = 10, autolora_scale = 1.5, "
         "guidance_scale = 5.0, base_guidance_scale = 5.0, interval = 0–1 / 0.25–0.75; "
         "NFE per image: 40 / 30"

@@ -74,7 +74,7 @@ def rows(folder: RunFolder) -> dict[str, dict[str, str]]:
 def test_the_table_has_the_columns_of_the_contract(plan: Plan, whole: RunFolder) -> None:
     tables(plan, whole)
     table = pd.read_parquet(whole.table("parquet"))
-    stated = ["cell", "model", "method", "guider", "lora_scale", "num_inference_steps"]
+    given = ["cell", "model", "method", "guider", "lora_scale", "num_inference_steps"]
     parameters = ["guidance_scale", "autolora_scale", "base_guidance_scale", "start", "stop"]
     counts = ["n_images", "n_missing", "n_unscored", "n_undefined_prompts", "nfe"]
     measured = [
@@ -82,7 +82,7 @@ def test_the_table_has_the_columns_of_the_contract(plan: Plan, whole: RunFolder)
         for metric in ("diversity", "pc", "div_pc")
         for suffix in ("", "_low", "_high")
     ]
-    columns = {*stated, *parameters, *counts, *measured, "div_pc_prompt_mean"}
+    columns = {*given, *parameters, *counts, *measured, "div_pc_prompt_mean"}
     assert set(table.columns) == columns
     assert set(rows(whole)[BASE]) == columns
     assert all(name == name.lower() and " " not in name for name in columns)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from autolora_eval._errors import UsageError
+from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval.config.resolved import LoadedBenchmark
 
 Write = Callable[[object], Path]
 

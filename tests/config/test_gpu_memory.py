@@ -18,8 +18,8 @@ from autolora_eval.config.gpu_memory import (
     choose_guidance_batching,
     model_memory,
 )
+from autolora_eval.config.inputs import ResolvedLora, ResolvedModel
 from autolora_eval.config.lora_file import LoraFile, LoraLayer
-from autolora_eval.config.resolved import ResolvedLora, ResolvedModel
 from autolora_eval.config.schema import GuidanceBatching, Lora, Model
 
 PARAMETERS = {

@@ -284,8 +284,8 @@ def test_a_size_that_cannot_be_read_is_asked_for(
 ) -> None:
     (workplace / "sdxl" / "unet" / "config.json").write_text(f'{{"sample_size": {sample_size}}}')
     assert "State width and height." in problem(benchmark_data)
-    stated = with_pipeline(benchmark_data, "sdxl", width=64, height=32)
-    assert load_benchmark(write_benchmark(stated)).models["A"].size == (64, 32)
+    given = with_pipeline(benchmark_data, "sdxl", width=64, height=32)
+    assert load_benchmark(write_benchmark(given)).models["A"].size == (64, 32)
 
 
 def test_a_miniature_that_there_is_not(problem: Problem, benchmark_data: dict[str, Any]) -> None:

@@ -207,7 +207,7 @@ def test_what_a_single_file_needs(
 
 
 @pytest.mark.parametrize(
-    ("index", "changes", "told"),
+    ("index", "changes", "message"),
     [
         (
             {"text_encoder_3": ["transformers", "T5EncoderModel"]},
@@ -218,7 +218,7 @@ def test_what_a_single_file_needs(
     ],
 )
 def test_a_lora_that_tunes_a_text_encoder_that_is_not_there_is_refused(
-    problem: Problem, changed: Change, workplace: Path, index, changes, told
+    problem: Problem, changed: Change, workplace: Path, index, changes, message
 ) -> None:
     whole = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "x"]}
     save_json(workplace / "sdxl" / "model_index.json", whole | index)
@@ -228,5 +228,5 @@ def test_a_lora_that_tunes_a_text_encoder_that_is_not_there_is_refused(
     lora = {"path": "lora.safetensors"}
     assert problem(changed(lora=lora, **changes)).endswith(
         f"models.A.lora: '{workplace / 'lora.safetensors'}' tunes text_encoder_3 "
-        f"('text_encoder_3.block.0.q.lora_A.weight'), {told}"
+        f"('text_encoder_3.block.0.q.lora_A.weight'), {message}"
     )

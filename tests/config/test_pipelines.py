@@ -188,11 +188,11 @@ def test_a_negative_prompt_that_would_be_dropped_is_refused(tmp_path: Path) -> N
 
     folder = str(named(tmp_path / "klein", "Flux2KleinPipeline"))
     source = Source(folder, "folder", folder)
-    stated = {"pipeline": folder, "lora": Lora(path="any")}
+    given = {"pipeline": folder, "lora": Lora(path="any")}
     with quiet_libraries():
-        open_pipeline(source, Model(**stated))
+        open_pipeline(source, Model(**given))
         with pytest.raises(AutoLoRAEvalError, match=r"takes no negative prompt \(got 'a dog'\)"):
-            open_pipeline(source, Model(**stated, negative_prompt="a dog"))
+            open_pipeline(source, Model(**given, negative_prompt="a dog"))
 
 
 def test_code_in_a_pipelines_folder_is_not_run(tmp_path: Path) -> None:

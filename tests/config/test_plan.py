@@ -19,10 +19,10 @@ Write = Callable[[object], Path]
 N = 10
 
 
-def nfe(guider: str, num_steps: int = N, model_scale: float = 5.0, **stated: float) -> int:
+def nfe(guider: str, num_steps: int = N, model_scale: float = 5.0, **given: float) -> int:
     """Passes for one image of a method with these parameters on a model of this CFG scale."""
     rule = GUIDERS.find(guider)
-    parameters = rule.parameters.model_validate(stated).with_model_defaults(model_scale)
+    parameters = rule.parameters.model_validate(given).with_model_defaults(model_scale)
     return rule.nfe(parameters, num_steps)
 
 
@@ -162,7 +162,7 @@ def test_a_limit_below_one_is_refused(
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 10, 28, 50])
 @pytest.mark.parametrize(
-    ("guider", "stated", "passes"),
+    ("guider", "given", "passes"),
     [
         ("lora", {}, 1),
         ("cfg", {}, 2),
@@ -185,9 +185,9 @@ def test_a_limit_below_one_is_refused(
     ],
 )
 def test_passes_are_a_multiple_of_the_steps(
-    guider: str, stated: dict[str, float], passes: int, num_steps: int
+    guider: str, given: dict[str, float], passes: int, num_steps: int
 ) -> None:
-    assert nfe(guider, num_steps, **stated) == passes * num_steps
+    assert nfe(guider, num_steps, **given) == passes * num_steps
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from conftest import save_json
 
 from autolora_eval._resources import miniature_folder
 from autolora_eval._sources import Source
+from autolora_eval.config.gpu_memory import model_facts
 from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.model_facts import model_facts
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.prompt_cuts import (
     _cut,
@@ -22,8 +22,8 @@ from autolora_eval.config.prompt_cuts import (
     prompt_cuts,
 )
 from autolora_eval.config.stage_inputs import planned_manifest
-from autolora_eval.runs.cut_prompts import PromptCuts
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import PromptCuts
 
 TAIL = " and a very long tail of words" * 4
 LONG = f"a red heart{TAIL}"
@@ -148,20 +148,20 @@ def test_the_manifest_of_a_plan_has_the_prompts_that_are_cut(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "told"),
+    ("pipeline", "message"),
     [
         ("qwen", "whether any is cut is not known of a QwenImagePipeline"),
         ("somebody/sdxl", "whether any is cut is unknown until the model is downloaded"),
     ],
 )
 def test_a_plan_says_of_which_models_cuts_and_nfe_are_not_known(
-    write_benchmark, benchmark_data, workplace: Path, pipeline: str, told: str
+    write_benchmark, benchmark_data, workplace: Path, pipeline: str, message: str
 ) -> None:
     index = {"_class_name": "QwenImagePipeline", "transformer": ["diffusers", "x"]}
     save_json(workplace / "qwen" / "model_index.json", index)
     model = benchmark_data["models"]["A"] | {"pipeline": pipeline}
     plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"models": {"A": model}})))
-    assert all_prompt_cuts(plan) == {"A": told}
-    facts = dict(model_facts(plan.cells[0].model, told, "auto", 1))
-    assert facts["  Prompts"] == told
+    assert all_prompt_cuts(plan) == {"A": message}
+    facts = dict(model_facts(plan.cells[0].model, message, "auto", 1))
+    assert facts["  Prompts"] == message
     assert ("  NFE" in facts) == (pipeline != "qwen")

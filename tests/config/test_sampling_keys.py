@@ -14,8 +14,8 @@ from conftest import ROOT, save_json
 
 from autolora_eval._files import content_hash
 from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.model_section import scheduler_problems
 from autolora_eval.config.plan import make_plan
-from autolora_eval.config.scheduler_section import scheduler_problems
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.starter import write_starter
@@ -87,7 +87,7 @@ def test_a_clip_skip_without_effect_or_beyond_the_layers_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("stated", "own", "nfe"),
+    ("given", "own", "nfe"),
     [
         (None, "EulerDiscreteScheduler", 20),
         (None, "HeunDiscreteScheduler", 38),
@@ -100,13 +100,13 @@ def test_the_planned_nfe_counts_the_predictions_of_the_scheduler(
     write_benchmark: Write,
     benchmark_data: dict[str, Any],
     workplace: Path,
-    stated: object,
+    given: object,
     own: str,
     nfe: int,
 ) -> None:
     """10 steps of CFG, with the scheduler of the benchmark or else of the pipeline's folder."""
     save_json(workplace / "sdxl" / "scheduler" / "scheduler_config.json", {"_class_name": own})
-    plan = make_plan(load_benchmark(write_benchmark(with_keys(benchmark_data, scheduler=stated))))
+    plan = make_plan(load_benchmark(write_benchmark(with_keys(benchmark_data, scheduler=given))))
     assert plan.cells[0].nfe == nfe
 
 

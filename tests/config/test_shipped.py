@@ -13,9 +13,9 @@ from conftest import save_lora
 
 from autolora_eval._resources import shipped_benchmarks
 from autolora_eval._sources import Source
+from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval.config.resolved import LoadedBenchmark
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.generation.preflight import hub_sources
 

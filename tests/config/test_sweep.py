@@ -318,11 +318,11 @@ def test_all_that_is_wrong_is_told_at_once(
 
 
 def test_two_methods_that_a_sweep_makes_one_are_refused(planned: Callable[..., Plan]) -> None:
-    stated = METHODS | {"Strong": {"guider": "autolora", "autolora_scale": 2.0}}
+    given = METHODS | {"Strong": {"guider": "autolora", "autolora_scale": 2.0}}
     with pytest.raises(
         UsageError, match=r"'A × AutoLoRA\+CFG at autolora_scale 2' and 'A × Strong'"
     ):
-        planned({"autolora_scale": [1.5, 2.0]}, stated)
+        planned({"autolora_scale": [1.5, 2.0]}, given)
 
 
 NEEDS = """
@@ -351,13 +351,13 @@ def test_a_parameter_without_a_default_can_be_swept(
     assert [columns["strength"] for columns in swept] == [1.0, 2.5]
     data = benchmark_data | {"methods": {**METHODS, **methods}}
     assert "methods.Needs.strength: missing" in problem(data)
-    told = problem(data | {"sweep": {"strength": ["much"]}})
-    assert "sweep.strength.0: expected a valid number" in told
+    shown = problem(data | {"sweep": {"strength": ["much"]}})
+    assert "sweep.strength.0: expected a valid number" in shown
 
 
 def test_a_misspelt_guider_is_asked_about(
     problem: Callable[[object], str], benchmark_data: dict[str, Any]
 ) -> None:
-    told = problem(benchmark_data | {"methods": {**METHODS, "A": {"guidr": "cfg"}}})
-    assert "methods.A.guider: missing" in told
-    assert "Is 'guidr' a misspelling of it?" in told
+    shown = problem(benchmark_data | {"methods": {**METHODS, "A": {"guidr": "cfg"}}})
+    assert "methods.A.guider: missing" in shown
+    assert "Is 'guidr' a misspelling of it?" in shown

@@ -15,11 +15,11 @@ from diffusers.guiders import (
     TangentialClassifierFreeGuidance,
 )
 
+from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
-from autolora_eval.guidance.adapters import MixedAdapters, adapter_layers
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
+from autolora_eval.guidance.denoiser_state import MixedAdapters, adapter_layers
 from autolora_eval.guidance.lean_cfg import LeanClassifierFreeGuidance as LeanCFG
 from autolora_eval.guidance.method_registry import GUIDERS
 

@@ -19,7 +19,7 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.stage import generate
-from autolora_eval.guidance.adapters import adapter_layers
+from autolora_eval.guidance.denoiser_state import adapter_layers
 from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.runs.folder import RunFolder
 

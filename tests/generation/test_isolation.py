@@ -21,9 +21,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from tiny_models import SIZE, TinyModel, make_lora
 
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
-from autolora_eval.guidance.adapters import AdapterSwitch
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
-from autolora_eval.guidance.denoiser_state import restored
+from autolora_eval.guidance.denoiser_state import AdapterSwitch, restored
 
 pytestmark = pytest.mark.model
 

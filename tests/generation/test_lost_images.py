@@ -64,8 +64,8 @@ def test_black_images_and_nan_stop_each_cell_with_advice(
     plan, run = make_plan(load_benchmark(tmp_path / "black.yaml")), RunFolder(tmp_path / "run")
     with pytest.raises(AutoLoRAEvalError) as raised:
         generate(plan, run, Progress())
-    *told, last = str(raised.value).split("\n")
-    assert told == [
+    *found, last = str(raised.value).split("\n")
+    assert found == [
         f"cell 'M--{name}': the image of 'a red heart', seed 3, {problem}, and 1 more of its "
         "batch like it. failed_images/ lists each. The cell was stopped; images that were made "
         f"before are kept. {advice}"

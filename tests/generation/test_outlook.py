@@ -160,8 +160,8 @@ def test_the_command_tells_it_without_torch(data: Data, plan_of: PlanOf, folder:
         "standalone_mode=False)\n"
         "assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys()"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    tail = [line.split() for line in told.stdout.splitlines()[-4:]]
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    tail = [line.split() for line in said.stdout.splitlines()[-4:]]
     assert [" ".join(line) for line in tail] == [
         "Images 10 kept, 2 to do",
         "2 of A × CFG, A × AutoLoRA: not made yet",

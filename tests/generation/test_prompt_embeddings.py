@@ -17,7 +17,7 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.stage import generate
-from autolora_eval.guidance.adapters import adapters_off
+from autolora_eval.guidance.denoiser_state import adapters_off
 from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model

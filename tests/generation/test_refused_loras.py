@@ -17,7 +17,7 @@ from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval.config.lora_file import read_lora_file
 from autolora_eval.generation import lora as lora_module
 from autolora_eval.generation.lora import load_lora
-from autolora_eval.guidance.adapters import set_lora_scale
+from autolora_eval.guidance.denoiser_state import set_lora_scale
 
 pytestmark = pytest.mark.model
 STEM = "lora_unet_mid_block_attentions_0_proj_in"

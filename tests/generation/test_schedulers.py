@@ -14,7 +14,7 @@ from tiny_flow_models import make_sd3
 from tiny_models import ENCODER, SIZE, STEPS, UNET, TinyModel, write_lora
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.config.scheduler_section import count_timesteps
+from autolora_eval.config.model_section import count_timesteps
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.scheduling import describe_scheduler, make_scheduler
@@ -109,9 +109,9 @@ def test_a_reused_base_equals_the_loop_by_hand_with_second_order(name, tiny) -> 
 def test_cheaper_autolora_at_its_limits_is_autolora_or_cfg_to_the_bit(tiny) -> None:
     pipeline = loaded(tiny)
 
-    def made(name: str, **stated: float) -> torch.Tensor:
+    def made(name: str, **given: float) -> torch.Tensor:
         rule = GUIDERS.find(name)
-        return sample(pipeline, rule.build(rule.parameters(**stated).with_model_defaults(3.0)))
+        return sample(pipeline, rule.build(rule.parameters(**given).with_model_defaults(3.0)))
 
     autolora, cfg = made("autolora"), made("cfg")
     assert torch.equal(made("autolora_reuse", base_every=1), autolora)

@@ -42,11 +42,11 @@ def test_what_the_libraries_warn_of_is_told_once(
     for _ in range(2):
         with quiet_libraries():
             LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float16)
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning of")]
-    assert len(told) == 2
-    assert told[0].startswith("warning of transformers: CLIPTextModel LOAD REPORT from:")
-    assert "adapter.weight | UNEXPECTED" in told[0]
-    assert "dtype=torch.float16` cannot run with `cpu` device" in told[1]
+    found = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning of")]
+    assert len(found) == 2
+    assert found[0].startswith("warning of transformers: CLIPTextModel LOAD REPORT from:")
+    assert "adapter.weight | UNEXPECTED" in found[0]
+    assert "dtype=torch.float16` cannot run with `cpu` device" in found[1]
 
 
 @pytest.mark.parametrize(

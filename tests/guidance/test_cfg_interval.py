@@ -24,9 +24,9 @@ INTERVALS = [(0.0, 1.0), (0.2, 0.8), (0.0, 0.5), (0.5, 1.0), (0.29, 0.57), (0.4,
 AT_THE_EDGE = [(1.0 - 2**-53, 1.0), (1.0 - 2**-53, 1.0 - 2**-53)]
 
 
-def predictions(stated: dict[str, float], num_steps: int) -> list[tuple[int, torch.Tensor]]:
+def predictions(given: dict[str, float], num_steps: int) -> list[tuple[int, torch.Tensor]]:
     """The passes and the combined prediction of every step, of made-up passes."""
-    guider = RULE.build(RULE.parameters.model_validate(stated).with_model_defaults(5.0))
+    guider = RULE.build(RULE.parameters.model_validate(given).with_model_defaults(5.0))
     embeds = (torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
     found = []
     for step in range(num_steps):
@@ -52,9 +52,9 @@ def test_it_is_cfg_within_and_the_conditional_prediction_outside(
 ) -> None:
     # Hundredths of the steps in whole numbers, which have no rounding.
     first, last = (round(100 * edge) * num_steps // 100 for edge in (start, stop))
-    stated = {"guidance_scale": 3.0, "start": start, "stop": stop}
-    parameters = RULE.parameters.model_validate(stated)
-    for step, (passes, found) in enumerate(predictions(stated, num_steps)):
+    given = {"guidance_scale": 3.0, "start": start, "stop": stop}
+    parameters = RULE.parameters.model_validate(given)
+    for step, (passes, found) in enumerate(predictions(given, num_steps)):
         within = first <= step < last
         assert passes == RULE.nfe_per_step(parameters, step, num_steps) == (2 if within else 1)
         guided = classifier_free_guidance(uncond(step), cond(step), 3.0)
@@ -92,16 +92,16 @@ def test_in_a_benchmark_it_takes_a_swept_interval(
 def test_a_reversed_interval_is_refused(
     problem: Callable[[object], str], benchmark_data: dict[str, Any]
 ) -> None:
-    stated = {"guider": "cfg_interval", "start": 0.6, "stop": 0.5}
-    told = problem(benchmark_data | {"methods": {"CFG": stated}})
-    assert "stop (0.5) must not be less than start (0.6)" in told
+    given = {"guider": "cfg_interval", "start": 0.6, "stop": 0.5}
+    message = problem(benchmark_data | {"methods": {"CFG": given}})
+    assert "stop (0.5) must not be less than start (0.6)" in message
 
 
 @pytest.mark.parametrize("model", ["sdxl", "sd3"])
 def test_its_guider_fails_no_check(model: str) -> None:
     built = RULE.build(RULE.parameters.model_validate({"guidance_scale": 3.0, "start": 0.2}))
-    stated = {"guidance_scale": 3.0, "start": built._start, "stop": built._stop}
-    results = check_guider(ClassifierFreeGuidance, model=model, **stated)
+    given = {"guidance_scale": 3.0, "start": built._start, "stop": built._stop}
+    results = check_guider(ClassifierFreeGuidance, model=model, **given)
     by_name = {result.name: result.status for result in results}
     assert set(by_name.values()) <= {"passed", "skipped"}
     for check in ("check_runs_in_pipeline", "check_nfe", "check_guidance_has_effect"):

@@ -43,8 +43,8 @@ def test_it_takes_cfgs_passes_and_two_at_every_kth_step(steps, every, start, sto
 
 
 def test_a_base_branch_without_cfg_takes_one_pass_and_no_pass_at_gamma_one() -> None:
-    def nfe(**stated: float) -> int | None:
-        return REUSE.nfe(REUSE.parameters(**stated).with_model_defaults(3.0), N)
+    def nfe(**given: float) -> int | None:
+        return REUSE.nfe(REUSE.parameters(**given).with_model_defaults(3.0), N)
 
     assert nfe(base_guidance_scale=1.0, base_every=2) == 2 * N + N // 2
     assert nfe(guidance_scale=1.0, base_every=2) == N + N // 2
@@ -92,11 +92,11 @@ def test_at_gamma_zero_there_is_nothing_to_reuse() -> None:
 def test_a_benchmark_refuses_gamma_zero_before_a_model_is_loaded(
     problem: Callable[[object], str], benchmark_data: dict[str, Any]
 ) -> None:
-    for stated in ({"autolora_scale": 0.0}, {"base_every": 0}):
-        method = {"guider": "autolora_reuse"} | stated
-        told = problem(benchmark_data | {"methods": {"CFG": method}})
-        assert next(iter(stated)) in told
-        assert "greater than" in told
+    for given in ({"autolora_scale": 0.0}, {"base_every": 0}):
+        method = {"guider": "autolora_reuse"} | given
+        message = problem(benchmark_data | {"methods": {"CFG": method}})
+        assert next(iter(given)) in message
+        assert "greater than" in message
 
 
 def test_in_a_benchmark_they_have_rows_of_their_own(

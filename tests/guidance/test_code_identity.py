@@ -37,8 +37,8 @@ def test_code_that_was_changed_after_its_import_is_refused(site: Path) -> None:
     (site / "edited_mod.py").write_text(text.format(2))
     resolve_method("guider", "edited_mod.A")
     (site / "edited_mod.py").write_text(text.format(3))
-    told = "edited_mod.py changed after it was imported. Restart Python"
-    assert told in refusal("guider", "edited_mod.A")
+    message = "edited_mod.py changed after it was imported. Restart Python"
+    assert message in refusal("guider", "edited_mod.A")
     (site / "edited_mod.py").write_text(text.format(2))
     resolve_method("guider", "edited_mod.A")
 

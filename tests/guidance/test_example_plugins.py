@@ -17,7 +17,7 @@ from PIL import Image
 from autolora_eval import FigureData
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval.report.figures._render import draw_figures, figure_kinds
+from autolora_eval.report.figures._base import draw_figures, figure_kinds
 from autolora_eval.scoring.extractor import Loading
 
 pytestmark = pytest.mark.e2e
@@ -78,7 +78,7 @@ def test_a_figure_is_drawn_and_a_broken_one_does_not_lose_the_report(
 ) -> None:
     kinds = [kind for kind in figure_kinds() if kind.origin]
     assert [kind.name for kind in kinds] == ["bars", "broken_bars"], "after the built-in ones"
-    monkeypatch.setattr("autolora_eval.report.figures._render.figure_kinds", lambda: kinds)
+    monkeypatch.setattr("autolora_eval.report.figures._base.figure_kinds", lambda: kinds)
     table = pd.DataFrame({"cell": ["a", "b"], "diversity": [0.2, 0.3]})
     empty = pd.DataFrame()
     data = FigureData(table, [], {}, {}, empty, empty, empty)

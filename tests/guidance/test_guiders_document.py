@@ -42,8 +42,8 @@ def test_what_it_calls_refused_is_refused(name) -> None:
         SD3: {"indices": [0], "fqn": "transformer_blocks", "skip_attention": False},
     }
     for pipeline, cell in zip((SDXL, SD3), ROWS[name], strict=True):
-        stated = {config: layers[pipeline]} if config else {}
-        refused = DIFFUSERS_GUIDERS[name].refusal(stated, pipeline) is not None
+        given = {config: layers[pipeline]} if config else {}
+        refused = DIFFUSERS_GUIDERS[name].refusal(given, pipeline) is not None
         assert refused == (cell == "refused"), (pipeline, cell)
 
 
@@ -60,9 +60,9 @@ def test_the_examples_name_layers_and_parameters_that_exist() -> None:
     from autolora_eval.guidance.method_registry import resolve_method
 
     example = TEXT.partition("```yaml\n")[2].partition("```")[0]
-    for stated in yaml.safe_load(example)["methods"].values():
-        rule = resolve_method("guider", stated.pop("guider"))
-        rule.parameters.model_validate(stated)
+    for given in yaml.safe_load(example)["methods"].values():
+        rule = resolve_method("guider", given.pop("guider"))
+        rule.parameters.model_validate(given)
 
 
 def test_the_public_names_of_the_checks_import_no_torch() -> None:

@@ -177,7 +177,7 @@ def test_a_module_beside_the_benchmark_takes_no_library_s_place(
 
 
 @pytest.mark.parametrize(
-    ("stated", "told"),
+    ("given", "message"),
     [
         ("my_pakage.MyGuider", "no module 'my_pakage'."),
         ("diffuser.guiders.X", "no module 'diffuser'. Did you mean 'diffusers'?"),
@@ -199,9 +199,9 @@ def test_a_module_beside_the_benchmark_takes_no_library_s_place(
     ],
 )
 def test_what_cannot_be_found_is_answered_with_the_next_step(
-    installed: Path, stated: str, told: str
+    installed: Path, given: str, message: str
 ) -> None:
-    assert told in refusal("guider", stated)
+    assert message in refusal("guider", given)
 
 
 def test_two_modules_of_one_name_in_one_process_are_not_taken_for_each_other(
@@ -212,16 +212,16 @@ def test_two_modules_of_one_name_in_one_process_are_not_taken_for_each_other(
         (tmp_path / name).mkdir()
         (tmp_path / name / "twin_for_test.py").write_text(CLASS.format(name="A", doc=f"{name}."))
     assert resolve_method("guider", "twin_for_test.A", (tmp_path / "one",)).summary == "one."
-    told = refusal("guider", "twin_for_test.A", (tmp_path / "other",))
-    assert told.startswith("the module 'twin_for_test' was already imported from '")
-    assert "Restart Python" in told
+    message = refusal("guider", "twin_for_test.A", (tmp_path / "other",))
+    assert message.startswith("the module 'twin_for_test' was already imported from '")
+    assert "Restart Python" in message
     assert resolve_method("guider", "twin_for_test.A", (tmp_path / "one",)).summary == "one."
 
 
 def test_a_file_that_an_installed_module_hides_is_named(tmp_path: Path) -> None:
     (tmp_path / "calendar.py").write_text(CLASS.format(name="A", doc="x"))
-    told = refusal("guider", "calendar.A", (tmp_path,))
-    assert f"The installed module 'calendar' hides '{tmp_path / 'calendar.py'}'" in told
+    message = refusal("guider", "calendar.A", (tmp_path,))
+    assert f"The installed module 'calendar' hides '{tmp_path / 'calendar.py'}'" in message
     assert "hides" not in refusal("guider", "calendar.A")
 
 
@@ -272,7 +272,7 @@ def test_a_benchmark_names_other_people_s_methods_beside_ours(
 
 
 @pytest.mark.parametrize(
-    ("method_", "told"),
+    ("method_", "message"),
     [
         (
             {"guider": "fading", "last_scal": 2},
@@ -305,10 +305,10 @@ def test_a_mistake_is_one_line_before_any_model_loads(
     problem: Callable[[object], str],
     benchmark_data: dict[str, Any],
     method_: dict[str, Any],
-    told: str,
+    message: str,
 ) -> None:
     benchmark_data["methods"]["New"] = method_
-    assert told in problem(benchmark_data)
+    assert message in problem(benchmark_data)
 
 
 EXITS = """
@@ -330,10 +330,10 @@ def test_a_constructor_that_ends_python_is_told_and_harms_nobody_else(site: Path
     entry = "[autolora_eval.methods]\nexits = exits_mod:Exits\nfails = exits_mod:Fails\n"
     write_package(site, "exits", entry, exits_mod=EXITS)
     listed = {one.name: one for one in catalogue() if one.group == INSTALLED}
-    told = (
+    message = (
         "at its default parameters, Exits refuses these values: it ends the program (SystemExit: 0)"
     )
-    assert listed["exits"].problem == told
+    assert listed["exits"].problem == message
     assert listed["exits"].supports == "not declared; autolora-eval check exits"
     assert (
         listed["fails"].problem == "at its default parameters, Fails refuses these values: no luck"

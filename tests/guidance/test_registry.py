@@ -26,12 +26,12 @@ CASES = [
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 10, 100])
-@pytest.mark.parametrize(("guider", "stated"), CASES)
+@pytest.mark.parametrize(("guider", "given"), CASES)
 def test_the_stated_cost_is_what_the_guider_makes(
-    guider: str, stated: dict[str, float], num_steps: int
+    guider: str, given: dict[str, float], num_steps: int
 ) -> None:
     rule = GUIDERS.find(guider)
-    parameters = rule.parameters.model_validate(stated).with_model_defaults(5.0)
+    parameters = rule.parameters.model_validate(given).with_model_defaults(5.0)
     built = rule.build(parameters)
     prompt_embeds = (torch.ones(1, 2, 3), torch.zeros(1, 2, 3))
     for step in range(num_steps):

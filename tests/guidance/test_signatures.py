@@ -160,19 +160,19 @@ def test_a_callable_with_kwargs_accepts_any_name() -> None:
 
 def test_parameters_that_are_not_set_keep_the_defaults() -> None:
     model = parameters_model(signature_of(ClassifierFreeGuidance))
-    stated = model.model_validate({"stop": 1})
-    assert stated.arguments() == {"stop": 1.0}
-    assert stated.model_dump()["start"] == 0.0, "and yet recorded"
-    assert stated.with_model_defaults(4.0).arguments() == {"stop": 1.0, "guidance_scale": 4.0}
+    given = model.model_validate({"stop": 1})
+    assert given.arguments() == {"stop": 1.0}
+    assert given.model_dump()["start"] == 0.0, "and yet recorded"
+    assert given.with_model_defaults(4.0).arguments() == {"stop": 1.0, "guidance_scale": 4.0}
     own = model.model_validate({"guidance_scale": 2})
     assert own.with_model_defaults(4.0).arguments() == {"guidance_scale": 2.0}
 
 
 def test_values_stay_plain_data_that_can_be_recorded() -> None:
     model = parameters_model(signature_of(AutoGuidance))
-    stated = {"auto_guidance_config": [{"indices": [0], "fqn": "blocks"}]}
-    parameters = model.model_validate(stated)
-    assert parameters.model_dump(exclude_unset=True) == stated
+    given = {"auto_guidance_config": [{"indices": [0], "fqn": "blocks"}]}
+    parameters = model.model_validate(given)
+    assert parameters.model_dump(exclude_unset=True) == given
     assert parameters.arguments()["auto_guidance_config"] == [LayerSkipConfig([0], "blocks")]
 
 

@@ -23,8 +23,8 @@ from diffusers.guiders import BaseGuidance
 
 from autolora_eval._devices import free_memory, quiet_libraries
 from autolora_eval.config.gpu_memory import GIB, model_memory
+from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.resolved import ResolvedModel
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.method_registry import GUIDERS
 
@@ -139,8 +139,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch-size", type=int, default=4)
-    stated = parser.parse_args()
-    device = torch.device(stated.device)
+    given = parser.parse_args()
+    device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print(
             f"torch {torch.__version__} sees no CUDA GPU here. Run 'make gpu-check' on a machine "
@@ -151,7 +151,7 @@ def main() -> None:
     failed = check_miniatures(device)
     if device.type == "cuda":
         with torch.no_grad():
-            failed += check_real_size(device, stated.batch_size)
+            failed += check_real_size(device, given.batch_size)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -62,13 +62,13 @@ def main() -> None:
     """Run all stages, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=STAGES, default=list(STAGES))
-    stated = parser.parse_args()
-    if "generate" in stated.only:
+    given = parser.parse_args()
+    if "generate" in given.only:
         shutil.rmtree(RUN, ignore_errors=True)
-    if GUIDER in stated.only:
+    if GUIDER in given.only:
         shutil.rmtree(f"{RUN}_guider", ignore_errors=True)
     start, peak, exceeded = time.perf_counter(), 0.0, []
-    for name in stated.only:
+    for name in given.only:
         code, seconds, memory, text, errors = measured(STAGES[name])
         print(f"{name:44} {seconds:7.1f} s {memory:6.1f} GiB", flush=True)
         if code:

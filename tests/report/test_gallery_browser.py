@@ -141,8 +141,8 @@ def test_filters_by_prompt_model_and_seed_agree_with_pandas(page: Browser, run: 
 def test_the_unscored_are_found_by_their_reason(
     page: Browser, run: RunFolder, reason: str | None
 ) -> None:
-    told = {None: "", "missing_score:sa": ": missing score: sa"}.get(reason, f": {reason}")
-    page.choose("[name=verdict]", f"unscored{told}")
+    message = {None: "", "missing_score:sa": ": missing score: sa"}.get(reason, f": {reason}")
+    page.choose("[name=verdict]", f"unscored{message}")
     scores = scores_of(run)
     found = scores["unscored_reason"]
     kept = scores[found.notna() if reason is None else found == reason]

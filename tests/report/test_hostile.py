@@ -10,7 +10,7 @@ from report.readers import page, pdf_text, reported, svg_texts
 from report.synthetic_run import Tables
 
 from autolora_eval._text import format_fixed, sanitize, truncate
-from autolora_eval.report.document import own_fonts_suffice
+from autolora_eval.report.content import own_fonts_suffice
 from autolora_eval.report.provenance import atoms
 
 Maker = Callable[..., Tables]

@@ -126,16 +126,17 @@ def test_rare_reasons_are_told_together(tmp_path: Path, make_run: Maker) -> None
     ]
 
 
-@pytest.mark.parametrize(("n_unscored", "told"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("n_unscored", "message"), [(1, False), (2, True)])
 def test_one_unscored_image_in_a_hundred_is_not_a_caveat_of_its_own(
-    tmp_path: Path, make_run: Maker, n_unscored: int, told: bool
+    tmp_path: Path, make_run: Maker, n_unscored: int, message: bool
 ) -> None:
     tables = small(make_run)
     tables.table["n_images"] = 100
     tables.table["n_unscored"] = [n_unscored, 0]
     content = content_of(tables.write(tmp_path / "run"))
     assert (
-        any("the images that the judge could score" in caveat for caveat in content.caveats) is told
+        any("the images that the judge could score" in caveat for caveat in content.caveats)
+        is message
     )
 
 
@@ -150,8 +151,8 @@ def test_how_the_judge_was_asked_is_told(tmp_path: Path, make_run: Maker) -> Non
     )
     tables.manifest["judge"] |= {"constraint": "plain", "served_by": None, "cached": 0}
     tables.manifest["judge"]["server_version"] = None
-    told = sentences(content_of(tables.write(tmp_path / "plain")), 0)
-    assert told.endswith("scored. The judge's replies were unconstrained (plain).")
+    message = sentences(content_of(tables.write(tmp_path / "plain")), 0)
+    assert message.endswith("scored. The judge's replies were unconstrained (plain).")
 
 
 def test_repeats_are_told_with_intervals(tmp_path: Path, make_run: Maker) -> None:

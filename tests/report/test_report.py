@@ -12,7 +12,7 @@ from report.synthetic_run import make_tables
 
 from autolora_eval._errors import UsageError
 from autolora_eval.report import read_report, write_report
-from autolora_eval.report.document import write_page_images
+from autolora_eval.report.content import write_page_images
 from autolora_eval.runs.folder import RunFolder, open_run
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autolora_eval.report.thumbnails import load_thumbnails, make_thumbnail, open_run_image
+from autolora_eval.report.grids import load_thumbnails, make_thumbnail, open_run_image
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "{folder}/secret.png", "link.png"])

@@ -145,9 +145,9 @@ def test_the_licence_is_that_of_the_model_card(tmp_path: Path) -> None:
     lora = tmp_path / "a.safetensors"
     for card in ("", "---\nlicense: mit\n---\n", "---\nlicense: [\n---\n"):
         (tmp_path / "README.md").write_text(card)
-        stated = "mit" if "mit" in card else None
+        given = "mit" if "mit" in card else None
         lora.touch()
-        assert stated_license(Source("lora", "file", str(lora))) == stated
+        assert stated_license(Source("lora", "file", str(lora))) == given
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     (tmp_path / "b.safetensors").touch()
     assert stated_license(Source("lora", "file", str(lora))) is None

@@ -17,7 +17,7 @@ from conftest import ROOT
 from autolora_eval import cli
 from autolora_eval._progress import SafeConsole
 from autolora_eval.config.plan import Plan
-from autolora_eval.runs.csv_file import read_csv, write_csv
+from autolora_eval.runs.columns import read_csv, write_csv
 from autolora_eval.runs.folder import RunFolder
 
 HOSTILE = "a\x1b]0;owned\x07 \x9b31m cat\u202e"

@@ -68,13 +68,13 @@ def test_different_single_colours_are_orthogonal() -> None:
 def test_benchmark_sets_the_number_of_bins(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
 ) -> None:
-    stated = {"extractor": "colours", "bins": 4}
-    plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"features": stated})))
+    given = {"extractor": "colours", "bins": 4}
+    plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"features": given})))
     folder = RunFolder(tmp_path / "run")
     write_images(plan, folder)
-    told = extract(plan, folder)
-    assert (told.model, told.dim, told.failed) == ("colours", 64, 0)
-    assert told.parameters == {"bins": 4}
+    message = extract(plan, folder)
+    assert (message.model, message.dim, message.failed) == ("colours", 64, 0)
+    assert message.parameters == {"bins": 4}
     features = read_features(folder.features(plan.cells[0].id))
     files = [folder.images(plan.cells[0].id) / id_ for id_ in features.ids]
     again = vectors([np.asarray(Image.open(file)) for file in files], bins=4)
@@ -82,7 +82,7 @@ def test_benchmark_sets_the_number_of_bins(
 
 
 @pytest.mark.parametrize(
-    ("stated", "told"),
+    ("given", "message"),
     [
         ({"bin": 4}, "features.bin: unknown key. Did you mean 'bins'?"),
         ({"bins": 1}, "features.bins: Input should be greater than or equal to 2 (got 1)."),
@@ -92,7 +92,7 @@ def test_benchmark_sets_the_number_of_bins(
 def test_what_is_wrong_is_told(
     problem: Callable[[object], str],
     benchmark_data: dict[str, Any],
-    stated: dict[str, Any],
-    told: str,
+    given: dict[str, Any],
+    message: str,
 ) -> None:
-    assert told in problem(benchmark_data | {"features": {"extractor": "colours", **stated}})
+    assert message in problem(benchmark_data | {"features": {"extractor": "colours", **given}})

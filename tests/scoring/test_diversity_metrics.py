@@ -220,7 +220,7 @@ def test_invalid_name_is_rejected(site: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stated", "told"),
+    ("given", "message"),
     [
         ("low='x'", "has low='x'; expected a number"),
         ("low=1.0, high=1.0", "expected low < high"),
@@ -228,11 +228,11 @@ def test_invalid_name_is_rejected(site: Path, name: str) -> None:
         ("low=0.0, least_reference=0", "has least_reference=0; expected a whole number from 1"),
     ],
 )
-def test_invalid_value_is_rejected(site: Path, stated: str, told: str) -> None:
-    path = write(site, f"metric_g{len(stated)}")
+def test_invalid_value_is_rejected(site: Path, given: str, message: str) -> None:
+    path = write(site, f"metric_g{len(given)}")
     file = site / f"{path.split('.')[0]}.py"
-    file.write_text(file.read_text().replace("low=0.0", stated))
-    with pytest.raises(UsageError, match=told):
+    file.write_text(file.read_text().replace("low=0.0", given))
+    with pytest.raises(UsageError, match=message):
         METRICS.find(path)
 
 
@@ -278,8 +278,8 @@ Problem = Callable[[object], str]
 def test_misspelt_metric_is_rejected_at_load(
     problem: Problem, benchmark_data: dict[str, Any]
 ) -> None:
-    told = problem(benchmark_data | {"diversity": ["mean_distance", "vendy"]})
-    assert "diversity.1: unknown diversity metric 'vendy'. Did you mean 'vendi'?" in told
+    message = problem(benchmark_data | {"diversity": ["mean_distance", "vendy"]})
+    assert "diversity.1: unknown diversity metric 'vendy'. Did you mean 'vendi'?" in message
 
 
 def test_metric_with_the_name_of_a_score_is_rejected(
@@ -287,8 +287,8 @@ def test_metric_with_the_name_of_a_score_is_rejected(
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     path = write(workplace, "metric_beside", name="pc")
-    told = problem(benchmark_data | {"diversity": [path]})
-    assert f"'{path}' and the rubric's score 'pc' would share a column" in told
+    message = problem(benchmark_data | {"diversity": [path]})
+    assert f"'{path}' and the rubric's score 'pc' would share a column" in message
 
 
 def test_module_beside_the_benchmark_is_found(
@@ -297,7 +297,7 @@ def test_module_beside_the_benchmark_is_found(
     monkeypatch.setattr(sys, "path", list(sys.path))
     path = write(workplace, "metric_beside_too")
     loaded = load_benchmark(write_benchmark(benchmark_data | {"diversity": ["vendi", path]}))
-    assert {stated: m.name for stated, m in loaded.diversity.items()} == {
+    assert {given: m.name for given, m in loaded.diversity.items()} == {
         "vendi": "vendi",
         path: "widest",
     }

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from autolora_eval._resources import shipped_root
-from autolora_eval.scoring.judges.base import Token
+from autolora_eval.scoring.judges.config import Token
 from autolora_eval.scoring.reply import expected_scores
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 

@@ -166,9 +166,9 @@ def test_class_beside_the_benchmark_extracts_features(
 ) -> None:
     path = write(workplace, "colours_a")
     plan, folder = make(extractor=path, power=2.0, batch_size=4), RunFolder(tmp_path / "run")
-    told = extract(plan, folder)
-    assert (told.model, told.dim, told.failed) == (path, 3, 0)
-    assert told.preprocessing == {"power": 2.0}
+    message = extract(plan, folder)
+    assert (message.model, message.dim, message.failed) == (path, 3, 0)
+    assert message.preprocessing == {"power": 2.0}
     cell = plan.cells[0]
     found = read_features(folder.features(cell.id))
     first = picture((cell.id, 0, 3))
@@ -215,9 +215,9 @@ def test_vectors_of_different_lengths_are_an_error(
     make: Make, workplace: Path, tmp_path: Path
 ) -> None:
     path = write(workplace, "colours_lengths", GROWING)
-    told = rf"the extractor '{path}' returned vectors of 3 numbers, and of 2 before"
+    message = rf"the extractor '{path}' returned vectors of 3 numbers, and of 2 before"
     plan = make(extractor=path, batch_size=1)
-    with pytest.raises(AutoLoRAEvalError, match=told):
+    with pytest.raises(AutoLoRAEvalError, match=message):
         extract(plan, RunFolder(tmp_path / "run"))
 
 
@@ -231,7 +231,7 @@ def test_bfloat16_tensor_is_accepted(make: Make, workplace: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [
         ("{'mean': np.ones(3)}", "cannot be recorded: Object of type ndarray is not JSON"),
         ("{'mean': np.nan}", "cannot be recorded: Out of range float values"),
@@ -240,12 +240,12 @@ def test_bfloat16_tensor_is_accepted(make: Make, workplace: Path, tmp_path: Path
     ],
 )
 def test_preprocessing_is_checked_before_extraction(
-    make: Make, workplace: Path, tmp_path: Path, returned: str, told: str
+    make: Make, workplace: Path, tmp_path: Path, returned: str, message: str
 ) -> None:
     path = write(workplace, f"colours_pre{len(returned)}", "exit(1)")
     file = workplace / f"{path.split('.')[0]}.py"
     file.write_text(file.read_text().replace('return {"power": self.power}', f"return {returned}"))
-    with pytest.raises(AutoLoRAEvalError, match=rf"preprocessing\(\) of .*'{path}' {told}"):
+    with pytest.raises(AutoLoRAEvalError, match=rf"preprocessing\(\) of .*'{path}' {message}"):
         extract(make(extractor=path), RunFolder(tmp_path / "run"))
 
 
@@ -263,7 +263,7 @@ def test_package_registers_an_extractor_by_entry_point(
 
 
 @pytest.mark.parametrize(
-    ("vector", "told"),
+    ("vector", "message"),
     [
         ("np.ones((2, 2))", r"returned an array of shape \[4, 2, 2\] for 4 images: expected"),
         ("1 / 0", "fails: ZeroDivisionError: division by zero"),
@@ -271,22 +271,22 @@ def test_package_registers_an_extractor_by_entry_point(
     ],
 )
 def test_wrong_results_are_errors(
-    make: Make, workplace: Path, tmp_path: Path, vector: str, told: str
+    make: Make, workplace: Path, tmp_path: Path, vector: str, message: str
 ) -> None:
     path = write(workplace, f"colours_e{len(vector)}", vector)
-    with pytest.raises(AutoLoRAEvalError, match=rf"the extractor '{path}' {told}"):
+    with pytest.raises(AutoLoRAEvalError, match=rf"the extractor '{path}' {message}"):
         extract(make(extractor=path, batch_size=4), RunFolder(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
-    ("declared", "told"),
+    ("declared", "message"),
     [
         ("raise SystemExit(0)", "cannot be created: SystemExit: 0"),
         ("return lambda images: exit(0)", "fails: SystemExit: 0"),
     ],
 )
 def test_system_exit_in_a_third_party_kind_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: str, message: str
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     module = f"kind_{len(declared)}"
@@ -297,7 +297,7 @@ def test_system_exit_in_a_third_party_kind_is_an_error(
     )
     kind = EXTRACTORS.find(f"{module}.KIND")
     loading = Loading(None, kind.parameters(), torch.device("cpu"), torch.float32, 4)
-    with pytest.raises(AutoLoRAEvalError, match=rf"'{module}\.KIND' {told}"):
+    with pytest.raises(AutoLoRAEvalError, match=rf"'{module}\.KIND' {message}"):
         kind.load(loading)(pictures(1))
 
 
@@ -305,7 +305,7 @@ Problem = Callable[[object], str]
 
 
 @pytest.mark.parametrize(
-    ("features", "told"),
+    ("features", "message"),
     [
         ({"modle": "dino"}, "features.modle: unknown key. Did you mean 'model'?"),
         ({"extractor": "transformer"}, "extractor 'transformer'. Did you mean 'transformers'?"),
@@ -321,12 +321,12 @@ def test_invalid_features_section_is_rejected_at_load(
     workplace: Path,
     monkeypatch: pytest.MonkeyPatch,
     features: dict[str, Any],
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     path = write(workplace, "colours_f")
-    stated = {key: path if value == "PATH" else value for key, value in features.items()}
-    assert told in problem(benchmark_data | {"features": stated})
+    given = {key: path if value == "PATH" else value for key, value in features.items()}
+    assert message in problem(benchmark_data | {"features": given})
 
 
 def test_json_schema_restricts_the_keys_of_built_in_kinds(

@@ -187,9 +187,9 @@ def make(
     """A function that returns a plan with the tiny extractor, with changes to `features`."""
 
     def plan(**features: Any) -> Plan:
-        stated = {"model": str(dinov2), "batch_size": 4} | features
+        given = {"model": str(dinov2), "batch_size": 4} | features
         data = {key: value for key, value in benchmark_data.items() if key != "judge"}
-        return make_plan(load_benchmark(write_benchmark(data | {"features": stated})))
+        return make_plan(load_benchmark(write_benchmark(data | {"features": given})))
 
     return plan
 

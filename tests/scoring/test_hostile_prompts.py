@@ -33,8 +33,7 @@ from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.constraint import reply_pattern
-from autolora_eval.scoring.judges.base import Request
-from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.scoring.judges.config import JudgeConfig, Request
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 from autolora_eval.scoring.judging import open_judge
 from autolora_eval.scoring.reply import parse_reply

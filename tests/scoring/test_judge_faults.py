@@ -25,7 +25,7 @@ from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judges import openai_judge
-from autolora_eval.scoring.judges.base import is_transient
+from autolora_eval.scoring.judges.config import is_transient
 from autolora_eval.scoring.judging import open_judge
 
 pytestmark = pytest.mark.e2e
@@ -159,10 +159,10 @@ def check_accounts(plan: Plan, folder: RunFolder, done: Json) -> None:
     assert done.done + done.reused + done.cached == N
     assert done.unscored == unscored == scores["unscored_reason"].notna().sum()
     assert scores["pc"].isna().sum() == unscored
-    told = scores.set_index("sha256")
+    shown = scores.set_index("sha256")
     for row in found:
         column = "unscored_reason" if row["scores"] is None else "pc"
-        assert outcome(row) == told.at[row["sha256"], column]
+        assert outcome(row) == shown.at[row["sha256"], column]
 
 
 @pytest.mark.e2e

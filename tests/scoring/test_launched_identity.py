@@ -13,13 +13,13 @@ from autolora_eval.scoring.judges.vllm_command import launched_identity
 UVX = ["uvx", "--python", "3.12", "vllm", "serve", "{model}", "--port", "{port}"]
 
 
-def of(**stated: Any) -> dict[str, Any]:
+def of(**given: Any) -> dict[str, Any]:
     settings = {"rubric": "r", "model": "org/vlm", "launch": True, "vllm_python": "python"}
-    return launched_identity(JudgeConfig(**settings | stated))
+    return launched_identity(JudgeConfig(**settings | given))
 
 
 @pytest.mark.parametrize(
-    ("stated", "found"),
+    ("given", "found"),
     [
         ({"launch": False, "launch_args": ["--dtype", "half"]}, {}),
         ({"launch_args": ["--max-model-len", "8192", "--gpu_memory_utilization=0.5"]}, {}),
@@ -37,8 +37,8 @@ def of(**stated: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_relevant_arguments_of_a_launched_server(stated: Any, found: Any) -> None:
-    assert of(**stated) == found
+def test_relevant_arguments_of_a_launched_server(given: Any, found: Any) -> None:
+    assert of(**given) == found
 
 
 def test_weights_of_a_folder_are_hashed(tmp_path: Path) -> None:

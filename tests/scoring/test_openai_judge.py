@@ -30,7 +30,7 @@ from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._resources import shipped_root
-from autolora_eval.scoring.judges.base import Reply, Request, is_transient
+from autolora_eval.scoring.judges.config import Reply, Request, is_transient
 from autolora_eval.scoring.judges.openai_protocol import MAX_ANSWER_BYTES, _tokens
 from autolora_eval.scoring.rubric import read_rubric
 
@@ -64,10 +64,10 @@ def test_papers_rubrics_are_sent_verbatim(
     prompt = "a {cat}, <<<IMAGE DATA>>>"
     ask(judge(), [Request(image, rubric.question(prompt))])
     sent = [part.get("text", rubric.placeholders.image) for part in server.calls[0].parts]
-    stated = rubric.text
+    given = rubric.text
     if rubric.placeholders.prompt is not None:
-        stated = stated.replace(rubric.placeholders.prompt, prompt)
-    assert "".join("".join(sent).split()) == "".join(stated.split())
+        given = given.replace(rubric.placeholders.prompt, prompt)
+    assert "".join("".join(sent).split()) == "".join(given.split())
     question = rubric.question(prompt)
     assert [text for text in (question.before, question.after) if text] == [
         part["text"] for part in server.calls[0].parts if part["type"] == "text"
@@ -206,11 +206,11 @@ def test_retry_after_header_is_respected(server: JudgeServer, image: Path, judge
     assert at[1] - at[0] >= 1.5
 
 
-@pytest.mark.parametrize("told", ["soon", "-1", "nan", "inf", "Wed, 21 Oct 2015 07:28:00 GMT", ""])
+@pytest.mark.parametrize("found", ["soon", "-1", "nan", "inf", "Wed, 21 Oct 2015 07:28:00 GMT", ""])
 def test_invalid_retry_after_header_is_ignored(
-    told: str, server: JudgeServer, image: Path, judge: Make
+    found: str, server: JudgeServer, image: Path, judge: Make
 ) -> None:
-    server.answer = lambda call, n: VERDICT if n else Http(429, headers={"Retry-After": told})
+    server.answer = lambda call, n: VERDICT if n else Http(429, headers={"Retry-After": found})
     (reply,) = ask(judge(max_retries=1), [Request(image, QUESTION)])
     assert reply.text == VERDICT
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autolora_eval._resources import shipped_root
-from autolora_eval.analysis.metric_columns import metrics_of
+from autolora_eval.analysis.sentences import metrics_of
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.reply import parse_reply

@@ -22,7 +22,7 @@ from judge_server import (
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges import server_pool
-from autolora_eval.scoring.judges.base import Request, is_transient
+from autolora_eval.scoring.judges.config import Request, is_transient
 from autolora_eval.scoring.judges.openai_judge import MAX_CONSECUTIVE_FAILURES, MAX_FAILOVERS
 
 pytestmark = pytest.mark.usefixtures("dead_proxy")

@@ -129,7 +129,7 @@ def test_configured_constraint_is_not_probed(name: str, server, judge) -> None:
 def test_every_question_is_sent_with_the_constraint(server, judge, rubric, tmp_path) -> None:
     from PIL import Image
 
-    from autolora_eval.scoring.judges.base import Request
+    from autolora_eval.scoring.judges.config import Request
 
     path = tmp_path / "image.png"
     Image.new("RGB", (8, 8)).save(path)
@@ -171,7 +171,7 @@ def test_as_many_log_probabilities_as_the_server_returns(
 ) -> None:
     from PIL import Image
 
-    from autolora_eval.scoring.judges.base import Request
+    from autolora_eval.scoring.judges.config import Request
 
     server.answer = lambda call, n: with_logprobs(call, most)
     asking = judge(constraint="plain", logprobs=True)

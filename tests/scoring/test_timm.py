@@ -82,6 +82,6 @@ def test_missing_timm_is_reported_before_the_run(
 ) -> None:
     features = {"extractor": "timm", "model": "dino"}
     plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"features": features})))
-    told = [text for text in missing(plan, tmp_path / "out", judged=False) if "timm" in text]
-    assert len(told) == 1
-    assert "pip install 'autolora-eval[timm]'" in told[0]
+    message = [text for text in missing(plan, tmp_path / "out", judged=False) if "timm" in text]
+    assert len(message) == 1
+    assert "pip install 'autolora-eval[timm]'" in message[0]

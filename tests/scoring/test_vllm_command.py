@@ -19,8 +19,8 @@ from autolora_eval.scoring.judges.vllm_command import check_launch, server_comma
 LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
 
 
-def judge(**stated: object) -> JudgeConfig:
-    return JudgeConfig.model_validate({"rubric": "r.yaml", "model": LLAMA, "launch": True} | stated)
+def judge(**given: object) -> JudgeConfig:
+    return JudgeConfig.model_validate({"rubric": "r.yaml", "model": LLAMA, "launch": True} | given)
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def python_with(tmp_path: Path):
 
 def test_vllm_serves_the_model_under_the_benchmarks_name() -> None:
     arguments = ["--max-model-len", "8192"]
-    stated = judge(vllm_python=sys.executable, revision="abc", launch_args=arguments)
-    assert server_command(stated, 4321) == [
+    given = judge(vllm_python=sys.executable, revision="abc", launch_args=arguments)
+    assert server_command(given, 4321) == [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", LLAMA, "--revision", "abc", "--served-model-name", LLAMA),
         *("--host", "127.0.0.1", "--port", "4321", "--generation-config", "vllm"),
@@ -61,12 +61,12 @@ def test_miniature_is_served_from_its_folder() -> None:
 
 
 def test_placeholders_are_filled_in_and_other_braces_kept() -> None:
-    stated = judge(
+    given = judge(
         launch_command=["uvx", "vllm", "{model}", "--port={port}", "{name}", '{"image": 1}'],
         launch_args=["--enforce-eager"],
     )
     filled = ["uvx", "vllm", LLAMA, "--port=7", LLAMA, '{"image": 1}', "--enforce-eager"]
-    assert server_command(stated, 7) == filled
+    assert server_command(given, 7) == filled
 
 
 @pytest.mark.parametrize(
@@ -93,12 +93,12 @@ def test_environment_without_vllm_has_no_version(python_with, tmp_path: Path, mo
     [("0.10.2", True), ("0.9.1", True), ("0.10.2.post1", True), ("0.11.0", False), ("1.0", False)],
 )
 def test_papers_judge_needs_an_old_vllm(version: str, fits: bool, python_with) -> None:
-    stated = judge(vllm_python=python_with(version))
+    given = judge(vllm_python=python_with(version))
     if fits:
-        check_launch(stated)
+        check_launch(given)
         return
     with pytest.raises(AutoLoRAEvalError) as caught:
-        check_launch(stated)
+        check_launch(given)
     assert f"vLLM {version} cannot serve '{LLAMA}'" in str(caught.value)
     assert "pip install 'vllm==0.10.2' 'transformers<5'" in str(caught.value)
 
@@ -108,12 +108,12 @@ def test_llama_vision_is_recognised_by_its_configuration(python_with, tmp_path: 
     folder.mkdir()
     (folder / "model.safetensors").touch()
     config = folder / "config.json"
-    stated = judge(vllm_python=python_with("0.32.0"), model=str(folder))
+    given = judge(vllm_python=python_with("0.32.0"), model=str(folder))
     config.write_text(json.dumps({"architectures": ["LlavaForConditionalGeneration"]}))
-    check_launch(stated)
+    check_launch(given)
     config.write_text(json.dumps({"architectures": ["MllamaForConditionalGeneration"]}))
     with pytest.raises(AutoLoRAEvalError, match=r"last supported by vLLM 0\.10\.2"):
-        check_launch(stated)
+        check_launch(given)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_command_with_a_newer_vllm_is_rejected(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stated", "error", "message"),
+    ("given", "error", "message"),
     [
         ({}, UsageError, "also set what to start"),
         ({"vllm_python": "p", "launch_command": ["x"]}, UsageError, "cannot be combined"),
@@ -154,9 +154,9 @@ def test_command_with_a_newer_vllm_is_rejected(command: list[str]) -> None:
         ),
     ],
 )
-def test_invalid_launch_is_rejected(stated, error, message: str) -> None:
+def test_invalid_launch_is_rejected(given, error, message: str) -> None:
     with pytest.raises(error) as caught:
-        check_launch(judge(**stated))
+        check_launch(judge(**given))
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
     assert caught.value.exit_code == (2 if error is UsageError else 1)
@@ -193,12 +193,12 @@ def test_documented_launch_commands_are_valid() -> None:
         )
         for recipe in recipes()
     )
-    for stated, address in ((uvx, ["--port", "77"]), (docker, ["-p", "127.0.0.1:77:8000"])):
-        command = server_command(stated, 77)
+    for given, address in ((uvx, ["--port", "77"]), (docker, ["-p", "127.0.0.1:77:8000"])):
+        command = server_command(given, 77)
         assert all(part in command for part in [LLAMA, "--served-model-name", *address])
         assert command[-2:] == ["--max-model-len", "8192"]
         assert not any(part.startswith("{") for part in command)
-        newer = [part.replace("0.10.2", "0.11.0") for part in stated.launch_command]
+        newer = [part.replace("0.10.2", "0.11.0") for part in given.launch_command]
         with pytest.raises(AutoLoRAEvalError, match=r"vLLM 0\.11\.0 cannot serve"):
             check_launch(judge(launch_command=[sys.executable, *newer[1:]]))
     assert "transformers<5" in uvx.launch_command

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from autolora_eval.analysis.metric_columns import Metric
+from autolora_eval.analysis.sentences import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import join_names
-from autolora_eval.analysis.metric_columns import Metric
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
+from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.figures._base import (
     Drawing,
     Extreme,

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import join_names
-from autolora_eval.analysis.metric_columns import Metric
-from autolora_eval.analysis.unit_values import sorted_differences, unit_values
+from autolora_eval.analysis.estimates import sorted_differences, unit_values
+from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.figures._base import (
     Drawing,
     FigureData,

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import join_names
-from autolora_eval.analysis.metric_columns import Metric
+from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind, swept_names
 from autolora_eval.report.figures._style import (
     GREY,

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from autolora_eval._files import slug
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import format_fixed, join_names, parameter_label
-from autolora_eval.analysis.metric_columns import Metric
+from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind, cells_not_drawn
 from autolora_eval.report.figures._style import (
     GREY,

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import join_names
-from autolora_eval.analysis.metric_columns import DIVERSITY, Metric
+from autolora_eval.analysis.sentences import DIVERSITY, Metric
 from autolora_eval.report.figures._base import (
     Drawing,
     Extreme,

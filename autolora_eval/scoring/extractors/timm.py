@@ -13,8 +13,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval._sources import PICKLE_ADVICE
 from autolora_eval.runs.feature_file import Matrix
-from autolora_eval.scoring.extractor import Extractor, ExtractorKind, Loading
-from autolora_eval.scoring.pretrained import LOADING_ERRORS
+from autolora_eval.scoring.extractor import LOADING_ERRORS, Extractor, ExtractorKind, Loading
 
 if TYPE_CHECKING:
     import torch

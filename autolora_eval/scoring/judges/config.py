@@ -1,16 +1,19 @@
-"""The settings of a judge, and the checks of their combination."""
+"""The interface of a judge, its settings, and the checks of their combination."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from autolora_eval._environment import expanded, key_problem
 from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval._files import Json
 from autolora_eval._yaml import (
     Addresses,
     DType,
@@ -21,6 +24,106 @@ from autolora_eval._yaml import (
     Ref,
     StrictModel,
 )
+from autolora_eval.scoring.rubric import Question
+
+# Reasons for failed calls, as opposed to unusable replies: a later run asks again.
+TRANSIENT_REASONS = ("http_", "timeout", "connection", "bad_response")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about one image.
+
+    Attributes:
+        image: the image file.
+        question: the rubric's text with the prompt filled in.
+        repeat: index of the repetition of this question, from 0; it is added to the seed.
+        tag: any object that the caller wants back with the reply.
+    """
+
+    image: Path
+    question: Question
+    repeat: int = 0
+    tag: object = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a reply, with the most likely tokens at its position.
+
+    Attributes:
+        text: the token's text.
+        alternatives: natural log-probability by text, including the token itself.
+    """
+
+    text: str
+    alternatives: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A judge's reply to one request.
+
+    Attributes:
+        text: the reply; None if the call failed.
+        reason: why the call failed: `timeout`, `connection`, `http_500`, `bad_response`,
+            `refused`, `corrupt_image` …; None if it succeeded.
+        truncated: True if the reply reached the token limit.
+        model: the model's name as the judge reports it.
+        latency: seconds from question to reply.
+        attempts: number of calls made.
+        sent: format, width, height and bytes of the image as sent to the judge; None if no image
+            was sent.
+        tokens: the reply's tokens with their alternatives; empty without log-probabilities.
+        detail: the server's own words on a call that failed; None if there are none.
+    """
+
+    text: str | None
+    reason: str | None
+    truncated: bool
+    model: str
+    latency: float
+    attempts: int = 1
+    sent: Json | None = None
+    tokens: tuple[Token, ...] = ()
+    detail: str | None = None
+
+
+class Judge(Protocol):
+    """A vision-language model that answers questions about images."""
+
+    def identity(self) -> Json:
+        """Return everything that determines the replies: model, revision, constraint, sampling.
+
+        Raises:
+            AutoLoRAEvalError: if the judge's server does not answer.
+        """
+        ...
+
+    def facts(self) -> Json:
+        """Return further facts for the manifest that do not influence replies."""
+        ...
+
+    def close(self) -> None:
+        """Release memory and connections. The judge cannot be used afterwards."""
+        ...
+
+    def replies(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, Reply]]]:
+        """Yield each request with its reply, in any order, in groups.
+
+        Requests are taken from the iterable only as they can be processed, so memory does not
+        grow with their number. A failed call yields a reply with a reason.
+
+        Raises:
+            AutoLoRAEvalError: if the judge is unavailable. Replies yielded before remain valid.
+        """
+        ...
+
+
+def is_transient(reason: str | None) -> bool:
+    """Return True if a later run should ask again."""
+    return reason is not None and reason.startswith(TRANSIENT_REASONS)
+
 
 Problem = tuple[KeyPath, str]
 Constraint = Literal[

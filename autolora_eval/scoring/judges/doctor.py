@@ -26,7 +26,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source, in_cache
 from autolora_eval.scoring.judges import families
 from autolora_eval.scoring.judges.config import JudgeConfig, address_problem, is_loopback
-from autolora_eval.scoring.judges.machine import LAUNCHERS, PROBE_SECONDS, Machine, this_machine
+from autolora_eval.scoring.judges.families import LAUNCHERS, PROBE_SECONDS, Machine, this_machine
 from autolora_eval.scoring.judges.vllm_command import (
     LAST_WITH_MLLAMA,
     LIMITS,

@@ -1,12 +1,26 @@
-"""Families of judges whose processors need more packages than the extra `models` installs."""
+"""Families of judges: the packages, preprocessor and machine that each needs."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import platform
 import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from autolora_eval._devices import require
+from autolora_eval._devices import quiet_libraries, require
+from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source, cached
+from autolora_eval.scoring.constraint import reply_pattern
+from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
+from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.scoring.judges.logits_processors import Grammar, UnsupportedConstraintError
+from autolora_eval.scoring.rubric import Rubric
 
 EXTRA = "judges"
 PACKAGES = ("torchvision", "num2words")
@@ -55,3 +69,172 @@ def _model_types(source: Source) -> list[str]:
 
 def _normal(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+PROBE_SECONDS = 5.0
+LAUNCHERS = ("uvx", "docker", "podman")
+_QUERY = "--query-gpu=name,memory.total,memory.free"
+_NVIDIA_SMI = ["nvidia-smi", _QUERY, "--format=csv,noheader,nounits"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU; memory in GiB."""
+
+    name: str
+    memory: float
+    free: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine.
+
+    Attributes:
+        cores: number of CPU cores.
+        memory: system memory in GiB.
+        gpus: the NVIDIA GPUs that this process may use.
+        accelerator: what the installed torch can use: `cuda`, `mps` or `cpu`.
+        launchers: programs of `LAUNCHERS` that are installed.
+    """
+
+    cores: int
+    memory: float
+    gpus: tuple[Gpu, ...]
+    accelerator: str
+    launchers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        gpus = [f"{gpu.name}, {gpu.memory:.0f} GiB ({gpu.free:.0f} free)" for gpu in self.gpus]
+        listed = " + ".join(gpus) or "no NVIDIA GPU"
+        return f"{self.cores} CPU cores, {self.memory:.0f} GiB memory, {listed}"
+
+    def room(self, accelerator: str) -> float:
+        """Return the GiB available to one judge: of the largest GPU, or of the system."""
+        return max(gpu.memory for gpu in self.gpus) if accelerator == "cuda" else self.memory
+
+
+def this_machine() -> Machine:
+    """Return what this machine has."""
+    import psutil
+
+    gpus = _gpus()
+    return Machine(
+        cores=os.cpu_count() or 1,
+        memory=psutil.virtual_memory().total / 2**30,
+        gpus=gpus,
+        accelerator=_accelerator(gpus),
+        launchers=tuple(name for name in LAUNCHERS if shutil.which(name)),
+    )
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    """Ask the driver for the visible GPUs, which needs no torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1"):
+        return ()
+    try:
+        done = subprocess.run(
+            _NVIDIA_SMI, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True
+        )
+        rows = [line.rsplit(",", 2) for line in done.stdout.splitlines() if line.strip()]
+        gpus = [Gpu(name.strip(), float(m) / 1024, float(f) / 1024) for name, m, f in rows]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
+    if visible is not None and re.fullmatch(r"\d+(,\d+)*", visible):
+        gpus = [gpus[n] for n in map(int, visible.split(",")) if n < len(gpus)]
+    return tuple(gpus)
+
+
+def _accelerator(gpus: tuple[Gpu, ...]) -> str:
+    """Return what torch can use, read from its version file: importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "cpu"
+    text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    if gpus and re.search(r"^cuda\b[^=\n]*=\s*['\"]", text, re.MULTILINE):
+        return "cuda"
+    return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """Everything of a model that is available without loading its weights.
+
+    Attributes:
+        processor: converts conversations to tokens and pixels.
+        eos_token_ids: the tokens that end a reply.
+        grammar: the constraint on replies, or the reason why there is none.
+    """
+
+    processor: Any
+    eos_token_ids: tuple[int, ...]
+    grammar: Grammar | str
+
+
+def load_preprocessor(spec: JudgeConfig, source: Source, rubric: Rubric | None) -> Preprocessor:
+    """Load everything of a judge's model but its weights.
+
+    Args:
+        spec: the benchmark's `judge` section.
+        source: the location of the model.
+        rubric: the rubric whose schema constrains the replies; None for free replies.
+
+    Raises:
+        AutoLoRAEvalError: if it cannot be loaded, a package that it needs is missing, or
+            `judge.constraint` is 'regex' and the model does not support it.
+    """
+    from transformers import AutoProcessor
+
+    require_packages(source)
+    with quiet_libraries():
+        try:
+            processor = AutoProcessor.from_pretrained(source.location, **loading_options(source))
+            ends = _eos_token_ids(source, processor.tokenizer)
+        except LOADING_ERRORS as error:
+            raise unloadable("judge", source, error) from error
+    processor.tokenizer.padding_side = "left"
+    return Preprocessor(processor, ends, _grammar(spec, source, rubric, processor.tokenizer, ends))
+
+
+def _eos_token_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """Return the tokens that end a reply, from the generation config or the tokenizer."""
+    from transformers import AutoConfig, GenerationConfig
+
+    location = source.location
+    try:
+        settings = GenerationConfig.from_pretrained(location, **loading_options(source))
+    except OSError:
+        config = AutoConfig.from_pretrained(location, **loading_options(source))
+        settings = GenerationConfig.from_model_config(config)
+    ends = settings.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        raise ValueError("neither its generation config nor its tokenizer has an end token")
+    return tuple(ends if isinstance(ends, list) else [ends])
+
+
+def _grammar(
+    spec: JudgeConfig,
+    source: Source,
+    rubric: Rubric | None,
+    tokenizer: Any,  # noqa: ANN401
+    ends: tuple[int, ...],
+) -> Grammar | str:
+    """Return the constraint on replies, or the reason why there is none.
+
+    Raises:
+        AutoLoRAEvalError: if `judge.constraint` is 'regex' and the model does not support it.
+    """
+    constraint = spec.constraint
+    if constraint == "plain" or rubric is None:
+        return "the benchmark says so" if rubric else "there is no rubric"
+    try:
+        return Grammar(reply_pattern(rubric), tokenizer, ends)
+    except UnsupportedConstraintError as error:
+        if constraint == "auto":
+            return str(error)
+        raise AutoLoRAEvalError(
+            f"the replies of the judge '{source.name}' cannot be constrained by a regular "
+            f"expression: {error}. Fix that, or set judge.constraint to 'plain'."
+        ) from error

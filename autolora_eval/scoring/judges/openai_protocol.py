@@ -17,8 +17,7 @@ import numpy as np
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval.runs.images import Picture
-from autolora_eval.scoring.judges.base import Reply, Token
-from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback
+from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Token, is_loopback
 from autolora_eval.scoring.judges.server_pool import Server
 from autolora_eval.scoring.judges.vllm_command import LIMITS
 from autolora_eval.scoring.rubric import Question

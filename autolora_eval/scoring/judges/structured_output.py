@@ -12,8 +12,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval.runs.images import Picture
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
-from autolora_eval.scoring.judges.base import Reply, is_transient
-from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.scoring.judges.config import JudgeConfig, Reply, is_transient
 from autolora_eval.scoring.judges.openai_protocol import StructuredOutput, chat
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import Rubric, Score

@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from autolora_eval._text import point_label
-from autolora_eval.analysis.metric_columns import metrics_of
-from autolora_eval.report.figures._base import Drawing, FigureData
-from autolora_eval.report.figures._render import figure_kinds
+from autolora_eval.analysis.sentences import metrics_of
+from autolora_eval.report.figures._base import Drawing, FigureData, figure_kinds
 from autolora_eval.report.figures._style import STYLE
 from autolora_eval.scoring.rubric import Score
 

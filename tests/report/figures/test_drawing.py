@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from report.figures.made_up import INTERVALS, LORA_SCALES, METHODS, SCORES, made_up
 
-from autolora_eval.report.figures._base import DrawnFigure, FigureData
-from autolora_eval.report.figures._render import draw_figures, figure_kinds
+from autolora_eval.report.figures._base import DrawnFigure, FigureData, draw_figures, figure_kinds
 from autolora_eval.report.figures._style import MAX_HEIGHT, WIDTH
 
 SVG = "{http://www.w3.org/2000/svg}"

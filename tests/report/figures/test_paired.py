@@ -5,8 +5,13 @@ import pytest
 from report.figures.made_up import made_up
 
 from autolora_eval.analysis.comparisons import paired
-from autolora_eval.analysis.estimates import mean_estimate, product_estimate, ratio_estimate
-from autolora_eval.analysis.unit_values import sorted_differences, unit_values
+from autolora_eval.analysis.estimates import (
+    mean_estimate,
+    product_estimate,
+    ratio_estimate,
+    sorted_differences,
+    unit_values,
+)
 from autolora_eval.report.figures.paired_differences import thinned
 
 
@@ -49,8 +54,8 @@ def test_products_differ_by_what_the_comparison_is_made_of() -> None:
     differences = sorted_differences(found, *cells)
     assert np.allclose(differences, expected, atol=1e-12)
     # The interval of the comparison is that of these differences.
-    told = paired(*estimates)
-    half = (told["high"] - told["low"]) / 2
+    message = paired(*estimates)
+    half = (message["high"] - message["low"]) / 2
     assert differences.std(ddof=1) / np.sqrt(8) * 2.364624 == pytest.approx(half, rel=1e-5)
 
 

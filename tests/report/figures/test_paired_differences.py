@@ -24,12 +24,12 @@ def test_units_differences_and_intervals_stand_where_they_belong() -> None:
         assert np.allclose(here[:, 0], expected)
         assert (np.diff(here[:, 1]) < 0).all()
     for axis, metric in zip(axes, data.metrics, strict=True):
-        told = data.comparisons[data.comparisons["metric"] == metric.column]
+        found = data.comparisons[data.comparisons["metric"] == metric.column]
         full, hollow = curves(axis, "difference")
-        assert np.allclose(full[:, 0], told["difference"])
+        assert np.allclose(full[:, 0], found["difference"])
         assert np.isnan(hollow[:, 0]).all()
         bars = [segment[:, 0].tolist() for segment in axis.collections[0].get_segments()]
-        assert bars == told[["low", "high"]].to_numpy().tolist()
+        assert bars == found[["low", "high"]].to_numpy().tolist()
 
 
 def test_what_may_be_chance_is_hollow() -> None:

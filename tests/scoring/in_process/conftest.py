@@ -10,7 +10,7 @@ import torch
 from in_process import PROMPTS, judge, pictured
 
 from autolora_eval._resources import miniatures, shipped_root
-from autolora_eval.scoring.judges.base import Request
+from autolora_eval.scoring.judges.config import Request
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 

@@ -113,10 +113,10 @@ def test_other_run_takes_replies_from_the_cache(make, folder, server, tmp_path) 
     assert (second.done, second.cached) == (0, N)
     assert len(server.calls) == calls
     assert second.unscored == first.unscored
-    told = rows(make(), other)
-    assert {row["cached"] for row in told} == {True}
+    found = rows(make(), other)
+    assert {row["cached"] for row in found} == {True}
     differing = {"cached": False, "attempt": 1}
-    assert [row | differing for row in told] == before
+    assert [row | differing for row in found] == before
 
 
 @pytest.mark.parametrize("change", [*CHANGES.values(), {"cache": False}])

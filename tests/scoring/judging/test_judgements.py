@@ -215,11 +215,11 @@ def test_image_is_unscored_only_if_no_repeat_has_a_score(make, folder, server) -
     plan = make(repeats=2)
     done = judge(plan, folder)
     scores = join_scores(manifest_of(plan, folder, done.key), folder)
-    told = scores["sha256"] >= "8"
+    message = scores["sha256"] >= "8"
     assert scores["pc"].tolist() == [
-        4.0 if each else pytest.approx(nan, nan_ok=True) for each in told
+        4.0 if each else pytest.approx(nan, nan_ok=True) for each in message
     ]
-    assert scores["unscored_reason"].isna().tolist() == told.tolist()
+    assert scores["unscored_reason"].isna().tolist() == message.tolist()
     assert set(scores["unscored_reason"].dropna()) <= {"no_json"}
 
 

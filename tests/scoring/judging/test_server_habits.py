@@ -73,8 +73,10 @@ def test_neutral_values_are_left_out_where_an_api_refuses_them(
 
     def answer(call: Call, n: int) -> object:
         unknown = [name for name in extra if name in call.body]
-        told = ", ".join(unknown if names_all else unknown[:1])
-        return refusal(f"Unrecognized request argument supplied: {told}", 422) if told else VERDICT
+        found = ", ".join(unknown if names_all else unknown[:1])
+        return (
+            refusal(f"Unrecognized request argument supplied: {found}", 422) if found else VERDICT
+        )
 
     server.answer = answer
     done = judge(make(concurrency=1), folder)
@@ -93,8 +95,8 @@ def test_servers_words_are_shown_once_and_kept(make, folder, server) -> None:
     plan, screen = make(), StringIO()
     with closing(open_judge(judge_settings(plan))) as asked:
         judge_plan(plan, folder, asked, Progress(Console(file=screen, width=500)))
-    told = f"the judge's server refuses a call (http_400): {kept}"
-    assert screen.getvalue().splitlines().count(told) == 1
+    found = f"the judge's server refuses a call (http_400): {kept}"
+    assert screen.getvalue().splitlines().count(found) == 1
     assert {(row["reason"], row["detail"]) for row in rows(plan, folder)} == {("http_400", kept)}
     server.answer = lambda call, n: VERDICT
     mended = judge(plan, folder)
@@ -103,6 +105,6 @@ def test_servers_words_are_shown_once_and_kept(make, folder, server) -> None:
 
 def test_server_that_refuses_every_trial_stops_the_run_with_its_words(make, folder, server) -> None:
     server.answer = lambda call, n: refusal("some-vlm is not a multimodal model")
-    told = r"a trial call fails: http_400 \(some-vlm is not a multimodal model\)\.$"
-    with pytest.raises(AutoLoRAEvalError, match=told):
+    found = r"a trial call fails: http_400 \(some-vlm is not a multimodal model\)\.$"
+    with pytest.raises(AutoLoRAEvalError, match=found):
         judge(make(constraint="auto"), folder)
