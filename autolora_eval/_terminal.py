@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import traceback
 from pathlib import Path
 
@@ -42,8 +44,14 @@ def failure_message(error: Exception) -> str:
             return str(MissingDependencyError(package, _EXTRAS[package]))
     if isinstance(error, OSError) and error.filename is not None:
         return _about_file(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    # safetensors is written in Rust: its error has the number in its text only.
+    of_rust = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(of_rust[1]) if of_rust else getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full. Free some space, and re-run the same command to continue."
+    if of_rust:
+        reason = os.strerror(int(of_rust[1]))
+        return f"a file cannot be used: {reason}. Finished work is kept: re-run the same command."
     if isinstance(error, MemoryError):
         return "this machine has too little memory. Finished work is kept."
     frames = traceback.extract_tb(error.__traceback__)

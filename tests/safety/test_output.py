@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from command import run_command
 from conftest import ROOT
+from safetensors import SafetensorError
 
 from autolora_eval import cli
 from autolora_eval._progress import SafeConsole
@@ -86,6 +87,10 @@ def full(tmp_path: Path) -> Exception:
     return OSError(28, "No space left on device")
 
 
+def full_for_rust(tmp_path: Path) -> Exception:
+    return SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+
 def defect(tmp_path: Path) -> Exception:
     try:
         cli.typer.Exit(code=[][0])
@@ -100,6 +105,7 @@ def defect(tmp_path: Path) -> Exception:
         (missing, "package 'torch' is not installed.* pip install 'autolora-eval\\[models\\]'"),
         (a_folder, "x.png' cannot be used: Is a directory. Correct the path"),
         (full, "the disk is full. Free some space"),
+        (full_for_rust, "the disk is full. Free some space"),
         (defect, "does not expect: IndexError: list index out of range .*\n.*--debug"),
     ],
 )
@@ -197,7 +203,7 @@ def cut_lora(plan: Plan, folder: RunFolder) -> list[object]:
         (cut_features, "Cannot read features from '"),
         (a_folder_for_a_table, "manifest.json' cannot be used: Is a directory"),
         (long_seed, "list.csv, row 1': seed '99999"),
-        (long_number_in_yaml, "bench.yaml: not valid YAML"),
+        (long_number_in_yaml, "bench.yaml:25: a number of 5,000 characters"),
         (cut_lora, "style.safetensors' is cut off"),
     ],
 )
