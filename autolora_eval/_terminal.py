@@ -49,9 +49,9 @@ def failure_message(error: Exception) -> str:
     number = int(of_rust[1]) if of_rust else getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full. Free some space, and re-run the same command to continue."
-    if of_rust:
-        reason = os.strerror(int(of_rust[1]))
-        return f"a file cannot be used: {reason}. Finished work is kept: re-run the same command."
+    if number in (errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE):
+        reason = os.strerror(number)
+        return f"a file cannot be written: {reason}. Finished work is kept; re-run to continue."
     if isinstance(error, MemoryError):
         return "this machine has too little memory. Finished work is kept."
     frames = traceback.extract_tb(error.__traceback__)

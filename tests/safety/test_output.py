@@ -87,6 +87,10 @@ def full(tmp_path: Path) -> Exception:
     return OSError(28, "No space left on device")
 
 
+def too_large(tmp_path: Path) -> Exception:
+    return OSError(27, "File too large")
+
+
 def full_for_rust(tmp_path: Path) -> Exception:
     return SafetensorError("Error while serializing: No space left on device (os error 28)")
 
@@ -105,6 +109,7 @@ def defect(tmp_path: Path) -> Exception:
         (missing, "package 'torch' is not installed.* pip install 'autolora-eval\\[models\\]'"),
         (a_folder, "x.png' cannot be used: Is a directory. Correct the path"),
         (full, "the disk is full. Free some space"),
+        (too_large, "a file cannot be written: File too large. Finished work is kept"),
         (full_for_rust, "the disk is full. Free some space"),
         (defect, "does not expect: IndexError: list index out of range .*\n.*--debug"),
     ],
