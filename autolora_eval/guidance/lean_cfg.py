@@ -8,6 +8,7 @@ import torch
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 
+from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS
 from autolora_eval.guidance.equations import scales_equal
 
 _UNCOND = 1
@@ -15,6 +16,8 @@ _UNCOND = 1
 
 class LeanClassifierFreeGuidance(ClassifierFreeGuidance):
     """diffusers' guider; at scale 0 it makes no conditional prediction, whose coefficient is 0."""
+
+    guider_spec = DIFFUSERS_GUIDERS["ClassifierFreeGuidance"].spec
 
     @property
     def _needs_no_cond(self) -> bool:

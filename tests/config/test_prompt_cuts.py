@@ -162,6 +162,6 @@ def test_a_plan_says_of_which_models_cuts_and_nfe_are_not_known(
     model = benchmark_data["models"]["A"] | {"pipeline": pipeline}
     plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"models": {"A": model}})))
     assert all_prompt_cuts(plan) == {"A": message}
-    facts = dict(model_facts(plan.cells[0].model, message, "auto", 1))
+    facts = dict(model_facts(plan.cells[0].model, message, "auto", 1, "separate"))
     assert facts["  Prompts"] == message
     assert ("  NFE" in facts) == (pipeline != "qwen")

@@ -21,7 +21,6 @@ from autolora_eval._sources import Source, first_line
 from autolora_eval.runs.images import ImageError, Picture, open_image, opened, reduced
 from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request, Token
-from autolora_eval.scoring.judges.families import Preprocessor, load_preprocessor
 from autolora_eval.scoring.judges.logits_processors import (
     Grammar,
     GumbelNoise,
@@ -30,6 +29,7 @@ from autolora_eval.scoring.judges.logits_processors import (
     TokenTexts,
     row_seed,
 )
+from autolora_eval.scoring.judges.preprocessor import Preprocessor, load_preprocessor
 from autolora_eval.scoring.rubric import Question, Rubric
 
 

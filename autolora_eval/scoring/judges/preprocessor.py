@@ -1,0 +1,99 @@
+"""What a judge in this process needs beside its weights: processor, end tokens, constraint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autolora_eval._devices import quiet_libraries
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._sources import Source
+from autolora_eval.scoring.constraint import reply_pattern
+from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
+from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.scoring.judges.families import require_packages
+from autolora_eval.scoring.judges.logits_processors import Grammar, UnsupportedConstraintError
+from autolora_eval.scoring.rubric import Rubric
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """Everything of a model that is available without loading its weights.
+
+    Attributes:
+        processor: converts conversations to tokens and pixels.
+        eos_token_ids: the tokens that end a reply.
+        grammar: the constraint on replies, or the reason why there is none.
+    """
+
+    processor: Any
+    eos_token_ids: tuple[int, ...]
+    grammar: Grammar | str
+
+
+def load_preprocessor(spec: JudgeConfig, source: Source, rubric: Rubric | None) -> Preprocessor:
+    """Load everything of a judge's model but its weights.
+
+    Args:
+        spec: the benchmark's `judge` section.
+        source: the location of the model.
+        rubric: the rubric whose schema constrains the replies; None for free replies.
+
+    Raises:
+        AutoLoRAEvalError: if it cannot be loaded, a package that it needs is missing, or
+            `judge.constraint` is 'regex' and the model does not support it.
+    """
+    from transformers import AutoProcessor
+
+    require_packages(source)
+    with quiet_libraries():
+        try:
+            processor = AutoProcessor.from_pretrained(source.location, **loading_options(source))
+            ends = _eos_token_ids(source, processor.tokenizer)
+        except LOADING_ERRORS as error:
+            raise unloadable("judge", source, error) from error
+    processor.tokenizer.padding_side = "left"
+    return Preprocessor(processor, ends, _grammar(spec, source, rubric, processor.tokenizer, ends))
+
+
+def _eos_token_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """Return the tokens that end a reply, from the generation config or the tokenizer."""
+    from transformers import AutoConfig, GenerationConfig
+
+    location = source.location
+    try:
+        settings = GenerationConfig.from_pretrained(location, **loading_options(source))
+    except OSError:
+        config = AutoConfig.from_pretrained(location, **loading_options(source))
+        settings = GenerationConfig.from_model_config(config)
+    ends = settings.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        raise ValueError("neither its generation config nor its tokenizer has an end token")
+    return tuple(ends if isinstance(ends, list) else [ends])
+
+
+def _grammar(
+    spec: JudgeConfig,
+    source: Source,
+    rubric: Rubric | None,
+    tokenizer: Any,  # noqa: ANN401
+    ends: tuple[int, ...],
+) -> Grammar | str:
+    """Return the constraint on replies, or the reason why there is none.
+
+    Raises:
+        AutoLoRAEvalError: if `judge.constraint` is 'regex' and the model does not support it.
+    """
+    constraint = spec.constraint
+    if constraint == "plain" or rubric is None:
+        return "the benchmark says so" if rubric else "there is no rubric"
+    try:
+        return Grammar(reply_pattern(rubric), tokenizer, ends)
+    except UnsupportedConstraintError as error:
+        if constraint == "auto":
+            return str(error)
+        raise AutoLoRAEvalError(
+            f"the replies of the judge '{source.name}' cannot be constrained by a regular "
+            f"expression: {error}. Fix that, or set judge.constraint to 'plain'."
+        ) from error
