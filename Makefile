@@ -73,7 +73,7 @@ KILLS ?= 40
 torture: $(INSTALLED)
 	$(BIN)/python tests/torture.py --folder build/torture --kills $(KILLS) $(ARGS)
 
-# The exact architectures with random weights: 18 GB of memory, 15 GB of disk.
+# The exact architectures with random weights: 16 GB of memory, 16 GB of disk, 15 minutes.
 rehearsal: $(INSTALLED)
 	$(BIN)/python tests/rehearsal/rehearse.py
 
