@@ -20,6 +20,7 @@ FILE_COLUMNS = ("file_name", "file", "path", "image", "filename")
 PROMPT_COLUMNS = ("prompt", "text", "caption")
 SEED_COLUMN = "seed"
 LISTINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+MAX_ROWS = 2_000_000
 # Spreadsheets of some countries write semicolons into their .csv files.
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
@@ -92,13 +93,30 @@ def _read_table(file: Path) -> tuple[list[str], list[Any]]:
         if file.suffix.lower() == ".jsonl":
             rows = list(_json_lines(file))
             return list(dict.fromkeys(name for row in rows for name in row)), rows
-        import pandas as pd
-
-        frame = pd.read_parquet(file).rename(columns=str)
-        return list(frame.columns), frame.to_dict("records")
+        return _parquet(file)
     # Of pyarrow: most are ValueErrors, and a KeyError where the metadata of pandas is damaged.
     except (OSError, ValueError, LookupError, TypeError, NotImplementedError, csv.Error) as error:
         raise UsageError(f"images '{file}': cannot be read: {error}") from error
+
+
+def _parquet(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Read the columns that a listing needs, whatever pandas noted of an index.
+
+    A few bytes can stand for a billion equal rows: what is read is bounded.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    rows: list[dict[str, Any]] = []
+    with ParquetFile(file) as table:
+        columns = [str(name) for name in table.schema_arrow.names]
+        wanted = [name for name in (*FILE_COLUMNS, *PROMPT_COLUMNS, SEED_COLUMN) if name in columns]
+        for batch in table.iter_batches(batch_size=1024, columns=wanted):
+            rows += batch.to_pylist()
+            if len(rows) > MAX_ROWS:
+                raise UsageError(
+                    f"images '{file}': has more than {MAX_ROWS:,} rows. Split it into several."
+                )
+    return columns, rows
 
 
 def _csv(file: Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from image_files import encoded, picture, save
 from PIL import Image
+from pyarrow import parquet
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import prompt_folder
@@ -184,10 +186,27 @@ def test_a_json_line_that_cannot_be_used_is_refused_with_its_row(
     assert f"row 2': {message}" in refusal(write(tmp_path / "mine.jsonl", text))
 
 
+def test_a_parquet_bomb_is_refused_before_it_is_in_memory(tmp_path: Path) -> None:
+    """Ten million equal rows are a few kilobytes of run lengths."""
+    rows = pa.array(["a.png"]).dictionary_encode().take(pa.array(np.zeros(10_000_000, np.int32)))
+    parquet.write_table(pa.table({"file": rows}), tmp_path / "mine.parquet")
+    assert (tmp_path / "mine.parquet").stat().st_size < 200_000
+    assert "has more than 2,000,000 rows" in refusal(tmp_path / "mine.parquet")
+
+
+def test_an_index_that_pandas_noted_is_not_made(tmp_path: Path) -> None:
+    frame = pd.DataFrame([ROW])
+    frame.index = pd.RangeIndex(10**9, 10**9 + 1)
+    table = pa.Table.from_pandas(frame)
+    note = table.schema.metadata[b"pandas"].replace(b"1000000001", b"9000000000")
+    parquet.write_table(table.replace_schema_metadata({"pandas": note}), tmp_path / "mine.parquet")
+    assert len(read_image_set(tmp_path / "mine.parquet").records) == 1
+
+
 @pytest.mark.parametrize("column", ["prompt", "seed", "file_name"])
 def test_a_list_in_a_parquet_listing_is_refused(tmp_path: Path, column: str) -> None:
     pd.DataFrame([ROW | {column: [1, 2]}]).to_parquet(tmp_path / "mine.parquet")
-    assert "row 1': array([1, 2]) is not a single value" in refusal(tmp_path / "mine.parquet")
+    assert "row 1': [1, 2] is not a single value" in refusal(tmp_path / "mine.parquet")
 
 
 def test_a_missing_value_of_pandas_is_not_a_seed(tmp_path: Path) -> None:
