@@ -12,7 +12,8 @@ from autolora_eval._errors import MissingDependencyError
 from autolora_eval._sources import Source
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.doctor import examine
-from autolora_eval.scoring.judges.families import load_preprocessor, needed_packages
+from autolora_eval.scoring.judges.families import needed_packages
+from autolora_eval.scoring.judges.preprocessor import load_preprocessor
 
 TORCHVISION, BOTH = ("torchvision",), ("torchvision", "num2words")
 MODELS = {
