@@ -232,13 +232,7 @@ class RayEngine:
                     raise (UsageError if is_usage else AutoLoRAEvalError)(message)
                 yield done
         except ray.exceptions.RayError as error:
-            cause: Exception = error
-            while isinstance(inner := getattr(cause, "cause", None) or cause.__cause__, Exception):
-                cause = inner
-            raise AutoLoRAEvalError(
-                f"a process of the Ray cluster failed ({type(cause).__name__}: "
-                f"{first_line(cause)}). Finished work is kept: run the same command to resume."
-            ) from error
+            raise _process_failed(error) from error
 
     def _task(self, maker: Callable[..., Any], arguments: tuple[object, ...]) -> _Task:
         judge = self.plan.benchmark.spec.judge
@@ -271,6 +265,17 @@ class RayEngine:
                 f"no Ray cluster answers at '{self.address}' ({first_line(error)}). Start one with "
                 "'ray start --head', or leave out --ray-address to use this machine alone."
             ) from error
+
+
+def _process_failed(error: Exception) -> AutoLoRAEvalError:
+    """Return the message of the innermost error, which Ray wraps several times."""
+    cause = error
+    while isinstance(inner := getattr(cause, "cause", None) or cause.__cause__, Exception):
+        cause = inner
+    return AutoLoRAEvalError(
+        f"a process of the Ray cluster failed ({type(cause).__name__}: "
+        f"{first_line(cause)}). Finished work is kept: run the same command to resume."
+    )
 
 
 def _feature_maker(plan: Plan, folder: RunFolder, key: str) -> FeatureMaker:

@@ -249,22 +249,17 @@ class BackgroundWriter:
         """Queue images for `ImageDataset.write`; wait first if the disk is far behind."""
         while len(self._queued) == MAX_QUEUED or (self._queued and self._queued[0].done()):
             self._queued.popleft().result()
-        self._queued.append(self._thread.submit(self._write, jobs, images, nfe, metadata))
+
+        def put() -> None:
+            self._dataset.write(jobs, images, nfe, metadata)
+            self._advance(len(jobs))
+
+        self._queued.append(self._thread.submit(put))
 
     def wait(self) -> None:
         """Wait until everything is on disk."""
         while self._queued:
             self._queued.popleft().result()
-
-    def _write(
-        self,
-        jobs: Sequence[ImageJob],
-        images: Sequence[Image.Image],
-        nfe: int | None,
-        metadata: Sequence[Mapping[str, object]],
-    ) -> None:
-        self._dataset.write(jobs, images, nfe, metadata)
-        self._advance(len(jobs))
 
     def __enter__(self) -> Self:
         return self
