@@ -84,6 +84,10 @@ def table(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table."""
     lines = ["| case | value | range | goal |", "| --- | ---: | ---: | ---: |"]
     for row in rows:
-        number = f"{row.value:.3g} {row.unit}"
-        lines.append(f"| {row.case} | {number} | {row.low:.3g} – {row.high:.3g} | {row.goal} |")
+        value, low, high = map(_number, (row.value, row.low, row.high))
+        lines.append(f"| {row.case} | {value} {row.unit} | {low} – {high} | {row.goal} |")
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
