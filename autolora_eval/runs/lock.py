@@ -23,7 +23,7 @@ def writing(folder: Path, lock: Path | None = None) -> Iterator[None]:
 
     The system gives the lock back when a process dies: a lock that a killed one left is harmless,
     and its temporary files are removed.
-    There is no protection on Windows and on file systems without locks.
+    Windows and file systems without locks are not protected.
 
     Args:
         folder: the run folder. If it is new and the block fails, it is removed if it is empty.

@@ -97,7 +97,7 @@ class BackgroundJudging:
                 self._judge_new(settings, judge)
                 while not self._stopped.wait(PAUSE_SECONDS):
                     self._judge_new(settings, judge)
-        except Exception:
+        except Exception:  # the judging stage asks again, and says what is wrong
             return
 
     def _judge_new(self, settings: JudgeSettings, judge: OpenAIJudge) -> None:
