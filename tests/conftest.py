@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,17 +20,28 @@ from autolora_eval.config.load import load_benchmark
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = frozenset(("unit", "model", "e2e", "vllm"))
+OF_ANOTHER_TIER = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.(model|e2e|vllm)\b", re.M)
+# These wait for other processes or have one long test: no worker may meet them last.
+FIRST = ("test_real_vllm.py", "test_ray_engine.py", "test_killed.py", "test_tutorial.py")
 
 # Each worker, and each process that its tests start, has one core to itself.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file of another tier for `-m unit`: model libraries take ten seconds to load."""
+    if collection_path.suffix != ".py" or config.option.markexpr != "unit":
+        return None
+    return bool(OF_ANOTHER_TIER.search(collection_path.read_text("utf-8"))) or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that names no tier as `unit`."""
+    """Mark each test that names no tier as `unit`, and put the long files first."""
     for item in items:
         if not any(mark.name in TIERS for mark in item.iter_markers()):
             item.add_marker("unit")
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else 9)
 
 
 def save_weights(path: Path) -> Path:

@@ -334,6 +334,7 @@ class Needs(ClassifierFreeGuidance):
 """
 
 
+@pytest.mark.model
 def test_a_parameter_without_a_default_can_be_swept(
     planned: Callable[..., Plan],
     problem: Callable[[object], str],

@@ -14,7 +14,7 @@ from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._pipeline import run, score_images
 from autolora_eval.runs.folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("no_report")
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("no_report")]
 MODEL = {
     "pipeline": "somebody/something-that-is-not-here",
     "lora": {"path": "absent.safetensors", "obtain": "Ask them."},

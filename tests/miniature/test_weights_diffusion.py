@@ -43,7 +43,10 @@ SYSTEMS = [
     System("SDXL", SDXL, SDXL_LORA, "evaluation", 13e6),
     System("SD3", SD3, SD3_LORA, "sd3_evaluation", 8e6),
 ]
-pytestmark = pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name),
+]
 
 
 @cache

@@ -25,6 +25,8 @@ from autolora_eval.report.gallery_data import ImageKey, choose_image_keys
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
 
+pytestmark = pytest.mark.e2e
+
 Maker = Callable[..., Tables]
 Json = dict[str, Any]
 

@@ -16,9 +16,10 @@ from autolora_eval.runs.folder import RunFolder
 Maker = Callable[..., Tables]
 
 EXECUTABLE = find_browser()
-pytestmark = pytest.mark.skipif(
-    EXECUTABLE is None, reason=f"no browser: none of {', '.join(NAMES)}"
-)
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(EXECUTABLE is None, reason=f"no browser: none of {', '.join(NAMES)}"),
+]
 
 MODELS = ("SDXL", "SD3")
 METHODS = ("LoRA", "LoRA+CFG", "AutoLoRA", "<b>M</b> & 50%")

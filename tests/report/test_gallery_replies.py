@@ -12,6 +12,8 @@ from report.synthetic_run import Tables
 from autolora_eval.report import gallery_data as gallery_replies
 from autolora_eval.report import write_report
 
+pytestmark = pytest.mark.e2e
+
 Maker = Callable[..., Tables]
 Json = dict[str, Any]
 

@@ -13,6 +13,8 @@ from autolora_eval._text import format_fixed, sanitize, truncate
 from autolora_eval.report.content import own_fonts_suffice
 from autolora_eval.report.provenance import atoms
 
+pytestmark = pytest.mark.e2e
+
 Maker = Callable[..., Tables]
 
 MARKUP = [

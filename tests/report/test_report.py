@@ -15,6 +15,8 @@ from autolora_eval.report import read_report, write_report
 from autolora_eval.report.content import write_page_images
 from autolora_eval.runs.folder import RunFolder, open_run
 
+pytestmark = pytest.mark.e2e
+
 
 def squeezed(text: str) -> str:
     """Return text without white space: lines break in other places in PDF and HTML."""

@@ -112,6 +112,7 @@ def test_a_picture_is_reduced_before_it_waits_in_a_batch() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+@pytest.mark.e2e
 def test_ten_thousand_pixels_squared_take_less_than_a_gigabyte(tmp_path: Path) -> None:
     path = tmp_path / "0.png"
     Image.new("RGB", (10_000, 10_000), (9, 9, 9)).save(path)

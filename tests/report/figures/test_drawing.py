@@ -12,6 +12,8 @@ from report.figures.made_up import INTERVALS, LORA_SCALES, METHODS, SCORES, made
 from autolora_eval.report.figures._base import DrawnFigure, FigureData, draw_figures, figure_kinds
 from autolora_eval.report.figures._style import MAX_HEIGHT, WIDTH
 
+pytestmark = pytest.mark.e2e
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 
