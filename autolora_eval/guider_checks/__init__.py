@@ -14,8 +14,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from autolora_eval.guidance.method import ActiveInterval, GuiderSpec, ModelName
-from autolora_eval.guider_checks.results import CheckFailedError, CheckResult, CheckSkippedError
-from autolora_eval.guider_checks.runner import all_checks, run_checks, run_with_required
+from autolora_eval.guider_checks.runner import (
+    CheckFailedError,
+    CheckResult,
+    CheckSkippedError,
+    all_checks,
+    run_checks,
+    run_with_required,
+)
 
 if TYPE_CHECKING:
     import pytest

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
-from itertools import islice
 from typing import Any
 from zlib import crc32
 
@@ -25,15 +24,14 @@ import torch
 from diffusers.guiders import BaseGuidance
 from diffusers.utils import logging as diffusers_logging
 
-from autolora_eval.guider_checks.results import CheckFailedError
 from autolora_eval.guider_checks.tiny_models import ModelInputs, TinyModel, prompt_embeddings
 
 Predict = Callable[[int, str, Any], torch.Tensor]
 """(step, name of the prediction, prepared batch) → the prediction, [B, C, H, W]."""
 
 
-class ProtocolError(CheckFailedError):
-    """A guider does not follow the protocol between pipelines and guiders."""
+class ProtocolError(Exception):
+    """A guider does not follow the protocol between pipelines and guiders, so its check fails."""
 
 
 @dataclass
@@ -56,24 +54,14 @@ class Step:
     output: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """Functions that the loop calls with the step, the prediction's name and its batch."""
-
-    after_prepare: Callable[[int, str, Any], object] = lambda step, name, batch: None
-    after_cleanup: Callable[[int, str, Any], object] = lambda step, name, batch: None
-
-
-def run_steps(
+def iter_steps(
     guider: BaseGuidance,
     model: TinyModel,
     inputs: ModelInputs,
-    *,
     predict: Predict | None = None,
-    hooks: Hooks | None = None,
-    stop_after: int | None = None,
-) -> list[Step]:
-    """Run the denoising steps of one batch of images.
+    after_cleanup: Callable[[int, str], object] = lambda step, name: None,
+) -> Iterator[Step]:
+    """Yield the denoising steps of one batch of images.
 
     The latents of every step are given, not computed from the guidance before. So a difference at
     one step does not spread to the next ones.
@@ -83,30 +71,16 @@ def run_steps(
         model: Its denoiser makes the predictions; the guider prepares it and cleans it up.
         inputs: Latents, timesteps and embeddings.
         predict: Replaces the denoiser. Defaults to `denoiser_predictions`.
-        hooks: Functions to call on the way.
-        stop_after: Number of steps after which to stop. Defaults to all.
+        after_cleanup: Called with step and name of each prediction after `cleanup_models`.
 
     Raises:
         ProtocolError: if the number of prepared batches is not `num_conditions`, or the guider
             does not return a `GuiderOutput`.
     """
-    steps = iter_steps(guider, model, inputs, predict=predict, hooks=hooks)
-    return list(islice(steps, stop_after))
-
-
-def iter_steps(
-    guider: BaseGuidance,
-    model: TinyModel,
-    inputs: ModelInputs,
-    *,
-    predict: Predict | None = None,
-    hooks: Hooks | None = None,
-) -> Iterator[Step]:
-    """Do the same as `run_steps`, one step at a time."""
     predict = predict or denoiser_predictions(guider, model, inputs)
     for index in range(len(inputs.latents)):
         with torch.no_grad():
-            step = _run_step(guider, model, inputs, index, predict, hooks or Hooks())
+            step = _run_step(guider, model, inputs, index, predict, after_cleanup)
         yield step
 
 
@@ -116,7 +90,7 @@ def _run_step(
     inputs: ModelInputs,
     index: int,
     predict: Predict,
-    hooks: Hooks,
+    after_cleanup: Callable[[int, str], object],
 ) -> Step:
     guider.set_state(
         step=index, num_inference_steps=len(inputs.latents), timestep=inputs.timesteps[index]
@@ -126,13 +100,12 @@ def _run_step(
     for batch in batches:
         name = prediction_name(batch)
         guider.prepare_models(model.denoiser)
-        hooks.after_prepare(index, name, batch)
         step.is_conditional[name] = _is_conditional(batch, inputs)
         batch.noise_pred = predict(index, name, batch)
         # A copy, because a guider may work in place.
         step.predictions[name] = batch.noise_pred.clone()
         guider.cleanup_models(model.denoiser)
-        hooks.after_cleanup(index, name, batch)
+        after_cleanup(index, name)
     _require_num_conditions(step, len(batches), index)
     step.output = _require_prediction(guider(batches))
     step.nfe = model.nfe - nfe_before
@@ -144,14 +117,9 @@ def denoiser_predictions(
 ) -> Predict:
     """Return a `predict` that calls the denoiser.
 
-    Args:
-        guider: Its class decides whether the denoiser's state has to be looked at.
-        model: The model.
-        inputs: The inputs, which keep the cache.
-        cached: A prediction depends on the step, the embeddings and how the guider has set the
-            denoiser. If the embeddings are those of the prompts or of the null prompt, and only
-            plain values such as LoRA switches are set, it is computed once. `False` computes
-            every prediction.
+    A prediction depends on the step, the embeddings and how the guider has set the denoiser. If it
+    is `cached`, the embeddings are those of the prompts or of the null prompt, and only plain
+    values such as LoRA switches are set, it is computed once for these inputs.
     """
     ignores = ignores_denoiser(type(guider))
 
@@ -234,17 +202,17 @@ def _require_prediction(output: Any) -> torch.Tensor:  # noqa: ANN401
 
 def _branch(batch: Any, fields: Mapping[str, Any]) -> bool | None:  # noqa: ANN401
     """Return `True` if all fields of a batch are the prompts', `False` if the null prompt's."""
-    for branch, index in ((True, 0), (False, 1)):
-        pairs = ((getattr(batch, name, None), pair[index]) for name, pair in fields.items())
-        if all(tensors_equal(a, b) for a, b in pairs):
-            return branch
-    return None
+    return _which({name: getattr(batch, name, None) for name in fields}, fields)
 
 
 def _is_conditional(batch: Any, inputs: ModelInputs) -> bool | None:  # noqa: ANN401
-    embeddings = prompt_embeddings(batch)
-    for branch, known in zip((True, False), inputs.prompt, strict=True):
-        if tensors_equal(embeddings, known):
+    return _which({"": prompt_embeddings(batch)}, {"": inputs.prompt})
+
+
+def _which(found: Mapping[str, Any], known: Mapping[str, Any]) -> bool | None:
+    """Return `True` if all values are the first of the known pairs, `False` if the second."""
+    for branch, index in ((True, 0), (False, 1)):
+        if all(tensors_equal(found[name], pair[index]) for name, pair in known.items()):
             return branch
     return None
 
@@ -265,11 +233,8 @@ def block_state_batches(guider: BaseGuidance, fields: Mapping[str, Any]) -> list
     """
     from diffusers.modular_pipelines.modular_pipeline import BlockState
 
-    values: dict[str, Any] = {}
-    names: dict[str, Any] = {}
-    for name, (conditional, unconditional) in fields.items():
-        names[name] = (name, f"negative_{name}")
-        values[name], values[f"negative_{name}"] = conditional, unconditional
+    names = {name: (name, f"negative_{name}") for name in fields}
+    values = {n: v for name, pair in fields.items() for n, v in zip(names[name], pair, strict=True)}
     return list(guider.prepare_inputs_from_block_state(BlockState(**values), names))
 
 
@@ -290,21 +255,22 @@ def quiet_diffusers() -> Iterator[None]:
         diffusers_logging.set_verbosity(level)
 
 
+def generator_states() -> dict[str, object]:
+    """Return the states of the global random generators."""
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": pickle.dumps(np.random.get_state()),
+        "random": random.getstate(),
+    }
+
+
 @contextmanager
-def generator_states() -> Iterator[Callable[[], dict[str, object]]]:
-    """Restore the global random generators afterwards. Yields a function that reads them."""
+def restored_generators() -> Iterator[None]:
+    """Restore the global random generators afterwards."""
     python, numpy_state = random.getstate(), np.random.get_state()
-
-    def states() -> dict[str, object]:
-        return {
-            "torch": torch.get_rng_state().numpy().tobytes(),
-            "numpy": pickle.dumps(np.random.get_state()),
-            "random": random.getstate(),
-        }
-
     with torch.random.fork_rng(devices=[]):
         try:
-            yield states
+            yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import torch
@@ -20,17 +22,14 @@ from autolora_eval.guidance.equations import classifier_free_guidance
 from autolora_eval.guidance.method import ActiveInterval, BaselinePrediction, GuiderSpec, ModelName
 from autolora_eval.guider_checks.denoising_loop import (
     DIFFERENT,
-    Hooks,
-    Predict,
     Step,
     distance,
     format_params,
     ignores_denoiser,
     is_number,
+    iter_steps,
     quiet_diffusers,
-    run_steps,
 )
-from autolora_eval.guider_checks.results import CheckSkippedError
 from autolora_eval.guider_checks.tiny_models import ModelInputs, TinyModel, tiny_model
 from autolora_eval.plugins.signatures import Signature, signature_of
 
@@ -73,6 +72,7 @@ class GuiderUnderTest:
     parameters: Mapping[str, Any]
     spec: GuiderSpec
     model: TinyModel
+    _known: dict[str, list[Step]] = field(default_factory=dict)
 
     def build(self, **changes: Any) -> BaseGuidance:  # noqa: ANN401
         """Return a fresh guider, some parameters changed."""
@@ -87,14 +87,9 @@ class GuiderUnderTest:
         return True
 
     @cached_property
-    def call(self) -> Signature:
-        """The constructor's parameters, including those of parents that `**kwargs` go to."""
-        return signature_of(self.cls)
-
-    @property
     def signature(self) -> Mapping[str, inspect.Parameter]:
-        """The named parameters of the constructor."""
-        return self.call.parameters
+        """The constructor's parameters, including those of parents that `**kwargs` go to."""
+        return signature_of(self.cls).parameters
 
     @cached_property
     def all_params(self) -> Mapping[str, Any]:
@@ -126,17 +121,20 @@ class GuiderUnderTest:
             return None
         return {_CFG_SCALE: 0.0 if self.all_params.get("use_original_formulation") else 1.0}
 
+    def numeric(self, names: Iterable[str]) -> list[str]:
+        """Return which of some parameters are numbers."""
+        return [name for name in names if is_number(self.all_params.get(name))]
+
     @cached_property
     def scales(self) -> list[str]:
         """The numeric parameters whose names end in `_scale`."""
-        names = (name for name in self.signature if name.endswith("_scale"))
-        return [name for name in names if is_number(self.all_params.get(name))]
+        return self.numeric(name for name in self.signature if name.endswith("_scale"))
 
     @cached_property
     def required_effect(self) -> list[str]:
         """The numeric parameters that must each change the prediction."""
-        names = self.scales if self.spec.required_effect is None else self.spec.required_effect
-        return [name for name in names if is_number(self.all_params.get(name))]
+        declared = self.spec.required_effect
+        return self.scales if declared is None else self.numeric(declared)
 
     @cached_property
     def active_intervals(self) -> Sequence[ActiveInterval]:
@@ -172,11 +170,6 @@ class GuiderUnderTest:
             return ""
         return f"the parameters are its identity parameters, {format_params(identity)}: give others"
 
-    def require_active(self) -> None:
-        """Raise `CheckSkippedError` if it cannot act at the given parameters."""
-        if self.inactive_reason:
-            raise CheckSkippedError(self.inactive_reason)
-
     @property
     def inputs(self) -> ModelInputs:
         """Ten steps of two images."""
@@ -191,17 +184,20 @@ class GuiderUnderTest:
         self,
         guider: BaseGuidance,
         inputs: ModelInputs | None = None,
-        *,
-        predict: Predict | None = None,
-        hooks: Hooks | None = None,
         stop_after: int | None = None,
+        **options: Any,  # noqa: ANN401
     ) -> list[Step]:
-        """Run the denoising steps with a guider and put model and inputs back afterwards."""
+        """Run denoising steps with a guider and put model and inputs back afterwards.
+
+        Args:
+            guider: A guider.
+            inputs: Defaults to ten steps of two images.
+            stop_after: Number of steps. Defaults to all.
+            **options: Those of `iter_steps`.
+        """
         used = self.inputs if inputs is None else inputs
         with self.restored(used):
-            return run_steps(
-                guider, self.model, used, predict=predict, hooks=hooks, stop_after=stop_after
-            )
+            return list(islice(iter_steps(guider, self.model, used, **options), stop_after))
 
     @contextmanager
     def restored(self, inputs: ModelInputs) -> Iterator[None]:
@@ -215,9 +211,10 @@ class GuiderUnderTest:
 
     def steps(self, **changes: Any) -> list[Step]:  # noqa: ANN401
         """Return the steps of a fresh guider, some parameters changed."""
-        return self._once(
-            f"steps {sorted(changes.items())}", lambda: self.run(self.build(**changes))
-        )
+        key = str(sorted(changes.items()))
+        if key not in self._known:
+            self._known[key] = self.run(self.build(**changes))
+        return self._known[key]
 
     def outputs(self, **changes: Any) -> list[torch.Tensor]:  # noqa: ANN401
         """Return a fresh guider's output of each step, some parameters changed."""
@@ -232,19 +229,10 @@ class GuiderUnderTest:
         """The steps of a fresh guider at the given parameters."""
         return self.steps()
 
-    @property
+    @cached_property
     def guided_elsewhere(self) -> list[Step]:
         """The steps of a fresh guider on the other images."""
-        return self._once("elsewhere", lambda: self.run(self.build(), self.other_inputs))
-
-    def _once(self, key: str, make: Callable[[], list[Step]]) -> list[Step]:
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]
-
-    @cached_property
-    def _known(self) -> dict[str, list[Step]]:
-        return {}
+        return self.run(self.build(), self.other_inputs)
 
     @cached_property
     def sampled(self) -> Sampled:
@@ -280,20 +268,13 @@ class GuiderUnderTest:
     def _branches(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the conditional and the unconditional prediction, [B, 4, H, W] each."""
         fields = self.model.fields(self.inputs, step)
-        batches = [_Batch({k: v[i] for k, v in fields.items()}) for i in (0, 1)]
+        batches = [SimpleNamespace(**{k: v[i] for k, v in fields.items()}) for i in (0, 1)]
         with torch.no_grad():
             cond = self.model.predict(self.inputs, step, batches[0], branch=True)
             uncond = self.model.predict(self.inputs, step, batches[1], branch=False)
         # Otherwise the checks would prove nothing.
         assert distance(cond, uncond) > 10 * DIFFERENT
         return cond, uncond
-
-
-class _Batch:
-    """The fields of one prepared batch."""
-
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        self.__dict__.update(fields)
 
 
 # --------------------
@@ -323,10 +304,10 @@ def guider_under_test(
     if not isinstance(guider, type):
         parameters = {**_config(guider), **parameters}
     with quiet_diffusers():
-        tested = GuiderUnderTest(
-            cls, dict(parameters), _spec(cls, spec, signature_of(cls)), tiny_model(model)
-        )
-        _require_parameters(tested)
+        call = signature_of(cls)
+        spec = _spec(cls, spec, call)
+        tested = GuiderUnderTest(cls, dict(parameters), spec, tiny_model(model))
+        _require_parameters(tested, call)
     return tested
 
 
@@ -358,25 +339,25 @@ def _spec(cls: type[BaseGuidance], given: GuiderSpec | None, call: Signature) ->
             f"GuiderSpec.baseline_prediction of {cls.__name__}: '{baseline}'."
             f"{did_you_mean(baseline, valid)}"
         )
-    for field, name in _parameter_names(spec):
+    for key, name in _parameter_names(spec):
         if name not in call.parameters and not call.is_open:
             raise UsageError(
-                f"GuiderSpec.{field} of {cls.__name__} names '{name}', which is not a parameter "
+                f"GuiderSpec.{key} of {cls.__name__} names '{name}', which is not a parameter "
                 f"of its constructor.{did_you_mean(name, call.parameters)}"
             )
     return spec
 
 
 def _parameter_names(spec: GuiderSpec) -> Iterator[tuple[str, str]]:
-    for field in ("identity_params", "linear_params", "required_effect"):
-        yield from ((field, name) for name in getattr(spec, field) or ())
+    for key in ("identity_params", "linear_params", "required_effect"):
+        yield from ((key, name) for name in getattr(spec, key) or ())
     for interval in spec.active_intervals or ():
         for name in (interval.start, interval.stop, *(interval.disable_params or ())):
             yield "active_intervals", name
 
 
-def _require_parameters(tested: GuiderUnderTest) -> None:
-    name, call = tested.cls.__name__, tested.call
+def _require_parameters(tested: GuiderUnderTest, call: Signature) -> None:
+    name = tested.cls.__name__
     unknown = [one for one in tested.parameters if one not in call.parameters]
     if unknown and not call.is_open:
         near = did_you_mean(unknown[0], call.parameters)

@@ -13,7 +13,6 @@ from diffusers.guiders import BaseGuidance
 
 from autolora_eval.guider_checks.denoising_loop import (
     EQUAL,
-    Hooks,
     ProtocolError,
     block_state_batches,
     distance,
@@ -23,13 +22,11 @@ from autolora_eval.guider_checks.denoising_loop import (
     prediction_name,
     random_predictions,
     replay,
-    run_steps,
     same_json,
     tensors_equal,
 )
 from autolora_eval.guider_checks.harness import GuiderUnderTest
-from autolora_eval.guider_checks.results import CheckFailedError, CheckSkippedError
-from autolora_eval.guider_checks.runner import check
+from autolora_eval.guider_checks.runner import CheckFailedError, CheckSkippedError, check
 from autolora_eval.guider_checks.tiny_models import SIDE, ModelInputs
 
 _HOW_TO_RESET = "Reset its state in prepare_inputs when `self._step == 0`, active or not."
@@ -91,12 +88,12 @@ def check_denoiser_restored(guider: GuiderUnderTest) -> None:
     for changes, where in guider.param_variants:
         left: list[str] = []
 
-        def look(index: int, name: str, batch: object, left: list[str] = left) -> None:
+        def look(index: int, name: str, left: list[str] = left) -> None:
             if not left:
                 words = guider.model.describe_changes()
                 left.extend(f"{what} after '{name}' of step {index}" for what in words)
 
-        guider.run(guider.build(**changes), hooks=Hooks(after_cleanup=look))
+        guider.run(guider.build(**changes), after_cleanup=look)
         if left:
             raise CheckFailedError(
                 f"it leaves {'; '.join(left[:2])}{where}. Undo in cleanup_models, under the same "
@@ -131,7 +128,7 @@ def _left_after_error(guider: GuiderUnderTest, failing_step: int, failing_name: 
     fresh = guider.build()
     with guider.restored(guider.inputs):
         with suppress(_InjectedError):
-            run_steps(fresh, guider.model, guider.inputs, predict=predict)
+            list(iter_steps(fresh, guider.model, guider.inputs, predict))
         fresh.cleanup_models(guider.model.denoiser)
         return guider.model.describe_changes()
 
@@ -178,7 +175,7 @@ def _check_two_instances(guider: GuiderUnderTest) -> None:
     model, first = guider.model, replay(guider.guided, torch.Tensor.clone)
     with guider.restored(guider.inputs), guider.restored(guider.other_inputs):
         turns = zip(
-            iter_steps(guider.build(), model, guider.inputs, predict=first),
+            iter_steps(guider.build(), model, guider.inputs, first),
             iter_steps(guider.build(), model, guider.other_inputs),
             strict=True,
         )
@@ -248,14 +245,14 @@ def check_num_conditions_before_first_step(guider: GuiderUnderTest) -> None:
 def check_is_conditional(guider: GuiderUnderTest) -> None:
     """While a batch is prepared, `is_conditional` says whether it has the prompts' embeddings."""
     answers: dict[tuple[int, str], bool] = {}
-    fresh = guider.build()
+    fresh, known = guider.build(), replay(guider.guided, torch.Tensor.clone)
 
-    def ask(index: int, name: str, batch: object) -> None:
+    def predict(index: int, name: str, batch: object) -> torch.Tensor:
         answers[index, name] = bool(fresh.is_conditional)
+        return known(index, name, batch)
 
-    predict = replay(guider.guided, lambda prediction: prediction)
     try:
-        steps = guider.run(fresh, predict=predict, hooks=Hooks(after_prepare=ask))
+        steps = guider.run(fresh, predict=predict)
     except (AttributeError, NotImplementedError) as error:
         raise CheckFailedError(
             f"is_conditional fails: {type(error).__name__}: {error}. ControlNet pipelines and "

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from operator import le
-from typing import Any
 
 import torch
 
@@ -21,15 +20,14 @@ from autolora_eval.guider_checks.denoising_loop import (
     format_params,
     generator_states,
     ignores_denoiser,
-    is_number,
+    iter_steps,
     random_predictions,
     replay,
     reshaped,
-    run_steps,
+    restored_generators,
 )
 from autolora_eval.guider_checks.harness import INTERVAL, GuiderUnderTest
-from autolora_eval.guider_checks.results import CheckFailedError, CheckSkippedError
-from autolora_eval.guider_checks.runner import check
+from autolora_eval.guider_checks.runner import CheckFailedError, CheckSkippedError, check
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _REAL_SHAPE = (2, 4, 128, 128)  # Latents of two images of 1024 × 1024.
@@ -92,8 +90,9 @@ def _compare_with_float32(guider: GuiderUnderTest, dtype: torch.dtype) -> None:
 @check(requires=("check_output_shape",))
 def check_output_device(guider: GuiderUnderTest) -> None:
     """The output is on the device of the predictions."""
+    device = "mps" if torch.backends.mps.is_available() else "meta"
     # torch's `meta` device, used without an accelerator, refuses to mix with the CPU as well.
-    device = _second_device()
+    device = "cuda" if torch.cuda.is_available() else device
     try:
         steps = list(_replayed(guider, lambda prediction: prediction.to(device)))
     except (NotImplementedError, RuntimeError) as error:
@@ -121,12 +120,12 @@ def check_inputs_not_modified(guider: GuiderUnderTest) -> None:
     given: list[tuple[str, torch.Tensor, torch.Tensor]] = []
 
     def predict(index: int, name: str, batch: object) -> torch.Tensor:
-        prediction = guider.guided[index].predictions[name].clone()
-        given.append((f"prediction '{name}' of step {index}", prediction, prediction.clone()))
-        return prediction
+        kept = guider.guided[index].predictions[name]
+        given.append((f"prediction '{name}' of step {index}", kept.clone(), kept))
+        return given[-1][1]
 
     with guider.restored(guider.inputs):
-        run_steps(guider.build(), guider.model, guider.inputs, predict=predict)
+        list(iter_steps(guider.build(), guider.model, guider.inputs, predict))
         inputs_changed = guider.inputs.restore()
     changed = [name for name, prediction, kept in given if distance(prediction, kept) > 0]
     if changed or inputs_changed:
@@ -145,11 +144,11 @@ def check_deterministic(guider: GuiderUnderTest) -> None:
     predict = denoiser_predictions(
         again, guider.model, guider.inputs, cached=ignores_denoiser(guider.cls)
     )
-    with generator_states() as states:
+    with restored_generators():
         torch.manual_seed(torch.initial_seed() % 2**31 + 1)
-        before = states()
+        before = generator_states()
         outputs = guider.outputs_of(again, predict=predict)
-        moved = [name for name, state in states().items() if state != before[name]]
+        moved = [name for name, state in generator_states().items() if state != before[name]]
     for index, (first, second) in enumerate(zip(guider.outputs(), outputs, strict=True)):
         if not torch.equal(first, second):
             raise CheckFailedError(
@@ -174,31 +173,25 @@ def check_batch_independence(guider: GuiderUnderTest) -> None:
     for order, how in (([1], "alone"), ([1, 0], "at another position")):
         inputs = guider.inputs.rows(order)
         for batch, predict in ((large, noise), (guider.outputs(), replayed)):
-            rows = None if predict is None else _rows_of(predict, order)
+            rows = predict and _rows_of(predict, order)
             outputs = guider.outputs_of(guider.build(), inputs=inputs, predict=rows)
-            _require_rows(batch, order, how, outputs)
+            step = first_difference(outputs, [output[order] for output in batch])
+            if step is not None:
+                raise CheckFailedError(
+                    f"an image made {how} differs from the same image in a batch (step {step}). "
+                    "Reduce over all dimensions but the first, `dim=tuple(range(1, pred.ndim))`, "
+                    "and draw noise for one image, [1, C, H, W], and use it for all."
+                )
 
 
 def _rows_of(predict: Predict, order: list[int]) -> Predict:
     return lambda index, name, batch: predict(index, name, batch)[order]
 
 
-def _require_rows(
-    batch: Sequence[torch.Tensor], order: list[int], how: str, outputs: Sequence[torch.Tensor]
-) -> None:
-    step = first_difference(outputs, [output[order] for output in batch])
-    if step is not None:
-        raise CheckFailedError(
-            f"an image made {how} differs from the same image in a batch (step {step}). Reduce "
-            "over all dimensions but the first, `dim=tuple(range(1, pred.ndim))`, and draw noise "
-            "for one image, [1, C, H, W], and use it for all."
-        )
-
-
 @check(requires=("check_deterministic",))
 def check_guidance_has_effect(guider: GuiderUnderTest) -> None:
     """At the given parameters the output differs from the baseline prediction at some step."""
-    guider.require_active()
+    _require_active(guider)
     if first_difference(guider.outputs(), guider.baseline, DIFFERENT) is None:
         raise CheckFailedError(
             f"at every step the output is the {_baseline(guider)}: guidance has no effect. Check "
@@ -217,7 +210,9 @@ def check_scales_have_effect(guider: GuiderUnderTest) -> None:
     values = {name: value for name, value in others.items() if value is not None}
     if not values:
         raise CheckSkippedError(f"the constructor accepts no other value of {', '.join(others)}")
-    same = [name for name, value in values.items() if _has_no_effect(guider, {name: value})]
+    plain = guider.outputs()
+    changed = {name: guider.outputs(**{name: value}) for name, value in values.items()}
+    same = [n for n, found in changed.items() if first_difference(found, plain, DIFFERENT) is None]
     if same:
         name = same[0]
         raise CheckFailedError(
@@ -228,10 +223,6 @@ def check_scales_have_effect(guider: GuiderUnderTest) -> None:
         )
 
 
-def _has_no_effect(guider: GuiderUnderTest, changes: Mapping[str, Any]) -> bool:
-    return first_difference(guider.outputs(**changes), guider.outputs(), DIFFERENT) is None
-
-
 @check(requires=("check_guidance_has_effect",))
 def check_identity_params(guider: GuiderUnderTest) -> None:
     """At the identity parameters the output is the baseline prediction."""
@@ -240,7 +231,7 @@ def check_identity_params(guider: GuiderUnderTest) -> None:
             "its identity parameters are not known: declare GuiderSpec(identity_params={…})"
             + (f"; its scales are {', '.join(guider.scales)}" if guider.scales else "")
         )
-    guider.require_active()
+    _require_active(guider)
     step = first_difference(guider.outputs(**guider.identity_params), guider.baseline)
     if step is not None:
         raise CheckFailedError(
@@ -253,7 +244,7 @@ def check_identity_params(guider: GuiderUnderTest) -> None:
 @check(requires=("check_guidance_has_effect",))
 def check_active_intervals(guider: GuiderUnderTest) -> None:
     """It acts at the steps ⌊start · N⌋ ≤ step < ⌊stop · N⌋, and at no other step."""
-    guider.require_active()
+    _require_active(guider)
     if guider.spec.active_intervals is not None and not guider.active_intervals:
         raise CheckSkippedError("GuiderSpec(active_intervals=()) says that it has no interval")
     if not guider.active_intervals:
@@ -300,7 +291,7 @@ def _check_interval(
 @check(requires=("check_guidance_has_effect",))
 def check_disabled(guider: GuiderUnderTest) -> None:
     """After `disable()`, or with `enabled=False`, every output is the baseline prediction."""
-    guider.require_active()
+    _require_active(guider)
     disabled = {"after disable()": guider.build()}
     disabled["after disable()"].disable()
     if "enabled" in guider.signature:
@@ -318,15 +309,15 @@ def check_disabled(guider: GuiderUnderTest) -> None:
 @check(requires=("check_scales_have_effect",))
 def check_linear_params(guider: GuiderUnderTest) -> None:
     """The output is an affine function of each parameter that is declared linear."""
-    names = [n for n in guider.spec.linear_params if is_number(guider.all_params.get(n))]
+    names = guider.numeric(guider.spec.linear_params)
     if not names:
         raise CheckSkippedError("none is declared: GuiderSpec(linear_params=('guidance_scale',))")
     points = {name: _points(guider, name) for name in names}
     if not any(points.values()):
         raise CheckSkippedError(f"the constructor accepts no other values of {', '.join(names)}")
-    for name, values in points.items():
-        for value in values[2:]:
-            _check_on_line(guider, name, values[0], values[1], value)
+    for name, (a, b, *others) in ((n, v) for n, v in points.items() if v):
+        for value in others:
+            _check_on_line(guider, name, a, b, value)
 
 
 def _points(guider: GuiderUnderTest, name: str) -> list[float]:
@@ -385,15 +376,14 @@ def _replayed(
             yield index, step, where
 
 
+def _require_active(guider: GuiderUnderTest) -> None:
+    if guider.inactive_reason:
+        raise CheckSkippedError(guider.inactive_reason)
+
+
 def _baseline(guider: GuiderUnderTest) -> str:
     cfg = guider.spec.baseline_prediction == "cfg"
     return "prediction of classifier-free guidance" if cfg else "conditional prediction"
-
-
-def _second_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "meta"
 
 
 def _short(dtype: torch.dtype) -> str:

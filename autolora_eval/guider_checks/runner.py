@@ -1,4 +1,4 @@
-"""Registers the checks, runs them on a guider, and shows the results of `autolora-eval check`.
+"""The results of checks, their registry, and the command `autolora-eval check`.
 
 This module imports no torch, so that the public names can be imported quickly.
 """
@@ -13,16 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
 from autolora_eval.guidance.method import ModelName
-from autolora_eval.guider_checks.results import (
-    CheckFailedError,
-    CheckResult,
-    CheckSkippedError,
-    Status,
-)
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
@@ -30,6 +24,40 @@ if TYPE_CHECKING:
 
     from autolora_eval.guidance.method import GuiderMethod
     from autolora_eval.guider_checks.harness import GuiderUnderTest
+
+Status = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The result of one check.
+
+    Attributes:
+        name: Name of the check, such as `"check_output_shape"`.
+        status: `"passed"`, `"failed"` or `"skipped"`.
+        message: What is wrong and how to fix it, or why the check was skipped. Empty if it passed.
+    """
+
+    name: str
+    status: Status
+    message: str = ""
+
+
+class CheckFailedError(AutoLoRAEvalError):
+    """A guider failed one or more checks.
+
+    Attributes:
+        results: The results of all checks, if the error is raised by `check_guider`.
+    """
+
+    def __init__(self, message: str, results: Sequence[CheckResult] = ()) -> None:
+        super().__init__(message)
+        self.results = list(results)
+
+
+class CheckSkippedError(Exception):
+    """A check does not apply to a guider. The message is the reason."""
+
 
 _STYLES: dict[Status, str] = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 # The CFG scale of the model, for methods that take theirs from it.
@@ -110,13 +138,7 @@ def run_checks(guider: GuiderUnderTest) -> Iterator[CheckResult]:
 def run_with_required(
     name: str, guider: GuiderUnderTest, known: dict[str, CheckResult]
 ) -> CheckResult:
-    """Run one check after those that it requires.
-
-    Args:
-        name: Name of the check.
-        guider: The guider.
-        known: Results so far. New results are added.
-    """
+    """Run one check after those that it requires. New results are added to the known ones."""
     all_checks()
     required = _required(name)
     for one in (*required, name):
@@ -131,12 +153,12 @@ def run_with_required(
 
 
 def _run(check: Check, guider: GuiderUnderTest) -> CheckResult:
-    from autolora_eval.guider_checks.denoising_loop import quiet_diffusers
+    from autolora_eval.guider_checks.denoising_loop import ProtocolError, quiet_diffusers
 
     try:
         with quiet_diffusers():
             check.function(guider)
-    except CheckFailedError as error:
+    except (CheckFailedError, ProtocolError) as error:
         return CheckResult(check.name, "failed", f"{error}{_location(error.__cause__)}")
     except CheckSkippedError as error:
         return CheckResult(check.name, "skipped", str(error))

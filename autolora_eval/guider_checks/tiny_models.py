@@ -173,15 +173,11 @@ class TinyModel:
         branch: bool | None = None,
         settings: frozenset[str] = frozenset(),
     ) -> torch.Tensor:
-        """Return the denoiser's prediction, [B, 4, H, W].
+        """Return the denoiser's prediction at a step for a prepared batch, [B, 4, H, W].
 
-        Args:
-            inputs: The inputs.
-            step: Index of the denoising step.
-            batch: The prepared batch.
-            branch: `True` or `False` if the batch is exactly that of the prompts or of the null
-                prompt, so that a known prediction may be used. It counts as an evaluation.
-            settings: What the guider has set on the denoiser.
+        `branch` is `True` or `False` if the batch is exactly that of the prompts or of the null
+        prompt, so that a known prediction at the same `settings` of the denoiser may be used. It
+        counts as an evaluation.
         """
         if branch is None or inputs.is_modified():
             return self._forward(self.denoiser, batch, inputs, step)

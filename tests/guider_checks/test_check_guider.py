@@ -65,7 +65,9 @@ def test_a_single_check_runs_after_those_that_it_requires() -> None:
     checks = dict(guider_checks_generator(FAULTS["Draws"], model="sd3"))
     assert list(checks) == list(all_checks())
     assert checks["check_deterministic"]().status == "failed"
-    assert checks["check_batch_independence"]().status == "skipped"
+    skipped = checks["check_batch_independence"]()
+    assert skipped.status == "skipped"
+    assert skipped.message == "requires check_deterministic, which failed"
     assert checks["check_output_shape"]().status == "passed"
 
 

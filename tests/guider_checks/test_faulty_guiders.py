@@ -31,10 +31,9 @@ def check_of(guider: type, name: str, **options: object) -> Callable[[], CheckRe
     return dict(guider_checks_generator(guider, model="sd3", **options))[name]
 
 
-@pytest.mark.parametrize("model", ["sdxl", "sd3"])
-def test_a_good_guider_passes_all_checks(model) -> None:
-    results = check_guider(Good, model=model)
-    assert names(results, "passed") == set(all_checks())
+def test_a_good_guider_passes_all_checks() -> None:
+    """On SDXL; the command and pytest's mark show it on SD3."""
+    assert names(check_guider(Good, model="sdxl"), "passed") == set(all_checks())
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -53,19 +52,6 @@ def test_every_check_has_a_guider_that_fails_it() -> None:
     assert {guider.breaks for guider in FAULTS.values()} == set(all_checks())
 
 
-def test_checks_that_prove_nothing_at_identity_parameters_are_skipped() -> None:
-    results = check_guider(Good, model="sd3", guidance_scale=1.0, spec=GuiderSpec())
-    assert names(results, "skipped") == {
-        "check_num_conditions_before_first_step",
-        "check_guidance_has_effect",
-        "check_identity_params",
-        "check_active_intervals",
-        "check_disabled",
-        "check_linear_params",
-        "check_linear_in_predictions",
-    }
-
-
 def test_a_disabled_guider_fails_no_check() -> None:
     messages = {r.name: r.message for r in check_guider(Good, model="sd3", enabled=False)}
     skipped = ("check_guidance_has_effect", "check_scales_have_effect", "check_disabled")
@@ -79,14 +65,6 @@ def test_an_inactive_step_inside_the_interval_can_be_declared() -> None:
     result = check_of(GOOD["RampInWindow"], "check_active_intervals", spec=spec)()
     assert "acts at [3, 4, 5]; expected [2, 3, 4, 5]" in result.message
     assert result.message.endswith("Or declare ActiveInterval(…, allow_inactive_steps=True).")
-
-
-def test_a_check_is_skipped_if_one_that_it_requires_fails() -> None:
-    result = check_of(FAULTS["Draws"], "check_batch_independence")()
-    assert (result.status, result.message) == (
-        "skipped",
-        "requires check_deterministic, which failed",
-    )
 
 
 def test_the_error_lists_every_failed_check_and_how_to_fix_it() -> None:
@@ -133,7 +111,3 @@ def test_an_interval_passed_through_kwargs_is_checked() -> None:
     assert intervals().status == "passed"
     message = check_of(FAULTS["PassesOn"], "check_new_roundtrip", start=0.2)().message
     assert "Name every parameter in its __init__: diffusers' new() drops those" in message
-
-
-def test_every_check_has_a_summary() -> None:
-    assert all(check.summary.endswith(".") for check in all_checks().values())

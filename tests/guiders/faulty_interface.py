@@ -101,17 +101,8 @@ class HookOutside(Good):
 
 
 @breaks("check_denoiser_restored_after_error")
-class HookThatRemovesItself(Good):
-    """It does not, if the denoiser call fails."""
-
-    def prepare_models(self, denoiser):
-        super().prepare_models(denoiser)
-        handle = denoiser.register_forward_hook(lambda module, inputs, output: handle.remove())
-
-
-@breaks("check_denoiser_restored_after_error")
 class LateHook(Good):
-    """Its hook removes itself, unless the denoiser call fails; and it is set at late steps only."""
+    """Its hook removes itself, unless the denoiser call fails; it is set at late steps only."""
 
     def prepare_models(self, denoiser):
         super().prepare_models(denoiser)
@@ -199,13 +190,6 @@ class HiddenPass(Good):
 
     def call(self, denoiser, **inputs):
         denoiser(**inputs)
-
-
-@breaks("check_nfe")
-class DeclaresAnotherCost(Good):
-    guider_spec = GuiderSpec(
-        linear_params=("guidance_scale",), nfe_per_step=lambda parameters, step, num_steps: 3
-    )
 
 
 @breaks("check_nfe")
