@@ -14,21 +14,27 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-import yaml
 from guider_parameters import LAYERS, acting, acting_throughout
 from in_process import judge, pictured, said
 from pretended_gpu import GPU, OnGPU, pretended_gpu
 from scored_run import picture
 from tiny_flow_models import make_qwen_image, make_sd3, make_z_image
-from tiny_models import ENCODER, SIZE, UNET, TinyModel, make_lora, make_sdxl, write_lora
+from tiny_models import (
+    ENCODER,
+    SIZE,
+    UNET,
+    TinyModel,
+    make_lora,
+    make_sdxl,
+    tiny_plan,
+    write_lora,
+)
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
 from autolora_eval._resources import miniature_folder, shipped_root
 from autolora_eval._sources import Source
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.scheduling import make_scheduler
@@ -172,30 +178,10 @@ def images(
     model: TinyModel, folder: Path, methods: dict[str, Any], free: int = 2**33, **keys: Any
 ) -> dict[str, str]:
     """Generate on the pretended GPU and return the hash of every image."""
-    content = {
-        "name": "tiny",
-        "prompts": ["a red cat"],
-        "seeds": {"count": 2},
-        "models": {
-            "T": {
-                "pipeline": str(model.pipeline),
-                "lora": {"path": str(model.lora)},
-                "num_inference_steps": 1,
-                **keys,
-            }
-        },
-        "methods": methods,
-        "features": {"model": "miniature:dinov2"},
-        "batch_size": 2,
-        "device": "cuda:0",
-        "dtype": "float32",
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmark.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    keys = {"num_inference_steps": 1, **keys}
     with pretended_gpu(free):
-        generate(
-            make_plan(load_benchmark(folder / "benchmark.yaml")), RunFolder(folder), Progress()
-        )
+        plan = tiny_plan(folder, model, methods, keys, device="cuda:0", dtype="float32")
+        generate(plan, RunFolder(folder), Progress())
     made = sorted((folder / "images").rglob("*.png"))
     return {str(path.relative_to(folder)): sha256_file(path) for path in made}
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
@@ -23,6 +25,8 @@ from transformers import (
 
 from autolora_eval._sources import Source
 from autolora_eval.config.inputs import ResolvedLora, ResolvedModel
+from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.schema import Lora, Model
 
 TOKENS = 16
@@ -32,10 +36,10 @@ SIZE = (32, 32)
 
 @dataclass(frozen=True)
 class TinyModel:
-    """A pipeline folder, a LoRA file, and the LoRA's weight changes at scale 1."""
+    """A pipeline, a LoRA, and the LoRA's weight changes at scale 1."""
 
-    pipeline: Path
-    lora: Path
+    pipeline: Path | str
+    lora: Path | str
     changes: dict[str, torch.Tensor]
 
     def resolved(self, scale: float, **keys: object) -> ResolvedModel:
@@ -52,6 +56,44 @@ class TinyModel:
             loras=(ResolvedLora(Source(str(self.lora), "file", str(self.lora))),),
             size=SIZE,
         )
+
+
+def tiny_plan(
+    folder: Path,
+    tiny: TinyModel,
+    methods: dict[str, Any],
+    keys: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Plan:
+    """Write a benchmark of a tiny model, and return its plan.
+
+    Args:
+        folder: where to.
+        tiny: the model `T`.
+        methods: the section `methods`.
+        keys: further keys of the model.
+        **changes: other sections.
+    """
+    content = {
+        "name": "tiny",
+        "prompts": ["a red cat"],
+        "seeds": {"count": 2},
+        "models": {
+            "T": {
+                "pipeline": str(tiny.pipeline),
+                "lora": {"path": str(tiny.lora)},
+                "num_inference_steps": STEPS,
+                **(keys or {}),
+            }
+        },
+        "methods": methods,
+        "features": {"model": "miniature:dinov2"},
+        "batch_size": 2,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "benchmark.yaml"
+    file.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return make_plan(load_benchmark(file))
 
 
 def make_sdxl(folder: Path, seed: int = 0, widths: tuple[int, int] = (32, 32)) -> Path:

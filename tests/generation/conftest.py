@@ -1,33 +1,67 @@
-"""A tiny random SDXL with LoRAs, made once; runs without a report."""
+"""A tiny random SDXL with LoRAs, made once; runs without a report.
+
+Libraries are imported by the fixtures: the tests that load no model need none.
+"""
 
 from __future__ import annotations
 
+import itertools
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
-from tiny_models import TinyModel, make_lora, make_sdxl
-from transformers import CLIPTextConfig, CLIPTextModel
+
+if TYPE_CHECKING:
+    from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+    from tiny_models import TinyModel
+    from transformers import CLIPTextModel
+
+_NUMBERS = itertools.count()  # no two modules have the same name
 
 
 @pytest.fixture(scope="session")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random SDXL."""
+    from tiny_models import make_sdxl
+
     return make_sdxl(tmp_path_factory.mktemp("models") / "sdxl")
 
 
 @pytest.fixture(scope="session", params=["diffusers", "kohya with text encoders"])
 def tiny(request: pytest.FixtureRequest, sdxl: Path) -> TinyModel:
     """The tiny SDXL with a LoRA on its UNet, and with a kohya LoRA that tunes the encoders too."""
+    from tiny_models import TinyModel, make_lora
+
     kohya = request.param.startswith("kohya")
     file = sdxl.parent / f"{request.param.replace(' ', '_')}.safetensors"
     return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=kohya, text_encoders=kohya))
 
 
 @pytest.fixture(scope="session")
+def one_lora(sdxl: Path) -> TinyModel:
+    """The tiny SDXL with a LoRA on its UNet."""
+    from tiny_models import TinyModel, make_lora
+
+    file = sdxl.parent / "style.safetensors"
+    return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
+
+
+@pytest.fixture
+def module(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Path:
+    """A file beside the benchmark with the `CODE` of the test's module."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path / f"{request.module.__name__.split('.')[-1]}_{next(_NUMBERS)}.py"
+    file.write_text(request.module.CODE)
+    return file
+
+
+@pytest.fixture(scope="session")
 def unet() -> UNet2DConditionModel:
     """A UNet with SDXL's blocks, layers and names, a few channels wide."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
     torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=8,
@@ -48,6 +82,9 @@ def unet() -> UNet2DConditionModel:
 
 @pytest.fixture(scope="session")
 def transformer() -> SD3Transformer2DModel:
+    import torch
+    from diffusers import SD3Transformer2DModel
+
     torch.manual_seed(0)
     return SD3Transformer2DModel(
         sample_size=8,
@@ -63,6 +100,9 @@ def transformer() -> SD3Transformer2DModel:
 
 @pytest.fixture(scope="session")
 def text_encoder() -> CLIPTextModel:
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     return CLIPTextModel(CLIPTextConfig(vocab_size=99, num_hidden_layers=2, **sizes))

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from tiny_models import STEPS, TinyModel, make_lora
+from tiny_models import STEPS, TinyModel, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.guards import ModelDriftCheck
 from autolora_eval.generation.stage import generate
@@ -90,51 +87,16 @@ class Wanders(ClassifierFreeGuidance):
         os.chdir(os.path.dirname(os.path.abspath(__file__)))
         return super().forward(pred_cond, pred_uncond)
 """
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def tiny(sdxl: Path) -> TinyModel:
-    file = sdxl.parent / "badly_guided.safetensors"
-    return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file of guiders that lies beside the benchmark."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    file = tmp_path / f"bad_guiders_{next(_numbers)}.py"
-    file.write_text(CODE)
-    yield file
-    sys.modules.pop(file.stem, None)
-
-
-@pytest.fixture
-def plan_of(tmp_path: Path, tiny: TinyModel, module: Path) -> Callable[..., Plan]:
+def plan_of(tmp_path: Path, one_lora: TinyModel, module: Path) -> Callable[..., Plan]:
     """A function from bad guiders to the plan of them, and of CFG after them; two batches each."""
 
     def plan(*bad: str) -> Plan:
-        model = {
-            "pipeline": str(tiny.pipeline),
-            "lora": {"path": str(tiny.lora)},
-            "num_inference_steps": STEPS,
-        }
-        content: dict[str, Any] = {
-            "name": "guided",
-            "prompts": ["a red cat"],
-            "seeds": {"count": 3},
-            "models": {"T": model},
-            "methods": {
-                **{name: {"guider": f"{module.stem}.{name}"} for name in bad},
-                "CFG": {"guider": "cfg"},
-            },
-            "baseline": "CFG",
-            "features": {"model": "miniature:dinov2"},
-            "batch_size": 2,
-        }
-        path = tmp_path / "benchmark.yaml"
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-        return make_plan(load_benchmark(path))
+        methods = {name: {"guider": f"{module.stem}.{name}"} for name in bad}
+        methods["CFG"] = {"guider": "cfg"}
+        return tiny_plan(tmp_path, one_lora, methods, seeds={"count": 3}, baseline="CFG")
 
     return plan
 
@@ -142,6 +104,16 @@ def plan_of(tmp_path: Path, tiny: TinyModel, module: Path) -> Callable[..., Plan
 def hashes(run: RunFolder, method: str) -> dict[str, str]:
     rows = read_jsonl(run.metadata(f"T--{method}"))
     return {row["file_name"]: row["sha256"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def clean(one_lora: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of CFG's images in a run of CFG alone."""
+    folder = tmp_path_factory.mktemp("clean")
+    run = RunFolder(folder / "run")
+    plan = tiny_plan(folder, one_lora, {"CFG": {"guider": "cfg"}}, seeds={"count": 3})
+    generate(plan, run, Progress())
+    return hashes(run, "CFG")
 
 
 def failure(plan: Plan, run: RunFolder) -> str:
@@ -167,10 +139,8 @@ def failure(plan: Plan, run: RunFolder) -> str:
     ],
 )
 def test_a_bad_guider_is_named_makes_no_image_and_changes_no_other_image(
-    bad: str, expected: str, plan_of, tmp_path: Path, module: Path
+    bad: str, expected: str, plan_of, clean, tmp_path: Path, module: Path
 ) -> None:
-    clean = RunFolder(tmp_path / "clean")
-    generate(plan_of(), clean, Progress())
     run = RunFolder(tmp_path / "run")
     message = failure(plan_of(bad), run)
     assert message.startswith(f"cell 'T--{bad}': the guider '{module.stem}.{bad}' ")
@@ -179,17 +149,16 @@ def test_a_bad_guider_is_named_makes_no_image_and_changes_no_other_image(
         "Everything else finished. Fix the problem and re-run the same command."
     )
     assert hashes(run, bad) == {}
-    assert hashes(run, "CFG") == hashes(clean, "CFG")
-    assert len(hashes(clean, "CFG")) == 3
+    assert hashes(run, "CFG") == clean
+    assert len(clean) == 3
 
 
 def test_a_changed_attribute_of_a_layer_is_restored_after_every_batch(
-    plan_of, tmp_path: Path
+    plan_of, clean, tmp_path: Path
 ) -> None:
-    clean, run = RunFolder(tmp_path / "clean"), RunFolder(tmp_path / "run")
-    generate(plan_of(), clean, Progress())
+    run = RunFolder(tmp_path / "run")
     generate(plan_of("Epsilon"), run, Progress())
-    assert hashes(run, "CFG") == hashes(clean, "CFG")
+    assert hashes(run, "CFG") == clean
     assert len(hashes(run, "Epsilon")) == 3
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import diffusers.guiders
 import pytest
 import torch
-import yaml
 from guider_parameters import acting
+from tiny_models import TinyModel, tiny_plan
 
-from autolora_eval.config.load import load_benchmark
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
 from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS
@@ -32,23 +29,10 @@ REFUSED = {
 def miniature(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """The pipeline of a miniature with its LoRA, and the class of the pipeline."""
     lora, pipeline = MODELS[request.param]
-    content = {
-        "name": "guiders",
-        "prompts": ["a red heart on a blue background"],
-        "seeds": {"start": 0, "count": 1},
-        "models": {
-            "M": {
-                "pipeline": request.param,
-                "lora": {"path": lora},
-                "num_inference_steps": STEPS,
-            }
-        },
-        "methods": {"CFG": {"guider": "cfg"}},
-        "features": {"model": "miniature:dinov2"},
-    }
-    path: Path = tmp_path_factory.mktemp("guiders") / "benchmark.yaml"
-    path.write_text(yaml.safe_dump(content))
-    (model,) = load_benchmark(path).models.values()
+    tiny = TinyModel(request.param, lora, {})
+    folder = tmp_path_factory.mktemp("guiders")
+    plan = tiny_plan(folder, tiny, {"CFG": {"guider": "cfg"}}, {"num_inference_steps": STEPS})
+    (model,) = plan.benchmark.models.values()
     return LoraPipeline.load(model, torch.device("cpu"), torch.float32), pipeline
 
 

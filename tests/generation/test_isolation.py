@@ -6,7 +6,6 @@ Changes of weights are the subject of test_bad_guiders.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from diffusers.guiders import (
 )
 from diffusers.hooks import HookRegistry, LayerSkipConfig, ModelHook
 from diffusers.models.attention_processor import AttnProcessor
-from tiny_models import SIZE, TinyModel, make_lora
+from tiny_models import SIZE, TinyModel
 
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
@@ -98,10 +97,8 @@ DAMAGES = {
 
 
 @pytest.fixture(scope="module")
-def pipeline(sdxl: Path) -> LoraPipeline:
-    file = sdxl.parent / "isolation.safetensors"
-    tiny = TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
-    return LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
+def pipeline(one_lora: TinyModel) -> LoraPipeline:
+    return LoraPipeline.load(one_lora.resolved(1.0), torch.device("cpu"), torch.float32)
 
 
 def latents(pipeline: LoraPipeline, guider, steps: int = 2) -> torch.Tensor:

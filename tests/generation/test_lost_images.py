@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
+from tiny_models import TinyModel, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval._resources import miniature_folder
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
 
@@ -44,32 +42,19 @@ def test_black_images_and_nan_stop_each_cell_with_advice(
     weights["decoder.conv_out.weight"] *= 0
     weights["decoder.conv_out.bias"][:] = bias
     save_file(weights, vae)
-    benchmark = {
-        "name": "black",
-        "prompts": ["a red heart"],
-        "seeds": {"start": 3, "count": 2},
-        "models": {
-            "M": {
-                "pipeline": str(model),
-                "lora": {"path": "miniature:pixel_art_lora"},
-                "num_inference_steps": 1,
-            }
-        },
-        "methods": {"LoRA": {"guider": "lora"}, "CFG": {"guider": "cfg"}},
-        "features": {"model": "miniature:dinov2"},
-        "dtype": dtype,
-        "device": "cpu",
-    }
-    (tmp_path / "black.yaml").write_text(yaml.safe_dump(benchmark))
-    plan, run = make_plan(load_benchmark(tmp_path / "black.yaml")), RunFolder(tmp_path / "run")
+    tiny = TinyModel(model, "miniature:pixel_art_lora", {})
+    methods = {"LoRA": {"guider": "lora"}, "CFG": {"guider": "cfg"}}
+    keys, seeds = {"num_inference_steps": 1}, {"start": 3, "count": 2}
+    given = {"dtype": dtype, "device": "cpu", "prompts": ["a red heart"], "seeds": seeds}
+    plan, run = tiny_plan(tmp_path, tiny, methods, keys, **given), RunFolder(tmp_path / "run")
     with pytest.raises(AutoLoRAEvalError) as raised:
         generate(plan, run, Progress())
     *found, last = str(raised.value).split("\n")
     assert found == [
-        f"cell 'M--{name}': the image of 'a red heart', seed 3, {problem}, and 1 more of its "
+        f"cell 'T--{name}': the image of 'a red heart', seed 3, {problem}, and 1 more of its "
         "batch like it. failed_images/ lists each. The cell was stopped; images that were made "
         f"before are kept. {advice}"
-        for name in ("CFG", "LoRA")
+        for name in ("LoRA", "CFG")
     ]
     assert last.startswith("Everything else finished.")
     assert not list((tmp_path / "run").rglob("*.png"))

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from tiny_models import TinyModel, make_lora
+from tiny_models import TinyModel, tiny_plan
 
 from autolora_eval._devices import is_out_of_memory
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Progress
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
@@ -39,37 +37,18 @@ def sampler(prompt, seed, model):
 '''
 
 
-@pytest.fixture
-def tiny(sdxl: Path, tmp_path: Path) -> TinyModel:
-    file = tmp_path / "lora.safetensors"
-    return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
-
-
 def plan_of(tiny: TinyModel, folder: Path, methods: dict, **changes: object) -> Plan:
+    """The plan of two models, one step each."""
+    model = {"pipeline": str(tiny.pipeline), "num_inference_steps": 1}
     models = {
-        name: {
-            "pipeline": str(tiny.pipeline),
-            "lora": {"path": str(tiny.lora), "scale": scale},
-            "num_inference_steps": 1,
-        }
+        name: model | {"lora": {"path": str(tiny.lora), "scale": scale}}
         for name, scale in {"first": 1.0, "second": 0.5}.items()
     }
-    content = {
-        "name": "tiny",
-        "prompts": ["a red cat"],
-        "seeds": {"count": 2},
-        "models": models,
-        "methods": methods,
-        "features": {"model": "miniature:dinov2"},
-        "batch_size": 2,
-    } | changes
-    file = folder / "benchmark.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-    return make_plan(load_benchmark(file))
+    return tiny_plan(folder, tiny, methods, models=models, **changes)
 
 
 def test_a_model_is_freed_before_the_next_is_loaded_though_errors_of_it_are_kept(
-    tiny, tmp_path, monkeypatch
+    one_lora, tmp_path, monkeypatch
 ) -> None:
     (tmp_path / "faulty_memory.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)
@@ -90,7 +69,7 @@ def test_a_model_is_freed_before_the_next_is_loaded_though_errors_of_it_are_kept
 
     monkeypatch.setattr(LoraPipeline, "load", watched)
     with pytest.raises(AutoLoRAEvalError, match="this guider fails") as caught:
-        generate(plan_of(tiny, tmp_path, methods), RunFolder(tmp_path / "run"), Progress())
+        generate(plan_of(one_lora, tmp_path, methods), RunFolder(tmp_path / "run"), Progress())
     assert alive == [0, 0, 0, 0]  # a sampler and the guiders, of two models
     assert "this sampler fails" in str(caught.value)
     gc.collect()
@@ -99,7 +78,7 @@ def test_a_model_is_freed_before_the_next_is_loaded_though_errors_of_it_are_kept
 
 @pytest.mark.parametrize("third_party", [False, True])
 def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
-    tiny, tmp_path, monkeypatch, third_party
+    one_lora, tmp_path, monkeypatch, third_party
 ) -> None:
     (tmp_path / "own_memory.py").write_text(
         "from diffusers.guiders import ClassifierFreeGuidance\n\n\n"
@@ -116,7 +95,7 @@ def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
         return sample(self, prompts, *args, **kwargs)
 
     monkeypatch.setattr(LoraPipeline, "sample", too_large)
-    plan = plan_of(tiny, tmp_path, methods, prompts=["a red cat", "two dogs"])
+    plan = plan_of(one_lora, tmp_path, methods, prompts=["a red cat", "two dogs"])
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(AutoLoRAEvalError) as caught:
         generate(plan, folder, Progress())

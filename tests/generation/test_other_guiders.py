@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from tiny_models import STEPS, TinyModel, make_lora
+from tiny_models import STEPS, TinyModel, tiny_plan
 
 from autolora_eval import _pipeline as stages
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model
 
-CODE = """
+CODE = f"""
 from diffusers.guiders import ClassifierFreeGuidance
 
 class Late(ClassifierFreeGuidance):
@@ -38,7 +34,7 @@ class Once(ClassifierFreeGuidance):
 
     def forward(self, *args, **kwargs):
         self.calls += 1
-        if self.calls > STEPS:
+        if self.calls > {STEPS}:
             raise AssertionError("used again")
         return super().forward(*args, **kwargs)
 
@@ -46,50 +42,16 @@ class Failing(ClassifierFreeGuidance):
     def forward(self, pred_cond, pred_uncond=None):
         return self.not_there(pred_cond)
 """
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def tiny(sdxl: Path) -> TinyModel:
-    file = sdxl.parent / "guided.safetensors"
-    return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file of guiders that lies beside the benchmark."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    file = tmp_path / f"guiders_for_test_{next(_numbers)}.py"
-    file.write_text(CODE.replace("STEPS", str(STEPS)))
-    yield file
-    sys.modules.pop(file.stem, None)
-
-
-@pytest.fixture
-def plan_of(tmp_path: Path, tiny: TinyModel, module: Path) -> Callable[..., Plan]:
+def plan_of(tmp_path: Path, one_lora: TinyModel, module: Path) -> Callable[..., Plan]:
     """A function from classes of the module to the plan of them, two batches each."""
 
     def plan(*classes: str) -> Plan:
-        model = {
-            "pipeline": str(tiny.pipeline),
-            "lora": {"path": str(tiny.lora)},
-            "num_inference_steps": STEPS,
-        }
-        content: dict[str, Any] = {
-            "name": "guided",
-            "prompts": ["a red cat"],
-            "seeds": {"count": 4},
-            "models": {"T": model},
-            "methods": {
-                "CFG": {"guider": "cfg"},
-                **{name: {"guider": f"{module.stem}.{name}"} for name in classes},
-            },
-            "features": {"model": "miniature:dinov2"},
-            "batch_size": 2,
-        }
-        path = tmp_path / "benchmark.yaml"
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-        return make_plan(load_benchmark(path))
+        methods = {"CFG": {"guider": "cfg"}}
+        methods |= {name: {"guider": f"{module.stem}.{name}"} for name in classes}
+        return tiny_plan(tmp_path, one_lora, methods, seeds={"count": 4})
 
     return plan
 

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from hand_written import HandWritten, QwenImage, ZImage, load
 from tiny_flow_models import make_qwen_image, make_z_image
-from tiny_models import SIZE, UNET, write_lora
+from tiny_models import SIZE, UNET, TinyModel, tiny_plan, write_lora
 
 from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.generation.preflight import missing
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
@@ -29,32 +26,18 @@ def test_a_benchmark_file_makes_the_images_of_the_papers_four_methods(
     kind: type[HandWritten], make: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     pipeline, lora = make(tmp_path / "pipeline"), tmp_path / "lora.safetensors"
-    write_lora(load(kind, pipeline), lora, {"transformer": UNET}, std=0.3)
-    model = {
-        "pipeline": str(pipeline),
-        "lora": {"path": str(lora)},
-        "num_inference_steps": 3,
-        "width": SIZE[0],
-        "height": SIZE[1],
-    }
+    changes = write_lora(load(kind, pipeline), lora, {"transformer": UNET}, std=0.3)
     paper = {
         "LoRA": {"guider": "lora"},
         "AutoLoRA": {"guider": "autolora", "guidance_scale": 1.0},
         "LoRA+CFG": {"guider": "cfg"},
         "AutoLoRA+CFG": {"guider": "autolora"},
     }
-    content = {
-        "name": "tiny",
-        "prompts": PROMPTS,
-        "seeds": {"start": 3, "count": 2},
-        "models": {"T": model},
-        "methods": paper,
-        "features": {"model": "miniature:dinov2"},
-        "batch_size": 2,
-    }
-    file = tmp_path / "benchmark.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-    plan, folder = make_plan(load_benchmark(file)), RunFolder(tmp_path / "run")
+    keys = {"num_inference_steps": 3, "width": SIZE[0], "height": SIZE[1]}
+    seeds = {"start": 3, "count": 2}
+    tiny = TinyModel(pipeline, lora, changes)
+    plan = tiny_plan(tmp_path, tiny, paper, keys, prompts=PROMPTS, seeds=seeds)
+    folder = RunFolder(tmp_path / "run")
     assert missing(plan, folder.path) == []
     assert generate(plan, folder, Progress()).made == 4 * 4
     images = set()

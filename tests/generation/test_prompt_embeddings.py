@@ -7,14 +7,11 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-import yaml
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.modular_pipelines import PipelineState
-from tiny_models import SIZE, TinyModel
+from tiny_models import SIZE, TinyModel, tiny_plan
 
 from autolora_eval._progress import Progress
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.stage import generate
 from autolora_eval.guidance.denoiser_state import adapters_off
@@ -68,23 +65,9 @@ def test_a_run_encodes_each_prompt_once_for_all_methods(tiny, tmp_path, monkeypa
         return loaded
 
     monkeypatch.setattr(LoraPipeline, "load", counted)
-    content = {
-        "name": "tiny",
-        "prompts": PROMPTS,
-        "seeds": {"count": 3},
-        "models": {
-            "T": {
-                "pipeline": str(tiny.pipeline),
-                "lora": {"path": str(tiny.lora)},
-                "num_inference_steps": 1,
-            }
-        },
-        "methods": {name: {"guider": name} for name in ("lora", "cfg", "autolora")},
-        "features": {"model": "miniature:dinov2"},
-        "batch_size": 2,
-    }
-    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(content))
-    plan = make_plan(load_benchmark(tmp_path / "benchmark.yaml"))
+    methods = {name: {"guider": name} for name in ("lora", "cfg", "autolora")}
+    few = {"num_inference_steps": 1}
+    plan = tiny_plan(tmp_path, tiny, methods, few, prompts=PROMPTS, seeds={"count": 3})
     generate(plan, RunFolder(tmp_path / "run"), Progress())
     branches = 2 if "text" in tiny.lora.name else 1  # the base branch has embeddings of its own
     assert len(calls) == 2 * len(plan.benchmark.prompts) * branches  # the prompt and ∅

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
-from tiny_models import SIZE, STEPS, TinyModel, make_lora
+from tiny_models import SIZE, STEPS, TinyModel, tiny_plan
 
 from autolora_eval import _pipeline as stages
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
 from autolora_eval.generation.sampler_backend import (
@@ -111,47 +108,21 @@ class Counting:
         self.calls += 1
         return flat(prompt, seed, model, grey=self.grey + self.calls)
 """
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def tiny(sdxl: Path) -> TinyModel:
-    file = sdxl.parent / "sampled.safetensors"
-    return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
 
 
 @pytest.fixture
-def plan_of(tmp_path: Path, tiny: TinyModel, monkeypatch) -> Callable[..., Plan]:
+def plan_of(tmp_path: Path, one_lora: TinyModel, module: Path) -> Callable[..., Plan]:
     """A function from methods, their samplers named by function alone, to the plan of them."""
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    module = f"samplers_for_test_{next(_numbers)}"
-    (tmp_path / f"{module}.py").write_text(CODE)
 
     def plan(methods: dict[str, dict[str, Any]], count: int = 2, **changes: Any) -> Plan:
         named = {
-            name: one | ({"sampler": f"{module}.{one['sampler']}"} if "sampler" in one else {})
+            name: one | ({"sampler": f"{module.stem}.{one['sampler']}"} if "sampler" in one else {})
             for name, one in methods.items()
         }
-        content = {
-            "name": "sampled",
-            "prompts": ["a red cat"],
-            "seeds": {"start": 0, "count": count},
-            "models": {
-                "T": {
-                    "pipeline": str(tiny.pipeline),
-                    "lora": {"path": str(tiny.lora), "scale": 0.7},
-                    "num_inference_steps": STEPS,
-                    "guidance_scale": 4.0,
-                    **changes.pop("keys", {}),
-                }
-            },
-            "methods": named,
-            "features": {"model": "miniature:dinov2"},
-            "batch_size": 2,
-        } | changes
-        path = tmp_path / "benchmark.yaml"
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-        return make_plan(load_benchmark(path))
+        lora = {"path": str(one_lora.lora), "scale": 0.7}
+        keys = {"lora": lora, "guidance_scale": 4.0, **changes.pop("keys", {})}
+        seeds = {"start": 0, "count": count}
+        return tiny_plan(tmp_path, one_lora, named, keys, seeds=seeds, **changes)
 
     return plan
 
@@ -258,11 +229,11 @@ def test_a_failed_image_is_recorded_with_its_reason_and_the_run_continues(
     odd = run.scores[run.scores["method"] == "Odd"].set_index("seed")["image_error"]
     assert odd[[1, 3]].isna().all()
     line = CODE.splitlines().index('        raise RuntimeError("even\\nseeds are not liked")') + 1
-    assert odd[0].startswith("RuntimeError: even seeds are not liked (samplers_for_test_")
+    assert odd[0].startswith("RuntimeError: even seeds are not liked (test_samplers_")
     assert odd[0].endswith(f".py, line {line})")
     assert "even seeds are not liked" in run.folder.report_html.read_text(encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:  # the author mends it, in the same file
-        file = next(tmp_path.glob("samplers_for_test_*.py"))
+        file = next(tmp_path.glob("test_samplers_*.py"))
         patch.delitem(__import__("sys").modules, file.stem)
         file.write_text(CODE.replace("seed % 2 == 0", "False"))
         mended = stages.run(plan.benchmark.file, tmp_path / "run")
@@ -281,7 +252,7 @@ def test_a_sampler_without_a_single_image_fails_the_run_after_other_methods(
     with pytest.raises(AutoLoRAEvalError) as caught:
         made(plan, tmp_path / "run")
     message = str(caught.value)
-    assert message.startswith("cell 'T--Bad': the sampler 'samplers_for_test_")
+    assert message.startswith("cell 'T--Bad': the sampler 'test_samplers_")
     assert f".flat' failed on all {tried} images. First failure: OverflowError:" in message
     assert isinstance(caught.value.__cause__.__cause__, OverflowError)
     run = RunFolder(tmp_path / "run")
@@ -382,7 +353,8 @@ def test_unusable_images_of_a_sampler_are_refused(result: object, message: str) 
     assert message in str(caught.value)
 
 
-def test_a_sampler_gets_the_noise_and_settings_of_every_method(tiny: TinyModel) -> None:
+def test_a_sampler_gets_the_noise_and_settings_of_every_method(one_lora: TinyModel) -> None:
+    tiny = one_lora
     model = SamplerModel(tiny.resolved(0.7), torch.device("cpu"), torch.float32, SamplerPipeline())
     # What needs no pipeline loads none.
     assert (model.lora_scales, model.num_inference_steps, model.size) == ((0.7,), STEPS, SIZE)

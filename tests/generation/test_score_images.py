@@ -24,6 +24,13 @@ from autolora_eval.config.stage_inputs import cell_record
 
 pytestmark = pytest.mark.e2e
 
+
+@pytest.fixture(autouse=True)
+def _no_report_but_where_it_is_tested(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("report") is None:
+        request.getfixturevalue("no_report")
+
+
 PROMPTS = ["a red heart on a blue background", "a blue house on a black background"]
 SEEDS = range(3)
 MINIATURES = Path(__file__).resolve().parents[2] / "autolora_eval" / "shipped" / "miniature"
@@ -82,7 +89,6 @@ def plain_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("no_report")
 def test_the_folder_of_a_plain_pipeline_scores_like_our_own_run(
     plain_images: Path, tmp_path: Path
 ) -> None:
@@ -113,7 +119,6 @@ def odd_set(plain_images: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("no_report")
 def test_every_image_is_measured_or_reported(odd_set: Path, tmp_path: Path) -> None:
     benchmark = write(tmp_path / "mine.yaml", methods={"Theirs": {"images": "set", "nfe": 12}})
     found = run(benchmark, tmp_path / "out")
@@ -146,7 +151,6 @@ def test_every_image_is_measured_or_reported(odd_set: Path, tmp_path: Path) -> N
     }
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_second_run_copies_nothing_and_a_changed_set_is_read_again(
     odd_set: Path, tmp_path: Path
 ) -> None:
@@ -161,7 +165,6 @@ def test_a_second_run_copies_nothing_and_a_changed_set_is_read_again(
     assert second.manifest.image_sets["M--Theirs"].missing == 0
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_set_of_corrupt_images_fails_before_a_model_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "set" / PROMPTS[0]).mkdir(parents=True)
     (tmp_path / "set" / PROMPTS[0] / "0.png").write_bytes(b"no image")
@@ -171,7 +174,6 @@ def test_a_set_of_corrupt_images_fails_before_a_model_is_loaded(tmp_path: Path) 
     assert list((tmp_path / "out").rglob("*.png")) == []
 
 
-@pytest.mark.usefixtures("no_report")
 def test_pipeline_and_lora_of_the_benchmark_are_not_needed(
     plain_images: Path, tmp_path: Path
 ) -> None:
@@ -187,7 +189,6 @@ def test_pipeline_and_lora_of_the_benchmark_are_not_needed(
     assert found.table["diversity"].notna().all()
 
 
-@pytest.mark.usefixtures("no_report")
 def test_the_written_benchmark_keeps_all_that_decides_the_scores(
     plain_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +202,6 @@ def test_the_written_benchmark_keeps_all_that_decides_the_scores(
     assert [cell.method.kind for cell in again.cells] == ["images"]
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_method_is_either_a_guider_or_an_image_set(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
 ) -> None:
@@ -210,7 +210,6 @@ def test_a_method_is_either_a_guider_or_an_image_set(
         load_benchmark(write_benchmark(benchmark_data))
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_missing_set_is_refused_with_its_key_in_the_benchmark_file(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
 ) -> None:
@@ -219,7 +218,6 @@ def test_a_missing_set_is_refused_with_its_key_in_the_benchmark_file(
         load_benchmark(write_benchmark(benchmark_data))
 
 
-@pytest.mark.usefixtures("no_report")
 def test_an_image_set_is_one_cell_of_a_sweep(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], workplace: Path
 ) -> None:
@@ -231,6 +229,7 @@ def test_an_image_set_is_one_cell_of_a_sweep(
     assert [(cell.point, cell.columns["lora_scale"]) for cell in theirs] == [({}, None)]
 
 
+@pytest.mark.report
 def test_the_command_scores_a_set(
     odd_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +241,7 @@ def test_the_command_scores_a_set(
     assert (tmp_path / "reports" / "mine-A-private-one" / "report.pdf").is_file()
 
 
+@pytest.mark.report
 def test_tables_and_report_contain_no_path_of_this_machine(
     plain_images: Path, tmp_path: Path
 ) -> None:
@@ -255,7 +255,6 @@ def test_tables_and_report_contain_no_path_of_this_machine(
     assert "alice" in str(found.manifest.benchmark.content["methods"])
 
 
-@pytest.mark.usefixtures("no_report")
 def test_two_sets_with_one_folder_name_are_two_methods(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], workplace: Path
 ) -> None:
@@ -269,7 +268,6 @@ def test_two_sets_with_one_folder_name_are_two_methods(
     assert len(keys) == 2
 
 
-@pytest.mark.usefixtures("no_report")
 def test_scoring_a_set_overwrites_no_other_file(plain_images: Path, tmp_path: Path) -> None:
     benchmark = write(tmp_path / "here" / "benchmark.yaml", judge=None)
     before = benchmark.read_bytes()
@@ -288,7 +286,6 @@ def test_scoring_a_set_overwrites_no_other_file(plain_images: Path, tmp_path: Pa
         score_images(plain_images, benchmark, run_folder)
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_set_and_its_run_folder_must_not_contain_each_other(
     plain_images: Path, tmp_path: Path
 ) -> None:
@@ -304,7 +301,6 @@ def test_a_set_and_its_run_folder_must_not_contain_each_other(
         score_images(out / "images", benchmark, out)
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_refused_name_leaves_nothing_behind(plain_images: Path, tmp_path: Path) -> None:
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     with pytest.raises(UsageError):
@@ -312,7 +308,6 @@ def test_a_refused_name_leaves_nothing_behind(plain_images: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_set_may_have_the_name_of_a_method(plain_images: Path, tmp_path: Path) -> None:
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     found = score_images(plain_images, benchmark, tmp_path / "out", name="LoRA+CFG")

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tiny_models import make_lora
+from tiny_models import TinyModel, make_lora, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.generation.share import Made, Share, make_elsewhere
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
@@ -52,24 +50,13 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory, sdxl: Path) -> Plan:
-    tmp_path = tmp_path_factory.mktemp("benchmark")
-    (tmp_path / "shared_methods.py").write_text(CODE)
-    lora = tmp_path / "style.safetensors"
-    make_lora(sdxl, lora, kohya=True, text_encoders=True)
-    content = {
-        "name": "shared",
-        "prompts": ["a red cat", "two dogs"],
-        "seeds": {"start": 0, "count": 3},
-        "models": {
-            "T": {"pipeline": str(sdxl), "lora": {"path": str(lora)}, "num_inference_steps": 2}
-        },
-        "methods": METHODS,
-        "features": {"model": "miniature:dinov2"},
-        "batch_size": 2,
-    }
-    path = tmp_path / "benchmark.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return make_plan(load_benchmark(path))
+    folder = tmp_path_factory.mktemp("benchmark")
+    (folder / "shared_methods.py").write_text(CODE)
+    file = folder / "style.safetensors"
+    tiny = TinyModel(sdxl, file, make_lora(sdxl, file, kohya=True, text_encoders=True))
+    prompts, seeds = ["a red cat", "two dogs"], {"start": 0, "count": 3}
+    few = {"num_inference_steps": 2}
+    return tiny_plan(folder, tiny, METHODS, few, prompts=prompts, seeds=seeds)
 
 
 def rows(run: RunFolder, name: str) -> list[dict[str, Any]]:

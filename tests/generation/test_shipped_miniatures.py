@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from hand_written import SD3, SDXL, HandWritten, load, merge
 from safetensors.torch import load_file
+from tiny_models import TinyModel, tiny_plan
 
-from autolora_eval.config.load import load_benchmark
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 
@@ -39,18 +38,9 @@ def weight_changes(file: Path) -> dict[str, torch.Tensor]:
 def test_latents_equal_the_hand_written_loop(
     kind: type[HandWritten], pipeline: str, lora: str, steps: int, tmp_path: Path
 ) -> None:
-    content = {
-        "name": "miniature",
-        "prompts": list(PROMPTS),
-        "seeds": {"start": 0, "count": 1},
-        "models": {
-            "M": {"pipeline": f"miniature:{pipeline}", "lora": {"path": f"miniature:{lora}"}}
-        },
-        "methods": {"AutoLoRA": {"guider": "autolora"}},
-        "features": {"model": "miniature:dinov2"},
-    }
-    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(content))
-    (model,) = load_benchmark(tmp_path / "benchmark.yaml").models.values()
+    tiny = TinyModel(f"miniature:{pipeline}", f"miniature:{lora}", {})
+    plan = tiny_plan(tmp_path, tiny, {"AutoLoRA": {"guider": "autolora"}})
+    (model,) = plan.benchmark.models.values()
     assert model.size == (64, 64)
     base, tuned = (load(kind, Path(model.pipeline.path)) for _ in range(2))
     merged = merge(tuned, weight_changes(model.loras[0].source.path), 1.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import TinyModel, make_lora
+from tiny_models import TinyModel
 
 from autolora_eval._devices import forget_warnings, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
@@ -24,21 +24,22 @@ def _another_run() -> None:
     forget_warnings()
 
 
-def changed(sdxl: Path, tmp_path: Path, part: str, lost: str = "", more: str = "") -> TinyModel:
+def changed(
+    one_lora: TinyModel, tmp_path: Path, part: str, lost: str = "", more: str = ""
+) -> TinyModel:
     """The tiny SDXL with another set of weights in a component."""
-    folder = shutil.copytree(sdxl, tmp_path / "sdxl")
+    folder = shutil.copytree(one_lora.pipeline, tmp_path / "sdxl")
     (file,) = (folder / part).glob("*.safetensors")
     weights = load_file(file)
     lacking = {name: value for name, value in weights.items() if not (lost and lost in name)}
     save_file(lacking | ({more: torch.zeros(1)} if more else {}), file, {"format": "pt"})
-    lora = tmp_path / "lora.safetensors"
-    return TinyModel(folder, lora, make_lora(sdxl, lora, kohya=False, text_encoders=False))
+    return TinyModel(folder, one_lora.lora, one_lora.changes)
 
 
 def test_what_the_libraries_warn_of_is_told_once(
-    sdxl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_lora: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = changed(sdxl, tmp_path, "text_encoder", more="adapter.weight")
+    tiny = changed(one_lora, tmp_path, "text_encoder", more="adapter.weight")
     for _ in range(2):
         with quiet_libraries():
             LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float16)
@@ -54,9 +55,9 @@ def test_what_the_libraries_warn_of_is_told_once(
     [("text_encoder_2", "final_layer_norm.weight"), ("unet", "conv_out.bias")],
 )
 def test_weights_that_are_missing_are_not_drawn_at_random(
-    sdxl: Path, tmp_path: Path, part: str, weight: str
+    one_lora: TinyModel, tmp_path: Path, part: str, weight: str
 ) -> None:
-    tiny = changed(sdxl, tmp_path, part, lost=weight)
+    tiny = changed(one_lora, tmp_path, part, lost=weight)
     with pytest.raises(AutoLoRAEvalError) as raised, quiet_libraries():
         LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
     message = str(raised.value)
