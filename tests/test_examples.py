@@ -1,15 +1,18 @@
-"""The four examples run, each in seconds on the miniatures."""
+"""The examples run, each in seconds on the miniatures; of the Slurm job, the words are checked."""
 
 from __future__ import annotations
 
 import json
 import runpy
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
 import pytest
+from command import run_command
 from conftest import ROOT
 from docs_page import run_line
 
@@ -62,3 +65,16 @@ def test_the_notebook_runs() -> None:
                 source = "".join(cell["source"])
                 exec(source.replace('"quickstart"', '"few_steps.yaml"'), names)
     assert Path("reports/notebook/report.html").is_file()
+
+
+def test_the_slurm_job_is_bash_and_uses_options_that_exist() -> None:
+    script = Path("examples/slurm.sbatch")
+    subprocess.run(["bash", "-n", script], check=True)
+    _, _, line = script.read_text(encoding="utf-8").replace("\\\n", "").partition("symmetric-run")
+    ray_options, command = (shlex.split(part) for part in line.split(" -- "))
+    names = {word for word in command if word.startswith("--")}
+    assert names == {"--output", "--ray-address"}
+    assert all(name in run_command("run", "--help").stdout for name in names)
+    ray = pytest.importorskip("ray.scripts.scripts")
+    known = {o for one in (ray.symmetric_run, ray.start) for p in one.params for o in p.opts}
+    assert {word for word in ray_options if word.startswith("--")} <= known
