@@ -19,9 +19,6 @@ def write_report(folder: RunFolder) -> None:
 
     The same files give the same bytes: a report has no date.
 
-    Args:
-        folder: The run folder; its tables must have been written.
-
     Raises:
         UsageError: It is not a run folder, or it has no table yet.
     """
@@ -56,9 +53,6 @@ def _report_key(folder: RunFolder) -> str:
 
 def read_report(folder: RunFolder) -> Content:
     """Draw the figures of a finished run, and return the content of its report.
-
-    Args:
-        folder: The run folder; its tables must have been written.
 
     Raises:
         UsageError: It is not a run folder, or it has no table yet.

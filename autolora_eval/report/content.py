@@ -38,8 +38,7 @@ from autolora_eval.report.report_tables import (
     accounting_table,
     difference_tables,
     first_table,
-    is_by_point,
-    published_table,
+    published_tables,
     result_tables,
 )
 from autolora_eval.report.run_view import NAME_LENGTH, RunView
@@ -47,6 +46,8 @@ from autolora_eval.report.run_view import NAME_LENGTH, RunView
 if TYPE_CHECKING:
     from autolora_eval.report.gallery import Gallery
 
+# matplotlib's fonts, which the text of the figures uses.
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 # An id in an SVG or a reference to one: inside a tag, where the next angle bracket closes it.
 _PART = re.compile(r'(\bid="|href="#|url\(#)(?=[^<>]*>)')
 # matplotlib writes a path without data, which is invalid, for a line outside the axes.
@@ -54,13 +55,7 @@ _NOTHING = re.compile(r'<path (?![^<>]*\bd=")[^<>]*/>')
 
 
 def write_html(content: Content, gallery: Gallery, path: Path) -> None:
-    """Write the report as HTML, with images and figures inside.
-
-    Args:
-        content: What it says.
-        gallery: Its images.
-        path: The file to write.
-    """
+    """Write the report as HTML, with images and figures inside."""
     environment = Environment(
         loader=PackageLoader("autolora_eval.report"),
         autoescape=True,
@@ -91,10 +86,6 @@ def inline_svg(document: str, name: str) -> str:
     """Return the `<svg>` element of a file, without the XML prolog that HTML does not allow.
 
     The ids of its parts get the figure's name as a prefix, since ids must be unique in a page.
-
-    Args:
-        document: The file's text.
-        name: Name of the figure.
     """
     drawn = _NOTHING.sub("", document[document.index("<svg") :])
     return _PART.sub(rf"\g<1>{name}-", drawn)
@@ -107,55 +98,36 @@ def write_pdf(content: Content, path: Path) -> None:
     """Write the report as PDF.
 
     Everything a user wrote reaches typst as JSON, never as typst source.
-
-    Args:
-        content: What it says.
-        path: The file to write.
     """
     with atomic_write(path) as temporary:
         _compile(content, temporary, format="pdf")
 
 
 def write_page_images(content: Content, folder: Path) -> None:
-    """Write the report's pages as `report-1.png`, `report-2.png`, ….
-
-    Args:
-        content: What it says.
-        folder: The folder to write to.
-    """
+    """Write the report's pages to a folder as `report-1.png`, `report-2.png`, …."""
     _compile(content, folder / "report-{p}.png", format="png", ppi=110.0)
 
 
 def _compile(content: Content, output: Path, **options: Any) -> None:  # noqa: ANN401
+    template = resources.files("autolora_eval.report") / "templates" / "report.typ"
+    data = content.as_data()
+    # Only this folder may be read by typst.
     with tempfile.TemporaryDirectory(prefix="autolora-eval-") as name:
-        document = _lay_out(content, Path(name))
-        text = json.dumps(content.as_data(), ensure_ascii=False)
+        folder = Path(name)
+        (folder / "report.typ").write_bytes(template.read_bytes())
+        (folder / "data.json").write_text(json.dumps(data), encoding="utf-8")
+        for figure in content.figures:
+            shutil.copyfile(figure.svg, folder / f"{figure.name}.svg")
+        for image, thumbnail in content.grids.thumbnails.items():
+            (folder / image).write_bytes(thumbnail.data)
         typst.compile(
-            str(document),
+            str(folder / "report.typ"),
             output=str(output),
             root=name,
-            font_paths=[str(_fonts())],
-            ignore_system_fonts=own_fonts_suffice(text),
+            font_paths=[str(FONTS)],
+            ignore_system_fonts=own_fonts_suffice(json.dumps(data, ensure_ascii=False)),
             **options,
         )
-
-
-def _lay_out(content: Content, folder: Path) -> Path:
-    """Write the template, the data and the images to the folder that typst may read."""
-    template = resources.files("autolora_eval.report") / "templates" / "report.typ"
-    document = folder / "report.typ"
-    document.write_bytes(template.read_bytes())
-    (folder / "data.json").write_text(json.dumps(content.as_data()), encoding="utf-8")
-    for figure in content.figures:
-        shutil.copyfile(figure.svg, folder / f"{figure.name}.svg")
-    for name, thumbnail in content.grids.thumbnails.items():
-        (folder / name).write_bytes(thumbnail.data)
-    return document
-
-
-def _fonts() -> Path:
-    """Return the folder of matplotlib's fonts, which the text of the figures uses."""
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 def own_fonts_suffice(text: str) -> bool:
@@ -164,7 +136,7 @@ def own_fonts_suffice(text: str) -> bool:
     If so, the PDF is the same on every machine. If not, as for prompts in Chinese, the machine's
     own fonts are better than empty boxes.
     """
-    known = FT2Font(str(_fonts() / "DejaVuSans.ttf")).get_charmap()
+    known = FT2Font(str(FONTS / "DejaVuSans.ttf")).get_charmap()
     return all(ord(character) in known or character.isspace() for character in set(text))
 
 
@@ -177,16 +149,9 @@ say = Sentences("content")
 
 @dataclass(frozen=True)
 class FirstPage:
-    """What a busy reader needs.
+    """What a busy reader needs: which method ranks first, by how much, how sure, and but for what.
 
-    Attributes:
-        winners: Which method ranks first.
-        table: All cells, or the best of each method.
-        figure: Name of the trade-off figure; empty without one.
-        findings: What differs from the baseline.
-        certainty: How many differences are significant, and the sample sizes that they need.
-        cost: What the methods cost; empty if there is nothing to compare.
-        caveats: What a reader must know before believing any of it.
+    `figure` is the name of the trade-off figure.
     """
 
     winners: list[ComparisonSummary]
@@ -198,23 +163,20 @@ class FirstPage:
     caveats: list[str]
 
 
+Kind = Literal["heading", "text", "table", "figure", "grid", "method", "facts"]
+
+
 @dataclass(frozen=True)
 class Part:
     """A piece of a section: `value` is a text, a `Table`, a `Grid`, … depending on `kind`."""
 
-    kind: Literal["heading", "text", "table", "figure", "grid", "method", "facts"]
+    kind: Kind
     value: Any
 
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter of the report.
-
-    Attributes:
-        name: Identifies the section in the templates.
-        title: Its heading.
-        parts: Its content in order.
-    """
+    """A chapter of the report; its name identifies it in the templates."""
 
     name: str
     title: str
@@ -223,18 +185,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Content:
-    """A report. Every text in it is clean and truncated, every number is text.
-
-    Attributes:
-        title: The benchmark's name.
-        description: The benchmark's description.
-        compared: One line on what was compared.
-        version: The version of autolora-eval that made the run.
-        first: The first page.
-        sections: The rest, in order.
-        figures: The charts, in order.
-        grids: The image grids.
-    """
+    """A report. Every text in it is clean and truncated, every number is text."""
 
     title: str
     description: str
@@ -249,38 +200,47 @@ class Content:
         """Return everything but the images and figures as JSON types."""
         data = asdict(replace(self, grids=Grids([], {}), figures=[]))
         del data["grids"]
-        data["figures"] = {figure.name: _figure_texts(figure) for figure in self.figures}
+        data["figures"] = {
+            figure.name: {
+                "title": truncate(figure.title, NAME_LENGTH),
+                "caption": truncate(figure.caption, TEXT_LENGTH),
+                "text": truncate(figure.text, TEXT_LENGTH),
+            }
+            for figure in self.figures
+        }
         return data
 
 
-def _figure_texts(figure: DrawnFigure) -> dict[str, str]:
-    return {
-        "title": truncate(figure.title, NAME_LENGTH),
-        "caption": truncate(figure.caption, TEXT_LENGTH),
-        "text": truncate(figure.text, TEXT_LENGTH),
-    }
-
-
 def build_content(view: RunView, figures: Sequence[DrawnFigure] = ()) -> Content:
-    """Return the report of a run.
-
-    Args:
-        view: The run.
-        figures: Its charts. The trade-off figure is shown on the first page.
-    """
+    """Return the report of a run, with the trade-off figure on the first page."""
     grids = image_grids(view)
-    first = _first_page(view, figures)
+    first = FirstPage(
+        winners=winner_sentences(view),
+        table=first_table(view),
+        figure=next((f.name for f in figures if f.kind == TRADE_OFF), ""),
+        findings=findings(view),
+        certainty=certainty_sentences(view),
+        cost=cost_sentence(view),
+        caveats=caveats(view),
+    )
     inside = [figure.name for figure in figures if figure.name != first.figure]
+    provenance = [*_parts("table", [accounting_table(view)]), Part("facts", manifest_facts(view))]
     sections = [
-        Section("results", "Results", _tables(result_tables(view))),
-        Section("differences", "Differences from the baseline", _tables(difference_tables(view))),
-        Section("published", "Comparison with the published values", _tables(_published(view))),
-        Section("figures", "Figures", [Part("figure", name) for name in inside]),
-        Section("images", "Images", [Part("grid", grid) for grid in grids.grids]),
+        Section("results", "Results", _parts("table", result_tables(view))),
+        Section(
+            "differences", "Differences from the baseline", _parts("table", difference_tables(view))
+        ),
+        Section(
+            "published",
+            "Comparison with the published values",
+            _parts("table", published_tables(view)),
+        ),
+        Section("figures", "Figures", _parts("figure", inside)),
+        Section("images", "Images", _parts("grid", grids.grids)),
         Section("reliability", "Reliability of the judge", _reliability(view)),
-        Section("cost", "Cost", _tables([cost_table(view)])),
-        Section("methods", "Methods as run", [Part("method", m) for m in methods(view)]),
-        Section("manifest", "Provenance", _manifest(view)),
+        Section("cost", "Cost", _parts("table", [cost_table(view)])),
+        Section("methods", "Methods as run", _parts("method", methods(view))),
+        Section("manifest", "Provenance", provenance),
     ]
     manifest = view.manifest
     return Content(
@@ -295,39 +255,16 @@ def build_content(view: RunView, figures: Sequence[DrawnFigure] = ()) -> Content
     )
 
 
-def _first_page(view: RunView, figures: Sequence[DrawnFigure]) -> FirstPage:
-    return FirstPage(
-        winners=winner_sentences(view),
-        table=first_table(view),
-        figure=next((f.name for f in figures if f.kind == TRADE_OFF), ""),
-        findings=findings(view),
-        certainty=certainty_sentences(view),
-        cost=cost_sentence(view),
-        caveats=caveats(view),
-    )
-
-
-def _tables(tables: Iterable[Table]) -> list[Part]:
-    return [Part("table", table) for table in tables]
-
-
-def _published(view: RunView) -> list[Table]:
-    """Return the published values, unless the results already show them."""
-    found = None if is_by_point(view) else published_table(view)
-    return [] if found is None else [found]
+def _parts(kind: Kind, values: Iterable[object]) -> list[Part]:
+    return [Part(kind, value) for value in values]
 
 
 def _reliability(view: RunView) -> list[Part]:
     parts = []
     for answer in reliability(view):
         parts.append(Part("heading", answer.title))
-        parts += [Part("text", sentence) for sentence in answer.sentences]
-        parts += _tables(answer.tables)
+        parts += _parts("text", answer.sentences) + _parts("table", answer.tables)
     return parts
-
-
-def _manifest(view: RunView) -> list[Part]:
-    return [*_tables([accounting_table(view)]), Part("facts", manifest_facts(view))]
 
 
 def _compared(view: RunView) -> str:

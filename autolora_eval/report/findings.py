@@ -17,7 +17,7 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.analysis.sentences import Comparison, Metric
-from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, grouped
 
 # If a model has more cells than these, not all of them are shown side by side.
 CELLS_SIDE_BY_SIDE = 9
@@ -39,47 +39,42 @@ def deciding_metric(view: RunView) -> Metric:
     As in the paper it is the product of diversity and score, for the first score; without a judge
     it is diversity.
     """
-    products = [metric for metric in view.metrics if metric.kind == "product"]
-    return products[0] if products else view.metrics[0]
+    return next((m for m in view.metrics if m.kind == "product"), view.metrics[0])
+
+
+def loss(row: Row | None, metric: Metric) -> float:
+    """Return a value to sort rows by, the best first; infinite if the row has no value."""
+    value = as_finite_float((row or {}).get(metric.column))
+    if value is None:
+        return float("inf")
+    return -value if metric.higher_is_better else value
 
 
 def best_row(rows: Sequence[Row], metric: Metric) -> Row | None:
     """Return the row with the best value, the first of equals; None if no row has a value."""
     known = [row for row in rows if as_finite_float(row.get(metric.column)) is not None]
-    sign = 1.0 if metric.higher_is_better else -1.0
-    return max(known, key=lambda row: sign * float(row[metric.column]), default=None)
-
-
-def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return rows of one model by method, in order."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(str(row["method"]), []).append(row)
-    return groups
+    return min(known, key=lambda row: loss(row, metric), default=None)
 
 
 def best_of_each_method(rows: Sequence[Row], metric: Metric) -> list[Row]:
     """Return the best cell of each method of one model, or its first if none has a value."""
-    return [best_row(alike, metric) or alike[0] for alike in by_method(rows).values()]
+    return [best_row(alike, metric) or alike[0] for alike in grouped(rows, "method").values()]
 
 
 def rows_at_point(view: RunView, rows: Sequence[Row], point: Mapping[str, str]) -> list[Row]:
-    """Return the cell of each method of one model at a sweep point.
+    """Return the cell of each method of one model at a sweep point, the first that fits.
 
-    Args:
-        view: The run.
-        rows: Rows of one model.
-        point: Swept parameters. A parameter that a method does not take is ignored for it. If
-            several cells of a method fit, the first is taken.
+    A parameter that a method does not take is ignored for it.
     """
-    found = []
-    for alike in by_method(rows).values():
-        for row in alike:
-            own = view.points.get(row["cell"], {})
-            if all(point.get(name, value) == value for name, value in own.items()):
-                found.append(row)
-                break
-    return found
+
+    def fits(row: Row) -> bool:
+        own = view.points.get(row["cell"], {})
+        return all(point.get(name, value) == value for name, value in own.items())
+
+    fitting = [row for row in rows if fits(row)]
+    methods = grouped(rows, "method")
+    found = grouped(fitting, "method")
+    return [found[method][0] for method in methods if method in found]
 
 
 def side_by_side(view: RunView, rows: Sequence[Row]) -> tuple[list[Row], str]:
@@ -118,55 +113,21 @@ class ComparisonSummary:
     listed: bool = False
 
 
-@dataclass(frozen=True)
-class Winner:
-    """The best cell of a model by one metric, and what comes next.
-
-    Attributes:
-        model: Name of the model; empty if there is only one.
-        metric: Name of the metric.
-        first: Name of the best cell.
-        value: Its value with interval.
-        is_baseline: Whether it is the baseline.
-        nothing_else: Whether no other cell has a value.
-        first_comparison: How it compares with the baseline; None for the baseline itself.
-        at_same_point: Whether the baseline was swept, too.
-        second: Name of the best cell of another method; empty if that is the baseline's cell that
-            the first was compared with.
-        second_value: Its value with interval.
-        second_comparison: How it compares with the baseline, if the baseline is first.
-    """
-
-    model: str
-    metric: str
-    first: str
-    value: str
-    is_baseline: bool
-    nothing_else: bool
-    first_comparison: Comparison | None
-    at_same_point: bool
-    second: str
-    second_value: str
-    second_comparison: Comparison | None
-
-
 def winner_sentences(view: RunView) -> list[ComparisonSummary]:
     """Return which method ranks first by diversity × score, for each model.
 
     Without a judge it is by diversity.
     """
     products = [m for m in view.metrics if m.kind == "product"][:PRODUCTS_NAMED]
-    found = []
-    for model in list(view.models)[:MODELS_NAMED]:
-        for metric in products or [deciding_metric(view)]:
-            winner = _winner(view, model, metric)
-            if winner is not None:
-                found.append(ComparisonSummary(say.winner_lead(winner), [say.winner(winner)]))
-    left = len(view.models) - MODELS_NAMED
-    return found if left <= 0 else [*found, ComparisonSummary(say.more_models(left), [])]
+    metrics = products or [deciding_metric(view)]
+    models = list(view.models)
+    found = [_winner(view, model, m) for model in models[:MODELS_NAMED] for m in metrics]
+    left = len(models) - MODELS_NAMED
+    more = [ComparisonSummary(say.more_models(left), [])] if left > 0 else []
+    return [*filter(None, found), *more]
 
 
-def _winner(view: RunView, model: str, metric: Metric) -> Winner | None:
+def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | None:
     rows = view.models[model]
     first = best_row(rows, metric)
     if first is None:
@@ -174,33 +135,29 @@ def _winner(view: RunView, model: str, metric: Metric) -> Winner | None:
     second = best_row([row for row in rows if row["method"] != first["method"]], metric)
     is_baseline = first["method"] == view.baseline
     base = view.baseline_cells.get(first["cell"])
-    compared_with_second = second is not None and (
-        second["cell"] == base if base else second["method"] == view.baseline
-    )
-    shown = None if compared_with_second else second
-    compared = second if is_baseline else first
-    return Winner(
-        model=_model_name(view, model),
-        metric=_metric_name(metric),
-        first=_cell_name(view, first),
+    named = metric.label == metric.display_name
+    name = sanitize(metric.display_name) + ("" if named else f" ({metric.label})")
+    lead = say.winner_lead(_model_name(view, model), name, _cell_name(view, first), is_baseline)
+    # The baseline's cell that the first was compared with need not be named again.
+    shown = second
+    if second and (second["cell"] == base if base else second["method"] == view.baseline):
+        shown = None
+    clause = say.winner(
         value=_value(first, metric),
-        is_baseline=is_baseline,
         nothing_else=is_baseline and second is None,
-        first_comparison=None if is_baseline else _comparison(view, first, metric),
-        at_same_point=compared is not None and _at_same_point(view, compared),
-        second="" if shown is None else _cell_name(view, shown),
-        second_value="" if shown is None else _value(shown, metric),
-        second_comparison=_comparison(view, shown, metric) if shown and is_baseline else None,
+        comparison=None if is_baseline else view.comparisons.get((first["cell"], metric.column)),
+        at_same_point=_at_same_point(view, second if is_baseline else first),
+        second=shown and _cell_name(view, shown),
+        second_value=shown and _value(shown, metric),
+        second_comparison=view.comparisons.get((shown["cell"], metric.column))
+        if shown and is_baseline
+        else None,
     )
+    return ComparisonSummary(lead, [clause])
 
 
 def _model_name(view: RunView, model: str) -> str:
     return truncate(model, NAME_LENGTH) if len(view.models) > 1 else ""
-
-
-def _metric_name(metric: Metric) -> str:
-    name = sanitize(metric.display_name)
-    return name if metric.label == metric.display_name else f"{name} ({metric.label})"
 
 
 def _cell_name(view: RunView, row: Row) -> str:
@@ -215,44 +172,15 @@ def _value(row: Row, metric: Metric) -> str:
     return f"{format_fixed(row.get(metric.column))} {within}".rstrip()
 
 
-def _comparison(view: RunView, row: Row, metric: Metric) -> Comparison | None:
-    return view.comparisons.get((row["cell"], metric.column))
-
-
-def _at_same_point(view: RunView, row: Row) -> bool:
+def _at_same_point(view: RunView, row: Row | None) -> bool:
     """Return True if both a cell and the baseline's cell have swept parameters."""
+    if row is None:
+        return False
     base = view.baseline_cells.get(row["cell"], "")
     return bool(view.points.get(row["cell"]) and view.points.get(base))
 
 
 # ---- Differences from the baseline
-
-
-@dataclass(frozen=True)
-class SweepSummary:
-    """How a method compares with the baseline along a sweep, by one metric.
-
-    Attributes:
-        metric: Label of the metric.
-        direction: "higher" or "lower", by most points.
-        n_points: Number of points compared.
-        n_ahead: At how many points the method differs in that direction.
-        n_significant: At how many of these significantly.
-        n_opposite: At how many points it differs significantly in the other direction.
-        median: Median difference.
-        largest: The comparison with the largest difference in that direction.
-        largest_at: Its sweep point.
-    """
-
-    metric: str
-    direction: str
-    n_points: int
-    n_ahead: int
-    n_significant: int
-    n_opposite: int
-    median: float
-    largest: Comparison
-    largest_at: str
 
 
 # The comparisons of one method on one model, by cell.
@@ -270,27 +198,20 @@ def findings(view: RunView) -> list[ComparisonSummary]:
     n_sentences = len(groups) * len(view.metrics)
     in_full = n_sentences <= SENTENCES_IN_FULL and all(len(c) == 1 for c in groups.values())
     n_significant = sum(found.is_significant for found in view.comparisons.values())
-    shown = _leading(view, groups)
-    summaries = [
-        _summary(view, model, groups[model, method], in_full, n_significant <= SENTENCES_IN_FULL)
-        for model, method in shown
-    ]
-    left = len(groups) - len(shown)
-    return summaries if not left else [*summaries, ComparisonSummary(say.more_methods(left), [])]
-
-
-def _leading(view: RunView, groups: Mapping[tuple[str, str], object]) -> list[tuple[str, str]]:
-    """Return the methods that there is room for, those with the best values."""
-    metric = deciding_metric(view)
-    sign = -1.0 if metric.higher_is_better else 1.0
+    metric, by_method = deciding_metric(view), grouped(view.rows, "model", "method")
 
     def rank(key: tuple[str, str]) -> float:
-        rows = [row for row in view.models[key[0]] if row["method"] == key[1]]
-        best = best_row(rows, metric)
-        return float("inf") if best is None else sign * float(best[metric.column])
+        return loss(best_row(by_method.get(key, []), metric), metric)
 
+    # There is room for the methods with the best values.
     kept = sorted(groups, key=rank)[:METHODS_NAMED]
-    return [key for key in groups if key in kept]
+    summaries = [
+        _summary(view, key[0], cells, in_full, n_significant <= SENTENCES_IN_FULL)
+        for key, cells in groups.items()
+        if key in kept
+    ]
+    left = len(groups) - len(kept)
+    return [*summaries, ComparisonSummary(say.more_methods(left), [])] if left else summaries
 
 
 def _summary(
@@ -309,9 +230,8 @@ def _summary(
     if in_full:
         return ComparisonSummary(lead, [f"{say_comparison.clause(c)}." for c in found], listed=True)
     sentences = [c for c in found if significant_in_full and c.is_significant]
-    rest = [c for c in found if c not in sentences]
     clauses = [say_comparison.clause(c) for c in sentences]
-    return ComparisonSummary(lead, [*clauses, *_in_brief(rest)])
+    return ComparisonSummary(lead, clauses + _in_brief([c for c in found if c not in sentences]))
 
 
 def _in_brief(found: Sequence[Comparison]) -> list[str]:
@@ -334,6 +254,7 @@ def _in_brief(found: Sequence[Comparison]) -> list[str]:
 
 
 def _along(view: RunView, cells: ByCell, metric: Metric) -> str:
+    """Return how a method compares with the baseline along a sweep, by one metric."""
     known = [
         (cell, found, found.difference)
         for cell, own in cells.items()
@@ -347,20 +268,18 @@ def _along(view: RunView, cells: ByCell, metric: Metric) -> str:
     # If most points are ties, the median is zero and says nothing about the others.
     sign = -1 if (down, -middle) > (up, middle) else 1
     direction = "higher" if sign > 0 else "lower"
-    significant = [found.outcome == direction for _, found, _ in known if found.is_significant]
+    agree = [found.outcome == direction for _, found, _ in known if found.is_significant]
     cell, largest, _ = max(known, key=lambda item: sign * item[2])
     return say.along_sweep(
-        SweepSummary(
-            metric=metric.label,
-            direction=direction,
-            n_points=len(known),
-            n_ahead=up if sign > 0 else down,
-            n_significant=sum(significant),
-            n_opposite=len(significant) - sum(significant),
-            median=middle,
-            largest=largest,
-            largest_at=point_label(view.points.get(cell, {})),
-        )
+        metric=metric.label,
+        direction=direction,
+        n_ahead=up if sign > 0 else down,
+        n_points=len(known),
+        n_significant=sum(agree),
+        n_opposite=len(agree) - sum(agree),
+        median=middle,
+        largest=largest,
+        where=point_label(view.points.get(cell, {})),
     )
 
 

@@ -24,43 +24,23 @@ from autolora_eval._text import (
 )
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.gallery_data import Replies, Shown, shown_images
-from autolora_eval.report.run_view import (
-    NAME_LENGTH,
-    REASON_LENGTH,
-    Row,
-    RunView,
-    in_words,
-    text_of,
-)
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, text_of, unscored_reason
 
 say = Sentences("gallery")
 BATCH = 96
 LISTED_WITHOUT_SCRIPT = 48
 PROMPT_LENGTH = 600
 OPTION_LENGTH = 70
-
-
-@dataclass(frozen=True)
-class Option:
-    """A choice of a filter: what the script compares, and what is read."""
-
-    value: str
-    text: str
+Facets = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter by one property, or the order.
-
-    Attributes:
-        name: of its form control.
-        label: for people.
-        options: its choices, that of no filter left out.
-    """
+    """A form control that filters by one property, with the text of each value."""
 
     name: str
     label: str
-    options: list[Option]
+    options: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -68,12 +48,12 @@ class ListedImage:
     """An image as the list shows it to a browser without script.
 
     Attributes:
-        picture: a data URI; empty if there is none.
-        crisp: whether it is to be enlarged without smoothing.
-        absent: why there is none.
-        title: its cell.
-        text: its seed and scores.
-        prompt: its prompt; empty if all have the same.
+        picture: A data URI; empty if there is none.
+        crisp: Whether it is to be enlarged without smoothing.
+        absent: Why there is no picture.
+        title: Its cell.
+        text: Its seed and scores.
+        prompt: Its prompt; empty if all have the same.
     """
 
     picture: str
@@ -89,20 +69,20 @@ class Gallery:
     """All that the gallery's template needs.
 
     Attributes:
-        shown: which part of the run's images is shown, and why.
-        filters: by prompt, cell, seed and verdict.
-        scores: those that can be bounded.
-        orders: the ways to sort.
-        listed: the first images, for browsers without script.
-        data: what the script reads, as JSON knows it.
-        script: its text.
-        cell_links: to the images of each cell that has some here, by cell.
+        shown: Which part of the run's images is shown, and why.
+        filters: By prompt, cell, seed and verdict.
+        scores: Those that can be bounded.
+        orders: The ways to sort, each with its text.
+        listed: The first images, for browsers without script.
+        data: What the script reads, as JSON knows it.
+        script: Its text.
+        cell_links: Links to the images of each cell that has some here, by cell.
     """
 
     shown: str
     filters: list[Filter]
     scores: list[Metric]
-    orders: list[Option]
+    orders: dict[str, str]
     listed: list[ListedImage]
     data: dict[str, Any]
     script: str
@@ -120,18 +100,6 @@ class Gallery:
         return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
-def cell_link(facet: Mapping[str, str], filters: Sequence[Filter]) -> str:
-    """Return the link that shows the images of a cell, within the report.
-
-    Args:
-        facet: Model, method and swept parameters of the cell; empty for what it does not take.
-        filters: those that there are.
-    """
-    known = {found.name for found in filters}
-    named = {f"cell.{name}": value for name, value in facet.items() if f"cell.{name}" in known}
-    return "&".join(["#gallery", *(f"{name}={quote(v, safe='/')}" for name, v in named.items())])
-
-
 def build_gallery(view: RunView) -> Gallery:
     """Return the gallery of a run.
 
@@ -139,18 +107,46 @@ def build_gallery(view: RunView) -> Gallery:
     is JSON without angle brackets, and the script sets it as text.
     """
     shown = shown_images(view)
-    replies = Replies(view, shown)
     facets = _facets(view)
     prompts = {int(s.row["prompt_index"]): truncate(s.row["prompt"], PROMPT_LENGTH) for s in shown}
     listed = [_listed(view, image, len(prompts) > 1) for image in shown]
-    images = [
+    filters = _filters(view, shown, facets, prompts)
+    script = resources.files("autolora_eval.report") / "templates" / "gallery.js"
+    return Gallery(
+        shown=_what_is_shown(view, shown),
+        filters=filters,
+        scores=view.judged,
+        orders=_orders(view),
+        listed=listed[:LISTED_WITHOUT_SCRIPT],
+        data={
+            "images": _images(view, shown, listed),
+            "cells": [list(facet.values()) for facet in facets],
+            "facets": [f"cell.{name}" for name in (facets[0] if facets else {})],
+            "scores": [metric.column for metric in view.judged],
+            "total": len(view.images),
+            "batch": BATCH,
+        },
+        script=script.read_text(encoding="utf-8").replace("\r\n", "\n"),
+        cell_links={
+            str(view.rows[cell]["cell"]): _cell_link(facets[cell], filters)
+            for cell in dict.fromkeys(image.cell for image in shown)
+        },
+    )
+
+
+def _images(
+    view: RunView, shown: Sequence[Shown], listed: Sequence[ListedImage]
+) -> list[dict[str, Any]]:
+    """Return what the script reads of each image."""
+    replies = Replies(view, shown)
+    return [
         {
             "file": str(image.row.get("file")),
             "cell": image.cell,
             "prompt_index": int(image.row["prompt_index"]),
             "seed": int(image.row["seed"]),
             "scores": [as_finite_float(image.row.get(m.column)) for m in view.judged],
-            "reason": _reason(view, image.row),
+            "reason": unscored_reason(view, image.row),
             **asdict(tile),
             # The list has those pictures already: they need not stand in the file twice.
             "picture": tile.picture if n >= LISTED_WITHOUT_SCRIPT else "",
@@ -159,30 +155,9 @@ def build_gallery(view: RunView) -> Gallery:
         }
         for n, (image, tile) in enumerate(zip(shown, listed, strict=True))
     ]
-    filters = _filters(view, shown, facets, prompts)
-    return Gallery(
-        shown=_what_is_shown(view, shown),
-        filters=filters,
-        scores=view.judged,
-        orders=_orders(view),
-        listed=listed[:LISTED_WITHOUT_SCRIPT],
-        data={
-            "images": images,
-            "cells": [list(facet.values()) for facet in facets],
-            "facets": [f"cell.{name}" for name in (facets[0] if facets else {})],
-            "scores": [metric.column for metric in view.judged],
-            "total": len(view.images),
-            "batch": BATCH,
-        },
-        script=_script(),
-        cell_links={
-            str(view.rows[cell]["cell"]): cell_link(facets[cell], filters)
-            for cell in dict.fromkeys(image.cell for image in shown)
-        },
-    )
 
 
-def _facets(view: RunView) -> list[dict[str, str]]:
+def _facets(view: RunView) -> Facets:
     """Return model, method and swept parameters of each cell, in the order of the result table."""
     swept = dict.fromkeys(name for point in view.points.values() for name in point)
     facets = [
@@ -199,23 +174,27 @@ def _facets(view: RunView) -> list[dict[str, str]]:
     return facets
 
 
+def _cell_link(facet: Mapping[str, str], filters: Sequence[Filter]) -> str:
+    """Return the link that shows the images of a cell, within the report."""
+    known = {found.name for found in filters}
+    named = {f"cell.{name}": value for name, value in facet.items() if f"cell.{name}" in known}
+    return "&".join(["#gallery", *(f"{name}={quote(v, safe='/')}" for name, v in named.items())])
+
+
 def _filters(
-    view: RunView,
-    shown: Sequence[Shown],
-    facets: Sequence[dict[str, str]],
-    prompts: dict[int, str],
+    view: RunView, shown: Sequence[Shown], facets: Facets, prompts: dict[int, str]
 ) -> list[Filter]:
     """Return the filters that leave a choice."""
-    asked = [Option(str(index), f"{index + 1}. {_short(text)}") for index, text in prompts.items()]
+    by_prompt = {str(n): f"{n + 1}. {_short(text)}" for n, text in prompts.items()}
     by_cell = [
-        Filter(f"cell.{name}", _title(name), _options([facet[name] for facet in facets]))
+        Filter(f"cell.{name}", _title(name), {f[name]: _short(f[name]) for f in facets if f[name]})
         for name in (facets[0] if facets else {})
     ]
-    seeds = sorted({int(image.row["seed"]) for image in shown})
+    seeds = map(str, sorted({int(image.row["seed"]) for image in shown}))
     found = [
-        Filter("prompt", "Prompt", asked),
+        Filter("prompt", "Prompt", by_prompt),
         *by_cell,
-        Filter("seed", "Seed", [Option(str(seed), str(seed)) for seed in seeds]),
+        Filter("seed", "Seed", {seed: seed for seed in seeds}),
     ]
     return [f for f in found if len(f.options) > 1] + _verdicts(view, shown)
 
@@ -226,10 +205,6 @@ def _title(name: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _options(values: Sequence[str]) -> list[Option]:
-    return [Option(value, _short(value)) for value in dict.fromkeys(values) if value]
-
-
 def _short(text: str) -> str:
     return text if len(text) <= OPTION_LENGTH else f"{text[: OPTION_LENGTH - 1].rstrip()}…"
 
@@ -238,37 +213,33 @@ def _verdicts(view: RunView, shown: Sequence[Shown]) -> list[Filter]:
     """Return the filter by whether an image was scored, and if not, why."""
     if not view.judged:
         return []
-    reasons = Counter(filter(None, (_reason(view, image.row) for image in shown)))
-    n = sum(reasons.values())
-    each = [
-        Option(f"unscored: {r}", _short(f"unscored: {r}") + f" ({k})") for r, k in reasons.items()
-    ]
-    options = [
-        Option("scored", f"scored ({len(shown) - n})"),
-        Option("unscored", f"unscored ({n})"),
-    ]
-    return [Filter("verdict", "Verdict", [*options, *each])]
+    reasons = Counter(filter(None, (unscored_reason(view, image.row) for image in shown)))
+    n = reasons.total()
+    texts = {"scored": f"scored ({len(shown) - n})", "unscored": f"unscored ({n})"}
+    for reason, k in reasons.items():
+        texts[f"unscored: {reason}"] = f"{_short(f'unscored: {reason}')} ({k})"
+    return [Filter("verdict", "Verdict", texts)]
 
 
-def _orders(view: RunView) -> list[Option]:
-    places = [
-        Option("prompt", "prompt, seed, method"),
-        Option("seed", "seed, prompt, method"),
-        Option("cell", "method, prompt, seed"),
-    ]
-    return places + [
-        Option(f"{way}:{metric.column}", f"{metric.label}, {way} first")
-        for metric in view.judged
-        for way in ("highest", "lowest")
-    ]
+def _orders(view: RunView) -> dict[str, str]:
+    texts = {
+        "prompt": "prompt, seed, method",
+        "seed": "seed, prompt, method",
+        "cell": "method, prompt, seed",
+    }
+    for metric in view.judged:
+        for way in ("highest", "lowest"):
+            texts[f"{way}:{metric.column}"] = f"{metric.label}, {way} first"
+    return texts
 
 
 def _listed(view: RunView, image: Shown, several_prompts: bool) -> ListedImage:
     row = image.row
     model = f"{truncate(row['model'], NAME_LENGTH)} × " if len(view.models) > 1 else ""
     values = [(m.label, as_finite_float(row.get(m.column))) for m in view.judged]
-    reason = _reason(view, row)
-    judged = f"unscored: {reason}" if reason else _joined(values)
+    scores = ", ".join(f"{label} {value:.3g}" for label, value in values if value is not None)
+    reason = unscored_reason(view, row)
+    judged = f"unscored: {reason}" if reason else scores
     return ListedImage(
         picture=image.thumbnail.uri,
         crisp=image.crisp,
@@ -279,27 +250,16 @@ def _listed(view: RunView, image: Shown, several_prompts: bool) -> ListedImage:
     )
 
 
-def _joined(values: Sequence[tuple[str, float | None]]) -> str:
-    return ", ".join(f"{label} {value:.3g}" for label, value in values if value is not None)
-
-
-def _reason(view: RunView, row: Row) -> str | None:
-    """Return why an image has no score; None if it has, or no judge was asked."""
-    reason = in_words(row.get("unscored_reason")) if view.judged else None
-    return truncate(reason, REASON_LENGTH) if reason else None
-
-
 def _facts(view: RunView, row: Row) -> list[tuple[str, str]]:
     """Return all that is known of an image: what it is, its scores, and where to find it."""
-    point = view.points[row["cell"]]
-    reason = _reason(view, row)
+    reason = unscored_reason(view, row)
     nfe = as_finite_float(row.get("nfe"))
     return [
         ("Prompt", truncate(row["prompt"], PROMPT_LENGTH)),
         ("Seed", str(int(row["seed"]))),
         ("Model", truncate(row["model"], NAME_LENGTH)),
         ("Method", truncate(row["method"], NAME_LENGTH)),
-        *((_title(name), value) for name, value in point.items()),
+        *((_title(name), value) for name, value in view.points[row["cell"]].items()),
         *((f"{m.display_name} ({m.label})", _score(row, m)) for m in view.judged),
         *([("Unscored", reason)] if reason else []),
         ("NFE", NOT_RECORDED if nfe is None else f"{nfe:.0f}"),
@@ -324,7 +284,6 @@ def _what_is_shown(view: RunView, shown: Sequence[Shown]) -> str:
         [found[column].nunique() for found in (rows, view.images)]
         for column in ("prompt_index", "seed")
     )
-    unscored = sum(_reason(view, image.row) is not None for image in shown)
     return say.some_shown(
         len(shown),
         total,
@@ -332,11 +291,6 @@ def _what_is_shown(view: RunView, shown: Sequence[Shown]) -> str:
         seeds,
         len({image.cell for image in shown}),
         len(view.rows),
-        unscored,
+        sum(unscored_reason(view, image.row) is not None for image in shown),
         sum(n for _, n in view.unscored_reasons) if view.judged else 0,
     )
-
-
-def _script() -> str:
-    file = resources.files("autolora_eval.report") / "templates" / "gallery.js"
-    return file.read_text(encoding="utf-8").replace("\r\n", "\n")

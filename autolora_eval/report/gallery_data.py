@@ -43,16 +43,10 @@ class ImageKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Shown:
-    """An image of the gallery.
-
-    Attributes:
-        row: Its row of scores.parquet.
-        cell: Index of its cell in the result table.
-        thumbnail: Its small copy, or why there is none.
-    """
+    """An image of the gallery: its row of scores.parquet, and its small copy."""
 
     row: Row
-    cell: int
+    cell: int  # index of its cell in the result table
     thumbnail: Thumbnail
 
     @property
@@ -86,26 +80,21 @@ def shown_images(view: RunView) -> list[Shown]:
     known = [ImageKey(*map(int, place)) for place in places.itertuples(index=False)]
     keys = choose_image_keys(known, _affordable(view, cells))
     rows = {
-        (row["cell"], ImageKey(int(row["prompt_index"]), int(row["seed"]))): row
+        (ImageKey(int(row["prompt_index"]), int(row["seed"])), row["cell"]): row
         for row in records(_of_places(images, *map(set, zip(*keys, strict=True))))
     }
     found = [
-        (key, n, rows[cell, key])
+        (key, n, rows[key, cell])
         for key in keys
         for n, cell in enumerate(cells)
-        if (cell, key) in rows
+        if (key, cell) in rows
     ]
     files = [text_of(row.get("file")) or "" for _, _, row in found]
     thumbnails = load_thumbnails(view.run.folder.path, files)
-    sizes = dict.fromkeys(keys, 0)
-    for (key, _, _), file in zip(found, files, strict=True):
-        sizes[key] += len(thumbnails[file].uri)
-    kept = _within(sizes, BYTES_EMBEDDED)
-    return [
-        Shown(row, cell, thumbnails[file])
-        for (key, cell, row), file in zip(found, files, strict=True)
-        if key in kept
-    ]
+    by_key: dict[ImageKey, list[Shown]] = {}
+    for (key, cell, row), file in zip(found, files, strict=True):
+        by_key.setdefault(key, []).append(Shown(row, cell, thumbnails[file]))
+    return _within(list(by_key.values()), BYTES_EMBEDDED)
 
 
 def _of_places(
@@ -120,10 +109,6 @@ def choose_image_keys(keys: Sequence[ImageKey], limit: int) -> list[ImageKey]:
 
     Several seeds of few prompts are preferred to one seed of many: diversity is about how much
     the images of one prompt differ.
-
-    Args:
-        keys: The keys of a run, sorted.
-        limit: At least one.
     """
     prompts = sorted({key.prompt_index for key in keys})
     seeds = sorted({key.seed for key in keys})
@@ -142,20 +127,19 @@ def _affordable(view: RunView, cells: Sequence[str]) -> int:
     return max(1, min(IMAGES_SHOWN // len(cells), PIXELS_READ // max(pixels, 1)))
 
 
-def _within(sizes: dict[ImageKey, int], limit: int) -> set[ImageKey]:
-    """Return the first key, and those after it while the sum of sizes is at most `limit`."""
-    kept: set[ImageKey] = set()
+def _within(groups: Sequence[list[Shown]], limit: int) -> list[Shown]:
+    """Return the images of the first group, and of those after it within a limit of bytes."""
+    kept: list[Shown] = []
     total = 0
-    for key, size in sizes.items():
-        total += size
+    for group in groups:
+        total += sum(len(image.thumbnail.uri) for image in group)
         if kept and total > limit:
             break
-        kept.add(key)
+        kept += group
     return kept
 
 
 # ---- Replies of the judge, word for word
-
 
 RAW_LENGTH = 2000
 REPEATS_SHOWN = 5
@@ -165,26 +149,15 @@ ByImage = dict[tuple[object, object], list[Row]]
 
 @dataclass(frozen=True)
 class ShownReply:
-    """One reply of the judge.
-
-    Attributes:
-        about: Which model gave it, at which attempt, and what was read from it.
-        raw: Its text, or the beginning of it; None if there was none.
-        note: What was left out; empty if nothing was.
-    """
+    """One reply of the judge: who gave it, its text if there is one, and what was left out."""
 
     about: str
-    raw: str | None
-    note: str
+    raw: str | None = None
+    note: str = ""
 
 
 class Replies:
-    """The judgements of a run, read cell by cell on first use.
-
-    Args:
-        view: The run.
-        shown: The images whose replies are kept.
-    """
+    """The judgements of a run on the images that are shown, read cell by cell on first use."""
 
     def __init__(self, view: RunView, shown: Sequence[Shown]) -> None:
         self._view = view
@@ -194,11 +167,7 @@ class Replies:
         self._cells: dict[str, ByImage | str] = {}
 
     def of_image(self, row: Row) -> list[ShownReply]:
-        """Return the replies to an image as it is now, or the reason why there are none.
-
-        Args:
-            row: A row of scores.parquet.
-        """
+        """Return the replies to an image as it is now, or the reason why there are none."""
         if not self._view.judged:
             return []
         cell = str(row["cell"])
@@ -206,17 +175,16 @@ class Replies:
             self._cells[cell] = self._read(cell)
         known = self._cells[cell]
         if isinstance(known, str):
-            return [ShownReply(known, None, "")]
+            return [ShownReply(known)]
         found = known.get((row.get("image_id"), row.get("sha256")), [])
         if not found:
-            return [ShownReply(say.no_reply(_file(cell)), None, "")]
+            return [ShownReply(say.no_reply(_file(cell)))]
         shown = [
             _shown(reply, n, len(found), cell, self._view.judged)
             for n, reply in enumerate(found[:REPEATS_SHOWN], start=1)
         ]
         left = len(found) - len(shown)
-        more = ShownReply(say.more_replies(left, _file(cell)), None, "")
-        return [*shown, more] if left else shown
+        return [*shown, ShownReply(say.more_replies(left, _file(cell)))] if left else shown
 
     def _read(self, cell: str) -> ByImage | str:
         """Return a cell's judgements by image, or why they cannot be read."""

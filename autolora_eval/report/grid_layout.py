@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+import pandas as pd
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import as_finite_float, format_fixed, parameter_label, truncate
@@ -18,7 +17,7 @@ from autolora_eval.report.findings import (
     rows_at_point,
     side_by_side,
 )
-from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, records
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, grouped, records
 
 PROMPTS_SHOWN = 2
 PROMPTS_DOWN = 6
@@ -34,20 +33,27 @@ say = Sentences("grids")
 
 @dataclass(frozen=True)
 class GridSlot:
-    """One slot of a grid.
-
-    Attributes:
-        row: The image's row of scores.parquet; None if the run has no such image.
-        seed: The image's seed.
-    """
+    """One place of a grid: an image's row of scores.parquet, None if the run has no such image."""
 
     row: Row | None
     seed: int
 
 
+T = TypeVar("T")
+U = TypeVar("U")
+
+
 @dataclass(frozen=True)
-class GridSpec:
-    """A grid before its images are opened.
+class GridRow(Generic[T]):
+    """A row of a grid."""
+
+    label: str
+    images: list[T]
+
+
+@dataclass(frozen=True)
+class Grid(Generic[T]):
+    """Images side by side: at first which, and then what is shown of them.
 
     Attributes:
         name: Name of its file, `grid_…`.
@@ -55,7 +61,7 @@ class GridSpec:
         caption: What is held fixed, and what is left out.
         corner: What the heads of the columns are.
         columns: The heads of the columns.
-        rows: Label and slots of each row.
+        rows: Its rows.
         prompt: The prompt of all images; empty if there are several.
     """
 
@@ -64,273 +70,264 @@ class GridSpec:
     caption: str
     corner: str
     columns: list[str]
-    rows: list[tuple[str, list[GridSlot]]]
+    rows: list[GridRow[T]]
     prompt: str = ""
 
+    def with_rows(self, rows: list[GridRow[U]]) -> Grid[U]:
+        """Return the same grid with other things in its places."""
+        head = (self.name, self.title, self.caption, self.corner, self.columns)
+        return Grid(*head, rows, self.prompt)
 
-@dataclass(frozen=True)
-class ImageIndex:
+
+class _Images:
     """The images of a run by cell, prompt and seed."""
 
-    view: RunView
+    def __init__(self, view: RunView) -> None:
+        keys = ["cell", "prompt_index", "seed"]
+        self._images = view.images.drop_duplicates(keys, keep="last")
+        self._index = pd.MultiIndex.from_frame(self._images[keys])
+        self.prompts = sorted(map(int, self._images["prompt_index"].unique()))
+        self.seeds = sorted(map(int, self._images["seed"].unique()))
+        self._texts = dict(view.images.groupby("prompt_index")["prompt"].first())
 
-    @cached_property
-    def places(self) -> dict[str, npt.NDArray[np.intp]]:
-        """Where the rows of each cell are in scores.parquet."""
-        groups = self.view.images.groupby("cell", sort=False)
-        return {str(cell): np.asarray(rows, np.intp) for cell, rows in groups.indices.items()}
-
-    @cached_property
-    def prompts(self) -> list[int]:
-        """The indices of the prompts."""
-        return sorted(map(int, self.view.images["prompt_index"].unique()))
-
-    @cached_property
-    def seeds(self) -> list[int]:
-        """The seeds."""
-        return sorted(map(int, self.view.images["seed"].unique()))
-
-    def slots(self, cell: str | None, prompt: int, seeds: Sequence[int]) -> list[GridSlot]:
-        """Return the images of a cell and prompt."""
-        images, rows = self.view.images, self.places.get(cell or "", np.zeros(0, dtype=np.intp))
-        wanted = images["prompt_index"].to_numpy()[rows] == prompt
-        wanted &= np.isin(images["seed"].to_numpy()[rows], seeds)
-        found = {int(row["seed"]): row for row in records(images.iloc[rows[wanted]])}
-        return [GridSlot(found.get(seed), seed) for seed in seeds]
+    def slots(self, places: Sequence[tuple[str | None, int, int]]) -> list[GridSlot]:
+        """Return the images at these cells, prompts and seeds."""
+        found = self._index.get_indexer(pd.MultiIndex.from_tuples(places))
+        rows = iter(records(self._images.iloc[found[found >= 0]]))
+        return [
+            GridSlot(next(rows) if known else None, seed)
+            for known, (_, _, seed) in zip(found >= 0, places, strict=True)
+        ]
 
     def prompt(self, index: int, limit: int = PROMPT_LENGTH) -> str:
         """Return a prompt's text."""
-        images = self.view.images
-        texts = images.loc[images["prompt_index"] == index, "prompt"]
-        return truncate(next(iter(texts), ""), limit)
-
-    @cached_property
-    def imported(self) -> str:
-        """Whether images were made elsewhere: empty, "seeds", or "no seeds" if one set has none."""
-        sets = self.view.manifest.image_sets.values()
-        by_order = any(one.seeds_by_order for one in sets)
-        return "no seeds" if by_order else "seeds" if sets else ""
-
-    def caption(
-        self,
-        held: str,
-        *shown: tuple[int, int, str, bool],
-        which: str = "",
-        others: Mapping[str, str] | None = None,
-    ) -> str:
-        """Return a grid's caption.
-
-        Args:
-            held: Where the noise is the same: "column", "row", "all", or empty.
-            *shown: How many of how many are shown, of what, and whether these are the first.
-            which: A sentence on the cells that are shown.
-            others: The swept parameters that are held fixed.
-        """
-        return say.caption(held, self.imported, others or {}, which, shown)
+        return truncate(self._texts[index] or "", limit)
 
 
-def choose_grids(view: RunView) -> list[GridSpec]:
+def choose_grids(view: RunView) -> list[Grid[GridSlot]]:
     """Return the grids of a run, the most informative first."""
-    index = ImageIndex(view)
-    return [
-        grid
-        for kind in (_by_seed, _by_sweep, _by_prompt, _extremes)
-        for n, (model, rows) in enumerate(view.models.items())
-        for grid in kind(
-            index,
-            truncate(model, NAME_LENGTH),
-            rows,
-            f"_model{n + 1}" if len(view.models) > 1 else "",
+    images, several = _Images(view), len(view.models) > 1
+    models = [
+        _ModelGrids(
+            view, images, truncate(model, NAME_LENGTH), rows, f"_model{n}" if several else ""
         )
+        for n, (model, rows) in enumerate(view.models.items(), start=1)
     ]
+    kinds = (_ModelGrids.by_seed, _ModelGrids.by_sweep, _ModelGrids.by_prompt, _ModelGrids.extremes)
+    return [grid for kind in kinds for model in models for grid in kind(model)]
 
 
-def _by_seed(index: ImageIndex, model: str, rows: Sequence[Row], suffix: str) -> Iterator[GridSpec]:
-    """Yield methods down and seeds across, for each of the first prompts."""
-    cells, which = side_by_side(index.view, rows)
-    seeds, prompts = index.seeds[:SEEDS_SHOWN], index.prompts[:PROMPTS_SHOWN]
-    counts = (
-        (len(seeds), len(index.seeds), "seed", True),
-        (len(prompts), len(index.prompts), "prompt", True),
-    )
-    for prompt in prompts:
-        yield GridSpec(
-            name=f"grid_seeds_prompt{prompt}{suffix}",
-            title=say.by_seed(model),
-            prompt=index.prompt(prompt),
-            caption=index.caption("column", *counts, which=which),
-            corner="seed",
-            columns=[str(seed) for seed in seeds],
-            rows=[
-                (index.view.labels[row["cell"]], index.slots(row["cell"], prompt, seeds))
-                for row in cells
-            ],
-        )
+# How many of how many are shown, of what, and whether these are the first.
+_Count = tuple[int, int, str, bool]
 
 
-def _by_sweep(
-    index: ImageIndex, model: str, rows: Sequence[Row], suffix: str
-) -> Iterator[GridSpec]:
-    """Yield a swept parameter down and methods across, for each parameter and the first seeds.
-
-    If only one method takes the parameter, its values go across, and seeds down.
-    """
-    points = [index.view.points.get(row["cell"], {}) for row in rows]
-    best = best_row(rows, deciding_metric(index.view)) or rows[0]
-    best_point = index.view.points.get(best["cell"], {})
-    for name in dict.fromkeys(name for point in points for name in point):
-        values = list(dict.fromkeys(point[name] for point in points if name in point))
-        taking = [row for row, point in zip(rows, points, strict=True) if name in point]
-        # The other swept parameters stay at the best cell's values.
-        others = {other: value for other, value in best_point.items() if other != name}
-        sweep = _Sweep(name, values, taking, others)
-        methods = list(dict.fromkeys(truncate(row["method"], NAME_LENGTH) for row in taking))
-        if len(methods) == 1:
-            yield _of_one_method(index, model, methods[0], sweep, suffix)
-        else:
-            yield from _of_methods(index, model, methods, sweep, suffix)
+def _first(shown: Sequence[object], of: Sequence[object], noun: str) -> _Count:
+    return len(shown), len(of), noun, True
 
 
 @dataclass(frozen=True)
-class _Sweep:
-    """A swept parameter, the cells that take it, and the values of the other parameters."""
+class _ModelGrids:
+    """The grids of one model, whose file names end in `suffix`."""
 
-    name: str
-    values: list[str]
-    taking: list[Row]
-    others: dict[str, str]
+    view: RunView
+    images: _Images
+    model: str
+    rows: Sequence[Row]
+    suffix: str
 
-    def cells_at(self, view: RunView, value: str) -> dict[str, str]:
-        """Return the cell of each method at a value of the parameter."""
-        rows = rows_at_point(view, self.taking, self.others | {self.name: value})
-        return {truncate(row["method"], NAME_LENGTH): row["cell"] for row in rows}
+    def by_seed(self) -> Iterator[Grid[GridSlot]]:
+        """Yield methods down and seeds across, for each of the first prompts."""
+        cells, which = side_by_side(self.view, self.rows)
+        seeds, prompts = self.images.seeds[:SEEDS_SHOWN], self.images.prompts[:PROMPTS_SHOWN]
+        counts = (
+            _first(seeds, self.images.seeds, "seed"),
+            _first(prompts, self.images.prompts, "prompt"),
+        )
+        for prompt in prompts:
+            yield Grid(
+                name=f"grid_seeds_prompt{prompt}{self.suffix}",
+                title=say.by_seed(self.model),
+                prompt=self.images.prompt(prompt),
+                caption=self._caption("column", *counts, which=which),
+                corner="seed",
+                columns=[str(seed) for seed in seeds],
+                rows=[
+                    GridRow(
+                        self.view.labels[cell],
+                        self.images.slots([(cell, prompt, s) for s in seeds]),
+                    )
+                    for cell in (row["cell"] for row in cells)
+                ],
+            )
 
+    def by_sweep(self) -> Iterator[Grid[GridSlot]]:
+        """Yield a swept parameter down and methods across, for each parameter and the first seeds.
 
-def _of_methods(
-    index: ImageIndex, model: str, methods: Sequence[str], sweep: _Sweep, suffix: str
-) -> Iterator[GridSpec]:
-    shown, across = some_of(sweep.values), methods[:METHODS_ACROSS]
-    lines = {value: sweep.cells_at(index.view, value) for value in shown}
-    prompt = index.prompts[0]
-    counts = (
-        (len(shown), len(sweep.values), "value", False),
-        (len(across), len(methods), "method", True),
-    )
-    for seed in index.seeds[:SEEDS_OF_A_SWEEP]:
-        yield GridSpec(
-            name=f"grid_{_slug(sweep.name)}_seed{seed}{suffix}",
-            title=say.by_method(model, parameter_label(sweep.name), seed),
-            prompt=index.prompt(prompt),
-            caption=index.caption("all", *counts, others=sweep.others),
-            corner=parameter_label(sweep.name),
-            columns=list(across),
+        If only one method takes the parameter, its values go across, and seeds down.
+        """
+        points = [self.view.points.get(row["cell"], {}) for row in self.rows]
+        best = best_row(self.rows, deciding_metric(self.view)) or self.rows[0]
+        best_point = self.view.points.get(best["cell"], {})
+        for name in dict.fromkeys(name for point in points for name in point):
+            values = list(dict.fromkeys(point[name] for point in points if name in point))
+            taking = [row for row, point in zip(self.rows, points, strict=True) if name in point]
+            # The other swept parameters stay at the best cell's values.
+            others = {other: value for other, value in best_point.items() if other != name}
+            one_method = len(grouped(taking, "method")) == 1
+            shown = some_of(values, SEEDS_SHOWN if one_method else POINTS_SHOWN)
+            # The cell of each method at each value.
+            cells = {
+                value: {
+                    truncate(row["method"], NAME_LENGTH): row["cell"]
+                    for row in rows_at_point(self.view, taking, others | {name: value})
+                }
+                for value in shown
+            }
+            count = (len(shown), len(values), "value", False)
+            if one_method:
+                yield self._of_one_method(name, taking, cells, others, count)
+            else:
+                yield from self._of_methods(name, taking, cells, others, count)
+
+    def _of_methods(
+        self,
+        name: str,
+        taking: Sequence[Row],
+        cells: Mapping[str, Mapping[str, str]],
+        others: Mapping[str, str],
+        count: _Count,
+    ) -> Iterator[Grid[GridSlot]]:
+        methods = list(dict.fromkeys(truncate(row["method"], NAME_LENGTH) for row in taking))
+        across, prompt = methods[:METHODS_ACROSS], self.images.prompts[0]
+        counts = (count, _first(across, methods, "method"))
+        for seed in self.images.seeds[:SEEDS_OF_A_SWEEP]:
+            yield Grid(
+                name=f"grid_{_slug(name)}_seed{seed}{self.suffix}",
+                title=say.by_method(self.model, parameter_label(name), seed),
+                prompt=self.images.prompt(prompt),
+                caption=self._caption("all", *counts, others=others),
+                corner=parameter_label(name),
+                columns=across,
+                rows=[
+                    GridRow(value, self.images.slots([(own.get(m), prompt, seed) for m in across]))
+                    for value, own in cells.items()
+                ],
+            )
+
+    def _of_one_method(
+        self,
+        name: str,
+        taking: Sequence[Row],
+        cells: Mapping[str, Mapping[str, str]],
+        others: Mapping[str, str],
+        count: _Count,
+    ) -> Grid[GridSlot]:
+        method, prompt = truncate(taking[0]["method"], NAME_LENGTH), self.images.prompts[0]
+        seeds = self.images.seeds[:SEEDS_DOWN]
+        counts = (count, _first(seeds, self.images.seeds, "seed"))
+        return Grid(
+            name=f"grid_{_slug(name)}{self.suffix}",
+            title=say.of_method(self.model, method, parameter_label(name)),
+            prompt=self.images.prompt(prompt),
+            caption=self._caption("row", *counts, others=others),
+            corner="seed",
+            columns=list(cells),
             rows=[
-                (value, [index.slots(cells.get(m), prompt, [seed])[0] for m in across])
-                for value, cells in lines.items()
+                GridRow(
+                    str(s),
+                    self.images.slots([(own.get(method), prompt, s) for own in cells.values()]),
+                )
+                for s in seeds
             ],
         )
 
+    def by_prompt(self) -> Iterator[Grid[GridSlot]]:
+        """Yield prompts down and methods across with one seed, if there are several prompts."""
+        if len(self.images.prompts) < 2 or len(self.view.rows) < 2:
+            return
+        cells, which = side_by_side(self.view, self.rows)
+        prompts, seed = self.images.prompts[:PROMPTS_DOWN], self.images.seeds[0]
+        count = _first(prompts, self.images.prompts, "prompt")
+        yield Grid(
+            name=f"grid_prompts_seed{seed}{self.suffix}",
+            title=say.by_prompt(self.model, seed),
+            caption=self._caption("all", count, which=which),
+            corner="prompt",
+            columns=[self.view.labels[row["cell"]] for row in cells],
+            rows=[
+                GridRow(
+                    self.images.prompt(prompt, LABEL_LENGTH),
+                    self.images.slots([(row["cell"], prompt, seed) for row in cells]),
+                )
+                for prompt in prompts
+            ],
+        )
 
-def _of_one_method(
-    index: ImageIndex, model: str, method: str, sweep: _Sweep, suffix: str
-) -> GridSpec:
-    shown, seeds = some_of(sweep.values, SEEDS_SHOWN), index.seeds[:SEEDS_DOWN]
-    cells = [sweep.cells_at(index.view, value).get(method) for value in shown]
-    prompt = index.prompts[0]
-    counts = (
-        (len(shown), len(sweep.values), "value", False),
-        (len(seeds), len(index.seeds), "seed", True),
-    )
-    return GridSpec(
-        name=f"grid_{_slug(sweep.name)}{suffix}",
-        title=say.of_method(model, method, parameter_label(sweep.name)),
-        prompt=index.prompt(prompt),
-        caption=index.caption("row", *counts, others=sweep.others),
-        corner="seed",
-        columns=shown,
-        rows=[
-            (str(seed), [index.slots(cell, prompt, [seed])[0] for cell in cells]) for seed in seeds
-        ],
-    )
+    def extremes(self) -> Iterator[Grid[GridSlot]]:
+        """Yield the most and the least diverse prompt of the baseline and the best other method."""
+        metric = deciding_metric(self.view)
+        best_cells = best_of_each_method(self.rows, metric)
+        base = [row for row in best_cells if row["method"] == self.view.baseline]
+        best = best_row([row for row in best_cells if row not in base], metric)
+        cells = [*base, *([best] if best else [])]
+        seeds = self.images.seeds[:SEEDS_SHOWN]
+        rows = [line for row in cells for line in self._extremes_of(row["cell"], seeds)]
+        if not rows:
+            return
+        names = [self.view.labels[row["cell"]] for row in cells]
+        count = _first(seeds, self.images.seeds, "seed")
+        yield Grid(
+            name=f"grid_extremes{self.suffix}",
+            title=say.most_and_least(self.model),
+            caption=self._caption("", count, which=say.extremes(names)),
+            corner="seed",
+            columns=[str(seed) for seed in seeds],
+            rows=rows,
+        )
+
+    def _extremes_of(self, cell: str, seeds: Sequence[int]) -> Iterator[GridRow[GridSlot]]:
+        """Yield the two rows of a cell, if at least two of its prompts have a diversity."""
+        prompts = self.view.run.diversity
+        found = records(prompts[prompts["cell"] == cell])
+        known = [r for r in found if as_finite_float(r.get("diversity")) is not None]
+        if len(known) < 2:
+            return
+        ranked = sorted(known, key=lambda prompt: float(prompt["diversity"]))
+        for end, row in (("most", ranked[-1]), ("least", ranked[0])):
+            prompt = int(row["prompt_index"])
+            error = as_finite_float(row.get("standard_error"))
+            size = format_fixed(row["diversity"])
+            size += "" if error is None else f" ± {format_fixed(error)}"
+            text = self.images.prompt(prompt, LABEL_LENGTH)
+            label = f"{self.view.labels[cell]}, {end}: {size} – {text}"
+            yield GridRow(label, self.images.slots([(cell, prompt, seed) for seed in seeds]))
+
+    def _caption(
+        self,
+        held: str,
+        *counts: _Count,
+        which: str = "",
+        others: Mapping[str, str] | None = None,
+    ) -> str:
+        """Return a caption.
+
+        Args:
+            held: Where the noise is the same: "column", "row", "all", or empty.
+            *counts: What is shown.
+            which: A sentence on the cells that are shown.
+            others: The swept parameters that are held fixed.
+        """
+        sets = self.view.manifest.image_sets.values()
+        by_order = any(one.seeds_by_order for one in sets)
+        imported = "no seeds" if by_order else "seeds" if sets else ""
+        return say.caption(held, imported, others or {}, which, counts)
 
 
 def some_of(values: Sequence[str], limit: int = POINTS_SHOWN) -> list[str]:
-    """Return every n-th value, including the last: of 0.2, 0.3 … 1.3 it is 0.4, 0.7, 1.0, 1.3.
-
-    Args:
-        values: The values of a sweep, in order.
-        limit: How many at most.
-    """
+    """Return every n-th value, including the last: of 0.2, 0.3 … 1.3 it is 0.4, 0.7, 1.0, 1.3."""
     step = -(-len(values) // limit)
     return list(values[::-1][::step][::-1])
 
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() and c.isascii() else "_" for c in name)[:40]
-
-
-def _by_prompt(
-    index: ImageIndex, model: str, rows: Sequence[Row], suffix: str
-) -> Iterator[GridSpec]:
-    """Yield prompts down and methods across with one seed, if there are several prompts."""
-    if len(index.prompts) < 2 or len(index.view.rows) < 2:
-        return
-    cells, which = side_by_side(index.view, rows)
-    prompts, seed = index.prompts[:PROMPTS_DOWN], index.seeds[0]
-    count = (len(prompts), len(index.prompts), "prompt", True)
-    yield GridSpec(
-        name=f"grid_prompts_seed{seed}{suffix}",
-        title=say.by_prompt(model, seed),
-        caption=index.caption("all", count, which=which),
-        corner="prompt",
-        columns=[index.view.labels[row["cell"]] for row in cells],
-        rows=[
-            (
-                index.prompt(prompt, LABEL_LENGTH),
-                [index.slots(row["cell"], prompt, [seed])[0] for row in cells],
-            )
-            for prompt in prompts
-        ],
-    )
-
-
-def _extremes(
-    index: ImageIndex, model: str, rows: Sequence[Row], suffix: str
-) -> Iterator[GridSpec]:
-    """Yield the most and the least diverse prompt of the baseline and of the best other method."""
-    metric = deciding_metric(index.view)
-    best_cells = best_of_each_method(rows, metric)
-    base = [row for row in best_cells if row["method"] == index.view.baseline]
-    best = best_row([row for row in best_cells if row not in base], metric)
-    cells = [*base, *([best] if best else [])]
-    lines = [line for row in cells for line in _extremes_of(index, row)]
-    if not lines:
-        return
-    names = [index.view.labels[row["cell"]] for row in cells]
-    seeds = index.seeds[:SEEDS_SHOWN]
-    count = (len(seeds), len(index.seeds), "seed", True)
-    yield GridSpec(
-        name=f"grid_extremes{suffix}",
-        title=say.most_and_least(model),
-        caption=index.caption("", count, which=say.extremes(names)),
-        corner="seed",
-        columns=[str(seed) for seed in seeds],
-        rows=lines,
-    )
-
-
-def _extremes_of(index: ImageIndex, row: Row) -> Iterator[tuple[str, list[GridSlot]]]:
-    """Yield the two rows of a cell, if at least two of its prompts have a diversity."""
-    prompts = index.view.run.diversity
-    found = records(prompts[prompts["cell"] == row["cell"]])
-    known = [r for r in found if as_finite_float(r.get("diversity")) is not None]
-    if len(known) < 2:
-        return
-    ranked = sorted(known, key=lambda prompt: float(prompt["diversity"]))
-    for end, prompt in (("most", ranked[-1]), ("least", ranked[0])):
-        n = int(prompt["prompt_index"])
-        error = as_finite_float(prompt.get("standard_error"))
-        size = format_fixed(prompt["diversity"])
-        size += "" if error is None else f" ± {format_fixed(error)}"
-        label = f"{index.view.labels[row['cell']]}, {end}: {size} – {index.prompt(n, LABEL_LENGTH)}"
-        yield label, index.slots(row["cell"], n, index.seeds[:SEEDS_SHOWN])

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from autolora_eval._files import atomic_write, path_inside
 from autolora_eval._text import as_finite_float, format_fixed, truncate
-from autolora_eval.report.grid_layout import PROMPT_LENGTH, GridSlot, GridSpec, choose_grids
+from autolora_eval.report.grid_layout import PROMPT_LENGTH, Grid, GridRow, GridSlot, choose_grids
 from autolora_eval.report.run_view import Row, RunView, in_words, text_of
 from autolora_eval.runs.images import ImageError, open_image, opened
 
@@ -28,15 +28,9 @@ THREADS = 4
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small copy of an image, or the reason why there is none.
+    """A small copy of an image, or the reason why there is none."""
 
-    Attributes:
-        data: A PNG file with all pixels, or a JPEG file of a large image; empty without an image.
-        image: The same as an image; None without an image.
-        problem: Why there is no image; empty if there is one.
-    """
-
-    data: bytes
+    data: bytes  # a PNG file with all pixels, or a JPEG file of a large image
     image: Image.Image | None
     problem: str = ""
 
@@ -56,13 +50,7 @@ class Thumbnail:
 def load_thumbnails(
     folder: Path, files: Iterable[str], *, enlarge: bool = False
 ) -> dict[str, Thumbnail]:
-    """Return a thumbnail of each distinct file, in order of first appearance.
-
-    Args:
-        folder: The run folder.
-        files: Paths below it.
-        enlarge: Whether small images are enlarged; see `make_thumbnail`.
-    """
+    """Return a thumbnail of each distinct file of a run folder, in order of first appearance."""
     distinct = list(dict.fromkeys(files))
     # Decoding releases Python's lock, so threads are enough.
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
@@ -79,10 +67,6 @@ def _load(folder: Path, file: str, enlarge: bool) -> Thumbnail:
 
 def open_run_image(folder: Path, file: str) -> Image.Image:
     """Return an image of a run folder, whose tables may name any path.
-
-    Args:
-        folder: The run folder.
-        file: Path below it.
 
     Raises:
         ImageError: The image is missing, corrupt or too large.
@@ -130,12 +114,12 @@ IMAGES_READ = 256
 
 @dataclass(frozen=True)
 class GridImage:
-    """One image of a grid.
+    """One image of a grid; without a name there is none.
 
     Attributes:
-        name: Name of its thumbnail; empty if there is no image.
+        name: Name of its thumbnail.
         text: Its seed and scores, or why there is no image.
-        file: Its path below the run folder; empty if there is no image.
+        file: Its path below the run folder.
     """
 
     name: str
@@ -144,31 +128,10 @@ class GridImage:
 
 
 @dataclass(frozen=True)
-class GridRow:
-    """A row of images."""
-
-    label: str
-    images: list[GridImage]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Images side by side; see `grid_layout.GridSpec`."""
-
-    name: str
-    title: str
-    prompt: str
-    caption: str
-    corner: str
-    columns: list[str]
-    rows: list[GridRow]
-
-
-@dataclass(frozen=True)
 class Grids:
     """All grids, and the thumbnails that they show, by file name."""
 
-    grids: list[Grid]
+    grids: list[Grid[GridImage]]
     thumbnails: dict[str, Thumbnail]
 
 
@@ -182,13 +145,21 @@ def image_grids(view: RunView) -> Grids:
         for n, (file, thumbnail) in enumerate(found.items())
         if thumbnail.image is not None
     }
-    grids = [_grid(view, spec, found, names) for spec in specs]
+    grids = [
+        spec.with_rows(
+            [
+                GridRow(row.label, [_image(view, slot, found, names) for slot in row.images])
+                for row in spec.rows
+            ]
+        )
+        for spec in specs
+    ]
     return Grids(grids, {name: found[file] for file, name in names.items()})
 
 
-def _affordable(specs: list[GridSpec]) -> list[GridSpec]:
+def _affordable(specs: list[Grid[GridSlot]]) -> list[Grid[GridSlot]]:
     """Return the first grid, and those after it while the number of images stays limited."""
-    kept: list[GridSpec] = []
+    kept: list[Grid[GridSlot]] = []
     read: set[str] = set()
     for spec in specs:
         more = read | set(_files(spec))
@@ -198,19 +169,9 @@ def _affordable(specs: list[GridSpec]) -> list[GridSpec]:
     return kept
 
 
-def _files(spec: GridSpec) -> list[str]:
-    rows = [slot.row for _, slots in spec.rows for slot in slots]
+def _files(spec: Grid[GridSlot]) -> list[str]:
+    rows = [slot.row for row in spec.rows for slot in row.images]
     return [file for row in rows if row and (file := text_of(row.get("file")))]
-
-
-def _grid(
-    view: RunView, spec: GridSpec, found: dict[str, Thumbnail], names: dict[str, str]
-) -> Grid:
-    rows = [
-        GridRow(label, [_image(view, slot, found, names) for slot in slots])
-        for label, slots in spec.rows
-    ]
-    return Grid(spec.name, spec.title, spec.prompt, spec.caption, spec.corner, spec.columns, rows)
 
 
 def _image(
@@ -250,15 +211,7 @@ WHITE, INK, FAINT = "#ffffff", "#1b1d1f", "#f0f0f0"
 
 
 def write_grids(grids: Grids, folder: Path) -> list[Path]:
-    """Write every grid as `<name>.png`, and delete those of an earlier report.
-
-    Args:
-        grids: The grids of the report.
-        folder: The folder to write to.
-
-    Returns:
-        The files written.
-    """
+    """Write every grid as `<name>.png`, delete those of an earlier report, and return the files."""
     for old in folder.glob("grid_*.png"):
         old.unlink()
     files = [folder / f"{grid.name}.png" for grid in grids.grids]
@@ -267,12 +220,12 @@ def write_grids(grids: Grids, folder: Path) -> list[Path]:
     return files
 
 
-def _write(grid: Grid, file: Path, thumbnails: dict[str, Thumbnail]) -> None:
+def _write(grid: Grid[GridImage], file: Path, thumbnails: dict[str, Thumbnail]) -> None:
     with atomic_write(file) as temporary:
         draw_grid(grid, thumbnails).save(temporary, "PNG")
 
 
-def draw_grid(grid: Grid, thumbnails: dict[str, Thumbnail]) -> Image.Image:
+def draw_grid(grid: Grid[GridImage], thumbnails: dict[str, Thumbnail]) -> Image.Image:
     """Return a grid with the heads of its columns and the labels of its rows, on white."""
     font = ImageFont.truetype(
         str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), FONT_SIZE

@@ -27,10 +27,11 @@ from autolora_eval.analysis.human_agreement import (
 from autolora_eval.analysis.reliability import ALL, TENTATIVE_ALPHA
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, TableRow
+from autolora_eval.report.figures._style import in_parts
 from autolora_eval.report.report_tables import (
+    METRICS_PER_TABLE,
     Footnotes,
     group_rows,
-    in_parts,
     merge_equal_rows,
     unit_name,
 )
@@ -51,31 +52,16 @@ say = Sentences("reliability")
 
 @dataclass(frozen=True)
 class Answer:
-    """One question about the judge, and what the run answers.
-
-    Attributes:
-        title: The question.
-        sentences: The answer in words.
-        tables: The answer in numbers.
-    """
+    """One question about the judge, and what the run answers in words and in numbers."""
 
     title: str
     sentences: list[str]
     tables: list[Table]
 
 
-def source() -> str:
-    """Return the publication that the limits of alpha are taken from."""
-    return say.source()
-
-
 def reliability(view: RunView) -> list[Answer]:
     """Return what is known about the judge; empty without a judge."""
     return [_unscored(view), _repeats(view), _human_agreement(view)] if view.judged else []
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
 
 
 # ---- Unscored images
@@ -99,7 +85,7 @@ def _reasons(view: RunView, reasons: list[str]) -> Table:
         n, unscored = as_finite_float(row.get("n_images")), found.total()
         counts = [found[reason] for reason in shown]
         counts += [unscored - sum(counts)] if others else []
-        share = (_percent(unscored / n),) if n and unscored else ()
+        share = (f"{unscored / n:.1%}",) if n and unscored else ()
         numbers = [format_int(n), format_int(unscored), *map(format_int, counts)]
         return [TableCell(text, details=share if i == 1 else ()) for i, text in enumerate(numbers)]
 
@@ -135,11 +121,8 @@ def of_all_cells(view: RunView, score: Metric) -> Row:
 def _repeats(view: RunView) -> Answer:
     repeated = any(as_finite_float(row.get("n_repeated")) for row in view.reliability)
     expected = any(as_finite_float(r.get("expected_mean")) is not None for r in view.reliability)
-    scores = view.judged
-    parts = [scores[n : n + SCORES_PER_TABLE] for n in range(0, len(scores), SCORES_PER_TABLE)]
-    tables = [
-        _repeat_table(view, part, repeated, expected) for part in parts if repeated or expected
-    ]
+    parts = in_parts(view.judged, SCORES_PER_TABLE) if repeated or expected else []
+    tables = [_repeat_table(view, part, repeated, expected) for part in parts]
     sentences = _repeat_sentences(view) if repeated else [say.not_repeated()]
     return Answer("Consistency of repeated replies", sentences, tables)
 
@@ -180,13 +163,18 @@ def _repeat_table(view: RunView, part: Sequence[Metric], repeated: bool, expecte
 
 
 def _repeat_cells(row: Row, footnotes: Footnotes) -> list[TableCell]:
-    letter = footnotes.letter(truncate(text_of(row.get("reason")) or "", REASON_LENGTH))
     within = format_interval(row.get("alpha_low"), row.get("alpha_high"))
     share, n = as_finite_float(row.get("exact_agreement")), as_finite_float(row.get("n_repeated"))
     equal = TableCell(DASH)
     if share is not None:
-        equal = TableCell(_percent(share), details=(f"of {pluralize(int(n or 0), 'image')}",))
-    return [TableCell(format_fixed(row.get("alpha")), within, footnote=letter), equal]
+        equal = TableCell(f"{share:.1%}", details=(f"of {pluralize(int(n or 0), 'image')}",))
+    alpha = TableCell(format_fixed(row.get("alpha")), within, footnote=_why(row, footnotes))
+    return [alpha, equal]
+
+
+def _why(row: Row, footnotes: Footnotes) -> str:
+    """Return the letter of the footnote that says why a statistic is missing, if it is."""
+    return footnotes.letter(truncate(text_of(row.get("reason")) or "", REASON_LENGTH))
 
 
 # ---- Agreement with people
@@ -201,7 +189,7 @@ def _human_agreement(view: RunView) -> Answer:
         return Answer(title, [say.outdated_ratings()], [])
     tables = [_agreement_table(view)]
     if any(row.get("cell") != ALL for row in view.agreement):
-        tables += [_bias_table(view, part) for part in in_parts(_rated(view))]
+        tables += [_bias_table(view, part) for part in in_parts(_rated(view), METRICS_PER_TABLE)]
     found = view.manifest.agreement
     counts = (found.ratings, found.images, found.raters) if found else (0, 0, 0)
     return Answer(title, [say.ratings(*counts), *_people_sentences(view)], tables)
@@ -259,9 +247,9 @@ def _agreement_row(
 
 def _agreement_cell(row: Row, statistic: str, footnotes: Footnotes) -> TableCell:
     signed = STATISTICS[statistic].signed
-    letter = footnotes.letter(truncate(text_of(row.get("reason")) or "", REASON_LENGTH))
     within = format_interval(row.get("low"), row.get("high"), signed=signed)
-    return TableCell(format_fixed(row.get("value"), signed=signed), within, footnote=letter)
+    value = format_fixed(row.get("value"), signed=signed)
+    return TableCell(value, within, footnote=_why(row, footnotes))
 
 
 def _bias_table(view: RunView, part: Sequence[Metric]) -> Table:

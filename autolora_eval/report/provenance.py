@@ -21,7 +21,7 @@ from autolora_eval._text import (
 )
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
 from autolora_eval.runs.manifest import RunManifest
-from autolora_eval.runs.records import CellRecord, MethodRecord, ModelRecord, Record, StageRecord
+from autolora_eval.runs.records import CellRecord, MethodRecord, ModelRecord, Record
 
 say = Sentences("content")
 VALUE_LENGTH = 300
@@ -32,25 +32,15 @@ STAGE_COUNTS = ("done", "reused", "cached", "failed", "unscored")
 
 @dataclass(frozen=True)
 class MethodAsRun:
-    """What a method is, and how it was run.
-
-    Attributes:
-        name: Its name in tables.
-        guider: The guider, sampler or image set.
-        equation: The symbols of its equation.
-        summary: What it does, in words.
-        source: Where it comes from.
-        settings: Its parameters and NFE, one line per distinct setting; a sweep is one line.
-        code: Class, distribution and hash of third-party code; empty for built-in methods.
-    """
+    """What a method is, and how it was run."""
 
     name: str
-    guider: str
+    guider: str  # or sampler, or image set
     equation: list[Atom]
     summary: str
     source: str
-    settings: list[str]
-    code: str
+    settings: list[str]  # parameters and NFE, one line per distinct setting; a sweep is one line
+    code: str  # class, distribution and hash of third-party code
 
 
 @dataclass(frozen=True)
@@ -71,21 +61,17 @@ class KeyValues:
 
 def methods(view: RunView) -> list[MethodAsRun]:
     """Return the methods in order of the table, each once, with its settings on each model."""
-    counted = {row["cell"]: row.get("nfe") for row in view.rows}
-    manifest = view.manifest
-    return [_method(name, method, manifest, counted) for name, method in manifest.methods.items()]
+    return [_method(view, name, method) for name, method in view.manifest.methods.items()]
 
 
-def _method(
-    name: str, method: MethodRecord, manifest: RunManifest, counted: Mapping[str, object]
-) -> MethodAsRun:
+def _method(view: RunView, name: str, method: MethodRecord) -> MethodAsRun:
     by_model: dict[str, list[CellRecord]] = {}
-    for cell in manifest.cells:
+    for cell in view.manifest.cells:
         if cell.method == name:
             by_model.setdefault(truncate(cell.model, NAME_LENGTH), []).append(cell)
     by_setting: dict[str, list[str]] = {}
     for model, alike in by_model.items():
-        by_setting.setdefault(_setting(alike, method, manifest, counted), []).append(model)
+        by_setting.setdefault(_setting(view, alike, method), []).append(model)
     if len(by_setting) == 1:
         settings = list(by_setting)
     else:
@@ -108,16 +94,12 @@ def _code(code: Mapping[str, str]) -> str:
     return truncate(", ".join(part for part in known if part), VALUE_LENGTH)
 
 
-def _setting(
-    cells: list[CellRecord],
-    method: MethodRecord,
-    manifest: RunManifest,
-    counted: Mapping[str, object],
-) -> str:
+def _setting(view: RunView, cells: list[CellRecord], method: MethodRecord) -> str:
     """Return the parameters and NFE of a method's cells on one model; swept ones have several."""
+    counted = {row["cell"]: row.get("nfe") for row in view.rows}
     values: dict[str, dict[str, None]] = {}
     for cell in cells:
-        for key, value in _with_point(cell, manifest).items():
+        for key, value in _with_point(cell, view.manifest).items():
             if value is not None and key not in ("guider", "sampler"):
                 values.setdefault(key, {})[str(value)] = None
     parameters = [f"{key} = {' / '.join(found)}" for key, found in values.items()]
@@ -140,32 +122,40 @@ def _with_point(cell: CellRecord, manifest: RunManifest) -> Row:
 
 
 def manifest_facts(view: RunView) -> list[KeyValues]:
-    """Return the essentials of the manifest."""
-    manifest = view.manifest
-    return [
-        _benchmark(manifest),
-        *(_model(name, model) for name, model in manifest.models.items()),
+    """Return the essentials of the manifest, without parts that do not apply."""
+    manifest, people = view.manifest, view.manifest.agreement
+    models = [
+        KeyValues(f"Model {truncate(name, NAME_LENGTH)}", _model(model))
+        for name, model in manifest.models.items()
+    ]
+    stages = [
+        KeyValue(name, f"{s.seconds:,.1f} s, {s.done:,} done, {s.reused:,} reused")
+        for name, s in manifest.stages.items()
+    ]
+    facts = [
+        KeyValues("Benchmark", _benchmark(manifest)),
+        *models,
         KeyValues("Features", _record(manifest.features)),
-        *_other_diversity_metrics(manifest),
+        KeyValues("Diversity metrics besides equation (8)", _other_diversity_metrics(manifest)),
         KeyValues("Judge", _judge(manifest)),
-        *_human_ratings(manifest),
+        KeyValues("Human ratings", _record(people, "scores_sha256") if people else []),
         KeyValues("Software", _software(manifest)),
         KeyValues("Hardware", _record(manifest.hardware)),
-        KeyValues("Stages", _stages(manifest)),
+        KeyValues("Stages", stages or [KeyValue("times", NOT_RECORDED)]),
     ]
+    return [part for part in facts if part.facts]
 
 
-def _other_diversity_metrics(manifest: RunManifest) -> list[KeyValues]:
-    """Return the diversity metrics besides equation (8)."""
+def _other_diversity_metrics(manifest: RunManifest) -> list[KeyValue]:
     facts = []
     for metric in manifest.diversity_metrics.values():
         described = [metric.equation, metric.source, _code(metric.code)]
         name = truncate(metric.display_name, NAME_LENGTH)
         facts.append(KeyValue(name, _text("; ".join(part for part in described if part))))
-    return [KeyValues("Diversity metrics besides equation (8)", facts)] if facts else []
+    return facts
 
 
-def _benchmark(manifest: RunManifest) -> KeyValues:
+def _benchmark(manifest: RunManifest) -> list[KeyValue]:
     benchmark = manifest.benchmark
     facts = {
         # The folder describes the machine and not the run.
@@ -181,7 +171,7 @@ def _benchmark(manifest: RunManifest) -> KeyValues:
         "dtype": benchmark.dtype,
         "batch size": benchmark.batch_size,
     }
-    return KeyValues("Benchmark", [KeyValue(key, _text(v)) for key, v in facts.items() if v != ""])
+    return [KeyValue(key, _text(value)) for key, value in facts.items() if value != ""]
 
 
 def _seeds(seeds: list[Any]) -> str:
@@ -190,7 +180,7 @@ def _seeds(seeds: list[Any]) -> str:
     return f"{pluralize(len(seeds), 'seed')}: {', '.join(map(str, seeds))}"
 
 
-def _model(name: str, model: ModelRecord) -> KeyValues:
+def _model(model: ModelRecord) -> list[KeyValue]:
     optional = ("clip_skip", "negative_prompt", "compile", "channels_last")
     unset = {key for key in optional if not getattr(model, key)}
     left_out = {"loras", "lora_layers", *unset}
@@ -200,7 +190,7 @@ def _model(name: str, model: ModelRecord) -> KeyValues:
         key = "lora" if len(model.loras) == 1 else f"lora {number}"
         values[key] = lora.model_dump(mode="json", exclude_none=True) | {"layers": n}
     values |= {} if model.loras else {"lora": "none"}
-    return KeyValues(f"Model {truncate(name, NAME_LENGTH)}", _flat(values))
+    return _flat(values)
 
 
 def _judge(manifest: RunManifest) -> list[KeyValue]:
@@ -210,12 +200,6 @@ def _judge(manifest: RunManifest) -> list[KeyValue]:
     source = {"rubric source": rubric.source} if rubric and rubric.source else {}
     settings = judge.model_dump(mode="json", exclude={"settings", *STAGE_COUNTS})
     return _flat({**settings, **judge.settings, **source})
-
-
-def _human_ratings(manifest: RunManifest) -> list[KeyValues]:
-    if manifest.agreement is None:
-        return []
-    return [KeyValues("Human ratings", _record(manifest.agreement, "scores_sha256"))]
 
 
 def _record(record: Record | None, *left_out: str) -> list[KeyValue]:
@@ -230,16 +214,6 @@ def _software(manifest: RunManifest) -> list[KeyValue]:
     own = [KeyValue("autolora-eval", _text(manifest.autolora_eval_version))]
     packages = manifest.packages
     return own + [KeyValue(sanitize(name), _text(packages[name])) for name in sorted(packages)]
-
-
-def _stages(manifest: RunManifest) -> list[KeyValue]:
-    facts = [KeyValue(name, _stage(stage)) for name, stage in manifest.stages.items()]
-    return facts or [KeyValue("times", NOT_RECORDED)]
-
-
-def _stage(stage: StageRecord) -> str:
-    done, reused = format_int(stage.done), format_int(stage.reused)
-    return f"{stage.seconds:,.1f} s, {done} done, {reused} reused"
 
 
 def _flat(mapping: Row, prefix: str = "") -> list[KeyValue]:
@@ -292,11 +266,7 @@ _SCRIPTS = re.compile(rf"(?P<script>[\^_])(?P<text>{_SCRIPT})")
 class Atom:
     """A symbol of an equation with its subscript and superscript.
 
-    Attributes:
-        kind: A single letter is a variable; words are set upright, with their blanks.
-        text: The symbol.
-        sub: Its subscript.
-        sup: Its superscript.
+    A single letter is a variable; words are set upright, with their blanks.
     """
 
     kind: AtomKind
@@ -323,13 +293,9 @@ def atoms(equation: str) -> list[Atom]:
         while match[0][-1:].strip() and (more := _SCRIPTS.match(equation, position)):
             if more["script"] in scripts:
                 break
-            scripts[more["script"]] = _script(more["text"])
+            scripts[more["script"]] = atoms(more["text"].removeprefix("{").removesuffix("}"))
             position = more.end()
         kind = _KINDS.get(match.lastgroup or "", "operator")
         text = re.sub(r"\s+", " ", match[0])
         found.append(Atom(kind, text, scripts.get("_", []), scripts.get("^", [])))
     return found
-
-
-def _script(text: str) -> list[Atom]:
-    return atoms(text.removeprefix("{").removesuffix("}"))

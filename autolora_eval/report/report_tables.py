@@ -19,19 +19,11 @@ from autolora_eval._text import (
 )
 from autolora_eval.analysis import table_layout
 from autolora_eval.analysis.sentences import Metric
-from autolora_eval.analysis.table_layout import (
-    Footnote,
-    Table,
-    TableCell,
-    TableGroup,
-    TableRow,
-    best_text,
-    metric_cell,
-    metric_head,
-)
-from autolora_eval.report.cost_summary import cost_cells, cost_heads, has_seconds
-from autolora_eval.report.findings import best_of_each_method, deciding_metric
-from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, text_of
+from autolora_eval.analysis.table_layout import Footnote, Table, TableCell, TableGroup, TableRow
+from autolora_eval.report.cost_summary import cost_cells
+from autolora_eval.report.figures._style import in_parts
+from autolora_eval.report.findings import best_of_each_method, deciding_metric, loss
+from autolora_eval.report.run_view import NAME_LENGTH, NO_REASON, Row, RunView, text_of
 
 # An A4 page holds no more columns with an interval each.
 METRICS_PER_TABLE = 6
@@ -68,7 +60,7 @@ def first_table(view: RunView) -> Table:
 
     It has as many metrics as fit the width of a page.
     """
-    part = in_parts(view.metrics)[0]
+    part = view.metrics[:METRICS_PER_TABLE]
     if len(view.rows) <= ROWS_ON_FIRST_PAGE:
         return _by_cell(view, view.models, part)
     metric = deciding_metric(view)
@@ -79,20 +71,14 @@ def first_table(view: RunView) -> Table:
 
 def _best_of_models(view: RunView, metric: Metric) -> dict[str, list[Row]]:
     """Return the best cell of each method, as many as there is room for, the baseline's first."""
-    sign = -1.0 if metric.higher_is_better else 1.0
-
-    def rank(row: Row) -> tuple[bool, float]:
-        return row["method"] != view.baseline, sign * (
-            as_finite_float(row.get(metric.column)) or 0.0
-        )
-
     room = ROWS_ON_FIRST_PAGE
     chosen: dict[str, list[Row]] = {}
     for model, rows in view.models.items():
         best = best_of_each_method(rows, metric)
-        kept = sorted(best, key=rank)[:room]
+        ranked = sorted(best, key=lambda r: (r["method"] != view.baseline, loss(r, metric)))
+        kept = [row["cell"] for row in ranked[:room]]
         if kept:
-            chosen[model] = [row for row in best if row in kept]
+            chosen[model] = [row for row in best if row["cell"] in kept]
         room -= len(kept)
     return chosen
 
@@ -105,7 +91,7 @@ def result_tables(view: RunView) -> list[Table]:
     """
     if is_by_point(view):
         return _by_point(view)
-    parts = in_parts(view.metrics)
+    parts = in_parts(view.metrics, METRICS_PER_TABLE)
     if len(parts) == 1 and len(view.rows) <= ROWS_ON_FIRST_PAGE:
         return []
     return [_by_cell(view, view.models, part) for part in parts]
@@ -113,36 +99,39 @@ def result_tables(view: RunView) -> list[Table]:
 
 def is_by_point(view: RunView) -> bool:
     """Return True if the results are laid out by sweep point."""
-    return len(view.rows) > ROWS_ON_FIRST_PAGE and any(view.points.values())
+    return len(view.rows) > ROWS_ON_FIRST_PAGE and view.is_swept
 
 
 def _by_cell(
     view: RunView, models: Mapping[str, Sequence[Row]], part: Sequence[Metric], chosen: str = ""
 ) -> Table:
     footnotes = Footnotes()
+    costs: tuple[str, ...] = ("NFE",)
     groups = []
     for model, rows in models.items():
-        best = {metric.column: best_text([row.get(metric.column) for row in rows], metric)
-                for metric in part}  # fmt: skip
+        best = {
+            metric: table_layout.best_text([row.get(metric.column) for row in rows], metric)
+            for metric in part
+        }
         lines = []
         for row in rows:
-            values = [_value(view, row, m, best[m.column], footnotes) for m in part]
-            lines.append(_table_row(view.labels[row["cell"]], [*values, *cost_cells(view, row)]))
+            values = [_value(view, row, metric, best[metric], footnotes) for metric in part]
+            cost = cost_cells(view, row)
+            costs = ("NFE", "s/image")[: len(cost)]
+            lines.append(TableRow((view.labels[row["cell"]],), (*values, *cost)))
         groups.append(TableGroup(truncate(model, NAME_LENGTH), tuple(lines)))
-    caption = say.by_cell(
-        part, unit_name(view.compared), len(models) > 1, has_seconds(view), is_swept(view), chosen
-    )
-    heads = (*map(metric_head, part), *cost_heads(view))
+    several, has_seconds, unit = len(models) > 1, len(costs) > 1, unit_name(view.compared)
+    caption = say.by_cell(part, unit, several, has_seconds, view.is_swept, chosen)
+    heads = (*map(table_layout.metric_head, part), *costs)
     return Table(heads, tuple(groups), caption=sanitize(caption), footnotes=footnotes.listed())
 
 
 def _value(
     view: RunView, row: Row, metric: Metric, best: str | None, footnotes: Footnotes
 ) -> TableCell:
-    cell = metric_cell(row, metric, best)
+    cell = table_layout.metric_cell(row, metric, best)
     if cell.text == DASH:
-        letter = footnotes.letter(_why_missing(view, row, metric))
-        return TableCell(DASH, footnote=letter)
+        return TableCell(DASH, footnote=footnotes.letter(_why_missing(view, row, metric)))
     return cell if cell.interval else replace(cell, details=("no interval",))
 
 
@@ -159,7 +148,7 @@ def _why_missing(view: RunView, row: Row, metric: Metric) -> str:
     score = metric.column.removeprefix("div_")
     if metric.kind != "diversity" and as_finite_float(row.get(score)) is None:
         reasons.append(say.no_score(view.why_unscored(cell)))
-    return "; ".join(reasons) or "reason not recorded"
+    return "; ".join(reasons) or NO_REASON
 
 
 def _by_point(view: RunView) -> list[Table]:
@@ -186,20 +175,19 @@ def _by_point(view: RunView) -> list[Table]:
 
 def _point_table(view: RunView, table: Table, metric: Metric, notes: Sequence[str]) -> Table:
     """Return a table of the layout with the model in the group's name instead of a column."""
-    groups = [
-        TableGroup(
-            truncate(group.name, NAME_LENGTH),
-            tuple(
-                _table_row(" · ".join(truncate(text, NAME_LENGTH) for text in row.labels[1:]),
-                           map(_without_empty_published, row.cells))
-                for row in group.rows
-            ),
-        )
-        for group in table.groups
-    ]  # fmt: skip
+    groups = []
+    for group in table.groups:
+        lines = []
+        for row in group.rows:
+            label = " · ".join(truncate(text, NAME_LENGTH) for text in row.labels[1:])
+            cells = [
+                replace(cell, published="", difference="") if cell.published == DASH else cell
+                for cell in row.cells
+            ]
+            lines.append(TableRow((label,), tuple(cells)))
+        groups.append(TableGroup(truncate(group.name, NAME_LENGTH), tuple(lines)))
     published = any(row.has_published for group in table.groups for row in group.rows)
-    name = sanitize(metric.display_name)
-    unit = unit_name(view.compared)
+    name, unit = sanitize(metric.display_name), unit_name(view.compared)
     return replace(
         table,
         columns=tuple(truncate(column, NAME_LENGTH) for column in table.columns),
@@ -209,35 +197,30 @@ def _point_table(view: RunView, table: Table, metric: Metric, notes: Sequence[st
     )
 
 
-def _without_empty_published(cell: TableCell) -> TableCell:
-    return cell if cell.published != DASH else replace(cell, published="", difference="")
-
-
 # ---- Other tables
 
 
-def published_table(view: RunView) -> Table | None:
-    """Return the published values, and ours beside them; None if there are no published values."""
-    part = [
-        metric
-        for metric in view.metrics
-        if any(as_finite_float(r.get(f"{metric.column}_published")) is not None for r in view.rows)
-    ]
+def published_tables(view: RunView) -> list[Table]:
+    """Return the published values with ours beside them, unless the results already show them."""
+    part = [m for m in view.metrics if _has_values(view, f"{m.column}_published")]
 
     def cell(row: Row, metric: Metric) -> TableCell:
-        column = metric.column
-        ours, published = (
-            as_finite_float(row.get(column)),
-            as_finite_float(row.get(f"{column}_published")),
-        )
+        ours = as_finite_float(row.get(metric.column))
+        published = as_finite_float(row.get(f"{metric.column}_published"))
         if published is None:
             return TableCell(DASH)
-        difference = None if ours is None else ours - published
         details = [f"{format_fixed(ours)} here"]
-        details += [f"({format_fixed(difference, signed=True)})"] if difference is not None else []
+        if ours is not None:
+            details.append(f"({format_fixed(ours - published, signed=True)})")
         return TableCell(format_fixed(published), details=tuple(details))
 
-    return _metric_table(view, say.published(), part, cell) if part else None
+    if not part or is_by_point(view):
+        return []
+    return [_metric_table(view, say.published(), part, cell)]
+
+
+def _has_values(view: RunView, column: str) -> bool:
+    return any(as_finite_float(row.get(column)) is not None for row in view.rows)
 
 
 def difference_tables(view: RunView) -> list[Table]:
@@ -255,11 +238,22 @@ def difference_tables(view: RunView) -> list[Table]:
         details = (format_p_value(found.p),) if found.p is not None else ()
         return TableCell(format_fixed(found.difference, signed=True), within, details=details)
 
-    caption = say.differences(truncate(view.baseline, NAME_LENGTH), is_swept(view))
-    rows = view.rows
-    if len(rows) > ROWS_IN_FULL:
-        rows = [row for row in rows if row["method"] != view.baseline]
-    return [_metric_table(view, caption, part, cell, rows) for part in in_parts(view.metrics)]
+    caption = say.differences(truncate(view.baseline, NAME_LENGTH), view.is_swept)
+    many = len(view.rows) > ROWS_IN_FULL
+    shown = {row["cell"] for row in view.rows if not many or row["method"] != view.baseline}
+    parts = in_parts(view.metrics, METRICS_PER_TABLE)
+    return [_metric_table(view, caption, part, cell, shown) for part in parts]
+
+
+def _metric_table(
+    view: RunView,
+    caption: str,
+    part: Sequence[Metric],
+    cell: Callable[[Row, Metric], TableCell],
+    shown: Collection[str] | None = None,
+) -> Table:
+    groups = group_rows(view, lambda row: [cell(row, metric) for metric in part], shown)
+    return Table(tuple(map(table_layout.metric_head, part)), groups, caption=caption)
 
 
 def accounting_table(view: RunView) -> Table:
@@ -273,10 +267,7 @@ def accounting_table(view: RunView) -> Table:
     by_prompt = {
         f"{m.column}_prompt_mean": f"{m.label} by prompt"
         for m in view.metrics
-        if m.kind == "product"
-        and any(
-            as_finite_float(row.get(f"{m.column}_prompt_mean")) is not None for row in view.rows
-        )
+        if m.kind == "product" and _has_values(view, f"{m.column}_prompt_mean")
     }
 
     def cells(row: Row) -> list[TableCell]:
@@ -293,45 +284,10 @@ def accounting_table(view: RunView) -> Table:
 # ---- Shared by all tables of a report
 
 
-def in_parts(metrics: Sequence[Metric]) -> list[Sequence[Metric]]:
-    """Return metrics in parts that fit the width of a page."""
-    return [metrics[n : n + METRICS_PER_TABLE] for n in range(0, len(metrics), METRICS_PER_TABLE)]
-
-
 def unit_name(rows: Sequence[Row]) -> str:
     """Return what the intervals of some rows are taken over; empty if not all have one unit."""
     units = {unit for row in rows if (unit := text_of(row.get("unit")))}
     return truncate(units.pop(), 20) if len(units) == 1 else ""
-
-
-def is_swept(view: RunView) -> bool:
-    """Return True if cells of one method differ in a swept parameter."""
-    return any(view.points.values())
-
-
-def merge_equal_rows(groups: Sequence[TableGroup]) -> tuple[TableGroup, ...]:
-    """Return groups in which the most frequent cells of a long group are one row."""
-    return tuple(replace(group, rows=_merge_rows(group.rows)) for group in groups)
-
-
-def _merge_rows(rows: tuple[TableRow, ...]) -> tuple[TableRow, ...]:
-    if len(rows) <= ROWS_IN_FULL:
-        return rows
-    cells, n = Counter(row.cells for row in rows).most_common(1)[0]
-    kept = [row for row in rows if row.cells != cells]
-    return (*kept, TableRow((say.same_rows(n, bool(kept)),), cells))
-
-
-def _metric_table(
-    view: RunView,
-    caption: str,
-    part: Sequence[Metric],
-    cell: Callable[[Row, Metric], TableCell],
-    rows: Sequence[Row] | None = None,
-) -> Table:
-    shown = None if rows is None else {row["cell"] for row in rows}
-    groups = group_rows(view, lambda row: [cell(row, metric) for metric in part], shown)
-    return Table(tuple(map(metric_head, part)), groups, caption=caption)
 
 
 def group_rows(
@@ -339,21 +295,24 @@ def group_rows(
     cells: Callable[[Row], Iterable[TableCell]],
     shown: Collection[str] | None = None,
 ) -> tuple[TableGroup, ...]:
-    """Return one row per configuration, grouped by model.
-
-    Args:
-        view: The run.
-        cells: Returns the cells of a row of the result table.
-        shown: Ids of the configurations; all of them if None.
-    """
+    """Return one row per configuration, or per one of those `shown`, grouped by model."""
     groups = []
     for model, rows in view.models.items():
         kept = [row for row in rows if shown is None or row["cell"] in shown]
-        lines = tuple(_table_row(view.labels[row["cell"]], cells(row)) for row in kept)
+        lines = tuple(TableRow((view.labels[row["cell"]],), tuple(cells(row))) for row in kept)
         if lines:
             groups.append(TableGroup(truncate(model, NAME_LENGTH), lines))
     return tuple(groups)
 
 
-def _table_row(label: str, cells: Iterable[TableCell]) -> TableRow:
-    return TableRow((label,), tuple(cells))
+def merge_equal_rows(groups: Sequence[TableGroup]) -> tuple[TableGroup, ...]:
+    """Return groups in which the most frequent cells of a long group are one row."""
+    merged = []
+    for group in groups:
+        rows = group.rows
+        if len(rows) > ROWS_IN_FULL:
+            cells, n = Counter(row.cells for row in rows).most_common(1)[0]
+            kept = [row for row in rows if row.cells != cells]
+            rows = (*kept, TableRow((say.same_rows(n, bool(kept)),), cells))
+        merged.append(replace(group, rows=rows))
+    return tuple(merged)

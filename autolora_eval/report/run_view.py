@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from autolora_eval._text import (
 )
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
 from autolora_eval.analysis.sentences import Comparison, Metric, read_comparison, run_metrics
+from autolora_eval.analysis.table_layout import group_by_model
 from autolora_eval.report.figures._base import FigureData
 from autolora_eval.runs.folder import Run, open_run
 from autolora_eval.runs.manifest import RunManifest
@@ -37,12 +38,7 @@ NO_REASON = "reason not recorded"
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as the report reads it.
-
-    Attributes:
-        run: the tables.
-        metrics: the metrics of the run, in order.
-    """
+    """A run as the report reads it: its tables, and its metrics in order."""
 
     run: Run
     metrics: list[Metric]
@@ -52,10 +48,17 @@ class RunView:
         """What was run."""
         return self.run.manifest
 
-    @cached_property
-    def rows(self) -> list[Row]:
-        """The rows of `table`, one per cell."""
-        return records(self.table)
+    @property
+    def baseline(self) -> str:
+        """The method that the others are compared with."""
+        return self.manifest.benchmark.baseline
+
+    @property
+    def judged(self) -> list[Metric]:
+        """The judge's scores; empty without a judge."""
+        return [metric for metric in self.metrics if metric.kind == "score"]
+
+    # ---- Cells
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -63,6 +66,80 @@ class RunView:
         table, timings = self.run.table, self.run.timings
         seconds = dict(zip(timings["cell"], timings[SECONDS_PER_IMAGE], strict=True))
         return table.assign(**{SECONDS_PER_IMAGE: table["cell"].map(seconds).astype("float64")})
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of `table`, one per cell."""
+        return records(self.table)
+
+    @cached_property
+    def models(self) -> dict[str, list[Row]]:
+        """The rows of the result table by model, in order."""
+        return group_by_model(self.rows)
+
+    @cached_property
+    def points(self) -> dict[str, dict[str, str]]:
+        """The swept parameters in which a cell differs from others of its model and method."""
+        points = {
+            cell.id: {
+                truncate(name, NAME_LENGTH): truncate(format_swept_value(value), NAME_LENGTH)
+                for name, value in cell.point.items()
+            }
+            for cell in self.manifest.cells
+        }
+        found = {}
+        for alike in grouped(self.rows, "model", "method").values():
+            swept = {row["cell"]: points.get(row["cell"], {}) for row in alike}
+            for cell, point in swept.items():
+                found[cell] = {
+                    name: value
+                    for name, value in point.items()
+                    if len({other.get(name) for other in swept.values()}) > 1
+                }
+        return found
+
+    @property
+    def is_swept(self) -> bool:
+        """Whether cells of one method differ in a swept parameter."""
+        return any(self.points.values())
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The name of each cell within its model: the method and, in a sweep, its point."""
+        groups = grouped(self.rows, "model", "method").values()
+        return {row["cell"]: self._label(row, alike) for alike in groups for row in alike}
+
+    def _label(self, row: Row, alike: Sequence[Row]) -> str:
+        name = truncate(row["method"], NAME_LENGTH)
+        if len(alike) == 1:
+            return name
+        if point := self.points[row["cell"]]:
+            return truncate(f"{name} ({point_label(point)})", 2 * NAME_LENGTH)
+        columns = [str(column) for column in self.run.table.columns]
+        end = columns.index("n_images") if "n_images" in columns else 0
+        differing = [
+            f"{parameter_label(key)} {row[key]:g}"
+            for key in columns[:end]
+            if key not in ("cell", "model", "method", "guider")
+            and as_finite_float(row.get(key)) is not None
+            and len({str(other.get(key)) for other in alike}) > 1
+        ]
+        return sanitize(f"{name} ({', '.join(differing)})") if differing else name
+
+    @property
+    def figure_data(self) -> FigureData:
+        """What figures are drawn from."""
+        return FigureData(
+            table=self.table,
+            metrics=self.metrics,
+            points=self.points,
+            labels=self.labels,
+            scores=self.run.scores,
+            diversity=self.run.diversity,
+            comparisons=self.run.comparisons,
+        )
+
+    # ---- Images
 
     @property
     def images(self) -> pd.DataFrame:
@@ -82,10 +159,22 @@ class RunView:
     @cached_property
     def unscored_reasons(self) -> list[tuple[str, int]]:
         """Why images have no score, and how many, the most frequent first."""
-        total: Counter[str] = Counter()
-        for reasons in self.unscored.values():
-            total.update(reasons)
-        return ranked(total)
+        return ranked(sum(self.unscored.values(), Counter()))
+
+    def why_unscored(self, cell: str) -> str:
+        """Return why a cell has no score: the most frequent reason of its images."""
+        return next((why for why, _ in ranked(self.unscored.get(cell, {}))), NO_REASON)
+
+    def why_undefined(self, cell: str, metric: str = "") -> str:
+        """Return why a cell has no diversity: the most frequent reason of its prompts.
+
+        With the column of another metric than equation (8), why it has none of that.
+        """
+        table, column = self.run.diversity, f"{metric}_reason" if metric else "reason"
+        reasons = table.loc[table["cell"] == cell, column] if column in table else ()
+        return next((reason for reason, _ in tally(reasons)), NO_REASON)
+
+    # ---- Comparisons and the judge
 
     @cached_property
     def compared(self) -> list[Row]:
@@ -112,11 +201,6 @@ class RunView:
         """The baseline's cell that each cell is compared with."""
         return {row["cell"]: row["baseline_cell"] for row in self.compared}
 
-    @property
-    def judged(self) -> list[Metric]:
-        """The judge's scores; empty without a judge."""
-        return [metric for metric in self.metrics if metric.kind == "score"]
-
     @cached_property
     def reliability(self) -> list[Row]:
         """How far the judge agrees with itself; empty without a judge."""
@@ -135,106 +219,6 @@ class RunView:
             agreement.scores_sha256 == sha256_file(self.run.folder.scores)
         )
 
-    @cached_property
-    def models(self) -> dict[str, list[Row]]:
-        """The rows of the result table by model, in order."""
-        groups: dict[str, list[Row]] = {}
-        for row in self.rows:
-            groups.setdefault(row["model"], []).append(row)
-        return groups
-
-    @property
-    def baseline(self) -> str:
-        """The method that the others are compared with."""
-        return self.manifest.benchmark.baseline
-
-    @cached_property
-    def labels(self) -> dict[str, str]:
-        """The name of each cell within its model: the method and, in a sweep, its point."""
-        return {row["cell"]: self._label(row) for row in self.rows}
-
-    def _label(self, row: Row) -> str:
-        alike = [r for r in self.models[row["model"]] if r["method"] == row["method"]]
-        name = truncate(row["method"], NAME_LENGTH)
-        if len(alike) == 1:
-            return name
-        point = self._differing_point(row, alike)
-        if point:
-            return truncate(f"{name} ({point_label(point)})", 2 * NAME_LENGTH)
-        differing = [
-            f"{parameter_label(key)} {row[key]:g}"
-            for key in self._parameter_columns
-            if as_finite_float(row.get(key)) is not None
-            and len({str(r.get(key)) for r in alike}) > 1
-        ]
-        return sanitize(f"{name} ({', '.join(differing)})") if differing else name
-
-    @cached_property
-    def points(self) -> dict[str, dict[str, str]]:
-        """The swept parameters in which a cell differs from others of its model and method."""
-        alike: dict[tuple[str, str], list[Row]] = {}
-        for row in self.rows:
-            alike.setdefault((row["model"], row["method"]), []).append(row)
-        return {
-            row["cell"]: self._differing_point(row, rows) for rows in alike.values() for row in rows
-        }
-
-    def _differing_point(self, row: Row, alike: list[Row]) -> dict[str, str]:
-        """Return the swept parameters of a cell in which those like it differ, as text."""
-        points = [self._swept_points.get(r["cell"], {}) for r in alike]
-        return {
-            name: value
-            for name, value in self._swept_points.get(row["cell"], {}).items()
-            if len({point.get(name) for point in points}) > 1
-        }
-
-    @cached_property
-    def _swept_points(self) -> dict[str, dict[str, str]]:
-        """The swept parameters of each cell, as text."""
-        return {
-            cell.id: {
-                truncate(name, NAME_LENGTH): truncate(format_swept_value(value), NAME_LENGTH)
-                for name, value in cell.point.items()
-            }
-            for cell in self.manifest.cells
-        }
-
-    @cached_property
-    def _parameter_columns(self) -> list[str]:
-        """The parameter columns of the result table."""
-        columns = [str(column) for column in self.run.table.columns]
-        end = columns.index("n_images") if "n_images" in columns else 0
-        return [c for c in columns[:end] if c not in ("cell", "model", "method", "guider")]
-
-    @property
-    def figure_data(self) -> FigureData:
-        """What figures are drawn from."""
-        run = self.run
-        return FigureData(
-            table=self.table,
-            metrics=self.metrics,
-            points=self.points,
-            labels=self.labels,
-            scores=run.scores,
-            diversity=run.diversity,
-            comparisons=run.comparisons,
-        )
-
-    def why_unscored(self, cell: str) -> str:
-        """Return why a cell has no score: the most frequent reason of its images."""
-        return next((why for why, _ in ranked(self.unscored.get(cell, {}))), NO_REASON)
-
-    def why_undefined(self, cell: str, metric: str = "") -> str:
-        """Return why a cell has no diversity: the most frequent reason of its prompts.
-
-        Args:
-            cell: which.
-            metric: column of another metric than equation (8).
-        """
-        table, column = self.run.diversity, f"{metric}_reason" if metric else "reason"
-        reasons = table.loc[table["cell"] == cell, column] if column in table else ()
-        return next((reason for reason, _ in tally(reasons)), NO_REASON)
-
 
 def read_run_view(folder: RunFolder) -> RunView:
     """Read a run folder, and nothing else.
@@ -249,6 +233,14 @@ def read_run_view(folder: RunFolder) -> RunView:
 def records(table: pd.DataFrame) -> list[Row]:
     """Return a table as one mapping a row."""
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Return rows by their values in some columns, in order."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(column) for column in columns), []).append(row)
+    return groups
 
 
 def row_where(rows: Iterable[Row], **where: str) -> Row:
@@ -268,6 +260,12 @@ def in_words(reason: object) -> str | None:
     if not text or not code:
         return text
     return f"{code[1].replace('_', ' ')}{': ' if code[2] else ''}{text[code.end() :]}"
+
+
+def unscored_reason(view: RunView, image: Row) -> str | None:
+    """Return why an image has no score; None if it has, or no judge was asked."""
+    reason = in_words(image.get("unscored_reason")) if view.judged else None
+    return truncate(reason, REASON_LENGTH) if reason else None
 
 
 def tally(reasons: Iterable[object]) -> list[tuple[str, int]]:

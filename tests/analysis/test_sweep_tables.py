@@ -21,7 +21,7 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import planned_manifest
 from autolora_eval.report import write_report
-from autolora_eval.report.figures._sweeps import sweep_lines
+from autolora_eval.report.figures._marks import sweep_lines
 from autolora_eval.report.provenance import methods
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder, open_run

@@ -275,7 +275,7 @@ def test_a_swept_parameter_is_a_filter_and_a_fact(tmp_path: Path, make_run: Make
     for cell, scale in zip(tables.manifest["cells"], (0.4, 1.0), strict=True):
         cell["point"] = {"lora_scale": scale}
     found = gallery_of(tables.write(tmp_path / "run"))
-    filters = {f.name: [option.value for option in f.options] for f in found.filters}
+    filters = {f.name: list(f.options) for f in found.filters}
     assert filters["cell.lora_scale"] == ["0.4", "1"]
     # One model, one method: nothing to choose.
     assert list(filters) == ["cell.lora_scale", "seed", "verdict"]
@@ -288,7 +288,7 @@ def test_without_a_judge_there_is_nothing_about_scores(tmp_path: Path, make_run:
     folder = reported(make_run(judged=False), tmp_path / "run")
     found = gallery_of(folder)
     assert [f.name for f in found.filters] == ["prompt", "cell.method", "seed"]
-    assert [order.value for order in found.orders] == ["prompt", "seed", "cell"]
+    assert list(found.orders) == ["prompt", "seed", "cell"]
     assert all(image["replies"] == [] for image in found.data["images"])
     names = [field.get("name") for field in gallery_page(folder).all("select")]
     assert names == ["prompt", "cell.method", "seed", "sort"]

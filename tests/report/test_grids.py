@@ -1,7 +1,8 @@
-"""Image grids: which images stand in which place, and the files that show them."""
+"""Image grids: which images stand in which place, their small copies, and the files of grids."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,16 +13,29 @@ from report.synthetic_run import Tables
 from report.table1_run import write_table1_run
 
 from autolora_eval.report.content import build_content
-from autolora_eval.report.grid_layout import GridSpec, choose_grids, some_of
-from autolora_eval.report.grids import IMAGES_READ, image_grids, write_grids
-from autolora_eval.report.run_view import read_run_view
+from autolora_eval.report.grid_layout import Grid, GridRow, GridSlot, choose_grids, some_of
+from autolora_eval.report.grids import (
+    IMAGES_READ,
+    image_grids,
+    load_thumbnails,
+    make_thumbnail,
+    open_run_image,
+    write_grids,
+)
+from autolora_eval.report.run_view import Row, read_run_view
 from autolora_eval.runs.folder import RunFolder
 
 Maker = Callable[..., Tables]
 
 
-def chosen(folder: RunFolder) -> dict[str, GridSpec]:
+def chosen(folder: RunFolder) -> dict[str, Grid[GridSlot]]:
     return {grid.name: grid for grid in choose_grids(read_run_view(folder))}
+
+
+def rows_of(line: GridRow[GridSlot]) -> list[Row]:
+    """Return the images of a row, all of which must be there."""
+    assert all(slot.row is not None for slot in line.images)
+    return [slot.row for slot in line.images if slot.row]
 
 
 @pytest.mark.parametrize(
@@ -42,15 +56,13 @@ def test_of_many_points_of_a_sweep_some_are_shown(values: str, shown: str) -> No
 def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(sweep: RunFolder) -> None:
     grid = chosen(sweep)["grid_lora_scale_seed1"]
     assert grid.columns == ["LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
-    assert [label for label, _ in grid.rows] == ["0.4", "0.7", "1", "1.3"]
+    assert [row.label for row in grid.rows] == ["0.4", "0.7", "1", "1.3"]
     assert grid.caption == "All images have the same noise. 4 of 12 values."
     assert grid.prompt == "Anna"
-    for scale, places in grid.rows:
-        for method, place in zip(grid.columns, places, strict=True):
-            assert place.row is not None
-            assert place.row["method"] == method
-            assert place.row["lora_scale"] == float(scale)
-            assert place.row["seed"] == 1
+    for line in grid.rows:
+        for method, row in zip(grid.columns, rows_of(line), strict=True):
+            found = (row["method"], row["lora_scale"], row["seed"])
+            assert found == (method, float(line.label), 1)
 
 
 def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(sweep: RunFolder) -> None:
@@ -60,14 +72,14 @@ def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(sweep: Run
     table = read_run_view(sweep).run.table
     best = table.loc[table["div_cps"].idxmax()]
     scale = f"{best['lora_scale']:g}"
-    assert [label for label, _ in grid.rows] == [
+    assert [row.label for row in grid.rows] == [
         f"{method} (LoRA scale {scale})"
         for method in ("LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG")
     ]
     assert f"at LoRA scale {scale}, where {best['method']} has the best Div-CPS" in grid.caption
     assert "The first 8 of 9 seeds." in grid.caption
-    for _, places in grid.rows:
-        assert [place.row and place.row["seed"] for place in places] == list(range(8))
+    for line in grid.rows:
+        assert [row["seed"] for row in rows_of(line)] == list(range(8))
 
 
 def test_two_swept_parameters_hold_each_other_fixed(tmp_path: Path) -> None:
@@ -76,8 +88,8 @@ def test_two_swept_parameters_hold_each_other_fixed(tmp_path: Path) -> None:
     grid = grids["grid_autolora_scale_seed0"]
     # LoRA with and without CFG has no such parameter.
     assert grid.columns == ["AutoLoRA", "AutoLoRA+CFG"]
-    assert [label for label, _ in grid.rows] == ["1.5", "1.75", "2"]
-    scales = {place.row and place.row["lora_scale"] for _, row in grid.rows for place in row}
+    assert [row.label for row in grid.rows] == ["1.5", "1.75", "2"]
+    scales = {row["lora_scale"] for line in grid.rows for row in rows_of(line)}
     assert len(scales) == 1
     assert f"At LoRA scale {scales.pop():g}." in grid.caption
     assert len(grids["grid_lora_scale_seed0"].columns) == 4
@@ -96,10 +108,9 @@ def test_a_parameter_of_one_method_goes_across_and_seeds_down(
     grid = chosen(tables.write(tmp_path / "run"))["grid_interval"]
     assert grid.columns == ["0.1–1", "0.3–1", "0.5–1", "0.7–1", "0.9–1"]
     assert grid.caption == "Each row has the same noise. 5 of 10 values. The first 4 of 5 seeds."
-    for label, places in grid.rows:
-        cells = [place.row and place.row["cell"] for place in places]
-        assert cells == [f"SDXL--M{n}" for n in (1, 3, 5, 7, 9)]
-        assert {place.row and str(place.row["seed"]) for place in places} == {label}
+    for line in grid.rows:
+        assert [row["cell"] for row in rows_of(line)] == [f"SDXL--M{n}" for n in (1, 3, 5, 7, 9)]
+        assert {str(row["seed"]) for row in rows_of(line)} == {line.label}
 
 
 @pytest.mark.parametrize(
@@ -137,10 +148,10 @@ def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path: Path, make_r
     prompts = tuple(f"prompt {n}" for n in range(9))
     folder = make_run(prompts=prompts, n_seeds=2).write(tmp_path / "run")
     grid = chosen(folder)["grid_prompts_seed0"]
-    assert [label for label, _ in grid.rows] == list(prompts[:6])
+    assert [row.label for row in grid.rows] == list(prompts[:6])
     assert grid.caption == "All images have the same noise. The first 6 of 9 prompts."
-    for index, (_, places) in enumerate(grid.rows):
-        rows = [place.row or {} for place in places]
+    for index, line in enumerate(grid.rows):
+        rows = rows_of(line)
         assert [row["method"] for row in rows] == grid.columns
         assert {(row["prompt_index"], row["seed"]) for row in rows} == {(index, 0)}
 
@@ -152,17 +163,16 @@ def test_the_most_and_the_least_diverse_prompt_are_shown_with_their_numbers(
     tables.diversity["diversity"] = [0.2, 0.3, 0.1, 0.25, np.nan, 0.22]
     tables.diversity["standard_error"] = [0.01, 0.02, 0.03, np.nan, np.nan, 0.04]
     grid = chosen(tables.write(tmp_path / "run"))["grid_extremes"]
-    assert [label for label, _ in grid.rows] == [
+    assert [row.label for row in grid.rows] == [
         "LoRA, most: 0.300 ± 0.020 – b",
         "LoRA, least: 0.100 ± 0.030 – c",
         "AutoLoRA, most: 0.250 – a",
         "AutoLoRA, least: 0.220 ± 0.040 – c",
     ]
-    for (label, places), prompt in zip(grid.rows, "bcac", strict=True):
-        for seed, place in enumerate(places):
-            row = place.row or {}
+    for line, prompt in zip(grid.rows, "bcac", strict=True):
+        for seed, row in enumerate(rows_of(line)):
             assert (row["prompt"], row["seed"]) == (prompt, seed)
-            assert label.startswith(f"{row['method']},")
+            assert line.label.startswith(f"{row['method']},")
 
 
 def test_one_prompt_has_no_grid_of_prompts(tmp_path: Path, make_run: Maker) -> None:
@@ -173,13 +183,11 @@ def test_one_prompt_has_no_grid_of_prompts(tmp_path: Path, make_run: Maker) -> N
 def test_models_have_grids_of_their_own(tmp_path: Path, make_run: Maker) -> None:
     folder = make_run(models=("SDXL", "SD3"), methods=("LoRA", "AutoLoRA")).write(tmp_path / "run")
     grids = chosen(folder)
-    assert "grid_seeds_prompt0_model1" in grids
     for name, model in (
-        ("grid_prompts_seed0_model1", "SDXL"),
+        ("grid_seeds_prompt0_model1", "SDXL"),
         ("grid_prompts_seed0_model2", "SD3"),
     ):
-        rows = [place.row or {} for _, places in grids[name].rows for place in places]
-        assert {row["model"] for row in rows} == {model}
+        assert {row["model"] for line in grids[name].rows for row in rows_of(line)} == {model}
 
 
 def test_only_so_many_images_are_opened(tmp_path: Path, make_run: Maker) -> None:
@@ -214,3 +222,50 @@ def test_a_file_shows_each_image_in_its_place(tmp_path: Path, make_run: Maker) -
             assert np.array_equal(
                 pixels[bottom - 256 : bottom, right - 256 : right], np.asarray(copy)
             )
+
+
+# ---- Small copies
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{folder}/secret.png", "link.png"])
+def test_an_image_outside_the_run_folder_is_not_opened(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "link.png").symlink_to(tmp_path / "secret.png")
+    file = name.format(folder=tmp_path)
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        open_run_image(run, file)
+    thumbnail = load_thumbnails(run, [file])[file]
+    assert (thumbnail.data, thumbnail.image, thumbnail.uri) == (b"", None, "")
+    assert "leads out of its folder" in thumbnail.problem
+
+
+@pytest.mark.parametrize(
+    ("size", "expected", "enlarged", "suffix"),
+    [
+        ((64, 64), (64, 64), (256, 256), ".png"),
+        ((100, 50), (100, 50), (200, 100), ".png"),
+        ((256, 100), (256, 100), (256, 100), ".png"),
+        ((257, 257), (129, 129), (129, 129), ".jpg"),
+        ((1024, 512), (256, 128), (256, 128), ".jpg"),
+        ((1, 3000), (1, 250), (1, 250), ".jpg"),
+    ],
+)
+def test_thumbnails_are_at_most_256_pixels(
+    size: tuple[int, int], expected: tuple[int, int], enlarged: tuple[int, int], suffix: str
+) -> None:
+    for enlarge, expected_size in ((False, expected), (True, enlarged)):
+        thumbnail = make_thumbnail(Image.new("RGBA", size, (200, 30, 40, 255)), enlarge=enlarge)
+        with Image.open(io.BytesIO(thumbnail.data)) as image:
+            assert (image.size, image.mode, thumbnail.suffix) == (expected_size, "RGB", suffix)
+
+
+def test_pixel_art_keeps_its_pixels() -> None:
+    art = np.random.default_rng(0).integers(0, 2, (32, 32, 1), dtype=np.uint8) * 255
+    blocks = art.repeat(3, 2).repeat(32, 0).repeat(32, 1)
+    with Image.open(io.BytesIO(make_thumbnail(Image.fromarray(blocks)).data)) as image:
+        # 1024 pixels become 256: a block of 32 becomes one of 8. JPEG adds at most a few levels.
+        found = np.asarray(image).astype(int)
+    expected = art.repeat(3, 2).repeat(8, 0).repeat(8, 1).astype(int)
+    assert np.abs(found - expected).max() <= 8

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -64,13 +64,6 @@ def draw_figures(data: FigureData, folder: Path) -> list[DrawnFigure]:
 
     The same tables give the same bytes: neither file contains a date or a version. A figure of
     another package that fails is logged and left out.
-
-    Args:
-        data: the tables to draw from.
-        folder: the folder of the files.
-
-    Returns:
-        The figures in order.
     """
     drawn: dict[str, DrawnFigure] = {}
     for kind in figure_kinds():
@@ -78,9 +71,8 @@ def draw_figures(data: FigureData, folder: Path) -> list[DrawnFigure]:
             for drawing in kind.drawings(data):
                 # Two models may have the same name in file names.
                 numbered = (f"{drawing.name}_{n}" for n in itertools.count(2))
-                name = drawing.name
-                while name in drawn:
-                    name = next(numbered)
+                names = itertools.chain([drawing.name], numbered)
+                name = next(name for name in names if name not in drawn)
                 drawn[name] = _write(kind.name, dataclasses.replace(drawing, name=name), folder)
         except (Exception, SystemExit) as error:
             if not kind.origin:
@@ -177,17 +169,7 @@ class FigureKind:
 
 @dataclass(frozen=True)
 class DrawnFigure:
-    """A figure that was drawn, with its files.
-
-    Attributes:
-        name: the name of its files, without suffix.
-        kind: the name of its kind.
-        title: a few words for lists and headings.
-        caption: how to read the figure, and what is missing from it.
-        text: what the figure shows, for people who cannot see it.
-        svg: the path of the SVG file.
-        png: the path of the PNG file.
-    """
+    """A figure that was drawn: its kind, the texts of its `Drawing`, and its files."""
 
     name: str
     kind: str
@@ -201,13 +183,27 @@ class DrawnFigure:
 # ---- Cells as captions name them
 
 
-@dataclass(frozen=True)
-class Extreme:
+class Extreme(NamedTuple):
     """The least or the greatest value of a column, and the cell that has it."""
 
     value: float
     cells: str
-    digits: int = 3
+    digits: int
+
+
+def extremes(data: FigureData, column: str, digits: int = 3) -> list[Extreme]:
+    """Return the least and the greatest value of a column; empty if none is known."""
+    found = values(data.table, column)
+    if not np.isfinite(found).any():
+        return []
+    rows = (int(np.nanargmin(found)), int(np.nanargmax(found)))
+    cells = data.table["cell"]
+    return [Extreme(found[n], cell_names(data, [cells.iloc[n]]), digits) for n in rows]
+
+
+def scores_of(data: FigureData) -> list[Metric]:
+    """Return the judged scores of a run."""
+    return [metric for metric in data.metrics if metric.kind == "score"]
 
 
 def swept_names(data: FigureData) -> list[str]:
@@ -219,9 +215,7 @@ def swept_names(data: FigureData) -> list[str]:
 def cell_names(data: FigureData, cells: Sequence[str]) -> str:
     """Return the names of cells, with the sweep points of one method together.
 
-    Args:
-        data: The data of the figure.
-        cells: Ids of the cells. If they are many, they are counted by method.
+    Many cells are counted by method.
     """
     rows = data.table[data.table["cell"].isin(cells)]
     several = data.table["model"].nunique() > 1
@@ -253,13 +247,7 @@ def method_with_point(data: FigureData, cell: str) -> str:
 def cells_not_drawn(
     data: FigureData, columns: Sequence[str], cells: Sequence[str] | None = None
 ) -> tuple[list[str], int]:
-    """Return the names of the cells that lack a value, and how many more there are.
-
-    Args:
-        data: The data of the figure.
-        columns: The columns that are drawn.
-        cells: Ids of the cells; all cells if None.
-    """
+    """Return the names of the cells that lack one of the columns, and how many more there are."""
     asked = data.table["cell"].isin(data.table["cell"] if cells is None else cells)
     known = np.isfinite([values(data.table, column) for column in columns]).all(axis=0)
     rows = data.table.loc[np.asarray(asked) & ~known]

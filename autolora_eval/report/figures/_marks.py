@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from autolora_eval.report.figures._base import FigureData
-from autolora_eval.report.figures._style import (
-    SMALL,
-    Floats,
-    MarkerStyle,
-    bars,
-    ink,
-    literal,
-    marker_styles,
-    text_size,
-    truncate_to_width,
-    values,
-)
-from autolora_eval.report.figures._sweeps import sweep_lines
+from autolora_eval.report.figures import _style
+from autolora_eval.report.figures._style import Floats, MarkerStyle, marker_styles, values
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from autolora_eval.report.figures._base import FigureData, Points
 
 # Of more cells than these only the most important are labelled, and all are drawn smaller.
 CELLS_LABELLED = 24
@@ -56,10 +45,9 @@ def draw_cells(
     for (model, method), rows in cells.groupby(["model", "method"], sort=False):
         mark = drawn[str(model), str(method)]
         found = axis.errorbar(
-            values(rows, x_column),
-            values(rows, y_column),
-            xerr=bars(rows, x_column),
-            yerr=bars(rows, y_column),
+            *places(rows, x_column, y_column).T,
+            xerr=_style.bars(rows, x_column),
+            yerr=_style.bars(rows, y_column),
             linestyle="none",
             elinewidth=0.8 if len(cells) <= CELLS_LABELLED else 0.4,
             ecolor=mark.colour,
@@ -77,6 +65,28 @@ def draw_cells(
     return drawn
 
 
+def sweep_lines(table: pd.DataFrame, points: Points) -> list[list[dict[Any, Any]]]:
+    """Return the rows of cells that differ in their last swept parameter alone, line by line.
+
+    Values that are not numbers, such as intervals, have no order: each cell is its own line.
+    """
+    lines: dict[tuple[object, ...], list[dict[Any, Any]]] = {}
+    for row in table.to_dict("records"):
+        point = points.get(row["cell"])
+        if point:
+            *others, last = point.values()
+            key = (row["model"], row["method"], *others, "" if _is_number(last) else last)
+            lines.setdefault(key, []).append(row)
+    return list(lines.values())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def label_cells(
     axis: Axes,
     data: FigureData,
@@ -87,13 +97,7 @@ def label_cells(
 ) -> None:
     """Write beside marks where on the sweep they are; the figure must be settled.
 
-    Args:
-        axis: where to write.
-        data: the figure's.
-        cells: those of this panel; of many only the important and the ends of lines are labelled.
-        x_column: what stands along x.
-        y_column: what stands along y.
-        important: cells to label first.
+    Of many cells, only the `important` ones and the ends of lines are labelled.
     """
     drawn = marker_styles(data.table)
     lines = sweep_lines(cells, data.points)
@@ -106,8 +110,8 @@ def label_cells(
         Label(
             row[x_column],
             row[y_column],
-            truncate_to_width(", ".join(data.points[row["cell"]].values()), LABEL_ROOM),
-            ink(drawn[row["model"], row["method"]].colour),
+            _style.truncate_to_width(", ".join(data.points[row["cell"]].values()), LABEL_ROOM),
+            _style.ink(drawn[row["model"], row["method"]].colour),
         )
         for row in rows
         if math.isfinite(row[x_column]) and math.isfinite(row[y_column])
@@ -121,10 +125,10 @@ def label_cells(
 # Where a text's middle may stand: directions, nearest distance first.
 _DIRECTIONS = ((1, 1), (1, 0), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, 0), (-1, -1))
 _DISTANCES = (4.5, 9.0, 14.0)  # points between mark and text
+_NEAR = 2.2  # points: half of a small mark
 
 
-@dataclass(frozen=True)
-class Label:
+class Label(NamedTuple):
     """A text that belongs beside the mark at (x, y), in data coordinates."""
 
     x: float
@@ -139,38 +143,37 @@ def place_labels(axis: Axes, labels: Sequence[Label], obstacles: Floats) -> list
     The figure must be settled, the limits of its axes included.
 
     Args:
-        axis: where to write.
-        labels: the more important first.
-        obstacles: what no label may cover, data coordinates [n, 2].
+        axis: Where to write.
+        labels: The more important first.
+        obstacles: What no label may cover, in data coordinates, float64 [n, 2].
 
     Returns:
         Those written.
     """
     per_point = axis.figure.dpi / 72
-    marker_styles = axis.transData.transform(obstacles) / per_point
-    frame = axis.get_window_extent()
-    edges = tuple(v / per_point for v in (frame.x0, frame.y0, frame.x1, frame.y1))
-    taken: list[tuple[float, float, float, float]] = []
+    marks = axis.transData.transform(obstacles) / per_point
+    frame = axis.get_window_extent().extents / per_point
+    taken: list[Floats] = []
     written = []
     for label in labels:
-        x, y = axis.transData.transform((label.x, label.y)) / per_point
-        width, height = text_size(label.text)
-        for dx, dy in _offsets(width, height):
-            box = (x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)
-            if _is_free(box, taken, marker_styles, edges):
+        mark = axis.transData.transform((label.x, label.y)) / per_point
+        size = np.asarray(_style.text_size(label.text))
+        for offset in _offsets(*size):
+            middle = mark + offset
+            box = np.concatenate([middle - size / 2, middle + size / 2])
+            if _is_free(box, taken, marks, frame):
                 taken.append(box)
                 written.append(label)
-                text = axis.annotate(
+                axis.annotate(
                     label.text,
                     (label.x, label.y),
-                    (dx, dy),
+                    offset,
                     textcoords="offset points",
                     ha="center",
                     va="center",
-                    fontsize=SMALL,
+                    fontsize=_style.SMALL,
                     color=label.colour,
                 )
-                literal(text)
                 break
     return written
 
@@ -183,33 +186,19 @@ def _offsets(width: float, height: float) -> Iterable[tuple[float, float]]:
             yield dx, dy
 
 
-def _is_free(
-    box: tuple[float, float, float, float],
-    taken: Sequence[tuple[float, float, float, float]],
-    marker_styles: Floats,
-    edges: tuple[float, ...],
-) -> bool:
-    left, bottom, right, top = box
-    if left < edges[0] or bottom < edges[1] or right > edges[2] + 4 or top > edges[3] + 4:
+def _is_free(box: Floats, taken: Sequence[Floats], marks: Floats, frame: Floats) -> bool:
+    """Tell whether a box is inside the axes and covers neither other boxes nor marks."""
+    if (box[:2] < frame[:2]).any() or (box[2:] > frame[2:] + 4).any():
         return False
-    if any(left < x1 and right > x0 and bottom < y1 and top > y0 for x0, y0, x1, y1 in taken):
+    if any((box[:2] < other[2:]).all() and (box[2:] > other[:2]).all() for other in taken):
         return False
-    near = 2.2  # points: half of a small mark
-    inside = (
-        (marker_styles[:, 0] > left - near)
-        & (marker_styles[:, 0] < right + near)
-        & (marker_styles[:, 1] > bottom - near)
-        & (marker_styles[:, 1] < top + near)
-    )
-    return not bool(np.any(inside))
+    return not ((marks > box[:2] - _NEAR) & (marks < box[2:] + _NEAR)).all(axis=1).any()
 
 
 # ---- Pareto front
 
 
-def pareto_front(
-    points: npt.NDArray[np.float64], higher_is_better: Sequence[bool]
-) -> npt.NDArray[np.bool_]:
+def pareto_front(points: Floats, higher_is_better: Sequence[bool]) -> npt.NDArray[np.bool_]:
     """Tell which points no other point dominates.
 
     A point dominates another if it is at least as good in every respect and better in one, so

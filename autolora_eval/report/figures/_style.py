@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 
 from autolora_eval.analysis.sentences import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -31,6 +31,7 @@ PNG_DPI = 200
 WIDTH = 6.7  # inches: the text of an A4 page with margins of 20 mm
 MAX_HEIGHT = 8.8  # leaves room for a caption on that page
 SMALL = 6.5  # points: the smallest text
+METRICS_ACROSS, METRICS_DOWN = 3, 6  # panels of different metrics
 # Okabe and Ito's colours without the yellow, which vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
@@ -62,6 +63,8 @@ STYLE = {
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
     "hatch.linewidth": 0.5,
+    # A dollar sign in a user's name is a dollar sign, not mathematics.
+    "text.parse_math": False,
     "svg.fonttype": "none",
     # Without a salt, matplotlib names the parts of an SVG at random.
     "svg.hashsalt": "autolora-eval",
@@ -113,6 +116,12 @@ def marker_styles(table: pd.DataFrame) -> dict[tuple[str, str], MarkerStyle]:
     }
 
 
+def method_styles(table: pd.DataFrame) -> dict[str, MarkerStyle]:
+    """Return how each method is drawn where models stand apart, by order in the table."""
+    first = table["model"].iloc[0]
+    return {method: mark for (m, method), mark in marker_styles(table).items() if m == first}
+
+
 @dataclass(frozen=True)
 class Legend:
     """What a legend explains: handles and their names, in order."""
@@ -147,25 +156,81 @@ class Legend:
         )
         for text, name in zip(made.get_texts(), self.names, strict=True):
             text.set_text(short(name))
-            literal(text)
 
 
 def method_legend(table: pd.DataFrame, more: Mapping[str, Any] | None = None) -> Legend:
-    """Return the legend of a table's methods, and of its models where there are several.
-
-    Args:
-        table: the result table.
-        more: what else a legend has, by name.
-    """
+    """Return the legend of a table's methods, of its models if there are several, and of more."""
     drawn = marker_styles(table)
     models, methods = list(table["model"].unique()), list(table["method"].unique())
     handles: list[Any] = [drawn[models[0], method].handle() for method in methods]
-    names = list(methods)
     if len(models) > 1:
         fills = [drawn[model, methods[0]].fill for model in models]
         handles += [MarkerStyle(GREY, "o", fill).handle() for fill in fills]
-        names += models
-    return Legend([*handles, *(more or {}).values()], [*names, *(more or {})])
+        methods += models
+    return Legend([*handles, *(more or {}).values()], [*methods, *(more or {})])
+
+
+def panel_grid(
+    shape: tuple[int, int],
+    n_panels: int,
+    height: float,
+    key: Legend,
+    **shared: Any,  # noqa: ANN401
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure as wide as a page, with panels row by row and its legend below them.
+
+    Args:
+        shape: Rows and columns.
+        n_panels: How many panels are used; the others are hidden.
+        height: In inches, without the legend.
+        key: The legend.
+        **shared: Options of `Figure.subplots`.
+    """
+    figure = Figure(figsize=(WIDTH, height + key.height), layout="constrained")
+    axes = list(figure.subplots(*shape, squeeze=False, **shared).flat)
+    for axis in axes[n_panels:]:
+        axis.set_axis_off()
+    key.put(figure)
+    return figure, axes[:n_panels]
+
+
+def metric_shape(n_metrics: int, n_across: int) -> tuple[int, int]:
+    """Return the rows and columns of panels: a row per metric if several stand across."""
+    n_columns = n_across if n_across > 1 else min(n_metrics, METRICS_ACROSS)
+    return -(-n_metrics * n_across // n_columns), n_columns
+
+
+def metrics_of_a_figure(metrics: Sequence[Metric], n_across: int) -> list[Sequence[Metric]]:
+    """Return the metrics in parts that fit a page."""
+    return in_parts(metrics, METRICS_DOWN * (1 if n_across > 1 else METRICS_ACROSS))
+
+
+def name_panels(
+    axes: Sequence[Axes], metrics: Sequence[Metric], n_columns: int, x_names: Sequence[str]
+) -> None:
+    """Name the metrics beside rows, or above panels if a row has several, and x where it ends."""
+    titles = panel_titles(metrics, n_columns)
+    for place, axis in enumerate(axes):
+        if len(x_names) == 1:
+            axis.set_title(titles[place], fontsize=7.5)
+        elif place % n_columns == 0:
+            axis.set_ylabel(label_title(metrics[place // n_columns]))
+        if place + n_columns >= len(axes):  # nothing stands below
+            axis.set_xlabel(x_names[place % len(x_names)])
+            axis.xaxis.set_tick_params(labelbottom=True)
+
+
+T = TypeVar("T")
+
+
+def in_parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Return items in parts of at most `size`."""
+    return [items[n : n + size] for n in range(0, len(items), size)]
+
+
+def few_ticks(n: int = 5) -> MaxNLocator:
+    """Return a locator of at most about n round numbers."""
+    return MaxNLocator(n, steps=[1, 2, 5, 10])
 
 
 def settle(figure: Figure) -> None:
@@ -174,18 +239,6 @@ def settle(figure: Figure) -> None:
         figure.draw_without_rendering()
         # Not "none": that is an engine, for which `savefig` draws the figure once more.
         figure.set_layout_engine(None)
-
-
-def literal(text: Text) -> Text:
-    """Let dollar signs in a user's name be dollar signs, not mathematics."""
-    text.set_parse_math(False)
-    return text
-
-
-def literal_ticks(axis: Axes) -> None:
-    """Let the names on both axes be no mathematics either."""
-    for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
-        literal(label)
 
 
 def ink(colour: str) -> str:
@@ -253,35 +306,30 @@ def values(table: pd.DataFrame, column: str) -> Floats:
 
 def bars(table: pd.DataFrame, column: str) -> Floats:
     """Return the lengths of error bars, float64 [2, n]; NaN where there is no interval."""
-    value = values(table, column)
-    below = value - values(table, f"{column}_low")
-    above = values(table, f"{column}_high") - value
+    value, (low, high) = values(table, column), interval_ends(table, column)
     # An interval need not hold the value; a negative length is refused by matplotlib.
-    return np.maximum(np.stack([below, above]), 0.0)
+    return np.maximum(np.stack([value - low, high - value]), 0.0)
+
+
+def interval_ends(table: pd.DataFrame, column: str) -> tuple[Floats, Floats]:
+    """Return the lower and upper ends of a column's intervals."""
+    return values(table, f"{column}_low"), values(table, f"{column}_high")
 
 
 # ---- Limits of an axis: one very long interval must not flatten all others
 
-# The room beyond the values, in halves of the median interval.
-_ROOM = 3.0
+_ROOM = 3.0  # beyond the values, in halves of the median interval
 _MARGIN = 0.05
 
 
 def clipped_limits(cells: pd.DataFrame, column: str) -> tuple[float, float] | None:
-    """Return the limits of an axis that clips intervals much longer than the others.
+    """Return the limits of an axis that clips very long intervals; None if there are none.
 
     All values, including published ones, lie within the limits. Beyond them there is as much room
     as their range, or three times half of the median interval if that is more.
-
-    Args:
-        cells: The cells of the panels that share the axis.
-        column: The column that they show.
-
-    Returns:
-        Both ends, or None if nothing needs to be clipped.
     """
     shown = np.concatenate([values(cells, column), values(cells, f"{column}_published")])
-    low, high = (values(cells, f"{column}_{end}") for end in ("low", "high"))
+    low, high = interval_ends(cells, column)
     shown, is_known = shown[np.isfinite(shown)], np.isfinite(low) & np.isfinite(high)
     if not (len(shown) and is_known.any()):
         return None

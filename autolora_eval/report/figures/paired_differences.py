@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import join_names
 from autolora_eval.analysis.estimates import sorted_differences, unit_values
-from autolora_eval.analysis.sentences import Metric
-from autolora_eval.report.figures._base import (
-    Drawing,
-    FigureData,
-    FigureKind,
-    method_with_point,
-    swept_names,
-)
-from autolora_eval.report.figures._style import (
-    COLOURS,
-    DARK,
-    GREY,
-    SMALL,
-    WIDTH,
-    Floats,
-    Legend,
-    label_title,
-    literal,
-    literal_ticks,
-    short,
-    truncate_to_width,
-    values,
-)
+from autolora_eval.analysis.sentences import SIGNIFICANCE, Metric
+from autolora_eval.report.figures import _base, _style
+from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
+from autolora_eval.report.figures._style import COLOURS, DARK, Floats, in_parts, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,15 +29,12 @@ COLUMNS, ROWS = 5, 40
 DOTS, DOTS_IN_LOW_ROWS = 64, 16
 FEW_ROWS = 14
 CURVE_POINTS = 100
-# Holm-corrected p-values below this are drawn full.
-LEVEL = 0.05
 NAMES_LISTED = 8
 NAMES = 150.0  # points: the widest name of a row
 DOT_LABEL, DIFFERENCE_LABEL = "units", "difference"
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """One comparison: a cell with the baseline's."""
 
     cell: str
@@ -71,11 +48,12 @@ def _rows(data: FigureData) -> list[_Row]:
     pairs = dict(zip(compared["cell"], compared["baseline_cell"], strict=True))
     several = data.table["model"].nunique() > 1
     found = []
-    for cell, model in zip(data.table["cell"], data.table["model"], strict=True):
+    cells = data.table[["cell", "model", "method"]]
+    for cell, model, method in cells.itertuples(index=False, name=None):
         if cell in pairs:
-            label = method_with_point(data, cell)
-            named = f"{model} · {label}" if several else label
-            found.append(_Row(cell, str(pairs[cell]), named))
+            point = ", ".join(data.points.get(cell, {}).values())
+            label = f"{_style.short(method, 24)} {point}".strip()
+            found.append(_Row(cell, str(pairs[cell]), f"{model} · {label}" if several else label))
     return found
 
 
@@ -83,31 +61,24 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
     rows = [] if data.comparisons.empty else _rows(data)
     if not rows:
         return
-    judged = [metric.column for metric in data.metrics if metric.kind == "score"]
+    judged = [metric.column for metric in _base.scores_of(data)]
     extra = [metric.column for metric in data.metrics if metric.kind == "extra"]
     units = unit_values(data.scores, data.diversity, judged, extra)
-    for first in range(0, len(data.metrics), COLUMNS):
-        metrics = data.metrics[first : first + COLUMNS]
-        for start in range(0, len(rows), ROWS):
-            shown = rows[start : start + ROWS]
+    for metrics in in_parts(data.metrics, COLUMNS):
+        labels = join_names([metric.label for metric in metrics])
+        for shown in in_parts(rows, ROWS):
             yield Drawing(
                 name=FIGURE.name,
-                title=f"Differences from {_baseline(data)} in "
-                f"{join_names([metric.label for metric in metrics])}",
+                title=f"Differences from {_first(data, 'baseline')} in {labels}",
                 caption=_caption(data, shown, metrics, units),
                 text=_text(data, shown, metrics),
-                draw=lambda shown=shown, metrics=metrics: _draw(  # type: ignore[misc]
-                    data, shown, metrics, units
-                ),
+                draw=partial(_draw, data, shown, metrics, units),
             )
 
 
-def _baseline(data: FigureData) -> str:
-    return str(data.comparisons["baseline"].iloc[0])
-
-
-def _unit(data: FigureData) -> str:
-    return str(data.comparisons["unit"].iloc[0])
+def _first(data: FigureData, column: str) -> str:
+    """Return what all comparisons share: their baseline, or their unit."""
+    return str(data.comparisons[column].iloc[0])
 
 
 def _draw(
@@ -116,31 +87,27 @@ def _draw(
     metrics: Sequence[Metric],
     units: Mapping[str, pd.DataFrame],
 ) -> Figure:
+    n = len(rows)
+    height = (0.62 if n <= 5 else 0.36 if n <= FEW_ROWS else 0.178) * n + 0.75
     key = _key(data, rows, units)
-    each = 0.62 if len(rows) <= 5 else 0.36 if len(rows) <= FEW_ROWS else 0.178
-    height = each * len(rows) + 0.75 + key.height
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    figure, axes = _style.panel_grid((1, len(metrics)), len(metrics), height, key, sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         if metric.column in units:
             _units(axis, rows, units[metric.column])
         _means(axis, data, rows, metric)
-        axis.axvline(0.0, color=GREY, linewidth=0.8, zorder=1)
-        literal(axis.set_title(label_title(metric), fontsize=7.5))
-        axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+        axis.axvline(0.0, color=_style.GREY, linewidth=0.8, zorder=1)
+        axis.set_title(_style.label_title(metric), fontsize=7.5)
+        axis.xaxis.set_major_locator(_style.few_ticks(3))
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
         axis.margins(x=0.06)
-        for place in range(1, len(rows)):
+        for place in range(1, n):
             axis.axhline(place - 0.5, color="#ececec", linewidth=0.5, zorder=0)
-    axes[0].set_yticks(
-        range(len(rows)), [truncate_to_width(row.label, NAMES) for row in rows], fontsize=SMALL
-    )
-    axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    literal_ticks(axes[0])
-    title = f"difference from {short(_baseline(data), 60)}"
-    literal(figure.suptitle(title, fontsize=8.0))
-    key.put(figure)
+    names = [_style.truncate_to_width(row.label, NAMES) for row in rows]
+    axes[0].set_yticks(range(n), names, fontsize=_style.SMALL)
+    axes[0].set_ylim(n - 0.5, -0.5)
+    baseline = _style.short(_first(data, "baseline"), 60)
+    figure.suptitle(f"difference from {baseline}", fontsize=8.0)
     return figure
 
 
@@ -166,16 +133,9 @@ def _units(axis: Axes, rows: Sequence[_Row], values_of_units: pd.DataFrame) -> N
 
 
 def thinned(differences: Floats, at_most: int) -> tuple[Floats, Floats]:
-    """Return a curve through sorted differences of few enough points, and their ranks.
+    """Return a curve of few enough points through sorted differences, and their ranks in 0 … 1.
 
     Of equal differences the first and the last are kept; of what is left, evenly spread ones.
-
-    Args:
-        differences: sorted, float64 [n].
-        at_most: points to keep.
-
-    Returns:
-        The differences kept, and their places in 0 … 1.
     """
     n = len(differences)
     ranks = np.arange(n) / max(n - 1, 1)
@@ -192,20 +152,20 @@ def _most_dots(rows: Sequence[_Row]) -> int:
 
 def _means(axis: Axes, data: FigureData, rows: Sequence[_Row], metric: Metric) -> None:
     """Draw the differences of the comparisons with their intervals, as they are given."""
-    compared = _of_metric(data, [row.cell for row in rows], metric)
+    compared = _of_metric(data, rows, metric)
     places = np.arange(len(rows), dtype=np.float64)
     low, high = values(compared, "low"), values(compared, "high")
     axis.hlines(places, low, high, color=DARK, linewidth=1.1, zorder=3)
-    certain = values(compared, "p_holm") < LEVEL
+    certain = values(compared, "p_holm") < SIGNIFICANCE
     for chosen, filled in ((certain, True), (~certain, False)):
         x = np.where(chosen, values(compared, "difference"), np.nan)
         axis.plot(x, places, label=DIFFERENCE_LABEL, zorder=4, **_diamond(filled))
 
 
-def _of_metric(data: FigureData, cells: Sequence[str], metric: Metric) -> pd.DataFrame:
-    """Return the comparisons of cells by one metric, a row of NaN where there is none."""
+def _of_metric(data: FigureData, rows: Sequence[_Row], metric: Metric) -> pd.DataFrame:
+    """Return the comparisons of rows by one metric, a row of NaN where there is none."""
     compared = data.comparisons[data.comparisons["metric"] == metric.column]
-    return compared.drop_duplicates("cell").set_index("cell").reindex(list(cells))
+    return compared.drop_duplicates("cell").set_index("cell").reindex([row.cell for row in rows])
 
 
 def _dot(size: float) -> dict[str, Any]:
@@ -229,18 +189,19 @@ def _diamond(filled: bool) -> dict[str, Any]:
     }
 
 
-def _key(data: FigureData, rows: Sequence[_Row], units: Mapping[str, pd.DataFrame]) -> Legend:
-    unit = _unit(data)
+def _key(
+    data: FigureData, rows: Sequence[_Row], units: Mapping[str, pd.DataFrame]
+) -> _style.Legend:
+    unit = _first(data, "unit")
     n = max((len(found) for found in units.values()), default=0)
-    handles = [Line2D([], [], **_diamond(filled)) for filled in (True, False)]
-    names = [f"difference, p < {LEVEL:g}", f"difference, p ≥ {LEVEL:g}"]
+    handles: dict[str, Line2D] = {}
     if n > _most_dots(rows):
-        handles.insert(0, Line2D([], [], color=COLOURS[0], linewidth=0.8))
-        names.insert(0, f"all {unit}s, sorted")
+        handles[f"all {unit}s, sorted"] = Line2D([], [], color=COLOURS[0], linewidth=0.8)
     elif n:
-        handles.insert(0, Line2D([], [], **_dot(3.0)))
-        names.insert(0, f"one {unit}")
-    return Legend(handles, names)
+        handles[f"one {unit}"] = Line2D([], [], **_dot(3.0))
+    handles[f"difference, p < {SIGNIFICANCE:g}"] = Line2D([], [], **_diamond(True))
+    handles[f"difference, p ≥ {SIGNIFICANCE:g}"] = Line2D([], [], **_diamond(False))
+    return _style.Legend(list(handles.values()), list(handles))
 
 
 def _caption(
@@ -250,12 +211,12 @@ def _caption(
     units: Mapping[str, pd.DataFrame],
 ) -> str:
     return say.paired(
-        _baseline(data),
-        _unit(data),
+        _first(data, "baseline"),
+        _first(data, "unit"),
         any(data.points.values()),
         [metric.label for metric in metrics if metric.column not in units],
         any(metric.kind == "product" for metric in metrics),
-        swept_names(data),
+        _base.swept_names(data),
         _missing(data, rows, metrics),
     )
 
@@ -272,15 +233,14 @@ def _missing(
 
 def _text(data: FigureData, rows: Sequence[_Row], metrics: Sequence[Metric]) -> str:
     """Count how many cells are certainly above and below the baseline in each metric."""
-    cells = [row.cell for row in rows]
     counts = []
     for metric in metrics:
-        compared = _of_metric(data, cells, metric).dropna(subset=["difference"], how="all")
+        compared = _of_metric(data, rows, metric).dropna(subset=["difference"], how="all")
         above = int((values(compared, "low") > 0).sum())
         below = int((values(compared, "high") < 0).sum())
-        only = compared["difference"].iloc[0] if len(cells) == 1 and len(compared) else None
+        only = compared["difference"].iloc[0] if len(rows) == 1 and len(compared) else None
         counts.append((metric.display_name, above, below, only))
-    return say.paired_text(len(rows), _baseline(data), _unit(data), counts)
+    return say.paired_text(len(rows), _first(data, "baseline"), _first(data, "unit"), counts)
 
 
 FIGURE = FigureKind("paired_differences", place=40, drawings=_drawings)

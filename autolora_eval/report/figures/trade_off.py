@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,42 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import join_names
 from autolora_eval.analysis.sentences import DIVERSITY, Metric
-from autolora_eval.report.figures._base import (
-    Drawing,
-    Extreme,
-    FigureData,
-    FigureKind,
-    cell_names,
-    cells_not_drawn,
-    swept_names,
-)
-from autolora_eval.report.figures._marks import (
-    draw_cells,
-    label_cells,
-    mark_size,
-    pareto_front,
-    places,
-)
-from autolora_eval.report.figures._style import (
-    DARK,
-    GREY,
-    LIGHT,
-    SMALL,
-    WIDTH,
-    Floats,
-    Indices,
-    Legend,
-    MarkerStyle,
-    axis_title,
-    bars,
-    literal,
-    literal_ticks,
-    marker_styles,
-    method_legend,
-    settle,
-    short,
-    values,
-)
+from autolora_eval.report.figures import _base, _marks, _style
+from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
+from autolora_eval.report.figures._style import WIDTH, Floats, Indices, MarkerStyle, values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +30,7 @@ CELLS_TOGETHER = 30
 COLUMNS = 3
 say = Sentences("captions")
 PUBLISHED, FRONT = "published", "Pareto front"
-_FRONT_STYLE: dict[str, Any] = {"color": DARK, "linewidth": 0.8, "linestyle": (0, (4, 2))}
+_FRONT_STYLE: dict[str, Any] = {"color": _style.DARK, "linewidth": 0.8, "linestyle": (0, (4, 2))}
 
 
 @dataclass(frozen=True)
@@ -71,25 +39,25 @@ class _Panel:
 
     cells: pd.DataFrame
     score: Metric
-    title: str
+    title: str = ""
 
-    @property
+    @cached_property
     def places(self) -> Floats:
         """Score and diversity of each cell, float64 [n, 2]."""
-        return places(self.cells, self.score.column, DIVERSITY.column)
+        return _marks.places(self.cells, self.score.column, DIVERSITY.column)
+
+    @cached_property
+    def published(self) -> Floats:
+        """Published score and diversity of each cell, float64 [n, 2]."""
+        columns = (f"{self.score.column}_published", f"{DIVERSITY.column}_published")
+        return _marks.places(self.cells, *columns)
 
     @property
     def is_empty(self) -> bool:
         """Whether no cell has both."""
         return not np.isfinite(self.places).all(axis=1).any()
 
-    @property
-    def published(self) -> Floats:
-        """Published score and diversity of each cell, float64 [n, 2]."""
-        columns = (f"{self.score.column}_published", f"{DIVERSITY.column}_published")
-        return places(self.cells, *columns)
-
-    @property
+    @cached_property
     def fronts(self) -> list[Indices]:
         """Places of the cells that no other of their model dominates, best score last."""
         directions = (self.score.higher_is_better, DIVERSITY.higher_is_better)
@@ -97,7 +65,7 @@ class _Panel:
         found: list[Indices] = []
         for indices in self.cells.groupby("model", sort=False).indices.values():
             cells = np.asarray(indices, dtype=np.intp)
-            front = cells[pareto_front(points[cells], directions)]
+            front = cells[_marks.pareto_front(points[cells], directions)]
             order = np.lexsort((points[front, 1], points[front, 0]))
             found.append(front[order if self.score.higher_is_better else order[::-1]])
         return found
@@ -109,96 +77,76 @@ class _Panel:
 
 
 def _drawings(data: FigureData) -> Iterator[Drawing]:
-    judged = _scores(data)
-    yield Drawing(
-        name=FIGURE.name,
-        title=f"Diversity against {join_names([m.label for m in judged])}"
-        if judged
-        else "Diversity",
-        caption=_caption(data),
-        text=_text(data),
-        draw=lambda: _trade_off(data) if judged else _diversity_alone(data),
-    )
+    scores = _base.scores_of(data)
+    title = f"Diversity against {join_names([m.label for m in scores])}" if scores else "Diversity"
+    draw = partial(_trade_off if scores else _diversity_alone, data)
+    yield Drawing(FIGURE.name, title, _caption(data), _text(data), draw)
 
 
-def _scores(data: FigureData) -> list[Metric]:
-    return [metric for metric in data.metrics if metric.kind == "score"]
-
-
-def _panels(data: FigureData) -> list[list[_Panel]]:
-    """Return the panels row by row: a row for all, or for each model where there are many cells."""
-    table, scores = data.table, _scores(data)
+def _panels(data: FigureData) -> tuple[list[_Panel], int]:
+    """Return the panels and how many stand in a row: those of a model where cells are many."""
+    table, scores = data.table, _base.scores_of(data)
     if len(table) > CELLS_TOGETHER and table["model"].nunique() > 1:
-        groups = [(str(model), rows) for model, rows in table.groupby("model", sort=False)]
-        return [[_Panel(rows, score, model) for score in scores] for model, rows in groups]
-    panels = [_Panel(table, score, "") for score in scores]
-    return [panels[n : n + COLUMNS] for n in range(0, len(panels), COLUMNS)]
+        models = table.groupby("model", sort=False)
+        panels = [_Panel(rows, score, str(model)) for model, rows in models for score in scores]
+        return panels, len(scores)
+    return [_Panel(table, score) for score in scores], min(len(scores), COLUMNS)
 
 
 def _trade_off(data: FigureData) -> Figure:
-    rows = _panels(data)
-    n_columns = max(map(len, rows))
-    key = _key(data, rows)
-    height = (3.3 if n_columns == 1 else 2.6) * len(rows) + key.height
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    grid = figure.subplots(len(rows), n_columns, squeeze=False, sharey=True)
-    for axes, panels in zip(grid, rows, strict=True):
-        axes[0].set_ylabel(axis_title(DIVERSITY))
-        for axis, panel in zip(axes, panels, strict=False):
-            _draw_panel(axis, data, panel)
-            literal(axis.set_xlabel(axis_title(panel.score)))
-            literal(axis.set_title(short(panel.title, 60), fontsize=SMALL + 0.5))
-        for axis in axes[len(panels) :]:
-            axis.set_axis_off()
-    key.put(figure)
-    panels_of = [
-        (axis, panel)
-        for axes, panels in zip(grid, rows, strict=True)
-        for axis, panel in zip(axes, panels, strict=False)
-    ]
-    for axis, panel in panels_of:
+    panels, n_columns = _panels(data)
+    n_rows = -(-len(panels) // n_columns)
+    height = (3.3 if n_columns == 1 else 2.6) * n_rows
+    key = _key(data, panels)
+    figure, axes = _style.panel_grid((n_rows, n_columns), len(panels), height, key, sharey=True)
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_panel(axis, data, panel, _published_is_drawn(panels))
+        axis.set_xlabel(_style.axis_title(panel.score))
+        axis.set_title(_style.short(panel.title, 60), fontsize=_style.SMALL + 0.5)
+    for axis in axes[::n_columns]:
+        axis.set_ylabel(_style.axis_title(DIVERSITY))
+    for axis, panel in zip(axes, panels, strict=True):
         # The axis of diversity is shared: its limits are known now, and are to stay.
         axis.set(xlim=axis.get_xlim(), ylim=axis.get_ylim())
         _draw_fronts(axis, panel)
-    settle(figure)
-    for axis, panel in panels_of:
+    _style.settle(figure)
+    for axis, panel in zip(axes, panels, strict=True):
         if not panel.is_empty:
             _equal_products(axis, panel.score)
         columns = (panel.score.column, DIVERSITY.column)
-        label_cells(axis, data, panel.cells, *columns, important=panel.front_cells)
+        _marks.label_cells(axis, data, panel.cells, *columns, important=panel.front_cells)
     return figure
 
 
-def _key(data: FigureData, rows: Sequence[Sequence[_Panel]]) -> Legend:
+def _key(data: FigureData, panels: Sequence[_Panel]) -> _style.Legend:
     more: dict[str, Any] = {}
-    if any(len(front) > 1 for panels in rows for panel in panels for front in panel.fronts):
+    if any(len(front) > 1 for panel in panels for front in panel.fronts):
         more[FRONT] = Line2D([], [], **_FRONT_STYLE)
-    if _published_is_drawn(data):
-        more[PUBLISHED] = Line2D(
-            [], [], linestyle="none", **MarkerStyle(GREY, "o", "none").hollow()
-        )
-    return method_legend(data.table, more)
+    if _published_is_drawn(panels):
+        hollow = MarkerStyle(_style.GREY, "o", "none").hollow()
+        more[PUBLISHED] = Line2D([], [], linestyle="none", **hollow)
+    return _style.method_legend(data.table, more)
 
 
-def _published_is_drawn(data: FigureData) -> bool:
-    have = [np.isfinite(panel.published).all(axis=1).sum() for r in _panels(data) for panel in r]
+def _published_is_drawn(panels: Sequence[_Panel]) -> bool:
+    have = [np.isfinite(panel.published).all(axis=1).sum() for panel in panels]
     return 0 < max(have, default=0) <= PUBLISHED_DRAWN
 
 
-def _draw_panel(axis: Axes, data: FigureData, panel: _Panel) -> None:
-    drawn = draw_cells(axis, data, panel.cells, panel.score.column, DIVERSITY.column)
-    if _published_is_drawn(data):
+def _draw_panel(axis: Axes, data: FigureData, panel: _Panel, has_published: bool) -> None:
+    drawn = _marks.draw_cells(axis, data, panel.cells, panel.score.column, DIVERSITY.column)
+    if has_published:
         _draw_published(axis, panel, drawn)
     axis.margins(0.13)
-    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axis.xaxis.set_major_locator(_style.few_ticks())
     if panel.is_empty:
         text = "no cell with both diversity and score"
-        axis.text(0.5, 0.5, text, ha="center", transform=axis.transAxes, color=GREY)
+        axis.text(0.5, 0.5, text, ha="center", transform=axis.transAxes, color=_style.GREY)
 
 
 def _draw_published(axis: Axes, panel: _Panel, drawn: dict[tuple[str, str], MarkerStyle]) -> None:
     """Draw published values hollow, each tied to ours."""
-    size = mark_size(panel.cells)
+    size = _marks.mark_size(panel.cells)
     rows = panel.cells[["model", "method"]].itertuples(index=False)
     for (model, method), ours, theirs in zip(rows, panel.places, panel.published, strict=True):
         if np.isfinite(theirs).all():
@@ -229,7 +177,7 @@ def _equal_products(axis: Axes, score: Metric) -> None:
     levels = MaxNLocator(6).tick_values(left * bottom, right * top)
     for level in (v for v in levels if left * bottom < v < right * top):
         x = np.linspace(max(left, level / top), min(right, level / bottom), 40)
-        axis.plot(x, level / x, color=LIGHT, linewidth=0.6, zorder=1)
+        axis.plot(x, level / x, color=_style.LIGHT, linewidth=0.6, zorder=1)
         _label_curve(axis, level, right, top)
 
 
@@ -252,60 +200,53 @@ def _diversity_alone(data: FigureData) -> Figure:
     """Return diversity by cell with its interval, for a run without a judge."""
     table = data.table
     figure = Figure(figsize=(WIDTH, min(0.22 * len(table) + 0.8, 8.8)), layout="constrained")
-    axis, drawn = figure.subplots(), marker_styles(table)
+    axis, drawn = figure.subplots(), _style.marker_styles(table)
     for (model, method), cells in table.groupby(["model", "method"], sort=False):
-        mark = drawn[str(model), str(method)]
         axis.errorbar(
             values(cells, DIVERSITY.column),
             np.flatnonzero(table["cell"].isin(cells["cell"])),
-            xerr=bars(cells, DIVERSITY.column),
+            xerr=_style.bars(cells, DIVERSITY.column),
             linestyle="none",
             elinewidth=0.9,
             label=str(method),
-            **mark.style(),
+            **drawn[str(model), str(method)].style(),
         )
-    several = table["model"].nunique() > 1
-    pairs = zip(table["cell"], table["model"], strict=True)
-    names = [
-        f"{model} · {data.labels[cell]}" if several else data.labels[cell] for cell, model in pairs
-    ]
-    axis.set_yticks(range(len(table)), [short(name, 48) for name in names])
-    literal_ticks(axis)
+    names = table["cell"].map(data.labels)
+    if table["model"].nunique() > 1:
+        names = table["model"] + " · " + names
+    axis.set_yticks(range(len(table)), [_style.short(name, 48) for name in names])
     axis.set_ylim(len(table) - 0.5, -0.5)
     axis.grid(axis="x", color="#e4e4e4", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
-    axis.set_xlabel(axis_title(DIVERSITY))
+    axis.set_xlabel(_style.axis_title(DIVERSITY))
     return figure
 
 
 def _fronts(data: FigureData) -> list[tuple[str, str]]:
     """Return for each score the names of the cells on the Pareto fronts."""
-    panels = [panel for row in _panels(data) for panel in row]
+    panels, _ = _panels(data)
     found = []
-    for score in _scores(data):
+    for score in _base.scores_of(data):
         cells = [cell for panel in panels if panel.score == score for cell in panel.front_cells]
-        found += [(score.label, cell_names(data, cells))] if cells else []
+        found += [(score.label, _base.cell_names(data, cells))] if cells else []
     return found
 
 
 def _caption(data: FigureData) -> str:
-    scores = _scores(data)
-    missing = cells_not_drawn(data, [DIVERSITY.column, *(score.column for score in scores)])
+    scores = _base.scores_of(data)
+    columns = [DIVERSITY.column, *(score.column for score in scores)]
+    missing = _base.cells_not_drawn(data, columns)
     if not scores:
         return say.diversity_alone(missing)
     has_curves = any(score.higher_is_better for score in scores)
-    published = _published_is_drawn(data)
-    return say.trade_off(swept_names(data), has_curves, published, _fronts(data), missing)
+    published = _published_is_drawn(_panels(data)[0])
+    return say.trade_off(_base.swept_names(data), has_curves, published, _fronts(data), missing)
 
 
 def _text(data: FigureData) -> str:
-    found = values(data.table, DIVERSITY.column)
-    ends = []
-    if np.isfinite(found).any():
-        for n in (int(np.nanargmin(found)), int(np.nanargmax(found))):
-            ends.append(Extreme(found[n], cell_names(data, [data.table["cell"].iloc[n]])))
-    names = [score.display_name for score in _scores(data)]
+    names = [score.display_name for score in _base.scores_of(data)]
+    ends = _base.extremes(data, DIVERSITY.column)
     return say.trade_off_text(len(data.table), names, ends, _fronts(data))
 
 

@@ -15,7 +15,7 @@ from report.figures.made_up import (
     with_values,
 )
 
-from autolora_eval.report.figures._sweeps import Sweep, spread_out, sweeps
+from autolora_eval.report.figures.sweep import Sweep, spread_out, sweeps
 
 KIND = "sweep"
 
