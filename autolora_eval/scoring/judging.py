@@ -28,7 +28,7 @@ from autolora_eval.scoring.judgement_store import (
 from autolora_eval.scoring.judges.config import Judge, JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.vllm_command import launched_identity
 from autolora_eval.scoring.reply import MAX_REPLY, expected_scores, parse_reply
-from autolora_eval.scoring.rubric import Rubric
+from autolora_eval.scoring.rubric import Question, Rubric
 
 if TYPE_CHECKING:
     from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
@@ -326,7 +326,7 @@ class _JudgementWriter:
             if not self.wanted(item):
                 continue
             question = self.rubric.question(item.image.prompt)
-            row = self._cached(item)
+            row = self._cached(item, question)
             if row is None:
                 yield Request(item.image.path, question, item.repeat, item)
                 continue
@@ -346,7 +346,7 @@ class _JudgementWriter:
             self._tell(row)
             complete = reply.text is not None and len(reply.text) <= MAX_REPLY
             if complete and item.image.sha256 is not None:
-                cacheable.append((self._cache_key(item), row))
+                cacheable.append((self._cache_key(item, request.question), row))
         self._append(rows)
         self.counts["done"] += len(rows)
         self.cache.put((key, {name: row[name] for name in _CACHED}) for key, row in cacheable)
@@ -374,11 +374,11 @@ class _JudgementWriter:
             JudgementFile(self.folder.judgements(cell)).append(found)
         require_space(self.folder.path)
 
-    def _cached(self, item: PendingJudgement) -> Json | None:
+    def _cached(self, item: PendingJudgement, question: Question) -> Json | None:
         """Return the row for a reply of an earlier run to the same question, or None."""
         if item.image.sha256 is None:
             return None
-        kept = self.cache.get(self._cache_key(item))
+        kept = self.cache.get(self._cache_key(item, question))
         if kept is None or not kept.keys() >= _CACHED:
             return None
         if not (isinstance(kept["raw"], str) and isinstance(kept["model"], str)):
@@ -389,9 +389,8 @@ class _JudgementWriter:
         measured = {name: kept[name] for name in ("expected", "latency_seconds", "image")}
         return row | measured | {"cached": True, "attempt": item.attempts}
 
-    def _cache_key(self, item: PendingJudgement) -> str:
+    def _cache_key(self, item: PendingJudgement, question: Question) -> str:
         assert item.image.sha256 is not None
-        question = self.rubric.question(item.image.prompt)
         return reply_key(self.key, item.image.sha256, question, item.repeat)
 
 

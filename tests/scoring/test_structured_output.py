@@ -16,7 +16,7 @@ from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
-from autolora_eval.scoring.judges.openai_protocol import NEUTRAL, NEUTRAL_EXTRA
+from autolora_eval.scoring.judges.openai_protocol import NEUTRAL
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 
 FREE = 'The verdict: {"prompt_correspondence": 5, "style_adherence": 5}'
@@ -149,7 +149,7 @@ def test_every_question_is_sent_with_the_constraint(server, judge, rubric, tmp_p
         body = server.calls[-1].body
         found = {key: body[key] for key in body.keys() & set(expected)}
         assert found == arguments
-        assert body.items() >= (NEUTRAL | NEUTRAL_EXTRA).items()
+        assert body.items() >= NEUTRAL.items()
 
 
 def with_logprobs(call: Call, most: int) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -41,6 +42,7 @@ R = TypeVar("R")
 
 MAX_IMAGE_BYTES = 20_000_000
 PROBE_SECONDS = 5.0
+CONNECTIONS_A_CLIENT = 16
 BACKOFF_SECONDS = 0.5  # upper bound of the first random wait before a retry; it then doubles
 REDACTED = "[key]"
 # The run stops after so many consecutive failed questions, each with all of its retries.
@@ -83,7 +85,12 @@ class OpenAIJudge:
                 f"{spec.api_key_env} contains a line break or a non-ASCII character. Set it again."
             )
         key = self._key or "EMPTY"
-        servers = [Server(url, protocol.client(url, key)) for url in base_urls or spec.base_urls]
+        # The work of a client on each call grows with its connections.
+        clients = range(math.ceil(spec.concurrency / CONNECTIONS_A_CLIENT))
+        servers = [
+            Server(url, [protocol.client(url, key) for _ in clients])
+            for url in base_urls or spec.base_urls
+        ]
         self._stated_urls = base_urls or spec.stated_urls
         self._pool = ServerPool(servers, self._probe, spec.give_up_after)
         self._served: Json | None = None
@@ -92,6 +99,7 @@ class OpenAIJudge:
         self._identity: Json | None = None
         self._consecutive_failures = 0
         self._in_flight: set[Future[Reply]] = set()
+        self._wait = _Wait(spec.timeout)
         # An event loop in a thread of its own also works inside another loop, as in Jupyter.
         stack = ExitStack()
         self._portal: BlockingPortal = stack.enter_context(start_blocking_portal())
@@ -181,7 +189,8 @@ class OpenAIJudge:
         self.identity()
         self._slots = asyncio.Semaphore(self.spec.concurrency)
         limit = 2 * self.spec.concurrency
-        yield from _as_completed(self._portal, self._reply, requests, limit, self._in_flight)
+        loop = self._portal.call(asyncio.get_running_loop)
+        yield from _as_completed(loop, self._reply, requests, limit, self._in_flight)
 
     def cancel(self) -> None:
         """Cancel the calls in flight from another thread, in which `replies` then raises."""
@@ -194,7 +203,8 @@ class OpenAIJudge:
             return
         try:
             for server in self._pool.servers:
-                self._portal.call(server.client.close)
+                for client in server.clients:
+                    self._portal.call(client.close)
         finally:
             self._stop_loop()
 
@@ -226,7 +236,7 @@ class OpenAIJudge:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_result(_should_retry),
             stop=tenacity.stop_after_attempt(1 + self.spec.max_retries),
-            wait=_Wait(self.spec.timeout),
+            wait=self._wait,
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
         calls = 0
@@ -307,8 +317,8 @@ def _should_retry(answer: protocol.Answer) -> bool:
 
 
 def _as_completed(
-    portal: BlockingPortal,
-    work: Callable[[T], Awaitable[R]],
+    loop: asyncio.AbstractEventLoop,
+    work: Callable[[T], Coroutine[Any, Any, R]],
     items: Iterable[T],
     max_pending: int,
     pending: set[Future[R]],
@@ -316,7 +326,7 @@ def _as_completed(
     """Yield items with their results in order of completion, in groups that finished together.
 
     Args:
-        portal: the event loop that runs the work.
+        loop: the event loop that runs the work, in another thread.
         work: the coroutine function that is applied to each item.
         items: taken one by one, so that at most `max_pending` of them are unfinished.
         max_pending: the limit of unfinished items.
@@ -328,7 +338,8 @@ def _as_completed(
     finished: SimpleQueue[tuple[T, Future[R]]] = SimpleQueue()
 
     def start(item: T) -> None:
-        future: Future[R] = portal.start_task_soon(work, item)
+        # Not by the portal, which waits until the loop has begun the task.
+        future = asyncio.run_coroutine_threadsafe(work(item), loop)
         pending.add(future)
         future.add_done_callback(lambda done: finished.put((item, done)))
 

@@ -29,7 +29,7 @@ class Server:
 
     Attributes:
         url: the address, ending in `/v1`.
-        client: the `openai.AsyncOpenAI` client for it.
+        clients: `openai.AsyncOpenAI` clients for it, which take turns.
         active_calls: calls in progress.
         total_calls: calls made so far.
         failures: consecutive failed calls.
@@ -38,12 +38,17 @@ class Server:
     """
 
     url: str
-    client: Any
+    clients: Sequence[Any]
     active_calls: int = 0
     total_calls: int = 0
     failures: int = 0
     down_reason: str | None = None
     last_probe: float = 0.0
+
+    @property
+    def client(self) -> Any:  # noqa: ANN401
+        """The client of the next call."""
+        return self.clients[self.total_calls % len(self.clients)]
 
 
 class ServerPool:

@@ -26,12 +26,12 @@ _UNKNOWN_ARGUMENT = ("http_400", "http_404", "http_422", "http_501")
 
 def _structured_outputs(rubric: Rubric, pinned: ForcedScores) -> Json:
     """VLLM from 0.11 on. A regex, since the grammar of a schema permits endless white space."""
-    return {"extra_body": {"structured_outputs": {"regex": reply_pattern(rubric, pinned)}}}
+    return {"structured_outputs": {"regex": reply_pattern(rubric, pinned)}}
 
 
 def _guided_regex(rubric: Rubric, pinned: ForcedScores) -> Json:
     """Older vLLM, such as 0.10.2, the last version that serves the paper's judge."""
-    return {"extra_body": {"guided_regex": reply_pattern(rubric, pinned)}}
+    return {"guided_regex": reply_pattern(rubric, pinned)}
 
 
 def _response_format(rubric: Rubric, pinned: ForcedScores) -> Json:
