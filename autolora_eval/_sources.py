@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from yaml import YAMLError
+import yaml
 
 from autolora_eval._environment import expanded
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
@@ -25,6 +25,8 @@ PICKLE_ADVICE = (
     "safetensors.torch.save_file."
 )
 MINIATURE = "miniature:"
+# The YAML at the head of a model card.
+_CARD_HEAD = re.compile(r"\s*---\n(.*?)\n---[ \t]*(\n|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -256,16 +258,17 @@ def stated_license(source: Source) -> str | None:
 
     A folder with several LoRAs has no card of one of them.
     """
-    from huggingface_hub import metadata_load
-
     folder = source.path if source.kind == "folder" else source.path.parent
     one = source.kind == "folder" or len(list(folder.glob("*.safetensors"))) == 1
     if source.kind not in ("folder", "file") or not one:
         return None
     try:
-        found = (metadata_load(folder / "README.md") or {}).get("license")
-    except (OSError, ValueError, YAMLError):
+        # Not by huggingface_hub, whose import takes half a second.
+        head = _CARD_HEAD.match((folder / "README.md").read_text(encoding="utf-8-sig"))
+        stated = yaml.safe_load(head[1]) if head else None
+    except (OSError, ValueError, yaml.YAMLError):
         return None
+    found = stated.get("license") if isinstance(stated, dict) else None
     return found if isinstance(found, str) else None
 
 
