@@ -43,7 +43,6 @@ from autolora_eval._options import (
 from autolora_eval._terminal import failure_message, print_error
 from autolora_eval._text import printable
 from autolora_eval._version import __version__
-from autolora_eval.runs.lock import writing
 
 DEBUG = "AUTOLORA_EVAL_DEBUG"
 
@@ -163,6 +162,7 @@ def generate(
     """Generate the images of a benchmark (the first stage of run)."""
     from autolora_eval import _display as display
     from autolora_eval._pipeline import RunPipeline
+    from autolora_eval.runs.lock import writing
 
     pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
     pipeline.accept_versions = accept_versions
@@ -188,6 +188,7 @@ def score(
     """Extract features, judge the images and write the tables (the second stage of run)."""
     from autolora_eval import _display as display
     from autolora_eval._pipeline import RunPipeline, score_images
+    from autolora_eval.runs.lock import writing
 
     limits = {"limit_prompts": limit_prompts, "limit_seeds": limit_seeds}
     progress = display.progress()
@@ -213,6 +214,7 @@ def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
     from autolora_eval._pipeline import RunPipeline
     from autolora_eval.report import write_report
     from autolora_eval.runs.folder import open_run
+    from autolora_eval.runs.lock import writing
 
     is_benchmark = Path(benchmark).suffix in (".yaml", ".yml") or not Path(benchmark).exists()
     path = RunPipeline.start(benchmark, output).folder.path if is_benchmark else Path(benchmark)
@@ -305,6 +307,7 @@ def agreement(run: RunFolderArgument, ratings: RatingsArgument) -> None:
     from autolora_eval import _display as display
     from autolora_eval.analysis.human_agreement import write_agreement
     from autolora_eval.runs.folder import open_run
+    from autolora_eval.runs.lock import writing
 
     opened = open_run(run)
     with writing(run):
@@ -346,16 +349,11 @@ def check(
     ] = "sdxl",
 ) -> None:
     """Check a guider's behaviour on a tiny random model. Exit code 1 if a check fails."""
-    from autolora_eval import _display as display
-    from autolora_eval._devices import quiet_libraries
     from autolora_eval._progress import SafeConsole
+    from autolora_eval.guider_checks.runner import check_command
 
-    with quiet_libraries():
-        from autolora_eval.guider_checks.runner import check_command
-
-        progress = SafeConsole(stderr=True)
-        passed = check_command(guider, parameter or [], model, display.console, progress)
-    if not passed:
+    progress = SafeConsole(stderr=True)
+    if not check_command(guider, parameter or [], model, SafeConsole(), progress):
         raise typer.Exit(1)
 
 

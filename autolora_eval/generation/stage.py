@@ -15,6 +15,7 @@ from autolora_eval._devices import (
     free_memory,
     image_libraries,
     is_out_of_memory,
+    uncollected,
 )
 from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._files import Json, content_hash, require_space
@@ -374,9 +375,10 @@ def _run_guiders(
     advance: Advance,
 ) -> list[AutoLoRAEvalError]:
     """Make the missing images of one model's guiders; return the failures of cells."""
-    import torch
+    with uncollected():
+        import torch
 
-    from autolora_eval.generation.guider_backend import GuidedModel
+        from autolora_eval.generation.guider_backend import GuidedModel
 
     batching = result.models[model.name]["guidance_batching"]
     backend = GuidedModel(model, torch.device(device), getattr(torch, dtype), batch_size, batching)

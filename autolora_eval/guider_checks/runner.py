@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from autolora_eval._devices import quiet_libraries, uncollected
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
 from autolora_eval.guidance.method import ModelName
 
@@ -208,7 +209,8 @@ def check_command(
     Raises:
         UsageError: if there is no such guider, or a parameter is wrong.
     """
-    with progress.status("Loading diffusers …") as status:
+    # The line comes first: all after it imports for seconds.
+    with progress.status("Loading diffusers …") as status, uncollected(), quiet_libraries():
         from autolora_eval.guider_checks.harness import guider_under_test
 
         guider, parameters = _find_guider(name, dict(_parameter(word) for word in arguments))
