@@ -8,7 +8,8 @@ WORKERS ?= 2
 UV_VERSION := 0.13.9
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# uv installs in seconds what takes pip minutes. It reads no settings of pip: pass these on.
+# uv installs in seconds what takes pip minutes. It reads no settings of pip: pass these on. Unlike
+# pip it leaves no bytecode unless asked, and then every first import compiles its libraries.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python $(PIP_ARGS)
 
@@ -31,7 +32,7 @@ help:
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	$(INSTALL) -c constraints.txt -e '.[dev]'
+	$(INSTALL) --compile-bytecode -c constraints.txt -e '.[dev]'
 	touch $@
 
 quickstart: $(INSTALLED)
