@@ -37,9 +37,7 @@ _MODE = (stat.S_IFREG | 0o644) << 16
 def pack(run: Path, output: Path | None = None) -> Path:
     """Write an archive of a scored run: its files, their SHA-256 and a dataset card.
 
-    Args:
-        run: the run folder.
-        output: the archive. Default: `<run folder>.zip` beside it.
+    The default of `output` is `<run folder>.zip` beside the run folder.
 
     Raises:
         UsageError: if files are missing or changed.

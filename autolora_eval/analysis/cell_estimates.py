@@ -38,12 +38,7 @@ class References:
     features: Callable[[str], CellFeatures | None] = lambda cell: None
 
     def bound(self, metric: DiversityMetric, images: pd.DataFrame) -> BoundMetric:
-        """Return a metric of features alone; one that needs a reference set has got it.
-
-        Args:
-            metric: any metric.
-            images: rows of the scores, of one cell and prompt: what it is to be taken of.
-        """
+        """Return a metric of features alone; one that needs a reference set has got it."""
         if not metric.against_reference:
             return metric
         cell, prompt_index = str(images["cell"].iloc[0]), int(images["prompt_index"].iloc[0])
@@ -86,12 +81,6 @@ def prompt_diversities(
     references: References | None = None,
 ) -> pd.DataFrame:
     """Return equation (8) of every cell and prompt, and the other diversity metrics.
-
-    Args:
-        scores: one row an image.
-        features: of each cell.
-        extra: the other metrics.
-        references: what those of them that need one are taken against.
 
     Returns:
         Columns cell, model, method, prompt_index, prompt, n, diversity, standard_error, reason;
@@ -147,13 +136,7 @@ def diversity_of(
     features: CellFeatures,
     metric: Callable[[npt.NDArray[np.float32]], Diversity] = diversity,
 ) -> Diversity:
-    """Return a metric of some of a cell's images, those without features left out.
-
-    Args:
-        images: rows of the scores.
-        features: the cell's features.
-        metric: features [N, D] → the metric; equation (8) where not given.
-    """
+    """Return a metric of some images of a cell, those without features left out."""
     return metric(features.of(images["image_id"]))
 
 
@@ -165,16 +148,7 @@ def cell_estimates(
     extra: Sequence[DiversityMetric] = (),
     references: References | None = None,
 ) -> Estimates:
-    """Return a cell's diversity, mean scores, products and other diversity metrics, by column.
-
-    Args:
-        images: the cell's rows of the scores.
-        prompts: the cell's rows of the prompts' diversities.
-        features: the cell's features.
-        score_columns: the judge's scores.
-        extra: the other diversity metrics, which the prompts' rows have too.
-        references: what those of them that need one are taken against.
-    """
+    """Return a cell's diversity, mean scores, products and other diversity metrics, by column."""
     known = references or References()
     if len(prompts) > 1:
         units: list[Hashable] = prompts["prompt"].tolist()

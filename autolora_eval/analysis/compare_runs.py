@@ -67,13 +67,6 @@ def join_runs(
 ) -> list[Difference]:
     """Write the joint run folder of several runs: see `autolora_eval.compare`.
 
-    Args:
-        runs: two or more finished run folders.
-        output: where the joint run folder is written.
-        write_report: writes the report of a run folder.
-        baseline: the method that the others are compared with; the first run's where not given.
-        allow_different_judges: compare scores although different judges gave them.
-
     Returns:
         In what the runs differ.
 

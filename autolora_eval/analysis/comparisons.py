@@ -67,9 +67,6 @@ def units_needed_by_ranks(by_t_test: int) -> int:
 
     Its efficiency beside the t-test is 3/π where differences are normal (Pitman; Lehmann,
     *Nonparametrics*, 1975), for the usual α = 0.05.
-
-    Args:
-        by_t_test: what `units_needed` says.
     """
     return max(_LEAST_RANKS, math.ceil(by_t_test * math.pi / 3.0))
 
@@ -115,12 +112,6 @@ def compare_with_baseline(
     cells: Sequence[CellRecord], estimates: Mapping[str, Estimates], baseline: str, unit: str
 ) -> pd.DataFrame:
     """Return the paired difference of every cell from the baseline's cell at its sweep point.
-
-    Args:
-        cells: all cells.
-        estimates: of each cell, by metric.
-        baseline: name of the baseline method.
-        unit: `prompt` or `seed`: what the differences are paired over.
 
     Returns:
         One row a cell and metric, with the columns of `COLUMNS`. `p_holm` is corrected over all
@@ -179,10 +170,6 @@ def _same_point(cell: CellRecord, other: CellRecord) -> bool:
 
 def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
     """Return the paired difference of two estimates over the units that both have.
-
-    Args:
-        a: of the cell.
-        b: of the baseline.
 
     Returns:
         n_units, the difference, its 95% t-interval from the pseudo-values' differences, the
@@ -272,10 +259,7 @@ def _t_test(difference: float, error: float, n: int) -> float:
 
 
 def holm(p_values: Floats) -> Floats:
-    """Return p-values corrected for their number by Holm's step-down method (Holm 1979).
-
-    Args:
-        p_values: float [m]; NaN where there is none, which does not count.
+    """Return p-values [m] corrected by Holm's step-down method (Holm 1979); NaN does not count.
 
     Returns:
         float [m]: max over smaller-or-equal ranks of (m − rank)·p, at most 1.

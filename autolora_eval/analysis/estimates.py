@@ -32,12 +32,6 @@ def unit_values(
     Of prompts these are diversity, mean scores and, for products, the jackknife's pseudo-values;
     of one prompt's seeds the scores alone, since one image has no diversity.
 
-    Args:
-        scores: one row an image.
-        diversity: one row a cell and prompt.
-        columns: the judge's scores.
-        extra: the other diversity metrics.
-
     Returns:
         For each metric a table of units by cells; NaN where a unit has no value.
     """
@@ -84,13 +78,7 @@ def _note(
 
 
 def sorted_differences(values: pd.DataFrame, cell: str, baseline: str) -> npt.NDArray[np.float64]:
-    """Return the differences of the units that both cells have, lowest first, float64 [n].
-
-    Args:
-        values: of one metric, units by cells.
-        cell: what is compared.
-        baseline: what it is compared with.
-    """
+    """Return the differences of the units that both cells have, lowest first, float64 [n]."""
     if cell not in values or baseline not in values:
         return np.zeros(0)
     differences = (values[cell] - values[baseline]).to_numpy(dtype=np.float64)
@@ -157,11 +145,7 @@ class Estimate:
 
 
 def t_interval(value: float, leave_one_out: Floats) -> tuple[float, float]:
-    """Return the 95% interval of a statistic from its leave-one-out values.
-
-    Args:
-        value: θ.
-        leave_one_out: θ_(i), float64 [n].
+    """Return the 95% interval of a statistic θ from its leave-one-out values θ_(i), [n].
 
     Returns:
         θ ∓ t_{0.975, n−1} · SE; NaN below two units.
@@ -175,12 +159,7 @@ def t_interval(value: float, leave_one_out: Floats) -> tuple[float, float]:
 
 
 def mean_estimate(values: npt.ArrayLike, units: Sequence[Hashable]) -> Estimate:
-    """Return the mean over units, those without a value left out.
-
-    Args:
-        values: float [n], NaN where a unit has none.
-        units: their names.
-    """
+    """Return the mean over units [n], those without a value (NaN) left out."""
     return ratio_estimate(values, np.isfinite(np.asarray(values, dtype=np.float64)), units)
 
 
@@ -209,9 +188,7 @@ def ratio_estimate(
 def product_estimate(a: Estimate, b: Estimate) -> Estimate:
     """Return Div-X = Diversity × mean X, both at the level of the cell.
 
-    Args:
-        a: one factor.
-        b: the other. A unit that only one of them has leaves the other factor as it is.
+    A unit that only one of them has leaves the other factor as it is.
     """
     units = tuple(dict.fromkeys((*a.units, *b.units)))
     of_a, of_b = (dict(zip(x.units, x.leave_one_out.tolist(), strict=True)) for x in (a, b))
@@ -260,11 +237,7 @@ def no_interval(reason: str) -> Interval:
 
 
 def unit_members(units: Sequence[Hashable]) -> list[Indices]:
-    """Return the places of each unit's rows, in order of first appearance.
-
-    Args:
-        units: name of the sampling unit of each row, [n].
-    """
+    """Return the places of each unit's rows, in order of first appearance."""
     places: dict[Hashable, list[int]] = {}
     for place, unit in enumerate(units):
         places.setdefault(unit, []).append(place)

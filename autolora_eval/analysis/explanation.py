@@ -270,12 +270,6 @@ def select(
 ) -> tuple[str, int | None]:
     """Return the id of the selected cell and the index of the selected prompt.
 
-    Args:
-        reader: the run.
-        cell: a cell's id, or a method's name if the run has one cell of that method.
-        prompt: a prompt's index or its text; None for the whole cell.
-        seed: the seed of an image; None for all.
-
     Raises:
         UsageError: if nothing or more than one thing matches.
     """

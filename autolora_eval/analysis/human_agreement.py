@@ -61,10 +61,6 @@ def quadratic_kappa(x: Floats, y: Floats) -> float:
     var x + var y + (x̄ − ȳ)². For values that are not integers, this is Lin's concordance
     correlation coefficient (1989), which generalizes κ.
 
-    Args:
-        x: float [n].
-        y: float [n].
-
     Returns:
         In [−1, 1]; NaN if all of x and y are equal.
     """
@@ -162,10 +158,6 @@ def agreement(run: Run, ratings: str | Path) -> HumanAgreement:
     The ratings that several people gave one image are averaged. Their own agreement,
     Krippendorff's α, shows how much agreement can be expected of the judge.
 
-    Args:
-        run: a finished run with a judge.
-        ratings: CSV file of ratings; see `human_ratings.read_ratings`.
-
     Raises:
         UsageError: if the run has no judge, or the ratings do not fit the run.
     """
@@ -186,10 +178,6 @@ def agreement(run: Run, ratings: str | Path) -> HumanAgreement:
 
 def write_agreement(run: Run, ratings: Path) -> HumanAgreement:
     """Write agreement.csv of a run, and the file and the counts behind it into the manifest.
-
-    Args:
-        run: a finished run with a judge.
-        ratings: CSV file of ratings.
 
     Raises:
         UsageError: if the run has no judge, or the ratings do not fit the run. Nothing is written.

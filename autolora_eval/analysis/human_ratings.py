@@ -34,11 +34,6 @@ def read_ratings(
     `prompt_index`. If a row has more of these columns, or `sha256`, they must match the image.
     `rater` is the person. Any score of the run may be a column. Empty fields are ignored.
 
-    Args:
-        path: CSV file, UTF-8, separated by commas.
-        images: one row per image, as in scores.parquet.
-        scores: the judge's scores by column, for their ranges.
-
     Returns:
         Columns `IMAGE` (row number in `images`), `RATER`, and one per rated score, NaN where a
         person did not rate it.
@@ -128,11 +123,7 @@ def _rated_columns(path: Path, names: list[str], scores: Mapping[str, ScoreRecor
 
 
 class _ImageIndex:
-    """Finds the image that a row names.
-
-    Args:
-        images: one row per image.
-    """
+    """Finds the image that a row names."""
 
     def __init__(self, images: pd.DataFrame) -> None:
         self._rows = images.reindex(columns=list(IDENTITY)).to_dict("records")

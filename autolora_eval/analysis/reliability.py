@@ -134,9 +134,6 @@ def alpha_of_coincidences(observed: Floats) -> float:
     With n_c = Σ_k o_ck and the mid-ranks r_c = Σ_{g≤c} n_g − n_c/2, the ordinal distance of two
     levels is (r_c − r_k)², and α = 1 − (n−1) Σ o_ck (r_c − r_k)² / Σ n_c n_k (r_c − r_k)².
 
-    Args:
-        observed: float [V, V], levels in order.
-
     Returns:
         At most 1; NaN if fewer than two levels occur.
     """
@@ -150,13 +147,7 @@ def alpha_of_coincidences(observed: Floats) -> float:
 
 
 def alpha_interval(ratings: Floats, units: Sequence[Hashable], unit: str) -> Interval:
-    """Return the 95% bootstrap interval of ordinal α, resampling whole sampling units.
-
-    Args:
-        ratings: float [k, N].
-        units: sampling unit of each image, [N].
-        unit: name of a unit, for the reason if there is no interval.
-    """
+    """Return the 95% bootstrap interval of ordinal α, resampling whole sampling units, [N]."""
     values = np.unique(ratings[~np.isnan(ratings)])
     repeated = (~np.isnan(ratings)).sum(axis=0) >= 2
     kinds, by_kind = _kinds_of_units(ratings[:, repeated], values, np.asarray(units)[repeated])
@@ -193,11 +184,7 @@ def _kinds_of_units(
 
 
 def exact_agreement(ratings: Floats) -> float:
-    """Return the share of images whose ratings are all equal; NaN if no image has two.
-
-    Args:
-        ratings: float [k, N]. Images with fewer than two ratings are ignored.
-    """
+    """Return the share of images whose ratings are all equal; NaN if no image has two."""
     paired = _paired(ratings)
     if not paired.shape[1]:
         return float("nan")
@@ -206,9 +193,6 @@ def exact_agreement(ratings: Floats) -> float:
 
 def unscored_by_reason(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the number of unscored images of each cell, by reason.
-
-    Args:
-        scores: one row per image, with the columns cell and unscored_reason.
 
     Returns:
         Columns cell, reason, n_unscored, n_images (of the cell) and share; one row per cell and
@@ -224,13 +208,7 @@ def unscored_by_reason(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_reliability(manifest: RunManifest, folder: RunFolder, scores: pd.DataFrame) -> None:
-    """Write reliability.csv and unscored.csv; without a judge, remove them.
-
-    Args:
-        manifest: of the run.
-        folder: where judgements are, and tables go.
-        scores: one row per image, from `join_scores`.
-    """
+    """Write reliability.csv and unscored.csv; without a judge, remove them."""
     if manifest.judge is None:
         for path in (folder.reliability, folder.unscored):
             path.unlink(missing_ok=True)
@@ -249,13 +227,6 @@ def reliability(
     repeats: int,
 ) -> pd.DataFrame:
     """Return the agreement of the judge's repeats, by score and cell and over all cells.
-
-    Args:
-        folder: the run folder.
-        scores: one row per image, from `join_scores`.
-        columns: the judge's scores.
-        judge_key: content hash of judge and rubric; None if nothing was judged.
-        repeats: number of times each image was to be judged.
 
     Returns:
         The columns of `COLUMNS`: number of images, of scores asked for and given, and of images

@@ -29,10 +29,6 @@ SECONDS_PER_IMAGE = "seconds_per_image"
 def join_scores(manifest: RunManifest, folder: RunFolder) -> pd.DataFrame:
     """Return one row per image of a run, those without a file, features or judgement included.
 
-    Args:
-        manifest: whose images.
-        folder: where images and judgements are.
-
     Returns:
         Columns cell, model, method, the parameters, prompt_index, prompt, seed, image_id, file,
         sha256, nfe, one column per score (the mean over repeats; null if unscored), one
@@ -138,13 +134,7 @@ def _mean_of(judgements: Sequence[Mapping[str, Any]], column: str) -> float | No
 
 
 def scored_features(folder: RunFolder, cell: str, images: pd.DataFrame) -> CellFeatures:
-    """Return the features of a cell, without those of replaced images.
-
-    Args:
-        folder: where features are.
-        cell: the cell.
-        images: its rows of `join_scores`.
-    """
+    """Return the features of a cell, without those of replaced images."""
     features = read_features(folder.features(cell))
     wanted = set(zip(images["image_id"], images["sha256"], strict=True))
     have = zip(features.ids, features.sha256, strict=True)
@@ -154,14 +144,7 @@ def scored_features(folder: RunFolder, cell: str, images: pd.DataFrame) -> CellF
 def with_image_errors(
     images: pd.DataFrame, features: CellFeatures, cell: CellRecord, folder: RunFolder
 ) -> pd.DataFrame:
-    """Return a cell's scores with a column image_error: why an image has no features, else null.
-
-    Args:
-        images: the cell's rows of `join_scores`.
-        features: from `scored_features`.
-        cell: the cell.
-        folder: where the reasons of images that could not be made are.
-    """
+    """Return a cell's scores with a column image_error: why an image has no features, else null."""
     failed = {
         str(row["file_name"]): str(row["reason"])
         for row in rows_of_images(folder.failed_images(cell.id))

@@ -61,12 +61,7 @@ DIVERSITY = Metric(
 def metrics_of(
     scores: Mapping[str, ScoreRecord], extra: Iterable[DiversityMetricRecord] = ()
 ) -> list[Metric]:
-    """Return the metrics of a run: diversity, each score, each product, the other diversities.
-
-    Args:
-        scores: the rubric's scores by column; empty without a judge.
-        extra: the diversity metrics beside equation (8).
-    """
+    """Return the metrics of a run: diversity, each score, each product, the other diversities."""
     judged = [_score(column, score) for column, score in scores.items()]
     return [DIVERSITY, *judged, *map(_product, judged), *map(_extra, extra)]
 
@@ -187,14 +182,7 @@ class Comparison:
 
 
 def read_comparison(row: Row, metric: Metric, method: str, baseline: str) -> Comparison:
-    """Return a row of comparisons.csv as typed values.
-
-    Args:
-        row: The row.
-        metric: The metric that was compared.
-        method: What the method is called.
-        baseline: What the baseline is called.
-    """
+    """Return a row of comparisons.csv as typed values."""
     difference, low, high = (as_finite_float(row.get(key)) for key in ("difference", "low", "high"))
     needed, unit = as_finite_float(row.get("units_for_power_80")), row.get("unit")
     return Comparison(
@@ -245,13 +233,7 @@ def round_up(n: int) -> int:
 def with_sentences(
     comparisons: pd.DataFrame, cells: Sequence[CellRecord], metrics: Sequence[Metric]
 ) -> pd.DataFrame:
-    """Return the comparisons with a column `sentence`.
-
-    Args:
-        comparisons: From `compare_with_baseline`.
-        cells: The cells of the run.
-        metrics: The metrics in order.
-    """
+    """Return the comparisons with a column `sentence`."""
     by_id = {cell.id: cell for cell in cells}
     by_column = {metric.column: metric for metric in metrics}
     several_models = len({cell.model for cell in cells}) > 1

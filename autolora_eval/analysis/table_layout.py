@@ -245,13 +245,7 @@ def metric_head(metric: Metric) -> str:
 
 
 def metric_cell(row: Row, metric: Metric, best: str | None) -> TableCell:
-    """Return a metric's value with its interval.
-
-    Args:
-        row: A row of the result table.
-        metric: The metric.
-        best: From `best_text`.
-    """
+    """Return a metric's value with its interval."""
     text = format_fixed(row.get(metric.column))
     if text == DASH:
         return TableCell(text, cell=str(row.get("cell", "")))

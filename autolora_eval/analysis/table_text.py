@@ -18,12 +18,7 @@ _TEX = {
 
 
 def markdown(layout: Layout, *, intervals: bool = True) -> str:
-    """Return a layout as GitHub Markdown, with the best values in bold.
-
-    Args:
-        layout: The tables.
-        intervals: Whether each value's interval stands beside it.
-    """
+    """Return a layout as GitHub Markdown, with the best values in bold."""
     tables = [_markdown_table(table, intervals) for table in layout.tables]
     return "\n".join([*tables, *(f"{_escape_markdown(note)}\n" for note in layout.notes)])
 
@@ -50,12 +45,7 @@ def _escape_markdown(text: str) -> str:
 
 
 def latex(layout: Layout, *, intervals: bool = True) -> str:
-    r"""Return a layout as LaTeX `tabular`s with booktabs rules, with the best values in \textbf.
-
-    Args:
-        layout: The tables.
-        intervals: Whether each value's interval stands below it, in small type.
-    """
+    r"""Return a layout as LaTeX `tabular`s with booktabs rules, with the best values in \textbf."""
     tables = [_latex_table(table, intervals) for table in layout.tables]
     notes = "".join(f"\n\\par\\noindent{{\\footnotesize {_tex(note)}}}\n" for note in layout.notes)
     return "% \\usepackage{booktabs}\n" + "\n\\par\\bigskip\n".join(tables) + notes

@@ -46,13 +46,7 @@ def write_tables(
     metrics: Sequence[DiversityMetric] = (),
     published: Path | None = None,
 ) -> CountsRecord:
-    """Join what the stages wrote into scores, diversities, table and comparisons.
-
-    Args:
-        manifest: what was run.
-        folder: where everything is.
-        metrics: the diversity metrics of the manifest, in its order.
-        published: CSV file of published values.
+    """Join what the stages wrote into scores, diversities, table and comparisons; count them.
 
     Returns:
         Counts for the manifest.
@@ -144,10 +138,6 @@ def reference_cells(manifest: RunManifest) -> dict[str, str]:
 
 def read_published(file: Path, manifest: RunManifest) -> tuple[pd.DataFrame, list[str]]:
     """Return published values, column `x` renamed to `x_published`, and the columns of their key.
-
-    Args:
-        file: CSV file of published values.
-        manifest: of the run that they are shown beside.
 
     Raises:
         UsageError: if the file cannot be read, has no column `method` or no column for a swept

@@ -43,9 +43,6 @@ class Finding(NamedTuple):
 def verify(path: Path) -> list[Finding]:
     """Return what is missing, changed or extra in a run folder.
 
-    Args:
-        path: the run folder.
-
     Raises:
         UsageError: if it is not a run folder.
     """

@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 def refusals(
     models: Mapping[str, ResolvedModel], methods: Mapping[str, ResolvedMethod], sweep: Sweep
 ) -> Iterator[tuple[str, str]]:
-    """Yield (method, reason) for each method that cannot work on one of the models.
-
-    Args:
-        models: by name.
-        methods: by name.
-        sweep: the values that the methods take.
-    """
+    """Yield (method, reason) for each method that cannot work on one of the models."""
     for method in methods.values():
         reasons: set[str] = set()
         for model in models.values():
@@ -73,12 +67,7 @@ def _pipeline_class(model: ResolvedModel) -> str | None:
 def clashing_columns(
     methods: Mapping[str, ResolvedMethod], scores: Iterable[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield (method, reason) for each parameter with the name of one of the rubric's scores.
-
-    Args:
-        methods: by name.
-        scores: the names of the rubric's scores.
-    """
+    """Yield (method, reason) for each parameter with the name of one of the rubric's scores."""
     taken = set(scores)
     for method in methods.values():
         for name in _parameter_names(method):
@@ -100,13 +89,7 @@ def clashing_metrics(
     methods: Mapping[str, ResolvedMethod],
     scores: Iterable[str],
 ) -> Iterator[tuple[int, str]]:
-    """Yield (index, reason) for each diversity metric with the name of a score or parameter.
-
-    Args:
-        diversity: by their names in the benchmark file.
-        methods: by name.
-        scores: the names of the rubric's scores.
-    """
+    """Yield (index, reason) for each diversity metric with the name of a score or parameter."""
     taken = dict.fromkeys(scores, "the rubric's score")
     for method in methods.values():
         for name in _parameter_names(method):
@@ -124,10 +107,6 @@ def parameters_of(
 
     `model`, `revision` and `dtype` load the model of an extractor that needs one. Another
     extractor may use these names for its own parameters.
-
-    Args:
-        section: the section of the benchmark file.
-        kind: the extractor that it names.
     """
     own = dict(section.model_extra or {})
     shared = {"extractor", "batch_size"}

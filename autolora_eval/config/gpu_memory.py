@@ -39,15 +39,7 @@ def model_facts(
     batch_size: int,
     guidance_batching: GuidanceBatching,
 ) -> Iterator[tuple[str, str]]:
-    """Yield (title, text) pairs.
-
-    Args:
-        model: the model.
-        cuts: the prompts that its text encoders cut, or why they are not known.
-        dtype: the precision of the run.
-        batch_size: images that are sampled together.
-        guidance_batching: which predictions for an image share a denoiser pass.
-    """
+    """Yield what the plan says of a model, as (title, text) pairs."""
     yield model.name, place(model.pipeline, INDEX)
     if model.config is not None:
         yield "  Configuration", place(model.config, INDEX)
@@ -129,12 +121,7 @@ class ModelMemory:
     output_per_image: int
 
     def peak(self, batch_size: int, offload: Offload = "none") -> int:
-        """Return the largest sum of tensors at any time of a run.
-
-        Args:
-            batch_size: images that are sampled together.
-            offload: `none` keeps denoiser and VAE on the card; otherwise each network is alone.
-        """
+        """Return the largest sum of tensors at any time of a run."""
         return max(self.stages(batch_size, offload).values())
 
     def stages(self, batch_size: int, offload: Offload = "none") -> dict[str, int]:
@@ -197,9 +184,7 @@ def _gib(size: int) -> str:
 def model_memory(model: ResolvedModel, dtype: str) -> ModelMemory | None:
     """Estimate the GPU memory of a model; None if its files are not here or not of a known kind.
 
-    Args:
-        model: a resolved model.
-        dtype: the precision of the run; `auto` stands for float16, which it is on CUDA.
+    The dtype `auto` stands for float16, which it is on CUDA.
 
     Raises:
         UsageError: if a file of weights is damaged.
@@ -267,13 +252,7 @@ def _vae_config(model: ResolvedModel) -> Path | None:
 
 
 def _numbers(model: ResolvedModel, folder: Path, kind: str) -> dict[str, int]:
-    """Return the number of parameters of each component that is loaded.
-
-    Args:
-        model: the model.
-        folder: of its configurations.
-        kind: the class of the pipeline.
-    """
+    """Return the number of parameters of each component that is loaded."""
     if model.pipeline.kind == "file":
         numbers = checkpoint_parameters(model.pipeline.path, kind)
     else:

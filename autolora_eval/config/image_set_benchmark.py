@@ -28,13 +28,6 @@ def image_set_benchmark(
     It takes prompts, seeds, extractor and judge from the other benchmark, but not its published
     values. Its paths are relative to the run folder.
 
-    Args:
-        loaded: the benchmark that the set is scored with.
-        images: the folder or listing of the set.
-        name: the name of the set in tables.
-        model: the model that the set belongs to; the first of the benchmark if None.
-        file: where the YAML will be written.
-
     Raises:
         UsageError: if the benchmark has no such model, or the run folder holds something else.
     """

@@ -170,10 +170,6 @@ def read_prompts(path: Path) -> dict[str, str | None]:
 def listed_prompts(entries: Sequence[str | PromptEntry], where: str) -> dict[str, str | None]:
     """Return the prompts of a list, each with its own negative prompt or None.
 
-    Args:
-        entries: the list.
-        where: the location of the list, for messages.
-
     Raises:
         UsageError: if there is no prompt, or one occurs twice.
     """
@@ -184,11 +180,7 @@ def listed_prompts(entries: Sequence[str | PromptEntry], where: str) -> dict[str
 
 
 def _checked(located: Iterable[tuple[str, str]], where: str) -> list[str]:
-    """Return the prompts, each once.
-
-    Args:
-        located: (location for messages, prompt) pairs; empty prompts are skipped.
-        where: the location of all prompts, for messages.
+    """Return the prompts of (location for messages, prompt) pairs, without the empty ones.
 
     Raises:
         UsageError: if there is no prompt, or one is too long or occurs twice.
@@ -242,10 +234,6 @@ WHAT_WORKS = f"What works: {', '.join(TESTED[:-1])} and {TESTED[-1]}."
 def pipeline_class(index: Path, reference: str) -> str:
     """Return the class that a pipeline folder's `model_index.json` names.
 
-    Args:
-        index: the file.
-        reference: the pipeline as the benchmark states it, for messages.
-
     Raises:
         UsageError: it is no such file, or names code that would have to be run.
     """
@@ -269,10 +257,6 @@ def pipeline_class(index: Path, reference: str) -> str:
 
 def check_pipeline(pipeline: Source, index: Path | None) -> None:
     """Refuse a pipeline that is known to take no guider.
-
-    Args:
-        pipeline: where it is.
-        index: its `model_index.json`, if that is on this machine.
 
     Raises:
         UsageError: its class takes no guider, or is not to be read from the file.

@@ -174,9 +174,6 @@ def read_lora_file(path: Path) -> LoraFile:
     Names of kohya's sd-scripts, LyCORIS (LoCon, DoRA), OneTrainer, ai-toolkit, ComfyUI, peft and
     diffusers, old and new, are understood.
 
-    Args:
-        path: a `.safetensors` file.
-
     Raises:
         UsageError: if the file is damaged, is of another kind than LoRA, lacks a half of a
             layer, or holds NaN. The message names the file, and the tensor where there is one.

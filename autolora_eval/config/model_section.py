@@ -69,10 +69,6 @@ def scheduler_problems(scheduler: Scheduler) -> Iterator[tuple[str, str]]:
 def count_timesteps(spec: Model, pipeline: Source) -> int | None:
     """Return how often a scheduler asks for a prediction: mostly, but not always, once a step.
 
-    Args:
-        spec: the model.
-        pipeline: where it is; its own scheduler counts if the model states none.
-
     Returns:
         None if that scheduler is not known: the pipeline is not on this machine.
     """
@@ -157,12 +153,6 @@ class Attempt(Protocol):
 
 def read_model(name: str, spec: Model, lookup: Lookup, attempt: Attempt) -> ResolvedModel | None:
     """Find and check everything that a model names.
-
-    Args:
-        name: the name of the model.
-        spec: its section of the benchmark file.
-        lookup: where files are looked for.
-        attempt: notes a problem.
 
     Returns:
         The model; None if a problem was noted.

@@ -105,12 +105,7 @@ def check_checkpoint(model: ResolvedModel) -> None:
 
 
 def checkpoint_parameters(file: Path, kind: str) -> dict[str, int]:
-    """Return the number of parameters of each component in a single file, from its header.
-
-    Args:
-        file: the checkpoint.
-        kind: the class of the pipeline.
-    """
+    """Return the number of parameters of each component in a single file, from its header."""
     tensors = read_header(file)[0].items()
     return {
         component: sum(
@@ -175,10 +170,6 @@ def check_vae(model: ResolvedModel) -> None:
 
 def check_variant(model: ResolvedModel, files: Iterable[str] | None = None) -> None:
     """Refuse a pipeline of which a component lacks the variant that is asked for.
-
-    Args:
-        model: the model.
-        files: the files of a pipeline on the hub, as the hub lists them.
 
     Raises:
         UsageError: with the variants that are there.

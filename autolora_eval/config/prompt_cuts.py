@@ -70,12 +70,6 @@ def prompt_cuts(
 ) -> PromptCuts | None:
     """Return the prompts that are cut, and those that all text encoders read as the same.
 
-    Args:
-        pipeline: a pipeline, whose tokenizers need not be on this machine.
-        pairs: each prompt, and its own negative prompt or None.
-        negative_prompt: the negative prompt of all others.
-        left_out: the text encoders that are not loaded.
-
     Returns:
         None if the tokenizers are not known: they are not on this machine, or the pipeline is of
         another family.

@@ -33,15 +33,7 @@ def planned_manifest(
     limit_prompts: int | None = None,
     limit_seeds: int | None = None,
 ) -> RunManifest:
-    """Return the manifest of a plan, with what an earlier run of the same cells has learnt.
-
-    Args:
-        plan: what is to be run.
-        folder: the run folder, whose manifest may be there already.
-        benchmark: the benchmark as the user named it; the benchmark file where not given.
-        limit_prompts: as in the plan.
-        limit_seeds: as in the plan.
-    """
+    """Return the manifest of a plan, with what an earlier run of the same cells has learnt."""
     loaded = plan.benchmark
     sections: dict[str, Any] = {
         "autolora_eval_version": __version__,

@@ -129,13 +129,6 @@ def write_starter(
 ) -> Path:
     """Write a commented benchmark file, and beside it the schema that its first line names.
 
-    Args:
-        file: where to; it must not be there yet.
-        pipeline: a pipeline folder, a hub id, or `miniature:NAME`.
-        lora: a `.safetensors` file, a folder, a hub id, or `miniature:NAME`.
-        prompts: what to draw.
-        judge: hub id of the judge that a server serves; None for diversity alone.
-
     Returns:
         The schema's file.
 

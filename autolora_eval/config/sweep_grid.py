@@ -84,13 +84,7 @@ def at_point(parameters: P, point: Point) -> P:
 def first_swept(
     model: type[MethodParameters], configured: Mapping[str, Any], sweep: Mapping[str, list[Any]]
 ) -> dict[str, tuple[str, Any]]:
-    """Return the required parameters that only the sweep sets: name → (sweep key, first value).
-
-    Args:
-        model: the model of the method's parameters.
-        configured: the parameters in the method's section of the benchmark.
-        sweep: the sweep of the benchmark.
-    """
+    """Return the required parameters that only the sweep sets: name → (sweep key, first value)."""
     found: dict[str, tuple[str, Any]] = {}
     for key, listed in sweep.items():
         first = listed[0] if listed else None
@@ -117,14 +111,7 @@ def validated_but_for(
 
 
 class SweepReader:
-    """Reads the sweep of a benchmark file, and collects the problems.
-
-    Args:
-        document: the file.
-        configured: its sweep.
-        methods: the parameters of every method, by name.
-        models: the models, by name.
-    """
+    """Reads the sweep of a benchmark file, and collects the problems."""
 
     def __init__(
         self,

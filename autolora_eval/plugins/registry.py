@@ -153,10 +153,6 @@ class Registry(Generic[T]):
     def find(self, name: str, folders: Sequence[Path] = ()) -> T:
         """Return the plugin that a benchmark file names.
 
-        Args:
-            name: a name or a dotted path.
-            folders: where to look for modules that are not installed.
-
         Raises:
             UsageError: if there is no such plugin, if it is broken, or if several packages offer
                 one of this name.

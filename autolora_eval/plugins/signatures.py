@@ -212,10 +212,6 @@ def signature_of(call: Callable[..., Any], skip: int = 0) -> Signature:
 
     A constructor with `**kwargs` also accepts the parameters of the constructors that it
     overrides, since it passes them on.
-
-    Args:
-        call: a function, a class, or a callable object.
-        skip: the number of leading parameters to leave out.
     """
     if not isinstance(call, type):
         own, is_open = _named_parameters(call, skip)
@@ -331,10 +327,6 @@ def parameters_model(
     signature: Signature, attempt: Callable[[dict[str, Any]], object] | None = None
 ) -> type[CallParameters]:
     """Return a pydantic model of a signature's parameters.
-
-    Args:
-        signature: the signature of a callable.
-        attempt: called with the arguments to find out whether the callable accepts them.
 
     Raises:
         UsageError: if a required parameter has a name that a benchmark file cannot use.

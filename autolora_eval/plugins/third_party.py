@@ -36,10 +36,6 @@ _ADDED: set[Path] = set()  # benchmark folders that were added to sys.path
 def load_dotted(path: str, folders: Sequence[Path] = ()) -> object:
     """Import the object at a dotted path.
 
-    Args:
-        path: `package.module.Name` or `package.module:Name`.
-        folders: where to look for modules that are not installed.
-
     Raises:
         UsageError: if there is no such module or name, or the module fails on import.
     """
