@@ -281,8 +281,8 @@ def explain(
 def verify(run: RunOrArchive) -> None:
     """Check a run's files against its records. Exit code 1 if one is missing, changed or extra."""
     from autolora_eval import _display as display
+    from autolora_eval.analysis.archive import verify as verify_run
     from autolora_eval.analysis.archive import verify_archive
-    from autolora_eval.analysis.verification import verify as verify_run
 
     found = verify_archive(run) if run.is_file() else verify_run(run)
     for finding in found:

@@ -18,10 +18,9 @@ from scored_run import accept_tables, scored
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import sha256_bytes
-from autolora_eval.analysis.archive import pack, verify_archive
+from autolora_eval.analysis.archive import pack, verify, verify_archive
 from autolora_eval.analysis.explain import explain
 from autolora_eval.analysis.tables import write_tables
-from autolora_eval.analysis.verification import verify
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder

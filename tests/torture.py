@@ -33,7 +33,7 @@ import psutil
 
 from autolora_eval._files import sha256_file
 from autolora_eval._resources import shipped_benchmarks
-from autolora_eval.analysis.verification import verify
+from autolora_eval.analysis.archive import verify
 
 LIMIT = 300.0  # seconds for one child
 PATIENCE = 20.0  # seconds for what a killed child has started

@@ -1,7 +1,7 @@
-"""An archive of a run folder, with hashes and a dataset card: how it is written and checked.
+"""The files of a run against its records, and an archive of a run with a dataset card.
 
-Its entries are not compressed, so that the same folder gives the same bytes, and no archive can
-grow when it is unpacked.
+The entries of an archive are not compressed, so that the same folder gives the same bytes, and no
+archive can grow when it is unpacked.
 """
 
 from __future__ import annotations
@@ -13,18 +13,102 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import Literal, NamedTuple
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import yaml
 
-from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._errors import AutoLoRAEvalError, UsageError, as_damaged
 from autolora_eval._files import atomic_write, sha256_file
 from autolora_eval._text import pluralize, printable
-from autolora_eval.analysis.verification import CARD, HASHES, Finding, run_files, verify
+from autolora_eval.analysis.scores import as_said, rubric_of
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.images import cell_images
+from autolora_eval.runs.lock import LOCK
 from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.scoring.judgement_store import JudgementFile
+
+# Of an archive that was unpacked.
+CARD, HASHES = "README.md", "SHA256SUMS"
+# What a run writes besides the files with a checksum and the images.
+_WRITTEN = (
+    *("manifest.json", "benchmark.yaml", "report.pdf", "report.html", "agreement.csv"),
+    *("judge_server.log", "figures/*.svg", "figures/*.png", "image_sets/*.csv"),
+    *("failed_images/*.jsonl", "stale_images/*", CARD, HASHES, LOCK),
+)
+
+
+class Finding(NamedTuple):
+    """One file, by its path below the run folder, that is not as the records say."""
+
+    kind: Literal["missing", "changed", "extra"]
+    file: str
+    detail: str = ""
+
+
+def verify(path: Path) -> list[Finding]:
+    """Return what is missing, changed or extra in a run folder."""
+    folder = RunFolder(path)
+    manifest = folder.read_manifest()
+    if not manifest.checksums:
+        return [Finding("missing", "table.csv", "the run was not scored to its end")]
+    with as_damaged(path):
+        return [*_files(folder, manifest), *_images(folder, manifest), *_replies(folder, manifest)]
+
+
+def _files(folder: RunFolder, manifest: RunManifest) -> Iterator[Finding]:
+    for name, sha256 in manifest.checksums.items():
+        file = folder.within(folder.path / name)
+        if not file.is_file():
+            yield Finding("missing", name)
+        elif sha256_file(file) != sha256:
+            yield Finding("changed", name, "after the tables were written")
+    for name in run_files(folder, manifest)[1]:
+        yield Finding("extra", name)
+
+
+def run_files(folder: RunFolder, manifest: RunManifest) -> tuple[list[str], list[str]]:
+    """Return the files that a run wrote, and the others in its folder."""
+    known = set(manifest.checksums)
+    for cell in manifest.cells:
+        images = folder.images(cell.id).relative_to(folder.path)
+        known |= {(images / row["file_name"]).as_posix() for row in folder.image_rows(cell)}
+    own: list[str] = []
+    others: list[str] = []
+    for file in sorted(folder.path.rglob("*")):
+        name = file.relative_to(folder.path).as_posix()
+        if file.is_symlink() or not file.is_dir():
+            is_own = name in known or any(fnmatch(name, pattern) for pattern in _WRITTEN)
+            (own if is_own else others).append(name)
+    return own, others
+
+
+def _images(folder: RunFolder, manifest: RunManifest) -> Iterator[Finding]:
+    for cell in manifest.cells:
+        recorded = {row["file_name"] for row in folder.image_rows(cell)}
+        for image in cell_images(manifest, cell, folder):
+            name = image.path.relative_to(folder.path).as_posix()
+            if image.problem == "missing_image" and image.id in recorded:
+                yield Finding("missing", name)
+            elif image.problem and image.id in recorded:
+                yield Finding("changed", name, image.problem)
+
+
+def _replies(folder: RunFolder, manifest: RunManifest) -> Iterator[Finding]:
+    rubric, judge = rubric_of(manifest), manifest.judge
+    if rubric is None or judge is None:
+        return
+    for cell in manifest.cells:
+        file = folder.judgements(cell.id)
+        for row in JudgementFile(file).rows(judge.key):
+            if as_said(row, rubric)["scores"] != row["scores"]:
+                name = file.relative_to(folder.path).as_posix()
+                detail = f"scores of {row['image_id']} are not those of the reply"
+                yield Finding("changed", name, detail)
+
 
 # What a run keeps for itself: images of other settings, and a log that names the machine.
 _NOT_PACKED = ("stale_images/", "judge_server.log", CARD, HASHES)
@@ -37,10 +121,8 @@ _MODE = (stat.S_IFREG | 0o644) << 16
 def pack(run: Path, output: Path | None = None) -> Path:
     """Write an archive of a scored run: its files, their SHA-256 and a dataset card.
 
-    The default of `output` is `<run folder>.zip` beside the run folder.
-
-    Raises:
-        UsageError: if files are missing or changed.
+    The default of `output` is `<run folder>.zip` beside the run folder. A run whose files are
+    missing or changed is refused.
     """
     wrong = [finding for finding in verify(run) if finding.kind != "extra"]
     if wrong:
@@ -76,10 +158,8 @@ def _add(archive: ZipFile, name: str, content: Path | bytes) -> str:
 def verify_archive(path: Path) -> list[Finding]:
     """Return what is missing, changed or extra in an archive that `pack` wrote.
 
-    It is unpacked into a temporary folder, of no more bytes than the archive has.
-
-    Raises:
-        UsageError: if it is no such archive, or an entry leads out of it or is a link.
+    It is unpacked into a temporary folder, of no more bytes than the archive has. Another archive,
+    and an entry that leads out of it or is a link, are refused.
     """
     with TemporaryDirectory() as place:
         folder = Path(place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,23 +92,23 @@ def prompt_diversities(
     against = any(metric.against_reference for metric in others)
     rows = []
     for (cell, prompt_index), images in scores.groupby(["cell", "prompt_index"], sort=False):
-        found = diversity_of(images, features[str(cell)])
-        first = images.iloc[0]
-        rows.append(
-            {
-                "cell": cell,
-                "model": first["model"],
-                "method": first["method"],
-                "prompt_index": prompt_index,
-                "prompt": first["prompt"],
-                "n": found.n,
-                "diversity": found.value,
-                "standard_error": found.standard_error,
-                "reason": found.reason,
-                **_measured(images, features[str(cell)], others, known),
-                **({"reference_cell": known.cells.get(str(cell))} if against else {}),
-            }
-        )
+        own, first = features[str(cell)], images.iloc[0]
+        found = diversity_of(images, own)
+        row: dict[str, Any] = {
+            "cell": cell,
+            "model": first["model"],
+            "method": first["method"],
+            "prompt_index": prompt_index,
+            "prompt": first["prompt"],
+            "n": found.n,
+            "diversity": found.value,
+            "standard_error": found.standard_error,
+            "reason": found.reason,
+        }
+        for metric in others:
+            other = diversity_of(images, own, known.bound(metric, images))
+            row |= {metric.name: other.value, f"{metric.name}_reason": other.reason}
+        rows.append(row | ({"reference_cell": known.cells.get(str(cell))} if against else {}))
     frame = pd.DataFrame(rows)
     types = {"diversity": "float64", "standard_error": "float64", "reason": "string"}
     for metric in others:
@@ -115,20 +116,10 @@ def prompt_diversities(
     return frame.astype(types)
 
 
-def _measured(
-    images: pd.DataFrame,
-    features: CellFeatures,
-    extra: Sequence[DiversityMetric],
-    references: References,
-) -> dict[str, float | str | None]:
-    found = {
-        metric.name: diversity_of(images, features, references.bound(metric, images))
-        for metric in extra
-    }
-    values: dict[str, float | str | None] = {}
-    for name, one in found.items():
-        values |= {name: one.value, f"{name}_reason": one.reason}
-    return values
+def take_images(features: CellFeatures, ids: Iterable[str]) -> CellFeatures:
+    """Return the features of some images of a cell, in the order of the file."""
+    wanted = set(ids)
+    return features.take([row for row, id_ in enumerate(features.ids) if id_ in wanted])
 
 
 def diversity_of(
@@ -149,28 +140,81 @@ def cell_estimates(
     references: References | None = None,
 ) -> Estimates:
     """Return a cell's diversity, mean scores, products and other diversity metrics, by column."""
-    known = references or References()
     if len(prompts) > 1:
         units: list[Hashable] = prompts["prompt"].tolist()
-        spread = mean_estimate(prompts["diversity"].to_numpy(), units)
-        groups = images.groupby("prompt_index", sort=False)
-        sums, counts = groups[list(score_columns)].sum(), groups[list(score_columns)].count()
-    else:
-        units = images["seed"].tolist()
-        spread = _diversity_over_seeds(images, features)
-        sums, counts = images[list(score_columns)].fillna(0.0), images[list(score_columns)].notna()
+        others = {metric.name: mean_estimate(prompts[metric.name], units) for metric in extra}
+        return _over_prompts(images, prompts, score_columns, units) | others
+    known, scores = references or References(), images[list(score_columns)]
+    spread = _diversity_over_seeds(images, features)
+    others = {
+        metric.name: _metric_over_seeds(images, features, known.bound(metric, images))
+        for metric in extra
+    }
+    seeds = images["seed"].tolist()
+    return _with_products(spread, scores.fillna(0.0), scores.notna(), seeds) | others
+
+
+def _over_prompts(
+    images: pd.DataFrame,
+    prompts: pd.DataFrame,
+    score_columns: Sequence[str],
+    units: Sequence[Hashable],
+) -> Estimates:
+    """Return a cell's diversity, mean scores and products, with its prompts as the units."""
+    groups = images.groupby("prompt_index")[list(score_columns)]
+    sums, counts = (f.reindex(prompts["prompt_index"]) for f in (groups.sum(), groups.count()))
+    return _with_products(mean_estimate(prompts["diversity"], units), sums, counts, units)
+
+
+def _with_products(
+    spread: Estimate, sums: pd.DataFrame, counts: pd.DataFrame, units: Sequence[Hashable]
+) -> Estimates:
+    """Return a diversity, the mean of each score, and their products."""
     estimates = {"diversity": spread}
-    for column in score_columns:
-        score = ratio_estimate(sums[column].to_numpy(), counts[column].to_numpy(), units)
-        estimates[column] = score
-        estimates[f"div_{column}"] = product_estimate(spread, score)
-    for metric in extra:
-        estimates[metric.name] = (
-            mean_estimate(prompts[metric.name].to_numpy(), units)
-            if len(prompts) > 1
-            else _metric_over_seeds(images, features, known.bound(metric, images))
-        )
+    for column in map(str, sums):
+        score = ratio_estimate(sums[column], counts[column], units)
+        estimates |= {column: score, f"div_{column}": product_estimate(spread, score)}
     return estimates
+
+
+def unit_values(
+    scores: pd.DataFrame,
+    diversity: pd.DataFrame,
+    columns: Sequence[str],
+    extra: Sequence[str] = (),
+) -> dict[str, pd.DataFrame]:
+    """Return what each sampling unit contributes to a cell's metrics, as comparisons count it.
+
+    Of prompts these are diversity, mean scores and, for products, the jackknife's pseudo-values;
+    of one prompt's seeds the scores alone, since one image has no diversity.
+
+    Returns:
+        For each metric a table of units by cells; NaN where a unit has no value.
+    """
+    if diversity["prompt_index"].nunique() < 2:
+        frame = scores[["seed", "cell", *columns]].set_index(["seed", "cell"])
+        return {column: frame[column].unstack("cell") for column in columns}
+    found: dict[str, dict[Hashable, dict[Hashable, float]]] = {}
+    for cell, prompts in diversity.groupby("cell"):
+        units: list[Hashable] = prompts["prompt_index"].tolist()
+        images = scores[scores["cell"] == cell]
+        for metric, estimate in _over_prompts(images, prompts, columns, units).items():
+            found.setdefault(metric, {})[cell] = estimate.pseudo_values()
+    order = sorted(diversity["prompt_index"].unique())
+    tables = {metric: pd.DataFrame(cells).reindex(order) for metric, cells in found.items()}
+    return tables | {
+        metric: diversity.pivot(index="prompt_index", columns="cell", values=metric)
+        for metric in extra
+        if metric in diversity
+    }
+
+
+def sorted_differences(values: pd.DataFrame, cell: str, baseline: str) -> npt.NDArray[np.float64]:
+    """Return the differences of the units that both cells have, lowest first, float64 [n]."""
+    if cell not in values or baseline not in values:
+        return np.zeros(0)
+    differences = (values[cell] - values[baseline]).to_numpy(dtype=np.float64)
+    return np.sort(differences[np.isfinite(differences)])
 
 
 def prompt_mean_products(
@@ -189,15 +233,13 @@ def prompt_mean_products(
 def _diversity_over_seeds(images: pd.DataFrame, features: CellFeatures) -> Estimate:
     """Return equation (8) of one prompt's images with its leave-one-out values over seeds."""
     seeds = dict(zip(images["image_id"], images["seed"], strict=True))
-    rows = [index for index, id_ in enumerate(features.ids) if id_ in seeds]
-    names = tuple(seeds[features.ids[index]] for index in rows)
-    found = diversity_of(images, features)
-    if found.value is None:
-        return Estimate(float("nan"), np.full(len(rows), np.nan), names)
-    if len(rows) < 3:
-        return Estimate(found.value, np.full(len(rows), np.nan), names)
-    without = leave_one_out(features.matrix[rows])
-    return Estimate(found.value, without, names, scale="logit")
+    own = take_images(features, seeds)
+    names = tuple(seeds[id_] for id_ in own.ids)
+    value = diversity(own.matrix).value
+    if value is None or len(names) < 3:
+        unknown = np.full(len(names), np.nan)
+        return Estimate(float("nan") if value is None else value, unknown, names)
+    return Estimate(value, leave_one_out(own.matrix), names, scale="logit")
 
 
 def _metric_over_seeds(
@@ -213,18 +255,17 @@ def _metric_over_seeds(
     n_groups = min(len(planned), MAX_GROUPS)
     group_of = {seed: planned[place % n_groups] for place, seed in enumerate(planned)}
     seeds = dict(zip(images["image_id"], images["seed"], strict=True))
-    rows = [index for index, id_ in enumerate(features.ids) if id_ in seeds]
-    matrix = features.matrix[np.asarray(rows, dtype=np.intp)]
-    groups = [group_of[seeds[features.ids[index]]] for index in rows]
+    own = take_images(features, seeds)
+    groups = [group_of[seeds[id_]] for id_ in own.ids]
     units = tuple(dict.fromkeys(groups))
-    value = metric(matrix).value
+    value = metric(own.matrix).value
     without = [
-        metric(matrix[[group != unit for group in groups]]).value if value is not None else None
+        None if value is None else metric(own.matrix[[group != unit for group in groups]]).value
         for unit in units
     ]
     return Estimate(
         float("nan") if value is None else value,
-        np.asarray([np.nan if one is None else one for one in without], dtype=np.float64),
+        np.asarray(without, dtype=np.float64),  # None becomes NaN
         units,
         unit="" if n_groups == len(planned) else SEED_GROUP,
     )

@@ -69,9 +69,6 @@ def join_runs(
 
     Returns:
         In what the runs differ.
-
-    Raises:
-        UsageError: if the runs cannot be compared, or `output` is not an earlier comparison.
     """
     sources = open_sources(runs)
     found = differences(sources)
@@ -169,10 +166,13 @@ def _method_names(
         distinct: dict[str, SourceRun] = {}
         for source in runs:
             key = _images_key(source, method, jobs, with_judge=_is_judged(sources))
-            if key in distinct:
-                once.append(_taken_once(method, distinct[key], source))
-            else:
+            if key not in distinct:
                 distinct[key] = source
+                continue
+            one, other = distinct[key].label, source.label
+            same = f"the very same images in {one} and {other}; taken once, from {one}."
+            note = f"method '{method}': {same}"
+            once.append(Difference(what="same images", severity="note", message=note))
         for source in distinct.values():
             name = method if len(distinct) == 1 else f"{method} ({source.label})"
             numbered = (name if n == 1 else f"{name}-{n}" for n in itertools.count(1))
@@ -188,14 +188,6 @@ def _images_key(
     cells = [cell.id for cell in source.manifest.cells if cell.method == method]
     images = {id_: [source.hashes.get((id_, j.prompt, j.seed)) for j in jobs] for id_ in cells}
     return content_hash([images, source.manifest.judge_key if with_judge else None])
-
-
-def _taken_once(method: str, first: SourceRun, other: SourceRun) -> Difference:
-    message = (
-        f"method '{method}': the very same images in {first.label} and {other.label}; taken once, "
-        f"from {first.label}."
-    )
-    return Difference(what="same images", severity="note", message=message)
 
 
 def _cells(sources: Sequence[SourceRun], names: Names) -> Iterator[CellRecord]:
@@ -230,7 +222,7 @@ def _is_judged(sources: Sequence[SourceRun]) -> bool:
 def _joint_judge(sources: Sequence[SourceRun]) -> JudgeRecord | None:
     """Return the judge of a comparison; None unless all runs have one."""
     judges = [source.manifest.judge for source in sources if source.manifest.judge is not None]
-    if len(judges) < len(sources):
+    if not _is_judged(sources):
         return None
     keys = list(dict.fromkeys(judge.key for judge in judges))
     key = keys[0] if len(keys) == 1 else content_hash(keys)
@@ -286,11 +278,7 @@ def _with_sources(
 
 
 def _check_output(folder: RunFolder, sources: Sequence[SourceRun]) -> None:
-    """Check that the output is a new or empty folder, or an earlier comparison.
-
-    Raises:
-        UsageError: if it is something else, or a run that is compared.
-    """
+    """Check that the output is a new or empty folder, or an earlier comparison."""
     path = folder.path.resolve()
     for source in sources:
         own = source.run.folder.path.resolve()
@@ -334,12 +322,9 @@ def _write_whole(
 
 
 def _keep_added_files(earlier: RunFolder, folder: RunFolder) -> bool:
-    """Keep what people have put into an earlier comparison, and their ratings if they still apply.
+    """Keep what people have put into an earlier comparison; return whether ratings were kept.
 
     Ratings apply to the images and scores that were rated, and to no others.
-
-    Returns:
-        Whether ratings were kept.
     """
     written = {file.name for file in folder.path.iterdir()} | _WRITTEN
     for file in earlier.path.iterdir():
@@ -375,9 +360,10 @@ def _copy_cell(
         link_or_copy(before.within(before.images(own) / name), folder.images(cell.id) / name)
     renamed = {"cell": cell.id, "method": cell.method}
     write_jsonl(folder.metadata(cell.id), [{**row, **renamed} for row in rows])
-    _copy(before.features(own), folder.features(cell.id))
-    _copy(before.failed_images(own), folder.failed_images(cell.id))
-    _copy(before.image_set(own), folder.image_set(cell.id))
+    for part in (RunFolder.features, RunFolder.failed_images, RunFolder.image_set):
+        if part(before, own).is_file():
+            with atomic_write(part(folder, cell.id)) as temporary:
+                shutil.copyfile(part(before, own), temporary)
     key, own_key = manifest.judge_key, source.manifest.judge_key
     if key is None:
         return
@@ -385,9 +371,3 @@ def _copy_cell(
     changed = {} if key == own_key else {"judge_key": key, "judge_key_in_run": own_key}
     replies = JudgementFile(before.judgements(own)).rows(own_key)
     JudgementFile(folder.judgements(cell.id)).append({**row, **changed} for row in replies)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_file():
-        with atomic_write(target) as temporary:
-            shutil.copyfile(source, temporary)

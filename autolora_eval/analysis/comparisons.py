@@ -86,23 +86,9 @@ def _power(effect: float, n: int, alpha: float) -> float:
 
 WILCOXON, T_TEST = "Wilcoxon signed-rank", "jackknife t"
 COLUMNS = (
-    "cell",
-    "model",
-    "method",
-    "baseline",
-    "baseline_cell",
-    "metric",
-    "n_units",
-    "unit",
-    "difference",
-    "low",
-    "high",
-    "test",
-    "p_value",
-    "p_holm",
-    "win_rate",
-    "n_ties",
-    "units_for_power_80",
+    *("cell", "model", "method", "baseline", "baseline_cell", "metric", "n_units", "unit"),
+    *("difference", "low", "high", "test", "p_value", "p_holm"),
+    *("win_rate", "n_ties", "units_for_power_80"),
 )
 # Below this share of its spread a mean of differences is what rounding left of zero.
 _NO_DIFFERENCE = 1e-8
@@ -113,29 +99,24 @@ def compare_with_baseline(
 ) -> pd.DataFrame:
     """Return the paired difference of every cell from the baseline's cell at its sweep point.
 
-    Returns:
-        One row a cell and metric, with the columns of `COLUMNS`. `p_holm` is corrected over all
-        rows of the table.
+    There is one row a cell and metric. `p_holm` is corrected over all rows of the table.
     """
-    rows = []
     base = baseline_cells(cells, baseline)
-    for cell in cells:
-        if cell.id not in base:
-            continue
-        reference = estimates[base[cell.id]]
-        for metric, estimate in estimates[cell.id].items():
-            rows.append(
-                {
-                    "cell": cell.id,
-                    "model": cell.model,
-                    "method": cell.method,
-                    "baseline": baseline,
-                    "baseline_cell": base[cell.id],
-                    "metric": metric,
-                    "unit": estimate.unit or unit,
-                    **paired(estimate, reference[metric]),
-                }
-            )
+    rows = [
+        {
+            "cell": cell.id,
+            "model": cell.model,
+            "method": cell.method,
+            "baseline": baseline,
+            "baseline_cell": base[cell.id],
+            "metric": metric,
+            "unit": estimate.unit or unit,
+            **paired(estimate, estimates[base[cell.id]][metric]),
+        }
+        for cell in cells
+        if cell.id in base
+        for metric, estimate in estimates[cell.id].items()
+    ]
     frame = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "p_holm"])
     frame["p_holm"] = holm(frame["p_value"].to_numpy(dtype=np.float64))
     counts = ["n_ties", "units_for_power_80"]
@@ -150,22 +131,18 @@ def baseline_cells(cells: Sequence[CellRecord], baseline: str) -> dict[str, str]
     them. A cell without a parameter that the baseline was swept over has none: nothing says which
     of the baseline's points it belongs to.
     """
-    by_model: dict[str, list[CellRecord]] = {}
-    for cell in cells:
-        if cell.method == baseline:
-            by_model.setdefault(cell.model, []).append(cell)
+    candidates = [cell for cell in cells if cell.method == baseline]
     found: dict[str, str] = {}
     for cell in cells:
-        if cell.method == baseline:
-            continue
-        alike = [other.id for other in by_model.get(cell.model, []) if _same_point(cell, other)]
-        if len(alike) == 1:
+        alike = [
+            other.id
+            for other in candidates
+            if other.model == cell.model
+            and all(other.point.get(name, value) == value for name, value in cell.point.items())
+        ]
+        if cell.method != baseline and len(alike) == 1:
             found[cell.id] = alike[0]
     return found
-
-
-def _same_point(cell: CellRecord, other: CellRecord) -> bool:
-    return all(other.point.get(name, value) == value for name, value in cell.point.items())
 
 
 def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
@@ -261,8 +238,7 @@ def _t_test(difference: float, error: float, n: int) -> float:
 def holm(p_values: Floats) -> Floats:
     """Return p-values [m] corrected by Holm's step-down method (Holm 1979); NaN does not count.
 
-    Returns:
-        float [m]: max over smaller-or-equal ranks of (m − rank)·p, at most 1.
+    They are the max over smaller-or-equal ranks of (m − rank)·p, at most 1.
     """
     corrected = np.full(len(p_values), np.nan)
     known = np.flatnonzero(np.isfinite(p_values))

@@ -24,12 +24,7 @@ Difference = DifferenceRecord
 
 @dataclass(frozen=True)
 class SourceRun:
-    """A run of a comparison.
-
-    Attributes:
-        label: its short name.
-        run: its tables and manifest.
-    """
+    """A run of a comparison and its short name."""
 
     label: str
     run: Run
@@ -48,11 +43,7 @@ class SourceRun:
 
 
 def open_sources(paths: Sequence[str | Path]) -> list[SourceRun]:
-    """Open the runs; each is labelled with as much of its path as makes the labels unique.
-
-    Raises:
-        UsageError: if there are fewer than two, one is named twice, or one is not finished.
-    """
+    """Open the runs; each is labelled with as much of its path as makes the labels unique."""
     resolved = [Path(path).resolve() for path in paths]
     if len(resolved) < 2:
         raise UsageError(f"name two or more runs to compare (got {len(resolved)}).")
@@ -106,25 +97,21 @@ def without_baseline(manifest: RunManifest) -> list[Difference]:
 
 
 def refuse(found: Sequence[Difference], *, allow_different_judges: bool) -> None:
-    """Stop if the runs cannot be compared.
-
-    Raises:
-        UsageError: with each reason, and what can be done.
-    """
-    wrong = [difference for difference in found if difference.severity == "error"]
-    judges = [difference for difference in found if difference.severity == "judge"]
-    way_out = "\nTo compare them all the same: --allow-different-judges."
-    if wrong or not judges:
-        way_out = ""
-    if not allow_different_judges:
-        wrong += judges
-    if wrong:
-        lines = "\n".join(f"  - {difference.message}" for difference in wrong)
+    """Stop if the runs cannot be compared, with each reason and what can be done."""
+    errors = [one for one in found if one.severity == "error"]
+    judges = [one for one in found if one.severity == "judge" and not allow_different_judges]
+    if errors or judges:
+        lines = "\n".join(f"  - {one.message}" for one in (*errors, *judges))
+        way_out = "" if errors else "\nTo compare them all the same: --allow-different-judges."
         raise UsageError(f"these runs cannot be compared:\n{lines}{way_out}")
 
 
 def _note(what: str, message: str) -> Difference:
     return Difference(what=what, severity="note", message=message)
+
+
+def _error(what: str, message: str) -> Difference:
+    return Difference(what=what, severity="error", message=message)
 
 
 def _shared(
@@ -136,21 +123,15 @@ def _shared(
         return []
     counts = ", ".join(f"{len(found)} in {s.label}" for s, found in zip(sources, sets, strict=True))
     if not shared:
-        message = f"no {what} in common: {counts}."
-        return [Difference(what=what, severity="error", message=message)]
+        return [_error(what, f"no {what} in common: {counts}.")]
     return [_note(what, f"{what}: {counts}; only the {len(shared)} that all have are compared.")]
 
 
 def _extractor(sources: Sequence[SourceRun]) -> list[Difference]:
     found = [source.manifest.features for source in sources]
     difference = _differing_record("extractor", sources, found)
-    if not difference:
-        return []
-    message = (
-        f"{difference}; the cosines of two extractors are not on one scale. Score the runs again "
-        "with one extractor."
-    )
-    return [Difference(what="extractor", severity="error", message=message)]
+    why = "the cosines of two extractors are not on one scale. Score the runs again with one"
+    return [_error("extractor", f"{difference}; {why} extractor.")] if difference else []
 
 
 def shared_metrics(sources: Sequence[SourceRun]) -> list[str]:
@@ -193,8 +174,8 @@ def _judge(sources: Sequence[SourceRun]) -> list[Difference]:
     rubrics = [(judge.rubric_sha256, judge.rubric_name) for judge in judges if judge is not None]
     if len({sha256 for sha256, _ in rubrics}) > 1:
         names = _listed(sources, [name for _, name in rubrics])
-        message = f"rubric: {names}; answers to different questions cannot be compared."
-        return [Difference(what="rubric", severity="error", message=message)]
+        why = "answers to different questions cannot be compared"
+        return [_error("rubric", f"rubric: {names}; {why}.")]
     difference = _differing_record("judge", sources, judges)
     if not difference:
         return []

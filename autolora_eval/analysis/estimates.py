@@ -14,76 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from scipy import stats
 from scipy.special import expit, logit, ndtr, ndtri
 
 from autolora_eval.scoring.diversity import Floats, jackknife_standard_error
-
-
-def unit_values(
-    scores: pd.DataFrame,
-    diversity: pd.DataFrame,
-    columns: Sequence[str],
-    extra: Sequence[str] = (),
-) -> dict[str, pd.DataFrame]:
-    """Return what each sampling unit contributes to a cell's metrics, as comparisons count it.
-
-    Of prompts these are diversity, mean scores and, for products, the jackknife's pseudo-values;
-    of one prompt's seeds the scores alone, since one image has no diversity.
-
-    Returns:
-        For each metric a table of units by cells; NaN where a unit has no value.
-    """
-    if diversity["prompt_index"].nunique() < 2:
-        frame = scores[["seed", "cell", *columns]].set_index(["seed", "cell"])
-        return {column: frame[column].unstack("cell") for column in columns}
-    spread = diversity.pivot(index="prompt_index", columns="cell", values="diversity")
-    units: list[Hashable] = list(spread.index)
-    groups = scores.groupby(["prompt_index", "cell"])
-    # Of each score by cell: what its images sum up to, and how many have it.
-    sums, counts = (
-        {
-            column: getattr(groups[column], how)()
-            .unstack("cell")
-            .reindex(index=units, columns=spread.columns)
-            .fillna(0)
-            for column in columns
-        }
-        for how in ("sum", "count")
-    )
-    found: dict[str, dict[str, dict[Hashable, float]]] = {}
-    for cell in spread.columns:
-        of_cell = mean_estimate(spread[cell].to_numpy(), units)
-        _note(found, "diversity", cell, of_cell)
-        for column in columns:
-            score = ratio_estimate(sums[column][cell], counts[column][cell], units)
-            _note(found, column, cell, score)
-            _note(found, f"div_{column}", cell, product_estimate(of_cell, score))
-    others = {
-        metric: diversity.pivot(index="prompt_index", columns="cell", values=metric)
-        for metric in extra
-        if metric in diversity
-    }
-    return others | {
-        metric: pd.DataFrame(cells).reindex(units).astype("float64")
-        for metric, cells in found.items()
-    }
-
-
-def _note(
-    found: dict[str, dict[str, dict[Hashable, float]]], metric: str, cell: str, estimate: Estimate
-) -> None:
-    found.setdefault(metric, {})[cell] = estimate.pseudo_values()
-
-
-def sorted_differences(values: pd.DataFrame, cell: str, baseline: str) -> npt.NDArray[np.float64]:
-    """Return the differences of the units that both cells have, lowest first, float64 [n]."""
-    if cell not in values or baseline not in values:
-        return np.zeros(0)
-    differences = (values[cell] - values[baseline]).to_numpy(dtype=np.float64)
-    return np.sort(differences[np.isfinite(differences)])
-
 
 CONFIDENCE = 0.95
 Scale = Literal["plain", "logit", "log"]
@@ -145,11 +79,7 @@ class Estimate:
 
 
 def t_interval(value: float, leave_one_out: Floats) -> tuple[float, float]:
-    """Return the 95% interval of a statistic θ from its leave-one-out values θ_(i), [n].
-
-    Returns:
-        θ ∓ t_{0.975, n−1} · SE; NaN below two units.
-    """
+    """Return θ ∓ t_{0.975, n−1} · SE from leave-one-out values θ_(i), [n]; NaN for n < 2."""
     n = len(leave_one_out)
     if n < 2:
         return float("nan"), float("nan")
@@ -169,8 +99,8 @@ def ratio_estimate(
     """Return Σ sums / Σ counts over units: the mean over images of units of unequal size.
 
     Args:
-        sums: float [n]: sum of the values of each unit.
-        counts: [n]: how many values each unit has; units without any are left out.
+        sums: of the values of each unit, float [n].
+        counts: how many values each unit has, [n]; units without any are left out.
         units: their names.
     """
     numbers = np.asarray(counts, dtype=np.float64)

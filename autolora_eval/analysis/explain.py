@@ -65,18 +65,13 @@ def explain(
             nearest name.
     """
     with as_damaged(Path(run)):
-        return _explain(RunReader(open_run(run)), cell, prompt, seed)
-
-
-def _explain(
-    reader: RunReader, cell: str, prompt: str | int | None, seed: int | None
-) -> Explanation:
-    cell_id, index = select(reader, cell, None if prompt is None else str(prompt), seed)
-    if index is None:
-        return _explain_cell(reader, cell_id)
-    if seed is None:
-        return _explain_prompt(reader, cell_id, index)
-    return _explain_image(reader, cell_id, index, seed)
+        reader = RunReader(open_run(run))
+        cell_id, index = select(reader, cell, None if prompt is None else str(prompt), seed)
+        if index is None:
+            return _explain_cell(reader, cell_id)
+        if seed is None:
+            return _explain_prompt(reader, cell_id, index)
+        return _explain_image(reader, cell_id, index, seed)
 
 
 def _explain_cell(reader: RunReader, cell: str) -> Explanation:
@@ -166,19 +161,14 @@ def _prompt_rows(reader: RunReader, cell: str) -> list[dict[str, str]]:
     for prompt in reader.prompts(cell).to_dict("records"):
         images = reader.images(cell, prompt["prompt_index"])
         n_unscored = images["unscored_reason"].notna().sum() if reader.scores else 0
-        rows.append(
-            {
-                "index": str(prompt["prompt_index"]),
-                "prompt": _text(prompt["prompt"]),
-                "images": str(prompt["n"]),
-                "diversity": _value_or_reason(prompt["diversity"], prompt["reason"]),
-                **{
-                    score.column: format_fixed(images[score.column].mean())
-                    for score in reader.scores
-                },
-                "unscored": str(n_unscored),
-            }
-        )
+        row = {
+            "index": str(prompt["prompt_index"]),
+            "prompt": _text(prompt["prompt"]),
+            "images": str(prompt["n"]),
+            "diversity": _value_or_reason(prompt["diversity"], prompt["reason"]),
+        }
+        row |= {score.column: format_fixed(images[score.column].mean()) for score in reader.scores}
+        rows.append(row | {"unscored": str(n_unscored)})
     return rows
 
 
@@ -189,13 +179,10 @@ def _inputs(reader: RunReader, cell: str) -> Section:
     model, features, judge = manifest.models[entry.model], manifest.features, manifest.judge
     # In a comparison, a cell was made by one of the compared runs.
     made_by = manifest.compared[entry.run] if manifest.compared and entry.run else None
-    if made_by is None:
-        benchmark, benchmark_sha256 = manifest.benchmark.file, manifest.benchmark.sha256
-    else:
-        benchmark, benchmark_sha256 = (
-            f"benchmark of the run '{entry.run}'",
-            made_by.benchmark_sha256,
-        )
+    benchmark, benchmark_sha256 = manifest.benchmark.file, manifest.benchmark.sha256
+    if made_by is not None:
+        benchmark = f"benchmark of the run '{entry.run}'"
+        benchmark_sha256 = made_by.benchmark_sha256
     whose = made_by or manifest
     values = {
         **model_inputs(model),

@@ -18,7 +18,12 @@ from rich.text import Text
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import Json, path_inside, sha256_file
 from autolora_eval._text import NOT_RECORDED, join_names, sanitize
-from autolora_eval.analysis.cell_estimates import BoundMetric, References, diversity_of
+from autolora_eval.analysis.cell_estimates import (
+    BoundMetric,
+    References,
+    diversity_of,
+    take_images,
+)
 from autolora_eval.analysis.scores import cell_judgements, scored_features
 from autolora_eval.analysis.sentences import Metric, run_metrics
 from autolora_eval.runs.feature_file import CellFeatures
@@ -88,7 +93,7 @@ class Section:
         values: formatted values by name.
         rows: of a table; each row has the formatted value of every column, by column name.
         text: a text character for character, such as a reply of the judge.
-        note: how to read the table; empty if the column names say it.
+        note: how to read the table.
     """
 
     title: str
@@ -157,11 +162,7 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class RunReader:
-    """The parts of a finished run that explanations use, each file read at most once.
-
-    Attributes:
-        run: the run's tables and manifest.
-    """
+    """The parts of a finished run that explanations use, each file read at most once."""
 
     run: Run
     _features: dict[str, CellFeatures | None] = field(default_factory=dict)
@@ -219,30 +220,21 @@ class RunReader:
         return next((row for row in rows if row["file_name"] == image_id), {})
 
     def features(self, cell: str) -> CellFeatures | None:
-        """Return the features of a cell's images; None if there is no file.
-
-        Raises:
-            AutoLoRAEvalError: if the file is not a feature file.
-        """
+        """Return the features of a cell's images; None if there is no file."""
+        folder = self.run.folder
         if cell not in self._features:
-            self._features[cell] = self._read_features(cell)
+            is_there = folder.features(cell).is_file()
+            own = scored_features(folder, cell, self.images(cell)) if is_there else None
+            self._features[cell] = own
         return self._features[cell]
-
-    def _read_features(self, cell: str) -> CellFeatures | None:
-        file = self.run.folder.features(cell)
-        if not file.is_file():
-            return None
-        return scored_features(self.run.folder, cell, self.images(cell))
 
     def unit_vectors(self, cell: str, image_ids: Iterable[str]) -> dict[str, Floats]:
         """Return the normalized features, float64 [D], of those images that have any."""
         features = self.features(cell)
-        rows = {} if features is None else {id_: row for row, id_ in enumerate(features.ids)}
-        known = [id_ for id_ in image_ids if id_ in rows]
-        if features is None or not known:
+        if features is None:
             return {}
-        matrix = unit_vectors(features.matrix[[rows[id_] for id_ in known]])
-        return dict(zip(known, matrix, strict=True))
+        own = take_images(features, image_ids)
+        return dict(zip(own.ids, unit_vectors(own.matrix), strict=True))
 
     def replies(self, cell: str) -> dict[tuple[str, str | None], list[Json]]:
         """Return the judge's replies by (image id, SHA-256), in order of their repeats."""
@@ -268,11 +260,7 @@ class RunReader:
 def select(
     reader: RunReader, cell: str, prompt: str | None, seed: int | None
 ) -> tuple[str, int | None]:
-    """Return the id of the selected cell and the index of the selected prompt.
-
-    Raises:
-        UsageError: if nothing or more than one thing matches.
-    """
+    """Return the id of the selected cell and the index of the selected prompt, if there is one."""
     id_ = _select_cell(reader, cell)
     images = reader.images(id_)
     prompts = {
@@ -325,13 +313,10 @@ def _select_prompt(prompts: dict[int, str], wanted: str) -> int:
 
 
 def recompute(reader: RunReader, cell: str) -> dict[str, float]:
-    """Recompute a cell's metrics from its features and the judge's replies.
+    """Recompute a cell's metrics, NaN where undefined, from its features and the judge's replies.
 
     A diversity is the mean of the metric over prompts, a score is the mean over scored images, and
     a product is diversity × mean score. Metrics whose code is not installed are left out.
-
-    Returns:
-        The metrics by column; NaN where one is undefined.
     """
     found = {"diversity": _mean_diversity(reader, cell, lambda images: diversity)}
     for column, metric in reader.extra_metrics.items():
@@ -370,6 +355,5 @@ def _mean(values: list[float]) -> float:
 
 def is_close(table_value: float, recomputed: float) -> bool:
     """Return whether a value of the table and the recomputed one are equal, or both undefined."""
-    if math.isnan(table_value) or math.isnan(recomputed):
-        return math.isnan(table_value) and math.isnan(recomputed)
-    return abs(table_value - recomputed) <= TOLERANCE * max(1.0, abs(table_value))
+    tolerance = TOLERANCE * max(1.0, abs(table_value))
+    return bool(np.isclose(recomputed, table_value, rtol=0.0, atol=tolerance, equal_nan=True))

@@ -59,10 +59,7 @@ def quadratic_kappa(x: Floats, y: Floats) -> float:
 
     κ = 1 − mean_i (x_i − y_i)² / mean_ij (x_i − y_j)², where the mean over all pairs is
     var x + var y + (x̄ − ȳ)². For values that are not integers, this is Lin's concordance
-    correlation coefficient (1989), which generalizes κ.
-
-    Returns:
-        In [−1, 1]; NaN if all of x and y are equal.
+    correlation coefficient (1989), which generalizes κ. It is NaN if all of x and y are equal.
     """
     chance = float(x.var() + y.var() + (x.mean() - y.mean()) ** 2)
     if chance == 0.0:
@@ -89,13 +86,11 @@ def within_one_rate(x: Floats, y: Floats) -> float:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A statistic of the judge's and people's scores of the same images.
+    """A statistic of the judge's and people's scores of the same images, float [n] each.
 
     Attributes:
         label: name in tables.
         head: short name for the head of a column.
-        function: computes it from the judge's and people's scores, float [n] each.
-        min_images: number of images that it needs.
         undefined: reason if the value is NaN although there are enough images.
         signed: whether to write the sign of positive values.
     """
@@ -142,8 +137,6 @@ class HumanAgreement:
             `judge`, its `expected` score, or the `raters` among themselves. Undefined values are
             NaN with a reason.
         n_ratings: number of rows of the ratings file.
-        n_images: number of rated images.
-        n_raters: number of people.
     """
 
     table: pd.DataFrame
@@ -157,9 +150,6 @@ def agreement(run: Run, ratings: str | Path) -> HumanAgreement:
 
     The ratings that several people gave one image are averaged. Their own agreement,
     Krippendorff's α, shows how much agreement can be expected of the judge.
-
-    Raises:
-        UsageError: if the run has no judge, or the ratings do not fit the run.
     """
     rubric = run.manifest.rubric
     if rubric is None:
@@ -179,8 +169,7 @@ def agreement(run: Run, ratings: str | Path) -> HumanAgreement:
 def write_agreement(run: Run, ratings: Path) -> HumanAgreement:
     """Write agreement.csv of a run, and the file and the counts behind it into the manifest.
 
-    Raises:
-        UsageError: if the run has no judge, or the ratings do not fit the run. Nothing is written.
+    Nothing is written if the run has no judge, or the ratings do not fit the run.
     """
     found = agreement(run, ratings)
     write_csv(run.folder.agreement, found.table, "%.12g")

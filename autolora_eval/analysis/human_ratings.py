@@ -96,11 +96,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _rated_columns(path: Path, names: list[str], scores: Mapping[str, ScoreRecord]) -> list[str]:
-    """Return the columns that are scores.
-
-    Raises:
-        UsageError: if a column is unknown, or if columns are missing.
-    """
+    """Return the columns that are scores; refuse unknown columns, and those without an image."""
     separator = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
     if separator is not None:
         shown = "tabs" if separator == "\t" else f"'{separator}'"
@@ -184,11 +180,7 @@ def _read_row(
 
 
 def _rating_value(text: str, score: ScoreRecord) -> float:
-    """Return a rating; NaN for an empty field.
-
-    Raises:
-        ValueError: if the text is not a number in the score's range.
-    """
+    """Return a rating; NaN for an empty field, a ValueError for no number in the range."""
     try:
         value = float(text) if text else math.nan
     except ValueError as error:

@@ -114,14 +114,11 @@ def _paired(ratings: Floats) -> Floats:
 
 
 def coincidences(ratings: Floats, values: Floats) -> Floats:
-    """Return the coincidence matrix o_ck = Σ_u (pairs c–k of ratings of u)/(m_u − 1).
+    """Return the coincidence matrix o_ck = Σ_u (pairs c–k of ratings of u)/(m_u − 1), [V, V].
 
     Args:
         ratings: float [k, N]. Images with fewer than m_u = 2 ratings are ignored.
         values: the levels in order, [V].
-
-    Returns:
-        float64 [V, V].
     """
     counts = (_paired(ratings)[:, :, None] == values).sum(axis=0).astype(np.float64)  # [N, V]
     weighted = counts / (counts.sum(axis=1, keepdims=True) - 1.0)
@@ -132,10 +129,8 @@ def alpha_of_coincidences(observed: Floats) -> float:
     """Return ordinal α of a coincidence matrix, fast enough for thousands of resamples.
 
     With n_c = Σ_k o_ck and the mid-ranks r_c = Σ_{g≤c} n_g − n_c/2, the ordinal distance of two
-    levels is (r_c − r_k)², and α = 1 − (n−1) Σ o_ck (r_c − r_k)² / Σ n_c n_k (r_c − r_k)².
-
-    Returns:
-        At most 1; NaN if fewer than two levels occur.
+    levels is (r_c − r_k)², and α = 1 − (n−1) Σ o_ck (r_c − r_k)² / Σ n_c n_k (r_c − r_k)². It is
+    NaN if fewer than two levels occur.
     """
     n = observed.sum(axis=1)
     ranks = np.cumsum(n) - n / 2

@@ -76,11 +76,7 @@ def cell_judgements(
 
 
 def rubric_of(manifest: RunManifest) -> Rubric | None:
-    """Return the rubric of a run; None without a judge, or if its text is not recorded.
-
-    Raises:
-        UsageError: if it is not one.
-    """
+    """Return the rubric of a run; None without a judge, or if its text is not recorded."""
     found = manifest.rubric
     with as_damaged(Path("manifest.json")):
         return Rubric.model_validate(found.model_dump()) if found and found.text else None

@@ -20,12 +20,10 @@ class Metric:
     """A column of the result table.
 
     Attributes:
-        column: its name.
         display_name: in figures and reports.
         label: short form for table heads.
         kind: equation (8), a judged score, the product of the two, or another diversity metric,
             which stands beside equation (8) and is in no product.
-        higher_is_better: direction.
         low: least possible value.
         high: greatest possible value.
         source: where it is defined.
@@ -123,14 +121,10 @@ class Comparison:
     """A row of comparisons.csv.
 
     Attributes:
-        metric: What was compared.
-        method: Name of the method.
-        baseline: Name of the method that it is compared with.
         difference: The method's value minus the baseline's.
         interval: The ends of the 95% interval.
         p: The p-value after Holm's correction.
         unit: What the differences are paired over: "prompt" or "seed".
-        n_units: Number of units.
         units_ahead: On how many units the method is higher, or lower if the difference is
             significantly below zero; None if a unit has no value of its own.
         ties: On how many units both are equal.

@@ -1,9 +1,10 @@
-"""The table model of Markdown, LaTeX, PDF and HTML, and the two layouts of the result table."""
+"""The table model of Markdown, LaTeX, PDF and HTML, the two layouts, and the first two formats."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,6 +60,11 @@ class TableRow:
         """True if a published value stands below one of the cells."""
         return any(cell.published for cell in self.cells)
 
+    @property
+    def has_intervals(self) -> bool:
+        """True if one of the cells has an interval."""
+        return any(cell.interval for cell in self.cells)
+
 
 @dataclass(frozen=True)
 class TableGroup:
@@ -82,7 +88,6 @@ class Table:
 
     Attributes:
         columns: Heads of the columns.
-        groups: The rows.
         labels: Heads of the columns that name a row.
         title: What all columns show; empty where each shows another metric.
         caption: How to read the table.
@@ -111,7 +116,6 @@ class Results:
 
     Attributes:
         rows: One row per cell, with the columns of table.csv.
-        metrics: The metrics in order.
         sweep: The swept parameters, each with its values as text.
         points: The swept parameters of each cell, by cell id.
         reasons: Why a cell (first) lacks a metric (second).
@@ -221,11 +225,7 @@ def _with_published(
 ) -> TableRow:
     """Return a row; if one of its values was published, every cell has its published value.
 
-    Args:
-        labels: The labels of the row.
-        cells: The cells of the row.
-        sources: Row and column that each cell was taken from; an empty column if no value of it
-            can be published.
+    `sources` are the row and column of each cell, "" for a column that cannot be published.
     """
     published = [as_finite_float(row.get(f"{column}_published")) for row, column in sources]
     if all(value is None for value in published):
@@ -287,7 +287,106 @@ def _missing_notes(results: Results) -> Iterator[str]:
 
 def group_by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return rows of the result table by model, in order."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["model"], []).append(row)
-    return groups
+    models = dict.fromkeys(str(row["model"]) for row in rows)
+    return {model: [row for row in rows if row["model"] == model] for model in models}
+
+
+# --------------------
+# The layouts as Markdown and LaTeX. Names are escaped.
+
+
+# What Markdown would take for markup: emphasis, code, tags, columns, and links.
+_MARKDOWN = re.compile(r"[\\|*_`<]|(?<=\])\(")
+_TEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+    **{"↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$", "×": r"$\times$", "–": "--"},
+}
+
+
+def markdown(layout: Layout) -> str:
+    """Return a layout as GitHub Markdown, with the best values in bold."""
+    tables = [_markdown_table(table) for table in layout.tables]
+    return "\n".join([*tables, *(f"{_escape_markdown(note)}\n" for note in layout.notes)])
+
+
+def _markdown_table(table: Table) -> str:
+    heads = [_escape_markdown(head) for head in (*table.labels, *table.columns)]
+    lines = [heads, ["---"] * len(heads)]
+    for row in (row for group in table.groups for row in group.rows):
+        lines.append([*map(_escape_markdown, row.labels), *map(_markdown_cell, row.cells)])
+        lines += [[_escape_markdown(text) for text in line] for line in _published_lines(row)]
+    title = f"### {_escape_markdown(table.title)}\n\n" if table.title else ""
+    return title + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _markdown_cell(cell: TableCell) -> str:
+    text = _escape_markdown(cell.text)
+    return f"{f'**{text}**' if cell.bold else text} {cell.interval}".rstrip()
+
+
+def _escape_markdown(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", text)
+
+
+def latex(layout: Layout) -> str:
+    r"""Return a layout as LaTeX `tabular`s with booktabs rules, with the best values in \textbf."""
+    tables = [_latex_table(table) for table in layout.tables]
+    notes = "".join(f"\n\\par\\noindent{{\\footnotesize {_tex(note)}}}\n" for note in layout.notes)
+    return "% \\usepackage{booktabs}\n" + "\n\\par\\bigskip\n".join(tables) + notes
+
+
+def _latex_table(table: Table) -> str:
+    n_labels, n = len(table.labels), len(table.columns)
+    lines = ["\\toprule"]
+    if table.title:
+        lines.append(f"{'& ' * n_labels}\\multicolumn{{{n}}}{{c}}{{{_tex(table.title)}}} \\\\")
+        lines.append(f"\\cmidrule(lr){{{n_labels + 1}-{n_labels + n}}}")
+    lines.append(_latex_line([*map(_tex, table.labels), *map(_tex, table.columns)]))
+    for group in table.groups:
+        lines.append("\\midrule")
+        tall = any(row.has_published or row.has_intervals for row in group.rows)
+        for index, row in enumerate(group.rows):
+            if index and tall:
+                lines.append("\\addlinespace")
+            lines += _latex_row(row)
+    body = "\n".join([*lines, "\\bottomrule"])
+    columns = "l" * n_labels + "r" * n
+    # Narrow gaps: five metrics with their intervals fill the width of a page.
+    tabular = f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
+    return f"{{\\setlength{{\\tabcolsep}}{{3pt}}%\n{tabular}}}\n"
+
+
+def _latex_row(row: TableRow) -> list[str]:
+    texts = [f"\\textbf{{{_tex(c.text)}}}" if c.bold else _tex(c.text) for c in row.cells]
+    lines = [_latex_line([*map(_tex, row.labels), *texts])]
+    if row.has_intervals:
+        small = [f"{{\\scriptsize {_in_tex(c.interval)}}}" if c.interval else "" for c in row.cells]
+        lines.append(_latex_line([*[""] * len(row.labels), *small]))
+    return lines + [_latex_line(list(map(_tex, line))) for line in _published_lines(row)]
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return f"{' & '.join(cells)} \\\\"
+
+
+def _tex(text: str) -> str:
+    if text[:1] in ("[", "*"):  # the \\ of the row before would take it for its own argument
+        return f"{{{text[0]}}}{_in_tex(text[1:])}"
+    return _in_tex(text)
+
+
+def _in_tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def _published_lines(row: TableRow) -> list[list[str]]:
+    """Return the lines below a row: published values, and ours minus those."""
+    if not row.has_published:
+        return []
+    blank = [""] * (len(row.labels) - 1)
+    return [
+        [*blank, "published", *(cell.published for cell in row.cells)],
+        [*blank, "difference", *(cell.difference for cell in row.cells)],
+    ]

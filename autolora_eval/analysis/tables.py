@@ -30,8 +30,7 @@ from autolora_eval.analysis.scores import (
     write_timings,
 )
 from autolora_eval.analysis.sentences import Metric, run_metrics, with_sentences
-from autolora_eval.analysis.table_layout import Results, choose_layout
-from autolora_eval.analysis.table_text import latex, markdown
+from autolora_eval.analysis.table_layout import Results, choose_layout, latex, markdown
 from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.feature_file import CellFeatures
 from autolora_eval.runs.folder import RunFolder
@@ -46,11 +45,7 @@ def write_tables(
     metrics: Sequence[DiversityMetric] = (),
     published: Path | None = None,
 ) -> CountsRecord:
-    """Join what the stages wrote into scores, diversities, table and comparisons; count them.
-
-    Returns:
-        Counts for the manifest.
-    """
+    """Join what the stages wrote into scores, diversities, table and comparisons; count images."""
     cells, shown = manifest.cells, run_metrics(manifest)
     joined = join_scores(manifest, folder)
     images_of = joined.groupby("cell", sort=False).get_group
@@ -198,14 +193,10 @@ def _write_frames(
     for target, frame in {folder.scores: scores, folder.table("parquet"): table}.items():
         with atomic_write(target) as path:
             one_type_a_column(frame).to_parquet(path, index=False)
-    frames = {
-        folder.diversity: prompts,
-        folder.table("csv"): table,
-        folder.comparisons: comparisons,
-    }
-    for target, frame in frames.items():
-        # 12 digits: more than any measurement here has, and stable under a last bit's change.
-        write_csv(target, frame, "%.12g")
+    # 12 digits: more than any measurement here has, and stable under a last bit's change.
+    write_csv(folder.diversity, prompts, "%.12g")
+    write_csv(folder.table("csv"), table, "%.12g")
+    write_csv(folder.comparisons, comparisons, "%.12g")
 
 
 def _write_readable(
@@ -236,7 +227,10 @@ def _reasons(
     frames = {"diversity": (prompts, "reason"), "score": (scores, "unscored_reason")}
     extra = [f"{metric.column}_reason" for metric in shown if metric.kind == "extra"]
     frames |= {column: (prompts, column) for column in extra}
-    most = {kind: _reasons_of(frame, column) for kind, (frame, column) in frames.items()}
+    most = {
+        kind: frame.dropna(subset=[column]).groupby("cell")[column].agg(_most_frequent).to_dict()
+        for kind, (frame, column) in frames.items()
+    }
     found: dict[tuple[str, str], str] = {}
     for row in table.to_dict("records"):
         for metric in shown:
@@ -251,11 +245,5 @@ def _reasons(
     return found
 
 
-def _reasons_of(frame: pd.DataFrame, column: str) -> dict[str, str]:
-    """Return the most frequent reason of each cell that has one."""
-    found = frame.dropna(subset=[column]).groupby("cell")[column].agg(_most_frequent)
-    return {str(cell): reason for cell, reason in found.items()}
-
-
 def _most_frequent(reasons: pd.Series[str]) -> str:
-    return str(reasons.value_counts(sort=True).index[0])
+    return str(reasons.value_counts().index[0])

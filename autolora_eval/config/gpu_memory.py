@@ -23,12 +23,11 @@ from typing import Any
 
 from autolora_eval._sources import Source, cached, in_cache
 from autolora_eval.config.inputs import INDEX, ResolvedModel
-from autolora_eval.config.lora_file import LoraFile
-from autolora_eval.config.pipeline_parts import VAE, checkpoint_parameters
+from autolora_eval.config.lora_file import LoraFile, read_header
+from autolora_eval.config.model_section import VAE, checkpoint_parameters
 from autolora_eval.config.plan import describe_sampling
 from autolora_eval.config.prompt_cuts import describe_cuts
 from autolora_eval.config.schema import GuidanceBatching, Offload
-from autolora_eval.config.tensor_file import read_header
 from autolora_eval.runs.manifest import PromptCuts
 
 
@@ -103,7 +102,6 @@ class ModelMemory:
     """The GPU memory of one model, in bytes.
 
     Attributes:
-        dtype: the precision of the run.
         encoders: the weights of each text encoder.
         denoiser: the weights of the denoiser and the LoRA.
         vae: the weights of the VAE as it decodes.
@@ -125,18 +123,18 @@ class ModelMemory:
         return max(self.stages(batch_size, offload).values())
 
     def stages(self, batch_size: int, offload: Offload = "none") -> dict[str, int]:
-        """Return the bytes of encoding the prompts, denoising, and decoding."""
+        """Return the bytes of encoding the prompts, denoising, and decoding.
+
+        Without offload, denoiser and VAE stay on the card; with it each network is alone.
+        """
         alone = offload != "none"
         encoders = max(self.encoders, default=0) if alone else sum(self.encoders)
+        passes = batch_size * self.pass_per_image
+        decoding = self.decoding + batch_size * self.output_per_image
         return {
             "encoding": encoders + (0 if alone else self.denoiser + self.vae),
-            "denoising": self.denoiser
-            + batch_size * self.pass_per_image
-            + (0 if alone else self.vae),
-            "decoding": self.vae
-            + self.decoding
-            + batch_size * self.output_per_image
-            + (0 if alone else self.denoiser),
+            "denoising": passes + self.denoiser + (0 if alone else self.vae),
+            "decoding": decoding + self.vae + (0 if alone else self.denoiser),
         }
 
     def batched(self, guidance_batching: GuidanceBatching) -> ModelMemory:
@@ -185,9 +183,6 @@ def model_memory(model: ResolvedModel, dtype: str) -> ModelMemory | None:
     """Estimate the GPU memory of a model; None if its files are not here or not of a known kind.
 
     The dtype `auto` stands for float16, which it is on CUDA.
-
-    Raises:
-        UsageError: if a file of weights is damaged.
     """
     index = cached(model.layout, INDEX)
     try:
@@ -199,17 +194,10 @@ def model_memory(model: ResolvedModel, dtype: str) -> ModelMemory | None:
 def choose_guidance_batching(
     asked: GuidanceBatching, model: ResolvedModel, dtype: str, batch_size: int, card: int
 ) -> GuidanceBatching:
-    """Return which predictions share a denoiser pass; never `auto`.
+    """Return which predictions share a denoiser pass on a GPU of `card` bytes; never `auto`.
 
     `auto` shares where the standard pipelines do, if that fits. Base and LoRA rows in one pass are
-    only by choice: on a CPU they took longer.
-
-    Args:
-        asked: as in the benchmark.
-        model: the model.
-        dtype: the precision of the run.
-        batch_size: images that are sampled together.
-        card: the bytes of the GPU; 0 for another device.
+    only by choice: on a CPU, whose `card` is 0, they took longer.
     """
     if asked != "auto":
         return asked
@@ -297,11 +285,10 @@ def _unet_channels(config: Mapping[str, Any], geglu: int) -> float:
         before = channels[max(level - 1, 0)]
         below = channels[min(level + 1, len(channels) - 1)]
         skips += (before + n * c) * area
-        resnet = 3 * (below + c)
-        attention = (
-            (geglu + _BESIDE_GEGLU) * c if "Attn" in config["down_block_types"][level] else 0
-        )
-        widest = max(widest, skips + (below + max(resnet, attention)) * area)
+        layer = 3 * (below + c)  # of a ResNet
+        if "Attn" in config["down_block_types"][level]:
+            layer = max(layer, (geglu + _BESIDE_GEGLU) * c)
+        widest = max(widest, skips + (below + layer) * area)
     return widest
 
 

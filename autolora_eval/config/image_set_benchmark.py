@@ -26,10 +26,7 @@ def image_set_benchmark(
     """Return a benchmark, as YAML, that scores one image set like another benchmark.
 
     It takes prompts, seeds, extractor and judge from the other benchmark, but not its published
-    values. Its paths are relative to the run folder.
-
-    Raises:
-        UsageError: if the benchmark has no such model, or the run folder holds something else.
+    values. Its paths are relative to the run folder, in which `file` will be written.
     """
     chosen = model or next(iter(loaded.models))
     if chosen not in loaded.models:
@@ -71,9 +68,6 @@ def check_no_overlap(images: Path, run: RunFolder) -> None:
     """Check that neither the image set nor the run folder contains the other.
 
     Otherwise the next run would read its own copies and figures as images of the set.
-
-    Raises:
-        UsageError: if one contains the other.
     """
     if not images.is_dir():
         return  # a listing names its images

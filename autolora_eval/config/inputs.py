@@ -28,12 +28,7 @@ METHOD_KINDS: tuple[MethodKind, ...] = ("guider", "sampler", "images")
 
 @dataclass(frozen=True)
 class ResolvedLora:
-    """A LoRA that has been found, but not loaded.
-
-    Attributes:
-        source: where it is.
-        file: the layers that it tunes; None if its file is not on this machine yet.
-    """
+    """A LoRA that has been found, but not loaded; `file` is None until it is on this machine."""
 
     source: Source
     file: LoraFile | None = field(default=None, compare=False)
@@ -44,10 +39,8 @@ class ResolvedModel:
     """A model whose pipeline and LoRAs have been found, but not loaded.
 
     Attributes:
-        name: the name in tables.
         spec: the section of the benchmark file.
-        pipeline: where the pipeline is.
-        loras: its LoRAs, in the order of `spec.loras`.
+        loras: in the order of `spec.loras`.
         vae: where another VAE than the pipeline's is.
         config: where the configurations of a single-file pipeline are.
         size: (width, height) of the images in pixels; 1024² for a hub id without a size.
@@ -78,14 +71,7 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class ResolvedMethod:
-    """A method and the parameters that the benchmark sets, without a model's defaults.
-
-    Attributes:
-        name: the name in tables.
-        definition: what makes the images.
-        parameters: as the benchmark sets them.
-        kind: the key that names the definition in the benchmark.
-    """
+    """A method and the parameters that the benchmark sets, without a model's defaults."""
 
     name: str
     definition: Method
@@ -98,18 +84,12 @@ class LoadedBenchmark:
     """A benchmark file with all its inputs found and checked.
 
     Attributes:
-        file: the benchmark file.
-        spec: its content.
-        prompts: the prompts, in order.
+        spec: the content of the file.
         negative_prompts: by prompt, where a prompt has its own.
-        models: by name, in order.
-        methods: by name, in order.
         features: where the extractor's model is; None for an extractor without a model.
-        rubric: the judge's rubric; None without a judge.
+        rubric: None without a judge.
         judge: where an in-process judge is; None for a server.
         published: the CSV file of published values.
-        sweep: the parameters with several values.
-        extractor: the extractor and its parameters.
         diversity: the metrics beside equation (8), by their names in the file.
     """
 
@@ -136,14 +116,9 @@ class _PromptFile(StrictModel):
 
 
 def read_prompts(path: Path) -> dict[str, str | None]:
-    """Read a prompt file: a YAML list as in a benchmark, or UTF-8 text with one prompt per line.
+    """Return the prompts of a file, each with its own negative prompt or None.
 
-    Returns:
-        Prompt → its own negative prompt, or None.
-
-    Raises:
-        UsageError: if the file is not readable UTF-8, is empty, or has a prompt that is too long or
-            occurs twice.
+    The file is a YAML list as in a benchmark, or UTF-8 text with one prompt per line.
     """
     if path.suffix in (".yaml", ".yml"):
         document = read_yaml(path)
@@ -168,11 +143,7 @@ def read_prompts(path: Path) -> dict[str, str | None]:
 
 
 def listed_prompts(entries: Sequence[str | PromptEntry], where: str) -> dict[str, str | None]:
-    """Return the prompts of a list, each with its own negative prompt or None.
-
-    Raises:
-        UsageError: if there is no prompt, or one occurs twice.
-    """
+    """Return the prompts of a list, each with its own negative prompt or None."""
     own = [(e, None) if isinstance(e, str) else (e.prompt, e.negative_prompt) for e in entries]
     found = [(prompt.strip(), negative) for prompt, negative in own]
     _checked(((f"{where}, entry {n}", prompt) for n, (prompt, _) in enumerate(found, 1)), where)
@@ -180,11 +151,7 @@ def listed_prompts(entries: Sequence[str | PromptEntry], where: str) -> dict[str
 
 
 def _checked(located: Iterable[tuple[str, str]], where: str) -> list[str]:
-    """Return the prompts of (location for messages, prompt) pairs, without the empty ones.
-
-    Raises:
-        UsageError: if there is no prompt, or one is too long or occurs twice.
-    """
+    """Return the prompts of (location, prompt) pairs without the empty ones; refuse repeats."""
     first: dict[str, str] = {}
     for location, prompt in located:
         if not prompt:
@@ -213,30 +180,19 @@ def _checked(located: Iterable[tuple[str, str]], where: str) -> list[str]:
 INDEX = "model_index.json"
 # The tests compare these with a sampling loop written by hand.
 TESTED = (
-    "StableDiffusionXLPipeline",
-    "StableDiffusion3Pipeline",
-    "QwenImagePipeline",
-    "ZImagePipeline",
+    *("StableDiffusionXLPipeline", "StableDiffusion3Pipeline"),
+    *("QwenImagePipeline", "ZImagePipeline"),
 )
 # Their modular pipelines in diffusers 0.42 have no guider. A test compares this with diffusers.
 WITHOUT_GUIDER = (
-    "Cosmos3OmniPipeline",
-    "Flux2Pipeline",
-    "FluxImg2ImgPipeline",
-    "FluxInpaintPipeline",
-    "FluxKontextPipeline",
-    "FluxPipeline",
-    "Ideogram4Pipeline",
+    *("Cosmos3OmniPipeline", "Flux2Pipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
+    *("FluxKontextPipeline", "FluxPipeline", "Ideogram4Pipeline"),
 )
 WHAT_WORKS = f"What works: {', '.join(TESTED[:-1])} and {TESTED[-1]}."
 
 
 def pipeline_class(index: Path, reference: str) -> str:
-    """Return the class that a pipeline folder's `model_index.json` names.
-
-    Raises:
-        UsageError: it is no such file, or names code that would have to be run.
-    """
+    """Return the class that a `model_index.json` names; refuse one that is code to be run."""
     try:
         content = json.loads(index.read_bytes())
     except (OSError, ValueError) as error:
@@ -255,12 +211,14 @@ def pipeline_class(index: Path, reference: str) -> str:
     return name
 
 
-def check_pipeline(pipeline: Source, index: Path | None) -> None:
-    """Refuse a pipeline that is known to take no guider.
+def known_class(pipeline: Source) -> str | None:
+    """Return the class of a pipeline; None if its index is not on this machine."""
+    index = cached(pipeline, INDEX)
+    return None if index is None else pipeline_class(index, pipeline.name)
 
-    Raises:
-        UsageError: its class takes no guider, or is not to be read from the file.
-    """
+
+def check_pipeline(pipeline: Source, index: Path | None) -> None:
+    """Refuse a pipeline that is known to take no guider, if its index is on this machine."""
     if index is None:
         return
     name = pipeline_class(index, pipeline.name)
@@ -282,13 +240,11 @@ WITH_CLIP_SKIP = ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 def check_clip_skip(spec: Model, pipeline: Source) -> None:
     """Refuse to skip layers of text encoders that have too few, or that are not CLIP's.
 
-    Raises:
-        UsageError: if so. Pipelines that are not `TESTED` are asked in preflight.
+    Pipelines that are not `TESTED` are asked in preflight.
     """
-    index = cached(pipeline, INDEX)
-    if spec.clip_skip is None or index is None:
+    name = None if spec.clip_skip is None else known_class(pipeline)
+    if spec.clip_skip is None or name is None:
         return
-    name = pipeline_class(index, pipeline.name)
     if name in TESTED and name not in WITH_CLIP_SKIP:
         raise UsageError(no_clip_skip(pipeline.name, name))
     for part in ("text_encoder", "text_encoder_2"):
@@ -307,11 +263,7 @@ def no_clip_skip(reference: str, name: str) -> str:
 
 
 def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:
-    """Return (width, height) in pixels of a model's images, read from its configuration files.
-
-    Raises:
-        UsageError: a configuration file says something else than what diffusers writes.
-    """
+    """Return (width, height) in pixels of a model's images, read from its configuration files."""
     if spec.width and spec.height:
         return spec.width, spec.height
     side = 1024

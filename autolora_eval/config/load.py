@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._resources import shipped_benchmarks
 from autolora_eval._sources import Lookup, Source, find_model
+from autolora_eval._text import format_swept_value
 from autolora_eval._yaml import KeyPath, YamlFile, explained, explained_at, read_yaml
-from autolora_eval.config.combinations import (
-    clashing_columns,
-    clashing_metrics,
-    parameters_of,
-    refusals,
-)
 from autolora_eval.config.inputs import (
     METHOD_KINDS,
     LoadedBenchmark,
     MethodKind,
     ResolvedMethod,
     ResolvedModel,
+    known_class,
     listed_prompts,
     read_prompts,
 )
 from autolora_eval.config.model_section import read_model
-from autolora_eval.config.schema import Benchmark
-from autolora_eval.config.sweep_grid import Sweep, SweepReader, first_swept, validated_but_for
+from autolora_eval.config.schema import Benchmark, Features
+from autolora_eval.config.sweep_grid import (
+    Sweep,
+    SweepReader,
+    at_point,
+    first_swept,
+    own_point,
+    validated_but_for,
+)
 from autolora_eval.guidance.method import Method, image_set_method
 from autolora_eval.guidance.method_registry import resolve_method
 from autolora_eval.plugins.signatures import MethodParameters
+from autolora_eval.runs.columns import parameter_column
 from autolora_eval.scoring.diversity_metric import DiversityMetric, find_metrics
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, ResolvedExtractor
 from autolora_eval.scoring.judges.config import JudgeConfig, judge_problems
@@ -57,21 +62,18 @@ def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
 
 
 def read_spec(file: Path) -> tuple[YamlFile, Benchmark]:
-    """Read a benchmark file without looking up what it names.
-
-    Raises:
-        UsageError: if it cannot be read, or does not fit the schema.
-    """
+    """Read a benchmark file without looking up what it names."""
     document = read_yaml(file)
-    return document, _validated(document)
+    if not isinstance(document.data, dict):
+        raise UsageError(f"{document.path}: expected 'key: value' lines such as 'name: my_run'.")
+    try:
+        return document, Benchmark.model_validate(document.data)
+    except ValidationError as error:
+        raise UsageError("\n".join(explained(error, document, Benchmark))) from error
 
 
 def find_benchmark(benchmark: str | Path) -> Path:
-    """Return the file of a benchmark, given its path or the name of a shipped one.
-
-    Raises:
-        UsageError: if it is neither; shipped names are suggested.
-    """
+    """Return the file of a benchmark, given its path or the name of a shipped one."""
     path = Path(benchmark)
     shipped = shipped_benchmarks()
     try:
@@ -85,15 +87,6 @@ def find_benchmark(benchmark: str | Path) -> Path:
     raise UsageError(
         f"no such benchmark: '{benchmark}' is neither a file nor a shipped name.{near}"
     )
-
-
-def _validated(document: YamlFile) -> Benchmark:
-    if not isinstance(document.data, dict):
-        raise UsageError(f"{document.path}: expected 'key: value' lines such as 'name: my_run'.")
-    try:
-        return Benchmark.model_validate(document.data)
-    except ValidationError as error:
-        raise UsageError("\n".join(explained(error, document, Benchmark))) from error
 
 
 class _Resolver:
@@ -116,13 +109,13 @@ class _Resolver:
         extractor, features = self._features()
         diversity = self._diversity()
         rubric, judge = self._judge()
-        published = self._try(("published",), self._published)
+        published = None
+        if file := spec.published:
+            find = partial(self.lookup.file, file, "published table")
+            published = self._try(("published",), find)
         self._check_named_methods()
-        if not self.problems:
-            self._check_combinations(models, methods, sweep, rubric, diversity)
-        if self.problems:
-            raise UsageError("\n".join(self.problems))
-        return LoadedBenchmark(
+        self._stop_at_problems()
+        loaded = LoadedBenchmark(
             file=self.document.path.resolve(),
             spec=spec,
             prompts=tuple(prompts),
@@ -137,13 +130,23 @@ class _Resolver:
             sweep=sweep,
             diversity=diversity,
         )
+        self._check_combinations(loaded)
+        self._stop_at_problems()
+        return loaded
+
+    def _stop_at_problems(self) -> None:
+        if self.problems:
+            raise UsageError("\n".join(self.problems))
+
+    def _note(self, keys: KeyPath, problem: object) -> None:
+        self.problems.append(f"{self.document.where(keys)}: {problem}")
 
     def _try(self, keys: KeyPath, action: Callable[[], T]) -> T | None:
         """Run an action; on an error note the problem and return None."""
         try:
             return action()
         except UsageError as error:
-            self.problems.append(f"{self.document.where(keys)}: {error}")
+            self._note(keys, error)
             return None
 
     def _prompts(self) -> dict[str, str | None]:
@@ -155,10 +158,8 @@ class _Resolver:
         at = ("methods", name)
         kinds = [kind for kind in METHOD_KINDS if kind in section]
         if len(kinds) > 1:
-            self.problems.append(
-                f"{self.document.where((*at, kinds[1]))}: a method cannot have both "
-                f"'{kinds[0]}' and '{kinds[1]}'. Remove one."
-            )
+            both = f"'{kinds[0]}' and '{kinds[1]}'"
+            self._note((*at, kinds[1]), f"a method cannot have both {both}. Remove one.")
             return None
         kind = kinds[0] if kinds else "guider"
         definition = self._try(
@@ -207,21 +208,13 @@ class _Resolver:
         self.problems += reader.problems
         return sweep
 
-    def _check_combinations(
-        self,
-        models: Mapping[str, ResolvedModel | None],
-        methods: Mapping[str, ResolvedMethod | None],
-        sweep: Sweep,
-        rubric: Rubric | None,
-        diversity: Mapping[str, DiversityMetric],
-    ) -> None:
-        found = {name: method for name, method in methods.items() if method is not None}
-        here = {name: model for name, model in models.items() if model is not None}
-        columns = () if rubric is None else rubric.scores
-        for name, why in (*refusals(here, found, sweep), *clashing_columns(found, columns)):
-            self.problems.append(f"{self.document.where(('methods', name))}: {why}")
-        for index, why in clashing_metrics(diversity, found, columns):
-            self.problems.append(f"{self.document.where(('diversity', str(index)))}: {why}")
+    def _check_combinations(self, loaded: LoadedBenchmark) -> None:
+        methods = list(loaded.methods.values())
+        scores = () if loaded.rubric is None else loaded.rubric.scores
+        for name, why in (*_refusals(loaded), *_clashing_columns(methods, scores)):
+            self._note(("methods", name), why)
+        for index, why in _clashing_metrics(loaded.diversity, methods, scores):
+            self._note(("diversity", str(index)), why)
 
     def _features(self) -> tuple[ResolvedExtractor | None, Source | None]:
         features = self.spec.features
@@ -241,7 +234,7 @@ class _Resolver:
         return (None if parameters is None else ResolvedExtractor(kind, parameters)), source
 
     def _extractor_parameters(self, kind: ExtractorKind) -> MethodParameters | None:
-        own, known = parameters_of(self.spec.features, kind)
+        own, known = _parameters_of(self.spec.features, kind)
         try:
             return kind.parameters.model_validate(own, strict=True)
         except ValidationError as error:
@@ -252,7 +245,7 @@ class _Resolver:
         has_reference = self.spec.diversity_reference is not None
         found, problems = find_metrics(self.spec.diversity, self.lookup.folders, has_reference)
         for index, problem in problems:
-            self.problems.append(f"{self.document.where(('diversity', str(index)))}: {problem}")
+            self._note(("diversity", str(index)), problem)
         return found
 
     def _judge(self) -> tuple[Rubric | None, Source | None]:
@@ -280,14 +273,99 @@ class _Resolver:
             ("judge", "rubric_values"), lambda: rubric.with_values(judge.rubric_values)
         )
 
-    def _published(self) -> Path | None:
-        published = self.spec.published
-        return None if published is None else self.lookup.file(published, "published table")
-
     def _check_named_methods(self) -> None:
         for key in ("baseline", "diversity_reference"):
             name = getattr(self.spec, key)
             if name is not None and name not in self.spec.methods:
                 near = did_you_mean(name, self.spec.methods)
-                where = self.document.where((key,))
-                self.problems.append(f"{where}: there is no method '{name}'.{near}")
+                self._note((key,), f"there is no method '{name}'.{near}")
+
+
+# --------------------
+# Whether the parts of a benchmark go together.
+
+
+def _refusals(loaded: LoadedBenchmark) -> Iterator[tuple[str, str]]:
+    """Yield (method, reason) for each method that cannot work on one of the models."""
+    for method in loaded.methods.values():
+        reasons = [_refusal(method, model, loaded.sweep) for model in loaded.models.values()]
+        for why in dict.fromkeys(reasons):
+            if why is not None:
+                yield method.name, why
+
+
+def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str | None:
+    if method.definition.needs_lora and not model.spec.lora_scales:
+        also = " beside those that are part of the base model" if model.spec.loras else ""
+        return (
+            f"on '{model.name}': '{method.definition.name}' compares the model with and without "
+            f"its LoRA, and this model has none{also}. State one as 'lora', or remove the method."
+        )
+    try:
+        pipeline = known_class(model.layout)
+    except UsageError:  # reported where pipelines are checked
+        pipeline = None
+    for point in sweep.points():
+        own = own_point(method.parameters, point)
+        parameters = at_point(method.parameters, own) if own else method.parameters
+        values = parameters.with_model_defaults(model.spec.guidance_scale)
+        why = method.definition.refusal(values, pipeline)
+        if why is not None:
+            at = ", ".join(f"{name} {format_swept_value(value)}" for name, value in own.items())
+            of_class = f" ({pipeline})" if pipeline else ""
+            return f"on '{model.name}'{of_class}{f' at {at}' if at else ''}: {why}"
+    return None
+
+
+def _clashing_columns(
+    methods: Sequence[ResolvedMethod], scores: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (method, reason) for each parameter with the name of one of the rubric's scores."""
+    for method in methods:
+        for name in _parameter_names(method):
+            if parameter_column(name) in scores:
+                yield (
+                    method.name,
+                    f"its parameter '{name}' and the rubric's score of that name would share a "
+                    "column. Rename the score in the rubric.",
+                )
+
+
+def _parameter_names(method: ResolvedMethod) -> Iterable[str]:
+    """Return the names of a method's parameters, including those that `**kwargs` accepts."""
+    return (*type(method.parameters).model_fields, *(method.parameters.model_extra or ()))
+
+
+def _clashing_metrics(
+    diversity: Mapping[str, DiversityMetric],
+    methods: Sequence[ResolvedMethod],
+    scores: Collection[str],
+) -> Iterator[tuple[int, str]]:
+    """Yield (index, reason) for each diversity metric with the name of a score or parameter."""
+    taken = dict.fromkeys(scores, "the rubric's score")
+    for method in methods:
+        for name in _parameter_names(method):
+            taken.setdefault(parameter_column(name), f"the parameter of '{method.name}'")
+    for index, (name, metric) in enumerate(diversity.items()):
+        if metric.name in taken:
+            other = f"{taken[metric.name]} '{metric.name}'"
+            yield index, f"'{name}' and {other} would share a column. Remove it."
+
+
+def _parameters_of(
+    section: Features, kind: ExtractorKind
+) -> tuple[dict[str, Any], type[MethodParameters]]:
+    """Return the extractor's own parameters in a benchmark, and a model of all allowed keys.
+
+    `model`, `revision` and `dtype` load the model of an extractor that needs one. Another
+    extractor may use these names for its own parameters.
+    """
+    own = dict(section.model_extra or {})
+    shared = {"extractor", "batch_size"}
+    if kind.needs_model:
+        shared |= {"model", "revision", "dtype"}
+    else:
+        names = section.model_fields_set - set(own) - shared
+        own |= {name: getattr(section, name) for name in names}
+    keys: dict[str, Any] = dict.fromkeys(shared, (Any, None))
+    return own, create_model("Features", __base__=kind.parameters, **keys)

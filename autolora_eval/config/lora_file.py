@@ -1,4 +1,4 @@
-"""LoRA files: what a `.safetensors` file holds, read from its header. Loads no torch.
+"""`.safetensors` files without torch: their headers, and what a LoRA file holds.
 
 A LoRA file is a list of tensors whose names say which layer they tune and what they are. Every
 trainer has names of its own. This module splits the names into layers and parts, and refuses by
@@ -10,19 +10,106 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from autolora_eval._errors import UsageError
-from autolora_eval.config.tensor_file import (
-    TensorInfo,
-    read_header,
-    read_number,
-    require_finite,
-)
+
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+# Numbers as integers, and bits that are all set in NaN and infinity alone: those of the exponent.
+# E4M3 has no infinity, and NaN has all bits but the sign.
+_FLOATS = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F8_E4M3": ("|u1", 0x7F),
+    "F8_E5M2": ("|u1", 0x7C),
+}
+_TOO_LARGE = (OverflowError, RecursionError)  # numbers, and JSON that is nested too deeply
+_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the header lists it: its type, such as `F16`, and its bytes in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Read the header of a whole `.safetensors` file: (tensors by name, metadata)."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+        if start == _LFS_POINTER:
+            raise UsageError(
+                f"'{path}' is a pointer of Git LFS, not the file itself. Fetch it with: "
+                "git lfs pull"
+            )
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise UsageError(f"'{path}' is not a .safetensors file, or its header is cut off.")
+        try:
+            header = json.loads(file.read(length))
+            metadata = dict(header.pop("__metadata__", None) or {})
+            tensors = {key: _tensor_info(value, 8 + length) for key, value in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, *_TOO_LARGE) as error:
+            raise UsageError(f"'{path}' has a damaged header: {error}.") from error
+    end = max((info.stop for info in tensors.values()), default=8 + length)
+    if end > size:
+        raise UsageError(
+            f"'{path}' is cut off: its header lists {end:,} bytes, and it has {size:,}. Fetch it "
+            "again."
+        )
+    return tensors, {key: value for key, value in metadata.items() if isinstance(value, str)}
+
+
+def _tensor_info(value: Mapping[str, Any], offset: int) -> TensorInfo:
+    start, stop = value["data_offsets"]
+    shape = tuple(int(length) for length in value["shape"])
+    kind = _FLOATS.get(value["dtype"])
+    if not 0 <= start <= stop:
+        raise ValueError(f"data_offsets {start} to {stop}")
+    if kind and stop - start != math.prod(shape) * np.dtype(kind[0]).itemsize:
+        raise ValueError(f"{stop - start} bytes for {value['dtype']} of shape {shape}")
+    return TensorInfo(str(value["dtype"]), shape, offset + int(start), offset + int(stop))
+
+
+def require_finite(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Check all values: a LoRA of 200 MB takes under 0.1 s, and NaN would cost a run."""
+    for key, info in tensors.items():
+        if info.dtype not in _FLOATS or not math.prod(info.shape):
+            continue
+        kind, mask = _FLOATS[info.dtype]
+        bits = np.memmap(path, kind, "r", info.start, (math.prod(info.shape),))
+        if ((bits & mask) == mask).any():
+            raise UsageError(f"'{path}' holds NaN or infinity in '{key}'.")
+
+
+def read_number(path: Path, info: TensorInfo) -> float:
+    """Return the value of a tensor of one number."""
+    with path.open("rb") as file:
+        file.seek(info.start)
+        data = file.read(info.stop - info.start)
+    if info.dtype == "BF16" and len(data) == 2:  # the upper half of a float32
+        return float(struct.unpack("<f", b"\0\0" + data)[0])
+    kind = _NUMBERS.get(info.dtype)
+    if kind is None or len(data) != np.dtype(kind).itemsize:
+        raise UsageError(f"'{path}' states an alpha as {info.dtype} of shape {info.shape}.")
+    return float(np.frombuffer(data, kind)[0])
+
 
 Part = Literal["A", "B", "mid", "alpha", "magnitude"]
 # The denoiser of the pipeline, or one of its text encoders.
@@ -60,10 +147,7 @@ _PARTS: tuple[tuple[re.Pattern[str], Part], ...] = (
     (re.compile(r"_lora\.up\.weight$"), "B"),
     (re.compile(r"\.lora_mid\.weight$"), "mid"),
     (re.compile(r"\.alpha$"), "alpha"),
-    (
-        re.compile(r"\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)*)$"),
-        "magnitude",
-    ),
+    (re.compile(r"\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)*)$"), "magnitude"),
 )
 _OTHER_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\.hada_\w+$"), "LoHa"),
@@ -107,13 +191,7 @@ class LoraLayer:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file whose layers are known.
-
-    Attributes:
-        path: the file.
-        layers: in the order of the file.
-        alpha_source: where layers without an alpha of their own have theirs from, in words.
-    """
+    """A LoRA file whose layers are known, and where layers without an alpha have theirs from."""
 
     path: Path
     layers: tuple[LoraLayer, ...]
@@ -138,23 +216,17 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class _Alphas:
-    """Alphas that stand beside the tensors: in the header's metadata or in adapter_config.json.
-
-    Attributes:
-        source: where they are from, in words.
-        by_component: the settings of each component, in peft's names; "" for all.
-    """
+    """Alphas that stand beside the tensors: in the header's metadata or in adapter_config.json."""
 
     source: str = ""
+    # The settings of each component, in peft's names; those of "" are for all.
     by_component: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def of(self, component: Component, name: str, rank: int) -> float | None:
         """Return the alpha of a layer; None if nothing says it."""
         denoisers = ("unet", "transformer") if component == "denoiser" else (component,)
-        found = [self.by_component[key] for key in (*denoisers, "") if key in self.by_component]
-        if not found:
-            return None
-        config = found[0]
+        known = (key for key in (*denoisers, "") if key in self.by_component)
+        config = self.by_component.get(next(known, ""), {})
         alpha = config.get("lora_alpha")
         for pattern, value in (config.get("alpha_pattern") or {}).items():
             if _ENDLESS.search(pattern):
@@ -195,10 +267,10 @@ def read_lora_file(path: Path) -> LoraFile:
         _layer(path, tensors, component, name, parts, alphas)
         for (component, name), parts in grouped.items()
     )
-    with_magnitude = sum("magnitude" in layer.keys for layer in layers)
-    if 0 < with_magnitude < len(layers):
+    n_magnitudes = sum("magnitude" in layer.keys for layer in layers)
+    if 0 < n_magnitudes < len(layers):
         raise UsageError(
-            f"'{path}' has DoRA magnitudes in {with_magnitude} of its {len(layers)} layers; "
+            f"'{path}' has DoRA magnitudes in {n_magnitudes} of its {len(layers)} layers; "
             "expected all of them or none."
         )
     require_finite(path, tensors)
@@ -210,9 +282,6 @@ def check_sum(files: Sequence[LoraFile]) -> Sequence[LoraFile]:
     """Return LoRAs that are added up; refuse those whose sum is not defined: a DoRA among several.
 
     DoRA scales a layer's whole output, so what it does would depend on the order of the LoRAs.
-
-    Raises:
-        UsageError: with the name of the file.
     """
     doras = [file for file in files if "magnitude" in file.layers[0].keys]
     if doras and len(files) > 1:
@@ -227,8 +296,7 @@ def check_sum(files: Sequence[LoraFile]) -> Sequence[LoraFile]:
 def _split(path: Path, key: str) -> tuple[Component, str, Part]:
     """Return the component, the layer and the part that a tensor's name stands for."""
     for pattern, part in _PARTS:
-        match = pattern.search(key)
-        if match:
+        if match := pattern.search(key):
             component, name = _component(key[: match.start()])
             return component, name.replace(".processor.", "."), part
     for pattern, kind in _OTHER_KINDS:

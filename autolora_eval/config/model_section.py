@@ -5,16 +5,27 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import math
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, NoReturn, Protocol, TypeVar
 
+from autolora_eval._environment import expanded
 from autolora_eval._errors import UsageError, did_you_mean
-from autolora_eval._sources import Lookup, Source, cached, find_lora, find_model, in_cache
+from autolora_eval._identity import weight_variant
+from autolora_eval._sources import (
+    PICKLE_ADVICE,
+    Lookup,
+    Source,
+    cached,
+    find_lora,
+    find_model,
+    in_cache,
+)
 from autolora_eval._yaml import KeyPath
 from autolora_eval.config.inputs import (
     INDEX,
@@ -23,122 +34,16 @@ from autolora_eval.config.inputs import (
     check_clip_skip,
     check_pipeline,
     image_size,
+    known_class,
 )
-from autolora_eval.config.lora_file import check_sum, read_lora_file
-from autolora_eval.config.pipeline_parts import (
-    VAE,
-    check_checkpoint,
-    check_left_out,
-    check_tuned_parts,
-    check_vae,
-    check_variant,
-    find_layout,
-    find_pipeline,
-)
+from autolora_eval.config.lora_file import check_sum, read_header, read_lora_file
 from autolora_eval.config.schema import Lora, Model, Scheduler
 from autolora_eval.plugins.signatures import CoercionError, coerce
 
+LEFT_OUT = "text_encoder_3"
+VAE = "config.json"
+CHECKPOINTS = (".safetensors", ".ckpt")
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
-# What the annotations of schedulers name.
-_TYPES = {**vars(typing), "np": SimpleNamespace(ndarray=list[float])}
-
-
-def scheduler_problems(scheduler: Scheduler) -> Iterator[tuple[str, str]]:
-    """Yield (key, problem) for an unknown class, and for options that it does not take."""
-    files = _files()
-    if not files:  # without diffusers nothing can run: `run` and `doctor` say so
-        return
-    name = scheduler.class_name
-    if name not in files:
-        usable = [n for n in files if n.startswith("FlowMatch") or "prediction_type" in _options(n)]
-        near = did_you_mean(name, usable, or_list=False)
-        example = " Name a class, such as DPMSolverMultistepScheduler for DPM++ 2M."
-        yield "class", f"diffusers has no scheduler '{name:.80}'.{near or example}"
-        return
-    known = _options(name)
-    for option, value in scheduler.options.items():
-        if option not in known:
-            yield option, f"{name} has no such option.{did_you_mean(option, known)}"
-            continue
-        try:
-            coerce(value, known[option])
-        except CoercionError as error:
-            yield option, f"{error} (got {value!r:.80})."
-
-
-def count_timesteps(spec: Model, pipeline: Source) -> int | None:
-    """Return how often a scheduler asks for a prediction: mostly, but not always, once a step.
-
-    Returns:
-        None if that scheduler is not known: the pipeline is not on this machine.
-    """
-    steps = spec.num_inference_steps
-    is_here = pipeline.kind != "hub" or in_cache(pipeline, SCHEDULER_CONFIG)
-    if spec.scheduler is None and not is_here:
-        return None
-    config = _own_config(pipeline)
-    if spec.scheduler is not None:
-        config |= {**spec.scheduler.options, "_class_name": spec.scheduler.class_name}
-    name = config.get("_class_name")
-    if name == "PNDMScheduler":  # a Runge-Kutta start, or the second step twice
-        return steps + 1 if config.get("skip_prk_steps", False) else steps + 9
-    if name in _files() and _order(_definition(str(name))) == 2:
-        return 2 * steps - 1  # two for each step but the last
-    return steps
-
-
-def _own_config(pipeline: Source) -> dict[str, Any]:
-    file = cached(pipeline, SCHEDULER_CONFIG)
-    try:
-        found = json.loads(file.read_bytes()) if file is not None else {}
-    except (OSError, ValueError):  # told when the pipeline is loaded
-        found = {}
-    return dict(found) if isinstance(found, dict) else {}
-
-
-@cache
-def _files() -> Mapping[str, Path]:
-    """Return the source file of each scheduler; empty without diffusers."""
-    spec = importlib.util.find_spec("diffusers")
-    if spec is None or not spec.submodule_search_locations:
-        return {}
-    folder = Path(spec.submodule_search_locations[0]) / "schedulers"
-    index = (folder / "__init__.py").read_text(encoding="utf-8")
-    modules = re.findall(r'_import_structure\["(scheduling_\w+)"\] = \[([^\]]*)\]', index)
-    return {
-        name: folder / f"{module}.py"
-        for module, names in modules
-        for name in re.findall(r'"(\w+Scheduler)"', names)
-    }
-
-
-@cache
-def _definition(name: str) -> ast.ClassDef:
-    tree = ast.parse(_files()[name].read_text(encoding="utf-8"))
-    return next(one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == name)
-
-
-def _options(name: str) -> dict[str, object]:
-    """Return the options of a scheduler's constructor with their types; `Any` if unknown."""
-    body = _definition(name).body
-    init = next(n for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
-    return {one.arg: _type(one.annotation) for one in init.args.args[1:]}
-
-
-def _type(annotation: ast.expr | None) -> object:
-    try:
-        return eval(ast.unparse(annotation), _TYPES.copy()) if annotation else Any
-    except Exception:  # a name that only diffusers knows
-        return Any
-
-
-def _order(definition: ast.ClassDef) -> object:
-    """Return the class attribute `order`."""
-    for line in definition.body:
-        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "order":
-            return ast.literal_eval(line.value)
-    return 1
-
 
 T = TypeVar("T")
 
@@ -152,11 +57,7 @@ class Attempt(Protocol):
 
 
 def read_model(name: str, spec: Model, lookup: Lookup, attempt: Attempt) -> ResolvedModel | None:
-    """Find and check everything that a model names.
-
-    Returns:
-        The model; None if a problem was noted.
-    """
+    """Find and check everything that a model names; return None if a problem was noted."""
     at = ("models", name)
     pipeline = attempt((*at, "pipeline"), lambda: find_pipeline(spec, lookup))
     layout = None
@@ -214,3 +115,275 @@ def _read_loras(
 def _read_lora(lora: Lora, lookup: Lookup) -> ResolvedLora:
     source = find_lora(lora.path, lora.weight_name, lora.revision, lookup, lora.obtain)
     return ResolvedLora(source, read_lora_file(source.path) if source.kind == "file" else None)
+
+
+# --------------------
+# The parts of a pipeline: variant, VAE, text encoder, single file.
+
+
+# What diffusers' from_single_file needs of a checkpoint, by the class of the pipeline: the start of
+# the names of each component's tensors. Components that are not there would be random or refused.
+_DENOISER = "model.diffusion_model."
+_IN_CHECKPOINT = {
+    "StableDiffusionXLPipeline": {
+        "unet": f"{_DENOISER}input_blocks.",
+        "vae": "first_stage_model.",
+        "text_encoder": "conditioner.embedders.0.",
+        "text_encoder_2": "conditioner.embedders.1.",
+    },
+    "StableDiffusion3Pipeline": {
+        "transformer": f"{_DENOISER}joint_blocks.",
+        "vae": "first_stage_model.",
+        "text_encoder": "text_encoders.clip_l.",
+        "text_encoder_2": "text_encoders.clip_g.",
+        "text_encoder_3": "text_encoders.t5xxl.",
+    },
+}
+
+
+def find_pipeline(spec: Model, lookup: Lookup) -> Source:
+    """Return the source of a pipeline: a folder, a hub id or a single file."""
+    name = expanded(spec.pipeline)
+    if not name.endswith(CHECKPOINTS):
+        return find_model(spec.pipeline, spec.revision, lookup, INDEX)
+    if not name.endswith(".safetensors"):
+        raise UsageError(f"'{spec.pipeline}' is a pickle: {PICKLE_ADVICE}")
+    return Source(spec.pipeline, "file", str(lookup.file(spec.pipeline, "checkpoint")))
+
+
+def find_layout(spec: Model, pipeline: Source, lookup: Lookup) -> Source:
+    """Return where the configurations and tokenizers of a pipeline are."""
+    is_file = pipeline.kind == "file"
+    if spec.pipeline_config is None and is_file:
+        raise UsageError(
+            f"missing; '{spec.pipeline}' is a single file without tokenizers and configurations. "
+            "Name a pipeline folder or hub id that has them, such as "
+            "'stabilityai/stable-diffusion-xl-base-1.0'."
+        )
+    if spec.pipeline_config is None:
+        return pipeline
+    if not is_file:
+        raise UsageError(
+            f"it belongs to a single file, but '{spec.pipeline}' is a folder or hub id: remove it."
+        )
+    return find_model(spec.pipeline_config, spec.revision, lookup, INDEX, needs_weights=False)
+
+
+def check_checkpoint(model: ResolvedModel) -> None:
+    """Refuse a single file that diffusers cannot load as the pipeline of its configuration."""
+    kind = known_class(model.layout) if model.pipeline.kind == "file" else None
+    if kind is None:
+        return
+    if kind not in _IN_CHECKPOINT:
+        raise UsageError(
+            f"'{model.pipeline.name}' cannot be loaded as a {kind}: of single files only "
+            f"{' and '.join(_IN_CHECKPOINT)} work. Use a folder in diffusers' layout."
+        )
+    names = list(read_header(model.pipeline.path)[0])
+    lost = [
+        component
+        for component, start in _IN_CHECKPOINT[kind].items()
+        if component not in _not_loaded(model.spec) and not any(n.startswith(start) for n in names)
+    ]
+    if lost:
+        left_out = f", or set '{LEFT_OUT}: null'" if LEFT_OUT in lost else ""
+        raise UsageError(
+            f"'{model.pipeline.name}' has no {', '.join(lost)} of a {kind}. Use a checkpoint of "
+            f"the whole pipeline{left_out}."
+        )
+
+
+def checkpoint_parameters(file: Path, kind: str) -> dict[str, int]:
+    """Return the number of parameters of each component in a single file, from its header."""
+    tensors = read_header(file)[0].items()
+    return {
+        component: sum(
+            math.prod(tensor.shape)
+            for name, tensor in tensors
+            if name.startswith(_DENOISER if start.startswith(_DENOISER) else start)
+        )
+        for component, start in _IN_CHECKPOINT.get(kind, {}).items()
+    }
+
+
+def check_left_out(model: ResolvedModel) -> None:
+    """Refuse a left-out text encoder that the pipeline does not have."""
+    index = cached(model.layout, INDEX)
+    if model.spec.left_out and index and LEFT_OUT not in _read(index):
+        kind = known_class(model.layout)
+        raise UsageError(f"'{model.layout.name}' is a {kind}, which has none. Remove this key.")
+
+
+def check_tuned_parts(model: ResolvedModel) -> None:
+    """Refuse a LoRA that tunes a text encoder that is left out, or that the pipeline lacks."""
+    parts = _read(cached(model.layout, INDEX))
+    is_listed = "unet" in parts or "transformer" in parts
+    for file in [lora.file for lora in model.loras if lora.file is not None]:
+        for layer in file.layers:
+            name = layer.component
+            if name in model.spec.left_out:
+                why = f"which '{name}: null' leaves out. Remove that key, or choose another LoRA."
+            elif is_listed and name != "denoiser" and (parts.get(name) or [None])[0] is None:
+                why = f"which '{model.layout.name}' does not have. Was it trained on another model?"
+            else:
+                continue
+            raise UsageError(f"'{file.path}' tunes {name} ('{layer.keys['A']}'), {why}")
+
+
+def check_vae(model: ResolvedModel) -> None:
+    """Refuse a VAE whose latents are not those of the denoiser."""
+    config = cached(model.vae, VAE) if model.vae else None
+    known = cached(model.layout, f"vae/{VAE}")
+    if model.vae is None or config is None or known is None:
+        return
+    own, other = _latents(_read(known)), _latents(_read(config))
+    if own != other:
+        raise UsageError(
+            f"'{model.vae.name}' has latents of {_shown(other)}, but the denoiser of "
+            f"'{model.pipeline.name}' takes {_shown(own)}."
+        )
+
+
+def check_variant(model: ResolvedModel, files: Iterable[str] | None = None) -> None:
+    """Refuse a pipeline of which a component lacks the variant that is asked for.
+
+    `files` are those of a pipeline on the hub, as the hub lists them.
+    """
+    source, spec = model.pipeline, model.spec
+    index = cached(source, INDEX)
+    if source.kind == "folder":
+        files = [file.relative_to(source.path).as_posix() for file in source.path.glob("*/*")]
+    if index is None or files is None:
+        return
+    found: dict[str, set[str | None]] = {}
+    for file in map(PurePosixPath, files):
+        if file.suffix == ".safetensors" and len(file.parts) == 2:
+            found.setdefault(file.parts[0], set()).add(weight_variant(file.name))
+    parts = [name for name in _read(index) if name in found.keys() - _not_loaded(spec)]
+    lacking = [name for name in parts if spec.variant not in found[name]]
+    if not lacking:
+        return
+    there = sorted(name or "none" for name in set.intersection(*(found[name] for name in parts)))
+    asked = "weights without a variant" if spec.variant is None else f"variant '{spec.variant}'"
+    advice = f"State one that it has: {', '.join(there)}." if there else "Download it again."
+    if there == ["none"]:
+        advice = "Remove 'variant'."
+    raise UsageError(f"'{source.name}' has no {asked} of {', '.join(lacking)}. {advice}")
+
+
+def _not_loaded(spec: Model) -> set[str]:
+    """Return the components whose weights are not taken from the pipeline."""
+    return {*spec.left_out, *(["vae"] if spec.vae else [])}
+
+
+def _latents(vae: dict[str, Any]) -> tuple[int, int]:
+    """Return channels of the latents, and how many times smaller than the image they are."""
+    return int(vae.get("latent_channels", 4)), 2 ** (len(vae.get("block_out_channels", [0])) - 1)
+
+
+def _shown(latents: tuple[int, int]) -> str:
+    return f"{latents[0]} channels at 1/{latents[1]} of the size"
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    """Return a configuration; an empty one if it is damaged, which is reported elsewhere."""
+    try:
+        content = json.loads(file.read_bytes()) if file is not None and file.is_file() else {}
+    except (OSError, ValueError):
+        content = {}
+    return content if isinstance(content, dict) else {}
+
+
+# --------------------
+# The scheduler, read from diffusers' source: importing it takes seconds.
+
+
+# What the annotations of schedulers name.
+_TYPES = {**vars(typing), "np": SimpleNamespace(ndarray=list[float])}
+
+
+def scheduler_problems(scheduler: Scheduler) -> Iterator[tuple[str, str]]:
+    """Yield (key, problem) for an unknown class, and for options that it does not take."""
+    files = _files()
+    if not files:  # without diffusers nothing can run: `run` and `doctor` say so
+        return
+    name = scheduler.class_name
+    if name not in files:
+        usable = [n for n in files if n.startswith("FlowMatch") or "prediction_type" in _options(n)]
+        near = did_you_mean(name, usable, or_list=False)
+        example = " Name a class, such as DPMSolverMultistepScheduler for DPM++ 2M."
+        yield "class", f"diffusers has no scheduler '{name:.80}'.{near or example}"
+        return
+    known = _options(name)
+    for option, value in scheduler.options.items():
+        if option not in known:
+            yield option, f"{name} has no such option.{did_you_mean(option, known)}"
+            continue
+        try:
+            coerce(value, known[option])
+        except CoercionError as error:
+            yield option, f"{error} (got {value!r:.80})."
+
+
+def count_timesteps(spec: Model, pipeline: Source) -> int | None:
+    """Return how often a scheduler asks for a prediction: mostly, but not always, once a step.
+
+    None if the scheduler is the pipeline's own, and the pipeline is not on this machine.
+    """
+    steps = spec.num_inference_steps
+    is_here = pipeline.kind != "hub" or in_cache(pipeline, SCHEDULER_CONFIG)
+    if spec.scheduler is None and not is_here:
+        return None
+    config = _read(cached(pipeline, SCHEDULER_CONFIG))
+    if spec.scheduler is not None:
+        config |= {**spec.scheduler.options, "_class_name": spec.scheduler.class_name}
+    name = config.get("_class_name")
+    if name == "PNDMScheduler":  # a Runge-Kutta start, or the second step twice
+        return steps + 1 if config.get("skip_prk_steps", False) else steps + 9
+    if name in _files() and _order(_definition(str(name))) == 2:
+        return 2 * steps - 1  # two for each step but the last
+    return steps
+
+
+@cache
+def _files() -> Mapping[str, Path]:
+    """Return the source file of each scheduler; empty without diffusers."""
+    spec = importlib.util.find_spec("diffusers")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    folder = Path(spec.submodule_search_locations[0]) / "schedulers"
+    index = (folder / "__init__.py").read_text(encoding="utf-8")
+    modules = re.findall(r'_import_structure\["(scheduling_\w+)"\] = \[([^\]]*)\]', index)
+    return {
+        name: folder / f"{module}.py"
+        for module, names in modules
+        for name in re.findall(r'"(\w+Scheduler)"', names)
+    }
+
+
+@cache
+def _definition(name: str) -> ast.ClassDef:
+    tree = ast.parse(_files()[name].read_text(encoding="utf-8"))
+    return next(one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == name)
+
+
+def _options(name: str) -> dict[str, object]:
+    """Return the options of a scheduler's constructor with their types; `Any` if unknown."""
+    body = _definition(name).body
+    init = next(n for n in body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+    return {one.arg: _type(one.annotation) for one in init.args.args[1:]}
+
+
+def _type(annotation: ast.expr | None) -> object:
+    try:
+        return eval(ast.unparse(annotation), _TYPES.copy()) if annotation else Any
+    except Exception:  # a name that only diffusers knows
+        return Any
+
+
+def _order(definition: ast.ClassDef) -> object:
+    """Return the class attribute `order`."""
+    for line in definition.body:
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "order":
+            return ast.literal_eval(line.value)
+    return 1

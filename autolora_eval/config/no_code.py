@@ -20,9 +20,6 @@ def would_do(benchmark: str | Path) -> list[tuple[str, str]]:
 
     Names are those of the file: no variable is replaced, and no path is looked up. A name without
     dots is built in or of a package that is installed here.
-
-    Raises:
-        UsageError: if the file cannot be read, or does not fit the schema.
     """
     file = find_benchmark(benchmark)
     _, spec = read_spec(file)

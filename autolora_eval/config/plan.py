@@ -40,7 +40,6 @@ class Cell:
     Attributes:
         id: the name of its folder and files.
         model: the model, with the LoRA scales of the cell.
-        method: the method.
         parameters: the method's parameters, with those of the sweep and the model's defaults.
         nfe: function evaluations per image; None if they are only known after the run.
         point: the values of the swept parameters that the method takes.
@@ -66,14 +65,19 @@ class Cell:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The cell's parameters as columns of the tables."""
+        """The cell's parameters as columns of the tables; a list or map as JSON text."""
         parameters = self.parameters.model_dump()
         made_here = self.parameters.uses_the_model
         return {
             self.method.kind: self.method.definition.name,
             "lora_scale": self._lora_scale if made_here else None,
             "num_inference_steps": self.model.spec.num_inference_steps if made_here else None,
-            **{parameter_column(name): _in_a_column(value) for name, value in parameters.items()},
+            **{
+                parameter_column(name): json.dumps(value, ensure_ascii=False)
+                if isinstance(value, list | dict)
+                else value
+                for name, value in parameters.items()
+            },
         }
 
     @property
@@ -85,20 +89,9 @@ class Cell:
         return self.point.get(LORA_SCALE, 1.0) if scales else None
 
 
-def _in_a_column(value: object) -> object:
-    """Return a parameter as a table has it: a list or map as JSON text."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
-
-
 @dataclass(frozen=True)
 class Plan:
-    """The cells and images of a benchmark.
-
-    Attributes:
-        benchmark: the benchmark.
-        cells: ordered by model, sweep point and method.
-        jobs: the images of every cell, ordered by prompt and seed.
-    """
+    """The cells of a benchmark, by model, sweep point and method, and the images of each."""
 
     benchmark: LoadedBenchmark
     cells: tuple[Cell, ...]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from autolora_eval._sources import Source, cached
 from autolora_eval._text import join_names
-from autolora_eval.config.inputs import INDEX, pipeline_class
+from autolora_eval.config.inputs import INDEX, known_class, pipeline_class
 from autolora_eval.runs.manifest import PromptCut, PromptCuts
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def all_prompt_cuts(plan: Plan) -> dict[str, PromptCuts | str]:
 
 
 def _why_unknown(pipeline: Source) -> str:
-    index = cached(pipeline, INDEX)
-    if index is not None and not pipeline_class(index, pipeline.name).startswith(_PIPELINES):
-        return f"whether any is cut is not known of a {pipeline_class(index, pipeline.name)}"
+    kind = known_class(pipeline)
+    if kind is not None and not kind.startswith(_PIPELINES):
+        return f"whether any is cut is not known of a {kind}"
     return "whether any is cut is unknown until the model is downloaded"
 
 
@@ -70,9 +70,7 @@ def prompt_cuts(
 ) -> PromptCuts | None:
     """Return the prompts that are cut, and those that all text encoders read as the same.
 
-    Returns:
-        None if the tokenizers are not known: they are not on this machine, or the pipeline is of
-        another family.
+    None if the tokenizers are not on this machine, or the pipeline is of another family.
     """
     readers = _readers(pipeline, left_out)
     if readers is None:
@@ -120,7 +118,7 @@ def _readers(
         return None
     if not pipeline_class(index, pipeline.name).startswith(_PIPELINES):
         return None
-    parts = json.loads(index.read_text(encoding="utf-8"))
+    parts = json.loads(index.read_bytes())
     suffixes = [x for x in ("", "_2", "_3") if (parts.get(f"text_encoder{x}") or [None])[0]]
     found = {
         f"text_encoder{x}": _reader(pipeline, f"tokenizer{x}")
@@ -141,7 +139,7 @@ def _reader(pipeline: Source, folder: str) -> tuple[Tokenizer, int] | None:
     merges = cached(pipeline, f"{folder}/merges.txt")
     if config is None:
         return None
-    settings: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    settings: dict[str, Any] = json.loads(config.read_bytes())
     try:
         if file is not None:
             tokenizer = Tokenizer.from_file(str(file))

@@ -60,11 +60,8 @@ def _named() -> Iterator[Json]:
 def _images() -> Json:
     """Return the schema of a method whose images were made elsewhere."""
     schema = ImageSetParameters.model_json_schema()
-    place: Json = {
-        "type": "string",
-        "minLength": 1,
-        "description": "where the images are: a folder or a listing",
-    }
+    where = "where the images are: a folder or a listing"
+    place: Json = {"type": "string", "minLength": 1, "description": where}
     return {
         "title": "images made elsewhere",
         "type": "object",
@@ -79,22 +76,20 @@ def _features(found: Json) -> Json:
     kinds = EXTRACTORS.built_in()
     shared = {key: value for key, value in found["properties"].items() if key != "extractor"}
     schema = found["properties"]["extractor"]
-    options: list[Json] = []
-    for kind in kinds.values():
-        parameters = kind.parameters.model_json_schema()
-        options.append(
-            {
-                "title": kind.name,
-                "type": "object",
-                "properties": {
-                    "extractor": {**schema, "const": kind.name},
-                    **shared,
-                    **parameters.get("properties", {}),
-                },
-                "required": [] if kind.name == DEFAULT else ["extractor"],
-                "additionalProperties": False,
-            }
-        )
+    options: list[Json] = [
+        {
+            "title": kind.name,
+            "type": "object",
+            "properties": {
+                "extractor": {**schema, "const": kind.name},
+                **shared,
+                **kind.parameters.model_json_schema().get("properties", {}),
+            },
+            "required": [] if kind.name == DEFAULT else ["extractor"],
+            "additionalProperties": False,
+        }
+        for kind in kinds.values()
+    ]
     own = {"extractor": {**schema, "not": {"enum": list(kinds)}}, **shared}
     title = "an extractor of your own"
     options.append({"title": title, "type": "object", "properties": own, "required": ["extractor"]})
@@ -127,20 +122,17 @@ _CONFIGURATIONS = {
 def write_starter(
     file: Path, pipeline: str, lora: str, prompts: list[str], judge: str | None
 ) -> Path:
-    """Write a commented benchmark file, and beside it the schema that its first line names.
+    """Write a commented benchmark file that loads, and beside it the schema that it names.
 
     Returns:
         The schema's file.
-
-    Raises:
-        UsageError: the file is there already, a schema of somebody else is, or the benchmark would
-            not load: with the reason.
     """
     if file.suffix not in (".yaml", ".yml"):
         raise UsageError(f"'{file}': a benchmark file ends in .yaml.")
     if file.exists():
         raise UsageError(f"'{file}' is there already; name another file, or remove it.")
-    steps, scale = _DEFAULTS["sd3" if _is_sd3(pipeline) else "sdxl"]
+    family = "sd3" if _is_sd3(pipeline) else "sdxl"
+    steps, scale = _DEFAULTS[family]
     environment = Environment(
         loader=PackageLoader("autolora_eval.config"),
         undefined=StrictUndefined,
@@ -154,7 +146,7 @@ def write_starter(
         file=shlex.quote(" ".join(file.name.split())),
         schema=NAME,
         pipeline=pipeline,
-        config=_CONFIGURATIONS["sd3" if _is_sd3(pipeline) else "sdxl"],
+        config=_CONFIGURATIONS[family],
         lora=lora,
         prompts=prompts,
         judge=judge,

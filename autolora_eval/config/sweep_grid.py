@@ -64,11 +64,7 @@ def own_point(parameters: MethodParameters, point: Point) -> Point:
 
 
 def at_point(parameters: P, point: Point) -> P:
-    """Return a method's parameters at a point of the sweep.
-
-    Raises:
-        ValidationError: if the method refuses these values.
-    """
+    """Return a method's parameters at a point; a ValidationError is the method's refusal."""
     changes = {
         key: value
         for name, swept in point.items()
@@ -99,11 +95,7 @@ def first_swept(
 def validated_but_for(
     model: type[P], configured: Mapping[str, Any], swept: Mapping[str, tuple[str, Any]]
 ) -> P:
-    """Return a method's parameters, with those that are swept marked as not set.
-
-    Raises:
-        ValidationError: if the method refuses these values.
-    """
+    """Return a method's parameters, with those that are swept marked as not set."""
     values = {name: value for name, (_, value) in swept.items()}
     found = model.model_validate({**configured, **values}, strict=True)
     found.model_fields_set.difference_update(values)

@@ -21,8 +21,7 @@ from autolora_eval._sources import (
     unreachable,
 )
 from autolora_eval.config.inputs import INDEX, TESTED, ResolvedModel, check_pipeline, pipeline_class
-from autolora_eval.config.model_section import SCHEDULER_CONFIG
-from autolora_eval.config.pipeline_parts import check_variant
+from autolora_eval.config.model_section import SCHEDULER_CONFIG, check_variant
 from autolora_eval.config.plan import Plan, image_bytes
 from autolora_eval.config.stage_inputs import cells_not_generated, feature_settings, judge_settings
 from autolora_eval.generation.outlook import cell_outlooks, other_libraries

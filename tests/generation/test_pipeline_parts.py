@@ -24,7 +24,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sources import Source
 from autolora_eval.config.gpu_memory import model_memory
 from autolora_eval.config.inputs import ResolvedModel
-from autolora_eval.config.pipeline_parts import check_checkpoint
+from autolora_eval.config.model_section import check_checkpoint
 from autolora_eval.config.schema import Model
 
 pytestmark = pytest.mark.model

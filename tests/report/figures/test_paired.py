@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 from report.figures.made_up import made_up
 
+from autolora_eval.analysis.cell_estimates import sorted_differences, unit_values
 from autolora_eval.analysis.comparisons import paired
-from autolora_eval.analysis.estimates import (
-    mean_estimate,
-    product_estimate,
-    ratio_estimate,
-    sorted_differences,
-    unit_values,
-)
+from autolora_eval.analysis.estimates import mean_estimate, product_estimate, ratio_estimate
 from autolora_eval.report.figures.paired_differences import thinned
 
 
