@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import operator
 import os
 import re
 import sys
@@ -17,6 +20,7 @@ from safetensors.numpy import save_file
 
 from autolora_eval._errors import UsageError
 from autolora_eval.config.load import load_benchmark
+from autolora_eval.config.plan import Plan, make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = frozenset(("unit", "model", "e2e", "vllm"))
@@ -63,6 +67,14 @@ def save_lora(path: Path) -> Path:
 def save_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def changed(data: dict[str, Any], keys: str, value: object) -> dict[str, Any]:
+    """Return a copy of `data` with the value at the dotted `keys` replaced or added."""
+    data = copy.deepcopy(data)
+    *parents, last = keys.split(".")
+    functools.reduce(operator.getitem, parents, data)[last] = value
+    return data
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -177,3 +189,21 @@ def problem(write_benchmark: Callable[[object], Path]) -> Callable[[object], str
         return message
 
     return load
+
+
+@pytest.fixture
+def planned(
+    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
+) -> Callable[..., Plan]:
+    """A function that plans the benchmark of `benchmark_data` with other sections."""
+    return lambda **sections: make_plan(load_benchmark(write_benchmark(benchmark_data | sections)))
+
+
+@pytest.fixture
+def with_model(benchmark_data: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    """A function that returns `benchmark_data` with other keys of its model."""
+
+    def change(**keys: object) -> dict[str, Any]:
+        return {**benchmark_data, "models": {"A": benchmark_data["models"]["A"] | keys}}
+
+    return change

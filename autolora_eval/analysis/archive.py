@@ -241,10 +241,7 @@ def card(manifest: RunManifest) -> str:
         "tags": ["autolora-eval"],
         # Not by the names of folders: a prompt's may have the word 'test' in it.
         "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": "images/**"}],
-            }
+            {"config_name": "default", "data_files": [{"split": "train", "path": "images/**"}]}
         ],
     }
     name, about = manifest.benchmark.name, manifest.benchmark.description

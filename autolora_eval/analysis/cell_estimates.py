@@ -178,10 +178,7 @@ def _with_products(
 
 
 def unit_values(
-    scores: pd.DataFrame,
-    diversity: pd.DataFrame,
-    columns: Sequence[str],
-    extra: Sequence[str] = (),
+    scores: pd.DataFrame, diversity: pd.DataFrame, columns: Sequence[str], extra: Sequence[str] = ()
 ) -> dict[str, pd.DataFrame]:
     """Return what each sampling unit contributes to a cell's metrics, as comparisons count it.
 

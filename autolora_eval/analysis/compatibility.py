@@ -239,9 +239,7 @@ def _versions(manifest: RunManifest) -> dict[str, str | None]:
 
 
 def _differing_record(
-    what: str,
-    sources: Sequence[SourceRun],
-    records: Sequence[FeaturesRecord | JudgeRecord | None],
+    what: str, sources: Sequence[SourceRun], records: Sequence[FeaturesRecord | JudgeRecord | None]
 ) -> str:
     """Return in what the records of a stage differ; empty if their keys are the same."""
     known = [record for record in records if record is not None]

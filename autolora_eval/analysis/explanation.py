@@ -18,12 +18,7 @@ from rich.text import Text
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import Json, path_inside, sha256_file
 from autolora_eval._text import NOT_RECORDED, join_names, sanitize
-from autolora_eval.analysis.cell_estimates import (
-    BoundMetric,
-    References,
-    diversity_of,
-    take_images,
-)
+from autolora_eval.analysis.cell_estimates import BoundMetric, References, diversity_of, take_images
 from autolora_eval.analysis.scores import cell_judgements, scored_features
 from autolora_eval.analysis.sentences import Metric, run_metrics
 from autolora_eval.runs.feature_file import CellFeatures
@@ -31,10 +26,7 @@ from autolora_eval.runs.folder import Run, rows_of_images
 from autolora_eval.runs.images import ImageError, open_image
 from autolora_eval.runs.records import ModelRecord, SourceRecord
 from autolora_eval.scoring.diversity import Floats, diversity, unit_vectors
-from autolora_eval.scoring.diversity_metric import (
-    DiversityMetric,
-    installed_metric,
-)
+from autolora_eval.scoring.diversity_metric import DiversityMetric, installed_metric
 
 if TYPE_CHECKING:
     import pandas as pd

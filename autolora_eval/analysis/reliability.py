@@ -12,12 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from autolora_eval._files import Json
-from autolora_eval.analysis.estimates import (
-    Indices,
-    Interval,
-    bootstrap_interval,
-    no_interval,
-)
+from autolora_eval.analysis.estimates import Indices, Interval, bootstrap_interval, no_interval
 from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest

@@ -12,13 +12,7 @@ from autolora_eval._files import content_hash, slug
 from autolora_eval._sources import Source
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.inputs import LoadedBenchmark, ResolvedMethod, ResolvedModel
-from autolora_eval.config.sweep_grid import (
-    LORA_SCALE,
-    Point,
-    at_point,
-    fields_of,
-    own_point,
-)
+from autolora_eval.config.sweep_grid import LORA_SCALE, Point, at_point, fields_of, own_point
 from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.runs.columns import parameter_column
 from autolora_eval.runs.manifest import ImageJob

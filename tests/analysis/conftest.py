@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+
+from autolora_eval.config.plan import Plan
+from autolora_eval.runs.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
-def _no_report_but_where_it_is_tested(request: pytest.FixtureRequest) -> None:
+def _no_report_but_where_it_is_tested(request) -> None:
     if request.node.get_closest_marker("report") is None:
         request.getfixturevalue("no_report")
+
+
+@pytest.fixture
+def make(planned: Callable[..., Plan], tmp_path: Path) -> Callable[..., tuple[Plan, RunFolder]]:
+    """A function that returns the plan and the run folder of a benchmark with other sections."""
+    return lambda name, **sections: (planned(**sections), RunFolder(tmp_path / name))

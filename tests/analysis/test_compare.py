@@ -11,15 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scored_run
-from scored_run import (
-    KEY,
-    Place,
-    tables,
-    vector,
-    write_features,
-    write_images,
-    write_judgements,
-)
+from scored_run import KEY, Place, tables, vector, write_features, write_images, write_judgements
 from typer.testing import CliRunner
 
 from autolora_eval._errors import UsageError
@@ -71,18 +63,18 @@ def scored(write: Write, data: dict[str, Any], path: Path, judge: str = KEY) -> 
 
 
 @pytest.fixture
-def data(benchmark_data: dict[str, Any]) -> dict[str, Any]:
+def data(benchmark_data) -> dict[str, Any]:
     return copy.deepcopy(benchmark_data)
 
 
 @pytest.fixture
-def whole(write_benchmark: Write, data: dict[str, Any], tmp_path: Path) -> RunFolder:
+def whole(write_benchmark, data, tmp_path) -> RunFolder:
     """Both methods in one run."""
     return scored(write_benchmark, data, tmp_path / "whole")
 
 
 @pytest.fixture
-def halves(write_benchmark: Write, data: dict[str, Any], tmp_path: Path) -> list[Path]:
+def halves(write_benchmark, data, tmp_path) -> list[Path]:
     """The same, one method a run."""
     found = []
     for name in ("CFG", "AutoLoRA"):
@@ -96,9 +88,7 @@ def halves(write_benchmark: Write, data: dict[str, Any], tmp_path: Path) -> list
     return found
 
 
-def test_two_halves_compared_are_the_whole(
-    whole: RunFolder, halves: list[Path], tmp_path: Path
-) -> None:
+def test_two_halves_compared_are_the_whole(whole, halves, tmp_path):
     joint, differences = compare(halves, tmp_path / "joint")
     assert differences == []
     ours, theirs = open_run(whole.path), joint
@@ -111,9 +101,7 @@ def test_two_halves_compared_are_the_whole(
 
 
 @pytest.mark.report
-def test_the_joint_run_can_be_explained_and_has_a_report(
-    halves: list[Path], tmp_path: Path
-) -> None:
+def test_the_joint_run_can_be_explained_and_has_a_report(halves, tmp_path):
     joint, _ = compare(halves, tmp_path / "joint")
     assert joint.folder.report_pdf.is_file()
     sections = explain(joint.folder.path, "AutoLoRA").sections
@@ -124,25 +112,7 @@ def test_the_joint_run_can_be_explained_and_has_a_report(
     assert summary["in the report"] == f"{joint.folder.report_html.resolve().as_uri()}#image={file}"
 
 
-def test_a_name_that_two_runs_have_is_told_apart(
-    write_benchmark: Write, whole: RunFolder, data: dict[str, Any], tmp_path: Path
-) -> None:
-    data["models"]["A"]["guidance_scale"] = 2.0
-    other = scored(write_benchmark, data, tmp_path / "other")
-    for file in (other.path / "images").rglob("*.png"):
-        file.write_bytes(file.read_bytes() + b" ")  # other images than the first run's
-    plan = make_plan(load_benchmark(write_benchmark(data)))
-    write_judgements(plan, other, score)
-    write_features(plan, other, vector)
-    tables(plan, other)
-    joint, _ = compare([whole.path, other.path], tmp_path / "joint", baseline="CFG (whole)")
-    names = ["CFG (whole)", "AutoLoRA (whole)", "CFG (other)", "AutoLoRA (other)"]
-    assert joint.table["method"].tolist() == names
-    assert set(joint.comparisons["baseline"]) == {"CFG (whole)"}
-    assert joint.table["cell"].is_unique
-
-
-def test_the_same_images_are_one_cell(whole: RunFolder, halves: list[Path], tmp_path: Path) -> None:
+def test_the_same_images_are_one_cell(whole, halves, tmp_path):
     joint, differences = compare([whole.path, halves[0]], tmp_path / "joint")
     assert joint.table["method"].tolist() == ["CFG", "AutoLoRA"]
     assert [d.message for d in differences] == [
@@ -150,9 +120,7 @@ def test_the_same_images_are_one_cell(whole: RunFolder, halves: list[Path], tmp_
     ]
 
 
-def test_only_what_all_have_is_compared_and_that_is_told(
-    write_benchmark: Write, whole: RunFolder, data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_only_what_all_have_is_compared_and_that_is_told(write_benchmark, whole, data, tmp_path):
     methods = {"Third": {"guider": "lora"}}
     data |= {"methods": methods, "baseline": "Third", "prompts": ["a dog", "a cat", "a cow"]}
     data["seeds"] = {"start": 4, "count": 2}
@@ -190,9 +158,7 @@ def judged_by_another(folder: RunFolder, cell: str) -> None:
         ("judge", {"rubric_sha256": "0", "rubric_name": "other"}, "answers to different questions"),
     ],
 )
-def test_what_is_not_on_one_scale_is_refused(
-    halves: list[Path], tmp_path: Path, section: str, values: dict[str, object], message: str
-) -> None:
+def test_what_is_not_on_one_scale_is_refused(halves, tmp_path, section, values, message):
     change(RunFolder(halves[1]), section, **values)
     with pytest.raises(UsageError) as raised:
         compare(halves, tmp_path / "joint", allow_different_judges=True)
@@ -201,7 +167,7 @@ def test_what_is_not_on_one_scale_is_refused(
     assert not (tmp_path / "joint").exists()
 
 
-def test_different_judges_are_refused_unless_asked_for(halves: list[Path], tmp_path: Path) -> None:
+def test_different_judges_are_refused_unless_asked_for(halves, tmp_path):
     judged_by_another(RunFolder(halves[1]), "A--AutoLoRA")
     with pytest.raises(UsageError, match="--allow-different-judges"):
         compare(halves, tmp_path / "joint")
@@ -212,7 +178,7 @@ def test_different_judges_are_refused_unless_asked_for(halves: list[Path], tmp_p
     assert {json.loads(row)["judge_key_in_run"] for row in rows} == {"another judge"}
 
 
-def test_a_model_that_is_not_the_same_is_told(halves: list[Path], tmp_path: Path) -> None:
+def test_a_model_that_is_not_the_same_is_told(halves, tmp_path):
     for half, steps in zip(halves, ("float32", "float16"), strict=True):
         change(RunFolder(half), "models", A=MODEL | {"dtype": steps})
     asked = ["compare", *map(str, halves), "--output", str(tmp_path / "joint")]
@@ -223,7 +189,7 @@ def test_a_model_that_is_not_the_same_is_told(halves: list[Path], tmp_path: Path
     ]
 
 
-def test_something_else_is_not_written_over(halves: list[Path], tmp_path: Path) -> None:
+def test_something_else_is_not_written_over(halves, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it", encoding="utf-8")
@@ -246,14 +212,12 @@ def test_something_else_is_not_written_over(halves: list[Path], tmp_path: Path) 
         ((0, 1), "AutoLora", r"no method .AutoLora. in these runs\. Did you mean"),
     ],
 )
-def test_too_few_runs_and_unknown_baselines_are_refused(
-    halves: list[Path], tmp_path: Path, named: tuple[int, ...], baseline: str | None, message: str
-) -> None:
+def test_too_few_runs_and_unknown_baselines_are_refused(halves, tmp_path, named, baseline, message):
     with pytest.raises(UsageError, match=message):
         compare([halves[n] for n in named], tmp_path / "joint", baseline=baseline)
 
 
-def test_a_run_that_is_compared_is_never_written_over(halves: list[Path], tmp_path: Path) -> None:
+def test_a_run_that_is_compared_is_never_written_over(halves, tmp_path):
     """A comparison may be a source too, and is then no earlier output to be replaced."""
     joint, _ = compare(halves, tmp_path / "joint")
     before = open_run(joint.folder.path).table
@@ -263,7 +227,7 @@ def test_a_run_that_is_compared_is_never_written_over(halves: list[Path], tmp_pa
     assert open_run(joint.folder.path).table.equals(before)
 
 
-def test_a_comparison_that_fails_leaves_the_earlier_one(halves: list[Path], tmp_path: Path) -> None:
+def test_a_comparison_that_fails_leaves_the_earlier_one(halves, tmp_path):
     compare(halves, tmp_path / "joint")
     before = (tmp_path / "joint" / "manifest.json").read_bytes()
     RunFolder(halves[1]).features("A--AutoLoRA").unlink()
@@ -273,9 +237,7 @@ def test_a_comparison_that_fails_leaves_the_earlier_one(halves: list[Path], tmp_
     assert [path.name for path in tmp_path.glob(".partial*")] == []
 
 
-def test_methods_whose_names_are_one_folder_stay_two_cells(
-    write_benchmark: Write, data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_methods_whose_names_are_one_folder_stay_two_cells(write_benchmark, data, tmp_path):
     """'My CFG', 'My-CFG' and 'my cfg' are three names and one folder on some file systems."""
     runs = []
     for number, name in enumerate(("My CFG", "My-CFG", "my cfg")):
@@ -290,47 +252,14 @@ def test_methods_whose_names_are_one_folder_stay_two_cells(
         assert theirs == open_run(run).table["diversity"][0]
 
 
-def test_a_models_name_is_not_taken_for_the_methods(
-    write_benchmark: Write, data: dict[str, Any], tmp_path: Path
-) -> None:
-    data["models"] = {"A--CFG": data["models"]["A"]}
-    one = scored(write_benchmark, data, tmp_path / "one")
-    for file in one.path.rglob("*.png"):
-        file.write_bytes(file.read_bytes() + b" ")
-    plan = make_plan(load_benchmark(write_benchmark(data)))
-    write_judgements(plan, one, score)
-    write_features(plan, one, vector)
-    tables(plan, one)
-    other = scored(write_benchmark, data, tmp_path / "other")
-    joint, _ = compare([one.path, other.path], tmp_path / "joint", baseline="CFG (one)")
-    assert "A--CFG--CFG-one" in joint.table["cell"].tolist()
-
-
-def test_a_limited_run_makes_the_comparison_limited(halves: list[Path], tmp_path: Path) -> None:
-    RunFolder(halves[1]).update_manifest(limit_seeds=3)
-    assert compare(halves, tmp_path / "joint")[0].manifest.is_limited
-
-
-def test_different_numbers_of_replies_are_told_and_the_fewest_taken(
-    halves: list[Path], tmp_path: Path
-) -> None:
-    change(RunFolder(halves[0]), "judge", repeats=3)
-    joint, differences = compare(halves, tmp_path / "joint")
-    assert [(d.what, d.severity) for d in differences] == [("judge repeats", "note")]
-    assert "3 in half-CFG, 1 in half-AutoLoRA; the first 1 of each" in differences[0].message
-    assert joint.manifest.judge.repeats == 1
-
-
-def test_the_same_images_that_two_judges_saw_are_two_cells(
-    whole: RunFolder, halves: list[Path], tmp_path: Path
-) -> None:
+def test_the_same_images_that_two_judges_saw_are_two_cells(whole, halves, tmp_path):
     """To compare judges is why one would ask for it."""
     judged_by_another(RunFolder(halves[0]), "A--CFG")
     joint, _ = compare([whole.path, halves[0]], tmp_path / "joint", allow_different_judges=True)
     assert joint.table["method"].tolist() == ["CFG (whole)", "AutoLoRA", "CFG (half-CFG)"]
 
 
-def test_what_made_each_runs_numbers_stays_recorded(halves: list[Path], tmp_path: Path) -> None:
+def test_what_made_each_runs_numbers_stays_recorded(halves, tmp_path):
     for half, version in zip(halves, ("2.13.0", "2.14.0"), strict=True):
         RunFolder(half).update_manifest(
             packages={"torch": version},
@@ -349,52 +278,62 @@ def test_what_made_each_runs_numbers_stays_recorded(halves: list[Path], tmp_path
     assert "GPU of 2.14.0" in inputs["hardware"]
 
 
-def test_a_model_that_only_lent_its_name_does_not_hide_the_one_that_was_used(
-    halves: list[Path], tmp_path: Path
-) -> None:
-    unused = {"name": "x", "kind": "folder", "used": False}
-    change(RunFolder(halves[0]), "models", A=MODEL | {"pipeline": unused})
-    joint, _ = compare(halves, tmp_path / "joint")
-    assert joint.manifest.models["A"].pipeline.sha256 == "1" * 64
-
-
-@pytest.mark.parametrize("id_", ["../outside", "a/b", "..", ".hidden"])
-def test_a_manifest_cannot_lead_out_of_the_folder(
-    halves: list[Path], tmp_path: Path, id_: str
-) -> None:
-    manifest = json.loads(RunFolder(halves[1]).manifest.read_text())
-    manifest["cells"][0]["id"] = id_
-    write_json(RunFolder(halves[1]).manifest, manifest)
-    with pytest.raises(UsageError, match=r"half-AutoLoRA.*damaged manifest.json: cells\.0\.id"):
-        compare(halves, tmp_path / "joint")
-
-
-@pytest.mark.parametrize("section", ["cells", "benchmark", "prompts", "seeds"])
-def test_a_manifest_without_a_section_is_refused(
-    halves: list[Path], tmp_path: Path, section: str
-) -> None:
-    manifest = json.loads(RunFolder(halves[0]).manifest.read_text())
-    del manifest[section]
-    write_json(RunFolder(halves[0]).manifest, manifest)
-    with pytest.raises(UsageError, match=rf"half-CFG.*damaged manifest.json: {section}: Field req"):
-        compare(halves, tmp_path / "joint")
-
-
-@pytest.mark.parametrize("command", ["run", "score", "generate"])
-def test_nothing_can_be_run_in_a_comparison(
-    halves: list[Path], tmp_path: Path, command: str
-) -> None:
-    joint, _ = compare(halves, tmp_path / "joint")
-    done = CliRunner().invoke(app, [command, str(joint.folder.path)])
-    assert isinstance(done.exception, UsageError)
-    assert "is a comparison of runs" in str(done.exception)
-    assert "autolora-eval report" in str(done.exception)
-
-
-def test_runs_of_any_folder_name_are_compared(halves: list[Path], tmp_path: Path) -> None:
+def test_runs_of_any_folder_name_are_compared(halves, tmp_path):
     """A run may lie in a folder whose name no benchmark could have."""
     names = ("_LoRA+CFG", "a run; $(x) of 猫 and of " + "many letters " * 10)
     runs = [half.rename(half.with_name(name)) for half, name in zip(halves, names, strict=True)]
     joint, _ = compare(runs, tmp_path / "joint")
     assert joint.manifest.benchmark.name.startswith("LoRA-CFG-and-a-run-x-of-and-of-many")
     assert len(joint.manifest.compared or {}) == 2
+
+
+@pytest.mark.parametrize("model", ["A", "A--CFG"])
+def test_a_name_that_two_runs_have_is_told_apart(write_benchmark, data, tmp_path, model):
+    """Also where a model is called as the cell of another."""
+    data["models"] = {model: data["models"]["A"]}
+    folders = [scored(write_benchmark, data, tmp_path / name) for name in ("one", "two")]
+    for file in folders[1].images("").rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b" ")  # other images than the first run's
+    plan = make_plan(load_benchmark(write_benchmark(data)))
+    write_judgements(plan, folders[1], score)
+    write_features(plan, folders[1], vector)
+    tables(plan, folders[1])
+    joint, _ = compare([f.path for f in folders], tmp_path / "joint", baseline="CFG (two)")
+    names = ["CFG (one)", "AutoLoRA (one)", "CFG (two)", "AutoLoRA (two)"]
+    assert joint.table["method"].tolist() == names
+    assert set(joint.comparisons["baseline"]) == {"CFG (two)"}
+    assert joint.table["cell"].is_unique
+    assert joint.table["cell"][0] == f"{model}--CFG-one"
+
+
+def test_what_differs_between_the_manifests_of_the_runs(halves, tmp_path):
+    """The fewest replies are taken, a limit stays told, and the model is the one that was used."""
+    unused = {"name": "x", "kind": "folder", "used": False}
+    change(RunFolder(halves[0]), "models", A=MODEL | {"pipeline": unused})
+    change(RunFolder(halves[0]), "judge", repeats=3)
+    RunFolder(halves[1]).update_manifest(limit_seeds=3)
+    joint, differences = compare(halves, tmp_path / "joint")
+    assert [(d.what, d.severity) for d in differences] == [("judge repeats", "note")]
+    assert "3 in half-CFG, 1 in half-AutoLoRA; the first 1 of each" in differences[0].message
+    assert joint.manifest.judge.repeats == 1
+    assert joint.manifest.models["A"].pipeline.sha256 == "1" * 64
+    assert joint.manifest.is_limited
+    for command in ("run", "score", "generate"):
+        done = CliRunner().invoke(app, [command, str(joint.folder.path)])
+        assert isinstance(done.exception, UsageError)
+        assert "is a comparison of runs" in str(done.exception)
+        assert "autolora-eval report" in str(done.exception)
+
+
+def test_a_damaged_manifest_is_refused(halves, tmp_path):
+    """A cell's name cannot lead out of the folder, and no section may lack."""
+    file = RunFolder(halves[1]).manifest
+    whole = json.loads(file.read_text())
+    for id_ in ("../outside", "a/b", "..", ".hidden"):
+        write_json(file, whole | {"cells": [whole["cells"][0] | {"id": id_}]})
+        with pytest.raises(UsageError, match=r"half-AutoLoRA.*damaged manifest.json: cells\.0\.id"):
+            compare(halves, tmp_path / "joint")
+    for section in ("cells", "benchmark", "prompts", "seeds"):
+        write_json(file, {key: value for key, value in whole.items() if key != section})
+        with pytest.raises(UsageError, match=rf"damaged manifest.json: {section}: Field req"):
+            compare(halves, tmp_path / "joint")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scored_run import scored
@@ -21,9 +20,7 @@ Runs = Callable[..., list[Path]]
 
 
 @pytest.fixture
-def runs(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
-) -> Runs:
+def runs(write_benchmark, benchmark_data, tmp_path) -> Runs:
     """A function that makes a run of each method, its model by the name that is given."""
 
     def make(models: tuple[str, str] = ("A", "A")) -> list[Path]:
@@ -49,7 +46,7 @@ def rate(folder: RunFolder) -> None:
     folder.update_manifest(agreement=counts | files)
 
 
-def test_ratings_and_notes_stay_where_the_images_do(runs: Runs, tmp_path: Path) -> None:
+def test_ratings_stay_where_the_images_do_and_notes_always(runs, tmp_path, benchmark_data):
     both, joint = runs(), tmp_path / "joint"
     compare(both, joint)
     rate(RunFolder(joint))
@@ -57,25 +54,14 @@ def test_ratings_and_notes_stay_where_the_images_do(runs: Runs, tmp_path: Path) 
     compare(both, joint)
     assert (joint / "agreement.csv").read_text() == "metric,statistic\n"
     assert (joint / "notes.txt").read_text() == "mine"
-
-
-def test_ratings_of_other_images_go_and_notes_stay(
-    runs: Runs, tmp_path: Path, benchmark_data: dict[str, Any]
-) -> None:
-    both, joint = runs(), tmp_path / "joint"
-    compare(both, joint)
-    rate(RunFolder(joint))
-    (joint / "notes.txt").write_text("mine")
     benchmark_data["seeds"] = {"start": 3, "count": 3}
     compare(runs(), joint)
-    assert not (joint / "agreement.csv").exists()
+    assert not (joint / "agreement.csv").exists()  # the ratings are of other images
     assert (joint / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.report
-def test_models_that_are_called_otherwise_are_paired_with_nothing_and_that_is_said(
-    runs: Runs, tmp_path: Path
-) -> None:
+def test_models_that_are_called_otherwise_are_paired_with_nothing_and_that_is_said(runs, tmp_path):
     joint, shown = compare(runs(("A", "B")), tmp_path / "joint")
     assert joint.comparisons.empty
     (said,) = (one.message for one in shown if one.message.startswith("no cell of"))
@@ -83,9 +69,7 @@ def test_models_that_are_called_otherwise_are_paired_with_nothing_and_that_is_sa
     assert "no cell of B" in joint.folder.report_html.read_text(encoding="utf-8")
 
 
-def test_other_software_and_hardware_is_told_and_the_same_is_not(
-    runs: Runs, tmp_path: Path
-) -> None:
+def test_other_software_and_hardware_is_told_and_the_same_is_not(runs, tmp_path):
     first, second = runs()
     here = {"packages": {"torch": "2.13.0", "numpy": "2.4"}, "hardware": {"device": "cpu"}}
     for folder in (first, second):
@@ -93,8 +77,7 @@ def test_other_software_and_hardware_is_told_and_the_same_is_not(
     shown = compare([first, second], tmp_path / "joint")[1]
     assert [one for one in shown if one.what == "software"] == []
     RunFolder(second).update_manifest(
-        packages={"torch": "2.12.1", "numpy": "2.4"},
-        hardware={"device": "cuda"},
+        packages={"torch": "2.12.1", "numpy": "2.4"}, hardware={"device": "cuda"}
     )
     (said,) = (
         one for one in compare([first, second], tmp_path / "joint")[1] if one.what == "software"
@@ -106,9 +89,7 @@ def test_other_software_and_hardware_is_told_and_the_same_is_not(
     )
 
 
-def test_cut_prompts_are_told_under_the_numbers_that_prompts_have_together(
-    runs: Runs, tmp_path: Path
-) -> None:
+def test_cut_prompts_are_told_under_the_numbers_that_prompts_have_together(runs, tmp_path):
     first, second = (RunFolder(folder) for folder in runs())
     prompts = first.read_manifest().prompts
     cut = PromptCut(name="prompt 2", encoders=["text_encoder"], tokens=90, limit=77, read="a")

@@ -18,7 +18,7 @@ def means(values: object, units: object = None) -> Estimate:
 
 
 @pytest.mark.parametrize("n", [5, 12, 30])
-def test_a_paired_mean_is_scipys_paired_test(n: int) -> None:
+def test_a_paired_mean_is_scipys_paired_test(n):
     rng = np.random.default_rng(n)
     a, b = rng.normal(0.3, 1, n), rng.normal(0, 1, n)
     result = paired(means(a), means(b))
@@ -31,40 +31,30 @@ def test_a_paired_mean_is_scipys_paired_test(n: int) -> None:
     assert result["win_rate"] == np.mean(a > b)
 
 
-# Judges give whole numbers, so that ties are the rule. Means over 7 and 13 are no float exactly.
+# Judges give whole numbers, so that ties are the rule. Means over 7 and 9 are no float exactly.
 TIED = [
     ([4, 4, 3, 5, 2, 4, 1], [4, 4, 4, 2, 2, 4, 3]),
-    ([5, 3, 4, 4, 4, 0, 1, 2, 5, 5, 3, 3, 4], [5, 2, 4, 5, 4, 1, 1, 2, 4, 5, 1, 3, 3]),
+    ([5, 3, 4, 4, 0, 2, 5, 3, 4], [5, 2, 4, 5, 1, 2, 4, 1, 3]),
     ([4.1, 0.3, 2.7, 4.1, 0.1], [4.0, 0.3, 2.8, 4.2, 0.1]),
 ]
 
 
 @pytest.mark.parametrize(("a", "b"), TIED)
-def test_ties_are_ties_and_not_rounding(a: list[float], b: list[float]) -> None:
-    result = paired(means(a), means(b))
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_ties_are_ties_and_not_rounding(a, b, scale):
+    """Whatever the scale of a score. Small differences are no ties."""
+    result = paired(means(np.multiply(a, scale)), means(np.multiply(b, scale)))
     differences = np.round(np.subtract(a, b), 6)
     wins, ties = (differences > 0).sum(), (differences == 0).sum()
-    assert result["win_rate"] == (wins + ties / 2) / len(a)
+    assert result["win_rate"] == pytest.approx((wins + ties / 2) / len(a), rel=1e-12)
     assert result["n_ties"] == ties
     assert result["p_value"] == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-9)
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1e6])
-def test_ties_do_not_depend_on_the_scale_of_a_score(scale: float) -> None:
-    a, b = np.array(TIED[1]) * scale
-    differences = np.subtract(*TIED[1])
-    result = paired(means(a), means(b))
-    assert result["win_rate"] == np.mean(differences > 0) + np.mean(differences == 0) / 2
-    assert result["p_value"] == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-9)
-
-
-def test_small_differences_are_no_ties() -> None:
-    a = means(np.array([0.2, 0.3, 0.25, 0.35]) + 1e-6)
-    assert paired(a, means([0.2, 0.3, 0.25, 0.35]))["win_rate"] == 1.0
+    x = np.array([0.2, 0.3, 0.25, 0.35]) * scale
+    assert paired(means(x + 1e-6 * scale), means(x))["win_rate"] == 1.0
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 4.5], [0.1] * 7, [0.0, 0.0]])
-def test_a_cell_against_itself(values: list[float]) -> None:
+def test_a_cell_against_itself(values):
     assert paired(means(values), means(values)) == {
         "n_units": len(values),
         "difference": 0.0,
@@ -78,7 +68,7 @@ def test_a_cell_against_itself(values: list[float]) -> None:
     }
 
 
-def test_a_difference_says_how_many_units_its_test_needs() -> None:
+def test_a_difference_says_how_many_units_its_test_needs():
     a, b = [1.0, 4.0, 2.0, 8.0], [2.0, 3.0, 1.0, 1.0]
     by_t_test = units_needed(2.0, np.std(np.subtract(a, b), ddof=1))
     ranks = paired(means(a), means(b))
@@ -89,7 +79,7 @@ def test_a_difference_says_how_many_units_its_test_needs() -> None:
     assert isinstance(ranks["units_for_power_80"], int)
 
 
-def test_fewer_units_than_ranks_can_tell_are_never_said_to_be_enough() -> None:
+def test_fewer_units_than_ranks_can_tell_are_never_said_to_be_enough():
     """Of five pairs Wilcoxon's least p-value is 0.0625, however great the difference."""
     a, b = means([10.0, 10.1, 9.9, 10.0, 10.2, 9.8]), means([0.0, 0.1, 0.0, 0.2, 0.0, 0.1])
     assert paired(means([10.0, 10.1, 9.9, 10.0, 10.2]), means([0.0] * 5))["p_value"] == 0.0625
@@ -105,11 +95,11 @@ def test_fewer_units_than_ranks_can_tell_are_never_said_to_be_enough() -> None:
         ([2.0], [1.0]),
     ],
 )
-def test_where_no_number_of_units_follows_there_is_none(a: list[float], b: list[float]) -> None:
+def test_where_no_number_of_units_follows_there_is_none(a, b):
     assert paired(means(a), means(b))["units_for_power_80"] is None
 
 
-def test_what_is_no_mean_over_units_is_tested_as_its_interval_says() -> None:
+def test_what_is_no_mean_over_units_is_tested_as_its_interval_says():
     """The t-test of the pseudo-values' differences: below 0.05 where the interval leaves 0 out."""
     rng = np.random.default_rng(5)
     for shift in (0.0, 0.2, 0.5, 1.0):
@@ -120,7 +110,7 @@ def test_what_is_no_mean_over_units_is_tested_as_its_interval_says() -> None:
         assert (result["p_value"] < 0.05) == (not result["low"] <= 0.0 <= result["high"])
 
 
-def test_exchanging_the_cells_turns_the_signs() -> None:
+def test_exchanging_the_cells_turns_the_signs():
     a, b = means([1.0, 4.0, 2.0, 8.0]), means([2.0, 3.0, 1.0, 1.0])
     one, other = paired(a, b), paired(b, a)
     assert other["difference"] == -one["difference"]
@@ -129,14 +119,14 @@ def test_exchanging_the_cells_turns_the_signs() -> None:
     assert other["win_rate"] == 1.0 - one["win_rate"]
 
 
-def test_only_shared_units_are_compared() -> None:
+def test_only_shared_units_are_compared():
     """The baseline alone has a prompt d, which is easy: it must not count against the cell."""
     a, b = means([1.0, 2.0, 4.0], "abc"), means([0.5, 1.5, 3.0, 90.0], "abcd")
     assert paired(a, b) == pytest.approx(paired(a, means([0.5, 1.5, 3.0], "abc")))
     assert paired(a, b)["difference"] == pytest.approx(2.0 / 3, abs=1e-12)
 
 
-def test_units_are_paired_by_name_and_not_by_place() -> None:
+def test_units_are_paired_by_name_and_not_by_place():
     a = means([1.0, 2.0, 4.0], "abc")
     expected = paired(a, means([0.5, 1.5, 3.0], "abc"))
     assert paired(a, means([3.0, 0.5, 1.5], "cab")) == pytest.approx(expected)
@@ -151,13 +141,13 @@ def test_units_are_paired_by_name_and_not_by_place() -> None:
         (means([], ""), means([1.0, 2.0], "ab"), 0),
     ],
 )
-def test_fewer_than_two_shared_units_have_no_test(a: Estimate, b: Estimate, n: int) -> None:
+def test_fewer_than_two_shared_units_have_no_test(a, b, n):
     result = paired(a, b)
     assert result["n_units"] == n
     assert all(np.isnan(result[name]) for name in ("low", "high", "p_value", "win_rate"))
 
 
-def test_a_unit_that_is_not_finite_leaves_no_test() -> None:
+def test_a_unit_that_is_not_finite_leaves_no_test():
     """Such as the leave-one-out values of a diversity of two images."""
     a = Estimate(0.5, np.full(2, np.nan), (1, 2))
     result = paired(a, means([0.2, 0.4], (1, 2)))
@@ -165,14 +155,14 @@ def test_a_unit_that_is_not_finite_leaves_no_test() -> None:
     assert all(np.isnan(result[name]) for name in ("low", "high", "p_value", "win_rate"))
 
 
-def test_holm_by_hand() -> None:
+def test_holm_by_hand():
     """Sorted: .01·4 = .04, .02·3 = .06, .03·2 = .06, .2·1 = .2."""
     assert holm(np.array([0.03, 0.01, 0.2, 0.02])) == pytest.approx([0.06, 0.04, 0.2, 0.06])
     # .01·3 = .03; .04·2 = .08; .045·1 = .045, but not below the one before: .08.
     assert holm(np.array([0.045, 0.04, 0.01])) == pytest.approx([0.08, 0.08, 0.03])
 
 
-def test_holm_is_monotone_and_at_most_one() -> None:
+def test_holm_is_monotone_and_at_most_one():
     p = np.random.default_rng(0).uniform(size=50)
     corrected = holm(p)
     order = np.argsort(p)
@@ -182,7 +172,7 @@ def test_holm_is_monotone_and_at_most_one() -> None:
     assert corrected[order[0]] == pytest.approx(min(1.0, 50 * p.min()))
 
 
-def test_holm_does_not_count_what_has_no_p_value() -> None:
+def test_holm_does_not_count_what_has_no_p_value():
     corrected = holm(np.array([np.nan, 0.01, np.nan, 0.02]))
     assert corrected[[1, 3]] == pytest.approx([0.02, 0.02])
     assert np.isnan(corrected[[0, 2]]).all()

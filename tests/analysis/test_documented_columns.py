@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,7 @@ ONLY_SOMETIMES = ("<score>_expected", "<metric>_published")
 
 
 @pytest.fixture
-def run(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
-) -> tuple[Plan, RunFolder]:
+def run(write_benchmark, benchmark_data, tmp_path) -> tuple[Plan, RunFolder]:
     """A run of two methods and a sweep, with one image missing and one unscored."""
     data = benchmark_data | {"methods": METHODS, "sweep": {"lora_scale": [0.5, 1.0]}}
     data |= {"diversity": EXTRA, "diversity_reference": "CFG", "seeds": {"start": 3, "count": 7}}
@@ -86,9 +83,7 @@ def type_of(values: pd.Series[Any]) -> str:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_documented_columns_and_types_are_those_of_the_files(
-    run: tuple[Plan, RunFolder], file: str
-) -> None:
+def test_the_documented_columns_and_types_are_those_of_the_files(run, file):
     plan, folder = run
     path = folder.path / file
     frame = pd.read_parquet(path) if file.endswith("parquet") else pd.read_csv(path)
@@ -107,7 +102,7 @@ def test_the_documented_columns_and_types_are_those_of_the_files(
     }
 
 
-def test_csv_and_parquet_have_the_same_values(run: tuple[Plan, RunFolder]) -> None:
+def test_csv_and_parquet_have_the_same_values(run):
     _, folder = run
     parquet, csv = pd.read_parquet(folder.table("parquet")), pd.read_csv(folder.table("csv"))
     assert list(parquet) == list(csv)

@@ -29,7 +29,7 @@ def sample(seed: int, n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("n", [2, 3, 30])
-def test_the_interval_of_a_mean_is_the_t_interval(n: int) -> None:
+def test_the_interval_of_a_mean_is_the_t_interval(n):
     x = sample(n, n)
     estimate = mean_estimate(x, range(n))
     expected = stats.t.interval(0.95, n - 1, loc=x.mean(), scale=stats.sem(x))
@@ -39,7 +39,7 @@ def test_the_interval_of_a_mean_is_the_t_interval(n: int) -> None:
     assert error == pytest.approx(x.std(ddof=1) / np.sqrt(n), rel=1e-12)
 
 
-def test_the_pseudo_values_of_a_mean_are_its_values() -> None:
+def test_the_pseudo_values_of_a_mean_are_its_values():
     x = sample(1, 9)
     names = [f"prompt {i}" for i in range(9)]
     pseudo = mean_estimate(x, names).pseudo_values()
@@ -47,14 +47,14 @@ def test_the_pseudo_values_of_a_mean_are_its_values() -> None:
     assert list(pseudo.values()) == pytest.approx(x, abs=1e-12)
 
 
-def test_a_unit_without_a_value_is_left_out() -> None:
+def test_a_unit_without_a_value_is_left_out():
     with_gap = mean_estimate([1.0, np.nan, 4.0, 7.0], "abcd")
     assert with_gap.units == ("a", "c", "d")
     assert with_gap.value == 4.0
     assert with_gap.interval() == mean_estimate([1.0, 4.0, 7.0], "acd").interval()
 
 
-def test_too_few_units_have_no_interval() -> None:
+def test_too_few_units_have_no_interval():
     for empty in (mean_estimate([np.nan, np.nan], "ab"), mean_estimate([], "")):
         assert np.isnan(empty.value)
         assert empty.units == ()
@@ -65,7 +65,7 @@ def test_too_few_units_have_no_interval() -> None:
     assert np.isnan(Estimate(1.0, np.array([1.0, np.nan, 1.0]), (1, 2, 3)).interval()).all()
 
 
-def test_a_ratio_is_the_mean_over_images_of_unequal_units() -> None:
+def test_a_ratio_is_the_mean_over_images_of_unequal_units():
     units = [np.array([5.0]), np.array([1.0, 2.0, 3.0]), np.array([]), np.array([4.0, 0.0])]
     sums, counts = [u.sum() for u in units], [len(u) for u in units]
     estimate = ratio_estimate(sums, counts, "abcd")
@@ -77,7 +77,7 @@ def test_a_ratio_is_the_mean_over_images_of_unequal_units() -> None:
     assert estimate.leave_one_out == pytest.approx([w.mean() for w in without], abs=1e-12)
 
 
-def test_a_product_has_the_units_of_both_factors() -> None:
+def test_a_product_has_the_units_of_both_factors():
     a, b = mean_estimate([1.0, 3.0], "pq"), mean_estimate([4.0, 6.0, 8.0], "qrs")
     product = product_estimate(a, b)
     assert product.units == ("p", "q", "r", "s")
@@ -143,9 +143,7 @@ def estimates(images: pd.DataFrame, features: CellFeatures) -> dict[str, Estimat
     [(SIZES, "prompt"), ({"castle": 5}, "seed"), ({"fox": 4}, "seed")],
     ids=["several prompts", "one prompt, one image without features", "one prompt, one unscored"],
 )
-def test_every_estimate_equals_recomputation_without_each_unit(
-    sizes: dict[str, int], column: str
-) -> None:
+def test_every_estimate_equals_recomputation_without_each_unit(sizes, column):
     images, features = cell(sizes)
     whole = measured(images, features)
     for metric, estimate in estimates(images, features).items():
@@ -155,7 +153,7 @@ def test_every_estimate_equals_recomputation_without_each_unit(
         assert estimate.leave_one_out == pytest.approx(without, abs=1e-10), metric
 
 
-def test_only_contributing_units_are_listed() -> None:
+def test_only_contributing_units_are_listed():
     found = estimates(*cell(SIZES))
     assert found["diversity"].units == ("castle", "fox", "boat")
     assert found["pc"].units == ("castle", "fox", "hill")
@@ -165,14 +163,14 @@ def test_only_contributing_units_are_listed() -> None:
     assert one["pc"].units == (0, 1, 2, 3, 4)
 
 
-def test_the_product_is_the_product_of_the_cell_means() -> None:
+def test_the_product_is_the_product_of_the_cell_means():
     found = estimates(*cell(SIZES))
     expected = found["diversity"].value * found["pc"].value
     assert found["div_pc"].value == pytest.approx(expected, abs=1e-15)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_one_prompt_with_too_few_images_has_no_interval(count: int) -> None:
+def test_one_prompt_with_too_few_images_has_no_interval(count):
     found = estimates(*cell({"fox": count}))
     assert np.isnan(found["diversity"].interval()).all()
     assert np.isnan(found["div_pc"].interval()).all()
@@ -180,7 +178,7 @@ def test_one_prompt_with_too_few_images_has_no_interval(count: int) -> None:
     assert np.isnan(found["diversity"].value) == (count == 1)
 
 
-def test_the_prompt_mean_of_products_is_the_mean_over_prompts() -> None:
+def test_the_prompt_mean_of_products_is_the_mean_over_prompts():
     images, features = cell(SIZES)
     prompts = prompt_diversities(images, {"M--X": features})
     vectors = dict(zip(features.ids, features.matrix, strict=True))
@@ -193,14 +191,14 @@ def test_the_prompt_mean_of_products_is_the_mean_over_prompts() -> None:
     assert found == {"div_pc_prompt_mean": pytest.approx(np.mean(products), abs=1e-12)}
 
 
-def test_one_prompt_has_no_prompt_mean() -> None:
+def test_one_prompt_has_no_prompt_mean():
     images, features = cell({"fox": 4})
     prompts = prompt_diversities(images, {"M--X": features})
     assert np.isnan(prompt_mean_products(images, prompts, ["pc"])["div_pc_prompt_mean"])
 
 
 @pytest.mark.parametrize("scale", ["logit", "log"])
-def test_an_interval_is_computed_on_its_scale(scale: str) -> None:
+def test_an_interval_is_computed_on_its_scale(scale):
     """If a value is outside the domain of the scale, the plain interval is used."""
     there = {"logit": special.logit, "log": np.log}[scale]
     back = {"logit": special.expit, "log": np.exp}[scale]
@@ -217,7 +215,7 @@ def test_an_interval_is_computed_on_its_scale(scale: str) -> None:
     assert replace(outside, scale=scale).interval() == outside.interval()
 
 
-def test_means_over_units_are_marked() -> None:
+def test_means_over_units_are_marked():
     assert mean_estimate([1.0, 2.0, np.nan], "abc").is_mean
     assert ratio_estimate([2.0, 4.0], [2, 2], "ab").is_mean
     assert not ratio_estimate([2.0, 4.0], [2, 3], "ab").is_mean

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shlex
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,8 +25,6 @@ from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import read_jsonl, sha256_file, write_jsonl
 from autolora_eval.analysis.explain import Explanation, explain, print_explanation
 from autolora_eval.cli import app
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder, open_run
 
 CELL = "A--AutoLoRA"
@@ -45,11 +40,9 @@ def score(place: Place) -> dict[str, float] | str:
 
 
 @pytest.fixture
-def folder(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
-) -> RunFolder:
+def folder(planned, benchmark_data, tmp_path) -> RunFolder:
     """Two cells, three prompts, two seeds; one image is unscored, another is missing."""
-    plan = make_plan(load_benchmark(write_benchmark(benchmark_data)))
+    plan = planned()
     folder = RunFolder(tmp_path / "run")
     write_images(plan, folder, [MISSING])
     write_features(plan, folder, vector)
@@ -70,7 +63,7 @@ def text(explanation: Explanation, title: str) -> str | None:
     return next(s.text for s in explanation.sections if s.title == title)
 
 
-def test_every_metric_of_every_cell_is_recomputed_from_the_files(folder: RunFolder) -> None:
+def test_every_metric_of_every_cell_is_recomputed_from_the_files(folder):
     table = open_run(folder.path).table.set_index("cell")
     for cell in table.index:
         metrics = {row["metric"]: row for row in rows(explain(folder.path, cell), "Metrics")}
@@ -81,9 +74,7 @@ def test_every_metric_of_every_cell_is_recomputed_from_the_files(folder: RunFold
 
 
 @pytest.mark.parametrize("changed", [["pc", "div_pc"], ["diversity"]])
-def test_a_table_value_that_the_files_do_not_give_is_reported(
-    folder: RunFolder, changed: list[str]
-) -> None:
+def test_a_table_value_that_the_files_do_not_give_is_reported(folder, changed):
     path = folder.table("parquet")
     table = pd.read_parquet(path)
     table.loc[table["cell"] == CELL, changed] += 0.01
@@ -96,7 +87,7 @@ def test_a_table_value_that_the_files_do_not_give_is_reported(
     assert different == changed
 
 
-def test_missing_images_and_scores_are_shown_with_their_reason(folder: RunFolder) -> None:
+def test_missing_images_and_scores_are_shown_with_their_reason(folder):
     prompts = {row["index"]: row for row in rows(explain(folder.path, CELL), "Prompts")}
     assert prompts["1"]["unscored"] == "1"
     assert prompts["2"]["diversity"] == "undefined: needs at least two images, has 1"
@@ -109,7 +100,7 @@ def test_missing_images_and_scores_are_shown_with_their_reason(folder: RunFolder
     assert values(unscored, "Judge reply")["scores"] == "none"
 
 
-def test_an_image_that_changed_after_scoring_is_reported(folder: RunFolder) -> None:
+def test_an_image_that_changed_after_scoring_is_reported(folder):
     file = folder.path / open_run(folder.path).scores.query("cell == @CELL")["file"].iloc[0]
     before = values(explain(folder.path, CELL, "0", 3), "Summary")
     assert before["now"] == "unchanged, 16 × 16 pixels"
@@ -119,7 +110,7 @@ def test_an_image_that_changed_after_scoring_is_reported(folder: RunFolder) -> N
     assert after["now"] == "changed since it was scored"
 
 
-def test_the_reply_and_the_question_are_quoted(folder: RunFolder) -> None:
+def test_the_reply_and_the_question_are_quoted(folder):
     explanation = explain(folder.path, CELL, "a dog", 4)
     assert json.loads(text(explanation, "Text of the reply") or "") == score((CELL, 1, 4))
     assert values(explanation, "Judge reply")["model"] == "someone"
@@ -127,7 +118,7 @@ def test_the_reply_and_the_question_are_quoted(folder: RunFolder) -> None:
     assert question == "Look:[image]Does it show a dog?"
 
 
-def test_neighbours_are_ranked_by_the_cosine_of_their_features(folder: RunFolder) -> None:
+def test_neighbours_are_ranked_by_the_cosine_of_their_features(folder):
     here, other, twin = (vector(p) for p in ((CELL, 0, 3), (CELL, 0, 4), ("A--CFG", 0, 3)))
 
     def cosine(a: np.ndarray, b: np.ndarray) -> str:
@@ -141,7 +132,7 @@ def test_neighbours_are_ranked_by_the_cosine_of_their_features(folder: RunFolder
 
 
 @pytest.mark.parametrize("selector", [CELL, "AutoLoRA"])
-def test_a_cell_is_selected_by_id_or_method(folder: RunFolder, selector: str) -> None:
+def test_a_cell_is_selected_by_id_or_method(folder, selector):
     assert explain(folder.path, selector).title.endswith(f"({CELL})")
 
 
@@ -155,15 +146,13 @@ def test_a_cell_is_selected_by_id_or_method(folder: RunFolder, selector: str) ->
         ((CELL, "0", 7), "no image with seed 7. Its 2 seeds are between 3 and 4."),
     ],
 )
-def test_a_selector_without_a_match_is_a_usage_error(
-    folder: RunFolder, selectors: tuple[str, str | None, int | None], message: str
-) -> None:
+def test_a_selector_without_a_match_is_a_usage_error(folder, selectors, message):
     with pytest.raises(UsageError) as raised:
         explain(folder.path, *selectors)
     assert message in str(raised.value)
 
 
-def test_a_method_with_several_cells_is_a_usage_error(folder: RunFolder) -> None:
+def test_a_method_with_several_cells_is_a_usage_error(folder):
     path = folder.table("parquet")
     pd.read_parquet(path).assign(method="CFG").to_parquet(path)
     accept_tables(folder)
@@ -171,13 +160,13 @@ def test_a_method_with_several_cells_is_a_usage_error(folder: RunFolder) -> None
         explain(folder.path, "CFG")
 
 
-def test_the_command_prints_the_same_as_data(folder: RunFolder) -> None:
+def test_the_command_prints_the_same_as_data(folder):
     result = CliRunner().invoke(app, ["explain", str(folder.path), CELL, "1", "4", "--json"])
     assert result.exit_code == 0
     assert json.loads(result.output) == explain(folder.path, CELL, "1", 4).as_data()
 
 
-def test_foreign_texts_cannot_control_the_terminal(folder: RunFolder) -> None:
+def test_foreign_texts_cannot_control_the_terminal(folder):
     hostile = "\x1b[31m[bold]red[/]\x07\u202e"
     rubric = json.loads(folder.manifest.read_text(encoding="utf-8"))["rubric"]
     folder.update_manifest(rubric=rubric | {"text": f"{hostile} <I> <P>"})
@@ -193,21 +182,21 @@ def test_foreign_texts_cannot_control_the_terminal(folder: RunFolder) -> None:
         assert not {"\x1b", "\x07", "\u202e"} & set(shown)
 
 
-def test_the_next_command_is_quoted_for_a_shell(folder: RunFolder) -> None:
+def test_the_next_command_is_quoted_for_a_shell(folder):
     odd = folder.path.rename(folder.path.with_name("my run; $(echo x)"))
     command = ["autolora-eval", "explain", str(odd), CELL, "0"]
     assert shlex.split(explain(odd, CELL).next_command) == command
     assert shlex.split(explain(odd, CELL, "0").next_command) == [*command, "3"]
 
 
-def test_a_broken_feature_file_is_an_error_that_names_the_next_step(folder: RunFolder) -> None:
+def test_a_broken_feature_file_is_an_error_that_names_the_next_step(folder):
     folder.features(CELL).write_bytes(b"torn")
     message = r"Cannot read features from '.*AutoLoRA\.safetensors'.*autolora-eval score"
     with pytest.raises(AutoLoRAEvalError, match=message):
         explain(folder.path, CELL)
 
 
-def test_an_imported_image_names_its_source(folder: RunFolder) -> None:
+def test_an_imported_image_names_its_source(folder):
     imported = [
         {**row, "source": "theirs/3.png", "source_sha256": "5" * 64}
         for row in read_jsonl(folder.metadata(CELL))

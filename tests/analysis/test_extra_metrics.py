@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ from autolora_eval._pipeline import compare
 from autolora_eval.analysis.cell_estimates import MAX_GROUPS
 from autolora_eval.analysis.estimates import t_interval
 from autolora_eval.analysis.explain import explain
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder, open_run
 from autolora_eval.scoring.diversity_metric import METRICS
@@ -38,26 +36,13 @@ EXTRA = ["vendi", "mean_distance"]
 VENDI = METRICS.find("vendi")
 
 
-@pytest.fixture
-def make(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
-) -> Callable[..., tuple[Plan, RunFolder]]:
-    """A function that returns the plan and the run folder of a benchmark with changes."""
-
-    def run(name: str, **changes: Any) -> tuple[Plan, RunFolder]:
-        plan = make_plan(load_benchmark(write_benchmark(benchmark_data | changes)))
-        return plan, RunFolder(tmp_path / name)
-
-    return run
-
-
 def values(cell: str, prompt: int, seeds: list[int], lost: tuple[int, ...] = ()) -> float:
     found = VENDI(np.stack([vector((cell, prompt, seed)) for seed in seeds if seed not in lost]))
     assert found.value is not None
     return found.value
 
 
-def test_a_cells_value_is_the_mean_over_prompts_with_a_jackknife_interval(make) -> None:
+def test_a_cells_value_is_the_mean_over_prompts_with_a_jackknife_interval(make):
     plan, folder = make("run", diversity=EXTRA)
     run = open_run(scored(plan, folder).path)
     seeds = list(plan.benchmark.spec.seeds.values())
@@ -72,7 +57,7 @@ def test_a_cells_value_is_the_mean_over_prompts_with_a_jackknife_interval(make) 
         assert own["vendi_reason"].isna().all()
 
 
-def test_they_are_in_comparisons_tables_and_manifest_and_in_no_product(make) -> None:
+def test_they_are_in_comparisons_tables_and_manifest_and_in_no_product(make):
     plan, folder = make("run", diversity=EXTRA)
     run = open_run(scored(plan, folder).path)
     measured = ["diversity", "pc", "div_pc", *EXTRA]
@@ -91,7 +76,7 @@ def test_they_are_in_comparisons_tables_and_manifest_and_in_no_product(make) -> 
     assert given["vendi"].high is None
 
 
-def test_they_change_no_other_column(make) -> None:
+def test_they_change_no_other_column(make):
     """The other columns have the same order and the same text."""
     with_them = scored(*make("with", diversity=EXTRA))
     without = scored(*make("without"))
@@ -125,7 +110,7 @@ def of_one_prompt(make, count: int, lost: tuple[int, ...]) -> tuple[Plan, RunFol
     return plan, folder
 
 
-def test_with_one_prompt_the_jackknife_leaves_out_each_seed(make) -> None:
+def test_with_one_prompt_the_jackknife_leaves_out_each_seed(make):
     _, folder = of_one_prompt(make, 6, lost=(4,))
     seeds = [3, 5, 6, 7, 8]
     run = open_run(folder.path)
@@ -139,7 +124,7 @@ def test_with_one_prompt_the_jackknife_leaves_out_each_seed(make) -> None:
     assert (compared["unit"], compared["n_units"]) == ("seed", 5)
 
 
-def test_with_many_seeds_the_jackknife_leaves_out_groups(make) -> None:
+def test_with_many_seeds_the_jackknife_leaves_out_groups(make):
     count = 2 * MAX_GROUPS + 3
     lost = (3, 3 + MAX_GROUPS, 3 + 2 * MAX_GROUPS, 10)  # all of one group, and a part of another
     plan, folder = of_one_prompt(make, count, lost)
@@ -158,7 +143,7 @@ def test_with_many_seeds_the_jackknife_leaves_out_groups(make) -> None:
     assert math.isfinite(vendi["p_value"])
 
 
-def test_an_undefined_value_has_a_reason(make) -> None:
+def test_an_undefined_value_has_a_reason(make):
     _, folder = of_one_prompt(make, 2, lost=(4,))
     run = open_run(folder.path)
     assert run.table[[*EXTRA, "vendi_low", "vendi_high"]].isna().all(axis=None)
@@ -166,7 +151,7 @@ def test_an_undefined_value_has_a_reason(make) -> None:
     assert "needs at least 2 images, has 1" in folder.table("md").read_text(encoding="utf-8")
 
 
-def test_a_published_value_has_its_own_column(make, workplace: Path) -> None:
+def test_a_published_value_has_its_own_column(make, workplace):
     (workplace / "published.csv").write_text("method,vendi\nCFG,1.75\n")
     run = open_run(scored(*make("run", diversity=["vendi"], published="published.csv")).path)
     assert run.table.set_index("method")["vendi_published"].to_dict()["CFG"] == 1.75
@@ -178,7 +163,7 @@ def recomputed(folder: RunFolder, cell: str) -> dict[str, dict[str, str]]:
     return {row["metric"]: row for row in section.rows}
 
 
-def test_explain_recomputes_them_and_names_their_source(make) -> None:
+def test_explain_recomputes_them_and_names_their_source(make):
     folder = scored(*make("run", diversity=EXTRA))
     found = recomputed(folder, "A--AutoLoRA")
     assert all(found[name]["recomputed from the files"].endswith(", same") for name in EXTRA)
@@ -194,9 +179,7 @@ def test_explain_recomputes_them_and_names_their_source(make) -> None:
     assert summary["vendi"] == f"{values('A--AutoLoRA', 0, [3, 4]):.4f}"
 
 
-def test_explain_does_not_import_code_beside_the_run(
-    make, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_explain_does_not_import_code_beside_the_run(make, workplace, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (workplace / "lying_about.py").write_text(
         "from dataclasses import replace\n"
@@ -212,7 +195,7 @@ def test_explain_does_not_import_code_beside_the_run(
     assert "lying_about" not in sys.modules
 
 
-def test_the_report_shows_them_and_why_one_is_undefined(make) -> None:
+def test_the_report_shows_them_and_why_one_is_undefined(make):
     """In the HTML report with all figures."""
     plan, folder = make("run", diversity=EXTRA)
     write_manifest(plan, folder)
@@ -228,9 +211,7 @@ def test_the_report_shows_them_and_why_one_is_undefined(make) -> None:
     assert len(list(folder.figures.glob("*.svg"))) >= 3
 
 
-def test_a_comparison_of_runs_keeps_the_metrics_of_all_runs(
-    make, tmp_path: Path, benchmark_data
-) -> None:
+def test_a_comparison_of_runs_keeps_the_metrics_of_all_runs(make, tmp_path, benchmark_data):
     folders = []
     for name, metrics in (("CFG", EXTRA), ("AutoLoRA", ["vendi"])):
         methods = {name: benchmark_data["methods"][name]}
@@ -246,9 +227,7 @@ def test_a_comparison_of_runs_keeps_the_metrics_of_all_runs(
     assert list(joint.manifest.diversity_metrics) == ["vendi"]
 
 
-def test_the_metric_of_the_documentation_works(
-    make, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_metric_of_the_documentation_works(make, workplace, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     page = (Path(__file__).parents[2] / "docs" / "how_to" / "diversity_metric.md").read_text(
         encoding="utf-8"
@@ -261,7 +240,7 @@ def test_the_metric_of_the_documentation_works(
         assert row["widest"] == pytest.approx(float(np.linalg.norm(a - b)), rel=1e-6)
 
 
-def test_the_documentation_lists_the_shipped_metrics() -> None:
+def test_the_documentation_lists_the_shipped_metrics():
     page = DOCUMENT.read_text(encoding="utf-8")
     for name in EXTRA:
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))

@@ -50,13 +50,13 @@ def refused(tmp_path: Path, content: str | bytes) -> list[str]:
         f"file,cell,seed,prompt,pc\n{FILE},,,,3.5\n",
     ],
 )
-def test_an_image_is_named_by_its_file_or_by_its_parts(tmp_path: Path, content: str) -> None:
+def test_an_image_is_named_by_its_file_or_by_its_parts(tmp_path, content):
     found = read(tmp_path, content)
     assert found[IMAGE].tolist() == [0]
     assert found["pc"].tolist() == [3.5]
 
 
-def test_every_image_is_found_by_either_name(tmp_path: Path) -> None:
+def test_every_image_is_found_by_either_name(tmp_path):
     by_file = IMAGES[["file"]].assign(pc=1.0)
     by_parts = IMAGES[["cell", "prompt", "seed"]].assign(pc=1.0)
     for frame in (by_file, by_parts):
@@ -64,7 +64,7 @@ def test_every_image_is_found_by_either_name(tmp_path: Path) -> None:
         assert found[IMAGE].tolist() == list(range(len(IMAGES)))
 
 
-def test_empty_fields_are_missing_and_not_zero(tmp_path: Path) -> None:
+def test_empty_fields_are_missing_and_not_zero(tmp_path):
     other = FILE.replace("0.png", "1.png")
     found = read(tmp_path, f"file,rater,sa,pc\n{FILE},ann,,0\n{FILE},bob,3,\n{other},ann,,\n")
     assert found[RATER].tolist() == ["ann", "bob", "ann"]
@@ -122,22 +122,17 @@ def test_empty_fields_are_missing_and_not_zero(tmp_path: Path) -> None:
         ("file,pc\n", "human.csv: contains no ratings"),
         ("file,rater,pc\nx,Zoë,3\n".encode("latin-1"), "human.csv: not UTF-8 (byte 0xeb). Save"),
         (f"file,pc\n{FILE},3\n".encode("utf-16"), "human.csv: not UTF-8 (byte 0xff)."),
-        (
-            "file,pc\n\x1b[31mred\x1b[0m,3\n",
-            "human.csv:2: the run has no image '\ufffd[31m",
-        ),
+        ("file,pc\n\x1b[31mred\x1b[0m,3\n", "human.csv:2: the run has no image '\ufffd[31m"),
     ],
 )
-def test_a_problem_is_reported_with_its_line(
-    tmp_path: Path, content: str | bytes, message: str
-) -> None:
+def test_a_problem_is_reported_with_its_line(tmp_path, content, message):
     lines = refused(tmp_path, content)
     assert len(lines) == 1
     assert lines[0].startswith(message)
     assert "\x1b" not in lines[0]
 
 
-def test_at_most_ten_problems_are_reported(tmp_path: Path) -> None:
+def test_at_most_ten_problems_are_reported(tmp_path):
     lines = refused(tmp_path, f"file,pc,sa\n{FILE},9,9\nx.png,a,2\n")
     assert [line.split(":")[1] for line in lines] == ["2", "2", "3", "3"]
     many = refused(tmp_path, "file,pc\n" + "x.png,3\n" * 30)
@@ -146,7 +141,7 @@ def test_at_most_ten_problems_are_reported(tmp_path: Path) -> None:
     assert many[10] == "Further lines were not checked."
 
 
-def test_a_missing_file_and_a_folder_are_usage_errors(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_usage_errors(tmp_path):
     with pytest.raises(UsageError, match=r"Cannot read '.*none\.csv': No such file"):
         read_ratings(tmp_path / "none.csv", IMAGES, SCORES)
     with pytest.raises(UsageError, match=r"Cannot read '"):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 from scored_run import scored
 
 from autolora_eval.analysis import tables
@@ -26,7 +23,7 @@ from autolora_eval.runs.folder import RunFolder
 SCALES = [round(0.1 * n, 1) for n in range(1, 5)]
 
 
-def test_tables_of_cells_become_the_table_of_their_rows() -> None:
+def test_tables_of_cells_become_the_table_of_their_rows():
     """Whatever a cell lacks: a parameter, every number, every text."""
     common = {"prompt": "a", "nothing": None}
     parts = [
@@ -40,11 +37,8 @@ def test_tables_of_cells_become_the_table_of_their_rows() -> None:
 
 
 def test_the_features_of_few_cells_are_in_memory_at_a_time(
-    tmp_path: Path,
-    write_benchmark: Callable[[object], Path],
-    benchmark_data: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tmp_path, write_benchmark, benchmark_data, monkeypatch
+):
     data = benchmark_data | {"sweep": {"lora_scale": SCALES}}
     plan, folder = make_plan(load_benchmark(write_benchmark(data))), RunFolder(tmp_path / "run")
     read, alive, original = [], [], tables.scored_features
@@ -62,7 +56,7 @@ def test_the_features_of_few_cells_are_in_memory_at_a_time(
     assert max(alive) <= 3  # the cell's, its reference's, and those that are about to leave
 
 
-def test_many_images_have_an_interval_of_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_have_an_interval_of_alpha(monkeypatch):
     """Without each of 200,000 images anew: this would take hours."""
     rng = np.random.default_rng(0)
     first = rng.integers(0, 6, 200_000).astype(np.float64)

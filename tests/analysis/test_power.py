@@ -15,23 +15,13 @@ from autolora_eval.analysis.comparisons import units_needed, units_needed_by_ran
     # effects are Cohen's (1988) small, medium and large.
     [(0.2, 0.8, 199), (0.5, 0.8, 34), (0.8, 0.8, 15), (0.2, 0.95, 327), (0.5, 0.95, 54)],
 )
-def test_sample_sizes_equal_those_of_gpower(effect: float, power: float, n: int) -> None:
+def test_sample_sizes_equal_those_of_gpower(effect, power, n):
     assert units_needed(effect, 1.0, power) == n
     assert units_needed(-effect * 7.0, 7.0, power) == n
 
 
-@pytest.mark.parametrize("effect", [0.4, 1.0, 2.0])
-def test_the_t_test_has_the_power_and_one_unit_fewer_lacks_it(effect: float) -> None:
-    """The margin of 0.01 is 3.5 standard errors of the power of 20,000 simulated tests."""
-    n = units_needed(3.0 * effect, 3.0)
-    for pairs, is_enough in ((n, True), (n - 1, False)):
-        x = np.random.default_rng(pairs).normal(3.0 * effect, 3.0, (20_000, pairs))
-        found = float((stats.ttest_1samp(x, 0.0, axis=1).pvalue < 0.05).mean())
-        assert found > 0.79 if is_enough else found < 0.81, (pairs, found)
-
-
 @pytest.mark.parametrize("effect", [0.4, 0.8, 2.0])
-def test_the_rank_test_has_the_power(effect: float) -> None:
+def test_the_rank_test_has_the_power(effect):
     """The tolerance is four standard errors of the power of 5,000 simulated tests.
 
     With six pairs, the test is significant only if all signs agree.
@@ -44,7 +34,7 @@ def test_the_rank_test_has_the_power(effect: float) -> None:
     assert found == pytest.approx(expected, abs=4 * np.sqrt(0.8 * 0.2 / 5_000)), n
 
 
-def test_the_sample_size_falls_with_the_effect_and_meets_its_limit() -> None:
+def test_the_sample_size_falls_with_the_effect_and_meets_its_limit():
     """There is no gap where the exact count is replaced by the normal limit (0.027 to 0.03)."""
     effects = np.concatenate([np.geomspace(1e-8, 0.02, 20), np.linspace(0.026, 0.032, 60)])
     found = [units_needed(float(effect), 1.0) for effect in (*effects, 0.1, 1.0, 5.0, 1e3, 1e9)]
@@ -66,6 +56,6 @@ def test_the_sample_size_falls_with_the_effect_and_meets_its_limit() -> None:
         ((1.0, 1.0, 0.05, 0.05), "alpha 0.05"),
     ],
 )
-def test_impossible_arguments_are_refused(arguments: tuple[float, ...], message: str) -> None:
+def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         units_needed(*arguments)

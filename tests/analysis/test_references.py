@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,7 @@ from autolora_eval._pipeline import compare
 from autolora_eval.analysis.estimates import t_interval
 from autolora_eval.analysis.explain import explain
 from autolora_eval.analysis.tables import reference_cells
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder, open_run
 
@@ -47,23 +45,12 @@ METRICS = {"diversity": ["a_reach.METRIC"], "diversity_reference": "CFG"}
 
 
 @pytest.fixture
-def make(
-    write_benchmark: Callable[[object], Path],
-    benchmark_data: dict[str, Any],
-    workplace: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., tuple[Plan, RunFolder]]:
-    """A function that returns plan and run folder of a benchmark with a metric of its own."""
+def make(make, workplace, monkeypatch) -> Callable[..., tuple[Plan, RunFolder]]:
+    """The same with a metric of its own."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "a_reach", raising=False)
     (workplace / "a_reach.py").write_text(REACH, encoding="utf-8")
-
-    def run(name: str, **changes: Any) -> tuple[Plan, RunFolder]:
-        plan = make_plan(load_benchmark(write_benchmark(benchmark_data | METRICS | changes)))
-        return plan, RunFolder(tmp_path / name)
-
-    return run
+    return lambda name, **sections: make(name, **(METRICS | sections))
 
 
 def reach(cell: str, reference: str, prompt: int, seeds: list[int], of: list[int]) -> float:
@@ -73,7 +60,7 @@ def reach(cell: str, reference: str, prompt: int, seeds: list[int], of: list[int
     return max(min(float(np.abs(a - b).sum()) for b in there) for a in here)
 
 
-def test_each_prompt_is_compared_with_the_references_images_of_that_prompt(make) -> None:
+def test_each_prompt_is_compared_with_the_references_images_of_that_prompt(make):
     run = open_run(scored(*make("run")).path)
     expected = [reach("A--AutoLoRA", "A--CFG", n, [3, 4], [3, 4]) for n in range(3)]
     own = run.diversity[run.diversity["cell"] == "A--AutoLoRA"]
@@ -83,7 +70,7 @@ def test_each_prompt_is_compared_with_the_references_images_of_that_prompt(make)
     assert run.manifest.diversity_metrics["a_reach.METRIC"].against_reference
 
 
-def test_the_reference_itself_has_no_value_with_a_reason(make) -> None:
+def test_the_reference_itself_has_no_value_with_a_reason(make):
     _, folder = make("run")
     scored(_, folder)
     run = open_run(folder.path)
@@ -99,7 +86,7 @@ def test_the_reference_itself_has_no_value_with_a_reason(make) -> None:
     assert "diversity reference" in page
 
 
-def test_with_one_prompt_the_jackknife_leaves_out_seeds_of_the_cell_only(make) -> None:
+def test_with_one_prompt_the_jackknife_leaves_out_seeds_of_the_cell_only(make):
     plan, folder = make("one", prompts=["a cat"], seeds={"start": 3, "count": 5})
     run = open_run(scored(plan, folder).path)
     seeds = list(range(3, 8))
@@ -113,7 +100,7 @@ def test_with_one_prompt_the_jackknife_leaves_out_seeds_of_the_cell_only(make) -
     assert (row["reach_low"], row["reach_high"]) == pytest.approx((max(0.0, low), high))
 
 
-def test_a_prompt_with_too_few_reference_images_has_no_value(make) -> None:
+def test_a_prompt_with_too_few_reference_images_has_no_value(make):
     plan, folder = make("run")
     write_manifest(plan, folder)
     write_images(plan, folder)
@@ -132,7 +119,7 @@ def test_a_prompt_with_too_few_reference_images_has_no_value(make) -> None:
     assert run.table.set_index("method")["reach"]["AutoLoRA"] == pytest.approx(np.mean(expected))
 
 
-def test_in_a_sweep_the_reference_has_the_same_parameters(make) -> None:
+def test_in_a_sweep_the_reference_has_the_same_parameters(make):
     plan, folder = make("run", sweep={"lora_scale": [0.5, 1.0], "autolora_scale": [1.5, 2.0]})
     found = reference_cells(manifest_of(plan, folder))
     assert found == {
@@ -157,14 +144,12 @@ def test_in_a_sweep_the_reference_has_the_same_parameters(make) -> None:
         ({"diversity_reference": "CGF"}, "there is no method 'CGF'. Did you mean 'CFG'?"),
     ],
 )
-def test_an_unknown_reference_is_a_usage_error(
-    make, problem, benchmark_data, changes, message
-) -> None:
+def test_an_unknown_reference_is_a_usage_error(make, problem, benchmark_data, changes, message):
     given = {key: value for key, value in (METRICS | changes).items() if value is not None}
     assert message in problem(benchmark_data | given)
 
 
-def test_a_comparison_of_runs_leaves_the_metric_out(make, benchmark_data, tmp_path: Path) -> None:
+def test_a_comparison_of_runs_leaves_the_metric_out(make, benchmark_data, tmp_path):
     folders = []
     for name in ("one", "two"):
         folder = scored(*make(name))
@@ -177,7 +162,7 @@ def test_a_comparison_of_runs_leaves_the_metric_out(make, benchmark_data, tmp_pa
     assert "reach" not in joint.table
 
 
-def test_explain_recomputes_it_from_the_files(make) -> None:
+def test_explain_recomputes_it_from_the_files(make):
     _, folder = make("run", diversity=["coverage"], seeds={"start": 0, "count": 7})
     scored(_, folder)
     for method, recomputed in (("AutoLoRA", ", same"), ("CFG", "–, same")):

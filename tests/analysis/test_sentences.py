@@ -5,14 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autolora_eval.analysis.sentences import (
-    DIVERSITY,
-    Metric,
-    metrics_of,
-    read_comparison,
-    round_up,
-    say,
-)
+from autolora_eval.analysis.sentences import DIVERSITY, metrics_of, read_comparison, round_up, say
 from autolora_eval.scoring.rubric import Score
 
 _, PC, DIV_PC = metrics_of({"pc": Score(key="prompt", display_name="Prompt correspondence")})
@@ -84,15 +77,13 @@ CASES = {
 
 
 @pytest.mark.parametrize(("metric", "found", "expected"), CASES.values(), ids=CASES)
-def test_the_sentence_of_a_comparison(
-    metric: Metric, found: dict[str, object], expected: str
-) -> None:
+def test_the_sentence_of_a_comparison(metric, found, expected):
     comparison = read_comparison(found, metric, "AutoLoRA", "CFG")
     assert say.sentence(comparison, "") == expected
     assert say.sentence(comparison, "SD3") == f"SD3: {expected}"
 
 
-def test_names_stay_on_one_line_and_are_never_template_code() -> None:
+def test_names_stay_on_one_line_and_are_never_template_code():
     comparison = read_comparison(row(0.1, 0.05, 0.2), DIVERSITY, "a\nb\x00{{ 7*7 }}", "CFG")
     text = say.sentence(comparison, "")
     assert text.startswith("a b\ufffd{{ 7*7 }} is more diverse than CFG by")
@@ -108,8 +99,8 @@ def test_names_stay_on_one_line_and_are_never_template_code() -> None:
     ],
 )
 def test_a_difference_is_significant_by_interval_and_corrected_p_value(
-    low: float, high: float, p: float, outcome: str, is_significant: bool
-) -> None:
+    low, high, p, outcome, is_significant
+):
     found = read_comparison(row(0.15, low, high, p_holm=p), DIVERSITY, "a", "b")
     assert (found.outcome, found.is_significant) == (outcome, is_significant)
 
@@ -117,5 +108,5 @@ def test_a_difference_is_significant_by_interval_and_corrected_p_value(
 @pytest.mark.parametrize(
     ("n", "rounded"), [(2, 2), (34, 34), (199, 200), (121, 130), (11201, 12000)]
 )
-def test_sample_sizes_are_rounded_up_to_two_significant_digits(n: int, rounded: int) -> None:
+def test_sample_sizes_are_rounded_up_to_two_significant_digits(n, rounded):
     assert round_up(n) == rounded

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -27,17 +26,11 @@ from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder, open_run
 from autolora_eval.runs.records import CellRecord
 
-METHODS = {
-    "LoRA": {"guider": "lora"},
-    "CFG": {"guider": "cfg"},
-    "AutoLoRA": {"guider": "autolora"},
-}
+METHODS = {"LoRA": {"guider": "lora"}, "CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
 
 
 @pytest.fixture
-def planned(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
-) -> Callable[..., Plan]:
+def planned(write_benchmark, benchmark_data) -> Callable[..., Plan]:
     """A function that plans a benchmark with a sweep."""
 
     def plan(sweep: object, **changes: object) -> Plan:
@@ -59,7 +52,7 @@ def compared(plan: Plan, baseline: str = "CFG") -> dict[str, str]:
     return {a.removeprefix("A--"): b.removeprefix("A--") for a, b in found.items()}
 
 
-def test_cells_are_compared_at_their_own_sweep_point(planned: Callable[..., Plan]) -> None:
+def test_cells_are_compared_at_their_own_sweep_point(planned):
     plan = planned({"lora_scale": [0.4, 1.0]})
     assert compared(plan) == {
         f"{method}--lora_scale={scale}": f"CFG--lora_scale={scale}"
@@ -68,9 +61,7 @@ def test_cells_are_compared_at_their_own_sweep_point(planned: Callable[..., Plan
     }
 
 
-def test_the_sentence_of_a_comparison_says_where_on_the_sweep_it_is(
-    planned: Callable[..., Plan], tmp_path: Path
-) -> None:
+def test_the_sentence_of_a_comparison_says_where_on_the_sweep_it_is(planned, tmp_path):
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0, 0.5]]})
     found = open_run(scored(plan, RunFolder(tmp_path)).path).comparisons
     assert (found["sentence"].str.len() > 0).all()
@@ -85,9 +76,7 @@ def test_the_sentence_of_a_comparison_says_where_on_the_sweep_it_is(
     assert "CFG (" not in message
 
 
-def test_a_baseline_without_the_parameter_is_the_same_for_all(
-    planned: Callable[..., Plan],
-) -> None:
+def test_a_baseline_without_the_parameter_is_the_same_for_all(planned):
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0, 0.5]]})
     assert compared(plan) == {
         f"LoRA--lora_scale={scale}": f"CFG--lora_scale={scale}" for scale in ("0.4", "1")
@@ -98,9 +87,7 @@ def test_a_baseline_without_the_parameter_is_the_same_for_all(
     }
 
 
-def test_a_cell_without_the_baselines_parameter_is_compared_with_none(
-    planned: Callable[..., Plan],
-) -> None:
+def test_a_cell_without_the_baselines_parameter_is_compared_with_none(planned):
     """LoRA has no CFG scale, so that no one of the baseline's is its own."""
     many = planned({"guidance_scale": [3.0, 5.0]})
     assert compared(many) == {
@@ -112,9 +99,7 @@ def test_a_cell_without_the_baselines_parameter_is_compared_with_none(
     }
 
 
-def test_models_are_not_compared_with_each_other(
-    planned: Callable[..., Plan], benchmark_data: dict[str, Any]
-) -> None:
+def test_models_are_not_compared_with_each_other(planned, benchmark_data):
     model = benchmark_data["models"]["A"]
     plan = planned({"lora_scale": [0.4]}, models={"A": model, "B": {**model, "guidance_scale": 2}})
     found = baseline_cells(records(plan), "CFG")
@@ -122,9 +107,7 @@ def test_models_are_not_compared_with_each_other(
     assert all(a.split("--")[0] == b.split("--")[0] for a, b in found.items())
 
 
-def test_the_difference_is_that_of_the_two_rows(
-    planned: Callable[..., Plan], tmp_path: Path
-) -> None:
+def test_the_difference_is_that_of_the_two_rows(planned, tmp_path):
     folder = scored(planned({"lora_scale": [0.4, 1.0]}), RunFolder(tmp_path / "run"))
     run = open_run(folder.path)
     table = run.table.set_index("cell")
@@ -140,7 +123,7 @@ def test_the_difference_is_that_of_the_two_rows(
 # Tables
 
 
-def test_parameters_are_columns(planned: Callable[..., Plan], tmp_path: Path) -> None:
+def test_parameters_are_columns(planned, tmp_path):
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     folder = scored(plan, RunFolder(tmp_path / "run"))
     table = pd.read_parquet(folder.table("parquet"))
@@ -161,9 +144,7 @@ def test_parameters_are_columns(planned: Callable[..., Plan], tmp_path: Path) ->
     ]
 
 
-def test_every_cell_has_a_name_of_its_own_in_the_report(
-    planned: Callable[..., Plan], tmp_path: Path
-) -> None:
+def test_every_cell_has_a_name_of_its_own_in_the_report(planned, tmp_path):
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     folder = scored(plan, RunFolder(tmp_path / "run"))
     write_report(folder)
@@ -177,7 +158,7 @@ def test_every_cell_has_a_name_of_its_own_in_the_report(
     assert "Next to a mark: its LoRA scale and interval." in html
 
 
-def test_one_swept_value_tells_nothing_apart(planned: Callable[..., Plan], tmp_path: Path) -> None:
+def test_one_swept_value_tells_nothing_apart(planned, tmp_path):
     folder = scored(planned({"lora_scale": [0.4]}), RunFolder(tmp_path / "run"))
     write_report(folder)
     html = folder.report_html.read_text(encoding="utf-8")
@@ -189,7 +170,7 @@ def test_one_swept_value_tells_nothing_apart(planned: Callable[..., Plan], tmp_p
 
 
 @pytest.fixture
-def beside(planned: Callable[..., Plan], workplace: Path) -> Callable[..., Plan]:
+def beside(planned, workplace) -> Callable[..., Plan]:
     """A function that plans a sweep with published values."""
 
     def plan(content: str, sweep: object, **changes: object) -> Plan:
@@ -199,9 +180,7 @@ def beside(planned: Callable[..., Plan], workplace: Path) -> Callable[..., Plan]
     return plan
 
 
-def test_published_values_stand_beside_their_own_point(
-    beside: Callable[..., Plan], tmp_path: Path
-) -> None:
+def test_published_values_stand_beside_their_own_point(beside, tmp_path):
     content = (
         "method,lora_scale,start,stop,pc\n"
         "CFG,0.4,,,1\nCFG,1,,,2\nAutoLoRA,0.4,0,1,3\nAutoLoRA,1.0,0.25,0.75,4\n"
@@ -223,7 +202,7 @@ def check_published(plan: Plan) -> None:
     read_published(plan.benchmark.published, planned_manifest(plan, RunFolder(Path("run"))))
 
 
-def test_one_published_value_is_not_that_of_a_whole_sweep(beside: Callable[..., Plan]) -> None:
+def test_one_published_value_is_not_that_of_a_whole_sweep(beside):
     plan = beside("method,pc\nCFG,1\n", {"lora_scale": [0.4, 1.0]})
     with pytest.raises(UsageError, match=r"no column 'lora_scale', so that one row would stand"):
         check_published(plan)
@@ -243,9 +222,7 @@ def test_one_published_value_is_not_that_of_a_whole_sweep(beside: Callable[..., 
         ("pixel_art", 4),
     ],
 )
-def test_the_papers_values_stand_beside_the_shipped_benchmarks(
-    tmp_path: Path, name: str, n_published: int
-) -> None:
+def test_the_papers_values_stand_beside_the_shipped_benchmarks(tmp_path, name, n_published):
     plan = make_plan(load_benchmark(name), 2, 2)
     folder = RunFolder(tmp_path / "run")
     table = pd.read_parquet(scored(plan, folder).table("parquet"))
@@ -267,7 +244,7 @@ def test_the_papers_values_stand_beside_the_shipped_benchmarks(
         assert row.get("autolora_scale", 1.5) == 1.5 or row["method"] in ("LoRA", "LoRA+CFG", "CFG")
 
 
-def test_the_published_tables_state_what_the_paper_varies() -> None:
+def test_the_published_tables_state_what_the_paper_varies():
     """Of Table 1, a CFG scale is stated where there is CFG, an AutoLoRA scale for AutoLoRA."""
     path = shipped_root() / "benchmarks" / "published" / "paper_table1.csv"
     with path.open(encoding="utf-8", newline="") as stream:
@@ -286,7 +263,7 @@ def test_the_published_tables_state_what_the_paper_varies() -> None:
 # Lines of figures
 
 
-def test_lines_join_what_differs_in_the_last_number_alone() -> None:
+def test_lines_join_what_differs_in_the_last_number_alone():
     cells = ["a", "b", "c", "d", "e"]
     table = pd.DataFrame({"cell": cells, "model": "m", "method": ["x"] * 4 + ["y"]})
     points = {
@@ -302,9 +279,7 @@ def test_lines_join_what_differs_in_the_last_number_alone() -> None:
     assert [len(line) for line in sweep_lines(table, intervals)] == [1, 1]
 
 
-def test_the_printed_table_fits_80_columns_whole(
-    planned: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_printed_table_fits_80_columns_whole(planned, tmp_path, monkeypatch):
     given = {"LoRA+CFG": {"guider": "cfg"}, "AutoLoRA+CFG": {"guider": "autolora"}}
     plan = planned(
         {"interval": [[0, 1], [0.25, 0.75]]},
@@ -326,9 +301,7 @@ def test_the_printed_table_fits_80_columns_whole(
     assert [line.split()[-1] for line in lines[:4]] == ["NFE", "20", "40", "30"]
 
 
-def test_the_report_tells_a_sweeps_settings_in_one_line(
-    planned: Callable[..., Plan], tmp_path: Path
-) -> None:
+def test_the_report_tells_a_sweeps_settings_in_one_line(planned, tmp_path):
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     folder = scored(plan, RunFolder(tmp_path / "run"))
     message = {method.name: method.settings for method in methods(read_run_view(folder))}

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from scored_run import Place, tables, vector, write_features, write_images, write_judgements
 
@@ -42,12 +40,12 @@ def score(place: Place) -> dict[str, float] | str | None:
 
 
 @pytest.fixture
-def plan(write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]) -> Plan:
-    return make_plan(load_benchmark(write_benchmark(benchmark_data)))
+def plan(planned, benchmark_data) -> Plan:
+    return planned()
 
 
 @pytest.fixture
-def whole(plan: Plan, tmp_path: Path) -> RunFolder:
+def whole(plan, tmp_path) -> RunFolder:
     """A run without gaps."""
     folder = RunFolder(tmp_path / "whole")
     write_images(plan, folder)
@@ -57,7 +55,7 @@ def whole(plan: Plan, tmp_path: Path) -> RunFolder:
 
 
 @pytest.fixture
-def gaps(plan: Plan, tmp_path: Path) -> tuple[RunFolder, dict[str, int]]:
+def gaps(plan, tmp_path) -> tuple[RunFolder, dict[str, int]]:
     """A run with gaps in the cell AutoLoRA, and the counts for its manifest."""
     folder = RunFolder(tmp_path / "gaps")
     write_images(plan, folder, [MISSING])
@@ -71,25 +69,7 @@ def rows(folder: RunFolder) -> dict[str, dict[str, str]]:
         return {row["cell"]: row for row in csv.DictReader(stream)}
 
 
-def test_the_table_has_the_columns_of_the_contract(plan: Plan, whole: RunFolder) -> None:
-    tables(plan, whole)
-    table = pd.read_parquet(whole.table("parquet"))
-    given = ["cell", "model", "method", "guider", "lora_scale", "num_inference_steps"]
-    parameters = ["guidance_scale", "autolora_scale", "base_guidance_scale", "start", "stop"]
-    counts = ["n_images", "n_missing", "n_unscored", "n_undefined_prompts", "nfe"]
-    measured = [
-        f"{metric}{suffix}"
-        for metric in ("diversity", "pc", "div_pc")
-        for suffix in ("", "_low", "_high")
-    ]
-    columns = {*given, *parameters, *counts, *measured, "div_pc_prompt_mean"}
-    assert set(table.columns) == columns
-    assert set(rows(whole)[BASE]) == columns
-    assert all(name == name.lower() and " " not in name for name in columns)
-    assert table["cell"].tolist() == [BASE, AUTO]
-
-
-def test_what_is_missing_is_counted(gaps: tuple[RunFolder, dict[str, int]]) -> None:
+def test_what_is_missing_is_counted(gaps):
     folder, counts = gaps
     # Unscored are the missing image, the refused and the one that was not judged.
     # Missing from the diversity are the missing and the corrupt one.
@@ -101,7 +81,7 @@ def test_what_is_missing_is_counted(gaps: tuple[RunFolder, dict[str, int]]) -> N
     assert found == {BASE: ["6", "0", "0", "0"], AUTO: ["6", "2", "3", "2"]}
 
 
-def test_what_is_missing_is_null_with_a_reason(gaps: tuple[RunFolder, dict[str, int]]) -> None:
+def test_what_is_missing_is_null_with_a_reason(gaps):
     scores = pd.read_parquet(gaps[0].scores)
     assert len(scores) == 12
     found = {
@@ -125,7 +105,7 @@ def test_what_is_missing_is_null_with_a_reason(gaps: tuple[RunFolder, dict[str, 
     assert missing["sha256"].isna().all()
 
 
-def test_diversities_without_enough_images_are_null_with_a_reason(gaps: tuple) -> None:
+def test_diversities_without_enough_images_are_null_with_a_reason(gaps):
     found = pd.read_csv(gaps[0].diversity).set_index(["cell", "prompt_index"])
     for prompt_index in (0, 2):
         row = found.loc[AUTO, prompt_index]
@@ -139,7 +119,7 @@ def test_diversities_without_enough_images_are_null_with_a_reason(gaps: tuple) -
     assert pd.isna(kept["reason"])
 
 
-def test_means_are_over_what_there_is(gaps: tuple[RunFolder, dict[str, int]]) -> None:
+def test_means_are_over_what_there_is(gaps):
     row = rows(gaps[0])[AUTO]
     spread = diversity([vector((AUTO, 1, seed)) for seed in SEEDS]).value
     gone = (MISSING, UNSCORED, NOT_JUDGED)
@@ -153,7 +133,7 @@ def test_means_are_over_what_there_is(gaps: tuple[RunFolder, dict[str, int]]) ->
     assert row["div_pc_low"] == ""
 
 
-def test_a_cell_without_any_image_is_null_everywhere(plan: Plan, tmp_path: Path) -> None:
+def test_a_cell_without_any_image_is_null_everywhere(plan, tmp_path):
     folder = RunFolder(tmp_path / "run")
     write_images(plan, folder, [(AUTO, index, seed) for index in range(3) for seed in SEEDS])
     write_features(plan, folder, vector)
@@ -173,7 +153,7 @@ def test_a_cell_without_any_image_is_null_everywhere(plan: Plan, tmp_path: Path)
     assert compared["p_holm"].isna().all()
 
 
-def test_a_dash_in_the_readable_tables_has_its_reason(plan: Plan, tmp_path: Path) -> None:
+def test_a_dash_in_the_readable_tables_has_its_reason(plan, tmp_path):
     """Prompts with one image each: no diversity, and no product; the scores are there."""
     folder = RunFolder(tmp_path / "run")
     write_images(plan, folder, [(AUTO, index, 3) for index in range(3)])
@@ -189,7 +169,7 @@ def test_a_dash_in_the_readable_tables_has_its_reason(plan: Plan, tmp_path: Path
     ]
 
 
-def test_the_run_without_gaps_agrees_with_its_definition(plan: Plan, whole: RunFolder) -> None:
+def test_the_run_without_gaps_agrees_with_its_definition(plan, whole):
     assert tables(plan, whole) == CountsRecord(images=12, missing=0, unscored=0)
     for cell, row in rows(whole).items():
         spreads, means = [], []
@@ -203,7 +183,7 @@ def test_the_run_without_gaps_agrees_with_its_definition(plan: Plan, whole: RunF
         assert float(row["div_pc_prompt_mean"]) == pytest.approx(products.mean(), rel=1e-9)
 
 
-def test_writing_again_gives_the_same_bytes(plan: Plan, whole: RunFolder) -> None:
+def test_writing_again_gives_the_same_bytes(plan, whole):
     files = [whole.table(s) for s in ("csv", "md", "tex", "parquet")]
     files += [whole.scores, whole.diversity, whole.comparisons]
     tables(plan, whole)
@@ -212,40 +192,17 @@ def test_writing_again_gives_the_same_bytes(plan: Plan, whole: RunFolder) -> Non
     assert [file.read_bytes() for file in files] == before
 
 
-def test_a_judgement_of_another_judge_or_image_does_not_count(plan: Plan, whole: RunFolder) -> None:
+def test_a_judgement_of_another_judge_or_image_does_not_count(plan, whole):
     assert tables(plan, whole, "another judge").unscored == 12
     file = next(whole.images(BASE).rglob("*.png"))
     file.write_bytes(next(whole.images(AUTO).rglob("*.png")).read_bytes())
     assert tables(plan, whole).unscored == 1
 
 
-def test_parquet_types(plan: Plan, gaps: tuple[RunFolder, dict[str, int]]) -> None:
-    schema = pq.read_schema(gaps[0].scores)
-    kinds = {
-        "cell": pa.types.is_string,
-        "prompt_index": pa.types.is_integer,
-        "seed": pa.types.is_integer,
-        "sha256": pa.types.is_string,
-        "pc": pa.types.is_float64,
-        "unscored_reason": pa.types.is_string,
-        "autolora_scale": pa.types.is_float64,
-    }
-    for name, is_kind in kinds.items():
-        kind = schema.field(name).type
-        assert is_kind(kind) or (is_kind is pa.types.is_string and pa.types.is_large_string(kind))
-    table = pq.read_schema(gaps[0].table("parquet"))
-    for name in ("diversity", "diversity_low", "pc", "div_pc_high", "div_pc_prompt_mean"):
-        assert pa.types.is_float64(table.field(name).type), name
-    for name in ("n_images", "n_missing", "n_unscored", "n_undefined_prompts", "nfe"):
-        assert pa.types.is_integer(table.field(name).type), name
-
-
-def test_one_method_has_nothing_to_compare(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_one_method_has_nothing_to_compare(planned, benchmark_data, tmp_path):
     benchmark_data["methods"] = {"CFG": {"guider": "cfg"}}
     del benchmark_data["judge"]
-    plan = make_plan(load_benchmark(write_benchmark(benchmark_data)))
+    plan = planned()
     folder = RunFolder(tmp_path / "run")
     write_images(plan, folder)
     write_features(plan, folder, vector)
@@ -254,7 +211,7 @@ def test_one_method_has_nothing_to_compare(
     assert "pc" not in rows(folder)[BASE]
 
 
-def test_one_prompt_compares_seeds(plan: Plan, whole: RunFolder) -> None:
+def test_one_prompt_compares_seeds(plan, whole):
     one = make_plan(plan.benchmark, limit_prompts=1)
     tables(one, whole)
     assert set(pd.read_csv(whole.comparisons)["unit"]) == {"seed"}
@@ -275,9 +232,7 @@ def with_published(
     return make_plan(load_benchmark(write(data | {"published": "published.csv"})))
 
 
-def test_published_values_stand_beside_ours(
-    workplace: Path, write_benchmark: Any, benchmark_data: dict[str, Any], whole: RunFolder
-) -> None:
+def test_published_values_stand_beside_ours(workplace, write_benchmark, benchmark_data, whole):
     content = "model,method,diversity,pc\nA,AutoLoRA,0.25,3.5\nB,CFG,0.5,1\n"
     plan = with_published(content, workplace, write_benchmark, benchmark_data)
     tables(plan, whole)
@@ -289,8 +244,8 @@ def test_published_values_stand_beside_ours(
 
 
 def test_models_and_methods_of_published_values_may_be_numbers(
-    workplace: Path, write_benchmark: Any, benchmark_data: dict[str, Any], tmp_path: Path
-) -> None:
+    workplace, write_benchmark, benchmark_data, tmp_path
+):
     benchmark_data["models"] = {"3": benchmark_data["models"]["A"]}
     content = "model,method,diversity\n3,CFG,0.25\n"
     plan = with_published(content, workplace, write_benchmark, benchmark_data)
@@ -305,10 +260,7 @@ def test_models_and_methods_of_published_values_may_be_numbers(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            "model,method,diversty\nA,CFG,1\n",
-            "column 'diversty' is not a column of the table. Did",
-        ),
+        ("model,method,diversty\nA,CFG,1\n", "column 'diversty' is not a column of the table. Did"),
         ("model,diversity\nA,1\n", "no column 'method'"),
         ("model,method,pc\nA,CFG,1\nA,CFG,2\n", "two rows for A, CFG"),
         ("model,method,pc_low\nA,CFG,1\n", "column 'pc_low' is not a column of the table."),
@@ -318,13 +270,8 @@ def test_models_and_methods_of_published_values_may_be_numbers(
     ],
 )
 def test_published_values_that_do_not_fit_are_refused(
-    content: str,
-    message: str,
-    workplace: Path,
-    write_benchmark: Any,
-    benchmark_data: dict[str, Any],
-    whole: RunFolder,
-) -> None:
+    content, message, workplace, write_benchmark, benchmark_data, whole
+):
     plan = with_published(content, workplace, write_benchmark, benchmark_data)
     with pytest.raises(UsageError) as caught:
         tables(plan, whole)

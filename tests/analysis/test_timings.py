@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from scored_run import SETTINGS, write_manifest
@@ -17,9 +13,7 @@ from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder
 
 
-def test_a_cell_has_the_median_of_its_current_images(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_cell_has_the_median_of_its_current_images(write_benchmark, benchmark_data, tmp_path):
     methods = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
     plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"methods": methods})))
     folder = RunFolder(tmp_path / "run")

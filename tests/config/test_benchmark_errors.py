@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import operator
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import changed
 
 from autolora_eval._errors import UsageError
 from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 
-Write = Callable[[object], Path]
-
-
-def changed(data: dict[str, Any], keys: str, value: object) -> dict[str, Any]:
-    """A copy of `data` with the value at the dotted `keys` replaced or added."""
-    data = copy.deepcopy(data)
-    *parents, last = keys.split(".")
-    here = data
-    for key in parents:
-        here = here[key]
-    here[last] = value
-    return data
-
 
 def without(data: dict[str, Any], keys: str) -> dict[str, Any]:
     data = copy.deepcopy(data)
     *parents, last = keys.split(".")
-    here = data
-    for key in parents:
-        here = here[key]
-    del here[last]
+    del functools.reduce(operator.getitem, parents, data)[last]
     return data
 
 
@@ -56,9 +42,7 @@ def line_of(path: Path, key: str) -> int:
     return found
 
 
-def test_the_benchmark_that_the_others_break_is_right(
-    write_benchmark: Write, benchmark_data: dict[str, Any]
-) -> None:
+def test_the_benchmark_that_the_others_break_is_right(write_benchmark, benchmark_data):
     loaded = load_benchmark(write_benchmark(benchmark_data))
     assert isinstance(loaded, LoadedBenchmark)
     assert loaded.prompts == ("a cat", "a dog", "a blue house")
@@ -80,24 +64,13 @@ def test_the_benchmark_that_the_others_break_is_right(
     ],
 )
 def test_an_unknown_key_is_named_with_its_place_and_the_nearest(
-    write_benchmark: Write,
-    benchmark_data: dict[str, Any],
-    parent: str,
-    misspelt: str,
-    right: str,
-) -> None:
+    write_benchmark, benchmark_data, parent, misspelt, right
+):
     path = write_benchmark(changed(benchmark_data, parent + misspelt, 1))
     line = line_of(path, misspelt)
     assert problems(path) == [
         f"{path}:{line}: {parent}{misspelt}: unknown key. Did you mean '{right}'?"
     ]
-
-
-def test_an_unknown_key_near_to_none_gets_the_list(
-    write_benchmark: Write, benchmark_data: dict[str, Any]
-) -> None:
-    (line,) = problems(write_benchmark(changed(benchmark_data, "seeds.zzz", 1)))
-    assert line.endswith("seeds.zzz: unknown key. Known: start, count.")
 
 
 @pytest.mark.parametrize(
@@ -154,8 +127,8 @@ def test_an_unknown_key_near_to_none_gets_the_list(
     ],
 )
 def test_a_wrong_value_is_one_line_with_key_and_value(
-    write_benchmark: Write, benchmark_data: dict[str, Any], keys: str, value: object, shown: str
-) -> None:
+    write_benchmark, benchmark_data, keys, value, shown
+):
     path = write_benchmark(changed(benchmark_data, keys, value))
     (line,) = problems(path)
     assert line.startswith(f"{path}:")
@@ -163,10 +136,36 @@ def test_a_wrong_value_is_one_line_with_key_and_value(
     assert line.endswith(f" (got {shown}).")
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "end"),
+    [
+        ("seeds.zzz", 1, "seeds.zzz: unknown key. Known: start, count."),
+        (
+            "methods.AutoLoRA.guider",
+            "autolroa",
+            "methods.AutoLoRA.guider: unknown guider 'autolroa'. Did you mean 'autolora'?",
+        ),
+        (
+            "methods.AutoLoRA",
+            {"guider": "autolora", "start": 0.6, "stop": 0.2},
+            "methods.AutoLoRA: stop (0.2) must not be less than start (0.6).",
+        ),
+        (
+            "baseline",
+            "AutoLora",
+            "baseline: there is no method 'AutoLora'. Did you mean 'AutoLoRA'?",
+        ),
+    ],
+)
+def test_what_is_wrong_ends_with_what_was_expected(
+    write_benchmark, benchmark_data, keys, value, end
+):
+    (line,) = problems(write_benchmark(changed(benchmark_data, keys, value)))
+    assert line.endswith(f": {end}")
+
+
 @pytest.mark.parametrize("key", ["models", "methods", "prompts"])
-def test_what_has_no_entry_is_refused(
-    write_benchmark: Write, benchmark_data: dict[str, Any], key: str
-) -> None:
+def test_what_has_no_entry_is_refused(write_benchmark, benchmark_data, key):
     empty: object = [] if key == "prompts" else {}
     path = write_benchmark(changed(benchmark_data, key, empty))
     (line,) = problems(path)
@@ -176,9 +175,7 @@ def test_what_has_no_entry_is_refused(
 @pytest.mark.parametrize(
     "key", ["name", "prompts", "seeds", "models", "methods", "models.A.pipeline"]
 )
-def test_a_missing_key_is_named(
-    write_benchmark: Write, benchmark_data: dict[str, Any], key: str
-) -> None:
+def test_a_missing_key_is_named(write_benchmark, benchmark_data, key):
     data = without(benchmark_data, key)
     if key == "methods":
         del data["baseline"]
@@ -189,8 +186,8 @@ def test_a_missing_key_is_named(
 @pytest.mark.parametrize("name", ["A ", " A", "", "a\nb", "x" * 81])
 @pytest.mark.parametrize("kind", ["models", "methods"])
 def test_a_name_that_could_be_taken_for_another_is_refused(
-    write_benchmark: Write, benchmark_data: dict[str, Any], kind: str, name: str
-) -> None:
+    write_benchmark, benchmark_data, kind, name
+):
     entry = next(iter(benchmark_data[kind].values()))
     path = write_benchmark(changed(benchmark_data, f"{kind}.{name}", entry))
     (line,) = problems(path)
@@ -199,9 +196,7 @@ def test_a_name_that_could_be_taken_for_another_is_refused(
 
 
 @pytest.mark.parametrize("name", ["str", "list[x]", "[key]", "constrained-str", "on"])
-def test_a_name_may_be_any_word(
-    write_benchmark: Write, benchmark_data: dict[str, Any], name: str
-) -> None:
+def test_a_name_may_be_any_word(write_benchmark, benchmark_data, name):
     data = changed(benchmark_data, f"methods.{name}", {"guider": "lora"})
     assert list(load_benchmark(write_benchmark(data)).methods)[-1] == name
     path = write_benchmark(changed(data, f"methods.{name}", {"guider": "lora", "scale": 1}))
@@ -209,9 +204,7 @@ def test_a_name_may_be_any_word(
     assert f": methods.{name}.scale: unknown key." in line
 
 
-def test_all_problems_are_told_at_once_in_one_line_each(
-    write_benchmark: Write, benchmark_data: dict[str, Any]
-) -> None:
+def test_all_problems_are_told_at_once_in_one_line_each(write_benchmark, benchmark_data):
     data = changed(benchmark_data, "seeds.count", 0)
     data = changed(data, "models.A.steps", 5)
     data = changed(data, "device", "gpu")
@@ -244,7 +237,7 @@ def test_all_problems_are_told_at_once_in_one_line_each(
     ]
 
 
-def test_no_torch_is_loaded(write_benchmark: Write, benchmark_data: dict[str, Any]) -> None:
+def test_no_torch_is_loaded(write_benchmark, benchmark_data):
     benchmark_data["models"]["A"]["scheduler"] = {"class": "UniPCMultistepScheduler"}
     path = write_benchmark(benchmark_data)
     code = (
@@ -263,40 +256,11 @@ def test_no_torch_is_loaded(write_benchmark: Write, benchmark_data: dict[str, An
 # Methods and cells
 
 
-def test_an_unknown_guider_gets_the_nearest(
-    write_benchmark: Write, benchmark_data: dict[str, Any]
-) -> None:
-    path = write_benchmark(changed(benchmark_data, "methods.AutoLoRA.guider", "autolroa"))
-    (line,) = problems(path)
-    assert line.endswith(
-        "methods.AutoLoRA.guider: unknown guider 'autolroa'. Did you mean 'autolora'?"
-    )
-
-
 @pytest.mark.parametrize("method", [{}, {"guider": None}, {"guidr": "cfg"}])
-def test_a_method_without_a_guider_is_refused(
-    write_benchmark: Write, benchmark_data: dict[str, Any], method: dict[str, object]
-) -> None:
+def test_a_method_without_a_guider_is_refused(write_benchmark, benchmark_data, method):
     (line,) = problems(write_benchmark(changed(benchmark_data, "methods.CFG", method)))
     assert ": methods.CFG.guider: missing; " in line
-
-
-def test_an_interval_that_ends_before_it_starts_is_refused(
-    write_benchmark: Write, benchmark_data: dict[str, Any]
-) -> None:
-    method = {"guider": "autolora", "start": 0.6, "stop": 0.2}
-    (line,) = problems(write_benchmark(changed(benchmark_data, "methods.AutoLoRA", method)))
-    assert line.endswith("methods.AutoLoRA: stop (0.2) must not be less than start (0.6).")
-
-
-def test_a_baseline_that_is_no_method_gets_the_nearest(
-    write_benchmark: Write, benchmark_data: dict[str, Any]
-) -> None:
-    path = write_benchmark(changed(benchmark_data, "baseline", "AutoLora"))
-    assert problems(path) == [
-        f"{path}:{line_of(path, 'baseline')}: baseline: there is no method 'AutoLora'. "
-        "Did you mean 'AutoLoRA'?"
-    ]
+    assert ("Is 'guidr' a misspelling of it?" in line) == ("guidr" in method)
 
 
 @pytest.mark.parametrize(
@@ -310,12 +274,8 @@ def test_a_baseline_that_is_no_method_gets_the_nearest(
     ],
 )
 def test_one_computation_under_two_names_is_refused(
-    write_benchmark: Write,
-    benchmark_data: dict[str, Any],
-    kind: str,
-    name: str,
-    entry: dict[str, Any] | None,
-) -> None:
+    write_benchmark, benchmark_data, kind, name, entry
+):
     if kind == "models":
         model = copy.deepcopy(benchmark_data["models"]["A"])
         for key, value in (entry or {}).items():
@@ -327,9 +287,7 @@ def test_one_computation_under_two_names_is_refused(
 
 
 @pytest.mark.parametrize("name", ["cfg", "CFG:", "CFG*", "-CFG", "CFG."])
-def test_two_cells_of_one_folder_are_refused(
-    write_benchmark: Write, benchmark_data: dict[str, Any], name: str
-) -> None:
+def test_two_cells_of_one_folder_are_refused(write_benchmark, benchmark_data, name):
     data = copy.deepcopy(benchmark_data)
     data["methods"][name] = {"guider": "lora"}
     loaded = load_benchmark(write_benchmark(data))

@@ -49,7 +49,7 @@ def save_header(file: Path, **parameters: int) -> None:
 
 
 @pytest.fixture
-def sdxl(tmp_path: Path) -> ResolvedModel:
+def sdxl(tmp_path) -> ResolvedModel:
     """SDXL's configurations, and headers with as many parameters."""
     folder = tmp_path / "sdxl"
     save_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
@@ -69,7 +69,7 @@ def estimate(model: ResolvedModel, dtype: str = "auto") -> ModelMemory:
     return memory
 
 
-def test_sdxl_takes_what_was_counted_on_its_real_architecture(sdxl) -> None:
+def test_sdxl_takes_what_was_counted_on_its_real_architecture(sdxl):
     memory = estimate(sdxl)
     assert memory.dtype == "float16"
     assert memory.denoiser == 2 * PARAMETERS["unet"]
@@ -81,7 +81,7 @@ def test_sdxl_takes_what_was_counted_on_its_real_architecture(sdxl) -> None:
     assert estimate(sdxl, "bfloat16").decoding == 1.5 * GIB
 
 
-def test_memory_grows_with_pixels_and_batch_and_one_image_is_decoded_at_a_time(sdxl) -> None:
+def test_memory_grows_with_pixels_and_batch_and_one_image_is_decoded_at_a_time(sdxl):
     large, small = estimate(sdxl), estimate(replace(sdxl, size=(512, 512)))
     assert large.pass_per_image == pytest.approx(4 * small.pass_per_image, rel=1e-6)
     assert large.decoding == 4 * small.decoding
@@ -90,7 +90,7 @@ def test_memory_grows_with_pixels_and_batch_and_one_image_is_decoded_at_a_time(s
     assert eight["decoding"] - one["decoding"] < 0.2 * GIB
 
 
-def test_the_largest_batch_fits_its_card_and_the_next_one_does_not(sdxl) -> None:
+def test_the_largest_batch_fits_its_card_and_the_next_one_does_not(sdxl):
     memory = estimate(sdxl)
     for offload in ("none", "model"):
         for card in (12 * GIB, 24 * GIB):
@@ -100,7 +100,7 @@ def test_the_largest_batch_fits_its_card_and_the_next_one_does_not(sdxl) -> None
     assert memory.largest_batch(8 * GIB, "model") > 8
 
 
-def test_predictions_share_a_pass_where_that_fits_the_card(sdxl) -> None:
+def test_predictions_share_a_pass_where_that_fits_the_card(sdxl):
     memory = estimate(sdxl)
     grown = memory.batched("all").stages(8)["denoising"] - memory.stages(8)["denoising"]
     assert grown == 3 * 8 * memory.pass_per_image
@@ -114,7 +114,7 @@ def test_predictions_share_a_pass_where_that_fits_the_card(sdxl) -> None:
     assert chosen(fits - 1, "all") == "all"
 
 
-def test_a_lora_on_the_feed_forward_layers_widens_the_pass(sdxl) -> None:
+def test_a_lora_on_the_feed_forward_layers_widens_the_pass(sdxl):
     layer = LoraLayer("denoiser", "mid_block.attentions.0.ff.net.0.proj", {}, 4, 4.0)
     source = sdxl.loras[0].source
     save_header(source.path, weight=1000)
@@ -124,14 +124,14 @@ def test_a_lora_on_the_feed_forward_layers_widens_the_pass(sdxl) -> None:
     assert tuned.pass_per_image > 1.2 * estimate(sdxl).pass_per_image
 
 
-def test_the_weights_of_the_variant_count_where_a_folder_has_both(sdxl) -> None:
+def test_the_weights_of_the_variant_count_where_a_folder_has_both(sdxl):
     save_header(sdxl.pipeline.path / "unet" / "model.fp16.safetensors", weight=1000)
     assert estimate(sdxl).denoiser == 2 * PARAMETERS["unet"]
     variant = replace(sdxl, spec=sdxl.spec.model_copy(update={"variant": "fp16"}))
     assert estimate(variant).denoiser == 2000
 
 
-def test_a_single_file_takes_what_its_folder_does(sdxl, tmp_path) -> None:
+def test_a_single_file_takes_what_its_folder_does(sdxl, tmp_path):
     starts = {
         "unet": "model.diffusion_model.out.",
         "text_encoder": "conditioner.embedders.0.",
@@ -144,7 +144,7 @@ def test_a_single_file_takes_what_its_folder_does(sdxl, tmp_path) -> None:
     assert estimate(replace(sdxl, pipeline=pipeline, config=sdxl.pipeline)) == estimate(sdxl)
 
 
-def test_another_vae_counts_in_place_of_the_pipelines_own(sdxl, tmp_path) -> None:
+def test_another_vae_counts_in_place_of_the_pipelines_own(sdxl, tmp_path):
     save_json(tmp_path / "vae" / "config.json", {"block_out_channels": [32, 64, 64, 64]})
     save_header(tmp_path / "vae" / "model.safetensors", weight=1000)
     vae = Source("vae", "folder", str(tmp_path / "vae"))
@@ -154,25 +154,25 @@ def test_another_vae_counts_in_place_of_the_pipelines_own(sdxl, tmp_path) -> Non
     assert replace(other, vae=own.vae, decoding=own.decoding) == own
 
 
-def test_a_text_encoder_left_out_takes_nothing(sdxl) -> None:
+def test_a_text_encoder_left_out_takes_nothing(sdxl):
     save_header(sdxl.pipeline.path / "text_encoder_3" / "model.safetensors", weight=1000)
     without = replace(sdxl, spec=sdxl.spec.model_copy(update={"text_encoder_3": None}))
     assert sum(estimate(sdxl).encoders) - sum(estimate(without).encoders) == 2000
 
 
-def test_the_plan_says_what_fits(sdxl) -> None:
+def test_the_plan_says_what_fits(sdxl):
     lines = estimate(sdxl).describe(8)
     assert lines[0].startswith("about 8.3 GiB at batch_size 8 in float16 (encoding ")
     assert lines[1].startswith("largest batch_size: none on 8 GB, ")
     assert lines[2].startswith("with offload: ")
 
 
-def test_nothing_is_estimated_of_weights_that_are_not_here(sdxl) -> None:
+def test_nothing_is_estimated_of_weights_that_are_not_here(sdxl):
     (sdxl.pipeline.path / "unet" / "model.safetensors").unlink()
     assert model_memory(sdxl, "auto") is None
 
 
-def test_nothing_is_estimated_of_configurations_that_say_something_else(sdxl) -> None:
+def test_nothing_is_estimated_of_configurations_that_say_something_else(sdxl):
     (sdxl.pipeline.path / "unet" / "config.json").write_text("{")
     assert model_memory(sdxl, "auto") is None
     save_json(sdxl.pipeline.path / "unet" / "config.json", {"block_out_channels": 4})

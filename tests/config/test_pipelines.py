@@ -20,7 +20,6 @@ from autolora_eval.generation import preflight
 
 pytestmark = pytest.mark.model
 
-Problem = Callable[[object], str]
 Write = Callable[[object], Path]
 
 
@@ -31,7 +30,7 @@ def named(folder: Path, name: object) -> Path:
 
 
 @pytest.fixture
-def data(benchmark_data: dict[str, Any], workplace: Path) -> dict[str, Any]:
+def data(benchmark_data, workplace) -> dict[str, Any]:
     """The benchmark with a pipeline of its own folder, which is still empty."""
     data = copy.deepcopy(benchmark_data)
     data["models"]["A"]["pipeline"] = str(workplace / "other")
@@ -40,9 +39,7 @@ def data(benchmark_data: dict[str, Any], workplace: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", WITHOUT_GUIDER)
-def test_a_pipeline_without_a_guider_is_refused_by_its_index_alone(
-    problem: Problem, data: dict[str, Any], workplace: Path, name: str
-) -> None:
+def test_a_pipeline_without_a_guider_is_refused_by_its_index_alone(problem, data, workplace, name):
     named(workplace / "other", name)
     line = problem(data)
     assert f"models.A.pipeline: '{workplace / 'other'}' is a {name}, " in line
@@ -63,14 +60,12 @@ def test_a_pipeline_without_a_guider_is_refused_by_its_index_alone(
         ),
     ],
 )
-def test_an_index_that_names_no_class_is_refused(
-    problem: Problem, data: dict[str, Any], workplace: Path, index: str, says: str
-) -> None:
+def test_an_index_that_names_no_class_is_refused(problem, data, workplace, index, says):
     (workplace / "other" / INDEX).write_text(index)
     assert says in problem(data)
 
 
-def test_a_folder_that_is_no_pipeline_is_refused(problem: Problem, data: dict[str, Any]) -> None:
+def test_a_folder_that_is_no_pipeline_is_refused(problem, data):
     assert "has no model_index.json, so it is not a model in the diffusers" in problem(data)
 
 
@@ -85,17 +80,15 @@ def in_hub_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, repo: str, name:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
 
 
-def test_a_hub_model_in_the_cache_is_known_too(
-    problem: Problem, data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_model_in_the_cache_is_known_too(problem, data, tmp_path, monkeypatch):
     data["models"]["A"]["pipeline"] = "someone/flux"
     in_hub_cache(tmp_path / "hub", monkeypatch, "someone/flux", "FluxPipeline")
     assert "models.A.pipeline: 'someone/flux' is a FluxPipeline, " in problem(data)
 
 
 def test_a_hub_model_is_known_before_its_weights_are_fetched(
-    write_benchmark: Write, data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    write_benchmark, data, tmp_path, monkeypatch
+):
     import huggingface_hub
 
     def download(repo: str, name: str, **_: object) -> str:
@@ -112,8 +105,8 @@ def test_a_hub_model_is_known_before_its_weights_are_fetched(
 
 
 def test_a_hub_that_cannot_be_reached_is_not_asked_for_files(
-    write_benchmark: Write, data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    write_benchmark, data, tmp_path, monkeypatch
+):
     """Its client would try five times, for half a minute, and say so on the screen."""
     import huggingface_hub
 
@@ -139,8 +132,8 @@ def test_a_hub_that_cannot_be_reached_is_not_asked_for_files(
     ],
 )
 def test_a_pipeline_that_is_in_no_list_is_asked_of_diffusers_before_anything_loads(
-    write_benchmark: Write, data: dict[str, Any], workplace: Path, name: str, says: str
-) -> None:
+    write_benchmark, data, workplace, name, says
+):
     """`missing` is what `run` and `generate` ask before the first model, whichever that is."""
     import diffusers
 
@@ -153,7 +146,7 @@ def test_a_pipeline_that_is_in_no_list_is_asked_of_diffusers_before_anything_loa
     assert says.replace("0.42.1", diffusers.__version__) in line
 
 
-def test_the_lists_are_those_of_diffusers(tmp_path: Path) -> None:
+def test_the_lists_are_those_of_diffusers(tmp_path):
     """Every class that diffusers knows a modular pipeline for, by what that takes."""
     from diffusers.pipelines.auto_pipeline import SUPPORTED_TASKS_MAPPINGS
 
@@ -169,8 +162,7 @@ def test_the_lists_are_those_of_diffusers(tmp_path: Path) -> None:
         try:
             with quiet_libraries():
                 open_pipeline(
-                    Source(folder, "folder", folder),
-                    Model(pipeline=folder, lora=Lora(path="any")),
+                    Source(folder, "folder", folder), Model(pipeline=folder, lora=Lora(path="any"))
                 )
             opened.add(name)
         except AutoLoRAEvalError as error:
@@ -180,7 +172,7 @@ def test_the_lists_are_those_of_diffusers(tmp_path: Path) -> None:
     assert without == set(WITHOUT_GUIDER)
 
 
-def test_a_negative_prompt_that_would_be_dropped_is_refused(tmp_path: Path) -> None:
+def test_a_negative_prompt_that_would_be_dropped_is_refused(tmp_path):
     """FLUX.2 klein takes a guider, and no negative prompt."""
     from autolora_eval._sources import Source
     from autolora_eval.config.schema import Lora, Model
@@ -195,7 +187,7 @@ def test_a_negative_prompt_that_would_be_dropped_is_refused(tmp_path: Path) -> N
             open_pipeline(source, Model(**given, negative_prompt="a dog"))
 
 
-def test_code_in_a_pipelines_folder_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_pipelines_folder_is_not_run(tmp_path):
     from autolora_eval._sources import Source
     from autolora_eval.config.schema import Lora, Model
     from autolora_eval.generation.pipeline_loading import open_pipeline

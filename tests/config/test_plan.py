@@ -27,7 +27,7 @@ def nfe(guider: str, num_steps: int = N, model_scale: float = 5.0, **given: floa
 
 
 @pytest.fixture
-def two_by_two(benchmark_data: dict[str, Any]) -> dict[str, Any]:
+def two_by_two(benchmark_data) -> dict[str, Any]:
     """Two models, two methods, three prompts, two seeds."""
     data = copy.deepcopy(benchmark_data)
     data["models"]["0"] = {**data["models"]["A"], "num_inference_steps": 7, "guidance_scale": 1.0}
@@ -35,20 +35,20 @@ def two_by_two(benchmark_data: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def plan(write_benchmark: Write, two_by_two: dict[str, Any]) -> Plan:
+def plan(write_benchmark, two_by_two) -> Plan:
     return make_plan(load_benchmark(write_benchmark(two_by_two)))
 
 
 # Cells and jobs
 
 
-def test_cells_are_models_by_methods_in_the_order_of_the_file(plan: Plan) -> None:
+def test_cells_are_models_by_methods_in_the_order_of_the_file(plan):
     found = [(cell.model.name, cell.method.name) for cell in plan.cells]
     assert found == [("A", "CFG"), ("A", "AutoLoRA"), ("0", "CFG"), ("0", "AutoLoRA")]
     assert [cell.id for cell in plan.cells] == ["A--CFG", "A--AutoLoRA", "0--CFG", "0--AutoLoRA"]
 
 
-def test_a_cell_takes_from_its_model_what_its_method_does_not_state(plan: Plan) -> None:
+def test_a_cell_takes_from_its_model_what_its_method_does_not_state(plan):
     assert plan.cells[1].columns == {
         "guider": "autolora",
         "lora_scale": 0.8,
@@ -63,7 +63,7 @@ def test_a_cell_takes_from_its_model_what_its_method_does_not_state(plan: Plan) 
     assert plan.cells[3].columns["base_guidance_scale"] == 1.0
 
 
-def test_jobs_are_prompts_by_seeds_in_order(plan: Plan) -> None:
+def test_jobs_are_prompts_by_seeds_in_order(plan):
     """One list for all cells: every method sees the same prompts and seeds."""
     found = [(job.prompt_index, job.prompt, job.seed) for job in plan.jobs]
     assert found == [
@@ -77,7 +77,7 @@ def test_jobs_are_prompts_by_seeds_in_order(plan: Plan) -> None:
     assert len({job.file for job in plan.jobs}) == 6
 
 
-def test_totals(plan: Plan) -> None:
+def test_totals(plan):
     assert plan.n_images == 4 * 6
     # CFG and AutoLoRA at w = 5 in 10 steps, then at w = 1 in 7: 2N + 4N + 1N' + 2N'.
     assert [cell.nfe for cell in plan.cells] == [20, 40, 7, 14]
@@ -85,26 +85,17 @@ def test_totals(plan: Plan) -> None:
     assert plan.n_judge_calls == plan.n_images
 
 
-def test_without_a_judge_none_is_asked(
-    write_benchmark: Write, two_by_two: dict[str, Any], plan: Plan
-) -> None:
+def test_judge_calls_are_images_times_repeats(write_benchmark, two_by_two, plan):
+    two_by_two["judge"]["repeats"] = 3
+    thrice = make_plan(load_benchmark(write_benchmark(two_by_two)))
+    assert thrice.n_judge_calls == 3 * thrice.n_images
     del two_by_two["judge"]
     silent = make_plan(load_benchmark(write_benchmark(two_by_two)))
     assert (silent.n_judge_calls, silent.n_images, silent.nfe) == (0, plan.n_images, plan.nfe)
     assert silent.disk_bytes < plan.disk_bytes
 
 
-def test_repeats_are_judge_calls_of_their_own(
-    write_benchmark: Write, two_by_two: dict[str, Any]
-) -> None:
-    two_by_two["judge"]["repeats"] = 3
-    plan = make_plan(load_benchmark(write_benchmark(two_by_two)))
-    assert plan.n_judge_calls == 3 * plan.n_images
-
-
-def test_disk_grows_with_images_and_their_area(
-    write_benchmark: Write, two_by_two: dict[str, Any], plan: Plan
-) -> None:
+def test_disk_grows_with_images_and_their_area(write_benchmark, two_by_two, plan):
     two_by_two["seeds"]["count"] = 4
     more = make_plan(load_benchmark(write_benchmark(two_by_two)))
     assert more.disk_bytes - REPORT_BYTES == 2 * (plan.disk_bytes - REPORT_BYTES)
@@ -121,9 +112,7 @@ def files(write_benchmark: Write, data: dict[str, Any], prompts: list[str]) -> d
     return {(job.prompt, job.seed): job.file for job in made.jobs}
 
 
-def test_a_file_stays_its_own_when_prompts_are_reordered_or_added(
-    write_benchmark: Write, two_by_two: dict[str, Any]
-) -> None:
+def test_a_file_stays_its_own_when_prompts_are_reordered_or_added(write_benchmark, two_by_two):
     first = files(write_benchmark, two_by_two, ["a cat", "a dog", "γ/猫"])
     assert files(write_benchmark, two_by_two, ["γ/猫", "a dog", "a cat"]) == first
     more = files(write_benchmark, two_by_two, ["new", "a dog", "A cat", "γ/猫", "a cat"])
@@ -134,7 +123,7 @@ def test_a_file_stays_its_own_when_prompts_are_reordered_or_added(
 # Limits
 
 
-def test_limits_take_the_first_of_each(write_benchmark: Write, two_by_two: dict[str, Any]) -> None:
+def test_limits_take_the_first_of_each(write_benchmark, two_by_two):
     benchmark = load_benchmark(write_benchmark(two_by_two))
     whole = make_plan(benchmark)
     limited = make_plan(benchmark, limit_prompts=2, limit_seeds=1)
@@ -149,9 +138,7 @@ def test_limits_take_the_first_of_each(write_benchmark: Write, two_by_two: dict[
 
 @pytest.mark.parametrize("limit", [0, -1])
 @pytest.mark.parametrize("what", ["prompts", "seeds"])
-def test_a_limit_below_one_is_refused(
-    write_benchmark: Write, two_by_two: dict[str, Any], what: str, limit: int
-) -> None:
+def test_a_limit_below_one_is_refused(write_benchmark, two_by_two, what, limit):
     benchmark = load_benchmark(write_benchmark(two_by_two))
     with pytest.raises(UsageError, match=rf"limit of {what} must be at least 1 \(got {limit}\)"):
         make_plan(benchmark, **{f"limit_{what}": limit})
@@ -184,9 +171,7 @@ def test_a_limit_below_one_is_refused(
         ("autolora", {"start": 0.4, "stop": 0.4}, 2),  # guided at no step
     ],
 )
-def test_passes_are_a_multiple_of_the_steps(
-    guider: str, given: dict[str, float], passes: int, num_steps: int
-) -> None:
+def test_passes_are_a_multiple_of_the_steps(guider, given, passes, num_steps):
     assert nfe(guider, num_steps, **given) == passes * num_steps
 
 
@@ -194,9 +179,7 @@ def test_passes_are_a_multiple_of_the_steps(
     ("num_steps", "guided"),
     [(10, 4), (7, 3), (5, 2), (3, 1), (1, 0), (50, 20), (51, 20)],  # ⌊0.6 N⌋ − ⌊0.2 N⌋
 )
-def test_outside_its_interval_autolora_costs_what_lora_with_cfg_does(
-    num_steps: int, guided: int
-) -> None:
+def test_outside_its_interval_autolora_costs_what_lora_with_cfg_does(num_steps, guided):
     interval = {"start": 0.2, "stop": 0.6}
     outside = num_steps - guided
     assert nfe("autolora", num_steps, **interval) == 4 * guided + 2 * outside
@@ -208,7 +191,7 @@ def test_outside_its_interval_autolora_costs_what_lora_with_cfg_does(
 
 
 @pytest.mark.parametrize("edge", [0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.99, 1.0])
-def test_two_halves_of_the_interval_cost_what_the_whole_adds(edge: float) -> None:
+def test_two_halves_of_the_interval_cost_what_the_whole_adds(edge):
     """Beyond LoRA+CFG, which each half pays in full."""
     halves = [{"stop": edge}] + ([{"start": edge}] if edge < 1.0 else [])
     for num_steps in (7, 50, 100):
@@ -218,10 +201,10 @@ def test_two_halves_of_the_interval_cost_what_the_whole_adds(edge: float) -> Non
 
 
 @pytest.mark.parametrize("guider", GUIDERS.built_in())
-def test_every_method_makes_at_least_one_pass_a_step(guider: str) -> None:
+def test_every_method_makes_at_least_one_pass_a_step(guider):
     for num_steps, scale in itertools.product((1, 3, 50), (0.0, 1.0, 5.0)):
         assert num_steps <= nfe(guider, num_steps, scale) <= 4 * num_steps
 
 
-def test_parameters_in_one_line_leave_out_what_has_no_value() -> None:
+def test_parameters_in_one_line_leave_out_what_has_no_value():
     assert describe_parameters({"guider": "cfg", "w": 5.0, "x": None}) == "guider=cfg, w=5.0"

@@ -45,7 +45,7 @@ def cuts(*prompts: str, model: str = "sdxl", own: dict[str, str] | None = None) 
 
 
 @pytest.fixture
-def published(tmp_path: Path) -> Path:
+def published(tmp_path) -> Path:
     """SDXL as it is on the hub: its tokenizers are vocab.json and merges.txt."""
     folder = shutil.copytree(miniature_folder("sdxl"), tmp_path / "sdxl")
     for name in ("tokenizer", "tokenizer_2"):
@@ -61,9 +61,7 @@ def published(tmp_path: Path) -> Path:
 
 @pytest.mark.model
 @pytest.mark.parametrize("model", ["sdxl", "sd3", "published"])
-def test_what_is_read_is_what_transformers_passes_to_the_encoder(
-    model: str, request: pytest.FixtureRequest
-) -> None:
+def test_what_is_read_is_what_transformers_passes_to_the_encoder(model, request):
     from transformers import AutoTokenizer
 
     folder = request.getfixturevalue(model) if model == "published" else miniature_folder(model)
@@ -85,7 +83,7 @@ def test_what_is_read_is_what_transformers_passes_to_the_encoder(
             assert cut is None or (cut.tokens, len(read)) == (len(whole), limit)
 
 
-def test_long_prompts_are_named_with_the_place_of_the_cut() -> None:
+def test_long_prompts_are_named_with_the_place_of_the_cut():
     lines = describe_cuts(cuts(LONG, f"{LONG} but in blue"))
     assert lines == [
         *(
@@ -98,7 +96,7 @@ def test_long_prompts_are_named_with_the_place_of_the_cut() -> None:
     ]
 
 
-def test_each_encoder_of_sd3_has_its_own_limit() -> None:
+def test_each_encoder_of_sd3_has_its_own_limit():
     found = cuts(LONG, f"{LONG} in blue", LONG * 4, f"{LONG * 4} in blue", model="sd3")
     by_name = {(cut.name, *cut.encoders): cut.limit for cut in found.cut}
     clip = ("text_encoder", "text_encoder_2")
@@ -109,20 +107,20 @@ def test_each_encoder_of_sd3_has_its_own_limit() -> None:
     assert found.same == [[3, 4]]  # T5 reads all of the first two
 
 
-def test_other_negative_prompts_make_other_images_and_may_be_cut() -> None:
+def test_other_negative_prompts_make_other_images_and_may_be_cut():
     assert cuts("a cat", "A cat").same == [[1, 2]]
     found = cuts("a cat", "A cat", own={"A cat": LONG})
     assert found.same == []
     assert [cut.name for cut in found.cut] == ["negative prompt 2"]
 
 
-def test_tokenizers_that_are_not_here_are_not_guessed(published: Path) -> None:
+def test_tokenizers_that_are_not_here_are_not_guessed(published):
     assert prompt_cuts(source(published), [(LONG, None)]) is not None
     (published / "tokenizer_2" / "merges.txt").unlink()
     assert prompt_cuts(source(published), [(LONG, None)]) is None
 
 
-def test_the_manifest_of_a_plan_has_the_prompts_that_are_cut(tmp_path: Path) -> None:
+def test_the_manifest_of_a_plan_has_the_prompts_that_are_cut(tmp_path):
     (tmp_path / "long.yaml").write_text(
         json.dumps(
             {
@@ -155,8 +153,8 @@ def test_the_manifest_of_a_plan_has_the_prompts_that_are_cut(tmp_path: Path) -> 
     ],
 )
 def test_a_plan_says_of_which_models_cuts_and_nfe_are_not_known(
-    write_benchmark, benchmark_data, workplace: Path, pipeline: str, message: str
-) -> None:
+    write_benchmark, benchmark_data, workplace, pipeline, message
+):
     index = {"_class_name": "QwenImagePipeline", "transformer": ["diffusers", "x"]}
     save_json(workplace / "qwen" / "model_index.json", index)
     model = benchmark_data["models"]["A"] | {"pipeline": pipeline}

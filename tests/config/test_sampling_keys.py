@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,16 +18,10 @@ from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.starter import write_starter
 from autolora_eval.generation.stage import image_settings
 
-Write = Callable[[object], Path]
-Problem = Callable[[object], str]
 KARRAS = {"class": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}
 
 
-def with_keys(data: dict[str, Any], **keys: object) -> dict[str, Any]:
-    return {**data, "models": {"A": {**data["models"]["A"], **keys}}}
-
-
-def test_every_scheduler_of_the_documentation_is_one_of_diffusers() -> None:
+def test_every_scheduler_of_the_documentation_is_one_of_diffusers():
     page = (ROOT / "docs" / "how_to" / "benchmark.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| .* \| `(\{class: .*\})` \|$", page, re.MULTILINE)
     assert len(rows) == 13
@@ -67,16 +58,12 @@ def test_every_scheduler_of_the_documentation_is_one_of_diffusers() -> None:
         ),
     ],
 )
-def test_what_diffusers_does_not_have_is_refused(
-    problem: Problem, benchmark_data: dict[str, Any], keys: dict[str, Any], says: str
-) -> None:
-    assert problem(with_keys(benchmark_data, scheduler=keys)).endswith(f": models.A.{says}")
+def test_what_diffusers_does_not_have_is_refused(problem, with_model, keys, says):
+    assert problem(with_model(scheduler=keys)).endswith(f": models.A.{says}")
 
 
-def test_a_clip_skip_without_effect_or_beyond_the_layers_is_refused(
-    problem: Problem, benchmark_data: dict[str, Any], workplace: Path
-) -> None:
-    data = with_keys(benchmark_data, clip_skip=2)
+def test_a_clip_skip_without_effect_or_beyond_the_layers_is_refused(problem, with_model, workplace):
+    data = with_model(clip_skip=2)
     save_json(workplace / "sdxl" / "text_encoder" / "config.json", {"num_hidden_layers": 2})
     line = problem(data)
     expected = "the text_encoder of 'sdxl' has 2 layers: expected at most 1 (got 2)."
@@ -97,22 +84,15 @@ def test_a_clip_skip_without_effect_or_beyond_the_layers_is_refused(
     ],
 )
 def test_the_planned_nfe_counts_the_predictions_of_the_scheduler(
-    write_benchmark: Write,
-    benchmark_data: dict[str, Any],
-    workplace: Path,
-    given: object,
-    own: str,
-    nfe: int,
-) -> None:
+    write_benchmark, with_model, workplace, given, own, nfe
+):
     """10 steps of CFG, with the scheduler of the benchmark or else of the pipeline's folder."""
     save_json(workplace / "sdxl" / "scheduler" / "scheduler_config.json", {"_class_name": own})
-    plan = make_plan(load_benchmark(write_benchmark(with_keys(benchmark_data, scheduler=given))))
+    plan = make_plan(load_benchmark(write_benchmark(with_model(scheduler=given))))
     assert plan.cells[0].nfe == nfe
 
 
-def test_each_sampling_key_makes_other_images(
-    write_benchmark: Write, benchmark_data: dict[str, Any]
-) -> None:
+def test_each_sampling_key_makes_other_images(write_benchmark, with_model):
     keys = set()
     changes: list[dict[str, object]] = [
         {},
@@ -124,14 +104,14 @@ def test_each_sampling_key_makes_other_images(
         {"channels_last": True},
     ]
     for change in changes:
-        plan = make_plan(load_benchmark(write_benchmark(with_keys(benchmark_data, **change))))
+        plan = make_plan(load_benchmark(write_benchmark(with_model(**change))))
         cell = plan.cells[0]
         key = content_hash(image_settings(cell, {"loras": [{}]}, 8, "cpu", "float32"))
         keys.add((cell_record(cell, plan).plan_key, key))
     assert len({plan_key for plan_key, _ in keys}) == len({key for _, key in keys}) == len(changes)
 
 
-def test_guidance_batching_decides_the_images_of_guiders(benchmark_data, write_benchmark) -> None:
+def test_guidance_batching_decides_the_images_of_guiders(benchmark_data, write_benchmark):
     plan_keys, keys = set(), set()
     for batching in ("separate", "conditions", "all"):
         data = benchmark_data | {"guidance_batching": batching}
@@ -144,7 +124,7 @@ def test_guidance_batching_decides_the_images_of_guiders(benchmark_data, write_b
 
 
 @pytest.mark.parametrize("pipeline", ["miniature:sdxl", "miniature:sd3"])
-def test_the_keys_that_a_first_benchmark_proposes_are_valid(tmp_path: Path, pipeline: str) -> None:
+def test_the_keys_that_a_first_benchmark_proposes_are_valid(tmp_path, pipeline):
     file = tmp_path / "mine.yaml"
     write_starter(file, pipeline, "miniature:pixel_art_lora", ["a cat"], None)
     text = re.sub(r"# (scheduler:|clip_skip:)", r"\1", file.read_text(encoding="utf-8"))

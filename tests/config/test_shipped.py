@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,6 @@ from autolora_eval.generation.preflight import hub_sources
 
 pytestmark = pytest.mark.model
 
-Write = Callable[[object], Path]
 # Shipped names: the paper's experiment, and its twin.
 TWINS = {
     name: f"{name}_miniature"
@@ -43,9 +40,7 @@ OURS = (
 
 
 @pytest.mark.parametrize("name", shipped_benchmarks())
-def test_a_shipped_benchmark_loads_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_shipped_benchmark_loads_from_anywhere(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     plan = make_plan(load_benchmark(name))
     assert plan.benchmark.spec.name == name
@@ -55,7 +50,7 @@ def test_a_shipped_benchmark_loads_from_anywhere(
     assert plan.n_images == len(plan.cells) * n_jobs == plan.n_judge_calls
 
 
-def test_there_is_no_other() -> None:
+def test_there_is_no_other():
     """A benchmark of the paper that is added needs a twin here."""
     assert set(shipped_benchmarks()) == {*OURS, *TWINS, *TWINS.values()}
 
@@ -82,7 +77,7 @@ COUNTED = {
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_what_the_papers_benchmarks_cost(name: str) -> None:
+def test_what_the_papers_benchmarks_cost(name):
     plan = make_plan(load_benchmark(name))
     cells, images, passes = COUNTED[name]
     assert len(plan.cells) == cells
@@ -99,7 +94,7 @@ SDXL, DINOV2 = "stabilityai/stable-diffusion-xl-base-1.0", "facebook/dinov2-gian
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_what_the_papers_benchmarks_fetch(name: str) -> None:
+def test_what_the_papers_benchmarks_fetch(name):
     found = {source.location for source, _ in hub_sources(make_plan(load_benchmark(name)))}
     wanted = {SDXL, DINOV2}
     if name.startswith("disney"):
@@ -113,7 +108,7 @@ def test_what_the_papers_benchmarks_fetch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_what_the_paper_states_is_in_its_benchmarks(name: str) -> None:
+def test_what_the_paper_states_is_in_its_benchmarks(name):
     """DESIGN.md, section 4: extractor, judge, and the scores' greedy decoding."""
     benchmark = load_benchmark(name)
     judge = benchmark.spec.judge
@@ -141,13 +136,13 @@ def columns(name: str, method: str, *wanted: str) -> list[tuple[Any, ...]]:
     return list(dict.fromkeys(tuple(row.get(key) for key in wanted) for row in found))
 
 
-def test_pixel_art_is_the_papers_table_2() -> None:
+def test_pixel_art_is_the_papers_table_2():
     keys = ("lora_scale", "guidance_scale", "base_guidance_scale", "autolora_scale")
     assert columns("pixel_art", "CFG", *keys) == [(1.0, 5.0, None, None), (1.0, 7.0, None, None)]
     assert columns("pixel_art", "AutoLoRA", *keys) == [(1.0, 5.0, 5.0, 1.5), (1.0, 7.0, 7.0, 1.5)]
 
 
-def test_disney_princess_is_the_papers_table_1() -> None:
+def test_disney_princess_is_the_papers_table_1():
     plan = make_plan(load_benchmark("disney_princess"))
     assert plan.benchmark.prompts == ("Anna",)
     scales = [n / 10 for n in range(2, 14)]
@@ -161,7 +156,7 @@ def test_disney_princess_is_the_papers_table_1() -> None:
         assert cell.columns.get("autolora_scale", 1.5) == 1.5
 
 
-def test_disney_princess_cfg_is_the_papers_figure_2() -> None:
+def test_disney_princess_cfg_is_the_papers_figure_2():
     """CFG from 3.5 to 6.5; w1 follows w2. LoRA scales are those of Figures 1, 6 and 7."""
     scales = list(itertools.product([0.4, 0.7, 1.0, 1.3], [3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5]))
     name, keys = "disney_princess_cfg", ("lora_scale", "guidance_scale")
@@ -170,7 +165,7 @@ def test_disney_princess_cfg_is_the_papers_figure_2() -> None:
     assert both == [(lora, w, w, 1.5) for lora, w in scales]
 
 
-def test_disney_princess_autolora_scale_is_the_papers_figure_4() -> None:
+def test_disney_princess_autolora_scale_is_the_papers_figure_4():
     scales = list(itertools.product([0.4, 0.7, 1.0, 1.3], [1.5, 1.75, 2.0]))
     name, keys = "disney_princess_autolora_scale", ("lora_scale", "autolora_scale")
     assert columns(name, "AutoLoRA", *keys, "guidance_scale") == [(*s, 1.0) for s in scales]
@@ -188,9 +183,7 @@ def _only_lora(name: str) -> Source:
 
 
 @pytest.mark.parametrize("name", [name for name in TWINS if name.startswith("disney")])
-def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AUTOLORA_EVAL_DISNEY_LORA", raising=False)
     lora = _only_lora(name)
@@ -211,8 +204,8 @@ def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(
 
 
 def test_only_a_lora_that_says_how_to_get_it_may_be_absent(
-    write_benchmark: Write, benchmark_data: dict[str, Any], problem: Callable[[object], str]
-) -> None:
+    write_benchmark, benchmark_data, problem
+):
     data = copy.deepcopy(benchmark_data)
     data["models"]["A"]["lora"] = {"path": "mine.safetensors"}
     assert "models.A.lora: no such LoRA: 'mine.safetensors'." in problem(data)
@@ -249,7 +242,7 @@ def score_kinds(benchmark: LoadedBenchmark) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("paper", TWINS)
-def test_a_twin_asks_what_the_paper_asks(paper: str) -> None:
+def test_a_twin_asks_what_the_paper_asks(paper):
     """The same methods, baseline, crossing and scores, so that the two cannot drift apart."""
     large, small = load_benchmark(paper), load_benchmark(TWINS[paper])
     assert small.spec.methods == large.spec.methods
@@ -271,7 +264,7 @@ def test_a_twin_asks_what_the_paper_asks(paper: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*OURS, *TWINS.values()])
-def test_the_miniature_benchmarks_need_nothing_from_the_network(name: str) -> None:
+def test_the_miniature_benchmarks_need_nothing_from_the_network(name):
     benchmark = load_benchmark(name)
     assert not benchmark.spec.device.startswith("cuda")
     sources = [benchmark.features, benchmark.judge]
@@ -283,7 +276,7 @@ def test_the_miniature_benchmarks_need_nothing_from_the_network(name: str) -> No
 
 
 @pytest.mark.parametrize("name", [*OURS[:-1], *TWINS.values()])
-def test_the_miniature_benchmarks_are_small(name: str) -> None:
+def test_the_miniature_benchmarks_are_small(name):
     """Two cores make about 250 passes of the SDXL miniature a second: none takes five minutes."""
     plan = make_plan(load_benchmark(name))
     assert plan.nfe <= 5 * 60 * 250

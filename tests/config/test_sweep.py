@@ -6,8 +6,6 @@ import copy
 import itertools
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +18,6 @@ from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.sweep_grid import MAX_CELLS
 from autolora_eval.generation.stage import image_settings
 
-Write = Callable[[object], Path]
 METHODS = {
     "LoRA": {"guider": "lora"},
     "AutoLoRA": {"guider": "autolora", "guidance_scale": 1.0},
@@ -30,7 +27,7 @@ METHODS = {
 
 
 @pytest.fixture
-def planned(write_benchmark: Write, benchmark_data: dict[str, Any]) -> Callable[..., Plan]:
+def planned(write_benchmark, benchmark_data) -> Callable[..., Plan]:
     """A function that plans a benchmark with a sweep."""
 
     def plan(sweep: object, methods: object = None) -> Plan:
@@ -51,7 +48,7 @@ def of(plan: Plan, method: str) -> list[Cell]:
 # Cells
 
 
-def test_the_lora_scale_is_every_methods(planned: Callable[..., Plan]) -> None:
+def test_the_lora_scale_is_every_methods(planned):
     plan = planned({"lora_scale": [0.2, 1]})
     assert ids(plan) == [
         f"{method}--lora_scale={scale}" for scale in ("0.2", "1") for method in METHODS
@@ -64,7 +61,7 @@ def test_the_lora_scale_is_every_methods(planned: Callable[..., Plan]) -> None:
     assert plan.benchmark.models["A"].spec.lora.scale == 0.8
 
 
-def test_a_method_without_a_swept_parameter_is_one_cell(planned: Callable[..., Plan]) -> None:
+def test_a_method_without_a_swept_parameter_is_one_cell(planned):
     plan = planned({"guidance_scale": [3.5, 4.0]})
     assert ids(plan) == [
         "LoRA",
@@ -80,12 +77,12 @@ def test_a_method_without_a_swept_parameter_is_one_cell(planned: Callable[..., P
         assert cell.columns["base_guidance_scale"] == cell.columns["guidance_scale"]
 
 
-def test_the_models_scale_may_be_swept_through_one(planned: Callable[..., Plan]) -> None:
+def test_the_models_scale_may_be_swept_through_one(planned):
     plan = planned({"guidance_scale": [1.0, 5.0]}, {"CFG": METHODS["CFG"]})
     assert [cell.nfe for cell in plan.cells] == [10, 20]
 
 
-def test_an_interval_sets_both_ends(planned: Callable[..., Plan]) -> None:
+def test_an_interval_sets_both_ends(planned):
     intervals = [[0.0, 1.0], [0.25, 0.75], [0, 0.5]]
     plan = planned(
         {"interval": intervals}, {**METHODS, "Late": {"guider": "autolora", "start": 0.1}}
@@ -101,7 +98,7 @@ def test_an_interval_sets_both_ends(planned: Callable[..., Plan]) -> None:
     assert [len(of(plan, name)) for name in ("LoRA", "CFG", "Late")] == [1, 1, 1]
 
 
-def test_parameters_are_crossed_in_the_order_of_the_file(planned: Callable[..., Plan]) -> None:
+def test_parameters_are_crossed_in_the_order_of_the_file(planned):
     sweep = {"lora_scale": [0.5, 1.0], "autolora_scale": [1.5, 2.0], "base_guidance_scale": [0]}
     plan = planned(sweep)
     found = of(plan, "AutoLoRA+CFG")
@@ -118,7 +115,7 @@ def test_parameters_are_crossed_in_the_order_of_the_file(planned: Callable[..., 
     assert plan.nfe == sum(cell.nfe for cell in plan.cells) * len(plan.jobs)
 
 
-def test_another_value_leaves_the_cells_that_were_there(planned: Callable[..., Plan]) -> None:
+def test_another_value_leaves_the_cells_that_were_there(planned):
     few = planned({"lora_scale": [0.4], "guidance_scale": [3.5]})
     more = planned({"lora_scale": [1.3, 0.40], "guidance_scale": [7, 3.5, 5]})
     before = {cell.id: cell_record(cell, few) for cell in few.cells}
@@ -128,7 +125,7 @@ def test_another_value_leaves_the_cells_that_were_there(planned: Callable[..., P
     assert "A--CFG--lora_scale=0.4--guidance_scale=3.5" in before
 
 
-def test_a_value_is_one_number_however_it_is_written(planned: Callable[..., Plan]) -> None:
+def test_a_value_is_one_number_however_it_is_written(planned):
     whole, point = (planned({"autolora_scale": [n], "lora_scale": [n]}) for n in (2, 2.0))
     assert [c.id for c in whole.cells] == [c.id for c in point.cells]
     for a, b in zip(whole.cells, point.cells, strict=True):
@@ -138,7 +135,7 @@ def test_a_value_is_one_number_however_it_is_written(planned: Callable[..., Plan
     ]  # fmt: skip
 
 
-def test_every_model_is_swept(write_benchmark: Write, benchmark_data: dict[str, Any]) -> None:
+def test_every_model_is_swept(write_benchmark, benchmark_data):
     data = copy.deepcopy(benchmark_data)
     data["models"]["B"] = {**data["models"]["A"], "guidance_scale": 7.0}
     data["sweep"] = {"lora_scale": [0.5, 1.0]}
@@ -152,7 +149,7 @@ def test_every_model_is_swept(write_benchmark: Write, benchmark_data: dict[str, 
     assert {cell.columns["guidance_scale"] for cell in plan.cells} == {5.0, 7.0}
 
 
-def test_a_limited_run_has_all_cells(planned: Callable[..., Plan]) -> None:
+def test_a_limited_run_has_all_cells(planned):
     plan = planned({"lora_scale": [0.5, 1.0]})
     limited = make_plan(plan.benchmark, 1, 1)
     assert limited.cells == plan.cells
@@ -172,9 +169,7 @@ BEFORE = {
 
 
 @pytest.mark.parametrize("sweep", [None, {}])
-def test_without_a_sweep_nothing_is_made_anew(
-    write_benchmark: Write, benchmark_data: dict[str, Any], sweep: object
-) -> None:
+def test_without_a_sweep_nothing_is_made_anew(write_benchmark, benchmark_data, sweep):
     what = {
         "pipeline": {"kind": "folder", "name": "p", "sha256": "1"},
         "loras": [{"kind": "file", "name": "l", "sha256": "2", "part_of_base": False}],
@@ -195,7 +190,7 @@ def test_without_a_sweep_nothing_is_made_anew(
 
 
 @pytest.fixture
-def refused(problem: Callable[[object], str], benchmark_data: dict[str, Any]) -> Callable[..., str]:
+def refused(problem, benchmark_data) -> Callable[..., str]:
     """A function that returns what is wrong with a sweep: its place in the file, and the rest."""
 
     def refuse(sweep: object, methods: object = None) -> str:
@@ -211,97 +206,80 @@ def refused(problem: Callable[[object], str], benchmark_data: dict[str, Any]) ->
     [
         (
             {"lora_scales": [1.0]},
-            "sweep.lora_scales: no method has this parameter. Did you mean 'lora_scale'?",
+            ".lora_scales: no method has this parameter. Did you mean 'lora_scale'?",
         ),
         (
             {"autolora_scal": [1.0]},
-            "sweep.autolora_scal: no method has this parameter. Did you mean 'autolora_scale'?",
+            ".autolora_scal: no method has this parameter. Did you mean 'autolora_scale'?",
         ),
         (
             {"w": [1.0]},
-            "sweep.w: no method has this parameter. Known: lora_scale, autolora_scale, "
+            ".w: no method has this parameter. Known: lora_scale, autolora_scale, "
             "guidance_scale, base_guidance_scale, start, stop, interval.",
         ),
         (
             {"guidance_scale": []},
-            "sweep.guidance_scale: lists no value. Expected values such as "
+            ".guidance_scale: lists no value. Expected values such as "
             "'guidance_scale: [0.5, 1.0]'.",
         ),
-        (
-            {"lora_scale": [0.5, 1, 0.50]},
-            "sweep.lora_scale.2: 0.5 is already value 1. Remove one.",
-        ),
-        (
-            {"interval": [[0, 1], [0.0, 1.0]]},
-            "sweep.interval.1: 0–1 is already value 1. Remove one.",
-        ),
-        ({"lora_scale": [0.5, "1"]}, "sweep.lora_scale.1: expected a number (got '1')."),
+        ({"lora_scale": [0.5, 1, 0.50]}, ".lora_scale.2: 0.5 is already value 1. Remove one."),
+        ({"interval": [[0, 1], [0.0, 1.0]]}, ".interval.1: 0–1 is already value 1. Remove one."),
+        ({"lora_scale": [0.5, "1"]}, ".lora_scale.1: expected a number (got '1')."),
         ({"lora_scale": [10**400]}, "a number of 401 characters. Put a text into quotation marks."),
-        ({"lora_scale": [True]}, "sweep.lora_scale.0: expected a number (got True)."),
-        (
-            {"autolora_scale": [float("nan")]},
-            "sweep.autolora_scale.0: expected a number (got nan).",
-        ),
-        (
-            {"interval": [0.5]},
-            "sweep.interval.0: expected two numbers such as [0.25, 0.75] (got 0.5).",
-        ),
-        (
-            {"lora_scale": [0.0]},
-            "sweep.lora_scale.0: Input should be greater than 0 (got 0.0).",
-        ),
+        ({"lora_scale": [True]}, ".lora_scale.0: expected a number (got True)."),
+        ({"autolora_scale": [float("nan")]}, ".autolora_scale.0: expected a number (got nan)."),
+        ({"interval": [0.5]}, ".interval.0: expected two numbers such as [0.25, 0.75] (got 0.5)."),
+        ({"lora_scale": [0.0]}, ".lora_scale.0: Input should be greater than 0 (got 0.0)."),
         (
             {"guidance_scale": [5, -1]},
-            "sweep.guidance_scale.1: Input should be greater than or equal to 0 (got -1).",
+            ".guidance_scale.1: Input should be greater than or equal to 0 (got -1).",
         ),
         (
             {"interval": [[0.0, 1.5]]},
-            "sweep.interval.0: Input should be less than or equal to 1 (got 1.5).",
+            ".interval.0: Input should be less than or equal to 1 (got 1.5).",
         ),
-        (
-            {"interval": [[0.6, 0.2]]},
-            "sweep.interval.0: stop (0.2) must not be less than start (0.6).",
-        ),
+        ({"interval": [[0.6, 0.2]]}, ".interval.0: stop (0.2) must not be less than start (0.6)."),
         (
             {"interval": [[0.0, 1.0]], "stop": [0.5]},
-            "sweep.stop: 'interval' already sets it. Remove one of the two.",
+            ".stop: 'interval' already sets it. Remove one of the two.",
         ),
-        ({"lora_scale": 0.5}, "sweep.lora_scale: Input should be a valid list (got 0.5)."),
-        (None, "sweep: expected 'key: value' entries (got nothing)."),
+        ({"lora_scale": 0.5}, ".lora_scale: Input should be a valid list (got 0.5)."),
+        (None, ": expected 'key: value' entries (got nothing)."),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused(
-    refused: Callable[..., str], sweep: object, message: str
-) -> None:
-    assert refused(sweep) == message
+def test_a_sweep_that_cannot_be_is_refused(refused, sweep, message):
+    assert refused(sweep).removeprefix("sweep") == message
 
 
-def test_values_are_checked_together(refused: Callable[..., str]) -> None:
-    line = refused({"start": [0.0, 0.5], "stop": [0.2, 1.0]}, {"AutoLoRA": METHODS["AutoLoRA"]})
-    assert line == (
-        "sweep: stop (0.2) must not be less than start (0.5). "
-        "Method 'AutoLoRA' at start 0.5, stop 0.2."
-    )
+@pytest.mark.parametrize(
+    ("sweep", "methods", "message"),
+    [
+        (
+            {"start": [0.0, 0.5], "stop": [0.2, 1.0]},
+            ["AutoLoRA"],
+            "sweep: stop (0.2) must not be less than start (0.5). "
+            "Method 'AutoLoRA' at start 0.5, stop 0.2.",
+        ),
+        (
+            {"guidance_scale": [3.0]},
+            ["LoRA", "AutoLoRA"],
+            "sweep.guidance_scale: has no effect: every method with this parameter sets it "
+            "(AutoLoRA). Remove it there or here.",
+        ),
+    ],
+)
+def test_values_are_checked_against_the_methods(refused, sweep, methods, message):
+    assert refused(sweep, {name: METHODS[name] for name in methods}) == message
 
 
-def test_what_every_method_states_cannot_be_swept(refused: Callable[..., str]) -> None:
-    methods = {"LoRA": METHODS["LoRA"], "AutoLoRA": METHODS["AutoLoRA"]}
-    assert refused({"guidance_scale": [3.0]}, methods) == (
-        "sweep.guidance_scale: has no effect: every method with this parameter sets it (AutoLoRA). "
-        "Remove it there or here."
-    )
-
-
-def test_too_many_cells_are_refused_before_they_are_made(refused: Callable[..., str]) -> None:
+def test_too_many_cells_are_refused_before_they_are_made(refused):
     values = [n / 1000 for n in range(1, 1001)]
     line = refused({"lora_scale": values, "autolora_scale": values, "guidance_scale": values})
     assert f"at most {MAX_CELLS:,} cells are allowed" in line
     assert line.startswith("sweep: 1,000,000,000 combinations with 1 × 4 models and methods")
 
 
-def test_all_that_is_wrong_is_told_at_once(
-    write_benchmark: Write, benchmark_data: dict[str, Any]
-) -> None:
+def test_all_that_is_wrong_is_told_at_once(write_benchmark, benchmark_data):
     sweep = {"lora_scale": [0, 0.5, 0.5], "gamma": [1], "interval": [[1, 0]]}
     path = write_benchmark(benchmark_data | {"sweep": sweep, "methods": METHODS})
     with pytest.raises(UsageError) as caught:
@@ -317,7 +295,7 @@ def test_all_that_is_wrong_is_told_at_once(
     assert all("- " in text[int(line.split(":")[1]) - 1] or "gamma" in line for line in lines)
 
 
-def test_two_methods_that_a_sweep_makes_one_are_refused(planned: Callable[..., Plan]) -> None:
+def test_two_methods_that_a_sweep_makes_one_are_refused(planned):
     given = METHODS | {"Strong": {"guider": "autolora", "autolora_scale": 2.0}}
     with pytest.raises(
         UsageError, match=r"'A × AutoLoRA\+CFG at autolora_scale 2' and 'A × Strong'"
@@ -336,12 +314,8 @@ class Needs(ClassifierFreeGuidance):
 
 @pytest.mark.model
 def test_a_parameter_without_a_default_can_be_swept(
-    planned: Callable[..., Plan],
-    problem: Callable[[object], str],
-    benchmark_data: dict[str, Any],
-    workplace: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    planned, problem, benchmark_data, workplace, monkeypatch
+):
     monkeypatch.setattr("sys.path", list(sys.path))
     (workplace / "needs_for_test.py").write_text(NEEDS)
     methods = {"Needs": {"guider": "needs_for_test.Needs"}}
@@ -354,11 +328,3 @@ def test_a_parameter_without_a_default_can_be_swept(
     assert "methods.Needs.strength: missing" in problem(data)
     shown = problem(data | {"sweep": {"strength": ["much"]}})
     assert "sweep.strength.0: expected a valid number" in shown
-
-
-def test_a_misspelt_guider_is_asked_about(
-    problem: Callable[[object], str], benchmark_data: dict[str, Any]
-) -> None:
-    shown = problem(benchmark_data | {"methods": {**METHODS, "A": {"guidr": "cfg"}}})
-    assert "methods.A.guider: missing" in shown
-    assert "Is 'guidr' a misspelling of it?" in shown

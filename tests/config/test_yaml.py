@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from autolora_eval._errors import UsageError
 from autolora_eval.config.load import load_benchmark
-
-Write = Callable[[object], Path]
-Problem = Callable[[object], str]
 
 
 @pytest.mark.parametrize(
@@ -27,13 +20,8 @@ Problem = Callable[[object], str]
     ],
 )
 def test_variables_are_filled_in(
-    write_benchmark: Write,
-    benchmark_data: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    value: str,
-    environment: str | None,
-    expected: str,
-) -> None:
+    write_benchmark, benchmark_data, monkeypatch, value, environment, expected
+):
     monkeypatch.delenv("AUTOLORA_EVAL_URL", raising=False)
     if environment is not None:
         monkeypatch.setenv("AUTOLORA_EVAL_URL", environment)
@@ -44,9 +32,7 @@ def test_variables_are_filled_in(
     assert judge.base_url == value, "the manifest has what the file states"
 
 
-def test_a_variable_that_is_not_set_is_named_with_its_place(
-    problem: Problem, benchmark_data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variable_that_is_not_set_is_named_with_its_place(problem, benchmark_data, monkeypatch):
     monkeypatch.delenv("AUTOLORA_EVAL_URL", raising=False)
     benchmark_data["judge"]["base_url"] = "${AUTOLORA_EVAL_URL}"
     line = problem(benchmark_data)
@@ -74,25 +60,25 @@ def test_a_variable_that_is_not_set_is_named_with_its_place(
         ("prompts:\n- a: 1\n  a: 2\n", ":3: prompts.0.a: stands here and on line 2;"),
     ],
 )
-def test_what_is_no_benchmark_at_all(problem: Problem, text: str, says: str) -> None:
+def test_what_is_no_benchmark_at_all(problem, text, says):
     assert says in problem(text)
 
 
-def test_aliases_that_would_fill_the_memory_are_refused(problem: Problem) -> None:
+def test_aliases_that_would_fill_the_memory_are_refused(problem):
     """Nine lists of nine aliases each stand for 9⁹ entries."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
     assert problem("\n".join(lines)).endswith("more than 1000000 entries, aliases written out.")
 
 
-def test_a_file_that_is_not_utf8(workplace: Path) -> None:
+def test_a_file_that_is_not_utf8(workplace):
     path = workplace / "bench.yaml"
     path.write_bytes(b"name: caf\xe9\n")
     with pytest.raises(UsageError, match=r"bench\.yaml: not UTF-8 \(byte 9\)"):
         load_benchmark(path)
 
 
-def test_a_file_that_is_far_too_large(workplace: Path) -> None:
+def test_a_file_that_is_far_too_large(workplace):
     path = workplace / "bench.yaml"
     path.write_bytes(b"#" * 4_000_001)
     with pytest.raises(UsageError, match="larger than 4000000 bytes"):
@@ -100,6 +86,6 @@ def test_a_file_that_is_far_too_large(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "sdxl", "", "x" * 300])
-def test_no_such_benchmark(workplace: Path, name: str) -> None:
+def test_no_such_benchmark(workplace, name):
     with pytest.raises(UsageError, match="is neither a file nor a shipped name"):
         load_benchmark(name)
