@@ -113,12 +113,8 @@ def score_images(
         UsageError: The benchmark or the image set is not valid.
         AutoLoRAEvalError: A stage failed. Finished features and judgements are kept.
     """
-    from autolora_eval.config.image_set_benchmark import (
-        check_no_overlap,
-        image_set_benchmark,
-        image_set_run_name,
-    )
-    from autolora_eval.generation.image_import import check_image_sets
+    from autolora_eval.config.image_set_benchmark import image_set_benchmark, image_set_run_name
+    from autolora_eval.generation.image_import import check_image_sets, check_no_overlap
     from autolora_eval.generation.image_readers import read_image_set
 
     loaded = load_benchmark(benchmark)

@@ -64,21 +64,6 @@ def image_set_run_name(loaded: LoadedBenchmark, name: str) -> str:
     return run_name(f"{loaded.spec.name}-{name}")
 
 
-def check_no_overlap(images: Path, run: RunFolder) -> None:
-    """Check that neither the image set nor the run folder contains the other.
-
-    Otherwise the next run would read its own copies and figures as images of the set.
-    """
-    if not images.is_dir():
-        return  # a listing names its images
-    source, folder, copies = (path.resolve() for path in (images, run.path, run.images("")))
-    if folder == source or source in folder.parents or copies in (source, *source.parents):
-        raise UsageError(
-            f"the images '{images}' and the run folder '{run.path}' contain each other: copies "
-            "and figures would be read as images of the set. Choose another --output."
-        )
-
-
 def _check_run_folder(file: Path, data: dict[str, Any]) -> None:
     """Check that a run folder holds nothing, or scores of the same images by the same benchmark."""
     folder = file.parent

@@ -9,7 +9,6 @@ from pathlib import Path
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import content_hash, sha256_bytes
 from autolora_eval._progress import Advance
-from autolora_eval.config.image_set_benchmark import check_no_overlap
 from autolora_eval.config.plan import Cell, Plan, make_plan
 from autolora_eval.generation.dataset import SOURCE_HASH, ImageDataset
 from autolora_eval.generation.image_matching import Matching, match
@@ -178,6 +177,21 @@ class ImageImport:
             f"cell '{self.cell.id}': of the images of '{self.images.path}' that the benchmark "
             f"asks for, none can be opened: {', '.join(listed[:_LISTED])}{more}. All are listed "
             f"in '{report}'."
+        )
+
+
+def check_no_overlap(images: Path, run: RunFolder) -> None:
+    """Check that neither the image set nor the run folder contains the other.
+
+    Otherwise the next run would read its own copies and figures as images of the set.
+    """
+    if not images.is_dir():
+        return  # a listing names its images
+    source, folder, copies = (path.resolve() for path in (images, run.path, run.images("")))
+    if folder == source or source in folder.parents or copies in (source, *source.parents):
+        raise UsageError(
+            f"the images '{images}' and the run folder '{run.path}' contain each other: copies "
+            "and figures would be read as images of the set. Choose another --output."
         )
 
 
