@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from autolora_eval._devices import choose_device, free_memory, quiet_libraries, require
+from autolora_eval._devices import (
+    choose_device,
+    free_memory,
+    quiet_libraries,
+    require,
+    uncollected,
+)
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 from autolora_eval._files import require_space
 from autolora_eval._sources import (
@@ -83,7 +89,8 @@ def missing(
         return problems
     # The models that score the images, tried one after the other: images are made for hours before.
     trials = [lambda: _try_extractor(plan), lambda: _try_judge(plan) if judged else None]
-    return [text for trial in trials if (text := _try(trial))]
+    with uncollected():
+        return [text for trial in trials if (text := _try(trial))]
 
 
 def _try(check: Callable[[], object]) -> str | None:

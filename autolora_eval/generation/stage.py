@@ -375,13 +375,14 @@ def _run_guiders(
     advance: Advance,
 ) -> list[AutoLoRAEvalError]:
     """Make the missing images of one model's guiders; return the failures of cells."""
+    batching = result.models[model.name]["guidance_batching"]
     with uncollected():
         import torch
 
         from autolora_eval.generation.guider_backend import GuidedModel
 
-    batching = result.models[model.name]["guidance_batching"]
-    backend = GuidedModel(model, torch.device(device), getattr(torch, dtype), batch_size, batching)
+        place = torch.device(device), getattr(torch, dtype)
+        backend = GuidedModel(model, *place, batch_size, batching)
     result.models[model.name] |= describe_pipeline(backend.pipeline)
     backend.make([(cell.dataset, cell.jobs) for cell in work], advance)
     return list(backend.failed)
