@@ -2,7 +2,7 @@
 
     python -m benchmarks.performance [--only CASE]... [--write]
 
-`--write` replaces the table in docs/performance.md and its JSON beside it. Each case is a module
+`--write` replaces the tables in docs/performance.md and its JSON beside it. Each case is a module
 here with a `main()`, and runs in a process of its own.
 """
 
@@ -17,6 +17,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from benchmarks.performance.measure import Row, table
 
@@ -60,18 +61,28 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=CASES, help="Run only this case.")
     parser.add_argument("--write", action="store_true", help="Write docs/performance.md.")
     options = parser.parse_args()
-    parts = [machine()]
     rows: dict[str, list[Row]] = {}
     for case in options.only or CASES:
         rows[case] = measured(case)
-        parts.append(f"### {TITLES[case]}\n\n{table(rows[case])}")
-        print(parts[-1] + "\n", flush=True)
+        print(section(case, rows[case]) + "\n", flush=True)
     if options.write:
-        before, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
-        PAGE.write_text(before + MARK + "\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
-        found = {case: [vars(row) for row in those] for case, those in rows.items()}
-        text = json.dumps({"machine": parts[0], "cases": found}, indent=2, ensure_ascii=False)
-        PAGE.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        write({case: [vars(row) for row in those] for case, those in rows.items()})
+
+
+def section(case: str, rows: list[Row]) -> str:
+    """Return the title and the table of a case."""
+    return f"### {TITLES[case]}\n\n{table(rows)}"
+
+
+def write(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the page and its JSON. Cases that were not measured now stay as they are."""
+    data = PAGE.with_suffix(".json")
+    cases = json.loads(data.read_text(encoding="utf-8"))["cases"] | found
+    parts = [machine(), *(section(case, [Row(**row) for row in cases[case]]) for case in cases)]
+    before, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
+    PAGE.write_text(before + MARK + "\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
+    text = json.dumps({"machine": parts[0], "cases": cases}, indent=2, ensure_ascii=False)
+    data.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
