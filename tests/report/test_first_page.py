@@ -289,6 +289,7 @@ def test_what_affects_many_cells_is_one_caveat(tmp_path: Path, make_run: Maker) 
 # ---- A sweep of 48 cells
 
 
+@pytest.mark.e2e
 def test_a_sweep_has_a_range_of_costs(sweep: RunFolder, tmp_path: Path) -> None:
     """NFE is the same at all points; seconds are not, and those of LoRA+CFG differ too."""
     folder = RunFolder(tmp_path / "run")
