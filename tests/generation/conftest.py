@@ -6,7 +6,6 @@ Libraries are imported by the fixtures: the tests that load no model need none.
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,9 +47,8 @@ def one_lora(sdxl: Path) -> TinyModel:
 
 
 @pytest.fixture
-def module(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Path:
+def module(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A file beside the benchmark with the `CODE` of the test's module."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
     file = tmp_path / f"{request.module.__name__.split('.')[-1]}_{next(_NUMBERS)}.py"
     file.write_text(request.module.CODE)
     return file

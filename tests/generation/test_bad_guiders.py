@@ -128,10 +128,7 @@ def failure(plan: Plan, run: RunFolder) -> str:
         ("Nan", f"the prediction is NaN or infinite at step 1 of {STEPS}"),
         ("ReturnsATensor", "forward returned a Tensor: expected GuiderOutput(pred=…)"),
         ("ReturnsANumber", "forward returned a GuiderOutput: expected GuiderOutput(pred=…)"),
-        (
-            "Cuts",
-            "a prediction of shape [1, 4, 16, 16] for predictions of shape [2, 4, 16, 16]",
-        ),
+        ("Cuts", "a prediction of shape [1, 4, 16, 16] for predictions of shape [2, 4, 16, 16]"),
         ("Weights", "changed the model: its weights, or code that it runs"),
         ("Fuses", "changed the model"),
         ("Halves", "changed the model"),

@@ -51,6 +51,13 @@ def hashes(folder: RunFolder) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
+def tiny(sdxl: Path) -> TinyModel:
+    """The tiny SDXL with a LoRA by kohya's trainer, which tunes the text encoders too."""
+    file = sdxl.parent / "generated.safetensors"
+    return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=True, text_encoders=True))
+
+
+@pytest.fixture(scope="module")
 def plan(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return plan_of(tmp_path_factory.mktemp("benchmark"), tiny)
 

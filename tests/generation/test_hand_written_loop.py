@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -44,6 +44,7 @@ SDXL_CASES = [
 ]
 TRANSFORMER = (*UNET, "add_q_proj", "add_k_proj", "add_v_proj")
 ENCODERS = {"text_encoder": ENCODER, "text_encoder_2": ENCODER}
+STRONG = {"std": 0.3}
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,24 @@ class Kind:
     make: object
     tuned: dict[str, tuple[str, ...]]
     cases: list
-    lora: dict
-    make_options: dict
+    lora: dict = field(default_factory=dict)
+    make_options: dict = field(default_factory=dict)
 
 
-KINDS = {
-    "SDXL": Kind(SDXL, make_sdxl, {"unet": UNET}, SDXL_CASES, {}, {}),
+PIPELINES = {
+    "SDXL": Kind(SDXL, make_sdxl, {"unet": UNET}, SDXL_CASES),
+    "SD3": Kind(SD3, make_sd3, {"transformer": TRANSFORMER}, CASES),
+    "Qwen-Image": Kind(QwenImage, make_qwen_image, {"transformer": TRANSFORMER}, CASES, STRONG),
+    "Z-Image": Kind(ZImage, make_z_image, {"transformer": UNET}, CASES, STRONG),
+}
+KINDS = PIPELINES | {
     "SDXL, kohya, text encoders": Kind(
-        SDXL, make_sdxl, {"unet": UNET, **ENCODERS}, SDXL_CASES, {"kohya": True}, {}
+        SDXL, make_sdxl, {"unet": UNET, **ENCODERS}, SDXL_CASES, {"kohya": True}
     ),
-    "SD3": Kind(SD3, make_sd3, {"transformer": TRANSFORMER}, CASES, {}, {}),
-    "SD3, text encoders": Kind(
-        SD3, make_sd3, {"transformer": TRANSFORMER, **ENCODERS}, CASES[:3], {}, {}
-    ),
+    "SD3, text encoders": Kind(SD3, make_sd3, {"transformer": TRANSFORMER, **ENCODERS}, CASES[:3]),
     "SD3 without T5": Kind(
-        SD3, make_sd3, {"transformer": TRANSFORMER}, CASES[:2], {}, {"t5": False}
+        SD3, make_sd3, {"transformer": TRANSFORMER}, CASES[:2], make_options={"t5": False}
     ),
-    "Qwen-Image": Kind(
-        QwenImage, make_qwen_image, {"transformer": TRANSFORMER}, CASES, {"std": 0.3}, {}
-    ),
-    "Z-Image": Kind(ZImage, make_z_image, {"transformer": UNET}, CASES, {"std": 0.3}, {}),
 }
 
 
@@ -175,6 +174,7 @@ def test_gamma_zero_is_bitwise_the_base_model_with_cfg(pipeline, tiny, monkeypat
         assert torch.equal(ours, stock_latents(tiny, w, negative_prompt=["", ""]))
 
 
+@pytest.mark.parametrize("kind", PIPELINES, indirect=True)
 def test_every_method_makes_images_with_the_planned_nfe(kind, pipeline) -> None:
     for one, w in itertools.product(GUIDERS.built_in().values(), (0.0, 1.0, 4.0)):
         parameters = one.parameters().with_model_defaults(w)
@@ -183,6 +183,7 @@ def test_every_method_makes_images_with_the_planned_nfe(kind, pipeline) -> None:
         assert [image.size for image in sample.images] == [SIZE] * len(PROMPTS)
 
 
+@pytest.mark.parametrize("kind", PIPELINES, indirect=True)
 def test_initial_noise_is_bitwise_equal_for_every_method_and_batch(pipeline, by_hand) -> None:
     """The first sample of the scheduler, in the layout of the pipeline."""
     seen: list[torch.Tensor] = []

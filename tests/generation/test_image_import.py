@@ -115,9 +115,7 @@ def test_images_beyond_a_limit_are_not_extra_images(file: Path, tmp_path: Path) 
     )
 
 
-def test_each_file_is_hashed_once(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_file_is_hashed_once(file, tmp_path, monkeypatch) -> None:
     """A set may be many gigabytes."""
     hashed: list[str] = []
     sha256 = ImageRecord.sha256
@@ -128,9 +126,7 @@ def test_each_file_is_hashed_once(
     assert sorted(hashed) == ["a cat/3.png", "a dog/3.png", "a dog/4.png"]
 
 
-def test_a_set_that_changes_while_it_is_copied_is_refused(
-    file: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_a_set_that_changes_while_it_is_copied_is_refused(file, folder, tmp_path) -> None:
     plan = make_plan(load_benchmark(file))
     found = ImageImport.prepare(plan.cells[0], plan)
     dataset = ImageDataset.open(RunFolder(tmp_path), plan.cells[0], found.settings_key)
@@ -149,9 +145,7 @@ def test_a_set_that_changes_while_it_is_copied_is_refused(
         copy()
 
 
-def test_an_empty_file_and_a_missing_file_are_reported_separately(
-    folder: Path, file: Path, tmp_path: Path
-) -> None:
+def test_an_empty_file_and_a_missing_file_are_reported_separately(folder, file, tmp_path) -> None:
     (folder / "empty.png").write_bytes(b"")
     rows = [
         {"path": "a dog/3.png", "prompt": "a dog", "seed": 3},

@@ -159,9 +159,7 @@ def refusal(path: Path) -> str:
         ("", "it has no columns"),
     ],
 )
-def test_a_csv_file_that_cannot_be_used_is_refused_with_its_row(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_a_csv_file_that_cannot_be_used_is_refused_with_its_row(tmp_path, text, message) -> None:
     assert message in refusal(write(tmp_path / "mine.csv", text))
 
 
@@ -179,9 +177,7 @@ def test_a_csv_file_that_cannot_be_used_is_refused_with_its_row(
         ('{"file_name": {"path": "0.png"}}', "the column holds images instead of paths"),
     ],
 )
-def test_a_json_line_that_cannot_be_used_is_refused_with_its_row(
-    tmp_path: Path, line: str, message: str
-) -> None:
+def test_a_json_line_that_cannot_be_used_is_refused_with_its_row(tmp_path, line, message) -> None:
     text = f"{json.dumps(ROW)}\n\n{line}"
     assert f"row 2': {message}" in refusal(write(tmp_path / "mine.jsonl", text))
 

@@ -156,9 +156,7 @@ def test_transparency_further_frames_and_other_colour_spaces_are_reported() -> N
 
 
 @pytest.mark.parametrize("raised", [RuntimeError, NotImplementedError, AttributeError, KeyError])
-def test_any_error_of_a_decoder_means_a_corrupt_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type[Exception]
-) -> None:
+def test_any_error_of_a_decoder_means_a_corrupt_image(tmp_path, monkeypatch, raised) -> None:
     save(tmp_path / "0.png", 0)
 
     def fail(*_: object, **__: object) -> None:
@@ -171,9 +169,7 @@ def test_any_error_of_a_decoder_means_a_corrupt_image(
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_large_image_is_opened_without_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_image_is_opened_without_a_warning(tmp_path, monkeypatch) -> None:
     save(tmp_path / "0.png", 0)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     assert validate_image((tmp_path / "0.png").read_bytes()).problem is None

@@ -18,7 +18,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from lora_networks import RANK, Pairs, Tensors, effects, kohya, named, pairs_of
 from safetensors.torch import save_file
-from transformers import CLIPTextModel
 
 from autolora_eval.config.lora_file import read_lora_file
 from autolora_eval.generation import lora as lora_module
@@ -135,9 +134,7 @@ def expected(pairs: Pairs) -> Tensors:
 
 
 @pytest.mark.parametrize("form", SAME)
-def test_one_lora_in_every_form_does_the_same(
-    form: str, unet: UNet2DConditionModel, pairs: Pairs, expected: Tensors, tmp_path: Path
-) -> None:
+def test_one_lora_in_every_form_does_the_same(form, unet, pairs, expected, tmp_path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in SAME[form](pairs).items()}
     save_file(tensors, tmp_path / "lora.safetensors")
     assert_equal(loaded(unet, tmp_path / "lora.safetensors"), expected)
@@ -159,9 +156,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("header", HEADERS)
-def test_an_alpha_in_the_header_counts_and_is_reported(
-    header: str, unet: UNet2DConditionModel, tmp_path: Path
-) -> None:
+def test_an_alpha_in_the_header_counts_and_is_reported(header, unet, tmp_path) -> None:
     pairs = pairs_of(unet, r"to_[qv]$")
     file = tmp_path / "lora.safetensors"
     save_file(named(pairs, "unet.", ".lora_A.weight", ".lora_B.weight"), file, HEADERS[header])
@@ -170,9 +165,7 @@ def test_an_alpha_in_the_header_counts_and_is_reported(
     assert "header" in read_lora_file(file).summary()
 
 
-def test_an_alpha_in_adapter_config_counts_and_is_reported(
-    unet: UNet2DConditionModel, tmp_path: Path
-) -> None:
+def test_an_alpha_in_adapter_config_counts_and_is_reported(unet, tmp_path) -> None:
     pairs = pairs_of(unet, r"to_[qv]$")
     file = tmp_path / "adapter_model.safetensors"
     save_file(named(pairs, "base_model.model.", ".lora_A.weight", ".lora_B.weight"), file)
@@ -182,9 +175,7 @@ def test_an_alpha_in_adapter_config_counts_and_is_reported(
     assert "adapter_config.json" in read_lora_file(file).summary()
 
 
-def test_a_tucker_decomposition_is_multiplied_out(
-    unet: UNet2DConditionModel, tmp_path: Path
-) -> None:
+def test_a_tucker_decomposition_is_multiplied_out(unet, tmp_path) -> None:
     a = torch.randn(RANK, 8, 1, 1)
     mid, b = torch.randn(RANK, RANK, 3, 3), torch.randn(8, RANK, 1, 1)
     stem = "lora_unet_down_blocks_0_resnets_0_conv1"
@@ -216,25 +207,16 @@ def test_dora_keeps_its_magnitudes(form: str, unet: UNet2DConditionModel, tmp_pa
     assert read_lora_file(tmp_path / "lora.safetensors").kind == "DoRA (LoCon)"
 
 
+# Further names are in test_lora_variants.py.
 TEXT = {
-    "kohya": lambda p: kohya(p, "lora_te1_text_model_"),
     "kohya without text_model": lambda p: kohya(p, "lora_te1_"),
     "kohya for one encoder": lambda p: kohya(p, "lora_te_text_model_"),
     "diffusers": lambda p: named(p, "text_encoder.", ".lora_A.weight", ".lora_B.weight"),
-    "diffusers with text_model": lambda p: named(
-        p, "text_encoder.text_model.", ".lora_A.weight", ".lora_B.weight"
-    ),
-    "diffusers, old": lambda p: named(
-        p, "text_encoder.text_model.", ".lora_linear_layer.down.weight",
-        ".lora_linear_layer.up.weight",
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", TEXT)
-def test_a_text_encoder_is_tuned_in_attention_and_mlp(
-    form: str, text_encoder: CLIPTextModel, tmp_path: Path
-) -> None:
+def test_a_text_encoder_is_tuned_in_attention_and_mlp(form, text_encoder, tmp_path) -> None:
     pairs = pairs_of(text_encoder, r"_proj|fc[12]")
     save_file(TEXT[form](pairs), tmp_path / "lora.safetensors")
     expected = {name: b @ a for name, (a, b) in pairs.items()}

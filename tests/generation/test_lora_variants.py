@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import SD3Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from lora_networks import RANK, Tensors, effects, kohya, named, pairs_of
 from safetensors.torch import save_file
@@ -241,9 +241,7 @@ def test_sd3s_t5_is_tuned_in_attention_and_feed_forward(tmp_path: Path) -> None:
             torch.testing.assert_close(found[name], b @ a)
 
 
-def test_two_conventions_in_one_file_are_one_lora(
-    unet: UNet2DConditionModel, tmp_path: Path
-) -> None:
+def test_two_conventions_in_one_file_are_one_lora(unet, tmp_path) -> None:
     pairs = pairs_of(unet, LAYERS)
     first, *rest = pairs
     tensors = kohya({first: pairs[first]})
@@ -259,9 +257,7 @@ def test_two_conventions_in_one_file_are_one_lora(
     assert not pairs
 
 
-def test_alphas_by_pattern_are_those_that_peft_takes(
-    unet: UNet2DConditionModel, tmp_path: Path
-) -> None:
+def test_alphas_by_pattern_are_those_that_peft_takes(unet, tmp_path) -> None:
     """peft's patterns are regular expressions, of which the first that matches counts."""
     pairs = pairs_of(unet, r"down_blocks\.1\.attentions\.0\..*attn2\.to_[qkv]$")
     save_file(

@@ -45,9 +45,7 @@ def mute(tmp_path: Path) -> str:
     return str(folder)
 
 
-def test_a_judge_that_cannot_answer_is_refused_before_the_first_image(
-    mute: str, tmp_path: Path
-) -> None:
+def test_a_judge_that_cannot_answer_is_refused_before_the_first_image(mute, tmp_path) -> None:
     plan, out = planned(tmp_path, judge=JUDGE | {"model": mute}), tmp_path / "run"
     (line,) = missing(plan, out)
     assert line.startswith("the judge '")

@@ -85,9 +85,7 @@ def test_a_failing_guider_is_reported_with_its_line_and_other_images_are_kept(
     assert len(read_jsonl(run.metadata("T--CFG"))) == 4
 
 
-def test_an_edited_guider_does_not_reuse_its_earlier_images(
-    plan_of, tmp_path, module: Path
-) -> None:
+def test_an_edited_guider_does_not_reuse_its_earlier_images(plan_of, tmp_path, module) -> None:
     run = RunFolder(tmp_path / "run")
     plan = plan_of("Once")
     assert generate(plan, run, Progress()).made == 8

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
-from hand_written import HandWritten, QwenImage, ZImage, load
+from hand_written import QwenImage, ZImage, load
 from tiny_flow_models import make_qwen_image, make_z_image
 from tiny_models import SIZE, UNET, TinyModel, tiny_plan, write_lora
 
@@ -22,9 +19,7 @@ PROMPTS = ["a red cat", "two dogs"]
 
 
 @pytest.mark.parametrize(("kind", "make"), [(QwenImage, make_qwen_image), (ZImage, make_z_image)])
-def test_a_benchmark_file_makes_the_images_of_the_papers_four_methods(
-    kind: type[HandWritten], make: Callable[[Path], Path], tmp_path: Path
-) -> None:
+def test_a_benchmark_file_makes_the_images_of_the_papers_four_methods(kind, make, tmp_path) -> None:
     pipeline, lora = make(tmp_path / "pipeline"), tmp_path / "lora.safetensors"
     changes = write_lora(load(kind, pipeline), lora, {"transformer": UNET}, std=0.3)
     paper = {

@@ -128,9 +128,7 @@ def test_what_is_kept_of_a_changed_benchmark_and_why_the_rest_is_made(
     assert stages(plan_of(data), folder)[0].kept == 10
 
 
-def test_a_changed_model_is_named(
-    data: Data, plan_of: PlanOf, folder: RunFolder, workplace: Path
-) -> None:
+def test_a_changed_model_is_named(data, plan_of, folder, workplace) -> None:
     index = workplace / "sdxl" / "model_index.json"
     index.write_text(index.read_text() + "\n")
     data["batch_size"] = 2
@@ -138,9 +136,7 @@ def test_a_changed_model_is_named(
     assert why == ("12 of A × CFG, A × AutoLoRA: changed: batch_size 1 → 2, files of pipeline")
 
 
-def test_the_network_is_not_asked(
-    data: Data, plan_of: PlanOf, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_network_is_not_asked(data, plan_of, folder, monkeypatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder.path / "hub"))
     data["models"]["A"]["lora"] = {"path": "nobody/no-lora", "weight_name": "a.safetensors"}
     found = run_outlook(plan_of(data), folder)
@@ -212,9 +208,7 @@ def test_other_versions_in_the_middle_of_a_run_are_refused_until_they_are_accept
 # The disk
 
 
-def test_a_full_disk_stops_a_run_before_the_next_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_stops_a_run_before_the_next_batch(tmp_path, monkeypatch) -> None:
     free = SPARE_BYTES + 1_000_000
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=free))

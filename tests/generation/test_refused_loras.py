@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from lora_networks import effects, kohya, named, pairs_of
 from safetensors.torch import save_file
@@ -109,9 +109,7 @@ REFUSED_BY_FILE: dict[str, tuple[dict[str, torch.Tensor], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_FILE)
-def test_what_the_file_shows_is_refused_before_anything_is_loaded(
-    case: str, tmp_path: Path
-) -> None:
+def test_what_the_file_shows_is_refused_before_anything_is_loaded(case, tmp_path) -> None:
     tensors, message = REFUSED_BY_FILE[case]
     file = tmp_path / "mine.safetensors"
     save_file(tensors, file)
@@ -147,9 +145,7 @@ def test_a_truncated_file_is_refused_with_its_sizes(tmp_path: Path) -> None:
         read_lora_file(file)
 
 
-def test_a_lora_of_another_base_model_is_refused(
-    unet: UNet2DConditionModel, transformer: SD3Transformer2DModel, tmp_path: Path
-) -> None:
+def test_a_lora_of_another_base_model_is_refused(unet, transformer, tmp_path) -> None:
     file = tmp_path / "mine.safetensors"
     wide = {name: (torch.ones(4, 99), b) for name, (_, b) in pairs_of(unet, r"to_q$").items()}
     for tensors, message in (
@@ -197,9 +193,7 @@ def test_a_scale_is_absolute_and_zero_is_zero(unet: UNet2DConditionModel, tmp_pa
 
 
 @pytest.mark.parametrize("part", ["scaling", "lora_B"])
-def test_what_was_loaded_is_compared_with_the_file(
-    part: str, unet: UNet2DConditionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_loaded_is_compared_with_the_file(part, unet, tmp_path, monkeypatch) -> None:
     file = tmp_path / "mine.safetensors"
     save_file(kohya(pairs_of(unet, r"to_q$")), file)
     inject = lora_module._inject
@@ -217,9 +211,7 @@ def test_what_was_loaded_is_compared_with_the_file(
         load_lora({"denoiser": copy.deepcopy(unet)}, read_lora_file(file), "x")
 
 
-def test_the_names_of_sdxls_first_release_are_those_that_diffusers_converts(
-    unet: UNet2DConditionModel,
-) -> None:
+def test_the_names_of_sdxls_first_release_are_those_that_diffusers_converts(unet) -> None:
     weights = unet.state_dict()
     first = {}
     for name, tensor in weights.items():

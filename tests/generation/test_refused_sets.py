@@ -54,9 +54,7 @@ def state(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_a_refused_command_leaves_a_finished_run_unchanged(
-    images: Path, mine: Path, tmp_path: Path
-) -> None:
+def test_a_refused_command_leaves_a_finished_run_unchanged(images, mine, tmp_path) -> None:
     out = tmp_path / "out"
     score_images(images, mine, out)
     before = state(out)
@@ -103,9 +101,7 @@ def test_scores_of_another_benchmark_are_not_overwritten(
     assert state(out) == before
 
 
-def test_a_failed_attempt_does_not_claim_the_folder(
-    images: Path, mine: Path, tmp_path: Path
-) -> None:
+def test_a_failed_attempt_does_not_claim_the_folder(images, mine, tmp_path) -> None:
     broken = tmp_path / "broken"
     for prompt in ("a cat", "a dog"):
         (broken / prompt).mkdir(parents=True)

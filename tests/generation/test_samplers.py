@@ -20,11 +20,7 @@ from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
-from autolora_eval.generation.sampler_backend import (
-    GIVE_UP_AFTER,
-    UnusableImageError,
-    check_image,
-)
+from autolora_eval.generation.sampler_backend import GIVE_UP_AFTER, UnusableImageError, check_image
 from autolora_eval.generation.stage import GenerationResult, generate
 from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.runs.folder import RunFolder
@@ -157,11 +153,7 @@ def test_changes_of_a_sampler_to_its_pipeline_reach_no_other_method(plan_of, tmp
     alone = plan_of({"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}})
     _, clean = made(alone, tmp_path / "alone")
     both = plan_of(
-        {
-            "Vandal": {"sampler": "vandal"},
-            "Stock": {"sampler": "stock"},
-            "CFG": {"guider": "cfg"},
-        }
+        {"Vandal": {"sampler": "vandal"}, "Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}}
     )
     _, run = made(both, tmp_path / "both")
     assert not np.array_equal(pixels(run, both, "Vandal"), pixels(run, both, "Stock"))

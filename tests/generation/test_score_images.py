@@ -89,9 +89,7 @@ def plain_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_folder_of_a_plain_pipeline_scores_like_our_own_run(
-    plain_images: Path, tmp_path: Path
-) -> None:
+def test_the_folder_of_a_plain_pipeline_scores_like_our_own_run(plain_images, tmp_path) -> None:
     """Both make one image per batch, so pixels agree to rounding."""
     ours = run(write(tmp_path / "mine.yaml", batch_size=1), tmp_path / "ours")
     theirs = score_images(plain_images, tmp_path / "mine.yaml", tmp_path / "theirs", name="CFG")
@@ -145,15 +143,10 @@ def test_every_image_is_measured_or_reported(odd_set: Path, tmp_path: Path) -> N
     row = found.table.iloc[0]
     assert (row["n_images"], row["n_missing"], row["n_unscored"], row["nfe"]) == (6, 2, 2, 12)
     reasons = found.scores.set_index(["prompt", "seed"])["image_error"].dropna().to_dict()
-    assert reasons == {
-        (PROMPTS[0], 0): "not_in_the_set",
-        (PROMPTS[0], 1): "corrupt_image",
-    }
+    assert reasons == {(PROMPTS[0], 0): "not_in_the_set", (PROMPTS[0], 1): "corrupt_image"}
 
 
-def test_a_second_run_copies_nothing_and_a_changed_set_is_read_again(
-    odd_set: Path, tmp_path: Path
-) -> None:
+def test_a_second_run_copies_nothing_and_a_changed_set_is_read_again(odd_set, tmp_path) -> None:
     benchmark = write(tmp_path / "mine.yaml", methods={"Theirs": {"images": "set"}})
     first = run(benchmark, tmp_path / "out")
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "images").rglob("*.png")}
@@ -174,9 +167,7 @@ def test_a_set_of_corrupt_images_fails_before_a_model_is_loaded(tmp_path: Path) 
     assert list((tmp_path / "out").rglob("*.png")) == []
 
 
-def test_pipeline_and_lora_of_the_benchmark_are_not_needed(
-    plain_images: Path, tmp_path: Path
-) -> None:
+def test_pipeline_and_lora_of_the_benchmark_are_not_needed(plain_images, tmp_path) -> None:
     model = {
         "pipeline": "somebody/something-that-is-not-here",
         "lora": {"path": "absent.safetensors", "obtain": "Ask them."},
@@ -202,9 +193,7 @@ def test_the_written_benchmark_keeps_all_that_decides_the_scores(
     assert [cell.method.kind for cell in again.cells] == ["images"]
 
 
-def test_a_method_is_either_a_guider_or_an_image_set(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
-) -> None:
+def test_a_method_is_either_a_guider_or_an_image_set(write_benchmark, benchmark_data) -> None:
     benchmark_data["methods"]["CFG"] = {"guider": "cfg", "images": "lora"}
     with pytest.raises(UsageError, match="a method cannot have both"):
         load_benchmark(write_benchmark(benchmark_data))
@@ -218,9 +207,7 @@ def test_a_missing_set_is_refused_with_its_key_in_the_benchmark_file(
         load_benchmark(write_benchmark(benchmark_data))
 
 
-def test_an_image_set_is_one_cell_of_a_sweep(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], workplace: Path
-) -> None:
+def test_an_image_set_is_one_cell_of_a_sweep(write_benchmark, benchmark_data, workplace) -> None:
     Image.new("RGB", (2, 2)).save(workplace / "lora" / "3.png")
     benchmark_data["methods"]["Theirs"] = {"images": "lora"}
     benchmark_data["sweep"] = {"lora_scale": [0.5, 1.0]}
@@ -230,9 +217,7 @@ def test_an_image_set_is_one_cell_of_a_sweep(
 
 
 @pytest.mark.report
-def test_the_command_scores_a_set(
-    odd_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_scores_a_set(odd_set, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     benchmark = write(tmp_path / "mine.yaml")
     asked = ["score", str(benchmark), "--images", str(odd_set), "--name", "A private one"]
@@ -242,9 +227,7 @@ def test_the_command_scores_a_set(
 
 
 @pytest.mark.report
-def test_tables_and_report_contain_no_path_of_this_machine(
-    plain_images: Path, tmp_path: Path
-) -> None:
+def test_tables_and_report_contain_no_path_of_this_machine(plain_images, tmp_path) -> None:
     """Only the manifest keeps the path."""
     home = tmp_path / "home" / "alice" / "pictures"
     shutil.copytree(plain_images, home)
@@ -286,9 +269,7 @@ def test_scoring_a_set_overwrites_no_other_file(plain_images: Path, tmp_path: Pa
         score_images(plain_images, benchmark, run_folder)
 
 
-def test_a_set_and_its_run_folder_must_not_contain_each_other(
-    plain_images: Path, tmp_path: Path
-) -> None:
+def test_a_set_and_its_run_folder_must_not_contain_each_other(plain_images, tmp_path) -> None:
     """The second run would read the copies and figures of the first."""
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     for output in (plain_images / "out", plain_images):

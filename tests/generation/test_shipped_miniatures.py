@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hand_written import SD3, SDXL, HandWritten, load, merge
+from hand_written import SD3, SDXL, load, merge
 from safetensors.torch import load_file
 from tiny_models import TinyModel, tiny_plan
 
@@ -35,9 +35,7 @@ def weight_changes(file: Path) -> dict[str, torch.Tensor]:
     ("kind", "pipeline", "lora", "steps"),
     [(SDXL, "sdxl", "pixel_art_lora", 20), (SD3, "sd3", "sd3_pixel_art_lora", 12)],
 )
-def test_latents_equal_the_hand_written_loop(
-    kind: type[HandWritten], pipeline: str, lora: str, steps: int, tmp_path: Path
-) -> None:
+def test_latents_equal_the_hand_written_loop(kind, pipeline, lora, steps, tmp_path) -> None:
     tiny = TinyModel(f"miniature:{pipeline}", f"miniature:{lora}", {})
     plan = tiny_plan(tmp_path, tiny, {"AutoLoRA": {"guider": "autolora"}})
     (model,) = plan.benchmark.models.values()

@@ -36,9 +36,7 @@ def changed(
     return TinyModel(folder, one_lora.lora, one_lora.changes)
 
 
-def test_what_the_libraries_warn_of_is_told_once(
-    one_lora: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_libraries_warn_of_is_told_once(one_lora, tmp_path, capsys) -> None:
     tiny = changed(one_lora, tmp_path, "text_encoder", more="adapter.weight")
     for _ in range(2):
         with quiet_libraries():
@@ -51,12 +49,9 @@ def test_what_the_libraries_warn_of_is_told_once(
 
 
 @pytest.mark.parametrize(
-    ("part", "weight"),
-    [("text_encoder_2", "final_layer_norm.weight"), ("unet", "conv_out.bias")],
+    ("part", "weight"), [("text_encoder_2", "final_layer_norm.weight"), ("unet", "conv_out.bias")]
 )
-def test_weights_that_are_missing_are_not_drawn_at_random(
-    one_lora: TinyModel, tmp_path: Path, part: str, weight: str
-) -> None:
+def test_weights_that_are_missing_are_not_drawn_at_random(one_lora, tmp_path, part, weight) -> None:
     tiny = changed(one_lora, tmp_path, part, lost=weight)
     with pytest.raises(AutoLoRAEvalError) as raised, quiet_libraries():
         LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
