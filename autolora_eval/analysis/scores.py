@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from autolora_eval._errors import as_damaged
@@ -16,7 +16,12 @@ from autolora_eval.runs.folder import RunFolder, rows_of_images
 from autolora_eval.runs.images import SECONDS, CellImage, cell_images
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import CellRecord
-from autolora_eval.scoring.judgement_store import judgements_by_image
+from autolora_eval.scoring.diversity import Floats
+from autolora_eval.scoring.judgement_store import (
+    JudgementFile,
+    JudgementKey,
+    judgements_by_image,
+)
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import Rubric
 
@@ -45,13 +50,62 @@ def join_scores(manifest: RunManifest, folder: RunFolder) -> pd.DataFrame:
 
 
 def _cell_scores(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> pd.DataFrame:
-    """Return one row per image of a cell."""
-    judged = cell_judgements(manifest, folder, cell.id)
-    rows = []
-    for image in cell_images(manifest, cell, folder):
-        known = [] if image.problem else judged.get((image.id, image.sha256), [])
-        rows.append(_row(cell, image, known, manifest.score_columns))
-    return pd.DataFrame(rows)
+    """Return one row per image of a cell; a score is the mean over its repeats."""
+    images, names = cell_images(manifest, cell, folder), manifest.score_columns
+    scores, expected, reasons = _judged(manifest, cell, folder, images)
+    fixed = {"cell": cell.id, "model": cell.model, "method": cell.method, **cell.parameters}
+    return pd.DataFrame(
+        {
+            **{name: [value] * len(images) for name, value in fixed.items()},
+            "prompt_index": [image.prompt_index for image in images],
+            "prompt": [image.prompt for image in images],
+            "seed": [image.seed for image in images],
+            "image_id": [image.id for image in images],
+            "file": [f"images/{cell.id}/{image.id}" for image in images],
+            "sha256": [image.sha256 for image in images],
+            "nfe": [image.nfe for image in images],
+            **dict(zip(names, scores, strict=True)),
+            **{f"{name}{EXPECTED}": one for name, one in zip(names, expected, strict=True)},
+            "unscored_reason": reasons,
+        }
+    )
+
+
+def _judged(
+    manifest: RunManifest, cell: CellRecord, folder: RunFolder, images: Sequence[CellImage]
+) -> tuple[Floats, Floats, list[str | None]]:
+    """Return scores and expected scores of a cell's images, both [columns, N], and reasons.
+
+    Arrays, and no rows: a million judgements as objects of Python would take gigabytes.
+    """
+    judge, rubric, names = manifest.judge, rubric_of(manifest), manifest.score_columns
+    n_repeats = 1 if judge is None else judge.repeats
+    values = np.full((2, len(names), len(images), n_repeats), np.nan)
+    is_scored = np.zeros((len(images), n_repeats), dtype=bool)
+    reasons = np.full((len(images), n_repeats), NOT_JUDGED, dtype=object)
+    places = {image.id: n for n, image in enumerate(images) if image.problem is None}
+    rows = () if judge is None else JudgementFile(folder.judgements(cell.id)).rows(judge.key)
+    for row in rows:
+        image_id, sha256, repeat = JudgementKey.of(row)
+        n = places.get(image_id)
+        if n is None or images[n].sha256 != sha256 or not 0 <= repeat < n_repeats:
+            continue
+        said = as_said(row, rubric)  # the last row of a repeat counts
+        reasons[n, repeat], is_scored[n, repeat] = said["reason"], said["scores"] is not None
+        found = (said["scores"], said.get("expected")) if is_scored[n, repeat] else (None, None)
+        for kind, numbers in enumerate(found):
+            values[kind, :, n, repeat] = [_number((numbers or {}).get(name)) for name in names]
+    with np.errstate(invalid="ignore"):
+        scores, expected = np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
+    whys: list[str | None] = [None] * len(images)
+    for n in np.flatnonzero(~is_scored.any(axis=1)) if names else ():
+        asked = (reason for reason in reasons[n] if reason != NOT_JUDGED)
+        whys[n] = images[n].problem or next(asked, NOT_JUDGED)
+    return scores, expected, whys
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -91,42 +145,6 @@ def as_said(row: Json, rubric: Rubric | None) -> Json:
         return row
     said = parse_reply(row.get("raw") or "", rubric)
     return row | {"scores": said.scores, "reason": said.reason}
-
-
-def _row(
-    cell: CellRecord,
-    image: CellImage,
-    judgements: Sequence[Mapping[str, Any]],
-    columns: Sequence[str],
-) -> dict[str, Any]:
-    """Return the row of an image; a score is the mean over its repeats."""
-    scored = [judgement for judgement in judgements if judgement["scores"] is not None]
-    reason = None
-    if columns and not scored:
-        reason = image.problem or (judgements[0]["reason"] if judgements else NOT_JUDGED)
-    expected = [judgement["expected"] for judgement in scored if judgement.get("expected")]
-    return {
-        "cell": cell.id,
-        "model": cell.model,
-        "method": cell.method,
-        **cell.parameters,
-        "prompt_index": image.prompt_index,
-        "prompt": image.prompt,
-        "seed": image.seed,
-        "image_id": image.id,
-        "file": f"images/{cell.id}/{image.id}",
-        "sha256": image.sha256,
-        "nfe": image.nfe,
-        **{column: _mean_of([row["scores"] for row in scored], column) for column in columns},
-        **{f"{column}{EXPECTED}": _mean_of(expected, column) for column in columns},
-        "unscored_reason": reason,
-    }
-
-
-def _mean_of(judgements: Sequence[Mapping[str, Any]], column: str) -> float | None:
-    """Return the mean of a score over the judgements that have it; None if none has."""
-    values = [row[column] for row in judgements if row.get(column) is not None]
-    return sum(values) / len(values) if values else None
 
 
 def scored_features(folder: RunFolder, cell: str, images: pd.DataFrame) -> CellFeatures:

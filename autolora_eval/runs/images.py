@@ -66,18 +66,20 @@ class ImageError(Exception):
 
 def cell_images(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> list[CellImage]:
     """Return the images of a cell in the order of prompts, then seeds; a file may be missing."""
-    recorded = {row["file_name"]: row for row in folder.image_rows(cell)}
+    # Whole rows of a million images would take a gigabyte.
+    recorded = {
+        row["file_name"]: (row.get("sha256"), row.get("nfe")) for row in folder.image_rows(cell)
+    }
     images = folder.images(cell.id)
     inside: set[Path] = set()
     found = []
     for job in manifest.jobs():
-        row = recorded.get(job.file, {})
-        path = images / job.file
+        row, path = recorded.get(job.file), images / job.file
         if path.parent not in inside or path.is_symlink():
             inside.add(folder.within(path).parent)
-        sha256, problem = _state(path, row.get("sha256")) if row else (None, "missing_image")
-        key = (job.prompt_index, job.prompt, job.seed)
-        found.append(CellImage(images, job.file, *key, sha256, row.get("nfe"), problem))
+        sha256, problem = _state(path, row[0]) if row else (None, "missing_image")
+        key, nfe = (job.prompt_index, job.prompt, job.seed), row[1] if row else None
+        found.append(CellImage(images, job.file, *key, sha256, nfe, problem))
     return found
 
 

@@ -36,23 +36,33 @@ def write_table1_run(
 
 
 def write_table1_inputs(
-    path: Path, n_seeds: int, size: int = 16, benchmark: str = "disney_princess"
+    path: Path,
+    n_seeds: int,
+    size: int = 16,
+    benchmark: str = "disney_princess",
+    n_prompts: int | None = None,
+    n_cells: int | None = None,
 ) -> tuple[Plan, RunFolder]:
     """Write all that its tables are made of.
 
     Args:
         path: the run folder.
-        n_seeds: images of a cell; the paper has 512.
+        n_seeds: images of a cell and prompt; the paper has 512.
         size: pixels a side. There are only a few distinct images, each linked many times.
         benchmark: name of a shipped benchmark with published values, or with cells near them.
+        n_prompts: as many made-up prompts. Default: those of the benchmark.
+        n_cells: its first cells only.
     """
     loaded = load_benchmark(benchmark)
+    if n_prompts is not None:
+        loaded = replace(loaded, prompts=tuple(f"Anna {n}" for n in range(n_prompts)))
     seeds = loaded.spec.seeds
     seeds = seeds.model_copy(update={"count": max(n_seeds, seeds.count)})
     loaded = replace(loaded, spec=loaded.spec.model_copy(update={"seeds": seeds}))
     plan, folder = make_plan(loaded, None, n_seeds), RunFolder(path)
+    plan = replace(plan, cells=plan.cells[:n_cells])
     write_manifest(plan, folder)
-    distinct = max(DISTINCT_IMAGES, len(plan.cells) * n_seeds // NAMES_OF_A_FILE)
+    distinct = max(DISTINCT_IMAGES, plan.n_images // NAMES_OF_A_FILE)
     files = [_picture(path / "distinct" / f"{n}.png", size, n) for n in range(distinct)]
     hashes = {file.stat().st_ino: sha256_file(file) for file in files}
     truth = {cell.id: _published(cell) for cell in plan.cells}
@@ -106,10 +116,10 @@ def _link(
 ) -> None:
     place = folder.images(cell.id)
     rows = []
-    for job in plan.jobs:
+    for n, job in enumerate(plan.jobs):
         target = place / job.file
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(files[job.seed % len(files)], target)
+        os.link(files[n % len(files)], target)
         row = {"file_name": job.file, "prompt": job.prompt, "seed": job.seed, "nfe": cell.nfe}
         rows.append(row | {"settings_key": SETTINGS, "sha256": hashes[target.stat().st_ino]})
     write_jsonl(folder.metadata(cell.id), rows)
