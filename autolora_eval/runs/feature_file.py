@@ -68,7 +68,7 @@ def checksum(rows: Mapping[str, object], matrix: Matrix) -> str:
 
 
 def read_features(path: Path) -> CellFeatures:
-    """Read a cell's features: tensor `features`, and their images in the metadata's `rows`.
+    """Read a cell's features: tensor `features`, and their images as JSON in the tensor `rows`.
 
     Raises:
         AutoLoRAEvalError: if the file is damaged, or was changed after it was written.
@@ -76,7 +76,7 @@ def read_features(path: Path) -> CellFeatures:
     """
     try:
         with safe_open(path, framework="np") as file:
-            rows = json.loads(file.metadata()["rows"])
+            rows = json.loads(file.get_tensor("rows").tobytes())
             matrix = file.get_tensor("features")
         if rows["checksum"] != checksum(rows, matrix):
             raise ValueError("they are not those of its checksum")

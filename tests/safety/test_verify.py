@@ -40,9 +40,9 @@ def test_scores_are_those_of_the_reply_and_not_of_the_copy_beside_it(
 def change_features(plan: Plan, folder: RunFolder) -> str:
     file = folder.features(plan.cells[0].id)
     with safe_open(file, framework="np") as opened:
-        matrix, metadata = opened.get_tensor("features"), opened.metadata()
-    matrix[0] = 0.0
-    save_file({"features": matrix}, file, metadata=metadata)
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    tensors["features"][0] = 0.0
+    save_file(tensors, file)
     return file.relative_to(folder.path).as_posix()
 
 

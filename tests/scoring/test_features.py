@@ -224,7 +224,7 @@ def test_rows_are_named_by_image(make, folder, dinov2) -> None:
         expected = direct(dinov2, [Image.open(path).convert("RGB") for path in paths])
         assert np.abs(found.matrix - expected).max() < 1e-5
         with safe_open(folder.features(cell.id), framework="np") as file:
-            assert json.loads(file.metadata()["rows"])["image_ids"] == found.ids
+            assert json.loads(file.get_tensor("rows").tobytes())["image_ids"] == found.ids
             assert file.get_tensor("features").dtype == np.float32
 
 
