@@ -255,12 +255,13 @@ class RayEngine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to Ray's makers
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it calls notices errors
         import ray
+        from ray.exceptions import RayError  # its refusal of a token is one
 
         if ray.is_initialized():
             return
         try:
             ray.init(self.address, include_dashboard=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (ConnectionError, ValueError, RuntimeError, RayError) as error:
             raise AutoLoRAEvalError(
                 f"no Ray cluster answers at '{self.address}' ({first_line(error)}). Start one with "
                 "'ray start --head', or leave out --ray-address to use this machine alone."
