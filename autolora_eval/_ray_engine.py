@@ -2,6 +2,7 @@
 
 Ray Data starts the processes, hands out the work, and does it again where a process or a machine
 was lost. Each process loads the benchmark and its model once. It calls what the local engine calls.
+The run folder is on the machine that runs the command. Ray carries images to and from the others.
 """
 
 from __future__ import annotations
@@ -9,22 +10,31 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import platform
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from autolora_eval._devices import choose_device, require
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._files import atomic_write
+from autolora_eval._ray_worker import (
+    At,
+    Files,
+    Task,
+    Worker,
+    batch_at,
+    feature_maker,
+    replier,
+    requests_at,
+)
 from autolora_eval._sources import first_line
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
-from autolora_eval.config.stage_inputs import feature_settings, judge_settings
+from autolora_eval.config.plan import Plan
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.scoring.features import Batch, Extracted, FeatureMaker, extractor_key
+from autolora_eval.scoring.features import Batch, Extracted
 from autolora_eval.scoring.judging import (
     JudgeSettings,
     judge_key,
@@ -42,65 +52,8 @@ U = TypeVar("U")
 R = TypeVar("R")
 # A process on a GPU mostly waits for it.
 _CPUS_BESIDE_A_GPU = 0.5
+_READERS = 16  # threads that read files for other machines
 _OWN_VARIABLES = "AUTOLORA_EVAL_"
-
-
-class _Task(NamedTuple):
-    """What a process of the cluster is to do, sent to it as bytes.
-
-    Attributes:
-        maker: what does a unit of work: a class of this package.
-        arguments: those of its constructor, after the plan and the run folder.
-        benchmark: the benchmark file.
-        limits: `limit_prompts` and `limit_seeds`.
-        output: the run folder.
-        directory: where the command runs.
-        variables: this package's variables of the environment, without the judge's key.
-    """
-
-    maker: Callable[..., Callable[[Any], Any]]
-    arguments: tuple[object, ...]
-    benchmark: Path
-    limits: tuple[int | None, int | None]
-    output: Path
-    directory: Path
-    variables: dict[str, str]
-
-    def begin(self) -> Callable[[Any], Any]:
-        """Load what the work needs."""
-        os.environ.update(self.variables)
-        if self.directory.is_dir():
-            os.chdir(self.directory)
-        folder = RunFolder(self.output)
-        if not folder.manifest.is_file():
-            raise AutoLoRAEvalError(
-                f"the machine '{platform.node()}' does not see the run folder '{self.output}'. Put "
-                "it on a disk that all machines of the cluster share, under the same path."
-            )
-        plan = make_plan(load_benchmark(self.benchmark), *self.limits)
-        return self.maker(plan, folder, *self.arguments)
-
-
-class _Worker:
-    """A process of the cluster: an actor of Ray Data.
-
-    Args:
-        task: a pickled `_Task`.
-    """
-
-    def __init__(self, task: bytes) -> None:
-        self._task = task
-        self._do: Callable[[Any], Any] | None = None
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        """Do one unit of work. Errors that are messages are results: Ray does not try again."""
-        try:
-            if self._do is None:
-                self._do = pickle.loads(self._task).begin()
-            done = True, self._do(pickle.loads(batch["unit"][0]))
-        except AutoLoRAEvalError as error:
-            done = False, (isinstance(error, UsageError), str(error))
-        return {"done": [pickle.dumps(done)]}
 
 
 EngineName = Literal["local", "ray"]
@@ -111,7 +64,7 @@ class RayEngine:
 
     Args:
         plan: the plan of the run.
-        folder: the run folder, which all machines of the cluster see under this path.
+        folder: the run folder, on this machine.
         limits: `limit_prompts` and `limit_seeds`.
         address: address of an existing cluster. Default: as `ray.init()` has it, which is a new
             cluster of this machine unless `RAY_ADDRESS` names another one.
@@ -157,7 +110,7 @@ class RayEngine:
         """Extract features; as the function that `extract_features` takes."""
         device = choose_device(self.plan.benchmark.spec.device)
         there = [[replace(one, folder=one.folder.resolve()) for one in batch] for batch in batches]
-        return self.spread(_feature_maker, (key,), there, device, ordered=True)
+        return self.spread(feature_maker, (key,), there, device, at=batch_at)
 
     def judge(self, settings: JudgeSettings, urls: list[str] | None) -> Judge:
         """Return the judge. One on a server is asked by this process: its servers share the work.
@@ -177,7 +130,7 @@ class RayEngine:
         units: Sequence[U],
         device: str,
         *,
-        ordered: bool = False,
+        at: At | None = None,
     ) -> Iterator[R]:
         """Yield what a maker makes of each unit of work.
 
@@ -188,7 +141,8 @@ class RayEngine:
             units: the work. A unit that is done twice must leave the same files.
             device: the torch device of a process: there is one process for each GPU, or for each
                 processor that Ray counts.
-            ordered: yield in the order of the units, and not as they are done.
+            at: replaces the files of a unit, as in `Task`. Results of such units are yielded in
+                their order, others as they are done.
 
         Raises:
             AutoLoRAEvalError: if a unit fails, or the cluster cannot do the work.
@@ -199,6 +153,7 @@ class RayEngine:
         import ray
         import ray.exceptions
         from ray.data import ActorPoolStrategy, DataContext
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         kind = "GPU" if device.startswith("cuda") else "CPU"
         n = int(ray.cluster_resources().get(kind, 0))
@@ -211,16 +166,20 @@ class RayEngine:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        context.execution_options.preserve_order = ordered
-        task = pickle.dumps(self._task(maker, arguments))
+        context.execution_options.preserve_order = at is not None
+        task = self._task(maker, arguments, at, ray.get_runtime_context().get_node_id())
+        if at is not None:
+            here = NodeAffinitySchedulingStrategy(task.node, soft=False)
+            options = {"num_cpus": 0, "max_concurrency": _READERS, "scheduling_strategy": here}
+            _files = ray.remote(Files).options(name=task.files, **options).remote()  # until we end
         # A block for each unit: it is recorded as soon as it is done.
         blocks = ray.data.from_items(
             [{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units)
         )
         results = blocks.map_batches(
-            _Worker,
+            Worker,
             batch_size=1,
-            fn_constructor_args=(task,),
+            fn_constructor_args=(pickle.dumps(task),),
             compute=ActorPoolStrategy(size=min(n, len(units))),
             **(gpu if kind == "GPU" else {"num_cpus": 1}),
         )
@@ -230,19 +189,28 @@ class RayEngine:
                 if not succeeded:
                     is_usage, message = done
                     raise (UsageError if is_usage else AutoLoRAEvalError)(message)
-                yield done
+                result, written = done
+                for name, data in written.items():
+                    with atomic_write(self.folder.within(task.output / name)) as temporary:
+                        temporary.write_bytes(data)
+                yield result
         except ray.exceptions.RayError as error:
             raise _process_failed(error) from error
 
-    def _task(self, maker: Callable[..., Any], arguments: tuple[object, ...]) -> _Task:
+    def _task(
+        self, maker: Callable[..., Any], arguments: tuple[object, ...], at: At | None, node: str
+    ) -> Task:
         judge = self.plan.benchmark.spec.judge
         secret = None if judge is None else judge.api_key_env
-        return _Task(
+        return Task(
             maker,
             arguments,
+            at,
             self.plan.benchmark.file.resolve(),
             self.limits,
             self.folder.path.resolve(),
+            node,
+            f"files-{secrets.token_hex(8)}",
             Path.cwd(),
             {
                 name: value
@@ -279,37 +247,6 @@ def _process_failed(error: Exception) -> AutoLoRAEvalError:
     )
 
 
-def _feature_maker(plan: Plan, folder: RunFolder, key: str) -> FeatureMaker:
-    """Return what extracts batches in a process of the cluster.
-
-    Raises:
-        AutoLoRAEvalError: if it is another extractor than that of the key.
-    """
-    settings = feature_settings(plan)
-    _require_same(extractor_key(settings.identity(), settings.batch_size), key, "extractor")
-    return FeatureMaker(settings)
-
-
-def _require_same(here: str, there: str, what: str) -> None:
-    if here != there:
-        raise AutoLoRAEvalError(
-            f"the machine '{platform.node()}' has another {what} than the one that runs the "
-            "command. Use the same files and packages on all machines."
-        )
-
-
-def _replier(plan: Plan, folder: RunFolder, key: str) -> Callable[[list[Request]], list[Reply]]:
-    """Return what answers requests in a process of the cluster.
-
-    Raises:
-        AutoLoRAEvalError: if it is another judge than that of the key.
-    """
-    settings = judge_settings(plan)
-    judge = transformers_judge(settings)
-    _require_same(judge_key(judge.identity(), settings.rubric), key, "judge")
-    return lambda requests: [reply for group in judge.replies(requests) for _, reply in group]
-
-
 class _SpreadJudge:
     """A judge of transformers in each process of the cluster.
 
@@ -337,7 +274,7 @@ class _SpreadJudge:
             [replace(one, image=one.image.resolve(), tag=None) for one in batch] for batch in asked
         ]
         answers = self._engine.spread(
-            _replier, (key,), untagged, self._here.device.type, ordered=True
+            replier, (key,), untagged, self._here.device.type, at=requests_at
         )
         for batch, replies in zip(asked, answers, strict=True):
             yield list(zip(batch, replies, strict=True))

@@ -15,7 +15,16 @@ LAYERS = (
     *("runs", "plugins", "guidance", "scoring", "config", "generation", "analysis", "report"),
     "top",
 )
-TOP = ("_pipeline", "_ray_engine", "_display", "cli", "__main__", "__init__")
+TOP = (
+    "_pipeline",
+    "_ray_engine",
+    "_ray_worker",
+    "_display",
+    "_options",
+    "cli",
+    "__main__",
+    "__init__",
+)
 # `analysis` and `report` read the run folder, never the benchmark or what made the images.
 FORBIDDEN = {"analysis": {"config", "generation"}, "report": {"config", "generation"}}
 MAX_LINES = 400

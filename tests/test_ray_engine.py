@@ -1,4 +1,4 @@
-"""Images of a Ray cluster of two processes are those of the local engine, also if one died."""
+"""Images of a Ray cluster of two machines are those of the local engine, also if one died."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from command import run_command
-from conftest import ROOT
 from lost_node import contents
+from small_benchmark import SEEDS, small_benchmark
 
 from autolora_eval._pipeline import RunPipeline
 from autolora_eval._ray_engine import EngineName
@@ -36,35 +35,32 @@ def draw(prompt, seed, model, *, deadly: bool = False):
     rng = np.random.default_rng([seed, deadly])
     return rng.integers(0, 256, (*model.size, 3), dtype=np.uint8)
 """
-SEEDS = 4
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    """Two nodes of one processor: only one of them has the run folder, as far as Ray knows."""
     ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # or the other tests leave it no processor
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20)
+        node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+        both = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        both.add_node(**node)
+        ray.init(both.address, logging_level="ERROR")
         yield
         ray.shutdown()
+        both.shutdown()
 
 
 @pytest.fixture
 def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The quick start with two methods, one of which kills its process; the mark is not there."""
-    (tmp_path / "deadly.py").write_text(SAMPLER)
     monkeypatch.setenv("AUTOLORA_EVAL_MARK", str(tmp_path / "mark"))
-    content = yaml.safe_load((ROOT / "benchmarks" / "quickstart.yaml").read_text("utf-8"))
-    content["prompts"] = ["a red heart on a blue background, pixel art style"]
-    content["seeds"]["count"] = SEEDS
-    content["features"] = {"extractor": "colours"}
-    del content["judge"]
-    draw = {"sampler": "deadly.draw"}
-    content["methods"] = {"LoRA+CFG": draw, "Dies": draw | {"deadly": True}}
-    path = tmp_path / "benchmark.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return path
+    draw = {"sampler": "drawing.draw"}
+    return small_benchmark(tmp_path, SAMPLER, {"LoRA+CFG": draw, "Dies": draw | {"deadly": True}})
 
 
 def images(benchmark: Path, output: Path, engine: EngineName) -> dict[str, bytes]:

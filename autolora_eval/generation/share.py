@@ -138,7 +138,7 @@ class ShareMaker:
 
     Args:
         plan: the plan of the run.
-        folder: the run folder, which the process that records the images sees too.
+        folder: the run folder, or one whose files are brought there.
         libraries: the versions that the images are to be made with.
         model: the name of the model.
         device: the torch device.
