@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
+
+from autolora_eval._urls import is_url
 
 # The headings of `autolora-eval --help`.
 RUN, ANALYZE, METHODS = "Run a benchmark", "Analyze finished runs", "Methods and judges"
@@ -31,24 +35,54 @@ def named_path(text: str) -> Path:
     """Return a path; an empty one, of a variable that is not set, would be this folder."""
     if not text.strip():
         raise typer.BadParameter("expected the name of a folder (got an empty text).")
+    if is_url(text):
+        raise typer.BadParameter(f"expected a path of this machine (got the URL '{text}').")
     return Path(text)
+
+
+def _path_or_url(text: str) -> str | Path:
+    return text if is_url(text) else named_path(text)
+
+
+def _opened(*, finished: bool) -> Callable[[typer.Context, Any], Any]:
+    """Return what replaces URLs by their working copies, which are sent as the command ends.
+
+    Args:
+        finished: whether a run must be there.
+    """
+
+    def open_all(context: typer.Context, value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, list | tuple):
+            return [open_all(context, one) for one in value]
+        if not isinstance(value, str) or not is_url(value):
+            return value
+        from autolora_eval._display import show_path
+        from autolora_eval.runs.storage import working_copy
+
+        stored = partial(show_path, "stored")
+        return context.with_resource(working_copy(value, finished=finished, stored=stored))
+
+    return open_all
 
 
 BenchmarkOrRun = Annotated[
     str,
     typer.Argument(
+        callback=_opened(finished=True),
         metavar="BENCHMARK",
         help="A benchmark file, the name of a shipped benchmark such as 'quickstart', or a run "
-        "folder.",
+        "folder or its URL.",
     ),
 ]
 
 OutputOption = Annotated[
     Path | None,
     typer.Option(
-        parser=named_path,
+        parser=_path_or_url,
+        callback=_opened(finished=False),
         metavar="<path>",
-        help="The run folder to write. Default: reports/<benchmark name>.",
+        help="The run folder to write, or a URL such as s3://bucket/mine. Default: "
+        "reports/<benchmark name>.",
     ),
 ]
 AcceptVersions = Annotated[
@@ -62,10 +96,31 @@ AcceptVersions = Annotated[
 LimitPrompts = Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")]
 LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Use only the first N seeds.")]
 RunFolderArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")
+    Path,
+    typer.Argument(
+        parser=_path_or_url,
+        callback=_opened(finished=True),
+        metavar="RUN",
+        help="The folder of a finished run, or its URL.",
+    ),
+]
+RunFolderArguments = Annotated[
+    list[Path],
+    typer.Argument(
+        parser=_path_or_url,
+        callback=_opened(finished=True),
+        metavar="RUN",
+        help="The folders of two or more finished runs, or their URLs.",
+    ),
 ]
 RunOrArchive = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder of a finished run, or an archive of one.")
+    Path,
+    typer.Argument(
+        parser=_path_or_url,
+        callback=_opened(finished=True),
+        metavar="RUN",
+        help="The folder of a finished run or its URL, or an archive of a run.",
+    ),
 ]
 ArchiveOption = Annotated[
     Path | None,
@@ -90,9 +145,10 @@ ImagesOption = Annotated[
 JointOutputOption = Annotated[
     Path | None,
     typer.Option(
-        parser=named_path,
+        parser=_path_or_url,
+        callback=_opened(finished=False),
         metavar="<path>",
-        help="The joint run folder to write. Default: reports/compare-<run names>.",
+        help="The joint run folder to write, or a URL. Default: reports/compare-<run names>.",
     ),
 ]
 RatingsArgument = Annotated[

@@ -30,6 +30,7 @@ from autolora_eval.runs.folder import Run, RunFolder, open_run, output_folder
 from autolora_eval.runs.lock import writing
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
+from autolora_eval.runs.storage import working_copy
 from autolora_eval.scoring.background_judging import BackgroundJudging
 from autolora_eval.scoring.judging import judge_missing, open_judge
 
@@ -53,7 +54,7 @@ def run(
 
     Args:
         benchmark: Path of a YAML file, or name of a shipped benchmark.
-        output: Run folder. Default: `reports/<name of the benchmark>`.
+        output: Run folder or its URL. Default: `reports/<name of the benchmark>`.
         limit_prompts: Use only the first `limit_prompts` prompts, at least 1. Default: all.
         limit_seeds: Use only the first `limit_seeds` seeds, at least 1. Default: all.
         accept_versions: Resume although the images that are there were made with other versions of
@@ -74,10 +75,11 @@ def run(
         >>> run = autolora_eval.run("quickstart", "reports/mine", limit_seeds=2)
         >>> run.table[["method", "diversity", "div_pc"]]
     """
-    pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, progress)
-    pipeline.accept_versions = accept_versions
-    pipeline.use(engine, ray_address)
-    return pipeline.run()
+    with working_copy(output) as folder:
+        pipeline = RunPipeline.start(benchmark, folder, limit_prompts, limit_seeds, progress)
+        pipeline.accept_versions = accept_versions
+        pipeline.use(engine, ray_address)
+        return pipeline.run()
 
 
 def score_images(
@@ -322,10 +324,8 @@ class RunPipeline:
         """Record what is known of models, settings and imported images."""
         manifest = self.folder.read_manifest()
         models = {name: ModelRecord(**model) for name, model in found.models.items()}
-        cells = [
-            cell.model_copy(update={"settings_key": found.settings_keys[cell.id]})
-            for cell in manifest.cells
-        ]
+        keys = found.settings_keys
+        cells = [c.model_copy(update={"settings_key": keys[c.id]}) for c in manifest.cells]
         self.folder.update_manifest(
             models=manifest.models
             | {

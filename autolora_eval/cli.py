@@ -38,6 +38,7 @@ from autolora_eval._options import (
     RatingsArgument,
     RayAddress,
     RunFolderArgument,
+    RunFolderArguments,
     RunOrArchive,
 )
 from autolora_eval._terminal import failure_message, print_error
@@ -226,10 +227,7 @@ def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
 
 @app.command(rich_help_panel=ANALYZE)
 def compare(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN", help="The folders of two or more finished runs."),
-    ],
+    runs: RunFolderArguments,
     output: JointOutputOption = None,
     baseline: BaselineOption = None,
     allow_different_judges: AnyJudges = False,

@@ -19,13 +19,13 @@ HEAD = """# Command line
 <!-- Written by docs/write_command_line.py. Change the help texts in autolora_eval/cli.py. -->
 
 `BENCHMARK` is a benchmark file, the name of a shipped benchmark such as `quickstart`, or a run
-folder. `RUN` is a run folder. Every command exits with 0 if it succeeded, 1 if something failed,
-and 2 if the input cannot be used. `autolora-eval --debug COMMAND …` shows the traceback of a
-failure.
+folder. `RUN` is a run folder, which can be [at a URL](../how_to/cluster.md#without-a-shared-disk).
+Every command exits with 0 if it succeeded, 1 if something failed, and 2 if the input cannot be
+used. `autolora-eval --debug COMMAND …` shows the traceback of a failure.
 
 | environment variable | effect |
 | --- | --- |
-| `AUTOLORA_EVAL_CACHE` | the folder of the caches of judge replies and of hashes of weights |
+| `AUTOLORA_EVAL_CACHE` | the folder of the caches: replies, hashes of weights, copies of URLs |
 | `AUTOLORA_EVAL_JUDGE_URL` | the judge server's address, in the shipped benchmarks |
 | `AUTOLORA_EVAL_JUDGE_API_KEY` | the judge server's API key; it is never written to a file |
 | `AUTOLORA_EVAL_ALLOW` | names of further variables that a benchmark may read, with commas |
