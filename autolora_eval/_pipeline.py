@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,20 +24,23 @@ from autolora_eval.config.stage_inputs import (
     judge_settings,
     planned_manifest,
 )
+from autolora_eval.generation.extractor_process import start_extractor
+from autolora_eval.generation.image_import import check_image_sets, check_no_overlap
 from autolora_eval.generation.preflight import missing
-from autolora_eval.report import is_report_current
+from autolora_eval.generation.stage import GenerationResult, generate
+from autolora_eval.report import is_report_current, write_report
 from autolora_eval.runs.checksums import are_tables_current, checksums, tables_key
 from autolora_eval.runs.folder import Run, RunFolder, open_run, output_folder
 from autolora_eval.runs.lock import writing
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
 from autolora_eval.runs.storage import working_copy
-from autolora_eval.scoring.background_judging import BackgroundJudging
+from autolora_eval.scoring.background import BackgroundFeatures, BackgroundJudging
+from autolora_eval.scoring.features import extract_features
 from autolora_eval.scoring.judging import judge_missing, open_judge
 
 if TYPE_CHECKING:
     from autolora_eval._ray_engine import EngineName, RayEngine
-    from autolora_eval.generation.stage import GenerationResult
 
 
 def run(
@@ -116,7 +120,6 @@ def score_images(
         AutoLoRAEvalError: A stage failed. Finished features and judgements are kept.
     """
     from autolora_eval.config.image_set_benchmark import image_set_benchmark, image_set_run_name
-    from autolora_eval.generation.image_import import check_image_sets, check_no_overlap
     from autolora_eval.generation.image_readers import read_image_set
 
     loaded = load_benchmark(benchmark)
@@ -163,7 +166,6 @@ def compare(
             no prompt or seed in common. Or `output` exists and is not a comparison.
     """
     from autolora_eval.analysis.compare_runs import join_runs
-    from autolora_eval.report import write_report
 
     found = join_runs(
         runs,
@@ -199,7 +201,8 @@ class RunPipeline:
     ) -> None:
         self.plan, self.folder, self.progress = plan, folder, progress
         self.benchmark, self.limits = benchmark, limits
-        self._beside = BackgroundJudging(folder)
+        self._judging = BackgroundJudging(folder)
+        self._extracting = BackgroundFeatures(folder, partial(start_extractor, plan))
 
     @classmethod
     def start(
@@ -266,9 +269,11 @@ class RunPipeline:
         judge = self.plan.benchmark.spec.judge
         with writing(self.folder.path):
             self.refuse_if_something_is_missing()
-            if judge is not None and judge.has_running_server and self.ray is None:
-                self._beside.settings = judge_settings(self.plan)
-            with self._beside:
+            if self.ray is None:
+                self._extracting.settings = feature_settings(self.plan)
+                if judge is not None and judge.has_running_server:
+                    self._judging.settings = judge_settings(self.plan)
+            with self._extracting, self._judging:
                 self.generate()
             self.measure()
             if not are_tables_current(self.folder, self.plan.benchmark.published):
@@ -302,9 +307,6 @@ class RunPipeline:
 
     def generate(self) -> None:
         """Make the images."""
-        from autolora_eval.generation.image_import import check_image_sets
-        from autolora_eval.generation.stage import generate
-
         check_image_sets(self.plan, self.folder)
         self.folder.write_manifest(self._planned())
         started = time.monotonic()
@@ -312,7 +314,8 @@ class RunPipeline:
 
         def begin(found: GenerationResult) -> None:
             self._record_generated(found)
-            self._beside.start()
+            self._extracting.start()
+            self._judging.start()
             self.folder.update_manifest(packages=package_versions(), hardware=machine)
 
         elsewhere = self.ray.make_images if self.ray else None
@@ -355,14 +358,13 @@ class RunPipeline:
 
     def measure(self) -> None:
         """Extract features and judge."""
-        from autolora_eval.scoring.features import extract_features
-
         self.require_manifest()
         manifest = self._planned()
         self.folder.write_manifest(manifest)
         started, settings = time.monotonic(), feature_settings(self.plan)
         elsewhere = self.ray.extract if self.ray else None
         features = extract_features(settings, manifest, self.folder, self.progress, elsewhere)
+        started, features = self._extracting.added_to(started, features)
         self.folder.update_manifest(features=features)
         self._note_times("features", started, features.done, features.reused)
         self._judge()
@@ -379,8 +381,6 @@ class RunPipeline:
 
     def report(self) -> None:
         """Draw the figures and write the report."""
-        from autolora_eval.report import write_report
-
         write_report(self.folder)
 
     def _judge(self) -> None:
@@ -388,9 +388,9 @@ class RunPipeline:
             self.folder.update_manifest(judge=None)
             return
         started, settings = time.monotonic(), judge_settings(self.plan)
-        manifest = self._beside.noted_in(self.folder.read_manifest())
+        manifest = self._judging.noted_in(self.folder.read_manifest())
         opened = self.ray.judge if self.ray else open_judge
         judged = judge_missing(settings, manifest, self.folder, self.progress, opened)
-        started, judged = self._beside.added_to(started, judged)
+        started, judged = self._judging.added_to(started, judged)
         self.folder.update_manifest(judge=judged)
         self._note_times("judge", started, judged.done, judged.reused)

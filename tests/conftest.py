@@ -105,7 +105,7 @@ def _no_modules_of_other_tests(tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no figures and write no report: that takes longer than the rest of a small run."""
-    monkeypatch.setattr("autolora_eval.report.write_report", lambda folder: None)
+    monkeypatch.setattr("autolora_eval._pipeline.write_report", lambda folder: None)
 
 
 def furnish(folder: Path) -> None:

@@ -109,10 +109,12 @@ def judge_plan(
 
 
 def extract(plan: Plan, folder: RunFolder) -> FeaturesRecord:
-    """Extract the features of a plan's images that `write_images` wrote."""
+    """Extract the features of a plan's images that `write_images` wrote, and record it."""
     manifest = manifest_of(plan, folder)
     settings = feature_settings(plan)
-    return feature_stage.extract_features(settings, manifest, folder, Progress())
+    record = feature_stage.extract_features(settings, manifest, folder, Progress())
+    folder.write_manifest(manifest.model_copy(update={"features": record}))
+    return record
 
 
 def write_images(plan: Plan, folder: RunFolder, missing: Iterable[Place] = ()) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any
 
 from PIL import Image
 
@@ -223,56 +223,45 @@ class ImageDataset:
         write_jsonl(self.folder / "metadata.jsonl", rows)
 
 
-class BackgroundWriter:
-    """Encodes, hashes and writes images in one thread, while the next ones are made.
+Write = Callable[
+    [Sequence[ImageJob], Sequence[Image.Image], int | None, Sequence[Mapping[str, object]]], None
+]
 
-    The end of the block waits for what is queued, also after an error or Ctrl-C. An error of
-    writing is raised by the next call, or by the end of the block.
+
+@contextmanager
+def background_writer(dataset: ImageDataset, advance: Advance) -> Iterator[Write]:
+    """Yield an `ImageDataset.write` that works in a thread, while the next images are made.
+
+    It waits if the disk is far behind. The end of the block waits for what is queued, also after an
+    error or Ctrl-C. An error of writing is raised by the next call, or by the end of the block.
 
     Args:
         dataset: where the images go.
         advance: called with the number of images that are on disk.
     """
+    queued: deque[Future[None]] = deque()
 
-    def __init__(self, dataset: ImageDataset, advance: Advance) -> None:
-        self._dataset, self._advance = dataset, advance
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="images")
-        self._queued: deque[Future[None]] = deque()
+    def put(jobs: Sequence[ImageJob], *more: Any) -> None:  # noqa: ANN401
+        dataset.write(jobs, *more)
+        advance(len(jobs))
 
-    def write(
-        self,
-        jobs: Sequence[ImageJob],
-        images: Sequence[Image.Image],
-        nfe: int | None,
-        metadata: Sequence[Mapping[str, object]],
-    ) -> None:
-        """Queue images for `ImageDataset.write`; wait first if the disk is far behind."""
-        while len(self._queued) == MAX_QUEUED or (self._queued and self._queued[0].done()):
-            self._queued.popleft().result()
+    def write(*arguments: Any) -> None:  # noqa: ANN401
+        while len(queued) == MAX_QUEUED or (queued and queued[0].done()):
+            queued.popleft().result()
+        queued.append(thread.submit(put, *arguments))
 
-        def put() -> None:
-            self._dataset.write(jobs, images, nfe, metadata)
-            self._advance(len(jobs))
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="images") as thread:
+            yield write
+    except Exception:  # Ctrl-C is no Exception, and goes first
+        _raise_first(queued)
+        raise
+    _raise_first(queued)
 
-        self._queued.append(self._thread.submit(put))
 
-    def wait(self) -> None:
-        """Wait until everything is on disk."""
-        while self._queued:
-            self._queued.popleft().result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._thread.shutdown()
-        if error is None or isinstance(error, Exception):  # not in place of Ctrl-C
-            self.wait()
+def _raise_first(done: Iterable[Future[None]]) -> None:
+    for one in done:
+        one.result()
 
 
 def _read_rows(folder: Path) -> dict[str, Json]:

@@ -14,7 +14,7 @@ from autolora_eval._progress import Advance
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.plan import Cell
 from autolora_eval.config.schema import GuidanceBatching
-from autolora_eval.generation.dataset import BackgroundWriter, ImageDataset
+from autolora_eval.generation.dataset import ImageDataset, background_writer
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
 from autolora_eval.generation.guards import (
     ModelDriftCheck,
@@ -112,7 +112,7 @@ class GuidedModel:
 
     def _fill(self, dataset: ImageDataset, jobs: Sequence[ImageJob], advance: Advance) -> None:
         cell = dataset.cell
-        with BackgroundWriter(dataset, advance) as writer:
+        with background_writer(dataset, advance) as write:
             for start in range(0, len(jobs), self.batch_size):
                 batch = jobs[start : start + self.batch_size]
                 started = time.perf_counter()
@@ -122,7 +122,7 @@ class GuidedModel:
                 seconds = {SECONDS: round((time.perf_counter() - started) / self.batch_size, 4)}
                 if cell.method.definition.code:
                     self._require_same_model(cell)
-                writer.write(batch, sample.images, sample.nfe, [seconds] * len(batch))
+                write(batch, sample.images, sample.nfe, [seconds] * len(batch))
 
     def _has_drifted(self) -> bool:
         check = self._drift_check

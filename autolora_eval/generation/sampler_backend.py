@@ -20,7 +20,7 @@ from PIL import Image
 from autolora_eval._devices import is_out_of_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance
-from autolora_eval.generation.dataset import BackgroundWriter, ImageDataset
+from autolora_eval.generation.dataset import ImageDataset, background_writer
 from autolora_eval.generation.guards import UnusableImageError
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
 from autolora_eval.guidance.method import SamplerMethod
@@ -80,7 +80,7 @@ class SampledCell:
             shared: the pipeline of the sampler.
             advance: called after each image.
         """
-        with BackgroundWriter(self.dataset, advance) as writer:
+        with background_writer(self.dataset, advance) as write:
             for n_tried, job in enumerate(self.jobs):
                 if n_tried == GIVE_UP_AFTER == len(self.failures) and self.dataset.is_empty:
                     self._give_up(self.jobs[n_tried:])
@@ -98,7 +98,7 @@ class SampledCell:
                     self.failures[job.file] = failure_reason(error)
                     advance(1)
                 else:
-                    writer.write([job], [image], nfe, [{SECONDS: seconds}])
+                    write([job], [image], nfe, [{SECONDS: seconds}])
         self.dataset.record_failures(self.failures)
 
     def failure(self) -> AutoLoRAEvalError | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -64,8 +64,20 @@ class ImageError(Exception):
     """An image that cannot be used, with the reason as its message."""
 
 
-def cell_images(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> list[CellImage]:
-    """Return the images of a cell in the order of prompts, then seeds; a file may be missing."""
+def cell_images(
+    manifest: RunManifest,
+    cell: CellRecord,
+    folder: RunFolder,
+    hashed: Container[tuple[str, str]] = (),
+) -> list[CellImage]:
+    """Return the images of a cell in the order of prompts, then seeds; a file may be missing.
+
+    Args:
+        manifest: the run.
+        cell: the cell.
+        folder: where the images are.
+        hashed: id and recorded hash of images whose files need not be read once more.
+    """
     # Whole rows of a million images would take a gigabyte.
     recorded = {
         row["file_name"]: (row.get("sha256"), row.get("nfe")) for row in folder.image_rows(cell)
@@ -77,8 +89,11 @@ def cell_images(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> l
         row, path = recorded.get(job.file), images / job.file
         if path.parent not in inside or path.is_symlink():
             inside.add(folder.within(path).parent)
-        sha256, problem = _state(path, row[0]) if row else (None, "missing_image")
-        key, nfe = (job.prompt_index, job.prompt, job.seed), row[1] if row else None
+        sha256, nfe = row or (None, None)
+        problem = None
+        if (job.file, str(sha256)) not in hashed:
+            sha256, problem = _state(path, sha256) if row else (None, "missing_image")
+        key = (job.prompt_index, job.prompt, job.seed)
         found.append(CellImage(images, job.file, *key, sha256, nfe, problem))
     return found
 

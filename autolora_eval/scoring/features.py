@@ -166,7 +166,12 @@ def extract_features(
             reused += len(images) - len(todo)
             n_failed += len(failed)
             dim = next((len(row) for row in known.values()), None)
-    record = FeaturesRecord(
+    before = manifest.features
+    if preprocessing is None and before is not None and before.key == key:
+        preprocessing = before.preprocessing
+    if preprocessing is None and dim is not None:  # made beside generation, or by a killed run
+        preprocessing = extract.preprocessing()
+    return FeaturesRecord(
         model=settings.model if kind.needs_model else kind.name,
         key=key,
         **identity,
@@ -176,10 +181,6 @@ def extract_features(
         reused=reused,
         failed=n_failed,
     )
-    before = manifest.features
-    if preprocessing is None and before is not None and before.key == key:
-        record = record.model_copy(update={"preprocessing": before.preprocessing})
-    return record
 
 
 class _CellWork(NamedTuple):
@@ -194,8 +195,52 @@ def _work(manifest: RunManifest, folder: RunFolder, key: str) -> Iterator[_CellW
     for cell in manifest.cells:
         images = cell_images(manifest, cell, folder)
         known = known_features(folder.features(cell.id), key)
-        todo = [i for i in images if i.problem or (i.id, i.sha256) not in known]
-        yield _CellWork(cell, images, todo)
+        yield _CellWork(cell, images, _missing(images, known))
+
+
+def _missing(images: Sequence[CellImage], known: Rows) -> list[CellImage]:
+    return [i for i in images if i.problem or (i.id, i.sha256) not in known]
+
+
+def extract_whole_batches(
+    extract: Callable[[Batch], Extracted],
+    key: str,
+    size: int,
+    manifest: RunManifest,
+    folder: RunFolder,
+    stopped: Callable[[], bool],
+) -> Iterator[int]:
+    """Extract batches whose images are all there, while others are still to be made.
+
+    They are the first ones that the stage would take, so that its others are the same as without
+    these: on some devices the last bits of a vector depend on its place in the batch. The stage
+    also takes a batch with an image that cannot be opened, and what follows it.
+
+    Args:
+        extract: extracts a batch.
+        key: the extractor's.
+        size: images in a batch.
+        manifest: whose images.
+        folder: where images are and features go.
+        stopped: whether to begin no other batch.
+
+    Yields:
+        The number of vectors that were added to the file of a cell.
+    """
+    for cell in manifest.cells:
+        known = known_features(folder.features(cell.id), key)
+        images = cell_images(manifest, cell, folder, known)
+        todo = _missing(images, known)
+        n_there = next((n for n, image in enumerate(todo) if image.problem), None)
+        ready = todo if n_there is None else todo[: n_there // size * size]
+        found: Rows = {}
+        for batch in _batches(ready, size):
+            if stopped() or (extracted := extract(batch)).failed:
+                break
+            found |= extracted.rows
+        if found:
+            _write(folder.features(cell.id), images, known | found, {}, key)
+            yield len(found)
 
 
 def _batches(images: Sequence[CellImage], size: int) -> list[Batch]:
@@ -280,7 +325,11 @@ class FeatureMaker:
             ) from None
         pairs = zip(opened, vectors, strict=True)
         rows = {(image.id, str(image.sha256)): vector for (image, _), vector in pairs}
-        return Extracted(rows, failed, extractor.preprocessing())
+        return Extracted(rows, failed, self.preprocessing())
+
+    def preprocessing(self) -> Json:
+        """Return what the extractor does with an image."""
+        return self._extractor().preprocessing()
 
 
 def _check_length(dim: int, name: str, known: set[int]) -> None:

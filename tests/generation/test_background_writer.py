@@ -14,7 +14,7 @@ from scored_run import SETTINGS, picture
 from autolora_eval._files import read_jsonl, sha256_file
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
-from autolora_eval.generation.dataset import BackgroundWriter, ImageDataset
+from autolora_eval.generation.dataset import ImageDataset, background_writer
 from autolora_eval.runs.folder import RunFolder
 
 
@@ -27,9 +27,9 @@ def open_dataset(plan: Plan, folder: Path) -> ImageDataset:
     return ImageDataset.open(RunFolder(folder), plan.cells[0], SETTINGS)
 
 
-def write_one_by_one(plan: Plan, writer: Any) -> None:
+def write_one_by_one(plan: Plan, write: Any) -> None:
     for job in plan.jobs:
-        writer.write([job], [picture(("x", job.prompt_index, job.seed))], 7, [{"seconds": 1.5}])
+        write([job], [picture(("x", job.prompt_index, job.seed))], 7, [{"seconds": 1.5}])
 
 
 def unseen(n: int, note: str = "") -> None:
@@ -41,12 +41,11 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 
 def test_images_and_rows_are_those_of_writing_in_turn(plan: Plan, tmp_path: Path) -> None:
-    write_one_by_one(plan, open_dataset(plan, tmp_path / "in_turn"))
+    write_one_by_one(plan, open_dataset(plan, tmp_path / "in_turn").write)
     done: list[int] = []
-    with BackgroundWriter(
-        open_dataset(plan, tmp_path / "beside"), lambda n, _="": done.append(n)
-    ) as w:
-        write_one_by_one(plan, w)
+    dataset = open_dataset(plan, tmp_path / "beside")
+    with background_writer(dataset, lambda n, _="": done.append(n)) as write:
+        write_one_by_one(plan, write)
     assert files(tmp_path / "beside") == files(tmp_path / "in_turn")
     assert done == [1] * len(plan.jobs)
 
@@ -55,15 +54,15 @@ def test_the_next_image_is_made_while_one_is_written(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, next_is_made = open_dataset(plan, tmp_path), threading.Event()
-    write = dataset.write
+    put = dataset.write
 
     def slow(*args: Any) -> None:
         assert next_is_made.wait(20)
-        write(*args)
+        put(*args)
 
     monkeypatch.setattr(dataset, "write", slow)
-    with BackgroundWriter(dataset, unseen) as writer:
-        writer.write(plan.jobs[:1], [picture(("x", 0, 0))], 7, [{}])
+    with background_writer(dataset, unseen) as write:
+        write(plan.jobs[:1], [picture(("x", 0, 0))], 7, [{}])
         next_is_made.set()
     assert len(dataset.missing(plan.jobs)) == len(plan.jobs) - 1
 
@@ -73,8 +72,8 @@ def test_what_is_queued_is_written_though_the_next_image_fails(plan, tmp_path, e
     dataset = open_dataset(plan, tmp_path)
 
     def fail_after_two() -> None:
-        with BackgroundWriter(dataset, unseen) as writer:
-            writer.write(plan.jobs[:2], [picture(("x", 0, n)) for n in (0, 1)], 7, [{}, {}])
+        with background_writer(dataset, unseen) as write:
+            write(plan.jobs[:2], [picture(("x", 0, n)) for n in (0, 1)], 7, [{}, {}])
             raise error
 
     with pytest.raises(error):
@@ -96,9 +95,9 @@ def test_a_full_disk_stops_the_run_and_leaves_no_row_without_an_image(
     monkeypatch.setattr("autolora_eval.generation.dataset.sha256_file", full)
     with (
         pytest.raises(OSError, match="No space left"),
-        BackgroundWriter(dataset, unseen) as writer,
+        background_writer(dataset, unseen) as write,
     ):
-        write_one_by_one(plan, writer)
+        write_one_by_one(plan, write)
     rows = read_jsonl(dataset.folder / "metadata.jsonl")
     assert {row["file_name"] for row in rows} >= {job.file for job in plan.jobs[:2]}
     assert plan.jobs[2].file not in {row["file_name"] for row in rows}

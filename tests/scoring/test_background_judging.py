@@ -16,7 +16,7 @@ import autolora_eval
 from autolora_eval._files import read_jsonl
 from autolora_eval.config.load import find_benchmark
 from autolora_eval.runs.folder import Run
-from autolora_eval.scoring import background_judging
+from autolora_eval.scoring import background
 
 pytestmark = pytest.mark.model
 
@@ -46,7 +46,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a sampler, in which a run has no cache of replies."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(background_judging, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(background, "PAUSE_SECONDS", 0.01)
     (tmp_path / "pictures_beside.py").write_text(CODE)
     yield tmp_path
     sys.modules.pop("pictures_beside", None)
@@ -111,7 +111,7 @@ def test_results_are_those_of_the_stages_in_turn_and_each_image_is_asked_about_o
     with judge_server(JudgeServer(answer=answer)) as server:
         beside = run(place, server, name)
         name = "in turn"
-        monkeypatch.setattr(background_judging, "PAUSE_SECONDS", 600.0)
+        monkeypatch.setattr(background, "PAUSE_SECONDS", 600.0)
         in_turn = run(place, server, name, waits=False)
     assert len(calls["beside"]) == len(calls["in turn"]) == N
     assert not calls["beside"][0], "the first image was judged before the last was made"

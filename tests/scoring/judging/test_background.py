@@ -10,11 +10,11 @@ from judge_server import Answer, Call, Hang
 from scored_run import write_manifest
 
 from autolora_eval.config.stage_inputs import judge_settings
-from autolora_eval.scoring import background_judging
+from autolora_eval.scoring import background
 
 
 def test_ctrl_c_does_not_wait_for_a_server_that_hangs(make, folder, server, monkeypatch) -> None:
-    monkeypatch.setattr(background_judging, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(background, "PAUSE_SECONDS", 0.01)
     plan, asked = make(timeout=60.0), threading.Event()
     write_manifest(plan, folder, None)
 
@@ -23,7 +23,7 @@ def test_ctrl_c_does_not_wait_for_a_server_that_hangs(make, folder, server, monk
         return Hang(60.0)
 
     def interrupted() -> None:
-        with background_judging.BackgroundJudging(folder) as judging:
+        with background.BackgroundJudging(folder) as judging:
             judging.settings = judge_settings(plan)
             judging.start()
             assert asked.wait(20.0)

@@ -1,0 +1,204 @@
+"""Scoring beside generation: images that are there are scored while others are made.
+
+A server judges, and another process extracts features. Neither changes what generation sees: its
+random numbers, default precision and working folder are those of this process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+
+from autolora_eval._progress import Progress
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import FeaturesRecord, JudgeRecord
+from autolora_eval.scoring.features import (
+    Batch,
+    Extracted,
+    FeatureSettings,
+    extract_whole_batches,
+    extractor_key,
+)
+from autolora_eval.scoring.judgement_store import JudgementKey
+from autolora_eval.scoring.judging import JudgeSettings, PendingJudgement, judge_images
+
+if TYPE_CHECKING:
+    from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
+
+# Between looks for new images. A run that has nothing to make ends before the first.
+PAUSE_SECONDS = 5.0
+
+
+class _Scorer(Protocol):
+    def cancel(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Extractor(_Scorer, Protocol):
+    def __call__(self, batch: Batch) -> Extracted: ...
+
+
+S = TypeVar("S", bound=_Scorer)
+R = TypeVar("R", FeaturesRecord, JudgeRecord)
+
+
+class Background(ABC, Generic[S]):
+    """Scores new images of a run in a thread, from `start` to the end of the block.
+
+    The scores are stored as by their stage, which finds them and makes the rest. Whatever fails
+    here only ends this: the stage does it again, and reports the problem.
+
+    Args:
+        folder: the run folder.
+
+    Attributes:
+        counts: the scores that were made here, as the stage's record counts them.
+        seconds: how long it took.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.counts: Counter[str] = Counter()
+        self.seconds = 0.0
+        # The working folder may change: third-party code runs meanwhile.
+        self._folder = RunFolder(folder.path.absolute())
+        self._scorer: S | None = None
+        self._seen: dict[str, int] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
+
+    @abstractmethod
+    def _open(self) -> S | None:
+        """Return what scores; None if images are not scored meanwhile."""
+
+    @abstractmethod
+    def _score(self, scorer: S, manifest: RunManifest) -> None:
+        """Score the new images of some cells."""
+
+    def start(self) -> None:
+        """Begin, once the manifest has the settings of the images; a second call does nothing."""
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Begin nothing more, and wait for what is in flight; after an error, cancel it."""
+        self._stopped.set()
+        if error is not None and self._scorer is not None:
+            self._scorer.cancel()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def added_to(self, started: float, record: R) -> tuple[float, R]:
+        """Return the stage's beginning and record, with what was made here as a part of it."""
+        counts = {name: getattr(record, name) + n for name, n in self.counts.items()}
+        counts["reused"] = max(0, record.reused - self.counts.total())
+        return started - self.seconds, record.model_copy(update=counts)
+
+    def _run(self) -> None:
+        try:
+            if self._stopped.wait(PAUSE_SECONDS) or (scorer := self._open()) is None:
+                return
+            with closing(scorer):
+                self._scorer = scorer
+                while not self._stopped.is_set():
+                    self._look(scorer)
+                    self._stopped.wait(PAUSE_SECONDS)
+        except Exception:  # the stage does it again, and says what is wrong
+            return
+
+    def _look(self, scorer: S) -> None:
+        """Score the images of the cells that have new ones."""
+        manifest, started = self._folder.read_manifest(), time.monotonic()
+        files = {cell.id: self._folder.metadata(cell.id) for cell in manifest.cells}
+        changed = {name: file.stat().st_mtime_ns for name, file in files.items() if file.is_file()}
+        new = [cell for cell in manifest.cells if self._seen.get(cell.id) != changed.get(cell.id)]
+        if new:
+            self._seen = changed
+            self._score(scorer, manifest.model_copy(update={"cells": new}))
+            self.seconds += time.monotonic() - started
+
+
+class BackgroundJudging(Background["OpenAIJudge"]):
+    """Has a server judge new images.
+
+    Attributes:
+        settings: how images are judged; None if they are not judged meanwhile.
+        record: the judge, as of the last look at the images; None if none was judged.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder)
+        self.settings: JudgeSettings | None = None
+        self.record: JudgeRecord | None = None
+        self._asked: set[tuple[str, JudgementKey]] = set()
+
+    def noted_in(self, manifest: RunManifest) -> RunManifest:
+        """Return the manifest with the judge that was asked here, if one was."""
+        return manifest.model_copy(update={"judge": self.record}) if self.record else manifest
+
+    def _open(self) -> OpenAIJudge | None:
+        from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
+
+        settings = self.settings
+        return None if settings is None else OpenAIJudge(settings.config, settings.rubric)
+
+    def _score(self, scorer: OpenAIJudge, manifest: RunManifest) -> None:
+        assert self.settings is not None
+        record = judge_images(
+            self.settings, manifest, self._folder, scorer, Progress(), self._not_asked
+        )
+        self.record = record
+        self.counts.update(done=record.done, cached=record.cached)
+
+    def _not_asked(self, item: PendingJudgement) -> bool:
+        """Return whether to ask: each question once, as a failed call is the stage's to repeat."""
+        key = item.cell, JudgementKey(item.image.id, item.image.sha256, item.repeat)
+        if self._stopped.is_set() or key in self._asked:
+            return False
+        self._asked.add(key)
+        return True
+
+
+class BackgroundFeatures(Background[_Extractor]):
+    """Has another process extract the features of new images.
+
+    Args:
+        folder: the run folder.
+        opened: takes the extractor's key and starts the process; returns None if there is no
+            memory for it.
+
+    Attributes:
+        settings: how features are extracted; None if they are not extracted meanwhile.
+    """
+
+    def __init__(self, folder: RunFolder, opened: Callable[[str], _Extractor | None]) -> None:
+        super().__init__(folder)
+        self.settings: FeatureSettings | None = None
+        self._opened = opened
+
+    def _open(self) -> _Extractor | None:
+        if self.settings is None:
+            return None
+        self._key = extractor_key(self.settings.identity(), self.settings.batch_size)
+        return self._opened(self._key)
+
+    def _score(self, scorer: _Extractor, manifest: RunManifest) -> None:
+        assert self.settings is not None
+        size, stopped = self.settings.batch_size, self._stopped.is_set
+        for n in extract_whole_batches(scorer, self._key, size, manifest, self._folder, stopped):
+            self.counts.update(done=n)
