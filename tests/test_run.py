@@ -176,7 +176,7 @@ def test_run_again_does_nothing(benchmark: Path, copy: RunFolder, monkeypatch) -
     monkeypatch.setattr(LoraPipeline, "load", refused)
     monkeypatch.setattr(Extractor, "load", refused)
     autolora_eval.run(benchmark, copy.path)
-    monkeypatch.setattr("autolora_eval.report.write_report", refused)
+    monkeypatch.setattr("autolora_eval._pipeline.write_report", refused)
     monkeypatch.setattr("autolora_eval.analysis.tables.write_tables", refused)
     again = autolora_eval.run(benchmark, copy.path)
     stages = again.manifest.stages
