@@ -38,12 +38,8 @@ def caveats(view: RunView) -> list[str]:
         *_of_the_run(view),
         *_prompt_cuts(view),
         *_imported(view),
-        *_images_missing(view),
-        *_unscored(view),
-        *_undefined(view),
-        *([] if view.judged else [say.no_judge()]),
-        *_often_unscored(view),
-        *_low_alpha(view),
+        *_of_the_images(view),
+        *_of_the_judge(view),
     ]
 
 
@@ -100,42 +96,37 @@ def _counts(view: RunView, column: str) -> dict[str, int]:
     return {cell: n for cell, n in found.items() if n}
 
 
-def _images_missing(view: RunView) -> Iterator[str]:
+def _of_the_images(view: RunView) -> Iterator[str]:
+    """Yield which images are missing or unscored, and which prompts have no diversity."""
     if missing := _counts(view, "n_missing"):
         cells = [(n, _cell_name(view, cell)) for cell, n in [*missing.items()][:CELLS_NAMED]]
         yield say.images_missing(sum(missing.values()), cells, len(missing) - len(cells))
-
-
-def _unscored(view: RunView) -> Iterator[str]:
-    n = sum(_counts(view, "n_unscored").values())
-    if n and view.judged:
-        reasons = view.unscored_reasons
-        rest = reasons[REASONS_SHOWN:]
-        n_rest = sum(count for _, count in rest)
-        yield say.unscored(n, len(view.images), reasons[:REASONS_SHOWN], n_rest, len(rest))
-
-
-def _undefined(view: RunView) -> Iterator[str]:
-    found = _counts(view, "n_undefined_prompts")
-    if len(found) > CELLS_NAMED:
-        reasons = tally(map(view.why_undefined, found))
-        n = sum(found.values())
-        yield say.often_undefined(n, len(found), len(view.rows), reasons[0][0])
+    unscored = sum(_counts(view, "n_unscored").values())
+    if unscored and view.judged:
+        reasons, rest = view.unscored_reasons[:REASONS_SHOWN], view.unscored_reasons[REASONS_SHOWN:]
+        n_rest = sum(n for _, n in rest)
+        yield say.unscored(unscored, len(view.images), reasons, n_rest, len(rest))
+    undefined = _counts(view, "n_undefined_prompts")
+    if len(undefined) > CELLS_NAMED:
+        (why, _), *_ = tally(map(view.why_undefined, undefined))
+        n_prompts = sum(undefined.values())
+        yield say.often_undefined(n_prompts, len(undefined), len(view.rows), why)
         return
-    for cell, n in found.items():
+    for cell, n in undefined.items():
         yield say.undefined(_cell_name(view, cell), n, view.why_undefined(cell))
 
 
-def _often_unscored(view: RunView) -> Iterator[str]:
+def _of_the_judge(view: RunView) -> Iterator[str]:
+    """Yield that there is none, or that it often failed, or did not agree with itself."""
+    if not view.judged:
+        yield say.no_judge()
+        return
     unscored = _counts(view, "n_unscored")
     shares = {cell: unscored.get(cell, 0) / n for cell, n in _counts(view, "n_images").items()}
     worst = max(shares, key=lambda cell: shares[cell], default="")
     share, least = shares.get(worst, 0.0), min(shares.values(), default=0.0)
-    if view.judged and share > UNSCORED_SHARE:
+    if share > UNSCORED_SHARE:
         yield say.often_unscored(share, _cell_name(view, worst), least if least < share else None)
-
-
-def _low_alpha(view: RunView) -> Iterator[str]:
     for score in view.judged:
         row = of_all_cells(view, score)
         alpha = as_finite_float(row.get("alpha"))

@@ -65,11 +65,8 @@ def write_html(content: Content, gallery: Gallery, path: Path) -> None:
     )
     pictures = {name: thumbnail.uri for name, thumbnail in content.grids.thumbnails.items()}
     template = environment.get_template("report.html.j2")
-    drawn = {
-        # matplotlib escapes its texts
-        figure.name: Markup(inline_svg(figure.svg.read_text(encoding="utf-8"), figure.name))
-        for figure in content.figures
-    }
+    # matplotlib escapes its texts.
+    drawn = {figure.name: Markup(_inline_svg(figure)) for figure in content.figures}
     page = template.render(
         content.as_data(),
         drawn=drawn,
@@ -82,13 +79,14 @@ def write_html(content: Content, gallery: Gallery, path: Path) -> None:
     write_text(path, page)
 
 
-def inline_svg(document: str, name: str) -> str:
-    """Return the `<svg>` element of a file, without the XML prolog that HTML does not allow.
+def _inline_svg(figure: DrawnFigure) -> str:
+    """Return the `<svg>` element of a figure, without the XML prolog that HTML does not allow.
 
     The ids of its parts get the figure's name as a prefix, since ids must be unique in a page.
     """
+    document = figure.svg.read_text(encoding="utf-8")
     drawn = _NOTHING.sub("", document[document.index("<svg") :])
-    return _PART.sub(rf"\g<1>{name}-", drawn)
+    return _PART.sub(rf"\g<1>{figure.name}-", drawn)
 
 
 # ---- PDF, set by typst

@@ -142,11 +142,14 @@ def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | No
     shown = second
     if second and (second["cell"] == base if base else second["method"] == view.baseline):
         shown = None
+    compared = (second if is_baseline else first) or {"cell": ""}
+    cells = (compared["cell"], view.baseline_cells.get(compared["cell"], ""))
+    at_same_point = all(view.points.get(cell) for cell in cells)
     clause = say.winner(
         value=_value(first, metric),
         nothing_else=is_baseline and second is None,
         comparison=None if is_baseline else view.comparisons.get((first["cell"], metric.column)),
-        at_same_point=_at_same_point(view, second if is_baseline else first),
+        at_same_point=at_same_point,
         second=shown and _cell_name(view, shown),
         second_value=shown and _value(shown, metric),
         second_comparison=view.comparisons.get((shown["cell"], metric.column))
@@ -170,14 +173,6 @@ def _cell_name(view: RunView, row: Row) -> str:
 def _value(row: Row, metric: Metric) -> str:
     within = format_interval(row.get(f"{metric.column}_low"), row.get(f"{metric.column}_high"))
     return f"{format_fixed(row.get(metric.column))} {within}".rstrip()
-
-
-def _at_same_point(view: RunView, row: Row | None) -> bool:
-    """Return True if both a cell and the baseline's cell have swept parameters."""
-    if row is None:
-        return False
-    base = view.baseline_cells.get(row["cell"], "")
-    return bool(view.points.get(row["cell"]) and view.points.get(base))
 
 
 # ---- Differences from the baseline

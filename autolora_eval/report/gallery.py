@@ -44,27 +44,6 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class ListedImage:
-    """An image as the list shows it to a browser without script.
-
-    Attributes:
-        picture: A data URI; empty if there is none.
-        crisp: Whether it is to be enlarged without smoothing.
-        absent: Why there is no picture.
-        title: Its cell.
-        text: Its seed and scores.
-        prompt: Its prompt; empty if all have the same.
-    """
-
-    picture: str
-    crisp: bool
-    absent: str
-    title: str
-    text: str
-    prompt: str
-
-
-@dataclass(frozen=True)
 class Gallery:
     """All that the gallery's template needs.
 
@@ -83,7 +62,7 @@ class Gallery:
     filters: list[Filter]
     scores: list[Metric]
     orders: dict[str, str]
-    listed: list[ListedImage]
+    listed: list[dict[str, Any]]
     data: dict[str, Any]
     script: str
     cell_links: dict[str, str]
@@ -109,7 +88,9 @@ def build_gallery(view: RunView) -> Gallery:
     shown = shown_images(view)
     facets = _facets(view)
     prompts = {int(s.row["prompt_index"]): truncate(s.row["prompt"], PROMPT_LENGTH) for s in shown}
-    listed = [_listed(view, image, len(prompts) > 1) for image in shown]
+    replies = Replies(view, shown)
+    images = [_image(view, image, len(prompts) > 1, replies) for image in shown]
+    listed, others = images[:LISTED_WITHOUT_SCRIPT], images[LISTED_WITHOUT_SCRIPT:]
     filters = _filters(view, shown, facets, prompts)
     script = resources.files("autolora_eval.report") / "templates" / "gallery.js"
     return Gallery(
@@ -117,9 +98,10 @@ def build_gallery(view: RunView) -> Gallery:
         filters=filters,
         scores=view.judged,
         orders=_orders(view),
-        listed=listed[:LISTED_WITHOUT_SCRIPT],
+        listed=listed,
         data={
-            "images": _images(view, shown, listed),
+            # The list has those pictures already: they need not stand in the file twice.
+            "images": [image | {"picture": ""} for image in listed] + others,
             "cells": [list(facet.values()) for facet in facets],
             "facets": [f"cell.{name}" for name in (facets[0] if facets else {})],
             "scores": [metric.column for metric in view.judged],
@@ -134,27 +116,32 @@ def build_gallery(view: RunView) -> Gallery:
     )
 
 
-def _images(
-    view: RunView, shown: Sequence[Shown], listed: Sequence[ListedImage]
-) -> list[dict[str, Any]]:
-    """Return what the script reads of each image."""
-    replies = Replies(view, shown)
-    return [
-        {
-            "file": str(image.row.get("file")),
-            "cell": image.cell,
-            "prompt_index": int(image.row["prompt_index"]),
-            "seed": int(image.row["seed"]),
-            "scores": [as_finite_float(image.row.get(m.column)) for m in view.judged],
-            "reason": unscored_reason(view, image.row),
-            **asdict(tile),
-            # The list has those pictures already: they need not stand in the file twice.
-            "picture": tile.picture if n >= LISTED_WITHOUT_SCRIPT else "",
-            "facts": _facts(view, image.row),
-            "replies": [asdict(reply) for reply in replies.of_image(image.row)],
-        }
-        for n, (image, tile) in enumerate(zip(shown, listed, strict=True))
+def _image(view: RunView, image: Shown, several_prompts: bool, replies: Replies) -> dict[str, Any]:
+    """Return what is shown of an image, as JSON knows it."""
+    row = image.row
+    model = f"{truncate(row['model'], NAME_LENGTH)} × " if len(view.models) > 1 else ""
+    scores = [as_finite_float(row.get(metric.column)) for metric in view.judged]
+    values = [
+        f"{m.label} {v:.3g}" for m, v in zip(view.judged, scores, strict=True) if v is not None
     ]
+    reason = unscored_reason(view, row)
+    judged = f"unscored: {reason}" if reason else ", ".join(values)
+    return {
+        "file": str(row.get("file")),
+        "cell": image.cell,
+        "prompt_index": int(row["prompt_index"]),
+        "seed": int(row["seed"]),
+        "scores": scores,
+        "reason": reason,
+        "picture": image.thumbnail.uri,
+        "crisp": image.crisp,
+        "absent": image.missing_reason,
+        "title": f"{model}{view.labels[row['cell']]}",
+        "text": " · ".join(filter(None, (f"seed {int(row['seed'])}", judged))),
+        "prompt": truncate(row["prompt"], PROMPT_LENGTH) if several_prompts else "",
+        "facts": _facts(view, row),
+        "replies": [asdict(reply) for reply in replies.of_image(row)],
+    }
 
 
 def _facets(view: RunView) -> Facets:
@@ -231,23 +218,6 @@ def _orders(view: RunView) -> dict[str, str]:
         for way in ("highest", "lowest"):
             texts[f"{way}:{metric.column}"] = f"{metric.label}, {way} first"
     return texts
-
-
-def _listed(view: RunView, image: Shown, several_prompts: bool) -> ListedImage:
-    row = image.row
-    model = f"{truncate(row['model'], NAME_LENGTH)} × " if len(view.models) > 1 else ""
-    values = [(m.label, as_finite_float(row.get(m.column))) for m in view.judged]
-    scores = ", ".join(f"{label} {value:.3g}" for label, value in values if value is not None)
-    reason = unscored_reason(view, row)
-    judged = f"unscored: {reason}" if reason else scores
-    return ListedImage(
-        picture=image.thumbnail.uri,
-        crisp=image.crisp,
-        absent=image.missing_reason,
-        title=f"{model}{view.labels[row['cell']]}",
-        text=" · ".join(filter(None, (f"seed {int(row['seed'])}", judged))),
-        prompt=truncate(row["prompt"], PROMPT_LENGTH) if several_prompts else "",
-    )
 
 
 def _facts(view: RunView, row: Row) -> list[tuple[str, str]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._sentences import Sentences
@@ -23,22 +22,12 @@ from autolora_eval.report.run_view import (
 )
 from autolora_eval.scoring.judgement_store import JudgementFile
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 IMAGES_SHOWN = 480
 PIXELS_READ = 256 * 1024 * 1024
 BYTES_EMBEDDED = 12_000_000
 SEEDS_OF_A_PROMPT = 4
 SHOWN_REASON_LENGTH = 200
 say = Sentences("gallery")
-
-
-class ImageKey(NamedTuple):
-    """What one image of a cell has in common with one image of each other cell."""
-
-    prompt_index: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -70,73 +59,44 @@ def shown_images(view: RunView) -> list[Shown]:
     that are read, and on the bytes of the thumbnails. What they leave out is left out for every
     cell alike.
     """
-    cells, images = [row["cell"] for row in view.rows][:IMAGES_SHOWN], view.images
-    if not cells or images.empty:
+    cells = {row["cell"]: n for n, row in enumerate(view.rows[:IMAGES_SHOWN])}
+    folder, images = view.run.folder.path, view.images[view.images["cell"].isin(cells)]
+    if images.empty:
         return []
-    # No more prompts or seeds than these can be chosen.
-    first = [sorted(images[name].unique())[:IMAGES_SHOWN] for name in ImageKey._fields]
-    images = _of_places(images, *first)
-    places = images[[*ImageKey._fields]].drop_duplicates().sort_values([*ImageKey._fields])
-    known = [ImageKey(*map(int, place)) for place in places.itertuples(index=False)]
-    keys = choose_image_keys(known, _affordable(view, cells))
-    rows = {
-        (ImageKey(int(row["prompt_index"]), int(row["seed"])), row["cell"]): row
-        for row in records(_of_places(images, *map(set, zip(*keys, strict=True))))
-    }
-    found = [
-        (key, n, rows[key, cell])
-        for key in keys
-        for n, cell in enumerate(cells)
-        if (key, cell) in rows
-    ]
-    files = [text_of(row.get("file")) or "" for _, _, row in found]
-    thumbnails = load_thumbnails(view.run.folder.path, files)
-    by_key: dict[ImageKey, list[Shown]] = {}
-    for (key, cell, row), file in zip(found, files, strict=True):
-        by_key.setdefault(key, []).append(Shown(row, cell, thumbnails[file]))
-    return _within(list(by_key.values()), BYTES_EMBEDDED)
+    prompts, seeds = (sorted(images[name].unique()) for name in ("prompt_index", "seed"))
+    # How many images of each cell can be read, estimated from the first of each cell.
+    firsts = images.drop_duplicates("cell")["file"]
+    pixels = sum(count_pixels(folder, text_of(file) or "") for file in firsts)
+    limit = max(1, min(IMAGES_SHOWN // len(cells), PIXELS_READ // max(pixels, 1)))
+    n_prompts, n_seeds = choose_numbers(len(prompts), len(seeds), limit)
+    images = images[
+        images["prompt_index"].isin(prompts[:n_prompts]) & images["seed"].isin(seeds[:n_seeds])
+    ].drop_duplicates(["prompt_index", "seed", "cell"], keep="last")
+    images = images.assign(place=images["cell"].map(cells)).sort_values("place", kind="stable")
+    thumbnails = load_thumbnails(folder, [text_of(file) or "" for file in images["file"]])
+    shown: list[Shown] = []
+    n_bytes = 0
+    for _, alike in images.groupby(["prompt_index", "seed"]):
+        found = []
+        for row in records(alike):
+            thumbnail = thumbnails[text_of(row["file"]) or ""]
+            n_bytes += len(thumbnail.uri)
+            found.append(Shown(row, row.pop("place"), thumbnail))
+        if shown and n_bytes > BYTES_EMBEDDED:
+            break
+        shown += found
+    return shown
 
 
-def _of_places(
-    images: pd.DataFrame, prompts: Collection[int], seeds: Collection[int]
-) -> pd.DataFrame:
-    """Return the images of some prompts and seeds."""
-    return images[images["prompt_index"].isin(prompts) & images["seed"].isin(seeds)]
-
-
-def choose_image_keys(keys: Sequence[ImageKey], limit: int) -> list[ImageKey]:
-    """Return at most `limit` keys: the first seeds of the first prompts.
+def choose_numbers(n_prompts: int, n_seeds: int, limit: int) -> tuple[int, int]:
+    """Return how many of the first prompts and seeds are shown, at most `limit` images in all.
 
     Several seeds of few prompts are preferred to one seed of many: diversity is about how much
     the images of one prompt differ.
     """
-    prompts = sorted({key.prompt_index for key in keys})
-    seeds = sorted({key.seed for key in keys})
-    seeds_of_a_prompt = min(len(seeds), limit, max(SEEDS_OF_A_PROMPT, limit // len(prompts)))
-    prompts = prompts[: limit // seeds_of_a_prompt]
-    seeds = seeds[: limit // len(prompts)]
-    wanted = {ImageKey(prompt, seed) for prompt in prompts for seed in seeds}
-    return [key for key in keys if key in wanted]
-
-
-def _affordable(view: RunView, cells: Sequence[str]) -> int:
-    """Return how many images of each cell can be shown, estimated from the first of each cell."""
-    first = view.images.drop_duplicates("cell")
-    files = [text_of(file) or "" for file in first.loc[first["cell"].isin(cells), "file"]]
-    pixels = sum(count_pixels(view.run.folder.path, file) for file in files)
-    return max(1, min(IMAGES_SHOWN // len(cells), PIXELS_READ // max(pixels, 1)))
-
-
-def _within(groups: Sequence[list[Shown]], limit: int) -> list[Shown]:
-    """Return the images of the first group, and of those after it within a limit of bytes."""
-    kept: list[Shown] = []
-    total = 0
-    for group in groups:
-        total += sum(len(image.thumbnail.uri) for image in group)
-        if kept and total > limit:
-            break
-        kept += group
-    return kept
+    seeds_of_a_prompt = min(n_seeds, limit, max(SEEDS_OF_A_PROMPT, limit // n_prompts))
+    n_prompts = min(n_prompts, limit // seeds_of_a_prompt)
+    return n_prompts, min(n_seeds, limit // n_prompts)
 
 
 # ---- Replies of the judge, word for word

@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -51,28 +50,17 @@ def load_thumbnails(
     folder: Path, files: Iterable[str], *, enlarge: bool = False
 ) -> dict[str, Thumbnail]:
     """Return a thumbnail of each distinct file of a run folder, in order of first appearance."""
+
+    def load(file: str) -> Thumbnail:
+        try:
+            return make_thumbnail(open_image(path_inside(folder, file)), enlarge=enlarge)
+        except (ImageError, ValueError) as error:
+            return Thumbnail(b"", None, str(error))
+
     distinct = list(dict.fromkeys(files))
     # Decoding releases Python's lock, so threads are enough.
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda file: _load(folder, file, enlarge), distinct))
-    return dict(zip(distinct, found, strict=True))
-
-
-def _load(folder: Path, file: str, enlarge: bool) -> Thumbnail:
-    try:
-        return make_thumbnail(open_run_image(folder, file), enlarge=enlarge)
-    except (ImageError, ValueError) as error:
-        return Thumbnail(b"", None, str(error))
-
-
-def open_run_image(folder: Path, file: str) -> Image.Image:
-    """Return an image of a run folder, whose tables may name any path.
-
-    Raises:
-        ImageError: The image is missing, corrupt or too large.
-        ValueError: The path leads out of the run folder.
-    """
-    return open_image(path_inside(folder, file))
+        return dict(zip(distinct, pool.map(load, distinct), strict=True))
 
 
 def make_thumbnail(image: Image.Image, *, enlarge: bool = False) -> Thumbnail:
@@ -214,15 +202,15 @@ def write_grids(grids: Grids, folder: Path) -> list[Path]:
     """Write every grid as `<name>.png`, delete those of an earlier report, and return the files."""
     for old in folder.glob("grid_*.png"):
         old.unlink()
-    files = [folder / f"{grid.name}.png" for grid in grids.grids]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        list(pool.map(partial(_write, thumbnails=grids.thumbnails), grids.grids, files))
-    return files
 
+    def write(grid: Grid[GridImage]) -> Path:
+        file = folder / f"{grid.name}.png"
+        with atomic_write(file) as temporary:
+            draw_grid(grid, grids.thumbnails).save(temporary, "PNG")
+        return file
 
-def _write(grid: Grid[GridImage], file: Path, thumbnails: dict[str, Thumbnail]) -> None:
-    with atomic_write(file) as temporary:
-        draw_grid(grid, thumbnails).save(temporary, "PNG")
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(write, grids.grids))
 
 
 def draw_grid(grid: Grid[GridImage], thumbnails: dict[str, Thumbnail]) -> Image.Image:
@@ -234,7 +222,8 @@ def draw_grid(grid: Grid[GridImage], thumbnails: dict[str, Thumbnail]) -> Image.
     labels = [_wrapped(row.label, LETTERS_DOWN) for row in grid.rows]
     corner = _wrapped(grid.corner, LETTERS_DOWN)
     line = FONT_SIZE + 6
-    left = MARGIN + GAP + max(_width(text, font) for text in [corner, *labels])
+    widths = [font.getlength(line) for text in (corner, *labels) for line in text.split("\n")]
+    left = MARGIN + GAP + round(max(widths))
     top = MARGIN + GAP + line * max(text.count("\n") + 1 for text in [corner, *heads])
     step = SIDE + GAP
     size = (left + step * len(heads) + MARGIN, top + step * len(labels) + MARGIN)
@@ -270,7 +259,3 @@ def _draw_missing(
 def _wrapped(text: str, letters: int) -> str:
     """Return text in a few lines of at most this many letters."""
     return textwrap.fill(text, letters, max_lines=LINES, placeholder=" …")
-
-
-def _width(text: str, font: ImageFont.FreeTypeFont) -> int:
-    return round(max((font.getlength(line) for line in text.split("\n")), default=0.0))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from autolora_eval._files import sha256_file
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
     DASH,
@@ -183,16 +184,16 @@ def _why(row: Row, footnotes: Footnotes) -> str:
 def _human_agreement(view: RunView) -> Answer:
     """Return how far the judge agrees with people, or how to find out."""
     title = "Agreement with people"
+    found = view.manifest.agreement
     if not view.agreement:
         return Answer(title, [say.no_ratings()], [])
-    if not view.agreement_is_of_these_scores:
+    if found is None or found.scores_sha256 != sha256_file(view.run.folder.scores):
         return Answer(title, [say.outdated_ratings()], [])
     tables = [_agreement_table(view)]
     if any(row.get("cell") != ALL for row in view.agreement):
         tables += [_bias_table(view, part) for part in in_parts(_rated(view), METRICS_PER_TABLE)]
-    found = view.manifest.agreement
-    counts = (found.ratings, found.images, found.raters) if found else (0, 0, 0)
-    return Answer(title, [say.ratings(*counts), *_people_sentences(view)], tables)
+    counts = say.ratings(found.ratings, found.images, found.raters)
+    return Answer(title, [counts, *_people_sentences(view)], tables)
 
 
 def _rated(view: RunView) -> list[Metric]:

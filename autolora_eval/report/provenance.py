@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Literal
 
 from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
@@ -124,10 +124,13 @@ def _with_point(cell: CellRecord, manifest: RunManifest) -> Row:
 def manifest_facts(view: RunView) -> list[KeyValues]:
     """Return the essentials of the manifest, without parts that do not apply."""
     manifest, people = view.manifest, view.manifest.agreement
+    packages = sorted(manifest.packages.items())
     models = [
         KeyValues(f"Model {truncate(name, NAME_LENGTH)}", _model(model))
         for name, model in manifest.models.items()
     ]
+    versions = {"autolora-eval": manifest.autolora_eval_version, **dict(packages)}
+    software = [KeyValue(sanitize(name), _text(version)) for name, version in versions.items()]
     stages = [
         KeyValue(name, f"{s.seconds:,.1f} s, {s.done:,} done, {s.reused:,} reused")
         for name, s in manifest.stages.items()
@@ -139,7 +142,7 @@ def manifest_facts(view: RunView) -> list[KeyValues]:
         KeyValues("Diversity metrics besides equation (8)", _other_diversity_metrics(manifest)),
         KeyValues("Judge", _judge(manifest)),
         KeyValues("Human ratings", _record(people, "scores_sha256") if people else []),
-        KeyValues("Software", _software(manifest)),
+        KeyValues("Software", software),
         KeyValues("Hardware", _record(manifest.hardware)),
         KeyValues("Stages", stages or [KeyValue("times", NOT_RECORDED)]),
     ]
@@ -156,7 +159,9 @@ def _other_diversity_metrics(manifest: RunManifest) -> list[KeyValue]:
 
 
 def _benchmark(manifest: RunManifest) -> list[KeyValue]:
-    benchmark = manifest.benchmark
+    benchmark, seeds = manifest.benchmark, manifest.seeds
+    in_a_row = bool(seeds) and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    listed = f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
     facts = {
         # The folder describes the machine and not the run.
         "file": PurePath(benchmark.file).name,
@@ -164,7 +169,7 @@ def _benchmark(manifest: RunManifest) -> list[KeyValue]:
         "prompts": len(manifest.prompts),
         "prompts SHA-256": manifest.prompts_sha256,
         "prompt file": benchmark.prompt_file,
-        "seeds": _seeds(manifest.seeds),
+        "seeds": f"{pluralize(len(seeds), 'seed')}{', ' if in_a_row else ': '}{listed}",
         "baseline": benchmark.baseline,
         "diversity reference": benchmark.diversity_reference or "",
         "device": benchmark.device,
@@ -172,12 +177,6 @@ def _benchmark(manifest: RunManifest) -> list[KeyValue]:
         "batch size": benchmark.batch_size,
     }
     return [KeyValue(key, _text(value)) for key, value in facts.items() if value != ""]
-
-
-def _seeds(seeds: list[Any]) -> str:
-    if seeds and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
-        return f"{pluralize(len(seeds), 'seed')}, {seeds[0]} to {seeds[-1]}"
-    return f"{pluralize(len(seeds), 'seed')}: {', '.join(map(str, seeds))}"
 
 
 def _model(model: ModelRecord) -> list[KeyValue]:
@@ -210,12 +209,6 @@ def _record(record: Record | None, *left_out: str) -> list[KeyValue]:
     return _flat(values)
 
 
-def _software(manifest: RunManifest) -> list[KeyValue]:
-    own = [KeyValue("autolora-eval", _text(manifest.autolora_eval_version))]
-    packages = manifest.packages
-    return own + [KeyValue(sanitize(name), _text(packages[name])) for name in sorted(packages)]
-
-
 def _flat(mapping: Row, prefix: str = "") -> list[KeyValue]:
     """Return a mapping, and the mappings within it, as lines.
 
@@ -226,7 +219,9 @@ def _flat(mapping: Row, prefix: str = "") -> list[KeyValue]:
     for key, value in mapping.items():
         name = f"{prefix}{parameter_label(sanitize(key))}"
         if isinstance(value, dict) and len(value) > LISTED_SINGLY:
-            facts.append(KeyValue(name, _in_one_line(value)))
+            # A long mapping, such as a scheduler's configuration, is one line.
+            line = ", ".join(f"{fact.key} = {fact.value}" for fact in _flat(value))
+            facts.append(KeyValue(name, truncate(line, MAPPING_LENGTH)))
         elif isinstance(value, dict):
             facts += _flat(value, f"{name} ")
         elif key == "size" and isinstance(value, list):
@@ -234,11 +229,6 @@ def _flat(mapping: Row, prefix: str = "") -> list[KeyValue]:
         elif value is not None:
             facts.append(KeyValue(name, _text(value)))
     return facts or ([] if prefix else [KeyValue("all of it", NOT_RECORDED)])
-
-
-def _in_one_line(mapping: Row) -> str:
-    """Return a long mapping, such as a scheduler's configuration, as one line."""
-    return truncate(", ".join(f"{f.key} = {f.value}" for f in _flat(mapping)), MAPPING_LENGTH)
 
 
 def _text(value: object) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from autolora_eval._files import sha256_file
 from autolora_eval._text import (
     as_finite_float,
     format_swept_value,
@@ -210,14 +209,6 @@ class RunView:
     def agreement(self) -> list[Row]:
         """How far the judge agrees with people; empty without human ratings."""
         return [] if self.run.agreement is None else records(self.run.agreement)
-
-    @cached_property
-    def agreement_is_of_these_scores(self) -> bool:
-        """Whether human ratings were compared with the scores as they are now."""
-        agreement = self.manifest.agreement
-        return agreement is not None and (
-            agreement.scores_sha256 == sha256_file(self.run.folder.scores)
-        )
 
 
 def read_run_view(folder: RunFolder) -> RunView:

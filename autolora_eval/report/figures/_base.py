@@ -20,7 +20,7 @@ from autolora_eval._text import join_names, parameter_label, point_label
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.plugins.registry import Origin, Registry
 from autolora_eval.plugins.third_party import error_message
-from autolora_eval.report.figures._style import PNG_DPI, STYLE, settle, short, values
+from autolora_eval.report.figures._style import PNG_DPI, STYLE, settle, values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,12 +236,6 @@ def _join_points(points: Sequence[str]) -> str:
     if len(heads) > 1 or len(points) == 1:
         return join_names(list(points))
     return f"{heads.pop()} {join_names([point.rpartition(' ')[2] for point in points])}"
-
-
-def method_with_point(data: FigureData, cell: str) -> str:
-    """Return the method of a cell with its sweep values, without the parameters' names."""
-    method = short(str(data.table["method"][data.table["cell"] == cell].iloc[0]), 24)
-    return " ".join([method, ", ".join(data.points.get(cell, {}).values())]).strip()
 
 
 def cells_not_drawn(

@@ -209,7 +209,10 @@ def name_panels(
     axes: Sequence[Axes], metrics: Sequence[Metric], n_columns: int, x_names: Sequence[str]
 ) -> None:
     """Name the metrics beside rows, or above panels if a row has several, and x where it ends."""
-    titles = panel_titles(metrics, n_columns)
+    room = 72 * (WIDTH / n_columns - 0.2)
+    titles = [axis_title(metric) for metric in metrics]
+    if any(text_size(title, 7.5)[0] >= room for title in titles):
+        titles = [label_title(metric) for metric in metrics]
     for place, axis in enumerate(axes):
         if len(x_names) == 1:
             axis.set_title(titles[place], fontsize=7.5)
@@ -255,14 +258,6 @@ def axis_title(metric: Metric) -> str:
 def label_title(metric: Metric) -> str:
     """Return the short name of a metric with its direction."""
     return f"{short(metric.label)} {metric.arrow}"
-
-
-def panel_titles(metrics: Sequence[Metric], columns: int) -> list[str]:
-    """Return what to write above panels of metrics: short names where the long do not fit."""
-    room = 72 * (WIDTH / columns - 0.2)
-    titles = [axis_title(metric) for metric in metrics]
-    fit = all(text_size(title, 7.5)[0] < room for title in titles)
-    return titles if fit else [label_title(metric) for metric in metrics]
 
 
 def text_size(text: str, points: float = SMALL) -> tuple[float, float]:

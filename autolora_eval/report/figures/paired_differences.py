@@ -31,6 +31,12 @@ FEW_ROWS = 14
 CURVE_POINTS = 100
 NAMES_LISTED = 8
 NAMES = 150.0  # points: the widest name of a row
+_DOT: dict[str, Any] = {
+    "color": COLOURS[5],
+    "marker": "o",
+    "markeredgewidth": 0.0,
+    "linestyle": "none",
+}
 DOT_LABEL, DIFFERENCE_LABEL = "units", "difference"
 
 
@@ -129,7 +135,7 @@ def _units(axis: Axes, rows: Sequence[_Row], values_of_units: pd.DataFrame) -> N
     if dots:
         x, y = np.concatenate(dots, axis=1)
         size = 2.6 if len(rows) <= FEW_ROWS else 1.7
-        axis.plot(x, y, zorder=2, label=DOT_LABEL, **_dot(size))
+        axis.plot(x, y, zorder=2, label=DOT_LABEL, markersize=size, **_DOT)
 
 
 def thinned(differences: Floats, at_most: int) -> tuple[Floats, Floats]:
@@ -168,16 +174,6 @@ def _of_metric(data: FigureData, rows: Sequence[_Row], metric: Metric) -> pd.Dat
     return compared.drop_duplicates("cell").set_index("cell").reindex([row.cell for row in rows])
 
 
-def _dot(size: float) -> dict[str, Any]:
-    return {
-        "color": COLOURS[5],
-        "marker": "o",
-        "markersize": size,
-        "markeredgewidth": 0.0,
-        "linestyle": "none",
-    }
-
-
 def _diamond(filled: bool) -> dict[str, Any]:
     return {
         "marker": "D",
@@ -198,7 +194,7 @@ def _key(
     if n > _most_dots(rows):
         handles[f"all {unit}s, sorted"] = Line2D([], [], color=COLOURS[0], linewidth=0.8)
     elif n:
-        handles[f"one {unit}"] = Line2D([], [], **_dot(3.0))
+        handles[f"one {unit}"] = Line2D([], [], markersize=3.0, **_DOT)
     handles[f"difference, p < {SIGNIFICANCE:g}"] = Line2D([], [], **_diamond(True))
     handles[f"difference, p ≥ {SIGNIFICANCE:g}"] = Line2D([], [], **_diamond(False))
     return _style.Legend(list(handles.values()), list(handles))

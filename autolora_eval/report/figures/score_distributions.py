@@ -191,11 +191,13 @@ def _draw(data: FigureData, sheet: Sequence[Sequence[_Group]], scores: Sequence[
     panels = [(group, score) for row in sheet for group in row for score in scores]
     n_columns = max(map(len, sheet)) if one else len(scores)
     most_levels = max((on for on, _ in found.values()), key=lambda on: len(on.names))
+    patches = [Patch(facecolor=c, edgecolor="white") for c in colours(len(most_levels.names))]
+    key = _style.Legend([*patches, Patch(**_UNSCORED_STYLE)], [*most_levels.names, UNSCORED])
     figure, axes = _style.panel_grid(
         (len(sheet), n_columns),
         len(panels),
         sum(map(_height, sheet)) + 0.5,
-        _key(most_levels),
+        key,
         sharex=True,
         sharey="none" if one else "row",
         height_ratios=[max(len(group.places) for group in row) for row in sheet],
@@ -235,11 +237,6 @@ def colours(n: int) -> list[str]:
     """Return n colours from light to dark: in that order in grey and to the colour-blind too."""
     found = matplotlib.colormaps["Blues"](np.linspace(0.12, 1.0, n))
     return [to_hex(colour) for colour in found]
-
-
-def _key(on: Levels) -> _style.Legend:
-    handles = [Patch(facecolor=colour, edgecolor="white") for colour in colours(len(on.names))]
-    return _style.Legend([*handles, Patch(**_UNSCORED_STYLE)], [*on.names, UNSCORED])
 
 
 # ---- Words

@@ -108,7 +108,11 @@ def _trade_off(data: FigureData) -> Figure:
     for axis, panel in zip(axes, panels, strict=True):
         # The axis of diversity is shared: its limits are known now, and are to stay.
         axis.set(xlim=axis.get_xlim(), ylim=axis.get_ylim())
-        _draw_fronts(axis, panel)
+        for front in panel.fronts:
+            if len(front) > 1:
+                # From the worst score to the best: down first, then across to the better score.
+                x, y = panel.places[front].T
+                axis.plot(x, y, drawstyle="steps-pre", label=FRONT, zorder=2.5, **_FRONT_STYLE)
     _style.settle(figure)
     for axis, panel in zip(axes, panels, strict=True):
         if not panel.is_empty:
@@ -155,15 +159,6 @@ def _draw_published(axis: Axes, panel: _Panel, drawn: dict[tuple[str, str], Mark
             if np.isfinite(ours).all():
                 pair = np.stack([ours, theirs], axis=1)
                 axis.plot(*pair, color=mark.colour, linewidth=0.5, linestyle=":", zorder=2)
-
-
-def _draw_fronts(axis: Axes, panel: _Panel) -> None:
-    """Draw each model's front as steps: what lies inside them is dominated."""
-    for front in panel.fronts:
-        if len(front) > 1:
-            x, y = panel.places[front].T
-            # From the worst score to the best: down first, then across to the better score.
-            axis.plot(x, y, drawstyle="steps-pre", label=FRONT, zorder=2.5, **_FRONT_STYLE)
 
 
 def _equal_products(axis: Axes, score: Metric) -> None:
