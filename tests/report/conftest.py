@@ -1,20 +1,13 @@
 """The synthetic run, and one drawn report for each shape of run."""
 
-from collections.abc import Callable
-
 import pytest
+from report.hostile_run import write_hostile_run
 from report.readers import reported
-from report.synthetic_run import Tables, make_tables
+from report.synthetic_run import make_tables
 from report.table1_run import write_table1_run
 
 from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder
-
-
-@pytest.fixture(scope="session")
-def make_run() -> Callable[..., Tables]:
-    """Return the maker of synthetic runs."""
-    return make_tables
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +23,21 @@ def unjudged(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 @pytest.fixture(scope="session")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A drawn report: the paper's Table 1 with 9 seeds, drawn from its published values."""
-    folder = write_table1_run(tmp_path_factory.mktemp("sweep") / "run", n_seeds=9)
+def undrawn_sweep(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The paper's Table 1 with 9 seeds, up to its tables."""
+    return write_table1_run(tmp_path_factory.mktemp("sweep") / "run", n_seeds=9)
+
+
+@pytest.fixture(scope="session")
+def sweep(undrawn_sweep: RunFolder) -> RunFolder:
+    """A drawn report of the paper's Table 1."""
+    write_report(undrawn_sweep)
+    return undrawn_sweep
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A drawn report of the run of `hostile_run`."""
+    folder = write_hostile_run(tmp_path_factory.mktemp("hostile") / "run")
     write_report(folder)
     return folder

@@ -10,6 +10,7 @@ from report.synthetic_run import Tables
 
 from autolora_eval.report import write_report
 from autolora_eval.report.content import Content, build_content
+from autolora_eval.report.gallery import Gallery, build_gallery
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
 
@@ -92,6 +93,10 @@ def svg_texts(folder: RunFolder) -> list[str]:
 def content_of(folder: RunFolder) -> Content:
     """Return all that a report says, without drawing it."""
     return build_content(read_run_view(folder))
+
+
+def gallery_of(folder: RunFolder) -> Gallery:
+    return build_gallery(read_run_view(folder))
 
 
 def first_page_text(folder: RunFolder) -> str:

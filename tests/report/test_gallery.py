@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -12,32 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from report.judged_gallery import gallery_of, judgement, write_judgements
-from report.readers import gallery_page, in_two, page, reported
-from report.synthetic_run import Tables
+from report.hostile_run import REPLIES
+from report.readers import gallery_of, gallery_page, in_two, page, reported
+from report.synthetic_run import Json, judgement, make_tables, write_judgements
 
 from autolora_eval._text import image_link
-from autolora_eval.report import gallery_data as gallery_images
-from autolora_eval.report import write_report
+from autolora_eval.report import gallery_data, write_report
 from autolora_eval.report.content import build_content
 from autolora_eval.report.gallery import build_gallery
-from autolora_eval.report.gallery_data import ImageKey, choose_image_keys
+from autolora_eval.report.gallery_data import choose_numbers
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.e2e
-
-Maker = Callable[..., Tables]
-Json = dict[str, Any]
-
-HOSTILE = [
-    "</script><script>window.pwned = 1</script>",
-    "<!-- <script>",
-    "]]> {{ 7 * 7 }} &lt; &amp;",
-    "'\"><img src=x onerror=window.pwned=1>",
-    "javascript:window.pwned=1",
-    "\u2028 and \u2029\r\n\ttab \x00 \x1b[31m \u202egnp.exe",
-]
 
 
 def data_block(folder: RunFolder) -> str:
@@ -62,12 +48,7 @@ def data_block(folder: RunFolder) -> str:
 def test_the_first_seeds_of_the_first_prompts_are_chosen(
     prompts: int, seeds: int, limit: int, expected: tuple[int, int]
 ) -> None:
-    places = [
-        ImageKey(prompt, seed) for prompt in range(prompts) for seed in range(100, 100 + seeds)
-    ]
-    chosen = choose_image_keys(places, limit)
-    n_prompts, n_seeds = expected
-    assert chosen == [ImageKey(p, 100 + s) for p in range(n_prompts) for s in range(n_seeds)]
+    assert choose_numbers(prompts, seeds, limit) == expected
 
 
 @pytest.mark.parametrize(
@@ -82,14 +63,13 @@ def test_the_first_seeds_of_the_first_prompts_are_chosen(
 )
 def test_whatever_is_left_out_is_left_out_of_every_cell(
     tmp_path: Path,
-    make_run: Maker,
     monkeypatch: pytest.MonkeyPatch,
     constant: str,
     limit: int,
     places: int,
 ) -> None:
-    monkeypatch.setattr(gallery_images, constant, limit)
-    tables = make_run(prompts=("one", "two"), n_seeds=6)
+    monkeypatch.setattr(gallery_data, constant, limit)
+    tables = make_tables(prompts=("one", "two"), n_seeds=6)
     images = gallery_of(tables.write(tmp_path / "run")).data["images"]
     by_cell = {
         cell: [(i["prompt_index"], i["seed"]) for i in images if i["cell"] == cell]
@@ -100,14 +80,12 @@ def test_whatever_is_left_out_is_left_out_of_every_cell(
     assert {i["file"] for i in images} <= set(tables.scores["file"])
 
 
-def test_more_images_make_no_more_objects(
-    tmp_path: Path, make_run: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_images_make_no_more_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the report looks at one by one is limited: all else stays in columns."""
-    monkeypatch.setattr(gallery_images, "IMAGES_SHOWN", 20)
+    monkeypatch.setattr(gallery_data, "IMAGES_SHOWN", 20)
     counts, original = [], pd.DataFrame.to_dict
     for n_seeds in (10, 60):
-        tables = make_run(n_seeds=n_seeds)
+        tables = make_tables(n_seeds=n_seeds)
         tables.image_size = 8
         view = read_run_view(tables.write(tmp_path / f"{n_seeds}"))
         made: list[int] = []
@@ -125,25 +103,21 @@ def test_more_images_make_no_more_objects(
 
 
 def test_the_bytes_of_the_copies_are_limited_by_whole_places(
-    tmp_path: Path, make_run: Maker, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_run(n_seeds=4).write(tmp_path / "run")
-    sizes = [
-        len(image.thumbnail.uri) for image in gallery_images.shown_images(read_run_view(folder))
-    ]
+    folder = make_tables(n_seeds=4).write(tmp_path / "run")
+    sizes = [len(image.thumbnail.uri) for image in gallery_data.shown_images(read_run_view(folder))]
     # Four cells: three places and one byte too little for the fourth.
-    monkeypatch.setattr(gallery_images, "BYTES_EMBEDDED", sum(sizes[:16]) - 1)
-    assert len(gallery_images.shown_images(read_run_view(folder))) == 12
+    monkeypatch.setattr(gallery_data, "BYTES_EMBEDDED", sum(sizes[:16]) - 1)
+    assert len(gallery_data.shown_images(read_run_view(folder))) == 12
 
 
-def test_it_says_which_part_is_shown(
-    tmp_path: Path, make_run: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tables = make_run(n_seeds=6)
+def test_it_says_which_part_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = make_tables(n_seeds=6)
     tables.scores.loc[[0, 5, 30], "unscored_reason"] = "timeout"
     folder = tables.write(tmp_path / "run")
     assert gallery_of(folder).shown == "All 48 images of the run."
-    monkeypatch.setattr(gallery_images, "IMAGES_SHOWN", 16)
+    monkeypatch.setattr(gallery_data, "IMAGES_SHOWN", 16)
     found = gallery_of(folder)
     assert found.shown == (
         "16 of the run's 48 images, to keep this file small: the first of 2 prompts and the first "
@@ -154,10 +128,10 @@ def test_it_says_which_part_is_shown(
 
 
 def test_more_cells_than_images_can_be_shown(
-    tmp_path: Path, make_run: Maker, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery_images, "IMAGES_SHOWN", 3)
-    found = gallery_of(make_run(n_seeds=2).write(tmp_path / "run"))
+    monkeypatch.setattr(gallery_data, "IMAGES_SHOWN", 3)
+    found = gallery_of(make_tables(n_seeds=2).write(tmp_path / "run"))
     assert [image["cell"] for image in found.data["images"]] == [0, 1, 2]
     assert (
         "the first of 2 prompts and the first of 2 seeds, the same for each of the first 3 cells"
@@ -165,36 +139,22 @@ def test_more_cells_than_images_can_be_shown(
     )
 
 
-def test_hostile_text_goes_into_the_data_and_out_again_char_for_char(
-    tmp_path: Path, make_run: Maker
-) -> None:
-    raws = [*HOSTILE, "lone \ud800 surrogate"]
-    tables = make_run(methods=("LoRA", raws[0]), prompts=tuple(raws[:5]), n_seeds=2)
-    tables.scores["file"] = [f"images/{n}.png" for n in range(20)]
-    tables.scores["cell"] = ["a"] * 10 + ["b"] * 10
-    tables.table["cell"] = ["a", "b"]
-    folder = tables.write(tmp_path / "run")
-    rows = [row for _, row in tables.scores.iterrows()]
-    replies = [raws[n % len(raws)] for n in range(20)]
-    write_judgements(
-        folder, [(r["cell"], judgement(r, raw=raw)) for r, raw in zip(rows, replies, strict=True)]
-    )
-    write_report(folder)
-    block = data_block(folder)
+def test_hostile_text_goes_into_the_data_and_out_again_char_for_char(hostile: RunFolder) -> None:
+    block = data_block(hostile)
     assert not set("<>&\u2028\u2029\x00") & set(block)
-    found = {image["file"]: image["replies"][0]["raw"] for image in json.loads(block)["images"]}
-    assert found == dict(zip(tables.scores["file"], replies, strict=True))
-    page = gallery_page(folder)
+    found = {image["file"]: image["replies"] for image in json.loads(block)["images"]}
+    scores = pd.read_parquet(hostile.scores)
+    for n, (file, reason) in enumerate(scores[["file", "unscored_reason"]].to_numpy()):
+        assert pd.notna(reason) or found[file][0]["raw"] == REPLIES[n % len(REPLIES)]
+    gallery = gallery_page(hostile)
     # Two elements: the data and the script.
-    assert [script.get("type") for script in page.all("script")] == ["application/json", None]
-    assert [a for _, a in page.tags if any(key.startswith("on") for key in a)] == []
-    assert page.open == []
-    assert raws[3] in page.text
+    assert [script.get("type") for script in gallery.all("script")] == ["application/json", None]
+    assert [a for _, a in gallery.tags if any(key.startswith("on") for key in a)] == []
+    assert gallery.open == []
 
 
-def test_only_the_gallerys_own_script_may_run(tmp_path: Path, make_run: Maker) -> None:
-    folder = reported(make_run(n_seeds=1), tmp_path / "run")
-    rest, gallery = in_two(folder)
+def test_only_the_gallerys_own_script_may_run(judged: RunFolder) -> None:
+    rest, gallery = in_two(judged)
     script = gallery[gallery.rindex("<script>") + 8 : gallery.rindex("</script>")]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = rest[rest.index("default-src") : rest.index('">', rest.index("default-src"))]
@@ -204,48 +164,44 @@ def test_only_the_gallerys_own_script_may_run(tmp_path: Path, make_run: Maker) -
         assert written not in script
 
 
-def test_pictures_stand_in_the_file_once(tmp_path: Path, make_run: Maker) -> None:
-    folder = reported(make_run(prompts=("one",), n_seeds=20), tmp_path / "run")
-    images = json.loads(data_block(folder))["images"]
-    listed = [image["src"] for image in gallery_page(folder).all("img")]
-    assert len(images) == 80
+def test_pictures_stand_in_the_file_once(hostile: RunFolder) -> None:
+    images = json.loads(data_block(hostile))["images"]
+    listed = [image["src"] for image in gallery_page(hostile).all("img")]
+    assert (len(images), len(listed)) == (192, 48)
     assert [image["picture"] for image in images[:48]] == [""] * 48
-    assert len(listed) == 48
     everything = listed + [image["picture"] for image in images[48:]]
     # The images of the synthetic run differ, each from each.
-    assert len(set(everything)) == 80
-    source = folder.report_html.read_text(encoding="utf-8")
-    gallery = in_two(folder)[1]
+    assert len(set(everything)) == 192
+    gallery = in_two(hostile)[1]
     assert all(gallery.count(uri) == 1 for uri in everything)
-    assert "plain list of the first 48" in source
+    assert "plain list of the first 48" in gallery
 
 
-def test_missing_broken_and_outside_images_say_why(tmp_path: Path, make_run: Maker) -> None:
-    tables = make_run(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=3)
+def test_missing_broken_and_outside_images_say_why(tmp_path: Path) -> None:
+    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=4)
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     folder = tables.write(tmp_path / "run")
     files = list(tables.scores["file"])
     (folder.path / files[0]).unlink()
     whole = (folder.path / files[1]).read_bytes()
     (folder.path / files[1]).write_bytes(whole[: len(whole) // 2])
-    tables.scores.loc[2, "file"] = "../secret.png"
-    tables.scores.loc[3, "file"] = None
+    (folder.path / files[2]).write_bytes(b"\x89PNG no image at all")
+    tables.scores.loc[3, "file"] = "../secret.png"
+    tables.scores.loc[4, "file"] = None
     tables.scores.to_parquet(folder.scores)
     write_report(folder)
     images = {image["file"]: image for image in gallery_of(folder).data["images"]}
-    reasons = {
-        files[0]: "missing image",
-        files[1]: "corrupt image",
-        "../secret.png": "'../secret.png' leads out of its folder",
-    }
-    for file, reason in reasons.items():
+    outside = "'../secret.png' leads out of its folder"
+    reasons = ("missing image", "corrupt image", "corrupt image", outside)
+    for n, (file, reason) in enumerate(zip([*files[:3], "../secret.png"], reasons, strict=True)):
         assert images[file]["absent"] == reason
         assert reason in gallery_page(folder).text
-    assert len(gallery_page(folder).all("img")) == 2
+        assert f"seed {n}: {reason}" in page(folder).text  # in the grids
+    assert len(gallery_page(folder).all("img")) == 3
 
 
-def test_everything_to_find_an_image_is_told(tmp_path: Path, make_run: Maker) -> None:
-    tables = make_run(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=2)
+def test_everything_to_find_an_image_is_told(tmp_path: Path) -> None:
+    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=2)
     tables.scores["pc_expected"] = [3.25, np.nan, np.nan, np.nan]
     tables.scores.loc[1, ["pc", "sa"]] = np.nan
     tables.scores.loc[1, "unscored_reason"] = "missing_score:sa"
@@ -268,8 +224,8 @@ def test_everything_to_find_an_image_is_told(tmp_path: Path, make_run: Maker) ->
     assert second["scores"] == [None, None]
 
 
-def test_a_swept_parameter_is_a_filter_and_a_fact(tmp_path: Path, make_run: Maker) -> None:
-    tables = make_run(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=2)
+def test_a_swept_parameter_is_a_filter_and_a_fact(tmp_path: Path) -> None:
+    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=2)
     for table in (tables.table, tables.scores):
         table["method"] = "LoRA"
     for cell, scale in zip(tables.manifest["cells"], (0.4, 1.0), strict=True):
@@ -284,15 +240,14 @@ def test_a_swept_parameter_is_a_filter_and_a_fact(tmp_path: Path, make_run: Make
     assert dict(found.data["images"][1]["facts"])["LoRA scale"] == "1"
 
 
-def test_without_a_judge_there_is_nothing_about_scores(tmp_path: Path, make_run: Maker) -> None:
-    folder = reported(make_run(judged=False), tmp_path / "run")
-    found = gallery_of(folder)
+def test_without_a_judge_there_is_nothing_about_scores(unjudged: RunFolder) -> None:
+    found = gallery_of(unjudged)
     assert [f.name for f in found.filters] == ["prompt", "cell.method", "seed"]
     assert list(found.orders) == ["prompt", "seed", "cell"]
     assert all(image["replies"] == [] for image in found.data["images"])
-    names = [field.get("name") for field in gallery_page(folder).all("select")]
+    names = [field.get("name") for field in gallery_page(unjudged).all("select")]
     assert names == ["prompt", "cell.method", "seed", "sort"]
-    assert gallery_page(folder).all("input") == []
+    assert gallery_page(unjudged).all("input") == []
 
 
 def test_a_link_names_an_image_by_its_file() -> None:
@@ -304,12 +259,96 @@ def test_a_link_names_an_image_by_its_file() -> None:
 
 
 def test_images_of_the_grids_link_to_the_gallery_where_it_has_them(
-    tmp_path: Path, make_run: Maker, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery_images, "IMAGES_SHOWN", 4)
-    tables = make_run(prompts=("one",), n_seeds=2)
+    monkeypatch.setattr(gallery_data, "IMAGES_SHOWN", 4)
+    tables = make_tables(prompts=("one",), n_seeds=2)
     folder = reported(tables, tmp_path / "run")
     links = [link["href"] for link in page(folder).all("a")]
     first = tables.scores[tables.scores["seed"] == 0]
     of_images = {link for link in links if not link.startswith("#gallery&")}
     assert of_images == {image_link(file) for file in first["file"]}
+
+
+# ---- Replies of the judge
+
+
+def one_image(path: Path, *rows: Json) -> list[Json]:
+    """Return the replies that the gallery shows for the one image of a run with these rows."""
+    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1)
+    folder = tables.write(path)
+    image = tables.scores.iloc[0]
+    write_judgements(folder, [("SDXL--LoRA", judgement(image, **row)) for row in rows])
+    replies: list[Json] = gallery_of(folder).data["images"][0]["replies"]
+    return replies
+
+
+def test_replies_are_those_of_the_runs_judge_to_the_image_as_it_is(tmp_path: Path) -> None:
+    (found,) = one_image(
+        tmp_path / "run",
+        {"raw": "another judge", "judge_key": "other"},
+        {"raw": "another picture", "sha256": "1" * 64},
+        {"raw": "first try", "scores": None, "reason": "http_500"},
+        {"raw": "second try", "attempt": 2},
+        {"raw": "last", "judge_key": "other"},
+    )
+    assert found == {
+        "about": "a-judge, attempt 2, 0.25 s, PC 3.5, SA 4.5",
+        "raw": "second try",
+        "note": "",
+    }
+
+
+def test_each_repeat_is_shown_up_to_five(tmp_path: Path) -> None:
+    rows = [{"repeat": n, "raw": f"reply {n}"} for n in (1, 0, 2, 3, 4, 5, 6)]
+    found = one_image(tmp_path / "run", *rows)
+    assert [reply["raw"] for reply in found] == [*(f"reply {n}" for n in range(5)), None]
+    assert found[0]["about"].startswith("a-judge, reply 1 of 7, attempt 1")
+    assert found[5]["about"] == "2 more replies: judgements/SDXL--LoRA.jsonl"
+
+
+def test_an_unscored_reply_tells_why(tmp_path: Path) -> None:
+    (read,) = one_image(
+        tmp_path / "a", {"scores": None, "reason": "out_of_range:pc", "cached": True}
+    )
+    assert read["about"] == (
+        "a-judge, attempt 1, from the cache of earlier replies, unscored: out of range: pc"
+    )
+    (failed,) = one_image(tmp_path / "b", {"scores": None, "reason": "timeout", "raw": None})
+    assert failed["about"].endswith("unscored: timeout, no reply")
+    assert failed["raw"] is None
+    (none,) = one_image(tmp_path / "c")
+    assert none["about"] == "judgements/SDXL--LoRA.jsonl has no reply to this image."
+
+
+def test_a_long_reply_is_cut_and_says_so(tmp_path: Path) -> None:
+    (found,) = one_image(tmp_path / "run", {"raw": "x" * 2001})
+    assert found["raw"] == "x" * gallery_data.RAW_LENGTH
+    assert found["note"] == (
+        "The first 2,000 of 2,001 characters; the rest is in judgements/SDXL--LoRA.jsonl."
+    )
+    (whole,) = one_image(tmp_path / "other", {"raw": "x" * 2000})
+    assert whole["note"] == ""
+
+
+@pytest.mark.parametrize("line", ["{not json}\n", '{"image_id": 1}\n', "[]\n", "\xff\n"])
+def test_a_damaged_file_of_judgements_leaves_a_gallery(tmp_path: Path, line: str) -> None:
+    folder = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1).write(
+        tmp_path / "run"
+    )
+    folder.judgements("x").parent.mkdir()
+    folder.judgements("SDXL--LoRA").write_text(line, encoding="latin-1")
+    (reply,) = gallery_of(folder).data["images"][0]["replies"]
+    assert reply["about"].startswith("judgements/SDXL--LoRA.jsonl cannot be read: ")
+    assert reply["raw"] is None
+
+
+def test_judgements_outside_the_run_folder_are_not_read(tmp_path: Path) -> None:
+    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1)
+    tables.table["cell"] = tables.scores["cell"] = "../../secret"
+    folder = tables.write(tmp_path / "run")
+    secret = judgement(tables.scores.iloc[0], raw="secret")
+    (tmp_path / "secret.jsonl").write_text(json.dumps(secret) + "\n")
+    reply = gallery_of(folder).data["images"][0]["replies"][0]
+    assert "leads out of its run folder" in reply["about"]
+    assert reply["raw"] is None

@@ -1,19 +1,14 @@
 """The gallery in a real browser: clicks, keys, what is seen, and that nothing leaves the file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 import pytest
 from report.browser import NAMES, Browser, find_browser
-from report.synthetic_run import Tables
-from report.test_gallery import HOSTILE, judgement, write_judgements
+from report.hostile_run import HOSTILE, METHODS, MODELS, REASONS, REPLIES
 
 from autolora_eval._text import image_link
-from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder
-
-Maker = Callable[..., Tables]
 
 EXECUTABLE = find_browser()
 pytestmark = [
@@ -21,38 +16,10 @@ pytestmark = [
     pytest.mark.skipif(EXECUTABLE is None, reason=f"no browser: none of {', '.join(NAMES)}"),
 ]
 
-MODELS = ("SDXL", "SD3")
-METHODS = ("LoRA", "LoRA+CFG", "AutoLoRA", "<b>M</b> & 50%")
-REASONS = ("timeout", "missing_score:sa", "<i>x</i> & y")
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, make_run: Maker) -> RunFolder:
-    """192 images of known scores, a fifth of them unscored, with hostile prompts and replies."""
-    tables = make_run(models=MODELS, methods=METHODS, prompts=(*HOSTILE[:3], "plain"), n_seeds=6)
-    scores, random = tables.scores, np.random.default_rng(0)
-    scores["pc"] = random.integers(0, 6, len(scores)).astype(float)
-    scores["sa"] = random.integers(0, 11, len(scores)) / 2
-    lost = random.random(len(scores)) < 0.2
-    scores.loc[lost, ["pc", "sa"]] = np.nan
-    scores.loc[lost, "unscored_reason"] = random.choice(REASONS, lost.sum())
-    # A hostile name does not make a folder: in a real run it is a slug. A file name may be odd.
-    cells = {cell: f"cell{n}+" for n, cell in enumerate(tables.table["cell"])}
-    for table in (tables.table, tables.scores, tables.diversity):
-        table["cell"] = table["cell"].map(cells)
-    for cell in tables.manifest["cells"]:
-        cell["id"] = cells[cell["id"]]
-    places = zip(scores["cell"], scores["prompt_index"], scores["seed"], strict=True)
-    scores["file"] = [f"images/{cell}/p {p} #%/{seed}.png" for cell, p, seed in places]
-    folder = tables.write(tmp_path_factory.mktemp("gallery") / "run")
-    rows = [
-        (str(row["cell"]), judgement(row, raw=HOSTILE[n % len(HOSTILE)]))
-        for n, (_, row) in enumerate(scores.iterrows())
-        if pd.isna(row["unscored_reason"])
-    ]
-    write_judgements(folder, rows)
-    write_report(folder)
-    return folder
+def run(hostile: RunFolder) -> RunFolder:
+    return hostile
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +98,9 @@ def test_filters_by_method_and_score_agree_with_pandas(
 
 def test_filters_by_prompt_model_and_seed_agree_with_pandas(page: Browser, run: RunFolder) -> None:
     page.choose("[name=prompt]", "2")
-    page.choose("[name='cell.model']", "SD3")
+    page.choose("[name='cell.model']", MODELS[1])
     page.choose("[name=seed]", "4")
-    kept = scores_of(run).query("prompt_index == 2 and model == 'SD3' and seed == 4")
+    kept = scores_of(run).query("prompt_index == 2 and model == @MODELS[1] and seed == 4")
     assert shown(page) == list(kept["file"])
     assert len(kept) == 4
 
@@ -157,33 +124,31 @@ def test_a_bound_on_a_score_leaves_out_what_has_none(page: Browser, run: RunFold
     assert shown(page) == list(scores[scores["pc"].notna()]["file"])[:96]
 
 
-@pytest.mark.parametrize(("order", "ascending"), [("highest", False), ("lowest", True)])
-def test_sorting_by_a_score_puts_the_unscored_last(
-    page: Browser, run: RunFolder, order: str, ascending: bool
-) -> None:
-    page.choose("[name=sort]", f"{order}:sa")
-    page.click("#gallery-more")
-    by_score = scores_of(run).sort_values("sa", ascending=ascending, kind="stable")
-    assert shown(page) == list(by_score["file"])
-
-
-@pytest.mark.parametrize(("order", "columns"), [("seed", ["seed"]), ("cell", ["place"])])
-def test_sorting_by_seed_and_by_cell(
-    page: Browser, run: RunFolder, order: str, columns: list[str]
+@pytest.mark.parametrize(
+    ("order", "column", "ascending"),
+    [
+        *(("highest:sa", "sa", False), ("lowest:sa", "sa", True)),
+        *(("seed", "seed", True), ("cell", "place", True)),
+    ],
+)
+def test_sorting_agrees_with_pandas_and_puts_the_unscored_last(
+    page: Browser, run: RunFolder, order: str, column: str, ascending: bool
 ) -> None:
     page.choose("[name=sort]", order)
-    assert shown(page) == list(scores_of(run).sort_values(columns, kind="stable")["file"])[:96]
+    page.click("#gallery-more")
+    expected = scores_of(run).sort_values(column, ascending=ascending, kind="stable")
+    assert shown(page) == list(expected["file"])
 
 
-@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("reply", HOSTILE)
 def test_a_reply_is_shown_char_for_char_and_runs_nothing(
-    page: Browser, run: RunFolder, hostile: str
+    page: Browser, run: RunFolder, reply: str
 ) -> None:
     scores = pd.read_parquet(run.scores)
     n = next(
         n
         for n, reason in enumerate(scores["unscored_reason"])
-        if n % len(HOSTILE) == HOSTILE.index(hostile) and pd.isna(reason)
+        if n % len(REPLIES) == REPLIES.index(reply) and pd.isna(reason)
     )
     row = scores.loc[n]
     page.choose("[name=prompt]", str(row["prompt_index"]))
@@ -191,17 +156,12 @@ def test_a_reply_is_shown_char_for_char_and_runs_nothing(
     page.choose("[name='cell.method']", row["method"])
     page.click(f"#gallery-images li:nth-child({row['seed'] + 1}) button")
     assert page.run("document.querySelector('dialog').matches(':modal')") is True
-    assert text(page, "#gallery-replies pre") == hostile
-    facts = dict(
-        page.run(
-            "[...document.querySelectorAll('#gallery-facts dt')]"
-            ".map((dt) => [dt.textContent, dt.nextElementSibling.textContent])"
-        )
-    )
-    assert facts["File"] == row["file"]
-    assert facts["Seed"] == str(row["seed"])
-    assert facts["Method"] == row["method"]
-    assert facts["Prompt"] == row["prompt"]
+    assert text(page, "#gallery-replies pre") == reply
+    terms = "[...document.querySelectorAll('#gallery-facts dt')]"
+    facts = dict(page.run(f"{terms}.map((dt) => [dt.textContent, dt.nextSibling.textContent])"))
+    for key in ("File", "Seed", "Method"):
+        assert facts[key] == str(row[key.lower()])
+    assert facts["Prompt"].startswith(row["prompt"][:100])
     assert facts["SHA-256"] == row["sha256"]
     assert facts["Style adherence (SA)"] == f"{row['sa']:g} (range 0 to 5)"
     assert page.run("document.querySelectorAll('dialog script, dialog b, dialog i').length") == 0
@@ -369,17 +329,11 @@ def test_the_browser_stops_whatever_would_get_in_all_the_same(
 
 
 def test_no_image_is_wider_than_a_small_screen(browser: Browser, run: RunFolder) -> None:
-    browser.call(
-        "Emulation.setDeviceMetricsOverride",
-        width=360,
-        height=640,
-        deviceScaleFactor=1,
-        mobile=True,
-    )
+    size = {"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": True}
+    browser.call("Emulation.setDeviceMetricsOverride", **size)
     try:
         browser.open(run.report_html)
-        wide = "document.getElementById('gallery').scrollWidth <= 360"
-        assert browser.run(wide) is True
+        assert browser.run("document.getElementById('gallery').scrollWidth <= 360") is True
         browser.click("#gallery-images button")
         assert browser.run("document.querySelector('dialog').scrollWidth <= 360") is True
     finally:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from report.synthetic_run import Tables
+from report.synthetic_run import IMAGE_SET, make_tables
 from report.table1_run import write_table1_run
 
 from autolora_eval.report.content import build_content
@@ -19,13 +18,10 @@ from autolora_eval.report.grids import (
     image_grids,
     load_thumbnails,
     make_thumbnail,
-    open_run_image,
     write_grids,
 )
 from autolora_eval.report.run_view import Row, read_run_view
 from autolora_eval.runs.folder import RunFolder
-
-Maker = Callable[..., Tables]
 
 
 def chosen(folder: RunFolder) -> dict[str, Grid[GridSlot]]:
@@ -53,8 +49,10 @@ def test_of_many_points_of_a_sweep_some_are_shown(values: str, shown: str) -> No
     assert some_of(values.split()) == shown.split()
 
 
-def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(sweep: RunFolder) -> None:
-    grid = chosen(sweep)["grid_lora_scale_seed1"]
+def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(
+    undrawn_sweep: RunFolder,
+) -> None:
+    grid = chosen(undrawn_sweep)["grid_lora_scale_seed1"]
     assert grid.columns == ["LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
     assert [row.label for row in grid.rows] == ["0.4", "0.7", "1", "1.3"]
     assert grid.caption == "All images have the same noise. 4 of 12 values."
@@ -65,11 +63,13 @@ def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(sweep: Ru
             assert found == (method, float(line.label), 1)
 
 
-def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(sweep: RunFolder) -> None:
-    grids = chosen(sweep)
+def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(
+    undrawn_sweep: RunFolder,
+) -> None:
+    grids = chosen(undrawn_sweep)
     assert list(grids) == ["grid_seeds_prompt0", "grid_lora_scale_seed0", "grid_lora_scale_seed1"]
     grid = grids["grid_seeds_prompt0"]
-    table = read_run_view(sweep).run.table
+    table = read_run_view(undrawn_sweep).run.table
     best = table.loc[table["div_cps"].idxmax()]
     scale = f"{best['lora_scale']:g}"
     assert [row.label for row in grid.rows] == [
@@ -95,11 +95,9 @@ def test_two_swept_parameters_hold_each_other_fixed(tmp_path: Path) -> None:
     assert len(grids["grid_lora_scale_seed0"].columns) == 4
 
 
-def test_a_parameter_of_one_method_goes_across_and_seeds_down(
-    tmp_path: Path, make_run: Maker
-) -> None:
+def test_a_parameter_of_one_method_goes_across_and_seeds_down(tmp_path: Path) -> None:
     methods = ("LoRA", *(f"M{n}" for n in range(10)))
-    tables = make_run(methods=methods, prompts=("one",), n_seeds=5)
+    tables = make_tables(methods=methods, prompts=("one",), n_seeds=5)
     # Ten cells of one method, at ten points of an interval.
     for table in (tables.table, tables.scores, tables.diversity, tables.comparisons):
         table["method"] = table["method"].where(table["method"] == "LoRA", "AutoLoRA")
@@ -121,21 +119,11 @@ def test_a_parameter_of_one_method_goes_across_and_seeds_down(
     ],
 )
 def test_no_noise_is_claimed_for_images_made_elsewhere(
-    tmp_path: Path, make_run: Maker, by_order: bool, sentence: str
+    tmp_path: Path, by_order: bool, sentence: str
 ) -> None:
-    tables = make_run(n_seeds=2)
+    tables = make_tables(n_seeds=2)
     cell = tables.table["cell"][0]
-    tables.manifest["image_sets"] = {
-        cell: {
-            "read_as": "tree",
-            "images": 4,
-            "matched": 4,
-            "beyond_limits": 0,
-            "seeds_by_order": by_order,
-            "settings_key": "",
-            "import_key": "",
-        }
-    }
+    tables.manifest["image_sets"] = {cell: IMAGE_SET | {"seeds_by_order": by_order}}
     folder = tables.write(tmp_path / "run")
     assert chosen(folder)["grid_prompts_seed0"].caption.startswith(
         f"All images have the same noise. {sentence}"
@@ -144,9 +132,9 @@ def test_no_noise_is_claimed_for_images_made_elsewhere(
     assert "Every method that ran here was given the same prompts and seeds." in content.compared
 
 
-def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path: Path, make_run: Maker) -> None:
+def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path: Path) -> None:
     prompts = tuple(f"prompt {n}" for n in range(9))
-    folder = make_run(prompts=prompts, n_seeds=2).write(tmp_path / "run")
+    folder = make_tables(prompts=prompts, n_seeds=2).write(tmp_path / "run")
     grid = chosen(folder)["grid_prompts_seed0"]
     assert [row.label for row in grid.rows] == list(prompts[:6])
     assert grid.caption == "All images have the same noise. The first 6 of 9 prompts."
@@ -156,10 +144,8 @@ def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path: Path, make_r
         assert {(row["prompt_index"], row["seed"]) for row in rows} == {(index, 0)}
 
 
-def test_the_most_and_the_least_diverse_prompt_are_shown_with_their_numbers(
-    tmp_path: Path, make_run: Maker
-) -> None:
-    tables = make_run(methods=("LoRA", "AutoLoRA"), prompts=("a", "b", "c"))
+def test_the_most_and_the_least_diverse_prompt_are_shown_with_their_numbers(tmp_path: Path) -> None:
+    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("a", "b", "c"))
     tables.diversity["diversity"] = [0.2, 0.3, 0.1, 0.25, np.nan, 0.22]
     tables.diversity["standard_error"] = [0.01, 0.02, 0.03, np.nan, np.nan, 0.04]
     grid = chosen(tables.write(tmp_path / "run"))["grid_extremes"]
@@ -175,13 +161,15 @@ def test_the_most_and_the_least_diverse_prompt_are_shown_with_their_numbers(
             assert line.label.startswith(f"{row['method']},")
 
 
-def test_one_prompt_has_no_grid_of_prompts(tmp_path: Path, make_run: Maker) -> None:
-    folder = make_run(prompts=("one",)).write(tmp_path / "run")
+def test_one_prompt_has_no_grid_of_prompts(tmp_path: Path) -> None:
+    folder = make_tables(prompts=("one",)).write(tmp_path / "run")
     assert list(chosen(folder)) == ["grid_seeds_prompt0"]
 
 
-def test_models_have_grids_of_their_own(tmp_path: Path, make_run: Maker) -> None:
-    folder = make_run(models=("SDXL", "SD3"), methods=("LoRA", "AutoLoRA")).write(tmp_path / "run")
+def test_models_have_grids_of_their_own(tmp_path: Path) -> None:
+    folder = make_tables(models=("SDXL", "SD3"), methods=("LoRA", "AutoLoRA")).write(
+        tmp_path / "run"
+    )
     grids = chosen(folder)
     for name, model in (
         ("grid_seeds_prompt0_model1", "SDXL"),
@@ -190,9 +178,9 @@ def test_models_have_grids_of_their_own(tmp_path: Path, make_run: Maker) -> None
         assert {row["model"] for line in grids[name].rows for row in rows_of(line)} == {model}
 
 
-def test_only_so_many_images_are_opened(tmp_path: Path, make_run: Maker) -> None:
+def test_only_so_many_images_are_opened(tmp_path: Path) -> None:
     models = tuple(f"model {n}" for n in range(8))
-    folder = make_run(models=models, n_seeds=8).write(tmp_path / "run")
+    folder = make_tables(models=models, n_seeds=8).write(tmp_path / "run")
     planned = choose_grids(read_run_view(folder))
     found = image_grids(read_run_view(folder))
     assert len(found.thumbnails) <= IMAGES_READ
@@ -202,8 +190,8 @@ def test_only_so_many_images_are_opened(tmp_path: Path, make_run: Maker) -> None
     assert shown[:8] == [f"grid_seeds_prompt{p}_model{m}" for m in (1, 2, 3, 4) for p in (0, 1)]
 
 
-def test_a_file_shows_each_image_in_its_place(tmp_path: Path, make_run: Maker) -> None:
-    folder = make_run(methods=("LoRA", "AutoLoRA"), prompts=("a", "b")).write(tmp_path / "run")
+def test_a_file_shows_each_image_in_its_place(tmp_path: Path) -> None:
+    folder = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("a", "b")).write(tmp_path / "run")
     grids = image_grids(read_run_view(folder))
     folder.figures.mkdir()
     (folder.figures / "grid_of_an_earlier_report.png").write_bytes(b"")
@@ -234,8 +222,6 @@ def test_an_image_outside_the_run_folder_is_not_opened(tmp_path: Path, name: str
     run.mkdir()
     (run / "link.png").symlink_to(tmp_path / "secret.png")
     file = name.format(folder=tmp_path)
-    with pytest.raises(ValueError, match="leads out of its folder"):
-        open_run_image(run, file)
     thumbnail = load_thumbnails(run, [file])[file]
     assert (thumbnail.data, thumbnail.image, thumbnail.uri) == (b"", None, "")
     assert "leads out of its folder" in thumbnail.problem

@@ -3,61 +3,26 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import html5lib
 import pytest
-from report.readers import reported
-from report.synthetic_run import Tables
-from report.test_gallery import HOSTILE, judgement, write_judgements
 
-from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.e2e
-
-Maker = Callable[..., Tables]
 
 CONTROLS = ("input", "select", "button")
 XLINK = "{http://www.w3.org/1999/xlink}href"
 REFERENCES = ("aria-labelledby", "aria-describedby", "for", "href", XLINK)
 
 
-def hostile(make_run: Maker, path: Path) -> RunFolder:
-    """A run in which every text that somebody may write is markup."""
-    tables = make_run(models=(HOSTILE[0],), methods=tuple(HOSTILE[:4]), prompts=tuple(HOSTILE))
-    tables.manifest["benchmark"]["description"] = "".join(HOSTILE)
-    tables.scores["file"] = [f"images/{n}.png" for n in range(len(tables.scores))]
-    tables.scores.loc[::5, "unscored_reason"] = HOSTILE[1]
-    names = {cell: f"cell{n}" for n, cell in enumerate(tables.table["cell"])}
-    for table in (tables.table, tables.scores, tables.diversity):
-        table["cell"] = table["cell"].map(names)
-    folder = tables.write(path)
-    write_judgements(
-        folder,
-        [(row["cell"], judgement(row, raw=HOSTILE[1])) for _, row in tables.scores.iterrows()],
-    )
-    write_report(folder)
-    return folder
-
-
-@pytest.fixture(scope="module", params=["plain", "hostile", "without a judge", "sweep"])
-def report(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_run: Maker
-) -> Path:
-    path = tmp_path_factory.mktemp("valid") / "run"
-    if request.param == "hostile":
-        return hostile(make_run, path).report_html
-    tables = make_run(judged=request.param != "without a judge")
-    if request.param == "sweep":
-        for table in (tables.table, tables.scores):
-            table["method"] = "LoRA"
-        for n, cell in enumerate(tables.manifest["cells"]):
-            cell["point"] = {"lora_scale": n / 10}
-    return reported(tables, path).report_html
+@pytest.fixture(scope="module", params=["judged", "unjudged", "sweep", "hostile"])
+def report(request: pytest.FixtureRequest) -> Path:
+    folder: RunFolder = request.getfixturevalue(request.param)
+    return folder.report_html
 
 
 def parsed(source: str) -> tuple[list[Element], list[str]]:

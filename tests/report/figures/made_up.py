@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from autolora_eval._text import point_label
-from autolora_eval.analysis.sentences import metrics_of
+from autolora_eval.analysis.sentences import Metric, metrics_of
 from autolora_eval.report.figures._base import Drawing, FigureData, figure_kinds
 from autolora_eval.report.figures._style import STYLE
 from autolora_eval.scoring.rubric import Score
@@ -23,6 +23,7 @@ SCORES = {
 }
 LORA_SCALES = [f"{n / 10:g}" for n in range(2, 14)]
 INTERVALS = ["0–1", "0–0.5", "0.25–0.75", "0.5–1"]
+Points = Mapping[str, Mapping[str, str]]
 
 
 def made_up(
@@ -33,32 +34,25 @@ def made_up(
     n_prompts: int = 1,
     n_seeds: int = 6,
     scores: Mapping[str, Score] = SCORES,
-    baseline: str | None = None,
 ) -> FigureData:
-    """Return the tables of a run.
-
-    Args:
-        models: their names.
-        methods: their names.
-        sweep: swept parameters with their values.
-        taken_by: the methods that take a swept parameter; all where it is not listed.
-        n_prompts: number of prompts.
-        n_seeds: number of seeds.
-        scores: the rubric's.
-        baseline: the method that others are compared with; the first if not given.
-    """
-    sweep, taken_by = sweep or {}, taken_by or {}
+    """Return the tables of a run; the methods not in `taken_by` take no such swept parameter."""
     points: dict[str, dict[str, str]] = {}
     rows = []
     for model, method in itertools.product(models, methods):
-        own = {k: v for k, v in sweep.items() if method in taken_by.get(k, methods)}
+        own = {k: v for k, v in (sweep or {}).items() if method in (taken_by or {}).get(k, methods)}
         for values in itertools.product(*own.values()):
             cell = "--".join([model, method, *values])
             points[cell] = dict(zip(own, values, strict=True))
             rows.append({"cell": cell, "model": model, "method": method})
     table = pd.DataFrame(rows)
-    images = _images(table, n_prompts, n_seeds, list(scores))
-    diversity = _diversities(table, n_prompts, n_seeds)
+    prompts = table.assign(place=np.arange(len(table)) / len(table)).merge(
+        pd.DataFrame({"prompt_index": range(n_prompts)}), how="cross"
+    )
+    prompts["prompt"] = "prompt " + prompts["prompt_index"].astype(str)
+    images = _images(prompts.merge(pd.DataFrame({"seed": range(n_seeds)}), how="cross"), scores)
+    noise = 0.02 * np.random.default_rng(1).standard_normal(len(prompts))
+    diversity = prompts.assign(n=n_seeds, diversity=0.4 - 0.25 * prompts["place"] + noise)
+    diversity["reason"] = pd.array([None] * len(diversity), dtype="string")
     metrics = metrics_of(scores)
     means = images.groupby("cell", sort=False)[list(scores)].mean()
     table["n_images"] = n_prompts * n_seeds
@@ -70,111 +64,48 @@ def made_up(
     for metric in metrics:
         table[f"{metric.column}_low"] = table[metric.column] * 0.96
         table[f"{metric.column}_high"] = table[metric.column] * 1.05
-    names = [point_label(point) for point in points.values()]
-    labels = {
-        row.cell: f"{row.method} ({name})" if name else row.method
-        for row, name in zip(table.itertuples(), names, strict=True)
-    }
-    return FigureData(
-        table=table,
-        metrics=metrics,
-        points=points,
-        labels=labels,
-        scores=images,
-        diversity=diversity,
-        comparisons=_comparisons(table, points, baseline or methods[0], metrics, n_prompts),
-    )
+    named = zip(table["cell"], table["method"], map(point_label, points.values()), strict=True)
+    labels = {cell: f"{method} ({name})" if name else method for cell, method, name in named}
+    unit = "prompt" if n_prompts > 1 else "seed"
+    comparisons = _comparisons(table, points, methods[0], metrics, unit)
+    return FigureData(table, metrics, points, labels, images, diversity, comparisons)
 
 
-def _images(table: pd.DataFrame, n_prompts: int, n_seeds: int, scores: list[str]) -> pd.DataFrame:
+def _images(images: pd.DataFrame, scores: Mapping[str, Score]) -> pd.DataFrame:
     random = np.random.default_rng(0)
-    n, each = len(table), n_prompts * n_seeds
-    places = np.repeat(np.arange(n), each)
-    frame = pd.DataFrame(
-        {
-            "cell": table["cell"].to_numpy()[places],
-            "model": table["model"].to_numpy()[places],
-            "method": table["method"].to_numpy()[places],
-            "prompt_index": np.tile(np.repeat(np.arange(n_prompts), n_seeds), n),
-            "seed": np.tile(np.arange(n_seeds), n * n_prompts),
-        }
-    )
-    frame["prompt"] = "prompt " + frame["prompt_index"].astype(str)
     for place, score in enumerate(scores):
-        level = 0.35 + 0.5 * places / n + 0.06 * place
-        frame[score] = random.binomial(5, np.clip(level, 0, 1)).astype(float)
-    frame["unscored_reason"] = pd.array([None] * len(frame), dtype="string")
-    lost = random.random(len(frame)) < 0.04
-    frame.loc[lost, scores] = np.nan
-    frame.loc[lost, "unscored_reason"] = "no_json"
-    return frame
-
-
-def _diversities(table: pd.DataFrame, n_prompts: int, n_seeds: int) -> pd.DataFrame:
-    random = np.random.default_rng(1)
-    n = len(table)
-    places = np.repeat(np.arange(n), n_prompts)
-    return pd.DataFrame(
-        {
-            "cell": table["cell"].to_numpy()[places],
-            "prompt_index": np.tile(np.arange(n_prompts), n),
-            "prompt": [f"prompt {p}" for p in np.tile(np.arange(n_prompts), n)],
-            "n": n_seeds,
-            "diversity": 0.4 - 0.25 * places / n + 0.02 * random.standard_normal(n * n_prompts),
-            "reason": pd.array([None] * (n * n_prompts), dtype="string"),
-        }
-    )
+        level = np.clip(0.35 + 0.5 * images["place"] + 0.06 * place, 0, 1)
+        images[score] = random.binomial(5, level).astype(float)
+    lost = random.random(len(images)) < 0.04
+    images.loc[lost, list(scores)] = np.nan
+    reasons = ["no_json" if one else None for one in lost]
+    return images.assign(unscored_reason=pd.array(reasons, dtype="string"))
 
 
 def _comparisons(
-    table: pd.DataFrame,
-    points: Mapping[str, Mapping[str, str]],
-    baseline: str,
-    metrics: Sequence,
-    n_prompts: int,
+    table: pd.DataFrame, points: Points, baseline: str, metrics: Sequence[Metric], unit: str
 ) -> pd.DataFrame:
     rows = []
-    cells = table.set_index("cell")
-    for row in table.itertuples():
+    records = table.to_dict("records")
+    for row in (r for r in records if r["method"] != baseline):
         alike = [
-            other.cell
-            for other in table.itertuples()
-            if (other.model, other.method) == (row.model, baseline)
-            and all(points[other.cell].get(k, v) == v for k, v in points[row.cell].items())
+            other
+            for other in records
+            if (other["model"], other["method"]) == (row["model"], baseline)
+            and all(points[other["cell"]].get(k, v) == v for k, v in points[row["cell"]].items())
         ]
-        if row.method == baseline or len(alike) != 1:
-            continue
-        for metric in metrics:
-            column = metric.column
-            difference = cells.at[row.cell, column] - cells.at[alike[0], column]
-            rows.append(
-                {
-                    "cell": row.cell,
-                    "model": row.model,
-                    "method": row.method,
-                    "baseline": baseline,
-                    "baseline_cell": alike[0],
-                    "metric": column,
-                    "unit": "prompt" if n_prompts > 1 else "seed",
-                    "n_units": 6,
-                    "difference": difference,
-                    "low": difference - 0.01,
-                    "high": difference + 0.013,
-                    "p_value": 0.01,
-                    "p_holm": 0.03,
-                    "win_rate": 0.8,
-                }
-            )
+        head = {key: row[key] for key in ("cell", "model", "method")}
+        head |= {"baseline": baseline, "unit": unit, "n_units": 6}
+        for metric in metrics if len(alike) == 1 else ():
+            difference = row[metric.column] - alike[0][metric.column]
+            found = {"baseline_cell": alike[0]["cell"], "metric": metric.column}
+            found |= {"difference": difference, "p_value": 0.01, "p_holm": 0.03, "win_rate": 0.8}
+            rows.append(head | found | {"low": difference - 0.01, "high": difference + 0.013})
     return pd.DataFrame(rows)
 
 
 def with_values(data: FigureData, **columns: Mapping[str, float | None]) -> FigureData:
-    """Return the data with some values of the result table replaced.
-
-    Args:
-        data: what to change.
-        columns: for each column the new value of some cells.
-    """
+    """Return the data with some values of the result table replaced: by column, then by cell."""
     table = data.table.copy()
     for column, values in columns.items():
         found = table[column].to_dict() if column in table else {}

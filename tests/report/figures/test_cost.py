@@ -1,8 +1,10 @@
 """Metrics against cost: what was recorded, and nothing for what was not."""
 
 import numpy as np
+import pytest
 from report.figures.made_up import curves, draw, drawings, made_up, panels, with_values
 
+pytestmark = pytest.mark.e2e
 KIND = "cost"
 
 

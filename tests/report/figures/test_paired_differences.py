@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pandas as pd
+import pytest
 from report.figures.made_up import curves, draw, drawings, made_up, panels
 
+pytestmark = pytest.mark.e2e
 KIND = "paired_differences"
 
 

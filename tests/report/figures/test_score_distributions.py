@@ -1,9 +1,11 @@
 """The bars of the scores: as long as the shares are, one a cell, none lost."""
 
 import numpy as np
+import pytest
 from matplotlib.axes import Axes
 from report.figures.made_up import LORA_SCALES, SCORES, draw, drawings, made_up, panels
 
+pytestmark = pytest.mark.e2e
 KIND = "score_distributions"
 
 

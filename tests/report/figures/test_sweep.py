@@ -15,8 +15,9 @@ from report.figures.made_up import (
     with_values,
 )
 
-from autolora_eval.report.figures.sweep import Sweep, spread_out, sweeps
+from autolora_eval.report.figures.sweep import Sweep
 
+pytestmark = pytest.mark.e2e
 KIND = "sweep"
 
 
@@ -26,9 +27,9 @@ def test_without_a_sweep_there_is_no_figure() -> None:
 
 
 def test_every_swept_parameter_has_its_figure() -> None:
-    data = made_up(sweep={"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5", "7"]})
-    names = [drawing.name for drawing in drawings(KIND, data)]
-    assert names == ["sweep_lora_scale", "sweep_guidance_scale"]
+    values = {"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5", "7"], "eta": ["0"]}
+    names = [drawing.name for drawing in drawings(KIND, made_up(sweep=values))]
+    assert names == ["sweep_lora_scale", "sweep_guidance_scale"]  # one value is no sweep
 
 
 def test_numbers_are_in_order_and_intervals_as_they_come() -> None:
@@ -49,12 +50,8 @@ def test_lines_and_bands_are_those_of_the_table() -> None:
             assert line[:, 0].tolist() == [float(text) for text in LORA_SCALES]
             assert line[:, 1].tolist() == rows[metric.column].tolist()
             corners = axis.collections[2 * place].get_paths()[0].vertices
-            for x, low, high in zip(
-                line[:, 0],
-                rows[f"{metric.column}_low"],
-                rows[f"{metric.column}_high"],
-                strict=True,
-            ):
+            ends = rows[[f"{metric.column}_low", f"{metric.column}_high"]].to_numpy()
+            for x, (low, high) in zip(line[:, 0], ends, strict=True):
                 here = corners[np.isclose(corners[:, 0], x), 1]
                 assert (here.min(), here.max()) == (low, high)
 
@@ -86,15 +83,13 @@ def test_a_method_that_does_not_take_the_parameter_is_a_level() -> None:
         sweep={"interval": INTERVALS},
         taken_by={"interval": ["AutoLoRA+CFG"]},
     )
-    axis = panels(draw(KIND, data))[0]
+    axis, *_, last = panels(draw(KIND, data))
     (level,) = curves(axis, "LoRA+CFG")
     assert set(level[:, 1]) == {data.table["diversity"][0]}
     assert level[:, 0].tolist() == [-0.5, 3.5]
     (marker_styles,) = curves(axis, "AutoLoRA+CFG")
     assert marker_styles.tolist() == [[n, y] for n, y in enumerate(data.table["diversity"][1:])]
-    assert [
-        label.get_text() for label in panels(draw(KIND, data))[-1].get_xticklabels()
-    ] == INTERVALS
+    assert [label.get_text() for label in last.get_xticklabels()] == INTERVALS
     caption = drawings(KIND, data)[0].caption
     assert "At each interval, one mark per method." in caption
     assert "A horizontal line without marks: a method that does not take the parameter." in caption
@@ -147,15 +142,3 @@ def test_published_values_are_hollow() -> None:
     assert x.tolist() == [0.4, 0.7, 1.0]
     assert (y[0], y[2], np.isnan(y[1])) == (0.3, 0.2, True)
     assert "Hollow: published values." in drawings(KIND, data)[0].caption
-
-
-@pytest.mark.parametrize(
-    ("n", "most", "expected"), [(3, 4, [0, 1, 2]), (7, 4, [0, 2, 4, 6]), (1, 4, [0])]
-)
-def test_what_is_chosen_is_spread_out(n: int, most: int, expected: list[int]) -> None:
-    assert spread_out(n, most) == expected
-
-
-def test_parameters_of_one_value_are_not_swept() -> None:
-    data = made_up(sweep={"lora_scale": ["0.4", "1"], "guidance_scale": ["5"]})
-    assert [sweep.parameter for sweep in sweeps(data)] == ["lora_scale"]
