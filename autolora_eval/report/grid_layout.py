@@ -17,7 +17,7 @@ from autolora_eval.report.findings import (
     rows_at_point,
     side_by_side,
 )
-from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, grouped, records
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, records
 
 PROMPTS_SHOWN = 2
 PROMPTS_DOWN = 6
@@ -126,6 +126,22 @@ def _first(shown: Sequence[object], of: Sequence[object], noun: str) -> _Count:
 
 
 @dataclass(frozen=True)
+class _Sweep:
+    """A swept parameter: the cell of each method at the values that are shown."""
+
+    name: str
+    methods: list[str]
+    cells: dict[str, dict[str, str]]  # by value, then by method
+    others: dict[str, str]  # the swept parameters that are held fixed
+    n_values: int
+
+    @property
+    def count(self) -> _Count:
+        """How many of its values are shown."""
+        return len(self.cells), self.n_values, "value", False
+
+
+@dataclass(frozen=True)
 class _ModelGrids:
     """The grids of one model, whose file names end in `suffix`."""
 
@@ -173,9 +189,8 @@ class _ModelGrids:
             taking = [row for row, point in zip(self.rows, points, strict=True) if name in point]
             # The other swept parameters stay at the best cell's values.
             others = {other: value for other, value in best_point.items() if other != name}
-            one_method = len(grouped(taking, "method")) == 1
-            shown = some_of(values, SEEDS_SHOWN if one_method else POINTS_SHOWN)
-            # The cell of each method at each value.
+            methods = list(dict.fromkeys(truncate(row["method"], NAME_LENGTH) for row in taking))
+            shown = some_of(values, SEEDS_SHOWN if len(methods) == 1 else POINTS_SHOWN)
             cells = {
                 value: {
                     truncate(row["method"], NAME_LENGTH): row["cell"]
@@ -183,60 +198,42 @@ class _ModelGrids:
                 }
                 for value in shown
             }
-            count = (len(shown), len(values), "value", False)
-            if one_method:
-                yield self._of_one_method(name, taking, cells, others, count)
+            sweep = _Sweep(name, methods, cells, others, len(values))
+            if len(methods) == 1:
+                yield self._of_one_method(sweep)
             else:
-                yield from self._of_methods(name, taking, cells, others, count)
+                yield from self._of_methods(sweep)
 
-    def _of_methods(
-        self,
-        name: str,
-        taking: Sequence[Row],
-        cells: Mapping[str, Mapping[str, str]],
-        others: Mapping[str, str],
-        count: _Count,
-    ) -> Iterator[Grid[GridSlot]]:
-        methods = list(dict.fromkeys(truncate(row["method"], NAME_LENGTH) for row in taking))
-        across, prompt = methods[:METHODS_ACROSS], self.images.prompts[0]
-        counts = (count, _first(across, methods, "method"))
+    def _of_methods(self, sweep: _Sweep) -> Iterator[Grid[GridSlot]]:
+        across, prompt = sweep.methods[:METHODS_ACROSS], self.images.prompts[0]
+        counts = (sweep.count, _first(across, sweep.methods, "method"))
         for seed in self.images.seeds[:SEEDS_OF_A_SWEEP]:
             yield Grid(
-                name=f"grid_{_slug(name)}_seed{seed}{self.suffix}",
-                title=say.by_method(self.model, parameter_label(name), seed),
+                name=f"grid_{_slug(sweep.name)}_seed{seed}{self.suffix}",
+                title=say.by_method(self.model, parameter_label(sweep.name), seed),
                 prompt=self.images.prompt(prompt),
-                caption=self._caption("all", *counts, others=others),
-                corner=parameter_label(name),
+                caption=self._caption("all", *counts, others=sweep.others),
+                corner=parameter_label(sweep.name),
                 columns=across,
                 rows=[
                     GridRow(value, self.images.slots([(own.get(m), prompt, seed) for m in across]))
-                    for value, own in cells.items()
+                    for value, own in sweep.cells.items()
                 ],
             )
 
-    def _of_one_method(
-        self,
-        name: str,
-        taking: Sequence[Row],
-        cells: Mapping[str, Mapping[str, str]],
-        others: Mapping[str, str],
-        count: _Count,
-    ) -> Grid[GridSlot]:
-        method, prompt = truncate(taking[0]["method"], NAME_LENGTH), self.images.prompts[0]
-        seeds = self.images.seeds[:SEEDS_DOWN]
-        counts = (count, _first(seeds, self.images.seeds, "seed"))
+    def _of_one_method(self, sweep: _Sweep) -> Grid[GridSlot]:
+        (method,), prompt = sweep.methods, self.images.prompts[0]
+        seeds, cells = self.images.seeds[:SEEDS_DOWN], sweep.cells.values()
+        counts = (sweep.count, _first(seeds, self.images.seeds, "seed"))
         return Grid(
-            name=f"grid_{_slug(name)}{self.suffix}",
-            title=say.of_method(self.model, method, parameter_label(name)),
+            name=f"grid_{_slug(sweep.name)}{self.suffix}",
+            title=say.of_method(self.model, method, parameter_label(sweep.name)),
             prompt=self.images.prompt(prompt),
-            caption=self._caption("row", *counts, others=others),
+            caption=self._caption("row", *counts, others=sweep.others),
             corner="seed",
-            columns=list(cells),
+            columns=list(sweep.cells),
             rows=[
-                GridRow(
-                    str(s),
-                    self.images.slots([(own.get(method), prompt, s) for own in cells.values()]),
-                )
+                GridRow(str(s), self.images.slots([(own.get(method), prompt, s) for own in cells]))
                 for s in seeds
             ],
         )
@@ -309,14 +306,7 @@ class _ModelGrids:
         which: str = "",
         others: Mapping[str, str] | None = None,
     ) -> str:
-        """Return a caption.
-
-        Args:
-            held: Where the noise is the same: "column", "row", "all", or empty.
-            *counts: What is shown.
-            which: A sentence on the cells that are shown.
-            others: The swept parameters that are held fixed.
-        """
+        """Return a caption; `held` is the "row" or "column" of the same noise, "all" or empty."""
         sets = self.view.manifest.image_sets.values()
         by_order = any(one.seeds_by_order for one in sets)
         imported = "no seeds" if by_order else "seeds" if sets else ""

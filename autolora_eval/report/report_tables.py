@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from autolora_eval._sentences import Sentences
@@ -20,7 +20,7 @@ from autolora_eval._text import (
 from autolora_eval.analysis import table_layout
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.analysis.table_layout import Footnote, Table, TableCell, TableGroup, TableRow
-from autolora_eval.report.cost_summary import cost_cells
+from autolora_eval.report.cost_summary import cost_cells, cost_columns
 from autolora_eval.report.figures._style import in_parts
 from autolora_eval.report.findings import best_of_each_method, deciding_metric, loss
 from autolora_eval.report.run_view import NAME_LENGTH, NO_REASON, Row, RunView, text_of
@@ -62,24 +62,20 @@ def first_table(view: RunView) -> Table:
     """
     part = view.metrics[:METRICS_PER_TABLE]
     if len(view.rows) <= ROWS_ON_FIRST_PAGE:
-        return _by_cell(view, view.models, part)
+        return _by_cell(view, part, view.rows)
     metric = deciding_metric(view)
-    chosen = _best_of_models(view, metric)
-    n = sum(map(len, chosen.values()))
-    return _by_cell(view, chosen, part, say.chosen(n, len(view.rows), metric.label))
+    rows = _best_rows(view, metric)
+    return _by_cell(view, part, rows, say.chosen(len(rows), len(view.rows), metric.label))
 
 
-def _best_of_models(view: RunView, metric: Metric) -> dict[str, list[Row]]:
+def _best_rows(view: RunView, metric: Metric) -> list[Row]:
     """Return the best cell of each method, as many as there is room for, the baseline's first."""
-    room = ROWS_ON_FIRST_PAGE
-    chosen: dict[str, list[Row]] = {}
-    for model, rows in view.models.items():
+    chosen: list[Row] = []
+    for rows in view.models.values():
         best = best_of_each_method(rows, metric)
         ranked = sorted(best, key=lambda r: (r["method"] != view.baseline, loss(r, metric)))
-        kept = [row["cell"] for row in ranked[:room]]
-        if kept:
-            chosen[model] = [row for row in best if row["cell"] in kept]
-        room -= len(kept)
+        kept = [row["cell"] for row in ranked[: ROWS_ON_FIRST_PAGE - len(chosen)]]
+        chosen += [row for row in best if row["cell"] in kept]
     return chosen
 
 
@@ -94,7 +90,7 @@ def result_tables(view: RunView) -> list[Table]:
     parts = in_parts(view.metrics, METRICS_PER_TABLE)
     if len(parts) == 1 and len(view.rows) <= ROWS_ON_FIRST_PAGE:
         return []
-    return [_by_cell(view, view.models, part) for part in parts]
+    return [_by_cell(view, part, view.rows) for part in parts]
 
 
 def is_by_point(view: RunView) -> bool:
@@ -102,28 +98,24 @@ def is_by_point(view: RunView) -> bool:
     return len(view.rows) > ROWS_ON_FIRST_PAGE and view.is_swept
 
 
-def _by_cell(
-    view: RunView, models: Mapping[str, Sequence[Row]], part: Sequence[Metric], chosen: str = ""
-) -> Table:
+def _by_cell(view: RunView, part: Sequence[Metric], rows: Sequence[Row], chosen: str = "") -> Table:
     footnotes = Footnotes()
-    costs: tuple[str, ...] = ("NFE",)
-    groups = []
-    for model, rows in models.items():
-        best = {
-            metric: table_layout.best_text([row.get(metric.column) for row in rows], metric)
-            for metric in part
-        }
-        lines = []
-        for row in rows:
-            values = [_value(view, row, metric, best[metric], footnotes) for metric in part]
-            cost = cost_cells(view, row)
-            costs = ("NFE", "s/image")[: len(cost)]
-            lines.append(TableRow((view.labels[row["cell"]],), (*values, *cost)))
-        groups.append(TableGroup(truncate(model, NAME_LENGTH), tuple(lines)))
-    several, has_seconds, unit = len(models) > 1, len(costs) > 1, unit_name(view.compared)
+    best = {
+        (model, metric): table_layout.best_text([row.get(metric.column) for row in own], metric)
+        for model, own in table_layout.group_by_model(rows).items()
+        for metric in part
+    }
+
+    def cells(row: Row) -> list[TableCell]:
+        values = [_value(view, row, m, best[row["model"], m], footnotes) for m in part]
+        return values + cost_cells(view, row)
+
+    groups = group_rows(view, cells, rows)
+    costs = ("NFE", "s/image")[: len(cost_columns(view))]
+    several, has_seconds, unit = len(groups) > 1, len(costs) > 1, unit_name(view.compared)
     caption = say.by_cell(part, unit, several, has_seconds, view.is_swept, chosen)
     heads = (*map(table_layout.metric_head, part), *costs)
-    return Table(heads, tuple(groups), caption=sanitize(caption), footnotes=footnotes.listed())
+    return Table(heads, groups, caption=sanitize(caption), footnotes=footnotes.listed())
 
 
 def _value(
@@ -216,7 +208,7 @@ def published_tables(view: RunView) -> list[Table]:
 
     if not part or is_by_point(view):
         return []
-    return [_metric_table(view, say.published(), part, cell)]
+    return [_metric_table(view, say.published(), part, cell, view.rows)]
 
 
 def _has_values(view: RunView, column: str) -> bool:
@@ -240,9 +232,9 @@ def difference_tables(view: RunView) -> list[Table]:
 
     caption = say.differences(truncate(view.baseline, NAME_LENGTH), view.is_swept)
     many = len(view.rows) > ROWS_IN_FULL
-    shown = {row["cell"] for row in view.rows if not many or row["method"] != view.baseline}
+    rows = [row for row in view.rows if not many or row["method"] != view.baseline]
     parts = in_parts(view.metrics, METRICS_PER_TABLE)
-    return [_metric_table(view, caption, part, cell, shown) for part in parts]
+    return [_metric_table(view, caption, part, cell, rows) for part in parts]
 
 
 def _metric_table(
@@ -250,9 +242,9 @@ def _metric_table(
     caption: str,
     part: Sequence[Metric],
     cell: Callable[[Row, Metric], TableCell],
-    shown: Collection[str] | None = None,
+    rows: Sequence[Row],
 ) -> Table:
-    groups = group_rows(view, lambda row: [cell(row, metric) for metric in part], shown)
+    groups = group_rows(view, lambda row: [cell(row, metric) for metric in part], rows)
     return Table(tuple(map(table_layout.metric_head, part)), groups, caption=caption)
 
 
@@ -293,15 +285,13 @@ def unit_name(rows: Sequence[Row]) -> str:
 def group_rows(
     view: RunView,
     cells: Callable[[Row], Iterable[TableCell]],
-    shown: Collection[str] | None = None,
+    rows: Sequence[Row] | None = None,
 ) -> tuple[TableGroup, ...]:
-    """Return one row per configuration, or per one of those `shown`, grouped by model."""
+    """Return one line per configuration, or per one of `rows`, grouped by model."""
     groups = []
-    for model, rows in view.models.items():
-        kept = [row for row in rows if shown is None or row["cell"] in shown]
-        lines = tuple(TableRow((view.labels[row["cell"]],), tuple(cells(row))) for row in kept)
-        if lines:
-            groups.append(TableGroup(truncate(model, NAME_LENGTH), lines))
+    for model, own in table_layout.group_by_model(view.rows if rows is None else rows).items():
+        lines = tuple(TableRow((view.labels[row["cell"]],), tuple(cells(row))) for row in own)
+        groups.append(TableGroup(truncate(model, NAME_LENGTH), lines))
     return tuple(groups)
 
 
