@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from autolora_eval._text import (
     DASH,
@@ -20,6 +20,7 @@ from autolora_eval._text import (
 from autolora_eval.analysis.sentences import Metric
 
 Row = Mapping[str, Any]
+R = TypeVar("R", bound=Row)
 _COUNTS = {"NFE": "nfe", "Images": "n_images"}
 
 
@@ -285,7 +286,7 @@ def _missing_notes(results: Results) -> Iterator[str]:
         yield f"{DASH} no value ({reason}): {named}."
 
 
-def group_by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def group_by_model(rows: Sequence[R]) -> dict[str, list[R]]:
     """Return rows of the result table by model, in order."""
     models = dict.fromkeys(str(row["model"]) for row in rows)
     return {model: [row for row in rows if row["model"] == model] for model in models}
