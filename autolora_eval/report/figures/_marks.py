@@ -45,7 +45,8 @@ def draw_cells(
     for (model, method), rows in cells.groupby(["model", "method"], sort=False):
         mark = drawn[str(model), str(method)]
         found = axis.errorbar(
-            *places(rows, x_column, y_column).T,
+            values(rows, x_column),
+            values(rows, y_column),
             xerr=_style.bars(rows, x_column),
             yerr=_style.bars(rows, y_column),
             linestyle="none",
@@ -152,7 +153,7 @@ def place_labels(axis: Axes, labels: Sequence[Label], obstacles: Floats) -> list
     """
     per_point = axis.figure.dpi / 72
     marks = axis.transData.transform(obstacles) / per_point
-    frame = axis.get_window_extent().extents / per_point
+    frame = np.asarray(axis.get_window_extent().extents) / per_point
     taken: list[Floats] = []
     written = []
     for label in labels:

@@ -252,8 +252,8 @@ def _constant(
     aside = 0.0 if sweep.is_number else 0.5
     ends = [sweep.places[0] - aside, sweep.places[-1] + aside]
     y, (low, high) = values(cells, metric.column)[0], _style.interval_ends(cells, metric.column)
-    style = {"color": mark.colour, "linestyle": mark.dash, "linewidth": 1.0}
-    axis.plot(ends, [y, y], label=cells["method"].iloc[0], **style)
+    name = cells["method"].iloc[0]
+    axis.plot(ends, [y, y], color=mark.colour, linestyle=mark.dash, linewidth=1.0, label=name)
     axis.fill_between(ends, low[0], high[0], color=mark.colour, alpha=0.1, linewidth=0, zorder=1)
 
 
