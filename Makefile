@@ -21,7 +21,7 @@ help:
 	@echo "make test-unit    the tests that load no model, under two minutes"
 	@echo "make docs         build the documentation site into build/site"
 	@echo "make vllm         install vLLM for the tests that serve the miniature judge (Linux)"
-	@echo "make performance  measure speed and memory against other ways to do the same (30 minutes)"
+	@echo "make performance  measure speed and memory against other ways to do the same (45 minutes)"
 	@echo "make fuzz         give every reader CASES=100000 hostile inputs (a quarter of an hour)"
 	@echo "make torture      kill KILLS=40 runs, fill the disk, set the clock back; ARGS='--engine ray'"
 	@echo "make rehearsal    run all but the judge on SDXL, SD3 and DINOv2-giant, random weights"
