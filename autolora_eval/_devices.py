@@ -100,11 +100,13 @@ def uncollected() -> Iterator[None]:
 
     It looks through the objects of all modules again and again, and they stay.
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def free_memory() -> None:
