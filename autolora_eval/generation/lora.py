@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.config.lora_file import Component, LoraFile, LoraLayer
-from autolora_eval.guidance.denoiser_state import adapter_layers
+from autolora_eval.guidance.denoiser_state import InPlaceConv2d, InPlaceLinear, adapter_layers
 
 # SDXL's layers in the names of its first release, which kohya's sd-scripts keep. Within blocks:
 _SGM_INNER = {
@@ -341,6 +341,7 @@ def _inject(network: torch.nn.Module, layers: Mapping[str, _Weights], adapter: s
         use_dora=some.magnitude is not None,
         init_lora_weights=False,
     )
+    config._register_custom_module({torch.nn.Linear: InPlaceLinear, torch.nn.Conv2d: InPlaceConv2d})
     inject_adapter_in_model(config, network, adapter, low_cpu_mem_usage=True)
     network._hf_peft_config_loaded = True  # type: ignore[assignment]  # diffusers and transformers ask for it
     for path, weights in layers.items():

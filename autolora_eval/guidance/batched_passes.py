@@ -16,7 +16,7 @@ import torch
 from diffusers.guiders import BaseGuidance
 
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
-from autolora_eval.guidance.denoiser_state import MixedAdapters
+from autolora_eval.guidance.denoiser_state import AdapterSwitch, can_mix
 
 _METHODS = ("prepare_models", "cleanup_models")
 _KINDS = (BaseGuidance, AutoLoRAGuidance)
@@ -43,10 +43,10 @@ def batched(
     Args:
         guider: a fresh guider that `predicts_independently`. It is not used again.
         denoiser: the network that it acts on.
-        mix_adapters: put base and LoRA rows in one pass too, if the denoiser has one plain LoRA.
+        mix_adapters: put base and LoRA rows in one pass too, if no LoRA is DoRA.
     """
     before = vars(denoiser).get("forward")
-    mixed = MixedAdapters.of(denoiser) if mix_adapters else None
+    mixed = AdapterSwitch(denoiser) if mix_adapters and can_mix(denoiser) else None
     passes = _BatchedPasses(guider, denoiser.forward, mixed)
 
     # Qwen-Image's loop leaves out arguments that are not in the signature, hence `wraps`.
@@ -80,7 +80,7 @@ class _BatchedPasses:
         self,
         guider: BaseGuidance,
         forward: Callable[..., Any],
-        mixed: MixedAdapters | None,
+        mixed: AdapterSwitch | None,
     ) -> None:
         self._prepare, self._forward, self._mixed = guider.prepare_inputs, forward, mixed
         self._key = guider._identifier_key
@@ -111,10 +111,11 @@ class _BatchedPasses:
                 stacked_args, stacked_kwargs = _stacked((args, kwargs), inputs)
             except _NotStackableError:
                 return self._forward(*args, **kwargs)
-            uses_lora = [not self._is_base[n] for n in together]
+            # AutoLoRA asks for the base predictions first.
+            base = sum(self._is_base[n] for n in together)
             size = len(next(iter(inputs[0].values())))
-            mixed = self._mixed if len(set(uses_lora)) == 2 else None
-            with nullcontext() if mixed is None else mixed.used_by(uses_lora, size):
+            mixed = self._mixed if 0 < base < len(together) else None
+            with mixed.on_from(base * size, len(together) * size) if mixed else nullcontext():
                 parts = self._forward(*stacked_args, **stacked_kwargs)
             rows = zip(*(part.chunk(len(together)) for part in parts), strict=True)
             self._made = dict(zip(together, rows, strict=True))

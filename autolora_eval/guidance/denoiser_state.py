@@ -21,6 +21,67 @@ def adapter_layers(module: torch.nn.Module) -> list[BaseTunerLayer]:
     return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
 
 
+class InPlaceLora(LoraLayer):
+    """A layer of peft that adds its LoRAs to the base layer's output in place.
+
+    peft computes B·(A·x), its product with the scale and the sum one after the other, each in a
+    tensor of the output's size. This takes a fifth of the time of a pass of the SD3 miniature.
+    Results differ by rounding.
+
+    Attributes:
+        lora_rows: (first, n) if only the rows [first, n) of a batch of n get the LoRAs.
+    """
+
+    lora_rows: tuple[int, int] | None = None
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+        """Return W·x + s·B·A·x, [n, …]."""
+        if args or kwargs or self.lora_variant or self.merged_adapters:
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return, misc]
+        result: torch.Tensor = self.base_layer(x)
+        if self._disable_adapters:
+            return result
+        first, n = self.lora_rows or (0, len(x))
+        if len(x) != n:
+            raise ValueError(
+                f"a layer got {len(x)} rows for a batch of {n}: which of them get the LoRA? "
+                "Set 'guidance_batching: conditions'."
+            )
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self._add(name, x[first:], result[first:])
+        return result
+
+    def _add(self, name: str, x: torch.Tensor, result: torch.Tensor) -> None:
+        raise NotImplementedError
+
+
+class InPlaceLinear(InPlaceLora, Linear):
+    """A linear layer with LoRAs."""
+
+    def _add(self, name: str, x: torch.Tensor, result: torch.Tensor) -> None:
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        inner = torch.nn.functional.linear(x, a).view(-1, len(a))
+        result.view(-1, len(b)).addmm_(inner, b.T, alpha=self.scaling[name])
+
+
+class InPlaceConv2d(InPlaceLora, Conv2d):
+    """A convolution with LoRAs."""
+
+    def _add(self, name: str, x: torch.Tensor, result: torch.Tensor) -> None:
+        result.add_(self.lora_B[name](self.lora_A[name](x)), alpha=self.scaling[name])
+
+
+def can_mix(module: torch.nn.Module) -> bool:
+    """Return whether a network can have its LoRAs on for some rows of a batch only.
+
+    DoRA changes weights in another way than adding B·A.
+    """
+    layers = adapter_layers(module)
+    mixes = (isinstance(layer, InPlaceLora) and not layer.lora_variant for layer in layers)
+    return bool(layers) and all(mixes)
+
+
 def merge_lora(networks: Sequence[torch.nn.Module], adapter: str, scale: float) -> None:
     """Merge the only adapter of some networks into their weights, at a scale, and remove it."""
     set_lora_scale(networks, adapter, scale)
@@ -71,61 +132,19 @@ class AdapterSwitch:
         for attributes in self._attributes:
             attributes["_disable_adapters"] = not enabled
 
-
-class MixedAdapters:
-    """A network's only LoRA, for some rows of a batch.
-
-    Args:
-        layers: the layers with the LoRA.
-        adapter: its name.
-    """
-
-    def __init__(self, layers: Sequence[LoraLayer], adapter: str) -> None:
-        self._layers, self._adapter = layers, adapter
-
-    @classmethod
-    def of(cls, module: torch.nn.Module) -> MixedAdapters | None:
-        """Return those of a network; None if peft cannot mix its rows.
-
-        peft takes one adapter for a row, and none that changes weights in another way than
-        adding B·A, such as DoRA.
-        """
-        layers = adapter_layers(module)
-        plain = [
-            layer
-            for layer in layers
-            if isinstance(layer, Linear | Conv2d) and not layer.lora_variant and not layer.merged
-        ]
-        names = {name for layer in layers for name in layer.active_adapters}
-        if len(names) != 1 or len(plain) != len(layers):
-            return None
-        return cls(plain, names.pop())
-
     @contextmanager
-    def used_by(self, predictions: Sequence[bool], size: int) -> Iterator[None]:
-        """Give the LoRA to the rows of some predictions, within the block, and to all after it.
+    def on_from(self, first: int, rows: int) -> Iterator[None]:
+        """Give every adapter to the rows [first, rows) of a batch, within the block.
 
-        Args:
-            predictions: whether each prediction uses the LoRA.
-            size: the rows of each prediction.
+        All layers must be `InPlaceLora`. Afterwards the adapters are on for every row.
         """
-        rows = [self._adapter if used else "__base__" for used in predictions for _ in range(size)]
-
-        def name_rows(
-            layer: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-        ) -> tuple[tuple[object, ...], dict[str, object]]:
-            return args, {**kwargs, "adapter_names": rows}
-
-        hooks = [
-            layer.register_forward_pre_hook(name_rows, with_kwargs=True) for layer in self._layers
-        ]
         try:
-            for layer in self._layers:
-                vars(layer)["_disable_adapters"] = False
+            for attributes in self._attributes:
+                attributes.update(_disable_adapters=False, lora_rows=(first, rows))
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            for attributes in self._attributes:
+                attributes.pop("lora_rows", None)
 
 
 @contextmanager

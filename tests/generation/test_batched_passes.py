@@ -14,12 +14,14 @@ from diffusers.guiders import (
     ClassifierFreeGuidance,
     TangentialClassifierFreeGuidance,
 )
+from peft.tuners.lora.layer import Conv2d as PeftConv2d
+from peft.tuners.lora.layer import Linear
 
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
-from autolora_eval.guidance.denoiser_state import MixedAdapters, adapter_layers
+from autolora_eval.guidance.denoiser_state import AdapterSwitch, adapter_layers, can_mix
 from autolora_eval.guidance.lean_cfg import LeanClassifierFreeGuidance as LeanCFG
 from autolora_eval.guidance.method_registry import GUIDERS
 
@@ -123,14 +125,30 @@ def test_a_guider_that_prepares_the_denoiser_keeps_its_own_passes(pipeline, pass
     assert passes == [2, 2] * STEPS
 
 
-def test_rows_of_several_or_changed_adapters_are_not_mixed(pipeline, monkeypatch) -> None:
-    layers = adapter_layers(pipeline.denoiser)
-    assert MixedAdapters.of(pipeline.denoiser) is not None
-    monkeypatch.setitem(layers[0].lora_variant, layers[0].active_adapters[0], object())  # as DoRA
-    assert MixedAdapters.of(pipeline.denoiser) is None
-    monkeypatch.undo()
-    monkeypatch.setattr(layers[0], "_active_adapter", ["first", "second"])
-    assert MixedAdapters.of(pipeline.denoiser) is None
+def test_rows_of_changed_adapters_are_not_mixed(pipeline, monkeypatch) -> None:
+    layer = adapter_layers(pipeline.denoiser)[0]
+    assert can_mix(pipeline.denoiser)
+    monkeypatch.setitem(layer.lora_variant, layer.active_adapters[0], object())  # as DoRA
+    assert not can_mix(pipeline.denoiser)
+
+
+def test_a_batch_whose_rows_a_layer_takes_apart_is_refused(pipeline) -> None:
+    layer = next(one for one in adapter_layers(pipeline.denoiser) if isinstance(one, Linear))
+    with AdapterSwitch(pipeline.denoiser).on_from(1, 2), pytest.raises(ValueError, match="3 rows"):
+        layer(torch.zeros(3, layer.in_features))
+
+
+@torch.no_grad()
+def test_loras_are_added_as_peft_adds_them(pipeline) -> None:
+    for layer in adapter_layers(pipeline.denoiser):
+        a = layer.lora_A[layer.active_adapters[0]].weight
+        shape = (3, a.shape[1], 8, 8) if a.dim() == 4 else (3, 5, a.shape[1])
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        expected = (PeftConv2d if a.dim() == 4 else Linear).forward(layer, x)
+        assert off(layer(x), expected) <= 1e-5
+        with AdapterSwitch(layer).on_from(2, 3):
+            assert torch.equal(layer(x)[:2], layer.base_layer(x)[:2])
+            assert off(layer(x)[2:], expected[2:]) <= 1e-5
 
 
 def test_a_failed_pass_leaves_the_lora_on_and_the_denoiser_as_it_was(pipeline) -> None:
