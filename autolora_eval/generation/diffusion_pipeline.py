@@ -125,6 +125,10 @@ class LoraPipeline:
         memory = model_memory(model, str(dtype).removeprefix("torch."))
         working = memory.batched(guidance_batching).working(batch_size) if memory else 4 * GIB
         place(pipe, device, model.spec.offload, working)
+        # Blocks ask for the device four times a batch, and each time diffusers looks for it in all
+        # layers of all networks (modular_pipelines/modular_pipeline.py).
+        kind, found = type(pipe), pipe._execution_device
+        pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": found})
         return loaded
 
     def _load_loras(self, model: ResolvedModel) -> None:
