@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from command import run_command
+from conftest import ROOT
 from lost_node import contents
-from small_benchmark import SEEDS, small_benchmark
 
 from autolora_eval._pipeline import RunPipeline
 from autolora_eval._ray_engine import EngineName
@@ -35,6 +36,7 @@ def draw(prompt, seed, model, *, deadly: bool = False):
     rng = np.random.default_rng([seed, deadly])
     return rng.integers(0, 256, (*model.size, 3), dtype=np.uint8)
 """
+SEEDS = 4
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,17 @@ def cluster() -> Iterator[None]:
 def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The quick start with two methods, one of which kills its process; the mark is not there."""
     monkeypatch.setenv("AUTOLORA_EVAL_MARK", str(tmp_path / "mark"))
-    draw = {"sampler": "drawing.draw"}
-    return small_benchmark(tmp_path, SAMPLER, {"LoRA+CFG": draw, "Dies": draw | {"deadly": True}})
+    (tmp_path / "deadly.py").write_text(SAMPLER)
+    content = yaml.safe_load((ROOT / "benchmarks" / "quickstart.yaml").read_text("utf-8"))
+    content["prompts"] = ["a red heart on a blue background, pixel art style"]
+    content["seeds"]["count"] = SEEDS
+    content["features"] = {"extractor": "colours"}
+    del content["judge"]
+    draw = {"sampler": "deadly.draw"}
+    content["methods"] = {"LoRA+CFG": draw, "Dies": draw | {"deadly": True}}
+    path = tmp_path / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
 
 
 def images(benchmark: Path, output: Path, engine: EngineName) -> dict[str, bytes]:
