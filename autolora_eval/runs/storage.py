@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -154,8 +155,8 @@ class Storage:
             )
         self._seen, own = note, note == self._token
         for name in self._known.keys() - there.keys():
-            known = self._known.pop(name)
-            if note is not None and not own and known.is_same_here(self._here(name)):
+            sent = self._known.pop(name)
+            if note is not None and not own and sent.is_same_here(self._here(name)):
                 (self.copy / name).unlink()  # another working copy has removed it
         wanted = {}
         for name, info in there.items():
@@ -239,14 +240,14 @@ class Storage:
             images = {n: here for n, here in self._changed().items() if n.endswith(".png")}
             manifest = {n: lists.pop(n) for n in ("manifest.json",) if n in lists}
             for folder, group in ((self.copy, images), (frozen, lists), (frozen, manifest)):
-                at = Path(folder)
                 try:
-                    self._do(lambda one, at=at: self._send_one(at, *one), group.items())
+                    self._do(partial(self._send_one, Path(folder)), group.items())
                 finally:
                     if group:
                         self._save()
 
-    def _send_one(self, folder: Path, name: str, here: _Known) -> None:
+    def _send_one(self, folder: Path, changed: tuple[str, _Known]) -> None:
+        name, here = changed
         if (folder / name).is_file():  # it was not removed meanwhile
             self._put(folder / name, name)
             self._known[name] = here
