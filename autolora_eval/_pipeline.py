@@ -119,7 +119,7 @@ def score_images(
         UsageError: The benchmark or the image set is not valid.
         AutoLoRAEvalError: A stage failed. Finished features and judgements are kept.
     """
-    from autolora_eval.config.image_set_benchmark import image_set_benchmark, image_set_run_name
+    from autolora_eval.config.starter import image_set_benchmark, image_set_run_name
     from autolora_eval.generation.image_readers import read_image_set
 
     loaded = load_benchmark(benchmark)
