@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -164,7 +164,7 @@ def draw(prompt, seed, model, *, brightness: int, wait_for: str = ""):
 
 
 @pytest.fixture
-def run(tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def run(tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that runs a small benchmark of samplers."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
