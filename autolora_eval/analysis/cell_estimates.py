@@ -91,7 +91,8 @@ def prompt_diversities(
     others, known = list(extra), references or References()
     against = any(metric.against_reference for metric in others)
     rows = []
-    for (cell, prompt_index), images in scores.groupby(["cell", "prompt_index"], sort=False):
+    needed = scores[["cell", "prompt_index", "model", "method", "prompt", "image_id"]]
+    for (cell, prompt_index), images in needed.groupby(["cell", "prompt_index"], sort=False):
         own, first = features[str(cell)], images.iloc[0]
         found = diversity_of(images, own)
         row: dict[str, Any] = {

@@ -48,7 +48,8 @@ def write_tables(
     """Join what the stages wrote into scores, diversities, table and comparisons; count images."""
     cells, shown = manifest.cells, run_metrics(manifest)
     joined = join_scores(manifest, folder)
-    images_of = joined.groupby("cell", sort=False).get_group
+    # Without the long column that no estimate needs: a cell may have a million images.
+    images_of = joined.drop(columns="file").groupby("cell", sort=False).get_group
 
     @lru_cache(maxsize=2)  # the cell's and its reference's: those of all would not fit in memory
     def features(cell: str) -> CellFeatures:
