@@ -109,7 +109,7 @@ class _Elsewhere:
         import ray
 
         here = self._folder / "fetched" / file.relative_to(self._task.output)
-        data: bytes | None = ray.get(ray.get_actor(self._task.files).read.remote(file))
+        data: Any = ray.get(ray.get_actor(self._task.files).read.remote(file))
         if data is not None:
             here.parent.mkdir(parents=True, exist_ok=True)
             here.write_bytes(data)
