@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +40,12 @@ def draw(prompt, seed, model, *, brightness: int):
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a sampler, in which a run has no cache of replies."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(background, "PAUSE_SECONDS", 0.01)
     (tmp_path / "pictures_beside.py").write_text(CODE)
-    yield tmp_path
-    sys.modules.pop("pictures_beside", None)
+    return tmp_path
 
 
 def run(place: Path, server: JudgeServer, name: str, *, waits: bool = True) -> Run:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -65,9 +61,7 @@ def test_different_single_colours_are_orthogonal() -> None:
     assert diversity(found).value == 1.0
 
 
-def test_benchmark_sets_the_number_of_bins(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_benchmark_sets_the_number_of_bins(write_benchmark, benchmark_data, tmp_path) -> None:
     given = {"extractor": "colours", "bins": 4}
     plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"features": given})))
     folder = RunFolder(tmp_path / "run")
@@ -89,10 +83,5 @@ def test_benchmark_sets_the_number_of_bins(
         ({"model": "dino"}, "features.model: unknown key."),
     ],
 )
-def test_what_is_wrong_is_told(
-    problem: Callable[[object], str],
-    benchmark_data: dict[str, Any],
-    given: dict[str, Any],
-    message: str,
-) -> None:
+def test_what_is_wrong_is_told(problem, benchmark_data, given, message) -> None:
     assert message in problem(benchmark_data | {"features": {"extractor": "colours", **given}})

@@ -40,27 +40,20 @@ def test_closed_form_equals_the_definition(seed: int, n: int, d: int) -> None:
     assert (result.n, result.reason) == (n, None)
 
 
-@pytest.mark.parametrize("n", [2, 3, 16, 512])
-def test_identical_images_have_none(n: int) -> None:
-    value = diversity(np.tile(features(0, 1, 1536), (n, 1))).value
-    assert value == pytest.approx(0.0, abs=1e-12)
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        *((np.tile(features(0, 1, 1536), (n, 1)), 0.0) for n in (2, 3, 16, 512)),
+        *((np.eye(n) * 7.0, 1.0) for n in (2, 3, 16)),
+        (np.outer([1.0, -3.0], np.arange(1.0, 21.0)), 2.0),
+        # A simplex has the maximum: all cosines are −1/(N−1).
+        *((np.eye(n) - 1.0 / n, 1.0 + 1.0 / (n - 1)) for n in (3, 4, 9)),
+    ],
+)
+def test_identical_orthogonal_opposite_and_simplex_sets(matrix, expected) -> None:
+    value = diversity(matrix).value
+    assert value == pytest.approx(expected, abs=1e-12)
     assert value >= 0.0, "a set cannot be less diverse than one image repeated, even by rounding"
-
-
-@pytest.mark.parametrize("n", [2, 3, 16])
-def test_orthogonal_images_have_diversity_one(n: int) -> None:
-    assert diversity(np.eye(n) * 7.0).value == pytest.approx(1.0, abs=1e-12)
-
-
-def test_opposite_images_have_diversity_two() -> None:
-    row = features(0, 1, 20)
-    assert diversity(np.vstack([row, -3.0 * row])).value == pytest.approx(2.0, abs=1e-12)
-
-
-@pytest.mark.parametrize("n", [3, 4, 9])
-def test_simplex_has_the_maximum_diversity(n: int) -> None:
-    """All cosines are −1/(N−1), so the value is 1 + 1/(N−1)."""
-    assert diversity(np.eye(n) - 1.0 / n).value == pytest.approx(1.0 + 1.0 / (n - 1), abs=1e-12)
 
 
 def test_invariant_to_order_and_length_of_rows() -> None:
@@ -96,19 +89,13 @@ def test_fewer_than_two_images_give_a_reason(n: int) -> None:
     assert result.reason == f"needs at least two images, has {n}"
 
 
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf, -np.inf])
-def test_zero_or_non_finite_vector_gives_a_reason(bad: float) -> None:
+@pytest.mark.parametrize("bad", [[0.0] * 4, [np.nan] * 4, [1.0, np.inf, 1.0, 1.0], [-np.inf] * 4])
+def test_zero_or_non_finite_vector_gives_a_reason(bad: list[float]) -> None:
     matrix = features(0, 5, 4)
     matrix[3] = bad
     result = diversity(matrix)
     assert (result.value, result.standard_error, result.n) == (None, None, 5)
     assert result.reason == "a feature vector is zero or not finite"
-
-
-def test_single_non_finite_value_gives_a_reason() -> None:
-    matrix = features(0, 5, 4)
-    matrix[2, 1] = np.nan
-    assert diversity(matrix).value is None
 
 
 def test_vectors_without_dimension_give_a_reason() -> None:

@@ -52,9 +52,7 @@ def test_equal_probabilities_give_the_middle(rubric: Rubric) -> None:
     assert expected(tokens, rubric) == pytest.approx({"pc": 2.5, "sa": 1.0}, abs=1e-12)
 
 
-def test_alternatives_outside_the_range_are_excluded(
-    rubric: Rubric,
-) -> None:
+def test_alternatives_outside_the_range_are_excluded(rubric) -> None:
     pc = {"4": 0.3, "2": 0.1, "9": 0.3, "-1": 0.05, '"': 0.1, "four": 0.1, "04": 0.03, "": 0.02}
     tokens = said(f'{{"{PC}": ', pc, f', "{SA}": ', {"1": 0.5, "3": 0.0}, "}")
     assert expected(tokens, rubric) == pytest.approx({"pc": 3.5, "sa": 1.0}, abs=1e-12)
@@ -79,9 +77,7 @@ def test_tiny_probabilities_keep_their_ratio(rubric: Rubric) -> None:
         (': "', "{}", ' out of 5", '),
     ],
 )
-def test_alternatives_need_the_same_surrounding_characters(
-    before: str, around: str, behind: str, rubric: Rubric
-) -> None:
+def test_alternatives_need_the_same_surrounding_characters(before, around, behind, rubric) -> None:
     """Alternatives with other characters around it begin another reply, and do not count."""
     pc = {around.format(4): 0.5, around.format(1): 0.25, "0 ": 0.125, "x0": 0.125}
     tokens = said(f'{{"{PC}"{before}', pc, f'{behind}"{SA}": ', {"2": 0.5, "4": 0.5}, "}")
@@ -102,9 +98,7 @@ def test_only_numbers_of_the_last_object_count(rubric: Rubric) -> None:
 @pytest.mark.parametrize(
     ("ahead", "end"), [((), ("<|eot_id|>",)), (("I think {", "4", "}\n"), ("\n", ""))]
 )
-def test_tokens_around_the_reply_are_ignored(
-    ahead: tuple[str, ...], end: tuple[str, ...], rubric: Rubric
-) -> None:
+def test_tokens_around_the_reply_are_ignored(ahead, end, rubric) -> None:
     tokens = said(f'{{"{PC}": ', {"4": 0.5, "2": 0.5}, f', "{SA}": ', "4", "}")
     text = "".join(token.text for token in tokens)
     found = expected_scores(text, [*said(*ahead), *tokens, *said(*end)], rubric)
@@ -164,9 +158,7 @@ def test_range_without_two_whole_numbers_has_no_expected_value() -> None:
         ("no verdict: 4", said("no verdict: ", "4")),
     ],
 )
-def test_no_expected_scores_without_scores_or_matching_tokens(
-    text: str, tokens: list[Token], rubric: Rubric
-) -> None:
+def test_no_expected_scores_without_scores_or_matching_tokens(text, tokens, rubric) -> None:
     assert expected_scores(text, tokens, rubric) is None
 
 

@@ -135,13 +135,8 @@ Make = Callable[..., Plan]
 
 
 @pytest.fixture
-def make(
-    write_benchmark: Callable[[object], Path],
-    benchmark_data: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Make:
+def make(write_benchmark, benchmark_data) -> Make:
     """A function that returns the plan of a benchmark with this section `features`."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def plan(**features: Any) -> Plan:
         data = {key: value for key, value in benchmark_data.items() if key != "judge"}
@@ -161,9 +156,7 @@ def extract(plan: Plan, folder: RunFolder) -> FeaturesRecord:
     return scored_run.extract(plan, folder)
 
 
-def test_class_beside_the_benchmark_extracts_features(
-    make: Make, workplace: Path, tmp_path: Path
-) -> None:
+def test_class_beside_the_benchmark_extracts_features(make, workplace, tmp_path) -> None:
     path = write(workplace, "colours_a")
     plan, folder = make(extractor=path, power=2.0, batch_size=4), RunFolder(tmp_path / "run")
     message = extract(plan, folder)
@@ -180,9 +173,7 @@ def key(plan: Plan, folder: RunFolder) -> str:
     return str(extract(plan, folder).key)
 
 
-def test_parameters_and_code_are_part_of_the_key(
-    make: Make, workplace: Path, tmp_path: Path
-) -> None:
+def test_parameters_and_code_are_part_of_the_key(make, workplace, tmp_path) -> None:
     folder = RunFolder(tmp_path / "run")
     path = write(workplace, "colours_b")
     keys = [key(make(extractor=path), folder), key(make(extractor=path, power=2.0), folder)]
@@ -211,9 +202,7 @@ def test_key_of_the_default_kind_has_model_precision_and_batch_size(make: Make) 
 GROWING = "np.ones(1 + len(vars(self).setdefault('seen', []).append(1) or self.seen))"
 
 
-def test_vectors_of_different_lengths_are_an_error(
-    make: Make, workplace: Path, tmp_path: Path
-) -> None:
+def test_vectors_of_different_lengths_are_an_error(make, workplace, tmp_path) -> None:
     path = write(workplace, "colours_lengths", GROWING)
     message = rf"the extractor '{path}' returned vectors of 3 numbers, and of 2 before"
     plan = make(extractor=path, batch_size=1)
@@ -249,9 +238,7 @@ def test_preprocessing_is_checked_before_extraction(
         extract(make(extractor=path), RunFolder(tmp_path / "run"))
 
 
-def test_package_registers_an_extractor_by_entry_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_package_registers_an_extractor_by_entry_point(tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     entry = "[autolora_eval.extractors]\nmean_colour = colours_d:MeanColour\n"
     write_package(tmp_path, "mean-colour", entry, colours_d=OWN.format(vector=VECTOR))
@@ -270,9 +257,7 @@ def test_package_registers_an_extractor_by_entry_point(
         ("exit(0)", "fails: SystemExit: 0"),
     ],
 )
-def test_wrong_results_are_errors(
-    make: Make, workplace: Path, tmp_path: Path, vector: str, message: str
-) -> None:
+def test_wrong_results_are_errors(make, workplace, tmp_path, vector, message) -> None:
     path = write(workplace, f"colours_e{len(vector)}", vector)
     with pytest.raises(AutoLoRAEvalError, match=rf"the extractor '{path}' {message}"):
         extract(make(extractor=path, batch_size=4), RunFolder(tmp_path / "run"))
@@ -319,19 +304,15 @@ def test_invalid_features_section_is_rejected_at_load(
     problem: Problem,
     benchmark_data: dict[str, Any],
     workplace: Path,
-    monkeypatch: pytest.MonkeyPatch,
     features: dict[str, Any],
     message: str,
 ) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
     path = write(workplace, "colours_f")
     given = {key: path if value == "PATH" else value for key, value in features.items()}
     assert message in problem(benchmark_data | {"features": given})
 
 
-def test_json_schema_restricts_the_keys_of_built_in_kinds(
-    benchmark_data: dict[str, Any],
-) -> None:
+def test_json_schema_restricts_the_keys_of_built_in_kinds(benchmark_data) -> None:
     validator = jsonschema.Draft202012Validator(json_schema())
 
     def accepts(**features: Any) -> bool:
@@ -342,15 +323,3 @@ def test_json_schema_restricts_the_keys_of_built_in_kinds(
     assert accepts(extractor="my_package.MyExtractor", strength=2)
     assert not accepts(modle="dino")
     assert not accepts(extractor="transformers", strength=2)
-
-
-def test_extractor_of_the_documentation_works(make: Make, workplace: Path, tmp_path: Path) -> None:
-    file = Path(__file__).parents[2] / "docs" / "how_to" / "extractor.md"
-    page = file.read_text(encoding="utf-8")
-    block = page.split('```python title="mean_colour.py"\n')[1].split("```")[0]
-    (workplace / "mean_colour.py").write_text(block)
-    plan, folder = make(extractor="mean_colour.MeanColour", power=2.0), RunFolder(tmp_path / "run")
-    extract(plan, folder)
-    cell = plan.cells[1].id
-    expected = (np.asarray(picture((cell, 0, 3))).mean((0, 1)) + 1) ** 2
-    assert read_features(folder.features(cell)).matrix[0] == pytest.approx(expected, rel=1e-5)

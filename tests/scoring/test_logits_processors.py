@@ -42,10 +42,6 @@ BEGINNINGS = {word[:n] for word in WORDS for n in range(len(word) + 1)}
 
 def byte_level() -> Any:
     """The miniature judge's, which has tokens of two thousand letters."""
-    if "judge" not in miniatures():
-        from recipes import judge_tokenizer
-
-        return judge_tokenizer.build()
     return AutoTokenizer.from_pretrained(miniatures()["judge"])
 
 

@@ -16,16 +16,7 @@ from typing import Any
 
 import pytest
 from asking import QUESTION, Make, ask, pictures
-from judge_server import (
-    MODEL,
-    VERDICT,
-    Drip,
-    Drop,
-    Hang,
-    Http,
-    JudgeServer,
-    completion,
-)
+from judge_server import MODEL, VERDICT, Drip, Drop, Hang, Http, JudgeServer, completion
 from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -37,9 +28,7 @@ from autolora_eval.scoring.rubric import read_rubric
 pytestmark = pytest.mark.usefixtures("dead_proxy")
 
 
-def test_request_has_the_question_and_the_bytes_of_the_file(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_request_has_the_question_and_the_bytes_of_the_file(server, image, judge) -> None:
     settings = {"temperature": 0.25, "max_tokens": 77, "seed": 5}
     (reply,) = ask(judge(**settings), [Request(image, QUESTION)])
     (call,) = server.calls
@@ -56,9 +45,7 @@ def test_request_has_the_question_and_the_bytes_of_the_file(
 
 
 @pytest.mark.parametrize("name", ["pixel_art", "disney_princess"])
-def test_papers_rubrics_are_sent_verbatim(
-    name: str, server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_papers_rubrics_are_sent_verbatim(name, server, image, judge) -> None:
     """The texts around the image, with the prompt in place, are all of the rubric's text."""
     rubric = read_rubric(shipped_root() / "prompts" / "rubrics" / f"{name}.yaml")
     prompt = "a {cat}, <<<IMAGE DATA>>>"
@@ -75,14 +62,7 @@ def test_papers_rubrics_are_sent_verbatim(
 
 
 @pytest.mark.parametrize(("key", "sent"), [("secret-123", "secret-123"), (None, "EMPTY")])
-def test_key_is_read_from_the_environment(
-    key: str | None,
-    sent: str,
-    server: JudgeServer,
-    image: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    judge: Make,
-) -> None:
+def test_key_is_read_from_the_environment(key, sent, server, image, monkeypatch, judge) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "another-key-that-this-server-must-not-see")
     monkeypatch.delenv("MY_KEY", raising=False)
     if key is not None:
@@ -118,9 +98,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("answer", "reason"), FAULTS.values(), ids=FAULTS)
-def test_failed_call_gives_a_reply_with_a_reason(
-    answer: Any, reason: str, server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_failed_call_gives_a_reply_with_a_reason(answer, reason, server, image, judge) -> None:
     server.answer = lambda call, n: answer
     # On a busy machine any call may take a second: only the one that hangs gets a short timeout.
     asked = judge(timeout=0.4) if isinstance(answer, Hang) else judge()
@@ -131,9 +109,7 @@ def test_failed_call_gives_a_reply_with_a_reason(
 
 
 @pytest.mark.parametrize(("text", "finish"), [("", "stop"), ('{"pc"', "length"), (VERDICT, "stop")])
-def test_reply_text_is_returned_verbatim(
-    text: str, finish: str, server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_reply_text_is_returned_verbatim(text, finish, server, image, judge) -> None:
     server.answer = lambda call, n: completion(text, finish)
     (reply,) = ask(judge(), [Request(image, QUESTION)])
     assert (reply.text, reply.reason, reply.truncated) == (text, None, finish == "length")
@@ -152,18 +128,7 @@ def test_number_of_retries_is_limited(server: JudgeServer, image: Path, judge: M
     assert (reply.reason, len(server.calls)) == ("http_500", 2)
 
 
-def test_unreadable_images_cause_no_call(server: JudgeServer, tmp_path: Path, judge: Make) -> None:
-    corrupt, absent = tmp_path / "corrupt.png", tmp_path / "absent.png"
-    corrupt.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    requests = [Request(path, QUESTION) for path in (corrupt, absent)]
-    replies = ask(judge(), requests)
-    assert [reply.reason for reply in replies] == ["corrupt_image", "missing_image"]
-    assert server.calls == []
-
-
-def test_replies_are_yielded_with_their_request_as_they_complete(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
+def test_replies_are_yielded_with_their_request_as_they_complete(server, tmp_path, judge) -> None:
     """The first is answered last, and the others do not wait for it."""
     requests = [Request(path, QUESTION, tag=n) for n, path in enumerate(pictures(tmp_path, 4))]
     hashes = [hashlib.sha256(request.image.read_bytes()).hexdigest() for request in requests]
@@ -185,9 +150,7 @@ def test_replies_are_yielded_with_their_request_as_they_complete(
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
-def test_permanent_failures_are_not_retried(
-    status: int, server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_permanent_failures_are_not_retried(status, server, image, judge) -> None:
     server.answer = lambda call, n: Http(status)
     (reply,) = ask(judge(max_retries=3), [Request(image, QUESTION)])
     assert (reply.reason, reply.attempts, len(server.calls)) == (f"http_{status}", 1, 1)
@@ -207,9 +170,7 @@ def test_retry_after_header_is_respected(server: JudgeServer, image: Path, judge
 
 
 @pytest.mark.parametrize("found", ["soon", "-1", "nan", "inf", "Wed, 21 Oct 2015 07:28:00 GMT", ""])
-def test_invalid_retry_after_header_is_ignored(
-    found: str, server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_invalid_retry_after_header_is_ignored(found, server, image, judge) -> None:
     server.answer = lambda call, n: VERDICT if n else Http(429, headers={"Retry-After": found})
     (reply,) = ask(judge(max_retries=1), [Request(image, QUESTION)])
     assert reply.text == VERDICT
@@ -239,9 +200,7 @@ def test_concurrency_is_limited(server: JudgeServer, tmp_path: Path, judge: Make
     assert most == 5
 
 
-def test_images_are_read_only_slightly_ahead(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
+def test_images_are_read_only_slightly_ahead(server, tmp_path, judge) -> None:
     """Requests are taken as they can be worked on, so that memory does not grow with them."""
     gate, taken = threading.Event(), []
 
@@ -270,15 +229,8 @@ def test_connections_are_reused(server: JudgeServer, tmp_path: Path, judge: Make
     assert len(server.connections) <= 4 + 1  # and one that asked which models there are
 
 
-def test_repeats_use_different_seeds(server: JudgeServer, image: Path, judge: Make) -> None:
-    ask(judge(seed=7), [Request(image, QUESTION, repeat) for repeat in range(3)])
-    assert sorted(call.body["seed"] for call in server.calls) == [7, 8, 9]
-
-
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_image_bytes_are_sent_unchanged_with_their_type(
-    kind: str, server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
+def test_image_bytes_are_sent_unchanged_with_their_type(kind, server, tmp_path, judge) -> None:
     path = tmp_path / "image"
     Image.new("RGB", (24, 16), (9, 80, 200)).save(path, kind)
     (reply,) = ask(judge(), [Request(path, QUESTION)])
@@ -304,9 +256,7 @@ def test_timeout_covers_the_whole_response(server: JudgeServer, image: Path, jud
     assert reply.latency < 30.0
 
 
-def test_judge_works_within_a_running_event_loop(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_judge_works_within_a_running_event_loop(server, image, judge) -> None:
     """As in Jupyter."""
 
     async def cell() -> list[Reply]:
@@ -337,18 +287,14 @@ def test_identity_has_what_the_server_reports(server: JudgeServer, judge: Make) 
     }
 
 
-def test_placeholder_key_is_not_redacted(
-    server: JudgeServer, image: Path, judge: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_placeholder_key_is_not_redacted(server, image, judge, monkeypatch) -> None:
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", "c")
     (reply,) = ask(judge(), [Request(image, QUESTION)])
     assert reply.text == VERDICT
 
 
 @pytest.mark.parametrize("key", ["schlüssel-sentinel", "sentinel-key\nof two lines"])
-def test_invalid_key_is_reported_but_not_printed(
-    key: str, judge: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_key_is_reported_but_not_printed(key, judge, monkeypatch) -> None:
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", key)
     with pytest.raises(AutoLoRAEvalError, match="AUTOLORA_EVAL_JUDGE_API_KEY") as caught:
         judge()
@@ -365,9 +311,7 @@ def test_unusable_proxy_is_reported(judge: Make, monkeypatch: pytest.MonkeyPatch
     assert threading.active_count() == threads
 
 
-def test_tokens_of_a_reply_follow_those_of_its_thought(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_tokens_of_a_reply_follow_those_of_its_thought(server, image, judge) -> None:
     """A server with a reasoning parser lists both; the expected score needs the reply's."""
     words = ["Hm, ", "5?", "</think>", '{"pc": ', "4", "}"]
     listed = [

@@ -53,9 +53,7 @@ def test_every_reply_follows_the_rubric(family: str, examined: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replies_of_a_batch_equal_those_of_single_questions(
-    family: str, examined: dict[str, Any]
-) -> None:
+def test_replies_of_a_batch_equal_those_of_single_questions(family, examined) -> None:
     """In float32, and so do the probabilities: prompts and pictures have several sizes."""
     found = examined[family]
     assert found["together"] == found["alone"]

@@ -152,10 +152,7 @@ REFUSED = {
         f"{{'why': 'it says {GOOD} so",
         "no_json",
     ),
-    "quoted without escapes": (
-        with_value('1, "why": "the prompt says ' + GOOD + '"'),
-        "no_json",
-    ),
+    "quoted without escapes": (with_value('1, "why": "the prompt says ' + GOOD + '"'), "no_json"),
     "in an object that is cut off": (f'{{"evaluation": {GOOD}, "why": "since', "no_json"),
     "unquoted keys": (GOOD.replace('"', ""), "no_json"),
     "before too many braces": (GOOD + "{x}" * MAX_OPENINGS, "no_json"),
@@ -209,18 +206,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_replies_are_parsed_fast(text: str, rubric: Rubric) -> None:
-    """At most 10⁴ openings, each of which reads a bounded piece: seconds are a hang."""
-    start = time.process_time()
-    verdict = parse_reply(text, rubric)
-    assert verdict.scores is None
-    assert verdict.reason in ("no_json", "missing_score")
-    assert time.process_time() - start < 5.0
-
-
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_the_work_is_bounded(text: str, rubric: Rubric, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many braces a reply has, so many are tried, and each time so much is read."""
+def test_the_work_for_a_hostile_reply_is_bounded(text, rubric, monkeypatch) -> None:
+    """However many braces it has, so many are tried, each time so much is read: in no time."""
     read: list[int] = []
     literal_eval = ast.literal_eval
 
@@ -229,7 +216,11 @@ def test_the_work_is_bounded(text: str, rubric: Rubric, monkeypatch: pytest.Monk
         return literal_eval(piece)
 
     monkeypatch.setattr(ast, "literal_eval", counting)
-    parse_reply(text, rubric)
+    start = time.process_time()
+    verdict = parse_reply(text, rubric)
+    assert time.process_time() - start < 5.0
+    assert verdict.scores is None
+    assert verdict.reason in ("no_json", "missing_score")
     assert len(read) <= MAX_OPENINGS * MAX_CLOSINGS
     assert all(length <= 1_000 for length in read)
 

@@ -155,9 +155,7 @@ BROKEN_UP = {
 
 
 @pytest.mark.parametrize(("prompt", "put"), BROKEN_UP.items(), ids=[repr(p) for p in BROKEN_UP])
-def test_control_tokens_in_prompts_are_escaped(
-    write: Callable[[str], Path], prompt: str, put: str
-) -> None:
+def test_control_tokens_in_prompts_are_escaped(write, prompt, put) -> None:
     rubric = read_rubric(write(GOOD))
     assert rubric.question(f"a {prompt} b").before == f"First a {put} b."
     assert escape_prompt(escape_prompt(prompt)) == escape_prompt(prompt)
@@ -208,9 +206,7 @@ def test_every_prompt_placeholder_is_filled(write: Callable[[str], Path]) -> Non
     assert question.after == "Does it show a, a and a?"
 
 
-def test_rubric_text_is_not_expanded_with_environment_variables(
-    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rubric_text_is_not_expanded_with_environment_variables(write, monkeypatch) -> None:
     """A rubric's text is an instrument: it must be the same on every machine."""
     monkeypatch.setenv("HOME", "/somewhere")
     rubric = read_rubric(write(GOOD.replace("{not}", "${HOME} ${UNSET_VARIABLE}")))
@@ -220,9 +216,7 @@ def test_rubric_text_is_not_expanded_with_environment_variables(
 REMARKED = GOOD + "remarks:\n  why: {kind: text}\n  what: {kind: keywords}\n"
 
 
-def test_hash_depends_on_text_and_form_of_replies(
-    write: Callable[[str], Path],
-) -> None:
+def test_hash_depends_on_text_and_form_of_replies(write) -> None:
     variants = [
         GOOD,
         GOOD.replace("show", "paint"),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -49,9 +46,7 @@ def test_prompt_cannot_imitate_its_end() -> None:
     assert asked.before == ""
 
 
-def test_benchmark_uses_it_by_name(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
-) -> None:
+def test_benchmark_uses_it_by_name(write_benchmark, benchmark_data) -> None:
     judge = {"rubric": NAME, "model": "some-vlm"}
     loaded = load_benchmark(write_benchmark(benchmark_data | {"judge": judge}))
     assert loaded.rubric is not None

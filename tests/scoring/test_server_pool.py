@@ -11,14 +11,7 @@ from typing import Any
 
 import pytest
 from asking import QUESTION, Make, ask, pictures, until_it_stops
-from judge_server import (
-    MODEL,
-    VERDICT,
-    Drop,
-    Http,
-    JudgeServer,
-    judge_server,
-)
+from judge_server import MODEL, VERDICT, Drop, Http, JudgeServer, judge_server
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges import server_pool
@@ -52,17 +45,13 @@ def test_unreachable_server_is_an_error(judge: Make) -> None:
         (Drop(), "does not answer"),
     ],
 )
-def test_server_without_the_judges_model_is_an_error(
-    models: Any, message: str, server: JudgeServer, judge: Make
-) -> None:
+def test_server_without_the_judges_model_is_an_error(models, message, server, judge) -> None:
     server.models = models
     with pytest.raises(AutoLoRAEvalError, match=message):
         judge().check()
 
 
-def test_replies_before_a_server_failure_are_kept(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
+def test_replies_before_a_server_failure_are_kept(server, tmp_path, judge) -> None:
     def answer(call: Any, n: int) -> object:
         if n < 3:
             return VERDICT
@@ -76,9 +65,7 @@ def test_replies_before_a_server_failure_are_kept(
     assert [reply.text for reply in came] == [VERDICT] * 3
 
 
-def test_calls_wait_for_a_server_that_comes_back(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
+def test_calls_wait_for_a_server_that_comes_back(server, tmp_path, judge) -> None:
     """While it is away calls wait: none is given up, and none counts as an attempt."""
 
     def answer(call: Any, n: int) -> object:
@@ -95,9 +82,7 @@ def test_calls_wait_for_a_server_that_comes_back(
     assert sum(reply.attempts for reply in replies) == len(server.calls) == 10
 
 
-def test_run_stops_if_the_server_answers_no_call(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
+def test_run_stops_if_the_server_answers_no_call(server, tmp_path, judge) -> None:
     """It is there, and lists the model: the run would end with nothing but failures."""
     server.answer = lambda call, n: Http(500)
     requests = [
@@ -108,9 +93,7 @@ def test_run_stops_if_the_server_answers_no_call(
     assert MAX_CONSECUTIVE_FAILURES - 4 <= len(came) < len(requests)
 
 
-def test_rejected_questions_do_not_stop_the_run(
-    server: JudgeServer, tmp_path: Path, judge: Make
-) -> None:
+def test_rejected_questions_do_not_stop_the_run(server, tmp_path, judge) -> None:
     """A status 400 says that this prompt is too long, not that the server is gone."""
     server.answer = lambda call, n: Http(400)
     replies = ask(
@@ -148,9 +131,7 @@ def test_server_that_goes_down_is_not_used(tmp_path: Path, judge: Make) -> None:
     assert 5 < len(bad.calls) <= 5 + 2
 
 
-def test_server_that_is_down_at_the_start_is_not_used(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_server_that_is_down_at_the_start_is_not_used(server, image, judge) -> None:
     with judge_server(JudgeServer()) as gone:
         pass
     asked = judge(base_url=[gone.url, server.url])
@@ -168,9 +149,7 @@ def test_servers_with_different_models_under_one_name_are_rejected(judge: Make) 
             asked.identity()
 
 
-def test_server_is_checked_before_the_first_question(
-    server: JudgeServer, image: Path, judge: Make
-) -> None:
+def test_server_is_checked_before_the_first_question(server, image, judge) -> None:
     server.models = {"data": [{"id": "another"}]}
     with pytest.raises(AutoLoRAEvalError, match="serves another"):
         ask(judge(), [Request(image, QUESTION)])

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from judge_server import MODEL, Call, Http, JudgeServer, completion, judge_server
+from asking import Make
+from judge_server import Call, Http, completion
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
-from autolora_eval.scoring.judges.config import JudgeConfig
-from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
+from autolora_eval.scoring.judges.config import Request
 from autolora_eval.scoring.judges.openai_protocol import NEUTRAL
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 
@@ -28,24 +27,9 @@ def rubric() -> Rubric:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with judge_server(JudgeServer()) as state:
-        yield state
-
-
-@pytest.fixture
-def judge(server: JudgeServer, rubric: Rubric) -> Iterator[Callable[..., OpenAIJudge]]:
-    made = []
-
-    def make(**changes: Any) -> OpenAIJudge:
-        spec = JudgeConfig(rubric="r", model=MODEL, base_url=server.url, timeout=5.0, **changes)
-        made.append(OpenAIJudge(spec, rubric))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
+def judge(judge: Make, rubric: Rubric) -> Make:
+    settings = {"rubric": rubric, "constraint": "auto", "timeout": 5.0, "max_retries": 2}
+    return lambda **changes: judge(**settings | changes)
 
 
 def of_pattern(pattern: str) -> str:
@@ -126,13 +110,7 @@ def test_configured_constraint_is_not_probed(name: str, server, judge) -> None:
     assert server.calls == []
 
 
-def test_every_question_is_sent_with_the_constraint(server, judge, rubric, tmp_path) -> None:
-    from PIL import Image
-
-    from autolora_eval.scoring.judges.config import Request
-
-    path = tmp_path / "image.png"
-    Image.new("RGB", (8, 8)).save(path)
+def test_every_question_is_sent_with_the_constraint(server, judge, rubric, image) -> None:
     expected = {
         "structured_outputs": {"structured_outputs": {"regex": reply_pattern(rubric)}},
         "guided_regex": {"guided_regex": reply_pattern(rubric)},
@@ -145,7 +123,7 @@ def test_every_question_is_sent_with_the_constraint(server, judge, rubric, tmp_p
         "plain": {},
     }
     for name, arguments in expected.items():
-        list(judge(constraint=name).replies([Request(path, rubric.question("a cat"))]))
+        list(judge(constraint=name).replies([Request(image, rubric.question("a cat"))]))
         body = server.calls[-1].body
         found = {key: body[key] for key in body.keys() & set(expected)}
         assert found == arguments
@@ -167,18 +145,12 @@ def with_logprobs(call: Call, most: int) -> Any:
 
 @pytest.mark.parametrize(("most", "asked"), [(20, 20), (5, 5), (0, None)])
 def test_as_many_log_probabilities_as_the_server_returns(
-    most: int, asked: int | None, server, judge, rubric, tmp_path
+    most: int, asked: int | None, server, judge, rubric, image
 ) -> None:
-    from PIL import Image
-
-    from autolora_eval.scoring.judges.config import Request
-
     server.answer = lambda call, n: with_logprobs(call, most)
     asking = judge(constraint="plain", logprobs=True)
     assert asking.identity()["logprobs"] == (asked is not None)
-    path = tmp_path / "image.png"
-    Image.new("RGB", (8, 8)).save(path)
-    (((_, reply),),) = list(asking.replies([Request(path, rubric.question("a cat"))]))
+    (((_, reply),),) = list(asking.replies([Request(image, rubric.question("a cat"))]))
     assert server.calls[-1].body.get("top_logprobs") == asked
     # What a constraint has ruled out is no alternative, and the end is no part of the reply.
     tokens = [(token.text, dict(token.alternatives)) for token in reply.tokens]
@@ -198,14 +170,11 @@ def test_transient_failure_does_not_disable_log_probabilities(server, judge) -> 
     [(0.5, 4.5, "integer", [1, 4]), (-0.0, 5.0, "number", [0, 5]), (1.0, 3.0, "number", [1, 3])],
 )
 def test_trials_force_the_lowest_and_highest_allowed_values(
-    low: float, high: float, kind: str, pinned_to: list[int], server, rubric
+    low: float, high: float, kind: str, pinned_to: list[int], server, judge, rubric
 ) -> None:
     score = rubric.scores["pc"].model_copy(update={"min": low, "max": high, "type": kind})
     between = rubric.model_copy(update={"scores": rubric.scores | {"pc": score}})
     server.answer = obeying("structured_outputs")
-    with closing(
-        OpenAIJudge(JudgeConfig(rubric="r", model=MODEL, base_url=server.url), between)
-    ) as j:
-        assert j.identity()["constraint"] == "structured_outputs"
+    assert judge(rubric=between).identity()["constraint"] == "structured_outputs"
     pinned = [call.body["structured_outputs"]["regex"] for call in server.calls]
     assert [json.loads(of_pattern(one))["prompt_correspondence"] for one in pinned] == pinned_to

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,9 +76,7 @@ def test_weights_are_safetensors_and_preprocessing_is_recorded(made) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed here")
-def test_missing_timm_is_reported_before_the_run(
-    write_benchmark, benchmark_data, tmp_path: Path
-) -> None:
+def test_missing_timm_is_reported_before_the_run(write_benchmark, benchmark_data, tmp_path) -> None:
     features = {"extractor": "timm", "model": "dino"}
     plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"features": features})))
     message = [text for text in missing(plan, tmp_path / "out", judged=False) if "timm" in text]

@@ -67,6 +67,15 @@ def assert_gone(folder: Path, *names: str) -> None:
         time.sleep(0.05)
 
 
+def failure(judge: JudgeConfig, folder: Path) -> str:
+    """Return why a server could not be used."""
+    log = folder / "server.log"
+    with pytest.raises(AutoLoRAEvalError) as caught, launched_server(judge, log):
+        pytest.fail("there is no server")
+    assert SENTINEL not in str(caught.value) + log.read_text()
+    return str(caught.value)
+
+
 def test_server_runs_only_inside_the_block(spec, tmp_path: Path) -> None:
     said: list[str] = []
     log = tmp_path / "new" / "server.log"
@@ -99,18 +108,11 @@ def test_log_has_the_servers_output_but_no_key(spec, tmp_path: Path, monkeypatch
 
 
 def test_error_quotes_the_log_of_a_failed_server(spec, tmp_path: Path) -> None:
-    log = tmp_path / "server.log"
-    with (
-        pytest.raises(AutoLoRAEvalError) as caught,
-        launched_server(spec("dies", "the last words"), log),
-    ):
-        pytest.fail("there is no server")
-    lines = str(caught.value).splitlines()
+    lines = failure(spec("dies", "the last words"), tmp_path).splitlines()
     assert lines[0] == "the judge's server ended with exit code 3 before it answered."
     assert lines[1:3] == ["The first error in its log:", "    RuntimeError: the root cause"]
-    assert lines[3] == f"The end of its log, {log}:"
+    assert lines[3] == f"The end of its log, {tmp_path / 'server.log'}:"
     assert lines[4:] == [f"    line {n}" for n in range(21, 40)] + ["    the last words"]
-    assert SENTINEL not in str(caught.value) + log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -137,31 +139,18 @@ def test_error_quotes_the_log_of_a_failed_server(spec, tmp_path: Path) -> None:
     ],
 )
 def test_known_causes_get_advice(last_words: str, advice: str, spec, tmp_path: Path) -> None:
-    with (
-        pytest.raises(AutoLoRAEvalError) as caught,
-        launched_server(spec("dies", last_words), tmp_path / "server.log"),
-    ):
-        pytest.fail("there is no server")
-    assert advice in str(caught.value).splitlines()[0]
+    assert advice in failure(spec("dies", last_words), tmp_path).splitlines()[0]
 
 
 def test_program_that_cannot_start_is_reported(spec, tmp_path: Path) -> None:
     judge = spec().model_copy(update={"launch_command": ["no-such-program", "{port}"]})
-    with (
-        pytest.raises(AutoLoRAEvalError) as caught,
-        launched_server(judge, tmp_path / "server.log"),
-    ):
-        pytest.fail("there is no server")
-    assert "'no-such-program' cannot be started: No such file or directory" in str(caught.value)
+    message = "'no-such-program' cannot be started: No such file or directory"
+    assert message in failure(judge, tmp_path)
 
 
 def test_server_that_never_answers_times_out(spec, tmp_path: Path) -> None:
-    judge = spec("hangs", "worker", timeout=5.0)
-    with (
-        pytest.raises(AutoLoRAEvalError, match=r"did not answer within 5 s and was stopped"),
-        launched_server(judge, tmp_path / "server.log"),
-    ):
-        pytest.fail("there is no server")
+    found = failure(spec("hangs", "worker", timeout=5.0), tmp_path)
+    assert "did not answer within 5 s and was stopped" in found
     assert_gone(tmp_path, "server", "worker")
 
 
@@ -169,17 +158,11 @@ def test_server_that_never_answers_times_out(spec, tmp_path: Path) -> None:
     ("behaviour", "message"),
     [
         ("renamed", "serves another, not 'miniature:judge'"),
-        ("locked", r"requires an API key \(status 401\)"),
+        ("locked", "requires an API key (status 401)"),
     ],
 )
 def test_unusable_server_is_stopped(behaviour: str, message: str, spec, tmp_path) -> None:
-    log = tmp_path / "server.log"
-    with (
-        pytest.raises(AutoLoRAEvalError, match=message) as caught,
-        launched_server(spec(behaviour), log),
-    ):
-        pytest.fail("there is no server")
-    assert SENTINEL not in str(caught.value)
+    assert message in failure(spec(behaviour), tmp_path)
     assert_gone(tmp_path, "server")
 
 

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from in_process import PROMPTS, judge, pictured
 
 from autolora_eval._resources import miniatures, shipped_root
 from autolora_eval.scoring.judges.config import Request
-from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 from autolora_eval.scoring.rubric import Rubric, read_rubric
+
+if TYPE_CHECKING:
+    from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature judge, or an untrained one of the same architecture."""
-    if "judge" in miniatures():
-        return miniatures()["judge"]
-    from recipes import judge_model, judge_tokenizer
-
-    folder = tmp_path_factory.mktemp("judge")
-    torch.manual_seed(0)
-    tokenizer = judge_tokenizer.build()
-    judge_model.export(judge_model.Judge(tokenizer), tokenizer, folder)
-    return folder
+def model() -> Path:
+    """The miniature judge."""
+    return miniatures()["judge"]
 
 
 @pytest.fixture(scope="module")
 def untrained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained judge whose logits are wider than its tokenizer."""
+    import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     folder = tmp_path_factory.mktemp("untrained") / "judge"
@@ -52,9 +46,13 @@ def rubric() -> Rubric:
 
 @pytest.fixture(scope="module")
 def loaded(model: Path) -> TransformersJudge:
+    from in_process import judge
+
     return judge(model)
 
 
 @pytest.fixture
 def requests(tmp_path: Path, rubric: Rubric) -> list[Request]:
+    from in_process import PROMPTS, pictured
+
     return pictured(tmp_path, [rubric.question(prompt) for prompt in PROMPTS])

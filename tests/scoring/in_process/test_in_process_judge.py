@@ -24,17 +24,6 @@ pytestmark = pytest.mark.model
 # Batches and images.
 
 
-def test_reply_does_not_depend_on_its_batch(loaded, requests) -> None:
-    """The questions have different lengths, so the batch is padded."""
-    together = ask(loaded, requests)
-    alone = [ask(loaded, [request])[0] for request in requests]
-    backwards = ask(loaded, requests[::-1])[::-1]
-    for replies in (alone, backwards):
-        assert [reply.text for reply in replies] == [reply.text for reply in together]
-        assert [reply.truncated for reply in replies] == [r.truncated for r in together]
-    assert all(isinstance(reply.text, str) and reply.reason is None for reply in together)
-
-
 def test_requests_are_consumed_and_answered_batch_by_batch(model, requests) -> None:
     taken = []
 
@@ -167,12 +156,6 @@ def test_out_of_memory_error_names_the_batch_size(model, requests, monkeypatch) 
     monkeypatch.setattr(full._model, "generate", generate)
     with pytest.raises(AutoLoRAEvalError, match=r"judge\.batch_size 2\. Lower it"):
         ask(full, requests)
-
-
-def test_folder_without_a_judge_is_an_error(tmp_path, requests) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
-    with pytest.raises(AutoLoRAEvalError, match=r"the judge '.*' cannot be loaded"):
-        ask(judge(tmp_path), requests[:1])
 
 
 def test_missing_library_is_reported(model, requests, monkeypatch) -> None:

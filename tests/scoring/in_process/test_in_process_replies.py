@@ -12,7 +12,6 @@ from in_process import PROMPTS, ask, judge, pictured, said
 from PIL import Image
 from scipy.stats import chi2
 
-from autolora_eval._resources import miniatures
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.config import Request
 from autolora_eval.scoring.judges.logits_processors import Grammar
@@ -31,17 +30,6 @@ HOSTILE = [
 
 
 # Constrained replies.
-
-
-def test_constraint_does_not_change_a_valid_reply(model, rubric, tmp_path) -> None:
-    questions = [rubric.question(PROMPTS[n % 3]) for n in range(40)]
-    requests = pictured(tmp_path, questions)
-    free = said(judge(model, rubric, constraint="plain"), requests)
-    held = said(judge(model, rubric, constraint="regex"), requests)
-    within = [n for n, text in enumerate(free) if re.fullmatch(reply_pattern(rubric), str(text))]
-    assert [held[n] for n in within] == [free[n] for n in within]
-    if "judge" in miniatures():
-        assert len(within) == len(requests)
 
 
 def test_untrained_judge_follows_the_rubric_if_constrained(untrained, rubric, tmp_path) -> None:
@@ -98,8 +86,6 @@ def test_sampled_repeats_differ_and_are_reproducible(untrained, requests) -> Non
 def test_sampling_frequencies_match_the_models_probabilities(model, rubric, tmp_path) -> None:
     """Of the first score: the digits' recorded probabilities against 200 repeats."""
     n, temperature = 200, 2.0  # high enough that a confident judge varies
-    if "judge" not in miniatures():
-        pytest.skip("no digit is among the 20 most likely tokens of an untrained judge")
     (request,) = pictured(tmp_path, [rubric.question(PROMPTS[0])])
     repeats = [Request(request.image, request.question, r) for r in range(n)]
     settings: dict[str, Any] = {"logprobs": True, "max_tokens": 32, "batch_size": 64}
@@ -192,12 +178,3 @@ def test_short_batch_gives_the_same_bits_as_a_full_one(model, rubric, tmp_path) 
 
 def test_no_probabilities_are_recorded_by_default(loaded, requests) -> None:
     assert all(reply.tokens == () for reply in ask(loaded, requests))
-
-
-def test_expected_scores_are_computed_from_the_tokens(model, rubric, requests) -> None:
-    asked = judge(model, rubric, logprobs=True, max_tokens=32)
-    for reply in ask(asked, requests):
-        scores = expected_scores(reply.text, reply.tokens, rubric)
-        assert scores is not None
-        assert scores.keys() == rubric.scores.keys()
-        assert all(0 <= value <= 5 for value in scores.values())

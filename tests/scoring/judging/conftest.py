@@ -26,11 +26,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[JudgeSer
 
 
 @pytest.fixture
-def make(
-    server: JudgeServer,
-    write_benchmark: Callable[[object], Path],
-    benchmark_data: dict[str, Any],
-) -> Callable[..., Plan]:
+def make(server, write_benchmark, benchmark_data) -> Callable[..., Plan]:
     """A function that returns the plan of the benchmark, with changes to its judge."""
 
     def plan(**judge: Any) -> Plan:

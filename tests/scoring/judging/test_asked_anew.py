@@ -18,9 +18,7 @@ from autolora_eval._progress import Progress
 from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judgement_store import judgements_by_image
-from autolora_eval.scoring.judging import (
-    open_judge,
-)
+from autolora_eval.scoring.judging import open_judge
 from autolora_eval.scoring.reply import MAX_REPLY
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -102,13 +100,18 @@ def test_only_a_changed_image_is_judged_again(make, folder, server) -> None:
     assert row["raw"] == by_content(server.calls[-1], 0)
 
 
-def test_other_run_takes_replies_from_the_cache(make, folder, server, tmp_path) -> None:
+@pytest.fixture
+def other(make, tmp_path) -> RunFolder:
+    """Another run with the same images."""
+    write_images(make(), RunFolder(tmp_path / "other"))
+    return RunFolder(tmp_path / "other")
+
+
+def test_other_run_takes_replies_from_the_cache(make, folder, server, other) -> None:
     server.answer = by_content
     first = judge(make(cache=True), folder)
     assert (first.done, first.cached) == (N, 0)
     before, calls = rows(make(), folder), len(server.calls)
-    other = RunFolder(tmp_path / "other")
-    write_images(make(), other)
     second = judge(make(cache=True), other)
     assert (second.done, second.cached) == (0, N)
     assert len(server.calls) == calls
@@ -120,41 +123,33 @@ def test_other_run_takes_replies_from_the_cache(make, folder, server, tmp_path) 
 
 
 @pytest.mark.parametrize("change", [*CHANGES.values(), {"cache": False}])
-def test_cache_is_used_only_for_the_same_question(change, make, folder, server, tmp_path) -> None:
+def test_cache_is_used_only_for_the_same_question(change, make, folder, server, other) -> None:
     judge(make(cache=True), folder)
-    other = RunFolder(tmp_path / "other")
-    write_images(make(), other)
     done = judge(make(**{"cache": True} | change), other)
     assert (done.done, done.cached) == (N, 0)
 
 
-def test_failed_call_is_not_cached(make, folder, server, tmp_path) -> None:
+def test_failed_call_is_not_cached(make, folder, server, other) -> None:
     server.answer = lambda call, n: Http(500) if n < 3 else VERDICT
     judge(make(cache=True, concurrency=1), folder)
-    other = RunFolder(tmp_path / "other")
-    write_images(make(), other)
     done = judge(make(cache=True), other)
     assert (done.done, done.cached, done.unscored) == (3, N - 3, 0)
 
 
 @pytest.mark.parametrize("part", ["raw", "model"])
-def test_damaged_cache_entry_causes_a_new_call(part: str, make, folder, server, tmp_path) -> None:
+def test_damaged_cache_entry_causes_a_new_call(part, make, folder, server, other, tmp_path) -> None:
     judge(make(cache=True), folder)
     with sqlite3.connect(tmp_path / "cache" / "judgements.sqlite") as connection:
         connection.execute(f"UPDATE replies SET reply = json_set(reply, '$.{part}', NULL)")
     connection.close()
-    other = RunFolder(tmp_path / "other")
-    write_images(make(), other)
     done = judge(make(cache=True), other)
     assert (done.done, done.cached, done.unscored) == (N, 0, 0)
 
 
-def test_shortened_reply_is_not_cached(make, folder, server, tmp_path) -> None:
+def test_shortened_reply_is_not_cached(make, folder, server, other) -> None:
     """The first letters of a reply that is too long may hold a verdict; the whole has none."""
     server.answer = lambda call, n: VERDICT + "." * MAX_REPLY
     assert judge(make(cache=True), folder).unscored == N
-    other = RunFolder(tmp_path / "other")
-    write_images(make(), other)
     done = judge(make(cache=True), other)
     assert (done.cached, done.unscored) == (0, N)
 
