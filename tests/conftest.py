@@ -94,12 +94,22 @@ def _a_cache_of_its_own(
 
 @pytest.fixture(autouse=True)
 def _no_modules_of_other_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Forget the modules that a test wrote and imported: another may use the name again."""
+    """Forget where a test imported from, and what it wrote and imported: names may come again."""
+    path = list(sys.path)
     yield
+    sys.path[:] = path
     base = str(tmp_path_factory.getbasetemp())
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(base):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def example_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the example package of plugins is installed in."""
+    from packages import install_example
+
+    return install_example(tmp_path_factory.mktemp("example"))
 
 
 @pytest.fixture

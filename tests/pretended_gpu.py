@@ -19,11 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 GPU = torch.device("cuda:0")
 TOTAL = 8 * 2**30
 _aten = torch.ops.aten
-_MAY_MIX = {
-    _aten.copy_.default,
-    _aten._to_copy.default,
-    torch.Tensor.__setitem__,
-}
+_MAY_MIX = {_aten.copy_.default, _aten._to_copy.default, torch.Tensor.__setitem__}
 _MAY_INDEX = {
     _aten.index.Tensor,
     _aten.index_put_.default,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from fuzz import Fuzzer
 from fuzz_inputs import INPUTS
@@ -13,9 +11,7 @@ CASES = {"runs": 5, "archives": 40}
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_hostile_input_is_refused_with_a_documented_error_or_read(
-    tmp_path: Path, name: str
-) -> None:
+def test_hostile_input_is_refused_with_a_documented_error_or_read(tmp_path, name) -> None:
     fuzzer = Fuzzer(INPUTS[name], tmp_path)
     fuzzer.run(CASES.get(name, 100), number=0)
     assert sum(fuzzer.counts.values()) > 0

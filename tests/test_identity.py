@@ -107,9 +107,7 @@ def test_weights_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         remembered_sha256(file)
 
 
-def test_changed_weights_are_read_again_also_at_the_old_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_weights_are_read_again_also_at_the_old_time(tmp_path, monkeypatch) -> None:
     file = large_file(tmp_path / "model.safetensors", monkeypatch)
     before, stat = remembered_sha256(file), file.stat()
     file.write_text("changed")  # as many bytes
@@ -117,18 +115,14 @@ def test_changed_weights_are_read_again_also_at_the_old_time(
     assert remembered_sha256(file) == sha256_file(file) != before
 
 
-def test_a_file_that_was_just_written_is_not_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_was_just_written_is_not_remembered(tmp_path, monkeypatch) -> None:
     file = large_file(tmp_path / "model.safetensors", monkeypatch)
     monkeypatch.setattr(_identity, "_SETTLED_NS", 60_000_000_000)
     assert remembered_sha256(file) == sha256_file(file)
     assert not (cache_folder() / "sha256").exists()
 
 
-def test_without_a_cache_weights_are_hashed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_cache_weights_are_hashed(tmp_path, monkeypatch) -> None:
     file = large_file(tmp_path / "model.safetensors", monkeypatch)
     monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(file))
     assert remembered_sha256(file) == sha256_file(file)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import diffusers.guiders
 import pytest
-from packages import install_example
 from typer.testing import CliRunner
 
 from autolora_eval._errors import UsageError
@@ -20,15 +18,10 @@ from autolora_eval.guidance.catalogue import DIFFUSERS, catalogue, listed_as
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_example(tmp_path_factory.mktemp("example"))
-
-
 @pytest.fixture
-def methods(example: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def methods(example_package: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """A function that runs `autolora-eval methods …` where the example package is installed."""
-    monkeypatch.syspath_prepend(example)
+    monkeypatch.syspath_prepend(example_package)
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: str) -> str:
@@ -82,8 +75,7 @@ def test_every_guider_of_diffusers_is_listed_with_its_constructor_s_parameters()
                 assert parameter.default == repr(taken[parameter.name].default)
 
 
-def test_one_is_told_of_by_name_class_or_path(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def test_one_is_told_of_by_name_class_or_path(tmp_path: Path) -> None:
     (tmp_path / "listed_for_test.py").write_text(
         "def sketch(prompt, seed, model, *, lines: int):\n    'Draws.'\n"
     )

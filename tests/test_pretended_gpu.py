@@ -19,16 +19,7 @@ from in_process import judge, pictured, said
 from pretended_gpu import GPU, OnGPU, pretended_gpu
 from scored_run import picture
 from tiny_flow_models import make_qwen_image, make_sd3, make_z_image
-from tiny_models import (
-    ENCODER,
-    SIZE,
-    UNET,
-    TinyModel,
-    make_lora,
-    make_sdxl,
-    tiny_plan,
-    write_lora,
-)
+from tiny_models import ENCODER, SIZE, UNET, TinyModel, make_lora, make_sdxl, tiny_plan, write_lora
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import sha256_file

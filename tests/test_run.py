@@ -189,9 +189,7 @@ def test_run_again_does_nothing(benchmark: Path, copy: RunFolder, monkeypatch) -
     assert [name for name in before if after[name] != before[name] and name not in moved] == []
 
 
-def test_a_removed_or_edited_table_is_written_again(
-    benchmark: Path, first: Run, copy: RunFolder
-) -> None:
+def test_a_removed_or_edited_table_is_written_again(benchmark, first, copy) -> None:
     copy.table("tex").unlink()
     copy.timings.write_text("cell,seconds\n")
     autolora_eval.run(benchmark, copy.path)
@@ -224,9 +222,8 @@ def test_interrupted_and_run_again_gives_the_same_table(
     assert (stage.done, stage.reused) == expected
 
 
-def test_other_libraries_are_accepted_and_recorded_by_image(
-    benchmark: Path, copy: RunFolder, first: Run
-) -> None:
+@pytest.mark.usefixtures("no_report")
+def test_other_libraries_are_accepted_and_recorded_by_image(benchmark, copy, first) -> None:
     rows = read_jsonl(copy.metadata(CELLS[0]))
     now = rows[0]["libraries"]
     before = now.replace(f"torch {metadata.version('torch')}", "torch 2.0.1")
@@ -301,9 +298,8 @@ def test_a_run_folder_takes_no_other_output(first: Run, tmp_path: Path) -> None:
         RunPipeline.start(first.folder.path, tmp_path)
 
 
-def test_a_limited_run_says_so_and_is_part_of_the_whole(
-    benchmark: Path, first: Run, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("no_report")
+def test_a_limited_run_says_so_and_is_part_of_the_whole(benchmark, first, tmp_path) -> None:
     limited = autolora_eval.run(benchmark, tmp_path / "run", limit_prompts=1, limit_seeds=2)
     said = limited.manifest
     assert (said.is_limited, said.limit_prompts, said.limit_seeds) == (True, 1, 2)
@@ -314,6 +310,7 @@ def test_a_limited_run_says_so_and_is_part_of_the_whole(
     assert len(limited.scores) == len(CELLS) * 2
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_limited_run_grows_into_the_whole(benchmark: Path, first: Run, tmp_path: Path) -> None:
     autolora_eval.run(benchmark, tmp_path / "run", limit_seeds=2)
     grown = autolora_eval.run(benchmark, tmp_path / "run")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -89,9 +86,7 @@ def test_at_gamma_zero_there_is_nothing_to_reuse() -> None:
         AutoLoRAGuidance(1.5, base_every=0)
 
 
-def test_a_benchmark_refuses_gamma_zero_before_a_model_is_loaded(
-    problem: Callable[[object], str], benchmark_data: dict[str, Any]
-) -> None:
+def test_a_benchmark_refuses_gamma_zero_before_a_model_is_loaded(problem, benchmark_data) -> None:
     for given in ({"autolora_scale": 0.0}, {"base_every": 0}):
         method = {"guider": "autolora_reuse"} | given
         message = problem(benchmark_data | {"methods": {"CFG": method}})
@@ -99,9 +94,7 @@ def test_a_benchmark_refuses_gamma_zero_before_a_model_is_loaded(
         assert "greater than" in message
 
 
-def test_in_a_benchmark_they_have_rows_of_their_own(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
-) -> None:
+def test_in_a_benchmark_they_have_rows_of_their_own(write_benchmark, benchmark_data) -> None:
     from autolora_eval.config.load import load_benchmark
     from autolora_eval.config.plan import make_plan
 

@@ -73,9 +73,7 @@ def test_equation_7_of_equal_predictions_returns_them(gamma: float, w1: float, w
 
 
 @pytest.mark.parametrize(("gamma", "w1", "w2"), TRIPLES)
-def test_only_predictions_with_a_nonzero_coefficient_are_needed(
-    gamma: float, w1: float, w2: float
-) -> None:
+def test_only_predictions_with_a_nonzero_coefficient_are_needed(gamma, w1, w2) -> None:
     """The coefficient of each prediction is equation (7) of its unit vector, in exact fractions."""
     units = [[Fraction(int(i == j)) for j in range(4)] for i in range(4)]
     coefficients = [

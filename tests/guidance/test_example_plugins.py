@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from packages import install_example
 from PIL import Image
 
 from autolora_eval import FigureData
@@ -20,21 +16,10 @@ from autolora_eval.config.plan import make_plan
 from autolora_eval.report.figures._base import draw_figures, figure_kinds
 from autolora_eval.scoring.extractor import Loading
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("installed")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(install_example(tmp_path_factory.mktemp("example")))
-        yield
-    for name in [name for name in sys.modules if name.startswith("example_plugins")]:
-        del sys.modules[name]
-
-
-def test_a_benchmark_uses_a_plugin_of_each_kind(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
-) -> None:
+def test_a_benchmark_uses_a_plugin_of_each_kind(write_benchmark, benchmark_data) -> None:
     benchmark_data["methods"] |= {
         "Fading": {"guider": "fading", "last_scale": 2},
         "Clipped": {"sampler": "clipped_noise", "limit": 1.5},
@@ -59,16 +44,12 @@ def test_a_benchmark_uses_a_plugin_of_each_kind(
     assert [score.display_name for score in loaded.rubric.scores.values()] == ["Cosiness"]
 
 
-def test_a_missing_file_of_a_package_is_reported(
-    problem: Callable[[object], str], benchmark_data: dict[str, Any]
-) -> None:
+def test_a_missing_file_of_a_package_is_reported(problem, benchmark_data) -> None:
     benchmark_data["judge"]["rubric"] = "example_plugins:cosy.yaml"
     assert "judge.rubric: no such rubric: 'example_plugins:cosy.yaml'" in problem(benchmark_data)
 
 
-def test_a_file_outside_the_package_is_not_found(
-    problem: Callable[[object], str], benchmark_data: dict[str, Any]
-) -> None:
+def test_a_file_outside_the_package_is_not_found(problem, benchmark_data) -> None:
     benchmark_data["judge"]["rubric"] = "example_plugins:../bin/pip"
     assert "no such rubric" in problem(benchmark_data)
 

@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
-from packages import CLASS, install_example, refusal, write_package
+from packages import CLASS, refusal, write_package
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -25,21 +25,6 @@ from autolora_eval.guidance.method_registry import GUIDERS, resolve_method
 from autolora_eval.guider_checks.runner import all_checks, check_command
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="session")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the example package is installed in."""
-    return install_example(tmp_path_factory.mktemp("example"))
-
-
-@pytest.fixture
-def installed(example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The example package, installed for this test."""
-    monkeypatch.syspath_prepend(example)
-    yield example
-    for name in [name for name in sys.modules if name.startswith("example_plugins")]:
-        del sys.modules[name]
 
 
 def test_a_guider_of_an_installed_package_goes_by_its_name(installed: Path) -> None:
@@ -56,9 +41,7 @@ def test_a_guider_of_an_installed_package_goes_by_its_name(installed: Path) -> N
     assert rule.nfe(parameters, 7) == 14
 
 
-def test_the_laws_are_tried_on_a_guider_of_an_installed_package_by_its_name(
-    installed: Path,
-) -> None:
+def test_the_laws_are_tried_on_a_guider_of_an_installed_package_by_its_name(installed) -> None:
     console = Console(file=io.StringIO(), width=100)
     kept = check_command("fading", ["guidance_scale=3.0"], "sd3", console, Console(quiet=True))
     shown = console.file.getvalue()
@@ -133,9 +116,7 @@ def test_two_packages_of_one_name_are_both_named_and_neither_is_taken(site: Path
         ("Y = 1\n", "AttributeError: module 'odd_mod' has no attribute 'X'"),
     ],
 )
-def test_whatever_is_wrong_with_a_package_is_said_of_it_alone(
-    site: Path, module: str, cause: str
-) -> None:
+def test_whatever_is_wrong_with_a_package_is_said_of_it_alone(site, module, cause) -> None:
     write_package(site, "odd", "[autolora_eval.methods]\nthing = odd_mod:X\n", odd_mod=module)
     assert refusal("guider", "thing").startswith("the guider 'thing' of odd 1.0 (odd_mod.X) is")
     assert cause in refusal("guider", "thing")
@@ -157,18 +138,14 @@ def test_a_package_can_declare_a_method_as_the_built_in_ones_are(site: Path) -> 
     assert "sha256" in rule.code
 
 
-def test_a_module_beside_the_benchmark_needs_no_installation(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def test_a_module_beside_the_benchmark_needs_no_installation(tmp_path: Path) -> None:
     (tmp_path / "beside_for_test.py").write_text(CLASS.format(name="Near", doc="Near by."))
     rule = resolve_method("guider", "beside_for_test.Near", (tmp_path,))
     assert (rule.summary, rule.source) == ("Near by.", "beside_for_test.py")
     assert "distribution" not in rule.code
 
 
-def test_a_module_beside_the_benchmark_takes_no_library_s_place(
-    tmp_path: Path, monkeypatch
-) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def test_a_module_beside_the_benchmark_takes_no_library_s_place(tmp_path: Path) -> None:
     (tmp_path / "diffusers.py").write_text("raise RuntimeError('taken')\n")
     rule = resolve_method(
         "guider", "diffusers.guiders.TangentialClassifierFreeGuidance", (tmp_path,)
@@ -198,16 +175,11 @@ def test_a_module_beside_the_benchmark_takes_no_library_s_place(
         ("a b.c", "is not a dotted path such as"),
     ],
 )
-def test_what_cannot_be_found_is_answered_with_the_next_step(
-    installed: Path, given: str, message: str
-) -> None:
+def test_what_cannot_be_found_is_answered_with_the_next_step(installed, given, message) -> None:
     assert message in refusal("guider", given)
 
 
-def test_two_modules_of_one_name_in_one_process_are_not_taken_for_each_other(
-    tmp_path: Path, monkeypatch
-) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def test_two_modules_of_one_name_in_one_process_are_not_taken_for_each_other(tmp_path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "twin_for_test.py").write_text(CLASS.format(name="A", doc=f"{name}."))
@@ -226,7 +198,7 @@ def test_a_file_that_an_installed_module_hides_is_named(tmp_path: Path) -> None:
 
 
 def test_a_plan_without_other_people_s_methods_imports_none_of_them(
-    example: Path, tmp_path: Path
+    example_package: Path, tmp_path: Path
 ) -> None:
     code = (
         "import sys, json\nfrom autolora_eval import load_benchmark, make_plan\n"
@@ -234,7 +206,7 @@ def test_a_plan_without_other_people_s_methods_imports_none_of_them(
         "print(json.dumps([n for n in sys.modules if n.split('.')[0] in "
         "('example_plugins', 'torch', 'diffusers')]))"
     )
-    env = os.environ | {"PYTHONPATH": f"{example}{os.pathsep}{ROOT}"}
+    env = os.environ | {"PYTHONPATH": f"{example_package}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True
     )
@@ -242,9 +214,7 @@ def test_a_plan_without_other_people_s_methods_imports_none_of_them(
 
 
 def test_a_benchmark_names_other_people_s_methods_beside_ours(
-    installed: Path,
-    write_benchmark: Callable[[object], Path],
-    benchmark_data: dict[str, Any],
+    installed: Path, write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
 ) -> None:
     benchmark_data["methods"] |= {
         "Fading": {"guider": "fading", "last_scale": 2},

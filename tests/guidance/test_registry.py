@@ -27,9 +27,7 @@ CASES = [
 
 @pytest.mark.parametrize("num_steps", [1, 7, 10, 100])
 @pytest.mark.parametrize(("guider", "given"), CASES)
-def test_the_stated_cost_is_what_the_guider_makes(
-    guider: str, given: dict[str, float], num_steps: int
-) -> None:
+def test_the_stated_cost_is_what_the_guider_makes(guider, given, num_steps) -> None:
     rule = GUIDERS.find(guider)
     parameters = rule.parameters.model_validate(given).with_model_defaults(5.0)
     built = rule.build(parameters)

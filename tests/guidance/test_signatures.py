@@ -75,9 +75,7 @@ class Layer:
         ("x", "a forward reference", "x"),
     ],
 )
-def test_a_value_becomes_an_object_of_the_annotated_type(
-    value: Any, annotation: Any, expected: Any
-) -> None:
+def test_a_value_becomes_an_object_of_the_annotated_type(value, annotation, expected) -> None:
     made = coerce(value, annotation)
     assert made == expected
     assert type(made) is type(expected)
@@ -114,9 +112,7 @@ def test_a_value_becomes_an_object_of_the_annotated_type(
         ({1: 2}, Any, "expected a finite number, text, a list or a map"),
     ],
 )
-def test_a_value_that_does_not_fit_is_refused_with_its_path(
-    value: Any, annotation: Any, message: str
-) -> None:
+def test_a_value_that_does_not_fit_is_refused_with_its_path(value, annotation, message) -> None:
     with pytest.raises(CoercionError) as caught:
         coerce(value, annotation)
     assert message in str(caught.value)

@@ -189,12 +189,7 @@ def test_declared_defaults_are_those_of_the_constructor(name) -> None:
 
 
 GRID: dict[str, list[dict[str, Any]]] = {
-    name: [
-        {},
-        {"start": 0.2, "stop": 0.6},
-        {"enabled": False},
-        {"start": 0.0, "stop": 0.29},
-    ]
+    name: [{}, {"start": 0.2, "stop": 0.6}, {"enabled": False}, {"start": 0.0, "stop": 0.29}]
     for name in DIFFUSERS_GUIDERS
 }
 for name, config in CONFIGS.items():

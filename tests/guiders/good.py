@@ -126,11 +126,7 @@ class Interpolation(Good):
 
     @register_to_config
     def __init__(
-        self,
-        lambda_scale: float = 0.6,
-        start: float = 0.0,
-        stop: float = 1.0,
-        enabled: bool = True,
+        self, lambda_scale: float = 0.6, start: float = 0.0, stop: float = 1.0, enabled: bool = True
     ) -> None:
         if not 0.0 <= lambda_scale <= 1.0:
             raise ValueError("lambda_scale must be between 0 and 1")

@@ -23,14 +23,7 @@ from recipes.character import (
     presence,
     trait_sets,
 )
-from recipes.domain import (
-    BACKGROUNDS,
-    PALETTE,
-    SIZE,
-    TEMPLATES,
-    all_scenes,
-    caption,
-)
+from recipes.domain import BACKGROUNDS, PALETTE, SIZE, TEMPLATES, all_scenes, caption
 
 pytestmark = pytest.mark.model
 

@@ -22,12 +22,7 @@ from recipes.domain import (
     render,
     training_scenes,
 )
-from recipes.grades import (
-    GRADES,
-    graded_pixel_art,
-    mangled,
-    prompt_score,
-)
+from recipes.grades import GRADES, graded_pixel_art, mangled, prompt_score
 from recipes.shapes import OBJECTS
 
 pytestmark = pytest.mark.model

@@ -9,19 +9,8 @@ import numpy as np
 import pytest
 
 from recipes import judge_data, judge_evaluate
-from recipes.domain import (
-    held_out_scenes,
-    is_held_out,
-    training_scenes,
-)
-from recipes.judge_tokenizer import (
-    IMAGE_MARK,
-    PROMPT_MARK,
-    WORDS,
-    question,
-    reply,
-    rubric_text,
-)
+from recipes.domain import held_out_scenes, is_held_out, training_scenes
+from recipes.judge_tokenizer import IMAGE_MARK, PROMPT_MARK, WORDS, question, reply, rubric_text
 
 pytestmark = pytest.mark.model
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
@@ -31,9 +30,7 @@ def unpacked(archive: Path, tmp_path: Path) -> Path:
     return tmp_path / "unpacked"
 
 
-def test_what_is_packed_is_verified_and_packs_to_the_same_bytes(
-    folder: RunFolder, archive: Path, unpacked: Path
-) -> None:
+def test_what_is_packed_is_verified_and_packs_to_the_same_bytes(folder, archive, unpacked) -> None:
     (folder.path / "theirs.txt").write_text("not of the run")
     packed = run_command("pack", folder.path, "--output", archive.with_name("again.zip"))
     assert (packed.code, packed.stdout) == (0, f"archive: {archive.with_name('again.zip')}\n")
@@ -65,9 +62,7 @@ def test_a_changed_byte_is_found_by_the_name_of_its_file(archive: Path, name: st
         ("extra", lambda files: files.update({"more.csv": b"1000 %"})),
     ],
 )
-def test_what_is_missing_changed_or_extra_is_found(
-    archive: Path, kind: str, change: Callable[[dict[str, bytes]], object]
-) -> None:
+def test_what_is_missing_changed_or_extra_is_found(archive, kind, change) -> None:
     with ZipFile(archive) as opened:
         files = {entry.filename: opened.read(entry) for entry in opened.infolist()}
     change(files)

@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -39,9 +38,7 @@ def test_text_of_others_cannot_control_the_terminal() -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_commands_print_no_control_characters(
-    folder: RunFolder, plan: Plan, options: list[str]
-) -> None:
+def test_commands_print_no_control_characters(folder, plan, options) -> None:
     file = folder.manifest
     cell = plan.cells[0].id
     data = json.loads(file.read_text())
@@ -114,12 +111,7 @@ def defect(tmp_path: Path) -> Exception:
         (defect, "does not expect: IndexError: list index out of range .*\n.*--debug"),
     ],
 )
-def test_one_function_gives_every_failure_a_message(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    make: Callable[[Path], Exception],
-    says: str,
-) -> None:
+def test_one_function_gives_every_failure_a_message(tmp_path, monkeypatch, make, says) -> None:
     error = make(tmp_path)
 
     def fail() -> None:
@@ -212,9 +204,7 @@ def cut_lora(plan: Plan, folder: RunFolder) -> list[object]:
         (cut_lora, "style.safetensors' is cut off"),
     ],
 )
-def test_bad_input_is_told_with_file_and_cause(
-    plan: Plan, folder: RunFolder, make: Callable[[Plan, RunFolder], list[object]], says: str
-) -> None:
+def test_bad_input_is_told_with_file_and_cause(plan, folder, make, says) -> None:
     failed = run_command(*make(plan, folder))
     assert failed.code in (1, 2)
     assert says in failed.stderr

@@ -39,9 +39,7 @@ class NoJudge:
         yield from ()
 
 
-def test_a_picture_whose_bytes_are_not_those_of_its_record_is_not_scored(
-    plan: Plan, folder: RunFolder
-) -> None:
+def test_a_picture_whose_bytes_are_not_those_of_its_record_is_not_scored(plan, folder) -> None:
     cell, file = plan.cells[0].id, plan.jobs[0].file
     (folder.images(cell) / file).write_bytes(encoded(picture(("another", 0, 0))))
     write_features(plan, folder, lambda place: np.ones(3))
@@ -82,9 +80,7 @@ def test_what_is_no_regular_file_is_missing_and_never_waited_for(tmp_path: Path,
         open_image(path)
 
 
-def test_a_file_of_too_many_bytes_is_neither_hashed_nor_opened(
-    plan: Plan, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_too_many_bytes_is_neither_hashed_nor_opened(plan, folder, monkeypatch) -> None:
     manifest = folder.read_manifest()
     path = images.cell_images(manifest, manifest.cells[0], folder)[0].path
     monkeypatch.setattr(images, "MAX_BYTES", 100)

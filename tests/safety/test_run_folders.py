@@ -103,11 +103,7 @@ def compare(plan: Plan, folder: RunFolder) -> None:
     ],
 )
 def test_a_link_that_leads_out_is_refused_and_nothing_outside_is_touched(
-    plan: Plan,
-    folder: RunFolder,
-    outside: Path,
-    place: str,
-    use: Callable[[Plan, RunFolder], None],
+    plan: Plan, folder: RunFolder, outside: Path, place: str, use: Callable[[Plan, RunFolder], None]
 ) -> None:
     cell, file = plan.cells[0].id, plan.jobs[0].file
     names = {"cell": cell, "image": file, "prompt": file.split("/")[0]}

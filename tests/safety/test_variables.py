@@ -32,13 +32,7 @@ Problem = Callable[[object], str]
         ("AUTOLORA_EVAL_JUDGE_API_KEY", False),
     ],
 )
-def test_only_some_variables_are_read(
-    problem: Problem,
-    benchmark_data: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    allowed: bool,
-) -> None:
+def test_only_some_variables_are_read(problem, benchmark_data, monkeypatch, name, allowed) -> None:
     monkeypatch.setenv(name, "/the/value")
     monkeypatch.setenv("AUTOLORA_EVAL_ALLOW", "ALLOWED_BY_ME, HF_TOKEN")
     if allowed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -21,9 +20,7 @@ from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 
 
-def test_scores_are_those_of_the_reply_and_not_of_the_copy_beside_it(
-    plan: Plan, folder: RunFolder
-) -> None:
+def test_scores_are_those_of_the_reply_and_not_of_the_copy_beside_it(plan, folder) -> None:
     before = pd.read_parquet(folder.scores)
     for cell in plan.cells:
         rows = read_jsonl(folder.judgements(cell.id))
@@ -53,9 +50,7 @@ def test_features_that_were_changed_are_refused(plan: Plan, folder: RunFolder) -
 
 
 @pytest.mark.parametrize("name", ["scores.parquet", "table.csv", "comparisons.csv", "timings.csv"])
-def test_report_explain_and_compare_refuse_an_edited_table(
-    plan: Plan, folder: RunFolder, name: str
-) -> None:
+def test_report_explain_and_compare_refuse_an_edited_table(plan, folder, name) -> None:
     with (folder.path / name).open("ab") as stream:
         stream.write(b" ")
     says = f"{name} was changed after scoring. Write the tables again with: autolora-eval score"
@@ -109,9 +104,7 @@ def add_code(plan: Plan, folder: RunFolder) -> str:
 @pytest.mark.parametrize(
     "change", [edit_table, lose_image, change_image, add_image, lose_features, add_code]
 )
-def test_verify_says_what_is_missing_changed_or_extra(
-    plan: Plan, folder: RunFolder, change: Callable[[Plan, RunFolder], str]
-) -> None:
+def test_verify_says_what_is_missing_changed_or_extra(plan, folder, change) -> None:
     expected = change(plan, folder)
     done = run_command("verify", folder.path)
     assert (done.code, done.stdout) == (1, f"{expected}\n")
