@@ -37,7 +37,7 @@ class InPlaceLora(LoraLayer):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
         """Return W·x + s·B·A·x, [n, …]."""
         if args or kwargs or self.lora_variant or self.merged_adapters:
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return, misc]
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         result: torch.Tensor = self.base_layer(x)
         if self._disable_adapters:
             return result
