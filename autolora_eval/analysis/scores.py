@@ -98,9 +98,9 @@ def _judged(
     with np.errstate(invalid="ignore"):
         scores, expected = np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
     whys: list[str | None] = [None] * len(images)
-    for n in np.flatnonzero(~is_scored.any(axis=1)) if names else ():
-        asked = (reason for reason in reasons[n] if reason != NOT_JUDGED)
-        whys[n] = images[n].problem or next(asked, NOT_JUDGED)
+    for place in map(int, np.flatnonzero(~is_scored.any(axis=1)) if names else ()):
+        asked = (reason for reason in reasons[place] if reason != NOT_JUDGED)
+        whys[place] = images[place].problem or next(asked, NOT_JUDGED)
     return scores, expected, whys
 
 
