@@ -116,8 +116,10 @@ class Background(ABC, Generic[S]):
             with closing(scorer):
                 self._scorer = scorer
                 while not self._stopped.is_set():
+                    began = time.thread_time()
                     self._look(scorer)
-                    self._stopped.wait(PAUSE_SECONDS)
+                    # A look hashes the images of a cell again: at most a tenth of a core is spent.
+                    self._stopped.wait(max(PAUSE_SECONDS, 9 * (time.thread_time() - began)))
         except Exception:  # the stage does it again, and says what is wrong
             return
 
