@@ -103,3 +103,8 @@ def release_frames(error: BaseException | None) -> None:
                     break
                 frame = frame.f_back
         error = error.__cause__ or error.__context__
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, cut to what fits a message of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

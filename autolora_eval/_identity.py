@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json, cache_folder, sha256_bytes, sha256_file, write_json
-from autolora_eval._sources import Source, first_line, local_lora, unreachable
+from autolora_eval._sources import Source, local_lora, unreachable
 
 _INDEX = "model_index.json"
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja")

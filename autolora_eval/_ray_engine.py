@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from autolora_eval._devices import choose_device, require
-from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._errors import AutoLoRAEvalError, UsageError, first_line
 from autolora_eval._files import atomic_write
 from autolora_eval._ray_worker import (
     At,
@@ -31,7 +31,6 @@ from autolora_eval._ray_worker import (
     replier,
     requests_at,
 )
-from autolora_eval._sources import first_line
 from autolora_eval.config.plan import Plan
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.features import Batch, Extracted

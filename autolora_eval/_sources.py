@@ -13,7 +13,7 @@ from typing import Literal
 import yaml
 
 from autolora_eval._environment import expanded
-from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
+from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean, first_line
 from autolora_eval._files import path_inside
 from autolora_eval._resources import shipped_root
 
@@ -384,8 +384,3 @@ def unreachable(sources: list[Source], reason: str) -> str:
 def absent(source: Source) -> str:
     """Return the message for a file that its user must get first."""
     return f"the LoRA '{source.location}' is not here. {source.how_to_get()}"
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, cut to what fits a message of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from autolora_eval._errors import UsageError
+from autolora_eval._errors import UsageError, first_line
 from autolora_eval._files import atomic_write
-from autolora_eval._sources import first_line
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
 

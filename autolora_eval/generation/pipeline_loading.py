@@ -13,8 +13,8 @@ import torch
 from diffusers import ComponentsManager, ModularPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
-from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._sources import Source, cached, first_line
+from autolora_eval._errors import AutoLoRAEvalError, first_line
+from autolora_eval._sources import Source, cached
 from autolora_eval.config.inputs import (
     INDEX,
     WHAT_WORKS,

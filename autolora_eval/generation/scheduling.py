@@ -17,9 +17,8 @@ import diffusers
 import torch
 from diffusers.guiders import BaseGuidance
 
-from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
-from autolora_eval._sources import first_line
 from autolora_eval.config.schema import Scheduler
 
 

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._errors import AutoLoRAEvalError, UsageError, first_line
 from autolora_eval._files import (
     Json,
     atomic_write,
@@ -35,7 +35,6 @@ from autolora_eval._files import (
     write_json,
     write_text,
 )
-from autolora_eval._sources import first_line
 from autolora_eval._urls import file_system, is_url
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.lock import LOCK, writing

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from autolora_eval._devices import choose_device, is_out_of_memory, quiet_libraries
-from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json, atomic_write, content_hash, require_space
 from autolora_eval._identity import identity
 from autolora_eval._progress import Progress
-from autolora_eval._sources import Source, first_line
+from autolora_eval._sources import Source
 from autolora_eval.runs.feature_file import checksum, read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image, reduced

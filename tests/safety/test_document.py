@@ -51,6 +51,12 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "test_a_picture_is_reduced_before_it_waits_in_a_batch",
         "test_ten_thousand_pixels_squared_take_less_than_a_gigabyte",
     ),
+    "What is fetched is treated": (
+        "test_a_file_with_the_name_of_another_place_is_refused",
+        "test_a_link_is_not_followed",
+    ),
+    "Files at a URL that are no": ("test_files_of_something_else_are_left_alone",),
+    "A URL with a password": ("test_a_url_that_cannot_be_used_is_one_message",),
     "A plugin is Python code": (),
     "Control characters": (
         "test_text_of_others_cannot_control_the_terminal",

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from autolora_eval._devices import choose_dtype, quiet_libraries
-from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
 from autolora_eval._identity import identity
-from autolora_eval._sources import Source, first_line
+from autolora_eval._sources import Source
 from autolora_eval.runs.images import ImageError, Picture, open_image, opened, reduced
 from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request, Token
