@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -393,3 +394,5 @@ def main() -> None:
         else:
             print_error(failure_message(error))
         sys.exit(getattr(error, "exit_code", 1))
+    finally:
+        gc.freeze()  # or the exit looks for a second through all that torch and diffusers made

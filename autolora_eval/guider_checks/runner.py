@@ -5,7 +5,6 @@ This module imports no torch, so that the public names can be imported quickly.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import traceback
 from collections import Counter
@@ -214,7 +213,6 @@ def check_command(
     with progress.status("Loading diffusers …") as status, uncollected(), quiet_libraries():
         from autolora_eval.guider_checks.harness import guider_under_test
 
-        gc.freeze()  # the exit, too, would look through all that was imported
         guider, parameters = _find_guider(name, dict(_parameter(word) for word in arguments))
         tested = guider_under_test(guider, model=model, spec=None, parameters=parameters)
         results: list[CheckResult] = []
