@@ -154,10 +154,11 @@ class BackgroundJudging(Background["OpenAIJudge"]):
         return manifest.model_copy(update={"judge": self.record}) if self.record else manifest
 
     def _open(self) -> OpenAIJudge | None:
+        if self.settings is None:
+            return None
         from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
-        settings = self.settings
-        return None if settings is None else OpenAIJudge(settings.config, settings.rubric)
+        return OpenAIJudge(self.settings.config, self.settings.rubric)
 
     def _score(self, scorer: OpenAIJudge, manifest: RunManifest) -> None:
         assert self.settings is not None
