@@ -8,11 +8,12 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from queue import SimpleQueue
+from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
@@ -99,6 +100,7 @@ class OpenAIJudge:
         self._identity: Json | None = None
         self._consecutive_failures = 0
         self._in_flight: set[Future[Reply]] = set()
+        self._cancelled = Event()
         self._wait = _Wait(spec.timeout)
         # An event loop in a thread of its own also works inside another loop, as in Jupyter.
         stack = ExitStack()
@@ -189,11 +191,20 @@ class OpenAIJudge:
         self.identity()
         self._slots = asyncio.Semaphore(self.spec.concurrency)
         limit = 2 * self.spec.concurrency
-        loop = self._portal.call(asyncio.get_running_loop)
-        yield from _as_completed(loop, self._reply, requests, limit, self._in_flight)
+        self._loop = self._portal.call(asyncio.get_running_loop)
+        yield from _as_completed(self._begin, requests, limit, self._in_flight)
+
+    def _begin(self, request: Request) -> Future[Reply]:
+        # Not by the portal, which waits until the loop has begun the task.
+        future = asyncio.run_coroutine_threadsafe(self._reply(request), self._loop)
+        self._in_flight.add(future)
+        if self._cancelled.is_set():  # at the same moment: `cancel` may not have seen it
+            future.cancel()
+        return future
 
     def cancel(self) -> None:
         """Cancel the calls in flight from another thread, in which `replies` then raises."""
+        self._cancelled.set()
         for future in tuple(self._in_flight):
             future.cancel()
 
@@ -317,8 +328,7 @@ def _should_retry(answer: protocol.Answer) -> bool:
 
 
 def _as_completed(
-    loop: asyncio.AbstractEventLoop,
-    work: Callable[[T], Coroutine[Any, Any, R]],
+    begin: Callable[[T], Future[R]],
     items: Iterable[T],
     max_pending: int,
     pending: set[Future[R]],
@@ -326,22 +336,18 @@ def _as_completed(
     """Yield items with their results in order of completion, in groups that finished together.
 
     Args:
-        loop: the event loop that runs the work, in another thread.
-        work: the coroutine function that is applied to each item.
+        begin: begins the work on an item, and adds it to `pending`.
         items: taken one by one, so that at most `max_pending` of them are unfinished.
         max_pending: the limit of unfinished items.
-        pending: receives the unfinished items, which another thread may cancel.
+        pending: the unfinished items, which another thread may cancel.
 
     Raises:
-        Exception: the first error of `work`, after the results that came before it.
+        Exception: the first error of an item, after the results that came before it.
     """
     finished: SimpleQueue[tuple[T, Future[R]]] = SimpleQueue()
 
     def start(item: T) -> None:
-        # Not by the portal, which waits until the loop has begun the task.
-        future = asyncio.run_coroutine_threadsafe(work(item), loop)
-        pending.add(future)
-        future.add_done_callback(lambda done: finished.put((item, done)))
+        begin(item).add_done_callback(lambda done: finished.put((item, done)))
 
     def collect() -> Iterator[list[tuple[T, R]]]:
         batch = [finished.get()]
