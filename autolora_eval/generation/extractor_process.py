@@ -68,7 +68,7 @@ class ExtractorProcess:
 def serve(benchmark: str, key: str, gpu_share: str) -> None:
     """Extract the batches of the process that started this one, until it closes the pipe."""
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no result
+    os.dup2(2, 1)  # what libraries print is not a result
     settings = feature_settings(make_plan(load_benchmark(benchmark)))
     if extractor_key(settings.identity(), settings.batch_size) != key:
         return  # a file was changed meanwhile

@@ -139,7 +139,7 @@ class Storage:
         """Bring what is newer at the URL.
 
         Raises:
-            UsageError: if a file there has a name that no run folder has, or it is no run folder.
+            UsageError: if a file there has a name that no run folder has, or it is not a run folder.
             AutoLoRAEvalError: if the URL does not answer.
         """
         self._save()
@@ -331,7 +331,7 @@ class Storage:
         for name, info in names.items():
             if not all(map(_PART.fullmatch, name.split("/"))) or info.get("islink"):
                 raise UsageError(
-                    f"'{self.url}' has a file {name!r:.100}, which is no file of a run: it is a "
+                    f"'{self.url}' has a file {name!r:.100}, which is not a file of a run: it is a "
                     "link, or leads out of the folder. Remove it there."
                 )
             RunFolder(self.copy).within(self.copy / name)

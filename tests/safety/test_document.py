@@ -55,7 +55,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "test_a_file_with_the_name_of_another_place_is_refused",
         "test_a_link_is_not_followed",
     ),
-    "Files at a URL that are no": ("test_files_of_something_else_are_left_alone",),
+    "Files at a URL that are not": ("test_files_of_something_else_are_left_alone",),
     "A URL with a password": ("test_a_url_that_cannot_be_used_is_one_message",),
     "A plugin is Python code": (),
     "Control characters": (
