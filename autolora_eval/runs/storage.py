@@ -139,7 +139,7 @@ class Storage:
         """Bring what is newer at the URL.
 
         Raises:
-            UsageError: if a file there has a name that no run folder has, or it is not a run folder.
+            UsageError: if it is not a run folder, or has a name that no file of a run has.
             AutoLoRAEvalError: if the URL does not answer.
         """
         self._save()
