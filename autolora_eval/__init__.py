@@ -8,17 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from autolora_eval._version import __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError, UsageError
-    from autolora_eval._pipeline import compare, run, score_images
     from autolora_eval.analysis.explain import explain
     from autolora_eval.config.load import load_benchmark
     from autolora_eval.config.plan import make_plan
     from autolora_eval.generation.sampler_api import SampledImage, Sampler, SamplerModel
     from autolora_eval.guidance.autolora import AutoLoRAGuidance
     from autolora_eval.guidance.method import GuiderMethod, Method
+    from autolora_eval.pipeline.run_pipeline import compare, run, score_images
     from autolora_eval.plugins.signatures import MethodParameters
     from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
     from autolora_eval.runs.folder import Run, open_run
@@ -46,14 +46,14 @@ _MODULES = {
     "Sampler": "generation.sampler_api",
     "SamplerModel": "generation.sampler_api",
     "UsageError": "_errors",
-    "compare": "_pipeline",
+    "compare": "pipeline.run_pipeline",
     "diversity": "scoring.diversity",
     "explain": "analysis.explain",
     "load_benchmark": "config.load",
     "make_plan": "config.plan",
     "open_run": "runs.folder",
-    "run": "_pipeline",
-    "score_images": "_pipeline",
+    "run": "pipeline.run_pipeline",
+    "score_images": "pipeline.run_pipeline",
 }
 
 __all__ = [

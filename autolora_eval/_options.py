@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from autolora_eval._urls import is_url
+from autolora_eval.runs.file_systems import is_url
 
 # The headings of `autolora-eval --help`.
 RUN, ANALYZE, METHODS = "Run a benchmark", "Analyze finished runs", "Methods and judges"

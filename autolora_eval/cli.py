@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from autolora_eval._errors import UsageError
+from autolora_eval import __version__
+from autolora_eval._errors import UsageError, failure_message
 from autolora_eval._options import (
     ANALYZE,
     METHODS,
@@ -42,9 +43,7 @@ from autolora_eval._options import (
     RunFolderArguments,
     RunOrArchive,
 )
-from autolora_eval._terminal import failure_message, print_error
 from autolora_eval._text import printable
-from autolora_eval._version import __version__
 
 DEBUG = "AUTOLORA_EVAL_DEBUG"
 
@@ -111,9 +110,9 @@ def plan(
 ) -> None:
     """Show what a run would do and cost, and what it would keep, without loading a model."""
     from autolora_eval import _display as display
-    from autolora_eval._pipeline import RunPipeline
     from autolora_eval.config.no_code import would_do
     from autolora_eval.generation.outlook import run_outlook
+    from autolora_eval.pipeline.run_pipeline import RunPipeline
 
     if no_code:
         for what, where in would_do(benchmark):
@@ -139,7 +138,7 @@ def run(
 ) -> None:
     """Run a benchmark: generate, score, report. Run it again to resume."""
     from autolora_eval import _display as display
-    from autolora_eval._pipeline import RunPipeline
+    from autolora_eval.pipeline.run_pipeline import RunPipeline
 
     if dry_run:
         plan(benchmark, output, limit_prompts, limit_seeds)
@@ -163,7 +162,7 @@ def generate(
 ) -> None:
     """Generate the images of a benchmark (the first stage of run)."""
     from autolora_eval import _display as display
-    from autolora_eval._pipeline import RunPipeline
+    from autolora_eval.pipeline.run_pipeline import RunPipeline
     from autolora_eval.runs.lock import writing
 
     pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
@@ -189,7 +188,7 @@ def score(
 ) -> None:
     """Extract features, judge the images and write the tables (the second stage of run)."""
     from autolora_eval import _display as display
-    from autolora_eval._pipeline import RunPipeline, score_images
+    from autolora_eval.pipeline.run_pipeline import RunPipeline, score_images
     from autolora_eval.runs.lock import writing
 
     limits = {"limit_prompts": limit_prompts, "limit_seeds": limit_seeds}
@@ -213,7 +212,7 @@ def score(
 def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
     """Draw the figures and write report.pdf and report.html (the last stage of run)."""
     from autolora_eval import _display as display
-    from autolora_eval._pipeline import RunPipeline
+    from autolora_eval.pipeline.run_pipeline import RunPipeline
     from autolora_eval.report import write_report
     from autolora_eval.runs.folder import open_run
     from autolora_eval.runs.lock import writing
@@ -236,7 +235,7 @@ def compare(
     """Put the cells of several runs into one table and report, compared in pairs."""
     from autolora_eval import _display as display
     from autolora_eval._files import slug
-    from autolora_eval._pipeline import compare as joint_run
+    from autolora_eval.pipeline.run_pipeline import compare as joint_run
 
     folder = output or Path("reports") / slug(f"compare-{'-'.join(run.name for run in runs)}")
     joint, differences = joint_run(
@@ -351,8 +350,7 @@ def check(
     from autolora_eval._progress import SafeConsole
     from autolora_eval.guider_checks.runner import check_command
 
-    progress = SafeConsole(stderr=True)
-    if not check_command(guider, parameter or [], model, SafeConsole(), progress):
+    if not check_command(guider, parameter or [], model, SafeConsole(), SafeConsole(stderr=True)):
         raise typer.Exit(1)
 
 
@@ -368,12 +366,14 @@ def doctor(
     from autolora_eval.config.load import load_benchmark
     from autolora_eval.scoring.judges import doctor
 
-    if benchmark is None:
-        diagnosis = doctor.examine()
-    else:
-        loaded = load_benchmark(benchmark)
-        diagnosis = doctor.examine(loaded.spec.name, loaded.spec.judge, loaded.judge)
-    doctor.show(diagnosis, display.console)
+    asked = None if benchmark is None else load_benchmark(benchmark)
+    judge = () if asked is None else (asked.spec.name, asked.spec.judge, asked.judge)
+    doctor.show(doctor.examine(*judge), display.console)
+
+
+def _print_error(message: str) -> None:
+    typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+    typer.echo(printable(message), err=True)
 
 
 def main() -> None:
@@ -386,13 +386,13 @@ def main() -> None:
         app()
     except SystemExit as error:
         if error.code == 130:  # Ctrl-C, at which typer exits silently
-            print_error("interrupted. Finished work is kept: run the same command to resume.")
+            _print_error("interrupted. Finished work is kept: run the same command to resume.")
         raise
     except Exception as error:
         if os.environ.get(DEBUG):
             traceback.print_exception(error)
         else:
-            print_error(failure_message(error))
+            _print_error(failure_message(error))
         sys.exit(getattr(error, "exit_code", 1))
     finally:
         gc.freeze()  # or the exit looks for a second through all that torch and diffusers made

@@ -17,7 +17,7 @@ import yaml
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from autolora_eval._resources import shipped_root
+from autolora_eval.sources.lookup import shipped_root
 from recipes.character import NAME, TRAITS
 from recipes.domain import COLOURS, STYLE
 from recipes.shapes import OBJECTS

@@ -115,7 +115,7 @@ def example_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no figures and write no report: that takes longer than the rest of a small run."""
-    monkeypatch.setattr("autolora_eval._pipeline.write_report", lambda folder: None)
+    monkeypatch.setattr("autolora_eval.pipeline.run_pipeline.write_report", lambda folder: None)
 
 
 def furnish(folder: Path) -> None:

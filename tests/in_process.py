@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from scored_run import picture
 
-from autolora_eval._sources import Source
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 from autolora_eval.scoring.rubric import Question, Rubric
+from autolora_eval.sources.model_source import Source
 
 PROMPTS = ["a red house in front of a blue background", "a", "a green tree, pixel art " * 3]
 

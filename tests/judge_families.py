@@ -18,11 +18,11 @@ import transformers as t
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from autolora_eval._resources import shipped_root
-from autolora_eval._sources import Source
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge, conversation
 from autolora_eval.scoring.rubric import Question, Rubric, read_rubric
+from autolora_eval.sources.lookup import shipped_root
+from autolora_eval.sources.model_source import Source
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 TEXT |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096}

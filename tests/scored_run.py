@@ -15,8 +15,7 @@ from autolora_eval.analysis.tables import write_tables
 from autolora_eval.config.plan import Plan
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings, planned_manifest
 from autolora_eval.generation.dataset import ImageDataset
-from autolora_eval.runs.checksums import checksums
-from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.folder import RunFolder, checksums
 from autolora_eval.runs.images import cell_images
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import (

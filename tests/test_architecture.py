@@ -12,19 +12,10 @@ from conftest import ROOT
 PACKAGE = ROOT / "autolora_eval"
 # Low to high: a package imports only packages to its left, in functions and for types too.
 LAYERS = (
-    *("runs", "plugins", "guidance", "scoring", "config", "generation", "analysis", "report"),
-    "top",
+    *("sources", "runs", "plugins", "guidance", "scoring", "config", "generation"),
+    *("analysis", "report", "pipeline", "top"),
 )
-TOP = (
-    "_pipeline",
-    "_ray_engine",
-    "_ray_worker",
-    "_display",
-    "_options",
-    "cli",
-    "__main__",
-    "__init__",
-)
+TOP = ("_display", "_options", "cli", "__main__", "__init__")
 # `analysis` and `report` read the run folder, never the benchmark or what made the images.
 FORBIDDEN = {"analysis": {"config", "generation"}, "report": {"config", "generation"}}
 MAX_LINES = 400

@@ -14,9 +14,9 @@ from command import Finished, run_command
 
 import autolora_eval
 from autolora_eval import load_benchmark, make_plan
-from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.config.stage_inputs import planned_manifest
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.sources.lookup import shipped_benchmarks
 
 pytestmark = pytest.mark.e2e
 
@@ -27,7 +27,7 @@ MODELS = {"torch", "diffusers", "transformers"}
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("autolora_eval._sources.in_cache", lambda *_: False)
+    monkeypatch.setattr("autolora_eval.sources.hub.in_cache", lambda *_: False)
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:

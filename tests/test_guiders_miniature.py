@@ -10,8 +10,8 @@ from pypdf import PdfReader
 
 import autolora_eval
 from autolora_eval._files import read_jsonl
-from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.analysis.explain import explain
+from autolora_eval.sources.lookup import shipped_benchmarks
 
 pytestmark = pytest.mark.e2e
 

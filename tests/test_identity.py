@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from autolora_eval import _identity
 from autolora_eval._files import cache_folder, sha256_file
-from autolora_eval._identity import identity, lora_identity, remembered_sha256
-from autolora_eval._resources import miniature_folder
-from autolora_eval._sources import Source
+from autolora_eval.sources import identity as identity_module
+from autolora_eval.sources.identity import identity, lora_identity, remembered_sha256
+from autolora_eval.sources.lookup import miniature_folder
+from autolora_eval.sources.model_source import Source
 
 LOADED = [
     *("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"),
@@ -83,8 +83,8 @@ def test_a_single_file_is_its_content(tmp_path: Path) -> None:
 
 def large_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is remembered, and that was written long ago."""
-    monkeypatch.setattr(_identity, "_REMEMBERED_BYTES", 4)
-    monkeypatch.setattr(_identity, "_SETTLED_NS", 0)
+    monkeypatch.setattr(identity_module, "_REMEMBERED_BYTES", 4)
+    monkeypatch.setattr(identity_module, "_SETTLED_NS", 0)
     path.write_text("weights")
     time.sleep(0.01)
     return path
@@ -99,7 +99,7 @@ def test_weights_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def fail(path: Path) -> str:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr(_identity, "sha256_file", fail)
+    monkeypatch.setattr(identity_module, "sha256_file", fail)
     assert lora_identity(lora)["sha256"] == digest
     (note,) = (cache_folder() / "sha256").iterdir()
     note.write_text("torn")
@@ -117,7 +117,7 @@ def test_changed_weights_are_read_again_also_at_the_old_time(tmp_path, monkeypat
 
 def test_a_file_that_was_just_written_is_not_remembered(tmp_path, monkeypatch) -> None:
     file = large_file(tmp_path / "model.safetensors", monkeypatch)
-    monkeypatch.setattr(_identity, "_SETTLED_NS", 60_000_000_000)
+    monkeypatch.setattr(identity_module, "_SETTLED_NS", 60_000_000_000)
     assert remembered_sha256(file) == sha256_file(file)
     assert not (cache_folder() / "sha256").exists()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._pipeline import RunPipeline
+from autolora_eval.pipeline.run_pipeline import RunPipeline
 from autolora_eval.runs.lock import writing
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="keeps nobody out there")

@@ -24,8 +24,6 @@ from tiny_models import ENCODER, SIZE, UNET, TinyModel, make_lora, make_sdxl, ti
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
-from autolora_eval._resources import miniature_folder, shipped_root
-from autolora_eval._sources import Source
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.scheduling import make_scheduler
@@ -38,6 +36,8 @@ from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 from autolora_eval.scoring.rubric import Question, read_rubric
+from autolora_eval.sources.lookup import miniature_folder, shipped_root
+from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
 

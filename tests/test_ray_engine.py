@@ -12,8 +12,8 @@ from command import run_command
 from conftest import ROOT
 from lost_node import contents
 
-from autolora_eval._pipeline import RunPipeline
-from autolora_eval._ray_engine import EngineName
+from autolora_eval.pipeline.ray_engine import EngineName
+from autolora_eval.pipeline.run_pipeline import RunPipeline
 
 pytestmark = pytest.mark.e2e
 

@@ -21,9 +21,10 @@ import autolora_eval
 from autolora_eval import _display as display
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import read_jsonl, sha256_bytes, sha256_file, write_jsonl
-from autolora_eval._pipeline import RunPipeline
 from autolora_eval.config.plan import REPORT_BYTES
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.pipeline.run_pipeline import RunPipeline
+from autolora_eval.report import write_report
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import Run, RunFolder
 from autolora_eval.scoring.extractors.transformers import TransformersExtractor as Extractor
@@ -176,7 +177,7 @@ def test_run_again_does_nothing(benchmark: Path, copy: RunFolder, monkeypatch) -
     monkeypatch.setattr(LoraPipeline, "load", refused)
     monkeypatch.setattr(Extractor, "load", refused)
     autolora_eval.run(benchmark, copy.path)
-    monkeypatch.setattr("autolora_eval._pipeline.write_report", refused)
+    monkeypatch.setattr("autolora_eval.pipeline.run_pipeline.write_report", refused)
     monkeypatch.setattr("autolora_eval.analysis.tables.write_tables", refused)
     again = autolora_eval.run(benchmark, copy.path)
     stages = again.manifest.stages
@@ -244,7 +245,7 @@ def test_stage_by_stage_gives_the_same_table(benchmark: Path, first: Run, tmp_pa
     assert not (output / "features").exists()
     RunPipeline.start(output).score()
     assert not (output / "report.pdf").exists()
-    RunPipeline.start(output).report()
+    write_report(RunFolder(output))
     for name in ("table.csv", "table.md", "table.tex", "comparisons.csv", "diversity.csv"):
         assert (output / name).read_bytes() == (first.folder.path / name).read_bytes(), name
     assert (output / "report.pdf").read_bytes()[:5] == b"%PDF-"

@@ -16,8 +16,8 @@ from pretended_gpu import GPU, pretended_gpu
 from timm.models import save_for_hf
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._sources import Source
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading, NoParameters
+from autolora_eval.sources.model_source import Source
 
 MODELS = {"vit_tiny_patch16_224": {"img_size": 48}, "resnet10t": {}}
 BATCH = 4

@@ -18,11 +18,11 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from autolora_eval._sources import Source
 from autolora_eval.config.inputs import ResolvedLora, ResolvedModel
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.schema import Lora, Model
+from autolora_eval.sources.model_source import Source
 
 TOKENS = 16
 STEPS = 5

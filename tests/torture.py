@@ -32,8 +32,8 @@ from pathlib import Path
 import psutil
 
 from autolora_eval._files import sha256_file
-from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.analysis.archive import verify
+from autolora_eval.sources.lookup import shipped_benchmarks
 
 LIMIT = 300.0  # seconds for one child
 PATIENCE = 20.0  # seconds for what a killed child has started
@@ -80,7 +80,7 @@ class Disturbance:
             self._set_clock_back()
 
     def _set_clock_back(self) -> None:
-        from autolora_eval import _pipeline
+        from autolora_eval.pipeline import run_pipeline
 
         real, jumps = time.time, iter(range(1_000_000_000))
 
@@ -93,7 +93,7 @@ class Disturbance:
                 return datetime.fromtimestamp(now(), tz)
 
         time.time, time.time_ns = now, lambda: int(now() * 1e9)
-        _pipeline.datetime = Jumping
+        run_pipeline.datetime = Jumping
 
 
 UNDISTURBED = Disturbance()

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from autolora_eval import __version__
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import (
     atomic_write,
@@ -17,7 +18,6 @@ from autolora_eval._files import (
     slug,
     write_jsonl,
 )
-from autolora_eval._version import __version__
 from autolora_eval.analysis.compatibility import (
     Difference,
     SourceRun,
@@ -28,10 +28,15 @@ from autolora_eval.analysis.compatibility import (
     without_baseline,
 )
 from autolora_eval.analysis.tables import write_tables
-from autolora_eval.runs.checksums import checksums
-from autolora_eval.runs.folder import RunFolder, rows_of_images
+from autolora_eval.runs.folder import RunFolder, checksums
 from autolora_eval.runs.lock import writing
-from autolora_eval.runs.manifest import ImageJob, RunManifest, hash_prompts, joint_prompt_cuts
+from autolora_eval.runs.manifest import (
+    ImageJob,
+    RunManifest,
+    hash_prompts,
+    joint_prompt_cuts,
+    rows_of_images,
+)
 from autolora_eval.runs.records import (
     BenchmarkRecord,
     CellRecord,

@@ -22,8 +22,9 @@ from autolora_eval.analysis.cell_estimates import BoundMetric, References, diver
 from autolora_eval.analysis.scores import cell_judgements, scored_features
 from autolora_eval.analysis.sentences import Metric, run_metrics
 from autolora_eval.runs.feature_file import CellFeatures
-from autolora_eval.runs.folder import Run, rows_of_images
+from autolora_eval.runs.folder import Run
 from autolora_eval.runs.images import ImageError, open_image
+from autolora_eval.runs.manifest import rows_of_images
 from autolora_eval.runs.records import ModelRecord, SourceRecord
 from autolora_eval.scoring.diversity import Floats, diversity, unit_vectors
 from autolora_eval.scoring.diversity_metric import DiversityMetric, installed_metric

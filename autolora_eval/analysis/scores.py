@@ -12,9 +12,9 @@ from autolora_eval._errors import as_damaged
 from autolora_eval._files import Json
 from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.feature_file import CellFeatures, read_features
-from autolora_eval.runs.folder import RunFolder, rows_of_images
+from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import SECONDS, CellImage, cell_images
-from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.manifest import RunManifest, rows_of_images
 from autolora_eval.runs.records import CellRecord
 from autolora_eval.scoring.diversity import Floats
 from autolora_eval.scoring.judgement_store import (

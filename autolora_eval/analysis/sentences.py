@@ -9,8 +9,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from autolora_eval._sentences import Sentences
-from autolora_eval._text import as_finite_float, format_swept_value, point_label, sanitize
+from autolora_eval._text import (
+    Sentences,
+    as_finite_float,
+    format_swept_value,
+    point_label,
+    sanitize,
+)
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import CellRecord, DiversityMetricRecord, ScoreRecord
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autolora_eval._sources import Source, cached, in_cache
 from autolora_eval.config.inputs import INDEX, ResolvedModel
 from autolora_eval.config.lora_file import LoraFile, read_header
 from autolora_eval.config.model_section import VAE, checkpoint_parameters
@@ -29,6 +28,8 @@ from autolora_eval.config.plan import describe_sampling
 from autolora_eval.config.prompt_cuts import describe_cuts
 from autolora_eval.config.schema import GuidanceBatching, Offload
 from autolora_eval.runs.manifest import PromptCuts
+from autolora_eval.sources.hub import cached, in_cache
+from autolora_eval.sources.model_source import Source
 
 
 def model_facts(

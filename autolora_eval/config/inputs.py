@@ -11,7 +11,6 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from autolora_eval._errors import UsageError
-from autolora_eval._sources import Source, cached
 from autolora_eval._yaml import StrictModel, YamlFile, explained, read_yaml
 from autolora_eval.config.lora_file import LoraFile
 from autolora_eval.config.schema import Benchmark, Model, PromptEntry, PromptList
@@ -21,6 +20,8 @@ from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.scoring.diversity_metric import DiversityMetric
 from autolora_eval.scoring.extractor import ResolvedExtractor
 from autolora_eval.scoring.rubric import Rubric
+from autolora_eval.sources.hub import cached
+from autolora_eval.sources.model_source import Source
 
 MethodKind = Literal["guider", "sampler", "images"]
 METHOD_KINDS: tuple[MethodKind, ...] = ("guider", "sampler", "images")

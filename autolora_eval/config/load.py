@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 from pydantic import ValidationError, create_model
 
 from autolora_eval._errors import UsageError, did_you_mean
-from autolora_eval._resources import shipped_benchmarks
-from autolora_eval._sources import Lookup, Source, find_model
 from autolora_eval._text import format_swept_value
 from autolora_eval._yaml import KeyPath, YamlFile, explained, explained_at, read_yaml
 from autolora_eval.config.inputs import (
@@ -44,6 +42,8 @@ from autolora_eval.scoring.diversity_metric import DiversityMetric, find_metrics
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, ResolvedExtractor
 from autolora_eval.scoring.judges.config import JudgeConfig, judge_problems
 from autolora_eval.scoring.rubric import Rubric, read_rubric
+from autolora_eval.sources.lookup import Lookup, shipped_benchmarks
+from autolora_eval.sources.model_source import Source, find_model
 
 T = TypeVar("T")
 

@@ -14,18 +14,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from autolora_eval._environment import expanded
 from autolora_eval._errors import UsageError, did_you_mean
-from autolora_eval._identity import weight_variant
-from autolora_eval._sources import (
-    PICKLE_ADVICE,
-    Lookup,
-    Source,
-    cached,
-    find_lora,
-    find_model,
-    in_cache,
-)
 from autolora_eval._yaml import KeyPath
 from autolora_eval.config.inputs import (
     INDEX,
@@ -39,6 +28,10 @@ from autolora_eval.config.inputs import (
 from autolora_eval.config.lora_file import check_sum, read_header, read_lora_file
 from autolora_eval.config.schema import Lora, Model, Scheduler
 from autolora_eval.plugins.signatures import CoercionError, coerce
+from autolora_eval.sources.hub import cached, in_cache
+from autolora_eval.sources.identity import weight_variant
+from autolora_eval.sources.lookup import Lookup, expanded
+from autolora_eval.sources.model_source import PICKLE_ADVICE, Source, find_lora, find_model
 
 LEFT_OUT = "text_encoder_3"
 VAE = "config.json"

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from autolora_eval._sources import MINIATURE, is_hub_id
 from autolora_eval.config.inputs import METHOD_KINDS
 from autolora_eval.config.load import find_benchmark, read_spec
 from autolora_eval.config.schema import Benchmark
 from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.sources.model_source import MINIATURE, is_hub_id
 
 _VARIABLE = re.compile(r"\$\{(\w+)")
 

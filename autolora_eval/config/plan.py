@@ -9,13 +9,13 @@ from typing import Any
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import content_hash, slug
-from autolora_eval._sources import Source
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.inputs import LoadedBenchmark, ResolvedMethod, ResolvedModel
 from autolora_eval.config.sweep_grid import LORA_SCALE, Point, at_point, fields_of, own_point
 from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.runs.columns import parameter_column
 from autolora_eval.runs.manifest import ImageJob
+from autolora_eval.sources.model_source import Source
 
 # A generated image takes about this many bytes per pixel as PNG (measured for SDXL: 1.3 to 1.7).
 PNG_BYTES_PER_PIXEL = 1.6

@@ -10,10 +10,11 @@ import json
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autolora_eval._sources import Source, cached
 from autolora_eval._text import join_names
 from autolora_eval.config.inputs import INDEX, known_class, pipeline_class
 from autolora_eval.runs.manifest import PromptCut, PromptCuts
+from autolora_eval.sources.hub import cached
+from autolora_eval.sources.model_source import Source
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from autolora_eval import __version__
 from autolora_eval._files import content_hash, sha256_file
-from autolora_eval._sources import stated_license
-from autolora_eval._version import __version__
 from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.prompt_cuts import plan_prompt_cuts
@@ -20,6 +19,7 @@ from autolora_eval.runs.records import (
     RubricRecord,
     SweptParameter,
 )
+from autolora_eval.sources.model_source import stated_license
 
 if TYPE_CHECKING:
     from autolora_eval.scoring.features import FeatureSettings

@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import Json, removed_on_failure, run_name, write_text
-from autolora_eval._sources import MINIATURE, Lookup, Source
 from autolora_eval.config.inputs import LoadedBenchmark, ResolvedModel
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import Benchmark
@@ -24,6 +23,8 @@ from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.diversity_metric import METRICS
 from autolora_eval.scoring.extractor import DEFAULT, EXTRACTORS
+from autolora_eval.sources.lookup import Lookup
+from autolora_eval.sources.model_source import MINIATURE, Source
 
 NAME = "benchmark.schema.json"
 TITLE = "autolora-eval benchmark"

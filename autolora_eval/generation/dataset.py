@@ -17,8 +17,8 @@ from autolora_eval._devices import image_libraries
 from autolora_eval._files import Json, atomic_write, sha256_file, write_jsonl
 from autolora_eval._progress import Advance
 from autolora_eval.config.plan import Cell
-from autolora_eval.runs.folder import RunFolder, rows_of_images
-from autolora_eval.runs.manifest import ImageJob
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import ImageJob, rows_of_images
 
 # Key of a metadata row: the hash of the file that an imported image was copied from.
 SOURCE_HASH = "source_sha256"

@@ -19,7 +19,6 @@ from diffusers import ModularPipeline
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from PIL import Image
 
-from autolora_eval._sources import local_lora
 from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.lora_file import Component, check_sum, read_lora_file
@@ -37,6 +36,7 @@ from autolora_eval.guidance.denoiser_state import (
     restored,
     set_lora_scale,
 )
+from autolora_eval.sources.hub import local_lora
 
 ADAPTER = "autolora_eval"
 # The prompt of the latents that tell whether a model has changed.

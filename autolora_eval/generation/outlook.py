@@ -10,16 +10,16 @@ from pathlib import Path
 from autolora_eval._devices import choose_dtype, image_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, content_hash
-from autolora_eval._sources import hub_cache_only
 from autolora_eval._text import pluralize
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings
 from autolora_eval.generation.dataset import LIBRARIES
 from autolora_eval.generation.stage import guidance_batching_of, image_settings, model_identities
-from autolora_eval.runs.folder import RunFolder, rows_of_images
-from autolora_eval.runs.manifest import RunManifest, library_versions
+from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import RunManifest, library_versions, rows_of_images
 from autolora_eval.scoring.features import extractor_key, known_features
 from autolora_eval.scoring.judgement_store import JudgementFile, JudgementKey
+from autolora_eval.sources.hub import hub_cache_only
 
 CHANGES_NAMED = 4
 NOT_MADE = "not made yet"

@@ -14,7 +14,6 @@ from diffusers import ComponentsManager, ModularPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from autolora_eval._errors import AutoLoRAEvalError, first_line
-from autolora_eval._sources import Source, cached
 from autolora_eval.config.inputs import (
     INDEX,
     WHAT_WORKS,
@@ -25,6 +24,8 @@ from autolora_eval.config.inputs import (
 )
 from autolora_eval.config.schema import Model, Offload
 from autolora_eval.generation.scheduling import make_scheduler
+from autolora_eval.sources.hub import cached
+from autolora_eval.sources.model_source import Source
 
 
 def place(

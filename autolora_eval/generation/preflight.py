@@ -17,21 +17,14 @@ from autolora_eval._devices import (
 )
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 from autolora_eval._files import require_space
-from autolora_eval._sources import (
-    Source,
-    absent,
-    fetched,
-    hub_files,
-    hub_refusal,
-    in_cache,
-    unreachable,
-)
 from autolora_eval.config.inputs import INDEX, TESTED, ResolvedModel, check_pipeline, pipeline_class
 from autolora_eval.config.model_section import SCHEDULER_CONFIG, check_variant
 from autolora_eval.config.plan import Plan, image_bytes
 from autolora_eval.config.stage_inputs import cells_not_generated, feature_settings, judge_settings
 from autolora_eval.generation.outlook import cell_outlooks, other_libraries
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.sources.hub import absent, fetched, hub_files, hub_refusal, in_cache, unreachable
+from autolora_eval.sources.model_source import Source
 
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
 

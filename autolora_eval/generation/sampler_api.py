@@ -17,10 +17,10 @@ from PIL import Image
 
 from autolora_eval._devices import quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._sources import local_lora
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.denoiser_state import DenoiserState, adapter_layers
+from autolora_eval.sources.hub import local_lora
 
 __all__ = ["SampledImage", "Sampler", "SamplerModel"]
 

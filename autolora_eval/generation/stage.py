@@ -19,9 +19,7 @@ from autolora_eval._devices import (
 )
 from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._files import Json, content_hash, require_space
-from autolora_eval._identity import identity, lora_identity
 from autolora_eval._progress import Advance, Progress
-from autolora_eval._sources import Source
 from autolora_eval.config.gpu_memory import choose_guidance_batching
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.plan import Cell, Plan, image_bytes
@@ -32,6 +30,8 @@ from autolora_eval.generation.out_of_memory import card_bytes, out_of_memory
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import ImageJob
 from autolora_eval.runs.records import ImageSetRecord
+from autolora_eval.sources.identity import identity, lora_identity
+from autolora_eval.sources.model_source import Source
 
 # A run with nothing to generate imports neither torch nor diffusers: these take seconds.
 if TYPE_CHECKING:

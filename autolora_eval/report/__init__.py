@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from autolora_eval import __version__
 from autolora_eval._files import content_hash, sha256_file
-from autolora_eval._version import __version__
-from autolora_eval.runs.checksums import manifest_key
+from autolora_eval.runs.folder import manifest_key
 
 if TYPE_CHECKING:
     from autolora_eval.report.content import Content

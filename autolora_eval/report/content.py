@@ -19,8 +19,7 @@ from markupsafe import Markup
 from matplotlib.ft2font import FT2Font
 
 from autolora_eval._files import atomic_write, write_text
-from autolora_eval._sentences import Sentences
-from autolora_eval._text import truncate
+from autolora_eval._text import Sentences, truncate
 from autolora_eval.analysis.table_layout import Table
 from autolora_eval.report.caveats import caveats
 from autolora_eval.report.cost_summary import cost_sentence, cost_table

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from autolora_eval._sentences import Sentences
-from autolora_eval._text import as_finite_float, format_fixed, format_int, point_label, truncate
+from autolora_eval._text import (
+    Sentences,
+    as_finite_float,
+    format_fixed,
+    format_int,
+    point_label,
+    truncate,
+)
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
 from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, TableRow
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, grouped, row_where

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
+    Sentences,
     as_finite_float,
     format_fixed,
     format_interval,

@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
     DASH,
     NOT_RECORDED,
+    Sentences,
     as_finite_float,
     image_link,
     parameter_label,

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._sentences import Sentences
-from autolora_eval._text import as_finite_float, truncate
+from autolora_eval._text import Sentences, as_finite_float, truncate
 from autolora_eval.analysis.scores import as_said, rubric_of
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.grids import Thumbnail, count_pixels, load_thumbnails

@@ -8,8 +8,7 @@ from typing import Generic, TypeVar
 
 import pandas as pd
 
-from autolora_eval._sentences import Sentences
-from autolora_eval._text import as_finite_float, format_fixed, parameter_label, truncate
+from autolora_eval._text import Sentences, as_finite_float, format_fixed, parameter_label, truncate
 from autolora_eval.report.findings import (
     best_of_each_method,
     best_row,

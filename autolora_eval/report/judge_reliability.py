@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autolora_eval._files import sha256_file
-from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
     DASH,
+    Sentences,
     as_finite_float,
     format_alpha,
     format_fixed,

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
 
-from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
     NOT_RECORDED,
+    Sentences,
     as_finite_float,
     format_int,
     format_swept_value,

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from autolora_eval._sentences import Sentences
 from autolora_eval._text import (
     DASH,
+    Sentences,
     as_finite_float,
     format_fixed,
     format_int,

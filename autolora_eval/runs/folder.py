@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,21 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from autolora_eval._errors import AutoLoRAEvalError, UsageError, as_damaged
-from autolora_eval._files import Json, iterate_jsonl, path_inside, sha256_file, write_json
+from autolora_eval._errors import UsageError, as_damaged
+from autolora_eval._files import Json, content_hash, path_inside, sha256_file, write_json
 from autolora_eval.runs.columns import read_csv
-from autolora_eval.runs.manifest import FORMAT_VERSION, RunManifest
+from autolora_eval.runs.manifest import FORMAT_VERSION, RunManifest, rows_of_images
 from autolora_eval.runs.records import CellRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# The names in these rows become paths.
-_OF_A_ROW = (
-    ("file_name", r"[A-Za-z0-9+_][A-Za-z0-9+._-]{0,79}/[0-9]{1,20}\.png", "FOLDER/SEED.png"),
-    ("settings_key", "[0-9a-f]{8,64}", "hexadecimal digits"),
-)
-_NUMBERS_OF_A_ROW = ("nfe", "seconds")
+# What the latest command reused or did anew decides neither tables nor report.
+_COUNTS = {"done", "reused", "cached"}
+_VOLATILE: dict[str, bool | set[str]] = {"tables_key": True, "report_key": True}
+_VOLATILE |= {"features": _COUNTS, "judge": _COUNTS}
 
 
 @dataclass(frozen=True)
@@ -249,28 +246,6 @@ class RunFolder:
                 yield row
 
 
-def rows_of_images(path: Path) -> Iterator[Json]:
-    """Yield the rows of a list of images: a `metadata.jsonl`, or a file of `failed_images/`.
-
-    Raises:
-        AutoLoRAEvalError: if a row names a file as no plan does, or its settings key is not a hash.
-    """
-    for row in iterate_jsonl(path):
-        for name, pattern, expected in _OF_A_ROW:
-            if re.fullmatch(pattern, str(row.get(name))) is None:
-                raise AutoLoRAEvalError(
-                    f"{path}: {name} {str(row.get(name))!r:.100} is not of a run: expected "
-                    f"{expected}. Remove that line: its image is made again."
-                )
-        for name in _NUMBERS_OF_A_ROW:
-            if not isinstance(row.get(name), int | float | None):
-                raise AutoLoRAEvalError(
-                    f"{path}: {name} {row[name]!r:.100} is not a number. Remove that line: its "
-                    "image is made again."
-                )
-        yield row
-
-
 def _table(path: Path) -> pd.DataFrame:
     """Return a table of a run, which may be someone else's.
 
@@ -383,3 +358,41 @@ def _refuse_edited(folder: RunFolder, manifest: RunManifest) -> None:
             f"'{folder.path}': {', '.join(edited)} was changed after scoring. Write the tables "
             f"again with: {command}"
         )
+
+
+def manifest_key(manifest: RunManifest) -> str:
+    """Return the content hash of a manifest, but for what tables and report do not depend on."""
+    return content_hash(manifest.model_dump(mode="json", exclude=_VOLATILE))
+
+
+def tables_key(folder: RunFolder, published: Path | None) -> str:
+    """Return the hash of all that the tables were made from and of the tables themselves.
+
+    Args:
+        folder: The run folder.
+        published: The CSV file of published values, if there is one.
+    """
+    manifest = folder.read_manifest()
+    values = None if published is None else sha256_file(published)
+    return content_hash([manifest_key(manifest), values, checksums(folder, manifest)])
+
+
+def are_tables_current(folder: RunFolder, published: Path | None) -> bool:
+    """Return True if the tables were made from the files that are in the run folder now."""
+    manifest = folder.find_manifest()
+    return manifest is not None and manifest.tables_key == tables_key(folder, published)
+
+
+def checksums(folder: RunFolder, manifest: RunManifest) -> dict[str, str]:
+    """Return the SHA-256 of tables, features, replies and lists of images, by path in the folder.
+
+    Images are not among them: the lists have the hash of each.
+    """
+    files: list[Path] = [*folder.tables, folder.table("md"), folder.table("tex")]
+    for cell in manifest.cells:
+        files += [folder.metadata(cell.id), folder.features(cell.id), folder.judgements(cell.id)]
+    return {
+        file.relative_to(folder.path).as_posix(): sha256_file(file)
+        for file in files
+        if file.is_file()
+    }

@@ -1,14 +1,17 @@
-"""The manifest of a run: what was run, typed, with the prompts that text encoders cut."""
+"""The manifest of a run, its prompts that text encoders cut, and the rows of its image lists."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from autolora_eval._files import Json, prompt_folder, sha256_bytes
+from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import Json, iterate_jsonl, prompt_folder, sha256_bytes
 from autolora_eval.runs.records import (
     AgreementRecord,
     BenchmarkRecord,
@@ -61,6 +64,12 @@ class PromptCuts(Record):
 
 
 FORMAT_VERSION: Literal[1] = 1
+# The names in these rows become paths.
+_OF_A_ROW = (
+    ("file_name", r"[A-Za-z0-9+_][A-Za-z0-9+._-]{0,79}/[0-9]{1,20}\.png", "FOLDER/SEED.png"),
+    ("settings_key", "[0-9a-f]{8,64}", "hexadecimal digits"),
+)
+_NUMBERS_OF_A_ROW = ("nfe", "seconds")
 
 
 def hash_prompts(prompts: Sequence[str], negative_prompts: Mapping[str, str]) -> str:
@@ -102,6 +111,28 @@ class ImageJob:
     def file(self) -> str:
         """Path of the image below the cell's image folder."""
         return f"{prompt_folder(self.prompt, self.negative_prompt)}/{self.seed}.png"
+
+
+def rows_of_images(path: Path) -> Iterator[Json]:
+    """Yield the rows of a list of images: a `metadata.jsonl`, or a file of `failed_images/`.
+
+    Raises:
+        AutoLoRAEvalError: if a row names a file as no plan does, or its settings key is not a hash.
+    """
+    for row in iterate_jsonl(path):
+        for name, pattern, expected in _OF_A_ROW:
+            if re.fullmatch(pattern, str(row.get(name))) is None:
+                raise AutoLoRAEvalError(
+                    f"{path}: {name} {str(row.get(name))!r:.100} is not of a run: expected "
+                    f"{expected}. Remove that line: its image is made again."
+                )
+        for name in _NUMBERS_OF_A_ROW:
+            if not isinstance(row.get(name), int | float | None):
+                raise AutoLoRAEvalError(
+                    f"{path}: {name} {row[name]!r:.100} is not a number. Remove that line: its "
+                    "image is made again."
+                )
+        yield row
 
 
 class RunManifest(Record):

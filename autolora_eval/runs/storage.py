@@ -35,7 +35,7 @@ from autolora_eval._files import (
     write_json,
     write_text,
 )
-from autolora_eval._urls import file_system, is_url
+from autolora_eval.runs.file_systems import file_system, is_url
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.lock import LOCK, writing
 

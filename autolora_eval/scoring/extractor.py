@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import Json
-from autolora_eval._sources import Source
 from autolora_eval.plugins.registry import Origin, Registry
 from autolora_eval.plugins.signatures import (
     CallParameters,
@@ -26,12 +25,13 @@ from autolora_eval.plugins.signatures import (
 )
 from autolora_eval.plugins.third_party import qualified_name, source_fingerprint
 from autolora_eval.runs.feature_file import Matrix
+from autolora_eval.sources.model_source import Source
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from autolora_eval._sources import Source
+    from autolora_eval.sources.model_source import Source
 
 # What `from_pretrained` raises for a folder that is incomplete, damaged or not of transformers.
 # RuntimeError: a package that is there but broken, such as a torchvision beside another torch.

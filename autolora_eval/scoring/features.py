@@ -18,15 +18,15 @@ from safetensors.numpy import save_file
 from autolora_eval._devices import choose_device, is_out_of_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json, atomic_write, content_hash, require_space
-from autolora_eval._identity import identity
 from autolora_eval._progress import Progress
-from autolora_eval._sources import Source
 from autolora_eval.runs.feature_file import checksum, read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image, reduced
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import CellRecord, FeaturesRecord
 from autolora_eval.scoring.extractor import Extractor, Loading, ResolvedExtractor
+from autolora_eval.sources.identity import identity
+from autolora_eval.sources.model_source import Source
 
 Rows = dict[tuple[str, str], npt.NDArray[np.float32]]
 Batch = Sequence[CellImage]

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from autolora_eval._devices import choose_device, free_memory
 from autolora_eval._files import Json, cache_folder, content_hash, require_space
-from autolora_eval._identity import identity
 from autolora_eval._progress import Advance, Progress
-from autolora_eval._sources import Source
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, cell_images
 from autolora_eval.runs.manifest import RunManifest
@@ -29,6 +27,8 @@ from autolora_eval.scoring.judges.config import Judge, JudgeConfig, Reply, Reque
 from autolora_eval.scoring.judges.vllm_command import launched_identity
 from autolora_eval.scoring.reply import MAX_REPLY, expected_scores, parse_reply
 from autolora_eval.scoring.rubric import Question, Rubric
+from autolora_eval.sources.identity import identity
+from autolora_eval.sources.model_source import Source
 
 if TYPE_CHECKING:
     from autolora_eval.scoring.judges.transformers_judge import TransformersJudge

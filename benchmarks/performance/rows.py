@@ -49,8 +49,7 @@ def build(path: Path, rows: int, shape: str) -> None:
 def tables(path: Path) -> None:
     """Write tables and comparisons."""
     from autolora_eval.analysis.tables import write_tables
-    from autolora_eval.runs.checksums import checksums
-    from autolora_eval.runs.folder import RunFolder
+    from autolora_eval.runs.folder import RunFolder, checksums
 
     folder = RunFolder(path)
     manifest = folder.read_manifest()

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import write_json
-from autolora_eval._pipeline import compare
 from autolora_eval.analysis.explain import explain
 from autolora_eval.cli import app
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
+from autolora_eval.pipeline.run_pipeline import compare
 from autolora_eval.runs.folder import RunFolder, open_run
 from autolora_eval.runs.records import ImageSetRecord
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from scored_run import scored
 
-from autolora_eval._pipeline import compare
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
+from autolora_eval.pipeline.run_pipeline import compare
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import PromptCut, PromptCuts, joint_prompt_cuts
 

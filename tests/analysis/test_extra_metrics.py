@@ -22,11 +22,11 @@ from scored_run import (
     write_manifest,
 )
 
-from autolora_eval._pipeline import compare
 from autolora_eval.analysis.cell_estimates import MAX_GROUPS
 from autolora_eval.analysis.estimates import t_interval
 from autolora_eval.analysis.explain import explain
 from autolora_eval.config.plan import Plan
+from autolora_eval.pipeline.run_pipeline import compare
 from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder, open_run
 from autolora_eval.scoring.diversity_metric import METRICS

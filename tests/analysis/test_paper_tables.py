@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from autolora_eval._resources import shipped_root
+from autolora_eval.sources.lookup import shipped_root
 
 HALF = 0.0005  # The tables are rounded to three decimals: each entry is off by at most half of one.
 

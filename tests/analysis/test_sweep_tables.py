@@ -13,7 +13,6 @@ from scored_run import scored
 
 from autolora_eval import _display as display
 from autolora_eval._errors import UsageError
-from autolora_eval._resources import shipped_root
 from autolora_eval.analysis.comparisons import baseline_cells
 from autolora_eval.analysis.tables import read_published
 from autolora_eval.config.load import load_benchmark
@@ -25,6 +24,7 @@ from autolora_eval.report.provenance import methods
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder, open_run
 from autolora_eval.runs.records import CellRecord
+from autolora_eval.sources.lookup import shipped_root
 
 METHODS = {"LoRA": {"guider": "lora"}, "CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
 

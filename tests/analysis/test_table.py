@@ -14,9 +14,9 @@ import pytest
 from scored_run import Place, tables, vector, write_features, write_images, write_judgements
 
 from autolora_eval._errors import UsageError
-from autolora_eval._pipeline import RunPipeline
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.pipeline.run_pipeline import RunPipeline
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.records import CountsRecord
 from autolora_eval.scoring.diversity import diversity

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from conftest import save_json
 
-from autolora_eval._sources import Source
 from autolora_eval.config.gpu_memory import (
     GIB,
     RESERVE,
@@ -21,6 +20,7 @@ from autolora_eval.config.gpu_memory import (
 from autolora_eval.config.inputs import ResolvedLora, ResolvedModel
 from autolora_eval.config.lora_file import LoraFile, LoraLayer
 from autolora_eval.config.schema import GuidanceBatching, Lora, Model
+from autolora_eval.sources.model_source import Source
 
 PARAMETERS = {
     "unet": 2_567_463_684,

@@ -12,12 +12,12 @@ from conftest import changed
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import sha256_bytes, sha256_file
-from autolora_eval._resources import shipped_root
 from autolora_eval.config.inputs import read_prompts
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.stage_inputs import planned_manifest
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.sources.lookup import shipped_root
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from autolora_eval._errors import UsageError
-from autolora_eval._resources import shipped_benchmarks, shipped_root
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import Benchmark, Lora, Model, Seeds
 from autolora_eval.config.starter import NAME, json_schema, write_starter
 from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.scoring.extractor import EXTRACTORS
 from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.sources.lookup import shipped_benchmarks, shipped_root
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
 

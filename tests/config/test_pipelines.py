@@ -150,9 +150,9 @@ def test_the_lists_are_those_of_diffusers(tmp_path):
     """Every class that diffusers knows a modular pipeline for, by what that takes."""
     from diffusers.pipelines.auto_pipeline import SUPPORTED_TASKS_MAPPINGS
 
-    from autolora_eval._sources import Source
     from autolora_eval.config.schema import Lora, Model
     from autolora_eval.generation.pipeline_loading import open_pipeline
+    from autolora_eval.sources.model_source import Source
 
     names = {found.__name__ for mapping in SUPPORTED_TASKS_MAPPINGS for found in mapping.values()}
     assert {"FluxPipeline", "StableDiffusionPipeline", *TESTED} <= names
@@ -174,9 +174,9 @@ def test_the_lists_are_those_of_diffusers(tmp_path):
 
 def test_a_negative_prompt_that_would_be_dropped_is_refused(tmp_path):
     """FLUX.2 klein takes a guider, and no negative prompt."""
-    from autolora_eval._sources import Source
     from autolora_eval.config.schema import Lora, Model
     from autolora_eval.generation.pipeline_loading import open_pipeline
+    from autolora_eval.sources.model_source import Source
 
     folder = str(named(tmp_path / "klein", "Flux2KleinPipeline"))
     source = Source(folder, "folder", folder)
@@ -188,9 +188,9 @@ def test_a_negative_prompt_that_would_be_dropped_is_refused(tmp_path):
 
 
 def test_code_in_a_pipelines_folder_is_not_run(tmp_path):
-    from autolora_eval._sources import Source
     from autolora_eval.config.schema import Lora, Model
     from autolora_eval.generation.pipeline_loading import open_pipeline
+    from autolora_eval.sources.model_source import Source
 
     folder = named(tmp_path / "theirs", "StableDiffusionXLPipeline")
     code = {"ModularPipelineBlocks": "block.Block"}

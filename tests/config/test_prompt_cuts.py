@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from conftest import save_json
 
-from autolora_eval._resources import miniature_folder
-from autolora_eval._sources import Source
 from autolora_eval.config.gpu_memory import model_facts
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
@@ -24,6 +22,8 @@ from autolora_eval.config.prompt_cuts import (
 from autolora_eval.config.stage_inputs import planned_manifest
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import PromptCuts
+from autolora_eval.sources.lookup import miniature_folder
+from autolora_eval.sources.model_source import Source
 
 TAIL = " and a very long tail of words" * 4
 LONG = f"a red heart{TAIL}"

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from conftest import save_lora
 
-from autolora_eval._resources import shipped_benchmarks
-from autolora_eval._sources import Source
 from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.generation.preflight import hub_sources
+from autolora_eval.sources.lookup import shipped_benchmarks
+from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
 

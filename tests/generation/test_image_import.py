@@ -13,7 +13,6 @@ import yaml
 from image_files import save
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._pipeline import RunPipeline
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
@@ -21,6 +20,7 @@ from autolora_eval.generation import image_import
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.image_import import ImageImport
 from autolora_eval.generation.image_listing import ImageRecord
+from autolora_eval.pipeline.run_pipeline import RunPipeline
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import cell_images
 

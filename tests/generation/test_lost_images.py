@@ -13,9 +13,9 @@ from tiny_models import TinyModel, tiny_plan
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
-from autolora_eval._resources import miniature_folder
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.sources.lookup import miniature_folder
 
 pytestmark = pytest.mark.model
 

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from judge_server import MODEL, Http, JudgeServer, judge_server
 
-from autolora_eval._resources import miniatures
 from autolora_eval.config.load import find_benchmark, load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import planned_manifest
 from autolora_eval.generation.preflight import missing
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.sources.lookup import miniatures
 
 pytestmark = pytest.mark.model
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from tiny_models import STEPS, TinyModel, tiny_plan
 
-from autolora_eval import _pipeline as stages
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.stage import generate
+from autolora_eval.pipeline import run_pipeline as stages
 from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model

@@ -17,7 +17,6 @@ from scored_run import picture
 from autolora_eval import _devices
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import SPARE_BYTES, content_hash, read_jsonl, write_jsonl
-from autolora_eval._pipeline import RunPipeline
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
@@ -25,6 +24,7 @@ from autolora_eval.config.stage_inputs import feature_settings, judge_settings, 
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.outlook import StageOutlook, run_outlook
 from autolora_eval.generation.stage import _watching_the_disk, image_settings, model_identities
+from autolora_eval.pipeline.run_pipeline import RunPipeline
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.records import JudgeRecord
 from autolora_eval.scoring.features import extract_features

@@ -21,11 +21,11 @@ from tiny_flow_models import make_sd3
 from tiny_models import SIZE, STEPS, make_sdxl, small_vae
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._sources import Source
 from autolora_eval.config.gpu_memory import model_memory
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.model_section import check_checkpoint
 from autolora_eval.config.schema import Model
+from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
 

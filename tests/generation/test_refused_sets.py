@@ -11,7 +11,7 @@ import yaml
 from image_files import save
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._pipeline import run, score_images
+from autolora_eval.pipeline.run_pipeline import run, score_images
 from autolora_eval.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("no_report")]

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from tiny_models import SIZE, STEPS, TinyModel, tiny_plan
 
-from autolora_eval import _pipeline as stages
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
@@ -23,6 +22,7 @@ from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, Sam
 from autolora_eval.generation.sampler_backend import GIVE_UP_AFTER, UnusableImageError, check_image
 from autolora_eval.generation.stage import GenerationResult, generate
 from autolora_eval.guidance.method_registry import GUIDERS
+from autolora_eval.pipeline import run_pipeline as stages
 from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model

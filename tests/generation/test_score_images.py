@@ -16,11 +16,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._pipeline import run, score_images
 from autolora_eval.cli import app
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.stage_inputs import cell_record
+from autolora_eval.pipeline.run_pipeline import run, score_images
 
 pytestmark = pytest.mark.e2e
 

@@ -12,12 +12,12 @@ from standard_pipeline import PROMPTS, SEEDS, ours, same, theirs
 from tiny_models import SIZE, STEPS, make_lora
 
 from autolora_eval._errors import UsageError
-from autolora_eval._sources import Source
 from autolora_eval.config.inputs import ResolvedLora, ResolvedModel
 from autolora_eval.config.lora_file import check_sum, read_lora_file
 from autolora_eval.config.schema import Lora, Model
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
+from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from autolora_eval._resources import miniatures
+from autolora_eval.sources.lookup import miniatures
 from recipes.domain import PALETTE, caption, held_out_scenes
 from recipes.files import SD3, SD3_LORA, SDXL, SDXL_LORA
 from recipes.lora_training import WEIGHT_NAME, unused_keys

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import autolora_eval._resources as miniature
-from autolora_eval._resources import shipped_root
+import autolora_eval.sources.lookup as miniature
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import read_rubric
+from autolora_eval.sources.lookup import shipped_root
 from recipes import judge_data, judge_evaluate, presence_data
 from recipes import presence_evaluate as evaluate
 from recipes.character import TRAITS

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import autolora_eval._resources as miniature
+import autolora_eval.sources.lookup as miniature
 from recipes import judge_data, judge_evaluate, judge_tokenizer
 from recipes.dinov2_evaluate import Extractor, diversities
 from recipes.domain import held_out_scenes

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from autolora_eval._resources import miniatures
+from autolora_eval.sources.lookup import miniatures
 from recipes.character import (
     BELLY,
     CANONICAL,

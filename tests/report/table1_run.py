@@ -106,7 +106,7 @@ def _published(cell: Cell) -> tuple[float, float]:
 
 @cache
 def _table1() -> pd.DataFrame:
-    from autolora_eval._resources import shipped_root
+    from autolora_eval.sources.lookup import shipped_root
 
     return pd.read_csv(shipped_root() / "benchmarks" / "published" / "paper_table1.csv")
 

@@ -11,11 +11,11 @@ import datasets
 import pytest
 from command import run_command
 
-from autolora_eval._resources import miniature_folder
-from autolora_eval._sources import Source, stated_license
 from autolora_eval.analysis.archive import pack, verify_archive
 from autolora_eval.config.plan import Plan
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.sources.lookup import miniature_folder
+from autolora_eval.sources.model_source import Source, stated_license
 
 
 @pytest.fixture

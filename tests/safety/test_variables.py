@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from scored_run import scored
 
-from autolora_eval._environment import expanded
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 from autolora_eval.scoring.judges.vllm_command import server_command
+from autolora_eval.sources.lookup import expanded
 
 Problem = Callable[[object], str]
 

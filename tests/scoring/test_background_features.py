@@ -19,7 +19,6 @@ from scored_run import manifest_of, write_images, write_manifest
 
 import autolora_eval
 from autolora_eval._progress import Progress
-from autolora_eval._resources import shipped_benchmarks
 from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
@@ -35,6 +34,7 @@ from autolora_eval.scoring.features import (
     extract_whole_batches,
     extractor_key,
 )
+from autolora_eval.sources.lookup import shipped_benchmarks
 
 pytestmark = pytest.mark.model
 

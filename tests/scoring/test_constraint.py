@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
 from autolora_eval.scoring.reply import ParsedReply, parse_reply
 from autolora_eval.scoring.rubric import Rubric, read_rubric
+from autolora_eval.sources.lookup import shipped_root
 
 
 def rubric(*scores: tuple[str, float, float, str], remarks: dict[str, Any] | None = None) -> Rubric:

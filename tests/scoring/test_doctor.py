@@ -16,12 +16,12 @@ import pytest
 from rich.console import Console
 
 from autolora_eval._errors import UsageError
-from autolora_eval._sources import Source
 from autolora_eval.cli import app
 from autolora_eval.scoring.judges import doctor, families
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.doctor import BackendStatus, Diagnosis, examine
 from autolora_eval.scoring.judges.families import Gpu, Machine
+from autolora_eval.sources.model_source import Source
 
 H200 = Gpu("NVIDIA H200", 139.8, 139.0)
 T4 = Gpu("NVIDIA T4", 15.0, 14.0)

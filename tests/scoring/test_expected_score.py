@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.judges.config import Token
 from autolora_eval.scoring.reply import expected_scores
 from autolora_eval.scoring.rubric import Rubric, read_rubric
+from autolora_eval.sources.lookup import shipped_root
 
 PC, SA = "prompt_correspondence", "style_adherence"
 

@@ -29,7 +29,6 @@ from transformers import SiglipConfig as Siglip
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import content_hash
-from autolora_eval._sources import Source
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.starter import json_schema
@@ -37,6 +36,7 @@ from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.records import FeaturesRecord
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, Loading
+from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
 
@@ -186,8 +186,8 @@ def test_parameters_and_code_are_part_of_the_key(make, workplace, tmp_path) -> N
 
 def test_key_of_the_default_kind_has_model_precision_and_batch_size(make: Make) -> None:
     """So features of runs that were made before there were kinds stay good."""
-    from autolora_eval._identity import identity
     from autolora_eval.scoring.features import extractor_key
+    from autolora_eval.sources.identity import identity
 
     plan = make(model="miniature:dinov2", batch_size=4)
     source = plan.benchmark.features

@@ -31,12 +31,12 @@ from transformers import (
 )
 
 from autolora_eval._files import sha256_file
-from autolora_eval._sources import Source
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.extractors.transformers import TransformersExtractor as Extractor
+from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
 

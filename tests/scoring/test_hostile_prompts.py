@@ -21,8 +21,6 @@ from scored_run import (
     write_manifest,
 )
 
-from autolora_eval._resources import miniatures, shipped_root
-from autolora_eval._sources import Source
 from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
@@ -34,6 +32,8 @@ from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 from autolora_eval.scoring.judging import open_judge
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import Rubric, read_rubric
+from autolora_eval.sources.lookup import miniatures, shipped_root
+from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
 

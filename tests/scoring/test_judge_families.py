@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from autolora_eval._errors import MissingDependencyError
-from autolora_eval._sources import Source
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.doctor import examine
 from autolora_eval.scoring.judges.families import needed_packages
 from autolora_eval.scoring.judges.preprocessor import load_preprocessor
+from autolora_eval.sources.model_source import Source
 
 TORCHVISION, BOTH = ("torchvision",), ("torchvision", "num2words")
 MODELS = {

@@ -14,7 +14,6 @@ from scipy.stats import chi2
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from autolora_eval._resources import miniatures
 from autolora_eval.scoring.judges.logits_processors import (
     Grammar,
     GumbelNoise,
@@ -25,6 +24,7 @@ from autolora_eval.scoring.judges.logits_processors import (
     row_seed,
 )
 from autolora_eval.scoring.rubric import Question
+from autolora_eval.sources.lookup import miniatures
 
 pytestmark = pytest.mark.model
 

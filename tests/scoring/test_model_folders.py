@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._resources import miniature_folder
-from autolora_eval._sources import Source
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
+from autolora_eval.sources.lookup import miniature_folder
+from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
 

@@ -20,10 +20,10 @@ from judge_server import MODEL, VERDICT, Drip, Drop, Hang, Http, JudgeServer, co
 from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.judges.config import Reply, Request, is_transient
 from autolora_eval.scoring.judges.openai_protocol import MAX_ANSWER_BYTES, _tokens
 from autolora_eval.scoring.rubric import read_rubric
+from autolora_eval.sources.lookup import shipped_root
 
 pytestmark = pytest.mark.usefixtures("dead_proxy")
 

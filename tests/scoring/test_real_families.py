@@ -15,9 +15,9 @@ import numpy as np
 import other_environment
 import pytest
 
-from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.rubric import read_rubric
+from autolora_eval.sources.lookup import shipped_root
 
 pytestmark = pytest.mark.vllm
 

@@ -26,7 +26,6 @@ from creatures import creatures
 
 from autolora_eval._files import Json, read_jsonl
 from autolora_eval._progress import Progress
-from autolora_eval._resources import shipped_root
 from autolora_eval.config.load import find_benchmark, load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import judge_settings
@@ -37,6 +36,7 @@ from autolora_eval.scoring.judges.vllm_server import launched_server
 from autolora_eval.scoring.judging import judge_images, open_judge
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import Rubric, read_rubric
+from autolora_eval.sources.lookup import shipped_root
 
 LIMITS = (4, 3)  # prompts and seeds
 N_IMAGES = 4 * 4 * 3  # of 4 methods

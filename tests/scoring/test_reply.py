@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.reply import (
     MAX_CLOSINGS,
     MAX_OPENINGS,
@@ -17,6 +16,7 @@ from autolora_eval.scoring.reply import (
     parse_reply,
 )
 from autolora_eval.scoring.rubric import Rubric, read_rubric
+from autolora_eval.sources.lookup import shipped_root
 
 GOOD = '{"prompt_correspondence": 4, "style_adherence": 3.5}'
 SCORES = {"pc": 4.0, "sa": 3.5}

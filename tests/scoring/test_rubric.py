@@ -10,8 +10,8 @@ import pytest
 from rubrics import GOOD
 
 from autolora_eval._errors import UsageError
-from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.rubric import Question, Rubric, escape_prompt, read_rubric
+from autolora_eval.sources.lookup import shipped_root
 
 # SHA-256 of the paper's judge prompts A.1 (1270 bytes) and A.2 (2067 bytes) as typed from its
 # appendix with straightened quotation marks, each ending in one line break.

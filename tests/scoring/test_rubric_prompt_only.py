@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from autolora_eval._resources import shipped_root
 from autolora_eval.analysis.sentences import metrics_of
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import read_rubric
+from autolora_eval.sources.lookup import shipped_root
 
 NAME = "prompts/rubrics/prompt_only.yaml"
 RUBRIC = read_rubric(shipped_root() / NAME)

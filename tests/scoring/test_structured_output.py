@@ -12,11 +12,11 @@ from asking import Make
 from judge_server import Call, Http, completion
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
 from autolora_eval.scoring.judges.config import Request
 from autolora_eval.scoring.judges.openai_protocol import NEUTRAL
 from autolora_eval.scoring.rubric import Rubric, read_rubric
+from autolora_eval.sources.lookup import shipped_root
 
 FREE = 'The verdict: {"prompt_correspondence": 5, "style_adherence": 5}'
 

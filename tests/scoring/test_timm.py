@@ -15,10 +15,10 @@ import numpy as np
 import other_environment
 import pytest
 
-from autolora_eval._sources import PICKLE_ADVICE
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.generation.preflight import missing
+from autolora_eval.sources.model_source import PICKLE_ADVICE
 
 pytestmark = pytest.mark.e2e
 

@@ -12,9 +12,9 @@ import yaml
 from conftest import ROOT
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._resources import miniature_folder
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.vllm_command import check_launch, server_command, vllm_version
+from autolora_eval.sources.lookup import miniature_folder
 
 LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from autolora_eval._sentences import Sentences
-from autolora_eval._text import join_names
+from autolora_eval._text import Sentences, join_names
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.figures import _base, _marks, _style

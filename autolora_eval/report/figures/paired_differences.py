@@ -11,8 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from autolora_eval._sentences import Sentences
-from autolora_eval._text import join_names
+from autolora_eval._text import Sentences, join_names
 from autolora_eval.analysis.cell_estimates import sorted_differences, unit_values
 from autolora_eval.analysis.sentences import SIGNIFICANCE, Metric
 from autolora_eval.report.figures import _base, _style

@@ -15,8 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from autolora_eval._sentences import Sentences
-from autolora_eval._text import join_names
+from autolora_eval._text import Sentences, join_names
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.figures import _base, _style
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind

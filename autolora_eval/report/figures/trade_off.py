@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from autolora_eval._sentences import Sentences
-from autolora_eval._text import join_names
+from autolora_eval._text import Sentences, join_names
 from autolora_eval.analysis.sentences import DIVERSITY, Metric
 from autolora_eval.report.figures import _base, _marks, _style
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autolora_eval._files import Json
-from autolora_eval._sources import Source
 from autolora_eval.runs.feature_file import Matrix
 from autolora_eval.scoring.extractor import (
     DEFAULT,
@@ -21,6 +20,7 @@ from autolora_eval.scoring.extractor import (
     loading_options,
     unloadable,
 )
+from autolora_eval.sources.model_source import Source
 
 if TYPE_CHECKING:
     import torch

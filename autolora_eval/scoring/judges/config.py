@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from autolora_eval._environment import expanded, key_problem
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import Json
 from autolora_eval._yaml import (
@@ -25,6 +24,7 @@ from autolora_eval._yaml import (
     StrictModel,
 )
 from autolora_eval.scoring.rubric import Question
+from autolora_eval.sources.lookup import expanded, key_problem
 
 # Reasons for failed calls, as opposed to unusable replies: a later run asks again.
 TRANSIENT_REASONS = ("http_", "timeout", "connection", "bad_response")

@@ -23,7 +23,6 @@ from rich.table import Table
 from rich.text import Text
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._sources import Source, in_cache
 from autolora_eval.scoring.judges import families
 from autolora_eval.scoring.judges.config import JudgeConfig, address_problem, is_loopback
 from autolora_eval.scoring.judges.families import LAUNCHERS, PROBE_SECONDS, Machine, this_machine
@@ -36,6 +35,8 @@ from autolora_eval.scoring.judges.vllm_command import (
     numbers,
     vllm_build,
 )
+from autolora_eval.sources.hub import in_cache
+from autolora_eval.sources.model_source import Source
 
 _LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
 PAPER_JUDGE = Source(_LLAMA, "hub", _LLAMA)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autolora_eval._devices import require
-from autolora_eval._sources import Source, cached
+from autolora_eval.sources.hub import cached
+from autolora_eval.sources.model_source import Source
 
 EXTRA = "judges"
 PACKAGES = ("torchvision", "num2words")

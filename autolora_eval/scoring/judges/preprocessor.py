@@ -7,13 +7,13 @@ from typing import Any
 
 from autolora_eval._devices import quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._sources import Source
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.families import require_packages
 from autolora_eval.scoring.judges.logits_processors import Grammar, UnsupportedConstraintError
 from autolora_eval.scoring.rubric import Rubric
+from autolora_eval.sources.model_source import Source
 
 
 @dataclass(frozen=True)

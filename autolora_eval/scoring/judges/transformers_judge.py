@@ -16,8 +16,6 @@ from PIL import Image
 from autolora_eval._devices import choose_dtype, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
-from autolora_eval._identity import identity
-from autolora_eval._sources import Source
 from autolora_eval.runs.images import ImageError, Picture, open_image, opened, reduced
 from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request, Token
@@ -31,6 +29,8 @@ from autolora_eval.scoring.judges.logits_processors import (
 )
 from autolora_eval.scoring.judges.preprocessor import Preprocessor, load_preprocessor
 from autolora_eval.scoring.rubric import Question, Rubric
+from autolora_eval.sources.identity import identity
+from autolora_eval.sources.model_source import Source
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from autolora_eval._environment import expanded
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
 from autolora_eval._files import Json
-from autolora_eval._identity import identity
-from autolora_eval._resources import shipped_root
-from autolora_eval._sources import Lookup, Source, find_model
 from autolora_eval.scoring.judges.config import JudgeConfig, launch_problems
+from autolora_eval.sources.identity import identity
+from autolora_eval.sources.lookup import Lookup, expanded, shipped_root
+from autolora_eval.sources.model_source import Source, find_model
 
 HOST = "127.0.0.1"
 SERVER_MODULE = "vllm.entrypoints.openai.api_server"

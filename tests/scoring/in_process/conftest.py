@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from autolora_eval._resources import miniatures, shipped_root
 from autolora_eval.scoring.judges.config import Request
 from autolora_eval.scoring.rubric import Rubric, read_rubric
+from autolora_eval.sources.lookup import miniatures, shipped_root
 
 if TYPE_CHECKING:
     from autolora_eval.scoring.judges.transformers_judge import TransformersJudge

@@ -11,11 +11,11 @@ import pytest
 from creatures import creatures
 from in_process import ask, judge, said
 
-from autolora_eval._resources import shipped_root
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.config import Request
 from autolora_eval.scoring.reply import expected_scores, parse_reply
 from autolora_eval.scoring.rubric import Rubric, read_rubric
+from autolora_eval.sources.lookup import shipped_root
 from recipes.character import TRAITS
 
 pytestmark = pytest.mark.model

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
-from autolora_eval._environment import expanded
-from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean, first_line
-from autolora_eval._files import path_inside
-from autolora_eval._resources import shipped_root
+from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval.sources.lookup import Lookup, expanded, miniature_folder
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -65,68 +60,6 @@ class Source:
     def path(self) -> Path:
         """The place on this machine of a folder or file."""
         return Path(self.location)
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """Where relative paths are looked up: the benchmark file's folder, its parent, here, shipped.
-
-    The parent serves the usual layout, `benchmarks/x.yaml` beside `prompts/`; what is shipped
-    comes last, so that anyone's benchmark can name `prompts/rubrics/pixel_art.yaml`.
-    """
-
-    folders: tuple[Path, ...]
-
-    @classmethod
-    def beside(cls, benchmark_file: Path) -> Lookup:
-        """Return the look-up of a benchmark file."""
-        here = benchmark_file.resolve().parent
-        return cls(tuple(dict.fromkeys((here, here.parent, Path.cwd(), shipped_root()))))
-
-    def find(self, name: str) -> Path | None:
-        """Return the first place where `name` exists, with its variables replaced."""
-        name = expanded(name)
-        try:
-            path = Path(name).expanduser()
-            places = [path] if path.is_absolute() else [folder / path for folder in self.folders]
-            return next((place.resolve() for place in places if place.exists()), None)
-        except (OSError, RuntimeError):  # no name of a file: too long, or the home of nobody
-            return None
-
-    def file(self, name: str, what: str) -> Path:
-        """Return the file that `name` names.
-
-        Raises:
-            UsageError: there is none, with the places that were searched.
-        """
-        found = self.find(name) or _file_of_package(expanded(name))
-        if found is None or not found.is_file():
-            places = ", ".join(str(folder) for folder in self.folders)
-            near = did_you_mean(Path(name).name, self._neighbours(name), or_list=False)
-            raise UsageError(f"no such {what}: '{name:.300}' (looked in {places}).{near}")
-        return found
-
-    def _neighbours(self, name: str) -> list[str]:
-        parents = (folder / Path(name).parent for folder in self.folders)
-        try:
-            files = (p for d in parents if d.is_dir() for p in d.iterdir() if p.is_file())
-            return sorted({path.name for path in files})
-        except OSError:
-            return []
-
-
-def _file_of_package(name: str) -> Path | None:
-    """Return the file that `package:path/within` names; None if there is no such file."""
-    package, _, relative = name.partition(":")
-    if not relative or not all(part.isidentifier() for part in package.split(".")):
-        return None
-    try:
-        spec = importlib.util.find_spec(package)
-        folders = (spec and spec.submodule_search_locations) or ()
-        found = [path_inside(Path(folder), relative) for folder in folders]
-    except (ImportError, ValueError):
-        return None
-    return next((path for path in found if path.is_file()), None)
 
 
 def is_hub_id(name: str) -> bool:
@@ -248,8 +181,6 @@ def _refuse_pickles(folder: Path, name: str) -> None:
 
 
 def _miniature(name: str) -> Path:
-    from autolora_eval._resources import miniature_folder
-
     return miniature_folder(name.removeprefix(MINIATURE))
 
 
@@ -270,117 +201,3 @@ def stated_license(source: Source) -> str | None:
         return None
     found = stated.get("license") if isinstance(stated, dict) else None
     return found if isinstance(found, str) else None
-
-
-def local_lora(source: Source) -> Path:
-    """Return the LoRA's file on this machine, fetching it from the hub if need be.
-
-    Raises:
-        AutoLoRAEvalError: the hub repository has no single `.safetensors`, or cannot be reached;
-            or it is a file that its user must get first.
-    """
-    if source.kind == "absent":
-        raise AutoLoRAEvalError(absent(source))
-    if source.kind != "hub":
-        return source.path
-    from huggingface_hub import HfApi, hf_hub_download
-
-    name = source.weight_name
-    try:
-        if name is None:
-            files = HfApi().list_repo_files(source.location, revision=source.revision)
-            weights = [file for file in files if file.endswith(".safetensors")]
-            if len(weights) != 1:
-                raise AutoLoRAEvalError(
-                    f"'{source.location}' must have one .safetensors, and has "
-                    f"{', '.join(weights) or 'none'}. Name one with weight_name."
-                )
-            name = weights[0]
-        return Path(hf_hub_download(source.location, name, revision=source.revision))
-    except (OSError, ValueError) as error:
-        raise AutoLoRAEvalError(unreachable([source], first_line(error))) from error
-
-
-@contextmanager
-def hub_cache_only() -> Iterator[None]:
-    """Let the hub's client answer from its cache while the block runs, and fail otherwise."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def in_cache(source: Source, marker: str) -> bool:
-    """Tell whether a hub model's `marker` file is in the local cache."""
-    return cached(source, marker) is not None
-
-
-def cached(source: Source, name: str) -> Path | None:
-    """Return a file of a model folder, or of a hub model as the local cache has it, or None."""
-    if source.kind != "hub":
-        file = source.path / name
-        return file if file.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(source.location, name, revision=source.revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def fetched(source: Source, name: str) -> Path | None:
-    """Return a file of a model, fetched from the hub if need be; None if it is not to be had."""
-    here = cached(source, name)
-    if here is not None or source.kind != "hub":
-        return here
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = hf_hub_download(source.location, name, revision=source.revision, etag_timeout=5.0)
-    except (OSError, ValueError):
-        return None
-    return Path(path)
-
-
-def hub_refusal(source: Source) -> str | None:
-    """Ask the hub for a repository; return None if it is there, else why it cannot be had."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(source.location, revision=source.revision, timeout=5.0)
-    except Exception as error:  # the hub's client raises errors of its HTTP library too
-        return first_line(error)
-    return None
-
-
-def hub_files(source: Source) -> list[str] | None:
-    """Return the names of a hub repository's files; None if the hub cannot be asked."""
-    from huggingface_hub import HfApi
-
-    try:
-        found = HfApi().model_info(source.location, revision=source.revision, timeout=5.0)
-    except Exception:  # the hub's client raises errors of its HTTP library too
-        return None
-    return [file.rfilename for file in found.siblings or []]
-
-
-def unreachable(sources: list[Source], reason: str) -> str:
-    """Return the message for models on the hub that cannot be had: what, why, what to do."""
-    commands = [
-        f"hf download {source.location}"
-        + (f" --revision {source.revision}" if source.revision else "")
-        for source in sources
-    ]
-    return (
-        f"not in the local cache, and not to be had from the hub ({reason}): "
-        f"{', '.join(source.location for source in sources)}. On a machine with access run: "
-        f"{' && '.join(commands)} (for a gated model "
-        "accept its licence on its page and run 'hf auth login' first); or name local folders."
-    )
-
-
-def absent(source: Source) -> str:
-    """Return the message for a file that its user must get first."""
-    return f"the LoRA '{source.location}' is not here. {source.how_to_get()}"

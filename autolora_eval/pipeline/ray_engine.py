@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from autolora_eval._devices import choose_device, require
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, first_line
 from autolora_eval._files import atomic_write
-from autolora_eval._ray_worker import (
+from autolora_eval.config.plan import Plan
+from autolora_eval.pipeline.ray_worker import (
     At,
     Files,
     Task,
@@ -31,7 +32,6 @@ from autolora_eval._ray_worker import (
     replier,
     requests_at,
 )
-from autolora_eval.config.plan import Plan
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.features import Batch, Extracted
 from autolora_eval.scoring.judging import (

@@ -29,8 +29,15 @@ from autolora_eval.generation.image_import import check_image_sets, check_no_ove
 from autolora_eval.generation.preflight import missing
 from autolora_eval.generation.stage import GenerationResult, generate
 from autolora_eval.report import is_report_current, write_report
-from autolora_eval.runs.checksums import are_tables_current, checksums, tables_key
-from autolora_eval.runs.folder import Run, RunFolder, open_run, output_folder
+from autolora_eval.runs.folder import (
+    Run,
+    RunFolder,
+    are_tables_current,
+    checksums,
+    open_run,
+    output_folder,
+    tables_key,
+)
 from autolora_eval.runs.lock import writing
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
@@ -40,7 +47,7 @@ from autolora_eval.scoring.features import extract_features
 from autolora_eval.scoring.judging import judge_missing, open_judge
 
 if TYPE_CHECKING:
-    from autolora_eval._ray_engine import EngineName, RayEngine
+    from autolora_eval.pipeline.ray_engine import EngineName, RayEngine
 
 
 def run(
@@ -239,7 +246,7 @@ class RunPipeline:
     def use(self, engine: EngineName, ray_address: str | None = None) -> None:
         """Choose the engine; `ray` if there is an address."""
         if engine == "ray" or ray_address:
-            from autolora_eval._ray_engine import RayEngine
+            from autolora_eval.pipeline.ray_engine import RayEngine
 
             self.ray = RayEngine(self.plan, self.folder, self.limits, ray_address)
 
@@ -279,7 +286,7 @@ class RunPipeline:
             if not are_tables_current(self.folder, self.plan.benchmark.published):
                 self.tables()
             if not is_report_current(self.folder):
-                self.report()
+                write_report(self.folder)
             return open_run(self.folder.path)
 
     def refuse_if_something_is_missing(self, *, judged: bool = True) -> None:
@@ -326,15 +333,14 @@ class RunPipeline:
     def _record_generated(self, found: GenerationResult) -> None:
         """Record what is known of models, settings and imported images."""
         manifest = self.folder.read_manifest()
-        models = {name: ModelRecord(**model) for name, model in found.models.items()}
+        models = dict(manifest.models)
+        for name, facts in found.models.items():
+            model = ModelRecord(**facts)
+            models[name] = models[name].merged_with(model) if name in models else model
         keys = found.settings_keys
         cells = [c.model_copy(update={"settings_key": keys[c.id]}) for c in manifest.cells]
         self.folder.update_manifest(
-            models=manifest.models
-            | {
-                name: manifest.models[name].merged_with(model) if name in manifest.models else model
-                for name, model in models.items()
-            },
+            models=models,
             image_sets=manifest.image_sets | found.image_sets,
             settings=manifest.settings | found.settings,
             libraries=sorted(found.libraries),
@@ -378,10 +384,6 @@ class RunPipeline:
         counts = write_tables(manifest, folder, metrics, benchmark.published)
         folder.update_manifest(counts=counts, checksums=checksums(folder, manifest))
         folder.update_manifest(tables_key=tables_key(folder, benchmark.published))
-
-    def report(self) -> None:
-        """Draw the figures and write the report."""
-        write_report(self.folder)
 
     def _judge(self) -> None:
         if self.plan.benchmark.rubric is None:

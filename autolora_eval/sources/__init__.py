@@ -1,0 +1,1 @@
+"""What a benchmark names: files, variables, and models with the hashes of their files."""
