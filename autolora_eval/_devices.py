@@ -29,7 +29,7 @@ PACKAGES = (
     "tokenizers",
     "accelerate",
     "safetensors",
-    "openai",
+    "aiohttp",
     "llguidance",
     "timm",
     "krippendorff",

@@ -48,7 +48,7 @@ _EXTRAS = {
     **dict.fromkeys(
         ("torch", "diffusers", "peft", "transformers", "accelerate", "llguidance"), "models"
     ),
-    **dict.fromkeys(("openai", "tenacity"), "openai"),
+    **dict.fromkeys(("aiohttp", "anyio", "tenacity"), "openai"),
     "datasets": "datasets",
     "timm": "timm",
     "torchmetrics": "metrics",

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 MODEL = "some-vlm"
 VERDICT = '{"pc": 4}'
@@ -100,17 +101,17 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        state = self.server.state
-        if self.path == "/version":
+        state, path = self.server.state, urlsplit(self.path).path  # whole URLs come to a proxy
+        if path == "/version":
             self._send({"version": state.version} if state.version else Http(404))
             return
-        assert self.path == "/v1/models"
+        assert path == "/v1/models"
         state.model_calls += 1
         self._send(state.models)
 
     def do_POST(self) -> None:
         state: JudgeServer = self.server.state
-        assert self.path == "/v1/chat/completions"
+        assert urlsplit(self.path).path == "/v1/chat/completions"
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         call = Call({name.lower(): value for name, value in self.headers.items()}, body)
         with state.lock:

@@ -172,7 +172,7 @@ def _judge_server(plan: Plan, output: Path) -> None:
     if judge.launch:
         from autolora_eval.scoring.judges.vllm_command import check_launch
 
-        require("openai", "openai")
+        require("aiohttp", "openai")
         check_launch(judge)
         return
     from autolora_eval.scoring.judges.openai_judge import OpenAIJudge

@@ -302,13 +302,24 @@ def test_invalid_key_is_reported_but_not_printed(key, judge, monkeypatch) -> Non
 
 
 def test_unusable_proxy_is_reported(judge: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ALL_PROXY", "sox://me:sentinel@127.0.0.1:9")
-    monkeypatch.setenv("all_proxy", "sox://me:sentinel@127.0.0.1:9")
     threads = threading.active_count()
     with pytest.raises(AutoLoRAEvalError, match="ALL_PROXY") as caught:
         judge(base_url="http://judge.example/v1")
     assert "sentinel" not in str(caught.value)
     assert threading.active_count() == threads
+
+
+def test_server_is_reached_through_the_proxy_of_the_environment(
+    server: JudgeServer, image: Path, judge: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fake server takes the part of the proxy, for a name that leads nowhere."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, server.url.removesuffix("/v1"))
+    (reply,) = ask(judge(base_url="http://judge.example/v1"), [Request(image, QUESTION)])
+    assert reply.text == VERDICT
 
 
 def test_tokens_of_a_reply_follow_those_of_its_thought(server, image, judge) -> None:

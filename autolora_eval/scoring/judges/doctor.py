@@ -129,7 +129,7 @@ def _benchmark_judge(
         if needed := families.needed_packages(source):
             needs.append(_packages(families.EXTRA, *needed))
         return BackendStatus(f"'{name}': {judge.model} in this process", (*needs, *memory))
-    packages = _packages("openai", "openai", "tenacity")
+    packages = _packages("openai", "aiohttp", "tenacity")
     if judge.launch:
         title = f"'{name}': {judge.model} on a server that the run launches"
         return BackendStatus(title, (packages, *_launch(judge, machine)))
@@ -177,7 +177,7 @@ def _current_families() -> BackendStatus:
 def _any_server() -> BackendStatus:
     url = os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER
     where = "" if address_problem(url) else f" at {url}"
-    requirements = (_packages("openai", "openai", "tenacity"), _served(url))
+    requirements = (_packages("openai", "aiohttp", "tenacity"), _served(url))
     return BackendStatus(f"Any model on a server{where}", requirements)
 
 

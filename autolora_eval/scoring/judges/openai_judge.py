@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import random
 import time
@@ -43,7 +42,6 @@ R = TypeVar("R")
 
 MAX_IMAGE_BYTES = 20_000_000
 PROBE_SECONDS = 5.0
-CONNECTIONS_A_CLIENT = 16
 BACKOFF_SECONDS = 0.5  # upper bound of the first random wait before a retry; it then doubles
 REDACTED = "[key]"
 # The run stops after so many consecutive failed questions, each with all of its retries.
@@ -69,14 +67,14 @@ class OpenAIJudge:
         base_urls: server addresses, by default `spec.base_urls`.
 
     Raises:
-        MissingDependencyError: if the package `openai` is not installed.
+        MissingDependencyError: if the package `aiohttp` is not installed.
         AutoLoRAEvalError: if the key or a proxy of the environment cannot be used.
     """
 
     def __init__(
         self, spec: JudgeConfig, rubric: Rubric | None = None, base_urls: list[str] | None = None
     ) -> None:
-        require("openai", "openai")
+        require("aiohttp", "openai")
         from anyio.from_thread import start_blocking_portal
 
         self.spec, self.rubric = spec, rubric
@@ -85,15 +83,9 @@ class OpenAIJudge:
             raise AutoLoRAEvalError(
                 f"{spec.api_key_env} contains a line break or a non-ASCII character. Set it again."
             )
-        key = self._key or "EMPTY"
-        # The work of a client on each call grows with its connections.
-        clients = range(math.ceil(spec.concurrency / CONNECTIONS_A_CLIENT))
-        servers = [
-            Server(url, [protocol.client(url, key) for _ in clients])
-            for url in base_urls or spec.base_urls
-        ]
+        urls = base_urls or spec.base_urls
+        proxies = [protocol.proxy(url) for url in urls]
         self._stated_urls = base_urls or spec.stated_urls
-        self._pool = ServerPool(servers, self._probe, spec.give_up_after)
         self._served: Json | None = None
         self._mode = protocol.StructuredOutput("plain")
         self._dialect = protocol.Dialect()
@@ -107,6 +99,12 @@ class OpenAIJudge:
         self._portal: BlockingPortal = stack.enter_context(start_blocking_portal())
         # A thread that is still running would block the exit of Python.
         self._stop_loop = weakref.finalize(self, stack.close)
+        key = self._key or "EMPTY"
+        servers = [
+            Server(url, self._portal.call(protocol.open_session, url, key, proxy))
+            for url, proxy in zip(urls, proxies, strict=True)
+        ]
+        self._pool = ServerPool(servers, self._probe, spec.give_up_after)
 
     def identity(self) -> Json:
         """Return the model as the server reports it, the constraint on replies, and the sampling.
@@ -214,8 +212,7 @@ class OpenAIJudge:
             return
         try:
             for server in self._pool.servers:
-                for client in server.clients:
-                    self._portal.call(client.close)
+                self._portal.call(server.session.close)
         finally:
             self._stop_loop()
 
@@ -274,7 +271,7 @@ class OpenAIJudge:
             server.active_calls += 1
             server.total_calls += 1
             try:
-                answer = await protocol.call(server.client, body, self.spec.timeout)
+                answer = await protocol.call(server.session, body, self.spec.timeout)
             finally:
                 server.active_calls -= 1
             answer = replace(answer, reply=replace(answer.reply, attempts=calls))

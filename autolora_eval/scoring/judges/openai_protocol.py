@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import json
 import math
 import time
+import urllib.request
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import urlsplit
 
+import aiohttp
 import numpy as np
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -22,11 +27,10 @@ from autolora_eval.scoring.judges.server_pool import Server
 from autolora_eval.scoring.judges.vllm_command import LIMITS
 from autolora_eval.scoring.rubric import Question
 
-if TYPE_CHECKING:
-    import openai
-
 MAX_ANSWER_BYTES = 4_000_000
 FORBIDDEN_LOGPROB = -9000.0  # vLLM reports -9999 for tokens that the grammar forbids
+# Less than the 5 seconds after which vLLM closes an idle connection.
+KEEP_ALIVE_SECONDS = 4.0
 MAX_DETAIL = 500  # characters kept of a server's own words
 # vLLM takes unset sampling parameters from the model's generation_config.json. Many models set a
 # repetition penalty there, which biases the second of two equal scores. The second half are vLLM's
@@ -95,24 +99,55 @@ class _BadAnswerError(Exception):
     """The response does not follow the protocol."""
 
 
-def client(url: str, key: str) -> openai.AsyncOpenAI:
-    """Return a client for a server. It does not retry.
+class _StatusError(Exception):
+    """The server refuses the call.
+
+    Attributes:
+        status: the HTTP status.
+        retry_after: the Retry-After header in seconds; None if absent.
+        words: what the server says about it; None if nothing.
+    """
+
+    def __init__(self, status: int, retry_after: float | None, words: str | None) -> None:
+        super().__init__(status)
+        self.status, self.retry_after, self.words = status, retry_after, words
+
+
+def proxy(url: str) -> str | None:
+    """Return the proxy of the environment for a server; None if it is reached directly.
 
     Raises:
         AutoLoRAEvalError: if the environment names a proxy that cannot be used.
     """
-    import openai
-
-    direct = is_loopback(url)
-    http = openai.DefaultAsyncHttpxClient(trust_env=False) if direct else None
-    try:
-        return openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
-    except (ImportError, ValueError) as error:
+    parts, proxies = urlsplit(url), urllib.request.getproxies()
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if not found or is_loopback(url) or urllib.request.proxy_bypass(parts.netloc):
+        return None
+    if urlsplit(found).scheme not in ("http", "https"):
         raise AutoLoRAEvalError(
-            f"cannot connect to the judge's server at {url} ({type(error).__name__}). Check "
-            "HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or list the server in NO_PROXY; a SOCKS proxy "
-            "requires the package 'socksio'."
-        ) from error
+            f"cannot connect to the judge's server at {url}: its proxy is not an http:// or "
+            "https:// address. Check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or list the server in "
+            "NO_PROXY."
+        )
+    return found
+
+
+async def open_session(url: str, key: str, proxy: str | None) -> aiohttp.ClientSession:
+    """Return the connections to a server.
+
+    Args:
+        url: the server's address, ending in `/v1`.
+        key: the API key.
+        proxy: from `proxy`.
+    """
+    return aiohttp.ClientSession(
+        url.rstrip("/") + "/",
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(),  # the callers limit whole calls
+        proxy=proxy,
+    )
 
 
 def chat(
@@ -145,72 +180,62 @@ def content(question: Question, image_url: str) -> list[Json]:
     return parts
 
 
-async def call(client: Any, body: Json, timeout: float) -> Answer:  # noqa: ANN401
+async def call(session: aiohttp.ClientSession, body: Json, timeout: float) -> Answer:
     """Make one call. A failed call is an answer with a reason.
 
     Args:
-        client: an `openai.AsyncOpenAI`.
+        session: the server's connections.
         body: the request body, from `chat`.
         timeout: seconds from the first byte sent to the last byte received.
     """
-    import openai
-
     start, model = time.monotonic(), str(body["model"])
     retry_after = detail = None
     try:
         async with asyncio.timeout(timeout):
-            answer = await _exchange(client, body, timeout)
+            # As a stream: aiohttp warns of large bytes.
+            data = io.BytesIO(json.dumps(body).encode())
+            answer = await _decoded(session.post("chat/completions", data=data))
         reply = _read(answer, model, time.monotonic() - start)
         return Answer(reply)
-    except (TimeoutError, openai.APITimeoutError):
+    except TimeoutError:
         reason = "timeout"
-    except openai.APIStatusError as error:
-        reason, retry_after = f"http_{error.status_code}", _retry_after(error.response.headers)
-        detail = _words(error.body)
-    except openai.APIConnectionError:
+    except _StatusError as error:
+        reason, retry_after = f"http_{error.status}", error.retry_after
+        detail = error.words
+    except (aiohttp.ClientError, OSError):
         reason = "connection"
-    except (openai.OpenAIError, _BadAnswerError) as error:
-        reason, detail = "bad_response", str(error) or None
+    except _BadAnswerError as error:
+        reason, detail = "bad_response", str(error)
     seconds = time.monotonic() - start
     return Answer(Reply(None, reason, False, model, seconds, detail=detail), retry_after)
 
 
-async def _exchange(client: Any, body: Json, timeout: float) -> object:  # noqa: ANN401
-    """Return the decoded JSON of a call's response.
+async def _decoded(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> Any:  # noqa: ANN401
+    """Return the decoded JSON of a response.
 
     Raises:
-        openai.OpenAIError: if the call failed.
+        aiohttp.ClientError: if the response does not arrive whole.
+        _StatusError: if the server refuses the call.
         _BadAnswerError: if the response is not JSON or too long.
     """
-    import openai
-
-    # Not `chat.completions.create`: its walk over the types of the body takes 1 ms a call.
-    stream = await client.post(
-        "/chat/completions",
-        cast_to=object,
-        body=body,
-        options={"timeout": timeout},
-        stream=True,
-        stream_cls=openai.AsyncStream[object],
-    )
-    data, response = bytearray(), stream.response
-    try:
-        async for chunk in response.aiter_bytes():
+    data = bytearray()
+    async with request as response:
+        async for chunk in response.content.iter_any():
             data += chunk
             if len(data) > MAX_ANSWER_BYTES:
                 break
-    except Exception as error:  # HTTP libraries raise various errors for a truncated body
-        if "Timeout" in type(error).__name__:
-            raise TimeoutError from error
-        raise openai.APIConnectionError(request=response.request) from error
-    finally:
-        await response.aclose()
+    try:
+        answer = None if len(data) > MAX_ANSWER_BYTES else json.loads(data)
+    except (ValueError, RecursionError) as error:
+        if response.ok:
+            raise _BadAnswerError("not JSON") from error
+        answer = data.decode(errors="replace")
+    if not response.ok:
+        said = answer.get("error", answer) if isinstance(answer, dict) else answer
+        raise _StatusError(response.status, _retry_after(response.headers), _words(said))
     if len(data) > MAX_ANSWER_BYTES:
         raise _BadAnswerError("too long")
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise _BadAnswerError("not JSON") from error
+    return answer
 
 
 def _words(error: object) -> str | None:
@@ -308,25 +333,22 @@ async def served_model(server: Server, spec: JudgeConfig, timeout: float) -> Jso
     Raises:
         AutoLoRAEvalError: if the server does not answer or does not serve the model.
     """
-    import openai
-
-    client, url = server.client.with_options(timeout=timeout), server.url
+    session, url = server.session, server.url
     try:
         async with asyncio.timeout(timeout):
-            listed = await client.get("/models", cast_to=object)
+            listed = await _decoded(session.get("models"))
         served = {str(model["id"]): model for model in listed["data"]}
-    except openai.APIStatusError as error:
+    except _StatusError as error:
         raise AutoLoRAEvalError(
-            f"the judge's server at {url} answers {error.status_code} to a request for its "
-            f"models. If it needs an API key, set {spec.api_key_env}; check that judge.base_url "
-            "ends in /v1."
+            f"the judge's server at {url} answers {error.status} to a request for its models. If "
+            f"it needs an API key, set {spec.api_key_env}; check that judge.base_url ends in /v1."
         ) from error
-    except (openai.APIConnectionError, TimeoutError) as error:
+    except (aiohttp.ClientError, OSError) as error:
         raise AutoLoRAEvalError(
             f"the judge's server at {url} does not answer ({type(error).__name__}). Start one, "
             f"for example: vllm serve {spec.model} {LIMITS}; or set judge.base_url or judge.launch."
         ) from error
-    except (openai.OpenAIError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (_BadAnswerError, TypeError, LookupError, AttributeError) as error:
         raise AutoLoRAEvalError(
             f"the server at {url} does not speak the OpenAI protocol. Check judge.base_url."
         ) from error
@@ -336,16 +358,16 @@ async def served_model(server: Server, spec: JudgeConfig, timeout: float) -> Jso
             f"'{spec.model}'. Set judge.model to a served model, or start a server for this one."
         )
     model = served[spec.model]
-    version = await _version(client, url, timeout)
+    version = await _version(session, url, timeout)
     return {"root": model.get("root"), "owned_by": model.get("owned_by"), "version": version}
 
 
-async def _version(client: Any, url: str, timeout: float) -> str | None:  # noqa: ANN401
+async def _version(session: aiohttp.ClientSession, url: str, timeout: float) -> str | None:
     """Return the server's version if it reports one, as vLLM does at /version."""
     address = url.rstrip("/").removesuffix("/v1") + "/version"
     try:
         async with asyncio.timeout(timeout):
-            answer = await client.get(address, cast_to=object)
+            answer = await _decoded(session.get(address))
         version = answer.get("version")
         return str(version)[:80] if version else None
     except Exception:  # optional information: any failure is fine

@@ -6,9 +6,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from autolora_eval._errors import AutoLoRAEvalError
+
+if TYPE_CHECKING:
+    import aiohttp
 
 FAILURE_THRESHOLD = 3  # consecutive failures after which a server is probed
 PROBE_INTERVAL = 10.0  # seconds between probes of a server that is down while others answer
@@ -29,7 +32,7 @@ class Server:
 
     Attributes:
         url: the address, ending in `/v1`.
-        clients: `openai.AsyncOpenAI` clients for it, which take turns.
+        session: the connections to it.
         active_calls: calls in progress.
         total_calls: calls made so far.
         failures: consecutive failed calls.
@@ -38,17 +41,12 @@ class Server:
     """
 
     url: str
-    clients: Sequence[Any]
+    session: aiohttp.ClientSession
     active_calls: int = 0
     total_calls: int = 0
     failures: int = 0
     down_reason: str | None = None
     last_probe: float = 0.0
-
-    @property
-    def client(self) -> Any:  # noqa: ANN401
-        """The client of the next call."""
-        return self.clients[self.total_calls % len(self.clients)]
 
 
 class ServerPool:
