@@ -71,7 +71,7 @@ BenchmarkOrRun = Annotated[
         callback=_opened(finished=True),
         metavar="BENCHMARK",
         help="A benchmark file, the name of a shipped benchmark such as 'quickstart', or a run "
-        "folder or its URL.",
+        "folder (a path or a URL).",
     ),
 ]
 
@@ -89,7 +89,7 @@ AcceptVersions = Annotated[
     bool,
     typer.Option(
         "--accept-versions",
-        help="Resume although the images that are there were made with other versions of torch, "
+        help="Resume even if the finished images were made with other versions of torch, "
         "diffusers, peft or transformers. The report names both.",
     ),
 ]
@@ -131,15 +131,15 @@ NoCode = Annotated[
     bool,
     typer.Option(
         "--no-code",
-        help="For a file of someone else: import and start nothing, and list what a run would "
-        "import, start, read, fetch, send and write.",
+        help="For a file from someone else: list what a run would import, start, read, fetch, "
+        "send and write. Nothing is imported or started.",
     ),
 ]
 ImagesOption = Annotated[
     Path | None,
     typer.Option(
-        help="Score images that were made elsewhere: a folder <prompt>/<seed>.png, an "
-        "imagefolder, a .csv, .jsonl or .parquet listing, or a saved dataset."
+        help="Score existing images: a folder <prompt>/<seed>.png, an imagefolder, a .csv, .jsonl "
+        "or .parquet listing, or a saved dataset."
     ),
 ]
 JointOutputOption = Annotated[
@@ -156,8 +156,8 @@ RatingsArgument = Annotated[
     typer.Argument(
         metavar="RATINGS",
         help="A CSV file with one rating per row. Columns: 'file' as in scores.parquet (or "
-        "'cell', 'prompt' and 'seed'), 'rater' if there are several, and one column per score, "
-        "such as 'pc'.",
+        "'cell', 'prompt' and 'seed'), 'rater' if there are several raters, and one column per "
+        "score, such as 'pc'.",
     ),
 ]
 MethodNames = Annotated[
@@ -176,25 +176,31 @@ ParameterOption = Annotated[
 ]
 EngineOption = Annotated[
     Literal["local", "ray"],
-    typer.Option(help="What runs the models: this process, or the processes of a Ray cluster."),
+    typer.Option(help="Run the models in this process, or in the processes of a Ray cluster."),
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(help="An existing Ray cluster, such as 'auto'. It implies --engine ray."),
+    typer.Option(
+        help="The address of an existing Ray cluster, such as 'auto'. Implies --engine ray."
+    ),
 ]
 BaselineOption = Annotated[
     str | None,
-    typer.Option(help="The method to compare the others with. Default: the runs' baseline."),
+    typer.Option(
+        help="The method that the others are compared with. Default: the baseline of the runs."
+    ),
 ]
 AnyJudges = Annotated[
     bool,
-    typer.Option("--allow-different-judges", help="Compare the scores even if the judges differ."),
+    typer.Option("--allow-different-judges", help="Compare scores even if the judges differ."),
 ]
 PromptOption = Annotated[
     list[str] | None, typer.Option(help="A prompt. Repeat the option for more prompts.")
 ]
-JudgeName = Annotated[str | None, typer.Option(help="The name of a judge model on a server.")]
+JudgeName = Annotated[str | None, typer.Option(help="A judge model on a server.")]
 ImagesModel = Annotated[
     str | None,
-    typer.Option(help="The benchmark's model that --images belong to. Default: its first."),
+    typer.Option(
+        help="The model of the benchmark that --images belong to. Default: the first one."
+    ),
 ]

@@ -108,7 +108,7 @@ def plan(
     limit_seeds: LimitSeeds = None,
     no_code: NoCode = False,
 ) -> None:
-    """Show what a run would do and cost, and what it would keep, without loading a model."""
+    """Show what a run would do, reuse and cost, without loading a model."""
     from autolora_eval import _display as display
     from autolora_eval.config.no_code import would_do
     from autolora_eval.generation.outlook import run_outlook
@@ -131,12 +131,12 @@ def run(
     limit_seeds: LimitSeeds = None,
     accept_versions: AcceptVersions = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and exit, as the command plan.")
+        bool, typer.Option("--dry-run", help="Print the plan and exit, like the command plan.")
     ] = False,
     engine: EngineOption = "local",
     ray_address: RayAddress = None,
 ) -> None:
-    """Run a benchmark: generate, score, report. Run it again to resume."""
+    """Run all stages of a benchmark: generate, score, report. Repeat the command to resume."""
     from autolora_eval import _display as display
     from autolora_eval.pipeline.run_pipeline import RunPipeline
 
@@ -232,7 +232,7 @@ def compare(
     baseline: BaselineOption = None,
     allow_different_judges: AnyJudges = False,
 ) -> None:
-    """Put the cells of several runs into one table and report, compared in pairs."""
+    """Put several runs into one table and report, with paired comparisons."""
     from autolora_eval import _display as display
     from autolora_eval._files import slug
     from autolora_eval.pipeline.run_pipeline import compare as joint_run
@@ -252,7 +252,7 @@ def explain(
     cell: Annotated[
         str,
         typer.Argument(
-            metavar="CELL", help="A cell's id, or a method's name if the run has one cell of it."
+            metavar="CELL", help="A cell's id, or the name of a method that has a single cell."
         ),
     ],
     prompt: Annotated[
@@ -263,7 +263,7 @@ def explain(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a number comes from: images, hashes, neighbours and the judge's replies."""
+    """Show where a number comes from: images, hashes, neighbours and the judge's replies."""
     from autolora_eval import _display as display
     from autolora_eval.analysis.explain import explain as explain_run
     from autolora_eval.analysis.explain import print_explanation
@@ -277,7 +277,7 @@ def explain(
 
 @app.command(rich_help_panel=ANALYZE)
 def verify(run: RunOrArchive) -> None:
-    """Check a run's files against its records. Exit code 1 if one is missing, changed or extra."""
+    """Check a run's files against its records. Exit code 1 if any is missing, changed or extra."""
     from autolora_eval import _display as display
     from autolora_eval.analysis.archive import verify as verify_run
     from autolora_eval.analysis.archive import verify_archive
@@ -292,7 +292,7 @@ def verify(run: RunOrArchive) -> None:
 
 @app.command(rich_help_panel=ANALYZE)
 def pack(run: RunFolderArgument, output: ArchiveOption = None) -> None:
-    """Write a run into one archive, with the hash of every file and a dataset card."""
+    """Write a run into one archive, with a dataset card and the hash of every file."""
     from autolora_eval import _display as display
     from autolora_eval.analysis.archive import pack as pack_run
 
@@ -301,7 +301,7 @@ def pack(run: RunFolderArgument, output: ArchiveOption = None) -> None:
 
 @app.command(rich_help_panel=ANALYZE)
 def agreement(run: RunFolderArgument, ratings: RatingsArgument) -> None:
-    """Compare the judge with people's ratings of the same images, and add it to the report."""
+    """Compare the judge with human ratings of the same images."""
     from autolora_eval import _display as display
     from autolora_eval.analysis.human_agreement import write_agreement
     from autolora_eval.runs.folder import open_run
@@ -320,7 +320,7 @@ def methods(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the methods: built in, from diffusers, and from installed packages."""
+    """List the available methods: built in, from diffusers, and from installed packages."""
     from autolora_eval import _display as display
     from autolora_eval.guidance.catalogue import catalogue, listed_as
 
@@ -343,10 +343,10 @@ def check(
     ],
     parameter: ParameterOption = None,
     model: Annotated[
-        Literal["sdxl", "sd3"], typer.Option(help="The family of the tiny model to check it on.")
+        Literal["sdxl", "sd3"], typer.Option(help="The architecture of the tiny model.")
     ] = "sdxl",
 ) -> None:
-    """Check a guider's behaviour on a tiny random model. Exit code 1 if a check fails."""
+    """Test a guider on a tiny random model. Exit code 1 if a check fails."""
     from autolora_eval._progress import SafeConsole
     from autolora_eval.guider_checks.runner import check_command
 
@@ -358,7 +358,7 @@ def check(
 def doctor(
     benchmark: Annotated[
         str | None,
-        typer.Argument(metavar="BENCHMARK", help="A benchmark, whose judge is examined first."),
+        typer.Argument(metavar="BENCHMARK", help="A benchmark. Its judge is examined first."),
     ] = None,
 ) -> None:
     """List which judge backends can run on this machine, and what the others need."""

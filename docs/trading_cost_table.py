@@ -110,7 +110,7 @@ def main(run: Path) -> None:
     scores = pd.read_parquet(run / "scores.parquet", columns=["model", "seed"])
     for model in scores["model"].unique():
         print(f"\n{model}, {scores['seed'].nunique()} seeds\n")
-        print("| rule | passes | presence | share of the gain | diversity", end="")
+        print("| variant | NFE | presence | share of the gain | diversity", end="")
         print(f" | against {BASELINE} | against {FULL} |\n|{' --- |' * 7}")
         rules = read_rules(run, model)
         for name in rules:

@@ -18,17 +18,19 @@ HEAD = """# Command line
 
 <!-- Written by docs/write_command_line.py. Change the help texts in autolora_eval/cli.py. -->
 
-`BENCHMARK` is a benchmark file, the name of a shipped benchmark such as `quickstart`, or a run
-folder. `RUN` is a run folder, which can be [at a URL](../how_to/cluster.md#without-a-shared-disk).
-Every command exits with 0 if it succeeded, 1 if something failed, and 2 if the input cannot be
-used. `autolora-eval --debug COMMAND …` shows the traceback of a failure.
+- `BENCHMARK` is a benchmark file, the name of a shipped benchmark such as `quickstart`, or a run
+  folder.
+- `RUN` is a run folder. It can be [at a URL](../how_to/cluster.md#without-a-shared-disk).
+- The exit code is 0 for success, 1 for a failure, 2 for input that cannot be used, and 130 after
+  Ctrl-C.
+- `autolora-eval --debug COMMAND …` shows the traceback of a failure.
 
 | environment variable | effect |
 | --- | --- |
-| `AUTOLORA_EVAL_CACHE` | the folder of the caches: replies, hashes of weights, copies of URLs |
-| `AUTOLORA_EVAL_JUDGE_URL` | the judge server's address, in the shipped benchmarks |
-| `AUTOLORA_EVAL_JUDGE_API_KEY` | the judge server's API key; it is never written to a file |
-| `AUTOLORA_EVAL_ALLOW` | names of further variables that a benchmark may read, with commas |
+| `AUTOLORA_EVAL_CACHE` | the folder for caches of judge replies, hashes and copies of run folders |
+| `AUTOLORA_EVAL_JUDGE_URL` | the address of the judge server in the shipped benchmarks |
+| `AUTOLORA_EVAL_JUDGE_API_KEY` | the API key of the judge server; it is never written to a file |
+| `AUTOLORA_EVAL_ALLOW` | names of other variables that a benchmark may read, separated by commas |
 | `AUTOLORA_EVAL_DEBUG` | `1` shows the traceback of a failure |
 | `HF_HUB_OFFLINE` | `1` makes huggingface_hub use downloaded files only |
 """

@@ -1,9 +1,9 @@
-"""Score a folder of images that were made elsewhere.
+"""Score a folder of existing images.
 
 Run: python examples/image_folder/score_folder.py
 
-The images are drawn here, so that the example needs no download. Put yours in their place:
-`<folder>/<prompt>/<seed>.png`, where the folder of a prompt is named by its text or its index.
+The script draws the images itself, so that the example needs no download. Replace them with yours:
+`<folder>/<prompt>/<seed>.png`. The name of a prompt's folder is its text or its index.
 """
 
 import random

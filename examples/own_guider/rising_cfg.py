@@ -15,10 +15,10 @@ class RisingCFG(ClassifierFreeGuidance):
 
     Args:
         guidance_scale: Scale at the last step.
-        first_scale: Scale at the first step. 1 is no guidance.
+        first_scale: Scale at the first step. 1 means no guidance.
     """
 
-    # With both scales at 1, the prediction is the conditional one: what the checks need to know.
+    # Tell the checks that with both scales at 1, the prediction is the conditional one.
     guider_spec = GuiderSpec(identity_params={"guidance_scale": 1.0, "first_scale": 1.0})
 
     @register_to_config
