@@ -34,9 +34,10 @@ def until_it_stops(asked: OpenAIJudge, requests: Sequence[Request]) -> tuple[lis
     raise AssertionError("it did not stop")
 
 
-def pictures(folder: Path, count: int) -> list[Path]:
-    """Write images that are all different."""
-    paths = [folder / f"{n}.png" for n in range(count)]
-    for n, path in enumerate(paths):
-        Image.new("RGB", (8, 8), (n % 256, n // 256, 0)).save(path)
-    return paths
+def questions(folder: Path, count: int) -> list[Request]:
+    """Requests about images that are all different."""
+    made = []
+    for n in range(count):
+        Image.new("RGB", (8, 8), (n % 256, n // 256, 0)).save(path := folder / f"{n}.png")
+        made.append(Request(path, QUESTION, tag=n))
+    return made

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 import transformers as t
 from PIL import Image
+from rubrics import shipped
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge, conversation
-from autolora_eval.scoring.rubric import Question, Rubric, read_rubric
-from autolora_eval.sources.lookup import shipped_root
+from autolora_eval.scoring.rubric import Question, Rubric
 from autolora_eval.sources.model_source import Source
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -280,7 +280,7 @@ def special_tokens(processor: Any, question: Question) -> list[int]:
 
 def examined(name: str, place: Path) -> dict[str, Any]:
     folder, processor = written(name, place / name)
-    rubric = read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
+    rubric = shipped("pixel_art")
     special = " ".join(processor.tokenizer.added_tokens_encoder)
     prompts = ["a red house", "a", special, "a green tree, pixel art " * 3]
     paths = pictures(place)

@@ -85,6 +85,7 @@ class JudgeServer:
     total: int = 0
     model_calls: int = 0
     version: str | None = None
+    key: str = ""  # without it, the models are not listed
     connections: set[object] = field(default_factory=set)
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -107,7 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         assert path == "/v1/models"
         state.model_calls += 1
-        self._send(state.models)
+        may = not state.key or self.headers.get("Authorization") == f"Bearer {state.key}"
+        self._send(state.models if may else Http(401))
 
     def do_POST(self) -> None:
         state: JudgeServer = self.server.state

@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 from judge_server import MODEL, JudgeServer, judge_server
+from rubrics import shipped
 from scored_run import picture
 
+from autolora_eval.scoring.judges import openai_judge
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
+from autolora_eval.scoring.rubric import Rubric
+
+
+@pytest.fixture(scope="session")
+def rubric() -> Rubric:
+    """The paper's: prompt_correspondence and style_adherence, each from 0 to 5."""
+    return shipped("pixel_art")
 
 
 @pytest.fixture
@@ -37,16 +46,18 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def judge(server: JudgeServer) -> Iterator[Callable[..., OpenAIJudge]]:
+def judge(
+    server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., OpenAIJudge]]:
     """A function that returns a judge at the server, with changes to how it asks."""
+    monkeypatch.setattr(openai_judge, "BACKOFF_SECONDS", 0.01)
     made = []
 
     def make(**changes: Any) -> OpenAIJudge:
-        settings = {"timeout": 60.0, "max_retries": 0, "base_url": server.url} | changes
-        settings = {"constraint": "plain", "give_up_after": 0.2} | settings
+        settings = {"timeout": 60.0, "max_retries": 0, "constraint": "plain", "give_up_after": 0.2}
+        settings |= {"base_url": server.url} | changes
         rubric = settings.pop("rubric", None)
-        spec = JudgeConfig(rubric="r", model=MODEL, **settings)
-        made.append(OpenAIJudge(spec, rubric))
+        made.append(OpenAIJudge(JudgeConfig(rubric="r", model=MODEL, **settings), rubric))
         return made[-1]
 
     yield make

@@ -38,15 +38,12 @@ from autolora_eval.sources.lookup import shipped_benchmarks
 
 pytestmark = pytest.mark.model
 
-Writer = Callable[[object], Path]
 N_OF_CELL = 6  # 3 prompts × 2 seeds
 
 
 @pytest.fixture
-def plan(write_benchmark: Writer, benchmark_data: dict[str, Any]) -> Plan:
-    content = {key: value for key, value in benchmark_data.items() if key != "judge"}
-    features = {"extractor": "colours", "batch_size": 2}
-    return make_plan(load_benchmark(write_benchmark(content | {"features": features})))
+def plan(planned: Callable[..., Plan]) -> Plan:
+    return planned(features={"extractor": "colours", "batch_size": 2})
 
 
 def told(batch: Batch) -> Extracted:

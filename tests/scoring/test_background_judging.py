@@ -40,12 +40,12 @@ def draw(prompt, seed, model, *, brightness: int):
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a sampler, in which a run has no cache of replies."""
+def place(workplace: Path, no_report: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a rubric and a sampler."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(background, "PAUSE_SECONDS", 0.01)
-    (tmp_path / "pictures_beside.py").write_text(CODE)
-    return tmp_path
+    (workplace / "pictures_beside.py").write_text(CODE)
+    return workplace
 
 
 def run(place: Path, server: JudgeServer, name: str, *, waits: bool = True) -> Run:
@@ -53,26 +53,22 @@ def run(place: Path, server: JudgeServer, name: str, *, waits: bool = True) -> R
         (place / mark).unlink(missing_ok=True)
     if not waits:
         (place / "asked").touch()
-    draw = "pictures_beside.draw"
     content: dict[str, Any] = yaml.safe_load(find_benchmark("quickstart").read_text()) | {
         "prompts": ["a red heart", "a green star"],
         "seeds": {"start": 0, "count": 3},
-        "methods": {str(n): {"sampler": draw, "brightness": n} for n in (80, 200)},
+        "methods": {
+            str(n): {"sampler": "pictures_beside.draw", "brightness": n} for n in (80, 200)
+        },
         "baseline": "80",
         "judge": {
             "model": MODEL,
             "base_url": server.url,
-            "rubric": str(place / "rubric.yaml"),
+            "rubric": "rubric.yaml",
             "constraint": "plain",
             "cache": False,
             "max_retries": 0,
         },
     }
-    (place / "rubric.yaml").write_text(
-        'name: r\nplaceholders: {image: "<I>", prompt: "<P>"}\n'
-        "scores:\n  pc: {key: pc, display_name: Prompt correspondence}\n"
-        'text: "Look: <I> Does it show <P>?"\n'
-    )
     (place / "bench.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return autolora_eval.run(place / "bench.yaml", place / name)
 
@@ -93,7 +89,7 @@ def assert_same(one: Run, other: Run) -> None:
 
 
 def test_results_are_those_of_the_stages_in_turn_and_each_image_is_asked_about_once(
-    place: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
+    place, monkeypatch
 ) -> None:
     calls: dict[str, list[bool]] = {"beside": [], "in turn": []}
     name = "beside"
@@ -119,9 +115,7 @@ def test_results_are_those_of_the_stages_in_turn_and_each_image_is_asked_about_o
     assert (one.stages["judge"].done, one.stages["judge"].reused) == (N, 0)
 
 
-def test_a_failing_server_does_not_stop_the_images_and_is_asked_again(
-    place: Path, no_report: None
-) -> None:
+def test_a_failing_server_does_not_stop_the_images_and_is_asked_again(place: Path) -> None:
     def answer(call: Call, number: int) -> Answer:
         if (place / "begun").exists() and not (place / "ended").exists():
             (place / "asked").touch()

@@ -8,8 +8,6 @@ import torch
 from PIL import Image
 from scored_run import extract, write_images
 
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.diversity import diversity
@@ -61,11 +59,9 @@ def test_different_single_colours_are_orthogonal() -> None:
     assert diversity(found).value == 1.0
 
 
-def test_benchmark_sets_the_number_of_bins(write_benchmark, benchmark_data, tmp_path) -> None:
-    given = {"extractor": "colours", "bins": 4}
-    plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"features": given})))
-    folder = RunFolder(tmp_path / "run")
-    write_images(plan, folder)
+def test_benchmark_sets_the_number_of_bins(planned, tmp_path) -> None:
+    plan = planned(features={"extractor": "colours", "bins": 4})
+    write_images(plan, folder := RunFolder(tmp_path / "run"))
     message = extract(plan, folder)
     assert (message.model, message.dim, message.failed) == ("colours", 64, 0)
     assert message.parameters == {"bins": 4}

@@ -12,54 +12,33 @@ from typing import Any
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
+from rubrics import rubric_of, shipped
 
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
 from autolora_eval.scoring.reply import ParsedReply, parse_reply
-from autolora_eval.scoring.rubric import Rubric, read_rubric
-from autolora_eval.sources.lookup import shipped_root
-
-
-def rubric(*scores: tuple[str, float, float, str], remarks: dict[str, Any] | None = None) -> Rubric:
-    """A rubric of (key, min, max, type); its columns are a, b, …"""
-    return Rubric.model_validate(
-        {
-            "name": "r",
-            "placeholders": {"image": "<I>"},
-            "text": "<I>",
-            "remarks": remarks or {},
-            "scores": {
-                chr(ord("a") + n): {
-                    "key": key, "display_name": key, "min": low, "max": high, "type": kind
-                }
-                for n, (key, low, high, kind) in enumerate(scores)
-            },
-        }
-    )  # fmt: skip
-
+from autolora_eval.scoring.rubric import Rubric
 
 TEXT, WORDS = {"kind": "text"}, {"kind": "keywords"}
 MADE_UP = {
-    "hundred": rubric(("x", 1, 100, "integer")),
-    "negative": rubric(("x", -12, 3, "integer"), ("y", -7, -5, "integer")),
-    "inner whole numbers": rubric(("x", -1.5, 2.5, "integer")),
-    "unit": rubric(("x", 0, 1, "number")),
-    "five": rubric(("x", 0, 5, "number"), ("y", 0, 5, "integer")),
-    "odd bounds": rubric(("x", -1.25, 10.75, "number")),
-    "negative decimals": rubric(("x", -0.75, -0.3, "number")),
-    "small": rubric(("x", 0.001, 0.002, "number")),
-    "quotes": rubric(('it\'s "x"', 0, 5, "integer")),
-    "backslashes": rubric((r"a\d\n", 0, 5, "integer"), ("\n\t\x01", 0, 5, "integer")),
-    "signs": rubric((r"^(a|b)[c]{1,2}.*+?$-&~#/ ", 0, 5, "integer")),
-    "other alphabets": rubric(("γ 猫 🐱", 0, 5, "integer")),
-    "remarks": rubric(
+    "hundred": rubric_of(("x", 1, 100, "integer")),
+    "negative": rubric_of(("x", -12, 3, "integer"), ("y", -7, -5, "integer")),
+    "inner whole numbers": rubric_of(("x", -1.5, 2.5, "integer")),
+    "unit": rubric_of(("x", 0, 1, "number")),
+    "five": rubric_of(("x", 0, 5, "number"), ("y", 0, 5, "integer")),
+    "odd bounds": rubric_of(("x", -1.25, 10.75, "number")),
+    "negative decimals": rubric_of(("x", -0.75, -0.3, "number")),
+    "small": rubric_of(("x", 0.001, 0.002, "number")),
+    "quotes": rubric_of(('it\'s "x"', 0, 5, "integer")),
+    "backslashes": rubric_of((r"a\d\n", 0, 5, "integer"), ("\n\t\x01", 0, 5, "integer")),
+    "signs": rubric_of((r"^(a|b)[c]{1,2}.*+?$-&~#/ ", 0, 5, "integer")),
+    "other alphabets": rubric_of(("γ 猫 🐱", 0, 5, "integer")),
+    "remarks": rubric_of(
         ("x", 0, 5, "integer"),
-        remarks={"after": WORDS, "before": {**TEXT, "before_scores": True}, "last.": TEXT},
+        **{"after": WORDS, "before": {**TEXT, "before_scores": True}, "last.": TEXT},
     ),
 }
-SHIPPED = {
-    name: read_rubric(shipped_root() / "prompts" / "rubrics" / f"{name}.yaml")
-    for name in ("pixel_art", "disney_princess", "style", "character_miniature")
-}
+NAMES = ("pixel_art", "disney_princess", "style", "character_miniature")
+SHIPPED = {name: shipped(name) for name in NAMES}
 ALL = SHIPPED | MADE_UP
 each = pytest.mark.parametrize("name", ALL)
 BYTES = LLTokenizer("byte")
@@ -292,7 +271,7 @@ def test_schema_allows_the_same_values(name: str) -> None:
 
 def test_values_in_the_schema() -> None:
     def of(low: float, high: float, kind: str) -> Any:
-        return reply_schema(rubric(("x", low, high, kind)))["properties"]["x"]
+        return reply_schema(rubric_of(("x", low, high, kind)))["properties"]["x"]
 
     assert of(0, 5, "integer") == {"type": "integer", "enum": [0, 1, 2, 3, 4, 5]}
     assert of(-1.5, 1.5, "integer") == {"type": "integer", "enum": [-1, 0, 1]}
@@ -311,7 +290,7 @@ def test_forced_scores_have_one_value_and_no_remarks() -> None:
     assert both == r'\{"prompt_correspondence": ?5, ?"style_adherence": ?0\}'
     assert reply_pattern(art, {"sa": 2}).endswith(r'"style_adherence": ?2\}')
     assert reply_pattern(art, {"sa": 2}).startswith(r'\{"prompt_correspondence": ?[0-5],')
-    decimal = rubric(("x", -1, 1, "number"))
+    decimal = rubric_of(("x", -1, 1, "number"))
     assert reply_pattern(decimal, {"a": -0.25}) == r'\{"x": ?-0\.25\}'
     assert reply_schema(decimal, {"a": -0.25})["properties"]["x"]["enum"] == [-0.25]
 

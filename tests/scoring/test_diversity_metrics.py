@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,11 @@ import pytest
 from packages import write_package
 
 from autolora_eval._errors import UsageError
-from autolora_eval.config.load import load_benchmark
 from autolora_eval.scoring.diversity import diversity
 from autolora_eval.scoring.diversity_metric import METRICS, DiversityMetric, find_metrics
 
 BUILT_IN = METRICS.built_in()
-VENDI, DISTANCE = BUILT_IN["vendi"], BUILT_IN["mean_distance"]
+VENDI, VENDI_2, DISTANCE = (BUILT_IN[name] for name in ("vendi", "vendi_2", "mean_distance"))
 ALONE = [metric for metric in BUILT_IN.values() if not metric.against_reference]
 
 
@@ -35,16 +33,17 @@ def value(metric: DiversityMetric, features: object) -> float:
     return found.value
 
 
-# The Vendi score.
+# The Vendi scores of order 1 and 2.
 
 
 @pytest.mark.parametrize("sizes", [(2,), (9,), (1, 1), (1,) * 16, (5, 5), (5, 3, 2)])
-def test_vendi_of_clusters_is_the_exponential_of_their_entropy(sizes: tuple[int, ...]) -> None:
+def test_vendi_of_clusters_is_the_effective_number_of_clusters(sizes: tuple[int, ...]) -> None:
     """1 for equal images, and their number for orthogonal ones."""
     features = np.repeat(np.eye(len(sizes), len(sizes) + 3), sizes, axis=0)
     shares = [size / sum(sizes) for size in sizes]
-    expected = math.exp(-sum(p * math.log(p) for p in shares))
-    assert value(VENDI, features) == pytest.approx(expected, abs=1e-9)
+    entropy = -sum(p * math.log(p) for p in shares)
+    assert value(VENDI, features) == pytest.approx(math.exp(entropy), abs=1e-9)
+    assert value(VENDI_2, features) == pytest.approx(1 / sum(p * p for p in shares))
 
 
 @pytest.mark.parametrize(("n", "dim"), [(7, 5), (5, 7), (2, 5)])
@@ -55,6 +54,9 @@ def test_vendi_equals_its_definition_by_the_kernel_matrix(n: int, dim: int) -> N
     found = [max(e.real, 0.0) for e in np.linalg.eigvals(kernel)]
     expected = math.exp(-sum(e * math.log(e) for e in found if e > 1e-15))
     assert value(VENDI, features) == pytest.approx(expected, rel=1e-9)
+    second = value(VENDI_2, features)
+    assert second == pytest.approx(1 / math.fsum((kernel**2).flatten()), rel=1e-12)
+    assert second < value(VENDI, features) - 1e-3, "equal only where all shares are"
 
 
 def test_vendi_does_not_change_if_every_image_is_repeated() -> None:
@@ -217,14 +219,14 @@ def test_other_object_is_rejected() -> None:
         METRICS.find("math.pi")
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        ("1 / 0", "widest: ZeroDivisionError: division by zero"),
-        ("np.nan", "widest is nan"),
-        ("exit(0)", "widest: SystemExit: 0"),
-    ],
-)
+FAILING = {
+    "1 / 0": "widest: ZeroDivisionError: division by zero",
+    "np.nan": "widest is nan",
+    "exit(0)": "widest: SystemExit: 0",
+}
+
+
+@pytest.mark.parametrize(("body", "reason"), FAILING.items())
 def test_failing_function_gives_no_value_but_a_reason(site: Path, body: str, reason: str) -> None:
     found = METRICS.find(write(site, f"metric_e{len(body)}", body=body))(drawn())
     assert (found.value, found.reason) == (None, reason)
@@ -240,8 +242,6 @@ def test_two_metrics_with_one_column_are_rejected(site: Path) -> None:
 
 # In a benchmark file.
 
-Problem = Callable[[object], str]
-
 
 def test_misspelt_metric_is_rejected_at_load(problem, benchmark_data) -> None:
     message = problem(benchmark_data | {"diversity": ["mean_distance", "vendy"]})
@@ -254,10 +254,10 @@ def test_metric_with_the_name_of_a_score_is_rejected(problem, benchmark_data, wo
     assert f"'{path}' and the rubric's score 'pc' would share a column" in message
 
 
-def test_module_beside_the_benchmark_is_found(write_benchmark, benchmark_data, workplace) -> None:
+def test_module_beside_the_benchmark_is_found(planned, workplace) -> None:
     path = write(workplace, "metric_beside_too")
-    loaded = load_benchmark(write_benchmark(benchmark_data | {"diversity": ["vendi", path]}))
-    assert {given: m.name for given, m in loaded.diversity.items()} == {
+    found = planned(diversity=["vendi", path]).benchmark.diversity
+    assert {given: metric.name for given, metric in found.items()} == {
         "vendi": "vendi",
         path: "widest",
     }

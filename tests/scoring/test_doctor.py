@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_server import MODEL, Hang, JudgeServer
 from rich.console import Console
 
 from autolora_eval._errors import UsageError
@@ -159,42 +156,16 @@ def test_benchmark_without_a_judge(machine) -> None:
     assert own.runs
 
 
-class Server(BaseHTTPRequestHandler):
-    """Lists one model, after a delay, to clients that have the key."""
-
-    key, seconds = "", 0.0
-
-    def do_GET(self) -> None:
-        time.sleep(self.seconds)
-        has_key = self.headers.get("Authorization") == f"Bearer {self.key}"
-        self.send_response(200 if has_key or not self.key else 401)
-        self.end_headers()
-        self.wfile.write(json.dumps({"data": [{"id": "some-vlm"}]}).encode())
-
-    def log_message(self, *arguments: object) -> None:
-        """Log nothing."""
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(Server, "key", "")
-    monkeypatch.setattr(Server, "seconds", 0.0)
-    with HTTPServer(("127.0.0.1", 0), Server) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_address[1]}/v1"
-        http.shutdown()
-
-
-def test_server_is_asked_for_its_models(server: str, machine, monkeypatch) -> None:
+def test_server_is_asked_for_its_models(server: JudgeServer, machine, monkeypatch) -> None:
     machine()
-    right = {"model": "some-vlm", "base_url": server}
+    right = {"model": MODEL, "base_url": server.url}
     assert own_judge(**right).runs
-    assert own_judge(**right | {"base_url": ["http://127.0.0.1:9/v1", server]}).runs
+    assert own_judge(**right | {"base_url": ["http://127.0.0.1:9/v1", server.url]}).runs
     wrong = own_judge(**right | {"model": "another-vlm"})
-    assert facts(wrong, met=False) == [f"{server} serves some-vlm, not 'another-vlm'"]
-    monkeypatch.setattr(Server, "key", "the-key")
+    assert facts(wrong, met=False) == [f"{server.url} serves some-vlm, not 'another-vlm'"]
+    server.key = "the-key"
     locked = own_judge(**right)
-    assert facts(locked, met=False) == [f"{server} answers 401"]
+    assert facts(locked, met=False) == [f"{server.url} answers 401"]
     assert locked.requirements[-1].step == "set AUTOLORA_EVAL_JUDGE_API_KEY"
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", "the-key")
     opened = own_judge(**right)
@@ -202,13 +173,9 @@ def test_server_is_asked_for_its_models(server: str, machine, monkeypatch) -> No
     assert "the-key" not in str(opened)
 
 
-def test_no_proxy_is_used_for_a_local_server(server: str, machine, monkeypatch) -> None:
+def test_no_proxy_is_used_for_a_local_server(server: JudgeServer, machine, dead_proxy) -> None:
     machine()
-    for name in ("HTTP_PROXY", "http_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    assert own_judge(model="some-vlm", base_url=server).runs
+    assert own_judge(model=MODEL, base_url=server.url).runs
 
 
 def test_key_in_the_address_is_not_printed(machine, monkeypatch) -> None:
@@ -219,13 +186,13 @@ def test_key_in_the_address_is_not_printed(machine, monkeypatch) -> None:
     assert "sentinel" not in str(found)
 
 
-def test_server_that_does_not_answer_times_out(server: str, machine, monkeypatch) -> None:
+def test_server_that_does_not_answer_times_out(server, machine, monkeypatch) -> None:
     machine()
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.2)
-    monkeypatch.setattr(Server, "seconds", 0.6)
-    monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_URL", server)
+    monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_URL", server.url)
+    server.models = Hang(0.6)
     found = status(examine(), "Any model on a server")
-    assert f"{server} does not answer (timed out)" in facts(found, met=False)
+    assert f"{server.url} does not answer (timed out)" in facts(found, met=False)
 
 
 @pytest.mark.parametrize(
@@ -245,8 +212,11 @@ def test_only_visible_gpus_are_listed(visible, names, tmp_path, monkeypatch) -> 
 
 def test_output_fits_a_narrow_terminal(machine, capsys) -> None:
     machine(T4)
-    judge = JudgeConfig(rubric="r.yaml", model="meta-llama/Llama-3.2-11B-Vision-Instruct")
-    judge = judge.model_copy(update={"base_url": "http://127.0.0.1:9/v1"})
+    given = {
+        "model": "meta-llama/Llama-3.2-11B-Vision-Instruct",
+        "base_url": "http://127.0.0.1:9/v1",
+    }
+    judge = JudgeConfig(rubric="r.yaml", **given)
     doctor.show(examine("pixel_art", judge), Console(width=80, force_terminal=False))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= 80

@@ -5,19 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+from rubrics import rubric_of
 
 from autolora_eval.scoring.judges.config import Token
 from autolora_eval.scoring.reply import expected_scores
-from autolora_eval.scoring.rubric import Rubric, read_rubric
-from autolora_eval.sources.lookup import shipped_root
+from autolora_eval.scoring.rubric import Rubric
 
 PC, SA = "prompt_correspondence", "style_adherence"
-
-
-@pytest.fixture(scope="module")
-def rubric() -> Rubric:
-    """The paper's: pc and sa, each from 0 to 5."""
-    return read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
 
 
 def said(*parts: str | dict[str, float]) -> list[Token]:
@@ -34,28 +28,24 @@ def expected(tokens: list[Token], rubric: Rubric) -> dict[str, float] | None:
     return expected_scores("".join(token.text for token in tokens), tokens, rubric)
 
 
-def test_expected_score_is_the_mean_over_digits(rubric: Rubric) -> None:
-    pc = {"4": 0.5, "5": 0.25, "2": 0.25}
-    sa = {"3": 0.9, "0": 0.1}
+@pytest.mark.parametrize(
+    ("pc", "sa", "means"),
+    [
+        ({"4": 0.5, "5": 0.25, "2": 0.25}, {"3": 0.9, "0": 0.1}, (3.75, 2.7)),
+        ("4", "0", (4.0, 0.0)),
+        ({str(n): 1 / 6 for n in range(6)}, "1", (2.5, 1.0)),
+        (
+            {"4": 0.3, "2": 0.1, "9": 0.3, "-1": 0.05, '"': 0.1, "four": 0.1, "04": 0.03, "": 0.02},
+            {"1": 0.5, "3": 0.0},
+            (3.5, 1.0),
+        ),
+    ],
+    ids=["uncertain", "certain", "even", "outside the range"],
+)
+def test_expected_score_is_the_mean_over_the_digits_of_the_range(pc, sa, means, rubric) -> None:
     tokens = said('{"', PC, '": ', pc, ', "', SA, '": ', sa, "}")
-    assert expected(tokens, rubric) == pytest.approx({"pc": 3.75, "sa": 2.7}, abs=1e-12)
-
-
-def test_certain_judge_expects_its_score(rubric: Rubric) -> None:
-    tokens = said('{"', PC, '": ', "4", ', "', SA, '": ', "0", "}")
-    assert expected(tokens, rubric) == {"pc": 4.0, "sa": 0.0}
-
-
-def test_equal_probabilities_give_the_middle(rubric: Rubric) -> None:
-    even = {str(n): 1 / 6 for n in range(6)}
-    tokens = said(f'{{"{PC}": ', even, f', "{SA}": ', "1", "}")
-    assert expected(tokens, rubric) == pytest.approx({"pc": 2.5, "sa": 1.0}, abs=1e-12)
-
-
-def test_alternatives_outside_the_range_are_excluded(rubric) -> None:
-    pc = {"4": 0.3, "2": 0.1, "9": 0.3, "-1": 0.05, '"': 0.1, "four": 0.1, "04": 0.03, "": 0.02}
-    tokens = said(f'{{"{PC}": ', pc, f', "{SA}": ', {"1": 0.5, "3": 0.0}, "}")
-    assert expected(tokens, rubric) == pytest.approx({"pc": 3.5, "sa": 1.0}, abs=1e-12)
+    found = dict(zip(("pc", "sa"), means, strict=True))
+    assert expected(tokens, rubric) == pytest.approx(found, abs=1e-12)
 
 
 def test_tiny_probabilities_keep_their_ratio(rubric: Rubric) -> None:
@@ -113,36 +103,18 @@ def test_score_within_a_longer_token_has_no_expected_value(rubric: Rubric) -> No
 
 
 def test_two_digit_and_negative_numbers() -> None:
-    wide = Rubric.model_validate(
-        {
-            "name": "r",
-            "placeholders": {"image": "<I>"},
-            "scores": {"x": {"key": "x", "display_name": "X", "min": -10.0, "max": 100.0}},
-            "text": "<I>",
-        }
-    )
+    wide = rubric_of(("x", -10, 100, "integer"))
     for value, other in [("85", "15"), ("-10", "110"), ("-7", "107"), ("100", "101"), ("0", "99")]:
         tokens = said('{"x": ', {value: 0.5, other: 0.5}, "}")
         numbers = [int(n) for n in (value, other) if -10 <= int(n) <= 100]
         mean = sum(numbers) / len(numbers)
-        assert expected(tokens, wide) == pytest.approx({"x": mean}, abs=1e-12)
+        assert expected(tokens, wide) == pytest.approx({"a": mean}, abs=1e-12)
     assert expected(said('{"x": ', "1", "5", "}"), wide) is None
     assert expected(said('{"x": ', "-", "7", "}"), wide) is None
 
 
 def test_range_without_two_whole_numbers_has_no_expected_value() -> None:
-    narrow = Rubric.model_validate(
-        {
-            "name": "r",
-            "placeholders": {"image": "<I>"},
-            "scores": {
-                "x": {
-                    "key": "x", "display_name": "X", "min": 0.5, "max": 1.5, "type": "number"
-                }
-            },
-            "text": "<I>",
-        }
-    )  # fmt: skip
+    narrow = rubric_of(("x", 0.5, 1.5, "number"))
     assert expected(said('{"x": ', "1", "}"), narrow) is None
 
 

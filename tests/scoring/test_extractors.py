@@ -19,23 +19,27 @@ from PIL import Image
 from pretended_gpu import pretended_gpu
 from scored_run import picture, write_images
 from transformers import (
+    AutoModel,
     BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
     DINOv3ViTConfig,
-    DINOv3ViTModel,
+    SiglipConfig,
     SiglipImageProcessor,
-    SiglipModel,
+    ViTConfig,
+    ViTModel,
 )
-from transformers import SiglipConfig as Siglip
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import content_hash
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.config.starter import json_schema
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.records import FeaturesRecord
 from autolora_eval.scoring.extractor import EXTRACTORS, ExtractorKind, Loading
+from autolora_eval.scoring.extractors.transformers import TransformersExtractor
 from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
@@ -61,39 +65,73 @@ def by_kind(folder: Path, images: list[Image.Image], device: str = "cpu") -> np.
     return kind.load(loading)(images)
 
 
-# The families of models; DINOv2, CLIP and ViT have tests of their own in test_features.py.
+# The families of models; DINOv2 has tests of its own in test_features.py.
 
 
-def test_dinov3_gives_its_cls_token(tmp_path: Path) -> None:
+def first_token(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    return model(pixel_values=pixels).last_hidden_state[:, 0]
+
+
+def pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    return getattr(model, "vision_model", model)(pixel_values=pixels).pooler_output
+
+
+def projected(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    return model.visual_projection(pooled(model, pixels))
+
+
+SIDES = {"height": SIZE, "width": SIZE}
+CROPPED = {"size": {"shortest_edge": SIZE}, "crop_size": SIDES}
+VISION = SMALL | {"image_size": SIZE, "patch_size": 14}
+CLIP_TEXT = SMALL | {"vocab_size": 10}
+SIGLIP_TEXT = CLIP_TEXT | {"max_position_embeddings": 8, "projection_size": 16}
+# Configuration, processor, and what the vector of a picture is.
+FAMILIES: dict[str, tuple[Any, Any, Any]] = {
+    "DINOv3": (DINOv3ViTConfig(**VISION), BitImageProcessor(**CROPPED), first_token),
+    "CLIP": (
+        CLIPConfig(vision_config=VISION, text_config=CLIP_TEXT, projection_dim=12),
+        CLIPImageProcessor(**CROPPED),
+        projected,
+    ),
+    "CLIP's vision tower alone": (
+        CLIPVisionConfig(**VISION),
+        CLIPImageProcessor(**CROPPED),
+        pooled,
+    ),
+    "SigLIP": (
+        SiglipConfig(vision_config=VISION, text_config=SIGLIP_TEXT),
+        SiglipImageProcessor(size=SIDES),
+        pooled,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_gives_its_image_embedding_on_any_device(name: str, tmp_path: Path) -> None:
+    config, processor, embedding = FAMILIES[name]
     torch.manual_seed(0)
-    model = DINOv3ViTModel(DINOv3ViTConfig(**SMALL, image_size=SIZE, patch_size=14)).eval()
+    model = AutoModel.from_config(config).eval()
     model.save_pretrained(tmp_path)
-    processor = BitImageProcessor(
-        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
-    )
     processor.save_pretrained(tmp_path)
     pixels = processor(images=pictures(2), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        expected = model(pixel_values=pixels).last_hidden_state[:, 0].numpy()
-    assert np.abs(by_kind(tmp_path, pictures(2)) - expected).max() < 1e-5
-
-
-def test_siglip_gives_its_image_embedding(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    vision = {**SMALL, "image_size": SIZE, "patch_size": 14}
-    text = {**SMALL, "vocab_size": 10, "max_position_embeddings": 8, "projection_size": 16}
-    model = SiglipModel(Siglip(vision_config=vision, text_config=text)).eval()
-    model.save_pretrained(tmp_path)
-    processor = SiglipImageProcessor(size={"height": SIZE, "width": SIZE})
-    processor.save_pretrained(tmp_path)
-    pixels = processor(images=pictures(2), return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        expected = model.vision_model(pixel_values=pixels).pooler_output.numpy()
+        expected = embedding(model, pixels).numpy()
     found = by_kind(tmp_path, pictures(2))
     assert np.abs(found - expected).max() < 1e-5
     with pretended_gpu():
         assert np.abs(by_kind(tmp_path, pictures(2), "cuda:0") - expected).max() < 1e-5
     assert np.abs(found[0] - found[1]).max() > 1e-4, "the model must tell the pictures apart"
+
+
+def test_a_model_without_pooler_gives_its_first_token() -> None:
+    torch.manual_seed(0)
+    model = ViTModel(ViTConfig(**VISION), add_pooling_layer=False).eval()
+    processor = CLIPImageProcessor(**CROPPED)
+    pixels = processor(images=pictures(2), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = first_token(model, pixels).numpy()
+    found = TransformersExtractor(model, processor, 4)(pictures(2))
+    assert np.abs(found - expected).max() < 1e-5
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed here")
@@ -135,14 +173,9 @@ Make = Callable[..., Plan]
 
 
 @pytest.fixture
-def make(write_benchmark, benchmark_data) -> Make:
+def make(planned: Make) -> Make:
     """A function that returns the plan of a benchmark with this section `features`."""
-
-    def plan(**features: Any) -> Plan:
-        data = {key: value for key, value in benchmark_data.items() if key != "judge"}
-        return make_plan(load_benchmark(write_benchmark(data | {"features": features})))
-
-    return plan
+    return lambda **features: planned(features=features)
 
 
 def write(workplace: Path, module: str, vector: str = VECTOR) -> str:
@@ -229,7 +262,7 @@ def test_bfloat16_tensor_is_accepted(make: Make, workplace: Path, tmp_path: Path
     ],
 )
 def test_preprocessing_is_checked_before_extraction(
-    make: Make, workplace: Path, tmp_path: Path, returned: str, message: str
+    make, workplace, tmp_path, returned, message
 ) -> None:
     path = write(workplace, f"colours_pre{len(returned)}", "exit(1)")
     file = workplace / f"{path.split('.')[0]}.py"
@@ -271,7 +304,7 @@ def test_wrong_results_are_errors(make, workplace, tmp_path, vector, message) ->
     ],
 )
 def test_system_exit_in_a_third_party_kind_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: str, message: str
+    tmp_path, monkeypatch, declared, message
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     module = f"kind_{len(declared)}"
@@ -286,9 +319,6 @@ def test_system_exit_in_a_third_party_kind_is_an_error(
         kind.load(loading)(pictures(1))
 
 
-Problem = Callable[[object], str]
-
-
 @pytest.mark.parametrize(
     ("features", "message"),
     [
@@ -301,11 +331,7 @@ Problem = Callable[[object], str]
     ],
 )
 def test_invalid_features_section_is_rejected_at_load(
-    problem: Problem,
-    benchmark_data: dict[str, Any],
-    workplace: Path,
-    features: dict[str, Any],
-    message: str,
+    problem, benchmark_data, workplace, features, message
 ) -> None:
     path = write(workplace, "colours_f")
     given = {key: path if value == "PATH" else value for key, value in features.items()}

@@ -10,29 +10,26 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from judge_server import Call, Drop, Hang, Http, JudgeServer, completion, judge_server
-from scored_run import judge_plan, manifest_of, write_images
+from judging import SECRET, judge, rows
+from scored_run import manifest_of, write_images
 
 from autolora_eval._files import Json, read_jsonl
 from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
-from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judges import openai_judge
 from autolora_eval.scoring.judges.config import is_transient
-from autolora_eval.scoring.judging import open_judge
 
 pytestmark = pytest.mark.e2e
 
 N = 200  # 2 cells × 10 prompts × 10 seeds
 CONCURRENCY = 8
-SECRET = "sentinel-key-2216"
 # What the server does, its weight, and the outcome of an image with that answer.
 SAID: dict[str, tuple[int, Any, Any]] = {
     "scores": (50, '{"pc": 3}', 3.0),
@@ -93,8 +90,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[JudgeServer, Fault
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", SECRET)
     monkeypatch.setattr(openai_judge, "BACKOFF_SECONDS", 0.01)
     faults = Faulty()
-    server = JudgeServer(answer=faults, keep=False)
-    with judge_server(server):
+    with judge_server(JudgeServer(answer=faults, keep=False)) as server:
         yield server, faults
 
 
@@ -115,18 +111,8 @@ def plan(benchmark: Path) -> Plan:
 
 @pytest.fixture
 def folder(plan: Plan, tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
-    write_images(plan, folder)
+    write_images(plan, folder := RunFolder(tmp_path / "run"))
     return folder
-
-
-def judge(plan: Plan, folder: RunFolder) -> Json:
-    with closing(open_judge(judge_settings(plan))) as asked:
-        return judge_plan(plan, folder, asked)
-
-
-def rows(plan: Plan, folder: RunFolder) -> list[Json]:
-    return [row for cell in plan.cells for row in read_jsonl(folder.judgements(cell.id))]
 
 
 def judge_until_complete(plan: Plan, folder: RunFolder) -> list[Json]:
@@ -161,7 +147,6 @@ def check_accounts(plan: Plan, folder: RunFolder, done: Json) -> None:
         assert outcome(row) == shown.at[row["sha256"], column]
 
 
-@pytest.mark.e2e
 def test_every_image_ends_scored_or_with_the_right_reason(faulty, plan, folder) -> None:
     _, faults = faulty
     first = judge(plan, folder)
@@ -190,20 +175,15 @@ def test_every_image_ends_scored_or_with_the_right_reason(faulty, plan, folder) 
 
 DRIVER = f"""
 import sys
-from contextlib import closing
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from scored_run import judge_plan
+from judging import judge
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
-from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judges import openai_judge
-from autolora_eval.scoring.judging import open_judge
 openai_judge.BACKOFF_SECONDS = 0.01
-plan = make_plan(load_benchmark(sys.argv[1]))
-with closing(open_judge(judge_settings(plan))) as judge:
-    judge_plan(plan, RunFolder(Path(sys.argv[2])), judge)
+judge(make_plan(load_benchmark(sys.argv[1])), RunFolder(Path(sys.argv[2])))
 """
 
 
@@ -219,7 +199,6 @@ def killed_after(calls: int, faults: Faulty, benchmark: Path, folder: RunFolder)
     process.communicate()
 
 
-@pytest.mark.e2e
 def test_nothing_is_lost_if_the_run_is_killed_twice(faulty, benchmark, plan, folder) -> None:
     _, faults = faulty
     chosen = random.Random(3)

@@ -47,19 +47,14 @@ def test_without_folder_nothing_is_stored() -> None:
     assert cache.problem is None
 
 
-def test_damaged_cache_file_disables_the_cache(tmp_path: Path) -> None:
+def test_damaged_file_or_unwritable_folder_disables_the_cache(tmp_path: Path) -> None:
     (tmp_path / "judgements.sqlite").write_bytes(b"no database, " * 1000)
-    cache = JudgementCache(tmp_path)
-    cache.put([("a", {})])
-    assert cache.get("a") is None
-    assert "not a database" in str(cache.problem)
-
-
-def test_unwritable_folder_disables_the_cache(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    cache = JudgementCache(tmp_path / "file" / "cache")
-    assert cache.get("a") is None
-    assert cache.problem is not None
+    for folder, problem in ((tmp_path, "not a database"), (tmp_path / "judgements.sqlite", "")):
+        cache = JudgementCache(folder)
+        cache.put([("a", {})])
+        assert cache.get("a") is None
+        assert cache.problem is not None
+        assert problem in str(cache.problem)
 
 
 @pytest.mark.parametrize("kept", ["not JSON", "[1]", "null"])

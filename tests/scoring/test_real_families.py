@@ -5,10 +5,7 @@ They run where torchvision and num2words are: in the environment that `make vllm
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
 from typing import Any
 
 import numpy as np
@@ -16,8 +13,6 @@ import other_environment
 import pytest
 
 from autolora_eval.scoring.constraint import reply_pattern
-from autolora_eval.scoring.rubric import read_rubric
-from autolora_eval.sources.lookup import shipped_root
 
 pytestmark = pytest.mark.vllm
 
@@ -28,25 +23,12 @@ FAMILIES += ("SmolVLM", "InternVL", "Pixtral", "Mistral3")
 @pytest.fixture(scope="module")
 def examined(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the judge in this process makes of each family, in another process."""
-    other_environment.require()
-    root = other_environment.ROOT
-    script = root / "tests" / "judge_families.py"
-    env = {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "PATH": os.environ["PATH"]}
-    done = subprocess.run(
-        [other_environment.PYTHON, script, tmp_path_factory.mktemp("families"), *FAMILIES],
-        env=env | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    folder = tmp_path_factory.mktemp("families")
+    return other_environment.printed_by("judge_families.py", folder, *FAMILIES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_reply_follows_the_rubric(family: str, examined: dict[str, Any]) -> None:
-    rubric = read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
+def test_every_reply_follows_the_rubric(family, examined, rubric) -> None:
     assert len(examined[family]["together"]) == 4
     for text in examined[family]["together"]:
         assert re.fullmatch(reply_pattern(rubric), text), text

@@ -7,6 +7,7 @@ import json
 import time
 
 import pytest
+from rubrics import rubric_of
 
 from autolora_eval.scoring.reply import (
     MAX_CLOSINGS,
@@ -15,17 +16,10 @@ from autolora_eval.scoring.reply import (
     ParsedReply,
     parse_reply,
 )
-from autolora_eval.scoring.rubric import Rubric, read_rubric
-from autolora_eval.sources.lookup import shipped_root
+from autolora_eval.scoring.rubric import Rubric
 
 GOOD = '{"prompt_correspondence": 4, "style_adherence": 3.5}'
 SCORES = {"pc": 4.0, "sa": 3.5}
-
-
-@pytest.fixture(scope="module")
-def rubric() -> Rubric:
-    """The paper's: prompt_correspondence and style_adherence, each from 0 to 5."""
-    return read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
 
 
 QUOTED = "{'prompt_correspondence': 1, 'style_adherence': 1}"
@@ -35,6 +29,11 @@ def with_value(value: str) -> str:
     return f'{{"prompt_correspondence": {value}, "style_adherence": 3.5}}'
 
 
+def single(text: str) -> str:
+    """The text in single quotes, as Python writes it."""
+    return text.replace('"', "'")
+
+
 ACCEPTED = {
     "plain": GOOD,
     "white space around": f" \n\t{GOOD}\r\n",
@@ -42,8 +41,8 @@ ACCEPTED = {
     "text around": f"Here is my verdict: {GOOD} I hope this helps!",
     "several lines": GOOD.replace(", ", ",\n  "),
     "trailing comma, as in the paper's example": GOOD.replace("}", ",\n}"),
-    "single quotes": GOOD.replace('"', "'"),
-    "single quotes and a trailing comma": GOOD.replace('"', "'").replace("}", ", }"),
+    "single quotes": single(GOOD),
+    "single quotes and a trailing comma": single(GOOD).replace("}", ", }"),
     "number as text": with_value('"4"'),
     "number as text with white space": with_value('" 4.0 "'),
     "fraction of the range": with_value('"4/5"'),
@@ -52,23 +51,19 @@ ACCEPTED = {
     "decimals in a fraction": with_value('"4.0/5.0"'),
     "fraction without quotation marks": with_value("4/5"),
     "two of them, with blanks": GOOD.replace("4,", "4 / 5,").replace("3.5", "3.5/5"),
-    "one of them, and single quotes": with_value("4/5").replace('"', "'"),
+    "one of them, and single quotes": single(with_value("4/5")),
     "one of them beside a text that holds one": with_value("4/5").replace("}", ', "why": "a 4/5"}'),
     "line break within a text": GOOD.replace("}", ', "why": "one\ntwo\tthree"}'),
-    "braces within a text in single quotes": GOOD.replace("}", ', "why": "{this} }"}').replace(
-        '"', "'"
-    ),
+    "braces within a text in single quotes": single(GOOD.replace("}", ', "why": "{this} }"}')),
     "a remark before the scores": GOOD.replace("{", '{"reason": ["a", "b"], '),
     "the last of a key that stands twice": GOOD.replace("{", '{"style_adherence": 1, '),
-    "the last of a key that stands twice, in single quotes": GOOD.replace(
-        "{", '{"style_adherence": 1, '
-    ).replace('"', "'"),
+    "the last of two, in single quotes": single(GOOD.replace("{", '{"style_adherence": 1, ')),
     "after a quoted prompt that is a verdict": f"For '{with_value('5')}' I say {GOOD}",
     "beside a quoted verdict within a text": GOOD.replace("}", f', "why": {json.dumps(GOOD)}}}'),
     "beside a verdict quoted in single quotes within it": GOOD.replace(
         "}", f', "why": "it says {QUOTED}"}}'
     ),
-    "single quotes beside a verdict quoted in double quotes": GOOD.replace('"', "'").replace(
+    "single quotes beside a verdict quoted in double quotes": single(GOOD).replace(
         "{", f"{{'why': 'it says {with_value('1')}', "
     ),
     "after many braces": "{x}" * 5_000 + GOOD,
@@ -137,21 +132,18 @@ REFUSED = {
     "two numbers": (with_value("[4, 5]"), "not_a_number:pc"),
     "no number": (with_value("[]"), "not_a_number:pc"),
     "object": (with_value('{"value": 4}'), "not_a_number:pc"),
-    "complex number": (with_value("1+2j").replace('"', "'"), "not_a_number:pc"),
+    "complex number": (single(with_value("1+2j")), "not_a_number:pc"),
     "second not a number": (GOOD.replace("3.5", "true"), "not_a_number:sa"),
     "second out of range": (GOOD.replace("3.5", "35"), "out_of_range:sa"),
     "400 digits": (with_value("9" * 400), "not_a_number:pc"),
-    "400 digits in single quotes": (with_value("9" * 400).replace('"', "'"), "not_a_number:pc"),
+    "400 digits in single quotes": (single(with_value("9" * 400)), "not_a_number:pc"),
     "5000 digits": (with_value("9" * 5000), "not_a_number:pc"),
     "10 ** 400": (with_value("1e400"), "not_a_number:pc"),
     "fraction of another range in words": (with_value('"4 out of 10"'), "not_a_number:pc"),
     "8/10, which is no 4/5": (with_value('"8/10"'), "not_a_number:pc"),
     "numbers of another alphabet": (with_value('"٤"'), "not_a_number:pc"),
     "quoted by a verdict that is cut off": (f'{{"why": "it says {QUOTED} so', "no_json"),
-    "quoted by a verdict in single quotes that is cut off": (
-        f"{{'why': 'it says {GOOD} so",
-        "no_json",
-    ),
+    "quoted in single quotes, cut off": (f"{{'why': 'it says {GOOD} so", "no_json"),
     "quoted without escapes": (with_value('1, "why": "the prompt says ' + GOOD + '"'), "no_json"),
     "in an object that is cut off": (f'{{"evaluation": {GOOD}, "why": "since', "no_json"),
     "unquoted keys": (GOOD.replace('"', ""), "no_json"),
@@ -176,18 +168,11 @@ def test_bounds_of_the_range_are_allowed(value: str, rubric: Rubric) -> None:
 
 
 def test_range_is_that_of_the_rubric() -> None:
-    one = Rubric.model_validate(
-        {
-            "name": "r",
-            "placeholders": {"image": "<I>"},
-            "scores": {"x": {"key": "x", "display_name": "X", "min": -1.0, "max": 10.0}},
-            "text": "<I>",
-        }
-    )
-    assert parse_reply('{"x": "9/10"}', one) == ParsedReply({"x": 9.0})
-    assert parse_reply('{"x": -1}', one) == ParsedReply({"x": -1.0})
-    assert parse_reply('{"x": "4/5"}', one) == ParsedReply(None, "not_a_number:x")
-    assert parse_reply('{"x": 10.5}', one) == ParsedReply(None, "out_of_range:x")
+    one = rubric_of(("x", -1, 10, "integer"))
+    assert parse_reply('{"x": "9/10"}', one) == ParsedReply({"a": 9.0})
+    assert parse_reply('{"x": -1}', one) == ParsedReply({"a": -1.0})
+    assert parse_reply('{"x": "4/5"}', one) == ParsedReply(None, "not_a_number:a")
+    assert parse_reply('{"x": 10.5}', one) == ParsedReply(None, "out_of_range:a")
 
 
 HOSTILE = {

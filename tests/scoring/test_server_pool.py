@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import QUESTION, Make, ask, pictures, until_it_stops
+from asking import QUESTION, Make, ask, questions, until_it_stops
 from judge_server import MODEL, VERDICT, Drop, Http, JudgeServer, judge_server
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -59,8 +59,7 @@ def test_replies_before_a_server_failure_are_kept(server, tmp_path, judge) -> No
         return Drop()
 
     server.answer = answer
-    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 9)]
-    came, error = until_it_stops(judge(concurrency=1), requests)
+    came, error = until_it_stops(judge(concurrency=1), questions(tmp_path, 9))
     assert "It answered earlier in this run" in error
     assert [reply.text for reply in came] == [VERDICT] * 3
 
@@ -76,8 +75,7 @@ def test_calls_wait_for_a_server_that_comes_back(server, tmp_path, judge) -> Non
         return VERDICT
 
     server.answer = answer
-    asked = judge(concurrency=1, give_up_after=30.0)
-    replies = ask(asked, [Request(path, QUESTION) for path in pictures(tmp_path, 9)])
+    replies = ask(judge(concurrency=1, give_up_after=30.0), questions(tmp_path, 9))
     assert [reply.text for reply in replies] == [VERDICT] * 9
     assert sum(reply.attempts for reply in replies) == len(server.calls) == 10
 
@@ -85,9 +83,7 @@ def test_calls_wait_for_a_server_that_comes_back(server, tmp_path, judge) -> Non
 def test_run_stops_if_the_server_answers_no_call(server, tmp_path, judge) -> None:
     """It is there, and lists the model: the run would end with nothing but failures."""
     server.answer = lambda call, n: Http(500)
-    requests = [
-        Request(path, QUESTION) for path in pictures(tmp_path, MAX_CONSECUTIVE_FAILURES + 20)
-    ]
+    requests = questions(tmp_path, MAX_CONSECUTIVE_FAILURES + 20)
     came, error = until_it_stops(judge(concurrency=2), requests)
     assert re.search(r"is up, but the last \d+ questions failed.*http_500", error)
     assert MAX_CONSECUTIVE_FAILURES - 4 <= len(came) < len(requests)
@@ -96,25 +92,20 @@ def test_run_stops_if_the_server_answers_no_call(server, tmp_path, judge) -> Non
 def test_rejected_questions_do_not_stop_the_run(server, tmp_path, judge) -> None:
     """A status 400 says that this prompt is too long, not that the server is gone."""
     server.answer = lambda call, n: Http(400)
-    replies = ask(
-        judge(),
-        [Request(path, QUESTION) for path in pictures(tmp_path, MAX_CONSECUTIVE_FAILURES + 20)],
-    )
+    replies = ask(judge(), questions(tmp_path, MAX_CONSECUTIVE_FAILURES + 20))
     assert {reply.reason for reply in replies} == {"http_400"}
 
 
 def test_load_is_distributed_evenly(tmp_path: Path, judge: Make) -> None:
-    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 30)]
     with ExitStack() as stack:
         servers = [stack.enter_context(judge_server(JudgeServer())) for _ in range(3)]
-        asked = judge(base_url=[server.url for server in servers], concurrency=1)
-        replies = ask(asked, requests)
+        balanced = judge(base_url=[server.url for server in servers], concurrency=1)
+        replies = ask(balanced, questions(tmp_path, 30))
     assert [reply.text for reply in replies] == [VERDICT] * 30
     assert [len(server.calls) for server in servers] == [10, 10, 10]
 
 
 def test_server_that_goes_down_is_not_used(tmp_path: Path, judge: Make) -> None:
-    requests = [Request(path, QUESTION) for path in pictures(tmp_path, 40)]
     with judge_server(JudgeServer()) as good, judge_server(JudgeServer()) as bad:
 
         def die(call: Any, n: int) -> object:
@@ -124,18 +115,16 @@ def test_server_that_goes_down_is_not_used(tmp_path: Path, judge: Make) -> None:
             return Drop()
 
         bad.answer = die
-        asked = judge(base_url=[good.url, bad.url], concurrency=2)
-        replies = ask(asked, requests)
+        replies = ask(judge(base_url=[good.url, bad.url], concurrency=2), questions(tmp_path, 40))
     assert [reply.text for reply in replies] == [VERDICT] * 40
     assert len(good.calls) == 40 - 5
     assert 5 < len(bad.calls) <= 5 + 2
 
 
-def test_server_that_is_down_at_the_start_is_not_used(server, image, judge) -> None:
+def test_server_that_is_down_at_the_start_is_not_used(server, tmp_path, judge) -> None:
     with judge_server(JudgeServer()) as gone:
         pass
-    asked = judge(base_url=[gone.url, server.url])
-    replies = ask(asked, [Request(image, QUESTION, tag=n) for n in range(4)])
+    replies = ask(judge(base_url=[gone.url, server.url]), questions(tmp_path, 4))
     assert [reply.text for reply in replies] == [VERDICT] * 4
 
 
@@ -144,9 +133,9 @@ def test_servers_with_different_models_under_one_name_are_rejected(judge: Make) 
         return JudgeServer(models={"data": [{"id": MODEL, "root": root}]})
 
     with judge_server(serving("a/b")) as one, judge_server(serving("c/d")) as other:
-        asked = judge(base_url=[one.url, other.url])
+        split = judge(base_url=[one.url, other.url])
         with pytest.raises(AutoLoRAEvalError, match="must serve one model"):
-            asked.identity()
+            split.identity()
 
 
 def test_server_is_checked_before_the_first_question(server, image, judge) -> None:
@@ -162,16 +151,16 @@ def test_question_that_crashes_servers_is_left_for_a_later_run(
     """Each time the server is gone, and then back."""
     monkeypatch.setattr(server_pool, "PROBE_INTERVAL_ALONE", 0.0)
     server.answer = lambda call, n: Drop() if n < 40 else VERDICT
-    asked = judge(max_retries=4, give_up_after=5.0)
-    asked.identity()
+    alone = judge(max_retries=4, give_up_after=5.0)
+    alone.identity()
     there = itertools.cycle([False, True])
 
     async def is_there(_: server_pool.Server) -> None:
         if not next(there):
             raise AutoLoRAEvalError("gone")
 
-    monkeypatch.setattr(asked._pool, "_probe", is_there)
-    (reply,) = ask(asked, [Request(image, QUESTION)])
+    monkeypatch.setattr(alone._pool, "_probe", is_there)
+    (reply,) = ask(alone, [Request(image, QUESTION)])
     assert reply.reason == "connection"
     assert is_transient(reply.reason)
     assert reply.attempts == server.total == MAX_FAILOVERS

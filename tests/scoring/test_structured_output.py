@@ -15,15 +15,9 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
 from autolora_eval.scoring.judges.config import Request
 from autolora_eval.scoring.judges.openai_protocol import NEUTRAL
-from autolora_eval.scoring.rubric import Rubric, read_rubric
-from autolora_eval.sources.lookup import shipped_root
+from autolora_eval.scoring.rubric import Rubric
 
 FREE = 'The verdict: {"prompt_correspondence": 5, "style_adherence": 5}'
-
-
-@pytest.fixture(scope="module")
-def rubric() -> Rubric:
-    return read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
 
 
 @pytest.fixture

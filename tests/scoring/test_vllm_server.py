@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 import urllib.request
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import ROOT
 
-import autolora_eval
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges import supervisor as guard
 from autolora_eval.scoring.judges.config import JudgeConfig
@@ -211,7 +210,6 @@ def test_worker_in_another_session_is_killed(spec, tmp_path: Path) -> None:
 PARENT = """
 import signal, sys, time
 from pathlib import Path
-from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges import supervisor as guard
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.vllm_server import launched_server
@@ -229,10 +227,9 @@ with launched_server(spec, folder / "server.log"):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_server_is_stopped_if_its_parent_is_killed(number: int, spec, tmp_path) -> None:
-    root = str(Path(autolora_eval.__file__).parent.parent)
     parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT), spec("worker").model_dump_json(), tmp_path],
-        env=os.environ | {"PYTHONPATH": root},
+        [sys.executable, "-c", PARENT, spec("worker").model_dump_json(), tmp_path],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
     )
     end = time.monotonic() + 240

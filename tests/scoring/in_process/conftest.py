@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from autolora_eval.scoring.judges.config import Request
-from autolora_eval.scoring.rubric import Rubric, read_rubric
-from autolora_eval.sources.lookup import miniatures, shipped_root
+from autolora_eval.scoring.rubric import Rubric
+from autolora_eval.sources.lookup import miniatures
 
 if TYPE_CHECKING:
     from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
@@ -37,11 +37,6 @@ def untrained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         blank = AutoModelForImageTextToText.from_config(config)
     blank.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def rubric() -> Rubric:
-    return read_rubric(shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml")
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from creatures import creatures
 from in_process import ask, judge, said
+from rubrics import shipped
 
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.config import Request
 from autolora_eval.scoring.reply import expected_scores, parse_reply
-from autolora_eval.scoring.rubric import Rubric, read_rubric
-from autolora_eval.sources.lookup import shipped_root
+from autolora_eval.scoring.rubric import Rubric
 from recipes.character import TRAITS
 
 pytestmark = pytest.mark.model
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture(scope="module")
 def rubric() -> Rubric:
-    return read_rubric(shipped_root() / "prompts" / "rubrics" / "character_miniature.yaml")
+    return shipped("character_miniature")
 
 
 @pytest.fixture(scope="module")
