@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import image_files
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -141,9 +142,7 @@ def use_listing(place: Path, listing: tuple[str, str | bytes]) -> None:
 
 
 def encoded(form: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    picture(("x", 0, 0), (24, 24)).save(stream, form, **options)
-    return stream.getvalue()
+    return image_files.encoded(picture(("x", 0, 0), (24, 24)), form, **options)
 
 
 def with_checksums(data: bytes) -> bytes:
@@ -159,14 +158,9 @@ def with_checksums(data: bytes) -> bytes:
     return bytes(made)
 
 
-def animated() -> bytes:
-    stream, more = io.BytesIO(), picture(("x", 0, 1), (24, 24))
-    picture(("x", 0, 0), (24, 24)).save(stream, "GIF", save_all=True, append_images=[more])
-    return stream.getvalue()
-
-
 EXIF = Image.Exif()
 EXIF[0x0112] = 6
+MORE = [picture(("x", 0, 1), (24, 24))]
 PNGS = [encoded("PNG"), encoded("PNG", exif=EXIF), encoded("PNG", dpi=(300, 300))]
 PICTURES = st.one_of(
     damaged(PNGS),
@@ -174,8 +168,9 @@ PICTURES = st.one_of(
     damaged(
         [
             *(encoded("JPEG"), encoded("JPEG", exif=EXIF, progressive=True), encoded("WEBP")),
-            *(encoded("TIFF"), encoded("TIFF", compression="tiff_lzw"), encoded("BMP"), animated()),
-            *(encoded("PPM"), encoded("JPEG2000")),
+            *(encoded("TIFF"), encoded("TIFF", compression="tiff_lzw"), encoded("BMP")),
+            *(encoded("GIF", save_all=True, append_images=MORE), encoded("PPM")),
+            encoded("JPEG2000"),
         ]
     ),
 )

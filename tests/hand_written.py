@@ -141,10 +141,7 @@ class SD3(HandWritten):
     """SD3: a flow with a fixed shift."""
 
     pipeline = StableDiffusion3Pipeline
-
-    @property
-    def vae_factor(self) -> int:
-        return 2 ** (len(self.base.vae.config.block_out_channels) - 1)
+    vae_factor = SDXL.vae_factor
 
     def times(self) -> Iterator[Any]:
         shift = self.base.scheduler.config.shift

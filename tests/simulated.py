@@ -172,12 +172,7 @@ def four_standard_errors(rate: float, n: int = SIMULATIONS) -> float:
 def assert_coverage(
     intervals: Sequence[tuple[float, float]], truth: float, shortfall: float = 0.0
 ) -> None:
-    """Assert that 95% intervals contain the truth as often as they should.
-
-    Args:
-        intervals: one per simulation.
-        truth: the true value.
-        shortfall: how much lower than 95% the coverage of this kind of interval is known to be.
+    """Assert that 95% intervals contain the truth as often as they should, less `shortfall`.
 
     The rate must be within four standard errors of 95%. It must also be below 1: 250 intervals of
     the right width all contain the truth with a probability of 3e-6.

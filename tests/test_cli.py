@@ -20,8 +20,8 @@ from autolora_eval.sources.lookup import shipped_benchmarks
 
 pytestmark = pytest.mark.e2e
 
-HEAVY = {"torch", "diffusers", "transformers", "pandas", "matplotlib", "scipy", "huggingface_hub"}
-MODELS = {"torch", "diffusers", "transformers"}
+MODELS = {"torch", "diffusers", "transformers", "peft"}
+HEAVY = MODELS | {"pandas", "matplotlib", "scipy", "huggingface_hub"}
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def commands_without(forbidden: set[str], *commands: list[str]) -> str:
     return f"""
 import sys
 import autolora_eval
-dir(autolora_eval)
+dir(autolora_eval), autolora_eval.UsageError, autolora_eval.Method
 from autolora_eval.cli import main
 for command in {commands!r}:
     sys.argv = ["autolora-eval", *command]

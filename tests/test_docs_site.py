@@ -53,23 +53,17 @@ class _Loads(HTMLParser):
             ]
 
 
-@pytest.mark.e2e
-def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
+def test_no_page_or_stylesheet_loads_anything_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 20
     for page in pages:
         parser = _Loads()
         parser.feed(page.read_text(encoding="utf-8"))
         assert [address for address in parser.found if _OUTSIDE.match(address)] == [], page
-
-
-@pytest.mark.e2e
-def test_no_stylesheet_loads_anything_from_elsewhere(site: Path) -> None:
     for sheet in site.rglob("*.css"):
         assert _CSS_URL.findall(sheet.read_text(encoding="utf-8")) == [], sheet
 
 
-@pytest.mark.e2e
 def test_search_works_without_a_server(site: Path) -> None:
     assert (site / "search" / "search_index.js").is_file()
     assert "iframe-worker-shim.js" in (site / "index.html").read_text(encoding="utf-8")

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import diffusers.guiders
 import pytest
-from typer.testing import CliRunner
+from command import run_command
 
 from autolora_eval._errors import UsageError
-from autolora_eval.cli import app
 from autolora_eval.guidance.catalogue import DIFFUSERS, catalogue, listed_as
 
 pytestmark = pytest.mark.e2e
@@ -22,11 +21,10 @@ pytestmark = pytest.mark.e2e
 def methods(example_package: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """A function that runs `autolora-eval methods …` where the example package is installed."""
     monkeypatch.syspath_prepend(example_package)
-    monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: str) -> str:
-        done = CliRunner().invoke(app, ["methods", *arguments])
-        assert done.exit_code == 0, done.output
+        done = run_command("methods", *arguments, width=80)
+        assert done.code == 0, done.stderr
         return done.stdout
 
     return run

@@ -17,6 +17,7 @@ import torch
 from guider_parameters import LAYERS, acting, acting_throughout
 from in_process import judge, pictured, said
 from pretended_gpu import GPU, OnGPU, pretended_gpu
+from rubrics import shipped
 from scored_run import picture
 from tiny_flow_models import make_qwen_image, make_sd3, make_z_image
 from tiny_models import ENCODER, SIZE, UNET, TinyModel, make_lora, make_sdxl, tiny_plan, write_lora
@@ -35,8 +36,8 @@ from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
-from autolora_eval.scoring.rubric import Question, read_rubric
-from autolora_eval.sources.lookup import miniature_folder, shipped_root
+from autolora_eval.scoring.rubric import Question
+from autolora_eval.sources.lookup import miniature_folder
 from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
@@ -280,7 +281,7 @@ def test_every_extractor_takes_every_tensor_to_the_gpu(name) -> None:
     "keys", [{}, {"logprobs": True, "temperature": 0.7, "constraint": "regex"}], ids=str
 )
 def test_the_judge_in_process_takes_every_tensor_to_the_gpu(tmp_path, keys) -> None:
-    rubric = read_rubric(shipped_root() / "prompts/rubrics/character_miniature.yaml")
+    rubric = shipped("character_miniature")
     requests = pictured(tmp_path, [Question("a", "b"), Question("", "c")])
 
     def loaded(device: str) -> TransformersJudge:

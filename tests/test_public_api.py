@@ -1,14 +1,11 @@
-"""The public names: pinned here, importable, documented, and imported lazily."""
+"""The public names: pinned here, importable and documented; tests/test_cli.py: and lazy."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
 
 import autolora_eval
 
@@ -39,22 +36,6 @@ def test_the_public_names_are_these(module: str) -> None:
 @pytest.mark.parametrize("name", sorted(PUBLIC["autolora_eval"] - {"__version__"}))
 def test_every_public_name_is_importable_and_documented(name: str) -> None:
     assert (getattr(autolora_eval, name).__doc__ or "").strip()
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import autolora_eval",
-        "import autolora_eval; autolora_eval.UsageError; autolora_eval.Method",
-    ],
-)
-def test_no_heavy_library_is_imported_before_it_is_needed(code: str) -> None:
-    heavy = "{'torch', 'diffusers', 'transformers', 'peft', 'pandas', 'matplotlib'}"
-    code += f"; import sys; print(sorted({heavy} & sys.modules.keys()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
 
 
 def test_no_module_hides_a_public_name() -> None:

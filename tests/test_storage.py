@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,17 +57,33 @@ def there() -> dict[str, bytes]:
     }
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
-    """Let the server refuse files, so many times; return what it was asked to store."""
-    put, asked = MemoryFileSystem.put_file, []
+def on_put(
+    monkeypatch: pytest.MonkeyPatch,
+    before: Callable[[str], object] = lambda name: None,
+    after: Callable[[str], object] = lambda name: None,
+) -> None:
+    """Call functions before and after the server stores a file, with its name in the folder."""
+    put = MemoryFileSystem.put_file
 
     def put_file(self, local, remote, **options):
-        asked.append(remote.removeprefix(f"{ROOT}/"))
-        if len(asked) <= times:
-            raise ConnectionError("the server is away")
+        name = remote.removeprefix(f"{ROOT}/")
+        before(name)
         put(self, local, remote, **options)
+        after(name)
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
+    """Let the server refuse files, so many times; return what it was asked to store."""
+    asked: list[str] = []
+
+    def refuse(name: str) -> None:
+        asked.append(name)
+        if len(asked) <= times:
+            raise ConnectionError("the server is away")
+
+    on_put(monkeypatch, before=refuse)
     return asked
 
 
@@ -96,17 +112,13 @@ def test_images_go_before_the_list_that_names_them_and_the_manifest_last(
 
 
 def test_a_list_is_sent_as_it_was_before_the_images_were_looked_for(machine, monkeypatch) -> None:
-    put = MemoryFileSystem.put_file
+    def make_the_next_image(name: str) -> None:
+        if name.endswith(".png"):
+            write(store.copy, rows="3.png\n4.png\n")
 
-    def put_file(self, local, remote, **options):
-        if remote.endswith(".png"):  # the next image is made meanwhile
-            write(copy, rows="3.png\n4.png\n")
-        put(self, local, remote, **options)
-
-    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+    on_put(monkeypatch, before=make_the_next_image)
     store = Storage(URL)
-    copy = store.copy
-    write(copy, rows="3.png\n", image="pixels")
+    write(store.copy, rows="3.png\n", image="pixels")
     store.fetch()
     store.send()
     assert there()[LIST] == b"3.png\n"
@@ -115,14 +127,7 @@ def test_a_list_is_sent_as_it_was_before_the_images_were_looked_for(machine, mon
 def test_changes_are_sent_while_the_command_runs(machine, monkeypatch) -> None:
     monkeypatch.setattr(storage, "SECONDS_BETWEEN", 0.01)
     sent = threading.Event()
-    put = MemoryFileSystem.put_file
-
-    def put_file(self, local, remote, **options):
-        put(self, local, remote, **options)
-        if remote.endswith(MANIFEST):
-            sent.set()
-
-    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+    on_put(monkeypatch, after=lambda name: name == MANIFEST and sent.set())
     with working_copy(URL) as copy:
         write(copy, manifest="{}")
         assert sent.wait(5)

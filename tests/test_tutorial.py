@@ -42,7 +42,6 @@ def reader(quick_start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return folder
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_ELSEWHERE])
 def test_the_code_of_a_page_runs(page: str, request: pytest.FixtureRequest) -> None:
     if any(b.title or b.language in ("console", "python") for b in blocks(DOCS / page)):
@@ -50,7 +49,6 @@ def test_the_code_of_a_page_runs(page: str, request: pytest.FixtureRequest) -> N
         run_page(DOCS / page)
 
 
-@pytest.mark.e2e
 def test_the_method_of_the_how_to_is_in_the_table(reader: Path) -> None:
     run_page(DOCS / "how_to" / "method.md")
     table = pd.read_parquet(reader / "reports" / "mine" / "table.parquet")

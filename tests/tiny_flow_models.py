@@ -40,14 +40,7 @@ MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 def make_sd3(
     folder: Path, seed: int = 0, t5: bool = True, widths: tuple[int, int] = (32, 32)
 ) -> Path:
-    """Save a random SD3 pipeline and return its folder.
-
-    Args:
-        folder: where to.
-        seed: of the weights.
-        t5: whether it has the third text encoder.
-        widths: of the CLIP encoders, 64 together.
-    """
+    """Save a random SD3; its CLIP encoders have 64 channels together, and it may have no T5."""
     torch.manual_seed(seed)
     tokenizer, text = clip_text(folder.parent / f"{folder.name}-vocabulary")
     small, large = (text | {"hidden_size": n, "projection_dim": n} for n in widths)

@@ -60,15 +60,7 @@ def tiny_plan(
     keys: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Plan:
-    """Write a benchmark of a tiny model, and return its plan.
-
-    Args:
-        folder: where to.
-        tiny: the model `T`.
-        methods: the section `methods`.
-        keys: further keys of the model.
-        **changes: other sections.
-    """
+    """Write a benchmark of a tiny model `T` with these keys and sections, and return its plan."""
     content = {
         "name": "tiny",
         "prompts": ["a red cat"],
@@ -92,13 +84,7 @@ def tiny_plan(
 
 
 def make_sdxl(folder: Path, seed: int = 0, widths: tuple[int, int] = (32, 32)) -> Path:
-    """Save a random SDXL pipeline of about 0.3 M parameters and return its folder.
-
-    Args:
-        folder: where to.
-        seed: of the weights.
-        widths: of the text encoders, 64 together.
-    """
+    """Save a random SDXL of about 0.3 M parameters; its text encoders have 64 channels together."""
     torch.manual_seed(seed)
     tokenizer, text = clip_text(folder.parent / f"{folder.name}-vocabulary")
     pipeline = StableDiffusionXLPipeline(
@@ -201,19 +187,16 @@ def write_lora(
     rank: int = 4,
     seed: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """Save a random LoRA, and return W' − W by layer.
+    """Save a random LoRA, and return (alpha / rank)·B·A by `component.layer`.
 
     Args:
         pipe: the pipeline that the LoRA is for.
         file: the `.safetensors` file to write.
         parts: component → the ends of the names of its tuned linear layers.
         kohya: use kohya's key names with alpha ≠ rank, instead of diffusers' names.
-        std: of the values of the matrices.
-        rank: of the matrices.
-        seed: of the matrices.
-
-    Returns:
-        `component.layer` → (alpha / rank)·B·A, the weight change at LoRA scale 1.
+        std: the standard deviation of the values of the matrices.
+        rank: the rank of the matrices.
+        seed: the seed of the matrices.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors, changes = {}, {}

@@ -7,8 +7,6 @@ import itertools
 import pytest
 import torch
 
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.guidance.equations import classifier_free_guidance
 from autolora_eval.guidance.method_registry import GUIDERS
 
@@ -71,10 +69,9 @@ def test_the_scale_is_the_models_where_it_is_not_stated() -> None:
     assert [p.item() for p in predictions({}, 1)[0][1].flatten()[:1]] == [-2.0 + 5.0 * 3.0]
 
 
-def test_in_a_benchmark_it_takes_a_swept_interval(write_benchmark, benchmark_data) -> None:
+def test_in_a_benchmark_it_takes_a_swept_interval(planned) -> None:
     methods = {"CFG": {"guider": "cfg"}, "Limited": {"guider": "cfg_interval"}}
-    data = benchmark_data | {"methods": methods, "sweep": {"interval": [[0.0, 1.0], [0.2, 0.5]]}}
-    plan = make_plan(load_benchmark(write_benchmark(data)))
+    plan = planned(methods=methods, sweep={"interval": [[0.0, 1.0], [0.2, 0.5]]})
     nfe = {cell.title: cell.nfe for cell in plan.cells}
     assert sorted(nfe.values()) == [13, 20, 20]  # of 10 steps 3, and all, with two passes
     assert len(plan.cells) == 3, "CFG, which takes no interval, stands there once"

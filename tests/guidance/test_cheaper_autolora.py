@@ -94,13 +94,9 @@ def test_a_benchmark_refuses_gamma_zero_before_a_model_is_loaded(problem, benchm
         assert "greater than" in message
 
 
-def test_in_a_benchmark_they_have_rows_of_their_own(write_benchmark, benchmark_data) -> None:
-    from autolora_eval.config.load import load_benchmark
-    from autolora_eval.config.plan import make_plan
-
+def test_in_a_benchmark_they_have_rows_of_their_own(planned) -> None:
     methods = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
     methods |= {"Interval": {"guider": "autolora_interval", "stop": 0.3}}
     methods |= {"Reuse": {"guider": "autolora_reuse", "stop": 0.5}}
-    data = benchmark_data | {"methods": methods, "sweep": {"base_every": [1, 5]}}
-    plan = make_plan(load_benchmark(write_benchmark(data)))
+    plan = planned(methods=methods, sweep={"base_every": [1, 5]})
     assert [cell.nfe for cell in plan.cells] == [20, 40, 26, 30, 22]

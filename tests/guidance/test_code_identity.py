@@ -13,22 +13,25 @@ from autolora_eval.guidance.method_registry import resolve_method
 pytestmark = pytest.mark.e2e
 
 
-def test_code_is_told_apart_by_its_sources_though_its_version_stays(site: Path) -> None:
-    def sha256() -> str:
-        for name in [name for name in sys.modules if name.startswith("pack_mod")]:
-            del sys.modules[name]
-        return resolve_method("guider", "pack_mod.guiders.A").code["sha256"]
+def imported_anew(path: str) -> str:
+    """The hash of a guider's code, after its modules are read again."""
+    start = path[:5]
+    for name in [name for name in sys.modules if name.startswith(start)]:
+        del sys.modules[name]
+    return resolve_method("guider", path).code["sha256"]
 
-    package = site / "pack_mod"
+
+def test_code_is_told_apart_by_its_sources_though_its_version_stays(site: Path) -> None:
+    path, package = "pack_mod.guiders.A", site / "pack_mod"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "guiders.py").write_text(CLASS.format(name="A", doc="x"))
-    first = sha256()
-    assert sha256() == first
+    first = imported_anew(path)
+    assert imported_anew(path) == first
     (package / "helpers.py").write_text("FACTOR = 2\n")  # what its guider may import
-    second = sha256()
+    second = imported_anew(path)
     (package / "guiders.py").write_text(CLASS.format(name="A", doc="y"))
-    assert len({first, second, sha256()}) == 3
+    assert len({first, second, imported_anew(path)}) == 3
 
 
 def test_code_that_was_changed_after_its_import_is_refused(site: Path) -> None:
@@ -61,24 +64,19 @@ def helped(site: Path, name: str, helper: str) -> None:
 
 def test_what_a_file_imports_from_beside_it_is_part_of_the_code(site: Path) -> None:
     """Images that an edited helper would change are made anew, however far it is."""
-
-    def sha256() -> str:
-        for name in [name for name in sys.modules if name.startswith("help_")]:
-            del sys.modules[name]
-        return resolve_method("guider", "help_guider.A").code["sha256"]
-
+    path = "help_guider.A"
     helped(site, "help_guider", "help_near")
     (site / "help_near.py").write_text(
         "def f(x):\n    from help_far.deep import g\n    return g(x)"
     )
     (site / "help_far").mkdir()
     (site / "help_far" / "deep.py").write_text("def g(x):\n    return x")
-    found = [sha256()]
-    assert sha256() == found[0]
+    found = [imported_anew(path)]
+    assert imported_anew(path) == found[0]
     (site / "help_near.py").write_text("import help_far.deep\ndef f(x):\n    return 2 * x")
-    found.append(sha256())
+    found.append(imported_anew(path))
     (site / "help_far" / "deep.py").write_text("def g(x):\n    return 3 * x")
-    found.append(sha256())
+    found.append(imported_anew(path))
     assert len(set(found)) == 3
 
 

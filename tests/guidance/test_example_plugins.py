@@ -1,4 +1,7 @@
-"""An installed package with one plugin of each kind: each is found by its name, and used."""
+"""An installed package with one plugin of each kind: each is found by its name, and used.
+
+Its guider and its sampler are those of test_plugins.py.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,17 @@ import pytest
 from PIL import Image
 
 from autolora_eval import FigureData
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.report.figures._base import draw_figures, figure_kinds
 from autolora_eval.scoring.extractor import Loading
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("installed")]
 
 
-def test_a_benchmark_uses_a_plugin_of_each_kind(write_benchmark, benchmark_data) -> None:
-    benchmark_data["methods"] |= {
-        "Fading": {"guider": "fading", "last_scale": 2},
-        "Clipped": {"sampler": "clipped_noise", "limit": 1.5},
-    }
+def test_a_benchmark_uses_a_plugin_of_each_other_kind(planned, benchmark_data) -> None:
     benchmark_data["features"] = {"extractor": "brightness", "cells": 2}
     benchmark_data["diversity"] = ["spread"]
     benchmark_data["judge"]["rubric"] = "example_plugins:cosiness.yaml"
-    loaded = load_benchmark(write_benchmark(benchmark_data))
-
-    cells = {cell.method.name: cell for cell in make_plan(loaded).cells}
-    assert cells["Fading"].nfe == 20
-    assert cells["Clipped"].columns["limit"] == 1.5
+    loaded = planned().benchmark
 
     kind, parameters = loaded.extractor.kind, loaded.extractor.parameters
     extractor = kind.load(Loading(None, parameters, None, None, 8))  # type: ignore[arg-type]
@@ -44,14 +37,10 @@ def test_a_benchmark_uses_a_plugin_of_each_kind(write_benchmark, benchmark_data)
     assert [score.display_name for score in loaded.rubric.scores.values()] == ["Cosiness"]
 
 
-def test_a_missing_file_of_a_package_is_reported(problem, benchmark_data) -> None:
-    benchmark_data["judge"]["rubric"] = "example_plugins:cosy.yaml"
-    assert "judge.rubric: no such rubric: 'example_plugins:cosy.yaml'" in problem(benchmark_data)
-
-
-def test_a_file_outside_the_package_is_not_found(problem, benchmark_data) -> None:
-    benchmark_data["judge"]["rubric"] = "example_plugins:../bin/pip"
-    assert "no such rubric" in problem(benchmark_data)
+@pytest.mark.parametrize("name", ["example_plugins:cosy.yaml", "example_plugins:../bin/pip"])
+def test_a_file_that_a_package_does_not_have_is_reported(problem, benchmark_data, name) -> None:
+    benchmark_data["judge"]["rubric"] = name
+    assert f"judge.rubric: no such rubric: '{name}'" in problem(benchmark_data)
 
 
 def test_a_figure_is_drawn_and_a_broken_one_does_not_lose_the_report(

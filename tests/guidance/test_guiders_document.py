@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 from conftest import ROOT
+from guider_parameters import acting
 
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
 from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS
+from autolora_eval.guidance.method_registry import resolve_method
+from autolora_eval.guider_checks.runner import all_checks
 
 pytestmark = pytest.mark.e2e
 
@@ -30,33 +34,17 @@ def test_every_guider_stands_there_with_its_source_formula_and_notes(name) -> No
 
 @pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
 def test_what_it_calls_refused_is_refused(name) -> None:
-    config = {
-        "AutoGuidance": "auto_guidance_config",
-        "PerturbedAttentionGuidance": "perturbed_guidance_config",
-        "SkipLayerGuidance": "skip_layer_config",
-    }.get(name)
-    layers = {
-        SDXL: {"indices": [0], "fqn": "mid_block.attentions.0.transformer_blocks"},
-        SD3: {"indices": [0], "fqn": "transformer_blocks", "skip_attention": False},
-    }
     for pipeline, cell in zip((SDXL, SD3), ROWS[name], strict=True):
-        given = {config: layers[pipeline]} if config else {}
-        refused = DIFFUSERS_GUIDERS[name].refusal(given, pipeline) is not None
+        refused = DIFFUSERS_GUIDERS[name].refusal(acting(name, pipeline), pipeline) is not None
         assert refused == (cell == "refused"), (pipeline, cell)
 
 
 def test_the_table_of_checks_has_every_check_with_its_summary() -> None:
-    from autolora_eval.guider_checks.runner import all_checks
-
     table = re.findall(r"^\| `(\w+)` \| (.*) \|$", CHECKS.partition("## The checks")[2], re.M)
     assert table == [(check.name, check.summary) for check in all_checks().values()]
 
 
 def test_the_examples_name_layers_and_parameters_that_exist() -> None:
-    import yaml
-
-    from autolora_eval.guidance.method_registry import resolve_method
-
     example = TEXT.partition("```yaml\n")[2].partition("```")[0]
     for given in yaml.safe_load(example)["methods"].values():
         rule = resolve_method("guider", given.pop("guider"))

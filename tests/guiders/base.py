@@ -29,10 +29,10 @@ class Good(BaseGuidance):
         self.guidance_scale = guidance_scale
 
     def in_window(self) -> bool:
-        if self._step is None:
-            return True
-        n = self._num_inference_steps
-        return int(self._start * n) <= self._step < int(self._stop * n)
+        return self._step is None or self.within(self._step, self._num_inference_steps)
+
+    def within(self, step: int, n: int) -> bool:
+        return int(self._start * n) <= step < int(self._stop * n)
 
     def acts(self) -> bool:
         return self._enabled and self.in_window() and not math.isclose(self.guidance_scale, 1.0)

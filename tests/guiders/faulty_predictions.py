@@ -236,48 +236,38 @@ class NeutralSomewhereElse(Good):
 
 @breaks("check_active_intervals")
 class WindowOffByOne(Good):
-    def in_window(self) -> bool:
-        if self._step is None:
-            return True
-        n = self._num_inference_steps
-        return int(self._start * n) <= self._step <= int(self._stop * n)
+    def within(self, step: int, n: int) -> bool:
+        return int(self._start * n) <= step <= int(self._stop * n)
 
 
 @breaks("check_active_intervals")
 class IgnoresItsWindow(Good):
-    def in_window(self) -> bool:
+    def within(self, step: int, n: int) -> bool:
         return True
 
 
 @breaks("check_active_intervals")
 class CountsToTheLastStep(Good):
-    def in_window(self) -> bool:
-        if self._step is None:
-            return True
-        return self._start <= self._step / max(self._num_inference_steps - 1, 1) < self._stop
+    def within(self, step: int, n: int) -> bool:
+        return self._start <= step / max(n - 1, 1) < self._stop
 
 
 @breaks("check_active_intervals")
 class RoundsItsWindow(Good):
-    def in_window(self) -> bool:
-        if self._step is None:
-            return True
-        n = self._num_inference_steps
-        return round(self._start * n) <= self._step < math.ceil(self._stop * n)
+    def within(self, step: int, n: int) -> bool:
+        return round(self._start * n) <= step < math.ceil(self._stop * n)
 
 
 @breaks("check_active_intervals")
 class WindowOfTimesteps(Good):
-    def in_window(self) -> bool:
-        if self._step is None:
-            return True
+    def within(self, step: int, n: int) -> bool:
         return self._start <= 1 - float(self._timestep) / 1000 < self._stop
 
 
 @breaks("check_active_intervals")
 class LeavesOutTheLastStep(Good):
-    def in_window(self) -> bool:
-        return super().in_window() and self._step != (self._num_inference_steps or 0) - 1
+    def within(self, step: int, n: int) -> bool:
+        return super().within(step, n) and step != n - 1
 
 
 @breaks("check_disabled")

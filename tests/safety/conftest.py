@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scored_run import scored
 
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.runs.folder import RunFolder
 
 
 @pytest.fixture
-def plan(write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]) -> Plan:
-    return make_plan(load_benchmark(write_benchmark(benchmark_data)))
+def plan(planned: Callable[..., Plan]) -> Plan:
+    return planned()
 
 
 @pytest.fixture

@@ -58,25 +58,19 @@ def test_a_row_with_another_name_than_a_plans_is_refused(
     assert not (folder.path.parent / "moved").exists()
 
 
-def make_images(plan: Plan, folder: RunFolder) -> None:
-    write_images(plan, folder)
-
-
 def hash_images(plan: Plan, folder: RunFolder) -> None:
     manifest = folder.read_manifest()
     cell_images(manifest, manifest.cells[0], folder)
 
 
-def report(plan: Plan, folder: RunFolder) -> None:
-    finished = run_command("report", folder.path)
+def report(plan: Plan, folder: RunFolder, *command: object) -> None:
+    finished = run_command(*command or ("report", folder.path))
     if finished.code:
         raise AutoLoRAEvalError(finished.stderr)
 
 
 def explain(plan: Plan, folder: RunFolder) -> None:
-    finished = run_command("explain", folder.path, plan.cells[0].id, "0", "3")
-    if finished.code:
-        raise AutoLoRAEvalError(finished.stderr)
+    report(plan, folder, "explain", folder.path, plan.cells[0].id, "0", "3")
 
 
 def compare(plan: Plan, folder: RunFolder) -> None:
@@ -88,8 +82,8 @@ def compare(plan: Plan, folder: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("place", "use"),
     [
-        ("images/{cell}", make_images),
-        ("images/{cell}/{prompt}", make_images),
+        ("images/{cell}", write_images),
+        ("images/{cell}/{prompt}", write_images),
         ("images/{cell}/{prompt}", hash_images),
         ("images/{cell}/{image}", hash_images),
         ("images", hash_images),

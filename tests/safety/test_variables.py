@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
+from autolora_eval._environment import expanded
 from scored_run import scored
 
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 from autolora_eval.scoring.judges.vllm_command import server_command
-from autolora_eval.sources.lookup import expanded
-
-Problem = Callable[[object], str]
 
 
 @pytest.mark.parametrize(
@@ -45,10 +37,7 @@ def test_only_some_variables_are_read(problem, benchmark_data, monkeypatch, name
 
 
 def test_values_reach_neither_prompts_nor_the_run_folder(
-    write_benchmark: Callable[[object], Path],
-    benchmark_data: dict[str, Any],
-    workplace: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    planned, benchmark_data, workplace, monkeypatch
 ) -> None:
     (workplace / "sdxl").rename(workplace / "sentinel")
     monkeypatch.setenv("AUTOLORA_EVAL_DIR", "sentinel")
@@ -57,7 +46,7 @@ def test_values_reach_neither_prompts_nor_the_run_folder(
     benchmark_data["prompts"] = ["a ${AUTOLORA_EVAL_DIR}", "a dog"]
     benchmark_data["description"] = "${AUTOLORA_EVAL_DIR}"
     benchmark_data["judge"]["base_url"] = "${AUTOLORA_EVAL_URL}"
-    plan = make_plan(load_benchmark(write_benchmark(benchmark_data)))
+    plan = planned()
     assert plan.jobs[0].prompt == "a ${AUTOLORA_EVAL_DIR}"
     model = plan.benchmark.models["A"]
     assert (model.pipeline.name, model.pipeline.path.name) == ("${AUTOLORA_EVAL_DIR}", "sentinel")
@@ -88,18 +77,13 @@ def test_a_launched_command_gets_the_values(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "OPENAI_API_KEY"])
 def test_a_key_is_taken_only_from_a_variable_that_is_so_named_or_allowed(
-    problem: Problem,
-    write_benchmark: Callable[[object], Path],
-    benchmark_data: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
+    problem, planned, benchmark_data, monkeypatch, name
 ) -> None:
     benchmark_data["judge"]["api_key_env"] = name
-    assert f": judge.api_key_env: {'HF_TOKEN is never' if name == 'HF_TOKEN' else 'the'}" in (
-        problem(benchmark_data)
-    )
+    message = problem(benchmark_data)
+    assert f": judge.api_key_env: {'HF_TOKEN is never' if name == 'HF_TOKEN' else 'the'}" in message
     monkeypatch.setenv("AUTOLORA_EVAL_ALLOW", "HF_TOKEN,OPENAI_API_KEY")
     if name == "HF_TOKEN":
         assert "HF_TOKEN is never sent" in problem(benchmark_data)
     else:
-        load_benchmark(write_benchmark(benchmark_data))
+        planned()

@@ -63,11 +63,6 @@ def test_report_explain_and_compare_refuse_an_edited_table(plan, folder, name) -
         join_runs([folder.path, other], folder.path.with_name("joint"), lambda _: None)
 
 
-def test_an_untouched_run_is_verified(plan: Plan, folder: RunFolder) -> None:
-    done = run_command("verify", folder.path)
-    assert (done.code, done.stdout) == (0, f"verified: {folder.path}\n")
-
-
 def edit_table(plan: Plan, folder: RunFolder) -> str:
     folder.table("tex").write_text("1000 %")
     return "changed: table.tex (after the tables were written)"
