@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -367,5 +367,11 @@ def _parameters_of(
     else:
         names = section.model_fields_set - set(own) - shared
         own |= {name: getattr(section, name) for name in names}
-    keys: dict[str, Any] = dict.fromkeys(shared, (Any, None))
-    return own, create_model("Features", __base__=kind.parameters, **keys)
+    return own, _with_keys(kind.parameters, frozenset(shared))
+
+
+@lru_cache(maxsize=16)
+def _with_keys(model: type[MethodParameters], names: frozenset[str]) -> type[MethodParameters]:
+    """Return a model that has further keys. To make one takes a tenth of a second."""
+    keys: dict[str, Any] = dict.fromkeys(names, (Any, None))
+    return create_model("Features", __base__=model, **keys)

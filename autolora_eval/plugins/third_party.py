@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import re
 import sys
 import traceback
@@ -111,7 +112,7 @@ def _import_module(parts: Sequence[str], folders: Sequence[Path]) -> tuple[objec
         except (Exception, SystemExit) as error:
             raise UsageError(failed_import(name, error)) from error
     known = {file.stem for folder in folders for file in folder.glob("*.py")}
-    known |= set(_distributions(tuple(sys.path)))
+    known |= set(_distributions())
     near = did_you_mean(missing.split(".")[0], known, or_list=False)
     raise UsageError(
         f"no module '{missing}'.{near} Install its package into this environment (a package that "
@@ -151,10 +152,28 @@ def _public_names(owner: object) -> list[str]:
     return own or called or names
 
 
-@lru_cache(maxsize=4)
-def _distributions(path: tuple[str, ...]) -> Mapping[str, list[str]]:
-    """Return the distributions of every importable module. Reading them all takes a second."""
-    return metadata.packages_distributions()
+def _distributions() -> dict[str, set[str]]:
+    """Return the distributions of every importable module."""
+    found: dict[str, set[str]] = {}
+    for folder in sys.path:
+        for module, names in _distributions_in(os.path.abspath(folder)).items():  # noqa: PTH100
+            found.setdefault(module, set()).update(names)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _distributions_in(folder: str) -> Mapping[str, set[str]]:
+    """Return the distributions of every module in a folder of `sys.path`.
+
+    Reading a large folder takes a second, and `sys.path` grows by the folder of each benchmark.
+    """
+    found: dict[str, set[str]] = {}
+    for one in metadata.distributions(path=[folder]):
+        declared = (one.read_text("top_level.txt") or "").split()
+        files = [file for file in one.files or () if file.suffix == ".py"]
+        for module in declared or [file.parts[0].removesuffix(".py") for file in files]:
+            found.setdefault(module, set()).add(one.metadata["Name"])
+    return found
 
 
 # --------------------
@@ -182,7 +201,7 @@ def source_fingerprint(*objects: object) -> dict[str, str]:
     bound = [arguments for one in objects for arguments in _bound_arguments(one)]
     objects = tuple(part for one in objects for part in unwrap_partial(one))
     tops = sorted({top for one in objects for top in _top_modules(one)})
-    installed = _distributions(tuple(sys.path))
+    installed = _distributions()
     names = sorted({d for top in tops if top != "autolora_eval" for d in installed.get(top, ())})
     fingerprint = {}
     if names:
@@ -239,7 +258,7 @@ def _top_modules(one: object) -> Iterable[str]:
 def _with_imports(tops: Sequence[str]) -> list[str]:
     """Return these modules and all that they import, directly or not, of no other package."""
     found = list(tops)
-    installed = _distributions(tuple(sys.path))
+    installed = _distributions()
     for top in found:  # the list grows during the loop
         for other in sorted(_imported_modules(top) - _RELEASED - set(found)):
             packages = set(installed.get(other, ()))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from autolora_eval._environment import expanded
 from scored_run import scored
 
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 from autolora_eval.scoring.judges.vllm_command import server_command
+from autolora_eval.sources.lookup import expanded
 
 
 @pytest.mark.parametrize(
