@@ -27,7 +27,7 @@ from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
-from autolora_eval.generation.scheduling import make_scheduler
+from autolora_eval.generation.pipeline_loading import make_scheduler
 from autolora_eval.generation.stage import generate
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL

@@ -23,11 +23,16 @@ from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.lora_file import Component, check_sum, read_lora_file
 from autolora_eval.config.schema import GuidanceBatching
-from autolora_eval.generation.guards import PredictionCheck, checked_images
 from autolora_eval.generation.lora import load_lora
 from autolora_eval.generation.pipeline_loading import leave_device, load_pipeline, place
-from autolora_eval.generation.prompt_embeddings import Embeddings, PromptEmbeddings
-from autolora_eval.generation.scheduling import own_noise, tell_steps
+from autolora_eval.generation.sampling_loop import (
+    Embeddings,
+    PredictionCheck,
+    PromptEmbeddings,
+    checked_images,
+    own_noise,
+    tell_steps,
+)
 from autolora_eval.guidance.batched_passes import batched, predicts_independently
 from autolora_eval.guidance.denoiser_state import (
     adapter_layers,

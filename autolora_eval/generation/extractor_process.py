@@ -14,7 +14,7 @@ from autolora_eval.config.gpu_memory import RESERVE, model_memory
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import feature_settings
-from autolora_eval.generation.stage import guidance_batching_of
+from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.scoring.features import Batch, Extracted, FeatureMaker, extractor_key
 
 
@@ -113,6 +113,6 @@ def free_gpu_share(plan: Plan) -> float:
         memory = model_memory(model, dtype)
         if memory is None or model.spec.offload != "none":
             return 0.0
-        batching = guidance_batching_of(plan, model, device, dtype)
+        batching = ModelOnDevice.of(plan, model, device, dtype).guidance_batching
         peak = max(peak, memory.batched(batching).peak(spec.batch_size))
     return max(0.0, (without_ours - peak - 2 * RESERVE) / card)  # one for each process

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from autolora_eval._devices import free_memory, is_out_of_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._progress import Advance
-from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.plan import Cell
-from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.dataset import ImageDataset, background_writer
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
-from autolora_eval.generation.guards import (
-    ModelDriftCheck,
-    UnusableImageError,
-    UnusablePredictionError,
-)
+from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.generation.sampler_backend import failure_reason
+from autolora_eval.generation.sampling_loop import UnusableImageError, UnusablePredictionError
 from autolora_eval.guidance.method import GuiderMethod
 from autolora_eval.runs.images import SECONDS
 from autolora_eval.runs.manifest import ImageJob
 
+# A drift is a difference this many times that between two runs of the unchanged model.
+_MARGIN = 8.0
 Todo = tuple[ImageDataset, Sequence[ImageJob]]
 
 
@@ -42,38 +38,32 @@ class GuiderFailedError(AutoLoRAEvalError):
         self.reasons = dict(reasons or {})
 
 
-@dataclass
 class GuidedModel:
-    """One loaded model, and the cells that guiders make with it.
+    """A loaded model, with which guiders make images.
+
+    Args:
+        here: the model and its device.
 
     Attributes:
-        model: The model of the benchmark.
-        device: Where the pipeline runs.
-        dtype: Data type of the pipeline.
-        batch_size: Number of images that are sampled together.
-        guidance_batching: Which predictions for an image share a denoiser pass.
-        failed: One error for each cell that could not be finished.
-        pipeline: The pipeline with its LoRAs.
+        pipeline: the pipeline with its LoRAs.
     """
 
-    model: ResolvedModel
-    device: torch.device
-    dtype: torch.dtype
-    batch_size: int
-    guidance_batching: GuidanceBatching = "conditions"
-    failed: list[GuiderFailedError] = field(default_factory=list)
-    pipeline: LoraPipeline = field(init=False)
+    pipeline: LoraPipeline
     _drift_check: ModelDriftCheck | None = None
 
-    def __post_init__(self) -> None:
+    def __init__(self, here: ModelOnDevice) -> None:
+        self._here = here
         self._load()
 
-    def make(self, todo: Sequence[Todo], advance: Advance) -> None:
-        """Make the missing images of all cells; each batch is written beside the next.
+    def make(self, todo: Sequence[Todo], advance: Advance) -> list[AutoLoRAEvalError]:
+        """Make the missing images of some cells. Each batch is written while the next is made.
 
         Args:
-            todo: The cells, each with its missing images.
-            advance: Called with the number of images that are done.
+            todo: the cells, each with its missing images.
+            advance: called with the number of images that are done.
+
+        Returns:
+            One error for each cell that could not be finished.
 
         Raises:
             AutoLoRAEvalError: if a built-in method fails, or a guider changed library code, which
@@ -83,6 +73,7 @@ class GuidedModel:
         if third_party and self._drift_check is None:
             self._drift_check = ModelDriftCheck(self._sample_fixed_noise)
         self._encode_prompts(todo)
+        failures: list[AutoLoRAEvalError] = []
         for dataset, jobs in todo:
             try:
                 self._fill(dataset, jobs, advance)
@@ -90,11 +81,12 @@ class GuidedModel:
             except GuiderFailedError as error:
                 dataset.record_failures(error.reasons)
                 release_frames(error)
-                self.failed.append(error)
+                failures.append(error)
                 advance(len(dataset.missing(jobs)))
                 if self._has_drifted():
                     self._reload(error)
                     self._encode_prompts(todo)
+        return failures
 
     def _encode_prompts(self, todo: Sequence[Todo]) -> None:
         """Encode every prompt, after which no text encoder is needed on the device."""
@@ -102,24 +94,23 @@ class GuidedModel:
             for dataset, jobs in todo:
                 cell = dataset.cell
                 self.pipeline.set_lora_scales(cell.model.spec.lora_scales)
-                for prompt, null in dict.fromkeys(
-                    (j.prompt, cell.negative_prompt(j)) for j in jobs
-                ):
-                    copies = [prompt] * self.batch_size, [null] * self.batch_size
+                pairs = dict.fromkeys((job.prompt, cell.negative_prompt(job)) for job in jobs)
+                for prompt, null in pairs:
+                    copies = [prompt] * self._here.batch_size, [null] * self._here.batch_size
                     self.pipeline.encode(*copies)
                     self.pipeline.base_inputs(*copies)
         self.pipeline.release_text_encoders()
 
     def _fill(self, dataset: ImageDataset, jobs: Sequence[ImageJob], advance: Advance) -> None:
-        cell = dataset.cell
+        cell, size = dataset.cell, self._here.batch_size
         with background_writer(dataset, advance) as write:
-            for start in range(0, len(jobs), self.batch_size):
-                batch = jobs[start : start + self.batch_size]
+            for start in range(0, len(jobs), size):
+                batch = jobs[start : start + size]
                 started = time.perf_counter()
                 with quiet_libraries():
-                    sample = sample_batch(self.pipeline, cell, batch, self.batch_size)
+                    sample = sample_batch(self.pipeline, cell, batch, size)
                 # A short batch is filled up, so it takes as long as a full one.
-                seconds = {SECONDS: round((time.perf_counter() - started) / self.batch_size, 4)}
+                seconds = {SECONDS: round((time.perf_counter() - started) / size, 4)}
                 if cell.method.definition.code:
                     self._require_same_model(cell)
                 write(batch, sample.images, sample.nfe, [seconds] * len(batch))
@@ -138,14 +129,15 @@ class GuidedModel:
             )
 
     def _load(self) -> None:
+        here = self._here
+        how = here.batch_size, here.guidance_batching
         with quiet_libraries():
-            self.pipeline = LoraPipeline.load(
-                self.model, self.device, self.dtype, self.batch_size, self.guidance_batching
-            )
+            self.pipeline = LoraPipeline.load(here.model, *here.torch_place(), *how)
 
     def _sample_fixed_noise(self) -> torch.Tensor:
+        model = self._here.model
         with quiet_libraries():
-            return self.pipeline.unguided_latents(self.model.size, self.model.spec.lora_scales)
+            return self.pipeline.unguided_latents(model.size, model.spec.lora_scales)
 
     def _reload(self, error: GuiderFailedError) -> None:
         del self.pipeline  # Free its memory before the model is loaded again.
@@ -164,9 +156,8 @@ def sample_batch(
 ) -> Sample:
     """Make the images of at most `batch_size` jobs.
 
-    A short batch is filled up with copies of its last job, which are dropped afterwards. Results
-    differ slightly between batch sizes, so an image would otherwise depend on how many images
-    were missing beside it.
+    A short batch is filled up with copies of its last job, which are dropped afterwards: results
+    differ slightly between batch sizes.
 
     Raises:
         GuiderFailedError: if a third-party guider fails or returns an unusable prediction, or an
@@ -198,14 +189,19 @@ def sample_batch(
             "traceback: autolora-eval --debug …"
         ) from error
     if rule.nfe_is_exact and sample.nfe != cell.nfe:
-        kind = GuiderFailedError if rule.code else AutoLoRAEvalError
-        raise kind(
-            f"cell '{cell.id}': an image took {sample.nfe} function evaluations, but the plan says "
-            f"{cell.nfe}. The cost in the table would be wrong. If the model was downloaded only "
-            "now, run the same command again: its scheduler is known by now."
-            + ("" if not rule.code else f" Or '{rule.name}' declares a wrong NFE.")
-        )
+        raise _other_nfe(cell, rule, sample.nfe)
     return Sample(sample.images[: len(jobs)], sample.nfe)
+
+
+def _other_nfe(cell: Cell, rule: GuiderMethod, nfe: int) -> AutoLoRAEvalError:
+    message = (
+        f"cell '{cell.id}': an image took {nfe} function evaluations, but the plan says "
+        f"{cell.nfe}. The cost in the table would be wrong. If the model was downloaded only "
+        "now, run the same command again: its scheduler is known by now."
+    )
+    if rule.code:
+        return GuiderFailedError(f"{message} Or '{rule.name}' declares a wrong NFE.")
+    return AutoLoRAEvalError(message)
 
 
 def _unusable(cell: Cell, rule: GuiderMethod, error: UnusablePredictionError) -> AutoLoRAEvalError:
@@ -238,3 +234,38 @@ def _shows_nothing(
         f"{advice}",
         {job.file: f"the image {problem}" for job, problem in found.items()},
     )
+
+
+class ModelDriftCheck:
+    """Finds out whether third-party code has changed a model.
+
+    This protects the images of one method from another: after each batch of a third-party guider
+    the model must still make the same latents of the same noise. If it does not, the method fails
+    and the pipeline is loaded again.
+
+    Args:
+        sample: makes latents of a fixed noise with the model, without a third-party guider.
+    """
+
+    def __init__(self, sample: Callable[[], torch.Tensor]) -> None:
+        self._expected = sample()
+        # Some devices do not repeat a pass to the bit. On a CPU this tolerance is 0.
+        self._tolerance = _MARGIN * _max_difference(sample(), self._expected)
+
+    def has_drifted(self, sample: Callable[[], torch.Tensor]) -> bool:
+        """Return `True` if the model makes other latents than before, or fails to make any.
+
+        An error about memory is raised, since it says nothing about the model.
+        """
+        try:
+            latents = sample()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return True
+        # Written so that NaN counts as a drift.
+        return not _max_difference(latents, self._expected) <= self._tolerance
+
+
+def _max_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())

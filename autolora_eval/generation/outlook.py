@@ -14,7 +14,7 @@ from autolora_eval._text import pluralize
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings
 from autolora_eval.generation.dataset import LIBRARIES
-from autolora_eval.generation.stage import guidance_batching_of, image_settings, model_identities
+from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest, library_versions, rows_of_images
 from autolora_eval.scoring.features import extractor_key, known_features
@@ -73,20 +73,15 @@ def cell_outlooks(
         device: where the run would be.
     """
     found = []
-    spec = plan.benchmark.spec
-    dtype = choose_dtype(spec.dtype, device)
+    dtype = choose_dtype(plan.benchmark.spec.dtype, device)
     recorded = {cell.id: cell.settings_key for cell in manifest.cells}
     for model in plan.benchmark.models.values():
-        cells = [cell for cell in plan.cells if cell.model.name == model.name]
-        identities = model_identities(model, cells)
-        batching = guidance_batching_of(plan, model, device, dtype)
-        for cell in cells:
+        here = ModelOnDevice.of(plan, model, device, dtype)
+        for cell in here.cells:
             settings = None
             key = recorded.get(cell.id)  # of an image set, which is not read here
             if cell.method.kind != "images":
-                settings = image_settings(
-                    cell, identities, spec.batch_size, device, dtype, batching
-                )
+                settings = here.settings(cell)
                 key = content_hash(settings)
             found.append(_cell_outlook(plan, folder, manifest, cell, key, settings))
     return found

@@ -1,10 +1,16 @@
-"""Opens the pipeline of a model, loads its components, and places them on a device."""
+"""Opens the pipeline of a model, loads its components, and places them on a device.
+
+Named defects are those of diffusers 0.42 in
+https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
+"""
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +20,7 @@ from diffusers import ComponentsManager, ModularPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from autolora_eval._errors import AutoLoRAEvalError, first_line
+from autolora_eval._files import Json
 from autolora_eval.config.inputs import (
     INDEX,
     WHAT_WORKS,
@@ -22,8 +29,8 @@ from autolora_eval.config.inputs import (
     no_guider,
     pipeline_class,
 )
-from autolora_eval.config.schema import Model, Offload
-from autolora_eval.generation.scheduling import make_scheduler
+from autolora_eval.config.schema import Model, Offload, Scheduler
+from autolora_eval.generation.sampling_loop import own_noise
 from autolora_eval.sources.hub import cached
 from autolora_eval.sources.model_source import Source
 
@@ -80,6 +87,10 @@ def _all_leave(hooks: list[Any], **_: object) -> list[Any]:
 # A row of the report that transformers logs.
 _MISSING = re.compile(r"^(\S+)\s*\|\s*(?:\x1b\[[0-9;]*m)*MISSING", re.MULTILINE)
 _LISTED = 5  # weights that a message names
+# What diffusers raises for a single file that it cannot load.
+_UNLOADABLE = (
+    *(SingleFileComponentError, OSError, ValueError, KeyError, RuntimeError, AttributeError),
+)
 
 
 def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
@@ -93,27 +104,14 @@ def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
     parts = pipe._component_specs
     for name in spec.left_out:
         parts[name].pretrained_model_name_or_path = None
+    replaced = [] if model.vae is None else ["vae"]
     if model.vae is not None:
         vae = parts["vae"]
         vae.pretrained_model_name_or_path, vae.subfolder = model.vae.location, ""
-    networks = [
-        name
-        for name, component in pipe._component_specs.items()
-        if isinstance(component.type_hint, type)
-        and issubclass(component.type_hint, torch.nn.Module)
-    ]
-    options: dict[str, Any] = {"use_safetensors": dict.fromkeys(networks, True)}
-    not_replaced = [name for name in parts if name != "vae" or model.vae is None]
-    if spec.variant is not None:
-        options["variant"] = dict.fromkeys(set(networks).intersection(not_replaced), spec.variant)
-    # from_pretrained uses its revision for model_index.json only, not for the components
-    # (modular_pipelines/modular_pipeline.py).
-    if spec.revision is not None:
-        options["revision"] = dict.fromkeys(not_replaced, spec.revision)
+    options = _loading_options(parts, spec, replaced)
     with _random_weights_refused(model.pipeline.name):
         if model.pipeline.kind == "file":
-            chosen = [] if model.vae is None else ["vae"]
-            pipe.load_components(names=chosen, dtype=dtype, **options)
+            pipe.load_components(names=replaced, dtype=dtype, **options)
             pipe.update_components(**_from_single_file(pipe, model, dtype))
         else:
             pipe.load_components(dtype=dtype, **options)
@@ -128,14 +126,30 @@ def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
     return pipe
 
 
+def _loading_options(
+    parts: Mapping[str, Any], spec: Model, replaced: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return the options of `load_components` by component; `replaced` ones are of other models."""
+    networks = [
+        name
+        for name, part in parts.items()
+        if isinstance(part.type_hint, type) and issubclass(part.type_hint, torch.nn.Module)
+    ]
+    own = [name for name in parts if name not in replaced]
+    options: dict[str, dict[str, Any]] = {"use_safetensors": dict.fromkeys(networks, True)}
+    if spec.variant is not None:
+        options["variant"] = dict.fromkeys(set(networks).intersection(own), spec.variant)
+    # from_pretrained uses its revision for model_index.json only, not for the components
+    # (modular_pipelines/modular_pipeline.py).
+    if spec.revision is not None:
+        options["revision"] = dict.fromkeys(own, spec.revision)
+    return options
+
+
 def _from_single_file(
     pipe: ModularPipeline, model: ResolvedModel, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Return the components of a pipeline in a single file, as diffusers loads it.
-
-    Raises:
-        AutoLoRAEvalError: if diffusers cannot load it.
-    """
+    """Return the components of a pipeline in a single file, as diffusers loads it."""
     index = cached(model.layout, INDEX)
     assert index is not None
     name = pipeline_class(index, model.layout.name)
@@ -148,14 +162,7 @@ def _from_single_file(
             dtype=dtype,
             **chosen,
         )
-    except (
-        SingleFileComponentError,
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        AttributeError,
-    ) as error:
+    except _UNLOADABLE as error:
         raise AutoLoRAEvalError(
             f"'{model.pipeline.name}' cannot be loaded as a {name} with the configurations of "
             f"'{model.layout.name}': {first_line(error)}"
@@ -200,7 +207,6 @@ def open_pipeline(pipeline: Source, spec: Model) -> ModularPipeline:
 
 
 def _unsupported(pipeline: Source, error: Exception) -> str:
-    """Return the message for a pipeline that diffusers cannot open."""
     index = cached(pipeline, INDEX)
     name = pipeline_class(index, pipeline.name) if index else "pipeline without an index"
     version = f"diffusers {diffusers.__version__}"
@@ -217,10 +223,7 @@ def _unsupported(pipeline: Source, error: Exception) -> str:
 
 @contextmanager
 def _random_weights_refused(reference: str) -> Iterator[None]:
-    """Refuse networks whose files lack weights.
-
-    diffusers and transformers only log which ones they lack, and draw them at random.
-    """
+    """Refuse files that lack weights: diffusers and transformers log it and draw them at random."""
     lacking: list[str] = []
 
     class Notes(logging.Handler):
@@ -249,9 +252,9 @@ def _random_weights_refused(reference: str) -> Iterator[None]:
 
 
 def _check_components(pipe: ModularPipeline, reference: str) -> None:
-    """Check that every component was loaded.
+    """Refuse a component that was not loaded.
 
-    diffusers only logs a component that fails to load, and SD3 then samples without that encoder
+    diffusers only logs it, and SD3 then samples without that encoder
     (modular_pipelines/modular_pipeline.py, load_components).
     """
     lost = [
@@ -270,7 +273,7 @@ def _check_components(pipe: ModularPipeline, reference: str) -> None:
 
 
 def _check_size(pipe: ModularPipeline, model: ResolvedModel) -> None:
-    """Check that a pipeline of the hub has the size that the plan assumed for it."""
+    """Refuse a pipeline of the hub whose size is not the one that the plan assumed."""
     own = (getattr(pipe, "default_width", None), getattr(pipe, "default_height", None))
     is_set = model.spec.width is not None and model.spec.height is not None
     if model.pipeline.kind == "hub" and not is_set and None not in own and own != model.size:
@@ -278,3 +281,88 @@ def _check_size(pipe: ModularPipeline, model: ResolvedModel) -> None:
             f"'{model.pipeline.name}' makes images of {own[0]}×{own[1]} pixels, but the plan "
             f"assumed {model.size[0]}×{model.size[1]}. Set width and height of the model."
         )
+
+
+def make_scheduler(spec: Scheduler, own: Mapping[str, Any], num_steps: int) -> Any:  # noqa: ANN401
+    """Return a scheduler with the options, and the pipeline's own settings for all others.
+
+    It is tried on small noise first.
+
+    Args:
+        spec: its class and options.
+        own: the configuration of the pipeline's own scheduler.
+        num_steps: the number of denoising steps.
+
+    Raises:
+        AutoLoRAEvalError: if the class refuses its options, fits another kind of model, or does
+            not sample each image by itself.
+    """
+    name = spec.class_name
+    try:
+        kind = getattr(diffusers, name)
+        scheduler = kind.from_config(dict(own), **spec.options)
+        _require_same_kind(kind, scheduler.config, own)
+        together, alone = (_denoised(scheduler, seeds, num_steps) for seeds in ([0, 1], [1]))
+    except AutoLoRAEvalError:
+        raise
+    except Exception as error:  # each scheduler refuses in its own way
+        why = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+        advice = "Change its options, or choose another class."
+        raise _refused(name, f"cannot be used here: {why}. {advice}") from error
+    if scheduler.timesteps[0] < scheduler.timesteps[-1]:
+        raise _refused(name, "goes from images to noise. Choose another class.")
+    if not together.isfinite().all():
+        raise _refused(name, f"makes NaN in {num_steps} steps. Change its options or the steps.")
+    if not torch.allclose(together[1:], alone, atol=1e-5):
+        raise _refused(
+            name,
+            "draws noise that is not the image's own: an image would depend on the others of its "
+            "batch. Choose another class, such as DPMSolverMultistepScheduler with "
+            "'algorithm_type: sde-dpmsolver++'.",
+        )
+    return scheduler
+
+
+def _refused(name: str, problem: str) -> AutoLoRAEvalError:
+    return AutoLoRAEvalError(f"the scheduler {name} {problem}")
+
+
+def _require_same_kind(kind: type, new: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse a scheduler of flows for a diffusion model, and the other way round."""
+    name, is_flow = kind.__name__, _is_flow(kind.__name__, new)
+    if _is_flow(str(own.get("_class_name")), own):
+        if not is_flow:
+            raise _refused(
+                name,
+                "is not for a model that predicts a flow, as this one does. Choose a class whose "
+                "name begins with FlowMatch, or set 'use_flow_sigmas: true, prediction_type: "
+                "flow_prediction' if it has these options.",
+            )
+    elif is_flow or "prediction_type" not in inspect.signature(kind).parameters:
+        raise _refused(name, "is not for a model that predicts noise. Choose another class.")
+
+
+def _is_flow(name: str, config: Mapping[str, Any]) -> bool:
+    return name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
+
+
+def _denoised(scheduler: Any, seeds: Sequence[int], num_steps: int) -> torch.Tensor:  # noqa: ANN401
+    """Run a scheduler on small noise, with a tenth of each sample in place of a prediction."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    scheduler.set_timesteps(num_steps, **shift)
+    scales = hasattr(scheduler, "scale_model_input")
+    latents = torch.cat([torch.randn((1, 4, 8, 8), generator=one) for one in generators])
+    latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
+    with own_noise(scheduler, generators):
+        for t in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(latents, t) if scales else latents
+            latents = scheduler.step(0.1 * scaled, t, latents, return_dict=False)[0]
+    return latents
+
+
+def describe_scheduler(scheduler: Any) -> Json:  # noqa: ANN401
+    """Return class and configuration as JSON; infinite numbers are text."""
+    config = json.loads(scheduler.to_json_string(), parse_constant=str)
+    own = {key: value for key, value in config.items() if not key.startswith("_")}
+    return {"class": type(scheduler).__name__, **own}

@@ -139,7 +139,7 @@ def _schedulers(plan: Plan) -> None:
             continue
         own = fetched(source, SCHEDULER_CONFIG)
         if own is not None:
-            from autolora_eval.generation.scheduling import make_scheduler
+            from autolora_eval.generation.pipeline_loading import make_scheduler
 
             config = json.loads(own.read_bytes())
             with quiet_libraries():

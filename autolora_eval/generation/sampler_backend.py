@@ -21,8 +21,9 @@ from autolora_eval._devices import is_out_of_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance
 from autolora_eval.generation.dataset import ImageDataset, background_writer
-from autolora_eval.generation.guards import UnusableImageError
+from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
+from autolora_eval.generation.sampling_loop import UnusableImageError
 from autolora_eval.guidance.method import SamplerMethod
 from autolora_eval.runs.images import SECONDS, single_colour
 from autolora_eval.runs.manifest import ImageJob
@@ -33,26 +34,6 @@ REASON_LENGTH = 200
 _NOT_TRIED = "not tried"
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = frozenset(("diffusers", "numpy", "peft", "PIL", "torch", "transformers"))
-
-
-def run_sampler(
-    cells: Sequence[SampledCell], device: torch.device, dtype: torch.dtype, advance: Advance
-) -> SamplerPipeline:
-    """Make the missing images of all cells of one sampler on one model.
-
-    Args:
-        cells: the cells.
-        device: the device of the model.
-        dtype: the precision of the model.
-        advance: called after each image.
-
-    Returns:
-        The pipeline that the sampler used.
-    """
-    shared = SamplerPipeline()
-    for cell in cells:
-        cell.fill(SamplerModel(cell.dataset.cell.model, device, dtype, shared), shared, advance)
-    return shared
 
 
 @dataclass
@@ -72,14 +53,15 @@ class SampledCell:
     first_error: BaseException | None = None
     _sampler: Callable[..., Any] | None = None
 
-    def fill(self, model: SamplerModel, shared: SamplerPipeline, advance: Advance) -> None:
-        """Make the missing images. Each is written beside the next.
+    def fill(self, here: ModelOnDevice, shared: SamplerPipeline, advance: Advance) -> None:
+        """Make the missing images. Each is written while the next is made.
 
         Args:
-            model: the argument `model` of the sampler.
-            shared: the pipeline of the sampler.
+            here: the model and its device.
+            shared: the pipeline of all cells of the sampler.
             advance: called after each image.
         """
+        model = SamplerModel(self.dataset.cell.model, *here.torch_place(), shared)
         with background_writer(self.dataset, advance) as write:
             for n_tried, job in enumerate(self.jobs):
                 if n_tried == GIVE_UP_AFTER == len(self.failures) and self.dataset.is_empty:

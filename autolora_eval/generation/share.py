@@ -16,18 +16,10 @@ from autolora_eval._devices import free_memory, image_libraries, is_out_of_memor
 from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._files import Json, content_hash
 from autolora_eval._progress import Advance
-from autolora_eval.config.inputs import ResolvedModel
-from autolora_eval.config.plan import Cell, Plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.generation.dataset import ImageDataset
-from autolora_eval.generation.out_of_memory import out_of_memory
-from autolora_eval.generation.stage import (
-    CellWork,
-    GenerationResult,
-    describe_pipeline,
-    guidance_batching_of,
-    image_settings,
-    model_identities,
-)
+from autolora_eval.generation.model_on_device import ModelOnDevice
+from autolora_eval.generation.stage import CellWork, GenerationResult, describe_pipeline
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import ImageJob
 
@@ -68,11 +60,8 @@ Spread = Callable[[type["ShareMaker"], tuple[str, ...], list[Share]], Iterator[M
 
 def make_elsewhere(
     spread: Spread,
-    model: ResolvedModel,
+    here: ModelOnDevice,
     work: Sequence[CellWork],
-    device: str,
-    dtype: str,
-    batch_size: int,
     result: GenerationResult,
     advance: Advance,
 ) -> list[AutoLoRAEvalError]:
@@ -81,11 +70,8 @@ def make_elsewhere(
     Args:
         spread: yields what a `ShareMaker` made of each share, in any order. The arguments are the
             class, those of its constructor after the plan and the folder, and the shares.
-        model: the model.
+        here: the model.
         work: its cells, all of guiders or all of samplers.
-        device: the torch device.
-        dtype: the precision.
-        batch_size: the images of a share.
         result: receives what is learnt of the pipeline.
         advance: advances by one for each image.
 
@@ -94,28 +80,30 @@ def make_elsewhere(
     """
     from autolora_eval.generation.sampler_backend import SampledCell
 
+    size = 1 if work[0].kind == "sampler" else here.batch_size
     cells = {cell.dataset.cell.id: SampledCell(cell.dataset, cell.jobs) for cell in work}
     errors: dict[str, str] = {}
-    shares = []
-    for cell in sorted(work, key=lambda cell: cell.dataset.cell.method.name):
+    for cell in work:
         cell.dataset.record([])
-        shares += [
-            Share(cell.dataset.cell.id, cell.dataset.settings_key, cell.jobs[n : n + batch_size])
-            for n in range(0, len(cell.jobs), batch_size)
-        ]
-    for made in spread(ShareMaker, (image_libraries(), model.name, device, dtype), shares):
+    shares = [
+        Share(cell.dataset.cell.id, cell.dataset.settings_key, cell.jobs[n : n + size])
+        for cell in sorted(work, key=lambda cell: cell.dataset.cell.method.name)
+        for n in range(0, len(cell.jobs), size)
+    ]
+    maker = image_libraries(), here.model.name, here.device, here.dtype
+    for made in spread(ShareMaker, maker, shares):
         cells[made.cell].dataset.record(made.rows)
         cells[made.cell].failures |= made.failures
-        result.models[model.name] |= made.pipeline
+        result.models[here.model.name] |= made.pipeline
         if made.error is not None:
             errors.setdefault(made.cell, made.error)
         advance(len(made.rows) + len(made.failures))
     for done in cells.values():
-        order = [job.file for job in done.jobs if job.file in done.failures]
-        done.failures = {file: done.failures[file] for file in order}
+        files = [job.file for job in done.jobs if job.file in done.failures]
+        done.failures = {file: done.failures[file] for file in files}
         done.dataset.record_failures(done.failures)
     if work[0].kind == "sampler":
-        return list(filter(None, (done.failure() for done in cells.values())))
+        return [failure for done in cells.values() if (failure := done.failure()) is not None]
     return [AutoLoRAEvalError(errors[cell]) for cell in cells if cell in errors]
 
 
@@ -131,6 +119,10 @@ class _UnlistedImages(ImageDataset):
     def record_failures(self, reasons: Mapping[str, str]) -> None:
         """Keep the failures, to be sent."""
         self.failed |= reasons
+
+    def made(self, error: str | None, pipeline: Json) -> Made:
+        """Return what is sent."""
+        return Made(self.cell.id, list(self.rows.values()), self.failed, error, pipeline)
 
 
 class ShareMaker:
@@ -151,20 +143,14 @@ class ShareMaker:
     def __init__(
         self, plan: Plan, folder: RunFolder, libraries: str, model: str, device: str, dtype: str
     ) -> None:
-        import torch
-
         if libraries != image_libraries():
             raise AutoLoRAEvalError(
                 f"the machine '{platform.node()}' has {image_libraries()}, and the one that runs "
                 f"the command {libraries}. Use the same packages on all machines."
             )
-        self.plan, self.folder = plan, folder
-        self.model = plan.benchmark.models[model]
-        self.cells = {cell.id: cell for cell in plan.cells if cell.model.name == model}
-        self.identities = model_identities(self.model, list(self.cells.values()))
-        self.device, self.dtype = torch.device(device), getattr(torch, dtype)
-        self._dtype_name = dtype
-        self._batching = guidance_batching_of(plan, self.model, device, dtype)
+        self._folder = folder
+        self._here = ModelOnDevice.of(plan, plan.benchmark.models[model], device, dtype)
+        self._cells = {cell.id: cell for cell in self._here.cells}
         self._guided: GuidedModel | None = None
         self._sampled: SampledCell | None = None
         self._pipeline: SamplerPipeline | None = None
@@ -175,67 +161,47 @@ class ShareMaker:
         Raises:
             AutoLoRAEvalError: as `generate`, or if this machine has other files of the model.
         """
-        cell = self.cells[share.cell]
-        self._require_same_settings(cell, share)
-        dataset = _UnlistedImages(self.folder, cell, share.settings_key)
+        cell = self._cells[share.cell]
+        if content_hash(self._here.settings(cell)) != share.settings_key:
+            raise AutoLoRAEvalError(
+                f"cell '{cell.id}': the machine '{platform.node()}' has other files of the model "
+                f"'{cell.model.name}' or of the method, or another benchmark, than the one "
+                "that runs the command. Use the same files on all machines."
+            )
+        dataset = _UnlistedImages(self._folder, cell, share.settings_key)
         make = self._sample if cell.method.kind == "sampler" else self._guide
         try:
             return make(dataset, share.jobs)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            n = self.plan.benchmark.spec.batch_size
-            batching = "separate" if cell.method.kind == "sampler" else self._batching
-            raise out_of_memory(
-                self.model, str(self.device), self._dtype_name, n, batching
-            ) from None
-
-    def _require_same_settings(self, cell: Cell, share: Share) -> None:
-        batch_size = self.plan.benchmark.spec.batch_size
-        where = str(self.device), self._dtype_name, self._batching
-        here = image_settings(cell, self.identities, batch_size, *where)
-        if content_hash(here) != share.settings_key:
-            raise AutoLoRAEvalError(
-                f"cell '{cell.id}': the machine '{platform.node()}' has other files of the model "
-                f"'{self.model.name}' or of the method, or another benchmark, than the one "
-                "that runs the command. Use the same files on all machines."
-            )
+            raise self._here.out_of_memory(cell.method.kind) from None
 
     def _guide(self, dataset: _UnlistedImages, jobs: Sequence[ImageJob]) -> Made:
         from autolora_eval.generation.guider_backend import GuidedModel
 
         if self._guided is None:
-            size = self.plan.benchmark.spec.batch_size
-            self._guided = GuidedModel(self.model, self.device, self.dtype, size, self._batching)
-        guided = self._guided
-        guided.failed.clear()
-        guided.make([(dataset, jobs)], _nobody_watches)
-        return Made(
-            dataset.cell.id,
-            list(dataset.rows.values()),
-            dataset.failed,
-            str(guided.failed[0]) if guided.failed else None,
-            describe_pipeline(guided.pipeline),
-        )
+            self._guided = GuidedModel(self._here)
+        failures = self._guided.make([(dataset, jobs)], _nobody_watches)
+        error = str(failures[0]) if failures else None
+        return dataset.made(error, describe_pipeline(self._guided.pipeline))
 
     def _sample(self, dataset: _UnlistedImages, jobs: Sequence[ImageJob]) -> Made:
-        from autolora_eval.generation.sampler_api import SamplerModel, SamplerPipeline
+        from autolora_eval.generation.sampler_api import SamplerPipeline
         from autolora_eval.generation.sampler_backend import SampledCell
 
-        cell = dataset.cell
-        if self._sampled is None or self._sampled.dataset.cell.method is not cell.method:
+        cell, last = dataset.cell, self._sampled
+        if self._pipeline is None or last is None or last.dataset.cell.method is not cell.method:
             self._pipeline = None  # that of the last sampler
             free_memory()
             self._pipeline = SamplerPipeline()
-        if self._sampled is None or self._sampled.dataset.cell is not cell:
-            self._sampled = SampledCell(dataset, jobs)
-        assert self._pipeline is not None
-        one, shared = self._sampled, self._pipeline
+        one = last if last is not None and last.dataset.cell is cell else SampledCell(dataset, jobs)
         one.dataset, one.jobs, one.failures = dataset, jobs, {}
-        one.fill(SamplerModel(cell.model, self.device, self.dtype, shared), shared, _nobody_watches)
+        one.fill(self._here, self._pipeline, _nobody_watches)
         release_frames(one.first_error)
-        pipeline = describe_pipeline(shared.loaded) if shared.is_loaded else {}
-        return Made(cell.id, list(dataset.rows.values()), dataset.failed, None, pipeline)
+        self._sampled = one
+        loaded = self._pipeline.is_loaded
+        return dataset.made(None, describe_pipeline(self._pipeline.loaded) if loaded else {})
 
 
 def _nobody_watches(n: int, note: str = "") -> None:

@@ -173,7 +173,7 @@ class DenoiserState:
 
     It holds references and shallow copies of containers, but no copy of a weight: remembering an
     11 GB model takes no memory. It does not see a change of a weight's values. In a run,
-    `generation.guards.ModelDriftCheck` finds such changes.
+    `generation.guider_backend.ModelDriftCheck` finds such changes.
 
     Args:
         denoiser: A UNet or transformer.

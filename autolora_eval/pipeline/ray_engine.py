@@ -43,7 +43,7 @@ from autolora_eval.scoring.judging import (
 
 if TYPE_CHECKING:
     from autolora_eval._progress import Advance
-    from autolora_eval.config.inputs import ResolvedModel
+    from autolora_eval.generation.model_on_device import ModelOnDevice
     from autolora_eval.generation.stage import CellWork, GenerationResult
     from autolora_eval.scoring.judges.config import Judge, Reply, Request
 
@@ -91,19 +91,16 @@ class RayEngine:
 
     def make_images(
         self,
-        model: ResolvedModel,
+        model: ModelOnDevice,
         work: Sequence[CellWork],
-        device: str,
-        dtype: str,
-        batch_size: int,
         result: GenerationResult,
         advance: Advance,
     ) -> list[AutoLoRAEvalError]:
         """Make the missing images of a model; as the function that `stage.generate` takes."""
         from autolora_eval.generation.share import make_elsewhere
 
-        spread = partial(self.spread, device=device)
-        return make_elsewhere(spread, model, work, device, dtype, batch_size, result, advance)
+        spread = partial(self.spread, device=model.device)
+        return make_elsewhere(spread, model, work, result, advance)
 
     def extract(self, key: str, batches: Sequence[Batch]) -> Iterator[Extracted]:
         """Extract features; as the function that `extract_features` takes."""

@@ -16,7 +16,7 @@ from autolora_eval.config.plan import make_plan
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.starter import write_starter
-from autolora_eval.generation.stage import image_settings
+from autolora_eval.generation.model_on_device import image_settings
 
 KARRAS = {"class": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}
 

@@ -16,7 +16,7 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Cell, Plan, make_plan
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.sweep_grid import MAX_CELLS
-from autolora_eval.generation.stage import image_settings
+from autolora_eval.generation.model_on_device import image_settings
 
 METHODS = {
     "LoRA": {"guider": "lora"},

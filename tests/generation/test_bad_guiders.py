@@ -18,7 +18,7 @@ from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
-from autolora_eval.generation.guards import ModelDriftCheck
+from autolora_eval.generation.guider_backend import ModelDriftCheck
 from autolora_eval.generation.stage import generate
 from autolora_eval.runs.folder import RunFolder
 

@@ -22,8 +22,9 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings, planned_manifest
 from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.generation.outlook import StageOutlook, run_outlook
-from autolora_eval.generation.stage import _watching_the_disk, image_settings, model_identities
+from autolora_eval.generation.stage import _watching_the_disk
 from autolora_eval.pipeline.run_pipeline import RunPipeline
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.records import JudgeRecord
@@ -52,8 +53,8 @@ def folder(data: Data, plan_of: PlanOf, tmp_path: Path) -> RunFolder:
     folder, plan = RunFolder(tmp_path / "run"), plan_of(data)
     keys, settings = {}, {}
     for cell in plan.cells:
-        identities = model_identities(cell.model, [cell])
-        found = image_settings(cell, identities, 1, "cpu", "float32", "conditions")
+        here = ModelOnDevice(cell.model, [cell], "cpu", "float32", 1, "conditions")
+        found = here.settings(cell)
         keys[cell.id] = content_hash(found)
         settings[keys[cell.id]] = found
         dataset = ImageDataset.open(folder, cell, keys[cell.id])

@@ -17,7 +17,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.config.model_section import count_timesteps
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
-from autolora_eval.generation.scheduling import describe_scheduler, make_scheduler
+from autolora_eval.generation.pipeline_loading import describe_scheduler, make_scheduler
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 from autolora_eval.guidance.method_registry import GUIDERS
 

@@ -97,6 +97,6 @@ def test_shares_of_two_makers_are_the_images_of_the_local_engine(plan, tmp_path)
 def test_a_machine_with_other_files_is_refused(plan, tmp_path, monkeypatch) -> None:
     run = RunFolder(tmp_path / "run")
     other = partial(make_elsewhere, partial(spread, plan, run))
-    monkeypatch.setattr("autolora_eval.generation.share.image_settings", lambda *_: {})
+    monkeypatch.setattr("autolora_eval.generation.share.content_hash", lambda *_: "other")
     with pytest.raises(AutoLoRAEvalError, match="has other files of the model 'T'"):
         generate(plan, run, Progress(), elsewhere=other)
