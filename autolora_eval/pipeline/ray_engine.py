@@ -1,8 +1,8 @@
 """The engine `ray`: the work of a run, spread over the processes of a Ray cluster.
 
-Ray Data starts the processes, hands out the work, and does it again where a process or a machine
-was lost. Each process loads the benchmark and its model once. It calls what the local engine calls.
-The run folder is on the machine that runs the command. Ray carries images to and from the others.
+Ray Data starts the processes, hands out the work, and repeats it if a process or a machine is lost.
+Each process loads the benchmark and its model once. It calls what the local engine calls. The run
+folder is on the machine that runs the command. Ray carries images to and from the others.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ EngineName = Literal["local", "ray"]
 
 
 class RayEngine:
-    """Spreads work over a Ray cluster, which is started at the first need.
+    """Spreads work over a Ray cluster, which is started when it is first needed.
 
     Args:
         plan: the plan of the run.
         folder: the run folder, on this machine.
         limits: `limit_prompts` and `limit_seeds`.
-        address: address of an existing cluster. Default: as `ray.init()` has it, which is a new
-            cluster of this machine unless `RAY_ADDRESS` names another one.
+        address: address of an existing cluster. Default: the one that `RAY_ADDRESS` names, or a
+            new one on this machine.
 
     Raises:
         MissingDependencyError: if Ray is not installed.
@@ -96,14 +96,14 @@ class RayEngine:
         result: GenerationResult,
         advance: Advance,
     ) -> list[AutoLoRAEvalError]:
-        """Make the missing images of a model; as the function that `stage.generate` takes."""
+        """Make the missing images of a model, for `stage.generate`."""
         from autolora_eval.generation.share import make_elsewhere
 
         spread = partial(self.spread, device=model.device)
         return make_elsewhere(spread, model, work, result, advance)
 
     def extract(self, key: str, batches: Sequence[Batch]) -> Iterator[Extracted]:
-        """Extract features; as the function that `extract_features` takes."""
+        """Extract features, for `extract_features`."""
         device = choose_device(self.plan.benchmark.spec.device)
         there = [[replace(one, folder=one.folder.resolve()) for one in batch] for batch in batches]
         return self.spread(feature_maker, (key,), there, device, at=batch_at)
@@ -128,17 +128,17 @@ class RayEngine:
         *,
         at: At | None = None,
     ) -> Iterator[R]:
-        """Yield what a maker makes of each unit of work.
+        """Yield the result of each unit of work.
 
         Args:
-            maker: a class or function that takes the plan, the run folder and the arguments, and
-                returns what does a unit. It is called once in each process.
-            arguments: as above.
+            maker: a class or function that takes the plan, the run folder and `arguments`, and
+                returns a function of a unit. It is called once in each process.
+            arguments: further arguments of the maker.
             units: the work. A unit that is done twice must leave the same files.
             device: the torch device of a process: there is one process for each GPU, or for each
                 processor that Ray counts.
-            at: replaces the files of a unit, as in `Task`. Results of such units are yielded in
-                their order, others as they are done.
+            at: fetches the files of a unit. Results of such units are yielded in their order,
+                others as they are done.
 
         Raises:
             AutoLoRAEvalError: if a unit fails, or the cluster cannot do the work.
@@ -146,73 +146,50 @@ class RayEngine:
         if not units:
             return
         self._connect()
-        import ray
-        import ray.exceptions
-        from ray.data import ActorPoolStrategy, DataContext
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        from ray.exceptions import RayError
 
-        kind = "GPU" if device.startswith("cuda") else "CPU"
-        n = int(ray.cluster_resources().get(kind, 0))
-        if n == 0:
-            raise AutoLoRAEvalError(
-                f"the Ray cluster has no {kind}, and the run is for the device '{device}'. Start "
-                "its nodes with --num-gpus or --num-cpus, or set another 'device' in the benchmark."
-            )
-        gpu = {"num_gpus": 1, "num_cpus": _CPUS_BESIDE_A_GPU}
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context = DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
-        context.execution_options.preserve_order = at is not None
-        task = self._task(maker, arguments, at, ray.get_runtime_context().get_node_id())
-        if at is not None:
-            here = NodeAffinitySchedulingStrategy(task.node, soft=False)
-            options = {"num_cpus": 0, "max_concurrency": _READERS, "scheduling_strategy": here}
-            _files = ray.remote(Files).options(name=task.files, **options).remote()  # until we end
-        # A block for each unit: it is recorded as soon as it is done.
-        blocks = ray.data.from_items(
-            [{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units)
-        )
-        results = blocks.map_batches(
-            Worker,
-            batch_size=1,
-            fn_constructor_args=(pickle.dumps(task),),
-            compute=ActorPoolStrategy(size=min(n, len(units))),
-            **(gpu if kind == "GPU" else {"num_cpus": 1}),
-        )
+        n, resources = _processes(device)
+        task = self._task(maker, arguments, at)
+        files = None if at is None else _serve_files(task)
         try:
-            for row in results.iter_rows():
-                succeeded, done = pickle.loads(row["done"])
-                if not succeeded:
-                    is_usage, message = done
-                    raise (UsageError if is_usage else AutoLoRAEvalError)(message)
-                result, written = done
-                for name, data in written.items():
-                    with atomic_write(self.folder.within(task.output / name)) as temporary:
-                        temporary.write_bytes(data)
-                yield result
-        except ray.exceptions.RayError as error:
+            for done in _results(task, units, min(n, len(units)), resources):
+                yield self._received(task, done)
+        except RayError as error:
             raise _process_failed(error) from error
+        finally:
+            del files  # ends the actor
+
+    def _received(self, task: Task, done: bytes) -> Any:  # noqa: ANN401
+        """Return the result of a unit, and write the files that came with it."""
+        succeeded, found = pickle.loads(done)
+        if not succeeded:
+            is_usage, message = found
+            raise (UsageError if is_usage else AutoLoRAEvalError)(message)
+        result, written = found
+        for name, data in written.items():
+            with atomic_write(self.folder.within(task.output / name)) as temporary:
+                temporary.write_bytes(data)
+        return result
 
     def _task(
-        self, maker: Callable[..., Any], arguments: tuple[object, ...], at: At | None, node: str
+        self, maker: Callable[..., Any], arguments: tuple[object, ...], at: At | None
     ) -> Task:
+        import ray
+
         judge = self.plan.benchmark.spec.judge
         secret = None if judge is None else judge.api_key_env
+        variables = {n: v for n, v in os.environ.items() if n.startswith(_OWN_VARIABLES)}
         return Task(
-            maker,
-            arguments,
-            at,
-            self.plan.benchmark.file.resolve(),
-            self.limits,
-            self.folder.path.resolve(),
-            node,
-            f"files-{secrets.token_hex(8)}",
-            Path.cwd(),
-            {
-                name: value
-                for name, value in os.environ.items()
-                if name.startswith(_OWN_VARIABLES) and name != secret
-            },
+            maker=maker,
+            arguments=arguments,
+            at=at,
+            benchmark=self.plan.benchmark.file.resolve(),
+            limits=self.limits,
+            output=self.folder.path.resolve(),
+            node=ray.get_runtime_context().get_node_id(),
+            files=f"files-{secrets.token_hex(8)}",
+            directory=Path.cwd(),
+            variables={name: value for name, value in variables.items() if name != secret},
         )
 
     def _connect(self) -> None:
@@ -230,6 +207,61 @@ class RayEngine:
                 f"no Ray cluster answers at '{self.address}' ({first_line(error)}). Start one with "
                 "'ray start --head', or leave out --ray-address to use this machine alone."
             ) from error
+
+
+def _processes(device: str) -> tuple[int, dict[str, Any]]:
+    """Return how many processes the cluster has room for, and what Ray reserves for each.
+
+    Raises:
+        AutoLoRAEvalError: if it has room for none.
+    """
+    import ray
+
+    kind = "GPU" if device.startswith("cuda") else "CPU"
+    n = int(ray.cluster_resources().get(kind, 0))
+    if n == 0:
+        raise AutoLoRAEvalError(
+            f"the Ray cluster has no {kind}, and the run is for the device '{device}'. Start "
+            "its nodes with --num-gpus or --num-cpus, or set another 'device' in the benchmark."
+        )
+    gpu = {"num_gpus": 1, "num_cpus": _CPUS_BESIDE_A_GPU}
+    return n, gpu if kind == "GPU" else {"num_cpus": 1}
+
+
+def _serve_files(task: Task) -> object:
+    """Start the actor that reads files of the run folder for other machines.
+
+    It ends when the returned handle is deleted.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(task.node, soft=False)
+    options = {"num_cpus": 0, "max_concurrency": _READERS, "scheduling_strategy": here}
+    return ray.remote(Files).options(name=task.files, **options).remote()
+
+
+def _results(
+    task: Task, units: Sequence[object], n_processes: int, resources: dict[str, Any]
+) -> Iterator[bytes]:
+    """Yield what `Worker` returns for each unit."""
+    from ray.data import ActorPoolStrategy, DataContext, from_items
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_options.preserve_order = task.at is not None
+    # A block for each unit: it is recorded as soon as it is done.
+    items = [{"unit": pickle.dumps(unit)} for unit in units]
+    results = from_items(items, override_num_blocks=len(items)).map_batches(
+        Worker,
+        batch_size=1,
+        fn_constructor_args=(pickle.dumps(task),),
+        compute=ActorPoolStrategy(size=n_processes),
+        **resources,
+    )
+    for row in results.iter_rows():
+        yield row["done"]
 
 
 def _process_failed(error: Exception) -> AutoLoRAEvalError:
@@ -254,23 +286,18 @@ class _SpreadJudge:
     def __init__(self, settings: JudgeSettings, engine: RayEngine) -> None:
         self._here = transformers_judge(settings)  # without its weights
         self._settings, self._engine = settings, engine
-        self.identity, self.facts, self.close = (
-            self._here.identity,
-            self._here.facts,
-            self._here.close,
-        )
+        self.identity, self.facts = self._here.identity, self._here.facts
+        self.close = self._here.close
 
     def replies(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, Reply]]]:
         """Yield requests with their replies, one batch at a time, in order."""
-        waiting, asked = iter(requests), []
-        while batch := list(islice(waiting, self._settings.config.batch_size)):
-            asked.append(batch)
-        key = judge_key(self.identity(), self._settings.rubric)
+        waiting, batch_size = iter(requests), self._settings.config.batch_size
+        batches = list(iter(lambda: list(islice(waiting, batch_size)), []))
         untagged = [
-            [replace(one, image=one.image.resolve(), tag=None) for one in batch] for batch in asked
+            [replace(one, image=one.image.resolve(), tag=None) for one in batch]
+            for batch in batches
         ]
-        answers = self._engine.spread(
-            replier, (key,), untagged, self._here.device.type, at=requests_at
-        )
-        for batch, replies in zip(asked, answers, strict=True):
+        key, device = judge_key(self.identity(), self._settings.rubric), self._here.device.type
+        answers = self._engine.spread(replier, (key,), untagged, device, at=requests_at)
+        for batch, replies in zip(batches, answers, strict=True):
             yield list(zip(batch, replies, strict=True))

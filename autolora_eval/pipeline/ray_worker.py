@@ -1,4 +1,4 @@
-"""What runs in the processes of a Ray cluster: work for the engine `ray`.
+"""The code that runs in the processes of a Ray cluster, for the engine `ray`.
 
 The run folder is on the machine that runs the command. Ray carries images to and from the others.
 """
@@ -26,27 +26,26 @@ from autolora_eval.scoring.judging import judge_key, transformers_judge
 if TYPE_CHECKING:
     from autolora_eval.scoring.judges.config import Reply, Request
 
-# Takes a unit, and what fetches a file of the run folder; returns the unit with the fetched files.
+# (unit, function that fetches a file of the run folder) → the unit with the fetched files.
 At = Callable[[Any, Callable[[Path], Path]], Any]
-# What became of a unit, and the files that the machine of the command does not have yet.
+# The result of a unit, and the files that the machine of the command does not have yet.
 Done = tuple[Any, dict[str, bytes]]
 
 
 class Task(NamedTuple):
-    """What a process of the cluster is to do, sent to it as bytes.
+    """The task of all processes, sent to them as bytes.
 
     Attributes:
-        maker: what does a unit of work: a class of this package.
-        arguments: those of its constructor, after the plan and the run folder.
-        at: takes a unit, and what fetches a file of the run folder and returns its path; returns
-            the unit with the files that are fetched. None if a unit has no files.
+        maker: (plan, run folder, *arguments) → function of a unit of work.
+        arguments: as above.
+        at: fetches the files of a unit; None if units have no files.
         benchmark: the benchmark file.
         limits: `limit_prompts` and `limit_seeds`.
         output: the run folder.
         node: Ray's name of the machine that has it.
-        files: the name of the `Files` on it.
-        directory: where the command runs.
-        variables: this package's variables of the environment, without the judge's key.
+        files: the name of the actor `Files` on it.
+        directory: the working directory of the command.
+        variables: this package's environment variables, without the judge's key.
     """
 
     maker: Callable[..., Callable[[Any], Any]]
@@ -61,7 +60,7 @@ class Task(NamedTuple):
     variables: dict[str, str]
 
     def begin(self) -> Callable[[Any], Done]:
-        """Load what the work needs."""
+        """Load the benchmark and return the function that does a unit."""
         import ray
 
         os.environ.update(self.variables)
@@ -84,7 +83,7 @@ class _Elsewhere:
     """Does units of work on a machine that has no run folder.
 
     Args:
-        task: what to do.
+        task: the task.
         plan: the plan of the run.
     """
 
@@ -120,7 +119,7 @@ class Files:
     """The files of the run folder, on the machine that has it: an actor of Ray."""
 
     def read(self, file: Path) -> bytes | None:
-        """Return what is in a file; None if there is none."""
+        """Return the bytes of a file; None if there is no such file."""
         return file.read_bytes() if file.is_file() else None
 
 
@@ -136,7 +135,7 @@ class Worker:
         self._do: Callable[[Any], Done] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        """Do one unit of work. Errors that are messages are results: Ray does not try again."""
+        """Do one unit of work. An error with a message is a result, so that Ray does not retry."""
         try:
             if self._do is None:
                 self._do = pickle.loads(self._task).begin()
@@ -147,10 +146,10 @@ class Worker:
 
 
 def feature_maker(plan: Plan, folder: RunFolder, key: str) -> FeatureMaker:
-    """Return what extracts batches in a process of the cluster.
+    """Return the function that extracts batches in a process of the cluster.
 
     Raises:
-        AutoLoRAEvalError: if it is another extractor than that of the key.
+        AutoLoRAEvalError: if the extractor here has another key.
     """
     settings = feature_settings(plan)
     _require_same(extractor_key(settings.identity(), settings.batch_size), key, "extractor")
@@ -158,14 +157,14 @@ def feature_maker(plan: Plan, folder: RunFolder, key: str) -> FeatureMaker:
 
 
 def batch_at(batch: Batch, fetch: Callable[[Path], Path]) -> Batch:
-    """Return images in a folder where they are fetched."""
+    """Return a batch with the folders of its fetched images."""
     return [
         one if one.problem else replace(one, folder=fetch(one.path).parents[1]) for one in batch
     ]
 
 
 def requests_at(requests: list[Request], fetch: Callable[[Path], Path]) -> list[Request]:
-    """Return requests about images that are fetched."""
+    """Return requests with the paths of their fetched images."""
     return [replace(one, image=fetch(one.image)) for one in requests]
 
 
@@ -178,10 +177,10 @@ def _require_same(here: str, there: str, what: str) -> None:
 
 
 def replier(plan: Plan, folder: RunFolder, key: str) -> Callable[[list[Request]], list[Reply]]:
-    """Return what answers requests in a process of the cluster.
+    """Return the function that answers requests in a process of the cluster.
 
     Raises:
-        AutoLoRAEvalError: if it is another judge than that of the key.
+        AutoLoRAEvalError: if the judge here has another key.
     """
     settings = judge_settings(plan)
     judge = transformers_judge(settings)
