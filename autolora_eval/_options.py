@@ -32,7 +32,7 @@ class Commands(TyperGroup):
 
 
 def named_path(text: str) -> Path:
-    """Return a path; an empty one, of a variable that is not set, would be this folder."""
+    """Return a path. An empty text, from a variable that is not set, would be this folder."""
     if not text.strip():
         raise typer.BadParameter("expected the name of a folder (got an empty text).")
     if is_url(text):
@@ -45,7 +45,7 @@ def _path_or_url(text: str) -> str | Path:
 
 
 def _opened(*, finished: bool) -> Callable[[typer.Context, Any], Any]:
-    """Return what replaces URLs by their working copies, which are sent as the command ends.
+    """Return a callback that replaces URLs by working copies, which are sent as the command ends.
 
     Args:
         finished: whether a run must be there.
@@ -65,6 +65,18 @@ def _opened(*, finished: bool) -> Callable[[typer.Context, Any], Any]:
     return open_all
 
 
+def _finished_run(help_: str) -> Any:  # noqa: ANN401
+    return typer.Argument(
+        parser=_path_or_url, callback=_opened(finished=True), metavar="RUN", help=help_
+    )
+
+
+def _run_to_write(help_: str) -> Any:  # noqa: ANN401
+    return typer.Option(
+        parser=_path_or_url, callback=_opened(finished=False), metavar="<path>", help=help_
+    )
+
+
 BenchmarkOrRun = Annotated[
     str,
     typer.Argument(
@@ -74,16 +86,23 @@ BenchmarkOrRun = Annotated[
         "folder (a path or a URL).",
     ),
 ]
-
 OutputOption = Annotated[
     Path | None,
-    typer.Option(
-        parser=_path_or_url,
-        callback=_opened(finished=False),
-        metavar="<path>",
-        help="The run folder to write, or a URL such as s3://bucket/mine. Default: "
-        "reports/<benchmark name>.",
+    _run_to_write(
+        "The run folder to write, or a URL such as s3://bucket/mine. Default: "
+        "reports/<benchmark name>."
     ),
+]
+JointOutputOption = Annotated[
+    Path | None,
+    _run_to_write("The joint run folder to write, or a URL. Default: reports/compare-<run names>."),
+]
+RunFolderArgument = Annotated[Path, _finished_run("The folder of a finished run, or its URL.")]
+RunFolderArguments = Annotated[
+    list[Path], _finished_run("The folders of two or more finished runs, or their URLs.")
+]
+RunOrArchive = Annotated[
+    Path, _finished_run("The folder of a finished run or its URL, or an archive of a run.")
 ]
 AcceptVersions = Annotated[
     bool,
@@ -95,33 +114,6 @@ AcceptVersions = Annotated[
 ]
 LimitPrompts = Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")]
 LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Use only the first N seeds.")]
-RunFolderArgument = Annotated[
-    Path,
-    typer.Argument(
-        parser=_path_or_url,
-        callback=_opened(finished=True),
-        metavar="RUN",
-        help="The folder of a finished run, or its URL.",
-    ),
-]
-RunFolderArguments = Annotated[
-    list[Path],
-    typer.Argument(
-        parser=_path_or_url,
-        callback=_opened(finished=True),
-        metavar="RUN",
-        help="The folders of two or more finished runs, or their URLs.",
-    ),
-]
-RunOrArchive = Annotated[
-    Path,
-    typer.Argument(
-        parser=_path_or_url,
-        callback=_opened(finished=True),
-        metavar="RUN",
-        help="The folder of a finished run or its URL, or an archive of a run.",
-    ),
-]
 ArchiveOption = Annotated[
     Path | None,
     typer.Option(parser=named_path, metavar="FILE", help="The archive to write. Default: RUN.zip."),
@@ -142,15 +134,16 @@ ImagesOption = Annotated[
         "or .parquet listing, or a saved dataset."
     ),
 ]
-JointOutputOption = Annotated[
-    Path | None,
-    typer.Option(
-        parser=_path_or_url,
-        callback=_opened(finished=False),
-        metavar="<path>",
-        help="The joint run folder to write, or a URL. Default: reports/compare-<run names>.",
+CellArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CELL", help="A cell's id, or the name of a method that has a single cell."
     ),
 ]
+PromptArgument = Annotated[
+    str | None, typer.Argument(metavar="PROMPT", help="A prompt's index or its text.")
+]
+SeedArgument = Annotated[int | None, typer.Argument(metavar="SEED", help="The seed of one image.")]
 RatingsArgument = Annotated[
     Path,
     typer.Argument(

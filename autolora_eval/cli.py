@@ -23,6 +23,7 @@ from autolora_eval._options import (
     ArchiveOption,
     BaselineOption,
     BenchmarkOrRun,
+    CellArgument,
     Commands,
     EngineOption,
     ImagesModel,
@@ -36,12 +37,14 @@ from autolora_eval._options import (
     NoCode,
     OutputOption,
     ParameterOption,
+    PromptArgument,
     PromptOption,
     RatingsArgument,
     RayAddress,
     RunFolderArgument,
     RunFolderArguments,
     RunOrArchive,
+    SeedArgument,
 )
 from autolora_eval._text import printable
 
@@ -118,7 +121,7 @@ def plan(
         for what, where in would_do(benchmark):
             display.show_path(what, where)
         return
-    pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds)
+    pipeline = RunPipeline(benchmark, output, limit_prompts, limit_seeds)
     display.show_plan(pipeline.plan)
     display.show_outlook(pipeline.folder, run_outlook(pipeline.plan, pipeline.folder))
 
@@ -143,10 +146,11 @@ def run(
     if dry_run:
         plan(benchmark, output, limit_prompts, limit_seeds)
         return
-    pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
+    pipeline = RunPipeline(
+        *(benchmark, output, limit_prompts, limit_seeds),
+        *(display.progress(), accept_versions, engine, ray_address),
+    )
     display.announce(pipeline.plan, pipeline.folder)
-    pipeline.accept_versions = accept_versions
-    pipeline.use(engine, ray_address)
     display.show_run(pipeline.run())
 
 
@@ -165,11 +169,12 @@ def generate(
     from autolora_eval.pipeline.run_pipeline import RunPipeline
     from autolora_eval.runs.lock import writing
 
-    pipeline = RunPipeline.start(benchmark, output, limit_prompts, limit_seeds, display.progress())
-    pipeline.accept_versions = accept_versions
-    pipeline.use(engine, ray_address)
+    pipeline = RunPipeline(
+        *(benchmark, output, limit_prompts, limit_seeds),
+        *(display.progress(), accept_versions, engine, ray_address),
+    )
     with writing(pipeline.folder.path):
-        pipeline.refuse_if_something_is_missing(judged=False)
+        pipeline.check_requirements(judged=False)
         pipeline.generate()
     display.show_path("images", pipeline.folder.path / "images")
 
@@ -191,18 +196,21 @@ def score(
     from autolora_eval.pipeline.run_pipeline import RunPipeline, score_images
     from autolora_eval.runs.lock import writing
 
-    limits = {"limit_prompts": limit_prompts, "limit_seeds": limit_seeds}
     progress = display.progress()
     if images is not None:
         if engine == "ray" or ray_address:
             raise UsageError("--images is scored by the local engine only: leave out --engine.")
+        limits = {"limit_prompts": limit_prompts, "limit_seeds": limit_seeds}
         scored = score_images(
             images, benchmark, output, name=name, model=model, progress=progress, **limits
         )
         display.show_run(scored)
         return
-    pipeline = RunPipeline.start(benchmark, output, progress=progress, **limits)
-    pipeline.use(engine, ray_address)
+    pipeline = RunPipeline(
+        *(benchmark, output, limit_prompts, limit_seeds, progress),
+        engine=engine,
+        ray_address=ray_address,
+    )
     with writing(pipeline.folder.path):
         pipeline.score()
     display.show_path("table", pipeline.folder.table("csv"))
@@ -218,7 +226,7 @@ def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
     from autolora_eval.runs.lock import writing
 
     is_benchmark = Path(benchmark).suffix in (".yaml", ".yml") or not Path(benchmark).exists()
-    path = RunPipeline.start(benchmark, output).folder.path if is_benchmark else Path(benchmark)
+    path = RunPipeline(benchmark, output).folder.path if is_benchmark else Path(benchmark)
     folder = open_run(path).folder
     with writing(path):
         write_report(folder)
@@ -249,18 +257,9 @@ def compare(
 @app.command(rich_help_panel=ANALYZE)
 def explain(
     run: RunFolderArgument,
-    cell: Annotated[
-        str,
-        typer.Argument(
-            metavar="CELL", help="A cell's id, or the name of a method that has a single cell."
-        ),
-    ],
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="A prompt's index or its text.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Argument(metavar="SEED", help="The seed of one image.")
-    ] = None,
+    cell: CellArgument,
+    prompt: PromptArgument = None,
+    seed: SeedArgument = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show where a number comes from: images, hashes, neighbours and the judge's replies."""

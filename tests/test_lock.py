@@ -45,7 +45,7 @@ def test_a_second_run_is_refused_before_it_does_anything(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    pipeline = RunPipeline.start(write_benchmark(benchmark_data), folder)
+    pipeline = RunPipeline(write_benchmark(benchmark_data), folder)
     with held(folder) as pid:
         message = (
             f"process {pid} on {socket.gethostname()} is writing into '{folder}'. Wait until it "

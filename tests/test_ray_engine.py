@@ -75,9 +75,7 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def images(benchmark: Path, output: Path, engine: EngineName) -> dict[str, bytes]:
-    pipeline = RunPipeline.start(benchmark, output)
-    pipeline.use(engine)
-    pipeline.generate()
+    RunPipeline(benchmark, output, engine=engine).generate()
     return contents(output)
 
 

@@ -241,9 +241,9 @@ def test_other_libraries_are_accepted_and_recorded_by_image(benchmark, copy, fir
 
 def test_stage_by_stage_gives_the_same_table(benchmark: Path, first: Run, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    RunPipeline.start(benchmark, output).generate()
+    RunPipeline(benchmark, output).generate()
     assert not (output / "features").exists()
-    RunPipeline.start(output).score()
+    RunPipeline(output).score()
     assert not (output / "report.pdf").exists()
     write_report(RunFolder(output))
     for name in ("table.csv", "table.md", "table.tex", "comparisons.csv", "diversity.csv"):
@@ -252,7 +252,7 @@ def test_stage_by_stage_gives_the_same_table(benchmark: Path, first: Run, tmp_pa
 
 
 def test_scoring_what_was_not_generated_is_refused(benchmark: Path, tmp_path: Path) -> None:
-    stages = RunPipeline.start(benchmark, tmp_path / "run")
+    stages = RunPipeline(benchmark, tmp_path / "run")
     with pytest.raises(UsageError, match="has no images yet") as caught:
         stages.require_manifest()
     assert f"autolora-eval generate {benchmark} --output" in str(caught.value)
@@ -260,9 +260,9 @@ def test_scoring_what_was_not_generated_is_refused(benchmark: Path, tmp_path: Pa
 
 
 def test_a_run_finds_its_benchmark_from_anywhere(copy, benchmark, tmp_path, monkeypatch) -> None:
-    RunPipeline.start(benchmark, copy.path).generate()
+    RunPipeline(benchmark, copy.path).generate()
     monkeypatch.chdir("/")
-    (found := RunPipeline.start(copy.path)).score()
+    (found := RunPipeline(copy.path)).score()
     assert found.plan.benchmark.file == benchmark.resolve()
 
 
@@ -271,13 +271,13 @@ def test_images_of_other_settings_are_not_scored_but_missing(benchmark, copy, mo
     changed.write_text(benchmark.read_text().replace(steps, "num_inference_steps: 2"))
     before = contents(copy)
     with pytest.raises(UsageError, match="were made with other settings"):
-        RunPipeline.start(changed, copy.path).score()
+        RunPipeline(changed, copy.path).score()
     assert contents(copy) == before
     interrupt(monkeypatch, LoraPipeline, "sample", 1)
     with pytest.raises(KeyboardInterrupt):
-        RunPipeline.start(changed, copy.path).generate()
+        RunPipeline(changed, copy.path).generate()
     monkeypatch.undo()
-    RunPipeline.start(changed, copy.path).score()
+    RunPipeline(changed, copy.path).score()
     table = pd.read_parquet(copy.table("parquet"))
     # One batch of two was made; all the others are still of the settings before.
     assert table["n_missing"].tolist() == [4, 6]
@@ -286,7 +286,7 @@ def test_images_of_other_settings_are_not_scored_but_missing(benchmark, copy, mo
 
 def test_a_run_folder_takes_no_other_output(first: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a run folder, which is its own output"):
-        RunPipeline.start(first.folder.path, tmp_path)
+        RunPipeline(first.folder.path, tmp_path)
 
 
 @pytest.mark.usefixtures("no_report")
@@ -350,7 +350,7 @@ def test_what_is_no_run_folder_is_refused(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{torn", "[]", "{}", '{"name": "of something else"}'])
 def test_a_manifest_of_something_else_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    for read in (autolora_eval.open_run, RunPipeline.start):
+    for read in (autolora_eval.open_run, RunPipeline):
         with pytest.raises(UsageError, match=r"damaged manifest|has format_version None"):
             read(tmp_path)
 

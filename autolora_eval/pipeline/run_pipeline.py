@@ -1,4 +1,4 @@
-"""The way through: benchmark → plan → generate → features and judgements → tables → report.
+"""The stages in order: benchmark → plan → images → features and judgements → tables → report.
 
 Each stage reads and writes files of the run folder, runs alone, and does nothing twice.
 """
@@ -17,7 +17,7 @@ from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import atomic_write
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import make_plan
 from autolora_eval.config.stage_inputs import (
     cells_not_generated,
     feature_settings,
@@ -87,10 +87,10 @@ def run(
         >>> run.table[["method", "diversity", "div_pc"]]
     """
     with working_copy(output) as folder:
-        pipeline = RunPipeline.start(benchmark, folder, limit_prompts, limit_seeds, progress)
-        pipeline.accept_versions = accept_versions
-        pipeline.use(engine, ray_address)
-        return pipeline.run()
+        return RunPipeline(
+            *(benchmark, folder, limit_prompts, limit_seeds),
+            *(progress, accept_versions, engine, ray_address),
+        ).run()
 
 
 def score_images(
@@ -135,16 +135,16 @@ def score_images(
     check_no_overlap(Path(images), folder)
     file = folder.path / "benchmark.yaml"
     text = image_set_benchmark(loaded, Path(images), name, model, file)
-    # Nothing takes the place of what is there before it is known to fit.
+    # An existing benchmark.yaml is replaced only after the new one has been checked.
     with writing(folder.path):
         with atomic_write(file) as unproven:
             unproven.write_text(text, encoding="utf-8", newline="\n")
             try:
-                tried = RunPipeline.start(unproven, folder.path, limit_prompts, limit_seeds)
+                tried = RunPipeline(unproven, folder.path, limit_prompts, limit_seeds)
                 check_image_sets(tried.plan, folder)
             except UsageError as error:
                 raise UsageError(str(error).replace(unproven.name, file.name)) from error
-        return RunPipeline.start(file, folder.path, limit_prompts, limit_seeds, progress).run()
+        return RunPipeline(file, folder.path, limit_prompts, limit_seeds, progress).run()
 
 
 def compare(
@@ -185,46 +185,33 @@ def compare(
 
 
 class RunPipeline:
-    """The stages of one run, each of which can be run alone.
+    """The stages of one run. Each can be run alone.
 
     Args:
-        plan: what to run.
-        folder: where to.
-        progress: where progress is drawn.
-        benchmark: the benchmark as the user named it, for the manifest.
-        limits: `limit_prompts` and `limit_seeds`, None where not limited.
-    """
+        benchmark: Path of a YAML file, name of a shipped benchmark, or a run folder.
+        output: As in `run`. None for a run folder, which is its own output.
+        limit_prompts: As in `run`. Default: as before in a run folder.
+        limit_seeds: As in `run`. Default: as before in a run folder.
+        progress: As in `run`.
+        accept_versions: As in `run`.
+        engine: As in `run`.
+        ray_address: As in `run`. It implies the engine `ray`.
 
-    accept_versions = False  # as in `run`
-    ray: RayEngine | None = None
+    Raises:
+        UsageError: if the benchmark cannot be used as it stands.
+    """
 
     def __init__(
         self,
-        plan: Plan,
-        folder: RunFolder,
-        progress: Progress,
-        benchmark: str,
-        limits: tuple[int | None, int | None],
-    ) -> None:
-        self.plan, self.folder, self.progress = plan, folder, progress
-        self.benchmark, self.limits = benchmark, limits
-        self._judging = BackgroundJudging(folder)
-        self._extracting = BackgroundFeatures(folder, partial(start_extractor, plan))
-
-    @classmethod
-    def start(
-        cls,
         benchmark: str | Path,
         output: str | Path | None = None,
         limit_prompts: int | None = None,
         limit_seeds: int | None = None,
         progress: Progress | None = None,
-    ) -> RunPipeline:
-        """Read a benchmark, or the benchmark of a run folder, and open the run folder.
-
-        Raises:
-            UsageError: if the benchmark cannot be used as it stands.
-        """
+        accept_versions: bool = False,
+        engine: EngineName = "local",
+        ray_address: str | None = None,
+    ) -> None:
         if (Path(benchmark) / "manifest.json").is_file():
             if output is not None:
                 raise UsageError(
@@ -238,17 +225,18 @@ class RunPipeline:
             limit_seeds = limit_seeds or manifest.limit_seeds
         forget_warnings()
         loaded = load_benchmark(benchmark)
-        plan = make_plan(loaded, limit_prompts, limit_seeds)
-        folder = output_folder(output or Path("reports") / loaded.spec.name)
-        limits = (limit_prompts, limit_seeds)
-        return cls(plan, folder, progress or Progress(), str(benchmark), limits)
+        self.benchmark, self.limits = str(benchmark), (limit_prompts, limit_seeds)
+        self.plan = make_plan(loaded, *self.limits)
+        self.folder = output_folder(output or Path("reports") / loaded.spec.name)
+        self.progress, self.accept_versions = progress or Progress(), accept_versions
+        self._ray = self._ray_engine(ray_address) if engine == "ray" or ray_address else None
+        self._judging = BackgroundJudging(self.folder)
+        self._extracting = BackgroundFeatures(self.folder, partial(start_extractor, self.plan))
 
-    def use(self, engine: EngineName, ray_address: str | None = None) -> None:
-        """Choose the engine; `ray` if there is an address."""
-        if engine == "ray" or ray_address:
-            from autolora_eval.pipeline.ray_engine import RayEngine
+    def _ray_engine(self, address: str | None) -> RayEngine:
+        from autolora_eval.pipeline.ray_engine import RayEngine
 
-            self.ray = RayEngine(self.plan, self.folder, self.limits, ray_address)
+        return RayEngine(self.plan, self.folder, self.limits, address)
 
     def require_manifest(self) -> None:
         """Check that the images of this folder were generated with the settings of the plan.
@@ -268,15 +256,15 @@ class RunPipeline:
             )
 
     def run(self) -> Run:
-        """Run every stage in order. Tables and report of the same files are not made again.
+        """Run every stage in order, but not tables and report if their inputs are unchanged.
 
         Raises:
             AutoLoRAEvalError: if something is missing here, or a stage failed.
         """
         judge = self.plan.benchmark.spec.judge
         with writing(self.folder.path):
-            self.refuse_if_something_is_missing()
-            if self.ray is None:
+            self.check_requirements()
+            if self._ray is None:
                 self._extracting.settings = feature_settings(self.plan)
                 if judge is not None and judge.has_running_server:
                     self._judging.settings = judge_settings(self.plan)
@@ -289,15 +277,15 @@ class RunPipeline:
                 write_report(self.folder)
             return open_run(self.folder.path)
 
-    def refuse_if_something_is_missing(self, *, judged: bool = True) -> None:
+    def check_requirements(self, *, judged: bool = True) -> None:
         """Check, before anything is generated, that the run can be finished here.
 
         Args:
-            judged: whether the images are to be judged too.
+            judged: whether the images will be judged.
 
         Raises:
             UsageError: if the published values do not fit the benchmark.
-            AutoLoRAEvalError: if something is missing; the message lists all, and how to get it.
+            AutoLoRAEvalError: if something is missing. The message says what and how to get it.
         """
         if self.plan.benchmark.published is not None:
             from autolora_eval.analysis.tables import read_published
@@ -325,13 +313,13 @@ class RunPipeline:
             self._judging.start()
             self.folder.update_manifest(packages=package_versions(), hardware=machine)
 
-        elsewhere = self.ray.make_images if self.ray else None
+        elsewhere = self._ray.make_images if self._ray else None
         done = generate(self.plan, self.folder, self.progress, begin, elsewhere)
         self._record_generated(done)
         self._note_times("generate", started, done.made, done.reused)
 
     def _record_generated(self, found: GenerationResult) -> None:
-        """Record what is known of models, settings and imported images."""
+        """Record models, settings and imported images."""
         manifest = self.folder.read_manifest()
         models = dict(manifest.models)
         for name, facts in found.models.items():
@@ -348,9 +336,9 @@ class RunPipeline:
         )
 
     def _note_times(self, stage: str, started: float, done: int, reused: int) -> None:
-        """Record what a stage took, unless it had nothing to do and an earlier run is recorded."""
+        """Record the time of a stage, unless it did nothing and an earlier time is recorded."""
         stages = self.folder.read_manifest().stages
-        took = timedelta(seconds=time.monotonic() - started)  # a clock may be set meanwhile
+        took = timedelta(seconds=time.monotonic() - started)  # the clock may be set meanwhile
         if done or stage not in stages:
             start = (datetime.now(UTC) - took).isoformat(timespec="seconds")
             seconds = round(took.total_seconds(), 1)
@@ -368,7 +356,7 @@ class RunPipeline:
         manifest = self._planned()
         self.folder.write_manifest(manifest)
         started, settings = time.monotonic(), feature_settings(self.plan)
-        elsewhere = self.ray.extract if self.ray else None
+        elsewhere = self._ray.extract if self._ray else None
         features = extract_features(settings, manifest, self.folder, self.progress, elsewhere)
         started, features = self._extracting.added_to(started, features)
         self.folder.update_manifest(features=features)
@@ -376,7 +364,7 @@ class RunPipeline:
         self._judge()
 
     def tables(self) -> None:
-        """Join what is there into scores, table and comparisons."""
+        """Write scores, table and comparisons."""
         from autolora_eval.analysis.tables import write_tables
 
         benchmark, folder = self.plan.benchmark, self.folder
@@ -391,7 +379,7 @@ class RunPipeline:
             return
         started, settings = time.monotonic(), judge_settings(self.plan)
         manifest = self._judging.noted_in(self.folder.read_manifest())
-        opened = self.ray.judge if self.ray else open_judge
+        opened = self._ray.judge if self._ray else open_judge
         judged = judge_missing(settings, manifest, self.folder, self.progress, opened)
         started, judged = self._judging.added_to(started, judged)
         self.folder.update_manifest(judge=judged)

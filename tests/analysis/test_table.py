@@ -276,7 +276,7 @@ def test_published_values_that_do_not_fit_are_refused(
     with pytest.raises(UsageError) as caught:
         tables(plan, whole)
     with pytest.raises(UsageError, match=re.escape(str(caught.value))):
-        RunPipeline.start(plan.benchmark.file).refuse_if_something_is_missing()
+        RunPipeline(plan.benchmark.file).check_requirements()
     assert str(caught.value).startswith(f"{workplace / 'published.csv'}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -48,7 +48,7 @@ def file(write_benchmark: Write, benchmark_data: dict[str, Any], folder: Path) -
 
 
 def generate(file: Path, out: Path, limit_seeds: int | None = None) -> dict[str, Any]:
-    RunPipeline.start(file, out, None, limit_seeds).generate()
+    RunPipeline(file, out, None, limit_seeds).generate()
     report: dict[str, Any] = RunFolder(out).read_manifest().image_sets[CELL].model_dump()
     return report
 
@@ -101,7 +101,7 @@ def test_a_removed_method_leaves_no_import_report(
     other = write_benchmark(
         benchmark_data | {"methods": methods, "baseline": "Others", "prompts": ["a dog"]}
     )
-    RunPipeline.start(other, tmp_path / "out").generate()
+    RunPipeline(other, tmp_path / "out").generate()
     assert list(RunFolder(tmp_path / "out").read_manifest().image_sets) == ["A--Others"]
 
 

@@ -182,8 +182,8 @@ def test_other_versions_in_the_middle_of_a_run_are_refused_until_they_are_accept
     data: Data, plan_of: PlanOf, folder: RunFolder
 ) -> None:
     del data["judge"]
-    pipeline = RunPipeline.start(plan_of(data).benchmark.file, folder.path)
-    pipeline.refuse_if_something_is_missing()
+    pipeline = RunPipeline(plan_of(data).benchmark.file, folder.path)
+    pipeline.check_requirements()
     for cell in pipeline.plan.cells:
         as_of(folder, "2.0.1", cell.id)
     now = _devices.package_versions()["torch"]
@@ -194,16 +194,16 @@ def test_other_versions_in_the_middle_of_a_run_are_refused_until_they_are_accept
         "all anew with another --output."
     )
     with pytest.raises(AutoLoRAEvalError, match=re.escape(message)):
-        pipeline.refuse_if_something_is_missing()
+        pipeline.check_requirements()
     pipeline.accept_versions = True
-    pipeline.refuse_if_something_is_missing()
+    pipeline.check_requirements()
     pipeline.accept_versions = False
     # Nothing is to be made: a finished run is as it was.
     data["seeds"]["count"] = 1
-    RunPipeline.start(plan_of(data).benchmark.file, folder.path).refuse_if_something_is_missing()
+    RunPipeline(plan_of(data).benchmark.file, folder.path).check_requirements()
     # Images of both versions are there: this was accepted before.
     as_of(folder, now)
-    pipeline.refuse_if_something_is_missing()
+    pipeline.check_requirements()
 
 
 # The disk
