@@ -27,34 +27,24 @@ if TYPE_CHECKING:
     from autolora_eval.scoring.extractor import Extractor, ExtractorKind
     from autolora_eval.scoring.torch_metric import PairwiseCosineDiversity
 
-_MODULES = {
-    "AutoLoRAEvalError": "_errors",
-    "AutoLoRAGuidance": "guidance.autolora",
-    "DiversityMetric": "scoring.diversity_metric",
-    "Drawing": "report.figures._base",
-    "Extractor": "scoring.extractor",
-    "ExtractorKind": "scoring.extractor",
-    "FigureData": "report.figures._base",
-    "FigureKind": "report.figures._base",
-    "GuiderMethod": "guidance.method",
-    "Method": "guidance.method",
-    "MethodParameters": "plugins.signatures",
-    "MissingDependencyError": "_errors",
-    "PairwiseCosineDiversity": "scoring.torch_metric",
-    "Run": "runs.folder",
-    "SampledImage": "generation.sampler_api",
-    "Sampler": "generation.sampler_api",
-    "SamplerModel": "generation.sampler_api",
-    "UsageError": "_errors",
-    "compare": "pipeline.run_pipeline",
-    "diversity": "scoring.diversity",
-    "explain": "analysis.explain",
-    "load_benchmark": "config.load",
-    "make_plan": "config.plan",
-    "open_run": "runs.folder",
-    "run": "pipeline.run_pipeline",
-    "score_images": "pipeline.run_pipeline",
+_NAMES = {
+    "_errors": ("AutoLoRAEvalError", "MissingDependencyError", "UsageError"),
+    "analysis.explain": ("explain",),
+    "config.load": ("load_benchmark",),
+    "config.plan": ("make_plan",),
+    "generation.sampler_api": ("SampledImage", "Sampler", "SamplerModel"),
+    "guidance.autolora": ("AutoLoRAGuidance",),
+    "guidance.method": ("GuiderMethod", "Method"),
+    "pipeline.run_pipeline": ("compare", "run", "score_images"),
+    "plugins.signatures": ("MethodParameters",),
+    "report.figures._base": ("Drawing", "FigureData", "FigureKind"),
+    "runs.folder": ("Run", "open_run"),
+    "scoring.diversity": ("diversity",),
+    "scoring.diversity_metric": ("DiversityMetric",),
+    "scoring.extractor": ("Extractor", "ExtractorKind"),
+    "scoring.torch_metric": ("PairwiseCosineDiversity",),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "AutoLoRAEvalError",

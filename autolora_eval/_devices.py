@@ -1,4 +1,4 @@
-"""The device and the precision of models, the machine, and what the model libraries print."""
+"""Device and precision of models, facts of the machine, and the output of model libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -45,22 +45,22 @@ def require(package: str, extra: str) -> None:
     """Check that an optional package is installed.
 
     Raises:
-        MissingDependencyError: it is not; the message says how to install it.
+        MissingDependencyError: if it is not; the message says how to install it.
     """
     if importlib.util.find_spec(package) is None:
         raise MissingDependencyError(package, extra)
 
 
 def choose_device(requested: str) -> str:
-    """Return the device that the benchmark asks for; `auto` takes CUDA where there is one.
+    """Return the device that the benchmark asks for; `auto` takes CUDA if it is available.
 
-    torch is imported only where it could see another device than the CPU.
+    torch is imported only if it could see another device than the CPU.
 
     Returns:
         `cpu`, `mps`, `cuda`, or `cuda:1`.
 
     Raises:
-        AutoLoRAEvalError: it asks for a device that is not here.
+        AutoLoRAEvalError: if this machine does not have it.
     """
     require("torch", "models")
     if requested == "cpu" or (requested == "auto" and metadata.version("torch").endswith("+cpu")):
@@ -74,20 +74,20 @@ def choose_device(requested: str) -> str:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
             raise AutoLoRAEvalError(
-                f"the benchmark wants device '{requested}', but torch {torch.__version__} sees "
+                f"the benchmark asks for device '{requested}', but torch {torch.__version__} sees "
                 f"{count} CUDA device(s) here. Run it on a machine with a GPU and a CUDA build of "
                 "torch, or set 'device: cpu' in the benchmark (slow for large models)."
             )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise AutoLoRAEvalError("the benchmark wants device 'mps', which torch does not see here.")
+        raise AutoLoRAEvalError("the benchmark asks for device 'mps', but torch finds none here.")
     return requested
 
 
 def choose_dtype(requested: str, device: str) -> str:
     """Return the precision that the benchmark asks for, such as `float32`.
 
-    `auto` is float16 on CUDA, where diffusion pipelines are published for it, and float32
-    elsewhere, where half precision is slower or missing.
+    `auto` is float16 on CUDA, as most diffusion pipelines are published, and float32 elsewhere,
+    where half precision is slower or missing.
     """
     if requested != "auto":
         return requested
@@ -96,10 +96,7 @@ def choose_dtype(requested: str, device: str) -> str:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Import model libraries without garbage collection, which takes a sixth of the time.
-
-    It looks through the objects of all modules again and again, and they stay.
-    """
+    """Import model libraries without garbage collection, which takes a sixth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -110,7 +107,7 @@ def uncollected() -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Give back the GPU memory of models that are no longer held; torch keeps it otherwise."""
+    """Give back the GPU memory of models that nobody holds any more. torch would keep it."""
     if "torch" in sys.modules:
         import torch
 
@@ -119,12 +116,12 @@ def free_memory() -> None:
             torch.cuda.empty_cache()
 
 
-# torch raises a RuntimeError with one of these where it has no OutOfMemoryError: on mps and a CPU.
+# On mps and CPUs torch has no OutOfMemoryError, but a RuntimeError with one of these phrases.
 _PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether a device had no memory left."""
+    """Return whether an error says that a device has no memory left."""
     text = str(error).lower()
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and any(phrase in text for phrase in _PHRASES)
@@ -135,23 +132,20 @@ def package_versions() -> dict[str, str]:
     """Return the installed versions of the packages that decide numbers."""
     versions = {}
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
 @cache
 def image_libraries() -> str:
-    """Return the versions of the libraries that decide images, as the row of an image has them."""
+    """Return the versions of the libraries that decide images, as in the row of an image."""
     found = package_versions()
-    names = (name for name in PACKAGES[:4] if name in found)
-    return ", ".join(f"{name} {found[name]}" for name in names)
+    return ", ".join(f"{name} {found[name]}" for name in PACKAGES[:4] if name in found)
 
 
 def hardware(device: str | None = None) -> dict[str, Any]:
-    """Return what this machine is, for the manifest."""
+    """Return facts about this machine, for the manifest."""
     import psutil
 
     facts: dict[str, Any] = {
@@ -175,13 +169,13 @@ def hardware(device: str | None = None) -> dict[str, Any]:
 
 
 # --------------------
-# The model libraries, kept quiet: their notices would tear up the progress display, and most say
-# nothing about the images. Those that do are shown once.
+# Notices of model libraries would break the progress display, and most do not concern the images.
+# Those that do are shown once.
 
 
 _NAMES = ("diffusers", "transformers", "peft", "huggingface_hub")
-# It prints the traceback of every exception that it then raises.
-_TELLS_TWICE = "diffusers.modular_pipelines.modular_pipeline"
+# It prints the traceback of every exception before it raises it.
+_REPORTS_TWICE = "diffusers.modular_pipelines.modular_pipeline"
 _MATTERS = re.compile(
     r"truncat|missing|unexpected|mismatch|ignor|mixture|fall(s|ing)? back|float16|half precision"
     r"|not (been )?(used|initiali[sz]ed|expected|supported|implemented)|\bnan\b|overflow"
@@ -192,24 +186,24 @@ _MATTERS = re.compile(
 _EXPECTED = re.compile("generation flags|requires torchvision|Failed to create component")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WARNING_LENGTH, _BEGINNING = 400, 60
-_told: set[str] = set()
+_shown: set[str] = set()
 
 
 def forget_warnings() -> None:
-    """Show warnings of libraries again that were shown before: another run begins."""
-    _told.clear()
+    """Show warnings of libraries again, since another run begins."""
+    _shown.clear()
 
 
-def _tell(library: str, text: str) -> None:
-    """Show a library's warning if it may matter to the images; of those that begin alike, one."""
-    if _MATTERS.search(text) and not _EXPECTED.search(text) and text[:_BEGINNING] not in _told:
-        _told.add(text[:_BEGINNING])
+def _show_once(library: str, text: str) -> None:
+    """Show a library's warning if it may matter to the images, and no other began alike."""
+    if _MATTERS.search(text) and not _EXPECTED.search(text) and text[:_BEGINNING] not in _shown:
+        _shown.add(text[:_BEGINNING])
         short = textwrap.shorten(_COLOUR.sub("", text), _WARNING_LENGTH, placeholder=" …")
         sys.stderr.write(f"warning of {library}: {short}\n")
 
 
 class _Notices(logging.Handler):
-    """Replaces the handlers of a library: passes errors on, and shows warnings that matter."""
+    """Replacement for a library's handlers: passes errors on and shows warnings that matter."""
 
     def __init__(self, handlers: list[logging.Handler]) -> None:
         super().__init__()
@@ -217,11 +211,10 @@ class _Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
-            for handler in self.handlers if record.name != _TELLS_TWICE else ():
+            for handler in self.handlers if record.name != _REPORTS_TWICE else ():
                 handler.handle(record)
         elif record.levelno >= logging.WARNING:
-            library = record.name.partition(".")[0]
-            _tell(library, record.getMessage())
+            _show_once(record.name.partition(".")[0], record.getMessage())
 
 
 @contextmanager
@@ -262,9 +255,9 @@ def _show_warning(
     lineno: int,
     *more: Any,  # noqa: ANN401
 ) -> None:
-    """Do as `warnings.showwarning`, but tell only what matters of the model libraries' warnings."""
+    """Replace `warnings.showwarning`: show only warnings of model libraries that matter."""
     library = next((name for name in (*_NAMES, "torch") if name in Path(filename).parts), None)
     if library is None:
         show(message, category, filename, lineno, *more)
     elif not issubclass(category, DeprecationWarning | FutureWarning):
-        _tell(library, str(message))
+        _show_once(library, str(message))

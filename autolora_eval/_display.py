@@ -57,7 +57,7 @@ def progress() -> Progress:
 
 
 def announce(plan: Plan, folder: RunFolder) -> None:
-    """Print what is about to run and where: loading the models takes seconds."""
+    """Print what is about to run, and where. The models take seconds to load after it."""
     _print_line(
         (plan.benchmark.spec.name, "bold"),
         f": {_cells(plan)} = {plan.n_images:,} images, {_nfe(plan)}, "
@@ -66,19 +66,30 @@ def announce(plan: Plan, folder: RunFolder) -> None:
     _show_prompt_cuts(plan_prompt_cuts(plan))
 
 
-def _show_prompt_cuts(found: Mapping[str, PromptCuts]) -> None:
-    for model, cuts in found.items():
+def _show_prompt_cuts(cuts_of_models: Mapping[str, PromptCuts]) -> None:
+    for model, cuts in cuts_of_models.items():
         for line in describe_cuts(cuts):
             _print_line(f"{model}: {line}")
 
 
 def _print_line(*parts: str | tuple[str, str]) -> None:
-    """Print plain or styled texts on one line, without reading them as markup."""
+    """Print plain or styled texts on one line. They are not read as markup."""
     console.print(Text.assemble(*parts), soft_wrap=True)
 
 
+def _table() -> Table:
+    return Table(box=None, header_style="bold", pad_edge=False)
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
 def _nfe(plan: Plan) -> str:
-    """Return the function evaluations of a plan; those of some methods are counted by the run."""
+    """Return the function evaluations of a plan. Some methods' are unknown until the run."""
     n_unknown = plan.n_cells_of_unknown_nfe
     if n_unknown == len(plan.cells):
         return "NFE unknown until run"
@@ -96,18 +107,17 @@ def _cells(plan: Plan) -> str:
 
 
 def show_plan(plan: Plan) -> None:
-    """Print what a benchmark asks for: its cells, their cost, and where each input was found."""
+    """Print the cells of a plan, their cost, and where each input was found."""
     spec = plan.benchmark.spec
     console.print(Text.assemble((spec.name, "bold"), f"  {spec.description}"))
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = _table()
     for head in ("Model", "Method", "Parameters"):
         table.add_column(head, overflow="fold")
     for head in ("NFE/image", "Images", "NFE"):
         table.add_column(head, justify="right")
     for model, method, cells in cells_by_method(plan):
         texts = (model, method, _parameters(cells))
-        n_images = len(plan.jobs) * len(cells)
-        table.add_row(*map(Text, texts), *_method_cost(cells, len(plan.jobs), n_images))
+        table.add_row(*map(Text, texts), *_method_cost(cells, len(plan.jobs)))
     console.print(table)
     facts = Table.grid(padding=(0, 2))
     for name, value in _plan_facts(plan):
@@ -115,21 +125,21 @@ def show_plan(plan: Plan) -> None:
     console.print(facts)
 
 
-def _method_cost(cells: Sequence[Cell], n_jobs: int, n_images: int) -> tuple[str, str, str]:
+def _method_cost(cells: Sequence[Cell], n_jobs: int) -> tuple[str, str, str]:
     """Return NFE per image, images, and NFE of a method's cells."""
-    images = f"{n_images:,}"
+    images = f"{n_jobs * len(cells):,}"
     known = [cell.nfe for cell in cells if cell.nfe is not None]
     least, most = min(known, default=0), max(known, default=0)
     per_image = f"{least:,}" if least == most else f"{least:,} – {most:,}"
     if cells[0].method.kind == "images":  # imported: this run evaluates nothing
-        return per_image if known else "not stated", images, "–"
+        return per_image if known else "not stated", images, DASH
     if len(known) < len(cells):
-        return "unknown\nuntil run", images, "–"
+        return "unknown\nuntil run", images, DASH
     return per_image, images, f"{sum(known) * n_jobs:,}"
 
 
 def _parameters(cells: Sequence[Cell]) -> str:
-    """Return the parameters of a method, without the steps and sweeps listed below the table."""
+    """Return a method's parameters, without the steps and sweeps, which are below the table."""
     columns = common_columns(cells)
     swept = list(cells[0].point)
     hidden = ["num_inference_steps", *swept]
@@ -162,7 +172,7 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def show_outlook(folder: RunFolder, found: tuple[list[StageOutlook], str | None] | None) -> None:
-    """Print what a run would keep of its folder and do, and what it would be refused for."""
+    """Print what a run would keep of its folder, what it would do, and why it would be refused."""
     if found is None:
         return
     stages, refused = found
@@ -199,7 +209,7 @@ def show_run(run: Run) -> None:
     shown = metrics
     if console.width < NAMES_WIDTH + COLUMN_WIDTH * (len(metrics) + len(swept) + 1):
         shown = [metric for metric in metrics if metric.kind != "extra"]
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = _table()
     longest = int(run.table["method"].str.len().max())
     table.add_column("Model", overflow="fold")
     table.add_column("Method", overflow="fold", no_wrap=longest <= 16)
@@ -209,10 +219,9 @@ def show_run(run: Run) -> None:
         table.add_column(head, justify="right", no_wrap=True)
     for row in run.table.to_dict("records"):
         point = points[row["cell"]]
-        names = [row["model"], row["method"]]
-        names += [format_swept_value(point[name]) if name in point else DASH for name in swept]
+        at = [format_swept_value(point[name]) if name in point else DASH for name in swept]
         values = [_number(row[metric.column]) for metric in shown]
-        table.add_row(*map(Text, names), *values, _count(row["nfe"]))
+        table.add_row(*map(Text, (row["model"], row["method"], *at)), *values, _count(row["nfe"]))
     console.print(table)
     hidden = [metric.label for metric in metrics if metric not in shown]
     if hidden:
@@ -257,7 +266,7 @@ def show_agreement(folder: RunFolder, found: HumanAgreement) -> None:
     ratings, images = pluralize(found.n_ratings, "rating"), pluralize(found.n_images, "image")
     raters = pluralize(found.n_raters, "person", "people")
     _print_line(f"{ratings} of {images} by {raters}; 95% intervals in brackets")
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = _table()
     table.add_column("Score", overflow="fold")
     table.add_column("")
     for head in ("Value", "", "Images"):
@@ -267,7 +276,7 @@ def show_agreement(folder: RunFolder, found: HumanAgreement) -> None:
         label, signed = statistic_label(row)
         value, low, high = (_number(row[key], signed=signed) for key in ("value", "low", "high"))
         score = f"{row['score']}, expected" if row["compared"] == EXPECTED else row["score"]
-        within = "" if low == "–" else f"[{low}, {high}]"
+        within = "" if low == DASH else f"[{low}, {high}]"
         table.add_row(Text(score), Text(label), value, Text(within), f"{row['n_images']:,}")
         if isinstance(row["reason"], str):
             reasons[f"{label}: {row['reason']}"] = None
@@ -279,7 +288,7 @@ def show_agreement(folder: RunFolder, found: HumanAgreement) -> None:
 
 
 def show_caveat(text: str) -> None:
-    """Print what a reader must know before believing a number."""
+    """Print a caveat about the numbers that follow."""
     _print_line(("caveat: ", "bold yellow"), text)
 
 
@@ -289,7 +298,7 @@ def show_path(what: str, path: Path | str, detail: str = "") -> None:
 
 
 def _count(value: float | None) -> str:
-    """Return an NFE; it is a fractional mean if images differ, and None if no cell has one."""
+    """Return an NFE: a fractional mean if images differ, None if no cell has one."""
     if value is None or math.isnan(value):
         return DASH
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
@@ -326,13 +335,6 @@ def show_method_list(methods: Iterable[Listed]) -> None:
             grid.add_row(Text(name, "bold"), _summary(method))
         console.print(Padding(grid, (0, 0, 1, 2)))
     _print_line("For details, run: autolora-eval methods NAME (or a guider's dotted path)")
-
-
-def _grid() -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    return grid
 
 
 def _summary(method: Listed) -> Text:

@@ -7,10 +7,11 @@ import errno
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 
 class AutoLoRAEvalError(Exception):
@@ -43,7 +44,7 @@ class MissingDependencyError(AutoLoRAEvalError):
         )
 
 
-# Packages of the extras, by the names that they are imported by.
+# The extra that installs a package, by the name that the package is imported by.
 _EXTRAS = {
     **dict.fromkeys(
         ("torch", "diffusers", "peft", "transformers", "accelerate", "llguidance"), "models"
@@ -53,7 +54,7 @@ _EXTRAS = {
     "timm": "timm",
     "torchmetrics": "metrics",
 }
-# What reading a file of another content than expected raises.
+# Exceptions of code that reads a file with other content than expected.
 _DAMAGED: tuple[type[Exception], ...] = (
     *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
     *(NotImplementedError, RecursionError, StopIteration, OSError),
@@ -62,10 +63,10 @@ _DAMAGED: tuple[type[Exception], ...] = (
 
 @contextmanager
 def as_damaged(path: Path) -> Iterator[None]:
-    """Say that a file or run folder is not as this package writes it, where reading it fails so.
+    """Report a file or run folder as damaged if reading it fails.
 
     Raises:
-        UsageError: with what was met; `--debug` shows where.
+        UsageError: with the cause; `--debug` shows where.
     """
     try:
         yield
@@ -79,15 +80,12 @@ def as_damaged(path: Path) -> Iterator[None]:
 
 
 def did_you_mean(word: str, known: Iterable[str], *, or_list: bool = True) -> str:
-    """Return " Did you mean 'x'?" for the nearest of `known`, or the list of them all.
+    """Return " Did you mean 'x'?" for the nearest known word; "" if there is nothing to suggest.
 
     Args:
         word: what the user wrote.
         known: what would have been accepted.
-        or_list: list them all if none is near.
-
-    Returns:
-        A sentence with a leading blank; empty if there is nothing to suggest.
+        or_list: return " Known: …", with all of them, if none is near.
     """
     choices = list(known)
     lowered = {choice.lower(): choice for choice in choices}
@@ -100,8 +98,8 @@ def did_you_mean(word: str, known: Iterable[str], *, or_list: bool = True) -> st
 def release_frames(error: BaseException | None) -> None:
     """Clear the local variables that an error and its causes keep alive.
 
-    They are those of the functions in its traceback, and of their callers where these have ended.
-    A kept error otherwise keeps the pipeline that raised it, and the next one would need twice the
+    They are those of the functions in its traceback, and of their callers that have ended.
+    Otherwise a kept error keeps the pipeline that raised it, and the next one needs twice the
     memory. The lines of the traceback remain.
     """
     seen: set[int] = set()
@@ -119,15 +117,17 @@ def release_frames(error: BaseException | None) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, cut to what fits a message of ours."""
+    """Return the first line of an error's message, at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def failure_message(error: Exception) -> str:
-    """Return what a failure says: what was found, where, and the next step.
+def validation_message(item: Mapping[str, Any]) -> str:
+    """Return the message of one of pydantic's errors, as the validator raised it."""
+    return str(item["msg"]).removeprefix("Value error, ")
 
-    This is the one place that turns exceptions of other libraries into messages.
-    """
+
+def failure_message(error: Exception) -> str:
+    """Return the message of any exception that ends a command."""
     if isinstance(error, AutoLoRAEvalError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
@@ -146,12 +146,16 @@ def failure_message(error: Exception) -> str:
         return f"a file cannot be written: {reason}. Finished work is kept; re-run to continue."
     if isinstance(error, MemoryError):
         return "this machine has too little memory. Finished work is kept."
+    return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "autolora_eval" in Path(frame.filename).parts]
     at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     return (
-        f"something that autolora-eval does not expect: {type(error).__name__}: {error}{at}\n"
-        "Please report it with the traceback, which this shows: autolora-eval --debug …"
+        f"an unexpected {type(error).__name__}: {error}{at}\n"
+        "Please report it with the traceback. To see it, run: autolora-eval --debug …"
     )
 
 
@@ -159,7 +163,7 @@ def _about_file(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         advice = "Free some space, and re-run the same command to continue."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        advice = "Change its permissions, or name another place."
+        advice = "Change its permissions, or choose another path."
     else:
         advice = "Correct the path, or remove what is there."
     reason = error.strerror or type(error).__name__

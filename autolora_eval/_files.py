@@ -17,7 +17,7 @@ from typing import Any
 from autolora_eval._errors import AutoLoRAEvalError
 
 Json = dict[str, Any]
-# What a stage leaves free: its last files, and a listing that is written anew, must still fit.
+# A stage leaves this free for its last files and for rewriting a list.
 SPARE_BYTES = 50_000_000
 _PARTIAL = ".partial-"
 CACHE_VARIABLE = "AUTOLORA_EVAL_CACHE"
@@ -27,14 +27,14 @@ CACHE_VARIABLE = "AUTOLORA_EVAL_CACHE"
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path, and rename it to `path` if the block succeeds.
 
-    A reader never sees half a file, also if the process is killed.
+    A reader never sees half a file, even if the process is killed.
 
     Args:
         path: the file to write. Its folder is created. The temporary file has the same suffix,
             because some writers choose the format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by tempfile, whose files are private: this one has the mode of the user's umask.
+    # Files of tempfile are private. This one has the mode of the user's umask.
     temporary = path.parent / f"{_PARTIAL}{secrets.token_hex(4)}{path.suffix}"
     temporary.touch(exist_ok=False)
     try:
@@ -45,14 +45,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def require_space(folder: Path, needed: float = 0) -> None:
-    """Check that a disk has room for what is still to be written.
+    """Check that a disk has room for the files that are still to be written.
 
     Args:
         folder: a folder on it; it need not exist yet.
         needed: estimated bytes.
 
     Raises:
-        AutoLoRAEvalError: if it has not, before a file is torn.
+        AutoLoRAEvalError: if it does not, before a file is cut off.
     """
     there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -65,7 +65,7 @@ def require_space(folder: Path, needed: float = 0) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove the temporary files that killed processes left below a folder; no other may write."""
+    """Remove the temporary files of killed processes below a folder that nobody else writes to."""
     for path in folder.rglob(f"{_PARTIAL}*"):
         if path.is_file() and not path.is_symlink():
             path.unlink()
@@ -94,18 +94,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write indented JSON atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    if not _is_unicode(text):
-        text = json.dumps(value, indent=2, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def _is_unicode(text: str) -> bool:
-    """Return False for half a surrogate pair, which a manifest of someone else may have."""
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError:  # half a surrogate pair, in a manifest from elsewhere
+        text = json.dumps(value, indent=2, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -190,8 +183,8 @@ def content_hash(value: object) -> str:
 def path_inside(folder: Path, name: str) -> Path:
     """Return the absolute path of a file below a folder, with links followed.
 
-    Use it for every name that comes from a file of someone else, such as a table of a run folder
-    or a listing of images: such a name must not pull in other files of this machine.
+    Use it for every name from a third-party file, such as a table of a run folder or a list of
+    images: such a name must not pull in other files of this machine.
 
     Args:
         folder: the folder.
@@ -230,14 +223,14 @@ def prompt_folder(prompt: str, negative_prompt: str | None = None) -> str:
 
     Args:
         prompt: the prompt.
-        negative_prompt: the prompt's own: another one makes other images.
+        negative_prompt: the prompt's own one, which changes the images too.
     """
     text = prompt if negative_prompt is None else f"{prompt}\0{negative_prompt}"
     return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(text.encode())[:12]}"
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where that is not possible; it may be missing."""
+    """Give a file a second name, or copy it if that is not possible. It may be missing."""
     if not source.is_file():
         return
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""YAML files of the user: reading, the types of their values, and messages about what is wrong.
+"""YAML files of the user: reading, the types of their values, and messages about problems.
 
 Every key keeps its line number, and a key that occurs twice is refused.
 """
@@ -25,7 +25,7 @@ from pydantic import (
     ValidationError,
 )
 
-from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval._errors import UsageError, did_you_mean, validation_message
 
 KeyPath = tuple[str | int, ...]
 MAX_BYTES = 4_000_000
@@ -35,7 +35,7 @@ MAX_DIGITS = 300
 
 @dataclass(frozen=True)
 class YamlFile:
-    """A YAML document and where its keys stand.
+    """A YAML document and the lines of its keys.
 
     Attributes:
         path: the file.
@@ -79,7 +79,7 @@ def read_yaml(path: Path) -> YamlFile:
         raise UsageError(f"{path}: not valid YAML: {_one_line(error)}") from error
     except RecursionError as error:
         raise UsageError(f"{path}: nested too deeply, or an alias that holds itself.") from error
-    # Such as the date 2024-13-45, and whatever PyYAML raises at '!!int' or '!!timestamp x'.
+    # Such as the date 2024-13-45, and what PyYAML raises at '!!int' or '!!timestamp x'.
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise UsageError(
             f"{path}: not valid YAML: {error}. Is a quotation mark missing?"
@@ -90,7 +90,7 @@ def read_yaml(path: Path) -> YamlFile:
 def _check_keys(
     path: Path, node: yaml.Node | None, at: tuple[str, ...], lines: dict[tuple[str, ...], int]
 ) -> None:
-    """Note the line of every key below `node`, and refuse a key that stands twice."""
+    """Note the line of every key below `node`, and refuse a key that occurs twice."""
     if len(lines) > MAX_NODES:
         raise UsageError(f"{path}: more than {MAX_NODES} entries, aliases written out.")
     if isinstance(node, yaml.ScalarNode):
@@ -133,7 +133,7 @@ def _one_line(error: yaml.YAMLError) -> str:
 # --------------------
 # Types of values.
 
-# Pydantic puts the tags of alternatives into error locations, where they must not pass for keys.
+# Pydantic puts the tags of alternatives into error locations. They are not keys of the file.
 FILE_TAG, ADDRESS_TAG, ENTRY_TAG, LIST_TAG = "(a file)", "(an address)", "(one)", "(a list)"
 TEXT_TAG, MAP_TAG = "(a text)", "(a map)"
 _NO_KEYS = (FILE_TAG, ADDRESS_TAG, ENTRY_TAG, LIST_TAG, TEXT_TAG, MAP_TAG)
@@ -177,7 +177,7 @@ class StrictModel(BaseModel):
 
 
 # --------------------
-# What is wrong with the content, in the words of the file: one line for each problem.
+# Problems with the content: one line for each.
 
 _MAPPING_EXPECTED = ("dict_type", "model_type", "model_attributes_type", "mapping_type")
 
@@ -190,8 +190,8 @@ def explained(
     Args:
         error: what pydantic says.
         document: the file that was validated.
-        model: what it, or the part of it at `at`, was validated as.
-        at: where that part stands in the file.
+        model: the model of the file, or of the part at `at`.
+        at: the place of that part in the file.
     """
     lines: dict[str, None] = {}
     for item in error.errors():
@@ -207,24 +207,24 @@ def explained_at(
     at: KeyPath,
     fields: Collection[str | None] | None = None,
 ) -> list[str]:
-    """Return one line for each problem with values that all stand at one place of the file.
+    """Return one line for each problem with values that are all at one place of the file.
 
     Args:
         error: what pydantic says.
         document: the file.
-        at: where the values stand.
-        fields: tell of these fields alone, None among them being that of the fields together.
+        at: the place of the values.
+        fields: report only these fields; None stands for the check of all fields together.
     """
-    lines: dict[str, None] = {}
-    for item in error.errors():
-        field = str(item["loc"][0]) if item["loc"] else None
-        if fields is None or field in fields:
-            lines[f"{document.where(at)}: {_message(item, BaseModel, item['loc'])}"] = None
-    return list(lines)
+    problems = (
+        _message(item, BaseModel, item["loc"])
+        for item in error.errors()
+        if fields is None or (str(item["loc"][0]) if item["loc"] else None) in fields
+    )
+    return list(dict.fromkeys(f"{document.where(at)}: {problem}" for problem in problems))
 
 
 def _message(item: Any, model: type[BaseModel], keys: KeyPath) -> str:  # noqa: ANN401
-    kind, value = item["type"], item["input"]
+    kind, value, message = item["type"], item["input"], validation_message(item)
     if kind == "extra_forbidden":
         return f"unknown key.{did_you_mean(str(keys[-1]), _known_keys(model, keys[:-1]))}"
     if kind == "missing":
@@ -234,9 +234,8 @@ def _message(item: Any, model: type[BaseModel], keys: KeyPath) -> str:  # noqa: 
     if kind == "string_type" and value is not None and not isinstance(value, dict | list):
         return f"expected text; put it in quotation marks (got {_shown(value)})."
     if isinstance(value, dict | list) and not kind.endswith("_type"):
-        message = item["msg"].removeprefix("Value error, ")
         return message if message.endswith("?") else f"{message}."
-    return f"{item['msg'].removeprefix('Value error, ')} (got {_shown(value)})."
+    return f"{message} (got {_shown(value)})."
 
 
 def _shown(value: object) -> str:

@@ -240,8 +240,8 @@ def test_an_unexpected_error_exits_with_1_and_names_the_debug_option(failing) ->
     done = failing(ZeroDivisionError("division by zero"))
     assert done.code == 1
     first, second = done.stderr.splitlines()
-    assert first.startswith("error: something that autolora-eval does not expect: ZeroDivisionErr")
-    assert second.endswith("traceback, which this shows: autolora-eval --debug …")
+    assert first.startswith("error: an unexpected ZeroDivisionErr")
+    assert second.endswith("To see it, run: autolora-eval --debug …")
 
 
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(failing) -> None:

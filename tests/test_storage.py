@@ -253,8 +253,8 @@ def test_files_of_something_else_are_left_alone(machine, memory) -> None:
     failed = run_command("run", "quickstart", "--output", URL)
     assert failed.code == 2
     assert failed.stderr == (
-        f"error: '{URL}' has files, but no manifest.json: it is not a run folder. Name an empty "
-        "place.\n"
+        f"error: '{URL}' has files, but no manifest.json: it is not a run folder. Use the "
+        "URL of an empty folder.\n"
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval._errors import UsageError, did_you_mean, validation_message
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL
 from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS, DiffusersGuider
 from autolora_eval.guidance.method import GuiderMethod, Method
@@ -161,8 +161,8 @@ def _defaults(method: Method) -> tuple[MethodParameters | None, str]:
     try:
         return method.parameters.model_validate({}).with_model_defaults(W), ""
     except ValidationError as error:
-        whole = [item["msg"] for item in error.errors() if not item["loc"]]
-        message = whole[0].removeprefix("Value error, ") if whole else ""
+        whole = [validation_message(item) for item in error.errors() if not item["loc"]]
+        message = whole[0] if whole else ""
         return None, f"at its default parameters, {message}" if message else ""
     except (Exception, SystemExit) as error:  # a third-party class of parameters
         message = error_message(error)

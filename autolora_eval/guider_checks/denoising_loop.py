@@ -67,7 +67,7 @@ def iter_steps(
     one step does not spread to the next ones.
 
     Args:
-        guider: Used as it is, with the state that it has.
+        guider: Used with the state that it has.
         model: Its denoiser makes the predictions; the guider prepares it and cleans it up.
         inputs: Latents, timesteps and embeddings.
         predict: Replaces the denoiser. Defaults to `denoiser_predictions`.
@@ -202,17 +202,17 @@ def _require_prediction(output: Any) -> torch.Tensor:  # noqa: ANN401
 
 def _branch(batch: Any, fields: Mapping[str, Any]) -> bool | None:  # noqa: ANN401
     """Return `True` if all fields of a batch are the prompts', `False` if the null prompt's."""
-    return _which({name: getattr(batch, name, None) for name in fields}, fields)
+    return _which([(getattr(batch, name, None), pair) for name, pair in fields.items()])
 
 
 def _is_conditional(batch: Any, inputs: ModelInputs) -> bool | None:  # noqa: ANN401
-    return _which({"": prompt_embeddings(batch)}, {"": inputs.prompt})
+    return _which([(prompt_embeddings(batch), inputs.prompt)])
 
 
-def _which(found: Mapping[str, Any], known: Mapping[str, Any]) -> bool | None:
-    """Return `True` if all values are the first of the known pairs, `False` if the second."""
+def _which(fields: Sequence[tuple[Any, Sequence[Any]]]) -> bool | None:
+    """Return `True` if all values are the first of their pairs, `False` if the second."""
     for branch, index in ((True, 0), (False, 1)):
-        if all(tensors_equal(found[name], pair[index]) for name, pair in known.items()):
+        if all(tensors_equal(value, pair[index]) for value, pair in fields):
             return branch
     return None
 

@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autolora_eval._devices import quiet_libraries, uncollected
-from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
+from autolora_eval._errors import (
+    AutoLoRAEvalError,
+    UsageError,
+    did_you_mean,
+    validation_message,
+)
 from autolora_eval.guidance.method import ModelName
 
 if TYPE_CHECKING:
@@ -63,7 +68,6 @@ class CheckSkippedError(Exception):
 _STYLES: dict[Status, str] = {"passed": "green", "failed": "bold red", "skipped": "dim"}
 # The CFG scale of the model, for methods that take theirs from it.
 _MODEL_GUIDANCE_SCALE = 5.0
-_PYDANTIC_PREFIX = "Value error, "
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,6 @@ class Check:
     def name(self) -> str:
         """The name of the function."""
         return self.function.__name__
-
-    @property
-    def summary(self) -> str:
-        """What the check tests, in one sentence."""
-        return (self.function.__doc__ or "").splitlines()[0]
 
 
 _REGISTERED: dict[str, Check] = {}
@@ -140,9 +139,8 @@ def run_with_required(
     name: str, guider: GuiderUnderTest, known: dict[str, CheckResult]
 ) -> CheckResult:
     """Run one check after those that it requires. New results are added to the known ones."""
-    all_checks()
-    required = _required(name)
-    for one in (*required, name):
+    all_checks()  # registers them
+    for one in (*_required(name), name):
         if one not in known:
             failed = [n for n in _required(one) if known[n].status == "failed"]
             known[one] = (
@@ -171,7 +169,7 @@ def _run(check: Check, guider: GuiderUnderTest) -> CheckResult:
 
 
 def _location(error: BaseException | None) -> str:
-    """Return the last line of third-party code in a traceback, as " (file:line)"."""
+    """Return the last line of third-party code in a traceback, as " (file:line)", or ""."""
     frames = traceback.extract_tb(error.__traceback__) if error is not None else []
     own = [frame for frame in frames if _is_third_party(Path(frame.filename))]
     return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
@@ -215,11 +213,11 @@ def check_command(
 
         guider, parameters = _find_guider(name, dict(_parameter(word) for word in arguments))
         tested = guider_under_test(guider, model=model, spec=None, parameters=parameters)
-        results: list[CheckResult] = []
-        for check_name in all_checks():
-            status.update(f"Check {len(results) + 1} of {len(all_checks())}: {check_name}")
-            known = {result.name: result for result in results}
-            results.append(run_with_required(check_name, tested, known))
+        known: dict[str, CheckResult] = {}
+        for n, check_name in enumerate(all_checks(), 1):
+            status.update(f"Check {n} of {len(all_checks())}: {check_name}")
+            run_with_required(check_name, tested, known)
+    results = list(known.values())
     _print_results(f"{name} on a tiny {model.upper()}", results, console)
     return all(result.status != "failed" for result in results)
 
@@ -270,8 +268,8 @@ def _built(method: GuiderMethod, parameters: Mapping[str, Any]) -> BaseGuidance:
         if first["type"] == "extra_forbidden":
             near = did_you_mean(name, method.parameters.model_fields)
             raise UsageError(f"'{method.name}' has no parameter '{name}'.{near}") from error
-        message = first["msg"].removeprefix(_PYDANTIC_PREFIX)
-        raise UsageError(f"'{method.name}': {name or 'parameters'}: {message}.") from error
+        message = f"{name or 'parameters'}: {validation_message(first)}"
+        raise UsageError(f"'{method.name}': {message}.") from error
     with quiet_diffusers():
         return method.build(validated.with_model_defaults(_MODEL_GUIDANCE_SCALE))
 

@@ -25,7 +25,6 @@ class HasName(Protocol):
     @property
     def name(self) -> str:
         """The name that a benchmark file uses."""
-        ...
 
 
 T = TypeVar("T", bound=HasName)

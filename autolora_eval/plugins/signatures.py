@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval._errors import UsageError, did_you_mean, validation_message
 from autolora_eval.plugins.third_party import error_message
 
 SCALE = "guidance_scale"
@@ -137,7 +137,7 @@ def _expected(error: ValidationError, value: object) -> str:
     found: dict[tuple[int, bool], dict[str, None]] = {}
     for item in error.errors():
         path, inner = _path(item["loc"], value)
-        message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        message = validation_message(item).replace("Input should be", "expected")
         message = message.replace(" array", " list").replace(" null", " nothing")
         is_inside = item["type"] == "value_error" and isinstance(inner, Mapping)
         got = f" (got {inner!r:.80})" if path and message.startswith("expected") else ""

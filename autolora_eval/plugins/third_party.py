@@ -21,7 +21,7 @@ from typing import Any
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import sha256_bytes, sha256_file, sha256_folder
 
-# The manifest records the versions of these, and a released version does not change.
+# The manifest records the versions of these, and a released version never changes.
 _LIBRARIES = ("autolora_eval", "diffusers", "huggingface_hub", "numpy", "peft", "PIL", "pydantic")
 _RELEASED = frozenset((*_LIBRARIES, "torch", "transformers", *sys.stdlib_module_names))
 _PAPER = re.compile(

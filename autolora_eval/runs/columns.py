@@ -13,45 +13,35 @@ if TYPE_CHECKING:
 
 _COMPUTED = frozenset(
     (
-        *(
-            "cell",
-            "model",
-            "method",
-            "guider",
-            "sampler",
-            "images",
-            "prompt",
-            "prompt_index",
-            "seed",
-        ),
-        *("image_id", "file", "sha256", "nfe", "unscored_reason", "image_error", "n_images"),
-        *("n_missing", "n_unscored", "n_undefined_prompts", "diversity", "reason", "rater"),
-        *("lora_scale", "num_inference_steps"),
+        *("cell", "model", "method", "guider", "sampler", "images", "prompt", "prompt_index"),
+        *("seed", "image_id", "file", "sha256", "nfe", "unscored_reason", "image_error"),
+        *("n_images", "n_missing", "n_unscored", "n_undefined_prompts", "diversity", "reason"),
+        *("rater", "lora_scale", "num_inference_steps"),
     )
 )
 _ENDINGS = ("_low", "_high", "_published", "_prompt_mean", "_expected")
 _BEGINNING = "div_"
-# Those that diversity.csv has besides, and what stands beside a measure's column there.
+# Further columns of diversity.csv, and the suffix of the column beside a metric's own.
 _OF_PROMPTS, _REASON = frozenset(("n", "standard_error", "reference_cell")), "_reason"
 
 
 def is_computed(column: str) -> bool:
-    """Tell whether a column of that name is computed, and cannot be a score's or parameter's."""
+    """Return whether a column is computed, so that no score or parameter may have its name."""
     return column in _COMPUTED or column.startswith(_BEGINNING) or column.endswith(_ENDINGS)
 
 
 def parameter_column(parameter: str) -> str:
-    """Return the column of a method's parameter: its name, unless that is a computed column's."""
+    """Return the column of a method's parameter: its name, unless a computed column has it."""
     return f"parameter_{parameter}" if is_computed(parameter) else parameter
 
 
-def is_no_measure(column: str) -> bool:
-    """Tell whether a measure of diversity cannot be called so: its column would be another's."""
+def is_taken_in_diversity(column: str) -> bool:
+    """Return whether a diversity metric cannot have this name: another column has it."""
     return is_computed(column) or column in _OF_PROMPTS or column.endswith(_REASON)
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
-# A method may be called 'NA' or 'None': in text columns only an empty field is null.
+# A method may be called 'NA' or 'None', so in text columns only an empty field is null.
 _TEXT_COLUMNS = (
     *("cell", "model", "method", "baseline", "baseline_cell", "measure", "unit", "prompt"),
     *("reason", "sentence", "score", "compared", "statistic"),
@@ -86,6 +76,6 @@ def _escaped(value: object) -> object:
 
 
 def unescaped(value: Any) -> Any:  # noqa: ANN401
-    """Return a text of a CSV file as it was before it was written; anything else as it is."""
+    """Undo the escaping of a text in a CSV file; return anything else as it is."""
     is_escaped = isinstance(value, str) and value.startswith("'") and _FORMULA.match(value)
     return value[1:] if is_escaped else value

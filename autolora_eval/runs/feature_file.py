@@ -24,7 +24,7 @@ class CellFeatures:
 
     Attributes:
         ids: image ids, in the order of the rows.
-        sha256: of each image when its features were taken.
+        sha256: of each image when its features were extracted.
         matrix: float32 [N, D].
         failed: image id → reason, for images without features.
         key: hash of the extractor.
@@ -42,12 +42,12 @@ class CellFeatures:
 
     def of(self, ids: Iterable[str]) -> Matrix:
         """Return the features of some of the images, float32 [N, D], in the order of the file."""
-        known = self._places
+        known = self._row_of
         return self.take(sorted({known[id_] for id_ in ids if id_ in known})).matrix
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        return {id_: place for place, id_ in enumerate(self.ids)}
+    def _row_of(self) -> dict[str, int]:
+        return {id_: row for row, id_ in enumerate(self.ids)}
 
     def take(self, rows: Sequence[int]) -> CellFeatures:
         """Return some of the rows; without a copy if these are all."""
@@ -62,7 +62,7 @@ class CellFeatures:
 
 
 def checksum(rows: Mapping[str, object], matrix: Matrix) -> str:
-    """Return the checksum of features and of what the file says of them."""
+    """Return the checksum of features and of the metadata in their file."""
     data = np.ascontiguousarray(matrix).reshape(-1).view(np.uint8).data
     return content_hash({**rows, "checksum": sha256_bytes(data)})
 
@@ -72,14 +72,14 @@ def read_features(path: Path) -> CellFeatures:
 
     Raises:
         AutoLoRAEvalError: if the file is damaged, or was changed after it was written.
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no such file.
     """
     try:
         with safe_open(path, framework="np") as file:
             rows = json.loads(file.get_tensor("rows").tobytes())
             matrix = file.get_tensor("features")
         if rows["checksum"] != checksum(rows, matrix):
-            raise ValueError("they are not those of its checksum")
+            raise ValueError("they do not match its checksum")
     except (SafetensorError, LookupError, TypeError, ValueError) as error:
         raise AutoLoRAEvalError(
             f"Cannot read features from '{path}': {error}. Delete the file and run: "

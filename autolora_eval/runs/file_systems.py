@@ -17,12 +17,12 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text is a URL, and not a path."""
+    """Return whether a text is a URL rather than a path."""
     return _URL.fullmatch(text) is not None
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the folder on it.
+    """Return the fsspec file system of a URL, and the folder on it.
 
     Raises:
         UsageError: if the URL has a password, or its protocol is unknown or not installed.
@@ -55,7 +55,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def _disk() -> Any:  # noqa: ANN401
-    """Return the disk of this machine, whose links are not followed."""
+    """Return the file system of this machine. It does not follow links."""
     from fsspec.implementations.local import LocalFileSystem
 
     class Disk(LocalFileSystem):
@@ -75,7 +75,7 @@ def _disk() -> Any:  # noqa: ANN401
 
 
 def _s3_of_arrow(bucket: str) -> Any:  # noqa: ANN401
-    """Return S3, or what answers as S3 does at `AWS_ENDPOINT_URL`, by pyarrow."""
+    """Return pyarrow's file system for S3, or for a compatible server at `AWS_ENDPOINT_URL`."""
     from fsspec.implementations.arrow import ArrowFSWrapper
     from pyarrow import fs
 
@@ -86,7 +86,7 @@ def _s3_of_arrow(bucket: str) -> Any:  # noqa: ANN401
             """An object store has no folders."""
 
         def find(self, path: str, **options: object) -> dict[str, Any]:
-            """One request for a thousand files, and not one for each folder."""
+            """List a thousand files per request, not one folder."""
             below = fs.FileSelector(path, recursive=True, allow_not_found=True)
             return {i.path: self._make_entry(i) for i in self.fs.get_file_info(below) if i.is_file}
 

@@ -1,4 +1,4 @@
-"""The run folder: the paths of its files, and the one reader of a run."""
+"""The run folder: the paths of its files, its manifest, and the tables of a finished run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from autolora_eval.runs.records import CellRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-# What the latest command reused or did anew decides neither tables nor report.
+# Tables and report do not depend on what the latest command did or reused.
 _COUNTS = {"done", "reused", "cached"}
 _VOLATILE: dict[str, bool | set[str]] = {"tables_key": True, "report_key": True}
 _VOLATILE |= {"features": _COUNTS, "judge": _COUNTS}
@@ -29,7 +29,7 @@ _VOLATILE |= {"features": _COUNTS, "judge": _COUNTS}
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Everything that one run wrote.
+    """The files of one run.
 
     Attributes:
         path: the folder.
@@ -38,9 +38,9 @@ class RunFolder:
     path: Path
 
     def within(self, path: Path) -> Path:
-        """Return a path of a file in the folder.
+        """Return a path that is inside the folder.
 
-        A run folder may come from someone else: nothing outside it is read, moved or written.
+        A run folder may come from elsewhere: nothing outside it is read, moved or written.
 
         Raises:
             UsageError: if a name or a link on the path leads out.
@@ -67,19 +67,19 @@ class RunFolder:
         return self._at("images", cell)
 
     def metadata(self, cell: str) -> Path:
-        """Return the list of a cell's images: one JSON object a line."""
+        """Return the list of a cell's images: one JSON object per line."""
         return self._at("images", cell, "metadata.jsonl")
 
     def stale_images(self, cell: str, settings_key: str) -> Path:
-        """Return where a cell's images of other settings are kept, to return with them."""
+        """Return the folder that keeps a cell's images of other settings."""
         return self._at("stale_images", cell, settings_key)
 
     def failed_images(self, cell: str) -> Path:
-        """Return why images could not be made or imported: one JSON object a line."""
+        """Return the list of images that could not be made or imported: JSON Lines."""
         return self._at("failed_images", f"{cell}.jsonl")
 
     def image_set(self, cell: str) -> Path:
-        """Return the account of a cell's images that were made elsewhere, one row a finding."""
+        """Return the import report of a cell's images, one row per finding."""
         return self._at("image_sets", f"{cell}.csv")
 
     def features(self, cell: str) -> Path:
@@ -87,17 +87,17 @@ class RunFolder:
         return self._at("features", f"{cell}.safetensors")
 
     def judgements(self, cell: str) -> Path:
-        """Return the judge's replies to a cell's images: one JSON object a line."""
+        """Return the judge's replies to a cell's images: one JSON object per line."""
         return self._at("judgements", f"{cell}.jsonl")
 
     @property
     def judge_log(self) -> Path:
-        """What the judge's server printed, where the run itself started it."""
+        """The output of the judge's server, if the run itself started it."""
         return self._at("judge_server.log")
 
     @property
     def scores(self) -> Path:
-        """One row an image."""
+        """One row per image."""
         return self._at("scores.parquet")
 
     @property
@@ -106,7 +106,7 @@ class RunFolder:
         return self._at("diversity.csv")
 
     def table(self, suffix: str) -> Path:
-        """Return the result table, one row a cell, as `csv`, `md`, `tex` or `parquet`."""
+        """Return the result table, one row per cell, as `csv`, `md`, `tex` or `parquet`."""
         return self._at(f"table.{suffix}")
 
     @property
@@ -116,27 +116,27 @@ class RunFolder:
 
     @property
     def timings(self) -> Path:
-        """Seconds of an image, one row a cell: of the machine, and so in no other table."""
+        """Seconds per image, one row per cell. They depend on the machine."""
         return self._at("timings.csv")
 
     @property
     def reliability(self) -> Path:
-        """How far the judge agrees with itself, one row a cell and score."""
+        """How far the judge agrees with itself, one row per cell and score."""
         return self._at("reliability.csv")
 
     @property
     def unscored(self) -> Path:
-        """Unscored images, one row a cell and reason."""
+        """Unscored images, one row per cell and reason."""
         return self._at("unscored.csv")
 
     @property
     def agreement(self) -> Path:
-        """How far the judge agrees with people, one row a score and statistic."""
+        """How far the judge agrees with people, one row per score and statistic."""
         return self._at("agreement.csv")
 
     @property
     def tables(self) -> tuple[Path, ...]:
-        """Tables that commands read or people share; some runs lack some."""
+        """The tables that commands read or people share. Not every run has all of them."""
         return (
             *(self.scores, self.table("parquet"), self.table("csv"), self.diversity),
             *(self.comparisons, self.timings, self.reliability, self.unscored),
@@ -223,10 +223,10 @@ class RunFolder:
         return str(file.resolve()) if file.is_file() else manifest.benchmark.file
 
     def relative(self, benchmark: str, file: Path) -> str:
-        """Return how the manifest names a benchmark: by its file's path relative to the run folder.
+        """Return the path of a benchmark relative to the run folder, for the manifest.
 
-        A run is then found from any working directory, and still after it was moved together with
-        its benchmark. A shipped benchmark keeps its name.
+        So a run finds it from any working directory, and after both were moved together. A shipped
+        benchmark keeps its name.
 
         Args:
             benchmark: as the user named it.
@@ -237,7 +237,7 @@ class RunFolder:
         return Path(os.path.relpath(file.resolve(), self.path.resolve())).as_posix()
 
     def image_rows(self, cell: CellRecord) -> Iterator[Json]:
-        """Yield the metadata of a cell's images; images of other settings are left out.
+        """Yield the metadata of a cell's images, without images of other settings.
 
         An interrupted run may not have replaced those yet.
         """
@@ -247,11 +247,7 @@ class RunFolder:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    """Return a table of a run, which may be someone else's.
-
-    Raises:
-        UsageError: if it is damaged.
-    """
+    """Return a table of a run. Raises `UsageError` if it is damaged."""
     import pandas as pd
 
     with as_damaged(path):
@@ -263,8 +259,8 @@ class Run:
     """A finished run: its manifest and its tables, each read from disk at first use.
 
     Attributes:
-        folder: where its files are.
-        manifest: what was run.
+        folder: the paths of its files.
+        manifest: the settings, hashes and versions of the run.
     """
 
     folder: RunFolder
@@ -310,12 +306,12 @@ def output_folder(path: str | Path) -> RunFolder:
     """Return the run folder at a path.
 
     Raises:
-        UsageError: a file is there, or on the way to it.
+        UsageError: if the path or a parent is a file.
     """
-    for place in (Path(path), *Path(path).parents):
-        if (place.exists() or place.is_symlink()) and not place.is_dir():
-            what = "a file" if place.exists() else "a link to nothing"
-            raise UsageError(f"'{place}' is {what}, not a run folder. Name another --output.")
+    for part in (Path(path), *Path(path).parents):
+        if (part.exists() or part.is_symlink()) and not part.is_dir():
+            what = "a file" if part.exists() else "a link to nothing"
+            raise UsageError(f"'{part}' is {what}, not a run folder. Name another --output.")
     return RunFolder(Path(path))
 
 
@@ -343,7 +339,7 @@ def open_run(path: str | Path) -> Run:
 
 
 def _refuse_edited(folder: RunFolder, manifest: RunManifest) -> None:
-    """Refuse tables that are not those that were written."""
+    """Refuse tables that changed after they were written."""
     edited = [
         file.name
         for file in folder.tables
@@ -361,16 +357,16 @@ def _refuse_edited(folder: RunFolder, manifest: RunManifest) -> None:
 
 
 def manifest_key(manifest: RunManifest) -> str:
-    """Return the content hash of a manifest, but for what tables and report do not depend on."""
+    """Return the hash of those parts of a manifest that tables and report depend on."""
     return content_hash(manifest.model_dump(mode="json", exclude=_VOLATILE))
 
 
 def tables_key(folder: RunFolder, published: Path | None) -> str:
-    """Return the hash of all that the tables were made from and of the tables themselves.
+    """Return the hash of the tables and of all their inputs.
 
     Args:
         folder: The run folder.
-        published: The CSV file of published values, if there is one.
+        published: The CSV file of published values, if the benchmark has one.
     """
     manifest = folder.read_manifest()
     values = None if published is None else sha256_file(published)
@@ -378,7 +374,7 @@ def tables_key(folder: RunFolder, published: Path | None) -> str:
 
 
 def are_tables_current(folder: RunFolder, published: Path | None) -> bool:
-    """Return True if the tables were made from the files that are in the run folder now."""
+    """Return whether the tables were made from the files that are in the run folder now."""
     manifest = folder.find_manifest()
     return manifest is not None and manifest.tables_key == tables_key(folder, published)
 
@@ -386,9 +382,9 @@ def are_tables_current(folder: RunFolder, published: Path | None) -> bool:
 def checksums(folder: RunFolder, manifest: RunManifest) -> dict[str, str]:
     """Return the SHA-256 of tables, features, replies and lists of images, by path in the folder.
 
-    Images are not among them: the lists have the hash of each.
+    The lists have the hashes of the images.
     """
-    files: list[Path] = [*folder.tables, folder.table("md"), folder.table("tex")]
+    files = [*folder.tables, folder.table("md"), folder.table("tex")]
     for cell in manifest.cells:
         files += [folder.metadata(cell.id), folder.features(cell.id), folder.judgements(cell.id)]
     return {

@@ -1,4 +1,4 @@
-"""The images of a cell, as the stages after generation find them on disk."""
+"""The images of a cell on disk, for the stages after generation."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from autolora_eval.runs.records import CellRecord
 MAX_PIXELS = 100_000_000
 # Larger files are not images that a text-to-image model made.
 MAX_BYTES = 256 * 1024**2
-# A batch holds many pictures: each is reduced to about this size first.
+# A batch holds many images: each is first reduced to about this size.
 BATCHED_PIXELS = 2048 * 2048
-# Not every format of Pillow: EPS starts an external program.
+# Some other formats of Pillow are unsafe: EPS starts an external program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "MPO")
-# Where an image's metadata says what making it took.
+# The key of the seconds that an image took, in its metadata.
 SECONDS = "seconds"
 
 
@@ -40,9 +40,9 @@ class CellImage:
         prompt: its prompt.
         seed: its seed.
         sha256: of the file as it is now; None if there is no file.
-        nfe: function evaluations it took; None if not recorded.
+        nfe: its function evaluations; None if not recorded.
         problem: why it is not scored: `missing_image`, `too_large …`, or `changed_image` if its
-            bytes are not those that its record names; None if it is.
+            bytes are not those of its record; None if it is scored.
     """
 
     folder: Path
@@ -75,10 +75,10 @@ def cell_images(
     Args:
         manifest: the run.
         cell: the cell.
-        folder: where the images are.
-        hashed: id and recorded hash of images whose files need not be read once more.
+        folder: the run folder.
+        hashed: id and recorded hash of images whose files need not be read again.
     """
-    # Whole rows of a million images would take a gigabyte.
+    # The whole rows of a million images would take a gigabyte.
     recorded = {
         row["file_name"]: (row.get("sha256"), row.get("nfe")) for row in folder.image_rows(cell)
     }
@@ -111,7 +111,7 @@ def _state(path: Path, recorded: object) -> tuple[str | None, str | None]:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, byte for byte, known to open.
+    """An image file that can be opened, byte for byte.
 
     Attributes:
         data: the file's bytes.
@@ -126,16 +126,16 @@ class Picture:
     height: int
 
     def facts(self) -> Json:
-        """Return what is recorded of it."""
+        """Return format, size and bytes, for the record of a judgement."""
         size = {"width": self.width, "height": self.height}
         return {"format": self.format, **size, "bytes": len(self.data)}
 
 
 def read_picture(path: Path, max_bytes: int) -> Picture:
-    """Return an image file as it is, once it is known to open.
+    """Return an image file that can be opened.
 
     Raises:
-        ImageError: it is missing or corrupt, or larger than 100 megapixels or `max_bytes`.
+        ImageError: if it is missing or corrupt, or larger than 100 megapixels or `max_bytes`.
     """
     image = open_image(path)
     with opened(path) as header:
@@ -150,36 +150,36 @@ def open_image(path: Path) -> Image.Image:
     """Return an image as RGB.
 
     Raises:
-        ImageError: it is missing, corrupt, or larger than 100 megapixels or 256 MiB.
+        ImageError: if it is missing, corrupt, or larger than 100 megapixels or 256 MiB.
     """
     try:
         with opened(path) as image:
             return as_rgb(image)
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # whatever one of Pillow's many decoders raises at a torn file
+    except Exception as error:  # a decoder of Pillow may raise anything for a damaged file
         raise ImageError("corrupt_image") from error
 
 
 def single_colour(image: Image.Image) -> tuple[int, ...] | None:
-    """Return the only colour of an RGB image, such as (0, 0, 0); None if it has several."""
+    """Return the only colour of an image, such as (0, 0, 0); None if it has several."""
     colours = as_rgb(image).getcolors(1)  # None if there are more
     colour = colours[0][1] if colours else None
     return colour if isinstance(colour, tuple) else None
 
 
 def reduced(image: Image.Image) -> Image.Image:
-    """Return an image for a batch: a very large one is reduced by a whole factor."""
+    """Reduce a very large image by a whole factor, for a batch."""
     factor = math.ceil(math.sqrt(image.width * image.height / BATCHED_PIXELS))
     return image.reduce(factor) if factor > 1 else image
 
 
 @contextmanager
 def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
-    """Open an image file whose pixels are not decoded yet.
+    """Open an image file without decoding its pixels.
 
     Raises:
-        ImageError: it is not a regular file, or larger than 100 megapixels or 256 MiB.
+        ImageError: if it is not a regular file, or larger than 100 megapixels or 256 MiB.
     """
     if isinstance(source, Path):
         if not source.is_file():
@@ -187,7 +187,7 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
         if source.stat().st_size > MAX_BYTES:
             raise ImageError(f"too_large ({source.stat().st_size} bytes)")
     with warnings.catch_warnings():
-        # `MAX_PIXELS` bounds what Pillow only warns of.
+        # Pillow only warns of very many pixels; `MAX_PIXELS` limits them.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             image = Image.open(source, formats=image_formats())
@@ -207,6 +207,6 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """Return the formats that are read, as this Pillow names them."""
+    """Return the image formats that are read and that this Pillow knows."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)

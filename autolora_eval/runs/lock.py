@@ -19,15 +19,15 @@ _held: set[tuple[str, int]] = set()
 
 @contextmanager
 def writing(folder: Path, lock: Path | None = None) -> Iterator[None]:
-    """Write into a run folder alone, until the block ends. Blocks of one thread may be nested.
+    """Keep other processes from writing into a run folder during the block.
 
-    The system gives the lock back when a process dies: a lock that a killed one left is harmless,
-    and its temporary files are removed.
-    Windows and file systems without locks are not protected.
+    Blocks of one thread may be nested. The system gives the lock back when a process dies, so the
+    lock file of a killed one is harmless, and its temporary files are removed. Windows and file
+    systems without locks are not protected.
 
     Args:
         folder: the run folder. If it is new and the block fails, it is removed if it is empty.
-        lock: the file to lock, by default one in the folder.
+        lock: the file to lock. Default: `.lock` in the folder.
 
     Raises:
         AutoLoRAEvalError: if another process writes into the folder, or it cannot be written.
@@ -44,7 +44,7 @@ def writing(folder: Path, lock: Path | None = None) -> Iterator[None]:
             remove_partial(folder)
         except OSError as error:
             raise AutoLoRAEvalError(
-                f"'{folder}' cannot be written: {error.strerror}. Mend that, or name another "
+                f"'{folder}' cannot be written: {error.strerror}. Fix that, or name another "
                 "--output."
             ) from error
         _held.add(key)
@@ -57,11 +57,11 @@ def writing(folder: Path, lock: Path | None = None) -> Iterator[None]:
 
 
 def _locked(folder: Path, lock: Path) -> int:
-    """Return the open and locked file, which says who holds it."""
+    """Open and lock the file, and write into it who holds it."""
     import fcntl
 
     while True:
-        # Not through a link: it could lead to a file of someone else, which the note would replace.
+        # A link could lead to another file, which the note would replace.
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             with suppress(OSError):  # a file system without locks
@@ -80,4 +80,4 @@ def _locked(folder: Path, lock: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its last holder has removed it meanwhile
+        os.close(handle)  # its last holder has just removed it

@@ -38,7 +38,7 @@ class PromptCut(Record):
 
     Attributes:
         name: "prompt N", counted from 1, "negative prompt N" or "negative prompt".
-        encoders: the text encoders that cut it at this place.
+        encoders: the text encoders that cut it here.
         tokens: its tokens.
         limit: the tokens that are read; both with start and end.
         read: the text that is read.
@@ -52,11 +52,11 @@ class PromptCut(Record):
 
 
 class PromptCuts(Record):
-    """What a model's text encoders do not read of the prompts.
+    """The prompts that a model's text encoders do not read to their end.
 
     Attributes:
-        cut: prompts that are not read to their end.
-        same: groups of prompts that every text encoder reads as the same, counted from 1.
+        cut: these prompts.
+        same: groups of prompts, counted from 1, that are the same to every text encoder.
     """
 
     cut: list[PromptCut]
@@ -64,12 +64,12 @@ class PromptCuts(Record):
 
 
 FORMAT_VERSION: Literal[1] = 1
-# The names in these rows become paths.
-_OF_A_ROW = (
+# The names in rows of images become paths.
+_ROW_PATTERNS = (
     ("file_name", r"[A-Za-z0-9+_][A-Za-z0-9+._-]{0,79}/[0-9]{1,20}\.png", "FOLDER/SEED.png"),
     ("settings_key", "[0-9a-f]{8,64}", "hexadecimal digits"),
 )
-_NUMBERS_OF_A_ROW = ("nfe", "seconds")
+_ROW_NUMBERS = ("nfe", "seconds")
 
 
 def hash_prompts(prompts: Sequence[str], negative_prompts: Mapping[str, str]) -> str:
@@ -117,16 +117,16 @@ def rows_of_images(path: Path) -> Iterator[Json]:
     """Yield the rows of a list of images: a `metadata.jsonl`, or a file of `failed_images/`.
 
     Raises:
-        AutoLoRAEvalError: if a row names a file as no plan does, or its settings key is not a hash.
+        AutoLoRAEvalError: if a row's file name or settings key is malformed.
     """
     for row in iterate_jsonl(path):
-        for name, pattern, expected in _OF_A_ROW:
+        for name, pattern, expected in _ROW_PATTERNS:
             if re.fullmatch(pattern, str(row.get(name))) is None:
                 raise AutoLoRAEvalError(
                     f"{path}: {name} {str(row.get(name))!r:.100} is not of a run: expected "
                     f"{expected}. Remove that line: its image is made again."
                 )
-        for name in _NUMBERS_OF_A_ROW:
+        for name in _ROW_NUMBERS:
             if not isinstance(row.get(name), int | float | None):
                 raise AutoLoRAEvalError(
                     f"{path}: {name} {row[name]!r:.100} is not a number. Remove that line: its "
@@ -142,8 +142,8 @@ class RunManifest(Record):
         format_version: of the run folder; another one is refused.
         autolora_eval_version: the version that wrote it.
         benchmark: the benchmark.
-        limit_prompts: only the first so many prompts were taken; None for all.
-        limit_seeds: only the first so many seeds were taken; None for all.
+        limit_prompts: the number of first prompts that were used; None for all.
+        limit_seeds: the number of first seeds that were used; None for all.
         prompts: in order.
         negative_prompts: by prompt, where a prompt has its own.
         prompts_sha256: hash of all prompts of the benchmark.
@@ -158,21 +158,20 @@ class RunManifest(Record):
         image_sets: by cell, for images that were made elsewhere.
         licenses: by name of a model or LoRA, the licence that its model card states.
         settings: by settings key, all that decides the images; also those of earlier settings.
-        libraries: the versions of the libraries that made the images; several if their user
-            accepted new ones in the middle.
+        libraries: the versions of the libraries that made the images; several if the user
+            accepted new ones in the middle of the run.
         packages: versions.
         hardware: the machine.
         stages: by name: `generate`, `features`, `judge`.
         features: None before features are extracted.
         judge: None without a judge, or before it has judged.
         counts: None before the tables are written.
-        checksums: by file, the SHA-256 of tables and of what they come from, when they were
-            written.
+        checksums: by file, the SHA-256 of tables and of their inputs when they were written.
         agreement: None unless human ratings were compared.
         compared: by label, the runs of a comparison.
-        differences: what the runs of a comparison differ in.
-        tables_key: hash of what the tables were made from, and of them.
-        report_key: hash of what the report was drawn from; empty before it is drawn.
+        differences: the differences between the runs of a comparison.
+        tables_key: hash of the tables and their inputs.
+        report_key: hash of the report's inputs; empty before it is drawn.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -238,7 +237,7 @@ class RunManifest(Record):
         """Return a cell.
 
         Raises:
-            KeyError: if there is none of that id.
+            KeyError: if no cell has that id.
         """
         return {cell.id: cell for cell in self.cells}[id_]
 
@@ -246,29 +245,29 @@ class RunManifest(Record):
 def joint_prompt_cuts(
     runs: Iterable[RunManifest], pairs: Sequence[tuple[str, str | None]]
 ) -> dict[str, PromptCuts]:
-    """Return the cut prompts of several runs, under the numbers that the prompts have in `pairs`.
+    """Return the cut prompts of several runs, with the numbers of the prompts in `pairs`.
 
     Args:
         runs: the runs.
-        pairs: the prompts that all have, with their negative prompts.
+        pairs: the common prompts, with their negative prompts.
     """
     found: dict[str, PromptCuts] = {}
     for run in runs:
         numbered = enumerate(run.prompt_pairs, 1)
-        places = {n: pairs.index(pair) + 1 for n, pair in numbered if pair in pairs}
+        numbers = {n: pairs.index(pair) + 1 for n, pair in numbered if pair in pairs}
         for model, cuts in run.prompt_cuts.items():
             joint = found.setdefault(model, PromptCuts(cut=[], same=[]))
-            cut = [kept for one in cuts.cut if (kept := _renumbered(one, places))]
-            same = [[places[n] for n in group if n in places] for group in cuts.same]
+            cut = [kept for one in cuts.cut if (kept := _renumbered(one, numbers))]
+            same = [[numbers[n] for n in group if n in numbers] for group in cuts.same]
             joint.cut.extend(one for one in cut if one not in joint.cut)
             joint.same.extend(g for g in same if len(g) > 1 and g not in joint.same)
     return {model: cuts for model, cuts in found.items() if cuts.cut or cuts.same}
 
 
-def _renumbered(cut: PromptCut, places: Mapping[int, int]) -> PromptCut | None:
-    """Return a cut under the new number of its prompt; None if the prompt is not kept."""
-    name, _, number = cut.name.rpartition(" ")
-    if not number.isdigit():  # the negative prompt of all
+def _renumbered(cut: PromptCut, numbers: Mapping[int, int]) -> PromptCut | None:
+    """Return a cut with the new number of its prompt; None if the prompt is not kept."""
+    name, _, old = cut.name.rpartition(" ")
+    if not old.isdigit():  # the negative prompt of all
         return cut
-    place = places.get(int(number))
-    return None if place is None else cut.model_copy(update={"name": f"{name} {place}"})
+    number = numbers.get(int(old))
+    return None if number is None else cut.model_copy(update={"name": f"{name} {number}"})

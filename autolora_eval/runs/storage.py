@@ -1,8 +1,8 @@
 """A run folder at a URL, such as `s3://bucket/runs/mine`, and its working copy on this machine.
 
-Stages read and write the working copy like any run folder. A thread sends what they change. What a
-command could not send is still there for the next command with the same URL. The object `.lock` at
-the URL names the working copy that wrote last: if it is this one, the newer files are here.
+Stages read and write the working copy like any run folder. A thread sends the changes. Files that a
+command could not send are kept for the next command with the same URL. The object `.lock` at the
+URL names the working copy that wrote last: if it is this one, the newer files are here.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.lock import LOCK, writing
 
 R = TypeVar("R")
-SECONDS_BETWEEN = 5.0  # sendings
-FIRST_PAUSE = 0.5  # after a failure, and twice as long after each further one
+SECONDS_BETWEEN = 5.0  # between two sends
+FIRST_PAUSE = 0.5  # after a failure; doubled after each further one
 TRIES, TRIES_AT_START = 8, 4
 _THREADS = 8
-# Of a name at a URL: no "..", and nothing that a file system here could take for a separator.
+# A part of a name at a URL: not "..", and without separators of any file system.
 _PART = re.compile(r"(?!\.\.?$)[^\x00-\x1f\x7f\\:/]{1,255}")
-# What says that a file at a URL is another one: file systems have one or the other.
+# Attributes that show that a file at a URL has changed; each file system has some of them.
 _MARKS = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
@@ -62,7 +62,7 @@ def working_copy(
     At the end everything is at the URL, or an error says that it is not.
 
     Args:
-        place: a URL that fsspec knows; anything else is yielded as it is.
+        place: a URL that fsspec knows. Anything else is yielded as it is.
         finished: whether a run must be there.
         stored: called with the URL once everything is there, if anything was sent.
 
@@ -91,7 +91,7 @@ class _Known(NamedTuple):
     Attributes:
         size: bytes.
         mtime_ns: when it was changed here.
-        mark: tells it from other files at the URL; empty if it was sent and not seen yet.
+        mark: identifies its version at the URL; empty if it was sent and not listed yet.
     """
 
     size: int
@@ -128,7 +128,7 @@ class Storage:
 
     @contextmanager
     def named_by_url(self) -> Iterator[None]:
-        """Put the URL where an error names the working copy."""
+        """Replace the path of the working copy by the URL in errors."""
         try:
             yield
         except AutoLoRAEvalError as error:
@@ -136,10 +136,10 @@ class Storage:
             raise
 
     def fetch(self) -> None:
-        """Bring what is newer at the URL.
+        """Fetch the files that are newer at the URL.
 
         Raises:
-            UsageError: if it is not a run folder, or has a name that no file of a run has.
+            UsageError: if it is not a run folder, or has a file with an invalid name.
             AutoLoRAEvalError: if the URL does not answer.
         """
         self._save()
@@ -149,8 +149,8 @@ class Storage:
         there, note = self._list(), self._note()
         if there and note is None and "manifest.json" not in there:
             raise UsageError(
-                f"'{self.url}' has files, but no manifest.json: it is not a run folder. Name an "
-                "empty place."
+                f"'{self.url}' has files, but no manifest.json: it is not a run folder. Use "
+                "the URL of an empty folder."
             )
         self._seen, own = note, note == self._token
         for name in self._known.keys() - there.keys():
@@ -180,7 +180,7 @@ class Storage:
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """Send what changes within the block; at its end, all that is left.
+        """Send changes during the block, and the rest at its end.
 
         Raises:
             AutoLoRAEvalError: if the URL does not answer. The working copy keeps everything.
@@ -223,7 +223,7 @@ class Storage:
                 pause = max(SECONDS_BETWEEN, 20 * (time.monotonic() - began))
 
     def send(self) -> None:
-        """Send what changed since it was sent: images, then the lists that name them.
+        """Send changed files: images, then the lists that name them.
 
         Raises:
             AutoLoRAEvalError: if another working copy writes at the URL.
@@ -232,7 +232,7 @@ class Storage:
             return
         self._claim()
         with tempfile.TemporaryDirectory(dir=self._home) as frozen:
-            # Lists are kept as they are before the images are looked for.
+            # Copy the lists before looking for images, so that all images that they name are sent.
             lists = {n: here for n, here in self._changed().items() if not n.endswith(".png")}
             for name in lists:
                 link_or_copy(self.copy / name, Path(frozen) / name)
@@ -255,7 +255,7 @@ class Storage:
         self._fs.put_file(str(file), f"{self._root}/{name}")
 
     def finish(self) -> None:
-        """Send all that is left, and compare with what is at the URL.
+        """Send the rest, and compare with the files at the URL.
 
         Raises:
             AutoLoRAEvalError: if the URL does not answer, or another working copy writes there.
@@ -285,10 +285,10 @@ class Storage:
             self._fs.rm_file(f"{self._root}/{name}")
 
     def _claim(self) -> None:
-        """Write the note of this working copy, unless it is there.
+        """Write the note of this working copy, unless it is there already.
 
         Raises:
-            AutoLoRAEvalError: if there is one of another that was not there at the start.
+            AutoLoRAEvalError: if another working copy has written its note since the start.
         """
         note = self._note()
         if note == self._token:
@@ -308,7 +308,7 @@ class Storage:
         self.claimed = True
 
     def _note(self) -> str | None:
-        """Return the working copy that wrote last at the URL."""
+        """Return the token of the working copy that wrote last at the URL; None without a note."""
         try:
             with self._fs.open(f"{self._root}/{LOCK}", "rb") as stream:
                 found: bytes = stream.read(300)
@@ -346,7 +346,7 @@ class Storage:
                     yield path.relative_to(self.copy).as_posix()
 
     def _here(self, name: str) -> _Known | None:
-        """Return the file of the working copy; None if there is none."""
+        """Return the state of a file in the working copy; None if it does not exist."""
         try:
             found = (self.copy / name).stat()
         except OSError:
@@ -362,23 +362,23 @@ class Storage:
         write_json(self._record, {"working_copy": self._token, "files": dict(self._known)})
 
     def _do(self, action: Callable[[Any], None], things: Collection[Any]) -> None:
-        """Do something in several threads. After a failure, the rest is left out."""
+        """Apply an action to things in several threads. Stop after a failure."""
         with ThreadPoolExecutor(_THREADS) as pool:
             for _ in pool.map(action, things):
                 pass
 
     def _insist(self, action: Callable[[], R], tries: int, otherwise: str) -> R:
-        """Do something again until it succeeds.
+        """Repeat an action until it succeeds.
 
         Raises:
-            AutoLoRAEvalError: if it never does, or as the action.
+            AutoLoRAEvalError: if it never succeeds, or the action raises it.
         """
         for n in range(tries):
             try:
                 return action()
             except AutoLoRAEvalError:
                 raise
-            except Exception as error:  # whatever one of fsspec's many file systems raises
+            except Exception as error:  # a file system of fsspec may raise anything
                 last = error
                 if n + 1 < tries:
                     time.sleep(FIRST_PAUSE * 2**n)
@@ -389,6 +389,5 @@ class Storage:
 
 
 def _mark(info: Json) -> str:
-    times = [v.replace(microsecond=0) if isinstance(v, datetime) else v for v in info.values()]
-    whole = dict(zip(info, times, strict=True))
-    return " ".join(str(whole[key]) for key in _MARKS if whole.get(key) is not None)
+    marks = [info[key] for key in _MARKS if info.get(key) is not None]
+    return " ".join(str(m.replace(microsecond=0) if isinstance(m, datetime) else m) for m in marks)

@@ -16,7 +16,7 @@ from autolora_eval._errors import UsageError
 from autolora_eval._text import pluralize
 from autolora_eval.plugins.registry import Origin, Registry
 from autolora_eval.plugins.third_party import source_fingerprint
-from autolora_eval.runs.columns import is_no_measure
+from autolora_eval.runs.columns import is_taken_in_diversity
 from autolora_eval.runs.records import DiversityMetricRecord
 from autolora_eval.scoring.diversity import Diversity, Floats, as_array, sum_of_units
 
@@ -153,7 +153,7 @@ def _check_name(name: object) -> None:
             f"{name!r} cannot be the name of a diversity metric, since it names a column of the "
             "tables: expected up to 40 lower-case letters, digits and '_', the first a letter."
         )
-    if is_no_measure(name):
+    if is_taken_in_diversity(name):
         raise UsageError(
             f"'{name}' cannot be the name of a diversity metric: the tables use that column name. "
             "Choose another one that does not begin with 'div_' or end in '_low', '_high', "

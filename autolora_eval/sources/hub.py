@@ -11,11 +11,11 @@ from autolora_eval.sources.model_source import Source
 
 
 def local_lora(source: Source) -> Path:
-    """Return the LoRA's file on this machine, fetching it from the hub if need be.
+    """Return the LoRA's file on this machine; it is fetched from the hub if needed.
 
     Raises:
-        AutoLoRAEvalError: the hub repository has no single `.safetensors`, or cannot be reached;
-            or it is a file that its user must get first.
+        AutoLoRAEvalError: if the hub repository has not exactly one `.safetensors` or cannot be
+            reached, or the user must get the file first.
     """
     if source.kind == "absent":
         raise AutoLoRAEvalError(absent(source))
@@ -41,7 +41,7 @@ def local_lora(source: Source) -> Path:
 
 @contextmanager
 def hub_cache_only() -> Iterator[None]:
-    """Let the hub's client answer from its cache while the block runs, and fail otherwise."""
+    """Let the hub's client answer from its cache only, during the block."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -53,12 +53,12 @@ def hub_cache_only() -> Iterator[None]:
 
 
 def in_cache(source: Source, marker: str) -> bool:
-    """Tell whether a hub model's `marker` file is in the local cache."""
+    """Return whether a hub model's `marker` file is in the local cache."""
     return cached(source, marker) is not None
 
 
 def cached(source: Source, name: str) -> Path | None:
-    """Return a file of a model folder, or of a hub model as the local cache has it, or None."""
+    """Return a file of a model, in its folder or in the local cache of the hub, or None."""
     if source.kind != "hub":
         file = source.path / name
         return file if file.is_file() else None
@@ -69,7 +69,7 @@ def cached(source: Source, name: str) -> Path | None:
 
 
 def fetched(source: Source, name: str) -> Path | None:
-    """Return a file of a model, fetched from the hub if need be; None if it is not to be had."""
+    """Return a file of a model, fetched from the hub if needed; None if it is unavailable."""
     here = cached(source, name)
     if here is not None or source.kind != "hub":
         return here
@@ -83,7 +83,7 @@ def fetched(source: Source, name: str) -> Path | None:
 
 
 def hub_refusal(source: Source) -> str | None:
-    """Ask the hub for a repository; return None if it is there, else why it cannot be had."""
+    """Ask the hub for a repository. Return why it is unavailable, or None if it is there."""
     from huggingface_hub import HfApi
 
     try:
@@ -105,7 +105,7 @@ def hub_files(source: Source) -> list[str] | None:
 
 
 def unreachable(sources: list[Source], reason: str) -> str:
-    """Return the message for models on the hub that cannot be had: what, why, what to do."""
+    """Return the message for models that are neither in the cache nor available from the hub."""
     commands = [
         f"hf download {source.location}"
         + (f" --revision {source.revision}" if source.revision else "")
@@ -120,5 +120,5 @@ def unreachable(sources: list[Source], reason: str) -> str:
 
 
 def absent(source: Source) -> str:
-    """Return the message for a file that its user must get first."""
+    """Return the message for a file that the user must get first."""
     return f"the LoRA '{source.location}' is not here. {source.how_to_get()}"

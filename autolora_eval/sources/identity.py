@@ -1,6 +1,6 @@
-"""What a model is: the hash of the files that are loaded, or its commit on the hub.
+"""The identity of a model: the hash of the files that are loaded, or its commit on the hub.
 
-It is part of content keys and of the manifest. What is not here is fetched.
+It is part of content keys and of the manifest. Files that are not on this machine are fetched.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _VOCABULARIES = ("vocab.txt", "merges.txt", "dict.txt")
 _VARIANT = re.compile(r"[^.]+\.(.+?)(-\d+-of-\d+)?\.safetensors")
 # Smaller files are hashed in under 20 ms.
 _REMEMBERED_BYTES = 16 * 1024**2
-# A file that was written so shortly ago may be written again without a new time.
+# A file that was written more recently may be written again without a new time.
 _SETTLED_NS = 2_000_000_000
 
 
 def identity(source: Source, variant: str | None = None) -> Json:
-    """Return what decides a model's numbers.
+    """Return the identity of a model.
 
     Args:
         source: a folder or file is hashed; a hub id is resolved to its commit.
@@ -41,16 +41,14 @@ def identity(source: Source, variant: str | None = None) -> Json:
     if source.kind == "file":
         return lora_identity(source)
     digest = hashlib.sha256()
-    for name, file in sorted(
-        (file.relative_to(source.path).as_posix(), file)
-        for file in _loaded_files(source.path, variant)
-    ):
+    files = {f.relative_to(source.path).as_posix(): f for f in _loaded_files(source.path, variant)}
+    for name, file in sorted(files.items()):
         digest.update(f"{name}\0{remembered_sha256(file)}\n".encode())
     return {"name": source.name, "kind": source.kind, "sha256": digest.hexdigest()}
 
 
 def lora_identity(source: Source) -> Json:
-    """Return what a LoRA is: the hash of its file, which is fetched if need be."""
+    """Return the identity of a LoRA: the hash of its file, which is fetched if needed."""
     digest = remembered_sha256(local_lora(source))
     return {"name": source.name, "kind": source.kind, "sha256": digest}
 
@@ -83,9 +81,9 @@ def _state(file: Path) -> list[int]:
 
 
 def _loaded_files(folder: Path, variant: str | None) -> Iterator[Path]:
-    """Yield the files of a model folder that may be loaded; a model may also be a single file.
+    """Yield the files of a model that may be loaded; a model may also be a single file.
 
-    Of a pipeline these are its index and the files of its components.
+    A pipeline's files are its index and those of its components.
     """
     if folder.is_file():
         yield folder

@@ -21,8 +21,8 @@ _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD")
 def expanded(text: str) -> str:
     """Return a path or address with `${VAR}` and `${VAR:-default}` replaced.
 
-    As in a shell, the default also stands in for an empty value. Only the one who uses a path or
-    address expands it: manifest and report keep the text of the benchmark file.
+    As in a shell, the default also replaces an empty value. Expand a path or address only where it
+    is used: manifest and report keep the text of the benchmark file.
 
     Raises:
         UsageError: if a variable may not be read, or is not set and has no default.
@@ -61,7 +61,7 @@ def key_problem(name: str) -> str | None:
 
 
 def _allowed() -> list[str]:
-    """Return the names that the user allows besides, separated by commas."""
+    """Return the further names that the user allows."""
     return [name.strip() for name in os.environ.get(ALLOW, "").split(",")]
 
 
@@ -106,41 +106,42 @@ def miniature_folder(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Lookup:
-    """Where relative paths are looked up: the benchmark file's folder, its parent, here, shipped.
+    """The folders in which relative paths are looked up.
 
-    The parent serves the usual layout, `benchmarks/x.yaml` beside `prompts/`; what is shipped
-    comes last, so that anyone's benchmark can name `prompts/rubrics/pixel_art.yaml`.
+    They are the benchmark file's folder, its parent, the working directory and the shipped files.
+    The parent serves the usual layout, `benchmarks/x.yaml` beside `prompts/`. The shipped files
+    come last, so that any benchmark can name `prompts/rubrics/pixel_art.yaml`.
     """
 
     folders: tuple[Path, ...]
 
     @classmethod
     def beside(cls, benchmark_file: Path) -> Lookup:
-        """Return the look-up of a benchmark file."""
+        """Return the folders for a benchmark file."""
         here = benchmark_file.resolve().parent
         return cls(tuple(dict.fromkeys((here, here.parent, Path.cwd(), shipped_root()))))
 
     def find(self, name: str) -> Path | None:
-        """Return the first place where `name` exists, with its variables replaced."""
+        """Return the first existing path of `name`, with its variables replaced."""
         name = expanded(name)
         try:
             path = Path(name).expanduser()
-            places = [path] if path.is_absolute() else [folder / path for folder in self.folders]
-            return next((place.resolve() for place in places if place.exists()), None)
-        except (OSError, RuntimeError):  # no name of a file: too long, or the home of nobody
+            paths = [path] if path.is_absolute() else [folder / path for folder in self.folders]
+            return next((path.resolve() for path in paths if path.exists()), None)
+        except (OSError, RuntimeError):  # too long for a path, or the home of an unknown user
             return None
 
     def file(self, name: str, what: str) -> Path:
         """Return the file that `name` names.
 
         Raises:
-            UsageError: there is none, with the places that were searched.
+            UsageError: if there is none. The message lists the folders.
         """
         found = self.find(name) or _file_of_package(expanded(name))
         if found is None or not found.is_file():
-            places = ", ".join(str(folder) for folder in self.folders)
+            folders = ", ".join(map(str, self.folders))
             near = did_you_mean(Path(name).name, self._neighbours(name), or_list=False)
-            raise UsageError(f"no such {what}: '{name:.300}' (looked in {places}).{near}")
+            raise UsageError(f"no such {what}: '{name:.300}' (looked in {folders}).{near}")
         return found
 
     def _neighbours(self, name: str) -> list[str]:

@@ -29,13 +29,13 @@ class Source:
     """A model's origin, found but not loaded.
 
     Attributes:
-        name: as the benchmark file states it.
+        name: the text in the benchmark file.
         kind: `folder` and `file` are on this machine; `hub` is fetched through the hub's cache;
-            `absent` is a file that its user must get first.
+            `absent` is a file that the user must get first.
         location: absolute path, or hub id.
         revision: commit, tag or branch on the hub.
-        weight_name: the weight file within a folder or hub repository, where it matters.
-        obtain: how an absent file is to be had.
+        weight_name: the weight file of a LoRA in a hub repository.
+        obtain: how to get an absent file.
     """
 
     name: str
@@ -46,24 +46,24 @@ class Source:
     obtain: str | None = None
 
     def how_to_get(self) -> str:
-        """Return what to do about an absent file: where it is from, and where to put it.
+        """Return where to get an absent file, and where to put it.
 
-        The place stands where the benchmark writes `{place}`, or at the end.
+        The benchmark's text may say the latter by `{place}`.
         """
-        place = Path(self.location).expanduser()
-        where = str(place) if place.is_absolute() else f"{place} below {Path.cwd()}"
+        path = Path(self.location).expanduser()
+        place = str(path) if path.is_absolute() else f"{path} below {Path.cwd()}"
         text = str(self.obtain)
         text = text if "{place}" in text else f"{text} Put the file at {{place}}."
-        return text.replace("{place}", where)
+        return text.replace("{place}", place)
 
     @property
     def path(self) -> Path:
-        """The place on this machine of a folder or file."""
+        """The path of a folder or file."""
         return Path(self.location)
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name has the form of a hub id."""
+    """Return whether a name has the form of a hub id."""
     return _HUB_ID.match(name) is not None
 
 
@@ -75,19 +75,19 @@ def find_model(
     Args:
         name: folder, hub id or `miniature:NAME`.
         revision: for a hub id.
-        lookup: where relative folders are looked up.
+        lookup: the folders for relative paths.
         marker: the file that a folder must have: `model_index.json` or `config.json`.
         needs_weights: False if only its other files are read.
 
     Raises:
-        UsageError: neither a folder with `marker` and safe weights nor a hub id.
+        UsageError: if it is neither a folder with `marker` and safe weights nor a hub id.
     """
     wanted = expanded(name)
     if wanted.startswith(MINIATURE):
         _refuse_revision(name, revision)
         return Source(name, "folder", str(_miniature(wanted)))
     found = lookup.find(wanted)
-    if found is None and _HUB_ID.match(wanted):
+    if found is None and is_hub_id(wanted):
         return Source(name, "hub", wanted, revision)
     if found is None:
         raise UsageError(
@@ -114,10 +114,11 @@ def find_lora(
 ) -> Source:
     """Return the source of a LoRA: a `.safetensors` file, a folder with one, or a hub id.
 
-    A file that is not there is absent, not an error, if the benchmark says how to `obtain` it.
+    A missing file is not an error if the benchmark says how to `obtain` it.
 
     Raises:
-        UsageError: nothing there, several weight files and no `weight_name`, or a pickle.
+        UsageError: if it is missing, a pickle, or one of several weight files without a
+            `weight_name`.
     """
     if weight_name is not None and Path(weight_name).suffix in _PICKLES:
         raise UsageError(f"weight_name '{weight_name}' is a pickle: {PICKLE_ADVICE}")
@@ -128,11 +129,12 @@ def find_lora(
     found = lookup.find(wanted)
     if Path(wanted).suffix in _PICKLES:
         raise UsageError(f"'{name}' is a pickle: {PICKLE_ADVICE}")
-    if found is None and _HUB_ID.match(wanted) and not wanted.endswith(".safetensors"):
-        return Source(name, "hub", wanted, revision, weight_name)
-    if found is None and obtain is not None and wanted.endswith(".safetensors"):
-        return Source(name, "absent", wanted, obtain=obtain.strip())
     if found is None:
+        is_file = wanted.endswith(".safetensors")
+        if is_hub_id(wanted) and not is_file:
+            return Source(name, "hub", wanted, revision, weight_name)
+        if is_file and obtain is not None:
+            return Source(name, "absent", wanted, obtain=obtain.strip())
         raise UsageError(
             f"no such LoRA: '{name}'. Expected a .safetensors file, a folder with one, or a "
             "hub id such as 'owner/name'. A LoRA from civitai needs a login there: download the "
@@ -173,10 +175,10 @@ def _refuse_revision(name: str, revision: str | None) -> None:
 
 
 def _refuse_pickles(folder: Path, name: str) -> None:
-    """Refuse a model folder whose weights are only there as pickles."""
-    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-        files = {path.suffix for path in place.iterdir() if path.is_file()}
-        if files.intersection(_PICKLES) and ".safetensors" not in files:
+    """Refuse a model folder that has weights as pickles only."""
+    for part in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        suffixes = {path.suffix for path in part.iterdir() if path.is_file()}
+        if suffixes.intersection(_PICKLES) and ".safetensors" not in suffixes:
             raise UsageError(f"'{name}' holds weights as a pickle: {PICKLE_ADVICE}")
 
 
@@ -185,16 +187,17 @@ def _miniature(name: str) -> Path:
 
 
 def stated_license(source: Source) -> str | None:
-    """Return the licence that the model card in a model's folder states; None if it is unknown.
+    """Return the licence in the model card of a model's folder; None if it is unknown.
 
-    A folder with several LoRAs has no card of one of them.
+    The card of a folder with several LoRAs may be about another one.
     """
+    if source.kind not in ("folder", "file"):
+        return None
     folder = source.path if source.kind == "folder" else source.path.parent
-    one = source.kind == "folder" or len(list(folder.glob("*.safetensors"))) == 1
-    if source.kind not in ("folder", "file") or not one:
+    if source.kind == "file" and len(list(folder.glob("*.safetensors"))) != 1:
         return None
     try:
-        # Not by huggingface_hub, whose import takes half a second.
+        # The import of huggingface_hub, which can read cards, takes half a second.
         head = _CARD_HEAD.match((folder / "README.md").read_text(encoding="utf-8-sig"))
         stated = yaml.safe_load(head[1]) if head else None
     except (OSError, ValueError, yaml.YAMLError):

@@ -315,6 +315,6 @@ def test_a_device_that_is_not_here_is_named() -> None:
         with pytest.raises(AutoLoRAEvalError, match=r"sees .* CUDA device"):
             choose_device("cuda:99")
     else:
-        with pytest.raises(AutoLoRAEvalError, match=r"wants device 'cuda', but .* sees 0 CUDA"):
+        with pytest.raises(AutoLoRAEvalError, match=r"asks for device 'cuda', but .* sees 0 CUDA"):
             choose_device("cuda")
         assert choose_device("auto") == "cpu"

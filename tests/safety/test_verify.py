@@ -45,7 +45,9 @@ def change_features(plan: Plan, folder: RunFolder) -> str:
 
 def test_features_that_were_changed_are_refused(plan: Plan, folder: RunFolder) -> None:
     file = change_features(plan, folder)
-    with pytest.raises(AutoLoRAEvalError, match=r"Cannot read features .* not those of its check"):
+    with pytest.raises(
+        AutoLoRAEvalError, match=r"Cannot read features .* do not match its checksum"
+    ):
         read_features(folder.path / file)
 
 
