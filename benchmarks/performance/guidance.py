@@ -15,6 +15,7 @@ from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 
 from autolora_eval._devices import quiet_libraries
+from autolora_eval.config.gpu_memory import choose_guidance_batching
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
@@ -29,7 +30,7 @@ RATIOS = [
     ("CFG / standard pipeline", "cfg", "standard", "≤ 1.00"),
     ("AutoLoRA+CFG / naive four passes", "autolora", "naive", "≤ 0.80"),
     ("AutoLoRA+CFG / CFG", "autolora", "cfg", "≤ 1.7"),
-    ("AutoLoRA+CFG, batching all / conditions", "mixed", "autolora", ""),
+    ("AutoLoRA+CFG, batching all / conditions", "all", "conditions", ""),
 ]
 Run = Callable[[], object]
 
@@ -45,7 +46,9 @@ def competitors(model: str) -> dict[str, Run]:
     prompts, seeds = [f"a red apple {n}" for n in range(BATCH)], range(BATCH)
     encoded = _encoded(standard, prompts)
 
-    def guided(guider: BaseGuidance, batching: GuidanceBatching = "conditions") -> object:
+    chosen = choose_guidance_batching("auto", resolved, "float32", BATCH, card=0)
+
+    def guided(guider: BaseGuidance, batching: GuidanceBatching = chosen) -> object:
         ours.guidance_batching = batching
         steps = {"num_inference_steps": STEPS, "size": (SIDE, SIDE)}
         return ours.sample(prompts, seeds, guider, **steps)  # type: ignore[arg-type]
@@ -60,7 +63,8 @@ def competitors(model: str) -> dict[str, Run]:
         "naive": lambda: naive(standard, encoded, seeds),
         "cfg": lambda: guided(ClassifierFreeGuidance(guidance_scale=W)),
         "autolora": lambda: guided(AutoLoRAGuidance(GAMMA, W)),
-        "mixed": lambda: guided(AutoLoRAGuidance(GAMMA, W), "all"),
+        "conditions": lambda: guided(AutoLoRAGuidance(GAMMA, W), "conditions"),
+        "all": lambda: guided(AutoLoRAGuidance(GAMMA, W), "all"),
     }
 
 

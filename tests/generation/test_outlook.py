@@ -53,7 +53,7 @@ def folder(data: Data, plan_of: PlanOf, tmp_path: Path) -> RunFolder:
     folder, plan = RunFolder(tmp_path / "run"), plan_of(data)
     keys, settings = {}, {}
     for cell in plan.cells:
-        here = ModelOnDevice(cell.model, [cell], "cpu", "float32", 1, "conditions")
+        here = ModelOnDevice(cell.model, [cell], "cpu", "float32", 1, "all")
         found = here.settings(cell)
         keys[cell.id] = content_hash(found)
         settings[keys[cell.id]] = found
