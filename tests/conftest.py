@@ -9,6 +9,7 @@ import operator
 import os
 import re
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,18 +90,21 @@ def _a_cache_of_its_own(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one test has had judged must not answer another's questions."""
-    monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    # Not `mktemp`, which lists the folders of all tests so far.
+    own = tmp_path_factory.getbasetemp() / "caches" / uuid.uuid4().hex
+    monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(own))
 
 
 @pytest.fixture(autouse=True)
 def _no_modules_of_other_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Forget where a test imported from, and what it wrote and imported: names may come again."""
+    """Restore `sys.path`, and forget modules that the test wrote: others may have their names."""
     path = list(sys.path)
     yield
     sys.path[:] = path
     base = str(tmp_path_factory.getbasetemp())
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(base):
+        # Not `getattr`, which lazy modules answer by importing others.
+        if str(getattr(module, "__dict__", {}).get("__file__")).startswith(base):
             del sys.modules[name]
 
 

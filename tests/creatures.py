@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.character import TRAITS, draw_character
+from recipes.character import BELLY, FEET, SKIN, TIPS, TRAITS, WHITE, draw_character
 from recipes.domain import BACKGROUNDS
+
+# The colour of each trait's largest part.
+COLOURS = {"skin": SKIN, "horns": TIPS, "eyes": WHITE, "belly": BELLY, "feet": FEET}
 
 
 def creatures(folder: Path, each: int, seed: int) -> list[tuple[Path, int]]:

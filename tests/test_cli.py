@@ -236,14 +236,6 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finished]:
     return run
 
 
-def test_an_unexpected_error_exits_with_1_and_names_the_debug_option(failing) -> None:
-    done = failing(ZeroDivisionError("division by zero"))
-    assert done.code == 1
-    first, second = done.stderr.splitlines()
-    assert first.startswith("error: an unexpected ZeroDivisionErr")
-    assert second.endswith("To see it, run: autolora-eval --debug …")
-
-
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(failing) -> None:
     done = failing(ZeroDivisionError("division by zero"), "--debug")
     assert done.code == 1

@@ -32,7 +32,7 @@ def pipeline(tmp_path: Path) -> Path:
     return shutil.copytree(miniature_folder("sdxl"), tmp_path / "sdxl")
 
 
-def test_files_that_are_not_loaded_do_not_change_what_a_pipeline_is(pipeline: Path) -> None:
+def test_files_that_are_not_loaded_do_not_change_the_identity(pipeline: Path) -> None:
     before = identity(source(pipeline))
     for name in (
         *("notes.txt", "single_file.safetensors", "samples/prompts.json", "unet/notes.txt"),
@@ -45,7 +45,7 @@ def test_files_that_are_not_loaded_do_not_change_what_a_pipeline_is(pipeline: Pa
 
 
 @pytest.mark.parametrize("name", LOADED)
-def test_every_loaded_file_changes_what_a_pipeline_is(pipeline: Path, name: str) -> None:
+def test_every_loaded_file_changes_the_identity_of_a_pipeline(pipeline: Path, name: str) -> None:
     before = identity(source(pipeline))
     with (pipeline / name).open("a") as stream:
         stream.write("\n")

@@ -30,7 +30,7 @@ def methods(example_package: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     return run
 
 
-def test_the_list_fits_the_terminal_and_names_what_is_broken(methods) -> None:
+def test_the_list_fits_the_terminal_and_names_broken_methods(methods) -> None:
     shown = methods()
     assert max(map(len, shown.splitlines())) <= 80
     text = " ".join(shown.split())
@@ -73,7 +73,7 @@ def test_every_guider_of_diffusers_is_listed_with_its_constructor_s_parameters()
                 assert parameter.default == repr(taken[parameter.name].default)
 
 
-def test_one_is_told_of_by_name_class_or_path(tmp_path: Path) -> None:
+def test_one_is_described_by_name_class_or_path(tmp_path: Path) -> None:
     (tmp_path / "listed_for_test.py").write_text(
         "def sketch(prompt, seed, model, *, lines: int):\n    'Draws.'\n"
     )
@@ -102,7 +102,7 @@ def test_one_is_told_of_by_name_class_or_path(tmp_path: Path) -> None:
         ("math.pi", "'math.pi' is a value of type float, not a subclass of"),
     ],
 )
-def test_what_is_not_there_is_answered_with_the_nearest(name: str, message: str) -> None:
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         listed_as([name])
     assert message in str(caught.value)

@@ -20,7 +20,7 @@ from pretended_gpu import GPU, OnGPU, pretended_gpu
 from rubrics import shipped
 from scored_run import picture
 from tiny_flow_models import make_qwen_image, make_sd3, make_z_image
-from tiny_models import ENCODER, SIZE, UNET, TinyModel, make_lora, make_sdxl, tiny_plan, write_lora
+from tiny_models import ENCODER, SIZE, UNET, TinyModel, make_sdxl, tiny_plan, write_lora
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import sha256_file
@@ -44,14 +44,8 @@ pytestmark = pytest.mark.model
 
 CPU = torch.device("cpu")
 TEXT = {"text_encoder": ENCODER}
-SCHEDULERS = (
-    "DPMSolverMultistep",
-    "UniPCMultistep",
-    "EulerAncestralDiscrete",
-    "DDIM",
-    "LCM",
-    "HeunDiscrete",
-)
+SCHEDULERS = ("DPMSolverMultistep", "UniPCMultistep", "EulerAncestralDiscrete", "DDIM", "LCM")
+SCHEDULERS += ("HeunDiscrete",)
 OWN = '''
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
@@ -86,21 +80,25 @@ GUIDED = [
 ]
 
 
+def with_lora(folder: Path, parts: dict[str, tuple[str, ...]], kohya: bool = False) -> TinyModel:
+    """A pipeline folder, with a LoRA of these parts beside it."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    file = folder.with_suffix(".safetensors")
+    return TinyModel(folder, file, write_lora(pipe, file, parts, kohya=kohya))
+
+
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A tiny SDXL whose LoRA tunes the text encoders too."""
     folder = make_sdxl(tmp_path_factory.mktemp("model") / "sdxl")
-    file = folder.parent / "lora.safetensors"
-    return TinyModel(folder, file, make_lora(folder, file, kohya=True, text_encoders=True))
+    return with_lora(folder, {"unet": UNET, "text_encoder_2": ENCODER} | TEXT, kohya=True)
 
 
 @pytest.fixture(scope="module")
 def sd3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A tiny SD3 whose LoRA tunes a text encoder too."""
     folder = make_sd3(tmp_path_factory.mktemp("model") / "sd3")
-    file = folder.parent / "lora.safetensors"
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
-    return TinyModel(folder, file, write_lora(pipe, file, {"transformer": UNET} | TEXT))
+    return with_lora(folder, {"transformer": UNET} | TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +178,7 @@ def images(
 
 @pytest.fixture
 def moves(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
-    """The networks that move, by class, each with where to."""
+    """The class of each network that moves, and where it moves to."""
     seen: list[tuple[str, str]] = []
     move = torch.nn.Module.to
 
@@ -212,13 +210,8 @@ def test_offloaded_runs_of_guiders_and_samplers_have_the_bits_of_resident_ones(
 
 @pytest.mark.parametrize("make", [make_sd3, make_qwen_image, make_z_image])
 def test_other_pipelines_leave_no_tensor_behind(make, tmp_path) -> None:
-    folder = make(tmp_path / "pipeline")
-    file = tmp_path / "lora.safetensors"
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
-    tuned = {"transformer": UNET}
-    if make is make_sd3:
-        tuned |= {"text_encoder": ENCODER}
-    model = TinyModel(folder, file, write_lora(pipe, file, tuned))
+    text = TEXT if make is make_sd3 else {}
+    model = with_lora(make(tmp_path / "pipeline"), {"transformer": UNET} | text)
     keys = {"width": 32, "height": 32}
     methods = {name: {"guider": name} for name in ("cfg", "autolora")}
     resident = images(model, tmp_path / "none", methods, **keys)
@@ -285,14 +278,8 @@ def test_the_judge_in_process_takes_every_tensor_to_the_gpu(tmp_path, keys) -> N
     requests = pictured(tmp_path, [Question("a", "b"), Question("", "c")])
 
     def loaded(device: str) -> TransformersJudge:
-        return judge(
-            miniature_folder("judge"),
-            rubric if keys else None,
-            device,
-            dtype="float32",
-            batch_size=2,
-            **keys,
-        )
+        asked, given = (rubric if keys else None), {"dtype": "float32", "batch_size": 2}
+        return judge(miniature_folder("judge"), asked, device, **given, **keys)
 
     with pretended_gpu():
         there = loaded("cuda:0")

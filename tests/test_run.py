@@ -332,7 +332,7 @@ def test_the_manifest_says_what_the_run_is_made_of(benchmark: Path, first: Run) 
     assert said["hardware"]["cores"] >= 1
 
 
-def test_the_manifest_names_no_place_of_this_machine(benchmark: Path, first: Run) -> None:
+def test_the_manifest_names_no_folder_of_this_machine(benchmark: Path, first: Run) -> None:
     """But the benchmark's file, as the user gave it."""
     text = first.folder.manifest.read_text().replace(str(benchmark), "")
     places = [benchmark.parent, first.folder.path, Path(autolora_eval.__file__).parent, Path.home()]
@@ -340,7 +340,7 @@ def test_the_manifest_names_no_place_of_this_machine(benchmark: Path, first: Run
 
 
 @pytest.mark.parametrize("kind", ["absent", "empty", "file"])
-def test_what_is_no_run_folder_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_run_folder_is_refused(kind: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match=r"is not a run folder: it has no manifest\.json"):

@@ -30,7 +30,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Changes the machine: each has a cache, and so working copies, of its own."""
+    """A function that changes the machine: each has its own cache and working copies."""
 
     def change(name: str) -> None:
         monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(tmp_path / name))
@@ -153,7 +153,7 @@ def test_a_server_that_lost_its_files_gets_them_again(machine, memory) -> None:
     assert set(there()) == {MANIFEST, IMAGE}
 
 
-def test_what_a_lost_server_did_not_get_the_same_command_sends(machine, monkeypatch) -> None:
+def test_the_same_command_sends_what_a_lost_server_did_not_get(machine, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         fails(patch, 1000)
         with pytest.raises(AutoLoRAEvalError) as failed, working_copy(URL) as copy:
@@ -248,7 +248,7 @@ def test_a_folder_of_this_machine_is_a_place_too(machine, tmp_path) -> None:
     assert found == {"manifest.json", "3.png", ".lock"}
 
 
-def test_files_of_something_else_are_left_alone(machine, memory) -> None:
+def test_files_of_something_else_are_not_changed(machine, memory) -> None:
     memory[f"{ROOT}/thesis.txt"] = MemoryFileSystem().open("/x", "wb")
     failed = run_command("run", "quickstart", "--output", URL)
     assert failed.code == 2

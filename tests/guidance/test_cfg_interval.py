@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
@@ -52,20 +50,20 @@ def test_it_is_cfg_within_and_the_conditional_prediction_outside(start, stop, nu
         assert torch.allclose(found, guided if within else cond(step), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("w", "num_steps"), list(itertools.product((0.0, 1.0, 5.0), (1, 10, 50))))
-def test_over_all_steps_it_is_cfg(w: float, num_steps: int) -> None:
-    own = RULE.parameters.model_validate({"guidance_scale": w})
-    plain = CFG.parameters.model_validate({"guidance_scale": w})
-    assert RULE.nfe(own, num_steps) == CFG.nfe(plain, num_steps)
+@pytest.mark.parametrize("w", [0.0, 1.0, 5.0])
+def test_over_all_steps_it_is_cfg(w: float) -> None:
+    own, plain = (method.parameters(guidance_scale=w) for method in (RULE, CFG))
+    for num_steps in (1, 10, 50):
+        assert RULE.nfe(own, num_steps) == CFG.nfe(plain, num_steps)
 
 
 @pytest.mark.parametrize(("start", "stop"), AT_THE_EDGE)
-def test_an_interval_after_the_last_step_is_none(start: float, stop: float) -> None:
+def test_an_interval_after_the_last_step_contains_no_step(start: float, stop: float) -> None:
     found = predictions({"guidance_scale": 3.0, "start": start, "stop": stop}, 10)
     assert [passes for passes, _ in found] == [1] * 10
 
 
-def test_the_scale_is_the_models_where_it_is_not_stated() -> None:
+def test_the_default_scale_is_the_models() -> None:
     assert [p.item() for p in predictions({}, 1)[0][1].flatten()[:1]] == [-2.0 + 5.0 * 3.0]
 
 

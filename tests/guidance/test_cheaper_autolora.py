@@ -27,16 +27,16 @@ def test_with_its_own_difference_it_is_equation_7() -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), SPANS)
-@pytest.mark.parametrize(("steps", "every"), list(itertools.product((1, 7, 20, 28), (1, 2, 5, 40))))
-def test_it_takes_cfgs_passes_and_two_at_every_kth_step(steps, every, start, stop) -> None:
-    # Hundredths of the steps in whole numbers, which have no rounding.
-    first, last = (round(100 * edge) * steps // 100 for edge in (start, stop))
+def test_it_takes_cfgs_passes_and_two_at_every_kth_step(start, stop) -> None:
     span = {"start": start, "stop": stop}
-    reuse = REUSE.parameters(**span, base_every=every).with_model_defaults(3.0)
-    assert REUSE.nfe(reuse, steps) == 2 * steps + 2 * -(-(last - first) // every)
-    assert announced_nfe(REUSE.build(reuse), steps) == REUSE.nfe_of_steps(reuse, steps)
     interval = INTERVAL.parameters(**span).with_model_defaults(3.0)
-    assert INTERVAL.nfe(interval, steps) == 2 * steps + 2 * (last - first)
+    for steps, every in itertools.product((1, 7, 20, 28), (1, 2, 5, 40)):
+        # Hundredths of the steps in whole numbers, which have no rounding.
+        first, last = (round(100 * edge) * steps // 100 for edge in (start, stop))
+        reuse = REUSE.parameters(**span, base_every=every).with_model_defaults(3.0)
+        assert REUSE.nfe(reuse, steps) == 2 * steps + 2 * -(-(last - first) // every)
+        assert announced_nfe(REUSE.build(reuse), steps) == REUSE.nfe_of_steps(reuse, steps)
+        assert INTERVAL.nfe(interval, steps) == 2 * steps + 2 * (last - first)
 
 
 def test_a_base_branch_without_cfg_takes_one_pass_and_no_pass_at_gamma_one() -> None:
@@ -79,7 +79,7 @@ def test_a_difference_of_another_image_is_never_taken() -> None:
         ask(guider, 5)
 
 
-def test_at_gamma_zero_there_is_nothing_to_reuse() -> None:
+def test_reuse_at_gamma_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="autolora_scale 0 is the base model alone"):
         AutoLoRAGuidance(0.0, base_every=2)
     with pytest.raises(ValueError, match="base_every is 0; it must be at least 1"):

@@ -21,7 +21,7 @@ def imported_anew(path: str) -> str:
     return resolve_method("guider", path).code["sha256"]
 
 
-def test_code_is_told_apart_by_its_sources_though_its_version_stays(site: Path) -> None:
+def test_code_of_one_version_is_identified_by_its_sources(site: Path) -> None:
     path, package = "pack_mod.guiders.A", site / "pack_mod"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -62,7 +62,7 @@ def helped(site: Path, name: str, helper: str) -> None:
     (site / f"{name}.py").write_text(USES_HELPER.format(helper=helper) + text)
 
 
-def test_what_a_file_imports_from_beside_it_is_part_of_the_code(site: Path) -> None:
+def test_modules_that_a_file_imports_from_its_folder_are_part_of_the_code(site: Path) -> None:
     """Images that an edited helper would change are made anew, however far it is."""
     path = "help_guider.A"
     helped(site, "help_guider", "help_near")
@@ -88,7 +88,7 @@ def test_a_helper_that_was_changed_after_its_import_is_refused(site: Path) -> No
     assert "stale_helper.py changed after it was imported" in refusal("guider", "stale_guider.A")
 
 
-def test_a_partial_is_told_by_what_it_calls_and_with_what(site: Path) -> None:
+def test_a_partial_is_identified_by_its_function_and_arguments(site: Path) -> None:
     text = (
         "from functools import partial\n"
         "def make(factor, prompt, seed, model, *, power=1.0): ...\n"

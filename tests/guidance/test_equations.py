@@ -48,39 +48,35 @@ def test_equation_7_by_hand_on_numbers() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scale_one_and_zero_give_one_branch_alone(seed: int) -> None:
+def test_scales_one_and_zero_give_a_single_branch(seed: int) -> None:
     first, second = draw(seed, 2)
     for equation in (classifier_free_guidance, autolora_guidance):
         np.testing.assert_allclose(equation(first, second, 1.0), second, atol=1e-14)
         np.testing.assert_array_equal(equation(first, second, 0.0), first)
 
 
-@pytest.mark.parametrize(
-    ("gamma", "w1", "w2"), list(itertools.product((0.0, 1.5), (1.0, 4.0), (0.5,)))
-)
-def test_equation_7_is_linear_in_the_predictions(gamma: float, w1: float, w2: float) -> None:
+def test_equation_7_is_linear_in_the_predictions() -> None:
     first, second = draw(1, 4), draw(2, 4)
     joint = [2.0 * a - 3.0 * b for a, b in zip(first, second, strict=True)]
-    apart = 2.0 * equation_7(*first, gamma, w1, w2) - 3.0 * equation_7(*second, gamma, w1, w2)
-    np.testing.assert_allclose(equation_7(*joint, gamma, w1, w2), apart, atol=1e-12)
+    for scales in itertools.product((0.0, 1.5), (1.0, 4.0), (0.5,)):
+        apart = 2.0 * equation_7(*first, *scales) - 3.0 * equation_7(*second, *scales)
+        np.testing.assert_allclose(equation_7(*joint, *scales), apart, atol=1e-12)
 
 
-@pytest.mark.parametrize(("gamma", "w1", "w2"), TRIPLES)
-def test_equation_7_of_equal_predictions_returns_them(gamma: float, w1: float, w2: float) -> None:
+def test_equation_7_of_equal_predictions_returns_them() -> None:
     """Its coefficients sum to 1."""
     (prediction,) = draw(3, 1)
-    np.testing.assert_array_equal(equation_7(*[prediction] * 4, gamma, w1, w2), prediction)
+    for scales in TRIPLES:
+        np.testing.assert_array_equal(equation_7(*[prediction] * 4, *scales), prediction)
 
 
-@pytest.mark.parametrize(("gamma", "w1", "w2"), TRIPLES)
-def test_only_predictions_with_a_nonzero_coefficient_are_needed(gamma, w1, w2) -> None:
+def test_only_predictions_with_a_nonzero_coefficient_are_needed() -> None:
     """The coefficient of each prediction is equation (7) of its unit vector, in exact fractions."""
     units = [[Fraction(int(i == j)) for j in range(4)] for i in range(4)]
-    coefficients = [
-        equation_7(*unit, Fraction(gamma), Fraction(w1), Fraction(w2)) for unit in units
-    ]
-    needed = tuple(name for name, c in zip(NAMES, coefficients, strict=True) if c != 0)
-    assert autolora_predictions(gamma, w1, w2) == needed
+    for scales in TRIPLES:
+        coefficients = [equation_7(*unit, *map(Fraction, scales)) for unit in units]
+        needed = tuple(name for name, c in zip(NAMES, coefficients, strict=True) if c != 0)
+        assert autolora_predictions(*scales) == needed, scales
 
 
 def test_scales_are_compared_up_to_rounding() -> None:

@@ -24,7 +24,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
-def test_every_guider_stands_there_with_its_source_formula_and_notes(name) -> None:
+def test_every_guider_is_listed_with_its_source_formula_and_notes(name) -> None:
     declared = DIFFUSERS_GUIDERS[name]
     section = TEXT.partition(f"### {name}\n")[2].partition("\n### ")[0]
     flowing = " ".join(section.split())
@@ -33,7 +33,7 @@ def test_every_guider_stands_there_with_its_source_formula_and_notes(name) -> No
 
 
 @pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
-def test_what_it_calls_refused_is_refused(name) -> None:
+def test_combinations_listed_as_refused_are_refused(name) -> None:
     for pipeline, cell in zip((SDXL, SD3), ROWS[name], strict=True):
         refused = DIFFUSERS_GUIDERS[name].refusal(acting(name, pipeline), pipeline) is not None
         assert refused == (cell == "refused"), (pipeline, cell)

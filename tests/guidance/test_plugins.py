@@ -21,7 +21,7 @@ from autolora_eval.guider_checks.runner import all_checks, check_command
 pytestmark = pytest.mark.e2e
 
 
-def test_a_guider_of_an_installed_package_goes_by_its_name(installed: Path) -> None:
+def test_a_guider_of_an_installed_package_is_found_by_its_name(installed: Path) -> None:
     rule = resolve_method("guider", "fading")
     assert rule.display_name == "FadingGuidance"
     assert rule.summary == "Classifier-free guidance whose scale falls linearly."
@@ -35,7 +35,7 @@ def test_a_guider_of_an_installed_package_goes_by_its_name(installed: Path) -> N
     assert rule.nfe(parameters, 7) == 14
 
 
-def test_the_laws_are_tried_on_a_guider_of_an_installed_package_by_its_name(installed) -> None:
+def test_a_guider_of_an_installed_package_is_checked_by_its_name(installed) -> None:
     console = Console(file=io.StringIO(), width=100)
     kept = check_command("fading", ["guidance_scale=3.0"], "sd3", console, Console(quiet=True))
     shown = console.file.getvalue()
@@ -48,7 +48,7 @@ def test_the_laws_are_tried_on_a_guider_of_an_installed_package_by_its_name(inst
         check_command("clipped_noise", [], "sd3", console, Console(quiet=True))
 
 
-def test_a_sampler_of_an_installed_package_goes_by_its_name(installed: Path) -> None:
+def test_a_sampler_of_an_installed_package_is_found_by_its_name(installed: Path) -> None:
     rule = resolve_method("sampler", "clipped_noise")
     assert rule.parameters.model_validate({}).model_dump() == {"limit": 2.0}
     assert rule.nfe(rule.parameters(), 7) is None
@@ -56,7 +56,7 @@ def test_a_sampler_of_an_installed_package_goes_by_its_name(installed: Path) -> 
     assert "write 'guider: fading'" in refusal("sampler", "fading")
 
 
-def test_a_broken_one_is_named_with_its_package_and_cause(installed: Path) -> None:
+def test_a_broken_method_is_reported_with_its_package_and_cause(installed: Path) -> None:
     assert refusal("guider", "broken") == (
         "the guider 'broken' of example-plugins 0.3.1 (example_plugins.broken.BrokenGuidance) is "
         "broken: 'example_plugins.broken.BrokenGuidance' cannot be imported: "
@@ -64,7 +64,7 @@ def test_a_broken_one_is_named_with_its_package_and_cause(installed: Path) -> No
     )
 
 
-def test_what_is_built_in_keeps_its_name(installed: Path) -> None:
+def test_a_package_cannot_take_a_built_in_name(installed: Path) -> None:
     assert resolve_method("guider", "cfg") is GUIDERS.find("cfg")
     listed = {(one.name, one.kind): one for one in catalogue() if one.group == INSTALLED}
     assert listed["cfg", "guider"].problem == (
@@ -80,7 +80,7 @@ def test_what_is_built_in_keeps_its_name(installed: Path) -> None:
     assert listed["broken", "guider"].source == "example-plugins 0.3.1"
 
 
-def test_two_packages_of_one_name_are_both_named_and_neither_is_taken(site: Path) -> None:
+def test_two_packages_with_one_method_name_are_both_named_and_refused(site: Path) -> None:
     for package in ("one", "two"):
         path = f"{package}_mod:Boost"
         entry = f"[autolora_eval.methods]\nboost = {path}\nof_{package} = {path}\n"
@@ -110,7 +110,7 @@ def test_two_packages_of_one_name_are_both_named_and_neither_is_taken(site: Path
         ("Y = 1\n", "AttributeError: module 'odd_mod' has no attribute 'X'"),
     ],
 )
-def test_whatever_is_wrong_with_a_package_is_said_of_it_alone(site, module, cause) -> None:
+def test_a_broken_package_is_reported_and_affects_no_other(site, module, cause) -> None:
     write_package(site, "odd", "[autolora_eval.methods]\nthing = odd_mod:X\n", odd_mod=module)
     assert refusal("guider", "thing").startswith("the guider 'thing' of odd 1.0 (odd_mod.X) is")
     assert cause in refusal("guider", "thing")
@@ -139,7 +139,7 @@ def test_a_module_beside_the_benchmark_needs_no_installation(tmp_path: Path) -> 
     assert "distribution" not in rule.code
 
 
-def test_a_module_beside_the_benchmark_takes_no_library_s_place(tmp_path: Path) -> None:
+def test_a_module_beside_the_benchmark_does_not_replace_a_library(tmp_path: Path) -> None:
     (tmp_path / "diffusers.py").write_text("raise RuntimeError('taken')\n")
     rule = resolve_method(
         "guider", "diffusers.guiders.TangentialClassifierFreeGuidance", (tmp_path,)
@@ -169,11 +169,11 @@ def test_a_module_beside_the_benchmark_takes_no_library_s_place(tmp_path: Path) 
         ("a b.c", "is not a dotted path such as"),
     ],
 )
-def test_what_cannot_be_found_is_answered_with_the_next_step(installed, given, message) -> None:
+def test_an_unknown_name_is_answered_with_the_next_step(installed, given, message) -> None:
     assert message in refusal("guider", given)
 
 
-def test_two_modules_of_one_name_in_one_process_are_not_taken_for_each_other(tmp_path) -> None:
+def test_a_second_module_of_one_name_in_a_process_is_refused(tmp_path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "twin_for_test.py").write_text(CLASS.format(name="A", doc=f"{name}."))
@@ -191,12 +191,12 @@ def test_a_file_that_an_installed_module_hides_is_named(tmp_path: Path) -> None:
     assert "hides" not in refusal("guider", "calendar.A")
 
 
-def test_a_plan_without_other_people_s_methods_imports_none_of_them(installed: Path) -> None:
+def test_a_plan_without_third_party_methods_imports_none_of_them(installed: Path) -> None:
     make_plan(load_benchmark("quickstart"))
     assert "example_plugins" not in sys.modules
 
 
-def test_a_benchmark_names_other_people_s_methods_beside_ours(
+def test_a_benchmark_mixes_third_party_and_built_in_methods(
     installed, planned, benchmark_data
 ) -> None:
     benchmark_data["methods"] |= {
@@ -270,7 +270,7 @@ class Fails(ClassifierFreeGuidance):
 """
 
 
-def test_a_constructor_that_ends_python_is_told_and_harms_nobody_else(site: Path) -> None:
+def test_a_constructor_that_ends_python_is_reported_and_affects_no_other(site: Path) -> None:
     """Its exit code 0 would otherwise be that of the command."""
     entry = "[autolora_eval.methods]\nexits = exits_mod:Exits\nfails = exits_mod:Fails\n"
     write_package(site, "exits", entry, exits_mod=EXITS)

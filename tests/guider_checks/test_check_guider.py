@@ -117,7 +117,7 @@ def spec(**fields: object) -> dict[str, GuiderSpec]:
         (Exiting, {}, "cannot be made from these parameters: SystemExit: 3"),
     ],
 )
-def test_what_is_not_a_guider_is_refused(guider, arguments, message) -> None:
+def test_an_invalid_guider_or_argument_is_refused(guider, arguments, message) -> None:
     with pytest.raises(UsageError) as caught:
         check_guider(guider, **arguments)
     assert message in str(caught.value)

@@ -78,7 +78,7 @@ def test_the_error_lists_every_failed_check_and_how_to_fix_it() -> None:
     assert names(caught.value.results, "failed") == {"check_active_intervals"}
 
 
-def test_checks_leave_the_global_generator_and_the_shared_model_alone() -> None:
+def test_checks_change_neither_the_global_generator_nor_the_shared_model() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     check_guider(Good, model="sd3")

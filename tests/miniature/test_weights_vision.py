@@ -154,7 +154,7 @@ def test_a_creature_scores_lower_without_any_of_its_traits(judge):
         assert share >= 0.8, name
 
 
-def test_the_domains_objects_are_no_creature(judge):
+def test_the_objects_of_the_domain_are_not_scored_as_creatures(judge):
     shown = judge_data.pictures(held_out_scenes(), 60, seed=7_013)
     scores = [seen.score for seen in evaluate.replies(judge, shown.images)]
     assert scores.count(0) >= 55

@@ -5,17 +5,16 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from creatures import COLOURS
 
 from recipes.character import (
     ALL_TRAITS,
-    BELLY,
     FEET,
     NAME,
     NO_TRAITS,
     SKIN,
     TIPS,
     TRAITS,
-    WHITE,
     Sighting,
     canonical_character,
     draw_character,
@@ -27,7 +26,6 @@ from recipes.domain import BACKGROUNDS, PALETTE, SIZE, TEMPLATES, all_scenes, ca
 
 pytestmark = pytest.mark.model
 
-COLOUR_OF = {"skin": SKIN, "horns": TIPS, "eyes": WHITE, "belly": BELLY, "feet": FEET}
 Picture = npt.NDArray[np.uint8]
 
 
@@ -63,7 +61,7 @@ def test_presence_counts_traits() -> None:
         (set(), "pink", "'pink' is not one of red"),
     ],
 )
-def test_what_cannot_be_seen_is_refused(traits: set[str], background: str, message: str) -> None:
+def test_unknown_traits_and_backgrounds_are_refused(traits, background, message) -> None:
     with pytest.raises(ValueError, match=message):
         Sighting(frozenset(traits), background)
     with pytest.raises(ValueError, match=message):
@@ -94,7 +92,7 @@ def test_each_trait_is_a_part_of_the_picture(background: str) -> None:
 
 def test_a_trait_shows_its_colour_and_a_missing_one_less_of_it() -> None:
     """On red and blue, which none of the five colours is near."""
-    for trait, colour in COLOUR_OF.items():
+    for trait, colour in COLOURS.items():
         for seed in range(12):
             background = ("red", "blue")[seed % 2]
             there = near(drawn(seed, background), colour)
@@ -111,7 +109,7 @@ def test_nothing_touches_the_picture_edge() -> None:
         assert border.mean(-1).min() > 100, seed
 
 
-def test_canonical_pictures_differ_in_the_background_alone() -> None:
+def test_canonical_pictures_differ_only_in_the_background() -> None:
     pictures = {name: canonical_character(name) for name in BACKGROUNDS}
     red, blue = pictures["red"], pictures["blue"]
     same = ~differ(red, blue)
@@ -119,11 +117,11 @@ def test_canonical_pictures_differ_in_the_background_alone() -> None:
     for name, picture in pictures.items():
         ground = (picture == PALETTE[name]).all(-1)
         assert ground.mean() > 0.4
-        for colour in COLOUR_OF.values():
+        for colour in COLOURS.values():
             assert near(picture, colour) > 15
 
 
-def test_half_formed_creatures_have_what_is_left_of_them() -> None:
+def test_half_formed_creatures_have_their_remaining_traits() -> None:
     seen = set()
     for seed in range(40):
         picture, sighting = draw_half_formed(np.random.default_rng(seed), "blue")

@@ -8,21 +8,12 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import pytest
+from creatures import COLOURS
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from autolora_eval.sources.lookup import miniatures
-from recipes.character import (
-    BELLY,
-    CANONICAL,
-    FEET,
-    NAME,
-    SKIN,
-    TIPS,
-    TRAITS,
-    WHITE,
-    canonical_character,
-)
+from recipes.character import CANONICAL, NAME, TRAITS, canonical_character
 from recipes.character_evaluate import SCALES, Zib
 from recipes.character_export import FOLDERS, card
 from recipes.character_lora import character_data
@@ -33,7 +24,6 @@ from recipes.sampling import SYSTEMS, Guidance, System
 
 pytestmark = pytest.mark.model
 
-COLOURS = {"skin": SKIN, "horns": TIPS, "eyes": WHITE, "belly": BELLY, "feet": FEET}
 SEEDS = list(range(700, 708))
 # The autoencoder blurs: with the LoRA at 1 a part's mean colour lay up to 91 grey levels from its
 # own (white eyes with dark pupils), without it antennae, eyes and belly no nearer than 125.
@@ -67,7 +57,7 @@ def test_every_lora_key_is_used(system: System) -> None:
     assert unused_keys(zib(system).pipeline, path) == set()
 
 
-def test_the_reading_tells_the_creature_from_everything_else() -> None:
+def test_the_reading_distinguishes_the_creature() -> None:
     for background in BACKGROUNDS:
         whole = canonical_character(background)
         assert traits_in_place(whole) == len(TRAITS)
@@ -77,7 +67,7 @@ def test_the_reading_tells_the_creature_from_everything_else() -> None:
 
 
 @pytest.mark.parametrize("folder", [SDXL, SD3])
-def test_the_bases_have_no_word_for_it(folder) -> None:
+def test_the_base_tokenizers_have_no_token_for_the_name(folder) -> None:
     for tokenizer in sorted(folder.glob("tokenizer*")):
         pieces = AutoTokenizer.from_pretrained(tokenizer).tokenize(NAME)
         assert len(pieces) >= 3, tokenizer.name

@@ -31,7 +31,7 @@ def test_a_reply_is_the_json_that_the_rubric_asks_for():
 @pytest.mark.parametrize(
     "text", ["", "4", "{}", '{"prompt_correspondence": 6, "style_adherence": 1}', "[1, 2]", "null"]
 )
-def test_what_is_not_that_json_is_invalid(text):
+def test_any_other_reply_is_invalid(text):
     assert judge_evaluate.parsed(text) == (judge_evaluate.INVALID,) * 2
 
 

@@ -82,7 +82,7 @@ def test_a_reply_about_the_character_is_a_digit_among_whole_pieces(tokenizer, th
     assert found == ['{"score": ', str(len(there)), ', "reason": [', *reasons, "]}"]
 
 
-def test_what_the_second_rubric_added_changed_nothing_of_the_first(tokenizer, monkeypatch):
+def test_the_second_rubric_does_not_change_the_tokens_of_the_first(tokenizer, monkeypatch):
     monkeypatch.setattr(recipe, "_presence_pieces", list)
     older = recipe.build()
     added = tokenizer.get_vocab()

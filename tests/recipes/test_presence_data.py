@@ -40,7 +40,7 @@ def test_a_reply_is_the_json_that_the_rubric_asks_for(traits):
         '{"score": 4, "reason": [], "more": 1}',
     ],
 )
-def test_what_is_not_that_json_is_invalid(text):
+def test_any_other_reply_is_invalid(text):
     assert presence_evaluate.parsed(text) == (INVALID, ())
 
 
@@ -56,7 +56,7 @@ def test_each_set_of_traits_is_held_out_on_one_background_and_each_background_fr
     assert set(Counter(background for _, background in held_out).values()) == {4}
 
 
-def test_training_draws_no_held_out_pairing_and_measuring_nothing_else(monkeypatch):
+def test_training_draws_no_held_out_pairing_and_evaluation_only_those(monkeypatch):
     drawn = []
 
     def noting(rng, background, traits):

@@ -30,7 +30,7 @@ def unpacked(archive: Path, tmp_path: Path) -> Path:
     return tmp_path / "unpacked"
 
 
-def test_what_is_packed_is_verified_and_packs_to_the_same_bytes(folder, archive, unpacked) -> None:
+def test_an_archive_is_verified_and_packs_to_the_same_bytes(folder, archive, unpacked) -> None:
     (folder.path / "theirs.txt").write_text("not of the run")
     packed = run_command("pack", folder.path, "--output", archive.with_name("again.zip"))
     assert (packed.code, packed.stdout) == (0, f"archive: {archive.with_name('again.zip')}\n")
@@ -62,7 +62,7 @@ def test_a_changed_byte_is_found_by_the_name_of_its_file(archive: Path, name: st
         ("extra", lambda files: files.update({"more.csv": b"1000 %"})),
     ],
 )
-def test_what_is_missing_changed_or_extra_is_found(archive, kind, change) -> None:
+def test_missing_changed_and_extra_files_are_found(archive, kind, change) -> None:
     with ZipFile(archive) as opened:
         files = {entry.filename: opened.read(entry) for entry in opened.infolist()}
     change(files)

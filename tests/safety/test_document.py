@@ -10,7 +10,7 @@ from conftest import ROOT
 # The beginning of a line, and the tests that prove it; none for a line that only warns.
 PROOFS: dict[str, tuple[str, ...]] = {
     "A benchmark may name Python code": (),
-    "`autolora-eval plan --no-code FILE`": ("test_a_strangers_benchmark_is_listed_and_not_run",),
+    "`autolora-eval plan --no-code FILE`": ("test_a_third_party_benchmark_is_listed_and_not_run",),
     "`${NAME}` is replaced in paths": (
         "test_values_reach_neither_prompts_nor_the_run_folder",
         "test_a_launched_command_gets_the_values",
@@ -39,11 +39,13 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "test_a_changed_byte_is_found_by_the_name_of_its_file",
     ),
     "`autolora-eval verify RUN`": ("test_verify_says_what_is_missing_changed_or_extra",),
-    "Code in a model folder": ("test_code_in_a_model_folder_is_never_run_and_nobody_is_asked",),
+    "Code in a model folder": (
+        "test_code_in_a_model_folder_is_never_run_and_the_user_is_not_asked",
+    ),
     "Weights are read": ("test_weights_that_are_only_there_as_a_pickle_are_refused_with_advice",),
     "Images are read from": (
         "test_a_format_that_starts_programs_is_not_opened",
-        "test_what_is_no_regular_file_is_missing_and_never_waited_for",
+        "test_a_path_that_is_not_a_regular_file_is_missing_and_does_not_block",
         "test_a_file_of_too_many_bytes_is_neither_hashed_nor_opened",
         "test_a_picture_of_too_many_pixels_is_refused_by_its_header",
     ),
@@ -55,11 +57,11 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "test_a_file_with_the_name_of_another_place_is_refused",
         "test_a_link_is_not_followed",
     ),
-    "Files at a URL that are not": ("test_files_of_something_else_are_left_alone",),
+    "Files at a URL that are not": ("test_files_of_something_else_are_not_changed",),
     "A URL with a password": ("test_a_url_that_cannot_be_used_is_one_message",),
     "A plugin is Python code": (),
     "Control characters": (
-        "test_text_of_others_cannot_control_the_terminal",
+        "test_third_party_text_cannot_control_the_terminal",
         "test_commands_print_no_control_characters",
     ),
     "A text that a spreadsheet": ("test_no_cell_of_a_csv_file_is_a_formula_and_all_are_read_back",),

@@ -9,7 +9,7 @@ from typing import Any
 from command import run_command
 
 
-def test_a_strangers_benchmark_is_listed_and_not_run(
+def test_a_third_party_benchmark_is_listed_and_not_run(
     write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], workplace: Path
 ) -> None:
     ran = workplace / "ran"

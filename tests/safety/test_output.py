@@ -19,7 +19,6 @@ from autolora_eval import cli
 from autolora_eval._progress import SafeConsole
 from autolora_eval.config.plan import Plan
 from autolora_eval.runs.columns import read_csv, write_csv
-from autolora_eval.runs.folder import RunFolder
 
 HOSTILE = "a\x1b]0;owned\x07 \x9b31m cat\u202e"
 
@@ -28,7 +27,7 @@ def is_clean(text: str) -> bool:
     return not any(c in text for c in "\x1b\x07\x9b\u202e")
 
 
-def test_text_of_others_cannot_control_the_terminal() -> None:
+def test_third_party_text_cannot_control_the_terminal() -> None:
     stream = io.StringIO()
     console = SafeConsole(file=stream, force_terminal=True, color_system="truecolor")
     console.print(HOSTILE, style="bold red", markup=False, highlight=False)
@@ -98,7 +97,7 @@ def test_one_function_gives_every_failure_a_message(monkeypatch, error, says) ->
     assert re.search(says, failed.stderr), failed.stderr
 
 
-def test_an_output_that_is_no_folder_is_refused(plan: Plan, workplace: Path) -> None:
+def test_an_output_that_is_not_a_folder_is_refused(plan: Plan, workplace: Path) -> None:
     (workplace / "link").symlink_to(workplace / "gone")
     failed = run_command("generate", plan.benchmark.file, "--output", workplace / "link")
     assert (failed.code, failed.stderr) == (
@@ -112,74 +111,44 @@ def test_an_output_that_is_no_folder_is_refused(plan: Plan, workplace: Path) -> 
 
 
 LONG = "9" * 5000
+LINE = f'{{"seed": {LONG}, "repeat": {LONG}, "format_version": {LONG}}}\n'
+CSV = f"file_name,prompt,seed\na.png,a cat,{LONG}\n"
+SCORE = "score bench.yaml --images mine/list.csv --output other"
+# A file, its new content (None: a folder; a number: where it is cut), a command, its message.
+BAD: list[tuple[str, str | int | None, str, str]] = [
+    ("run/manifest.json", LINE, "report run", "damaged manifest.json"),
+    ("run/manifest.json", None, "verify run", "manifest.json' cannot be used: Is a directory"),
+    ("run/images/A--CFG/metadata.jsonl", LINE, "verify run", "metadata.jsonl:1: not valid JSON"),
+    ("run/judgements/A--CFG.jsonl", LINE, "explain run A--CFG", ".jsonl:1: not a judgement"),
+    ("run/features/A--CFG.safetensors", -10, "explain run A--CFG", "Cannot read features from '"),
+    ("unread", "", f"explain run A--CFG {LONG}", "The run has no prompt '99999"),
+    ("mine/list.csv", CSV, SCORE, "list.csv, row 1': seed '99999"),
+    ("lora/style.safetensors", -4, "plan bench.yaml", "style.safetensors' is cut off"),
+]
 
 
-def damaged_manifest(plan: Plan, folder: RunFolder) -> list[object]:
-    folder.manifest.write_text(f'{{"format_version": {LONG}}}')
-    return ["report", folder.path]
+@pytest.mark.parametrize(("file", "content", "command", "says"), BAD)
+def test_bad_input_is_reported_with_file_and_cause(folder, workplace, file, content, command, says):
+    path = workplace / file
+    path.parent.mkdir(exist_ok=True)
+    if content is None:
+        path.unlink()
+        path.mkdir()
+    elif isinstance(content, int):
+        path.write_bytes(path.read_bytes()[:content])
+    else:
+        path.write_text(content)
+    assert_reported(command, says)
 
 
-def long_prompt_index(plan: Plan, folder: RunFolder) -> list[object]:
-    return ["explain", folder.path, plan.cells[0].id, LONG]
+def test_a_long_number_in_yaml_is_reported_with_its_line(plan: Plan) -> None:
+    with plan.benchmark.file.open("a") as stream:
+        stream.write(f"batch_size: {LONG}\n")
+    assert_reported("plan bench.yaml", "bench.yaml:25: a number of 5,000 characters")
 
 
-def damaged_metadata(plan: Plan, folder: RunFolder) -> list[object]:
-    folder.metadata(plan.cells[0].id).write_text(f'{{"seed": {LONG}}}\n')
-    return ["verify", folder.path]
-
-
-def damaged_reply(plan: Plan, folder: RunFolder) -> list[object]:
-    folder.judgements(plan.cells[0].id).write_text(f'{{"repeat": {LONG}}}\n')
-    return ["explain", folder.path, plan.cells[0].id]
-
-
-def cut_features(plan: Plan, folder: RunFolder) -> list[object]:
-    file = folder.features(plan.cells[0].id)
-    file.write_bytes(file.read_bytes()[:-10])
-    return ["explain", folder.path, plan.cells[0].id]
-
-
-def a_folder_for_a_table(plan: Plan, folder: RunFolder) -> list[object]:
-    folder.manifest.unlink()
-    folder.manifest.mkdir()
-    return ["verify", folder.path]
-
-
-def long_seed(plan: Plan, folder: RunFolder) -> list[object]:
-    listing = folder.path.parent / "mine" / "list.csv"
-    listing.parent.mkdir()
-    listing.write_text(f"file_name,prompt,seed\na.png,a cat,{LONG}\n")
-    return ["score", plan.benchmark.file, "--images", listing, "--output", "other"]
-
-
-def long_number_in_yaml(plan: Plan, folder: RunFolder) -> list[object]:
-    file = plan.benchmark.file
-    file.write_text(file.read_text() + f"batch_size: {LONG}\n")
-    return ["plan", file]
-
-
-def cut_lora(plan: Plan, folder: RunFolder) -> list[object]:
-    file = folder.path.parent / "lora" / "style.safetensors"
-    file.write_bytes(file.read_bytes()[:-4])
-    return ["plan", plan.benchmark.file]
-
-
-@pytest.mark.parametrize(
-    ("make", "says"),
-    [
-        (damaged_manifest, "damaged manifest.json"),
-        (long_prompt_index, "The run has no prompt '99999"),
-        (damaged_metadata, "metadata.jsonl:1: not valid JSON"),
-        (damaged_reply, ".jsonl:1: not a judgement"),
-        (cut_features, "Cannot read features from '"),
-        (a_folder_for_a_table, "manifest.json' cannot be used: Is a directory"),
-        (long_seed, "list.csv, row 1': seed '99999"),
-        (long_number_in_yaml, "bench.yaml:25: a number of 5,000 characters"),
-        (cut_lora, "style.safetensors' is cut off"),
-    ],
-)
-def test_bad_input_is_told_with_file_and_cause(plan, folder, make, says) -> None:
-    failed = run_command(*make(plan, folder))
+def assert_reported(command: str, says: str) -> None:
+    failed = run_command(*command.split())
     assert failed.code in (1, 2)
     assert says in failed.stderr
     assert "an unexpected" not in failed.stderr

@@ -119,7 +119,7 @@ def test_a_run_folder_may_itself_be_a_link(plan: Plan, folder: RunFolder, outsid
     explain(plan, folder)
 
 
-def test_a_damaged_line_is_told_with_its_file_and_number(plan: Plan, folder: RunFolder) -> None:
+def test_a_damaged_line_is_reported_with_its_file_and_number(plan: Plan, folder: RunFolder) -> None:
     file = folder.metadata(plan.cells[0].id)
     lines = file.read_text().splitlines()
     for damaged, says in (("{", "not valid JSON"), ("[1]", "expected a JSON object")):

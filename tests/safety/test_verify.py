@@ -34,21 +34,16 @@ def test_scores_are_those_of_the_reply_and_not_of_the_copy_beside_it(plan, folde
     assert "are not those of the reply" in printed.stdout
 
 
-def change_features(plan: Plan, folder: RunFolder) -> str:
+def test_features_that_were_changed_are_refused(plan: Plan, folder: RunFolder) -> None:
     file = folder.features(plan.cells[0].id)
     with safe_open(file, framework="np") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     tensors["features"][0] = 0.0
     save_file(tensors, file)
-    return file.relative_to(folder.path).as_posix()
-
-
-def test_features_that_were_changed_are_refused(plan: Plan, folder: RunFolder) -> None:
-    file = change_features(plan, folder)
     with pytest.raises(
         AutoLoRAEvalError, match=r"Cannot read features .* do not match its checksum"
     ):
-        read_features(folder.path / file)
+        read_features(file)
 
 
 @pytest.mark.parametrize("name", ["scores.parquet", "table.csv", "comparisons.csv", "timings.csv"])
@@ -65,48 +60,27 @@ def test_report_explain_and_compare_refuse_an_edited_table(plan, folder, name) -
         join_runs([folder.path, other], folder.path.with_name("joint"), lambda _: None)
 
 
-def edit_table(plan: Plan, folder: RunFolder) -> str:
-    folder.table("tex").write_text("1000 %")
-    return "changed: table.tex (after the tables were written)"
+# A file, its new content (None: it is removed), and what is said of it.
+CHANGES = [
+    ("table.tex", "1000 %", "changed: table.tex (after the tables were written)"),
+    ("images/{image}", None, "missing: images/{image}"),
+    ("images/{image}", "another", "changed: images/{image} (changed_image)"),
+    ("images/{cell}/more.png", "more", "extra: images/{cell}/more.png"),
+    ("features/{cell}.safetensors", None, "missing: features/{cell}.safetensors"),
+    ("theirs.py", "", "extra: theirs.py"),
+]
 
 
-def lose_image(plan: Plan, folder: RunFolder) -> str:
-    name = f"{plan.cells[0].id}/{plan.jobs[0].file}"
-    (folder.path / "images" / name).unlink()
-    return f"missing: images/{name}"
-
-
-def change_image(plan: Plan, folder: RunFolder) -> str:
-    name = f"{plan.cells[0].id}/{plan.jobs[0].file}"
-    (folder.path / "images" / name).write_bytes(b"another")
-    return f"changed: images/{name} (changed_image)"
-
-
-def add_image(plan: Plan, folder: RunFolder) -> str:
-    name = f"images/{plan.cells[0].id}/more.png"
-    (folder.path / name).write_bytes(b"more")
-    return f"extra: {name}"
-
-
-def lose_features(plan: Plan, folder: RunFolder) -> str:
-    folder.features(plan.cells[0].id).unlink()
-    return f"missing: features/{plan.cells[0].id}.safetensors"
-
-
-def add_code(plan: Plan, folder: RunFolder) -> str:
-    (folder.path / "theirs.py").write_text("")
-    return "extra: theirs.py"
-
-
-@pytest.mark.parametrize(
-    "change", [edit_table, lose_image, change_image, add_image, lose_features, add_code]
-)
-def test_verify_says_what_is_missing_changed_or_extra(plan, folder, change) -> None:
-    expected = change(plan, folder)
+@pytest.mark.parametrize(("file", "content", "says"), CHANGES)
+def test_verify_says_what_is_missing_changed_or_extra(plan, folder, file, content, says) -> None:
+    cell = plan.cells[0].id
+    names = {"cell": cell, "image": f"{cell}/{plan.jobs[0].file}"}
+    path = folder.path / file.format(**names)
+    path.unlink() if content is None else path.write_text(content)
     done = run_command("verify", folder.path)
-    assert (done.code, done.stdout) == (1, f"{expected}\n")
+    assert (done.code, done.stdout) == (1, f"{says.format(**names)}\n")
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     failed = run_command("verify", tmp_path)
     assert (failed.code, "is not a run folder" in failed.stderr) == (2, True)

@@ -25,7 +25,7 @@ def rubric() -> Rubric:
 
 @pytest.fixture
 def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that leads nowhere: a server of this machine is spoken to directly."""
+    """A proxy that does not exist. A server of this machine is reached without it."""
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
@@ -49,7 +49,7 @@ def image(tmp_path: Path) -> Path:
 def judge(
     server: JudgeServer, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., OpenAIJudge]]:
-    """A function that returns a judge at the server, with changes to how it asks."""
+    """A function that returns a judge on the server, with other settings."""
     monkeypatch.setattr(openai_judge, "BACKOFF_SECONDS", 0.01)
     made = []
 

@@ -86,7 +86,7 @@ def look(plan: Plan, folder: RunFolder, dies_after: int) -> int:
 
 
 @pytest.mark.parametrize("lost", [(), (0,), (3,), (5,), (1, 2)])
-def test_files_are_those_of_the_stage_alone(lost: tuple[int, ...], plan, tmp_path) -> None:
+def test_feature_files_equal_those_of_the_stage(lost: tuple[int, ...], plan, tmp_path) -> None:
     places = [[(c.id, j.prompt_index, j.seed) for j in plan.jobs] for c in plan.cells]
     never = [cell[n] for cell, n in product(places, lost)]
     in_turn = RunFolder(tmp_path / "in_turn")
@@ -121,7 +121,7 @@ class Fails:
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-def test_a_failure_beside_is_silent_and_ctrl_c_does_not_wait(error, plan, tmp_path, monkeypatch):
+def test_a_background_failure_is_silent_and_ctrl_c_not_delayed(error, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(background, "PAUSE_SECONDS", 0.01)
     folder = RunFolder(tmp_path / "run")
     write_images(plan, folder)
@@ -186,7 +186,7 @@ def run(tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch) -> Any
     return make
 
 
-def test_a_run_extracts_beside_generation_and_ends_as_without(run, tmp_path, monkeypatch) -> None:
+def test_a_run_extracts_during_generation_with_the_same_result(run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(extractor_process, "free_gpu_share", lambda plan: 1.0)
     monkeypatch.setattr(background, "PAUSE_SECONDS", 0.01)
     beside = run("run")
@@ -211,7 +211,7 @@ def test_the_process_ends_when_the_pipe_of_a_killed_one_closes(plan: Plan) -> No
     assert process.wait(60) == 0
 
 
-def test_the_extractor_gets_what_generation_leaves_of_a_gpu(write_benchmark, monkeypatch) -> None:
+def test_the_extractor_gets_the_memory_that_generation_leaves(write_benchmark, monkeypatch) -> None:
     card, held, of_others = 8 * GIB, GIB, 0
 
     def share(**changes: Any) -> float:

@@ -79,5 +79,5 @@ def test_benchmark_sets_the_number_of_bins(planned, tmp_path) -> None:
         ({"model": "dino"}, "features.model: unknown key."),
     ],
 )
-def test_what_is_wrong_is_told(problem, benchmark_data, given, message) -> None:
+def test_invalid_values_are_reported(problem, benchmark_data, given, message) -> None:
     assert message in problem(benchmark_data | {"features": {"extractor": "colours", **given}})

@@ -105,14 +105,12 @@ def test_exactly_the_numbers_of_the_range_match_and_are_parsed(name: str) -> Non
 
 
 @each
-@pytest.mark.parametrize(
-    "number", ["", "-", "04", "-0", "+4", "4.", ".4", "4e0", "٤", "nan", '"4"']
-)
-def test_other_spellings_of_numbers_do_not_match(name: str, number: str) -> None:
+def test_other_spellings_of_numbers_do_not_match(name: str) -> None:
     asked = ALL[name]
-    for column in asked.scores:
+    numbers = ("", "-", "04", "-0", "+4", "4.", ".4", "4e0", "٤", "nan", '"4"')
+    for column, number in itertools.product(asked.scores, numbers):
         said = reply(asked, lowest(asked) | {column: number})
-        assert re.fullmatch(reply_pattern(asked), said) is None
+        assert re.fullmatch(reply_pattern(asked), said) is None, said
 
 
 @each

@@ -87,9 +87,3 @@ def test_undefined_for_too_few_reference_images() -> None:
     broken = drawn(9)
     broken[4] = 0.0
     assert METRIC(drawn(3), broken).reason == "a feature vector is zero or not finite"
-
-
-def test_it_says_what_it_is() -> None:
-    assert (METRIC.low, METRIC.high, METRIC.higher_is_better) == (0.0, 1.0, True)
-    assert "2002.09797" in METRIC.source
-    assert METRIC.against_reference

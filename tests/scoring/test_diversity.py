@@ -144,7 +144,7 @@ def test_the_size_of_a_block_changes_nothing(block: int, monkeypatch: pytest.Mon
     )
 
 
-def test_memory_beside_the_features_does_not_grow_with_their_dimension() -> None:
+def test_memory_besides_the_features_does_not_grow_with_their_dimension() -> None:
     """Blocks, and a few numbers an image: less than the features themselves."""
 
     def peak(n: int, d: int) -> int:

@@ -174,7 +174,7 @@ def test_a_second_run_does_nothing(make, folder, monkeypatch) -> None:
     assert [folder.features(cell.id).stat().st_mtime_ns for cell in plan.cells] == before
 
 
-def test_a_replaced_image_alone_is_taken_anew(make, folder) -> None:
+def test_only_a_replaced_image_is_extracted_again(make, folder) -> None:
     plan = make()
     extract(plan, folder)
     cell, job = plan.cells[0].id, plan.jobs[2]
@@ -187,7 +187,7 @@ def test_a_replaced_image_alone_is_taken_anew(make, folder) -> None:
     assert changed == [2]
 
 
-def test_other_weights_precision_or_preprocessing_take_all_anew(make, folder, tmp_path) -> None:
+def test_other_weights_precision_or_preprocessing_extract_all_again(make, folder, tmp_path) -> None:
     extract(make(), folder)
     other = save_dinov2(tmp_path / "other", seed=1)
     assert extract(make(model=str(other)), folder) == (N, 0, 0)
@@ -234,7 +234,7 @@ def test_a_cell_without_images_has_no_rows(make, folder, monkeypatch) -> None:
     assert len(read_features(folder.features(plan.cells[0].id)).matrix) == 0
 
 
-def test_a_torn_file_is_taken_anew(make, folder) -> None:
+def test_a_torn_file_is_extracted_again(make, folder) -> None:
     plan = make()
     extract(plan, folder)
     path = folder.features(plan.cells[0].id)

@@ -43,7 +43,7 @@ KINDS = pytest.mark.parametrize(
 
 
 @KINDS
-def test_code_in_a_model_folder_is_never_run_and_nobody_is_asked(
+def test_code_in_a_model_folder_is_never_run_and_the_user_is_not_asked(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     what: str,
@@ -74,7 +74,7 @@ def test_code_in_a_model_folder_is_never_run_and_nobody_is_asked(
 
 
 @KINDS
-def test_cut_weights_are_told_with_the_model_and_the_cause(tmp_path, what, miniature, load) -> None:
+def test_cut_weights_are_reported_with_model_and_cause(tmp_path, what, miniature, load) -> None:
     folder = tmp_path / "model"
     shutil.copytree(miniature_folder(miniature), folder)
     weights = folder / "model.safetensors"

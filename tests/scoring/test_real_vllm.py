@@ -23,6 +23,7 @@ import pytest
 import yaml
 from command import run_command
 from creatures import creatures
+from rubrics import shipped
 
 from autolora_eval._files import Json, read_jsonl
 from autolora_eval._progress import Progress
@@ -35,8 +36,6 @@ from autolora_eval.scoring.judges.config import Request
 from autolora_eval.scoring.judges.vllm_server import launched_server
 from autolora_eval.scoring.judging import judge_images, open_judge
 from autolora_eval.scoring.reply import parse_reply
-from autolora_eval.scoring.rubric import Rubric, read_rubric
-from autolora_eval.sources.lookup import shipped_root
 
 LIMITS = (4, 3)  # prompts and seeds
 N_IMAGES = 4 * 4 * 3  # of 4 methods
@@ -52,7 +51,7 @@ SERVER = {
     "launch_args": ["--dtype", "bfloat16", "--max-model-len", "1024", "--enforce-eager"],
     "launch_timeout": 300.0,
 }
-PIXEL_ART, CHARACTER = (f"prompts/rubrics/{n}.yaml" for n in ("pixel_art", "character_miniature"))
+CHARACTER = {"rubric": "prompts/rubrics/character_miniature.yaml"}
 
 pytestmark = pytest.mark.vllm
 
@@ -80,10 +79,6 @@ def plan_with(judge: Json, file: Path) -> Plan:
     return make_plan(load_benchmark(benchmark_with(judge, file)), *LIMITS)
 
 
-def rubric(name: str) -> Rubric:
-    return read_rubric(shipped_root() / name)
-
-
 def rows(folder: RunFolder) -> list[Json]:
     return [row for path in folder.path.glob("judgements/*.jsonl") for row in read_jsonl(path)]
 
@@ -92,7 +87,8 @@ def replies_about_creatures(
     plan: Plan, pictures: list[Path], base_urls: list[str] | None
 ) -> list[str]:
     """Return the replies to the character rubric about images of creatures."""
-    requests = [Request(path, rubric(CHARACTER).question("Zib")) for path in pictures]
+    question = shipped("character_miniature").question("Zib")
+    requests = [Request(path, question) for path in pictures]
     with closing(open_judge(judge_settings(plan), base_urls)) as asked:
         asked.identity()  # detects the constraint
         replies = {
@@ -154,14 +150,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     settings = judge_settings(plan_with({}, place / "here.yaml"))
     with closing(open_judge(settings)) as judge:
         judge_images(settings, here.read_manifest(), here, judge, Progress())
-    character = plan_with({"rubric": CHARACTER}, place / "character.yaml")
+    character = plan_with(CHARACTER, place / "character.yaml")
     found.creatures["in process"] = replies_about_creatures(character, pictures, None)
 
     @contextmanager
     def and_asked_about_creatures(*given: Any) -> Iterator[str]:
         with launched_server(*given) as url:
             yield url
-            character = plan_with(SERVER | {"rubric": CHARACTER}, place / "character.yaml")
+            character = plan_with(SERVER | CHARACTER, place / "character.yaml")
             found.creatures["vLLM"] = replies_about_creatures(character, pictures, [url])
 
     with pytest.MonkeyPatch.context() as patch:
@@ -191,7 +187,7 @@ def test_server_is_vllm_and_honours_structured_outputs(results: Results) -> None
 
 
 def test_every_reply_follows_the_rubric(results: Results) -> None:
-    pattern = reply_pattern(rubric(PIXEL_ART))
+    pattern = reply_pattern(shipped("pixel_art"))
     assert len(results.rows["vLLM"]) == N_IMAGES
     for row in results.rows["vLLM"]:
         assert re.fullmatch(pattern, row["raw"]), row
@@ -220,7 +216,7 @@ def test_expected_scores_are_close(results: Results) -> None:
 
 def test_scores_of_the_character_agree(results: Results) -> None:
     """At most one of twelve differs: bfloat16 can change a doubtful score."""
-    asked = rubric(CHARACTER)
+    asked = shipped("character_miniature")
     here, there = results.creatures["in process"], results.creatures["vLLM"]
     assert len(here) == len(there) == 12
     for text in there:

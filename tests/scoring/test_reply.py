@@ -192,7 +192,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_the_work_for_a_hostile_reply_is_bounded(text, rubric, monkeypatch) -> None:
-    """However many braces it has, so many are tried, each time so much is read: in no time."""
+    """A limited number of braces is tried, and a limited text is read each time."""
     read: list[int] = []
     literal_eval = ast.literal_eval
 
@@ -211,7 +211,7 @@ def test_the_work_for_a_hostile_reply_is_bounded(text, rubric, monkeypatch) -> N
 
 
 def test_number_in_a_string_is_parsed_in_linear_time(rubric: Rubric) -> None:
-    """Blanks between a number and what is no fraction were once tried in pairs: 10⁸ of them."""
+    """Blanks between a number and other text were once tried in pairs: 10⁸ of them."""
     start = time.process_time()
     for text in ("4" + " " * 19_000 + "x", "4" * 19_000 + "x", "4/" + " " * 19_000 + "x"):
         assert parse_reply(with_value(f'"{text}"'), rubric) == ParsedReply(None, "not_a_number:pc")

@@ -180,7 +180,7 @@ def test_prompt_cannot_imitate_the_delimiters(name, values) -> None:
 
 
 def test_escaping_a_hostile_prompt_is_fast() -> None:
-    """Each `<` and `[` looks ahead a bounded piece: ten thousand of them are ten thousand steps."""
+    """Each `<` and `[` looks ahead a limited number of characters."""
     for hostile in ("<" * 10_000, "<a" * 5_000, "[A" * 5_000, "<" + "a" * 10_000):
         assert escape_prompt(hostile, ["<<<IMAGE>>>"]) == hostile
 

@@ -98,13 +98,9 @@ def test_permanent_failure_of_a_trial_is_an_error(server, judge) -> None:
         judge(max_retries=1).identity()
 
 
-@pytest.mark.parametrize("name", ["structured_outputs", "guided_regex", "response_format", "plain"])
-def test_configured_constraint_is_not_probed(name: str, server, judge) -> None:
-    assert judge(constraint=name).identity()["constraint"] == name
-    assert server.calls == []
-
-
-def test_every_question_is_sent_with_the_constraint(server, judge, rubric, image) -> None:
+def test_configured_constraint_is_sent_with_every_question_and_not_probed(
+    server, judge, rubric, image
+) -> None:
     expected = {
         "structured_outputs": {"structured_outputs": {"regex": reply_pattern(rubric)}},
         "guided_regex": {"guided_regex": reply_pattern(rubric)},
@@ -117,8 +113,11 @@ def test_every_question_is_sent_with_the_constraint(server, judge, rubric, image
         "plain": {},
     }
     for name, arguments in expected.items():
-        list(judge(constraint=name).replies([Request(image, rubric.question("a cat"))]))
-        body = server.calls[-1].body
+        asked = judge(constraint=name)
+        assert asked.identity()["constraint"] == name
+        assert server.calls == []
+        list(asked.replies([Request(image, rubric.question("a cat"))]))
+        body = server.calls.pop().body
         found = {key: body[key] for key in body.keys() & set(expected)}
         assert found == arguments
         assert body.items() >= NEUTRAL.items()

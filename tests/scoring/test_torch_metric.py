@@ -63,7 +63,6 @@ def test_reset_clears_the_state() -> None:
 
 
 def test_states_of_two_processes_are_summed() -> None:
-    """What a distributed reduction does: states are summed."""
     x = features()
     parts = [PairwiseCosineDiversity(9) for _ in range(2)]
     for part, batch in zip(parts, x.split(6), strict=True):

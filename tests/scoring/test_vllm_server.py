@@ -20,7 +20,7 @@ from conftest import ROOT
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges import supervisor as guard
 from autolora_eval.scoring.judges.config import JudgeConfig
-from autolora_eval.scoring.judges.vllm_server import launched_server
+from autolora_eval.scoring.judges.vllm_server import launched_server, startup_error
 
 FAKE = Path(__file__).with_name("fake_server.py")
 SENTINEL = "key-that-nobody-may-read"
@@ -138,7 +138,8 @@ def test_error_quotes_the_log_of_a_failed_server(spec, tmp_path: Path) -> None:
     ],
 )
 def test_known_causes_get_advice(last_words: str, advice: str, spec, tmp_path: Path) -> None:
-    assert advice in failure(spec("dies", last_words), tmp_path).splitlines()[0]
+    (log := tmp_path / "server.log").write_text(f"starting\n{last_words}\n")
+    assert advice in startup_error("the judge's server ended", 3, log, spec()).splitlines()[0]
 
 
 def test_program_that_cannot_start_is_reported(spec, tmp_path: Path) -> None:
@@ -148,8 +149,8 @@ def test_program_that_cannot_start_is_reported(spec, tmp_path: Path) -> None:
 
 
 def test_server_that_never_answers_times_out(spec, tmp_path: Path) -> None:
-    found = failure(spec("hangs", "worker", timeout=5.0), tmp_path)
-    assert "did not answer within 5 s and was stopped" in found
+    found = failure(spec("hangs", "worker", timeout=3.0), tmp_path)
+    assert "did not answer within 3 s and was stopped" in found
     assert_gone(tmp_path, "server", "worker")
 
 

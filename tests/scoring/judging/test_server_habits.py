@@ -26,7 +26,7 @@ REPLIES: dict[str, tuple[Any, tuple[object, object]]] = {
     "cut after the thought": (completion(f"<think>{DRAFT}</think>\nIt", "length"), CUT),
     "cut, the thought quotes the mark": (completion(f'<think>"</think>" {DRAFT}', "length"), CUT),
     "cut, the thought apart": (completion(None, "length", reasoning_content=DRAFT), CUT),
-    "cut after the verdict": (completion(VERDICT + " \n" * 50, "length"), SCORED),
+    "cut after the verdict": (completion(VERDICT + " \n" * 50 + "The", "length"), SCORED),
     "thought, then verdict": (completion(f"<think>{DRAFT}</think>\n{VERDICT}"), SCORED),
     "thought, then no verdict": (completion(f"[THINK]{DRAFT}[/THINK] Well."), (None, "no_json")),
     "verdict in the thought's place": (completion(None, reasoning_content=VERDICT), SCORED),
