@@ -44,12 +44,14 @@ def test_files_that_are_not_loaded_do_not_change_the_identity(pipeline: Path) ->
         assert identity(source(pipeline)) == before, name
 
 
-@pytest.mark.parametrize("name", LOADED)
-def test_every_loaded_file_changes_the_identity_of_a_pipeline(pipeline: Path, name: str) -> None:
-    before = identity(source(pipeline))
-    with (pipeline / name).open("a") as stream:
-        stream.write("\n")
-    assert identity(source(pipeline)) != before
+def test_every_loaded_file_changes_the_identity_of_a_pipeline(pipeline: Path) -> None:
+    seen = [identity(source(pipeline))]
+    for name in LOADED:
+        with (pipeline / name).open("a") as stream:
+            stream.write("\n")
+        found = identity(source(pipeline))
+        assert found not in seen, name
+        seen.append(found)
 
 
 def test_the_weights_of_the_variant_count(pipeline: Path) -> None:

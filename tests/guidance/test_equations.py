@@ -30,19 +30,13 @@ def equation_7(base_cond, base_uncond, lora_cond, lora_uncond, gamma, w1, w2):
     return autolora_guidance(base, classifier_free_guidance(lora_uncond, lora_cond, w2), gamma)
 
 
-def test_cfg_is_equation_4() -> None:
-    # By hand: 2 + 5 (3 − 2) = 7 and −1 + 5 (1 − (−1)) = 9.
+def test_equations_4_6_and_7_by_hand() -> None:
+    # 2 + 5 (3 − 2) = 7 and −1 + 5 (1 − (−1)) = 9.
     uncond, cond = np.array([2.0, -1.0]), np.array([3.0, 1.0])
     np.testing.assert_array_equal(classifier_free_guidance(uncond, cond, 5.0), [7.0, 9.0])
-
-
-def test_autolora_is_equation_6() -> None:
-    # By hand: 2 + 1.5 (4 − 2) = 5 and 1 + 1.5 (0 − 1) = −0.5.
+    # 2 + 1.5 (4 − 2) = 5 and 1 + 1.5 (0 − 1) = −0.5.
     base, lora = np.array([2.0, 1.0]), np.array([4.0, 0.0])
     np.testing.assert_array_equal(autolora_guidance(base, lora, 1.5), [5.0, -0.5])
-
-
-def test_equation_7_by_hand_on_numbers() -> None:
     # ε^{w1} = 1 + 3 (2 − 1) = 4; ε_LoRA^{w2} = 3 + 2 (5 − 3) = 7; 4 + 1.5 (7 − 4) = 8.5.
     assert equation_7(2.0, 1.0, 5.0, 3.0, gamma=1.5, w1=3.0, w2=2.0) == 8.5
 

@@ -47,7 +47,10 @@ def within_cells(picture: npt.NDArray[np.uint8], cells: int = GRID) -> float:
 
 def test_scenes_are_every_combination_of_two_different_colours() -> None:
     assert len(set(all_scenes())) == 8 * 8 * 7
-    assert all(scene.colour != scene.background for scene in all_scenes())
+    for scene in all_scenes():
+        assert scene.colour != scene.background
+        o, c, b = scene.labels
+        assert Scene(OBJECTS[o], COLOURS[c], COLOURS[b]) == scene
 
 
 @pytest.mark.parametrize(
@@ -63,25 +66,16 @@ def test_a_scene_outside_the_domain_is_refused(values: tuple[str, str, str], mes
         Scene(*values)
 
 
-def test_labels_name_the_scene() -> None:
-    for scene in all_scenes():
-        o, c, b = scene.labels
-        assert Scene(OBJECTS[o], COLOURS[c], COLOURS[b]) == scene
-
-
-def test_the_split_holds_out_every_word_equally_often() -> None:
+def test_the_split_is_a_partition_that_holds_out_every_word_equally_often() -> None:
     held = held_out_scenes()
+    assert {*training_scenes(), *held} == set(all_scenes())
+    assert not any(is_held_out(scene) for scene in training_scenes())
+    assert all(is_held_out(scene) for scene in held)
     assert len(held) == 48
     for field in ("object", "colour", "background"):
         assert set(Counter(getattr(scene, field) for scene in held).values()) == {6}
     pairs = Counter((scene.object, scene.colour) for scene in held)
     assert max(pairs.values()) == 1
-
-
-def test_the_split_is_a_partition() -> None:
-    assert set(training_scenes()) | set(held_out_scenes()) == set(all_scenes())
-    assert not any(is_held_out(scene) for scene in training_scenes())
-    assert all(is_held_out(scene) for scene in held_out_scenes())
 
 
 def test_captions() -> None:

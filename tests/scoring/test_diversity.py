@@ -82,25 +82,25 @@ def test_low_precision_features_are_summed_in_float64(dtype: type) -> None:
     assert result.value == pytest.approx(definition(low), abs=1e-10)
 
 
-@pytest.mark.parametrize("n", [0, 1])
-def test_fewer_than_two_images_give_a_reason(n: int) -> None:
-    result = diversity(np.ones((n, 5)))
-    assert (result.value, result.standard_error, result.n) == (None, None, n)
-    assert result.reason == f"needs at least two images, has {n}"
-
-
-@pytest.mark.parametrize("bad", [[0.0] * 4, [np.nan] * 4, [1.0, np.inf, 1.0, 1.0], [-np.inf] * 4])
-def test_zero_or_non_finite_vector_gives_a_reason(bad: list[float]) -> None:
+def spoilt(bad: list[float]) -> np.ndarray:
     matrix = features(0, 5, 4)
     matrix[3] = bad
+    return matrix
+
+
+BAD = ([0.0] * 4, [np.nan] * 4, [1.0, np.inf, 1.0, 1.0], [-np.inf] * 4)
+UNDEFINED = [
+    *((np.ones((n, 5)), f"needs at least two images, has {n}") for n in (0, 1)),
+    *((spoilt(bad), "a feature vector is zero or not finite") for bad in BAD),
+    (np.ones((4, 0)), "a feature vector is zero or not finite"),
+]
+
+
+@pytest.mark.parametrize(("matrix", "reason"), UNDEFINED)
+def test_undefined_values_have_a_reason(matrix: np.ndarray, reason: str) -> None:
     result = diversity(matrix)
-    assert (result.value, result.standard_error, result.n) == (None, None, 5)
-    assert result.reason == "a feature vector is zero or not finite"
-
-
-def test_vectors_without_dimension_give_a_reason() -> None:
-    result = diversity(np.ones((4, 0)))
-    assert (result.value, result.reason) == (None, "a feature vector is zero or not finite")
+    assert (result.value, result.standard_error, result.n) == (None, None, len(matrix))
+    assert result.reason == reason
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
