@@ -39,7 +39,8 @@ class SourceRun:
         """SHA-256 of every image, by (cell, prompt, seed); None for a missing one."""
         scores = self.run.scores
         keys = zip(scores["cell"], scores["prompt"], scores["seed"], strict=True)
-        return dict(zip(keys, scores["sha256"].astype(object), strict=True))
+        hashes = scores["sha256"].astype(object).where(scores["sha256"].notna(), None)
+        return dict(zip(keys, hashes, strict=True))
 
 
 def open_sources(paths: Sequence[str | Path]) -> list[SourceRun]:

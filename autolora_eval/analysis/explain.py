@@ -109,6 +109,7 @@ def _cell_summary(reader: RunReader, row: Row) -> Section:
     method = manifest.methods[entry.method]
     parameters = {k: v for k, v in entry.parameters.items() if v is not None}
     swept = {name: format_swept_value(value) for name, value in entry.point.items()}
+    nfe = row["nfe"]  # None if no cell has one
     code = method.code
     code_hash = {"sources SHA-256": code.get("sha256")}
     values = {
@@ -117,7 +118,7 @@ def _cell_summary(reader: RunReader, row: Row) -> Section:
         "code": join(code.get("class"), code.get("distribution"), **code_hash) or None,
         "parameters": ", ".join(f"{name} = {value}" for name, value in parameters.items()),
         "swept": ", ".join(f"{name} = {value}" for name, value in swept.items()) or "nothing",
-        "NFE per image": "" if math.isnan(row["nfe"]) else f"{row['nfe']:,.10g}",
+        "NFE per image": "" if nfe is None or math.isnan(nfe) else f"{nfe:,.10g}",
         "baseline": manifest.benchmark.baseline,
     }
     return Section("Summary", _texts(values))
@@ -287,7 +288,7 @@ def _image_summary(reader: RunReader, row: Row) -> Section:
     values = {
         "prompt": row["prompt"],
         "file": str(reader.run.folder.path / file),
-        "SHA-256": row["sha256"] or "",
+        "SHA-256": _str_or_none(row["sha256"]) or "",
         "now": reader.file_state(file, row["sha256"]),
         "in the report": _report_link(reader, file),
         "seed": row["seed"],

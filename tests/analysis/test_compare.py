@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,17 @@ def score(place: Place) -> dict[str, float]:
     return {"pc": float((len(cell) + 2 * prompt_index + seed) % 6)}
 
 
-def scored(write: Write, data: dict[str, Any], path: Path, judge: str = KEY) -> RunFolder:
+def scored(
+    write: Write,
+    data: dict[str, Any],
+    path: Path,
+    judge: str = KEY,
+    missing: Iterable[Place] = (),
+) -> RunFolder:
     """A finished run of a benchmark, its numbers decided by cell, prompt and seed."""
     plan = make_plan(load_benchmark(write(data)))
     folder = RunFolder(path)
-    write_images(plan, folder)
+    write_images(plan, folder, missing)
     write_features(plan, folder, vector)
     write_judgements(plan, folder, score)
     tables(plan, folder)
@@ -118,6 +124,17 @@ def test_the_same_images_are_one_cell(whole, halves, tmp_path):
     assert [d.message for d in differences] == [
         "method 'CFG': the very same images in whole and half-CFG; taken once, from whole."
     ]
+
+
+def test_a_run_without_one_of_its_images_is_compared(write_benchmark, whole, data, tmp_path):
+    missing = [("A--CFG", 0, 3)]
+    other = scored(write_benchmark, data, tmp_path / "other", missing=missing)
+    joint, _ = compare([whole.path, other.path], tmp_path / "joint")
+    assert joint.table.set_index("method")["n_missing"].to_dict() == {
+        "CFG (whole)": 0,
+        "CFG (other)": 1,
+        "AutoLoRA": 0,
+    }
 
 
 def test_only_what_all_have_is_compared_and_that_is_told(write_benchmark, whole, data, tmp_path):

@@ -73,6 +73,14 @@ def test_every_metric_of_every_cell_is_recomputed_from_the_files(folder):
             assert row["recomputed from the files"] == f"{row['table']}, same"
 
 
+def test_a_run_whose_nfe_is_unknown_can_be_explained(folder):
+    """Images made elsewhere have none: the column of a run of such images alone has no type."""
+    path = folder.table("parquet")
+    pd.read_parquet(path).assign(nfe=None).to_parquet(path)
+    accept_tables(folder)
+    assert values(explain(folder.path, CELL), "Summary")["NFE per image"] == "not recorded"
+
+
 @pytest.mark.parametrize("changed", [["pc", "div_pc"], ["diversity"]])
 def test_a_table_value_that_the_files_do_not_give_is_reported(folder, changed):
     path = folder.table("parquet")
@@ -94,7 +102,8 @@ def test_missing_images_and_scores_are_shown_with_their_reason(folder):
     images = {row["seed"]: row for row in rows(explain(folder.path, CELL, 2), "Images")}
     assert images["4"]["missing"] == "missing_image, missing_image"
     assert images["4"]["nearest (cosine)"] == "–"
-    assert values(explain(folder.path, CELL, "2", 4), "Summary")["now"] == "missing"
+    missing = values(explain(folder.path, CELL, "2", 4), "Summary")
+    assert (missing["now"], missing["SHA-256"]) == ("missing", "not recorded")
     unscored = explain(folder.path, CELL, "1", 3)
     assert values(unscored, "Summary")["unscored"] == "no_json"
     assert values(unscored, "Judge reply")["scores"] == "none"
