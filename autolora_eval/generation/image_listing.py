@@ -76,6 +76,8 @@ def listed_images(file: Path) -> list[ImageRecord]:
     columns, rows = _read_table(file)
     name_column = first_column(columns, FILE_COLUMNS, file)
     prompt_column = first_column(columns, PROMPT_COLUMNS, file)
+    if not rows:
+        raise UsageError(f"images '{file}': has no rows. Add a row for each image.")
     records = []
     for number, row in enumerate(rows, 1):
         at = f"{file}, row {number}"
@@ -94,6 +96,11 @@ def _read_table(file: Path) -> tuple[list[str], list[Any]]:
             rows = list(_json_lines(file))
             return list(dict.fromkeys(name for row in rows for name in row)), rows
         return _parquet(file)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"images '{file}': not UTF-8 (byte 0x{error.object[error.start]:02x}). Save it in "
+            "UTF-8 (a spreadsheet program calls this format 'CSV UTF-8')."
+        ) from error
     # Of pyarrow: most are ValueErrors, and a KeyError where the metadata of pandas is damaged.
     except (OSError, ValueError, LookupError, TypeError, NotImplementedError, csv.Error) as error:
         raise UsageError(f"images '{file}': cannot be read: {error}") from error
@@ -123,7 +130,9 @@ def _csv(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
         separator = _separator(stream.readline())
         stream.seek(0)
-        lines = [line for line in csv.reader(stream, delimiter=separator, strict=True) if line]
+        # People write a blank after a comma: quotes begin behind it.
+        reader = csv.reader(stream, delimiter=separator, skipinitialspace=True, strict=True)
+        lines = [line for line in reader if line]
     columns, rows = (lines[0], lines[1:]) if lines else ([], [])
     duplicate = next((name for name in columns if columns.count(name) > 1), None)
     if duplicate is not None:

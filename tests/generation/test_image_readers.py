@@ -234,6 +234,26 @@ def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
         assert [one.name for one in read_image_set(file).records] == ["0.png"]
 
 
+@pytest.mark.parametrize(("encoding", "byte"), [("utf-16", "0xff"), ("cp1252", "0xe9")])
+def test_a_listing_in_another_encoding_is_refused_with_what_to_do(
+    tmp_path: Path, encoding: str, byte: str
+) -> None:
+    listing = write(tmp_path / "mine.csv", "file_name,prompt,seed\n0.png,a café,0\n", encoding)
+    message = refusal(listing)
+    assert f"mine.csv': not UTF-8 (byte {byte}). Save it in UTF-8" in message
+
+
+def test_blanks_may_follow_the_commas_of_a_listing(tmp_path: Path) -> None:
+    write(tmp_path / "mine.csv", 'file_name, prompt, seed\n0.png, "a cat, asleep", 7\n')
+    (one,) = read_image_set(tmp_path / "mine.csv").records
+    assert (one.name, one.prompt, one.seed) == ("0.png", "a cat, asleep", 7)
+
+
+def test_a_listing_without_rows_is_refused(tmp_path: Path) -> None:
+    listing = write(tmp_path / "mine.csv", "file_name,prompt,seed\n")
+    assert "mine.csv': has no rows. Add a row for each image." in refusal(listing)
+
+
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", "a/../../x.png"])
 def test_a_listing_cannot_name_a_file_outside_its_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "set").mkdir()
