@@ -230,7 +230,9 @@ def _message(item: Any, model: type[BaseModel], keys: KeyPath) -> str:  # noqa: 
     if kind == "missing":
         return "missing; this key is needed."
     if kind in _MAPPING_EXPECTED:
-        return f"expected 'key: value' entries (got {_shown(value)})."
+        known = ", ".join(_known_keys(model, keys))
+        with_keys = f", with the keys {known}" if known else ""
+        return f"expected 'key: value' entries{with_keys} (got {_shown(value)})."
     if kind == "string_type" and value is not None and not isinstance(value, dict | list):
         return f"expected text; put it in quotation marks (got {_shown(value)})."
     if isinstance(value, dict | list) and not kind.endswith("_type"):

@@ -74,6 +74,21 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest(
 
 
 @pytest.mark.parametrize(
+    ("keys", "value", "says"),
+    [
+        ("seeds", 5, "entries, with the keys start, count (got 5)."),
+        ("models.A.lora", "lora", "entries, with the keys path, "),
+        ("models", None, "entries (got nothing)."),
+    ],
+)
+def test_the_keys_of_a_mapping_are_named_where_it_is_not_one(
+    write_benchmark, benchmark_data, keys, value, says
+):
+    path = write_benchmark(changed(benchmark_data, keys, value))
+    assert f"{keys}: expected 'key: value' {says}" in problems(path)[0]
+
+
+@pytest.mark.parametrize(
     ("keys", "value", "shown"),
     [
         ("seeds.count", "ten", "'ten'"),
