@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -115,6 +115,12 @@ def format_swept_value(value: object, separator: str = "–") -> str:
 def join_names(names: list[str]) -> str:
     """Return names as an English list: "A", "A and B", "A, B and C"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def first_few(names: Sequence[str], limit: int) -> str:
+    """Return at most `limit` names on one line, and the number of the others: "A, B and 3 more"."""
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def format_p_value(value: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from autolora_eval.generation.image_listing import ImageRecord
-from autolora_eval.generation.image_readers import ImageSet
+from autolora_eval.generation.image_sets import ImageSet
 from autolora_eval.runs.manifest import ImageJob
 
 

@@ -32,8 +32,8 @@ MAX_QUEUED = 2
 class ImageDataset:
     """The images of one cell.
 
-    An image counts as made if its row of `metadata.jsonl` has the settings key of the cell, and
-    its file the hash of that row. Images of other settings are moved to `stale_images/` before
+    An image counts as made if its row in `metadata.jsonl` has the settings key of the cell and the
+    hash of its file. Images of other settings are moved to `stale_images/` before
     the first image is written. They are restored if their settings return, since they may have
     taken hours of GPU time.
 
@@ -100,35 +100,37 @@ class ImageDataset:
             metadata: further keys for the row of each image, such as the seconds it took.
         """
         self._move_stale_images()
-        made_here = self.cell.parameters.uses_the_model
-        libraries = {} if self.cell.method.kind == "images" else {LIBRARIES: image_libraries()}
         for job, image, more in zip(jobs, images, metadata, strict=True):
             file = self.run.within(self.folder / job.file)
             with atomic_write(file) as temporary:
                 image.save(temporary, format="PNG")
-            self.rows[job.file] = {
-                "file_name": job.file,
-                "prompt": job.prompt,
-                **({"negative_prompt": self.cell.negative_prompt(job)} if made_here else {}),
-                "seed": job.seed,
-                "model": self.cell.model.name,
-                "method": self.cell.method.name,
-                "cell": self.cell.id,
-                "width": image.width,
-                "height": image.height,
-                "nfe": nfe,
-                "sha256": sha256_file(file),
-                "settings_key": self.settings_key,
-                **libraries,
-                **more,
-            }
+            self.rows[job.file] = {**self._row(job, image, nfe, sha256_file(file)), **more}
         self._write_rows()
+
+    def _row(self, job: ImageJob, image: Image.Image, nfe: int | None, sha256: str) -> Json:
+        cell = self.cell
+        made_here = cell.parameters.uses_the_model
+        return {
+            "file_name": job.file,
+            "prompt": job.prompt,
+            **({"negative_prompt": cell.negative_prompt(job)} if made_here else {}),
+            "seed": job.seed,
+            "model": cell.model.name,
+            "method": cell.method.name,
+            "cell": cell.id,
+            "width": image.width,
+            "height": image.height,
+            "nfe": nfe,
+            "sha256": sha256,
+            "settings_key": self.settings_key,
+            **({} if cell.method.kind == "images" else {LIBRARIES: image_libraries()}),
+        }
 
     def record(self, rows: Iterable[Json]) -> None:
         """Take over rows of images of these settings that another process wrote.
 
         Args:
-            rows: as `write` makes them. With none, the folder is made ready for the others.
+            rows: as `write` makes them. Without rows, stale images are moved away all the same.
         """
         self._move_stale_images()
         self.rows |= {row["file_name"]: row for row in rows}
@@ -230,10 +232,10 @@ Write = Callable[
 
 @contextmanager
 def background_writer(dataset: ImageDataset, advance: Advance) -> Iterator[Write]:
-    """Yield an `ImageDataset.write` that works in a thread, while the next images are made.
+    """Yield an `ImageDataset.write` that works in a thread while the next images are made.
 
-    It waits if the disk is far behind. The end of the block waits for what is queued, also after an
-    error or Ctrl-C. An error of writing is raised by the next call, or by the end of the block.
+    A call waits if the disk is far behind. The end of the block waits for what is queued, also
+    after an error or Ctrl-C. The next call or the end of the block raises an error of writing.
 
     Args:
         dataset: where the images go.
@@ -253,7 +255,7 @@ def background_writer(dataset: ImageDataset, advance: Advance) -> Iterator[Write
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="images") as thread:
             yield write
-    except Exception:  # Ctrl-C is no Exception, and goes first
+    except Exception:  # not Ctrl-C, which goes first
         _raise_first(queued)
         raise
     _raise_first(queued)

@@ -1,4 +1,4 @@
-"""The extractor in a process of its own, for images that are there while others are made."""
+"""Extracts features of finished images in another process while more images are made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ExtractorProcess:
     Args:
         benchmark: the benchmark file.
         key: the extractor's.
-        gpu_share: how much of the memory of a CUDA device it may take, at most 1.
+        gpu_share: the share of a CUDA device's memory that it may take, at most 1.
     """
 
     def __init__(self, benchmark: Path, key: str, gpu_share: float) -> None:
@@ -87,17 +87,17 @@ def start_extractor(plan: Plan, key: str) -> ExtractorProcess | None:
     """Start the extractor of a key beside generation.
 
     Returns:
-        None on a CPU, of which both would take all cores, and if a GPU has no memory left for it.
+        None on a CPU, where it would only slow generation down, or if a GPU has no memory left.
     """
     share = free_gpu_share(plan)
     return ExtractorProcess(plan.benchmark.file, key, share) if share else None
 
 
 def free_gpu_share(plan: Plan) -> float:
-    """Return the share of the GPU's memory that generation leaves free; 0 if that is not known.
+    """Return the share of the GPU's memory that generation leaves free; 0 if it is not known.
 
-    It is known on a CUDA device, for guiders, and for models that stay there. A judge's server may
-    have a part of the same device.
+    It is known for guiders on a CUDA device whose models stay there. A judge's server may use a
+    part of the same device.
     """
     spec = plan.benchmark.spec
     device = choose_device(spec.device)

@@ -1,4 +1,4 @@
-"""Import images that were made elsewhere: match them with the plan, validate and copy them."""
+"""Imports images that were made elsewhere: matches them with the plan, validates, copies them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import content_hash, sha256_bytes
 from autolora_eval._progress import Advance
+from autolora_eval._text import first_few
 from autolora_eval.config.plan import Cell, Plan, make_plan
 from autolora_eval.generation.dataset import SOURCE_HASH, ImageDataset
-from autolora_eval.generation.image_matching import Matching, match
-from autolora_eval.generation.image_readers import ImageSet, read_image_set
+from autolora_eval.generation.image_sets import ImageSet, Matching, match, read_image_set
 from autolora_eval.generation.image_validation import (
     ImageInfo,
     count_issues,
@@ -55,18 +55,13 @@ class ImageImport:
     import_key: str
 
     @classmethod
-    def prepare(cls, cell: Cell, plan: Plan, run: RunFolder | None = None) -> ImageImport:
+    def prepare(cls, cell: Cell, plan: Plan, run: RunFolder) -> ImageImport:
         """Read a cell's image set, match it with a plan, and hash its files.
 
-        Args:
-            cell: a cell whose method is an image set.
-            plan: the prompts and seeds.
-            run: the run folder that the images go to; it must not overlap the set.
-
         Raises:
-            UsageError: if the set cannot be read or matched.
+            UsageError: if the set cannot be read or matched, or overlaps the run folder.
         """
-        images, matching = _match_set(cell, plan, run)
+        images, matching = match_set(cell, plan, run)
         hashes = dict(_hash_files(matching))
         named = sorted((job.prompt, job.seed, sha256) for job, sha256 in hashes.items())
         key = content_hash({"images": named, "seeds_by_order": matching.seeds_by_order})
@@ -152,9 +147,10 @@ class ImageImport:
 
     def _report(self, dataset: ImageDataset, infos: Mapping[ImageJob, ImageInfo]) -> ImageSetRecord:
         issues = find_issues(self.matching, infos, self.cell.model.size)
-        write_issues(dataset.run.image_set(self.cell.id), issues)
+        report = dataset.run.image_set(self.cell.id)
+        write_issues(report, issues)
         if dataset.is_empty:
-            raise self._no_usable_image(infos, dataset.run.image_set(self.cell.id))
+            raise self._no_usable_image(infos, report)
         reasons = dict.fromkeys((job.file for job in self.matching.missing), "not_in_the_set")
         reasons |= {job.file: info.problem for job, info in infos.items() if info.problem}
         dataset.record_failures(reasons)
@@ -166,16 +162,16 @@ class ImageImport:
             seeds_by_order=self.matching.seeds_by_order,
             settings_key=self.settings_key,
             import_key=self.import_key,
-        ).model_copy(update=count_issues(issues))
+            **count_issues(issues),
+        )
 
     def _no_usable_image(
         self, infos: Mapping[ImageJob, ImageInfo], report: Path
     ) -> AutoLoRAEvalError:
         listed = [f"{self.matching.found[job].name} ({i.problem})" for job, i in infos.items()]
-        more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
         return AutoLoRAEvalError(
             f"cell '{self.cell.id}': of the images of '{self.images.path}' that the benchmark "
-            f"asks for, none can be opened: {', '.join(listed[:_LISTED])}{more}. All are listed "
+            f"asks for, none can be opened: {first_few(listed, _LISTED)}. All are listed "
             f"in '{report}'."
         )
 
@@ -195,22 +191,15 @@ def check_no_overlap(images: Path, run: RunFolder) -> None:
         )
 
 
-def check_image_sets(plan: Plan, run: RunFolder) -> None:
-    """Check that every image set of a plan matches it. No image is opened, nothing is written.
+def match_set(cell: Cell, plan: Plan, run: RunFolder) -> tuple[ImageSet, Matching]:
+    """Read the image set of a cell, and match it with the plan.
 
     Raises:
-        UsageError: if a set cannot be read or matched, or overlaps the run folder.
+        UsageError: if the set cannot be read or matched, or overlaps the run folder.
     """
-    for cell in plan.cells:
-        if cell.method.kind == "images":
-            _match_set(cell, plan, run)
-
-
-def _match_set(cell: Cell, plan: Plan, run: RunFolder | None) -> tuple[ImageSet, Matching]:
     method = cell.method.definition
     assert isinstance(method, ImageSetMethod)
-    if run is not None:
-        check_no_overlap(method.path, run)
+    check_no_overlap(method.path, run)
     images = read_image_set(method.path)
     # Matched with the whole benchmark: an image beyond the limits of this run is not an extra one.
     matching = match(images, make_plan(plan.benchmark).jobs).limited_to(plan.jobs)

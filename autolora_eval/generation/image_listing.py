@@ -1,4 +1,4 @@
-"""Listings of images that were made elsewhere: a table whose rows name a file, prompt and seed."""
+"""Reads tables of images that were made elsewhere: a row has an image, its prompt and its seed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from autolora_eval._devices import require
 from autolora_eval._errors import UsageError
 from autolora_eval._files import path_inside, sha256_bytes
 from autolora_eval.runs.images import MAX_BYTES
@@ -74,15 +76,15 @@ def listed_images(file: Path) -> list[ImageRecord]:
         UsageError: if it cannot be read, or one of its rows cannot be used.
     """
     columns, rows = _read_table(file)
-    name_column = first_column(columns, FILE_COLUMNS, file)
-    prompt_column = first_column(columns, PROMPT_COLUMNS, file)
+    name_column = _first_column(columns, FILE_COLUMNS, file)
+    prompt_column = _first_column(columns, PROMPT_COLUMNS, file)
     if not rows:
         raise UsageError(f"images '{file}': has no rows. Add a row for each image.")
     records = []
     for number, row in enumerate(rows, 1):
         at = f"{file}, row {number}"
         name = _file_name(row.get(name_column), at)
-        prompt, seed = text_of(row.get(prompt_column), at), seed_of(row.get(SEED_COLUMN), at)
+        prompt, seed = _text_of(row.get(prompt_column), at), _seed_of(row.get(SEED_COLUMN), at)
         records.append(ImageRecord(name, prompt, seed, _listed_path(file.parent, name, at)))
     return records
 
@@ -171,7 +173,71 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def first_column(columns: list[str], names: Iterable[str], path: Path) -> str:
+def dataset_images(path: Path) -> list[ImageRecord]:
+    """Return the images of a dataset that `save_to_disk` wrote. Each is read when it is needed.
+
+    Raises:
+        UsageError: if it cannot be read, or one of its rows cannot be used.
+    """
+    require("datasets", "datasets")
+    import datasets
+
+    dataset = _load_dataset(path)
+    image_column = _image_column(dataset, path)
+    prompt_column = _first_column(dataset.column_names, PROMPT_COLUMNS, path)
+    dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+    columns = [name for name in (prompt_column, SEED_COLUMN) if name in dataset.column_names]
+    records = []
+    for number, row in enumerate(dataset.select_columns(columns)):
+        at = f"{path}, row {number}"
+        prompt, seed = _text_of(row[prompt_column], at), _seed_of(row.get(SEED_COLUMN), at)
+        load = partial(_encoded_image, dataset, image_column, number, path)
+        records.append(ImageRecord(f"row {number}", prompt, seed, load))
+    return records
+
+
+def _load_dataset(path: Path) -> Any:  # noqa: ANN401
+    """Return a saved dataset, or the only split of a saved DatasetDict."""
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except Exception as error:  # a damaged state.json raises a KeyError, and so on
+        cause = f"{type(error).__name__}: {error}"
+        raise UsageError(f"images '{path}': cannot be read: {cause}. Save it again.") from error
+    if not isinstance(dataset, datasets.DatasetDict):
+        return dataset
+    if len(dataset) != 1:
+        splits = ", ".join(f"'{path / name}'" for name in dataset)
+        raise UsageError(f"images '{path}': has several splits; choose one of {splits}.")
+    return next(iter(dataset.values()))
+
+
+def _image_column(dataset: Any, path: Path) -> str:  # noqa: ANN401
+    import datasets
+
+    found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    if not found:
+        raise UsageError(f"images '{path}': no column of images in {dataset.column_names}.")
+    chosen = next((name for name in FILE_COLUMNS if name in found), None)
+    if len(found) > 1 and chosen is None:
+        raise UsageError(
+            f"images '{path}': several columns of images: {', '.join(found)}. Name the column to "
+            "score 'image'."
+        )
+    return str(chosen or found[0])
+
+
+def _encoded_image(dataset: Any, column: str, number: int, path: Path) -> bytes:  # noqa: ANN401
+    stored = dataset[number][column] or {}
+    if stored.get("bytes") is not None:
+        return bytes(stored["bytes"])
+    if not stored.get("path"):
+        raise FileNotFoundError(f"row {number}")
+    return inside(path, str(stored["path"]), f"{path}, row {number}").read_bytes()
+
+
+def _first_column(columns: list[str], names: Iterable[str], path: Path) -> str:
     """Return the first of some names that is a column.
 
     Raises:
@@ -188,20 +254,18 @@ def first_column(columns: list[str], names: Iterable[str], path: Path) -> str:
 
 def _value(value: Any, at: str) -> Any:  # noqa: ANN401
     """Return the value of a field; None if it is empty."""
-    import pandas as pd
-
-    if not pd.api.types.is_scalar(value):
+    if isinstance(value, list | dict):
         raise UsageError(f"images '{at}': {value!r:.60} is not a single value. Expected text.")
-    return None if pd.isna(value) or value == "" else value
+    return None if value is None or value == "" or value != value else value  # NaN is empty too
 
 
-def text_of(value: object, at: str) -> str | None:
+def _text_of(value: object, at: str) -> str | None:
     """Return the text of a field; None if it is empty."""
     value = _value(value, at)
     return None if value is None else check_utf8(str(value), at, "Correct it.")
 
 
-def seed_of(value: object, at: str) -> int | None:
+def _seed_of(value: object, at: str) -> int | None:
     """Return the seed of a field; None if it is empty."""
     value = _value(value, at)
     if value is None:

@@ -1,4 +1,4 @@
-"""Validate images that were made elsewhere, and list every issue of a set.
+"""Validates images that were made elsewhere, and lists every issue of a set.
 
 A scored set is complete in the report: each image is measured, or listed with the reason.
 """
@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from autolora_eval._files import Json
 from autolora_eval.generation.image_listing import ImageRecord
-from autolora_eval.generation.image_matching import Matching
+from autolora_eval.generation.image_sets import Matching
 from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.images import MAX_BYTES, ImageError, as_rgb, opened, single_colour
 from autolora_eval.runs.manifest import ImageJob
@@ -67,12 +67,8 @@ class ImageInfo:
 def validate_image(data: bytes) -> ImageInfo:
     """Decode an image and describe it.
 
-    Args:
-        data: the encoded image, of any form that Pillow reads.
-
-    Returns:
-        Its description. `problem` is set if the image is corrupt, is larger than 100 megapixels
-        or 256 MiB, or has pixels without a known range.
+    Its `problem` is set if the image is corrupt, is larger than 100 megapixels or 256 MiB, or has
+    pixels without a known range.
     """
     if len(data) > MAX_BYTES:
         return ImageInfo(None, problem=f"too_large ({len(data)} bytes)")
@@ -192,13 +188,7 @@ class ImageIssue(NamedTuple):
 def find_issues(
     matching: Matching, infos: Mapping[ImageJob, ImageInfo], size: tuple[int, int]
 ) -> list[ImageIssue]:
-    """Return all issues of a set, in the order of `ISSUES`.
-
-    Args:
-        matching: the images of the set by the jobs of the benchmark.
-        infos: the description of each image that has a job.
-        size: (width, height) of the benchmark's model, in pixels.
-    """
+    """Return all issues of a set, in the order of `ISSUES`; the model makes images of `size`."""
     issues = [ImageIssue("missing", job.prompt, job.seed, "", "") for job in matching.missing]
     for record, reason in matching.extra:
         issues.append(ImageIssue("extra", record.prompt, record.seed, record.name, reason))

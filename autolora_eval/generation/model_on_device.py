@@ -164,18 +164,17 @@ def image_settings(
     """Return all that decides a cell's images, except for prompt and seed: its hash is their key.
 
     The batch size is included: images are bitwise independent of their batch, but between batch
-    sizes they differ in the last bits. Paths are not included: the same files in another folder
-    are the same model. Versions of libraries are not included but written to each image's row, so
-    that an update does not make a run start anew.
+    sizes they differ in the last bits. Paths and the number of a device are not included. Versions
+    of libraries are written to each image's row instead: an update does not start a run anew.
 
     Args:
         cell: the cell.
-        model: the identities of its parts, such as `pipeline` and `loras`.
+        model: the identities of its parts, as in `ModelOnDevice`.
         batch_size: the number of images per batch.
-        device: such as `cuda:1`, whose number is left out.
+        device: such as `cuda:1`.
         dtype: the precision, such as `float16`.
-        guidance_batching: which predictions share a denoiser pass, for cells of guiders. Images of
-            versions without this key are those of `separate`.
+        guidance_batching: which predictions of guiders share a denoiser pass. Images of versions
+            without this key are those of `separate`.
     """
     stacks = cell.method.kind == "guider" and guidance_batching != "separate"
     files = {part: _without_path(known) for part, known in model.items() if part != "loras"}

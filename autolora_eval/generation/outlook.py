@@ -1,4 +1,4 @@
-"""What a run would keep of its folder, and what it would make. Reads files, and loads no torch."""
+"""What a run would keep of its folder and what it would make. Reads files and loads no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from autolora_eval._devices import choose_dtype, image_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, content_hash
-from autolora_eval._text import pluralize
+from autolora_eval._text import first_few, pluralize
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings
 from autolora_eval.generation.dataset import LIBRARIES
@@ -46,16 +46,9 @@ class CellOutlook:
 
 @dataclass(frozen=True)
 class StageOutlook:
-    """What a stage keeps and does.
+    """How much a stage keeps and does, with a line for each reason."""
 
-    Attributes:
-        name: `Images`, `Features` or `Judgements`.
-        kept: how many.
-        to_do: how many.
-        why: a line for each reason.
-    """
-
-    name: str
+    name: str  # Images, Features or Judgements
     kept: int
     to_do: int
     why: tuple[str, ...] = ()
@@ -64,14 +57,7 @@ class StageOutlook:
 def cell_outlooks(
     plan: Plan, folder: RunFolder, manifest: RunManifest, device: str
 ) -> list[CellOutlook]:
-    """Return what becomes of the images of each cell. Nothing is moved, and no image is opened.
-
-    Args:
-        plan: what is to be run.
-        folder: the run folder.
-        manifest: its manifest.
-        device: where the run would be.
-    """
+    """Return what becomes of the images of each cell. Nothing is moved, and no image is opened."""
     found = []
     dtype = choose_dtype(plan.benchmark.spec.dtype, device)
     recorded = {cell.id: cell.settings_key for cell in manifest.cells}
@@ -124,14 +110,13 @@ def _changes(before: Json, now: Json) -> str:
     old, new = dict(_flat(before)), dict(_flat(now))
     names = [name for name in (*old, *(new.keys() - old.keys())) if old.get(name) != new.get(name)]
     parts = []
-    for name in sorted(names)[:CHANGES_NAMED]:
+    for name in sorted(names):
         what = name.removeprefix("columns.").removeprefix("model.")
         if name.endswith((".sha256", ".commit")):
             parts.append(f"files of {what.rpartition('.')[0]}")
         else:
             parts.append(f"{what} {old.get(name)} → {new.get(name)}")
-    more = len(names) - len(parts)
-    return ", ".join([*parts, *([f"and {more} more"] if more > 0 else [])])
+    return first_few(parts, CHANGES_NAMED)
 
 
 def _flat(value: Json, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -145,9 +130,9 @@ def _flat(value: Json, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def other_libraries(cells: list[CellOutlook], folder: Path) -> str | None:
-    """Return why images to make could differ from those that are there, or None.
+    """Return why new images could differ from those that are there; None if they could not.
 
-    It is for their user to decide. Once accepted, images of both versions are there.
+    After the user has accepted it once, there are images of both versions.
     """
     now = image_libraries()
     there = {libraries for one in cells for libraries in one.libraries}
@@ -173,8 +158,7 @@ def other_libraries(cells: list[CellOutlook], folder: Path) -> str | None:
 def run_outlook(plan: Plan, folder: RunFolder) -> tuple[list[StageOutlook], str | None] | None:
     """Return what each stage would keep and do, and why the run is refused; None if it is new.
 
-    The network is not asked. A device that the benchmark does not state is taken to be that of the
-    run so far.
+    No network is used. If the benchmark states no device, it is that of the run so far.
     """
     manifest, device = folder.find_manifest(), plan.benchmark.spec.device
     begun = (folder.path / "images").is_dir()
@@ -186,7 +170,7 @@ def run_outlook(plan: Plan, folder: RunFolder) -> tuple[list[StageOutlook], str 
         with hub_cache_only():
             cells = cell_outlooks(plan, folder, manifest, device)
             stages = _stages(plan, folder, manifest, cells, device)
-    except AutoLoRAEvalError as error:  # something that it is made with is not here
+    except AutoLoRAEvalError as error:  # a file that it needs is not here
         return [], str(error)
     return stages, other_libraries(cells, folder.path)
 
@@ -208,11 +192,8 @@ def _stages(
 
 
 def _titles(found: list[CellOutlook]) -> str:
-    names = [one.cell.title for one in found[:CHANGES_NAMED]]
-    more = len(found) - len(names)
     n = sum(one.to_make for one in found)
-    named = ", ".join([*names, *([f"and {more} more"] if more > 0 else [])])
-    return f"{n:,} of {named}"
+    return f"{n:,} of {first_few([one.cell.title for one in found], CHANGES_NAMED)}"
 
 
 def _features(

@@ -21,6 +21,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
+from autolora_eval._text import first_few
 from autolora_eval.config.inputs import (
     INDEX,
     WHAT_WORKS,
@@ -33,6 +34,14 @@ from autolora_eval.config.schema import Model, Offload, Scheduler
 from autolora_eval.generation.sampling_loop import own_noise
 from autolora_eval.sources.hub import cached
 from autolora_eval.sources.model_source import Source
+
+# A row of the report that transformers logs.
+_MISSING = re.compile(r"^(\S+)\s*\|\s*(?:\x1b\[[0-9;]*m)*MISSING", re.MULTILINE)
+_LISTED = 5  # weights that a message names
+# What diffusers raises for a single file that it cannot load.
+_UNLOADABLE = (
+    *(SingleFileComponentError, OSError, ValueError, KeyError, RuntimeError, AttributeError),
+)
 
 
 def place(
@@ -82,15 +91,6 @@ def _nothing_leaves(**_: object) -> list[Any]:
 
 def _all_leave(hooks: list[Any], **_: object) -> list[Any]:
     return hooks
-
-
-# A row of the report that transformers logs.
-_MISSING = re.compile(r"^(\S+)\s*\|\s*(?:\x1b\[[0-9;]*m)*MISSING", re.MULTILINE)
-_LISTED = 5  # weights that a message names
-# What diffusers raises for a single file that it cannot load.
-_UNLOADABLE = (
-    *(SingleFileComponentError, OSError, ValueError, KeyError, RuntimeError, AttributeError),
-)
 
 
 def load_pipeline(model: ResolvedModel, dtype: torch.dtype) -> ModularPipeline:
@@ -243,10 +243,9 @@ def _random_weights_refused(reference: str) -> Iterator[None]:
         for library in libraries:
             library.removeHandler(handler)
     if lacking:
-        more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
         raise AutoLoRAEvalError(
             f"'{reference}': its files lack weights, which would be drawn at random: "
-            f"{', '.join(lacking[:_LISTED])}{more}. Download the model again, or write it with "
+            f"{first_few(lacking, _LISTED)}. Download the model again, or write it with "
             "save_pretrained."
         )
 

@@ -1,4 +1,4 @@
-"""What a run needs and this machine lacks: found out before anything is generated."""
+"""Finds what a run needs and this machine lacks, before anything is generated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from autolora_eval.config.inputs import INDEX, TESTED, ResolvedModel, check_pipe
 from autolora_eval.config.model_section import SCHEDULER_CONFIG, check_variant
 from autolora_eval.config.plan import Plan, image_bytes
 from autolora_eval.config.stage_inputs import cells_not_generated, feature_settings, judge_settings
-from autolora_eval.generation.outlook import cell_outlooks, other_libraries
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.sources.hub import absent, fetched, hub_files, hub_refusal, in_cache, unreachable
 from autolora_eval.sources.model_source import Source
@@ -53,13 +52,13 @@ def loaded_models(plan: Plan) -> list[ResolvedModel]:
 def missing(
     plan: Plan, output: Path, judged: bool = True, accept_versions: bool = False
 ) -> list[str]:
-    """Return one message for each thing that the run needs and cannot have here.
+    """Return one message for each thing that the run needs and this machine lacks.
 
     Args:
-        plan: what is to be run.
+        plan: the plan of the run.
         output: the run folder.
         judged: whether the images are to be judged too.
-        accept_versions: whether images of other versions of the libraries may stand beside the new.
+        accept_versions: whether the run may keep images of other versions of the libraries.
     """
     lacking = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if lacking:
@@ -80,7 +79,7 @@ def missing(
         problems = [text]
     if problems or not _generates(plan, output):
         return problems
-    # The models that score the images, tried one after the other: images are made for hours before.
+    # The scoring models are tried one after the other: they are first used hours later.
     trials = [lambda: _try_extractor(plan), lambda: _try_judge(plan) if judged else None]
     with uncollected():
         return [text for trial in trials if (text := _try(trial))]
@@ -95,13 +94,13 @@ def _try(check: Callable[[], object]) -> str | None:
 
 
 def _extractor(plan: Plan) -> None:
-    """Refuse an extractor whose packages are not here: images are made for hours before it."""
+    """Refuse an extractor whose packages are not installed."""
     for package, extra in plan.benchmark.extractor.kind.packages.items():
         require(package, extra)
 
 
 def _hub(plan: Plan) -> None:
-    """One message for all models on the hub that cannot be had, since the cause is mostly one."""
+    """Refuse models on the hub that cannot be fetched, in one message: the cause is often one."""
     lacking = {
         source.location: source
         for source, marker in hub_sources(plan)
@@ -113,7 +112,7 @@ def _hub(plan: Plan) -> None:
 
 
 def _guided(plan: Plan) -> None:
-    """Refuse pipelines that no guider can act on; diffusers is asked of those not tested here."""
+    """Refuse pipelines that no guider can act on. diffusers opens those that are not tested."""
     for model in loaded_models(plan):
         source = model.layout
         if not _reachable(source, INDEX):
@@ -147,12 +146,12 @@ def _schedulers(plan: Plan) -> None:
 
 
 def _reachable(source: Source, name: str) -> bool:
-    """Return whether a file can be asked for; asking a hub in vain would take half a minute."""
+    """Return whether a file can be asked for. A hub out of reach takes half a minute to fail."""
     return source.kind != "hub" or in_cache(source, name) or hub_refusal(source) is None
 
 
 def _own_files(plan: Plan) -> None:
-    """Refuse LoRAs that their user must get first."""
+    """Refuse LoRAs that the user must download first."""
     sources = [lora.source for model in loaded_models(plan) for lora in model.loras]
     texts = dict.fromkeys(absent(source) for source in sources if source.kind == "absent")
     if texts:
@@ -182,7 +181,7 @@ def _judge_server(plan: Plan, output: Path) -> None:
 
 
 def _generates(plan: Plan, output: Path) -> bool:
-    """Tell whether images are to be generated that no earlier run has begun with."""
+    """Return whether there are images to generate that no earlier run has begun."""
     manifest = RunFolder(output).find_manifest()
     return bool(loaded_models(plan)) and not (manifest and not cells_not_generated(plan, manifest))
 
@@ -212,6 +211,8 @@ def _folder(plan: Plan, output: Path, accept_versions: bool) -> None:
     folder, needed = RunFolder(output), plan.disk_bytes
     manifest = folder.find_manifest()
     if manifest is not None:
+        from autolora_eval.generation.outlook import cell_outlooks, other_libraries
+
         cells = cell_outlooks(plan, folder, manifest, choose_device(plan.benchmark.spec.device))
         if not any(one.to_make for one in cells):
             return
@@ -220,3 +221,16 @@ def _folder(plan: Plan, output: Path, accept_versions: bool) -> None:
             raise AutoLoRAEvalError(mixture)
         needed -= sum(len(one.kept) * image_bytes(one.cell) for one in cells)
     require_space(output, needed)
+
+
+def check_image_sets(plan: Plan, run: RunFolder) -> None:
+    """Check that every image set of a plan matches it. No image is opened, nothing is written.
+
+    Raises:
+        UsageError: if a set cannot be read or matched, or overlaps the run folder.
+    """
+    for cell in plan.cells:
+        if cell.method.kind == "images":
+            from autolora_eval.generation.image_import import match_set
+
+            match_set(cell, plan, run)

@@ -78,12 +78,6 @@ class SamplerModel:
     Each sampler has its own pipeline. Changes that a sampler makes to it do not reach other
     methods, and are undone after each image, except for weights that were changed in place.
 
-    Args:
-        model: the model, with its LoRAs at the scales of the cell.
-        device: the device of the pipeline.
-        dtype: the precision of the pipeline.
-        shared: holds the pipeline of all cells of one sampler.
-
     Attributes:
         device: the device of the pipeline.
         dtype: the precision of the pipeline.
@@ -154,9 +148,7 @@ class SamplerModel:
     @property
     def modular(self) -> diffusers.ModularPipeline:
         """The base pipeline with the LoRAs at their scales: the pipeline that guiders use."""
-        loaded = self._shared.load(self._model, self.device, self.dtype)
-        loaded.set_lora_scales(self._model.spec.lora_scales)
-        return loaded.pipe
+        return self._load().pipe
 
     @property
     def pipeline(self) -> diffusers.DiffusionPipeline:
@@ -169,8 +161,12 @@ class SamplerModel:
     @property
     def denoiser(self) -> torch.nn.Module:
         """The UNet or transformer, with the LoRAs on."""
-        _ = self.modular
-        return self._shared.loaded.denoiser
+        return self._load().denoiser
+
+    def _load(self) -> LoraPipeline:
+        loaded = self._shared.load(self._model, self.device, self.dtype)
+        loaded.set_lora_scales(self._model.spec.lora_scales)
+        return loaded
 
     def generator(self, seed: int) -> torch.Generator:
         """Return a new CPU generator with the seed, as all methods use it."""
@@ -205,36 +201,26 @@ class SamplerPipeline:
     """The pipeline of one sampler, loaded on first use, with a count of function evaluations.
 
     Attributes:
+        loaded: the pipeline; None before its first use.
         n_rows: the rows of all batches that the denoiser evaluated. A batch with a conditional
             and a null prompt counts as two function evaluations.
     """
 
     def __init__(self) -> None:
-        self._loaded: LoraPipeline | None = None
+        self.loaded: LoraPipeline | None = None
         self._standard: diffusers.DiffusionPipeline | None = None
         self._denoiser: DenoiserState | None = None
         self._components: dict[str, Any] = {}
         self.n_rows = 0
 
-    @property
-    def is_loaded(self) -> bool:
-        """True if the sampler has used the pipeline."""
-        return self._loaded is not None
-
-    @property
-    def loaded(self) -> LoraPipeline:
-        """The loaded pipeline."""
-        assert self._loaded is not None
-        return self._loaded
-
     def load(self, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoraPipeline:
         """Return the pipeline; load it on the first call."""
-        if self._loaded is None:
+        if self.loaded is None:
             with quiet_libraries():
-                self._loaded = LoraPipeline.load(model, device, dtype)
-            self._loaded.denoiser.register_forward_hook(self._count, with_kwargs=True)
-            self._save_state(self._loaded)
-        return self._loaded
+                self.loaded = LoraPipeline.load(model, device, dtype)
+            self.loaded.denoiser.register_forward_hook(self._count, with_kwargs=True)
+            self._save_state(self.loaded)
+        return self.loaded
 
     def standard(
         self, modular: diffusers.ModularPipeline, model: ResolvedModel
@@ -265,14 +251,14 @@ class SamplerPipeline:
         Args:
             lora_scales: the scales of the LoRAs at which the block starts.
         """
-        if self._loaded is not None:
-            self._loaded.set_lora_scales(lora_scales)
-            self._save_state(self._loaded)
+        if self.loaded is not None:
+            self.loaded.set_lora_scales(lora_scales)
+            self._save_state(self.loaded)
         try:
             yield
         finally:
-            if self._loaded is not None:
-                self._restore(self._loaded)
+            if self.loaded is not None:
+                self._restore(self.loaded)
 
     def _save_state(self, loaded: LoraPipeline) -> None:
         self._denoiser = DenoiserState(loaded.denoiser)
@@ -303,7 +289,7 @@ class SamplerPipeline:
             self._unload()
 
     def _unload(self) -> None:
-        self._loaded = self._standard = self._denoiser = None
+        self.loaded = self._standard = self._denoiser = None
         self._components = {}
 
     def _count(

@@ -1,4 +1,4 @@
-"""Make the images of samplers, one by one; record those that fail with the reason."""
+"""Makes the images of samplers one by one, and records why others failed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from autolora_eval.guidance.method import SamplerMethod
 from autolora_eval.runs.images import SECONDS, single_colour
 from autolora_eval.runs.manifest import ImageJob
 
-# If the first images of a cell all fail, the rest is not tried: each may take a minute to fail.
+# If so many first images of a cell fail, the others are not tried: each may take a minute.
 GIVE_UP_AFTER = 8
 REASON_LENGTH = 200
 _NOT_TRIED = "not tried"
@@ -54,13 +54,7 @@ class SampledCell:
     _sampler: Callable[..., Any] | None = None
 
     def fill(self, here: ModelOnDevice, shared: SamplerPipeline, advance: Advance) -> None:
-        """Make the missing images. Each is written while the next is made.
-
-        Args:
-            here: the model and its device.
-            shared: the pipeline of all cells of the sampler.
-            advance: called after each image.
-        """
+        """Make the missing images with the pipeline that all cells of the sampler share."""
         model = SamplerModel(self.dataset.cell.model, *here.torch_place(), shared)
         with background_writer(self.dataset, advance) as write:
             for n_tried, job in enumerate(self.jobs):
@@ -122,7 +116,7 @@ class SampledCell:
         ):
             result = sampler(job.prompt, job.seed, model)
         image, nfe = check_image(result, model.size)
-        if nfe is None and (shared.n_rows or shared.is_loaded):
+        if nfe is None and (shared.n_rows or shared.loaded is not None):
             nfe = shared.n_rows
         return image, nfe, round(time.perf_counter() - started, 4)
 
@@ -180,8 +174,8 @@ def _image_of_array(array: npt.NDArray[Any]) -> Image.Image:
 def global_seed(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and Python; restore them after the block.
 
-    Otherwise a sampler that draws from them would make images that depend on earlier images. The
-    working directory is restored, too.
+    Otherwise images of a sampler that draws from them would depend on earlier images. The working
+    directory is restored too.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with chdir("."), torch.random.fork_rng():

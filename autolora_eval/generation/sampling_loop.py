@@ -35,8 +35,8 @@ Embeddings = dict[str, Any]
 class PromptEmbeddings:
     """Encodes each prompt once, with the text-encoder block of a pipeline.
 
-    A prompt is encoded in a batch of copies of itself, so that its embedding does not depend on
-    its neighbours. The embeddings are kept on the CPU.
+    A prompt is encoded in a batch of copies of itself, so that its embedding has the same bits in
+    any batch of that size. The embeddings are kept on the CPU.
 
     Args:
         pipe: the pipeline.

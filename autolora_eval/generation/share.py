@@ -38,21 +38,13 @@ class Share(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What became of a share.
-
-    Attributes:
-        cell: the cell.
-        rows: the rows of the images that were made.
-        failures: why an image could not be made, by `file_name`.
-        error: why a guider could not go on; None if it could.
-        pipeline: what the manifest records of the pipeline.
-    """
+    """What became of a share."""
 
     cell: str
     rows: list[Json]
-    failures: dict[str, str]
-    error: str | None
-    pipeline: Json
+    failures: dict[str, str]  # why an image could not be made, by `file_name`
+    error: str | None  # why a guider could not go on
+    pipeline: Json  # what the manifest records of it
 
 
 Spread = Callable[[type["ShareMaker"], tuple[str, ...], list[Share]], Iterator[Made]]
@@ -65,7 +57,7 @@ def make_elsewhere(
     result: GenerationResult,
     advance: Advance,
 ) -> list[AutoLoRAEvalError]:
-    """Have the missing images of one model made, and record them as they arrive.
+    """Do as a `Runner`, but have the images made elsewhere, and record them as they arrive.
 
     Args:
         spread: yields what a `ShareMaker` made of each share, in any order. The arguments are the
@@ -74,9 +66,6 @@ def make_elsewhere(
         work: its cells, all of guiders or all of samplers.
         result: receives what is learnt of the pipeline.
         advance: advances by one for each image.
-
-    Returns:
-        The failures of cells.
     """
     from autolora_eval.generation.sampler_backend import SampledCell
 
@@ -131,13 +120,10 @@ class ShareMaker:
     Args:
         plan: the plan of the run.
         folder: the run folder, or one whose files are brought there.
-        libraries: the versions that the images are to be made with.
+        libraries: the versions of libraries that this machine must have.
         model: the name of the model.
         device: the torch device.
         dtype: the precision.
-
-    Raises:
-        AutoLoRAEvalError: if this machine has other versions.
     """
 
     def __init__(
@@ -200,8 +186,7 @@ class ShareMaker:
         one.fill(self._here, self._pipeline, _nobody_watches)
         release_frames(one.first_error)
         self._sampled = one
-        loaded = self._pipeline.is_loaded
-        return dataset.made(None, describe_pipeline(self._pipeline.loaded) if loaded else {})
+        return dataset.made(None, describe_pipeline(self._pipeline.loaded))
 
 
 def _nobody_watches(n: int, note: str = "") -> None:

@@ -111,11 +111,7 @@ def generate(
 def _watching_the_disk(folder: RunFolder, shown: Advance, total: int, needed: int) -> Advance:
     """Return an `advance` that stops the run before a batch if the disk has no room for the rest.
 
-    Args:
-        folder: the run folder.
-        shown: the `advance` of the progress bar.
-        total: the number of images to make.
-        needed: their estimated bytes.
+    The run makes `total` images, which need an estimated `needed` bytes.
     """
     left = total
 
@@ -132,17 +128,11 @@ def _watching_the_disk(folder: RunFolder, shown: Advance, total: int, needed: in
 
 @dataclass(frozen=True)
 class CellWork:
-    """What is to be done for one cell.
-
-    Attributes:
-        dataset: the images on disk.
-        jobs: the jobs whose image is missing.
-        image_import: the images to import; None if they are made here.
-    """
+    """The images of a cell on disk, and the jobs whose image is missing."""
 
     dataset: ImageDataset
     jobs: list[ImageJob]
-    image_import: ImageImport | None
+    image_import: ImageImport | None  # None if they are made here
 
     @property
     def kind(self) -> MethodKind:
@@ -204,13 +194,14 @@ def _cell_work(
 def _import_images(work: Sequence[CellWork], result: GenerationResult, advance: Advance) -> None:
     """Import the sets that are not in the run folder, or whose import report is out of date."""
     for cell in work:
-        if cell.image_import is not None:
-            failed = cell.dataset.failures()
-            jobs = [job for job in cell.jobs if job.file not in failed]
-            advance(len(cell.jobs) - len(jobs))
-            if jobs or not cell.image_import.is_reported(cell.dataset.run):
-                report = cell.image_import.run(cell.dataset, jobs, advance)
-                result.image_sets[cell.dataset.cell.id] = report
+        if cell.image_import is None:
+            continue
+        failed = cell.dataset.failures()
+        jobs = [job for job in cell.jobs if job.file not in failed]
+        advance(len(cell.jobs) - len(jobs))
+        if jobs or not cell.image_import.is_reported(cell.dataset.run):
+            report = cell.image_import.run(cell.dataset, jobs, advance)
+            result.image_sets[cell.dataset.cell.id] = report
 
 
 def _run(
@@ -247,8 +238,7 @@ def _run_samplers(
             if cell.dataset.cell.method.name == method:
                 cell.fill(here, pipeline, advance)
                 release_frames(cell.first_error)
-        if pipeline.is_loaded:
-            result.models[here.model.name] |= describe_pipeline(pipeline.loaded)
+        result.models[here.model.name] |= describe_pipeline(pipeline.loaded)
         del pipeline
         free_memory()
     return [failure for cell in cells if (failure := cell.failure()) is not None]
@@ -266,8 +256,10 @@ def _run_guiders(
     return model.make([(cell.dataset, cell.jobs) for cell in work], advance)
 
 
-def describe_pipeline(pipeline: LoraPipeline) -> Json:
-    """Return what the manifest records of a loaded pipeline."""
+def describe_pipeline(pipeline: LoraPipeline | None) -> Json:
+    """Return what the manifest records of a loaded pipeline; nothing if there is none."""
+    if pipeline is None:
+        return {}
     from autolora_eval.generation.pipeline_loading import describe_scheduler
 
     return {

@@ -25,8 +25,7 @@ from autolora_eval.config.stage_inputs import (
     planned_manifest,
 )
 from autolora_eval.generation.extractor_process import start_extractor
-from autolora_eval.generation.image_import import check_image_sets, check_no_overlap
-from autolora_eval.generation.preflight import missing
+from autolora_eval.generation.preflight import check_image_sets, missing
 from autolora_eval.generation.stage import GenerationResult, generate
 from autolora_eval.report import is_report_current, write_report
 from autolora_eval.runs.folder import (
@@ -110,7 +109,7 @@ def score_images(
     every image that is missing, extra, duplicate, corrupt, of another size or of a single colour.
 
     Args:
-        images: A folder or a listing of images; see `autolora_eval.generation.image_readers`.
+        images: A folder or a listing of images; see `autolora_eval.generation.image_sets`.
         benchmark: Path of a YAML file, or name of a shipped benchmark.
         output: Run folder. Default: `reports/<name of the benchmark>-<name>`.
         name: Name of the method in the tables.
@@ -127,7 +126,8 @@ def score_images(
         AutoLoRAEvalError: A stage failed. Finished features and judgements are kept.
     """
     from autolora_eval.config.starter import image_set_benchmark, image_set_run_name
-    from autolora_eval.generation.image_readers import read_image_set
+    from autolora_eval.generation.image_import import check_no_overlap
+    from autolora_eval.generation.image_sets import read_image_set
 
     loaded = load_benchmark(benchmark)
     read_image_set(Path(images))

@@ -128,7 +128,7 @@ def test_each_file_is_hashed_once(file, tmp_path, monkeypatch) -> None:
 
 def test_a_set_that_changes_while_it_is_copied_is_refused(file, folder, tmp_path) -> None:
     plan = make_plan(load_benchmark(file))
-    found = ImageImport.prepare(plan.cells[0], plan)
+    found = ImageImport.prepare(plan.cells[0], plan, RunFolder(tmp_path / "run"))
     dataset = ImageDataset.open(RunFolder(tmp_path), plan.cells[0], found.settings_key)
 
     def copy() -> None:

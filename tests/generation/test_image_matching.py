@@ -9,8 +9,7 @@ import pytest
 from image_files import jobs, listing, names, record, tree
 
 from autolora_eval._errors import UsageError
-from autolora_eval.generation.image_matching import Matching, match
-from autolora_eval.generation.image_readers import ImageSet
+from autolora_eval.generation.image_sets import ImageSet, Matching, match
 from autolora_eval.runs.manifest import ImageJob
 
 pytestmark = pytest.mark.model

@@ -18,8 +18,7 @@ from pyarrow import parquet
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import prompt_folder
-from autolora_eval.generation.image_matching import match
-from autolora_eval.generation.image_readers import read_image_set, seed_in_name
+from autolora_eval.generation.image_sets import match, read_image_set, seed_in_name
 from autolora_eval.generation.image_validation import decode_rgb, validate_image
 from autolora_eval.runs.manifest import ImageJob
 

@@ -11,8 +11,7 @@ import pytest
 from image_files import encoded, jobs, noise, picture, record, save
 from PIL import Image, ImageFile
 
-from autolora_eval.generation.image_matching import match
-from autolora_eval.generation.image_readers import ImageSet
+from autolora_eval.generation.image_sets import ImageSet, match
 from autolora_eval.generation.image_validation import (
     ImageIssue,
     count_issues,

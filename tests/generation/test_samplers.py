@@ -351,7 +351,7 @@ def test_a_sampler_gets_the_noise_and_settings_of_every_method(one_lora: TinyMod
     # What needs no pipeline loads none.
     assert (model.lora_scales, model.num_inference_steps, model.size) == ((0.7,), STEPS, SIZE)
     assert (model.loras, model.base) == ((tiny.lora,), str(tiny.pipeline))
-    assert not model._shared.is_loaded
+    assert model._shared.loaded is None
     seen: list[torch.Tensor] = []
     pipeline = LoraPipeline.load(tiny.resolved(0.7), torch.device("cpu"), torch.float32)
     pipeline.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[0]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import TinyModel, make_lora, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -100,3 +101,17 @@ def test_a_machine_with_other_files_is_refused(plan, tmp_path, monkeypatch) -> N
     monkeypatch.setattr("autolora_eval.generation.share.content_hash", lambda *_: "other")
     with pytest.raises(AutoLoRAEvalError, match="has other files of the model 'T'"):
         generate(plan, run, Progress(), elsewhere=other)
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_sampler_that_runs_out_of_memory_had_one_image_in_memory(
+    plan, tmp_path, monkeypatch, is_local
+) -> None:
+    def fill(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("autolora_eval.generation.sampler_backend.SampledCell.fill", fill)
+    run = RunFolder(tmp_path / "run")
+    elsewhere = partial(make_elsewhere, partial(spread, plan, run))
+    with pytest.raises(AutoLoRAEvalError, match=r"ran out of memory .*, batch_size 1, float32"):
+        generate(plan, run, Progress(), elsewhere=None if is_local else elsewhere)

@@ -16,7 +16,7 @@ from PIL import Image
 from scored_run import judge_plan, picture, replace_image, tables, write_features
 
 from autolora_eval.config.plan import Plan
-from autolora_eval.generation.image_readers import read_image_set
+from autolora_eval.generation.image_sets import read_image_set
 from autolora_eval.generation.image_validation import validate_image
 from autolora_eval.runs import images
 from autolora_eval.runs.folder import RunFolder

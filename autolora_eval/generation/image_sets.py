@@ -1,31 +1,210 @@
-"""Match the images of a set with the prompts and seeds of a benchmark. Reads no file."""
+"""Sets of images that were made elsewhere: the images of a set, and the prompt and seed of each.
+
+A set has one of four forms: a tree `<prompt>/<seed>.png`, a Hugging Face imagefolder, a listing
+(CSV, TSV, JSON lines or Parquet), or a dataset that `datasets.Dataset.save_to_disk` wrote. No image
+is opened here.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
+
+from PIL import Image
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import slug
 from autolora_eval._text import pluralize
-from autolora_eval.generation.image_listing import ImageRecord
-from autolora_eval.generation.image_readers import ImageSet
+from autolora_eval.generation.image_listing import (
+    LISTINGS,
+    ImageRecord,
+    check_utf8,
+    dataset_images,
+    inside,
+    listed_images,
+)
+from autolora_eval.runs.images import image_formats
 from autolora_eval.runs.manifest import ImageJob
 
 _LISTED = 5  # claims that a message names
+_METADATA = tuple(f"metadata{suffix}" for suffix in LISTINGS)
+# Folders that the library `datasets` takes for the splits of a dataset.
+_SPLITS = (
+    *("train", "training", "validation", "valid", "val", "dev"),
+    *("test", "testing", "eval", "evaluation"),
+)
+_EXPECTED = (
+    "expected a folder with metadata.jsonl (a Hugging Face imagefolder), a tree "
+    "<prompt>/<seed>.png, a .csv, .tsv, .jsonl or .parquet file with columns file_name, prompt and "
+    "seed, or a dataset written by save_to_disk"
+)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A set of images.
+
+    Attributes:
+        path: the folder or the listing.
+        form: the form in which it was read, for messages.
+        records: its images.
+        by_folder: True if the prompts of the records are names of folders.
+        unlisted: images in an imagefolder that its metadata does not name.
+        listing: the file name of that metadata; empty if there is none.
+    """
+
+    path: Path
+    form: str
+    records: list[ImageRecord]
+    by_folder: bool = False
+    unlisted: list[ImageRecord] = field(default_factory=list)
+    listing: str = ""
+
+
+def read_image_set(path: Path) -> ImageSet:
+    """Detect the form of an image set and list its images.
+
+    Args:
+        path: a folder or a listing.
+
+    Raises:
+        UsageError: if it has none of the forms, or one of its rows or names cannot be used.
+    """
+    if path.is_file() and path.suffix.lower() in LISTINGS:
+        return ImageSet(path, f"listing {path.name}", listed_images(path))
+    if not path.is_dir():
+        problem = "does not exist" if not path.exists() else "is neither a folder nor a listing"
+        raise UsageError(f"images '{path}': {problem}; {_EXPECTED}.")
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return ImageSet(path, "dataset on disk", dataset_images(path))
+    listings = _metadata_files(path)
+    if len(listings) > 1:
+        names = " and ".join(_name(path, listing) for listing in listings)
+        raise UsageError(
+            f"images '{path}': {names} may both list the images. Remove one, or choose one: "
+            f"--images {listings[0]}"
+        )
+    return _imagefolder(path, listings[0]) if listings else _tree(path)
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    """Return the metadata of an imagefolder: its own, or else that of its splits."""
+    own, of_splits = (
+        [place / name for place in places for name in _METADATA if (place / name).is_file()]
+        for places in ([folder], [folder / split for split in _SPLITS])
+    )
+    return own or of_splits
+
+
+def _imagefolder(folder: Path, listing: Path) -> ImageSet:
+    records = listed_images(listing)
+    known = {record.source for record in records}
+    unlisted = [
+        ImageRecord(_name(folder, file), None, None, file)
+        for file in image_files(folder)
+        if file.resolve() not in known
+    ]
+    name = _name(folder, listing)
+    return ImageSet(folder, f"imagefolder with {name}", records, unlisted=unlisted, listing=name)
+
+
+def _tree(folder: Path) -> ImageSet:
+    """Read `<prompt>/<seed>.png`, or `<seed>.png` for a benchmark with one prompt."""
+    files = image_files(folder)
+    if not files:
+        raise UsageError(f"images '{folder}': contains no image; {_EXPECTED}.")
+    prompts = _only_split(folder, files)
+    records = []
+    for file in files:
+        place = file.parent.relative_to(prompts)
+        prompt = None if place == Path() else place.as_posix()
+        records.append(ImageRecord(_name(folder, file), prompt, seed_in_name(file.stem), file))
+    return ImageSet(folder, "tree of images", records, by_folder=True)
+
+
+def _only_split(folder: Path, files: list[Path]) -> Path:
+    """Return the folder of the prompts: the split in `<split>/<prompt>/<seed>.png`, or `folder`."""
+    places = [file.relative_to(folder).parts for file in files]
+    if not all(len(place) > 2 and place[0] in _SPLITS for place in places):
+        return folder
+    splits = sorted({place[0] for place in places})
+    if len(splits) > 1:
+        named = ", ".join(f"'{folder / split}'" for split in splits)
+        raise UsageError(f"images '{folder}': has several splits; choose one of {named}.")
+    return folder / splits[0]
+
+
+def seed_in_name(stem: str) -> int | None:
+    """Return the seed in a file name: its only number, or the number after "seed".
+
+    The counter at the end of ComfyUI's names is not a seed. Neither is the one at the beginning of
+    AUTOMATIC1111's, which the seed follows.
+
+    >>> seed_in_name("00017"), seed_in_name("img2_seed-31"), seed_in_name("cat")
+    (17, 31, None)
+    >>> seed_in_name("ComfyUI_00001_"), seed_in_name("00001-31-a cat")
+    (None, 31)
+    """
+    named = re.search(r"seed[ _=-]?(\d+)", stem, re.IGNORECASE) or re.match(
+        r"\d{5}-(\d+)(?:-|$)", stem
+    )
+    if named:
+        return int(named[1])
+    numbers = re.findall(r"\d+", re.sub(r"_\d{5,}_$", "", stem))
+    return int(numbers[0]) if len(numbers) == 1 else None
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return every file below a folder whose suffix is that of an image, except hidden files.
+
+    Files are sorted as people count: 2 before 10.
+
+    Raises:
+        UsageError: if a folder cannot be read, a link leads out, or a name is not valid UTF-8.
+    """
+    formats = image_formats()
+    suffixes = {end for end, form in Image.registered_extensions().items() if form in formats}
+    files = [file for file in _files_below(folder) if file.suffix.lower() in suffixes]
+    for file in files:
+        check_utf8(_name(folder, file), str(folder), "Rename it.")
+    return sorted(files, key=lambda file: [_natural_key(part) for part in file.parts])
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise UsageError(
+            f"images '{folder}': the folder '{error.filename}' cannot be read: {error.strerror}. "
+            "Make it readable, or remove it from the set."
+        ) from error
+
+    # os.walk does not follow links to folders: a linked folder is read under its own name only.
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        for name in (*folders, *names):
+            file = Path(parent, name)
+            if file.is_symlink():
+                inside(folder, _name(folder, file), str(folder))
+        files = (Path(parent, name) for name in names if not name.startswith("."))
+        # A dangling link counts as an image that is missing; a pipe or a socket is skipped.
+        yield from (file for file in files if file.is_file() or file.is_symlink())
+
+
+def _name(folder: Path, file: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
+def _natural_key(text: str) -> list[str | int]:
+    parts = re.split(r"([0-9]+)", text)
+    return [int(part) if n % 2 else part for n, part in enumerate(parts)]
 
 
 class ExtraImage(NamedTuple):
-    """An image that the benchmark does not ask for.
-
-    Attributes:
-        record: the image.
-        reason: why no prompt and seed of the benchmark is its own.
-    """
+    """An image that the benchmark does not ask for, with the reason."""
 
     record: ImageRecord
     reason: str
@@ -69,17 +248,13 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
 
     If no image has a seed, the images of each prompt take the benchmark's seeds in their order.
 
-    Args:
-        images: the set.
-        jobs: the images of the benchmark.
-
     Raises:
         UsageError: if no image matches, folders are numbered from 1, or two images claim one
             prompt and seed.
     """
     prompts = _Prompts({job.prompt: job.file.partition("/")[0] for job in jobs})
     _check_numbered_from_zero(images, prompts)
-    job_of = {(job.prompt, job.seed): job for job in jobs}
+    job_of: dict[tuple[str, int | None], ImageJob] = {(job.prompt, job.seed): job for job in jobs}
     seeds = list(dict.fromkeys(job.seed for job in jobs))
     by_order = all(record.seed is None for record in images.records)
     n_taken: Counter[str] = Counter()
@@ -95,10 +270,9 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
         if prompt is None:
             reason = _unknown_prompt(record, candidates, by_folder=images.by_folder)
             extra.append(ExtraImage(record, reason))
-        elif seed is None or (prompt, seed) not in job_of:
-            extra.append(
-                ExtraImage(record, _unknown_seed(record, len(seeds) if by_order else None))
-            )
+        elif (prompt, seed) not in job_of:
+            reason = _unknown_seed(record, len(seeds) if by_order else None)
+            extra.append(ExtraImage(record, reason))
         else:
             claims[job_of[prompt, seed]].append(record)
     extra += [ExtraImage(record, f"not in {images.listing}") for record in images.unlisted]
@@ -110,13 +284,10 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
 
 
 class _Prompts:
-    """The prompts of a benchmark, found by the names that a set may use for them.
-
-    Args:
-        folders: prompt → the folder of its images in a run of this package.
-    """
+    """The prompts of a benchmark, found by the names that a set may use for them."""
 
     def __init__(self, folders: Mapping[str, str]) -> None:
+        # The folders are those of each prompt's images in a run of this package.
         self.prompts = prompts = list(folders)
         self._by_text = _index(prompts, lambda prompt: {_one_line(prompt)})
         self._by_folder = _index(prompts, lambda prompt: {folders[prompt]})
@@ -162,12 +333,10 @@ def _letters(text: str) -> str:
 def _check_numbered_from_zero(images: ImageSet, prompts: _Prompts) -> None:
     """Refuse folders 1 to N for N prompts: each would stand for the prompt after its own."""
     folders = {record.prompt for record in images.records if record.prompt is not None}
-    n_prompts = len(prompts.prompts)
-    if not images.by_folder or folders & set(prompts.prompts):
+    is_numbered = images.by_folder and all(re.fullmatch("[0-9]+", folder) for folder in folders)
+    if not is_numbered or folders & set(prompts.prompts):
         return
-    if not all(re.fullmatch("[0-9]+", folder) for folder in folders):
-        return
-    numbers = set(map(int, folders))
+    numbers, n_prompts = set(map(int, folders)), len(prompts.prompts)
     if n_prompts in numbers and 0 not in numbers:
         raise UsageError(
             f"images '{images.path}': folders {min(numbers)} to {max(numbers)} for {n_prompts} "
