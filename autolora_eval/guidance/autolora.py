@@ -132,9 +132,9 @@ class AutoLoRAGuidance(BaseGuidance):
         """Set the conditioning of the base branch where it differs from that of the LoRA branch.
 
         Args:
-            inputs: Pairs of conditional and unconditional embeddings from the text encoders with
-                LoRA off, by the denoiser's input names. For SDXL these are `prompt_embeds`
-                [B, L, D] and `text_embeds` [B, P]. Both branches share the names that are left out.
+            inputs: (conditional, unconditional) embeddings from the text encoders with LoRA off, by
+                the denoiser's input names. For SDXL these are `prompt_embeds` [B, L, D] and
+                `text_embeds` [B, P]. Both branches share the inputs that are left out.
         """
         self._base_inputs = dict(inputs)
 

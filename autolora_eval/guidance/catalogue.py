@@ -1,7 +1,7 @@
 """Lists every method: its parameters, cost and supported models.
 
 Built-in methods and diffusers' guiders are listed without importing torch or diffusers. Plugins of
-other packages must be imported.
+other packages are imported.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
+from autolora_eval._devices import package_versions
 from autolora_eval._errors import UsageError, did_you_mean, validation_message
-from autolora_eval.guidance.diffusers_defects import SD3, SDXL
+from autolora_eval.guidance.diffusers_defects import SD3, SDXL, Parameters
 from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS, DiffusersGuider
 from autolora_eval.guidance.method import GuiderMethod, Method
 from autolora_eval.guidance.method_registry import GUIDERS, REGISTRIES, MethodKind, resolve_method
@@ -112,10 +113,8 @@ def _by_path(path: str, folders: Sequence[Path]) -> Listed:
     try:
         return _listed("guider", resolve_method("guider", path, folders), "")
     except UsageError:
-        try:
+        with suppress(UsageError):
             return _listed("sampler", resolve_method("sampler", path, folders), "")
-        except UsageError:
-            pass
         raise
 
 
@@ -191,9 +190,11 @@ def _supports(method: Method, group: str, is_clash: bool) -> str:
 
 def _of_diffusers() -> Iterator[Listed]:
     sources = _guider_sources()
-    version = _version("diffusers")
+    version = package_versions().get("diffusers", "(not installed)")
     for guider in DIFFUSERS_GUIDERS.values():
         source = sources.get(guider.name)
+        scale = {SCALE: W} if SCALE in guider.defaults else {}
+        nfe = [guider.nfe_per_step(scale, step, STEPS) for step in range(STEPS)]
         yield Listed(
             name=guider.path,
             kind="guider",
@@ -202,21 +203,14 @@ def _of_diffusers() -> Iterator[Listed]:
             equation=guider.formula,
             source=f"{guider.source}; diffusers {version}",
             parameters=() if source is None else tuple(_constructor_parameters(source)),
-            nfe_per_step=_diffusers_nfe(guider),
-            supports=_diffusers_support(guider),
+            nfe_per_step=(min(nfe), max(nfe)),
+            supports=_diffusers_support(guider, scale),
             notes=guider.notes,
             problem="" if sources else "diffusers is not installed",
         )
 
 
-def _diffusers_nfe(guider: DiffusersGuider) -> tuple[int, int]:
-    parameters = {SCALE: W} if SCALE in guider.defaults else {}
-    made = [guider.nfe_per_step(parameters, step, STEPS) for step in range(STEPS)]
-    return min(made), max(made)
-
-
-def _diffusers_support(guider: DiffusersGuider) -> str:
-    parameters = {SCALE: W} if SCALE in guider.defaults else {}
+def _diffusers_support(guider: DiffusersGuider, parameters: Parameters) -> str:
     refused = {name: guider.refusal(parameters, pipeline) for pipeline, name in _MODELS.items()}
     works = [name for name, why in refused.items() if why is None]
     reasons: dict[str, list[str]] = {}
@@ -261,10 +255,3 @@ def _of_packages(kind: MethodKind) -> Iterator[Listed]:
             except UsageError as error:
                 listed = Listed(name, kind, INSTALLED, problem=str(error))
             yield replace(listed, source=listed.source or offer.origin.distribution)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"

@@ -110,7 +110,7 @@ class AdapterSwitch:
     walk the network and touch `requires_grad` of every parameter.
 
     Args:
-        module: A denoiser or text encoder with a LoRA that was loaded through peft.
+        module: a denoiser or text encoder with a LoRA that was loaded through peft.
 
     Raises:
         ValueError: if the network has no adapter.
@@ -176,7 +176,7 @@ class DenoiserState:
     `generation.guider_backend.ModelDriftCheck` finds such changes.
 
     Args:
-        denoiser: A UNet or transformer.
+        denoiser: a UNet or transformer.
     """
 
     def __init__(self, denoiser: torch.nn.Module) -> None:
@@ -208,19 +208,12 @@ def restored(denoiser: torch.nn.Module) -> Iterator[DenoiserState]:
 
 @dataclass(frozen=True)
 class _ObjectState:
-    """The attributes of one layer, or of diffusers' hook registry on it.
-
-    Attributes:
-        layer: Name of the layer.
-        item: The object.
-        attributes: Its attributes.
-        contents: Copies of those attributes that are containers.
-    """
+    """The attributes of one layer, or of diffusers' hook registry on it."""
 
     layer: str
     item: object
     attributes: dict[str, Any]
-    contents: dict[str, Any]
+    contents: dict[str, Any]  # copies of those attributes that are containers
 
     @classmethod
     def of(cls, layer: str, item: object) -> Self:
@@ -266,7 +259,7 @@ class _ObjectState:
 
 
 def _is_trace_of_removed_hook(item: object, name: str, value: Any) -> bool:  # noqa: ANN401
-    """Return `True` for what diffusers leaves of a hook that was removed, which has no effect."""
+    """Return `True` for what diffusers leaves of a removed hook; it has no effect."""
     if name == "_diffusers_hook":
         return not value.hooks
     return name == "forward" and value == getattr(type(item), name).__get__(item)

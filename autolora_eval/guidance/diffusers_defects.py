@@ -1,14 +1,14 @@
-"""What diffusers' guiders cost, and what of them cannot work: functions of their parameters.
+"""What diffusers' guiders cost, and which parameters of them fail.
 
-Each was found by running diffusers 0.42 and is tested against it. Parameters come with their
-defaults filled in; `pipeline` is the pipeline's class, or None where it is not known.
+Each function was found by running diffusers 0.42 and is tested against it. Parameters come with
+their defaults filled in; `pipeline` is the pipeline's class, or None if it is not known.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from math import isclose
 from typing import Any
 
 SDXL, SD3 = "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"
@@ -20,17 +20,13 @@ _EDGES, _SCALES = ("start", "stop"), "guidance_scales"
 _UNET_PATH = "mid_block.attentions.0.transformer_blocks"
 
 
-def _close(value: Any, other: float) -> bool:  # noqa: ANN401
-    return math.isclose(value, other)
-
-
 def _neutral(p: Parameters) -> float:
-    """The scale at which CFG is the conditional prediction."""
+    """Return the scale at which CFG is the conditional prediction."""
     return 0.0 if p["use_original_formulation"] else 1.0
 
 
 def _off(p: Parameters) -> bool:
-    return _close(p["guidance_scale"], _neutral(p))
+    return isclose(p["guidance_scale"], _neutral(p))
 
 
 def _inside(p: Parameters, step: int, n: int) -> bool:
@@ -38,40 +34,40 @@ def _inside(p: Parameters, step: int, n: int) -> bool:
 
 
 def cfg_passes(p: Parameters, step: int, n: int) -> int:
-    """Two passes where CFG acts, one elsewhere."""
+    """Return 2 where CFG acts, 1 elsewhere."""
     return 2 if p["enabled"] and _inside(p, step, n) and not _off(p) else 1
 
 
 def skip_passes(prefix: str) -> NfePerStep:
-    """CFG's passes, and one more with layers perturbed after the first step of its own window.
+    """Return a count: CFG's passes, and a perturbed pass within the guider's own window.
 
     Args:
-        prefix: of its parameters' names, before `_scale`, `_start` and `_stop`.
+        prefix: begins the names of its parameters `…_scale`, `…_start` and `…_stop`.
     """
 
     def passes(p: Parameters, step: int, n: int) -> int:
         first, last = int(p[f"{prefix}_start"] * n), int(p[f"{prefix}_stop"] * n)
         # diffusers leaves the window's first step out: `first < step`, where CFG has `<=`.
-        acts = first < step < last and not _close(p[f"{prefix}_scale"], 0.0)
+        acts = first < step < last and not isclose(p[f"{prefix}_scale"], 0.0)
         return cfg_passes(p, step, n) + (1 if p["enabled"] and acts else 0)
 
     return passes
 
 
 def fdg_passes(p: Parameters, step: int, n: int) -> int:
-    """Two passes where any frequency level is guided, one elsewhere."""
+    """Return 2 where any frequency level is guided, 1 elsewhere."""
     start, stop = ([p[edge]] if isinstance(p[edge], float) else p[edge] for edge in _EDGES)
     off = _neutral(p)
     acts = int(min(start) * n) <= step < int(max(stop) * n)
-    return 2 if p["enabled"] and acts and any(not _close(w, off) for w in p[_SCALES]) else 1
+    return 2 if p["enabled"] and acts and any(not isclose(w, off) for w in p[_SCALES]) else 1
 
 
 def ltx2_passes(p: Parameters, step: int, n: int) -> int:
-    """One pass, and one for each of the three terms whose scale is not neutral."""
+    """Return 1, and 1 more for each of the three terms whose scale is not neutral."""
     if not (p["enabled"] and _inside(p, step, n)):
         return 1
     neutral = {"guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0}
-    return 1 + sum(not _close(p[scale], value) for scale, value in neutral.items())
+    return 1 + sum(not isclose(p[scale], value) for scale, value in neutral.items())
 
 
 def refuse_mambo(p: Parameters, pipeline: str | None) -> str | None:
@@ -84,7 +80,7 @@ def refuse_mambo(p: Parameters, pipeline: str | None) -> str | None:
 
 def refuse_seg(p: Parameters, pipeline: str | None) -> str | None:
     """SEG changes nothing."""
-    if _close(p["seg_guidance_scale"], 0.0):
+    if isclose(p["seg_guidance_scale"], 0.0):
         return None
     return (
         "its smoothed prediction equals the plain one: diffusers' prepare_models does not count "
@@ -112,7 +108,7 @@ def refuse_fdg(p: Parameters, pipeline: str | None) -> str | None:
     if any(isinstance(edge, int) for edge in edges):
         return "it takes start and stop as decimals only: write 0.0 for 0 and 1.0 for 1."
     off = _neutral(p)
-    idle = [_close(w, off) for w in p[_SCALES]]
+    idle = [isclose(w, off) for w in p[_SCALES]]
     lists = any(not isinstance(edge, float) and len(set(edge)) > 1 for edge in edges)
     if lists or (any(idle) and not all(idle)):
         return (
@@ -124,7 +120,7 @@ def refuse_fdg(p: Parameters, pipeline: str | None) -> str | None:
 
 def refuse_ltx2(p: Parameters, pipeline: str | None) -> str | None:
     """Two of LTX-2's terms need its own pipeline."""
-    if _close(p["stg_scale"], 0.0) and _close(p["modality_scale"], 1.0):
+    if isclose(p["stg_scale"], 0.0) and isclose(p["modality_scale"], 1.0):
         return None
     if pipeline is not None and pipeline.startswith("LTX2"):
         return None
@@ -135,7 +131,7 @@ def refuse_ltx2(p: Parameters, pipeline: str | None) -> str | None:
 
 
 def layer_refusal(layers: str, config: str) -> Refusal:
-    """What the three guiders that skip layers have in common."""
+    """Return the refusal that the three guiders that skip layers have in common."""
 
     def refuse(p: Parameters, pipeline: str | None) -> str | None:
         if p[layers] is not None:
@@ -179,7 +175,7 @@ def _configs(value: Any) -> list[Mapping[str, Any]]:  # noqa: ANN401
 
 
 def _refuse_without_cfg(p: Parameters, scale: str) -> str | None:
-    if not _off(p) or _close(p[scale], 0.0):
+    if not _off(p) or isclose(p[scale], 0.0):
         return None
     return (
         "without CFG diffusers gives the perturbed pass the null prompt and perturbs no layer. "
@@ -190,7 +186,7 @@ def _refuse_without_cfg(p: Parameters, scale: str) -> str | None:
 def refuse_pag(p: Parameters, pipeline: str | None) -> str | None:
     """PAG works on SDXL, beside CFG, with layers named by their path."""
     scale = "perturbed_guidance_scale"
-    if pipeline == SD3 and not _close(p[scale], 0.0):
+    if pipeline == SD3 and not isclose(p[scale], 0.0):
         return (
             "diffusers cannot perturb the attention of SD3 (JointAttnProcessor2_0 is not "
             "registered with its hooks). It works on SDXL."

@@ -1,8 +1,8 @@
 """The guiders that diffusers ships: their papers and formulas, what they cost, what is broken.
 
-One declaration a guider. It serves the list of methods, the plan's costs, the refusal of what
-cannot work before a model is loaded, and the laws. What it says was found by running diffusers
-0.42 and is tested. Nothing here imports diffusers or torch.
+Each guider has one declaration. The list of methods, the plan's costs, the guider checks, and the
+refusal of what cannot work use it. Its facts were found by running diffusers 0.42 and are tested.
+Nothing here imports diffusers or torch.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class DiffusersGuider:
     Attributes:
         name: its class.
         display_name: what it is commonly called.
-        source: paper, with its arXiv number, or where it was published.
-        formula: the rule as the paper has it, in words of `docs/reference/guiders.md`.
+        source: the paper with its arXiv number, or where it was published.
+        formula: the rule of the paper, in the notation of `docs/reference/guiders.md`.
         defaults: the constructor's defaults that cost and refusal depend on.
-        passes: (parameters with their defaults, step, number of steps) → denoiser passes.
-        refuse: (parameters with their defaults, class of the pipeline as its model_index.json
-            names it, or None if unknown) → why that cannot work and what to do, or None.
-        spec: what it claims.
+        nfe: (parameters with their defaults, step, number of steps) → function evaluations.
+        refuse: (parameters with their defaults, the pipeline's class in its model_index.json, or
+            None if unknown) → why they cannot work and what to do, or None.
+        spec: what it promises.
         notes: where diffusers' version differs from the paper's.
     """
 
@@ -52,12 +52,7 @@ class DiffusersGuider:
         return self.nfe({**self.defaults, **parameters}, step, num_steps)
 
     def refusal(self, parameters: Parameters, pipeline: str | None) -> str | None:
-        """Return why these parameters cannot work on a pipeline, and what to do; None if they can.
-
-        Args:
-            parameters: the constructor's keyword arguments; those not given are the defaults.
-            pipeline: its class, as model_index.json has it; None if it is not known.
-        """
+        """Return why parameters cannot work on a pipeline, and what to do; None if they can."""
         why = self.refuse({**self.defaults, **parameters}, pipeline)
         return None if why is None else f"{self.path}: {why}"
 
@@ -82,7 +77,7 @@ _SKIPS = (
 
 
 def _skipping(prefix: str) -> GuiderSpec:
-    """What the guiders claim that add a perturbed prediction to CFG, in a window of its own."""
+    """Return the promises of guiders that add a perturbed prediction to CFG in its own window."""
     scale = f"{prefix}_scale"
     inner = ActiveInterval(f"{prefix}_start", f"{prefix}_stop", disable_params={scale: 0.0})
     return GuiderSpec(

@@ -42,9 +42,8 @@ def resolve_method(kind: MethodKind, name: str, folders: Sequence[Path] = ()) ->
     Raises:
         UsageError: if there is no such method, or it cannot be used.
     """
-    registry: Registry[Any] = REGISTRIES[kind]
-    found: Method = registry.find(name, folders)
-    return found
+    method: Method = REGISTRIES[kind].find(name, folders)
+    return method
 
 
 def _read_guider(found: object, origin: Origin) -> GuiderMethod:
@@ -95,7 +94,7 @@ def _declared_method(method: GuiderMethod, origin: Origin) -> GuiderMethod:
 
 
 def _described(found: object, origin: Origin, paper: str = "") -> dict[str, Any]:
-    """Return the fields of a method that are read off a third-party class or function."""
+    """Return the fields of a method that a third-party class or function shows."""
     fingerprint = source_fingerprint(found)
     path = qualified_name(found)
     package = fingerprint.get("distribution", "") or f"{path.split('.')[0]}.py"

@@ -1,1 +1,1 @@
-"""One file a method. A file added here is a method added: nothing else need change."""
+"""One file per method. A file that is added here adds a method; nothing else has to change."""

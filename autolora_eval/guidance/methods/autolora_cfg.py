@@ -43,12 +43,16 @@ class AutoLoRAParameters(MethodParameters):
         return self.model_copy(update={"guidance_scale": w2, "base_guidance_scale": w1})
 
 
-def _nfe_per_step(parameters: AutoLoRAParameters, step: int, num_steps: int) -> int:
+def nfe_per_step(
+    parameters: AutoLoRAParameters, step: int, num_steps: int, *, base_is_due: bool = True
+) -> int:
+    """Return the function evaluations at a step; those of the base model only where it is due."""
     p = parameters
     assert p.base_guidance_scale is not None
     assert p.guidance_scale is not None
     gamma = p.autolora_scale if in_interval(step, num_steps, p.start, p.stop) else 1.0
-    return len(autolora_predictions(gamma, p.base_guidance_scale, p.guidance_scale))
+    w1, w2 = p.base_guidance_scale, p.guidance_scale
+    return len(autolora_predictions(gamma, w1, w2, base_is_due=base_is_due))
 
 
 def _build(parameters: AutoLoRAParameters) -> BaseGuidance:
@@ -64,7 +68,7 @@ METHOD = GuiderMethod(
     equation="ε^{w1} + γ (ε_LoRA^{w2} − ε^{w1})",
     source="AutoLoRA paper, equations (6) and (7)",
     parameters=AutoLoRAParameters,
-    nfe_per_step=_nfe_per_step,
+    nfe_per_step=nfe_per_step,
     build=_build,
     needs_lora=True,
 )

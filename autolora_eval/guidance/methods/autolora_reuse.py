@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from autolora_eval.guidance.equations import autolora_predictions, in_interval, last_base_step
+from autolora_eval.guidance.equations import last_base_step
 from autolora_eval.guidance.methods.autolora_cfg import METHOD as AUTOLORA
-from autolora_eval.guidance.methods.autolora_cfg import AutoLoRAParameters
+from autolora_eval.guidance.methods.autolora_cfg import AutoLoRAParameters, nfe_per_step
 
 
 class AutoLoRAReuseParameters(AutoLoRAParameters):
@@ -22,13 +22,8 @@ class AutoLoRAReuseParameters(AutoLoRAParameters):
 
 
 def _nfe_per_step(parameters: AutoLoRAReuseParameters, step: int, num_steps: int) -> int:
-    p = parameters
-    assert p.base_guidance_scale is not None
-    assert p.guidance_scale is not None
-    gamma = p.autolora_scale if in_interval(step, num_steps, p.start, p.stop) else 1.0
-    due = step == last_base_step(step, num_steps, p.start, p.base_every)
-    w1, w2 = p.base_guidance_scale, p.guidance_scale
-    return len(autolora_predictions(gamma, w1, w2, base_is_due=due))
+    last = last_base_step(step, num_steps, parameters.start, parameters.base_every)
+    return nfe_per_step(parameters, step, num_steps, base_is_due=step == last)
 
 
 METHOD = replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class CFGParameters(MethodParameters):
     guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
     """The CFG scale w. Default: the model's guidance scale."""
 
-    def with_model_defaults(self, guidance_scale: float) -> CFGParameters:
+    def with_model_defaults(self, guidance_scale: float) -> Self:
         """Fill in w from the model."""
         w = guidance_scale if self.guidance_scale is None else self.guidance_scale
         return self.model_copy(update={"guidance_scale": w})

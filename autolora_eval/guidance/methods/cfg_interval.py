@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
 from autolora_eval.guidance.equations import cfg_terms, in_interval
-from autolora_eval.guidance.method import GuiderMethod
-from autolora_eval.plugins.signatures import MethodParameters
+from autolora_eval.guidance.methods.cfg import METHOD as CFG
+from autolora_eval.guidance.methods.cfg import CFGParameters
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
@@ -17,11 +18,9 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-11
 
 
-class CFGIntervalParameters(MethodParameters):
+class CFGIntervalParameters(CFGParameters):
     """Parameters of classifier-free guidance in a limited interval."""
 
-    guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
-    """The CFG scale w. Default: the model's guidance scale."""
     start: float = Field(default=0.0, ge=0.0, lt=1.0)
     """The fraction of the steps at which guidance starts; before it w is 1."""
     stop: float = Field(default=1.0, ge=0.0, le=1.0)
@@ -32,11 +31,6 @@ class CFGIntervalParameters(MethodParameters):
         if self.stop < self.start:
             raise ValueError(f"stop ({self.stop}) must not be less than start ({self.start})")
         return self
-
-    def with_model_defaults(self, guidance_scale: float) -> CFGIntervalParameters:
-        """Fill in w from the model."""
-        w = guidance_scale if self.guidance_scale is None else self.guidance_scale
-        return self.model_copy(update={"guidance_scale": w})
 
 
 def _nfe_per_step(parameters: CFGIntervalParameters, step: int, num_steps: int) -> int:
@@ -56,7 +50,8 @@ def _build(parameters: CFGIntervalParameters) -> BaseGuidance:
     return LeanClassifierFreeGuidance(guidance_scale=p.guidance_scale, start=start, stop=stop)
 
 
-METHOD = GuiderMethod(
+METHOD = replace(
+    CFG,
     name="cfg_interval",
     display_name="LoRA+CFG in an interval",
     summary="Classifier-free guidance of the LoRA-tuned model at a part of the steps.",

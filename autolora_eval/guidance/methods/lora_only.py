@@ -1,4 +1,4 @@
-"""The LoRA alone: the conditional prediction, no guidance."""
+"""The LoRA alone: the conditional prediction, without guidance."""
 
 from __future__ import annotations
 
