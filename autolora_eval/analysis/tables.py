@@ -48,28 +48,8 @@ def write_tables(
     """Join what the stages wrote into scores, diversities, table and comparisons; count images."""
     cells, shown = manifest.cells, run_metrics(manifest)
     joined = join_scores(manifest, folder)
-    # Without the long column that no estimate needs: a cell may have a million images.
-    images_of = joined.drop(columns="file").groupby("cell", sort=False).get_group
-
-    @lru_cache(maxsize=2)  # the cell's and its reference's: those of all would not fit in memory
-    def features(cell: str) -> CellFeatures:
-        return scored_features(folder, cell, images_of(cell))
-
-    references = References(reference_cells(manifest), joined, features)
-    rows, all_images, all_prompts = [], [], []
-    estimates: dict[str, Estimates] = {}
-    for cell in cells:
-        own = features(cell.id)
-        images = with_image_errors(images_of(cell.id), own, cell, folder)
-        spread = prompt_diversities(images, {cell.id: own}, metrics, references)
-        estimates[cell.id] = cell_estimates(
-            images, spread, own, manifest.score_columns, metrics, references
-        )
-        rows.append(_row(cell, images, spread, estimates[cell.id], shown))
-        all_images.append(images["image_error"])
-        all_prompts.append(spread)
-    scores = joined.assign(image_error=pd.concat(all_images))
-    prompts = pd.concat(all_prompts, ignore_index=True)
+    rows, image_errors, prompts, estimates = _evaluated(manifest, folder, joined, metrics)
+    scores = joined.assign(image_error=image_errors)
     # Methods differ in their parameters: those of all come before what was measured.
     parameters = dict.fromkeys(name for cell in cells for name in cell.parameters)
     columns = dict.fromkeys(("cell", "model", "method", *parameters, *rows[0]))
@@ -88,6 +68,40 @@ def write_tables(
         missing=int(scores["image_error"].notna().sum()),
         unscored=int(scores["unscored_reason"].notna().sum()),
     )
+
+
+def _evaluated(
+    manifest: RunManifest,
+    folder: RunFolder,
+    joined: pd.DataFrame,
+    metrics: Sequence[DiversityMetric],
+) -> tuple[list[dict[str, object]], pd.Series, pd.DataFrame, dict[str, Estimates]]:
+    """Return the table's rows, the error of each image, rows by prompt, and estimates by cell.
+
+    The features of at most two cells are in memory at once.
+    """
+    shown = run_metrics(manifest)
+    # Without the long column that no estimate needs: a cell may have a million images.
+    images_of = joined.drop(columns="file").groupby("cell", sort=False).get_group
+
+    @lru_cache(maxsize=2)  # the cell's and its reference's
+    def features(cell: str) -> CellFeatures:
+        return scored_features(folder, cell, images_of(cell))
+
+    references = References(reference_cells(manifest), joined, features)
+    rows, image_errors, prompts = [], [], []
+    estimates: dict[str, Estimates] = {}
+    for cell in manifest.cells:
+        own = features(cell.id)
+        images = with_image_errors(images_of(cell.id), own, cell, folder)
+        spread = prompt_diversities(images, {cell.id: own}, metrics, references)
+        estimates[cell.id] = cell_estimates(
+            images, spread, own, manifest.score_columns, metrics, references
+        )
+        rows.append(_row(cell, images, spread, estimates[cell.id], shown))
+        image_errors.append(images["image_error"])
+        prompts.append(spread)
+    return rows, pd.concat(image_errors), pd.concat(prompts, ignore_index=True), estimates
 
 
 def _row(
