@@ -1,7 +1,5 @@
 """Tests of tables and comparisons draw no report, unless they are marked `report`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

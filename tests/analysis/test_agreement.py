@@ -1,7 +1,5 @@
 """Agreement with people against scikit-learn, definitions and simulations."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Bootstrap intervals: seeded, over whole sampling units, and none if they would be useless."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import stats

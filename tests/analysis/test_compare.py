@@ -1,7 +1,5 @@
 """Cells of several runs in one table: the same numbers, paired, or refused with the reason."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable, Iterable

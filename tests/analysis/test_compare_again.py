@@ -1,7 +1,5 @@
 """Comparing anew keeps what people put beside it, and says what is paired with nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Paired comparisons: equal to scipy's tests on means, exact on ties, honest about gaps."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

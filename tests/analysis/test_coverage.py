@@ -1,7 +1,5 @@
 """Simulated results whose truth is known: coverage of intervals, error rates and power of tests."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

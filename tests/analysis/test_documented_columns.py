@@ -1,10 +1,7 @@
 """docs/reference/run_folder.md against the tables that a run writes, as pandas reads them."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -76,7 +73,7 @@ def expanded(columns: dict[str, str], plan: Plan) -> dict[str, str]:
     return found
 
 
-def type_of(values: pd.Series[Any]) -> str:
+def type_of(values: pd.Series) -> str:
     if pd.api.types.is_integer_dtype(values):
         return "integer"
     return "number" if pd.api.types.is_float_dtype(values) else "text"

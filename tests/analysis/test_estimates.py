@@ -1,7 +1,5 @@
 """Estimates against closed forms of the jackknife and recomputation without each unit."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`explain` shows the inputs of a number, and reports files that no longer give that number."""
 
-from __future__ import annotations
-
 import io
 import json
 import shlex

@@ -1,7 +1,5 @@
 """Further diversity metrics in the tables, beside equation (8), which does not change."""
 
-from __future__ import annotations
-
 import math
 import sys
 from pathlib import Path

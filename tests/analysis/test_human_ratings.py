@@ -1,7 +1,5 @@
 """Reading people's ratings: the accepted forms, and a message for each problem."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

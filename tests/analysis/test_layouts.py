@@ -1,7 +1,5 @@
 """The paper's two layouts: what is bold, what stands beside it, and that names stay names."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Tables of very many images: made cell by cell, and the same as if they were made at once."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from functools import partial

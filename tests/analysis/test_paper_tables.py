@@ -1,7 +1,5 @@
 """The shipped copies of the paper's tables satisfy Div-X = Diversity × X."""
 
-from __future__ import annotations
-
 import csv
 
 from autolora_eval.sources.lookup import shipped_root

@@ -1,7 +1,5 @@
 """Sample size for a given power: published values, and simulated tests."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import stats

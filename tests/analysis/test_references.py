@@ -1,7 +1,5 @@
 """Diversity metrics against a reference set: the images of another method."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Reliability of the judge: published and closed-form values of α, and the tables of a run."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Comparisons in words: what is claimed, what is not, and how missing values are described."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """A sweep's tables: what is compared with what, and which published values stand beside it."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable
 from pathlib import Path

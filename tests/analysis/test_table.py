@@ -1,7 +1,5 @@
 """The tables of a run: what is missing is null and counted, what is published stands beside."""
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The paper's Table 1 and its twin: 48 cells, LoRA scales down and methods across."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

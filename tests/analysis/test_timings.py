@@ -1,7 +1,5 @@
 """Seconds per image: the median over the images of a cell's current settings."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scored_run import SETTINGS, write_manifest

@@ -1,7 +1,5 @@
 """A benchmark file that is wrong: each problem is one line with its place, before torch loads."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import math

@@ -1,7 +1,5 @@
 """The estimate of GPU memory: SDXL's numbers, from headers and configurations alone."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

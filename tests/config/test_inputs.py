@@ -1,7 +1,5 @@
 """What a benchmark names: prompt files, model folders, LoRAs, rubrics."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from typing import Any

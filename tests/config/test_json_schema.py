@@ -1,7 +1,5 @@
 """The schema that editors read says what the loader accepts."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

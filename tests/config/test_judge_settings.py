@@ -1,7 +1,5 @@
 """The judge's settings together: what fits, and the place and words of what does not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

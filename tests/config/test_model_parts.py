@@ -1,7 +1,5 @@
 """The parts of a model in a benchmark: several LoRAs or none, and what is refused by the plan."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from conftest import save_json, save_lora

@@ -1,7 +1,5 @@
 """Pipelines that no guidance method can act on are refused before any model loads."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The plan: cells and jobs in order, the same jobs for all cells, and what they cost."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable

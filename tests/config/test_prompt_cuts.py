@@ -1,7 +1,5 @@
 """Prompts that a text encoder cuts are found as transformers cuts them, without loading it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

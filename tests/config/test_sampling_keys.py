@@ -1,7 +1,5 @@
 """A model's scheduler, clip_skip and negative prompt in a benchmark file."""
 
-from __future__ import annotations
-
 import re
 from functools import partial
 

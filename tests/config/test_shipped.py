@@ -1,7 +1,5 @@
 """The shipped benchmarks: the paper's own, counted by hand, and their twins in miniature."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from typing import Any

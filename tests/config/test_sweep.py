@@ -1,7 +1,5 @@
 """Sweeps: which cells they make, under which names, and what is refused before a model loads."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import sys

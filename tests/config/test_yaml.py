@@ -1,7 +1,5 @@
 """The YAML of a benchmark file: variables, broken files, and files that are no benchmark."""
 
-from __future__ import annotations
-
 import pytest
 
 from autolora_eval._errors import UsageError

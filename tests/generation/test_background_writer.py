@@ -1,7 +1,5 @@
 """Images are written beside the making of the next: nothing is lost, torn or silently missing."""
 
-from __future__ import annotations
-
 import errno
 import threading
 from collections.abc import Callable
@@ -40,7 +38,7 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_images_and_rows_are_those_of_writing_in_turn(plan: Plan, tmp_path: Path) -> None:
+def test_images_and_rows_are_those_of_writing_in_turn(plan, tmp_path):
     write_one_by_one(plan, open_dataset(plan, tmp_path / "in_turn").write)
     done: list[int] = []
     dataset = open_dataset(plan, tmp_path / "beside")
@@ -50,9 +48,7 @@ def test_images_and_rows_are_those_of_writing_in_turn(plan: Plan, tmp_path: Path
     assert done == [1] * len(plan.jobs)
 
 
-def test_the_next_image_is_made_while_one_is_written(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_image_is_made_while_one_is_written(plan, tmp_path, monkeypatch):
     dataset, next_is_made = open_dataset(plan, tmp_path), threading.Event()
     put = dataset.write
 
@@ -68,7 +64,7 @@ def test_the_next_image_is_made_while_one_is_written(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
-def test_what_is_queued_is_written_though_the_next_image_fails(plan, tmp_path, error) -> None:
+def test_what_is_queued_is_written_though_the_next_image_fails(plan, tmp_path, error):
     dataset = open_dataset(plan, tmp_path)
 
     def fail_after_two() -> None:
@@ -81,9 +77,7 @@ def test_what_is_queued_is_written_though_the_next_image_fails(plan, tmp_path, e
     assert open_dataset(plan, tmp_path).missing(plan.jobs) == list(plan.jobs[2:])
 
 
-def test_a_full_disk_stops_the_run_and_leaves_no_row_without_an_image(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_stops_the_run_and_leaves_no_row_without_an_image(plan, tmp_path, monkeypatch):
     dataset, calls = open_dataset(plan, tmp_path), []
 
     def full(*args: object, **kwargs: object) -> str:

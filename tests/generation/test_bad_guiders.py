@@ -1,7 +1,5 @@
 """A bad guider in a run fails by name and changes no image of another method."""
 
-from __future__ import annotations
-
 import gc
 import sys
 import weakref
@@ -136,8 +134,8 @@ def failure(plan: Plan, run: RunFolder) -> str:
     ],
 )
 def test_a_bad_guider_is_named_makes_no_image_and_changes_no_other_image(
-    bad: str, expected: str, plan_of, clean, tmp_path: Path, module: Path
-) -> None:
+    bad, expected, plan_of, clean, tmp_path, module
+):
     run = RunFolder(tmp_path / "run")
     message = failure(plan_of(bad), run)
     assert message.startswith(f"cell 'T--{bad}': the guider '{module.stem}.{bad}' ")
@@ -150,9 +148,7 @@ def test_a_bad_guider_is_named_makes_no_image_and_changes_no_other_image(
     assert len(clean) == 3
 
 
-def test_a_changed_attribute_of_a_layer_is_restored_after_every_batch(
-    plan_of, clean, tmp_path: Path
-) -> None:
+def test_a_changed_attribute_of_a_layer_is_restored_after_every_batch(plan_of, clean, tmp_path):
     run = RunFolder(tmp_path / "run")
     generate(plan_of("Epsilon"), run, Progress())
     assert hashes(run, "CFG") == clean
@@ -160,8 +156,8 @@ def test_a_changed_attribute_of_a_layer_is_restored_after_every_batch(
 
 
 def test_a_changed_pipeline_is_freed_before_the_model_is_loaded_again(
-    plan_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    plan_of, tmp_path, monkeypatch
+):
     """Neither the kept errors nor a snapshot keep a second copy of the model alive."""
     load = LoraPipeline.load
     denoisers: list[weakref.ref[torch.nn.Module]] = []
@@ -179,9 +175,7 @@ def test_a_changed_pipeline_is_freed_before_the_model_is_loaded_again(
     assert alive == [0, 0, 0]
 
 
-def test_the_same_command_makes_the_missing_images_of_a_fixed_guider(
-    plan_of, tmp_path: Path, module: Path
-) -> None:
+def test_the_same_command_makes_the_missing_images_of_a_fixed_guider(plan_of, tmp_path, module):
     run = RunFolder(tmp_path / "run")
     failure(plan_of("Nan"), run)
     module.write_text(CODE.replace('float("nan")', "1.0"))
@@ -190,7 +184,7 @@ def test_the_same_command_makes_the_missing_images_of_a_fixed_guider(
     assert (done.made, done.reused) == (3, 3)
 
 
-def test_all_bad_guiders_are_named(plan_of, tmp_path: Path) -> None:
+def test_all_bad_guiders_are_named(plan_of, tmp_path):
     message = failure(plan_of("Nan", "Weights", "Cuts"), RunFolder(tmp_path / "run"))
     assert [line.split("'")[1] for line in message.splitlines()[:3]] == [
         "T--Nan",
@@ -199,7 +193,7 @@ def test_all_bad_guiders_are_named(plan_of, tmp_path: Path) -> None:
     ]
 
 
-def test_a_guider_that_changes_a_library_stops_the_run(plan_of, tmp_path: Path) -> None:
+def test_a_guider_that_changes_a_library_stops_the_run(plan_of, tmp_path):
     from diffusers.models.attention import BasicTransformerBlock
 
     run = RunFolder(tmp_path / "run")
@@ -213,8 +207,8 @@ def test_a_guider_that_changes_a_library_stops_the_run(plan_of, tmp_path: Path) 
 
 
 def test_a_guider_that_changes_the_working_folder_does_not_move_the_run(
-    plan_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    plan_of, tmp_path, monkeypatch
+):
     (tmp_path / "elsewhere").mkdir()
     plan = plan_of("Wanders")
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -223,7 +217,7 @@ def test_a_guider_that_changes_the_working_folder_does_not_move_the_run(
     assert len(hashes(RunFolder(tmp_path / "elsewhere" / "run"), "CFG")) == 3
 
 
-def test_drift_is_measured_against_how_well_the_device_repeats_itself() -> None:
+def test_drift_is_measured_against_how_well_the_device_repeats_itself():
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     exact = ModelDriftCheck(lambda: latents.clone())
     assert not exact.has_drifted(lambda: latents.clone())
@@ -236,14 +230,14 @@ def test_drift_is_measured_against_how_well_the_device_repeats_itself() -> None:
     assert inexact.has_drifted(lambda: latents + 1e-2)
 
 
-def test_a_model_that_no_longer_runs_has_drifted() -> None:
+def test_a_model_that_no_longer_runs_has_drifted():
     def broken() -> torch.Tensor:
         raise RuntimeError
 
     assert ModelDriftCheck(lambda: torch.zeros(1)).has_drifted(broken)
 
 
-def test_a_device_without_memory_says_nothing_of_the_model() -> None:
+def test_a_device_without_memory_says_nothing_of_the_model():
     def full() -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 

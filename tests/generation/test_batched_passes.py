@@ -1,7 +1,5 @@
 """Predictions in one denoiser pass are those of separate passes, but for rounding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -78,14 +76,14 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_latents_are_those_of_separate_passes(pipeline, name) -> None:
+def test_latents_are_those_of_separate_passes(pipeline, name):
     expected = latents(pipeline, MAKERS[name](), "separate")
     for batching in ("conditions", "all"):
         assert off(latents(pipeline, MAKERS[name](), batching), expected) <= TOLERANCE
     assert all(not layer.disable_adapters for layer in adapter_layers(pipeline.denoiser))
 
 
-def test_a_step_makes_as_many_passes_as_the_key_says(pipeline, passes) -> None:
+def test_a_step_makes_as_many_passes_as_the_key_says(pipeline, passes):
     wanted = {"separate": [2, 2, 2, 2], "conditions": [4, 4], "all": [8]}
     for batching, rows in wanted.items():
         passes.clear()
@@ -99,7 +97,7 @@ def test_a_step_makes_as_many_passes_as_the_key_says(pipeline, passes) -> None:
     assert (passes, sample.nfe) == ([8] * STEPS, 4 * STEPS)
 
 
-def test_a_prediction_without_effect_takes_no_rows(pipeline, passes) -> None:
+def test_a_prediction_without_effect_takes_no_rows(pipeline, passes):
     for guider, rows in {
         AutoLoRAGuidance(1.0, 3.0): [4, 4],
         AutoLoRAGuidance(0.0, 1.0): [2, 2],
@@ -116,7 +114,7 @@ def test_a_prediction_without_effect_takes_no_rows(pipeline, passes) -> None:
     assert torch.equal(*null)
 
 
-def test_a_guider_that_prepares_the_denoiser_keeps_its_own_passes(pipeline, passes) -> None:
+def test_a_guider_that_prepares_the_denoiser_keeps_its_own_passes(pipeline, passes):
     class Own(ClassifierFreeGuidance):
         def prepare_models(self, denoiser: torch.nn.Module) -> None:
             super().prepare_models(denoiser)
@@ -125,21 +123,21 @@ def test_a_guider_that_prepares_the_denoiser_keeps_its_own_passes(pipeline, pass
     assert passes == [2, 2] * STEPS
 
 
-def test_rows_of_changed_adapters_are_not_mixed(pipeline, monkeypatch) -> None:
+def test_rows_of_changed_adapters_are_not_mixed(pipeline, monkeypatch):
     layer = adapter_layers(pipeline.denoiser)[0]
     assert can_mix(pipeline.denoiser)
     monkeypatch.setitem(layer.lora_variant, layer.active_adapters[0], object())  # as DoRA
     assert not can_mix(pipeline.denoiser)
 
 
-def test_a_batch_whose_rows_a_layer_takes_apart_is_refused(pipeline) -> None:
+def test_a_batch_whose_rows_a_layer_takes_apart_is_refused(pipeline):
     layer = next(one for one in adapter_layers(pipeline.denoiser) if isinstance(one, Linear))
     with AdapterSwitch(pipeline.denoiser).on_from(1, 2), pytest.raises(ValueError, match="3 rows"):
         layer(torch.zeros(3, layer.in_features))
 
 
 @torch.no_grad()
-def test_loras_are_added_as_peft_adds_them(pipeline) -> None:
+def test_loras_are_added_as_peft_adds_them(pipeline):
     for layer in adapter_layers(pipeline.denoiser):
         a = layer.lora_A[layer.active_adapters[0]].weight
         shape = (3, a.shape[1], 8, 8) if a.dim() == 4 else (3, 5, a.shape[1])
@@ -151,7 +149,7 @@ def test_loras_are_added_as_peft_adds_them(pipeline) -> None:
             assert off(layer(x)[2:], expected[2:]) <= 1e-5
 
 
-def test_a_failed_pass_leaves_the_lora_on_and_the_denoiser_as_it_was(pipeline) -> None:
+def test_a_failed_pass_leaves_the_lora_on_and_the_denoiser_as_it_was(pipeline):
     def fail(*_: object) -> None:
         raise RuntimeError("no pass")
 
@@ -166,7 +164,7 @@ def test_a_failed_pass_leaves_the_lora_on_and_the_denoiser_as_it_was(pipeline) -
 
 def test_a_compiled_and_a_channels_last_denoiser_make_the_same_latents(
     model, pipeline, monkeypatch
-) -> None:
+):
     compiled: list[object] = []
 
     def eager(function: Callable[..., Any]) -> Callable[..., Any]:

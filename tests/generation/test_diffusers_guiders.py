@@ -1,7 +1,5 @@
 """Every guider of diffusers runs on the miniatures with its declared NFE, or is refused."""
 
-from __future__ import annotations
-
 import diffusers.guiders
 import pytest
 import torch
@@ -37,7 +35,7 @@ def miniature(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("name", DIFFUSERS_GUIDERS)
-def test_a_guider_runs_with_its_declared_nfe_or_is_refused(miniature, name) -> None:
+def test_a_guider_runs_with_its_declared_nfe_or_is_refused(miniature, name):
     pipeline, kind = miniature
     values = acting(name, kind)
     declared = DIFFUSERS_GUIDERS[name]

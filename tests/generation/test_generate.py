@@ -1,7 +1,5 @@
 """Images are bitwise reproducible: on a re-run, in any order, and after an interruption."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from pathlib import Path
@@ -70,7 +68,7 @@ def first_run(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
     return folder
 
 
-def test_metadata_describes_every_image(plan, first_run) -> None:
+def test_metadata_describes_every_image(plan, first_run):
     for cell in plan.cells:
         rows = read_jsonl(first_run.metadata(cell.id))
         assert {(row["prompt"], row["seed"]) for row in rows} == {
@@ -84,7 +82,7 @@ def test_metadata_describes_every_image(plan, first_run) -> None:
             assert (row["width"], row["height"]) == SIZE
 
 
-def test_datasets_reads_a_cell_as_an_imagefolder(plan, first_run, tmp_path) -> None:
+def test_datasets_reads_a_cell_as_an_imagefolder(plan, first_run, tmp_path):
     from datasets import load_dataset
 
     cell = plan.cells[0]
@@ -101,7 +99,7 @@ def test_datasets_reads_a_cell_as_an_imagefolder(plan, first_run, tmp_path) -> N
     assert dataset[0]["image"].size == SIZE
 
 
-def test_order_of_cells_prompts_and_seeds_does_not_matter(plan, first_run, tiny, tmp_path) -> None:
+def test_order_of_cells_prompts_and_seeds_does_not_matter(plan, first_run, tiny, tmp_path):
     changed = plan_of(
         tmp_path,
         tiny,
@@ -114,14 +112,14 @@ def test_order_of_cells_prompts_and_seeds_does_not_matter(plan, first_run, tiny,
     assert shared == hashes(first_run)
 
 
-def test_a_limited_run_gives_the_bits_of_the_whole_run(plan, first_run, tmp_path) -> None:
+def test_a_limited_run_gives_the_bits_of_the_whole_run(plan, first_run, tmp_path):
     whole = hashes(first_run)
     limited = made(tmp_path, "limited", make_plan(plan.benchmark, 1, 1))
     assert len(limited) == len(plan.cells)
     assert limited.items() <= whole.items()
 
 
-def test_a_sweep_of_lora_scales_gives_the_bits_of_single_runs(tiny, tmp_path, monkeypatch) -> None:
+def test_a_sweep_of_lora_scales_gives_the_bits_of_single_runs(tiny, tmp_path, monkeypatch):
     load, loaded = LoraPipeline.load, []
     monkeypatch.setattr(LoraPipeline, "load", lambda *a: loaded.append(a[0].name) or load(*a))
     scales = (1.2, 0.4)
@@ -140,7 +138,7 @@ def test_a_sweep_of_lora_scales_gives_the_bits_of_single_runs(tiny, tmp_path, mo
     assert len(set(alone.values())) == len(alone), "the scale makes a difference"
 
 
-def test_lost_changed_and_unlisted_images_are_made_again(plan, first_run, tmp_path) -> None:
+def test_lost_changed_and_unlisted_images_are_made_again(plan, first_run, tmp_path):
     folder = RunFolder(tmp_path / "damaged")
     shutil.copytree(first_run.path, folder.path)
     lost, changed, rowless = (folder.images(plan.cells[1].id) / job.file for job in plan.jobs[:3])
@@ -155,7 +153,7 @@ def test_lost_changed_and_unlisted_images_are_made_again(plan, first_run, tmp_pa
     assert hashes(folder) == hashes(first_run)
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(plan, first_run, tmp_path, monkeypatch) -> None:
+def test_a_resumed_run_equals_an_undisturbed_one(plan, first_run, tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "interrupted")
     sample, calls = LoraPipeline.sample, []
 
@@ -174,7 +172,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(plan, first_run, tmp_path, monk
     assert hashes(folder) == hashes(first_run)
 
 
-def test_a_changed_parameter_makes_new_images(plan, first_run, tiny, tmp_path) -> None:
+def test_a_changed_parameter_makes_new_images(plan, first_run, tiny, tmp_path):
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(first_run.path, folder.path)
     scaled = METHODS | {"LoRA+CFG": {"guider": "cfg", "guidance_scale": 2.0}}
@@ -189,7 +187,7 @@ def test_a_changed_parameter_makes_new_images(plan, first_run, tiny, tmp_path) -
     }
 
 
-def test_stale_images_return_with_their_settings(plan, first_run, tiny, tmp_path) -> None:
+def test_stale_images_return_with_their_settings(plan, first_run, tiny, tmp_path):
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(first_run.path, folder.path)
     scaled = METHODS | {"LoRA+CFG": {"guider": "cfg", "guidance_scale": 2.0}}
@@ -202,7 +200,7 @@ def test_stale_images_return_with_their_settings(plan, first_run, tiny, tmp_path
     assert again.made == 0
 
 
-def test_a_pipeline_with_a_damaged_component_is_refused(tiny, tmp_path) -> None:
+def test_a_pipeline_with_a_damaged_component_is_refused(tiny, tmp_path):
     broken = tmp_path / "sdxl"
     shutil.copytree(tiny.pipeline, broken)
     (broken / "text_encoder_2" / "model.safetensors").write_bytes(b"damaged")
@@ -214,7 +212,7 @@ def test_a_pipeline_with_a_damaged_component_is_refused(tiny, tmp_path) -> None:
         )
 
 
-def test_the_revision_applies_to_every_component(tiny, monkeypatch) -> None:
+def test_the_revision_applies_to_every_component(tiny, monkeypatch):
     from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
 
     asked = []
@@ -232,7 +230,7 @@ def test_the_revision_applies_to_every_component(tiny, monkeypatch) -> None:
     assert set(asked) == {"abc"}
 
 
-def test_a_hub_pipeline_of_another_size_than_planned_is_refused(tiny) -> None:
+def test_a_hub_pipeline_of_another_size_than_planned_is_refused(tiny):
     model = tiny.resolved(1.0)
     hub = dataclasses.replace(model.pipeline, kind="hub")
     guessed = dataclasses.replace(model, pipeline=hub, size=(1024, 1024))
@@ -241,7 +239,7 @@ def test_a_hub_pipeline_of_another_size_than_planned_is_refused(tiny) -> None:
 
 
 @pytest.mark.parametrize(("gamma", "w1", "w2"), [(1.0, 3.0, 0.0), (0.0, 0.0, 3.0)])
-def test_a_lone_unconditional_prediction_gets_its_null_prompt(tiny, gamma, w1, w2) -> None:
+def test_a_lone_unconditional_prediction_gets_its_null_prompt(tiny, gamma, w1, w2):
     pipeline = LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
     rule = GUIDERS.find("autolora")
     parameters = rule.parameters(autolora_scale=gamma, base_guidance_scale=w1, guidance_scale=w2)
@@ -251,7 +249,7 @@ def test_a_lone_unconditional_prediction_gets_its_null_prompt(tiny, gamma, w1, w
     assert sample.nfe == rule.nfe(parameters, STEPS) == STEPS
 
 
-def test_another_lora_with_the_same_name_makes_other_images(tiny, sdxl, tmp_path) -> None:
+def test_another_lora_with_the_same_name_makes_other_images(tiny, sdxl, tmp_path):
     lora = tmp_path / "lora.safetensors"
     mine = TinyModel(sdxl, lora, make_lora(sdxl, lora, kohya=False, text_encoders=False, seed=5))
     plan = plan_of(tmp_path, mine, methods={"A": METHODS["LoRA"]})
@@ -262,7 +260,7 @@ def test_another_lora_with_the_same_name_makes_other_images(tiny, sdxl, tmp_path
     assert not set(before.values()) & set(after.values())
 
 
-def test_a_guider_that_raises_leaves_the_denoiser_unchanged(tiny) -> None:
+def test_a_guider_that_raises_leaves_the_denoiser_unchanged(tiny):
     pipeline = LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
 
     def latents():
@@ -282,7 +280,7 @@ def test_a_guider_that_raises_leaves_the_denoiser_unchanged(tiny) -> None:
     assert torch.equal(latents(), before)
 
 
-def test_autolora_without_a_lora_is_refused(tiny) -> None:
+def test_autolora_without_a_lora_is_refused(tiny):
     from diffusers import ModularPipeline
 
     pipe = ModularPipeline.from_pretrained(str(tiny.pipeline), workflow="text2image")
@@ -293,7 +291,7 @@ def test_autolora_without_a_lora_is_refused(tiny) -> None:
         pipe(prompt="x", negative_prompt="", num_inference_steps=2, width=32, height=32)
 
 
-def test_a_lora_that_fits_only_in_part_is_refused(tiny, sdxl, tmp_path) -> None:
+def test_a_lora_that_fits_only_in_part_is_refused(tiny, sdxl, tmp_path):
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(tiny.lora)
@@ -310,7 +308,7 @@ def test_a_lora_that_fits_only_in_part_is_refused(tiny, sdxl, tmp_path) -> None:
         )
 
 
-def test_a_device_that_is_not_here_is_named() -> None:
+def test_a_device_that_is_not_here_is_named():
     if torch.cuda.is_available():
         with pytest.raises(AutoLoRAEvalError, match=r"sees .* CUDA device"):
             choose_device("cuda:99")

@@ -1,7 +1,5 @@
 """AutoLoRA guidance equals a loop written by hand, on every pipeline that the docs name."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass, field
 
@@ -122,7 +120,7 @@ def stock_latents(tiny: TinyModel, w: float, **options) -> torch.Tensor:
     )
 
 
-def test_latents_equal_the_loop_and_the_nfe_is_the_planned_one(kind, pipeline, by_hand) -> None:
+def test_latents_equal_the_loop_and_the_nfe_is_the_planned_one(kind, pipeline, by_hand):
     autolora = GUIDERS.find("autolora")
     calls: list[object] = []
     handle = pipeline.denoiser.register_forward_hook(lambda *_: calls.append(None))
@@ -139,7 +137,7 @@ def test_latents_equal_the_loop_and_the_nfe_is_the_planned_one(kind, pipeline, b
     handle.remove()
 
 
-def test_confused_branches_would_differ_by_far_more_than_the_tolerance(by_hand) -> None:
+def test_confused_branches_would_differ_by_far_more_than_the_tolerance(by_hand):
     scales = [(1.5, 3.0, 6.0), (1.5, 6.0, 3.0), (0.5, 3.0, 6.0)]
     results = [by_hand.latents(*w, *interval) for w in scales for interval in (ALL, MIDDLE)]
     for a, b in itertools.combinations(results, 2):
@@ -148,7 +146,7 @@ def test_confused_branches_would_differ_by_far_more_than_the_tolerance(by_hand) 
 
 def test_a_base_branch_with_the_embeddings_of_tuned_encoders_would_be_wrong(
     pipeline, by_hand, tiny
-) -> None:
+):
     """A guider that switches off the LoRA of the denoiser alone is wrong if encoders are tuned."""
 
     class DenoiserOnly(AutoLoRAGuidance):
@@ -161,13 +159,13 @@ def test_a_base_branch_with_the_embeddings_of_tuned_encoders_would_be_wrong(
     assert error > 1e-2 if tunes_encoders else error <= TOLERANCE
 
 
-def test_gamma_one_is_bitwise_lora_with_cfg(pipeline) -> None:
+def test_gamma_one_is_bitwise_lora_with_cfg(pipeline):
     for w in (1.0, 5.0):
         ours = latents(pipeline, AutoLoRAGuidance(1.0, w, 3.0))
         assert torch.equal(ours, latents(pipeline, ClassifierFreeGuidance(guidance_scale=w)))
 
 
-def test_gamma_zero_is_bitwise_the_base_model_with_cfg(pipeline, tiny, monkeypatch) -> None:
+def test_gamma_zero_is_bitwise_the_base_model_with_cfg(pipeline, tiny, monkeypatch):
     monkeypatch.setattr(pipeline, "guidance_batching", "separate")
     for w in (1.0, 5.0):
         ours = latents(pipeline, AutoLoRAGuidance(0.0, 3.0, w))
@@ -175,7 +173,7 @@ def test_gamma_zero_is_bitwise_the_base_model_with_cfg(pipeline, tiny, monkeypat
 
 
 @pytest.mark.parametrize("kind", PIPELINES, indirect=True)
-def test_every_method_makes_images_with_the_planned_nfe(kind, pipeline) -> None:
+def test_every_method_makes_images_with_the_planned_nfe(kind, pipeline):
     for one, w in itertools.product(GUIDERS.built_in().values(), (0.0, 1.0, 4.0)):
         parameters = one.parameters().with_model_defaults(w)
         sample = latents(pipeline, one.build(parameters), output="images")
@@ -184,7 +182,7 @@ def test_every_method_makes_images_with_the_planned_nfe(kind, pipeline) -> None:
 
 
 @pytest.mark.parametrize("kind", PIPELINES, indirect=True)
-def test_initial_noise_is_bitwise_equal_for_every_method_and_batch(pipeline, by_hand) -> None:
+def test_initial_noise_is_bitwise_equal_for_every_method_and_batch(pipeline, by_hand):
     """The first sample of the scheduler, in the layout of the pipeline."""
     seen: list[torch.Tensor] = []
     step = pipeline.pipe.scheduler.step
@@ -209,7 +207,7 @@ def test_initial_noise_is_bitwise_equal_for_every_method_and_batch(pipeline, by_
     assert torch.allclose(noise[0].flatten().sort().values, drawn.flatten().sort().values)
 
 
-def test_each_negative_prompt_reaches_the_denoiser(pipeline, monkeypatch) -> None:
+def test_each_negative_prompt_reaches_the_denoiser(pipeline, monkeypatch):
     seen = []
     blocks = type(pipeline.pipe).__call__
 
@@ -225,7 +223,7 @@ def test_each_negative_prompt_reaches_the_denoiser(pipeline, monkeypatch) -> Non
     assert (ours[1] - other[1]).abs().max() > 1e-3
 
 
-def test_sd3_without_a_null_prompt_is_not_guided_by_diffusers(kind, tiny) -> None:
+def test_sd3_without_a_null_prompt_is_not_guided_by_diffusers(kind, tiny):
     """The reason why the null prompt is always passed."""
     if kind.loop is SD3:
         unguided = stock_latents(tiny, 1.0)

@@ -1,7 +1,5 @@
 """An import is finished after an interruption, and repeated if its set changes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -54,8 +52,8 @@ def generate(file: Path, out: Path, limit_seeds: int | None = None) -> dict[str,
 
 
 def test_a_run_killed_before_its_import_report_writes_it_when_resumed(
-    file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    file, folder, tmp_path, monkeypatch
+):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -74,12 +72,8 @@ def test_a_run_killed_before_its_import_report_writes_it_when_resumed(
 
 
 def test_the_import_report_is_in_the_manifest_before_other_images_are_made(
-    write_benchmark: Write,
-    benchmark_data: dict[str, Any],
-    tmp_path: Path,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    write_benchmark, benchmark_data, tmp_path, folder, monkeypatch
+):
     """They may take hours, and fail."""
     methods = {"Theirs": {"images": str(folder)}, "LoRA": {"guider": "lora"}}
     both = write_benchmark(benchmark_data | {"methods": methods, "baseline": "LoRA"})
@@ -94,8 +88,8 @@ def test_the_import_report_is_in_the_manifest_before_other_images_are_made(
 
 
 def test_a_removed_method_leaves_no_import_report(
-    file: Path, write_benchmark: Write, benchmark_data: dict[str, Any], tmp_path: Path, folder: Path
-) -> None:
+    file, write_benchmark, benchmark_data, tmp_path, folder
+):
     generate(file, tmp_path / "out")
     methods = {"Others": {"images": str(folder)}}
     other = write_benchmark(
@@ -105,7 +99,7 @@ def test_a_removed_method_leaves_no_import_report(
     assert list(RunFolder(tmp_path / "out").read_manifest().image_sets) == ["A--Others"]
 
 
-def test_images_beyond_a_limit_are_not_extra_images(file: Path, tmp_path: Path) -> None:
+def test_images_beyond_a_limit_are_not_extra_images(file, tmp_path):
     report = generate(file, tmp_path / "out", limit_seeds=1)
     assert (report["matched"], report["beyond_limits"], report["extra"], report["missing"]) == (
         2,
@@ -115,7 +109,7 @@ def test_images_beyond_a_limit_are_not_extra_images(file: Path, tmp_path: Path) 
     )
 
 
-def test_each_file_is_hashed_once(file, tmp_path, monkeypatch) -> None:
+def test_each_file_is_hashed_once(file, tmp_path, monkeypatch):
     """A set may be many gigabytes."""
     hashed: list[str] = []
     sha256 = ImageRecord.sha256
@@ -126,7 +120,7 @@ def test_each_file_is_hashed_once(file, tmp_path, monkeypatch) -> None:
     assert sorted(hashed) == ["a cat/3.png", "a dog/3.png", "a dog/4.png"]
 
 
-def test_a_set_that_changes_while_it_is_copied_is_refused(file, folder, tmp_path) -> None:
+def test_a_set_that_changes_while_it_is_copied_is_refused(file, folder, tmp_path):
     plan = make_plan(load_benchmark(file))
     found = ImageImport.prepare(plan.cells[0], plan, RunFolder(tmp_path / "run"))
     dataset = ImageDataset.open(RunFolder(tmp_path), plan.cells[0], found.settings_key)
@@ -145,7 +139,7 @@ def test_a_set_that_changes_while_it_is_copied_is_refused(file, folder, tmp_path
         copy()
 
 
-def test_an_empty_file_and_a_missing_file_are_reported_separately(folder, file, tmp_path) -> None:
+def test_an_empty_file_and_a_missing_file_are_reported_separately(folder, file, tmp_path):
     (folder / "empty.png").write_bytes(b"")
     rows = [
         {"path": "a dog/3.png", "prompt": "a dog", "seed": 3},
@@ -162,9 +156,7 @@ def test_an_empty_file_and_a_missing_file_are_reported_separately(folder, file, 
     ]
 
 
-def test_an_added_and_a_replaced_image_leave_the_other_copies_untouched(
-    file: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_an_added_and_a_replaced_image_leave_the_other_copies_untouched(file, folder, tmp_path):
     run = RunFolder(tmp_path / "out")
     generate(file, run.path)
     first = {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")}
@@ -187,8 +179,8 @@ def test_an_added_and_a_replaced_image_leave_the_other_copies_untouched(
 
 
 def test_changes_beside_the_images_update_the_report_and_copy_nothing(
-    file: Path, folder: Path, write_benchmark: Write, tmp_path: Path
-) -> None:
+    file, folder, write_benchmark, tmp_path
+):
     """An extra image, another file name, another size of the model."""
     run = RunFolder(tmp_path / "out")
     generate(file, run.path)

@@ -1,10 +1,7 @@
 """Image sets in every form are read; what cannot be read is refused with its file and row."""
 
-from __future__ import annotations
-
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +115,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
-def test_every_form_gives_the_same_images(form: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_every_form_gives_the_same_images(form, tmp_path):
     matching = match(read_image_set(form(tmp_path)), JOBS)
     assert matching.missing == []
     assert not matching.seeds_by_order
@@ -158,7 +155,7 @@ def refusal(path: Path) -> str:
         ("", "it has no columns"),
     ],
 )
-def test_a_csv_file_that_cannot_be_used_is_refused_with_its_row(tmp_path, text, message) -> None:
+def test_a_csv_file_that_cannot_be_used_is_refused_with_its_row(tmp_path, text, message):
     assert message in refusal(write(tmp_path / "mine.csv", text))
 
 
@@ -176,12 +173,12 @@ def test_a_csv_file_that_cannot_be_used_is_refused_with_its_row(tmp_path, text, 
         ('{"file_name": {"path": "0.png"}}', "the column holds images instead of paths"),
     ],
 )
-def test_a_json_line_that_cannot_be_used_is_refused_with_its_row(tmp_path, line, message) -> None:
+def test_a_json_line_that_cannot_be_used_is_refused_with_its_row(tmp_path, line, message):
     text = f"{json.dumps(ROW)}\n\n{line}"
     assert f"row 2': {message}" in refusal(write(tmp_path / "mine.jsonl", text))
 
 
-def test_a_parquet_bomb_is_refused_before_it_is_in_memory(tmp_path: Path) -> None:
+def test_a_parquet_bomb_is_refused_before_it_is_in_memory(tmp_path):
     """Ten million equal rows are a few kilobytes of run lengths."""
     rows = pa.array(["a.png"]).dictionary_encode().take(pa.array(np.zeros(10_000_000, np.int32)))
     parquet.write_table(pa.table({"file": rows}), tmp_path / "mine.parquet")
@@ -189,7 +186,7 @@ def test_a_parquet_bomb_is_refused_before_it_is_in_memory(tmp_path: Path) -> Non
     assert "has more than 2,000,000 rows" in refusal(tmp_path / "mine.parquet")
 
 
-def test_an_index_that_pandas_noted_is_not_made(tmp_path: Path) -> None:
+def test_an_index_that_pandas_noted_is_not_made(tmp_path):
     frame = pd.DataFrame([ROW])
     frame.index = pd.RangeIndex(10**9, 10**9 + 1)
     table = pa.Table.from_pandas(frame)
@@ -199,26 +196,26 @@ def test_an_index_that_pandas_noted_is_not_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["prompt", "seed", "file_name"])
-def test_a_list_in_a_parquet_listing_is_refused(tmp_path: Path, column: str) -> None:
+def test_a_list_in_a_parquet_listing_is_refused(tmp_path, column):
     pd.DataFrame([ROW | {column: [1, 2]}]).to_parquet(tmp_path / "mine.parquet")
     assert "row 1': [1, 2] is not a single value" in refusal(tmp_path / "mine.parquet")
 
 
-def test_a_missing_value_of_pandas_is_not_a_seed(tmp_path: Path) -> None:
+def test_a_missing_value_of_pandas_is_not_a_seed(tmp_path):
     frame = pd.DataFrame([ROW, ROW | {"seed": None}]).astype({"seed": "Int64", "prompt": "string"})
     frame.to_parquet(tmp_path / "mine.parquet")
     records = read_image_set(tmp_path / "mine.parquet").records
     assert [(one.prompt, one.seed) for one in records] == [("a cat", 0), ("a cat", None)]
 
 
-def test_large_seeds_beside_an_empty_one_stay_exact(tmp_path: Path) -> None:
+def test_large_seeds_beside_an_empty_one_stay_exact(tmp_path):
     rows = [ROW | {"seed": 2**63 - 1}, {"file_name": "1", "prompt": "a"}, ROW | {"seed": 3.0}]
     records = read_image_set(write_jsonl(tmp_path / "mine.jsonl", *rows)).records
     assert [one.seed for one in records] == [2**63 - 1, None, 3]
 
 
 @pytest.mark.parametrize("prompt", ["a\u2028b", "a\x85b", ' "quoted", a\\b\n\ttwo lines ', "$(x)"])
-def test_any_text_can_be_a_prompt_of_a_listing(tmp_path: Path, prompt: str) -> None:
+def test_any_text_can_be_a_prompt_of_a_listing(tmp_path, prompt):
     row = ROW | {"prompt": prompt}
     records = read_image_set(write_jsonl(tmp_path / "mine.jsonl", row)).records
     pd.DataFrame([row]).to_csv(tmp_path / "mine.csv", index=False)
@@ -226,7 +223,7 @@ def test_any_text_can_be_a_prompt_of_a_listing(tmp_path: Path, prompt: str) -> N
     assert [one.prompt for one in records] == [prompt, prompt]
 
 
-def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path):
     jsonl = write(tmp_path / "mine.jsonl", json.dumps(ROW), "utf-8-sig")
     csv = write(tmp_path / "mine.csv", pd.DataFrame([ROW]).to_csv(index=False), "utf-8-sig")
     for file in (jsonl, csv):
@@ -254,13 +251,13 @@ def test_a_listing_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/etc/passwd", "a/../../x.png"])
-def test_a_listing_cannot_name_a_file_outside_its_folder(tmp_path: Path, name: str) -> None:
+def test_a_listing_cannot_name_a_file_outside_its_folder(tmp_path, name):
     (tmp_path / "set").mkdir()
     listing = write_jsonl(tmp_path / "set" / "mine.jsonl", ROW | {"file_name": name})
     assert "lies outside" in refusal(listing)
 
 
-def test_a_backslash_separates_folders_unless_the_file_exists(tmp_path: Path) -> None:
+def test_a_backslash_separates_folders_unless_the_file_exists(tmp_path):
     save(tmp_path / "a" / "0.png", 0)
     save(tmp_path / "b\\1.png", 0)
     rows = [ROW | {"file_name": name} for name in ("a\\0.png", "b\\1.png")]
@@ -271,7 +268,7 @@ def test_a_backslash_separates_folders_unless_the_file_exists(tmp_path: Path) ->
 # Imagefolders and trees.
 
 
-def test_images_that_the_metadata_does_not_list_are_extra(tmp_path: Path) -> None:
+def test_images_that_the_metadata_does_not_list_are_extra(tmp_path):
     for name in ("0.png", "more/1.png"):
         save(tmp_path / name, 0)
     write_jsonl(tmp_path / "metadata.jsonl", ROW)
@@ -282,14 +279,14 @@ def test_images_that_the_metadata_does_not_list_are_extra(tmp_path: Path) -> Non
     assert not matching.seeds_by_order
 
 
-def test_two_listings_in_one_folder_are_refused(tmp_path: Path) -> None:
+def test_two_listings_in_one_folder_are_refused(tmp_path):
     save(tmp_path / "0.png", 0)
     pd.DataFrame([ROW]).to_csv(tmp_path / "metadata.csv", index=False)
     write_jsonl(tmp_path / "metadata.jsonl", ROW)
     assert "metadata.csv and metadata.jsonl may both list the images" in refusal(tmp_path)
 
 
-def test_of_several_splits_one_must_be_chosen(tmp_path: Path) -> None:
+def test_of_several_splits_one_must_be_chosen(tmp_path):
     for name in ("train", "test"):
         imagefolder(tmp_path / "listed" / name)
         tree(tmp_path / "tree" / name)
@@ -299,13 +296,13 @@ def test_of_several_splits_one_must_be_chosen(tmp_path: Path) -> None:
     assert f"has several splits; choose one of {folders}." in refusal(tmp_path / "tree")
 
 
-def test_a_folder_without_images_is_refused_with_the_expected_forms(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused_with_the_expected_forms(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         assert "expected a folder with metadata.jsonl" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["0.gif", "0.PNG", "0.ppm", "0.avif"])
-def test_every_image_format_of_pillow_is_listed_and_nothing_else(tmp_path: Path, name: str) -> None:
+def test_every_image_format_of_pillow_is_listed_and_nothing_else(tmp_path, name):
     (tmp_path / "a cat").mkdir()
     (tmp_path / "a cat" / name).write_bytes(encoded(Image.new("RGB", (2, 2))))
     for other in ("notes.txt", "paper.pdf"):
@@ -326,18 +323,18 @@ def test_every_image_format_of_pillow_is_listed_and_nothing_else(tmp_path: Path,
         ),
     ],
 )
-def test_the_seed_is_read_from_the_file_name(stem: str, seed: int | None) -> None:
+def test_the_seed_is_read_from_the_file_name(stem, seed):
     assert seed_in_name(stem) == seed
 
 
-def test_files_are_sorted_by_the_numbers_in_their_names(tmp_path: Path) -> None:
+def test_files_are_sorted_by_the_numbers_in_their_names(tmp_path):
     for number in (10, 2, 0):
         save(tmp_path / f"sdxl_{number}_1024x1024.png", 0)
     names = [one.name for one in read_image_set(tmp_path).records]
     assert names == [f"sdxl_{number}_1024x1024.png" for number in (0, 2, 10)]
 
 
-def test_an_unreadable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_refused(tmp_path, monkeypatch):
     save(tmp_path / "a cat" / "0.png", 0)
     (tmp_path / "closed").mkdir()
     scandir = os.scandir
@@ -352,7 +349,7 @@ def test_an_unreadable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("linked", ["file", "folder"])
-def test_a_link_that_leads_out_of_a_tree_is_refused(tmp_path: Path, linked: str) -> None:
+def test_a_link_that_leads_out_of_a_tree_is_refused(tmp_path, linked):
     save(tmp_path / "private" / "0.png", 0)
     save(tmp_path / "set" / "a" / "1.png", 0)
     if linked == "file":
@@ -362,7 +359,7 @@ def test_a_link_that_leads_out_of_a_tree_is_refused(tmp_path: Path, linked: str)
     assert "lies outside" in refusal(tmp_path / "set")
 
 
-def test_a_linked_folder_is_not_read_twice_and_a_dangling_link_is_an_image(tmp_path: Path) -> None:
+def test_a_linked_folder_is_not_read_twice_and_a_dangling_link_is_an_image(tmp_path):
     save(tmp_path / "a" / "0.png", 0)
     (tmp_path / "b").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "1.png").symlink_to(tmp_path / "a" / "gone.png")
@@ -381,19 +378,19 @@ def saved_dataset(folder: Path, *columns: str) -> Path:
     return folder
 
 
-def test_of_several_image_columns_the_one_named_image_is_read(tmp_path: Path) -> None:
+def test_of_several_image_columns_the_one_named_image_is_read(tmp_path):
     (one,) = read_image_set(saved_dataset(tmp_path / "a", "mask", "image")).records
     assert validate_image(one.read()).colour == (1, 0, 0)
     message = refusal(saved_dataset(tmp_path / "b", "mask", "depth"))
     assert "several columns of images: mask, depth. Name the column to score 'image'" in message
 
 
-def test_a_damaged_dataset_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_dataset_is_refused(tmp_path):
     write(saved_dataset(tmp_path / "a", "image") / "state.json", "{}")
     assert "cannot be read" in refusal(tmp_path / "a")
 
 
-def test_the_images_of_a_dataset_are_read_on_demand(tmp_path: Path) -> None:
+def test_the_images_of_a_dataset_are_read_on_demand(tmp_path):
     """A set of 25,000 images may be larger than memory."""
     records = read_image_set(dataset(tmp_path)).records
     assert all(callable(one.source) for one in records)

@@ -1,7 +1,5 @@
 """Every image of a set is measured, or reported with the reason; conversions are reported."""
 
-from __future__ import annotations
-
 import zlib
 from pathlib import Path
 from struct import pack
@@ -40,16 +38,16 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return pack(">I", len(data)) + kind + data + pack(">I", zlib.crc32(kind + data))
 
 
-def test_an_intact_image_has_no_issue() -> None:
+def test_an_intact_image_has_no_issue():
     assert issues(encoded(picture(1)), encoded(picture(2), "BMP")) == []
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", encoded(picture(1))[:-40]])
-def test_a_corrupt_image_is_unusable(data: bytes) -> None:
+def test_a_corrupt_image_is_unusable(data):
     assert [(row.issue, row.detail) for row in issues(data)] == [("unusable", "corrupt_image")]
 
 
-def test_constant_images_and_other_sizes_are_reported_and_measured() -> None:
+def test_constant_images_and_other_sizes_are_reported_and_measured():
     found = issues(encoded(Image.new("RGB", (4, 4), (7, 8, 9))))
     assert [(row.issue, row.detail) for row in found] == [
         ("wrong_size", "4 × 4 pixels, the model makes 8 × 8"),
@@ -61,7 +59,7 @@ def test_constant_images_and_other_sizes_are_reported_and_measured() -> None:
     }
 
 
-def test_equal_pixels_in_different_files_are_duplicates_and_corrupt_files_are_not() -> None:
+def test_equal_pixels_in_different_files_are_duplicates_and_corrupt_files_are_not():
     found = issues(encoded(picture(1)), encoded(picture(1), "BMP"), encoded(picture(1)), b"", b"")
     assert [(row.prompt, row.detail) for row in found if row.issue == "duplicate"] == [
         ("b", "same pixels as one.png ('a', seed 0)"),
@@ -69,12 +67,12 @@ def test_equal_pixels_in_different_files_are_duplicates_and_corrupt_files_are_no
     ]
 
 
-def test_equal_bytes_of_pixels_in_another_shape_are_not_duplicates() -> None:
+def test_equal_bytes_of_pixels_in_another_shape_are_not_duplicates():
     found = issues(*(encoded(Image.new("RGB", size, (1, 1, 1))) for size in ((2, 8), (8, 2))))
     assert "duplicate" not in {row.issue for row in found}
 
 
-def test_sixteen_bit_grey_is_scaled_instead_of_clipped() -> None:
+def test_sixteen_bit_grey_is_scaled_instead_of_clipped():
     deep = noise(8, 8, kind=np.uint16)
     data = encoded(Image.fromarray(deep))
     assert validate_image(data).converted == "16 bits per channel, scaled to 8"
@@ -82,7 +80,7 @@ def test_sixteen_bit_grey_is_scaled_instead_of_clipped() -> None:
     assert np.array_equal(grey, np.round(deep / 257).astype(np.uint8))
 
 
-def test_sixteen_bit_rgb_is_reported() -> None:
+def test_sixteen_bit_rgb_is_reported():
     """Pillow opens it as 8-bit RGB."""
     rows = b"".join(b"\0" + bytes(range(12)) for _ in range(2))
     head = chunk(b"IHDR", pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
@@ -107,24 +105,24 @@ def with_chunk(kind: bytes, data: bytes) -> bytes:
     ],
     ids=["exif as text", "damaged exif", "name of a property", "1.2 MB of text", "bomb"],
 )
-def test_no_text_makes_a_healthy_picture_corrupt(kind: bytes, data: bytes) -> None:
+def test_no_text_makes_a_healthy_picture_corrupt(kind, data):
     image = with_chunk(kind, data)
     assert issues(image) == []
     assert np.array_equal(np.asarray(decode_rgb(image)), np.asarray(picture(1)))
 
 
-def test_a_torn_picture_with_a_long_text_is_corrupt() -> None:
+def test_a_torn_picture_with_a_long_text_is_corrupt():
     data = with_chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(bytes(1_200_000)))
     assert validate_image(data[:-40]).problem == "corrupt_image"
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_pixels_without_a_known_range_are_unusable(kind: type) -> None:
+def test_pixels_without_a_known_range_are_unusable(kind):
     data = encoded(Image.fromarray(noise(8, 8).astype(kind)), "TIFF")
     assert "unknown_range" in str(validate_image(data).problem)
 
 
-def test_exif_orientation_is_applied() -> None:
+def test_exif_orientation_is_applied():
     image = Image.fromarray(noise(4, 8, 3))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -135,7 +133,7 @@ def test_exif_orientation_is_applied() -> None:
     assert not decode_rgb(data).getexif().get(0x0112)
 
 
-def test_transparency_further_frames_and_other_colour_spaces_are_reported() -> None:
+def test_transparency_further_frames_and_other_colour_spaces_are_reported():
     clear = Image.fromarray(noise(8, 8, 4))
     opaque = clear.copy()
     opaque.putalpha(255)
@@ -155,7 +153,7 @@ def test_transparency_further_frames_and_other_colour_spaces_are_reported() -> N
 
 
 @pytest.mark.parametrize("raised", [RuntimeError, NotImplementedError, AttributeError, KeyError])
-def test_any_error_of_a_decoder_means_a_corrupt_image(tmp_path, monkeypatch, raised) -> None:
+def test_any_error_of_a_decoder_means_a_corrupt_image(tmp_path, monkeypatch, raised):
     save(tmp_path / "0.png", 0)
 
     def fail(*_: object, **__: object) -> None:
@@ -168,7 +166,7 @@ def test_any_error_of_a_decoder_means_a_corrupt_image(tmp_path, monkeypatch, rai
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_large_image_is_opened_without_a_warning(tmp_path, monkeypatch) -> None:
+def test_a_large_image_is_opened_without_a_warning(tmp_path, monkeypatch):
     save(tmp_path / "0.png", 0)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     assert validate_image((tmp_path / "0.png").read_bytes()).problem is None

@@ -3,8 +3,6 @@
 Changes of weights are the subject of test_bad_guiders.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -108,7 +106,7 @@ def latents(pipeline: LoraPipeline, guider, steps: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_changes_by_a_failing_guider_are_undone(pipeline, damage) -> None:
+def test_changes_by_a_failing_guider_are_undone(pipeline, damage):
     before = latents(pipeline, ClassifierFreeGuidance(4.0))
     with pytest.raises(_FailedError):
         latents(pipeline, Leaving(DAMAGES[damage]))
@@ -116,7 +114,7 @@ def test_changes_by_a_failing_guider_are_undone(pipeline, damage) -> None:
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "training mode"])
-def test_the_same_change_alters_the_next_image_if_not_undone(pipeline, damage) -> None:
+def test_the_same_change_alters_the_next_image_if_not_undone(pipeline, damage):
     """Otherwise the test above would prove nothing. Training mode has no effect on this model."""
     before = latents(pipeline, ClassifierFreeGuidance(4.0))
     with restored(pipeline.denoiser):
@@ -140,7 +138,7 @@ def test_the_same_change_alters_the_next_image_if_not_undone(pipeline, damage) -
     ],
     ids=["AutoLoRA", "AutoGuidance", "SkipLayer", "PerturbedAttention"],
 )
-def test_a_failing_denoiser_call_leaves_no_hook_of_the_guider(pipeline, make) -> None:
+def test_a_failing_denoiser_call_leaves_no_hook_of_the_guider(pipeline, make):
     """diffusers' pipelines do not clean up when a denoiser call fails: the hooks would stay."""
     before = latents(pipeline, ClassifierFreeGuidance(4.0))
     calls = []
@@ -163,7 +161,7 @@ def test_a_failing_denoiser_call_leaves_no_hook_of_the_guider(pipeline, make) ->
     assert torch.equal(latents(pipeline, ClassifierFreeGuidance(4.0)), before)
 
 
-def test_images_do_not_depend_on_the_order_of_guiders(pipeline) -> None:
+def test_images_do_not_depend_on_the_order_of_guiders(pipeline):
     """Momentum, hooks and LoRA switches of one guider do not affect the next one."""
     makers = [
         lambda: AutoLoRAGuidance(1.5, 4.0),

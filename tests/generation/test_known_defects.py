@@ -1,7 +1,5 @@
 """Known defects of diffusers that this package works around. A failing test means it was fixed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import HeunDiscreteScheduler
@@ -21,7 +19,7 @@ class _FailedError(Exception):
     pass
 
 
-def test_a_failing_denoiser_call_leaves_the_hooks_of_a_guider() -> None:
+def test_a_failing_denoiser_call_leaves_the_hooks_of_a_guider():
     """The loop has no `finally`, so this package restores the denoiser itself."""
     model, inputs = tiny_model("sdxl"), ModelInputs.random(1, steps=2)
     calls = []
@@ -43,7 +41,7 @@ def test_a_failing_denoiser_call_leaves_the_hooks_of_a_guider() -> None:
     assert left == {layer, f"{layer}.ff"}
 
 
-def test_a_second_order_scheduler_counts_more_steps_than_there_are() -> None:
+def test_a_second_order_scheduler_counts_more_steps_than_there_are():
     """A guider's interval then ends too early, and half of the image is not guided."""
     model, steps = tiny_model("sdxl"), 4
     seen: list[tuple[int, int]] = []
@@ -64,17 +62,17 @@ def test_a_second_order_scheduler_counts_more_steps_than_there_are() -> None:
     assert [passes for _, passes in seen] == [2] * steps + [1] * (steps - 1)
 
 
-def test_new_drops_positional_arguments() -> None:
+def test_new_drops_positional_arguments():
     assert ClassifierFreeGuidance(4.0).new().guidance_scale == 7.5
     assert ClassifierFreeGuidance(guidance_scale=4.0).new().guidance_scale == 4.0
 
 
-def test_new_silently_accepts_a_misspelt_argument() -> None:
+def test_new_silently_accepts_a_misspelt_argument():
     guider = ClassifierFreeGuidance(guidance_scale=4.0).new(guidance_scal=2.0)
     assert guider.guidance_scale == 4.0
 
 
-def test_cfg_zero_star_with_rescaling_is_nan() -> None:
+def test_cfg_zero_star_with_rescaling_is_nan():
     from diffusers.guiders import ClassifierFreeZeroStarGuidance
 
     guider = ClassifierFreeZeroStarGuidance(guidance_rescale=0.5)
@@ -84,7 +82,7 @@ def test_cfg_zero_star_with_rescaling_is_nan() -> None:
 
 
 @pytest.mark.parametrize("scales", [[1.0, 5.0], [5.0, 1.0]])
-def test_fdg_fails_if_one_of_two_scales_is_1(scales) -> None:
+def test_fdg_fails_if_one_of_two_scales_is_1(scales):
     from diffusers.guiders import FrequencyDecoupledGuidance
 
     guider = FrequencyDecoupledGuidance(guidance_scales=scales)

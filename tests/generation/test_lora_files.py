@@ -5,8 +5,6 @@ network must add the same alpha / rank · B·A. The forms are those of public fi
 reports against loaders: alphas of single layers, DoRA in kohya's names, alphas in the header.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import re
@@ -134,7 +132,7 @@ def expected(pairs: Pairs) -> Tensors:
 
 
 @pytest.mark.parametrize("form", SAME)
-def test_one_lora_in_every_form_does_the_same(form, unet, pairs, expected, tmp_path) -> None:
+def test_one_lora_in_every_form_does_the_same(form, unet, pairs, expected, tmp_path):
     tensors = {name: tensor.contiguous() for name, tensor in SAME[form](pairs).items()}
     save_file(tensors, tmp_path / "lora.safetensors")
     assert_equal(loaded(unet, tmp_path / "lora.safetensors"), expected)
@@ -156,7 +154,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("header", HEADERS)
-def test_an_alpha_in_the_header_counts_and_is_reported(header, unet, tmp_path) -> None:
+def test_an_alpha_in_the_header_counts_and_is_reported(header, unet, tmp_path):
     pairs = pairs_of(unet, r"to_[qv]$")
     file = tmp_path / "lora.safetensors"
     save_file(named(pairs, "unet.", ".lora_A.weight", ".lora_B.weight"), file, HEADERS[header])
@@ -165,7 +163,7 @@ def test_an_alpha_in_the_header_counts_and_is_reported(header, unet, tmp_path) -
     assert "header" in read_lora_file(file).summary()
 
 
-def test_an_alpha_in_adapter_config_counts_and_is_reported(unet, tmp_path) -> None:
+def test_an_alpha_in_adapter_config_counts_and_is_reported(unet, tmp_path):
     pairs = pairs_of(unet, r"to_[qv]$")
     file = tmp_path / "adapter_model.safetensors"
     save_file(named(pairs, "base_model.model.", ".lora_A.weight", ".lora_B.weight"), file)
@@ -175,7 +173,7 @@ def test_an_alpha_in_adapter_config_counts_and_is_reported(unet, tmp_path) -> No
     assert "adapter_config.json" in read_lora_file(file).summary()
 
 
-def test_a_tucker_decomposition_is_multiplied_out(unet, tmp_path) -> None:
+def test_a_tucker_decomposition_is_multiplied_out(unet, tmp_path):
     a = torch.randn(RANK, 8, 1, 1)
     mid, b = torch.randn(RANK, RANK, 3, 3), torch.randn(8, RANK, 1, 1)
     stem = "lora_unet_down_blocks_0_resnets_0_conv1"
@@ -187,7 +185,7 @@ def test_a_tucker_decomposition_is_multiplied_out(unet, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("form", ["kohya", "kohya, flat", "peft"])
-def test_dora_keeps_its_magnitudes(form: str, unet: UNet2DConditionModel, tmp_path: Path) -> None:
+def test_dora_keeps_its_magnitudes(form, unet, tmp_path):
     pairs = pairs_of(unet, r"to_k$|resnets.*conv1")
     magnitudes = {name: torch.rand(len(b)) + 0.5 for name, (_, b) in pairs.items()}
     if form == "peft":
@@ -216,7 +214,7 @@ TEXT = {
 
 
 @pytest.mark.parametrize("form", TEXT)
-def test_a_text_encoder_is_tuned_in_attention_and_mlp(form, text_encoder, tmp_path) -> None:
+def test_a_text_encoder_is_tuned_in_attention_and_mlp(form, text_encoder, tmp_path):
     pairs = pairs_of(text_encoder, r"_proj|fc[12]")
     save_file(TEXT[form](pairs), tmp_path / "lora.safetensors")
     expected = {name: b @ a for name, (a, b) in pairs.items()}

@@ -4,8 +4,6 @@
 trainers combine with them: where the alpha stands, the precision, DoRA, text encoders.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterator
@@ -158,14 +156,14 @@ def check(
 
 
 @pytest.mark.parametrize(("naming", "form", "dtype", "dora"), list(variants(SDXL)))
-def test_sdxl(naming, form, dtype, dora, unet, text_encoder, tmp_path: Path) -> None:
+def test_sdxl(naming, form, dtype, dora, unet, text_encoder, tmp_path):
     networks = {"denoiser": unet, "text_encoder": text_encoder}
     patterns = {"denoiser": LAYERS, "text_encoder": TEXT_LAYERS}
     check(networks, patterns, (naming, form, dtype, dora), tmp_path / "lora.safetensors")
 
 
 @pytest.mark.parametrize(("naming", "form", "dtype", "dora"), list(variants(SD3)))
-def test_sd3(naming, form, dtype, dora, transformer, text_encoder, tmp_path: Path) -> None:
+def test_sd3(naming, form, dtype, dora, transformer, text_encoder, tmp_path):
     networks = {"denoiser": transformer, "text_encoder": text_encoder}
     patterns = {"denoiser": MMDIT_LAYERS, "text_encoder": TEXT_LAYERS}
     check(networks, patterns, (naming, form, dtype, dora), tmp_path / "lora.safetensors")
@@ -198,8 +196,8 @@ def first_release(transformer: SD3Transformer2DModel) -> dict[str, tuple[int, ..
 
 @pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
 def test_sd3_in_the_names_of_its_first_release_is_what_diffusers_makes_of_it(
-    prefix: str, transformer: SD3Transformer2DModel, tmp_path: Path
-) -> None:
+    prefix, transformer, tmp_path
+):
     """Query, key and value share an A; two norms change the order of their halves."""
     changes, tensors = {"pos_embed": torch.zeros(1)}, {}
     for name, (out, *rest) in first_release(transformer).items():
@@ -221,7 +219,7 @@ def test_sd3_in_the_names_of_its_first_release_is_what_diffusers_makes_of_it(
     assert not found
 
 
-def test_sd3s_t5_is_tuned_in_attention_and_feed_forward(tmp_path: Path) -> None:
+def test_sd3s_t5_is_tuned_in_attention_and_feed_forward(tmp_path):
     sizes = {"vocab_size": 9, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
     t5 = T5EncoderModel(T5Config(**sizes, num_layers=2, feed_forward_proj="gated-gelu"))
     pairs = pairs_of(t5, r"SelfAttention\.[qkvo]$|DenseReluDense\.w")
@@ -241,7 +239,7 @@ def test_sd3s_t5_is_tuned_in_attention_and_feed_forward(tmp_path: Path) -> None:
             torch.testing.assert_close(found[name], b @ a)
 
 
-def test_two_conventions_in_one_file_are_one_lora(unet, tmp_path) -> None:
+def test_two_conventions_in_one_file_are_one_lora(unet, tmp_path):
     pairs = pairs_of(unet, LAYERS)
     first, *rest = pairs
     tensors = kohya({first: pairs[first]})
@@ -257,7 +255,7 @@ def test_two_conventions_in_one_file_are_one_lora(unet, tmp_path) -> None:
     assert not pairs
 
 
-def test_alphas_by_pattern_are_those_that_peft_takes(unet, tmp_path) -> None:
+def test_alphas_by_pattern_are_those_that_peft_takes(unet, tmp_path):
     """peft's patterns are regular expressions, of which the first that matches counts."""
     pairs = pairs_of(unet, r"down_blocks\.1\.attentions\.0\..*attn2\.to_[qkv]$")
     save_file(

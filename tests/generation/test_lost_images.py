@@ -1,9 +1,6 @@
 """An image that shows nothing stops its cell: it is neither kept nor scored."""
 
-from __future__ import annotations
-
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,9 +30,7 @@ FLOAT16 = (
         (torch.nan, "float16", "has NaN after decoding", FLOAT16),
     ],
 )
-def test_black_images_and_nan_stop_each_cell_with_advice(
-    tmp_path: Path, bias: float, dtype: str, problem: str, advice: str
-) -> None:
+def test_black_images_and_nan_stop_each_cell_with_advice(tmp_path, bias, dtype, problem, advice):
     model = shutil.copytree(miniature_folder("sdxl"), tmp_path / "sdxl")
     vae = model / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(vae)

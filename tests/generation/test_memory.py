@@ -1,7 +1,5 @@
 """One model at a time is in memory, whatever failed; and the message if it does not fit."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from pathlib import Path
@@ -49,7 +47,7 @@ def plan_of(tiny: TinyModel, folder: Path, methods: dict, **changes: object) -> 
 
 def test_a_model_is_freed_before_the_next_is_loaded_though_errors_of_it_are_kept(
     one_lora, tmp_path, monkeypatch
-) -> None:
+):
     (tmp_path / "faulty_memory.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)
     methods = {
@@ -79,7 +77,7 @@ def test_a_model_is_freed_before_the_next_is_loaded_though_errors_of_it_are_kept
 @pytest.mark.parametrize("third_party", [False, True])
 def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
     one_lora, tmp_path, monkeypatch, third_party
-) -> None:
+):
     (tmp_path / "own_memory.py").write_text(
         "from diffusers.guiders import ClassifierFreeGuidance\n\n\n"
         'class Own(ClassifierFreeGuidance):\n    """CFG."""\n'
@@ -112,7 +110,7 @@ def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
     assert generate(plan, folder, Progress()).made == 2
 
 
-def test_what_other_devices_say_is_out_of_memory_too() -> None:
+def test_what_other_devices_say_is_out_of_memory_too():
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -1,7 +1,5 @@
 """The models that score the images are tried before the first image is made."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,7 +43,7 @@ def mute(tmp_path: Path) -> str:
     return str(folder)
 
 
-def test_a_judge_that_cannot_answer_is_refused_before_the_first_image(mute, tmp_path) -> None:
+def test_a_judge_that_cannot_answer_is_refused_before_the_first_image(mute, tmp_path):
     plan, out = planned(tmp_path, judge=JUDGE | {"model": mute}), tmp_path / "run"
     (line,) = missing(plan, out)
     assert line.startswith("the judge '")
@@ -59,9 +57,7 @@ def test_a_judge_that_cannot_answer_is_refused_before_the_first_image(mute, tmp_
     assert missing(plan, out) == []
 
 
-def test_a_server_that_refuses_images_is_refused_before_the_first_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_refuses_images_is_refused_before_the_first_image(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     said = Http(400, b'{"error": {"message": "some-vlm is not a multimodal model"}}')
     with judge_server(JudgeServer(answer=lambda call, n: said)) as server:
@@ -74,8 +70,8 @@ def test_a_server_that_refuses_images_is_refused_before_the_first_image(
 
 
 def test_an_extractor_that_fails_on_a_batch_is_refused_before_the_first_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     """It is tried with images of the model's size, two on a CPU."""
     (tmp_path / "failing.py").write_text(FAILING)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,7 +1,5 @@
 """Third-party guiders in a run: their NFE, their source code as part of the key, their failures."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +55,7 @@ def plan_of(tmp_path: Path, one_lora: TinyModel, module: Path) -> Callable[..., 
 
 
 @pytest.mark.usefixtures("no_report")
-def test_the_measured_nfe_is_recorded_instead_of_the_announced_one(plan_of, tmp_path) -> None:
+def test_the_measured_nfe_is_recorded_instead_of_the_announced_one(plan_of, tmp_path):
     plan = plan_of("Late")
     assert plan.cells[1].nfe == STEPS, "away from a pipeline the timestep is 0"
     run = stages.run(plan.benchmark.file, tmp_path / "run")
@@ -67,13 +65,13 @@ def test_the_measured_nfe_is_recorded_instead_of_the_announced_one(plan_of, tmp_
     assert run.table.set_index("method")["nfe"].to_dict() == {"CFG": 2 * STEPS, "Late": passes}
 
 
-def test_every_batch_gets_a_new_guider(plan_of, tmp_path) -> None:
+def test_every_batch_gets_a_new_guider(plan_of, tmp_path):
     generate(plan_of("Once"), RunFolder(tmp_path / "run"), Progress())
 
 
 def test_a_failing_guider_is_reported_with_its_line_and_other_images_are_kept(
-    plan_of, tmp_path, module: Path
-) -> None:
+    plan_of, tmp_path, module
+):
     run = RunFolder(tmp_path / "run")
     with pytest.raises(AutoLoRAEvalError) as caught:
         generate(plan_of("Failing"), run, Progress())
@@ -85,7 +83,7 @@ def test_a_failing_guider_is_reported_with_its_line_and_other_images_are_kept(
     assert len(read_jsonl(run.metadata("T--CFG"))) == 4
 
 
-def test_an_edited_guider_does_not_reuse_its_earlier_images(plan_of, tmp_path, module) -> None:
+def test_an_edited_guider_does_not_reuse_its_earlier_images(plan_of, tmp_path, module):
     run = RunFolder(tmp_path / "run")
     plan = plan_of("Once")
     assert generate(plan, run, Progress()).made == 8

@@ -1,7 +1,5 @@
 """A benchmark file with Qwen-Image or Z-Image makes its images, with no code for them here."""
 
-from __future__ import annotations
-
 import pytest
 from hand_written import QwenImage, ZImage, load
 from tiny_flow_models import make_qwen_image, make_z_image
@@ -19,7 +17,7 @@ PROMPTS = ["a red cat", "two dogs"]
 
 
 @pytest.mark.parametrize(("kind", "make"), [(QwenImage, make_qwen_image), (ZImage, make_z_image)])
-def test_a_benchmark_file_makes_the_images_of_the_papers_four_methods(kind, make, tmp_path) -> None:
+def test_a_benchmark_file_makes_the_images_of_the_papers_four_methods(kind, make, tmp_path):
     pipeline, lora = make(tmp_path / "pipeline"), tmp_path / "lora.safetensors"
     changes = write_lora(load(kind, pipeline), lora, {"transformer": UNET}, std=0.3)
     paper = {

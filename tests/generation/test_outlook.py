@@ -1,7 +1,5 @@
 """What a run keeps of its folder, and why it makes the rest; other libraries; the disk."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -89,13 +87,11 @@ def stages(plan: Plan, folder: RunFolder) -> list[StageOutlook]:
     return found[0]
 
 
-def test_a_new_run_keeps_nothing(data: Data, plan_of: PlanOf, tmp_path: Path) -> None:
+def test_a_new_run_keeps_nothing(data, plan_of, tmp_path):
     assert run_outlook(plan_of(data), RunFolder(tmp_path / "run")) is None
 
 
-def test_what_is_kept_of_a_changed_benchmark_and_why_the_rest_is_made(
-    data: Data, plan_of: PlanOf, folder: RunFolder
-) -> None:
+def test_what_is_kept_of_a_changed_benchmark_and_why_the_rest_is_made(data, plan_of, folder):
     assert stages(plan_of(data), folder) == [
         StageOutlook("Images", 10, 2, ("2 of A × CFG, A × AutoLoRA: not made yet",)),
         StageOutlook("Features", 10, 2),
@@ -129,7 +125,7 @@ def test_what_is_kept_of_a_changed_benchmark_and_why_the_rest_is_made(
     assert stages(plan_of(data), folder)[0].kept == 10
 
 
-def test_a_changed_model_is_named(data, plan_of, folder, workplace) -> None:
+def test_a_changed_model_is_named(data, plan_of, folder, workplace):
     index = workplace / "sdxl" / "model_index.json"
     index.write_text(index.read_text() + "\n")
     data["batch_size"] = 2
@@ -137,7 +133,7 @@ def test_a_changed_model_is_named(data, plan_of, folder, workplace) -> None:
     assert why == ("12 of A × CFG, A × AutoLoRA: changed: batch_size 1 → 2, files of pipeline")
 
 
-def test_the_network_is_not_asked(data, plan_of, folder, monkeypatch) -> None:
+def test_the_network_is_not_asked(data, plan_of, folder, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder.path / "hub"))
     data["models"]["A"]["lora"] = {"path": "nobody/no-lora", "weight_name": "a.safetensors"}
     found = run_outlook(plan_of(data), folder)
@@ -149,7 +145,7 @@ def test_the_network_is_not_asked(data, plan_of, folder, monkeypatch) -> None:
     assert not constants.HF_HUB_OFFLINE
 
 
-def test_the_command_tells_it_without_torch(data: Data, plan_of: PlanOf, folder: RunFolder) -> None:
+def test_the_command_tells_it_without_torch(data, plan_of, folder):
     plan = plan_of(data)
     code = (
         "import sys; from autolora_eval.cli import app\n"
@@ -179,8 +175,8 @@ def as_of(folder: RunFolder, torch: str, cell: str = "A--CFG") -> None:
 
 
 def test_other_versions_in_the_middle_of_a_run_are_refused_until_they_are_accepted(
-    data: Data, plan_of: PlanOf, folder: RunFolder
-) -> None:
+    data, plan_of, folder
+):
     del data["judge"]
     pipeline = RunPipeline(plan_of(data).benchmark.file, folder.path)
     pipeline.check_requirements()
@@ -209,7 +205,7 @@ def test_other_versions_in_the_middle_of_a_run_are_refused_until_they_are_accept
 # The disk
 
 
-def test_a_full_disk_stops_a_run_before_the_next_batch(tmp_path, monkeypatch) -> None:
+def test_a_full_disk_stops_a_run_before_the_next_batch(tmp_path, monkeypatch):
     free = SPARE_BYTES + 1_000_000
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=free))

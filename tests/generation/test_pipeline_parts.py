@@ -1,7 +1,5 @@
 """A single file, another VAE and a text encoder left out equal diffusers' own pipelines."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +37,7 @@ def resolved(pipeline: Path, parts: dict[str, Source] | None = None, **keys: Any
     return ResolvedModel("tiny", spec, source(pipeline), (), SIZE, **(parts or {}))
 
 
-def test_another_vae_takes_the_place_of_the_pipelines_own(sdxl, tmp_path) -> None:
+def test_another_vae_takes_the_place_of_the_pipelines_own(sdxl, tmp_path):
     torch.manual_seed(5)
     small_vae(force_upcast=False).save_pretrained(tmp_path / "vae")
     pipe = StableDiffusionXLPipeline.from_pretrained(sdxl)
@@ -51,7 +49,7 @@ def test_another_vae_takes_the_place_of_the_pipelines_own(sdxl, tmp_path) -> Non
     assert not same(found, before)
 
 
-def test_sd3_without_its_third_text_encoder(tmp_path) -> None:
+def test_sd3_without_its_third_text_encoder(tmp_path):
     folder = make_sd3(tmp_path / "sd3")
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None)
     found = ours(resolved(folder, text_encoder_3=None))
@@ -60,7 +58,7 @@ def test_sd3_without_its_third_text_encoder(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("make", [make_sdxl, make_sd3])
-def test_a_single_file_is_the_folder_that_it_was_written_from(make, tmp_path) -> None:
+def test_a_single_file_is_the_folder_that_it_was_written_from(make, tmp_path):
     # diffusers tells the text encoders apart by their widths.
     folder = make(tmp_path / "model", widths=(16, 48))
     pipe = DiffusionPipeline.from_pretrained(folder)
@@ -85,7 +83,7 @@ def test_a_single_file_is_the_folder_that_it_was_written_from(make, tmp_path) ->
     assert same(ours(resolved(file, parts, vae=str(tmp_path / "vae"))), theirs(pipe))
 
 
-def test_a_single_file_of_another_model_is_refused_by_name(sdxl, tmp_path) -> None:
+def test_a_single_file_of_another_model_is_refused_by_name(sdxl, tmp_path):
     sd3 = make_sd3(tmp_path / "sd3")
     file = write_single_file(
         StableDiffusionXLPipeline.from_pretrained(sdxl), tmp_path / "x.safetensors"

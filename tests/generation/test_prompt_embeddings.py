@@ -1,7 +1,5 @@
 """Prompts are encoded once for all images of a model, and images are decoded one at a time."""
 
-from __future__ import annotations
-
 import contextlib
 
 import numpy as np
@@ -30,7 +28,7 @@ def pipeline(tiny: TinyModel) -> LoraPipeline:
 
 
 @pytest.mark.parametrize("lora", ["on", "off"])
-def test_an_embedding_has_the_bits_of_the_pipelines_own_block(pipeline, lora) -> None:
+def test_an_embedding_has_the_bits_of_the_pipelines_own_block(pipeline, lora):
     state = PipelineState()
     state.set("prompt", list(PROMPTS))
     state.set("negative_prompt", list(NULL))
@@ -46,7 +44,7 @@ def test_an_embedding_has_the_bits_of_the_pipelines_own_block(pipeline, lora) ->
         assert torch.equal(value, state.get(name)), name
 
 
-def test_a_change_of_embeddings_by_a_guider_does_not_reach_the_next_batch(pipeline) -> None:
+def test_a_change_of_embeddings_by_a_guider_does_not_reach_the_next_batch(pipeline):
     before = pipeline.encode(PROMPTS, NULL)
     kept = {name: value.clone() for name, value in before.items()}
     for value in before.values():
@@ -55,7 +53,7 @@ def test_a_change_of_embeddings_by_a_guider_does_not_reach_the_next_batch(pipeli
     assert all(torch.equal(after[name], value) for name, value in kept.items())
 
 
-def test_a_run_encodes_each_prompt_once_for_all_methods(tiny, tmp_path, monkeypatch) -> None:
+def test_a_run_encodes_each_prompt_once_for_all_methods(tiny, tmp_path, monkeypatch):
     calls: list[str] = []
     load = LoraPipeline.load
 
@@ -73,7 +71,7 @@ def test_a_run_encodes_each_prompt_once_for_all_methods(tiny, tmp_path, monkeypa
     assert len(calls) == 2 * len(plan.benchmark.prompts) * branches  # the prompt and ∅
 
 
-def test_decoding_one_image_at_a_time_changes_no_image_by_more_than_a_grey_level(pipeline) -> None:
+def test_decoding_one_image_at_a_time_changes_no_image_by_more_than_a_grey_level(pipeline):
     def images() -> np.ndarray:
         guider = ClassifierFreeGuidance(guidance_scale=5.0)
         made = pipeline.sample(PROMPTS, [7, 11], guider, num_inference_steps=2, size=SIZE)

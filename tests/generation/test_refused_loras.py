@@ -1,14 +1,10 @@
 """LoRA files that cannot be loaded exactly are refused, with the file, the kind and the tensor."""
 
-from __future__ import annotations
-
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from lora_networks import effects, kohya, named, pairs_of
 from safetensors.torch import save_file
@@ -109,7 +105,7 @@ REFUSED_BY_FILE: dict[str, tuple[dict[str, torch.Tensor], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_FILE)
-def test_what_the_file_shows_is_refused_before_anything_is_loaded(case, tmp_path) -> None:
+def test_what_the_file_shows_is_refused_before_anything_is_loaded(case, tmp_path):
     tensors, message = REFUSED_BY_FILE[case]
     file = tmp_path / "mine.safetensors"
     save_file(tensors, file)
@@ -128,7 +124,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("message", DAMAGED)
-def test_a_damaged_file_is_refused_by_name(message: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_by_name(message, tmp_path):
     file = tmp_path / "mine.safetensors"
     file.write_bytes(DAMAGED[message])
     with pytest.raises(UsageError, match=message) as caught:
@@ -136,7 +132,7 @@ def test_a_damaged_file_is_refused_by_name(message: str, tmp_path: Path) -> None
     assert str(file) in str(caught.value)
 
 
-def test_a_truncated_file_is_refused_with_its_sizes(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_with_its_sizes(tmp_path):
     file = tmp_path / "mine.safetensors"
     save_file(LAYER, file)
     whole = file.stat().st_size
@@ -145,7 +141,7 @@ def test_a_truncated_file_is_refused_with_its_sizes(tmp_path: Path) -> None:
         read_lora_file(file)
 
 
-def test_a_lora_of_another_base_model_is_refused(unet, transformer, tmp_path) -> None:
+def test_a_lora_of_another_base_model_is_refused(unet, transformer, tmp_path):
     file = tmp_path / "mine.safetensors"
     wide = {name: (torch.ones(4, 99), b) for name, (_, b) in pairs_of(unet, r"to_q$").items()}
     for tensors, message in (
@@ -180,7 +176,7 @@ def test_a_lora_of_another_base_model_is_refused(unet, transformer, tmp_path) ->
     assert not effects(unet)
 
 
-def test_a_scale_is_absolute_and_zero_is_zero(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+def test_a_scale_is_absolute_and_zero_is_zero(unet, tmp_path):
     file = tmp_path / "mine.safetensors"
     save_file(kohya(pairs_of(unet, r"to_q$"), alpha=2.0), file)
     fresh = copy.deepcopy(unet)
@@ -193,7 +189,7 @@ def test_a_scale_is_absolute_and_zero_is_zero(unet: UNet2DConditionModel, tmp_pa
 
 
 @pytest.mark.parametrize("part", ["scaling", "lora_B"])
-def test_what_was_loaded_is_compared_with_the_file(part, unet, tmp_path, monkeypatch) -> None:
+def test_what_was_loaded_is_compared_with_the_file(part, unet, tmp_path, monkeypatch):
     file = tmp_path / "mine.safetensors"
     save_file(kohya(pairs_of(unet, r"to_q$")), file)
     inject = lora_module._inject
@@ -211,7 +207,7 @@ def test_what_was_loaded_is_compared_with_the_file(part, unet, tmp_path, monkeyp
         load_lora({"denoiser": copy.deepcopy(unet)}, read_lora_file(file), "x")
 
 
-def test_the_names_of_sdxls_first_release_are_those_that_diffusers_converts(unet) -> None:
+def test_the_names_of_sdxls_first_release_are_those_that_diffusers_converts(unet):
     weights = unet.state_dict()
     first = {}
     for name, tensor in weights.items():

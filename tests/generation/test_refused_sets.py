@@ -1,7 +1,5 @@
 """A refused `score --images` leaves a finished run unchanged and creates no folder."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -54,7 +52,7 @@ def state(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_a_refused_command_leaves_a_finished_run_unchanged(images, mine, tmp_path) -> None:
+def test_a_refused_command_leaves_a_finished_run_unchanged(images, mine, tmp_path):
     out = tmp_path / "out"
     score_images(images, mine, out)
     before = state(out)
@@ -69,7 +67,7 @@ def test_a_refused_command_leaves_a_finished_run_unchanged(images, mine, tmp_pat
     assert state(out) == before
 
 
-def test_a_set_that_does_not_match_leaves_a_run_unchanged(images: Path, tmp_path: Path) -> None:
+def test_a_set_that_does_not_match_leaves_a_run_unchanged(images, tmp_path):
     """Also if the set is in the methods of a benchmark file."""
     methods = {"Theirs": {"images": str(images)}}
     run(write(tmp_path / "own.yaml", methods=methods), tmp_path / "out")
@@ -88,9 +86,7 @@ def test_a_set_that_does_not_match_leaves_a_run_unchanged(images: Path, tmp_path
         ({"features": {"model": "miniature:dinov2", "dtype": "bfloat16"}}, "features"),
     ],
 )
-def test_scores_of_another_benchmark_are_not_overwritten(
-    images: Path, mine: Path, tmp_path: Path, changes: dict[str, Any], what: str
-) -> None:
+def test_scores_of_another_benchmark_are_not_overwritten(images, mine, tmp_path, changes, what):
     out = tmp_path / "out"
     score_images(images, mine, out)
     before = state(out)
@@ -101,7 +97,7 @@ def test_scores_of_another_benchmark_are_not_overwritten(
     assert state(out) == before
 
 
-def test_a_failed_attempt_does_not_claim_the_folder(images, mine, tmp_path) -> None:
+def test_a_failed_attempt_does_not_claim_the_folder(images, mine, tmp_path):
     broken = tmp_path / "broken"
     for prompt in ("a cat", "a dog"):
         (broken / prompt).mkdir(parents=True)
@@ -111,7 +107,7 @@ def test_a_failed_attempt_does_not_claim_the_folder(images, mine, tmp_path) -> N
     assert len(score_images(images, mine, tmp_path / "out").table) == 1
 
 
-def test_a_set_of_corrupt_images_is_refused_and_reported(mine: Path, tmp_path: Path) -> None:
+def test_a_set_of_corrupt_images_is_refused_and_reported(mine, tmp_path):
     for prompt in ("a cat", "a dog"):
         (tmp_path / "set" / prompt).mkdir(parents=True)
         for seed in (0, 1):
@@ -124,14 +120,14 @@ def test_a_set_of_corrupt_images_is_refused_and_reported(mine: Path, tmp_path: P
     assert report.count("unusable") == 4
 
 
-def test_an_output_that_is_a_file_is_refused(images: Path, mine: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_a_file_is_refused(images, mine, tmp_path):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     for output in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(UsageError, match=r"file' is a file, not a run folder"):
             score_images(images, mine, output)
 
 
-def test_a_refused_command_creates_no_folders(images: Path, tmp_path: Path) -> None:
+def test_a_refused_command_creates_no_folders(images, tmp_path):
     other = write(tmp_path / "other.yaml", prompts=["a cow"])
     with pytest.raises(UsageError):
         score_images(images, other, tmp_path / "a" / "b" / "c")

@@ -1,7 +1,5 @@
 """Samplers get the model, noise and settings of guiders, and affect no other method."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -134,7 +132,7 @@ def pixels(run: RunFolder, plan: Plan, method_: str) -> np.ndarray[Any, Any]:
     return np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
 
 
-def test_the_standard_pipeline_as_a_sampler_is_the_guider_cfg(plan_of, tmp_path) -> None:
+def test_the_standard_pipeline_as_a_sampler_is_the_guider_cfg(plan_of, tmp_path):
     """Base pipeline, LoRA, scheduler, noise: all that it is given is what the guiders have."""
     plan = plan_of(
         {"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}},
@@ -149,7 +147,7 @@ def test_the_standard_pipeline_as_a_sampler_is_the_guider_cfg(plan_of, tmp_path)
     assert [row["negative_prompt"] for row in (*stock, *cfg)] == ["", "", "cats", "cats"] * 2
 
 
-def test_changes_of_a_sampler_to_its_pipeline_reach_no_other_method(plan_of, tmp_path) -> None:
+def test_changes_of_a_sampler_to_its_pipeline_reach_no_other_method(plan_of, tmp_path):
     alone = plan_of({"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}})
     _, clean = made(alone, tmp_path / "alone")
     both = plan_of(
@@ -161,7 +159,7 @@ def test_changes_of_a_sampler_to_its_pipeline_reach_no_other_method(plan_of, tmp
         assert np.array_equal(pixels(run, both, name), pixels(clean, alone, name))
 
 
-def test_an_image_does_not_depend_on_earlier_images_of_its_sampler(plan_of, tmp_path) -> None:
+def test_an_image_does_not_depend_on_earlier_images_of_its_sampler(plan_of, tmp_path):
     """LoRA, scheduler and hooks: images of seeds one by one are those of one go."""
     plan = plan_of({"Vandal": {"sampler": "vandal_after"}}, count=3)
     _, run = made(plan, tmp_path / "at-once")
@@ -174,13 +172,13 @@ def test_an_image_does_not_depend_on_earlier_images_of_its_sampler(plan_of, tmp_
     assert np.array_equal(pixels(run, plan, "Vandal"), pixels(clean, stock, "Stock"))
 
 
-def test_a_merged_lora_is_not_applied_again_to_the_next_image(plan_of, tmp_path) -> None:
+def test_a_merged_lora_is_not_applied_again_to_the_next_image(plan_of, tmp_path):
     plan = plan_of({"Merging": {"sampler": "merging"}, "Stock": {"sampler": "stock"}})
     _, run = made(plan, tmp_path / "run")
     assert np.abs(pixels(run, plan, "Merging") - pixels(run, plan, "Stock")).max() <= 2
 
 
-def test_a_sampler_without_diffusers_loads_no_model(plan_of, tmp_path, monkeypatch) -> None:
+def test_a_sampler_without_diffusers_loads_no_model(plan_of, tmp_path, monkeypatch):
     monkeypatch.setattr(LoraPipeline, "load", None)
     plan = plan_of({"Flat": {"sampler": "flat", "grey": 7}})
     done, run = made(plan, tmp_path / "run")
@@ -193,7 +191,7 @@ def test_a_sampler_without_diffusers_loads_no_model(plan_of, tmp_path, monkeypat
     assert other.made == 2, "another parameter makes other images"
 
 
-def test_global_generators_are_seeded_and_restored(plan_of, tmp_path) -> None:
+def test_global_generators_are_seeded_and_restored(plan_of, tmp_path):
     torch.manual_seed(1)
     state = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     plan = plan_of({"Noisy": {"sampler": "noisy"}})
@@ -209,9 +207,7 @@ def test_global_generators_are_seeded_and_restored(plan_of, tmp_path) -> None:
     assert np.array_equal(pixels(run, plan, "Noisy"), [first, second])
 
 
-def test_a_failed_image_is_recorded_with_its_reason_and_the_run_continues(
-    plan_of, tmp_path
-) -> None:
+def test_a_failed_image_is_recorded_with_its_reason_and_the_run_continues(plan_of, tmp_path):
     plan = plan_of({"Odd": {"sampler": "odd_only"}, "Flat": {"sampler": "flat"}}, count=4)
     run = stages.run(plan.benchmark.file, tmp_path / "run")
     table = run.table.set_index("method")
@@ -237,8 +233,8 @@ def test_a_failed_image_is_recorded_with_its_reason_and_the_run_continues(
 
 @pytest.mark.parametrize(("count", "tried"), [(2, 2), (GIVE_UP_AFTER + 4, GIVE_UP_AFTER)])
 def test_a_sampler_without_a_single_image_fails_the_run_after_other_methods(
-    plan_of, tmp_path, count: int, tried: int
-) -> None:
+    plan_of, tmp_path, count, tried
+):
     methods = {"Bad": {"sampler": "flat", "grey": -1}, "Flat": {"sampler": "flat"}}
     plan = plan_of(methods, count=count)
     with pytest.raises(AutoLoRAEvalError) as caught:
@@ -254,7 +250,7 @@ def test_a_sampler_without_a_single_image_fails_the_run_after_other_methods(
     assert sum(reason.startswith("not tried after") for reason in reasons) == count - tried
 
 
-def test_black_images_and_nan_of_a_sampler_are_failures(plan_of, tmp_path) -> None:
+def test_black_images_and_nan_of_a_sampler_are_failures(plan_of, tmp_path):
     plan = plan_of({"Safe": {"sampler": "safe"}, "NaN": {"sampler": "overflowing"}})
     with pytest.raises(AutoLoRAEvalError, match=r"cell 'T--NaN': .* failed on all 2 images"):
         made(plan, tmp_path / "run")
@@ -271,14 +267,14 @@ def test_black_images_and_nan_of_a_sampler_are_failures(plan_of, tmp_path) -> No
     assert all("invalid value encountered in cast" in reason for reason in reasons["T--NaN"])
 
 
-def test_a_sampler_that_exits_python_is_a_failure(plan_of, tmp_path) -> None:
+def test_a_sampler_that_exits_python_is_a_failure(plan_of, tmp_path):
     plan = plan_of({"Leaver": {"sampler": "leaver"}, "Flat": {"sampler": "flat"}}, count=2)
     with pytest.raises(AutoLoRAEvalError, match=r"all 2 images\. First failure: SystemExit"):
         made(plan, tmp_path / "run")
     assert len(read_jsonl(RunFolder(tmp_path / "run").metadata("T--Flat"))) == 2
 
 
-def test_a_sampler_class_is_instantiated_once_per_cell(plan_of, tmp_path) -> None:
+def test_a_sampler_class_is_instantiated_once_per_cell(plan_of, tmp_path):
     plan = plan_of({"A": {"sampler": "Counting", "grey": 10}}, count=3)
     _, run = made(plan, tmp_path / "run")
     assert pixels(run, plan, "A")[:, 0, 0, 0].tolist() == [11, 12, 13]
@@ -295,7 +291,7 @@ def test_a_sampler_class_is_instantiated_once_per_cell(plan_of, tmp_path) -> Non
         ({"sampler": "CODE"}, "has no 'CODE'."),
     ],
 )
-def test_parameters_of_a_sampler_are_checked_before_anything_runs(plan_of, method, message) -> None:
+def test_parameters_of_a_sampler_are_checked_before_anything_runs(plan_of, method, message):
     with pytest.raises(AutoLoRAEvalError) as caught:
         plan_of({"A": method})
     assert message in str(caught.value)
@@ -316,7 +312,7 @@ ARRAY = np.asarray(PICTURE)
         (SampledImage(PICTURE), None),
     ],
 )
-def test_valid_images_of_a_sampler_are_accepted(result: object, nfe: int | None) -> None:
+def test_valid_images_of_a_sampler_are_accepted(result, nfe):
     image, declared = check_image(result, SIZE)
     assert (image.mode, image.size, declared) == ("RGB", SIZE, nfe)
 
@@ -339,13 +335,13 @@ def test_valid_images_of_a_sampler_are_accepted(result: object, nfe: int | None)
         (ARRAY * 0, "returned a single colour, RGB 0 0 0: a safety checker, or a VAE that over"),
     ],
 )
-def test_unusable_images_of_a_sampler_are_refused(result: object, message: str) -> None:
+def test_unusable_images_of_a_sampler_are_refused(result, message):
     with pytest.raises(UnusableImageError) as caught:
         check_image(result, SIZE)
     assert message in str(caught.value)
 
 
-def test_a_sampler_gets_the_noise_and_settings_of_every_method(one_lora: TinyModel) -> None:
+def test_a_sampler_gets_the_noise_and_settings_of_every_method(one_lora):
     tiny = one_lora
     model = SamplerModel(tiny.resolved(0.7), torch.device("cpu"), torch.float32, SamplerPipeline())
     # What needs no pipeline loads none.

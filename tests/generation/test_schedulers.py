@@ -1,7 +1,5 @@
 """A benchmark's scheduler and clip_skip: equal to loops by hand and to the standard pipelines."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -61,7 +59,7 @@ def sample(pipeline: LoraPipeline, guider, prompts=PROMPTS, seeds=SEEDS, output=
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_each_scheduler_equals_the_loop_by_hand_and_its_nfe_is_planned(name, tiny) -> None:
+def test_each_scheduler_equals_the_loop_by_hand_and_its_nfe_is_planned(name, tiny):
     """With an interval, which ends after the same step by hand, and alone as in a batch."""
     section = Scheduler.model_validate(SCHEDULERS[name])
     pipeline = loaded(tiny, scheduler=section)
@@ -87,7 +85,7 @@ def test_each_scheduler_equals_the_loop_by_hand_and_its_nfe_is_planned(name, tin
 
 
 @pytest.mark.parametrize("name", ["Heun", "DPM++ 2M Karras"])
-def test_a_reused_base_equals_the_loop_by_hand_with_second_order(name, tiny) -> None:
+def test_a_reused_base_equals_the_loop_by_hand_with_second_order(name, tiny):
     """Heun's two timesteps of a step both evaluate the base model, or both reuse."""
     section = Scheduler.model_validate(SCHEDULERS[name])
     model = tiny.resolved(SCALE, scheduler=section)
@@ -106,7 +104,7 @@ def test_a_reused_base_equals_the_loop_by_hand_with_second_order(name, tiny) -> 
     assert image.nfe == rule.nfe(parameters, STEPS, count_timesteps(model.spec, model.pipeline))
 
 
-def test_cheaper_autolora_at_its_limits_is_autolora_or_cfg_to_the_bit(tiny) -> None:
+def test_cheaper_autolora_at_its_limits_is_autolora_or_cfg_to_the_bit(tiny):
     pipeline = loaded(tiny)
 
     def made(name: str, **given: float) -> torch.Tensor:
@@ -121,7 +119,7 @@ def test_cheaper_autolora_at_its_limits_is_autolora_or_cfg_to_the_bit(tiny) -> N
     assert not torch.equal(made("autolora_reuse", base_every=2), autolora)
 
 
-def test_a_flow_model_draws_an_images_noise_from_its_own_generator(tiny_sd3) -> None:
+def test_a_flow_model_draws_an_images_noise_from_its_own_generator(tiny_sd3):
     """Without `own_noise` FlowMatchLCM would draw from the global generator."""
     pipeline = loaded(
         tiny_sd3, scheduler=Scheduler.model_validate({"class": "FlowMatchLCMScheduler"})
@@ -132,7 +130,7 @@ def test_a_flow_model_draws_an_images_noise_from_its_own_generator(tiny_sd3) -> 
 
 
 @pytest.mark.parametrize("model", ["SDXL", "SD3"])
-def test_clip_skip_equals_the_standard_pipelines(model, tiny, tiny_sd3) -> None:
+def test_clip_skip_equals_the_standard_pipelines(model, tiny, tiny_sd3):
     """With the LoRA, and, where it tunes the encoders too, of the base model alone."""
     one, kind = (tiny, SDXL) if model == "SDXL" else (tiny_sd3, SD3)
     ours = loaded(one, clip_skip=1)
@@ -161,7 +159,7 @@ def test_clip_skip_equals_the_standard_pipelines(model, tiny, tiny_sd3) -> None:
         assert (found - theirs[None]).abs().max() > 1e-3
 
 
-def test_the_timesteps_of_every_scheduler_are_counted_from_its_source(sdxl) -> None:
+def test_the_timesteps_of_every_scheduler_are_counted_from_its_source(sdxl):
     """Every class of diffusers that samples SDXL; Heun's kind and PNDM take more than steps."""
     spec = TinyModel(sdxl, Path("lora"), {}).resolved(1.0)
     own = json.loads((sdxl / "scheduler" / "scheduler_config.json").read_text())
@@ -201,14 +199,14 @@ def test_the_timesteps_of_every_scheduler_are_counted_from_its_source(sdxl) -> N
         ),
     ],
 )
-def test_a_scheduler_that_cannot_sample_is_refused(section, says, sdxl) -> None:
+def test_a_scheduler_that_cannot_sample_is_refused(section, says, sdxl):
     own = json.loads((sdxl / "scheduler" / "scheduler_config.json").read_text())
     with pytest.raises(AutoLoRAEvalError) as caught:
         make_scheduler(Scheduler.model_validate(section), own, 6)
     assert str(caught.value) == says
 
 
-def test_a_scheduler_whose_noise_depends_on_the_batch_is_refused(sdxl, monkeypatch) -> None:
+def test_a_scheduler_whose_noise_depends_on_the_batch_is_refused(sdxl, monkeypatch):
     """As DPMSolverSDEScheduler would be, which needs a package that is not always here."""
     own = json.loads((sdxl / "scheduler" / "scheduler_config.json").read_text())
     step = diffusers.EulerDiscreteScheduler.step
@@ -222,7 +220,7 @@ def test_a_scheduler_whose_noise_depends_on_the_batch_is_refused(sdxl, monkeypat
         make_scheduler(Scheduler.model_validate({"class": "EulerDiscreteScheduler"}), own, 6)
 
 
-def test_a_diffusion_scheduler_for_a_flow_model_is_refused(tiny_sd3) -> None:
+def test_a_diffusion_scheduler_for_a_flow_model_is_refused(tiny_sd3):
     file = tiny_sd3.pipeline / "scheduler" / "scheduler_config.json"
     own = json.loads(file.read_text())
     section = {"class": "DPMSolverMultistepScheduler"}

@@ -1,9 +1,6 @@
 """Images made elsewhere are scored like our own, and every one of them is reported."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +86,7 @@ def plain_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_folder_of_a_plain_pipeline_scores_like_our_own_run(plain_images, tmp_path) -> None:
+def test_the_folder_of_a_plain_pipeline_scores_like_our_own_run(plain_images, tmp_path):
     """Both make one image per batch, so pixels agree to rounding."""
     ours = run(write(tmp_path / "mine.yaml", batch_size=1), tmp_path / "ours")
     theirs = score_images(plain_images, tmp_path / "mine.yaml", tmp_path / "theirs", name="CFG")
@@ -117,7 +114,7 @@ def odd_set(plain_images: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_image_is_measured_or_reported(odd_set: Path, tmp_path: Path) -> None:
+def test_every_image_is_measured_or_reported(odd_set, tmp_path):
     benchmark = write(tmp_path / "mine.yaml", methods={"Theirs": {"images": "set", "nfe": 12}})
     found = run(benchmark, tmp_path / "out")
     issues = pd.read_csv(found.folder.image_set("M--Theirs"))
@@ -146,7 +143,7 @@ def test_every_image_is_measured_or_reported(odd_set: Path, tmp_path: Path) -> N
     assert reasons == {(PROMPTS[0], 0): "not_in_the_set", (PROMPTS[0], 1): "corrupt_image"}
 
 
-def test_a_second_run_copies_nothing_and_a_changed_set_is_read_again(odd_set, tmp_path) -> None:
+def test_a_second_run_copies_nothing_and_a_changed_set_is_read_again(odd_set, tmp_path):
     benchmark = write(tmp_path / "mine.yaml", methods={"Theirs": {"images": "set"}})
     first = run(benchmark, tmp_path / "out")
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "images").rglob("*.png")}
@@ -158,7 +155,7 @@ def test_a_second_run_copies_nothing_and_a_changed_set_is_read_again(odd_set, tm
     assert second.manifest.image_sets["M--Theirs"].missing == 0
 
 
-def test_a_set_of_corrupt_images_fails_before_a_model_is_loaded(tmp_path: Path) -> None:
+def test_a_set_of_corrupt_images_fails_before_a_model_is_loaded(tmp_path):
     (tmp_path / "set" / PROMPTS[0]).mkdir(parents=True)
     (tmp_path / "set" / PROMPTS[0] / "0.png").write_bytes(b"no image")
     methods = {"CFG": {"guider": "cfg"}, "Theirs": {"images": "set"}}
@@ -167,7 +164,7 @@ def test_a_set_of_corrupt_images_fails_before_a_model_is_loaded(tmp_path: Path) 
     assert list((tmp_path / "out").rglob("*.png")) == []
 
 
-def test_pipeline_and_lora_of_the_benchmark_are_not_needed(plain_images, tmp_path) -> None:
+def test_pipeline_and_lora_of_the_benchmark_are_not_needed(plain_images, tmp_path):
     model = {
         "pipeline": "somebody/something-that-is-not-here",
         "lora": {"path": "absent.safetensors", "obtain": "Ask them."},
@@ -181,8 +178,8 @@ def test_pipeline_and_lora_of_the_benchmark_are_not_needed(plain_images, tmp_pat
 
 
 def test_the_written_benchmark_keeps_all_that_decides_the_scores(
-    plain_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    plain_images, tmp_path, monkeypatch
+):
     found = score_images(plain_images, write(tmp_path / "mine.yaml"), tmp_path / "out")
     monkeypatch.chdir("/")
     again = make_plan(load_benchmark(found.folder.path / "benchmark.yaml"))
@@ -193,21 +190,21 @@ def test_the_written_benchmark_keeps_all_that_decides_the_scores(
     assert [cell.method.kind for cell in again.cells] == ["images"]
 
 
-def test_a_method_is_either_a_guider_or_an_image_set(write_benchmark, benchmark_data) -> None:
+def test_a_method_is_either_a_guider_or_an_image_set(write_benchmark, benchmark_data):
     benchmark_data["methods"]["CFG"] = {"guider": "cfg", "images": "lora"}
     with pytest.raises(UsageError, match="a method cannot have both"):
         load_benchmark(write_benchmark(benchmark_data))
 
 
 def test_a_missing_set_is_refused_with_its_key_in_the_benchmark_file(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]
-) -> None:
+    write_benchmark, benchmark_data
+):
     benchmark_data["methods"]["Theirs"] = {"images": "nowhere"}
     with pytest.raises(UsageError, match=r"methods\.Theirs\.images.*no images at 'nowhere'"):
         load_benchmark(write_benchmark(benchmark_data))
 
 
-def test_an_image_set_is_one_cell_of_a_sweep(write_benchmark, benchmark_data, workplace) -> None:
+def test_an_image_set_is_one_cell_of_a_sweep(write_benchmark, benchmark_data, workplace):
     Image.new("RGB", (2, 2)).save(workplace / "lora" / "3.png")
     benchmark_data["methods"]["Theirs"] = {"images": "lora"}
     benchmark_data["sweep"] = {"lora_scale": [0.5, 1.0]}
@@ -217,7 +214,7 @@ def test_an_image_set_is_one_cell_of_a_sweep(write_benchmark, benchmark_data, wo
 
 
 @pytest.mark.report
-def test_the_command_scores_a_set(odd_set, tmp_path, monkeypatch) -> None:
+def test_the_command_scores_a_set(odd_set, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     benchmark = write(tmp_path / "mine.yaml")
     asked = ["score", str(benchmark), "--images", str(odd_set), "--name", "A private one"]
@@ -227,7 +224,7 @@ def test_the_command_scores_a_set(odd_set, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.report
-def test_tables_and_report_contain_no_path_of_this_machine(plain_images, tmp_path) -> None:
+def test_tables_and_report_contain_no_path_of_this_machine(plain_images, tmp_path):
     """Only the manifest keeps the path."""
     home = tmp_path / "home" / "alice" / "pictures"
     shutil.copytree(plain_images, home)
@@ -238,9 +235,7 @@ def test_tables_and_report_contain_no_path_of_this_machine(plain_images, tmp_pat
     assert "alice" in str(found.manifest.benchmark.content["methods"])
 
 
-def test_two_sets_with_one_folder_name_are_two_methods(
-    write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any], workplace: Path
-) -> None:
+def test_two_sets_with_one_folder_name_are_two_methods(write_benchmark, benchmark_data, workplace):
     for place in ("one", "two"):
         (workplace / place / "pictures").mkdir(parents=True)
         benchmark_data["methods"][place] = {"images": str(workplace / place / "pictures")}
@@ -251,7 +246,7 @@ def test_two_sets_with_one_folder_name_are_two_methods(
     assert len(keys) == 2
 
 
-def test_scoring_a_set_overwrites_no_other_file(plain_images: Path, tmp_path: Path) -> None:
+def test_scoring_a_set_overwrites_no_other_file(plain_images, tmp_path):
     benchmark = write(tmp_path / "here" / "benchmark.yaml", judge=None)
     before = benchmark.read_bytes()
     with pytest.raises(UsageError, match=r"benchmark\.yaml' .*Choose another --output"):
@@ -269,7 +264,7 @@ def test_scoring_a_set_overwrites_no_other_file(plain_images: Path, tmp_path: Pa
         score_images(plain_images, benchmark, run_folder)
 
 
-def test_a_set_and_its_run_folder_must_not_contain_each_other(plain_images, tmp_path) -> None:
+def test_a_set_and_its_run_folder_must_not_contain_each_other(plain_images, tmp_path):
     """The second run would read the copies and figures of the first."""
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     for output in (plain_images / "out", plain_images):
@@ -282,14 +277,14 @@ def test_a_set_and_its_run_folder_must_not_contain_each_other(plain_images, tmp_
         score_images(out / "images", benchmark, out)
 
 
-def test_a_refused_name_leaves_nothing_behind(plain_images: Path, tmp_path: Path) -> None:
+def test_a_refused_name_leaves_nothing_behind(plain_images, tmp_path):
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     with pytest.raises(UsageError):
         score_images(plain_images, benchmark, tmp_path / "out", name="x" * 500)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_set_may_have_the_name_of_a_method(plain_images: Path, tmp_path: Path) -> None:
+def test_a_set_may_have_the_name_of_a_method(plain_images, tmp_path):
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     found = score_images(plain_images, benchmark, tmp_path / "out", name="LoRA+CFG")
     assert found.table["method"].tolist() == ["LoRA+CFG"]

@@ -1,7 +1,5 @@
 """Several LoRAs, one of them in the base model, or none: against merged weights, by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -53,7 +51,7 @@ def latents(pipeline: LoraPipeline, guider: object) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("in_base", [[], ["style"], ["character"]])
-def test_two_loras_equal_merged_weights(sdxl, loras, in_base) -> None:
+def test_two_loras_equal_merged_weights(sdxl, loras, in_base):
     """All are off in the base branch but those that are part of the base model."""
     listed = [
         Lora(path=str(loras[name][0]), scale=scale, part_of_base=name in in_base)
@@ -78,7 +76,7 @@ def test_two_loras_equal_merged_weights(sdxl, loras, in_base) -> None:
     assert (swept - found).abs().max() > 1e-2
 
 
-def test_a_dora_is_not_added_to_another_lora(sdxl, loras, tmp_path) -> None:
+def test_a_dora_is_not_added_to_another_lora(sdxl, loras, tmp_path):
     from safetensors.torch import load_file, save_file
 
     plain = loras["character"][0]
@@ -94,5 +92,5 @@ def test_a_dora_is_not_added_to_another_lora(sdxl, loras, tmp_path) -> None:
         check_sum([read_lora_file(plain), read_lora_file(dora)])
 
 
-def test_without_a_lora_images_are_those_of_the_plain_pipeline(sdxl) -> None:
+def test_without_a_lora_images_are_those_of_the_plain_pipeline(sdxl):
     assert same(ours(model_of(sdxl)), theirs(StableDiffusionXLPipeline.from_pretrained(sdxl)))

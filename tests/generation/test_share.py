@@ -1,7 +1,5 @@
 """Images made in shares, by makers that load the model anew, are those of the local engine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -77,7 +75,7 @@ def spread(
         yield makers[n % 2](share)
 
 
-def test_shares_of_two_makers_are_the_images_of_the_local_engine(plan, tmp_path) -> None:
+def test_shares_of_two_makers_are_the_images_of_the_local_engine(plan, tmp_path):
     here, there = RunFolder(tmp_path / "here"), RunFolder(tmp_path / "there")
     messages = []
     for run, elsewhere in (
@@ -95,7 +93,7 @@ def test_shares_of_two_makers_are_the_images_of_the_local_engine(plan, tmp_path)
     assert len(rows(here, "failed_images")) == 2
 
 
-def test_a_machine_with_other_files_is_refused(plan, tmp_path, monkeypatch) -> None:
+def test_a_machine_with_other_files_is_refused(plan, tmp_path, monkeypatch):
     run = RunFolder(tmp_path / "run")
     other = partial(make_elsewhere, partial(spread, plan, run))
     monkeypatch.setattr("autolora_eval.generation.share.content_hash", lambda *_: "other")

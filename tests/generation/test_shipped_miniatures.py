@@ -1,7 +1,5 @@
 """The shipped miniatures with their LoRAs, guided, equal the loop written by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -35,7 +33,7 @@ def weight_changes(file: Path) -> dict[str, torch.Tensor]:
     ("kind", "pipeline", "lora", "steps"),
     [(SDXL, "sdxl", "pixel_art_lora", 20), (SD3, "sd3", "sd3_pixel_art_lora", 12)],
 )
-def test_latents_equal_the_hand_written_loop(kind, pipeline, lora, steps, tmp_path) -> None:
+def test_latents_equal_the_hand_written_loop(kind, pipeline, lora, steps, tmp_path):
     tiny = TinyModel(f"miniature:{pipeline}", f"miniature:{lora}", {})
     plan = tiny_plan(tmp_path, tiny, {"AutoLoRA": {"guider": "autolora"}})
     (model,) = plan.benchmark.models.values()

@@ -1,7 +1,5 @@
 """What diffusers, transformers and peft warn of reaches the user once, if it may matter."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 import warnings
@@ -36,7 +34,7 @@ def changed(
     return TinyModel(folder, one_lora.lora, one_lora.changes)
 
 
-def test_what_the_libraries_warn_of_is_told_once(one_lora, tmp_path, capsys) -> None:
+def test_what_the_libraries_warn_of_is_told_once(one_lora, tmp_path, capsys):
     tiny = changed(one_lora, tmp_path, "text_encoder", more="adapter.weight")
     for _ in range(2):
         with quiet_libraries():
@@ -51,7 +49,7 @@ def test_what_the_libraries_warn_of_is_told_once(one_lora, tmp_path, capsys) -> 
 @pytest.mark.parametrize(
     ("part", "weight"), [("text_encoder_2", "final_layer_norm.weight"), ("unet", "conv_out.bias")]
 )
-def test_weights_that_are_missing_are_not_drawn_at_random(one_lora, tmp_path, part, weight) -> None:
+def test_weights_that_are_missing_are_not_drawn_at_random(one_lora, tmp_path, part, weight):
     tiny = changed(one_lora, tmp_path, part, lost=weight)
     with pytest.raises(AutoLoRAEvalError) as raised, quiet_libraries():
         LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
@@ -60,7 +58,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(one_lora, tmp_path, pa
     assert message.partition("random: ")[2].partition(". Download")[0].endswith(weight)
 
 
-def test_only_what_matters_is_told_and_errors_stay(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_what_matters_is_told_and_errors_stay(capsys):
     library = logging.getLogger("peft.tuners.lora")
     with quiet_libraries():
         for text in ("the input was truncated: 'in blue'", "a new version is available"):
@@ -76,6 +74,6 @@ def test_only_what_matters_is_told_and_errors_stay(capsys: pytest.CaptureFixture
     ]
 
 
-def test_warnings_of_other_code_are_shown_as_ever() -> None:
+def test_warnings_of_other_code_are_shown_as_ever():
     with pytest.warns(UserWarning, match="of mine"), quiet_libraries():
         warnings.warn("something of mine is missing", UserWarning, stacklevel=1)

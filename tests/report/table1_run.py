@@ -1,7 +1,5 @@
 """A run of the paper's Table 1 without any model: features and verdicts drawn from its values."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from functools import cache

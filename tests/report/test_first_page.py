@@ -1,7 +1,5 @@
 """What the first page says: which method ranks first, by how much, how sure, and the caveats."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path
@@ -25,7 +23,7 @@ def two_methods(**options: Any) -> Tables:
 # ---- Which method ranks first
 
 
-def test_it_says_what_ranks_first_by_how_much_how_sure_and_at_what_cost(tmp_path: Path) -> None:
+def test_it_says_what_ranks_first_by_how_much_how_sure_and_at_what_cost(tmp_path):
     tables = two_methods()
     tables.comparisons["units_for_power_80"] = [4.0, 9.0, 1200.0, 4.0, 5.0]
     text = first_page_text(tables.write(tmp_path / "run"))
@@ -42,7 +40,7 @@ def test_it_says_what_ranks_first_by_how_much_how_sure_and_at_what_cost(tmp_path
         assert expected in text
 
 
-def test_it_says_so_if_the_baseline_ranks_first(tmp_path: Path) -> None:
+def test_it_says_so_if_the_baseline_ranks_first(tmp_path):
     tables = two_methods()
     tables.table.loc[0, ["div_pc", "div_pc_low", "div_pc_high"]] = [0.9, 0.8, 1.0]
     tables.comparisons.loc[3, ["difference", "low", "high"]] = [-0.512, -0.6, -0.4]
@@ -51,13 +49,13 @@ def test_it_says_so_if_the_baseline_ranks_first(tmp_path: Path) -> None:
     assert "Second is AutoLoRA with 0.388 [0.368, 0.411]; lower than LoRA by 0.512" in text
 
 
-def test_it_names_the_second_if_that_is_not_the_baseline(tmp_path: Path) -> None:
+def test_it_names_the_second_if_that_is_not_the_baseline(tmp_path):
     text = first_page_text(make_tables(methods=("LoRA", "A", "B")).write(tmp_path / "run"))
     # Row n has a Div-PC of (0.111 + 0.02 n) (3.111 − 0.15 n).
     assert re.search(r"\(Div-PC\): B ranks first with 0\.424 .* Second is A with 0\.388 \[", text)
 
 
-def test_it_claims_nothing_if_nothing_is_significant(tmp_path: Path) -> None:
+def test_it_claims_nothing_if_nothing_is_significant(tmp_path):
     tables = make_tables()
     tables.comparisons[["low", "high"]] = [-0.2, 0.3]
     tables.comparisons["p_holm"] = 1.0
@@ -71,7 +69,7 @@ def test_it_claims_nothing_if_nothing_is_significant(tmp_path: Path) -> None:
 # ---- Findings
 
 
-def test_a_difference_is_claimed_only_if_the_interval_leaves_out_zero(tmp_path: Path) -> None:
+def test_a_difference_is_claimed_only_if_the_interval_leaves_out_zero(tmp_path):
     text = first_page_text(two_methods().write(tmp_path / "run"))
     for sentence in (
         "AutoLoRA is more diverse than LoRA by 0.061 [0.048, 0.075], on 2 of 2 prompts",
@@ -82,7 +80,7 @@ def test_a_difference_is_claimed_only_if_the_interval_leaves_out_zero(tmp_path: 
     assert "higher Style adherence than" not in text
 
 
-def test_many_comparisons_are_summarized_with_the_significant_ones_first(tmp_path: Path) -> None:
+def test_many_comparisons_are_summarized_with_the_significant_ones_first(tmp_path):
     tables = make_tables()
     text = first_page_text(tables.write(tmp_path / "run"))
     assert (
@@ -98,7 +96,7 @@ def test_many_comparisons_are_summarized_with_the_significant_ones_first(tmp_pat
     assert "against LoRA: significant" not in text
 
 
-def test_a_sample_size_is_named_only_where_a_difference_is_unclear(tmp_path: Path) -> None:
+def test_a_sample_size_is_named_only_where_a_difference_is_unclear(tmp_path):
     tables = two_methods()
     tables.comparisons["units_for_power_80"] = 34.0
     (found,) = findings(read_run_view(tables.write(tmp_path / "run")))
@@ -107,7 +105,7 @@ def test_a_sample_size_is_named_only_where_a_difference_is_unclear(tmp_path: Pat
     assert found.clauses[2].endswith("this size would need about 34 prompts.")
 
 
-def test_more_methods_than_fit_the_first_page_are_counted(tmp_path: Path) -> None:
+def test_more_methods_than_fit_the_first_page_are_counted(tmp_path):
     methods = tuple(f"M{n}" for n in range(10))
     content = content_of(make_tables(methods=methods, n_seeds=1).write(tmp_path / "run"))
     # Row n has a Div-PC of (0.111 + 0.02 n) (3.111 − 0.15 n), which rises up to n = 7: the first
@@ -124,7 +122,7 @@ def test_more_methods_than_fit_the_first_page_are_counted(tmp_path: Path) -> Non
 # ---- The table
 
 
-def test_the_best_of_each_model_is_bold_by_the_direction_of_the_score(tmp_path: Path) -> None:
+def test_the_best_of_each_model_is_bold_by_the_direction_of_the_score(tmp_path):
     tables = two_methods()
     tables.manifest["rubric"]["scores"]["sa"]["higher_is_better"] = False
     table = content_of(tables.write(tmp_path / "run")).first.table
@@ -134,7 +132,7 @@ def test_the_best_of_each_model_is_bold_by_the_direction_of_the_score(tmp_path: 
     assert table.columns[1:3] == ("PC ↑", "SA ↓")
 
 
-def test_missing_values_are_dashes_with_their_reason_and_never_zero(tmp_path: Path) -> None:
+def test_missing_values_are_dashes_with_their_reason_and_never_zero(tmp_path):
     tables = two_methods()
     tables.table.loc[1, [c for c in tables.table.columns if "sa" in c or "div" in c]] = np.nan
     tables.table.loc[1, ["n_unscored", "n_missing", "n_undefined_prompts"]] = [6, 2, 2]
@@ -157,7 +155,7 @@ def test_missing_values_are_dashes_with_their_reason_and_never_zero(tmp_path: Pa
     assert "2 images are missing or unreadable (2 of SDXL × AutoLoRA)" in text
 
 
-def test_published_values_stand_beside_ours_with_the_difference(tmp_path: Path) -> None:
+def test_published_values_stand_beside_ours_with_the_difference(tmp_path):
     tables = make_tables(models=("SD3", "SDXL"), methods=("LoRA+CFG", "AutoLoRA+CFG"))
     tables.table["diversity_published"] = [0.136, 0.197, np.nan, 0.170]
     content = content_of(tables.write(tmp_path / "run"))
@@ -166,7 +164,7 @@ def test_published_values_stand_beside_ours_with_the_difference(tmp_path: Path) 
     assert "0.170 0.171 here (+0.001)" in text_of(section.parts)
 
 
-def test_seconds_stand_beside_the_nfe_if_they_were_measured(tmp_path: Path) -> None:
+def test_seconds_stand_beside_the_nfe_if_they_were_measured(tmp_path):
     folder = two_methods().write(tmp_path / "run")
     folder.timings.write_text(
         "cell,n_timed,seconds_per_image\nSDXL--AutoLoRA,6,4.5\nSDXL--LoRA,6,2\n"
@@ -179,7 +177,7 @@ def test_seconds_stand_beside_the_nfe_if_they_were_measured(tmp_path: Path) -> N
 # ---- Caveats
 
 
-def test_miniature_models_and_a_limited_run_are_caveats(tmp_path: Path) -> None:
+def test_miniature_models_and_a_limited_run_are_caveats(tmp_path):
     tables = make_tables(n_seeds=2)
     plain = first_page_text(tables.write(tmp_path / "plain"))
     tables.manifest["limit_seeds"] = 3
@@ -192,7 +190,7 @@ def test_miniature_models_and_a_limited_run_are_caveats(tmp_path: Path) -> None:
     assert not re.search("miniature|limited", plain)
 
 
-def test_images_made_elsewhere_are_a_caveat(tmp_path: Path) -> None:
+def test_images_made_elsewhere_are_a_caveat(tmp_path):
     tables = make_tables(methods=("LoRA", "Theirs"))
     counts = {"missing": 1, "unusable": 2, "extra": 4, "duplicate": 0, "wrong_size": 3}
     tables.manifest["image_sets"] = {
@@ -205,7 +203,7 @@ def test_images_made_elsewhere_are_a_caveat(tmp_path: Path) -> None:
     assert "identical to another" not in text
 
 
-def test_prompts_that_are_not_read_to_their_end_are_a_caveat(tmp_path: Path) -> None:
+def test_prompts_that_are_not_read_to_their_end_are_a_caveat(tmp_path):
     tables = two_methods()
     encoders = ["text_encoder", "text_encoder_2"]
     cut = {"encoders": encoders, "tokens": 82, "limit": 77, "read": "a red <b>heart</b>"}
@@ -224,7 +222,7 @@ def test_prompts_that_are_not_read_to_their_end_are_a_caveat(tmp_path: Path) -> 
     )
 
 
-def test_differences_between_and_within_runs_are_caveats(tmp_path: Path) -> None:
+def test_differences_between_and_within_runs_are_caveats(tmp_path):
     tables = two_methods()
     messages = ["seeds: 3 in a, 4 in b; only the 3 that all have are compared.", "<b>&#x41; *x* $y"]
     messages += [f"model '{n}' differs" for n in range(6)]
@@ -241,7 +239,7 @@ def test_differences_between_and_within_runs_are_caveats(tmp_path: Path) -> None
     ]
 
 
-def test_what_affects_many_cells_is_one_caveat(tmp_path: Path) -> None:
+def test_what_affects_many_cells_is_one_caveat(tmp_path):
     tables = make_tables(methods=tuple(f"M{n}" for n in range(7)), n_seeds=1)
     tables.table[["n_missing", "n_undefined_prompts"]] = [1, 2]
     tables.diversity["reason"] = "needs at least two images, has 1"
@@ -260,7 +258,7 @@ def copied(sweep: RunFolder, path: Path) -> RunFolder:
     return RunFolder(shutil.copytree(sweep.path, path / "run", ignore=ignored))
 
 
-def test_a_sweep_has_a_range_of_costs(undrawn_sweep: RunFolder, tmp_path: Path) -> None:
+def test_a_sweep_has_a_range_of_costs(undrawn_sweep, tmp_path):
     """NFE is the same at all points; seconds are not, and those of LoRA+CFG differ too."""
     folder = copied(undrawn_sweep, tmp_path)
     table = open_run(folder.path).table
@@ -277,7 +275,7 @@ def test_a_sweep_has_a_range_of_costs(undrawn_sweep: RunFolder, tmp_path: Path) 
     assert "×: relative to the baseline with the same swept parameters." in text
 
 
-def test_of_48_cells_the_best_of_each_method_is_shown(undrawn_sweep: RunFolder) -> None:
+def test_of_48_cells_the_best_of_each_method_is_shown(undrawn_sweep):
     table = open_run(undrawn_sweep.path).table
     text = first_page_text(undrawn_sweep)
     for method, rows in table.groupby("method"):
@@ -291,7 +289,7 @@ def test_of_48_cells_the_best_of_each_method_is_shown(undrawn_sweep: RunFolder) 
     assert "AutoLoRA+CFG 2× the NFE" in text
 
 
-def test_along_a_sweep_it_counts_where_a_method_is_ahead(undrawn_sweep: RunFolder) -> None:
+def test_along_a_sweep_it_counts_where_a_method_is_ahead(undrawn_sweep):
     rows = open_run(undrawn_sweep.path).comparisons
     rows = rows[(rows["method"] == "LoRA") & (rows["metric"] == "diversity")]
     significant = (rows["p_holm"] < 0.05) & ((rows["low"] > 0) | (rows["high"] < 0))
@@ -306,9 +304,7 @@ def test_along_a_sweep_it_counts_where_a_method_is_ahead(undrawn_sweep: RunFolde
     assert expected.replace("-", "−") in first_page_text(undrawn_sweep).replace("-", "−")
 
 
-def test_ties_along_a_sweep_do_not_change_its_direction(
-    tmp_path: Path, undrawn_sweep: RunFolder
-) -> None:
+def test_ties_along_a_sweep_do_not_change_its_direction(tmp_path, undrawn_sweep):
     """Higher at 1, lower at 4 and equal at 7 of 12 points: the median is 0, the direction lower."""
     folder = copied(undrawn_sweep, tmp_path)
     rows = pd.read_csv(folder.comparisons)
@@ -322,6 +318,6 @@ def test_ties_along_a_sweep_do_not_change_its_direction(
     assert expected in first_page_text(folder)
 
 
-def test_cells_of_equal_nfe_are_one_row_of_the_cost_table(undrawn_sweep: RunFolder) -> None:
+def test_cells_of_equal_nfe_are_one_row_of_the_cost_table(undrawn_sweep):
     (section,) = [s for s in content_of(undrawn_sweep).sections if s.name == "cost"]
     assert "LoRA+CFG (12 cells) 100 10,800 108" in text_of(section.parts).replace("1 × ", "")

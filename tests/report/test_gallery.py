@@ -45,9 +45,7 @@ def data_block(folder: RunFolder) -> str:
         (30, 16, 3, (1, 3)),
     ],
 )
-def test_the_first_seeds_of_the_first_prompts_are_chosen(
-    prompts: int, seeds: int, limit: int, expected: tuple[int, int]
-) -> None:
+def test_the_first_seeds_of_the_first_prompts_are_chosen(prompts, seeds, limit, expected):
     assert choose_numbers(prompts, seeds, limit) == expected
 
 
@@ -62,12 +60,8 @@ def test_the_first_seeds_of_the_first_prompts_are_chosen(
     ],
 )
 def test_whatever_is_left_out_is_left_out_of_every_cell(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    constant: str,
-    limit: int,
-    places: int,
-) -> None:
+    tmp_path, monkeypatch, constant, limit, places
+):
     monkeypatch.setattr(gallery_data, constant, limit)
     tables = make_tables(prompts=("one", "two"), n_seeds=6)
     images = gallery_of(tables.write(tmp_path / "run")).data["images"]
@@ -80,7 +74,7 @@ def test_whatever_is_left_out_is_left_out_of_every_cell(
     assert {i["file"] for i in images} <= set(tables.scores["file"])
 
 
-def test_more_images_make_no_more_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_images_make_no_more_objects(tmp_path, monkeypatch):
     """What the report looks at one by one is limited: all else stays in columns."""
     monkeypatch.setattr(gallery_data, "IMAGES_SHOWN", 20)
     counts, original = [], pd.DataFrame.to_dict
@@ -102,9 +96,7 @@ def test_more_images_make_no_more_objects(tmp_path: Path, monkeypatch: pytest.Mo
     assert counts[0] == counts[1] < 480
 
 
-def test_the_bytes_of_the_copies_are_limited_by_whole_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bytes_of_the_copies_are_limited_by_whole_places(tmp_path, monkeypatch):
     folder = make_tables(n_seeds=4).write(tmp_path / "run")
     sizes = [len(image.thumbnail.uri) for image in gallery_data.shown_images(read_run_view(folder))]
     # Four cells: three places and one byte too little for the fourth.
@@ -112,7 +104,7 @@ def test_the_bytes_of_the_copies_are_limited_by_whole_places(
     assert len(gallery_data.shown_images(read_run_view(folder))) == 12
 
 
-def test_it_says_which_part_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_which_part_is_shown(tmp_path, monkeypatch):
     tables = make_tables(n_seeds=6)
     tables.scores.loc[[0, 5, 30], "unscored_reason"] = "timeout"
     folder = tables.write(tmp_path / "run")
@@ -127,9 +119,7 @@ def test_it_says_which_part_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.data["total"] == 48
 
 
-def test_more_cells_than_images_can_be_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_cells_than_images_can_be_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_data, "IMAGES_SHOWN", 3)
     found = gallery_of(make_tables(n_seeds=2).write(tmp_path / "run"))
     assert [image["cell"] for image in found.data["images"]] == [0, 1, 2]
@@ -139,7 +129,7 @@ def test_more_cells_than_images_can_be_shown(
     )
 
 
-def test_hostile_text_goes_into_the_data_and_out_again_char_for_char(hostile: RunFolder) -> None:
+def test_hostile_text_goes_into_the_data_and_out_again_char_for_char(hostile):
     block = data_block(hostile)
     assert not set("<>&\u2028\u2029\x00") & set(block)
     found = {image["file"]: image["replies"] for image in json.loads(block)["images"]}
@@ -153,7 +143,7 @@ def test_hostile_text_goes_into_the_data_and_out_again_char_for_char(hostile: Ru
     assert gallery.open == []
 
 
-def test_only_the_gallerys_own_script_may_run(judged: RunFolder) -> None:
+def test_only_the_gallerys_own_script_may_run(judged):
     rest, gallery = in_two(judged)
     script = gallery[gallery.rindex("<script>") + 8 : gallery.rindex("</script>")]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -164,7 +154,7 @@ def test_only_the_gallerys_own_script_may_run(judged: RunFolder) -> None:
         assert written not in script
 
 
-def test_pictures_stand_in_the_file_once(hostile: RunFolder) -> None:
+def test_pictures_stand_in_the_file_once(hostile):
     images = json.loads(data_block(hostile))["images"]
     listed = [image["src"] for image in gallery_page(hostile).all("img")]
     assert (len(images), len(listed)) == (192, 48)
@@ -177,7 +167,7 @@ def test_pictures_stand_in_the_file_once(hostile: RunFolder) -> None:
     assert "plain list of the first 48" in gallery
 
 
-def test_missing_broken_and_outside_images_say_why(tmp_path: Path) -> None:
+def test_missing_broken_and_outside_images_say_why(tmp_path):
     tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=4)
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     folder = tables.write(tmp_path / "run")
@@ -200,7 +190,7 @@ def test_missing_broken_and_outside_images_say_why(tmp_path: Path) -> None:
     assert len(gallery_page(folder).all("img")) == 3
 
 
-def test_everything_to_find_an_image_is_told(tmp_path: Path) -> None:
+def test_everything_to_find_an_image_is_told(tmp_path):
     tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=2)
     tables.scores["pc_expected"] = [3.25, np.nan, np.nan, np.nan]
     tables.scores.loc[1, ["pc", "sa"]] = np.nan
@@ -224,7 +214,7 @@ def test_everything_to_find_an_image_is_told(tmp_path: Path) -> None:
     assert second["scores"] == [None, None]
 
 
-def test_a_swept_parameter_is_a_filter_and_a_fact(tmp_path: Path) -> None:
+def test_a_swept_parameter_is_a_filter_and_a_fact(tmp_path):
     tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=2)
     for table in (tables.table, tables.scores):
         table["method"] = "LoRA"
@@ -240,7 +230,7 @@ def test_a_swept_parameter_is_a_filter_and_a_fact(tmp_path: Path) -> None:
     assert dict(found.data["images"][1]["facts"])["LoRA scale"] == "1"
 
 
-def test_without_a_judge_there_is_nothing_about_scores(unjudged: RunFolder) -> None:
+def test_without_a_judge_there_is_nothing_about_scores(unjudged):
     found = gallery_of(unjudged)
     assert [f.name for f in found.filters] == ["prompt", "cell.method", "seed"]
     assert list(found.orders) == ["prompt", "seed", "cell"]
@@ -250,7 +240,7 @@ def test_without_a_judge_there_is_nothing_about_scores(unjudged: RunFolder) -> N
     assert gallery_page(unjudged).all("input") == []
 
 
-def test_a_link_names_an_image_by_its_file() -> None:
+def test_a_link_names_an_image_by_its_file():
     file = "images/SDXL--LoRA+CFG/50% of a \u2603 #1/0.png"
     link = image_link(file)
     assert link.isascii()
@@ -258,9 +248,7 @@ def test_a_link_names_an_image_by_its_file() -> None:
     assert unquote(link.removeprefix("#image=")) == file
 
 
-def test_images_of_the_grids_link_to_the_gallery_where_it_has_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_of_the_grids_link_to_the_gallery_where_it_has_them(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_data, "IMAGES_SHOWN", 4)
     tables = make_tables(prompts=("one",), n_seeds=2)
     folder = reported(tables, tmp_path / "run")
@@ -283,7 +271,7 @@ def one_image(path: Path, *rows: Json) -> list[Json]:
     return replies
 
 
-def test_replies_are_those_of_the_runs_judge_to_the_image_as_it_is(tmp_path: Path) -> None:
+def test_replies_are_those_of_the_runs_judge_to_the_image_as_it_is(tmp_path):
     (found,) = one_image(
         tmp_path / "run",
         {"raw": "another judge", "judge_key": "other"},
@@ -299,7 +287,7 @@ def test_replies_are_those_of_the_runs_judge_to_the_image_as_it_is(tmp_path: Pat
     }
 
 
-def test_each_repeat_is_shown_up_to_five(tmp_path: Path) -> None:
+def test_each_repeat_is_shown_up_to_five(tmp_path):
     rows = [{"repeat": n, "raw": f"reply {n}"} for n in (1, 0, 2, 3, 4, 5, 6)]
     found = one_image(tmp_path / "run", *rows)
     assert [reply["raw"] for reply in found] == [*(f"reply {n}" for n in range(5)), None]
@@ -307,7 +295,7 @@ def test_each_repeat_is_shown_up_to_five(tmp_path: Path) -> None:
     assert found[5]["about"] == "2 more replies: judgements/SDXL--LoRA.jsonl"
 
 
-def test_an_unscored_reply_tells_why(tmp_path: Path) -> None:
+def test_an_unscored_reply_tells_why(tmp_path):
     (read,) = one_image(
         tmp_path / "a", {"scores": None, "reason": "out_of_range:pc", "cached": True}
     )
@@ -321,7 +309,7 @@ def test_an_unscored_reply_tells_why(tmp_path: Path) -> None:
     assert none["about"] == "judgements/SDXL--LoRA.jsonl has no reply to this image."
 
 
-def test_a_long_reply_is_cut_and_says_so(tmp_path: Path) -> None:
+def test_a_long_reply_is_cut_and_says_so(tmp_path):
     (found,) = one_image(tmp_path / "run", {"raw": "x" * 2001})
     assert found["raw"] == "x" * gallery_data.RAW_LENGTH
     assert found["note"] == (
@@ -332,7 +320,7 @@ def test_a_long_reply_is_cut_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["{not json}\n", '{"image_id": 1}\n', "[]\n", "\xff\n"])
-def test_a_damaged_file_of_judgements_leaves_a_gallery(tmp_path: Path, line: str) -> None:
+def test_a_damaged_file_of_judgements_leaves_a_gallery(tmp_path, line):
     folder = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1).write(
         tmp_path / "run"
     )
@@ -343,7 +331,7 @@ def test_a_damaged_file_of_judgements_leaves_a_gallery(tmp_path: Path, line: str
     assert reply["raw"] is None
 
 
-def test_judgements_outside_the_run_folder_are_not_read(tmp_path: Path) -> None:
+def test_judgements_outside_the_run_folder_are_not_read(tmp_path):
     tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1)
     tables.table["cell"] = tables.scores["cell"] = "../../secret"
     folder = tables.write(tmp_path / "run")

@@ -62,7 +62,7 @@ def text(page: Browser, selector: str) -> str:
     return str(page.run(f"document.querySelector('{selector}').textContent"))
 
 
-def test_the_first_are_shown_and_more_on_request(page: Browser, run: RunFolder) -> None:
+def test_the_first_are_shown_and_more_on_request(page, run):
     everything = list(scores_of(run)["file"])
     assert shown(page) == everything[:96]
     assert text(page, "#gallery-count") == (
@@ -79,9 +79,7 @@ def test_the_first_are_shown_and_more_on_request(page: Browser, run: RunFolder) 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_filters_by_method_and_score_agree_with_pandas(
-    page: Browser, run: RunFolder, method: str
-) -> None:
+def test_filters_by_method_and_score_agree_with_pandas(page, run, method):
     page.choose("[name='cell.method']", method)
     page.choose("[name=score]", "sa")
     page.write("[name=min]", "1.5")
@@ -96,7 +94,7 @@ def test_filters_by_method_and_score_agree_with_pandas(
     assert shown(page) == list(scores["file"])[:96]
 
 
-def test_filters_by_prompt_model_and_seed_agree_with_pandas(page: Browser, run: RunFolder) -> None:
+def test_filters_by_prompt_model_and_seed_agree_with_pandas(page, run):
     page.choose("[name=prompt]", "2")
     page.choose("[name='cell.model']", MODELS[1])
     page.choose("[name=seed]", "4")
@@ -106,9 +104,7 @@ def test_filters_by_prompt_model_and_seed_agree_with_pandas(page: Browser, run: 
 
 
 @pytest.mark.parametrize("reason", [None, *REASONS])
-def test_the_unscored_are_found_by_their_reason(
-    page: Browser, run: RunFolder, reason: str | None
-) -> None:
+def test_the_unscored_are_found_by_their_reason(page, run, reason):
     message = {None: "", "missing_score:sa": ": missing score: sa"}.get(reason, f": {reason}")
     page.choose("[name=verdict]", f"unscored{message}")
     scores = scores_of(run)
@@ -118,7 +114,7 @@ def test_the_unscored_are_found_by_their_reason(
     assert shown(page) == list(kept["file"])[:96]
 
 
-def test_a_bound_on_a_score_leaves_out_what_has_none(page: Browser, run: RunFolder) -> None:
+def test_a_bound_on_a_score_leaves_out_what_has_none(page, run):
     page.write("[name=min]", "0")
     scores = scores_of(run)
     assert shown(page) == list(scores[scores["pc"].notna()]["file"])[:96]
@@ -131,9 +127,7 @@ def test_a_bound_on_a_score_leaves_out_what_has_none(page: Browser, run: RunFold
         *(("seed", "seed", True), ("cell", "place", True)),
     ],
 )
-def test_sorting_agrees_with_pandas_and_puts_the_unscored_last(
-    page: Browser, run: RunFolder, order: str, column: str, ascending: bool
-) -> None:
+def test_sorting_agrees_with_pandas_and_puts_the_unscored_last(page, run, order, column, ascending):
     page.choose("[name=sort]", order)
     page.click("#gallery-more")
     expected = scores_of(run).sort_values(column, ascending=ascending, kind="stable")
@@ -141,9 +135,7 @@ def test_sorting_agrees_with_pandas_and_puts_the_unscored_last(
 
 
 @pytest.mark.parametrize("reply", HOSTILE)
-def test_a_reply_is_shown_char_for_char_and_runs_nothing(
-    page: Browser, run: RunFolder, reply: str
-) -> None:
+def test_a_reply_is_shown_char_for_char_and_runs_nothing(page, run, reply):
     scores = pd.read_parquet(run.scores)
     n = next(
         n
@@ -167,7 +159,7 @@ def test_a_reply_is_shown_char_for_char_and_runs_nothing(
     assert page.run("document.querySelectorAll('dialog script, dialog b, dialog i').length") == 0
 
 
-def test_keys_open_step_and_close(page: Browser, run: RunFolder) -> None:
+def test_keys_open_step_and_close(page, run):
     files = list(scores_of(run)["file"])
     focused = "document.activeElement.dataset.file"
     is_open = "document.querySelector('dialog').open"
@@ -198,7 +190,7 @@ def test_keys_open_step_and_close(page: Browser, run: RunFolder) -> None:
     assert page.run(focused) == files[191]
 
 
-def test_buttons_of_the_dialog_step_and_close(page: Browser) -> None:
+def test_buttons_of_the_dialog_step_and_close(page):
     page.click("#gallery-images button")
     page.click("[aria-label='Next image']")
     assert text(page, "#gallery-place") == "2 of 192"
@@ -208,7 +200,7 @@ def test_buttons_of_the_dialog_step_and_close(page: Browser) -> None:
     assert page.run("document.querySelector('dialog').open") is False
 
 
-def test_a_link_opens_an_image_and_the_address_names_it(browser: Browser, run: RunFolder) -> None:
+def test_a_link_opens_an_image_and_the_address_names_it(browser, run):
     files = list(scores_of(run)["file"])
     browser.open(run.report_html, image_link(files[150]))
     assert text(browser, "#gallery-facts").count(files[150]) == 1
@@ -223,9 +215,7 @@ def test_a_link_opens_an_image_and_the_address_names_it(browser: Browser, run: R
 
 
 @pytest.mark.parametrize("fragment", ["#image=images/none.png", "#image=%E0%A4%A", "#image"])
-def test_a_link_to_an_image_that_is_not_there_says_so(
-    browser: Browser, run: RunFolder, fragment: str
-) -> None:
+def test_a_link_to_an_image_that_is_not_there_says_so(browser, run, fragment):
     browser.open(run.report_html, fragment)
     assert browser.run("document.querySelector('dialog').open") is False
     assert len(shown(browser)) == 96
@@ -234,7 +224,7 @@ def test_a_link_to_an_image_that_is_not_there_says_so(
     assert browser.complaints() == []
 
 
-def test_a_filter_is_kept_in_the_address(page: Browser, run: RunFolder) -> None:
+def test_a_filter_is_kept_in_the_address(page, run):
     page.choose("[name='cell.method']", METHODS[3])
     page.choose("[name=score]", "sa")
     page.write("[name=min]", "2")
@@ -244,9 +234,7 @@ def test_a_filter_is_kept_in_the_address(page: Browser, run: RunFolder) -> None:
     assert page.run("document.querySelector('[name=min]').value") == "2"
 
 
-def test_a_number_of_the_table_leads_to_the_images_of_its_cell(
-    page: Browser, run: RunFolder
-) -> None:
+def test_a_number_of_the_table_leads_to_the_images_of_its_cell(page, run):
     links = page.run(
         "[...document.querySelectorAll('.results a')].map((a) => a.getAttribute('href'))"
     )
@@ -261,9 +249,7 @@ def test_a_number_of_the_table_leads_to_the_images_of_its_cell(
         assert shown(page) == list(of_cell["file"])
 
 
-def test_it_works_in_a_viewer_that_keeps_the_address_to_itself(
-    browser: Browser, run: RunFolder
-) -> None:
+def test_it_works_in_a_viewer_that_keeps_the_address_to_itself(browser, run):
     forbidding = "history.replaceState = () => { throw new DOMException('', 'SecurityError') }"
     added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=forbidding)
     try:
@@ -278,7 +264,7 @@ def test_it_works_in_a_viewer_that_keeps_the_address_to_itself(
         browser.call("Page.removeScriptToEvaluateOnNewDocument", **added)
 
 
-def test_without_script_there_is_a_list(browser: Browser, run: RunFolder) -> None:
+def test_without_script_there_is_a_list(browser, run):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open(run.report_html)
@@ -291,7 +277,7 @@ def test_without_script_there_is_a_list(browser: Browser, run: RunFolder) -> Non
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_print_has_no_controls(page: Browser) -> None:
+def test_print_has_no_controls(page):
     page.call("Emulation.setEmulatedMedia", media="print")
     try:
         for selector in ("#gallery-filters", "#gallery-more", "#gallery-count"):
@@ -312,9 +298,7 @@ def test_print_has_no_controls(page: Browser) -> None:
         "e.innerHTML = '<link rel=stylesheet href=\"http://localhost:9/x.css\">'",
     ],
 )
-def test_the_browser_stops_whatever_would_get_in_all_the_same(
-    browser: Browser, run: RunFolder, attack: str
-) -> None:
+def test_the_browser_stops_whatever_would_get_in_all_the_same(browser, run, attack):
     browser.open(run.report_html)
     browser.run(f"(() => {{ const e = document.getElementById('gallery'); {attack}; }})()")
     browser.run("new Promise((done) => setTimeout(done, 100))")
@@ -328,7 +312,7 @@ def test_the_browser_stops_whatever_would_get_in_all_the_same(
     ]
 
 
-def test_no_image_is_wider_than_a_small_screen(browser: Browser, run: RunFolder) -> None:
+def test_no_image_is_wider_than_a_small_screen(browser, run):
     size = {"width": 360, "height": 640, "deviceScaleFactor": 1, "mobile": True}
     browser.call("Emulation.setDeviceMetricsOverride", **size)
     try:

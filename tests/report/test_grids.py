@@ -1,9 +1,6 @@
 """Image grids: which images stand in which place, their small copies, and the files of grids."""
 
-from __future__ import annotations
-
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,13 +42,11 @@ def rows_of(line: GridRow[GridSlot]) -> list[Row]:
         ("a", "a"),
     ],
 )
-def test_of_many_points_of_a_sweep_some_are_shown(values: str, shown: str) -> None:
+def test_of_many_points_of_a_sweep_some_are_shown(values, shown):
     assert some_of(values.split()) == shown.split()
 
 
-def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(
-    undrawn_sweep: RunFolder,
-) -> None:
+def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(undrawn_sweep):
     grid = chosen(undrawn_sweep)["grid_lora_scale_seed1"]
     assert grid.columns == ["LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
     assert [row.label for row in grid.rows] == ["0.4", "0.7", "1", "1.3"]
@@ -63,9 +58,7 @@ def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(
             assert found == (method, float(line.label), 1)
 
 
-def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(
-    undrawn_sweep: RunFolder,
-) -> None:
+def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(undrawn_sweep):
     grids = chosen(undrawn_sweep)
     assert list(grids) == ["grid_seeds_prompt0", "grid_lora_scale_seed0", "grid_lora_scale_seed1"]
     grid = grids["grid_seeds_prompt0"]
@@ -82,7 +75,7 @@ def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(
         assert [row["seed"] for row in rows_of(line)] == list(range(8))
 
 
-def test_two_swept_parameters_hold_each_other_fixed(tmp_path: Path) -> None:
+def test_two_swept_parameters_hold_each_other_fixed(tmp_path):
     benchmark = "disney_princess_autolora_scale"
     grids = chosen(write_table1_run(tmp_path / "run", n_seeds=2, benchmark=benchmark))
     grid = grids["grid_autolora_scale_seed0"]
@@ -95,7 +88,7 @@ def test_two_swept_parameters_hold_each_other_fixed(tmp_path: Path) -> None:
     assert len(grids["grid_lora_scale_seed0"].columns) == 4
 
 
-def test_a_parameter_of_one_method_goes_across_and_seeds_down(tmp_path: Path) -> None:
+def test_a_parameter_of_one_method_goes_across_and_seeds_down(tmp_path):
     methods = ("LoRA", *(f"M{n}" for n in range(10)))
     tables = make_tables(methods=methods, prompts=("one",), n_seeds=5)
     # Ten cells of one method, at ten points of an interval.
@@ -118,9 +111,7 @@ def test_a_parameter_of_one_method_goes_across_and_seeds_down(tmp_path: Path) ->
         (True, "Images made elsewhere without seeds share no noise with the others."),
     ],
 )
-def test_no_noise_is_claimed_for_images_made_elsewhere(
-    tmp_path: Path, by_order: bool, sentence: str
-) -> None:
+def test_no_noise_is_claimed_for_images_made_elsewhere(tmp_path, by_order, sentence):
     tables = make_tables(n_seeds=2)
     cell = tables.table["cell"][0]
     tables.manifest["image_sets"] = {cell: IMAGE_SET | {"seeds_by_order": by_order}}
@@ -132,7 +123,7 @@ def test_no_noise_is_claimed_for_images_made_elsewhere(
     assert "Every method that ran here was given the same prompts and seeds." in content.compared
 
 
-def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path: Path) -> None:
+def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path):
     prompts = tuple(f"prompt {n}" for n in range(9))
     folder = make_tables(prompts=prompts, n_seeds=2).write(tmp_path / "run")
     grid = chosen(folder)["grid_prompts_seed0"]
@@ -144,7 +135,7 @@ def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path: Path) -> Non
         assert {(row["prompt_index"], row["seed"]) for row in rows} == {(index, 0)}
 
 
-def test_the_most_and_the_least_diverse_prompt_are_shown_with_their_numbers(tmp_path: Path) -> None:
+def test_the_most_and_the_least_diverse_prompt_are_shown_with_their_numbers(tmp_path):
     tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("a", "b", "c"))
     tables.diversity["diversity"] = [0.2, 0.3, 0.1, 0.25, np.nan, 0.22]
     tables.diversity["standard_error"] = [0.01, 0.02, 0.03, np.nan, np.nan, 0.04]
@@ -161,12 +152,12 @@ def test_the_most_and_the_least_diverse_prompt_are_shown_with_their_numbers(tmp_
             assert line.label.startswith(f"{row['method']},")
 
 
-def test_one_prompt_has_no_grid_of_prompts(tmp_path: Path) -> None:
+def test_one_prompt_has_no_grid_of_prompts(tmp_path):
     folder = make_tables(prompts=("one",)).write(tmp_path / "run")
     assert list(chosen(folder)) == ["grid_seeds_prompt0"]
 
 
-def test_models_have_grids_of_their_own(tmp_path: Path) -> None:
+def test_models_have_grids_of_their_own(tmp_path):
     folder = make_tables(models=("SDXL", "SD3"), methods=("LoRA", "AutoLoRA")).write(
         tmp_path / "run"
     )
@@ -178,7 +169,7 @@ def test_models_have_grids_of_their_own(tmp_path: Path) -> None:
         assert {row["model"] for line in grids[name].rows for row in rows_of(line)} == {model}
 
 
-def test_only_so_many_images_are_opened(tmp_path: Path) -> None:
+def test_only_so_many_images_are_opened(tmp_path):
     models = tuple(f"model {n}" for n in range(8))
     folder = make_tables(models=models, n_seeds=8).write(tmp_path / "run")
     planned = choose_grids(read_run_view(folder))
@@ -190,7 +181,7 @@ def test_only_so_many_images_are_opened(tmp_path: Path) -> None:
     assert shown[:8] == [f"grid_seeds_prompt{p}_model{m}" for m in (1, 2, 3, 4) for p in (0, 1)]
 
 
-def test_a_file_shows_each_image_in_its_place(tmp_path: Path) -> None:
+def test_a_file_shows_each_image_in_its_place(tmp_path):
     folder = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("a", "b")).write(tmp_path / "run")
     grids = image_grids(read_run_view(folder))
     folder.figures.mkdir()
@@ -216,7 +207,7 @@ def test_a_file_shows_each_image_in_its_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "{folder}/secret.png", "link.png"])
-def test_an_image_outside_the_run_folder_is_not_opened(tmp_path: Path, name: str) -> None:
+def test_an_image_outside_the_run_folder_is_not_opened(tmp_path, name):
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     run = tmp_path / "run"
     run.mkdir()
@@ -238,16 +229,14 @@ def test_an_image_outside_the_run_folder_is_not_opened(tmp_path: Path, name: str
         ((1, 3000), (1, 250), (1, 250), ".jpg"),
     ],
 )
-def test_thumbnails_are_at_most_256_pixels(
-    size: tuple[int, int], expected: tuple[int, int], enlarged: tuple[int, int], suffix: str
-) -> None:
+def test_thumbnails_are_at_most_256_pixels(size, expected, enlarged, suffix):
     for enlarge, expected_size in ((False, expected), (True, enlarged)):
         thumbnail = make_thumbnail(Image.new("RGBA", size, (200, 30, 40, 255)), enlarge=enlarge)
         with Image.open(io.BytesIO(thumbnail.data)) as image:
             assert (image.size, image.mode, thumbnail.suffix) == (expected_size, "RGB", suffix)
 
 
-def test_pixel_art_keeps_its_pixels() -> None:
+def test_pixel_art_keeps_its_pixels():
     art = np.random.default_rng(0).integers(0, 2, (32, 32, 1), dtype=np.uint8) * 255
     blocks = art.repeat(3, 2).repeat(32, 0).repeat(32, 1)
     with Image.open(io.BytesIO(make_thumbnail(Image.fromarray(blocks)).data)) as image:

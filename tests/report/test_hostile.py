@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from report.hostile_run import LONG_NAME, MARKUP, METHODS
@@ -11,7 +10,6 @@ from report.synthetic_run import make_tables
 
 from autolora_eval._text import format_fixed, sanitize, truncate
 from autolora_eval.report.content import own_fonts_suffice
-from autolora_eval.runs.folder import RunFolder
 
 
 def squeezed(text: str) -> str:
@@ -20,7 +18,7 @@ def squeezed(text: str) -> str:
 
 
 @pytest.mark.e2e
-def test_markup_of_any_language_is_shown_as_it_is_written(hostile: RunFolder) -> None:
+def test_markup_of_any_language_is_shown_as_it_is_written(hostile):
     found, pdf, svg = page(hostile), squeezed(pdf_text(hostile)), svg_texts(hostile)
     assert found.open == []
     assert [p for p in found.all("p") if p.get("class") == "equation"] == []  # none is declared
@@ -38,7 +36,7 @@ def test_markup_of_any_language_is_shown_as_it_is_written(hostile: RunFolder) ->
 
 
 @pytest.mark.e2e
-def test_control_characters_are_replaced_and_long_texts_are_clipped(hostile: RunFolder) -> None:
+def test_control_characters_are_replaced_and_long_texts_are_clipped(hostile):
     assert "a\ufffdb\ufffdc\ufffd[31md\ufffde\ufffdf g" in "".join(in_two(hostile))
     assert "a\ufffdb\ufffdc\ufffd[31md" in pdf_text(hostile)
     for text in (pdf_text(hostile), page(hostile).text):
@@ -47,13 +45,13 @@ def test_control_characters_are_replaced_and_long_texts_are_clipped(hostile: Run
         assert "x" * 301 not in squeezed(text)
 
 
-def test_system_fonts_are_asked_only_for_what_the_own_ones_lack() -> None:
+def test_system_fonts_are_asked_only_for_what_the_own_ones_lack():
     assert own_fonts_suffice("plain, ε^{w1} + γ (ε_LoRA − ε) × ↑ ↓ ∅ …\n")
     assert not own_fonts_suffice("plain 狐狸")
 
 
 @pytest.mark.e2e
-def test_large_images_do_not_make_a_large_report(tmp_path: Path) -> None:
+def test_large_images_do_not_make_a_large_report(tmp_path):
     tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=2)
     tables.image_size = 1024
     folder = reported(tables, tmp_path / "run")
@@ -61,7 +59,7 @@ def test_large_images_do_not_make_a_large_report(tmp_path: Path) -> None:
     assert folder.report_pdf.stat().st_size < 400_000
 
 
-def test_text_helpers() -> None:
+def test_text_helpers():
     assert sanitize(" a\n\tb  c ") == "a b c"
     assert truncate("abcdef", 3) == "abc … [the first 3 of 6 characters]"
     assert truncate("abc", 3) == "abc"
@@ -71,7 +69,7 @@ def test_text_helpers() -> None:
 
 
 @pytest.mark.e2e
-def test_the_report_loads_no_model_library_and_no_pyplot(tmp_path: Path) -> None:
+def test_the_report_loads_no_model_library_and_no_pyplot(tmp_path):
     folder = make_tables(methods=("LoRA", "AutoLoRA"), n_seeds=2).write(tmp_path / "run")
     code = (
         "import sys; from pathlib import Path\n"

@@ -32,7 +32,7 @@ def parsed(source: str) -> tuple[list[Element], list[str]]:
     return list(root.iter()), [f"{place}: {code} {facts}" for place, code, facts in parser.errors]
 
 
-def test_the_standards_parser_finds_no_error(report: Path) -> None:
+def test_the_standards_parser_finds_no_error(report):
     source = report.read_text(encoding="utf-8")
     elements, errors = parsed(source)
     assert errors == []
@@ -49,7 +49,7 @@ def test_the_standards_parser_finds_no_error(report: Path) -> None:
     assert parsed(source.replace("</section>", "", 1))[1] != []
 
 
-def test_every_control_has_a_name(report: Path) -> None:
+def test_every_control_has_a_name(report):
     elements, _ = parsed(report.read_text(encoding="utf-8"))
     controls = [element for element in elements if element.tag in CONTROLS]
     labelled = [control for label in elements if label.tag == "label" for control in label.iter()]
@@ -61,7 +61,7 @@ def test_every_control_has_a_name(report: Path) -> None:
         assert named or later or control in labelled, control.attrib
 
 
-def test_the_nu_validator_finds_no_error(report: Path) -> None:
+def test_the_nu_validator_finds_no_error(report):
     java = shutil.which("java")
     if java is None:
         pytest.skip("the Nu validator needs Java, which this machine has not")

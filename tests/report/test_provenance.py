@@ -46,9 +46,7 @@ def third_party(tmp_path: Path) -> ThirdParty:
         ({"class": "a.X", "distribution": "diffusers 0.42.1"}, "a.X, diffusers 0.42.1"),
     ],
 )
-def test_third_party_code_is_shown_with_its_version_and_hash(
-    third_party: ThirdParty, code: Json, expected: str
-) -> None:
+def test_third_party_code_is_shown_with_its_version_and_hash(third_party, code, expected):
     found = third_party(40.0, code=code, equation="", summary="")
     assert (found.code, found.equation) == (expected, [])
 
@@ -60,9 +58,7 @@ def test_third_party_code_is_shown_with_its_version_and_hash(
         (None, {"sampler": "a.draw", "w": 2}, "w = 2; NFE not recorded"),
     ],
 )
-def test_nfe_is_the_count_if_none_is_declared(
-    third_party: ThirdParty, counted: float | None, parameters: Json, expected: str
-) -> None:
+def test_nfe_is_the_count_if_none_is_declared(third_party, counted, parameters, expected):
     assert third_party(counted, parameters).settings == [expected]
 
 
@@ -74,7 +70,7 @@ def shown(equation: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def test_an_equation_is_cut_into_signs_with_their_scripts() -> None:
+def test_an_equation_is_cut_into_signs_with_their_scripts():
     assert shown("ε_LoRA^{w2}(x) − 1.5 a") == [
         *(("ε", "LoRA", "w2"), ("(", "", ""), ("x", "", ""), (")", "", "")),
         *(("−", "", ""), ("1.5", "", ""), ("a", "", "")),
@@ -91,5 +87,5 @@ def test_an_equation_is_cut_into_signs_with_their_scripts() -> None:
         *(("a__b", "a_b"), ("a_{}", "a"), ("\n\x85", ""), ("a^b^c_d", "ab^cd")),
     ],
 )
-def test_a_text_that_is_no_equation_is_shown_all_the_same(text: str, kept: str) -> None:
+def test_a_text_that_is_no_equation_is_shown_all_the_same(text, kept):
     assert "".join(f"{sign}{low}{high}" for sign, low, high in shown(text)) == kept

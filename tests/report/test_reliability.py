@@ -55,7 +55,7 @@ def sentences(content: AboutJudge, n: int) -> str:
     return " ".join(content.reliability[n].sentences)
 
 
-def test_a_run_without_repeats_and_ratings_says_how_to_get_them(tmp_path: Path) -> None:
+def test_a_run_without_repeats_and_ratings_says_how_to_get_them(tmp_path):
     content = content_of(small().write(tmp_path / "run"))
     text = text_of(content.reliability)
     assert "All 12 images were scored." in text
@@ -65,7 +65,7 @@ def test_a_run_without_repeats_and_ratings_says_how_to_get_them(tmp_path: Path) 
     assert content.caveats == []
 
 
-def test_without_a_judge_there_is_no_such_section(tmp_path: Path) -> None:
+def test_without_a_judge_there_is_no_such_section(tmp_path):
     content = content_of(small(judged=False).write(tmp_path / "run"))
     assert content.reliability == []
     assert len(content.caveats) == 1
@@ -80,7 +80,7 @@ def unscored(tables: Tables, reasons: dict[int, str]) -> Tables:
     return tables
 
 
-def test_unscored_images_are_told_by_cell_and_reason(tmp_path: Path) -> None:
+def test_unscored_images_are_told_by_cell_and_reason(tmp_path):
     reasons = {0: "no_json", 1: "no_json", 7: "out_of_range:pc"}
     content = content_of(unscored(small(), reasons).write(tmp_path / "run"))
     table = content.reliability[0].tables[0]
@@ -93,7 +93,7 @@ def test_unscored_images_are_told_by_cell_and_reason(tmp_path: Path) -> None:
     assert caveat.startswith("33.3% of SDXL × LoRA is unscored, against 16.7% of the cell with the")
 
 
-def test_rare_reasons_are_told_together(tmp_path: Path) -> None:
+def test_rare_reasons_are_told_together(tmp_path):
     tables = unscored(small(), {n: f"reason {min(n, 6)}" for n in range(9)})
     table = content_of(tables.write(tmp_path / "run")).reliability[0].tables[0]
     assert table.columns[2:] == ("reason 6", *(f"reason {n}" for n in range(3)), "3 other reasons")
@@ -101,9 +101,7 @@ def test_rare_reasons_are_told_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("n_unscored", "message"), [(1, False), (2, True)])
-def test_one_unscored_image_in_a_hundred_is_not_a_caveat_of_its_own(
-    tmp_path: Path, n_unscored: int, message: bool
-) -> None:
+def test_one_unscored_image_in_a_hundred_is_not_a_caveat_of_its_own(tmp_path, n_unscored, message):
     tables = small()
     tables.table["n_images"] = 100
     tables.table["n_unscored"] = [n_unscored, 0]
@@ -112,7 +110,7 @@ def test_one_unscored_image_in_a_hundred_is_not_a_caveat_of_its_own(
     assert said is message
 
 
-def test_how_the_judge_was_asked_is_told(tmp_path: Path) -> None:
+def test_how_the_judge_was_asked_is_told(tmp_path):
     tables = small()
     judge = {"constraint": "guided_regex", "served_by": "vllm", "server_version": "0.10.2"}
     tables.manifest["judge"] |= judge | {"cached": 1}
@@ -127,7 +125,7 @@ def test_how_the_judge_was_asked_is_told(tmp_path: Path) -> None:
     assert message.endswith("scored. The judge's replies were unconstrained (plain).")
 
 
-def test_repeats_are_told_with_intervals(tmp_path: Path) -> None:
+def test_repeats_are_told_with_intervals(tmp_path):
     tables = small()
     tables.manifest["judge"]["repeats"] = 3
     folder = tables.write(tmp_path / "run")
@@ -148,7 +146,7 @@ def test_repeats_are_told_with_intervals(tmp_path: Path) -> None:
     assert "At temperature 0" not in sentences(content_of(folder), 1)
 
 
-def test_a_judge_that_repeats_itself_badly_is_a_caveat(tmp_path: Path) -> None:
+def test_a_judge_that_repeats_itself_badly_is_a_caveat(tmp_path):
     folder = small().write(tmp_path / "run")
     repeats(alpha=0.6).to_csv(folder.reliability, index=False)
     (caveat,) = content_of(folder).caveats  # 0.7 of the other score is not below 0.667
@@ -158,7 +156,7 @@ def test_a_judge_that_repeats_itself_badly_is_a_caveat(tmp_path: Path) -> None:
     assert "Krippendorff (Content Analysis, 2nd ed. 2004, p. 241)" in caveat
 
 
-def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path: Path) -> None:
+def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path):
     folder = small().write(tmp_path / "run")
     lost = {"alpha": np.nan, "alpha_low": np.nan, "alpha_high": np.nan}
     repeats(**lost, reason="constant: all are 4").to_csv(folder.reliability, index=False)
@@ -168,7 +166,7 @@ def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path: Path) -> None:
     assert content_of(folder).caveats == []
 
 
-def test_expected_scores_stand_beside_the_verdicts(tmp_path: Path) -> None:
+def test_expected_scores_stand_beside_the_verdicts(tmp_path):
     folder = small().write(tmp_path / "run")
     once = {"n_repeated": 0, "alpha": np.nan, "exact_agreement": np.nan, "expected_mean": 3.375}
     repeats(**once, reason="no image has two verdicts").to_csv(folder.reliability, index=False)
@@ -198,7 +196,7 @@ def with_people(path: Path, expected: bool = False) -> RunFolder:
     return folder
 
 
-def test_agreement_with_people_is_told(tmp_path: Path) -> None:
+def test_agreement_with_people_is_told(tmp_path):
     folder = with_people(tmp_path / "run", expected=True)
     found = pd.read_csv(folder.agreement)
     text = text_of(report_content(folder).sections)
@@ -215,7 +213,7 @@ def test_agreement_with_people_is_told(tmp_path: Path) -> None:
     assert by_cell[0].cells[0].details == ("18 images",)
 
 
-def test_agreement_with_other_scores_is_not_shown(tmp_path: Path) -> None:
+def test_agreement_with_other_scores_is_not_shown(tmp_path):
     folder = with_people(tmp_path / "run")
     scores = pd.read_parquet(folder.scores)
     scores.assign(pc=1.0).to_parquet(folder.scores)

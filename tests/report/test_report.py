@@ -1,7 +1,6 @@
 """The drawn report: its files, that both formats say the same, and that it is one file."""
 
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ def squeezed(text: str) -> str:
     return "".join(text.replace("\u200b", "").split())
 
 
-def test_every_file_is_written_and_opens(judged: RunFolder) -> None:
+def test_every_file_is_written_and_opens(judged):
     names = {path.name for path in judged.figures.iterdir()}
     grids = {"grid_extremes.png", "grid_prompts_seed0.png"}
     grids |= {"grid_seeds_prompt0.png", "grid_seeds_prompt1.png"}
@@ -40,9 +39,7 @@ def test_every_file_is_written_and_opens(judged: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("shape", ["judged", "unjudged", "sweep"])
-def test_pdf_and_html_say_all_that_the_content_says(
-    shape: str, request: pytest.FixtureRequest
-) -> None:
+def test_pdf_and_html_say_all_that_the_content_says(shape, request):
     folder: RunFolder = request.getfixturevalue(shape)
     content = content_of(folder)
     pdf, html = squeezed(pdf_text(folder)), squeezed(page(folder).text)
@@ -61,7 +58,7 @@ def test_pdf_and_html_say_all_that_the_content_says(
         assert squeezed(text) in html, text
 
 
-def test_a_run_without_a_judge_reports_diversity_alone(unjudged: RunFolder) -> None:
+def test_a_run_without_a_judge_reports_diversity_alone(unjudged):
     for text in (pdf_text(unjudged), page(unjudged).text):
         assert "No judge was asked" in text
         assert "0.171" in text
@@ -72,7 +69,7 @@ def test_a_run_without_a_judge_reports_diversity_alone(unjudged: RunFolder) -> N
     ]
 
 
-def test_methods_and_manifest_tell_where_the_numbers_come_from(judged: RunFolder) -> None:
+def test_methods_and_manifest_tell_where_the_numbers_come_from(judged):
     for text in (pdf_text(judged), page(judged).text):
         compact = text.replace(" ", "")
         expected = "lora_scale=1.0,num_inference_steps=20,autolora_scale=1.5,guidance_scale=5.0"
@@ -88,20 +85,20 @@ def test_methods_and_manifest_tell_where_the_numbers_come_from(judged: RunFolder
     assert "published" not in page(judged).text
 
 
-def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(UsageError, match="not a run folder"):
         write_report(RunFolder(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_run_gives_the_same_bytes(tmp_path: Path, judged: RunFolder) -> None:
+def test_the_same_run_gives_the_same_bytes(tmp_path, judged):
     again = reported(make_tables(), tmp_path / "run")
     figure = "figures/diversity_vs_scores"
     for file in ("report.pdf", "report.html", f"{figure}.svg", f"{figure}.png"):
         assert (judged.path / file).read_bytes() == (again.path / file).read_bytes(), file
 
 
-def test_the_html_requests_no_other_file(judged: RunFolder) -> None:
+def test_the_html_requests_no_other_file(judged):
     found = page(judged)
     policy = found.all("meta")[1]
     assert policy["http-equiv"] == "Content-Security-Policy"
@@ -114,7 +111,7 @@ def test_the_html_requests_no_other_file(judged: RunFolder) -> None:
     assert "@import" not in judged.report_html.read_text(encoding="utf-8")
 
 
-def test_the_images_of_the_grids_are_those_of_the_run(judged: RunFolder) -> None:
+def test_the_images_of_the_grids_are_those_of_the_run(judged):
     images = page(judged).all("img")
     # Methods by seed for two prompts; prompts by method; two prompts of the baseline and the best.
     assert len(images) == 4 * 3 * 2 + 2 * 4 + 2 * 2 * 3
@@ -130,7 +127,7 @@ def test_the_images_of_the_grids_are_those_of_the_run(judged: RunFolder) -> None
     assert np.array_equal(first, expected.repeat(factor, 0).repeat(factor, 1))
 
 
-def test_every_page_but_the_last_is_at_least_half_full(judged: RunFolder, tmp_path: Path) -> None:
+def test_every_page_but_the_last_is_at_least_half_full(judged, tmp_path):
     write_page_images(read_report(judged), tmp_path)
     pages = sorted(tmp_path.glob("*.png"), key=lambda path: int(path.stem.removeprefix("report-")))
     for path in pages[:-1]:
@@ -141,7 +138,7 @@ def test_every_page_but_the_last_is_at_least_half_full(judged: RunFolder, tmp_pa
         assert last > 0.5 * len(grey), path.name
 
 
-def test_a_sweep_of_48_cells_is_laid_out_as_the_papers_table_on_few_pages(sweep: RunFolder) -> None:
+def test_a_sweep_of_48_cells_is_laid_out_as_the_papers_table_on_few_pages(sweep):
     table = open_run(sweep.path).table.set_index(["lora_scale", "method"])
     methods = ("LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG")
     for text in (" ".join(pdf_pages(sweep)[1:]), page(sweep).text):
@@ -159,7 +156,7 @@ def test_a_sweep_of_48_cells_is_laid_out_as_the_papers_table_on_few_pages(sweep:
 
 
 @pytest.mark.parametrize("name", ["disney_princess_autolora_scale_miniature", "M" * 80])
-def test_the_benchmarks_name_is_one_word_if_there_is_room(tmp_path: Path, name: str) -> None:
+def test_the_benchmarks_name_is_one_word_if_there_is_room(tmp_path, name):
     tables = make_tables(methods=("LoRA", "AutoLoRA"), n_seeds=1)
     tables.manifest["benchmark"]["name"] = name
     text = PdfReader(reported(tables, tmp_path / "run").report_pdf).pages[0].extract_text()

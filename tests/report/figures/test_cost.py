@@ -8,12 +8,12 @@ pytestmark = pytest.mark.e2e
 KIND = "cost"
 
 
-def test_without_a_difference_in_cost_there_is_no_figure() -> None:
+def test_without_a_difference_in_cost_there_is_no_figure():
     data = made_up()
     assert drawings(KIND, with_values(data, nfe=dict.fromkeys(data.table["cell"], 40.0))) == []
 
 
-def test_every_cell_stands_at_its_nfe() -> None:
+def test_every_cell_stands_at_its_nfe():
     data = made_up()
     axes = panels(draw(KIND, data))
     assert len(axes) == len(data.metrics)
@@ -24,7 +24,7 @@ def test_every_cell_stands_at_its_nfe() -> None:
     assert "Not recorded in this run: seconds per image." in drawings(KIND, data)[0].caption
 
 
-def test_seconds_stand_beside_nfe_and_a_missing_one_is_not_zero() -> None:
+def test_seconds_stand_beside_nfe_and_a_missing_one_is_not_zero():
     seconds = {"SDXL--LoRA": 1.5, "SDXL--AutoLoRA": 2.5, "SDXL--LoRA+CFG": 2.75}
     data = with_values(made_up(), seconds_per_image=seconds)
     axes = np.asarray(panels(draw(KIND, data))).reshape(5, 2)
@@ -39,6 +39,6 @@ def test_seconds_stand_beside_nfe_and_a_missing_one_is_not_zero() -> None:
     assert "Not recorded" not in caption
 
 
-def test_the_text_names_the_cheapest_and_the_most_expensive() -> None:
+def test_the_text_names_the_cheapest_and_the_most_expensive():
     text = drawings(KIND, made_up())[0].text
     assert "(NFE): least 20 (LoRA) and most 80 (AutoLoRA+CFG)" in text

@@ -2,8 +2,6 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -18,7 +16,7 @@ from report.figures.made_up import (
     with_values,
 )
 
-from autolora_eval.report.figures._base import DrawnFigure, FigureData, draw_figures
+from autolora_eval.report.figures._base import DrawnFigure, draw_figures
 from autolora_eval.report.figures._style import MAX_HEIGHT, WIDTH
 
 pytestmark = pytest.mark.e2e
@@ -38,7 +36,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[DrawnFigure]:
     return draw_figures(data, tmp_path_factory.mktemp("figures"))
 
 
-def test_a_run_of_48_cells_has_every_figure(drawn: list[DrawnFigure]) -> None:
+def test_a_run_of_48_cells_has_every_figure(drawn):
     assert [figure.kind for figure in drawn] == [
         *("diversity_vs_scores", "sweep", "cost", "paired_differences", "score_distributions")
     ]
@@ -54,9 +52,7 @@ def test_a_run_of_48_cells_has_every_figure(drawn: list[DrawnFigure]) -> None:
             assert image.height <= MAX_HEIGHT * 200
 
 
-def test_every_text_is_at_least_6_points_high_and_inside_the_figure(
-    drawn: list[DrawnFigure],
-) -> None:
+def test_every_text_is_at_least_6_points_high_and_inside_the_figure(drawn):
     for figure in drawn:
         root = ElementTree.parse(figure.svg).getroot()
         width, height = (float(v) for v in root.attrib["viewBox"].split()[2:])
@@ -72,7 +68,7 @@ def test_every_text_is_at_least_6_points_high_and_inside_the_figure(
             assert 0 <= float(y) <= height, element.text
 
 
-def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_tables_give_the_same_bytes(tmp_path):
     data = made_up(sweep={"lora_scale": ["0.4", "1"]}, scores={"pc": SCORES["pc"]})
     first, second = (draw_figures(data, tmp_path / name) for name in ("a", "b"))
     assert len(first) == 5
@@ -91,7 +87,7 @@ def squeezed(text: str) -> str:
 
 # The warnings are of a character without a glyph, and of a layout that names leave no room for.
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_names_are_drawn_as_they_are_written(tmp_path: Path) -> None:
+def test_names_are_drawn_as_they_are_written(tmp_path):
     data = made_up(
         models=("SDXL", HOSTILE[0]),
         methods=("LoRA", *HOSTILE),
@@ -110,7 +106,7 @@ def test_names_are_drawn_as_they_are_written(tmp_path: Path) -> None:
         assert any(squeezed(name[:16]) in text for name in HOSTILE), figure
 
 
-def test_two_models_of_one_name_in_files_do_not_overwrite_each_other(tmp_path: Path) -> None:
+def test_two_models_of_one_name_in_files_do_not_overwrite_each_other(tmp_path):
     data = made_up(
         models=("a b", "a/b"),
         methods=("LoRA",),
@@ -124,7 +120,7 @@ def test_two_models_of_one_name_in_files_do_not_overwrite_each_other(tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["sweep", "cost"])
-def test_the_figures_clip_long_intervals_and_say_so(kind: str) -> None:
+def test_the_figures_clip_long_intervals_and_say_so(kind):
     data = made_up(sweep={"lora_scale": ["0.4", "0.7", "1"]})
     assert all("Clipped at the edge" not in drawing.caption for drawing in drawings(kind, data))
     wild = with_values(data, div_pc_high={data.table["cell"].iloc[0]: 500.0})
@@ -140,9 +136,7 @@ def test_the_figures_clip_long_intervals_and_say_so(kind: str) -> None:
         lambda: made_up(models=("A", "B"), sweep={"interval": INTERVALS[:2]}, n_prompts=2),
     ],
 )
-def test_runs_with_nothing_known_are_drawn_and_name_what_is_missing(
-    tmp_path: Path, make: Callable[[], FigureData]
-) -> None:
+def test_runs_with_nothing_known_are_drawn_and_name_what_is_missing(tmp_path, make):
     data = make()
     for column in data.table.columns[4:]:
         if column != "nfe":

@@ -30,14 +30,14 @@ def dominates(a: np.ndarray, b: np.ndarray, higher_is_better: tuple[bool, ...]) 
 
 @pytest.mark.parametrize("directions", list(itertools.product([True, False], repeat=2)))
 @pytest.mark.parametrize("seed", range(5))
-def test_on_the_front_is_what_nothing_dominates(seed: int, directions: tuple[bool, bool]) -> None:
+def test_on_the_front_is_what_nothing_dominates(seed, directions):
     # Few whole numbers: many ties in one respect and many equal points.
     points = np.random.default_rng(seed).integers(0, 5, (40, 2)).astype(float)
     expected = [not any(dominates(q, p, directions) for q in points) for p in points]
     assert pareto_front(points, directions).tolist() == expected
 
 
-def test_a_point_without_a_value_is_not_on_the_front_and_hides_no_other() -> None:
+def test_a_point_without_a_value_is_not_on_the_front_and_hides_no_other():
     points = np.array([[9.0, NAN], [1.0, 1.0], [0.0, 0.0], [NAN, NAN]])
     assert pareto_front(points, (True, True)).tolist() == [False, True, False, False]
     assert pareto_front(points[:1], (True, True)).tolist() == [False]
@@ -47,7 +47,7 @@ def test_a_point_without_a_value_is_not_on_the_front_and_hides_no_other() -> Non
 # ---- Paired differences, against pandas
 
 
-def test_scores_of_one_prompt_are_paired_seed_by_seed() -> None:
+def test_scores_of_one_prompt_are_paired_seed_by_seed():
     data = made_up(n_seeds=50)
     scores = data.scores
     found = unit_values(scores, data.diversity, ["pc", "sa"])
@@ -59,7 +59,7 @@ def test_scores_of_one_prompt_are_paired_seed_by_seed() -> None:
     assert np.array_equal(differences, expected)
 
 
-def test_prompts_are_paired_by_their_diversity_and_mean_score() -> None:
+def test_prompts_are_paired_by_their_diversity_and_mean_score():
     data = made_up(n_prompts=8, n_seeds=5)
     data.scores[["pc", "sa"]] = data.scores[["pc", "sa"]].fillna(2.0)
     found = unit_values(data.scores, data.diversity, ["pc", "sa"])
@@ -71,7 +71,7 @@ def test_prompts_are_paired_by_their_diversity_and_mean_score() -> None:
         assert np.allclose(sorted_differences(found[metric], *cells), expected, atol=1e-12)
 
 
-def test_products_differ_by_what_the_comparison_is_made_of() -> None:
+def test_products_differ_by_what_the_comparison_is_made_of():
     data = made_up(n_prompts=8, n_seeds=5)
     cells = ("SDXL--AutoLoRA", "SDXL--LoRA")
     estimates = []
@@ -91,7 +91,7 @@ def test_products_differ_by_what_the_comparison_is_made_of() -> None:
     assert differences.std(ddof=1) / np.sqrt(8) * 2.364624 == pytest.approx(half, rel=1e-5)
 
 
-def test_a_prompt_without_a_value_in_one_cell_does_not_count() -> None:
+def test_a_prompt_without_a_value_in_one_cell_does_not_count():
     data = made_up(n_prompts=6)
     data.diversity.loc[data.diversity.index[1], "diversity"] = NAN  # of the first cell
     found = unit_values(data.scores, data.diversity, ["pc"])["diversity"]
@@ -100,13 +100,13 @@ def test_a_prompt_without_a_value_in_one_cell_does_not_count() -> None:
     assert lengths == [5, 6, 0]
 
 
-def test_a_curve_keeps_both_ends_of_every_step() -> None:
+def test_a_curve_keeps_both_ends_of_every_step():
     x, ranks = thinned(np.repeat([-2.0, 0.0, 3.0], [100, 50, 51]), 100)
     assert x.tolist() == [-2.0, -2.0, 0.0, 0.0, 3.0, 3.0]
     assert (ranks * 200).round().astype(int).tolist() == [0, 99, 100, 149, 150, 200]
 
 
-def test_a_curve_of_many_values_keeps_its_ends_and_few_points() -> None:
+def test_a_curve_of_many_values_keeps_its_ends_and_few_points():
     differences = np.sort(np.random.default_rng(0).standard_normal(5_000))
     x, ranks = thinned(differences, 100)
     assert len(x) == 100
@@ -119,7 +119,7 @@ def test_a_curve_of_many_values_keeps_its_ends_and_few_points() -> None:
 # ---- Shares of images on the levels of a score
 
 
-def test_whole_scores_have_a_level_for_each_value() -> None:
+def test_whole_scores_have_a_level_for_each_value():
     scores = np.array([0.0, 5.0, 5.0, NAN, 2.0, 3.0])
     on = levels(scores, 0.0, 5.0)
     assert list(on.names) == ["0", "1", "2", "3", "4", "5"]
@@ -130,7 +130,7 @@ def test_whole_scores_have_a_level_for_each_value() -> None:
     assert np.isnan(found[2]).all()
 
 
-def test_other_scores_fall_into_equal_parts_the_greatest_into_the_last() -> None:
+def test_other_scores_fall_into_equal_parts_the_greatest_into_the_last():
     scores = np.array([0.5, 1.0, 4.5, 5.0])
     on = levels(scores, 0.0, 5.0)
     assert list(on.names) == ["0 to 1", "1 to 2", "2 to 3", "3 to 4", "4 to 5"]
@@ -140,7 +140,7 @@ def test_other_scores_fall_into_equal_parts_the_greatest_into_the_last() -> None
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_shares_sum_to_one_with_the_unscored_and_equal_counts(whole: bool) -> None:
+def test_shares_sum_to_one_with_the_unscored_and_equal_counts(whole):
     random = np.random.default_rng(0)
     scores = random.integers(0, 6, 600).astype(float) if whole else random.uniform(0, 5, 600)
     scores[random.random(600) < 0.1] = NAN
@@ -160,7 +160,7 @@ def cells(*rows: tuple[float, float, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pc", "pc_low", "pc_high"])
 
 
-def test_an_interval_far_longer_than_the_others_is_cut_at_as_much_room_as_the_values_take() -> None:
+def test_an_interval_far_longer_than_the_others_is_cut_at_as_much_room_as_the_values_take():
     found = clipped_limits(cells((1.0, 0.9, 1.1), (2.0, 1.9, 2.1), (1.5, 0.0, 50.0)), "pc")
     # Values from 1 to 2, so that 0 and 3 are the ends; a twentieth of that is margin.
     assert found == pytest.approx((-0.15, 3.15))
@@ -175,11 +175,11 @@ def test_an_interval_far_longer_than_the_others_is_cut_at_as_much_room_as_the_va
         ((NAN,) * 3,),
     ],
 )
-def test_usual_intervals_are_not_cut(rows: tuple[tuple[float, float, float], ...]) -> None:
+def test_usual_intervals_are_not_cut(rows):
     assert clipped_limits(cells(*rows), "pc") is None
 
 
-def test_published_values_are_never_cut() -> None:
+def test_published_values_are_never_cut():
     ours = cells((1.0, 0.9, 1.1), (2.0, 1.9, 99.0))
     found = clipped_limits(ours.assign(pc_published=[7.0, 1.0]), "pc")
     assert found is not None
@@ -190,7 +190,7 @@ def test_published_values_are_never_cut() -> None:
 
 
 @pytest.mark.e2e
-def test_written_labels_cover_neither_marks_nor_each_other() -> None:
+def test_written_labels_cover_neither_marks_nor_each_other():
     points = np.random.default_rng(0).uniform(0, 1, (200, 2))
     figure = Figure(figsize=(4.0, 3.0), layout="constrained")
     axis = figure.subplots()

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.e2e
 KIND = "paired_differences"
 
 
-def test_units_differences_and_intervals_stand_where_they_belong() -> None:
+def test_units_differences_and_intervals_stand_where_they_belong():
     data = made_up(n_prompts=9, n_seeds=4)
     axes = panels(draw(KIND, data))
     assert [axis.get_title() for axis in axes] == ["Div ↑", "PC ↑", "SA ↑", "Div-PC ↑", "Div-SA ↑"]
@@ -34,7 +34,7 @@ def test_units_differences_and_intervals_stand_where_they_belong() -> None:
         assert bars == found[["low", "high"]].to_numpy().tolist()
 
 
-def test_what_may_be_chance_is_hollow() -> None:
+def test_what_may_be_chance_is_hollow():
     data = made_up(n_prompts=5)
     data.comparisons["p_holm"] = [
         0.2 if m == "LoRA+CFG" else 0.01 for m in data.comparisons["method"]
@@ -44,7 +44,7 @@ def test_what_may_be_chance_is_hollow() -> None:
     assert np.isnan(hollow[:, 0]).tolist() == [True, False, True]
 
 
-def test_many_units_are_a_curve_through_all_of_them() -> None:
+def test_many_units_are_a_curve_through_all_of_them():
     data = made_up(n_seeds=300)
     axis = panels(draw(KIND, data))[1]
     (curve,) = curves(axis, "SDXL--AutoLoRA")
@@ -61,7 +61,7 @@ def test_many_units_are_a_curve_through_all_of_them() -> None:
         assert abs(ranks[curve[:, 0] <= value].max() - share) <= 1 / len(differences)
 
 
-def test_a_single_seed_has_no_diversity() -> None:
+def test_a_single_seed_has_no_diversity():
     data = made_up(n_seeds=6)
     axes = panels(draw(KIND, data))
     assert curves(axes[0], "units") == []
@@ -69,7 +69,7 @@ def test_a_single_seed_has_no_diversity() -> None:
     assert "Div, Div-PC and Div-SA: a single seed has no value." in drawings(KIND, data)[0].caption
 
 
-def test_a_missing_difference_has_no_mark_and_is_named() -> None:
+def test_a_missing_difference_has_no_mark_and_is_named():
     data = made_up(n_prompts=4)
     lost = (data.comparisons["method"] == "LoRA+CFG") & (data.comparisons["metric"] == "pc")
     data.comparisons.loc[lost, ["difference", "low", "high"]] = np.nan
@@ -79,7 +79,7 @@ def test_a_missing_difference_has_no_mark_and_is_named() -> None:
     assert "Without a difference in some metric: LoRA+CFG." in drawings(KIND, data)[0].caption
 
 
-def test_without_comparisons_there_is_no_figure() -> None:
+def test_without_comparisons_there_is_no_figure():
     data = made_up()
     none = pd.DataFrame(columns=data.comparisons.columns)
     assert drawings(KIND, dataclasses.replace(data, comparisons=none)) == []

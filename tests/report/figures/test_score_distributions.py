@@ -14,7 +14,7 @@ def bars(axis: Axes) -> np.ndarray:
     return np.array([[patch.get_width() for patch in container] for container in axis.containers])
 
 
-def test_bars_are_the_shares_of_the_images() -> None:
+def test_bars_are_the_shares_of_the_images():
     data = made_up(n_prompts=3, n_seeds=40)
     for axis, score in zip(panels(draw(KIND, data)), ("pc", "sa"), strict=True):
         found = bars(axis)
@@ -28,14 +28,14 @@ def test_bars_are_the_shares_of_the_images() -> None:
     assert f"PC: {lost} of 480 images unscored." in drawings(KIND, data)[0].caption
 
 
-def test_a_cell_without_any_score_is_a_bar_of_unscored_images() -> None:
+def test_a_cell_without_any_score_is_a_bar_of_unscored_images():
     data = made_up()
     data.scores.loc[data.scores["cell"] == "SDXL--LoRA", ["pc", "sa"]] = np.nan
     found = bars(panels(draw(KIND, data))[0])
     assert found[:, 0].tolist() == [0.0] * 6 + [1.0]
 
 
-def test_48_cells_stand_in_a_panel_a_method_each_bar_with_its_place_on_the_sweep() -> None:
+def test_48_cells_stand_in_a_panel_a_method_each_bar_with_its_place_on_the_sweep():
     scores = {"pc": SCORES["pc"]}
     data = made_up(sweep={"lora_scale": LORA_SCALES}, scores=scores)
     axes = panels(draw(KIND, data))
@@ -45,5 +45,5 @@ def test_48_cells_stand_in_a_panel_a_method_each_bar_with_its_place_on_the_sweep
         assert bars(axis).shape == (7, 12)
 
 
-def test_without_scores_there_is_no_figure() -> None:
+def test_without_scores_there_is_no_figure():
     assert drawings(KIND, made_up(scores={})) == []

@@ -21,25 +21,25 @@ pytestmark = pytest.mark.e2e
 KIND = "sweep"
 
 
-def test_without_a_sweep_there_is_no_figure() -> None:
+def test_without_a_sweep_there_is_no_figure():
     assert drawings(KIND, made_up()) == []
     assert drawings(KIND, made_up(sweep={"lora_scale": ["1"]})) == []
 
 
-def test_every_swept_parameter_has_its_figure() -> None:
+def test_every_swept_parameter_has_its_figure():
     values = {"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5", "7"], "eta": ["0"]}
     names = [drawing.name for drawing in drawings(KIND, made_up(sweep=values))]
     assert names == ["sweep_lora_scale", "sweep_guidance_scale"]  # one value is no sweep
 
 
-def test_numbers_are_in_order_and_intervals_as_they_come() -> None:
+def test_numbers_are_in_order_and_intervals_as_they_come():
     sweep = Sweep.of("lora_scale", ["1", "0.4", "10"])
     assert (sweep.texts, sweep.places.tolist()) == (("0.4", "1", "10"), [0.4, 1.0, 10.0])
     sweep = Sweep.of("interval", INTERVALS)
     assert (sweep.texts, sweep.places.tolist()) == (tuple(INTERVALS), [0.0, 1.0, 2.0, 3.0])
 
 
-def test_lines_and_bands_are_those_of_the_table() -> None:
+def test_lines_and_bands_are_those_of_the_table():
     data = made_up(sweep={"lora_scale": LORA_SCALES})
     axes = panels(draw(KIND, data))
     assert [axis.get_title() for axis in axes] == ["Div ↑", "PC ↑", "SA ↑", "Div-PC ↑", "Div-SA ↑"]
@@ -56,7 +56,7 @@ def test_lines_and_bands_are_those_of_the_table() -> None:
                 assert (here.min(), here.max()) == (low, high)
 
 
-def test_a_cell_without_a_value_leaves_a_gap_and_is_named() -> None:
+def test_a_cell_without_a_value_leaves_a_gap_and_is_named():
     scales = ["0.2", "0.4", "0.6", "0.8"]
     missing = {"SDXL--LoRA--0.4": None}
     data = with_values(
@@ -77,7 +77,7 @@ def test_a_cell_without_a_value_leaves_a_gap_and_is_named() -> None:
     )
 
 
-def test_a_method_that_does_not_take_the_parameter_is_a_level() -> None:
+def test_a_method_that_does_not_take_the_parameter_is_a_level():
     data = made_up(
         methods=("LoRA+CFG", "AutoLoRA+CFG"),
         sweep={"interval": INTERVALS},
@@ -95,7 +95,7 @@ def test_a_method_that_does_not_take_the_parameter_is_a_level() -> None:
     assert "A horizontal line without marks: a method that does not take the parameter." in caption
 
 
-def test_another_parameter_gives_panels_side_by_side() -> None:
+def test_another_parameter_gives_panels_side_by_side():
     scales, guidance = ["0.4", "0.7", "1", "1.3"], ["3.5", "4", "4.5", "5", "5.5", "6", "6.5"]
     data = made_up(
         methods=("LoRA+CFG", "AutoLoRA+CFG"),
@@ -119,7 +119,7 @@ def test_another_parameter_gives_panels_side_by_side() -> None:
     assert "panels are shown" not in drawings(KIND, data)[1].caption
 
 
-def test_models_stand_side_by_side_or_where_there_are_panels_apart() -> None:
+def test_models_stand_side_by_side_or_where_there_are_panels_apart():
     one = made_up(models=("SDXL", "SD3"), sweep={"lora_scale": ["0.4", "1"]})
     figure = draw(KIND, one)
     assert [axis.get_title() for axis in panels(figure)][:2] == ["SDXL", "SD3"]
@@ -132,7 +132,7 @@ def test_models_stand_side_by_side_or_where_there_are_panels_apart() -> None:
     ]
 
 
-def test_published_values_are_hollow() -> None:
+def test_published_values_are_hollow():
     data = made_up(methods=("LoRA",), sweep={"lora_scale": ["0.4", "0.7", "1"]})
     data = with_values(data, diversity_published={"SDXL--LoRA--0.4": 0.3, "SDXL--LoRA--1": 0.2})
     axis = panels(draw(KIND, data))[0]

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 KIND = "diversity_vs_scores"
 
 
-def test_every_cell_stands_at_its_score_and_diversity_with_its_intervals() -> None:
+def test_every_cell_stands_at_its_score_and_diversity_with_its_intervals():
     data = made_up()
     first, second = panels(draw(KIND, data))
     for axis, score in ((first, "pc"), (second, "sa")):
@@ -36,7 +36,7 @@ def test_every_cell_stands_at_its_score_and_diversity_with_its_intervals() -> No
     assert first.get_xlabel() == "Prompt correspondence ↑"
 
 
-def test_a_cell_without_a_value_has_no_mark_and_is_named() -> None:
+def test_a_cell_without_a_value_has_no_mark_and_is_named():
     data = with_values(made_up(), pc={"SDXL--AutoLoRA": None})
     first, second = panels(draw(KIND, data))
     assert np.isnan(curves(first, "AutoLoRA")[0]).any()
@@ -46,7 +46,7 @@ def test_a_cell_without_a_value_has_no_mark_and_is_named() -> None:
     assert "Not drawn" not in drawings(KIND, made_up())[0].caption
 
 
-def test_a_panel_without_cells_says_so_and_has_no_curves() -> None:
+def test_a_panel_without_cells_says_so_and_has_no_curves():
     data = made_up()
     data = with_values(data, pc=dict.fromkeys(data.table["cell"]))
     first, second = panels(draw(KIND, data))
@@ -72,9 +72,7 @@ def with_rows(data: FigureData, columns: Mapping[str, Sequence[float]]) -> Figur
         (False, {"LoRA": (1.0, 0.4)}),
     ],
 )
-def test_the_front_follows_the_direction_of_the_score(
-    higher_is_better: bool, expected: dict[str, tuple[float, float]]
-) -> None:
+def test_the_front_follows_the_direction_of_the_score(higher_is_better, expected):
     score = SCORES["pc"].model_copy(update={"higher_is_better": higher_is_better})
     data = with_rows(made_up(scores={"pc": score}), FRONT)
     drawn = curves(panels(draw(KIND, data))[0], "Pareto front")
@@ -84,7 +82,7 @@ def test_the_front_follows_the_direction_of_the_score(
     assert f"with PC: {names}." in drawings(KIND, data)[0].caption
 
 
-def test_a_front_is_drawn_over_bars_and_under_marks() -> None:
+def test_a_front_is_drawn_over_bars_and_under_marks():
     """It runs down and across from its cells' marks, which is where their bars are."""
     axis = panels(draw(KIND, with_rows(made_up(), FRONT)))[0]
     (front,) = (line.get_zorder() for line in axis.lines if line.get_label() == "Pareto front")
@@ -93,7 +91,7 @@ def test_a_front_is_drawn_over_bars_and_under_marks() -> None:
         assert [bar.get_zorder() < front < mark.get_zorder() for bar in bars] == [True, True]
 
 
-def test_each_model_has_its_own_front() -> None:
+def test_each_model_has_its_own_front():
     values = {"diversity": [0.4, 0.3, 0.2, 0.1], "pc": [4.0, 5.0, 2.0, 3.0]}
     data = with_rows(made_up(models=("A", "B"), methods=("one", "two")), values)
     fronts = curves(panels(draw(KIND, data))[0], "Pareto front")
@@ -103,7 +101,7 @@ def test_each_model_has_its_own_front() -> None:
     ]
 
 
-def test_published_values_are_hollow_and_tied_to_ours() -> None:
+def test_published_values_are_hollow_and_tied_to_ours():
     cells = {"SDXL--LoRA": 0.25, "SDXL--AutoLoRA": 0.3}
     data = with_values(
         made_up(), diversity_published=cells, pc_published={**cells, "SDXL--LoRA+CFG": 2.0}
@@ -117,7 +115,7 @@ def test_published_values_are_hollow_and_tied_to_ours() -> None:
     assert "Hollow: published values, connected to ours." in caption
 
 
-def test_curves_of_equal_product_are_of_equal_product() -> None:
+def test_curves_of_equal_product_are_of_equal_product():
     data = made_up()
     axis = panels(draw(KIND, data))[0]
     found = [line for line in axis.lines if line.get_color() == "#c4c4c4"]
@@ -129,7 +127,7 @@ def test_curves_of_equal_product_are_of_equal_product() -> None:
         assert level in [text.get_text() for text in axis.texts]
 
 
-def test_many_cells_of_several_models_stand_in_a_row_of_panels_each() -> None:
+def test_many_cells_of_several_models_stand_in_a_row_of_panels_each():
     data = made_up(models=("SDXL", "SD3"), sweep={"lora_scale": LORA_SCALES})
     axes = panels(draw(KIND, data))
     titles = [axis.get_title() for axis in axes]
@@ -142,7 +140,7 @@ def test_many_cells_of_several_models_stand_in_a_row_of_panels_each() -> None:
         assert np.allclose(np.sort(drawn), np.sort(own[column]))
 
 
-def test_labels_on_a_sweep_are_its_values() -> None:
+def test_labels_on_a_sweep_are_its_values():
     data = made_up(methods=("LoRA", "AutoLoRA"), sweep={"lora_scale": ["0.4", "0.7", "1"]})
     axis = panels(draw(KIND, data))[0]
     written = [text.get_text() for text in axis.texts if text.get_fontsize() > 6]
@@ -150,7 +148,7 @@ def test_labels_on_a_sweep_are_its_values() -> None:
     assert "Next to a mark: its LoRA scale." in drawings(KIND, data)[0].caption
 
 
-def test_without_a_judge_diversity_stands_by_cell() -> None:
+def test_without_a_judge_diversity_stands_by_cell():
     data = made_up(scores={})
     axis = draw(KIND, data).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == list(data.table["method"])
