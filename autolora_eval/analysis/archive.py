@@ -134,7 +134,11 @@ def pack(run: Path, output: Path | None = None) -> Path:
     manifest = folder.read_manifest()
     own, _ = run_files(folder, manifest)
     names = [name for name in own if not name.startswith(_NOT_PACKED)]
-    output = output or run.resolve().with_suffix(".zip")
+    # Not with_suffix: of 'sdxl-1.0' it would make 'sdxl-1.zip'.
+    output = output or Path(f"{run.resolve()}.zip")
+    if output.is_dir():
+        named = f"{run.resolve().name}.zip"
+        raise UsageError(f"'{output}' is a folder. Name the archive, such as '{named}'.")
     with atomic_write(output) as temporary, ZipFile(temporary, "w", ZIP_STORED) as archive:
         sums = {CARD: _add(archive, CARD, card(manifest).encode())}
         sums |= {name: _add(archive, name, folder.within(run / name)) for name in names}

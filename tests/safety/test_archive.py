@@ -116,6 +116,16 @@ def test_a_run_that_is_not_as_its_records_say_is_not_packed(plan: Plan, folder: 
     assert not folder.path.with_suffix(".zip").exists()
 
 
+def test_an_archive_has_the_whole_name_of_its_run(folder: RunFolder) -> None:
+    run = folder.path.rename(folder.path.with_name("sdxl-1.0"))
+    assert pack(run) == run.with_name("sdxl-1.0.zip").resolve()
+
+
+def test_a_folder_is_refused_as_an_archive(folder: RunFolder) -> None:
+    refused = run_command("pack", folder.path, "--output", folder.path.parent)
+    assert (refused.code, "is a folder. Name the archive" in refused.stderr) == (2, True)
+
+
 def test_datasets_reads_the_images(plan: Plan, folder: RunFolder, unpacked: Path) -> None:
     for arguments in (("imagefolder", None, str(unpacked)), (str(unpacked),)):
         read = datasets.load_dataset(*arguments, cache_dir=str(unpacked.parent / "cache"))
