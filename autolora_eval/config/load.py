@@ -76,13 +76,20 @@ def find_benchmark(benchmark: str | Path) -> Path:
     """Return the file of a benchmark, given its path or the name of a shipped one."""
     path = Path(benchmark)
     shipped = shipped_benchmarks()
+    is_folder = False
     try:
         if path.is_file():
             return path
+        is_folder = path.is_dir()
     except OSError:  # not a file name, such as one that is too long
         pass
     if str(benchmark) in shipped:
         return shipped[str(benchmark)]
+    if is_folder:
+        raise UsageError(
+            f"'{benchmark}' is a folder without a manifest.json. Name a benchmark file or a run "
+            "folder."
+        )
     near = did_you_mean(path.stem, shipped)
     raise UsageError(
         f"no such benchmark: '{benchmark}' is neither a file nor a shipped name.{near}"
