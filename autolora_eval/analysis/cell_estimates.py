@@ -69,8 +69,8 @@ class References:
 
 
 Estimates = dict[str, Estimate]
-# A metric without a closed form is made anew for each unit left out: over more seeds than these
-# they are left out in as many groups.
+# A metric without a closed form is recomputed for each unit left out. With more seeds than this,
+# the jackknife leaves out groups of seeds, as many as this.
 MAX_GROUPS = 64
 SEED_GROUP = "seed group"
 

@@ -63,9 +63,9 @@ def units_needed(
 
 
 def units_needed_by_ranks(by_t_test: int) -> int:
-    """Return how many pairs Wilcoxon's signed-rank test needs where the t-test needs so many.
+    """Return how many pairs the Wilcoxon signed-rank test needs if the t-test needs `by_t_test`.
 
-    Its efficiency beside the t-test is 3/π where differences are normal (Pitman; Lehmann,
+    Its efficiency relative to the t-test is 3/π for normal differences (Pitman; Lehmann,
     *Nonparametrics*, 1975), for the usual α = 0.05.
     """
     return max(_LEAST_RANKS, math.ceil(by_t_test * math.pi / 3.0))
@@ -90,7 +90,7 @@ COLUMNS = (
     *("difference", "low", "high", "test", "p_value", "p_holm"),
     *("win_rate", "n_ties", "units_for_power_80"),
 )
-# Below this share of its spread a mean of differences is what rounding left of zero.
+# A mean of differences below this share of its spread is zero up to rounding.
 _NO_DIFFERENCE = 1e-8
 
 

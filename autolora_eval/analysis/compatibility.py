@@ -208,7 +208,7 @@ def _models(sources: Sequence[SourceRun]) -> list[Difference]:
 
 
 def _without_paths(model: ModelRecord) -> Json:
-    """Return a model without the paths of its files, which decide nothing."""
+    """Return a model without the paths of its files, which do not affect results."""
     record = model.model_dump()
     for part in (record["pipeline"], record["config"], record["vae"], *record["loras"]):
         if part and part["kind"] != "hub":

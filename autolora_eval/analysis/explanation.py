@@ -177,7 +177,7 @@ class RunReader:
 
     @cached_property
     def extra_metrics(self) -> dict[str, DiversityMetric]:
-        """The further diversity metrics by column, those whose code is installed.
+        """The additional diversity metrics by column, if their code is installed.
 
         A module in the run folder or beside it is not imported: it may be someone else's.
         """
@@ -213,7 +213,7 @@ class RunReader:
         return next((row for row in rows if row["file_name"] == image_id), {})
 
     def features(self, cell: str) -> CellFeatures | None:
-        """Return the features of a cell's images; None if there is no file."""
+        """Return the features of a cell's images; None if the file does not exist."""
         folder = self.run.folder
         if cell not in self._features:
             is_there = folder.features(cell).is_file()

@@ -32,7 +32,7 @@ from autolora_eval.runs.folder import Run
 from autolora_eval.runs.records import AgreementRecord
 from autolora_eval.scoring.diversity import Floats
 
-# The values of the column `compared`: what is compared with people's ratings.
+# The values of the column `compared`: the scores that are compared with human ratings.
 JUDGE, EXPECTED, RATERS = "judge", "expected", "raters"
 COLUMNS = (
     *("score", "compared", "cell", "statistic", "value", "low", "high"),

@@ -1,4 +1,4 @@
-"""Reliability of the judge: agreement of its repeats, and images it left unscored."""
+"""Reliability of the judge: agreement of repeated judgements, and unscored images."""
 
 from __future__ import annotations
 

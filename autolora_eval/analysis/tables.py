@@ -249,7 +249,7 @@ def _reasons(
     found: dict[tuple[str, str], str] = {}
     for row in table.to_dict("records"):
         for metric in shown:
-            # A product lacks what its diversity lacks, or else what its score does.
+            # The reason of a missing product is that of its diversity or of its score.
             of_score = metric.kind == "score" or (
                 metric.kind == "product" and bool(np.isfinite(row["diversity"]))
             )

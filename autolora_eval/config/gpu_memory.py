@@ -50,7 +50,7 @@ def model_facts(
     yield "  Samples", describe_sampling(model)
     if model.timesteps is None:
         unknown = "the scheduler is unknown until the model is downloaded"
-        yield "  NFE", f"counted with one timestep a step: {unknown}"
+        yield "  NFE", f"counted with one timestep per step: {unknown}"
     yield from _titled("  Prompts", describe_cuts(cuts))
     yield from _lora_facts(model)
     memory = model_memory(model, dtype)

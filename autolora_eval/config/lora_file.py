@@ -275,7 +275,9 @@ def read_lora_file(path: Path) -> LoraFile:
         )
     require_finite(path, tensors)
     own = all("alpha" in layer.keys for layer in layers)
-    return LoraFile(path, layers, "" if own else alphas.source or "alpha = rank: the file has none")
+    return LoraFile(
+        path, layers, "" if own else alphas.source or "alpha = rank, as the file has no alpha"
+    )
 
 
 def check_sum(files: Sequence[LoraFile]) -> Sequence[LoraFile]:

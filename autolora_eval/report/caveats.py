@@ -1,4 +1,4 @@
-"""What a reader must know before believing the numbers."""
+"""The caveats on the first page of a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ END_LENGTH = 40
 DIFFERENCES_SHOWN = 6
 MESSAGE_LENGTH = 300
 UNSCORED_SHARE = 0.01
-# Counts of the import of images that were made elsewhere, and what they are called.
+# Counts of issues of imported images, and their names in the report.
 _ISSUES = {
     "missing": "missing",
     "unusable": "unusable",
@@ -32,7 +32,7 @@ say_reliability = Sentences("reliability")
 
 
 def caveats(view: RunView) -> list[str]:
-    """Return what a reader must know before the numbers, the most serious first."""
+    """Return the caveats, the most serious first."""
     return [
         *_of_the_run(view),
         *_prompt_cuts(view),
@@ -43,7 +43,7 @@ def caveats(view: RunView) -> list[str]:
 
 
 def _of_the_run(view: RunView) -> Iterator[str]:
-    """Yield what holds for all images: what the models are, and where runs or versions differ."""
+    """Yield caveats about all images: miniature models, limits, and differing runs or versions."""
     manifest = view.manifest
     sources = {truncate(name, NAME_LENGTH): m.pipeline.name for name, m in manifest.models.items()}
     sources["the extractor"] = manifest.features.model if manifest.features else ""
@@ -63,7 +63,7 @@ def _of_the_run(view: RunView) -> Iterator[str]:
 
 
 def _prompt_cuts(view: RunView) -> Iterator[str]:
-    """Yield which prompts a text encoder did not read to their end, or as another one."""
+    """Yield which prompts a text encoder cuts, or reads like another prompt."""
     for name, cuts in view.manifest.prompt_cuts.items():
         model, shown = truncate(name, NAME_LENGTH), cuts.cut[:PROMPTS_NAMED]
         if shown:
@@ -79,7 +79,7 @@ def _prompt_cuts(view: RunView) -> Iterator[str]:
 
 
 def _imported(view: RunView) -> Iterator[str]:
-    """Yield which cells' images were made elsewhere, and what was wrong with them."""
+    """Yield which cells have imported images, and the problems of these images."""
     sets = view.manifest.image_sets
     for cell, found in list(sets.items())[:CELLS_NAMED]:
         issues = [(n, words) for name, words in _ISSUES.items() if (n := getattr(found, name))]
@@ -116,7 +116,7 @@ def _of_the_images(view: RunView) -> Iterator[str]:
 
 
 def _of_the_judge(view: RunView) -> Iterator[str]:
-    """Yield that there is none, or that it often failed, or did not agree with itself."""
+    """Yield whether the judge is missing, failed often, or was inconsistent."""
     if not view.judged:
         yield say.no_judge()
         return

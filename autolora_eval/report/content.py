@@ -1,4 +1,4 @@
-"""All that a report says, as plain data, and its PDF and HTML."""
+"""The content of a report as plain data, and its PDF and HTML."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ say = Sentences("content")
 
 @dataclass(frozen=True)
 class FirstPage:
-    """What a busy reader needs: which method ranks first, by how much, how sure, and but for what.
+    """The first page: which method ranks first, by how much, how certain that is, and the caveats.
 
     `figure` is the name of the trade-off figure.
     """
@@ -182,7 +182,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Content:
-    """A report. Every text in it is clean and truncated, every number is text."""
+    """A report. All texts are sanitized and truncated; all numbers are texts."""
 
     title: str
     description: str

@@ -1,4 +1,4 @@
-"""What a run found: which method ranks first, how each differs from the baseline, how sure."""
+"""The findings of a run: which method ranks first, and how each differs from the baseline."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ PRODUCTS_NAMED = 2
 # More sentences than these do not fit the first page: comparisons are then summarized.
 SENTENCES_IN_FULL = 6
 MAX_UNITS = 10_000
+# The interval excludes zero, but the corrected p-value is not below 0.05.
+_ONLY_UNCORRECTED = "not significant after correction"
 say, say_comparison = Sentences("findings"), Sentences("comparisons")
 
 
@@ -230,10 +232,9 @@ def _summary(
 
 
 def _in_brief(found: Sequence[Comparison]) -> list[str]:
-    """Return what is significant, what may be chance, and what is unclear, in few words."""
+    """Return the comparisons in brief, grouped by significance."""
     groups: dict[str, list[str]] = {
-        name: []
-        for name in ("significant", "may be due to chance", "not significant", "not compared")
+        name: [] for name in ("significant", _ONLY_UNCORRECTED, "not significant", "not compared")
     }
     for comparison in found:
         brief = say_comparison.brief(comparison)
@@ -242,7 +243,7 @@ def _in_brief(found: Sequence[Comparison]) -> list[str]:
         elif comparison.outcome == "unclear":
             groups["not significant"].append(brief)
         elif comparison.may_be_chance:
-            groups["may be due to chance"].append(brief)
+            groups[_ONLY_UNCORRECTED].append(brief)
         else:
             groups["significant"].append(brief)
     return [say.group(name, briefs) for name, briefs in groups.items() if briefs]
@@ -278,7 +279,7 @@ def _along(view: RunView, cells: ByCell, metric: Metric) -> str:
     )
 
 
-# ---- How sure
+# ---- Statistical significance
 
 
 def certainty_sentences(view: RunView) -> list[str]:

@@ -100,7 +100,7 @@ def build_gallery(view: RunView) -> Gallery:
         orders=_orders(view),
         listed=listed,
         data={
-            # The list has those pictures already: they need not stand in the file twice.
+            # The list already contains these images. They are not embedded twice.
             "images": [image | {"picture": ""} for image in listed] + others,
             "cells": [list(facet.values()) for facet in facets],
             "facets": [f"cell.{name}" for name in (facets[0] if facets else {})],

@@ -52,7 +52,7 @@ class GridRow(Generic[T]):
 
 @dataclass(frozen=True)
 class Grid(Generic[T]):
-    """Images side by side: at first which, and then what is shown of them.
+    """Images side by side.
 
     Attributes:
         name: Name of its file, `grid_…`.
@@ -136,7 +136,7 @@ class _Sweep:
 
     @property
     def count(self) -> _Count:
-        """How many of its values are shown."""
+        """Number of values that are shown."""
         return len(self.cells), self.n_values, "value", False
 
 

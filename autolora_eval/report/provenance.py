@@ -1,4 +1,4 @@
-"""Where the numbers come from: the methods as run, and the essentials of the manifest."""
+"""Provenance of the numbers: the methods as run, and the main facts of the manifest."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _with_point(cell: CellRecord, manifest: RunManifest) -> Row:
 
 
 def manifest_facts(view: RunView) -> list[KeyValues]:
-    """Return the essentials of the manifest, without parts that do not apply."""
+    """Return the main facts of the manifest, without parts that do not apply."""
     manifest, people = view.manifest, view.manifest.agreement
     packages = sorted(manifest.packages.items())
     models = [

@@ -1,4 +1,4 @@
-"""The tables of a report: results, published values, differences, and what each row rests on."""
+"""The tables of a report: results, published values, differences, and numbers of images."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from autolora_eval.report.figures._style import in_parts
 from autolora_eval.report.findings import best_of_each_method, deciding_metric, loss
 from autolora_eval.report.run_view import NAME_LENGTH, NO_REASON, Row, RunView, by_model, text_of
 
-# An A4 page holds no more columns with an interval each.
+# The most columns with intervals that fit on an A4 page.
 METRICS_PER_TABLE = 6
-# More rows than these do not fit the first page beside figure and findings.
+# The most rows that fit on the first page together with the figure and the findings.
 ROWS_ON_FIRST_PAGE = 9
-# In a longer table, rows with the same values become one.
+# In longer tables, rows with equal values are merged.
 ROWS_IN_FULL = 16
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 say = Sentences("tables")
@@ -158,7 +158,7 @@ def _by_point(view: RunView) -> list[Table]:
     results = table_layout.Results(view.rows, view.metrics, sweep, view.points, reasons)
     layout = table_layout.by_point(results)
     notes = [sanitize(note) for note in layout.notes]
-    # Counts of images and function evaluations stand in other tables of the report.
+    # Other tables of the report have the counts of images and function evaluations.
     return [
         _point_table(view, table, metric, notes)
         for table, metric in zip(layout.tables, view.metrics, strict=False)
@@ -287,7 +287,7 @@ def group_rows(
     cells: Callable[[Row], Iterable[TableCell]],
     rows: Sequence[Row] | None = None,
 ) -> tuple[TableGroup, ...]:
-    """Return one line per configuration, or per one of `rows`, grouped by model."""
+    """Return one line per cell, or per one of `rows`, grouped by model."""
     groups = []
     for model, own in by_model(view.rows if rows is None else rows).items():
         lines = tuple(TableRow((view.labels[row["cell"]],), tuple(cells(row))) for row in own)

@@ -211,7 +211,7 @@ class RunView:
 
 
 def read_run_view(folder: RunFolder) -> RunView:
-    """Read a run folder, and nothing else.
+    """Read the files of a run folder.
 
     Raises:
         UsageError: It is not a run folder, or it has no table yet.
@@ -244,7 +244,7 @@ def row_where(rows: Iterable[Row], **where: str) -> Row:
 
 
 def text_of(value: object) -> str | None:
-    """Return the text in a cell of a table; None for the NaN that stands for no text."""
+    """Return the text in a cell of a table; None for NaN, which means no text."""
     return value if isinstance(value, str) and value else None
 
 
@@ -264,10 +264,10 @@ def unscored_reason(view: RunView, image: Row) -> str | None:
 
 
 def tally(reasons: Iterable[object]) -> list[tuple[str, int]]:
-    """Return the distinct texts and how often each stands there, the most frequent first."""
+    """Return the distinct texts with their counts, the most frequent first."""
     return ranked(Counter(truncate(reason, REASON_LENGTH) for reason in reasons if text_of(reason)))
 
 
 def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Return texts with how often each stands there, the most frequent first."""
+    """Return texts with their counts, the most frequent first."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -44,22 +44,22 @@ CASES = {
         DIV_PC,
         row(0.2, 0.1, 0.3, p_holm=0.31),
         "AutoLoRA has higher Diversity × Prompt correspondence than CFG by 0.200 [0.100, "
-        "0.300]; after correction for multiple comparisons p = 0.310, so it may be due to "
-        "chance.",
+        "0.300]; this may be due to chance (p = 0.310 after correction for multiple "
+        "comparisons).",
     ),
     "unclear": (
         PC,
         row(0.01, -0.1, 0.12, p_holm=1.0, win_rate=0.5, n_ties=28, units_for_power_80=1234),
         "Prompt correspondence: no significant difference between AutoLoRA and CFG: +0.010 "
-        "[−0.100, +0.120], higher on 1 of 30 prompts and equal on 28; detecting a difference of "
-        "this size would need about 1,300 prompts.",
+        "[−0.100, +0.120], higher on 1 of 30 prompts and equal on 28; to detect a difference of "
+        "this size, use about 1,300 prompts.",
     ),
     "unclear, and out of reach": (
         PC,
         row(0.01, -0.1, 0.12, p_holm=1.0, win_rate=0.5, n_ties=28, units_for_power_80=10_001),
         "Prompt correspondence: no significant difference between AutoLoRA and CFG: +0.010 "
-        "[−0.100, +0.120], higher on 1 of 30 prompts and equal on 28; detecting a difference of "
-        "this size would need more than 10,000 prompts.",
+        "[−0.100, +0.120], higher on 1 of 30 prompts and equal on 28; to detect a difference of "
+        "this size, use more than 10,000 prompts.",
     ),
     "no interval": (
         PC,

@@ -153,7 +153,7 @@ def test_every_cell_has_a_name_of_its_own_in_the_report(planned, tmp_path):
         for interval in ("0–1", "0.25–0.75"):
             assert f"AutoLoRA (LoRA scale {scale}, interval {interval})" in html
             assert f">{scale}, {interval}<" in svg
-    assert "Next to a mark: its LoRA scale and interval." in html
+    assert "The label next to a mark is its LoRA scale and interval." in html
 
 
 def test_one_swept_value_tells_nothing_apart(planned, tmp_path):
@@ -161,7 +161,7 @@ def test_one_swept_value_tells_nothing_apart(planned, tmp_path):
     write_report(folder)
     html = folder.report_html.read_text(encoding="utf-8")
     assert "AutoLoRA against CFG:" in html
-    assert "Next to a mark" not in html
+    assert "next to a mark" not in html
 
 
 # Published values

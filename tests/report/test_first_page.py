@@ -29,12 +29,13 @@ def test_it_says_what_ranks_first_by_how_much_how_sure_and_at_what_cost(tmp_path
     text = first_page_text(tables.write(tmp_path / "run"))
     for expected in (
         # Row 1 has diversity 0.131 and PC 2.961.
-        "(Div-PC): AutoLoRA ranks first with 0.388 [0.368, 0.411]; higher than LoRA by "
+        "(Div-PC): AutoLoRA ranks first with 0.388 [0.368, 0.411]. This is higher than LoRA by "
         "0.061 [0.048, 0.075] (p = 0.030).",
-        "Relative to LoRA, one image costs: AutoLoRA 2× the NFE.",
+        "Cost of one image relative to LoRA: AutoLoRA 2× the NFE.",
         "LoRA and AutoLoRA, on SDXL: 2 prompts × 3 seeds, 12 images in all.",
-        "4 of 5 comparisons are significant: p < 0.05 after Holm's correction.",
-        "Sample size for 80% power at the observed effect sizes, in prompts: Div 4; PC 9; SA",
+        "4 of 5 comparisons are significant (p < 0.05 after Holm's correction",
+        "Number of prompts needed for 80% power, if the true differences are the observed ones: "
+        "Div 4; PC 9; SA",
         "0.111 [0.105, 0.118]",
     ):
         assert expected in text
@@ -46,7 +47,7 @@ def test_it_says_so_if_the_baseline_ranks_first(tmp_path):
     tables.comparisons.loc[3, ["difference", "low", "high"]] = [-0.512, -0.6, -0.4]
     text = first_page_text(tables.write(tmp_path / "run"))
     assert "(Div-PC): LoRA (the baseline) ranks first with 0.900 [0.800, 1.000]. Second is" in text
-    assert "Second is AutoLoRA with 0.388 [0.368, 0.411]; lower than LoRA by 0.512" in text
+    assert "Second is AutoLoRA with 0.388 [0.368, 0.411]. This is lower than LoRA by 0.512" in text
 
 
 def test_it_names_the_second_if_that_is_not_the_baseline(tmp_path):
@@ -60,8 +61,8 @@ def test_it_claims_nothing_if_nothing_is_significant(tmp_path):
     tables.comparisons[["low", "high"]] = [-0.2, 0.3]
     tables.comparisons["p_holm"] = 1.0
     text = first_page_text(tables.write(tmp_path / "run"))
-    assert re.search(r"from LoRA is not significant \(\+0\.0\d1 \[−0\.200, \+0\.300\]\)", text)
-    assert "None of 15 comparisons are significant" in text
+    assert re.search(r"from LoRA is not significant: \+0\.0\d1 \[−0\.200, \+0\.300\]\.", text)
+    assert "None of 15 comparisons is significant" in text
     assert "higher than" not in text
     assert "more diverse" not in text
 
@@ -84,15 +85,15 @@ def test_many_comparisons_are_summarized_with_the_significant_ones_first(tmp_pat
     tables = make_tables()
     text = first_page_text(tables.write(tmp_path / "run"))
     assert (
-        "AutoLoRA against LoRA: significant: Div +0.061 [+0.048, +0.075] on 2 of 2 prompts "
-        "(p = 0.030), PC −0.061 [−0.074, −0.047] on 2 of 2 prompts (p = 0.030), Div-PC +0.061 "
+        "AutoLoRA against LoRA: significant: Div +0.061 [+0.048, +0.075] (on 2 of 2 prompts, "
+        "p = 0.030), PC −0.061 [−0.074, −0.047] (on 2 of 2 prompts, p = 0.030), Div-PC +0.061 "
         "[+0.048, +0.075] (p = 0.030), Div-SA +0.061 [+0.048, +0.075] (p = 0.030) not "
         "significant: SA 0.000 [−0.013, +0.014]"
     ) in text
     assert "12 of 15 comparisons are significant" in text
     tables.comparisons["p_holm"] = 0.31
     text = first_page_text(tables.write(tmp_path / "doubted"))
-    assert "AutoLoRA against LoRA: may be due to chance: Div +0.061 [+0.048, +0.075] on" in text
+    assert "AutoLoRA against LoRA: not significant after correction: Div +0.061 [+0.048," in text
     assert "against LoRA: significant" not in text
 
 
@@ -101,8 +102,8 @@ def test_a_sample_size_is_named_only_where_a_difference_is_unclear(tmp_path):
     tables.comparisons["units_for_power_80"] = 34.0
     (found,) = findings(read_run_view(tables.write(tmp_path / "run")))
     # Of the five metrics only the difference in "SA" is unclear.
-    assert [clause for clause in found.clauses if "would need" in clause] == [found.clauses[2]]
-    assert found.clauses[2].endswith("this size would need about 34 prompts.")
+    assert [clause for clause in found.clauses if "to detect" in clause] == [found.clauses[2]]
+    assert found.clauses[2].endswith("this size, use about 34 prompts.")
 
 
 def test_more_methods_than_fit_the_first_page_are_counted(tmp_path):
@@ -113,7 +114,7 @@ def test_more_methods_than_fit_the_first_page_are_counted(tmp_path):
     leads = [finding.lead for finding in content.first.findings]
     assert leads == [
         *(f"M{n} against M0:" for n in (6, 7, 8, 9)),
-        "5 more methods: see inside.",
+        "5 more methods: see the section “Differences from the baseline”.",
     ]
     rows = [row.labels[0] for row in content.first.table.groups[0].rows]
     assert rows == ["M0", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9"]
@@ -150,7 +151,7 @@ def test_missing_values_are_dashes_with_their_reason_and_never_zero(tmp_path):
         "score: sa",
     ]
     text = text_of(first.caveats)
-    assert "6 of 12 images are unscored and left out of the mean scores, not counted as 0" in text
+    assert "6 of 12 images are unscored and left out of the mean scores: " in text
     assert "6 × missing score: sa" in text
     assert "2 images are missing or unreadable (2 of SDXL × AutoLoRA)" in text
 
@@ -171,7 +172,7 @@ def test_seconds_stand_beside_the_nfe_if_they_were_measured(tmp_path):
     )
     text = first_page_text(folder)
     assert "s/image" in text
-    assert "AutoLoRA 2× the NFE, 2.25× the seconds." in text
+    assert "AutoLoRA 2× the NFE and 2.25× the seconds." in text
 
 
 # ---- Caveats
@@ -197,9 +198,9 @@ def test_images_made_elsewhere_are_a_caveat(tmp_path):
         "SDXL--Theirs": IMAGE_SET | {"matched": 5, "seeds_by_order": True} | counts
     }
     text = first_page_text(tables.write(tmp_path / "run"))
-    assert "SDXL × Theirs: 5 images of the benchmark were made elsewhere: 1 missing," in text
+    assert "SDXL × Theirs: 5 imported images: 1 missing," in text
     assert "2 unusable, 4 not in the benchmark and left out, 3 of another size than the" in text
-    assert "No seeds are stated: pairs with other methods do not share noise." in text
+    assert "They have no seeds: pairs with other methods do not share noise." in text
     assert "identical to another" not in text
 
 
@@ -234,8 +235,8 @@ def test_differences_between_and_within_runs_are_caveats(tmp_path):
     assert caveats == [
         *(f"The runs compared differ: {message}" for message in messages[:6]),
         "The runs compared differ: 2 more differences, listed in manifest.json.",
-        "The images were made with different versions of libraries: torch 2.8.0 and 2.9.0. They "
-        "can differ for that reason alone; metadata.jsonl has the versions of each.",
+        "The images were made with different versions of libraries: torch 2.8.0 and 2.9.0. This "
+        "alone can change images. metadata.jsonl has the versions for each image.",
     ]
 
 
@@ -244,7 +245,7 @@ def test_what_affects_many_cells_is_one_caveat(tmp_path):
     tables.table[["n_missing", "n_undefined_prompts"]] = [1, 2]
     tables.diversity["reason"] = "needs at least two images, has 1"
     text = first_page_text(tables.write(tmp_path / "run"))
-    assert "Diversity is undefined for 14 prompts in 7 of 7 cells, left out of the mean" in text
+    assert "Diversity is undefined for 14 prompts in 7 of 7 cells, which the means leave" in text
     assert "7 images are missing or unreadable (1 of SDXL × M0, 1 of SDXL × M1, " in text
     assert "1 of SDXL × M3, and of 3 more cells)." in text
 
@@ -271,8 +272,8 @@ def test_a_sweep_has_a_range_of_costs(undrawn_sweep, tmp_path):
     pd.DataFrame(took, columns=columns).to_csv(folder.timings, index=False)
     accept_tables(folder)
     text = first_page_text(folder)
-    assert "LoRA 0.5× the NFE, 0.5× to 6× the seconds; AutoLoRA 1× the NFE, 1× the" in text
-    assert "×: relative to the baseline with the same swept parameters." in text
+    assert "LoRA 0.5× the NFE and 0.5× to 6× the seconds; AutoLoRA 1× the NFE and 1× the" in text
+    assert "×: multiple of the baseline with the same swept parameters." in text
 
 
 def test_of_48_cells_the_best_of_each_method_is_shown(undrawn_sweep):
@@ -285,7 +286,7 @@ def test_of_48_cells_the_best_of_each_method_is_shown(undrawn_sweep):
     first = table.loc[table["div_cps"].idxmax()]
     assert f"{first['method']} at LoRA scale {first['lora_scale']:g}" in text
     assert "1 prompt × 9 seeds, 432 images in all" in text
-    assert "4 of 48 cells: the cell with the best Div-CPS of each method" in text
+    assert "Shown: 4 of 48 cells, the one with the best Div-CPS of each method" in text
     assert "AutoLoRA+CFG 2× the NFE" in text
 
 
@@ -297,7 +298,7 @@ def test_along_a_sweep_it_counts_where_a_method_is_ahead(undrawn_sweep):
     assert rows["difference"].median() > 0
     expected = (
         f"LoRA against LoRA+CFG at 12 points of LoRA scale: Div higher at "
-        f"{(rows['difference'] > 0).sum()} of 12, {significant.sum()} significantly: median "
+        f"{(rows['difference'] > 0).sum()} of 12 points ({significant.sum()} significant), median "
         f"{rows['difference'].median():+.3f}, largest {most['difference']:+.3f} "
         f"[{most['low']:+.3f}, {most['high']:+.3f}] at LoRA scale "
     )
@@ -314,7 +315,7 @@ def test_ties_along_a_sweep_do_not_change_its_direction(tmp_path, undrawn_sweep)
     rows.loc[own, "p_holm"] = 0.01
     rows.to_csv(folder.comparisons, index=False)
     accept_tables(folder)
-    expected = "Div lower at 4 of 12, 4 significantly: median 0.000, largest −0.200 ["
+    expected = "Div lower at 4 of 12 points (4 significant), median 0.000, largest −0.200 ["
     assert expected in first_page_text(folder)
 
 

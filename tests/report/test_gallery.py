@@ -113,8 +113,8 @@ def test_it_says_which_part_is_shown(tmp_path, monkeypatch):
     found = gallery_of(folder)
     assert found.shown == (
         "16 of the run's 48 images, to keep this file small: the first of 2 prompts and the first "
-        "4 of 6 seeds, the same for each of 4 cells. All images are listed in scores.parquet. 1 of "
-        "the 3 unscored images are shown."
+        "4 of 6 seeds of 4 cells. scores.parquet lists all images. 1 of the 3 unscored images are "
+        "shown."
     )
     assert found.data["total"] == 48
 
@@ -123,10 +123,7 @@ def test_more_cells_than_images_can_be_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_data, "IMAGES_SHOWN", 3)
     found = gallery_of(make_tables(n_seeds=2).write(tmp_path / "run"))
     assert [image["cell"] for image in found.data["images"]] == [0, 1, 2]
-    assert (
-        "the first of 2 prompts and the first of 2 seeds, the same for each of the first 3 cells"
-        in (found.shown)
-    )
+    assert "the first of 2 prompts and the first of 2 seeds of the first 3 cells" in found.shown
 
 
 def test_hostile_text_goes_into_the_data_and_out_again_char_for_char(hostile):
@@ -300,7 +297,7 @@ def test_an_unscored_reply_tells_why(tmp_path):
         tmp_path / "a", {"scores": None, "reason": "out_of_range:pc", "cached": True}
     )
     assert read["about"] == (
-        "a-judge, attempt 1, from the cache of earlier replies, unscored: out of range: pc"
+        "a-judge, from the cache of earlier replies, unscored: out of range: pc"
     )
     (failed,) = one_image(tmp_path / "b", {"scores": None, "reason": "timeout", "raw": None})
     assert failed["about"].endswith("unscored: timeout, no reply")

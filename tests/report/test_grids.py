@@ -50,7 +50,7 @@ def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(undrawn_s
     grid = chosen(undrawn_sweep)["grid_lora_scale_seed1"]
     assert grid.columns == ["LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
     assert [row.label for row in grid.rows] == ["0.4", "0.7", "1", "1.3"]
-    assert grid.caption == "All images have the same noise. 4 of 12 values."
+    assert grid.caption == "All images start from the same noise. Shown: 4 of 12 values."
     assert grid.prompt == "Anna"
     for line in grid.rows:
         for method, row in zip(grid.columns, rows_of(line), strict=True):
@@ -70,7 +70,7 @@ def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(undrawn_sw
         for method in ("LoRA", "AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG")
     ]
     assert f"at LoRA scale {scale}, where {best['method']} has the best Div-CPS" in grid.caption
-    assert "The first 8 of 9 seeds." in grid.caption
+    assert "Shown: the first 8 of 9 seeds." in grid.caption
     for line in grid.rows:
         assert [row["seed"] for row in rows_of(line)] == list(range(8))
 
@@ -84,7 +84,7 @@ def test_two_swept_parameters_hold_each_other_fixed(tmp_path):
     assert [row.label for row in grid.rows] == ["1.5", "1.75", "2"]
     scales = {row["lora_scale"] for line in grid.rows for row in rows_of(line)}
     assert len(scales) == 1
-    assert f"At LoRA scale {scales.pop():g}." in grid.caption
+    assert f"Shown at LoRA scale {scales.pop():g}." in grid.caption
     assert len(grids["grid_lora_scale_seed0"].columns) == 4
 
 
@@ -98,7 +98,10 @@ def test_a_parameter_of_one_method_goes_across_and_seeds_down(tmp_path):
         cell |= {"method": "AutoLoRA", "point": {"interval": [n / 10, 1.0]}}
     grid = chosen(tables.write(tmp_path / "run"))["grid_interval"]
     assert grid.columns == ["0.1–1", "0.3–1", "0.5–1", "0.7–1", "0.9–1"]
-    assert grid.caption == "Each row has the same noise. 5 of 10 values. The first 4 of 5 seeds."
+    assert grid.caption == (
+        "The images of a row start from the same noise. Shown: 5 of 10 values, the first 4 of 5 "
+        "seeds."
+    )
     for line in grid.rows:
         assert [row["cell"] for row in rows_of(line)] == [f"SDXL--M{n}" for n in (1, 3, 5, 7, 9)]
         assert {str(row["seed"]) for row in rows_of(line)} == {line.label}
@@ -107,8 +110,8 @@ def test_a_parameter_of_one_method_goes_across_and_seeds_down(tmp_path):
 @pytest.mark.parametrize(
     ("by_order", "sentence"),
     [
-        (False, "Images made elsewhere have the seeds stated by whoever made them."),
-        (True, "Images made elsewhere without seeds share no noise with the others."),
+        (False, "Seeds of imported images are as stated by their source."),
+        (True, "Imported images without seeds do not share noise with the others."),
     ],
 )
 def test_no_noise_is_claimed_for_images_made_elsewhere(tmp_path, by_order, sentence):
@@ -117,10 +120,10 @@ def test_no_noise_is_claimed_for_images_made_elsewhere(tmp_path, by_order, sente
     tables.manifest["image_sets"] = {cell: IMAGE_SET | {"seeds_by_order": by_order}}
     folder = tables.write(tmp_path / "run")
     assert chosen(folder)["grid_prompts_seed0"].caption.startswith(
-        f"All images have the same noise. {sentence}"
+        f"All images start from the same noise. {sentence}"
     )
     content = build_content(read_run_view(folder))
-    assert "Every method that ran here was given the same prompts and seeds." in content.compared
+    assert "All generated images use the same prompts and seeds." in content.compared
 
 
 def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path):
@@ -128,7 +131,7 @@ def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path):
     folder = make_tables(prompts=prompts, n_seeds=2).write(tmp_path / "run")
     grid = chosen(folder)["grid_prompts_seed0"]
     assert [row.label for row in grid.rows] == list(prompts[:6])
-    assert grid.caption == "All images have the same noise. The first 6 of 9 prompts."
+    assert grid.caption == "All images start from the same noise. Shown: the first 6 of 9 prompts."
     for index, line in enumerate(grid.rows):
         rows = rows_of(line)
         assert [row["method"] for row in rows] == grid.columns

@@ -59,9 +59,9 @@ def test_a_run_without_repeats_and_ratings_says_how_to_get_them(tmp_path):
     content = content_of(small().write(tmp_path / "run"))
     text = text_of(content.reliability)
     assert "All 12 images were scored." in text
-    assert "how consistent the judge is with itself is unknown" in text
+    assert "so the judge's consistency is unknown" in text
     assert "judge.repeats: 3" in text
-    assert "To do so, run: autolora-eval agreement RUN human.csv" in text
+    assert "To compare it, run: autolora-eval agreement RUN human.csv" in text
     assert content.caveats == []
 
 
@@ -90,7 +90,9 @@ def test_unscored_images_are_told_by_cell_and_reason(tmp_path):
     assert table.groups[0].rows[0].cells[1].details == ("33.3%",)
     assert sentences(content, 0) == "Unscored: 3 of 12 images (25.0%)."
     caveat = content.caveats[-1]
-    assert caveat.startswith("33.3% of SDXL × LoRA is unscored, against 16.7% of the cell with the")
+    assert caveat.startswith(
+        "33.3% of the images of SDXL × LoRA are unscored, but only 16.7% in the cell with the"
+    )
 
 
 def test_rare_reasons_are_told_together(tmp_path):
@@ -106,7 +108,7 @@ def test_one_unscored_image_in_a_hundred_is_not_a_caveat_of_its_own(tmp_path, n_
     tables.table["n_images"] = 100
     tables.table["n_unscored"] = [n_unscored, 0]
     content = content_of(tables.write(tmp_path / "run"))
-    said = any("the images that the judge could score" in caveat for caveat in content.caveats)
+    said = any("Mean scores cover only the scored images" in caveat for caveat in content.caveats)
     assert said is message
 
 
@@ -137,7 +139,7 @@ def test_repeats_are_told_with_intervals(tmp_path):
         "Each image was judged 3 times.",
         "BCa bootstrap over prompts",
         "1 of 18 replies has no valid scores",
-        "At temperature 0 a judge repeats itself by design",
+        "At temperature 0, a judge gives the same reply by design",
     ):
         assert expected in text
     assert content.caveats == []
@@ -151,7 +153,7 @@ def test_a_judge_that_repeats_itself_badly_is_a_caveat(tmp_path):
     repeats(alpha=0.6).to_csv(folder.reliability, index=False)
     (caveat,) = content_of(folder).caveats  # 0.7 of the other score is not below 0.667
     assert caveat.startswith(
-        "Prompt correspondence: the judge is not consistent with itself, α = 0.6"
+        "Prompt correspondence: the judge is not consistent with itself (α = 0.6"
     )
     assert "Krippendorff (Content Analysis, 2nd ed. 2004, p. 241)" in caveat
 
@@ -201,7 +203,7 @@ def test_agreement_with_people_is_told(tmp_path):
     found = pd.read_csv(folder.agreement)
     text = text_of(report_content(folder).sections)
     assert "72 ratings of 36 images by 2 people, averaged over people for each image." in text
-    assert "People agree with each other with α = " in text
+    assert "The agreement between people is α = " in text
     assert "PC: the expected score is closer to people than the judge's score (+" in text
     for _, row in found[found["statistic"].isin(["spearman", "kappa"])].iterrows():
         assert f"{row['value']:.3f}" in text
@@ -219,4 +221,4 @@ def test_agreement_with_other_scores_is_not_shown(tmp_path):
     scores.assign(pc=1.0).to_parquet(folder.scores)
     block = content_of(folder).reliability[2]
     assert block.tables == []
-    assert "were compared with other scores than these" in block.sentences[0]
+    assert "The scores have changed since they were compared" in block.sentences[0]

@@ -64,7 +64,7 @@ def _build(parameters: AutoLoRAParameters) -> BaseGuidance:
 METHOD = GuiderMethod(
     name="autolora",
     display_name="AutoLoRA",
-    summary="Goes from the base model's prediction through the LoRA's and beyond it.",
+    summary="Extrapolates from the base model's prediction beyond the LoRA model's.",
     equation="ε^{w1} + γ (ε_LoRA^{w2} − ε^{w1})",
     source="AutoLoRA paper, equations (6) and (7)",
     parameters=AutoLoRAParameters,

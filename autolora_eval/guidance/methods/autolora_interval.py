@@ -21,7 +21,7 @@ METHOD = replace(
     AUTOLORA,
     name="autolora_interval",
     display_name="AutoLoRA in an interval",
-    summary="AutoLoRA at a part of the steps, classifier-free guidance of the LoRA model outside.",
+    summary="AutoLoRA at some steps, classifier-free guidance of the LoRA model at the others.",
     equation="ε^{w1} + γ (ε_LoRA^{w2} − ε^{w1}) in [start, stop), else ε_LoRA^{w2}",
     source="AutoLoRA paper, equations (6) and (7); interval as in arXiv 2404.07724",
     parameters=AutoLoRAIntervalParameters,

@@ -1,4 +1,4 @@
-"""AutoLoRA guidance with the base model at every k-th step, its difference reused in between."""
+"""AutoLoRA guidance that evaluates the base model at every k-th step and reuses the difference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METHOD = replace(
     AUTOLORA,
     name="autolora_reuse",
     display_name="AutoLoRA with a reused base",
-    summary="AutoLoRA with the base model at every k-th step, the difference reused in between.",
+    summary="AutoLoRA that evaluates the base model at every k-th step and reuses the difference.",
     equation="ε_LoRA^{w2} + (γ − 1) D, D = ε_LoRA^{w2} − ε^{w1} of the last k-th step",
     source="AutoLoRA paper, equations (6) and (7), with D of an earlier step",
     parameters=AutoLoRAReuseParameters,

@@ -54,7 +54,7 @@ METHOD = replace(
     CFG,
     name="cfg_interval",
     display_name="LoRA+CFG in an interval",
-    summary="Classifier-free guidance of the LoRA-tuned model at a part of the steps.",
+    summary="Classifier-free guidance of the LoRA-tuned model at some steps.",
     equation="ε_LoRA(x, ∅) + w (ε_LoRA(x, y) − ε_LoRA(x, ∅)) in [start, stop), else ε_LoRA(x, y)",
     source="Kynkäänniemi et al. 2024, arXiv 2404.07724, with steps in place of noise levels",
     parameters=CFGIntervalParameters,

@@ -86,7 +86,7 @@ def _write(kind: str, drawing: Drawing, folder: Path) -> DrawnFigure:
     svg, png = folder / f"{drawing.name}.svg", folder / f"{drawing.name}.png"
     no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.style.context([STYLE], after_reset=True), warnings.catch_warnings():
-        # The SVG has the characters all the same, in a font of its reader's.
+        # The SVG still contains the characters; its viewer chooses a font for them.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = drawing.draw()
         settle(figure)  # once for both files

@@ -29,7 +29,7 @@ def mark_size(cells: pd.DataFrame) -> float:
 
 
 def places(cells: pd.DataFrame, x_column: str, y_column: str) -> Floats:
-    """Return where cells stand, float64 [n, 2]; NaN where a value is missing."""
+    """Return the coordinates of cells, float64 [n, 2]; NaN for missing values."""
     return np.stack([values(cells, x_column), values(cells, y_column)], axis=1)
 
 
@@ -56,7 +56,7 @@ def draw_cells(
             zorder=3,
             **mark.style(mark_size(cells)),
         )
-        # A front runs along the bars of its cells: between them and the marks it can be seen.
+        # The Pareto front runs along the bars of its cells, so it is drawn over them.
         for part in found.lines[2]:
             part.set_zorder(2.2)
     for line in sweep_lines(cells, data.points):
@@ -123,7 +123,7 @@ def label_cells(
 
 # ---- Labels
 
-# Where a text's middle may stand: directions, nearest distance first.
+# Candidate positions of a label's centre: directions, nearest distance first.
 _DIRECTIONS = ((1, 1), (1, 0), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, 0), (-1, -1))
 _DISTANCES = (4.5, 9.0, 14.0)  # points between mark and text
 _NEAR = 2.2  # points: half of a small mark

@@ -117,7 +117,7 @@ def marker_styles(table: pd.DataFrame) -> dict[tuple[str, str], MarkerStyle]:
 
 
 def method_styles(table: pd.DataFrame) -> dict[str, MarkerStyle]:
-    """Return how each method is drawn where models stand apart, by order in the table."""
+    """Return the style of each method, by order in the table, for figures with separate models."""
     first = table["model"].iloc[0]
     return {method: mark for (m, method), mark in marker_styles(table).items() if m == first}
 
@@ -131,7 +131,7 @@ class Legend:
 
     @property
     def columns(self) -> int:
-        """How many stand in a row."""
+        """Number of columns."""
         widths = [text_size(short(name), 7.5)[0] + 36 for name in self.names]
         fits = sum(widths) <= 72 * WIDTH
         return len(widths) if fits else max(1, int(72 * WIDTH // max(widths)))
@@ -237,7 +237,7 @@ def few_ticks(n: int = 5) -> MaxNLocator:
 
 
 def settle(figure: Figure) -> None:
-    """Lay a figure out once and for all: what is placed afterwards finds the axes in place."""
+    """Fix the layout of a figure, so that axes do not move when labels are placed."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         # Not "none": that is an engine, for which `savefig` draws the figure once more.

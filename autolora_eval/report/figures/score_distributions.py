@@ -115,12 +115,12 @@ def _of_cells(data: FigureData, score: Metric) -> tuple[Levels, Floats]:
     return on, shares(found[known], cells[known], len(data.table), on)
 
 
-# ---- What stands in which figure
+# ---- Layout
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Cells that stand together: their places in the table and what each is called there."""
+    """Cells that are drawn together: their rows of the table and their labels."""
 
     title: str
     places: Sequence[int]
@@ -169,7 +169,7 @@ def _height(row: Sequence[_Group]) -> float:
 def _drawings(data: FigureData) -> Iterator[Drawing]:
     groups = _groups(data)
     for shown in in_parts(_base.scores_of(data), COLUMNS):
-        # Of one score, groups stand beside each other; of several, the scores of one group.
+        # With one score, groups are side by side. With several, the scores of one group are.
         columns = min(2, len(groups)) if len(shown) == 1 else 1
         for sheet in _sheets(groups, columns):
             yield Drawing(

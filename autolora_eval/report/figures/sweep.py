@@ -29,14 +29,14 @@ PUBLISHED = "published"
 say = Sentences("captions")
 
 
-# ---- What stands in which figure
+# ---- Layout
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A swept parameter as an axis.
 
-    Values that are not numbers, such as intervals, stand at 0, 1, ….
+    Values that are not numbers, such as intervals, are drawn at 0, 1, ….
     """
 
     parameter: str
@@ -237,7 +237,7 @@ def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Metric, mark: Mark
 
 
 def _points(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Metric, mark: MarkerStyle) -> None:
-    """Draw marks with bars: between values that are no numbers there is nothing to join."""
+    """Draw marks with bars, unconnected, for values that are not numbers."""
     style = mark.style(MARK + 1) | {"linestyle": "none"}
     axis.plot(x, values(cells, metric.column), label=cells["method"].iloc[0], zorder=3, **style)
     ends = _style.interval_ends(cells, metric.column)

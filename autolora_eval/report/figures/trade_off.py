@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# Published values of more cells than these would hide ours: they stand in the sweep's figure.
+# With more cells than this, published values would hide ours. The sweep figure shows them.
 PUBLISHED_DRAWN = 16
 # More cells than these in one panel: a row of panels for each model.
 CELLS_TOGETHER = 30
@@ -83,7 +83,7 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
 
 
 def _panels(data: FigureData) -> tuple[list[_Panel], int]:
-    """Return the panels and how many stand in a row: those of a model where cells are many."""
+    """Return the panels and the number of columns; with many cells, one row per model."""
     table, scores = data.table, _base.scores_of(data)
     if len(table) > CELLS_TOGETHER and table["model"].nunique() > 1:
         models = table.groupby("model", sort=False)
@@ -177,13 +177,16 @@ def _equal_products(axis: Axes, score: Metric) -> None:
 
 def _label_curve(axis: Axes, level: float, right: float, top: float) -> None:
     """Write a curve's value just inside the axes, where it leaves them."""
-    through_top = level / top > axis.get_xlim()[0]
+    left = axis.get_xlim()[0]
+    through_top = level / top > left
+    # On the right half, a label right of the curve could be cut off at the edge.
+    on_the_right = not through_top or level / top > (left + right) / 2
     axis.annotate(
         f"{level:g}",
         (level / top, top) if through_top else (right, level / right),
-        (2, -1) if through_top else (-1, 1.5),
+        (-1 if on_the_right else 2, -1 if through_top else 1.5),
         textcoords="offset points",
-        ha="left" if through_top else "right",
+        ha="right" if on_the_right else "left",
         va="top" if through_top else "bottom",
         fontsize=6,
         color="#8a8a8a",

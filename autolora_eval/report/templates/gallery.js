@@ -79,7 +79,8 @@
     part("count").textContent =
       `Showing ${count(list.children.length)} of ` +
       (all ? "" : `${count(visible.length)} that match, of `) +
-      `${count(data.images.length)} images in the gallery (of ${count(data.total)} in the run).`;
+      `${count(data.images.length)} images` +
+      (data.images.length === data.total ? "." : ` (the run has ${count(data.total)}).`);
   }
 
   function filter() {

@@ -21,7 +21,7 @@ def test_every_cell_stands_at_its_nfe():
         assert axis.get_xlim()[0] == 0.0
         for row in data.table.to_dict("records"):
             assert curves(axis, row["method"])[0].tolist() == [[row["nfe"], row[metric.column]]]
-    assert "Not recorded in this run: seconds per image." in drawings(KIND, data)[0].caption
+    assert "This run did not record the seconds per image." in drawings(KIND, data)[0].caption
 
 
 def test_seconds_stand_beside_nfe_and_a_missing_one_is_not_zero():

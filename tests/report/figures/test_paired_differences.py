@@ -66,7 +66,8 @@ def test_a_single_seed_has_no_diversity():
     axes = panels(draw(KIND, data))
     assert curves(axes[0], "units") == []
     assert len(curves(axes[1], "units")) == 1
-    assert "Div, Div-PC and Div-SA: a single seed has no value." in drawings(KIND, data)[0].caption
+    caption = drawings(KIND, data)[0].caption
+    assert "Without dots: Div, Div-PC and Div-SA, because a single seed has no value." in caption
 
 
 def test_a_missing_difference_has_no_mark_and_is_named():

@@ -92,7 +92,7 @@ def test_a_method_that_does_not_take_the_parameter_is_a_level():
     assert [label.get_text() for label in last.get_xticklabels()] == INTERVALS
     caption = drawings(KIND, data)[0].caption
     assert "At each interval, one mark per method." in caption
-    assert "A horizontal line without marks: a method that does not take the parameter." in caption
+    assert "A horizontal line without marks is a method without this parameter." in caption
 
 
 def test_another_parameter_gives_panels_side_by_side():
@@ -141,4 +141,4 @@ def test_published_values_are_hollow():
     x, y = line.get_data()
     assert x.tolist() == [0.4, 0.7, 1.0]
     assert (y[0], y[2], np.isnan(y[1])) == (0.3, 0.2, True)
-    assert "Hollow: published values." in drawings(KIND, data)[0].caption
+    assert "Hollow marks: published values." in drawings(KIND, data)[0].caption

@@ -112,7 +112,7 @@ def test_published_values_are_hollow_and_tied_to_ours():
     assert [line.get_xydata().tolist() for line in lines] == [[[0.25, 0.25]], [[0.3, 0.3]]]
     assert {line.get_fillstyle() for line in lines} == {"none"}
     caption = drawings(KIND, data)[0].caption
-    assert "Hollow: published values, connected to ours." in caption
+    assert "Hollow marks: published values, connected to ours." in caption
 
 
 def test_curves_of_equal_product_are_of_equal_product():
@@ -145,7 +145,7 @@ def test_labels_on_a_sweep_are_its_values():
     axis = panels(draw(KIND, data))[0]
     written = [text.get_text() for text in axis.texts if text.get_fontsize() > 6]
     assert sorted(written) == sorted(["0.4", "0.7", "1"] * 2)
-    assert "Next to a mark: its LoRA scale." in drawings(KIND, data)[0].caption
+    assert "The label next to a mark is its LoRA scale." in drawings(KIND, data)[0].caption
 
 
 def test_without_a_judge_diversity_stands_by_cell():
