@@ -54,42 +54,37 @@ def obeying(name: str) -> Callable[[Call, int], Any]:
     return answer
 
 
-@pytest.mark.parametrize("name", ["structured_outputs", "guided_regex", "response_format", "plain"])
-def test_first_constraint_that_the_server_honours_is_used(name: str, server, judge) -> None:
-    server.answer = obeying(name)
-    assert judge().identity()["constraint"] == name
+def rejecting(status: int) -> Callable[[Call, int], Any]:
+    """A server that rejects arguments that it does not know."""
 
-
-@pytest.mark.parametrize("status", [400, 404, 422])
-def test_server_that_rejects_unknown_arguments(status: int, server, judge) -> None:
     def answer(call: Call, n: int) -> Any:
         unknown = {"structured_outputs", "guided_regex"} & call.body.keys()
         return Http(status) if unknown else obeying("response_format")(call, n)
 
+    return answer
+
+
+def blank(call: Call, n: int) -> Any:
+    if "response_format" in call.body:
+        return completion('{"prompt_correspondence": ' + " \n" * 60, "length")
+    return FREE
+
+
+def failing_twice(call: Call, n: int) -> Any:
+    return Http(500) if n in (0, 2) else obeying("structured_outputs")(call, n)
+
+
+# A plain server always gives the best score: one of its two trials is right by chance.
+NAMES = ("structured_outputs", "guided_regex", "response_format", "plain")
+ANSWERS = {name: (obeying(name), name) for name in NAMES}
+ANSWERS |= {f"rejects by {n}": (rejecting(n), "response_format") for n in (400, 404, 422)}
+ANSWERS |= {"white space": (blank, "plain"), "fails twice": (failing_twice, "structured_outputs")}
+
+
+@pytest.mark.parametrize(("answer", "constraint"), ANSWERS.values(), ids=ANSWERS)
+def test_first_constraint_that_the_server_honours_is_used(answer, constraint, server, judge):
     server.answer = answer
-    assert judge().identity()["constraint"] == "response_format"
-
-
-def test_server_that_always_gives_the_best_score_is_detected(server, judge) -> None:
-    """One of the two trials is answered as wanted, by chance."""
-    server.answer = lambda call, n: FREE
-    assert judge().identity()["constraint"] == "plain"
-
-
-def test_server_that_returns_white_space_is_detected(server, judge) -> None:
-    def answer(call: Call, n: int) -> Any:
-        if "response_format" in call.body:
-            return completion('{"prompt_correspondence": ' + " \n" * 60, "length")
-        return FREE
-
-    server.answer = answer
-    assert judge().identity()["constraint"] == "plain"
-
-
-def test_trial_is_retried_after_a_transient_failure(server, judge) -> None:
-    obey = obeying("structured_outputs")
-    server.answer = lambda call, n: Http(500) if n in (0, 2) else obey(call, n)
-    assert judge().identity()["constraint"] == "structured_outputs"
+    assert judge().identity()["constraint"] == constraint
 
 
 def test_permanent_failure_of_a_trial_is_an_error(server, judge) -> None:

@@ -54,12 +54,19 @@ def test_launch_arguments_are_part_of_the_key(make) -> None:
     )
 
 
-def test_other_root_of_the_model_causes_new_judgements(make, folder, server) -> None:
-    """Of two checkpoints under one name the server tells where each is from."""
-    server.models = {"data": [{"id": "some-vlm", "root": "org/some-vlm"}]}
+def test_other_root_model_or_rubric_causes_new_judgements(make, folder, server, workplace) -> None:
+    """The root distinguishes two checkpoints under one name."""
+    models = [{"id": "some-vlm", "root": "org/some-vlm"}, {"id": "other-vlm"}]
+    server.models = {"data": models}
     judge(make(), folder)
-    server.models = {"data": [{"id": "some-vlm", "root": "org/another"}]}
+    models[0]["root"] = "org/another"
     assert judge(make(), folder).done == N
+    assert judge(make(model="other-vlm"), folder).done == N
+    assert server.calls[-1].body["model"] == "other-vlm"
+    rubric = workplace / "rubric.yaml"
+    rubric.write_text(rubric.read_text().replace("Does it", "Does this"))
+    assert judge(make(), folder).done == N
+    assert server.calls[-1].parts[-1]["text"].startswith("Does this show")
 
 
 def test_other_server_version_causes_no_new_judgements(make, folder, server) -> None:
@@ -68,22 +75,6 @@ def test_other_server_version_causes_no_new_judgements(make, folder, server) -> 
     server.version = "0.99"
     settings = {"timeout": 9.0, "max_retries": 1, "concurrency": 2}
     assert judge(make(**settings), folder).done == 0
-
-
-def test_other_model_causes_new_judgements(make, folder, server) -> None:
-    server.models = {"data": [{"id": "some-vlm"}, {"id": "other-vlm"}]}
-    judge(make(), folder)
-    assert judge(make(model="other-vlm"), folder).done == N
-    assert server.calls[-1].body["model"] == "other-vlm"
-
-
-def test_other_rubric_causes_new_judgements(make, folder, server, workplace) -> None:
-    judge(make(), folder)
-    rubric = workplace / "rubric.yaml"
-    rubric.write_text(rubric.read_text().replace("Does it", "Does this"))
-    done = judge(make(), folder)
-    assert done.done == N
-    assert server.calls[-1].parts[-1]["text"].startswith("Does this show")
 
 
 def test_only_a_changed_image_is_judged_again(make, folder, server) -> None:
