@@ -15,7 +15,7 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import feature_settings
 from autolora_eval.generation.model_on_device import ModelOnDevice
-from autolora_eval.scoring.features import Batch, Extracted, FeatureMaker, extractor_key
+from autolora_eval.scoring.features import Batch, Extracted, FeatureMaker
 
 
 class ExtractorProcess:
@@ -70,7 +70,7 @@ def serve(benchmark: str, key: str, gpu_share: str) -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is not a result
     settings = feature_settings(make_plan(load_benchmark(benchmark)))
-    if extractor_key(settings.identity(), settings.batch_size) != key:
+    if settings.key != key:
         return  # a file was changed meanwhile
     if (device := choose_device(settings.device)).startswith("cuda"):
         import torch

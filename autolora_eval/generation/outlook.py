@@ -17,7 +17,7 @@ from autolora_eval.generation.dataset import LIBRARIES
 from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest, library_versions, rows_of_images
-from autolora_eval.scoring.features import extractor_key, known_features
+from autolora_eval.scoring.features import known_features
 from autolora_eval.scoring.judgement_store import JudgementFile, JudgementKey
 from autolora_eval.sources.hub import hub_cache_only
 
@@ -199,9 +199,7 @@ def _titles(found: list[CellOutlook]) -> str:
 def _features(
     plan: Plan, folder: RunFolder, manifest: RunManifest, cells: list[CellOutlook]
 ) -> StageOutlook:
-    settings = feature_settings(plan)
-    identity = settings.identity()
-    key = extractor_key(identity, settings.batch_size)
+    key = feature_settings(plan).key
     kept = sum(
         item in known
         for one in cells

@@ -20,7 +20,7 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.scoring.features import Batch, FeatureMaker, extractor_key
+from autolora_eval.scoring.features import Batch, FeatureMaker
 from autolora_eval.scoring.judging import judge_key, transformers_judge
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def feature_maker(plan: Plan, folder: RunFolder, key: str) -> FeatureMaker:
         AutoLoRAEvalError: if the extractor here has another key.
     """
     settings = feature_settings(plan)
-    _require_same(extractor_key(settings.identity(), settings.batch_size), key, "extractor")
+    _require_same(settings.key, key, "extractor")
     return FeatureMaker(settings)
 
 

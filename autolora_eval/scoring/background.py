@@ -1,7 +1,7 @@
-"""Scoring beside generation: images that are there are scored while others are made.
+"""Scoring beside generation: finished images are scored while others are made.
 
-A server judges, and another process extracts features. Neither changes what generation sees: its
-random numbers, default precision and working folder are those of this process.
+A server judges, and another process extracts features, so generation keeps the random numbers,
+default precision and working folder of this process to itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from autolora_eval.scoring.features import (
     Extracted,
     FeatureSettings,
     extract_whole_batches,
-    extractor_key,
 )
 from autolora_eval.scoring.judgement_store import JudgementKey
 from autolora_eval.scoring.judging import JudgeSettings, PendingJudgement, judge_images
@@ -32,7 +31,7 @@ from autolora_eval.scoring.judging import JudgeSettings, PendingJudgement, judge
 if TYPE_CHECKING:
     from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
-# Between looks for new images. A run that has nothing to make ends before the first.
+# Between searches for new images. A run that has nothing to make ends before the first one.
 PAUSE_SECONDS = 5.0
 
 
@@ -53,21 +52,21 @@ R = TypeVar("R", FeaturesRecord, JudgeRecord)
 class Background(ABC, Generic[S]):
     """Scores new images of a run in a thread, from `start` to the end of the block.
 
-    The scores are stored as by their stage, which finds them and makes the rest. Whatever fails
-    here only ends this: the stage does it again, and reports the problem.
+    The scores are stored as their stage stores them. The stage then finds them and makes the rest.
+    A failure only ends the thread: the stage tries again, and reports the problem.
 
     Args:
         folder: the run folder.
 
     Attributes:
-        counts: the scores that were made here, as the stage's record counts them.
+        counts: the scores that were made here, by their name in the stage's record.
         seconds: how long it took.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.counts: Counter[str] = Counter()
         self.seconds = 0.0
-        # The working folder may change: third-party code runs meanwhile.
+        # Absolute: third-party code runs meanwhile, which may change the working folder.
         self._folder = RunFolder(folder.path.absolute())
         self._scorer: S | None = None
         self._seen: dict[str, int] = {}
@@ -76,14 +75,14 @@ class Background(ABC, Generic[S]):
 
     @abstractmethod
     def _open(self) -> S | None:
-        """Return what scores; None if images are not scored meanwhile."""
+        """Return the scorer; None if images are not scored during generation."""
 
     @abstractmethod
     def _score(self, scorer: S, manifest: RunManifest) -> None:
         """Score the new images of some cells."""
 
     def start(self) -> None:
-        """Begin, once the manifest has the settings of the images; a second call does nothing."""
+        """Start the thread; a second call does nothing. The manifest must have the settings."""
         if self._thread.ident is None:
             self._thread.start()
 
@@ -96,7 +95,7 @@ class Background(ABC, Generic[S]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Begin nothing more, and wait for what is in flight; after an error, cancel it."""
+        """Stop, and wait for work in flight; after an error, cancel it."""
         self._stopped.set()
         if error is not None and self._scorer is not None:
             self._scorer.cancel()
@@ -104,7 +103,7 @@ class Background(ABC, Generic[S]):
             self._thread.join()
 
     def added_to(self, started: float, record: R) -> tuple[float, R]:
-        """Return the stage's beginning and record, with what was made here as a part of it."""
+        """Return the stage's start and record, including what was made here."""
         counts = {name: getattr(record, name) + n for name, n in self.counts.items()}
         counts["reused"] = max(0, record.reused - self.counts.total())
         return started - self.seconds, record.model_copy(update=counts)
@@ -117,13 +116,13 @@ class Background(ABC, Generic[S]):
                 self._scorer = scorer
                 while not self._stopped.is_set():
                     began = time.thread_time()
-                    self._look(scorer)
-                    # A look hashes the images of a cell again: at most a tenth of a core is spent.
+                    self._score_new(scorer)
+                    # Each time, images of a cell are hashed again: use at most 10% of a core.
                     self._stopped.wait(max(PAUSE_SECONDS, 9 * (time.thread_time() - began)))
-        except Exception:  # the stage does it again, and says what is wrong
+        except Exception:  # the stage tries again, and reports the problem
             return
 
-    def _look(self, scorer: S) -> None:
+    def _score_new(self, scorer: S) -> None:
         """Score the images of the cells that have new ones."""
         manifest, started = self._folder.read_manifest(), time.monotonic()
         files = {cell.id: self._folder.metadata(cell.id) for cell in manifest.cells}
@@ -139,8 +138,8 @@ class BackgroundJudging(Background["OpenAIJudge"]):
     """Has a server judge new images.
 
     Attributes:
-        settings: how images are judged; None if they are not judged meanwhile.
-        record: the judge, as of the last look at the images; None if none was judged.
+        settings: how images are judged; None if they are not judged during generation.
+        record: the judge's record so far; None if no image was judged.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -150,7 +149,7 @@ class BackgroundJudging(Background["OpenAIJudge"]):
         self._asked: set[tuple[str, JudgementKey]] = set()
 
     def noted_in(self, manifest: RunManifest) -> RunManifest:
-        """Return the manifest with the judge that was asked here, if one was."""
+        """Return the manifest with the judge's record, if there is one."""
         return manifest.model_copy(update={"judge": self.record}) if self.record else manifest
 
     def _open(self) -> OpenAIJudge | None:
@@ -169,7 +168,7 @@ class BackgroundJudging(Background["OpenAIJudge"]):
         self.counts.update(done=record.done, cached=record.cached)
 
     def _not_asked(self, item: PendingJudgement) -> bool:
-        """Return whether to ask: each question once, as a failed call is the stage's to repeat."""
+        """Return True for a question's first time: only the stage repeats failed calls."""
         key = item.cell, JudgementKey(item.image.id, item.image.sha256, item.repeat)
         if self._stopped.is_set() or key in self._asked:
             return False
@@ -182,11 +181,11 @@ class BackgroundFeatures(Background[_Extractor]):
 
     Args:
         folder: the run folder.
-        opened: takes the extractor's key and starts the process; returns None if there is no
-            memory for it.
+        opened: takes the extractor's key and starts the process; returns None if the memory is too
+            small.
 
     Attributes:
-        settings: how features are extracted; None if they are not extracted meanwhile.
+        settings: how features are extracted; None if they are not extracted during generation.
     """
 
     def __init__(self, folder: RunFolder, opened: Callable[[str], _Extractor | None]) -> None:
@@ -197,7 +196,7 @@ class BackgroundFeatures(Background[_Extractor]):
     def _open(self) -> _Extractor | None:
         if self.settings is None:
             return None
-        self._key = extractor_key(self.settings.identity(), self.settings.batch_size)
+        self._key = self.settings.key
         return self._opened(self._key)
 
     def _score(self, scorer: _Extractor, manifest: RunManifest) -> None:

@@ -1,4 +1,4 @@
-"""The feature stage: from images to feature vectors, each extracted once."""
+"""The feature stage: feature vectors of images, each extracted once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from safetensors.numpy import save_file
 from autolora_eval._devices import choose_device, is_out_of_memory, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json, atomic_write, content_hash, require_space
-from autolora_eval._progress import Progress
-from autolora_eval.runs.feature_file import checksum, read_features
+from autolora_eval._progress import Advance, Progress
+from autolora_eval.runs.feature_file import Matrix, checksum, read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image, reduced
 from autolora_eval.runs.manifest import RunManifest
-from autolora_eval.runs.records import CellRecord, FeaturesRecord
+from autolora_eval.runs.records import FeaturesRecord
 from autolora_eval.scoring.extractor import Extractor, Loading, ResolvedExtractor
 from autolora_eval.sources.identity import identity
 from autolora_eval.sources.model_source import Source
@@ -54,8 +54,13 @@ class FeatureSettings:
 
     @property
     def dtype_name(self) -> str:
-        """Name of the precision that is used."""
+        """The precision that is used."""
         return "float32" if self.dtype == "auto" else self.dtype
+
+    @property
+    def key(self) -> str:
+        """The content hash of all that decides a feature vector but the image."""
+        return extractor_key(self.identity(), self.batch_size)
 
     def identity(self) -> Json:
         """Return all that decides a feature vector but the image and the batch size."""
@@ -82,9 +87,9 @@ class FeatureSettings:
             return self.extractor.kind.load(loading)
 
     def check(self, size: tuple[int, int]) -> None:
-        """Load the extractor, and extract the features of grey images: a whole batch on a GPU.
+        """Load the extractor, and try it on a batch of grey images.
 
-        A CPU takes at most two: its memory is larger, and a batch of a large model takes minutes.
+        A CPU tries two at most: it has more memory, and a batch of a large model takes minutes.
 
         Args:
             size: width and height of the images.
@@ -93,9 +98,8 @@ class FeatureSettings:
             AutoLoRAEvalError: if it cannot be loaded or fails.
         """
         extractor = self.load()
-        n = self.batch_size
-        if choose_device(self.device) == "cpu":
-            n = min(n, 2)
+        on_cpu = choose_device(self.device) == "cpu"
+        n = min(self.batch_size, 2) if on_cpu else self.batch_size
         try:
             with quiet_libraries():
                 extractor([Image.new("RGB", size, (128, 128, 128))] * n)
@@ -119,87 +123,110 @@ def extract_features(
     """Extract the features of every image of a run that has none yet.
 
     Args:
-        settings: how.
-        manifest: whose images.
-        folder: where images are and features go.
-        progress: is advanced by each image.
+        settings: how features are extracted.
+        manifest: the run's cells, prompts and seeds.
+        folder: the run folder, which has the images and receives the features.
+        progress: advances with each image.
         elsewhere: takes the extractor's key and all batches, and yields what a `FeatureMaker` of
             another process makes of each, in order. Default: they are extracted here.
 
     Returns:
-        The extractor and how many images it took. What an earlier run learnt of the same
-        extractor is kept: one that has nothing to do is not loaded.
+        The manifest's section `features`. If there is nothing to extract, the extractor is not
+        loaded, and its preprocessing is taken from the manifest.
     """
-    kind, identity = settings.extractor.kind, settings.identity()
+    identity, maker = settings.identity(), FeatureMaker(settings)
     key = extractor_key(identity, settings.batch_size)
-    extract = FeatureMaker(settings)
-    preprocessing, dim = None, None
-    done = reused = n_failed = 0
     n_images = len(manifest.cells) * len(manifest.prompts) * len(manifest.seeds)
     with progress.task("Features", n_images) as advance:
-        work: Iterable[_CellWork] = _work(manifest, folder, key)
-        shared: Iterator[Extracted] = iter(())
+        work: Iterable[_CellWork] = _work(manifest, folder, key, settings.batch_size)
+        shared: Iterator[Extracted] | None = None
         if elsewhere is not None:
             work = list(work)
-            size = settings.batch_size
-            shared = elsewhere(key, [b for one in work for b in _batches(one.todo, size)])
-        for cell, images, todo in work:
-            known = known_features(folder.features(cell.id), key)
-            advance(len(images) - len(todo))
-            dims = {len(row) for row in known.values()}
-            failed: dict[str, str] = {}
-            if todo:
+            shared = elsewhere(key, [batch for cell in work for batch in cell.batches])
+        writer = _FeatureWriter(settings.extractor.kind.name, key, advance)
+        for cell in work:
+            if cell.batches:
                 require_space(folder.path)
-            batches = _batches(todo, settings.batch_size)
-            found = islice(shared, len(batches)) if elsewhere else map(extract, batches)
-            for batch, extracted in zip(batches, found, strict=True):
-                for row in extracted.rows.values():
-                    _check_length(len(row), kind.name, dims)
-                known |= extracted.rows
-                failed |= extracted.failed
-                if extracted.preprocessing is not None:
-                    preprocessing = extracted.preprocessing
-                advance(len(batch))
-            if todo or not folder.features(cell.id).is_file():
-                _write(folder.features(cell.id), images, known, failed, key)
-            done += len(todo) - len(failed)
-            reused += len(images) - len(todo)
-            n_failed += len(failed)
-            dim = next((len(row) for row in known.values()), None)
-    before = manifest.features
+            writer.write(cell, map(maker, cell.batches) if shared is None else shared)
+    preprocessing, before = writer.preprocessing, manifest.features
     if preprocessing is None and before is not None and before.key == key:
         preprocessing = before.preprocessing
-    if preprocessing is None and dim is not None:  # made beside generation, or by a killed run
-        preprocessing = extract.preprocessing()
+    if preprocessing is None and writer.dim is not None:
+        preprocessing = maker.preprocessing()  # made beside generation, or by a killed run
     return FeaturesRecord(
-        model=settings.model if kind.needs_model else kind.name,
+        model=settings.model if settings.extractor.kind.needs_model else writer.name,
         key=key,
         **identity,
         preprocessing=preprocessing,
-        dim=dim,
-        done=done,
-        reused=reused,
-        failed=n_failed,
+        dim=writer.dim,
+        done=writer.done,
+        reused=writer.reused,
+        failed=writer.failed,
     )
 
 
 class _CellWork(NamedTuple):
-    """The images of a cell, and those of them that have no features yet."""
+    """The images of a cell, and batches of those that have no features yet."""
 
-    cell: CellRecord
+    file: Path
     images: list[CellImage]
-    todo: list[CellImage]
+    batches: list[Batch]
 
 
-def _work(manifest: RunManifest, folder: RunFolder, key: str) -> Iterator[_CellWork]:
+def _work(manifest: RunManifest, folder: RunFolder, key: str, size: int) -> Iterator[_CellWork]:
     for cell in manifest.cells:
-        images = cell_images(manifest, cell, folder)
-        known = known_features(folder.features(cell.id), key)
-        yield _CellWork(cell, images, _missing(images, known))
+        images, file = cell_images(manifest, cell, folder), folder.features(cell.id)
+        yield _CellWork(file, images, _batches(_missing(images, known_features(file, key)), size))
 
 
 def _missing(images: Sequence[CellImage], known: Rows) -> list[CellImage]:
     return [i for i in images if i.problem or (i.id, i.sha256) not in known]
+
+
+@dataclass
+class _FeatureWriter:
+    """Writes the features of one cell after the other, and counts them."""
+
+    name: str
+    key: str
+    advance: Advance
+    done: int = 0
+    reused: int = 0
+    failed: int = 0
+    dim: int | None = None  # of the last cell
+    preprocessing: Json | None = None
+
+    def write(self, work: _CellWork, results: Iterator[Extracted]) -> None:
+        """Write the features of a cell; takes the results of its batches."""
+        known = known_features(work.file, self.key)
+        failed: dict[str, str] = {}
+        n_todo = sum(map(len, work.batches))
+        n_reused = len(work.images) - n_todo
+        self.advance(n_reused)
+        for batch, extracted in zip(work.batches, islice(results, len(work.batches)), strict=True):
+            known |= extracted.rows
+            self._check_lengths(known, extracted.rows)
+            failed |= extracted.failed
+            if extracted.preprocessing is not None:
+                self.preprocessing = extracted.preprocessing
+            self.advance(len(batch))
+        if work.batches or not work.file.is_file():
+            _write(work.file, work.images, known, failed, self.key)
+        self.done += n_todo - len(failed)
+        self.reused += n_reused
+        self.failed += len(failed)
+        self.dim = next(map(len, known.values()), None)
+
+    def _check_lengths(self, known: Rows, new: Rows) -> None:
+        """Check that new vectors are as long as the earlier ones."""
+        before = next(map(len, known.values()), 0)
+        for row in new.values():
+            if len(row) != before:
+                raise AutoLoRAEvalError(
+                    f"the extractor '{self.name}' returned vectors of {len(row)} numbers, and of "
+                    f"{before} before: expected one length for all images, whatever they are "
+                    "batched with."
+                )
 
 
 def extract_whole_batches(
@@ -210,19 +237,19 @@ def extract_whole_batches(
     folder: RunFolder,
     stopped: Callable[[], bool],
 ) -> Iterator[int]:
-    """Extract batches whose images are all there, while others are still to be made.
+    """Extract batches whose images all exist, while others are still being made.
 
-    They are the first ones that the stage would take, so that its others are the same as without
-    these: on some devices the last bits of a vector depend on its place in the batch. The stage
-    also takes a batch with an image that cannot be opened, and what follows it.
+    They are the first batches that the stage would take, so its other batches stay the same: on
+    some devices the last bits of a vector depend on its index in the batch. From the first image
+    that cannot be opened on, batches are left to the stage.
 
     Args:
         extract: extracts a batch.
-        key: the extractor's.
+        key: the extractor's key.
         size: images in a batch.
-        manifest: whose images.
-        folder: where images are and features go.
-        stopped: whether to begin no other batch.
+        manifest: the run's cells, prompts and seeds.
+        folder: the run folder, which has the images and receives the features.
+        stopped: called before each batch; returns True to stop.
 
     Yields:
         The number of vectors that were added to the file of a cell.
@@ -248,15 +275,10 @@ def _batches(images: Sequence[CellImage], size: int) -> list[Batch]:
 
 
 def extractor_key(identity: Json, batch_size: int) -> str:
-    """Return the hash of all that decides a feature vector but the image.
-
-    Args:
-        identity: as `FeatureSettings.identity` has it. The path of the model decides nothing.
-        batch_size: images per forward pass.
-    """
+    """Return `FeatureSettings.key` from its identity and batch size."""
     model = dict(identity["identity"])
     if model["kind"] != "hub":
-        model.pop("name")
+        model.pop("name")  # a folder is identified by its content
     return content_hash({**identity, "identity": model, "batch_size": batch_size})
 
 
@@ -270,12 +292,12 @@ def known_features(path: Path, key: str) -> Rows:
 
 
 class Extracted(NamedTuple):
-    """What became of a batch.
+    """The features of a batch.
 
     Attributes:
-        rows: the vectors, by image and its hash.
-        failed: why an image could not be opened, by image.
-        preprocessing: what the extractor does with an image; None if none could be opened.
+        rows: the vectors by image id and SHA-256.
+        failed: the reason by image id, for images that could not be opened.
+        preprocessing: the extractor's preprocessing of an image; None if no image could be opened.
     """
 
     rows: Rows
@@ -287,7 +309,7 @@ class FeatureMaker:
     """Extracts batches. The extractor is loaded for the first image that can be opened.
 
     Args:
-        settings: how.
+        settings: how features are extracted.
     """
 
     def __init__(self, settings: FeatureSettings) -> None:
@@ -298,7 +320,7 @@ class FeatureMaker:
         """Extract the features of at most `batch_size` images.
 
         Raises:
-            AutoLoRAEvalError: if the memory is too small.
+            AutoLoRAEvalError: if the extractor runs out of memory.
         """
         failed: dict[str, str] = {}
         opened: list[tuple[CellImage, Image.Image]] = []
@@ -311,10 +333,16 @@ class FeatureMaker:
                 failed[image.id] = str(error)
         if not opened:
             return Extracted({}, failed, None)
+        vectors = self._vectors([picture for _, picture in opened])
+        pairs = zip(opened, vectors, strict=True)
+        rows = {(image.id, str(image.sha256)): vector for (image, _), vector in pairs}
+        return Extracted(rows, failed, self.preprocessing())
+
+    def _vectors(self, pictures: list[Image.Image]) -> Matrix:
         extractor = self._extractor()
         try:
             with quiet_libraries():
-                vectors = extractor([picture for _, picture in opened])
+                return extractor(pictures)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -323,24 +351,10 @@ class FeatureMaker:
                 f"features.batch_size {self._settings.batch_size}. Lower it, and run the same "
                 "command again."
             ) from None
-        pairs = zip(opened, vectors, strict=True)
-        rows = {(image.id, str(image.sha256)): vector for (image, _), vector in pairs}
-        return Extracted(rows, failed, self.preprocessing())
 
     def preprocessing(self) -> Json:
-        """Return what the extractor does with an image."""
+        """Return the extractor's preprocessing of an image."""
         return self._extractor().preprocessing()
-
-
-def _check_length(dim: int, name: str, known: set[int]) -> None:
-    """Refuse a vector of another length than the earlier ones."""
-    known.add(dim)
-    if len(known) > 1:
-        before = next(iter(known - {dim}))
-        raise AutoLoRAEvalError(
-            f"the extractor '{name}' returned vectors of {dim} numbers, and of {before} before: "
-            "expected one length for all images, whatever they are batched with."
-        )
 
 
 def _write(
@@ -356,7 +370,7 @@ def _write(
         "extractor_key": key,
     }
     rows["checksum"] = checksum(rows, matrix)
-    # A tensor too: the header of safetensors holds 100 MB, which 900,000 images would fill.
+    # Also as a tensor: the header of safetensors is limited to 100 MB, or about 900,000 images.
     text = np.frombuffer(json.dumps(rows).encode(), dtype=np.uint8)
     with atomic_write(path) as temporary:
         save_file({"features": matrix, "rows": text}, temporary)

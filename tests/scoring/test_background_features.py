@@ -32,7 +32,6 @@ from autolora_eval.scoring.features import (
     Extracted,
     extract_features,
     extract_whole_batches,
-    extractor_key,
 )
 from autolora_eval.sources.lookup import shipped_benchmarks
 
@@ -77,7 +76,7 @@ def look(plan: Plan, folder: RunFolder, dies_after: int) -> int:
             raise EOFError
         return told(batch)
 
-    key, manifest = extractor_key(settings.identity(), 2), manifest_of(plan, folder)
+    key, manifest = settings.key, manifest_of(plan, folder)
     done = 0
     with suppress(EOFError):
         for n in extract_whole_batches(extract, key, 2, manifest, folder, lambda: False):
@@ -204,7 +203,7 @@ def test_a_run_extracts_during_generation_with_the_same_result(run, tmp_path, mo
 
 def test_the_process_ends_when_the_pipe_of_a_killed_one_closes(plan: Plan) -> None:
     settings = feature_settings(plan)
-    key = extractor_key(settings.identity(), settings.batch_size)
+    key = settings.key
     process = extractor_process.ExtractorProcess(plan.benchmark.file, key, 1.0)._process
     assert process.stdin is not None
     process.stdin.close()
