@@ -7,10 +7,10 @@ s = Σ_i u_i,
 
     ‖s‖² = Σ_i ‖u_i‖² + 2 Σ_{i<j} u_i·u_j = N + 2 Σ_{i<j} cos(f(x_i), f(x_j)),
 
-so the N(N−1)/2 cosines are not needed one by one: equation (8) is 1 − (‖s‖² − N)/(N(N−1)). This
-takes O(N·D) time. Leaving out image i replaces s by s − u_i, so the N leave-one-out values of the
-jackknife take O(N·D) time as well. No unit vector is kept: s = Σ_i f(x_i)/‖f(x_i)‖ and
-s·u_i = s·f(x_i)/‖f(x_i)‖ are made of a block of features at a time, in float64. Beside the features
+so equation (8) is 1 − (‖s‖² − N)/(N(N−1)), which takes O(N·D) time instead of N(N−1)/2 cosines.
+Leaving out image i replaces s by s − u_i, so the N leave-one-out values of the jackknife take
+O(N·D) time as well. No unit vector is stored: s = Σ_i f(x_i)/‖f(x_i)‖ and s·u_i = s·f(x_i)/‖f(x_i)‖
+are computed in float64 from one block of features after the other. In addition to the features,
 this takes O(N + D) memory.
 """
 
@@ -64,9 +64,7 @@ def diversity(features: npt.ArrayLike) -> Diversity:
     Raises:
         ValueError: if `features` is not a matrix.
     """
-    matrix = np.asarray(as_array(features))
-    if matrix.ndim != 2:
-        raise ValueError(f"expected features of shape [N, D], got {list(matrix.shape)}")
+    matrix = as_matrix(features)
     n = len(matrix)
     if n < 2:
         return Diversity(None, None, n, f"needs at least two images, has {n}")
@@ -143,12 +141,17 @@ def jackknife_standard_error(leave_one_out_values: npt.ArrayLike) -> float:
     return float(np.sqrt((n - 1) / n * np.sum((values - values.mean()) ** 2)))
 
 
-def as_array(features: npt.ArrayLike) -> npt.ArrayLike:
-    """Convert a torch tensor to an array; return anything else unchanged.
+def as_matrix(features: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Return features as an array [N, D]; a torch tensor may be on any device.
 
-    NumPy cannot read tensors that require a gradient, lie on a GPU, or are bfloat16.
+    Raises:
+        ValueError: if they have another shape.
     """
     if hasattr(features, "detach"):
+        # NumPy cannot read tensors that require a gradient, are on a GPU, or are bfloat16.
         tensor = features.detach().cpu()
-        return np.asarray((tensor if tensor.element_size() > 2 else tensor.float()).numpy())
-    return features
+        features = (tensor if tensor.element_size() > 2 else tensor.float()).numpy()
+    matrix = np.asarray(features)
+    if matrix.ndim != 2:
+        raise ValueError(f"expected features of shape [N, D], got {list(matrix.shape)}")
+    return matrix

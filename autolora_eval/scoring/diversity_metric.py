@@ -18,7 +18,7 @@ from autolora_eval.plugins.registry import Origin, Registry
 from autolora_eval.plugins.third_party import source_fingerprint
 from autolora_eval.runs.columns import is_taken_in_diversity
 from autolora_eval.runs.records import DiversityMetricRecord
-from autolora_eval.scoring.diversity import Diversity, Floats, as_array, sum_of_units
+from autolora_eval.scoring.diversity import Diversity, Floats, as_matrix, sum_of_units
 
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _NEEDS_REFERENCE = (
@@ -82,10 +82,11 @@ class DiversityMetric:
         Raises:
             ValueError: if `features` or `reference` is not a matrix.
         """
-        arguments = [_matrix(features)]
+        arguments = [np.asarray(as_matrix(features), dtype=np.float64)]
         n = len(arguments[0])
         if self.against_reference:
-            arguments.append(_matrix(np.zeros((0, 1)) if reference is None else reference))
+            others = np.zeros((0, 1)) if reference is None else reference
+            arguments.append(np.asarray(as_matrix(others), dtype=np.float64))
         reason = self._undefined_reason(*arguments)
         if reason is not None:
             return Diversity(None, None, n, reason)
@@ -112,26 +113,10 @@ class DiversityMetric:
 
     def record(self) -> DiversityMetricRecord:
         """Return the declaration for the manifest; an infinite bound is None."""
-        return DiversityMetricRecord(
-            name=self.name,
-            display_name=self.display_name,
-            label=self.label,
-            higher_is_better=self.higher_is_better,
-            low=self.low if math.isfinite(self.low) else None,
-            high=self.high if math.isfinite(self.high) else None,
-            equation=self.equation,
-            source=self.source,
-            least_images=self.least_images,
-            against_reference=self.against_reference,
-            code=dict(self.code),
-        )
-
-
-def _matrix(features: npt.ArrayLike) -> Floats:
-    matrix = np.asarray(as_array(features), dtype=np.float64)
-    if matrix.ndim != 2:
-        raise ValueError(f"expected features of shape [N, D], got {list(matrix.shape)}")
-    return matrix
+        values = {name: getattr(self, name) for name in DiversityMetricRecord.model_fields}
+        for bound in ("low", "high"):
+            values[bound] = values[bound] if math.isfinite(values[bound]) else None
+        return DiversityMetricRecord(**values | {"code": dict(self.code)})
 
 
 def _read(found: object, origin: Origin) -> DiversityMetric:
@@ -162,11 +147,7 @@ def _check_name(name: object) -> None:
 
 
 def _check_values(metric: DiversityMetric) -> None:
-    """Check the declaration before anything is generated.
-
-    Raises:
-        UsageError: if a value has the wrong type or range.
-    """
+    """Check the types and ranges of the declaration before anything is generated."""
     expected = {"function": "a callable", "low": "a number", "high": "a number"}
     expected |= dict.fromkeys(("least_images", "least_reference"), "a whole number from 1")
     expected |= dict.fromkeys(("display_name", "label", "equation", "source"), "text")
