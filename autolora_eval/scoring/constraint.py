@@ -45,7 +45,7 @@ def reply_pattern(rubric: Rubric, forced: Mapping[str, float] | None = None) -> 
         ValueError: if a forced column or value is not one of the rubric's.
     """
     members = (
-        f"{_SPECIAL.sub(_escaped, _quoted(key))}: ?{_value_pattern(column, part, forced)}"
+        f"{_literal(json.dumps(key, ensure_ascii=False))}: ?{_value_pattern(column, part, forced)}"
         for key, column, part in _members(rubric, forced)
     )
     return rf"\{{{', ?'.join(members)}\}}"
@@ -78,8 +78,7 @@ def _members(
     rubric: Rubric, forced: Mapping[str, float] | None
 ) -> Iterator[tuple[str, str, Score | Remark]]:
     """Yield (key, column, score or remark) in the reply's order; a remark's column is ''."""
-    unknown = sorted((forced or {}).keys() - rubric.scores.keys())
-    if unknown:
+    if unknown := sorted((forced or {}).keys() - rubric.scores.keys()):
         raise ValueError(f"'{unknown[0]}' is not one of the columns {', '.join(rubric.scores)}")
     remarks = rubric.remarks.items() if forced is None else ()
     yield from ((key, "", remark) for key, remark in remarks if remark.before_scores)
@@ -91,7 +90,7 @@ def _value_pattern(column: str, part: Score | Remark, forced: Mapping[str, float
     if isinstance(part, Remark):
         return _remark_pattern(part)
     if forced is not None and column in forced:
-        return _SPECIAL.sub(_escaped, _forced_text(column, part, forced[column]))
+        return _literal(_forced_text(column, part, forced[column]))
     spellings = ["".join(spelling) for spelling in _spellings(part)]
     return spellings[0] if len(spellings) == 1 else f"({'|'.join(spellings)})"
 
@@ -126,7 +125,7 @@ def _remark_schema(remark: Remark) -> Json:
 
 
 def _forced_text(column: str, score: Score, value: float) -> str:
-    """Return a value as a reply writes it."""
+    """Return a value as it is written in a reply."""
     text = f"{Decimal(str(value + 0.0)):f}".removesuffix(".0")  # −0.0 is 0
     if not any(re.fullmatch("".join(spelling), text) for spelling in _spellings(score)):
         raise ValueError(f"'{column}' does not allow the {score.type} {text}")
@@ -135,15 +134,12 @@ def _forced_text(column: str, score: Score, value: float) -> str:
 
 def _spellings(score: Score) -> list[Spelling]:
     """Return patterns of a score's values, from whole numbers to the most decimals."""
-    return list(
-        itertools.chain.from_iterable(
-            _with_decimals(score, decimals) for decimals in range(_most_decimals(score) + 1)
-        )
-    )
+    decimals = range(_most_decimals(score) + 1)
+    return [spelling for n in decimals for spelling in _with_decimals(score, n)]
 
 
 def _most_decimals(score: Score) -> int:
-    """Return the decimals that are needed for both bounds and for at least 100 steps."""
+    """Return how many decimals both bounds and at least 100 steps between them need."""
     if score.type == "integer":
         return 0
     steps = next(n for n in itertools.count(1) if (score.max - score.min) * 10**n >= 100)
@@ -152,7 +148,7 @@ def _most_decimals(score: Score) -> int:
 
 
 def _with_decimals(score: Score, decimals: int) -> Iterator[Spelling]:
-    """Yield patterns of the range's numbers with exactly so many decimals."""
+    """Yield patterns of the range's numbers with exactly `decimals` decimals."""
     low = math.ceil(Fraction(str(score.min)) * 10**decimals)
     high = math.floor(Fraction(str(score.max)) * 10**decimals)
     if low > high:
@@ -198,9 +194,6 @@ def _digit(first: int, last: int) -> str:
     return str(first) if first == last else f"[{first}-{last}]"
 
 
-def _quoted(key: str) -> str:
-    return json.dumps(key, ensure_ascii=False)
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return f"\\{match[0]}"
+def _literal(text: str) -> str:
+    """Return a pattern that matches only this text."""
+    return _SPECIAL.sub(r"\\\g<0>", text)

@@ -11,25 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from autolora_eval._errors import UsageError, did_you_mean
-from autolora_eval._files import sha256_bytes
-from autolora_eval._yaml import explained, matching, read_yaml
+from autolora_eval._files import Json, sha256_bytes
+from autolora_eval._yaml import StrictModel, explained, matching, read_yaml
 from autolora_eval.runs.columns import is_computed
 
-_NAME = r"[a-z][a-z0-9_]{0,39}"
-_NAME_RULE = "up to 40 lower-case letters, digits and '_', the first a letter"
-_PARAMETERS = frozenset(
-    ("start", "stop", "guidance_scale", "base_guidance_scale", "autolora_scale")
-)
+_PARAMETERS = ("start", "stop", "guidance_scale", "base_guidance_scale", "autolora_scale")
 
 
 def _not_reserved(column: str) -> str:
@@ -38,19 +27,15 @@ def _not_reserved(column: str) -> str:
     return column
 
 
-Column = Annotated[
-    str,
-    matching(_NAME, _NAME_RULE),
-    AfterValidator(_not_reserved),
-]
-ReplyKey = Annotated[str, Field(min_length=1, max_length=200)]
-Bound = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 ValueName = Annotated[
     str,
     matching(
         r"[a-z][a-z0-9_]{0,39}", "up to 40 lower-case letters, digits and '_', the first a letter"
     ),
 ]
+Column = Annotated[ValueName, AfterValidator(_not_reserved)]
+ReplyKey = Annotated[str, Field(min_length=1, max_length=200)]
+Bound = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 MIN_RANGE = 1e-6
 _PLACEHOLDER = re.compile(r"<<<[^<>\n]*>>>")
 # A placeholder of another style, such as {{image}}: symbols, a name, symbols.
@@ -60,7 +45,7 @@ _CONTROL_TOKEN = re.compile(r"<(?=[^<>\s]{1,60}>)|\[(?=/?[A-Z][A-Z0-9_]{0,59}\])
 _CONTROL_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
-class Placeholders(BaseModel):
+class Placeholders(StrictModel):
     """The placeholders in a rubric's text.
 
     Attributes:
@@ -70,11 +55,10 @@ class Placeholders(BaseModel):
         delimiters: further text that no prompt may imitate, such as the markers around the prompt.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     image: str = Field(min_length=1)
     prompt: str | None = Field(default=None, min_length=1)
-    values: dict[ValueName, Annotated[str, Field(min_length=1)]] = {}
-    delimiters: list[Annotated[str, Field(min_length=2)]] = []
+    values: dict[ValueName, Annotated[str, Field(min_length=1)]] = Field(default={})
+    delimiters: list[Annotated[str, Field(min_length=2)]] = Field(default=[])
 
     @model_validator(mode="after")
     def _none_contains_another(self) -> Placeholders:
@@ -90,7 +74,7 @@ class Placeholders(BaseModel):
         return [self.image, *prompt, *self.values.values()]
 
 
-class Score(BaseModel):
+class Score(StrictModel):
     """One score: its key in the judge's reply, its range and its direction.
 
     Attributes:
@@ -103,7 +87,6 @@ class Score(BaseModel):
             (`integer`). An unconstrained reply may have any number of the range.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     key: ReplyKey
     display_name: str
     min: Bound = 0.0
@@ -125,7 +108,7 @@ class Score(BaseModel):
         return self
 
 
-class Remark(BaseModel):
+class Remark(StrictModel):
     """A part of a reply besides the scores, such as a reason. It is kept but not evaluated.
 
     Attributes:
@@ -133,12 +116,11 @@ class Remark(BaseModel):
         before_scores: whether it precedes the scores, so that the judge reasons first.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     kind: Literal["text", "keywords"]
     before_scores: bool = False
 
 
-class Rubric(BaseModel):
+class Rubric(StrictModel):
     """A rubric file.
 
     Attributes:
@@ -150,29 +132,28 @@ class Rubric(BaseModel):
         text: the question to the judge.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     name: str
     source: str = ""
     placeholders: Placeholders
     scores: dict[Column, Score] = Field(min_length=1)
-    remarks: dict[ReplyKey, Remark] = {}
+    remarks: dict[ReplyKey, Remark] = Field(default={})
     text: str = Field(min_length=1, max_length=100_000)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Rubric:
-        keys = [score.key for score in self.scores.values()]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise ValueError(f"two scores have the key '{twice[0]}'; rename one")
-        both = [key for key in self.remarks if key in keys]
-        if both:
-            raise ValueError(f"a score and a remark have the key '{both[0]}'; rename one")
+        keys: set[str] = set()
+        for score in self.scores.values():
+            if score.key in keys:
+                raise ValueError(f"two scores have the key '{score.key}'; rename one")
+            keys.add(score.key)
+        for key in self.remarks:
+            if key in keys:
+                raise ValueError(f"a score and a remark have the key '{key}'; rename one")
         self._check_names()
         self._check_text()
         return self
 
     def _check_names(self) -> None:
-        """Check that display names are distinct."""
         named: dict[str, str] = {}
         for column, score in self.scores.items():
             name = " ".join(score.display_name.lower().split())
@@ -193,8 +174,7 @@ class Rubric(BaseModel):
                     f"{did_you_mean(found, own.placeholders)} Declare it under "
                     "placeholders.values, or write it without '<<<'"
                 )
-        count = self.text.count(own.image)
-        if count != 1:
+        if (count := self.text.count(own.image)) != 1:
             raise ValueError(
                 f"the text must contain the image placeholder '{own.image}' once, but contains it "
                 f"{count} times"
@@ -319,6 +299,13 @@ class Question:
 
     before: str
     after: str
+
+    def parts(self, image: Json) -> list[Json]:
+        """Return the question as the parts of a chat message, without empty texts."""
+        before, after = (
+            [{"type": "text", "text": text}] if text else [] for text in (self.before, self.after)
+        )
+        return [*before, image, *after]
 
 
 def read_rubric(path: Path) -> Rubric:
