@@ -175,7 +175,7 @@ def test_run_again_does_nothing(benchmark: Path, copy: RunFolder, monkeypatch) -
         raise AssertionError("a model was loaded, or tables or report were written again")
 
     monkeypatch.setattr(LoraPipeline, "load", refused)
-    monkeypatch.setattr(Extractor, "load", refused)
+    monkeypatch.setattr(Extractor, "__init__", refused)
     autolora_eval.run(benchmark, copy.path)
     monkeypatch.setattr("autolora_eval.pipeline.run_pipeline.write_report", refused)
     monkeypatch.setattr("autolora_eval.analysis.tables.write_tables", refused)

@@ -23,7 +23,7 @@ from autolora_eval.plugins.signatures import (
     parameters_model,
     signature_of,
 )
-from autolora_eval.plugins.third_party import qualified_name, source_fingerprint
+from autolora_eval.plugins.third_party import doc_summary, qualified_name, source_fingerprint
 from autolora_eval.runs.feature_file import Matrix
 from autolora_eval.sources.model_source import Source
 
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from autolora_eval.sources.model_source import Source
-
 # What `from_pretrained` raises for a folder that is incomplete, damaged or not of transformers.
-# RuntimeError: a package that is there but broken, such as a torchvision beside another torch.
+# RuntimeError: a package is broken, such as a torchvision built for another version of torch.
 LOADING_ERRORS = (
     *(OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError),
     SafetensorError,
@@ -42,11 +40,8 @@ LOADING_ERRORS = (
 
 
 def loading_options(source: Source) -> dict[str, Any]:
-    """Return the arguments of every `from_pretrained`.
-
-    Without `trust_remote_code=False`, transformers asks on the terminal whether to run the code
-    of a model folder.
-    """
+    """Return the arguments of every `from_pretrained`."""
+    # Without `trust_remote_code=False`, transformers asks on the terminal whether to run code.
     revision = {"revision": source.revision} if source.revision else {}
     return {"trust_remote_code": False, **revision}
 
@@ -118,7 +113,7 @@ class Loading:
 
 
 class NoParameters(MethodParameters):
-    """The kind has no parameters."""
+    """The parameters of a kind that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +214,7 @@ def _read(found: object, origin: Origin) -> ExtractorKind:
     parameters = {key: value for key, value in signature.parameters.items() if key != DEVICE}
     return ExtractorKind(
         name=name,
-        summary=(found.__doc__ or "").strip().split("\n")[0],
+        summary=doc_summary(found),
         source=distribution or qualified_name(found),
         needs_model=False,
         parameters=parameters_model(replace(signature, parameters=parameters)),

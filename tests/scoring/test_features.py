@@ -21,6 +21,7 @@ from autolora_eval._files import sha256_file
 from autolora_eval.config.plan import Plan
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.scoring.extractor import EXTRACTORS, Loading
 from autolora_eval.scoring.extractors.transformers import TransformersExtractor as Extractor
 from autolora_eval.sources.model_source import Source
 
@@ -50,7 +51,8 @@ def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path, batch_size: int = 4, dtype: torch.dtype = torch.float32) -> Extractor:
     source = Source(str(folder), "folder", str(folder))
-    return Extractor.load(source, torch.device("cpu"), dtype, batch_size)
+    loading = Loading(source, None, torch.device("cpu"), dtype, batch_size)
+    return EXTRACTORS.find("transformers").load(loading)
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -131,7 +133,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: object) -> None:
         raise AssertionError("the extractor was loaded")
 
-    monkeypatch.setattr(Extractor, "load", load)
+    monkeypatch.setattr(Extractor, "__init__", load)
 
 
 def test_rows_are_named_by_image(make, folder, dinov2) -> None:

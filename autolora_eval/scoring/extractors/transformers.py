@@ -39,24 +39,6 @@ class TransformersExtractor:
     def __init__(self, model: Any, processor: Any, batch_size: int) -> None:  # noqa: ANN401
         self.model, self.processor, self.batch_size = model, processor, batch_size
 
-    @classmethod
-    def load(
-        cls, source: Source, device: torch.device, dtype: torch.dtype, batch_size: int
-    ) -> TransformersExtractor:
-        """Load a vision model from a folder or hub id, from safetensors only."""
-        from transformers import AutoImageProcessor, AutoModel
-
-        options = loading_options(source)
-        try:
-            _require_timm(source, options)
-            processor = AutoImageProcessor.from_pretrained(source.location, **options)
-            model = AutoModel.from_pretrained(
-                source.location, dtype=dtype, use_safetensors=True, **options
-            )
-        except LOADING_ERRORS as error:
-            raise unloadable("extractor", source, error) from error
-        return cls(model.to(device).eval(), processor, batch_size)
-
     def __call__(self, images: Sequence[Image.Image]) -> Matrix:
         """Return the feature vectors of RGB images, float32 [N, D].
 
@@ -90,10 +72,8 @@ class TransformersExtractor:
         names = ("size", "crop_size", "do_resize", "do_center_crop", "resample", "image_mean")
         config = self.processor.to_dict()
         kept = {name: config[name] for name in (*names, "image_std") if name in config}
-        return {
-            "processor": type(self.processor).__name__,
-            **json.loads(json.dumps(kept, default=str)),
-        }
+        plain: Json = json.loads(json.dumps(kept, default=str))
+        return {"processor": type(self.processor).__name__, **plain}
 
 
 def _require_timm(source: Source, options: Mapping[str, Any]) -> None:
@@ -110,10 +90,21 @@ def _require_timm(source: Source, options: Mapping[str, Any]) -> None:
 
 
 def _load(loading: Loading) -> Extractor:
-    assert loading.source is not None
-    return TransformersExtractor.load(
-        loading.source, loading.device, loading.dtype, loading.batch_size
-    )
+    """Load a vision model from a folder or hub id, from safetensors only."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    source = loading.source
+    assert source is not None
+    options = loading_options(source)
+    try:
+        _require_timm(source, options)
+        processor = AutoImageProcessor.from_pretrained(source.location, **options)
+        model = AutoModel.from_pretrained(
+            source.location, dtype=loading.dtype, use_safetensors=True, **options
+        )
+    except LOADING_ERRORS as error:
+        raise unloadable("extractor", source, error) from error
+    return TransformersExtractor(model.to(loading.device).eval(), processor, loading.batch_size)
 
 
 EXTRACTOR = ExtractorKind(
