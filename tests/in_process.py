@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rubrics import shipped
 from scored_run import picture
 
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
@@ -20,10 +21,13 @@ PROMPTS = ["a red house in front of a blue background", "a", "a green tree, pixe
 def judge(
     model: Path, rubric: Rubric | None = None, device: str = "cpu", **changes: Any
 ) -> TransformersJudge:
+    """Without a rubric, its replies are free."""
     settings = {"backend": "transformers", "max_tokens": 12} | changes
+    if rubric is None:
+        settings |= {"constraint": "plain"}
     spec = JudgeConfig(rubric="r", model=str(model), **settings)
     source = Source(str(model), "folder", str(model))
-    return TransformersJudge(spec, source, torch.device(device), rubric)
+    return TransformersJudge(spec, source, torch.device(device), rubric or shipped("pixel_art"))
 
 
 def ask(judge: TransformersJudge, requests: Iterable[Request]) -> list[Reply]:

@@ -176,7 +176,7 @@ def _judge_server(plan: Plan, output: Path) -> None:
         return
     from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
-    with closing(OpenAIJudge(judge, plan.benchmark.rubric)) as server:
+    with closing(OpenAIJudge(judge, judge_settings(plan).rubric)) as server:
         server.identity()  # asks trial questions, unless the benchmark states the constraint
 
 

@@ -19,12 +19,7 @@ from autolora_eval._progress import Progress
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import FeaturesRecord, JudgeRecord
-from autolora_eval.scoring.features import (
-    Batch,
-    Extracted,
-    FeatureSettings,
-    extract_whole_batches,
-)
+from autolora_eval.scoring.features import Batch, Extracted, FeatureSettings, extract_whole_batches
 from autolora_eval.scoring.judgement_store import JudgementKey
 from autolora_eval.scoring.judging import JudgeSettings, PendingJudgement, judge_images
 

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,11 +16,11 @@ from autolora_eval._files import Json, atomic_write, sha256_bytes
 from autolora_eval.scoring.judges.config import is_transient
 from autolora_eval.scoring.rubric import Question
 
-_OF_A_ROW: dict[str, Any] = {
+_TYPES: dict[str, Any] = {
     "image_id": str,
     **dict.fromkeys(("sha256", "reason", "raw"), str | None),
+    **dict.fromkeys(("scores", "expected"), dict | None),
 }
-_OF_A_ROW |= dict.fromkeys(("scores", "expected"), dict | None)
 CACHE_TIMEOUT = 30.0  # seconds to wait for another process that writes to the cache
 
 
@@ -43,7 +44,7 @@ class JudgementKey(NamedTuple):
 
 
 class JudgementStatus(NamedTuple):
-    """The state of one judgement.
+    """The status of one judgement.
 
     Attributes:
         final: the judge need not be asked again.
@@ -57,10 +58,10 @@ class JudgementStatus(NamedTuple):
 
 
 class JudgementFile:
-    """The judgements of one cell, one JSON object a line.
+    """The judgements of one cell, one JSON object per line.
 
-    A killed process loses no finished judgement: rows are appended and flushed to disk in groups,
-    and an incomplete last line is ignored and then overwritten.
+    Rows are appended and flushed to disk in groups. A killed process leaves an incomplete last line
+    at worst, which is ignored and then overwritten.
 
     Args:
         path: the file; it need not exist yet.
@@ -144,7 +145,7 @@ class JudgementFile:
         try:
             row = json.loads(line)
             JudgementKey.of(row), row["judge_key"], row["reason"], row["scores"]
-            if not all(isinstance(row.get(name), kind) for name, kind in _OF_A_ROW.items()):
+            if not all(isinstance(row.get(name), kind) for name, kind in _TYPES.items()):
                 raise TypeError
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise AutoLoRAEvalError(
@@ -202,7 +203,7 @@ class JudgementCache:
         self.problem: str | None = None
         if folder is None:
             return
-        try:
+        with self._disabled_on_error():
             folder.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(folder / "judgements.sqlite", timeout=CACHE_TIMEOUT)
             with self._connection:
@@ -210,20 +211,15 @@ class JudgementCache:
                     "CREATE TABLE IF NOT EXISTS replies "
                     "(key TEXT PRIMARY KEY, reply TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID"
                 )
-        except (OSError, sqlite3.Error) as error:
-            self._disable(error)
 
     def get(self, key: str) -> Json | None:
         """Return the reply with this key, or None."""
-        if self._connection is None:
-            return None
-        try:
-            found = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,))
-            row = found.fetchone()
-            reply = None if row is None else json.loads(row[0])
-        except (sqlite3.Error, ValueError) as error:
-            self._disable(error)
-            return None
+        reply = None
+        if self._connection is not None:
+            with self._disabled_on_error():
+                found = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,))
+                row = found.fetchone()
+                reply = row and json.loads(row[0])
         return reply if isinstance(reply, dict) else None
 
     def put(self, replies: Iterable[tuple[str, Json]]) -> None:
@@ -232,11 +228,8 @@ class JudgementCache:
             return
         now = time.time()
         rows = [(key, json.dumps(reply, allow_nan=False), now) for key, reply in replies]
-        try:
-            with self._connection:
-                self._connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
-        except sqlite3.Error as error:
-            self._disable(error)
+        with self._disabled_on_error(), self._connection:
+            self._connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""
@@ -244,6 +237,10 @@ class JudgementCache:
             self._connection.close()
             self._connection = None
 
-    def _disable(self, error: Exception) -> None:
-        self.problem = f"{type(error).__name__}: {error}"
-        self.close()
+    @contextmanager
+    def _disabled_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, sqlite3.Error) as error:
+            self.problem = f"{type(error).__name__}: {error}"
+            self.close()

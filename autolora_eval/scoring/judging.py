@@ -1,4 +1,4 @@
-"""The judging stage: images in, one judgement for each out, written as replies arrive."""
+"""The judging stage: one judgement for each image, written as replies arrive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from autolora_eval.scoring.judgement_store import (
     reply_key,
 )
 from autolora_eval.scoring.judges.config import Judge, JudgeConfig, Reply, Request
-from autolora_eval.scoring.judges.vllm_command import launched_identity
 from autolora_eval.scoring.reply import MAX_REPLY, expected_scores, parse_reply
 from autolora_eval.scoring.rubric import Question, Rubric
 from autolora_eval.sources.identity import identity
@@ -33,8 +32,8 @@ from autolora_eval.sources.model_source import Source
 if TYPE_CHECKING:
     from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 
-# Settings that decide neither question nor reply, only how the judge is reached. The arguments of a
-# launched server are covered by `launched_identity`.
+# Settings that influence neither question nor reply, only how the judge is reached. The arguments
+# of a launched server are covered by `launched_identity`.
 _CONNECTION_SETTINGS = frozenset(
     (
         *("rubric", "base_url", "api_key_env", "concurrency", "timeout", "max_retries", "repeats"),
@@ -42,9 +41,13 @@ _CONNECTION_SETTINGS = frozenset(
         *("launch_timeout", "cache"),
     )
 )
-# Raised when the questions or the reading of replies change: finished judging is then done anew.
+# Increased when questions or the parsing of replies change, so that finished judging is repeated.
 VERSION = 2
 MAX_MODEL_NAME = 200  # characters kept of a model's name
+# What the record of the judge has a field for; the rest goes to its `settings`.
+_RECORDED = ("model", "identity", "temperature", "constraint", "served_by", "server_version")
+# What the cache keeps of a judgement.
+_CACHED = frozenset(("raw", "reason", "expected", "model", "latency_seconds", "image"))
 NOT_JUDGED = JudgementStatus(final=False, scored=False, attempts=0)
 
 
@@ -76,14 +79,15 @@ class JudgeSettings:
     @property
     def request_key(self) -> str:
         """The content hash of what the benchmark asks for, whichever server answers."""
-        config = self.config.model_dump(mode="json", exclude=set(_CONNECTION_SETTINGS))
-        launched = launched_identity(self.config)
-        here: Json = {}
+        asked: Json = self.config.model_dump(mode="json", exclude=set(_CONNECTION_SETTINGS))
+        if self.config.launch:
+            from autolora_eval.scoring.judges.vllm_command import launched_identity
+
+            asked |= launched_identity(self.config)
         if self.config.backend == "transformers" and self.source is not None:
             device = choose_device("auto") if self.device == "auto" else self.device
-            here = {"identity": identity(self.source), "device": device}
-        asked = {**config, **launched, **here, "rubric": self.rubric.sha256}
-        return content_hash({**asked, "version": VERSION})
+            asked |= {"identity": identity(self.source), "device": device}
+        return content_hash(asked | {"rubric": self.rubric.sha256, "version": VERSION})
 
 
 @contextlib.contextmanager
@@ -98,14 +102,14 @@ def served(
         say: shows a line.
 
     Yields:
-        The server's address in a list; None without a server of our own.
+        The server's address in a list; None if no server is launched.
     """
     if not config.launch:
         yield None
         return
     from autolora_eval.scoring.judges.vllm_server import launched_server
 
-    free_memory()  # what generation and features held, so that the server can have it
+    free_memory()  # of generation and features, so that the server can use it
     with launched_server(config, log, say) as base_url:
         yield [base_url]
 
@@ -114,7 +118,7 @@ def open_judge(settings: JudgeSettings, base_urls: list[str] | None = None) -> J
     """Return the judge. Models are loaded and servers called at the first question.
 
     Args:
-        settings: the judge and its rubric.
+        settings: how images are judged.
         base_urls: server addresses, by default those of the benchmark.
     """
     if settings.config.backend == "openai":
@@ -140,17 +144,16 @@ def judge_missing(
     progress: Progress,
     opened: Callable[[JudgeSettings, list[str] | None], Judge] = open_judge,
 ) -> JudgeRecord:
-    """Return the manifest's section `judge`; serve and open a judge only if an image needs it.
+    """Judge as `judge_images` does; launch and open the judge only if an image needs it.
 
     Args:
         settings: how images are judged.
         manifest: the run's cells, prompts and seeds.
         folder: the run folder.
         progress: advances with each judgement.
-        opened: opens the judge, given the addresses of a server that the run started.
+        opened: opens the judge, given the addresses of a server that the run launched.
     """
-    judged = completed_judging(settings, manifest, folder)
-    if judged is not None:
+    if judged := completed_judging(settings, manifest, folder):
         return judged
     with (
         served(settings.config, folder.judge_log, progress.say) as urls,
@@ -175,7 +178,7 @@ def judge_images(
         folder: the run folder, which has the images and receives the judgements.
         judge: the judge.
         progress: advances with each judgement.
-        wanted: called before each question; whether to ask it now.
+        wanted: called before each question; returns False to leave it out.
 
     Returns:
         The manifest's section `judge`: identity of judge and rubric, and counts.
@@ -201,20 +204,22 @@ def judge_images(
                     JudgementFile(folder.judgements(cell.id)).compact(ids)
     if cache.problem:
         progress.say(f"the cache of earlier replies is not used: {cache.problem}")
-    known = {"model": config.model, **asked, **judge.facts()}
+    record = _record(settings, {**asked, **judge.facts()}, key)
+    return record.model_copy(update={"cache_problem": cache.problem, **counts})
+
+
+def _record(settings: JudgeSettings, facts: Json, key: str) -> JudgeRecord:
+    """Return the record of judge and rubric, without counts."""
+    known: Json = {"model": settings.config.model, **facts}
     return JudgeRecord(
         **{name: known.pop(name) for name in _RECORDED if name in known},
         settings=known,
-        rubric_name=rubric.name,
-        rubric_sha256=rubric.sha256,
-        repeats=config.repeats,
+        rubric_name=settings.rubric.name,
+        rubric_sha256=settings.rubric.sha256,
+        repeats=settings.config.repeats,
         key=key,
         request_key=settings.request_key,
-        cache_problem=cache.problem,
-    ).model_copy(update=dict(counts))
-
-
-_RECORDED = ("model", "identity", "temperature", "constraint", "served_by", "server_version")
+    )
 
 
 def completed_judging(
@@ -222,13 +227,13 @@ def completed_judging(
 ) -> JudgeRecord | None:
     """Return the manifest's section `judge` if every image was judged, else None.
 
-    A finished run needs no server, and opens no model.
+    Asks no server and opens no model.
     """
     recorded, repeats = manifest.judge, settings.config.repeats
     if recorded is None or recorded.request_key != settings.request_key:
         return None
     counts: Counter[str] = Counter(done=0, reused=0, cached=0, unscored=0)
-    if any(True for _ in _pending(repeats, manifest, folder, recorded.key, counts)):
+    if next(_pending(repeats, manifest, folder, recorded.key, counts), None) is not None:
         return None
     return recorded.model_copy(update={"repeats": repeats, **counts})
 
@@ -268,7 +273,7 @@ def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: 
         "expected": expected,
         "reason": reason,
         "detail": None if reply.detail is None else _encodable(reply.detail),
-        # Whole if it is scored: tables are made from the judge's words.
+        # Complete if it has scores, since the tables parse it again.
         "raw": raw if raw is None or scores is not None else raw[:MAX_REPLY],
         "model": _encodable(reply.model)[:MAX_MODEL_NAME],
         "latency_seconds": round(reply.latency, 4),
@@ -291,7 +296,7 @@ def _pending(
     for cell in manifest.cells:
         status = JudgementFile(folder.judgements(cell.id)).status(key)
         for image in cell_images(manifest, cell, folder):
-            if image.problem:  # nothing to ask about: the tables say why
+            if image.problem:  # the tables say why
                 counts["unscored"] += repeats
                 continue
             for repeat in range(repeats):
@@ -316,7 +321,7 @@ class _JudgementWriter:
     wanted: Callable[[PendingJudgement], bool]
 
     def __post_init__(self) -> None:
-        self._told: set[str | None] = set()
+        self._shown: set[str | None] = set()
         self._from_cache: list[tuple[PendingJudgement, Json]] = []
 
     def requests(self, pending: deque[PendingJudgement], advance: Advance) -> Iterator[Request]:
@@ -343,18 +348,18 @@ class _JudgementWriter:
             assert isinstance(item, PendingJudgement)
             row = judgement(item.image, reply, self.rubric, self.key, item.repeat)
             rows.append((item, row | {"attempt": item.attempts + reply.attempts}))
-            self._tell(row)
-            complete = reply.text is not None and len(reply.text) <= MAX_REPLY
-            if complete and item.image.sha256 is not None:
-                cacheable.append((self._cache_key(item, request.question), row))
+            self._show_detail(row)
+            if reply.text is not None and len(reply.text) <= MAX_REPLY:
+                kept = {name: row[name] for name in _CACHED}
+                cacheable.append((self._cache_key(item, request.question), kept))
         self._append(rows)
         self.counts["done"] += len(rows)
-        self.cache.put((key, {name: row[name] for name in _CACHED}) for key, row in cacheable)
+        self.cache.put(cacheable)
 
-    def _tell(self, row: Json) -> None:
-        """Show a server's own words on a failed call, once for each reason."""
-        if row["detail"] is not None and row["reason"] not in self._told:
-            self._told.add(row["reason"])
+    def _show_detail(self, row: Json) -> None:
+        """Show the server's message about a failed call, once for each reason."""
+        if row["detail"] is not None and row["reason"] not in self._shown:
+            self._shown.add(row["reason"])
             self.progress.say(
                 f"the judge's server refuses a call ({row['reason']}): {row['detail']}"
             )
@@ -376,8 +381,6 @@ class _JudgementWriter:
 
     def _cached(self, item: PendingJudgement, question: Question) -> Json | None:
         """Return the row for a reply of an earlier run to the same question, or None."""
-        if item.image.sha256 is None:
-            return None
         kept = self.cache.get(self._cache_key(item, question))
         if kept is None or not kept.keys() >= _CACHED:
             return None
@@ -392,6 +395,3 @@ class _JudgementWriter:
     def _cache_key(self, item: PendingJudgement, question: Question) -> str:
         assert item.image.sha256 is not None
         return reply_key(self.key, item.image.sha256, question, item.repeat)
-
-
-_CACHED = frozenset(("raw", "reason", "expected", "model", "latency_seconds", "image"))

@@ -56,7 +56,8 @@ def test_values_reach_neither_prompts_nor_the_run_folder(
     judge = plan.benchmark.spec.judge
     assert judge is not None
     assert judge.base_urls == ["http://sentinel/v1"]
-    asked = OpenAIJudge(judge)
+    assert plan.benchmark.rubric is not None
+    asked = OpenAIJudge(judge, plan.benchmark.rubric)
     assert asked.facts()["base_urls"] == ["${AUTOLORA_EVAL_URL}"]
     asked.close()
 

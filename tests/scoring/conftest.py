@@ -47,7 +47,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def judge(
-    server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+    server: JudgeServer, rubric: Rubric, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., OpenAIJudge]]:
     """A function that returns a judge on the server, with other settings."""
     monkeypatch.setattr(openai_judge, "BACKOFF_SECONDS", 0.01)
@@ -56,8 +56,8 @@ def judge(
     def make(**changes: Any) -> OpenAIJudge:
         settings = {"timeout": 60.0, "max_retries": 0, "constraint": "plain", "give_up_after": 0.2}
         settings |= {"base_url": server.url} | changes
-        rubric = settings.pop("rubric", None)
-        made.append(OpenAIJudge(JudgeConfig(rubric="r", model=MODEL, **settings), rubric))
+        asked = settings.pop("rubric", rubric)
+        made.append(OpenAIJudge(JudgeConfig(rubric="r", model=MODEL, **settings), asked))
         return made[-1]
 
     yield make

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from autolora_eval._errors import UsageError
 from autolora_eval.cli import app
-from autolora_eval.scoring.judges import doctor, families
+from autolora_eval.scoring.judges import doctor
+from autolora_eval.scoring.judges import machine as machine_module
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.doctor import BackendStatus, Diagnosis, examine
-from autolora_eval.scoring.judges.families import Gpu, Machine
+from autolora_eval.scoring.judges.machine import Gpu, Machine
 from autolora_eval.sources.model_source import Source
 
 H200 = Gpu("NVIDIA H200", 139.8, 139.0)
@@ -207,7 +208,7 @@ def test_only_visible_gpus_are_listed(visible, names, tmp_path, monkeypatch) -> 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [gpu.name for gpu in families._gpus()] == names
+    assert [gpu.name for gpu in machine_module._gpus()] == names
 
 
 def test_output_fits_a_narrow_terminal(machine, capsys) -> None:

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from rubrics import shipped
 
 from autolora_eval._errors import MissingDependencyError
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.doctor import examine
-from autolora_eval.scoring.judges.families import needed_packages
-from autolora_eval.scoring.judges.preprocessor import load_preprocessor
+from autolora_eval.scoring.judges.preprocessor import load_preprocessor, needed_packages
 from autolora_eval.sources.model_source import Source
 
 TORCHVISION, BOTH = ("torchvision",), ("torchvision", "num2words")
@@ -53,7 +53,7 @@ def test_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch) ->
     judge = JudgeConfig(rubric="r", model=name, backend="transformers")
     source = Source(name, "hub", name)
     with pytest.raises(MissingDependencyError, match=r"'torchvision' .*autolora-eval\[judges\]"):
-        load_preprocessor(judge, source, None)
+        load_preprocessor(judge, source, shipped("pixel_art"))
     own = examine("mine", judge, source).backends[0]
     assert not own.runs
     needed = [each for each in own.requirements if each.step.endswith("[judges]'")]

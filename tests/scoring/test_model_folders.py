@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rubrics import shipped
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading
@@ -31,7 +32,9 @@ def load_extractor(folder: Path) -> None:
 
 def load_judge(folder: Path) -> None:
     spec = JudgeConfig(rubric="r", model="mine", backend="transformers")
-    judge = TransformersJudge(spec, Source("mine", "folder", str(folder)), CPU)
+    judge = TransformersJudge(
+        spec, Source("mine", "folder", str(folder)), CPU, shipped("pixel_art")
+    )
     judge.identity()
     judge._load()
 

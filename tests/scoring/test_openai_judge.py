@@ -22,7 +22,9 @@ from rubrics import shipped
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges.config import Reply, Request, is_transient
-from autolora_eval.scoring.judges.openai_protocol import MAX_ANSWER_BYTES, _tokens
+from autolora_eval.scoring.judges.openai_protocol import _tokens
+from autolora_eval.scoring.judges.server_pool import MAX_ANSWER_BYTES
+from autolora_eval.sources.lookup import shipped_root
 
 pytestmark = pytest.mark.usefixtures("dead_proxy")
 
@@ -247,10 +249,15 @@ def test_judge_works_within_a_running_event_loop(server, image, judge) -> None:
 
 
 def test_judge_that_is_not_closed_does_not_block_the_exit(server: JudgeServer) -> None:
+    rubric = shipped_root() / "prompts" / "rubrics" / "pixel_art.yaml"
     code = (
+        "from pathlib import Path\n"
         "from autolora_eval.scoring.judges.config import JudgeConfig\n"
         "from autolora_eval.scoring.judges.openai_judge import OpenAIJudge\n"
-        f"judge = OpenAIJudge(JudgeConfig(rubric='r', model={MODEL!r}, base_url={server.url!r}))\n"
+        "from autolora_eval.scoring.rubric import read_rubric\n"
+        f"rubric = read_rubric(Path({str(rubric)!r}))\n"
+        f"spec = JudgeConfig(rubric='r', model={MODEL!r}, base_url={server.url!r})\n"
+        "judge = OpenAIJudge(spec, rubric)\n"
         "judge.check()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

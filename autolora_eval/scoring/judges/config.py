@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
+import numpy as np
 from pydantic import Field
 
 from autolora_eval._errors import UsageError, did_you_mean
@@ -59,6 +60,14 @@ class Token:
     text: str
     alternatives: Mapping[str, float]
 
+    @classmethod
+    def of(cls, text: str, alternatives: Iterable[tuple[str, float]]) -> Token:
+        """Return a token; the probabilities of alternatives with equal text are summed."""
+        found: dict[str, float] = {}
+        for other, value in alternatives:
+            found[other] = float(np.logaddexp(found.get(other, -np.inf), value))
+        return cls(text, found)
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -75,7 +84,7 @@ class Reply:
         sent: format, width, height and bytes of the image as sent to the judge; None if no image
             was sent.
         tokens: the reply's tokens with their alternatives; empty without log-probabilities.
-        detail: the server's own words on a call that failed; None if there are none.
+        detail: the server's error message; None if there is none.
     """
 
     text: str | None
@@ -143,8 +152,8 @@ _CONSTRAINTS = {
     "openai": ("auto", "structured_outputs", "guided_regex", "response_format", "plain"),
     "transformers": ("auto", "regex", "plain"),
 }
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_EXAMPLE_ADDRESS = "http://localhost:8000/v1"
+DEFAULT_ADDRESS = "http://localhost:8000/v1"
+DEFAULT_KEY_VARIABLE = "AUTOLORA_EVAL_JUDGE_API_KEY"
 _COMMAND_FIELDS = ("{model}", "{port}", "{name}")
 _CONTAINS_KEY = re.compile(r"^--api[-_]key|(KEY|TOKEN|SECRET|PASSWORD)=.")
 # Upper case, which distinguishes names of variables from keys.
@@ -169,11 +178,11 @@ class JudgeConfig(StrictModel):
     """`transformers` (in this process) or `openai` (a server such as vLLM's)."""
     revision: Name | None = None
     """Commit, tag or branch on the hub."""
-    base_url: Addresses = "http://localhost:8000/v1"
+    base_url: Addresses = DEFAULT_ADDRESS
     """The server's address, ending in `/v1`, or a list of servers of the same model, which share
     the load evenly (`openai` only).
     """
-    api_key_env: Name = "AUTOLORA_EVAL_JUDGE_API_KEY"
+    api_key_env: Name = DEFAULT_KEY_VARIABLE
     """The environment variable that holds the server's API key. The key is never written."""
     temperature: FiniteFloat = Field(default=0.0, ge=0.0, le=2.0)
     """The sampling temperature. 0 is greedy decoding."""
@@ -245,13 +254,11 @@ def judge_problems(judge: JudgeConfig) -> Iterator[Problem]:
         The path of a key below `judge`, and a message.
     """
     yield from _other_backends_keys(judge)
-    constraints = _CONSTRAINTS[judge.backend]
-    if judge.constraint not in constraints:
-        yield (
-            ("constraint",),
-            f"'{judge.constraint}' is not for backend '{judge.backend}'. "
-            f"Expected {', '.join(constraints[:-1])} or {constraints[-1]}.",
-        )
+    *most, last = _CONSTRAINTS[judge.backend]
+    if judge.constraint not in (*most, last):
+        expected = f"Expected {', '.join(most)} or {last}."
+        what = f"'{judge.constraint}' is not for backend '{judge.backend}'."
+        yield ("constraint",), f"{what} {expected}"
     if judge.backend == "openai":
         if not _VARIABLE.fullmatch(judge.api_key_env):
             # The message does not repeat the value, which may be the key.
@@ -267,15 +274,24 @@ def judge_problems(judge: JudgeConfig) -> Iterator[Problem]:
         yield from launch_problems(judge) if judge.launch else _launch_keys_alone(judge)
 
 
+def _entries(judge: JudgeConfig, *keys: str) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the texts of keys that hold a text or a list, each with its path."""
+    for key in keys:
+        value = getattr(judge, key)
+        if isinstance(value, list):
+            yield from (((key, index), text) for index, text in enumerate(value))
+        elif value is not None:
+            yield (key,), value
+
+
 def _wrong_variables(judge: JudgeConfig) -> Iterator[Problem]:
     """Yield the variables in paths and addresses that may not be read, or are not set."""
-    for key in ("base_url", "vllm_python", "launch_command", "launch_args"):
-        value = getattr(judge, key)
-        for index, text in enumerate(value if isinstance(value, list) else [value or ""]):
-            try:
-                expanded(text)
-            except UsageError as error:
-                yield ((key, index) if isinstance(value, list) else (key,)), str(error)
+    keys = ("base_url", "vllm_python", "launch_command", "launch_args")
+    for path, text in _entries(judge, *keys):
+        try:
+            expanded(text)
+        except UsageError as error:
+            yield path, str(error)
 
 
 def _is_set(judge: JudgeConfig, key: str) -> bool:
@@ -285,29 +301,20 @@ def _is_set(judge: JudgeConfig, key: str) -> bool:
 
 
 def _other_backends_keys(judge: JudgeConfig) -> Iterator[Problem]:
-    for backend, keys in _KEYS.items():
-        for key in keys:
-            if backend != judge.backend and _is_set(judge, key):
-                yield (
-                    (key,),
-                    f"has no effect with backend '{judge.backend}'. Remove it, or set "
-                    f"'backend: {backend}'.",
-                )
+    (other,) = _KEYS.keys() - {judge.backend}
+    for key in filter(lambda key: _is_set(judge, key), _KEYS[other]):
+        advice = f"Remove it, or set 'backend: {other}'."
+        yield (key,), f"has no effect with backend '{judge.backend}'. {advice}"
 
 
 def _wrong_addresses(judge: JudgeConfig) -> Iterator[Problem]:
-    is_list = isinstance(judge.base_url, list)
     servers = [url.rstrip("/") for url in judge.base_urls]
-    for index, url in enumerate(judge.base_urls):
-        path = ("base_url", index) if is_list else ("base_url",)
-        problem, first = address_problem(url), servers.index(servers[index])
-        if problem is not None:
+    paths = [path for path, _ in _entries(judge, "base_url")]
+    for index, (path, url) in enumerate(zip(paths, judge.base_urls, strict=True)):
+        if problem := address_problem(url):
             yield path, problem
-        elif first < index:
-            yield (
-                path,
-                f"'{url}' is the same as entry {first + 1}. Remove one.",
-            )
+        elif (first := servers.index(servers[index])) < index:
+            yield path, f"'{url}' is the same as entry {first + 1}. Remove one."
 
 
 def address_problem(url: str) -> str | None:
@@ -326,12 +333,12 @@ def address_problem(url: str) -> str | None:
             "the address must not contain a user name or key, which would be written to the "
             "manifest. Set the environment variable that judge.api_key_env names."
         )
-    return None if is_valid else f"expected an address such as {_EXAMPLE_ADDRESS} (got '{url}')."
+    return None if is_valid else f"expected an address such as {DEFAULT_ADDRESS} (got '{url}')."
 
 
 def is_loopback(url: str) -> bool:
     """Return True if an address is on this machine, where no proxy is used."""
-    return urlsplit(url).hostname in _LOOPBACK
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _launch_keys_alone(judge: JudgeConfig) -> Iterator[Problem]:
@@ -343,45 +350,31 @@ def _launch_keys_alone(judge: JudgeConfig) -> Iterator[Problem]:
 def launch_problems(judge: JudgeConfig) -> Iterator[Problem]:
     """Yield problems with the settings of a launch, as `judge_problems` does."""
     if judge.launch_command and judge.vllm_python:
-        yield (
-            ("launch_command",),
-            "cannot be combined with judge.vllm_python. Remove one of them.",
-        )
+        problem = "cannot be combined with judge.vllm_python. Remove one of them."
+        yield ("launch_command",), problem
     elif not judge.launch_command and not judge.vllm_python:
-        yield (
-            ("launch",),
-            "also set what to start: vllm_python, the Python of vLLM's environment, or "
-            "launch_command.",
-        )
+        needed = "vllm_python, the Python of vLLM's environment, or launch_command."
+        yield ("launch",), f"also set what to start: {needed}"
     if len(judge.base_urls) > 1:
-        yield (
-            ("base_url",),
+        problem = (
             f"there are {len(judge.base_urls)} addresses, but 'launch: true' starts one server at "
-            "an address of its own. Remove them, or remove launch.",
+            "an address of its own. Remove them, or remove launch."
         )
+        yield ("base_url",), problem
     if judge.launch_command:
-        yield from _wrong_command(judge.launch_command)
-    for key in ("launch_command", "launch_args"):
-        for index, part in enumerate(getattr(judge, key)):
-            if _CONTAINS_KEY.search(part):
-                yield (
-                    (key, index),
-                    "must not contain a key, which would be written to the manifest. Use an "
-                    "environment variable.",
-                )
+        yield from _wrong_command(judge)
+    for path, text in _entries(judge, "launch_command", "launch_args"):
+        if _CONTAINS_KEY.search(text):
+            what = "must not contain a key, which would be written to the manifest."
+            yield path, f"{what} Use an environment variable."
 
 
-def _wrong_command(command: list[str]) -> Iterator[Problem]:
-    if not any("{port}" in part for part in command):
-        yield (
-            ("launch_command",),
-            "lacks '{port}', the placeholder for the port of the server. Add, for example: "
-            "--port, '{port}'.",
-        )
-    for index, part in enumerate(command):
-        for field in _FIELD.findall(expanded(part)):
+def _wrong_command(judge: JudgeConfig) -> Iterator[Problem]:
+    if not any("{port}" in part for part in judge.launch_command):
+        lack = "lacks '{port}', the placeholder for the port of the server."
+        yield ("launch_command",), f"{lack} Add, for example: --port, '{{port}}'."
+    for path, text in _entries(judge, "launch_command"):
+        for field in _FIELD.findall(expanded(text)):
             if field not in _COMMAND_FIELDS:
-                yield (
-                    ("launch_command", index),
-                    f"unknown placeholder '{field}'.{did_you_mean(field, _COMMAND_FIELDS)}",
-                )
+                hint = did_you_mean(field, _COMMAND_FIELDS)
+                yield path, f"unknown placeholder '{field}'.{hint}"

@@ -5,27 +5,29 @@ Nothing is loaded or started. Every probe has a timeout.
 
 from __future__ import annotations
 
-import http.client
-import json
 import math
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from urllib.error import HTTPError
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.scoring.judges import families
-from autolora_eval.scoring.judges.config import JudgeConfig, address_problem, is_loopback
-from autolora_eval.scoring.judges.families import LAUNCHERS, PROBE_SECONDS, Machine, this_machine
+from autolora_eval.scoring.judges.config import (
+    DEFAULT_ADDRESS,
+    DEFAULT_KEY_VARIABLE,
+    JudgeConfig,
+    address_problem,
+)
+from autolora_eval.scoring.judges.machine import LAUNCHERS, PROBE_SECONDS, Machine, this_machine
+from autolora_eval.scoring.judges.preprocessor import EXTRA, PACKAGES, needed_packages
 from autolora_eval.scoring.judges.vllm_command import (
     LAST_WITH_MLLAMA,
     LIMITS,
@@ -35,14 +37,13 @@ from autolora_eval.scoring.judges.vllm_command import (
     numbers,
     vllm_build,
 )
+from autolora_eval.scoring.judges.vllm_server import NO_LISTING, listed_models
 from autolora_eval.sources.hub import in_cache
 from autolora_eval.sources.model_source import Source
 
 _LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
 PAPER_JUDGE = Source(_LLAMA, "hub", _LLAMA)
 SERVER_VARIABLE = "AUTOLORA_EVAL_JUDGE_URL"
-DEFAULT_SERVER = "http://localhost:8000/v1"
-KEY_VARIABLE = "AUTOLORA_EVAL_JUDGE_API_KEY"
 VLLM_PYTHON = "judge/bin/python"  # the path that the documentation uses
 HEADROOM = 1.15  # memory for weights and activations, in parts of the weights
 # vLLM also needs a cache of keys and values, here for 16 questions of 2048 tokens, and takes 90% of
@@ -53,6 +54,8 @@ VLLM_SHARE = 0.9
 _PARAMETERS = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)B\b", re.IGNORECASE)
 _QUANTISED = {r"fp8|int8|w8a": 0.5, r"awq|gptq|int4|4bit|w4a": 0.25}
 _NO_GPU = "no NVIDIA GPU here"
+_IN_PROCESS = ("models", "torch", "transformers", "llguidance")  # the extra, then its packages
+_ON_A_SERVER = ("openai", "aiohttp", "tenacity")
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,11 @@ def _benchmark_judge(
         assert source is not None
         half = machine.accelerator != "cpu" if judge.dtype == "auto" else judge.dtype != "float32"
         memory = _memory(source, machine, machine.accelerator, bytes_each=2 if half else 4)
-        needs = [_packages("models", "torch", "transformers", "llguidance")]
-        if needed := families.needed_packages(source):
-            needs.append(_packages(families.EXTRA, *needed))
+        needs = [_packages(*_IN_PROCESS)]
+        if needed := needed_packages(source):
+            needs.append(_packages(EXTRA, *needed))
         return BackendStatus(f"'{name}': {judge.model} in this process", (*needs, *memory))
-    packages = _packages("openai", "aiohttp", "tenacity")
+    packages = _packages(*_ON_A_SERVER)
     if judge.launch:
         title = f"'{name}': {judge.model} on a server that the run launches"
         return BackendStatus(title, (packages, *_launch(judge, machine)))
@@ -155,14 +158,13 @@ def _launch(judge: JudgeConfig, machine: Machine) -> Iterator[Requirement]:
 
 def _in_process(machine: Machine) -> BackendStatus:
     where = {"cuda": "on the GPU", "mps": "on Apple's GPU", "cpu": "on the CPU, slowly"}
-    size, accelerator = machine.room(machine.accelerator), machine.accelerator
-    billions = size / HEADROOM / (4 if accelerator == "cpu" else 2) * 2**30 / 1e9
-    fact = (
-        f"{where[accelerator]}: {size:.0f} GiB, enough for about {billions:.2g} billion parameters"
-    )
+    kind = machine.accelerator
+    room, bytes_each = machine.room(kind), 4 if kind == "cpu" else 2
+    billions = room / HEADROOM / bytes_each * 2**30 / 1e9
+    fact = f"{where[kind]}: {room:.0f} GiB, enough for about {billions:.2g} billion parameters"
     return BackendStatus(
         "Any image-text-to-text model of transformers in this process, such as miniature:judge",
-        (_packages("models", "torch", "transformers", "llguidance"), Requirement(True, fact)),
+        (_packages(*_IN_PROCESS), Requirement(True, fact)),
     )
 
 
@@ -170,15 +172,14 @@ def _current_families() -> BackendStatus:
     return BackendStatus(
         "Qwen2-VL to Qwen3-VL, LLaVA-OneVision, SmolVLM, InternVL, Pixtral and Mistral3 in this "
         "process",
-        (_packages(families.EXTRA, *families.PACKAGES),),
+        (_packages(EXTRA, *PACKAGES),),
     )
 
 
 def _any_server() -> BackendStatus:
-    url = os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER
+    url = os.environ.get(SERVER_VARIABLE) or DEFAULT_ADDRESS
     where = "" if address_problem(url) else f" at {url}"
-    requirements = (_packages("openai", "aiohttp", "tenacity"), _served(url))
-    return BackendStatus(f"Any model on a server{where}", requirements)
+    return BackendStatus(f"Any model on a server{where}", (_packages(*_ON_A_SERVER), _served(url)))
 
 
 def _vllm_environment(judge: JudgeConfig | None, machine: Machine) -> BackendStatus:
@@ -253,20 +254,20 @@ def _memory(
     parameters = _parameters(source)
     if parameters is None:
         return
-    weights = parameters * bytes_each * _share_of_bits(source.name)
-    needed, room = HEADROOM * weights / 2**30, machine.room(accelerator)
-    kind, share = "GPU memory" if accelerator == "cuda" else "memory", 1.0
+    needed = HEADROOM * parameters * bytes_each * _share_of_bits(source.name) / 2**30
+    kind, room = "GPU memory" if accelerator == "cuda" else "memory", machine.room(accelerator)
+    usable, total = room, 0.0
     if shared:
-        layers = 12 * math.sqrt(parameters / 1e9)
-        needed, share = needed + layers * 4 * CACHED_TOKENS / 2**20, VLLM_SHARE
+        needed += 12 * math.sqrt(parameters / 1e9) * 4 * CACHED_TOKENS / 2**20
         kind += " for weights and cache"
+        usable = VLLM_SHARE * room
+        total = VLLM_SHARE * sum(gpu.memory for gpu in machine.gpus)
     fact = f"needs about {max(needed, 1.0):.0f} GiB of {kind}; {room:.0f} GiB here"
-    total = sum(gpu.memory for gpu in machine.gpus)
-    if shared and accelerator == "cuda" and room * share < needed <= total * share:
+    if accelerator == "cuda" and usable < needed <= total:
         yield Requirement(True, f"{fact}: add --tensor-parallel-size {len(machine.gpus)}")
     else:
         step = "use a smaller or a quantised judge, or a server elsewhere"
-        yield Requirement(needed <= room * share, fact, step)
+        yield Requirement(needed <= usable, fact, step)
 
 
 def _parameters(source: Source) -> float | None:
@@ -288,21 +289,15 @@ def _served(url: str, judge: JudgeConfig | None = None) -> Requirement:
     if problem := address_problem(url):
         return Requirement(False, f"{SERVER_VARIABLE}: {problem}")
     start = f"start one (see the documentation), or set {SERVER_VARIABLE} or judge.base_url"
-    request = urllib.request.Request(f"{url}/models")
-    proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
-    variable = KEY_VARIABLE if judge is None else judge.api_key_env
-    if key := os.environ.get(variable):
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    variable = DEFAULT_KEY_VARIABLE if judge is None else judge.api_key_env
     try:
-        opener = urllib.request.build_opener(proxies)
-        with opener.open(request, timeout=PROBE_SECONDS) as answer:
-            served = [str(model["id"]) for model in json.loads(answer.read(1_000_000))["data"]]
-    except urllib.error.HTTPError as error:
+        served = listed_models(url, variable, PROBE_SECONDS)
+    except HTTPError as error:
         step = f"set {variable}" if error.code in (401, 403) else "check the address"
         return Requirement(False, f"{url} answers {error.code}", step)
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-        reason = getattr(error, "reason", error)
-        return Requirement(False, f"{url} does not answer ({str(reason)[:100]})", start)
+    except NO_LISTING as error:
+        reason = str(getattr(error, "reason", error))[:100]
+        return Requirement(False, f"{url} does not answer ({reason})", start)
     listed = ", ".join(served) or "nothing"
     if judge is not None and judge.model not in served:
         return Requirement(False, f"{url} serves {listed}, not '{judge.model}'", "set judge.model")

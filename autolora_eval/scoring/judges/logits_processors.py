@@ -290,19 +290,14 @@ class TokenTexts:
             split over several tokens.
         """
         tokens = tuple(
-            Token(self._text(token, n == 0), self._alternatives(found, n == 0))
+            Token.of(
+                self._text(token, n == 0),
+                ((self._text(other, n == 0), value) for other, value in found.items()),
+            )
             for n, (token, found) in enumerate(zip(reply, logprobs, strict=False))
             if token not in self._special
         )
         return tokens if "".join(token.text for token in tokens) == text else ()
-
-    def _alternatives(self, logprobs: Mapping[int, float], first: bool) -> dict[str, float]:
-        """Return log-probability by text, summing the probabilities of tokens with equal text."""
-        found: dict[str, float] = {}
-        for token, value in logprobs.items():
-            text = self._text(token, first)
-            found[text] = float(np.logaddexp(found[text], value)) if text in found else value
-        return found
 
     def _text(self, token: int, first: bool) -> str:
         key = token, first

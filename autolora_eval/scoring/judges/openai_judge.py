@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Event
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import tenacity
 
@@ -28,20 +27,17 @@ from autolora_eval.scoring.judges.server_pool import (
     OtherModelError,
     Server,
     ServerPool,
+    open_server,
+    proxy,
+    served_model,
 )
-from autolora_eval.scoring.judges.structured_output import detect_structured_output
 from autolora_eval.scoring.judges.vllm_command import launched_identity
 from autolora_eval.scoring.rubric import Rubric
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-
 MAX_IMAGE_BYTES = 20_000_000
-PROBE_SECONDS = 5.0
 BACKOFF_SECONDS = 0.5  # upper bound of the first random wait before a retry; it then doubles
 REDACTED = "[key]"
 # The run stops after so many consecutive failed questions, each with all of its retries.
@@ -50,10 +46,11 @@ MAX_CONSECUTIVE_FAILURES = 50
 MAX_FAILOVERS = 5
 # A shorter key is not a secret but a placeholder, such as the 'x' that a local server accepts.
 MIN_SECRET_LENGTH = 8
-# Retrying does not change these statuses; a later run asks again.
+# Retries do not help with these statuses; a later run asks again.
 _NOT_RETRIED = tuple(f"http_{code}" for code in range(400, 500) if code not in (408, 425, 429))
 # These statuses are about the question, not about the health of the server.
 _ABOUT_THE_QUESTION = ("http_400", "http_413", "http_422")
+_Finished = SimpleQueue[tuple[Request, Future[Reply]]]
 
 
 class OpenAIJudge:
@@ -63,7 +60,7 @@ class OpenAIJudge:
 
     Args:
         spec: the benchmark's `judge` section.
-        rubric: the rubric whose schema constrains the replies; None asks without constraint.
+        rubric: the rubric whose schema constrains the replies.
         base_urls: server addresses, by default `spec.base_urls`.
 
     Raises:
@@ -72,19 +69,15 @@ class OpenAIJudge:
     """
 
     def __init__(
-        self, spec: JudgeConfig, rubric: Rubric | None = None, base_urls: list[str] | None = None
+        self, spec: JudgeConfig, rubric: Rubric, base_urls: list[str] | None = None
     ) -> None:
         require("aiohttp", "openai")
         from anyio.from_thread import start_blocking_portal
 
         self.spec, self.rubric = spec, rubric
-        self._key = os.environ.get(spec.api_key_env) or ""
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise AutoLoRAEvalError(
-                f"{spec.api_key_env} contains a line break or a non-ASCII character. Set it again."
-            )
-        urls = base_urls or spec.base_urls
-        proxies = [protocol.proxy(url) for url in urls]
+        self._key = _api_key(spec.api_key_env)
+        urls, key = base_urls or spec.base_urls, self._key or "EMPTY"
+        proxies = [proxy(url) for url in urls]
         self._stated_urls = base_urls or spec.stated_urls
         self._served: Json | None = None
         self._mode = protocol.StructuredOutput("plain")
@@ -99,10 +92,9 @@ class OpenAIJudge:
         self._portal: BlockingPortal = stack.enter_context(start_blocking_portal())
         # A thread that is still running would block the exit of Python.
         self._stop_loop = weakref.finalize(self, stack.close)
-        key = self._key or "EMPTY"
         servers = [
-            Server(url, self._portal.call(protocol.open_session, url, key, proxy))
-            for url, proxy in zip(urls, proxies, strict=True)
+            self._portal.call(open_server, url, key, through)
+            for url, through in zip(urls, proxies, strict=True)
         ]
         self._pool = ServerPool(servers, self._probe, spec.give_up_after)
 
@@ -115,7 +107,7 @@ class OpenAIJudge:
         if self._identity is None:
             self.check()
             self._mode = self._portal.call(
-                detect_structured_output, self.spec, self.rubric, self._call_with_retries
+                protocol.detect_structured_output, self.spec, self.rubric, self._call_with_retries
             )
             served = self._served or {}
             self._identity = {
@@ -134,7 +126,7 @@ class OpenAIJudge:
         return self._identity
 
     def facts(self) -> Json:
-        """Return addresses and versions of the servers, and what their API does not take."""
+        """Return addresses and versions of the servers, and the arguments that they reject."""
         refused = sorted(self._dialect.refused)
         return {
             **({"refused_arguments": refused} if refused else {}),
@@ -150,23 +142,11 @@ class OpenAIJudge:
             AutoLoRAEvalError: if no server answers, none serves the model, or two servers serve
                 different models under its name.
         """
-        self._portal.call(self._check)
-
-    async def _check(self) -> None:
-        servers = self._pool.servers
-        probes = [self._probe(server) for server in servers]
-        errors = await asyncio.gather(*probes, return_exceptions=True)
-        for server, error in zip(servers, errors, strict=True):
-            if isinstance(error, AutoLoRAEvalError) and not isinstance(error, OtherModelError):
-                server.down_reason, server.last_probe = str(error), time.monotonic()
-            elif error is not None:
-                raise error
-        if all(server.down_reason for server in servers):
-            raise AutoLoRAEvalError("\n".join(str(server.down_reason) for server in servers))
+        self._portal.call(self._pool.check)
 
     async def _probe(self, server: Server) -> None:
         """Check that a server serves the judge's model, and the same one as the other servers."""
-        served = await protocol.served_model(server, self.spec, PROBE_SECONDS)
+        served = await served_model(server, self.spec)
         if self._contains_key(str(served)):
             served = {}  # the manifest must not contain the key
         if self._served is None:
@@ -188,17 +168,39 @@ class OpenAIJudge:
         """
         self.identity()
         self._slots = asyncio.Semaphore(self.spec.concurrency)
-        limit = 2 * self.spec.concurrency
         self._loop = self._portal.call(asyncio.get_running_loop)
-        yield from _as_completed(self._begin, requests, limit, self._in_flight)
+        finished: _Finished = SimpleQueue()
+        try:
+            for request in requests:
+                self._begin(request, finished)
+                if len(self._in_flight) >= 2 * self.spec.concurrency or not finished.empty():
+                    yield from self._collect(finished)
+            while self._in_flight:
+                yield from self._collect(finished)
+        finally:
+            for future in self._in_flight:
+                future.cancel()
+            self._in_flight.clear()
 
-    def _begin(self, request: Request) -> Future[Reply]:
-        # Not by the portal, which waits until the loop has begun the task.
+    def _begin(self, request: Request, finished: _Finished) -> None:
+        # The portal would wait until the loop has begun the task.
         future = asyncio.run_coroutine_threadsafe(self._reply(request), self._loop)
         self._in_flight.add(future)
-        if self._cancelled.is_set():  # at the same moment: `cancel` may not have seen it
+        future.add_done_callback(lambda done: finished.put((request, done)))
+        if self._cancelled.is_set():  # meanwhile: `cancel` may have missed this future
             future.cancel()
-        return future
+
+    def _collect(self, finished: _Finished) -> Iterator[list[tuple[Request, Reply]]]:
+        """Yield the replies that have come since the last time; then raise the first error."""
+        batch = [finished.get()]
+        while not finished.empty():
+            batch.append(finished.get())
+        self._in_flight.difference_update(future for _, future in batch)
+        errors = [error for _, future in batch if (error := future.exception())]
+        if group := [(asked, done.result()) for asked, done in batch if not done.exception()]:
+            yield group
+        if errors:
+            raise errors[0]
 
     def cancel(self) -> None:
         """Cancel the calls in flight from another thread, in which `replies` then raises."""
@@ -232,9 +234,11 @@ class OpenAIJudge:
         """Redact the API key if the server echoes it, since replies are written to disk."""
         if not self._contains_key(f"{reply.text} {reply.model} {reply.detail}"):
             return reply
-        said = {"text": reply.text, "model": reply.model, "detail": reply.detail}
-        hidden = {name: text and text.replace(self._key, REDACTED) for name, text in said.items()}
-        return replace(reply, **hidden)  # type: ignore[arg-type]
+        text, detail = (
+            said and said.replace(self._key, REDACTED) for said in (reply.text, reply.detail)
+        )
+        model = reply.model.replace(self._key, REDACTED)
+        return replace(reply, text=text, model=model, detail=detail)
 
     def _contains_key(self, text: str) -> bool:
         return len(self._key) >= MIN_SECRET_LENGTH and self._key in text
@@ -252,11 +256,11 @@ class OpenAIJudge:
         async def one_call() -> protocol.Answer:
             nonlocal calls
             while True:
-                sent = self._dialect.spoken(body)
+                sent = self._dialect.adapted(body)
                 answer = await self._one_call(sent)
                 calls += answer.reply.attempts
                 self._dialect.learn(answer.reply)
-                if answer.reply.text is not None or self._dialect.spoken(body) == sent:
+                if answer.reply.text is not None or self._dialect.adapted(body) == sent:
                     return answer
 
         answer: protocol.Answer = await retrying(one_call)
@@ -275,21 +279,17 @@ class OpenAIJudge:
             finally:
                 server.active_calls -= 1
             answer = replace(answer, reply=replace(answer.reply, attempts=calls))
-            reason = answer.reply.reason
-            if not is_transient(reason) or reason in _ABOUT_THE_QUESTION:
+            if not _is_failure(answer.reply):
                 self._pool.record_success(server)
                 return answer
-            await self._pool.record_failure(server, unreachable=reason == "connection")
+            unreachable = answer.reply.reason == "connection"
+            await self._pool.record_failure(server, unreachable=unreachable)
             if server.down_reason is None or calls == MAX_FAILOVERS:
                 return answer
 
     def _stop_after_repeated_failures(self, reply: Reply) -> None:
-        """Stop the run if its server is up but answers no question.
-
-        Raises:
-            JudgeUnavailableError: after `MAX_CONSECUTIVE_FAILURES` failed questions.
-        """
-        if not is_transient(reply.reason) or reply.reason in _ABOUT_THE_QUESTION:
+        """Stop the run if its server is up but answers no question."""
+        if not _is_failure(reply):
             self._consecutive_failures = 0
             return
         self._consecutive_failures += 1
@@ -303,12 +303,26 @@ class OpenAIJudge:
             )
 
 
+def _api_key(variable: str) -> str:
+    key = os.environ.get(variable) or ""
+    if not (key.isascii() and key.isprintable()):
+        raise AutoLoRAEvalError(
+            f"{variable} contains a line break or a non-ASCII character. Set it again."
+        )
+    return key
+
+
+def _is_failure(reply: Reply) -> bool:
+    """Return True if a call failed for a reason other than its question."""
+    return is_transient(reply.reason) and reply.reason not in _ABOUT_THE_QUESTION
+
+
 class _Wait(tenacity.wait.wait_base):
     """Exponential back-off with full jitter, but at least as long as the server asks for."""
 
     def __init__(self, longest: float) -> None:
         self._longest = longest
-        # Not the global generator, which samplers seed and draw from meanwhile.
+        # Not the global generator, which samplers seed and use meanwhile.
         self._random = random.Random()
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
@@ -322,49 +336,3 @@ def _should_retry(answer: protocol.Answer) -> bool:
     reply = answer.reply
     failed_over = reply.attempts == MAX_FAILOVERS
     return is_transient(reply.reason) and reply.reason not in _NOT_RETRIED and not failed_over
-
-
-def _as_completed(
-    begin: Callable[[T], Future[R]],
-    items: Iterable[T],
-    max_pending: int,
-    pending: set[Future[R]],
-) -> Iterator[list[tuple[T, R]]]:
-    """Yield items with their results in order of completion, in groups that finished together.
-
-    Args:
-        begin: begins the work on an item, and adds it to `pending`.
-        items: taken one by one, so that at most `max_pending` of them are unfinished.
-        max_pending: the limit of unfinished items.
-        pending: the unfinished items, which another thread may cancel.
-
-    Raises:
-        Exception: the first error of an item, after the results that came before it.
-    """
-    finished: SimpleQueue[tuple[T, Future[R]]] = SimpleQueue()
-
-    def start(item: T) -> None:
-        begin(item).add_done_callback(lambda done: finished.put((item, done)))
-
-    def collect() -> Iterator[list[tuple[T, R]]]:
-        batch = [finished.get()]
-        while not finished.empty():
-            batch.append(finished.get())
-        pending.difference_update(future for _, future in batch)
-        errors = [error for _, future in batch if (error := future.exception())]
-        if results := [(item, done.result()) for item, done in batch if not done.exception()]:
-            yield results
-        if errors:
-            raise errors[0]
-
-    try:
-        for item in items:
-            start(item)
-            if len(pending) >= max_pending or not finished.empty():
-                yield from collect()
-        while pending:
-            yield from collect()
-    finally:
-        for future in pending:
-            future.cancel()
-        pending.clear()

@@ -1,43 +1,45 @@
-"""One call of the OpenAI protocol: the request body, and the meaning of each response."""
+"""One call of the OpenAI protocol: request body, structured output, and what a response means."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import io
 import json
 import math
 import time
-import urllib.request
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
-import numpy as np
+from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval.runs.images import Picture
-from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Token, is_loopback
-from autolora_eval.scoring.judges.server_pool import Server
-from autolora_eval.scoring.judges.vllm_command import LIMITS
-from autolora_eval.scoring.rubric import Question
+from autolora_eval.scoring.constraint import reply_pattern, reply_schema
+from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Token, is_transient
+from autolora_eval.scoring.judges.server_pool import (
+    BadAnswerError,
+    StatusError,
+    decoded,
+    error_message,
+)
+from autolora_eval.scoring.reply import parse_reply
+from autolora_eval.scoring.rubric import Question, Rubric
 
-MAX_ANSWER_BYTES = 4_000_000
 FORBIDDEN_LOGPROB = -9000.0  # vLLM reports -9999 for tokens that the grammar forbids
-# Less than the 5 seconds after which vLLM closes an idle connection.
-KEEP_ALIVE_SECONDS = 4.0
-MAX_DETAIL = 500  # characters kept of a server's own words
 # vLLM takes unset sampling parameters from the model's generation_config.json. Many models set a
-# repetition penalty there, which biases the second of two equal scores. The second half are vLLM's
-# and SGLang's own; most other servers ignore them.
+# repetition penalty there, which biases the second of two equal scores. The second line is for vLLM
+# and SGLang; most other servers ignore it.
 NEUTRAL = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 NEUTRAL |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 _REFUSED_ARGUMENT = ("http_400", "http_422")
+# Statuses of servers that do not know an argument.
+_UNKNOWN_ARGUMENT = (*_REFUSED_ARGUMENT, "http_404", "http_501")
+_MODES = ("structured_outputs", "guided_regex", "response_format")
+TOP_LOGPROBS = (20, 5)  # the maximum of vLLM, and that of some other servers
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ class Answer:
 
 
 class Dialect:
-    """What a server's API does not take, learnt from the words with which it refuses a call.
+    """The arguments that a server's API rejects, learnt from its error messages.
 
     Attributes:
-        refused: sampling parameters that are left out.
+        refused: sampling parameters that are omitted.
         limit: the name of the parameter that limits a reply's length.
     """
 
@@ -80,74 +82,19 @@ class Dialect:
         self.refused: set[str] = set()
         self.limit = "max_tokens"
 
-    def spoken(self, body: Json) -> Json:
-        """Return a request body as this server takes it."""
-        said = {key: value for key, value in body.items() if key not in self.refused}
-        said[self.limit] = said.pop("max_tokens")
-        return said
+    def adapted(self, body: Json) -> Json:
+        """Return a request body without the arguments that the server rejects."""
+        accepted = {key: value for key, value in body.items() if key not in self.refused}
+        accepted[self.limit] = accepted.pop("max_tokens")
+        return accepted
 
     def learn(self, reply: Reply) -> None:
-        """Note the arguments that a server refuses by name."""
+        """Note the arguments that the error message of a failed call names."""
         if reply.reason not in _REFUSED_ARGUMENT or reply.detail is None:
             return
         if "max_completion_tokens" in reply.detail:
             self.limit = "max_completion_tokens"
         self.refused |= {key for key in NEUTRAL if key in reply.detail}
-
-
-class _BadAnswerError(Exception):
-    """The response does not follow the protocol."""
-
-
-class _StatusError(Exception):
-    """The server refuses the call.
-
-    Attributes:
-        status: the HTTP status.
-        retry_after: the Retry-After header in seconds; None if absent.
-        words: what the server says about it; None if nothing.
-    """
-
-    def __init__(self, status: int, retry_after: float | None, words: str | None) -> None:
-        super().__init__(status)
-        self.status, self.retry_after, self.words = status, retry_after, words
-
-
-def proxy(url: str) -> str | None:
-    """Return the proxy of the environment for a server; None if it is reached directly.
-
-    Raises:
-        AutoLoRAEvalError: if the environment names a proxy that cannot be used.
-    """
-    parts, proxies = urlsplit(url), urllib.request.getproxies()
-    found = proxies.get(parts.scheme) or proxies.get("all")
-    if not found or is_loopback(url) or urllib.request.proxy_bypass(parts.netloc):
-        return None
-    if urlsplit(found).scheme not in ("http", "https"):
-        raise AutoLoRAEvalError(
-            f"cannot connect to the judge's server at {url}: its proxy is not an http:// or "
-            "https:// address. Check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or list the server in "
-            "NO_PROXY."
-        )
-    return found
-
-
-async def open_session(url: str, key: str, proxy: str | None) -> aiohttp.ClientSession:
-    """Return the connections to a server.
-
-    Args:
-        url: the server's address, ending in `/v1`.
-        key: the API key.
-        proxy: from `proxy`.
-    """
-    return aiohttp.ClientSession(
-        url.rstrip("/") + "/",
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
-        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(),  # the callers limit whole calls
-        proxy=proxy,
-    )
 
 
 def chat(
@@ -156,9 +103,10 @@ def chat(
     """Return the arguments of one chat completion."""
     kind = picture.format.lower()
     url = f"data:image/{kind};base64,{base64.b64encode(picture.data).decode()}"
+    image = {"type": "image_url", "image_url": {"url": url}}
     body: dict[str, Any] = {
         "model": spec.model,
-        "messages": [{"role": "user", "content": content(question, url)}],
+        "messages": [{"role": "user", "content": question.parts(image)}],
         "temperature": spec.temperature,
         "max_tokens": spec.max_tokens,
         "seed": spec.seed + repeat,
@@ -168,16 +116,6 @@ def chat(
     if mode.top_logprobs:
         body |= {"logprobs": True, "top_logprobs": mode.top_logprobs}
     return body
-
-
-def content(question: Question, image_url: str) -> list[Json]:
-    """Return a question as content parts of the protocol: text, image, text."""
-    parts: list[Json] = [{"type": "image_url", "image_url": {"url": image_url}}]
-    if question.before:
-        parts.insert(0, {"type": "text", "text": question.before})
-    if question.after:
-        parts.append({"type": "text", "text": question.after})
-    return parts
 
 
 async def call(session: aiohttp.ClientSession, body: Json, timeout: float) -> Answer:
@@ -194,66 +132,30 @@ async def call(session: aiohttp.ClientSession, body: Json, timeout: float) -> An
         async with asyncio.timeout(timeout):
             # As a stream: aiohttp warns of large bytes.
             data = io.BytesIO(json.dumps(body).encode())
-            answer = await _decoded(session.post("chat/completions", data=data))
+            answer = await decoded(session.post("chat/completions", data=data))
         reply = _read(answer, model, time.monotonic() - start)
         return Answer(reply)
     except TimeoutError:
         reason = "timeout"
-    except _StatusError as error:
+    except StatusError as error:
         reason, retry_after = f"http_{error.status}", error.retry_after
-        detail = error.words
+        detail = error.detail
     except (aiohttp.ClientError, OSError):
         reason = "connection"
-    except _BadAnswerError as error:
+    except BadAnswerError as error:
         reason, detail = "bad_response", str(error)
     seconds = time.monotonic() - start
     return Answer(Reply(None, reason, False, model, seconds, detail=detail), retry_after)
-
-
-async def _decoded(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> Any:  # noqa: ANN401
-    """Return the decoded JSON of a response.
-
-    Raises:
-        aiohttp.ClientError: if the response does not arrive whole.
-        _StatusError: if the server refuses the call.
-        _BadAnswerError: if the response is not JSON or too long.
-    """
-    data = bytearray()
-    async with request as response:
-        async for chunk in response.content.iter_any():
-            data += chunk
-            if len(data) > MAX_ANSWER_BYTES:
-                break
-    try:
-        answer = None if len(data) > MAX_ANSWER_BYTES else json.loads(data)
-    except (ValueError, RecursionError) as error:
-        if response.ok:
-            raise _BadAnswerError("not JSON") from error
-        answer = data.decode(errors="replace")
-    if not response.ok:
-        said = answer.get("error", answer) if isinstance(answer, dict) else answer
-        raise _StatusError(response.status, _retry_after(response.headers), _words(said))
-    if len(data) > MAX_ANSWER_BYTES:
-        raise _BadAnswerError("too long")
-    return answer
-
-
-def _words(error: object) -> str | None:
-    """Return what a server says about a refused call, in one line; None if it says nothing."""
-    said = error.get("message") if isinstance(error, dict) else error
-    text = said if isinstance(said, str) else json.dumps(error)
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return None if text in ("", "{}", "null") else text[:MAX_DETAIL]
 
 
 def _read(answer: object, model: str, latency: float) -> Reply:
     """Return the reply in a response.
 
     A server that separates a model's thoughts puts the whole reply there if the model did not
-    think, as with structured output. A truncated one is all thoughts.
+    think, as with structured output. A truncated reply is only thoughts.
 
     Raises:
-        _BadAnswerError: if the response does not follow the protocol.
+        BadAnswerError: if the response does not follow the protocol.
     """
     try:
         choice: Any = answer["choices"][0]  # type: ignore[index]
@@ -263,9 +165,9 @@ def _read(answer: object, model: str, latency: float) -> Reply:
         model = str(answer.get("model") or model)  # type: ignore[attr-defined]
     except (LookupError, TypeError, AttributeError) as error:
         said = answer.get("error") if isinstance(answer, dict) else None
-        raise _BadAnswerError(_words(said) or "no choice") from error
+        raise BadAnswerError(error_message(said) or "no choice") from error
     if not (text is None or isinstance(text, str)):
-        raise _BadAnswerError("content is not text")
+        raise BadAnswerError("content is not text")
     truncated, reason = finish == "length", None
     if not text and isinstance(thought, str) and not truncated:
         text = thought
@@ -273,9 +175,9 @@ def _read(answer: object, model: str, latency: float) -> Reply:
         reason = "truncated"
     elif text is None:
         if not (message.get("refusal") or finish == "content_filter"):
-            raise _BadAnswerError("content is null, without a refusal")
+            raise BadAnswerError("content is null, without a refusal")
         reason = "refused"
-    # Beside a thought, the tokens are those of both.
+    # If there is a thought, its tokens are listed too.
     tokens = _tokens(choice.get("logprobs"), math.inf if thought else len(text or ""))
     return Reply(text, reason, truncated, model, latency, tokens=tokens)
 
@@ -296,79 +198,115 @@ def _tokens(logprobs: object, longest: float) -> tuple[Token, ...]:
         for item in logprobs["content"]:  # type: ignore[index]
             if length >= longest:
                 break
-            tokens.append(Token(str(item["token"]), _alternatives(item)))
+            tokens.append(Token.of(str(item["token"]), _alternatives(item)))
             length += len(tokens[-1].text)
     except (LookupError, TypeError, ValueError):
         return ()
     return tuple(tokens)
 
 
-def _alternatives(item: Any) -> dict[str, float]:  # noqa: ANN401
-    """Return log-probability by text, summing the probabilities of tokens with equal text."""
-    listed, found = item["top_logprobs"], dict[str, float]()
+def _alternatives(item: Any) -> Iterator[tuple[str, float]]:  # noqa: ANN401
+    """Yield the allowed alternatives of a token with their log-probabilities."""
+    listed = item["top_logprobs"]
     # A chosen token that is less likely than the top alternatives is not listed among them.
     is_listed = any(other["token"] == item["token"] for other in listed)
     for other in listed if is_listed else [*listed, item]:
         text, value = str(other["token"]), float(other["logprob"])
         if value > FORBIDDEN_LOGPROB:
-            found[text] = float(np.logaddexp(found.get(text, -math.inf), value))
-    return found
+            yield text, value
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header; dates are ignored."""
-    with contextlib.suppress(ValueError):
-        seconds = float(headers.get("retry-after", ""))
-        if 0.0 <= seconds < math.inf:
-            return seconds
-    return None
+def _constraint(name: str, rubric: Rubric, forced: Mapping[str, float] | None = None) -> Json:
+    """Return the arguments that constrain replies in one of the `_MODES`; none for `plain`."""
+    if name == "response_format":  # most servers but vLLM
+        schema = {"name": "verdict", "strict": True, "schema": reply_schema(rubric, forced)}
+        return {name: {"type": "json_schema", "json_schema": schema}}
+    # A regex, since the grammar of a schema permits endless white space.
+    if name == "structured_outputs":  # vLLM from 0.11 on
+        return {name: {"regex": reply_pattern(rubric, forced)}}
+    if name == "guided_regex":  # vLLM 0.10.2, the last version that serves the paper's judge
+        return {name: reply_pattern(rubric, forced)}
+    return {}
 
 
-async def served_model(server: Server, spec: JudgeConfig, timeout: float) -> Json:
-    """Return what a server reports about the model that it serves under the judge's name.
+async def detect_structured_output(
+    spec: JudgeConfig, rubric: Rubric, call: Callable[[Json], Awaitable[Reply]]
+) -> StructuredOutput:
+    """Return the constraint that `spec` names, or for `auto` the first that the server honours.
 
-    Returns:
-        `root` (the path or hub id it was loaded from), `owned_by` and `version`; each may be None.
+    Args:
+        spec: the benchmark's `judge` section.
+        rubric: the rubric whose schema replies must follow.
+        call: makes one call, with retries.
 
     Raises:
-        AutoLoRAEvalError: if the server does not answer or does not serve the model.
+        AutoLoRAEvalError: if a trial call fails for a reason other than an unknown argument.
     """
-    session, url = server.session, server.url
-    try:
-        async with asyncio.timeout(timeout):
-            listed = await _decoded(session.get("models"))
-        served = {str(model["id"]): model for model in listed["data"]}
-    except _StatusError as error:
-        raise AutoLoRAEvalError(
-            f"the judge's server at {url} answers {error.status} to a request for its models. If "
-            f"it needs an API key, set {spec.api_key_env}; check that judge.base_url ends in /v1."
-        ) from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise AutoLoRAEvalError(
-            f"the judge's server at {url} does not answer ({type(error).__name__}). Start one, "
-            f"for example: vllm serve {spec.model} {LIMITS}; or set judge.base_url or judge.launch."
-        ) from error
-    except (_BadAnswerError, TypeError, LookupError, AttributeError) as error:
-        raise AutoLoRAEvalError(
-            f"the server at {url} does not speak the OpenAI protocol. Check judge.base_url."
-        ) from error
-    if spec.model not in served:
-        raise AutoLoRAEvalError(
-            f"the judge's server at {url} serves {', '.join(served) or 'nothing'}, not "
-            f"'{spec.model}'. Set judge.model to a served model, or start a server for this one."
+    trials = _Trials(spec, rubric, call)
+    name = await trials.first_honoured() if spec.constraint == "auto" else spec.constraint
+    mode = StructuredOutput(name, _constraint(name, rubric))
+    return await trials.with_logprobs(mode) if spec.logprobs else mode
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Trial calls about a grey image."""
+
+    spec: JudgeConfig
+    rubric: Rubric
+    call: Callable[[Json], Awaitable[Reply]]
+
+    async def first_honoured(self) -> str:
+        """Try to force the lowest, then the highest scores in each mode.
+
+        Most servers ignore an argument that they do not know, so a valid reply proves nothing. Only
+        a server that gives both forced replies to the same question honours the constraint.
+        """
+        scores = self.rubric.scores.items()
+        lowest = {c: math.ceil(s.min) if s.type == "integer" else s.min for c, s in scores}
+        highest = {c: math.floor(s.max) if s.type == "integer" else s.max for c, s in scores}
+        for name in _MODES:
+            for forced in (lowest, highest):
+                mode = StructuredOutput(name, _constraint(name, self.rubric, forced))
+                reply = await self._reply(mode)
+                if reply.text is None or parse_reply(reply.text, self.rubric).scores != forced:
+                    break
+            else:
+                return name
+        if reply.text is None:  # it may refuse every question, not the constraint
+            reply = await self._reply(StructuredOutput("plain"))
+            if is_transient(reply.reason):
+                raise self._failed(reply)
+        return "plain"
+
+    async def with_logprobs(self, mode: StructuredOutput) -> StructuredOutput:
+        """Request as many log-probabilities as the server returns."""
+        for count in TOP_LOGPROBS:
+            asking = replace(mode, top_logprobs=count)
+            if (await self._reply(asking)).tokens:
+                return asking
+        return mode
+
+    async def _reply(self, mode: StructuredOutput) -> Reply:
+        """Return the reply to a trial call. It has no text if the server rejects the argument."""
+        stream = io.BytesIO()
+        Image.new("RGB", (64, 64), (128, 128, 128)).save(stream, "PNG")
+        picture = Picture(stream.getvalue(), "PNG", 64, 64)
+        question = self.rubric.question("a grey picture")
+        reply = await self.call(chat(self.spec, question, picture, 0, mode))
+        if not is_transient(reply.reason) or reply.reason in _UNKNOWN_ARGUMENT:
+            return reply
+        if reply.reason in ("http_401", "http_403"):
+            raise self._failed(reply, f" If it needs an API key, set {self.spec.api_key_env}.")
+        raise self._failed(
+            reply,
+            " Check its log. Without trial calls: set judge.constraint to a value other than "
+            "'auto', and remove judge.logprobs.",
         )
-    model = served[spec.model]
-    version = await _version(session, url, timeout)
-    return {"root": model.get("root"), "owned_by": model.get("owned_by"), "version": version}
 
-
-async def _version(session: aiohttp.ClientSession, url: str, timeout: float) -> str | None:
-    """Return the server's version if it reports one, as vLLM does at /version."""
-    address = url.rstrip("/").removesuffix("/v1") + "/version"
-    try:
-        async with asyncio.timeout(timeout):
-            answer = await _decoded(session.get(address))
-        version = answer.get("version")
-        return str(version)[:80] if version else None
-    except Exception:  # optional information: any failure is fine
-        return None
+    def _failed(self, reply: Reply, step: str = "") -> AutoLoRAEvalError:
+        said = f" ({reply.detail})" if reply.detail else ""
+        return AutoLoRAEvalError(
+            f"the judge's server lists '{self.spec.model}', but a trial call fails: "
+            f"{reply.reason}{said}.{step}"
+        )

@@ -1,19 +1,62 @@
-"""What a judge in this process needs beside its weights: processor, end tokens, constraint."""
+"""What a judge in this process needs beside its weights: packages, processor, constraint.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autolora_eval._devices import quiet_libraries
+from autolora_eval._devices import quiet_libraries, require
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig
-from autolora_eval.scoring.judges.families import require_packages
-from autolora_eval.scoring.judges.logits_processors import Grammar, UnsupportedConstraintError
 from autolora_eval.scoring.rubric import Rubric
+from autolora_eval.sources.hub import cached
 from autolora_eval.sources.model_source import Source
+
+if TYPE_CHECKING:
+    from autolora_eval.scoring.judges.logits_processors import Grammar
+
+EXTRA = "judges"
+PACKAGES = ("torchvision", "num2words")
+# Families by what `model_type` in config.json, or a name on the hub, contains. Most processors hold
+# one for videos, which needs torchvision even if it gets only images.
+_NEED_TORCHVISION = (
+    *("qwen2vl", "qwen25vl", "qwen3vl", "llavaonevision", "smolvlm", "internvl"),
+    *("pixtral", "mistral3", "mistralsmall3"),
+)
+_NEED_NUM2WORDS = ("smolvlm",)
+
+
+def needed_packages(source: Source) -> tuple[str, ...]:
+    """Return the packages of the extra `judges` that a model's processor needs.
+
+    Args:
+        source: a judge in this process. A hub model that is not in the cache is known by its name.
+    """
+    kinds = [re.sub(r"[^a-z0-9]", "", kind.lower()) for kind in _model_types(source)]
+    if any(family in kind for kind in kinds for family in _NEED_NUM2WORDS):
+        return PACKAGES
+    if any(family in kind for kind in kinds for family in _NEED_TORCHVISION):
+        return PACKAGES[:1]
+    return ()
+
+
+def _model_types(source: Source) -> list[str]:
+    file = cached(source, "config.json")
+    if file is None:
+        return [source.name]
+    try:
+        config = json.loads(file.read_bytes())
+        vision = config.get("vision_config") or {}  # Pixtral is a LLaVA with its own vision model
+        return [str(config.get("model_type")), str(vision.get("model_type"))]
+    except (OSError, ValueError, AttributeError):
+        return []
 
 
 @dataclass(frozen=True)
@@ -31,13 +74,13 @@ class Preprocessor:
     grammar: Grammar | str
 
 
-def load_preprocessor(spec: JudgeConfig, source: Source, rubric: Rubric | None) -> Preprocessor:
+def load_preprocessor(spec: JudgeConfig, source: Source, rubric: Rubric) -> Preprocessor:
     """Load everything of a judge's model but its weights.
 
     Args:
         spec: the benchmark's `judge` section.
         source: the location of the model.
-        rubric: the rubric whose schema constrains the replies; None for free replies.
+        rubric: the rubric whose schema constrains the replies.
 
     Raises:
         AutoLoRAEvalError: if it cannot be loaded, a package that it needs is missing, or
@@ -45,7 +88,8 @@ def load_preprocessor(spec: JudgeConfig, source: Source, rubric: Rubric | None) 
     """
     from transformers import AutoProcessor
 
-    require_packages(source)
+    for package in needed_packages(source):
+        require(package, EXTRA)
     with quiet_libraries():
         try:
             processor = AutoProcessor.from_pretrained(source.location, **loading_options(source))
@@ -76,18 +120,16 @@ def _eos_token_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:  # noqa: 
 def _grammar(
     spec: JudgeConfig,
     source: Source,
-    rubric: Rubric | None,
+    rubric: Rubric,
     tokenizer: Any,  # noqa: ANN401
     ends: tuple[int, ...],
 ) -> Grammar | str:
-    """Return the constraint on replies, or the reason why there is none.
+    """Return the constraint on replies, or the reason why there is none."""
+    from autolora_eval.scoring.judges.logits_processors import Grammar, UnsupportedConstraintError
 
-    Raises:
-        AutoLoRAEvalError: if `judge.constraint` is 'regex' and the model does not support it.
-    """
     constraint = spec.constraint
-    if constraint == "plain" or rubric is None:
-        return "the benchmark says so" if rubric else "there is no rubric"
+    if constraint == "plain":
+        return "the benchmark says so"
     try:
         return Grammar(reply_pattern(rubric), tokenizer, ends)
     except UnsupportedConstraintError as error:

@@ -1,19 +1,32 @@
-"""The servers of one judge: load balancing, and a circuit breaker for each server and for all."""
+"""The servers of one judge: connections, load balancing, and circuit breakers."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+import urllib.request
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
 
 from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import Json
+from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback
+from autolora_eval.scoring.judges.vllm_command import LIMITS
 
-if TYPE_CHECKING:
-    import aiohttp
-
+MAX_ANSWER_BYTES = 4_000_000
+MAX_DETAIL = 500  # characters kept of a server's error message
+# Less than the 5 seconds after which vLLM closes an idle connection.
+KEEP_ALIVE_SECONDS = 4.0
 FAILURE_THRESHOLD = 3  # consecutive failures after which a server is probed
+PROBE_SECONDS = 5.0  # timeout of a probe
 PROBE_INTERVAL = 10.0  # seconds between probes of a server that is down while others answer
 PROBE_INTERVAL_ALONE = 1.0  # the same while no server answers
 
@@ -24,6 +37,24 @@ class OtherModelError(AutoLoRAEvalError):
 
 class JudgeUnavailableError(AutoLoRAEvalError):
     """No server of the judge answers any more. Earlier judgements are kept."""
+
+
+class BadAnswerError(Exception):
+    """The response does not follow the protocol."""
+
+
+class StatusError(Exception):
+    """A server answered a call with an error.
+
+    Attributes:
+        status: the HTTP status.
+        retry_after: the Retry-After header in seconds; None if absent.
+        detail: the server's error message; None if there is none.
+    """
+
+    def __init__(self, status: int, retry_after: float | None, detail: str | None) -> None:
+        super().__init__(status)
+        self.status, self.retry_after, self.detail = status, retry_after, detail
 
 
 @dataclass
@@ -52,9 +83,9 @@ class Server:
 class ServerPool:
     """Chooses the server of each call.
 
-    A server is probed after several consecutive failures. While it is down the others are used,
-    and it is probed now and then. The run stops once all have been down for `give_up_after`
-    seconds.
+    A server is probed after several consecutive failures. While it is down, the others are used,
+    and it is probed from time to time. The run stops when all servers have been down for
+    `give_up_after` seconds.
 
     Args:
         servers: all servers of the judge.
@@ -74,6 +105,22 @@ class ServerPool:
         # References that keep background probes from being garbage collected.
         self._tasks: set[asyncio.Task[None]] = set()
 
+    async def check(self) -> None:
+        """Probe all servers at once.
+
+        Raises:
+            AutoLoRAEvalError: if no server is up, or two serve different models.
+        """
+        probes = [self._probe(server) for server in self.servers]
+        errors = await asyncio.gather(*probes, return_exceptions=True)
+        for server, error in zip(self.servers, errors, strict=True):
+            if isinstance(error, AutoLoRAEvalError) and not isinstance(error, OtherModelError):
+                server.down_reason, server.last_probe = str(error), time.monotonic()
+            elif error is not None:
+                raise error
+        if not self._up():
+            raise AutoLoRAEvalError("\n".join(str(server.down_reason) for server in self.servers))
+
     async def acquire(self) -> Server:
         """Return the server that is up and has the fewest calls in progress.
 
@@ -92,7 +139,7 @@ class ServerPool:
 
         Args:
             server: the server that was called.
-            unreachable: True if there was no answer at all, which is reason enough for a probe.
+            unreachable: True if there was no answer, so that one failure is enough for a probe.
         """
         server.failures += 1
         async with self._probing:
@@ -142,3 +189,140 @@ class ServerPool:
         except AutoLoRAEvalError as error:
             server.down_reason = str(error)
         server.last_probe = time.monotonic()
+
+
+def proxy(url: str) -> str | None:
+    """Return the proxy of the environment for a server; None if it is reached directly.
+
+    Raises:
+        AutoLoRAEvalError: if the environment names a proxy that cannot be used.
+    """
+    parts, proxies = urlsplit(url), urllib.request.getproxies()
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if not found or is_loopback(url) or urllib.request.proxy_bypass(parts.netloc):
+        return None
+    if urlsplit(found).scheme not in ("http", "https"):
+        raise AutoLoRAEvalError(
+            f"cannot connect to the judge's server at {url}: its proxy is not an http:// or "
+            "https:// address. Check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or list the server in "
+            "NO_PROXY."
+        )
+    return found
+
+
+async def open_server(url: str, key: str, proxy: str | None) -> Server:
+    """Return a server with open connections.
+
+    Args:
+        url: the server's address, ending in `/v1`.
+        key: the API key.
+        proxy: from `proxy`.
+    """
+    session = aiohttp.ClientSession(
+        url.rstrip("/") + "/",
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(),  # the callers limit whole calls
+        proxy=proxy,
+    )
+    return Server(url, session)
+
+
+async def decoded(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> Any:  # noqa: ANN401
+    """Return the decoded JSON of a response.
+
+    Raises:
+        aiohttp.ClientError: if the response does not arrive whole.
+        StatusError: if the server answers with an error.
+        BadAnswerError: if the response is not JSON or too long.
+    """
+    data = bytearray()
+    async with request as response:
+        async for chunk in response.content.iter_any():
+            data += chunk
+            if len(data) > MAX_ANSWER_BYTES:
+                break
+    try:
+        answer = None if len(data) > MAX_ANSWER_BYTES else json.loads(data)
+    except (ValueError, RecursionError) as error:
+        if response.ok:
+            raise BadAnswerError("not JSON") from error
+        answer = data.decode(errors="replace")
+    if not response.ok:
+        said = answer.get("error", answer) if isinstance(answer, dict) else answer
+        raise StatusError(response.status, _retry_after(response.headers), error_message(said))
+    if len(data) > MAX_ANSWER_BYTES:
+        raise BadAnswerError("too long")
+    return answer
+
+
+def error_message(error: object) -> str | None:
+    """Return a server's error message on one line; None if it is empty."""
+    said = error.get("message") if isinstance(error, dict) else error
+    text = said if isinstance(said, str) else json.dumps(error)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return None if text in ("", "{}", "null") else text[:MAX_DETAIL]
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After header; dates are ignored."""
+    with contextlib.suppress(ValueError):
+        seconds = float(headers.get("retry-after", ""))
+        if 0.0 <= seconds < math.inf:
+            return seconds
+    return None
+
+
+async def served_model(server: Server, spec: JudgeConfig) -> Json:
+    """Return what a server reports about the model that it serves under the judge's name.
+
+    Returns:
+        `root` (the path or hub id it was loaded from), `owned_by` and `version`; each may be None.
+
+    Raises:
+        AutoLoRAEvalError: if the server does not answer or does not serve the model.
+    """
+    served = await _served_models(server, spec)
+    if spec.model not in served:
+        raise AutoLoRAEvalError(
+            f"the judge's server at {server.url} serves {', '.join(served) or 'nothing'}, not "
+            f"'{spec.model}'. Set judge.model to a served model, or start a server for this one."
+        )
+    model = served[spec.model]
+    version = await _version(server)
+    return {"root": model.get("root"), "owned_by": model.get("owned_by"), "version": version}
+
+
+async def _served_models(server: Server, spec: JudgeConfig) -> dict[str, Json]:
+    url = server.url
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            listed = await decoded(server.session.get("models"))
+        return {str(model["id"]): model for model in listed["data"]}
+    except StatusError as error:
+        raise AutoLoRAEvalError(
+            f"the judge's server at {url} answers {error.status} to a request for its models. If "
+            f"it needs an API key, set {spec.api_key_env}; check that judge.base_url ends in /v1."
+        ) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise AutoLoRAEvalError(
+            f"the judge's server at {url} does not answer ({type(error).__name__}). Start one, "
+            f"for example: vllm serve {spec.model} {LIMITS}; or set judge.base_url or judge.launch."
+        ) from error
+    except (BadAnswerError, TypeError, LookupError, AttributeError) as error:
+        raise AutoLoRAEvalError(
+            f"the server at {url} does not speak the OpenAI protocol. Check judge.base_url."
+        ) from error
+
+
+async def _version(server: Server) -> str | None:
+    """Return the server's version if it reports one, as vLLM does at /version."""
+    address = server.url.rstrip("/").removesuffix("/v1") + "/version"
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            answer = await decoded(server.session.get(address))
+        version = answer.get("version")
+        return str(version)[:80] if version else None
+    except Exception:  # optional information: any failure is fine
+        return None

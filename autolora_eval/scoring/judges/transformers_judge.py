@@ -6,7 +6,7 @@ import gc
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
 from autolora_eval.runs.images import ImageError, Picture, open_image, opened, reduced
 from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
-from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request, Token
+from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.logits_processors import (
     Grammar,
     GumbelNoise,
@@ -35,21 +35,11 @@ from autolora_eval.sources.model_source import Source
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A question with its opened image."""
+    """A request with its opened image."""
 
-    question: Question
+    request: Request
     image: Image.Image
     file: Picture
-    repeat: int
-
-
-@dataclass(frozen=True)
-class _Completion:
-    """A decoded reply."""
-
-    text: str
-    truncated: bool
-    tokens: tuple[Token, ...]
 
 
 class TransformersJudge:
@@ -59,15 +49,11 @@ class TransformersJudge:
         spec: the benchmark's `judge` section.
         source: the location of the model.
         device: the device it runs on.
-        rubric: the rubric whose schema constrains the replies; None for free replies.
+        rubric: the rubric whose schema constrains the replies.
     """
 
     def __init__(
-        self,
-        spec: JudgeConfig,
-        source: Source,
-        device: torch.device | str,
-        rubric: Rubric | None = None,
+        self, spec: JudgeConfig, source: Source, device: torch.device | str, rubric: Rubric
     ) -> None:
         self.spec, self.source, self.rubric = spec, source, rubric
         self.device = torch.device(device)
@@ -94,7 +80,7 @@ class TransformersJudge:
             "sampling": "gumbel-max" if sampled else "greedy",
             "max_tokens": self.spec.max_tokens,
             "batch_size": self.spec.batch_size,
-            # With torchvision, many families have another one, whose pixels differ a little.
+            # With torchvision, many families use another one, whose pixels differ slightly.
             "image_processor": type(self._image_processor).__name__,
             "seed": self.spec.seed if sampled else None,
             # Of the allowed tokens, as on vLLM.
@@ -135,28 +121,23 @@ class TransformersJudge:
             if prompts:
                 self._load()
             start = time.monotonic()
-            completions = iter(self._complete(prompts) if prompts else [])
+            replies = iter(self._complete(prompts) if prompts else [])
         seconds = (time.monotonic() - start) / len(requests)
-        name = self.source.name
-        replies = []
-        for one in opened:
-            if isinstance(one, str):
-                replies.append(Reply(None, one, False, name, 0.0))
-                continue
-            found, sent = next(completions), one.file.facts()
-            if found is None:
-                replies.append(Reply(None, "bad_request", False, name, seconds, sent=sent))
-                continue
-            text, tokens = found.text, found.tokens
-            replies.append(
-                Reply(text, None, found.truncated, name, seconds, sent=sent, tokens=tokens)
-            )
-        return replies
+        return [
+            self._failed(one)
+            if isinstance(one, str)
+            else replace(next(replies), latency=seconds, sent=one.file.facts())
+            for one in opened
+        ]
 
-    def _complete(self, prompts: Sequence[_Prompt]) -> list[_Completion | None]:
-        """Return the model's reply to each prompt; None if the model cannot process it.
+    def _failed(self, reason: str) -> Reply:
+        return Reply(None, reason, False, self.source.name, 0.0)
 
-        Such a prompt fails its whole batch, which is halved until the prompt is alone.
+    def _complete(self, prompts: Sequence[_Prompt]) -> list[Reply]:
+        """Return the model's reply to each prompt, without latency.
+
+        A prompt that the model cannot process fails its whole batch, which is halved until the
+        prompt is alone.
         """
         try:
             return list(self._generate(prompts))
@@ -168,11 +149,11 @@ class TransformersJudge:
             ) from error
         except (ValueError, IndexError):
             if len(prompts) == 1:
-                return [None]
+                return [self._failed("bad_request")]
         half = len(prompts) // 2
         return self._complete(prompts[:half]) + self._complete(prompts[half:])
 
-    def _generate(self, prompts: Sequence[_Prompt]) -> list[_Completion]:
+    def _generate(self, prompts: Sequence[_Prompt]) -> list[Reply]:
         """Process one batch.
 
         Short batches are filled up to `batch_size`, since the last bits of the logits may depend
@@ -184,7 +165,7 @@ class TransformersJudge:
         from transformers import LogitsProcessorList
 
         rows = [*prompts, *[prompts[-1]] * (self.spec.batch_size - len(prompts))]
-        inputs = self._inputs([conversation(row.question, row.image) for row in rows])
+        inputs = self._inputs([conversation(row.request.question, row.image) for row in rows])
         recorder = LogprobRecorder() if self.spec.logprobs else None
         generated = self._run(inputs, LogitsProcessorList(self._processors(rows, recorder)))
         logprobs = [[] for _ in rows] if recorder is None else recorder.logprobs(generated)
@@ -200,7 +181,10 @@ class TransformersJudge:
         if recorder is not None:
             yield recorder
         if self.spec.temperature > 0:
-            seeds = [row_seed(self.spec.seed + r.repeat, r.file.data, r.question) for r in rows]
+            seeds = [
+                row_seed(self.spec.seed + row.request.repeat, row.file.data, row.request.question)
+                for row in rows
+            ]
             yield GumbelNoise(seeds, self.spec.temperature)
 
     def _inputs(self, conversations: list[list[Json]]) -> Any:  # noqa: ANN401
@@ -245,7 +229,7 @@ class TransformersJudge:
         )
         return generated
 
-    def _decode(self, reply: list[int], logprobs: list[dict[int, float]]) -> _Completion:
+    def _decode(self, reply: list[int], logprobs: list[dict[int, float]]) -> Reply:
         """Decode the tokens of one reply.
 
         Args:
@@ -260,7 +244,8 @@ class TransformersJudge:
             reply[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         tokens = self._token_texts.tokens(reply[:length], logprobs, text) if logprobs else ()
-        return _Completion(text, length == len(reply), tokens)
+        truncated = length == len(reply)
+        return Reply(text, None, truncated, self.source.name, 0.0, tokens=tokens)
 
     @cached_property
     def _token_texts(self) -> TokenTexts:
@@ -291,6 +276,23 @@ class TransformersJudge:
         """Load the model once, and check that it can answer questions about images."""
         if self._model is not None:
             return
+        model = self._pretrained()
+        try:
+            self._model = model.to(self.device).eval()
+            grey = Image.new("RGB", size, (128, 128, 128))
+            asked = conversation(self.rubric.question("a"), grey)
+            self._run(self._inputs([asked] * rows), None, max_tokens=1)
+        except Exception as error:
+            self.close()
+            raise AutoLoRAEvalError(
+                f"the judge '{self.source.name}' cannot answer a question about an image on "
+                f"{self.device} ({type(error).__name__}: {first_line(error)}). It needs a chat "
+                "template with images, a context long enough for the rubric and judge.max_tokens, "
+                f"and enough memory for judge.batch_size {self.spec.batch_size}."
+            ) from error
+
+    def _pretrained(self) -> Any:  # noqa: ANN401
+        """Return the model with a neutral generation config."""
         from transformers import AutoModelForImageTextToText, GenerationConfig
 
         try:
@@ -308,33 +310,16 @@ class TransformersJudge:
         model.generation_config = GenerationConfig(
             eos_token_id=list(ends), pad_token_id=ends[0] if pad is None else pad
         )
-        try:
-            self._model = model.to(self.device).eval()
-            question = self.rubric.question("a") if self.rubric else Question("", "a")
-            grey = conversation(question, Image.new("RGB", size, (128, 128, 128)))
-            self._run(self._inputs([grey] * rows), None, max_tokens=1)
-        except Exception as error:
-            self.close()
-            raise AutoLoRAEvalError(
-                f"the judge '{self.source.name}' cannot answer a question about an image on "
-                f"{self.device} ({type(error).__name__}: {first_line(error)}). It needs a chat "
-                "template with images, a context long enough for the rubric and judge.max_tokens, "
-                f"and enough memory for judge.batch_size {self.spec.batch_size}."
-            ) from error
+        return model
 
 
 def conversation(question: Question, image: Image.Image) -> list[Json]:
-    """Return a question as a chat: text, image, text; empty texts are omitted."""
-    parts: list[Json] = [{"type": "image", "image": image}]
-    if question.before:
-        parts.insert(0, {"type": "text", "text": question.before})
-    if question.after:
-        parts.append({"type": "text", "text": question.after})
-    return [{"role": "user", "content": parts}]
+    """Return a question as a chat of one message."""
+    return [{"role": "user", "content": question.parts({"type": "image", "image": image})}]
 
 
 def _open(request: Request) -> _Prompt | str:
-    """Return a question with its image, or the reason why the image cannot be opened."""
+    """Return a request with its image, or the reason why the image cannot be opened."""
     try:
         image = open_image(request.image)
     except ImageError as error:
@@ -342,4 +327,4 @@ def _open(request: Request) -> _Prompt | str:
     with opened(request.image) as header:
         kind = header.format or "PNG"
     file = Picture(request.image.read_bytes(), kind, image.width, image.height)
-    return _Prompt(request.question, reduced(image), file, request.repeat)
+    return _Prompt(request, reduced(image), file)

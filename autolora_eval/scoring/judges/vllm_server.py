@@ -18,7 +18,7 @@ from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges import supervisor
-from autolora_eval.scoring.judges.config import JudgeConfig
+from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback
 from autolora_eval.scoring.judges.vllm_command import (
     HOST,
     MLLAMA_PACKAGES,
@@ -31,60 +31,50 @@ Say = Callable[[str], None]
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 5.0
 SAY_EVERY_SECONDS = 60.0
-# Proxies are not used for a server of this machine.
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# What `listed_models` raises if there is no answer, or none in the OpenAI protocol.
+NO_LISTING = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
 TAIL_LINES = 20
 _READ_BYTES = 1_000_000
 _LONGEST_LINE = 300
 # Pattern in the log → advice. The first match counts.
-_ADVICE = (
-    (
-        r"No module named '?vllm",
-        "vLLM is not installed in that environment: {python} -m pip install vllm.",
+_ADVICE = {
+    r"No module named '?vllm": (
+        "vLLM is not installed in that environment: {python} -m pip install vllm."
     ),
-    (
-        r"Mllama\w+ (was supported|is not supported)|architectures \['Mllama.*not supported",
+    r"Mllama\w+ (was supported|is not supported)|architectures \['Mllama.*not supported": (
         "Llama-3.2-Vision was last supported by vLLM 0.10.2. Give it an environment of its own: "
-        f"pip install {MLLAMA_PACKAGES}.",
+        f"pip install {MLLAMA_PACKAGES}."
     ),
-    (
-        r"all_special_tokens_extended",
-        "this vLLM does not know transformers 5. In its environment: pip install 'transformers<5'.",
+    r"all_special_tokens_extended": (
+        "this vLLM does not know transformers 5. In its environment: pip install 'transformers<5'."
     ),
-    (
-        r"gated repo|GatedRepoError|(401|403) Client Error|not a local folder and is not a valid",
+    r"gated repo|GatedRepoError|(401|403) Client Error|not a local folder and is not a valid": (
         "the hub does not give '{model}' to this user. Accept its licence on its page, and run 'hf "
-        "auth login' or set HF_TOKEN.",
+        "auth login' or set HF_TOKEN."
     ),
-    (
-        r"LocalEntryNotFoundError|OfflineModeIsEnabled|couldn't connect to|outgoing traffic",
+    r"LocalEntryNotFoundError|OfflineModeIsEnabled|couldn't connect to|outgoing traffic": (
         "the hub cannot be reached, and '{model}' is not in its cache here. On a machine with "
-        "access run: hf download {model}",
+        "access run: hf download {model}"
     ),
-    (
-        r"CUDA out of memory|OutOfMemoryError|can't allocate memory|Free memory on device|"
-        r"No available memory for the cache",
+    r"CUDA out of memory|OutOfMemoryError|can't allocate memory|Free memory on device|"
+    r"No available memory for the cache": (
         "the memory is too small for this judge beside what else is on it (see nvidia-smi). Lower "
         "--max-model-len, --max-num-seqs or --gpu-memory-utilization in judge.launch_args, or "
-        "take a smaller judge.",
+        "take a smaller judge."
     ),
-    (
-        r"larger than the (maximum number of tokens|available KV cache)",
-        "lower --max-model-len in judge.launch_args: 8192 is ample for one image and a rubric.",
+    r"larger than the (maximum number of tokens|available KV cache)": (
+        "lower --max-model-len in judge.launch_args: 8192 is ample for one image and a rubric."
     ),
-    (
-        r"Failed to infer device type|No CUDA GPUs are available|no NVIDIA driver|libcuda\.so",
-        "vLLM sees no GPU. 'nvidia-smi' must list one, and a container needs '--gpus all'.",
+    r"Failed to infer device type|No CUDA GPUs are available|no NVIDIA driver|libcuda\.so": (
+        "vLLM sees no GPU. 'nvidia-smi' must list one, and a container needs '--gpus all'."
     ),
-    (
-        r"unrecognized arguments|error: argument |error: unexpected argument|unknown flag",
-        "an argument in judge.launch_args or judge.launch_command is not one of this version's.",
+    r"unrecognized arguments|error: argument |error: unexpected argument|unknown flag": (
+        "an argument in judge.launch_args or judge.launch_command is not one of this version's."
     ),
-    (
-        r"[Aa]ddress already in use|port is already allocated",
-        "another program took the port in that moment. Run the same command again.",
+    r"[Aa]ddress already in use|port is already allocated": (
+        "another program took the port in that moment. Run the same command again."
     ),
-)
+}
 _KILLED = "it was killed, most likely because the machine ran out of memory (see the system log)."
 _ERROR = re.compile(r"\b\w*(Error|Exception)\b: \S")
 
@@ -99,7 +89,7 @@ def launched_server(spec: JudgeConfig, log: Path, say: Say = lambda text: None) 
     Args:
         spec: the benchmark's `judge` section.
         log: the file for the server's output; overwritten.
-        say: receives progress messages.
+        say: shows a line of progress.
 
     Yields:
         The address of the server, ending in `/v1`.
@@ -109,9 +99,10 @@ def launched_server(spec: JudgeConfig, log: Path, say: Say = lambda text: None) 
         AutoLoRAEvalError: if the server ended or did not answer in time, with the end of its log.
             Also if the block fails after the server ended.
     """
-    port = _free_port()
-    command = server_command(spec, port)
-    url = f"http://{HOST}:{port}/v1"
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = int(free.getsockname()[1])
+    command, url = server_command(spec, port), f"http://{HOST}:{port}/v1"
     log.parent.mkdir(parents=True, exist_ok=True)
     say(f"starting the judge's server for '{spec.model}' (log: {log})")
     started = time.monotonic()
@@ -125,13 +116,7 @@ def launched_server(spec: JudgeConfig, log: Path, say: Say = lambda text: None) 
             if code is None:
                 raise
             what = f"{error}\nThe judge's server ended with exit code {code} during the judging"
-            raise AutoLoRAEvalError(startup_error(what, code, log, spec)) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as chosen:
-        chosen.bind((HOST, 0))
-        return int(chosen.getsockname()[1])
+            raise _failure(what, code, log, spec) from error
 
 
 def _environment(spec: JudgeConfig) -> dict[str, str]:
@@ -180,17 +165,11 @@ def _supervised(
 def _await_health(
     process: subprocess.Popen[bytes], spec: JudgeConfig, url: str, log: Path, say: Say
 ) -> None:
-    """Wait until the server lists the judge's model.
-
-    Raises:
-        AutoLoRAEvalError: if the server ended, serves another model, or took too long.
-    """
+    """Wait until the server lists the judge's model."""
     start = time.monotonic()
     last_message = start
     while (code := process.poll()) is None:
-        served = _served(url, spec)
-        if served is not None:
-            _check_name(served, spec)
+        if _is_served(url, spec):
             return
         now = time.monotonic()
         if now - start > spec.launch_timeout:
@@ -198,70 +177,77 @@ def _await_health(
                 f"the judge's server did not answer within {spec.launch_timeout:g} s and was "
                 "stopped. The first start may download the model: increase judge.launch_timeout"
             )
-            raise AutoLoRAEvalError(startup_error(what, None, log, spec))
+            raise _failure(what, None, log, spec)
         if now - last_message >= SAY_EVERY_SECONDS:
             last_message = now
             say(f"waiting for the judge's server ({now - start:.0f} s)")
         time.sleep(POLL_SECONDS)
     what = f"the judge's server ended with exit code {code} before it answered"
-    raise AutoLoRAEvalError(startup_error(what, code, log, spec))
+    raise _failure(what, code, log, spec)
 
 
-def _served(url: str, spec: JudgeConfig) -> list[str] | None:
-    """Return the models that a server lists; None while it does not answer."""
-    request = urllib.request.Request(f"{url}/models")
-    key = os.environ.get(spec.api_key_env)
-    if key:
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
+def _is_served(url: str, spec: JudgeConfig) -> bool:
+    """Return True if a server lists the judge's model; False while it does not answer."""
     try:
-        with _direct.open(request, timeout=PROBE_SECONDS) as answer:
-            return [str(model["id"]) for model in json.load(answer)["data"]]
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
+        served = listed_models(url, spec.api_key_env, PROBE_SECONDS)
+    except NO_LISTING as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
             raise AutoLoRAEvalError(
                 f"the judge's server requires an API key (status {error.code}). Set "
                 f"{spec.api_key_env} to the key that it was started with, or start it without one."
             ) from error
-        return None
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-        return None  # not started yet
-
-
-def _check_name(served: list[str], spec: JudgeConfig) -> None:
+        return False  # not started yet
     if spec.model not in served:
         raise AutoLoRAEvalError(
             f"the launched server serves {', '.join(served) or 'nothing'}, not '{spec.model}'. "
             "Add to judge.launch_command, for example: --served-model-name, '{name}'."
         )
+    return True
 
 
-def startup_error(what: str, code: int | None, log: Path, spec: JudgeConfig) -> str:
-    """Return the message for a server that did not start or did not keep running.
+def listed_models(url: str, key_variable: str, seconds: float) -> list[str]:
+    """Return the models that a server lists. No proxy is used for a server of this machine.
+
+    Args:
+        url: the address, ending in `/v1`.
+        key_variable: the environment variable that holds the server's API key.
+        seconds: timeout.
+
+    Raises:
+        urllib.error.HTTPError: if the server answers with an error.
+        NO_LISTING: if it does not answer, or not in the OpenAI protocol.
+    """
+    request = urllib.request.Request(f"{url}/models")
+    if key := os.environ.get(key_variable):
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
+    with urllib.request.build_opener(proxies).open(request, timeout=seconds) as answer:
+        return [str(model["id"]) for model in json.loads(answer.read(1_000_000))["data"]]
+
+
+def _failure(what: str, code: int | None, log: Path, spec: JudgeConfig) -> AutoLoRAEvalError:
+    """Return the error for a server that did not start or did not keep running.
 
     Args:
         what: a sentence about what happened, without a full stop.
         code: the exit code; None if the server still ran.
-        log: the server's log file.
+        log: the server's log file, whose end is shown.
         spec: the benchmark's `judge` section.
     """
     text = _read_end(log)
     lines = [line[:_LONGEST_LINE] for line in text.splitlines() if line.strip()]
     tail = lines[-TAIL_LINES:]
-    advice = _advice(text, code, spec)
-    parts = [f"{what}{'' if advice is None else ': ' + advice.rstrip('.')}."]
+    advice = next((advice for pattern, advice in _ADVICE.items() if re.search(pattern, text)), "")
+    advice = advice.format(python=spec.vllm_python or "python", model=spec.model)
+    if not advice and code == 137:
+        advice = _KILLED
+    parts = [f"{what}: {advice.rstrip('.')}." if advice else f"{what}."]
     # vLLM's last line is often "see root cause above".
     first = next((line for line in lines if _ERROR.search(line)), None)
     if first is not None and first not in tail:
         parts.append(f"The first error in its log:\n    {first}")
     parts.append(f"The end of its log, {log}:" if tail else f"Its log, {log}, is empty.")
-    return "\n".join([*parts, *(f"    {line}" for line in tail)])
-
-
-def _advice(text: str, code: int | None, spec: JudgeConfig) -> str | None:
-    for pattern, advice in _ADVICE:
-        if re.search(pattern, text):
-            return advice.format(python=spec.vllm_python or "python", model=spec.model)
-    return _KILLED if code == 137 else None
+    return AutoLoRAEvalError("\n".join([*parts, *(f"    {line}" for line in tail)]))
 
 
 def _read_end(log: Path) -> str:
