@@ -7,7 +7,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,16 +222,19 @@ def expected_scores(text: str, tokens: Sequence[Token], rubric: Rubric) -> dict[
     if scores is None:
         return None
     found: dict[str, float] = {}
-    for start, token in _numbers(text, tokens, set(scores.values())):
-        column = _column_at(text, start, token, scores, rubric)
-        mean = None if column is None else _mean(token, rubric.scores[column])
-        if column is not None and mean is not None:
-            found[column] = mean
+    for at, match, token in _numbers(text, tokens, set(scores.values())):
+        column = _column_at(text, at, match[2], scores, rubric)
+        if column is not None:
+            mean = _mean(match, token.alternatives, rubric.scores[column])
+            if mean is not None:
+                found[column] = mean
     return {column: found[column] for column in rubric.scores if column in found} or None
 
 
-def _numbers(text: str, tokens: Sequence[Token], values: set[float]) -> Iterator[tuple[int, Token]]:
-    """Yield the last tokens that contain one of `values`, each with its position in the text."""
+def _numbers(
+    text: str, tokens: Sequence[Token], values: set[float]
+) -> Iterator[tuple[int, re.Match[str], Token]]:
+    """Yield the last tokens with one of `values`: position of the number, match, token."""
     before = "".join(token.text for token in tokens).rfind(text)
     if before < 0:
         return
@@ -240,26 +243,24 @@ def _numbers(text: str, tokens: Sequence[Token], values: set[float]) -> Iterator
         match = _WHOLE.fullmatch(token.text)
         inside = match and start + match.start(2) >= 0 and start + match.end(2) <= len(text)
         if match and inside and float(match[2]) in values:
-            found.append((start, token))
+            found.append((start + match.start(2), match, token))
         start += len(token.text)
     yield from found[-MAX_NUMBER_TOKENS:]
 
 
 def _column_at(
-    text: str, start: int, token: Token, scores: dict[str, float], rubric: Rubric
+    text: str, at: int, number: str, scores: dict[str, float], rubric: Rubric
 ) -> str | None:
-    """Return the column whose value the token is, or None.
+    """Return the column whose value the number at a position is, or None.
 
-    It is found by experiment: with another number in the token's place, the parser must return
-    another value of this column and of no other. So every format that the parser accepts works
-    here, and numbers in remarks or in corrected objects do not count.
+    It is found by experiment: with another number there, the parser must return another value of
+    this column and of no other. So every format that the parser accepts works here, and numbers in
+    remarks or in corrected objects do not count.
     """
-    match = _WHOLE.fullmatch(token.text)
-    assert match is not None
     for column, score in rubric.scores.items():
         other = _another(score, scores[column])
-        if other is not None and float(match[2]) == scores[column]:
-            said = f"{text[: start + match.start(2)]}{other}{text[start + match.end(2) :]}"
+        if other is not None and float(number) == scores[column]:
+            said = f"{text[:at]}{other}{text[at + len(number) :]}"
             changed = parse_reply(said, rubric).scores
             if changed == scores | {column: float(other)}:
                 return column
@@ -273,13 +274,12 @@ def _another(score: Score, value: float) -> int | None:
     return other if other <= score.max else None
 
 
-def _mean(token: Token, score: Score) -> float | None:
+def _mean(own: re.Match[str], alternatives: Mapping[str, float], score: Score) -> float | None:
     """Return the mean over the whole numbers of the range among a token's alternatives."""
-    own = _WHOLE.fullmatch(token.text)
     logprobs: list[tuple[int, float]] = []
-    for text, logprob in token.alternatives.items():
+    for text, logprob in alternatives.items():
         match = _WHOLE.fullmatch(text)
-        if own and match and match.group(1, 3) == own.group(1, 3) and math.isfinite(logprob):
+        if match and match.group(1, 3) == own.group(1, 3) and math.isfinite(logprob):
             logprobs.append((int(match[2]), logprob))
     logprobs = [(k, logprob) for k, logprob in logprobs if score.min <= k <= score.max]
     if not logprobs:
