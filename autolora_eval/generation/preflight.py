@@ -168,10 +168,10 @@ def _judge_server(plan: Plan, output: Path) -> None:
     manifest = folder.find_manifest()
     if manifest and completed_judging(judge_settings(plan), manifest, folder) is not None:
         return  # all is judged: no server is needed
+    require("aiohttp", "openai")
     if judge.launch:
         from autolora_eval.scoring.judges.vllm_command import check_launch
 
-        require("aiohttp", "openai")
         check_launch(judge)
         return
     from autolora_eval.scoring.judges.openai_judge import OpenAIJudge

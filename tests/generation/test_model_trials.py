@@ -1,6 +1,8 @@
 """The models that score the images are tried before the first image is made."""
 
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,18 @@ def test_a_server_that_refuses_images_is_refused_before_the_first_image(tmp_path
         "the judge's server lists 'some-vlm', but a trial call fails: http_400 "
         "(some-vlm is not a multimodal model)."
     )
+
+
+def test_a_package_that_asking_a_server_needs_is_named(tmp_path, monkeypatch):
+    """Before the module that imports it."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "aiohttp" else find(name)
+    )
+    monkeypatch.setitem(sys.modules, "autolora_eval.scoring.judges.openai_judge", None)
+    judge = {"model": MODEL, "rubric": JUDGE["rubric"]}
+    (line,) = missing(planned(tmp_path, judge=judge), tmp_path / "run")
+    assert line.endswith("Install it with: pip install 'autolora-eval[openai]'")
 
 
 def test_an_extractor_that_fails_on_a_batch_is_refused_before_the_first_image(

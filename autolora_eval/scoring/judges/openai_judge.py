@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tenacity
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from autolora_eval._devices import require
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval.runs.images import ImageError, read_picture
@@ -33,9 +33,6 @@ from autolora_eval.scoring.judges.server_pool import (
 )
 from autolora_eval.scoring.judges.vllm_command import launched_identity
 from autolora_eval.scoring.rubric import Rubric
-
-if TYPE_CHECKING:
-    from anyio.from_thread import BlockingPortal
 
 MAX_IMAGE_BYTES = 20_000_000
 BACKOFF_SECONDS = 0.5  # upper bound of the first random wait before a retry; it then doubles
@@ -64,16 +61,12 @@ class OpenAIJudge:
         base_urls: server addresses, by default `spec.base_urls`.
 
     Raises:
-        MissingDependencyError: if the package `aiohttp` is not installed.
         AutoLoRAEvalError: if the key or a proxy of the environment cannot be used.
     """
 
     def __init__(
         self, spec: JudgeConfig, rubric: Rubric, base_urls: list[str] | None = None
     ) -> None:
-        require("aiohttp", "openai")
-        from anyio.from_thread import start_blocking_portal
-
         self.spec, self.rubric = spec, rubric
         self._key = _api_key(spec.api_key_env)
         urls, key = base_urls or spec.base_urls, self._key or "EMPTY"
