@@ -229,7 +229,9 @@ def quiet_libraries() -> Iterator[None]:
     before = [(logger, logger.level, logger.handlers) for logger in loggers]
     show = warnings.showwarning
     for logger in loggers:
-        logger.setLevel(logging.WARNING)
+        # `setLevel` walks over all loggers, and this block is entered at every batch.
+        if logger.getEffectiveLevel() != logging.WARNING:
+            logger.setLevel(logging.WARNING)
         logger.handlers = [_Notices(logger.handlers)]
     warnings.showwarning = partial(_show_warning, show)
     # diffusers is heavy, and not every stage has imported it.
@@ -243,7 +245,8 @@ def quiet_libraries() -> Iterator[None]:
             library.enable_progress_bar()
         warnings.showwarning = show
         for logger, level, handlers in before:
-            logger.setLevel(level)
+            if logger.level != level:
+                logger.setLevel(level)
             logger.handlers = handlers
 
 
