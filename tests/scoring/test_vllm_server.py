@@ -139,7 +139,7 @@ def test_error_quotes_the_log_of_a_failed_server(spec, tmp_path: Path) -> None:
 )
 def test_known_causes_get_advice(last_words: str, advice: str, spec, tmp_path: Path) -> None:
     (log := tmp_path / "server.log").write_text(f"starting\n{last_words}\n")
-    assert advice in startup_error("the judge's server ended", 3, log, spec()).splitlines()[0]
+    assert advice in str(startup_error("the judge's server ended", 3, log, spec())).splitlines()[0]
 
 
 def test_program_that_cannot_start_is_reported(spec, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def launched_server(spec: JudgeConfig, log: Path, say: Say = lambda text: None) 
             if code is None:
                 raise
             what = f"{error}\nThe judge's server ended with exit code {code} during the judging"
-            raise _failure(what, code, log, spec) from error
+            raise startup_error(what, code, log, spec) from error
 
 
 def _environment(spec: JudgeConfig) -> dict[str, str]:
@@ -177,13 +177,13 @@ def _await_health(
                 f"the judge's server did not answer within {spec.launch_timeout:g} s and was "
                 "stopped. The first start may download the model: increase judge.launch_timeout"
             )
-            raise _failure(what, None, log, spec)
+            raise startup_error(what, None, log, spec)
         if now - last_message >= SAY_EVERY_SECONDS:
             last_message = now
             say(f"waiting for the judge's server ({now - start:.0f} s)")
         time.sleep(POLL_SECONDS)
     what = f"the judge's server ended with exit code {code} before it answered"
-    raise _failure(what, code, log, spec)
+    raise startup_error(what, code, log, spec)
 
 
 def _is_served(url: str, spec: JudgeConfig) -> bool:
@@ -225,7 +225,7 @@ def listed_models(url: str, key_variable: str, seconds: float) -> list[str]:
         return [str(model["id"]) for model in json.loads(answer.read(1_000_000))["data"]]
 
 
-def _failure(what: str, code: int | None, log: Path, spec: JudgeConfig) -> AutoLoRAEvalError:
+def startup_error(what: str, code: int | None, log: Path, spec: JudgeConfig) -> AutoLoRAEvalError:
     """Return the error for a server that did not start or did not keep running.
 
     Args:
