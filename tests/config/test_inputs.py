@@ -1,5 +1,6 @@
 """What a benchmark names: prompt files, model folders, LoRAs, rubrics."""
 
+import re
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,6 @@ from conftest import changed
 from autolora_eval._errors import UsageError
 from autolora_eval._files import sha256_bytes, sha256_file
 from autolora_eval.config.inputs import read_prompts
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.config.stage_inputs import planned_manifest
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.sources.lookup import shipped_root
@@ -71,11 +70,11 @@ def test_a_prompt_file_that_cannot_be_used(problem, benchmark_data, workplace, c
     assert f": prompts: {workplace}/{says}" in problem(benchmark_data)
 
 
-def test_prompts_are_lines_without_blanks_around(write_benchmark, benchmark_data, workplace):
+def test_prompts_are_lines_without_blanks_around(load, benchmark_data, workplace):
     """Windows line breaks and a byte order mark are none of the prompt; U+2028 in it is."""
     content = "\ufeff a cat \r\n\r\nγ\u2028猫\n\x0bdog\x0b\nlast".encode()
     (workplace / "prompts.txt").write_bytes(content)
-    loaded = load_benchmark(write_benchmark(benchmark_data))
+    loaded = load(benchmark_data)
     assert loaded.prompts == ("a cat", "γ\u2028猫", "dog", "last")
 
 
@@ -83,14 +82,11 @@ OWN = [" a cat ", {"prompt": "a dog ", "negative_prompt": "blurry"}]
 
 
 @pytest.mark.parametrize("in_a_file", [False, True])
-def test_a_prompt_may_have_its_own_negative_prompt(
-    write_benchmark, benchmark_data, workplace, in_a_file
-):
+def test_a_prompt_may_have_its_own_negative_prompt(plan_of, benchmark_data, workplace, in_a_file):
     """In the list of a benchmark, and in a YAML file. Another one is another image's file."""
     (workplace / "prompts.yaml").write_text(yaml.safe_dump(OWN), encoding="utf-8")
     benchmark_data["models"]["A"]["negative_prompt"] = "ugly"
-    path = write_benchmark({**benchmark_data, "prompts": "prompts.yaml" if in_a_file else OWN})
-    plan = make_plan(load_benchmark(path))
+    plan = plan_of({**benchmark_data, "prompts": "prompts.yaml" if in_a_file else OWN})
     cat, dog = plan.jobs[0], plan.jobs[2]
     assert (cat.prompt, plan.cells[0].negative_prompt(cat)) == ("a cat", "ugly")
     assert (dog.prompt, plan.cells[0].negative_prompt(dog)) == ("a dog", "blurry")
@@ -116,13 +112,10 @@ def test_a_prompt_may_have_its_own_negative_prompt(
         ("- [a cat\n", "prompts.yaml: not valid YAML: "),
     ],
 )
-def test_a_yaml_file_of_prompts_that_cannot_be_used(
-    write_benchmark, benchmark_data, workplace, text, says
-):
+def test_a_yaml_file_of_prompts_that_cannot_be_used(load, benchmark_data, workplace, text, says):
     (workplace / "prompts.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError) as caught:
-        load_benchmark(write_benchmark({**benchmark_data, "prompts": "prompts.yaml"}))
-    assert f"{workplace}/{says}" in str(caught.value)
+    with pytest.raises(UsageError, match=re.escape(f"{workplace}/{says}")):
+        load({**benchmark_data, "prompts": "prompts.yaml"})
 
 
 @pytest.mark.parametrize(
@@ -131,10 +124,7 @@ def test_a_yaml_file_of_prompts_that_cannot_be_used(
         (["a cat", "a dog", "a cat"], "entry 3: the prompt 'a cat' already occurs"),
         (["a cat", "a cat "], "entry 2: the prompt 'a cat' already occurs"),
         ([" "], "contains no prompt."),
-        (
-            ["a cat", {"prompt": "a dog", "negativ_prompt": "x"}],
-            ": prompts.1.negativ_prompt: unknown key. Did you mean 'negative_prompt'?",
-        ),
+        (["a cat", {"prompt": "a", "negativ_prompt": "x"}], ": prompts.1.negativ_prompt: unknown"),
         (["a cat", 7], ": prompts.1: expected text; put it in quotation marks (got 7)."),
         (["a cat", None], ": prompts.1: Input should be a valid string (got nothing)."),
         (["a cat", ""], ": prompts.1: String should have at least 1 character (got '')."),
@@ -144,11 +134,13 @@ def test_a_list_of_prompts_that_cannot_be_used(problem, benchmark_data, prompts,
     assert says in problem({**benchmark_data, "prompts": prompts})
 
 
-def test_the_shipped_prompts_are_the_papers():
+def test_the_shipped_prompts_are_the_papers_and_any_benchmark_may_name_them(load, benchmark_data):
     """The SHA-256 of the paper's 30 Pixel-Art prompts, one a line, as typed from its appendix."""
     path = shipped_root() / "prompts" / "pixel_art.txt"
     assert sha256_file(path) == "c02dc829c2f72f8677c85812ad8f40452b8c1a58b4d2abf23a2f241fda95dcbf"
     assert len(read_prompts(path)) == 30
+    anyones = load({**benchmark_data, "prompts": "prompts/pixel_art.txt"})
+    assert anyones.prompts == tuple(read_prompts(path))
 
 
 # Models
@@ -168,10 +160,10 @@ def test_a_model_that_is_neither_folder_nor_hub_id(problem, benchmark_data, path
     assert f": models.A.pipeline: no such folder: '{path}'. Expected a folder with a " in line
 
 
-def test_a_hub_id_is_left_to_the_hub(write_benchmark, benchmark_data):
+def test_a_hub_id_is_left_to_the_hub(load, benchmark_data):
     data = with_pipeline(benchmark_data, "owner/name", revision="abc")
     data["models"]["A"]["lora"] = {"path": "owner/lora", "weight_name": "a.safetensors"}
-    model = load_benchmark(write_benchmark(data)).models["A"]
+    model = load(data).models["A"]
     assert (model.pipeline.kind, model.pipeline.location) == ("hub", "owner/name")
     assert model.pipeline.revision == "abc"
     (lora,) = model.loras
@@ -199,22 +191,19 @@ def test_weights_that_are_only_there_as_a_pickle_are_refused_with_advice(
     assert "safetensors.torch.save_file" in line
 
 
-def test_a_pickle_beside_safe_weights_is_passed_over(write_benchmark, benchmark_data, workplace):
+def test_a_pickle_beside_safe_weights_is_passed_over(load, benchmark_data, workplace):
     for folder, name in (("sdxl/unet", "diffusion_pytorch_model"), ("dino", "model")):
         (workplace / folder / f"{name}.bin").write_bytes(b"pickle")
     (workplace / "lora" / "style.pt").write_bytes(b"pickle")
-    loaded = load_benchmark(write_benchmark(benchmark_data))
+    loaded = load(benchmark_data)
     assert loaded.models["A"].loras[0].source.path.suffix == ".safetensors"
 
 
-@pytest.mark.parametrize("key", ["pipeline", "lora"])
-def test_a_revision_of_a_folder_is_refused_rather_than_ignored(problem, benchmark_data, key):
-    data = (
-        with_pipeline(benchmark_data, "sdxl", revision="main")
-        if key == "pipeline"
-        else with_lora(benchmark_data, "lora", revision="main")
-    )
-    assert f": models.A.{key}: a revision belongs to a hub id" in problem(data)
+def test_a_revision_of_a_folder_is_refused_rather_than_ignored(problem, benchmark_data):
+    of_pipeline = with_pipeline(benchmark_data, "sdxl", revision="main")
+    assert ": models.A.pipeline: a revision belongs to a hub id" in problem(of_pipeline)
+    of_lora = with_lora(benchmark_data, "lora", revision="main")
+    assert ": models.A.lora: a revision belongs to a hub id" in problem(of_lora)
 
 
 @pytest.mark.parametrize("component", ["unet", "vae"])
@@ -226,19 +215,19 @@ def test_a_broken_configuration_is_no_traceback(problem, benchmark_data, workpla
 
 @pytest.mark.parametrize("sample_size", ["[8, 8]", '"8"'])
 def test_a_size_that_cannot_be_read_is_asked_for(
-    problem, write_benchmark, benchmark_data, workplace, sample_size
+    problem, load, benchmark_data, workplace, sample_size
 ):
     (workplace / "sdxl" / "unet" / "config.json").write_text(f'{{"sample_size": {sample_size}}}')
     assert "State width and height." in problem(benchmark_data)
     given = with_pipeline(benchmark_data, "sdxl", width=64, height=32)
-    assert load_benchmark(write_benchmark(given)).models["A"].size == (64, 32)
+    assert load(given).models["A"].size == (64, 32)
 
 
 # LoRAs
 
 
 def test_a_lora_folder_with_several_files_wants_a_weight_name(
-    problem, write_benchmark, benchmark_data, workplace
+    problem, load, benchmark_data, workplace
 ):
     lora = workplace / "lora"
     shutil.copy(lora / "style.safetensors", lora / "other.safetensors")
@@ -246,7 +235,7 @@ def test_a_lora_folder_with_several_files_wants_a_weight_name(
     assert "but has other.safetensors, style.safetensors. Name one with weight_name." in line
 
     named = with_lora(benchmark_data, "lora", weight_name="other.safetensors")
-    found = load_benchmark(write_benchmark(named)).models["A"].loras[0].source.path
+    found = load(named).models["A"].loras[0].source.path
     assert found == lora / "other.safetensors"
 
     misspelt = with_lora(benchmark_data, "lora", weight_name="ohter.safetensors")
@@ -261,11 +250,7 @@ def test_a_lora_folder_with_several_files_wants_a_weight_name(
         ("none.pt", {}, "'none.pt' is a pickle: "),
         ("sdxl/unet", {"weight_name": "x.bin"}, "weight_name 'x.bin' is a pickle: "),
         ("owner/name", {"weight_name": "x.ckpt"}, "weight_name 'x.ckpt' is a pickle: "),
-        (
-            "lora",
-            {"weight_name": "../x.safetensors"},
-            "weight_name: no '../x.safetensors' in 'lora'.",
-        ),
+        ("lora", {"weight_name": "../x.safetensors"}, "weight_name: no '../x.safetensors' in '"),
         ("lora/style.safetensors", {"weight_name": "y.safetensors"}, "a weight_name belongs to"),
         ("prompts.txt", {}, "'prompts.txt' is not a .safetensors file."),
         ("sdxl", {}, "'sdxl' must hold one .safetensors file, but has none."),
@@ -275,20 +260,8 @@ def test_a_lora_that_cannot_be_used(problem, benchmark_data, path, more, says):
     assert f": models.A.lora: {says}" in problem(with_lora(benchmark_data, path, **more))
 
 
-# The rubric
-
-
 def test_a_broken_rubric_is_named_with_both_places(problem, benchmark_data, workplace):
     rubric = workplace / "rubric.yaml"
     rubric.write_text(rubric.read_text().replace("key: pc", "kye: pc, key: pc"))
     line = problem(benchmark_data)
     assert f": judge.rubric: {rubric}:4: scores.pc.kye: unknown key. Did you mean 'key'?" in line
-
-
-# Judge server
-
-
-def test_anyones_benchmark_may_name_what_is_shipped(write_benchmark, benchmark_data):
-    data = {**benchmark_data, "prompts": "prompts/pixel_art.txt"}
-    loaded = load_benchmark(write_benchmark(data))
-    assert list(loaded.prompts) == list(read_prompts(shipped_root() / "prompts" / "pixel_art.txt"))

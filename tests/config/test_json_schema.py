@@ -2,11 +2,11 @@
 
 import json
 import shlex
-from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from conftest import ROOT, changed
 
 from autolora_eval._errors import UsageError
 from autolora_eval.config.load import load_benchmark
@@ -38,26 +38,23 @@ def test_every_shipped_benchmark_is_valid_and_names_the_schema(name):
 @pytest.mark.parametrize(
     ("keys", "value"),
     [
-        (("seed",), 3),
-        (("seeds", "count"), 0),
-        (("models", "A", "guidance_scale"), -1),
-        (("models", "A", "lora", "strength"), 1.0),
-        (("methods", "AutoLoRA", "autolora_scal"), 2),
-        (("methods", "AutoLoRA", "autolora_scale"), "much"),
-        (("methods", "AutoLoRA"), {}),
-        (("features", "dtype"), "float8"),
+        ("seed", 3),
+        ("seeds.count", 0),
+        ("models.A.guidance_scale", -1),
+        ("models.A.lora.strength", 1.0),
+        ("methods.AutoLoRA.autolora_scal", 2),
+        ("methods.AutoLoRA.autolora_scale", "much"),
+        ("methods.AutoLoRA", {}),
+        ("features.dtype", "float8"),
     ],
 )
-def test_what_the_loader_refuses_the_schema_refuses(write_benchmark, benchmark_data, keys, value):
+def test_what_the_loader_refuses_the_schema_refuses(load, benchmark_data, keys, value):
     assert VALIDATOR.is_valid(benchmark_data)
-    load_benchmark(write_benchmark(benchmark_data))
-    part = benchmark_data
-    for key in keys[:-1]:
-        part = part[key]
-    part[keys[-1]] = value
-    assert not VALIDATOR.is_valid(benchmark_data)
+    load(benchmark_data)
+    wrong = changed(benchmark_data, keys, value)
+    assert not VALIDATOR.is_valid(wrong)
     with pytest.raises(UsageError):
-        load_benchmark(write_benchmark(benchmark_data))
+        load(wrong)
 
 
 PARAMETERS = [method.parameters for method in GUIDERS.built_in().values()]
@@ -100,12 +97,15 @@ def test_a_first_benchmark_has_the_papers_defaults(tmp_path, pipeline, steps, sc
     assert (model.num_inference_steps, model.guidance_scale) == (steps, scale)
 
 
-def test_nothing_is_written_over(tmp_path):
-    file = tmp_path / "mine.yaml"
-    file.write_text("mine", encoding="utf-8")
-    with pytest.raises(UsageError, match="is there already"):
-        write_starter(file, *MINIATURE, ["a cat"], None)
-    assert file.read_text(encoding="utf-8") == "mine"
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.yaml", "is there already"), (NAME, "no schema of autolora-eval")],
+)
+def test_no_file_of_somebody_else_is_written_over(tmp_path, name, message):
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        write_starter(tmp_path / "a.yaml", *MINIATURE, ["a cat"], None)
+    assert [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()] == ["{}"]
 
 
 def test_two_benchmarks_in_one_folder_share_a_schema(tmp_path):
@@ -135,19 +135,12 @@ def test_a_first_benchmark_may_lie_in_a_file_of_any_name(tmp_path, name, called)
 
 
 def test_the_benchmarks_of_the_readme_are_valid(benchmark_data):
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = [yaml.safe_load(part.partition("```")[0]) for part in text.split("```yaml\n")[1:]]
     whole = [data for data in found if data.keys() <= Benchmark.model_fields.keys()]
     assert any("methods" in data for data in whole)
     for data in whole:
         assert [error.message for error in VALIDATOR.iter_errors(benchmark_data | data)] == []
-
-
-def test_a_schema_of_somebody_else_is_not_written_over(tmp_path):
-    (tmp_path / NAME).write_text('{"title": "mine"}', encoding="utf-8")
-    with pytest.raises(UsageError, match="no schema of autolora-eval"):
-        write_starter(tmp_path / "a.yaml", *MINIATURE, ["a cat"], None)
-    assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The judge's settings together: what fits, and the place and words of what does not."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
@@ -36,160 +35,123 @@ def lines(write_benchmark, benchmark_data, workplace) -> Callable[..., list[str]
     return load
 
 
-def line_number(path: Path, starts: str) -> int:
-    text = path.read_text(encoding="utf-8").split("\n")
-    (found,) = [n for n, line in enumerate(text, 1) if line.strip().startswith(starts)]
-    return found
-
-
-GOOD: dict[str, dict[str, object]] = {
-    "one address": {"base_url": "https://a.example/v1"},
-    "a list of one": {"base_url": ["http://a:8000/v1"]},
-    "several": {"base_url": ["http://a:8000/v1", "http://a:8001/v1", "http://[::1]:8000/v1"]},
-    "repeats at temperature 0": {"repeats": 5, "temperature": 0},
-    "repeats that vary": {"repeats": 5, "temperature": 0.7},
-    "the name of a key": {"launch": True, "launch_command": [*COMMAND, "-e", "HF_TOKEN"]},
-    "launch of vLLM": {"launch": True, "vllm_python": "venv/bin/python"},
-    "launch with arguments": {
-        "launch": True,
-        "vllm_python": "venv/bin/python",
-        "launch_args": ["--max-model-len", "8192"],
-        "launch_timeout": 60,
-    },
-    "launch by a command": {"launch": True, "launch_command": COMMAND},
-    "launch beside an address": {
-        "launch": True,
-        "launch_command": COMMAND,
-        "base_url": "http://a:8000/v1",
-    },
-    "JSON in a command": {
-        "launch": True,
-        "launch_command": [*COMMAND, '{"image": 1}', "{}", "{model}:{name}:{port}"],
-    },
-    "in this process": {"backend": "transformers", "batch_size": 4, "dtype": "float32"},
-    "no launch in this process": {
-        "backend": "transformers",
-        "launch": False,
-        "vllm_python": None,
-        "launch_command": [],
-    },
-    **{
-        f"openai, {name}": {"constraint": name}
+OPENAI_JUDGES: list[dict[str, object]] = [
+    {"base_url": "https://a.example/v1"},
+    {"base_url": ["http://a:8000/v1"]},
+    {"base_url": ["http://a:8000/v1", "http://a:8001/v1", "http://[::1]:8000/v1"]},
+    {"repeats": 5, "temperature": 0},
+    {"repeats": 5, "temperature": 0.7},
+    {"launch": True, "vllm_python": "venv/bin/python"},
+    {"launch": True, "vllm_python": "p", "launch_args": ["--max-model-len", "8192"]},
+    {"launch": True, "vllm_python": "p", "launch_timeout": 60},
+    {"launch": True, "launch_command": COMMAND},
+    {"launch": True, "launch_command": COMMAND, "base_url": "http://a:8000/v1"},
+    {"launch": True, "launch_command": [*COMMAND, "-e", "HF_TOKEN"]},  # a key's name
+    {"launch": True, "launch_command": [*COMMAND, '{"image": 1}', "{}", "{model}:{name}:{port}"]},
+    *(
+        {"constraint": name}
         for name in ("auto", "structured_outputs", "guided_regex", "response_format", "plain")
-    },
-    **{
-        f"transformers, {name}": {"backend": "transformers", "constraint": name}
-        for name in ("auto", "regex", "plain")
-    },
-}
+    ),
+]
+JUDGES_HERE: list[dict[str, object]] = [
+    {"batch_size": 4, "dtype": "float32"},
+    {"launch": False, "vllm_python": None, "launch_command": []},
+    *({"constraint": name} for name in ("auto", "regex", "plain")),
+]
 
 
-@pytest.mark.parametrize("settings", GOOD.values(), ids=GOOD)
+@pytest.mark.parametrize(
+    "settings",
+    [*OPENAI_JUDGES, *({"backend": "transformers", **one} for one in JUDGES_HERE)],
+    ids=str,
+)
 def test_what_fits(lines, settings):
     assert lines(**settings) == []
 
 
 TRANSFORMERS = "has no effect with backend 'transformers'. Remove it, or set 'backend: openai'."
-A_NAME = "written to the manifest."
 OPENAI = "has no effect with backend 'openai'. Remove it, or set 'backend: transformers'."
 ALONE = "has an effect only with 'launch: true'. Add that, or remove this key."
 AN_ADDRESS = "expected an address such as http://localhost:8000/v1 "
-BAD: dict[str, tuple[dict[str, object], str, str]] = {
-    "no address": ({"base_url": "a:8000"}, "base_url", f"{AN_ADDRESS}(got 'a:8000')."),
-    "no host": ({"base_url": "http:///v1"}, "base_url", f"{AN_ADDRESS}(got 'http:///v1')."),
-    "half an address": (
-        {"base_url": "http://[::1"},
-        "base_url",
-        f"{AN_ADDRESS}(got 'http://[::1').",
-    ),
-    "no address in a list": (
-        {"base_url": ["http://a/v1", "ftp://b/v1"]},
-        "base_url.1",
-        f"{AN_ADDRESS}(got 'ftp://b/v1').",
-    ),
-    "an address twice": (
-        {"base_url": ["http://a/v1", "http://b/v1", "http://a/v1"]},
-        "base_url.2",
-        "'http://a/v1' is the same as entry 1. Remove one.",
-    ),
-    "an address twice, spelt otherwise": (
-        {"base_url": ["http://a/v1", "http://a/v1/"]},
-        "base_url.1",
-        "'http://a/v1/' is the same as entry 1. Remove one.",
-    ),
-    "an empty list": ({"base_url": []}, "base_url", "at least 1 item"),
-    "launch of nothing": (
+A_KEY = "written to the manifest. Use an environment variable."
+TWO = ["http://a/v1", "http://b/v1"]
+LAUNCH = {"launch": True, "vllm_python": "p"}
+# Settings, the key that is named, and the end of its line.
+BAD: list[tuple[dict[str, object], str, str]] = [
+    ({"base_url": "a:8000"}, "base_url", f"{AN_ADDRESS}(got 'a:8000')."),
+    ({"base_url": "http:///v1"}, "base_url", f"{AN_ADDRESS}(got 'http:///v1')."),
+    ({"base_url": "http://[::1"}, "base_url", f"{AN_ADDRESS}(got 'http://[::1')."),
+    ({"base_url": [*TWO, "ftp://b/v1"]}, "base_url.2", f"{AN_ADDRESS}(got 'ftp://b/v1')."),
+    ({"base_url": [*TWO, TWO[0]]}, "base_url.2", "/v1' is the same as entry 1. Remove one."),
+    ({"base_url": [*TWO, f"{TWO[0]}/"]}, "base_url.2", "/v1/' is the same as entry 1. Remove one."),
+    ({"base_url": []}, "base_url", "at least 1 item after validation, not 0."),
+    (
         {"launch": True},
         "launch",
         "also set what to start: vllm_python, the Python of vLLM's environment, or launch_command.",
     ),
-    "launch of both": (
-        {"launch": True, "vllm_python": "python", "launch_command": COMMAND},
+    (
+        LAUNCH | {"launch_command": COMMAND},
         "launch_command",
         "cannot be combined with judge.vllm_python. Remove one of them.",
     ),
-    "launch beside several": (
-        {"launch": True, "vllm_python": "python", "base_url": ["http://a/v1", "http://b/v1"]},
+    (
+        LAUNCH | {"base_url": TWO},
         "base_url",
         "there are 2 addresses, but 'launch: true' starts one server at an address of its own. "
         "Remove them, or remove launch.",
     ),
-    "no port": (
+    (
         {"launch": True, "launch_command": ["serve", "{model}"]},
         "launch_command",
         "lacks '{port}', the placeholder for the port of the server. Add, for example: "
         "--port, '{port}'.",
     ),
-    "misspelt field": (
+    (
         {"launch": True, "launch_command": ["serve", "{modle}", "-p={port}"]},
         "launch_command.1",
         "unknown placeholder '{modle}'. Did you mean '{model}'?",
     ),
-    "unknown field": (
+    (
         {"launch": True, "launch_command": ["serve", "x{gpus}y", "{port}"]},
         "launch_command.1",
         "unknown placeholder '{gpus}'. Known: {model}, {port}, {name}.",
     ),
-    **{
-        f"a key in {key}: {part}": (
-            {"launch": True, "vllm_python": "p"} | {key: ["x", part, "{port}"]},
-            f"{key}.1",
-            "written to the manifest. Use an environment variable.",
-        )
-        for key, part in {
-            "launch_args": "--api-key=sentinel",
-            "launch_args ": "--api_key",
-            "launch_args  ": "HF_TOKEN=hf_sentinel",
-        }.items()
-        for key in [key.strip()]
-    },
-    "a key in the command": (
+    *(
+        (LAUNCH | {"launch_args": ["x", part]}, "launch_args.1", A_KEY)
+        for part in ("--api-key=sentinel", "--api_key", "HF_TOKEN=hf_sentinel")
+    ),
+    (
         {"launch": True, "launch_command": [*COMMAND, "--env=VLLM_API_KEY=sentinel"]},
         f"launch_command.{len(COMMAND)}",
-        "written to the manifest. Use an environment variable.",
+        A_KEY,
     ),
-    "vllm_python alone": ({"vllm_python": "python"}, "vllm_python", ALONE),
-    "launch_command alone": ({"launch_command": COMMAND}, "launch_command", ALONE),
-    "launch_args alone": ({"launch_args": ["--x"]}, "launch_args", ALONE),
-    "launch_timeout alone": ({"launch_timeout": 9}, "launch_timeout", ALONE),
-    "launch: false": ({"launch": False, "vllm_python": "p"}, "vllm_python", ALONE),
-    "regex with a server": (
+    *(
+        ({"api_key_env": key}, "api_key_env", "written to the manifest.")
+        for key in ("sk-sentinel", "hf_sentinel", "MY KEY=sentinel", "$SENTINEL_KEY")
+    ),
+    ({"vllm_python": "python"}, "vllm_python", ALONE),
+    ({"launch_command": COMMAND}, "launch_command", ALONE),
+    ({"launch_args": ["--x"]}, "launch_args", ALONE),
+    ({"launch_timeout": 9}, "launch_timeout", ALONE),
+    ({"launch": False, "vllm_python": "p"}, "vllm_python", ALONE),
+    ({"constraint": "grammar"}, "constraint", "(got 'grammar')."),
+    (
         {"constraint": "regex"},
         "constraint",
         "'regex' is not for backend 'openai'. Expected auto, structured_outputs, guided_regex, "
         "response_format or plain.",
     ),
-    **{
-        f"{name} without a server": (
+    *(
+        (
             {"backend": "transformers", "constraint": name},
             "constraint",
             f"'{name}' is not for backend 'transformers'. Expected auto, regex or plain.",
         )
         for name in ("structured_outputs", "guided_regex", "response_format")
-    },
-    "no such constraint": ({"constraint": "grammar"}, "constraint", "(got 'grammar')."),
-    **{
-        f"{key} without a server": ({"backend": "transformers", key: value}, key, TRANSFORMERS)
+    ),
+    *(
+        ({"backend": "transformers", key: value}, key, TRANSFORMERS)
         for key, value in {
             "base_url": "http://a/v1",
             "api_key_env": "KEY",
@@ -203,30 +165,21 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
             "launch_args": ["--x"],
             "launch_timeout": 9,
         }.items()
-    },
-    **{
-        f"a key for the name of its variable: {key[:4]}": (
-            {"api_key_env": key},
-            "api_key_env",
-            A_NAME,
-        )
-        for key in ("sk-sentinel", "hf_sentinel", "MY KEY=sentinel", "$SENTINEL_KEY")
-    },
-    "batch_size with a server": ({"batch_size": 4}, "batch_size", OPENAI),
-    "dtype with a server": ({"dtype": "float16"}, "dtype", OPENAI),
-}
+    ),
+    ({"batch_size": 4}, "batch_size", OPENAI),
+    ({"dtype": "float16"}, "dtype", OPENAI),
+]
 
 
-@pytest.mark.parametrize(("settings", "key", "says"), BAD.values(), ids=BAD)
-def test_what_does_not_fit_is_named_with_its_place(lines, workplace, settings, key, says):
+@pytest.mark.parametrize(("settings", "key", "says"), BAD)
+def test_what_does_not_fit_is_named_with_its_place(lines, line_of, settings, key, says):
     (line,) = lines(**settings)
     assert "sentinel" not in line
     number, place, message = line.split(": ", 2)
     assert place == f"judge.{key}"
-    assert message.endswith(says) or says in ("at least 1 item",), line
-    assert says in message
+    assert message.endswith(says)
     if "." not in key:
-        assert int(number) == line_number(workplace / "bench.yaml", f"{key}:")
+        assert int(number) == line_of(key)
 
 
 def test_every_problem_is_told(lines):
@@ -253,14 +206,13 @@ def test_every_problem_is_told(lines):
 # The rubric's own placeholders
 
 
-def test_the_benchmark_names_the_style(write_benchmark, benchmark_data):
-    judge = {**benchmark_data["judge"], "rubric": STYLE, "rubric_values": {"style": "{a} <b>"}}
-    rubric = load_benchmark(write_benchmark({**benchmark_data, "judge": judge})).rubric
-    assert rubric is not None
+def test_the_benchmark_names_the_style(load, benchmark_data):
+    judge = {**benchmark_data["judge"], "rubric": STYLE}
+    rubric, other = (
+        load({**benchmark_data, "judge": {**judge, "rubric_values": {"style": style}}}).rubric
+        for style in ("{a} <b>", "oil")
+    )
     assert "in this style: {a} < b>.\n" in rubric.question("a cat").after
-    judge["rubric_values"] = {"style": "oil"}
-    other = load_benchmark(write_benchmark({**benchmark_data, "judge": judge})).rubric
-    assert other is not None
     assert other.sha256 != rubric.sha256
 
 

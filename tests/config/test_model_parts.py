@@ -5,8 +5,6 @@ import pytest
 from conftest import save_json, save_lora
 from safetensors.numpy import save_file
 
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.config.stage_inputs import cell_record
 
 TWO = [{"path": "lora", "scale": 0.8}, {"path": "other.safetensors", "scale": 0.5}]
@@ -17,28 +15,26 @@ def _another_lora(workplace) -> None:
     save_lora(workplace / "other.safetensors")
 
 
-def test_a_sweep_multiplies_the_scales_of_several_loras(write_benchmark, with_model):
+def test_a_sweep_multiplies_the_scales_of_several_loras(plan_of, with_model):
     swept = with_model(lora=TWO) | {"sweep": {"lora_scale": [0.5, 1.0]}}
-    cells = make_plan(load_benchmark(write_benchmark(swept))).cells
+    cells = plan_of(swept).cells
     assert [(c.columns["lora_scale"], c.model.spec.lora_scales) for c in cells[::2]] == [
         (0.5, (0.4, 0.25)),
         (1.0, (0.8, 0.5)),
     ]
     in_base = with_model(lora=[TWO[0] | {"part_of_base": True}, TWO[1]])
     in_base["sweep"] = {"lora_scale": [0.3]}
-    (cell, _) = make_plan(load_benchmark(write_benchmark(in_base))).cells
-    assert (cell.columns["lora_scale"], [lora.scale for lora in cell.model.spec.loras]) == (
-        0.3,
-        [0.8, 0.3],
-    )
+    (cell, _) = plan_of(in_base).cells
+    assert cell.columns["lora_scale"] == 0.3
+    assert [lora.scale for lora in cell.model.spec.loras] == [0.8, 0.3]
 
 
-def test_the_order_and_every_scale_are_part_of_what_is_asked_for(write_benchmark, with_model):
+def test_the_order_and_every_scale_are_part_of_what_is_asked_for(plan_of, with_model):
     lists = [TWO, TWO[::-1], TWO[:1], [TWO[0], TWO[1] | {"part_of_base": True}]]
     lists += [[TWO[0], TWO[1] | {"scale": 0.6}]]
     keys = set()
     for loras in lists:
-        plan = make_plan(load_benchmark(write_benchmark(with_model(lora=loras))))
+        plan = plan_of(with_model(lora=loras))
         keys.add(cell_record(plan.cells[0], plan).plan_key)
     assert len(keys) == len(lists)
 
@@ -51,7 +47,7 @@ def test_a_problem_of_one_lora_is_named_by_its_place(problem, with_model):
 
 
 def test_without_a_lora_methods_that_compare_with_the_base_model_are_refused(
-    write_benchmark, problem, with_model
+    plan_of, load, problem, with_model
 ):
     advice = "State one as 'lora', or remove the method."
     assert problem(with_model(lora=None)).endswith(
@@ -62,32 +58,28 @@ def test_without_a_lora_methods_that_compare_with_the_base_model_are_refused(
         f"and this model has none beside those that are part of the base model. {advice}"
     )
     plain = with_model(lora=None) | {"methods": {"CFG": {"guider": "cfg"}}}
-    (cell,) = make_plan(load_benchmark(write_benchmark(plain))).cells
+    (cell,) = plan_of(plain).cells
     assert cell.columns["lora_scale"] is None
     del plain["models"]["A"]["lora"]
-    assert load_benchmark(write_benchmark(plain)).models["A"].loras == ()
+    assert load(plain).models["A"].loras == ()
     assert problem(plain | {"sweep": {"lora_scale": [0.5]}}).endswith(
         "sweep.lora_scale: has no effect: no model has a LoRA whose scale can change."
     )
 
 
-def test_a_model_without_a_lora_has_one_cell_in_a_sweep_of_lora_scales(write_benchmark, with_model):
+def test_a_model_without_a_lora_has_one_cell_in_a_sweep_of_lora_scales(plan_of, with_model):
     data = with_model(lora=TWO) | {"methods": {"CFG": {"guider": "cfg"}}}
     data["sweep"] = {"lora_scale": [0.5, 1.0]}
     data["models"]["Plain"] = {"pipeline": "sdxl"}
-    cells = make_plan(load_benchmark(write_benchmark(data))).cells
-    assert [cell.id for cell in cells] == [
-        "A--CFG--lora_scale=0.5",
-        "A--CFG--lora_scale=1",
-        "Plain--CFG",
-    ]
+    found = [cell.id for cell in plan_of(data).cells]
+    assert found == ["A--CFG--lora_scale=0.5", "A--CFG--lora_scale=1", "Plain--CFG"]
 
 
 # Variant, VAE, a text encoder left out, a single file
 
 
 def test_a_variant_that_is_not_there_is_refused_with_those_that_are(
-    problem, write_benchmark, with_model, workplace
+    problem, load, with_model, workplace
 ):
     index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "x"]}
     save_json(workplace / "sdxl" / "model_index.json", index)
@@ -100,10 +92,10 @@ def test_a_variant_that_is_not_there_is_refused_with_those_that_are(
         "models.A.variant: 'sdxl' has no weights without a variant of unet. State one that it "
         "has: fp16."
     )
-    assert load_benchmark(write_benchmark(with_model(variant="fp16")))
+    assert load(with_model(variant="fp16"))
 
 
-def test_a_vae_of_another_kind_is_refused(problem, write_benchmark, with_model, workplace):
+def test_a_vae_of_another_kind_is_refused(problem, load, with_model, workplace):
     own = {"latent_channels": 4, "block_out_channels": [1, 1, 1, 1]}
     save_json(workplace / "sdxl" / "vae" / "config.json", own)
     save_json(workplace / "other" / "config.json", own | {"latent_channels": 16})
@@ -112,9 +104,7 @@ def test_a_vae_of_another_kind_is_refused(problem, write_benchmark, with_model, 
         "'sdxl' takes 4 channels at 1/8 of the size."
     )
     save_json(workplace / "other" / "config.json", own)
-    model = load_benchmark(write_benchmark(with_model(vae="other"))).models["A"]
-    assert model.vae is not None
-    assert model.vae.path == workplace / "other"
+    assert load(with_model(vae="other")).models["A"].vae.path == workplace / "other"
 
 
 def test_only_sd3_has_a_third_text_encoder_to_leave_out(problem, with_model):
@@ -124,7 +114,7 @@ def test_only_sd3_has_a_third_text_encoder_to_leave_out(problem, with_model):
     )
 
 
-def test_what_a_single_file_needs(problem, write_benchmark, with_model, workplace, monkeypatch):
+def test_what_a_single_file_needs(problem, load, with_model, workplace, monkeypatch):
     save_lora(workplace / "sdxl.safetensors")
     assert problem(with_model(pipeline="sdxl.safetensors")).endswith(
         "models.A.pipeline_config: missing; 'sdxl.safetensors' is a single file without tokenizers "
@@ -145,15 +135,12 @@ def test_what_a_single_file_needs(problem, write_benchmark, with_model, workplac
     names = ["model.diffusion_model.input_blocks.0", "first_stage_model.a"]
     names += [f"conditioner.embedders.{n}.a" for n in (0, 1)]
     save_file({name: np.ones(1, np.float32) for name in names}, workplace / "sdxl.safetensors")
-    model = load_benchmark(write_benchmark(single)).models["A"]
-    assert (model.pipeline.kind, model.layout.path, model.size) == (
-        "file",
-        workplace / "sdxl",
-        (32, 32),
-    )
+    model = load(single).models["A"]
+    found = (model.pipeline.kind, model.layout.path, model.size)
+    assert found == ("file", workplace / "sdxl", (32, 32))
     monkeypatch.setenv("AUTOLORA_EVAL_MODEL", str(workplace / "sdxl.safetensors"))
     named = with_model(pipeline="${AUTOLORA_EVAL_MODEL}", pipeline_config="sdxl")
-    assert load_benchmark(write_benchmark(named)).models["A"].pipeline.kind == "file"
+    assert load(named).models["A"].pipeline.kind == "file"
     save_json(workplace / "sdxl" / "model_index.json", {"_class_name": "ZImagePipeline"})
     assert problem(single).endswith(
         "'sdxl.safetensors' cannot be loaded as a ZImagePipeline: of single files only "

@@ -1,23 +1,16 @@
 """The plan: cells and jobs in order, the same jobs for all cells, and what they cost."""
 
-import copy
 import itertools
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autolora_eval._errors import UsageError
-from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import REPORT_BYTES, Plan, describe_parameters, make_plan
 from autolora_eval.guidance.method_registry import GUIDERS
 
-Write = Callable[[object], Path]
-N = 10
 
-
-def nfe(guider: str, num_steps: int = N, model_scale: float = 5.0, **given: float) -> int:
+def nfe(guider: str, num_steps: int, model_scale: float = 5.0, **given: float) -> int:
     """Passes for one image of a method with these parameters on a model of this CFG scale."""
     rule = GUIDERS.find(guider)
     parameters = rule.parameters.model_validate(given).with_model_defaults(model_scale)
@@ -27,14 +20,14 @@ def nfe(guider: str, num_steps: int = N, model_scale: float = 5.0, **given: floa
 @pytest.fixture
 def two_by_two(benchmark_data) -> dict[str, Any]:
     """Two models, two methods, three prompts, two seeds."""
-    data = copy.deepcopy(benchmark_data)
-    data["models"]["0"] = {**data["models"]["A"], "num_inference_steps": 7, "guidance_scale": 1.0}
-    return data
+    models = benchmark_data["models"]
+    models["0"] = {**models["A"], "num_inference_steps": 7, "guidance_scale": 1.0}
+    return benchmark_data
 
 
 @pytest.fixture
-def plan(write_benchmark, two_by_two) -> Plan:
-    return make_plan(load_benchmark(write_benchmark(two_by_two)))
+def plan(plan_of, two_by_two) -> Plan:
+    return plan_of(two_by_two)
 
 
 # Cells and jobs
@@ -83,37 +76,35 @@ def test_totals(plan):
     assert plan.n_judge_calls == plan.n_images
 
 
-def test_judge_calls_are_images_times_repeats(write_benchmark, two_by_two, plan):
+def test_judge_calls_are_images_times_repeats(plan_of, two_by_two, plan):
     two_by_two["judge"]["repeats"] = 3
-    thrice = make_plan(load_benchmark(write_benchmark(two_by_two)))
+    thrice = plan_of(two_by_two)
     assert thrice.n_judge_calls == 3 * thrice.n_images
     del two_by_two["judge"]
-    silent = make_plan(load_benchmark(write_benchmark(two_by_two)))
+    silent = plan_of(two_by_two)
     assert (silent.n_judge_calls, silent.n_images, silent.nfe) == (0, plan.n_images, plan.nfe)
     assert silent.disk_bytes < plan.disk_bytes
 
 
-def test_disk_grows_with_images_and_their_area(write_benchmark, two_by_two, plan):
+def test_disk_grows_with_images_and_their_area(plan_of, two_by_two, plan):
     two_by_two["seeds"]["count"] = 4
-    more = make_plan(load_benchmark(write_benchmark(two_by_two)))
+    more = plan_of(two_by_two)
     assert more.disk_bytes - REPORT_BYTES == 2 * (plan.disk_bytes - REPORT_BYTES)
     for model in two_by_two["models"].values():
         model.update(width=320, height=64)
-    larger = make_plan(load_benchmark(write_benchmark(two_by_two)))
+    larger = plan_of(two_by_two)
     # The images go from 32 × 32 to 320 × 64 pixels; at least half a byte a pixel, at most three.
     extra = more.n_images * (320 * 64 - 32 * 32)
     assert extra / 2 <= larger.disk_bytes - more.disk_bytes <= 3 * extra
 
 
-def files(write_benchmark: Write, data: dict[str, Any], prompts: list[str]) -> dict[Any, str]:
-    made = make_plan(load_benchmark(write_benchmark({**data, "prompts": prompts})))
-    return {(job.prompt, job.seed): job.file for job in made.jobs}
+def test_a_file_stays_its_own_when_prompts_are_reordered_or_added(planned):
+    def files(*prompts: str) -> dict[tuple[str, int], str]:
+        return {(job.prompt, job.seed): job.file for job in planned(prompts=list(prompts)).jobs}
 
-
-def test_a_file_stays_its_own_when_prompts_are_reordered_or_added(write_benchmark, two_by_two):
-    first = files(write_benchmark, two_by_two, ["a cat", "a dog", "γ/猫"])
-    assert files(write_benchmark, two_by_two, ["γ/猫", "a dog", "a cat"]) == first
-    more = files(write_benchmark, two_by_two, ["new", "a dog", "A cat", "γ/猫", "a cat"])
+    first = files("a cat", "a dog", "γ/猫")
+    assert files("γ/猫", "a dog", "a cat") == first
+    more = files("new", "a dog", "A cat", "γ/猫", "a cat")
     assert {key: more[key] for key in first} == first
     assert len(set(more.values())) == 10
 
@@ -121,8 +112,8 @@ def test_a_file_stays_its_own_when_prompts_are_reordered_or_added(write_benchmar
 # Limits
 
 
-def test_limits_take_the_first_of_each(write_benchmark, two_by_two):
-    benchmark = load_benchmark(write_benchmark(two_by_two))
+def test_limits_take_the_first_of_each(load, two_by_two):
+    benchmark = load(two_by_two)
     whole = make_plan(benchmark)
     limited = make_plan(benchmark, limit_prompts=2, limit_seeds=1)
     assert [(job.prompt, job.seed) for job in limited.jobs] == [("a cat", 3), ("a dog", 3)]
@@ -136,8 +127,8 @@ def test_limits_take_the_first_of_each(write_benchmark, two_by_two):
 
 @pytest.mark.parametrize("limit", [0, -1])
 @pytest.mark.parametrize("what", ["prompts", "seeds"])
-def test_a_limit_below_one_is_refused(write_benchmark, two_by_two, what, limit):
-    benchmark = load_benchmark(write_benchmark(two_by_two))
+def test_a_limit_below_one_is_refused(load, two_by_two, what, limit):
+    benchmark = load(two_by_two)
     with pytest.raises(UsageError, match=rf"limit of {what} must be at least 1 \(got {limit}\)"):
         make_plan(benchmark, **{f"limit_{what}": limit})
 

@@ -8,7 +8,6 @@ import pytest
 from conftest import save_json
 
 from autolora_eval.config.gpu_memory import model_facts
-from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.prompt_cuts import (
     _cut,
@@ -118,28 +117,14 @@ def test_tokenizers_that_are_not_here_are_not_guessed(published):
     assert prompt_cuts(source(published), [(LONG, None)]) is None
 
 
-def test_the_manifest_of_a_plan_has_the_prompts_that_are_cut(tmp_path):
-    (tmp_path / "long.yaml").write_text(
-        json.dumps(
-            {
-                "name": "long",
-                "prompts": [LONG, "a cat"],
-                "seeds": {"start": 0, "count": 1},
-                "models": {
-                    "M": {
-                        "pipeline": "miniature:sdxl",
-                        "lora": {"path": "miniature:pixel_art_lora"},
-                    }
-                },
-                "methods": {"CFG": {"guider": "cfg"}},
-                "features": {"model": "miniature:dinov2"},
-            }
-        )
+def test_the_manifest_of_a_plan_has_the_prompts_that_are_cut(planned, tmp_path):
+    plan = planned(
+        prompts=[LONG, "a cat"],
+        models={"A": {"pipeline": "miniature:sdxl", "lora": {"path": "miniature:pixel_art_lora"}}},
     )
-    plan = make_plan(load_benchmark(tmp_path / "long.yaml"))
-    found = planned_manifest(plan, RunFolder(tmp_path / "run")).prompt_cuts
-    assert [cut.name for cut in found["M"].cut] == ["prompt 1"]
-    assert found["M"].cut[0].read.endswith(" a very long tail of words and")
+    (cut,) = planned_manifest(plan, RunFolder(tmp_path / "run")).prompt_cuts["A"].cut
+    assert cut.name == "prompt 1"
+    assert cut.read.endswith(" a very long tail of words and")
     assert planned_manifest(make_plan(plan.benchmark, 1), RunFolder(tmp_path / "run")).prompt_cuts
 
 
@@ -151,12 +136,11 @@ def test_the_manifest_of_a_plan_has_the_prompts_that_are_cut(tmp_path):
     ],
 )
 def test_a_plan_says_of_which_models_cuts_and_nfe_are_not_known(
-    write_benchmark, benchmark_data, workplace, pipeline, message
+    plan_of, with_model, workplace, pipeline, message
 ):
     index = {"_class_name": "QwenImagePipeline", "transformer": ["diffusers", "x"]}
     save_json(workplace / "qwen" / "model_index.json", index)
-    model = benchmark_data["models"]["A"] | {"pipeline": pipeline}
-    plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"models": {"A": model}})))
+    plan = plan_of(with_model(pipeline=pipeline))
     assert all_prompt_cuts(plan) == {"A": message}
     facts = dict(model_facts(plan.cells[0].model, message, "auto", 1, "separate"))
     assert facts["  Prompts"] == message

@@ -10,7 +10,6 @@ from conftest import ROOT, save_json
 from autolora_eval._files import content_hash
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.model_section import scheduler_problems
-from autolora_eval.config.plan import make_plan
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.starter import write_starter
@@ -63,9 +62,8 @@ def test_what_diffusers_does_not_have_is_refused(problem, with_model, keys, says
 def test_a_clip_skip_without_effect_or_beyond_the_layers_is_refused(problem, with_model, workplace):
     data = with_model(clip_skip=2)
     save_json(workplace / "sdxl" / "text_encoder" / "config.json", {"num_hidden_layers": 2})
-    line = problem(data)
     expected = "the text_encoder of 'sdxl' has 2 layers: expected at most 1 (got 2)."
-    assert line.endswith(f": models.A.clip_skip: {expected}")
+    assert problem(data).endswith(f": models.A.clip_skip: {expected}")
     save_json(workplace / "sdxl" / "model_index.json", {"_class_name": "QwenImagePipeline"})
     expected = "'sdxl' is a QwenImagePipeline, which takes no clip_skip. Remove clip_skip."
     assert problem(data).endswith(f": models.A.clip_skip: {expected}")
@@ -82,15 +80,15 @@ def test_a_clip_skip_without_effect_or_beyond_the_layers_is_refused(problem, wit
     ],
 )
 def test_the_planned_nfe_counts_the_predictions_of_the_scheduler(
-    write_benchmark, with_model, workplace, given, own, nfe
+    plan_of, with_model, workplace, given, own, nfe
 ):
     """10 steps of CFG, with the scheduler of the benchmark or else of the pipeline's folder."""
     save_json(workplace / "sdxl" / "scheduler" / "scheduler_config.json", {"_class_name": own})
-    plan = make_plan(load_benchmark(write_benchmark(with_model(scheduler=given))))
+    plan = plan_of(with_model(scheduler=given))
     assert plan.cells[0].nfe == nfe
 
 
-def test_each_sampling_key_makes_other_images(write_benchmark, with_model):
+def test_each_sampling_key_makes_other_images(plan_of, with_model):
     keys = set()
     changes: list[dict[str, object]] = [
         {},
@@ -102,18 +100,17 @@ def test_each_sampling_key_makes_other_images(write_benchmark, with_model):
         {"channels_last": True},
     ]
     for change in changes:
-        plan = make_plan(load_benchmark(write_benchmark(with_model(**change))))
+        plan = plan_of(with_model(**change))
         cell = plan.cells[0]
         key = content_hash(image_settings(cell, {"loras": [{}]}, 8, "cpu", "float32"))
         keys.add((cell_record(cell, plan).plan_key, key))
     assert len({plan_key for plan_key, _ in keys}) == len({key for _, key in keys}) == len(changes)
 
 
-def test_guidance_batching_decides_the_images_of_guiders(benchmark_data, write_benchmark):
+def test_guidance_batching_decides_the_images_of_guiders(planned):
     plan_keys, keys = set(), set()
     for batching in ("separate", "conditions", "all"):
-        data = benchmark_data | {"guidance_batching": batching}
-        plan = make_plan(load_benchmark(write_benchmark(data)))
+        plan = planned(guidance_batching=batching)
         plan_keys.add(cell_record(plan.cells[0], plan).plan_key)
         asked = partial(image_settings, plan.cells[0], {"loras": [{}]}, 8, "cpu", "float32")
         keys.add(content_hash(asked(batching)))
@@ -128,6 +125,5 @@ def test_the_keys_that_a_first_benchmark_proposes_are_valid(tmp_path, pipeline):
     text = re.sub(r"# (scheduler:|clip_skip:)", r"\1", file.read_text(encoding="utf-8"))
     file.write_text(text, encoding="utf-8")
     model = load_benchmark(file).spec.models["Mine"]
-    assert model.scheduler is not None
     assert model.scheduler.options
     assert model.clip_skip == 1

@@ -1,6 +1,5 @@
 """Sweeps: which cells they make, under which names, and what is refused before a model loads."""
 
-import copy
 import itertools
 import sys
 from collections.abc import Callable
@@ -25,14 +24,9 @@ METHODS = {
 
 
 @pytest.fixture
-def planned(write_benchmark, benchmark_data) -> Callable[..., Plan]:
+def planned(planned) -> Callable[..., Plan]:
     """A function that plans a benchmark with a sweep."""
-
-    def plan(sweep: object, methods: object = None) -> Plan:
-        data = benchmark_data | {"sweep": sweep, "methods": methods or METHODS}
-        return make_plan(load_benchmark(write_benchmark(data)))
-
-    return plan
+    return lambda sweep, methods=METHODS: planned(sweep=sweep, methods=methods)
 
 
 def ids(plan: Plan) -> list[str]:
@@ -87,11 +81,8 @@ def test_an_interval_sets_both_ends(planned):
     )
     found = of(plan, "AutoLoRA+CFG")
     assert [[cell.columns["start"], cell.columns["stop"]] for cell in found] == intervals
-    assert [cell.id.split("--")[-1] for cell in found] == [
-        "interval=0-1",
-        "interval=0.25-0.75",
-        "interval=0-0.5",
-    ]
+    names = ["interval=0-1", "interval=0.25-0.75", "interval=0-0.5"]
+    assert [cell.id.split("--")[-1] for cell in found] == names
     assert [cell.nfe for cell in found] == [40, 2 * 10 + 2 * 5, 30]
     assert [len(of(plan, name)) for name in ("LoRA", "CFG", "Late")] == [1, 1, 1]
 
@@ -104,9 +95,8 @@ def test_parameters_are_crossed_in_the_order_of_the_file(planned):
     assert [tuple(cell.columns[key] for key in keys) for cell in found] == list(
         itertools.product(*sweep.values())
     )
-    assert (
-        found[0].id == "A--AutoLoRA+CFG--lora_scale=0.5--autolora_scale=1.5--base_guidance_scale=0"
-    )
+    name = "A--AutoLoRA+CFG--lora_scale=0.5--autolora_scale=1.5--base_guidance_scale=0"
+    assert found[0].id == name
     assert [cell.point for cell in of(plan, "CFG")] == [{"lora_scale": 0.5}, {"lora_scale": 1.0}]
     assert len(plan.cells) == 2 * 2 + 2 * 4
     assert plan.n_images == len(plan.cells) * len(plan.jobs)
@@ -128,16 +118,14 @@ def test_a_value_is_one_number_however_it_is_written(planned):
     assert [c.id for c in whole.cells] == [c.id for c in point.cells]
     for a, b in zip(whole.cells, point.cells, strict=True):
         assert cell_record(a, whole).plan_key == cell_record(b, point).plan_key
-    assert [format_swept_value(v) for v in (1, 1.0, 0.1, 1e-7, (0.25, 1))] == [
-        "1", "1", "0.1", "1e-07", "0.25–1",
-    ]  # fmt: skip
+    texts = [format_swept_value(value) for value in (1, 1.0, 0.1, 1e-7, (0.25, 1))]
+    assert texts == ["1", "1", "0.1", "1e-07", "0.25–1"]
 
 
-def test_every_model_is_swept(write_benchmark, benchmark_data):
-    data = copy.deepcopy(benchmark_data)
-    data["models"]["B"] = {**data["models"]["A"], "guidance_scale": 7.0}
-    data["sweep"] = {"lora_scale": [0.5, 1.0]}
-    plan = make_plan(load_benchmark(write_benchmark(data)))
+def test_every_model_is_swept(plan_of, benchmark_data):
+    models = benchmark_data["models"]
+    models["B"] = {**models["A"], "guidance_scale": 7.0}
+    plan = plan_of(benchmark_data | {"sweep": {"lora_scale": [0.5, 1.0]}})
     assert [cell.id for cell in plan.cells] == [
         f"{model}--{method}--lora_scale={scale}"
         for model in "AB"
@@ -166,8 +154,7 @@ BEFORE = {
 }
 
 
-@pytest.mark.parametrize("sweep", [None, {}])
-def test_without_a_sweep_nothing_is_made_anew(write_benchmark, benchmark_data, sweep):
+def test_without_a_sweep_nothing_is_made_anew(plan_of, benchmark_data):
     what = {
         "pipeline": {"kind": "folder", "name": "p", "sha256": "1"},
         "loras": [{"kind": "file", "name": "l", "sha256": "2", "part_of_base": False}],
@@ -179,9 +166,9 @@ def test_without_a_sweep_nothing_is_made_anew(write_benchmark, benchmark_data, s
             key = content_hash(image_settings(cell, what, 8, "cpu", "torch.float32"))
             found[name, cell.id] = (cell_record(cell, plan).plan_key, key)
     assert found == BEFORE
-    data = benchmark_data if sweep is None else benchmark_data | {"sweep": sweep}
-    plan = make_plan(load_benchmark(write_benchmark(data)))
-    assert [(cell.id, cell.point) for cell in plan.cells] == [("A--CFG", {}), ("A--AutoLoRA", {})]
+    for data in (benchmark_data, benchmark_data | {"sweep": {}}):
+        cells = [(cell.id, cell.point) for cell in plan_of(data).cells]
+        assert cells == [("A--CFG", {}), ("A--AutoLoRA", {})]
 
 
 # What is refused
@@ -193,27 +180,23 @@ def refused(problem, benchmark_data) -> Callable[..., str]:
 
     def refuse(sweep: object, methods: object = None) -> str:
         data = benchmark_data | {"sweep": sweep, "methods": methods or METHODS, "baseline": None}
-        line = problem(data)
-        return line.split(": ", 1)[1]
+        return problem(data).split(": ", 1)[1]
 
     return refuse
+
+
+UNKNOWN = "no method has this parameter."
 
 
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        (
-            {"lora_scales": [1.0]},
-            ".lora_scales: no method has this parameter. Did you mean 'lora_scale'?",
-        ),
-        (
-            {"autolora_scal": [1.0]},
-            ".autolora_scal: no method has this parameter. Did you mean 'autolora_scale'?",
-        ),
+        ({"lora_scales": [1.0]}, f".lora_scales: {UNKNOWN} Did you mean 'lora_scale'?"),
+        ({"autolora_scal": [1.0]}, f".autolora_scal: {UNKNOWN} Did you mean 'autolora_scale'?"),
         (
             {"w": [1.0]},
-            ".w: no method has this parameter. Known: lora_scale, autolora_scale, "
-            "guidance_scale, base_guidance_scale, start, stop, interval.",
+            f".w: {UNKNOWN} Known: lora_scale, autolora_scale, guidance_scale, "
+            "base_guidance_scale, start, stop, interval.",
         ),
         (
             {"guidance_scale": []},
@@ -283,21 +266,16 @@ def test_all_that_is_wrong_is_told_at_once(write_benchmark, benchmark_data):
     with pytest.raises(UsageError) as caught:
         load_benchmark(path)
     lines = str(caught.value).splitlines()
-    assert [line.split(": ")[1] for line in lines] == [
-        "sweep.lora_scale.0",
-        "sweep.lora_scale.2",
-        "sweep.gamma",
-        "sweep.interval.0",
-    ]
+    keys = ["sweep.lora_scale.0", "sweep.lora_scale.2", "sweep.gamma", "sweep.interval.0"]
+    assert [line.split(": ")[1] for line in lines] == keys
     text = path.read_text().splitlines()
     assert all("- " in text[int(line.split(":")[1]) - 1] or "gamma" in line for line in lines)
 
 
 def test_two_methods_that_a_sweep_makes_one_are_refused(planned):
     given = METHODS | {"Strong": {"guider": "autolora", "autolora_scale": 2.0}}
-    with pytest.raises(
-        UsageError, match=r"'A × AutoLoRA\+CFG at autolora_scale 2' and 'A × Strong'"
-    ):
+    one = r"'A × AutoLoRA\+CFG at autolora_scale 2' and 'A × Strong'"
+    with pytest.raises(UsageError, match=one):
         planned({"autolora_scale": [1.5, 2.0]}, given)
 
 
@@ -318,10 +296,7 @@ def test_a_parameter_without_a_default_can_be_swept(
     (workplace / "needs_for_test.py").write_text(NEEDS)
     methods = {"Needs": {"guider": "needs_for_test.Needs"}}
     plan = planned({"strength": [1, 2.5]}, {**METHODS, **methods})
-    swept = [
-        cell.columns for cell in plan.cells if cell.columns["guider"] == "needs_for_test.Needs"
-    ]
-    assert [columns["strength"] for columns in swept] == [1.0, 2.5]
+    assert [cell.columns["strength"] for cell in of(plan, "Needs")] == [1.0, 2.5]
     data = benchmark_data | {"methods": {**METHODS, **methods}}
     assert "methods.Needs.strength: missing" in problem(data)
     shown = problem(data | {"sweep": {"strength": ["much"]}})

@@ -17,15 +17,12 @@ from autolora_eval.config.load import load_benchmark
         ("http://$AUTOLORA_EVAL_URL", "there", "http://$AUTOLORA_EVAL_URL"),
     ],
 )
-def test_variables_are_filled_in(
-    write_benchmark, benchmark_data, monkeypatch, value, environment, expected
-):
+def test_variables_are_filled_in(load, benchmark_data, monkeypatch, value, environment, expected):
     monkeypatch.delenv("AUTOLORA_EVAL_URL", raising=False)
     if environment is not None:
         monkeypatch.setenv("AUTOLORA_EVAL_URL", environment)
     benchmark_data["judge"]["base_url"] = value
-    judge = load_benchmark(write_benchmark(benchmark_data)).spec.judge
-    assert judge is not None
+    judge = load(benchmark_data).spec.judge
     assert judge.base_urls == [expected]
     assert judge.base_url == value, "the manifest has what the file states"
 
@@ -69,18 +66,18 @@ def test_aliases_that_would_fill_the_memory_are_refused(problem):
     assert problem("\n".join(lines)).endswith("more than 1000000 entries, aliases written out.")
 
 
-def test_a_file_that_is_not_utf8(workplace):
-    path = workplace / "bench.yaml"
-    path.write_bytes(b"name: caf\xe9\n")
-    with pytest.raises(UsageError, match=r"bench\.yaml: not UTF-8 \(byte 9\)"):
-        load_benchmark(path)
-
-
-def test_a_file_that_is_far_too_large(workplace):
-    path = workplace / "bench.yaml"
-    path.write_bytes(b"#" * 4_000_001)
-    with pytest.raises(UsageError, match="larger than 4000000 bytes"):
-        load_benchmark(path)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: caf\xe9\n", r"bench\.yaml: not UTF-8 \(byte 9\)"),
+        (b"#" * 4_000_001, "larger than 4000000 bytes"),
+    ],
+    ids=["not UTF-8", "too large"],
+)
+def test_a_file_that_is_not_read(workplace, content, message):
+    (workplace / "bench.yaml").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        load_benchmark("bench.yaml")
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "sdxl", "", "x" * 300])
