@@ -14,8 +14,11 @@ from autolora_eval.config.plan import Cell
 from autolora_eval.generation.dataset import ImageDataset, background_writer
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
 from autolora_eval.generation.model_on_device import ModelOnDevice
-from autolora_eval.generation.sampler_backend import failure_reason
-from autolora_eval.generation.sampling_loop import UnusableImageError, UnusablePredictionError
+from autolora_eval.generation.sampling_loop import (
+    UnusableImageError,
+    UnusablePredictionError,
+    failure_reason,
+)
 from autolora_eval.guidance.method import GuiderMethod
 from autolora_eval.runs.images import SECONDS
 from autolora_eval.runs.manifest import ImageJob

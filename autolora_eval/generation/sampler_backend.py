@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,17 +21,18 @@ from autolora_eval._progress import Advance
 from autolora_eval.generation.dataset import ImageDataset, background_writer
 from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
-from autolora_eval.generation.sampling_loop import UnusableImageError
+from autolora_eval.generation.sampling_loop import (
+    REASON_LENGTH,
+    UnusableImageError,
+    failure_reason,
+)
 from autolora_eval.guidance.method import SamplerMethod
 from autolora_eval.runs.images import SECONDS, single_colour
 from autolora_eval.runs.manifest import ImageJob
 
 # If so many first images of a cell fail, the others are not tried: each may take a minute.
 GIVE_UP_AFTER = 8
-REASON_LENGTH = 200
 _NOT_TRIED = "not tried"
-_PACKAGE = Path(__file__).parents[1]
-_LIBRARIES = frozenset(("diffusers", "numpy", "peft", "PIL", "torch", "transformers"))
 
 
 @dataclass
@@ -189,26 +188,9 @@ def global_seed(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def failure_reason(error: BaseException) -> str:
-    """Return one line on an error of third-party code: type, message, and the line of that code."""
-    if isinstance(error, UnusableImageError):
-        return f"the sampler {error}"[:REASON_LENGTH]
-    frames = traceback.extract_tb(error.__traceback__)
-    third_party = [frame for frame in frames if _is_third_party(Path(frame.filename))]
-    frame = (third_party or frames)[-1]
-    message = " ".join(str(error).split())
-    location = f" ({Path(frame.filename).name}, line {frame.lineno})"
-    return f"{type(error).__name__}: {message}"[: REASON_LENGTH - len(location)] + location
-
-
 @contextmanager
 def _refused_nan() -> Iterator[None]:
     """Raise if a pipeline turns NaN into black pixels, of which NumPy only warns."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
         yield
-
-
-def _is_third_party(file: Path) -> bool:
-    """Return True for files outside of this package and of the libraries that it calls."""
-    return _PACKAGE not in file.parents and not _LIBRARIES.intersection(file.parts)

@@ -11,9 +11,11 @@ https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,9 @@ from PIL import Image
 
 from autolora_eval.runs.images import single_colour
 
+REASON_LENGTH = 200  # of a failure
+_PACKAGE = Path(__file__).parents[1]
+_LIBRARIES = frozenset(("diffusers", "numpy", "peft", "PIL", "torch", "transformers"))
 _BLOCK = "text_encoder"
 # The outputs of a pipeline's text-encoder block, by name.
 Embeddings = dict[str, Any]
@@ -248,3 +253,20 @@ class PredictionCheck:
             raise UnusablePredictionError(
                 f"the prediction is NaN or infinite at step {steps[0]} of {len(self._finite)}"
             )
+
+
+def failure_reason(error: BaseException) -> str:
+    """Return one line on an error of third-party code: type, message, and the line of that code."""
+    if isinstance(error, UnusableImageError):
+        return f"the sampler {error}"[:REASON_LENGTH]
+    frames = traceback.extract_tb(error.__traceback__)
+    third_party = [frame for frame in frames if _is_third_party(Path(frame.filename))]
+    frame = (third_party or frames)[-1]
+    message = " ".join(str(error).split())
+    location = f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return f"{type(error).__name__}: {message}"[: REASON_LENGTH - len(location)] + location
+
+
+def _is_third_party(file: Path) -> bool:
+    """Return True for files outside of this package and of the libraries that it calls."""
+    return _PACKAGE not in file.parents and not _LIBRARIES.intersection(file.parts)
