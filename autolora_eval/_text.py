@@ -193,7 +193,6 @@ def _environment() -> Environment:
         "p": format_p_value,
         "listed": lambda names: join_names(list(names)),
         "percent": lambda share: f"{100 * share:.1f}%",
-        "parameter": parameter_label,
         "point": point_label,
         "capital": lambda text: text[:1].upper() + text[1:],
     }

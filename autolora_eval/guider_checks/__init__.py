@@ -19,7 +19,6 @@ from autolora_eval.guider_checks.runner import (
     CheckResult,
     CheckSkippedError,
     all_checks,
-    run_checks,
     run_with_required,
 )
 
@@ -74,7 +73,8 @@ def check_guider(
     from autolora_eval.guider_checks.harness import guider_under_test
 
     tested = guider_under_test(guider, model=model, spec=spec, parameters=parameters)
-    results = list(run_checks(tested))
+    known: dict[str, CheckResult] = {}
+    results = [run_with_required(name, tested, known) for name in all_checks()]
     failed = [result for result in results if result.status == "failed"]
     if failed and on_fail == "raise":
         lines = [f"{tested.cls.__name__} fails {len(failed)} of {len(results)} checks:"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -126,13 +126,6 @@ def _required(name: str) -> tuple[str, ...]:
     for direct in _REGISTERED[name].requires:
         found |= dict.fromkeys((*_required(direct), direct))
     return tuple(found)
-
-
-def run_checks(guider: GuiderUnderTest) -> Iterator[CheckResult]:
-    """Run all checks on a guider and yield each result as soon as it is known."""
-    known: dict[str, CheckResult] = {}
-    for name in all_checks():
-        yield run_with_required(name, guider, known)
 
 
 def run_with_required(

@@ -324,7 +324,10 @@ class RunPipeline:
         models = dict(manifest.models)
         for name, facts in found.models.items():
             model = ModelRecord(**facts)
-            models[name] = models[name].merged_with(model) if name in models else model
+            if name in models:
+                update = {field: getattr(model, field) for field in model.model_fields_set}
+                model = models[name].model_copy(update=update)
+            models[name] = model
         keys = found.settings_keys
         cells = [c.model_copy(update={"settings_key": keys[c.id]}) for c in manifest.cells]
         self.folder.update_manifest(

@@ -111,18 +111,13 @@ class Registry(Generic[T]):
         """
         found: dict[str, T] = {}
         files: dict[str, str] = {}
-        for file, plugin in self._declared():
+        folders = tuple(importlib.import_module(self.package).__path__) if self.package else ()
+        for file, plugin in _plugins_in(self.package, self.attribute, folders):
             if plugin.name in found:
                 both = f"{files[plugin.name]}.py and {file}.py"
                 raise ValueError(f"two {self.noun}s are named '{plugin.name}': {both}")
             found[plugin.name], files[plugin.name] = plugin, file
         return found
-
-    def _declared(self) -> tuple[tuple[str, T], ...]:
-        if not self.package:
-            return ()
-        folders = tuple(importlib.import_module(self.package).__path__)
-        return _plugins_in(self.package, self.attribute, folders)
 
     def offers(self) -> dict[str, list[Offer[T]]]:
         """Return what installed packages offer, by name, without importing anything.

@@ -27,6 +27,16 @@ _VOLATILE: dict[str, bool | set[str]] = {"tables_key": True, "report_key": True}
 _VOLATILE |= {"features": _COUNTS, "judge": _COUNTS}
 
 
+class _File:
+    """The path of a file in a run folder. A link may not lead out of the folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: RunFolder, owner: object) -> Path:
+        return folder.within(folder.path / self._name)
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run.
@@ -36,6 +46,31 @@ class RunFolder:
     """
 
     path: Path
+
+    manifest = _File("manifest.json")
+    """What was run: inputs, hashes, versions, hardware, times."""
+    judge_log = _File("judge_server.log")
+    """The output of the judge's server, if the run itself started it."""
+    scores = _File("scores.parquet")
+    """One row per image."""
+    diversity = _File("diversity.csv")
+    """Equation (8) of every cell and prompt, or the reason why it is undefined."""
+    comparisons = _File("comparisons.csv")
+    """Paired differences against the baseline."""
+    timings = _File("timings.csv")
+    """Seconds per image, one row per cell. They depend on the machine."""
+    reliability = _File("reliability.csv")
+    """How far the judge agrees with itself, one row per cell and score."""
+    unscored = _File("unscored.csv")
+    """Unscored images, one row per cell and reason."""
+    agreement = _File("agreement.csv")
+    """How far the judge agrees with people, one row per score and statistic."""
+    figures = _File("figures")
+    """The folder of figures."""
+    report_pdf = _File("report.pdf")
+    """The report, for reading and print."""
+    report_html = _File("report.html")
+    """The report, in one self-contained file."""
 
     def within(self, path: Path) -> Path:
         """Return a path that is inside the folder.
@@ -56,11 +91,6 @@ class RunFolder:
 
     def _at(self, *names: str) -> Path:
         return self.within(self.path.joinpath(*names))
-
-    @property
-    def manifest(self) -> Path:
-        """What was run: inputs, hashes, versions, hardware, times."""
-        return self._at("manifest.json")
 
     def images(self, cell: str) -> Path:
         """Return the image dataset of a cell, a Hugging Face imagefolder."""
@@ -90,49 +120,9 @@ class RunFolder:
         """Return the judge's replies to a cell's images: one JSON object per line."""
         return self._at("judgements", f"{cell}.jsonl")
 
-    @property
-    def judge_log(self) -> Path:
-        """The output of the judge's server, if the run itself started it."""
-        return self._at("judge_server.log")
-
-    @property
-    def scores(self) -> Path:
-        """One row per image."""
-        return self._at("scores.parquet")
-
-    @property
-    def diversity(self) -> Path:
-        """Equation (8) of every cell and prompt, or the reason why it is undefined."""
-        return self._at("diversity.csv")
-
     def table(self, suffix: str) -> Path:
         """Return the result table, one row per cell, as `csv`, `md`, `tex` or `parquet`."""
         return self._at(f"table.{suffix}")
-
-    @property
-    def comparisons(self) -> Path:
-        """Paired differences against the baseline."""
-        return self._at("comparisons.csv")
-
-    @property
-    def timings(self) -> Path:
-        """Seconds per image, one row per cell. They depend on the machine."""
-        return self._at("timings.csv")
-
-    @property
-    def reliability(self) -> Path:
-        """How far the judge agrees with itself, one row per cell and score."""
-        return self._at("reliability.csv")
-
-    @property
-    def unscored(self) -> Path:
-        """Unscored images, one row per cell and reason."""
-        return self._at("unscored.csv")
-
-    @property
-    def agreement(self) -> Path:
-        """How far the judge agrees with people, one row per score and statistic."""
-        return self._at("agreement.csv")
 
     @property
     def tables(self) -> tuple[Path, ...]:
@@ -141,21 +131,6 @@ class RunFolder:
             *(self.scores, self.table("parquet"), self.table("csv"), self.diversity),
             *(self.comparisons, self.timings, self.reliability, self.unscored),
         )
-
-    @property
-    def figures(self) -> Path:
-        """The folder of figures."""
-        return self._at("figures")
-
-    @property
-    def report_pdf(self) -> Path:
-        """The report, for reading and print."""
-        return self._at("report.pdf")
-
-    @property
-    def report_html(self) -> Path:
-        """The report, in one self-contained file."""
-        return self._at("report.html")
 
     def read_manifest(self) -> RunManifest:
         """Return the manifest.

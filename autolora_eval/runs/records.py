@@ -16,12 +16,6 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def merged_with(self, other: Record) -> Any:  # noqa: ANN401
-        """Return this record with the fields that `other` sets."""
-        return self.model_copy(
-            update={name: getattr(other, name) for name in other.model_fields_set}
-        )
-
 
 class SourceRecord(Record):
     """The identity of a model's files, or of the code of an extractor without a model.
