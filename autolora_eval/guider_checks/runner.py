@@ -284,7 +284,7 @@ def _print_results(title: str, results: Sequence[CheckResult], console: Console)
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("Check", overflow="fold", max_width=38)
+    table.add_column("Check", overflow="fold", width=38)  # the longest name
     table.add_column("", no_wrap=True)
     table.add_column("", overflow="fold")
     for result in results:

@@ -140,6 +140,11 @@ def test_the_command_passes_a_good_guider() -> None:
     assert f"guiders.Good on a tiny SD3: {len(all_checks())} passed" in shown
 
 
+def test_names_of_checks_are_whole_in_80_columns() -> None:
+    done = run_command("check", "guiders.faulty_predictions.ReturnsATensor", width=80)
+    assert [name for name in all_checks() if f"{name} " not in done.stdout] == []
+
+
 def test_the_command_finds_a_method_by_name() -> None:
     """Its parameters are those of a benchmark file, and the model's CFG scale is 5."""
     words = ("--model", "sd3", "--parameter", "stop=0.6")
