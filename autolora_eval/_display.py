@@ -36,7 +36,7 @@ from autolora_eval.guidance.catalogue import (
     ListedParameter,
 )
 from autolora_eval.runs.folder import Run, RunFolder
-from autolora_eval.runs.manifest import PromptCuts
+from autolora_eval.runs.manifest import PromptCuts, rows_of_images
 from autolora_eval.runs.records import ImageSetRecord
 
 if TYPE_CHECKING:
@@ -239,6 +239,16 @@ def _show_missing(run: Run) -> None:
     _show_prompt_cuts(run.manifest.prompt_cuts)
     for cell, images in run.manifest.image_sets.items():
         _show_image_set(run.folder, cell, images)
+
+
+def show_failed_images(folder: RunFolder) -> None:
+    """Print how many images of each cell could not be made, and the first reason."""
+    for cell in folder.read_manifest().cells:
+        path = folder.failed_images(cell.id)
+        failed = [r for r in rows_of_images(path) if r["settings_key"] == cell.settings_key]
+        if failed:
+            _print_line(f"{cell.id}: {pluralize(len(failed), 'image')} not made, see {path}")
+            _print_line(f"  {failed[0]['reason']}")
 
 
 def _show_image_set(folder: RunFolder, cell: str, record: ImageSetRecord) -> None:

@@ -176,6 +176,7 @@ def generate(
     with writing(pipeline.folder.path):
         pipeline.check_requirements(judged=False)
         pipeline.generate()
+    display.show_failed_images(pipeline.folder)
     display.show_path("images", pipeline.folder.path / "images")
 
 

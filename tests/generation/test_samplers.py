@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import run_command
 from PIL import Image
 from tiny_models import SIZE, STEPS, TinyModel, tiny_plan
 
@@ -205,6 +206,14 @@ def test_global_generators_are_seeded_and_restored(plan_of, tmp_path):
     (run.images("T--Noisy") / plan.jobs[1].file).unlink()
     assert made(plan, tmp_path / "run")[0].made == 1
     assert np.array_equal(pixels(run, plan, "Noisy"), [first, second])
+
+
+def test_generate_says_which_images_were_not_made(plan_of, tmp_path):
+    plan = plan_of({"Odd": {"sampler": "odd_only"}}, count=4)
+    done = run_command("generate", plan.benchmark.file, "--output", tmp_path / "run")
+    failed = RunFolder(tmp_path / "run").failed_images(plan.cells[0].id)
+    assert f"{plan.cells[0].id}: 2 images not made, see {failed}" in done.text
+    assert (done.code, "RuntimeError: even seeds are not liked" in done.text) == (0, True)
 
 
 def test_a_failed_image_is_recorded_with_its_reason_and_the_run_continues(plan_of, tmp_path):
