@@ -70,8 +70,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     end = max((info.stop for info in tensors.values()), default=8 + length)
     if end > size:
         raise UsageError(
-            f"'{path}' is cut off: its header lists {end:,} bytes, and it has {size:,}. Fetch it "
-            "again."
+            f"'{path}' is cut off: its header lists {end:,} bytes, it has {size:,}. Fetch it again."
         )
     return tensors, {key: value for key, value in metadata.items() if isinstance(value, str)}
 
@@ -274,10 +273,9 @@ def read_lora_file(path: Path) -> LoraFile:
             "expected all of them or none."
         )
     require_finite(path, tensors)
-    own = all("alpha" in layer.keys for layer in layers)
-    return LoraFile(
-        path, layers, "" if own else alphas.source or "alpha = rank, as the file has no alpha"
-    )
+    if all("alpha" in layer.keys for layer in layers):
+        return LoraFile(path, layers, "")
+    return LoraFile(path, layers, alphas.source or "alpha = rank, as the file has no alpha")
 
 
 def check_sum(files: Sequence[LoraFile]) -> Sequence[LoraFile]:
