@@ -9,7 +9,7 @@ from pypdf import PdfReader
 from report.synthetic_run import Tables
 
 from autolora_eval.report import write_report
-from autolora_eval.report.content import Content, build_content
+from autolora_eval.report.content import Content, build_content, write_html, write_pdf
 from autolora_eval.report.gallery import Gallery, build_gallery
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder
@@ -82,6 +82,14 @@ def in_two(folder: RunFolder) -> tuple[str, str]:
 def reported(tables: Tables, path: Path) -> RunFolder:
     folder = tables.write(path)
     write_report(folder)
+    return folder
+
+
+def write_undrawn(folder: RunFolder) -> RunFolder:
+    """Write both reports without figures, which take longer than all else."""
+    content = content_of(folder)
+    write_pdf(content, folder.report_pdf)
+    write_html(content, gallery_of(folder), folder.report_html)
     return folder
 
 

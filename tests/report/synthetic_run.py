@@ -141,6 +141,16 @@ def make_tables(
     )
 
 
+def two_methods(**options: Any) -> Tables:
+    """Return the tables of a run of two cells."""
+    return make_tables(methods=("LoRA", "AutoLoRA"), **options)
+
+
+def one_prompt(n_seeds: int) -> Tables:
+    """Return the tables of a run of two cells and one prompt."""
+    return two_methods(prompts=("one",), n_seeds=n_seeds)
+
+
 def _table(cells: pd.DataFrame, n_images: int, scores: Json) -> pd.DataFrame:
     rows = []
     for n, method in enumerate(cells["method"]):

@@ -3,22 +3,16 @@
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from report.readers import content_of, first_page_text, text_of
-from report.synthetic_run import IMAGE_SET, Tables, make_tables
+from report.synthetic_run import IMAGE_SET, make_tables, two_methods
 from scored_run import accept_tables
 
 from autolora_eval.report.findings import findings
 from autolora_eval.report.run_view import read_run_view
 from autolora_eval.runs.folder import RunFolder, open_run
-
-
-def two_methods(**options: Any) -> Tables:
-    return make_tables(methods=("LoRA", "AutoLoRA"), **options)
-
 
 # ---- Which method ranks first
 

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 from report.hostile_run import REPLIES
-from report.readers import gallery_of, gallery_page, in_two, page, reported
-from report.synthetic_run import Json, judgement, make_tables, write_judgements
+from report.readers import gallery_of, gallery_page, in_two, page, write_undrawn
+from report.synthetic_run import Json, judgement, make_tables, one_prompt, write_judgements
 
 from autolora_eval._text import image_link
-from autolora_eval.report import gallery_data, write_report
+from autolora_eval.report import gallery_data
 from autolora_eval.report.content import build_content
 from autolora_eval.report.gallery import build_gallery
 from autolora_eval.report.gallery_data import choose_numbers
@@ -63,15 +63,15 @@ def test_whatever_is_left_out_is_left_out_of_every_cell(
     tmp_path, monkeypatch, constant, limit, places
 ):
     monkeypatch.setattr(gallery_data, constant, limit)
-    tables = make_tables(prompts=("one", "two"), n_seeds=6)
+    tables = make_tables(n_seeds=6)
     images = gallery_of(tables.write(tmp_path / "run")).data["images"]
-    by_cell = {
-        cell: [(i["prompt_index"], i["seed"]) for i in images if i["cell"] == cell]
+    first, *others = (
+        [(image["prompt_index"], image["seed"]) for image in images if image["cell"] == cell]
         for cell in range(4)
-    }
-    assert len(by_cell[0]) == places
-    assert all(found == by_cell[0] for found in by_cell.values())
-    assert {i["file"] for i in images} <= set(tables.scores["file"])
+    )
+    assert len(first) == places
+    assert others == [first] * 3
+    assert {image["file"] for image in images} <= set(tables.scores["file"])
 
 
 def test_more_images_make_no_more_objects(tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_pictures_stand_in_the_file_once(hostile):
 
 
 def test_missing_broken_and_outside_images_say_why(tmp_path):
-    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=4)
+    tables = one_prompt(n_seeds=4)
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     folder = tables.write(tmp_path / "run")
     files = list(tables.scores["file"])
@@ -176,7 +176,7 @@ def test_missing_broken_and_outside_images_say_why(tmp_path):
     tables.scores.loc[3, "file"] = "../secret.png"
     tables.scores.loc[4, "file"] = None
     tables.scores.to_parquet(folder.scores)
-    write_report(folder)
+    write_undrawn(folder)
     images = {image["file"]: image for image in gallery_of(folder).data["images"]}
     outside = "'../secret.png' leads out of its folder"
     reasons = ("missing image", "corrupt image", "corrupt image", outside)
@@ -188,7 +188,7 @@ def test_missing_broken_and_outside_images_say_why(tmp_path):
 
 
 def test_everything_to_find_an_image_is_told(tmp_path):
-    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=2)
+    tables = one_prompt(n_seeds=2)
     tables.scores["pc_expected"] = [3.25, np.nan, np.nan, np.nan]
     tables.scores.loc[1, ["pc", "sa"]] = np.nan
     tables.scores.loc[1, "unscored_reason"] = "missing_score:sa"
@@ -212,7 +212,7 @@ def test_everything_to_find_an_image_is_told(tmp_path):
 
 
 def test_a_swept_parameter_is_a_filter_and_a_fact(tmp_path):
-    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=2)
+    tables = one_prompt(n_seeds=2)
     for table in (tables.table, tables.scores):
         table["method"] = "LoRA"
     for cell, scale in zip(tables.manifest["cells"], (0.4, 1.0), strict=True):
@@ -248,7 +248,7 @@ def test_a_link_names_an_image_by_its_file():
 def test_images_of_the_grids_link_to_the_gallery_where_it_has_them(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_data, "IMAGES_SHOWN", 4)
     tables = make_tables(prompts=("one",), n_seeds=2)
-    folder = reported(tables, tmp_path / "run")
+    folder = write_undrawn(tables.write(tmp_path / "run"))
     links = [link["href"] for link in page(folder).all("a")]
     first = tables.scores[tables.scores["seed"] == 0]
     of_images = {link for link in links if not link.startswith("#gallery&")}
@@ -260,7 +260,7 @@ def test_images_of_the_grids_link_to_the_gallery_where_it_has_them(tmp_path, mon
 
 def one_image(path: Path, *rows: Json) -> list[Json]:
     """Return the replies that the gallery shows for the one image of a run with these rows."""
-    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1)
+    tables = one_prompt(n_seeds=1)
     folder = tables.write(path)
     image = tables.scores.iloc[0]
     write_judgements(folder, [("SDXL--LoRA", judgement(image, **row)) for row in rows])
@@ -293,12 +293,10 @@ def test_each_repeat_is_shown_up_to_five(tmp_path):
 
 
 def test_an_unscored_reply_tells_why(tmp_path):
-    (read,) = one_image(
-        tmp_path / "a", {"scores": None, "reason": "out_of_range:pc", "cached": True}
-    )
-    assert read["about"] == (
-        "a-judge, from the cache of earlier replies, unscored: out of range: pc"
-    )
+    cached = {"scores": None, "reason": "out_of_range:pc", "cached": True}
+    (read,) = one_image(tmp_path / "a", cached)
+    said = "a-judge, from the cache of earlier replies, unscored: out of range: pc"
+    assert read["about"] == said
     (failed,) = one_image(tmp_path / "b", {"scores": None, "reason": "timeout", "raw": None})
     assert failed["about"].endswith("unscored: timeout, no reply")
     assert failed["raw"] is None
@@ -309,18 +307,15 @@ def test_an_unscored_reply_tells_why(tmp_path):
 def test_a_long_reply_is_cut_and_says_so(tmp_path):
     (found,) = one_image(tmp_path / "run", {"raw": "x" * 2001})
     assert found["raw"] == "x" * gallery_data.RAW_LENGTH
-    assert found["note"] == (
-        "The first 2,000 of 2,001 characters; the rest is in judgements/SDXL--LoRA.jsonl."
-    )
+    note = "The first 2,000 of 2,001 characters; the rest is in judgements/SDXL--LoRA.jsonl."
+    assert found["note"] == note
     (whole,) = one_image(tmp_path / "other", {"raw": "x" * 2000})
     assert whole["note"] == ""
 
 
 @pytest.mark.parametrize("line", ["{not json}\n", '{"image_id": 1}\n', "[]\n", "\xff\n"])
 def test_a_damaged_file_of_judgements_leaves_a_gallery(tmp_path, line):
-    folder = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1).write(
-        tmp_path / "run"
-    )
+    folder = one_prompt(n_seeds=1).write(tmp_path / "run")
     folder.judgements("x").parent.mkdir()
     folder.judgements("SDXL--LoRA").write_text(line, encoding="latin-1")
     (reply,) = gallery_of(folder).data["images"][0]["replies"]
@@ -329,7 +324,7 @@ def test_a_damaged_file_of_judgements_leaves_a_gallery(tmp_path, line):
 
 
 def test_judgements_outside_the_run_folder_are_not_read(tmp_path):
-    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("one",), n_seeds=1)
+    tables = one_prompt(n_seeds=1)
     tables.table["cell"] = tables.scores["cell"] = "../../secret"
     folder = tables.write(tmp_path / "run")
     secret = judgement(tables.scores.iloc[0], raw="secret")

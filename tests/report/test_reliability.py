@@ -2,16 +2,18 @@
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 from report.readers import content_of as report_content
 from report.readers import text_of
-from report.synthetic_run import Tables, make_tables
+from report.synthetic_run import Tables, two_methods
 
+from autolora_eval.analysis.estimates import bootstrap_interval
 from autolora_eval.analysis.human_agreement import write_agreement
 from autolora_eval.analysis.reliability import COLUMNS
 from autolora_eval.analysis.table_layout import TableCell
@@ -24,10 +26,6 @@ CELLS = ("SDXL--LoRA", "SDXL--AutoLoRA")
 SIX = tuple(f"prompt {n}" for n in range(6))
 
 
-def small(**options: Any) -> Tables:
-    return make_tables(methods=("LoRA", "AutoLoRA"), **options)
-
-
 def repeats(alpha: float = 0.9, **changes: object) -> pd.DataFrame:
     """A reliability table of two scores: α of SA is 0.1 above that of PC."""
     pairs = itertools.product(("pc", "sa"), (*CELLS, "all"))
@@ -37,6 +35,14 @@ def repeats(alpha: float = 0.9, **changes: object) -> pd.DataFrame:
     table = table.assign(unit="prompt", **counts, exact_agreement=0.625, mean=3.125)
     ends = {"alpha": alphas, "alpha_low": alphas - 0.111, "alpha_high": alphas + 0.022}
     return table.assign(**ends, expected_mean=np.nan, reason=None).assign(**changes)[list(COLUMNS)]
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch) -> None:
+    """199 resamples instead of 1,999: any interval can be shown."""
+    few = partial(bootstrap_interval, n_resamples=199)
+    monkeypatch.setattr("autolora_eval.analysis.human_agreement.bootstrap_interval", few)
+    monkeypatch.setattr("autolora_eval.analysis.reliability.bootstrap_interval", few)
 
 
 class AboutJudge(NamedTuple):
@@ -56,7 +62,7 @@ def sentences(content: AboutJudge, n: int) -> str:
 
 
 def test_a_run_without_repeats_and_ratings_says_how_to_get_them(tmp_path):
-    content = content_of(small().write(tmp_path / "run"))
+    content = content_of(two_methods().write(tmp_path / "run"))
     text = text_of(content.reliability)
     assert "All 12 images were scored." in text
     assert "so the judge's consistency is unknown" in text
@@ -66,7 +72,7 @@ def test_a_run_without_repeats_and_ratings_says_how_to_get_them(tmp_path):
 
 
 def test_without_a_judge_there_is_no_such_section(tmp_path):
-    content = content_of(small(judged=False).write(tmp_path / "run"))
+    content = content_of(two_methods(judged=False).write(tmp_path / "run"))
     assert content.reliability == []
     assert len(content.caveats) == 1
 
@@ -82,7 +88,7 @@ def unscored(tables: Tables, reasons: dict[int, str]) -> Tables:
 
 def test_unscored_images_are_told_by_cell_and_reason(tmp_path):
     reasons = {0: "no_json", 1: "no_json", 7: "out_of_range:pc"}
-    content = content_of(unscored(small(), reasons).write(tmp_path / "run"))
+    content = content_of(unscored(two_methods(), reasons).write(tmp_path / "run"))
     table = content.reliability[0].tables[0]
     assert table.columns == ("Images", "Unscored", "no json", "out of range: pc")
     texts = [[cell.text for cell in row.cells] for row in table.groups[0].rows]
@@ -96,7 +102,7 @@ def test_unscored_images_are_told_by_cell_and_reason(tmp_path):
 
 
 def test_rare_reasons_are_told_together(tmp_path):
-    tables = unscored(small(), {n: f"reason {min(n, 6)}" for n in range(9)})
+    tables = unscored(two_methods(), {n: f"reason {min(n, 6)}" for n in range(9)})
     table = content_of(tables.write(tmp_path / "run")).reliability[0].tables[0]
     assert table.columns[2:] == ("reason 6", *(f"reason {n}" for n in range(3)), "3 other reasons")
     assert [cell.text for cell in table.groups[0].rows[0].cells] == [*"6601113"]
@@ -104,7 +110,7 @@ def test_rare_reasons_are_told_together(tmp_path):
 
 @pytest.mark.parametrize(("n_unscored", "message"), [(1, False), (2, True)])
 def test_one_unscored_image_in_a_hundred_is_not_a_caveat_of_its_own(tmp_path, n_unscored, message):
-    tables = small()
+    tables = two_methods()
     tables.table["n_images"] = 100
     tables.table["n_unscored"] = [n_unscored, 0]
     content = content_of(tables.write(tmp_path / "run"))
@@ -113,7 +119,7 @@ def test_one_unscored_image_in_a_hundred_is_not_a_caveat_of_its_own(tmp_path, n_
 
 
 def test_how_the_judge_was_asked_is_told(tmp_path):
-    tables = small()
+    tables = two_methods()
     judge = {"constraint": "guided_regex", "served_by": "vllm", "server_version": "0.10.2"}
     tables.manifest["judge"] |= judge | {"cached": 1}
     folder = tables.write(tmp_path / "run")
@@ -128,7 +134,7 @@ def test_how_the_judge_was_asked_is_told(tmp_path):
 
 
 def test_repeats_are_told_with_intervals(tmp_path):
-    tables = small()
+    tables = two_methods()
     tables.manifest["judge"]["repeats"] = 3
     folder = tables.write(tmp_path / "run")
     repeats().to_csv(folder.reliability, index=False)
@@ -149,17 +155,16 @@ def test_repeats_are_told_with_intervals(tmp_path):
 
 
 def test_a_judge_that_repeats_itself_badly_is_a_caveat(tmp_path):
-    folder = small().write(tmp_path / "run")
+    folder = two_methods().write(tmp_path / "run")
     repeats(alpha=0.6).to_csv(folder.reliability, index=False)
     (caveat,) = content_of(folder).caveats  # 0.7 of the other score is not below 0.667
-    assert caveat.startswith(
-        "Prompt correspondence: the judge is not consistent with itself (α = 0.6"
-    )
+    start = "Prompt correspondence: the judge is not consistent with itself (α = 0.6"
+    assert caveat.startswith(start)
     assert "Krippendorff (Content Analysis, 2nd ed. 2004, p. 241)" in caveat
 
 
 def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path):
-    folder = small().write(tmp_path / "run")
+    folder = two_methods().write(tmp_path / "run")
     lost = {"alpha": np.nan, "alpha_low": np.nan, "alpha_high": np.nan}
     repeats(**lost, reason="constant: all are 4").to_csv(folder.reliability, index=False)
     block = content_of(folder).reliability[1]
@@ -169,7 +174,7 @@ def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path):
 
 
 def test_expected_scores_stand_beside_the_verdicts(tmp_path):
-    folder = small().write(tmp_path / "run")
+    folder = two_methods().write(tmp_path / "run")
     once = {"n_repeated": 0, "alpha": np.nan, "exact_agreement": np.nan, "expected_mean": 3.375}
     repeats(**once, reason="no image has two verdicts").to_csv(folder.reliability, index=False)
     block = content_of(folder).reliability[1]
@@ -180,7 +185,7 @@ def test_expected_scores_stand_beside_the_verdicts(tmp_path):
 
 
 def with_people(path: Path, expected: bool = False) -> RunFolder:
-    tables = small(prompts=SIX)
+    tables = two_methods(prompts=SIX)
     rng = np.random.default_rng(1)
     n = len(tables.scores)
     human_agreement = rng.integers(0, 6, n).astype(float)

@@ -114,20 +114,27 @@ def with_values(data: FigureData, **columns: Mapping[str, float | None]) -> Figu
     return dataclasses.replace(data, table=table)
 
 
-def drawings(kind: str, data: FigureData) -> list[Drawing]:
-    """Return the figures of a kind that a run has."""
-    return list(next(k for k in figure_kinds() if k.name == kind).drawings(data))
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of figure, by its name."""
 
+    name: str
 
-def draw(kind: str, data: FigureData, number: int = 0) -> Figure:
-    """Draw a figure in the style of all."""
-    with matplotlib.style.context([STYLE], after_reset=True):
-        return drawings(kind, data)[number].draw()
+    def drawings(self, data: FigureData) -> list[Drawing]:
+        """Return the figures of this kind that a run has."""
+        return list(next(kind for kind in figure_kinds() if kind.name == self.name).drawings(data))
 
+    def caption(self, data: FigureData, number: int = 0) -> str:
+        return self.drawings(data)[number].caption
 
-def panels(figure: Figure) -> list[Axes]:
-    """Return the axes in which something is drawn."""
-    return [axis for axis in figure.axes if axis.axison]
+    def draw(self, data: FigureData, number: int = 0) -> Figure:
+        """Draw a figure in the style of all."""
+        with matplotlib.style.context([STYLE], after_reset=True):
+            return self.drawings(data)[number].draw()
+
+    def panels(self, data: FigureData, number: int = 0) -> list[Axes]:
+        """Return the axes of a figure in which something is drawn."""
+        return [axis for axis in self.draw(data, number).axes if axis.axison]
 
 
 def curves(axis: Axes, label: str) -> list[np.ndarray]:

@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from report.figures.made_up import curves, draw, drawings, made_up, panels
+from report.figures.made_up import Kind, curves, made_up
 
 pytestmark = pytest.mark.e2e
-KIND = "paired_differences"
+KIND = Kind("paired_differences")
 
 
 def test_units_differences_and_intervals_stand_where_they_belong():
     data = made_up(n_prompts=9, n_seeds=4)
-    axes = panels(draw(KIND, data))
+    axes = KIND.panels(data)
     assert [axis.get_title() for axis in axes] == ["Div ↑", "PC ↑", "SA ↑", "Div-PC ↑", "Div-SA ↑"]
     methods = ["AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
     assert [label.get_text() for label in axes[0].get_yticklabels()] == methods
@@ -39,14 +39,14 @@ def test_what_may_be_chance_is_hollow():
     data.comparisons["p_holm"] = [
         0.2 if m == "LoRA+CFG" else 0.01 for m in data.comparisons["method"]
     ]
-    full, hollow = curves(panels(draw(KIND, data))[0], "difference")
+    full, hollow = curves(KIND.panels(data)[0], "difference")
     assert np.isnan(full[:, 0]).tolist() == [False, True, False]
     assert np.isnan(hollow[:, 0]).tolist() == [True, False, True]
 
 
 def test_many_units_are_a_curve_through_all_of_them():
     data = made_up(n_seeds=300)
-    axis = panels(draw(KIND, data))[1]
+    axis = KIND.panels(data)[1]
     (curve,) = curves(axis, "SDXL--AutoLoRA")
     a, b = (
         data.scores[data.scores["method"] == m].set_index("seed")["pc"]
@@ -63,25 +63,25 @@ def test_many_units_are_a_curve_through_all_of_them():
 
 def test_a_single_seed_has_no_diversity():
     data = made_up(n_seeds=6)
-    axes = panels(draw(KIND, data))
+    axes = KIND.panels(data)
     assert curves(axes[0], "units") == []
     assert len(curves(axes[1], "units")) == 1
-    caption = drawings(KIND, data)[0].caption
-    assert "Without dots: Div, Div-PC and Div-SA, because a single seed has no value." in caption
+    said = "Without dots: Div, Div-PC and Div-SA, because a single seed has no value."
+    assert said in KIND.caption(data)
 
 
 def test_a_missing_difference_has_no_mark_and_is_named():
     data = made_up(n_prompts=4)
     lost = (data.comparisons["method"] == "LoRA+CFG") & (data.comparisons["metric"] == "pc")
     data.comparisons.loc[lost, ["difference", "low", "high"]] = np.nan
-    full, hollow = curves(panels(draw(KIND, data))[1], "difference")
+    full, hollow = curves(KIND.panels(data)[1], "difference")
     assert np.isnan(full[1, 0])
     assert np.isnan(hollow[1, 0])
-    assert "Without a difference in some metric: LoRA+CFG." in drawings(KIND, data)[0].caption
+    assert "Without a difference in some metric: LoRA+CFG." in KIND.caption(data)
 
 
 def test_without_comparisons_there_is_no_figure():
     data = made_up()
     none = pd.DataFrame(columns=data.comparisons.columns)
-    assert drawings(KIND, dataclasses.replace(data, comparisons=none)) == []
-    assert drawings(KIND, made_up(methods=("LoRA",))) == []
+    assert KIND.drawings(dataclasses.replace(data, comparisons=none)) == []
+    assert KIND.drawings(made_up(methods=("LoRA",))) == []

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from report.figures.made_up import LORA_SCALES, SCORES, draw, drawings, made_up, panels
+from report.figures.made_up import LORA_SCALES, SCORES, Kind, made_up
 
 pytestmark = pytest.mark.e2e
-KIND = "score_distributions"
+KIND = Kind("score_distributions")
 
 
 def bars(axis: Axes) -> np.ndarray:
@@ -16,7 +16,7 @@ def bars(axis: Axes) -> np.ndarray:
 
 def test_bars_are_the_shares_of_the_images():
     data = made_up(n_prompts=3, n_seeds=40)
-    for axis, score in zip(panels(draw(KIND, data)), ("pc", "sa"), strict=True):
+    for axis, score in zip(KIND.panels(data), ("pc", "sa"), strict=True):
         found = bars(axis)
         assert np.allclose(found.sum(axis=0), 1.0)
         for place, cell in enumerate(data.table["cell"]):
@@ -25,20 +25,20 @@ def test_bars_are_the_shares_of_the_images():
                 assert np.isclose(found[level, place], (own == level).mean())
             assert np.isclose(found[6, place], own.isna().mean())
     lost = int(data.scores["pc"].isna().sum())
-    assert f"PC: {lost} of 480 images unscored." in drawings(KIND, data)[0].caption
+    assert f"PC: {lost} of 480 images unscored." in KIND.caption(data)
 
 
 def test_a_cell_without_any_score_is_a_bar_of_unscored_images():
     data = made_up()
     data.scores.loc[data.scores["cell"] == "SDXL--LoRA", ["pc", "sa"]] = np.nan
-    found = bars(panels(draw(KIND, data))[0])
+    found = bars(KIND.panels(data)[0])
     assert found[:, 0].tolist() == [0.0] * 6 + [1.0]
 
 
 def test_48_cells_stand_in_a_panel_a_method_each_bar_with_its_place_on_the_sweep():
     scores = {"pc": SCORES["pc"]}
     data = made_up(sweep={"lora_scale": LORA_SCALES}, scores=scores)
-    axes = panels(draw(KIND, data))
+    axes = KIND.panels(data)
     assert [axis.get_title(loc="left") for axis in axes] == list(data.table["method"].unique())
     for axis in axes:
         assert [label.get_text() for label in axis.get_yticklabels()] == LORA_SCALES
@@ -46,4 +46,4 @@ def test_48_cells_stand_in_a_panel_a_method_each_bar_with_its_place_on_the_sweep
 
 
 def test_without_scores_there_is_no_figure():
-    assert drawings(KIND, made_up(scores={})) == []
+    assert KIND.drawings(made_up(scores={})) == []

@@ -7,28 +7,26 @@ import pytest
 from report.figures.made_up import (
     INTERVALS,
     LORA_SCALES,
+    Kind,
     curves,
-    draw,
-    drawings,
     made_up,
-    panels,
     with_values,
 )
 
 from autolora_eval.report.figures.sweep import Sweep
 
 pytestmark = pytest.mark.e2e
-KIND = "sweep"
+KIND = Kind("sweep")
 
 
 def test_without_a_sweep_there_is_no_figure():
-    assert drawings(KIND, made_up()) == []
-    assert drawings(KIND, made_up(sweep={"lora_scale": ["1"]})) == []
+    assert KIND.drawings(made_up()) == []
+    assert KIND.drawings(made_up(sweep={"lora_scale": ["1"]})) == []
 
 
 def test_every_swept_parameter_has_its_figure():
     values = {"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5", "7"], "eta": ["0"]}
-    names = [drawing.name for drawing in drawings(KIND, made_up(sweep=values))]
+    names = [drawing.name for drawing in KIND.drawings(made_up(sweep=values))]
     assert names == ["sweep_lora_scale", "sweep_guidance_scale"]  # one value is no sweep
 
 
@@ -41,7 +39,7 @@ def test_numbers_are_in_order_and_intervals_as_they_come():
 
 def test_lines_and_bands_are_those_of_the_table():
     data = made_up(sweep={"lora_scale": LORA_SCALES})
-    axes = panels(draw(KIND, data))
+    axes = KIND.panels(data)
     assert [axis.get_title() for axis in axes] == ["Div ↑", "PC ↑", "SA ↑", "Div-PC ↑", "Div-SA ↑"]
     for axis, metric in zip(axes, data.metrics, strict=True):
         for place, method in enumerate(data.table["method"].unique()):
@@ -59,22 +57,18 @@ def test_lines_and_bands_are_those_of_the_table():
 def test_a_cell_without_a_value_leaves_a_gap_and_is_named():
     scales = ["0.2", "0.4", "0.6", "0.8"]
     missing = {"SDXL--LoRA--0.4": None}
-    data = with_values(
-        made_up(methods=("LoRA",), sweep={"lora_scale": scales}),
-        diversity=missing,
-        diversity_low=missing,
-        diversity_high=missing,
-    )
-    axis = panels(draw(KIND, data))[0]
+    data = made_up(methods=("LoRA",), sweep={"lora_scale": scales})
+    columns = ("diversity", "diversity_low", "diversity_high")
+    data = with_values(data, **dict.fromkeys(columns, missing))
+    axis = KIND.panels(data)[0]
     (line,) = curves(axis, "LoRA")
     assert np.isnan(line[:, 1]).tolist() == [False, True, False, False]
     # Left of the gap one cell stands alone: a band has no width there, so it has a bar.
     alone = axis.collections[1].get_segments()
     low, high = data.table.loc[0, ["diversity_low", "diversity_high"]]
     assert [segment.tolist() for segment in alone] == [[[0.2, low], [0.2, high]]]
-    assert "Not drawn because a value is missing: SDXL × LoRA (LoRA scale 0.4)." in (
-        drawings(KIND, data)[0].caption
-    )
+    message = "Not drawn because a value is missing: SDXL × LoRA (LoRA scale 0.4)."
+    assert message in KIND.caption(data)
 
 
 def test_a_method_that_does_not_take_the_parameter_is_a_level():
@@ -83,14 +77,14 @@ def test_a_method_that_does_not_take_the_parameter_is_a_level():
         sweep={"interval": INTERVALS},
         taken_by={"interval": ["AutoLoRA+CFG"]},
     )
-    axis, *_, last = panels(draw(KIND, data))
+    axis, *_, last = KIND.panels(data)
     (level,) = curves(axis, "LoRA+CFG")
     assert set(level[:, 1]) == {data.table["diversity"][0]}
     assert level[:, 0].tolist() == [-0.5, 3.5]
     (marker_styles,) = curves(axis, "AutoLoRA+CFG")
     assert marker_styles.tolist() == [[n, y] for n, y in enumerate(data.table["diversity"][1:])]
     assert [label.get_text() for label in last.get_xticklabels()] == INTERVALS
-    caption = drawings(KIND, data)[0].caption
+    caption = KIND.caption(data)
     assert "At each interval, one mark per method." in caption
     assert "A horizontal line without marks is a method without this parameter." in caption
 
@@ -101,11 +95,11 @@ def test_another_parameter_gives_panels_side_by_side():
         methods=("LoRA+CFG", "AutoLoRA+CFG"),
         sweep={"lora_scale": scales, "guidance_scale": guidance},
     )
-    by_scale, by_guidance = (draw(KIND, data, n) for n in (0, 1))
-    titles = [axis.get_title() for axis in panels(by_guidance)][:4]
+    by_scale, by_guidance = (KIND.panels(data, n) for n in (0, 1))
+    titles = [axis.get_title() for axis in by_guidance[:4]]
     assert titles == [f"LoRA scale {scale}" for scale in scales]
     rows = data.table.set_index("cell")
-    grid = np.asarray(panels(by_guidance)).reshape(5, 4)
+    grid = np.asarray(by_guidance).reshape(5, 4)
     for axis, (metric, scale) in zip(
         grid.flat, itertools.product(data.metrics, scales), strict=True
     ):
@@ -113,20 +107,19 @@ def test_another_parameter_gives_panels_side_by_side():
         cells = [f"SDXL--AutoLoRA+CFG--{scale}--{g}" for g in guidance]
         assert line[:, 1].tolist() == rows.loc[cells, metric.column].tolist()
     # Seven do not fit: the first, the last and two between.
-    titles = [axis.get_title() for axis in panels(by_scale)][:4]
+    titles = [axis.get_title() for axis in by_scale[:4]]
     assert titles == [f"guidance scale {g}" for g in ("3.5", "4.5", "5.5", "6.5")]
-    assert "4 of 7 panels are shown" in drawings(KIND, data)[0].caption
-    assert "panels are shown" not in drawings(KIND, data)[1].caption
+    assert "4 of 7 panels are shown" in KIND.caption(data)
+    assert "panels are shown" not in KIND.caption(data, 1)
 
 
 def test_models_stand_side_by_side_or_where_there_are_panels_apart():
     one = made_up(models=("SDXL", "SD3"), sweep={"lora_scale": ["0.4", "1"]})
-    figure = draw(KIND, one)
-    assert [axis.get_title() for axis in panels(figure)][:2] == ["SDXL", "SD3"]
+    assert [axis.get_title() for axis in KIND.panels(one)[:2]] == ["SDXL", "SD3"]
     two = made_up(
         models=("SDXL", "SD3"), sweep={"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5"]}
     )
-    assert [drawing.name for drawing in drawings(KIND, two)] == [
+    assert [drawing.name for drawing in KIND.drawings(two)] == [
         *("sweep_lora_scale_SDXL", "sweep_lora_scale_SD3"),
         *("sweep_guidance_scale_SDXL", "sweep_guidance_scale_SD3"),
     ]
@@ -135,10 +128,10 @@ def test_models_stand_side_by_side_or_where_there_are_panels_apart():
 def test_published_values_are_hollow():
     data = made_up(methods=("LoRA",), sweep={"lora_scale": ["0.4", "0.7", "1"]})
     data = with_values(data, diversity_published={"SDXL--LoRA--0.4": 0.3, "SDXL--LoRA--1": 0.2})
-    axis = panels(draw(KIND, data))[0]
+    axis = KIND.panels(data)[0]
     (line,) = (line for line in axis.lines if line.get_label() == "published")
     assert line.get_fillstyle() == "none"
     x, y = line.get_data()
     assert x.tolist() == [0.4, 0.7, 1.0]
     assert (y[0], y[2], np.isnan(y[1])) == (0.3, 0.2, True)
-    assert "Hollow marks: published values." in drawings(KIND, data)[0].caption
+    assert "Hollow marks: published values." in KIND.caption(data)
