@@ -177,14 +177,22 @@ def vector(place: Place, dim: int = 6) -> np.ndarray:
     return np.asarray(1.0 + rng.normal(size=dim), dtype=np.float32)
 
 
-def scored(plan: Plan, folder: RunFolder) -> RunFolder:
-    """Write images, features, judgements and tables of a plan."""
+def scored(
+    plan: Plan,
+    folder: RunFolder,
+    missing: Iterable[Place] = (),
+    vectors: Callable[[Place], Any] = vector,
+    scores: Callable[[Place], Mapping[str, float] | str | None] | None = None,
+) -> RunFolder:
+    """Write images, features, judgements and tables of a plan; see the writers of each."""
     assert plan.benchmark.rubric is not None
     keys = [score.key for score in plan.benchmark.rubric.scores.values()]
-    write_images(plan, folder)
-    write_features(plan, folder, vector)
-    write_judgements(
-        plan, folder, lambda p: {key: float((len(p[0]) + p[1] + p[2]) % 6) for key in keys}
-    )
+
+    def usual_scores(place: Place) -> dict[str, float]:
+        return {key: float((len(place[0]) + place[1] + place[2]) % 6) for key in keys}
+
+    write_images(plan, folder, missing)
+    write_features(plan, folder, vectors)
+    write_judgements(plan, folder, scores or usual_scores)
     tables(plan, folder)
     return folder

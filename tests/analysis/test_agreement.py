@@ -1,6 +1,8 @@
 """Agreement with people against scikit-learn, definitions and simulations."""
 
 import json
+import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command import run_command
-from report.synthetic_run import Tables, make_tables
+from report.synthetic_run import Tables, make_tables, two_methods
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
@@ -27,7 +29,7 @@ from autolora_eval.analysis.human_agreement import (
     within_one_rate,
     write_agreement,
 )
-from autolora_eval.runs.folder import Run, open_run
+from autolora_eval.runs.folder import open_run
 
 PROMPTS = tuple(f"prompt {n}" for n in range(6))
 
@@ -92,15 +94,10 @@ def _few_resamples(monkeypatch) -> None:
     monkeypatch.setattr("autolora_eval.analysis.reliability.bootstrap_interval", few)
 
 
-def agreement_table(run: Run, ratings: Path) -> pd.DataFrame:
-    return agreement(run, ratings).table
-
-
 def make() -> Tables:
     """A run of two cells, six prompts and three seeds with random integer scores."""
-    tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=PROMPTS)
-    rng = np.random.default_rng(7)
-    tables.scores["pc"] = rng.integers(0, 6, len(tables.scores)).astype(float)
+    tables = two_methods(prompts=PROMPTS)
+    tables.scores["pc"] = np.random.default_rng(7).integers(0, 6, 36).astype(float)
     return tables
 
 
@@ -109,17 +106,29 @@ def rated(tables: Tables, values: np.ndarray, path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def agreed(tmp_path) -> Callable[..., pd.DataFrame]:
+    """A function that returns the agreement of a run with the ratings of each rater."""
+
+    def find(tables: Tables, *raters: dict[str, object]) -> pd.DataFrame:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        ratings = pd.concat([tables.scores[["file"]].assign(**columns) for columns in raters])
+        ratings.to_csv(folder / "h.csv", index=False)
+        run = open_run(tables.write(folder / "run").path)
+        return agreement(run, folder / "h.csv").table
+
+    return find
+
+
 def cells_of(table: pd.DataFrame, **where: str) -> pd.DataFrame:
-    where = {"compared": "judge", "cell": "all"} | where
-    for column, value in where.items():
+    for column, value in ({"compared": "judge", "cell": "all"} | where).items():
         table = table[table[column] == value]
     return table.set_index("statistic")
 
 
-def test_equal_ratings_agree_perfectly(tmp_path):
+def test_equal_ratings_agree_perfectly(agreed):
     tables = make()
-    run = open_run(tables.write(tmp_path / "run").path)
-    found = agreement_table(run, rated(tables, tables.scores["pc"].to_numpy(), tmp_path / "h.csv"))
+    found = agreed(tables, {"pc": tables.scores["pc"]})
     assert list(found.columns) == list(COLUMNS)
     whole = cells_of(found)
     assert whole.index.tolist() == list(STATISTICS)
@@ -132,13 +141,12 @@ def test_equal_ratings_agree_perfectly(tmp_path):
     assert found[found["cell"] != "all"]["statistic"].tolist() == ["bias", "bias"]
 
 
-def test_statistics_are_those_of_the_shared_images(tmp_path):
+def test_statistics_are_those_of_the_shared_images(agreed):
     tables = make()
     people = np.clip(tables.scores["pc"] + np.resize([0, 1, -1, 0, 2], 36), 0, 5)
     people[:4] = np.nan  # not rated
     tables.scores.loc[4:6, "pc"] = np.nan  # not scored
-    run = open_run(tables.write(tmp_path / "run").path)
-    found = cells_of(agreement_table(run, rated(tables, people, tmp_path / "h.csv")))
+    found = cells_of(agreed(tables, {"pc": people}))
     x, y = tables.scores["pc"].to_numpy()[7:], people.to_numpy()[7:]
     assert set(found["n_images"]) == {29}
     expected = {
@@ -155,18 +163,11 @@ def test_statistics_are_those_of_the_shared_images(tmp_path):
     assert found["reason"].isna().all()
 
 
-def test_several_raters_are_averaged_and_compared(tmp_path):
+def test_several_raters_are_averaged_and_compared(agreed):
     tables = make()
     base = tables.scores["pc"].to_numpy()
     ann, bob = base, np.where(np.arange(36) % 3 == 0, np.clip(base + 1, 0, 5), base)
-    frames = [
-        tables.scores[["file"]].assign(rater=name, pc=values)
-        for name, values in (("ann", ann), ("bob", bob))
-    ]
-    path = tmp_path / "h.csv"
-    path.write_text(pd.concat(frames).to_csv(index=False))
-    run = open_run(tables.write(tmp_path / "run").path)
-    table = agreement_table(run, path)
+    table = agreed(tables, {"rater": "ann", "pc": ann}, {"rater": "bob", "pc": bob})
     found = cells_of(table)
     assert found.loc["bias", "value"] == pytest.approx((base - (ann + bob) / 2).mean())
     assert np.isnan(found.loc["exact", "value"])  # means of two ratings are not integers
@@ -177,19 +178,15 @@ def test_several_raters_are_averaged_and_compared(tmp_path):
     assert raters["n_images"] == 36
 
 
-def test_raters_without_a_common_image_have_no_alpha(tmp_path):
+def test_raters_without_a_common_image_have_no_alpha(agreed):
     tables = make()
-    images = tables.scores[["file"]].assign(rater=["ann", "bob"] * 18, pc=tables.scores["pc"])
-    (tmp_path / "h.csv").write_text(images.to_csv(index=False))
-    run = open_run(tables.write(tmp_path / "run").path)
-    found = cells_of(agreement_table(run, tmp_path / "h.csv"), compared="raters").loc[
-        "raters_alpha"
-    ]
+    table = agreed(tables, {"rater": ["ann", "bob"] * 18, "pc": tables.scores["pc"]})
+    found = cells_of(table, compared="raters").loc["raters_alpha"]
     assert np.isnan(found["value"])
     assert (found["reason"], found["n_images"]) == ("no image was rated by two people", 0)
 
 
-def test_any_score_name_that_a_rubric_allows_works(tmp_path):
+def test_any_score_name_that_a_rubric_allows_works(agreed):
     """Also names that this module uses itself."""
     tables = make()
     names = {"pc": "people", "sa": "image"}
@@ -198,21 +195,17 @@ def test_any_score_name_that_a_rubric_allows_works(tmp_path):
     scores = tables.manifest["rubric"]["scores"]
     tables.manifest["rubric"]["scores"] = {new: scores[old] for old, new in names.items()}
     people = np.clip(tables.scores["people"] + np.resize([0, 1, -1], 36), 0, 5)
-    ratings = tables.scores[["file"]].assign(people=people, image=4)
-    (tmp_path / "h.csv").write_text(ratings.to_csv(index=False))
-    table = agreement_table(open_run(tables.write(tmp_path / "run").path), tmp_path / "h.csv")
+    table = agreed(tables, {"people": people, "image": 4})
     found = cells_of(table[table["score"] == "people"])
     assert found.loc["bias", "value"] == pytest.approx((tables.scores["people"] - people).mean())
     assert set(table["score"]) == {"people", "image"}
 
 
-def test_the_expected_score_has_its_own_rows(tmp_path):
+def test_the_expected_score_has_its_own_rows(agreed):
     tables = make()
     people = np.clip(tables.scores["pc"].to_numpy() + np.resize([0.5, -0.5, 0.3], 36), 0, 5)
     tables.scores["pc_expected"] = people * 0.9 + tables.scores["pc"] * 0.1
-    run = open_run(tables.write(tmp_path / "run").path)
-    table = agreement_table(run, rated(tables, people, tmp_path / "h.csv"))
-    found = cells_of(table, compared="expected")
+    found = cells_of(agreed(tables, {"pc": people}), compared="expected")
     assert found.index.tolist() == [*STATISTICS, "nearer"]
     verdict, expected = tables.scores["pc"] - people, tables.scores["pc_expected"] - people
     fall = (verdict.abs() - expected.abs()).mean()
@@ -221,27 +214,23 @@ def test_the_expected_score_has_its_own_rows(tmp_path):
     assert 0 < found.loc["nearer", "low"] < fall < found.loc["nearer", "high"]
 
 
-def test_too_few_images_give_null_with_a_reason(tmp_path):
-    tables = make()
+def test_too_few_images_give_null_with_a_reason(agreed):
     people = np.full(36, np.nan)
     people[:2] = [3.0, 4.0]
-    run = open_run(tables.write(tmp_path / "run").path)
-    found = cells_of(agreement_table(run, rated(tables, people, tmp_path / "h.csv")))
+    found = cells_of(agreed(make(), {"pc": people}))
     needs = "needs at least 3 images with score and rating, has 2"
     assert found["reason"].tolist()[:3] == [needs] * 3
     assert found["value"].isna().tolist() == [True] * 3 + [False] * 3
     assert found.loc["bias", "reason"] == "an interval needs at least 5 images, has 2"
-    people[:] = 4.0
-    found = cells_of(agreement_table(run, rated(tables, people, tmp_path / "h.csv")))
+    found = cells_of(agreed(make(), {"pc": 4.0}))
     assert found.loc["spearman", "reason"].startswith("all scores of the judge")
     assert found.loc["kappa", "value"] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_ratings_of_unscored_images_only_give_null(tmp_path):
+def test_ratings_of_unscored_images_only_give_null(agreed):
     tables = make()
     tables.scores["pc"] = np.nan
-    run = open_run(tables.write(tmp_path / "run").path)
-    found = cells_of(agreement_table(run, rated(tables, np.full(36, 3.0), tmp_path / "h.csv")))
+    found = cells_of(agreed(tables, {"pc": 3.0}))
     assert found["value"].isna().all()
     assert found["n_images"].tolist() == [0] * 6
     assert found.loc["bias", "reason"] == "needs at least 1 images with score and rating, has 0"
@@ -268,10 +257,9 @@ def test_the_table_and_its_inputs_are_written(tmp_path):
 
 
 def test_a_run_without_a_judge_is_a_usage_error(tmp_path):
-    tables = make_tables(judged=False)
-    run: Run = open_run(tables.write(tmp_path / "run").path)
+    run = open_run(make_tables(judged=False).write(tmp_path / "run").path)
     with pytest.raises(UsageError, match="has no judge's scores to compare"):
-        agreement_table(run, tmp_path / "none.csv")
+        agreement(run, tmp_path / "none.csv")
 
 
 def test_the_command_prints_a_table_that_fits_a_terminal(tmp_path):
@@ -279,9 +267,8 @@ def test_the_command_prints_a_table_that_fits_a_terminal(tmp_path):
     people = np.clip(tables.scores["pc"] + np.resize([0, 1, -1, 0, 0.5], 36), 0, 5).to_numpy()
     tables.scores["pc_expected"] = people * 0.5 + tables.scores["pc"] * 0.5
     folder = tables.write(tmp_path / "[bold]run")  # a name that rich would read as markup
-    done = run_command(
-        "agreement", folder.path, rated(tables, people, tmp_path / "h.csv"), width=80
-    )
+    ratings = rated(tables, people, tmp_path / "h.csv")
+    done = run_command("agreement", folder.path, ratings, width=80)
     assert (done.code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)

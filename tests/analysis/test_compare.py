@@ -1,32 +1,33 @@
 """Cells of several runs in one table: the same numbers, paired, or refused with the reason."""
 
-import copy
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import scored_run
-from scored_run import KEY, Place, tables, vector, write_features, write_images, write_judgements
+from scored_run import (
+    KEY,
+    Place,
+    scored,
+    tables,
+    vector,
+    write_features,
+    write_images,
+    write_judgements,
+)
 from typer.testing import CliRunner
 
 from autolora_eval._errors import UsageError
-from autolora_eval._files import write_json
+from autolora_eval._files import read_jsonl, write_json
 from autolora_eval.analysis.explain import explain
 from autolora_eval.cli import app
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.pipeline.run_pipeline import compare
 from autolora_eval.runs.folder import RunFolder, open_run
 from autolora_eval.runs.records import ImageSetRecord
 
 pytestmark = pytest.mark.e2e
-
-MEASURED = ("diversity", "diversity_low", "diversity_high", "pc", "pc_low", "pc_high", "div_pc")
-Write = Callable[[object], Path]
-
 
 MODEL = scored_run.MODEL.model_dump(mode="json")
 IMAGE_SET = ImageSetRecord(
@@ -46,62 +47,36 @@ def score(place: Place) -> dict[str, float]:
     return {"pc": float((len(cell) + 2 * prompt_index + seed) % 6)}
 
 
-def scored(
-    write: Write,
-    data: dict[str, Any],
-    path: Path,
-    judge: str = KEY,
-    missing: Iterable[Place] = (),
-) -> RunFolder:
-    """A finished run of a benchmark, its numbers decided by cell, prompt and seed."""
-    plan = make_plan(load_benchmark(write(data)))
-    folder = RunFolder(path)
-    write_images(plan, folder, missing)
-    write_features(plan, folder, vector)
-    write_judgements(plan, folder, score)
-    tables(plan, folder)
-    record = folder.read_manifest().judge
-    assert record is not None
-    folder.update_manifest(judge=record.model_copy(update={"key": judge}))
-    return folder
+@pytest.fixture
+def run_of(make) -> Callable[..., RunFolder]:
+    """A function that makes a run, its numbers decided by cell, prompt and seed."""
+    return lambda name, **sections: scored(*make(name, **sections), scores=score)
 
 
 @pytest.fixture
-def data(benchmark_data) -> dict[str, Any]:
-    return copy.deepcopy(benchmark_data)
-
-
-@pytest.fixture
-def whole(write_benchmark, data, tmp_path) -> RunFolder:
+def whole(run_of) -> RunFolder:
     """Both methods in one run."""
-    return scored(write_benchmark, data, tmp_path / "whole")
+    return run_of("whole")
 
 
 @pytest.fixture
-def halves(write_benchmark, data, tmp_path) -> list[Path]:
+def halves(run_of, benchmark_data) -> list[Path]:
     """The same, one method a run."""
-    found = []
-    for name in ("CFG", "AutoLoRA"):
-        methods = {name: data["methods"][name]}
-        half = scored(
-            write_benchmark,
-            data | {"methods": methods, "baseline": name},
-            tmp_path / f"half-{name}",
-        )
-        found.append(half.path)
-    return found
+    methods = benchmark_data["methods"]
+    return [
+        run_of(f"half-{name}", methods={name: methods[name]}, baseline=name).path
+        for name in ("CFG", "AutoLoRA")
+    ]
 
 
 def test_two_halves_compared_are_the_whole(whole, halves, tmp_path):
     joint, differences = compare(halves, tmp_path / "joint")
     assert differences == []
-    ours, theirs = open_run(whole.path), joint
-    left, right = (run.table.set_index("cell") for run in (ours, theirs))
-    assert list(left.index) == list(right.index)
-    for column in MEASURED:
-        assert left[column].tolist() == right[column].tolist()
+    ours = open_run(whole.path)
+    keys = ["cell", "diversity", "diversity_low", "diversity_high", "pc", "pc_low", "div_pc"]
+    assert ours.table[keys].to_dict("list") == joint.table[keys].to_dict("list")
     keys = ["cell", "baseline_cell", "metric", "difference", "low", "high", "p_value", "win_rate"]
-    assert ours.comparisons[keys].to_dict("list") == theirs.comparisons[keys].to_dict("list")
+    assert ours.comparisons[keys].to_dict("list") == joint.comparisons[keys].to_dict("list")
 
 
 @pytest.mark.report
@@ -124,9 +99,8 @@ def test_the_same_images_are_one_cell(whole, halves, tmp_path):
     ]
 
 
-def test_a_run_without_one_of_its_images_is_compared(write_benchmark, whole, data, tmp_path):
-    missing = [("A--CFG", 0, 3)]
-    other = scored(write_benchmark, data, tmp_path / "other", missing=missing)
+def test_a_run_without_one_of_its_images_is_compared(make, whole, tmp_path):
+    other = scored(*make("other"), missing=[("A--CFG", 0, 3)], scores=score)
     joint, _ = compare([whole.path, other.path], tmp_path / "joint")
     assert joint.table.set_index("method")["n_missing"].to_dict() == {
         "CFG (whole)": 0,
@@ -135,11 +109,10 @@ def test_a_run_without_one_of_its_images_is_compared(write_benchmark, whole, dat
     }
 
 
-def test_only_what_all_have_is_compared_and_that_is_told(write_benchmark, whole, data, tmp_path):
-    methods = {"Third": {"guider": "lora"}}
-    data |= {"methods": methods, "baseline": "Third", "prompts": ["a dog", "a cat", "a cow"]}
-    data["seeds"] = {"start": 4, "count": 2}
-    other = scored(write_benchmark, data, tmp_path / "other")
+def test_only_what_all_have_is_compared_and_that_is_told(run_of, whole, tmp_path):
+    methods, prompts = {"Third": {"guider": "lora"}}, ["a dog", "a cat", "a cow"]
+    seeds = {"start": 4, "count": 2}
+    other = run_of("other", methods=methods, baseline="Third", prompts=prompts, seeds=seeds)
     joint, differences = compare([whole.path, other.path], tmp_path / "joint")
     assert [(d.what, d.severity) for d in differences] == [("prompts", "note"), ("seeds", "note")]
     assert differences[0].message.endswith("only the 2 that all have are compared.")
@@ -148,9 +121,8 @@ def test_only_what_all_have_is_compared_and_that_is_told(write_benchmark, whole,
     assert joint.table["n_images"].tolist() == [2, 2, 2]
     assert joint.manifest.differences == differences
     # The mean of two scores of each prompt's single seed: by hand.
-    by_cell = joint.table.set_index("method")["pc"]
     expected = np.mean([score(("A--Third", index, 4))["pc"] for index in (1, 0)])
-    assert by_cell["Third"] == expected
+    assert joint.table.set_index("method")["pc"]["Third"] == expected
 
 
 def change(folder: RunFolder, section: str, **values: object) -> None:
@@ -189,13 +161,13 @@ def test_different_judges_are_refused_unless_asked_for(halves, tmp_path):
     joint, differences = compare(halves, tmp_path / "joint", allow_different_judges=True)
     assert [(d.what, d.severity) for d in differences] == [("judge", "judge")]
     assert joint.table["pc"].notna().all()
-    rows = (joint.folder.judgements("A--AutoLoRA")).read_text(encoding="utf-8").splitlines()
-    assert {json.loads(row)["judge_key_in_run"] for row in rows} == {"another judge"}
+    rows = read_jsonl(joint.folder.judgements("A--AutoLoRA"))
+    assert {row["judge_key_in_run"] for row in rows} == {"another judge"}
 
 
 def test_a_model_that_is_not_the_same_is_told(halves, tmp_path):
-    for half, steps in zip(halves, ("float32", "float16"), strict=True):
-        change(RunFolder(half), "models", A=MODEL | {"dtype": steps})
+    for half, dtype in zip(halves, ("float32", "float16"), strict=True):
+        change(RunFolder(half), "models", A=MODEL | {"dtype": dtype})
     asked = ["compare", *map(str, halves), "--output", str(tmp_path / "joint")]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
@@ -252,13 +224,12 @@ def test_a_comparison_that_fails_leaves_the_earlier_one(halves, tmp_path):
     assert [path.name for path in tmp_path.glob(".partial*")] == []
 
 
-def test_methods_whose_names_are_one_folder_stay_two_cells(write_benchmark, data, tmp_path):
+def test_methods_whose_names_are_one_folder_stay_two_cells(run_of, tmp_path):
     """'My CFG', 'My-CFG' and 'my cfg' are three names and one folder on some file systems."""
     runs = []
     for number, name in enumerate(("My CFG", "My-CFG", "my cfg")):
         methods = {name: {"guider": "autolora", "autolora_scale": 1.5 + number}}
-        changed = data | {"methods": methods, "baseline": name, "seeds": {"start": 3, "count": 2}}
-        runs.append(scored(write_benchmark, changed, tmp_path / f"run-{number}").path)
+        runs.append(run_of(f"run-{number}", methods=methods, baseline=name).path)
     joint, _ = compare(runs, tmp_path / "joint")
     assert joint.table["method"].tolist() == ["My CFG", "My-CFG", "my cfg"]
     assert joint.table["cell"].str.lower().is_unique
@@ -303,17 +274,17 @@ def test_runs_of_any_folder_name_are_compared(halves, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["A", "A--CFG"])
-def test_a_name_that_two_runs_have_is_told_apart(write_benchmark, data, tmp_path, model):
+def test_a_name_that_two_runs_have_is_told_apart(make, benchmark_data, tmp_path, model):
     """Also where a model is called as the cell of another."""
-    data["models"] = {model: data["models"]["A"]}
-    folders = [scored(write_benchmark, data, tmp_path / name) for name in ("one", "two")]
-    for file in folders[1].images("").rglob("*.png"):
+    models = {model: benchmark_data["models"]["A"]}
+    one, (plan, two) = scored(*make("one", models=models)), make("two", models=models)
+    write_images(plan, two)
+    for file in two.images("").rglob("*.png"):
         file.write_bytes(file.read_bytes() + b" ")  # other images than the first run's
-    plan = make_plan(load_benchmark(write_benchmark(data)))
-    write_judgements(plan, folders[1], score)
-    write_features(plan, folders[1], vector)
-    tables(plan, folders[1])
-    joint, _ = compare([f.path for f in folders], tmp_path / "joint", baseline="CFG (two)")
+    write_features(plan, two, vector)
+    write_judgements(plan, two, score)
+    tables(plan, two)
+    joint, _ = compare([one.path, two.path], tmp_path / "joint", baseline="CFG (two)")
     names = ["CFG (one)", "AutoLoRA (one)", "CFG (two)", "AutoLoRA (two)"]
     assert joint.table["method"].tolist() == names
     assert set(joint.comparisons["baseline"]) == {"CFG (two)"}

@@ -1,48 +1,29 @@
 """docs/reference/run_folder.md against the tables that a run writes, as pandas reads them."""
 
 import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from scored_run import (
-    tables,
-    vector,
-    write_features,
-    write_images,
-    write_judgements,
-    write_manifest,
-)
+from conftest import ROOT
+from scored_run import scored
 
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.runs.folder import RunFolder
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "run_folder.md"
-METHODS = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
+DOCUMENT = ROOT / "docs" / "reference" / "run_folder.md"
 FILES = ("table.parquet", "scores.parquet", "comparisons.csv", "diversity.csv", "timings.csv")
 EXTRA = ["vendi", "coverage"]
 ONLY_SOMETIMES = ("<score>_expected", "<metric>_published")
 
 
 @pytest.fixture
-def run(write_benchmark, benchmark_data, tmp_path) -> tuple[Plan, RunFolder]:
+def run(make) -> tuple[Plan, RunFolder]:
     """A run of two methods and a sweep, with one image missing and one unscored."""
-    data = benchmark_data | {"methods": METHODS, "sweep": {"lora_scale": [0.5, 1.0]}}
-    data |= {"diversity": EXTRA, "diversity_reference": "CFG", "seeds": {"start": 3, "count": 7}}
-    plan, folder = make_plan(load_benchmark(write_benchmark(data))), RunFolder(tmp_path / "run")
-    assert plan.benchmark.rubric is not None
-    keys = [score.key for score in plan.benchmark.rubric.scores.values()]
-    write_manifest(plan, folder)
-    lost = (plan.cells[0].id, 0, plan.jobs[0].seed)
-    write_images(plan, folder, missing=[lost])
-    write_features(plan, folder, vector)
-    write_judgements(
-        plan,
-        folder,
-        lambda p: "no_json" if p[2] == plan.jobs[-1].seed else dict.fromkeys(keys, 3.0),
-    )
-    tables(plan, folder)
+    reference = {"diversity": EXTRA, "diversity_reference": "CFG"}
+    seeds = {"start": 3, "count": 7}
+    plan, folder = make("run", sweep={"lora_scale": [0.5, 1.0]}, seeds=seeds, **reference)
+    lost = (plan.cells[0].id, 0, 3)
+    scored(plan, folder, [lost], scores=lambda p: "no_json" if p[2] == 9 else {"pc": 3.0})
     return plan, folder
 
 
@@ -56,7 +37,6 @@ def documented(file: str) -> dict[str, str]:
 
 def expanded(columns: dict[str, str], plan: Plan) -> dict[str, str]:
     """Return the columns with the run's scores, metrics and parameters in place of <…>."""
-    assert plan.benchmark.rubric is not None
     scores = list(plan.benchmark.rubric.scores)
     names = {
         "<score>": scores,

@@ -8,15 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from scored_run import (
-    Place,
-    accept_tables,
-    tables,
-    vector,
-    write_features,
-    write_images,
-    write_judgements,
-)
+from scored_run import Place, accept_tables, scored, vector
 from typer.testing import CliRunner
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
@@ -38,15 +30,9 @@ def score(place: Place) -> dict[str, float] | str:
 
 
 @pytest.fixture
-def folder(planned, benchmark_data, tmp_path) -> RunFolder:
+def folder(make) -> RunFolder:
     """Two cells, three prompts, two seeds; one image is unscored, another is missing."""
-    plan = planned()
-    folder = RunFolder(tmp_path / "run")
-    write_images(plan, folder, [MISSING])
-    write_features(plan, folder, vector)
-    write_judgements(plan, folder, score)
-    tables(plan, folder)
-    return folder
+    return scored(*make("run"), [MISSING], scores=score)
 
 
 def rows(explanation: Explanation, title: str) -> list[dict[str, str]]:
@@ -87,10 +73,8 @@ def test_a_table_value_that_the_files_do_not_give_is_reported(folder, changed):
     table.to_parquet(path)
     accept_tables(folder)
     metrics = rows(explain(folder.path, CELL), "Metrics")
-    different = [
-        row["metric"] for row in metrics if row["recomputed from the files"].endswith("DIFFERENT")
-    ]
-    assert different == changed
+    recomputed = {row["metric"]: row["recomputed from the files"] for row in metrics}
+    assert [name for name in recomputed if recomputed[name].endswith("DIFFERENT")] == changed
 
 
 def test_missing_images_and_scores_are_shown_with_their_reason(folder):

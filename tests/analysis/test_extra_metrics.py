@@ -2,34 +2,29 @@
 
 import math
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from scored_run import (
     Place,
     accept_tables,
     scored,
-    tables,
     vector,
-    write_features,
-    write_images,
-    write_judgements,
-    write_manifest,
 )
 
 from autolora_eval.analysis.cell_estimates import MAX_GROUPS
 from autolora_eval.analysis.estimates import t_interval
 from autolora_eval.analysis.explain import explain
-from autolora_eval.config.plan import Plan
 from autolora_eval.pipeline.run_pipeline import compare
 from autolora_eval.report import write_report
-from autolora_eval.runs.folder import RunFolder, open_run
+from autolora_eval.runs.folder import Run, RunFolder, open_run
 from autolora_eval.scoring.diversity_metric import METRICS
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "how_to" / "diversity_metric.md"
+DOCUMENT = ROOT / "docs" / "how_to" / "diversity_metric.md"
 EXTRA = ["vendi", "mean_distance"]
 VENDI = METRICS.find("vendi")
 
@@ -40,12 +35,10 @@ def values(cell: str, prompt: int, seeds: list[int], lost: tuple[int, ...] = ())
     return found.value
 
 
-def test_a_cells_value_is_the_mean_over_prompts_with_a_jackknife_interval(make):
-    plan, folder = make("run", diversity=EXTRA)
-    run = open_run(scored(plan, folder).path)
-    seeds = list(plan.benchmark.spec.seeds.values())
+def test_a_cells_value_is_the_mean_over_prompts_with_a_jackknife_interval(run_of):
+    run = run_of(diversity=EXTRA)
     for row in run.table.to_dict("records"):
-        found = [values(row["cell"], n, seeds) for n in range(len(plan.benchmark.prompts))]
+        found = [values(row["cell"], prompt, [3, 4]) for prompt in range(3)]
         assert row["vendi"] == pytest.approx(np.mean(found))
         # Of a mean the jackknife is the usual standard error.
         ends = t_interval(np.mean(found), (sum(found) - np.asarray(found)) / (len(found) - 1))
@@ -55,9 +48,8 @@ def test_a_cells_value_is_the_mean_over_prompts_with_a_jackknife_interval(make):
         assert own["vendi_reason"].isna().all()
 
 
-def test_they_are_in_comparisons_tables_and_manifest_and_in_no_product(make):
-    plan, folder = make("run", diversity=EXTRA)
-    run = open_run(scored(plan, folder).path)
+def test_they_are_in_comparisons_tables_and_manifest_and_in_no_product(run_of):
+    run = run_of(diversity=EXTRA)
     measured = ["diversity", "pc", "div_pc", *EXTRA]
     assert run.comparisons["metric"].tolist() == measured
     assert not [c for c in run.table if c.startswith("div_vendi")]
@@ -67,7 +59,7 @@ def test_they_are_in_comparisons_tables_and_manifest_and_in_no_product(make):
     by_method = run.table.set_index("method")["vendi"]
     assert compared["difference"] == pytest.approx(by_method["AutoLoRA"] - by_method["CFG"])
     assert "Vendi score" in compared["sentence"]
-    assert "Vendi ↑" in folder.table("md").read_text(encoding="utf-8")
+    assert "Vendi ↑" in run.folder.table("md").read_text(encoding="utf-8")
     given = run.manifest.diversity_metrics
     assert list(given) == EXTRA
     assert given["vendi"].source == VENDI.source
@@ -92,26 +84,22 @@ def test_they_change_no_other_column(make):
     pd.testing.assert_frame_equal(more[~more["metric"].isin(EXTRA)], less)
 
 
-def of_one_prompt(make, count: int, lost: tuple[int, ...]) -> tuple[Plan, RunFolder]:
-    plan, folder = make(
-        "one", prompts=["a cat"], seeds={"start": 3, "count": count}, diversity=EXTRA
-    )
-    write_manifest(plan, folder)
-    write_images(plan, folder)
+@pytest.fixture
+def of_one_prompt(make) -> Callable[..., Run]:
+    """A function that returns a run of one prompt, without the features of the lost seeds."""
 
-    def features(place: Place) -> Any:
-        return None if place[2] in lost else vector(place)
+    def run(count: int, lost: tuple[int, ...]) -> Run:
+        seeds = {"start": 3, "count": count}
+        plan, folder = make("one", prompts=["a cat"], seeds=seeds, diversity=EXTRA)
+        scored(plan, folder, vectors=lambda place: None if place[2] in lost else vector(place))
+        return open_run(folder.path)
 
-    write_features(plan, folder, features)
-    write_judgements(plan, folder, lambda place: None)
-    tables(plan, folder)
-    return plan, folder
+    return run
 
 
-def test_with_one_prompt_the_jackknife_leaves_out_each_seed(make):
-    _, folder = of_one_prompt(make, 6, lost=(4,))
+def test_with_one_prompt_the_jackknife_leaves_out_each_seed(of_one_prompt):
+    run = of_one_prompt(6, lost=(4,))
     seeds = [3, 5, 6, 7, 8]
-    run = open_run(folder.path)
     for row in run.table.to_dict("records"):
         whole = values(row["cell"], 0, seeds)
         without = [values(row["cell"], 0, seeds, (seed,)) for seed in seeds]
@@ -122,12 +110,11 @@ def test_with_one_prompt_the_jackknife_leaves_out_each_seed(make):
     assert (compared["unit"], compared["n_units"]) == ("seed", 5)
 
 
-def test_with_many_seeds_the_jackknife_leaves_out_groups(make):
+def test_with_many_seeds_the_jackknife_leaves_out_groups(of_one_prompt):
     count = 2 * MAX_GROUPS + 3
     lost = (3, 3 + MAX_GROUPS, 3 + 2 * MAX_GROUPS, 10)  # all of one group, and a part of another
-    plan, folder = of_one_prompt(make, count, lost)
-    run = open_run(folder.path)
-    seeds = [seed for seed in plan.benchmark.spec.seeds.values() if seed not in lost]
+    run = of_one_prompt(count, lost)
+    seeds = [seed for seed in range(3, 3 + count) if seed not in lost]
     groups = [[s for s in seeds if (s - 3) % MAX_GROUPS == g] for g in range(MAX_GROUPS)]
     row = run.table.to_dict("records")[0]
     without = [values(row["cell"], 0, seeds, tuple(group)) for group in groups if group]
@@ -141,17 +128,16 @@ def test_with_many_seeds_the_jackknife_leaves_out_groups(make):
     assert math.isfinite(vendi["p_value"])
 
 
-def test_an_undefined_value_has_a_reason(make):
-    _, folder = of_one_prompt(make, 2, lost=(4,))
-    run = open_run(folder.path)
+def test_an_undefined_value_has_a_reason(of_one_prompt):
+    run = of_one_prompt(2, lost=(4,))
     assert run.table[[*EXTRA, "vendi_low", "vendi_high"]].isna().all(axis=None)
     assert set(run.diversity["vendi_reason"]) == {"needs at least 2 images, has 1"}
-    assert "needs at least 2 images, has 1" in folder.table("md").read_text(encoding="utf-8")
+    assert "needs at least 2 images, has 1" in run.folder.table("md").read_text(encoding="utf-8")
 
 
-def test_a_published_value_has_its_own_column(make, workplace):
+def test_a_published_value_has_its_own_column(run_of, workplace):
     (workplace / "published.csv").write_text("method,vendi\nCFG,1.75\n")
-    run = open_run(scored(*make("run", diversity=["vendi"], published="published.csv")).path)
+    run = run_of(diversity=["vendi"], published="published.csv")
     assert run.table.set_index("method")["vendi_published"].to_dict()["CFG"] == 1.75
 
 
@@ -195,12 +181,11 @@ def test_explain_does_not_import_code_beside_the_run(make, workplace, monkeypatc
 
 def test_the_report_shows_them_and_why_one_is_undefined(make):
     """In the HTML report with all figures."""
-    plan, folder = make("run", diversity=EXTRA)
-    write_manifest(plan, folder)
-    write_images(plan, folder)
-    write_features(plan, folder, lambda p: None if p[0] == "A--CFG" and p[2] == 4 else vector(p))
-    write_judgements(plan, folder, lambda place: {"pc": float(place[2] % 6)})
-    tables(plan, folder)
+
+    def features(place: Place) -> Any:
+        return None if place[0] == "A--CFG" and place[2] == 4 else vector(place)
+
+    folder = scored(*make("run", diversity=EXTRA), vectors=features)
     write_report(folder)
     page = folder.report_html.read_text(encoding="utf-8")
     assert "Vendi ↑" in page
@@ -209,14 +194,13 @@ def test_the_report_shows_them_and_why_one_is_undefined(make):
     assert len(list(folder.figures.glob("*.svg"))) >= 3
 
 
-def test_a_comparison_of_runs_keeps_the_metrics_of_all_runs(make, tmp_path, benchmark_data):
+def test_a_comparison_keeps_the_metrics_of_all_runs(make, run_of, tmp_path, benchmark_data):
     folders = []
     for name, metrics in (("CFG", EXTRA), ("AutoLoRA", ["vendi"])):
         methods = {name: benchmark_data["methods"][name]}
-        plan, folder = make(f"of-{name}", methods=methods, baseline=name, diversity=metrics)
-        scored(plan, folder)
-        folders.append(folder.path)
-    whole = open_run(scored(*make("whole", diversity=["vendi"])).path)
+        run = make(f"of-{name}", methods=methods, baseline=name, diversity=metrics)
+        folders.append(scored(*run).path)
+    whole = run_of(diversity=["vendi"])
     joint, differences = compare(folders, tmp_path / "joint")
     message = next(d.message for d in differences if d.what == "diversity")
     assert message == "diversity metrics that not all runs have are left out: mean_distance."
@@ -225,14 +209,11 @@ def test_a_comparison_of_runs_keeps_the_metrics_of_all_runs(make, tmp_path, benc
     assert list(joint.manifest.diversity_metrics) == ["vendi"]
 
 
-def test_the_metric_of_the_documentation_works(make, workplace, monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    page = (Path(__file__).parents[2] / "docs" / "how_to" / "diversity_metric.md").read_text(
-        encoding="utf-8"
-    )
+def test_the_metric_of_the_documentation_works(run_of, workplace):
+    page = DOCUMENT.read_text(encoding="utf-8")
     code = page.split('```python title="widest.py"\n')[1].split("```")[0]
     (workplace / "widest.py").write_text(code)
-    run = open_run(scored(*make("run", diversity=["vendi", "widest.METRIC"])).path)
+    run = run_of(diversity=["vendi", "widest.METRIC"])
     for row in run.diversity.to_dict("records"):
         a, b = (vector((row["cell"], row["prompt_index"], seed)) for seed in (3, 4))
         assert row["widest"] == pytest.approx(float(np.linalg.norm(a - b)), rel=1e-6)

@@ -13,12 +13,7 @@ from autolora_eval.analysis import tables
 from autolora_eval.analysis.estimates import bootstrap_interval
 from autolora_eval.analysis.reliability import alpha_interval, krippendorff_alpha
 from autolora_eval.analysis.scores import stacked
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
 from autolora_eval.runs.feature_file import CellFeatures
-from autolora_eval.runs.folder import RunFolder
-
-SCALES = [round(0.1 * n, 1) for n in range(1, 5)]
 
 
 def test_tables_of_cells_become_the_table_of_their_rows():
@@ -34,11 +29,8 @@ def test_tables_of_cells_become_the_table_of_their_rows():
     pd.testing.assert_frame_equal(found, expected)
 
 
-def test_the_features_of_few_cells_are_in_memory_at_a_time(
-    tmp_path, write_benchmark, benchmark_data, monkeypatch
-):
-    data = benchmark_data | {"sweep": {"lora_scale": SCALES}}
-    plan, folder = make_plan(load_benchmark(write_benchmark(data))), RunFolder(tmp_path / "run")
+def test_the_features_of_few_cells_are_in_memory_at_a_time(make, monkeypatch):
+    plan, folder = make("run", sweep={"lora_scale": [0.1, 0.2, 0.3, 0.4]})
     read, alive, original = [], [], tables.scored_features
 
     def counted(*arguments: Any) -> CellFeatures:
@@ -50,7 +42,7 @@ def test_the_features_of_few_cells_are_in_memory_at_a_time(
 
     monkeypatch.setattr(tables, "scored_features", counted)
     scored(plan, folder)
-    assert len(read) == len(plan.cells) == 2 * len(SCALES)
+    assert len(read) == len(plan.cells) == 8
     assert max(alive) <= 3  # the cell's, its reference's, and those that are about to leave
 
 

@@ -1,21 +1,14 @@
 """Diversity metrics against a reference set: the images of another method."""
 
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
+from report.readers import content_of, text_of
 from scored_run import (
-    Place,
     manifest_of,
     scored,
-    tables,
     vector,
-    write_features,
-    write_images,
-    write_judgements,
-    write_manifest,
 )
 
 from autolora_eval.analysis.estimates import t_interval
@@ -23,7 +16,6 @@ from autolora_eval.analysis.explain import explain
 from autolora_eval.analysis.tables import reference_cells
 from autolora_eval.config.plan import Plan
 from autolora_eval.pipeline.run_pipeline import compare
-from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder, open_run
 
 REACH = """
@@ -43,10 +35,8 @@ METRICS = {"diversity": ["a_reach.METRIC"], "diversity_reference": "CFG"}
 
 
 @pytest.fixture
-def make(make, workplace, monkeypatch) -> Callable[..., tuple[Plan, RunFolder]]:
+def make(make, workplace) -> Callable[..., tuple[Plan, RunFolder]]:
     """The same with a metric of its own."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "a_reach", raising=False)
     (workplace / "a_reach.py").write_text(REACH, encoding="utf-8")
     return lambda name, **sections: make(name, **(METRICS | sections))
 
@@ -58,8 +48,8 @@ def reach(cell: str, reference: str, prompt: int, seeds: list[int], of: list[int
     return max(min(float(np.abs(a - b).sum()) for b in there) for a in here)
 
 
-def test_each_prompt_is_compared_with_the_references_images_of_that_prompt(make):
-    run = open_run(scored(*make("run")).path)
+def test_each_prompt_is_compared_with_the_references_images_of_that_prompt(run_of):
+    run = run_of()
     expected = [reach("A--AutoLoRA", "A--CFG", n, [3, 4], [3, 4]) for n in range(3)]
     own = run.diversity[run.diversity["cell"] == "A--AutoLoRA"]
     assert own["reach"].tolist() == pytest.approx(expected)
@@ -68,25 +58,21 @@ def test_each_prompt_is_compared_with_the_references_images_of_that_prompt(make)
     assert run.manifest.diversity_metrics["a_reach.METRIC"].against_reference
 
 
-def test_the_reference_itself_has_no_value_with_a_reason(make):
-    _, folder = make("run")
-    scored(_, folder)
-    run = open_run(folder.path)
+def test_the_reference_itself_has_no_value_with_a_reason(run_of):
+    run = run_of()
     own = run.diversity[run.diversity["cell"] == "A--CFG"]
     assert own["reach"].isna().all()
     assert set(own["reach_reason"]) == {"it is the reference itself"}
     assert run.table.set_index("method")["reach"].isna().tolist() == [True, False]
     compared = run.comparisons.set_index("metric").loc["reach"]
     assert np.isnan(compared["difference"])
-    write_report(folder)
-    page = folder.report_html.read_text(encoding="utf-8")
-    assert "Reach is undefined: it is the reference itself" in page
-    assert "diversity reference" in page
+    said = text_of(content_of(run.folder))
+    assert "Reach is undefined: it is the reference itself" in said
+    assert "diversity reference" in said
 
 
-def test_with_one_prompt_the_jackknife_leaves_out_seeds_of_the_cell_only(make):
-    plan, folder = make("one", prompts=["a cat"], seeds={"start": 3, "count": 5})
-    run = open_run(scored(plan, folder).path)
+def test_with_one_prompt_the_jackknife_leaves_out_seeds_of_the_cell_only(run_of):
+    run = run_of(prompts=["a cat"], seeds={"start": 3, "count": 5})
     seeds = list(range(3, 8))
     whole = reach("A--AutoLoRA", "A--CFG", 0, seeds, seeds)
     without = [
@@ -99,17 +85,10 @@ def test_with_one_prompt_the_jackknife_leaves_out_seeds_of_the_cell_only(make):
 
 
 def test_a_prompt_with_too_few_reference_images_has_no_value(make):
-    plan, folder = make("run")
-    write_manifest(plan, folder)
-    write_images(plan, folder)
-
-    def features(place: Place) -> Any:
-        return None if place == ("A--CFG", 1, 4) else vector(place)
-
-    write_features(plan, folder, features)
-    write_judgements(plan, folder, lambda place: None)
-    tables(plan, folder)
-    run = open_run(folder.path)
+    lost = ("A--CFG", 1, 4)
+    run = open_run(
+        scored(*make("run"), vectors=lambda place: None if place == lost else vector(place)).path
+    )
     own = run.diversity[run.diversity["cell"] == "A--AutoLoRA"].set_index("prompt_index")
     assert own["reach"].isna().tolist() == [False, True, False]
     assert own["reach_reason"][1] == "needs at least 2 images of the reference, which has 1"
@@ -148,10 +127,7 @@ def test_an_unknown_reference_is_a_usage_error(make, problem, benchmark_data, ch
 
 
 def test_a_comparison_of_runs_leaves_the_metric_out(make, benchmark_data, tmp_path):
-    folders = []
-    for name in ("one", "two"):
-        folder = scored(*make(name))
-        folders.append(folder.path)
+    folders = [scored(*make(name)).path for name in ("one", "two")]
     joint, differences = compare(folders, tmp_path / "joint")
     assert [d.message for d in differences if d.what == "diversity"] == [
         "diversity metrics against a reference set, which two runs do not share, are left out: "
@@ -161,8 +137,7 @@ def test_a_comparison_of_runs_leaves_the_metric_out(make, benchmark_data, tmp_pa
 
 
 def test_explain_recomputes_it_from_the_files(make):
-    _, folder = make("run", diversity=["coverage"], seeds={"start": 0, "count": 7})
-    scored(_, folder)
+    folder = scored(*make("run", diversity=["coverage"], seeds={"start": 0, "count": 7}))
     for method, recomputed in (("AutoLoRA", ", same"), ("CFG", "–, same")):
         sections = explain(folder.path, f"A--{method}").sections
         rows = next(section.rows for section in sections if section.title == "Metrics")

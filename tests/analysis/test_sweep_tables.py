@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from report.figures.made_up import Kind
+from report.readers import content_of, first_page_text, text_of
 from rich.console import Console
 from scored_run import scored
 
@@ -16,7 +18,6 @@ from autolora_eval.analysis.tables import read_published
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import planned_manifest
-from autolora_eval.report import write_report
 from autolora_eval.report.figures._marks import sweep_lines
 from autolora_eval.report.provenance import methods
 from autolora_eval.report.run_view import read_run_view
@@ -24,18 +25,14 @@ from autolora_eval.runs.folder import RunFolder, open_run
 from autolora_eval.runs.records import CellRecord
 from autolora_eval.sources.lookup import shipped_root
 
+TRADE_OFF = Kind("diversity_vs_scores")
 METHODS = {"LoRA": {"guider": "lora"}, "CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
 
 
 @pytest.fixture
-def planned(write_benchmark, benchmark_data) -> Callable[..., Plan]:
+def planned(planned) -> Callable[..., Plan]:
     """A function that plans a benchmark with a sweep."""
-
-    def plan(sweep: object, **changes: object) -> Plan:
-        data = benchmark_data | {"sweep": sweep, "methods": METHODS} | changes
-        return make_plan(load_benchmark(write_benchmark(data)))
-
-    return plan
+    return lambda sweep, **changes: planned(**{"methods": METHODS, "sweep": sweep} | changes)
 
 
 # Comparisons
@@ -63,11 +60,8 @@ def test_the_sentence_of_a_comparison_says_where_on_the_sweep_it_is(planned, tmp
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0, 0.5]]})
     found = open_run(scored(plan, RunFolder(tmp_path)).path).comparisons
     assert (found["sentence"].str.len() > 0).all()
-    row = found[
-        (found["cell"] == "A--AutoLoRA--lora_scale=0.4--interval=0-0.5")
-        & (found["metric"] == "diversity")
-    ]
-    message = row["sentence"].iloc[0]
+    place = ("A--AutoLoRA--lora_scale=0.4--interval=0-0.5", "diversity")
+    message = found.set_index(["cell", "metric"]).loc[place, "sentence"]
     assert message.startswith("LoRA scale 0.4: ")
     assert "AutoLoRA (interval 0–0.5)" in message
     assert "CFG" in message
@@ -137,31 +131,27 @@ def test_parameters_are_columns(planned, tmp_path):
     assert [line.split(" | ")[:3] for line in lines[4:8]] == [
         ["| A", scale, interval] for scale in ("0.4", "1") for interval in ("0–1", "0.25–0.75")
     ]
-    assert [line for line in lines if line.startswith("#")][1:] == [
-        *("### PC ↑", "### Div-PC ↑", "### NFE", "### Images")
-    ]
+    headings = [line for line in lines if line.startswith("#")]
+    assert headings[1:] == ["### PC ↑", "### Div-PC ↑", "### NFE", "### Images"]
 
 
 def test_every_cell_has_a_name_of_its_own_in_the_report(planned, tmp_path):
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     folder = scored(plan, RunFolder(tmp_path / "run"))
-    write_report(folder)
-    html = folder.report_html.read_text(encoding="utf-8")
-    svg = (folder.figures / "diversity_vs_scores.svg").read_text(encoding="utf-8")
+    said, figures = text_of(content_of(folder).sections), read_run_view(folder).figure_data
+    labels = [text.get_text() for text in TRADE_OFF.panels(figures)[0].texts]
     for scale in ("0.4", "1"):
-        assert f"LoRA (LoRA scale {scale})" in html
+        assert f"LoRA (LoRA scale {scale})" in said
         for interval in ("0–1", "0.25–0.75"):
-            assert f"AutoLoRA (LoRA scale {scale}, interval {interval})" in html
-            assert f">{scale}, {interval}<" in svg
-    assert "The label next to a mark is its LoRA scale and interval." in html
+            assert f"AutoLoRA (LoRA scale {scale}, interval {interval})" in said
+            assert f"{scale}, {interval}" in labels
+    assert "The label next to a mark is its LoRA scale and interval." in TRADE_OFF.caption(figures)
 
 
 def test_one_swept_value_tells_nothing_apart(planned, tmp_path):
     folder = scored(planned({"lora_scale": [0.4]}), RunFolder(tmp_path / "run"))
-    write_report(folder)
-    html = folder.report_html.read_text(encoding="utf-8")
-    assert "AutoLoRA against CFG:" in html
-    assert "next to a mark" not in html
+    assert "AutoLoRA against CFG:" in first_page_text(folder)
+    assert "next to a mark" not in TRADE_OFF.caption(read_run_view(folder).figure_data)
 
 
 # Published values
@@ -196,7 +186,6 @@ def test_published_values_stand_beside_their_own_point(beside, tmp_path):
 
 
 def check_published(plan: Plan) -> None:
-    assert plan.benchmark.published is not None
     read_published(plan.benchmark.published, planned_manifest(plan, RunFolder(Path("run"))))
 
 
@@ -213,7 +202,6 @@ def test_one_published_value_is_not_that_of_a_whole_sweep(beside):
 @pytest.mark.parametrize(
     ("name", "n_published"),
     [
-        ("disney_princess", 48),
         ("disney_princess_cfg", 4 * 2),  # at CFG scale 5
         ("disney_princess_autolora_scale", 4 * 4),  # at AutoLoRA scale 1.5
         ("limited_interval", 2),  # without AutoLoRA, and at every step
@@ -221,21 +209,19 @@ def test_one_published_value_is_not_that_of_a_whole_sweep(beside):
     ],
 )
 def test_the_papers_values_stand_beside_the_shipped_benchmarks(tmp_path, name, n_published):
-    plan = make_plan(load_benchmark(name), 2, 2)
+    """The 48 of Table 1 are read in test_table1.py."""
+    plan = make_plan(load_benchmark(name), 1, 1)
     folder = RunFolder(tmp_path / "run")
     table = pd.read_parquet(scored(plan, folder).table("parquet"))
-    assert plan.benchmark.published is not None
     with plan.benchmark.published.open(encoding="utf-8", newline="") as stream:
         published = list(csv.DictReader(stream))
     found = table[table["diversity_published"].notna()]
     assert len(found) == n_published
     same = ("method", "lora_scale", "model")
     for row in found.to_dict("records"):
-        (line,) = [
-            line
-            for line in published
-            if all(line.get(key) in (None, str(row[key])) for key in same)
-        ]
+        (line,) = (
+            one for one in published if all(one.get(key) in (None, str(row[key])) for key in same)
+        )
         for metric in set(line) & {"diversity", "cps", "pc", "sa", "div_cps", "div_pc", "div_sa"}:
             assert row[f"{metric}_published"] == float(line[metric])
         assert row["guidance_scale"] in (5.0, 7.0) or row["method"] in ("LoRA", "AutoLoRA")
@@ -302,11 +288,9 @@ def test_the_printed_table_fits_80_columns_whole(planned, tmp_path, monkeypatch)
 def test_the_report_tells_a_sweeps_settings_in_one_line(planned, tmp_path):
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     folder = scored(plan, RunFolder(tmp_path / "run"))
-    message = {method.name: method.settings for method in methods(read_run_view(folder))}
-    assert message["LoRA"] == [
-        "lora_scale = 0.4 / 1.0, num_inference_steps = 10; NFE per image: 10"
-    ]
-    assert message["AutoLoRA"] == [
+    said = {method.name: method.settings for method in methods(read_run_view(folder))}
+    assert said["LoRA"] == ["lora_scale = 0.4 / 1.0, num_inference_steps = 10; NFE per image: 10"]
+    assert said["AutoLoRA"] == [
         "lora_scale = 0.4 / 1.0, num_inference_steps = 10, autolora_scale = 1.5, "
         "guidance_scale = 5.0, base_guidance_scale = 5.0, interval = 0–1 / 0.25–0.75; "
         "NFE per image: 40 / 30"

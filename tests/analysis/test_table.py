@@ -3,16 +3,13 @@
 import csv
 import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from scored_run import Place, tables, vector, write_features, write_images, write_judgements
+from scored_run import Place, scored, tables, vector, write_features, write_images
 
 from autolora_eval._errors import UsageError
-from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.pipeline.run_pipeline import RunPipeline
 from autolora_eval.runs.folder import RunFolder
@@ -38,28 +35,24 @@ def score(place: Place) -> dict[str, float] | str | None:
 
 
 @pytest.fixture
-def plan(planned, benchmark_data) -> Plan:
+def plan(planned) -> Plan:
     return planned()
 
 
 @pytest.fixture
 def whole(plan, tmp_path) -> RunFolder:
     """A run without gaps."""
-    folder = RunFolder(tmp_path / "whole")
-    write_images(plan, folder)
-    write_features(plan, folder, vector)
-    write_judgements(plan, folder, lambda p: {"pc": float((len(p[0]) + p[1] + p[2]) % 6)})
-    return folder
+    return scored(plan, RunFolder(tmp_path / "whole"))
 
 
 @pytest.fixture
-def gaps(plan, tmp_path) -> tuple[RunFolder, dict[str, int]]:
-    """A run with gaps in the cell AutoLoRA, and the counts for its manifest."""
-    folder = RunFolder(tmp_path / "gaps")
-    write_images(plan, folder, [MISSING])
-    write_features(plan, folder, lambda place: None if place == CORRUPT else vector(place))
-    write_judgements(plan, folder, score)
-    return folder, tables(plan, folder)
+def gaps(plan, tmp_path) -> RunFolder:
+    """A run with gaps in the cell AutoLoRA."""
+
+    def features(place: Place) -> np.ndarray | None:
+        return None if place == CORRUPT else vector(place)
+
+    return scored(plan, RunFolder(tmp_path / "gaps"), [MISSING], features, score)
 
 
 def rows(folder: RunFolder) -> dict[str, dict[str, str]]:
@@ -68,43 +61,30 @@ def rows(folder: RunFolder) -> dict[str, dict[str, str]]:
 
 
 def test_what_is_missing_is_counted(gaps):
-    folder, counts = gaps
     # Unscored are the missing image, the refused and the one that was not judged.
     # Missing from the diversity are the missing and the corrupt one.
-    assert counts == CountsRecord(images=12, missing=2, unscored=3)
+    assert gaps.read_manifest().counts == CountsRecord(images=12, missing=2, unscored=3)
     found = {
         cell: [row[f"n_{n}"] for n in ("images", "missing", "unscored", "undefined_prompts")]
-        for cell, row in rows(folder).items()
+        for cell, row in rows(gaps).items()
     }
     assert found == {BASE: ["6", "0", "0", "0"], AUTO: ["6", "2", "3", "2"]}
 
 
 def test_what_is_missing_is_null_with_a_reason(gaps):
-    scores = pd.read_parquet(gaps[0].scores)
+    scores = pd.read_parquet(gaps.scores).set_index(["cell", "prompt_index", "seed"])
     assert len(scores) == 12
-    found = {
-        (row["cell"], row["prompt_index"], row["seed"]): (row["pc"], row["unscored_reason"])
-        for row in scores.to_dict("records")
-    }
-    expected_reasons = {MISSING: "missing_image", UNSCORED: "no_json", NOT_JUDGED: "not_judged"}
-    for place, (value, reason) in found.items():
-        if place in expected_reasons:
-            assert np.isnan(value), place
-            assert reason == expected_reasons[place]
-        else:
-            assert value == score(place)["pc"]
-            assert pd.isna(reason), place
-    errors = scores[scores["image_error"].notna()]
-    assert [
-        (row["cell"], row["prompt_index"], row["seed"], row["image_error"])
-        for row in errors.to_dict("records")
-    ] == [(*MISSING, "missing_image"), (*CORRUPT, "corrupt_image")]
-    missing = scores[(scores["cell"] == AUTO) & (scores["unscored_reason"] == "missing_image")]
-    assert missing["sha256"].isna().all()
+    reasons = {MISSING: "missing_image", UNSCORED: "no_json", NOT_JUDGED: "not_judged"}
+    assert scores["unscored_reason"].dropna().to_dict() == reasons
+    for place, value in scores["pc"].items():
+        assert np.isnan(value) if place in reasons else value == score(place)["pc"], place
+    errors = {MISSING: "missing_image", CORRUPT: "corrupt_image"}
+    assert scores["image_error"].dropna().to_dict() == errors
+    assert pd.isna(scores.loc[MISSING, "sha256"])
 
 
 def test_diversities_without_enough_images_are_null_with_a_reason(gaps):
-    found = pd.read_csv(gaps[0].diversity).set_index(["cell", "prompt_index"])
+    found = pd.read_csv(gaps.diversity).set_index(["cell", "prompt_index"])
     for prompt_index in (0, 2):
         row = found.loc[AUTO, prompt_index]
         assert (row["n"], row["reason"]) == (1, "needs at least two images, has 1")
@@ -118,7 +98,7 @@ def test_diversities_without_enough_images_are_null_with_a_reason(gaps):
 
 
 def test_means_are_over_what_there_is(gaps):
-    row = rows(gaps[0])[AUTO]
+    row = rows(gaps)[AUTO]
     spread = diversity([vector((AUTO, 1, seed)) for seed in SEEDS]).value
     gone = (MISSING, UNSCORED, NOT_JUDGED)
     places = [(AUTO, index, seed) for index in range(3) for seed in SEEDS]
@@ -131,12 +111,9 @@ def test_means_are_over_what_there_is(gaps):
     assert row["div_pc_low"] == ""
 
 
-def test_a_cell_without_any_image_is_null_everywhere(plan, tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    write_images(plan, folder, [(AUTO, index, seed) for index in range(3) for seed in SEEDS])
-    write_features(plan, folder, vector)
-    write_judgements(plan, folder, score)
-    tables(plan, folder)
+def test_a_cell_without_any_image_is_null_everywhere(make):
+    missing = [(AUTO, index, seed) for index in range(3) for seed in SEEDS]
+    folder = scored(*make("run"), missing)
     row = rows(folder)[AUTO]
     assert [row["n_images"], row["n_missing"], row["n_unscored"]] == ["6", "6", "6"]
     for metric in ("diversity", "pc", "div_pc"):
@@ -151,13 +128,11 @@ def test_a_cell_without_any_image_is_null_everywhere(plan, tmp_path):
     assert compared["p_holm"].isna().all()
 
 
-def test_a_dash_in_the_readable_tables_has_its_reason(plan, tmp_path):
+def test_a_dash_in_the_readable_tables_has_its_reason(make):
     """Prompts with one image each: no diversity, and no product; the scores are there."""
-    folder = RunFolder(tmp_path / "run")
-    write_images(plan, folder, [(AUTO, index, 3) for index in range(3)])
-    write_features(plan, folder, vector)
-    write_judgements(plan, folder, lambda place: "no_json" if place[0] == BASE else {"pc": 2.0})
-    tables(plan, folder)
+    missing = [(AUTO, index, 3) for index in range(3)]
+    scores = {BASE: "no_json", AUTO: {"pc": 2.0}}
+    folder = scored(*make("run"), missing, scores=lambda place: scores[place[0]])
     lines = folder.table("md").read_text(encoding="utf-8").splitlines()
     assert lines[3].startswith("| A | AutoLoRA | – | 2.000 [2.000, 2.000] | – | ")
     assert lines[3].endswith("| 6, 3 missing, 3 unscored |")
@@ -223,17 +198,19 @@ def test_one_prompt_compares_seeds(plan, whole):
         assert row["difference"] == pytest.approx(difference, rel=1e-9)
 
 
-def with_published(
-    content: str, workplace: Path, write: Callable[[object], Path], data: dict[str, Any]
-) -> Plan:
-    (workplace / "published.csv").write_text(content, encoding="utf-8")
-    return make_plan(load_benchmark(write(data | {"published": "published.csv"})))
+@pytest.fixture
+def with_published(planned, workplace) -> Callable[..., Plan]:
+    """A function that plans a benchmark with published values."""
+
+    def plan(content: str, **sections: object) -> Plan:
+        (workplace / "published.csv").write_text(content, encoding="utf-8")
+        return planned(published="published.csv", **sections)
+
+    return plan
 
 
-def test_published_values_stand_beside_ours(workplace, write_benchmark, benchmark_data, whole):
-    content = "model,method,diversity,pc\nA,AutoLoRA,0.25,3.5\nB,CFG,0.5,1\n"
-    plan = with_published(content, workplace, write_benchmark, benchmark_data)
-    tables(plan, whole)
+def test_published_values_stand_beside_ours(with_published, whole):
+    tables(with_published("model,method,diversity,pc\nA,AutoLoRA,0.25,3.5\nB,CFG,0.5,1\n"), whole)
     table = pd.read_parquet(whole.table("parquet")).set_index("cell")
     assert table.loc[AUTO, ["diversity_published", "pc_published"]].tolist() == [0.25, 3.5]
     assert table.loc[BASE, ["diversity_published", "pc_published"]].isna().all()
@@ -242,16 +219,11 @@ def test_published_values_stand_beside_ours(workplace, write_benchmark, benchmar
 
 
 def test_models_and_methods_of_published_values_may_be_numbers(
-    workplace, write_benchmark, benchmark_data, tmp_path
+    with_published, benchmark_data, tmp_path
 ):
-    benchmark_data["models"] = {"3": benchmark_data["models"]["A"]}
-    content = "model,method,diversity\n3,CFG,0.25\n"
-    plan = with_published(content, workplace, write_benchmark, benchmark_data)
-    folder = RunFolder(tmp_path / "run")
-    write_images(plan, folder)
-    write_features(plan, folder, vector)
-    write_judgements(plan, folder, score)
-    tables(plan, folder)
+    models = {"3": benchmark_data["models"]["A"]}
+    plan = with_published("model,method,diversity\n3,CFG,0.25\n", models=models)
+    folder = scored(plan, RunFolder(tmp_path / "run"))
     assert rows(folder)["3--CFG"]["diversity_published"] == "0.25"
 
 
@@ -268,9 +240,9 @@ def test_models_and_methods_of_published_values_may_be_numbers(
     ],
 )
 def test_published_values_that_do_not_fit_are_refused(
-    content, message, workplace, write_benchmark, benchmark_data, whole
+    content, message, workplace, with_published, whole
 ):
-    plan = with_published(content, workplace, write_benchmark, benchmark_data)
+    plan = with_published(content)
     with pytest.raises(UsageError) as caught:
         tables(plan, whole)
     with pytest.raises(UsageError, match=re.escape(str(caught.value))):

@@ -41,7 +41,7 @@ def check_published(found: dict[str, list[list[str]]], file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["disney_princess", "disney_princess_miniature"])
 def test_table_1_has_its_48_cells_where_the_paper_has_them(tmp_path, name):
-    plan = make_plan(load_benchmark(name), limit_seeds=4)
+    plan = make_plan(load_benchmark(name), limit_seeds=2)
     folder = scored(plan, RunFolder(tmp_path / "run"))
     table = pd.read_parquet(folder.table("parquet"))
     assert len(table) == 48

@@ -6,24 +6,13 @@ from scored_run import SETTINGS, write_manifest
 
 from autolora_eval._files import write_jsonl
 from autolora_eval.analysis.scores import write_timings
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import make_plan
-from autolora_eval.runs.folder import RunFolder
 
 
-def test_a_cell_has_the_median_of_its_current_images(write_benchmark, benchmark_data, tmp_path):
-    methods = {"CFG": {"guider": "cfg"}, "AutoLoRA": {"guider": "autolora"}}
-    plan = make_plan(load_benchmark(write_benchmark(benchmark_data | {"methods": methods})))
-    folder = RunFolder(tmp_path / "run")
+def test_a_cell_has_the_median_of_its_current_images(make):
+    plan, folder = make("run")
     write_manifest(plan, folder)
     first, second = plan.cells
-    taken = [
-        (1.0, SETTINGS),
-        (9.0, SETTINGS),
-        (2.0, SETTINGS),
-        (50.0, "01d01d01d"),
-        (None, SETTINGS),
-    ]
+    taken = [*((s, SETTINGS) for s in (1.0, 9.0, 2.0, None)), (50.0, "01d01d01d")]
     rows = [
         {"file_name": f"a/{n}.png", "seconds": s, "settings_key": k}
         for n, (s, k) in enumerate(taken)
