@@ -137,7 +137,7 @@ def test_a_truncated_file_is_refused_with_its_sizes(tmp_path):
     save_file(LAYER, file)
     whole = file.stat().st_size
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UsageError, match=f"lists {whole:,} bytes, and it has {whole - 100:,}"):
+    with pytest.raises(UsageError, match=f"lists {whole:,} bytes, it has {whole - 100:,}"):
         read_lora_file(file)
 
 
