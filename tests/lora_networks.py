@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from pathlib import Path
 
 import torch
+
+from autolora_eval.config.lora_file import read_lora_file
+from autolora_eval.generation.lora import load_lora
 
 RANK = 4
 Tensors = dict[str, torch.Tensor]
@@ -37,6 +42,24 @@ def effects(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def products(pairs: Pairs) -> Tensors:
+    """Return what a LoRA of these pairs adds to the weight of each layer: B·A."""
+    return {name: b.flatten(1) @ a.flatten(1) for name, (a, b) in pairs.items()}
+
+
+def loaded(network: torch.nn.Module, file: Path, component: str = "denoiser") -> Tensors:
+    """Return the effects of a LoRA file on a copy of a network."""
+    fresh = copy.deepcopy(network)
+    load_lora({component: fresh}, read_lora_file(file), "x")
+    return effects(fresh)
+
+
+def assert_equal(found: Tensors, expected: Tensors, tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name, effect in expected.items():
+        torch.testing.assert_close(found[name], effect, rtol=tolerance, atol=tolerance)
+
+
 def kohya(pairs: Pairs, prefix: str = "lora_unet_", alpha: float = RANK) -> Tensors:
     tensors = {}
     for name, (a, b) in pairs.items():
@@ -47,7 +70,9 @@ def kohya(pairs: Pairs, prefix: str = "lora_unet_", alpha: float = RANK) -> Tens
     return tensors
 
 
-def named(pairs: Pairs, prefix: str, down: str, up: str) -> Tensors:
+def named(
+    pairs: Pairs, prefix: str, down: str = ".lora_A.weight", up: str = ".lora_B.weight"
+) -> Tensors:
     tensors = {}
     for name, (a, b) in pairs.items():
         tensors[f"{prefix}{name}{down}"], tensors[f"{prefix}{name}{up}"] = a, b

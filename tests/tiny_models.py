@@ -22,6 +22,7 @@ from autolora_eval.config.inputs import ResolvedLora, ResolvedModel
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.schema import Lora, Model
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.sources.model_source import Source
 
 TOKENS = 16
@@ -51,6 +52,10 @@ class TinyModel:
             loras=(ResolvedLora(Source(str(self.lora), "file", str(self.lora))),),
             size=SIZE,
         )
+
+    def load(self, scale: float = 1.0, **keys: object) -> LoraPipeline:
+        """Load it on the CPU, with the LoRA at a scale."""
+        return LoraPipeline.load(self.resolved(scale, **keys), torch.device("cpu"), torch.float32)
 
 
 def tiny_plan(

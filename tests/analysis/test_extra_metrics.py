@@ -9,12 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from scored_run import (
-    Place,
-    accept_tables,
-    scored,
-    vector,
-)
+from scored_run import Place, accept_tables, scored, vector
 
 from autolora_eval.analysis.cell_estimates import MAX_GROUPS
 from autolora_eval.analysis.estimates import t_interval

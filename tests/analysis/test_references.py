@@ -5,11 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from report.readers import content_of, text_of
-from scored_run import (
-    manifest_of,
-    scored,
-    vector,
-)
+from scored_run import manifest_of, scored, vector
 
 from autolora_eval.analysis.estimates import t_interval
 from autolora_eval.analysis.explain import explain

@@ -35,9 +35,6 @@ def planned(planned) -> Callable[..., Plan]:
     return lambda sweep, **changes: planned(**{"methods": METHODS, "sweep": sweep} | changes)
 
 
-# Comparisons
-
-
 def records(plan: Plan) -> list[CellRecord]:
     return planned_manifest(plan, RunFolder(Path("run"))).cells
 
@@ -112,9 +109,6 @@ def test_the_difference_is_that_of_the_two_rows(planned, tmp_path):
         assert row["difference"] == pytest.approx(difference, abs=1e-9)
 
 
-# Tables
-
-
 def test_parameters_are_columns(planned, tmp_path):
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     folder = scored(plan, RunFolder(tmp_path / "run"))
@@ -152,9 +146,6 @@ def test_one_swept_value_tells_nothing_apart(planned, tmp_path):
     folder = scored(planned({"lora_scale": [0.4]}), RunFolder(tmp_path / "run"))
     assert "AutoLoRA against CFG:" in first_page_text(folder)
     assert "next to a mark" not in TRADE_OFF.caption(read_run_view(folder).figure_data)
-
-
-# Published values
 
 
 @pytest.fixture
@@ -242,9 +233,6 @@ def test_the_published_tables_state_what_the_paper_varies():
         "LoRA+CFG": ("5.0", ""),
         "AutoLoRA+CFG": ("5.0", "1.5"),
     }
-
-
-# Lines of figures
 
 
 def test_lines_join_what_differs_in_the_last_number_alone():

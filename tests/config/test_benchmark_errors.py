@@ -215,9 +215,6 @@ def test_no_torch_is_loaded(write_benchmark, benchmark_data):
     assert done.stdout.split("\n")[:2] == ["12", "[]"]  # 2 cells × 3 prompts × 2 seeds
 
 
-# Methods and cells
-
-
 @pytest.mark.parametrize("method", [{}, {"guider": None}, {"guidr": "cfg"}])
 def test_a_method_without_a_guider_is_refused(problem, benchmark_data, method):
     line = problem(changed(benchmark_data, "methods.CFG", method))

@@ -51,9 +51,6 @@ def test_a_folder_without_the_file_that_says_what_it_is(
     assert says in problem(benchmark_data)
 
 
-# Prompts
-
-
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -143,9 +140,6 @@ def test_the_shipped_prompts_are_the_papers_and_any_benchmark_may_name_them(load
     assert anyones.prompts == tuple(read_prompts(path))
 
 
-# Models
-
-
 def with_pipeline(data: dict[str, Any], pipeline: str, **more: object) -> dict[str, Any]:
     return changed(data, "models.A", data["models"]["A"] | {"pipeline": pipeline} | more)
 
@@ -221,9 +215,6 @@ def test_a_size_that_cannot_be_read_is_asked_for(
     assert "State width and height." in problem(benchmark_data)
     given = with_pipeline(benchmark_data, "sdxl", width=64, height=32)
     assert load(given).models["A"].size == (64, 32)
-
-
-# LoRAs
 
 
 def test_a_lora_folder_with_several_files_wants_a_weight_name(

@@ -203,9 +203,6 @@ def test_every_problem_is_told(lines):
     assert not any("sentinel" in line for line in found)
 
 
-# The rubric's own placeholders
-
-
 def test_the_benchmark_names_the_style(load, benchmark_data):
     judge = {**benchmark_data["judge"], "rubric": STYLE}
     rubric, other = (

@@ -75,9 +75,6 @@ def test_a_model_without_a_lora_has_one_cell_in_a_sweep_of_lora_scales(plan_of, 
     assert found == ["A--CFG--lora_scale=0.5", "A--CFG--lora_scale=1", "Plain--CFG"]
 
 
-# Variant, VAE, a text encoder left out, a single file
-
-
 def test_a_variant_that_is_not_there_is_refused_with_those_that_are(
     problem, load, with_model, workplace
 ):

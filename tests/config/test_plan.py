@@ -30,9 +30,6 @@ def plan(plan_of, two_by_two) -> Plan:
     return plan_of(two_by_two)
 
 
-# Cells and jobs
-
-
 def test_cells_are_models_by_methods_in_the_order_of_the_file(plan):
     found = [(cell.model.name, cell.method.name) for cell in plan.cells]
     assert found == [("A", "CFG"), ("A", "AutoLoRA"), ("0", "CFG"), ("0", "AutoLoRA")]
@@ -109,9 +106,6 @@ def test_a_file_stays_its_own_when_prompts_are_reordered_or_added(planned):
     assert len(set(more.values())) == 10
 
 
-# Limits
-
-
 def test_limits_take_the_first_of_each(load, two_by_two):
     benchmark = load(two_by_two)
     whole = make_plan(benchmark)
@@ -131,9 +125,6 @@ def test_a_limit_below_one_is_refused(load, two_by_two, what, limit):
     benchmark = load(two_by_two)
     with pytest.raises(UsageError, match=rf"limit of {what} must be at least 1 \(got {limit}\)"):
         make_plan(benchmark, **{f"limit_{what}": limit})
-
-
-# What an image costs: closed forms in the number of steps N
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 10, 28, 50])

@@ -151,9 +151,6 @@ def test_disney_princess_autolora_scale_is_the_papers_figure_4():
         assert columns(name, method, *keys) == [(s, None) for s in (0.4, 0.7, 1.0, 1.3)]
 
 
-# A LoRA that wants a login
-
-
 @pytest.mark.parametrize("name", DISNEY)
 def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -197,9 +194,6 @@ def test_only_a_lora_that_says_how_to_get_it_may_be_absent(plan_of, load, benchm
         plan = plan_of(data)
         keys.append([cell_record(cell, plan).plan_key for cell in plan.cells])
     assert keys[0] == keys[1] == keys[2]
-
-
-# The twins
 
 
 @pytest.mark.parametrize("paper", TWINS)

@@ -37,9 +37,6 @@ def of(plan: Plan, method: str) -> list[Cell]:
     return [cell for cell in plan.cells if cell.method.name == method]
 
 
-# Cells
-
-
 def test_the_lora_scale_is_every_methods(planned):
     plan = planned({"lora_scale": [0.2, 1]})
     assert ids(plan) == [
@@ -169,9 +166,6 @@ def test_without_a_sweep_nothing_is_made_anew(plan_of, benchmark_data):
     for data in (benchmark_data, benchmark_data | {"sweep": {}}):
         cells = [(cell.id, cell.point) for cell in plan_of(data).cells]
         assert cells == [("A--CFG", {}), ("A--AutoLoRA", {})]
-
-
-# What is refused
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from autolora_eval.runs.folder import RunFolder
+
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel, UNet2DConditionModel
     from tiny_models import TinyModel
@@ -44,6 +46,12 @@ def one_lora(sdxl: Path) -> TinyModel:
 
     file = sdxl.parent / "style.safetensors"
     return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """The run folder of a test."""
+    return RunFolder(tmp_path / "run")
 
 
 @pytest.fixture

@@ -10,15 +10,14 @@ import pytest
 from scored_run import SETTINGS, picture
 
 from autolora_eval._files import read_jsonl, sha256_file
-from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Plan
 from autolora_eval.generation.dataset import ImageDataset, background_writer
 from autolora_eval.runs.folder import RunFolder
 
 
 @pytest.fixture
-def plan(write_benchmark: Callable[[object], Path], benchmark_data: dict[str, Any]) -> Plan:
-    return make_plan(load_benchmark(write_benchmark(benchmark_data)))
+def plan(planned: Callable[..., Plan]) -> Plan:
+    return planned()
 
 
 def open_dataset(plan: Plan, folder: Path) -> ImageDataset:

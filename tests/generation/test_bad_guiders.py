@@ -134,9 +134,8 @@ def failure(plan: Plan, run: RunFolder) -> str:
     ],
 )
 def test_a_bad_guider_is_named_makes_no_image_and_changes_no_other_image(
-    bad, expected, plan_of, clean, tmp_path, module
+    bad, expected, plan_of, clean, run, module
 ):
-    run = RunFolder(tmp_path / "run")
     message = failure(plan_of(bad), run)
     assert message.startswith(f"cell 'T--{bad}': the guider '{module.stem}.{bad}' ")
     assert expected in message
@@ -148,16 +147,13 @@ def test_a_bad_guider_is_named_makes_no_image_and_changes_no_other_image(
     assert len(clean) == 3
 
 
-def test_a_changed_attribute_of_a_layer_is_restored_after_every_batch(plan_of, clean, tmp_path):
-    run = RunFolder(tmp_path / "run")
+def test_a_changed_attribute_of_a_layer_is_restored_after_every_batch(plan_of, clean, run):
     generate(plan_of("Epsilon"), run, Progress())
     assert hashes(run, "CFG") == clean
     assert len(hashes(run, "Epsilon")) == 3
 
 
-def test_a_changed_pipeline_is_freed_before_the_model_is_loaded_again(
-    plan_of, tmp_path, monkeypatch
-):
+def test_a_changed_pipeline_is_freed_before_the_model_is_loaded_again(plan_of, run, monkeypatch):
     """Neither the kept errors nor a snapshot keep a second copy of the model alive."""
     load = LoraPipeline.load
     denoisers: list[weakref.ref[torch.nn.Module]] = []
@@ -171,12 +167,11 @@ def test_a_changed_pipeline_is_freed_before_the_model_is_loaded_again(
         return pipeline
 
     monkeypatch.setattr(LoraPipeline, "load", recorded_load)
-    failure(plan_of("DamagesAndFails", "Weights"), RunFolder(tmp_path / "run"))
+    failure(plan_of("DamagesAndFails", "Weights"), run)
     assert alive == [0, 0, 0]
 
 
-def test_the_same_command_makes_the_missing_images_of_a_fixed_guider(plan_of, tmp_path, module):
-    run = RunFolder(tmp_path / "run")
+def test_the_same_command_makes_the_missing_images_of_a_fixed_guider(plan_of, run, module):
     failure(plan_of("Nan"), run)
     module.write_text(CODE.replace('float("nan")', "1.0"))
     sys.modules.pop(module.stem)
@@ -184,19 +179,15 @@ def test_the_same_command_makes_the_missing_images_of_a_fixed_guider(plan_of, tm
     assert (done.made, done.reused) == (3, 3)
 
 
-def test_all_bad_guiders_are_named(plan_of, tmp_path):
-    message = failure(plan_of("Nan", "Weights", "Cuts"), RunFolder(tmp_path / "run"))
-    assert [line.split("'")[1] for line in message.splitlines()[:3]] == [
-        "T--Nan",
-        "T--Weights",
-        "T--Cuts",
-    ]
+def test_all_bad_guiders_are_named(plan_of, run):
+    message = failure(plan_of("Nan", "Weights", "Cuts"), run)
+    names = [line.split("'")[1] for line in message.splitlines()[:3]]
+    assert names == ["T--Nan", "T--Weights", "T--Cuts"]
 
 
-def test_a_guider_that_changes_a_library_stops_the_run(plan_of, tmp_path):
+def test_a_guider_that_changes_a_library_stops_the_run(plan_of, run):
     from diffusers.models.attention import BasicTransformerBlock
 
-    run = RunFolder(tmp_path / "run")
     try:
         message = failure(plan_of("Patches"), run)
     finally:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from diffusers import ModularPipeline
+from diffusers.guiders import ClassifierFreeGuidance
 from tiny_models import SIZE, STEPS, TinyModel, make_lora, tiny_plan
 
 from autolora_eval._devices import choose_device
@@ -17,6 +19,7 @@ from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.stage import generate
+from autolora_eval.guidance.autolora import AutoLoRAGuidance
 from autolora_eval.guidance.denoiser_state import adapter_layers
 from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.runs.folder import RunFolder
@@ -69,11 +72,10 @@ def first_run(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
 
 
 def test_metadata_describes_every_image(plan, first_run):
+    jobs = {(job.prompt, job.seed) for job in plan.jobs}
     for cell in plan.cells:
         rows = read_jsonl(first_run.metadata(cell.id))
-        assert {(row["prompt"], row["seed"]) for row in rows} == {
-            (job.prompt, job.seed) for job in plan.jobs
-        }
+        assert {(row["prompt"], row["seed"]) for row in rows} == jobs
         for row in rows:
             file = first_run.images(cell.id) / row["file_name"]
             assert row["sha256"] == sha256_file(file)
@@ -85,17 +87,11 @@ def test_metadata_describes_every_image(plan, first_run):
 def test_datasets_reads_a_cell_as_an_imagefolder(plan, first_run, tmp_path):
     from datasets import load_dataset
 
-    cell = plan.cells[0]
-    dataset = load_dataset(
-        "imagefolder",
-        data_dir=str(first_run.images(cell.id)),
-        split="train",
-        cache_dir=str(tmp_path),
-    )
+    folder = str(first_run.images(plan.cells[0].id))
+    dataset = load_dataset("imagefolder", data_dir=folder, split="train", cache_dir=str(tmp_path))
     assert len(dataset) == len(plan.jobs)
-    assert {(row["prompt"], row["seed"]) for row in dataset} == {
-        (job.prompt, job.seed) for job in plan.jobs
-    }
+    jobs = {(job.prompt, job.seed) for job in plan.jobs}
+    assert {(row["prompt"], row["seed"]) for row in dataset} == jobs
     assert dataset[0]["image"].size == SIZE
 
 
@@ -122,15 +118,15 @@ def test_a_limited_run_gives_the_bits_of_the_whole_run(plan, first_run, tmp_path
 def test_a_sweep_of_lora_scales_gives_the_bits_of_single_runs(tiny, tmp_path, monkeypatch):
     load, loaded = LoraPipeline.load, []
     monkeypatch.setattr(LoraPipeline, "load", lambda *a: loaded.append(a[0].name) or load(*a))
-    scales = (1.2, 0.4)
-    swept = plan_of(tmp_path, tiny, sweep={"lora_scale": list(scales)})
+    scales, one_job = (1.2, 0.4), {"prompts": ["a red cat"], "seeds": {"start": 3, "count": 1}}
+    swept = plan_of(tmp_path, tiny, sweep={"lora_scale": list(scales)}, **one_job)
     model = yaml.safe_load(swept.benchmark.file.read_text())["models"]["T"]
     together = made(tmp_path, "together", swept)
     assert len(loaded) == 1, "the base pipeline was loaded once for both"
     alone = {}
     for scale in scales:
         model["lora"]["scale"] = scale
-        one = plan_of(tmp_path, tiny, models={"T": model})
+        one = plan_of(tmp_path, tiny, models={"T": model}, **one_job)
         for name, digest in made(tmp_path, f"at {scale}", one).items():
             cell, file = name.split("/", 1)
             alone[f"{cell}--lora_scale={scale}/{file}"] = digest
@@ -172,31 +168,28 @@ def test_a_resumed_run_equals_an_undisturbed_one(plan, first_run, tmp_path, monk
     assert hashes(folder) == hashes(first_run)
 
 
-def test_a_changed_parameter_makes_new_images(plan, first_run, tiny, tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    shutil.copytree(first_run.path, folder.path)
+def test_a_changed_parameter_makes_new_images(plan, first_run, tiny, run, tmp_path):
+    shutil.copytree(first_run.path, run.path)
     scaled = METHODS | {"LoRA+CFG": {"guider": "cfg", "guidance_scale": 2.0}}
     new = plan_of(tmp_path, tiny, methods=scaled, seeds={"start": 3, "count": 2})
-    done = generate(new, folder, Progress())
+    done = generate(new, run, Progress())
     assert (done.made, done.reused) == (4, 8)
-    rows = read_jsonl(folder.metadata("T--LoRA+CFG"))
-    files = list(folder.images("T--LoRA+CFG").rglob("*.png"))
+    rows = read_jsonl(run.metadata("T--LoRA+CFG"))
+    files = list(run.images("T--LoRA+CFG").rglob("*.png"))
     assert len(rows) == len(files) == 4
-    assert not set(hashes(folder).values()) & {
-        digest for name, digest in hashes(first_run).items() if name.startswith("T--LoRA+CFG/")
-    }
+    before = {row["sha256"] for row in read_jsonl(first_run.metadata("T--LoRA+CFG"))}
+    assert not before & {row["sha256"] for row in rows}
 
 
-def test_stale_images_return_with_their_settings(plan, first_run, tiny, tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    shutil.copytree(first_run.path, folder.path)
+def test_stale_images_return_with_their_settings(plan, first_run, tiny, run, tmp_path):
+    shutil.copytree(first_run.path, run.path)
     scaled = METHODS | {"LoRA+CFG": {"guider": "cfg", "guidance_scale": 2.0}}
     one = make_plan(plan_of(tmp_path, tiny, methods=scaled).benchmark, 1, 1)
-    assert generate(one, folder, Progress()).made == 1
-    back = generate(plan, folder, Progress())
+    assert generate(one, run, Progress()).made == 1
+    back = generate(plan, run, Progress())
     assert (back.made, back.reused) == (0, plan.n_images)
-    assert hashes(folder) == hashes(first_run)
-    again = generate(one, folder, Progress())
+    assert hashes(run) == hashes(first_run)
+    again = generate(one, run, Progress())
     assert again.made == 0
 
 
@@ -205,11 +198,7 @@ def test_a_pipeline_with_a_damaged_component_is_refused(tiny, tmp_path):
     shutil.copytree(tiny.pipeline, broken)
     (broken / "text_encoder_2" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(AutoLoRAEvalError, match="text_encoder_2 could not be loaded"):
-        LoraPipeline.load(
-            TinyModel(broken, tiny.lora, tiny.changes).resolved(1.0),
-            torch.device("cpu"),
-            torch.float32,
-        )
+        TinyModel(broken, tiny.lora, tiny.changes).load()
 
 
 def test_the_revision_applies_to_every_component(tiny, monkeypatch):
@@ -240,12 +229,11 @@ def test_a_hub_pipeline_of_another_size_than_planned_is_refused(tiny):
 
 @pytest.mark.parametrize(("gamma", "w1", "w2"), [(1.0, 3.0, 0.0), (0.0, 0.0, 3.0)])
 def test_a_lone_unconditional_prediction_gets_its_null_prompt(tiny, gamma, w1, w2):
-    pipeline = LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
+    pipeline = tiny.load()
     rule = GUIDERS.find("autolora")
     parameters = rule.parameters(autolora_scale=gamma, base_guidance_scale=w1, guidance_scale=w2)
-    sample = pipeline.sample(
-        ["x"], [1], rule.build(parameters), num_inference_steps=STEPS, size=SIZE
-    )
+    options = {"num_inference_steps": STEPS, "size": SIZE}
+    sample = pipeline.sample(["x"], [1], rule.build(parameters), **options)
     assert sample.nfe == rule.nfe(parameters, STEPS) == STEPS
 
 
@@ -261,32 +249,25 @@ def test_another_lora_with_the_same_name_makes_other_images(tiny, sdxl, tmp_path
 
 
 def test_a_guider_that_raises_leaves_the_denoiser_unchanged(tiny):
-    pipeline = LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
+    pipeline = tiny.load()
 
-    def latents():
-        guider = GUIDERS.find("cfg").build(GUIDERS.find("cfg").parameters(guidance_scale=4.0))
-        return pipeline.sample(
-            ["x"], [1], guider, num_inference_steps=STEPS, size=SIZE, output="latents"
-        )
+    def latents(guider):
+        options = {"num_inference_steps": STEPS, "size": SIZE, "output": "latents"}
+        return pipeline.sample(["x"], [1], guider, **options)
 
-    before = latents()
-    broken = GUIDERS.find("autolora").build(
-        GUIDERS.find("autolora").parameters(guidance_scale=4.0, base_guidance_scale=4.0)
-    )
+    before = latents(ClassifierFreeGuidance(4.0))
+    broken = AutoLoRAGuidance(1.5, 4.0)
     broken.forward = None
     with pytest.raises(TypeError):
-        pipeline.sample(["x"], [1], broken, num_inference_steps=STEPS, size=SIZE)
+        latents(broken)
     assert all(not layer.disable_adapters for layer in adapter_layers(pipeline.denoiser))
-    assert torch.equal(latents(), before)
+    assert torch.equal(latents(ClassifierFreeGuidance(4.0)), before)
 
 
 def test_autolora_without_a_lora_is_refused(tiny):
-    from diffusers import ModularPipeline
-
     pipe = ModularPipeline.from_pretrained(str(tiny.pipeline), workflow="text2image")
     pipe.load_components(dtype=torch.float32)
-    guider = GUIDERS.find("autolora").build(GUIDERS.find("autolora").parameters(guidance_scale=4.0))
-    pipe.update_components(guider=guider)
+    pipe.update_components(guider=AutoLoRAGuidance(1.5, 4.0))
     with pytest.raises(ValueError, match="needs a LoRA on UNet2DConditionModel, which has none"):
         pipe(prompt="x", negative_prompt="", num_inference_steps=2, width=32, height=32)
 
@@ -303,9 +284,7 @@ def test_a_lora_that_fits_only_in_part_is_refused(tiny, sdxl, tmp_path):
     file = tmp_path / "part.safetensors"
     save_file({key: value.contiguous() for key, value in renamed.items()}, file)
     with pytest.raises(AutoLoRAEvalError, match=r"part\.safetensors' .* not in this pipeline"):
-        LoraPipeline.load(
-            TinyModel(sdxl, file, {}).resolved(1.0), torch.device("cpu"), torch.float32
-        )
+        TinyModel(sdxl, file, {}).load()
 
 
 def test_a_device_that_is_not_here_is_named():

@@ -96,7 +96,7 @@ def by_hand(kind: Kind, tiny: TinyModel) -> HandWritten:
 
 @pytest.fixture(scope="module")
 def pipeline(tiny: TinyModel) -> LoraPipeline:
-    return LoraPipeline.load(tiny.resolved(SCALE), torch.device("cpu"), torch.float32)
+    return tiny.load(SCALE)
 
 
 def latents(pipeline: LoraPipeline, guider, **changes) -> torch.Tensor:

@@ -45,34 +45,33 @@ def file(write_benchmark: Write, benchmark_data: dict[str, Any], folder: Path) -
     )
 
 
-def generate(file: Path, out: Path, limit_seeds: int | None = None) -> dict[str, Any]:
-    RunPipeline(file, out, None, limit_seeds).generate()
-    report: dict[str, Any] = RunFolder(out).read_manifest().image_sets[CELL].model_dump()
-    return report
+def generate(file: Path, run: RunFolder, limit_seeds: int | None = None) -> dict[str, Any]:
+    RunPipeline(file, run.path, None, limit_seeds).generate()
+    return run.read_manifest().image_sets[CELL].model_dump()
 
 
 def test_a_run_killed_before_its_import_report_writes_it_when_resumed(
-    file, folder, tmp_path, monkeypatch
+    file, folder, run, monkeypatch
 ):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(image_import, "write_issues", stop)
-        with pytest.raises(KeyboardInterrupt):
-            generate(file, tmp_path / "out")
-    assert generate(file, tmp_path / "out")["missing"] == 1
+    def killed() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(image_import, "write_issues", stop)
+            with pytest.raises(KeyboardInterrupt):
+                generate(file, run)
+
+    killed()
+    assert generate(file, run)["missing"] == 1
     shutil.copy(folder / "a dog" / "3.png", folder / "a cat" / "4.png")
-    with monkeypatch.context() as patched:
-        patched.setattr(image_import, "write_issues", stop)
-        with pytest.raises(KeyboardInterrupt):
-            generate(file, tmp_path / "out")
-    report = generate(file, tmp_path / "out")
+    killed()
+    report = generate(file, run)
     assert (report["missing"], report["duplicate"]) == (0, 1)
 
 
 def test_the_import_report_is_in_the_manifest_before_other_images_are_made(
-    write_benchmark, benchmark_data, tmp_path, folder, monkeypatch
+    write_benchmark, benchmark_data, run, folder, monkeypatch
 ):
     """They may take hours, and fail."""
     methods = {"Theirs": {"images": str(folder)}, "LoRA": {"guider": "lora"}}
@@ -83,63 +82,58 @@ def test_the_import_report_is_in_the_manifest_before_other_images_are_made(
 
     monkeypatch.setattr("autolora_eval.generation.guider_backend.GuidedModel", fail)
     with pytest.raises(AutoLoRAEvalError, match="no memory"):
-        generate(both, tmp_path / "out")
-    assert RunFolder(tmp_path / "out").read_manifest().image_sets[CELL].images == 3
+        generate(both, run)
+    assert run.read_manifest().image_sets[CELL].images == 3
 
 
 def test_a_removed_method_leaves_no_import_report(
-    file, write_benchmark, benchmark_data, tmp_path, folder
+    file, write_benchmark, benchmark_data, run, folder
 ):
-    generate(file, tmp_path / "out")
+    generate(file, run)
     methods = {"Others": {"images": str(folder)}}
     other = write_benchmark(
         benchmark_data | {"methods": methods, "baseline": "Others", "prompts": ["a dog"]}
     )
-    RunPipeline(other, tmp_path / "out").generate()
-    assert list(RunFolder(tmp_path / "out").read_manifest().image_sets) == ["A--Others"]
+    RunPipeline(other, run.path).generate()
+    assert list(run.read_manifest().image_sets) == ["A--Others"]
 
 
-def test_images_beyond_a_limit_are_not_extra_images(file, tmp_path):
-    report = generate(file, tmp_path / "out", limit_seeds=1)
-    assert (report["matched"], report["beyond_limits"], report["extra"], report["missing"]) == (
-        2,
-        1,
-        0,
-        0,
-    )
+def test_images_beyond_a_limit_are_not_extra_images(file, run):
+    report = generate(file, run, limit_seeds=1)
+    expected = {"matched": 2, "beyond_limits": 1, "extra": 0, "missing": 0}
+    assert {key: report[key] for key in expected} == expected
 
 
-def test_each_file_is_hashed_once(file, tmp_path, monkeypatch):
+def test_each_file_is_hashed_once(file, run, monkeypatch):
     """A set may be many gigabytes."""
     hashed: list[str] = []
     sha256 = ImageRecord.sha256
     monkeypatch.setattr(
         ImageRecord, "sha256", lambda self: hashed.append(self.name) or sha256(self)
     )
-    generate(file, tmp_path / "out")
+    generate(file, run)
     assert sorted(hashed) == ["a cat/3.png", "a dog/3.png", "a dog/4.png"]
 
 
-def test_a_set_that_changes_while_it_is_copied_is_refused(file, folder, tmp_path):
+def test_a_set_that_changes_while_it_is_copied_is_refused(file, folder, run):
     plan = make_plan(load_benchmark(file))
-    found = ImageImport.prepare(plan.cells[0], plan, RunFolder(tmp_path / "run"))
-    dataset = ImageDataset.open(RunFolder(tmp_path), plan.cells[0], found.settings_key)
+    found = ImageImport.prepare(plan.cells[0], plan, run)
+    dataset = ImageDataset.open(run, plan.cells[0], found.settings_key)
 
     def copy() -> None:
         with Progress().task("", 1) as advance:
             found.run(dataset, plan.jobs, advance)
 
     shutil.copy(folder / "a dog" / "3.png", folder / "a cat" / "3.png")
-    with pytest.raises(
-        AutoLoRAEvalError, match=r"'a cat/3\.png' .*its content is different now.*Re-run"
-    ):
+    changed = r"'a cat/3\.png' .*its content is different now.*Re-run"
+    with pytest.raises(AutoLoRAEvalError, match=changed):
         copy()
     shutil.rmtree(folder)
     with pytest.raises(AutoLoRAEvalError, match=r"'a cat/3\.png' of .*changed.*No such file"):
         copy()
 
 
-def test_an_empty_file_and_a_missing_file_are_reported_separately(folder, file, tmp_path):
+def test_an_empty_file_and_a_missing_file_are_reported_separately(folder, file, run):
     (folder / "empty.png").write_bytes(b"")
     rows = [
         {"path": "a dog/3.png", "prompt": "a dog", "seed": 3},
@@ -148,22 +142,21 @@ def test_an_empty_file_and_a_missing_file_are_reported_separately(folder, file, 
     ]
     listing = folder / "metadata.jsonl"
     listing.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    assert generate(file, tmp_path / "out")["unusable"] == 2
-    report = RunFolder(tmp_path / "out").image_set(CELL).read_text(encoding="utf-8").splitlines()
+    assert generate(file, run)["unusable"] == 2
+    report = run.image_set(CELL).read_text(encoding="utf-8").splitlines()
     assert [row for row in report if row.startswith("unusable")] == [
         "unusable,a cat,3,nowhere.png,missing_file",
         "unusable,a dog,4,empty.png,corrupt_image",
     ]
 
 
-def test_an_added_and_a_replaced_image_leave_the_other_copies_untouched(file, folder, tmp_path):
-    run = RunFolder(tmp_path / "out")
-    generate(file, run.path)
+def test_an_added_and_a_replaced_image_leave_the_other_copies_untouched(file, folder, run):
+    generate(file, run)
     first = {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")}
     kept = next(path for path in first if path.match("a-cat*/3.png"))
     shutil.copy(folder / "a cat" / "3.png", folder / "a cat" / "4.png")
     shutil.copy(folder / "a cat" / "3.png", folder / "a dog" / "4.png")
-    report = generate(file, run.path)
+    report = generate(file, run)
     assert (report["matched"], report["missing"], report["duplicate"]) == (4, 0, 2)
     now = {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")}
     unchanged = {path for path, inode in now.items() if first.get(path) == inode}
@@ -179,20 +172,19 @@ def test_an_added_and_a_replaced_image_leave_the_other_copies_untouched(file, fo
 
 
 def test_changes_beside_the_images_update_the_report_and_copy_nothing(
-    file, folder, write_benchmark, tmp_path
+    file, folder, write_benchmark, run
 ):
     """An extra image, another file name, another size of the model."""
-    run = RunFolder(tmp_path / "out")
-    generate(file, run.path)
+    generate(file, run)
     shutil.copy(folder / "a dog" / "3.png", folder / "a dog" / "99.png")
-    assert generate(file, run.path)["extra"] == 1
+    assert generate(file, run)["extra"] == 1
     (folder / "a dog" / "3.png").rename(folder / "a dog" / "seed_3.png")
-    assert generate(file, run.path)["extra"] == 1
+    assert generate(file, run)["extra"] == 1
     rows = run.metadata(CELL).read_text(encoding="utf-8")
     assert "a dog/seed_3.png" in rows
     assert "a dog/3.png" not in rows
     before = {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")}
     data = yaml.safe_load(file.read_text(encoding="utf-8"))
     data["models"]["A"] |= {"width": 8, "height": 8}
-    assert generate(write_benchmark(data), run.path)["wrong_size"] == 0
+    assert generate(write_benchmark(data), run)["wrong_size"] == 0
     assert {path: path.stat().st_ino for path in run.images(CELL).rglob("*.png")} == before

@@ -101,11 +101,8 @@ def test_a_folder_that_fits_two_prompts_matches_neither():
     assert [job.prompt for job in matching.missing] == ["a cat!", "a cat?"]
     reason = "its folder may be any of 2 prompts: 'a cat!', 'a cat?'"
     assert extra(matching) == [("a-cat/0.png", reason)]
-    both = jobs("A cat", "a cat")
-    assert names(match(tree("A cat", "a cat"), both).found) == {
-        "A cat": "A cat/0.png",
-        "a cat": "a cat/0.png",
-    }
+    found = match(tree("A cat", "a cat"), jobs("A cat", "a cat")).found
+    assert names(found) == {"A cat": "A cat/0.png", "a cat": "a cat/0.png"}
 
 
 def test_folders_numbered_from_one_are_refused():

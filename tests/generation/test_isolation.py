@@ -96,7 +96,7 @@ DAMAGES = {
 
 @pytest.fixture(scope="module")
 def pipeline(one_lora: TinyModel) -> LoraPipeline:
-    return LoraPipeline.load(one_lora.resolved(1.0), torch.device("cpu"), torch.float32)
+    return one_lora.load()
 
 
 def latents(pipeline: LoraPipeline, guider, steps: int = 2) -> torch.Tensor:
@@ -105,18 +105,22 @@ def latents(pipeline: LoraPipeline, guider, steps: int = 2) -> torch.Tensor:
     )
 
 
+@pytest.fixture(scope="module")
+def before(pipeline: LoraPipeline) -> torch.Tensor:
+    """The latents of CFG on an undamaged pipeline."""
+    return latents(pipeline, ClassifierFreeGuidance(4.0))
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_changes_by_a_failing_guider_are_undone(pipeline, damage):
-    before = latents(pipeline, ClassifierFreeGuidance(4.0))
+def test_changes_by_a_failing_guider_are_undone(pipeline, before, damage):
     with pytest.raises(_FailedError):
         latents(pipeline, Leaving(DAMAGES[damage]))
     assert torch.equal(latents(pipeline, ClassifierFreeGuidance(4.0)), before)
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "training mode"])
-def test_the_same_change_alters_the_next_image_if_not_undone(pipeline, damage):
+def test_the_same_change_alters_the_next_image_if_not_undone(pipeline, before, damage):
     """Otherwise the test above would prove nothing. Training mode has no effect on this model."""
-    before = latents(pipeline, ClassifierFreeGuidance(4.0))
     with restored(pipeline.denoiser):
         DAMAGES[damage](pipeline.denoiser)
         try:
@@ -138,9 +142,8 @@ def test_the_same_change_alters_the_next_image_if_not_undone(pipeline, damage):
     ],
     ids=["AutoLoRA", "AutoGuidance", "SkipLayer", "PerturbedAttention"],
 )
-def test_a_failing_denoiser_call_leaves_no_hook_of_the_guider(pipeline, make):
+def test_a_failing_denoiser_call_leaves_no_hook_of_the_guider(pipeline, before, make):
     """diffusers' pipelines do not clean up when a denoiser call fails: the hooks would stay."""
-    before = latents(pipeline, ClassifierFreeGuidance(4.0))
     calls = []
 
     def fail_in_the_last_pass_of_step_one(module, inputs) -> None:

@@ -11,7 +11,6 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.generation.stage import generate
-from autolora_eval.runs.folder import RunFolder
 from autolora_eval.sources.lookup import miniature_folder
 
 pytestmark = pytest.mark.model
@@ -30,7 +29,9 @@ FLOAT16 = (
         (torch.nan, "float16", "has NaN after decoding", FLOAT16),
     ],
 )
-def test_black_images_and_nan_stop_each_cell_with_advice(tmp_path, bias, dtype, problem, advice):
+def test_black_images_and_nan_stop_each_cell_with_advice(
+    run, tmp_path, bias, dtype, problem, advice
+):
     model = shutil.copytree(miniature_folder("sdxl"), tmp_path / "sdxl")
     vae = model / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(vae)
@@ -41,7 +42,7 @@ def test_black_images_and_nan_stop_each_cell_with_advice(tmp_path, bias, dtype, 
     methods = {"LoRA": {"guider": "lora"}, "CFG": {"guider": "cfg"}}
     keys, seeds = {"num_inference_steps": 1}, {"start": 3, "count": 2}
     given = {"dtype": dtype, "device": "cpu", "prompts": ["a red heart"], "seeds": seeds}
-    plan, run = tiny_plan(tmp_path, tiny, methods, keys, **given), RunFolder(tmp_path / "run")
+    plan = tiny_plan(tmp_path, tiny, methods, keys, **given)
     with pytest.raises(AutoLoRAEvalError) as raised:
         generate(plan, run, Progress())
     *found, last = str(raised.value).split("\n")
@@ -52,9 +53,8 @@ def test_black_images_and_nan_stop_each_cell_with_advice(tmp_path, bias, dtype, 
         for name in ("LoRA", "CFG")
     ]
     assert last.startswith("Everything else finished.")
-    assert not list((tmp_path / "run").rglob("*.png"))
+    assert not list(run.path.rglob("*.png"))
     for cell in plan.cells:
-        listed = [
-            (row["file_name"], row["reason"]) for row in read_jsonl(run.failed_images(cell.id))
-        ]
-        assert listed == [(job.file, f"the image {problem}") for job in plan.jobs]
+        rows = read_jsonl(run.failed_images(cell.id))
+        assert [row["file_name"] for row in rows] == [job.file for job in plan.jobs]
+        assert {row["reason"] for row in rows} == {f"the image {problem}"}

@@ -14,7 +14,6 @@ from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.stage import generate
-from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model
 
@@ -46,7 +45,7 @@ def plan_of(tiny: TinyModel, folder: Path, methods: dict, **changes: object) -> 
 
 
 def test_a_model_is_freed_before_the_next_is_loaded_though_errors_of_it_are_kept(
-    one_lora, tmp_path, monkeypatch
+    one_lora, run, tmp_path, monkeypatch
 ):
     (tmp_path / "faulty_memory.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)
@@ -67,7 +66,7 @@ def test_a_model_is_freed_before_the_next_is_loaded_though_errors_of_it_are_kept
 
     monkeypatch.setattr(LoraPipeline, "load", watched)
     with pytest.raises(AutoLoRAEvalError, match="this guider fails") as caught:
-        generate(plan_of(one_lora, tmp_path, methods), RunFolder(tmp_path / "run"), Progress())
+        generate(plan_of(one_lora, tmp_path, methods), run, Progress())
     assert alive == [0, 0, 0, 0]  # a sampler and the guiders, of two models
     assert "this sampler fails" in str(caught.value)
     gc.collect()
@@ -76,7 +75,7 @@ def test_a_model_is_freed_before_the_next_is_loaded_though_errors_of_it_are_kept
 
 @pytest.mark.parametrize("third_party", [False, True])
 def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
-    one_lora, tmp_path, monkeypatch, third_party
+    one_lora, run, tmp_path, monkeypatch, third_party
 ):
     (tmp_path / "own_memory.py").write_text(
         "from diffusers.guiders import ClassifierFreeGuidance\n\n\n"
@@ -94,9 +93,8 @@ def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
 
     monkeypatch.setattr(LoraPipeline, "sample", too_large)
     plan = plan_of(one_lora, tmp_path, methods, prompts=["a red cat", "two dogs"])
-    folder = RunFolder(tmp_path / "run")
     with pytest.raises(AutoLoRAEvalError) as caught:
-        generate(plan, folder, Progress())
+        generate(plan, run, Progress())
     assert str(caught.value) == (
         "the model 'first' ran out of memory on 'cpu': 32 × 32 pixels, batch_size 2, float32, "
         "offload none (this takes an estimated 0.0 GiB). Try 'offload: auto' for the model. "
@@ -105,9 +103,9 @@ def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
         "kept.\n"
         "Everything else finished. Fix the problem and re-run the same command."
     )
-    counts = [len(list(folder.images(cell.id).rglob("*.png"))) for cell in plan.cells]
+    counts = [len(list(run.images(cell.id).rglob("*.png"))) for cell in plan.cells]
     assert counts == [2, 4]
-    assert generate(plan, folder, Progress()).made == 2
+    assert generate(plan, run, Progress()).made == 2
 
 
 def test_what_other_devices_say_is_out_of_memory_too():

@@ -13,7 +13,6 @@ from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.stage import generate
 from autolora_eval.pipeline import run_pipeline as stages
-from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model
 
@@ -65,14 +64,11 @@ def test_the_measured_nfe_is_recorded_instead_of_the_announced_one(plan_of, tmp_
     assert run.table.set_index("method")["nfe"].to_dict() == {"CFG": 2 * STEPS, "Late": passes}
 
 
-def test_every_batch_gets_a_new_guider(plan_of, tmp_path):
-    generate(plan_of("Once"), RunFolder(tmp_path / "run"), Progress())
+def test_every_batch_gets_a_new_guider(plan_of, run):
+    generate(plan_of("Once"), run, Progress())
 
 
-def test_a_failing_guider_is_reported_with_its_line_and_other_images_are_kept(
-    plan_of, tmp_path, module
-):
-    run = RunFolder(tmp_path / "run")
+def test_a_failing_guider_is_reported_with_its_line_and_other_images_are_kept(plan_of, run, module):
     with pytest.raises(AutoLoRAEvalError) as caught:
         generate(plan_of("Failing"), run, Progress())
     line = CODE.splitlines().index("        return self.not_there(pred_cond)") + 1
@@ -83,8 +79,7 @@ def test_a_failing_guider_is_reported_with_its_line_and_other_images_are_kept(
     assert len(read_jsonl(run.metadata("T--CFG"))) == 4
 
 
-def test_an_edited_guider_does_not_reuse_its_earlier_images(plan_of, tmp_path, module):
-    run = RunFolder(tmp_path / "run")
+def test_an_edited_guider_does_not_reuse_its_earlier_images(plan_of, run, module):
     plan = plan_of("Once")
     assert generate(plan, run, Progress()).made == 8
     assert generate(plan_of("Once"), run, Progress()).made == 0

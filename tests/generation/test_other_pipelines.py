@@ -9,7 +9,6 @@ from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.generation.preflight import missing
 from autolora_eval.generation.stage import generate
-from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model
 
@@ -17,7 +16,7 @@ PROMPTS = ["a red cat", "two dogs"]
 
 
 @pytest.mark.parametrize(("kind", "make"), [(QwenImage, make_qwen_image), (ZImage, make_z_image)])
-def test_a_benchmark_file_makes_the_images_of_the_papers_four_methods(kind, make, tmp_path):
+def test_a_benchmark_file_makes_the_images_of_the_papers_four_methods(kind, make, run, tmp_path):
     pipeline, lora = make(tmp_path / "pipeline"), tmp_path / "lora.safetensors"
     changes = write_lora(load(kind, pipeline), lora, {"transformer": UNET}, std=0.3)
     paper = {
@@ -30,12 +29,11 @@ def test_a_benchmark_file_makes_the_images_of_the_papers_four_methods(kind, make
     seeds = {"start": 3, "count": 2}
     tiny = TinyModel(pipeline, lora, changes)
     plan = tiny_plan(tmp_path, tiny, paper, keys, prompts=PROMPTS, seeds=seeds)
-    folder = RunFolder(tmp_path / "run")
-    assert missing(plan, folder.path) == []
-    assert generate(plan, folder, Progress()).made == 4 * 4
+    assert missing(plan, run.path) == []
+    assert generate(plan, run, Progress()).made == 4 * 4
     images = set()
     for cell, n_predictions in zip(plan.cells, (1, 2, 2, 4), strict=True):
-        rows = read_jsonl(folder.metadata(cell.id))
+        rows = read_jsonl(run.metadata(cell.id))
         assert [(row["prompt"], row["seed"]) for row in rows] == [
             (prompt, seed) for prompt in PROMPTS for seed in (3, 4)
         ]

@@ -13,7 +13,6 @@ from autolora_eval._progress import Progress
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.stage import generate
 from autolora_eval.guidance.denoiser_state import adapters_off
-from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model
 
@@ -24,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def pipeline(tiny: TinyModel) -> LoraPipeline:
-    return LoraPipeline.load(tiny.resolved(0.8), CPU, torch.float32)
+    return tiny.load(0.8)
 
 
 @pytest.mark.parametrize("lora", ["on", "off"])
@@ -53,7 +52,7 @@ def test_a_change_of_embeddings_by_a_guider_does_not_reach_the_next_batch(pipeli
     assert all(torch.equal(after[name], value) for name, value in kept.items())
 
 
-def test_a_run_encodes_each_prompt_once_for_all_methods(tiny, tmp_path, monkeypatch):
+def test_a_run_encodes_each_prompt_once_for_all_methods(tiny, run, tmp_path, monkeypatch):
     calls: list[str] = []
     load = LoraPipeline.load
 
@@ -66,7 +65,7 @@ def test_a_run_encodes_each_prompt_once_for_all_methods(tiny, tmp_path, monkeypa
     methods = {name: {"guider": name} for name in ("lora", "cfg", "autolora")}
     few = {"num_inference_steps": 1}
     plan = tiny_plan(tmp_path, tiny, methods, few, prompts=PROMPTS, seeds={"count": 3})
-    generate(plan, RunFolder(tmp_path / "run"), Progress())
+    generate(plan, run, Progress())
     branches = 2 if "text" in tiny.lora.name else 1  # the base branch has embeddings of its own
     assert len(calls) == 2 * len(plan.benchmark.prompts) * branches  # the prompt and ∅
 

@@ -1,6 +1,8 @@
 """Samplers get the model, noise and settings of guiders, and affect no other method."""
 
 import random
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from command import run_command
 from PIL import Image
+from report.readers import content_of, text_of
 from tiny_models import SIZE, STEPS, TinyModel, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -148,35 +151,30 @@ def test_the_standard_pipeline_as_a_sampler_is_the_guider_cfg(plan_of, tmp_path)
     assert [row["negative_prompt"] for row in (*stock, *cfg)] == ["", "", "cats", "cats"] * 2
 
 
-def test_changes_of_a_sampler_to_its_pipeline_reach_no_other_method(plan_of, tmp_path):
-    alone = plan_of({"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}})
+def test_changes_of_a_sampler_reach_no_other_method_nor_its_own_next_image(plan_of, tmp_path):
+    """A LoRA that is merged into the weights is not added to them again."""
+    methods = {"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}}
+    alone = plan_of(methods)
     _, clean = made(alone, tmp_path / "alone")
-    both = plan_of(
-        {"Vandal": {"sampler": "vandal"}, "Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}}
-    )
+    both = plan_of({"Vandal": {"sampler": "vandal"}, "Merging": {"sampler": "merging"}, **methods})
     _, run = made(both, tmp_path / "both")
     assert not np.array_equal(pixels(run, both, "Vandal"), pixels(run, both, "Stock"))
+    assert np.abs(pixels(run, both, "Merging") - pixels(run, both, "Stock")).max() <= 2
     for name in ("Stock", "CFG"):
         assert np.array_equal(pixels(run, both, name), pixels(clean, alone, name))
 
 
 def test_an_image_does_not_depend_on_earlier_images_of_its_sampler(plan_of, tmp_path):
     """LoRA, scheduler and hooks: images of seeds one by one are those of one go."""
-    plan = plan_of({"Vandal": {"sampler": "vandal_after"}}, count=3)
+    plan = plan_of({"Vandal": {"sampler": "vandal_after"}})
     _, run = made(plan, tmp_path / "at-once")
-    for count in (1, 2, 3):
+    for count in (1, 2):
         limited = plan_of({"Vandal": {"sampler": "vandal_after"}}, count=count)
         _, resumed = made(limited, tmp_path / "one-by-one")
     assert np.array_equal(pixels(run, plan, "Vandal"), pixels(resumed, plan, "Vandal"))
-    stock = plan_of({"Stock": {"sampler": "stock"}}, count=3)
+    stock = plan_of({"Stock": {"sampler": "stock"}})
     _, clean = made(stock, tmp_path / "clean")
     assert np.array_equal(pixels(run, plan, "Vandal"), pixels(clean, stock, "Stock"))
-
-
-def test_a_merged_lora_is_not_applied_again_to_the_next_image(plan_of, tmp_path):
-    plan = plan_of({"Merging": {"sampler": "merging"}, "Stock": {"sampler": "stock"}})
-    _, run = made(plan, tmp_path / "run")
-    assert np.abs(pixels(run, plan, "Merging") - pixels(run, plan, "Stock")).max() <= 2
 
 
 def test_a_sampler_without_diffusers_loads_no_model(plan_of, tmp_path, monkeypatch):
@@ -216,7 +214,10 @@ def test_generate_says_which_images_were_not_made(plan_of, tmp_path):
     assert (done.code, "RuntimeError: even seeds are not liked" in done.text) == (0, True)
 
 
-def test_a_failed_image_is_recorded_with_its_reason_and_the_run_continues(plan_of, tmp_path):
+@pytest.mark.usefixtures("no_report")
+def test_a_failed_image_is_recorded_with_its_reason_and_the_run_continues(
+    plan_of, tmp_path, module
+):
     plan = plan_of({"Odd": {"sampler": "odd_only"}, "Flat": {"sampler": "flat"}}, count=4)
     run = stages.run(plan.benchmark.file, tmp_path / "run")
     table = run.table.set_index("method")
@@ -228,59 +229,51 @@ def test_a_failed_image_is_recorded_with_its_reason_and_the_run_continues(plan_o
     line = CODE.splitlines().index('        raise RuntimeError("even\\nseeds are not liked")') + 1
     assert odd[0].startswith("RuntimeError: even seeds are not liked (test_samplers_")
     assert odd[0].endswith(f".py, line {line})")
-    assert "even seeds are not liked" in run.folder.report_html.read_text(encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:  # the author mends it, in the same file
-        file = next(tmp_path.glob("test_samplers_*.py"))
-        patch.delitem(__import__("sys").modules, file.stem)
-        file.write_text(CODE.replace("seed % 2 == 0", "False"))
-        mended = stages.run(plan.benchmark.file, tmp_path / "run")
+    assert "even seeds are not liked" in text_of(content_of(run.folder))
+    module.write_text(CODE.replace("seed % 2 == 0", "False"))  # the author mends it
+    del sys.modules[module.stem]
+    mended = stages.run(plan.benchmark.file, tmp_path / "run")
     assert mended.table["n_missing"].tolist() == [0, 0]
-    assert not (run.folder.path / "failed_images").exists() or not any(
-        (run.folder.path / "failed_images").iterdir()
-    )
+    assert list((run.folder.path / "failed_images").glob("*")) == []
 
 
 @pytest.mark.parametrize(("count", "tried"), [(2, 2), (GIVE_UP_AFTER + 4, GIVE_UP_AFTER)])
 def test_a_sampler_without_a_single_image_fails_the_run_after_other_methods(
-    plan_of, tmp_path, count, tried
+    plan_of, run, count, tried
 ):
     methods = {"Bad": {"sampler": "flat", "grey": -1}, "Flat": {"sampler": "flat"}}
     plan = plan_of(methods, count=count)
     with pytest.raises(AutoLoRAEvalError) as caught:
-        made(plan, tmp_path / "run")
+        generate(plan, run, Progress())
     message = str(caught.value)
     assert message.startswith("cell 'T--Bad': the sampler 'test_samplers_")
     assert f".flat' failed on all {tried} images. First failure: OverflowError:" in message
     assert isinstance(caught.value.__cause__.__cause__, OverflowError)
-    run = RunFolder(tmp_path / "run")
     assert len(read_jsonl(run.metadata("T--Flat"))) == count
     reasons = [row["reason"] for row in read_jsonl(run.failed_images("T--Bad"))]
     assert len(reasons) == count
     assert sum(reason.startswith("not tried after") for reason in reasons) == count - tried
 
 
-def test_black_images_and_nan_of_a_sampler_are_failures(plan_of, tmp_path):
-    plan = plan_of({"Safe": {"sampler": "safe"}, "NaN": {"sampler": "overflowing"}})
-    with pytest.raises(AutoLoRAEvalError, match=r"cell 'T--NaN': .* failed on all 2 images"):
-        made(plan, tmp_path / "run")
-    run = RunFolder(tmp_path / "run")
+def test_black_images_nan_and_an_end_of_python_are_failures(plan_of, run):
+    samplers = {"Safe": "safe", "NaN": "overflowing", "Leaver": "leaver", "Flat": "flat"}
+    plan = plan_of({name: {"sampler": sampler} for name, sampler in samplers.items()})
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        generate(plan, run, Progress())
+    nan, leaver, *_ = str(caught.value).splitlines()
+    assert re.match(r"cell 'T--NaN': .* failed on all 2 images", nan)
+    assert re.match(r"cell 'T--Leaver': .* all 2 images\. First failure: SystemExit", leaver)
+    assert len(read_jsonl(run.metadata("T--Flat"))) == 2
     assert [row["seed"] for row in read_jsonl(run.metadata("T--Safe"))] == [0]
-    reasons = {
-        cell: [row["reason"] for row in read_jsonl(run.failed_images(cell))]
+    safe, nan = (
+        [row["reason"] for row in read_jsonl(run.failed_images(cell))]
         for cell in ("T--Safe", "T--NaN")
-    }
-    assert reasons["T--Safe"] == [
+    )
+    assert safe == [
         "the sampler returned a single colour, RGB 0 0 0: a safety checker, or a VAE that "
         "overflows in float16?"
     ]
-    assert all("invalid value encountered in cast" in reason for reason in reasons["T--NaN"])
-
-
-def test_a_sampler_that_exits_python_is_a_failure(plan_of, tmp_path):
-    plan = plan_of({"Leaver": {"sampler": "leaver"}, "Flat": {"sampler": "flat"}}, count=2)
-    with pytest.raises(AutoLoRAEvalError, match=r"all 2 images\. First failure: SystemExit"):
-        made(plan, tmp_path / "run")
-    assert len(read_jsonl(RunFolder(tmp_path / "run").metadata("T--Flat"))) == 2
+    assert all("invalid value encountered in cast" in reason for reason in nan)
 
 
 def test_a_sampler_class_is_instantiated_once_per_cell(plan_of, tmp_path):
@@ -351,14 +344,14 @@ def test_unusable_images_of_a_sampler_are_refused(result, message):
 
 
 def test_a_sampler_gets_the_noise_and_settings_of_every_method(one_lora):
-    tiny = one_lora
-    model = SamplerModel(tiny.resolved(0.7), torch.device("cpu"), torch.float32, SamplerPipeline())
+    resolved = one_lora.resolved(0.7)
+    model = SamplerModel(resolved, torch.device("cpu"), torch.float32, SamplerPipeline())
     # What needs no pipeline loads none.
     assert (model.lora_scales, model.num_inference_steps, model.size) == ((0.7,), STEPS, SIZE)
-    assert (model.loras, model.base) == ((tiny.lora,), str(tiny.pipeline))
+    assert (model.loras, model.base) == ((one_lora.lora,), str(one_lora.pipeline))
     assert model._shared.loaded is None
     seen: list[torch.Tensor] = []
-    pipeline = LoraPipeline.load(tiny.resolved(0.7), torch.device("cpu"), torch.float32)
+    pipeline = one_lora.load(0.7)
     pipeline.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     guider = GUIDERS.find("cfg").build(GUIDERS.find("cfg").parameters(guidance_scale=4.0))
     pipeline.sample(["x"], [9], guider, num_inference_steps=STEPS, size=SIZE)

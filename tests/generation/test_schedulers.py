@@ -1,7 +1,9 @@
 """A benchmark's scheduler and clip_skip: equal to loops by hand and to the standard pipelines."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -48,9 +50,24 @@ def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return TinyModel(folder, file, write_lora(load(SD3, folder), file, {"transformer": UNET}))
 
 
-def loaded(tiny: TinyModel, **keys: object) -> LoraPipeline:
-    model = tiny.resolved(SCALE, **keys)
-    return LoraPipeline.load(model, torch.device("cpu"), torch.float32)
+@pytest.fixture(scope="module")
+def own(sdxl: Path) -> dict[str, Any]:
+    """The configuration of SDXL's own scheduler."""
+    return json.loads((sdxl / "scheduler" / "scheduler_config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def loop_by_hand(tiny: TinyModel) -> Callable[[Scheduler], SDXL]:
+    """A function that returns the loop with a scheduler."""
+    base, tuned = (load(SDXL, tiny.pipeline) for _ in range(2))
+    merged, config = merge(tuned, tiny.changes, SCALE), base.scheduler.config
+
+    def loop(section: Scheduler) -> SDXL:
+        kind = getattr(diffusers, section.class_name)
+        base.scheduler = kind.from_config(config, **section.options)
+        return SDXL(base, merged, STEPS, SIZE, PROMPTS, SEEDS)
+
+    return loop
 
 
 def sample(pipeline: LoraPipeline, guider, prompts=PROMPTS, seeds=SEEDS, output="latents"):
@@ -59,25 +76,20 @@ def sample(pipeline: LoraPipeline, guider, prompts=PROMPTS, seeds=SEEDS, output=
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_each_scheduler_equals_the_loop_by_hand_and_its_nfe_is_planned(name, tiny):
+def test_each_scheduler_equals_the_loop_by_hand_and_its_nfe_is_planned(name, tiny, loop_by_hand):
     """With an interval, which ends after the same step by hand, and alone as in a batch."""
     section = Scheduler.model_validate(SCHEDULERS[name])
-    pipeline = loaded(tiny, scheduler=section)
+    pipeline, model = tiny.load(SCALE, scheduler=section), tiny.resolved(SCALE, scheduler=section)
     autolora = GUIDERS.find("autolora")
     parameters = autolora.parameters(
         autolora_scale=1.5, base_guidance_scale=3.0, guidance_scale=6.0, start=0.2, stop=0.8
     )
-    base, tuned = (load(SDXL, tiny.pipeline) for _ in range(2))
-    kind = getattr(diffusers, section.class_name)
-    base.scheduler = kind.from_config(base.scheduler.config, **section.options)
-    by_hand = SDXL(base, merge(tuned, tiny.changes, SCALE), STEPS, SIZE, PROMPTS, SEEDS)
-    theirs = by_hand.latents(1.5, 3.0, 6.0, 0.2, 0.8)
+    theirs = loop_by_hand(section).latents(1.5, 3.0, 6.0, 0.2, 0.8)
     ours = sample(pipeline, autolora.build(parameters))
     assert (ours - theirs).abs().max() <= TOLERANCE
     alone = sample(pipeline, autolora.build(parameters), PROMPTS[1:], SEEDS[1:])
     assert (ours[1:] - alone).abs().max() <= TOLERANCE
 
-    model = tiny.resolved(SCALE, scheduler=section)
     timesteps = count_timesteps(model.spec, model.pipeline)
     image = sample(pipeline, autolora.build(parameters), PROMPTS[:1], SEEDS[:1], output="images")
     assert image.nfe == autolora.nfe(parameters, STEPS, timesteps)
@@ -85,17 +97,14 @@ def test_each_scheduler_equals_the_loop_by_hand_and_its_nfe_is_planned(name, tin
 
 
 @pytest.mark.parametrize("name", ["Heun", "DPM++ 2M Karras"])
-def test_a_reused_base_equals_the_loop_by_hand_with_second_order(name, tiny):
+def test_a_reused_base_equals_the_loop_by_hand_with_second_order(name, tiny, loop_by_hand):
     """Heun's two timesteps of a step both evaluate the base model, or both reuse."""
     section = Scheduler.model_validate(SCHEDULERS[name])
-    model = tiny.resolved(SCALE, scheduler=section)
-    pipeline, rule = loaded(tiny, scheduler=section), GUIDERS.find("autolora_reuse")
+    pipeline, model = tiny.load(SCALE, scheduler=section), tiny.resolved(SCALE, scheduler=section)
+    rule = GUIDERS.find("autolora_reuse")
     scales = {"autolora_scale": 1.5, "base_guidance_scale": 3.0, "guidance_scale": 6.0}
     parameters = rule.parameters(**scales, start=0.2, stop=0.8, base_every=2)
-    base, tuned = (load(SDXL, tiny.pipeline) for _ in range(2))
-    kind = getattr(diffusers, section.class_name)
-    base.scheduler = kind.from_config(base.scheduler.config, **section.options)
-    by_hand = SDXL(base, merge(tuned, tiny.changes, SCALE), STEPS, SIZE, PROMPTS, SEEDS)
+    by_hand = loop_by_hand(section)
     theirs, every_step = (by_hand.latents(1.5, 3.0, 6.0, 0.2, 0.8, k) for k in (2, 1))
     ours = sample(pipeline, rule.build(parameters))
     assert (ours - theirs).abs().max() <= TOLERANCE
@@ -105,7 +114,7 @@ def test_a_reused_base_equals_the_loop_by_hand_with_second_order(name, tiny):
 
 
 def test_cheaper_autolora_at_its_limits_is_autolora_or_cfg_to_the_bit(tiny):
-    pipeline = loaded(tiny)
+    pipeline = tiny.load(SCALE)
 
     def made(name: str, **given: float) -> torch.Tensor:
         rule = GUIDERS.find(name)
@@ -121,9 +130,8 @@ def test_cheaper_autolora_at_its_limits_is_autolora_or_cfg_to_the_bit(tiny):
 
 def test_a_flow_model_draws_an_images_noise_from_its_own_generator(tiny_sd3):
     """Without `own_noise` FlowMatchLCM would draw from the global generator."""
-    pipeline = loaded(
-        tiny_sd3, scheduler=Scheduler.model_validate({"class": "FlowMatchLCMScheduler"})
-    )
+    section = Scheduler.model_validate({"class": "FlowMatchLCMScheduler"})
+    pipeline = tiny_sd3.load(SCALE, scheduler=section)
     both = sample(pipeline, ClassifierFreeGuidance(3.0))
     swapped = sample(pipeline, ClassifierFreeGuidance(3.0), PROMPTS[::-1], SEEDS[::-1])
     assert (both - swapped.flip(0)).abs().max() <= TOLERANCE
@@ -133,7 +141,7 @@ def test_a_flow_model_draws_an_images_noise_from_its_own_generator(tiny_sd3):
 def test_clip_skip_equals_the_standard_pipelines(model, tiny, tiny_sd3):
     """With the LoRA, and, where it tunes the encoders too, of the base model alone."""
     one, kind = (tiny, SDXL) if model == "SDXL" else (tiny_sd3, SD3)
-    ours = loaded(one, clip_skip=1)
+    ours = one.load(SCALE, clip_skip=1)
     guiders = {"base": AutoLoRAGuidance(0.0, 3.0, 5.0), "LoRA": AutoLoRAGuidance(1.0, 5.0)}
     for name, guider in guiders.items():
         pipe = load(kind, one.pipeline)
@@ -159,10 +167,9 @@ def test_clip_skip_equals_the_standard_pipelines(model, tiny, tiny_sd3):
         assert (found - theirs[None]).abs().max() > 1e-3
 
 
-def test_the_timesteps_of_every_scheduler_are_counted_from_its_source(sdxl):
+def test_the_timesteps_of_every_scheduler_are_counted_from_its_source(sdxl, own):
     """Every class of diffusers that samples SDXL; Heun's kind and PNDM take more than steps."""
     spec = TinyModel(sdxl, Path("lora"), {}).resolved(1.0)
-    own = json.loads((sdxl / "scheduler" / "scheduler_config.json").read_text())
     found = {}
     for kind in diffusers.EulerDiscreteScheduler(beta_schedule="linear").compatibles:
         section = Scheduler.model_validate({"class": kind.__name__})
@@ -199,16 +206,14 @@ def test_the_timesteps_of_every_scheduler_are_counted_from_its_source(sdxl):
         ),
     ],
 )
-def test_a_scheduler_that_cannot_sample_is_refused(section, says, sdxl):
-    own = json.loads((sdxl / "scheduler" / "scheduler_config.json").read_text())
+def test_a_scheduler_that_cannot_sample_is_refused(section, says, own):
     with pytest.raises(AutoLoRAEvalError) as caught:
         make_scheduler(Scheduler.model_validate(section), own, 6)
     assert str(caught.value) == says
 
 
-def test_a_scheduler_whose_noise_depends_on_the_batch_is_refused(sdxl, monkeypatch):
+def test_a_scheduler_whose_noise_depends_on_the_batch_is_refused(own, monkeypatch):
     """As DPMSolverSDEScheduler would be, which needs a package that is not always here."""
-    own = json.loads((sdxl / "scheduler" / "scheduler_config.json").read_text())
     step = diffusers.EulerDiscreteScheduler.step
 
     def noisy(self, model_output, timestep, sample, return_dict=True):

@@ -93,8 +93,7 @@ def test_shares_of_two_makers_are_the_images_of_the_local_engine(plan, tmp_path)
     assert len(rows(here, "failed_images")) == 2
 
 
-def test_a_machine_with_other_files_is_refused(plan, tmp_path, monkeypatch):
-    run = RunFolder(tmp_path / "run")
+def test_a_machine_with_other_files_is_refused(plan, run, monkeypatch):
     other = partial(make_elsewhere, partial(spread, plan, run))
     monkeypatch.setattr("autolora_eval.generation.share.content_hash", lambda *_: "other")
     with pytest.raises(AutoLoRAEvalError, match="has other files of the model 'T'"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hand_written import SD3, SDXL, load, merge
 from safetensors.torch import load_file
-from tiny_models import TinyModel, tiny_plan
+from tiny_models import STEPS, TinyModel, tiny_plan
 
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
@@ -30,22 +30,22 @@ def weight_changes(file: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "pipeline", "lora", "steps"),
-    [(SDXL, "sdxl", "pixel_art_lora", 20), (SD3, "sd3", "sd3_pixel_art_lora", 12)],
+    ("kind", "pipeline", "lora"),
+    [(SDXL, "sdxl", "pixel_art_lora"), (SD3, "sd3", "sd3_pixel_art_lora")],
 )
-def test_latents_equal_the_hand_written_loop(kind, pipeline, lora, steps, tmp_path):
+def test_latents_equal_the_hand_written_loop(kind, pipeline, lora, tmp_path):
     tiny = TinyModel(f"miniature:{pipeline}", f"miniature:{lora}", {})
     plan = tiny_plan(tmp_path, tiny, {"AutoLoRA": {"guider": "autolora"}})
     (model,) = plan.benchmark.models.values()
     assert model.size == (64, 64)
     base, tuned = (load(kind, Path(model.pipeline.path)) for _ in range(2))
     merged = merge(tuned, weight_changes(model.loras[0].source.path), 1.0)
-    by_hand = kind(base, merged, steps, model.size, PROMPTS, SEEDS)
+    by_hand = kind(base, merged, STEPS, model.size, PROMPTS, SEEDS)
     ours = LoraPipeline.load(model, torch.device("cpu"), torch.float32).sample(
         PROMPTS,
         SEEDS,
         AutoLoRAGuidance(1.5, 4.0, 3.0, start=0.2, stop=0.8),
-        num_inference_steps=steps,
+        num_inference_steps=STEPS,
         size=model.size,
         output="latents",
     )

@@ -52,7 +52,7 @@ def test_what_the_libraries_warn_of_is_told_once(one_lora, tmp_path, capsys):
 def test_weights_that_are_missing_are_not_drawn_at_random(one_lora, tmp_path, part, weight):
     tiny = changed(one_lora, tmp_path, part, lost=weight)
     with pytest.raises(AutoLoRAEvalError) as raised, quiet_libraries():
-        LoraPipeline.load(tiny.resolved(1.0), torch.device("cpu"), torch.float32)
+        tiny.load()
     message = str(raised.value)
     assert message.startswith(f"'{tiny.pipeline}': its files lack weights, which would be drawn at")
     assert message.partition("random: ")[2].partition(". Download")[0].endswith(weight)

@@ -223,9 +223,6 @@ def _manifest(cells: pd.DataFrame, prompts: tuple[str, ...], n_seeds: int, score
     return manifest
 
 
-# ---- Judgements as a run writes them
-
-
 def judgement(row: Any, **changed: object) -> Json:
     """Return what the judge replied to an image."""
     return {

@@ -61,9 +61,6 @@ def test_it_claims_nothing_if_nothing_is_significant(tmp_path):
     assert "more diverse" not in text
 
 
-# ---- Findings
-
-
 def test_a_difference_is_claimed_only_if_the_interval_leaves_out_zero(tmp_path):
     text = first_page_text(two_methods().write(tmp_path / "run"))
     for sentence in (
@@ -112,9 +109,6 @@ def test_more_methods_than_fit_the_first_page_are_counted(tmp_path):
     ]
     rows = [row.labels[0] for row in content.first.table.groups[0].rows]
     assert rows == ["M0", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9"]
-
-
-# ---- The table
 
 
 def test_the_best_of_each_model_is_bold_by_the_direction_of_the_score(tmp_path):
@@ -167,9 +161,6 @@ def test_seconds_stand_beside_the_nfe_if_they_were_measured(tmp_path):
     text = first_page_text(folder)
     assert "s/image" in text
     assert "AutoLoRA 2× the NFE and 2.25× the seconds." in text
-
-
-# ---- Caveats
 
 
 def test_miniature_models_and_a_limited_run_are_caveats(tmp_path):
@@ -242,9 +233,6 @@ def test_what_affects_many_cells_is_one_caveat(tmp_path):
     assert "Diversity is undefined for 14 prompts in 7 of 7 cells, which the means leave" in text
     assert "7 images are missing or unreadable (1 of SDXL × M0, 1 of SDXL × M1, " in text
     assert "1 of SDXL × M3, and of 3 more cells)." in text
-
-
-# ---- A sweep of 48 cells
 
 
 def copied(sweep: RunFolder, path: Path) -> RunFolder:

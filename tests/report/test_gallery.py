@@ -255,9 +255,6 @@ def test_images_of_the_grids_link_to_the_gallery_where_it_has_them(tmp_path, mon
     assert of_images == {image_link(file) for file in first["file"]}
 
 
-# ---- Replies of the judge
-
-
 def one_image(path: Path, *rows: Json) -> list[Json]:
     """Return the replies that the gallery shows for the one image of a run with these rows."""
     tables = one_prompt(n_seeds=1)

@@ -206,9 +206,6 @@ def test_a_file_shows_each_image_in_its_place(tmp_path):
             )
 
 
-# ---- Small copies
-
-
 @pytest.mark.parametrize("name", ["../secret.png", "{folder}/secret.png", "link.png"])
 def test_an_image_outside_the_run_folder_is_not_opened(tmp_path, name):
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")

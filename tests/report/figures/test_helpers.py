@@ -19,9 +19,6 @@ from autolora_eval.report.figures.score_distributions import levels, shares
 NAN = np.nan
 
 
-# ---- The Pareto front, against its definition
-
-
 def dominates(a: np.ndarray, b: np.ndarray, higher_is_better: tuple[bool, ...]) -> bool:
     signs = [1 if higher else -1 for higher in higher_is_better]
     differences = [sign * (x - y) for sign, x, y in zip(signs, a, b, strict=True)]
@@ -42,9 +39,6 @@ def test_a_point_without_a_value_is_not_on_the_front_and_hides_no_other():
     assert pareto_front(points, (True, True)).tolist() == [False, True, False, False]
     assert pareto_front(points[:1], (True, True)).tolist() == [False]
     assert pareto_front(np.zeros((0, 2)), (True, True)).tolist() == []
-
-
-# ---- Paired differences, against pandas
 
 
 def test_scores_of_one_prompt_are_paired_seed_by_seed():
@@ -116,9 +110,6 @@ def test_a_curve_of_many_values_keeps_its_ends_and_few_points():
     assert thinned(np.zeros(0), 10)[0].tolist() == []
 
 
-# ---- Shares of images on the levels of a score
-
-
 def test_whole_scores_have_a_level_for_each_value():
     scores = np.array([0.0, 5.0, 5.0, NAN, 2.0, 3.0])
     on = levels(scores, 0.0, 5.0)
@@ -153,9 +144,6 @@ def test_shares_sum_to_one_with_the_unscored_and_equal_counts(whole):
         assert found[cell, 0] == (own < (0.5 if whole else 1.0)).mean()
 
 
-# ---- Limits of an axis
-
-
 def cells(*rows: tuple[float, float, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pc", "pc_low", "pc_high"])
 
@@ -184,9 +172,6 @@ def test_published_values_are_never_cut():
     found = clipped_limits(ours.assign(pc_published=[7.0, 1.0]), "pc")
     assert found is not None
     assert found[1] > 7.0
-
-
-# ---- Labels beside marks
 
 
 @pytest.mark.e2e

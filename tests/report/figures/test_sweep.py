@@ -4,14 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from report.figures.made_up import (
-    INTERVALS,
-    LORA_SCALES,
-    Kind,
-    curves,
-    made_up,
-    with_values,
-)
+from report.figures.made_up import INTERVALS, LORA_SCALES, Kind, curves, made_up, with_values
 
 from autolora_eval.report.figures.sweep import Sweep
 

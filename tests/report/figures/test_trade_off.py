@@ -4,14 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from report.figures.made_up import (
-    LORA_SCALES,
-    SCORES,
-    Kind,
-    curves,
-    made_up,
-    with_values,
-)
+from report.figures.made_up import LORA_SCALES, SCORES, Kind, curves, made_up, with_values
 
 from autolora_eval.report.figures._base import FigureData
 
