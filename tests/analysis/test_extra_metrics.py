@@ -62,7 +62,6 @@ def test_they_are_in_comparisons_tables_and_manifest_and_in_no_product(run_of):
 
 
 def test_they_change_no_other_column(make):
-    """The other columns have the same order and the same text."""
     with_them = scored(*make("with", diversity=EXTRA))
     without = scored(*make("without"))
     for name in ("table.csv", "diversity.csv"):
@@ -175,7 +174,6 @@ def test_explain_does_not_import_code_beside_the_run(make, workplace, monkeypatc
 
 
 def test_the_report_shows_them_and_why_one_is_undefined(make):
-    """In the HTML report with all figures."""
 
     def features(place: Place) -> Any:
         return None if place[0] == "A--CFG" and place[2] == 4 else vector(place)

@@ -192,10 +192,6 @@ def test_one_prompt_compares_seeds(plan, whole):
     compared = pd.read_csv(whole.comparisons)
     assert set(compared["unit"]) == {"prompt"}
     assert compared["metric"].tolist() == ["diversity", "pc", "div_pc"]
-    table = pd.read_parquet(whole.table("parquet")).set_index("cell")
-    for row in compared.to_dict("records"):
-        difference = table.loc[AUTO, row["metric"]] - table.loc[BASE, row["metric"]]
-        assert row["difference"] == pytest.approx(difference, rel=1e-9)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import torch
 import yaml
 from diffusers import ModularPipeline
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
+from safetensors.torch import load_file, save_file
 from tiny_models import SIZE, STEPS, TinyModel, make_lora, tiny_plan
 
 from autolora_eval._devices import choose_device
@@ -202,8 +204,6 @@ def test_a_pipeline_with_a_damaged_component_is_refused(tiny, tmp_path):
 
 
 def test_the_revision_applies_to_every_component(tiny, monkeypatch):
-    from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
-
     asked = []
     load = ComponentSpec.load
 
@@ -273,8 +273,6 @@ def test_autolora_without_a_lora_is_refused(tiny):
 
 
 def test_a_lora_that_fits_only_in_part_is_refused(tiny, sdxl, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(tiny.lora)
     layer = next(key for key in tensors if "attn1" in key).partition("attn1")[0] + "attn1"
     renamed = {

@@ -165,7 +165,6 @@ def test_a_failing_denoiser_call_leaves_no_hook_of_the_guider(pipeline, before, 
 
 
 def test_images_do_not_depend_on_the_order_of_guiders(pipeline):
-    """Momentum, hooks and LoRA switches of one guider do not affect the next one."""
     makers = [
         lambda: AutoLoRAGuidance(1.5, 4.0),
         lambda: ClassifierFreeGuidance(4.0),

@@ -3,7 +3,12 @@
 import pytest
 import torch
 from diffusers import HeunDiscreteScheduler
-from diffusers.guiders import AutoGuidance, ClassifierFreeGuidance
+from diffusers.guiders import (
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    ClassifierFreeZeroStarGuidance,
+    FrequencyDecoupledGuidance,
+)
 from diffusers.hooks import LayerSkipConfig
 
 from autolora_eval.guidance.denoiser_state import restored
@@ -73,8 +78,6 @@ def test_new_silently_accepts_a_misspelt_argument():
 
 
 def test_cfg_zero_star_with_rescaling_is_nan():
-    from diffusers.guiders import ClassifierFreeZeroStarGuidance
-
     guider = ClassifierFreeZeroStarGuidance(guidance_rescale=0.5)
     guider.set_state(0, 10, torch.tensor(1.0))
     a, b = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -83,8 +86,6 @@ def test_cfg_zero_star_with_rescaling_is_nan():
 
 @pytest.mark.parametrize("scales", [[1.0, 5.0], [5.0, 1.0]])
 def test_fdg_fails_if_one_of_two_scales_is_1(scales):
-    from diffusers.guiders import FrequencyDecoupledGuidance
-
     guider = FrequencyDecoupledGuidance(guidance_scales=scales)
     guider.set_state(0, 10, torch.tensor(1.0))
     a, b = torch.randn(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -68,7 +68,6 @@ def test_a_refused_command_leaves_a_finished_run_unchanged(images, mine, tmp_pat
 
 
 def test_a_set_that_does_not_match_leaves_a_run_unchanged(images, tmp_path):
-    """Also if the set is in the methods of a benchmark file."""
     methods = {"Theirs": {"images": str(images)}}
     run(write(tmp_path / "own.yaml", methods=methods), tmp_path / "out")
     before = state(tmp_path / "out")

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -65,8 +66,6 @@ def write(path: Path, **changes: object) -> Path:
 @pytest.fixture(scope="module")
 def plain_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of diffusers' own pipeline, without this package."""
-    from diffusers import StableDiffusionXLPipeline
-
     folder = tmp_path_factory.mktemp("plain")
     pipe = StableDiffusionXLPipeline.from_pretrained(MINIATURES / "sdxl", dtype=torch.float32)
     pipe.load_lora_weights(MINIATURES / "pixel_art_lora")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from hand_written import SDXL, load, merge
+from safetensors.torch import load_file, save_file
 from standard_pipeline import PROMPTS, SEEDS, ours, same, theirs
 from tiny_models import SIZE, STEPS, make_lora
 
@@ -77,8 +78,6 @@ def test_two_loras_equal_merged_weights(sdxl, loras, in_base):
 
 
 def test_a_dora_is_not_added_to_another_lora(sdxl, loras, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     plain = loras["character"][0]
     tensors = load_file(plain)
     magnitudes = {

@@ -15,20 +15,16 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Cell, Plan, make_plan
 from autolora_eval.runs import images
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.sources.lookup import shipped_root
 
 DIM = 64
 DISTINCT_IMAGES = 8
 NAMES_OF_A_FILE = 50_000  # a file of ext4 has 65,000 at most
 
 
-def write_table1_run(
-    path: Path, n_seeds: int, size: int = 16, benchmark: str = "disney_princess"
-) -> RunFolder:
-    """Write the run folder of a benchmark of the Disney Princess LoRA up to its tables.
-
-    Takes the arguments of `write_table1_inputs`.
-    """
-    plan, folder = write_table1_inputs(path, n_seeds, size, benchmark)
+def write_table1_run(path: Path, n_seeds: int, benchmark: str = "disney_princess") -> RunFolder:
+    """Write the run folder of a benchmark of the Disney Princess LoRA up to its tables."""
+    plan, folder = write_table1_inputs(path, n_seeds, benchmark)
     tables(plan, folder)
     return folder
 
@@ -36,17 +32,15 @@ def write_table1_run(
 def write_table1_inputs(
     path: Path,
     n_seeds: int,
-    size: int = 16,
     benchmark: str = "disney_princess",
     n_prompts: int | None = None,
     n_cells: int | None = None,
 ) -> tuple[Plan, RunFolder]:
-    """Write all that its tables are made of.
+    """Write all that its tables are made of, a few distinct images linked many times.
 
     Args:
         path: the run folder.
         n_seeds: images of a cell and prompt; the paper has 512.
-        size: pixels a side. There are only a few distinct images, each linked many times.
         benchmark: name of a shipped benchmark with published values, or with cells near them.
         n_prompts: as many made-up prompts. Default: those of the benchmark.
         n_cells: its first cells only.
@@ -61,7 +55,7 @@ def write_table1_inputs(
     plan = replace(plan, cells=plan.cells[:n_cells])
     write_manifest(plan, folder)
     distinct = max(DISTINCT_IMAGES, plan.n_images // NAMES_OF_A_FILE)
-    files = [_picture(path / "distinct" / f"{n}.png", size, n) for n in range(distinct)]
+    files = [_picture(path / "distinct" / f"{n}.png", n) for n in range(distinct)]
     hashes = {file.stat().st_ino: sha256_file(file) for file in files}
     truth = {cell.id: _published(cell) for cell in plan.cells}
     for cell in plan.cells:
@@ -104,8 +98,6 @@ def _published(cell: Cell) -> tuple[float, float]:
 
 @cache
 def _table1() -> pd.DataFrame:
-    from autolora_eval.sources.lookup import shipped_root
-
     return pd.read_csv(shipped_root() / "benchmarks" / "published" / "paper_table1.csv")
 
 
@@ -123,11 +115,11 @@ def _link(
     write_jsonl(folder.metadata(cell.id), rows)
 
 
-def _picture(file: Path, size: int, n: int) -> Path:
+def _picture(file: Path, n: int) -> Path:
     """Write a picture that PNG shrinks about as well as a photograph."""
     rng = np.random.default_rng(n)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.int16)
+    smooth = np.asarray(coarse.resize((16, 16), Image.Resampling.BICUBIC), dtype=np.int16)
     noisy = smooth + rng.normal(0.0, 6.0, smooth.shape).astype(np.int16)
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file)
