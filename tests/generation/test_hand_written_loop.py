@@ -39,6 +39,7 @@ SDXL_CASES = [
     (2.0, 1.0, 5.0, MIDDLE),
     (1.75, 5.0, 1.0, ALL),
     (1.5, 0.0, 3.0, ALL),
+    *((1.0, 3.0, 0.0, ALL), (0.0, 0.0, 3.0, ALL)),  # the null prompt alone
 ]
 TRANSFORMER = (*UNET, "add_q_proj", "add_k_proj", "add_v_proj")
 ENCODERS = {"text_encoder": ENCODER, "text_encoder_2": ENCODER}

@@ -130,10 +130,10 @@ def test_other_scores_fall_into_equal_parts_the_greatest_into_the_last():
     assert list(long.names) == ["0 to 20", "20 to 40", "40 to 60", "60 to 80", "80 to 100"]
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_shares_sum_to_one_with_the_unscored_and_equal_counts(whole):
+def test_shares_sum_to_one_with_the_unscored_and_equal_counts():
+    """Those of whole scores are drawn in test_score_distributions.py."""
     random = np.random.default_rng(0)
-    scores = random.integers(0, 6, 600).astype(float) if whole else random.uniform(0, 5, 600)
+    scores = random.uniform(0, 5, 600)
     scores[random.random(600) < 0.1] = NAN
     cells = random.integers(0, 4, 600)
     found = shares(scores, cells, 4, levels(scores, 0.0, 5.0))
@@ -141,7 +141,7 @@ def test_shares_sum_to_one_with_the_unscored_and_equal_counts(whole):
     for cell in range(4):
         own = scores[cells == cell]
         assert found[cell, -1] == np.isnan(own).mean()
-        assert found[cell, 0] == (own < (0.5 if whole else 1.0)).mean()
+        assert found[cell, 0] == (own < 1.0).mean()
 
 
 def cells(*rows: tuple[float, float, float]) -> pd.DataFrame:
