@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
-from tiny_models import STEPS, TinyModel, tiny_plan
+from tiny_models import TinyModel, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import read_jsonl
@@ -23,6 +23,7 @@ from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model
 
+FEW = 2  # steps
 CODE = """
 import os
 import torch
@@ -95,7 +96,8 @@ def plan_of(tmp_path: Path, one_lora: TinyModel, module: Path) -> Callable[..., 
     def plan(*bad: str) -> Plan:
         methods = {name: {"guider": f"{module.stem}.{name}"} for name in bad}
         methods["CFG"] = {"guider": "cfg"}
-        return tiny_plan(tmp_path, one_lora, methods, seeds={"count": 3}, baseline="CFG")
+        steps = {"num_inference_steps": FEW}
+        return tiny_plan(tmp_path, one_lora, methods, steps, seeds={"count": 3}, baseline="CFG")
 
     return plan
 
@@ -110,7 +112,8 @@ def clean(one_lora: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> dict
     """The hashes of CFG's images in a run of CFG alone."""
     folder = tmp_path_factory.mktemp("clean")
     run = RunFolder(folder / "run")
-    plan = tiny_plan(folder, one_lora, {"CFG": {"guider": "cfg"}}, seeds={"count": 3})
+    steps, methods = {"num_inference_steps": FEW}, {"CFG": {"guider": "cfg"}}
+    plan = tiny_plan(folder, one_lora, methods, steps, seeds={"count": 3})
     generate(plan, run, Progress())
     return hashes(run, "CFG")
 
@@ -122,7 +125,7 @@ def failure(plan: Plan, run: RunFolder) -> str:
 
 
 BAD_PREDICTIONS = {
-    "Nan": f"the prediction is NaN or infinite at step 1 of {STEPS}",
+    "Nan": f"the prediction is NaN or infinite at step 1 of {FEW}",
     "ReturnsATensor": "forward returned a Tensor: expected GuiderOutput(pred=…)",
     "ReturnsANumber": "forward returned a GuiderOutput: expected GuiderOutput(pred=…)",
     "Cuts": "a prediction of shape [1, 4, 16, 16] for predictions of shape [2, 4, 16, 16]",
