@@ -80,7 +80,13 @@ def test_a_file_that_is_not_read(workplace, content, message):
         load_benchmark("bench.yaml")
 
 
-@pytest.mark.parametrize("name", ["nowhere.yaml", "sdxl", "", "x" * 300])
-def test_no_such_benchmark(workplace, name):
-    with pytest.raises(UsageError, match="is neither a file nor a shipped name"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *((name, "is neither a file nor a shipped name") for name in ("nowhere.yaml", "x" * 300)),
+        *((name, "is a folder without a manifest.json") for name in ("sdxl", "")),
+    ],
+)
+def test_no_such_benchmark(workplace, name, message):
+    with pytest.raises(UsageError, match=message):
         load_benchmark(name)
