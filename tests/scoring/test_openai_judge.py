@@ -94,6 +94,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "refusal": (completion(None, refusal="I cannot."), "refused"),
     "null content": (completion(None), "bad_response"),
     "filtered": (completion(None, "content_filter"), "refused"),
+    "filtered, with empty text": (completion("", "content_filter"), "refused"),
     "thought up to the limit": (completion(None, "length"), "truncated"),
     "endless": (Http(body=b" " * (MAX_ANSWER_BYTES + 1)), "bad_response"),
     "a minute of bytes, each in time": (Drip(b" " * 600, 0.1), "timeout"),

@@ -171,12 +171,12 @@ def _read(answer: object, model: str, latency: float) -> Reply:
     truncated, reason = finish == "length", None
     if not text and isinstance(thought, str) and not truncated:
         text = thought
-    if text is None and truncated:
+    if not text and (message.get("refusal") or finish == "content_filter"):
+        text, reason = None, "refused"
+    elif text is None and truncated:
         reason = "truncated"
     elif text is None:
-        if not (message.get("refusal") or finish == "content_filter"):
-            raise BadAnswerError("content is null, without a refusal")
-        reason = "refused"
+        raise BadAnswerError("content is null, without a refusal")
     # If there is a thought, its tokens are listed too.
     tokens = _tokens(choice.get("logprobs"), math.inf if thought else len(text or ""))
     return Reply(text, reason, truncated, model, latency, tokens=tokens)
