@@ -153,8 +153,8 @@ def main() -> None:
     took = [
         measured(options.calls, options.latency, options.concurrency)["seconds"] for _ in range(2)
     ]
-    case = f"rate at a latency of {options.latency:g} s, {options.concurrency} calls at a time, "
-    rows = [spread(f"{case}of the most possible", [least / s for s in took], "", "≥ 0.95")]
+    case = f"rate at a latency of {options.latency:g} s and concurrency {options.concurrency}"
+    rows = [spread(f"{case}, share of the limit", [least / s for s in took], "", "≥ 0.95")]
     if options.images:
         few, many = (measured(n, 0.0, options.concurrency) for n in (1000, options.images))
         rates = [options.images / many["seconds"]]

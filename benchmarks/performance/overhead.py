@@ -51,7 +51,7 @@ class Clock:
 
 
 def share() -> tuple[float, float]:
-    """Generate anew; return the evaluator's share of the time, and seconds an image."""
+    """Generate anew; return the evaluator's share of the time, and seconds per image."""
     from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
@@ -85,7 +85,7 @@ def main() -> None:
     show(
         [
             spread("evaluator's share of generation", [a for a, _ in found], "", "≤ 0.05"),
-            spread("processor seconds an image", [b for _, b in found], "s"),
+            spread("processor seconds per image", [b for _, b in found], "s"),
         ]
     )
 

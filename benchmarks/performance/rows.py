@@ -3,7 +3,7 @@
     python -m benchmarks.performance.rows [--rows 10000 100000] [--shapes cells cell prompts]
 
 The run has the 48 cells of the paper's Table 1 with one prompt, one of these cells only, or the 48
-with 8 images a prompt. Features have 64 dimensions, and tiny pictures have many names. Each stage
+with 8 images per prompt. Features have 64 dimensions, and tiny pictures have many names. Each stage
 runs in a process of its own. The exponent of a row is
 log(t₂/t₁) / log(n₂/n₁), from the size before it to its own. Prints figures and fails no test. Aims:
 exponents up to 1.05, and for a million images 60 s for the report and 1.5 GB for either stage.
@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 CELLS, SEEDS = 48, 8
 # What is counted up, in the names of the rows.
-SHAPES = {"cells": "rows", "cell": "rows of one cell", "prompts": f"rows, {SEEDS} a prompt"}
+SHAPES = {"cells": "rows", "cell": "rows of one cell", "prompts": f"rows, {SEEDS} per prompt"}
 STAGES = ("tables", "report")
 
 

@@ -207,7 +207,7 @@ def _launch_command(machine: Machine) -> BackendStatus:
 def _gpu_for(need: str, machine: Machine) -> tuple[Requirement, ...]:
     """Return an unmet requirement if there is no GPU."""
     fact = f"{_NO_GPU}, which {need}"
-    return () if machine.gpus else (Requirement(False, fact, "use a machine with one"),)
+    return () if machine.gpus else (Requirement(False, fact, "use a machine with an NVIDIA GPU"),)
 
 
 def _paper_judge(machine: Machine) -> BackendStatus:
@@ -249,7 +249,7 @@ def _memory(
         shared: True with vLLM, which has a cache, and can share a model between several GPUs.
     """
     if accelerator == "cuda" and not machine.gpus:
-        yield Requirement(False, _NO_GPU, "use a machine with one, or a server elsewhere")
+        yield Requirement(False, _NO_GPU, "use a machine with an NVIDIA GPU, or a server elsewhere")
         return
     parameters = _parameters(source)
     if parameters is None:
