@@ -27,11 +27,10 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.modular_pipelines import PipelineState
 from PIL import Image
 
+from autolora_eval.plugins.third_party import third_party_frame
 from autolora_eval.runs.images import single_colour
 
 REASON_LENGTH = 200  # of a failure
-_PACKAGE = Path(__file__).parents[1]
-_LIBRARIES = frozenset(("diffusers", "numpy", "peft", "PIL", "torch", "transformers"))
 _BLOCK = "text_encoder"
 # The outputs of a pipeline's text-encoder block, by name.
 Embeddings = dict[str, Any]
@@ -259,14 +258,7 @@ def failure_reason(error: BaseException) -> str:
     """Return one line on an error of third-party code: type, message, and the line of that code."""
     if isinstance(error, UnusableImageError):
         return f"the sampler {error}"[:REASON_LENGTH]
-    frames = traceback.extract_tb(error.__traceback__)
-    third_party = [frame for frame in frames if _is_third_party(Path(frame.filename))]
-    frame = (third_party or frames)[-1]
+    frame = third_party_frame(error) or traceback.extract_tb(error.__traceback__)[-1]
     message = " ".join(str(error).split())
     location = f" ({Path(frame.filename).name}, line {frame.lineno})"
     return f"{type(error).__name__}: {message}"[: REASON_LENGTH - len(location)] + location
-
-
-def _is_third_party(file: Path) -> bool:
-    """Return True for files outside of this package and of the libraries that it calls."""
-    return _PACKAGE not in file.parents and not _LIBRARIES.intersection(file.parts)

@@ -6,12 +6,10 @@ This module imports no torch, so that the public names can be imported quickly.
 from __future__ import annotations
 
 import importlib
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +21,7 @@ from autolora_eval._errors import (
     validation_message,
 )
 from autolora_eval.guidance.method import ModelName
+from autolora_eval.plugins.third_party import third_party_frame
 
 if TYPE_CHECKING:
     from diffusers.guiders import BaseGuidance
@@ -163,18 +162,8 @@ def _run(check: Check, guider: GuiderUnderTest) -> CheckResult:
 
 def _location(error: BaseException | None) -> str:
     """Return the last line of third-party code in a traceback, as " (file:line)", or ""."""
-    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
-    own = [frame for frame in frames if _is_third_party(Path(frame.filename))]
-    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-
-
-def _is_third_party(file: Path) -> bool:
-    in_python = file.is_relative_to(Path(traceback.__file__).parent)
-    if in_python and "site-packages" not in file.parts:
-        return False
-    specs = [find_spec(library) for library in ("autolora_eval", "diffusers", "torch")]
-    folders = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin]
-    return not any(map(file.is_relative_to, folders))
+    frame = third_party_frame(error) if error is not None else None
+    return f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
 
 
 # --------------------

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -24,6 +25,7 @@ from autolora_eval._files import sha256_bytes, sha256_file, sha256_folder
 # The manifest records the versions of these, and a released version never changes.
 _LIBRARIES = ("autolora_eval", "diffusers", "huggingface_hub", "numpy", "peft", "PIL", "pydantic")
 _RELEASED = frozenset((*_LIBRARIES, "torch", "transformers", *sys.stdlib_module_names))
+_OWN_FOLDERS = (Path(traceback.__file__).parent, Path(__file__).resolve().parents[1])
 _PAPER = re.compile(
     r"(?:arxiv\.org/\w+/|huggingface\.co/papers/|arxiv[: ]\s*)(\d{4}\.\d{4,5})", re.I
 )
@@ -139,6 +141,21 @@ def error_message(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it ends the program (SystemExit: {error.code})"
     return " ".join(str(error).split())
+
+
+def third_party_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the last line of third-party code in an error's traceback; None without one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((one for one in reversed(frames) if not _is_of_a_library(one.filename)), None)
+
+
+def _is_of_a_library(filename: str) -> bool:
+    """Return True for files of Python, this package and the libraries that it calls."""
+    file = Path(filename)
+    for folder, package in pairwise(file.parts):
+        if folder in ("site-packages", "dist-packages"):
+            return package in _RELEASED
+    return filename.startswith("<frozen ") or any(map(file.is_relative_to, _OWN_FOLDERS))
 
 
 def _public_names(owner: object) -> list[str]:

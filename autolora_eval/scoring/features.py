@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -152,7 +152,7 @@ def extract_features(
     if preprocessing is None and before is not None and before.key == key:
         preprocessing = before.preprocessing
     if preprocessing is None and writer.dim is not None:
-        preprocessing = maker.preprocessing()  # made beside generation, or by a killed run
+        preprocessing = maker.preprocessing  # made beside generation, or by a killed run
     return FeaturesRecord(
         model=settings.model if settings.extractor.kind.needs_model else writer.name,
         key=key,
@@ -336,7 +336,7 @@ class FeatureMaker:
         vectors = self._vectors([picture for _, picture in opened])
         pairs = zip(opened, vectors, strict=True)
         rows = {(image.id, str(image.sha256)): vector for (image, _), vector in pairs}
-        return Extracted(rows, failed, self.preprocessing())
+        return Extracted(rows, failed, self.preprocessing)
 
     def _vectors(self, pictures: list[Image.Image]) -> Matrix:
         extractor = self._extractor()
@@ -352,8 +352,9 @@ class FeatureMaker:
                 "command again."
             ) from None
 
+    @cached_property
     def preprocessing(self) -> Json:
-        """Return the extractor's preprocessing of an image."""
+        """The extractor's preprocessing of an image."""
         return self._extractor().preprocessing()
 
 

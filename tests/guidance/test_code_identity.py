@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from packages import CLASS, refusal
 
 from autolora_eval.guidance.method_registry import resolve_method
+from autolora_eval.plugins.third_party import load_dotted, third_party_frame
 
 pytestmark = pytest.mark.e2e
 
@@ -102,3 +104,13 @@ def test_a_partial_is_identified_by_its_function_and_arguments(site: Path) -> No
     assert once.code["sha256"] == twice.code["sha256"]
     assert once.code["arguments"] == "[[1]]"
     assert twice.code["arguments"] == '[[2, "power", 2.0]]'
+
+
+def test_an_error_is_located_in_third_party_code_and_not_in_what_that_calls(site: Path) -> None:
+    text = "import statistics\n\ndef mean():\n    return statistics.mean([])\n"
+    (site / "mean_mod.py").write_text(text)
+    with pytest.raises(statistics.StatisticsError) as caught:
+        load_dotted("mean_mod.mean")()
+    frame = third_party_frame(caught.value)
+    assert frame is not None
+    assert (Path(frame.filename).name, frame.lineno) == ("mean_mod.py", 4)
