@@ -212,8 +212,8 @@ def _record(record: Record | None, *left_out: str) -> list[KeyValue]:
 def _flat(mapping: Row, prefix: str = "") -> list[KeyValue]:
     """Return a mapping, and the mappings within it, as lines.
 
-    A null means that the key does not apply, such as the revision of a folder: it is left out. An
-    empty mapping is shown as not recorded.
+    A null means that the key does not apply, such as the revision of a folder: it is left out, and
+    so is `used`, unless a model was not used. An empty mapping is shown as not recorded.
     """
     facts: list[KeyValue] = []
     for key, value in mapping.items():
@@ -226,7 +226,7 @@ def _flat(mapping: Row, prefix: str = "") -> list[KeyValue]:
             facts += _flat(value, f"{name} ")
         elif key == "size" and isinstance(value, list):
             facts.append(KeyValue(name, _text(" × ".join(map(str, value)))))
-        elif value is not None:
+        elif value is not None and (key, value) != ("used", True):
             facts.append(KeyValue(name, _text(value)))
     return facts or ([] if prefix else [KeyValue("all of it", NOT_RECORDED)])
 
@@ -235,6 +235,8 @@ def _text(value: object) -> str:
     """Return a value of the manifest as text; a missing value as not recorded."""
     if value is None or value == "":
         return NOT_RECORDED
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return truncate(", ".join(map(str, value)), VALUE_LENGTH)
     return truncate(value, VALUE_LENGTH)
