@@ -97,14 +97,14 @@ def _a_cache_of_its_own(
 
 @pytest.fixture(autouse=True)
 def _no_modules_of_other_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Restore `sys.path`, and forget modules that the test wrote: others may have their names."""
+    """Restore `sys.path`, and forget modules of tests: others may have their names."""
     path = list(sys.path)
     yield
     sys.path[:] = path
-    base = str(tmp_path_factory.getbasetemp())
+    folders = str(tmp_path_factory.getbasetemp()), str(ROOT / "tests" / "example_plugin")
     for name, module in list(sys.modules.items()):
         # Not `getattr`, which lazy modules answer by importing others.
-        if str(getattr(module, "__dict__", {}).get("__file__")).startswith(base):
+        if str(getattr(module, "__dict__", {}).get("__file__")).startswith(folders):
             del sys.modules[name]
 
 

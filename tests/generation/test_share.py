@@ -1,5 +1,6 @@
 """Images made in shares, by makers that load the model anew, are those of the local engine."""
 
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -48,14 +49,16 @@ METHODS = {
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory, sdxl: Path) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory, sdxl: Path) -> Iterator[Plan]:
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "shared_methods.py").write_text(CODE)
     file = folder / "style.safetensors"
     tiny = TinyModel(sdxl, file, make_lora(sdxl, file, kohya=True, text_encoders=True))
     prompts, seeds = ["a red cat", "two dogs"], {"start": 0, "count": 3}
     few = {"num_inference_steps": 2}
-    return tiny_plan(folder, tiny, METHODS, few, prompts=prompts, seeds=seeds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))  # the fixture may be set up again
+        yield tiny_plan(folder, tiny, METHODS, few, prompts=prompts, seeds=seeds)
 
 
 def rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
