@@ -36,6 +36,7 @@ def main() -> int:
     """Run on both engines, and compare."""
     from ray.cluster_utils import Cluster
 
+    os.environ["OMP_NUM_THREADS"] = "1"  # as Ray has it: other sums differ in their last bits
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     lost = cluster.add_node(**node)
