@@ -113,19 +113,10 @@ def _joint_manifest(
         for name, method in source.manifest.methods.items()
         if (source.label, name) in names
     }
-    chosen = baseline or names[sources[0].label, first.benchmark.baseline]
-    if chosen not in methods:
-        raise UsageError(f"no method '{chosen}' in these runs.{did_you_mean(chosen, methods)}")
-    labels = [source.label for source in sources]
     judge = _joint_judge(sources)
     manifest = RunManifest(
         autolora_eval_version=__version__,
-        benchmark=BenchmarkRecord(
-            file=f"a comparison of {', '.join(labels)}",
-            name=run_name("-and-".join(labels)),
-            description=f"Cells of {len(labels)} runs: {', '.join(labels)}.",
-            baseline=chosen,
-        ),
+        benchmark=_joint_benchmark(sources, names, baseline),
         limit_prompts=max(s.manifest.limit_prompts or 0 for s in sources) or None,
         limit_seeds=max(s.manifest.limit_seeds or 0 for s in sources) or None,
         prompts=prompts,
@@ -151,6 +142,27 @@ def _joint_manifest(
         compared={source.label: _compared(source) for source in sources},
     )
     return manifest, once
+
+
+def _joint_benchmark(
+    sources: Sequence[SourceRun], names: Names, baseline: str | None
+) -> BenchmarkRecord:
+    """Return the description of a comparison.
+
+    Raises:
+        UsageError: if none of the runs has the baseline.
+    """
+    chosen = baseline or names[sources[0].label, sources[0].manifest.benchmark.baseline]
+    if chosen not in names.values():
+        near = did_you_mean(chosen, names.values())
+        raise UsageError(f"no method '{chosen}' in these runs.{near}")
+    labels = [source.label for source in sources]
+    return BenchmarkRecord(
+        file=f"a comparison of {', '.join(labels)}",
+        name=run_name("-and-".join(labels)),
+        description=f"Cells of {len(labels)} runs: {', '.join(labels)}.",
+        baseline=chosen,
+    )
 
 
 def _method_names(
