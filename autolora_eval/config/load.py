@@ -285,7 +285,7 @@ class _Resolver:
             name = getattr(self.spec, key)
             if name is not None and name not in self.spec.methods:
                 near = did_you_mean(name, self.spec.methods)
-                self._note((key,), f"there is no method '{name}'.{near}")
+                self._note((key,), f"unknown method '{name}'.{near}")
 
 
 # --------------------

@@ -47,7 +47,7 @@ class ImageRecord:
         """Return the encoded image. Of a file larger than `MAX_BYTES`, return its beginning.
 
         Raises:
-            OSError: if there is no such file.
+            OSError: if the file does not exist.
         """
         if not isinstance(self.source, Path):
             return self.source()
@@ -60,7 +60,7 @@ class ImageRecord:
         """Return the SHA-256 of what `read` returns.
 
         Raises:
-            OSError: if there is no such file.
+            OSError: if the file does not exist.
         """
         return sha256_bytes(self.read())
 

@@ -119,7 +119,7 @@ class Files:
     """The files of the run folder, on the machine that has it: an actor of Ray."""
 
     def read(self, file: Path) -> bytes | None:
-        """Return the bytes of a file; None if there is no such file."""
+        """Return the bytes of a file; None if it does not exist."""
         return file.read_bytes() if file.is_file() else None
 
 

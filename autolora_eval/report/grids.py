@@ -102,7 +102,7 @@ IMAGES_READ = 256
 
 @dataclass(frozen=True)
 class GridImage:
-    """One image of a grid. An empty name means that there is no image.
+    """One image of a grid. An empty name stands for a missing image.
 
     Attributes:
         name: Name of its thumbnail.

@@ -72,7 +72,7 @@ def read_features(path: Path) -> CellFeatures:
 
     Raises:
         AutoLoRAEvalError: if the file is damaged, or was changed after it was written.
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
     """
     try:
         with safe_open(path, framework="np") as file:

@@ -154,7 +154,7 @@ class Lookup:
 
 
 def _file_of_package(name: str) -> Path | None:
-    """Return the file that `package:path/within` names; None if there is no such file."""
+    """Return the file that `package:path/within` names; None if it does not exist."""
     package, _, relative = name.partition(":")
     if not relative or not all(part.isidentifier() for part in package.split(".")):
         return None

@@ -114,7 +114,7 @@ def test_in_a_sweep_the_reference_has_the_same_parameters(make):
     ("changes", "message"),
     [
         ({"diversity_reference": None}, "Name the method that makes it: add 'diversity_ref"),
-        ({"diversity_reference": "CGF"}, "there is no method 'CGF'. Did you mean 'CFG'?"),
+        ({"diversity_reference": "CGF"}, "unknown method 'CGF'. Did you mean 'CFG'?"),
     ],
 )
 def test_an_unknown_reference_is_a_usage_error(make, problem, benchmark_data, changes, message):

@@ -124,7 +124,7 @@ TURNED = {"guider": "autolora", "start": 0.6, "stop": 0.2}
         ("seeds.zzz", 1, ": unknown key. Known: start, count."),
         ("methods.AutoLoRA.guider", "autolroa", "guider 'autolroa'. Did you mean 'autolora'?"),
         ("methods.AutoLoRA", TURNED, ": stop (0.2) must not be less than start (0.6)."),
-        ("baseline", "AutoLora", ": there is no method 'AutoLora'. Did you mean 'AutoLoRA'?"),
+        ("baseline", "AutoLora", ": unknown method 'AutoLora'. Did you mean 'AutoLoRA'?"),
     ],
 )
 def test_what_is_wrong_ends_with_what_was_expected(problem, benchmark_data, keys, value, end):

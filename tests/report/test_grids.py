@@ -110,7 +110,7 @@ def test_a_parameter_of_one_method_goes_across_and_seeds_down(tmp_path):
 @pytest.mark.parametrize(
     ("by_order", "sentence"),
     [
-        (False, "Seeds of imported images are as stated by their source."),
+        (False, "Seeds of imported images come from their source."),
         (True, "Imported images without seeds do not share noise with the others."),
     ],
 )

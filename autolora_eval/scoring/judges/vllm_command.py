@@ -155,7 +155,7 @@ def vllm_build(python: str | Path, seconds: float = 30.0) -> tuple[str, str] | N
         seconds: timeout.
 
     Returns:
-        None if there is no vLLM, or no such Python.
+        None if vLLM or that Python is not installed.
     """
     program = shutil.which(Path(python).expanduser())
     if program is None:

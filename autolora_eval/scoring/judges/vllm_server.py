@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 5.0
 SAY_EVERY_SECONDS = 60.0
-# What `listed_models` raises if there is no answer, or none in the OpenAI protocol.
+# What `listed_models` raises if a server does not answer, or not in the OpenAI protocol.
 NO_LISTING = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
 TAIL_LINES = 20
 _READ_BYTES = 1_000_000
