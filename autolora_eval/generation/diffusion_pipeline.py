@@ -1,8 +1,9 @@
 """A text-to-image pipeline with its LoRAs, sampled with any guider.
 
-Only this module and `pipeline_loading` call Modular Diffusers, whose guider interface is
-experimental. Its known defects are worked around there and named in comments, with the file of
-diffusers 0.42 in https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
+In a run, only this module, `pipeline_loading` and `sampling_loop` call Modular Diffusers, whose
+guider interface is experimental. Its known defects are worked around there and named in comments,
+with the file of diffusers 0.42 in
+https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
 """
 
 from __future__ import annotations
