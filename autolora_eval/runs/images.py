@@ -131,8 +131,8 @@ class Picture:
         return {"format": self.format, **size, "bytes": len(self.data)}
 
 
-def read_picture(path: Path, max_bytes: int) -> Picture:
-    """Return an image file that can be opened.
+def read_picture(path: Path, max_bytes: int = MAX_BYTES) -> tuple[Picture, Image.Image]:
+    """Return an image file that can be opened, and its image as RGB.
 
     Raises:
         ImageError: if it is missing or corrupt, or larger than 100 megapixels or `max_bytes`.
@@ -143,7 +143,7 @@ def read_picture(path: Path, max_bytes: int) -> Picture:
     data = path.read_bytes()
     if len(data) > max_bytes:
         raise ImageError(f"too_large ({len(data)} bytes)")
-    return Picture(data, kind, image.width, image.height)
+    return Picture(data, kind, image.width, image.height), image
 
 
 def open_image(path: Path) -> Image.Image:

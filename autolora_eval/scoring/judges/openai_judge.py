@@ -214,7 +214,7 @@ class OpenAIJudge:
     async def _reply(self, request: Request) -> Reply:
         """Return the reply to one request, after as many calls as it takes."""
         try:
-            picture = await asyncio.to_thread(read_picture, request.image, MAX_IMAGE_BYTES)
+            picture = (await asyncio.to_thread(read_picture, request.image, MAX_IMAGE_BYTES))[0]
         except ImageError as error:
             return Reply(None, str(error), False, self.spec.model, 0.0, attempts=0)
         body = protocol.chat(self.spec, request.question, picture, request.repeat, self._mode)

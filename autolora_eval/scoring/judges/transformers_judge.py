@@ -16,7 +16,7 @@ from PIL import Image
 from autolora_eval._devices import choose_dtype, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
-from autolora_eval.runs.images import ImageError, Picture, open_image, opened, reduced
+from autolora_eval.runs.images import ImageError, Picture, read_picture, reduced
 from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.logits_processors import (
@@ -321,10 +321,7 @@ def conversation(question: Question, image: Image.Image) -> list[Json]:
 def _open(request: Request) -> _Prompt | str:
     """Return a request with its image, or the reason why the image cannot be opened."""
     try:
-        image = open_image(request.image)
+        file, image = read_picture(request.image)
     except ImageError as error:
         return str(error)
-    with opened(request.image) as header:
-        kind = header.format or "PNG"
-    file = Picture(request.image.read_bytes(), kind, image.width, image.height)
     return _Prompt(request, reduced(image), file)
