@@ -107,11 +107,6 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     write_text(path, "".join(lines))
 
 
-def read_jsonl(path: Path) -> list[Json]:
-    """Return the JSON objects of a file, one per line; empty if there is no file."""
-    return list(iterate_jsonl(path))
-
-
 def iterate_jsonl(path: Path) -> Iterator[Json]:
     """Yield the JSON objects of a file, one per line; none if there is no file.
 

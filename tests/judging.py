@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from json_lines import read_jsonl
 from judge_server import Call
 from scored_run import judge_plan
 
-from autolora_eval._files import Json, read_jsonl
+from autolora_eval._files import Json
 from autolora_eval.config.plan import Plan
 from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder

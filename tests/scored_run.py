@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from json_lines import read_jsonl
 from PIL import Image
 
-from autolora_eval._files import read_jsonl, sha256_bytes, write_jsonl
+from autolora_eval._files import sha256_bytes, write_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.analysis.tables import write_tables
 from autolora_eval.config.plan import Plan

@@ -11,9 +11,9 @@ import pytest
 from autolora_eval._files import (
     atomic_write,
     content_hash,
+    iterate_jsonl,
     path_inside,
     prompt_folder,
-    read_jsonl,
     sha256_file,
     sha256_folder,
     slug,
@@ -81,12 +81,12 @@ ROWS = [{"raw": "line\nbreak\r\u2028 \u0085 'γ'"}, {"score": 4.5, "reason": Non
 
 def test_a_file_cut_at_any_byte_gives_its_complete_rows(tmp_path: Path) -> None:
     path, torn = tmp_path / "a.jsonl", tmp_path / "torn.jsonl"
-    assert read_jsonl(path) == []
+    assert list(iterate_jsonl(path)) == []
     write_jsonl(path, ROWS)
     content = path.read_bytes()
     for size in range(len(content) + 1):
         torn.write_bytes(content[:size])
-        assert read_jsonl(torn) == ROWS[: content[:size].count(b"\n")], size
+        assert list(iterate_jsonl(torn)) == ROWS[: content[:size].count(b"\n")], size
 
 
 def test_a_content_hash_depends_on_values_and_not_on_key_order() -> None:

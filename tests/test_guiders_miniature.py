@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import yaml
+from json_lines import read_jsonl
 from pypdf import PdfReader
 
 import autolora_eval
-from autolora_eval._files import read_jsonl
 from autolora_eval.analysis.explain import explain
 from autolora_eval.sources.lookup import shipped_benchmarks
 

@@ -6,9 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from json_lines import read_jsonl
 from torture import LIMIT, Torture, reach, stage
 
-from autolora_eval._files import Json, read_jsonl
+from autolora_eval._files import Json
 
 pytestmark = pytest.mark.e2e
 

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 import yaml
+from json_lines import read_jsonl
 from PIL import Image
 from pypdf import PdfReader
 from tiny_models import make_lora, make_sdxl
@@ -20,7 +21,7 @@ from tiny_models import make_lora, make_sdxl
 import autolora_eval
 from autolora_eval import _display as display
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._files import read_jsonl, sha256_bytes, sha256_file, write_jsonl
+from autolora_eval._files import sha256_bytes, sha256_file, write_jsonl
 from autolora_eval.config.plan import REPORT_BYTES
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.pipeline.run_pipeline import RunPipeline

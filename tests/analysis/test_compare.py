@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scored_run
+from json_lines import read_jsonl
 from scored_run import (
     KEY,
     Place,
@@ -20,7 +21,7 @@ from scored_run import (
 from typer.testing import CliRunner
 
 from autolora_eval._errors import UsageError
-from autolora_eval._files import read_jsonl, write_json
+from autolora_eval._files import write_json
 from autolora_eval.analysis.explain import explain
 from autolora_eval.cli import app
 from autolora_eval.pipeline.run_pipeline import compare

@@ -7,12 +7,13 @@ import shlex
 import numpy as np
 import pandas as pd
 import pytest
+from json_lines import read_jsonl
 from rich.console import Console
 from scored_run import Place, accept_tables, scored, vector
 from typer.testing import CliRunner
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._files import read_jsonl, sha256_file, write_jsonl
+from autolora_eval._files import sha256_file, write_jsonl
 from autolora_eval.analysis.explain import Explanation, explain, print_explanation
 from autolora_eval.cli import app
 from autolora_eval.runs.folder import RunFolder, open_run

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_lines import read_jsonl
 from scored_run import SETTINGS, picture
 
-from autolora_eval._files import read_jsonl, sha256_file
+from autolora_eval._files import sha256_file
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.dataset import ImageDataset, background_writer
 from autolora_eval.runs.folder import RunFolder

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from json_lines import read_jsonl
 from tiny_models import TinyModel, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline

@@ -10,12 +10,13 @@ import torch
 import yaml
 from diffusers import ModularPipeline
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
+from json_lines import read_jsonl
 from safetensors.torch import load_file, save_file
 from tiny_models import SIZE, TinyModel, make_lora, tiny_plan
 
 from autolora_eval._devices import choose_device
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import read_jsonl, sha256_file
+from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline

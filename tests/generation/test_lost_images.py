@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 import torch
+from json_lines import read_jsonl
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.generation.stage import generate
 from autolora_eval.sources.lookup import miniature_folder

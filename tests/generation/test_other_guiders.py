@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from json_lines import read_jsonl
 from tiny_models import STEPS, TinyModel, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.stage import generate

@@ -2,10 +2,10 @@
 
 import pytest
 from hand_written import QwenImage, ZImage, load
+from json_lines import read_jsonl
 from tiny_flow_models import make_qwen_image, make_z_image
 from tiny_models import SIZE, UNET, TinyModel, tiny_plan, write_lora
 
-from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.generation.preflight import missing
 from autolora_eval.generation.stage import generate

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from json_lines import read_jsonl
 from scored_run import picture
 
 from autolora_eval import _devices
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import SPARE_BYTES, content_hash, read_jsonl, write_jsonl
+from autolora_eval._files import SPARE_BYTES, content_hash, write_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan

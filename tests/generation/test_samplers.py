@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from command import run_command
+from json_lines import read_jsonl
 from PIL import Image
 from report.readers import content_of, text_of
 from tiny_models import SIZE, STEPS, TinyModel, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from json_lines import read_jsonl
 from tiny_models import TinyModel, make_lora, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import read_jsonl
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.share import Made, Share, make_elsewhere

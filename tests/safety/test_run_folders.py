@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from command import run_command
+from json_lines import read_jsonl
 from scored_run import SETTINGS, picture, write_images
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import read_jsonl, write_jsonl
+from autolora_eval._files import write_jsonl
 from autolora_eval.analysis.compare_runs import join_runs
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.dataset import ImageDataset

@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from command import run_command
+from json_lines import read_jsonl
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from scored_run import tables
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import read_jsonl, write_jsonl
+from autolora_eval._files import write_jsonl
 from autolora_eval.analysis.compare_runs import join_runs
 from autolora_eval.config.plan import Plan
 from autolora_eval.runs.feature_file import read_features

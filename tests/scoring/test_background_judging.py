@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from json_lines import read_jsonl
 from judge_server import MODEL, Answer, Call, Http, JudgeServer, judge_server
 from judging import by_content
 
 import autolora_eval
-from autolora_eval._files import read_jsonl
 from autolora_eval.config.load import find_benchmark
 from autolora_eval.runs.folder import Run
 from autolora_eval.scoring import background

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_lines import read_jsonl
 from judge_server import Call, Drop, Hang, Http, JudgeServer, completion, judge_server
 from judging import SECRET, judge, rows
 from scored_run import manifest_of, write_images
 
-from autolora_eval._files import Json, read_jsonl
+from autolora_eval._files import Json
 from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan

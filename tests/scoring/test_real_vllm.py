@@ -23,9 +23,10 @@ import pytest
 import yaml
 from command import run_command
 from creatures import creatures
+from json_lines import read_jsonl
 from rubrics import shipped
 
-from autolora_eval._files import Json, read_jsonl
+from autolora_eval._files import Json
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import find_benchmark, load_benchmark
 from autolora_eval.config.plan import Plan, make_plan

@@ -9,12 +9,13 @@ import json
 from math import nan
 
 import pytest
+from json_lines import read_jsonl
 from judge_server import VERDICT, Call, Drop, Http, JudgeServer, completion
 from judging import SECRET, N, by_content, judge, outcome, rows
 from scored_run import manifest_of, replace_image, write_manifest
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import read_jsonl, sha256_file
+from autolora_eval._files import sha256_file
 from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.scoring.judging import completed_judging

@@ -1,0 +1,12 @@
+"""Reads JSON Lines files whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autolora_eval._files import Json, iterate_jsonl
+
+
+def read_jsonl(path: Path) -> list[Json]:
+    """Return the JSON objects of a file, one per line; empty if there is no file."""
+    return list(iterate_jsonl(path))
