@@ -28,8 +28,7 @@ from autolora_eval.config.plan import describe_sampling
 from autolora_eval.config.prompt_cuts import describe_cuts
 from autolora_eval.config.schema import GuidanceBatching, Offload
 from autolora_eval.runs.manifest import PromptCuts
-from autolora_eval.sources.hub import cached, in_cache
-from autolora_eval.sources.model_source import Source
+from autolora_eval.sources.model_source import Source, cached, in_cache
 
 
 def model_facts(

@@ -20,8 +20,7 @@ from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.scoring.diversity_metric import DiversityMetric
 from autolora_eval.scoring.extractor import ResolvedExtractor
 from autolora_eval.scoring.rubric import Rubric
-from autolora_eval.sources.hub import cached
-from autolora_eval.sources.model_source import Source
+from autolora_eval.sources.model_source import Source, cached
 
 MethodKind = Literal["guider", "sampler", "images"]
 METHOD_KINDS: tuple[MethodKind, ...] = ("guider", "sampler", "images")

@@ -28,10 +28,16 @@ from autolora_eval.config.inputs import (
 from autolora_eval.config.lora_file import check_sum, read_header, read_lora_file
 from autolora_eval.config.schema import Lora, Model, Scheduler
 from autolora_eval.plugins.signatures import CoercionError, coerce
-from autolora_eval.sources.hub import cached, in_cache
 from autolora_eval.sources.identity import weight_variant
 from autolora_eval.sources.lookup import Lookup, expanded
-from autolora_eval.sources.model_source import PICKLE_ADVICE, Source, find_lora, find_model
+from autolora_eval.sources.model_source import (
+    PICKLE_ADVICE,
+    Source,
+    cached,
+    find_lora,
+    find_model,
+    in_cache,
+)
 
 LEFT_OUT = "text_encoder_3"
 VAE = "config.json"

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from autolora_eval._text import join_names
 from autolora_eval.config.inputs import INDEX, known_class, pipeline_class
 from autolora_eval.runs.manifest import PromptCut, PromptCuts
-from autolora_eval.sources.hub import cached
-from autolora_eval.sources.model_source import Source
+from autolora_eval.sources.model_source import Source, cached
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

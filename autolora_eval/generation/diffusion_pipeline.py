@@ -42,7 +42,7 @@ from autolora_eval.guidance.denoiser_state import (
     restored,
     set_lora_scale,
 )
-from autolora_eval.sources.hub import local_lora
+from autolora_eval.sources.model_source import local_lora
 
 ADAPTER = "autolora_eval"
 # The prompt of the latents that tell whether a model has changed.

@@ -19,7 +19,7 @@ from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest, library_versions, rows_of_images
 from autolora_eval.scoring.features import known_features
 from autolora_eval.scoring.judgement_store import JudgementFile, JudgementKey
-from autolora_eval.sources.hub import hub_cache_only
+from autolora_eval.sources.model_source import hub_cache_only
 
 CHANGES_NAMED = 4
 NOT_MADE = "not made yet"

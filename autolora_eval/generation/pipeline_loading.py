@@ -32,8 +32,7 @@ from autolora_eval.config.inputs import (
 )
 from autolora_eval.config.schema import Model, Offload, Scheduler
 from autolora_eval.generation.sampling_loop import own_noise
-from autolora_eval.sources.hub import cached
-from autolora_eval.sources.model_source import Source
+from autolora_eval.sources.model_source import Source, cached
 
 # A row of the report that transformers logs.
 _MISSING = re.compile(r"^(\S+)\s*\|\s*(?:\x1b\[[0-9;]*m)*MISSING", re.MULTILINE)

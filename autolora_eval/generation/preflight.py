@@ -22,8 +22,15 @@ from autolora_eval.config.model_section import SCHEDULER_CONFIG, check_variant
 from autolora_eval.config.plan import Plan, image_bytes
 from autolora_eval.config.stage_inputs import cells_not_generated, feature_settings, judge_settings
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.sources.hub import absent, fetched, hub_files, hub_refusal, in_cache, unreachable
-from autolora_eval.sources.model_source import Source
+from autolora_eval.sources.model_source import (
+    Source,
+    absent,
+    fetched,
+    hub_files,
+    hub_refusal,
+    in_cache,
+    unreachable,
+)
 
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
 

@@ -20,7 +20,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.denoiser_state import DenoiserState, adapter_layers
-from autolora_eval.sources.hub import local_lora
+from autolora_eval.sources.model_source import local_lora
 
 __all__ = ["SampledImage", "Sampler", "SamplerModel"]
 

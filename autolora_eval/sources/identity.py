@@ -15,8 +15,7 @@ from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json, cache_folder, sha256_bytes, sha256_file, write_json
-from autolora_eval.sources.hub import local_lora, unreachable
-from autolora_eval.sources.model_source import Source
+from autolora_eval.sources.model_source import Source, local_lora, unreachable
 
 _INDEX = "model_index.json"
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja")

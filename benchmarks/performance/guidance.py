@@ -20,7 +20,7 @@ from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
-from autolora_eval.sources.hub import local_lora
+from autolora_eval.sources.model_source import local_lora
 from benchmarks.performance.measure import Row, in_turns, ratio, show
 
 BENCHMARK = Path(__file__).parents[1] / "pixel_art_miniature.yaml"

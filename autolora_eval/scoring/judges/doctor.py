@@ -38,8 +38,7 @@ from autolora_eval.scoring.judges.vllm_command import (
     vllm_build,
 )
 from autolora_eval.scoring.judges.vllm_server import NO_LISTING, listed_models
-from autolora_eval.sources.hub import in_cache
-from autolora_eval.sources.model_source import Source
+from autolora_eval.sources.model_source import Source, in_cache
 
 _LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
 PAPER_JUDGE = Source(_LLAMA, "hub", _LLAMA)

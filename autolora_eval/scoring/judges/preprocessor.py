@@ -16,8 +16,7 @@ from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.rubric import Rubric
-from autolora_eval.sources.hub import cached
-from autolora_eval.sources.model_source import Source
+from autolora_eval.sources.model_source import Source, cached
 
 if TYPE_CHECKING:
     from autolora_eval.scoring.judges.logits_processors import Grammar
