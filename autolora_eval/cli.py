@@ -166,8 +166,8 @@ def generate(
 ) -> None:
     """Generate the images of a benchmark (the first stage of run)."""
     from autolora_eval import _display as display
+    from autolora_eval._files import writing
     from autolora_eval.pipeline.run_pipeline import RunPipeline
-    from autolora_eval.runs.lock import writing
 
     pipeline = RunPipeline(
         *(benchmark, output, limit_prompts, limit_seeds),
@@ -194,8 +194,8 @@ def score(
 ) -> None:
     """Extract features, judge the images and write the tables (the second stage of run)."""
     from autolora_eval import _display as display
+    from autolora_eval._files import writing
     from autolora_eval.pipeline.run_pipeline import RunPipeline, score_images
-    from autolora_eval.runs.lock import writing
 
     progress = display.progress()
     if images is not None:
@@ -221,10 +221,10 @@ def score(
 def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
     """Draw the figures and write report.pdf and report.html (the last stage of run)."""
     from autolora_eval import _display as display
+    from autolora_eval._files import writing
     from autolora_eval.pipeline.run_pipeline import RunPipeline
     from autolora_eval.report import write_report
     from autolora_eval.runs.folder import open_run
-    from autolora_eval.runs.lock import writing
 
     is_benchmark = Path(benchmark).suffix in (".yaml", ".yml") or not Path(benchmark).exists()
     path = RunPipeline(benchmark, output).folder.path if is_benchmark else Path(benchmark)
@@ -303,9 +303,9 @@ def pack(run: RunFolderArgument, output: ArchiveOption = None) -> None:
 def agreement(run: RunFolderArgument, ratings: RatingsArgument) -> None:
     """Compare the judge with human ratings of the same images."""
     from autolora_eval import _display as display
+    from autolora_eval._files import writing
     from autolora_eval.analysis.human_agreement import write_agreement
     from autolora_eval.runs.folder import open_run
-    from autolora_eval.runs.lock import writing
 
     opened = open_run(run)
     with writing(run):

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import writing
 from autolora_eval.pipeline.run_pipeline import RunPipeline
-from autolora_eval.runs.lock import writing
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="keeps nobody out there")
 HOLD = """
 import sys, time
 from pathlib import Path
-from autolora_eval.runs.lock import writing
+from autolora_eval._files import writing
 with writing(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(30)

@@ -22,12 +22,11 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 import yaml
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, as_damaged
-from autolora_eval._files import atomic_write, sha256_file
+from autolora_eval._files import LOCK, atomic_write, sha256_file
 from autolora_eval._text import pluralize, printable
 from autolora_eval.analysis.scores import as_said, rubric_of
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import cell_images
-from autolora_eval.runs.lock import LOCK
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.scoring.judgement_store import JudgementFile
 

@@ -17,6 +17,7 @@ from autolora_eval._files import (
     sha256_file,
     slug,
     write_jsonl,
+    writing,
 )
 from autolora_eval.analysis.compatibility import (
     Difference,
@@ -29,7 +30,6 @@ from autolora_eval.analysis.compatibility import (
 )
 from autolora_eval.analysis.tables import write_tables
 from autolora_eval.runs.folder import RunFolder, checksums
-from autolora_eval.runs.lock import writing
 from autolora_eval.runs.manifest import (
     ImageJob,
     RunManifest,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from autolora_eval._devices import choose_device, forget_warnings, hardware, package_versions
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
-from autolora_eval._files import atomic_write
+from autolora_eval._files import atomic_write, writing
 from autolora_eval._progress import Progress
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
@@ -37,7 +37,6 @@ from autolora_eval.runs.folder import (
     output_folder,
     tables_key,
 )
-from autolora_eval.runs.lock import writing
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
 from autolora_eval.runs.storage import working_copy

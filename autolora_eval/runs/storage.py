@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, first_line
 from autolora_eval._files import (
+    LOCK,
     Json,
     atomic_write,
     cache_folder,
@@ -34,10 +35,10 @@ from autolora_eval._files import (
     slug,
     write_json,
     write_text,
+    writing,
 )
 from autolora_eval.runs.file_systems import file_system, is_url
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.lock import LOCK, writing
 
 R = TypeVar("R")
 SECONDS_BETWEEN = 5.0  # between two sends
