@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +23,9 @@ from autolora_eval.config.stage_inputs import (
     judge_settings,
     planned_manifest,
 )
-from autolora_eval.generation.extractor_process import start_extractor
 from autolora_eval.generation.preflight import check_image_sets, missing
 from autolora_eval.generation.stage import GenerationResult, generate
+from autolora_eval.pipeline.background import BackgroundFeatures, BackgroundJudging
 from autolora_eval.report import is_report_current, write_report
 from autolora_eval.runs.folder import (
     Run,
@@ -40,7 +39,6 @@ from autolora_eval.runs.folder import (
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import DifferenceRecord, HardwareRecord, ModelRecord, StageRecord
 from autolora_eval.runs.storage import working_copy
-from autolora_eval.scoring.background import BackgroundFeatures, BackgroundJudging
 from autolora_eval.scoring.features import extract_features
 from autolora_eval.scoring.judging import judge_missing, open_judge
 
@@ -230,7 +228,7 @@ class RunPipeline:
         self.progress, self.accept_versions = progress or Progress(), accept_versions
         self._ray = self._ray_engine(ray_address) if engine == "ray" or ray_address else None
         self._judging = BackgroundJudging(self.folder)
-        self._extracting = BackgroundFeatures(self.folder, partial(start_extractor, self.plan))
+        self._extracting = BackgroundFeatures(self.folder, self.plan)
 
     def _ray_engine(self, address: str | None) -> RayEngine:
         from autolora_eval.pipeline.ray_engine import RayEngine

@@ -23,10 +23,9 @@ from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import feature_settings
-from autolora_eval.generation import extractor_process
+from autolora_eval.pipeline import background
 from autolora_eval.runs.feature_file import read_features
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.scoring import background
 from autolora_eval.scoring.features import (
     Batch,
     Extracted,
@@ -126,9 +125,11 @@ def test_a_background_failure_is_silent_and_ctrl_c_not_delayed(error, plan, tmp_
     write_images(plan, folder)
     write_manifest(plan, folder)
     process = Fails(hangs=error is not None)
+    monkeypatch.setattr(background, "free_gpu_share", lambda plan: 1.0)
+    monkeypatch.setattr(background, "ExtractorProcess", lambda *arguments: process)
 
     def generate() -> None:
-        with background.BackgroundFeatures(folder, lambda key: process) as extracting:
+        with background.BackgroundFeatures(folder, plan) as extracting:
             extracting.settings = feature_settings(plan)
             extracting.start()
             assert process.called.wait(20.0)
@@ -186,7 +187,7 @@ def run(tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch) -> Any
 
 
 def test_a_run_extracts_during_generation_with_the_same_result(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(extractor_process, "free_gpu_share", lambda plan: 1.0)
+    monkeypatch.setattr(background, "free_gpu_share", lambda plan: 1.0)
     monkeypatch.setattr(background, "PAUSE_SECONDS", 0.01)
     beside = run("run")
     monkeypatch.setattr(background, "PAUSE_SECONDS", 600.0)
@@ -204,7 +205,7 @@ def test_a_run_extracts_during_generation_with_the_same_result(run, tmp_path, mo
 def test_the_process_ends_when_the_pipe_of_a_killed_one_closes(plan: Plan) -> None:
     settings = feature_settings(plan)
     key = settings.key
-    process = extractor_process.ExtractorProcess(plan.benchmark.file, key, 1.0)._process
+    process = background.ExtractorProcess(plan.benchmark.file, key, 1.0)._process
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(60) == 0
@@ -216,10 +217,10 @@ def test_the_extractor_gets_the_memory_that_generation_leaves(write_benchmark, m
     def share(**changes: Any) -> float:
         content = yaml.safe_load(shipped_benchmarks()["quickstart"].read_text())
         content["models"]["SDXL miniature"] |= changes
-        return extractor_process.free_gpu_share(make_plan(load_benchmark(write_benchmark(content))))
+        return background.free_gpu_share(make_plan(load_benchmark(write_benchmark(content))))
 
     assert share() == 0.0, "a CPU is not shared"
-    monkeypatch.setattr(extractor_process, "choose_device", lambda device: "cuda")
+    monkeypatch.setattr(background, "choose_device", lambda device: "cuda")
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (card - held - of_others, card))
     plan = make_plan(load_benchmark("quickstart"))

@@ -13,8 +13,8 @@ from judging import by_content
 
 import autolora_eval
 from autolora_eval.config.load import find_benchmark
+from autolora_eval.pipeline import background
 from autolora_eval.runs.folder import Run
-from autolora_eval.scoring import background
 
 pytestmark = pytest.mark.model
 

@@ -13,7 +13,7 @@ from judge_server import Answer, Call, Hang
 from scored_run import write_manifest
 
 from autolora_eval.config.stage_inputs import judge_settings
-from autolora_eval.scoring import background
+from autolora_eval.pipeline import background
 from autolora_eval.scoring.judges.config import Request
 from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
