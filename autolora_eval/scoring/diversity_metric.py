@@ -20,6 +20,8 @@ from autolora_eval.runs.columns import is_taken_in_diversity
 from autolora_eval.runs.records import DiversityMetricRecord
 from autolora_eval.scoring.diversity import Diversity, Floats, as_matrix, sum_of_units
 
+# A function may compute in float32: 1 − cos of two equal vectors can be −1e-7.
+_ROUNDING = 1e-6
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _NEEDS_REFERENCE = (
     "compares with a reference image set. Name the method that makes it: add "
@@ -77,7 +79,7 @@ class DiversityMetric:
         Returns:
             The value, without a standard error. `value` is None, with a reason, if there are too
             few images, if a vector is zero or not finite, or if `function` fails or returns
-            anything but a finite number.
+            anything but a finite number from `low` to `high`. Rounding may exceed them by 1e-6.
 
         Raises:
             ValueError: if `features` or `reference` is not a matrix.
@@ -95,9 +97,21 @@ class DiversityMetric:
         except (Exception, SystemExit) as error:  # third-party code must not stop the run
             message = " ".join(str(error).split())
             return Diversity(None, None, n, f"{self.name}: {type(error).__name__}: {message:.200}")
+        reason = self._invalid_reason(value)
+        return Diversity(value if reason is None else None, None, n, reason)
+
+    def _invalid_reason(self, value: float) -> str | None:
+        """Return why a value of the function cannot be used; None if it can."""
         if not math.isfinite(value):
-            return Diversity(None, None, n, f"{self.name} is {value}")
-        return Diversity(value, None, n)
+            return f"{self.name} is {value}"
+        ends = (self.low, self.high)
+        close = (math.isclose(value, end, rel_tol=_ROUNDING, abs_tol=_ROUNDING) for end in ends)
+        if self.low <= value <= self.high or any(close):
+            return None
+        return (
+            f"{self.name} is {value:.10g}; expected a value from {self.low:g} to {self.high:g}, "
+            "its declared range. Correct low and high of the metric, or its function"
+        )
 
     def _undefined_reason(self, matrix: Floats, reference: Floats | None = None) -> str | None:
         """Return why the metric is undefined for these features; None if it is defined."""

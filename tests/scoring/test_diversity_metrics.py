@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,22 @@ FAILING = {
 def test_failing_function_gives_no_value_but_a_reason(site: Path, body: str, reason: str) -> None:
     found = METRICS.find(write(site, f"metric_e{len(body)}", body=body))(drawn())
     assert (found.value, found.reason) == (None, reason)
+
+
+@pytest.mark.parametrize("given", [1.5, -0.25, 1.00001])
+def test_value_outside_the_declared_range_gives_no_value_but_a_reason(given: float) -> None:
+    found = replace(DISTANCE, function=lambda _: given, high=1.0)(drawn())
+    assert found.value is None
+    assert found.reason == (
+        f"mean_distance is {given}; expected a value from 0 to 1, its declared range. Correct low and "
+        "high of the metric, or its function"
+    )
+
+
+@pytest.mark.parametrize("given", [-1e-7, 0.0, 1.0, 1.0 + 1e-7])
+def test_rounding_at_the_ends_of_the_range_keeps_the_value(given: float) -> None:
+    rounded = replace(DISTANCE, function=lambda _: given, high=1.0)
+    assert value(rounded, drawn()) == given
 
 
 def test_two_metrics_with_one_column_are_rejected(site: Path) -> None:
