@@ -13,18 +13,19 @@ import pickle
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from autolora_eval._devices import choose_device, require
+from autolora_eval._devices import choose_device, image_libraries, require
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, first_line
 from autolora_eval._files import atomic_write
 from autolora_eval.config.plan import Plan
 from autolora_eval.pipeline.ray_worker import (
     At,
     Files,
+    Share,
+    ShareMaker,
     Task,
     Worker,
     batch_at,
@@ -96,11 +97,41 @@ class RayEngine:
         result: GenerationResult,
         advance: Advance,
     ) -> list[AutoLoRAEvalError]:
-        """Make the missing images of a model, for `stage.generate`."""
-        from autolora_eval.generation.share import make_elsewhere
+        """Make the missing images of a model, for `stage.generate`; record them as they arrive.
 
-        spread = partial(self.spread, device=model.device)
-        return make_elsewhere(spread, model, work, result, advance)
+        Args:
+            model: the model.
+            work: its cells, all of guiders or all of samplers.
+            result: receives what is learnt of the pipeline.
+            advance: advances by one for each image.
+        """
+        from autolora_eval.generation.sampler_backend import SampledCell
+
+        size = 1 if work[0].kind == "sampler" else model.batch_size
+        cells = {cell.dataset.cell.id: SampledCell(cell.dataset, cell.jobs) for cell in work}
+        errors: dict[str, str] = {}
+        for cell in work:
+            cell.dataset.record([])
+        shares = [
+            Share(cell.dataset.cell.id, cell.dataset.settings_key, cell.jobs[n : n + size])
+            for cell in sorted(work, key=lambda cell: cell.dataset.cell.method.name)
+            for n in range(0, len(cell.jobs), size)
+        ]
+        arguments = image_libraries(), model.model.name, model.device, model.dtype
+        for made in self.spread(ShareMaker, arguments, shares, model.device):
+            cells[made.cell].dataset.record(made.rows)
+            cells[made.cell].failures |= made.failures
+            result.models[model.model.name] |= made.pipeline
+            if made.error is not None:
+                errors.setdefault(made.cell, made.error)
+            advance(len(made.rows) + len(made.failures))
+        for done in cells.values():
+            files = [job.file for job in done.jobs if job.file in done.failures]
+            done.failures = {file: done.failures[file] for file in files}
+            done.dataset.record_failures(done.failures)
+        if work[0].kind == "sampler":
+            return [failure for done in cells.values() if (failure := done.failure()) is not None]
+        return [AutoLoRAEvalError(errors[cell]) for cell in cells if cell in errors]
 
     def extract(self, key: str, batches: Sequence[Batch]) -> Iterator[Extracted]:
         """Extract features, for `extract_features`."""

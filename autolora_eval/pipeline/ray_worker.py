@@ -1,6 +1,9 @@
 """The code that runs in the processes of a Ray cluster, for the engine `ray`.
 
 The run folder is on the machine that runs the command. Ray carries images to and from the others.
+Every batch has the settings of the local engine, and images do not depend on their neighbours: the
+bytes are the same. These processes write image files only. The one that runs the command writes the
+lists of images: a batch that was lost, or made twice, changes nothing.
 """
 
 from __future__ import annotations
@@ -9,21 +12,30 @@ import os
 import pickle
 import platform
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from autolora_eval._errors import AutoLoRAEvalError, UsageError
+from autolora_eval._devices import free_memory, image_libraries, is_out_of_memory
+from autolora_eval._errors import AutoLoRAEvalError, UsageError, release_frames
+from autolora_eval._files import Json, content_hash
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings
+from autolora_eval.generation.dataset import ImageDataset
+from autolora_eval.generation.model_on_device import ModelOnDevice
+from autolora_eval.generation.stage import describe_pipeline
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.manifest import ImageJob
 from autolora_eval.scoring.features import Batch, FeatureMaker
 from autolora_eval.scoring.judging import judge_key, transformers_judge
 
 if TYPE_CHECKING:
+    from autolora_eval.generation.guider_backend import GuidedModel
+    from autolora_eval.generation.sampler_api import SamplerPipeline
+    from autolora_eval.generation.sampler_backend import SampledCell
     from autolora_eval.scoring.judges.config import Reply, Request
 
 # (unit, function that fetches a file of the run folder) → the unit with the fetched files.
@@ -186,3 +198,121 @@ def replier(plan: Plan, folder: RunFolder, key: str) -> Callable[[list[Request]]
     judge = transformers_judge(settings)
     _require_same(judge_key(judge.identity(), settings.rubric), key, "judge")
     return lambda requests: [reply for group in judge.replies(requests) for _, reply in group]
+
+
+# ---- Images: each process makes shares of whole batches
+
+
+class Share(NamedTuple):
+    """Images of one cell to be made: a batch of a guider, or one image of a sampler."""
+
+    cell: str
+    settings_key: str
+    jobs: Sequence[ImageJob]
+
+
+class Made(NamedTuple):
+    """What became of a share."""
+
+    cell: str
+    rows: list[Json]
+    failures: dict[str, str]  # why an image could not be made, by `file_name`
+    error: str | None  # why a guider could not go on
+    pipeline: Json  # what the manifest records of it
+
+
+@dataclass
+class _UnlistedImages(ImageDataset):
+    """Images whose lists another process writes."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def _write_rows(self) -> None:
+        """Keep the rows, to be sent."""
+
+    def record_failures(self, reasons: Mapping[str, str]) -> None:
+        """Keep the failures, to be sent."""
+        self.failed |= reasons
+
+    def made(self, error: str | None, pipeline: Json) -> Made:
+        """Return what is sent."""
+        return Made(self.cell.id, list(self.rows.values()), self.failed, error, pipeline)
+
+
+class ShareMaker:
+    """Makes shares of one model's images with the model loaded once.
+
+    Args:
+        plan: the plan of the run.
+        folder: the run folder, or one whose files are brought there.
+        libraries: the versions of libraries that this machine must have.
+        model: the name of the model.
+        device: the torch device.
+        dtype: the precision.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: RunFolder, libraries: str, model: str, device: str, dtype: str
+    ) -> None:
+        if libraries != image_libraries():
+            raise AutoLoRAEvalError(
+                f"the machine '{platform.node()}' has {image_libraries()}, and the one that runs "
+                f"the command {libraries}. Use the same packages on all machines."
+            )
+        self._folder = folder
+        self._here = ModelOnDevice.of(plan, plan.benchmark.models[model], device, dtype)
+        self._cells = {cell.id: cell for cell in self._here.cells}
+        self._guided: GuidedModel | None = None
+        self._sampled: SampledCell | None = None
+        self._pipeline: SamplerPipeline | None = None
+
+    def __call__(self, share: Share) -> Made:
+        """Make the images of a share.
+
+        Raises:
+            AutoLoRAEvalError: as `generate`, or if this machine has other files of the model.
+        """
+        cell = self._cells[share.cell]
+        if content_hash(self._here.settings(cell)) != share.settings_key:
+            raise AutoLoRAEvalError(
+                f"cell '{cell.id}': the machine '{platform.node()}' has other files of the model "
+                f"'{cell.model.name}' or of the method, or another benchmark, than the one "
+                "that runs the command. Use the same files on all machines."
+            )
+        dataset = _UnlistedImages(self._folder, cell, share.settings_key)
+        make = self._sample if cell.method.kind == "sampler" else self._guide
+        try:
+            return make(dataset, share.jobs)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._here.out_of_memory(cell.method.kind) from None
+
+    def _guide(self, dataset: _UnlistedImages, jobs: Sequence[ImageJob]) -> Made:
+        from autolora_eval.generation.guider_backend import GuidedModel
+
+        if self._guided is None:
+            self._guided = GuidedModel(self._here)
+        failures = self._guided.make([(dataset, jobs)], _nobody_watches)
+        error = str(failures[0]) if failures else None
+        return dataset.made(error, describe_pipeline(self._guided.pipeline))
+
+    def _sample(self, dataset: _UnlistedImages, jobs: Sequence[ImageJob]) -> Made:
+        from autolora_eval.generation.sampler_api import SamplerPipeline
+        from autolora_eval.generation.sampler_backend import SampledCell
+
+        cell, last = dataset.cell, self._sampled
+        if self._pipeline is None or last is None or last.dataset.cell.method is not cell.method:
+            self._pipeline = None  # that of the last sampler
+            free_memory()
+            self._pipeline = SamplerPipeline()
+        one = last if last is not None and last.dataset.cell is cell else SampledCell(dataset, jobs)
+        one.dataset, one.jobs, one.failures = dataset, jobs, {}
+        one.fill(self._here, self._pipeline, _nobody_watches)
+        release_frames(one.first_error)
+        self._sampled = one
+        return dataset.made(None, describe_pipeline(self._pipeline.loaded))
+
+
+def _nobody_watches(n: int, note: str = "") -> None:
+    """Stand for the progress, which advances where the images are recorded."""

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from tiny_models import TinyModel, make_lora, tiny_plan
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
-from autolora_eval.generation.share import Made, Share, make_elsewhere
 from autolora_eval.generation.stage import generate
+from autolora_eval.pipeline.ray_engine import RayEngine
 from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model
@@ -69,22 +68,24 @@ def rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def spread(
-    plan: Plan, run: RunFolder, maker: Any, arguments: tuple[Any, ...], shares: list[Share]
-) -> Iterator[Made]:
+class Turns(RayEngine):
     """Two makers take turns, the last share comes first, and one is made twice."""
-    makers = maker(plan, run, *arguments), maker(plan, run, *arguments)
-    for n, share in enumerate([*reversed(shares), shares[0]]):
-        yield makers[n % 2](share)
+
+    def __init__(self, plan: Plan, folder: RunFolder) -> None:  # without a cluster
+        self.plan, self.folder = plan, folder
+
+    def spread(
+        self, maker: Any, arguments: Any, units: Any, device: str, *, at: Any = None
+    ) -> Iterator[Any]:
+        makers = [maker(self.plan, self.folder, *arguments) for _ in range(2)]
+        for n, share in enumerate([*reversed(units), units[0]]):
+            yield makers[n % 2](share)
 
 
 def test_shares_of_two_makers_are_the_images_of_the_local_engine(plan, tmp_path):
     here, there = RunFolder(tmp_path / "here"), RunFolder(tmp_path / "there")
     messages = []
-    for run, elsewhere in (
-        (here, None),
-        (there, partial(make_elsewhere, partial(spread, plan, there))),
-    ):
+    for run, elsewhere in ((here, None), (there, Turns(plan, there).make_images)):
         with pytest.raises(AutoLoRAEvalError) as caught:
             generate(plan, run, Progress(), elsewhere=elsewhere)
         messages.append(str(caught.value))
@@ -97,10 +98,9 @@ def test_shares_of_two_makers_are_the_images_of_the_local_engine(plan, tmp_path)
 
 
 def test_a_machine_with_other_files_is_refused(plan, run, monkeypatch):
-    other = partial(make_elsewhere, partial(spread, plan, run))
-    monkeypatch.setattr("autolora_eval.generation.share.content_hash", lambda *_: "other")
+    monkeypatch.setattr("autolora_eval.pipeline.ray_worker.content_hash", lambda *_: "other")
     with pytest.raises(AutoLoRAEvalError, match="has other files of the model 'T'"):
-        generate(plan, run, Progress(), elsewhere=other)
+        generate(plan, run, Progress(), elsewhere=Turns(plan, run).make_images)
 
 
 @pytest.mark.parametrize("is_local", [True, False])
@@ -112,6 +112,6 @@ def test_a_sampler_that_runs_out_of_memory_had_one_image_in_memory(
 
     monkeypatch.setattr("autolora_eval.generation.sampler_backend.SampledCell.fill", fill)
     run = RunFolder(tmp_path / "run")
-    elsewhere = partial(make_elsewhere, partial(spread, plan, run))
+    elsewhere = Turns(plan, run).make_images
     with pytest.raises(AutoLoRAEvalError, match=r"ran out of memory .*, batch_size 1, float32"):
         generate(plan, run, Progress(), elsewhere=None if is_local else elsewhere)
