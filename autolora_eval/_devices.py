@@ -1,19 +1,18 @@
-"""Device and precision of models, facts of the machine, and the output of model libraries."""
+"""Device and precision of models, and facts of the machine."""
 
 from __future__ import annotations
 
 import gc
 import importlib.util
-import logging
 import os
 import platform
 import re
+import subprocess
 import sys
-import textwrap
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,10 @@ PACKAGES = (
     "pandas",
     "pillow",
     "typst",
+)
+_NVIDIA_SMI = (
+    *("nvidia-smi", "--query-gpu=name,memory.total,memory.free"),
+    "--format=csv,noheader,nounits",
 )
 
 
@@ -168,99 +171,76 @@ def hardware(device: str | None = None) -> dict[str, Any]:
     return facts
 
 
-# --------------------
-# Notices of model libraries would break the progress display, and most do not concern the images.
-# Those that do are shown once.
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU; memory in GiB."""
+
+    name: str
+    memory: float
+    free: float
 
 
-_NAMES = ("diffusers", "transformers", "peft", "huggingface_hub")
-# It prints the traceback of every exception before it raises it.
-_REPORTS_TWICE = "diffusers.modular_pipelines.modular_pipeline"
-_MATTERS = re.compile(
-    r"truncat|missing|unexpected|mismatch|ignor|mixture|fall(s|ing)? back|float16|half precision"
-    r"|not (been )?(used|initiali[sz]ed|expected|supported|implemented)|\bnan\b|overflow"
-    r"|incorrect|wrong",
-    re.IGNORECASE,
-)
-# Notices that are intended, change nothing, or are covered by an error of this package.
-_EXPECTED = re.compile("generation flags|requires torchvision|Failed to create component")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_WARNING_LENGTH, _BEGINNING = 400, 60
-_shown: set[str] = set()
+@dataclass(frozen=True)
+class Machine:
+    """This machine.
 
-
-def forget_warnings() -> None:
-    """Show warnings of libraries again, since another run begins."""
-    _shown.clear()
-
-
-def _show_once(library: str, text: str) -> None:
-    """Show a library's warning if it may matter to the images, and no other began alike."""
-    if _MATTERS.search(text) and not _EXPECTED.search(text) and text[:_BEGINNING] not in _shown:
-        _shown.add(text[:_BEGINNING])
-        short = textwrap.shorten(_COLOUR.sub("", text), _WARNING_LENGTH, placeholder=" …")
-        sys.stderr.write(f"warning of {library}: {short}\n")
-
-
-class _Notices(logging.Handler):
-    """Replacement for a library's handlers: passes errors on and shows warnings that matter."""
-
-    def __init__(self, handlers: list[logging.Handler]) -> None:
-        super().__init__()
-        self.handlers = handlers or [handler for handler in [logging.lastResort] if handler]
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR:
-            for handler in self.handlers if record.name != _REPORTS_TWICE else ():
-                handler.handle(record)
-        elif record.levelno >= logging.WARNING:
-            _show_once(record.name.partition(".")[0], record.getMessage())
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep notices and bars of the model libraries off the screen.
-
-    Errors still show, and each warning that may matter to the images shows once in a run.
+    Attributes:
+        cores: number of CPU cores.
+        memory: system memory in GiB.
+        gpus: the NVIDIA GPUs that this process may use.
+        accelerator: what the installed torch can use: `cuda`, `mps` or `cpu`.
     """
-    from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in _NAMES]
-    before = [(logger, logger.level, logger.handlers) for logger in loggers]
-    show = warnings.showwarning
-    for logger in loggers:
-        # `setLevel` walks over all loggers, and this block is entered at every batch.
-        if logger.getEffectiveLevel() != logging.WARNING:
-            logger.setLevel(logging.WARNING)
-        logger.handlers = [_Notices(logger.handlers)]
-    warnings.showwarning = partial(_show_warning, show)
-    # diffusers is heavy, and not every stage has imported it.
-    bars = [transformers_logging, *filter(None, [sys.modules.get("diffusers.utils.logging")])]
-    for library in bars:
-        library.disable_progress_bar()
+    cores: int
+    memory: float
+    gpus: tuple[Gpu, ...]
+    accelerator: str
+
+    def __str__(self) -> str:
+        gpus = [f"{gpu.name}, {gpu.memory:.0f} GiB ({gpu.free:.0f} free)" for gpu in self.gpus]
+        listed = " + ".join(gpus) or "no NVIDIA GPU"
+        return f"{self.cores} CPU cores, {self.memory:.0f} GiB memory, {listed}"
+
+    def room(self, accelerator: str) -> float:
+        """Return the GiB available to one model: of the largest GPU, or of the system."""
+        return max(gpu.memory for gpu in self.gpus) if accelerator == "cuda" else self.memory
+
+
+def this_machine() -> Machine:
+    """Return what this machine has. torch is not imported."""
+    import psutil
+
+    gpus = _gpus()
+    return Machine(
+        cores=os.cpu_count() or 1,
+        memory=psutil.virtual_memory().total / 2**30,
+        gpus=gpus,
+        accelerator=_accelerator(gpus),
+    )
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    """Ask the driver for the visible GPUs, which needs no torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1"):
+        return ()
     try:
-        yield
-    finally:
-        for library in bars:
-            library.enable_progress_bar()
-        warnings.showwarning = show
-        for logger, level, handlers in before:
-            if logger.level != level:
-                logger.setLevel(level)
-            logger.handlers = handlers
+        done = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=5.0, check=True)
+        rows = [line.rsplit(",", 2) for line in done.stdout.splitlines() if line.strip()]
+        gpus = [Gpu(name.strip(), float(m) / 1024, float(f) / 1024) for name, m, f in rows]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
+    if visible is not None and re.fullmatch(r"\d+(,\d+)*", visible):
+        gpus = [gpus[n] for n in map(int, visible.split(",")) if n < len(gpus)]
+    return tuple(gpus)
 
 
-def _show_warning(
-    show: Callable[..., None],
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    *more: Any,  # noqa: ANN401
-) -> None:
-    """Replace `warnings.showwarning`: show only warnings of model libraries that matter."""
-    library = next((name for name in (*_NAMES, "torch") if name in Path(filename).parts), None)
-    if library is None:
-        show(message, category, filename, lineno, *more)
-    elif not issubclass(category, DeprecationWarning | FutureWarning):
-        _show_once(library, str(message))
+def _accelerator(gpus: tuple[Gpu, ...]) -> str:
+    """Return what torch can use, read from its version file: importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "cpu"
+    text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    if gpus and re.search(r"^cuda\b[^=\n]*=\s*['\"]", text, re.MULTILINE):
+        return "cuda"
+    return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"

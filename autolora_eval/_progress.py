@@ -1,11 +1,21 @@
-"""The console, and progress of long stages: bars with ETA on a terminal, plain lines in a log."""
+"""The console, the progress of long stages, and the notices of libraries, which would break it.
+
+Progress is bars with ETA on a terminal, and plain lines in a log.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
+import sys
+import textwrap
 import time
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
@@ -121,3 +131,100 @@ class Progress:
 
         yield advance
         console.print(f"{name}: {done}/{total} in {time.monotonic() - start:.0f} s{shown}")
+
+
+# ---- Notices of model libraries
+# They would break the display, and most do not concern the images. Those that do are shown once.
+
+
+_NAMES = ("diffusers", "transformers", "peft", "huggingface_hub")
+# It prints the traceback of every exception before it raises it.
+_REPORTS_TWICE = "diffusers.modular_pipelines.modular_pipeline"
+_MATTERS = re.compile(
+    r"truncat|missing|unexpected|mismatch|ignor|mixture|fall(s|ing)? back|float16|half precision"
+    r"|not (been )?(used|initiali[sz]ed|expected|supported|implemented)|\bnan\b|overflow"
+    r"|incorrect|wrong",
+    re.IGNORECASE,
+)
+# Notices that are intended, change nothing, or are covered by an error of this package.
+_EXPECTED = re.compile("generation flags|requires torchvision|Failed to create component")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_WARNING_LENGTH, _BEGINNING = 400, 60
+_shown: set[str] = set()
+
+
+def forget_warnings() -> None:
+    """Show warnings of libraries again, since another run begins."""
+    _shown.clear()
+
+
+def _show_once(library: str, text: str) -> None:
+    """Show a library's warning if it may matter to the images, and no other began alike."""
+    if _MATTERS.search(text) and not _EXPECTED.search(text) and text[:_BEGINNING] not in _shown:
+        _shown.add(text[:_BEGINNING])
+        short = textwrap.shorten(_COLOUR.sub("", text), _WARNING_LENGTH, placeholder=" …")
+        sys.stderr.write(f"warning of {library}: {short}\n")
+
+
+class _Notices(logging.Handler):
+    """Replacement for a library's handlers: passes errors on and shows warnings that matter."""
+
+    def __init__(self, handlers: list[logging.Handler]) -> None:
+        super().__init__()
+        self.handlers = handlers or [handler for handler in [logging.lastResort] if handler]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            for handler in self.handlers if record.name != _REPORTS_TWICE else ():
+                handler.handle(record)
+        elif record.levelno >= logging.WARNING:
+            _show_once(record.name.partition(".")[0], record.getMessage())
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep notices and bars of the model libraries off the screen.
+
+    Errors still show, and each warning that may matter to the images shows once in a run.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in _NAMES]
+    before = [(logger, logger.level, logger.handlers) for logger in loggers]
+    show = warnings.showwarning
+    for logger in loggers:
+        # `setLevel` walks over all loggers, and this block is entered at every batch.
+        if logger.getEffectiveLevel() != logging.WARNING:
+            logger.setLevel(logging.WARNING)
+        logger.handlers = [_Notices(logger.handlers)]
+    warnings.showwarning = partial(_show_warning, show)
+    # diffusers is heavy, and not every stage has imported it.
+    bars = [transformers_logging, *filter(None, [sys.modules.get("diffusers.utils.logging")])]
+    for library in bars:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in bars:
+            library.enable_progress_bar()
+        warnings.showwarning = show
+        for logger, level, handlers in before:
+            if logger.level != level:
+                logger.setLevel(level)
+            logger.handlers = handlers
+
+
+def _show_warning(
+    show: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    *more: Any,  # noqa: ANN401
+) -> None:
+    """Replace `warnings.showwarning`: show only warnings of model libraries that matter."""
+    library = next((name for name in (*_NAMES, "torch") if name in Path(filename).parts), None)
+    if library is None:
+        show(message, category, filename, lineno, *more)
+    elif not issubclass(category, DeprecationWarning | FutureWarning):
+        _show_once(library, str(message))

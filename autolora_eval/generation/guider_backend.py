@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from autolora_eval._devices import free_memory, is_out_of_memory, quiet_libraries
+from autolora_eval._devices import free_memory, is_out_of_memory
 from autolora_eval._errors import AutoLoRAEvalError, release_frames
-from autolora_eval._progress import Advance
+from autolora_eval._progress import Advance, quiet_libraries
 from autolora_eval.config.plan import Cell
 from autolora_eval.generation.dataset import ImageDataset, background_writer
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample

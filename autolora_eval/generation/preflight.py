@@ -8,15 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from autolora_eval._devices import (
-    choose_device,
-    free_memory,
-    quiet_libraries,
-    require,
-    uncollected,
-)
+from autolora_eval._devices import choose_device, free_memory, require, uncollected
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 from autolora_eval._files import require_space
+from autolora_eval._progress import quiet_libraries
 from autolora_eval.config.inputs import INDEX, TESTED, ResolvedModel, check_pipeline, pipeline_class
 from autolora_eval.config.model_section import SCHEDULER_CONFIG, check_variant
 from autolora_eval.config.plan import Plan, image_bytes

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from autolora_eval._devices import quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._progress import quiet_libraries
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.denoiser_state import DenoiserState, adapter_layers

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from autolora_eval._devices import is_out_of_memory, quiet_libraries
+from autolora_eval._devices import is_out_of_memory
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._progress import Advance
+from autolora_eval._progress import Advance, quiet_libraries
 from autolora_eval.generation.dataset import ImageDataset, background_writer
 from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from autolora_eval._devices import quiet_libraries
+from autolora_eval._progress import quiet_libraries
 from autolora_eval.plugins.signatures import MethodParameters
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from autolora_eval._devices import quiet_libraries, require
+from autolora_eval._devices import require
 from autolora_eval._errors import UsageError
+from autolora_eval._progress import quiet_libraries
 from autolora_eval.guidance.diffusers_guiders import DiffusersGuider, diffusers_guider
 from autolora_eval.guidance.method import GuiderMethod, Method, SamplerMethod
 from autolora_eval.plugins.registry import Origin, Registry

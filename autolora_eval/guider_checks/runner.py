@@ -13,13 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from autolora_eval._devices import quiet_libraries, uncollected
+from autolora_eval._devices import uncollected
 from autolora_eval._errors import (
     AutoLoRAEvalError,
     UsageError,
     did_you_mean,
     validation_message,
 )
+from autolora_eval._progress import quiet_libraries
 from autolora_eval.guidance.method import ModelName
 from autolora_eval.plugins.third_party import third_party_frame
 

@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autolora_eval._devices import choose_device, forget_warnings, hardware, package_versions
+from autolora_eval._devices import choose_device, hardware, package_versions
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import atomic_write, writing
-from autolora_eval._progress import Progress
+from autolora_eval._progress import Progress, forget_warnings
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.stage_inputs import (

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 from safetensors.numpy import save_file
 
-from autolora_eval._devices import choose_device, is_out_of_memory, quiet_libraries
+from autolora_eval._devices import choose_device, is_out_of_memory
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json, atomic_write, content_hash, require_space
-from autolora_eval._progress import Advance, Progress
+from autolora_eval._progress import Advance, Progress, quiet_libraries
 from autolora_eval.runs.feature_file import Matrix, checksum, read_features
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, ImageError, cell_images, open_image, reduced

@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 
-from autolora_eval._devices import quiet_libraries
+from autolora_eval._progress import quiet_libraries
 from autolora_eval.config.gpu_memory import choose_guidance_batching
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import GuidanceBatching

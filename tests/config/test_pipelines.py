@@ -11,8 +11,8 @@ import pytest
 from conftest import save_json
 from diffusers.pipelines.auto_pipeline import SUPPORTED_TASKS_MAPPINGS
 
-from autolora_eval._devices import quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._progress import quiet_libraries
 from autolora_eval.config.inputs import INDEX, TESTED, WITHOUT_GUIDER
 from autolora_eval.config.schema import Lora, Model
 from autolora_eval.generation import preflight

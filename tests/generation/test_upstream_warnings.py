@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
 
-from autolora_eval._devices import forget_warnings, quiet_libraries
 from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._progress import forget_warnings, quiet_libraries
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 
 pytestmark = pytest.mark.model

@@ -21,7 +21,8 @@ import architectures
 import torch
 from diffusers.guiders import BaseGuidance
 
-from autolora_eval._devices import free_memory, quiet_libraries
+from autolora_eval._devices import free_memory
+from autolora_eval._progress import quiet_libraries
 from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.load import load_benchmark

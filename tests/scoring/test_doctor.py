@@ -12,13 +12,12 @@ import pytest
 from judge_server import MODEL, Hang, JudgeServer
 from rich.console import Console
 
+from autolora_eval._devices import Gpu, Machine, this_machine
 from autolora_eval._errors import UsageError
 from autolora_eval.cli import app
 from autolora_eval.scoring.judges import doctor
-from autolora_eval.scoring.judges import machine as machine_module
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.doctor import BackendStatus, Diagnosis, examine
-from autolora_eval.scoring.judges.machine import Gpu, Machine
 from autolora_eval.sources.model_source import Source
 
 H200 = Gpu("NVIDIA H200", 139.8, 139.0)
@@ -42,8 +41,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A function that replaces this machine by another."""
 
     def make(*gpus: Gpu, launchers: tuple[str, ...] = ()) -> None:
-        found = Machine(8, 64.0, gpus, "cuda" if gpus else "cpu", launchers)
+        found = Machine(8, 64.0, gpus, "cuda" if gpus else "cpu")
         monkeypatch.setattr(doctor, "this_machine", lambda: found)
+        monkeypatch.setattr(doctor, "launchers", lambda: launchers)
 
     return make
 
@@ -208,7 +208,7 @@ def test_only_visible_gpus_are_listed(visible, names, tmp_path, monkeypatch) -> 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [gpu.name for gpu in machine_module._gpus()] == names
+    assert [gpu.name for gpu in this_machine().gpus] == names
 
 
 def test_output_fits_a_narrow_terminal(machine, capsys) -> None:

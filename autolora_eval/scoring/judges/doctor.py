@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autolora_eval._devices import Machine, this_machine
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges.config import (
     DEFAULT_ADDRESS,
@@ -26,7 +28,6 @@ from autolora_eval.scoring.judges.config import (
     JudgeConfig,
     address_problem,
 )
-from autolora_eval.scoring.judges.machine import LAUNCHERS, PROBE_SECONDS, Machine, this_machine
 from autolora_eval.scoring.judges.preprocessor import EXTRA, PACKAGES, needed_packages
 from autolora_eval.scoring.judges.vllm_command import (
     LAST_WITH_MLLAMA,
@@ -37,7 +38,7 @@ from autolora_eval.scoring.judges.vllm_command import (
     numbers,
     vllm_build,
 )
-from autolora_eval.scoring.judges.vllm_server import NO_LISTING, listed_models
+from autolora_eval.scoring.judges.vllm_server import NO_LISTING, PROBE_SECONDS, listed_models
 from autolora_eval.sources.model_source import Source, in_cache
 
 _LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
@@ -55,6 +56,7 @@ _QUANTISED = {r"fp8|int8|w8a": 0.5, r"awq|gptq|int4|4bit|w4a": 0.25}
 _NO_GPU = "no NVIDIA GPU here"
 _IN_PROCESS = ("models", "torch", "transformers", "llguidance")  # the extra, then its packages
 _ON_A_SERVER = ("openai", "aiohttp", "tenacity")
+LAUNCHERS = ("uvx", "docker", "podman")
 
 
 @dataclass(frozen=True)
@@ -197,10 +199,16 @@ def _vllm_environment(judge: JudgeConfig | None, machine: Machine) -> BackendSta
 
 
 def _launch_command(machine: Machine) -> BackendStatus:
-    found = ", ".join(machine.launchers) or f"none of {', '.join(LAUNCHERS)}"
-    program = Requirement(bool(machine.launchers), f"{found} found", "install uv or docker")
+    installed = launchers()
+    found = ", ".join(installed) or f"none of {', '.join(LAUNCHERS)}"
+    program = Requirement(bool(installed), f"{found} found", "install uv or docker")
     requirements = (program, *_gpu_for("vLLM's builds need", machine))
     return BackendStatus("A server that the run launches with judge.launch_command", requirements)
+
+
+def launchers() -> list[str]:
+    """Return the installed programs that can launch a judge's server."""
+    return [name for name in LAUNCHERS if shutil.which(name)]
 
 
 def _gpu_for(need: str, machine: Machine) -> tuple[Requirement, ...]:
@@ -214,9 +222,9 @@ def _paper_judge(machine: Machine) -> BackendStatus:
     build = vllm_build(VLLM_PYTHON, PROBE_SECONDS)
     if build and numbers(build[1]) <= LAST_WITH_MLLAMA:
         vllm = Requirement(True, f"vLLM {build[1]} in {VLLM_PYTHON}")
-    elif machine.launchers:
+    elif installed := launchers():
         with_limits = f"with {LIMITS} --enforce-eager"
-        vllm = Requirement(True, f"vLLM 0.10.2 through {machine.launchers[0]}, {with_limits}")
+        vllm = Requirement(True, f"vLLM 0.10.2 through {installed[0]}, {with_limits}")
     else:
         step = f"python3 -m venv judge && judge/bin/pip install {MLLAMA_PACKAGES}"
         vllm = Requirement(False, "no vLLM 0.10.2, the last version that serves it", step)

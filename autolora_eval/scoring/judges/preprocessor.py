@@ -10,8 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autolora_eval._devices import quiet_libraries, require
+from autolora_eval._devices import require
 from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._progress import quiet_libraries
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from autolora_eval._devices import choose_dtype, quiet_libraries
+from autolora_eval._devices import choose_dtype
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
+from autolora_eval._progress import quiet_libraries
 from autolora_eval.runs.images import ImageError, Picture, read_picture, reduced
 from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
