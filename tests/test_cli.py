@@ -27,7 +27,7 @@ HEAVY = MODELS | {"pandas", "matplotlib", "scipy", "huggingface_hub"}
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("autolora_eval.sources.model_source.in_cache", lambda *_: False)
+    monkeypatch.setattr("autolora_eval.scoring.judges.doctor.cached", lambda *_: None)
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:

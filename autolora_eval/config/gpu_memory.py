@@ -28,7 +28,7 @@ from autolora_eval.config.plan import describe_sampling
 from autolora_eval.config.prompt_cuts import describe_cuts
 from autolora_eval.config.schema import GuidanceBatching, Offload
 from autolora_eval.runs.manifest import PromptCuts
-from autolora_eval.sources.model_source import Source, cached, in_cache
+from autolora_eval.sources.model_source import Source, cached
 
 
 def model_facts(
@@ -81,7 +81,7 @@ def place(source: Source, marker: str) -> str:
         return f"{source.location}  (not found)"
     if source.kind != "hub":
         return f"{source.name}  (found)"
-    state = "in the local cache" if in_cache(source, marker) else "to be downloaded from the hub"
+    state = "in the local cache" if cached(source, marker) else "to be downloaded from the hub"
     return f"{source.name}  ({state})"
 
 

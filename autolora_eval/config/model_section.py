@@ -36,7 +36,6 @@ from autolora_eval.sources.model_source import (
     cached,
     find_lora,
     find_model,
-    in_cache,
 )
 
 LEFT_OUT = "text_encoder_3"
@@ -330,7 +329,7 @@ def count_timesteps(spec: Model, pipeline: Source) -> int | None:
     None if the scheduler is the pipeline's own, and the pipeline is not on this machine.
     """
     steps = spec.num_inference_steps
-    is_here = pipeline.kind != "hub" or in_cache(pipeline, SCHEDULER_CONFIG)
+    is_here = pipeline.kind != "hub" or cached(pipeline, SCHEDULER_CONFIG)
     if spec.scheduler is None and not is_here:
         return None
     config = _read(cached(pipeline, SCHEDULER_CONFIG))

@@ -20,10 +20,10 @@ from autolora_eval.runs.folder import RunFolder
 from autolora_eval.sources.model_source import (
     Source,
     absent,
+    cached,
     fetched,
     hub_files,
     hub_refusal,
-    in_cache,
     unreachable,
 )
 
@@ -106,7 +106,7 @@ def _hub(plan: Plan) -> None:
     lacking = {
         source.location: source
         for source, marker in hub_sources(plan)
-        if source.kind == "hub" and not in_cache(source, marker)
+        if source.kind == "hub" and not cached(source, marker)
     }
     refused = [(source, why) for source in lacking.values() if (why := hub_refusal(source))]
     if refused:
@@ -149,7 +149,8 @@ def _schedulers(plan: Plan) -> None:
 
 def _reachable(source: Source, name: str) -> bool:
     """Return whether a file can be asked for. A hub out of reach takes half a minute to fail."""
-    return source.kind != "hub" or in_cache(source, name) or hub_refusal(source) is None
+    is_here = source.kind != "hub" or cached(source, name) is not None
+    return is_here or hub_refusal(source) is None
 
 
 def _own_files(plan: Plan) -> None:

@@ -256,11 +256,6 @@ def hub_cache_only() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def in_cache(source: Source, marker: str) -> bool:
-    """Return whether a hub model's `marker` file is in the local cache."""
-    return cached(source, marker) is not None
-
-
 def cached(source: Source, name: str) -> Path | None:
     """Return a file of a model, in its folder or in the local cache of the hub, or None."""
     if source.kind != "hub":

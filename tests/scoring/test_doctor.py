@@ -33,7 +33,7 @@ def _bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    monkeypatch.setattr(doctor, "in_cache", lambda source, marker: False)
+    monkeypatch.setattr(doctor, "cached", lambda source, name: None)
 
 
 @pytest.fixture

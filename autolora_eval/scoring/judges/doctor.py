@@ -39,7 +39,7 @@ from autolora_eval.scoring.judges.vllm_command import (
     vllm_build,
 )
 from autolora_eval.scoring.judges.vllm_server import NO_LISTING, PROBE_SECONDS, listed_models
-from autolora_eval.sources.model_source import Source, in_cache
+from autolora_eval.sources.model_source import Source, cached
 
 _LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
 PAPER_JUDGE = Source(_LLAMA, "hub", _LLAMA)
@@ -315,7 +315,7 @@ def _access(source: Source) -> Requirement:
     """Return whether a gated model can be downloaded or is in the cache."""
     from huggingface_hub import get_token
 
-    if in_cache(source, "config.json"):
+    if cached(source, "config.json"):
         return Requirement(True, "its files are in the hub's cache")
     if get_token():
         return Requirement(True, "gated on the hub: the account must have accepted the licence")
