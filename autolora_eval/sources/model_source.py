@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
+from safetensors import SafetensorError
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean, first_line
 from autolora_eval.sources.lookup import Lookup, expanded, miniature_folder
@@ -27,6 +28,14 @@ PICKLE_ADVICE = (
 MINIATURE = "miniature:"
 # The YAML at the head of a model card.
 _CARD_HEAD = re.compile(r"\s*---\n(.*?)\n---[ \t]*(\n|$)", re.DOTALL)
+
+
+# What `from_pretrained` raises for a folder that is incomplete, damaged or not of transformers.
+# RuntimeError: a package is broken, such as a torchvision built for another version of torch.
+LOADING_ERRORS = (
+    *(OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError),
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -321,3 +330,38 @@ def unreachable(sources: list[Source], reason: str) -> str:
 def absent(source: Source) -> str:
     """Return the message for a file that the user must get first."""
     return f"the LoRA '{source.location}' is not here. {source.how_to_get()}"
+
+
+# ---- Loading by `from_pretrained`
+
+
+def loading_options(source: Source) -> dict[str, Any]:
+    """Return the arguments of every `from_pretrained`."""
+    # Without `trust_remote_code=False`, transformers asks on the terminal whether to run code.
+    revision = {"revision": source.revision} if source.revision else {}
+    return {"trust_remote_code": False, **revision}
+
+
+def unloadable(what: str, source: Source, error: Exception) -> AutoLoRAEvalError:
+    """Return the error for a model that cannot be loaded.
+
+    Args:
+        what: `extractor` or `judge`.
+        source: the model.
+        error: what `from_pretrained` raised.
+    """
+    text = " ".join(str(error).split())
+    cause = text[:400]
+    if "trust_remote_code" in text:
+        cause = (
+            "it needs Python code from its own folder, which is never run. Use a model whose class "
+            "is part of transformers"
+        )
+    elif isinstance(error, SafetensorError):
+        cause = f"its .safetensors is damaged or incomplete ({cause}). Get its files again"
+    elif what == "judge" and isinstance(error, ImportError | RuntimeError):
+        advice = "What processors of judges need: pip install 'autolora-eval[judges]'"
+        cause = f"{cause.rstrip('.')}. {advice}"
+    elif isinstance(error, KeyError):
+        cause = f"its configuration has no {cause}"
+    return AutoLoRAEvalError(f"the {what} '{source.name}' cannot be loaded: {cause.rstrip('.')}.")

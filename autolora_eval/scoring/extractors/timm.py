@@ -12,14 +12,12 @@ import numpy as np
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval.runs.feature_file import Matrix
-from autolora_eval.scoring.extractor import LOADING_ERRORS, Extractor, ExtractorKind, Loading
-from autolora_eval.sources.model_source import PICKLE_ADVICE
+from autolora_eval.scoring.extractor import Extractor, ExtractorKind, Loading
+from autolora_eval.sources.model_source import LOADING_ERRORS, PICKLE_ADVICE, Source
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-
-    from autolora_eval.sources.model_source import Source
 
 _WEIGHTS = "model.safetensors"  # without this file timm would load a pickle
 

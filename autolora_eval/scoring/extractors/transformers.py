@@ -11,16 +11,8 @@ import numpy as np
 
 from autolora_eval._files import Json
 from autolora_eval.runs.feature_file import Matrix
-from autolora_eval.scoring.extractor import (
-    DEFAULT,
-    LOADING_ERRORS,
-    Extractor,
-    ExtractorKind,
-    Loading,
-    loading_options,
-    unloadable,
-)
-from autolora_eval.sources.model_source import Source
+from autolora_eval.scoring.extractor import DEFAULT, Extractor, ExtractorKind, Loading
+from autolora_eval.sources.model_source import LOADING_ERRORS, Source, loading_options, unloadable
 
 if TYPE_CHECKING:
     import torch

@@ -14,10 +14,15 @@ from autolora_eval._devices import require
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import quiet_libraries
 from autolora_eval.scoring.constraint import reply_pattern
-from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.rubric import Rubric
-from autolora_eval.sources.model_source import Source, cached
+from autolora_eval.sources.model_source import (
+    LOADING_ERRORS,
+    Source,
+    cached,
+    loading_options,
+    unloadable,
+)
 
 if TYPE_CHECKING:
     from autolora_eval.scoring.judges.logits_processors import Grammar

@@ -18,7 +18,6 @@ from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
 from autolora_eval._progress import quiet_libraries
 from autolora_eval.runs.images import ImageError, Picture, read_picture, reduced
-from autolora_eval.scoring.extractor import LOADING_ERRORS, loading_options, unloadable
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.logits_processors import (
     Grammar,
@@ -31,7 +30,7 @@ from autolora_eval.scoring.judges.logits_processors import (
 from autolora_eval.scoring.judges.preprocessor import Preprocessor, load_preprocessor
 from autolora_eval.scoring.rubric import Question, Rubric
 from autolora_eval.sources.identity import identity
-from autolora_eval.sources.model_source import Source
+from autolora_eval.sources.model_source import LOADING_ERRORS, Source, loading_options, unloadable
 
 
 @dataclass(frozen=True)
