@@ -238,8 +238,8 @@ def test_value_outside_the_declared_range_gives_no_value_but_a_reason(given: flo
     found = replace(DISTANCE, function=lambda _: given, high=1.0)(drawn())
     assert found.value is None
     assert found.reason == (
-        f"mean_distance is {given}; expected a value from 0 to 1, its declared range. Correct low and "
-        "high of the metric, or its function"
+        f"mean_distance is {given}; expected a value from 0 to 1, its declared range. "
+        "Correct low and high of the metric, or its function"
     )
 
 
