@@ -29,7 +29,7 @@ from autolora_eval.analysis.compatibility import (
     without_baseline,
 )
 from autolora_eval.analysis.tables import write_tables
-from autolora_eval.runs.folder import RunFolder, checksums
+from autolora_eval.runs.folder import RunFolder, checksums, output_folder
 from autolora_eval.runs.manifest import (
     ImageJob,
     RunManifest,
@@ -78,8 +78,7 @@ def join_runs(
     sources = open_sources(runs)
     found = differences(sources)
     refuse(found, allow_different_judges=allow_different_judges)
-    folder = RunFolder(output)
-    _check_output(folder, sources)
+    folder = _joint_folder(output, sources)
     metrics = {name: installed_metric(name) for name in shared_metrics(sources)}
     installed = {name: metric for name, metric in metrics.items() if metric is not None}
     manifest, once = _joint_manifest(sources, baseline, installed)
@@ -294,23 +293,17 @@ def _with_sources(
 # ---- The joint run folder: images linked, features and replies copied, tables written
 
 
-def _check_output(folder: RunFolder, sources: Sequence[SourceRun]) -> None:
-    """Check that the output is a new or empty folder, or an earlier comparison."""
-    path = folder.path.resolve()
+def _joint_folder(output: Path, sources: Sequence[SourceRun]) -> RunFolder:
+    """Return the folder to write, which may not be that of a compared run."""
+    path = output.resolve()
     for source in sources:
         own = source.run.folder.path.resolve()
         if path == own or path in own.parents or own in path.parents:
             raise UsageError(
-                f"'{folder.path}' would write into '{source.label}', which is compared and must "
-                "stay as it is. Name another --output."
+                f"'{output}' would write into '{source.label}', which is compared and must stay "
+                "as it is. Name another --output."
             )
-    if not folder.path.exists() or (folder.path.is_dir() and not any(folder.path.iterdir())):
-        return
-    manifest = folder.find_manifest() if folder.path.is_dir() else None
-    if manifest is None or manifest.compared is None:
-        raise UsageError(
-            f"'{folder.path}' is not empty and not an earlier comparison. Name another --output."
-        )
+    return output_folder(output, joint=True)
 
 
 def _write_whole(
@@ -347,7 +340,8 @@ def _keep_added_files(earlier: RunFolder, folder: RunFolder) -> bool:
     for file in earlier.path.iterdir():
         if file.name not in written:
             file.rename(folder.path / file.name)
-    agreement = earlier.read_manifest().agreement
+    manifest = earlier.find_manifest()
+    agreement = None if manifest is None else manifest.agreement
     if agreement is None or _judged_images(earlier) != _judged_images(folder):
         return False
     earlier.agreement.rename(folder.agreement)

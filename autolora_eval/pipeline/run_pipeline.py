@@ -128,8 +128,9 @@ def score_images(
 
     loaded = load_benchmark(benchmark)
     read_image_set(Path(images))
-    folder = output_folder(output or Path("reports") / image_set_run_name(loaded, name))
-    check_no_overlap(Path(images), folder)
+    path = Path(output or Path("reports") / image_set_run_name(loaded, name))
+    check_no_overlap(Path(images), RunFolder(path))
+    folder = output_folder(path)
     file = folder.path / "benchmark.yaml"
     text = image_set_benchmark(loaded, Path(images), name, model, file)
     # An existing benchmark.yaml is replaced only after the new one has been checked.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from autolora_eval._errors import UsageError, as_damaged
-from autolora_eval._files import Json, content_hash, path_inside, sha256_file, write_json
+from autolora_eval._files import LOCK, Json, content_hash, path_inside, sha256_file, write_json
 from autolora_eval.runs.columns import read_csv
 from autolora_eval.runs.manifest import FORMAT_VERSION, RunManifest, rows_of_images
 from autolora_eval.runs.records import CellRecord
@@ -277,17 +277,42 @@ class Run:
         return _table(self.folder.agreement) if self.folder.agreement.is_file() else None
 
 
-def output_folder(path: str | Path) -> RunFolder:
-    """Return the run folder at a path.
+def output_folder(path: str | Path, *, joint: bool = False) -> RunFolder:
+    """Return the run folder to write at a path.
+
+    Args:
+        path: a new or empty folder, or an earlier run, which may have been interrupted.
+        joint: whether a comparison will be written; then the earlier run must be a comparison.
 
     Raises:
-        UsageError: if the path or a parent is a file.
+        UsageError: if the path or a parent is a file, or the folder holds something else.
     """
     for part in (Path(path), *Path(path).parents):
         if (part.exists() or part.is_symlink()) and not part.is_dir():
             what = "a file" if part.exists() else "a link to nothing"
             raise UsageError(f"'{part}' is {what}, not a run folder. Name another --output.")
-    return RunFolder(Path(path))
+    folder, problem = RunFolder(Path(path)), None
+    if (manifest := folder.find_manifest()) is None:
+        if (name := _foreign_file(folder.path)) is not None:
+            problem = f"is not a run folder: it contains '{name}' and no manifest.json"
+    elif joint != (manifest.compared is not None):
+        problem = "is a run, not a comparison" if joint else "is a comparison of runs"
+    if problem is not None:
+        earlier = "comparison" if joint else "run"
+        raise UsageError(
+            f"'{path}' {problem}; expected a new or empty folder, or an earlier {earlier}. Name "
+            "another --output."
+        )
+    return folder
+
+
+def _foreign_file(folder: Path) -> str | None:
+    """Return a name in a folder without manifest that no interrupted run can have left there."""
+    if not folder.is_dir() or (folder / LOCK).exists():
+        return None  # a killed run, or the working copy of a URL, which was checked there
+    # `score --images` writes the benchmark first. Hidden files are those of the system.
+    names = {path.name for path in folder.iterdir()} - {"benchmark.yaml"}
+    return min((name for name in names if not name.startswith(".")), default=None)
 
 
 def open_run(path: str | Path) -> Run:

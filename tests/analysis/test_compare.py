@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scored_run
+from command import run_command
 from json_lines import read_jsonl
 from scored_run import (
     KEY,
@@ -177,16 +178,42 @@ def test_a_model_that_is_not_the_same_is_told(halves, tmp_path):
     ]
 
 
-def test_something_else_is_not_written_over(halves, tmp_path):
+def test_something_else_is_not_written_over(whole, halves, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it", encoding="utf-8")
-    with pytest.raises(UsageError, match="not an earlier comparison"):
+    with pytest.raises(UsageError, match=r"'thesis\.txt' and .*, or an earlier comparison\. Name"):
         compare(halves, mine)
     assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UsageError, match=r"whole' is a run, not a comparison; expected .* Name"):
+        compare(halves, whole.path)
+    assert open_run(whole.path).manifest.compared is None
+
+
+def test_an_empty_folder_and_an_earlier_comparison_are_written(halves, tmp_path):
+    (tmp_path / "joint").mkdir()
+    for _ in range(2):
+        joint, _ = compare(halves, tmp_path / "joint")
+        assert len(joint.table) == 2
+
+
+def test_a_comparison_is_written_at_a_url(halves):
+    for _ in range(2):
+        done = run_command("compare", *halves, "--output", "memory://bucket/joint")
+        assert (done.code, done.stderr) == (0, "")
+    done = run_command("explain", "memory://bucket/joint", "AutoLoRA")
+    assert done.code == 0, done.stderr
+
+
+def test_a_run_is_not_written_into_a_comparison(halves, tmp_path):
     compare(halves, tmp_path / "joint")
-    again, _ = compare(halves, tmp_path / "joint")
-    assert len(again.table) == 2
+    before = (tmp_path / "joint" / "manifest.json").read_bytes()
+    done = run_command("run", "quickstart", "--output", tmp_path / "joint")
+    assert done.code == 2
+    assert "joint' is a comparison of runs; expected a new or empty folder, or an earlier run" in (
+        done.stderr
+    )
+    assert (tmp_path / "joint" / "manifest.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def test_scoring_a_set_overwrites_no_other_file(plain_images, tmp_path):
     assert len(score_images(plain_images, benchmark, tmp_path / "out").table) == 1
     run_folder = tmp_path / "a run"
     run_folder.mkdir()
-    (run_folder / "manifest.json").write_text('{"benchmark_file": "x"}', encoding="utf-8")
+    shutil.copy(tmp_path / "out" / "manifest.json", run_folder)
     with pytest.raises(UsageError, match=r"'.*a run' holds another run.*--output"):
         score_images(plain_images, benchmark, run_folder)
 
