@@ -28,13 +28,7 @@ from autolora_eval.config.plan import (
 )
 from autolora_eval.config.prompt_cuts import all_prompt_cuts, describe_cuts, plan_prompt_cuts
 from autolora_eval.config.sweep_grid import INTERVAL, fields_of
-from autolora_eval.guidance.catalogue import (
-    BUILT_IN,
-    DIFFUSERS,
-    INSTALLED,
-    Listed,
-    ListedParameter,
-)
+from autolora_eval.guidance.catalogue import BUILT_IN, DIFFUSERS, INSTALLED, Listed, ListedParameter
 from autolora_eval.runs.folder import Run, RunFolder
 from autolora_eval.runs.manifest import PromptCuts, rows_of_images
 from autolora_eval.runs.records import ImageSetRecord
@@ -64,6 +58,9 @@ def announce(plan: Plan, folder: RunFolder) -> None:
         f"{plan.n_judge_calls:,} judge calls → {folder.path}",
     )
     _show_prompt_cuts(plan_prompt_cuts(plan))
+    rubric = plan.benchmark.rubric
+    if rubric is not None and rubric.caveat is not None:
+        show_caveat(rubric.caveat)
 
 
 def _show_prompt_cuts(cuts_of_models: Mapping[str, PromptCuts]) -> None:
@@ -195,6 +192,8 @@ def _judge_facts(benchmark: LoadedBenchmark) -> Iterator[tuple[str, str]]:
     if benchmark.judge is not None:
         where = place(benchmark.judge, "config.json")
     yield "Judge", f"{where}, rubric {benchmark.rubric.name}"
+    if benchmark.rubric.caveat is not None:
+        yield "  Caveat", benchmark.rubric.caveat
     if benchmark.judge is None and not judge.launch:
         yield "  Server", "must be running when the run starts; see 'autolora-eval doctor'"
 

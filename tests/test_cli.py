@@ -213,6 +213,15 @@ def test_the_plan_names_the_judges_server(settings, where, write_benchmark, benc
     assert where in done.text, done.stderr
 
 
+def test_a_rubric_that_does_not_name_its_key_is_shown(write_benchmark, benchmark_data) -> None:
+    """The rubric of these tests asks only whether the picture shows the prompt."""
+    file = write_benchmark(benchmark_data)
+    caveat = "the text of the rubric 'r' does not mention 'pc', which the judge's reply must"
+    assert f"Caveat {caveat}" in run_command("plan", file).text
+    assert f"caveat: {caveat}" in run_command("run", file).text
+    assert "aveat" not in run_command("plan", "pixel_art").text
+
+
 @pytest.mark.parametrize("name", ["[/red]", "[bold]x", "a[/b]", "\\", "[link=http://x]y"])
 def test_names_are_not_read_as_markup(name, write_benchmark, benchmark_data) -> None:
     benchmark_data["models"] = {name: benchmark_data["models"]["A"]}

@@ -204,6 +204,24 @@ class Rubric(StrictModel):
         parts = [self.text, self.placeholders.model_dump(), scores, remarks]
         return sha256_bytes(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode())
 
+    @property
+    def caveat(self) -> str | None:
+        """Which keys of the scores the text does not mention, and what to do; None if it has all.
+
+        A judge that is not constrained then replies with other keys, and its images are unscored.
+        """
+        own, keys = self.placeholders.placeholders, [score.key for score in self.scores.values()]
+        text = _fill(self.text, dict.fromkeys(own, " "))
+        words = {key: rf"(?<!\w){re.escape(key)}(?!\w)" for key in keys}
+        missing = [f"'{key}'" for key, word in words.items() if not re.search(word, text)]
+        if not missing:
+            return None
+        example = ", ".join(f'"{key}": N' for key in keys)
+        return (
+            f"the text of the rubric '{self.name}' does not mention {', '.join(missing)}, which "
+            f"the judge's reply must contain. Add an example of the reply, such as {{{example}}}."
+        )
+
     def with_values(self, values: Mapping[str, str]) -> Rubric:
         """Return the rubric with its own placeholders filled in.
 

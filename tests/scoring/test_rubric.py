@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rubrics import GOOD, shipped
+from rubrics import GOOD, rubric_of, shipped
 
 from autolora_eval._errors import UsageError
 from autolora_eval.scoring.rubric import Question, escape_prompt, read_rubric
 from autolora_eval.sources.lookup import shipped_root
 
+SHIPPED = sorted((shipped_root() / "prompts" / "rubrics").glob("*.yaml"))
 PAPER = ("disney_princess", "pixel_art")
 # SHA-256 of the paper's judge prompts A.1 (1270 bytes) and A.2 (2067 bytes) as typed from its
 # appendix with straightened quotation marks, each ending in one line break; and of the text that
@@ -65,6 +66,33 @@ def test_shipped_questions_begin_with_the_image_and_name_each_key(name: str) -> 
     assert "<<<" not in question.after
     for key in (*(score.key for score in rubric.scores.values()), *rubric.remarks):
         assert question.after.count(f'"{key}": [') == 1
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_rubrics_have_no_caveat(path: Path) -> None:
+    assert read_rubric(path).caveat is None
+
+
+@pytest.mark.parametrize(
+    ("text", "unnamed"),
+    [
+        ("<I> Reply with {correspondence: N, 'style': N}, <P>", None),
+        ("<I> Reply with the style, <P>", "'correspondence'"),
+        ("<I> Does the Style of <P> show correspondences?", "'correspondence', 'style'"),
+    ],
+)
+def test_text_that_does_not_mention_a_key_has_a_caveat(write, text, unnamed) -> None:
+    """A judge that is not constrained would answer with other keys, and have no score."""
+    rubric = read_rubric(write(GOOD.split("text:")[0] + f'text: "{text}"'))
+    assert rubric.caveat == (
+        unnamed
+        and f"the text of the rubric 'mine' does not mention {unnamed}, which the judge's reply "
+        'must contain. Add an example of the reply, such as {"correspondence": N, "style": N}.'
+    )
+
+
+def test_a_placeholder_mentions_no_key() -> None:
+    assert "does not mention 'I'" in str(rubric_of(("I", 0, 5, "integer")).caveat)
 
 
 def test_style_rubric_takes_any_style() -> None:
