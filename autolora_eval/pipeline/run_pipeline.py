@@ -61,7 +61,8 @@ def run(
 
     Args:
         benchmark: Path of a YAML file, or name of a shipped benchmark.
-        output: Run folder or its URL. Default: `reports/<name of the benchmark>`.
+        output: Run folder or its URL: a new or empty folder, or an earlier run.
+            Default: `reports/<name of the benchmark>`.
         limit_prompts: Use only the first `limit_prompts` prompts, at least 1. Default: all.
         limit_seeds: Use only the first `limit_seeds` seeds, at least 1. Default: all.
         accept_versions: Resume although the images that are there were made with other versions of
@@ -74,7 +75,8 @@ def run(
         The finished run, with its tables as pandas data frames.
 
     Raises:
-        UsageError: The benchmark is not valid. The message names each problem and its line.
+        UsageError: The benchmark is not valid. The message names each problem and its line. Or
+            `output` holds something else than a run.
         AutoLoRAEvalError: Something is missing on this machine, or a stage failed. Finished images,
             features and judgements are kept, and the next call continues from there.
 
@@ -168,7 +170,7 @@ def compare(
 
     Raises:
         UsageError: The runs cannot be compared: they differ in extractor, rubric or judge, or have
-            no prompt or seed in common. Or `output` exists and is not a comparison.
+            no prompt or seed in common. Or `output` holds anything but an earlier comparison.
     """
     from autolora_eval.analysis.compare_runs import join_runs
 
