@@ -148,21 +148,28 @@ def extract_features(
             if cell.batches:
                 require_space(folder.path)
             writer.write(cell, map(maker, cell.batches) if shared is None else shared)
-    preprocessing, before = writer.preprocessing, manifest.features
-    if preprocessing is None and before is not None and before.key == key:
-        preprocessing = before.preprocessing
-    if preprocessing is None and writer.dim is not None:
-        preprocessing = maker.preprocessing  # made beside generation, or by a killed run
     return FeaturesRecord(
         model=settings.model if settings.extractor.kind.needs_model else writer.name,
         key=key,
         **identity,
-        preprocessing=preprocessing,
+        preprocessing=_preprocessing(writer, maker, manifest.features),
         dim=writer.dim,
         done=writer.done,
         reused=writer.reused,
         failed=writer.failed,
     )
+
+
+def _preprocessing(
+    writer: _FeatureWriter, maker: FeatureMaker, before: FeaturesRecord | None
+) -> Json | None:
+    """Return what was done to the images of a run first; None if it has no features."""
+    if writer.preprocessing is not None:
+        return writer.preprocessing
+    if before is not None and before.key == writer.key and before.preprocessing is not None:
+        return before.preprocessing
+    # Made beside generation, or by a killed run.
+    return None if writer.dim is None else maker.preprocessing
 
 
 class _CellWork(NamedTuple):
