@@ -1,6 +1,7 @@
 """Cells of several runs in one table: the same numbers, paired, or refused with the reason."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,18 +56,36 @@ def run_of(make) -> Callable[..., RunFolder]:
     return lambda name, **sections: scored(*make(name, **sections), scores=score)
 
 
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory) -> Path:
+    """A folder of the runs that many tests need."""
+    return tmp_path_factory.mktemp("compared")
+
+
 @pytest.fixture
-def whole(run_of) -> RunFolder:
+def copy_of(run_of, originals, tmp_path) -> Callable[..., RunFolder]:
+    """A function like `run_of` that makes a run once, and copies it for each test."""
+
+    def copy(name: str, **sections: object) -> RunFolder:
+        if not (originals / name).exists():
+            run_of(name, **sections).path.rename(originals / name)
+        return RunFolder(shutil.copytree(originals / name, tmp_path / name))
+
+    return copy
+
+
+@pytest.fixture
+def whole(copy_of) -> RunFolder:
     """Both methods in one run."""
-    return run_of("whole")
+    return copy_of("whole")
 
 
 @pytest.fixture
-def halves(run_of, benchmark_data) -> list[Path]:
+def halves(copy_of, benchmark_data) -> list[Path]:
     """The same, one method a run."""
     methods = benchmark_data["methods"]
     return [
-        run_of(f"half-{name}", methods={name: methods[name]}, baseline=name).path
+        copy_of(f"half-{name}", methods={name: methods[name]}, baseline=name).path
         for name in ("CFG", "AutoLoRA")
     ]
 
