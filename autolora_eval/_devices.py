@@ -119,6 +119,23 @@ def free_memory() -> None:
             torch.cuda.empty_cache()
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory of up to 1 GiB a block for later tensors, where the C library is glibc.
+
+    By default it gives large blocks back to the system at once. Each tensor then starts with pages
+    that the system has to clear: 15% of a denoiser pass with 16 rows of the SD3 miniature.
+    """
+    import ctypes
+
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
 # On mps and CPUs torch has no OutOfMemoryError, but a RuntimeError with one of these phrases.
 _PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
 

@@ -93,9 +93,10 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _BESIDE_GEGLU = 5
 # Tensors of the hidden size that are alive in a transformer's feed-forward layer.
 _IN_FEED_FORWARD = 15
-# A UNet's batch for which fewer passes are faster on a CPU: measured at 64 × 64, where all four
-# predictions in one pass took 0.66 of the time for 1 image, 0.78 for 2, 0.83 for 4 and 1.16 for 8.
-SMALL_BATCH_PIXELS = 4 * 64 * 64
+# A batch for which one pass for all predictions is as fast or faster on a CPU: measured at 64 × 64,
+# where it took 0.88 of the time of two for 4 images, 0.92 for 8 and 0.95 for 16 on SDXL, and 0.99
+# to 1.01 on SD3.
+SMALL_BATCH_PIXELS = 16 * 64 * 64
 # The largest number of predictions for one image in one denoiser pass.
 _PREDICTIONS: dict[GuidanceBatching, int] = {"conditions": 2, "all": 4}
 
@@ -199,16 +200,14 @@ def choose_guidance_batching(
 ) -> GuidanceBatching:
     """Return which predictions share a denoiser pass on a GPU of `card` bytes; never `auto`.
 
-    `auto` shares where the standard pipelines do, if that fits. On a CPU, whose `card` is 0, a
-    UNet's base and LoRA rows share a pass too if the batch is so small that the number of passes
-    counts. Transformers and larger batches took longer that way.
+    `auto` shares where the standard pipelines do, if that fits. On a CPU, whose `card` is 0, base
+    and LoRA rows share a pass too if the batch is so small that the number of passes counts.
     """
     if asked != "auto":
         return asked
     if not card:
         is_small = batch_size * model.size[0] * model.size[1] <= SMALL_BATCH_PIXELS
-        has_unet = cached(model.layout, "unet/config.json") is not None
-        return "all" if is_small and has_unet else "conditions"
+        return "all" if is_small else "conditions"
     memory = model_memory(model, dtype)
     fits = memory and memory.batched("conditions").largest_batch(card, model.spec.offload)
     return "conditions" if (fits or 0) >= batch_size else "separate"

@@ -274,8 +274,8 @@ class Benchmark(StrictModel):
     """Which predictions of a step share a denoiser pass: each has its own (`separate`); those for
     the prompt and the null prompt share one, as in the standard pipelines (`conditions`); those of
     the base model and the LoRA too (`all`). `auto`: `conditions`, but `separate` on a GPU on which
-    that is not estimated to fit, and `all` for a UNet's smallest batches on a CPU. It affects the
-    last bits of an image.
+    that is not estimated to fit, and `all` for the smallest batches on a CPU. It affects the last
+    bits of an image.
     """
 
     @property

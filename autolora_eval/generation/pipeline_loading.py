@@ -19,6 +19,7 @@ import torch
 from diffusers import ComponentsManager, ModularPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
+from autolora_eval._devices import keep_freed_memory
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
 from autolora_eval._text import first_few
@@ -60,6 +61,8 @@ def place(
         working_bytes: what `auto` leaves free for the tensors of a pass.
     """
     if device.type != "cuda":  # no other memory to move to, or no count of what is free
+        if device.type == "cpu":
+            keep_freed_memory()
         pipe.to(device)
         return
     networks = {

@@ -1,9 +1,10 @@
-"""Run the performance benchmarks one after another, on one thread, and write their table.
+"""Run the performance benchmarks one after another and write their table.
 
     python -m benchmarks.performance [--only CASE]... [--write]
 
 `--write` replaces the tables in docs/performance.md and its JSON beside it. Each case is a module
-here with a `main()`, and runs in a process of its own.
+here with a `main()`, and runs in a process of its own, on one thread if it does not set another
+number.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.performance.measure import Row, table
 CASES = ("startup", "guidance", "overhead", "extractor", "judging", "diversity", "rows")
 TITLES = {
     "startup": "Start-up",
-    "guidance": "Guidance",
+    "guidance": "Guidance, on two threads",
     "overhead": "The evaluator beside the model",
     "extractor": "Features",
     "judging": "Judge's client",
@@ -50,7 +51,7 @@ def machine() -> str:
     """Return one line on the machine, the versions and the date."""
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return (
-        f"Measured on {datetime.now(UTC):%Y-%m-%d} with one thread of {platform.machine()} "
+        f"Measured on {datetime.now(UTC):%Y-%m-%d} on {platform.machine()} "
         f"({os.cpu_count()} cores), Python {platform.python_version()}, {libraries}."
     )
 

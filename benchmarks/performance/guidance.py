@@ -1,7 +1,7 @@
 """What guidance costs: our CFG and AutoLoRA beside the standard pipeline and a naive loop.
 
-On the miniatures, with the same LoRA, batch and steps. All get the prompt embeddings, so that only
-sampling and decoding are measured.
+On the miniatures, with the same LoRA, batch and steps, on two threads. All get the prompt
+embeddings, so that only sampling and decoding are measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from autolora_eval.sources.model_source import local_lora
 from benchmarks.performance.measure import Row, in_turns, ratio, show
 
 BENCHMARK = Path(__file__).parents[1] / "pixel_art_miniature.yaml"
-STEPS, SIDE, BATCH, ROUNDS, W, GAMMA = 20, 64, 4, 5, 3.0, 1.5
+STEPS, SIDE, ROUNDS, W, GAMMA = 20, 64, 5, 3.0, 1.5
+BATCHES, THREADS = (1, 4), 2
 MODELS: dict[str, Any] = {"SDXL": StableDiffusionXLPipeline, "SD3": StableDiffusion3Pipeline}
 RATIOS = [
     ("CFG / standard pipeline", "cfg", "standard", "≤ 1.00"),
@@ -35,7 +36,7 @@ RATIOS = [
 Run = Callable[[], object]
 
 
-def competitors(model: str) -> dict[str, Run]:
+def competitors(model: str, batch: int) -> dict[str, Run]:
     """Return what makes one batch of images in each way."""
     resolved = load_benchmark(BENCHMARK).models[f"{model} miniature"]
     assert resolved.size == (SIDE, SIDE)
@@ -43,10 +44,10 @@ def competitors(model: str) -> dict[str, Run]:
     standard = MODELS[model].from_pretrained(resolved.pipeline.location, torch_dtype=torch.float32)
     standard.load_lora_weights(str(local_lora(resolved.loras[0].source)))
     standard.set_progress_bar_config(disable=True)
-    prompts, seeds = [f"a red apple {n}" for n in range(BATCH)], range(BATCH)
+    prompts, seeds = [f"a red apple {n}" for n in range(batch)], range(batch)
     encoded = _encoded(standard, prompts)
 
-    chosen = choose_guidance_batching("auto", resolved, "float32", BATCH, card=0)
+    chosen = choose_guidance_batching("auto", resolved, "float32", batch, card=0)
 
     def guided(guider: BaseGuidance, batching: GuidanceBatching = chosen) -> object:
         ours.guidance_batching = batching
@@ -122,19 +123,18 @@ def _encoded(pipe: Any, prompts: list[str]) -> dict[str, torch.Tensor]:  # noqa:
     return {f"{prefix}_embeds": one for prefix, one in zip(prefixes, made, strict=True)}
 
 
-def rows(model: str) -> list[Row]:
+def rows(model: str, batch: int) -> list[Row]:
     """Return the ratios of one model."""
     with quiet_libraries():
-        seconds = in_turns(competitors(model), ROUNDS)
-    return [
-        ratio(f"{model}: {title}", seconds[a], seconds[b], goal) for title, a, b, goal in RATIOS
-    ]
+        seconds = in_turns(competitors(model, batch), ROUNDS)
+    case = f"{model}, batch of {batch}"
+    return [ratio(f"{case}: {title}", seconds[a], seconds[b], goal) for title, a, b, goal in RATIOS]
 
 
 def main() -> None:
-    """Measure on one thread."""
-    torch.set_num_threads(1)
-    show([row for model in MODELS for row in rows(model)])
+    """Measure on two threads."""
+    torch.set_num_threads(THREADS)
+    show([row for model in MODELS for batch in BATCHES for row in rows(model, batch)])
 
 
 if __name__ == "__main__":
