@@ -122,12 +122,17 @@ def product_estimate(a: Estimate, b: Estimate) -> Estimate:
     A unit that only one of them has leaves the other factor as it is.
     """
     units = tuple(dict.fromkeys((*a.units, *b.units)))
-    of_a, of_b = (dict(zip(x.units, x.leave_one_out.tolist(), strict=True)) for x in (a, b))
-    without = [of_a.get(unit, a.value) * of_b.get(unit, b.value) for unit in units]
+    without = _without_each(a, units) * _without_each(b, units)
     # The scale of a factor that needs one; over prompts neither does, nor does the product.
     scale: Scale = "log" if (a.scale, b.scale) != ("plain", "plain") else "plain"
     value = a.value * b.value
-    return Estimate(value, np.asarray(without, dtype=np.float64), units, scale=scale)
+    return Estimate(value, without, units, scale=scale)
+
+
+def _without_each(estimate: Estimate, units: Sequence[Hashable]) -> Floats:
+    """Return θ_(i) of each of the units, float64 [n]; θ where a unit did not contribute."""
+    known = dict(zip(estimate.units, estimate.leave_one_out.tolist(), strict=True))
+    return np.asarray([known.get(unit, estimate.value) for unit in units], dtype=np.float64)
 
 
 # --------------------

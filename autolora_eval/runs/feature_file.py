@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,16 @@ class CellFeatures:
         known = self._row_of
         return self.take(sorted({known[id_] for id_ in ids if id_ in known})).matrix
 
+    def unchanged(self, images: Iterable[tuple[str, str | None]]) -> CellFeatures:
+        """Return the features of images that still have the SHA-256 of their extraction.
+
+        Args:
+            images: (image id, SHA-256 now) of the images.
+        """
+        known, sha256 = self._row_of, self.sha256
+        pairs = ((known.get(id_), hash_) for id_, hash_ in images)
+        return self.take(sorted({n for n, hash_ in pairs if n is not None and sha256[n] == hash_}))
+
     @cached_property
     def _row_of(self) -> dict[str, int]:
         return {id_: row for row, id_ in enumerate(self.ids)}
@@ -75,9 +86,8 @@ def read_features(path: Path) -> CellFeatures:
         FileNotFoundError: if the file does not exist.
     """
     try:
-        with safe_open(path, framework="np") as file:
-            rows = json.loads(file.get_tensor("rows").tobytes())
-            matrix = file.get_tensor("features")
+        matrix = _tensor(path, "features")
+        rows = json.loads(_tensor(path, "rows").tobytes())
         if rows["checksum"] != checksum(rows, matrix):
             raise ValueError("they do not match its checksum")
     except (SafetensorError, LookupError, TypeError, ValueError) as error:
@@ -92,3 +102,9 @@ def read_features(path: Path) -> CellFeatures:
         failed=rows["failed"],
         key=rows["extractor_key"],
     )
+
+
+def _tensor(path: Path, name: str) -> npt.NDArray[Any]:
+    """Return a copy of a tensor. An open file stays in memory as far as it was read."""
+    with safe_open(path, framework="np") as file:
+        return np.asarray(file.get_tensor(name))
