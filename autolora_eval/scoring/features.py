@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from safetensors.numpy import save_file
 
-from autolora_eval._devices import choose_device, is_out_of_memory
+from autolora_eval._devices import choose_device, is_out_of_memory, keep_freed_memory
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json, atomic_write, content_hash, require_space
 from autolora_eval._progress import Advance, Progress, quiet_libraries
@@ -76,10 +76,13 @@ class FeatureSettings:
         """Load the extractor."""
         import torch  # takes seconds: not for a run whose features are all there
 
+        device = torch.device(choose_device(self.device))
+        if device.type == "cpu":
+            keep_freed_memory()
         loading = Loading(
             source=self.source,
             parameters=self.extractor.parameters,
-            device=torch.device(choose_device(self.device)),
+            device=device,
             dtype=getattr(torch, self.dtype_name),
             batch_size=self.batch_size,
         )
