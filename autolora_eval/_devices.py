@@ -123,10 +123,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory of up to 1 GiB a block for later tensors, where the C library is glibc.
+    """Let glibc keep freed blocks of up to 1 GiB for later tensors. Other C libraries do nothing.
 
-    By default it gives large blocks back to the system at once. Each tensor then starts with pages
-    that the system has to clear: 15% of a denoiser pass with 16 rows of the SD3 miniature.
+    By default, glibc gives large blocks back to the system at once. The system then clears new
+    pages for each tensor, which takes 15% of a denoiser pass with 16 rows of the SD3 miniature.
     """
     import ctypes
 

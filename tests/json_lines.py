@@ -8,5 +8,5 @@ from autolora_eval._files import Json, iterate_jsonl
 
 
 def read_jsonl(path: Path) -> list[Json]:
-    """Return the JSON objects of a file, one per line; empty if there is no file."""
+    """Return the JSON objects of a file, one per line. A missing file has none."""
     return list(iterate_jsonl(path))
