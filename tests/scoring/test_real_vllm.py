@@ -5,12 +5,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -98,61 +94,33 @@ def replies_about_creatures(
     return [str(replies[path].text) for path in pictures]
 
 
-def left_by_a_killed_run(arguments: list[str], log: Path, output: Path) -> list[psutil.Process]:
-    """Kill a run when vLLM has started its engine, and return which of its processes live on."""
-    variables = os.environ | {"PYTHONPATH": str(other_environment.ROOT)}
-    command = [sys.executable, "-m", "autolora_eval", *arguments]
-    with output.open("wb") as out:
-        run = subprocess.Popen(command, env=variables, stdout=out, stderr=out)
-    end = time.monotonic() + 240
-    while not (log.exists() and "EngineCore" in log.read_text(errors="replace")):
-        assert run.poll() is None, output.read_text()
-        assert time.monotonic() < end, log.read_text() if log.exists() else "no log"
-        time.sleep(0.1)
-    processes = psutil.Process(run.pid).children(recursive=True)
-    assert len(processes) >= 3, "the supervisor, vLLM's server and its engine"
-    run.kill()
-    run.wait()
-    _, left = psutil.wait_procs(processes, timeout=30)
-    return [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
-
-
 @dataclass
 class Results:
     """The results of both judges, "in process" and "vLLM".
 
     Attributes:
         folder: the run whose judge is vLLM.
-        left: processes that the first, killed attempt at this run left.
+        left: processes that this run left.
         rows: the judgements of each judge.
         creatures: the replies of each judge about images of creatures.
     """
 
     folder: RunFolder
-    left: list[psutil.Process]
+    left: list[psutil.Process] = field(default_factory=list)
     rows: dict[str, list[Json]] = field(default_factory=dict)
     creatures: dict[str, list[str]] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """A run is killed while vLLM starts, and the same command then completes it.
+    """The judge in this process scores the images of a run whose judge is vLLM.
 
-    The judge in this process scores the same images, and both see images of creatures.
+    Both see images of creatures too.
     """
     place = tmp_path_factory.mktemp("judged")
     pictures = [path for path, _ in creatures(place, each=2, seed=4_103)]
     there, here = RunFolder(place / "there"), RunFolder(place / "here")
-    limits = ["--limit-prompts", "4", "--limit-seeds", "3", "--output", str(there.path)]
-    arguments = ["run", str(benchmark_with(SERVER, place / "there.yaml")), *limits]
-    found = Results(there, left_by_a_killed_run(arguments, there.judge_log, place / "killed.txt"))
-
-    shutil.copytree(there.path, here.path)
-    settings = judge_settings(plan_with({}, place / "here.yaml"))
-    with closing(open_judge(settings)) as judge:
-        judge_images(settings, here.read_manifest(), here, judge, Progress())
-    character = plan_with(CHARACTER, place / "character.yaml")
-    found.creatures["in process"] = replies_about_creatures(character, pictures, None)
+    found, before = Results(there), psutil.Process().children(recursive=True)
 
     @contextmanager
     def and_asked_about_creatures(*given: Any) -> Iterator[str]:
@@ -160,12 +128,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
             yield url
             character = plan_with(SERVER | CHARACTER, place / "character.yaml")
             found.creatures["vLLM"] = replies_about_creatures(character, pictures, [url])
+        after = psutil.Process().children(recursive=True)
+        found.left = [process for process in after if process not in before]
 
+    limits = ["--limit-prompts", "4", "--limit-seeds", "3", "--output", str(there.path)]
     with pytest.MonkeyPatch.context() as patch:
         launch = "autolora_eval.scoring.judges.vllm_server.launched_server"
         patch.setattr(launch, and_asked_about_creatures)
-        finished = run_command(*arguments)
+        finished = run_command("run", str(benchmark_with(SERVER, place / "there.yaml")), *limits)
     assert finished.code == 0, finished.stderr
+
+    shutil.copytree(there.path, here.path, ignore=lambda *_: ["judgements"])
+    settings = judge_settings(plan_with({}, place / "here.yaml"))
+    with closing(open_judge(settings)) as judge:
+        judge_images(settings, here.read_manifest(), here, judge, Progress())
+    character = plan_with(CHARACTER, place / "character.yaml")
+    found.creatures["in process"] = replies_about_creatures(character, pictures, None)
     found.rows = {"in process": rows(here), "vLLM": rows(there)}
     return found
 
