@@ -192,8 +192,13 @@ def check_command(
     """
     # The line comes first: all after it imports for seconds.
     with progress.status("Loading diffusers …") as status, uncollected(), quiet_libraries():
+        import torch
+
         from autolora_eval.guider_checks.harness import guider_under_test
 
+        # Threads do not make a tiny model faster, and on a busy machine they wait for each other:
+        # the checks took 56 s instead of 6 s beside two other processes on two cores.
+        torch.set_num_threads(1)
         guider, parameters = _find_guider(name, dict(_parameter(word) for word in arguments))
         tested = guider_under_test(guider, model=model, spec=None, parameters=parameters)
         known: dict[str, CheckResult] = {}
