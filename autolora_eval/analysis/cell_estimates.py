@@ -178,41 +178,25 @@ def _with_products(
     return estimates
 
 
-def unit_values(
+def unit_estimates(
     scores: pd.DataFrame, diversity: pd.DataFrame, columns: Sequence[str], extra: Sequence[str] = ()
-) -> dict[str, pd.DataFrame]:
-    """Return what each sampling unit contributes to a cell's metrics, as comparisons count it.
+) -> dict[str, Estimates]:
+    """Return the estimates of each cell, by cell, as far as the tables of a run give them.
 
-    Of prompts these are diversity, mean scores and, for products, the jackknife's pseudo-values;
-    of one prompt's seeds the scores alone, since one image has no diversity.
-
-    Returns:
-        For each metric a table of units by cells; NaN where a unit has no value.
+    Of a single prompt these are the scores alone, since one image has no diversity.
     """
+    found: dict[str, Estimates] = {}
     if diversity["prompt_index"].nunique() < 2:
-        frame = scores[["seed", "cell", *columns]].set_index(["seed", "cell"])
-        return {column: frame[column].unstack("cell") for column in columns}
-    found: dict[str, dict[Hashable, dict[Hashable, float]]] = {}
-    for cell, prompts in diversity.groupby("cell"):
+        for cell, images in scores.groupby("cell", sort=False):
+            seeds = images["seed"].tolist()
+            found[str(cell)] = {column: mean_estimate(images[column], seeds) for column in columns}
+        return found
+    of_cell = scores.groupby("cell").get_group
+    for cell, prompts in diversity.groupby("cell", sort=False):
         units: list[Hashable] = prompts["prompt_index"].tolist()
-        images = scores[scores["cell"] == cell]
-        for metric, estimate in _over_prompts(images, prompts, columns, units).items():
-            found.setdefault(metric, {})[cell] = estimate.pseudo_values()
-    order = sorted(diversity["prompt_index"].unique())
-    tables = {metric: pd.DataFrame(cells).reindex(order) for metric, cells in found.items()}
-    return tables | {
-        metric: diversity.pivot(index="prompt_index", columns="cell", values=metric)
-        for metric in extra
-        if metric in diversity
-    }
-
-
-def sorted_differences(values: pd.DataFrame, cell: str, baseline: str) -> npt.NDArray[np.float64]:
-    """Return the differences of the units that both cells have, lowest first, float64 [n]."""
-    if cell not in values or baseline not in values:
-        return np.zeros(0)
-    differences = (values[cell] - values[baseline]).to_numpy(dtype=np.float64)
-    return np.sort(differences[np.isfinite(differences)])
+        others = {name: mean_estimate(prompts[name], units) for name in extra if name in prompts}
+        found[str(cell)] = _over_prompts(of_cell(cell), prompts, columns, units) | others
+    return found
 
 
 def prompt_mean_products(

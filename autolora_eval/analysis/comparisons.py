@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from autolora_eval.analysis.cell_estimates import Estimates
-from autolora_eval.analysis.estimates import CONFIDENCE, Estimate
+from autolora_eval.analysis.estimates import CONFIDENCE, Estimate, product_estimate
 from autolora_eval.runs.records import CellRecord
 from autolora_eval.scoring.diversity import Floats
 
@@ -156,15 +156,16 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
         The test is Wilcoxon's signed-rank test of means over units. Of other statistics the
         pseudo-values depend on each other, which that test takes for a difference too often (10
         times in 100 for equation (8) over seeds): there it is the t-test that belongs to the
-        interval. The difference is θ_a − θ_b where both have the same units, else the mean
-        difference of the pseudo-values that they share: a unit that only one has does not count.
+        interval. A unit that only one of them has does not count, in a product for each factor.
         Null where undefined.
     """
-    differences = _shared_differences(a, b)
-    n = len(differences)
     same_units = set(a.units) == set(b.units)
-    mean = float(differences.mean()) if n else np.nan
-    difference = a.value - b.value if same_units else mean
+    a, b = _on_shared_units(a, b)
+    differences = unit_differences(a, b)
+    n, is_finite = len(differences), bool(np.isfinite(differences).all())
+    difference = a.value - b.value if same_units or is_finite else np.nan
+    if n and not differences.any():
+        difference = 0.0  # without the rounding error of the two values
     result: dict[str, Any] = {
         "n_units": n,
         "difference": difference,
@@ -176,7 +177,7 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
         "n_ties": None,
         "units_for_power_80": None,
     }
-    if n < 2 or not np.isfinite(differences).all():
+    if n < 2 or not is_finite:
         return result
     spread = float(differences.std(ddof=1))
     error = spread / np.sqrt(n)
@@ -203,14 +204,21 @@ def _units_for_power_80(difference: float, spread: float, *, by_ranks: bool) -> 
     return units_needed_by_ranks(n) if by_ranks else n
 
 
-def _shared_differences(a: Estimate, b: Estimate) -> Floats:
-    """Return the differences of the pseudo-values of shared units.
+def _on_shared_units(a: Estimate, b: Estimate) -> tuple[Estimate, Estimate]:
+    if a.factors is None or b.factors is None:
+        return a.on(b.units), b.on(a.units)
+    (a1, b1), (a2, b2) = map(_on_shared_units, a.factors, b.factors)
+    return product_estimate(a1, a2), product_estimate(b1, b2)
+
+
+def unit_differences(a: Estimate, b: Estimate) -> Floats:
+    """Return the differences of the pseudo-values of the units that both estimates have.
 
     They are rounded to 10 digits of the greatest, so that equal values of the units, of which
     pseudo-values are sums that end in different last bits, stay equal: ties are the rule where
     scores are whole numbers.
     """
-    left, right = a.pseudo_values(), b.pseudo_values()
+    left, right = (one.pseudo_values() for one in _on_shared_units(a, b))
     pairs = np.asarray([(left[unit], right[unit]) for unit in left if unit in right])
     if not len(pairs):
         return np.zeros(0)

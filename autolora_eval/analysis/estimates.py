@@ -8,8 +8,8 @@ error and, for paired comparisons, the pseudo-values n·θ − (n−1)·θ_(i) o
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -37,9 +37,9 @@ class Estimate:
         value: θ; NaN if undefined.
         leave_one_out: θ_(i), float64 [n], in the order of `units`.
         units: names of the units that contribute, so that cells can be paired.
-        is_mean: True if the statistic is the mean of one value per unit, which are then its
-            pseudo-values. Pseudo-values of other statistics depend on each other, so a test must
-            not treat them as independent.
+        counts: of a mean, the number of values of each unit, float64 [n]; None for any other
+            statistic.
+        factors: the two statistics that a product is made of.
         scale: the scale of the interval. Equation (8) over seeds is nearly always between 0 and 1
             and skewed away from the nearer end, hence `logit`. Its products are skewed away from
             0, hence `log`.
@@ -49,9 +49,19 @@ class Estimate:
     value: float
     leave_one_out: Floats
     units: tuple[Hashable, ...]
-    is_mean: bool = False
+    counts: Floats | None = None
+    factors: tuple[Estimate, Estimate] | None = None
     scale: Scale = "plain"
     unit: str = ""
+
+    @property
+    def is_mean(self) -> bool:
+        """True for a mean over units of equal weight: its pseudo-values are the units' own values.
+
+        Pseudo-values of other statistics depend on each other, so a test must not treat them as
+        independent.
+        """
+        return self.counts is not None and len(set(self.counts.tolist())) <= 1
 
     def interval(self) -> tuple[float, float]:
         """Return the jackknife's 95% t-interval with n − 1 degrees of freedom.
@@ -75,8 +85,25 @@ class Estimate:
     def pseudo_values(self) -> dict[Hashable, float]:
         """Return n·θ − (n−1)·θ_(i) for each unit; of a mean these are the unit's own values."""
         n = len(self.units)
+        if n == 1:
+            return {self.units[0]: self.value}
         values = n * self.value - (n - 1) * self.leave_one_out
         return dict(zip(self.units, values.tolist(), strict=True))
+
+    def on(self, units: Collection[Hashable]) -> Estimate:
+        """Return the statistic of those of its units that are among `units`.
+
+        For a mean this is exact. For any other statistic it is the mean of pseudo-values.
+        """
+        shared = set(units)
+        keep = np.asarray([unit in shared for unit in self.units], dtype=bool)
+        if keep.all():
+            return self
+        counts = np.ones(len(keep)) if self.counts is None else self.counts
+        total = counts.sum()
+        sums = total * self.value - (total - counts) * self.leave_one_out
+        found = ratio_estimate(sums, np.where(keep, counts, 0.0), self.units)
+        return found if self.counts is not None else replace(found, counts=None)
 
 
 def t_interval(value: float, leave_one_out: Floats) -> tuple[float, float]:
@@ -111,9 +138,7 @@ def ratio_estimate(
     with np.errstate(invalid="ignore", divide="ignore"):
         value = np.float64(totals.sum()) / numbers.sum()
         without = (totals.sum() - totals) / (numbers.sum() - numbers)
-    # Units of equal weight: the mean of what each has.
-    is_mean = len(set(numbers.tolist())) <= 1
-    return Estimate(float(value), without, names, is_mean=is_mean)
+    return Estimate(float(value), without, names, counts=numbers)
 
 
 def product_estimate(a: Estimate, b: Estimate) -> Estimate:
@@ -126,7 +151,7 @@ def product_estimate(a: Estimate, b: Estimate) -> Estimate:
     # The scale of a factor that needs one; over prompts neither does, nor does the product.
     scale: Scale = "log" if (a.scale, b.scale) != ("plain", "plain") else "plain"
     value = a.value * b.value
-    return Estimate(value, without, units, scale=scale)
+    return Estimate(value, without, units, factors=(a, b), scale=scale)
 
 
 def _without_each(estimate: Estimate, units: Sequence[Hashable]) -> Floats:

@@ -7,7 +7,12 @@ import pytest
 from scipy import stats
 
 from autolora_eval.analysis.comparisons import holm, paired, units_needed, units_needed_by_ranks
-from autolora_eval.analysis.estimates import Estimate, mean_estimate
+from autolora_eval.analysis.estimates import (
+    Estimate,
+    mean_estimate,
+    product_estimate,
+    ratio_estimate,
+)
 
 
 def means(values: object, units: object = None) -> Estimate:
@@ -72,7 +77,7 @@ def test_a_difference_says_how_many_units_its_test_needs():
     ranks = paired(means(a), means(b))
     assert ranks["test"] == "Wilcoxon signed-rank"
     assert ranks["units_for_power_80"] == units_needed_by_ranks(by_t_test)
-    t_test = paired(dataclasses.replace(means(a), is_mean=False), means(b))
+    t_test = paired(dataclasses.replace(means(a), counts=None), means(b))
     assert t_test["units_for_power_80"] == by_t_test
     assert isinstance(ranks["units_for_power_80"], int)
 
@@ -102,7 +107,7 @@ def test_what_is_no_mean_over_units_is_tested_as_its_interval_says():
     rng = np.random.default_rng(5)
     for shift in (0.0, 0.2, 0.5, 1.0):
         a, b = rng.normal(shift, 1, 20), rng.normal(0, 1, 20)
-        result = paired(dataclasses.replace(means(a), is_mean=False), means(b))
+        result = paired(dataclasses.replace(means(a), counts=None), means(b))
         assert result["test"] == "jackknife t"
         assert result["p_value"] == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
         assert (result["p_value"] < 0.05) == (not result["low"] <= 0.0 <= result["high"])
@@ -122,6 +127,32 @@ def test_only_shared_units_are_compared():
     a, b = means([1.0, 2.0, 4.0], "abc"), means([0.5, 1.5, 3.0, 90.0], "abcd")
     assert paired(a, b) == pytest.approx(paired(a, means([0.5, 1.5, 3.0], "abc")))
     assert paired(a, b)["difference"] == pytest.approx(2.0 / 3, abs=1e-12)
+
+
+def test_products_and_means_of_unequal_units_are_those_of_the_shared_units_alone():
+    """A cell that lacks prompts is compared as if the baseline lacked them too."""
+    rng = np.random.default_rng(2)
+
+    def metrics(kept: list[int]) -> dict[str, Estimate]:
+        spread = mean_estimate(spreads[kept], kept)
+        score = ratio_estimate(sums[kept], counts[kept], kept)
+        return {"score": score, "product": product_estimate(spread, score)}
+
+    spreads, sums = rng.uniform(0.1, 0.9, 6), rng.uniform(1, 20, 6)
+    counts = np.array([3, 8, 8, 5, 8, 8])
+    some, every = metrics([0, 1, 3, 4]), metrics([*range(6)])
+    for metric in ("score", "product"):
+        result = paired(some[metric], every[metric])
+        assert (result["difference"], result["low"], result["high"]) == (0.0, 0.0, 0.0)
+        assert (result["n_ties"], result["p_value"]) == (4, 1.0)
+    # Prompt 5 has scores in both cells, but a diversity in one: the other's does not count.
+    lacking = spreads.copy()
+    lacking[5] = np.nan
+    a, b = (
+        product_estimate(mean_estimate(spread, range(6)), every["score"])
+        for spread in (lacking, spreads)
+    )
+    assert paired(a, b)["difference"] == 0.0
 
 
 def test_units_are_paired_by_name_and_not_by_place():

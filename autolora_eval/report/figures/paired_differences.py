@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from autolora_eval._text import Sentences, join_names
-from autolora_eval.analysis.cell_estimates import sorted_differences, unit_values
+from autolora_eval.analysis.cell_estimates import Estimates, unit_estimates
+from autolora_eval.analysis.comparisons import unit_differences
 from autolora_eval.analysis.sentences import SIGNIFICANCE, Metric
 from autolora_eval.report.figures import _base, _style
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
@@ -68,16 +69,16 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
         return
     judged = [metric.column for metric in _base.scores_of(data)]
     extra = [metric.column for metric in data.metrics if metric.kind == "extra"]
-    units = unit_values(data.scores, data.diversity, judged, extra)
+    estimates = unit_estimates(data.scores, data.diversity, judged, extra)
     for metrics in in_parts(data.metrics, COLUMNS):
         labels = join_names([metric.label for metric in metrics])
         for shown in in_parts(rows, ROWS):
             yield Drawing(
                 name=FIGURE.name,
                 title=f"Differences from {_first(data, 'baseline')} in {labels}",
-                caption=_caption(data, shown, metrics, units),
+                caption=_caption(data, shown, metrics, estimates),
                 text=_text(data, shown, metrics),
-                draw=partial(_draw, data, shown, metrics, units),
+                draw=partial(_draw, data, shown, metrics, estimates),
             )
 
 
@@ -90,15 +91,14 @@ def _draw(
     data: FigureData,
     rows: Sequence[_Row],
     metrics: Sequence[Metric],
-    units: Mapping[str, pd.DataFrame],
+    estimates: Mapping[str, Estimates],
 ) -> Figure:
     n = len(rows)
     height = (0.62 if n <= 5 else 0.36 if n <= FEW_ROWS else 0.178) * n + 0.75
-    key = _key(data, rows, units)
+    key = _key(data, rows, estimates)
     figure, axes = _style.panel_grid((1, len(metrics)), len(metrics), height, key, sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
-        if metric.column in units:
-            _units(axis, rows, units[metric.column])
+        _units(axis, rows, metric.column, estimates)
         _means(axis, data, rows, metric)
         axis.axvline(0.0, color=_style.GREY, linewidth=0.8, zorder=1)
         axis.set_title(_style.label_title(metric), fontsize=7.5)
@@ -116,12 +116,14 @@ def _draw(
     return figure
 
 
-def _units(axis: Axes, rows: Sequence[_Row], values_of_units: pd.DataFrame) -> None:
+def _units(
+    axis: Axes, rows: Sequence[_Row], metric: str, estimates: Mapping[str, Estimates]
+) -> None:
     """Draw each comparison's differences from the lowest, below, to the highest, above."""
     dots: list[Floats] = []
     most = _most_dots(rows)
     for place, row in enumerate(rows):
-        differences = sorted_differences(values_of_units, row.cell, row.baseline_cell)
+        differences = _sorted_differences(row, metric, estimates)
         if len(differences) > most:
             x, ranks = thinned(differences, CURVE_POINTS)
             y = place + 0.4 - 0.8 * ranks
@@ -135,6 +137,14 @@ def _units(axis: Axes, rows: Sequence[_Row], values_of_units: pd.DataFrame) -> N
         x, y = np.concatenate(dots, axis=1)
         size = 2.6 if len(rows) <= FEW_ROWS else 1.7
         axis.plot(x, y, zorder=2, label=DOT_LABEL, markersize=size, **_DOT)
+
+
+def _sorted_differences(row: _Row, metric: str, estimates: Mapping[str, Estimates]) -> Floats:
+    if metric not in estimates[row.cell]:
+        return np.zeros(0)
+    cells = (estimates[cell][metric] for cell in (row.cell, row.baseline_cell))
+    differences = unit_differences(*cells)
+    return np.sort(differences[np.isfinite(differences)])
 
 
 def thinned(differences: Floats, at_most: int) -> tuple[Floats, Floats]:
@@ -185,10 +195,11 @@ def _diamond(filled: bool) -> dict[str, Any]:
 
 
 def _key(
-    data: FigureData, rows: Sequence[_Row], units: Mapping[str, pd.DataFrame]
+    data: FigureData, rows: Sequence[_Row], estimates: Mapping[str, Estimates]
 ) -> _style.Legend:
     unit = _first(data, "unit")
-    n = max((len(found) for found in units.values()), default=0)
+    found = (len(one.units) for cell in estimates.values() for one in cell.values())
+    n = max(found, default=0)
     handles: dict[str, Line2D] = {}
     if n > _most_dots(rows):
         handles[f"all {unit}s, sorted"] = Line2D([], [], color=COLOURS[0], linewidth=0.8)
@@ -203,13 +214,14 @@ def _caption(
     data: FigureData,
     rows: Sequence[_Row],
     metrics: Sequence[Metric],
-    units: Mapping[str, pd.DataFrame],
+    estimates: Mapping[str, Estimates],
 ) -> str:
+    known = estimates[rows[0].cell]
     return say.paired(
         _first(data, "baseline"),
         _first(data, "unit"),
         any(data.points.values()),
-        [metric.label for metric in metrics if metric.column not in units],
+        [metric.label for metric in metrics if metric.column not in known],
         any(metric.kind == "product" for metric in metrics),
         _base.swept_names(data),
         _missing(data, rows, metrics),
