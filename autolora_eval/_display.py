@@ -254,8 +254,8 @@ def _show_image_set(folder: RunFolder, cell: str, record: ImageSetRecord) -> Non
     """Print what was found in a folder or listing of imported images."""
     from autolora_eval.generation.image_validation import ISSUES
 
-    n_images = pluralize(record.images, "imported image")
-    _print_line(f"{cell}: {n_images} ({record.read_as}), {record.matched} match the benchmark")
+    n_images = pluralize(record.images, "image")
+    _print_line(f"{cell}: {n_images} ({record.read_as}), {record.matched} used by the benchmark")
     issues = {name: count for name in ISSUES if (count := getattr(record, name))}
     for name, count in issues.items():
         _print_line(f"  {count} {name.replace('_', ' ')}: {ISSUES[name]}")

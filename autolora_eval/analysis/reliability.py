@@ -224,7 +224,7 @@ def reliability(
         the mean score and mean expected score; and why α or its interval is missing.
     """
     numbers = [
-        "prompt_index",
+        *("prompt_index", "sha256"),
         *(c for c in map(str, scores) if c.removesuffix("_expected") in columns),
     ]
     frames: dict[str, pd.DataFrame] = {}
@@ -264,7 +264,7 @@ def _row(cell: str, column: str, images: pd.DataFrame, ratings: Floats) -> dict[
         "cell": cell,
         "score": column,
         "n_images": len(images),
-        "n_asked": ratings.size,
+        "n_asked": len(ratings) * int(images["sha256"].notna().sum()),
         "n_verdicts": int((~np.isnan(ratings)).sum()),
         "n_repeated": _paired(ratings).shape[1],
         "unit": unit,

@@ -179,6 +179,15 @@ def test_without_repeats_there_is_no_alpha(plan, tmp_path):
     assert table["expected_mean"].tolist() == [3.75] * 3
 
 
+def test_the_judge_is_not_asked_about_images_without_a_file(plan, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    scores = judged(plan, folder, lambda place, repeat: 3.0)
+    scores.loc[scores.index[:2], "sha256"] = None
+    table = reliability(folder, scores, ["pc"], KEY, 3)
+    assert table["n_asked"].tolist() == [12, 18, 30]
+    assert table["n_verdicts"].tolist() == [12, 18, 30]
+
+
 def test_unscored_images_are_counted_by_cell_and_reason():
     reasons = ["no_json", None, "out_of_range:pc", "no_json", None, None]
     scores = pd.DataFrame({"cell": list("aaaabb"), "unscored_reason": reasons})

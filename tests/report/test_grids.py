@@ -108,20 +108,24 @@ def test_a_parameter_of_one_method_goes_across_and_seeds_down(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("by_order", "sentence"),
+    ("n_sets", "by_order", "caption"),
     [
-        (False, "Seeds of imported images come from their source."),
-        (True, "Imported images without seeds do not share noise with the others."),
+        (1, False, "start from the same noise. Seeds of imported images come from their source."),
+        (
+            1,
+            True,
+            "start from the same noise. Imported images without seeds do not share noise with the "
+            "others.",
+        ),
+        (4, False, "have the same seed. Seeds of imported images come from their source."),
     ],
 )
-def test_no_noise_is_claimed_for_images_made_elsewhere(tmp_path, by_order, sentence):
+def test_no_noise_is_claimed_for_images_made_elsewhere(tmp_path, n_sets, by_order, caption):
     tables = make_tables(n_seeds=2)
-    cell = tables.table["cell"][0]
-    tables.manifest["image_sets"] = {cell: IMAGE_SET | {"seeds_by_order": by_order}}
+    cells = tables.table["cell"][:n_sets]
+    tables.manifest["image_sets"] = dict.fromkeys(cells, IMAGE_SET | {"seeds_by_order": by_order})
     folder = tables.write(tmp_path / "run")
-    assert chosen(folder)["grid_prompts_seed0"].caption.startswith(
-        f"All images start from the same noise. {sentence}"
-    )
+    assert chosen(folder)["grid_prompts_seed0"].caption.startswith(f"All images {caption}")
     content = build_content(read_run_view(folder))
     assert "All generated images use the same prompts and seeds." in content.compared
 

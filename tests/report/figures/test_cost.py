@@ -35,7 +35,7 @@ def test_seconds_stand_beside_nfe_and_a_missing_one_is_not_zero():
         x = curves(axes[0, 1], method)[0][0, 0]
         assert x == seconds[cell] if cell in seconds else np.isnan(x)
     caption = KIND.caption(data)
-    assert "Not drawn because a value is missing: SDXL × AutoLoRA+CFG." in caption
+    assert "Not in every panel because a value is missing: SDXL × AutoLoRA+CFG." in caption
     assert "Not recorded" not in caption
 
 

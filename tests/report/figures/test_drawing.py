@@ -136,5 +136,5 @@ def test_runs_with_nothing_known_are_drawn_and_name_what_is_missing(tmp_path, ma
     for column in data.comparisons.columns.intersection(["difference", "low", "high"]):
         data.comparisons[column] = float("nan")
     figures = draw_figures(data, tmp_path)
-    assert "Not drawn because a value is missing:" in figures[0].caption
+    assert "Not in every panel because a value is missing:" in figures[0].caption
     assert "Pareto" not in figures[0].caption

@@ -60,7 +60,7 @@ def test_a_cell_without_a_value_leaves_a_gap_and_is_named():
     alone = axis.collections[1].get_segments()
     low, high = data.table.loc[0, ["diversity_low", "diversity_high"]]
     assert [segment.tolist() for segment in alone] == [[[0.2, low], [0.2, high]]]
-    message = "Not drawn because a value is missing: SDXL × LoRA (LoRA scale 0.4)."
+    message = "Not in every panel because a value is missing: SDXL × LoRA (LoRA scale 0.4)."
     assert message in KIND.caption(data)
 
 

@@ -33,7 +33,7 @@ def test_a_cell_without_a_value_has_no_mark_and_is_named():
     assert np.isnan(curves(first, "AutoLoRA")[0]).any()
     assert np.isfinite(curves(second, "AutoLoRA")[0]).all()
     caption = KIND.caption(data)
-    assert "Not drawn because a value is missing: SDXL × AutoLoRA." in caption
+    assert "Not in every panel because a value is missing: SDXL × AutoLoRA." in caption
     assert "Not drawn" not in KIND.caption(made_up())
 
 
