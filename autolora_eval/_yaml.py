@@ -236,7 +236,7 @@ def _message(item: Any, model: type[BaseModel], keys: KeyPath) -> str:  # noqa: 
     if kind == "string_type" and value is not None and not isinstance(value, dict | list):
         return f"expected text; put it in quotation marks (got {_shown(value)})."
     if isinstance(value, dict | list) and not kind.endswith("_type"):
-        return message if message.endswith("?") else f"{message}."
+        return message if message.endswith(("?", ".")) else f"{message}."
     return f"{message} (got {_shown(value)})."
 
 

@@ -192,7 +192,7 @@ class _Resolver:
             near = (
                 f" Is '{k}' a misspelling of it?"
                 for k in keys
-                if get_close_matches(k, METHOD_KINDS)
+                if k != kind and get_close_matches(k, METHOD_KINDS)
             )
             raise UsageError(f"missing; name a guider, such as 'guider: autolora'.{next(near, '')}")
         if kind == "images":

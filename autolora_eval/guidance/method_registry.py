@@ -54,10 +54,16 @@ def _read_guider(found: object, origin: Origin) -> GuiderMethod:
     from diffusers.guiders import BaseGuidance
 
     if not isinstance(found, type) or not issubclass(found, BaseGuidance):
-        hint = " A function (prompt, seed, model) → image is named by 'sampler:', not 'guider:'."
+        hint = ""
+        if isinstance(found, BaseGuidance):
+            hint = f" Name its class, {type(found).__name__}, and give the parameters as keys."
+        elif callable(found):
+            hint = (
+                " A function (prompt, seed, model) → image is named by 'sampler:', not 'guider:'."
+            )
         raise UsageError(
             f"'{origin.name}' is {describe_type(found)}, not a subclass of "
-            f"diffusers.guiders.BaseGuidance.{hint if callable(found) else ''}"
+            f"diffusers.guiders.BaseGuidance.{hint}"
         )
     known = diffusers_guider(qualified_name(found))
     described = _described(found, origin, known.source if known else "")
@@ -117,7 +123,12 @@ def _code(fingerprint: dict[str, str], origin: Origin) -> dict[str, str]:
 
 def _try_constructor(guider: Callable[..., object], arguments: dict[str, Any]) -> None:
     with quiet_libraries():
-        guider(**arguments)
+        made = guider(**arguments)
+    if getattr(made, "_internal_dict", None) is None:  # pipelines fail on it
+        raise UsageError(
+            f"{type(made).__name__} has no config. Decorate its __init__ with @register_to_config, "
+            "from diffusers.configuration_utils."
+        )
 
 
 def _construct(guider: Callable[..., BaseGuidance], parameters: CallParameters) -> BaseGuidance:
@@ -130,7 +141,7 @@ def describe_type(found: object) -> str:
         return "a class"
     if isinstance(found, ModuleType):
         return "a module"
-    return "a function" if callable(found) else f"a value of type {type(found).__name__}"
+    return "a function" if inspect.isroutine(found) else f"a value of type {type(found).__name__}"
 
 
 def _read_sampler(found: object, origin: Origin) -> SamplerMethod:

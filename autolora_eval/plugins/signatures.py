@@ -139,6 +139,9 @@ def _expected(error: ValidationError, value: object) -> str:
         path, inner = _path(item["loc"], value)
         message = validation_message(item).replace("Input should be", "expected")
         message = message.replace(" array", " list").replace(" null", " nothing")
+        if item["type"] == "missing":  # an item of a tuple, or a key of a TypedDict
+            last = item["loc"][-1]
+            message = f"item {last + 1} is missing" if isinstance(last, int) else f"needs '{last}'"
         is_inside = item["type"] == "value_error" and isinstance(inner, Mapping)
         got = f" (got {inner!r:.80})" if path and message.startswith("expected") else ""
         at = f"{path.removeprefix('.')}: " if path else ""
@@ -150,12 +153,15 @@ def _expected(error: ValidationError, value: object) -> str:
 
 
 def _path(loc: tuple[int | str, ...], value: Any) -> tuple[str, object]:  # noqa: ANN401
-    """Return an error's location as text, without pydantic's names of alternatives."""
+    """Return an error's location as text, without pydantic's names of alternatives.
+
+    The location of an item that is missing is that of its list.
+    """
     path = ""
     for part in loc:
         if isinstance(value, Mapping) and part in value:
             path, value = f"{path}.{part}", value[part]
-        elif isinstance(value, list) and isinstance(part, int):
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             path, value = f"{path}[{part}]", value[part]
     return path, value
 
@@ -294,6 +300,8 @@ class CallParameters(MethodParameters):
         try:
             attempt(arguments)
         except (Exception, SystemExit) as error:
+            if isinstance(error, UsageError):
+                raise ValueError(str(error).rstrip(".")) from error
             message = error_message(error).rstrip(".") or type(error).__name__
             raise ValueError(f"{self._signature.name} refuses these values: {message}") from error
         return self

@@ -42,6 +42,10 @@ def load_dotted(path: str, folders: Sequence[Path] = ()) -> object:
     Raises:
         UsageError: if there is no such module or name, or the module fails on import.
     """
+    if re.search(r"\.py\b", path):
+        raise UsageError(
+            f"'{path}' names a file. Name its module and class, such as 'my_module.MyGuider'."
+        )
     parts = path.replace(":", ".").split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UsageError(f"'{path}' is not a dotted path such as 'my_package.MyGuider'.")

@@ -165,6 +165,7 @@ def test_a_module_beside_the_benchmark_does_not_replace_a_library(tmp_path: Path
         ),
         ("os.path.join", "A function (prompt, seed, model) → image is named by 'sampler:'"),
         (".x", "is not a dotted path such as"),
+        ("./my.py:MyGuider", "names a file. Name its module and class, such as 'my_module."),
         ("a..b", "is not a dotted path such as"),
         ("a b.c", "is not a dotted path such as"),
     ],
@@ -220,6 +221,20 @@ def test_a_benchmark_mixes_third_party_and_built_in_methods(
     assert tuple(built.adaptive_projected_guidance_norm_dim) == (-1, -2)
 
 
+WRONG = """
+from diffusers.guiders import BaseGuidance
+
+class Bare(BaseGuidance):
+    _input_predictions = ["pred_cond"]
+    num_conditions = is_conditional = prepare_inputs = forward = None
+
+    def __init__(self):
+        super().__init__()
+
+made = Bare()
+"""
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -246,12 +261,26 @@ def test_a_benchmark_mixes_third_party_and_built_in_methods(
             "MagnitudeAwareGuidance: it fails on image latents",
         ),
         ({"guider": "fading", "sampler": "clipped_noise"}, "methods.New.sampler: a method cannot"),
+        (
+            {"guider": None},
+            "methods.New.guider: missing; name a guider, such as 'guider: autolora'.",
+        ),
+        (
+            {"guider": "wrong_for_test.made"},
+            "'wrong_for_test.made' is a value of type Bare, not a "
+            "subclass of diffusers.guiders.BaseGuidance. Name its class, Bare, and give the",
+        ),
+        (
+            {"guider": "wrong_for_test.Bare"},
+            "methods.New: Bare has no config. Decorate its __init__",
+        ),
         ({"guider": "broken"}, "methods.New.guider: the guider 'broken' of example-plugins 0.3.1"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_model_loads(
-    installed, problem, benchmark_data, given, message
+    installed, problem, benchmark_data, tmp_path, given, message
 ) -> None:
+    (tmp_path / "wrong_for_test.py").write_text(WRONG)
     benchmark_data["methods"]["New"] = given
     assert message in problem(benchmark_data)
 
