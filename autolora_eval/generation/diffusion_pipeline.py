@@ -8,7 +8,6 @@ https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
 
 from __future__ import annotations
 
-import contextlib
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from autolora_eval.generation.sampling_loop import (
     PredictionCheck,
     PromptEmbeddings,
     checked_images,
+    global_seed,
     own_noise,
     tell_steps,
 )
@@ -240,7 +240,7 @@ class LoraPipeline:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         tell_steps(guider, self.pipe.scheduler)
         with (
-            contextlib.chdir("."),  # restores the folder if third-party code changes it
+            global_seed(seeds[0]),
             self.embeddings.known(embeddings),
             self._guided_by(guider, prompts, null),
             own_noise(self.pipe.scheduler, generators),

@@ -188,8 +188,9 @@ def sample_batch(
         if not rule.code or isinstance(error, AutoLoRAEvalError) or is_out_of_memory(error):
             raise
         raise GuiderFailedError(
-            f"cell '{cell.id}': the guider '{rule.name}' failed: {failure_reason(error)}. For the "
-            "traceback: autolora-eval --debug …"
+            f"cell '{cell.id}': the guider '{rule.name}' failed: {failure_reason(error)}. To find "
+            f"the fault, run: autolora-eval check {rule.name}. For the traceback: "
+            "autolora-eval --debug …"
         ) from error
     if rule.nfe_is_exact and sample.nfe != cell.nfe:
         raise _other_nfe(cell, rule, sample.nfe)

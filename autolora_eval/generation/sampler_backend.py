@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from autolora_eval._devices import is_out_of_memory
@@ -25,6 +23,7 @@ from autolora_eval.generation.sampling_loop import (
     REASON_LENGTH,
     UnusableImageError,
     failure_reason,
+    global_seed,
 )
 from autolora_eval.guidance.method import SamplerMethod
 from autolora_eval.runs.images import SECONDS, single_colour
@@ -167,25 +166,6 @@ def _image_of_array(array: npt.NDArray[Any]) -> Image.Image:
             f"returned an array of {array.dtype} {list(array.shape)}: expected uint8 [H, W, 3]"
         )
     return Image.fromarray(array)
-
-
-@contextmanager
-def global_seed(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and Python; restore them after the block.
-
-    Otherwise images of a sampler that draws from them would depend on earlier images. The working
-    directory is restored too.
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with chdir("."), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 @contextmanager

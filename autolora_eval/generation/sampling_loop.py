@@ -11,9 +11,10 @@ https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
 from __future__ import annotations
 
 import inspect
+import random
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,25 @@ def _joined(rows: Sequence[Any], device: torch.device) -> Any:  # noqa: ANN401
     for target, row in zip(padded, rows, strict=True):
         target[: row.shape[1]] = row[0]
     return padded.to(device)
+
+
+@contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python; restore them after the block.
+
+    Otherwise images of third-party code that draws from them would depend on earlier images. The
+    working directory is restored too.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with chdir("."), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 @contextmanager

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.model
 FEW = 2  # steps
 CODE = """
 import os
+import random
+import numpy as np
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
@@ -81,6 +83,12 @@ class Patches(Damages):
         if not hasattr(Block, "was"):
             Block.was = Block.forward
             Block.forward = lambda block, *a, **k: 0.9 * Block.was(block, *a, **k)
+
+class Draws(ClassifierFreeGuidance):
+    "Adds noise of the global generators."
+    def forward(self, pred_cond, pred_uncond=None):
+        noise = torch.randn_like(pred_cond) + random.random() + np.random.rand()
+        return GuiderOutput(pred=pred_cond + noise, pred_cond=pred_cond)
 
 class Wanders(ClassifierFreeGuidance):
     def forward(self, pred_cond, pred_uncond=None):
@@ -186,6 +194,15 @@ def test_the_same_command_makes_the_missing_images_of_a_fixed_guider(plan_of, ru
     sys.modules.pop(module.stem)
     done = generate(plan_of("Nan"), run, Progress())
     assert (done.made, done.reused) == (3, 3)
+
+
+def test_a_guider_that_draws_from_global_generators_makes_the_same_images_again(plan_of, tmp_path):
+    found = []
+    for name in ("one", "other"):
+        generate(plan_of("Draws"), RunFolder(tmp_path / name), Progress())
+        found.append(hashes(RunFolder(tmp_path / name), "Draws"))
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
 
 
 def test_a_guider_that_changes_a_library_stops_the_run(plan_of, run):
