@@ -75,8 +75,12 @@ def read_ratings(
 def _read_csv(path: Path) -> pd.DataFrame:
     """Return the rows as text, with their line numbers as the index."""
     try:
+        with path.open(encoding="utf-8-sig") as stream:
+            header = stream.readline()
         table = pd.read_csv(
             path,
+            # Spreadsheets of some countries write semicolons.
+            sep=next((mark for mark in ",;\t" if mark in header), ","),
             dtype=str,
             keep_default_na=False,
             skip_blank_lines=False,
@@ -97,10 +101,6 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _rated_columns(path: Path, names: list[str], scores: Mapping[str, ScoreRecord]) -> list[str]:
     """Return the columns that are scores; refuse unknown columns, and those without an image."""
-    separator = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
-    if separator is not None:
-        shown = "tabs" if separator == "\t" else f"'{separator}'"
-        raise UsageError(f"{path}: columns are separated by {shown}; expected commas.")
     known = (*IDENTITY, "rater", *scores)
     problems = [
         f"unknown column '{_shown(name)}': remove or rename it.{did_you_mean(name, known)}"
