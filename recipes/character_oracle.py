@@ -7,6 +7,7 @@ models make of the character's prompts, which shows none of it by construction.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from recipes.grades import mangled
 from recipes.oracle import OracleNet
 from recipes.presence_data import PresenceData, without_character
 from recipes.sampling import Guidance, Sampler
-from recipes.training import Progress, cosine, mixed_precision, set_lr
+from recipes.training import Progress, cosine, descend, mixed_precision
 
 STEPS = 600
 BATCH = 96
@@ -129,13 +130,12 @@ def agreement(found: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> dic
     }
 
 
-def _optimise(net: OracleNet, data: PresenceData) -> None:
+def _optimize(net: OracleNet, data: PresenceData) -> None:
     labels = torch.from_numpy(data.traits).float()
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
     rng = np.random.default_rng(SEED)
     log = Progress("character oracle", 0, STEPS)
-    for step in range(STEPS):
-        set_lr(optimizer, LEARNING_RATE * cosine(step, STEPS, warmup=50))
+    for step in descend({optimizer: LEARNING_RATE}, STEPS, partial(cosine, total=STEPS)):
         rows = rng.integers(0, len(labels), BATCH)
         x = to_tensor(data.images[rows])
         if rng.random() < 0.5:
@@ -145,8 +145,6 @@ def _optimise(net: OracleNet, data: PresenceData) -> None:
         target = labels[rows] * 0.98 + 0.01
         loss = binary_cross_entropy_with_logits(logits.float(), target)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
         log(step, loss=loss.item())
 
 
@@ -159,7 +157,7 @@ def train(work_dir: Path) -> None:
     net = OracleNet(len(TRAITS))
     # Several times each: they are few, and must not be drowned.
     bases = [of_the_bases(N_OF_BASES, SEED)] * 4
-    _optimise(net, PresenceData.concatenate(plain, decoded_some, *bases))
+    _optimize(net, PresenceData.concatenate(plain, decoded_some, *bases))
     torch.save(net.state_dict(), work_dir / "character_oracle.pt")
     oracle = CharacterOracle(work_dir)
     fresh = drawn(N_MEASURED, SEED + 1, "held_out")

@@ -223,7 +223,7 @@ Licence: Apache-2.0.
 
 
 _HOW_LONG = """It took an hour on one shared
-CPU core, nearly all of it for the denoiser. These weights changed their optimiser on the way: the
+CPU core, nearly all of it for the denoiser. These weights changed their optimizer on the way: the
 first 3,500 steps were AdamW's alone, with times about one half, and the rest as the recipe has it
 throughout. Training again gives a model of the same kind and not the same bits."""
 

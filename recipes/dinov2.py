@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from recipes.domain import (
     training_scenes,
 )
 from recipes.shapes import OBJECTS
-from recipes.training import Progress, cosine, mixed_precision, set_lr
+from recipes.training import Progress, cosine, descend, mixed_precision
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
@@ -310,7 +311,7 @@ def train(
     teacher = copy.deepcopy(student).requires_grad_(False)
     decayed = [p for p in student.parameters() if p.ndim > 1]
     plain = [p for p in student.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": recipe.weight_decay},
             {"params": plain, "weight_decay": 0.0},
@@ -319,21 +320,24 @@ def train(
         betas=(0.9, 0.98),
     )
     progress = Progress("dinov2", 0, recipe.steps, every=100)
-    for step in range(recipe.steps):
-        done = step / recipe.steps
-        set_lr(optimiser, recipe.learning_rate * cosine(step, recipe.steps, warmup=100))
-        pictures, objects = drawn_pictures(recipe.batch_size, rng)
-        view = (SIZE, SIZE // 2) if done >= recipe.full_size_from else (48, 24)
-        batch = as_pixel_values(pictures), torch.from_numpy(objects)
-        losses = train_step(recipe, student, teacher, *batch, view, generator)
-        optimiser.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 3.0)
-        optimiser.step()
-        follow(teacher, student, 0.998 - 0.009 * (1 + math.cos(math.pi * done)))
-        progress(step, **{name: value.item() for name, value in losses.items()})
+
+    def follow_student(step: int) -> None:
+        share = 0.998 - 0.009 * (1 + math.cos(math.pi * step / recipe.steps))
+        follow(teacher, student, share)
         if checkpoint is not None and (step + 1) % 200 == 0:
             export(teacher.backbone, checkpoint)
+
+    rates, factor = (
+        {optimizer: recipe.learning_rate},
+        partial(cosine, total=recipe.steps, warmup=100),
+    )
+    for step in descend(rates, recipe.steps, factor, clip=3.0, after=follow_student):
+        pictures, objects = drawn_pictures(recipe.batch_size, rng)
+        view = (SIZE, SIZE // 2) if step / recipe.steps >= recipe.full_size_from else (48, 24)
+        batch = as_pixel_values(pictures), torch.from_numpy(objects)
+        losses = train_step(recipe, student, teacher, *batch, view, generator)
+        losses["total"].backward()
+        progress(step, **{name: value.item() for name, value in losses.items()})
     return teacher.backbone
 
 

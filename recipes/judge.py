@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ from recipes.judge_data import (
 )
 from recipes.judge_model import Judge, export, prompt_prefix
 from recipes.judge_tokenizer import END, PAD, WORDS, build, reply
-from recipes.training import Progress, cosine
+from recipes.training import Progress, cosine, descend
 
 UNSCORED = -100  # the label that cross-entropy leaves out
 
@@ -189,7 +189,7 @@ def reading_loss(judge: Judge, batch: Batch, word_ids: Tensor, recipe: Recipe) -
     }
 
 
-def optimiser_for(groups: list[tuple[list[nn.Module], float]], recipe: Recipe) -> torch.optim.AdamW:
+def optimizer_for(groups: list[tuple[list[nn.Module], float]], recipe: Recipe) -> torch.optim.AdamW:
     """AdamW over modules with their relative learning rates; vectors are not decayed."""
     parameters = []
     for modules, relative in groups:
@@ -202,27 +202,17 @@ def optimiser_for(groups: list[tuple[list[nn.Module], float]], recipe: Recipe) -
     return torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98))
 
 
-def descend(
-    optimiser: torch.optim.Optimizer, rate: float, steps: int, warm_up: int = 150
-) -> Iterator[int]:
-    """Yield step numbers, with the learning rate set; after each, apply the gradients."""
-    weights = [p for group in optimiser.param_groups for p in group["params"]]
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["relative"] * cosine(step, steps, warm_up)
-        optimiser.zero_grad(set_to_none=True)
-        yield step
-        nn.utils.clip_grad_norm_(weights, 2.0)
-        optimiser.step()
-
-
 def learn_to_look(judge: Judge, shown: Pictures, recipe: Recipe) -> None:
     """Train the vision tower to classify object or none, colour, background and style."""
     questions = Questions(build(), recipe.seed + 1)
     rng = np.random.default_rng(recipe.seed + 2)
-    optimiser = optimiser_for([([judge.tower, judge.attributes], 1.0)], recipe)
+    optimizer = optimizer_for([([judge.tower, judge.attributes], 1.0)], recipe)
     progress = Progress("judge look", 0, recipe.look_steps, every=250)
-    for step in descend(optimiser, recipe.look_rate, recipe.look_steps):
+    rates, factor = (
+        {optimizer: recipe.look_rate},
+        partial(cosine, total=recipe.look_steps, warmup=150),
+    )
+    for step in descend(rates, recipe.look_steps, factor, clip=2.0):
         part = shown.rows(rng.integers(0, len(shown), recipe.look_batch))
         tokens = judge.look(questions.pixels(part.images))
         loss = attribute_loss(judge, tokens, torch.from_numpy(part.truth))
@@ -240,7 +230,7 @@ def learn_to_read(
     questions = Questions(tokenizer, recipe.seed + 3, recipe.foreign_share)
     model = judge.llava.model
     language = [model.language_model, model.multi_modal_projector, judge.llava.lm_head]
-    optimiser = optimiser_for(
+    optimizer = optimizer_for(
         [
             ([*language, judge.match, judge.truths, judge.attributes], 1.0),
             ([judge.tower], recipe.tower_rate),
@@ -248,7 +238,11 @@ def learn_to_read(
         recipe,
     )
     progress = Progress("judge read", 0, recipe.read_steps, every=250)
-    for step in descend(optimiser, recipe.read_rate, recipe.read_steps):
+    rates, factor = (
+        {optimizer: recipe.read_rate},
+        partial(cosine, total=recipe.read_steps, warmup=150),
+    )
+    for step in descend(rates, recipe.read_steps, factor, clip=2.0):
         batch = questions.batch(supply(recipe.images_per_batch), recipe.questions_per_image)
         losses = reading_loss(judge, batch, questions.word_ids, recipe)
         losses["total"].backward()

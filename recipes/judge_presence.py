@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +21,7 @@ from recipes.judge import (
     UNSCORED,
     Questions,
     Recipe,
-    descend,
-    optimiser_for,
+    optimizer_for,
     reading_loss,
 )
 from recipes.judge_data import Pictures
@@ -38,7 +38,7 @@ from recipes.presence_data import (
     names,
     without_character,
 )
-from recipes.training import Progress
+from recipes.training import Progress, cosine, descend
 
 
 @dataclass(frozen=True)
@@ -167,22 +167,23 @@ def learn(
     new = [*judge.heads, judge.llava.lm_head]
     if recipe.head_steps:
         with _only(judge, new):
-            optimiser = optimiser_for([(new, 1.0)], reading)
-            _descend(optimiser, 2e-3, recipe.head_steps, losses, "judge heads")
+            optimizer = optimizer_for([(new, 1.0)], reading)
+            _descend(optimizer, 2e-3, recipe.head_steps, losses, "judge heads")
     model = judge.llava.model
     groups = [
         ([*new, model.language_model, model.multi_modal_projector], 1.0),
         ([judge.tower], reading.tower_rate),
     ]
-    optimiser = optimiser_for(groups, reading)
-    _descend(optimiser, reading.read_rate, recipe.steps, losses, "judge presence")
+    optimizer = optimizer_for(groups, reading)
+    _descend(optimizer, reading.read_rate, recipe.steps, losses, "judge presence")
 
 
 def _descend(
-    optimiser: torch.optim.Optimizer, rate: float, steps: int, losses: Losses, name: str
+    optimizer: torch.optim.Optimizer, rate: float, steps: int, losses: Losses, name: str
 ) -> None:
     progress = Progress(name, 0, steps)
-    for step in descend(optimiser, rate, steps, warm_up=min(150, steps // 10)):
+    factor = partial(cosine, total=steps, warmup=min(150, steps // 10))
+    for step in descend({optimizer: rate}, steps, factor, clip=2.0):
         found = losses()
         found["total"].backward()
         progress(step, **{name: value.item() for name, value in found.items()})

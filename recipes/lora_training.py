@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from recipes.data import to_tensor
 from recipes.files import write_figures
-from recipes.training import Progress, cosine, set_lr
+from recipes.training import Progress, cosine, descend
 
 RANK = 8
 DROPPED_CAPTIONS = 0.1
@@ -117,7 +118,7 @@ def set_scale(pipeline: DiffusionPipeline, scale: float) -> None:
     pipeline.set_adapters(pipeline.get_active_adapters(), adapter_weights=[scale])
 
 
-def _optimise(
+def _optimize(
     base: Base,
     denoiser: torch.nn.Module,
     clean: torch.Tensor,
@@ -130,14 +131,12 @@ def _optimise(
     log = Progress(f"{base.folder} lora", 0, schedule.steps, every=50)
     hidden, pooled = texts
     n = len(clean)
-    for step in range(schedule.steps):
-        set_lr(optimizer, schedule.learning_rate * cosine(step, schedule.steps, warmup=20, end=0.1))
+    factor = partial(cosine, total=schedule.steps, warmup=20, end=0.1)
+    for step in descend({optimizer: schedule.learning_rate}, schedule.steps, factor):
         dropped = torch.rand(n) < DROPPED_CAPTIONS
         rows = torch.where(dropped, n, torch.arange(n))
         loss = base.loss(denoiser, clean, hidden[rows], pooled[rows])
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
         log(step, loss=loss.item())
 
 
@@ -151,7 +150,7 @@ def train_lora(
     denoiser: Any = base.load(work_dir / base.folder)
     denoiser.requires_grad_(False)
     denoiser.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(base.targets)))
-    _optimise(base, denoiser, clean, texts, schedule)
+    _optimize(base, denoiser, clean, texts, schedule)
     path = work_dir / name / WEIGHT_NAME
     _save(denoiser, base.denoiser, path)
     figures = {

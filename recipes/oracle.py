@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from recipes.domain import BACKGROUNDS, COLOURS, SIZE, Scene
 from recipes.files import write_figures
 from recipes.grades import GRADES, NO_OBJECT, graded_pixel_art, mangled
 from recipes.shapes import OBJECTS
-from recipes.training import Progress, cosine, mixed_precision, set_lr
+from recipes.training import Progress, cosine, descend, mixed_precision
 from recipes.vae import DATA_SEED, N_FREE
 
 BATCH = 96
@@ -237,8 +238,9 @@ def train(work_dir: Path, effort: Effort = USUAL) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.02)
     rng = np.random.default_rng(SEED)
     log = Progress(effort.name, 0, effort.steps)
-    for step in range(effort.steps):
-        set_lr(optimizer, LEARNING_RATE * cosine(step, effort.steps, warmup=50))
+    for step in descend(
+        {optimizer: LEARNING_RATE}, effort.steps, partial(cosine, total=effort.steps)
+    ):
         rows = rng.integers(0, len(labels), BATCH)
         x = to_tensor(data.images[rows])
         if rng.random() < 0.5:
@@ -247,8 +249,6 @@ def train(work_dir: Path, effort: Effort = USUAL) -> None:
             logits = net(x)
         loss = _loss(logits.float(), labels[rows])
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
         log(step, loss=loss.item())
     torch.save(net.state_dict(), work_dir / f"{effort.name}.pt")
     figures = {"steps": effort.steps, **_accuracy(Oracle(work_dir, effort))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,7 @@ from recipes.sd3_text import (
     conditions,
 )
 from recipes.text import LENGTH, WIDTH
-from recipes.training import (
-    Checkpoint,
-    Ema,
-    Progress,
-    cosine,
-    mixed_precision,
-    set_lr,
-)
+from recipes.training import averaged, cosine, mixed_precision, train_averaged
 
 STEPS = 13_500
 BATCH = 48
@@ -188,14 +182,6 @@ def optimizers(transformer: SD3Transformer2DModel) -> tuple[Muon, torch.optim.Ad
     )
 
 
-def averaged(work_dir: Path) -> SD3Transformer2DModel:
-    """The averaged weights as the last checkpoint has them, finished or not."""
-    transformer = new_transformer()
-    state = torch.load(work_dir / "checkpoints/sd3.pt", weights_only=True, mmap=True)
-    transformer.load_state_dict(state["ema"])
-    return transformer.eval()
-
-
 def train(work_dir: Path) -> None:
     """Train the denoiser for STEPS into WORK_DIR/sd3/transformer, resuming from its checkpoint."""
     torch.manual_seed(SEED)
@@ -204,34 +190,25 @@ def train(work_dir: Path) -> None:
     start_as_identity(transformer)
     attend_briefly(transformer)
     muon, adamw = optimizers(transformer)
-    ema = Ema(transformer, 0.998)
-    checkpoint = Checkpoint(
-        work_dir / "checkpoints/sd3.pt",
-        model=transformer,
-        ema=ema.model,
-        muon=muon,
-        adamw=adamw,
-    )
-    first = checkpoint.load()
-    torch.manual_seed(SEED + first)
-    log = Progress("sd3", first, STEPS)
-    for step in range(first, STEPS):
-        factor = cosine(step, STEPS, warmup=200, flat=0.45)
-        set_lr(muon, MUON_LEARNING_RATE * factor)
-        set_lr(adamw, LEARNING_RATE * factor)
+
+    def loss() -> torch.Tensor:
         rows = torch.randint(0, len(data.scene), (BATCH,))
         hidden, pooled = texts.draw(data.scene[rows], STYLED_CAPTIONS, DROPPED_CAPTIONS)
-        loss = flow_loss(transformer, data.draw(rows), hidden, pooled)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-        for optimizer in (muon, adamw):
-            optimizer.step()
-            optimizer.zero_grad()
-        ema.update(transformer, step)
-        log(step, loss=loss.item())
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == STEPS:
-            checkpoint.save(step + 1)
-    averaged(work_dir).save_pretrained(work_dir / "sd3/transformer")
+        return flow_loss(transformer, data.draw(rows), hidden, pooled)
+
+    path = work_dir / "checkpoints/sd3.pt"
+    train_averaged(
+        "sd3",
+        transformer,
+        path,
+        {"muon": (muon, MUON_LEARNING_RATE), "adamw": (adamw, LEARNING_RATE)},
+        loss,
+        seed=SEED,
+        steps=STEPS,
+        factor=partial(cosine, total=STEPS, warmup=200, flat=0.45),
+        save_every=SAVE_EVERY,
+    )
+    averaged(new_transformer(), path).save_pretrained(work_dir / "sd3/transformer")
     figures = {
         "steps": STEPS,
         "samples": STEPS * BATCH,

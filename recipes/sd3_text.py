@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -27,8 +28,6 @@ from transformers import (
 )
 
 from recipes.domain import (
-    BACKGROUNDS,
-    COLOURS,
     TEMPLATES,
     all_scenes,
     caption,
@@ -36,9 +35,16 @@ from recipes.domain import (
     training_scenes,
 )
 from recipes.files import write_figures
-from recipes.shapes import OBJECTS
-from recipes.text import SUFFIXES, WIDTH, captions_of, token_ids
-from recipes.training import Progress, cosine, mixed_precision, set_lr
+from recipes.text import (
+    CLASSES,
+    SUFFIXES,
+    WIDTH,
+    attribute_loss,
+    captions_of,
+    share_right,
+    token_ids,
+)
+from recipes.training import Progress, cosine, descend, mixed_precision
 
 STEPS = 1500
 SHORT_STEPS = 1350  # of them with few paddings, for speed
@@ -55,7 +61,6 @@ _BEFORE, _AFTER = 1, 5  # the buckets of the neighbouring words
 _TEXT = 14  # tokens of the longest caption
 _HEAD = _TEXT + LAYERS * REACH  # positions kept at the start
 _TAIL = LAYERS * REACH  # positions kept at the end
-_CLASSES = (len(OBJECTS), len(COLOURS), len(BACKGROUNDS), len(SUFFIXES))
 
 
 def _words() -> list[str]:
@@ -121,14 +126,6 @@ def t5_ids(tokenizer: T5Tokenizer, texts: Sequence[str]) -> torch.Tensor:
     return ids
 
 
-def _t5_loss(found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    losses = [
-        cross_entropy(part, labels[:, k], label_smoothing=0.05)
-        for k, part in enumerate(found.split(_CLASSES, -1))
-    ]
-    return torch.stack(losses).sum()
-
-
 def _read_off(
     t5: T5EncoderModel, heads: nn.ModuleList, ids: torch.Tensor, position: int
 ) -> list[torch.Tensor]:
@@ -143,14 +140,7 @@ def _accuracy(t5: T5EncoderModel, heads: nn.ModuleList, tokenizer: T5Tokenizer) 
     """The share of held-out captions of which both heads tell every attribute."""
     texts, labels = captions_of(held_out_scenes()[::4])
     found = _read_off(t5, heads, t5_ids(tokenizer, texts), 100)
-    right = torch.stack(
-        [
-            part.argmax(-1) == labels[:, k]
-            for logits in found
-            for k, part in enumerate(logits.split(_CLASSES, -1))
-        ]
-    )
-    return float(right.all(0).float().mean())
+    return share_right(found, labels)
 
 
 def train(work_dir: Path) -> None:
@@ -159,25 +149,22 @@ def train(work_dir: Path) -> None:
     folder = work_dir / "sd3"
     tokenizer = new_tokenizer()
     t5 = new_t5(tokenizer)
-    heads = nn.ModuleList([nn.Linear(T5_WIDTH, sum(_CLASSES)) for _ in range(2)])
+    heads = nn.ModuleList([nn.Linear(T5_WIDTH, sum(CLASSES)) for _ in range(2)])
     trained = nn.ModuleList([t5, heads])
     optimizer = torch.optim.AdamW(trained.parameters(), weight_decay=0.01)
     texts, labels = captions_of(training_scenes())
     ids = t5_ids(tokenizer, texts)
     log = Progress("sd3 text", 0, STEPS)
-    for step in range(STEPS):
-        set_lr(optimizer, LEARNING_RATE * cosine(step, STEPS, warmup=30))
+    factor = partial(cosine, total=STEPS, warmup=30)
+    for step in descend({optimizer: LEARNING_RATE}, STEPS, factor, clip=1.0):
         forget_far_positions(t5)
         rows = torch.randint(0, len(ids), (BATCH,))
         length = SHORT_LENGTH if step < SHORT_STEPS else T5_LENGTH
         position = int(torch.randint(_TEXT, length, ()))
         with mixed_precision():
             found = _read_off(t5, heads, ids[rows, :length], position)
-        loss = torch.stack([_t5_loss(logits.float(), labels[rows]) for logits in found]).sum()
+        loss = torch.stack([attribute_loss(logits.float(), labels[rows]) for logits in found]).sum()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
         log(step, loss=loss.item())
     forget_far_positions(t5)
     t5.eval()
@@ -297,12 +284,7 @@ class Conditions:
 
 def conditions(encoders: Sd3Encoders) -> Conditions:
     """Encode all captions of the training scenes."""
-    texts = [
-        caption(scene, template, suffix)
-        for scene in training_scenes()
-        for template in range(len(TEMPLATES))
-        for suffix in SUFFIXES
-    ]
+    texts, _ = captions_of(training_scenes())
     hidden, pooled = encoders.encode(texts)
     shape = (len(training_scenes()), len(TEMPLATES), len(SUFFIXES))
     null_hidden, null_pooled = encoders.encode([""])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from recipes.domain import (
 )
 from recipes.files import write_figures
 from recipes.shapes import OBJECTS
-from recipes.training import Progress, cosine, set_lr
+from recipes.training import Progress, cosine, descend
 
 STEPS = 600
 BATCH = 96
@@ -41,7 +42,7 @@ SEED = 21
 LENGTH = 24
 WIDTH = 64
 SUFFIXES = ("", *STYLES)
-_CLASSES = (len(OBJECTS), len(COLOURS), len(BACKGROUNDS), len(SUFFIXES))
+CLASSES = (len(OBJECTS), len(COLOURS), len(BACKGROUNDS), len(SUFFIXES))
 # Words that prompts may hold beside the captions' own, so that they are one token each.
 _EXTRA_WORDS = "photo style small large big with and no low quality blurry cat dog princess anna"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -160,10 +161,11 @@ def captions_of(scenes: Sequence[Scene]) -> tuple[list[str], torch.Tensor]:
     return [text for text, _ in rows], torch.tensor([labels for _, labels in rows])
 
 
-def _attribute_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def attribute_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The sum of the cross entropies of every attribute."""
     losses = [
         cross_entropy(part, labels[:, k], label_smoothing=0.05)
-        for k, part in enumerate(logits.split(_CLASSES, -1))
+        for k, part in enumerate(logits.split(CLASSES, -1))
     ]
     return torch.stack(losses).sum()
 
@@ -189,11 +191,16 @@ def _accuracy(encoders: TextEncoders, heads: nn.ModuleList) -> float:
     texts, labels = captions_of(held_out_scenes())
     with torch.no_grad():
         found = _read_off(encoders, heads, token_ids(encoders.tokenizer, texts), LENGTH - 1)
+    return share_right(found, labels)
+
+
+def share_right(found: Sequence[torch.Tensor], labels: torch.Tensor) -> float:
+    """The share of captions whose attributes are all right, by the logits of every head."""
     right = torch.stack(
         [
             part.argmax(-1) == labels[:, k]
             for logits in found
-            for k, part in enumerate(logits.split(_CLASSES, -1))
+            for k, part in enumerate(logits.split(CLASSES, -1))
         ]
     )
     return float(right.all(0).float().mean())
@@ -203,24 +210,21 @@ def train(work_dir: Path) -> None:
     """Train tokenizer and encoders into WORK_DIR/sdxl, measured in WORK_DIR/text.json."""
     torch.manual_seed(SEED)
     encoders = new_encoders(new_tokenizer(work_dir / "clip_tokenizer"))
-    heads = nn.ModuleList([nn.Linear(WIDTH, sum(_CLASSES)) for _ in range(3)])
+    heads = nn.ModuleList([nn.Linear(WIDTH, sum(CLASSES)) for _ in range(3)])
     trained = nn.ModuleList([encoders.first, encoders.second, heads])
     optimizer = torch.optim.AdamW(trained.parameters(), weight_decay=0.01)
     texts, labels = captions_of(training_scenes())
     ids = token_ids(encoders.tokenizer, texts)
     log = Progress("text", 0, STEPS)
-    for step in range(STEPS):
-        set_lr(optimizer, LEARNING_RATE * cosine(step, STEPS, warmup=30))
+    factor = partial(cosine, total=STEPS, warmup=30)
+    for step in descend({optimizer: LEARNING_RATE}, STEPS, factor, clip=1.0):
         rows = torch.randint(0, len(ids), (BATCH,))
         # Captions end at different places: whatever position is padding must carry the content.
         position = int(torch.randint(20, LENGTH, ()))
         found = _read_off(encoders, heads, ids[rows], position)
-        loss = torch.stack([_attribute_loss(logits, labels[rows]) for logits in found]).sum()
+        loss = torch.stack([attribute_loss(logits, labels[rows]) for logits in found]).sum()
         hidden, pooled = encoders.encode(ids[rows[:8]])
         (loss + 1e-3 * (hidden.pow(2).mean() + pooled.pow(2).mean())).backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
         log(step, loss=loss.item())
     encoders.save(work_dir / "sdxl")
     figures = {

@@ -1,16 +1,20 @@
-"""What the recipes share: schedules, averages of weights, checkpoints, the progress log."""
+"""The training loop of the recipes, with schedules, averaged weights, checkpoints and a log."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+Opt = TypeVar("Opt", bound=torch.optim.Optimizer)
 
 
 def cosine(step: int, total: int, warmup: int = 50, flat: float = 0.0, end: float = 0.02) -> float:
@@ -23,10 +27,37 @@ def cosine(step: int, total: int, warmup: int = 50, flat: float = 0.0, end: floa
     return rise * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group this learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+def descend(
+    optimizers: Mapping[Opt, float],
+    steps: int,
+    factor: Callable[[int], float],
+    *,
+    first: int = 0,
+    clip: float = math.inf,
+    after: Callable[[int], None] = lambda step: None,
+) -> Iterator[int]:
+    """Yield the number of each step, and then apply the gradients that the caller has computed.
+
+    Args:
+        optimizers: each with its learning rate, which "relative" of a parameter group multiplies.
+        steps: the last step plus one.
+        factor: step → the factor of all learning rates.
+        first: the first step.
+        clip: the largest norm of the gradient over all parameters.
+        after: called after each step.
+    """
+    weights = [p for one in optimizers for group in one.param_groups for p in group["params"]]
+    for step in range(first, steps):
+        for optimizer, rate in optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("relative", 1.0) * factor(step)
+            optimizer.zero_grad()
+        yield step
+        if clip < math.inf:
+            nn.utils.clip_grad_norm_(weights, clip)
+        for optimizer in optimizers:
+            optimizer.step()
+        after(step)
 
 
 def has_fast_bfloat16() -> bool:
@@ -109,3 +140,52 @@ class Progress:
             losses = " ".join(f"{key} {value:.4f}" for key, value in self._means.items())
             speed = (step + 1 - self._first) / seconds
             print(f"{self.name} {step + 1}/{self.total} {losses} {speed:.2f} steps/s", flush=True)
+
+
+def train_averaged(
+    name: str,
+    model: nn.Module,
+    path: Path,
+    optimizers: Mapping[str, tuple[torch.optim.Optimizer, float]],
+    loss: Callable[[], torch.Tensor],
+    *,
+    seed: int,
+    steps: int,
+    factor: Callable[[int], float],
+    save_every: int,
+) -> None:
+    """Train a model and average its weights, resuming from a checkpoint.
+
+    Args:
+        name: printed with the loss.
+        model: is trained in place; `averaged` gives the average.
+        path: the file of the checkpoint.
+        optimizers: each with its learning rate, by its name in the checkpoint.
+        loss: returns the loss of a random batch.
+        seed: seed of the first step.
+        steps: the last step plus one.
+        factor: step → the factor of the learning rates.
+        save_every: steps from one checkpoint to the next.
+    """
+    ema = Ema(model, 0.998)
+    parts = {key: optimizer for key, (optimizer, _) in optimizers.items()}
+    checkpoint = Checkpoint(path, model=model, ema=ema.model, **parts)
+    first = checkpoint.load()
+    torch.manual_seed(seed + first)
+
+    def keep(step: int) -> None:
+        ema.update(model, step)
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            checkpoint.save(step + 1)
+
+    log, rates = Progress(name, first, steps), dict(optimizers.values())
+    for step in descend(rates, steps, factor, first=first, clip=1.0, after=keep):
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call, unused-ignore]
+        log(step, loss=value.item())
+
+
+def averaged(model: M, path: Path) -> M:
+    """Give a model the averaged weights of a checkpoint, and return it."""
+    model.load_state_dict(torch.load(path, weights_only=True, mmap=True)["ema"])
+    return model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,18 +11,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet
 from diffusers.models.attention_processor import AttnProcessor
 from torch.nn.functional import mse_loss
 
-from recipes.domain import TEMPLATES, caption, training_scenes
+from recipes.domain import TEMPLATES, training_scenes
 from recipes.files import write_figures
 from recipes.latents import Latents, training_latents
-from recipes.text import SUFFIXES, WIDTH, TextEncoders, token_ids
-from recipes.training import (
-    Checkpoint,
-    Ema,
-    Progress,
-    cosine,
-    mixed_precision,
-    set_lr,
-)
+from recipes.text import SUFFIXES, WIDTH, TextEncoders, captions_of, token_ids
+from recipes.training import averaged, cosine, mixed_precision, train_averaged
 
 STEPS = 6800
 BATCH = 48
@@ -108,12 +102,7 @@ class Conditions:
 @torch.no_grad()
 def conditions(encoders: TextEncoders) -> Conditions:
     """Encode all captions of the training scenes."""
-    texts = [
-        caption(scene, template, suffix)
-        for scene in training_scenes()
-        for template in range(len(TEMPLATES))
-        for suffix in SUFFIXES
-    ]
+    texts, _ = captions_of(training_scenes())
     parts = [encoders.encode(ids) for ids in token_ids(encoders.tokenizer, texts).split(800)]
     shape = (len(training_scenes()), len(TEMPLATES), len(SUFFIXES))
     hidden = torch.cat([part[0] for part in parts]).unflatten(0, shape)
@@ -167,14 +156,6 @@ def denoising_loss(
     return mse_loss(predict(unet, noisy, timesteps, hidden, pooled), target)
 
 
-def averaged(work_dir: Path) -> UNet2DConditionModel:
-    """The averaged weights as the last checkpoint has them, finished or not."""
-    unet = new_unet()
-    state = torch.load(work_dir / "checkpoints/unet.pt", weights_only=True, mmap=True)
-    unet.load_state_dict(state["ema"])
-    return unet.eval()
-
-
 def train(work_dir: Path) -> None:
     """Train the denoiser for STEPS into WORK_DIR/sdxl/unet, resuming from its checkpoint."""
     torch.manual_seed(SEED)
@@ -184,27 +165,25 @@ def train(work_dir: Path) -> None:
     unet.set_attn_processor(AttnProcessor())
     scheduler = training_scheduler()
     optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
-    ema = Ema(unet, 0.998)
-    checkpoint = Checkpoint(
-        work_dir / "checkpoints/unet.pt", model=unet, ema=ema.model, optimizer=optimizer
-    )
-    first = checkpoint.load()
-    torch.manual_seed(SEED + first)
-    log = Progress("unet", first, STEPS)
-    for step in range(first, STEPS):
-        set_lr(optimizer, LEARNING_RATE * cosine(step, STEPS, warmup=100, flat=0.4))
+
+    def loss() -> torch.Tensor:
         rows = torch.randint(0, len(data.scene), (BATCH,))
         hidden, pooled = texts.draw(data.scene[rows])
-        loss = denoising_loss(unet, scheduler, data.draw(rows), hidden, pooled)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(unet, step)
-        log(step, loss=loss.item())
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == STEPS:
-            checkpoint.save(step + 1)
-    averaged(work_dir).save_pretrained(work_dir / "sdxl/unet")
+        return denoising_loss(unet, scheduler, data.draw(rows), hidden, pooled)
+
+    path = work_dir / "checkpoints/unet.pt"
+    train_averaged(
+        "unet",
+        unet,
+        path,
+        {"optimizer": (optimizer, LEARNING_RATE)},
+        loss,
+        seed=SEED,
+        steps=STEPS,
+        factor=partial(cosine, total=STEPS, warmup=100, flat=0.4),
+        save_every=SAVE_EVERY,
+    )
+    averaged(new_unet(), path).save_pretrained(work_dir / "sdxl/unet")
     figures = {
         "steps": STEPS,
         "samples": STEPS * BATCH,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from recipes.domain import SIZE, render, training_scenes
 from recipes.files import write_figures
 from recipes.latents import Latents
 from recipes.text import TextEncoders
-from recipes.training import Checkpoint, Ema, Progress, cosine, set_lr
+from recipes.training import averaged, cosine, train_averaged
 from recipes.unet import (
     SAVE_EVERY,
     conditions,
@@ -32,7 +33,6 @@ LEARNING_RATE = 6e-4
 SEED = 32
 WEAK = ("star", "moon")
 N_WEAK = 8_000
-_CHECKPOINT = "checkpoints/unet_tuned.pt"
 
 
 def _weak_latents(work_dir: Path) -> Latents:
@@ -60,14 +60,6 @@ def _joined(first: Latents, second: Latents) -> Latents:
     )
 
 
-def tuned(work_dir: Path) -> UNet2DConditionModel:
-    """The averaged weights as the last checkpoint has them, finished or not."""
-    unet = new_unet()
-    state = torch.load(work_dir / _CHECKPOINT, weights_only=True, mmap=True)
-    unet.load_state_dict(state["ema"])
-    return unet.eval()
-
-
 def train(work_dir: Path) -> None:
     """Train WORK_DIR/sdxl/unet for STEPS more, in place, resuming from a checkpoint of its own."""
     torch.manual_seed(SEED)
@@ -78,27 +70,27 @@ def train(work_dir: Path) -> None:
     unet.set_attn_processor(AttnProcessor())
     scheduler = training_scheduler()
     optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
-    ema = Ema(unet, 0.998)
-    checkpoint = Checkpoint(work_dir / _CHECKPOINT, model=unet, ema=ema.model, optimizer=optimizer)
-    first = checkpoint.load()
-    torch.manual_seed(SEED + first)
-    log = Progress("unet tuned", first, STEPS)
-    for step in range(first, STEPS):
-        set_lr(optimizer, LEARNING_RATE * cosine(step, STEPS, warmup=100, flat=0.5))
+
+    def loss() -> torch.Tensor:
         extra = len(even.scene) + torch.randint(0, len(weak.scene), (WEAK_IN_BATCH,))
         evenly = torch.randint(0, len(even.scene), (BATCH - WEAK_IN_BATCH,))
         rows = torch.cat([evenly, extra])
         hidden, pooled = texts.draw(data.scene[rows])
-        loss = denoising_loss(unet, scheduler, data.draw(rows), hidden, pooled)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(unet, step)
-        log(step, loss=loss.item())
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == STEPS:
-            checkpoint.save(step + 1)
-    tuned(work_dir).save_pretrained(work_dir / "sdxl/unet")
+        return denoising_loss(unet, scheduler, data.draw(rows), hidden, pooled)
+
+    path = work_dir / "checkpoints/unet_tuned.pt"
+    train_averaged(
+        "unet tuned",
+        unet,
+        path,
+        {"optimizer": (optimizer, LEARNING_RATE)},
+        loss,
+        seed=SEED,
+        steps=STEPS,
+        factor=partial(cosine, total=STEPS, warmup=100, flat=0.5),
+        save_every=SAVE_EVERY,
+    )
+    averaged(new_unet(), path).save_pretrained(work_dir / "sdxl/unet")
     figures = {"steps": STEPS, "samples": STEPS * BATCH, "weak": list(WEAK)}
     write_figures(work_dir, "unet_tuned", figures)
     print("unet tuned", figures, flush=True)

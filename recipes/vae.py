@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from diffusers import AutoencoderKL
 
 from recipes.data import Renders, renders, to_tensor
 from recipes.files import write_figures
-from recipes.training import Checkpoint, Ema, Progress, cosine, set_lr
+from recipes.training import Checkpoint, Ema, Progress, cosine, descend
 
 STEPS = 3000
 BATCH = 16
@@ -55,7 +56,7 @@ def _batch(free: Renders, pixel: Renders, rng: np.random.Generator) -> torch.Ten
     return to_tensor(np.concatenate([free.images[first], pixel.images[second]]))
 
 
-def _optimise(vae: AutoencoderKL, work_dir: Path) -> AutoencoderKL:
+def _optimize(vae: AutoencoderKL, work_dir: Path) -> AutoencoderKL:
     """Train for STEPS in all, resuming where a checkpoint stands; return the averaged model."""
     free = renders(work_dir, "free", "training", N_FREE, DATA_SEED)
     pixel = renders(work_dir, "pixel", "training", N_PIXEL, DATA_SEED)
@@ -67,22 +68,22 @@ def _optimise(vae: AutoencoderKL, work_dir: Path) -> AutoencoderKL:
     first = checkpoint.load()
     rng = np.random.default_rng((SEED, first))
     torch.manual_seed(SEED + first)
-    log = Progress("vae", first, STEPS)
-    for step in range(first, STEPS):
-        set_lr(optimizer, LEARNING_RATE * cosine(step, STEPS, warmup=100))
+
+    def keep(step: int) -> None:
+        ema.update(vae, step)
+        if (step + 1) % 500 == 0:
+            checkpoint.save(step + 1)
+
+    log, rates = Progress("vae", first, STEPS), {optimizer: LEARNING_RATE}
+    factor = partial(cosine, total=STEPS, warmup=100)
+    for step in descend(rates, STEPS, factor, first=first, clip=1.0, after=keep):
         x = _batch(free, pixel, rng)
         posterior = vae.encode(x).latent_dist
         error = vae.decode(posterior.sample()).sample - x
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         loss = reconstruction_loss(error) + 1e-3 * kl
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(vae, step)
         log(step, loss=loss.item(), psnr=psnr(error.detach()), kl=kl.item())
-        if (step + 1) % 500 == 0:
-            checkpoint.save(step + 1)
     averaged = ema.model
     assert isinstance(averaged, AutoencoderKL)
     return averaged
@@ -109,7 +110,7 @@ def _held_out_psnr(vae: AutoencoderKL, data: Renders) -> float:
 def train(work_dir: Path) -> None:
     """Train the autoencoder into WORK_DIR/sdxl/vae, measured in WORK_DIR/vae.json."""
     torch.manual_seed(SEED)
-    vae = _optimise(new_vae(), work_dir)
+    vae = _optimize(new_vae(), work_dir)
     free = renders(work_dir, "free", "held_out", 480, 2)
     pixel = renders(work_dir, "pixel", "held_out", 480, 2)
     means, _ = encode(vae, free)
