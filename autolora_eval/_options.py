@@ -73,7 +73,7 @@ def _finished_run(help_: str) -> Any:  # noqa: ANN401
 
 def _run_to_write(help_: str) -> Any:  # noqa: ANN401
     return typer.Option(
-        parser=_path_or_url, callback=_opened(finished=False), metavar="<path>", help=help_
+        parser=_path_or_url, callback=_opened(finished=False), metavar="FOLDER", help=help_
     )
 
 
@@ -112,8 +112,12 @@ AcceptVersions = Annotated[
         "diffusers, peft or transformers. The report names both.",
     ),
 ]
-LimitPrompts = Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")]
-LimitSeeds = Annotated[int | None, typer.Option(min=1, help="Use only the first N seeds.")]
+LimitPrompts = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Use only the first N prompts.")
+]
+LimitSeeds = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Use only the first N seeds.")
+]
 ArchiveOption = Annotated[
     Path | None,
     typer.Option(parser=named_path, metavar="FILE", help="The archive to write. Default: RUN.zip."),
@@ -130,8 +134,9 @@ NoCode = Annotated[
 ImagesOption = Annotated[
     Path | None,
     typer.Option(
-        help="Score existing images: a folder <prompt>/<seed>.png, an imagefolder, a .csv, .jsonl "
-        "or .parquet listing, or a saved dataset."
+        metavar="PATH",
+        help="Score existing images: a folder <prompt>/<seed>.png, an imagefolder, a .csv, .tsv, "
+        ".jsonl or .parquet listing, or a saved dataset.",
     ),
 ]
 CellArgument = Annotated[
@@ -163,24 +168,29 @@ MethodNames = Annotated[
 ParameterOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="A parameter as name=value, with the value as in YAML. Repeat the option for "
-        "more parameters."
+        metavar="NAME=VALUE",
+        help="A parameter of the guider, with the value as in YAML. Repeat the option for more "
+        "parameters.",
     ),
 ]
 EngineOption = Annotated[
     Literal["local", "ray"],
-    typer.Option(help="Run the models in this process, or in the processes of a Ray cluster."),
+    typer.Option(
+        help="Run the models in this process (local), or in the processes of a Ray cluster (ray)."
+    ),
 ]
 RayAddress = Annotated[
     str | None,
     typer.Option(
-        help="The address of an existing Ray cluster, such as 'auto'. Implies --engine ray."
+        metavar="ADDRESS",
+        help="The address of an existing Ray cluster, such as 'auto'. Implies --engine ray.",
     ),
 ]
 BaselineOption = Annotated[
     str | None,
     typer.Option(
-        help="The method that the others are compared with. Default: the baseline of the runs."
+        metavar="METHOD",
+        help="The method that the others are compared with. Default: the baseline of the runs.",
     ),
 ]
 AnyJudges = Annotated[
@@ -188,12 +198,14 @@ AnyJudges = Annotated[
     typer.Option("--allow-different-judges", help="Compare scores even if the judges differ."),
 ]
 PromptOption = Annotated[
-    list[str] | None, typer.Option(help="A prompt. Repeat the option for more prompts.")
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="A prompt. Repeat the option for more prompts."),
 ]
-JudgeName = Annotated[str | None, typer.Option(help="A judge model on a server.")]
+JudgeName = Annotated[str | None, typer.Option(metavar="MODEL", help="A judge model on a server.")]
 ImagesModel = Annotated[
     str | None,
     typer.Option(
-        help="The model of the benchmark that --images belong to. Default: the first one."
+        metavar="MODEL",
+        help="The model of the benchmark that --images belong to. Default: the first one.",
     ),
 ]

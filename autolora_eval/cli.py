@@ -89,8 +89,10 @@ def init(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="The file to write, such as mine.yaml.")
     ],
-    pipeline: Annotated[str, typer.Option(help="A pipeline folder or hub id.")],
-    lora: Annotated[str, typer.Option(help="A .safetensors file, a folder or a hub id.")],
+    pipeline: Annotated[str, typer.Option(metavar="PIPELINE", help="A pipeline folder or hub id.")],
+    lora: Annotated[
+        str, typer.Option(metavar="LORA", help="A .safetensors file, a folder or a hub id.")
+    ],
     prompt: PromptOption = None,
     judge: JudgeName = None,
 ) -> None:
@@ -134,7 +136,7 @@ def run(
     limit_seeds: LimitSeeds = None,
     accept_versions: AcceptVersions = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and exit, like the command plan.")
+        bool, typer.Option("--dry-run", help="Only print the plan, like the command plan.")
     ] = False,
     engine: EngineOption = "local",
     ray_address: RayAddress = None,
@@ -187,7 +189,9 @@ def score(
     limit_prompts: LimitPrompts = None,
     limit_seeds: LimitSeeds = None,
     images: ImagesOption = None,
-    name: Annotated[str, typer.Option(help="The name of --images in the tables.")] = "Images",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="The name of --images in the tables.")
+    ] = "Images",
     model: ImagesModel = None,
     engine: EngineOption = "local",
     ray_address: RayAddress = None,
@@ -346,7 +350,7 @@ def check(
         Literal["sdxl", "sd3"], typer.Option(help="The architecture of the tiny model.")
     ] = "sdxl",
 ) -> None:
-    """Test a guider on a tiny random model. Exit code 1 if a check fails."""
+    """Test a guider on a tiny model with random weights. Exit code 1 if a check fails."""
     from autolora_eval._progress import SafeConsole
     from autolora_eval.guider_checks.runner import check_command
 

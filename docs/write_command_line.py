@@ -6,10 +6,11 @@ Run: python docs/write_command_line.py
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import typer
-from typer.cli import get_docs_for_click
 
 from autolora_eval.cli import app
 
@@ -34,16 +35,32 @@ HEAD = """# Command line
 | `AUTOLORA_EVAL_DEBUG` | `1` shows the traceback of a failure |
 | `HF_HUB_OFFLINE` | `1` makes huggingface_hub use downloaded files only |
 """
+# Markdown would read the brackets of reports/<benchmark name> as a tag.
+_BRACKETS = re.compile(r"(?:[\w./-]*<[\w ]+>)+(?:[\w./-]*\w)?")
 
 
 def page() -> str:
     """Return the page's text."""
-    command = typer.main.get_command(app)
-    with typer.Context(command, info_name="autolora-eval") as context:
-        text = get_docs_for_click(obj=command, ctx=context, name="autolora-eval")
-    commands = text[text.index("\n## ") :]  # without the list of commands, which the sections are
-    plain = commands.replace("```console\n$ ", "```text\n").replace("\n* ", "\n- ")
-    return HEAD + re.sub(r"\n{3,}", "\n\n", plain).rstrip() + "\n"
+    group = typer.main.get_command(app)
+    sections = [_section(name, command) for name, command in group.commands.items()]
+    return "\n".join([HEAD, *sections])
+
+
+def _section(name: str, command: Any) -> str:  # noqa: ANN401
+    with typer.Context(command, info_name=f"autolora-eval {name}") as context:
+        usage = re.sub(r"[{}]", "", command.get_usage(context).removeprefix("Usage: "))
+        rows = list(_rows(command, context))
+    title = f"## `autolora-eval {name}`"
+    return "\n".join([title, "", command.help, "", "```text", usage, "```", "", *rows, ""])
+
+
+def _rows(command: Any, context: Any) -> Iterator[str]:  # noqa: ANN401
+    for parameter in command.params:
+        name, meaning = parameter.get_help_record(context)
+        if parameter.param_type_name == "argument":  # the usage says whether it is required
+            name, meaning = name.partition(" <")[0], meaning.removesuffix("[required]")
+        meaning = meaning.removesuffix("[x>=1]")
+        yield f"- `{name}`: " + _BRACKETS.sub(r"`\g<0>`", " ".join(meaning.split()))
 
 
 if __name__ == "__main__":
