@@ -71,8 +71,8 @@ def _cfg_like(**more: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 _SKIPS = (
-    "diffusers adds CFG to it, leaves out the first step of the window that its own start and stop "
-    "state, and by default acts in the first fifth of the steps only."
+    "diffusers adds CFG to it. It skips the first step of its own interval, which by default is "
+    "the first fifth of the steps."
 )
 
 
@@ -157,8 +157,8 @@ _DECLARED = (
             linear_params=("guidance_scale",),
         ),
         notes=(
-            "zero_init_steps acts at guidance_scale 1 and outside of start and stop too. The "
-            "passes of the zeroed steps are made and thrown away."
+            "zero_init_steps also acts at guidance_scale 1 and outside of start and stop. The "
+            "predictions of the zeroed steps are made and discarded."
         ),
     ),
     DiffusersGuider(
@@ -261,7 +261,7 @@ _DECLARED = (
         defaults=_cfg_like(),
         nfe=rules.cfg_passes,
         spec=_LINEAR,
-        notes="Its is_conditional fails, which ControlNet pipelines ask for in guess mode.",
+        notes="is_conditional raises an error; ControlNet pipelines read it in guess mode.",
     ),
 )
 DIFFUSERS_GUIDERS: dict[str, DiffusersGuider] = {guider.name: guider for guider in _DECLARED}
