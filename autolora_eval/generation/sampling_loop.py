@@ -141,7 +141,9 @@ def global_seed(seed: int) -> Iterator[None]:
     working directory is restored too.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with chdir("."), torch.random.fork_rng():
+    # By default it would start CUDA on every GPU of the machine, with a warning.
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with chdir("."), torch.random.fork_rng(gpus, device_type="cuda"):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)

@@ -1,6 +1,7 @@
 """Prompts are encoded once for all images of a model, and images are decoded one at a time."""
 
 import contextlib
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tiny_models import SIZE, TinyModel, tiny_plan
 
 from autolora_eval._progress import Progress
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.generation.sampling_loop import global_seed
 from autolora_eval.generation.stage import generate
 from autolora_eval.guidance.denoiser_state import adapters_off
 
@@ -79,3 +81,15 @@ def test_decoding_one_image_at_a_time_changes_no_image_by_more_than_a_grey_level
     sliced = images()
     pipeline.pipe.vae.disable_slicing()
     assert np.abs(sliced - images()).max() <= 1
+
+
+def test_seeding_starts_cuda_on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with two GPUs, whose run uses the CPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with global_seed(1):
+            drawn = torch.rand(1)
+    assert drawn == torch.rand(1, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), before)
