@@ -217,6 +217,16 @@ def known_class(pipeline: Source) -> str | None:
     return None if index is None else pipeline_class(index, pipeline.name)
 
 
+def read_config(source: Source, name: str) -> dict[str, Any]:
+    """Return a configuration file of a model; an empty one if it is damaged or not here."""
+    file = cached(source, name)
+    try:
+        content = json.loads(file.read_bytes()) if file is not None else {}
+    except (OSError, ValueError):
+        content = {}
+    return content if isinstance(content, dict) else {}
+
+
 def check_pipeline(pipeline: Source, index: Path | None) -> None:
     """Refuse a pipeline that is known to take no guider, if its index is on this machine."""
     if index is None:
@@ -248,8 +258,7 @@ def check_clip_skip(spec: Model, pipeline: Source) -> None:
     if name in TESTED and name not in WITH_CLIP_SKIP:
         raise UsageError(no_clip_skip(pipeline.name, name))
     for part in ("text_encoder", "text_encoder_2"):
-        config = cached(pipeline, f"{part}/config.json")
-        layers = json.loads(config.read_bytes()).get("num_hidden_layers") if config else None
+        layers = read_config(pipeline, f"{part}/config.json").get("num_hidden_layers")
         if isinstance(layers, int) and spec.clip_skip >= layers:
             raise UsageError(
                 f"the {part} of '{pipeline.name}' has {layers} layers: expected at most "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import math
 import re
 import typing
@@ -24,8 +23,10 @@ from autolora_eval.config.inputs import (
     check_pipeline,
     image_size,
     known_class,
+    read_config,
 )
 from autolora_eval.config.lora_file import check_sum, read_header, read_lora_file
+from autolora_eval.config.lora_layers import check_tuned_layers
 from autolora_eval.config.schema import Lora, Model, Scheduler
 from autolora_eval.plugins.signatures import CoercionError, coerce
 from autolora_eval.sources.identity import weight_variant
@@ -86,9 +87,10 @@ def read_model(name: str, spec: Model, lookup: Lookup, attempt: Attempt) -> Reso
         timesteps=count_timesteps(spec, layout),
     )
     attempt((*at, "lora"), lambda: check_sum(model.switched_loras))
-    attempt((*at, "lora"), lambda: check_tuned_parts(model))
+    attempt((*at, "lora"), lambda: check_tuned_layers(model))
     attempt((*at, "pipeline"), lambda: check_checkpoint(model))
     attempt((*at, "vae"), lambda: check_vae(model))
+    attempt((*at, "width"), lambda: check_size(model))
     attempt((*at, "text_encoder_3"), lambda: check_left_out(model))
     attempt((*at, "variant"), lambda: check_variant(model))
     return model
@@ -206,39 +208,37 @@ def checkpoint_parameters(file: Path, kind: str) -> dict[str, int]:
 
 def check_left_out(model: ResolvedModel) -> None:
     """Refuse a left-out text encoder that the pipeline does not have."""
-    index = cached(model.layout, INDEX)
-    if model.spec.left_out and index and LEFT_OUT not in _read(index):
+    parts = read_config(model.layout, INDEX)
+    if model.spec.left_out and parts and LEFT_OUT not in parts:
         kind = known_class(model.layout)
         raise UsageError(f"'{model.layout.name}' is a {kind}, which has none. Remove this key.")
 
 
-def check_tuned_parts(model: ResolvedModel) -> None:
-    """Refuse a LoRA that tunes a text encoder that is left out, or that the pipeline lacks."""
-    parts = _read(cached(model.layout, INDEX))
-    is_listed = "unet" in parts or "transformer" in parts
-    for file in [lora.file for lora in model.loras if lora.file is not None]:
-        for layer in file.layers:
-            name = layer.component
-            if name in model.spec.left_out:
-                why = f"which '{name}: null' leaves out. Remove that key, or choose another LoRA."
-            elif is_listed and name != "denoiser" and (parts.get(name) or [None])[0] is None:
-                why = f"which '{model.layout.name}' does not have. Was it trained on another model?"
-            else:
-                continue
-            raise UsageError(f"'{file.path}' tunes {name} ('{layer.keys['A']}'), {why}")
-
-
 def check_vae(model: ResolvedModel) -> None:
     """Refuse a VAE whose latents are not those of the denoiser."""
-    config = cached(model.vae, VAE) if model.vae else None
-    known = cached(model.layout, f"vae/{VAE}")
-    if model.vae is None or config is None or known is None:
-        return
-    own, other = _latents(_read(known)), _latents(_read(config))
-    if own != other:
+    config = read_config(model.vae, VAE) if model.vae else {}
+    known = read_config(model.layout, f"vae/{VAE}")
+    own, other = _latents(known), _latents(config)
+    if model.vae and config and known and own != other:
         raise UsageError(
             f"'{model.vae.name}' has latents of {_shown(other)}, but the denoiser of "
             f"'{model.pipeline.name}' takes {_shown(own)}."
+        )
+
+
+def check_size(model: ResolvedModel) -> None:
+    """Refuse images that a transformer cannot cut into patches, or has no positions for."""
+    config = read_config(model.layout, "transformer/config.json")
+    patch, positions = config.get("patch_size"), config.get("pos_embed_max_size")
+    if not isinstance(patch, int):
+        return
+    unit = patch * _latents(read_config(model.layout, f"vae/{VAE}"))[1]
+    most = unit * positions if isinstance(positions, int) else max(model.size)
+    if any(side % unit or side > most for side in model.size):
+        limit = f", at most {most}" if positions else ""
+        raise UsageError(
+            f"expected width and height as multiples of {unit}{limit}, which the transformer of "
+            f"'{model.layout.name}' needs (got {model.size[0]} × {model.size[1]})."
         )
 
 
@@ -248,16 +248,16 @@ def check_variant(model: ResolvedModel, files: Iterable[str] | None = None) -> N
     `files` are those of a pipeline on the hub, as the hub lists them.
     """
     source, spec = model.pipeline, model.spec
-    index = cached(source, INDEX)
+    index = read_config(source, INDEX)
     if source.kind == "folder":
         files = [file.relative_to(source.path).as_posix() for file in source.path.glob("*/*")]
-    if index is None or files is None:
+    if files is None:
         return
     found: dict[str, set[str | None]] = {}
     for file in map(PurePosixPath, files):
         if file.suffix == ".safetensors" and len(file.parts) == 2:
             found.setdefault(file.parts[0], set()).add(weight_variant(file.name))
-    parts = [name for name in _read(index) if name in found.keys() - _not_loaded(spec)]
+    parts = [name for name in index if name in found.keys() - _not_loaded(spec)]
     lacking = [name for name in parts if spec.variant not in found[name]]
     if not lacking:
         return
@@ -281,15 +281,6 @@ def _latents(vae: dict[str, Any]) -> tuple[int, int]:
 
 def _shown(latents: tuple[int, int]) -> str:
     return f"{latents[0]} channels at 1/{latents[1]} of the size"
-
-
-def _read(file: Path | None) -> dict[str, Any]:
-    """Return a configuration; an empty one if it is damaged, which is reported elsewhere."""
-    try:
-        content = json.loads(file.read_bytes()) if file is not None and file.is_file() else {}
-    except (OSError, ValueError):
-        content = {}
-    return content if isinstance(content, dict) else {}
 
 
 # --------------------
@@ -332,7 +323,7 @@ def count_timesteps(spec: Model, pipeline: Source) -> int | None:
     is_here = pipeline.kind != "hub" or cached(pipeline, SCHEDULER_CONFIG)
     if spec.scheduler is None and not is_here:
         return None
-    config = _read(cached(pipeline, SCHEDULER_CONFIG))
+    config = read_config(pipeline, SCHEDULER_CONFIG)
     if spec.scheduler is not None:
         config |= {**spec.scheduler.options, "_class_name": spec.scheduler.class_name}
     name = config.get("_class_name")

@@ -9,8 +9,7 @@ pipeline then holds is compared with the file.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,68 +20,8 @@ from safetensors import safe_open
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.config.lora_file import Component, LoraFile, LoraLayer
+from autolora_eval.config.lora_layers import Home, layer_homes
 from autolora_eval.guidance.denoiser_state import InPlaceConv2d, InPlaceLinear, adapter_layers
-
-# SDXL's layers in the names of its first release, which kohya's sd-scripts keep. Within blocks:
-_SGM_INNER = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_SGM_OUTER = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_out": "out.2",
-}
-# SD3's layers in the names of its first release → diffusers'. Several layers share one A.
-_MMDIT_BLOCK = {
-    "x_block_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "x_block_attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-    "x_block_attn_proj": ("attn.to_out.0",),
-    "x_block_attn2_proj": ("attn2.to_out.0",),
-    "x_block_mlp_fc1": ("ff.net.0.proj",),
-    "x_block_mlp_fc2": ("ff.net.2",),
-    "x_block_adaLN_modulation_1": ("norm1.linear",),
-    "context_block_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "context_block_attn_proj": ("attn.to_add_out",),
-    "context_block_mlp_fc1": ("ff_context.net.0.proj",),
-    "context_block_mlp_fc2": ("ff_context.net.2",),
-    "context_block_adaLN_modulation_1": ("norm1_context.linear",),
-}
-_MMDIT_OUTER = {
-    "x_embedder_proj": "pos_embed.proj",
-    "context_embedder": "context_embedder",
-    "t_embedder_mlp_0": "time_text_embed.timestep_embedder.linear_1",
-    "t_embedder_mlp_2": "time_text_embed.timestep_embedder.linear_2",
-    "y_embedder_mlp_0": "time_text_embed.text_embedder.linear_1",
-    "y_embedder_mlp_2": "time_text_embed.text_embedder.linear_2",
-    "final_layer_linear": "proj_out",
-    "final_layer_adaLN_modulation_1": "norm_out.linear",
-}
-# What old diffusers called the layers of a text encoder.
-_OLD_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-
-
-@dataclass(frozen=True)
-class _Home:
-    """A layer of a pipeline that a layer of a file belongs to.
-
-    Attributes:
-        path: the layer's name in its network.
-        chunk: (index, count) if it takes one of several equal parts of the rows of B.
-        is_swapped: whether the two halves of B's rows change places: diffusers' continuous
-            adaptive norm holds (scale, shift), and SD3's first release (shift, scale).
-    """
-
-    path: str
-    chunk: tuple[int, int] = (0, 1)
-    is_swapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,129 +90,27 @@ def _components(file: LoraFile) -> list[Component]:
 
 def _homes(
     file: LoraFile, component: Component, networks: Mapping[Component, torch.nn.Module]
-) -> list[tuple[LoraLayer, list[_Home]]]:
+) -> list[tuple[LoraLayer, list[Home]]]:
     """Return each layer that the file tunes of a component, with the layers that it belongs to."""
-    layers = [layer for layer in file.layers if layer.component == component]
     if component not in networks:
+        key = next(layer.keys["A"] for layer in file.layers if layer.component == component)
         raise AutoLoRAEvalError(
-            f"'{file.path}' tunes {component} ('{layers[0].keys['A']}'), which the pipeline does "
-            "not have."
+            f"'{file.path}' tunes {component} ('{key}'), which the pipeline does not have."
         )
-    known = _names(networks[component], component)
-    homes = [(layer, known.get(_flat(layer.name, component), [])) for layer in layers]
-    homeless = [layer for layer, found in homes if not found]
-    if homeless:
-        raise AutoLoRAEvalError(
-            f"{len(homeless)} of the {len(layers)} layers that '{file.path}' tunes of the "
-            f"{component} are not in this pipeline, such as '{homeless[0].keys['A']}'. Was the "
-            "LoRA trained on another base model?"
-        )
-    owners: dict[str, LoraLayer] = {}
-    for layer, found in homes:
-        for home in found:
-            first = owners.setdefault(home.path, layer)
-            if first is not layer:
-                raise AutoLoRAEvalError(
-                    f"'{file.path}' tunes one layer twice: '{first.keys['A']}' and "
-                    f"'{layer.keys['A']}'."
-                )
-    return homes
-
-
-def _flat(name: str, component: Component) -> str:
-    """Return a layer's name in the one spelling that all conventions share: without dots."""
-    if component != "denoiser":
-        name = name.removeprefix("text_model.").removeprefix("text_model_")
-        head, _, last = name.rpartition(".")
-        name = f"{head}.{_OLD_TEXT_NAMES.get(last, last)}" if head else name
-    elif name.endswith(".to_out"):  # attention processors of old diffusers
-        name += ".0"
-    return name.replace(".", "_")
-
-
-def _names(network: torch.nn.Module, component: Component) -> dict[str, list[_Home]]:
-    """Return the layers of a network by every name that a file may have for them."""
-    known: dict[str, list[_Home]] = {}
+    network = networks[component]
     paths = {
         name.removesuffix(".base_layer")
         for name, layer in network.named_modules()
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and ".lora_" not in name
     }
-    for path in paths:
-        known[_flat(path, component)] = [_Home(path)]
-    if component == "denoiser":
-        config = getattr(network, "config", {})
-        blocks_with_attention = {
-            path.split(".attentions.")[0] for path in paths if ".attentions." in path
-        }
-        for path in paths:
-            first = _sgm_name(path, config.get("layers_per_block", 2), blocks_with_attention)
-            if first:
-                known.setdefault(first.replace(".", "_"), [_Home(path)])
-        known.update(_mmdit_names(paths))
-    return known
-
-
-def _sgm_name(path: str, layers_per_block: int, with_attention: Collection[str]) -> str | None:
-    """Return the name of a UNet's layer in SDXL's first release; None if it has none.
-
-    diffusers numbers blocks and the layers in them; the first release numbers all layers through.
-    """
-    if path in _SGM_OUTER:
-        return _SGM_OUTER[path]
-    part, _, rest = path.partition(".")
-    numbers = r"(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
-    match = re.fullmatch(numbers, rest)
-    if part == "mid_block" and (middle := re.fullmatch(r"(resnets|attentions)\.(\d+)\.(.+)", rest)):
-        kind, index, inner = middle.group(1), int(middle.group(2)), middle.group(3)
-        place = 1 if kind == "attentions" else 2 * index
-        return f"middle_block.{place}.{_SGM_INNER.get(inner, inner)}"
-    if match is None:
-        return None
-    block, kind, index, inner = int(match[1]), match[2], int(match[3]), match[4]
-    if part == "down_blocks":
-        first = 1 + block * (layers_per_block + 1)
-        if kind == "downsamplers":
-            return f"input_blocks.{first + layers_per_block}.0.op"
-        return f"input_blocks.{first + index}.{int(kind == 'attentions')}.{_inner(kind, inner)}"
-    first = block * (layers_per_block + 1)
-    if kind == "upsamplers":  # behind the attention of the block's last layer, where there is one
-        position = 2 if f"up_blocks.{block}" in with_attention else 1
-        return f"output_blocks.{first + layers_per_block}.{position}.{inner}"
-    return f"output_blocks.{first + index}.{int(kind == 'attentions')}.{_inner(kind, inner)}"
-
-
-def _inner(kind: str, inner: str) -> str:
-    return _SGM_INNER.get(inner, inner) if kind == "resnets" else inner
-
-
-def _mmdit_names(paths: set[str]) -> dict[str, list[_Home]]:
-    """Return SD3's layers by the names of its first release."""
-    known: dict[str, list[_Home]] = {}
-    blocks = {path.split(".")[1] for path in paths if path.startswith("transformer_blocks.")}
-    for block in blocks:
-        for name, targets in _MMDIT_BLOCK.items():
-            homes = [
-                _Home(f"transformer_blocks.{block}.{target}", (index, len(targets)))
-                for index, target in enumerate(targets)
-            ]
-            if all(home.path in paths for home in homes):
-                known[f"joint_blocks_{block}_{name}"] = homes
-    if not blocks:
-        return {}
-    last = f"joint_blocks_{max(map(int, blocks))}_context_block_adaLN_modulation_1"
-    for name, path in _MMDIT_OUTER.items():
-        known[name] = [_Home(path, is_swapped=path == "norm_out.linear")]
-    if last in known:  # the last block's norm of the context is the continuous one
-        known[last] = [replace(home, is_swapped=True) for home in known[last]]
-    return known
+    return layer_homes(file, component, paths, getattr(network, "config", {}))
 
 
 def _read(
     file: LoraFile,
     tensors: Any,  # noqa: ANN401
     network: torch.nn.Module,
-    homes: Sequence[tuple[LoraLayer, Sequence[_Home]]],
+    homes: Sequence[tuple[LoraLayer, Sequence[Home]]],
 ) -> Iterator[tuple[str, _Weights]]:
     """Yield (path, weights) of every layer of a network that the file tunes."""
     for layer, found in homes:

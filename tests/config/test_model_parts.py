@@ -75,6 +75,29 @@ def test_a_model_without_a_lora_has_one_cell_in_a_sweep_of_lora_scales(plan_of, 
     assert found == ["A--CFG--lora_scale=0.5", "A--CFG--lora_scale=1", "Plain--CFG"]
 
 
+def test_a_lora_of_another_base_model_is_refused_by_the_plan(problem, with_model, workplace):
+    save_lora(workplace / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert problem(with_model()).endswith(
+        f"models.A.lora: 1 of the 1 layers that '{workplace}/lora/style.safetensors' tunes of the "
+        "denoiser are not in this pipeline, such as 'unet.mid_block.attentions.0.proj_in.lora_A."
+        "weight'. Was the LoRA trained on another base model?"
+    )
+
+
+def test_a_size_that_a_transformer_has_no_patches_for_is_refused(
+    problem, load, with_model, workplace
+):
+    save_json(workplace / "sdxl" / "transformer" / "config.json", {"patch_size": 4})
+    assert load(with_model(width=32, height=48)).models["A"].size == (32, 48)
+    assert problem(with_model(width=32, height=40)).endswith(
+        "models.A.width: expected width and height as multiples of 16, which the transformer of "
+        "'sdxl' needs (got 32 × 40)."
+    )
+    patches = {"patch_size": 4, "pos_embed_max_size": 3}
+    save_json(workplace / "sdxl" / "transformer" / "config.json", patches)
+    assert "as multiples of 16, at most 48, which" in problem(with_model(width=64, height=48))
+
+
 def test_a_variant_that_is_not_there_is_refused_with_those_that_are(
     problem, load, with_model, workplace
 ):

@@ -118,10 +118,12 @@ def test_guidance_batching_decides_the_images_of_guiders(planned):
     assert content_hash(asked()) in keys
 
 
-@pytest.mark.parametrize("pipeline", ["miniature:sdxl", "miniature:sd3"])
-def test_the_keys_that_a_first_benchmark_proposes_are_valid(tmp_path, pipeline):
+@pytest.mark.parametrize(
+    ("pipeline", "lora"), [("sdxl", "pixel_art_lora"), ("sd3", "sd3_pixel_art_lora")]
+)
+def test_the_keys_that_a_first_benchmark_proposes_are_valid(tmp_path, pipeline, lora):
     file = tmp_path / "mine.yaml"
-    write_starter(file, pipeline, "miniature:pixel_art_lora", ["a cat"], None)
+    write_starter(file, f"miniature:{pipeline}", f"miniature:{lora}", ["a cat"], None)
     text = re.sub(r"# (scheduler:|clip_skip:)", r"\1", file.read_text(encoding="utf-8"))
     file.write_text(text, encoding="utf-8")
     model = load_benchmark(file).spec.models["Mine"]

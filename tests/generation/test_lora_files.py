@@ -25,7 +25,7 @@ from lora_networks import (
 from safetensors.torch import save_file
 
 from autolora_eval.config.lora_file import read_lora_file
-from autolora_eval.generation import lora as lora_module
+from autolora_eval.config.lora_layers import sgm_name
 
 pytestmark = pytest.mark.model
 
@@ -43,7 +43,7 @@ def old_processors(pairs: Pairs) -> Tensors:
 def sgm(pairs: Pairs, prefix: str, separator: str) -> Pairs:
     """The same pairs under the names of SDXL's first release."""
     attention = {"up_blocks.0", "up_blocks.1"}
-    names = {name: lora_module._sgm_name(name, 2, attention) or name for name in pairs}
+    names = {name: sgm_name(name, 2, attention) or name for name in pairs}
     return {prefix + names[name].replace(".", separator): pair for name, pair in pairs.items()}
 
 

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel
 
 from autolora_eval.config.lora_file import read_lora_file
-from autolora_eval.generation import lora as lora_module
+from autolora_eval.config.lora_layers import sgm_name
 from autolora_eval.generation.lora import load_lora
 
 pytestmark = pytest.mark.model
@@ -54,7 +54,7 @@ class Naming:
     def stem(self, component: str, name: str) -> str:
         if component == "denoiser":
             if self.is_first_release:
-                name = lora_module._sgm_name(name, 2, {"up_blocks.0", "up_blocks.1"}) or name
+                name = sgm_name(name, 2, {"up_blocks.0", "up_blocks.1"}) or name
             return self.denoiser + name.replace(".", self.separator)
         return self.encoder + name.removeprefix("text_model.").replace(".", self.separator)
 

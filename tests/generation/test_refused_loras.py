@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval.config.lora_file import read_lora_file
+from autolora_eval.config.lora_layers import sgm_name
 from autolora_eval.generation import lora as lora_module
 from autolora_eval.generation.lora import load_lora
 from autolora_eval.guidance.denoiser_state import set_lora_scale
@@ -206,7 +207,7 @@ def test_the_names_of_sdxls_first_release_are_those_that_diffusers_converts(unet
     first = {}
     for name, tensor in weights.items():
         layer, _, last = name.rpartition(".")
-        old = lora_module._sgm_name(layer, 2, {"up_blocks.0", "up_blocks.1"})
+        old = sgm_name(layer, 2, {"up_blocks.0", "up_blocks.1"})
         old = "out.0" if layer == "conv_norm_out" else old  # a norm, which no LoRA tunes
         first[f"model.diffusion_model.{old}.{last}"] = tensor
     converted = convert_ldm_unet_checkpoint(first, dict(unet.config))
