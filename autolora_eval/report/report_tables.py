@@ -65,7 +65,9 @@ def first_table(view: RunView) -> Table:
         return _by_cell(view, part, view.rows)
     metric = deciding_metric(view)
     rows = _best_rows(view, metric)
-    return _by_cell(view, part, rows, say.chosen(len(rows), len(view.rows), metric.label))
+    return _by_cell(
+        view, part, rows, say.chosen(len(rows), len(view.rows), metric.label, view.is_swept)
+    )
 
 
 def _best_rows(view: RunView, metric: Metric) -> list[Row]:

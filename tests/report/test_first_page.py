@@ -17,6 +17,12 @@ from autolora_eval.runs.folder import RunFolder, open_run
 # ---- Which method ranks first
 
 
+def test_of_many_methods_the_best_are_shown_beside_the_baseline(tmp_path):
+    methods = ("LoRA", *(f"M{n}" for n in range(10)))
+    text = first_page_text(make_tables(methods=methods).write(tmp_path / "run"))
+    assert "Shown: 9 of 11 cells, the baseline and those with the best Div-PC. The section" in text
+
+
 def test_it_says_what_ranks_first_by_how_much_how_sure_and_at_what_cost(tmp_path):
     tables = two_methods()
     tables.comparisons["units_for_power_80"] = [4.0, 9.0, 1200.0, 4.0, 5.0]
