@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import itertools
 import json
 import os
 import re
@@ -78,13 +79,14 @@ def listed_images(file: Path) -> list[ImageRecord]:
     columns, rows = _read_table(file)
     name_column = _first_column(columns, FILE_COLUMNS, file)
     prompt_column = _first_column(columns, PROMPT_COLUMNS, file)
+    seed_column = _find_column(columns, (SEED_COLUMN,))
     if not rows:
         raise UsageError(f"images '{file}': has no rows. Add a row for each image.")
     records = []
     for number, row in enumerate(rows, 1):
         at = f"{file}, row {number}"
         name = _file_name(row.get(name_column), at)
-        prompt, seed = _text_of(row.get(prompt_column), at), _seed_of(row.get(SEED_COLUMN), at)
+        prompt, seed = _text_of(row.get(prompt_column), at), _seed_of(row.get(seed_column), at)
         records.append(ImageRecord(name, prompt, seed, _listed_path(file.parent, name, at)))
     return records
 
@@ -118,7 +120,8 @@ def _parquet(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     with ParquetFile(file) as table:
         columns = [str(name) for name in table.schema_arrow.names]
-        wanted = [name for name in (*FILE_COLUMNS, *PROMPT_COLUMNS, SEED_COLUMN) if name in columns]
+        known = (*FILE_COLUMNS, *PROMPT_COLUMNS, SEED_COLUMN)
+        wanted = [name for name in columns if _find_column([name], known)]
         for batch in table.iter_batches(batch_size=1024, columns=wanted):
             rows += batch.to_pylist()
             if len(rows) > MAX_ROWS:
@@ -130,11 +133,14 @@ def _parquet(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
 
 def _csv(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        separator = _separator(stream.readline())
-        stream.seek(0)
+        header = stream.readline()
+        if header.startswith("sep="):  # for Excel
+            header = stream.readline()
+        separator = _separator(header)
         # People write a blank after a comma: quotes begin behind it.
-        reader = csv.reader(stream, delimiter=separator, skipinitialspace=True, strict=True)
-        lines = [line for line in reader if line]
+        lines_of_text = itertools.chain([header], stream)
+        reader = csv.reader(lines_of_text, delimiter=separator, skipinitialspace=True, strict=True)
+        lines = [line for line in reader if any(line)]  # Excel writes rows of empty fields
     columns, rows = (lines[0], lines[1:]) if lines else ([], [])
     duplicate = next((name for name in columns if columns.count(name) > 1), None)
     if duplicate is not None:
@@ -151,7 +157,7 @@ def _csv(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
 def _separator(header: str) -> str:
     """Return the separator that finds a column of files in a header; a comma if none does."""
     for separator in _SEPARATORS:
-        if not set(FILE_COLUMNS).isdisjoint(next(csv.reader([header], delimiter=separator), [])):
+        if _find_column(next(csv.reader([header], delimiter=separator), []), FILE_COLUMNS):
             return separator
     return ","
 
@@ -186,11 +192,12 @@ def dataset_images(path: Path) -> list[ImageRecord]:
     image_column = _image_column(dataset, path)
     prompt_column = _first_column(dataset.column_names, PROMPT_COLUMNS, path)
     dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    columns = [name for name in (prompt_column, SEED_COLUMN) if name in dataset.column_names]
+    seed_column = _find_column(dataset.column_names, (SEED_COLUMN,))
+    columns = [name for name in (prompt_column, seed_column) if name is not None]
     records = []
     for number, row in enumerate(dataset.select_columns(columns)):
         at = f"{path}, row {number}"
-        prompt, seed = _text_of(row[prompt_column], at), _seed_of(row.get(SEED_COLUMN), at)
+        prompt, seed = _text_of(row[prompt_column], at), _seed_of(row.get(seed_column), at)
         load = partial(_encoded_image, dataset, image_column, number, path)
         records.append(ImageRecord(f"row {number}", prompt, seed, load))
     return records
@@ -243,13 +250,19 @@ def _first_column(columns: list[str], names: Iterable[str], path: Path) -> str:
     Raises:
         UsageError: if none is.
     """
-    for name in names:
-        if name in columns:
-            return name
+    found = _find_column(columns, names)
+    if found is not None:
+        return found
     wanted = ", ".join(f"'{name}'" for name in names)
     raise UsageError(
         f"images '{path}': no column named {wanted}; it has {', '.join(columns) or 'no columns'}."
     )
+
+
+def _find_column(columns: Iterable[str], names: Iterable[str]) -> str | None:
+    """Return the first of some names that is a column, in any case and with blanks around it."""
+    known = {column.strip().lower(): column for column in columns}
+    return next((known[name] for name in names if name in known), None)
 
 
 def _value(value: Any, at: str) -> Any:  # noqa: ANN401

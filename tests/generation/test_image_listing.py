@@ -46,10 +46,16 @@ def csv_listing(file: Path, separator: str = ",", **names: str) -> Path:
     return file
 
 
+def excel_listing(file: Path) -> Path:
+    text = csv_listing(file, ";", file_name="File_Name ", seed="Seed").read_text("utf-8")
+    file.write_text(f"sep=;\n{text};;\n;;\n", "utf-8-sig")
+    return file
+
+
 def parquet_listing(folder: Path) -> Path:
     # A null makes pandas write whole numbers as floats.
     rows = [*rows_of_files(folder), {"file_name": "img/0.png", "prompt": "other", "seed": None}]
-    pd.DataFrame(rows).rename(columns={"prompt": "caption"}).to_parquet(folder / "mine.parquet")
+    pd.DataFrame(rows).rename(columns={"prompt": "Caption"}).to_parquet(folder / "mine.parquet")
     return folder / "mine.parquet"
 
 
@@ -69,12 +75,12 @@ def tree_of_this_package(folder: Path) -> Path:
 def dataset(folder: Path) -> Path:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
-        image=datasets.Image(), text=datasets.Value("string"), seed=datasets.Value("int64")
+        image=datasets.Image(), text=datasets.Value("string"), Seed=datasets.Value("int64")
     )
     rows = {
         "image": [picture(number) for number in range(len(JOBS))],
         "text": [job.prompt for job in JOBS],
-        "seed": [job.seed for job in JOBS],
+        "Seed": [job.seed for job in JOBS],
     }
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder / "dataset")
     return folder / "dataset"
@@ -85,6 +91,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     "split": lambda folder: imagefolder(folder / "train").parent,
     "CSV": lambda folder: csv_listing(folder / "mine.csv", file_name="path"),
     "CSV with semicolons": lambda folder: csv_listing(folder / "metadata.csv", ";").parent,
+    "CSV of Excel": lambda folder: excel_listing(folder / "mine.csv"),
     "CSV with tabs": lambda folder: csv_listing(folder / "mine.tsv", "\t"),
     "JSON lines": lambda folder: write_jsonl(folder / "mine.jsonl", *rows_of_files(folder)),
     "Parquet": parquet_listing,
