@@ -225,11 +225,12 @@ def show_run(run: Run) -> None:
     hidden = [metric.label for metric in metrics if metric not in shown]
     if hidden:
         _print_line(f"For {join_names(hidden)}, see {run.folder.table('md').name}")
-    _show_missing(run)
+    show_missing(run)
     show_path("report", run.folder.report_pdf)
 
 
-def _show_missing(run: Run) -> None:
+def show_missing(run: Run) -> None:
+    """Print how many images have no features or scores, and what else the numbers lack."""
     for column, what in (("image_error", "unusable"), ("unscored_reason", "unscored")):
         reasons = run.scores[column].value_counts()
         if len(reasons):

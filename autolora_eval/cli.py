@@ -200,6 +200,7 @@ def score(
     from autolora_eval import _display as display
     from autolora_eval._files import writing
     from autolora_eval.pipeline.run_pipeline import RunPipeline, score_images
+    from autolora_eval.runs.folder import open_run
 
     progress = display.progress()
     if images is not None:
@@ -218,6 +219,7 @@ def score(
     )
     with writing(pipeline.folder.path):
         pipeline.score()
+    display.show_missing(open_run(pipeline.folder.path))
     display.show_path("table", pipeline.folder.table("csv"))
 
 

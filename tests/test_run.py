@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 import yaml
+from command import run_command
 from json_lines import read_jsonl
 from PIL import Image
 from pypdf import PdfReader
@@ -283,6 +284,12 @@ def test_images_of_other_settings_are_not_scored_but_missing(benchmark, copy, mo
     # One batch of two was made; all the others are still of the settings before.
     assert table["n_missing"].tolist() == [4, 6]
     assert table["diversity"].isna().tolist() == [False, True]
+
+
+def test_score_shows_how_many_images_are_missing(benchmark, copy) -> None:
+    next(copy.images(CELLS[0]).glob("*/*.png")).unlink()
+    done = run_command("score", benchmark, "--output", copy.path)
+    assert "1 of 12 images unusable: missing_image 1" in done.text, done.stderr
 
 
 def test_a_run_folder_takes_no_other_output(first: Run, tmp_path: Path) -> None:
