@@ -161,7 +161,10 @@ class RunFolder:
             raise self._damaged(f"{path}: {first['msg']}") from error
 
     def _damaged(self, why: str) -> UsageError:
-        return UsageError(f"'{self.path}' has a damaged manifest.json: {why:.300}")
+        return UsageError(
+            f"'{self.path}' has a damaged manifest.json: {why:.300}. Restore it from a copy, or "
+            "run the benchmark again with another --output."
+        )
 
     def find_manifest(self) -> RunManifest | None:
         """Return the manifest, or None if there is none yet.
