@@ -17,7 +17,7 @@ from autolora_eval.scoring.judges.config import is_transient
 from autolora_eval.scoring.rubric import Question
 
 _TYPES: dict[str, Any] = {
-    "image_id": str,
+    **{"image_id": str, "repeat": int, "attempt": int | None},
     **dict.fromkeys(("sha256", "reason", "raw"), str | None),
     **dict.fromkeys(("scores", "expected"), dict | None),
 }
@@ -40,7 +40,7 @@ class JudgementKey(NamedTuple):
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> JudgementKey:
         """Return the key of a row of a judgements file."""
-        return cls(row["image_id"], row["sha256"], int(row["repeat"]))
+        return cls(row["image_id"], row["sha256"], row["repeat"])
 
 
 class JudgementStatus(NamedTuple):
@@ -88,7 +88,7 @@ class JudgementFile:
         found = {}
         for row in self.rows(key):
             final, scored = not is_transient(row["reason"]), row["scores"] is not None
-            found[JudgementKey.of(row)] = JudgementStatus(final, scored, int(row.get("attempt", 1)))
+            found[JudgementKey.of(row)] = JudgementStatus(final, scored, row.get("attempt") or 1)
         return found
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -144,10 +144,13 @@ class JudgementFile:
     def _row(self, line: bytes, number: int) -> Json:
         try:
             row = json.loads(line)
-            JudgementKey.of(row), row["judge_key"], row["reason"], row["scores"]
-            if not all(isinstance(row.get(name), kind) for name, kind in _TYPES.items()):
+            values = [*(row["scores"] or {}).values(), *(row.get("expected") or {}).values()]
+            row["sha256"], row["judge_key"], row["reason"]
+            is_valid = [isinstance(row.get(name), kind) for name, kind in _TYPES.items()]
+            is_valid += [isinstance(value, int | float) for value in values]
+            if not (all(is_valid) and row["repeat"] >= 0):
                 raise TypeError
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise AutoLoRAEvalError(
                 f"{self.path}:{number}: not a judgement; the file was damaged or edited. Remove "
                 "that line, and its image is judged again."

@@ -77,7 +77,12 @@ def test_incomplete_last_line_is_ignored_and_overwritten(file, before, cut) -> N
     assert file.path.read_bytes() == complete
 
 
-@pytest.mark.parametrize("line", ["{}", "no JSON", "[1]", "null", '{"image_id": "a"}', "{torn"])
+EDITED = [{"scores": {"pc": "4"}}, {"scores": "4"}, {"expected": {"pc": None}}, {"attempt": "x"}]
+EDITED += [{"repeat": -1}, {"repeat": "0"}, {"raw": 4}]
+BROKEN = ["{}", "no JSON", "[1]", "null", '{"image_id": "a"}', "{torn"]
+
+
+@pytest.mark.parametrize("line", [*BROKEN, *(json.dumps(row("a") | edit) for edit in EDITED)])
 def test_complete_line_that_is_not_a_judgement_is_reported(file: JudgementFile, line: str) -> None:
     file.append([row("a")])
     with file.path.open("a") as stream:
