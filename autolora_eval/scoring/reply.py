@@ -27,8 +27,9 @@ _MEMBER = re.compile(r"""\{\s*("[^"{}]{1,200}"|'[^'{}]{1,200}')\s*:""")
 # Floats: Python refuses integers of very many digits. Not strict: judges put line breaks into text.
 _DECODER = json.JSONDecoder(parse_int=float, strict=False)
 # The marks around a model's thoughts. Where a chat template opens them, a reply has only the end.
-_THOUGHT = re.compile(r"\s*[<\[◁](?:seed:)?think(?:ing)?[>\]▷]", re.IGNORECASE)
-_THOUGHT_END = re.compile(r"[<\[◁]/(?:seed:)?think(?:ing)?[>\]▷]", re.IGNORECASE)
+_NAME = "(?:think(?:ing)?|thought|reasoning)"
+_THOUGHT = re.compile(rf"\s*[<\[◁](?:seed:)?{_NAME}[>\]▷]", re.IGNORECASE)
+_THOUGHT_END = re.compile(rf"[<\[◁]/(?:seed:)?{_NAME}[>\]▷]", re.IGNORECASE)
 _VERDICT_FIRST = re.compile(r"\s*(?:```\w*\s*)?(?:\[\s*)?\{")
 # A token with one whole number: text before, the number, text behind.
 _WHOLE = re.compile(r"([^0-9]*?)(-?(?:0|[1-9][0-9]{0,9}))([^0-9]*)", re.DOTALL)
@@ -75,15 +76,19 @@ def parse_reply(text: str, rubric: Rubric, *, truncated: bool = False) -> Parsed
     """
     text = _without_thoughts(text).strip()  # a confused judge may fill its reply with white space
     if truncated:
-        is_begun = _VERDICT_FIRST.match(text) is not None
-        found = _parse(text, rubric) if is_begun else ParsedReply(None)
+        found = _parse(text, rubric) if begins_with_scores(text) else ParsedReply(None)
         return found if found.scores is not None else ParsedReply(None, "truncated")
     return _parse(text, rubric)
 
 
+def begins_with_scores(text: str) -> bool:
+    """Return whether a reply begins with an object, so that it does not begin with thoughts."""
+    return _VERDICT_FIRST.match(text) is not None
+
+
 def _without_thoughts(text: str) -> str:
     """Return a reply without the judge's thoughts, which may have no end if it is truncated."""
-    if _VERDICT_FIRST.match(text):
+    if begins_with_scores(text):
         return text  # marks in a verdict are quoted
     end = _THOUGHT_END.search(text)
     if end is not None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "choices null": ({"choices": None}, "bad_response"),
     "empty object": ({}, "bad_response"),
     "no message": ({"choices": [{"finish_reason": "stop"}]}, "bad_response"),
-    "content in parts": (completion([{"type": "text", "text": VERDICT}]), "bad_response"),
+    "content is an object": (completion({"text": VERDICT}), "bad_response"),
+    "parts without text": (completion([{"type": "text"}]), "bad_response"),
+    "parts that are no objects": (completion([VERDICT]), "bad_response"),
     "refusal": (completion(None, refusal="I cannot."), "refused"),
     "null content": (completion(None), "bad_response"),
     "filtered": (completion(None, "content_filter"), "refused"),
@@ -167,12 +170,17 @@ def test_permanent_failures_are_not_retried(status, server, image, judge) -> Non
     assert (reply.reason, reply.attempts, len(server.calls)) == (f"http_{status}", 1, 1)
 
 
-def test_retry_after_header_is_respected(server: JudgeServer, image: Path, judge: Make) -> None:
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_header_is_respected(as_date, server, image, judge) -> None:
     at: list[float] = []
 
     def answer(call: Any, n: int) -> object:
-        at.append(time.monotonic())
-        return VERDICT if n else Http(429, headers={"Retry-After": "0.5"})
+        at.append(time.time())
+        if n:
+            return VERDICT
+        date = formatdate(at[0] + 1.6, usegmt=True)  # whole seconds
+        after = date if as_date else "0.5"
+        return Http(429, headers={"Retry-After": after})
 
     server.answer = answer
     (reply,) = ask(judge(max_retries=1), [Request(image, QUESTION)])

@@ -36,7 +36,12 @@ def test_unreachable_server_is_an_error(judge: Make) -> None:
     ("models", "message"),
     [
         ({"data": [{"id": "a"}, {"id": "b"}]}, f"serves a, b, not '{MODEL}'. Set judge.model"),
+        (
+            {"data": [{"id": "Some-VLM"}, *({"id": f"m{n}"} for n in range(300))]},
+            f"m6 and 293 more, not '{MODEL}'. Did you mean 'Some-VLM'. Set judge.model",
+        ),
         ({"data": []}, f"serves nothing, not '{MODEL}'"),
+        (Http(503, b"{}"), "answers 503 to a request for its models. It may still be starting"),
         (Http(401, b"{}"), "answers 401 .* AUTOLORA_EVAL_JUDGE_API_KEY"),
         (Http(404, b"<html>", "text/html"), "answers 404 .* ends in /v1"),
         (Http(200, b"<html>Log in</html>", "text/html"), "does not speak the OpenAI protocol"),

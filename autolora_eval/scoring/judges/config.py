@@ -14,6 +14,7 @@ from pydantic import Field
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import Json
+from autolora_eval._text import first_few
 from autolora_eval._yaml import (
     Addresses,
     DType,
@@ -152,6 +153,7 @@ _CONSTRAINTS = {
     "openai": ("auto", "structured_outputs", "guided_regex", "response_format", "plain"),
     "transformers": ("auto", "regex", "plain"),
 }
+MODELS_NAMED = 8
 DEFAULT_ADDRESS = "http://localhost:8000/v1"
 DEFAULT_KEY_VARIABLE = "AUTOLORA_EVAL_JUDGE_API_KEY"
 _COMMAND_FIELDS = ("{model}", "{port}", "{name}")
@@ -334,6 +336,11 @@ def address_problem(url: str) -> str | None:
             "manifest. Set the environment variable that judge.api_key_env names."
         )
     return None if is_valid else f"expected an address such as {DEFAULT_ADDRESS} (got '{url}')."
+
+
+def listing(models: Iterable[str]) -> str:
+    """Return the models that a server lists, on one line; hosted servers list hundreds."""
+    return first_few(list(models), MODELS_NAMED) or "nothing"
 
 
 def is_loopback(url: str) -> bool:

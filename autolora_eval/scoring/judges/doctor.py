@@ -27,6 +27,7 @@ from autolora_eval.scoring.judges.config import (
     DEFAULT_KEY_VARIABLE,
     JudgeConfig,
     address_problem,
+    listing,
 )
 from autolora_eval.scoring.judges.preprocessor import EXTRA, PACKAGES, needed_packages
 from autolora_eval.scoring.judges.vllm_command import (
@@ -305,10 +306,10 @@ def _served(url: str, judge: JudgeConfig | None = None) -> Requirement:
     except NO_LISTING as error:
         reason = str(getattr(error, "reason", error))[:100]
         return Requirement(False, f"{url} does not answer ({reason})", start)
-    listed = ", ".join(served) or "nothing"
+    fact = f"{url} serves {listing(served)}"
     if judge is not None and judge.model not in served:
-        return Requirement(False, f"{url} serves {listed}, not '{judge.model}'", "set judge.model")
-    return Requirement(bool(served), f"{url} serves {listed}", start)
+        return Requirement(False, f"{fact}, not '{judge.model}'", "set judge.model")
+    return Requirement(bool(served), fact, start)
 
 
 def _access(source: Source) -> Requirement:

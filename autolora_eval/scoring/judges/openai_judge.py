@@ -252,7 +252,7 @@ class OpenAIJudge:
                 sent = self._dialect.adapted(body)
                 answer = await self._one_call(sent)
                 calls += answer.reply.attempts
-                self._dialect.learn(answer.reply)
+                self._dialect.learn(body, answer.reply)
                 if answer.reply.text is not None or self._dialect.adapted(body) == sent:
                     return answer
 

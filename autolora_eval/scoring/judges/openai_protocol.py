@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from autolora_eval.scoring.judges.server_pool import (
     decoded,
     error_message,
 )
-from autolora_eval.scoring.reply import parse_reply
+from autolora_eval.scoring.reply import begins_with_scores, parse_reply
 from autolora_eval.scoring.rubric import Question, Rubric
 
 FORBIDDEN_LOGPROB = -9000.0  # vLLM reports -9999 for tokens that the grammar forbids
@@ -88,13 +89,15 @@ class Dialect:
         accepted[self.limit] = accepted.pop("max_tokens")
         return accepted
 
-    def learn(self, reply: Reply) -> None:
-        """Note the arguments that the error message of a failed call names."""
+    def learn(self, body: Json, reply: Reply) -> None:
+        """Note the arguments of a failed call that its error message names."""
         if reply.reason not in _REFUSED_ARGUMENT or reply.detail is None:
             return
         if "max_completion_tokens" in reply.detail:
             self.limit = "max_completion_tokens"
-        self.refused |= {key for key in NEUTRAL if key in reply.detail}
+        # A server without these arguments does the same, except for other temperatures.
+        optional = [*NEUTRAL, "seed", *(["temperature"] if body["temperature"] == 1 else [])]
+        self.refused |= {key for key in optional if re.search(rf"\b{key}\b", reply.detail)}
 
 
 def chat(
@@ -152,7 +155,7 @@ def _read(answer: object, model: str, latency: float) -> Reply:
     """Return the reply in a response.
 
     A server that separates a model's thoughts puts the whole reply there if the model did not
-    think, as with structured output. A truncated reply is only thoughts.
+    think, as with structured output. Such a reply begins with its scores; others are only thoughts.
 
     Raises:
         BadAnswerError: if the response does not follow the protocol.
@@ -161,6 +164,8 @@ def _read(answer: object, model: str, latency: float) -> Reply:
         choice: Any = answer["choices"][0]  # type: ignore[index]
         message, finish = choice["message"], choice.get("finish_reason")
         text, thought = message.get("content"), message.get("reasoning_content")
+        if isinstance(text, list):  # parts, of which some are thoughts
+            text = "".join(part["text"] for part in text if part["type"] == "text")
         thought = message.get("reasoning") if thought is None else thought  # vLLM from 0.12 on
         model = str(answer.get("model") or model)  # type: ignore[attr-defined]
     except (LookupError, TypeError, AttributeError) as error:
@@ -169,10 +174,10 @@ def _read(answer: object, model: str, latency: float) -> Reply:
     if not (text is None or isinstance(text, str)):
         raise BadAnswerError("content is not text")
     truncated, reason = finish == "length", None
-    if not text and isinstance(thought, str) and not truncated:
-        text = thought
     if not text and (message.get("refusal") or finish == "content_filter"):
         text, reason = None, "refused"
+    elif not text and isinstance(thought, str) and not truncated:
+        text = thought if begins_with_scores(thought) else f"<think>{thought}"
     elif text is None and truncated:
         reason = "truncated"
     elif text is None:
@@ -276,7 +281,9 @@ class _Trials:
         if reply.text is None:  # it may refuse every question, not the constraint
             reply = await self._reply(StructuredOutput("plain"))
             if is_transient(reply.reason):
-                raise self._failed(reply)
+                is_about_temperature = "temperature" in (reply.detail or "")
+                step = " Set judge.temperature to 1." if is_about_temperature else ""
+                raise self._failed(reply, step)
         return "plain"
 
     async def with_logprobs(self, mode: StructuredOutput) -> StructuredOutput:

@@ -11,14 +11,15 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._errors import AutoLoRAEvalError, did_you_mean
 from autolora_eval._files import Json
-from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback
+from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback, listing
 from autolora_eval.scoring.judges.vllm_command import LIMITS
 
 MAX_ANSWER_BYTES = 4_000_000
@@ -266,11 +267,13 @@ def error_message(error: object) -> str | None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header; dates are ignored."""
+    """Return the seconds of a Retry-After header, which may be a date; None without a valid one."""
+    said = headers.get("retry-after", "")
     with contextlib.suppress(ValueError):
-        seconds = float(headers.get("retry-after", ""))
-        if 0.0 <= seconds < math.inf:
-            return seconds
+        seconds = float(said)
+        return seconds if 0.0 <= seconds < math.inf else None
+    with contextlib.suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
     return None
 
 
@@ -286,8 +289,9 @@ async def served_model(server: Server, spec: JudgeConfig) -> Json:
     served = await _served_models(server, spec)
     if spec.model not in served:
         raise AutoLoRAEvalError(
-            f"the judge's server at {server.url} serves {', '.join(served) or 'nothing'}, not "
-            f"'{spec.model}'. Set judge.model to a served model, or start a server for this one."
+            f"the judge's server at {server.url} serves {listing(served)}, not '{spec.model}'."
+            f"{did_you_mean(spec.model, served, or_list=False)} Set judge.model to a served model, "
+            "or start a server for this one."
         )
     model = served[spec.model]
     version = await _version(server)
@@ -301,9 +305,11 @@ async def _served_models(server: Server, spec: JudgeConfig) -> dict[str, Json]:
             listed = await decoded(server.session.get("models"))
         return {str(model["id"]): model for model in listed["data"]}
     except StatusError as error:
+        key = f"If it needs an API key, set {spec.api_key_env}."
+        steps = {401: key, 403: key, 404: "Check that judge.base_url ends in /v1."}
         raise AutoLoRAEvalError(
-            f"the judge's server at {url} answers {error.status} to a request for its models. If "
-            f"it needs an API key, set {spec.api_key_env}; check that judge.base_url ends in /v1."
+            f"the judge's server at {url} answers {error.status} to a request for its models. "
+            f"{steps.get(error.status, 'It may still be starting: check its log.')}"
         ) from error
     except (aiohttp.ClientError, OSError) as error:
         raise AutoLoRAEvalError(

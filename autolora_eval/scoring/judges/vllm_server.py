@@ -18,7 +18,7 @@ from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges import supervisor
-from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback
+from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback, listing
 from autolora_eval.scoring.judges.vllm_command import (
     HOST,
     MLLAMA_PACKAGES,
@@ -199,7 +199,7 @@ def _is_served(url: str, spec: JudgeConfig) -> bool:
         return False  # not started yet
     if spec.model not in served:
         raise AutoLoRAEvalError(
-            f"the launched server serves {', '.join(served) or 'nothing'}, not '{spec.model}'. "
+            f"the launched server serves {listing(served)}, not '{spec.model}'. "
             "Add to judge.launch_command, for example: --served-model-name, '{name}'."
         )
     return True

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from judge_server import VERDICT, Call, Http, completion
-from judging import SECRET, N, judge, outcome, rows
+from judging import SECRET, N, judge, rows
 from rich.console import Console
 from scored_run import judge_plan
 
@@ -30,19 +30,29 @@ REPLIES: dict[str, tuple[Any, tuple[object, object]]] = {
     "thought, then verdict": (completion(f"<think>{DRAFT}</think>\n{VERDICT}"), SCORED),
     "thought, then no verdict": (completion(f"[THINK]{DRAFT}[/THINK] Well."), (None, "no_json")),
     "verdict in the thought's place": (completion(None, reasoning_content=VERDICT), SCORED),
-    "the same of a newer vLLM": (completion("", reasoning=VERDICT), SCORED),
+    "only a thought": (completion(None, reasoning_content=DRAFT), (None, "no_json")),
+    "only a thought, of a newer vLLM": (completion("", reasoning=DRAFT), (None, "no_json")),
+    "verdict in the thought's place, of a newer vLLM": (completion("", reasoning=VERDICT), SCORED),
     "thought apart": (completion(VERDICT, reasoning=DRAFT), SCORED),
+    "thought in a part": (
+        completion([{"type": "thinking", "thinking": DRAFT}, {"type": "text", "text": VERDICT}]),
+        SCORED,
+    ),
+    "another mark, then no verdict": (
+        completion(f"<reasoning>{DRAFT}</reasoning> Well."),
+        (None, "no_json"),
+    ),
     "mark quoted by the verdict": (completion('{"pc": 4, "why": "</think>"}'), SCORED),
 }
 
 
 def test_thoughts_are_never_scored(make, folder, server) -> None:
     replies = list(REPLIES.values())
-    server.answer = lambda call, n: replies[n][0]
-    plan = make(concurrency=1)
-    assert len(replies) == N
+    server.answer = lambda call, n: replies[n % len(replies)][0]
+    plan = make(concurrency=1, repeats=2)
     judge(plan, folder)
-    assert dict(zip(REPLIES, outcome(plan, folder).values(), strict=True)) == {
+    found = [(row["scores"], row["reason"]) for row in rows(plan, folder)]
+    assert dict(zip(REPLIES, found, strict=False)) == {
         name: expected for name, (_, expected) in REPLIES.items()
     }
 
@@ -66,10 +76,10 @@ def test_max_completion_tokens_is_used_where_a_server_wants_it(make, folder, ser
 
 
 @pytest.mark.parametrize("names_all", [True, False])
-def test_neutral_values_are_left_out_where_an_api_refuses_them(
+def test_neutral_values_and_the_seed_are_left_out_where_an_api_refuses_them(
     names_all: bool, make, folder, server
 ) -> None:
-    extra = ["min_p", "repetition_penalty", "top_k"]
+    extra = ["min_p", "repetition_penalty", "seed", "top_k"]
 
     def answer(call: Call, n: int) -> object:
         unknown = [name for name in extra if name in call.body]
@@ -81,10 +91,20 @@ def test_neutral_values_are_left_out_where_an_api_refuses_them(
     server.answer = answer
     done = judge(make(concurrency=1), folder)
     assert done.unscored == 0
-    assert len(server.calls) == N + (1 if names_all else 3)
+    assert len(server.calls) == N + (1 if names_all else len(extra))
     assert server.calls[-1].body["top_p"] == 1.0
     assert done.settings["refused_arguments"] == extra
     assert done.settings["sampling_defaults"] == "neutral"
+
+
+def test_temperature_is_left_out_only_if_it_is_1(make, folder, server) -> None:
+    """Without it, a server takes 1. For another temperature, the user must decide."""
+    words = "'temperature' is not supported with this model."
+    server.answer = lambda call, n: refusal(words) if "temperature" in call.body else VERDICT
+    with pytest.raises(AutoLoRAEvalError, match=r"model\.\)\. Set judge\.temperature to 1\.$"):
+        judge(make(constraint="auto"), folder)
+    done = judge(make(temperature=1.0), folder)
+    assert (done.unscored, done.settings["refused_arguments"]) == (0, ["temperature"])
 
 
 def test_servers_words_are_shown_once_and_kept(make, folder, server) -> None:
