@@ -152,8 +152,8 @@ def check_image(result: object, size: tuple[int, int]) -> tuple[Image.Image, int
     image = image.convert("RGB")
     if colour := single_colour(image):
         raise UnusableImageError(
-            "returned a single colour, RGB {} {} {}: a safety checker, or a VAE that overflows "
-            "in float16?".format(*colour)
+            "returned a single colour, RGB {} {} {} (a safety checker, or a VAE that overflows "
+            "in float16)".format(*colour)
         )
     return image, nfe
 

@@ -156,7 +156,10 @@ def _read_sampler(found: object, origin: Origin) -> SamplerMethod:
     if is_class and "__call__" not in dir(found):
         raise UsageError(f"the class '{origin.name}' has no __call__(self, prompt, seed, model).")
     call = found.__call__ if is_class else found
-    taken = tuple(inspect.signature(call).parameters)[int(is_class) :][: len(SAMPLER_ARGUMENTS)]
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(call).parameters.values()
+    taken = tuple(one.name for one in parameters if one.kind in by_position)
+    taken = taken[int(is_class) :][: len(SAMPLER_ARGUMENTS)]
     if taken != SAMPLER_ARGUMENTS:
         raise UsageError(
             f"the sampler '{origin.name}' takes ({', '.join(taken) or 'nothing'}); its first "

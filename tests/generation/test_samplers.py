@@ -69,6 +69,9 @@ def merging(prompt, seed, model):
     model.denoiser.fuse_lora()
     return stock(prompt, seed, model)
 
+def keywords(*, prompt, seed, model):
+    pass
+
 def flat(prompt, seed, model, *, grey: int = 128):
     image = np.full((model.size[1], model.size[0], 3), grey, np.uint8)
     image[-1, -1] = 0
@@ -272,8 +275,8 @@ def test_black_images_nan_and_an_end_of_python_are_failures(plan_of, run):
         for cell in ("T--Safe", "T--NaN")
     )
     assert safe == [
-        "the sampler returned a single colour, RGB 0 0 0: a safety checker, or a VAE that "
-        "overflows in float16?"
+        "the sampler returned a single colour, RGB 0 0 0 (a safety checker, or a VAE that "
+        "overflows in float16)"
     ]
     assert all("invalid value encountered in cast" in reason for reason in nan)
 
@@ -289,6 +292,7 @@ def test_a_sampler_class_is_instantiated_once_per_cell(plan_of, tmp_path):
     [
         ({"sampler": "Counting"}, "methods.A.grey: missing; this key is needed."),
         ({"sampler": "settings"}, "takes (model); its first three arguments must be (prompt, s"),
+        ({"sampler": "keywords"}, "takes (nothing); its first three arguments must be (prompt, s"),
         ({"sampler": "flat", "gray": 1}, "methods.A.gray: unknown key. Did you mean 'grey'?"),
         ({"sampler": "flat", "grey": 1.5}, "expected a valid integer (got 1.5)"),
         ({"sampler": "flt"}, "Did you mean 'flat'?"),
@@ -336,7 +340,7 @@ def test_valid_images_of_a_sampler_are_accepted(result, nfe):
         (SampledImage(ARRAY, -1), "reported nfe=-1"),
         (SampledImage(ARRAY, True), "reported nfe=True"),
         (SampledImage(None), "returned NoneType"),
-        (ARRAY * 0, "returned a single colour, RGB 0 0 0: a safety checker, or a VAE that over"),
+        (ARRAY * 0, "returned a single colour, RGB 0 0 0 (a safety checker, or a VAE that over"),
     ],
 )
 def test_unusable_images_of_a_sampler_are_refused(result, message):
