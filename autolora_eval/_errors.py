@@ -15,19 +15,19 @@ from typing import Any
 
 
 class AutoLoRAEvalError(Exception):
-    """A failure with a message for the user: what was found, what was expected, what to do next."""
+    """An error with a message for the user: what was found, what was expected, what to do next."""
 
     exit_code = 1
 
 
 class UsageError(AutoLoRAEvalError):
-    """The user's input cannot be used as it stands; nothing was loaded and nothing was lost."""
+    """The user's input cannot be used. Nothing was loaded or lost."""
 
     exit_code = 2
 
 
 class MissingDependencyError(AutoLoRAEvalError):
-    """An optional part of the product is not installed.
+    """A package that this step needs is not installed.
 
     Args:
         packages: the package, or several of one extra.

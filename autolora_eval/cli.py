@@ -89,10 +89,8 @@ def init(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="The file to write, such as mine.yaml.")
     ],
-    pipeline: Annotated[str, typer.Option(metavar="PIPELINE", help="A pipeline folder or hub id.")],
-    lora: Annotated[
-        str, typer.Option(metavar="LORA", help="A .safetensors file, a folder or a hub id.")
-    ],
+    pipeline: Annotated[str, typer.Option(metavar="PATH", help="A pipeline folder or hub id.")],
+    lora: Annotated[str, typer.Option(metavar="PATH", help="A LoRA file, folder or hub id.")],
     prompt: PromptOption = None,
     judge: JudgeName = None,
 ) -> None:

@@ -49,7 +49,7 @@ PACKAGES = ("torch", "diffusers", "peft", "transformers", "numpy", "scipy", "pan
 def explain(
     run: str | Path, cell: str, prompt: str | int | None = None, seed: int | None = None
 ) -> Explanation:
-    """Explain what a number of a finished run is computed from. Reads only the run folder.
+    """Explain how a number of a finished run was computed. Only the run folder is read.
 
     Args:
         run: the run folder.

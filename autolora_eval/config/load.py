@@ -49,14 +49,14 @@ T = TypeVar("T")
 
 
 def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
-    """Read and check a benchmark file. No model is loaded, and the network is not asked.
+    """Read and check a benchmark file, without loading a model or using the network.
 
     Args:
         benchmark: the path of a YAML file, or the name of a shipped benchmark.
 
     Raises:
-        UsageError: if anything is wrong; one line per problem: file, line, key, value, and what was
-            expected.
+        UsageError: if anything is wrong. Each line of the message is one problem, with the file,
+            line, key, value, and the expected value.
     """
     return _Resolver(*read_spec(find_benchmark(benchmark))).resolve()
 

@@ -133,12 +133,12 @@ def image_bytes(cell: Cell) -> int:
 def make_plan(
     benchmark: LoadedBenchmark, limit_prompts: int | None = None, limit_seeds: int | None = None
 ) -> Plan:
-    """Return the plan of a benchmark.
+    """Return the plan of a benchmark: its cells, images and costs.
 
     Args:
         benchmark: the loaded benchmark.
-        limit_prompts: use only this many prompts, the first ones. Default: all.
-        limit_seeds: use only this many seeds, the first ones. Default: all.
+        limit_prompts: use only the first `limit_prompts` prompts. Default: all.
+        limit_seeds: use only the first `limit_seeds` seeds. Default: all.
 
     Raises:
         UsageError: if two cells are the same or would share a folder, or a limit is below 1.

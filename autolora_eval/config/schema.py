@@ -71,12 +71,12 @@ class Lora(StrictModel):
     scale: FiniteFloat = Field(default=1.0, gt=0.0, le=10.0)
     """The LoRA scale, α of equation (2)."""
     part_of_base: bool = False
-    """Whether the LoRA is merged into the base model, so that the base branch of AutoLoRA has it
-    too. Use it for a LoRA that makes sampling faster, beside the one that is studied.
+    """Whether the LoRA is merged into the base model, so that AutoLoRA's base model has it too. Use
+    it for a LoRA that reduces the number of steps, beside the LoRA that is studied.
     """
     obtain: str | None = Field(default=None, min_length=1, max_length=1000, exclude=True)
-    """How the user gets a file that cannot be downloaded automatically. With this key, `plan`
-    reports a missing file and `run` refuses to start. `{place}` is replaced by the file's path.
+    """How to get a file that cannot be downloaded automatically. With this key, `plan` only reports
+    a missing file, and `run` refuses to start. `{place}` is replaced by the file's path.
     """
 
 
@@ -110,56 +110,55 @@ class Model(StrictModel):
     """A base pipeline, its LoRAs, and its sampling settings."""
 
     pipeline: Ref
-    """A pipeline folder, a hub id, `miniature:NAME`, or a single `.safetensors` file of SDXL or SD3
-    as other programs use it.
+    """A pipeline folder, a hub id, `miniature:NAME`, or a single `.safetensors` file of SDXL or
+    SD3, as ComfyUI and civitai use it.
     """
     pipeline_config: Ref | None = None
-    """For a single file: a pipeline folder or hub id with its configurations and tokenizers."""
+    """For a single file: a pipeline folder or hub id that has configurations and tokenizers."""
     revision: Name | None = None
     """Commit, tag or branch on the hub."""
     variant: Name | None = None
-    """The weight variant, such as `fp16`: a part of the names of the weight files."""
+    """The weight variant, such as `fp16`, which is part of the names of the weight files."""
     vae: Ref | None = None
     """Another VAE: a folder with its `config.json`, or a hub id. Default: the pipeline's own."""
     text_encoder_3: Literal["own"] | None = "own"
-    """`null` leaves out the third text encoder of SD3, T5, which takes most memory."""
+    """`null` leaves out the third text encoder of SD3, T5, which takes the most memory."""
     lora: Loras | None = None
-    """The LoRA, or a list of LoRAs that are added up. Without one, methods guide the plain model,
-    and those that need a LoRA are refused.
+    """The LoRA, or a list of LoRAs that are added. Without one, methods guide the plain model, and
+    those that need a LoRA are refused.
     """
     num_inference_steps: int = Field(default=50, ge=1, le=10_000)
     """The number of denoising steps."""
     scheduler: Scheduler | None = None
     """`class: NAME` of a scheduler of diffusers, and its options. Default: the pipeline's own."""
     clip_skip: int | None = Field(default=None, ge=1, le=100)
-    """Layers of the CLIP text encoders to skip, counted as diffusers does: 1 takes the hidden
+    """The number of layers of the CLIP text encoders to skip, as in diffusers: 1 takes the hidden
     states one layer before those that SDXL and SD3 take.
     """
     guidance_scale: FiniteFloat = Field(default=5.0, ge=0.0, le=100.0)
     """The CFG scale of methods that do not set their own. 1 turns CFG off."""
     width: int | None = Field(default=None, ge=8, le=16_384, multiple_of=8)
-    """The width in pixels. Default: read from the pipeline's folder; 1024 for a hub id, which is
-    refused when the pipeline is loaded if it has another size.
+    """The width in pixels. Default: that of the pipeline for a folder, 1024 for a hub id. A
+    pipeline on the hub that has another size is refused when it is loaded.
     """
     height: int | None = Field(default=None, ge=8, le=16_384, multiple_of=8)
     """The height in pixels, with the same default as the width."""
     negative_prompt: NegativePrompt = ""
-    """The prompt from which CFG leads away, ∅ of equation (4), for prompts without their own."""
+    """The negative prompt, ∅ of equation (4), of all prompts that do not have their own."""
     offload: Offload = "none"
-    """Which networks leave the GPU between their passes. `none`: only the text encoders, once all
-    prompts are encoded. `auto`: those whose memory another one needs. `model`: all but one. It
-    changes no image, and does nothing on a CPU.
+    """Which networks are moved off the GPU. `none`: only the text encoders, after all prompts are
+    encoded. `auto`: those whose memory another network needs. `model`: all except the one that
+    runs. It changes no image, and has no effect on a CPU.
     """
     vae_tiling: bool = False
-    """Decode images in overlapping tiles, for sizes whose decoding does not fit. It changes images.
-    """
+    """Decode images in overlapping tiles, which takes less memory. It changes images."""
     compile: bool = False
-    """Run the denoiser through `torch.compile`. The first batches take minutes more, the others
-    less time. It affects the last bits of an image.
+    """Run the denoiser through `torch.compile`. The first batch takes minutes longer, and all
+    others less time. It affects the last bits of an image.
     """
     channels_last: bool = False
-    """Keep the denoiser and the VAE in torch's channels-last layout, which makes the convolutions
-    of a UNet faster, on a CPU and on a GPU in half precision. It affects the last bits of images.
+    """Store the denoiser and the VAE in torch's channels-last layout, which makes convolutions
+    faster, on a CPU and on a GPU in half precision. It affects the last bits of an image.
     """
 
     @property
@@ -202,7 +201,7 @@ class Features(StrictModel):
 
     extractor: Ref = "transformers"
     """`transformers`, `timm`, `colours`, or the name or dotted path of a third-party extractor,
-    whose parameters are further keys of this section.
+    whose parameters are other keys of this section.
     """
     model: Ref = "facebook/dinov2-giant"
     """The vision model: a folder, a hub id, or `miniature:NAME`."""
@@ -243,16 +242,16 @@ class Benchmark(StrictModel):
     dotted path) and its parameters, or `images` (a folder or listing of existing images).
     """
     sweep: dict[Label, list[Any]] = Field(default={})
-    """Values of parameters, crossed with models and methods. A method that does not have a
-    parameter, or sets it itself, does not take part in its sweep.
+    """Lists of values of parameters, combined with all models and methods. A method that does not
+    have a parameter, or sets it itself, is not swept over it.
     """
     baseline: Name | None = None
     """The method that the others are compared with. Default: the first method."""
     features: Features = Features()
     """The feature extractor for diversity."""
     diversity: list[Ref] = Field(default=[], max_length=16)
-    """Diversity metrics beside equation (8), which is always computed: `vendi`, `mean_distance`, or
-    the name or dotted path of a third-party `DiversityMetric`. They enter no Div-X product.
+    """Diversity metrics in addition to equation (8): `vendi`, `vendi_2`, `mean_distance`,
+    `coverage`, or the name or dotted path of a third-party `DiversityMetric`.
     """
     diversity_reference: Name | None = None
     """The method whose images are the reference set of metrics such as `coverage`. It may be a
@@ -269,13 +268,12 @@ class Benchmark(StrictModel):
     dtype: DType = "auto"
     """The precision of the pipelines. `auto` is float16 on CUDA and float32 elsewhere."""
     batch_size: int = Field(default=8, ge=1, le=1024)
-    """Images that are sampled together. It affects the last bits of an image."""
+    """The number of images per batch. It affects the last bits of an image."""
     guidance_batching: GuidanceBatching = "auto"
-    """Which predictions of a step share a denoiser pass: each has its own (`separate`); those for
-    the prompt and the null prompt share one, as in the standard pipelines (`conditions`); those of
-    the base model and the LoRA too (`all`). `auto`: `conditions`, but `separate` on a GPU on which
-    that is not estimated to fit, and `all` for the smallest batches on a CPU. It affects the last
-    bits of an image.
+    """Which predictions of a step share a denoiser pass. `separate`: none. `conditions`: those for
+    the prompt and the null prompt, as in the standard pipelines. `all`: those of the base model and
+    the LoRA too. `auto`: `conditions`, but `separate` on a GPU with too little memory, and `all`
+    for small batches on a CPU. It affects the last bits of an image.
     """
 
     @property

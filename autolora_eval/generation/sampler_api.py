@@ -30,11 +30,11 @@ _UNPACKED_LATENTS = ("StableDiffusionXL", "StableDiffusion3")
 
 @dataclass(frozen=True)
 class SampledImage:
-    """An image whose sampler knows its cost.
+    """An image, and the number of function evaluations that it took.
 
     Attributes:
         image: RGB image of the model's size: PIL, or uint8 of shape [H, W, 3].
-        nfe: function evaluations of the denoiser that the image took. None: not reported.
+        nfe: function evaluations of the denoiser; None if not reported.
     """
 
     image: Image.Image | npt.NDArray[np.uint8]
@@ -42,9 +42,9 @@ class SampledImage:
 
 
 class Sampler(Protocol):
-    """Interface of what `sampler:` names in a benchmark file: it makes one image per call.
+    """The interface of a sampler, which a benchmark names by `sampler:`. One call makes one image.
 
-    A function is called for each image. Its further parameters are the method's parameters:
+    A function is called for each image. All parameters after `model` are the method's parameters:
 
         def my_sampler(prompt, seed, model, *, strength: float = 1.0):
             return model.pipeline(prompt, latents=model.noise(seed), …).images[0]
@@ -73,10 +73,10 @@ class Sampler(Protocol):
 
 
 class SamplerModel:
-    """The model that a sampler is asked to use. It is loaded on first use.
+    """The model that a sampler uses. It is loaded on first use.
 
-    Each sampler has its own pipeline. Changes that a sampler makes to it do not reach other
-    methods, and are undone after each image, except for weights that were changed in place.
+    Each sampler has its own pipeline. Its changes to the pipeline do not affect other methods, and
+    are undone after each image, except for weights that were changed in place.
 
     Attributes:
         device: the device of the pipeline.

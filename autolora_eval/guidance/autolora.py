@@ -51,33 +51,26 @@ class AutoLoRAGuidance(BaseGuidance):
 
     Outside of the interval [`start`, `stop`) the guider acts as with γ = 1.
 
-    With `base_every` = k > 1 the base model is evaluated at every k-th step of the interval only.
+    With `base_every` = k > 1 the base model is evaluated only at every k-th step of the interval.
     In between, the last difference D = ε_LoRA^{w2} − ε^{w1} is reused: ε_LoRA^{w2} + (γ − 1) D.
 
     Args:
-        autolora_scale (`float`, defaults to `1.5`):
-            The AutoLoRA scale γ. Values from 1.0 to 2.0 are typical. Larger values strengthen the
-            LoRA's effect relative to the base model.
-        guidance_scale (`float`, defaults to `1.0`):
-            The CFG scale w2 of the LoRA branch. 1.0 turns CFG off in this branch. The paper uses
+        autolora_scale: The AutoLoRA scale γ. Values from 1.0 to 2.0 are typical. Larger values
+            strengthen the LoRA's effect relative to the base model.
+        guidance_scale: The CFG scale w2 of the LoRA model. 1.0 turns its CFG off. The paper uses
             5.0 for SDXL and 7.0 for SD3.
-        base_guidance_scale (`float`, *optional*):
-            The CFG scale w1 of the base branch. Defaults to `guidance_scale`.
-        start (`float`, defaults to `0.0`):
-            The fraction of the denoising steps after which AutoLoRA starts, in [0, 1].
-        stop (`float`, defaults to `1.0`):
-            The fraction of the denoising steps after which AutoLoRA stops, in [0, 1].
-        enabled (`bool`, defaults to `True`):
-            Whether AutoLoRA is on. `False` acts as γ = 1 at all steps.
-        base_every (`int`, defaults to `1`):
-            The base model is evaluated at every `base_every`-th step of the interval. A scheduler
-            with two timesteps a step, such as Heun's, evaluates it at both.
+        base_guidance_scale: The CFG scale w1 of the base model. Default: `guidance_scale`.
+        start: The fraction of the denoising steps after which AutoLoRA starts, in [0, 1].
+        stop: The fraction of the denoising steps after which AutoLoRA stops, in [0, 1].
+        enabled: Whether AutoLoRA is on. `False` acts as γ = 1 at all steps.
+        base_every: The base model is evaluated at every `base_every`-th step of the interval. With
+            a second-order scheduler such as Heun, it is evaluated at both timesteps of that step.
 
     Raises:
-        ValueError: if `base_every` is less than 1, or more than 1 at γ = 0, where the base model
-            alone is the prediction.
-        ValueError: at the first prediction, if the denoiser has no LoRA. Without a LoRA both
-            branches are the same, and the result would silently be CFG.
+        ValueError: if `base_every` is less than 1, or more than 1 at γ = 0, where only the base
+            model counts.
+        ValueError: at the first prediction, if the denoiser has no LoRA. The result would silently
+            be CFG.
 
     Example:
         ```python
@@ -88,7 +81,7 @@ class AutoLoRAGuidance(BaseGuidance):
         ```
 
     If the LoRA also tunes the text encoders, pass the embeddings of the text encoders with LoRA off
-    to `set_base_inputs`; otherwise the base branch sees tuned embeddings.
+    to `set_base_inputs`. Otherwise the base model gets tuned embeddings.
     """
 
     _input_predictions = ["base_cond", "base_uncond", "lora_cond", "lora_uncond"]  # noqa: RUF012
@@ -129,12 +122,12 @@ class AutoLoRAGuidance(BaseGuidance):
     def set_base_inputs(
         self, inputs: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]]
     ) -> None:
-        """Set the conditioning of the base branch where it differs from that of the LoRA branch.
+        """Set the inputs of the base model that differ from those of the LoRA model.
 
         Args:
             inputs: (conditional, unconditional) embeddings from the text encoders with LoRA off, by
                 the denoiser's input names. For SDXL these are `prompt_embeds` [B, L, D] and
-                `text_embeds` [B, P]. Both branches share the inputs that are left out.
+                `text_embeds` [B, P]. Both models share all other inputs.
         """
         self._base_inputs = dict(inputs)
 
@@ -238,8 +231,8 @@ class AutoLoRAGuidance(BaseGuidance):
             lora_uncond: ε_LoRA(x, ∅), same shape.
 
         Returns:
-            `pred`, of the same shape and dtype; and `pred_cond` and `pred_uncond` of the LoRA
-            branch, or of the base branch if the LoRA model was not evaluated.
+            `pred`, of the same shape and dtype, and `pred_cond` and `pred_uncond` of the LoRA
+            model, or of the base model if the LoRA model was not evaluated.
         """
         base = _guided_branch(base_uncond, base_cond, self.w1)
         lora = _guided_branch(lora_uncond, lora_cond, self.w2)

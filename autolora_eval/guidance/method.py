@@ -47,7 +47,7 @@ class GuiderSpec:
     """What a guider promises, beyond what its constructor's signature shows.
 
     Set it as the class attribute `guider_spec`, or pass it to `check_guider(spec=…)`. All fields
-    are optional. A check that needs a field which is not set is skipped and says so.
+    are optional. A check is skipped, with the reason, if it needs a field that is not set.
 
     Example:
         ```python
@@ -110,7 +110,7 @@ class Method:
 
     @property
     def identity(self) -> str:
-        """What distinguishes it from other methods of the same name."""
+        """A name that no other method has."""
         return self.name
 
     def nfe(
@@ -124,13 +124,14 @@ class Method:
         Args:
             parameters: with the model's defaults filled in.
             num_steps: the number of denoising steps.
-            timesteps: those of the scheduler; Heun's takes two for a step. Default: one for each.
+            timesteps: the number of the scheduler's timesteps. Default: one per step. Heun has two
+                per step.
         """
         return None
 
     @property
     def nfe_is_exact(self) -> bool:
-        """Whether a run stops if it makes another number of function evaluations than `nfe`."""
+        """Whether a run stops if the number of its function evaluations is not `nfe`."""
         return False
 
     def refusal(self, parameters: Any, pipeline: str | None) -> str | None:  # noqa: ANN401
@@ -149,8 +150,8 @@ class GuiderMethod(Method):
 
     Attributes:
         build: parameters → a fresh guider. It imports diffusers.
-        nfe_per_step: (parameters, step, number of steps) → function evaluations at that step, from
-            0. None: what the guider announces before each step is an estimate.
+        nfe_per_step: (parameters, step, number of steps) → function evaluations at that step. Steps
+            count from 0. None: the guider's `num_conditions` is an estimate.
         refuse: (parameters, class of the pipeline or None) → why they cannot work together.
         guider: the guider class, if `build` only calls it.
     """
@@ -178,7 +179,8 @@ class GuiderMethod(Method):
         """Return the function evaluations at each step.
 
         Raises:
-            Exception: whatever a third-party guider raises; TypeError if it announces no number.
+            Exception: any exception of a third-party guider.
+            TypeError: if its `num_conditions` is not a whole number.
         """
         if self.nfe_per_step is not None:
             return [self.nfe_per_step(parameters, step, num_steps) for step in range(num_steps)]

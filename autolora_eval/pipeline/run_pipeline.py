@@ -60,27 +60,28 @@ def run(
     """Run a benchmark from its file to its report. Call it again to resume an interrupted run.
 
     Args:
-        benchmark: Path of a YAML file, or name of a shipped benchmark.
+        benchmark: Path of a benchmark file or run folder, or name of a shipped benchmark.
         output: Run folder or its URL: a new or empty folder, or an earlier run.
-            Default: `reports/<name of the benchmark>`.
+            Default: `reports/<benchmark name>`.
         limit_prompts: Use only the first `limit_prompts` prompts, at least 1. Default: all.
         limit_seeds: Use only the first `limit_seeds` seeds, at least 1. Default: all.
-        accept_versions: Resume although the images that are there were made with other versions of
-            torch, diffusers, peft or transformers. The report names both.
-        engine: `ray` spreads the work over a Ray cluster. The results are the same.
+        accept_versions: Resume even if the finished images were made with other versions of torch,
+            diffusers, peft or transformers. The report names both.
+        engine: `local` runs the models in this process, `ray` on a Ray cluster. The results are
+            the same.
         ray_address: Address of an existing Ray cluster. Default: a new one, on this machine.
         progress: Shows the progress. Default: nothing is shown.
 
     Returns:
-        The finished run, with its tables as pandas data frames.
+        The finished run, with its tables as pandas DataFrames.
 
     Raises:
-        UsageError: The benchmark is not valid. The message names each problem and its line. Or
-            `output` holds something else than a run.
+        UsageError: The benchmark is not valid, or `output` is not a run folder. The message names
+            each problem and its line.
         AutoLoRAEvalError: Something is missing on this machine, or a stage failed. Finished images,
             features and judgements are kept, and the next call continues from there.
 
-    Example:
+    Examples:
         >>> run = autolora_eval.run("quickstart", "reports/mine", limit_seeds=2)
         >>> run.table[["method", "diversity", "div_pc"]]
     """
@@ -102,15 +103,15 @@ def score_images(
     limit_seeds: int | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Score images made elsewhere with the prompts, seeds, extractor and judge of a benchmark.
+    """Score existing images with the prompts, seeds, extractor and judge of a benchmark.
 
     The pipeline and the LoRA of the benchmark are not needed. `image_sets/` in the run folder lists
     every image that is missing, extra, duplicate, corrupt, of another size or of a single colour.
 
     Args:
-        images: A folder or a listing of images; see `autolora_eval.generation.image_sets`.
-        benchmark: Path of a YAML file, or name of a shipped benchmark.
-        output: Run folder. Default: `reports/<name of the benchmark>-<name>`.
+        images: A folder `<prompt>/<seed>.png`, an imagefolder, a listing or a saved dataset.
+        benchmark: Path of a benchmark file, or name of a shipped benchmark.
+        output: Run folder. Default: `reports/<benchmark name>-<name>`.
         name: Name of the method in the tables.
         model: Model of the benchmark that made the images. Default: the first one.
         limit_prompts: Use only the first `limit_prompts` prompts, at least 1. Default: all.
@@ -156,8 +157,8 @@ def compare(
 ) -> tuple[Run, list[DifferenceRecord]]:
     """Join the cells of several runs into one table, paired over their common prompts and seeds.
 
-    Nothing is generated, extracted or judged. If several runs have a method of the same name, the
-    name of the run is appended, unless all images are identical.
+    Nothing is generated or judged. If several runs have a method of the same name, the name of the
+    run is appended, unless all images are identical.
 
     Args:
         runs: Two or more folders of finished runs.

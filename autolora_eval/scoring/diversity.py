@@ -49,13 +49,13 @@ class Diversity:
 def diversity(features: npt.ArrayLike) -> Diversity:
     """Return equation (8) for a set of feature vectors, with its jackknife standard error.
 
-    Example:
+    Examples:
         >>> diversity([[1.0, 0.0], [0.0, 1.0]]).value
         1.0
 
     Args:
-        features: float [N, D], one row for each image; an array, list or torch tensor. The length
-            of a vector does not matter.
+        features: one row per image, float of shape (N, D): an array, list or torch tensor. The
+            length of a vector does not matter.
 
     Returns:
         The value and its standard error. `value` is None, with a reason, if there are fewer than

@@ -37,8 +37,8 @@ class DiversityMetric:
         name: the name in a benchmark file and of the column: lower-case letters, digits and `_`.
         display_name: the name in figures and reports.
         label: a short name for table heads.
-        function: maps features, float64 [N, D], finite, one row for each image, in any order, to
-            a float. With `against_reference` it takes the features of the reference images,
+        function: maps the features of one prompt's images, float64 [N, D], finite, in any order, to
+            a float. With `against_reference` it gets the features of the reference images,
             float64 [M, D], as a second argument.
         higher_is_better: the direction of the metric.
         low: lower bound of its values.
@@ -46,7 +46,7 @@ class DiversityMetric:
         equation: the formula as text.
         source: the paper or library.
         least_images: the metric is undefined for fewer images.
-        against_reference: whether it compares with reference images: those of the same prompt by
+        against_reference: whether it compares with reference images: those of the same prompt, of
             the method that the benchmark names as `diversity_reference`.
         least_reference: the metric is undefined for fewer reference images.
         code: origin of third-party code: distribution and hash of the sources; empty if built in.

@@ -7,12 +7,12 @@ from torchmetrics import Metric
 
 
 class PairwiseCosineDiversity(Metric):
-    """Equation (8) of the AutoLoRA paper: 1 − mean pairwise cosine over all features seen.
+    """Equation (8) of the AutoLoRA paper: 1 − mean pairwise cosine similarity of all features.
 
-    The state is s = Σ u_i and N, so it needs O(D) memory, and the result is exact for any batches
-    and under distributed reduction.
+    The state is s = Σ u_i and N. It needs O(D) memory, and the result depends neither on the
+    batches nor on distributed reduction.
 
-    Example:
+    Examples:
         >>> metric = PairwiseCosineDiversity(dim=2)
         >>> metric.update(torch.eye(2))
         >>> metric.compute()
@@ -37,7 +37,8 @@ class PairwiseCosineDiversity(Metric):
         """Add feature vectors.
 
         Args:
-            features: float [B, D]. A vector that is zero or not finite makes the result NaN.
+            features: float of shape (B, D). A vector that is zero or not finite makes the result
+                NaN.
 
         Raises:
             TypeError: if `features` is not a tensor.
@@ -60,7 +61,7 @@ class PairwiseCosineDiversity(Metric):
         self.count += len(features)
 
     def compute(self) -> torch.Tensor:
-        """Return equation (8), float64 scalar; NaN if it is undefined, e.g. below two images."""
+        """Return equation (8), a float64 scalar; NaN if it is undefined, as for one image."""
         n = self.count
         if n < 2:
             return torch.tensor(float("nan"), dtype=torch.float64)

@@ -108,7 +108,7 @@ Points = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class FigureData:
-    """The tables of a run, which figures are drawn from, and the names of their cells.
+    """The tables of a run, from which figures are drawn, and the names of its cells.
 
     Attributes:
         table: the result table, one row per cell.
@@ -137,8 +137,8 @@ class Drawing:
         name: the name of its files. A second figure of the same name gets a number.
         title: a few words for lists and headings.
         caption: how to read the figure, and what is missing from it.
-        text: what the figure shows, for people who cannot see it.
-        draw: returns the figure. It is called with the report's style in force.
+        text: what the figure shows, for readers who cannot see it.
+        draw: returns the figure. It is called with the report's matplotlib style.
     """
 
     name: str
@@ -154,11 +154,11 @@ class FigureKind:
 
     Attributes:
         name: a unique name. The names of its files begin with it.
-        place: its position among the figures of a report; the lowest comes first. The built-in
-            kinds use 10 to 50.
-        drawings: yields the figures of this kind for a run: none if the kind does not apply,
-            several if one would hold too much.
-        origin: the package that offers it, as "name version"; empty for a built-in kind.
+        place: its position in the report: lower numbers come first. Kinds of other packages come
+            after the built-in ones.
+        drawings: yields the figures of this kind for a run: none if the kind does not apply, or
+            several if one figure would contain too much.
+        origin: the package that provides it, as "name version"; empty for a built-in kind.
     """
 
     name: str

@@ -173,38 +173,38 @@ class JudgeConfig(StrictModel):
     rubric: Ref
     """The rubric: a YAML file, or `package:file` for a file of an installed package."""
     rubric_values: dict[Name, Prompt] = Field(default={})
-    """The text for each of the rubric's own placeholders, such as `style`."""
+    """A text for each of the rubric's own placeholders, such as `style`."""
     model: Ref
-    """A hub id, a folder or `miniature:NAME`; for `openai` the name that the server knows."""
+    """A hub id, a folder or `miniature:NAME`; for `openai`, the name that the server uses."""
     backend: Literal["transformers", "openai"] = "openai"
     """`transformers` (in this process) or `openai` (a server such as vLLM's)."""
     revision: Name | None = None
     """Commit, tag or branch on the hub."""
     base_url: Addresses = DEFAULT_ADDRESS
-    """The server's address, ending in `/v1`, or a list of servers of the same model, which share
-    the load evenly (`openai` only).
+    """The server's address, ending in `/v1`, or a list of servers with the same model, which share
+    the requests evenly (`openai` only).
     """
     api_key_env: Name = DEFAULT_KEY_VARIABLE
-    """The environment variable that holds the server's API key. The key is never written."""
+    """The environment variable with the server's API key. The key is never written to a file."""
     temperature: FiniteFloat = Field(default=0.0, ge=0.0, le=2.0)
     """The sampling temperature. 0 is greedy decoding."""
     max_tokens: int = Field(default=4096, ge=1, le=65_536)
-    """The maximum length of a reply in tokens, with the thoughts of a model that thinks first.
-    In this process it takes at most half of the model's context.
+    """The maximum length of a reply in tokens, including the reasoning of a reasoning model. With
+    `transformers`, it is at most half of the model's context.
     """
     seed: int = Field(default=0, ge=0)
     """The sampling seed. Repeat number r uses seed + r."""
     repeats: int = Field(default=1, ge=1, le=100)
     """How often each image is judged. Its score is the mean of the replies."""
     constraint: Constraint = "auto"
-    """How replies are constrained to the rubric's schema: `structured_outputs` or `guided_regex`
-    (new and old vLLM), `response_format` (a JSON schema), `plain` (not at all); for `transformers`
-    `regex` or `plain`. `auto` takes the first that works.
+    """How replies are constrained to the rubric's schema. `openai`: `structured_outputs` or
+    `guided_regex` (new and old vLLM), `response_format` (a JSON schema), or `plain` (not at all).
+    `transformers`: `regex` or `plain`. `auto` takes the first that works.
     """
     logprobs: bool = False
-    """Also record the expected score over the token probabilities of the digit."""
+    """Also record the expected score, computed from the token probabilities."""
     cache: bool = True
-    """Reuse replies of earlier runs to the same question about the same image."""
+    """Reuse the replies of earlier runs to the same question about the same image."""
     batch_size: int = Field(default=16, ge=1, le=1024)
     """Images per forward pass (`transformers` only)."""
     concurrency: int = Field(default=32, ge=1, le=1024)
@@ -214,19 +214,19 @@ class JudgeConfig(StrictModel):
     max_retries: int = Field(default=4, ge=0, le=20)
     """Retries after a failed request (`openai` only)."""
     give_up_after: FiniteFloat = Field(default=60.0, ge=0.0, le=86_400.0)
-    """Seconds without any reachable server until the run stops (`openai` only)."""
+    """Seconds without a reachable server after which the run stops (`openai` only)."""
     launch: bool = False
-    """Start a vLLM server for the judging, and stop it afterwards (`openai` only)."""
+    """Start a vLLM server for judging, and stop it afterwards (`openai` only)."""
     vllm_python: Ref | None = None
-    """The Python of the environment in which vLLM is installed, for `launch`."""
+    """For `launch`: the Python of the environment in which vLLM is installed."""
     launch_command: list[Ref] = Field(default=[])
-    """A command line that starts another server, such as `uvx` or a container. `{model}`, `{port}`
-    and `{name}` are filled in.
+    """For `launch`: a command line that starts the server in another way, such as with `uvx` or in
+    a container. `{model}`, `{port}` and `{name}` are replaced.
     """
     launch_args: list[Ref] = Field(default=[])
-    """Further arguments of the server, such as `--max-model-len`."""
+    """For `launch`: more arguments of the server, such as `--max-model-len`."""
     launch_timeout: FiniteFloat = Field(default=900.0, gt=0.0, le=86_400.0)
-    """Seconds that the server may take to start."""
+    """For `launch`: the seconds that the server may take to start."""
     dtype: DType = "auto"
     """The precision of the judge (`transformers` only)."""
 
