@@ -27,12 +27,7 @@ class UsageError(AutoLoRAEvalError):
 
 
 class MissingDependencyError(AutoLoRAEvalError):
-    """A package that this step needs is not installed.
-
-    Args:
-        packages: the package, or several of one extra.
-        extra: the extra that installs them.
-    """
+    """A package of an extra that this step needs is not installed."""
 
     def __init__(self, packages: str | Sequence[str], extra: str) -> None:
         names = [packages] if isinstance(packages, str) else packages

@@ -49,11 +49,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def require_space(folder: Path, needed: float = 0) -> None:
-    """Check that a disk has room for the files that are still to be written.
-
-    Args:
-        folder: a folder on it; it need not exist yet.
-        needed: estimated bytes.
+    """Check that the disk of a folder, which may be new, has room for `needed` more bytes.
 
     Raises:
         AutoLoRAEvalError: if it does not, before a file is cut off.
@@ -247,14 +243,10 @@ def content_hash(value: object) -> str:
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """Return the absolute path of a file below a folder, with links followed.
+    """Return the absolute path of a file in a folder, with links followed. It need not exist.
 
     Use it for every name from a third-party file, such as a table of a run folder or a list of
     images: such a name must not pull in other files of this machine.
-
-    Args:
-        folder: the folder.
-        name: a path relative to it. The file need not exist.
 
     Raises:
         ValueError: if the path, or a link on it, leads out of the folder.
@@ -283,13 +275,9 @@ def run_name(text: str) -> str:
 
 @lru_cache
 def prompt_folder(prompt: str, negative_prompt: str | None = None) -> str:
-    """Return the folder name of a prompt's images: readable, and unique by a hash.
+    """Return the folder name of a prompt's images: readable, and unique by a hash of both texts.
 
     The name does not depend on the prompt's index, so reordering the prompts keeps the images.
-
-    Args:
-        prompt: the prompt.
-        negative_prompt: the prompt's own one, which changes the images too.
     """
     text = prompt if negative_prompt is None else f"{prompt}\0{negative_prompt}"
     return f"{slug(prompt.lower())[:40].strip('-.')}-{sha256_bytes(text.encode())[:12]}"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from autolora_eval import __version__
 from autolora_eval.runs.file_systems import is_url
 
 # The headings of `autolora-eval --help`.
@@ -47,8 +48,7 @@ def _path_or_url(text: str) -> str | Path:
 def _opened(*, finished: bool) -> Callable[[typer.Context, Any], Any]:
     """Return a callback that replaces URLs by working copies, which are sent as the command ends.
 
-    Args:
-        finished: whether a run must be there.
+    If `finished`, a run must be at the URL.
     """
 
     def open_all(context: typer.Context, value: Any) -> Any:  # noqa: ANN401
@@ -77,6 +77,21 @@ def _run_to_write(help_: str) -> Any:  # noqa: ANN401
     )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"autolora-eval {__version__}")
+        raise typer.Exit
+
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback if a command fails.")
+]
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+    ),
+]
 BenchmarkOrRun = Annotated[
     str,
     typer.Argument(

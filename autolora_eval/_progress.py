@@ -79,12 +79,7 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
-        """Draw one stage and yield the callback that advances it.
-
-        Args:
-            name: name of the stage.
-            total: number of items of the stage.
-        """
+        """Draw one stage and yield the callback that advances it."""
         if self.console is None:
             yield lambda n, note="": None
         elif self.console.is_terminal:

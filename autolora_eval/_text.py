@@ -129,11 +129,7 @@ def format_p_value(value: float) -> str:
 
 
 def image_link(file: object) -> str:
-    """Return the fragment of a URL that opens an image in the gallery of `report.html`.
-
-    Args:
-        file: the image's path as in the column `file` of `scores.parquet`.
-    """
+    """Return the fragment of a URL that opens an image, by its column `file`, in `report.html`."""
     return f"#image={quote(str(file), safe='/')}"
 
 
@@ -145,10 +141,7 @@ def _is_hostile(character: str) -> bool:
 
 
 class Sentences:
-    """The macros of one template as methods that return one line of text.
-
-    Args:
-        name: Name of the template, without its suffix.
+    """The macros of a template, named without suffix, as methods that return one line of text.
 
     Example:
         >>> Sentences("cost").times_note(swept=False)

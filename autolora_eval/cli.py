@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from autolora_eval import __version__
 from autolora_eval._errors import UsageError, failure_message
 from autolora_eval._options import (
     ANALYZE,
@@ -25,6 +24,7 @@ from autolora_eval._options import (
     BenchmarkOrRun,
     CellArgument,
     Commands,
+    DebugOption,
     EngineOption,
     ImagesModel,
     ImagesOption,
@@ -45,6 +45,7 @@ from autolora_eval._options import (
     RunFolderArguments,
     RunOrArchive,
     SeedArgument,
+    VersionOption,
 )
 from autolora_eval._text import printable
 
@@ -62,24 +63,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"autolora-eval {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def _common_options(
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback if a command fails.")
-    ] = False,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-) -> None:
+def _common_options(debug: DebugOption = False, version: VersionOption = False) -> None:
     if debug:
         os.environ[DEBUG] = "1"
 
@@ -205,15 +190,15 @@ def score(
         if engine == "ray" or ray_address:
             raise UsageError("--images is scored by the local engine only: leave out --engine.")
         limits = {"limit_prompts": limit_prompts, "limit_seeds": limit_seeds}
-        scored = score_images(
-            images, benchmark, output, name=name, model=model, progress=progress, **limits
+        display.show_run(
+            score_images(
+                images, benchmark, output, name=name, model=model, progress=progress, **limits
+            )
         )
-        display.show_run(scored)
         return
     pipeline = RunPipeline(
-        *(benchmark, output, limit_prompts, limit_seeds, progress),
-        engine=engine,
-        ray_address=ray_address,
+        *(benchmark, output, limit_prompts, limit_seeds),
+        *(progress, False, engine, ray_address),
     )
     with writing(pipeline.folder.path):
         pipeline.score()
@@ -251,9 +236,8 @@ def compare(
     from autolora_eval.pipeline.run_pipeline import compare as joint_run
 
     folder = output or Path("reports") / slug(f"compare-{'-'.join(run.name for run in runs)}")
-    joint, differences = joint_run(
-        runs, folder, baseline=baseline, allow_different_judges=allow_different_judges
-    )
+    judges = {"allow_different_judges": allow_different_judges}
+    joint, differences = joint_run(runs, folder, baseline=baseline, **judges)
     for difference in differences:
         display.show_caveat(difference.message)
     display.show_run(joint)
@@ -376,8 +360,7 @@ def doctor(
 
 
 def _print_error(message: str) -> None:
-    typer.secho("error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
-    typer.echo(printable(message), err=True)
+    typer.echo(typer.style("error: ", "red", bold=True) + printable(message), err=True)
 
 
 def main() -> None:

@@ -62,9 +62,6 @@ class Background(ABC, Generic[S]):
     The scores are stored as their stage stores them. The stage then finds them and makes the rest.
     A failure only ends the thread: the stage tries again, and reports the problem.
 
-    Args:
-        folder: the run folder.
-
     Attributes:
         counts: the scores that were made here, by their name in the stage's record.
         seconds: how long it took.
@@ -185,10 +182,6 @@ class BackgroundJudging(Background["OpenAIJudge"]):
 
 class BackgroundFeatures(Background["ExtractorProcess"]):
     """Has another process extract the features of new images.
-
-    Args:
-        folder: the run folder.
-        plan: the plan of the run.
 
     Attributes:
         settings: how features are extracted; None if they are not extracted during generation.

@@ -97,14 +97,7 @@ class RayEngine:
         result: GenerationResult,
         advance: Advance,
     ) -> list[AutoLoRAEvalError]:
-        """Make the missing images of a model, for `stage.generate`; record them as they arrive.
-
-        Args:
-            model: the model.
-            work: its cells, all of guiders or all of samplers.
-            result: receives what is learnt of the pipeline.
-            advance: advances by one for each image.
-        """
+        """Make the missing images of a model, for `stage.generate`; record them as they arrive."""
         from autolora_eval.generation.sampler_backend import SampledCell
 
         size = 1 if work[0].kind == "sampler" else model.batch_size
@@ -140,12 +133,7 @@ class RayEngine:
         return self.spread(feature_maker, (key,), there, device, at=batch_at)
 
     def judge(self, settings: JudgeSettings, urls: list[str] | None) -> Judge:
-        """Return the judge. One on a server is asked by this process: its servers share the work.
-
-        Args:
-            settings: the judge and its rubric.
-            urls: server addresses, by default those of the benchmark.
-        """
+        """Return the judge. This process asks servers, which share the work themselves."""
         if settings.config.backend == "openai":
             return open_judge(settings, urls)
         return _SpreadJudge(settings, self)
@@ -307,12 +295,7 @@ def _process_failed(error: Exception) -> AutoLoRAEvalError:
 
 
 class _SpreadJudge:
-    """A judge of transformers in each process of the cluster.
-
-    Args:
-        settings: the judge and its rubric.
-        engine: spreads the questions.
-    """
+    """A judge of transformers in each process of the cluster."""
 
     def __init__(self, settings: JudgeSettings, engine: RayEngine) -> None:
         self._here = transformers_judge(settings)  # without its weights

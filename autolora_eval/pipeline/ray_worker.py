@@ -92,12 +92,7 @@ class Task(NamedTuple):
 
 
 class _Elsewhere:
-    """Does units of work on a machine that has no run folder.
-
-    Args:
-        task: the task.
-        plan: the plan of the run.
-    """
+    """Does units of work on a machine that has no run folder."""
 
     def __init__(self, task: Task, plan: Plan) -> None:
         self._task = task
@@ -136,11 +131,7 @@ class Files:
 
 
 class Worker:
-    """A process of the cluster: an actor of Ray Data.
-
-    Args:
-        task: a pickled `Task`.
-    """
+    """A process of the cluster: an actor of Ray Data."""
 
     def __init__(self, task: bytes) -> None:
         self._task = task

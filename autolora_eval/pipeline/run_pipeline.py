@@ -279,10 +279,7 @@ class RunPipeline:
             return open_run(self.folder.path)
 
     def check_requirements(self, *, judged: bool = True) -> None:
-        """Check, before anything is generated, that the run can be finished here.
-
-        Args:
-            judged: whether the images will be judged.
+        """Check that the run, with or without judging, can be finished here.
 
         Raises:
             UsageError: if the published values do not fit the benchmark.

@@ -47,11 +47,7 @@ class CellFeatures:
         return self.take(sorted({known[id_] for id_ in ids if id_ in known})).matrix
 
     def unchanged(self, images: Iterable[tuple[str, str | None]]) -> CellFeatures:
-        """Return the features of images that still have the SHA-256 of their extraction.
-
-        Args:
-            images: (image id, SHA-256 now) of the images.
-        """
+        """Return the features of images, given as (id, SHA-256 now), that have not changed."""
         known, sha256 = self._row_of, self.sha256
         pairs = ((known.get(id_), hash_) for id_, hash_ in images)
         return self.take(sorted({n for n, hash_ in pairs if n is not None and sha256[n] == hash_}))

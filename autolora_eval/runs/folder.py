@@ -201,14 +201,10 @@ class RunFolder:
         return str(file.resolve()) if file.is_file() else manifest.benchmark.file
 
     def relative(self, benchmark: str, file: Path) -> str:
-        """Return the path of a benchmark relative to the run folder, for the manifest.
+        """Return the path of a benchmark's file relative to the run folder, for the manifest.
 
         So a run finds it from any working directory, and after both were moved together. A shipped
         benchmark keeps its name.
-
-        Args:
-            benchmark: as the user named it.
-            file: the benchmark file.
         """
         if not Path(benchmark).is_file():
             return benchmark
@@ -321,9 +317,6 @@ def _foreign_file(folder: Path) -> str | None:
 def open_run(path: str | Path) -> Run:
     """Open a finished run.
 
-    Args:
-        path: the run folder.
-
     Raises:
         UsageError: if it is not a run folder, the run has no table yet, or a table was edited.
     """
@@ -365,12 +358,7 @@ def manifest_key(manifest: RunManifest) -> str:
 
 
 def tables_key(folder: RunFolder, published: Path | None) -> str:
-    """Return the hash of the tables and of all their inputs.
-
-    Args:
-        folder: The run folder.
-        published: The CSV file of published values, if the benchmark has one.
-    """
+    """Return the hash of the tables and all their inputs, among them the published values."""
     manifest = folder.read_manifest()
     values = None if published is None else sha256_file(published)
     return content_hash([manifest_key(manifest), values, checksums(folder, manifest)])

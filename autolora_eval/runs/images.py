@@ -72,11 +72,7 @@ def cell_images(
 ) -> list[CellImage]:
     """Return the images of a cell in the order of prompts, then seeds; a file may be missing.
 
-    Args:
-        manifest: the run.
-        cell: the cell.
-        folder: the run folder.
-        hashed: id and recorded hash of images whose files need not be read again.
+    The files of images in `hashed`, by id and recorded hash, are not read again.
     """
     # The whole rows of a million images would take a gigabyte.
     recorded = {

@@ -245,12 +245,7 @@ class RunManifest(Record):
 def joint_prompt_cuts(
     runs: Iterable[RunManifest], pairs: Sequence[tuple[str, str | None]]
 ) -> dict[str, PromptCuts]:
-    """Return the cut prompts of several runs, with the numbers of the prompts in `pairs`.
-
-    Args:
-        runs: the runs.
-        pairs: the common prompts, with their negative prompts.
-    """
+    """Return the cut prompts of several runs, with the numbers of the prompts in `pairs`."""
     found: dict[str, PromptCuts] = {}
     for run in runs:
         numbered = enumerate(run.prompt_pairs, 1)

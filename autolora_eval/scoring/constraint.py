@@ -54,14 +54,8 @@ def reply_pattern(rubric: Rubric, forced: Mapping[str, float] | None = None) -> 
 def reply_schema(rubric: Rubric, forced: Mapping[str, float] | None = None) -> Json:
     """Return the allowed replies as a JSON schema for `response_format` in strict mode.
 
-    A schema does not restrict white space, so a server may still let a judge flood its reply.
-
-    Args:
-        rubric: as for `reply_pattern`.
-        forced: as for `reply_pattern`.
-
-    Raises:
-        ValueError: as for `reply_pattern`.
+    It takes and raises what `reply_pattern` does. A schema does not restrict white space, so a
+    server may still let a judge flood its reply.
     """
     properties = {
         key: _value_schema(column, part, forced) for key, column, part in _members(rubric, forced)

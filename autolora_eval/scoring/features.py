@@ -90,12 +90,9 @@ class FeatureSettings:
             return self.extractor.kind.load(loading)
 
     def check(self, size: tuple[int, int]) -> None:
-        """Load the extractor, and try it on a batch of grey images.
+        """Load the extractor, and try it on a batch of grey images of this width and height.
 
         A CPU tries two at most: it has more memory, and a batch of a large model takes minutes.
-
-        Args:
-            size: width and height of the images.
 
         Raises:
             AutoLoRAEvalError: if it cannot be loaded or fails.
@@ -125,13 +122,8 @@ def extract_features(
 ) -> FeaturesRecord:
     """Extract the features of every image of a run that has none yet.
 
-    Args:
-        settings: how features are extracted.
-        manifest: the run's cells, prompts and seeds.
-        folder: the run folder, which has the images and receives the features.
-        progress: advances with each image.
-        elsewhere: takes the extractor's key and all batches, and yields what a `FeatureMaker` of
-            another process makes of each, in order. Default: they are extracted here.
+    `elsewhere` takes the extractor's key and all batches, and yields what a `FeatureMaker` of
+    another process makes of each, in order. By default, they are extracted here.
 
     Returns:
         The manifest's section `features`. If there is nothing to extract, the extractor is not
@@ -251,15 +243,7 @@ def extract_whole_batches(
 
     They are the first batches that the stage would take, so its other batches stay the same: on
     some devices the last bits of a vector depend on its index in the batch. From the first image
-    that cannot be opened on, batches are left to the stage.
-
-    Args:
-        extract: extracts a batch.
-        key: the extractor's key.
-        size: images in a batch.
-        manifest: the run's cells, prompts and seeds.
-        folder: the run folder, which has the images and receives the features.
-        stopped: called before each batch; returns True to stop.
+    that cannot be opened on, batches are left to the stage. `stopped` is called before each batch.
 
     Yields:
         The number of vectors that were added to the file of a cell.
@@ -316,11 +300,7 @@ class Extracted(NamedTuple):
 
 
 class FeatureMaker:
-    """Extracts batches. The extractor is loaded for the first image that can be opened.
-
-    Args:
-        settings: how features are extracted.
-    """
+    """Extracts batches. The extractor is loaded for the first image that can be opened."""
 
     def __init__(self, settings: FeatureSettings) -> None:
         self._settings = settings

@@ -58,23 +58,17 @@ class JudgementStatus(NamedTuple):
 
 
 class JudgementFile:
-    """The judgements of one cell, one JSON object per line.
+    """The judgements of one cell, one JSON object per line; the file need not exist yet.
 
     Rows are appended and flushed to disk in groups. A killed process leaves an incomplete last line
     at worst, which is ignored and then overwritten.
-
-    Args:
-        path: the file; it need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def rows(self, key: str | None = None) -> Iterator[Json]:
-        """Yield the rows, reading one at a time.
-
-        Args:
-            key: yield only rows with this `judge_key`; None yields all.
+        """Yield the rows, or only those with this `judge_key`, reading one at a time.
 
         Raises:
             AutoLoRAEvalError: if a complete line is not a judgement.
@@ -102,10 +96,9 @@ class JudgementFile:
             os.fsync(stream.fileno())
 
     def compact(self, image_ids: Iterable[str]) -> None:
-        """Sort the rows by image and repeat, and keep only the last row of each judgement.
+        """Keep only the last row of each judgement, sorted by image as given, then by repeat.
 
-        Args:
-            image_ids: the images in the wanted order. Rows of other images are put last.
+        Rows of other images are put last.
         """
         if not self.path.exists():
             return
@@ -159,13 +152,9 @@ class JudgementFile:
 
 
 def judgements_by_image(path: Path, key: str) -> dict[tuple[str, str | None], list[Json]]:
-    """Return judgements by (image id, SHA-256), ordered by repeat.
+    """Return judgements with this `judge_key` by (image id, SHA-256), ordered by repeat.
 
     They include failed calls, which a later run repeats.
-
-    Args:
-        path: the judgements file of a cell.
-        key: the `judge_key` of judge and rubric.
     """
     found: dict[tuple[str, str | None], dict[int, Json]] = {}
     for row in JudgementFile(path).rows(key):
@@ -194,11 +183,10 @@ def reply_key(judge_key: str, image_sha256: str, question: Question, repeat: int
 class JudgementCache:
     """Replies of earlier runs by content hash, in an SQLite file that processes can share.
 
+    Without a folder, the cache is always empty.
+
     The cache only saves calls. If it cannot be used, for example on a full or read-only disk, the
     run continues without it, and `problem` says why.
-
-    Args:
-        folder: the folder of the cache file; None for a cache that is always empty.
     """
 
     def __init__(self, folder: Path | None) -> None:

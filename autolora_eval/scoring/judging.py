@@ -94,12 +94,7 @@ class JudgeSettings:
 def served(
     config: JudgeConfig, log: Path, say: Callable[[str], None]
 ) -> Iterator[list[str] | None]:
-    """Serve the judge while the block runs, if the benchmark asks for it.
-
-    Args:
-        config: the benchmark's `judge`.
-        log: receives what the server prints.
-        say: shows a line.
+    """Serve the judge while the block runs, if the benchmark asks for it; its output goes to `log`.
 
     Yields:
         The server's address in a list; None if no server is launched.
@@ -117,9 +112,7 @@ def served(
 def open_judge(settings: JudgeSettings, base_urls: list[str] | None = None) -> Judge:
     """Return the judge. Models are loaded and servers called at the first question.
 
-    Args:
-        settings: how images are judged.
-        base_urls: server addresses, by default those of the benchmark.
+    The addresses are by default those of the benchmark.
     """
     if settings.config.backend == "openai":
         from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
@@ -144,15 +137,7 @@ def judge_missing(
     progress: Progress,
     opened: Callable[[JudgeSettings, list[str] | None], Judge] = open_judge,
 ) -> JudgeRecord:
-    """Judge as `judge_images` does; launch and open the judge only if an image needs it.
-
-    Args:
-        settings: how images are judged.
-        manifest: the run's cells, prompts and seeds.
-        folder: the run folder.
-        progress: advances with each judgement.
-        opened: opens the judge, given the addresses of a server that the run launched.
-    """
+    """Judge as `judge_images` does; launch and open the judge only if an image needs it."""
     if judged := completed_judging(settings, manifest, folder):
         return judged
     with (
@@ -172,13 +157,7 @@ def judge_images(
 ) -> JudgeRecord:
     """Judge every image of a run that has no judgement by this judge and rubric yet.
 
-    Args:
-        settings: how images are judged.
-        manifest: the run's cells, prompts and seeds.
-        folder: the run folder, which has the images and receives the judgements.
-        judge: the judge.
-        progress: advances with each judgement.
-        wanted: called before each question; returns False to leave it out.
+    A question is left out if `wanted` returns False.
 
     Returns:
         The manifest's section `judge`: identity of judge and rubric, and counts.
@@ -247,15 +226,7 @@ def judge_key(identity: Json, rubric: Rubric) -> str:
 
 
 def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: int = 0) -> Json:
-    """Return the row of a judgements file for one reply.
-
-    Args:
-        image: the image that was judged.
-        reply: the judge's reply.
-        rubric: the rubric that the reply is parsed by.
-        key: the content hash of judge and rubric.
-        repeat: index of the repetition, from 0.
-    """
+    """Return the row of a judgements file for one reply, which the rubric parses."""
     scores, reason, raw, expected = None, reply.reason, None, None
     if reply.text is not None:
         raw = _encodable(reply.text)

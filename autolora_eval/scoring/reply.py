@@ -64,15 +64,11 @@ def parse_reply(text: str, rubric: Rubric, *, truncated: bool = False) -> Parsed
     missing in the last object are not taken from an earlier one. Objects inside an unreadable
     object are ignored, since they may be quotations.
 
-    Objects within the judge's thoughts (`<think>`) are drafts and do not count. A truncated reply
-    counts only if it begins with its object: otherwise the object may be a draft too.
+    Objects within the judge's thoughts (`<think>`) are drafts and do not count. A truncated reply,
+    which reached the token limit, counts only if it begins with its object: otherwise the object
+    may be a draft too.
 
     The time is linear in the length of the reply.
-
-    Args:
-        text: the reply.
-        rubric: the rubric with the scores' keys and ranges.
-        truncated: True if the reply reached the token limit.
     """
     text = _without_thoughts(text).strip()  # a confused judge may fill its reply with white space
     if truncated:
@@ -211,13 +207,10 @@ def expected_scores(text: str, tokens: Sequence[Token], rubric: Rubric) -> dict[
     alternatives in the score's range. The expected score is Σ_{k∈K} k·p(k) / Σ_{k∈K} p(k). Only
     alternatives with the same characters around the number, for example a leading blank, count.
 
+    Further tokens before and after those of the reply are allowed.
+
     If the judge writes one digit per token and a number of the range begins another one, as 1
     begins 10, the probability of the first digit is taken for that of the one-digit number.
-
-    Args:
-        text: the reply.
-        tokens: the reply's tokens; further tokens before and after are allowed.
-        rubric: the rubric with the scores.
 
     Returns:
         The expected scores by column, without those whose value is not a single token. None if

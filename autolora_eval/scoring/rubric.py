@@ -223,11 +223,7 @@ class Rubric(StrictModel):
         )
 
     def with_values(self, values: Mapping[str, str]) -> Rubric:
-        """Return the rubric with its own placeholders filled in.
-
-        Args:
-            values: one value for each name in `placeholders.values`. They are escaped like
-                prompts.
+        """Return the rubric with its own placeholders filled in by values, escaped like prompts.
 
         Raises:
             UsageError: if a value is missing or unknown.
@@ -239,11 +235,7 @@ class Rubric(StrictModel):
         return self.model_copy(update={"text": _fill(self.text, fills), "placeholders": filled})
 
     def question(self, prompt: str) -> Question:
-        """Return the question about one image.
-
-        Args:
-            prompt: the prompt that the image was generated from. It is escaped (see
-                `escape_prompt`) and not searched for placeholders.
+        """Return the question about an image that was generated from a prompt, which is escaped.
 
         Raises:
             UsageError: if the rubric's own placeholders have not been filled in.

@@ -249,9 +249,6 @@ class JudgeConfig(StrictModel):
 def judge_problems(judge: JudgeConfig) -> Iterator[Problem]:
     """Yield problems with combinations of a judge's settings.
 
-    Args:
-        judge: the benchmark's `judge` section.
-
     Yields:
         The path of a key below `judge`, and a message.
     """

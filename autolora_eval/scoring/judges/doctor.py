@@ -99,13 +99,7 @@ class Diagnosis:
 def examine(
     name: str = "", judge: JudgeConfig | None = None, source: Source | None = None
 ) -> Diagnosis:
-    """Find out which judges can run on this machine.
-
-    Args:
-        name: the name of a benchmark whose judge is examined first; empty for none.
-        judge: the benchmark's `judge` section, if it has one.
-        source: the judge's model, if it runs in this process.
-    """
+    """Find out which judges can run on this machine, the named benchmark's first."""
     machine = this_machine()
     checks: list[Callable[[], BackendStatus | None]] = [
         lambda: _benchmark_judge(name, judge, source, machine) if name else None,
@@ -249,12 +243,7 @@ def _memory(
 ) -> Iterator[Requirement]:
     """Yield whether a judge's weights fit into memory, if their size is known.
 
-    Args:
-        source: the judge's model.
-        machine: where it would run, on `accelerator`.
-        accelerator: `cuda`, `mps` or `cpu`.
-        bytes_each: bytes per parameter.
-        shared: True with vLLM, which has a cache, and can share a model between several GPUs.
+    With `shared`, vLLM serves it: it has a cache, and can share a model between several GPUs.
     """
     if accelerator == "cuda" and not machine.gpus:
         yield Requirement(False, _NO_GPU, "use a machine with an NVIDIA GPU, or a server elsewhere")

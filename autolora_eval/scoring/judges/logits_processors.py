@@ -31,12 +31,7 @@ class UnsupportedConstraintError(Exception):
 
 
 class Grammar:
-    """A regular expression, compiled for a tokenizer by llguidance.
-
-    Args:
-        pattern: the regular expression that a whole reply must match.
-        tokenizer: a fast tokenizer of transformers.
-        eos_token_ids: the tokens that end a reply.
+    """A regular expression that a whole reply must match, compiled for a tokenizer by llguidance.
 
     Raises:
         UnsupportedConstraintError: if llguidance is not installed, or does not support the
@@ -73,12 +68,7 @@ class Grammar:
         return [self._start.deep_copy() for _ in range(n)]
 
     def allowed(self, matchers: Sequence[Any], width: int) -> Tensor:
-        """Return which tokens may come next, bool [rows, width].
-
-        Args:
-            matchers: the matcher of each row.
-            width: vocabulary size of the model's logits.
-        """
+        """Return which tokens of the vocabulary may come next, bool [rows, width]."""
         allowed = _unpacked([matcher.compute_bitmask() for matcher in matchers], width)
         for end in self.eos_token_ids[1:]:  # old llguidance supports one end token
             allowed[:, end] = allowed[:, self.eos_token_ids[0]]
@@ -90,9 +80,6 @@ class RegexLogitsProcessor:
     """Allows only the tokens that continue or end a valid reply.
 
     If a row's reply is complete, only end tokens are allowed.
-
-    Args:
-        grammar: the constraint on replies.
     """
 
     def __init__(self, grammar: Grammar) -> None:
@@ -161,13 +148,7 @@ class GumbelNoise:
 
 
 def row_seed(seed: int, image: bytes, question: Question) -> int:
-    """Return the seed of one question about one image, independent of its batch.
-
-    Args:
-        seed: the benchmark's seed plus the index of the repeat.
-        image: the bytes of the image file.
-        question: the question.
-    """
+    """Return the seed of one question about one image, independent of its batch."""
     parts: Json = {"seed": seed, "image": hashlib.sha256(image).hexdigest()}
     parts |= {"before": question.before, "after": question.after}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
@@ -260,11 +241,7 @@ class LogprobRecorder:
 
 
 class TokenTexts:
-    """Decodes single tokens.
-
-    Args:
-        tokenizer: the model's tokenizer.
-    """
+    """Decodes single tokens of a tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
         self._tokenizer = tokenizer

@@ -53,12 +53,8 @@ _Finished = SimpleQueue[tuple[Request, Future[Reply]]]
 class OpenAIJudge:
     """A vision-language model behind one or several OpenAI-compatible servers.
 
-    The API key is read from the environment and never written.
-
-    Args:
-        spec: the benchmark's `judge` section.
-        rubric: the rubric whose schema constrains the replies.
-        base_urls: server addresses, by default `spec.base_urls`.
+    The addresses are by default those of the benchmark. The API key is read from the environment
+    and never written.
 
     Raises:
         AutoLoRAEvalError: if the key or a proxy of the environment cannot be used.

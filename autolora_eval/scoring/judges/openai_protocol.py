@@ -122,13 +122,7 @@ def chat(
 
 
 async def call(session: aiohttp.ClientSession, body: Json, timeout: float) -> Answer:
-    """Make one call. A failed call is an answer with a reason.
-
-    Args:
-        session: the server's connections.
-        body: the request body, from `chat`.
-        timeout: seconds from the first byte sent to the last byte received.
-    """
+    """Make one call, in `timeout` seconds to its last byte. A failed call has a reason."""
     start, model = time.monotonic(), str(body["model"])
     retry_after = detail = None
     try:
@@ -239,10 +233,7 @@ async def detect_structured_output(
 ) -> StructuredOutput:
     """Return the constraint that `spec` names, or for `auto` the first that the server honours.
 
-    Args:
-        spec: the benchmark's `judge` section.
-        rubric: the rubric whose schema replies must follow.
-        call: makes one call, with retries.
+    `call` makes one call, with retries.
 
     Raises:
         AutoLoRAEvalError: if a trial call fails for a reason other than an unknown argument.

@@ -41,8 +41,7 @@ _NEED_NUM2WORDS = ("smolvlm",)
 def needed_packages(source: Source) -> tuple[str, ...]:
     """Return the packages of the extra `judges` that a model's processor needs.
 
-    Args:
-        source: a judge in this process. A hub model that is not in the cache is known by its name.
+    A hub model that is not in the cache is known by its name.
     """
     kinds = [re.sub(r"[^a-z0-9]", "", kind.lower()) for kind in _model_types(source)]
     if any(family in kind for kind in kinds for family in _NEED_NUM2WORDS):
@@ -81,11 +80,6 @@ class Preprocessor:
 
 def load_preprocessor(spec: JudgeConfig, source: Source, rubric: Rubric) -> Preprocessor:
     """Load everything of a judge's model but its weights.
-
-    Args:
-        spec: the benchmark's `judge` section.
-        source: the location of the model.
-        rubric: the rubric whose schema constrains the replies.
 
     Raises:
         AutoLoRAEvalError: if it cannot be loaded, a package that it needs is missing, or

@@ -86,12 +86,8 @@ class ServerPool:
 
     A server is probed after several consecutive failures. While it is down, the others are used,
     and it is probed from time to time. The run stops when all servers have been down for
-    `give_up_after` seconds.
-
-    Args:
-        servers: all servers of the judge.
-        probe: raises AutoLoRAEvalError if a server does not serve the judge now.
-        give_up_after: seconds.
+    `give_up_after` seconds. `probe` raises AutoLoRAEvalError if a server does not serve the judge
+    now.
     """
 
     def __init__(
@@ -138,9 +134,7 @@ class ServerPool:
     async def record_failure(self, server: Server, *, unreachable: bool) -> None:
         """Count a failed call, and probe its server if that may be down.
 
-        Args:
-            server: the server that was called.
-            unreachable: True if there was no answer, so that one failure is enough for a probe.
+        One failure is enough for a probe if the server was unreachable.
         """
         server.failures += 1
         async with self._probing:
@@ -212,13 +206,7 @@ def proxy(url: str) -> str | None:
 
 
 async def open_server(url: str, key: str, proxy: str | None) -> Server:
-    """Return a server with open connections.
-
-    Args:
-        url: the server's address, ending in `/v1`.
-        key: the API key.
-        proxy: from `proxy`.
-    """
+    """Return a server at an address that ends in `/v1`, with open connections."""
     session = aiohttp.ClientSession(
         url.rstrip("/") + "/",
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),

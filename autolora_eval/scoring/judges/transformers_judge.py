@@ -43,14 +43,7 @@ class _Prompt:
 
 
 class TransformersJudge:
-    """A vision-language model run by transformers, loaded at the first question.
-
-    Args:
-        spec: the benchmark's `judge` section.
-        source: the location of the model.
-        device: the device it runs on.
-        rubric: the rubric whose schema constrains the replies.
-    """
+    """A vision-language model run by transformers, loaded at the first question."""
 
     def __init__(
         self, spec: JudgeConfig, source: Source, device: torch.device | str, rubric: Rubric
@@ -262,8 +255,7 @@ class TransformersJudge:
     def check(self, size: tuple[int, int]) -> None:
         """Load the model, and ask about grey images: a whole batch on a GPU, up to two on a CPU.
 
-        Args:
-            size: width and height of the images.
+        The images have the given width and height.
 
         Raises:
             AutoLoRAEvalError: if the judge cannot be loaded or run.

