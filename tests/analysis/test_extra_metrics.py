@@ -202,16 +202,6 @@ def test_a_comparison_keeps_the_metrics_of_all_runs(make, run_of, tmp_path, benc
     assert list(joint.manifest.diversity_metrics) == ["vendi"]
 
 
-def test_the_metric_of_the_documentation_works(run_of, workplace):
-    page = DOCUMENT.read_text(encoding="utf-8")
-    code = page.split('```python title="widest.py"\n')[1].split("```")[0]
-    (workplace / "widest.py").write_text(code)
-    run = run_of(diversity=["vendi", "widest.METRIC"])
-    for row in run.diversity.to_dict("records"):
-        a, b = (vector((row["cell"], row["prompt_index"], seed)) for seed in (3, 4))
-        assert row["widest"] == pytest.approx(float(np.linalg.norm(a - b)), rel=1e-6)
-
-
 def test_the_documentation_lists_the_shipped_metrics():
     page = DOCUMENT.read_text(encoding="utf-8")
     for name in EXTRA:

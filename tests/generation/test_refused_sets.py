@@ -96,27 +96,20 @@ def test_scores_of_another_benchmark_are_not_overwritten(images, mine, tmp_path,
     assert state(out) == before
 
 
-def test_a_failed_attempt_does_not_claim_the_folder(images, mine, tmp_path):
-    broken = tmp_path / "broken"
+def test_a_set_of_corrupt_images_is_refused_and_reported_and_claims_no_folder(
+    images, mine, tmp_path
+):
     for prompt in ("a cat", "a dog"):
-        (broken / prompt).mkdir(parents=True)
-        (broken / prompt / "0.png").write_bytes(b"no image")
-    with pytest.raises(AutoLoRAEvalError, match="none can be opened"):
-        score_images(broken, mine, tmp_path / "out")
-    assert len(score_images(images, mine, tmp_path / "out").table) == 1
-
-
-def test_a_set_of_corrupt_images_is_refused_and_reported(mine, tmp_path):
-    for prompt in ("a cat", "a dog"):
-        (tmp_path / "set" / prompt).mkdir(parents=True)
+        (tmp_path / "broken" / prompt).mkdir(parents=True)
         for seed in (0, 1):
-            (tmp_path / "set" / prompt / f"{seed}.png").write_bytes(b"no image")
+            (tmp_path / "broken" / prompt / f"{seed}.png").write_bytes(b"no image")
     with pytest.raises(AutoLoRAEvalError) as raised:
-        score_images(tmp_path / "set", mine, tmp_path / "out")
+        score_images(tmp_path / "broken", mine, tmp_path / "out")
     assert "opened: a cat/0.png (corrupt_image), a cat/1.png (corrupt_image)" in str(raised.value)
     assert "and 1 more" in str(raised.value)
     report = RunFolder(tmp_path / "out").image_set("M--Images").read_text(encoding="utf-8")
     assert report.count("unusable") == 4
+    assert len(score_images(images, mine, tmp_path / "out").table) == 1
 
 
 def test_an_output_that_is_a_file_is_refused(images, mine, tmp_path):
