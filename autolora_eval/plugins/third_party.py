@@ -192,8 +192,9 @@ def _distributions_in(folder: str) -> Mapping[str, set[str]]:
     for one in metadata.distributions(path=[folder]):
         declared = (one.read_text("top_level.txt") or "").split()
         files = [file for file in one.files or () if file.suffix == ".py"]
+        name = one.metadata["Name"]  # parses a file each time
         for module in declared or [file.parts[0].removesuffix(".py") for file in files]:
-            found.setdefault(module, set()).add(one.metadata["Name"])
+            found.setdefault(module, set()).add(name)
     return found
 
 
