@@ -256,7 +256,6 @@ def answers(folder: Path, rubric: Rubric, requests: list[Request], batch: int) -
         logprobs=True, constraint="regex",
     )  # fmt: skip
     asked = TransformersJudge(spec, Source("m", "folder", str(folder)), torch.device("cpu"), rubric)
-    asked.check((64, 64))
     return [reply for group in asked.replies(requests) for _, reply in group]
 
 
@@ -280,7 +279,7 @@ def special_tokens(processor: Any, question: Question) -> list[int]:
 
 def examined(name: str, place: Path) -> dict[str, Any]:
     folder, processor = written(name, place / name)
-    rubric = shipped("pixel_art")
+    rubric = shipped("prompt_only")
     special = " ".join(processor.tokenizer.added_tokens_encoder)
     prompts = ["a red house", "a", special, "a green tree, pixel art " * 3]
     paths = pictures(place)
@@ -288,14 +287,14 @@ def examined(name: str, place: Path) -> dict[str, Any]:
         Request(path, rubric.question(text)) for path, text in zip(paths, prompts, strict=True)
     ]
     together = answers(folder, rubric, requests, 4)
-    alone = answers(folder, rubric, requests, 1)
-    other = answers(folder, rubric, [Request(paths[2], requests[0].question)], 1)
+    other_picture = Request(paths[2], requests[0].question)
+    *alone, other = answers(folder, rubric, [*requests, other_picture], 1)
     plain, hostile = (rubric.question(text) for text in (prompts[0], special))
     return {
         "together": [reply.text for reply in together],
         "alone": [reply.text for reply in alone],
         "probabilities": [probabilities(together), probabilities(alone)],
-        "other picture": [probabilities(alone[:1]), probabilities(other)],
+        "other picture": [probabilities(alone[:1]), probabilities([other])],
         "special tokens": [special_tokens(processor, one) for one in (plain, hostile)],
     }
 

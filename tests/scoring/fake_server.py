@@ -14,7 +14,12 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-WORKER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+WORKER = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", flush=True)
+time.sleep(600)
+"""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,7 +39,9 @@ def main(port: int, name: str, folder: Path, behaviour: list[str]) -> None:
     print("variables:", json.dumps(dict(os.environ)), flush=True)
     if "worker" in behaviour or "apart" in behaviour:
         apart = "apart" in behaviour
-        worker = subprocess.Popen([sys.executable, "-c", WORKER], start_new_session=apart)
+        command = [sys.executable, "-c", WORKER]
+        worker = subprocess.Popen(command, start_new_session=apart, stdout=subprocess.PIPE)
+        worker.stdout.readline()
         (folder / "worker").write_text(str(worker.pid))
     (folder / "server").write_text(str(os.getpid()))
     if "dies" in behaviour:

@@ -23,6 +23,7 @@ from rubrics import shipped
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges.config import Reply, Request, is_transient
+from autolora_eval.scoring.judges.openai_judge import _Wait
 from autolora_eval.scoring.judges.openai_protocol import _tokens
 from autolora_eval.scoring.judges.server_pool import MAX_ANSWER_BYTES
 from autolora_eval.sources.lookup import shipped_root
@@ -132,7 +133,9 @@ RETRIED |= {f"Retry-After: {n}": Http(429, headers={"Retry-After": n}) for n in 
 def test_failed_call_is_retried(fault, server, image, judge) -> None:
     """After a short wait if the header says nothing, and at most after the timeout."""
     server.answer = lambda call, n: VERDICT if n == 1 else fault
-    (reply,) = ask(judge(max_retries=1, timeout=3.0), [Request(image, QUESTION)])
+    asked = judge(max_retries=1)
+    asked._wait = _Wait(0.2)  # instead of the timeout, within which the server must answer
+    (reply,) = ask(asked, [Request(image, QUESTION)])
     assert (reply.text, len(server.calls)) == (VERDICT, 2)
 
 
@@ -222,7 +225,7 @@ def test_images_are_read_only_slightly_ahead(server, tmp_path, judge) -> None:
             yield request
 
     server.answer = answer
-    threading.Timer(1.0, gate.set).start()
+    threading.Timer(0.3, gate.set).start()
     came = judge(concurrency=4).replies(requests())
     next(came)
     assert len(taken) <= 2 * 4 + 1

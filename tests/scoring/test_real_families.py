@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import other_environment
 import pytest
+from rubrics import shipped
 
 from autolora_eval.scoring.constraint import reply_pattern
 
@@ -28,10 +29,10 @@ def examined(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_reply_follows_the_rubric(family, examined, rubric) -> None:
+def test_every_reply_follows_the_rubric(family, examined) -> None:
     assert len(examined[family]["together"]) == 4
     for text in examined[family]["together"]:
-        assert re.fullmatch(reply_pattern(rubric), text), text
+        assert re.fullmatch(reply_pattern(shipped("prompt_only")), text), text
 
 
 @pytest.mark.parametrize("family", FAMILIES)

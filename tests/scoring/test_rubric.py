@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from rubrics import GOOD, rubric_of, shipped
 
 from autolora_eval._errors import UsageError
+from autolora_eval.analysis.sentences import metrics_of
+from autolora_eval.scoring.constraint import reply_pattern
+from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import Question, escape_prompt, read_rubric
 from autolora_eval.sources.lookup import shipped_root
 
@@ -23,6 +27,8 @@ TEXTS = {
     "pixel_art": "0ae62cb6d0a924ba24cc833c3074d5b56228da44bffc19c16b5a15507b222246",
     "character_miniature": "6efd612ae205a8878a1cb19dd9a6d4148ae39cace27a33bee43d9aa2a492daeb",
 }
+# Scores by another text are other scores: who changes the text changes this, and knows it.
+PROMPT_ONLY = "d516e8fa96c2cfc6dee7f868cfa7625d4bf91f0bc54cae17722a3028c330888f"
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -302,3 +308,23 @@ def test_invalid_value_is_rejected_by_name(write: Callable[[str], Path]) -> None
     assert plain.with_values({}) == plain
     with pytest.raises(UsageError, match=r"has no placeholder 'style'\. It has none"):
         plain.with_values({"style": "oil"})
+
+
+def test_prompt_only_has_its_published_text_and_the_levels_of_the_style_rubric() -> None:
+    rubric, style = shipped("prompt_only"), shipped("style")
+    assert rubric.sha256 == PROMPT_ONLY
+    assert rubric.scores == {"pc": style.scores["pc"]}
+    levels = [re.findall(r"^\d: .*", text, re.MULTILINE) for text in (rubric.text, style.text)]
+    assert levels[0] == levels[1][:6]
+    form = rubric.text.rstrip().splitlines()[-1]
+    for verdict in range(6):
+        reply = form.replace("N", str(verdict))
+        assert parse_reply(reply, rubric).scores == {"pc": float(verdict)}
+        assert re.fullmatch(reply_pattern(rubric), reply)
+
+
+def test_benchmark_uses_a_shipped_rubric_by_name(planned) -> None:
+    judge = {"rubric": "prompts/rubrics/prompt_only.yaml", "model": "some-vlm"}
+    rubric = planned(judge=judge).benchmark.rubric
+    found = [metric.column for metric in metrics_of(rubric.scores)]
+    assert found == ["diversity", "pc", "div_pc"]

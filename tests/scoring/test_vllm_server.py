@@ -19,6 +19,7 @@ from conftest import ROOT
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges import supervisor as guard
+from autolora_eval.scoring.judges import vllm_server
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.vllm_server import launched_server, startup_error
 
@@ -48,6 +49,7 @@ def spec(tmp_path: Path) -> Callable[..., JudgeConfig]:
 @pytest.fixture(autouse=True)
 def _short_grace_and_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "GRACE_SECONDS", GRACE)
+    monkeypatch.setattr(vllm_server, "POLL_SECONDS", 0.02)
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", SENTINEL)
 
 
@@ -149,8 +151,8 @@ def test_program_that_cannot_start_is_reported(spec, tmp_path: Path) -> None:
 
 
 def test_server_that_never_answers_times_out(spec, tmp_path: Path) -> None:
-    found = failure(spec("hangs", "worker", timeout=3.0), tmp_path)
-    assert "did not answer within 3 s and was stopped" in found
+    found = failure(spec("hangs", "worker", timeout=2.0), tmp_path)
+    assert "did not answer within 2 s and was stopped" in found
     assert_gone(tmp_path, "server", "worker")
 
 
@@ -178,8 +180,11 @@ def test_failure_caused_by_the_server_quotes_its_log(spec, tmp_path: Path) -> No
 
     def judge_while_the_server_is_killed() -> None:
         with launched_server(spec(), log):
-            os.kill(int((tmp_path / "server").read_text()), signal.SIGKILL)
-            time.sleep(1.5)
+            server = psutil.Process(int((tmp_path / "server").read_text()))
+            supervisor = server.parent()
+            server.kill()
+            while supervisor.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.02)
             raise AutoLoRAEvalError("the judge does not answer.")
 
     with pytest.raises(AutoLoRAEvalError) as caught:
@@ -215,7 +220,7 @@ from autolora_eval.scoring.judges import supervisor as guard
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.vllm_server import launched_server
 
-guard.GRACE_SECONDS = 1.0
+guard.GRACE_SECONDS = 0.3
 # A suite that runs in the background of a shell hands down that Ctrl-C is to be ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 spec = JudgeConfig.model_validate_json(sys.argv[1])
