@@ -3,7 +3,8 @@
 - A block with `title="FILE"` is written to that file.
 - A block with `title="FILE, KEY:"` is YAML that is put under that top-level key of the file, or
   replaces the key if the block starts with it.
-- A `console` block is run line by line; every line is an `autolora-eval` command.
+- A `console` block is run line by line; every line is an `autolora-eval` command. A backslash at
+  its end continues it.
 - A `python` block without a title is executed.
 - Other blocks (`sh`, `py`, `yml`, `text`) are not run.
 """
@@ -48,7 +49,7 @@ def run_page(page: Path) -> list[str]:
         if block.title:
             _write(block)
         elif block.language == "console":
-            for line in block.text.splitlines():
+            for line in block.text.replace("\\\n", "").splitlines():
                 run_line(line)
                 commands.append(line.split()[1])
         elif block.language == "python":
