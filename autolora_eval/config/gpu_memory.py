@@ -14,14 +14,13 @@ The CUDA context, workspaces of libraries and fragmentation are not counted: `RE
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autolora_eval.config.inputs import INDEX, ResolvedModel
+from autolora_eval.config.inputs import INDEX, ResolvedModel, read_config
 from autolora_eval.config.lora_file import LoraFile, read_header
 from autolora_eval.config.model_section import VAE, checkpoint_parameters
 from autolora_eval.config.plan import describe_sampling
@@ -216,11 +215,11 @@ def choose_guidance_batching(
 def _estimate(model: ResolvedModel, index: Path, dtype: str) -> ModelMemory | None:
     dtype = "float16" if dtype == "auto" else dtype
     size = _BYTES[dtype]
-    kind = str(_read(index).get("_class_name", ""))
+    kind = str(read_config(model.layout, INDEX).get("_class_name", ""))
     numbers = _numbers(model, index.parent, kind)
     denoiser = "unet" if "unet" in numbers else "transformer"
-    unet_or_transformer = _read(index.parent / denoiser / "config.json")
-    vae = _read(_vae_config(model) or index)
+    unet_or_transformer = read_config(model.layout, f"{denoiser}/config.json")
+    vae = read_config(model.vae or model.layout, VAE if model.vae else f"vae/{VAE}")
     loras = model.switched_loras
     per_pixel = _pass_channels(unet_or_transformer, loras)
     if denoiser not in numbers or "vae" not in numbers or per_pixel is None:
@@ -232,7 +231,7 @@ def _estimate(model: ResolvedModel, index: Path, dtype: str) -> ModelMemory | No
     return ModelMemory(
         dtype=dtype,
         encoders=tuple(numbers[name] * size for name in encoders),
-        denoiser=(numbers[denoiser] + sum(map(_lora_parameters, loras))) * size,
+        denoiser=(numbers[denoiser] + sum(_count(lora.path) for lora in loras)) * size,
         vae=numbers["vae"] * vae_size,
         pass_per_image=int(per_pixel * pixels / _factor(vae) ** 2 * size),
         decoding=3 * _widest(vae) * pixels * vae_size,
@@ -315,14 +314,8 @@ def _parameters(folder: Path, variant: str | None) -> int:
     files = [file for file in folder.glob("*.safetensors") if file.is_file()]
     of_variant = [file for file in files if variant and f".{variant}" in file.name]
     plain = [file for file in files if "." not in file.name.removesuffix(".safetensors")]
-    tensors = (tensor for file in of_variant or plain for tensor in read_header(file)[0].values())
-    return sum(math.prod(tensor.shape) for tensor in tensors)
+    return sum(map(_count, of_variant or plain))
 
 
-def _lora_parameters(lora: LoraFile) -> int:
-    return sum(math.prod(tensor.shape) for tensor in read_header(lora.path)[0].values())
-
-
-def _read(config: Path) -> dict[str, Any]:
-    content = json.loads(config.read_bytes()) if config.is_file() else {}
-    return content if isinstance(content, dict) else {}
+def _count(file: Path) -> int:
+    return sum(math.prod(tensor.shape) for tensor in read_header(file)[0].values())

@@ -316,7 +316,7 @@ def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str 
         own = own_point(method.parameters, point)
         parameters = at_point(method.parameters, own) if own else method.parameters
         values = parameters.with_model_defaults(model.spec.guidance_scale)
-        why = method.definition.refusal(values, pipeline)
+        why = method.definition.refuse(values, pipeline)
         if why is not None:
             at = ", ".join(f"{name} {format_swept_value(value)}" for name, value in own.items())
             of_class = f" ({pipeline})" if pipeline else ""

@@ -137,7 +137,7 @@ def cell_record(cell: Cell, plan: Plan) -> CellRecord:
         method=cell.method.name,
         point=dict(cell.point),
         parameters=cell.columns,
-        nfe=cell.nfe if rule.nfe_is_exact else None,
+        nfe=None if rule.nfe_per_step is None else cell.nfe,
         plan_key=content_hash(asked),
     )
 

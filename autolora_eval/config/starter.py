@@ -34,8 +34,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def json_schema() -> Json:
     """Return the JSON Schema of a benchmark file: every key with its type, range and meaning.
 
-    A method whose `guider` is a name of this package may state that rule's parameters only; one
-    given by a dotted path, or a plugin's, may state any: its constructor is asked as it is loaded.
+    A built-in method accepts its own parameters only. A third-party method accepts any: its
+    constructor checks them when the benchmark is loaded.
     """
     found = Benchmark.model_json_schema()
     definitions = found.setdefault("$defs", {})
@@ -49,36 +49,34 @@ def json_schema() -> Json:
 
 
 def _named() -> Iterator[Json]:
-    """Yield a schema for each rule of this package."""
+    """Yield the schema of each built-in method."""
     for rule in GUIDERS.built_in().values():
         parameters: type[MethodParameters] = rule.parameters
-        schema = parameters.model_json_schema()
         guider: Json = {"const": rule.name, "description": rule.summary}
-        yield {
-            "title": rule.name,
-            "type": "object",
-            "properties": {"guider": guider, **schema.get("properties", {})},
-            "required": ["guider", *schema.get("required", [])],
-            "additionalProperties": False,
-        }
+        yield _section(rule.name, {"guider": guider}, parameters)
 
 
 def _images() -> Json:
     """Return the schema of a method whose images were made elsewhere."""
-    schema = ImageSetParameters.model_json_schema()
     where = "where the images are: a folder or a listing"
     place: Json = {"type": "string", "minLength": 1, "description": where}
+    return _section("images made elsewhere", {"images": place}, ImageSetParameters)
+
+
+def _section(title: str, keys: Json, parameters: type[MethodParameters]) -> Json:
+    """Return the schema of a section with some required keys, and parameters."""
+    schema = parameters.model_json_schema()
     return {
-        "title": "images made elsewhere",
+        "title": title,
         "type": "object",
-        "properties": {"images": place, **schema.get("properties", {})},
-        "required": ["images"],
+        "properties": {**keys, **schema.get("properties", {})},
+        "required": [*keys, *schema.get("required", [])],
         "additionalProperties": False,
     }
 
 
 def _features(found: Json) -> Json:
-    """Return the schema of the extractor: of a kind of this package with that kind's parameters."""
+    """Return the schema of the extractor: a built-in one with its parameters, or any other."""
     kinds = EXTRACTORS.built_in()
     shared = {key: value for key, value in found["properties"].items() if key != "extractor"}
     schema = found["properties"]["extractor"]
@@ -103,7 +101,7 @@ def _features(found: Json) -> Json:
 
 
 def _any_other(kind: str) -> Json:
-    """Return the schema of a method that is code of somebody else: a dotted path, or a plugin."""
+    """Return the schema of a third-party method: a dotted path or a plugin."""
     names: list[Any] = list(GUIDERS.built_in())
     return {
         "title": f"a {kind} of your own",
@@ -114,7 +112,7 @@ def _any_other(kind: str) -> Json:
 
 
 # --------------------
-# A first benchmark file for somebody's own model and LoRA, with a word on every choice.
+# A first, commented benchmark file for a user's model and LoRA.
 
 
 # The paper's CFG scales, and the pipelines' own steps.
@@ -173,7 +171,7 @@ def write_starter(
 
 
 def _refuse_other_schema(file: Path) -> None:
-    """Stop before a schema that this package did not write is written over."""
+    """Refuse to overwrite a schema that this package did not write."""
     if not file.exists():
         return
     try:
@@ -182,8 +180,8 @@ def _refuse_other_schema(file: Path) -> None:
         found = None
     if not isinstance(found, dict) or found.get("title") != TITLE:
         raise UsageError(
-            f"'{file}' is there already, and is no schema of autolora-eval. Move it, or write the "
-            "benchmark into another folder."
+            f"'{file}' is there already, and is not a schema of autolora-eval. Move it, or write "
+            "the benchmark into another folder."
         )
 
 
@@ -269,7 +267,7 @@ def _check_run_folder(file: Path, data: dict[str, Any]) -> None:
         raise UsageError(
             f"'{folder}' holds the scores of other images. Choose another --name or --output."
         )
-    changed = [name for name in _SCORING_SECTIONS if _section(before, name) != _section(data, name)]
+    changed = [name for name in _SCORING_SECTIONS if _scoring(before, name) != _scoring(data, name)]
     if changed:
         raise UsageError(
             f"'{folder}' holds the scores of '{before.get('name')}', but '{data['name']}' scores "
@@ -277,7 +275,7 @@ def _check_run_folder(file: Path, data: dict[str, Any]) -> None:
         )
 
 
-def _section(data: dict[str, Any], name: str) -> object:
+def _scoring(data: dict[str, Any], name: str) -> object:
     """Return what a section says about scores, without speed or the way to reach the judge."""
     section = data.get(name)
     if not isinstance(section, dict):

@@ -192,7 +192,7 @@ def sample_batch(
             f"the fault, run: autolora-eval check {rule.name}. For the traceback: "
             "autolora-eval --debug …"
         ) from error
-    if rule.nfe_is_exact and sample.nfe != cell.nfe:
+    if rule.nfe_per_step is not None and sample.nfe != cell.nfe:
         raise _other_nfe(cell, rule, sample.nfe)
     return Sample(sample.images[: len(jobs)], sample.nfe)
 

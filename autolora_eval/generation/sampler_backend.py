@@ -49,11 +49,11 @@ class SampledCell:
     jobs: Sequence[ImageJob]
     failures: dict[str, str] = field(default_factory=dict)
     first_error: BaseException | None = None
-    _sampler: Callable[..., Any] | None = None
 
     def fill(self, here: ModelOnDevice, shared: SamplerPipeline, advance: Advance) -> None:
         """Make the missing images with the pipeline that all cells of the sampler share."""
-        model = SamplerModel(self.dataset.cell.model, *here.torch_place(), shared)
+        cell, sampler = self.dataset.cell, None
+        model = SamplerModel(cell.model, *here.torch_place(), shared)
         with background_writer(self.dataset, advance) as write:
             for n_tried, job in enumerate(self.jobs):
                 if n_tried == GIVE_UP_AFTER == len(self.failures) and self.dataset.is_empty:
@@ -61,8 +61,9 @@ class SampledCell:
                     advance(len(self.jobs) - n_tried)
                     break
                 try:
-                    self._sampler = self._sampler or self._prepare_sampler()
-                    image, nfe, seconds = self._sample(self._sampler, job, model, shared)
+                    assert isinstance(cell.method.definition, SamplerMethod)
+                    sampler = sampler or cell.method.definition.prepare(cell.parameters)
+                    image, nfe, seconds = self._sample(sampler, job, model, shared)
                 except AutoLoRAEvalError:
                     raise  # the model cannot be loaded: no sampler can run
                 except (Exception, SystemExit) as error:  # exit(0) would end the run as a success
@@ -87,12 +88,6 @@ class SampledCell:
         )
         error.__cause__ = self.first_error
         return error
-
-    def _prepare_sampler(self) -> Callable[..., Any]:
-        method = self.dataset.cell.method.definition
-        assert isinstance(method, SamplerMethod)
-        sampler: Callable[..., Any] = method.prepare(self.dataset.cell.parameters)
-        return sampler
 
     def _sample(
         self,

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from math import isclose
 from typing import Any
 
+from autolora_eval.guidance.method import NfePerStep
+
 SDXL, SD3 = "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"
 Parameters = Mapping[str, Any]
-NfePerStep = Callable[[Parameters, int, int], int]
 Refusal = Callable[[Parameters, str | None], str | None]
 
 _EDGES, _SCALES = ("start", "stop"), "guidance_scales"

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autolora_eval.guidance import diffusers_defects as rules
-from autolora_eval.guidance.diffusers_defects import NfePerStep, Parameters, Refusal
-from autolora_eval.guidance.method import ActiveInterval, GuiderSpec
+from autolora_eval.guidance.diffusers_defects import Parameters, Refusal
+from autolora_eval.guidance.method import ActiveInterval, GuiderSpec, NfePerStep
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,10 @@ class Method:
         code: what identifies third-party code: class, distribution and version, hash of the
             sources. It is part of every image's content hash; empty for built-in methods.
         needs_lora: whether it compares the model with and without its LoRA, as AutoLoRA does.
+        nfe_per_step: (parameters, step, number of steps) → function evaluations at that step. Steps
+            count from 0. A run stops if it makes another number. None: the number is an estimate.
+        refuse: (parameters, class in the pipeline's model_index.json or None) → why they cannot
+            work together and what to do, or None.
     """
 
     name: str
@@ -107,6 +111,8 @@ class Method:
     parameters: type[MethodParameters]
     code: Mapping[str, str] = field(default_factory=dict)
     needs_lora: bool = False
+    nfe_per_step: Callable[[Any, int, int], int] | None = None
+    refuse: Callable[[Any, str | None], str | None] = lambda parameters, pipeline: None
 
     @property
     def identity(self) -> str:
@@ -129,20 +135,6 @@ class Method:
         """
         return None
 
-    @property
-    def nfe_is_exact(self) -> bool:
-        """Whether a run stops if the number of its function evaluations is not `nfe`."""
-        return False
-
-    def refusal(self, parameters: Any, pipeline: str | None) -> str | None:  # noqa: ANN401
-        """Return why these parameters cannot work on a model, and what to do; None if they can.
-
-        Args:
-            parameters: with the model's defaults filled in.
-            pipeline: the class in the pipeline's model_index.json; None if it is not known.
-        """
-        return None
-
 
 @dataclass(frozen=True, kw_only=True)
 class GuiderMethod(Method):
@@ -150,15 +142,10 @@ class GuiderMethod(Method):
 
     Attributes:
         build: parameters → a fresh guider. It imports diffusers.
-        nfe_per_step: (parameters, step, number of steps) → function evaluations at that step. Steps
-            count from 0. None: the guider's `num_conditions` is an estimate.
-        refuse: (parameters, class of the pipeline or None) → why they cannot work together.
         guider: the guider class, if `build` only calls it.
     """
 
     build: Callable[[Any], BaseGuidance]
-    nfe_per_step: Callable[[Any, int, int], int] | None = None
-    refuse: Callable[[Any, str | None], str | None] = lambda parameters, pipeline: None
     guider: type[BaseGuidance] | None = None
 
     def nfe(
@@ -187,25 +174,12 @@ class GuiderMethod(Method):
         with quiet_libraries():
             return announced_nfe(self.build(parameters), num_steps)
 
-    @property
-    def nfe_is_exact(self) -> bool:
-        """Whether `nfe_per_step` is declared."""
-        return self.nfe_per_step is not None
-
-    def refusal(self, parameters: Any, pipeline: str | None) -> str | None:  # noqa: ANN401
-        """Return why the parameters cannot work on a pipeline; None if they can."""
-        return self.refuse(parameters, pipeline)
-
 
 def announced_nfe(guider: BaseGuidance, num_steps: int) -> list[int]:
-    """Return `num_conditions` of a guider at each step.
+    """Return `num_conditions` of a fresh guider at each step.
 
     Pipelines make one function evaluation for each. A guider that decides by what it sees may
     differ; the run records what it really did.
-
-    Args:
-        guider: a fresh guider.
-        num_steps: the number of denoising steps.
 
     Raises:
         TypeError: if `num_conditions` is not a whole number.
@@ -272,10 +246,6 @@ def image_set_method(configured_path: str, path: Path) -> ImageSetMethod:
 
     Tables show the path only if it lies within the benchmark's folder. An absolute path would
     show a directory of a private machine.
-
-    Args:
-        configured_path: the path as the benchmark has it.
-        path: where the images are.
     """
     parts = Path(configured_path)
     is_within = not parts.is_absolute() and not {"..", "~"} & set(parts.parts)

@@ -139,9 +139,8 @@ def _expected(error: ValidationError, value: object) -> str:
         path, inner = _path(item["loc"], value)
         message = validation_message(item).replace("Input should be", "expected")
         message = message.replace(" array", " list").replace(" null", " nothing")
-        if item["type"] == "missing":  # an item of a tuple, or a key of a TypedDict
-            last = item["loc"][-1]
-            message = f"item {last + 1} is missing" if isinstance(last, int) else f"needs '{last}'"
+        if item["type"] == "missing" and isinstance(item["loc"][-1], int):
+            message = f"item {item['loc'][-1] + 1} is missing"
         is_inside = item["type"] == "value_error" and isinstance(inner, Mapping)
         got = f" (got {inner!r:.80})" if path and message.startswith("expected") else ""
         at = f"{path.removeprefix('.')}: " if path else ""

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from safetensors import SafetensorError
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean, first_line
 from autolora_eval.sources.lookup import Lookup, expanded, miniature_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -292,24 +295,23 @@ def fetched(source: Source, name: str) -> Path | None:
 
 def hub_refusal(source: Source) -> str | None:
     """Ask the hub for a repository. Return why it is unavailable, or None if it is there."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(source.location, revision=source.revision, timeout=5.0)
-    except Exception as error:  # the hub's client raises errors of its HTTP library too
-        return first_line(error)
-    return None
+    found = _hub_info(source)
+    return first_line(found) if isinstance(found, Exception) else None
 
 
 def hub_files(source: Source) -> list[str] | None:
     """Return the names of a hub repository's files; None if the hub cannot be asked."""
+    found = _hub_info(source)
+    return None if isinstance(found, Exception) else [one.rfilename for one in found.siblings or []]
+
+
+def _hub_info(source: Source) -> ModelInfo | Exception:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().model_info(source.location, revision=source.revision, timeout=5.0)
-    except Exception:  # the hub's client raises errors of its HTTP library too
-        return None
-    return [file.rfilename for file in found.siblings or []]
+        return HfApi().model_info(source.location, revision=source.revision, timeout=5.0)
+    except Exception as error:  # the hub's client raises errors of its HTTP library too
+        return error
 
 
 def unreachable(sources: list[Source], reason: str) -> str:

@@ -66,7 +66,7 @@ PIPELINES = {
 }
 KINDS = PIPELINES | {
     "SDXL, kohya, text encoders": Kind(
-        SDXL, make_sdxl, {"unet": UNET, **ENCODERS}, SDXL_CASES, {"kohya": True}
+        SDXL, make_sdxl, {"unet": UNET, **ENCODERS}, CASES[:3], {"kohya": True}
     ),
     "SD3, text encoders": Kind(SD3, make_sd3, {"transformer": TRANSFORMER, **ENCODERS}, CASES[:3]),
     "SD3 without T5": Kind(
@@ -176,7 +176,7 @@ def test_gamma_zero_is_bitwise_the_base_model_with_cfg(pipeline, tiny, monkeypat
 
 @pytest.mark.parametrize("kind", PIPELINES, indirect=True)
 def test_every_method_makes_images_with_the_planned_nfe(kind, pipeline):
-    for one, w in itertools.product(GUIDERS.built_in().values(), (0.0, 1.0, 4.0)):
+    for one, w in itertools.product(GUIDERS.built_in().values(), (0.0, 4.0)):
         parameters = one.parameters().with_model_defaults(w)
         sample = latents(pipeline, one.build(parameters), output="images")
         assert sample.nfe == one.nfe(parameters, STEPS)

@@ -1,6 +1,6 @@
 """A guider leaves no trace for the next one, whether it ran or failed.
 
-Changes of weights are the subject of test_bad_guiders.py.
+Changes of weights are the subject of test_third_party_guiders.py.
 """
 
 from collections.abc import Callable

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from packages import CLASS, refusal, write_package
+from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
 
+from autolora_eval import FigureData
 from autolora_eval._errors import UsageError
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import make_plan
 from autolora_eval.guidance.catalogue import INSTALLED, catalogue
 from autolora_eval.guidance.method_registry import GUIDERS, resolve_method
 from autolora_eval.guider_checks.runner import all_checks, check_command
+from autolora_eval.report.figures._base import draw_figures, figure_kinds
+from autolora_eval.scoring.extractor import Loading
 
 pytestmark = pytest.mark.e2e
 
@@ -126,7 +133,8 @@ def test_a_package_can_declare_a_method_as_the_built_in_ones_are(site: Path) -> 
     )
     write_package(site, "own", "[autolora_eval.methods]\nours = own_mod:METHOD\n", own_mod=declared)
     rule = resolve_method("guider", "ours")
-    assert (rule.name, rule.equation, rule.nfe_is_exact) == ("ours", "2 ε", True)
+    assert (rule.name, rule.equation) == ("ours", "2 ε")
+    assert rule.nfe_per_step is not None
     assert rule.code["distribution"] == "own 1.0"
     assert rule.code["class"] == "own_mod.METHOD"
     assert "sha256" in rule.code
@@ -313,3 +321,46 @@ def test_a_constructor_that_ends_python_is_reported_and_affects_no_other(site: P
     with pytest.raises(ValidationError, match="ends the program"):
         rule.parameters.model_validate({})
     assert rule.nfe(rule.parameters.model_construct(), 4) is None
+
+
+def test_a_benchmark_uses_a_plugin_of_each_other_kind(installed, planned, benchmark_data) -> None:
+    benchmark_data["features"] = {"extractor": "brightness", "cells": 2}
+    benchmark_data["diversity"] = ["spread"]
+    benchmark_data["judge"]["rubric"] = "example_plugins:cosiness.yaml"
+    loaded = planned().benchmark
+
+    kind, parameters = loaded.extractor.kind, loaded.extractor.parameters
+    extractor = kind.load(Loading(None, parameters, None, None, 8))  # type: ignore[arg-type]
+    vectors = extractor([Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8))])
+    assert vectors.tolist() == [[256.0] * 4, [1.0] * 4]
+    assert kind.code["distribution"] == "example-plugins 0.3.1"
+
+    assert loaded.diversity["spread"](np.eye(2)).value == pytest.approx(0.5**0.5)
+    assert loaded.rubric is not None
+    assert [score.display_name for score in loaded.rubric.scores.values()] == ["Cosiness"]
+
+
+@pytest.mark.parametrize("name", ["example_plugins:cosy.yaml", "example_plugins:../bin/pip"])
+def test_a_file_that_a_package_does_not_have_is_reported(
+    installed, problem, benchmark_data, name
+) -> None:
+    benchmark_data["judge"]["rubric"] = name
+    assert f"judge.rubric: no such rubric: '{name}'" in problem(benchmark_data)
+
+
+def test_a_figure_is_drawn_and_a_broken_one_does_not_lose_the_report(
+    installed, tmp_path, caplog, monkeypatch
+) -> None:
+    kinds = [kind for kind in figure_kinds() if kind.origin]
+    assert [kind.name for kind in kinds] == ["bars", "broken_bars"], "after the built-in ones"
+    monkeypatch.setattr("autolora_eval.report.figures._base.figure_kinds", lambda: kinds)
+    table = pd.DataFrame({"cell": ["a", "b"], "diversity": [0.2, 0.3]})
+    empty = pd.DataFrame()
+    data = FigureData(table, [], {}, {}, empty, empty, empty)
+    with caplog.at_level(logging.WARNING):
+        (drawn,) = draw_figures(data, tmp_path)
+    assert drawn.svg.is_file()
+    assert drawn.png.is_file()
+    assert "'broken_bars' of example-plugins 0.3.1 failed: RuntimeError: no such column" in (
+        caplog.text
+    )

@@ -43,13 +43,14 @@ class Case:
 g = diffusers.guiders
 ALL_OTHERS = "requires check_completes_image, which failed"
 CASES = {
-    "AutoLoRA": Case(AutoLoRAGuidance, {"guidance_scale": 4.0}, model="sdxl"),
+    "AutoLoRA": Case(
+        AutoLoRAGuidance,
+        {"autolora_scale": 0.5, "guidance_scale": 4.0, "base_guidance_scale": 2.0},
+        model="sdxl",
+    ),
     "AutoLoRA without CFG": Case(
         AutoLoRAGuidance,
         skipped={"check_num_conditions_before_first_step": "no prediction at these parameters"},
-    ),
-    "AutoLoRA of three scales": Case(
-        AutoLoRAGuidance, {"autolora_scale": 0.5, "guidance_scale": 4.0, "base_guidance_scale": 2.0}
     ),
     "AutoLoRA with a reused base": Case(AutoLoRAGuidance, {"guidance_scale": 4.0, "base_every": 3}),
     "LoRA": Case(

@@ -1,4 +1,4 @@
-"""A bad guider in a run fails by name and changes no image of another method."""
+"""Third-party guiders in a run: their NFE and code, and what bad ones cannot change."""
 
 import gc
 import sys
@@ -19,6 +19,7 @@ from autolora_eval.config.plan import Plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.guider_backend import ModelDriftCheck
 from autolora_eval.generation.stage import generate
+from autolora_eval.pipeline import run_pipeline as stages
 from autolora_eval.runs.folder import RunFolder
 
 pytestmark = pytest.mark.model
@@ -89,6 +90,26 @@ class Draws(ClassifierFreeGuidance):
     def forward(self, pred_cond, pred_uncond=None):
         noise = torch.randn_like(pred_cond) + random.random() + np.random.rand()
         return GuiderOutput(pred=pred_cond + noise, pred_cond=pred_cond)
+
+class Late(ClassifierFreeGuidance):
+    "Guides while there is much noise, which it sees by the timestep alone."
+
+    def _is_cfg_enabled(self):
+        return self._timestep is None or float(self._timestep.max()) > 500
+
+class Once(ClassifierFreeGuidance):
+    "Can be used for one batch of two steps."
+    calls = 0
+
+    def forward(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls > 2:
+            raise AssertionError("used again")
+        return super().forward(*args, **kwargs)
+
+class Failing(ClassifierFreeGuidance):
+    def forward(self, pred_cond, pred_uncond=None):
+        return self.not_there(pred_cond)
 
 class Wanders(ClassifierFreeGuidance):
     def forward(self, pred_cond, pred_uncond=None):
@@ -252,3 +273,38 @@ def test_a_device_without_memory_says_nothing_of_the_model():
 
     with pytest.raises(torch.OutOfMemoryError):
         ModelDriftCheck(lambda: torch.zeros(1)).has_drifted(full)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_measured_nfe_is_recorded_instead_of_the_announced_one(plan_of, tmp_path):
+    plan = plan_of("Late")
+    assert plan.cells[0].nfe == FEW, "away from a pipeline the timestep is 0"
+    run = stages.run(plan.benchmark.file, tmp_path / "run")
+    (passes,) = {row["nfe"] for row in read_jsonl(run.folder.metadata("T--Late"))}
+    assert FEW < passes < 2 * FEW
+    assert run.table.set_index("method")["nfe"].to_dict() == {"CFG": 2 * FEW, "Late": passes}
+
+
+def test_a_failing_guider_is_reported_with_its_line_and_other_images_are_kept(plan_of, run, module):
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        generate(plan_of("Failing"), run, Progress())
+    line = CODE.splitlines().index("        return self.not_there(pred_cond)") + 1
+    message = str(caught.value)
+    assert message.startswith(f"cell 'T--Failing': the guider '{module.stem}.Failing' failed: ")
+    assert "AttributeError: 'Failing' object has no attribute 'not_there'" in message
+    assert f"({module.name}, line {line})" in message
+    assert len(read_jsonl(run.metadata("T--CFG"))) == 3
+
+
+def test_every_batch_gets_a_new_guider_and_an_edited_one_makes_its_images_anew(
+    plan_of, run, module
+):
+    plan = plan_of("Once")
+    assert generate(plan, run, Progress()).made == 6
+    assert generate(plan_of("Once"), run, Progress()).made == 0
+    module.write_text(module.read_text() + "\nFACTOR = 2\n")
+    sys.modules.pop(module.stem)
+    edited = plan_of("Once")
+    assert generate(edited, run, Progress()).made == 3, "its own, and none of CFG's"
+    before, after = (one.cells[0].method.definition.code["sha256"] for one in (plan, edited))
+    assert before != after
