@@ -94,7 +94,8 @@ def prompt_diversities(
     needed = scores[["cell", "prompt_index", "model", "method", "prompt", "image_id"]]
     for (cell, prompt_index), images in needed.groupby(["cell", "prompt_index"], sort=False):
         own, first = features[str(cell)], images.iloc[0]
-        found = diversity_of(images, own)
+        matrix = own.of(images["image_id"])
+        found = diversity(matrix)
         row: dict[str, Any] = {
             "cell": cell,
             "model": first["model"],
@@ -107,7 +108,7 @@ def prompt_diversities(
             "reason": found.reason,
         }
         for metric in others:
-            other = diversity_of(images, own, known.bound(metric, images))
+            other = known.bound(metric, images)(matrix)
             row |= {metric.name: other.value, f"{metric.name}_reason": other.reason}
         rows.append(row | ({"reference_cell": known.cells.get(str(cell))} if against else {}))
     frame = pd.DataFrame(rows)
@@ -121,15 +122,6 @@ def take_images(features: CellFeatures, ids: Iterable[str]) -> CellFeatures:
     """Return the features of some images of a cell, in the order of the file."""
     wanted = set(ids)
     return features.take([row for row, id_ in enumerate(features.ids) if id_ in wanted])
-
-
-def diversity_of(
-    images: pd.DataFrame,
-    features: CellFeatures,
-    metric: Callable[[npt.NDArray[np.float32]], Diversity] = diversity,
-) -> Diversity:
-    """Return a metric of some images of a cell, those without features left out."""
-    return metric(features.of(images["image_id"]))
 
 
 def cell_estimates(
@@ -170,7 +162,6 @@ def _over_prompts(
 def _with_products(
     spread: Estimate, sums: pd.DataFrame, counts: pd.DataFrame, units: Sequence[Hashable]
 ) -> Estimates:
-    """Return a diversity, the mean of each score, and their products."""
     estimates = {"diversity": spread}
     for column in map(str, sums):
         score = ratio_estimate(sums[column], counts[column], units)

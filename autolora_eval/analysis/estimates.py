@@ -187,14 +187,9 @@ class Interval:
         reason: why there is none; None if there is one.
     """
 
-    low: float
-    high: float
+    low: float = float("nan")
+    high: float = float("nan")
     reason: str | None = None
-
-
-def no_interval(reason: str) -> Interval:
-    """Return the interval that is not there."""
-    return Interval(float("nan"), float("nan"), reason)
 
 
 def unit_members(units: Sequence[Hashable]) -> list[Indices]:
@@ -230,7 +225,7 @@ def bootstrap_interval(
         undefined, and where all resamples agree, as those of perfect agreement do.
     """
     if n_units < MIN_UNITS:
-        return no_interval(f"an interval needs at least {MIN_UNITS} {unit}s, has {n_units}")
+        return Interval(reason=f"an interval needs at least {MIN_UNITS} {unit}s, has {n_units}")
     every, rng = np.arange(n_units, dtype=np.intp), np.random.default_rng(SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what scipy warns of is answered below, with a reason
@@ -241,11 +236,11 @@ def bootstrap_interval(
             without = np.asarray([statistic(np.delete(every, n)) for n in every])
         low, high = bca_interval(drawn, statistic(every), without)
     if np.isnan(drawn).any():
-        return no_interval(f"no interval: undefined in some resamples of {n_units} {unit}s")
+        return Interval(reason=f"no interval: undefined in some resamples of {n_units} {unit}s")
     if np.ptp(drawn) <= 1e-12 * np.abs(drawn).max():  # what is left is rounding
-        return no_interval(f"no interval: the same in every resample of {n_units} {unit}s")
+        return Interval(reason=f"no interval: the same in every resample of {n_units} {unit}s")
     if not (np.isfinite(low) and np.isfinite(high)):
-        return no_interval(f"no interval: the resamples of {n_units} {unit}s are too much alike")
+        return Interval(reason=f"no interval: resamples of {n_units} {unit}s are too much alike")
     return Interval(low, high)
 
 

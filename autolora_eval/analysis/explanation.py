@@ -18,8 +18,8 @@ from rich.text import Text
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import Json, path_inside, sha256_file
 from autolora_eval._text import NOT_RECORDED, join_names, sanitize
-from autolora_eval.analysis.cell_estimates import BoundMetric, References, diversity_of, take_images
-from autolora_eval.analysis.scores import cell_judgements, scored_features
+from autolora_eval.analysis.cell_estimates import BoundMetric, References, take_images
+from autolora_eval.analysis.scores import cell_judgements, records, scored_features
 from autolora_eval.analysis.sentences import Metric, run_metrics
 from autolora_eval.runs.feature_file import CellFeatures
 from autolora_eval.runs.folder import Run
@@ -163,7 +163,7 @@ class RunReader:
     @cached_property
     def cells(self) -> list[Row]:
         """The rows of the result table."""
-        return [{str(k): v for k, v in row.items()} for row in self.run.table.to_dict("records")]
+        return records(self.run.table)
 
     @cached_property
     def metrics(self) -> list[Metric]:
@@ -327,7 +327,7 @@ def _mean_diversity(
     if features is None:
         return math.nan
     prompts = reader.images(cell).groupby("prompt_index", sort=False)
-    values = [diversity_of(images, features, metric_for(images)).value for _, images in prompts]
+    values = [metric_for(rows)(features.of(rows["image_id"])).value for _, rows in prompts]
     return _mean([value for value in values if value is not None])
 
 

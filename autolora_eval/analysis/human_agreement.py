@@ -17,7 +17,6 @@ from autolora_eval.analysis.estimates import (
     Indices,
     Interval,
     bootstrap_interval,
-    no_interval,
     unit_members,
 )
 from autolora_eval.analysis.human_ratings import IMAGE, RATER, read_ratings
@@ -186,7 +185,6 @@ def write_agreement(run: Run, ratings: Path) -> HumanAgreement:
 
 
 def _rows(run: Run, ratings: pd.DataFrame, column: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one score: of the judge, of its expected score, and of the raters."""
     people = ratings.groupby(IMAGE)[column].mean().dropna()
     images = run.scores.iloc[people.index].assign(**{PEOPLE: people.to_numpy()})
     judge = {"score": column, "compared": JUDGE}
@@ -228,10 +226,10 @@ def _estimate(
     """Return a statistic with its interval, or the reason why it is undefined."""
     if len(x) < statistic.min_images:
         needed = f"needs at least {statistic.min_images} images with score and rating"
-        return _table_row(name, float("nan"), f"{needed}, has {len(x)}", no_interval(""), images)
+        return _table_row(name, float("nan"), Interval(reason=f"{needed}, has {len(x)}"), images)
     value = statistic.function(x, y)
     if np.isnan(value):
-        return _table_row(name, value, statistic.undefined, no_interval(""), images)
+        return _table_row(name, value, Interval(reason=statistic.undefined), images)
     unit, units = sampling_units(images)
     members = unit_members(units)
 
@@ -239,31 +237,27 @@ def _estimate(
         rows = np.concatenate([members[n] for n in drawn])
         return statistic.function(x[rows], y[rows])
 
-    interval = bootstrap_interval(of_resample, len(members), unit)
-    return _table_row(name, value, None, interval, images)
+    return _table_row(name, value, bootstrap_interval(of_resample, len(members), unit), images)
 
 
 def _raters_row(ratings: pd.DataFrame, column: str, scores: pd.DataFrame) -> dict[str, Any]:
-    """Return the agreement of people among themselves."""
     # One row per rating of an image: α does not depend on which person gave which rating.
     nth = ratings.groupby(IMAGE).cumcount()
     matrix = ratings.assign(**{NTH: nth}).pivot(index=NTH, columns=IMAGE, values=column)
     matrix = matrix.loc[:, matrix.notna().sum() > 1]
     images = scores.iloc[matrix.columns]
     if images.empty:
-        reason = "no image was rated by two people"
-        return _table_row(RATERS_ALPHA, float("nan"), reason, no_interval(""), images)
+        none = Interval(reason="no image was rated by two people")
+        return _table_row(RATERS_ALPHA, float("nan"), none, images)
     alpha = krippendorff_alpha(matrix.to_numpy())
     unit, units = sampling_units(images)
-    interval = no_interval("")
+    interval = Interval(reason=alpha.reason)
     if alpha.reason is None:
         interval = alpha_interval(matrix.to_numpy(), units, unit)
-    return _table_row(RATERS_ALPHA, alpha.value, alpha.reason, interval, images)
+    return _table_row(RATERS_ALPHA, alpha.value, interval, images)
 
 
-def _table_row(
-    name: str, value: float, reason: str | None, interval: Interval, images: pd.DataFrame
-) -> dict[str, Any]:
+def _table_row(name: str, value: float, interval: Interval, images: pd.DataFrame) -> dict[str, Any]:
     unit, units = sampling_units(images)
     return {
         "cell": ALL,
@@ -274,5 +268,5 @@ def _table_row(
         "n_images": len(images),
         "unit": unit,
         "n_units": len(set(units)),
-        "reason": reason or interval.reason,
+        "reason": interval.reason,
     }

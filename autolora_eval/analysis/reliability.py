@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from autolora_eval._files import Json
-from autolora_eval.analysis.estimates import Indices, Interval, bootstrap_interval, no_interval
+from autolora_eval.analysis.estimates import Indices, Interval, bootstrap_interval
 from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest
@@ -258,7 +258,7 @@ def sampling_units(images: pd.DataFrame) -> tuple[str, list[Hashable]]:
 def _row(cell: str, column: str, images: pd.DataFrame, ratings: Floats) -> dict[str, Any]:
     unit, units = sampling_units(images)
     alpha = krippendorff_alpha(ratings)
-    interval = no_interval("") if alpha.reason else alpha_interval(ratings, units, unit)
+    interval = Interval() if alpha.reason else alpha_interval(ratings, units, unit)
     expected = f"{column}_expected"
     return {
         "cell": cell,

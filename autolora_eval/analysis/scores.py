@@ -96,7 +96,8 @@ def _judged(
         reasons[n, repeat], is_scored[n, repeat] = said["reason"], said["scores"] is not None
         found = (said["scores"], said.get("expected")) if is_scored[n, repeat] else (None, None)
         for kind, numbers in enumerate(found):
-            values[kind, :, n, repeat] = [_number((numbers or {}).get(name)) for name in names]
+            given = [(numbers or {}).get(name) for name in names]
+            values[kind, :, n, repeat] = np.asarray(given, dtype=np.float64)  # None becomes NaN
     with np.errstate(invalid="ignore"):
         scores, expected = np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
     whys: list[str | None] = [None] * len(images)
@@ -106,15 +107,16 @@ def _judged(
     return scores, expected, whys
 
 
-def _number(value: float | None) -> float:
-    return np.nan if value is None else value
-
-
 def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return tables below each other; a column empty in one has the type that it has in others."""
     columns = dict.fromkeys(column for table in tables for column in map(str, table))
     found = pd.concat([table.dropna(axis=1, how="all") for table in tables], ignore_index=True)
     return found.assign(**{c: None for c in columns if c not in found})[list(columns)]
+
+
+def records(table: pd.DataFrame) -> list[Json]:
+    """Return a table as one mapping per row."""
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def cell_judgements(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -286,10 +286,12 @@ def _missing_notes(results: Results) -> Iterator[str]:
         yield f"{DASH} no value ({reason}): {named}."
 
 
-def group_by_model(rows: Sequence[R]) -> dict[str, list[R]]:
+def group_by_model(rows: Iterable[R]) -> dict[str, list[R]]:
     """Return rows of the result table by model, in order."""
-    models = dict.fromkeys(str(row["model"]) for row in rows)
-    return {model: [row for row in rows if row["model"] == model] for model in models}
+    groups: dict[str, list[R]] = {}
+    for row in rows:
+        groups.setdefault(str(row["model"]), []).append(row)
+    return groups
 
 
 # --------------------

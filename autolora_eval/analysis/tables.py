@@ -25,6 +25,7 @@ from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import (
     join_scores,
     one_type_a_column,
+    records,
     scored_features,
     with_image_errors,
     write_timings,
@@ -191,7 +192,6 @@ def _check_swept_columns(file: Path, manifest: RunManifest, keys: Sequence[str])
 
 
 def _with_published(table: pd.DataFrame, file: Path, manifest: RunManifest) -> pd.DataFrame:
-    """Return the table with published values beside ours."""
     published, keys = read_published(file, manifest)
     # A parameter that no cell has is a column of None, which cannot be merged on as a number.
     numbers = {key: pd.to_numeric(table[key]) for key in keys if key not in ("model", "method")}
@@ -229,8 +229,7 @@ def _write_readable(
         cell.id: {name: format_swept_value(value) for name, value in cell.point.items()}
         for cell in manifest.cells
     }
-    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-    layout = choose_layout(Results(rows, shown, sweep, points, reasons))
+    layout = choose_layout(Results(records(table), shown, sweep, points, reasons))
     write_text(folder.table("md"), markdown(layout))
     write_text(folder.table("tex"), latex(layout))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._text import Sentences, as_finite_float, truncate
-from autolora_eval.analysis.scores import as_said, rubric_of
+from autolora_eval.analysis.scores import as_said, records, rubric_of
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.grids import Thumbnail, count_pixels, load_thumbnails
 from autolora_eval.report.run_view import (
@@ -16,7 +16,6 @@ from autolora_eval.report.run_view import (
     Row,
     RunView,
     in_words,
-    records,
     text_of,
 )
 from autolora_eval.scoring.judgement_store import JudgementFile

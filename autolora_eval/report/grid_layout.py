@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import pandas as pd
 
 from autolora_eval._text import Sentences, as_finite_float, format_fixed, parameter_label, truncate
+from autolora_eval.analysis.scores import records
 from autolora_eval.report.findings import (
     best_of_each_method,
     best_row,
@@ -16,7 +17,7 @@ from autolora_eval.report.findings import (
     rows_at_point,
     side_by_side,
 )
-from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, records
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView
 
 PROMPTS_SHOWN = 2
 PROMPTS_DOWN = 6

@@ -23,7 +23,7 @@ from autolora_eval.analysis.table_layout import Footnote, Table, TableCell, Tabl
 from autolora_eval.report.cost_summary import cost_cells, cost_columns
 from autolora_eval.report.figures._style import in_parts
 from autolora_eval.report.findings import best_of_each_method, deciding_metric, loss
-from autolora_eval.report.run_view import NAME_LENGTH, NO_REASON, Row, RunView, by_model, text_of
+from autolora_eval.report.run_view import NAME_LENGTH, NO_REASON, Row, RunView, text_of
 
 # The most columns with intervals that fit on an A4 page.
 METRICS_PER_TABLE = 6
@@ -104,7 +104,7 @@ def _by_cell(view: RunView, part: Sequence[Metric], rows: Sequence[Row], chosen:
     footnotes = Footnotes()
     best = {
         (model, metric): table_layout.best_text([row.get(metric.column) for row in own], metric)
-        for model, own in by_model(rows).items()
+        for model, own in table_layout.group_by_model(rows).items()
         for metric in part
     }
 
@@ -291,7 +291,7 @@ def group_rows(
 ) -> tuple[TableGroup, ...]:
     """Return one line per cell, or per one of `rows`, grouped by model."""
     groups = []
-    for model, own in by_model(view.rows if rows is None else rows).items():
+    for model, own in table_layout.group_by_model(view.rows if rows is None else rows).items():
         lines = tuple(TableRow((view.labels[row["cell"]],), tuple(cells(row))) for row in own)
         groups.append(TableGroup(truncate(model, NAME_LENGTH), lines))
     return tuple(groups)

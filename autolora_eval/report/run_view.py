@@ -17,8 +17,9 @@ from autolora_eval._text import (
     sanitize,
     truncate,
 )
-from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
+from autolora_eval.analysis.scores import SECONDS_PER_IMAGE, records
 from autolora_eval.analysis.sentences import Comparison, Metric, read_comparison, run_metrics
+from autolora_eval.analysis.table_layout import group_by_model
 from autolora_eval.report.figures._base import FigureData
 from autolora_eval.runs.folder import Run, open_run
 from autolora_eval.runs.manifest import RunManifest
@@ -73,7 +74,7 @@ class RunView:
     @cached_property
     def models(self) -> dict[str, list[Row]]:
         """The rows of the result table by model, in order."""
-        return by_model(self.rows)
+        return group_by_model(self.rows)
 
     @cached_property
     def points(self) -> dict[str, dict[str, str]]:
@@ -220,22 +221,12 @@ def read_run_view(folder: RunFolder) -> RunView:
     return RunView(run, run_metrics(run.manifest))
 
 
-def records(table: pd.DataFrame) -> list[Row]:
-    """Return a table as one mapping a row."""
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-
-
 def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
     """Return rows by their values in some columns, in order."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(column) for column in columns), []).append(row)
     return groups
-
-
-def by_model(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Return rows by model, in order."""
-    return {model: own for (model,), own in grouped(rows, "model").items()}
 
 
 def row_where(rows: Iterable[Row], **where: str) -> Row:

@@ -111,11 +111,6 @@ def _facets(data: FigureData, model: str, sweep: Sweep, others: Sequence[Sweep])
     return found
 
 
-def spread_out(n: int, at_most: int) -> list[int]:
-    """Return at most so many of 0 … n − 1, the first and the last among them, evenly spread."""
-    return sorted(set(np.linspace(0, n - 1, min(n, at_most)).round().astype(int).tolist()))
-
-
 def _sheets(data: FigureData) -> Iterator[_Sheet]:
     found = sweeps(data)
     models = [str(model) for model in data.table["model"].unique()]
@@ -134,7 +129,8 @@ def _sheets(data: FigureData) -> Iterator[_Sheet]:
         else:
             for model, own in by_model.items():
                 of_model = f"_{slug(model)[:60]}" if len(models) > 1 else ""
-                kept = [own[n] for n in spread_out(len(own), FACETS)]
+                spread = np.linspace(0, len(own) - 1, min(len(own), FACETS)).round()
+                kept = [own[int(n)] for n in spread]
                 groups.append((name + of_model, kept, len(own) - len(kept)))
         for title, facets, n_left_out in groups:
             for metrics in _style.metrics_of_a_figure(data.metrics, len(facets)):
