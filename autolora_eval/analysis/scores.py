@@ -126,7 +126,8 @@ def cell_judgements(
     judge = manifest.judge
     if judge is None:
         return {}
-    found, rubric = judgements_by_image(folder.judgements(cell), judge.key), rubric_of(manifest)
+    rubric = rubric_of(manifest)
+    found = judgements_by_image(JudgementFile(folder.judgements(cell)).rows(judge.key))
     return {
         image: [as_said(row, rubric) for row in rows if row["repeat"] < judge.repeats]
         for image, rows in found.items()

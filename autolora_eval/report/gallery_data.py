@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -18,7 +18,7 @@ from autolora_eval.report.run_view import (
     in_words,
     text_of,
 )
-from autolora_eval.scoring.judgement_store import JudgementFile
+from autolora_eval.scoring.judgement_store import JudgementFile, judgements_by_image
 
 IMAGES_SHOWN = 480
 PIXELS_READ = 256 * 1024 * 1024
@@ -102,7 +102,7 @@ def choose_numbers(n_prompts: int, n_seeds: int, limit: int) -> tuple[int, int]:
 RAW_LENGTH = 2000
 REPEATS_SHOWN = 5
 
-ByImage = dict[tuple[object, object], list[Row]]
+ByImage = dict[tuple[str, str | None], list[Row]]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Replies:
         known = self._cells[cell]
         if isinstance(known, str):
             return [ShownReply(known)]
-        found = known.get((row.get("image_id"), row.get("sha256")), [])
+        found = known.get((str(row.get("image_id")), row.get("sha256")), [])
         if not found:
             return [ShownReply(say.no_reply(_file(cell)))]
         shown = [
@@ -150,19 +150,10 @@ class Replies:
         try:
             rows = JudgementFile(folder.judgements(cell)).rows(self._key)
             wanted = (row for row in rows if (cell, row["image_id"]) in self._ids)
-            return _by_image(as_said(row, self._rubric) for row in wanted)
+            return judgements_by_image(as_said(row, self._rubric) for row in wanted)
         except (AutoLoRAEvalError, OSError, ValueError, LookupError, TypeError) as error:
             message = (str(error).splitlines() or [type(error).__name__])[0]
             return say.unreadable(_file(cell), truncate(message, REASON_LENGTH))
-
-
-def _by_image(rows: Iterable[Row]) -> ByImage:
-    """Return rows by image and its hash, in order of repeat; the last row of a repeat counts."""
-    found: dict[tuple[object, object], dict[int, Row]] = {}
-    for row in rows:
-        image = found.setdefault((row["image_id"], row["sha256"]), {})
-        image[int(row.get("repeat", 0))] = row
-    return {image: [repeats[n] for n in sorted(repeats)] for image, repeats in found.items()}
 
 
 def _shown(row: Row, n: int, total: int, cell: str, judged: Sequence[Metric]) -> ShownReply:

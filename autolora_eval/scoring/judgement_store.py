@@ -151,16 +151,16 @@ class JudgementFile:
         return dict(row)
 
 
-def judgements_by_image(path: Path, key: str) -> dict[tuple[str, str | None], list[Json]]:
-    """Return judgements with this `judge_key` by (image id, SHA-256), ordered by repeat.
+def judgements_by_image(rows: Iterable[Json]) -> dict[tuple[str, str | None], list[Json]]:
+    """Return judgements by (image id, SHA-256), ordered by repeat; the last of a repeat counts.
 
     They include failed calls, which a later run repeats.
     """
     found: dict[tuple[str, str | None], dict[int, Json]] = {}
-    for row in JudgementFile(path).rows(key):
+    for row in rows:
         image_id, sha256, repeat = JudgementKey.of(row)
         found.setdefault((image_id, sha256), {})[repeat] = row
-    return {image: [rows[n] for n in sorted(rows)] for image, rows in found.items()}
+    return {image: [by_repeat[n] for n in sorted(by_repeat)] for image, by_repeat in found.items()}
 
 
 def _truncate_torn_line(stream: BinaryIO) -> None:

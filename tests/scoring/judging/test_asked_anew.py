@@ -17,7 +17,7 @@ from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
 from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.scoring.judgement_store import judgements_by_image
+from autolora_eval.scoring.judgement_store import JudgementFile, judgements_by_image
 from autolora_eval.scoring.judging import open_judge
 from autolora_eval.scoring.reply import MAX_REPLY
 
@@ -87,7 +87,7 @@ def test_only_a_changed_image_is_judged_again(make, folder, server) -> None:
     assert (done.done, len(server.calls)) == (1, N + 1)
     cell = plan.cells[0].id
     key = plan.jobs[0].file, sha256_file(first)
-    (row,) = judgements_by_image(folder.judgements(cell), done.key)[key]
+    (row,) = judgements_by_image(JudgementFile(folder.judgements(cell)).rows(done.key))[key]
     assert row["raw"] == by_content(server.calls[-1], 0)
 
 
