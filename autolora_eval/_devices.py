@@ -20,23 +20,9 @@ from typing import Any
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 
 PACKAGES = (
-    # these four decide images
-    "torch",
-    "diffusers",
-    "peft",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "safetensors",
-    "aiohttp",
-    "llguidance",
-    "timm",
-    "krippendorff",
-    "numpy",
-    "scipy",
-    "pandas",
-    "pillow",
-    "typst",
+    *("torch", "diffusers", "peft", "transformers"),  # these four decide images
+    *("tokenizers", "accelerate", "safetensors", "aiohttp", "llguidance", "timm"),
+    *("krippendorff", "numpy", "scipy", "pandas", "pillow", "typst"),
 )
 _NVIDIA_SMI = (
     *("nvidia-smi", "--query-gpu=name,memory.total,memory.free"),
@@ -199,14 +185,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine.
-
-    Attributes:
-        cores: number of CPU cores.
-        memory: system memory in GiB.
-        gpus: the NVIDIA GPUs that this process may use.
-        accelerator: what the installed torch can use: `cuda`, `mps` or `cpu`.
-    """
+    """This machine: cores, memory in GiB, visible NVIDIA GPUs, and what torch can use."""
 
     cores: int
     memory: float

@@ -35,13 +35,7 @@ MAX_DIGITS = 300
 
 @dataclass(frozen=True)
 class YamlFile:
-    """A YAML document and the lines of its keys.
-
-    Attributes:
-        path: the file.
-        data: its content.
-        lines: key path, each part as text → line, from 1.
-    """
+    """A YAML document, and the line (from 1) of each key path, with its parts as text."""
 
     path: Path
     data: Any

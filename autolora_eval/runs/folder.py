@@ -39,11 +39,7 @@ class _File:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run.
-
-    Attributes:
-        path: the folder.
-    """
+    """The files of one run."""
 
     path: Path
 

@@ -107,14 +107,7 @@ def _state(path: Path, recorded: object) -> tuple[str | None, str | None]:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file that can be opened, byte for byte.
-
-    Attributes:
-        data: the file's bytes.
-        format: as Pillow names it, such as `PNG`.
-        width: pixels.
-        height: pixels.
-    """
+    """The bytes of an image file that can be opened, and its format as Pillow names it."""
 
     data: bytes
     format: str

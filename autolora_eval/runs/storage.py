@@ -89,10 +89,7 @@ def working_copy(
 class _Known(NamedTuple):
     """A file that is equal here and at the URL.
 
-    Attributes:
-        size: bytes.
-        mtime_ns: when it was changed here.
-        mark: identifies its version at the URL; empty if it was sent and not listed yet.
+    `mark` identifies its version there. It is empty if the file was sent and not listed yet.
     """
 
     size: int

@@ -103,12 +103,7 @@ class ExtractorKind:
 
 @dataclass(frozen=True)
 class ThirdPartyExtractor:
-    """A third-party extractor whose results are validated.
-
-    Attributes:
-        name: its name in the benchmark file.
-        extractor: takes RGB images and returns an array or tensor [N, D].
-    """
+    """A third-party extractor whose results are validated."""
 
     name: str
     extractor: Callable[[Sequence[Image.Image]], Any]
@@ -219,12 +214,7 @@ EXTRACTORS = Registry(
 
 @dataclass(frozen=True)
 class ResolvedExtractor:
-    """The extractor of a benchmark, not yet loaded.
-
-    Attributes:
-        kind: the kind of extractor.
-        parameters: its parameters.
-    """
+    """The extractor of a benchmark, not yet loaded."""
 
     kind: ExtractorKind
     parameters: MethodParameters

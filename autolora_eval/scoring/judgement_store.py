@@ -44,13 +44,7 @@ class JudgementKey(NamedTuple):
 
 
 class JudgementStatus(NamedTuple):
-    """The status of one judgement.
-
-    Attributes:
-        final: the judge need not be asked again.
-        scored: the judgement has scores.
-        attempts: calls made for it.
-    """
+    """The calls made for one judgement, and whether it is scored and need not be asked again."""
 
     final: bool
     scored: bool

@@ -175,8 +175,7 @@ def _python_dict(text: str, at: int) -> tuple[object, int]:
 def _literal(text: str) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # invalid escape sequences
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore")  # invalid escape sequences
             return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None

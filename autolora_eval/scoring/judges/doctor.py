@@ -62,13 +62,7 @@ LAUNCHERS = ("uvx", "docker", "podman")
 
 @dataclass(frozen=True)
 class Requirement:
-    """One requirement of a judge.
-
-    Attributes:
-        met: whether it is fulfilled here.
-        fact: what was found.
-        step: what to do if it is not fulfilled.
-    """
+    """One requirement of a judge, what was found, and what to do if it is not met."""
 
     met: bool
     fact: str

@@ -60,24 +60,14 @@ class StructuredOutput:
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of one call.
-
-    Attributes:
-        reply: the reply, or the reason why the call failed.
-        retry_after: the server's Retry-After header in seconds; None if absent.
-    """
+    """The reply or failure of one call, and the seconds of the server's Retry-After header."""
 
     reply: Reply
     retry_after: float | None = None
 
 
 class Dialect:
-    """The arguments that a server's API rejects, learnt from its error messages.
-
-    Attributes:
-        refused: sampling parameters that are omitted.
-        limit: the name of the parameter that limits a reply's length.
-    """
+    """The arguments that a server rejects, and its name of the limit of a reply."""
 
     def __init__(self) -> None:
         self.refused: set[str] = set()

@@ -45,13 +45,7 @@ class BadAnswerError(Exception):
 
 
 class StatusError(Exception):
-    """A server answered a call with an error.
-
-    Attributes:
-        status: the HTTP status.
-        retry_after: the Retry-After header in seconds; None if absent.
-        detail: the server's error message; None if there is none.
-    """
+    """A server answered with an error, perhaps with a message and a Retry-After header."""
 
     def __init__(self, status: int, retry_after: float | None, detail: str | None) -> None:
         super().__init__(status)
@@ -60,17 +54,7 @@ class StatusError(Exception):
 
 @dataclass
 class Server:
-    """One address at which the judge is served.
-
-    Attributes:
-        url: the address, ending in `/v1`.
-        session: the connections to it.
-        active_calls: calls in progress.
-        total_calls: calls made so far.
-        failures: consecutive failed calls.
-        down_reason: why the server is not used; None while it is used.
-        last_probe: monotonic time of the last probe.
-    """
+    """One address at which the judge is served. Its `failures` are consecutive."""
 
     url: str
     session: aiohttp.ClientSession
