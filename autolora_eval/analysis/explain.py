@@ -35,6 +35,7 @@ from autolora_eval.analysis.explanation import (
     source_text,
 )
 from autolora_eval.runs.folder import open_run
+from autolora_eval.runs.records import JudgeRecord
 from autolora_eval.scoring.diversity import leave_one_out
 from autolora_eval.scoring.rubric import Rubric
 
@@ -190,7 +191,7 @@ def _inputs(reader: RunReader, cell: str) -> Section:
         "run as": join(model.device, model.dtype, model.pipeline_class),
         "settings key": join(entry.settings_key),
         "extractor": features and join(source_text(features.identity), key=features.key),
-        "judge": judge and join(source_text(judge.identity), key=judge.key),
+        "judge": judge and join(_judge_text(judge), key=judge.key),
         "rubric": judge and join(judge.rubric_name, **{"SHA-256": judge.rubric_sha256}),
         "benchmark": join(benchmark, **{"SHA-256": benchmark_sha256}),
         "prompts": join(**{"SHA-256": manifest.prompts_sha256}),
@@ -341,6 +342,12 @@ def _neighbours(reader: RunReader, row: Row) -> Iterator[Section]:
         rows.append({"cell": other["cell"], "cosine": format_fixed(cosine), "file": other["file"]})
     if rows:
         yield Section("Same prompt and seed, other methods", rows=rows)
+
+
+def _judge_text(judge: JudgeRecord) -> str:
+    """Return where a judge's files come from, or that a server has it."""
+    on_server = f"{judge.model} on a server"
+    return on_server if judge.identity is None else source_text(judge.identity)
 
 
 def _judge_sections(reader: RunReader, prompt: str, replies: list[Json]) -> Iterator[Section]:

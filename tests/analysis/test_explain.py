@@ -67,6 +67,10 @@ def test_a_run_whose_nfe_is_unknown_can_be_explained(folder):
     assert values(explain(folder.path, CELL), "Summary")["NFE per image"] == "not recorded"
 
 
+def test_a_judge_on_a_server_is_named(folder):
+    assert values(explain(folder.path, CELL), "Inputs")["judge"].startswith("someone on a server, ")
+
+
 @pytest.mark.parametrize("changed", [["pc", "div_pc"], ["diversity"]])
 def test_a_table_value_that_the_files_do_not_give_is_reported(folder, changed):
     path = folder.table("parquet")
