@@ -64,11 +64,9 @@ def cell_outlooks(
     for model in plan.benchmark.models.values():
         here = ModelOnDevice.of(plan, model, device, dtype)
         for cell in here.cells:
-            settings = None
-            key = recorded.get(cell.id)  # of an image set, which is not read here
-            if cell.method.kind != "images":
-                settings = here.settings(cell)
-                key = content_hash(settings)
+            # An image set is not read here.
+            settings = here.settings(cell) if cell.method.kind != "images" else None
+            key = recorded.get(cell.id) if settings is None else content_hash(settings)
             found.append(_cell_outlook(plan, folder, manifest, cell, key, settings))
     return found
 
@@ -182,18 +180,17 @@ def _stages(
     for one in cells:
         if one.to_make:
             reasons.setdefault(one.why, []).append(one)
-    why = tuple(f"{_titles(found)}: {why}" for why, found in reasons.items())
+    why = tuple(
+        f"{sum(one.to_make for one in found):,} of "
+        f"{first_few([one.cell.title for one in found], CHANGES_NAMED)}: {why}"
+        for why, found in reasons.items()
+    )
     kept = sum(len(one.kept) for one in cells)
     images = StageOutlook("Images", kept, plan.n_images - kept, why)
     stages = [images, _features(plan, folder, manifest, cells)]
     if plan.benchmark.rubric is not None:
         stages.append(_judgements(plan, folder, manifest, cells, device))
     return stages
-
-
-def _titles(found: list[CellOutlook]) -> str:
-    n = sum(one.to_make for one in found)
-    return f"{n:,} of {first_few([one.cell.title for one in found], CHANGES_NAMED)}"
 
 
 def _features(

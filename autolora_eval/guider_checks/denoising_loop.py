@@ -100,7 +100,7 @@ def _run_step(
     for batch in batches:
         name = prediction_name(batch)
         guider.prepare_models(model.denoiser)
-        step.is_conditional[name] = _is_conditional(batch, inputs)
+        step.is_conditional[name] = _branch([(prompt_embeddings(batch), inputs.prompt)])
         batch.noise_pred = predict(index, name, batch)
         # A copy, because a guider may work in place.
         step.predictions[name] = batch.noise_pred.clone()
@@ -124,7 +124,9 @@ def denoiser_predictions(
     ignores = ignores_denoiser(type(guider))
 
     def predict(index: int, name: str, batch: Any) -> torch.Tensor:  # noqa: ANN401
-        branch = _branch(batch, model.fields(inputs, index)) if cached else None
+        fields = model.fields(inputs, index).items()
+        given = [(getattr(batch, name, None), pair) for name, pair in fields]
+        branch = _branch(given) if cached else None
         settings = frozenset[str]() if ignores or branch is None else model.settings()
         if settings is None:
             return model.predict(inputs, index, batch)
@@ -200,17 +202,12 @@ def _require_prediction(output: Any) -> torch.Tensor:  # noqa: ANN401
     return first
 
 
-def _branch(batch: Any, fields: Mapping[str, Any]) -> bool | None:  # noqa: ANN401
-    """Return `True` if all fields of a batch are the prompts', `False` if the null prompt's."""
-    return _which([(getattr(batch, name, None), pair) for name, pair in fields.items()])
+def _branch(fields: Sequence[tuple[Any, Sequence[Any]]]) -> bool | None:
+    """Return `True` if all values are the prompts', `False` if the null prompt's.
 
-
-def _is_conditional(batch: Any, inputs: ModelInputs) -> bool | None:  # noqa: ANN401
-    return _which([(prompt_embeddings(batch), inputs.prompt)])
-
-
-def _which(fields: Sequence[tuple[Any, Sequence[Any]]]) -> bool | None:
-    """Return `True` if all values are the first of their pairs, `False` if the second."""
+    Args:
+        fields: each value, and what it is for the prompts and for the null prompt.
+    """
     for branch, index in ((True, 0), (False, 1)):
         if all(tensors_equal(value, pair[index]) for value, pair in fields):
             return branch

@@ -47,15 +47,6 @@ def sgm(pairs: Pairs, prefix: str, separator: str) -> Pairs:
     return {prefix + names[name].replace(".", separator): pair for name, pair in pairs.items()}
 
 
-def alphas_of_single_layers(pairs: Pairs) -> Tensors:
-    tensors = kohya(pairs)
-    for number, name in enumerate(pairs):
-        stem, alpha = "lora_unet_" + name.replace(".", "_"), 1.0 + number % 5
-        tensors[f"{stem}.alpha"] = torch.tensor(alpha)
-        tensors[f"{stem}.lora_up.weight"] = pairs[name][1] * (RANK / alpha)
-    return tensors
-
-
 def ranks_of_single_layers(pairs: Pairs) -> Tensors:
     """Every second layer at twice the rank, the added half without effect."""
     wide = {}
@@ -79,13 +70,8 @@ def flat_kernels(pairs: Pairs) -> Tensors:
 
 
 VALUES: dict[str, Callable[[Pairs], Tensors]] = {
-    "kohya, alpha below the rank": lambda p: kohya(p, alpha=1.5),
-    "kohya, alphas of single layers": alphas_of_single_layers,
     "kohya, alphas as integers": lambda p: {
         k: v.to(torch.int64) if k.endswith("alpha") else v for k, v in kohya(p).items()
-    },
-    "kohya, alphas in bfloat16": lambda p: {
-        k: v.to(torch.bfloat16) if k.endswith("alpha") else v for k, v in kohya(p).items()
     },
     "kohya, kernels flattened": flat_kernels,
     "float64": lambda p: {k: v.double() for k, v in kohya(p).items()},
@@ -126,8 +112,6 @@ def test_one_lora_in_every_form_does_the_same(form, unet, tmp_path):
 
 HEADERS = {
     "alpha and rank": {"rank": "4", "alpha": "2"},
-    "kohya's": {"ss_network_dim": "4", "ss_network_alpha": "2.0"},
-    "diffusers'": {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 2})},
     "diffusers', by pattern": {
         "lora_adapter_metadata": json.dumps(
             {"unet.r": 4, "unet.lora_alpha": 9, "unet.alpha_pattern": {"to_q": 2, "to_v": 2}}
@@ -182,11 +166,10 @@ def test_dora_keeps_its_magnitudes(form, unet, tmp_path):
     assert read_lora_file(tmp_path / "lora.safetensors").kind == "DoRA (LoCon)"
 
 
-# Further names are in test_lora_variants.py.
+# Further names, and other forms of alpha, are in test_lora_variants.py.
 TEXT = {
     "kohya without text_model": lambda p: kohya(p, "lora_te1_"),
     "kohya for one encoder": lambda p: kohya(p, "lora_te_text_model_"),
-    "diffusers": lambda p: named(p, "text_encoder."),
 }
 
 

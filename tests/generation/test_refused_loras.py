@@ -153,8 +153,8 @@ def test_a_lora_of_another_base_model_is_refused(unet, transformer, tmp_path):
             "tunes text_encoder_3",
         ),
         (  # SD 1.5 has attention in its first block, which SDXL has not
-            {key.replace("mid_block", "down_blocks_0"): value for key, value in LAYER.items()},
-            r"1 of the 1 layers .* such as 'lora_unet_down_blocks_0_attentions_0_proj_in\.",
+            LAYER | {k.replace("mid_block", "down_blocks_0"): v.clone() for k, v in LAYER.items()},
+            r"1 of the 2 layers .* such as 'lora_unet_down_blocks_0_attentions_0_proj_in\.",
         ),
         (
             LAYER
