@@ -6,7 +6,8 @@ Run: python docs/write_command_line.py
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,10 @@ HEAD = """# Command line
 
 <!-- Written by docs/write_command_line.py. Change the help texts in autolora_eval/cli.py. -->
 
-- `BENCHMARK` is a benchmark file, the name of a shipped benchmark such as `quickstart`, or a run
-  folder.
-- `RUN` is a run folder. It can be [at a URL](../how_to/cluster.md#without-a-shared-disk).
 - The exit code is 0 for success, 1 for a failure, 2 for input that cannot be used, and 130 after
   Ctrl-C.
 - `autolora-eval --debug COMMAND …` shows the traceback of a failure.
+- A run folder can be [at a URL](../how_to/cluster.md#without-a-shared-disk).
 
 | environment variable | effect |
 | --- | --- |
@@ -34,6 +33,8 @@ HEAD = """# Command line
 | `AUTOLORA_EVAL_ALLOW` | names of other variables that a benchmark may read, separated by commas |
 | `AUTOLORA_EVAL_DEBUG` | `1` shows the traceback of a failure |
 | `HF_HUB_OFFLINE` | `1` makes huggingface_hub use downloaded files only |
+
+## Arguments and options of several commands
 """
 # Markdown would read the brackets of reports/<benchmark name> as a tag.
 _BRACKETS = re.compile(r"(?:[\w./-]*<[\w ]+>)+(?:[\w./-]*\w)?")
@@ -41,26 +42,44 @@ _BRACKETS = re.compile(r"(?:[\w./-]*<[\w ]+>)+(?:[\w./-]*\w)?")
 
 def page() -> str:
     """Return the page's text."""
-    group = typer.main.get_command(app)
-    sections = [_section(name, command) for name, command in group.commands.items()]
-    return "\n".join([HEAD, *sections])
+    commands = typer.main.get_command(app).commands.items()
+    usages, rows = {}, {}
+    for name, command in commands:
+        with typer.Context(command, info_name=f"autolora-eval {name}") as context:
+            usage = command.get_usage(context).removeprefix("Usage: ")
+            usages[name] = re.sub(r"[{}]", "", usage)
+            rows[name] = dict(_row(one, context) for one in command.params)
+    count = Counter(row for described in rows.values() for row in described.items())
+    shared = dict(row for row, n in count.items() if n > 1)
+    sections = [
+        _section(name, str(command.help), usages[name], rows[name], shared)
+        for name, command in commands
+    ]
+    return "\n".join([HEAD, *_items(shared), "", *sections])
 
 
-def _section(name: str, command: Any) -> str:  # noqa: ANN401
-    with typer.Context(command, info_name=f"autolora-eval {name}") as context:
-        usage = re.sub(r"[{}]", "", command.get_usage(context).removeprefix("Usage: "))
-        rows = list(_rows(command, context))
-    title = f"## `autolora-eval {name}`"
-    return "\n".join([title, "", command.help, "", "```text", usage, "```", "", *rows, ""])
+def _row(parameter: Any, context: Any) -> tuple[str, str]:  # noqa: ANN401
+    name, meaning = parameter.get_help_record(context)
+    if parameter.param_type_name == "argument":  # the usage says whether it is required
+        name, meaning = name.partition(" <")[0], meaning.removesuffix("[required]")
+    meaning = " ".join(meaning.removesuffix("[x>=1]").split())
+    return name, _BRACKETS.sub(r"`\g<0>`", meaning)
 
 
-def _rows(command: Any, context: Any) -> Iterator[str]:  # noqa: ANN401
-    for parameter in command.params:
-        name, meaning = parameter.get_help_record(context)
-        if parameter.param_type_name == "argument":  # the usage says whether it is required
-            name, meaning = name.partition(" <")[0], meaning.removesuffix("[required]")
-        meaning = meaning.removesuffix("[x>=1]")
-        yield f"- `{name}`: " + _BRACKETS.sub(r"`\g<0>`", " ".join(meaning.split()))
+def _items(rows: Mapping[str, str]) -> list[str]:
+    return [f"- `{name}`: {meaning}" for name, meaning in rows.items()]
+
+
+def _section(
+    name: str, help_: str, usage: str, rows: Mapping[str, str], shared: Mapping[str, str]
+) -> str:
+    own = {name: meaning for name, meaning in rows.items() if shared.get(name) != meaning}
+    options = [one.partition(" ")[0] for one in rows.keys() - own.keys() if one.startswith("-")]
+    above = ", ".join(f"`{option}`" for option in sorted(options))
+    lines = [*_items(own), *([f"- see above: {above}"] if above else [])]
+    return "\n".join(
+        [f"## `autolora-eval {name}`", "", help_, "", "```text", usage, "```", "", *lines, ""]
+    )
 
 
 if __name__ == "__main__":
