@@ -205,8 +205,8 @@ def pipeline_class(index: Path, reference: str) -> str:
         )
     if not isinstance(name, str) or not name:
         raise UsageError(
-            f"the {INDEX} of '{reference}' names no '_class_name', so it is no pipeline of "
-            "diffusers. Write one with save_pretrained."
+            f"the {INDEX} of '{reference}' names no '_class_name', so it is not a "
+            "pipeline of diffusers. Write one with save_pretrained."
         )
     return name
 
@@ -240,7 +240,7 @@ def no_guider(reference: str, name: str) -> str:
     """Return the message for a pipeline without a guider."""
     return (
         f"'{reference}' is a {name}, and the modular pipeline that diffusers has for it takes no "
-        f"guider, so that no guidance method can act on it. {WHAT_WORKS}"
+        f"guider, so guidance methods cannot act on it. {WHAT_WORKS}"
     )
 
 
@@ -284,7 +284,7 @@ def image_size(spec: Model, pipeline: Source) -> tuple[int, int]:
             raise UsageError(
                 f"the size of its images cannot be read from '{pipeline.name}': expected a "
                 "whole number as the denoiser's sample_size and a list as the VAE's "
-                "block_out_channels. State width and height."
+                "block_out_channels. Set width and height."
             )
         side = sample_size * 2 ** (len(blocks) - 1)
     return spec.width or side, spec.height or side

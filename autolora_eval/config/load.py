@@ -306,7 +306,7 @@ def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str 
         also = " beside those that are part of the base model" if model.spec.loras else ""
         return (
             f"on '{model.name}': '{method.definition.name}' compares the model with and without "
-            f"its LoRA, and this model has none{also}. State one as 'lora', or remove the method."
+            f"its LoRA, and this model has none{also}. Add a LoRA, or remove the method."
         )
     try:
         pipeline = known_class(model.layout)

@@ -263,7 +263,7 @@ def check_variant(model: ResolvedModel, files: Iterable[str] | None = None) -> N
         return
     there = sorted(name or "none" for name in set.intersection(*(found[name] for name in parts)))
     asked = "weights without a variant" if spec.variant is None else f"variant '{spec.variant}'"
-    advice = f"State one that it has: {', '.join(there)}." if there else "Download it again."
+    advice = f"Set one that it has: {', '.join(there)}." if there else "Download it again."
     if there == ["none"]:
         advice = "Remove 'variant'."
     raise UsageError(f"'{source.name}' has no {asked} of {', '.join(lacking)}. {advice}")

@@ -1,4 +1,4 @@
-"""What a benchmark of someone else would do, read from its text: nothing is imported or started."""
+"""What a third-party benchmark would do, read from its text. Nothing is imported or started."""
 
 from __future__ import annotations
 

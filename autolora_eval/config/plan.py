@@ -23,7 +23,7 @@ PNG_BYTES_PER_PIXEL = 1.6
 ROW_BYTES = 1_000
 JUDGEMENT_BYTES = 1_000
 FEATURE_BYTES = 4 * 1536
-# Figures and report: at least, for they embed pictures up to a limit.
+# Figures and report: at least this, since they embed pictures up to a limit.
 REPORT_BYTES = 4_000_000
 
 

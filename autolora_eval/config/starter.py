@@ -134,7 +134,7 @@ def write_starter(
     if file.suffix not in (".yaml", ".yml"):
         raise UsageError(f"'{file}': a benchmark file ends in .yaml.")
     if file.exists():
-        raise UsageError(f"'{file}' is there already; name another file, or remove it.")
+        raise UsageError(f"'{file}' already exists. Name another file, or remove it.")
     family = "sd3" if _is_sd3(pipeline) else "sdxl"
     steps, scale = _DEFAULTS[family]
     environment = Environment(
@@ -180,7 +180,7 @@ def _refuse_other_schema(file: Path) -> None:
         found = None
     if not isinstance(found, dict) or found.get("title") != TITLE:
         raise UsageError(
-            f"'{file}' is there already, and is not a schema of autolora-eval. Move it, or write "
+            f"'{file}' already exists, and it is not a schema of autolora-eval. Move it, or write "
             "the benchmark into another folder."
         )
 

@@ -124,7 +124,7 @@ class ModelOnDevice:
             f"the model '{self.model.name}' ran out of memory on '{self.device}': "
             f"{width} × {height} pixels, batch_size {batch_size}, {self.dtype}, offload {offload}"
             f"{known}. {what_fits}. offload changes no image; another batch_size or "
-            "guidance_batching makes all images anew. Finished images are kept."
+            "guidance_batching makes all images again. Finished images are kept."
         )
 
 
@@ -165,7 +165,7 @@ def image_settings(
 
     The batch size is included: images are bitwise independent of their batch, but between batch
     sizes they differ in the last bits. Paths and the number of a device are not included. Versions
-    of libraries are written to each image's row instead: an update does not start a run anew.
+    of libraries are written to each image's row instead: an update does not start a run again.
 
     Args:
         cell: the cell.

@@ -147,9 +147,9 @@ def other_libraries(cells: list[CellOutlook], folder: Path) -> str | None:
     return (
         f"{pluralize(n_kept, 'image')} of '{folder}' {'was' if n_kept == 1 else 'were'} made with "
         f"other libraries: {'; '.join(shown)}. The {pluralize(to_make, 'image')} still to make "
-        "could differ from them for that reason alone. Install those versions again, or accept "
-        "both with --accept-versions, which the report says, or make all anew with another "
-        "--output."
+        "could differ for that reason alone. Install those versions again; or pass "
+        "--accept-versions to keep both, which the report then says; or choose another --output "
+        "to make all images again."
     )
 
 

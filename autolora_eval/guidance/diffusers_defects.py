@@ -75,7 +75,7 @@ def refuse_mambo(p: Parameters, pipeline: str | None) -> str | None:
     """MAMBO-G fails on images."""
     return (
         "it fails on image latents, [B, C, H, W]: diffusers takes torch.norm over three "
-        "dimensions, which torch refuses. Leave it out until diffusers has mended it."
+        "dimensions, which torch refuses. Remove it until diffusers has fixed it."
     )
 
 
@@ -85,8 +85,8 @@ def refuse_seg(p: Parameters, pipeline: str | None) -> str | None:
         return None
     return (
         "its smoothed prediction equals the plain one: diffusers' prepare_models does not count "
-        "the predictions, so the blur is never put on, and a pass a step is spent on nothing. "
-        "Set seg_guidance_scale: 0.0 (plain CFG), or leave it out until diffusers has mended it."
+        "the predictions, so the blur is never applied and one pass per step is wasted. "
+        "Set seg_guidance_scale: 0.0 (plain CFG), or remove it until diffusers has fixed it."
     )
 
 
@@ -155,7 +155,7 @@ def _refuse_layers(layers: str, config: str, pipeline: str | None) -> str | None
 
 def _refuse_config(config: Mapping[str, Any], pipeline: str | None) -> str | None:
     if pipeline == SDXL and config.get("fqn", "auto") == "auto":
-        return f"layers of a UNet are not found by themselves. State fqn: {_UNET_PATH}."
+        return f"layers of a UNet are not found by themselves. Set fqn: {_UNET_PATH}."
     if 0.0 < config.get("dropout", 1.0) < 1.0:
         return (
             f"a dropout of {config['dropout']} draws from the global random generator, so that "
@@ -164,7 +164,7 @@ def _refuse_config(config: Mapping[str, Any], pipeline: str | None) -> str | Non
     if pipeline == SD3 and config.get("skip_attention", True):
         return (
             "on SD3 diffusers can skip the feed-forward part of a layer only. "
-            "State skip_attention: false."
+            "Set skip_attention: false."
         )
     return None
 

@@ -140,7 +140,7 @@ def check_deterministic(guider: GuiderUnderTest) -> None:
     """The same inputs give the same bits, and the global random generators are not used."""
     again = guider.build()
     # A hook that a guider sets on the denoiser may draw random numbers, so the second run makes
-    # all predictions anew.
+    # all predictions again.
     predict = denoiser_predictions(
         again, guider.model, guider.inputs, cached=ignores_denoiser(guider.cls)
     )

@@ -322,7 +322,7 @@ def unreachable(sources: list[Source], reason: str) -> str:
         for source in sources
     ]
     return (
-        f"not in the local cache, and not to be had from the hub ({reason}): "
+        f"not in the local cache, and not available from the hub ({reason}): "
         f"{', '.join(source.location for source in sources)}. On a machine with access run: "
         f"{' && '.join(commands)} (for a gated model "
         "accept its licence on its page and run 'hf auth login' first); or name local folders."

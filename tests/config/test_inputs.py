@@ -212,7 +212,7 @@ def test_a_size_that_cannot_be_read_is_asked_for(
     problem, load, benchmark_data, workplace, sample_size
 ):
     (workplace / "sdxl" / "unet" / "config.json").write_text(f'{{"sample_size": {sample_size}}}')
-    assert "State width and height." in problem(benchmark_data)
+    assert "Set width and height." in problem(benchmark_data)
     given = with_pipeline(benchmark_data, "sdxl", width=64, height=32)
     assert load(given).models["A"].size == (64, 32)
 

@@ -99,7 +99,7 @@ def test_a_first_benchmark_has_the_papers_defaults(tmp_path, pipeline, steps, sc
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a.yaml", "is there already"), (NAME, "not a schema of autolora-eval")],
+    [("a.yaml", "already exists"), (NAME, "not a schema of autolora-eval")],
 )
 def test_no_file_of_somebody_else_is_written_over(tmp_path, name, message):
     (tmp_path / name).write_text("{}", encoding="utf-8")

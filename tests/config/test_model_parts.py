@@ -49,7 +49,7 @@ def test_a_problem_of_one_lora_is_named_by_its_place(problem, with_model):
 def test_without_a_lora_methods_that_compare_with_the_base_model_are_refused(
     plan_of, load, problem, with_model
 ):
-    advice = "State one as 'lora', or remove the method."
+    advice = "Add a LoRA, or remove the method."
     assert problem(with_model(lora=None)).endswith(
         "methods.AutoLoRA: on 'A': 'autolora' compares the model with and without its LoRA, and "
         f"this model has none. {advice}"
@@ -109,7 +109,7 @@ def test_a_variant_that_is_not_there_is_refused_with_those_that_are(
     plain = workplace / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors"
     plain.rename(plain.with_name("diffusion_pytorch_model.fp16.safetensors"))
     assert problem(with_model()).endswith(
-        "models.A.variant: 'sdxl' has no weights without a variant of unet. State one that it "
+        "models.A.variant: 'sdxl' has no weights without a variant of unet. Set one that it "
         "has: fp16."
     )
     assert load(with_model(variant="fp16"))

@@ -41,7 +41,7 @@ def test_a_pipeline_without_a_guider_is_refused_by_its_index_alone(problem, data
     named(workplace / "other", name)
     line = problem(data)
     assert f"models.A.pipeline: '{workplace / 'other'}' is a {name}, " in line
-    assert "takes no guider, so that no guidance method can act on it. What works: " in line
+    assert "takes no guider, so guidance methods cannot act on it. What works: " in line
     assert all(works in line for works in TESTED)
 
 
@@ -50,7 +50,10 @@ def test_a_pipeline_without_a_guider_is_refused_by_its_index_alone(problem, data
     [
         ('{"_class_name": ', "not valid JSON: "),
         ("[]", "names no '_class_name'"),
-        ("{}", "names no '_class_name', so it is no pipeline of diffusers. Write one with save_"),
+        (
+            "{}",
+            "names no '_class_name', so it is not a pipeline of diffusers. Write one with save_",
+        ),
         ('{"_class_name": 7}', "names no '_class_name'"),
         (
             '{"_class_name": ["pipeline", "Mine"]}',
@@ -109,7 +112,7 @@ def test_a_hub_that_cannot_be_reached_is_not_asked_for_files(missing, monkeypatc
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(preflight, "hub_refusal", lambda source: "no network")
-    assert "not to be had from the hub (no network): someone/flux" in missing("someone/flux")
+    assert "not available from the hub (no network): someone/flux" in missing("someone/flux")
 
 
 @pytest.mark.parametrize(

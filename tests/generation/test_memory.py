@@ -101,7 +101,7 @@ def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
     assert str(caught.value) == (
         "the model 'first' ran out of memory on 'cpu': 32 × 32 pixels, batch_size 2, float32, "
         "offload none (this takes an estimated 0.0 GiB). Try 'offload: auto' for the model. "
-        "offload changes no image; another batch_size or guidance_batching makes all images anew. "
+        "offload changes no image; another batch_size or guidance_batching makes all images again. "
         "Finished images are "
         "kept.\n"
         "Everything else finished. Fix the problem and re-run the same command."

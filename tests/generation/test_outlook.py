@@ -131,7 +131,7 @@ def test_the_network_is_not_asked(data, plan_of, folder, monkeypatch):
     data["models"]["A"]["lora"] = {"path": "nobody/no-lora", "weight_name": "a.safetensors"}
     found, why = run_outlook(plan_of(data), folder)
     assert found == []
-    assert str(why).startswith("not in the local cache, and not to be had from the hub (")
+    assert str(why).startswith("not in the local cache, and not available from the hub (")
     assert not constants.HF_HUB_OFFLINE
 
 
@@ -172,9 +172,9 @@ def test_other_versions_in_the_middle_of_a_run_are_refused_until_they_are_accept
     now = _devices.package_versions()["torch"]
     message = (
         f"10 images of '{folder.path}' were made with other libraries: torch 2.0.1, now {now}. "
-        "The 2 images still to make could differ from them for that reason alone. Install those "
-        "versions again, or accept both with --accept-versions, which the report says, or make "
-        "all anew with another --output."
+        "The 2 images still to make could differ for that reason alone. Install those versions "
+        "again; or pass --accept-versions to keep both, which the report then says; or choose "
+        "another --output to make all images again."
     )
     with pytest.raises(AutoLoRAEvalError, match=re.escape(message)):
         pipeline.check_requirements()
