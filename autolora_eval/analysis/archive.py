@@ -272,7 +272,6 @@ def card(manifest: RunManifest) -> str:
 
 
 def _sources(manifest: RunManifest) -> list[tuple[str, str, str, str]]:
-    """Return what the images and scores come from: what it is, name, licence, hash."""
     found = []
     for model in manifest.models.values():
         parts = {"pipeline": model.pipeline, "VAE": model.vae}

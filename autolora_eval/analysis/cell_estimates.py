@@ -50,7 +50,6 @@ class References:
         return lambda features: Diversity(None, None, len(np.asarray(features)), why)
 
     def _matrix(self, cell: str, prompt_index: int) -> Matrix:
-        """Return the features of the reference's images of a prompt, [M, D]."""
         features = self.features(cell)
         if features is None:
             return np.zeros((0, 0), dtype=np.float32)
@@ -58,7 +57,6 @@ class References:
 
     @cached_property
     def _image_ids(self) -> dict[Hashable, list[str]]:
-        """The images of each prompt by the references."""
         rows = self.scores[self.scores["cell"].isin(set(self.cells.values()))]
         groups = rows.groupby(["cell", "prompt_index"])["image_id"]
         return {key: ids.tolist() for key, ids in groups}

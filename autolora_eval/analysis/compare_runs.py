@@ -207,7 +207,6 @@ def _images_key(
 
 
 def _cells(sources: Sequence[SourceRun], names: Names) -> Iterator[CellRecord]:
-    """Yield the cells of all runs under their names in the comparison."""
     taken: set[str] = set()
     for source in sources:
         for cell in source.manifest.cells:
@@ -351,7 +350,6 @@ def _keep_added_files(earlier: RunFolder, folder: RunFolder) -> bool:
 
 
 def _judged_images(folder: RunFolder) -> list[str]:
-    """Return every image with its scores, in any order of columns and rows."""
     import pandas as pd
 
     scores = pd.read_parquet(folder.scores) if folder.scores.is_file() else pd.DataFrame()

@@ -185,7 +185,6 @@ def _judge(sources: Sequence[SourceRun]) -> list[Difference]:
 
 
 def _repeats(sources: Sequence[SourceRun]) -> list[Difference]:
-    """Return a note if the runs differ in judgements per image."""
     counts = [source.manifest.judge.repeats for source in sources if source.manifest.judge]
     if len(counts) < len(sources) or len(set(counts)) == 1:
         return []
@@ -195,7 +194,6 @@ def _repeats(sources: Sequence[SourceRun]) -> list[Difference]:
 
 
 def _models(sources: Sequence[SourceRun]) -> list[Difference]:
-    """Return notes on models of one name that are not the same."""
     found = []
     for name in dict.fromkeys(name for source in sources for name in source.manifest.models):
         models = {s.label: s.manifest.models[name] for s in sources if name in s.manifest.models}

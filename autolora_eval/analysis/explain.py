@@ -99,7 +99,6 @@ def _explain_cell(reader: RunReader, cell: str) -> Explanation:
 
 
 def _command(reader: RunReader, *selectors: object) -> str:
-    """Return a command that explains a part of the run, quoted for a shell."""
     folder = str(reader.run.folder.path)
     return shlex.join(["autolora-eval", "explain", folder, *map(str, selectors)])
 
@@ -175,7 +174,6 @@ def _prompt_rows(reader: RunReader, cell: str) -> list[dict[str, str]]:
 
 
 def _inputs(reader: RunReader, cell: str) -> Section:
-    """Return the inputs that decide a cell's numbers, each with its hash or revision."""
     manifest = reader.run.manifest
     entry = manifest.cell(cell)
     model, features, judge = manifest.models[entry.model], manifest.features, manifest.judge

@@ -165,7 +165,6 @@ class _ImageIndex:
 def _read_row(
     row: Mapping[str, str], index: _ImageIndex, scores: Mapping[str, ScoreRecord]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the rating of a row, and what is wrong with the row."""
     image = index.find({name: row[name] for name in IDENTITY if row.get(name)})
     rating: dict[str, Any] = {IMAGE: image, RATER: row.get("rater", "")}
     problems = [image] if isinstance(image, str) else []

@@ -133,7 +133,6 @@ def _row(
 
 
 def _counted_nfe(images: pd.DataFrame) -> float | None:
-    """Return the mean of the counted function evaluations of a cell's images."""
     counted = pd.to_numeric(images["nfe"]).dropna()
     if counted.empty:
         return None

@@ -109,7 +109,6 @@ class ImageImport:
     def _copy(
         self, dataset: ImageDataset, batch: Iterable[ImageJob], to_copy: set[ImageJob]
     ) -> dict[ImageJob, ImageInfo]:
-        """Validate a batch of images, and copy those of `to_copy` that can be used."""
         infos, copies = {}, {}
         for job in batch:
             data = self._read(job)

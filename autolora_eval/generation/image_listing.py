@@ -92,7 +92,6 @@ def listed_images(file: Path) -> list[ImageRecord]:
 
 
 def _read_table(file: Path) -> tuple[list[str], list[Any]]:
-    """Return the columns and the rows of a listing."""
     try:
         if file.suffix.lower() in (".csv", ".tsv"):
             return _csv(file)
@@ -204,7 +203,6 @@ def dataset_images(path: Path) -> list[ImageRecord]:
 
 
 def _load_dataset(path: Path) -> Any:  # noqa: ANN401
-    """Return a saved dataset, or the only split of a saved DatasetDict."""
     import datasets
 
     try:
@@ -273,13 +271,11 @@ def _value(value: Any, at: str) -> Any:  # noqa: ANN401
 
 
 def _text_of(value: object, at: str) -> str | None:
-    """Return the text of a field; None if it is empty."""
     value = _value(value, at)
     return None if value is None else check_utf8(str(value), at, "Correct it.")
 
 
 def _seed_of(value: object, at: str) -> int | None:
-    """Return the seed of a field; None if it is empty."""
     value = _value(value, at)
     if value is None:
         return None

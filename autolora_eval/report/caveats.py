@@ -43,7 +43,6 @@ def caveats(view: RunView) -> list[str]:
 
 
 def _of_the_run(view: RunView) -> Iterator[str]:
-    """Yield caveats about all images: miniature models, limits, and differing runs or versions."""
     manifest = view.manifest
     sources = {truncate(name, NAME_LENGTH): m.pipeline.name for name, m in manifest.models.items()}
     sources["the extractor"] = manifest.features.model if manifest.features else ""
@@ -63,7 +62,6 @@ def _of_the_run(view: RunView) -> Iterator[str]:
 
 
 def _prompt_cuts(view: RunView) -> Iterator[str]:
-    """Yield which prompts a text encoder cuts, or reads like another prompt."""
     for name, cuts in view.manifest.prompt_cuts.items():
         model, shown = truncate(name, NAME_LENGTH), cuts.cut[:PROMPTS_NAMED]
         if shown:
@@ -79,7 +77,6 @@ def _prompt_cuts(view: RunView) -> Iterator[str]:
 
 
 def _imported(view: RunView) -> Iterator[str]:
-    """Yield which cells have imported images, and the problems of these images."""
     sets = view.manifest.image_sets
     for cell, found in list(sets.items())[:CELLS_NAMED]:
         issues = [(n, words) for name, words in _ISSUES.items() if (n := getattr(found, name))]
@@ -96,7 +93,6 @@ def _counts(view: RunView, column: str) -> dict[str, int]:
 
 
 def _of_the_images(view: RunView) -> Iterator[str]:
-    """Yield which images are missing or unscored, and which prompts have no diversity."""
     if missing := _counts(view, "n_missing"):
         cells = [(n, _cell_name(view, cell)) for cell, n in [*missing.items()][:CELLS_NAMED]]
         yield say.images_missing(sum(missing.values()), cells, len(missing) - len(cells))
@@ -116,14 +112,13 @@ def _of_the_images(view: RunView) -> Iterator[str]:
 
 
 def _of_the_judge(view: RunView) -> Iterator[str]:
-    """Yield whether the judge is missing, failed often, or was inconsistent."""
     if not view.judged:
         yield say.no_judge()
         return
     unscored = _counts(view, "n_unscored")
     shares = {cell: unscored.get(cell, 0) / n for cell, n in _counts(view, "n_images").items()}
-    worst = max(shares, key=lambda cell: shares[cell], default="")
-    share, least = shares.get(worst, 0.0), min(shares.values(), default=0.0)
+    worst = max(shares, key=lambda cell: shares[cell])
+    share, least = shares[worst], min(shares.values())
     if share > UNSCORED_SHARE:
         yield say.often_unscored(share, _cell_name(view, worst), least if least < share else None)
     for score in view.judged:

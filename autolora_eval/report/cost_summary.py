@@ -94,7 +94,6 @@ def cost_table(view: RunView) -> Table:
 
 
 def _cost_row(view: RunView, rows: list[Row]) -> TableRow:
-    """Return the costs of cells of one method with equal NFE."""
     cells = []
     for column in cost_columns(view):
         known = [value for row in rows if (value := as_finite_float(row.get(column))) is not None]

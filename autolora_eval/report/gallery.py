@@ -103,7 +103,7 @@ def build_gallery(view: RunView) -> Gallery:
             # The list already contains these images. They are not embedded twice.
             "images": [image | {"picture": ""} for image in listed] + others,
             "cells": [list(facet.values()) for facet in facets],
-            "facets": [f"cell.{name}" for name in (facets[0] if facets else {})],
+            "facets": [f"cell.{name}" for name in facets[0]],
             "scores": [metric.column for metric in view.judged],
             "total": len(view.images),
             "batch": BATCH,
@@ -117,7 +117,6 @@ def build_gallery(view: RunView) -> Gallery:
 
 
 def _image(view: RunView, image: Shown, several_prompts: bool, replies: Replies) -> dict[str, Any]:
-    """Return what is shown of an image, as JSON knows it."""
     row = image.row
     model = f"{truncate(row['model'], NAME_LENGTH)} × " if len(view.models) > 1 else ""
     scores = [as_finite_float(row.get(metric.column)) for metric in view.judged]
@@ -147,7 +146,7 @@ def _image(view: RunView, image: Shown, several_prompts: bool, replies: Replies)
 def _facets(view: RunView) -> Facets:
     """Return model, method and swept parameters of each cell, in the order of the result table."""
     swept = dict.fromkeys(name for point in view.points.values() for name in point)
-    facets = [
+    return [
         {
             "model": truncate(row["model"], NAME_LENGTH),
             "method": truncate(row["method"], NAME_LENGTH),
@@ -155,14 +154,9 @@ def _facets(view: RunView) -> Facets:
         }
         for row in view.rows
     ]
-    if len({tuple(facet.values()) for facet in facets}) < len(facets):
-        labels = [view.labels[row["cell"]] for row in view.rows]
-        facets = [{**f, "cell": label} for f, label in zip(facets, labels, strict=True)]
-    return facets
 
 
 def _cell_link(facet: Mapping[str, str], filters: Sequence[Filter]) -> str:
-    """Return the link that shows the images of a cell, within the report."""
     known = {found.name for found in filters}
     named = {f"cell.{name}": value for name, value in facet.items() if f"cell.{name}" in known}
     return "&".join(["#gallery", *(f"{name}={quote(v, safe='/')}" for name, v in named.items())])
@@ -175,7 +169,7 @@ def _filters(
     by_prompt = {str(n): f"{n + 1}. {_short(text)}" for n, text in prompts.items()}
     by_cell = [
         Filter(f"cell.{name}", _title(name), {f[name]: _short(f[name]) for f in facets if f[name]})
-        for name in (facets[0] if facets else {})
+        for name in facets[0]
     ]
     seeds = map(str, sorted({int(image.row["seed"]) for image in shown}))
     found = [
@@ -197,7 +191,6 @@ def _short(text: str) -> str:
 
 
 def _verdicts(view: RunView, shown: Sequence[Shown]) -> list[Filter]:
-    """Return the filter by whether an image was scored, and if not, why."""
     if not view.judged:
         return []
     reasons = Counter(filter(None, (unscored_reason(view, image.row) for image in shown)))
@@ -221,7 +214,6 @@ def _orders(view: RunView) -> dict[str, str]:
 
 
 def _facts(view: RunView, row: Row) -> list[tuple[str, str]]:
-    """Return all that is known of an image: what it is, its scores, and where to find it."""
     reason = unscored_reason(view, row)
     nfe = as_finite_float(row.get("nfe"))
     return [
@@ -239,14 +231,12 @@ def _facts(view: RunView, row: Row) -> list[tuple[str, str]]:
 
 
 def _score(row: Row, score: Metric) -> str:
-    """Return a score, and the expected score if the judge gave probabilities."""
     value = as_finite_float(row.get(score.column))
     expected = as_finite_float(row.get(f"{score.column}_expected"))
     return DASH if value is None else say.score(value, score.low, score.high, expected)
 
 
 def _what_is_shown(view: RunView, shown: Sequence[Shown]) -> str:
-    """Return which part of the images is shown, and why not all."""
     total, rows = len(view.images), pd.DataFrame([image.row for image in shown])
     if len(shown) == total:
         return say.all_shown(total)

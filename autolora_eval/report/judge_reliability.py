@@ -69,7 +69,6 @@ def reliability(view: RunView) -> list[Answer]:
 
 
 def _unscored(view: RunView) -> Answer:
-    """Return how the judge was asked, and which images it left unscored for which reason."""
     reasons = view.unscored_reasons
     sentences = [say.scored(len(view.images), sum(n for _, n in reasons)), _asked(view)]
     tables = [_reasons(view, [reason for reason, _ in reasons])] if reasons else []
@@ -77,7 +76,6 @@ def _unscored(view: RunView) -> Answer:
 
 
 def _reasons(view: RunView, reasons: list[str]) -> Table:
-    """Return how many images of each cell are unscored for each reason."""
     shown = reasons if len(reasons) <= REASONS_SHOWN + 1 else reasons[:REASONS_SHOWN]
     others = len(reasons) - len(shown)
 
@@ -97,7 +95,6 @@ def _reasons(view: RunView, reasons: list[str]) -> Table:
 
 
 def _asked(view: RunView) -> str:
-    """Return who served the judge, and how its replies were constrained and cached."""
     judge = view.manifest.judge
     if judge is None:
         return ""
@@ -182,7 +179,6 @@ def _why(row: Row, footnotes: Footnotes) -> str:
 
 
 def _human_agreement(view: RunView) -> Answer:
-    """Return how far the judge agrees with people, or how to find out."""
     title = "Agreement with people"
     found = view.manifest.agreement
     if not view.agreement:
@@ -202,7 +198,6 @@ def _rated(view: RunView) -> list[Metric]:
 
 
 def _people_sentences(view: RunView) -> list[str]:
-    """Return how far people agree with each other, and whether the expected score is closer."""
     alphas, nearer = [], []
     for score in _rated(view):
         row = row_where(view.agreement, score=score.column, statistic=RATERS_ALPHA)

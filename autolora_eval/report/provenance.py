@@ -88,7 +88,6 @@ def _method(view: RunView, name: str, method: MethodRecord) -> MethodAsRun:
 
 
 def _code(code: Mapping[str, str]) -> str:
-    """Return class, distribution and the beginning of the hash of third-party code."""
     sha256 = f"sources SHA-256 {code['sha256'][:12]}" if "sha256" in code else None
     known = (code.get("class"), code.get("distribution"), sha256)
     return truncate(", ".join(part for part in known if part), VALUE_LENGTH)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autolora_eval._text import (
-    as_finite_float,
     format_swept_value,
-    parameter_label,
     point_label,
-    sanitize,
     truncate,
 )
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE, records
@@ -105,25 +102,11 @@ class RunView:
     @cached_property
     def labels(self) -> dict[str, str]:
         """The name of each cell within its model: the method and, in a sweep, its point."""
-        groups = grouped(self.rows, "model", "method").values()
-        return {row["cell"]: self._label(row, alike) for alike in groups for row in alike}
-
-    def _label(self, row: Row, alike: Sequence[Row]) -> str:
-        name = truncate(row["method"], NAME_LENGTH)
-        if len(alike) == 1:
-            return name
-        if point := self.points[row["cell"]]:
-            return truncate(f"{name} ({point_label(point)})", 2 * NAME_LENGTH)
-        columns = [str(column) for column in self.run.table.columns]
-        end = columns.index("n_images") if "n_images" in columns else 0
-        differing = [
-            f"{parameter_label(key)} {row[key]:g}"
-            for key in columns[:end]
-            if key not in ("cell", "model", "method", "guider")
-            and as_finite_float(row.get(key)) is not None
-            and len({str(other.get(key)) for other in alike}) > 1
-        ]
-        return sanitize(f"{name} ({', '.join(differing)})") if differing else name
+        found = {row["cell"]: truncate(row["method"], NAME_LENGTH) for row in self.rows}
+        for cell, point in self.points.items():
+            if point:
+                found[cell] = truncate(f"{found[cell]} ({point_label(point)})", 2 * NAME_LENGTH)
+        return found
 
     @property
     def figure_data(self) -> FigureData:

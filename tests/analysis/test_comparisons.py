@@ -206,3 +206,42 @@ def test_holm_does_not_count_what_has_no_p_value():
     assert corrected[[1, 3]] == pytest.approx([0.02, 0.02])
     assert np.isnan(corrected[[0, 2]]).all()
     assert holm(np.array([])).shape == (0,)
+
+
+# ---- Sample size for a power of 80%
+
+
+@pytest.mark.parametrize(
+    ("effect", "n"),
+    # G*Power 3.1, "Means: difference between two dependent means", two tails, α = 0.05; the
+    # effects are Cohen's (1988) small, medium and large.
+    [(0.2, 199), (0.5, 34), (0.8, 15)],
+)
+def test_sample_sizes_equal_those_of_gpower(effect, n):
+    assert units_needed(effect, 1.0) == n
+    assert units_needed(-effect * 7.0, 7.0) == n
+
+
+@pytest.mark.parametrize("effect", [0.4, 0.8, 2.0])
+def test_the_rank_test_has_the_power(effect):
+    """The tolerance is four standard errors of the power of 5,000 simulated tests.
+
+    With six pairs, the test is significant only if all signs agree.
+    """
+    n = units_needed_by_ranks(units_needed(effect, 1.0))
+    x = np.random.default_rng(n).normal(effect, 1.0, (5_000, n))
+    found = float((stats.wilcoxon(x, axis=1).pvalue < 0.05).mean())
+    agree = stats.norm.cdf(effect) ** n
+    expected = agree if n == 6 else 0.8
+    assert found == pytest.approx(expected, abs=4 * np.sqrt(0.8 * 0.2 / 5_000)), n
+
+
+def test_the_sample_size_falls_with_the_effect_and_meets_its_limit():
+    """There is no gap where the exact count is replaced by the normal limit (0.027 to 0.03)."""
+    effects = np.concatenate([np.geomspace(1e-8, 0.02, 20), np.linspace(0.026, 0.032, 60)])
+    found = [units_needed(float(effect), 1.0) for effect in (*effects, 0.1, 1.0, 5.0, 1e3, 1e9)]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == 2
+    near = [n * effect**2 for n, effect in zip(found[20:80], effects[20:], strict=True)]
+    limit = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) ** 2
+    assert near == pytest.approx([limit] * 60, rel=1e-3)

@@ -49,7 +49,6 @@ class _Row(NamedTuple):
 
 
 def _rows(data: FigureData) -> list[_Row]:
-    """Return the comparisons in the order of the result table."""
     compared = data.comparisons
     pairs = dict(zip(compared["cell"], compared["baseline_cell"], strict=True))
     several = data.table["model"].nunique() > 1
@@ -166,7 +165,6 @@ def _most_dots(rows: Sequence[_Row]) -> int:
 
 
 def _means(axis: Axes, data: FigureData, rows: Sequence[_Row], metric: Metric) -> None:
-    """Draw the differences of the comparisons with their intervals, as they are given."""
     compared = _of_metric(data, rows, metric)
     places = np.arange(len(rows), dtype=np.float64)
     low, high = values(compared, "low"), values(compared, "high")
@@ -231,7 +229,6 @@ def _caption(
 def _missing(
     data: FigureData, rows: Sequence[_Row], metrics: Sequence[Metric]
 ) -> tuple[list[str], int]:
-    """Return the names of rows that lack a difference, and how many more there are."""
     known = data.comparisons[np.isfinite(values(data.comparisons, "difference"))]
     have = set(known[["cell", "metric"]].itertuples(index=False, name=None))
     names = [row.label for row in rows if any((row.cell, m.column) not in have for m in metrics)]

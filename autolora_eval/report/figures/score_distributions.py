@@ -107,7 +107,6 @@ def shares(scores: Floats, cells: Indices, n_cells: int, of: Levels) -> Floats:
 
 
 def _of_cells(data: FigureData, score: Metric) -> tuple[Levels, Floats]:
-    """Return the levels of a score, and the shares of every cell of the table on them."""
     found = values(data.scores, score.column)
     on = levels(found, float(score.low), float(score.high))
     cells = pd.Index(data.table["cell"]).get_indexer(pd.Index(data.scores["cell"]))

@@ -220,7 +220,6 @@ def _panel(axis: Axes, data: FigureData, sweep: Sweep, facet: Facet, metric: Met
 
 
 def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Metric, mark: MarkerStyle) -> None:
-    """Draw a line with its band; a cell without a value leaves a gap."""
     low, high = _style.interval_ends(cells, metric.column)
     style = mark.style(MARK) | {"linestyle": mark.dash, "linewidth": 1.0}
     name = cells["method"].iloc[0]
@@ -233,7 +232,6 @@ def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Metric, mark: Mark
 
 
 def _points(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Metric, mark: MarkerStyle) -> None:
-    """Draw marks with bars, unconnected, for values that are not numbers."""
     style = mark.style(MARK + 1) | {"linestyle": "none"}
     axis.plot(x, values(cells, metric.column), label=cells["method"].iloc[0], zorder=3, **style)
     ends = _style.interval_ends(cells, metric.column)
@@ -271,7 +269,6 @@ def _key(data: FigureData, sheet: _Sheet) -> _style.Legend:
 
 
 def _taking(data: FigureData, sweep: Sweep, facets: Sequence[Facet]) -> list[str]:
-    """Return the methods that take the parameter."""
     pairs = [pair for f in facets for pair in f.cells[["cell", "method"]].to_numpy().tolist()]
     found = (method for cell, method in pairs if sweep.parameter in data.points.get(cell, {}))
     return list(dict.fromkeys(found))

@@ -148,7 +148,6 @@ def _draw_panel(axis: Axes, data: FigureData, panel: _Panel, has_published: bool
 
 
 def _draw_published(axis: Axes, panel: _Panel, drawn: dict[tuple[str, str], MarkerStyle]) -> None:
-    """Draw published values hollow, each tied to ours."""
     size = _marks.mark_size(panel.cells)
     rows = panel.cells[["model", "method"]].itertuples(index=False)
     for (model, method), ours, theirs in zip(rows, panel.places, panel.published, strict=True):
@@ -194,7 +193,6 @@ def _label_curve(axis: Axes, level: float, right: float, top: float) -> None:
 
 
 def _diversity_alone(data: FigureData) -> Figure:
-    """Return diversity by cell with its interval, for a run without a judge."""
     table = data.table
     figure = Figure(figsize=(WIDTH, min(0.22 * len(table) + 0.8, 8.8)), layout="constrained")
     axis, drawn = figure.subplots(), _style.marker_styles(table)
@@ -221,7 +219,6 @@ def _diversity_alone(data: FigureData) -> Figure:
 
 
 def _fronts(data: FigureData) -> list[tuple[str, str]]:
-    """Return for each score the names of the cells on the Pareto fronts."""
     panels, _ = _panels(data)
     found = []
     for score in _base.scores_of(data):
