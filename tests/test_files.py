@@ -1,13 +1,20 @@
-"""Atomic writes, content hashes, and names that stay inside their folder."""
+"""Atomic writes, content hashes, names that stay inside their folder, and the lock of a folder."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import (
     atomic_write,
     content_hash,
@@ -20,7 +27,9 @@ from autolora_eval._files import (
     write_json,
     write_jsonl,
     write_text,
+    writing,
 )
+from autolora_eval.pipeline.run_pipeline import RunPipeline
 
 SAFE = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+._-")
 HOSTILE = [
@@ -153,3 +162,67 @@ def test_a_path_outside_its_folder_is_refused(tmp_path: Path, name: str) -> None
     assert path_inside(folder, "a/../b.png") == folder.resolve() / "b.png"
     with pytest.raises(ValueError, match="leads out of its folder"):
         path_inside(folder, name)
+
+
+# Two processes never write into one run folder.
+
+LOCKED = pytest.mark.skipif(sys.platform == "win32", reason="has no lock there")
+HOLD = """
+import sys, time
+from pathlib import Path
+from autolora_eval._files import writing
+with writing(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(30)
+"""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[int]:
+    """Let another process write into a folder, until it is killed at the end of the block."""
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        try:
+            yield other.pid
+        finally:
+            other.kill()
+
+
+@LOCKED
+def test_a_second_run_is_refused_before_it_does_anything(
+    write_benchmark, benchmark_data, tmp_path
+) -> None:
+    folder = tmp_path / "run"
+    pipeline = RunPipeline(write_benchmark(benchmark_data), folder)
+    with held(folder) as pid:
+        message = (
+            f"process {pid} on {socket.gethostname()} is writing into '{folder}'. Wait until it "
+            "ends, then run the same command again."
+        )
+        with pytest.raises(AutoLoRAEvalError, match=f"^{re.escape(message)}$"):
+            pipeline.run()
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    # The files of the killed process do no harm.
+    with writing(folder), writing(folder):
+        pass
+    assert list(folder.iterdir()) == []
+
+
+@LOCKED
+def test_a_new_folder_is_removed_if_nothing_was_written(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), writing(tmp_path / "new" / "run"):
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@LOCKED
+def test_the_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
+    refused = pytest.raises(AutoLoRAEvalError, match=r"cannot be written: .*name another --output")
+    with refused, writing(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"

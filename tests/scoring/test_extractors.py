@@ -147,7 +147,7 @@ def test_every_shipped_kind_is_documented(kind: ExtractorKind) -> None:
     assert "" not in (kind.summary, kind.source)
 
 
-# Somebody else's class.
+# Third-party classes.
 
 OWN = '''
 """A third-party extractor."""

@@ -1,4 +1,4 @@
-"""Features: what the model itself says, whatever the batch; taken once, and anew when stale."""
+"""Features: equal to the model's own in any batch; extracted once, and again if stale."""
 
 from __future__ import annotations
 

@@ -52,14 +52,14 @@ UNBALANCED = ("half a verdict", "open braces")
 
 @pytest.fixture
 def plan(server, planned, benchmark_data) -> Plan:
-    """A plan whose prompts are hostile, also such as no benchmark file could hold."""
+    """A plan with hostile prompts, some of which a benchmark file cannot contain."""
     changes = {"base_url": server.url, "constraint": "plain", "timeout": 10.0}
     plan = planned(judge=benchmark_data["judge"] | changes)
     return make_plan(dataclasses.replace(plan.benchmark, prompts=tuple(HOSTILE.values())))
 
 
 def quoting(call: Call, n: int) -> str:
-    """A judge that first repeats all that it was told, and then gives its own verdict."""
+    """A judge that first repeats its whole question, and then gives its own verdict."""
     asked = "\n".join(part.get("text", "") for part in call.parts)
     return f'You asked: "{asked}". My verdict: {{"pc": {int(call.sha256, 16) % 6}}}'
 

@@ -94,7 +94,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "no message": ({"choices": [{"finish_reason": "stop"}]}, "bad_response"),
     "content is an object": (completion({"text": VERDICT}), "bad_response"),
     "parts without text": (completion([{"type": "text"}]), "bad_response"),
-    "parts that are no objects": (completion([VERDICT]), "bad_response"),
+    "parts that are not objects": (completion([VERDICT]), "bad_response"),
     "refusal": (completion(None, refusal="I cannot."), "refused"),
     "null content": (completion(None), "bad_response"),
     "filtered": (completion(None, "content_filter"), "refused"),

@@ -140,7 +140,7 @@ def test_as_many_log_probabilities_as_the_server_returns(
     assert asking.identity()["logprobs"] == (asked is not None)
     (((_, reply),),) = list(asking.replies([Request(image, rubric.question("a cat"))]))
     assert server.calls[-1].body.get("top_logprobs") == asked
-    # What a constraint has ruled out is no alternative, and the end is no part of the reply.
+    # Tokens that a constraint forbids and the end token are left out.
     tokens = [(token.text, dict(token.alternatives)) for token in reply.tokens]
     assert tokens == ([("4", {"4": -0.1, "5": -2.4})] if asked else [])
 

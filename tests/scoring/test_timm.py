@@ -1,6 +1,6 @@
 """The extractor of timm's models, where timm is: in the environment that `make vllm` makes.
 
-timm needs torchvision, of which the package index has no CPU build; that environment has both.
+timm needs torchvision. The package index has no CPU build of it; that environment has both.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def _short_grace_and_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def runs(folder: Path, name: str) -> bool:
-    """Tell whether the process that wrote its id is there, and not just unburied."""
+    """Return whether the process that wrote its id runs and is not a zombie."""
     try:
         return psutil.Process(int((folder / name).read_text())).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
