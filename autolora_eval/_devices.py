@@ -96,7 +96,7 @@ def uncollected() -> Iterator[None]:
 
 
 def free_memory() -> None:
-    """Give back the GPU memory of models that nobody holds any more. torch would keep it."""
+    """Release the GPU memory of deleted models, which torch would keep."""
     if "torch" in sys.modules:
         import torch
 

@@ -146,7 +146,7 @@ def _locked(folder: Path, lock: Path) -> int:
 
 
 def _remove_partial(folder: Path) -> None:
-    """Remove the temporary files of killed processes below a folder that nobody else writes to."""
+    """Remove the temporary files of killed processes below a locked folder."""
     for path in folder.rglob(f"{_PARTIAL}*"):
         if path.is_file() and not path.is_symlink():
             path.unlink()

@@ -154,7 +154,7 @@ def forget_warnings() -> None:
 
 
 def _show_once(library: str, text: str) -> None:
-    """Show a library's warning if it may matter to the images, and no other began alike."""
+    """Show a library's warning once if it may matter to the images."""
     if _MATTERS.search(text) and not _EXPECTED.search(text) and text[:_BEGINNING] not in _shown:
         _shown.add(text[:_BEGINNING])
         short = textwrap.shorten(_COLOUR.sub("", text), _WARNING_LENGTH, placeholder=" …")

@@ -168,7 +168,7 @@ def _module(name: str) -> TemplateModule:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    # The text is plain: whoever writes HTML or typst escapes it there.
+    # The text is plain. Code that writes HTML or typst escapes it.
     environment = Environment(
         loader=PackageLoader("autolora_eval"),
         autoescape=False,

@@ -1,4 +1,4 @@
-"""Scoring beside generation: finished images are scored while others are made.
+"""Scoring during generation: finished images are scored while others are made.
 
 A server judges, and another process extracts features, so generation keeps the random numbers,
 default precision and working folder of this process to itself.

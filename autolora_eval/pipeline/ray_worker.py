@@ -284,7 +284,7 @@ class ShareMaker:
 
         if self._guided is None:
             self._guided = GuidedModel(self._here)
-        failures = self._guided.make([(dataset, jobs)], _nobody_watches)
+        failures = self._guided.make([(dataset, jobs)], _no_progress)
         error = str(failures[0]) if failures else None
         return dataset.made(error, describe_pipeline(self._guided.pipeline))
 
@@ -299,11 +299,11 @@ class ShareMaker:
             self._pipeline = SamplerPipeline()
         one = last if last is not None and last.dataset.cell is cell else SampledCell(dataset, jobs)
         one.dataset, one.jobs, one.failures = dataset, jobs, {}
-        one.fill(self._here, self._pipeline, _nobody_watches)
+        one.fill(self._here, self._pipeline, _no_progress)
         release_frames(one.first_error)
         self._sampled = one
         return dataset.made(None, describe_pipeline(self._pipeline.loaded))
 
 
-def _nobody_watches(n: int, note: str = "") -> None:
+def _no_progress(n: int, note: str = "") -> None:
     """Stand for the progress, which advances where the images are recorded."""

@@ -227,7 +227,7 @@ class RubricRecord(Record):
 
 
 class DiversityMetricRecord(Record):
-    """A diversity metric beside equation (8); an infinite bound is null.
+    """A diversity metric besides equation (8); an infinite bound is null.
 
     See `autolora_eval.scoring.diversity_metric.DiversityMetric`.
     """
@@ -280,7 +280,7 @@ class JudgeRecord(Record):
     Attributes:
         model: as the benchmark names it.
         key: hash of all that decides a judgement but the image and its prompt.
-        request_key: hash of what the benchmark asks, whoever answers.
+        request_key: hash of what the benchmark asks, independent of the server.
         rubric_name: name of the rubric.
         rubric_sha256: hash of what it asks.
         repeats: judgements per image.

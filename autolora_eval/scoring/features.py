@@ -163,7 +163,7 @@ def _preprocessing(
         return writer.preprocessing
     if before is not None and before.key == writer.key and before.preprocessing is not None:
         return before.preprocessing
-    # Made beside generation, or by a killed run.
+    # Made during generation, or by a killed run.
     return None if writer.dim is None else maker.preprocessing
 
 
@@ -226,8 +226,7 @@ class _FeatureWriter:
             if len(row) != before:
                 raise AutoLoRAEvalError(
                     f"the extractor '{self.name}' returned vectors of {len(row)} numbers, and of "
-                    f"{before} before: expected one length for all images, whatever they are "
-                    "batched with."
+                    f"{before} before: expected one length for all images, in any batch."
                 )
 
 

@@ -78,7 +78,7 @@ class JudgeSettings:
 
     @property
     def request_key(self) -> str:
-        """The content hash of what the benchmark asks for, whichever server answers."""
+        """The content hash of what the benchmark asks for, independent of the server."""
         asked: Json = self.config.model_dump(mode="json", exclude=set(_CONNECTION_SETTINGS))
         if self.config.launch:
             from autolora_eval.scoring.judges.vllm_command import launched_identity

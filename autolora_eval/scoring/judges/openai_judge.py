@@ -37,9 +37,9 @@ from autolora_eval.scoring.rubric import Rubric
 MAX_IMAGE_BYTES = 20_000_000
 BACKOFF_SECONDS = 0.5  # upper bound of the first random wait before a retry; it then doubles
 REDACTED = "[key]"
-# The run stops after so many consecutive failed questions, each with all of its retries.
+# The run stops after this many consecutive failed questions, each with all of its retries.
 MAX_CONSECUTIVE_FAILURES = 50
-# A question that fails on so many servers in a row may be what brings them down.
+# A question that fails on this many servers in a row may be what crashes them.
 MAX_FAILOVERS = 5
 # A shorter key is not a secret but a placeholder, such as the 'x' that a local server accepts.
 MIN_SECRET_LENGTH = 8

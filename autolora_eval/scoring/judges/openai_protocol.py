@@ -148,7 +148,7 @@ def _read(answer: object, model: str, latency: float) -> Reply:
         choice: Any = answer["choices"][0]  # type: ignore[index]
         message, finish = choice["message"], choice.get("finish_reason")
         text, thought = message.get("content"), message.get("reasoning_content")
-        if isinstance(text, list):  # parts, of which some are thoughts
+        if isinstance(text, list):  # some parts may be thoughts
             text = "".join(part["text"] for part in text if part["type"] == "text")
         thought = message.get("reasoning") if thought is None else thought  # vLLM from 0.12 on
         model = str(answer.get("model") or model)  # type: ignore[attr-defined]

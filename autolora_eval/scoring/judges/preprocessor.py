@@ -1,4 +1,4 @@
-"""What a judge in this process needs beside its weights: packages, processor, constraint.
+"""What a judge in this process needs besides its weights: packages, processor, constraint.
 
 This module does not import torch.
 """

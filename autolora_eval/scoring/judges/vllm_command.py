@@ -32,7 +32,7 @@ _PYTHON_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _MLLAMA = "MllamaForConditionalGeneration"
 # Matches `vllm==0.10.2` (uvx) and `vllm/vllm-openai:v0.10.2` (containers).
 _VERSION_IN_COMMAND = re.compile(r"\bvllm(?:-openai)?(?:==|:v)(\d+(?:\.\d+)+)")
-# Prints distribution and version of the installed vLLM, whichever build, or nothing.
+# Prints distribution and version of any installed build of vLLM, or nothing.
 _VERSION_CODE = """
 import importlib.metadata, importlib.util
 found = importlib.util.find_spec("vllm")

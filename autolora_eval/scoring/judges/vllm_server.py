@@ -58,7 +58,7 @@ _ADVICE = {
     ),
     r"CUDA out of memory|OutOfMemoryError|can't allocate memory|Free memory on device|"
     r"No available memory for the cache": (
-        "the memory is too small for this judge beside what else is on it (see nvidia-smi). Lower "
+        "the memory is too small for this judge and what else is in it (see nvidia-smi). Lower "
         "--max-model-len, --max-num-seqs or --gpu-memory-utilization in judge.launch_args, or "
         "take a smaller judge."
     ),

@@ -1,1 +1,1 @@
-"""Diversity metrics beside equation (8), one file each."""
+"""Diversity metrics besides equation (8), one file each."""
