@@ -261,14 +261,20 @@ def serve(benchmark: str, key: str, gpu_share: str) -> None:
     if settings.key != key:
         return  # a file was changed meanwhile
     if (device := choose_device(settings.device)).startswith("cuda"):
-        import torch
-
-        torch.cuda.set_per_process_memory_fraction(float(gpu_share), device)
+        limit_memory(device, float(gpu_share))
     extract = FeatureMaker(settings)
     with suppress(EOFError, BrokenPipeError):
         while True:
             pickle.dump(extract(pickle.load(sys.stdin.buffer)), out)
             out.flush()
+
+
+def limit_memory(device: str, share: float) -> None:
+    """Let this process take at most a share of a CUDA device's memory."""
+    import torch
+
+    # The index, or None for the current device: 'cuda' without an index is refused here.
+    torch.cuda.set_per_process_memory_fraction(share, torch.device(device).index)
 
 
 def free_gpu_share(plan: Plan) -> float:

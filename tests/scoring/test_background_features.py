@@ -211,6 +211,17 @@ def test_the_process_ends_when_the_pipe_of_a_killed_one_closes(plan: Plan) -> No
     assert process.wait(60) == 0
 
 
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
+def test_the_process_takes_at_most_its_share_of_the_gpu(device, index, monkeypatch) -> None:
+    limits: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    limit = torch._C, "_cuda_setMemoryFraction", lambda *given: limits.append(given)
+    monkeypatch.setattr(*limit, raising=False)
+    background.limit_memory(device, 0.25)
+    assert limits == [(0.25, index)]
+
+
 def test_the_extractor_gets_the_memory_that_generation_leaves(write_benchmark, monkeypatch) -> None:
     card, held, of_others = 8 * GIB, GIB, 0
 
