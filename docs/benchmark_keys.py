@@ -34,7 +34,9 @@ def _default(value: dict[str, Any]) -> str:
     default = value.get("default")
     if isinstance(default, dict) and default:
         return "see below"
-    return "" if default in (None, "", [], {}) else f"`{json.dumps(default, ensure_ascii=False)}`"
+    if default in (None, "", [], {}):
+        return ""
+    return f"`{default if isinstance(default, str) else json.dumps(default)}`"
 
 
 def _values(value: dict[str, Any]) -> str:
@@ -46,10 +48,13 @@ def _values(value: dict[str, Any]) -> str:
         return "see below"
     options = value.get("oneOf") or value.get("anyOf")
     if options:
-        return " or ".join(dict.fromkeys(_values(o) for o in options if o.get("type") != "null"))
+        if value.get("default") is None:  # null is the same as leaving the key out
+            options = [option for option in options if option.get("type") != "null"]
+        return " or ".join(dict.fromkeys(_values(option) for option in options))
     words = {"integer": "integer", "number": "number", "boolean": "true or false"}
-    words |= {"string": "text", "array": "list", "object": "mapping"}
-    low, high = (value.get(bound) for bound in ("minimum", "maximum"))
+    words |= {"string": "text", "array": "list", "object": "mapping", "null": "`null`"}
+    low, high = value.get("minimum"), value.get("maximum")
+    high = None if high == 2**53 else high
     if "exclusiveMinimum" in value:
         low = f"above {value['exclusiveMinimum']:g}"
     limits = [f"{bound:g}" if isinstance(bound, float) else f"{bound}" for bound in (low, high)]
