@@ -132,8 +132,8 @@ def cell_estimates(
 ) -> Estimates:
     """Return a cell's diversity, mean scores, products and other diversity metrics, by column."""
     if len(prompts) > 1:
-        units: list[Hashable] = prompts["prompt"].tolist()
-        others = {metric.name: mean_estimate(prompts[metric.name], units) for metric in extra}
+        units = prompts["prompt"].tolist()
+        others = _others_over_prompts(prompts, [metric.name for metric in extra])
         return _over_prompts(images, prompts, score_columns, units) | others
     known, scores = references or References(), images[list(score_columns)]
     spread = _diversity_over_seeds(images, features)
@@ -155,6 +155,16 @@ def _over_prompts(
     groups = images.groupby("prompt_index")[list(score_columns)]
     sums, counts = (f.reindex(prompts["prompt_index"]) for f in (groups.sum(), groups.count()))
     return _with_products(mean_estimate(prompts["diversity"], units), sums, counts, units)
+
+
+def _others_over_prompts(prompts: pd.DataFrame, names: Iterable[str]) -> Estimates:
+    """Return the other diversity metrics of a cell, with its prompts as the units.
+
+    Many of them grow with the number of images: a prompt is the same unit in two cells only if
+    both have equally many. Equation (8) and scores do not.
+    """
+    units = list(zip(prompts["prompt_index"], prompts["n"], strict=True))
+    return {name: mean_estimate(prompts[name], units) for name in names}
 
 
 def _with_products(
@@ -183,7 +193,7 @@ def unit_estimates(
     of_cell = scores.groupby("cell").get_group
     for cell, prompts in diversity.groupby("cell", sort=False):
         units: list[Hashable] = prompts["prompt_index"].tolist()
-        others = {name: mean_estimate(prompts[name], units) for name in extra if name in prompts}
+        others = _others_over_prompts(prompts, [name for name in extra if name in prompts])
         found[str(cell)] = _over_prompts(of_cell(cell), prompts, columns, units) | others
     return found
 
@@ -220,7 +230,8 @@ def _metric_over_seeds(
 
     Above `MAX_GROUPS` seeds the jackknife leaves out one of as many groups, each named by its
     first seed. The group of a seed follows from its place among the planned seeds, so that cells
-    have the same groups whatever images they lack.
+    have the same groups whatever images they lack. As over prompts, the number of images is a part
+    of the unit.
     """
     planned = list(dict.fromkeys(images["seed"].tolist()))
     n_groups = min(len(planned), MAX_GROUPS)
@@ -237,6 +248,6 @@ def _metric_over_seeds(
     return Estimate(
         float("nan") if value is None else value,
         np.asarray(without, dtype=np.float64),  # None becomes NaN
-        units,
+        tuple((unit, len(groups)) for unit in units),
         unit="" if n_groups == len(planned) else SEED_GROUP,
     )

@@ -1,6 +1,7 @@
 """Further diversity metrics in the tables, beside equation (8), which does not change."""
 
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -120,6 +121,27 @@ def test_with_many_seeds_the_jackknife_leaves_out_groups(of_one_prompt):
     assert (vendi["unit"], vendi["n_units"]) == ("seed group", MAX_GROUPS - 1)
     assert (own["unit"], own["n_units"]) == ("seed", len(seeds))
     assert math.isfinite(vendi["p_value"])
+
+
+def test_values_of_unequal_numbers_of_images_are_not_compared(make):
+    """The Vendi score grows with the number of images: it must not count against missing ones."""
+
+    def without(lost: set[Place], **sections: object) -> pd.DataFrame:
+        def features(place: Place) -> np.ndarray | None:
+            return None if place in lost else vector(("A--CFG", *place[1:]))  # equal images
+
+        plan, folder = make("run", diversity=["vendi"], seeds={"start": 3, "count": 5}, **sections)
+        found = open_run(scored(plan, folder, vectors=features).path)
+        shutil.rmtree(folder.path)
+        return found.comparisons.set_index("metric")[["n_units", "difference"]]
+
+    found = without({("A--AutoLoRA", 1, seed) for seed in (3, 4, 5)})
+    assert found.loc["vendi"].tolist() == [2, 0.0]
+    assert found.loc["diversity", "n_units"] == 3
+    found = without({("A--AutoLoRA", 0, 3)}, prompts=["a cat"])
+    assert found.loc["vendi", "n_units"] == 0
+    assert np.isnan(found.loc["vendi", "difference"])
+    assert found.loc["diversity", "n_units"] == 4
 
 
 def test_an_undefined_value_has_a_reason(of_one_prompt):
