@@ -104,6 +104,7 @@ class OpenAIJudge:
                 "model": self.spec.model,
                 "revision": self.spec.revision,
                 "root": served.get("root"),
+                **({"weights": served["weights"]} if served.get("weights") else {}),
                 "constraint": self._mode.name,
                 "logprobs": self._mode.top_logprobs > 0,
                 "temperature": self.spec.temperature,

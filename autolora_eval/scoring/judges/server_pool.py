@@ -254,6 +254,7 @@ async def served_model(server: Server, spec: JudgeConfig) -> Json:
 
     Returns:
         `root` (the path or hub id it was loaded from), `owned_by` and `version`; each may be None.
+        `weights`: their number and bytes, by which llama.cpp tells models of one name apart.
 
     Raises:
         AutoLoRAEvalError: if the server does not answer or does not serve the model.
@@ -266,8 +267,14 @@ async def served_model(server: Server, spec: JudgeConfig) -> Json:
             "or start a server for this one."
         )
     model = served[spec.model]
-    version = await _version(server)
-    return {"root": model.get("root"), "owned_by": model.get("owned_by"), "version": version}
+    meta = model.get("meta")
+    sizes = meta if isinstance(meta, dict) else {}
+    return {
+        "root": model.get("root"),
+        "weights": {name: sizes[name] for name in ("n_params", "size") if name in sizes},
+        "owned_by": model.get("owned_by"),
+        "version": await _version(server),
+    }
 
 
 async def _served_models(server: Server, spec: JudgeConfig) -> dict[str, Json]:

@@ -55,11 +55,17 @@ def test_launch_arguments_are_part_of_the_key(make) -> None:
 
 
 def test_other_root_model_or_rubric_causes_new_judgements(make, folder, server, workplace) -> None:
-    """The root distinguishes two checkpoints under one name."""
+    """The root, or the size of the weights, distinguishes two checkpoints under one name."""
     models = [{"id": "some-vlm", "root": "org/some-vlm"}, {"id": "other-vlm"}]
     server.models = {"data": models}
     judge(make(), folder)
     models[0]["root"] = "org/another"
+    assert judge(make(), folder).done == N
+    models[0]["meta"] = {"n_params": 7_000, "size": 4_000, "n_ctx": 4_096}
+    assert judge(make(), folder).done == N
+    models[0]["meta"] |= {"n_ctx": 8_192}
+    assert judge(make(), folder).done == 0
+    models[0]["meta"] |= {"size": 8_000}  # less quantised
     assert judge(make(), folder).done == N
     assert judge(make(model="other-vlm"), folder).done == N
     assert server.calls[-1].body["model"] == "other-vlm"
