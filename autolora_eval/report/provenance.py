@@ -27,6 +27,8 @@ say = Sentences("content")
 VALUE_LENGTH = 300
 MAPPING_LENGTH = 1000
 LISTED_SINGLY = 5
+# Parameters that a method's name and NFE say already; the second NFE is that of an image set.
+_NAMED = ("guider", "sampler", "images", "parameter_nfe")
 STAGE_COUNTS = ("done", "reused", "cached", "failed", "unscored")
 
 
@@ -99,7 +101,7 @@ def _setting(view: RunView, cells: list[CellRecord], method: MethodRecord) -> st
     values: dict[str, dict[str, None]] = {}
     for cell in cells:
         for key, value in _with_point(cell, view.manifest).items():
-            if value is not None and key not in ("guider", "sampler"):
+            if value is not None and key not in _NAMED:
                 values.setdefault(key, {})[str(value)] = None
     parameters = [f"{key} = {' / '.join(found)}" for key, found in values.items()]
     # The plan has the NFE of methods that declare it; for the others the table has a count.

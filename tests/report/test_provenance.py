@@ -56,6 +56,7 @@ def test_third_party_code_is_shown_with_its_version_and_hash(third_party, code, 
     [
         (57.0, {"sampler": "a.draw", "w": 2}, "w = 2; NFE per image: 57"),
         (None, {"sampler": "a.draw", "w": 2}, "w = 2; NFE not recorded"),
+        (40.0, {"images": "theirs", "parameter_nfe": 40}, "no parameters; NFE per image: 40"),
     ],
 )
 def test_nfe_is_the_count_if_none_is_declared(third_party, counted, parameters, expected):
