@@ -69,8 +69,8 @@ class AutoLoRAGuidance(BaseGuidance):
     Raises:
         ValueError: if `base_every` is less than 1, or more than 1 at γ = 0, where only the base
             model counts.
-        ValueError: at the first prediction, if the denoiser has no LoRA. The result would silently
-            be CFG.
+        ValueError: at the first prediction, if the denoiser has no LoRA and `set_base_inputs` was
+            not called. The result would silently be CFG.
 
     Example:
         ```python
@@ -201,12 +201,13 @@ class AutoLoRAGuidance(BaseGuidance):
         """Switch the denoiser's LoRA on or off for the next prediction.
 
         Raises:
-            ValueError: if the denoiser has no LoRA.
+            ValueError: if the denoiser has no LoRA, and `set_base_inputs` was not called.
         """
         # Set for every prediction, not toggled: after an exception the next one is still right.
         name = self.predictions[self._count_prepared]
         if self._switch is None or self._switch.module is not denoiser:
-            self._switch = AdapterSwitch(denoiser)
+            # A LoRA may tune the text encoders alone.
+            self._switch = AdapterSwitch(denoiser, is_required=not self._base_inputs)
         self._switch.set(enabled=name.startswith("lora_"))
         super().prepare_models(denoiser)
 

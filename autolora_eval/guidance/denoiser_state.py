@@ -111,16 +111,17 @@ class AdapterSwitch:
 
     Args:
         module: a denoiser or text encoder with a LoRA that was loaded through peft.
+        is_required: if `False`, the network may have no adapter. Nothing is switched then.
 
     Raises:
-        ValueError: if the network has no adapter.
+        ValueError: if the network has no adapter, but must have one.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, *, is_required: bool = True) -> None:
         self.module = module
         # torch's own setattr would look through parameters, buffers and submodules each time.
         self._attributes = [vars(layer) for layer in adapter_layers(module)]
-        if not self._attributes:
+        if is_required and not self._attributes:
             raise ValueError(
                 f"AutoLoRA needs a LoRA on {type(module).__name__}, which has none: base and LoRA "
                 "branch would be the same model. Load one with `load_lora_weights` first."

@@ -73,11 +73,12 @@ KINDS = PIPELINES | {
         SD3, make_sd3, {"transformer": TRANSFORMER}, CASES[:2], make_options={"t5": False}
     ),
 }
+ENCODERS_ALONE = {"SDXL, text encoders alone": Kind(SDXL, make_sdxl, ENCODERS, CASES[:3])}
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    return KINDS[request.param]
+    return (KINDS | ENCODERS_ALONE)[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,7 @@ def stock_latents(tiny: TinyModel, w: float, **options) -> torch.Tensor:
     )
 
 
+@pytest.mark.parametrize("kind", KINDS | ENCODERS_ALONE, indirect=True)
 def test_latents_equal_the_loop_and_the_nfe_is_the_planned_one(kind, pipeline, by_hand):
     autolora = GUIDERS.find("autolora")
     calls: list[object] = []
