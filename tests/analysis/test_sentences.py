@@ -44,8 +44,7 @@ CASES = {
         DIV_PC,
         row(0.2, 0.1, 0.3, p_holm=0.31),
         "AutoLoRA has higher Diversity × Prompt correspondence than CFG by 0.200 [0.100, "
-        "0.300]; this may be due to chance (p = 0.310 after correction for multiple "
-        "comparisons).",
+        "0.300], which is not significant after correction for multiple comparisons (p = 0.310).",
     ),
     "unclear": (
         PC,

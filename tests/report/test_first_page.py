@@ -26,7 +26,7 @@ def test_it_says_what_ranks_first_by_how_much_how_sure_and_at_what_cost(tmp_path
         "(Div-PC): AutoLoRA ranks first with 0.388 [0.368, 0.411]. This is higher than LoRA by "
         "0.061 [0.048, 0.075] (p = 0.030).",
         "Cost of one image relative to LoRA: AutoLoRA 2× the NFE.",
-        "LoRA and AutoLoRA, on SDXL: 2 prompts × 3 seeds, 12 images in all.",
+        "LoRA and AutoLoRA, on SDXL: 2 prompts × 3 seeds, 12 images in total.",
         "4 of 5 comparisons are significant (p < 0.05 after Holm's correction",
         "Number of prompts needed for 80% power, if the true differences are the observed ones: "
         "Div 4; PC 9; SA",
@@ -76,10 +76,10 @@ def test_many_comparisons_are_summarized_with_the_significant_ones_first(tmp_pat
     tables = make_tables()
     text = first_page_text(tables.write(tmp_path / "run"))
     assert (
-        "AutoLoRA against LoRA: significant: Div +0.061 [+0.048, +0.075] (on 2 of 2 prompts, "
-        "p = 0.030), PC −0.061 [−0.074, −0.047] (on 2 of 2 prompts, p = 0.030), Div-PC +0.061 "
-        "[+0.048, +0.075] (p = 0.030), Div-SA +0.061 [+0.048, +0.075] (p = 0.030) not "
-        "significant: SA 0.000 [−0.013, +0.014]"
+        "AutoLoRA against LoRA: significant: Div +0.061 [+0.048, +0.075] (higher on 2 of 2 "
+        "prompts, p = 0.030), PC −0.061 [−0.074, −0.047] (lower on 2 of 2 prompts, p = 0.030), "
+        "Div-PC +0.061 [+0.048, +0.075] (p = 0.030), Div-SA +0.061 [+0.048, +0.075] (p = 0.030) "
+        "not significant: SA 0.000 [−0.013, +0.014]"
     ) in text
     assert "12 of 15 comparisons are significant" in text
     tables.comparisons["p_holm"] = 0.31
@@ -221,8 +221,8 @@ def test_differences_between_and_within_runs_are_caveats(tmp_path):
     tables.manifest["libraries"] = ["torch 2.8.0, peft 0.18.0", "torch 2.9.0, peft 0.18.0"]
     caveats = content_of(tables.write(tmp_path / "run")).first.caveats
     assert caveats == [
-        *(f"The runs compared differ: {message}" for message in messages[:6]),
-        "The runs compared differ: 2 more differences, listed in manifest.json.",
+        *(f"The compared runs differ: {message}" for message in messages[:6]),
+        "The compared runs differ: 2 more differences, listed in manifest.json.",
         "The images were made with different versions of libraries: torch 2.8.0 and 2.9.0. This "
         "alone can change images. metadata.jsonl has the versions for each image.",
     ]
@@ -270,7 +270,7 @@ def test_of_48_cells_the_best_of_each_method_is_shown(undrawn_sweep):
         assert f"{method} (LoRA scale {scale}) {best['diversity']:.3f}" in text
     first = table.loc[table["div_cps"].idxmax()]
     assert f"{first['method']} at LoRA scale {first['lora_scale']:g}" in text
-    assert "1 prompt × 9 seeds, 432 images in all" in text
+    assert "1 prompt × 9 seeds, 432 images in total" in text
     assert "Shown: 4 of 48 cells, the one with the best Div-CPS of each method" in text
     assert "AutoLoRA+CFG 2× the NFE" in text
 

@@ -70,7 +70,7 @@ def test_the_front_follows_the_direction_of_the_score(higher_is_better, expected
     points = [sorted(map(tuple, line)) for line in drawn]
     assert points == ([sorted(expected.values())] if len(expected) > 1 else [])
     names = " and ".join(expected)
-    assert f"with PC: {names}." in KIND.caption(data)
+    assert f"dominates). PC: {names}." in KIND.caption(data)
 
 
 def test_a_front_is_drawn_over_bars_and_under_marks():
