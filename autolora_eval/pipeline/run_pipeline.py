@@ -230,14 +230,13 @@ class RunPipeline:
         self.plan = make_plan(loaded, *self.limits)
         self.folder = output_folder(output or Path("reports") / loaded.spec.name)
         self.progress, self.accept_versions = progress or Progress(), accept_versions
-        self._ray = self._ray_engine(ray_address) if engine == "ray" or ray_address else None
+        self._ray: RayEngine | None = None
+        if engine == "ray" or ray_address:
+            from autolora_eval.pipeline.ray_engine import RayEngine
+
+            self._ray = RayEngine(self.plan, self.folder, self.limits, ray_address)
         self._judging = BackgroundJudging(self.folder)
         self._extracting = BackgroundFeatures(self.folder, self.plan)
-
-    def _ray_engine(self, address: str | None) -> RayEngine:
-        from autolora_eval.pipeline.ray_engine import RayEngine
-
-        return RayEngine(self.plan, self.folder, self.limits, address)
 
     def require_manifest(self) -> None:
         """Check that the images of this folder were generated with the settings of the plan.

@@ -56,13 +56,14 @@ def test_server_without_the_judges_model_is_an_error(models, message, server, ju
         judge().check()
 
 
-def test_calls_wait_for_a_server_that_comes_back(server, tmp_path, judge) -> None:
+def test_calls_wait_for_a_server_that_comes_back(server, tmp_path, judge, monkeypatch) -> None:
     """Meanwhile no call is given up, and waiting does not count as an attempt."""
+    monkeypatch.setattr(server_pool, "PROBE_INTERVAL_ALONE", 0.05)
 
     def answer(call: Any, n: int) -> object:
         if n == 3:
             server.models = Drop()
-            threading.Timer(0.5, lambda: setattr(server, "models", JudgeServer().models)).start()
+            threading.Timer(0.3, lambda: setattr(server, "models", JudgeServer().models)).start()
             return Drop()
         return VERDICT
 

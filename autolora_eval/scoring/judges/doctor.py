@@ -245,7 +245,8 @@ def _memory(
     parameters = _parameters(source)
     if parameters is None:
         return
-    needed = HEADROOM * parameters * bytes_each * _share_of_bits(source.name) / 2**30
+    shares = (share for bits, share in _QUANTISED.items() if re.search(bits, source.name, re.I))
+    needed = HEADROOM * parameters * bytes_each * next(shares, 1.0) / 2**30
     kind, room = "GPU memory" if accelerator == "cuda" else "memory", machine.room(accelerator)
     usable, total = room, 0.0
     if shared:
@@ -268,11 +269,6 @@ def _parameters(source: Source) -> float | None:
         return size / 2 or None
     named = _PARAMETERS.search(source.name)
     return float(named[1]) * 1e9 if named else None
-
-
-def _share_of_bits(name: str) -> float:
-    """Return the size of a quantised copy in parts of the model's, from its name."""
-    return next((share for bits, share in _QUANTISED.items() if re.search(bits, name, re.I)), 1.0)
 
 
 def _served(url: str, judge: JudgeConfig | None = None) -> Requirement:

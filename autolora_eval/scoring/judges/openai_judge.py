@@ -270,7 +270,7 @@ class OpenAIJudge:
                 server.active_calls -= 1
             answer = replace(answer, reply=replace(answer.reply, attempts=calls))
             if not _is_failure(answer.reply):
-                self._pool.record_success(server)
+                server.failures = 0
                 return answer
             unreachable = answer.reply.reason == "connection"
             await self._pool.record_failure(server, unreachable=unreachable)

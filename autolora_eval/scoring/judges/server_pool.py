@@ -129,10 +129,6 @@ class ServerPool:
                 await self._update(server)
                 server.failures = 0
 
-    def record_success(self, server: Server) -> None:
-        """Reset the count of consecutive failures."""
-        server.failures = 0
-
     def _up(self) -> list[Server]:
         return [server for server in self.servers if server.down_reason is None]
 

@@ -74,20 +74,15 @@ def server_command(spec: JudgeConfig, port: int) -> list[str]:
     """
     source = model_source(spec)
     if spec.launch_command:
+        command = [*map(expanded, spec.launch_command)]
         filled = {"{model}": source.location, "{port}": str(port), "{name}": spec.model}
-        command = [_fill_in(expanded(part), filled) for part in spec.launch_command]
+        for field, value in filled.items():  # other braces, for example of JSON, stay
+            command = [part.replace(field, value) for part in command]
         return [*command, *map(expanded, spec.launch_args)]
     revision = ["--revision", source.revision] if source.revision else []
     server = [str(vllm_python(spec)), "-m", SERVER_MODULE, "--model", source.location]
     address = ["--served-model-name", spec.model, "--host", HOST, "--port", str(port)]
     return [*server, *revision, *address, *NEUTRAL_SAMPLING, *map(expanded, spec.launch_args)]
-
-
-def _fill_in(part: str, filled: dict[str, str]) -> str:
-    """Replace placeholders; other braces, for example of JSON, stay."""
-    for placeholder, value in filled.items():
-        part = part.replace(placeholder, value)
-    return part
 
 
 def check_launch(spec: JudgeConfig, seconds: float = 30.0) -> None:

@@ -65,7 +65,7 @@ def test_reply_does_not_depend_on_other_requests(
     expected = said(judge(untrained, rubric, batch_size=4, **settings), requests)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1)
-    for size in (1, 3, 16):
+    for size in (1, 16):
         other = judge(untrained, rubric, batch_size=size, **settings)
         assert said(other, requests[::-1])[::-1] == expected
 
