@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,12 +138,6 @@ def test_failed_call_is_retried(fault, server, image, judge) -> None:
     assert (reply.text, len(server.calls)) == (VERDICT, 2)
 
 
-def test_number_of_retries_is_limited(server: JudgeServer, image: Path, judge: Make) -> None:
-    server.answer = lambda call, n: Http(500)
-    (reply,) = ask(judge(max_retries=1), [Request(image, QUESTION)])
-    assert (reply.reason, len(server.calls)) == ("http_500", 2)
-
-
 def test_replies_are_yielded_with_their_request_as_they_complete(server, tmp_path, judge) -> None:
     """The first is answered last, and the others do not wait for it."""
     requests = questions(tmp_path, 4)
@@ -166,11 +159,15 @@ def test_replies_are_yielded_with_their_request_as_they_complete(server, tmp_pat
     assert came[-1][0] == 0
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
-def test_permanent_failures_are_not_retried(status, server, image, judge) -> None:
+@pytest.mark.parametrize(
+    ("status", "calls"), [(400, 1), (401, 1), (404, 1), (413, 1), (422, 1), (408, 3), (500, 3)]
+)
+def test_retries_are_limited_and_permanent_failures_have_none(
+    status, calls, server, image, judge
+) -> None:
     server.answer = lambda call, n: Http(status)
-    (reply,) = ask(judge(max_retries=3), [Request(image, QUESTION)])
-    assert (reply.reason, reply.attempts, len(server.calls)) == (f"http_{status}", 1, 1)
+    (reply,) = ask(judge(max_retries=2), [Request(image, QUESTION)])
+    assert (reply.reason, reply.attempts, len(server.calls)) == (f"http_{status}", calls, calls)
 
 
 @pytest.mark.parametrize("as_date", [False, True])
@@ -191,7 +188,7 @@ def test_retry_after_header_is_respected(as_date, server, image, judge) -> None:
     assert at[1] - at[0] >= 0.5
 
 
-def test_concurrency_is_limited(server: JudgeServer, tmp_path: Path, judge: Make) -> None:
+def test_concurrency_is_limited_and_connections_are_reused(server, tmp_path, judge) -> None:
     lock, under_way, most = threading.Lock(), 0, 0
 
     def answer(call: Any, n: int) -> str:
@@ -206,7 +203,8 @@ def test_concurrency_is_limited(server: JudgeServer, tmp_path: Path, judge: Make
 
     server.answer = answer
     ask(judge(concurrency=5), questions(tmp_path, 40))
-    assert most == 5
+    assert (most, len(server.calls)) == (5, 40)
+    assert len(server.connections) <= 5 + 1  # one asked for the models
 
 
 def test_images_are_read_only_slightly_ahead(server, tmp_path, judge) -> None:
@@ -230,12 +228,6 @@ def test_images_are_read_only_slightly_ahead(server, tmp_path, judge) -> None:
     next(came)
     assert len(taken) <= 2 * 4 + 1
     list(came)
-
-
-def test_connections_are_reused(server: JudgeServer, tmp_path: Path, judge: Make) -> None:
-    ask(judge(concurrency=4), questions(tmp_path, 40))
-    assert len(server.calls) == 40
-    assert len(server.connections) <= 4 + 1  # and one that asked which models there are
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

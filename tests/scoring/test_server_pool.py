@@ -50,10 +50,13 @@ def test_unreachable_server_is_an_error(judge: Make) -> None:
         (Drop(), "does not answer"),
     ],
 )
-def test_server_without_the_judges_model_is_an_error(models, message, server, judge) -> None:
+def test_server_without_the_judges_model_is_asked_nothing(
+    models, message, server, image, judge
+) -> None:
     server.models = models
     with pytest.raises(AutoLoRAEvalError, match=message):
-        judge().check()
+        ask(judge(), [Request(image, QUESTION)])
+    assert server.calls == []
 
 
 def test_calls_wait_for_a_server_that_comes_back(server, tmp_path, judge, monkeypatch) -> None:
@@ -129,13 +132,6 @@ def test_servers_with_different_models_under_one_name_are_rejected(judge: Make) 
         split = judge(base_url=[one.url, other.url])
         with pytest.raises(AutoLoRAEvalError, match="must serve one model"):
             split.identity()
-
-
-def test_server_is_checked_before_the_first_question(server, image, judge) -> None:
-    server.models = {"data": [{"id": "another"}]}
-    with pytest.raises(AutoLoRAEvalError, match="serves another"):
-        ask(judge(), [Request(image, QUESTION)])
-    assert server.calls == []
 
 
 def test_question_that_crashes_servers_is_left_for_a_later_run(
