@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from autolora_eval import __version__
@@ -95,7 +96,7 @@ def _benchmark(plan: Plan, folder: RunFolder, named: str) -> BenchmarkRecord:
         sha256=sha256_file(loaded.file),
         name=spec.name,
         description=spec.description,
-        prompt_file=spec.prompts if isinstance(spec.prompts, str) else "",
+        prompt_file=_without_machine(spec.prompts) if isinstance(spec.prompts, str) else "",
         baseline=spec.baseline_method,
         diversity_reference=spec.diversity_reference,
         device=spec.device,
@@ -103,6 +104,12 @@ def _benchmark(plan: Plan, folder: RunFolder, named: str) -> BenchmarkRecord:
         batch_size=spec.batch_size,
         content=spec.model_dump(mode="json"),
     )
+
+
+def _without_machine(path: str) -> str:
+    """Return the name of a file instead of a path that leads out of the benchmark's folder."""
+    parts = PurePath(path)
+    return parts.name if parts.is_absolute() or ".." in parts.parts else path
 
 
 def _method(cell: Cell) -> MethodRecord:

@@ -275,5 +275,5 @@ def _compared(view: RunView) -> str:
         view.images["prompt_index"].nunique(),
         view.images["seed"].nunique(),
         len(view.images),
-        bool(view.manifest.image_sets),
+        view.imported,
     )

@@ -132,7 +132,7 @@ def winner_sentences(view: RunView) -> list[ComparisonSummary]:
 def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | None:
     rows = view.models[model]
     first = best_row(rows, metric)
-    if first is None:
+    if first is None or len({row["method"] for row in rows}) == 1:
         return None
     second = best_row([row for row in rows if row["method"] != first["method"]], metric)
     is_baseline = first["method"] == view.baseline

@@ -307,11 +307,8 @@ class _ModelGrids:
         others: Mapping[str, str] | None = None,
     ) -> str:
         """Return a caption; `held` is the "row" or "column" of the same noise, "all" or empty."""
-        manifest = self.view.manifest
-        sets = manifest.image_sets.values()
-        by_order = any(one.seeds_by_order for one in sets)
-        imported = "all" if len(sets) == len(manifest.cells) else "some" if sets else ""
-        return say.caption(held, imported, by_order, others or {}, which, counts)
+        by_order = any(one.seeds_by_order for one in self.view.manifest.image_sets.values())
+        return say.caption(held, self.view.imported, by_order, others or {}, which, counts)
 
 
 def some_of(values: Sequence[str], limit: int = POINTS_SHOWN) -> list[str]:

@@ -45,6 +45,12 @@ class RunView:
         return self.run.manifest
 
     @property
+    def imported(self) -> str:
+        """Whether "some" or "all" images were made elsewhere; empty if none."""
+        n_sets = len(self.manifest.image_sets)
+        return "all" if n_sets == len(self.manifest.cells) else "some" if n_sets else ""
+
+    @property
     def baseline(self) -> str:
         """The method that the others are compared with."""
         return self.manifest.benchmark.baseline

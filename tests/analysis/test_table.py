@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+from report.readers import content_of
 from scored_run import Place, scored, tables, vector, write_features, write_images
 
 from autolora_eval._errors import UsageError
@@ -183,6 +184,8 @@ def test_one_method_has_nothing_to_compare(planned, benchmark_data, tmp_path):
     assert tables(plan, folder, None).unscored == 0
     assert len(pd.read_csv(folder.comparisons)) == 0
     assert "pc" not in rows(folder)[BASE]
+    first = content_of(folder).first
+    assert (first.winners, first.findings, first.certainty) == ([], [], [])
 
 
 def test_one_prompt_compares_seeds(plan, whole):

@@ -207,7 +207,10 @@ def test_tables_and_report_contain_no_path_of_this_machine(plain_images, tmp_pat
     """Only the manifest keeps the path."""
     home = tmp_path / "home" / "alice" / "pictures"
     shutil.copytree(plain_images, home)
-    found = score_images(home, write(tmp_path / "mine.yaml", judge=None), tmp_path / "out")
+    prompts = home.with_name("prompts.txt")
+    prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
+    benchmark = write(tmp_path / "mine.yaml", judge=None, prompts=str(prompts))
+    found = score_images(home, benchmark, tmp_path / "out")
     assert found.table["images"].tolist() == ["pictures"]
     for name in ("table.csv", "table.md", "table.tex", "report.html"):
         assert "alice" not in (tmp_path / "out" / name).read_text(encoding="utf-8")

@@ -77,6 +77,8 @@ class _Panel:
 
 def _drawings(data: FigureData) -> Iterator[Drawing]:
     scores = _base.scores_of(data)
+    if scores and all(panel.is_empty for panel in _panels(data)[0]):
+        return
     title = f"Diversity against {join_names([m.label for m in scores])}" if scores else "Diversity"
     draw = partial(_trade_off if scores else _diversity_alone, data)
     yield Drawing(FIGURE.name, title, _caption(data), _text(data), draw)

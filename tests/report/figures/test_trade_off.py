@@ -37,6 +37,11 @@ def test_a_cell_without_a_value_has_no_mark_and_is_named():
     assert "Not drawn" not in KIND.caption(made_up())
 
 
+def test_without_any_cell_there_is_no_figure():
+    data = made_up()
+    assert KIND.drawings(with_values(data, diversity=dict.fromkeys(data.table["cell"]))) == []
+
+
 def test_a_panel_without_cells_says_so_and_has_no_curves():
     data = made_up()
     data = with_values(data, pc=dict.fromkeys(data.table["cell"]))
