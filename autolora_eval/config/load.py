@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from pydantic import ValidationError, create_model
 
 from autolora_eval._errors import UsageError, did_you_mean
-from autolora_eval._text import format_swept_value
 from autolora_eval._yaml import KeyPath, YamlFile, explained, explained_at, read_yaml
 from autolora_eval.config.inputs import (
     METHOD_KINDS,
@@ -30,6 +29,7 @@ from autolora_eval.config.sweep_grid import (
     Sweep,
     SweepReader,
     at_point,
+    describe,
     first_swept,
     own_point,
     validated_but_for,
@@ -308,19 +308,15 @@ def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str 
             f"on '{model.name}': '{method.definition.name}' compares the model with and without "
             f"its LoRA, and this model has none{also}. Add a LoRA, or remove the method."
         )
-    try:
-        pipeline = known_class(model.layout)
-    except UsageError:  # reported where pipelines are checked
-        pipeline = None
+    pipeline = known_class(model.layout)
     for point in sweep.points():
         own = own_point(method.parameters, point)
         parameters = at_point(method.parameters, own) if own else method.parameters
         values = parameters.with_model_defaults(model.spec.guidance_scale)
         why = method.definition.refuse(values, pipeline)
         if why is not None:
-            at = ", ".join(f"{name} {format_swept_value(value)}" for name, value in own.items())
             of_class = f" ({pipeline})" if pipeline else ""
-            return f"on '{model.name}'{of_class}{f' at {at}' if at else ''}: {why}"
+            return f"on '{model.name}'{of_class}{f' at {describe(own)}' if own else ''}: {why}"
     return None
 
 

@@ -102,8 +102,8 @@ def check_tuned_layers(model: ResolvedModel) -> None:
 def _denoiser_layers(pipeline: Source, folder: str) -> set[str]:
     """Return the linear and convolutional layers of a denoiser whose weights are here."""
     config = cached(pipeline, f"{folder}/config.json")
-    files = config.parent.glob("*.safetensors") if config else ()
-    tensors = [item for file in files for item in read_header(file)[0].items()]
+    files = list(config.parent.glob("*.safetensors")) if config else []
+    tensors = [item for file in files if file.is_file() for item in read_header(file)[0].items()]
     return {
         name.removesuffix(".weight")
         for name, tensor in tensors
@@ -116,11 +116,7 @@ def layer_homes(
 ) -> list[tuple[LoraLayer, list[Home]]]:
     """Return each layer that the file tunes of a network, with the layers that it belongs to.
 
-    Args:
-        file: the LoRA file.
-        component: the network.
-        paths: the names of its linear and convolutional layers.
-        config: its configuration.
+    `paths` are the names of the network's linear and convolutional layers.
 
     Raises:
         UsageError: if a layer of the file has none in the network, or shares it with another.

@@ -371,7 +371,6 @@ def _type(annotation: ast.expr | None) -> object:
 
 
 def _order(definition: ast.ClassDef) -> object:
-    """Return the class attribute `order`."""
     for line in definition.body:
         if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "order":
             return ast.literal_eval(line.value)

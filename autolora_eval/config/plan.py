@@ -11,7 +11,14 @@ from autolora_eval._errors import UsageError
 from autolora_eval._files import content_hash, slug
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.inputs import LoadedBenchmark, ResolvedMethod, ResolvedModel
-from autolora_eval.config.sweep_grid import LORA_SCALE, Point, at_point, fields_of, own_point
+from autolora_eval.config.sweep_grid import (
+    LORA_SCALE,
+    Point,
+    at_point,
+    describe,
+    fields_of,
+    own_point,
+)
 from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.runs.columns import parameter_column
 from autolora_eval.runs.manifest import ImageJob
@@ -54,8 +61,8 @@ class Cell:
     @property
     def title(self) -> str:
         """The name of the cell in messages."""
-        at = ", ".join(f"{name} {format_swept_value(value)}" for name, value in self.point.items())
-        return f"{self.model.name} × {self.method.name}{f' at {at}' if at else ''}"
+        at = f" at {describe(self.point)}" if self.point else ""
+        return f"{self.model.name} × {self.method.name}{at}"
 
     @property
     def columns(self) -> dict[str, Any]:

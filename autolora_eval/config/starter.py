@@ -49,7 +49,6 @@ def json_schema() -> Json:
 
 
 def _named() -> Iterator[Json]:
-    """Yield the schema of each built-in method."""
     for rule in GUIDERS.built_in().values():
         parameters: type[MethodParameters] = rule.parameters
         guider: Json = {"const": rule.name, "description": rule.summary}
@@ -57,7 +56,6 @@ def _named() -> Iterator[Json]:
 
 
 def _images() -> Json:
-    """Return the schema of a method whose images were made elsewhere."""
     where = "where the images are: a folder or a listing"
     place: Json = {"type": "string", "minLength": 1, "description": where}
     return _section("images made elsewhere", {"images": place}, ImageSetParameters)

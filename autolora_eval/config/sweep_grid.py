@@ -63,6 +63,11 @@ def own_point(parameters: MethodParameters, point: Point) -> Point:
     return {name: value for name, value in point.items() if takes(parameters, name)}
 
 
+def describe(point: Point) -> str:
+    """Return a point as text, such as `lora_scale 0.5, autolora_scale 2`."""
+    return ", ".join(f"{name} {format_swept_value(value)}" for name, value in point.items())
+
+
 def at_point(parameters: P, point: Point) -> P:
     """Return a method's parameters at a point; a ValidationError is the method's refusal."""
     changes = {
@@ -156,7 +161,6 @@ class SweepReader:
         return did_you_mean(name, known)
 
     def _values(self, name: str, listed: Sequence[Any]) -> Iterator[Value]:
-        """Yield the valid values."""
         if not listed:
             self._refuse(
                 f"lists no value. Expected values such as '{name}: {_example(name)}'.", name
@@ -221,11 +225,8 @@ class SweepReader:
             try:
                 at_point(parameters, own)
             except ValidationError as error:
-                values = ", ".join(
-                    f"{key} {format_swept_value(value)}" for key, value in own.items()
-                )
                 for line in explained_at(error, self.document, ("sweep",)):
-                    problems[f"{line} Method '{name}' at {values}."] = None
+                    problems[f"{line} Method '{name}' at {describe(own)}."] = None
         self.problems += list(problems)[:5]
 
 

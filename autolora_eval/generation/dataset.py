@@ -33,13 +33,10 @@ class ImageDataset:
     """The images of one cell.
 
     An image counts as made if its row in `metadata.jsonl` has the settings key of the cell and the
-    hash of its file. Images of other settings are moved to `stale_images/` before
-    the first image is written. They are restored if their settings return, since they may have
-    taken hours of GPU time.
+    hash of its file. Images of other settings are moved to `stale_images/` before the first image
+    is written. They are restored if their settings return: they may have taken hours of GPU time.
 
     Attributes:
-        run: the run folder.
-        cell: the cell.
         settings_key: the hash of all that decides the images, except for prompt and seed.
         rows: the rows of `metadata.jsonl` by `file_name`.
     """

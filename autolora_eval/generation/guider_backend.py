@@ -42,14 +42,7 @@ class GuiderFailedError(AutoLoRAEvalError):
 
 
 class GuidedModel:
-    """A loaded model, with which guiders make images.
-
-    Args:
-        here: the model and its device.
-
-    Attributes:
-        pipeline: the pipeline with its LoRAs.
-    """
+    """A loaded model, with which guiders make images."""
 
     pipeline: LoraPipeline
     _drift_check: ModelDriftCheck | None = None

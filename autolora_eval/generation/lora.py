@@ -45,15 +45,7 @@ class _Weights:
 def load_lora(networks: Mapping[Component, torch.nn.Module], file: LoraFile, adapter: str) -> int:
     """Put a LoRA into the networks of a pipeline, exactly as its file says, at scale 1.
 
-    It is added to those that are there already, which stay on.
-
-    Args:
-        networks: the pipeline's denoiser and text encoders.
-        file: the LoRA file.
-        adapter: the name of the adapter in peft.
-
-    Returns:
-        The number of layers that the LoRA tunes.
+    Earlier LoRAs stay on. Returns the number of layers that the LoRA tunes.
 
     Raises:
         AutoLoRAEvalError: if a layer of the file has no layer in the pipeline, shares it with
@@ -144,7 +136,6 @@ def _whole(file: LoraFile, tensors: Any, layer: LoraLayer) -> _Weights:  # noqa:
 
 
 def _fitted(file: LoraFile, layer: LoraLayer, weights: _Weights, base: torch.Tensor) -> _Weights:
-    """Return weights in the shape and precision of the layer that they tune."""
     rank, out = weights.a.shape[0], base.shape[0]
     kernel = [1] * (base.dim() - 2)
     fits = weights.a[0].numel() == base[0].numel() and weights.b.numel() == out * rank

@@ -39,8 +39,6 @@ class ModelOnDevice:
     """A model where it makes images, and what decides them there.
 
     Attributes:
-        model: the model.
-        cells: its cells.
         device: the torch device, such as `cuda:1`.
         dtype: the precision, such as `float16`.
         batch_size: the number of images of guiders per batch; a sampler makes one at a time.

@@ -30,7 +30,6 @@ class CellOutlook:
     """What becomes of a cell's images.
 
     Attributes:
-        cell: the cell.
         kept: the SHA-256 of each image that is kept, by `file_name`.
         to_make: the number of images to make or import.
         why: why they are made.

@@ -287,12 +287,7 @@ def _check_size(pipe: ModularPipeline, model: ResolvedModel) -> None:
 def make_scheduler(spec: Scheduler, own: Mapping[str, Any], num_steps: int) -> Any:  # noqa: ANN401
     """Return a scheduler with the options, and the pipeline's own settings for all others.
 
-    It is tried on small noise first.
-
-    Args:
-        spec: its class and options.
-        own: the configuration of the pipeline's own scheduler.
-        num_steps: the number of denoising steps.
+    It is tried on small noise first. `own` is the configuration of the pipeline's own scheduler.
 
     Raises:
         AutoLoRAEvalError: if the class refuses its options, fits another kind of model, or does

@@ -56,11 +56,8 @@ def missing(
 ) -> list[str]:
     """Return one message for each thing that the run needs and this machine lacks.
 
-    Args:
-        plan: the plan of the run.
-        output: the run folder.
-        judged: whether the images are to be judged too.
-        accept_versions: whether the run may keep images of other versions of the libraries.
+    If it is not `judged`, no judge is needed. With `accept_versions` the run may keep images of
+    other versions of the libraries.
     """
     lacking = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if lacking:
@@ -96,7 +93,6 @@ def _try(check: Callable[[], object]) -> str | None:
 
 
 def _extractor(plan: Plan) -> None:
-    """Refuse an extractor whose packages are not installed."""
     for package, extra in plan.benchmark.extractor.kind.packages.items():
         require(package, extra)
 
@@ -154,7 +150,6 @@ def _reachable(source: Source, name: str) -> bool:
 
 
 def _own_files(plan: Plan) -> None:
-    """Refuse LoRAs that the user must download first."""
     sources = [lora.source for model in loaded_models(plan) for lora in model.loras]
     texts = dict.fromkeys(absent(source) for source in sources if source.kind == "absent")
     if texts:
@@ -205,7 +200,6 @@ def _try_judge(plan: Plan) -> None:
 
 
 def _size(plan: Plan) -> tuple[int, int]:
-    """Return the size of the plan's largest images."""
     return max((model.size for model in loaded_models(plan)), key=lambda size: size[0] * size[1])
 
 

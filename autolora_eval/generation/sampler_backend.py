@@ -39,10 +39,8 @@ class SampledCell:
     """The images of one cell that a sampler makes.
 
     Attributes:
-        dataset: the images on disk.
         jobs: the jobs whose image is missing.
         failures: why an image could not be made, by `file_name`.
-        first_error: the first exception.
     """
 
     dataset: ImageDataset

@@ -227,7 +227,6 @@ def _run(
 def _run_samplers(
     here: ModelOnDevice, work: Sequence[CellWork], result: GenerationResult, advance: Advance
 ) -> list[AutoLoRAEvalError]:
-    """Make the missing images of one model's samplers; return the failures of whole cells."""
     from autolora_eval.generation.sampler_api import SamplerPipeline
     from autolora_eval.generation.sampler_backend import SampledCell
 
@@ -247,7 +246,6 @@ def _run_samplers(
 def _run_guiders(
     here: ModelOnDevice, work: Sequence[CellWork], result: GenerationResult, advance: Advance
 ) -> list[AutoLoRAEvalError]:
-    """Make the missing images of one model's guiders; return the failures of cells."""
     with uncollected():
         from autolora_eval.generation.guider_backend import GuidedModel
 

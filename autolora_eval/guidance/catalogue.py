@@ -109,7 +109,6 @@ def listed_as(names: Sequence[str], folders: Sequence[Path] = ()) -> list[Listed
 
 
 def _by_path(path: str, folders: Sequence[Path]) -> Listed:
-    """Return the guider or the sampler at a dotted path."""
     try:
         return _listed("guider", resolve_method("guider", path, folders), "")
     except UsageError:

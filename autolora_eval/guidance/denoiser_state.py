@@ -175,9 +175,6 @@ class DenoiserState:
     It holds references and shallow copies of containers, but no copy of a weight: remembering an
     11 GB model takes no memory. It does not see a change of a weight's values. In a run,
     `generation.guider_backend.ModelDriftCheck` finds such changes.
-
-    Args:
-        denoiser: a UNet or transformer.
     """
 
     def __init__(self, denoiser: torch.nn.Module) -> None:

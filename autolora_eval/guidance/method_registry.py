@@ -33,12 +33,9 @@ SAMPLER_ARGUMENTS = ("prompt", "seed", "model")
 
 
 def resolve_method(kind: MethodKind, name: str, folders: Sequence[Path] = ()) -> Method:
-    """Return the method that a benchmark file names.
+    """Return the method with a name or dotted path.
 
-    Args:
-        kind: the key that names it.
-        name: a name or a dotted path.
-        folders: where to look for modules that are not installed.
+    Modules that are not installed are looked up in the folders.
 
     Raises:
         UsageError: if there is no such method, or it cannot be used.

@@ -59,14 +59,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class GuiderUnderTest:
-    """A guider class with parameters, on a tiny model.
-
-    Attributes:
-        cls: The class.
-        parameters: Arguments of its constructor.
-        spec: What it promises.
-        model: The model on which it runs.
-    """
+    """A guider class with arguments of its constructor, on a tiny model."""
 
     cls: type[BaseGuidance]
     parameters: Mapping[str, Any]

@@ -61,7 +61,6 @@ def key_problem(name: str) -> str | None:
 
 
 def _allowed() -> list[str]:
-    """Return the further names that the user allows."""
     return [name.strip() for name in os.environ.get(ALLOW, "").split(",")]
 
 

@@ -345,13 +345,7 @@ def loading_options(source: Source) -> dict[str, Any]:
 
 
 def unloadable(what: str, source: Source, error: Exception) -> AutoLoRAEvalError:
-    """Return the error for a model that cannot be loaded.
-
-    Args:
-        what: `extractor` or `judge`.
-        source: the model.
-        error: what `from_pretrained` raised.
-    """
+    """Return the error for an `extractor` or `judge` that `from_pretrained` cannot load."""
     text = " ".join(str(error).split())
     cause = text[:400]
     if "trust_remote_code" in text:
