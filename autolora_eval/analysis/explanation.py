@@ -82,7 +82,6 @@ class Section:
     """A part of an explanation: named values, a table, or a quoted text.
 
     Attributes:
-        title: heading.
         values: formatted values by name.
         rows: of a table; each row has the formatted value of every column, by column name.
         text: a text character for character, such as a reply of the judge.
@@ -102,7 +101,6 @@ class Explanation:
 
     Attributes:
         title: the cell, prompt or image that is explained.
-        sections: in reading order.
         next_command: a shell command that explains one level more; empty for an image.
     """
 

@@ -29,9 +29,6 @@ class Metric:
         label: short form for table heads.
         kind: equation (8), a judged score, the product of the two, or another diversity metric,
             which stands beside equation (8) and is in no product.
-        low: least possible value.
-        high: greatest possible value.
-        source: where it is defined.
     """
 
     column: str

@@ -29,8 +29,6 @@ class TableCell:
     """One value of a table.
 
     Attributes:
-        text: The value as it is printed.
-        interval: Its interval in brackets; empty without one.
         bold: True for the best value of its group.
         published: The published value; empty where the row has none.
         difference: The value minus the published one.

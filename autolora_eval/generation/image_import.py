@@ -39,8 +39,6 @@ class ImageImport:
     """The images of one cell, matched with the plan and hashed, but not yet opened.
 
     Attributes:
-        cell: the cell.
-        images: its image set.
         matching: the images by the jobs of the plan.
         hashes: the SHA-256 of each matched file, or why it cannot be read.
         settings_key: the hash of all that decides the cell's images.

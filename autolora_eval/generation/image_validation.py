@@ -173,9 +173,7 @@ class ImageIssue(NamedTuple):
     Attributes:
         issue: a key of `ISSUES`.
         prompt: the prompt of the image; for an extra image, the name that the set uses.
-        seed: its seed.
         file: its name in the set; empty if it is missing.
-        detail: more, in words.
     """
 
     issue: IssueKind

@@ -50,11 +50,9 @@ class Gallery:
     Attributes:
         shown: Which part of the run's images is shown, and why.
         filters: By prompt, cell, seed and verdict.
-        scores: Those that can be bounded.
         orders: The ways to sort, each with its text.
         listed: The first images, for browsers without script.
         data: What the script reads, as JSON knows it.
-        script: Its text.
         cell_links: Links to the images of each cell that has some here, by cell.
     """
 

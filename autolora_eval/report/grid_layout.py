@@ -57,11 +57,8 @@ class Grid(Generic[T]):
 
     Attributes:
         name: Name of its file, `grid_…`.
-        title: What it shows.
         caption: What is held fixed, and what is left out.
         corner: What the heads of the columns are.
-        columns: The heads of the columns.
-        rows: Its rows.
         prompt: The prompt of all images; empty if there are several.
     """
 

@@ -200,7 +200,7 @@ def test_one_published_value_is_not_that_of_a_whole_sweep(beside):
     ],
 )
 def test_the_papers_values_stand_beside_the_shipped_benchmarks(tmp_path, name, n_published):
-    """The 48 of Table 1 are read in test_table1.py."""
+    """The 48 of Table 1 are read in test_paper_tables.py."""
     plan = make_plan(load_benchmark(name), 1, 1)
     folder = RunFolder(tmp_path / "run")
     table = pd.read_parquet(scored(plan, folder).table("parquet"))

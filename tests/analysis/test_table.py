@@ -8,9 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from report.readers import content_of
-from scored_run import Place, scored, tables, vector, write_features, write_images
+from scored_run import (
+    SETTINGS,
+    Place,
+    scored,
+    tables,
+    vector,
+    write_features,
+    write_images,
+    write_manifest,
+)
 
 from autolora_eval._errors import UsageError
+from autolora_eval._files import write_jsonl
+from autolora_eval.analysis.scores import write_timings
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.pipeline.run_pipeline import RunPipeline
 from autolora_eval.runs.folder import RunFolder
@@ -196,6 +207,25 @@ def test_one_prompt_compares_seeds(plan, whole):
     compared = pd.read_csv(whole.comparisons)
     assert set(compared["unit"]) == {"prompt"}
     assert compared["metric"].tolist() == ["diversity", "pc", "div_pc"]
+
+
+def test_seconds_per_image_are_the_median_of_a_cells_current_images(make):
+    plan, folder = make("run")
+    write_manifest(plan, folder)
+    first, second = plan.cells
+    taken = [*((s, SETTINGS) for s in (1.0, 9.0, 2.0, None)), (50.0, "01d01d01d")]
+    rows = [
+        {"file_name": f"a/{n}.png", "seconds": s, "settings_key": k}
+        for n, (s, k) in enumerate(taken)
+    ]
+    write_jsonl(folder.metadata(first.id), rows)
+    write_jsonl(folder.metadata(second.id), [{"file_name": "a/0.png", "settings_key": SETTINGS}])
+    write_timings(folder.read_manifest(), folder)
+    found = pd.read_csv(folder.timings)
+    assert list(found["cell"]) == [first.id, second.id]
+    assert list(found["n_timed"]) == [3, 0]
+    assert found["seconds_per_image"][0] == 2.0
+    assert np.isnan(found["seconds_per_image"][1])
 
 
 @pytest.fixture
