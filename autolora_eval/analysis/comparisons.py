@@ -190,7 +190,9 @@ def _units_for_power_80(difference: float, spread: float, *, by_ranks: bool) -> 
 
 def _on_shared_units(a: Estimate, b: Estimate) -> tuple[Estimate, Estimate]:
     if a.factors is None or b.factors is None:
-        return a.on(b.units), b.on(a.units)
+        return (a, b) if a.units == b.units else (a.on(b.units), b.on(a.units))
+    if all(x.units == y.units for x, y in zip(a.factors, b.factors, strict=True)):
+        return a, b  # a million units are not paired once more
     (a1, b1), (a2, b2) = map(_on_shared_units, a.factors, b.factors)
     return product_estimate(a1, a2), product_estimate(b1, b2)
 

@@ -337,7 +337,8 @@ def _neighbours(reader: RunReader, row: Row) -> Iterator[Section]:
     for other in scores[same.all(axis=1) & (scores["cell"] != cell)].to_dict("records"):
         found = reader.unit_vectors(other["cell"], [other["image_id"]]).get(other["image_id"])
         cosine = None if own is None or found is None else float(found @ own)
-        rows.append({"cell": other["cell"], "cosine": format_fixed(cosine), "file": other["file"]})
+        file = other["file"] if _str_or_none(other["sha256"]) else "missing"
+        rows.append({"cell": other["cell"], "cosine": format_fixed(cosine), "file": file})
     if rows:
         yield Section("Same prompt and seed, other methods", rows=rows)
 

@@ -92,6 +92,8 @@ def test_missing_images_and_scores_are_shown_with_their_reason(folder):
     assert images["4"]["nearest (cosine)"] == "–"
     missing = values(explain(folder.path, CELL, "2", 4), "Summary")
     assert (missing["now"], missing["SHA-256"]) == ("missing", "not recorded")
+    (other,) = rows(explain(folder.path, "A--CFG", "2", 4), "Same prompt and seed, other methods")
+    assert (other["cosine"], other["file"]) == ("–", "missing")
     unscored = explain(folder.path, CELL, "1", 3)
     assert values(unscored, "Summary")["unscored"] == "no_json"
     assert values(unscored, "Judge reply")["scores"] == "none"
