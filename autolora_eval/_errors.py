@@ -44,7 +44,7 @@ _EXTRAS = {
     **dict.fromkeys(
         ("torch", "diffusers", "peft", "transformers", "accelerate", "llguidance"), "models"
     ),
-    **dict.fromkeys(("aiohttp", "anyio", "tenacity"), "openai"),
+    **dict.fromkeys(("aiohttp", "anyio"), "openai"),
     "datasets": "datasets",
     "timm": "timm",
     "torchmetrics": "metrics",

@@ -22,7 +22,6 @@ from rubrics import shipped
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges.config import Reply, Request, is_transient
-from autolora_eval.scoring.judges.openai_judge import _Wait
 from autolora_eval.scoring.judges.openai_protocol import _tokens
 from autolora_eval.scoring.judges.server_pool import MAX_ANSWER_BYTES
 from autolora_eval.sources.lookup import shipped_root
@@ -133,7 +132,7 @@ def test_failed_call_is_retried(fault, server, image, judge) -> None:
     """After a short wait if the header says nothing, and at most after the timeout."""
     server.answer = lambda call, n: VERDICT if n == 1 else fault
     asked = judge(max_retries=1)
-    asked._wait = _Wait(0.2)  # instead of the timeout, within which the server must answer
+    asked._longest_pause = 0.2  # not the timeout, within which the server must answer
     (reply,) = ask(asked, [Request(image, QUESTION)])
     assert (reply.text, len(server.calls)) == (VERDICT, 2)
 

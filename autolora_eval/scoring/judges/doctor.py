@@ -56,7 +56,7 @@ _PARAMETERS = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)B\b", re.IGNORECASE)
 _QUANTISED = {r"fp8|int8|w8a": 0.5, r"awq|gptq|int4|4bit|w4a": 0.25}
 _NO_GPU = "no NVIDIA GPU here"
 _IN_PROCESS = ("models", "torch", "transformers", "llguidance")  # the extra, then its packages
-_ON_A_SERVER = ("openai", "aiohttp", "tenacity")
+_ON_A_SERVER = ("openai", "aiohttp")
 LAUNCHERS = ("uvx", "docker", "podman")
 
 

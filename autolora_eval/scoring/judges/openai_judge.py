@@ -12,9 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Event
-from typing import Any
 
-import tenacity
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -75,7 +73,8 @@ class OpenAIJudge:
         self._consecutive_failures = 0
         self._in_flight: set[Future[Reply]] = set()
         self._cancelled = Event()
-        self._wait = _Wait(spec.timeout)
+        self._longest_pause = spec.timeout
+        self._random = random.Random()  # not the global generator, which samplers seed and use
         # An event loop in a thread of its own also works inside another loop, as in Jupyter.
         stack = ExitStack()
         self._portal: BlockingPortal = stack.enter_context(start_blocking_portal())
@@ -234,27 +233,28 @@ class OpenAIJudge:
         return len(self._key) >= MIN_SECRET_LENGTH and self._key in text
 
     async def _call_with_retries(self, body: Json) -> Reply:
-        """Call until there is a reply or the retries are used up, with exponential back-off."""
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_result(_should_retry),
-            stop=tenacity.stop_after_attempt(1 + self.spec.max_retries),
-            wait=self._wait,
-            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
-        )
-        calls = 0
+        """Call until there is a reply or the retries are used up."""
+        calls = failures = 0
+        while True:
+            sent = self._dialect.adapted(body)
+            answer = await self._one_call(sent)
+            calls += answer.reply.attempts
+            self._dialect.learn(body, answer.reply)
+            if answer.reply.text is None and self._dialect.adapted(body) != sent:
+                continue
+            if failures == self.spec.max_retries or not _should_retry(answer):
+                return self._redact_key(replace(answer.reply, attempts=calls))
+            await asyncio.sleep(self._pause(failures, answer.retry_after))
+            failures += 1
 
-        async def one_call() -> protocol.Answer:
-            nonlocal calls
-            while True:
-                sent = self._dialect.adapted(body)
-                answer = await self._one_call(sent)
-                calls += answer.reply.attempts
-                self._dialect.learn(body, answer.reply)
-                if answer.reply.text is not None or self._dialect.adapted(body) == sent:
-                    return answer
+    def _pause(self, failures: int, asked: float | None) -> float:
+        """Return the seconds before a retry: exponential back-off with full jitter.
 
-        answer: protocol.Answer = await retrying(one_call)
-        return self._redact_key(replace(answer.reply, attempts=calls))
+        It is at least as long as the server asks for, but not longer than `_longest_pause`.
+        """
+        highest = BACKOFF_SECONDS * 2.0 ** min(failures, 10)
+        backoff = self._random.uniform(0.0, min(highest, 30.0, self._longest_pause))
+        return backoff if asked is None else min(asked, self._longest_pause) + min(backoff, 1.0)
 
     async def _one_call(self, body: Json) -> protocol.Answer:
         """Make one call; if its server goes down meanwhile, repeat it on another server."""
@@ -305,21 +305,6 @@ def _api_key(variable: str) -> str:
 def _is_failure(reply: Reply) -> bool:
     """Return True if a call failed for a reason other than its question."""
     return is_transient(reply.reason) and reply.reason not in _ABOUT_THE_QUESTION
-
-
-class _Wait(tenacity.wait.wait_base):
-    """Exponential back-off with full jitter, but at least as long as the server asks for."""
-
-    def __init__(self, longest: float) -> None:
-        self._longest = longest
-        # Not the global generator, which samplers seed and use meanwhile.
-        self._random = random.Random()
-
-    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        highest = BACKOFF_SECONDS * 2.0 ** min(retry_state.attempt_number - 1, 10)
-        backoff = self._random.uniform(0.0, min(highest, 30.0, self._longest))
-        asked: Any = retry_state.outcome and retry_state.outcome.result().retry_after
-        return backoff if asked is None else min(asked, self._longest) + min(backoff, 1.0)
 
 
 def _should_retry(answer: protocol.Answer) -> bool:
