@@ -218,31 +218,25 @@ def test_the_benchmark_names_the_style(load, benchmark_data):
     [
         (
             {"rubric": STYLE},
-            "judge.rubric_values: the rubric 'style' needs a value for 'style': write "
-            "'rubric_values: {style: ...}' beside 'rubric'.",
+            ": the rubric 'style' needs a value for 'style': write 'rubric_values: {st",
         ),
-        (
-            {"rubric": STYLE, "rubric_values": {"stile": "oil"}},
-            "judge.rubric_values: the rubric 'style' has no placeholder 'stile'. "
-            "Did you mean 'style'?",
-        ),
+        ({"rubric": STYLE, "rubric_values": {"stile": "x"}}, "'stile'. Did you mean 'style'?"),
         (
             {"rubric_values": {"style": "oil"}},
-            "judge.rubric_values: the rubric 'r' has no placeholder 'style'. It has none; "
-            "remove the value.",
+            "no placeholder 'style'. It has none; remove the value.",
         ),
         (
             {"rubric": STYLE, "rubric_values": {"style": 3}},
-            "judge.rubric_values.style: expected text; put it in quotation marks (got 3).",
+            ".style: expected text; put it in quotation",
         ),
-        ({"rubric": STYLE, "rubric_values": {"style": ""}}, "judge.rubric_values.style: "),
+        ({"rubric": STYLE, "rubric_values": {"style": ""}}, ".style: "),
         ({"rubric": STYLE, "rubric_values": {"style": " \n"}}, "needs a value for 'style'"),
         ({"rubric_values": {"x": " "}}, "the rubric 'r' has no placeholder 'x'."),
     ],
 )
 def test_a_wrong_value_of_a_rubric_is_refused(lines, settings, says):
     (line,) = lines(**settings)
-    assert says in line
+    assert says in line.partition(": judge.rubric_values")[2]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ DOWN, UP = f"{STEM}.lora_down.weight", f"{STEM}.lora_up.weight"
 LAYER = {DOWN: torch.ones(4, 16), UP: torch.ones(16, 4)}
 SECOND = {key.replace("proj_in", "proj_out"): value.clone() for key, value in LAYER.items()}
 
+FIRST = "middle_block_1"  # as SDXL's first release calls mid_block.attentions.0
 NAN, INFINITY = float("nan"), float("inf")
 
 REFUSED_BY_FILE: dict[str, tuple[dict[str, torch.Tensor], str]] = {
@@ -144,24 +145,15 @@ def test_a_lora_of_another_base_model_is_refused(unet, transformer, tmp_path):
             kohya(pairs_of(transformer, r"to_q$"), "lora_transformer_"),
             r"3 of the 3 layers .* trained on another base model",
         ),
-        (
-            named(wide, "unet."),
-            r"of shape \(4, 99\) does not fit",
-        ),
-        (
-            {key.replace("unet", "te3"): value for key, value in LAYER.items()},
-            "tunes text_encoder_3",
-        ),
+        (named(wide, "unet."), r"of shape \(4, 99\) does not fit"),
+        ({k.replace("unet", "te3"): value for k, value in LAYER.items()}, "tunes text_encoder_3"),
         (  # SD 1.5 has attention in its first block, which SDXL has not
             LAYER | {k.replace("mid_block", "down_blocks_0"): v.clone() for k, v in LAYER.items()},
             r"1 of the 2 layers .* such as 'lora_unet_down_blocks_0_attentions_0_proj_in\.",
         ),
         (
             LAYER
-            | {
-                key.replace("mid_block_attentions_0", "middle_block_1"): v.clone()
-                for key, v in LAYER.items()
-            },
+            | {k.replace("mid_block_attentions_0", FIRST): v.clone() for k, v in LAYER.items()},
             r"tunes one layer twice: 'lora_unet_mid_.*' and 'lora_unet_middle_block_1_proj_in",
         ),
     ):

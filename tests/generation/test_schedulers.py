@@ -184,32 +184,30 @@ def test_the_timesteps_of_every_scheduler_are_counted_from_its_source(sdxl, own)
     assert all(found.values()), found
 
 
+ANOTHER = "Choose another class."
+
+
 @pytest.mark.parametrize(
-    ("section", "says"),
+    ("section", "says", "advice"),
     [
         (
             {"class": "DPMSolverMultistepScheduler", "algorithm_type": "sde"},
-            "the scheduler DPMSolverMultistepScheduler cannot be used here: NotImplementedError: "
-            "sde is not implemented for <class 'diffusers.schedulers."
-            "scheduling_dpmsolver_multistep.DPMSolverMultistepScheduler'>. "
+            "cannot be used here: NotImplementedError: sde is not implemented for <class '",
             "Change its options, or choose another class.",
         ),
         (
             {"class": "FlowMatchEulerDiscreteScheduler"},
-            "the scheduler FlowMatchEulerDiscreteScheduler is not for a model that predicts noise. "
-            "Choose another class.",
+            "is not for a model that predicts noise",
+            ANOTHER,
         ),
-        (
-            {"class": "DPMSolverMultistepInverseScheduler"},
-            "the scheduler DPMSolverMultistepInverseScheduler goes from images to noise. "
-            "Choose another class.",
-        ),
+        ({"class": "DPMSolverMultistepInverseScheduler"}, "goes from images to noise", ANOTHER),
     ],
 )
-def test_a_scheduler_that_cannot_sample_is_refused(section, says, own):
+def test_a_scheduler_that_cannot_sample_is_refused(section, says, advice, own):
     with pytest.raises(AutoLoRAEvalError) as caught:
         make_scheduler(Scheduler.model_validate(section), own, 6)
-    assert str(caught.value) == says
+    assert str(caught.value).startswith(f"the scheduler {section['class']} {says}")
+    assert str(caught.value).endswith(f". {advice}")
 
 
 def test_a_scheduler_whose_noise_depends_on_the_batch_is_refused(own, monkeypatch):
