@@ -96,6 +96,8 @@ def _of_the_images(view: RunView) -> Iterator[str]:
     if missing := _counts(view, "n_missing"):
         cells = [(n, _cell_name(view, cell)) for cell, n in [*missing.items()][:CELLS_NAMED]]
         yield say.images_missing(sum(missing.values()), cells, len(missing) - len(cells))
+        if extra := [metric.label for metric in view.metrics if metric.kind == "extra"]:
+            yield say.fewer_images(extra)
     unscored = sum(_counts(view, "n_unscored").values())
     if unscored and view.judged:
         reasons, rest = view.unscored_reasons[:REASONS_SHOWN], view.unscored_reasons[REASONS_SHOWN:]
