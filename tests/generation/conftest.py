@@ -48,6 +48,18 @@ def one_lora(sdxl: Path) -> TinyModel:
     return TinyModel(sdxl, file, make_lora(sdxl, file, kohya=False, text_encoders=False))
 
 
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A tiny SD3 with a LoRA on its transformer."""
+    from hand_written import SD3, load
+    from tiny_flow_models import make_sd3
+    from tiny_models import UNET, TinyModel, write_lora
+
+    folder = make_sd3(tmp_path_factory.mktemp("sd3") / "pipeline")
+    file = folder.parent / "lora.safetensors"
+    return TinyModel(folder, file, write_lora(load(SD3, folder), file, {"transformer": UNET}))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     """The run folder of a test."""

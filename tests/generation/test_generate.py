@@ -35,7 +35,7 @@ METHODS = {
 def plan_of(folder: Path, tiny: TinyModel, **changes: Any) -> Plan:
     given = {"prompts": ["a red cat", "two dogs"], "seeds": {"start": 3, "count": 3}} | changes
     methods = given.pop("methods", METHODS)
-    return tiny_plan(folder, tiny, methods, {"num_inference_steps": 3}, **given)
+    return tiny_plan(folder, tiny, methods, {"num_inference_steps": 2}, **given)
 
 
 def made(tmp_path: Path, name: str, plan: Plan) -> dict[str, str]:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
 from hand_written import SD3, SDXL, load, merge
-from tiny_flow_models import make_sd3
 from tiny_models import ENCODER, SIZE, STEPS, UNET, TinyModel, write_lora
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -41,13 +40,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, sdxl: Path) -> TinyModel:
     file = tmp_path_factory.mktemp("lora") / "lora.safetensors"
     parts = {"unet": UNET, "text_encoder": ENCODER, "text_encoder_2": ENCODER}
     return TinyModel(sdxl, file, write_lora(load(SDXL, sdxl), file, parts))
-
-
-@pytest.fixture(scope="module")
-def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    folder = make_sd3(tmp_path_factory.mktemp("sd3") / "pipeline")
-    file = folder.parent / "lora.safetensors"
-    return TinyModel(folder, file, write_lora(load(SD3, folder), file, {"transformer": UNET}))
 
 
 @pytest.fixture(scope="module")
