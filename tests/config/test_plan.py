@@ -1,6 +1,5 @@
 """The plan: cells and jobs in order, the same jobs for all cells, and what they cost."""
 
-import itertools
 from typing import Any
 
 import pytest
@@ -168,22 +167,6 @@ def test_outside_its_interval_autolora_costs_what_lora_with_cfg_does(num_steps, 
     # With w1 = 1 the base branch is one pass, so that γ = 0 outside would cost less than γ = 1.
     mixed = nfe("autolora", num_steps, base_guidance_scale=1.0, **interval)
     assert mixed == 3 * guided + 2 * outside
-
-
-@pytest.mark.parametrize("edge", [0.0, 0.1, 0.29, 0.3, 0.5, 0.7, 0.99, 1.0])
-def test_two_halves_of_the_interval_cost_what_the_whole_adds(edge):
-    """Beyond LoRA+CFG, which each half pays in full."""
-    halves = [{"stop": edge}] + ([{"start": edge}] if edge < 1.0 else [])
-    for num_steps in (7, 50, 100):
-        lora_cfg = nfe("cfg", num_steps)
-        extra = sum(nfe("autolora", num_steps, **half) - lora_cfg for half in halves)
-        assert extra == nfe("autolora", num_steps) - lora_cfg
-
-
-@pytest.mark.parametrize("guider", GUIDERS.built_in())
-def test_every_method_makes_at_least_one_pass_a_step(guider):
-    for num_steps, scale in itertools.product((1, 3, 50), (0.0, 1.0, 5.0)):
-        assert num_steps <= nfe(guider, num_steps, scale) <= 4 * num_steps
 
 
 def test_parameters_in_one_line_leave_out_what_has_no_value():
