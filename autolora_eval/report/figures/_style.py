@@ -158,10 +158,16 @@ class Legend:
             text.set_text(short(name))
 
 
-def method_legend(table: pd.DataFrame, more: Mapping[str, Any] | None = None) -> Legend:
-    """Return the legend of a table's methods, of its models if there are several, and of more."""
+def method_legend(
+    table: pd.DataFrame, columns: Sequence[str], more: Mapping[str, Any] | None = None
+) -> Legend:
+    """Return the legend of a table's methods, of its models if there are several, and of more.
+
+    Methods without a value in any of the columns are left out.
+    """
     drawn = marker_styles(table)
-    models, methods = list(table["model"].unique()), list(table["method"].unique())
+    known = np.isfinite(np.stack([values(table, column) for column in columns])).any(axis=0)
+    models, methods = list(table["model"].unique()), list(table.loc[known, "method"].unique())
     handles: list[Any] = [drawn[models[0], method].handle() for method in methods]
     if len(models) > 1:
         fills = [drawn[model, methods[0]].fill for model in models]

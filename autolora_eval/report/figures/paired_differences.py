@@ -94,7 +94,7 @@ def _draw(
 ) -> Figure:
     n = len(rows)
     height = (0.62 if n <= 5 else 0.36 if n <= FEW_ROWS else 0.178) * n + 0.75
-    key = _key(data, rows, estimates)
+    key = _key(data, rows, metrics, estimates)
     figure, axes = _style.panel_grid((1, len(metrics)), len(metrics), height, key, sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         _units(axis, rows, metric.column, estimates)
@@ -193,11 +193,14 @@ def _diamond(filled: bool) -> dict[str, Any]:
 
 
 def _key(
-    data: FigureData, rows: Sequence[_Row], estimates: Mapping[str, Estimates]
+    data: FigureData,
+    rows: Sequence[_Row],
+    metrics: Sequence[Metric],
+    estimates: Mapping[str, Estimates],
 ) -> _style.Legend:
     unit = _first(data, "unit")
-    found = (len(one.units) for cell in estimates.values() for one in cell.values())
-    n = max(found, default=0)
+    shown = [cell[m.column] for cell in estimates.values() for m in metrics if m.column in cell]
+    n = max((len(estimate.units) for estimate in shown), default=0)
     handles: dict[str, Line2D] = {}
     if n > _most_dots(rows):
         handles[f"all {unit}s, sorted"] = Line2D([], [], color=COLOURS[0], linewidth=0.8)

@@ -130,7 +130,7 @@ def _key(data: FigureData, panels: Sequence[_Panel]) -> _style.Legend:
     if _published_is_drawn(panels):
         hollow = MarkerStyle(_style.GREY, "o", "none").hollow()
         more[PUBLISHED] = Line2D([], [], linestyle="none", **hollow)
-    return _style.method_legend(data.table, more)
+    return _style.method_legend(data.table, [DIVERSITY.column], more)
 
 
 def _published_is_drawn(panels: Sequence[_Panel]) -> bool:

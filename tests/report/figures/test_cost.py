@@ -34,6 +34,9 @@ def test_seconds_stand_beside_nfe_and_a_missing_one_is_not_zero():
     for cell, method in zip(data.table["cell"], data.table["method"], strict=True):
         x = curves(axes[0, 1], method)[0][0, 0]
         assert x == seconds[cell] if cell in seconds else np.isnan(x)
+    some = with_values(data, nfe={"SDXL--LoRA": None}, seconds_per_image={"SDXL--LoRA": None})
+    names = [text.get_text() for text in KIND.draw(some).legends[0].get_texts()]
+    assert names == ["AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG"]
     caption = KIND.caption(data)
     assert "Not in every panel because a value is missing: SDXL × AutoLoRA+CFG." in caption
     assert "Not recorded" not in caption

@@ -68,6 +68,9 @@ def test_a_single_seed_has_no_diversity():
     assert len(curves(axes[1], "units")) == 1
     said = "Without dots: Div, Div-PC and Div-SA, because a single seed has no value."
     assert said in KIND.caption(data)
+    alone = dataclasses.replace(data, metrics=data.metrics[:1])
+    names = [text.get_text() for text in KIND.draw(alone).legends[0].get_texts()]
+    assert names == ["difference, p < 0.05", "difference, p ≥ 0.05"]
 
 
 def test_a_missing_difference_has_no_mark_and_is_named():
