@@ -150,8 +150,8 @@ def image_libraries() -> str:
     return ", ".join(f"{name} {found[name]}" for name in PACKAGES[:4] if name in found)
 
 
-def hardware(device: str | None = None) -> dict[str, Any]:
-    """Return facts about this machine, for the manifest."""
+def hardware(device: str) -> dict[str, Any]:
+    """Return facts about this machine and the device that is used, for the manifest."""
     import psutil
 
     facts: dict[str, Any] = {
@@ -160,17 +160,15 @@ def hardware(device: str | None = None) -> dict[str, Any]:
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "device": device,
     }
-    if device is not None:
-        facts["device"] = device
-        if device.startswith("cuda"):
-            import torch
+    if device.startswith("cuda"):
+        import torch
 
-            facts["gpu"] = torch.cuda.get_device_name(device)
-            facts["gpu_memory_gib"] = round(
-                torch.cuda.get_device_properties(device).total_memory / 2**30, 1
-            )
-            facts["cuda"] = torch.version.cuda
+        memory = torch.cuda.get_device_properties(device).total_memory
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["gpu_memory_gib"] = round(memory / 2**30, 1)
+        facts["cuda"] = torch.version.cuda
     return facts
 
 

@@ -54,7 +54,7 @@ def reply_pattern(rubric: Rubric, forced: Mapping[str, float] | None = None) -> 
 def reply_schema(rubric: Rubric, forced: Mapping[str, float] | None = None) -> Json:
     """Return the allowed replies as a JSON schema for `response_format` in strict mode.
 
-    It takes and raises what `reply_pattern` does. A schema does not restrict white space, so a
+    Arguments and errors are those of `reply_pattern`. A schema does not restrict white space, so a
     server may still let a judge flood its reply.
     """
     properties = {
