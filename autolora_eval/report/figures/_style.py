@@ -166,8 +166,8 @@ def method_legend(
     Methods without a value in any of the columns are left out.
     """
     drawn = marker_styles(table)
-    known = np.isfinite(np.stack([values(table, column) for column in columns])).any(axis=0)
-    models, methods = list(table["model"].unique()), list(table.loc[known, "method"].unique())
+    known = np.any([np.isfinite(values(table, column)) for column in columns], axis=0)
+    models, methods = list(table["model"].unique()), list(table["method"][known].unique())
     handles: list[Any] = [drawn[models[0], method].handle() for method in methods]
     if len(models) > 1:
         fills = [drawn[model, methods[0]].fill for model in models]
