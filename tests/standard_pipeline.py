@@ -26,10 +26,10 @@ def ours(model: ResolvedModel) -> list[Image.Image]:
     return found
 
 
-def theirs(pipe: Any) -> list[Image.Image]:
-    """Return the same images as the standard pipeline makes them."""
+def theirs(pipe: Any, **options: Any) -> Any:
+    """Return the same images as the standard pipeline makes them, with further options."""
     pipe.set_progress_bar_config(disable=True)
-    found: list[Image.Image] = pipe(
+    return pipe(
         PROMPTS,
         negative_prompt=["", ""],
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
@@ -37,8 +37,8 @@ def theirs(pipe: Any) -> list[Image.Image]:
         guidance_scale=W,
         width=SIZE[0],
         height=SIZE[1],
+        **options,
     ).images
-    return found
 
 
 def same(ones: list[Image.Image], others: list[Image.Image]) -> bool:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
 from hand_written import SD3, SDXL, load, merge
+from standard_pipeline import PROMPTS, SEEDS
+from standard_pipeline import theirs as standard
 from tiny_models import ENCODER, SIZE, STEPS, UNET, TinyModel, write_lora
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -23,7 +25,6 @@ from autolora_eval.guidance.method_registry import GUIDERS
 pytestmark = pytest.mark.model
 
 SCALE, TOLERANCE = 0.8, 1e-4
-PROMPTS, SEEDS = ("a red cat", "two dogs"), (7, 11)
 KARRAS = {"use_karras_sigmas": True}
 SCHEDULERS = {
     "DPM++ 2M Karras": {"class": "DPMSolverMultistepScheduler", **KARRAS},
@@ -57,7 +58,7 @@ def loop_by_hand(tiny: TinyModel) -> Callable[[Scheduler], SDXL]:
     def loop(section: Scheduler) -> SDXL:
         kind = getattr(diffusers, section.class_name)
         base.scheduler = kind.from_config(config, **section.options)
-        return SDXL(base, merged, STEPS, SIZE, PROMPTS, SEEDS)
+        return SDXL(base, merged, STEPS, SIZE, tuple(PROMPTS), tuple(SEEDS))
 
     return loop
 
@@ -139,21 +140,7 @@ def test_clip_skip_equals_the_standard_pipelines(model, tiny, tiny_sd3):
         pipe = load(kind, one.pipeline)
         if name == "LoRA":
             merge(pipe, one.changes, SCALE)
-        pipe.set_progress_bar_config(disable=True)
-        theirs = {
-            skip: pipe(
-                list(PROMPTS),
-                negative_prompt=["", ""],
-                guidance_scale=5.0,
-                clip_skip=skip,
-                num_inference_steps=STEPS,
-                generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
-                width=SIZE[0],
-                height=SIZE[1],
-                output_type="latent",
-            ).images
-            for skip in (None, 1)
-        }
+        theirs = {skip: standard(pipe, clip_skip=skip, output_type="latent") for skip in (None, 1)}
         found = sample(ours, guider)
         assert (found - theirs[1]).abs().max() <= TOLERANCE
         assert (found - theirs[None]).abs().max() > 1e-3
