@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from autolora_eval import __version__
+from autolora_eval._errors import validation_message
 from autolora_eval.runs.file_systems import is_url
 
 # The headings of `autolora-eval --help`.
@@ -30,6 +31,20 @@ class Commands(TyperGroup):
             ]
             with formatter.section(heading):
                 formatter.write_dl(rows)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        """Run a command. What typer says of a wrong value lacks the value."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):
+                item = error.__cause__.errors()[0]
+                message = validation_message(item).partition(", unable to parse")[0]
+                message = message.replace("should be greater", "should be a number greater")
+                message = message.replace("Input should be", "expected")
+                got = f"'{item['input']}'"
+                error.message = message if got in message else f"{message} (got {got})."
+            raise
 
 
 def named_path(text: str) -> Path:

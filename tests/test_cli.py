@@ -107,8 +107,15 @@ def test_every_command_is_in_a_group_of_the_help() -> None:
         (["plan", "pixelart"], "Did you mean 'pixel_art'?"),
         (["run"], "Missing argument"),
         (["walk"], "No such command"),
-        (["run", "pixel_art", "--limit-seeds", "0"], "Invalid value for '--limit-seeds'"),
-        (["run", "pixel_art", "--limit-seeds", "many"], "Invalid value for '--limit-seeds'"),
+        (
+            ["run", "pixel_art", "--limit-seeds", "0"],
+            "'--limit-seeds': expected a number greater than or equal to 1 (got '0').",
+        ),
+        (
+            ["run", "pixel_art", "--limit-seeds", "many"],
+            "'--limit-seeds': expected a valid integer (got 'many').",
+        ),
+        (["run", "pixel_art", "--engine", "x"], "'--engine': 'x' is not one of 'local', 'ray'."),
         (["run", "pixel_art", "--limt-seeds", "2"], "No such option"),
         (["run", "broken.yaml"], "broken.yaml:2: nme: unknown key. Did you mean 'name'?"),
         (["report", "nowhere"], "'nowhere' is neither a file nor a shipped name"),
