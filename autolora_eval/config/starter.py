@@ -17,7 +17,7 @@ from autolora_eval._files import Json, removed_on_failure, run_name, write_text
 from autolora_eval.config.inputs import LoadedBenchmark, ResolvedModel
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import Benchmark
-from autolora_eval.guidance.method import ImageSetParameters
+from autolora_eval.guidance.method import ImageSetMethod, ImageSetParameters
 from autolora_eval.guidance.method_registry import GUIDERS
 from autolora_eval.plugins.signatures import MethodParameters
 from autolora_eval.runs.folder import RunFolder
@@ -219,7 +219,8 @@ def image_set_benchmark(
     if isinstance(loaded.spec.prompts, str):
         data["prompts"] = _relative(lookup.file(loaded.spec.prompts, "prompt file"), folder)
     data["models"] = {chosen: _model(data["models"][chosen], loaded.models[chosen], folder)}
-    data["methods"] = {name: {"images": _relative(images, folder)}}
+    reference = _reference(loaded, name, folder)
+    data["methods"] = {name: {"images": _relative(images, folder)}, **reference}
     if loaded.features is not None:
         data["features"] = {**data.get("features", {}), "model": _source(loaded.features, folder)}
     if loaded.spec.judge is not None:
@@ -238,6 +239,23 @@ def image_set_benchmark(
         f"# {set_name} in place of its methods.\n"
         f"{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}"
     )
+
+
+def _reference(loaded: LoadedBenchmark, name: str, folder: Path) -> dict[str, Any]:
+    """Return the method of the reference set; an image set keeps the name that it has."""
+    reference = loaded.spec.diversity_reference
+    if reference is None:
+        return {}
+    method = loaded.methods[reference].definition
+    if not isinstance(method, ImageSetMethod):
+        raise UsageError(
+            f"the diversity_reference '{reference}' makes its images with a model, which is not "
+            "used here. Name a method with 'images', or remove diversity_reference."
+        )
+    if reference == name:
+        raise UsageError(f"'{name}' is the benchmark's reference set. Choose another --name.")
+    section = loaded.spec.methods[reference]
+    return {reference: {**section, "images": _relative(method.path, folder)}}
 
 
 def image_set_run_name(loaded: LoadedBenchmark, name: str) -> str:
