@@ -203,9 +203,9 @@ def _refuse_unsafe(path: Path, entries: list[ZipInfo]) -> None:
         name = entry.filename
         problem = None
         if _NAME.fullmatch(name) is None:
-            problem = "its name leads out of the archive, or is no file's"
+            problem = "its name leads out of the archive or is not that of a file"
         elif stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
-            problem = "it is a link or no file"
+            problem = "it is not a regular file"
         elif entry.compress_type != ZIP_STORED or entry.flag_bits & 1:
             problem = "it is compressed or encrypted"
         elif names[name] > 1 or name in folders:

@@ -26,12 +26,12 @@ BoundMetric = Callable[[npt.ArrayLike], Diversity]
 
 @dataclass(frozen=True)
 class References:
-    """Which images each cell's are compared with, by metrics that need a reference set.
+    """The reference sets of cells, for metrics that need one.
 
     Attributes:
-        cells: the reference's cell of each cell that has one.
-        scores: one row an image, those of the references included.
-        features: of a cell; None where there are none.
+        cells: the cell of the reference set, by cell.
+        scores: one row per image, with those of the reference sets.
+        features: returns the features of a cell; None if there are none.
     """
 
     cells: Mapping[str, str] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class References:
     features: Callable[[str], CellFeatures | None] = lambda cell: None
 
     def bound(self, metric: DiversityMetric, images: pd.DataFrame) -> BoundMetric:
-        """Return a metric of features alone; one that needs a reference set has got it."""
+        """Return a metric as a function of a cell's features alone."""
         if not metric.against_reference:
             return metric
         cell, prompt_index = str(images["cell"].iloc[0]), int(images["prompt_index"].iloc[0])

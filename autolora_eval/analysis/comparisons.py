@@ -83,7 +83,7 @@ def compare_with_baseline(
 ) -> pd.DataFrame:
     """Return the paired difference of every cell from the baseline's cell at its sweep point.
 
-    There is one row a cell and metric. `p_holm` is corrected over all rows of the table.
+    There is one row per cell and metric. `p_holm` is corrected over all rows of the table.
     """
     base = baseline_cells(cells, baseline)
     rows = [
@@ -111,9 +111,8 @@ def compare_with_baseline(
 def baseline_cells(cells: Sequence[CellRecord], baseline: str) -> dict[str, str]:
     """Return the baseline's cell that each other cell is compared with, by cell.
 
-    It is the one of the same model whose swept parameters are the cell's own, as far as both take
-    them. A cell without a parameter that the baseline was swept over has none: nothing says which
-    of the baseline's points it belongs to.
+    It has the same model and the same values of all swept parameters that both take. A cell without
+    a parameter over which the baseline was swept is compared with none.
     """
     candidates = [cell for cell in cells if cell.method == baseline]
     found: dict[str, str] = {}
@@ -132,16 +131,14 @@ def baseline_cells(cells: Sequence[CellRecord], baseline: str) -> dict[str, str]
 def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
     """Return the paired difference of two estimates over the units that both have.
 
+    For a product, each factor is restricted to the units that both cells have. Means over units
+    are tested with the Wilcoxon signed-rank test. Pseudo-values of other statistics depend on each
+    other, which gives that test too many false positives (10% for equation (8) over seeds). They
+    are tested with the t-test that belongs to the interval.
+
     Returns:
-        n_units, the difference, its 95% t-interval from the pseudo-values' differences, the
-        p-value, the test it is of, the share of units where a is greater (ties count half), how
-        many units are ties, and how many units a difference of this size and spread needs for that
-        test to find it 80 times in 100.
-        The test is Wilcoxon's signed-rank test of means over units. Of other statistics the
-        pseudo-values depend on each other, which that test takes for a difference too often (10
-        times in 100 for equation (8) over seeds): there it is the t-test that belongs to the
-        interval. A unit that only one of them has does not count, in a product for each factor.
-        Null where undefined.
+        The columns of comparisons.csv from `n_units` to `units_for_power_80`, without `unit` and
+        `p_holm`; NaN or None if undefined.
     """
     same_units = set(a.units) == set(b.units)
     a, b = _on_shared_units(a, b)
@@ -200,9 +197,8 @@ def _on_shared_units(a: Estimate, b: Estimate) -> tuple[Estimate, Estimate]:
 def unit_differences(a: Estimate, b: Estimate) -> Floats:
     """Return the differences of the pseudo-values of the units that both estimates have.
 
-    They are rounded to 10 digits of the greatest, so that equal values of the units, of which
-    pseudo-values are sums that end in different last bits, stay equal: ties are the rule where
-    scores are whole numbers.
+    They are rounded to 10 digits of the greatest: pseudo-values of equal units may differ in their
+    last bits, but must stay ties.
     """
     left, right = (one.pseudo_values() for one in _on_shared_units(a, b))
     pairs = np.asarray([(left[unit], right[unit]) for unit in left if unit in right])

@@ -1,4 +1,4 @@
-"""The result table: one row a cell, as CSV, Markdown, LaTeX and Parquet."""
+"""The result table, with one row per cell, as CSV, Markdown, LaTeX and Parquet."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def _facts(view: RunView, row: Row) -> list[tuple[str, str]]:
         *([("Unscored", reason)] if reason else []),
         ("NFE", NOT_RECORDED if nfe is None else f"{nfe:.0f}"),
         ("File", truncate(row.get("file"), 2 * PROMPT_LENGTH)),
-        ("SHA-256", truncate(text_of(row.get("sha256")) or "there is no file", NAME_LENGTH)),
+        ("SHA-256", truncate(text_of(row.get("sha256")) or "no file", NAME_LENGTH)),
     ]
 
 
