@@ -75,7 +75,8 @@ def test_every_guider_of_diffusers_is_listed_with_its_constructor_s_parameters()
 
 def test_one_is_described_by_name_class_or_path(tmp_path: Path) -> None:
     (tmp_path / "listed_for_test.py").write_text(
-        "def sketch(prompt, seed, model, *, lines: int):\n    'Draws.'\n"
+        "import enum\nclass Ink(enum.Enum):\n    RED = 'red'\n"
+        "def sketch(prompt, seed, model, *, lines: int, ink: Ink = Ink.RED):\n    'Draws.'\n"
     )
     short, long, sampler = listed_as(
         [
@@ -89,7 +90,8 @@ def test_one_is_described_by_name_class_or_path(tmp_path: Path) -> None:
     assert short.nfe_per_step == (2, 3)
     assert short.supports.startswith("SDXL; not SD3: diffusers cannot perturb")
     assert (sampler.kind, sampler.summary, sampler.nfe_per_step) == ("sampler", "Draws.", None)
-    (lines,) = sampler.parameters
+    lines, ink = sampler.parameters
+    assert (ink.type, ink.default) == ("listed_for_test.Ink", "'red'"), "as YAML has it"
     assert (lines.name, lines.type, lines.default) == ("lines", "int", None)
 
 

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -144,7 +145,8 @@ def _parameters(model: type[MethodParameters]) -> Iterator[ListedParameter]:
         else:
             annotation, default = field.annotation, field.default
             required = default is PydanticUndefined
-        text = None if required else repr(default)
+        # As a benchmark file has it.
+        text = None if required else repr(default.value if isinstance(default, Enum) else default)
         if name == SCALE:
             text = _OF_THE_MODEL
         kind = "" if annotation is None else inspect.formatannotation(annotation)
