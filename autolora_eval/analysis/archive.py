@@ -41,7 +41,7 @@ _WRITTEN = (
 
 
 class Finding(NamedTuple):
-    """One file, by its path below the run folder, that is not as the records say."""
+    """A file that differs from the records; `file` is its path below the run folder."""
 
     kind: Literal["missing", "changed", "extra"]
     file: str
@@ -219,7 +219,7 @@ def _refuse_unsafe(path: Path, entries: list[ZipInfo]) -> None:
 
 
 def _unlike_sums(folder: Path) -> Iterator[Finding]:
-    """Yield the files of an unpacked archive that are not as its list of hashes says."""
+    """Yield the files of an unpacked archive that differ from its list of hashes."""
     file = folder / HASHES
     text = file.read_bytes().decode(errors="replace") if file.is_file() else ""
     sums = {name: sha256 for sha256, name in _SUM.findall(text)}
@@ -291,5 +291,5 @@ def _sources(manifest: RunManifest) -> list[tuple[str, str, str, str]]:
 
 
 def _field(text: str) -> str:
-    """Return a text of others on one line of Markdown."""
+    """Return foreign text on one line, with Markdown escaped."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(printable(text).split()))

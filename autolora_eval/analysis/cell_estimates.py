@@ -180,7 +180,7 @@ def _with_products(
 def unit_estimates(
     scores: pd.DataFrame, diversity: pd.DataFrame, columns: Sequence[str], extra: Sequence[str] = ()
 ) -> dict[str, Estimates]:
-    """Return the estimates of each cell, by cell, as far as the tables of a run give them.
+    """Return the estimates of each cell that follow from the tables of a run, by cell.
 
     Of a single prompt these are the scores alone, since one image has no diversity.
     """
@@ -201,7 +201,7 @@ def unit_estimates(
 def prompt_mean_products(
     images: pd.DataFrame, prompts: pd.DataFrame, score_columns: Sequence[str]
 ) -> dict[str, float]:
-    """Return the mean over prompts of Diversity × mean X of each prompt, NaN for one prompt."""
+    """Return the mean over prompts of each prompt's Diversity × mean X; NaN for one prompt."""
     spread = prompts.set_index("prompt_index")["diversity"]
     means = images.groupby("prompt_index")[list(score_columns)].mean()
     several = len(prompts) > 1

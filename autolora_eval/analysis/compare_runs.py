@@ -260,7 +260,7 @@ def _joint_sweep(
 
 
 def _joint_models(sources: Sequence[SourceRun]) -> dict[str, ModelRecord]:
-    """Return each model as the first run that made images with it has it."""
+    """Return each model, from the first run that made images with it."""
     models: dict[str, ModelRecord] = {}
     for source in sources:
         for name, model in source.manifest.models.items():
@@ -360,7 +360,7 @@ def _judged_images(folder: RunFolder) -> list[str]:
 def _copy_cell(
     manifest: RunManifest, cell: CellRecord, source: SourceRun, folder: RunFolder
 ) -> None:
-    """Take over a cell's images, features and, with a judge, its replies."""
+    """Copy a cell's images, features and, with a judge, its replies."""
     before, own = source.run.folder, str(cell.cell_in_run)
     wanted = {job.file for job in manifest.jobs()}
     rows = [row for row in rows_of_images(before.metadata(own)) if row["file_name"] in wanted]

@@ -109,7 +109,7 @@ def compare_with_baseline(
 
 
 def baseline_cells(cells: Sequence[CellRecord], baseline: str) -> dict[str, str]:
-    """Return the baseline's cell that each other cell is compared with, by cell.
+    """Return the cell of the baseline with which each other cell is compared, by cell.
 
     It has the same model and the same values of all swept parameters that both take. A cell without
     a parameter over which the baseline was swept is compared with none.
@@ -178,7 +178,7 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
 
 
 def _units_for_power_80(difference: float, spread: float, *, by_ranks: bool) -> int | None:
-    """Return how many units the test needs; None where nothing differs, or all by the same."""
+    """Return how many units the test needs; None without a difference or without a spread."""
     if spread == 0.0 or abs(difference) < _NO_DIFFERENCE * spread:
         return None
     n = units_needed(difference, spread)

@@ -1,4 +1,4 @@
-"""The runs of a comparison, in what they differ, and whether they can be compared."""
+"""The runs of a comparison, their differences, and whether they can be compared."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SourceRun:
 
 
 def open_sources(paths: Sequence[str | Path]) -> list[SourceRun]:
-    """Open the runs; each is labelled with as much of its path as makes the labels unique."""
+    """Open the runs. Labels are the ends of their paths, as short as they are unique."""
     resolved = [Path(path).resolve() for path in paths]
     if len(resolved) < 2:
         raise UsageError(f"name two or more runs to compare (got {len(resolved)}).")
@@ -67,7 +67,7 @@ def open_sources(paths: Sequence[str | Path]) -> list[SourceRun]:
 
 
 def differences(sources: Sequence[SourceRun]) -> list[Difference]:
-    """Return all in which the runs differ, errors first."""
+    """Return all differences of the runs, errors first."""
     found = [
         *_shared("prompts", sources, lambda manifest: manifest.prompt_pairs),
         *_shared("seeds", sources, lambda manifest: manifest.seeds),
@@ -240,7 +240,7 @@ def _versions(manifest: RunManifest) -> dict[str, str | None]:
 def _differing_record(
     what: str, sources: Sequence[SourceRun], records: Sequence[FeaturesRecord | JudgeRecord | None]
 ) -> str:
-    """Return in what the records of a stage differ; empty if their keys are the same."""
+    """Return the differences of a stage's records; empty if their keys are the same."""
     known = [record for record in records if record is not None]
     if len({record.key for record in known}) == 1:
         return ""

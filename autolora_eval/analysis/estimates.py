@@ -81,7 +81,7 @@ class Estimate:
         return float(back(ends[0])), float(back(ends[1]))
 
     def pseudo_values(self) -> dict[Hashable, float]:
-        """Return n·θ − (n−1)·θ_(i) for each unit; of a mean these are the unit's own values."""
+        """Return n·θ − (n−1)·θ_(i) for each unit; for a mean, these are the units' own values."""
         n = len(self.units)
         if n == 1:
             return {self.units[0]: self.value}
@@ -89,7 +89,7 @@ class Estimate:
         return dict(zip(self.units, values.tolist(), strict=True))
 
     def on(self, units: Collection[Hashable]) -> Estimate:
-        """Return the statistic of those of its units that are among `units`.
+        """Return the same statistic for those of its units that are among `units`.
 
         For a mean this is exact. For any other statistic it is the mean of pseudo-values.
         """
@@ -189,7 +189,7 @@ class Interval:
 
 
 def unit_members(units: Sequence[Hashable]) -> list[Indices]:
-    """Return the places of each unit's rows, in order of first appearance."""
+    """Return the indices of each unit's rows, in order of first appearance."""
     places: dict[Hashable, list[int]] = {}
     for place, unit in enumerate(units):
         places.setdefault(unit, []).append(place)

@@ -313,7 +313,7 @@ def _report_link(reader: RunReader, file: str) -> str | None:
 
 
 def _neighbours(reader: RunReader, row: Row) -> Iterator[Section]:
-    """Yield the nearest images of the prompt in the cell, and the images of the same noise."""
+    """Yield the nearest images of the prompt in the cell, and the images from the same noise."""
     cell, image_id = row["cell"], row["image_id"]
     images = reader.images(cell, row["prompt_index"]).set_index("image_id")
     vectors = reader.unit_vectors(cell, images.index)

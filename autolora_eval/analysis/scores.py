@@ -32,7 +32,7 @@ SECONDS_PER_IMAGE = "seconds_per_image"
 
 
 def join_scores(manifest: RunManifest, folder: RunFolder) -> pd.DataFrame:
-    """Return one row per image of a run, those without a file, features or judgement included.
+    """Return one row per image of a run, also without a file, features or judgement.
 
     Returns:
         Columns cell, model, method, the parameters, prompt_index, prompt, seed, image_id, file,
@@ -108,7 +108,7 @@ def _judged(
 
 
 def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return tables below each other; a column empty in one has the type that it has in others."""
+    """Return tables stacked; a column that is empty in one table has its type from the others."""
     columns = dict.fromkeys(column for table in tables for column in map(str, table))
     found = pd.concat([table.dropna(axis=1, how="all") for table in tables], ignore_index=True)
     return found.assign(**{c: None for c in columns if c not in found})[list(columns)]
@@ -142,7 +142,7 @@ def rubric_of(manifest: RunManifest) -> Rubric | None:
 
 
 def as_said(row: Json, rubric: Rubric | None) -> Json:
-    """Return a judgement whose scores are those of the judge's words, not of the copy beside them.
+    """Return a judgement with the scores that are read anew from the judge's reply.
 
     A judgement without scores has none, whatever was said.
     """
@@ -199,7 +199,7 @@ def write_timings(manifest: RunManifest, folder: RunFolder) -> None:
 
 
 def one_type_a_column(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table whose columns of mixed types are text, since Parquet columns have one type.
+    """Return a table with columns of mixed types as text: a Parquet column has one type.
 
     Two methods may use one parameter name for values of different types.
     """

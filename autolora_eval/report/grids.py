@@ -124,7 +124,7 @@ class Grids:
 
 
 def image_grids(view: RunView) -> Grids:
-    """Return the grids of a run, as many as its images can be read for."""
+    """Return the grids of a run, up to a limit on the images that are read."""
     specs = _affordable(choose_grids(view))
     files = [file for spec in specs for file in _files(spec)]
     found = load_thumbnails(view.run.folder.path, files, enlarge=True)
@@ -146,7 +146,7 @@ def image_grids(view: RunView) -> Grids:
 
 
 def _affordable(specs: list[Grid[GridSlot]]) -> list[Grid[GridSlot]]:
-    """Return the first grid, and those after it while the number of images stays limited."""
+    """Return the first grid, and the next ones until the limit on images is reached."""
     kept: list[Grid[GridSlot]] = []
     read: set[str] = set()
     for spec in specs:

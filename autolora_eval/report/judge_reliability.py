@@ -53,7 +53,7 @@ say = Sentences("reliability")
 
 @dataclass(frozen=True)
 class Answer:
-    """One question about the judge, and what the run answers in words and in numbers."""
+    """The answer of a run to a question about the judge, in words and in numbers."""
 
     title: str
     sentences: list[str]

@@ -82,7 +82,7 @@ def _best_rows(view: RunView, metric: Metric) -> list[Row]:
 
 
 def result_tables(view: RunView) -> list[Table]:
-    """Return the results that the first page has no room for.
+    """Return the results for which the first page has no room.
 
     A sweep is laid out as the paper's Table 1, with one table per metric. Other runs have one row
     per cell.
@@ -279,7 +279,7 @@ def accounting_table(view: RunView) -> Table:
 
 
 def unit_name(rows: Sequence[Row]) -> str:
-    """Return what the intervals of some rows are taken over; empty if not all have one unit."""
+    """Return the unit of the intervals of some rows; empty if they have several units."""
     units = {unit for row in rows if (unit := text_of(row.get("unit")))}
     return truncate(units.pop(), 20) if len(units) == 1 else ""
 
@@ -298,7 +298,7 @@ def group_rows(
 
 
 def merge_equal_rows(groups: Sequence[TableGroup]) -> tuple[TableGroup, ...]:
-    """Return groups in which the most frequent cells of a long group are one row."""
+    """Return groups with the most frequent cells of a long group as one row."""
     merged = []
     for group in groups:
         rows = group.rows

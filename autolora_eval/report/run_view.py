@@ -81,7 +81,7 @@ class RunView:
 
     @cached_property
     def points(self) -> dict[str, dict[str, str]]:
-        """The swept parameters in which a cell differs from others of its model and method."""
+        """The swept parameters that distinguish a cell from others of its model and method."""
         points = {
             cell.id: {
                 truncate(name, NAME_LENGTH): truncate(format_swept_value(value), NAME_LENGTH)
@@ -191,12 +191,12 @@ class RunView:
 
     @cached_property
     def reliability(self) -> list[Row]:
-        """How far the judge agrees with itself; empty without a judge."""
+        """How well the judge agrees with itself; empty without a judge."""
         return [] if self.run.reliability is None else records(self.run.reliability)
 
     @cached_property
     def agreement(self) -> list[Row]:
-        """How far the judge agrees with people; empty without human ratings."""
+        """How well the judge agrees with people; empty without human ratings."""
         return [] if self.run.agreement is None else records(self.run.agreement)
 
 

@@ -188,7 +188,7 @@ def _offsets(width: float, height: float) -> Iterable[tuple[float, float]]:
 
 
 def _is_free(box: Floats, taken: Sequence[Floats], marks: Floats, frame: Floats) -> bool:
-    """Tell whether a box is inside the axes and covers neither other boxes nor marks."""
+    """Return whether a box is inside the axes and covers no other box and no mark."""
     if (box[:2] < frame[:2]).any() or (box[2:] > frame[2:] + 4).any():
         return False
     if any((box[:2] < other[2:]).all() and (box[2:] > other[:2]).all() for other in taken):
@@ -200,7 +200,7 @@ def _is_free(box: Floats, taken: Sequence[Floats], marks: Floats, frame: Floats)
 
 
 def pareto_front(points: Floats, higher_is_better: Sequence[bool]) -> npt.NDArray[np.bool_]:
-    """Tell which points no other point dominates.
+    """Return which points no other point dominates.
 
     A point dominates another if it is at least as good in every respect and better in one, so
     that of equal points all or none are on the front.

@@ -1,4 +1,4 @@
-"""Every metric against what an image costs: denoiser passes, and seconds where they were taken."""
+"""Every metric against the cost of an image: function evaluations, and seconds if known."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ say = Sentences("captions")
 
 
 class Cost(NamedTuple):
-    """What an image costs: a column of the result table, its name, and its decimals in words."""
+    """A cost of an image: its column in the result table, its name, and its decimals."""
 
     column: str
     display_name: str

@@ -149,7 +149,7 @@ def _sorted_differences(row: _Row, metric: str, estimates: Mapping[str, Estimate
 def thinned(differences: Floats, at_most: int) -> tuple[Floats, Floats]:
     """Return a curve of few enough points through sorted differences, and their ranks in 0 … 1.
 
-    Of equal differences the first and the last are kept; of what is left, evenly spread ones.
+    The first and the last of equal differences are kept, then evenly spread ones.
     """
     n = len(differences)
     ranks = np.arange(n) / max(n - 1, 1)

@@ -133,7 +133,7 @@ class _Group:
 
 
 def _groups(data: FigureData) -> list[_Group]:
-    """Return a model's cells together, or where there is a sweep those of a model and method."""
+    """Return the cells of a model as a group; in a sweep, those of a model and method."""
     swept = any(data.points.values())
     several = data.table["model"].nunique() > 1
     keys = ["model", "method"] if swept else ["model"]
@@ -151,7 +151,7 @@ def _groups(data: FigureData) -> list[_Group]:
 
 
 def _sheets(groups: Sequence[_Group], columns: int) -> Iterator[list[Sequence[_Group]]]:
-    """Yield rows of groups that fit on one figure, `columns` groups a row."""
+    """Yield rows of groups that fit on one figure, with `columns` groups per row."""
     sheet: list[Sequence[_Group]] = []
     for row in in_parts(groups, columns):
         if sheet and sum(map(_height, [*sheet, row])) > ROOM:
@@ -215,7 +215,7 @@ def _draw(data: FigureData, sheet: Sequence[Sequence[_Group]], scores: Sequence[
 
 
 def _bars(axis: Axes, group: _Group, cells: Floats, n_levels: int, room: float) -> None:
-    """Draw one bar a cell, from the lowest score to the highest, then the unscored."""
+    """Draw one bar per cell: scores from the lowest to the highest, then the unscored."""
     places = np.arange(len(cells))
     left = np.zeros(len(cells))
     plain = [{"facecolor": c, "edgecolor": "white", "linewidth": 0.3} for c in colours(n_levels)]
@@ -232,7 +232,7 @@ def _bars(axis: Axes, group: _Group, cells: Floats, n_levels: int, room: float) 
 
 
 def colours(n: int) -> list[str]:
-    """Return n colours from light to dark: in that order in grey and to the colour-blind too."""
+    """Return n colours from light to dark, which also stay in order in grey."""
     found = matplotlib.colormaps["Blues"](np.linspace(0.12, 1.0, n))
     return [to_hex(colour) for colour in found]
 

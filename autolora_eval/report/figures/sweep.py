@@ -1,4 +1,4 @@
-"""Every metric against every swept parameter: one line a method, with its 95% band."""
+"""Every metric against every swept parameter: one line per method, with its 95% band."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Facet:
-    """Rows of the result table that differ in one swept parameter and in method alone."""
+    """Rows of the result table that differ only in one swept parameter and in the method."""
 
     title: str
     cells: pd.DataFrame
@@ -96,7 +96,7 @@ def sweeps(data: FigureData) -> list[Sweep]:
 
 
 def _facets(data: FigureData, model: str, sweep: Sweep, others: Sequence[Sweep]) -> list[Facet]:
-    """Return a model's cells, apart by the values of the other swept parameters.
+    """Return a model's cells, grouped by the values of the other swept parameters.
 
     A method that does not take one of those stands beside each of its values.
     """

@@ -1,4 +1,4 @@
-"""Diversity against every judged score, one mark a cell; without a judge, diversity by cell."""
+"""Diversity against every judged score, one mark per cell; without a judge, diversity by cell."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _Panel:
 
     @cached_property
     def fronts(self) -> list[Indices]:
-        """Places of the cells that no other of their model dominates, best score last."""
+        """Indices of the cells that no other cell of their model dominates, best score last."""
         directions = (self.score.higher_is_better, DIVERSITY.higher_is_better)
         points = self.places
         found: list[Indices] = []
