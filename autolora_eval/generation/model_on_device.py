@@ -91,9 +91,31 @@ class ModelOnDevice:
         return {**found, "loras": loras}
 
     def settings(self, cell: Cell) -> Json:
-        """Return all that decides the images of one of its cells; see `image_settings`."""
-        where = self.batch_size, self.device, self.dtype, self.guidance_batching
-        return image_settings(cell, self.identities, *where)
+        """Return all that decides a cell's images, except for prompt and seed.
+
+        Its hash is the key of the images. The batch size is included: images are bitwise
+        independent of their batch, but between batch sizes they differ in the last bits. Paths and
+        the number of a device are not included. Nor are versions of libraries, which each image's
+        row has instead: an update does not start a run again.
+        """
+        method, model = cell.method, self.identities
+        stacks = method.kind == "guider" and self.guidance_batching != "separate"
+        files = {part: _without_path(known) for part, known in model.items() if part != "loras"}
+        loras = [
+            _without_path(known) | {"scale": lora.scale}
+            for known, lora in zip(model["loras"], cell.model.spec.loras, strict=True)
+        ]
+        return {
+            "model": files | {"loras": loras},
+            "columns": cell.columns,
+            "size": list(cell.model.size),
+            **cell.model.spec.model_dump(mode="json", include=SAMPLING_KEYS, exclude_defaults=True),
+            "batch_size": self.batch_size,
+            "device": self.device.partition(":")[0],
+            "dtype": self.dtype,
+            **({"guidance_batching": self.guidance_batching} if stacks else {}),
+            **({"code": dict(method.definition.code)} if method.definition.code else {}),
+        }
 
     def out_of_memory(self, kind: MethodKind) -> AutoLoRAEvalError:
         """Return the error for a kind of method that ran out of memory, with what would fit."""
@@ -149,48 +171,6 @@ def card_bytes(device: str) -> int:
 
 def _unused(source: Source) -> Json:
     return {"name": source.name, "kind": source.kind, "used": False}
-
-
-def image_settings(
-    cell: Cell,
-    model: Json,
-    batch_size: int,
-    device: str,
-    dtype: str,
-    guidance_batching: GuidanceBatching = "separate",
-) -> Json:
-    """Return all that decides a cell's images, except for prompt and seed: its hash is their key.
-
-    The batch size is included: images are bitwise independent of their batch, but between batch
-    sizes they differ in the last bits. Paths and the number of a device are not included. Versions
-    of libraries are written to each image's row instead: an update does not start a run again.
-
-    Args:
-        cell: the cell.
-        model: the identities of its parts, as in `ModelOnDevice`.
-        batch_size: the number of images per batch.
-        device: such as `cuda:1`.
-        dtype: the precision, such as `float16`.
-        guidance_batching: which predictions of guiders share a denoiser pass. Images of versions
-            without this key are those of `separate`.
-    """
-    stacks = cell.method.kind == "guider" and guidance_batching != "separate"
-    files = {part: _without_path(known) for part, known in model.items() if part != "loras"}
-    loras = [
-        _without_path(known) | {"scale": lora.scale}
-        for known, lora in zip(model["loras"], cell.model.spec.loras, strict=True)
-    ]
-    return {
-        "model": files | {"loras": loras},
-        "columns": cell.columns,
-        "size": list(cell.model.size),
-        **cell.model.spec.model_dump(mode="json", include=SAMPLING_KEYS, exclude_defaults=True),
-        "batch_size": batch_size,
-        "device": device.partition(":")[0],
-        "dtype": dtype,
-        **({"guidance_batching": guidance_batching} if stacks else {}),
-        **({"code": dict(cell.method.definition.code)} if cell.method.definition.code else {}),
-    }
 
 
 def _without_path(known: Json) -> Json:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from autolora_eval._files import Json, content_hash
 from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.load import load_benchmark
-from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.plan import Cell, Plan, make_plan
+from autolora_eval.generation.model_on_device import ModelOnDevice
 
 
 @pytest.fixture
@@ -20,6 +22,20 @@ def load(write_benchmark: Callable[[object], Path]) -> Callable[[object], Loaded
 def plan_of(load: Callable[[object], LoadedBenchmark]) -> Callable[[object], Plan]:
     """A function that writes a benchmark and plans it."""
     return lambda content: make_plan(load(content))
+
+
+@pytest.fixture
+def image_key() -> Callable[..., str]:
+    """A function that returns the hash of all that decides a cell's images but its files."""
+
+    def key(
+        cell: Cell, identities: Json, dtype: str = "float32", batching: str = "separate"
+    ) -> str:
+        here = ModelOnDevice(cell.model, [cell], "cpu", dtype, 8, batching)
+        vars(here)["identities"] = identities  # instead of hashing files
+        return content_hash(here.settings(cell))
+
+    return key
 
 
 @pytest.fixture

@@ -1,19 +1,16 @@
 """A model's scheduler, clip_skip and negative prompt in a benchmark file."""
 
 import re
-from functools import partial
 
 import pytest
 import yaml
 from conftest import ROOT, save_json
 
-from autolora_eval._files import content_hash
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.model_section import scheduler_problems
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.starter import write_starter
-from autolora_eval.generation.model_on_device import image_settings
 
 KARRAS = {"class": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}
 
@@ -78,7 +75,7 @@ def test_the_planned_nfe_counts_the_predictions_of_the_scheduler(
     assert plan.cells[0].nfe == nfe
 
 
-def test_each_sampling_key_makes_other_images(plan_of, with_model):
+def test_each_sampling_key_makes_other_images(plan_of, with_model, image_key):
     keys = set()
     changes: list[dict[str, object]] = [
         {},
@@ -92,20 +89,17 @@ def test_each_sampling_key_makes_other_images(plan_of, with_model):
     for change in changes:
         plan = plan_of(with_model(**change))
         cell = plan.cells[0]
-        key = content_hash(image_settings(cell, {"loras": [{}]}, 8, "cpu", "float32"))
-        keys.add((cell_record(cell, plan).plan_key, key))
+        keys.add((cell_record(cell, plan).plan_key, image_key(cell, {"loras": [{}]})))
     assert len({plan_key for plan_key, _ in keys}) == len({key for _, key in keys}) == len(changes)
 
 
-def test_guidance_batching_decides_the_images_of_guiders(planned):
+def test_guidance_batching_decides_the_images_of_guiders(planned, image_key):
     plan_keys, keys = set(), set()
     for batching in ("separate", "conditions", "all"):
         plan = planned(guidance_batching=batching)
         plan_keys.add(cell_record(plan.cells[0], plan).plan_key)
-        asked = partial(image_settings, plan.cells[0], {"loras": [{}]}, 8, "cpu", "float32")
-        keys.add(content_hash(asked(batching)))
+        keys.add(image_key(plan.cells[0], {"loras": [{}]}, batching=batching))
     assert len(plan_keys) == len(keys) == 3
-    assert content_hash(asked()) in keys
 
 
 @pytest.mark.parametrize(

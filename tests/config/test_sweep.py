@@ -9,13 +9,11 @@ import yaml
 from conftest import ROOT
 
 from autolora_eval._errors import UsageError
-from autolora_eval._files import content_hash
 from autolora_eval._text import format_swept_value
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Cell, Plan, make_plan
 from autolora_eval.config.stage_inputs import cell_record
 from autolora_eval.config.sweep_grid import MAX_CELLS
-from autolora_eval.generation.model_on_device import image_settings
 
 METHODS = {
     "LoRA": {"guider": "lora"},
@@ -148,7 +146,7 @@ BEFORE = {
 }
 
 
-def test_without_a_sweep_nothing_is_made_anew(plan_of, benchmark_data):
+def test_without_a_sweep_nothing_is_made_anew(plan_of, benchmark_data, image_key):
     what = {
         "pipeline": {"kind": "folder", "name": "p", "sha256": "1"},
         "loras": [{"kind": "file", "name": "l", "sha256": "2", "part_of_base": False}],
@@ -159,7 +157,7 @@ def test_without_a_sweep_nothing_is_made_anew(plan_of, benchmark_data):
     plans = {"quickstart": plan_of(quickstart), "pixel_art": make_plan(load_benchmark("pixel_art"))}
     for name, plan in plans.items():
         for cell in plan.cells:
-            key = content_hash(image_settings(cell, what, 8, "cpu", "torch.float32"))
+            key = image_key(cell, what, "torch.float32")
             found[name, cell.id] = (cell_record(cell, plan).plan_key, key)
     assert found == BEFORE
     for data in (benchmark_data, benchmark_data | {"sweep": {}}):
