@@ -8,6 +8,7 @@ https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
 
 from __future__ import annotations
 
+import json
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from diffusers import ModularPipeline
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 from PIL import Image
 
+from autolora_eval._files import Json
 from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.lora_file import Component, check_sum, read_lora_file
@@ -197,6 +199,17 @@ class LoraPipeline:
     @property
     def _tunes_text_encoders(self) -> bool:
         return any(adapter_layers(encoder) for encoder in self.text_encoders)
+
+    def description(self) -> Json:
+        """Return what the manifest records. Infinite numbers of the scheduler are text."""
+        scheduler = self.pipe.scheduler
+        config = json.loads(scheduler.to_json_string(), parse_constant=str)
+        own = {key: value for key, value in config.items() if not key.startswith("_")}
+        return {
+            "pipeline_class": type(self.pipe).__name__,
+            "scheduler": {"class": type(scheduler).__name__, **own},
+            "lora_layers": self.lora_layers,
+        }
 
     def sample(
         self,

@@ -7,7 +7,6 @@ https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from autolora_eval._devices import keep_freed_memory
 from autolora_eval._errors import AutoLoRAEvalError, first_line
-from autolora_eval._files import Json
 from autolora_eval._text import first_few
 from autolora_eval.config.inputs import (
     INDEX,
@@ -355,10 +353,3 @@ def _denoised(scheduler: Any, seeds: Sequence[int], num_steps: int) -> torch.Ten
             scaled = scheduler.scale_model_input(latents, t) if scales else latents
             latents = scheduler.step(0.1 * scaled, t, latents, return_dict=False)[0]
     return latents
-
-
-def describe_scheduler(scheduler: Any) -> Json:  # noqa: ANN401
-    """Return class and configuration as JSON; infinite numbers are text."""
-    config = json.loads(scheduler.to_json_string(), parse_constant=str)
-    own = {key: value for key, value in config.items() if not key.startswith("_")}
-    return {"class": type(scheduler).__name__, **own}

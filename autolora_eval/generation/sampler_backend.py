@@ -47,10 +47,12 @@ class SampledCell:
     jobs: Sequence[ImageJob]
     failures: dict[str, str] = field(default_factory=dict)
     first_error: BaseException | None = None
+    # A worker of Ray fills a cell in several shares, with one instance of a sampler's class.
+    _sampler: Callable[..., Any] | None = None
 
     def fill(self, here: ModelOnDevice, shared: SamplerPipeline, advance: Advance) -> None:
         """Make the missing images with the pipeline that all cells of the sampler share."""
-        cell, sampler = self.dataset.cell, None
+        cell = self.dataset.cell
         model = SamplerModel(cell.model, *here.torch_place(), shared)
         with background_writer(self.dataset, advance) as write:
             for n_tried, job in enumerate(self.jobs):
@@ -60,8 +62,9 @@ class SampledCell:
                     break
                 try:
                     assert isinstance(cell.method.definition, SamplerMethod)
-                    sampler = sampler or cell.method.definition.prepare(cell.parameters)
-                    image, nfe, seconds = self._sample(sampler, job, model, shared)
+                    prepare = cell.method.definition.prepare
+                    self._sampler = self._sampler or prepare(cell.parameters)
+                    image, nfe, seconds = self._sample(self._sampler, job, model, shared)
                 except AutoLoRAEvalError:
                     raise  # the model cannot be loaded: no sampler can run
                 except (Exception, SystemExit) as error:  # exit(0) would end the run as a success

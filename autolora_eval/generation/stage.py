@@ -30,7 +30,6 @@ from autolora_eval.runs.records import ImageSetRecord
 
 # A run with nothing to generate imports neither torch nor diffusers: these take seconds.
 if TYPE_CHECKING:
-    from autolora_eval.generation.diffusion_pipeline import LoraPipeline
     from autolora_eval.generation.image_import import ImageImport
 
 
@@ -237,7 +236,8 @@ def _run_samplers(
             if cell.dataset.cell.method.name == method:
                 cell.fill(here, pipeline, advance)
                 release_frames(cell.first_error)
-        result.models[here.model.name] |= describe_pipeline(pipeline.loaded)
+        if pipeline.loaded is not None:
+            result.models[here.model.name] |= pipeline.loaded.description()
         del pipeline
         free_memory()
     return [failure for cell in cells if (failure := cell.failure()) is not None]
@@ -250,18 +250,5 @@ def _run_guiders(
         from autolora_eval.generation.guider_backend import GuidedModel
 
         model = GuidedModel(here)
-    result.models[here.model.name] |= describe_pipeline(model.pipeline)
+    result.models[here.model.name] |= model.pipeline.description()
     return model.make([(cell.dataset, cell.jobs) for cell in work], advance)
-
-
-def describe_pipeline(pipeline: LoraPipeline | None) -> Json:
-    """Return what the manifest records of a loaded pipeline; nothing if there is none."""
-    if pipeline is None:
-        return {}
-    from autolora_eval.generation.pipeline_loading import describe_scheduler
-
-    return {
-        "pipeline_class": type(pipeline.pipe).__name__,
-        "scheduler": describe_scheduler(pipeline.pipe.scheduler),
-        "lora_layers": pipeline.lora_layers,
-    }

@@ -26,7 +26,6 @@ from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.model_on_device import ModelOnDevice
-from autolora_eval.generation.stage import describe_pipeline
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import ImageJob
 from autolora_eval.scoring.features import Batch, FeatureMaker
@@ -286,7 +285,7 @@ class ShareMaker:
             self._guided = GuidedModel(self._here)
         failures = self._guided.make([(dataset, jobs)], _no_progress)
         error = str(failures[0]) if failures else None
-        return dataset.made(error, describe_pipeline(self._guided.pipeline))
+        return dataset.made(error, self._guided.pipeline.description())
 
     def _sample(self, dataset: _UnlistedImages, jobs: Sequence[ImageJob]) -> Made:
         from autolora_eval.generation.sampler_api import SamplerPipeline
@@ -302,7 +301,8 @@ class ShareMaker:
         one.fill(self._here, self._pipeline, _no_progress)
         release_frames(one.first_error)
         self._sampled = one
-        return dataset.made(None, describe_pipeline(self._pipeline.loaded))
+        loaded = self._pipeline.loaded
+        return dataset.made(None, {} if loaded is None else loaded.description())
 
 
 def _no_progress(n: int, note: str = "") -> None:

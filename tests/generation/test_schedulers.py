@@ -18,7 +18,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.config.model_section import count_timesteps
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
-from autolora_eval.generation.pipeline_loading import describe_scheduler, make_scheduler
+from autolora_eval.generation.pipeline_loading import make_scheduler
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 from autolora_eval.guidance.method_registry import GUIDERS
 
@@ -86,7 +86,7 @@ def test_each_scheduler_equals_the_loop_by_hand_and_its_nfe_is_planned(name, tin
     timesteps = count_timesteps(model.spec, model.pipeline)
     image = sample(pipeline, autolora.build(parameters), PROMPTS[:1], SEEDS[:1], output="images")
     assert image.nfe == autolora.nfe(parameters, STEPS, timesteps)
-    json.dumps(describe_scheduler(pipeline.pipe.scheduler), allow_nan=False)
+    json.dumps(pipeline.description(), allow_nan=False)
 
 
 @pytest.mark.parametrize("name", ["Heun", "DPM++ 2M Karras"])

@@ -29,12 +29,12 @@ class Fails(ClassifierFreeGuidance):
         raise ValueError("no")
 
 class Counts:
+    made = 0
     def __init__(self):
-        self.n = 0
+        Counts.made += 1
     def __call__(self, prompt, seed, model):
         if seed == 1:
             raise ValueError("odd")
-        self.n += 1
         image = Image.new("RGB", model.size, (random.randrange(256), 0, 0))
         image.putpixel((0, 0), (seed, 0, 0))
         return image
@@ -90,6 +90,7 @@ def test_shares_of_two_makers_are_the_images_of_the_local_engine(plan, tmp_path)
             generate(plan, run, Progress(), elsewhere=elsewhere)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+    assert sys.modules["shared_methods"].Counts.made == 1 + 2, "one instance for each maker"
     assert "shared_methods.Fails' failed: ValueError: no" in messages[0]
     assert rows(there, "images") == rows(here, "images")
     assert rows(there, "failed_images") == rows(here, "failed_images")
