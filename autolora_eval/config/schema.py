@@ -127,7 +127,7 @@ class Model(StrictModel):
     """The LoRA, or a list of LoRAs that are added. Without one, methods guide the plain model, and
     those that need a LoRA are refused.
     """
-    num_inference_steps: int = Field(default=50, ge=1, le=10_000)
+    num_inference_steps: int = Field(default=50, ge=1, le=1000)
     """The number of denoising steps."""
     scheduler: Scheduler | None = None
     """`class: NAME` of a scheduler of diffusers, and its options. Default: the pipeline's own."""
