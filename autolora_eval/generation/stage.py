@@ -77,8 +77,8 @@ def generate(
         elsewhere: makes the images of a model in other processes. Default: they are made here.
 
     Raises:
-        AutoLoRAEvalError: if a model cannot be loaded; or, after everything else is made, if a
-            guider failed or a sampler made no image of a cell. Finished images are kept.
+        AutoLoRAEvalError: after everything else is made, if a model cannot be loaded for guiders, a
+            guider failed, or a sampler made no image of a cell. Finished images are kept.
     """
     # The working folder may change: images are written while third-party code runs.
     folder = RunFolder(folder.path.absolute())
@@ -249,6 +249,9 @@ def _run_guiders(
     with uncollected():
         from autolora_eval.generation.guider_backend import GuidedModel
 
-        model = GuidedModel(here)
+        try:
+            model = GuidedModel(here)
+        except AutoLoRAEvalError as error:
+            return [error]  # the other models still make their images
     result.models[here.model.name] |= model.pipeline.description()
     return model.make([(cell.dataset, cell.jobs) for cell in work], advance)
