@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS, Diffuser
 from autolora_eval.guidance.method import GuiderMethod, Method
 from autolora_eval.guidance.method_registry import GUIDERS, REGISTRIES, MethodKind, resolve_method
 from autolora_eval.plugins.signatures import REQUIRED, SCALE, CallParameters, MethodParameters
-from autolora_eval.plugins.third_party import error_message
+from autolora_eval.plugins.third_party import error_message, load_dotted
 
 STEPS, W = 100, 5.0
 BUILT_IN, DIFFUSERS, INSTALLED = "built in", "diffusers", "installed"
@@ -112,10 +111,12 @@ def listed_as(names: Sequence[str], folders: Sequence[Path] = ()) -> list[Listed
 def _by_path(path: str, folders: Sequence[Path]) -> Listed:
     try:
         return _listed("guider", resolve_method("guider", path, folders), "")
-    except UsageError:
-        with suppress(UsageError):
+    except UsageError as not_a_guider:
+        try:
             return _listed("sampler", resolve_method("sampler", path, folders), "")
-        raise
+        except UsageError as not_a_sampler:
+            is_function = inspect.isroutine(load_dotted(path, folders))
+            raise (not_a_sampler if is_function else not_a_guider) from None
 
 
 def _listed(kind: MethodKind, method: Method, group: str, problem: str = "") -> Listed:
