@@ -237,7 +237,7 @@ def test_the_rank_test_has_the_power(effect):
 
 
 def test_the_sample_size_falls_with_the_effect_and_meets_its_limit():
-    """There is no gap where the exact count is replaced by the normal limit (0.027 to 0.03)."""
+    """The exact count and the normal limit that replaces it agree (0.027 to 0.03)."""
     effects = np.concatenate([np.geomspace(1e-8, 0.02, 20), np.linspace(0.026, 0.032, 60)])
     found = [units_needed(float(effect), 1.0) for effect in (*effects, 0.1, 1.0, 5.0, 1e3, 1e9)]
     assert found == sorted(found, reverse=True)
