@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,34 +157,60 @@ def denoising_loss(
     return mse_loss(predict(unet, noisy, timesteps, hidden, pooled), target)
 
 
-def train(work_dir: Path) -> None:
-    """Train the denoiser for STEPS into WORK_DIR/sdxl/unet, resuming from its checkpoint."""
-    torch.manual_seed(SEED)
-    data, texts = latents(work_dir), conditions(TextEncoders.load(work_dir / "sdxl"))
-    unet = new_unet()
+def train_unet(
+    work_dir: Path,
+    unet: UNet2DConditionModel,
+    name: str,
+    draw: Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    *,
+    learning_rate: float,
+    seed: int,
+    steps: int,
+    flat: float,
+) -> None:
+    """Train a denoiser into WORK_DIR/sdxl/unet, resuming from its checkpoint.
+
+    Args:
+        work_dir: the work directory.
+        unet: the denoiser, which is trained in place.
+        name: the name of its checkpoint.
+        draw: returns a random batch: latents, text embeddings, and pooled ones.
+        learning_rate: the highest learning rate.
+        seed: seed of the first step.
+        steps: the last step plus one.
+        flat: the share of the steps before the learning rate falls.
+    """
     # PyTorch's fused attention is slow in bfloat16 on CPUs when training: half of all time.
     unet.set_attn_processor(AttnProcessor())
-    scheduler = training_scheduler()
+    scheduler, path = training_scheduler(), work_dir / f"checkpoints/{name}.pt"
     optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
-
-    def loss() -> torch.Tensor:
-        rows = torch.randint(0, len(data.scene), (BATCH,))
-        hidden, pooled = texts.draw(data.scene[rows])
-        return denoising_loss(unet, scheduler, data.draw(rows), hidden, pooled)
-
-    path = work_dir / "checkpoints/unet.pt"
     train_averaged(
-        "unet",
+        name,
         unet,
         path,
-        {"optimizer": (optimizer, LEARNING_RATE)},
-        loss,
-        seed=SEED,
-        steps=STEPS,
-        factor=partial(cosine, total=STEPS, warmup=100, flat=0.4),
+        {"optimizer": (optimizer, learning_rate)},
+        lambda: denoising_loss(unet, scheduler, *draw()),
+        seed=seed,
+        steps=steps,
+        factor=partial(cosine, total=steps, warmup=100, flat=flat),
         save_every=SAVE_EVERY,
     )
     averaged(new_unet(), path).save_pretrained(work_dir / "sdxl/unet")
+
+
+def train(work_dir: Path) -> None:
+    """Train the denoiser for STEPS into WORK_DIR/sdxl/unet."""
+    torch.manual_seed(SEED)
+    data, texts = latents(work_dir), conditions(TextEncoders.load(work_dir / "sdxl"))
+    unet = new_unet()
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows = torch.randint(0, len(data.scene), (BATCH,))
+        hidden, pooled = texts.draw(data.scene[rows])
+        return data.draw(rows), hidden, pooled
+
+    schedule = {"learning_rate": LEARNING_RATE, "flat": 0.4}
+    train_unet(work_dir, unet, "unet", draw, seed=SEED, steps=STEPS, **schedule)
     figures = {
         "steps": STEPS,
         "samples": STEPS * BATCH,

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 
 from recipes.data import Renders
 from recipes.domain import SIZE, render, training_scenes
 from recipes.files import write_figures
 from recipes.latents import Latents
 from recipes.text import TextEncoders
-from recipes.training import averaged, cosine, train_averaged
-from recipes.unet import (
-    SAVE_EVERY,
-    conditions,
-    denoising_loss,
-    latents,
-    new_unet,
-    training_scheduler,
-)
+from recipes.unet import conditions, latents, train_unet
 from recipes.vae import encode
 
 STEPS = 4000
@@ -67,30 +57,16 @@ def train(work_dir: Path) -> None:
     even, weak = latents(work_dir), _weak_latents(work_dir)
     data = _joined(even, weak)
     unet = UNet2DConditionModel.from_pretrained(work_dir / "sdxl/unet")
-    unet.set_attn_processor(AttnProcessor())
-    scheduler = training_scheduler()
-    optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
 
-    def loss() -> torch.Tensor:
+    def draw() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         extra = len(even.scene) + torch.randint(0, len(weak.scene), (WEAK_IN_BATCH,))
         evenly = torch.randint(0, len(even.scene), (BATCH - WEAK_IN_BATCH,))
         rows = torch.cat([evenly, extra])
         hidden, pooled = texts.draw(data.scene[rows])
-        return denoising_loss(unet, scheduler, data.draw(rows), hidden, pooled)
+        return data.draw(rows), hidden, pooled
 
-    path = work_dir / "checkpoints/unet_tuned.pt"
-    train_averaged(
-        "unet tuned",
-        unet,
-        path,
-        {"optimizer": (optimizer, LEARNING_RATE)},
-        loss,
-        seed=SEED,
-        steps=STEPS,
-        factor=partial(cosine, total=STEPS, warmup=100, flat=0.5),
-        save_every=SAVE_EVERY,
-    )
-    averaged(new_unet(), path).save_pretrained(work_dir / "sdxl/unet")
+    schedule = {"learning_rate": LEARNING_RATE, "flat": 0.5}
+    train_unet(work_dir, unet, "unet_tuned", draw, seed=SEED, steps=STEPS, **schedule)
     figures = {"steps": STEPS, "samples": STEPS * BATCH, "weak": list(WEAK)}
     write_figures(work_dir, "unet_tuned", figures)
     print("unet tuned", figures, flush=True)
