@@ -109,6 +109,7 @@ class LoadedBenchmark:
 
 
 MAX_PROMPT_LENGTH = 10_000
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
 
 
 class _PromptFile(StrictModel):
@@ -118,9 +119,15 @@ class _PromptFile(StrictModel):
 def read_prompts(path: Path) -> dict[str, str | None]:
     """Return the prompts of a file, each with its own negative prompt or None.
 
-    The file is a YAML list as in a benchmark, or UTF-8 text with one prompt per line.
+    The file is a YAML or JSON list as in a benchmark, or UTF-8 text with one prompt per line.
     """
-    if path.suffix in (".yaml", ".yml"):
+    suffix = path.suffix.lower()
+    if suffix in _TABLES:
+        raise UsageError(
+            f"{path}: a {suffix} file is a table, whose lines are not prompts. Write its prompts "
+            "to a .txt file, one per line."
+        )
+    if suffix in (".yaml", ".yml", ".json"):  # YAML includes JSON
         document = read_yaml(path)
         places = {("prompts", *keys): line for keys, line in document.lines.items()}
         document = YamlFile(path, {"prompts": document.data}, places)

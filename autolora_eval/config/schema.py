@@ -230,8 +230,8 @@ class Benchmark(StrictModel):
         Annotated[Ref, Tag(FILE_TAG)] | Annotated[PromptList, Tag(LIST_TAG)],
         Discriminator(lambda value: LIST_TAG if isinstance(value, list) else FILE_TAG),
     ]
-    """A list of prompts, a YAML file with such a list, or a text file with one prompt per line. An
-    entry is a text, or `{prompt: …, negative_prompt: …}`.
+    """A list of prompts, a YAML or JSON file with such a list, or a text file with one prompt per
+    line. An entry is a text, or `{prompt: …, negative_prompt: …}`.
     """
     seeds: Seeds
     """The seeds, the same for every prompt and method."""

@@ -1,5 +1,6 @@
 """What a benchmark names: prompt files, model folders, LoRAs, rubrics."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -67,6 +68,14 @@ def test_a_prompt_file_that_cannot_be_used(problem, benchmark_data, workplace, c
     assert f": prompts: {workplace}/{says}" in problem(benchmark_data)
 
 
+@pytest.mark.parametrize("suffix", [".tsv", ".CSV", ".jsonl", ".parquet"])
+def test_a_table_of_prompts_is_not_read_line_by_line(problem, benchmark_data, workplace, suffix):
+    """PartiPrompts is a .tsv, and GenEval's prompts are a .jsonl: a line has more than a prompt."""
+    (workplace / f"parti{suffix}").write_text("Prompt\tCategory\na cat\tAnimals\n")
+    says = f"{workplace}/parti{suffix}: a {suffix.lower()} file is a table"
+    assert says in problem({**benchmark_data, "prompts": f"parti{suffix}"})
+
+
 def test_prompts_are_lines_without_blanks_around(load, benchmark_data, workplace):
     """Windows line breaks and a byte order mark are none of the prompt; U+2028 in it is."""
     content = "\ufeff a cat \r\n\r\nγ\u2028猫\n\x0bdog\x0b\nlast".encode()
@@ -78,12 +87,13 @@ def test_prompts_are_lines_without_blanks_around(load, benchmark_data, workplace
 OWN = [" a cat ", {"prompt": "a dog ", "negative_prompt": "blurry"}]
 
 
-@pytest.mark.parametrize("in_a_file", [False, True])
-def test_a_prompt_may_have_its_own_negative_prompt(plan_of, benchmark_data, workplace, in_a_file):
-    """In the list of a benchmark, and in a YAML file. Another one is another image's file."""
+@pytest.mark.parametrize("prompts", [OWN, "prompts.yaml", "prompts.json"])
+def test_a_prompt_may_have_its_own_negative_prompt(plan_of, benchmark_data, workplace, prompts):
+    """In the list of a benchmark, and in a file. Another one is another image's file."""
     (workplace / "prompts.yaml").write_text(yaml.safe_dump(OWN), encoding="utf-8")
+    (workplace / "prompts.json").write_text(json.dumps(OWN), encoding="utf-8")
     benchmark_data["models"]["A"]["negative_prompt"] = "ugly"
-    plan = plan_of({**benchmark_data, "prompts": "prompts.yaml" if in_a_file else OWN})
+    plan = plan_of({**benchmark_data, "prompts": prompts})
     cat, dog = plan.jobs[0], plan.jobs[2]
     assert (cat.prompt, plan.cells[0].negative_prompt(cat)) == ("a cat", "ugly")
     assert (dog.prompt, plan.cells[0].negative_prompt(dog)) == ("a dog", "blurry")
