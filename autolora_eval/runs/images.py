@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 import warnings
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -96,11 +97,10 @@ def cell_images(
 
 def _state(path: Path, recorded: object) -> tuple[str | None, str | None]:
     """Return the hash of an image file, and why it is not scored."""
-    if not path.is_file():
-        return None, "missing_image"
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        return None, f"too_large ({size} bytes)"
+    try:
+        _check_file(path)
+    except ImageError as error:
+        return None, str(error)
     sha256 = sha256_file(path)
     return sha256, None if sha256 == recorded else "changed_image"
 
@@ -171,10 +171,7 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
         ImageError: if it is not a regular file, or larger than 100 megapixels or 256 MiB.
     """
     if isinstance(source, Path):
-        if not source.is_file():
-            raise ImageError("missing_image")
-        if source.stat().st_size > MAX_BYTES:
-            raise ImageError(f"too_large ({source.stat().st_size} bytes)")
+        _check_file(source)
     with warnings.catch_warnings():
         # Pillow only warns of very many pixels; `MAX_PIXELS` limits them.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -186,6 +183,17 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"too_large ({image.width}×{image.height})")
             yield image
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError("missing_image") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("missing_image")
+    if status.st_size > MAX_BYTES:
+        raise ImageError(f"too_large ({status.st_size} bytes)")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
