@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps
 
 from autolora_eval._files import Json
 from autolora_eval.generation.image_listing import ImageRecord
@@ -27,6 +27,9 @@ _CONVERTED_MODES = ("CMYK", "YCbCr", "LAB", "HSV")
 # 32-bit integers and floats: the file does not say which values are black and white.
 _UNSCALED_MODES = ("I", "F")
 _TURNED = range(2, 9)  # of EXIF orientations
+_PROFILE = "icc_profile"
+# sRGB profiles differ in name and rounding: by at most this much of 255.
+_SAME_COLOUR = 2
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 
@@ -40,7 +43,7 @@ ISSUES: dict[IssueKind, str] = {
     "duplicate": "the same pixels as another image of the set: measured",
     "wrong_size": "not the size of the model: measured",
     "constant": "a single colour, such as the black image of a safety checker: measured",
-    "converted": "not an upright, opaque 8-bit RGB image: measured after conversion",
+    "converted": "not an upright, opaque 8-bit sRGB image: measured after conversion",
 }
 
 
@@ -106,8 +109,8 @@ def _decode(data: bytes) -> tuple[Image.Image, str]:
         with opened(io.BytesIO(data)) as encoded:
             if encoded.mode in _UNSCALED_MODES:
                 raise ImageError(f"unknown_range (mode {encoded.mode})")
-            converted = ", ".join(_conversions(encoded))
-            return _as_rgb(encoded), converted
+            converted = list(_conversions(encoded))
+            return _as_rgb(encoded, converted), ", ".join(converted)
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders of Pillow raise many types for a damaged file
@@ -131,12 +134,44 @@ def _without_text(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _as_rgb(image: Image.Image, converted: list[str]) -> Image.Image:
+    """Return an upright sRGB image, and append what its colour profile changed."""
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    return as_rgb(ImageOps.exif_transpose(image) if _is_turned(image) else image)
+    upright = ImageOps.exif_transpose(image) if _is_turned(image) else image
+    found = _in_srgb(upright)
+    if found is None:
+        return as_rgb(upright)
+    converted.append(f"colours converted from the profile '{found[1]}' to sRGB")
+    return found[0]
+
+
+def _in_srgb(image: Image.Image) -> tuple[Image.Image, str] | None:
+    """Return an image with an ICC profile in sRGB, and the name of the profile.
+
+    Returns:
+        None if the image has no profile, or one that is damaged or changes no colour visibly.
+    """
+    if not image.info.get(_PROFILE):
+        return None
+    plain = image.convert("L") if image.mode == "LA" else image
+    plain = plain if plain.mode in ("L", "CMYK") else as_rgb(plain)
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info[_PROFILE]))
+        name = " ".join(ImageCms.getProfileName(profile).split())
+        srgb = ImageCms.createProfile("sRGB")
+        found = ImageCms.profileToProfile(plain, profile, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):  # damaged, or the profile of another mode
+        return None
+    assert found is not None
+    del found.info[_PROFILE]  # holds the time: the copy would have other bytes each time
+    if plain.mode != "CMYK":
+        change = np.asarray(ImageChops.difference(found, as_rgb(plain)))
+        if change.max() <= _SAME_COLOUR:
+            return None
+    return found, name
 
 
 def _is_turned(image: Image.Image) -> bool:

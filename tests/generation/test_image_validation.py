@@ -7,7 +7,7 @@ from struct import pack
 import numpy as np
 import pytest
 from image_files import encoded, jobs, noise, picture, record, save
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
 from autolora_eval.generation.image_sets import ImageSet, match
 from autolora_eval.generation.image_validation import (
@@ -70,6 +70,33 @@ def test_equal_pixels_in_different_files_are_duplicates_and_corrupt_files_are_no
 def test_equal_bytes_of_pixels_in_another_shape_are_not_duplicates():
     found = issues(*(encoded(Image.new("RGB", size, (1, 1, 1))) for size in ((2, 8), (8, 2))))
     assert "duplicate" not in {row.issue for row in found}
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+# sRGB with its red and green primaries exchanged.
+EXCHANGED = SRGB.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_of_another_profile_are_converted_to_srgb_and_reported(mode):
+    data = encoded(Image.new("RGB", (8, 8), (0, 255, 0)).convert(mode), icc_profile=EXCHANGED)
+    info = validate_image(data)
+    assert info.converted == "colours converted from the profile 'sRGB built-in' to sRGB"
+    image = decode_rgb(data)
+    assert np.abs(np.subtract(image.getpixel((0, 0)), (255, 0, 0))).max() <= 1
+    assert info.colour == image.getpixel((0, 0))
+    assert "icc_profile" not in image.info
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile"),
+    [("RGB", SRGB), ("L", SRGB), ("L", EXCHANGED), ("RGB", EXCHANGED[:200]), ("RGB", b"?")],
+)
+def test_a_profile_of_srgb_of_another_mode_or_damaged_changes_nothing(mode, profile):
+    image = picture(1).convert(mode)
+    data = encoded(image, icc_profile=profile)
+    assert validate_image(data).converted == ""
+    assert np.array_equal(decode_rgb(data), image.convert("RGB"))
 
 
 def test_sixteen_bit_grey_is_scaled_instead_of_clipped():
