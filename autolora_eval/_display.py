@@ -238,7 +238,7 @@ def show_missing(run: Run) -> None:
             _print_line(f"{reasons.sum()} of {len(run.scores)} images {what}: {counts}")
     _show_prompt_cuts(run.manifest.prompt_cuts)
     for cell, images in run.manifest.image_sets.items():
-        _show_image_set(run.folder, cell, images)
+        show_image_set(cell, images, run.folder.image_set(cell))
 
 
 def show_failed_images(folder: RunFolder) -> None:
@@ -251,8 +251,8 @@ def show_failed_images(folder: RunFolder) -> None:
             _print_line(f"  {failed[0]['reason']}")
 
 
-def _show_image_set(folder: RunFolder, cell: str, record: ImageSetRecord) -> None:
-    """Print what was found in a folder or listing of imported images."""
+def show_image_set(cell: str, record: ImageSetRecord, report: Path | None = None) -> None:
+    """Print what was found in a folder or listing of images, and the path of its report."""
     from autolora_eval.generation.image_validation import ISSUES
 
     n_images = pluralize(record.images, "image")
@@ -263,9 +263,9 @@ def _show_image_set(folder: RunFolder, cell: str, record: ImageSetRecord) -> Non
     if record.beyond_limits:
         _print_line(f"  {record.beyond_limits} beyond the limits of this run, used without them")
     if record.seeds_by_order:
-        _print_line("  no seeds given: numbered in order, so they share no noise with other cells")
-    if issues:
-        show_path("  all by name", folder.image_set(cell))
+        _print_line("  seeds not known: numbered in order, so they share no noise with other cells")
+    if issues and report is not None:
+        show_path("  all by name", report)
 
 
 def show_agreement(folder: RunFolder, found: HumanAgreement) -> None:

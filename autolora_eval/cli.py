@@ -100,6 +100,7 @@ def plan(
     from autolora_eval import _display as display
     from autolora_eval.config.no_code import would_do
     from autolora_eval.generation.outlook import run_outlook
+    from autolora_eval.generation.preflight import check_image_sets
     from autolora_eval.pipeline.run_pipeline import RunPipeline
 
     if no_code:
@@ -108,6 +109,8 @@ def plan(
         return
     pipeline = RunPipeline(benchmark, output, limit_prompts, limit_seeds)
     display.show_plan(pipeline.plan)
+    for cell, images in check_image_sets(pipeline.plan, pipeline.folder).items():
+        display.show_image_set(cell, images)
     display.show_outlook(pipeline.folder, run_outlook(pipeline.plan, pipeline.folder))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._files import content_hash, sha256_bytes
@@ -151,16 +152,8 @@ class ImageImport:
         reasons = dict.fromkeys((job.file for job in self.matching.missing), "not_in_the_set")
         reasons |= {job.file: info.problem for job, info in infos.items() if info.problem}
         dataset.record_failures(reasons)
-        return ImageSetRecord(
-            read_as=self.images.form,
-            images=len(self.images.records) + len(self.images.unlisted),
-            matched=len(self.matching.found),
-            beyond_limits=self.matching.n_beyond,
-            seeds_by_order=self.matching.seeds_by_order,
-            settings_key=self.settings_key,
-            import_key=self.import_key,
-            **count_issues(issues),
-        )
+        keys = {"settings_key": self.settings_key, "import_key": self.import_key}
+        return _record(self.images, self.matching, **keys, **count_issues(issues))
 
     def _no_usable_image(
         self, infos: Mapping[ImageJob, ImageInfo], report: Path
@@ -206,6 +199,28 @@ def match_set(cell: Cell, plan: Plan, run: RunFolder) -> tuple[ImageSet, Matchin
             f"{matching.n_beyond} for the whole benchmark. Raise the limits."
         )
     return images, matching
+
+
+def planned_set(cell: Cell, plan: Plan, run: RunFolder) -> ImageSetRecord:
+    """Return how the image set of a cell would be read. No image is opened.
+
+    Raises:
+        UsageError: as `match_set`.
+    """
+    images, matching = match_set(cell, plan, run)
+    counts = {"missing": len(matching.missing), "extra": len(matching.extra)}
+    return _record(images, matching, settings_key="", import_key="", **counts)
+
+
+def _record(images: ImageSet, matching: Matching, **more: Any) -> ImageSetRecord:  # noqa: ANN401
+    return ImageSetRecord(
+        read_as=images.form,
+        images=len(images.records) + len(images.unlisted),
+        matched=len(matching.found),
+        beyond_limits=matching.n_beyond,
+        seeds_by_order=matching.seeds_by_order,
+        **more,
+    )
 
 
 def _hash_files(matching: Matching) -> Iterator[tuple[ImageJob, str]]:

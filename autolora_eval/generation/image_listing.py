@@ -1,4 +1,4 @@
-"""Reads tables of images that were made elsewhere: a row has an image, its prompt and its seed."""
+"""Lists images that were made elsewhere: the rows of a table, and the files below a folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from autolora_eval._devices import require
 from autolora_eval._errors import UsageError
 from autolora_eval._files import path_inside, sha256_bytes
-from autolora_eval.runs.images import MAX_BYTES
+from autolora_eval.runs.images import MAX_BYTES, image_formats
 
 FILE_COLUMNS = ("file_name", "file", "path", "image", "filename")
 PROMPT_COLUMNS = ("prompt", "text", "caption")
@@ -240,6 +242,51 @@ def _encoded_image(dataset: Any, column: str, number: int, path: Path) -> bytes:
     if not stored.get("path"):
         raise FileNotFoundError(f"row {number}")
     return inside(path, str(stored["path"]), f"{path}, row {number}").read_bytes()
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return every file below a folder whose suffix is that of an image, except hidden ones.
+
+    Files are sorted as people count: 2 before 10.
+
+    Raises:
+        UsageError: if a folder cannot be read, a link leads out, or a name is not valid UTF-8.
+    """
+    formats = image_formats()
+    suffixes = {end for end, form in Image.registered_extensions().items() if form in formats}
+    files = [file for file in _files_below(folder) if file.suffix.lower() in suffixes]
+    for file in files:
+        check_utf8(name_below(folder, file), str(folder), "Rename it.")
+    return sorted(files, key=lambda file: [_natural_key(part) for part in file.parts])
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise UsageError(
+            f"images '{folder}': the folder '{error.filename}' cannot be read: {error.strerror}. "
+            "Make it readable, or remove it from the set."
+        ) from error
+
+    # os.walk does not follow links to folders: a linked folder is read under its own name only.
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in (*folders, *names):
+            file = Path(parent, name)
+            if file.is_symlink():
+                inside(folder, name_below(folder, file), str(folder))
+        files = (Path(parent, name) for name in names if not name.startswith("."))
+        # A dangling link counts as an image that is missing; a pipe or a socket is skipped.
+        yield from (file for file in files if file.is_file() or file.is_symlink())
+
+
+def name_below(folder: Path, file: Path) -> str:
+    """Return the name of a file in a set: its path below the set's folder."""
+    return file.relative_to(folder).as_posix()
+
+
+def _natural_key(text: str) -> list[str | int]:
+    parts = re.split(r"([0-9]+)", text)
+    return [int(part) if n % 2 else part for n, part in enumerate(parts)]
 
 
 def _first_column(columns: list[str], names: Iterable[str], path: Path) -> str:

@@ -7,16 +7,14 @@ is opened here.
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-from PIL import Image
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import slug
@@ -24,12 +22,11 @@ from autolora_eval._text import pluralize
 from autolora_eval.generation.image_listing import (
     LISTINGS,
     ImageRecord,
-    check_utf8,
     dataset_images,
-    inside,
+    image_files,
     listed_images,
+    name_below,
 )
-from autolora_eval.runs.images import image_formats
 from autolora_eval.runs.manifest import ImageJob
 
 _LISTED = 5  # claims that a message names
@@ -85,7 +82,7 @@ def read_image_set(path: Path) -> ImageSet:
         return ImageSet(path, "dataset on disk", dataset_images(path))
     listings = _metadata_files(path)
     if len(listings) > 1:
-        names = " and ".join(_name(path, listing) for listing in listings)
+        names = " and ".join(name_below(path, listing) for listing in listings)
         raise UsageError(
             f"images '{path}': {names} may both list the images. Remove one, or choose one: "
             f"--images {listings[0]}"
@@ -106,11 +103,11 @@ def _imagefolder(folder: Path, listing: Path) -> ImageSet:
     records = listed_images(listing)
     known = {record.source for record in records}
     unlisted = [
-        ImageRecord(_name(folder, file), None, None, file)
+        ImageRecord(name_below(folder, file), None, None, file)
         for file in image_files(folder)
         if file.resolve() not in known
     ]
-    name = _name(folder, listing)
+    name = name_below(folder, listing)
     return ImageSet(folder, f"imagefolder with {name}", records, unlisted=unlisted, listing=name)
 
 
@@ -124,7 +121,7 @@ def _tree(folder: Path) -> ImageSet:
     for file in files:
         place = file.parent.relative_to(prompts)
         prompt = None if place == Path() else place.as_posix()
-        records.append(ImageRecord(_name(folder, file), prompt, seed_in_name(file.stem), file))
+        records.append(ImageRecord(name_below(folder, file), prompt, seed_in_name(file.stem), file))
     return ImageSet(folder, "tree of images", records, by_folder=True)
 
 
@@ -146,9 +143,9 @@ def seed_in_name(stem: str) -> int | None:
     The counter at the end of ComfyUI's names is not a seed. Neither is the one at the beginning of
     AUTOMATIC1111's, which the seed follows.
 
-    >>> seed_in_name("00017"), seed_in_name("img2_seed-31"), seed_in_name("cat")
+    >>> seed_in_name("00017"), seed_inname_below("img2_seed-31"), seed_inname_below("cat")
     (17, 31, None)
-    >>> seed_in_name("ComfyUI_00001_"), seed_in_name("00001-31-a cat")
+    >>> seed_in_name("ComfyUI_00001_"), seed_inname_below("00001-31-a cat")
     (None, 31)
     """
     named = re.search(r"seed[ _=-]?(\d+)", stem, re.IGNORECASE) or re.match(
@@ -158,49 +155,6 @@ def seed_in_name(stem: str) -> int | None:
         return int(named[1])
     numbers = re.findall(r"\d+", re.sub(r"_\d{5,}_$", "", stem))
     return int(numbers[0]) if len(numbers) == 1 else None
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return every file below a folder whose suffix is that of an image, except hidden files.
-
-    Files are sorted as people count: 2 before 10.
-
-    Raises:
-        UsageError: if a folder cannot be read, a link leads out, or a name is not valid UTF-8.
-    """
-    formats = image_formats()
-    suffixes = {end for end, form in Image.registered_extensions().items() if form in formats}
-    files = [file for file in _files_below(folder) if file.suffix.lower() in suffixes]
-    for file in files:
-        check_utf8(_name(folder, file), str(folder), "Rename it.")
-    return sorted(files, key=lambda file: [_natural_key(part) for part in file.parts])
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise UsageError(
-            f"images '{folder}': the folder '{error.filename}' cannot be read: {error.strerror}. "
-            "Make it readable, or remove it from the set."
-        ) from error
-
-    # os.walk does not follow links to folders: a linked folder is read under its own name only.
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        for name in (*folders, *names):
-            file = Path(parent, name)
-            if file.is_symlink():
-                inside(folder, _name(folder, file), str(folder))
-        files = (Path(parent, name) for name in names if not name.startswith("."))
-        # A dangling link counts as an image that is missing; a pipe or a socket is skipped.
-        yield from (file for file in files if file.is_file() or file.is_symlink())
-
-
-def _name(folder: Path, file: Path) -> str:
-    return file.relative_to(folder).as_posix()
-
-
-def _natural_key(text: str) -> list[str | int]:
-    parts = re.split(r"([0-9]+)", text)
-    return [int(part) if n % 2 else part for n, part in enumerate(parts)]
 
 
 class ExtraImage(NamedTuple):
@@ -218,7 +172,7 @@ class Matching:
         found: the image of each job that has one.
         missing: the jobs without an image, in order.
         extra: the images without a job, in the order of the set.
-        seeds_by_order: True if the set has no seeds: the images of each prompt were numbered in
+        seeds_by_order: True if the set gives no seeds: the images of each prompt were numbered in
             their order, so they do not share noise with other methods' images of the same seed.
         n_beyond: images that the whole benchmark asks for, but this limited run does not.
     """
@@ -246,7 +200,8 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
     and digits (case and punctuation are ignored), or by its index from 0. A name that fits
     several prompts matches none of them.
 
-    If no image has a seed, the images of each prompt take the benchmark's seeds in their order.
+    If no image of these prompts has a seed, or file names count from 1 and the benchmark's seeds
+    from 0, the images of each prompt take the benchmark's seeds in their order.
 
     Raises:
         UsageError: if no image matches, folders are numbered from 1, or two images claim one
@@ -256,16 +211,21 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
     _check_numbered_from_zero(images, prompts)
     job_of: dict[tuple[str, int | None], ImageJob] = {(job.prompt, job.seed): job for job in jobs}
     seeds = list(dict.fromkeys(job.seed for job in jobs))
-    by_order = all(record.seed is None for record in images.records)
+    find = partial(prompts.candidates, by_folder=images.by_folder)
+    read = [(record, find(record.prompt)) for record in images.records]
+    known: dict[str, list[int | None]] = defaultdict(list)
+    for record, candidates in read:
+        if len(candidates) == 1:
+            known[candidates[0]].append(record.seed)
+    by_order = _gives_no_seeds(images, list(known.values()), seeds)
     n_taken: Counter[str] = Counter()
     claims: dict[ImageJob, list[ImageRecord]] = defaultdict(list)
     extra = []
-    for record in images.records:
-        candidates = prompts.candidates(record.prompt, by_folder=images.by_folder)
+    for record, candidates in read:
         prompt = candidates[0] if len(candidates) == 1 else None
         seed = record.seed
-        if by_order and prompt is not None and n_taken[prompt] < len(seeds):
-            seed = seeds[n_taken[prompt]]
+        if by_order and prompt is not None:
+            seed = seeds[n_taken[prompt]] if n_taken[prompt] < len(seeds) else None
             n_taken[prompt] += 1
         if prompt is None:
             reason = _unknown_prompt(record, candidates, by_folder=images.by_folder)
@@ -278,9 +238,30 @@ def match(images: ImageSet, jobs: Sequence[ImageJob]) -> Matching:
     extra += [ExtraImage(record, f"not in {images.listing}") for record in images.unlisted]
     _check_one_claim_each(claims)
     if not claims:
-        raise UsageError(_no_match(images, jobs))
+        raise UsageError(_no_match(images, jobs, knows_prompts=bool(known)))
     found = {job: records[0] for job, records in claims.items()}
     return Matching(found, [job for job in jobs if job not in found], extra, by_order)
+
+
+def _gives_no_seeds(
+    images: ImageSet, found: Sequence[Sequence[int | None]], seeds: Sequence[int]
+) -> bool:
+    """Return True if a set has no seeds, or the numbers in its file names count from 1.
+
+    Read as seeds of a benchmark that starts at 0, these would leave out an image of each prompt.
+
+    Args:
+        images: the set.
+        found: the seeds of each prompt's images.
+        seeds: those of the benchmark.
+    """
+    if all(seed is None for of_prompt in found for seed in of_prompt):
+        return True
+    if not images.by_folder or seeds != list(range(len(seeds))):
+        return False
+    enough = all(len(of_prompt) >= len(seeds) for of_prompt in found)
+    is_named = any("seed" in record.name.lower() for record in images.records)
+    return enough and not is_named and all({*one} == {*range(1, len(one) + 1)} for one in found)
 
 
 class _Prompts:
@@ -374,12 +355,17 @@ def _check_one_claim_each(claims: Mapping[ImageJob, Sequence[ImageRecord]]) -> N
     raise UsageError(f"several images have the same prompt and seed; keep one of each:\n{listed}")
 
 
-def _no_match(images: ImageSet, jobs: Sequence[ImageJob]) -> str:
+def _no_match(images: ImageSet, jobs: Sequence[ImageJob], *, knows_prompts: bool) -> str:
     names = list(dict.fromkeys(record.prompt or "(no prompt)" for record in images.records))
     seeds = sorted({record.seed for record in images.records if record.seed is not None})
     wanted = sorted({job.seed for job in jobs})
     advice = "Correct its prompts and seeds, or choose the benchmark that it was made for."
-    if images.by_folder:
+    if knows_prompts:
+        advice = (
+            f"Only the seeds differ: rename the images of each prompt {wanted[0]}, {wanted[0] + 1} "
+            "…, or change 'seeds' in the benchmark."
+        )
+    elif images.by_folder:
         advice = (
             "Name each folder after its prompt or the index of the prompt from 0, and each file "
             "after its seed; or list the files in a metadata.csv with file_name, prompt and seed."

@@ -17,6 +17,7 @@ from autolora_eval.config.model_section import SCHEDULER_CONFIG, check_variant
 from autolora_eval.config.plan import Plan, image_bytes
 from autolora_eval.config.stage_inputs import cells_not_generated, feature_settings, judge_settings
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.records import ImageSetRecord
 from autolora_eval.sources.model_source import (
     Source,
     absent,
@@ -220,14 +221,15 @@ def _folder(plan: Plan, output: Path, accept_versions: bool) -> None:
     require_space(output, needed)
 
 
-def check_image_sets(plan: Plan, run: RunFolder) -> None:
-    """Check that every image set of a plan matches it. No image is opened, nothing is written.
+def check_image_sets(plan: Plan, run: RunFolder) -> dict[str, ImageSetRecord]:
+    """Return how every image set of a plan is read. No image is opened, nothing is written.
 
     Raises:
         UsageError: if a set cannot be read or matched, or overlaps the run folder.
     """
-    for cell in plan.cells:
-        if cell.method.kind == "images":
-            from autolora_eval.generation.image_import import match_set
+    cells = [cell for cell in plan.cells if cell.method.kind == "images"]
+    if not cells:
+        return {}
+    from autolora_eval.generation.image_import import planned_set
 
-            match_set(cell, plan, run)
+    return {cell.id: planned_set(cell, plan, run) for cell in cells}

@@ -281,6 +281,8 @@ def test_every_image_format_of_pillow_is_listed_and_nothing_else(tmp_path, name)
     (tmp_path / "a cat" / name).write_bytes(encoded(Image.new("RGB", (2, 2))))
     for other in ("notes.txt", "paper.pdf"):
         write(tmp_path / "a cat" / other, "not an image")
+    for hidden in ("._0.png", ".ipynb_checkpoints/0-checkpoint.png"):
+        save(tmp_path / "a cat" / hidden, 1)
     assert [one.name for one in read_image_set(tmp_path).records] == [f"a cat/{name}"]
 
 

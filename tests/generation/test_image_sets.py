@@ -55,6 +55,34 @@ def test_images_without_seeds_take_the_seeds_of_the_benchmark_in_order():
     assert extra(matching) == [("3.png", "the benchmark has only 2 seeds")]
 
 
+def test_extra_images_with_a_number_do_not_give_the_others_seeds():
+    named = [(None, 1), ("a-cat", None), ("a-cat", None)]
+    matching = match(listing(*named, by_folder=True), jobs("a cat", "a dog", seeds=2))
+    assert matching.seeds_by_order
+    assert [(job.seed, r.name) for job, r in matching.found.items()] == [(0, "1.png"), (1, "2.png")]
+
+
+def counted(n_images: int, n_seeds: int, name: str = "{}.png") -> tuple[bool, int]:
+    """Match `a cat/1.png` … with seeds from 0: whether they are taken in order, and how many."""
+    records = [record(name.format(n), "a cat", n) for n in range(1, n_images + 1)]
+    found = match(
+        ImageSet(Path("set"), "tree", records, by_folder=True), jobs("a cat", seeds=n_seeds)
+    )
+    return found.seeds_by_order, len(found.found)
+
+
+def test_file_names_that_count_from_one_are_not_seeds_from_zero():
+    assert counted(4, 4) == (True, 4)
+    assert counted(6, 4) == (True, 4)
+    assert counted(3, 4) == (False, 3)
+    assert counted(4, 4, "seed_{}.png") == (False, 3)
+
+
+def test_seeds_of_another_benchmark_are_named_with_what_to_change():
+    with pytest.raises(UsageError, match=r"seeds: 7 …\. .* Only the seeds differ: .* 3, 4 …"):
+        match(listing(("a cat", 7), by_folder=True), JOBS)
+
+
 def test_a_benchmark_with_one_prompt_needs_no_folder():
     matching = match(listing((None, 0), (None, 1), by_folder=True), jobs("Zib", seeds=2))
     assert (len(matching.found), matching.missing, matching.extra) == (2, [], [])

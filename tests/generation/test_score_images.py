@@ -208,6 +208,21 @@ def test_an_image_set_is_one_cell_of_a_sweep(planned, benchmark_data, workplace)
     assert [(cell.point, cell.columns["lora_scale"]) for cell in theirs] == [({}, None)]
 
 
+def test_the_plan_says_how_a_set_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n in range(1, len(SEEDS) + 1):
+        save(tmp_path / "set" / PROMPTS[1] / f"{n}.png", n)
+    save(tmp_path / "set" / "grid.png", 0)
+    write(tmp_path / "mine.yaml", methods={"Theirs": {"images": "set"}})
+    done = CliRunner().invoke(app, ["plan", "mine.yaml"])
+    assert done.exit_code == 0, done.output
+    n = len(SEEDS)
+    assert f"Theirs: {n + 1} images (tree of images), {n} used by the benchmark\n" in done.output
+    assert f"  {n} missing: in the benchmark, but not in the set\n" in done.output
+    assert "  1 extra: not in the benchmark: not measured\n" in done.output
+    assert "  seeds not known: numbered in order" in done.output
+
+
 @pytest.mark.report
 def test_the_command_scores_a_set(odd_set, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -188,7 +188,7 @@ def test_images_made_elsewhere_are_a_caveat(tmp_path):
     assert "SDXL × Theirs: 5 imported images: 1 missing," in text
     assert "2 unusable, 4 not in the benchmark and left out, 3 of another size than the" in text
     assert "model's. Their prompts, seeds and NFE come from their source." in text
-    assert "They have no seeds: pairs with other methods do not share noise." in text
+    assert "Their seeds are not known: pairs with other methods do not share noise." in text
     assert "identical to another" not in text
 
 
