@@ -45,6 +45,15 @@ class Metric:
         """The direction as an arrow for table heads."""
         return "↑" if self.higher_is_better else "↓"
 
+    @property
+    def has_product(self) -> bool:
+        """True for a score with a Div-X.
+
+        If lower scores are better, or scores can be negative, a greater product may mean more
+        diversity or worse images.
+        """
+        return self.kind == "score" and self.higher_is_better and self.low >= 0.0
+
 
 DIVERSITY = Metric(
     column="diversity",
@@ -63,7 +72,8 @@ def metrics_of(
 ) -> list[Metric]:
     """Return the metrics of a run: diversity, each score, each product, the other diversities."""
     judged = [_score(column, score) for column, score in scores.items()]
-    return [DIVERSITY, *judged, *map(_product, judged), *map(_extra, extra)]
+    products = [_product(score) for score in judged if score.has_product]
+    return [DIVERSITY, *judged, *products, *map(_extra, extra)]
 
 
 def run_metrics(manifest: RunManifest) -> list[Metric]:
@@ -91,8 +101,8 @@ def _product(score: Metric) -> Metric:
         display_name=f"Diversity × {score.display_name}",
         label=f"Div-{score.label}",
         kind="product",
-        higher_is_better=score.higher_is_better,
-        low=min(0.0, DIVERSITY.high * score.low),
+        higher_is_better=True,
+        low=0.0,
         high=DIVERSITY.high * score.high,
         source="AutoLoRA paper, section 4: Div-X = Diversity × mean X, at the level of the cell",
     )

@@ -96,9 +96,8 @@ def _evaluated(
         own = features(cell.id)
         images = with_image_errors(images_of(cell.id), own, cell, folder)
         spread = prompt_diversities(images, {cell.id: own}, metrics, references)
-        estimates[cell.id] = cell_estimates(
-            images, spread, own, manifest.score_columns, metrics, references
-        )
+        found = cell_estimates(images, spread, own, manifest.score_columns, metrics, references)
+        estimates[cell.id] = {metric.column: found[metric.column] for metric in shown}
         rows.append(_row(cell, images, spread, estimates[cell.id], shown))
         image_errors.append(images["image_error"])
         prompts.append(spread)
@@ -128,8 +127,8 @@ def _row(
         # Few units make wide t-intervals: values outside the metric's range are cut off.
         low, high = np.clip(estimate.interval(), metric.low, metric.high)
         row |= {column: estimate.value, f"{column}_low": low, f"{column}_high": high}
-    scores_shown = [metric.column for metric in shown if metric.kind == "score"]
-    return row | prompt_mean_products(images, spread, scores_shown)
+    with_product = [metric.column for metric in shown if metric.has_product]
+    return row | prompt_mean_products(images, spread, with_product)
 
 
 def _counted_nfe(images: pd.DataFrame) -> float | None:

@@ -106,12 +106,12 @@ class ComparisonSummary:
 
     Attributes:
         lead: Who is compared with whom.
-        clauses: One statement per metric or group of metrics.
-        listed: Whether the clauses are sentences of their own.
+        sentences: One sentence per metric or group of metrics.
+        listed: Whether each sentence has a line of its own.
     """
 
     lead: str
-    clauses: list[str]
+    sentences: list[str]
     listed: bool = False
 
 
@@ -147,7 +147,7 @@ def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | No
     compared = (second if is_baseline else first) or {"cell": ""}
     cells = (compared["cell"], view.baseline_cells.get(compared["cell"], ""))
     at_same_point = all(view.points.get(cell) for cell in cells)
-    clause = say.winner(
+    sentence = say.winner(
         value=_value(first, metric),
         nothing_else=is_baseline and second is None,
         comparison=None if is_baseline else view.comparisons.get((first["cell"], metric.column)),
@@ -158,7 +158,7 @@ def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | No
         if shown and is_baseline
         else None,
     )
-    return ComparisonSummary(lead, [clause])
+    return ComparisonSummary(lead, [sentence])
 
 
 def _model_name(view: RunView, model: str) -> str:
@@ -188,9 +188,9 @@ def findings(view: RunView) -> list[ComparisonSummary]:
     """Return one summary for each method that was compared with the baseline."""
     groups: dict[tuple[str, str], ByCell] = {}
     for row in view.compared:
-        if row["method"] != row["baseline"]:
+        found = view.comparisons.get((row["cell"], row["metric"]))
+        if found is not None and row["method"] != row["baseline"]:
             cells = groups.setdefault((str(row["model"]), str(row["method"])), {})
-            found = view.comparisons[row["cell"], row["metric"]]
             cells.setdefault(str(row["cell"]), []).append(found)
     n_sentences = len(groups) * len(view.metrics)
     in_full = n_sentences <= SENTENCES_IN_FULL and all(len(c) == 1 for c in groups.values())
@@ -225,28 +225,30 @@ def _summary(
         metrics = dict.fromkeys(comparison.metric for comparison in found)
         return ComparisonSummary(lead, [_along(view, cells, metric) for metric in metrics])
     if in_full:
-        return ComparisonSummary(lead, [f"{say_comparison.clause(c)}." for c in found], listed=True)
-    sentences = [c for c in found if significant_in_full and c.is_significant]
-    clauses = [say_comparison.clause(c) for c in sentences]
-    return ComparisonSummary(lead, clauses + _in_brief([c for c in found if c not in sentences]))
+        return ComparisonSummary(lead, [say_comparison.sentence(c, "") for c in found], listed=True)
+    first = [c for c in found if significant_in_full and c.is_significant]
+    sentences = [say_comparison.sentence(c, "") for c in first]
+    return ComparisonSummary(lead, sentences + _in_brief([c for c in found if c not in first]))
 
 
 def _in_brief(found: Sequence[Comparison]) -> list[str]:
-    """Return the comparisons in brief, grouped by significance."""
+    """Return the comparisons in brief, one sentence for each verdict."""
     groups: dict[str, list[str]] = {
-        name: [] for name in ("significant", _ONLY_UNCORRECTED, "not significant", "not compared")
+        name: [] for name in ("significant", _ONLY_UNCORRECTED, "not significant")
     }
+    not_tested = []
     for comparison in found:
         brief = say_comparison.brief(comparison)
         if comparison.outcome in ("not compared", "no interval"):
-            groups["not compared"].append(comparison.metric.label)
+            not_tested.append(comparison.metric.label)
         elif comparison.outcome == "unclear":
             groups["not significant"].append(brief)
         elif comparison.may_be_chance:
             groups[_ONLY_UNCORRECTED].append(brief)
         else:
             groups["significant"].append(brief)
-    return [say.group(name, briefs) for name, briefs in groups.items() if briefs]
+    sentences = [say.group(verdict, briefs) for verdict, briefs in groups.items() if briefs]
+    return [*sentences, say.not_tested(not_tested)] if not_tested else sentences
 
 
 def _along(view: RunView, cells: ByCell, metric: Metric) -> str:
@@ -258,7 +260,7 @@ def _along(view: RunView, cells: ByCell, metric: Metric) -> str:
         if found.metric == metric and found.difference is not None
     ]
     if not known:
-        return say.not_compared(metric.label)
+        return say.not_tested([metric.label])
     middle = median(difference for _, _, difference in known)
     up, down = (sum(sign * difference > 0 for _, _, difference in known) for sign in (1, -1))
     # If most points are ties, the median is zero and says nothing about the others.
@@ -288,11 +290,13 @@ def certainty_sentences(view: RunView) -> list[str]:
     if not found:
         return []
     n_significant = sum(comparison.is_significant for comparison in found)
-    unit, n_units = found[0].unit, max(comparison.n_units for comparison in found)
-    sentences = [say.significant(n_significant, len(found), unit, n_units)]
+    unit = found[0].unit
+    alike = [comparison for comparison in found if comparison.unit == unit]
+    counts = sorted({comparison.n_units for comparison in alike})
+    sentences = [say.significant(n_significant, len(found), unit, counts[0], counts[-1])]
     sizes = []
     for metric in view.metrics:
-        needed = [c.units_needed for c in found if c.metric == metric and c.units_needed]
+        needed = [c.units_needed for c in alike if c.metric == metric and c.units_needed]
         if needed:
             sizes.append((metric.label, min(needed), max(needed)))
     return [*sentences, say.power(unit, sizes, MAX_UNITS)] if sizes else sentences

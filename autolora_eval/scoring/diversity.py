@@ -67,7 +67,7 @@ def diversity(features: npt.ArrayLike) -> Diversity:
     matrix = as_matrix(features)
     n = len(matrix)
     if n < 2:
-        return Diversity(None, None, n, f"needs at least two images, has {n}")
+        return Diversity(None, None, n, f"needs at least 2 images, has {n}")
     total = sum_of_units(matrix)
     if not (len(total) and np.isfinite(total).all()):
         return Diversity(None, None, n, "a feature vector is zero or not finite")

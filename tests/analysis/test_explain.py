@@ -86,7 +86,7 @@ def test_a_table_value_that_the_files_do_not_give_is_reported(folder, changed):
 def test_missing_images_and_scores_are_shown_with_their_reason(folder):
     prompts = {row["index"]: row for row in rows(explain(folder.path, CELL), "Prompts")}
     assert prompts["1"]["unscored"] == "1"
-    assert prompts["2"]["diversity"] == "undefined: needs at least two images, has 1"
+    assert prompts["2"]["diversity"] == "undefined: needs at least 2 images, has 1"
     images = {row["seed"]: row for row in rows(explain(folder.path, CELL, 2), "Images")}
     assert images["4"]["missing"] == "missing_image, missing_image"
     assert images["4"]["nearest (cosine)"] == "–"

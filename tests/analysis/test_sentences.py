@@ -7,7 +7,7 @@ from autolora_eval.analysis.sentences import DIVERSITY, metrics_of, read_compari
 from autolora_eval.scoring.rubric import Score
 
 _, PC, DIV_PC = metrics_of({"pc": Score(key="prompt", display_name="Prompt correspondence")})
-_, BAD, _ = metrics_of({"bad": Score(key="bad", display_name="Badness", higher_is_better=False)})
+_, BAD = metrics_of({"bad": Score(key="bad", display_name="Badness", higher_is_better=False)})
 
 
 def row(difference: float, low: float, high: float, **more: object) -> dict[str, object]:
@@ -49,26 +49,26 @@ CASES = {
     "unclear": (
         PC,
         row(0.01, -0.1, 0.12, p_holm=1.0, win_rate=0.5, n_ties=28, units_for_power_80=1234),
-        "Prompt correspondence: no significant difference between AutoLoRA and CFG: +0.010 "
-        "[−0.100, +0.120], higher on 1 of 30 prompts and equal on 28; to detect a difference of "
-        "this size, use about 1,300 prompts.",
+        "AutoLoRA and CFG do not differ significantly in Prompt correspondence (+0.010 [−0.100, "
+        "+0.120], higher on 1 of 30 prompts and equal on 28). To detect a difference of this "
+        "size, use about 1,300 prompts.",
     ),
     "unclear, and out of reach": (
         PC,
         row(0.01, -0.1, 0.12, p_holm=1.0, win_rate=0.5, n_ties=28, units_for_power_80=10_001),
-        "Prompt correspondence: no significant difference between AutoLoRA and CFG: +0.010 "
-        "[−0.100, +0.120], higher on 1 of 30 prompts and equal on 28; to detect a difference of "
-        "this size, use more than 10,000 prompts.",
+        "AutoLoRA and CFG do not differ significantly in Prompt correspondence (+0.010 [−0.100, "
+        "+0.120], higher on 1 of 30 prompts and equal on 28). To detect a difference of this "
+        "size, use more than 10,000 prompts.",
     ),
     "no interval": (
         PC,
         row(0.01, np.nan, np.nan, p_holm=np.nan),
-        "Prompt correspondence: AutoLoRA differs from CFG by +0.010, without an interval.",
+        "AutoLoRA differs from CFG by +0.010 in Prompt correspondence, without an interval.",
     ),
     "not compared": (
         DIVERSITY,
         row(np.nan, np.nan, np.nan),
-        "Diversity: AutoLoRA and CFG could not be compared.",
+        "AutoLoRA and CFG could not be compared by Diversity.",
     ),
 }
 
@@ -107,3 +107,17 @@ def test_a_difference_is_significant_by_interval_and_corrected_p_value(
 )
 def test_sample_sizes_are_rounded_up_to_two_significant_digits(n, rounded):
     assert round_up(n) == rounded
+
+
+def test_only_scores_with_a_clear_direction_are_multiplied_by_diversity():
+    """Of a score of −1, more diversity makes the product lower; of an error rate, also worse."""
+    scores = {
+        "pc": Score(key="pc", display_name="Prompt correspondence", max=7.0),
+        "er": Score(key="er", display_name="Errors", higher_is_better=False),
+        "nice": Score(key="nice", display_name="Niceness", min=-2.0, max=2.0),
+    }
+    metrics = metrics_of(scores)
+    assert [metric.column for metric in metrics] == ["diversity", *scores, "div_pc"]
+    product = metrics[-1]
+    # Diversity is at most 2, for two opposite vectors.
+    assert (product.low, product.high, product.arrow) == (0.0, 14.0, "↑")

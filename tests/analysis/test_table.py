@@ -99,7 +99,7 @@ def test_diversities_without_enough_images_are_null_with_a_reason(gaps):
     found = pd.read_csv(gaps.diversity).set_index(["cell", "prompt_index"])
     for prompt_index in (0, 2):
         row = found.loc[AUTO, prompt_index]
-        assert (row["n"], row["reason"]) == (1, "needs at least two images, has 1")
+        assert (row["n"], row["reason"]) == (1, "needs at least 2 images, has 1")
         assert np.isnan(row["diversity"])
         assert np.isnan(row["standard_error"])
     kept = found.loc[AUTO, 1]
@@ -121,6 +121,19 @@ def test_means_are_over_what_there_is(gaps):
     # One prompt has a diversity: a value, but nothing to tell its spread by.
     assert (row["diversity_low"], row["diversity_high"]) == ("", "")
     assert row["div_pc_low"] == ""
+
+
+def test_a_score_without_a_clear_product_has_no_column_and_no_comparison_of_one(make, workplace):
+    rubric = workplace / "rubric.yaml"
+    scores = "  er: {key: er, display_name: Errors, higher_is_better: false}\n  pc:"
+    rubric.write_text(rubric.read_text().replace("  pc:", scores), encoding="utf-8")
+    folder = scored(*make("run"))
+    of_pc = ["div_pc", "div_pc_low", "div_pc_high", "div_pc_prompt_mean"]
+    assert [column for column in rows(folder)[AUTO] if column.startswith("div_")] == of_pc
+    compared = pd.read_csv(folder.comparisons)
+    assert list(compared["metric"]) == ["diversity", "er", "pc", "div_pc"]
+    # Holm's correction counts these four alone.
+    assert compared["p_holm"].min() == pytest.approx(min(1.0, 4 * compared["p_value"].min()))
 
 
 def test_a_cell_without_any_image_is_null_everywhere(make):
@@ -150,7 +163,7 @@ def test_a_dash_in_the_readable_tables_has_its_reason(make):
     assert lines[3].endswith("| 6, 3 missing, 3 unscored |")
     assert [line for line in lines if line.startswith("– ")] == [
         r"– no value (no\_json): A × CFG: PC, Div-PC.",
-        "– no value (needs at least two images, has 1): A × AutoLoRA: Div, Div-PC.",
+        "– no value (needs at least 2 images, has 1): A × AutoLoRA: Div, Div-PC.",
     ]
 
 

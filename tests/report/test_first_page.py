@@ -28,7 +28,8 @@ def test_it_says_what_ranks_first_by_how_much_how_sure_and_at_what_cost(tmp_path
         "Cost of one image relative to LoRA: AutoLoRA 2× the NFE.",
         "LoRA and AutoLoRA, on SDXL: 2 prompts × 3 seeds, 12 images in total.",
         "4 of 5 comparisons are significant (p < 0.05 after Holm's correction",
-        "Number of prompts needed for 80% power, if the true differences are the observed ones: "
+        "Number of prompts needed for 80% power (p < 0.05 without correction), if the true "
+        "differences are the observed ones: "
         "Div 4; PC 9; SA",
         "0.111 [0.105, 0.118]",
     ):
@@ -66,7 +67,7 @@ def test_a_difference_is_claimed_only_if_the_interval_leaves_out_zero(tmp_path):
     for sentence in (
         "AutoLoRA is more diverse than LoRA by 0.061 [0.048, 0.075], on 2 of 2 prompts",
         "AutoLoRA has lower Prompt correspondence than LoRA by 0.061 [0.047, 0.074], on 2 of 2",
-        "Style adherence: no significant difference between AutoLoRA and LoRA: 0.000 [−0.013, ",
+        "AutoLoRA and LoRA do not differ significantly in Style adherence (0.000 [−0.013, +0.014]",
     ):
         assert sentence in text
     assert "higher Style adherence than" not in text
@@ -76,16 +77,17 @@ def test_many_comparisons_are_summarized_with_the_significant_ones_first(tmp_pat
     tables = make_tables()
     text = first_page_text(tables.write(tmp_path / "run"))
     assert (
-        "AutoLoRA against LoRA: significant: Div +0.061 [+0.048, +0.075] (higher on 2 of 2 "
-        "prompts, p = 0.030), PC −0.061 [−0.074, −0.047] (lower on 2 of 2 prompts, p = 0.030), "
-        "Div-PC +0.061 [+0.048, +0.075] (p = 0.030), Div-SA +0.061 [+0.048, +0.075] (p = 0.030) "
-        "not significant: SA 0.000 [−0.013, +0.014]"
+        "AutoLoRA against LoRA: The differences in Div (+0.061 [+0.048, +0.075], higher on 2 of 2 "
+        "prompts, p = 0.030), PC (−0.061 [−0.074, −0.047], lower on 2 of 2 prompts, p = 0.030), "
+        "Div-PC (+0.061 [+0.048, +0.075], p = 0.030) and Div-SA (+0.061 [+0.048, +0.075], p = "
+        "0.030) are significant. The difference in SA (0.000 [−0.013, +0.014]) is not significant."
     ) in text
     assert "12 of 15 comparisons are significant" in text
     tables.comparisons["p_holm"] = 0.31
     text = first_page_text(tables.write(tmp_path / "doubted"))
-    assert "AutoLoRA against LoRA: not significant after correction: Div +0.061 [+0.048," in text
-    assert "against LoRA: significant" not in text
+    assert "AutoLoRA against LoRA: The differences in Div (+0.061 [+0.048," in text
+    assert "p = 0.310) are not significant after correction. The difference in SA (0.000" in text
+    assert "are significant." not in text
 
 
 def test_a_sample_size_is_named_only_where_a_difference_is_unclear(tmp_path):
@@ -93,8 +95,8 @@ def test_a_sample_size_is_named_only_where_a_difference_is_unclear(tmp_path):
     tables.comparisons["units_for_power_80"] = 34.0
     (found,) = findings(read_run_view(tables.write(tmp_path / "run")))
     # Of the five metrics only the difference in "SA" is unclear.
-    assert [clause for clause in found.clauses if "to detect" in clause] == [found.clauses[2]]
-    assert found.clauses[2].endswith("this size, use about 34 prompts.")
+    assert [text for text in found.sentences if "To detect" in text] == [found.sentences[2]]
+    assert found.sentences[2].endswith("this size, use about 34 prompts.")
 
 
 def test_more_methods_than_fit_the_first_page_are_counted(tmp_path):
@@ -117,10 +119,13 @@ def test_the_best_of_each_model_is_bold_by_the_direction_of_the_score(tmp_path):
     tables = two_methods()
     tables.manifest["rubric"]["scores"]["sa"]["higher_is_better"] = False
     table = content_of(tables.write(tmp_path / "run")).first.table
-    # PC falls from 3.111 to 2.961 and SA from 4.111 to 3.961; Div-SA rises from 0.456 to 0.519.
+    # PC falls from 3.111 to 2.961 and SA from 4.111 to 3.961; Div-PC rises from 0.345 to 0.388.
     bold = [cell.text for row in table.groups[0].rows for cell in row.cells if cell.bold]
-    assert bold == ["3.111", "0.456", "0.131", "3.961", "0.388"]
-    assert table.columns[1:3] == ("PC ↑", "SA ↓")
+    assert bold == ["3.111", "0.131", "3.961", "0.388"]
+    assert table.columns[:5] == ("Div ↑", "PC ↑", "SA ↓", "Div-PC ↑", "NFE")
+    assert (
+        "SA: not multiplied by diversity, because the product would have no clear" in table.caption
+    )
 
 
 def test_missing_values_are_dashes_with_their_reason_and_never_zero(tmp_path):
@@ -131,13 +136,13 @@ def test_missing_values_are_dashes_with_their_reason_and_never_zero(tmp_path):
     tables.scores.loc[lost, "sa"] = np.nan
     tables.scores.loc[lost, "unscored_reason"] = "missing_score:sa"
     tables.diversity.loc[2:, "diversity"] = np.nan
-    tables.diversity.loc[2:, "reason"] = "needs at least two images, has 1"
+    tables.diversity.loc[2:, "reason"] = "needs at least 2 images, has 1"
     first = content_of(tables.write(tmp_path / "run")).first
     assert [c.text for c in first.table.groups[0].rows[1].cells][:5] == ["–", "2.961", *"–––"]
     assert [note.text for note in first.table.footnotes] == [
-        "diversity is undefined: needs at least two images, has 1",
+        "diversity is undefined: needs at least 2 images, has 1",
         "no image was scored: missing score: sa",
-        "diversity is undefined: needs at least two images, has 1; no image was scored: missing "
+        "diversity is undefined: needs at least 2 images, has 1; no image was scored: missing "
         "score: sa",
     ]
     text = text_of(first.caveats)
@@ -231,7 +236,7 @@ def test_differences_between_and_within_runs_are_caveats(tmp_path):
 def test_what_affects_many_cells_is_one_caveat(tmp_path):
     tables = make_tables(methods=tuple(f"M{n}" for n in range(7)), n_seeds=1)
     tables.table[["n_missing", "n_undefined_prompts"]] = [1, 2]
-    tables.diversity["reason"] = "needs at least two images, has 1"
+    tables.diversity["reason"] = "needs at least 2 images, has 1"
     text = first_page_text(tables.write(tmp_path / "run"))
     assert "Diversity is undefined for 14 prompts in 7 of 7 cells, which the means leave" in text
     assert "7 images are missing or unreadable (1 of SDXL × M0, 1 of SDXL × M1, " in text
@@ -282,7 +287,7 @@ def test_along_a_sweep_it_counts_where_a_method_is_ahead(undrawn_sweep):
     most = rows.loc[rows["difference"].idxmax()]
     assert rows["difference"].median() > 0
     expected = (
-        f"LoRA against LoRA+CFG at 12 points of LoRA scale: Div higher at "
+        f"LoRA against LoRA+CFG at 12 points of LoRA scale: Div is higher at "
         f"{(rows['difference'] > 0).sum()} of 12 points ({significant.sum()} significant), median "
         f"{rows['difference'].median():+.3f}, largest {most['difference']:+.3f} "
         f"[{most['low']:+.3f}, {most['high']:+.3f}] at LoRA scale "
@@ -300,7 +305,7 @@ def test_ties_along_a_sweep_do_not_change_its_direction(tmp_path, undrawn_sweep)
     rows.loc[own, "p_holm"] = 0.01
     rows.to_csv(folder.comparisons, index=False)
     accept_tables(folder)
-    expected = "Div lower at 4 of 12 points (4 significant), median 0.000, largest −0.200 ["
+    expected = "Div is lower at 4 of 12 points (4 significant), median 0.000, largest −0.200 ["
     assert expected in first_page_text(folder)
 
 

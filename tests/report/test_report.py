@@ -50,7 +50,7 @@ def test_pdf_and_html_say_all_that_the_content_says(shape, request):
     tables = [first.table, *(part.value for part in parts if part.kind == "table")]
     texts = [part.value for part in parts if part.kind == "text"]
     texts += [content.compared, first.cost, *first.certainty, *first.caveats]
-    texts += [text for f in (*first.winners, *first.findings) for text in (f.lead, *f.clauses)]
+    texts += [text for f in (*first.winners, *first.findings) for text in (f.lead, *f.sentences)]
     texts += [table.caption for table in tables]
     cells = [c for t in tables for g in t.groups for row in g.rows for c in row.cells]
     texts += [text for c in cells for text in (c.text, c.interval, *c.details)]

@@ -90,7 +90,7 @@ def spoilt(bad: list[float]) -> np.ndarray:
 
 BAD = ([0.0] * 4, [np.nan] * 4, [1.0, np.inf, 1.0, 1.0], [-np.inf] * 4)
 UNDEFINED = [
-    *((np.ones((n, 5)), f"needs at least two images, has {n}") for n in (0, 1)),
+    *((np.ones((n, 5)), f"needs at least 2 images, has {n}") for n in (0, 1)),
     *((spoilt(bad), "a feature vector is zero or not finite") for bad in BAD),
     (np.ones((4, 0)), "a feature vector is zero or not finite"),
 ]

@@ -163,7 +163,7 @@ def _draw_published(axis: Axes, panel: _Panel, drawn: dict[tuple[str, str], Mark
 
 def _equal_products(axis: Axes, score: Metric) -> None:
     """Draw faint curves of equal Diversity × score: a cell further out has the greater Div-X."""
-    if not score.higher_is_better or not axis.has_data():
+    if not score.has_product or not axis.has_data():
         return
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
     left, bottom = max(left, right * 1e-3, 0.0), max(bottom, top * 1e-3, 0.0)
@@ -235,7 +235,7 @@ def _caption(data: FigureData) -> str:
     missing = _base.cells_not_drawn(data, columns)
     if not scores:
         return say.diversity_alone(missing)
-    has_curves = any(score.higher_is_better for score in scores)
+    has_curves = any(score.has_product for score in scores)
     published = _published_is_drawn(_panels(data)[0])
     return say.trade_off(_base.swept_names(data), has_curves, published, _fronts(data), missing)
 
