@@ -122,9 +122,11 @@ class RayEngine:
             files = [job.file for job in done.jobs if job.file in done.failures]
             done.failures = {file: done.failures[file] for file in files}
             done.dataset.record_failures(done.failures)
+        texts = dict.fromkeys(errors[cell] for cell in cells if cell in errors)
+        failures = [AutoLoRAEvalError(text) for text in texts]
         if work[0].kind == "sampler":
-            return [failure for done in cells.values() if (failure := done.failure()) is not None]
-        return [AutoLoRAEvalError(errors[cell]) for cell in cells if cell in errors]
+            failures += [fail for done in cells.values() if (fail := done.failure()) is not None]
+        return failures
 
     def extract(self, key: str, batches: Sequence[Batch]) -> Iterator[Extracted]:
         """Extract features, for `extract_features`."""

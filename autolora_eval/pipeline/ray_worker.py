@@ -207,7 +207,7 @@ class Made(NamedTuple):
     cell: str
     rows: list[Json]
     failures: dict[str, str]  # why an image could not be made, by `file_name`
-    error: str | None  # why a guider could not go on
+    error: str | None  # why the model or a guider could not go on
     pipeline: Json  # what the manifest records of it
 
 
@@ -252,15 +252,16 @@ class ShareMaker:
         self._folder = folder
         self._here = ModelOnDevice.of(plan, plan.benchmark.models[model], device, dtype)
         self._cells = {cell.id: cell for cell in self._here.cells}
+        self._failed: str | None = None
         self._guided: GuidedModel | None = None
         self._sampled: SampledCell | None = None
         self._pipeline: SamplerPipeline | None = None
 
     def __call__(self, share: Share) -> Made:
-        """Make the images of a share.
+        """Make the images of a share; none more after the model failed, as in the local engine.
 
         Raises:
-            AutoLoRAEvalError: as `generate`, or if this machine has other files of the model.
+            AutoLoRAEvalError: if this machine has other files of the model.
         """
         cell = self._cells[share.cell]
         if content_hash(self._here.settings(cell)) != share.settings_key:
@@ -271,12 +272,17 @@ class ShareMaker:
             )
         dataset = _UnlistedImages(self._folder, cell, share.settings_key)
         make = self._sample if cell.method.kind == "sampler" else self._guide
-        try:
-            return make(dataset, share.jobs)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise self._here.out_of_memory(cell.method.kind) from None
+        if self._failed is None:
+            try:
+                return make(dataset, share.jobs)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    self._failed = str(self._here.out_of_memory(cell.method.kind))
+                elif isinstance(error, AutoLoRAEvalError):  # the model cannot be loaded
+                    self._failed = str(error)
+                else:
+                    raise
+        return dataset.made(self._failed, {})
 
     def _guide(self, dataset: _UnlistedImages, jobs: Sequence[ImageJob]) -> Made:
         from autolora_eval.generation.guider_backend import GuidedModel

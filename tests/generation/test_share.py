@@ -10,7 +10,7 @@ import torch
 from json_lines import read_jsonl
 from tiny_models import TinyModel, make_lora, tiny_plan
 
-from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
 from autolora_eval.generation.stage import generate
@@ -116,3 +116,25 @@ def test_a_sampler_that_runs_out_of_memory_had_one_image_in_memory(
     elsewhere = Turns(plan, run).make_images
     with pytest.raises(AutoLoRAEvalError, match=r"ran out of memory .*, batch_size 1, float32"):
         generate(plan, run, Progress(), elsewhere=None if is_local else elsewhere)
+    assert len(rows(run, "images")) == 2 * 6, "guiders make their images"
+
+
+def test_a_model_that_cannot_be_loaded_stops_its_guiders_only(plan, tmp_path, monkeypatch):
+    loads = []
+
+    def load(*_: object) -> None:
+        loads.append(1)
+        raise UsageError("its files lack weights.")
+
+    monkeypatch.setattr("autolora_eval.generation.guider_backend.GuidedModel", load)
+    messages = []
+    for name in ("here", "there"):
+        run = RunFolder(tmp_path / name)
+        elsewhere = None if name == "here" else Turns(plan, run).make_images
+        with pytest.raises(AutoLoRAEvalError) as caught:
+            generate(plan, run, Progress(), elsewhere=elsewhere)
+        messages.append((type(caught.value), str(caught.value)))
+        assert len(rows(run, "images")) == 4, "the sampler makes its images"
+    assert messages[0] == messages[1]
+    assert messages[0][1].startswith("its files lack weights.\nEverything else finished.")
+    assert len(loads) == 1 + 2, "once in each process"
