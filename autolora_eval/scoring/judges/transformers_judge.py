@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from autolora_eval._devices import choose_dtype
+from autolora_eval._devices import choose_dtype, is_out_of_memory
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
 from autolora_eval._progress import quiet_libraries
@@ -134,15 +134,17 @@ class TransformersJudge:
         """
         try:
             return list(self._generate(prompts))
-        except torch.OutOfMemoryError as error:
+        except (ValueError, IndexError):
+            if len(prompts) == 1:
+                return [self._failed("bad_request")]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise AutoLoRAEvalError(
                 f"the judge '{self.source.name}' ran out of memory on {self.device} with "
                 f"judge.batch_size {self.spec.batch_size}. Lower it, and re-run the same command "
                 "to continue: the judgements so far are kept."
             ) from error
-        except (ValueError, IndexError):
-            if len(prompts) == 1:
-                return [self._failed("bad_request")]
         half = len(prompts) // 2
         return self._complete(prompts[:half]) + self._complete(prompts[half:])
 

@@ -146,12 +146,20 @@ def test_reply_takes_at_most_half_of_the_context(model, requests) -> None:
     assert (reply.reason, asked._max_tokens) == (None, 512)
 
 
-def test_out_of_memory_error_names_the_batch_size(model, requests, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.0 GB)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_error_names_the_batch_size(error, model, requests, monkeypatch) -> None:
     full = judge(model, batch_size=2)
     ask(full, requests[:1])
 
     def generate(**_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
 
     monkeypatch.setattr(full._model, "generate", generate)
     with pytest.raises(AutoLoRAEvalError, match=r"judge\.batch_size 2\. Lower it"):
