@@ -20,6 +20,7 @@ MAX_REPLY = 20_000
 MAX_OPENINGS = 200
 MAX_PYTHON_OBJECT, MAX_CLOSINGS = 1_000, 8
 _TRAILING_COMMA = re.compile(r",(?=\s*[}\]])")
+_ESCAPED_UNDERSCORE = re.compile(r"(?<!\\)\\_")  # Mistral's models write Markdown
 _FRACTION = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*([0-9]+(?:\.[0-9]+)?))?")
 # Matches `"score": 4/5`, which is not JSON; tried only if the object is not valid otherwise.
 _BARE_FRACTION = re.compile(r"(:\s*)([0-9.]{1,20}\s*/\s*[0-9.]{1,20})(?=\s*[,}])")
@@ -28,8 +29,11 @@ _MEMBER = re.compile(r"""\{\s*("[^"{}]{1,200}"|'[^'{}]{1,200}')\s*:""")
 _DECODER = json.JSONDecoder(parse_int=float, strict=False)
 # The marks around a model's thoughts. Where a chat template opens them, a reply has only the end.
 _NAME = "(?:think(?:ing)?|thought|reasoning)"
-_THOUGHT = re.compile(rf"\s*[<\[◁](?:seed:)?{_NAME}[>\]▷]", re.IGNORECASE)
 _THOUGHT_END = re.compile(rf"[<\[◁]/(?:seed:)?{_NAME}[>\]▷]", re.IGNORECASE)
+# A thought that follows some words or another one, and may have no end.
+_LATER_THOUGHT = re.compile(
+    rf"[<\[◁](?:seed:)?{_NAME}[>\]▷].*?(?:{_THOUGHT_END.pattern}|\Z)", re.IGNORECASE | re.DOTALL
+)
 _VERDICT_FIRST = re.compile(r"\s*(?:```\w*\s*)?(?:\[\s*)?\{")
 # A token with one whole number: text before, the number, text behind.
 _WHOLE = re.compile(r"([^0-9]*?)(-?(?:0|[1-9][0-9]{0,9}))([^0-9]*)", re.DOTALL)
@@ -42,9 +46,9 @@ class ParsedReply:
 
     Attributes:
         scores: the values by column; None if the reply is unscored.
-        reason: `no_json`, `missing_score`, `not_a_number`, `out_of_range`, `too_long` or
-            `truncated`, followed by a colon and the column if one is concerned; None if the reply
-            is scored.
+        reason: `no_json`, `missing_score`, `not_a_number`, `out_of_range`, `ambiguous`, `too_long`
+            or `truncated`, followed by a colon and the column if one is concerned; None if the
+            reply is scored.
     """
 
     scores: dict[str, float] | None
@@ -55,14 +59,15 @@ def parse_reply(text: str, rubric: Rubric, *, truncated: bool = False) -> Parsed
     """Return the scores in a reply: those of the last JSON object with any of the rubric's keys.
 
     Around the object, code fences, text, lists and enclosing objects are accepted. Within it,
-    trailing commas (the paper's own example has one), single quotes and line breaks in strings are
-    accepted, and numbers may be strings, fractions such as `4/5` or "4 out of 5" of the score's
-    range, or lists of one number.
+    trailing commas (the paper's own example has one), single quotes, line breaks in strings and
+    underscores escaped as in Markdown are accepted, and numbers may be strings, fractions such as
+    `4/5` or "4 out of 5" of the score's range, or lists of one number.
 
     The last complete object counts, and the last of repeated keys, since a judge that corrects
     itself does so at the end. Ranges are strict: no value is clamped or converted, and values
-    missing in the last object are not taken from an earlier one. Objects inside an unreadable
-    object are ignored, since they may be quotations.
+    missing in the last object are not taken from an earlier one. If it encloses several objects
+    with any of the keys, they must be equal. Objects inside an unreadable object are ignored, since
+    they may be quotations.
 
     Objects within the judge's thoughts (`<think>`) are drafts and do not count. A truncated reply,
     which reached the token limit, counts only if it begins with its object: otherwise the object
@@ -82,14 +87,18 @@ def begins_with_scores(text: str) -> bool:
     return _VERDICT_FIRST.match(text) is not None
 
 
+def is_only_scores(text: str) -> bool:
+    """Return whether a text begins and ends with an object, perhaps in a fence."""
+    return begins_with_scores(text) and text.rstrip("`] \r\n").endswith("}")
+
+
 def _without_thoughts(text: str) -> str:
     """Return a reply without the judge's thoughts, which may have no end if it is truncated."""
     if begins_with_scores(text):
         return text  # marks in a verdict are quoted
     end = _THOUGHT_END.search(text)
-    if end is not None:
-        return text[end.end() :]
-    return "" if _THOUGHT.match(text) else text
+    rest = text if end is None else text[end.end() :]
+    return rest if begins_with_scores(rest) else _LATER_THOUGHT.sub("", rest)
 
 
 def _parse(text: str, rubric: Rubric) -> ParsedReply:
@@ -97,10 +106,12 @@ def _parse(text: str, rubric: Rubric) -> ParsedReply:
         return ParsedReply(None, "too_long")
     keys = {score.key for score in rubric.scores.values()}
     objects = list(_json_objects(text))
-    candidates = [inner for found in objects for inner in _with_keys(found, keys)]
+    candidates = [inner for found in objects if (inner := list(_with_keys(found, keys)))]
     if not candidates:
         return ParsedReply(None, "missing_score" if objects else "no_json")
-    last = candidates[-1]
+    last, *others = candidates[-1]
+    if any(other != last for other in others):  # such as a draft, or the highest scores
+        return ParsedReply(None, "ambiguous")
     scores = {}
     for column, score in rubric.scores.items():
         if score.key not in last:
@@ -120,7 +131,7 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
     Objects inside an unreadable object (truncated, or with unescaped quotation marks) are not
     yielded, since they may quote the prompt or the image.
     """
-    text = _TRAILING_COMMA.sub("", text)
+    text = _ESCAPED_UNDERSCORE.sub("_", _TRAILING_COMMA.sub("", text))
     at, depth = _first_opening(text), 0  # depth of enclosing unreadable objects
     while at >= 0:
         try:
