@@ -120,10 +120,15 @@ def test_configured_constraint_is_sent_with_every_question_and_not_probed(
 
 def with_logprobs(call: Call, most: int) -> Any:
     if call.body.get("top_logprobs", 0) > most:
-        return Http(400)
+        return Http(400) if most > 1 else with_logprobs_of(call, 1)
+    return with_logprobs_of(call, most)
+
+
+def with_logprobs_of(call: Call, most: int) -> Any:
     answer = completion("4")
     if call.body.get("logprobs") and most:
-        likely = [{"token": "4", "logprob": -0.1}, {"token": "5", "logprob": -2.4}]
+        likely = [{"token": "4", "logprob": -0.1}]
+        likely += [{"token": "5", "logprob": -2.4}] if most > 1 else []
         likely += [{"token": "x", "logprob": -9999.0}]
         entry = {"token": "4", "logprob": -0.1, "top_logprobs": likely}
         end = {"token": "</s>", "logprob": 0.0, "top_logprobs": []}
@@ -131,7 +136,7 @@ def with_logprobs(call: Call, most: int) -> Any:
     return answer
 
 
-@pytest.mark.parametrize(("most", "asked"), [(20, 20), (5, 5), (0, None)])
+@pytest.mark.parametrize(("most", "asked"), [(20, 20), (5, 5), (0, None), (1, None)])
 def test_as_many_log_probabilities_as_the_server_returns(
     most: int, asked: int | None, server, judge, rubric, image
 ) -> None:

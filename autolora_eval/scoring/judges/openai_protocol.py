@@ -27,7 +27,7 @@ from autolora_eval.scoring.judges.server_pool import (
     decoded,
     error_message,
 )
-from autolora_eval.scoring.reply import begins_with_scores, parse_reply
+from autolora_eval.scoring.reply import begins_with_scores, is_only_scores, parse_reply
 from autolora_eval.scoring.rubric import Question, Rubric
 
 FORBIDDEN_LOGPROB = -9000.0  # vLLM reports -9999 for tokens that the grammar forbids
@@ -40,6 +40,12 @@ _REFUSED_ARGUMENT = ("http_400", "http_422")
 # Statuses of servers that do not know an argument.
 _UNKNOWN_ARGUMENT = (*_REFUSED_ARGUMENT, "http_404", "http_501")
 _MODES = ("structured_outputs", "guided_regex", "response_format")
+# What servers give as finish_reason: OpenAI, Mistral, Z.ai, DeepSeek, OpenRouter, SGLang, Gemini.
+_TRUNCATED = ("length", "max_tokens", "model_length", "model_context_window_exceeded")
+_FAILED = ("error", "network_error", "abort", "insufficient_system_resource")
+_FILTERED = re.compile(
+    "content_filter|sensitive|refusal|(image_)?(safety|recitation|prohibited_content)|blocklist|spii"
+)
 TOP_LOGPROBS = (20, 5)  # the maximum of vLLM, and that of some other servers
 
 
@@ -100,6 +106,7 @@ def chat(
     body: dict[str, Any] = {
         "model": spec.model,
         "messages": [{"role": "user", "content": question.parts(image)}],
+        "stream": False,  # some servers stream by default
         "temperature": spec.temperature,
         "max_tokens": spec.max_tokens,
         "seed": spec.seed + repeat,
@@ -139,33 +146,39 @@ def _read(answer: object, model: str, latency: float) -> Reply:
     """Return the reply in a response.
 
     A server that separates a model's thoughts puts the whole reply there if the model did not
-    think, as with structured output. Such a reply begins with its scores; others are only thoughts.
+    think, as with structured output. Such a reply is only its scores; others are thoughts.
 
     Raises:
-        BadAnswerError: if the response does not follow the protocol.
+        BadAnswerError: if the response does not follow the protocol, or generation failed.
     """
     try:
         choice: Any = answer["choices"][0]  # type: ignore[index]
-        message, finish = choice["message"], choice.get("finish_reason")
+        message, finish = choice["message"], str(choice.get("finish_reason") or "").lower()
         text, thought = message.get("content"), message.get("reasoning_content")
         if isinstance(text, list):  # some parts may be thoughts
             text = "".join(part["text"] for part in text if part["type"] == "text")
         thought = message.get("reasoning") if thought is None else thought  # vLLM from 0.12 on
         model = str(answer.get("model") or model)  # type: ignore[attr-defined]
     except (LookupError, TypeError, AttributeError) as error:
-        said = answer.get("error") if isinstance(answer, dict) else None
+        said = (answer.get("error") or answer) if isinstance(answer, dict) else None
         raise BadAnswerError(error_message(said) or "no choice") from error
+    if finish in _FAILED:  # such a text has an arbitrary end
+        raise BadAnswerError(error_message(choice.get("error")) or f"finish_reason: {finish}")
     if not (text is None or isinstance(text, str)):
         raise BadAnswerError("content is not text")
-    truncated, reason = finish == "length", None
-    if not text and (message.get("refusal") or finish == "content_filter"):
+    is_filtered = re.match(_FILTERED, finish) is not None
+    truncated, reason = finish in _TRUNCATED or is_filtered, None
+    if (not text and message.get("refusal")) or (
+        is_filtered and not begins_with_scores(text or "")
+    ):
         text, reason = None, "refused"
     elif not text and isinstance(thought, str) and not truncated:
-        text = thought if begins_with_scores(thought) else f"<think>{thought}"
+        text = thought if is_only_scores(thought) else f"<think>{thought}"
     elif text is None and truncated:
         reason = "truncated"
     elif text is None:
-        raise BadAnswerError("content is null, without a refusal")
+        calls = " (tool_calls in its place)" if message.get("tool_calls") else ""
+        raise BadAnswerError(f"content is null, without a refusal{calls}")
     # If there is a thought, its tokens are listed too.
     tokens = _tokens(choice.get("logprobs"), math.inf if thought else len(text or ""))
     return Reply(text, reason, truncated, model, latency, tokens=tokens)
@@ -271,7 +284,8 @@ class _Trials:
         """Request as many log-probabilities as the server returns."""
         for count in TOP_LOGPROBS:
             asking = replace(mode, top_logprobs=count)
-            if (await self._reply(asking)).tokens:
+            tokens = (await self._reply(asking)).tokens
+            if any(len(token.alternatives) > 1 for token in tokens):
                 return asking
         return mode
 
@@ -295,6 +309,6 @@ class _Trials:
     def _failed(self, reply: Reply, step: str = "") -> AutoLoRAEvalError:
         said = f" ({reply.detail})" if reply.detail else ""
         return AutoLoRAEvalError(
-            f"the judge's server lists '{self.spec.model}', but a trial call fails: "
+            f"the judge's server has '{self.spec.model}', but a trial call fails: "
             f"{reply.reason}{said}.{step}"
         )

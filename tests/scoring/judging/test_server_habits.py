@@ -42,14 +42,30 @@ REPLIES: dict[str, tuple[Any, tuple[object, object]]] = {
         completion(f"<reasoning>{DRAFT}</reasoning> Well."),
         (None, "no_json"),
     ),
+    "words, then an endless thought": (completion(f"Well. <think>{DRAFT}"), (None, "no_json")),
+    "a second thought": (
+        completion(f"<think>a</think> Well. {VERDICT} <think>{DRAFT}</think>"),
+        SCORED,
+    ),
+    "a thought that begins with an object": (
+        completion(None, reasoning='{"pc": 1} would be too harsh.'),
+        (None, "no_json"),
+    ),
+    "filtered after the verdict": (completion(VERDICT, "content_filter"), SCORED),
+    "filtered within words": (completion(f"So {DRAFT}", "SAFETY"), (None, "refused")),
+    "refused by Z.ai": (completion("", "sensitive"), (None, "refused")),
+    "cut, by Mistral's name": (completion(f"So {DRAFT}", "model_length"), CUT),
+    "failed in the middle": (completion(VERDICT, "error"), (None, "bad_response")),
+    "aborted": (completion(DRAFT, "abort"), (None, "bad_response")),
+    "tool calls": (completion(None, "tool_calls", tool_calls=[{}]), (None, "bad_response")),
     "mark quoted by the verdict": (completion('{"pc": 4, "why": "</think>"}'), SCORED),
 }
 
 
-def test_thoughts_are_never_scored(make, folder, server) -> None:
+def test_only_a_whole_verdict_is_scored(make, folder, server) -> None:
     replies = list(REPLIES.values())
     server.answer = lambda call, n: replies[n % len(replies)][0]
-    plan = make(concurrency=1, repeats=2)
+    plan = make(concurrency=1, repeats=3)
     judge(plan, folder)
     found = [(row["scores"], row["reason"]) for row in rows(plan, folder)]
     assert dict(zip(REPLIES, found, strict=False)) == {
